@@ -1,0 +1,63 @@
+//! `.modinfo`: strings of the form `key=value`, each ended by a NUL, with NULs between them for alignment.
+
+use std::fmt;
+
+/// One entry, not checked to be UTF-8.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// What stands before the first `=`.
+    pub key: &'a [u8],
+    /// What stands behind it; empty if there is none.
+    pub value: &'a [u8],
+}
+
+impl fmt::Debug for Entry<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.key.escape_ascii(), self.value.escape_ascii())
+    }
+}
+
+/// The entries of a `.modinfo` section, in order. A last string without its NUL counts as one.
+pub fn entries(section: &[u8]) -> impl Iterator<Item = Entry<'_>> {
+    section.split(|&byte| byte == 0).filter(|string| !string.is_empty()).map(|string| {
+        let equals = string.iter().position(|&byte| byte == b'=');
+        let (key, value) = equals.map_or((string, &[][..]), |at| (&string[..at], &string[at + 1..]));
+        Entry { key, value }
+    })
+}
+
+/// The value of the first entry with this key.
+#[must_use]
+pub fn get<'a>(section: &'a [u8], key: &str) -> Option<&'a [u8]> {
+    entries(section).find(|entry| entry.key == key.as_bytes()).map(|entry| entry.value)
+}
+
+/// Whether Linux counts this licence as compatible with the GPL (`license_is_gpl_compatible`,
+/// include/linux/license.h).
+#[must_use]
+pub fn is_gpl_compatible(license: &[u8]) -> bool {
+    const COMPATIBLE: [&[u8]; 6] =
+        [b"GPL", b"GPL v2", b"GPL and additional rights", b"Dual BSD/GPL", b"Dual MIT/GPL", b"Dual MPL/GPL"];
+    COMPATIBLE.contains(&license)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{entries, get, is_gpl_compatible};
+
+    #[test]
+    fn entries_are_separated_by_any_number_of_nuls() {
+        let section = b"name=greet\0\0\0license=Dual MIT/GPL\0flag\0parm=x=y";
+        let seen: Vec<_> = entries(section).map(|entry| format!("{entry:?}")).collect();
+        assert_eq!(seen, ["name=greet", "license=Dual MIT/GPL", "flag=", "parm=x=y"]);
+        assert_eq!(get(section, "parm"), Some(&b"x=y"[..]));
+        assert_eq!(get(section, "parmtype"), None);
+    }
+
+    #[test]
+    fn licences_are_compared_exactly() {
+        assert!(is_gpl_compatible(b"GPL v2"));
+        assert!(!is_gpl_compatible(b"GPL v3"));
+        assert!(!is_gpl_compatible(b"gpl"));
+    }
+}

@@ -1,0 +1,200 @@
+//! What takes edits.
+
+use thiserror::Error;
+
+use crate::{Addr, Edit, Why, index, wide};
+
+/// Takes the edits of an engine, one by one, in the order in which the engine makes them.
+pub trait Sink {
+    /// Takes one edit, or says why it cannot be.
+    ///
+    /// # Errors
+    /// [`Rejected`]: nothing of this edit has been taken.
+    fn edit(&mut self, edit: Edit<'_>) -> Result<(), Rejected>;
+}
+
+/// An edit that a sink did not take.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum Rejected {
+    /// The bytes that are there are not those that the edit replaces.
+    #[error("{why} at {at}: expected {expected:02x?}, found {found:02x?}")]
+    Mismatch {
+        /// Where.
+        at: Addr,
+        /// `old` of the edit.
+        expected: Vec<u8>,
+        /// What is there.
+        found: Vec<u8>,
+        /// The edit's reason.
+        why: Why,
+    },
+    /// The edit lies outside what this sink covers.
+    #[error("{why} at {at}: {len} bytes do not lie within {start}..{end}")]
+    Outside {
+        /// Where.
+        at: Addr,
+        /// How many bytes.
+        len: usize,
+        /// First address covered.
+        start: Addr,
+        /// First address behind.
+        end: Addr,
+        /// The edit's reason.
+        why: Why,
+    },
+    /// Another edit has these bytes already.
+    #[error("{second} at {at} collides with {first}")]
+    Collision {
+        /// Where the second one begins.
+        at: Addr,
+        /// The reason of the one that was there first.
+        first: Why,
+        /// The reason of the one that is refused.
+        second: Why,
+    },
+    /// `old` and `new` differ in length, or are empty.
+    #[error("{why} at {at}: {old} bytes cannot become {new}")]
+    Lengths {
+        /// Where.
+        at: Addr,
+        /// Length of `old`.
+        old: usize,
+        /// Length of `new`.
+        new: usize,
+        /// The edit's reason.
+        why: Why,
+    },
+}
+
+pub(crate) fn check_lengths(edit: &Edit<'_>) -> Result<(), Rejected> {
+    if edit.old.len() == edit.new.len() && !edit.new.is_empty() {
+        return Ok(());
+    }
+    Err(Rejected::Lengths { at: edit.at, old: edit.old.len(), new: edit.new.len(), why: edit.why })
+}
+
+/// A buffer that is addressed as if it already stood at `base`: stores each edit at once and keeps nothing.
+#[derive(Debug)]
+pub struct Window<'b> {
+    base: Addr,
+    bytes: &'b mut [u8],
+}
+
+impl<'b> Window<'b> {
+    /// The bytes, whose first one is to stand at `base`.
+    #[inline]
+    pub fn new(base: Addr, bytes: &'b mut [u8]) -> Window<'b> {
+        Window { base, bytes }
+    }
+
+    #[cold]
+    fn refuse(&self, edit: &Edit<'_>) -> Rejected {
+        let Err(lengths) = check_lengths(edit) else {
+            let at = index((edit.at - self.base).cast_unsigned());
+            let found = at.checked_add(edit.old.len()).and_then(|end| self.bytes.get(at..end));
+            return match found {
+                Some(found) => Rejected::Mismatch {
+                    at: edit.at,
+                    expected: edit.old.to_vec(),
+                    found: found.to_vec(),
+                    why: edit.why,
+                },
+                None => Rejected::Outside {
+                    at: edit.at,
+                    len: edit.new.len(),
+                    start: self.base,
+                    end: self.base + wide(self.bytes.len()),
+                    why: edit.why,
+                },
+            };
+        };
+        lengths
+    }
+}
+
+impl Sink for Window<'_> {
+    #[inline]
+    fn edit(&mut self, edit: Edit<'_>) -> Result<(), Rejected> {
+        let at = index((edit.at - self.base).cast_unsigned());
+        let place = at.checked_add(edit.new.len()).and_then(|end| self.bytes.get_mut(at..end));
+        match place {
+            Some(place) if *place == *edit.old && !edit.new.is_empty() => {
+                // Equal slices have equal lengths, and `place` is as long as `new`.
+                place.copy_from_slice(edit.new);
+                Ok(())
+            }
+            _ => Err(self.refuse(&edit)),
+        }
+    }
+}
+
+/// Counts edits and bytes and takes everything.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Counter {
+    /// How many edits came.
+    pub edits: u64,
+    /// How many bytes they write.
+    pub bytes: u64,
+}
+
+impl Sink for Counter {
+    fn edit(&mut self, edit: Edit<'_>) -> Result<(), Rejected> {
+        check_lengths(&edit)?;
+        self.edits += 1;
+        self.bytes += wide(edit.new.len());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Counter, Rejected, Sink, Window};
+    use crate::{Addr, Edit, Engine, Why};
+
+    const WHY: Why = Why { engine: Engine::Relocation, section: 2, record: 7 };
+
+    fn edit<'a>(at: u64, old: &'a [u8], new: &'a [u8]) -> Edit<'a> {
+        Edit { at: Addr::new(at), old, new, why: WHY }
+    }
+
+    #[test]
+    fn a_window_stores_what_fits_and_matches() {
+        let mut bytes = [0, 1, 2, 3];
+        let mut window = Window::new(Addr::new(0x1000), &mut bytes);
+        window.edit(edit(0x1002, &[2, 3], &[8, 9])).unwrap();
+        assert_eq!(bytes, [0, 1, 8, 9]);
+    }
+
+    #[test]
+    fn a_window_refuses_and_leaves_the_bytes_alone() {
+        let mut bytes = [0, 1, 2, 3];
+        let mut window = Window::new(Addr::new(0x1000), &mut bytes);
+        let mismatch = window.edit(edit(0x1000, &[9], &[8])).unwrap_err();
+        assert_eq!(mismatch.to_string(), "relocation 7 of section 2 at 0x1000: expected [09], found [00]");
+        for outside in [0xfff, 0x1003, 0x1004, 0, u64::MAX] {
+            let refused = window.edit(edit(outside, &[3, 0], &[8, 8])).unwrap_err();
+            assert!(matches!(refused, Rejected::Outside { .. }), "{refused}");
+        }
+        assert!(matches!(window.edit(edit(0x1000, &[0], &[1, 1])), Err(Rejected::Lengths { old: 1, new: 2, .. })));
+        assert!(matches!(window.edit(edit(0x1000, &[], &[])), Err(Rejected::Lengths { .. })));
+        assert_eq!(bytes, [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_counter_counts() {
+        let mut counter = Counter::default();
+        counter.edit(edit(0, &[0; 4], &[1; 4])).unwrap();
+        counter.edit(edit(4, &[0; 8], &[1; 8])).unwrap();
+        assert_eq!(counter, Counter { edits: 2, bytes: 12 });
+    }
+
+    #[test]
+    fn taking_an_edit_back_restores_the_bytes() {
+        let mut bytes = [0, 0, 0, 0];
+        let there = edit(0x10, &[0, 0], &[5, 6]);
+        let mut window = Window::new(Addr::new(0x10), &mut bytes);
+        window.edit(there).unwrap();
+        window.edit(!there).unwrap();
+        assert_eq!(bytes, [0, 0, 0, 0]);
+    }
+}
