@@ -1,0 +1,90 @@
+//! The robust call, after Linux's `notifier_call_chain_robust`, with one difference: what was accepted is taken back
+//! in going order, not in the order of the coming chain.
+
+use crate::Member;
+
+/// Somebody said no; everybody who had said yes before has been told otherwise.
+#[derive(Debug)]
+pub struct Refused<S, E> {
+    /// Who.
+    pub by: Member<S>,
+    /// Why.
+    pub reason: E,
+}
+
+/// Calls `up` with each member of the `coming` snapshot in turn. If one refuses, calls `down` with those that had
+/// accepted, in going order, the refuser not among them. Returns who accepted, in coming order.
+///
+/// `up` answers `Ok(false)` for a member that it passed over (it has left): it counts as not having been called.
+///
+/// # Errors
+/// [`Refused`] names the refuser and its reason.
+pub fn call_robust<S: Clone, E>(
+    coming: Vec<Member<S>>,
+    mut up: impl FnMut(&Member<S>) -> Result<bool, E>,
+    down: impl FnMut(&Member<S>),
+) -> Result<Vec<Member<S>>, Refused<S, E>> {
+    let mut accepted = Vec::with_capacity(coming.len());
+    for member in coming {
+        match up(&member) {
+            Ok(true) => accepted.push(member),
+            Ok(false) => {}
+            Err(reason) => {
+                accepted.sort_by_key(Member::going_rank);
+                accepted.iter().for_each(down);
+                return Err(Refused { by: member, reason });
+            }
+        }
+    }
+    Ok(accepted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::call_robust;
+    use crate::{Chains, Order};
+
+    /// Calls a chain in which `refuser` refuses and `gone` has left; returns all calls.
+    fn check(orders: &[(&'static str, Order)], refuser: &str, gone: &str) -> String {
+        let mut chains = Chains::default();
+        for &(name, order) in orders {
+            chains.join(order, name);
+        }
+        let calls = RefCell::new(Vec::new());
+        let result = call_robust(
+            chains.coming(),
+            |member| {
+                if member.subscriber == gone {
+                    return Ok(false);
+                }
+                calls.borrow_mut().push(format!("+{}", member.subscriber));
+                if member.subscriber == refuser { Err("no") } else { Ok(true) }
+            },
+            |member| calls.borrow_mut().push(format!("-{}", member.subscriber)),
+        );
+        let end = match result {
+            Ok(accepted) => format!("accepted by {}", accepted.len()),
+            Err(refused) => format!("{}: {}", refused.by.subscriber, refused.reason),
+        };
+        format!("{} {end}", calls.into_inner().join(" "))
+    }
+
+    #[test]
+    fn a_refusal_is_undone_in_going_order_without_the_refuser() {
+        let mirrored = ["a", "b", "c", "d"].map(|name| (name, Order::mirrored(0)));
+        assert_eq!(check(&mirrored, "c", ""), "+a +b +c -b -a c: no");
+        assert_eq!(check(&mirrored, "a", ""), "+a a: no");
+        assert_eq!(check(&mirrored, "", ""), "+a +b +c +d accepted by 4");
+        let same = ["a", "b", "c"].map(|name| (name, Order::same(0)));
+        assert_eq!(check(&same, "c", ""), "+a +b +c -a -b c: no");
+    }
+
+    #[test]
+    fn who_was_passed_over_is_not_undone() {
+        let mirrored = ["a", "b", "c"].map(|name| (name, Order::mirrored(0)));
+        assert_eq!(check(&mirrored, "c", "a"), "+b +c -b c: no");
+        assert_eq!(check(&mirrored, "", "b"), "+a +c accepted by 2");
+    }
+}
