@@ -1,0 +1,362 @@
+//! The arena: one reservation, one stripe per permission class.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use memmap2::MmapMut;
+use modload_edit::{Addr, index, wide};
+use thiserror::Error;
+
+use crate::owners::{self, Phase};
+use crate::reserve::{self, Access, Reserved};
+use crate::stripe::Stripe;
+use crate::write::{TextLock, WriteFailed};
+use crate::{INT3, PAGE, fork, place, sync, trap};
+
+/// What memory is for. Each class is one stripe of the arena.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Class {
+    /// Code: readable and executable.
+    Text,
+    /// Constants: readable.
+    ReadOnly,
+    /// Variables: readable and writable.
+    Data,
+    /// Variables until `init` has returned, constants from then on.
+    RoAfterInit,
+}
+
+impl Class {
+    /// All classes, in the order of their stripes.
+    pub const ALL: [Class; 4] = [Class::Text, Class::ReadOnly, Class::Data, Class::RoAfterInit];
+
+    fn access(self) -> Access {
+        match self {
+            Class::Text => Access::ReadExecute,
+            Class::ReadOnly => Access::Read,
+            Class::Data | Class::RoAfterInit => Access::ReadWrite,
+        }
+    }
+
+    /// The stripe's part of the arena, in 64ths.
+    fn share(self) -> u64 {
+        match self {
+            Class::Text => 16,
+            Class::ReadOnly => 15,
+            Class::Data => 29,
+            Class::RoAfterInit => 4,
+        }
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Class::Text => "text",
+            Class::ReadOnly => "read-only data",
+            Class::Data => "data",
+            Class::RoAfterInit => "ro_after_init data",
+        })
+    }
+}
+
+/// The arena cannot be built here, or could not be.
+#[derive(Debug, Error)]
+pub enum ArenaError {
+    /// No address space of any size.
+    #[error("no address space can be reserved for modules")]
+    Reserve(#[source] io::Error),
+    /// A stripe cannot be mapped; SELinux without execmem refuses the text stripe.
+    #[error("mapping the stripe for {class}")]
+    Map {
+        /// Which.
+        class: Class,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// There is no `/proc/self/mem` to be had.
+    #[error("/proc/self/mem cannot be opened; modload writes code through it, so /proc must be mounted and permitted")]
+    OpenMemory(#[source] io::Error),
+    /// The kernel does not let `/proc/self/mem` write past a protection.
+    #[error(
+        "the kernel forbids writing past a protection through /proc/self/mem \
+         (boot option proc_mem.force_override=never or =ptrace, or a seccomp rule)"
+    )]
+    ForceOverride(#[source] WriteFailed),
+    /// The kernel cannot synchronise cores.
+    #[error("membarrier(2) does not offer PRIVATE_EXPEDITED_SYNC_CORE, without which code cannot be taken back safely")]
+    Membarrier(#[source] io::Error),
+    /// The signal handler or the fork handlers cannot be installed.
+    #[error("installing the {what}")]
+    Handler {
+        /// Which handler.
+        what: &'static str,
+        /// What the C library said.
+        source: io::Error,
+    },
+}
+
+/// There is no room left, or what is asked for is larger than any stripe.
+#[derive(Debug, Error)]
+pub enum OutOfMemory {
+    /// The stripe has no free range that is long enough.
+    #[error(
+        "no room for {len} bytes of {class}, aligned to {align}, in a stripe of {stripe} bytes of which {used} are used"
+    )]
+    Full {
+        /// Which stripe.
+        class: Class,
+        /// Bytes asked for.
+        len: u64,
+        /// Alignment asked for.
+        align: u64,
+        /// Size of the stripe.
+        stripe: u64,
+        /// How much of it is used.
+        used: u64,
+    },
+    /// New pages could not be made ready.
+    #[error("faulting in {class}")]
+    Populate {
+        /// Which stripe.
+        class: Class,
+        /// Why not.
+        source: io::Error,
+    },
+    /// New pages could not be filled.
+    #[error("filling {class}")]
+    Fill {
+        /// Which stripe.
+        class: Class,
+        /// Why not.
+        source: WriteFailed,
+    },
+    /// No buffer to stage in.
+    #[error("mapping a staging buffer of {len} bytes")]
+    Staging {
+        /// Its size.
+        len: usize,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// How a stripe is used: for tests that demand that nothing was left behind, and for reports.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StripeUsage {
+    /// Which stripe.
+    pub class: Class,
+    /// Its first address.
+    pub start: Addr,
+    /// Its size in bytes.
+    pub len: u64,
+    /// Bytes taken.
+    pub used: u64,
+    /// Bytes from the start whose pages have been faulted in. Grows in extents and never shrinks.
+    pub touched: u64,
+    /// Free ranges: offset and length, by offset, no two touching.
+    pub free: Vec<(u64, u64)>,
+}
+
+/// A range of a stripe; gives itself back when dropped.
+#[derive(Debug)]
+pub(crate) struct Extent {
+    arena: &'static Arena,
+    pub(crate) class: Class,
+    pub(crate) start: Addr,
+    pub(crate) len: u64,
+}
+
+impl Drop for Extent {
+    fn drop(&mut self) {
+        if self.class == Class::Text {
+            owners::set_phase(self.start, Phase::Gone);
+        }
+        if self.class == Class::RoAfterInit
+            && let Err(failed) = place::protect(self, region::Protection::READ)
+        {
+            tracing::error!(at = %self.start, %failed, "freed ro_after_init data stays writable");
+        }
+        let offset = self.start.get() - self.arena.starts[slot(self.class)].get();
+        self.arena.books().stripes[slot(self.class)].give(offset, self.len);
+    }
+}
+
+/// All memory that modules of this process live in. There is one; hosts share it.
+#[derive(Debug)]
+pub struct Arena {
+    low: bool,
+    starts: [Addr; 4],
+    lens: [u64; 4],
+    books: Mutex<Books>,
+}
+
+/// What changes when memory is taken and given.
+#[derive(Debug)]
+pub(crate) struct Books {
+    stripes: [Stripe; 4],
+    /// Staging buffers that wait to be used again.
+    pub(crate) buffers: Vec<MmapMut>,
+}
+
+/// Sizes to try for the whole arena, largest first.
+const SIZES: [u64; 4] = [1 << 30, 1 << 29, 1 << 28, 1 << 27];
+/// Unmapped space between two stripes: who runs off the end of one does not reach the next.
+const GAP: u64 = 16 * PAGE;
+/// Pages are faulted in by this many bytes at a time.
+const EXTENT: u64 = 64 * PAGE;
+
+static ARENA: OnceLock<Arena> = OnceLock::new();
+static BUILDING: Mutex<()> = Mutex::new(());
+static TEXT_START: AtomicU64 = AtomicU64::new(0);
+static TEXT_END: AtomicU64 = AtomicU64::new(0);
+
+/// Whether an address lies in the text stripe. For the signal handler.
+pub(crate) fn text_contains(at: Addr) -> bool {
+    (TEXT_START.load(Ordering::Relaxed)..TEXT_END.load(Ordering::Relaxed)).contains(&at.get())
+}
+
+fn slot(class: Class) -> usize {
+    match class {
+        Class::Text => 0,
+        Class::ReadOnly => 1,
+        Class::Data => 2,
+        Class::RoAfterInit => 3,
+    }
+}
+
+impl Arena {
+    /// The arena of this process, built when it is first asked for.
+    ///
+    /// # Errors
+    /// [`ArenaError`] names the rule of the system that stands in the way. Nothing is remembered of a failure but
+    /// address space that stays reserved, and the next call tries again.
+    pub fn get() -> Result<&'static Arena, ArenaError> {
+        let _one_builder = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(arena) = ARENA.get() {
+            return Ok(arena);
+        }
+        sync::register().map_err(ArenaError::Membarrier)?;
+        TextLock::take().open().map_err(ArenaError::OpenMemory)?;
+        let (reserved, low) = match SIZES.iter().find_map(|&len| reserve::low(len)) {
+            Some(reserved) => (reserved, true),
+            None => (reserve::anywhere(SIZES[0]).map_err(ArenaError::Reserve)?, false),
+        };
+        let arena = Arena::build(reserved, low).inspect_err(|_| reserved.release())?;
+        let text = slot(Class::Text);
+        TEXT_START.store(arena.starts[text].get(), Ordering::Relaxed);
+        TEXT_END.store(arena.starts[text].get() + arena.lens[text], Ordering::Relaxed);
+        let arena = ARENA.get_or_init(|| arena);
+        trap::install().map_err(|source| ArenaError::Handler { what: "SIGTRAP handler", source })?;
+        fork::install().map_err(|source| ArenaError::Handler { what: "fork handlers", source })?;
+        Ok(arena)
+    }
+
+    /// The arena, if it has been built.
+    pub(crate) fn existing() -> Option<&'static Arena> {
+        ARENA.get()
+    }
+
+    /// Maps the stripes and makes the first extent of each ready, which shows at once whether the kernel lets us
+    /// write code.
+    fn build(reserved: Reserved, low: bool) -> Result<Arena, ArenaError> {
+        let Reserved { start, len } = reserved;
+        tracing::debug!(%start, len, low, "arena reserved");
+        let mut at = start;
+        let mut starts = [Addr::NULL; 4];
+        let mut lens = [0; 4];
+        for class in Class::ALL {
+            let len = len / 64 * class.share() - GAP;
+            reserved.map(at, len, class.access()).map_err(|source| ArenaError::Map { class, source })?;
+            starts[slot(class)] = at;
+            lens[slot(class)] = len;
+            at += len + GAP;
+        }
+        let mut stripes = lens.map(Stripe::new);
+        for class in Class::ALL {
+            touch(class, starts[slot(class)], EXTENT).map_err(|failed| match failed {
+                TouchFailed::Fill(source) => ArenaError::ForceOverride(source),
+                TouchFailed::Populate(source) => ArenaError::Map { class, source },
+            })?;
+            stripes[slot(class)].touched_to(EXTENT);
+        }
+        Ok(Arena { low, starts, lens, books: Mutex::new(Books { stripes, buffers: Vec::new() }) })
+    }
+
+    /// Whether everything lies in the low 2 GiB, where the 32-bit relocations of objects that were compiled without
+    /// -fPIC can reach.
+    #[must_use]
+    pub fn is_low(&self) -> bool {
+        self.low
+    }
+
+    /// How each stripe is used at the moment.
+    #[must_use]
+    pub fn usage(&self) -> [StripeUsage; 4] {
+        let books = self.books();
+        Class::ALL.map(|class| {
+            let stripe = &books.stripes[slot(class)];
+            StripeUsage {
+                class,
+                start: self.starts[slot(class)],
+                len: self.lens[slot(class)],
+                used: stripe.used(),
+                touched: stripe.touched(),
+                free: stripe.free(),
+            }
+        })
+    }
+
+    pub(crate) fn books(&self) -> MutexGuard<'_, Books> {
+        // Whole between any two statements that can panic.
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a range. Text reads as INT3; of the other classes only pages that were never used read as zeros.
+    pub(crate) fn take(&'static self, class: Class, len: u64, align: u64) -> Result<Extent, OutOfMemory> {
+        let base = self.starts[slot(class)];
+        let mut books = self.books();
+        let stripe = &mut books.stripes[slot(class)];
+        let Some(taken) = stripe.take(len, align, EXTENT) else {
+            let used = stripe.used();
+            return Err(OutOfMemory::Full { class, len, align, stripe: self.lens[slot(class)], used });
+        };
+        // Still under the lock: nobody may get pages of this extent before they are filled.
+        if let Some((from, to)) = taken.touch {
+            if let Err(failed) = touch(class, base + from, to - from) {
+                stripe.give(taken.start, len);
+                return Err(match failed {
+                    TouchFailed::Fill(source) => OutOfMemory::Fill { class, source },
+                    TouchFailed::Populate(source) => OutOfMemory::Populate { class, source },
+                });
+            }
+            stripe.touched_to(to);
+        }
+        Ok(Extent { arena: self, class, start: base + taken.start, len })
+    }
+}
+
+enum TouchFailed {
+    Populate(io::Error),
+    Fill(WriteFailed),
+}
+
+/// Faults pages in: text as INT3, everything else as zeros.
+fn touch(class: Class, at: Addr, len: u64) -> Result<(), TouchFailed> {
+    let fill = match class {
+        Class::Text => INT3,
+        Class::ReadOnly => 0,
+        Class::Data | Class::RoAfterInit => return reserve::populate(at, len).map_err(TouchFailed::Populate),
+    };
+    let filling = vec![fill; index(len.min(EXTENT))];
+    let mut lock = TextLock::take();
+    let mut done = 0;
+    while done < len {
+        let part = &filling[..index((len - done).min(EXTENT))];
+        lock.write(at + done, part).map_err(TouchFailed::Fill)?;
+        done += wide(part.len());
+    }
+    Ok(())
+}

@@ -1,0 +1,38 @@
+//! Memory for modules: the only crate that maps, publishes, protects or writes code.
+//!
+//! - [`Arena`]: one per process, in the low 2 GiB if they can be had, with one stripe per [`Class`]. A stripe is one
+//!   mapping that never changes its protection, ro_after_init alone excepted.
+//! - [`Staged`]: text or read-only data of a module that is being loaded: a private, writable, non-executable buffer,
+//!   addressed as if it already stood at its place. At that place stands INT3. [`Staged::publish`] consumes it and
+//!   gives [`Published`], which can no longer be written. In-flight and finished memory are different types.
+//! - [`Fresh`]: data that stands at its place from the start; [`Fresh::settle`] gives it to the module's code.
+//! - [`TextLock`]: who holds it may write into published memory, nobody else can.
+//! - [`Describe`]: how a call into text that is not there is reported ([`Staged::owner`]).
+//!
+//! What is mapped executable is written through `/proc/self/mem`, past the protection of a private mapping. No
+//! address is ever writable and executable. Dropping any of the types above gives its memory back; freed text is
+//! filled with INT3 and all cores are synchronised before anybody else can get it.
+
+mod arena;
+mod fork;
+mod owners;
+mod place;
+mod reserve;
+mod staging;
+mod stripe;
+mod sync;
+mod trap;
+mod write;
+
+pub use arena::{Arena, ArenaError, Class, OutOfMemory, StripeUsage};
+pub use fork::on_fork;
+pub use owners::Describe;
+pub use place::{Fresh, Placed, Protected};
+pub use staging::{PublishFailed, Published, Staged};
+pub use write::{TextLock, WriteFailed};
+
+/// Size of a page of this machine in bytes.
+pub const PAGE: u64 = 4096;
+
+/// `INT3`, which fills text that nobody may run.
+pub const INT3: u8 = 0xcc;

@@ -1,0 +1,167 @@
+//! Data: at its place from the start.
+
+use std::io;
+use std::ptr;
+
+use modload_edit::{Addr, index, wide};
+
+use crate::PAGE;
+use crate::arena::{Arena, Class, Extent, OutOfMemory};
+use crate::reserve::pointer;
+
+/// Data of a module that is being loaded. Nobody else knows where it is, so it can be borrowed as a slice. Dropping it
+/// gives it back.
+#[derive(Debug)]
+pub struct Fresh {
+    extent: Extent,
+}
+
+/// Data that belongs to a module's code, which reads and writes it as it likes. Dropping it gives it back.
+#[derive(Debug)]
+pub struct Placed {
+    extent: Extent,
+}
+
+impl Arena {
+    /// Takes `len` bytes of data, all zero.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn place_data(&'static self, len: u64, align: u64) -> Result<Fresh, OutOfMemory> {
+        let mut fresh = Fresh { extent: self.take(Class::Data, len, align)? };
+        fresh.bytes_mut().fill(0);
+        Ok(fresh)
+    }
+
+    /// Takes whole pages for `len` bytes of ro_after_init data, all zero. They are writable until
+    /// [`Placed::protect`]; pages that a module had before have stayed read-only until now.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn place_ro_after_init(&'static self, len: u64, align: u64) -> Result<Fresh, OutOfMemory> {
+        let extent = self.take(Class::RoAfterInit, len.next_multiple_of(PAGE), align.max(PAGE))?;
+        protect(&extent, region::Protection::READ_WRITE)
+            .map_err(|source| OutOfMemory::Populate { class: Class::RoAfterInit, source })?;
+        let mut fresh = Fresh { extent };
+        fresh.bytes_mut().fill(0);
+        Ok(fresh)
+    }
+}
+
+pub(crate) fn protect(extent: &Extent, protection: region::Protection) -> io::Result<()> {
+    let at: *mut u8 = pointer(extent.start);
+    // SAFETY: an extent of whole pages of the data stripe, of which nobody holds a reference: `Fresh` and `Placed`
+    // lend slices and raw copies only. Neither protection is executable.
+    let changed = unsafe { region::protect(at, index(extent.len), protection) };
+    changed.map_err(io::Error::other)
+}
+
+impl Fresh {
+    /// The first address.
+    #[must_use]
+    pub fn addr(&self) -> Addr {
+        self.extent.start
+    }
+
+    /// The bytes, at their place.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: a mapped, initialised range of the data stripe that only this extent covers, for as long as it is
+        // borrowed; nothing writes to it but `bytes_mut`, which needs it exclusively.
+        unsafe { std::slice::from_raw_parts(pointer(self.extent.start), index(self.extent.len)) }
+    }
+
+    /// The bytes, to be written.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`; the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(pointer(self.extent.start), index(self.extent.len)) }
+    }
+
+    /// Hands the data over to the module's code.
+    #[must_use]
+    pub fn settle(self) -> Placed {
+        Placed { extent: self.extent }
+    }
+}
+
+impl Placed {
+    /// The first address.
+    #[must_use]
+    pub fn addr(&self) -> Addr {
+        self.extent.start
+    }
+
+    /// How many bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.extent.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.extent.len == 0
+    }
+
+    /// Copies bytes out, as they are at this moment; the module's code may be changing them. `None` if they do not
+    /// all lie in this data.
+    #[must_use]
+    pub fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
+        self.covers(at, len).then(|| {
+            let mut bytes = vec![0; len];
+            // SAFETY: the source lies within the extent (checked), the destination is our own vector of that length.
+            unsafe { ptr::copy_nonoverlapping(pointer(at), bytes.as_mut_ptr(), len) };
+            bytes
+        })
+    }
+
+    /// Stores bytes where the module's code will find them. `None` if they do not all lie in this data.
+    #[must_use]
+    pub fn write(&self, at: Addr, bytes: &[u8]) -> Option<()> {
+        self.covers(at, bytes.len()).then(|| {
+            // SAFETY: the destination lies within the extent (checked), which is writable until `protect` consumes
+            // this value, and no Rust reference points into it.
+            unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), pointer(at), bytes.len()) };
+        })
+    }
+
+    fn covers(&self, at: Addr, len: usize) -> bool {
+        let end = at.checked_offset_from(self.extent.start).and_then(|offset| offset.checked_add(wide(len)));
+        end.is_some_and(|end| end <= self.extent.len)
+    }
+
+    /// Makes ro_after_init data read-only, for good: freed pages stay so until they are used again.
+    ///
+    /// # Errors
+    /// The kernel's; the data has been given back.
+    pub fn protect(self) -> io::Result<Protected> {
+        protect(&self.extent, region::Protection::READ)?;
+        Ok(Protected { extent: self.extent })
+    }
+}
+
+/// ro_after_init data once `init` has returned. Dropping it gives the pages back.
+#[derive(Debug)]
+pub struct Protected {
+    extent: Extent,
+}
+
+impl Protected {
+    /// The first address.
+    #[must_use]
+    pub fn addr(&self) -> Addr {
+        self.extent.start
+    }
+
+    /// How many bytes, whole pages.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.extent.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.extent.len == 0
+    }
+}

@@ -1,0 +1,106 @@
+//! Reserving address space, and mapping stripes into what was reserved.
+
+use std::io;
+
+use modload_edit::{Addr, index, wide};
+
+use crate::PAGE;
+
+/// Address space that belongs to this process's arena and is never given back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reserved {
+    pub(crate) start: Addr,
+    pub(crate) len: u64,
+}
+
+/// What a stripe's mapping allows, from its first day.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Access {
+    ReadExecute,
+    Read,
+    ReadWrite,
+}
+
+/// The lowest base we ask for: above a non-PIE executable and the first part of its heap.
+const LOWEST: u64 = 0x1000_0000;
+/// What the code models without -fPIC can address: the sign bit of a 32-bit field stays clear below.
+const LOW_END: u64 = 0x8000_0000;
+const TRIES: u32 = 16;
+
+/// Reserves `len` bytes at a random page of the low 2 GiB; `None` if there is no room.
+pub(crate) fn low(len: u64) -> Option<Reserved> {
+    let pages = LOW_END.checked_sub(LOWEST)?.checked_sub(len)? / PAGE + 1;
+    for _ in 0..TRIES {
+        let start = LOWEST + random() % pages * PAGE;
+        if let Ok(reserved) = reserve(start, len, libc::MAP_FIXED_NOREPLACE) {
+            // A kernel that does not know the flag takes the address as a hint.
+            if reserved.start.get() == start {
+                return Some(reserved);
+            }
+            reserved.release();
+        }
+    }
+    None
+}
+
+/// Reserves `len` bytes wherever the kernel likes.
+pub(crate) fn anywhere(len: u64) -> io::Result<Reserved> {
+    reserve(0, len, 0)
+}
+
+fn reserve(start: u64, len: u64, flags: libc::c_int) -> io::Result<Reserved> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | flags;
+    let hint = std::ptr::without_provenance_mut(index(start));
+    // SAFETY: without MAP_FIXED the kernel never replaces an existing mapping; MAP_FIXED_NOREPLACE fails instead.
+    let mapped = unsafe { libc::mmap(hint, index(len), libc::PROT_NONE, flags, -1, 0) };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Reserved { start: Addr::new(wide(mapped.expose_provenance())), len })
+}
+
+impl Reserved {
+    /// Gives the space back. Only while nothing of it has been handed out.
+    pub(crate) fn release(self) {
+        // SAFETY: the range was reserved by `reserve`, and nobody else knows of it yet.
+        let failed = unsafe { libc::munmap(pointer(self.start).cast(), index(self.len)) };
+        debug_assert_eq!(failed, 0, "a mapping of our own can be unmapped");
+    }
+
+    /// Maps a part of the reserved space, once, with the access it keeps. The memory reads as zeros.
+    pub(crate) fn map(self, at: Addr, len: u64, access: Access) -> io::Result<()> {
+        let inside = at.checked_offset_from(self.start).and_then(|offset| offset.checked_add(len));
+        if inside.is_none_or(|end| end > self.len) {
+            return Err(io::Error::other("a stripe outside the reserved space"));
+        }
+        let protection = match access {
+            Access::ReadExecute => libc::PROT_READ | libc::PROT_EXEC,
+            Access::Read => libc::PROT_READ,
+            Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+        };
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        // SAFETY: MAP_FIXED replaces what is there, and the check above says that it is our own reservation, which
+        // nobody has a reference into.
+        let mapped = unsafe { libc::mmap(pointer(at).cast(), index(len), protection, flags, -1, 0) };
+        if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+/// Faults in writable pages ahead, so that loads need not.
+pub(crate) fn populate(at: Addr, len: u64) -> io::Result<()> {
+    // SAFETY: MADV_POPULATE_WRITE changes no contents and no protection; on a range that is not mapped it fails.
+    let failed = unsafe { libc::madvise(pointer(at).cast(), index(len), libc::MADV_POPULATE_WRITE) };
+    if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The address as a pointer into memory that no Rust object owns.
+pub(crate) fn pointer(at: Addr) -> *mut u8 {
+    std::ptr::with_exposed_provenance_mut(index(at.get()))
+}
+
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    // SAFETY: the buffer is eight bytes of our own. On failure it stays zero, and the base is merely predictable.
+    unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), libc::GRND_NONBLOCK) };
+    u64::from_le_bytes(bytes)
+}

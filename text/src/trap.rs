@@ -1,0 +1,112 @@
+//! The SIGTRAP handler: reports a call into text that is not there yet, or not there any more.
+//!
+//! One line goes to the owner's descriptor, and then SIGTRAP takes its course: whoever handled it before is called,
+//! and without one the process dies at the instruction, as it would have without us. Traps that are not ours (a
+//! breakpoint of the program's own, a module's `int3` in published text) are passed on without a word.
+
+use std::io::{self, Write};
+use std::mem;
+use std::ptr;
+use std::sync::OnceLock;
+
+use modload_edit::{Addr, index};
+
+use crate::arena;
+use crate::owners::{self, Owner, Phase};
+
+/// What was installed before us.
+static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
+
+type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+
+/// No handler, no flags, an empty mask.
+fn default_action() -> libc::sigaction {
+    // SAFETY: sigaction is a C struct of integers and an optional function pointer; all zeros is a value of it.
+    unsafe { mem::zeroed() }
+}
+
+pub(crate) fn install() -> io::Result<()> {
+    let mut previous = default_action();
+    // SAFETY: a null action only asks; `previous` is ours.
+    if unsafe { libc::sigaction(libc::SIGTRAP, ptr::null(), &raw mut previous) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Known before the handler can run, which needs it.
+    PREVIOUS.get_or_init(|| previous);
+    let mut action = default_action();
+    let handler: Handler = on_trap;
+    #[expect(clippy::as_conversions, reason = "sigaction takes the handler's address as an integer")]
+    let address = handler as libc::sighandler_t;
+    action.sa_sigaction = address;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
+    // SAFETY: the handler has the signature that SA_SIGINFO asks for and calls only what is async-signal-safe.
+    if unsafe { libc::sigaction(libc::SIGTRAP, &raw const action, ptr::null_mut()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let context: *mut libc::ucontext_t = context.cast();
+    // REG_RIP is a small positive constant of the C library's.
+    let rip = index(u64::from(libc::REG_RIP.unsigned_abs()));
+    // SAFETY: with SA_SIGINFO the kernel passes a valid ucontext_t.
+    let next = unsafe { (*context).uc_mcontext.gregs[rip] };
+    // INT3 is one byte long, and the saved rip stands behind it.
+    let at = Addr::new(next.cast_unsigned()).offset(-1);
+    if arena::text_contains(at) {
+        owners::with_owner(at, |owner| report(at, owner));
+    }
+    let previous = PREVIOUS.get().copied().unwrap_or_else(default_action);
+    match previous.sa_sigaction {
+        libc::SIG_DFL | libc::SIG_IGN => {
+            // The kernel kills who ignores a trap. Without a handler the instruction is met once more, and kills.
+            let default = default_action();
+            // SAFETY: a default action is valid, and sigaction is async-signal-safe.
+            unsafe { libc::sigaction(libc::SIGTRAP, &raw const default, ptr::null_mut()) };
+            // SAFETY: as above; the trap is repeated at the INT3 itself.
+            unsafe { (*context).uc_mcontext.gregs[rip] = next - 1 };
+        }
+        handler if previous.sa_flags & libc::SA_SIGINFO != 0 => {
+            // SAFETY: whoever installed it with SA_SIGINFO said that it has this signature.
+            let handler: Handler = unsafe { mem::transmute::<libc::sighandler_t, Handler>(handler) };
+            handler(signal, info, context.cast());
+        }
+        handler => {
+            // SAFETY: whoever installed it without SA_SIGINFO said that it has this signature.
+            let handler = unsafe { mem::transmute::<libc::sighandler_t, extern "C" fn(libc::c_int)>(handler) };
+            handler(signal);
+        }
+    }
+}
+
+/// Writes the line. Runs in the signal handler: no allocation, no lock, one `write`.
+fn report(at: Addr, owner: Option<&Owner>) {
+    let mut line = [0_u8; 512];
+    let mut rest: &mut [u8] = &mut line;
+    // A name that is too long is cut, and the line is still one.
+    let _ = match owner {
+        None => write!(rest, "modload: call to {at}, where no module has its text"),
+        Some(owner) => {
+            let what = match owner.phase {
+                Phase::Staged => "before its text was published",
+                Phase::Gone => "after it was unloaded",
+                Phase::Published => return,
+            };
+            let module = owner.describe.module();
+            match owner.describe.symbol(at) {
+                Some((name, 0)) => write!(rest, "modload: call to {} [{module}] {what}", name.escape_ascii()),
+                Some((name, offset)) => {
+                    write!(rest, "modload: execution at {}+{offset:#x} [{module}] {what}", name.escape_ascii())
+                }
+                None => write!(rest, "modload: execution at {at} [{module}] {what}"),
+            }
+        }
+    };
+    let room = rest.len();
+    let used = (line.len() - room).min(line.len() - 1);
+    line[used] = b'\n';
+    let descriptor = owner.map_or(2, |owner| owner.describe.descriptor());
+    // SAFETY: the buffer is ours and `used` lies in it; write is async-signal-safe, and nobody waits for its result.
+    unsafe { libc::write(descriptor, line.as_ptr().cast(), used + 1) };
+}
