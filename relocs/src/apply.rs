@@ -1,0 +1,246 @@
+//! From records to edits, and back.
+
+use modload_abi::{Records, Rela};
+use modload_edit::{Addr, Edit, Engine, Rejected, Sink, Why, index, wide};
+
+use crate::error::Advice;
+use crate::relax::Form;
+use crate::row::{Before, Reason, Row, Value, row};
+use crate::{Counts, Error, Field, OnDiscarded, Site, Slots, Symbol, SymbolKind, Symbols, Target};
+
+/// Turns the records of one section into edits of the section they relocate.
+///
+/// Edits come in the order of the records and do not overlap unless the module is malformed, which the sink finds out.
+/// When an error comes back, the edits of the records before it have been taken.
+///
+/// # Errors
+/// [`Error`]: the first relocation that cannot be done.
+pub fn apply<Y, S>(
+    target: &Target<'_>,
+    relas: Records<'_, Rela>,
+    symbols: &Y,
+    slots: &Slots,
+    sink: &mut S,
+) -> Result<Counts, Error>
+where
+    Y: Symbols + ?Sized,
+    S: Sink + ?Sized,
+{
+    let mut counts = Counts::default();
+    for (record, rela) in (0..).zip(relas.iter()) {
+        Relocation { target, record, rela }.apply(symbols, slots, sink, &mut counts)?;
+    }
+    Ok(counts)
+}
+
+/// The exact inverse of [`apply`] with the same arguments: every edit with `old` and `new` exchanged.
+///
+/// # Errors
+/// As [`apply`].
+pub fn clear<Y, S>(
+    target: &Target<'_>,
+    relas: Records<'_, Rela>,
+    symbols: &Y,
+    slots: &Slots,
+    sink: &mut S,
+) -> Result<Counts, Error>
+where
+    Y: Symbols + ?Sized,
+    S: Sink + ?Sized,
+{
+    apply(target, relas, symbols, slots, &mut Inverse(sink))
+}
+
+/// Passes each edit on with `old` and `new` exchanged.
+struct Inverse<'s, S: ?Sized>(&'s mut S);
+
+impl<S: Sink + ?Sized> Sink for Inverse<'_, S> {
+    #[inline]
+    fn edit(&mut self, edit: Edit<'_>) -> Result<(), Rejected> {
+        self.0.edit(!edit)
+    }
+}
+
+/// One record of the section's.
+#[derive(Clone, Copy)]
+struct Relocation<'t> {
+    target: &'t Target<'t>,
+    record: u32,
+    rela: Rela,
+}
+
+impl Relocation<'_> {
+    #[inline]
+    fn apply<Y, S>(self, symbols: &Y, slots: &Slots, sink: &mut S, counts: &mut Counts) -> Result<(), Error>
+    where
+        Y: Symbols + ?Sized,
+        S: Sink + ?Sized,
+    {
+        let Some(row) = row(self.rela.kind) else { return Err(self.unsupported(Reason::Unknown)) };
+        if let Value::Refused(reason) = row.value {
+            return Err(self.unsupported(reason));
+        }
+        counts.add_one(row.raw);
+        let Some(symbol) = symbols.symbol(self.rela.symbol) else { return Err(self.no_symbol()) };
+        if symbol.kind == SymbolKind::Discarded && row.value != Value::Nothing {
+            if self.target.discarded == OnDiscarded::LeaveZero {
+                counts.skipped += 1;
+                return Ok(());
+            }
+            return Err(self.discarded());
+        }
+
+        let direct = symbol.addr.offset(self.rela.addend);
+        let value = match row.value {
+            Value::Nothing | Value::Refused(_) => return Ok(()),
+            Value::Symbol => direct.get().cast_signed(),
+            Value::SymbolMinusPlace => direct - self.place(),
+            Value::CallMinusPlace => self.call(row, direct - self.place(), slots, counts),
+            Value::SymbolMinusGot => direct - slots.got(),
+            Value::SlotMinusPlace => {
+                if row.opcode != 0 && self.relax(row, &symbol, sink)? {
+                    counts.relaxed += 1;
+                    return Ok(());
+                }
+                self.slot(slots)?.offset(self.rela.addend) - self.place()
+            }
+            Value::SlotMinusGot => self.slot(slots)?.offset(self.rela.addend) - slots.got(),
+            Value::GotMinusPlace => slots.got().offset(self.rela.addend) - self.place(),
+            Value::Size => symbol.size.wrapping_add_signed(self.rela.addend).cast_signed(),
+        };
+        if !row.field.fits(value) {
+            return Err(self.overflow(row, &symbol, value));
+        }
+        // The width is a constant in each arm, so that checking and storing are single instructions.
+        match row.field.width() {
+            0 => Ok(()),
+            1 => self.write::<1, S>(row, value, sink),
+            2 => self.write::<2, S>(row, value, sink),
+            4 => self.write::<4, S>(row, value, sink),
+            _ => self.write::<8, S>(row, value, sink),
+        }
+    }
+
+    /// The address that is relocated.
+    #[inline]
+    fn place(self) -> Addr {
+        self.target.addr + self.rela.offset
+    }
+
+    /// The GOT slot of the symbol.
+    #[inline]
+    fn slot(self, slots: &Slots) -> Result<Addr, Error> {
+        slots.slot(self.rela.symbol).ok_or_else(|| Error::MissingSlot { site: self.site() })
+    }
+
+    /// The distance of a call: to the symbol itself, unless only its PLT entry is in reach.
+    #[inline]
+    fn call(self, row: &Row, direct: i64, slots: &Slots, counts: &mut Counts) -> i64 {
+        if row.field.fits(direct) {
+            return direct;
+        }
+        let Some(entry) = slots.entry(self.rela.symbol) else { return direct };
+        counts.through_plt += 1;
+        entry.offset(self.rela.addend) - self.place()
+    }
+
+    /// Rewrites the instruction whose operand is a GOT slot so that it refers to the symbol itself. Says whether it
+    /// did: else the slot is needed after all.
+    #[inline]
+    fn relax<S: Sink + ?Sized>(self, row: &Row, symbol: &Symbol, sink: &mut S) -> Result<bool, Error> {
+        let Some(start) = self.rela.offset.checked_sub(u64::from(row.opcode)) else {
+            return Err(Error::NoOpcode { site: self.site(), opcode: row.opcode });
+        };
+        // Opcode and ModRM byte are the two bytes before the field; a REX prefix stands before them and stays.
+        let opcode = self.rela.offset - 2;
+        let Some(old) = self.bytes::<6>(opcode) else { return Err(self.outside(row.field.width())) };
+        // Any other addend: the operand is not the last part of the instruction, or not the slot itself.
+        if symbol.kind == SymbolKind::UndefinedWeak || self.rela.addend != -4 {
+            return Ok(false);
+        }
+        if row.opcode == 3 && self.bytes::<1>(start).is_none_or(|rex| rex[0] & 0xf0 != 0x40) {
+            return Ok(false);
+        }
+        let Some(form) = Form::of(old[0], old[1]) else { return Ok(false) };
+        let value = symbol.addr.offset(self.rela.addend + form.nearer()) - self.place();
+        if !row.field.fits(value) {
+            return Ok(false);
+        }
+        let [a, b, c, d, ..] = value.to_le_bytes();
+        let new = form.encode(old[1], [a, b, c, d]);
+        self.put(Edit { at: self.target.addr + opcode, old, new: &new, why: self.why() }, sink)?;
+        Ok(true)
+    }
+
+    /// Writes the low `N` bytes of the value, which has been found to fit.
+    #[inline]
+    fn write<const N: usize, S: Sink + ?Sized>(self, row: &Row, value: i64, sink: &mut S) -> Result<(), Error> {
+        let Some(file) = self.bytes::<N>(self.rela.offset) else { return Err(self.outside(row.field.width())) };
+        let mut new = [0; N];
+        new.copy_from_slice(&value.to_le_bytes()[..N]);
+        let old = match row.before {
+            Before::Zeros => &[0; N],
+            Before::File => file,
+        };
+        self.put(Edit { at: self.place(), old, new: &new, why: self.why() }, sink)
+    }
+
+    /// `N` bytes of the section as the file has them.
+    #[inline]
+    fn bytes<const N: usize>(&self, offset: u64) -> Option<&[u8; N]> {
+        self.target.bytes.get(index(offset)..)?.first_chunk()
+    }
+
+    #[inline]
+    fn put<S: Sink + ?Sized>(self, edit: Edit<'_>, sink: &mut S) -> Result<(), Error> {
+        sink.edit(edit).map_err(|source| self.rejected(source))
+    }
+
+    #[inline]
+    fn why(self) -> Why {
+        Why { engine: Engine::Relocation, section: self.target.section, record: self.record }
+    }
+
+    #[cold]
+    fn site(self) -> Site {
+        let Rela { offset, kind, symbol, .. } = self.rela;
+        Site { section: self.target.section, record: self.record, raw: kind, offset, symbol }
+    }
+
+    #[cold]
+    fn unsupported(self, reason: Reason) -> Error {
+        Error::Unsupported { site: self.site(), reason }
+    }
+
+    #[cold]
+    fn no_symbol(self) -> Error {
+        Error::NoSymbol { site: self.site() }
+    }
+
+    #[cold]
+    fn discarded(self) -> Error {
+        Error::Discarded { site: self.site() }
+    }
+
+    #[cold]
+    fn outside(self, width: u8) -> Error {
+        Error::Outside { site: self.site(), width, size: wide(self.target.bytes.len()) }
+    }
+
+    #[cold]
+    fn rejected(self, source: Rejected) -> Error {
+        Error::Rejected { site: self.site(), source }
+    }
+
+    #[cold]
+    fn overflow(self, row: &Row, symbol: &Symbol, value: i64) -> Error {
+        let own = symbol.kind == SymbolKind::Defined;
+        let advice = match (row.value, row.field) {
+            (_, Field::Bits16 | Field::Bits8 | Field::I8) | (Value::Size, _) => Advice::Wider,
+            (Value::Symbol, _) => Advice::PositionIndependent,
+            (Value::SymbolMinusPlace | Value::CallMinusPlace, _) if !own => Advice::PositionIndependent,
+            _ => Advice::Nearer,
+        };
+        Error::overflow(self.site(), row.field, value, advice)
+    }
+}

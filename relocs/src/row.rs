@@ -1,0 +1,215 @@
+//! The table of relocations: number, name, what is computed, where it goes. Numbers and formulas are those of the
+//! System V ABI for x86-64, version 1.0, table 4.9.
+
+use std::fmt;
+
+use crate::Field;
+use crate::Field::{Bits8, Bits16, I8, I32, I64, Nowhere, U32};
+
+/// What a relocation computes. `S` is the symbol's address, `A` the addend, `P` the address of the place, `GOT` the
+/// address of the global offset table, `G` the address of the symbol's slot in it, `Z` the symbol's size.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Value {
+    /// Nothing; the place is left alone.
+    Nothing,
+    /// `S + A`
+    Symbol,
+    /// `S + A - P`
+    SymbolMinusPlace,
+    /// `S + A - P` if that reaches, else the same with the symbol's PLT entry for `S`: only a call or jump goes there.
+    CallMinusPlace,
+    /// `S + A - GOT`. A PLT entry would do as well (`R_X86_64_PLTOFF64`) but a 64-bit field always reaches.
+    SymbolMinusGot,
+    /// `G + A - P`
+    SlotMinusPlace,
+    /// `G + A - GOT`
+    SlotMinusGot,
+    /// `GOT + A - P`
+    GotMinusPlace,
+    /// `Z + A`
+    Size,
+    /// Not computed here.
+    Refused(Reason),
+}
+
+/// Why a relocation is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// It concerns thread-local storage, which a module has none of.
+    ThreadLocal,
+    /// Linkers write it for the dynamic loader; a relocatable object has none.
+    LinkedObject,
+    /// The ABI has withdrawn it.
+    Withdrawn,
+    /// It belongs to an instruction of the APX extension.
+    Apx,
+    /// It tells a linker which C++ virtual tables are used.
+    VirtualTable,
+    /// The ABI has no such number.
+    Unknown,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Reason::ThreadLocal => "modules have no thread-local storage",
+            Reason::LinkedObject => "only linked objects hold it, not relocatable ones",
+            Reason::Withdrawn => "the ABI has withdrawn it",
+            Reason::Apx => "instructions of the APX extension are not supported",
+            Reason::VirtualTable => "it is a hint for the garbage collection of a linker",
+            Reason::Unknown => "the ABI has no such number",
+        })
+    }
+}
+
+/// What must stand at the place before it is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Before {
+    /// Zeros, as Linux demands of these six. Catches a section that is relocated twice.
+    Zeros,
+    /// What the file has there.
+    File,
+}
+
+/// One relocation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Row {
+    /// Its number in the file.
+    pub raw: u32,
+    /// Its name in the ABI.
+    pub name: &'static str,
+    /// What it computes.
+    pub value: Value,
+    /// What takes the value, and with it the range.
+    pub field: Field,
+    /// What is there before.
+    pub before: Before,
+    /// How many bytes of the instruction (prefix, opcode, ModRM) stand before the field and may be rewritten together
+    /// with it, so that it refers to the symbol and not to its slot. 0: none may.
+    pub opcode: u8,
+}
+
+const fn row_of(raw: u32, name: &'static str, value: Value, field: Field) -> Row {
+    Row { raw, name, value, field, before: Before::File, opcode: 0 }
+}
+
+const fn over_zeros(raw: u32, name: &'static str, value: Value, field: Field) -> Row {
+    Row { before: Before::Zeros, ..row_of(raw, name, value, field) }
+}
+
+const fn relaxable(raw: u32, name: &'static str, opcode: u8) -> Row {
+    Row { opcode, ..row_of(raw, name, Value::SlotMinusPlace, I32) }
+}
+
+const fn refused(raw: u32, name: &'static str, reason: Reason) -> Row {
+    row_of(raw, name, Value::Refused(reason), Nowhere)
+}
+
+/// How many numbers the table covers.
+pub(crate) const COUNT: usize = 52;
+
+/// All relocations of the ABI; each stands at the index that is its number.
+pub const ROWS: &[Row; COUNT] = {
+    use Reason::{Apx, LinkedObject, ThreadLocal, Withdrawn};
+    use Value::{
+        CallMinusPlace, GotMinusPlace, Nothing, Size, SlotMinusGot, SlotMinusPlace, Symbol, SymbolMinusGot,
+        SymbolMinusPlace,
+    };
+    &[
+        row_of(0, "R_X86_64_NONE", Nothing, Nowhere),
+        over_zeros(1, "R_X86_64_64", Symbol, I64),
+        over_zeros(2, "R_X86_64_PC32", SymbolMinusPlace, I32),
+        row_of(3, "R_X86_64_GOT32", SlotMinusGot, I32),
+        over_zeros(4, "R_X86_64_PLT32", CallMinusPlace, I32),
+        refused(5, "R_X86_64_COPY", LinkedObject),
+        refused(6, "R_X86_64_GLOB_DAT", LinkedObject),
+        refused(7, "R_X86_64_JUMP_SLOT", LinkedObject),
+        refused(8, "R_X86_64_RELATIVE", LinkedObject),
+        row_of(9, "R_X86_64_GOTPCREL", SlotMinusPlace, I32),
+        over_zeros(10, "R_X86_64_32", Symbol, U32),
+        over_zeros(11, "R_X86_64_32S", Symbol, I32),
+        row_of(12, "R_X86_64_16", Symbol, Bits16),
+        row_of(13, "R_X86_64_PC16", SymbolMinusPlace, Bits16),
+        row_of(14, "R_X86_64_8", Symbol, Bits8),
+        row_of(15, "R_X86_64_PC8", SymbolMinusPlace, I8),
+        refused(16, "R_X86_64_DTPMOD64", ThreadLocal),
+        refused(17, "R_X86_64_DTPOFF64", ThreadLocal),
+        refused(18, "R_X86_64_TPOFF64", ThreadLocal),
+        refused(19, "R_X86_64_TLSGD", ThreadLocal),
+        refused(20, "R_X86_64_TLSLD", ThreadLocal),
+        refused(21, "R_X86_64_DTPOFF32", ThreadLocal),
+        refused(22, "R_X86_64_GOTTPOFF", ThreadLocal),
+        refused(23, "R_X86_64_TPOFF32", ThreadLocal),
+        over_zeros(24, "R_X86_64_PC64", SymbolMinusPlace, I64),
+        row_of(25, "R_X86_64_GOTOFF64", SymbolMinusGot, I64),
+        row_of(26, "R_X86_64_GOTPC32", GotMinusPlace, I32),
+        row_of(27, "R_X86_64_GOT64", SlotMinusGot, I64),
+        row_of(28, "R_X86_64_GOTPCREL64", SlotMinusPlace, I64),
+        row_of(29, "R_X86_64_GOTPC64", GotMinusPlace, I64),
+        row_of(30, "R_X86_64_GOTPLT64", SlotMinusGot, I64),
+        row_of(31, "R_X86_64_PLTOFF64", SymbolMinusGot, I64),
+        row_of(32, "R_X86_64_SIZE32", Size, U32),
+        row_of(33, "R_X86_64_SIZE64", Size, I64),
+        refused(34, "R_X86_64_GOTPC32_TLSDESC", ThreadLocal),
+        refused(35, "R_X86_64_TLSDESC_CALL", ThreadLocal),
+        refused(36, "R_X86_64_TLSDESC", ThreadLocal),
+        refused(37, "R_X86_64_IRELATIVE", LinkedObject),
+        refused(38, "R_X86_64_RELATIVE64", LinkedObject),
+        refused(39, "R_X86_64_PC32_BND", Withdrawn),
+        refused(40, "R_X86_64_PLT32_BND", Withdrawn),
+        relaxable(41, "R_X86_64_GOTPCRELX", 2),
+        relaxable(42, "R_X86_64_REX_GOTPCRELX", 3),
+        refused(43, "R_X86_64_CODE_4_GOTPCRELX", Apx),
+        refused(44, "R_X86_64_CODE_4_GOTTPOFF", ThreadLocal),
+        refused(45, "R_X86_64_CODE_4_GOTPC32_TLSDESC", ThreadLocal),
+        refused(46, "R_X86_64_CODE_5_GOTPCRELX", Apx),
+        refused(47, "R_X86_64_CODE_5_GOTTPOFF", ThreadLocal),
+        refused(48, "R_X86_64_CODE_5_GOTPC32_TLSDESC", ThreadLocal),
+        refused(49, "R_X86_64_CODE_6_GOTPCRELX", Apx),
+        refused(50, "R_X86_64_CODE_6_GOTTPOFF", ThreadLocal),
+        refused(51, "R_X86_64_CODE_6_GOTPC32_TLSDESC", ThreadLocal),
+    ]
+};
+
+/// GNU's two additions, far from the others.
+const VIRTUAL_TABLES: [Row; 2] = [
+    refused(250, "R_X86_64_GNU_VTINHERIT", Reason::VirtualTable),
+    refused(251, "R_X86_64_GNU_VTENTRY", Reason::VirtualTable),
+];
+
+/// The row of this number. `None`: the ABI has no such number.
+#[must_use]
+#[inline]
+pub fn row(raw: u32) -> Option<&'static Row> {
+    match usize::try_from(raw).ok().and_then(|at| ROWS.get(at)) {
+        None => VIRTUAL_TABLES.iter().find(|row| row.raw == raw),
+        found => found,
+    }
+}
+
+/// The name of the relocation with this number, for tools that list them.
+#[must_use]
+pub fn name(raw: u32) -> Option<&'static str> {
+    row(raw).map(|row| row.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ROWS, name};
+
+    #[test]
+    fn a_row_stands_at_its_number() {
+        for (at, row) in (0..).zip(ROWS) {
+            assert_eq!(row.raw, at, "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn names_are_those_of_the_abi() {
+        assert_eq!(name(4), Some("R_X86_64_PLT32"));
+        assert_eq!(name(42), Some("R_X86_64_REX_GOTPCRELX"));
+        assert_eq!(name(250), Some("R_X86_64_GNU_VTINHERIT"));
+        assert_eq!(name(52), None);
+        assert_eq!(name(u32::MAX), None);
+    }
+}
