@@ -10,8 +10,9 @@ use crate::{Counts, Error, Field, OnDiscarded, Site, Slots, Symbol, SymbolKind, 
 
 /// Turns the records of one section into edits of the section they relocate.
 ///
-/// Edits come in the order of the records and do not overlap unless the module is malformed, which the sink finds out.
-/// When an error comes back, the edits of the records before it have been taken.
+/// Edits come in the order of the records, at most one each. They overlap only in a malformed module: an
+/// [`modload_edit::EditSet`] always refuses that, a [`modload_edit::Window`] if the bytes have changed. When an error
+/// comes back, the edits of the records before it have been taken.
 ///
 /// # Errors
 /// [`Error`]: the first relocation that cannot be done.
