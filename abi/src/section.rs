@@ -43,29 +43,34 @@ pub const DSO_HANDLE_SYMBOL: &str = "__dso_handle";
 pub const THIS_MODULE_SYMBOL: &str = "__this_module";
 /// Before the name of the operations of a parameter's type: `param_ops_int`.
 pub const PARAM_OPS_PREFIX: &str = "param_ops_";
+/// The operations of a parameter that is an array.
+pub const PARAM_ARRAY_OPS_SYMBOL: &str = "param_array_ops";
 
 /// Sections with records for machinery that this version does not have, each with what it is for. A module with one
 /// of them that is not empty must be refused: to pass over it would be to run code that is not what its author meant.
 pub const UNSUPPORTED: &[(&str, &str)] = &[
-    (".altinstructions", "alternative instructions"),
-    (".parainstructions", "paravirt call sites"),
-    (".smp_locks", "lock prefixes"),
-    (".retpoline_sites", "retpoline sites"),
-    (".return_sites", "return thunk sites"),
-    (".ibt_endbr_seal", "sealing of ENDBR instructions"),
-    ("__mcount_loc", "function tracing sites"),
-    ("__patchable_function_entries", "function tracing sites"),
-    ("__jump_table", "static keys"),
-    (".static_call_sites", "static calls"),
-    (".static_call_tramp_key", "static calls"),
-    ("__versions", "symbol versions"),
-    ("__kcrctab", "symbol versions"),
-    ("__kcrctab_gpl", "symbol versions"),
-    ("__ex_table", "exception tables"),
-    ("__bug_table", "bug tables"),
-    (".orc_unwind", "ORC unwind tables"),
-    (".orc_unwind_ip", "ORC unwind tables"),
-    (".data..percpu", "per-CPU data"),
-    (".gnu.linkonce.this_module", "a struct module of Linux's own layout"),
-    ("__tracepoints", "tracepoints"),
+    (".altinstructions", "alternative instructions are not supported yet"),
+    (".parainstructions", "paravirt call sites are not supported yet"),
+    (".smp_locks", "lock prefixes are not supported yet"),
+    (".retpoline_sites", "retpoline sites are not supported yet"),
+    (".return_sites", "return thunk sites are not supported yet"),
+    (".ibt_endbr_seal", "sealing of ENDBR instructions is not supported yet"),
+    ("__mcount_loc", "function tracing sites are not supported yet"),
+    ("__patchable_function_entries", "function tracing sites are not supported yet"),
+    ("__jump_table", "static keys are not supported yet"),
+    (".static_call_sites", "static calls are not supported yet"),
+    (".static_call_tramp_key", "static calls are not supported yet"),
+    ("__versions", "symbol versions are not supported yet"),
+    ("__kcrctab", "symbol versions are not supported yet"),
+    ("__kcrctab_gpl", "symbol versions are not supported yet"),
+    ("__ex_table", "exception tables are not supported yet"),
+    ("__bug_table", "bug tables are not supported yet"),
+    (".orc_unwind", "ORC unwind tables are not supported"),
+    (".orc_unwind_ip", "ORC unwind tables are not supported"),
+    (".data..percpu", "per-CPU data is not supported yet"),
+    (".gnu.linkonce.this_module", "a struct module of Linux's own layout is not supported"),
+    ("__tracepoints", "tracepoints are not supported yet"),
 ];
+
+/// `st_shndx` of a symbol that a live patch resolves when its object is there.
+pub const SHN_LIVEPATCH: u16 = 0xff20;

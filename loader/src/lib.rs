@@ -1,1 +1,53 @@
-//! x
+//! The stages, the states, the registry and the two chains: what Linux keeps in `kernel/module/`.
+//!
+//! [`Loader::load_module`] reads as a table of contents: one line a stage, one file a stage. Each stage takes what the
+//! one before it returned and gives back a new type; a stage that fails drops what came before it, newest first, and
+//! there is no other clean-up.
+//!
+//! - [`Loader`]: a registry, its chains and its policy. The crate `modload` wraps it into a `Host`.
+//! - [`Image`]: bytes whose author is trusted, a name and parameters.
+//! - [`Module`] and [`Reference`]: a module that is there, and a counted reference that keeps it there.
+//! - [`Subscriber`]: hears of a module when it is COMING, LIVE and GOING, and may refuse it when it is COMING.
+//! - [`Timeline`]: what happened, in order, without addresses or times: made to be snapshotted.
+//!
+//! This crate does no I/O, prints nothing and reads no environment. Unsafe code is in `entry.rs` alone, where the
+//! module's own functions are called.
+
+#![deny(unsafe_code)]
+
+mod error;
+mod timeline;
+
+mod admit;
+mod chains;
+mod entry;
+mod file;
+mod form;
+mod layout;
+mod load;
+mod memory;
+mod modinfo;
+mod params;
+mod registry;
+mod relocate;
+mod resolve;
+mod unload;
+
+mod fork;
+mod module;
+mod names;
+
+pub use chains::{BUILTIN, Membership, Refusal, Subscriber};
+pub use entry::Image;
+pub use error::{Advice, Error, LoadError, Stage, UnloadError, Unresolved};
+pub use file::{File, Section};
+pub use form::Exports;
+pub use load::{Faults, Injected, Loader, NoFaults, Policy};
+pub use memory::Coming;
+pub use modload_notifier::Order;
+pub use module::{Module, Reference, SectionInfo, Symbol};
+pub use names::SymbolKind;
+pub use params::{ParamError, ParamInfo, ParamType};
+pub use registry::State;
+pub use resolve::{External, Externals};
+pub use timeline::{Event, EventKind, Outcome, Recording, Timeline};

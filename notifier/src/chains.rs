@@ -70,6 +70,11 @@ impl<S: Clone> Chains<S> {
         self.going.retain(|member| member.id != id);
     }
 
+    /// Takes all members out. Ids that were given are not given again.
+    pub fn clear(&mut self) {
+        *self = Chains { joined: self.joined, ..Chains::default() };
+    }
+
     /// The coming chain as it is now, in order.
     #[must_use]
     pub fn coming(&self) -> Vec<Member<S>> {

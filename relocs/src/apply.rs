@@ -10,8 +10,9 @@ use crate::{Counts, Error, Field, OnDiscarded, Site, Slots, Symbol, SymbolKind, 
 
 /// Turns the records of one section into edits of the section they relocate.
 ///
-/// Edits come in the order of the records and do not overlap unless the module is malformed, which the sink finds out.
-/// When an error comes back, the edits of the records before it have been taken.
+/// Edits come in the order of the records, at most one each. They overlap only in a malformed module: an
+/// [`modload_edit::EditSet`] always refuses that, a [`modload_edit::Window`] if the bytes have changed. When an error
+/// comes back, the edits of the records before it have been taken.
 ///
 /// # Errors
 /// [`Error`]: the first relocation that cannot be done.
@@ -61,7 +62,7 @@ impl<S: Sink + ?Sized> Sink for Inverse<'_, S> {
     }
 }
 
-/// One record of the section's.
+/// One record of the section's. What is `inline(always)` is the loop's body; a call there costs as much as the work.
 #[derive(Clone, Copy)]
 struct Relocation<'t> {
     target: &'t Target<'t>,
@@ -70,13 +71,45 @@ struct Relocation<'t> {
 }
 
 impl Relocation<'_> {
-    #[inline]
+    /// The short way, which nearly all relocations go: one of the six rows that Linux has, a symbol that is there, a
+    /// value that fits. In it nothing depends on the row that a processor would have to guess, except the width.
+    #[inline(always)]
     fn apply<Y, S>(self, symbols: &Y, slots: &Slots, sink: &mut S, counts: &mut Counts) -> Result<(), Error>
     where
         Y: Symbols + ?Sized,
         S: Sink + ?Sized,
     {
         let Some(row) = row(self.rela.kind) else { return Err(self.unsupported(Reason::Unknown)) };
+        if row.before == Before::Zeros
+            && let Some(symbol) = symbols.symbol(self.rela.symbol)
+            && symbol.kind != SymbolKind::Discarded
+        {
+            let value = self.near(row, &symbol);
+            if row.field.fits(value) {
+                counts.add_one(row.raw);
+                return match row.field.width() {
+                    8 => self.write::<8, S>(row, value, sink),
+                    _ => self.write::<4, S>(row, value, sink),
+                };
+            }
+        }
+        self.apply_any(row, symbols, slots, sink, counts)
+    }
+
+    /// The long way: any row, any symbol, any value.
+    #[inline(never)]
+    fn apply_any<Y, S>(
+        self,
+        row: &Row,
+        symbols: &Y,
+        slots: &Slots,
+        sink: &mut S,
+        counts: &mut Counts,
+    ) -> Result<(), Error>
+    where
+        Y: Symbols + ?Sized,
+        S: Sink + ?Sized,
+    {
         if let Value::Refused(reason) = row.value {
             return Err(self.unsupported(reason));
         }
@@ -90,27 +123,23 @@ impl Relocation<'_> {
             return Err(self.discarded());
         }
 
-        let direct = symbol.addr.offset(self.rela.addend);
+        let addend = self.rela.addend;
         let value = match row.value {
             Value::Nothing | Value::Refused(_) => return Ok(()),
-            Value::Symbol => direct.get().cast_signed(),
-            Value::SymbolMinusPlace => direct - self.place(),
-            Value::CallMinusPlace => self.call(row, direct - self.place(), slots, counts),
-            Value::SymbolMinusGot => direct - slots.got(),
+            Value::Symbol | Value::SymbolMinusPlace | Value::CallMinusPlace => self.near(row, &symbol),
+            Value::SymbolMinusGot => symbol.addr.offset(addend) - slots.got(),
             Value::SlotMinusPlace => {
                 if row.opcode != 0 && self.relax(row, &symbol, sink)? {
                     counts.relaxed += 1;
                     return Ok(());
                 }
-                self.slot(slots)?.offset(self.rela.addend) - self.place()
+                self.slot(slots)?.offset(addend) - self.place()
             }
-            Value::SlotMinusGot => self.slot(slots)?.offset(self.rela.addend) - slots.got(),
-            Value::GotMinusPlace => slots.got().offset(self.rela.addend) - self.place(),
-            Value::Size => symbol.size.wrapping_add_signed(self.rela.addend).cast_signed(),
+            Value::SlotMinusGot => self.slot(slots)?.offset(addend) - slots.got(),
+            Value::GotMinusPlace => slots.got().offset(addend) - self.place(),
+            Value::Size => symbol.size.wrapping_add_signed(addend).cast_signed(),
         };
-        if !row.field.fits(value) {
-            return Err(self.overflow(row, &symbol, value));
-        }
+        let value = if row.field.fits(value) { value } else { self.through_plt(row, &symbol, value, slots, counts)? };
         // The width is a constant in each arm, so that checking and storing are single instructions.
         match row.field.width() {
             0 => Ok(()),
@@ -119,6 +148,13 @@ impl Relocation<'_> {
             4 => self.write::<4, S>(row, value, sink),
             _ => self.write::<8, S>(row, value, sink),
         }
+    }
+
+    /// The value of a row that refers to the symbol itself, from nowhere or from the place.
+    #[inline]
+    fn near(self, row: &Row, symbol: &Symbol) -> i64 {
+        let from = if row.value == Value::Symbol { Addr::NULL } else { self.place() };
+        symbol.addr.offset(self.rela.addend) - from
     }
 
     /// The address that is relocated.
@@ -133,15 +169,24 @@ impl Relocation<'_> {
         slots.slot(self.rela.symbol).ok_or_else(|| Error::MissingSlot { site: self.site() })
     }
 
-    /// The distance of a call: to the symbol itself, unless only its PLT entry is in reach.
-    #[inline]
-    fn call(self, row: &Row, direct: i64, slots: &Slots, counts: &mut Counts) -> i64 {
-        if row.field.fits(direct) {
-            return direct;
+    /// The distance of a call to the symbol's PLT entry, now that the symbol itself has been found to be out of reach.
+    fn through_plt(
+        self,
+        row: &Row,
+        symbol: &Symbol,
+        value: i64,
+        slots: &Slots,
+        counts: &mut Counts,
+    ) -> Result<i64, Error> {
+        let Some(entry) = slots.entry(self.rela.symbol).filter(|_| row.value == Value::CallMinusPlace) else {
+            return Err(self.overflow(row, symbol, value));
+        };
+        let distance = entry.offset(self.rela.addend) - self.place();
+        if !row.field.fits(distance) {
+            return Err(self.overflow(row, symbol, distance));
         }
-        let Some(entry) = slots.entry(self.rela.symbol) else { return direct };
         counts.through_plt += 1;
-        entry.offset(self.rela.addend) - self.place()
+        Ok(distance)
     }
 
     /// Rewrites the instruction whose operand is a GOT slot so that it refers to the symbol itself. Says whether it
@@ -173,7 +218,7 @@ impl Relocation<'_> {
     }
 
     /// Writes the low `N` bytes of the value, which has been found to fit.
-    #[inline]
+    #[inline(always)]
     fn write<const N: usize, S: Sink + ?Sized>(self, row: &Row, value: i64, sink: &mut S) -> Result<(), Error> {
         let Some(file) = self.bytes::<N>(self.rela.offset) else { return Err(self.outside(row.field.width())) };
         let mut new = [0; N];
@@ -191,7 +236,7 @@ impl Relocation<'_> {
         self.target.bytes.get(index(offset)..)?.first_chunk()
     }
 
-    #[inline]
+    #[inline(always)]
     fn put<S: Sink + ?Sized>(self, edit: Edit<'_>, sink: &mut S) -> Result<(), Error> {
         sink.edit(edit).map_err(|source| self.rejected(source))
     }

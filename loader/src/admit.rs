@@ -1,0 +1,49 @@
+//! Stage *admit*: what this version cannot load rightly is turned away by name, before anything is done for it.
+
+use modload_abi::section;
+use object::elf;
+
+use crate::error::{Error, escaped};
+use crate::file::{File, Place};
+use crate::modinfo::Modinfo;
+
+/// Refuses sections, symbols and modinfo that ask for what is not there.
+pub(crate) fn check(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), Error> {
+    if info.live_patch {
+        return Err(unsupported("modinfo", b"livepatch", "live patching is not supported yet"));
+    }
+    for section in file.sections.iter().filter(|section| section.kept) {
+        let refused = |why| Err(unsupported("section", section.name, why));
+        let has = |flag| section.flags.contains(flag);
+        if has(elf::SHF_TLS) {
+            return refused("thread-local storage is not supported yet");
+        }
+        if has(elf::SHF_WRITE) && has(elf::SHF_EXECINSTR) {
+            return refused("it would be both writable and executable");
+        }
+        if has(elf::SHF_COMPRESSED) {
+            return refused("compressed sections can only hold debug information");
+        }
+        let known = section::UNSUPPORTED.iter().find(|(name, _)| section.name == name.as_bytes());
+        if let Some((_, why)) = known.filter(|_| section.size != 0) {
+            return refused(why);
+        }
+        if section.name.starts_with(section::KLP_RELA_PREFIX.as_bytes()) {
+            return refused("live patching is not supported yet");
+        }
+    }
+    for (_, symbol) in file.symbols() {
+        let why = match symbol.kind {
+            elf::STT_TLS => "thread-local storage is not supported yet",
+            elf::STT_GNU_IFUNC if symbol.place != Place::Undefined => "indirect functions are not supported yet",
+            _ if symbol.name == b"__gnu_lto_slim" => "it holds only GCC's intermediate code; compile without -flto",
+            _ => continue,
+        };
+        return Err(unsupported("symbol", symbol.name, why));
+    }
+    Ok(())
+}
+
+fn unsupported(what: &'static str, name: &[u8], why: &'static str) -> Error {
+    Error::Unsupported { what, name: escaped(name), why }
+}

@@ -1,0 +1,98 @@
+//! The one file of this crate with unsafe code: the promise that an image may run, and the calls that rely on it.
+#![expect(unsafe_code, reason = "this is where the module's own functions are called")]
+
+use std::borrow::Cow;
+use std::ffi::{c_char, c_int, c_void};
+use std::mem::transmute;
+use std::ptr;
+
+use modload_edit::{Addr, index};
+
+/// Bytes of a module whose author is trusted, with the name and the parameters it is to be loaded with.
+#[derive(Clone, Debug)]
+pub struct Image<'a> {
+    pub(crate) bytes: Cow<'a, [u8]>,
+    pub(crate) stem: String,
+    pub(crate) params: Vec<String>,
+}
+
+impl<'a> Image<'a> {
+    /// An image that may be loaded and run.
+    ///
+    /// # Safety
+    /// Loading runs the module's code in this process, and its code can do anything. Whoever calls this vouches for
+    /// it: that its relocations and tables say what its compiler meant, that its functions keep to the C ABI, do not
+    /// unwind into the host, and leave the host's memory alone; and that no thread of the module's own is still in its
+    /// code when its `exit` has returned, nor any other.
+    #[must_use]
+    pub unsafe fn trusted(bytes: impl Into<Cow<'a, [u8]>>) -> Image<'a> {
+        Image { bytes: bytes.into(), stem: "module".into(), params: Vec::new() }
+    }
+
+    /// The name it gets if its `.modinfo` has none: its file's stem, as a rule.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<String>) -> Image<'a> {
+        self.stem = name.into();
+        self
+    }
+
+    /// A parameter: `name=value`, or `name` alone for a bool.
+    #[must_use]
+    pub fn param(mut self, param: impl Into<String>) -> Image<'a> {
+        self.params.push(param.into());
+        self
+    }
+}
+
+unsafe extern "C" {
+    /// Runs what was registered with `__cxa_atexit` for this handle. Itanium C++ ABI, 3.3.6.3.
+    fn __cxa_finalize(handle: *mut c_void);
+}
+
+/// The address of a function of a module whose text is published. That it is one follows from where it is made:
+/// [`crate::form::functions`] takes only addresses within the module's own text.
+pub(crate) type Entry = Addr;
+
+fn pointer(at: Addr) -> *const () {
+    ptr::with_exposed_provenance(index(at.get()))
+}
+
+/// Calls `int init(void)`.
+pub(crate) fn init(at: Entry) -> i32 {
+    // SAFETY: the address lies in published text and is named `init_module`; `Image::trusted` vouches for its type.
+    let init = unsafe { transmute::<*const (), extern "C" fn() -> c_int>(pointer(at)) };
+    init()
+}
+
+/// Calls `void exit(void)`.
+pub(crate) fn exit(at: Entry) {
+    // SAFETY: as in `init`; it is named `cleanup_module`.
+    let exit = unsafe { transmute::<*const (), extern "C" fn()>(pointer(at)) };
+    exit();
+}
+
+/// Calls constructors in order. They get what glibc gives: argc, argv and envp, here of nothing.
+pub(crate) fn constructors(functions: &[Entry]) {
+    type Constructor = extern "C" fn(c_int, *const *const c_char, *const *const c_char);
+    let nothing = [ptr::null::<c_char>()];
+    for &at in functions {
+        // SAFETY: the address lies in published text and stands in the module's `.init_array`; `Image::trusted`
+        // vouches for its type. One that takes fewer arguments does not look at them.
+        let constructor = unsafe { transmute::<*const (), Constructor>(pointer(at)) };
+        constructor(0, nothing.as_ptr(), nothing.as_ptr());
+    }
+}
+
+/// Calls destructors in order, and then what the module registered with `__cxa_atexit`.
+pub(crate) fn destructors(functions: &[Entry], dso_handle: Option<Addr>) {
+    // The other way round than `__cxa_atexit` would have it: what it registered came after `.init_array` began, so it
+    // goes before `.fini_array`.
+    if let Some(handle) = dso_handle {
+        let handle = pointer(handle).cast_mut().cast();
+        // SAFETY: the handle is an address of the module's own data, which only its own registrations carry.
+        unsafe { __cxa_finalize(handle) };
+    }
+    for &at in functions {
+        exit(at);
+    }
+}

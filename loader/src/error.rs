@@ -1,0 +1,399 @@
+//! Why a load or an unload was refused: as data, with sentences for people.
+
+use std::fmt;
+
+use modload_text::{OutOfMemory, PublishFailed};
+use serde::{Serialize, Serializer};
+use thiserror::Error;
+
+use crate::params::ParamError;
+use crate::registry::State;
+
+/// The stages of a load, in order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Stage {
+    /// The headers, tables and indices of the file are checked.
+    Validate,
+    /// `.modinfo` is read.
+    Modinfo,
+    /// What may not be loaded is turned away.
+    Admit,
+    /// Sections get their offsets; GOT slots and PLT entries are counted.
+    Layout,
+    /// The name is reserved. The module is UNFORMED from here on.
+    Reserve,
+    /// Memory is taken.
+    Allocate,
+    /// Sections are copied.
+    Copy,
+    /// Symbols get their addresses.
+    Resolve,
+    /// Relocations are applied.
+    Relocate,
+    /// Exports, parameters and constructors are read; read-only data is published; the module can be found.
+    Form,
+    /// The coming chain is called. The module is COMING from here on.
+    Coming,
+    /// Text is published: Linux's `module_enable_ro`.
+    Publish,
+    /// Parameters are parsed.
+    Params,
+    /// Constructors are called.
+    Constructors,
+    /// `init` is called.
+    Init,
+    /// ro_after_init data becomes read-only. The module is LIVE from here on.
+    Protect,
+    /// Init sections are dropped.
+    DropInit,
+}
+
+impl Stage {
+    /// All stages, in order.
+    pub const ALL: [Stage; 17] = [
+        Stage::Validate,
+        Stage::Modinfo,
+        Stage::Admit,
+        Stage::Layout,
+        Stage::Reserve,
+        Stage::Allocate,
+        Stage::Copy,
+        Stage::Resolve,
+        Stage::Relocate,
+        Stage::Form,
+        Stage::Coming,
+        Stage::Publish,
+        Stage::Params,
+        Stage::Constructors,
+        Stage::Init,
+        Stage::Protect,
+        Stage::DropInit,
+    ];
+
+    /// Its name in timelines and messages.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Validate => "validate",
+            Stage::Modinfo => "modinfo",
+            Stage::Admit => "admit",
+            Stage::Layout => "layout",
+            Stage::Reserve => "reserve",
+            Stage::Allocate => "allocate",
+            Stage::Copy => "copy",
+            Stage::Resolve => "resolve",
+            Stage::Relocate => "relocate",
+            Stage::Form => "form",
+            Stage::Coming => "coming",
+            Stage::Publish => "publish",
+            Stage::Params => "params",
+            Stage::Constructors => "constructors",
+            Stage::Init => "init",
+            Stage::Protect => "protect",
+            Stage::DropInit => "drop_init",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Serialize for Stage {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// A load that was refused or failed. Nothing of it is left.
+#[derive(Debug, Error)]
+#[error("{module}: {stage}: {error}")]
+pub struct LoadError {
+    /// The module's name, or the file's stem if the name was not yet known.
+    pub module: String,
+    /// In which stage.
+    pub stage: Stage,
+    /// Why.
+    #[source]
+    pub error: Box<Error>,
+}
+
+/// A symbol that nobody defines.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Unresolved {
+    /// Its name, escaped.
+    pub symbol: String,
+    /// Where it is used first: `.text+0x1c in greet_init`. Empty if no relocation uses it.
+    pub used_at: String,
+    /// How many relocations use it.
+    pub uses: u64,
+    /// A known name that is much like it.
+    pub nearest: Option<String>,
+    /// What stands in the way, if it is there but cannot be used.
+    pub because: Option<&'static str>,
+}
+
+impl fmt::Display for Unresolved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.symbol)?;
+        if let Some(because) = self.because {
+            write!(f, " ({because})")?;
+        }
+        if !self.used_at.is_empty() {
+            write!(f, " used at {}", self.used_at)?;
+        }
+        if self.uses > 1 {
+            write!(f, " and {} more", self.uses - 1)?;
+        }
+        match &self.nearest {
+            Some(nearest) => write!(f, " (did you mean \"{nearest}\"?)"),
+            None => Ok(()),
+        }
+    }
+}
+
+struct List<'a, T>(&'a [T], &'static str);
+
+impl<T: fmt::Display> fmt::Display for List<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, item) in self.0.iter().enumerate() {
+            write!(f, "{}{item}", if at == 0 { "" } else { self.1 })?;
+        }
+        Ok(())
+    }
+}
+
+/// The way out of a relocation that does not reach.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Advice {
+    /// What the relocation's own error says is all there is to say.
+    None,
+    /// The arena is not in the low 2 GiB, which 32-bit absolute fields need.
+    NoLowMemory,
+}
+
+/// Why a load failed.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The bytes are something else.
+    #[error("not a relocatable ELF object: this is {0}")]
+    NotAnObject(&'static str),
+    /// A field of the file is wrong.
+    #[error("{table} {index}: {field} is {value:#x}: {problem}")]
+    Malformed {
+        /// Which table, `section header` say.
+        table: &'static str,
+        /// Which entry.
+        index: usize,
+        /// Which field, by its name in the ELF specification.
+        field: &'static str,
+        /// What it holds.
+        value: u64,
+        /// What is wrong with that.
+        problem: &'static str,
+    },
+    /// The file holds something that this version does not do.
+    #[error("{what} \"{name}\": {why}")]
+    Unsupported {
+        /// `section`, `symbol`, `modinfo`.
+        what: &'static str,
+        /// Its name, escaped.
+        name: String,
+        /// What is not done.
+        why: &'static str,
+    },
+    /// The file's sections are larger than the policy allows.
+    #[error("its sections take {bytes} bytes, and the limit is {limit}")]
+    TooLarge {
+        /// Their sum, with alignment.
+        bytes: u64,
+        /// The bound.
+        limit: u64,
+    },
+    /// The name cannot be a module's.
+    #[error("\"{name}\" cannot be a module's name: {why}")]
+    BadName {
+        /// The name, escaped.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A module of this name is LIVE (EEXIST).
+    #[error("a module of this name is already loaded")]
+    Exists,
+    /// A module of this name is going, or its load failed while we waited (EBUSY).
+    #[error("a module of this name is being unloaded, or has just failed to load")]
+    Busy,
+    /// To wait would be to wait for oneself.
+    #[error("waiting would never end: {}", List(.0, ", which waits for "))]
+    Cycle(Vec<String>),
+    /// No memory.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// Symbols that nobody defines: all of them.
+    #[error("{} unresolved symbol{}: {}", .0.len(), if .0.len() == 1 { "" } else { "s" }, List(.0, "; "))]
+    Unresolved(Vec<Unresolved>),
+    /// A symbol is for GPL-compatible modules only.
+    #[error("\"{symbol}\" of {owner} is exported to GPL-compatible modules only, and the licence is {license}")]
+    GplOnly {
+        /// The symbol, escaped.
+        symbol: String,
+        /// Who exports it.
+        owner: String,
+        /// The module's licence, quoted, or "not stated".
+        license: String,
+    },
+    /// A relocation cannot be done.
+    #[error("{}{}", relocation(.place, .symbol, .source), match .advice {
+        Advice::None => "",
+        Advice::NoLowMemory => " (no address space could be had in the low 2 GiB)",
+    })]
+    Relocation {
+        /// Section and offset: `.text+0x1c`.
+        place: String,
+        /// The symbol's name, escaped; a section's own name for its section symbol.
+        symbol: String,
+        /// Which and why.
+        source: modload_relocs::Error,
+        /// More to say.
+        advice: Advice,
+    },
+    /// A record of one of the module's own tables is wrong.
+    #[error("record {record} of section \"{section}\": {problem}")]
+    BadRecord {
+        /// Which section.
+        section: &'static str,
+        /// Which record, from 0.
+        record: usize,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// Somebody else exports a symbol of this name.
+    #[error("exports \"{symbol}\", which {owner} exports already")]
+    DuplicateExport {
+        /// The symbol, escaped.
+        symbol: String,
+        /// Who has it.
+        owner: String,
+    },
+    /// A subscriber of the coming chain said no.
+    #[error("refused by {subscriber}: {reason}")]
+    Refused {
+        /// Who.
+        subscriber: String,
+        /// Why.
+        reason: String,
+        /// The error number it gave, if it is a C subscriber.
+        errno: Option<i32>,
+    },
+    /// The text or the read-only data did not get to its place.
+    #[error(transparent)]
+    Publish(#[from] PublishFailed),
+    /// A parameter's value cannot be taken.
+    #[error("parameter \"{name}\": {source}")]
+    Param {
+        /// Which.
+        name: String,
+        /// Why.
+        source: ParamError,
+    },
+    /// `init` returned a negative error number.
+    #[error("init returned {0}{errno}", errno = errno_name(*.0))]
+    Init(i32),
+    /// ro_after_init data could not be protected.
+    #[error("making ro_after_init data read-only")]
+    Protect(#[source] std::io::Error),
+    /// A test made this stage fail.
+    #[error("made to fail by a test")]
+    Injected,
+    /// The process forked while another thread was loading this module.
+    #[error("the process forked while another thread was loading it")]
+    Forked,
+}
+
+fn relocation(place: &str, symbol: &str, source: &modload_relocs::Error) -> String {
+    // The relocation's own error begins "R_X86_64_PLT32 at +0x1c: "; names make it "at .text+0x1c against ...".
+    let text = source.to_string();
+    let kind = text.split(" at ").next().unwrap_or_default();
+    let rest = text.split_once(": ").map_or("", |(_, rest)| rest);
+    format!("{kind} at {place} against \"{symbol}\": {rest}")
+}
+
+/// The customary name of a negative error number, in brackets, if it is a common one.
+fn errno_name(result: i32) -> &'static str {
+    match result {
+        -1 => " (EPERM)",
+        -2 => " (ENOENT)",
+        -5 => " (EIO)",
+        -12 => " (ENOMEM)",
+        -14 => " (EFAULT)",
+        -16 => " (EBUSY)",
+        -17 => " (EEXIST)",
+        -19 => " (ENODEV)",
+        -22 => " (EINVAL)",
+        -95 => " (EOPNOTSUPP)",
+        _ => "",
+    }
+}
+
+impl Error {
+    /// The Linux error number that `init_module(2)` would give for this.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Error::Exists => 17,
+            Error::Busy | Error::Forked => 16,
+            Error::Cycle(_) => 35,
+            Error::OutOfMemory(_) | Error::Publish(_) | Error::Protect(_) => 12,
+            Error::Unresolved(_) => 2,
+            Error::Refused { errno, .. } => errno.unwrap_or(1),
+            Error::Param { .. } | Error::BadName { .. } => 22,
+            Error::Init(result) => result.saturating_neg(),
+            _ => 8,
+        }
+    }
+}
+
+/// An unload that was refused. The module is as it was.
+#[derive(Debug, Error)]
+pub enum UnloadError {
+    /// There is no such module.
+    #[error("{0}: no module of this name is loaded")]
+    NotFound(String),
+    /// Somebody uses it.
+    #[error("{module}: in use{}{}{}", if .by.is_empty() { "" } else { " by " }, List(.by, ", "), held(*.references))]
+    InUse {
+        /// Which.
+        module: String,
+        /// The modules that use its symbols.
+        by: Vec<String>,
+        /// How many references are held besides.
+        references: usize,
+    },
+    /// It is not LIVE.
+    #[error("{module}: it is {state}, and only a LIVE module can be unloaded")]
+    NotLive {
+        /// Which.
+        module: String,
+        /// What it is.
+        state: State,
+    },
+}
+
+fn held(references: usize) -> String {
+    match references {
+        0 => String::new(),
+        1 => " (1 reference is held)".into(),
+        n => format!(" ({n} references are held)"),
+    }
+}
+
+/// A name from a file, fit for a terminal.
+pub(crate) fn escaped(name: &[u8]) -> String {
+    match std::str::from_utf8(name) {
+        Ok(name) => name.escape_debug().to_string(),
+        Err(_) => name.escape_ascii().to_string(),
+    }
+}

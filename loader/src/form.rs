@@ -1,0 +1,234 @@
+//! Stage *form*: the module's own tables are read from relocated memory, its read-only data is published, and others
+//! can find it: from here on it is COMING.
+
+use std::sync::Arc;
+
+use modload_abi::{ExportedSymbol, Param, Records, section};
+use modload_edit::{Addr, wide};
+
+use crate::error::{Error, escaped};
+use crate::file::{File, Section};
+use crate::layout::{Layout, Spot};
+use crate::memory::Staging;
+use crate::names::Names;
+use crate::params::ParamInfo;
+use crate::registry::{Export, ModuleId, Registry, State};
+use crate::resolve::Externals;
+
+/// Functions that the loader itself calls, by address.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Functions {
+    pub(crate) init: Option<Addr>,
+    pub(crate) exit: Option<Addr>,
+    /// In order of their calls.
+    pub(crate) constructors: Vec<Addr>,
+    /// In order of their calls.
+    pub(crate) destructors: Vec<Addr>,
+    /// What `__cxa_finalize` knows the module by.
+    pub(crate) dso_handle: Option<Addr>,
+}
+
+/// A symbol to be exported.
+#[derive(Debug)]
+pub(crate) struct NewExport {
+    name: Box<[u8]>,
+    addr: Addr,
+    gpl_only: bool,
+}
+
+/// Which symbols of a module others may use.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Exports {
+    /// Those it exports: `EXPORT_SYMBOL`.
+    #[default]
+    Declared,
+    /// If it declares none: all its global functions and variables.
+    GlobalsOfPlainObjects,
+}
+
+/// The sections of this name with their places and, relocated, their bytes.
+fn tables<'f>(
+    file: &'f File<'_>,
+    layout: &'f Layout,
+    memory: &'f Staging,
+    name: &'f str,
+) -> impl Iterator<Item = (&'f Section<'f>, Addr, &'f [u8])> {
+    file.sections.iter().zip(&layout.sections).filter_map(move |(section, spot)| {
+        let Spot { part, offset } = (*spot).filter(|_| section.name == name.as_bytes())?;
+        let start = modload_edit::index(offset);
+        let bytes = memory.bytes(part).get(start..start + modload_edit::index(section.size))?;
+        Some((section, memory.addr(Spot { part, offset }), bytes))
+    })
+}
+
+/// Reads `__ksymtab` and `__ksymtab_gpl`, or takes all globals.
+pub(crate) fn exports(
+    file: &File<'_>,
+    layout: &Layout,
+    memory: &Staging,
+    names: &Names,
+    which: Exports,
+) -> Result<Vec<NewExport>, Error> {
+    let mut exports = Vec::new();
+    let mut declares = false;
+    for (table, gpl_only) in [(section::KSYMTAB, false), (section::KSYMTAB_GPL, true)] {
+        for (_, start, bytes) in tables(file, layout, memory, table) {
+            declares = true;
+            let bad = |record, problem| Error::BadRecord { section: table, record, problem };
+            let records = Records::<ExportedSymbol>::new(bytes).map_err(|_| bad(0, "its size is no multiple of 12"))?;
+            for (at, record) in records.iter().enumerate() {
+                let place = start + 12 * wide(at);
+                let addr = place.offset(record.value.into());
+                if memory.at(addr).is_none_or(|(part, _)| part.is_init()) {
+                    return Err(bad(at, "the symbol does not lie in this module, or is dropped after init"));
+                }
+                let name = memory.string((place + 4).offset(record.name.into()));
+                let name =
+                    name.filter(|name| !name.is_empty()).ok_or_else(|| bad(at, "the name is not in this module"))?;
+                let namespace = memory.string((place + 8).offset(record.namespace.into()));
+                if record.namespace != 0 && namespace != Some(b"") {
+                    return Err(bad(at, "symbol namespaces are not supported yet"));
+                }
+                exports.push(NewExport { name: name.into(), addr, gpl_only });
+            }
+        }
+    }
+    if !declares && which == Exports::GlobalsOfPlainObjects {
+        let entry = |name: &[u8]| name == section::INIT_SYMBOL.as_bytes() || name == section::EXIT_SYMBOL.as_bytes();
+        let globals = names.globals().filter(|(name, _)| !entry(name));
+        exports.extend(globals.map(|(name, symbol)| NewExport {
+            name: name.into(),
+            addr: symbol.addr,
+            gpl_only: false,
+        }));
+    }
+    Ok(exports)
+}
+
+/// Reads `__param`.
+pub(crate) fn params(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<ParamInfo>, Error> {
+    let mut params = Vec::new();
+    for (_, _, bytes) in tables(file, layout, memory, section::PARAM) {
+        let bad = |record, problem| Error::BadRecord { section: section::PARAM, record, problem };
+        let records = Records::<Param>::new(bytes).map_err(|_| bad(0, "its size is no multiple of 40"))?;
+        for (at, record) in records.iter().enumerate() {
+            let name =
+                memory.string(Addr::new(record.name)).ok_or_else(|| bad(at, "the name is not in this module"))?;
+            params.push(ParamInfo::read(escaped(name), &record, memory).map_err(|problem| bad(at, problem))?);
+        }
+    }
+    Ok(params)
+}
+
+/// Finds init, exit, constructors and destructors.
+pub(crate) fn functions(
+    file: &File<'_>,
+    layout: &Layout,
+    memory: &Staging,
+    core: &Names,
+    init: Option<&Names>,
+) -> Result<Functions, Error> {
+    let find = |name: &'static str| {
+        let symbol = core.find(name.as_bytes()).or_else(|| init.and_then(|init| init.find(name.as_bytes())));
+        symbol.map(|symbol| symbol.addr).filter(|addr| memory.at(*addr).is_some_and(|(part, _)| part.is_text()))
+    };
+    let mut destructors = arrays(file, layout, memory, section::FINI_ARRAY, section::DTORS)?;
+    destructors.reverse();
+    Ok(Functions {
+        init: find(section::INIT_SYMBOL),
+        exit: find(section::EXIT_SYMBOL),
+        constructors: arrays(file, layout, memory, section::INIT_ARRAY, section::CTORS)?,
+        destructors,
+        dso_handle: layout.this_module.map(|spot| memory.addr(spot)),
+    })
+}
+
+/// The function pointers of all `.init_array`, `.init_array.N`, `.ctors` and `.ctors.N`, in the order in which GNU ld
+/// puts them into one `.init_array`: by priority, those without one last; each `.ctors` from its end.
+fn arrays(
+    file: &File<'_>,
+    layout: &Layout,
+    memory: &Staging,
+    array: &'static str,
+    older: &'static str,
+) -> Result<Vec<Addr>, Error> {
+    let mut found = Vec::new();
+    for (section, spot) in file.sections.iter().zip(&layout.sections) {
+        let Some(Spot { part, offset }) = *spot else { continue };
+        let of =
+            |name: &str| section.name.strip_prefix(name.as_bytes()).filter(|rest| rest.is_empty() || rest[0] == b'.');
+        let (rest, name) = match (of(array), of(older)) {
+            (Some(rest), _) => (rest, array),
+            (None, Some(rest)) => (rest, older),
+            (None, None) => continue,
+        };
+        let number = rest.strip_prefix(b".").and_then(|number| std::str::from_utf8(number).ok()?.parse::<u16>().ok());
+        let priority = number.map(|number| if name == older { u16::MAX - number } else { number });
+        let start = modload_edit::index(offset);
+        let bytes = &memory.bytes(part)[start..start + modload_edit::index(section.size)];
+        let mut functions = Vec::new();
+        for (record, pointer) in bytes.chunks(8).enumerate() {
+            let bad = |problem| Error::BadRecord { section: name, record, problem };
+            let pointer: [u8; 8] = pointer.try_into().map_err(|_| bad("its size is no multiple of 8"))?;
+            let addr = Addr::new(u64::from_le_bytes(pointer));
+            if !memory.at(addr).is_some_and(|(part, _)| part.is_text()) {
+                return Err(bad("it is no function of this module"));
+            }
+            functions.push(addr);
+        }
+        if name == older {
+            functions.reverse();
+        }
+        found.push((priority.map_or(u32::MAX, u32::from), functions));
+    }
+    found.sort_by_key(|(priority, _)| *priority);
+    Ok(found.into_iter().flat_map(|(_, functions)| functions).collect())
+}
+
+/// Writes the module's name into its `struct module`.
+pub(crate) fn name_this_module(layout: &Layout, memory: &mut Staging, name: &str) {
+    let Some(spot) = layout.this_module else { return };
+    let start = modload_edit::index(spot.offset);
+    if let Some(block) = memory.bytes_mut(spot.part).get_mut(start..start + name.len()) {
+        block.copy_from_slice(name.as_bytes());
+    }
+}
+
+/// Enters the module's exports. All or none.
+pub(crate) fn publish_exports(
+    registry: &Registry,
+    externals: &dyn Externals,
+    id: ModuleId,
+    exports: Vec<NewExport>,
+) -> Result<(), Error> {
+    let duplicate = |export: &NewExport, owner: String| Error::DuplicateExport { symbol: escaped(&export.name), owner };
+    let mut book = registry.lock();
+    let mut taken = Vec::with_capacity(exports.len());
+    let mut refused = None;
+    for export in exports {
+        if externals.exported(&export.name).is_some() {
+            refused = Some(duplicate(&export, "the host".into()));
+            break;
+        }
+        if let Some(owner) = book.exporter(&export.name) {
+            refused = Some(duplicate(&export, owner));
+            break;
+        }
+        taken.push(export.name.clone());
+        book.exports.insert(export.name, Export { module: id, addr: export.addr, gpl_only: export.gpl_only });
+    }
+    // Whatever happens next, what is noted here goes when the reservation goes.
+    if let Some(entry) = book.by_id_mut(id) {
+        entry.exports = taken;
+    }
+    refused.map_or(Ok(()), Err)
+}
+
+/// The module can be found from here on.
+pub(crate) fn enter(registry: &Registry, id: ModuleId, module: &Arc<crate::module::Module>) {
+    let mut book = registry.lock();
+    if let Some(entry) = book.by_id_mut(id) {
+        entry.state = State::Coming;
+        entry.module = Some(module.clone());
+    }
+}

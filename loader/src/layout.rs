@@ -1,0 +1,212 @@
+//! Stage *layout*: every section that is kept gets a part of memory and an offset in it; what a linker would supply
+//! (GOT, PLT, COMMON, `__start_X`, the module's own handle) is counted here, before any address is known.
+
+use std::collections::BTreeMap;
+
+use modload_abi::section;
+use modload_edit::index;
+use modload_relocs::SlotPlan;
+use object::elf;
+
+use crate::error::Error;
+use crate::file::{File, Place, Section};
+
+/// A part of a module's memory: one range of one stripe.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) enum Part {
+    Text,
+    InitText,
+    ReadOnly,
+    InitReadOnly,
+    Data,
+    InitData,
+    RoAfterInit,
+}
+
+impl Part {
+    pub(crate) const COUNT: usize = 7;
+    pub(crate) const ALL: [Part; Part::COUNT] =
+        [Part::Text, Part::InitText, Part::ReadOnly, Part::InitReadOnly, Part::Data, Part::InitData, Part::RoAfterInit];
+
+    pub(crate) fn slot(self) -> usize {
+        match self {
+            Part::Text => 0,
+            Part::InitText => 1,
+            Part::ReadOnly => 2,
+            Part::InitReadOnly => 3,
+            Part::Data => 4,
+            Part::InitData => 5,
+            Part::RoAfterInit => 6,
+        }
+    }
+
+    /// Whether it is dropped when `init` has returned.
+    pub(crate) fn is_init(self) -> bool {
+        matches!(self, Part::InitText | Part::InitReadOnly | Part::InitData)
+    }
+
+    pub(crate) fn is_text(self) -> bool {
+        matches!(self, Part::Text | Part::InitText)
+    }
+
+    /// Where a section belongs.
+    fn of(section: &Section<'_>) -> Part {
+        let named = |name: &str| section.name.starts_with(name.as_bytes());
+        let is = |name: &str| {
+            section.name.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.is_empty() || rest[0] == b'.')
+        };
+        let constructors = is(section::INIT_ARRAY) || is(section::CTORS);
+        let init = named(section::INIT_PREFIX) || constructors;
+        let relocated_only =
+            constructors || is(section::FINI_ARRAY) || is(section::DTORS) || is(section::RELOCATED_READ_ONLY);
+        if section.flags.contains(elf::SHF_EXECINSTR) {
+            return if init { Part::InitText } else { Part::Text };
+        }
+        if is(section::RO_AFTER_INIT) {
+            return Part::RoAfterInit;
+        }
+        match (section.flags.contains(elf::SHF_WRITE) && !relocated_only, init) {
+            (true, true) => Part::InitData,
+            (true, false) => Part::Data,
+            (false, true) => Part::InitReadOnly,
+            (false, false) => Part::ReadOnly,
+        }
+    }
+}
+
+/// Size and alignment of a part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Space {
+    pub(crate) size: u64,
+    pub(crate) align: u64,
+}
+
+impl Space {
+    const EMPTY: Space = Space { size: 0, align: 1 };
+
+    /// Adds something at the end; returns its offset.
+    fn add(&mut self, size: u64, align: u64) -> Option<u64> {
+        let offset = self.size.checked_next_multiple_of(align)?;
+        self.size = offset.checked_add(size)?;
+        self.align = self.align.max(align);
+        Some(offset)
+    }
+}
+
+/// A place in a module's memory before it has an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Spot {
+    pub(crate) part: Part,
+    pub(crate) offset: u64,
+}
+
+/// Size of what `__this_module` and `__dso_handle` refer to: a `struct module` of the SDK's.
+pub(crate) const THIS_MODULE_SIZE: u64 = 64;
+
+/// Where everything goes.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    /// By [`Part::slot`].
+    pub(crate) parts: [Space; Part::COUNT],
+    /// By section index; `None` for what is not kept.
+    pub(crate) sections: Vec<Option<Spot>>,
+    /// COMMON symbols, by symbol index, in order.
+    pub(crate) commons: Vec<(u32, Spot)>,
+    /// Undefined symbols, by index.
+    pub(crate) undefined: Vec<u32>,
+    pub(crate) slots: SlotPlan,
+    pub(crate) got: Spot,
+    pub(crate) plt: Spot,
+    /// The module's `struct module`, if it refers to it.
+    pub(crate) this_module: Option<Spot>,
+}
+
+impl Layout {
+    /// Bytes of all parts.
+    pub(crate) fn size(&self) -> u64 {
+        self.parts.iter().map(|space| space.size).sum()
+    }
+
+    pub(crate) fn section(&self, at: u32) -> Option<Spot> {
+        self.sections.get(index(at.into())).copied().flatten()
+    }
+}
+
+/// Lays a file out within `limit` bytes.
+pub(crate) fn plan(file: &File<'_>, limit: u64) -> Result<Layout, Error> {
+    let mut layout = Layout {
+        parts: [Space::EMPTY; Part::COUNT],
+        sections: vec![None; file.sections.len()],
+        commons: Vec::new(),
+        undefined: Vec::new(),
+        slots: SlotPlan::new(file.symbol_count()),
+        got: Spot { part: Part::ReadOnly, offset: 0 },
+        plt: Spot { part: Part::Text, offset: 0 },
+        this_module: None,
+    };
+    let mut wants_own_block = false;
+    let mut wants_bounds = false;
+    for (at, symbol) in file.symbols().skip(1) {
+        match symbol.place {
+            Place::Undefined => {
+                layout.undefined.push(at);
+                wants_own_block |= symbol.name == section::THIS_MODULE_SYMBOL.as_bytes()
+                    || symbol.name == section::DSO_HANDLE_SYMBOL.as_bytes();
+                wants_bounds |= bounded_section(symbol.name).is_some();
+            }
+            Place::Common => {
+                let spot = layout.add(Part::Data, symbol.size, symbol.value, limit)?;
+                layout.commons.push((at, spot));
+            }
+            Place::Absolute | Place::Section(_) => {}
+        }
+    }
+    for at in order(file, wants_bounds) {
+        let section = &file.sections[at];
+        let spot = layout.add(Part::of(section), section.size, section.align, limit)?;
+        layout.sections[at] = Some(spot);
+    }
+    for relas in &file.relas {
+        layout.slots.scan(relas.section, relas.records, |symbol| {
+            file.symbol(symbol).is_some_and(|symbol| symbol.place == Place::Undefined)
+        });
+    }
+    layout.got = layout.add(Part::ReadOnly, layout.slots.got_size(), layout.slots.got_align(), limit)?;
+    layout.plt = layout.add(Part::Text, layout.slots.plt_size(), layout.slots.plt_align(), limit)?;
+    if wants_own_block {
+        layout.this_module = Some(layout.add(Part::Data, THIS_MODULE_SIZE, 16, limit)?);
+    }
+    Ok(layout)
+}
+
+impl Layout {
+    fn add(&mut self, part: Part, size: u64, align: u64, limit: u64) -> Result<Spot, Error> {
+        let others = self.size();
+        let space = &mut self.parts[part.slot()];
+        let offset = space.add(size, align).filter(|_| space.size <= limit && others.saturating_add(size) <= limit);
+        let too_large = Error::TooLarge { bytes: others.saturating_add(size), limit };
+        offset.map(|offset| Spot { part, offset }).ok_or(too_large)
+    }
+}
+
+/// The section whose beginning or end a symbol `__start_X` or `__stop_X` means.
+pub(crate) fn bounded_section(symbol: &[u8]) -> Option<&[u8]> {
+    let prefixes = [section::START_PREFIX, section::STOP_PREFIX];
+    let name = prefixes.iter().find_map(|prefix| symbol.strip_prefix(prefix.as_bytes()))?;
+    let identifier = name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
+    (identifier && !name.is_empty()).then_some(name)
+}
+
+/// The kept sections in the order in which they are laid out: that of the file, but sections of one name side by side
+/// if the module asks for the bounds of any.
+fn order(file: &File<'_>, by_name: bool) -> Vec<usize> {
+    let mut kept: Vec<usize> = (0..file.sections.len()).filter(|&at| file.sections[at].kept).collect();
+    if by_name {
+        let mut first: BTreeMap<&[u8], usize> = BTreeMap::new();
+        for &at in &kept {
+            first.entry(file.sections[at].name).or_insert(at);
+        }
+        kept.sort_by_key(|&at| (first[file.sections[at].name], at));
+    }
+    kept
+}

@@ -1,0 +1,309 @@
+//! Stages *allocate*, *copy* and *publish*: a module's memory, as a type of its own for each thing that may still be
+//! done with it.
+
+use std::sync::Arc;
+
+use modload_edit::{Addr, Edit, Rejected, Sink, Window, index, wide};
+use modload_text::{Arena, Fresh, INT3, Placed, Protected, PublishFailed, Published, Staged, TextLock};
+
+use crate::error::Error;
+use crate::file::File;
+use crate::layout::{Layout, Part, Space, Spot};
+use crate::module::Module;
+use crate::names::Names;
+
+/// Memory of a module that is UNFORMED: everything can be written, nothing is at its place but data.
+#[derive(Debug)]
+pub(crate) struct Staging {
+    text: Option<Staged>,
+    init_text: Option<Staged>,
+    read_only: Option<Staged>,
+    init_read_only: Option<Staged>,
+    data: Option<Fresh>,
+    init_data: Option<Fresh>,
+    ro_after_init: Option<Fresh>,
+}
+
+/// Memory of a module that is formed: read-only data is at its place, text is still staged.
+#[derive(Debug)]
+pub(crate) struct Formed {
+    text: Option<Staged>,
+    init_text: Option<Staged>,
+    read_only: Option<Published>,
+    init_read_only: Option<Published>,
+    data: Option<Placed>,
+    init_data: Option<Placed>,
+    ro_after_init: Option<Placed>,
+}
+
+/// Memory of a module whose code can run.
+#[derive(Debug)]
+pub(crate) struct Installed {
+    text: Option<Published>,
+    read_only: Option<Published>,
+    data: Option<Placed>,
+    pub(crate) init: Init,
+    ro_after_init: Option<Placed>,
+}
+
+/// What is dropped when `init` has returned.
+#[derive(Debug)]
+#[expect(dead_code, reason = "each field is held for its drop")]
+pub(crate) struct Init {
+    text: Option<Published>,
+    read_only: Option<Published>,
+    data: Option<Placed>,
+}
+
+/// Memory of a LIVE module. Freed in this order: first nobody can run its code, then nobody needs its data.
+#[derive(Debug)]
+pub(crate) struct Core {
+    #[expect(dead_code, reason = "held for its drop")]
+    text: Option<Published>,
+    #[expect(dead_code, reason = "held for its drop")]
+    read_only: Option<Published>,
+    data: Option<Placed>,
+    #[expect(dead_code, reason = "held for its drop")]
+    ro_after_init: Option<Protected>,
+}
+
+/// The first address and the size of each part, by [`Part::slot`]; size 0 for one that is not there.
+pub(crate) type Ranges = [(Addr, u64); Part::COUNT];
+
+/// Takes memory for every part that has something in it.
+pub(crate) fn allocate(arena: &'static Arena, layout: &Layout) -> Result<Staging, Error> {
+    let take = |part: Part| Some(layout.parts[part.slot()]).filter(|space| space.size != 0);
+    let text = |Space { size, align }| arena.stage_text(size, align.max(16));
+    let read_only = |Space { size, align }| arena.stage_read_only(size, align);
+    let data = |Space { size, align }| arena.place_data(size, align);
+    let late = |Space { size, align }| arena.place_ro_after_init(size, align);
+    Ok(Staging {
+        text: take(Part::Text).map(text).transpose()?,
+        init_text: take(Part::InitText).map(text).transpose()?,
+        read_only: take(Part::ReadOnly).map(read_only).transpose()?,
+        init_read_only: take(Part::InitReadOnly).map(read_only).transpose()?,
+        data: take(Part::Data).map(data).transpose()?,
+        init_data: take(Part::InitData).map(data).transpose()?,
+        ro_after_init: take(Part::RoAfterInit).map(late).transpose()?,
+    })
+}
+
+/// Copies every section to where it belongs; what no section covers is INT3 in text and zero elsewhere.
+pub(crate) fn copy(file: &File<'_>, layout: &Layout, memory: &mut Staging) -> u64 {
+    let mut copied = 0;
+    let mut filled = [0_usize; Part::COUNT];
+    for (section, spot) in file.sections.iter().zip(&layout.sections) {
+        let Some(Spot { part, offset }) = *spot else { continue };
+        let fill = if part.is_text() { INT3 } else { 0 };
+        let bytes = memory.bytes_mut(part);
+        let start = index(offset);
+        // Sections of a part mostly come in the order of their offsets; one that does not finds its gap filled.
+        let gap = filled[part.slot()]..start;
+        if let Some(gap) = bytes.get_mut(gap) {
+            gap.fill(fill);
+        }
+        let end = start + section.data.len();
+        bytes[start..end].copy_from_slice(section.data);
+        let behind = start + index(section.size);
+        bytes[end..behind].fill(0);
+        filled[part.slot()] = filled[part.slot()].max(behind);
+        copied += wide(section.data.len());
+    }
+    for part in Part::ALL {
+        let fill = if part.is_text() { INT3 } else { 0 };
+        if let Some(rest) = memory.bytes_mut(part).get_mut(filled[part.slot()]..) {
+            rest.fill(fill);
+        }
+    }
+    copied
+}
+
+impl Staging {
+    /// Where a part begins; address zero if there is none.
+    pub(crate) fn base(&self, part: Part) -> Addr {
+        let staged = |staged: &Option<Staged>| staged.as_ref().map(Staged::addr);
+        let fresh = |fresh: &Option<Fresh>| fresh.as_ref().map(Fresh::addr);
+        let base = match part {
+            Part::Text => staged(&self.text),
+            Part::InitText => staged(&self.init_text),
+            Part::ReadOnly => staged(&self.read_only),
+            Part::InitReadOnly => staged(&self.init_read_only),
+            Part::Data => fresh(&self.data),
+            Part::InitData => fresh(&self.init_data),
+            Part::RoAfterInit => fresh(&self.ro_after_init),
+        };
+        base.unwrap_or(Addr::NULL)
+    }
+
+    pub(crate) fn bytes(&self, part: Part) -> &[u8] {
+        let staged = |staged| Option::map_or(staged, &[][..], Staged::bytes);
+        let fresh = |fresh| Option::map_or(fresh, &[][..], Fresh::bytes);
+        match part {
+            Part::Text => staged(self.text.as_ref()),
+            Part::InitText => staged(self.init_text.as_ref()),
+            Part::ReadOnly => staged(self.read_only.as_ref()),
+            Part::InitReadOnly => staged(self.init_read_only.as_ref()),
+            Part::Data => fresh(self.data.as_ref()),
+            Part::InitData => fresh(self.init_data.as_ref()),
+            Part::RoAfterInit => fresh(self.ro_after_init.as_ref()),
+        }
+    }
+
+    pub(crate) fn bytes_mut(&mut self, part: Part) -> &mut [u8] {
+        let staged = |staged| Option::map_or(staged, &mut [][..], Staged::bytes_mut);
+        let fresh = |fresh| Option::map_or(fresh, &mut [][..], Fresh::bytes_mut);
+        match part {
+            Part::Text => staged(self.text.as_mut()),
+            Part::InitText => staged(self.init_text.as_mut()),
+            Part::ReadOnly => staged(self.read_only.as_mut()),
+            Part::InitReadOnly => staged(self.init_read_only.as_mut()),
+            Part::Data => fresh(self.data.as_mut()),
+            Part::InitData => fresh(self.init_data.as_mut()),
+            Part::RoAfterInit => fresh(self.ro_after_init.as_mut()),
+        }
+    }
+
+    /// The address of a place.
+    pub(crate) fn addr(&self, spot: Spot) -> Addr {
+        self.base(spot.part) + spot.offset
+    }
+
+    pub(crate) fn ranges(&self) -> Ranges {
+        Part::ALL.map(|part| (self.base(part), wide(self.bytes(part).len())))
+    }
+
+    /// The part that holds an address, and what it holds from there on.
+    pub(crate) fn at(&self, addr: Addr) -> Option<(Part, &[u8])> {
+        Part::ALL.into_iter().find_map(|part| {
+            let offset = addr.checked_offset_from(self.base(part))?;
+            self.bytes(part).get(index(offset)..).filter(|rest| !rest.is_empty()).map(|rest| (part, rest))
+        })
+    }
+
+    /// The NUL-terminated string at an address.
+    pub(crate) fn string(&self, addr: Addr) -> Option<&[u8]> {
+        let (_, rest) = self.at(addr)?;
+        rest.split(|&byte| byte == 0).next().filter(|string| string.len() < rest.len())
+    }
+
+    /// A window for edits of `size` bytes at a place.
+    pub(crate) fn window(&mut self, spot: Spot, size: u64) -> Window<'_> {
+        let at = self.addr(spot);
+        let start = index(spot.offset);
+        let bytes = self.bytes_mut(spot.part).get_mut(start..start + index(size));
+        Window::new(at, bytes.unwrap_or_default())
+    }
+
+    /// Stray calls into the text are reported under these names from here on.
+    pub(crate) fn own_text(&mut self, names: &Arc<Names>, init_names: Option<&Arc<Names>>) {
+        if let Some(text) = &mut self.text {
+            text.owner(names.clone());
+        }
+        if let Some(text) = &mut self.init_text {
+            text.owner(init_names.unwrap_or(names).clone());
+        }
+    }
+
+    /// Publishes the read-only data and hands the data over: the module is formed.
+    pub(crate) fn form(self) -> Result<Formed, PublishFailed> {
+        let mut lock = TextLock::take();
+        let read_only = self.read_only.map(|staged| staged.publish(&mut lock)).transpose()?;
+        let init_read_only = self.init_read_only.map(|staged| staged.publish(&mut lock)).transpose()?;
+        Ok(Formed {
+            text: self.text,
+            init_text: self.init_text,
+            read_only,
+            init_read_only,
+            data: self.data.map(Fresh::settle),
+            init_data: self.init_data.map(Fresh::settle),
+            ro_after_init: self.ro_after_init.map(Fresh::settle),
+        })
+    }
+}
+
+impl Formed {
+    /// Brings the text to its place: Linux's `module_enable_ro`.
+    pub(crate) fn publish(self) -> Result<Installed, PublishFailed> {
+        let (text, init_text) = {
+            let mut lock = TextLock::take();
+            let text = self.text.map(|staged| staged.publish(&mut lock)).transpose();
+            let init_text = self.init_text.map(|staged| staged.publish(&mut lock)).transpose();
+            // The lock goes first: dropping published text takes it.
+            (text, init_text)
+        };
+        Ok(Installed {
+            text: text?,
+            read_only: self.read_only,
+            data: self.data,
+            init: Init { text: init_text?, read_only: self.init_read_only, data: self.init_data },
+            ro_after_init: self.ro_after_init,
+        })
+    }
+}
+
+impl Installed {
+    fn writable(&self) -> impl Iterator<Item = &Placed> {
+        self.data.iter().chain(&self.init.data).chain(&self.ro_after_init)
+    }
+
+    /// Stores bytes into the module's variables.
+    pub(crate) fn write(&self, at: Addr, bytes: &[u8]) -> Option<()> {
+        self.writable().find_map(|placed| placed.write(at, bytes))
+    }
+
+    /// Makes ro_after_init data read-only, and parts with what was for `init` only.
+    pub(crate) fn protect(self) -> Result<(Core, Init), Error> {
+        let ro_after_init = self.ro_after_init.map(Placed::protect).transpose().map_err(Error::Protect)?;
+        let core = Core { text: self.text, read_only: self.read_only, data: self.data, ro_after_init };
+        Ok((core, self.init))
+    }
+}
+
+impl Core {
+    /// Copies bytes out of the module's variables.
+    pub(crate) fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
+        self.data.as_ref()?.read(at, len)
+    }
+}
+
+/// A module that is COMING, as its notifiers see it: its symbols are known, its data can be read and written, and its
+/// text can still be edited by plain stores.
+#[derive(Debug)]
+pub struct Coming<'m> {
+    pub(crate) module: &'m Module,
+    pub(crate) memory: &'m mut Formed,
+}
+
+impl Coming<'_> {
+    /// The module.
+    #[must_use]
+    pub fn module(&self) -> &Module {
+        self.module
+    }
+
+    /// The staged text that holds `at`: its first address, and its bytes.
+    #[must_use]
+    pub fn text(&self, at: Addr) -> Option<(Addr, &[u8])> {
+        let holds = |staged: &&Staged| at >= staged.addr() && at < staged.addr() + wide(staged.len());
+        let staged = self.memory.text.iter().chain(&self.memory.init_text).find(holds)?;
+        Some((staged.addr(), staged.bytes()))
+    }
+}
+
+/// Edits of the staged text.
+impl Sink for Coming<'_> {
+    fn edit(&mut self, edit: Edit<'_>) -> Result<(), Rejected> {
+        let mut refused = None;
+        for staged in self.memory.text.iter_mut().chain(&mut self.memory.init_text) {
+            match Window::new(staged.addr(), staged.bytes_mut()).edit(edit) {
+                Err(Rejected::Outside { at, len, start, end, why }) => {
+                    refused = refused.or(Some(Rejected::Outside { at, len, start, end, why }));
+                }
+                taken_or_refused => return taken_or_refused,
+            }
+        }
+        let nothing =
+            Rejected::Outside { at: edit.at, len: edit.new.len(), start: Addr::NULL, end: Addr::NULL, why: edit.why };
+        Err(refused.unwrap_or(nothing))
+    }
+}

@@ -1,0 +1,56 @@
+//! Stage *modinfo*: what the module says of itself.
+
+use modload_abi::{modinfo, section};
+
+use crate::error::{Error, escaped};
+use crate::file::File;
+
+/// Linux's MODULE_NAME_LEN, less the closing NUL.
+pub(crate) const MAX_NAME: usize = 55;
+
+/// What `.modinfo` holds, as far as a load needs it.
+#[derive(Clone, Debug)]
+pub(crate) struct Modinfo<'a> {
+    pub(crate) name: String,
+    pub(crate) license: Option<&'a [u8]>,
+    pub(crate) live_patch: bool,
+}
+
+impl Modinfo<'_> {
+    pub(crate) fn is_gpl_compatible(&self) -> bool {
+        self.license.is_some_and(modinfo::is_gpl_compatible)
+    }
+
+    pub(crate) fn license_for_people(&self) -> String {
+        self.license.map_or_else(|| "not stated".into(), |license| format!("\"{}\"", escaped(license)))
+    }
+}
+
+/// Reads `.modinfo`. Without a `name=` the module is called `stem`.
+pub(crate) fn read<'a>(file: &File<'a>, stem: &str) -> Result<Modinfo<'a>, Error> {
+    let bytes = file.find(section::MODINFO).map_or(&[][..], |(_, section)| section.data);
+    let name = modinfo::get(bytes, "name").unwrap_or(stem.as_bytes());
+    Ok(Modinfo {
+        name: checked(name)?,
+        license: modinfo::get(bytes, "license"),
+        live_patch: modinfo::get(bytes, "livepatch").is_some(),
+    })
+}
+
+fn checked(name: &[u8]) -> Result<String, Error> {
+    let bad = |why| Error::BadName { name: escaped(name), why };
+    if name.is_empty() {
+        return Err(bad("it is empty"));
+    }
+    if name.len() > MAX_NAME {
+        return Err(bad("it is longer than 55 bytes"));
+    }
+    if name.contains(&b'/') {
+        return Err(bad("it holds a slash"));
+    }
+    match std::str::from_utf8(name) {
+        Ok(name) if !name.chars().any(|c| c.is_control() || c.is_whitespace()) => Ok(name.to_owned()),
+        Ok(_) => Err(bad("it holds a blank or a control character")),
+        Err(_) => Err(bad("it is not UTF-8")),
+    }
+}

@@ -1,0 +1,253 @@
+//! A module that is there, and the references that keep it there.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use modload_edit::{Addr, wide};
+
+use crate::chains::Accepted;
+use crate::form::Functions;
+use crate::layout::Part;
+use crate::memory::{Core, Ranges};
+use crate::names::{Names, SymbolKind};
+use crate::params::ParamInfo;
+use crate::registry::{ModuleId, Registry, State};
+
+/// A symbol of a module.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Symbol {
+    /// Its address.
+    pub addr: Addr,
+    /// Its size in bytes, 0 if the file does not say.
+    pub size: u64,
+    /// What it is.
+    pub kind: SymbolKind,
+}
+
+/// A section of a module, in memory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SectionInfo {
+    /// Its name, escaped.
+    pub name: String,
+    /// Its address.
+    pub addr: Addr,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// A module from COMING on.
+#[derive(Debug)]
+pub struct Module {
+    pub(crate) id: ModuleId,
+    pub(crate) name: Arc<str>,
+    pub(crate) registry: &'static Registry,
+    pub(crate) names: Arc<Names>,
+    /// Until `init` has returned.
+    pub(crate) init_names: Mutex<Option<Arc<Names>>>,
+    pub(crate) sections: Vec<(SectionInfo, Part)>,
+    pub(crate) ranges: Ranges,
+    pub(crate) functions: Functions,
+    pub(crate) params: Mutex<Vec<ParamInfo>>,
+    pub(crate) license: Option<String>,
+    /// From LIVE on.
+    pub(crate) core: Mutex<Option<Core>>,
+    pub(crate) accepted: Mutex<Accepted>,
+    /// How many references are held; [`CLOSED`] when no more are given.
+    references: AtomicUsize,
+}
+
+/// Set in the number of references when the module is going.
+const CLOSED: usize = 1 << (usize::BITS - 1);
+
+/// What a module is made of when it is formed.
+pub(crate) struct Parts {
+    pub(crate) id: ModuleId,
+    pub(crate) name: Arc<str>,
+    pub(crate) registry: &'static Registry,
+    pub(crate) names: Arc<Names>,
+    pub(crate) init_names: Option<Arc<Names>>,
+    pub(crate) sections: Vec<(SectionInfo, Part)>,
+    pub(crate) ranges: Ranges,
+    pub(crate) functions: Functions,
+    pub(crate) params: Vec<ParamInfo>,
+    pub(crate) license: Option<String>,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Module {
+    pub(crate) fn new(parts: Parts) -> Module {
+        Module {
+            id: parts.id,
+            name: parts.name,
+            registry: parts.registry,
+            names: parts.names,
+            init_names: Mutex::new(parts.init_names),
+            sections: parts.sections,
+            ranges: parts.ranges,
+            functions: parts.functions,
+            params: Mutex::new(parts.params),
+            license: parts.license,
+            core: Mutex::new(None),
+            accepted: Mutex::new(Accepted::default()),
+            references: AtomicUsize::new(0),
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its licence, escaped, if it states one.
+    #[must_use]
+    pub fn license(&self) -> Option<&str> {
+        self.license.as_deref()
+    }
+
+    /// Its state; `None` once it is freed.
+    #[must_use]
+    pub fn state(&self) -> Option<State> {
+        self.registry.lock().by_id(self.id).map(|entry| entry.state)
+    }
+
+    /// The symbol of this name, exported or not, a global one before a local one. Symbols of init sections are there
+    /// until `init` has returned.
+    #[must_use]
+    pub fn symbol(&self, name: &str) -> Option<Symbol> {
+        let init = || lock(&self.init_names).as_ref().and_then(|names| names.find(name.as_bytes()));
+        self.names.find(name.as_bytes()).or_else(init)
+    }
+
+    /// Its sections in the order of its file; those of init are there until `init` has returned.
+    pub fn sections(&self) -> impl Iterator<Item = &SectionInfo> {
+        let with_init = lock(&self.core).is_none();
+        self.sections.iter().filter(move |(_, part)| with_init || !part.is_init()).map(|(section, _)| section)
+    }
+
+    /// Bytes of text, read-only data, data and ro_after_init data that it keeps while LIVE.
+    #[must_use]
+    pub fn sizes(&self) -> [u64; 4] {
+        [Part::Text, Part::ReadOnly, Part::Data, Part::RoAfterInit].map(|part| self.ranges[part.slot()].1)
+    }
+
+    /// Its parameters.
+    #[must_use]
+    pub fn params(&self) -> Vec<ParamInfo> {
+        lock(&self.params).clone()
+    }
+
+    /// The value of a parameter as it is in the module's memory now. `None` if there is no such parameter or the
+    /// module is not LIVE.
+    #[must_use]
+    pub fn param(&self, name: &str) -> Option<String> {
+        let core = lock(&self.core);
+        let core = core.as_ref()?;
+        lock(&self.params).iter().find(|param| param.is_named(name))?.show(&|at, len| core.read(at, len))
+    }
+
+    /// How many references are held.
+    #[must_use]
+    pub fn references(&self) -> usize {
+        self.references.load(Ordering::Relaxed) & !CLOSED
+    }
+
+    /// The modules that use its symbols.
+    #[must_use]
+    pub fn users(&self) -> Vec<String> {
+        self.registry.lock().users(self.id)
+    }
+
+    /// The modules whose symbols it uses.
+    #[must_use]
+    pub fn uses(&self) -> Vec<String> {
+        self.registry.lock().providers(self.id)
+    }
+
+    /// The address of its `struct module`, if it refers to it.
+    #[must_use]
+    pub fn this_module(&self) -> Option<Addr> {
+        self.functions.dso_handle
+    }
+
+    /// Whether an address lies in the module's memory.
+    #[must_use]
+    pub fn contains(&self, at: Addr) -> bool {
+        self.ranges.iter().any(|&(start, len)| at.checked_offset_from(start).is_some_and(|offset| offset < len))
+    }
+
+    /// Section and offset of an address in this module, for people and for snapshots: `.text+0x10`.
+    #[must_use]
+    pub fn display_place(&self, at: Addr) -> Option<String> {
+        self.sections.iter().find_map(|(section, _)| {
+            let offset = at.checked_offset_from(section.addr).filter(|offset| *offset < section.size)?;
+            Some(format!("{}+{offset:#x}", section.name))
+        })
+    }
+
+    /// Counts a reference, unless the module is going.
+    pub(crate) fn get(self: &Arc<Module>) -> Option<Reference> {
+        let more = |count: usize| (count & CLOSED == 0).then_some(count + 1);
+        self.references.fetch_update(Ordering::Acquire, Ordering::Relaxed, more).ok()?;
+        Some(Reference { module: self.clone() })
+    }
+
+    /// Gives no more references, if none is held. Otherwise says how many are.
+    pub(crate) fn close(&self) -> Result<(), usize> {
+        match self.references.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => Ok(()),
+            Err(count) => Err(count & !CLOSED),
+        }
+    }
+}
+
+/// A counted reference: as long as one is held, the module cannot be unloaded.
+pub struct Reference {
+    module: Arc<Module>,
+}
+
+impl std::ops::Deref for Reference {
+    type Target = Module;
+    fn deref(&self) -> &Module {
+        &self.module
+    }
+}
+
+impl fmt::Debug for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Reference").field(&self.module.name).finish()
+    }
+}
+
+impl Clone for Reference {
+    fn clone(&self) -> Reference {
+        // A module with a reference is not closed.
+        self.module.references.fetch_add(1, Ordering::Relaxed);
+        Reference { module: self.module.clone() }
+    }
+}
+
+impl Drop for Reference {
+    fn drop(&mut self) {
+        self.module.references.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// What a file's sections are called once they have addresses.
+pub(crate) fn sections(
+    file: &crate::file::File<'_>,
+    layout: &crate::layout::Layout,
+    memory: &crate::memory::Staging,
+) -> Vec<(SectionInfo, Part)> {
+    let placed = file.sections.iter().zip(&layout.sections);
+    let placed = placed.filter_map(|(section, spot)| Some((section, (*spot)?)));
+    let info = placed.map(|(section, spot)| {
+        let name = crate::error::escaped(section.name);
+        (SectionInfo { name, addr: memory.addr(spot), size: section.size.max(wide(section.data.len())) }, spot.part)
+    });
+    info.collect()
+}

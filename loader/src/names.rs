@@ -1,0 +1,166 @@
+//! The symbols of a module that is there, by name and by address.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use hashbrown::HashTable;
+use modload_edit::{Addr, index};
+use modload_text::Describe;
+use object::elf;
+
+use crate::file::{File, Place};
+use crate::layout::Layout;
+use crate::memory::Staging;
+use crate::module::Symbol;
+
+/// What a symbol names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SymbolKind {
+    /// A function.
+    Function,
+    /// A variable.
+    Object,
+    /// The file does not say.
+    Other,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    addr: Addr,
+    size: u64,
+    /// Offset of the name.
+    name: u32,
+    kind: SymbolKind,
+    scope: Scope,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Scope {
+    Local,
+    Global,
+}
+
+/// A compact copy of what is needed of a symbol table once its file is gone.
+#[derive(Debug)]
+pub(crate) struct Names {
+    module: std::sync::Arc<str>,
+    trap_descriptor: i32,
+    entries: Box<[Entry]>,
+    /// Names, each ended by a NUL.
+    strings: Box<[u8]>,
+    lookups: AtomicU32,
+    by_name: OnceLock<(RandomState, HashTable<u32>)>,
+}
+
+/// So many lookups are made by walking the table; then an index is worth its making.
+const WALKS: u32 = 4;
+
+/// The names of the module's own symbols and, apart, of those that go when `init` has returned.
+pub(crate) fn collect(
+    file: &File<'_>,
+    layout: &Layout,
+    memory: &Staging,
+    module: &std::sync::Arc<str>,
+    trap_descriptor: i32,
+) -> (Names, Option<Names>) {
+    let mut core = Vec::with_capacity(index(file.symbol_count().into()));
+    let mut init = Vec::new();
+    for (at, symbol) in file.symbols() {
+        let spot = match symbol.place {
+            Place::Section(section) => {
+                layout.section(section).map(|spot| (memory.addr(spot) + symbol.value, spot.part))
+            }
+            Place::Common => {
+                layout.commons.iter().find(|common| common.0 == at).map(|&(_, spot)| (memory.addr(spot), spot.part))
+            }
+            Place::Undefined | Place::Absolute => None,
+        };
+        let Some((addr, part)) = spot else { continue };
+        let kind = match symbol.kind {
+            elf::STT_FUNC => SymbolKind::Function,
+            elf::STT_OBJECT | elf::STT_COMMON => SymbolKind::Object,
+            elf::STT_NOTYPE => SymbolKind::Other,
+            _ => continue,
+        };
+        let name = file.name_offset(at);
+        if name == 0 {
+            continue;
+        }
+        let scope = if symbol.bind == elf::STB_LOCAL { Scope::Local } else { Scope::Global };
+        let entries = if part.is_init() { &mut init } else { &mut core };
+        entries.push(Entry { addr, size: symbol.size, name, kind, scope });
+    }
+    let names = |entries: Vec<Entry>| Names {
+        module: module.clone(),
+        trap_descriptor,
+        entries: entries.into_boxed_slice(),
+        strings: file.strings.into(),
+        lookups: AtomicU32::new(0),
+        by_name: OnceLock::new(),
+    };
+    let init = (!init.is_empty()).then(|| names(init));
+    (names(core), init)
+}
+
+impl Names {
+    fn name(&self, entry: &Entry) -> &[u8] {
+        let rest = self.strings.get(index(entry.name.into())..).unwrap_or_default();
+        std::ffi::CStr::from_bytes_until_nul(rest).map_or(rest, std::ffi::CStr::to_bytes)
+    }
+
+    fn is_named(&self, entry: &Entry, name: &[u8]) -> bool {
+        let rest = self.strings.get(index(entry.name.into())..).unwrap_or_default();
+        rest.starts_with(name) && rest.get(name.len()) == Some(&0)
+    }
+
+    /// The symbol of this name, a global one before a local one.
+    pub(crate) fn find(&self, name: &[u8]) -> Option<Symbol> {
+        let entry = if self.lookups.fetch_add(1, Ordering::Relaxed) < WALKS {
+            let named = || self.entries.iter().filter(|entry| self.is_named(entry, name));
+            named().find(|entry| entry.scope == Scope::Global).or_else(|| named().next())
+        } else {
+            let (hasher, table) = self.by_name.get_or_init(|| self.index());
+            let found = table.find(hasher.hash_one(name), |&at| self.is_named(&self.entries[index(at.into())], name));
+            found.map(|&at| &self.entries[index(at.into())])
+        };
+        entry.map(|entry| Symbol { addr: entry.addr, size: entry.size, kind: entry.kind })
+    }
+
+    fn index(&self) -> (RandomState, HashTable<u32>) {
+        let hasher = RandomState::new();
+        let mut table = HashTable::with_capacity(self.entries.len());
+        let name = |at: u32| self.name(&self.entries[index(at.into())]);
+        for scope in [Scope::Global, Scope::Local] {
+            for (at, entry) in (0..).zip(&self.entries).filter(|(_, entry)| entry.scope == scope) {
+                let name_of = self.name(entry);
+                let hash = hasher.hash_one(name_of);
+                let entry = table.entry(hash, |&other| name(other) == name_of, |&other| hasher.hash_one(name(other)));
+                entry.or_insert(at);
+            }
+        }
+        (hasher, table)
+    }
+
+    /// Names and addresses of all global symbols.
+    pub(crate) fn globals(&self) -> impl Iterator<Item = (&[u8], Symbol)> {
+        let globals = self.entries.iter().filter(|entry| entry.scope == Scope::Global);
+        globals.map(|entry| (self.name(entry), Symbol { addr: entry.addr, size: entry.size, kind: entry.kind }))
+    }
+}
+
+impl Describe for Names {
+    fn module(&self) -> &str {
+        &self.module
+    }
+
+    fn symbol(&self, at: Addr) -> Option<(&[u8], u64)> {
+        let before = self.entries.iter().filter(|entry| entry.kind != SymbolKind::Object && entry.addr <= at);
+        let nearest = before.max_by_key(|entry| entry.addr)?;
+        Some((self.name(nearest), at.checked_offset_from(nearest.addr)?))
+    }
+
+    fn descriptor(&self) -> i32 {
+        self.trap_descriptor
+    }
+}

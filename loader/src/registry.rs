@@ -1,0 +1,411 @@
+//! Stage *reserve*, and what a host knows of its modules: names, states, exports, who uses whom, who waits for whom.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
+
+use modload_edit::Addr;
+use modload_notifier::Chains;
+use petgraph::Direction;
+use petgraph::stable_graph::{NodeIndex, StableDiGraph};
+use serde::Serialize;
+
+use crate::chains::Seat;
+use crate::error::{Error, escaped};
+use crate::fork;
+use crate::module::Module;
+use crate::timeline::Timeline;
+
+/// The states of a module, as Linux has them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum State {
+    /// Its name is reserved and nothing more can be seen of it.
+    Unformed,
+    /// It is formed and relocated; the coming chain and `init` are under way.
+    Coming,
+    /// `init` has returned.
+    Live,
+    /// It is on its way out.
+    Going,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            State::Unformed => "UNFORMED",
+            State::Coming => "COMING",
+            State::Live => "LIVE",
+            State::Going => "GOING",
+        })
+    }
+}
+
+/// A module's place in its registry: rises with each load and is never used again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct ModuleId(u64);
+
+/// One module, from the reservation of its name until it is freed.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) id: ModuleId,
+    pub(crate) name: Arc<str>,
+    pub(crate) state: State,
+    /// The thread that loads or unloads it.
+    pub(crate) thread: ThreadId,
+    node: NodeIndex,
+    /// From COMING on.
+    pub(crate) module: Option<Arc<Module>>,
+    /// The names under which its symbols stand in [`Book::exports`].
+    pub(crate) exports: Vec<Box<[u8]>>,
+}
+
+/// A symbol that a module exports.
+#[derive(Clone, Debug)]
+pub(crate) struct Export {
+    pub(crate) module: ModuleId,
+    pub(crate) addr: Addr,
+    pub(crate) gpl_only: bool,
+}
+
+#[derive(Default)]
+pub(crate) struct Book {
+    /// In order of their reservation.
+    pub(crate) modules: Vec<Entry>,
+    names: HashMap<Arc<str>, ModuleId>,
+    next: u64,
+    pub(crate) exports: HashMap<Box<[u8]>, Export>,
+    /// From the user of a symbol to its provider.
+    uses: StableDiGraph<ModuleId, ()>,
+    /// Which thread waits for which module: the wait-for graph, whose other edges are [`Entry::thread`].
+    waits: Vec<(ThreadId, ModuleId)>,
+    pub(crate) chains: Chains<Arc<Seat>>,
+    pub(crate) recordings: Vec<(u64, Timeline)>,
+    pub(crate) next_recording: u64,
+}
+
+/// How long a load waits for the module whose symbol it needs to become LIVE, as in Linux's `resolve_symbol_wait`.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The modules of one host. Registries live for ever and are used again, so that fork can hold all their locks.
+pub(crate) struct Registry {
+    book: Mutex<Book>,
+    /// Some state has changed, some call of a member has ended.
+    changed: Condvar,
+    recordings: AtomicUsize,
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").finish_non_exhaustive()
+    }
+}
+
+/// All registries there are, and those nobody uses.
+pub(crate) struct Pool {
+    all: Vec<&'static Registry>,
+    free: Vec<&'static Registry>,
+}
+
+static POOL: Mutex<Pool> = Mutex::new(Pool { all: Vec::new(), free: Vec::new() });
+
+/// Every lock of this crate, held over fork.
+pub(crate) struct AllLocks {
+    pub(crate) books: Vec<MutexGuard<'static, Book>>,
+    _pool: MutexGuard<'static, Pool>,
+}
+
+impl Registry {
+    /// An empty registry.
+    pub(crate) fn acquire() -> &'static Registry {
+        fork::install();
+        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+        pool.free.pop().unwrap_or_else(|| {
+            let book = Mutex::new(Book::default());
+            let new: &'static Registry =
+                Box::leak(Box::new(Registry { book, changed: Condvar::new(), recordings: AtomicUsize::new(0) }));
+            pool.all.push(new);
+            new
+        })
+    }
+
+    /// Gives an empty registry back. One that still holds modules stays theirs for ever.
+    pub(crate) fn release(&'static self) {
+        let empty = {
+            let mut book = self.lock();
+            let empty = book.modules.is_empty();
+            if empty {
+                book.clear();
+                self.count_recordings(0);
+            }
+            empty
+        };
+        if empty {
+            POOL.lock().unwrap_or_else(PoisonError::into_inner).free.push(self);
+        }
+    }
+
+    /// Takes every lock.
+    pub(crate) fn lock_all() -> AllLocks {
+        let pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+        AllLocks { books: pool.all.iter().map(|registry| registry.lock()).collect(), _pool: pool }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Book> {
+        // No statement under the lock panics between two that must go together.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_recorded(&self) -> bool {
+        self.recordings.load(Ordering::Relaxed) != 0
+    }
+
+    pub(crate) fn count_recordings(&self, count: usize) {
+        self.recordings.store(count, Ordering::Relaxed);
+    }
+
+    /// Wakes who waits in [`Registry::wait`] or [`Registry::wait_until`].
+    pub(crate) fn wake(&self) {
+        self.changed.notify_all();
+    }
+
+    /// Waits until `done` says so of the book.
+    pub(crate) fn wait_until(&self, done: impl Fn(&Book) -> bool) {
+        let mut book = self.lock();
+        while !done(&book) {
+            book = self.changed.wait(book).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Reserves a name: the module is UNFORMED from here on. Waits while another load of the same name is under way,
+    /// and then refuses, as `add_unformed_module` does.
+    pub(crate) fn reserve(&'static self, name: &Arc<str>) -> Result<Reservation, Error> {
+        let thread = thread::current().id();
+        let mut book = self.lock();
+        if let Some(entry) = book.by_name(name) {
+            if matches!(entry.state, State::Unformed | State::Coming) {
+                let id = entry.id;
+                book = self.wait(book, thread, id, name, None)?;
+            }
+            return Err(match book.by_name(name) {
+                Some(Entry { state: State::Live, .. }) => Error::Exists,
+                _ => Error::Busy,
+            });
+        }
+        let id = ModuleId(book.next);
+        book.next += 1;
+        let node = book.uses.add_node(id);
+        book.names.insert(name.clone(), id);
+        let (name, exports) = (name.clone(), Vec::new());
+        book.modules.push(Entry { id, name, state: State::Unformed, thread, node, module: None, exports });
+        Ok(Reservation { registry: self, id })
+    }
+
+    /// Waits until a module is neither UNFORMED nor COMING any more.
+    pub(crate) fn wait<'a>(
+        &'a self,
+        mut book: MutexGuard<'a, Book>,
+        thread: ThreadId,
+        id: ModuleId,
+        for_what: &str,
+        until: Option<Instant>,
+    ) -> Result<MutexGuard<'a, Book>, Error> {
+        if let Some(cycle) = book.cycle(thread, id, for_what) {
+            return Err(Error::Cycle(cycle));
+        }
+        book.waits.push((thread, id));
+        while book.by_id(id).is_some_and(|entry| matches!(entry.state, State::Unformed | State::Coming)) {
+            match until {
+                None => book = self.changed.wait(book).unwrap_or_else(PoisonError::into_inner),
+                Some(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        break;
+                    }
+                    book = self.changed.wait_timeout(book, left).unwrap_or_else(PoisonError::into_inner).0;
+                }
+            }
+        }
+        if let Some(at) = book.waits.iter().rposition(|wait| *wait == (thread, id)) {
+            book.waits.swap_remove(at);
+        }
+        Ok(book)
+    }
+}
+
+/// What [`Registry::use_export`] found.
+pub(crate) enum Found {
+    /// The symbol, and its provider is used from now on.
+    Usable {
+        addr: Addr,
+    },
+    /// It is there, but for others.
+    GplOnly {
+        owner: String,
+    },
+    /// It is there, but not to be had.
+    Unavailable(&'static str),
+    Nothing,
+}
+
+impl Registry {
+    /// Looks an export up, waits until its module is LIVE, and notes that `user` uses it.
+    pub(crate) fn use_export(&self, user: ModuleId, name: &[u8], gpl: bool) -> Result<Found, Error> {
+        let thread = thread::current().id();
+        let until = Instant::now() + PATIENCE;
+        let mut book = self.lock();
+        loop {
+            let Some(export) = book.exports.get(name).cloned() else { return Ok(Found::Nothing) };
+            let Some(provider) = book.by_id(export.module) else { return Ok(Found::Nothing) };
+            if export.gpl_only && !gpl {
+                return Ok(Found::GplOnly { owner: provider.name.to_string() });
+            }
+            match provider.state {
+                State::Live => {
+                    let (provider, user) = (provider.node, book.by_id(user).map(|entry| entry.node));
+                    if let Some(user) = user {
+                        book.uses.update_edge(user, provider, ());
+                    }
+                    return Ok(Found::Usable { addr: export.addr });
+                }
+                State::Unformed | State::Coming if Instant::now() < until => {
+                    let name = provider.name.clone();
+                    book = self.wait(book, thread, export.module, &name, Some(until))?;
+                }
+                State::Unformed | State::Coming => {
+                    return Ok(Found::Unavailable("its module did not become LIVE within 30 seconds"));
+                }
+                State::Going => return Ok(Found::Unavailable("its module is going")),
+            }
+        }
+    }
+}
+
+impl Book {
+    /// Forgets everything but the numbers that were given out, which must never be given twice.
+    fn clear(&mut self) {
+        let mut chains = std::mem::take(&mut self.chains);
+        chains.clear();
+        *self = Book { next: self.next, next_recording: self.next_recording, chains, ..Book::default() };
+    }
+
+    pub(crate) fn by_name(&self, name: &str) -> Option<&Entry> {
+        self.by_id(*self.names.get(name)?)
+    }
+
+    pub(crate) fn by_id(&self, id: ModuleId) -> Option<&Entry> {
+        let at = self.modules.binary_search_by_key(&id, |entry| entry.id).ok()?;
+        self.modules.get(at)
+    }
+
+    pub(crate) fn by_id_mut(&mut self, id: ModuleId) -> Option<&mut Entry> {
+        let at = self.modules.binary_search_by_key(&id, |entry| entry.id).ok()?;
+        self.modules.get_mut(at)
+    }
+
+    /// The modules that use symbols of this one, in order of their loading.
+    pub(crate) fn users(&self, id: ModuleId) -> Vec<String> {
+        self.neighbours(id, Direction::Incoming)
+    }
+
+    /// The modules whose symbols this one uses, in order of their loading.
+    pub(crate) fn providers(&self, id: ModuleId) -> Vec<String> {
+        self.neighbours(id, Direction::Outgoing)
+    }
+
+    fn neighbours(&self, id: ModuleId, direction: Direction) -> Vec<String> {
+        let Some(entry) = self.by_id(id) else { return Vec::new() };
+        let mut ids: Vec<_> = self.uses.neighbors_directed(entry.node, direction).map(|node| self.uses[node]).collect();
+        ids.sort_unstable();
+        ids.iter().filter_map(|&id| self.by_id(id)).map(|entry| entry.name.to_string()).collect()
+    }
+
+    /// If `thread` may not wait for this module because its load waits, in the end, for `thread`: the way there.
+    fn cycle(&self, thread: ThreadId, id: ModuleId, for_what: &str) -> Option<Vec<String>> {
+        let mut path = vec![self.loading(thread).unwrap_or_else(|| "this thread".into()), format!("\"{for_what}\"")];
+        let mut at = id;
+        loop {
+            let owner = self.by_id(at)?.thread;
+            if owner == thread {
+                return Some(path);
+            }
+            at = self.waits.iter().rev().find(|(waiter, _)| *waiter == owner)?.1;
+            path.push(format!("\"{}\"", self.by_id(at)?.name));
+            if path.len() > self.modules.len() + 2 {
+                return None;
+            }
+        }
+    }
+
+    /// The module that a thread is loading, the innermost one.
+    fn loading(&self, thread: ThreadId) -> Option<String> {
+        let busy = |entry: &&Entry| entry.thread == thread && entry.state != State::Live;
+        self.modules.iter().rev().find(busy).map(|entry| format!("\"{}\"", entry.name))
+    }
+
+    /// Who exports this name.
+    pub(crate) fn exporter(&self, name: &[u8]) -> Option<String> {
+        let export = self.exports.get(name)?;
+        Some(self.by_id(export.module).map_or_else(String::new, |entry| entry.name.to_string()))
+    }
+
+    /// All exported names, escaped.
+    pub(crate) fn export_names(&self) -> impl Iterator<Item = String> {
+        self.exports.keys().map(|name| escaped(name))
+    }
+
+    /// After fork: the threads of all loads but this one's do not exist. What they had in hand never ends, and is
+    /// taken out of everybody's way.
+    pub(crate) fn only_thread(&mut self, thread: ThreadId) {
+        let lost: Vec<ModuleId> = self
+            .modules
+            .iter()
+            .filter(|entry| entry.thread != thread && entry.state != State::Live)
+            .map(|entry| entry.id)
+            .collect();
+        for id in lost {
+            self.remove(id);
+        }
+        self.waits.retain(|(waiter, _)| *waiter == thread);
+        self.chains.forget_other_threads(thread);
+    }
+
+    pub(crate) fn remove(&mut self, id: ModuleId) {
+        if let Ok(at) = self.modules.binary_search_by_key(&id, |entry| entry.id) {
+            let entry = self.modules.remove(at);
+            self.names.remove(&entry.name);
+            for name in &entry.exports {
+                self.exports.remove(name);
+            }
+            self.uses.remove_node(entry.node);
+        }
+    }
+}
+
+/// A reserved name. Dropping it takes the module out of the registry, whatever had been entered for it.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    registry: &'static Registry,
+    pub(crate) id: ModuleId,
+}
+
+impl Reservation {
+    /// The module stays, and is LIVE.
+    pub(crate) fn live(self) {
+        if let Some(entry) = self.registry.lock().by_id_mut(self.id) {
+            entry.state = State::Live;
+        }
+        self.registry.wake();
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.registry.lock().remove(self.id);
+        self.registry.wake();
+    }
+}

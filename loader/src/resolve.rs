@@ -1,0 +1,187 @@
+//! Stage *resolve*: every symbol gets its address; what nobody defines is reported all at once.
+
+use std::fmt;
+
+use modload_abi::section;
+use modload_edit::{Addr, index};
+use modload_relocs::{Symbol, SymbolKind};
+use object::elf;
+
+use crate::error::{Error, Unresolved, escaped};
+use crate::file::{File, Place, Sym};
+use crate::layout::{Layout, bounded_section};
+use crate::memory::Staging;
+use crate::modinfo::Modinfo;
+use crate::params;
+use crate::registry::{Found, ModuleId, Registry};
+
+/// A symbol that comes from outside all modules.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct External {
+    /// Its address.
+    pub addr: Addr,
+    /// Whether only modules with a GPL-compatible licence may use it.
+    pub gpl_only: bool,
+}
+
+/// What the host offers to its modules.
+pub trait Externals: Send + Sync {
+    /// Symbols that come before those of modules: what the host exports.
+    fn exported(&self, name: &[u8]) -> Option<External>;
+
+    /// Symbols that come last, when no module has one of that name: those of the process.
+    fn fallback(&self, name: &[u8]) -> Option<External>;
+
+    /// The names behind [`Externals::exported`], to suggest one that is like what was asked for.
+    fn names(&self) -> Vec<String>;
+}
+
+impl fmt::Debug for dyn Externals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Externals")
+    }
+}
+
+/// The addresses of all symbols of a module, by their index.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    pub(crate) symbols: Vec<Symbol>,
+    /// How many came from outside the module.
+    pub(crate) external: u64,
+}
+
+/// Who asks, and whom.
+#[derive(Clone, Copy)]
+pub(crate) struct Scene<'a> {
+    pub(crate) registry: &'static Registry,
+    pub(crate) user: ModuleId,
+    pub(crate) externals: &'a dyn Externals,
+}
+
+pub(crate) fn resolve(
+    file: &File<'_>,
+    info: &Modinfo<'_>,
+    layout: &Layout,
+    memory: &Staging,
+    scene: Scene<'_>,
+) -> Result<Resolved, Error> {
+    let mut symbols: Vec<Symbol> = file.symbols().map(|(_, symbol)| defined(&symbol, layout, memory)).collect();
+    for &(at, spot) in &layout.commons {
+        symbols[index(at.into())].addr = memory.addr(spot);
+    }
+    let mut missing = Vec::new();
+    let mut external = 0;
+    for &at in &layout.undefined {
+        let Some(symbol) = file.symbol(at) else { continue };
+        let resolved = match supplied(symbol.name, file, layout, memory) {
+            Some(addr) => Some((addr, SymbolKind::Defined)),
+            None => {
+                let found = outside(&symbol, info, scene)?;
+                external += u64::from(found.is_ok());
+                match found {
+                    Ok(addr) => Some((addr, SymbolKind::External)),
+                    Err(_) if symbol.bind == elf::STB_WEAK => Some((Addr::NULL, SymbolKind::UndefinedWeak)),
+                    Err(because) => {
+                        missing.push((at, because));
+                        None
+                    }
+                }
+            }
+        };
+        if let Some((addr, kind)) = resolved {
+            symbols[index(at.into())] = Symbol { addr, size: symbol.size, kind };
+        }
+    }
+    if missing.is_empty() {
+        return Ok(Resolved { symbols, external });
+    }
+    Err(Error::Unresolved(missing.iter().map(|&(at, because)| report(file, at, because, scene)).collect()))
+}
+
+fn defined(symbol: &Sym<'_>, layout: &Layout, memory: &Staging) -> Symbol {
+    let (addr, kind) = match symbol.place {
+        Place::Absolute => (Addr::new(symbol.value), SymbolKind::Absolute),
+        Place::Common => (Addr::NULL, SymbolKind::Defined),
+        Place::Undefined => (Addr::NULL, SymbolKind::UndefinedWeak),
+        Place::Section(section) => match layout.section(section) {
+            Some(spot) => (memory.addr(spot) + symbol.value, SymbolKind::Defined),
+            None => (Addr::NULL, SymbolKind::Discarded),
+        },
+    };
+    Symbol { addr, size: symbol.size, kind }
+}
+
+/// What a linker would define.
+fn supplied(name: &[u8], file: &File<'_>, layout: &Layout, memory: &Staging) -> Option<Addr> {
+    if name == section::GOT_SYMBOL.as_bytes() {
+        return Some(memory.addr(layout.got));
+    }
+    if name == section::DSO_HANDLE_SYMBOL.as_bytes() || name == section::THIS_MODULE_SYMBOL.as_bytes() {
+        return layout.this_module.map(|spot| memory.addr(spot));
+    }
+    if let Some(ops) = name.strip_prefix(section::PARAM_OPS_PREFIX.as_bytes()) {
+        return params::ops(ops);
+    }
+    if name == section::PARAM_ARRAY_OPS_SYMBOL.as_bytes() {
+        return params::ops(b"array");
+    }
+    let bounded = bounded_section(name)?;
+    let mut of_that_name = file.sections.iter().zip(&layout.sections).filter_map(|(section, spot)| {
+        let spot = (*spot).filter(|_| section.name == bounded)?;
+        let start = memory.addr(spot);
+        Some((start, start + section.size))
+    });
+    let first = of_that_name.next()?;
+    let last = of_that_name.next_back().unwrap_or(first);
+    Some(if name.starts_with(section::START_PREFIX.as_bytes()) { first.0 } else { last.1 })
+}
+
+/// What comes from the host, from another module or from the process, in this order; or why it cannot be had.
+fn outside(
+    symbol: &Sym<'_>,
+    info: &Modinfo<'_>,
+    scene: Scene<'_>,
+) -> Result<Result<Addr, Option<&'static str>>, Error> {
+    if symbol.name.is_empty() {
+        return Ok(Err(Some("it has no name")));
+    }
+    if matches!(symbol.visibility, elf::STV_HIDDEN | elf::STV_INTERNAL) {
+        return Ok(Err(Some("it is hidden, and so must be defined in this module")));
+    }
+    let gpl_only =
+        |owner: String| Error::GplOnly { symbol: escaped(symbol.name), owner, license: info.license_for_people() };
+    let gpl = info.is_gpl_compatible();
+    let usable = |external: External| {
+        if external.gpl_only && !gpl { Err(gpl_only("the host".into())) } else { Ok(Ok(external.addr)) }
+    };
+    if let Some(external) = scene.externals.exported(symbol.name) {
+        return usable(external);
+    }
+    match scene.registry.use_export(scene.user, symbol.name, gpl)? {
+        Found::Usable { addr } => Ok(Ok(addr)),
+        Found::GplOnly { owner } => Err(gpl_only(owner)),
+        Found::Unavailable(because) => Ok(Err(Some(because))),
+        Found::Nothing => scene.externals.fallback(symbol.name).map_or(Ok(Err(None)), usable),
+    }
+}
+
+fn report(file: &File<'_>, at: u32, because: Option<&'static str>, scene: Scene<'_>) -> Unresolved {
+    let symbol = file.display_name(at);
+    let mut uses = file.relas.iter().flat_map(|relas| {
+        relas.records.iter().filter(move |rela| rela.symbol == at).map(move |rela| (relas.target, rela.offset))
+    });
+    let first = uses.next();
+    let used_at = first.map_or_else(String::new, |(section, offset)| {
+        let place = file.display_place(section, offset);
+        file.function_at(section, offset).map_or(place.clone(), |function| format!("{place} in {function}"))
+    });
+    let others = uses.count();
+    let mut known = scene.externals.names();
+    known.extend(scene.registry.lock().export_names());
+    known.sort_unstable();
+    let likeness = |name: &String| strsim::normalized_damerau_levenshtein(&symbol, name);
+    let alike = known.into_iter().map(|name| (likeness(&name), name)).filter(|(likeness, _)| *likeness >= 0.7);
+    let nearest = alike.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name);
+    let uses = modload_edit::wide(others) + u64::from(first.is_some());
+    Unresolved { symbol, used_at, uses, nearest, because }
+}

@@ -1,0 +1,54 @@
+//! GOING: out of the registry and out of memory.
+
+use std::sync::Arc;
+use std::thread;
+
+use crate::chains;
+use crate::entry;
+use crate::error::UnloadError;
+use crate::module::{Module, lock};
+use crate::registry::{Registry, State};
+use crate::timeline::{EventKind, Recorder};
+
+/// Unloads a module that nobody uses.
+pub(crate) fn unload_module(registry: &'static Registry, name: &str) -> Result<(), UnloadError> {
+    let module = close(registry, name)?;
+    let recorder = Recorder { registry, module: &module.name };
+    tracing::debug!(module = name, "GOING");
+    recorder.record(|| EventKind::State { state: State::Going });
+    if let Some(exit) = module.functions.exit {
+        entry::exit(exit);
+        recorder.record(|| EventKind::Exit);
+    }
+    entry::destructors(&module.functions.destructors, module.functions.dso_handle);
+    let accepted = std::mem::take(&mut *lock(&module.accepted));
+    chains::going(recorder, &module, accepted);
+    chains::evict(recorder, &module);
+    // Unpublishes the text, and then gives everything back.
+    drop(lock(&module.core).take());
+    recorder.record(|| EventKind::Freed);
+    registry.lock().remove(module.id);
+    registry.wake();
+    tracing::info!(module = name, "unloaded");
+    Ok(())
+}
+
+/// Closes a module to new references: it is GOING from here on, and nobody else can unload it.
+fn close(registry: &'static Registry, name: &str) -> Result<Arc<Module>, UnloadError> {
+    let mut book = registry.lock();
+    let entry = book.by_name(name).ok_or_else(|| UnloadError::NotFound(name.escape_debug().to_string()))?;
+    let (id, state) = (entry.id, entry.state);
+    let live = entry.module.clone().filter(|_| state == State::Live);
+    let module = live.ok_or_else(|| UnloadError::NotLive { module: name.into(), state })?;
+    let by = book.users(id);
+    let in_use = |references| UnloadError::InUse { module: name.into(), by: by.clone(), references };
+    if !by.is_empty() {
+        return Err(in_use(module.references()));
+    }
+    module.close().map_err(in_use)?;
+    if let Some(entry) = book.by_id_mut(id) {
+        entry.state = State::Going;
+        entry.thread = thread::current().id();
+    }
+    Ok(module)
+}

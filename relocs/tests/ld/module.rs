@@ -1,0 +1,167 @@
+//! The part of a loader that this crate leaves to its caller: reads an object, gives it the addresses of a
+//! [`Layout`], and has it relocated.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use modload_abi::{Records, Rela};
+use modload_edit::{Addr, EditSet, Window, wide};
+use modload_relocs::{Counts, Error, OnDiscarded, SlotPlan, Slots, Symbol, SymbolKind, Target, apply, clear, name};
+use object::elf::{SHN_ABS, SHN_UNDEF, STB_WEAK};
+use object::read::elf::{ElfFile64, SectionHeader, Sym};
+use object::{Endianness, Object, ObjectSection};
+
+use crate::tools::Layout;
+
+/// An object with addresses.
+pub(crate) struct Module {
+    sections: BTreeMap<String, Vec<u8>>,
+    relocations: Vec<Relocations>,
+    symbols: Vec<Symbol>,
+    layout: Layout,
+    /// Whether calls of undefined functions may have PLT entries.
+    plt: bool,
+}
+
+struct Relocations {
+    section: u32,
+    target: String,
+    records: Vec<u8>,
+}
+
+/// What this crate makes of a module.
+pub(crate) struct Relocated {
+    /// The sections that have relocations, `.got` without its reserved slots, and the PLT as `.plt.got`.
+    pub(crate) sections: BTreeMap<String, Vec<u8>>,
+    /// What was done.
+    pub(crate) counts: Counts,
+    /// The slots.
+    pub(crate) slots: Slots,
+}
+
+impl Module {
+    /// Reads the object and gives it its addresses.
+    pub(crate) fn new(object: &[u8], layout: &Layout) -> Module {
+        let file = ElfFile64::<Endianness>::parse(object).unwrap();
+        let mut module = Module {
+            sections: BTreeMap::new(),
+            relocations: Vec::new(),
+            symbols: Vec::new(),
+            layout: layout.clone(),
+            plt: true,
+        };
+        let mut names = vec![String::new()];
+        for section in file.sections() {
+            names.push(section.name().unwrap().to_owned());
+            module.sections.insert(section.name().unwrap().to_owned(), section.data().unwrap().to_vec());
+        }
+        for (index, header) in file.elf_section_table().enumerate() {
+            if header.sh_type(file.endian()) == object::elf::SHT_RELA {
+                let target = names[usize::try_from(header.sh_info(file.endian())).unwrap()].clone();
+                let records = header.data(file.endian(), object).unwrap().to_vec();
+                module.relocations.push(Relocations { section: u32::try_from(index.0).unwrap(), target, records });
+            }
+        }
+        for symbol in file.elf_symbol_table().iter() {
+            let at = file.elf_symbol_table().symbol_name(file.endian(), symbol).unwrap();
+            let own = symbol.st_value(file.endian());
+            let given = layout.symbols.get(std::str::from_utf8(at).unwrap()).copied();
+            let (addr, kind) = match symbol.st_shndx(file.endian()) {
+                SHN_UNDEF if at.is_empty() => (0, SymbolKind::Absolute),
+                SHN_UNDEF if at == b"_GLOBAL_OFFSET_TABLE_" => (layout.sections[".got"], SymbolKind::Defined),
+                SHN_UNDEF => match given {
+                    Some(given) => (given, SymbolKind::External),
+                    None if symbol.st_bind() == STB_WEAK => (0, SymbolKind::UndefinedWeak),
+                    None => panic!("the layout does not define {}", at.escape_ascii()),
+                },
+                SHN_ABS => (own, SymbolKind::Absolute),
+                section => {
+                    let base = layout.sections.get(&names[usize::from(section.0)]).copied().unwrap_or_default();
+                    (base.wrapping_add(own), SymbolKind::Defined)
+                }
+            };
+            module.symbols.push(Symbol { addr: Addr::new(addr), size: symbol.st_size(file.endian()), kind });
+        }
+        module
+    }
+
+    /// The same without PLT entries: every call must reach its function.
+    pub(crate) fn without_plt(self) -> Module {
+        Module { plt: false, ..self }
+    }
+
+    fn tables(&self) -> impl Iterator<Item = (&Relocations, Records<'_, Rela>)> {
+        self.relocations.iter().map(|table| (table, Records::new(&table.records).unwrap()))
+    }
+
+    /// The names of the relocations that occur.
+    pub(crate) fn rows(&self) -> BTreeSet<&'static str> {
+        self.tables().flat_map(|(_, records)| records.iter().map(|rela| name(rela.kind).unwrap())).collect()
+    }
+
+    /// How many GOT slots the module needs, the reserved ones not counted.
+    pub(crate) fn slots(&self) -> u64 {
+        self.plan(0).got_size() / 8
+    }
+
+    /// Plans the slots; `reserved` made-up symbols get the first of them, as ld keeps that many for itself.
+    fn plan(&self, reserved: u32) -> SlotPlan {
+        let symbols = u32::try_from(self.symbols.len()).unwrap();
+        let mut plan = SlotPlan::new(symbols + reserved);
+        for symbol in symbols..symbols + reserved {
+            let mut record = vec![0; 8];
+            record.extend(9_u32.to_le_bytes());
+            record.extend(symbol.to_le_bytes());
+            record.extend([0; 8]);
+            plan.scan(0, Records::new(&record).unwrap(), |_| false);
+        }
+        for (table, records) in self.tables() {
+            plan.scan(table.section, records, |symbol| {
+                self.plt && self.symbols[usize::try_from(symbol).unwrap()].kind == SymbolKind::External
+            });
+        }
+        plan
+    }
+
+    /// Relocates it, checks that [`clear`] restores every byte and that the edits are disjoint.
+    pub(crate) fn relocate(&self, reserved: u32) -> Result<Relocated, Error> {
+        let address = |name: &str| Addr::new(self.layout.sections.get(name).copied().unwrap_or_default());
+        let plan = self.plan(reserved);
+        let mut got = vec![0; usize::try_from(plan.got_size()).unwrap()];
+        let mut plt = vec![0xcc; usize::try_from(plan.plt_size()).unwrap()];
+        let slots = plan.place(address(".got"), address(".plt.got"));
+        let mut symbols = self.symbols.clone();
+        let nothing = Symbol { addr: Addr::NULL, size: 0, kind: SymbolKind::Absolute };
+        symbols.extend((0..reserved).map(|_| nothing));
+        slots.fill_got(&symbols[..], &mut Window::new(slots.got(), &mut got))?;
+        slots.fill_plt(&mut Window::new(slots.plt(), &mut plt))?;
+
+        let mut relocated = Relocated { sections: BTreeMap::new(), counts: Counts::default(), slots };
+        for (table, records) in self.tables() {
+            let file = &self.sections[&table.target];
+            let addr = address(&table.target);
+            let target = Target { section: table.section, addr, bytes: file, discarded: OnDiscarded::Refuse };
+            let slots = &relocated.slots;
+            let mut bytes = file.clone();
+            let mut window = Window::new(addr, &mut bytes);
+            let counts = apply(&target, records, &symbols[..], slots, &mut window)?;
+
+            let mut back = bytes.clone();
+            clear(&target, records, &symbols[..], slots, &mut Window::new(addr, &mut back))?;
+            assert_eq!(back, *file, "clear leaves something behind in {}", table.target);
+            let mut plan = EditSet::new();
+            apply(&target, records, &symbols[..], slots, &mut plan)?;
+            assert_eq!(wide(plan.len()), counts.total(), "one edit a relocation");
+
+            relocated.counts += counts;
+            relocated.sections.insert(table.target.clone(), bytes);
+        }
+        let reserved = usize::try_from(reserved).unwrap() * 8;
+        if !plt.is_empty() {
+            relocated.sections.insert(".plt.got".to_owned(), plt);
+        }
+        if got.len() > reserved {
+            relocated.sections.insert(".got".to_owned(), got.split_off(reserved));
+        }
+        Ok(relocated)
+    }
+}
