@@ -100,6 +100,12 @@ impl Membership {
     /// this thread, it returns at once.
     pub fn leave(self) {}
 
+    /// Whether it is still in the chains: a module's is taken out when the module goes.
+    #[must_use]
+    pub fn is_member(&self) -> bool {
+        !self.registry.lock().chains.going(|member| member.id == self.id).is_empty()
+    }
+
     /// Stays until the host is dropped.
     pub fn forget(self) {
         std::mem::forget(self);

@@ -245,6 +245,16 @@ pub enum Error {
         /// The module's licence, quoted, or "not stated".
         license: String,
     },
+    /// A symbol is exported into a namespace that the module does not import.
+    #[error("\"{symbol}\" of {owner} is exported into the namespace {namespace}, which the module does not import")]
+    Namespace {
+        /// The symbol, escaped.
+        symbol: String,
+        /// Who exports it.
+        owner: String,
+        /// Into which namespace, escaped.
+        namespace: String,
+    },
     /// A relocation cannot be done.
     #[error("{}{}", relocation(.place, .symbol, .source), match .advice {
         Advice::None => "",
@@ -256,7 +266,7 @@ pub enum Error {
         /// The symbol's name, escaped; a section's own name for its section symbol.
         symbol: String,
         /// Which and why.
-        source: modload_relocs::Error,
+        source: Box<modload_relocs::Error>,
         /// More to say.
         advice: Advice,
     },

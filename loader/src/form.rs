@@ -34,6 +34,7 @@ pub(crate) struct NewExport {
     name: Box<[u8]>,
     addr: Addr,
     gpl_only: bool,
+    namespace: Box<[u8]>,
 }
 
 /// Which symbols of a module others may use.
@@ -85,22 +86,19 @@ pub(crate) fn exports(
                 let name = memory.string((place + 4).offset(record.name.into()));
                 let name =
                     name.filter(|name| !name.is_empty()).ok_or_else(|| bad(at, "the name is not in this module"))?;
-                let namespace = memory.string((place + 8).offset(record.namespace.into()));
-                if record.namespace != 0 && namespace != Some(b"") {
-                    return Err(bad(at, "symbol namespaces are not supported yet"));
-                }
-                exports.push(NewExport { name: name.into(), addr, gpl_only });
+                let namespace = match record.namespace {
+                    0 => Some(&[][..]),
+                    distance => memory.string((place + 8).offset(distance.into())),
+                };
+                let namespace = namespace.ok_or_else(|| bad(at, "the namespace is not in this module"))?;
+                exports.push(NewExport { name: name.into(), addr, gpl_only, namespace: namespace.into() });
             }
         }
     }
     if !declares && which == Exports::GlobalsOfPlainObjects {
         let entry = |name: &[u8]| name == section::INIT_SYMBOL.as_bytes() || name == section::EXIT_SYMBOL.as_bytes();
         let globals = names.globals().filter(|(name, _)| !entry(name));
-        exports.extend(globals.map(|(name, symbol)| NewExport {
-            name: name.into(),
-            addr: symbol.addr,
-            gpl_only: false,
-        }));
+        exports.extend(globals.map(|(name, symbol)| NewExport { name: name.into(), addr: symbol.addr, gpl_only: false, namespace: [].into() }));
     }
     Ok(exports)
 }
@@ -215,7 +213,7 @@ pub(crate) fn publish_exports(
             break;
         }
         taken.push(export.name.clone());
-        book.exports.insert(export.name, Export { module: id, addr: export.addr, gpl_only: export.gpl_only });
+        book.exports.insert(export.name, Export { module: id, addr: export.addr, gpl_only: export.gpl_only, namespace: export.namespace });
     }
     // Whatever happens next, what is noted here goes when the reservation goes.
     if let Some(entry) = book.by_id_mut(id) {

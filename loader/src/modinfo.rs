@@ -14,11 +14,18 @@ pub(crate) struct Modinfo<'a> {
     pub(crate) name: String,
     pub(crate) license: Option<&'a [u8]>,
     pub(crate) live_patch: bool,
+    /// The whole section.
+    bytes: &'a [u8],
 }
 
 impl Modinfo<'_> {
     pub(crate) fn is_gpl_compatible(&self) -> bool {
         self.license.is_some_and(modinfo::is_gpl_compatible)
+    }
+
+    /// Whether it has `import_ns=` with this namespace.
+    pub(crate) fn imports(&self, namespace: &[u8]) -> bool {
+        modinfo::entries(self.bytes).any(|entry| entry.key == b"import_ns" && entry.value == namespace)
     }
 
     pub(crate) fn license_for_people(&self) -> String {
@@ -34,6 +41,7 @@ pub(crate) fn read<'a>(file: &File<'a>, stem: &str) -> Result<Modinfo<'a>, Error
         name: checked(name)?,
         license: modinfo::get(bytes, "license"),
         live_patch: modinfo::get(bytes, "livepatch").is_some(),
+        bytes,
     })
 }
 

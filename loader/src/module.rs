@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use modload_edit::{Addr, wide};
 
 use crate::chains::Accepted;
+use crate::error::UnloadError;
 use crate::form::Functions;
 use crate::layout::Part;
 use crate::memory::{Core, Ranges};
 use crate::names::{Names, SymbolKind};
 use crate::params::ParamInfo;
 use crate::registry::{ModuleId, Registry, State};
+use crate::unload;
 
 /// A symbol of a module.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -208,6 +210,18 @@ impl Module {
 /// A counted reference: as long as one is held, the module cannot be unloaded.
 pub struct Reference {
     module: Arc<Module>,
+}
+
+impl Reference {
+    /// Lets go of the module and unloads it.
+    ///
+    /// # Errors
+    /// [`UnloadError`]: somebody else uses it.
+    pub fn unload(self) -> Result<(), UnloadError> {
+        let (registry, name) = (self.module.registry, self.module.name.clone());
+        drop(self);
+        unload::unload_module(registry, &name)
+    }
 }
 
 impl std::ops::Deref for Reference {

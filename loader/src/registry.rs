@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::chains::Seat;
 use crate::error::{Error, escaped};
 use crate::fork;
+use crate::modinfo::Modinfo;
 use crate::module::Module;
 use crate::timeline::Timeline;
 
@@ -69,6 +70,8 @@ pub(crate) struct Export {
     pub(crate) module: ModuleId,
     pub(crate) addr: Addr,
     pub(crate) gpl_only: bool,
+    /// The namespace it is exported into; empty for none.
+    pub(crate) namespace: Box<[u8]>,
 }
 
 #[derive(Default)]
@@ -246,6 +249,8 @@ pub(crate) enum Found {
     GplOnly {
         owner: String,
     },
+    /// It is there, but in a namespace that the user does not import.
+    Namespace { owner: String, namespace: String },
     /// It is there, but not to be had.
     Unavailable(&'static str),
     Nothing,
@@ -253,15 +258,19 @@ pub(crate) enum Found {
 
 impl Registry {
     /// Looks an export up, waits until its module is LIVE, and notes that `user` uses it.
-    pub(crate) fn use_export(&self, user: ModuleId, name: &[u8], gpl: bool) -> Result<Found, Error> {
+    pub(crate) fn use_export(&self, user: ModuleId, name: &[u8], info: &Modinfo<'_>) -> Result<Found, Error> {
         let thread = thread::current().id();
         let until = Instant::now() + PATIENCE;
         let mut book = self.lock();
         loop {
             let Some(export) = book.exports.get(name).cloned() else { return Ok(Found::Nothing) };
             let Some(provider) = book.by_id(export.module) else { return Ok(Found::Nothing) };
-            if export.gpl_only && !gpl {
+            if export.gpl_only && !info.is_gpl_compatible() {
                 return Ok(Found::GplOnly { owner: provider.name.to_string() });
+            }
+            if !export.namespace.is_empty() && !info.imports(&export.namespace) {
+                let (owner, namespace) = (provider.name.to_string(), escaped(&export.namespace));
+                return Ok(Found::Namespace { owner, namespace });
             }
             match provider.state {
                 State::Live => {

@@ -157,9 +157,12 @@ fn outside(
     if let Some(external) = scene.externals.exported(symbol.name) {
         return usable(external);
     }
-    match scene.registry.use_export(scene.user, symbol.name, gpl)? {
+    match scene.registry.use_export(scene.user, symbol.name, info)? {
         Found::Usable { addr } => Ok(Ok(addr)),
         Found::GplOnly { owner } => Err(gpl_only(owner)),
+        Found::Namespace { owner, namespace } => {
+            Err(Error::Namespace { symbol: escaped(symbol.name), owner, namespace })
+        }
         Found::Unavailable(because) => Ok(Err(Some(because))),
         Found::Nothing => scene.externals.fallback(symbol.name).map_or(Ok(Err(None)), usable),
     }

@@ -239,12 +239,12 @@ impl Recorder<'_> {
     #[inline]
     pub(crate) fn record(self, kind: impl FnOnce() -> EventKind) {
         if self.registry.is_recorded() {
-            self.push(kind());
+            self.push(&kind());
         }
     }
 
     #[cold]
-    fn push(self, kind: EventKind) {
+    fn push(self, kind: &EventKind) {
         tracing::debug!(module = %self.module, %kind);
         for (_, timeline) in &mut self.registry.lock().recordings {
             let seq = modload_edit::wide(timeline.events.len()) + 1;

@@ -1,0 +1,17 @@
+//! A program with plugins, in a dozen lines: loads the objects it is given and calls `run` in each.
+//!
+//! `cargo run --example plugin_host -- plugin.o ..`, where a plugin is `cc -O2 -fPIC -c` of `int run(void) { .. }`.
+
+use modload::{Host, read_trusted};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let host = Host::builder().process_symbols().build()?;
+    for path in std::env::args().skip(1) {
+        // SAFETY: whoever started this program chose the plugins.
+        let plugin = host.load(&unsafe { read_trusted(&path)? })?;
+        // SAFETY: a plugin's `run` has this type: that is what makes it a plugin.
+        let run = unsafe { plugin.symbol::<extern "C" fn() -> i32>("run")? };
+        println!("{}: run() = {}", plugin.name(), run());
+    }
+    Ok(())
+}

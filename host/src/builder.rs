@@ -1,0 +1,115 @@
+//! What a host offers and allows.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use modload_edit::{Addr, wide};
+use modload_loader::{Exports, External, Externals, Policy};
+use modload_text::ArenaError;
+
+use crate::host::Host;
+use crate::{c_api, foreign};
+
+/// Makes a [`Host`].
+#[derive(Debug)]
+pub struct HostBuilder {
+    symbols: HostSymbols,
+    policy: Policy,
+}
+
+impl Default for HostBuilder {
+    fn default() -> HostBuilder {
+        let mut symbols = HostSymbols { exports: HashMap::new(), process: Process::Hidden };
+        for (name, addr) in c_api::exports() {
+            symbols.exports.insert(name.as_bytes().into(), External { addr, gpl_only: false });
+        }
+        HostBuilder { symbols, policy: Policy::default() }
+    }
+}
+
+impl HostBuilder {
+    /// Exports a function or a variable to modules. It comes before a module's export of the same name.
+    #[must_use]
+    pub fn export<T>(self, name: &str, address: *const T) -> HostBuilder {
+        self.add(name, address, false)
+    }
+
+    /// Exports it to modules with a GPL-compatible licence only.
+    #[must_use]
+    pub fn export_gpl<T>(self, name: &str, address: *const T) -> HostBuilder {
+        self.add(name, address, true)
+    }
+
+    fn add<T>(mut self, name: &str, address: *const T, gpl_only: bool) -> HostBuilder {
+        let addr = Addr::new(wide(address.expose_provenance()));
+        self.symbols.exports.insert(name.as_bytes().into(), External { addr, gpl_only });
+        self
+    }
+
+    /// Offers the process's own dynamic symbols (the C library's, the program's exported ones) for what neither the
+    /// host nor a module exports.
+    #[must_use]
+    pub fn process_symbols(mut self) -> HostBuilder {
+        self.symbols.process = Process::Offered;
+        self
+    }
+
+    /// Lets modules use all global symbols of modules that declare no exports.
+    #[must_use]
+    pub fn export_globals(mut self) -> HostBuilder {
+        self.policy.exports = Exports::GlobalsOfPlainObjects;
+        self
+    }
+
+    /// The largest size of a module in memory, in bytes. 1 GiB if nothing else is said.
+    #[must_use]
+    pub fn size_limit(mut self, bytes: u64) -> HostBuilder {
+        self.policy.size_limit = bytes;
+        self
+    }
+
+    /// The file descriptor that takes the one line about a call into text that is not published yet or not there any
+    /// more, before SIGTRAP takes its course. 2 if nothing else is said.
+    #[must_use]
+    pub fn trap_descriptor(mut self, descriptor: std::os::fd::RawFd) -> HostBuilder {
+        self.policy.trap_descriptor = descriptor;
+        self
+    }
+
+    /// Makes the host, and the process's arena if this is the first one.
+    ///
+    /// # Errors
+    /// [`ArenaError`] names the rule of the system that stands in the way.
+    pub fn build(self) -> Result<Host, ArenaError> {
+        Host::new(Arc::new(self.symbols), self.policy)
+    }
+}
+
+#[derive(Debug)]
+struct HostSymbols {
+    exports: HashMap<Box<[u8]>, External>,
+    process: Process,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Process {
+    Offered,
+    Hidden,
+}
+
+impl Externals for HostSymbols {
+    fn exported(&self, name: &[u8]) -> Option<External> {
+        self.exports.get(name).copied()
+    }
+
+    fn fallback(&self, name: &[u8]) -> Option<External> {
+        match self.process {
+            Process::Offered => foreign::process_symbol(name).map(|addr| External { addr, gpl_only: false }),
+            Process::Hidden => None,
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.exports.keys().map(|name| String::from_utf8_lossy(name).into_owned()).collect()
+    }
+}

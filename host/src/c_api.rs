@@ -1,0 +1,156 @@
+//! What every host exports to modules: Linux's `register_module_notifier` and its inverse.
+#![expect(unsafe_code, reason = "C callers pass pointers, and C callbacks take them")]
+
+use std::collections::HashMap;
+use std::ffi::{c_char, c_int, c_ulong, c_void};
+use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use modload_edit::{Addr, index, wide};
+use modload_loader::{Coming, Loader, Membership, Module, Order, Refusal, Subscriber};
+
+const MODULE_STATE_LIVE: c_ulong = 0;
+const MODULE_STATE_COMING: c_ulong = 1;
+const MODULE_STATE_GOING: c_ulong = 2;
+
+const NOTIFY_OK: c_int = 1;
+const NOTIFY_STOP_MASK: c_int = 0x8000;
+
+const EINVAL: c_int = 22;
+const EEXIST: c_int = 17;
+const ENOENT: c_int = 2;
+
+/// `struct notifier_block` of the SDK.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct NotifierBlock {
+    call: Option<extern "C" fn(*mut NotifierBlock, c_ulong, *mut c_void) -> c_int>,
+    next: *mut NotifierBlock,
+    priority: c_int,
+}
+
+/// `struct module` of the SDK.
+#[repr(C)]
+struct CModule {
+    name: [c_char; 56],
+}
+
+/// What a host is made of.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    /// Dropped first: the chains are left before the modules go.
+    notifiers: Mutex<HashMap<Addr, Membership>>,
+    pub(crate) loader: Loader,
+}
+
+impl Inner {
+    pub(crate) fn new(loader: Loader) -> Inner {
+        Inner { notifiers: Mutex::new(HashMap::new()), loader }
+    }
+}
+
+/// All hosts of the process: a C caller does not say which one it means, but its notifier block lies in one of its
+/// modules.
+static HOSTS: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
+
+pub(crate) fn enter(inner: &Arc<Inner>) {
+    let mut hosts = HOSTS.lock().unwrap_or_else(PoisonError::into_inner);
+    hosts.retain(|host| host.strong_count() != 0);
+    hosts.push(Arc::downgrade(inner));
+}
+
+fn owner(block: Addr) -> Option<(Arc<Inner>, Arc<Module>)> {
+    let hosts: Vec<_> = HOSTS.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect();
+    hosts.into_iter().find_map(|host| host.loader.module_at(block).map(|module| (host, module)))
+}
+
+/// The names and addresses of the functions below.
+pub(crate) fn exports() -> [(&'static str, Addr); 2] {
+    type Function = extern "C" fn(*mut NotifierBlock) -> c_int;
+    let address = |function: Function| {
+        #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
+        let pointer = function as *const ();
+        Addr::new(wide(pointer.expose_provenance()))
+    };
+    [("register_module_notifier", address(register)), ("unregister_module_notifier", address(unregister))]
+}
+
+/// `int register_module_notifier(struct notifier_block *)`: joins with `Order::same(priority)`. The block must lie in
+/// the data of a module of a host (-EINVAL) and not be registered already (-EEXIST).
+extern "C" fn register(block: *mut NotifierBlock) -> c_int {
+    let at = Addr::new(wide(block.expose_provenance()));
+    let Some((host, module)) = owner(at) else { return -EINVAL };
+    // SAFETY: the block lies in a module's memory (found above), and the C contract says that it is one.
+    let NotifierBlock { call, priority, .. } = unsafe { ptr::read_unaligned(block) };
+    if call.is_none() {
+        return -EINVAL;
+    }
+    let mut notifiers = host.notifiers.lock().unwrap_or_else(PoisonError::into_inner);
+    if notifiers.get(&at).is_some_and(Membership::is_member) {
+        return -EEXIST;
+    }
+    let name =
+        module.display_place(at).map_or_else(|| module.name().to_owned(), |place| format!("{}:{place}", module.name()));
+    let subscriber = Arc::new(CNotifier { block: at });
+    let membership = host.loader.subscribe_for(&module, &name, Order::same(priority), subscriber);
+    let replaced = notifiers.insert(at, membership);
+    drop(notifiers);
+    drop(replaced);
+    0
+}
+
+/// `int unregister_module_notifier(struct notifier_block *)`: returns when no other thread is in a call of it.
+extern "C" fn unregister(block: *mut NotifierBlock) -> c_int {
+    let at = Addr::new(wide(block.expose_provenance()));
+    let Some((host, _)) = owner(at) else { return -EINVAL };
+    let membership = host.notifiers.lock().unwrap_or_else(PoisonError::into_inner).remove(&at);
+    // Dropped without the lock: leaving may wait for a call that wants it.
+    membership.map_or(-ENOENT, |membership| {
+        membership.leave();
+        0
+    })
+}
+
+/// A notifier block of a module.
+struct CNotifier {
+    block: Addr,
+}
+
+impl CNotifier {
+    fn call(&self, action: c_ulong, module: &Module) -> c_int {
+        let block: *mut NotifierBlock = ptr::with_exposed_provenance_mut(index(self.block.get()));
+        // SAFETY: the block lies in the data of a module that is still there: it leaves the chains before it goes.
+        let NotifierBlock { call, .. } = unsafe { ptr::read_unaligned(block) };
+        let Some(call) = call else { return NOTIFY_OK };
+        let mut copy = CModule { name: [0; 56] };
+        let named = copy.name.iter_mut().zip(module.name().bytes());
+        named.for_each(|(to, from)| *to = c_char::from_ne_bytes([from]));
+        let data: *mut c_void = match module.this_module() {
+            Some(at) => ptr::with_exposed_provenance_mut(index(at.get())),
+            None => ptr::from_mut(&mut copy).cast(),
+        };
+        call(block, action, data)
+    }
+}
+
+impl Subscriber for CNotifier {
+    fn coming(&self, coming: &mut Coming<'_>) -> Result<(), Refusal> {
+        let result = self.call(MODULE_STATE_COMING, coming.module());
+        // As Linux's notifier_to_errno: NOTIFY_STOP_MASK | (NOTIFY_OK - errno). A stop without an error does not hide
+        // the module from those who come after.
+        match (result & !NOTIFY_STOP_MASK).wrapping_sub(NOTIFY_OK) {
+            errno @ 1.. if result & NOTIFY_STOP_MASK != 0 => {
+                Err(Refusal { reason: format!("error {errno}"), errno: Some(errno) })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn live(&self, module: &Module) {
+        self.call(MODULE_STATE_LIVE, module);
+    }
+
+    fn going(&self, module: &Module) {
+        self.call(MODULE_STATE_GOING, module);
+    }
+}

@@ -1,0 +1,175 @@
+//! Typed symbols of modules, integer calls, module files, and the process's own dynamic symbols.
+#![expect(unsafe_code, reason = "nothing can check the type of a symbol, nor what a file's code does")]
+
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::mem::{size_of, transmute, transmute_copy};
+use std::ops::Deref;
+use std::path::Path;
+use std::ptr;
+
+use modload_edit::{Addr, index, wide};
+use modload_loader::{Image, Reference, SymbolKind, UnloadError};
+use thiserror::Error;
+
+/// A loaded module. It stays as long as this, a clone of it, or a [`Symbol`] of it is held; letting go of it does not
+/// unload it.
+#[derive(Clone, Debug)]
+pub struct Module {
+    reference: Reference,
+}
+
+/// What a module has to say of itself.
+impl Deref for Module {
+    type Target = modload_loader::Module;
+    fn deref(&self) -> &modload_loader::Module {
+        &self.reference
+    }
+}
+
+/// A symbol cannot be had.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum SymbolError {
+    /// The module has none of this name.
+    #[error("{module} has no symbol \"{symbol}\"")]
+    NotFound {
+        /// The module.
+        module: String,
+        /// What was asked for.
+        symbol: String,
+    },
+    /// It is a variable, and a function was asked for.
+    #[error("\"{symbol}\" of {module} is a variable, not a function")]
+    NotAFunction {
+        /// The module.
+        module: String,
+        /// What was asked for.
+        symbol: String,
+    },
+    /// More arguments than are passed in registers.
+    #[error("\"{symbol}\" of {module} cannot be called with {count} arguments: six at most")]
+    TooManyArguments {
+        /// The module.
+        module: String,
+        /// What was asked for.
+        symbol: String,
+        /// How many were given.
+        count: usize,
+    },
+}
+
+/// A function or a variable of a module, by its address: `F` is a function pointer or a raw pointer.
+pub struct Symbol<'m, F> {
+    value: F,
+    module: PhantomData<&'m Module>,
+}
+
+impl<F> Deref for Symbol<'_, F> {
+    type Target = F;
+    fn deref(&self) -> &F {
+        &self.value
+    }
+}
+
+impl<F: Copy> Copy for Symbol<'_, F> {}
+
+impl<F: Copy> Clone for Symbol<'_, F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F> fmt::Debug for Symbol<'_, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Symbol").finish_non_exhaustive()
+    }
+}
+
+impl Module {
+    pub(crate) fn new(reference: Reference) -> Module {
+        Module { reference }
+    }
+
+    /// The symbol of this name, exported or not.
+    ///
+    /// # Errors
+    /// [`SymbolError::NotFound`].
+    ///
+    /// # Safety
+    /// Nothing checks `F`. It must be a function pointer of exactly the function's type (`extern "C"`), or a raw
+    /// pointer to the variable's type; what the function demands of its callers is the caller's to keep.
+    pub unsafe fn symbol<F: Copy>(&self, name: &str) -> Result<Symbol<'_, F>, SymbolError> {
+        const { assert!(size_of::<F>() == size_of::<*const ()>(), "a symbol is a function pointer or a raw pointer") };
+        let pointer = self.address(name)?.1;
+        // SAFETY: `F` is as large as a pointer (checked when this is compiled); the caller vouches for the rest.
+        let value = unsafe { transmute_copy::<*const (), F>(&pointer) };
+        Ok(Symbol { value, module: PhantomData })
+    }
+
+    /// Calls a function with integers, as many as its type has, and returns what stands in the result register.
+    ///
+    /// # Errors
+    /// [`SymbolError`]: there is no such function, or more than six arguments.
+    ///
+    /// # Safety
+    /// The function must take integers or pointers only, not more than are given, and these must be what it demands.
+    pub unsafe fn call(&self, name: &str, arguments: &[u64]) -> Result<u64, SymbolError> {
+        type Function = extern "C" fn(u64, u64, u64, u64, u64, u64) -> u64;
+        let (kind, pointer) = self.address(name)?;
+        let (module, symbol) = (|| self.name().to_owned(), || name.escape_debug().to_string());
+        if kind == SymbolKind::Object {
+            return Err(SymbolError::NotAFunction { module: module(), symbol: symbol() });
+        }
+        let mut registers = [0; 6];
+        let Some(given) = registers.get_mut(..arguments.len()) else {
+            return Err(SymbolError::TooManyArguments { module: module(), symbol: symbol(), count: arguments.len() });
+        };
+        given.copy_from_slice(arguments);
+        let [a, b, c, d, e, f] = registers;
+        // SAFETY: a function of the module's published text; with the System V ABI integer arguments are in six
+        // registers, and a function that takes fewer does not look at the others. The caller vouches for the type.
+        let function = unsafe { transmute::<*const (), Function>(pointer) };
+        Ok(function(a, b, c, d, e, f))
+    }
+
+    fn address(&self, name: &str) -> Result<(SymbolKind, *const ()), SymbolError> {
+        let symbol = self.reference.symbol(name).ok_or_else(|| SymbolError::NotFound {
+            module: self.name().to_owned(),
+            symbol: name.escape_debug().to_string(),
+        })?;
+        Ok((symbol.kind, ptr::with_exposed_provenance(index(symbol.addr.get()))))
+    }
+
+    /// Lets go of the module and unloads it.
+    ///
+    /// # Errors
+    /// [`UnloadError`]: somebody else uses it.
+    pub fn unload(self) -> Result<(), UnloadError> {
+        self.reference.unload()
+    }
+}
+
+/// Reads a module file. Its stem becomes the module's name if its `.modinfo` has none.
+///
+/// # Errors
+/// What reading the file gives.
+///
+/// # Safety
+/// As for [`Image::trusted`]: the file's author is trusted.
+pub unsafe fn read_trusted(path: impl AsRef<Path>) -> io::Result<Image<'static>> {
+    let path = path.as_ref();
+    let bytes = std::fs::read(path)?;
+    let stem = path.file_stem().map_or_else(|| "module".into(), |stem| stem.to_string_lossy().into_owned());
+    // SAFETY: the caller's.
+    Ok(unsafe { Image::trusted(bytes) }.named(stem))
+}
+
+/// A dynamic symbol of the program or of one of its libraries.
+pub(crate) fn process_symbol(name: &[u8]) -> Option<Addr> {
+    let process = libloading::os::unix::Library::this();
+    // SAFETY: only the address is taken, and nothing is read or called through it here.
+    let symbol = unsafe { process.get::<*const ()>(name) }.ok()?;
+    let address = symbol.into_raw();
+    Some(Addr::new(wide(address.expose_provenance()))).filter(|addr| *addr != Addr::NULL)
+}

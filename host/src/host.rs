@@ -1,0 +1,93 @@
+//! The host: the only place where the parts are put together.
+
+use std::sync::{Arc, Weak};
+
+use modload_loader::{
+    Externals, Image, LoadError, Loader, Membership, Order, Policy, Recording, State, Subscriber, UnloadError,
+};
+use modload_text::ArenaError;
+
+use crate::builder::HostBuilder;
+use crate::c_api::{self, Inner};
+use crate::foreign::Module;
+
+/// Holds modules. Dropping it unloads them in reverse order; what is still held by a [`Module`] is left in memory, and
+/// the log has an error for it.
+#[derive(Debug)]
+pub struct Host {
+    inner: Arc<Inner>,
+}
+
+impl Host {
+    /// A host that exports nothing of its own.
+    #[must_use]
+    pub fn builder() -> HostBuilder {
+        HostBuilder::default()
+    }
+
+    pub(crate) fn new(externals: Arc<dyn Externals>, policy: Policy) -> Result<Host, ArenaError> {
+        let inner = Arc::new(Inner::new(Loader::new(externals, policy)?));
+        c_api::enter(&inner);
+        Ok(Host { inner })
+    }
+
+    /// Loads a module: it is LIVE when this returns, and as if it had never been there when it fails.
+    ///
+    /// # Errors
+    /// [`LoadError`]: the module, the stage and the reason.
+    pub fn load(&self, image: &Image<'_>) -> Result<Module, LoadError> {
+        self.inner.loader.load_module(image).map(Module::new)
+    }
+
+    /// Unloads the module of this name.
+    ///
+    /// # Errors
+    /// [`UnloadError`]: it is in use (and by whom), not LIVE, or not there.
+    pub fn unload(&self, name: &str) -> Result<(), UnloadError> {
+        self.inner.loader.unload_module(name)
+    }
+
+    /// The LIVE module of this name.
+    #[must_use]
+    pub fn module(&self, name: &str) -> Option<Module> {
+        self.inner.loader.module(name).map(Module::new)
+    }
+
+    /// Names and states of all modules, in order of their loading.
+    #[must_use]
+    pub fn modules(&self) -> Vec<(String, State)> {
+        self.inner.loader.modules()
+    }
+
+    /// Has a subscriber join the coming and the going chain.
+    #[must_use = "dropping the membership leaves the chains"]
+    pub fn subscribe(&self, name: &str, order: Order, subscriber: impl Subscriber + 'static) -> Membership {
+        self.inner.loader.subscribe(name, order, Arc::new(subscriber))
+    }
+
+    /// Records what happens to all modules of this host from now on.
+    #[must_use]
+    pub fn record(&self) -> Recording {
+        self.inner.loader.record()
+    }
+
+    /// A handle that does not keep the host: for subscribers that load and unload.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakHost {
+        WeakHost { inner: Arc::downgrade(&self.inner) }
+    }
+}
+
+/// A handle to a host that does not keep it.
+#[derive(Clone, Debug)]
+pub struct WeakHost {
+    inner: Weak<Inner>,
+}
+
+impl WeakHost {
+    /// The host, if it is still there.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<Host> {
+        self.inner.upgrade().map(|inner| Host { inner })
+    }
+}

@@ -1,0 +1,58 @@
+//! Linux's loadable-module subsystem, in user space: a plugin system that loads relocatable objects.
+//!
+//! ```
+//! use std::process::Command;
+//!
+//! use modload::{Host, Image};
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     // A plugin, compiled as plainly as can be.
+//!     let dir = tempfile::tempdir()?;
+//!     let (source, object) = (dir.path().join("adder.c"), dir.path().join("adder.o"));
+//!     std::fs::write(&source, "int add(int a, int b) { return a + b; }")?;
+//!     assert!(Command::new("cc").args(["-O2", "-c", "-o"]).arg(&object).arg(&source).status()?.success());
+//!
+//!     // A host loads it, calls it, and lets it go.
+//!     let host = Host::builder().process_symbols().build()?;
+//!     // SAFETY: the plugin is ours: it does what is written above.
+//!     let adder = host.load(&unsafe { Image::trusted(std::fs::read(&object)?) }.named("adder"))?;
+//!     // SAFETY: that is the type of the function above.
+//!     let add = unsafe { adder.symbol::<extern "C" fn(i32, i32) -> i32>("add")? };
+//!     assert_eq!(add(2, 3), 5);
+//!     adder.unload()?;
+//!     assert!(host.modules().is_empty());
+//!     Ok(())
+//! }
+//! ```
+//!
+//! - [`Host`], [`HostBuilder`]: holds modules; what it exports to them, and what it allows.
+//! - [`Image`]: the bytes of a module whose author is trusted, its name and its parameters.
+//! - [`Module`]: a counted reference to a loaded module. As long as one is held, the module stays.
+//! - [`Symbol`]: a typed function or variable of a module, borrowed from the [`Module`], so that it cannot outlive it.
+//! - [`Subscriber`], [`Order`]: hears of modules that come and go, in an order of its own choice; can refuse them.
+//! - [`Timeline`], [`Recording`]: what happened, in order, without addresses and times: made for snapshot tests.
+//! - [`LoadError`], [`UnloadError`]: which module, which stage, which section and symbol, and the way out.
+//!
+//! Running foreign code is unsafe, in two places: [`Image::trusted`] and [`Module::symbol`] (with their variants
+//! [`read_trusted`] and [`Module::call`]). Everything else is safe to call.
+//!
+//! Modules written against the SDK (`sdk/include/modload/module.h`) may call `register_module_notifier`, which every
+//! host exports.
+
+#![deny(unsafe_code)]
+
+mod builder;
+mod c_api;
+mod foreign;
+mod host;
+
+pub use builder::HostBuilder;
+pub use foreign::{Module, Symbol, SymbolError, read_trusted};
+pub use host::{Host, WeakHost};
+pub use modload_edit::Addr;
+pub use modload_loader::{
+    BUILTIN, Coming, Error, Event, EventKind, Image, LoadError, Membership, Module as ModuleInfo, Order, Outcome,
+    ParamError, ParamInfo, ParamType, Recording, Refusal, SectionInfo, Stage, State, Subscriber, SymbolKind, Timeline,
+    UnloadError, Unresolved,
+};
+pub use modload_text::{Arena, ArenaError, Class, StripeUsage};
