@@ -98,7 +98,12 @@ pub(crate) fn exports(
     if !declares && which == Exports::GlobalsOfPlainObjects {
         let entry = |name: &[u8]| name == section::INIT_SYMBOL.as_bytes() || name == section::EXIT_SYMBOL.as_bytes();
         let globals = names.globals().filter(|(name, _)| !entry(name));
-        exports.extend(globals.map(|(name, symbol)| NewExport { name: name.into(), addr: symbol.addr, gpl_only: false, namespace: [].into() }));
+        exports.extend(globals.map(|(name, symbol)| NewExport {
+            name: name.into(),
+            addr: symbol.addr,
+            gpl_only: false,
+            namespace: [].into(),
+        }));
     }
     Ok(exports)
 }
@@ -213,7 +218,10 @@ pub(crate) fn publish_exports(
             break;
         }
         taken.push(export.name.clone());
-        book.exports.insert(export.name, Export { module: id, addr: export.addr, gpl_only: export.gpl_only, namespace: export.namespace });
+        book.exports.insert(
+            export.name,
+            Export { module: id, addr: export.addr, gpl_only: export.gpl_only, namespace: export.namespace },
+        );
     }
     // Whatever happens next, what is noted here goes when the reservation goes.
     if let Some(entry) = book.by_id_mut(id) {

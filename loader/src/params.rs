@@ -222,12 +222,15 @@ impl ParamInfo {
     }
 }
 
+/// Stores bytes at an address of the module's variables.
+type Store<'a> = dyn FnMut(Addr, &[u8]) -> Result<(), ParamError> + 'a;
+
 fn store_value(
     kind: &ParamType,
     at: Addr,
     value: Option<&str>,
     held: &mut Vec<CString>,
-    store: &mut dyn FnMut(Addr, &[u8]) -> Result<(), ParamError>,
+    store: &mut Store<'_>,
 ) -> Result<(), ParamError> {
     let given = || value.ok_or(ParamError::NeedsValue);
     let invalid = |value: &str, expected: &str| ParamError::Invalid {

@@ -250,7 +250,10 @@ pub(crate) enum Found {
         owner: String,
     },
     /// It is there, but in a namespace that the user does not import.
-    Namespace { owner: String, namespace: String },
+    Namespace {
+        owner: String,
+        namespace: String,
+    },
     /// It is there, but not to be had.
     Unavailable(&'static str),
     Nothing,
