@@ -134,7 +134,7 @@ impl Module {
     }
 
     fn address(&self, name: &str) -> Result<(SymbolKind, *const ()), SymbolError> {
-        let symbol = self.reference.symbol(name).ok_or_else(|| SymbolError::NotFound {
+        let symbol = self.reference.symbol_info(name).ok_or_else(|| SymbolError::NotFound {
             module: self.name().to_owned(),
             symbol: name.escape_debug().to_string(),
         })?;

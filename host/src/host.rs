@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use modload_loader::{
     Externals, Image, LoadError, Loader, Membership, Order, Policy, Recording, State, Subscriber, UnloadError,
 };
-use modload_text::ArenaError;
+use modload_text::{ArenaError, StripeUsage};
 
 use crate::builder::HostBuilder;
 use crate::c_api::{self, Inner};
@@ -69,6 +69,12 @@ impl Host {
     #[must_use]
     pub fn record(&self) -> Recording {
         self.inner.loader.record()
+    }
+
+    /// How the memory that all hosts of the process share is used, by stripe.
+    #[must_use]
+    pub fn memory(&self) -> [StripeUsage; 4] {
+        self.inner.loader.memory()
     }
 
     /// A handle that does not keep the host: for subscribers that load and unload.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use modload_edit::Addr;
 use modload_notifier::Order;
-use modload_text::{Arena, ArenaError};
+use modload_text::{Arena, ArenaError, StripeUsage};
 
 use crate::chains::{self, Accepted, Membership, Subscriber};
 use crate::entry::{self, Image};
@@ -351,6 +351,12 @@ impl Loader {
     #[must_use]
     pub fn modules(&self) -> Vec<(String, State)> {
         self.registry.lock().modules.iter().map(|entry| (entry.name.to_string(), entry.state)).collect()
+    }
+
+    /// How the arena is used.
+    #[must_use]
+    pub fn memory(&self) -> [StripeUsage; 4] {
+        self.arena.usage()
     }
 
     /// Unloads a module: `exit`, destructors, the going chain, and its memory.

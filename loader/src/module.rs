@@ -120,7 +120,7 @@ impl Module {
     /// The symbol of this name, exported or not, a global one before a local one. Symbols of init sections are there
     /// until `init` has returned.
     #[must_use]
-    pub fn symbol(&self, name: &str) -> Option<Symbol> {
+    pub fn symbol_info(&self, name: &str) -> Option<Symbol> {
         let init = || lock(&self.init_names).as_ref().and_then(|names| names.find(name.as_bytes()));
         self.names.find(name.as_bytes()).or_else(init)
     }

@@ -1,0 +1,20 @@
+//! Compiles the modules that `modload --demo` carries.
+
+use std::error::Error;
+use std::path::Path;
+
+use modload_fixtures::{Compiler, Fixture};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-env-changed=CC");
+    let out = std::env::var("OUT_DIR")?;
+    for name in ["greet", "guest"] {
+        let fixture = Fixture::new(name);
+        for input in fixture.inputs()? {
+            println!("cargo::rerun-if-changed={}", input.display());
+        }
+        let object = fixture.object(Compiler::Cc, &["-O2", "-fPIC", "-fvisibility=hidden"])?;
+        std::fs::copy(object, Path::new(&out).join(format!("{name}.o")))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,288 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
+
+const EXAMPLES: &str = "\
+Examples:
+  cc -O2 -c plain.c && modload --call add=2,3 plain.o
+      Loads a plain object, calls add(2, 3) in it, prints the result, unloads it.
+  modload --trace greet.o times=3 -- guest.o visits=2
+      Loads greet with a parameter, then guest, which uses it, and prints every event in order.
+  modload --format json --trace greet.o | jq -c 'select(.event == \"notify\")'
+      The same events as JSON, one object a line.
+  modload --demo
+      Shows all this with two modules that are part of this program.
+
+A parameter without a value (NAME alone) is for bools. What a module is loaded with follows its file, up to the next --.
+Exit status: 0 done, 1 refused or failed, 2 wrong usage.";
+
+/// Load relocatable objects (.o, .ko) into a host that lasts as long as the command, call their functions, and unload
+/// them in reverse order.
+#[derive(Parser, Debug)]
+#[command(name = "modload", version, after_help = EXAMPLES, max_term_width = 120)]
+#[command(
+    override_usage = "modload [OPTIONS] FILE [PARAM=VALUE]... [-- FILE [PARAM=VALUE]...]...\n       modload --demo"
+)]
+struct Arguments {
+    /// After all loads, call a function with up to six integers (decimal or 0x..) and print the result. TYPE is the
+    /// result's: i32 (the default), u32, i64, u64 or void. May be repeated.
+    #[arg(long, value_name = "SYMBOL[:TYPE][=ARG,..]", allow_hyphen_values = true)]
+    call: Vec<Call>,
+
+    /// Print everything that happens, in order.
+    #[arg(long)]
+    trace: bool,
+
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+
+    /// Let modules use all global symbols of objects that declare no exports.
+    #[arg(long)]
+    export_globals: bool,
+
+    /// Do not offer the process's own symbols (libc, libm) to modules.
+    #[arg(long)]
+    no_process_symbols: bool,
+
+    /// Load two modules that are part of this program, and show what happens.
+    #[arg(long, conflicts_with_all = ["call", "trace", "export_globals", "no_process_symbols", "file"])]
+    demo: bool,
+
+    /// The module's file.
+    #[arg(required_unless_present = "demo")]
+    file: Option<PathBuf>,
+
+    /// Its parameters.
+    #[arg(value_name = "PARAM=VALUE")]
+    params: Vec<String>,
+}
+
+/// What the command is to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Demo { format: Format },
+    Load(Load),
+}
+
+/// What is to be loaded and called.
+#[derive(Debug)]
+pub(crate) struct Load {
+    pub(crate) modules: Vec<ModuleArguments>,
+    pub(crate) calls: Vec<Call>,
+    pub(crate) trace: Trace,
+    pub(crate) format: Format,
+    pub(crate) exports: Exports,
+    pub(crate) process_symbols: ProcessSymbols,
+}
+
+/// A file and what it is loaded with.
+#[derive(Debug)]
+pub(crate) struct ModuleArguments {
+    pub(crate) file: PathBuf,
+    pub(crate) params: Vec<String>,
+}
+
+/// How to print.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+pub(crate) enum Format {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Trace {
+    Off,
+    On,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Exports {
+    Declared,
+    Globals,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ProcessSymbols {
+    Offered,
+    Hidden,
+}
+
+/// A call: `SYMBOL[:TYPE][=ARG,..]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Call {
+    pub(crate) symbol: String,
+    pub(crate) result: ResultType,
+    /// As they were written.
+    pub(crate) written: Vec<String>,
+    pub(crate) arguments: Vec<u64>,
+}
+
+/// The type of a call's result.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ResultType {
+    I32,
+    U32,
+    I64,
+    U64,
+    Void,
+}
+
+impl FromStr for Call {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Call, String> {
+        let (name, arguments) = text.split_once('=').map_or((text, None), |(name, rest)| (name, Some(rest)));
+        let (symbol, kind) = name.split_once(':').unwrap_or((name, "i32"));
+        if symbol.is_empty() {
+            return Err("a call begins with the name of a function".into());
+        }
+        let result = match kind {
+            "i32" => ResultType::I32,
+            "u32" => ResultType::U32,
+            "i64" => ResultType::I64,
+            "u64" => ResultType::U64,
+            "void" => ResultType::Void,
+            other => return Err(format!("\"{other}\" is none of the types i32, u32, i64, u64 and void")),
+        };
+        let written: Vec<String> = arguments.map_or_else(Vec::new, |text| text.split(',').map(str::to_owned).collect());
+        if written.len() > 6 {
+            return Err(format!("{} arguments, and six is the most", written.len()));
+        }
+        let number = |text: &String| integer(text).ok_or_else(|| format!("\"{text}\" is no integer of up to 64 bits"));
+        let arguments = written.iter().map(number).collect::<Result<_, _>>()?;
+        Ok(Call { symbol: symbol.into(), result, written, arguments })
+    }
+}
+
+/// A 64-bit integer, decimal or hexadecimal with 0x, perhaps with a sign.
+fn integer(text: &str) -> Option<u64> {
+    let (negative, digits) = text.strip_prefix('-').map_or((false, text), |digits| (true, digits));
+    let number = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_hexdigit()) => u64::from_str_radix(digits, 16).ok()?,
+        None if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok()?,
+        _ => return None,
+    };
+    if !negative {
+        return Some(number);
+    }
+    // Down to i64::MIN.
+    (number <= 1 << 63).then(|| number.wrapping_neg())
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}({})", self.symbol, self.written.join(", "))
+    }
+}
+
+/// Parses the command line. What stands behind the first `--` is split by hand: clap would drop that one.
+pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command, clap::Error> {
+    let arguments: Vec<OsString> = arguments.collect();
+    let mut groups = arguments.split(|argument| argument == "--");
+    let first = groups.next().unwrap_or_default();
+    let matches = Arguments::command().try_get_matches_from(first)?;
+    let parsed = Arguments::from_arg_matches(&matches)?;
+    let wrong = |message: String| Arguments::command().error(clap::error::ErrorKind::ValueValidation, message);
+    let mut modules = Vec::new();
+    if let Some(file) = parsed.file {
+        modules.push(ModuleArguments { file, params: parsed.params });
+    }
+    for group in groups {
+        let Some((file, params)) = group.split_first() else {
+            return Err(wrong("a -- must be followed by a file".into()));
+        };
+        if parsed.demo {
+            return Err(wrong("--demo takes no files".into()));
+        }
+        let text = |param: &OsString| {
+            let text = param.clone().into_string();
+            text.map_err(|param| wrong(format!("the parameter {param:?} is not UTF-8")))
+        };
+        let params = params.iter().map(text).collect::<Result<_, _>>()?;
+        modules.push(ModuleArguments { file: file.into(), params });
+    }
+    if parsed.demo {
+        return Ok(Command::Demo { format: parsed.format });
+    }
+    Ok(Command::Load(Load {
+        modules,
+        calls: parsed.call,
+        trace: if parsed.trace { Trace::On } else { Trace::Off },
+        format: parsed.format,
+        exports: if parsed.export_globals { Exports::Globals } else { Exports::Declared },
+        process_symbols: if parsed.no_process_symbols { ProcessSymbols::Hidden } else { ProcessSymbols::Offered },
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Call, Command, ResultType, parse};
+
+    fn call(text: &str) -> Result<(String, ResultType, Vec<u64>), String> {
+        text.parse::<Call>().map(|call| (call.to_string(), call.result, call.arguments))
+    }
+
+    #[test]
+    fn calls_are_read() {
+        assert_eq!(call("add=2,3"), Ok(("add(2, 3)".into(), ResultType::I32, vec![2, 3])));
+        assert_eq!(call("top:u32"), Ok(("top()".into(), ResultType::U32, vec![])));
+        assert_eq!(call("f:void=0xff,-1"), Ok(("f(0xff, -1)".into(), ResultType::Void, vec![255, u64::MAX])));
+    }
+
+    #[test]
+    fn what_is_no_call_is_refused() {
+        for (text, why) in [
+            ("", "begins with the name"),
+            ("=1", "begins with the name"),
+            ("f:float", "none of the types"),
+            ("f=", "no integer"),
+            ("f=1,", "no integer"),
+            ("f=1.5", "no integer"),
+            ("f=--1", "no integer"),
+            ("f=0x", "no integer"),
+            ("f=18446744073709551616", "no integer"),
+            ("f=-9223372036854775809", "no integer"),
+            ("f=1,2,3,4,5,6,7", "six is the most"),
+        ] {
+            let refused = call(text).unwrap_err();
+            assert!(refused.contains(why), "{text:?}: {refused}");
+        }
+    }
+
+    fn modules(line: &str) -> Result<Vec<(String, Vec<String>)>, String> {
+        match parse(line.split(' ').map(Into::into)) {
+            Ok(Command::Load(load)) => {
+                Ok(load.modules.into_iter().map(|module| (module.file.display().to_string(), module.params)).collect())
+            }
+            Ok(Command::Demo { .. }) => Ok(vec![]),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn files_are_separated_by_dashes() {
+        let expected = vec![
+            ("a.o".into(), vec!["x=1".into(), "flag".into()]),
+            ("b.o".into(), vec![]),
+            ("--c.o".into(), vec!["--y=2".into()]),
+        ];
+        assert_eq!(modules("modload --trace a.o x=1 flag -- b.o -- --c.o --y=2"), Ok(expected));
+    }
+
+    #[test]
+    fn nonsense_is_wrong_usage() {
+        for line in
+            ["modload", "modload --no-such a.o", "modload a.o --", "modload --demo -- a.o", "modload --call f=x a.o"]
+        {
+            assert!(modules(line).is_err(), "{line}");
+        }
+    }
+}

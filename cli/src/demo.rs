@@ -1,0 +1,77 @@
+//! `modload --demo`: two modules that are part of this program, from before the first to after the last.
+
+use std::io;
+
+use modload::{Coming, Host, ModuleInfo, Order, Refusal, Subscriber};
+
+use crate::args::{Call, Trace};
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::run::{Session, make, own};
+
+const GREET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/greet.o"));
+const GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.o"));
+
+/// Agrees to everything; the timeline shows that it was asked.
+struct Watcher;
+
+impl Subscriber for Watcher {
+    fn coming(&self, _: &mut Coming<'_>) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn going(&self, _: &ModuleInfo) {}
+}
+
+pub(crate) fn run(output: &mut Output) -> Result<(), Failure> {
+    output.heading("Before: no arena, no module")?;
+    show_mappings(output, None)?;
+
+    let host = Host::builder().build()?;
+    let _inventory = host.subscribe("inventory", Order::mirrored(10), Watcher);
+    let _metrics = host.subscribe("metrics", Order::mirrored(0), Watcher);
+    let mut session = Session { recording: host.record(), printed: 0, warned: 0, trace: Trace::On };
+
+    let load = |file: &str, image| host.load(&image).map_err(|source| Failure::Load { file: file.into(), source });
+    output.heading("Loading greet (times=2), then guest, which uses what greet exports")?;
+    let greet = load("greet.o", own(GREET).named("greet").param("times=2").param("who=reader"))?;
+    let guest = load("guest.o", own(GUEST).named("guest"))?;
+    session.print(output)?;
+
+    output.heading("Calling into them")?;
+    let modules = [greet, guest];
+    for call in ["greet_hello", "guest_again", "greet_count"] {
+        let call: Call = call.parse().map_err(io::Error::other)?;
+        make(&modules, &call, output)?;
+    }
+
+    output.heading("During: one mapping a stripe, none of them writable and executable")?;
+    show_mappings(output, Some(&host))?;
+
+    output.heading("Unloading: guest first, because it uses greet")?;
+    let refused = host.unload("greet").map_or_else(|refused| refused.to_string(), |()| "it went".into());
+    output.say(&format!("unload greet -> {refused}"))?;
+    for module in modules.into_iter().rev() {
+        module.unload()?;
+    }
+    session.print(output)?;
+
+    output.heading("After: the same mappings, for the next module; nothing is left in them")?;
+    show_mappings(output, Some(&host))?;
+    Ok(output.flush()?)
+}
+
+/// The lines of /proc/self/maps that lie in the arena, and how many there are in all.
+fn show_mappings(output: &mut Output, host: Option<&Host>) -> Result<(), Failure> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    if let Some(host) = host {
+        for stripe in host.memory() {
+            let start = format!("{:08x}-", stripe.start.get());
+            let line = maps.lines().find(|line| line.starts_with(&start)).unwrap_or("(not mapped)");
+            let mapping = line.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
+            output.say(&format!("{mapping}  {:<18} {:>5} bytes used", stripe.class.to_string(), stripe.used))?;
+        }
+    }
+    output.say(&format!("{} mappings in the process", maps.lines().count()))?;
+    Ok(())
+}

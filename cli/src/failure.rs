@@ -1,0 +1,123 @@
+//! What went wrong, in one sentence or as data.
+
+use std::io;
+use std::path::PathBuf;
+
+use modload::{ArenaError, Error, LoadError, SymbolError, UnloadError};
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+
+use crate::args::Format;
+
+/// Why the command failed.
+#[derive(Debug, Error)]
+pub(crate) enum Failure {
+    #[error("{}: {source}", .file.display())]
+    Read { file: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Host(#[from] ArenaError),
+    #[error("{}: {source}", .file.display())]
+    Load { file: PathBuf, source: LoadError },
+    #[error("no loaded module has a symbol \"{}\"", .0.escape_debug())]
+    NoSymbol(String),
+    #[error(transparent)]
+    Symbol(#[from] SymbolError),
+    #[error(transparent)]
+    Unload(#[from] UnloadError),
+    #[error("writing the output: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl Failure {
+    /// Writes it to the standard error stream.
+    pub(crate) fn report(&self, format: Format) {
+        // Whoever closed our output does not want to read about it.
+        if matches!(self, Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe) {
+            return;
+        }
+        match format {
+            Format::Text => anstream::eprintln!("modload: {}", self.sentence()),
+            Format::Json => anstream::eprintln!("{}", json!({ "error": self.data() })),
+        }
+    }
+
+    /// The whole chain of causes in one line.
+    fn sentence(&self) -> String {
+        let mut sentence = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if !sentence.contains(&text) {
+                sentence.push_str(": ");
+                sentence.push_str(&text);
+            }
+            cause = error.source();
+        }
+        sentence
+    }
+
+    fn data(&self) -> Value {
+        let mut data = Map::new();
+        data.insert("message".into(), self.sentence().into());
+        if let Failure::Read { file, .. } | Failure::Load { file, .. } = self {
+            data.insert("file".into(), file.display().to_string().into());
+        }
+        if let Failure::Load { source, .. } = self {
+            data.insert("module".into(), source.module.clone().into());
+            data.insert("stage".into(), source.stage.name().into());
+            data.insert("errno".into(), source.error.errno().into());
+            details(&source.error, &mut data);
+        }
+        data.into()
+    }
+}
+
+/// What an error knows besides its sentence.
+fn details(error: &Error, data: &mut Map<String, Value>) {
+    let mut put = |key: &str, value: Value| data.insert(key.into(), value);
+    match error {
+        Error::Malformed { table, index, field, value, problem } => {
+            put("table", (*table).into());
+            put("index", (*index).into());
+            put("field", (*field).into());
+            put("value", (*value).into());
+            put("problem", (*problem).into());
+        }
+        Error::Unsupported { what, name, why } => {
+            put(what, name.clone().into());
+            put("problem", (*why).into());
+        }
+        Error::Unresolved(symbols) => {
+            put("unresolved", json!(symbols));
+        }
+        Error::Relocation { place, symbol, source, .. } => {
+            put("section", place.split('+').next().unwrap_or_default().into());
+            put("place", place.clone().into());
+            put("symbol", symbol.clone().into());
+            put("problem", source.to_string().into());
+        }
+        Error::BadRecord { section, record, problem } => {
+            put("section", (*section).into());
+            put("record", (*record).into());
+            put("problem", (*problem).into());
+        }
+        Error::GplOnly { symbol, owner, .. }
+        | Error::Namespace { symbol, owner, .. }
+        | Error::DuplicateExport { symbol, owner } => {
+            put("symbol", symbol.clone().into());
+            put("owner", owner.clone().into());
+        }
+        Error::Refused { subscriber, reason, .. } => {
+            put("subscriber", subscriber.clone().into());
+            put("problem", reason.clone().into());
+        }
+        Error::Param { name, source } => {
+            put("parameter", name.clone().into());
+            put("problem", source.to_string().into());
+        }
+        Error::Init(result) => {
+            put("result", (*result).into());
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,102 @@
+//! What goes to the standard output stream, for people or for programs.
+
+use std::io::{self, Write};
+
+use anstream::AutoStream;
+use anstyle::{AnsiColor, Style};
+use modload::{Event, EventKind, Outcome, State, Timeline};
+use serde_json::json;
+
+use crate::args::{Call, Format, ResultType};
+
+/// The standard output stream. Colours are for terminals, and NO_COLOR turns them off.
+pub(crate) struct Output {
+    stream: AutoStream<io::StdoutLock<'static>>,
+    format: Format,
+}
+
+const DIM: Style = Style::new().dimmed();
+const BOLD: Style = Style::new().bold();
+const GOOD: Style = AnsiColor::Green.on_default();
+const UNDER_WAY: Style = AnsiColor::Yellow.on_default();
+const LEAVING: Style = AnsiColor::Magenta.on_default();
+const BAD: Style = AnsiColor::Red.on_default();
+
+impl Output {
+    pub(crate) fn new(format: Format) -> Output {
+        Output { stream: AutoStream::auto(io::stdout()).lock(), format }
+    }
+
+    /// A line that only people read.
+    pub(crate) fn say(&mut self, line: &str) -> io::Result<()> {
+        match self.format {
+            Format::Text => writeln!(self.stream, "{line}"),
+            Format::Json => Ok(()),
+        }
+    }
+
+    /// A heading that only people read.
+    pub(crate) fn heading(&mut self, line: &str) -> io::Result<()> {
+        self.say(&format!("\n{BOLD}{line}{BOLD:#}"))
+    }
+
+    /// The events from number `from` on. Returns the number of the next one.
+    pub(crate) fn timeline(&mut self, timeline: &Timeline, from: usize) -> io::Result<usize> {
+        for event in timeline.events.iter().skip(from) {
+            match self.format {
+                Format::Json => writeln!(self.stream, "{}", json!(event))?,
+                Format::Text => {
+                    let style = style(event);
+                    writeln!(self.stream, "{style}{event}{style:#}")?;
+                }
+            }
+        }
+        Ok(timeline.events.len())
+    }
+
+    /// A call and its result.
+    pub(crate) fn call(&mut self, module: &str, call: &Call, result: u64) -> io::Result<()> {
+        let (text, number) = typed(call.result, result);
+        match self.format {
+            Format::Text if call.result == ResultType::Void => writeln!(self.stream, "{call}")?,
+            Format::Text => writeln!(self.stream, "{call} = {text}")?,
+            Format::Json => {
+                let arguments = &call.arguments;
+                let line = json!({ "event": "call", "module": module, "symbol": call.symbol, "arguments": arguments, "result": number });
+                writeln!(self.stream, "{line}")?;
+            }
+        }
+        // A later call may end the process.
+        self.stream.flush()
+    }
+
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+fn typed(kind: ResultType, result: u64) -> (String, serde_json::Value) {
+    let [a, b, c, d, ..] = result.to_le_bytes();
+    let low = [a, b, c, d];
+    match kind {
+        ResultType::I32 => (i32::from_le_bytes(low).to_string(), i32::from_le_bytes(low).into()),
+        ResultType::U32 => (u32::from_le_bytes(low).to_string(), u32::from_le_bytes(low).into()),
+        ResultType::I64 => (result.cast_signed().to_string(), result.cast_signed().into()),
+        ResultType::U64 => (result.to_string(), result.into()),
+        ResultType::Void => (String::new(), serde_json::Value::Null),
+    }
+}
+
+fn style(event: &Event) -> Style {
+    match &event.kind {
+        EventKind::State { state: State::Live } => GOOD.bold(),
+        EventKind::State { state: State::Going } => LEAVING.bold(),
+        EventKind::State { .. } => UNDER_WAY.bold(),
+        EventKind::Notify { result: Outcome::Ok, state: State::Going, .. } => LEAVING,
+        EventKind::Notify { result: Outcome::Ok, .. } => Style::new(),
+        EventKind::Notify { .. } | EventKind::Failed { .. } => BAD,
+        EventKind::Warning { .. } => UNDER_WAY,
+        EventKind::Stage { .. } => DIM,
+        EventKind::Publish | EventKind::Init { .. } | EventKind::Exit | EventKind::Freed => Style::new(),
+    }
+}
