@@ -70,6 +70,11 @@ impl Stage {
         Stage::DropInit,
     ];
 
+    /// Whether events of their own tell of it, so that a timeline has no stage event for it.
+    pub(crate) fn tells_itself(self) -> bool {
+        matches!(self, Stage::Reserve | Stage::Coming | Stage::Publish | Stage::Init)
+    }
+
     /// Its name in timelines and messages.
     #[must_use]
     pub fn name(self) -> &'static str {

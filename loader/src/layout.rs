@@ -198,9 +198,10 @@ pub(crate) fn bounded_section(symbol: &[u8]) -> Option<&[u8]> {
 }
 
 /// The kept sections in the order in which they are laid out: that of the file, but sections of one name side by side
-/// if the module asks for the bounds of any.
+/// if the module asks for the bounds of any. `.modinfo` has been read and stays behind, as in Linux.
 fn order(file: &File<'_>, by_name: bool) -> Vec<usize> {
-    let mut kept: Vec<usize> = (0..file.sections.len()).filter(|&at| file.sections[at].kept).collect();
+    let stays = |section: &Section<'_>| section.kept && section.name != section::MODINFO.as_bytes();
+    let mut kept: Vec<usize> = (0..file.sections.len()).filter(|&at| stays(&file.sections[at])).collect();
     if by_name {
         let mut first: BTreeMap<&[u8], usize> = BTreeMap::new();
         for &at in &kept {

@@ -102,7 +102,9 @@ impl<F: Faults> Run<'_, F> {
         };
         match done {
             Ok(value) => {
-                self.recorder().record(|| EventKind::Stage { stage, detail: detail(&value) });
+                if !stage.tells_itself() {
+                    self.recorder().record(|| EventKind::Stage { stage, detail: detail(&value) });
+                }
                 Ok(value)
             }
             Err(error) => Err(self.failed(stage, error)),
