@@ -90,11 +90,11 @@ fn details(error: &Error, data: &mut Map<String, Value>) {
         Error::Unresolved(symbols) => {
             put("unresolved", json!(symbols));
         }
-        Error::Relocation { place, symbol, source, .. } => {
+        Error::Relocation { place, symbol, error, .. } => {
             put("section", place.split('+').next().unwrap_or_default().into());
             put("place", place.clone().into());
             put("symbol", symbol.clone().into());
-            put("problem", source.to_string().into());
+            put("problem", error.to_string().into());
         }
         Error::BadRecord { section, record, problem } => {
             put("section", (*section).into());

@@ -261,7 +261,7 @@ pub enum Error {
         namespace: String,
     },
     /// A relocation cannot be done.
-    #[error("{}{}", relocation(.place, .symbol, .source), match .advice {
+    #[error("{}{}", relocation(.place, .symbol, .error), match .advice {
         Advice::None => "",
         Advice::NoLowMemory => " (no address space could be had in the low 2 GiB)",
     })]
@@ -271,7 +271,7 @@ pub enum Error {
         /// The symbol's name, escaped; a section's own name for its section symbol.
         symbol: String,
         /// Which and why.
-        source: Box<modload_relocs::Error>,
+        error: Box<modload_relocs::Error>,
         /// More to say.
         advice: Advice,
     },

@@ -1,6 +1,7 @@
 //! Stage *validate*: every header, table and index of the file is checked here, once; nothing behind it indexes by a
 //! number that was not.
 
+use std::collections::HashSet;
 use std::ffi::CStr;
 
 use modload_abi::{Records, Rela};
@@ -185,9 +186,9 @@ impl<'a> File<'a> {
                 };
                 return Err(malformed("symbol", at, "st_shndx", place.0.into(), problem));
             }
-            if place == elf::SHN_COMMON && !symbol.st_value.get(LE).is_power_of_two() {
-                let value = symbol.st_value.get(LE);
-                return Err(malformed("symbol", at, "st_value", value, "the alignment of a COMMON is no power of two"));
+            let align = symbol.st_value.get(LE);
+            if place == elf::SHN_COMMON && (!align.is_power_of_two() || align > MAX_ALIGN) {
+                return Err(malformed("symbol", at, "st_value", align, "no alignment: no power of two up to 2 MiB"));
             }
         }
         Ok(())
@@ -195,7 +196,7 @@ impl<'a> File<'a> {
 
     /// Of several groups with one signature the first is kept.
     fn drop_repeated_groups(&mut self, headers: &[elf::SectionHeader64<LE>]) -> Result<(), Error> {
-        let mut signatures: Vec<&[u8]> = Vec::new();
+        let mut signatures: HashSet<&[u8]> = HashSet::new();
         for (at, header) in headers.iter().enumerate() {
             if header.sh_type.get(LE) != elf::SHT_GROUP {
                 continue;
@@ -215,7 +216,7 @@ impl<'a> File<'a> {
                 Place::Section(section) if signature.name.is_empty() => self.sections[index(section.into())].name,
                 _ => signature.name,
             };
-            let repeated = flags.get(LE) & elf::GRP_COMDAT.0 != 0 && signatures.contains(&signature);
+            let repeated = !signatures.insert(signature) && flags.get(LE) & elf::GRP_COMDAT.0 != 0;
             for member in members {
                 let member = member.get(LE);
                 let Some(section) = self.sections.get_mut(index(member.into())) else {
@@ -223,7 +224,6 @@ impl<'a> File<'a> {
                 };
                 section.kept &= !repeated;
             }
-            signatures.push(signature);
         }
         Ok(())
     }
@@ -389,6 +389,21 @@ fn header(bytes: &[u8]) -> Result<&elf::FileHeader64<LE>, Error> {
     if header.e_ident.version != elf::EV_CURRENT || header.e_version.get(LE) != u32::from(elf::EV_CURRENT.0) {
         return Err(field("e_version", header.e_version.get(LE).into(), "not the one version there is"));
     }
+    // What only linked files have.
+    let linked = [
+        ("e_entry", header.e_entry.get(LE)),
+        ("e_phoff", header.e_phoff.get(LE)),
+        ("e_phnum", header.e_phnum.get(LE).into()),
+        ("e_phentsize", header.e_phentsize.get(LE).into()),
+        ("e_flags", header.e_flags.get(LE).0.into()),
+        ("EI_ABIVERSION", header.e_ident.abi_version.into()),
+    ];
+    if let Some((name, value)) = linked.into_iter().find(|(_, value)| *value != 0) {
+        return Err(field(name, value, "not 0, as in a relocatable object for x86-64"));
+    }
+    if !matches!(header.e_ident.os_abi, elf::ELFOSABI_SYSV | elf::ELFOSABI_GNU) {
+        return Err(field("EI_OSABI", header.e_ident.os_abi.0.into(), "neither System V nor GNU"));
+    }
     if header.e_ehsize.get(LE) != 64 {
         return Err(field("e_ehsize", header.e_ehsize.get(LE).into(), "not 64"));
     }
@@ -410,6 +425,9 @@ fn section_headers<'a>(
     let Ok((first, _)) = pod::from_bytes::<elf::SectionHeader64<LE>>(table) else {
         return Err(field("e_shoff", offset, "there is no room for a section header"));
     };
+    if first.sh_type.get(LE) != elf::SHT_NULL {
+        return Err(field("e_shoff", offset, "what stands there is no section header table"));
+    }
     // A number that does not fit e_shnum stands in the first header.
     let count = match header.e_shnum.get(LE) {
         0 => first.sh_size.get(LE),

@@ -127,6 +127,12 @@ impl Layout {
         self.parts.iter().map(|space| space.size).sum()
     }
 
+    /// Where a COMMON symbol stands.
+    pub(crate) fn common(&self, symbol: u32) -> Option<Spot> {
+        let at = self.commons.binary_search_by_key(&symbol, |common| common.0).ok()?;
+        Some(self.commons[at].1)
+    }
+
     pub(crate) fn section(&self, at: u32) -> Option<Spot> {
         self.sections.get(index(at.into())).copied().flatten()
     }

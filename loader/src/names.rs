@@ -71,9 +71,7 @@ pub(crate) fn collect(
             Place::Section(section) => {
                 layout.section(section).map(|spot| (memory.addr(spot) + symbol.value, spot.part))
             }
-            Place::Common => {
-                layout.commons.iter().find(|common| common.0 == at).map(|&(_, spot)| (memory.addr(spot), spot.part))
-            }
+            Place::Common => layout.common(at).map(|spot| (memory.addr(spot), spot.part)),
             Place::Undefined | Place::Absolute => None,
         };
         let Some((addr, part)) = spot else { continue };

@@ -57,6 +57,6 @@ fn explain(file: &File<'_>, source: modload_relocs::Error, low: bool) -> Error {
         place: file.display_place(target, site.offset),
         symbol: file.display_name(site.symbol),
         advice: if overflow && !low { Advice::NoLowMemory } else { Advice::None },
-        source: Box::new(source),
+        error: Box::new(source),
     }
 }
