@@ -44,7 +44,7 @@ impl Output {
     pub(crate) fn timeline(&mut self, timeline: &Timeline, from: usize) -> io::Result<usize> {
         for event in timeline.events.iter().skip(from) {
             match self.format {
-                Format::Json => writeln!(self.stream, "{}", json!(event))?,
+                Format::Json => writeln!(self.stream, "{}", serde_json::to_string(event).map_err(io::Error::other)?)?,
                 Format::Text => {
                     let style = style(event);
                     writeln!(self.stream, "{style}{event}{style:#}")?;

@@ -205,23 +205,21 @@ pub(crate) fn publish_exports(
     exports: Vec<NewExport>,
 ) -> Result<(), Error> {
     let duplicate = |export: &NewExport, owner: String| Error::DuplicateExport { symbol: escaped(&export.name), owner };
+    // Asked before the lock is taken: what the host does to answer is not ours to know.
+    if let Some(export) = exports.iter().find(|export| externals.exported(&export.name).is_some()) {
+        return Err(duplicate(export, "the host".into()));
+    }
     let mut book = registry.lock();
     let mut taken = Vec::with_capacity(exports.len());
     let mut refused = None;
     for export in exports {
-        if externals.exported(&export.name).is_some() {
-            refused = Some(duplicate(&export, "the host".into()));
-            break;
-        }
         if let Some(owner) = book.exporter(&export.name) {
             refused = Some(duplicate(&export, owner));
             break;
         }
-        taken.push(export.name.clone());
-        book.exports.insert(
-            export.name,
-            Export { module: id, addr: export.addr, gpl_only: export.gpl_only, namespace: export.namespace },
-        );
+        let NewExport { name, addr, gpl_only, namespace } = export;
+        taken.push(name.clone());
+        book.exports.insert(name, Export { module: id, addr, gpl_only, namespace });
     }
     // Whatever happens next, what is noted here goes when the reservation goes.
     if let Some(entry) = book.by_id_mut(id) {

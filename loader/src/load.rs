@@ -355,6 +355,16 @@ impl Loader {
         self.registry.lock().modules.iter().map(|entry| (entry.name.to_string(), entry.state)).collect()
     }
 
+    /// Unloads all modules, the last one first. What is held stays, and the log has an error for it.
+    pub fn unload_all(&self) {
+        let names: Vec<_> = self.registry.lock().modules.iter().rev().map(|entry| entry.name.clone()).collect();
+        for name in names {
+            if let Err(error) = self.unload_module(&name) {
+                tracing::error!(%error, "left in memory when its host was dropped");
+            }
+        }
+    }
+
     /// How the arena is used.
     #[must_use]
     pub fn memory(&self) -> [StripeUsage; 4] {
@@ -388,12 +398,7 @@ fn init<F: Faults>(run: &Run<'_, F>, module: &Module) -> Result<i32, Error> {
 
 impl Drop for Loader {
     fn drop(&mut self) {
-        let names: Vec<_> = self.registry.lock().modules.iter().rev().map(|entry| entry.name.clone()).collect();
-        for name in names {
-            if let Err(error) = self.unload_module(&name) {
-                tracing::error!(%error, "left in memory when its host was dropped");
-            }
-        }
+        self.unload_all();
         self.registry.release();
     }
 }
