@@ -53,6 +53,10 @@ impl Drop for Guard<'_> {
     }
 }
 
+/// How many constructors were called.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Constructed(pub(crate) usize);
+
 impl<'a> Announced<'a, Formed> {
     /// Stage *coming*: tells the coming chain.
     pub(crate) fn tell(recorder: Recorder<'a>, module: Arc<Module>, mut memory: Formed) -> Result<Self, Error> {
@@ -88,14 +92,15 @@ impl Announced<'_, Installed> {
     }
 
     /// Stage *constructors*.
-    pub(crate) fn construct(mut self) -> Self {
-        entry::constructors(&self.guard.module.functions.constructors);
+    pub(crate) fn construct(&mut self) -> Constructed {
+        let constructors = &self.guard.module.functions.constructors;
+        entry::constructors(constructors);
         self.guard.ran = Ran::Constructors;
-        self
+        Constructed(constructors.len())
     }
 
     /// Stage *init*: calls `init` and judges its result as Linux's `do_init_module` does.
-    pub(crate) fn init(mut self) -> Result<Self, Error> {
+    pub(crate) fn init(&mut self) -> Result<(), Error> {
         if let Some(init) = self.guard.module.functions.init {
             let (recorder, result) = (self.guard.recorder, entry::init(init));
             recorder.record(|| EventKind::Init { result });
@@ -108,7 +113,7 @@ impl Announced<'_, Installed> {
             }
         }
         self.guard.ran = Ran::Init;
-        Ok(self)
+        Ok(())
     }
 
     /// Stage *protect*: makes ro_after_init data read-only and puts everything into the module's own hands.

@@ -8,7 +8,7 @@ use modload_notifier::Order;
 use modload_relocs::Counts;
 use modload_text::{Arena, ArenaError, StripeUsage};
 
-use crate::announced::{Announced, Dropped};
+use crate::announced::{Announced, Constructed, Dropped};
 use crate::chains::{self, Membership, Subscriber};
 use crate::entry::Image;
 use crate::error::{Error, LoadError, Stage, UnloadError, escaped};
@@ -170,6 +170,12 @@ impl Counted for NewModule {
     }
 }
 
+impl Counted for Constructed {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        vec![("called", wide(self.0))]
+    }
+}
+
 impl Counted for ParamsSet {
     fn counts(&self) -> Vec<(&'static str, u64)> {
         vec![("set", self.0)]
@@ -239,10 +245,10 @@ impl Loader {
         // COMING: symbols are visible, relocations done, text still staged.
         run.state(State::Coming);
         let announced = run.stage(Stage::Coming, || Announced::tell(run.recorder(), module, memory))?;
-        let announced = run.stage(Stage::Publish, || announced.publish())?;
+        let mut announced = run.stage(Stage::Publish, || announced.publish())?;
         run.stage(Stage::Params, || announced.set_params(&image.params))?;
-        let announced = run.stage(Stage::Constructors, || Ok(announced.construct()))?;
-        let announced = run.stage(Stage::Init, || announced.init())?;
+        run.stage(Stage::Constructors, || Ok(announced.construct()))?;
+        run.stage(Stage::Init, || announced.init())?;
 
         // LIVE: once ro_after_init data is protected nothing can fail any more.
         let (module, init) = run.stage(Stage::Protect, || announced.protect())?;
