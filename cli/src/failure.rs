@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use modload::{ArenaError, Error, LoadError, SymbolError, UnloadError};
+use modload::{ArenaError, Error, LoadError, ReadError, SymbolError, UnloadError};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
@@ -13,7 +13,7 @@ use crate::args::Format;
 #[derive(Debug, Error)]
 pub(crate) enum Failure {
     #[error("{}: {source}", shown(.file))]
-    Read { file: PathBuf, source: io::Error },
+    Read { file: PathBuf, source: ReadError },
     #[error(transparent)]
     Host(#[from] ArenaError),
     #[error("{}: {source}", shown(.file))]
