@@ -42,10 +42,10 @@ pub(crate) fn check(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), Error> {
         let why = match symbol.kind {
             elf::STT_TLS => "thread-local storage is not supported yet",
             elf::STT_GNU_IFUNC if symbol.place != Place::Undefined => "indirect functions are not supported yet",
-            _ if symbol.name == b"__gnu_lto_slim" => "it holds only GCC's intermediate code; compile without -flto",
+            _ if symbol.is_named(b"__gnu_lto_slim") => "it holds only GCC's intermediate code; compile without -flto",
             _ => continue,
         };
-        return Err(unsupported("symbol", symbol.name, why));
+        return Err(unsupported("symbol", symbol.name(), why));
     }
     Ok(())
 }
