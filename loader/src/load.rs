@@ -262,11 +262,13 @@ impl Loader {
         // COMING: symbols are visible, relocations done, text still staged.
         run.state(State::Coming);
         let accepted = run.stage(Stage::Coming, || chains::coming(run.recorder(), &module, &mut memory), |_| vec![])?;
-        // Declared before the guard of the chain, so dropped after it: who is told GOING finds the memory in place.
-        let installed: Installed;
+        // Like `memory` declared before the guard of the chain, so dropped after it: who is told GOING finds the memory
+        // in place.
+        let mut installed: Installed;
         let mut announced =
             Announced { run: &run, module: module.clone(), accepted: Some(accepted), constructed: Constructed::No };
-        installed = run.stage(Stage::Publish, || Ok(memory.publish()?), |_| vec![])?;
+        let text = run.stage(Stage::Publish, || Ok(memory.publish()?), |_| vec![])?;
+        installed = memory.install(text);
         run.recorder().record(|| EventKind::Publish);
         run.stage(
             Stage::Params,
@@ -293,7 +295,8 @@ impl Loader {
         run.stage(Stage::Init, || init(&run, &module), |_| vec![])?;
 
         // LIVE.
-        let (core, init) = run.stage(Stage::Protect, || installed.protect(), |_| vec![])?;
+        let ro_after_init = run.stage(Stage::Protect, || installed.protect(), |_| vec![])?;
+        let (core, init) = installed.finish(ro_after_init);
         *lock(&module.core) = Some(core);
         *lock(&module.accepted) = announced.accepted.take().unwrap_or_default();
         drop(announced);

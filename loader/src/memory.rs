@@ -221,23 +221,35 @@ impl Staging {
     }
 }
 
+/// The text of a module, at its place.
+#[derive(Debug)]
+pub(crate) struct PublishedText {
+    text: Option<Published>,
+    init_text: Option<Published>,
+}
+
 impl Formed {
-    /// Brings the text to its place: Linux's `module_enable_ro`.
-    pub(crate) fn publish(self) -> Result<Installed, PublishFailed> {
+    /// Brings the text to its place: Linux's `module_enable_ro`. When it fails, everything else stays where it is.
+    pub(crate) fn publish(&mut self) -> Result<PublishedText, PublishFailed> {
         let (text, init_text) = {
             let mut lock = TextLock::take();
-            let text = self.text.map(|staged| staged.publish(&mut lock)).transpose();
-            let init_text = self.init_text.map(|staged| staged.publish(&mut lock)).transpose();
+            let text = self.text.take().map(|staged| staged.publish(&mut lock)).transpose();
+            let init_text = self.init_text.take().map(|staged| staged.publish(&mut lock)).transpose();
             // The lock goes first: dropping published text takes it.
             (text, init_text)
         };
-        Ok(Installed {
-            text: text?,
+        Ok(PublishedText { text: text?, init_text: init_text? })
+    }
+
+    /// With its text, the module's code can run.
+    pub(crate) fn install(self, PublishedText { text, init_text }: PublishedText) -> Installed {
+        Installed {
+            text,
             read_only: self.read_only,
             data: self.data,
-            init: Init { text: init_text?, read_only: self.init_read_only, data: self.init_data },
+            init: Init { text: init_text, read_only: self.init_read_only, data: self.init_data },
             ro_after_init: self.ro_after_init,
-        })
+        }
     }
 }
 
@@ -251,11 +263,15 @@ impl Installed {
         self.writable().find_map(|placed| placed.write(at, bytes))
     }
 
-    /// Makes ro_after_init data read-only, and parts with what was for `init` only.
-    pub(crate) fn protect(self) -> Result<(Core, Init), Error> {
-        let ro_after_init = self.ro_after_init.map(Placed::protect).transpose().map_err(Error::Protect)?;
+    /// Makes ro_after_init data read-only. When it fails, everything else stays where it is.
+    pub(crate) fn protect(&mut self) -> Result<Option<Protected>, Error> {
+        self.ro_after_init.take().map(Placed::protect).transpose().map_err(Error::Protect)
+    }
+
+    /// Parts with what was for `init` only.
+    pub(crate) fn finish(self, ro_after_init: Option<Protected>) -> (Core, Init) {
         let core = Core { text: self.text, read_only: self.read_only, data: self.data, ro_after_init };
-        Ok((core, self.init))
+        (core, self.init)
     }
 }
 
