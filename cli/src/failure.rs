@@ -18,6 +18,10 @@ pub(crate) enum Failure {
     Host(#[from] ArenaError),
     #[error("{}: {source}", shown(.file))]
     Load { file: PathBuf, source: LoadError },
+    #[error("{}: {source}", shown(.file))]
+    Inspect { file: PathBuf, source: Error },
+    #[error("{}: it has no function \"{}\"", shown(.file), .function.escape_debug())]
+    NoFunction { file: PathBuf, function: String },
     #[error("no loaded module has a symbol \"{}\"", .0.escape_debug())]
     NoSymbol(String),
     #[error(transparent)]
@@ -36,7 +40,7 @@ impl Failure {
             return;
         }
         match format {
-            Format::Text => anstream::eprintln!("modload: {}", self.sentence()),
+            Format::Text => anstream::eprintln!("{}: {}", command(), self.sentence()),
             Format::Json => anstream::eprintln!("{}", json!({ "error": self.data() })),
         }
     }
@@ -59,8 +63,15 @@ impl Failure {
     fn data(&self) -> Value {
         let mut data = Map::new();
         data.insert("message".into(), self.sentence().into());
-        if let Failure::Read { file, .. } | Failure::Load { file, .. } = self {
+        if let Failure::Read { file, .. }
+        | Failure::Load { file, .. }
+        | Failure::Inspect { file, .. }
+        | Failure::NoFunction { file, .. } = self
+        {
             data.insert("file".into(), file.display().to_string().into());
+        }
+        if let Failure::Inspect { source, .. } = self {
+            details(source, &mut data);
         }
         if let Failure::Load { source, .. } = self {
             data.insert("module".into(), source.module.clone().into());
@@ -70,6 +81,13 @@ impl Failure {
         }
         data.into()
     }
+}
+
+/// The command's own name.
+pub(crate) fn command() -> String {
+    let path = std::env::args_os().next().map(PathBuf::from);
+    let name = path.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    name.unwrap_or_else(|| "modload".into())
 }
 
 /// A path fit for a terminal.

@@ -206,3 +206,14 @@ fn compressed_files_load_like_plain_ones() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("its gzip data cannot be decompressed"), "{}", text(&output.stderr));
 }
+
+#[test]
+fn more_sections_than_the_header_can_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, object) = (dir.path().join("many.s"), dir.path().join("many.o"));
+    let section = |i: u32| format!(".section .text.f{i},\"ax\"\n.globl f{i}\nf{i}: mov ${i}, %eax\nret\n");
+    std::fs::write(&source, (0..66_000).map(section).collect::<String>()).unwrap();
+    assert!(Command::new("as").arg("-o").args([&object, &source]).status().unwrap().success());
+    let output = modload(&["--call", "f0", "--call", "f65999", &object.display().to_string()]);
+    assert_eq!(text(&output.stdout), "f0() = 0\nf65999() = 65999\n", "{}", text(&output.stderr));
+}

@@ -8,7 +8,7 @@ use std::path::Path;
 use thiserror::Error;
 
 /// The most bytes a module file may hold, decompressed.
-pub(crate) const SIZE_LIMIT: u64 = 1 << 30;
+pub const SIZE_LIMIT: u64 = 1 << 30;
 
 /// A module file cannot be had.
 #[derive(Debug, Error)]
@@ -65,17 +65,21 @@ impl Compression {
     }
 }
 
-/// What a module file holds.
-#[derive(Debug)]
-pub(crate) struct ModuleFile {
-    pub(crate) bytes: Vec<u8>,
+/// What a module file holds. To look at, not to run: see [`crate::Inspection`].
+#[derive(Clone, Debug)]
+pub struct ModuleFile {
+    /// The object, decompressed.
+    pub bytes: Vec<u8>,
     /// The file's name without `.o` or `.ko`, and without `.gz`, `.xz` or `.zst`.
-    pub(crate) stem: String,
+    pub stem: String,
 }
 
 impl ModuleFile {
     /// Reads a file of at most `limit` bytes, compressed and decompressed.
-    pub(crate) fn read(path: &Path, limit: u64) -> Result<ModuleFile, ReadError> {
+    ///
+    /// # Errors
+    /// [`ReadError`]: it cannot be read or decompressed, or is too large.
+    pub fn read(path: &Path, limit: u64) -> Result<ModuleFile, ReadError> {
         let file = File::open(path)?;
         // One allocation for an ordinary file; a special file has length 0.
         let bytes = Vec::with_capacity(modload_edit::index(file.metadata()?.len().min(limit) + 1));
