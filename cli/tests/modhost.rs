@@ -32,11 +32,15 @@ fn names(list: &Value) -> Vec<&str> {
 fn a_module_is_shown_for_people() {
     let shown = text(&modhost(&["inspect", &object("greet")]).stdout);
     for part in [
-        "name         greet\nlicense      Dual MIT/GPL\n",
+        "name         greet\n",
+        "license      Dual MIT/GPL\n",
         "\nparameters\n",
         "  times (int): how often it says hello each time\n",
         "  who (charp): to whom\n",
-        "\nexports\n  greet_hello\n  greet_count\n  greet_text\n",
+        "\nexports\n",
+        "  greet_hello\n",
+        "  greet_count\n",
+        "  greet_text\n",
         "\nneeds\n",
         "bytes of init text\n",
         "__ksymtab: 3 records\n",
