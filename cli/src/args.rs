@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -61,6 +61,52 @@ struct Arguments {
     /// Its parameters.
     #[arg(value_name = "PARAM=VALUE")]
     params: Vec<String>,
+}
+
+const HOST_EXAMPLES: &str = "\
+Examples:
+  modhost inspect greet.o
+      Modinfo, parameters, exports, needs, sections and where they would go, relocations.
+  modhost inspect --function greet_hello greet.o
+      That function, disassembled, with the relocations that will change it.
+  modhost inspect --format json greet.ko.xz | jq .exports
+
+Exit status: 0 done, 1 refused or failed, 2 wrong usage.";
+
+/// Look at module files.
+#[derive(Parser, Debug)]
+#[command(name = "modhost", version, after_help = HOST_EXAMPLES, max_term_width = 120)]
+struct HostArguments {
+    #[command(subcommand)]
+    command: HostCommand,
+}
+
+/// What `modhost` is to do.
+#[derive(Subcommand, Debug)]
+pub(crate) enum HostCommand {
+    /// Show what a module file holds, without running anything of it. The file need not be trusted.
+    #[command(after_help = HOST_EXAMPLES)]
+    Inspect(Inspect),
+}
+
+/// What is to be shown of which file.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Inspect {
+    /// The module's file, compressed perhaps.
+    pub(crate) file: PathBuf,
+
+    /// Disassemble this function instead.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) function: Option<String>,
+
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+/// Parses the command line of `modhost`.
+pub(crate) fn parse_host(arguments: impl Iterator<Item = OsString>) -> Result<HostCommand, clap::Error> {
+    HostArguments::try_parse_from(arguments).map(|arguments| arguments.command)
 }
 
 /// What the command is to do.

@@ -1,9 +1,9 @@
 //! What went wrong, in one sentence or as data.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use modload::{ArenaError, Error, LoadError, SymbolError, UnloadError};
+use modload::{ArenaError, Error, LoadError, ReadError, SymbolError, UnloadError};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
@@ -12,12 +12,16 @@ use crate::args::Format;
 /// Why the command failed.
 #[derive(Debug, Error)]
 pub(crate) enum Failure {
-    #[error("{}: {source}", .file.display())]
-    Read { file: PathBuf, source: io::Error },
+    #[error("{}: {source}", shown(.file))]
+    Read { file: PathBuf, source: ReadError },
     #[error(transparent)]
     Host(#[from] ArenaError),
-    #[error("{}: {source}", .file.display())]
+    #[error("{}: {source}", shown(.file))]
     Load { file: PathBuf, source: LoadError },
+    #[error("{}: {source}", shown(.file))]
+    Inspect { file: PathBuf, source: Error },
+    #[error("{}: it has no function \"{}\"", shown(.file), .function.escape_debug())]
+    NoFunction { file: PathBuf, function: String },
     #[error("no loaded module has a symbol \"{}\"", .0.escape_debug())]
     NoSymbol(String),
     #[error(transparent)]
@@ -36,7 +40,7 @@ impl Failure {
             return;
         }
         match format {
-            Format::Text => anstream::eprintln!("modload: {}", self.sentence()),
+            Format::Text => anstream::eprintln!("{}: {}", command(), self.sentence()),
             Format::Json => anstream::eprintln!("{}", json!({ "error": self.data() })),
         }
     }
@@ -59,8 +63,15 @@ impl Failure {
     fn data(&self) -> Value {
         let mut data = Map::new();
         data.insert("message".into(), self.sentence().into());
-        if let Failure::Read { file, .. } | Failure::Load { file, .. } = self {
+        if let Failure::Read { file, .. }
+        | Failure::Load { file, .. }
+        | Failure::Inspect { file, .. }
+        | Failure::NoFunction { file, .. } = self
+        {
             data.insert("file".into(), file.display().to_string().into());
+        }
+        if let Failure::Inspect { source, .. } = self {
+            details(source, &mut data);
         }
         if let Failure::Load { source, .. } = self {
             data.insert("module".into(), source.module.clone().into());
@@ -70,6 +81,21 @@ impl Failure {
         }
         data.into()
     }
+}
+
+/// The command's own name.
+pub(crate) fn command() -> String {
+    let path = std::env::args_os().next().map(PathBuf::from);
+    let name = path.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    name.unwrap_or_else(|| "modload".into())
+}
+
+/// A path fit for a terminal.
+fn shown(file: &Path) -> String {
+    file.to_string_lossy()
+        .chars()
+        .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
+        .collect()
 }
 
 /// What an error knows besides its sentence.

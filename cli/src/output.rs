@@ -35,6 +35,14 @@ impl Output {
         }
     }
 
+    /// A value that only programs read, in one line.
+    pub(crate) fn value(&mut self, value: &impl serde::Serialize) -> io::Result<()> {
+        match self.format {
+            Format::Text => Ok(()),
+            Format::Json => writeln!(self.stream, "{}", serde_json::to_string(value).map_err(io::Error::other)?),
+        }
+    }
+
     /// A heading that only people read.
     pub(crate) fn heading(&mut self, line: &str) -> io::Result<()> {
         self.say(&format!("\n{BOLD}{line}{BOLD:#}"))
@@ -44,7 +52,7 @@ impl Output {
     pub(crate) fn timeline(&mut self, timeline: &Timeline, from: usize) -> io::Result<usize> {
         for event in timeline.events.iter().skip(from) {
             match self.format {
-                Format::Json => writeln!(self.stream, "{}", json!(event))?,
+                Format::Json => writeln!(self.stream, "{}", serde_json::to_string(event).map_err(io::Error::other)?)?,
                 Format::Text => {
                     let style = style(event);
                     writeln!(self.stream, "{style}{event}{style:#}")?;

@@ -5,7 +5,7 @@
 use modload::{EventKind, Host, Image, Module, Recording, Timeline, read_trusted};
 
 use crate::args::{Call, Exports, Load, ModuleArguments, ProcessSymbols, Trace};
-use crate::failure::Failure;
+use crate::failure::{Failure, command};
 use crate::output::Output;
 
 /// `modload FILE ..`.
@@ -88,7 +88,7 @@ impl Session {
 fn warn(timeline: &Timeline, from: usize) -> usize {
     for event in timeline.events.iter().skip(from) {
         if let EventKind::Warning { message } = &event.kind {
-            anstream::eprintln!("modload: warning: {}: {message}", event.module);
+            anstream::eprintln!("{}: warning: {}: {message}", command(), event.module);
         }
     }
     timeline.events.len()

@@ -38,14 +38,14 @@ struct CModule {
 /// What a host is made of.
 #[derive(Debug)]
 pub(crate) struct Inner {
-    /// Dropped first: the chains are left before the modules go.
-    notifiers: Mutex<HashMap<Addr, Membership>>,
+    /// Dropped first: whoever is still in the chains hears of the modules' going.
     pub(crate) loader: Loader,
+    notifiers: Mutex<HashMap<Addr, Membership>>,
 }
 
 impl Inner {
     pub(crate) fn new(loader: Loader) -> Inner {
-        Inner { notifiers: Mutex::new(HashMap::new()), loader }
+        Inner { loader, notifiers: Mutex::new(HashMap::new()) }
     }
 }
 

@@ -84,6 +84,15 @@ impl Host {
     }
 }
 
+impl Drop for Host {
+    fn drop(&mut self) {
+        // While the host can still be found, so that a module's exit can take back what its init did.
+        if Arc::strong_count(&self.inner) == 1 {
+            self.inner.loader.unload_all();
+        }
+    }
+}
+
 /// A handle to a host that does not keep it.
 #[derive(Clone, Debug)]
 pub struct WeakHost {

@@ -30,6 +30,7 @@
 //! - [`Module`]: a counted reference to a loaded module. As long as one is held, the module stays.
 //! - [`Symbol`]: a typed function or variable of a module, borrowed from the [`Module`], so that it cannot outlive it.
 //! - [`Subscriber`], [`Order`]: hears of modules that come and go, in an order of its own choice; can refuse them.
+//! - [`Inspection`], [`ModuleFile`]: what a file holds, without loading it; the file need not be trusted.
 //! - [`Timeline`], [`Recording`]: what happened, in order, without addresses and times: made for snapshot tests.
 //! - [`LoadError`], [`UnloadError`]: which module, which stage, which section and symbol, and the way out.
 //!
@@ -43,15 +44,18 @@
 
 mod builder;
 mod c_api;
+mod file;
 mod foreign;
 mod host;
 
 pub use builder::HostBuilder;
+pub use file::{Compression, ModuleFile, ReadError, SIZE_LIMIT};
 pub use foreign::{Module, Symbol, SymbolError, read_trusted};
 pub use host::{Host, WeakHost};
 pub use modload_edit::Addr;
 pub use modload_loader::{
-    BUILTIN, Coming, Error, Event, EventKind, Image, LoadError, Membership, Module as ModuleInfo, Order, Outcome,
+    BUILTIN, Coming, Error, Event, EventKind, FunctionBytes, Image, InspectedExport, InspectedNeed, InspectedParam,
+    InspectedSection, InspectedTable, Inspection, LoadError, Membership, Module as ModuleInfo, Order, Outcome,
     ParamError, ParamInfo, ParamType, Recording, Refusal, SectionInfo, Stage, State, Subscriber, SymbolKind, Timeline,
     UnloadError, Unresolved,
 };

@@ -12,6 +12,12 @@ pub(crate) fn check(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), Error> {
     if info.live_patch {
         return Err(unsupported("modinfo", b"livepatch", "live patching is not supported yet"));
     }
+    for section in &file.sections {
+        if section.name == section::GNU_STACK.as_bytes() && section.flags.contains(elf::SHF_EXECINSTR) {
+            let why = "it asks for an executable stack; gcc does so for pointers to nested functions";
+            return Err(unsupported("section", section.name, why));
+        }
+    }
     for section in file.sections.iter().filter(|section| section.kept) {
         let refused = |why| Err(unsupported("section", section.name, why));
         let has = |flag| section.flags.contains(flag);
@@ -24,9 +30,9 @@ pub(crate) fn check(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), Error> {
         if has(elf::SHF_COMPRESSED) {
             return refused("compressed sections can only hold debug information");
         }
-        let known = section::UNSUPPORTED.iter().find(|(name, _)| section.name == name.as_bytes());
-        if let Some((_, why)) = known.filter(|_| section.size != 0) {
-            return refused(why);
+        let known = section::UNSUPPORTED.iter().find(|known| section.name == known.name.as_bytes());
+        if let Some(known) = known.filter(|_| section.size != 0) {
+            return refused(known.why);
         }
         if section.name.starts_with(section::KLP_RELA_PREFIX.as_bytes()) {
             return refused("live patching is not supported yet");
@@ -36,10 +42,10 @@ pub(crate) fn check(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), Error> {
         let why = match symbol.kind {
             elf::STT_TLS => "thread-local storage is not supported yet",
             elf::STT_GNU_IFUNC if symbol.place != Place::Undefined => "indirect functions are not supported yet",
-            _ if symbol.name == b"__gnu_lto_slim" => "it holds only GCC's intermediate code; compile without -flto",
+            _ if symbol.is_named(b"__gnu_lto_slim") => "it holds only GCC's intermediate code; compile without -flto",
             _ => continue,
         };
-        return Err(unsupported("symbol", symbol.name, why));
+        return Err(unsupported("symbol", symbol.name(), why));
     }
     Ok(())
 }

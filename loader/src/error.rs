@@ -407,7 +407,10 @@ fn held(references: usize) -> String {
 
 /// A name from a file, fit for a terminal.
 pub(crate) fn escaped(name: &[u8]) -> String {
+    let as_is = |byte: &u8| matches!(byte, b'.' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z');
     match std::str::from_utf8(name) {
+        // Nearly all names: sections of every load come this way.
+        Ok(name) if name.as_bytes().iter().all(as_is) => name.to_owned(),
         Ok(name) => name.escape_debug().to_string(),
         Err(_) => name.escape_ascii().to_string(),
     }

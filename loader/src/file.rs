@@ -58,13 +58,25 @@ pub(crate) struct Relas<'a> {
 /// A symbol of the file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sym<'a> {
-    pub(crate) name: &'a [u8],
+    /// From the beginning of its name to the end of the string table.
+    name_and_rest: &'a [u8],
     pub(crate) value: u64,
     pub(crate) size: u64,
     pub(crate) bind: elf::SymbolBind,
     pub(crate) kind: elf::SymbolType,
     pub(crate) visibility: elf::SymbolVisibility,
     pub(crate) place: Place,
+}
+
+impl<'a> Sym<'a> {
+    /// Its name. Its end is looked for each time: most symbols of a load are never asked for theirs.
+    pub(crate) fn name(&self) -> &'a [u8] {
+        until_nul(self.name_and_rest)
+    }
+
+    pub(crate) fn is_named(&self, name: &[u8]) -> bool {
+        begins_with_string(self.name_and_rest, name)
+    }
 }
 
 /// Where a symbol is defined.
@@ -88,9 +100,9 @@ fn other_format(bytes: &[u8]) -> &'static str {
     const FORMATS: [(&[u8], &str); 9] = [
         (b"!<arch>\n", "a static archive; archives are not supported yet"),
         (b"!<thin>\n", "a thin archive; archives are not supported yet"),
-        (b"\x1f\x8b", "gzip-compressed; decompress it first"),
-        (b"\xfd7zXZ\0", "xz-compressed; decompress it first"),
-        (b"\x28\xb5\x2f\xfd", "zstd-compressed; decompress it first"),
+        (b"\x1f\x8b", "gzip-compressed; decompress it first, or load it by its file name"),
+        (b"\xfd7zXZ\0", "xz-compressed; decompress it first, or load it by its file name"),
+        (b"\x28\xb5\x2f\xfd", "zstd-compressed; decompress it first, or load it by its file name"),
         (b"BC\xc0\xde", "LLVM bitcode; compile without -flto"),
         (b"#!", "a script"),
         (b"MZ", "a Windows program or object"),
@@ -213,8 +225,8 @@ impl<'a> File<'a> {
             };
             // A section symbol as signature means that section's name.
             let signature = match signature.place {
-                Place::Section(section) if signature.name.is_empty() => self.sections[index(section.into())].name,
-                _ => signature.name,
+                Place::Section(section) if signature.name().is_empty() => self.sections[index(section.into())].name,
+                _ => signature.name(),
             };
             let repeated = !signatures.insert(signature) && flags.get(LE) & elf::GRP_COMDAT.0 != 0;
             for member in members {
@@ -303,7 +315,7 @@ impl<'a> File<'a> {
             section => Place::Section(section.0.into()),
         };
         Some(Sym {
-            name: string(self.strings, symbol.st_name.get(LE)),
+            name_and_rest: self.strings.get(index(symbol.st_name.get(LE).into())..).unwrap_or_default(),
             value: symbol.st_value.get(LE),
             size: symbol.st_size.get(LE),
             bind: symbol.st_bind(),
@@ -334,10 +346,10 @@ impl<'a> File<'a> {
     /// A symbol's name for people: that of its section, if it has none of its own.
     pub(crate) fn display_name(&self, at: u32) -> String {
         match self.symbol(at) {
-            Some(Sym { name: [], place: Place::Section(section), .. }) => {
+            Some(symbol @ Sym { place: Place::Section(section), .. }) if symbol.name().is_empty() => {
                 self.section(section).map_or_else(String::new, |section| escaped(section.name))
             }
-            Some(symbol) => escaped(symbol.name),
+            Some(symbol) => escaped(symbol.name()),
             None => format!("symbol {at}"),
         }
     }
@@ -355,7 +367,7 @@ impl<'a> File<'a> {
                 && symbol.value <= offset
                 && offset - symbol.value < symbol.size
         };
-        self.symbols().find(|(_, symbol)| covers(symbol)).map(|(_, symbol)| escaped(symbol.name))
+        self.symbols().find(|(_, symbol)| covers(symbol)).map(|(_, symbol)| escaped(symbol.name()))
     }
 }
 
@@ -463,8 +475,18 @@ fn terminated(strings: &[u8], at: usize, link: u32) -> Result<&[u8], Error> {
 
 /// The string at an offset that was checked. The table ends with a NUL.
 fn string(strings: &[u8], at: u32) -> &[u8] {
-    let rest = strings.get(index(at.into())..).unwrap_or_default();
-    CStr::from_bytes_until_nul(rest).map_or(rest, CStr::to_bytes)
+    until_nul(strings.get(index(at.into())..).unwrap_or_default())
+}
+
+/// The first of some strings, each ended by a NUL.
+pub(crate) fn until_nul(strings: &[u8]) -> &[u8] {
+    CStr::from_bytes_until_nul(strings).map_or(strings, CStr::to_bytes)
+}
+
+/// Whether the first of some strings is this one.
+pub(crate) fn begins_with_string(strings: &[u8], name: &[u8]) -> bool {
+    // The NUL first: where it is not in its place, which is nearly everywhere, nothing else is compared.
+    strings.get(name.len()) == Some(&0) && strings.starts_with(name)
 }
 
 fn contents<'a>(bytes: &'a [u8], at: usize, header: &elf::SectionHeader64<LE>) -> Result<&'a [u8], Error> {

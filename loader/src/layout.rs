@@ -156,9 +156,9 @@ pub(crate) fn plan(file: &File<'_>, limit: u64) -> Result<Layout, Error> {
         match symbol.place {
             Place::Undefined => {
                 layout.undefined.push(at);
-                wants_own_block |= symbol.name == section::THIS_MODULE_SYMBOL.as_bytes()
-                    || symbol.name == section::DSO_HANDLE_SYMBOL.as_bytes();
-                wants_bounds |= bounded_section(symbol.name).is_some();
+                wants_own_block |= symbol.is_named(section::THIS_MODULE_SYMBOL.as_bytes())
+                    || symbol.is_named(section::DSO_HANDLE_SYMBOL.as_bytes());
+                wants_bounds |= bounded_section(symbol.name()).is_some();
             }
             Place::Common => {
                 let spot = layout.add(Part::Data, symbol.size, symbol.value, limit)?;

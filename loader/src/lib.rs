@@ -19,10 +19,12 @@ mod error;
 mod timeline;
 
 mod admit;
+mod announced;
 mod chains;
 mod entry;
 mod file;
 mod form;
+mod inspect;
 mod layout;
 mod load;
 mod memory;
@@ -42,6 +44,9 @@ pub use entry::Image;
 pub use error::{Advice, Error, LoadError, Stage, UnloadError, Unresolved};
 pub use file::{File, Section};
 pub use form::Exports;
+pub use inspect::{
+    FunctionBytes, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable, Inspection,
+};
 pub use load::{Faults, Injected, Loader, NoFaults, Policy};
 pub use memory::Coming;
 pub use modload_notifier::Order;

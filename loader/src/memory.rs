@@ -1,6 +1,7 @@
 //! Stages *allocate*, *copy* and *publish*: a module's memory, as a type of its own for each thing that may still be
 //! done with it.
 
+use std::io;
 use std::sync::Arc;
 
 use modload_edit::{Addr, Edit, Rejected, Sink, Window, index, wide};
@@ -88,9 +89,15 @@ pub(crate) fn allocate(arena: &'static Arena, layout: &Layout) -> Result<Staging
     })
 }
 
+/// How much was copied.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Copied {
+    pub(crate) bytes: u64,
+}
+
 /// Copies every section to where it belongs; what no section covers is INT3 in text and zero elsewhere.
-pub(crate) fn copy(file: &File<'_>, layout: &Layout, memory: &mut Staging) -> u64 {
-    let mut copied = 0;
+pub(crate) fn copy(file: &File<'_>, layout: &Layout, memory: &mut Staging) -> Copied {
+    let mut copied = Copied { bytes: 0 };
     let mut filled = [0_usize; Part::COUNT];
     for (section, spot) in file.sections.iter().zip(&layout.sections) {
         let Some(Spot { part, offset }) = *spot else { continue };
@@ -99,19 +106,23 @@ pub(crate) fn copy(file: &File<'_>, layout: &Layout, memory: &mut Staging) -> u6
         let start = index(offset);
         // Sections of a part mostly come in the order of their offsets; one that does not finds its gap filled.
         let gap = filled[part.slot()]..start;
-        if let Some(gap) = bytes.get_mut(gap) {
+        if let Some(gap) = bytes.get_mut(gap).filter(|gap| !gap.is_empty()) {
             gap.fill(fill);
         }
         let end = start + section.data.len();
         bytes[start..end].copy_from_slice(section.data);
         let behind = start + index(section.size);
-        bytes[end..behind].fill(0);
+        if end < behind {
+            bytes[end..behind].fill(0);
+        }
         filled[part.slot()] = filled[part.slot()].max(behind);
-        copied += wide(section.data.len());
+        copied.bytes += wide(section.data.len());
     }
     for part in Part::ALL {
         let fill = if part.is_text() { INT3 } else { 0 };
-        if let Some(rest) = memory.bytes_mut(part).get_mut(filled[part.slot()]..) {
+        let rest = memory.bytes_mut(part).get_mut(filled[part.slot()]..);
+        // A masked store of no bytes at the dangling address of an empty slice takes the processor 100 ns.
+        if let Some(rest) = rest.filter(|rest| !rest.is_empty()) {
             rest.fill(fill);
         }
     }
@@ -221,16 +232,10 @@ impl Staging {
     }
 }
 
-/// The text of a module, at its place.
-#[derive(Debug)]
-pub(crate) struct PublishedText {
-    text: Option<Published>,
-    init_text: Option<Published>,
-}
-
 impl Formed {
-    /// Brings the text to its place: Linux's `module_enable_ro`. When it fails, everything else stays where it is.
-    pub(crate) fn publish(&mut self) -> Result<PublishedText, PublishFailed> {
+    /// Brings the text to its place: Linux's `module_enable_ro`. When it fails, the text is gone, and the rest is still
+    /// there for those who have to be told.
+    pub(crate) fn publish(mut self) -> Result<Installed, Box<(Formed, PublishFailed)>> {
         let (text, init_text) = {
             let mut lock = TextLock::take();
             let text = self.text.take().map(|staged| staged.publish(&mut lock)).transpose();
@@ -238,17 +243,15 @@ impl Formed {
             // The lock goes first: dropping published text takes it.
             (text, init_text)
         };
-        Ok(PublishedText { text: text?, init_text: init_text? })
-    }
-
-    /// With its text, the module's code can run.
-    pub(crate) fn install(self, PublishedText { text, init_text }: PublishedText) -> Installed {
-        Installed {
-            text,
-            read_only: self.read_only,
-            data: self.data,
-            init: Init { text: init_text, read_only: self.init_read_only, data: self.init_data },
-            ro_after_init: self.ro_after_init,
+        match (text, init_text) {
+            (Ok(text), Ok(init_text)) => Ok(Installed {
+                text,
+                read_only: self.read_only,
+                data: self.data,
+                init: Init { text: init_text, read_only: self.init_read_only, data: self.init_data },
+                ro_after_init: self.ro_after_init,
+            }),
+            (Err(failed), _) | (_, Err(failed)) => Err(Box::new((self, failed))),
         }
     }
 }
@@ -263,15 +266,19 @@ impl Installed {
         self.writable().find_map(|placed| placed.write(at, bytes))
     }
 
-    /// Makes ro_after_init data read-only. When it fails, everything else stays where it is.
-    pub(crate) fn protect(&mut self) -> Result<Option<Protected>, Error> {
-        self.ro_after_init.take().map(Placed::protect).transpose().map_err(Error::Protect)
-    }
-
-    /// Parts with what was for `init` only.
-    pub(crate) fn finish(self, ro_after_init: Option<Protected>) -> (Core, Init) {
-        let core = Core { text: self.text, read_only: self.read_only, data: self.data, ro_after_init };
-        (core, self.init)
+    /// Makes ro_after_init data read-only, and parts with what was for `init` only. When it fails, everything is as it
+    /// was.
+    pub(crate) fn protect(mut self) -> Result<(Core, Init), Box<(Installed, io::Error)>> {
+        match self.ro_after_init.take().map(Placed::protect).transpose() {
+            Ok(ro_after_init) => {
+                let core = Core { text: self.text, read_only: self.read_only, data: self.data, ro_after_init };
+                Ok((core, self.init))
+            }
+            Err((data, error)) => {
+                self.ro_after_init = Some(data);
+                Err(Box::new((self, error)))
+            }
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use modload_edit::{Addr, index};
 use modload_text::Describe;
 use object::elf;
 
-use crate::file::{File, Place};
+use crate::file::{File, Place, begins_with_string, until_nul};
 use crate::layout::Layout;
 use crate::memory::Staging;
 use crate::module::Symbol;
@@ -103,26 +103,34 @@ pub(crate) fn collect(
 
 impl Names {
     fn name(&self, entry: &Entry) -> &[u8] {
-        let rest = self.strings.get(index(entry.name.into())..).unwrap_or_default();
-        std::ffi::CStr::from_bytes_until_nul(rest).map_or(rest, std::ffi::CStr::to_bytes)
+        until_nul(self.strings.get(index(entry.name.into())..).unwrap_or_default())
     }
 
     fn is_named(&self, entry: &Entry, name: &[u8]) -> bool {
-        let rest = self.strings.get(index(entry.name.into())..).unwrap_or_default();
-        rest.starts_with(name) && rest.get(name.len()) == Some(&0)
+        begins_with_string(self.strings.get(index(entry.name.into())..).unwrap_or_default(), name)
     }
 
     /// The symbol of this name, a global one before a local one.
     pub(crate) fn find(&self, name: &[u8]) -> Option<Symbol> {
         let entry = if self.lookups.fetch_add(1, Ordering::Relaxed) < WALKS {
-            let named = || self.entries.iter().filter(|entry| self.is_named(entry, name));
-            named().find(|entry| entry.scope == Scope::Global).or_else(|| named().next())
+            self.walk(name)
         } else {
             let (hasher, table) = self.by_name.get_or_init(|| self.index());
             let found = table.find(hasher.hash_one(name), |&at| self.is_named(&self.entries[index(at.into())], name));
             found.map(|&at| &self.entries[index(at.into())])
         };
         entry.map(|entry| Symbol { addr: entry.addr, size: entry.size, kind: entry.kind })
+    }
+
+    fn walk(&self, name: &[u8]) -> Option<&Entry> {
+        let mut local = None;
+        for entry in self.entries.iter().filter(|entry| self.is_named(entry, name)) {
+            if entry.scope == Scope::Global {
+                return Some(entry);
+            }
+            local = local.or(Some(entry));
+        }
+        local
     }
 
     fn index(&self) -> (RandomState, HashTable<u32>) {

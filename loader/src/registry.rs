@@ -98,6 +98,8 @@ pub(crate) struct Registry {
     book: Mutex<Book>,
     /// Some state has changed, some call of a member has ended.
     changed: Condvar,
+    /// How many wait for `changed`; rises under the lock.
+    waiters: AtomicUsize,
     recordings: AtomicUsize,
 }
 
@@ -128,8 +130,9 @@ impl Registry {
         let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
         pool.free.pop().unwrap_or_else(|| {
             let book = Mutex::new(Book::default());
+            let (waiters, recordings) = (AtomicUsize::new(0), AtomicUsize::new(0));
             let new: &'static Registry =
-                Box::leak(Box::new(Registry { book, changed: Condvar::new(), recordings: AtomicUsize::new(0) }));
+                Box::leak(Box::new(Registry { book, changed: Condvar::new(), waiters, recordings }));
             pool.all.push(new);
             new
         })
@@ -172,15 +175,29 @@ impl Registry {
 
     /// Wakes who waits in [`Registry::wait`] or [`Registry::wait_until`].
     pub(crate) fn wake(&self) {
-        self.changed.notify_all();
+        // Who waits has counted itself under the lock under which the state was changed, or sees the change. The call
+        // of the kernel is saved for them.
+        if self.waiters.load(Ordering::Relaxed) != 0 {
+            self.changed.notify_all();
+        }
     }
 
     /// Waits until `done` says so of the book.
     pub(crate) fn wait_until(&self, done: impl Fn(&Book) -> bool) {
         let mut book = self.lock();
         while !done(&book) {
-            book = self.changed.wait(book).unwrap_or_else(PoisonError::into_inner);
+            book = self.wait_for_change(book, None);
         }
+    }
+
+    fn wait_for_change<'a>(&self, book: MutexGuard<'a, Book>, at_most: Option<Duration>) -> MutexGuard<'a, Book> {
+        self.waiters.fetch_add(1, Ordering::Relaxed);
+        let book = match at_most {
+            None => self.changed.wait(book).unwrap_or_else(PoisonError::into_inner),
+            Some(at_most) => self.changed.wait_timeout(book, at_most).unwrap_or_else(PoisonError::into_inner).0,
+        };
+        self.waiters.fetch_sub(1, Ordering::Relaxed);
+        book
     }
 
     /// Reserves a name: the module is UNFORMED from here on. Waits while another load of the same name is under way,
@@ -222,13 +239,13 @@ impl Registry {
         book.waits.push((thread, id));
         while book.by_id(id).is_some_and(|entry| matches!(entry.state, State::Unformed | State::Coming)) {
             match until {
-                None => book = self.changed.wait(book).unwrap_or_else(PoisonError::into_inner),
+                None => book = self.wait_for_change(book, None),
                 Some(until) => {
                     let left = until.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         break;
                     }
-                    book = self.changed.wait_timeout(book, left).unwrap_or_else(PoisonError::into_inner).0;
+                    book = self.wait_for_change(book, Some(left));
                 }
             }
         }

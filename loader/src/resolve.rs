@@ -73,7 +73,7 @@ pub(crate) fn resolve(
     let mut external = 0;
     for &at in &layout.undefined {
         let Some(symbol) = file.symbol(at) else { continue };
-        let resolved = match supplied(symbol.name, file, layout, memory) {
+        let resolved = match supplied(symbol.name(), file, layout, memory) {
             Some(addr) => Some((addr, SymbolKind::Defined)),
             None => {
                 let found = outside(&symbol, info, scene)?;
@@ -142,29 +142,29 @@ fn outside(
     info: &Modinfo<'_>,
     scene: Scene<'_>,
 ) -> Result<Result<Addr, Option<&'static str>>, Error> {
-    if symbol.name.is_empty() {
+    if symbol.name().is_empty() {
         return Ok(Err(Some("it has no name")));
     }
     if matches!(symbol.visibility, elf::STV_HIDDEN | elf::STV_INTERNAL) {
         return Ok(Err(Some("it is hidden, and so must be defined in this module")));
     }
     let gpl_only =
-        |owner: String| Error::GplOnly { symbol: escaped(symbol.name), owner, license: info.license_for_people() };
+        |owner: String| Error::GplOnly { symbol: escaped(symbol.name()), owner, license: info.license_for_people() };
     let gpl = info.is_gpl_compatible();
     let usable = |external: External| {
         if external.gpl_only && !gpl { Err(gpl_only("the host".into())) } else { Ok(Ok(external.addr)) }
     };
-    if let Some(external) = scene.externals.exported(symbol.name) {
+    if let Some(external) = scene.externals.exported(symbol.name()) {
         return usable(external);
     }
-    match scene.registry.use_export(scene.user, symbol.name, info)? {
+    match scene.registry.use_export(scene.user, symbol.name(), info)? {
         Found::Usable { addr } => Ok(Ok(addr)),
         Found::GplOnly { owner } => Err(gpl_only(owner)),
         Found::Namespace { owner, namespace } => {
-            Err(Error::Namespace { symbol: escaped(symbol.name), owner, namespace })
+            Err(Error::Namespace { symbol: escaped(symbol.name()), owner, namespace })
         }
         Found::Unavailable(because) => Ok(Err(Some(because))),
-        Found::Nothing => scene.externals.fallback(symbol.name).map_or(Ok(Err(None)), usable),
+        Found::Nothing => scene.externals.fallback(symbol.name()).map_or(Ok(Err(None)), usable),
     }
 }
 

@@ -5,7 +5,9 @@ use std::fs;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use modload_fixtures::{Compiler, Fixture};
-use modload_loader::{Error, External, Externals, Faults, Image, Injected, LoadError, Loader, Policy, Stage};
+use modload_loader::{
+    Error, External, Externals, Faults, FunctionBytes, Image, Injected, Inspection, LoadError, Loader, Policy, Stage,
+};
 use modload_text::Arena;
 
 /// Every symbol is there, at an address that nobody calls.
@@ -254,6 +256,8 @@ fn changed_bytes_never_do_more_than_fail() {
         for at in (0..object.len()).filter(|at| at % 7 == 0 || *at >= table || *at < 64) {
             for byte in [object[at] ^ 1, object[at] ^ 0x80, 0xff] {
                 mutant[at] = byte;
+                let _ = Inspection::of(&mutant, "mutant", 1 << 30);
+                let _ = FunctionBytes::of(&mutant, "add");
                 let error = bench.load(&mutant);
                 refused += u32::from(!matches!(*error.error, Error::Injected));
                 mutants += 1;

@@ -1,0 +1,73 @@
+//! What it costs to load an object, look a symbol up, call it and unload: modload next to dlopen of the same code and
+//! next to the floor, in one process and one run, round by round in turn. Only the ratios mean anything elsewhere.
+//!
+//! `cargo bench` measures and prints; with `--check` it fails if a target is missed. `cargo test` runs each cycle
+//! once and looks at nothing but the results of the calls.
+
+mod contenders;
+mod objects;
+mod report;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use contenders::{Contender, Cycle, Dlopen, Floor, FloorArena, Modload, Source};
+use modload::Host;
+use objects::Object;
+use report::Case;
+
+/// Rounds that are run and not measured.
+const WARM_UP: usize = 50;
+/// Rounds whose medians are printed.
+const ROUNDS: usize = 3000;
+
+fn main() -> Result<ExitCode, Box<dyn Error>> {
+    let asked = |option: &str| std::env::args().any(|argument| argument == option);
+    // Cargo says `--bench` for `cargo bench` and nothing for `cargo test`.
+    let (warm_up, rounds) = if asked("--bench") || asked("--check") { (WARM_UP, ROUNDS) } else { (0, 1) };
+
+    let folder = tempfile::tempdir()?;
+    let tiny = Object::tiny(folder.path())?;
+    let medium = Object::medium(folder.path())?;
+    // The floor comes first: it is content with what little of the low 2 GiB lies at their end.
+    let arena = FloorArena::open()?;
+    let host = Host::builder().process_symbols().build()?;
+
+    let mut cases = Vec::new();
+    for object in [&tiny, &medium] {
+        for source in [Source::File, Source::Memory] {
+            let modload = Modload { host: &host, object, source };
+            let dlopens: Vec<_> = object.linked.iter().map(|linked| Dlopen { linked, source }).collect();
+            let floor = Floor { arena, object, source };
+            let mut contenders: Vec<&dyn Contender> = vec![&modload];
+            contenders.extend(dlopens.iter().map(|dlopen| -> &dyn Contender { dlopen }));
+            contenders.push(&floor);
+            let cycles = run(&contenders, warm_up, rounds)?;
+            cases.push(Case::new(format!("{}, from {source}", object.name), &contenders, &cycles));
+        }
+    }
+    if rounds == 1 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let met = report::print(&cases, rounds);
+    Ok(if met || !asked("--check") { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs the contenders in turn, each round beginning with another one; gives the cycles of each.
+fn run(contenders: &[&dyn Contender], warm_up: usize, rounds: usize) -> Result<Vec<Vec<Cycle>>, Box<dyn Error>> {
+    let mut cycles = vec![Vec::with_capacity(rounds); contenders.len()];
+    let mut expected = None;
+    for round in 0..warm_up + rounds {
+        for turn in 0..contenders.len() {
+            let which = (round + turn) % contenders.len();
+            let cycle = contenders[which].cycle()?;
+            if *expected.get_or_insert(cycle.result) != cycle.result {
+                return Err(format!("{}: the call returns {}", contenders[which].name(), cycle.result).into());
+            }
+            if round >= warm_up {
+                cycles[which].push(cycle);
+            }
+        }
+    }
+    Ok(cycles)
+}

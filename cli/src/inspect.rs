@@ -1,0 +1,128 @@
+//! `modhost inspect`: what a module file holds. Nothing of it is run, and all that is printed of it is escaped.
+
+use std::io;
+
+use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter, Instruction};
+use modload::{FunctionBytes, Inspection, ModuleFile, SIZE_LIMIT};
+use serde::Serialize;
+
+use crate::args::Inspect;
+use crate::failure::Failure;
+use crate::output::Output;
+
+pub(crate) fn run(arguments: &Inspect, output: &mut Output) -> Result<(), Failure> {
+    let path = || arguments.file.clone();
+    let file = ModuleFile::read(&arguments.file, SIZE_LIMIT);
+    let file = file.map_err(|source| Failure::Read { file: path(), source })?;
+    let failed = |source| Failure::Inspect { file: path(), source };
+    match &arguments.function {
+        None => {
+            let inspection = Inspection::of(&file.bytes, &file.stem, SIZE_LIMIT).map_err(failed)?;
+            output.value(&inspection)?;
+            show(&inspection, output)?;
+        }
+        Some(name) => {
+            let function = FunctionBytes::of(&file.bytes, name).map_err(failed)?;
+            let function = function.ok_or_else(|| Failure::NoFunction { file: path(), function: name.clone() })?;
+            let listing = Listing { function: name, place: &function.place, instructions: disassemble(&function) };
+            output.value(&listing)?;
+            list(&listing, output)?;
+        }
+    }
+    Ok(output.flush()?)
+}
+
+fn show(inspection: &Inspection, output: &mut Output) -> io::Result<()> {
+    output.say(&format!("name         {}", inspection.name))?;
+    for (key, value) in
+        inspection.modinfo.iter().filter(|(key, _)| !matches!(key.as_str(), "name" | "parm" | "parmtype"))
+    {
+        output.say(&format!("{key:<12} {value}"))?;
+    }
+    if let Some(refused) = &inspection.refused {
+        output.say(&format!("cannot load  {refused}"))?;
+    }
+    section(output, "parameters", &inspection.params, |param| {
+        let description = param.description.as_ref().map_or_else(String::new, |text| format!(": {text}"));
+        format!("{} ({}){description}", param.name, param.kind)
+    })?;
+    section(output, "exports", &inspection.exports, |export| {
+        format!("{}{}", export.name, if export.gpl_only { " (GPL only)" } else { "" })
+    })?;
+    section(output, "needs", &inspection.needs, |need| {
+        format!("{}{}", need.name, if need.weak { " (weak)" } else { "" })
+    })?;
+    section(output, "memory", &inspection.parts, |(part, size)| format!("{size:>8} bytes of {part}"))?;
+    section(output, "sections", &inspection.sections, |section| {
+        let place = section.place.map_or_else(|| "-".into(), |(part, offset)| format!("{part}+{offset:#x}"));
+        let (index, size, align) = (section.index, section.size, section.align);
+        format!("{index:>4}  {size:>8} bytes, align {align:<4} {:<4} {place:<24} {}", section.flags, section.name)
+    })?;
+    section(output, "relocations", &inspection.relocations, |(kind, count)| format!("{count:>8} {kind}"))?;
+    section(output, "tables", &inspection.special, |table| {
+        let records = table.records.map_or_else(|| "? records".into(), |records| format!("{records} records"));
+        format!("{}: {records}", table.section)
+    })
+}
+
+/// A heading and a line for each item; nothing if there are none.
+fn section<T>(output: &mut Output, title: &str, items: &[T], line: impl Fn(&T) -> String) -> io::Result<()> {
+    if items.is_empty() {
+        return Ok(());
+    }
+    output.heading(title)?;
+    items.iter().try_for_each(|item| output.say(&format!("  {}", line(item))))
+}
+
+/// A disassembled function.
+#[derive(Serialize)]
+struct Listing<'a> {
+    function: &'a str,
+    place: &'a str,
+    instructions: Vec<Line>,
+}
+
+/// One instruction.
+#[derive(Serialize)]
+struct Line {
+    /// From the function's beginning.
+    offset: u64,
+    bytes: String,
+    text: String,
+    /// What will change it when it is loaded.
+    relocations: Vec<String>,
+}
+
+fn disassemble(function: &FunctionBytes) -> Vec<Line> {
+    let mut decoder = Decoder::with_ip(64, &function.bytes, 0, DecoderOptions::NONE);
+    let mut formatter = GasFormatter::new();
+    formatter.options_mut().set_branch_leading_zeros(false);
+    formatter.options_mut().set_uppercase_hex(false);
+    let mut instruction = Instruction::default();
+    let mut lines = Vec::new();
+    while decoder.can_decode() {
+        let start = decoder.position();
+        decoder.decode_out(&mut instruction);
+        let bytes = &function.bytes[start..decoder.position()];
+        let mut text = String::new();
+        formatter.format(&instruction, &mut text);
+        let (from, to) = (instruction.ip(), instruction.next_ip());
+        let inside = function.relocations.iter().filter(|(at, _)| (from..to).contains(at));
+        lines.push(Line {
+            offset: from,
+            bytes: bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" "),
+            text,
+            relocations: inside.map(|(_, text)| text.clone()).collect(),
+        });
+    }
+    lines
+}
+
+fn list(listing: &Listing<'_>, output: &mut Output) -> io::Result<()> {
+    output.say(&format!("{} at {}", listing.function.escape_debug(), listing.place))?;
+    for line in &listing.instructions {
+        let relocations = line.relocations.iter().map(|text| format!("   # {text}")).collect::<String>();
+        output.say(&format!("  {:>6x}:  {:<30} {}{relocations}", line.offset, line.bytes, line.text))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! `modhost inspect`: what it shows of known modules, and of files that are none.
+
+use std::process::{Command, Output};
+
+use modload_fixtures::{Compiler, Fixture};
+use serde_json::Value;
+
+fn modhost(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_modhost")).args(arguments).output().unwrap()
+}
+
+fn object(name: &str) -> String {
+    let path = Fixture::new(name).object(Compiler::Cc, &["-O2", "-fPIC", "-fvisibility=hidden"]).unwrap();
+    path.display().to_string()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn json(arguments: &[&str]) -> Value {
+    let output = modhost(arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn names(list: &Value) -> Vec<&str> {
+    list.as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn a_module_is_shown_for_people() {
+    let shown = text(&modhost(&["inspect", &object("greet")]).stdout);
+    for part in [
+        "name         greet\nlicense      Dual MIT/GPL\n",
+        "\nparameters\n",
+        "  times (int): how often it says hello each time\n",
+        "  who (charp): to whom\n",
+        "\nexports\n  greet_hello\n  greet_count\n  greet_text\n",
+        "\nneeds\n",
+        "bytes of init text\n",
+        "__ksymtab: 3 records\n",
+        "__param: 2 records\n",
+    ] {
+        assert!(shown.contains(part), "{part}\n{shown}");
+    }
+    assert!(!shown.contains("cannot load"), "{shown}");
+}
+
+#[test]
+fn the_same_as_json() {
+    let guest = json(&["inspect", "--format", "json", &object("guest")]);
+    assert_eq!(guest["name"], "guest");
+    assert_eq!(names(&guest["params"]), ["visits"]);
+    assert!(names(&guest["needs"]).contains(&"greet_hello"), "{}", guest["needs"]);
+    assert_eq!(guest["refused"], Value::Null);
+    let exporter = json(&["inspect", "--format", "json", &object("gpl_only")]);
+    let exports = exporter["exports"].as_array().unwrap();
+    assert!(exports.iter().any(|export| export["gpl_only"] == true), "{exports:?}");
+}
+
+#[test]
+fn what_cannot_be_loaded_can_be_looked_at() {
+    for (name, why) in [
+        ("tls", "thread-local storage is not supported yet"),
+        ("unsupported_section", "alternative instructions are not supported yet"),
+    ] {
+        let inspected = json(&["inspect", "--format", "json", &object(name)]);
+        assert!(inspected["refused"].as_str().unwrap().contains(why), "{inspected}");
+    }
+}
+
+#[test]
+fn a_function_is_disassembled_with_its_relocations() {
+    let guest = object("guest");
+    let shown = text(&modhost(&["inspect", "--function", "guest_again", &guest]).stdout);
+    assert!(shown.starts_with("guest_again at .text"), "{shown}");
+    assert!(shown.contains("# R_X86_64_PLT32 greet_hello-0x4\n"), "{shown}");
+    assert!(shown.contains("ret\n") || shown.contains("jmp"), "{shown}");
+    let listing = json(&["inspect", "--format", "json", "--function", "guest_again", &guest]);
+    let lines = listing["instructions"].as_array().unwrap();
+    assert!(lines.iter().any(|line| line["relocations"][0] == "R_X86_64_PLT32 greet_hello-0x4"), "{listing}");
+    let missing = modhost(&["inspect", "--function", "nobody", &guest]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stderr).ends_with("it has no function \"nobody\"\n"), "{}", text(&missing.stderr));
+}
+
+#[test]
+fn what_is_no_module_is_refused_in_a_sentence() {
+    let output = modhost(&["inspect", env!("CARGO_BIN_EXE_modhost")]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("use dlopen"), "{}", text(&output.stderr));
+    assert_eq!(modhost(&["inspect"]).status.code(), Some(2));
+    assert_eq!(modhost(&["nonsense"]).status.code(), Some(2));
+    assert!(text(&modhost(&["inspect", "--help"]).stdout).contains("modhost inspect greet.o"));
+}
