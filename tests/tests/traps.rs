@@ -1,0 +1,206 @@
+//! Calls into text that is not there yet, or not there any more; and a debugger's breakpoints in text that is.
+
+use std::io::{Read, Seek};
+use std::os::fd::AsRawFd;
+use std::process::{Command, ExitCode};
+
+use modload::{Addr, Coming, Host, Order, Refusal, Subscriber};
+use modload_edit::index;
+use modload_tests::{Case, Ended, image, in_fork};
+
+fn main() -> ExitCode {
+    modload_tests::run(&[
+        Case::new("a_call_before_publish_is_reported_by_name", call_before_publish),
+        Case::new("a_call_after_unload_is_reported_by_name", call_after_unload),
+        Case::new("the_line_goes_to_the_descriptor_of_the_host", line_goes_to_the_descriptor),
+        Case::new("a_call_of_dropped_init_text_is_reported_by_name", call_of_init_text),
+        Case::new("a_trap_of_the_programs_own_is_passed_on", own_trap_without_a_handler),
+        Case::new("an_earlier_handler_still_gets_its_traps", earlier_handler),
+        Case::new("an_earlier_handler_gets_stray_calls_after_the_line", earlier_handler_and_stray_call),
+        Case::new("a_breakpoint_of_gdb_is_hit", breakpoint_of_gdb).needing("gdb"),
+        // What gdb runs; by itself it only loads a module and calls it.
+        Case::new("what_gdb_debugs", debuggee),
+    ])
+}
+
+fn jump(at: Addr) {
+    // SAFETY: the address is that of an INT3, or of a function that takes nothing; either keeps to the C ABI.
+    unsafe { std::arch::asm!("call {}", in(reg) at.get(), clobber_abi("C")) };
+}
+
+fn killed_with(ended: &Ended, line: &str) {
+    assert_eq!((ended.signal, ended.status, ended.stderr.as_str()), (Some(libc::SIGTRAP), None, line));
+}
+
+/// Calls a function of the module that comes.
+struct Eager;
+
+impl Subscriber for Eager {
+    fn coming(&self, coming: &mut Coming<'_>) -> Result<(), Refusal> {
+        jump(coming.module().symbol_info("greet_hello").unwrap().addr);
+        Ok(())
+    }
+}
+
+fn call_before_publish() {
+    let host = Host::builder().build().unwrap();
+    let ended = in_fork(|| {
+        let _eager = host.subscribe("eager", Order::mirrored(0), Eager);
+        let _ = host.load(&image("greet"));
+    });
+    killed_with(&ended, "modload: call to greet_hello [greet] before its text was published\n");
+}
+
+/// Loads and unloads greet; returns where its function was.
+fn gone(host: &Host) -> Addr {
+    let module = host.load(&image("greet")).unwrap();
+    let at = module.symbol_info("greet_hello").unwrap().addr;
+    module.unload().unwrap();
+    at
+}
+
+fn call_after_unload() {
+    let host = Host::builder().build().unwrap();
+    let at = gone(&host);
+    let ended = in_fork(|| jump(at));
+    killed_with(&ended, "modload: call to greet_hello [greet] after it was unloaded\n");
+    let ended = in_fork(|| jump(at + 1));
+    killed_with(&ended, "modload: execution at greet_hello+0x1 [greet] after it was unloaded\n");
+}
+
+fn line_goes_to_the_descriptor() {
+    let mut file = tempfile::tempfile().unwrap();
+    let host = Host::builder().trap_descriptor(file.as_raw_fd()).build().unwrap();
+    let at = gone(&host);
+    killed_with(&in_fork(|| jump(at)), "");
+    let ended = in_fork(|| {
+        let _eager = host.subscribe("eager", Order::mirrored(0), Eager);
+        let _ = host.load(&image("greet"));
+    });
+    killed_with(&ended, "");
+    let mut lines = String::new();
+    file.rewind().unwrap();
+    file.read_to_string(&mut lines).unwrap();
+    assert_eq!(
+        lines,
+        "modload: call to greet_hello [greet] after it was unloaded\n\
+         modload: call to greet_hello [greet] before its text was published\n"
+    );
+}
+
+fn call_of_init_text() {
+    let host = Host::builder().build().unwrap();
+    let module = host.load(&image("init_sections")).unwrap();
+    assert!(module.symbol_info("add_up").is_none(), "its name is gone with it");
+    let ended = in_fork(|| {
+        // SAFETY: `int init_sections_late(void)`, which runs into the trap.
+        unsafe { module.call("init_sections_late", &[]) }.unwrap();
+    });
+    killed_with(&ended, "modload: call to add_up [init_sections] after it was unloaded\n");
+}
+
+fn own_trap_without_a_handler() {
+    let _host = Host::builder().build().unwrap();
+    // SAFETY: a breakpoint, which kills the child.
+    let ended = in_fork(|| unsafe { std::arch::asm!("int3") });
+    killed_with(&ended, "");
+}
+
+/// What [`on_trap`] has seen: the saved instruction pointer of the last trap, and how many there were.
+static SEEN: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
+extern "C" fn on_trap(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    SEEN.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+}
+
+extern "C" fn exit_on_trap(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: ends this forked child at once.
+    unsafe { libc::_exit(42) };
+}
+
+type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+
+/// What an embedder does before it makes its host.
+fn handle_traps(handler: Handler) {
+    // SAFETY: sigaction is a C struct of integers and an optional function pointer; all zeros is a value of it.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    #[expect(clippy::as_conversions, reason = "sigaction takes the handler's address as an integer")]
+    let address = handler as libc::sighandler_t;
+    action.sa_sigaction = address;
+    action.sa_flags = libc::SA_SIGINFO;
+    // SAFETY: the handler has the signature that SA_SIGINFO asks for and is async-signal-safe.
+    let installed = unsafe { libc::sigaction(libc::SIGTRAP, &raw const action, std::ptr::null_mut()) };
+    assert_eq!(installed, 0);
+}
+
+fn earlier_handler() {
+    handle_traps(on_trap);
+    let host = Host::builder().build().unwrap();
+    let module = host.load(&image("greet")).unwrap();
+    for seen in 1..4 {
+        // SAFETY: a breakpoint, after which the handler lets the program go on.
+        unsafe { std::arch::asm!("int3") };
+        assert_eq!(SEEN.load(std::sync::atomic::Ordering::SeqCst), seen);
+    }
+    // SAFETY: `int greet_hello(void)`.
+    assert_eq!(unsafe { module.call("greet_hello", &[]) }.unwrap(), 1);
+}
+
+fn earlier_handler_and_stray_call() {
+    handle_traps(exit_on_trap);
+    let host = Host::builder().build().unwrap();
+    let at = gone(&host);
+    let ended = in_fork(|| jump(at));
+    let line = "modload: call to greet_hello [greet] after it was unloaded\n".to_owned();
+    assert_eq!(ended, Ended { status: Some(42), signal: None, stderr: line });
+}
+
+/// gdb stops here to learn the address of a function that has just been loaded.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn modload_tests_function_is_loaded(at: u64) {
+    std::hint::black_box(at);
+}
+
+fn debuggee() {
+    let host = Host::builder().build().unwrap();
+    let module = host.load(&image("greet")).unwrap();
+    let at = module.symbol_info("greet_hello").unwrap().addr;
+    modload_tests_function_is_loaded(at.get());
+    // SAFETY: `int greet_hello(void)`.
+    let times = unsafe { module.call("greet_hello", &[]) }.unwrap();
+    assert_eq!(index(times), 1);
+    module.unload().unwrap();
+}
+
+fn breakpoint_of_gdb() {
+    // Commands one after the other: what fails ends the batch, and the last line is not printed.
+    let commands = [
+        "set pagination off",
+        "set confirm off",
+        "break modload_tests_function_is_loaded",
+        "run",
+        "set $at = $rdi",
+        "break *$at",
+        "continue",
+        "printf \"hit: %d\\n\", $pc == $at",
+        "x/i $pc",
+        "stepi",
+        "printf \"stepped: %d\\n\", $pc != $at",
+        "delete",
+        "continue",
+        "printf \"exit code: %d\\n\", $_exitcode",
+    ];
+    let mut gdb = Command::new("gdb");
+    gdb.args(["--batch", "--nx", "--quiet"]);
+    for command in commands {
+        gdb.args(["-ex", command]);
+    }
+    let program = std::env::current_exe().unwrap();
+    gdb.arg("--args").arg(program).env("MODLOAD_TESTS_CASE", "what_gdb_debugs");
+    let output = gdb.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    for expected in ["hit: 1", "stepped: 1", "exit code: 0"] {
+        assert!(said.contains(expected), "{expected}:\n{said}");
+    }
+}
