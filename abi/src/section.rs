@@ -16,6 +16,8 @@ pub const FINI_ARRAY: &str = ".fini_array";
 pub const CTORS: &str = ".ctors";
 /// The older form of [`FINI_ARRAY`], called from first to last.
 pub const DTORS: &str = ".dtors";
+/// Empty; its flags say whether the code wants an executable stack.
+pub const GNU_STACK: &str = ".note.GNU-stack";
 /// Call frame information.
 pub const EH_FRAME: &str = ".eh_frame";
 /// Data that is written until `init` has returned and never again.

@@ -1,9 +1,9 @@
 //! What went wrong, in one sentence or as data.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use modload::{ArenaError, Error, LoadError, SymbolError, UnloadError};
+use modload::{ArenaError, Error, LoadError, ReadError, SymbolError, UnloadError};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
@@ -12,11 +12,11 @@ use crate::args::Format;
 /// Why the command failed.
 #[derive(Debug, Error)]
 pub(crate) enum Failure {
-    #[error("{}: {source}", .file.display())]
-    Read { file: PathBuf, source: io::Error },
+    #[error("{}: {source}", shown(.file))]
+    Read { file: PathBuf, source: ReadError },
     #[error(transparent)]
     Host(#[from] ArenaError),
-    #[error("{}: {source}", .file.display())]
+    #[error("{}: {source}", shown(.file))]
     Load { file: PathBuf, source: LoadError },
     #[error("no loaded module has a symbol \"{}\"", .0.escape_debug())]
     NoSymbol(String),
@@ -70,6 +70,14 @@ impl Failure {
         }
         data.into()
     }
+}
+
+/// A path fit for a terminal.
+fn shown(file: &Path) -> String {
+    file.to_string_lossy()
+        .chars()
+        .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
+        .collect()
 }
 
 /// What an error knows besides its sentence.

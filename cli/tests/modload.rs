@@ -189,3 +189,20 @@ fn a_reader_that_goes_away_is_no_panic() {
     child.wait().unwrap();
     assert_eq!(stderr, "");
 }
+
+#[test]
+fn compressed_files_load_like_plain_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let greet = std::fs::read(object("greet")).unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut gzip, &greet).unwrap();
+    let packed = gzip.finish().unwrap();
+    let path = dir.path().join("greet.o.gz");
+    std::fs::write(&path, &packed).unwrap();
+    let output = modload(&["--call", "greet_count", &path.display().to_string()]);
+    assert_eq!(text(&output.stdout), "greet_count() = 1\n", "{}", text(&output.stderr));
+    std::fs::write(&path, &packed[..packed.len() / 2]).unwrap();
+    let output = modload(&[&path.display().to_string()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("its gzip data cannot be decompressed"), "{}", text(&output.stderr));
+}

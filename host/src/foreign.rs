@@ -2,7 +2,6 @@
 #![expect(unsafe_code, reason = "nothing can check the type of a symbol, nor what a file's code does")]
 
 use std::fmt;
-use std::io;
 use std::marker::PhantomData;
 use std::mem::{size_of, transmute, transmute_copy};
 use std::ops::Deref;
@@ -12,6 +11,8 @@ use std::ptr;
 use modload_edit::{Addr, index, wide};
 use modload_loader::{Image, Reference, SymbolKind, UnloadError};
 use thiserror::Error;
+
+use crate::file::{ModuleFile, ReadError, SIZE_LIMIT};
 
 /// A loaded module. It stays as long as this, a clone of it, or a [`Symbol`] of it is held; letting go of it does not
 /// unload it.
@@ -150,17 +151,15 @@ impl Module {
     }
 }
 
-/// Reads a module file. Its stem becomes the module's name if its `.modinfo` has none.
+/// Reads a module file, compressed or not. Its stem becomes the module's name if its `.modinfo` has none.
 ///
 /// # Errors
-/// What reading the file gives.
+/// [`ReadError`]: the file cannot be read or decompressed, or holds more than 1 GiB.
 ///
 /// # Safety
 /// As for [`Image::trusted`]: the file's author is trusted.
-pub unsafe fn read_trusted(path: impl AsRef<Path>) -> io::Result<Image<'static>> {
-    let path = path.as_ref();
-    let bytes = std::fs::read(path)?;
-    let stem = path.file_stem().map_or_else(|| "module".into(), |stem| stem.to_string_lossy().into_owned());
+pub unsafe fn read_trusted(path: impl AsRef<Path>) -> Result<Image<'static>, ReadError> {
+    let ModuleFile { bytes, stem } = ModuleFile::read(path.as_ref(), SIZE_LIMIT)?;
     // SAFETY: the caller's.
     Ok(unsafe { Image::trusted(bytes) }.named(stem))
 }

@@ -43,10 +43,12 @@
 
 mod builder;
 mod c_api;
+mod file;
 mod foreign;
 mod host;
 
 pub use builder::HostBuilder;
+pub use file::ReadError;
 pub use foreign::{Module, Symbol, SymbolError, read_trusted};
 pub use host::{Host, WeakHost};
 pub use modload_edit::Addr;

@@ -12,6 +12,12 @@ pub(crate) fn check(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), Error> {
     if info.live_patch {
         return Err(unsupported("modinfo", b"livepatch", "live patching is not supported yet"));
     }
+    for section in &file.sections {
+        if section.name == section::GNU_STACK.as_bytes() && section.flags.contains(elf::SHF_EXECINSTR) {
+            let why = "it asks for an executable stack; gcc does so for pointers to nested functions";
+            return Err(unsupported("section", section.name, why));
+        }
+    }
     for section in file.sections.iter().filter(|section| section.kept) {
         let refused = |why| Err(unsupported("section", section.name, why));
         let has = |flag| section.flags.contains(flag);

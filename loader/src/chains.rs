@@ -129,9 +129,7 @@ pub(crate) fn evict(recorder: Recorder<'_>, module: &Module) {
     let left = recorder.registry.lock().chains.going(|member| member.subscriber.owner == Some(module.id));
     for member in left {
         leave(recorder.registry, member.id);
-        let message = format!("notifier {} was left registered and has been taken out", member.subscriber.name);
-        tracing::warn!(module = module.name(), "{message}");
-        recorder.record(|| EventKind::Warning { message });
+        recorder.warn(format!("notifier {} was left registered and has been taken out", member.subscriber.name));
     }
 }
 

@@ -100,9 +100,9 @@ fn other_format(bytes: &[u8]) -> &'static str {
     const FORMATS: [(&[u8], &str); 9] = [
         (b"!<arch>\n", "a static archive; archives are not supported yet"),
         (b"!<thin>\n", "a thin archive; archives are not supported yet"),
-        (b"\x1f\x8b", "gzip-compressed; decompress it first"),
-        (b"\xfd7zXZ\0", "xz-compressed; decompress it first"),
-        (b"\x28\xb5\x2f\xfd", "zstd-compressed; decompress it first"),
+        (b"\x1f\x8b", "gzip-compressed; decompress it first, or load it by its file name"),
+        (b"\xfd7zXZ\0", "xz-compressed; decompress it first, or load it by its file name"),
+        (b"\x28\xb5\x2f\xfd", "zstd-compressed; decompress it first, or load it by its file name"),
         (b"BC\xc0\xde", "LLVM bitcode; compile without -flto"),
         (b"#!", "a script"),
         (b"MZ", "a Windows program or object"),

@@ -9,8 +9,11 @@ use modload_edit::{Addr, wide};
 use crate::error::{Error, escaped};
 use crate::file::{File, Section};
 use crate::layout::{Layout, Spot};
-use crate::memory::Staging;
-use crate::names::Names;
+use crate::load::Policy;
+use crate::memory::{Formed, Staging};
+use crate::modinfo::Modinfo;
+use crate::module::{self, Module, Parts};
+use crate::names::{self, Names};
 use crate::params::ParamInfo;
 use crate::registry::{Export, ModuleId, Registry, State};
 use crate::resolve::Externals;
@@ -30,7 +33,7 @@ pub(crate) struct Functions {
 
 /// A symbol to be exported.
 #[derive(Debug)]
-pub(crate) struct NewExport {
+struct NewExport {
     name: Box<[u8]>,
     addr: Addr,
     gpl_only: bool,
@@ -45,6 +48,55 @@ pub enum Exports {
     Declared,
     /// If it declares none: all its global functions and variables.
     GlobalsOfPlainObjects,
+}
+
+/// What a module is formed from.
+pub(crate) struct Unformed<'a> {
+    pub(crate) file: &'a File<'a>,
+    pub(crate) info: &'a Modinfo<'a>,
+    pub(crate) layout: &'a Layout,
+    pub(crate) id: ModuleId,
+    pub(crate) name: Arc<str>,
+    pub(crate) registry: &'static Registry,
+    pub(crate) externals: &'a dyn Externals,
+    pub(crate) policy: &'a Policy,
+}
+
+/// A module that others can find, and its memory.
+#[derive(Debug)]
+pub(crate) struct NewModule {
+    pub(crate) module: Arc<Module>,
+    pub(crate) memory: Formed,
+}
+
+impl Unformed<'_> {
+    /// Forms the module.
+    pub(crate) fn form(self, mut memory: Staging) -> Result<NewModule, Error> {
+        let Unformed { file, info, layout, id, name, registry, externals, policy } = self;
+        let (names, init_names) = names::collect(file, layout, &memory, &name, policy.trap_descriptor);
+        let (names, init_names) = (Arc::new(names), init_names.map(Arc::new));
+        memory.own_text(&names, init_names.as_ref());
+        let exports = exports(file, layout, &memory, &names, policy.exports)?;
+        let functions = functions(file, layout, &memory, &names, init_names.as_deref())?;
+        let params = params(file, layout, &memory)?;
+        name_this_module(layout, &mut memory, &name);
+        let module = Arc::new(Module::new(Parts {
+            id,
+            name,
+            registry,
+            names,
+            init_names,
+            sections: module::sections(file, layout, &memory),
+            ranges: memory.ranges(),
+            functions,
+            params,
+            license: info.license.map(escaped),
+        }));
+        let memory = memory.form()?;
+        publish_exports(registry, externals, id, exports)?;
+        enter(registry, id, &module);
+        Ok(NewModule { module, memory })
+    }
 }
 
 /// The sections of this name with their places and, relocated, their bytes.
@@ -63,7 +115,7 @@ fn tables<'f>(
 }
 
 /// Reads `__ksymtab` and `__ksymtab_gpl`, or takes all globals.
-pub(crate) fn exports(
+fn exports(
     file: &File<'_>,
     layout: &Layout,
     memory: &Staging,
@@ -109,7 +161,7 @@ pub(crate) fn exports(
 }
 
 /// Reads `__param`.
-pub(crate) fn params(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<ParamInfo>, Error> {
+fn params(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<ParamInfo>, Error> {
     let mut params = Vec::new();
     for (_, _, bytes) in tables(file, layout, memory, section::PARAM) {
         let bad = |record, problem| Error::BadRecord { section: section::PARAM, record, problem };
@@ -124,7 +176,7 @@ pub(crate) fn params(file: &File<'_>, layout: &Layout, memory: &Staging) -> Resu
 }
 
 /// Finds init, exit, constructors and destructors.
-pub(crate) fn functions(
+fn functions(
     file: &File<'_>,
     layout: &Layout,
     memory: &Staging,
@@ -189,7 +241,7 @@ fn arrays(
 }
 
 /// Writes the module's name into its `struct module`.
-pub(crate) fn name_this_module(layout: &Layout, memory: &mut Staging, name: &str) {
+fn name_this_module(layout: &Layout, memory: &mut Staging, name: &str) {
     let Some(spot) = layout.this_module else { return };
     let start = modload_edit::index(spot.offset);
     if let Some(block) = memory.bytes_mut(spot.part).get_mut(start..start + name.len()) {
@@ -198,7 +250,7 @@ pub(crate) fn name_this_module(layout: &Layout, memory: &mut Staging, name: &str
 }
 
 /// Enters the module's exports. All or none.
-pub(crate) fn publish_exports(
+fn publish_exports(
     registry: &Registry,
     externals: &dyn Externals,
     id: ModuleId,
@@ -229,7 +281,7 @@ pub(crate) fn publish_exports(
 }
 
 /// The module can be found from here on.
-pub(crate) fn enter(registry: &Registry, id: ModuleId, module: &Arc<crate::module::Module>) {
+fn enter(registry: &Registry, id: ModuleId, module: &Arc<Module>) {
     let mut book = registry.lock();
     if let Some(entry) = book.by_id_mut(id) {
         entry.state = State::Coming;

@@ -19,6 +19,7 @@ mod error;
 mod timeline;
 
 mod admit;
+mod announced;
 mod chains;
 mod entry;
 mod file;

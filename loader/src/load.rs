@@ -3,24 +3,26 @@
 use std::fmt;
 use std::sync::Arc;
 
-use modload_edit::Addr;
+use modload_edit::{Addr, wide};
 use modload_notifier::Order;
+use modload_relocs::Counts;
 use modload_text::{Arena, ArenaError, StripeUsage};
 
-use crate::chains::{self, Accepted, Membership, Subscriber};
-use crate::entry::{self, Image};
-use crate::error::{Error, LoadError, Stage, UnloadError};
+use crate::announced::{Announced, Constructed, Dropped};
+use crate::chains::{self, Membership, Subscriber};
+use crate::entry::Image;
+use crate::error::{Error, LoadError, Stage, UnloadError, escaped};
 use crate::file::File;
-use crate::form::{self, Exports};
-use crate::memory::{self, Installed};
-use crate::module::{self, Module, Parts, Reference, lock};
-use crate::names;
-use crate::params;
-use crate::registry::{Registry, State};
-use crate::relocate;
-use crate::resolve::{self, Externals, Scene};
+use crate::form::{Exports, NewModule, Unformed};
+use crate::layout::Layout;
+use crate::memory::{self, Copied, Staging};
+use crate::modinfo::Modinfo;
+use crate::module::{Module, Reference};
+use crate::params::ParamsSet;
+use crate::registry::{Registry, Reservation, State};
+use crate::resolve::{self, Externals, Resolved, Scene};
 use crate::timeline::{EventKind, Recorder, Recording};
-use crate::{admit, layout, modinfo, unload};
+use crate::{admit, layout, modinfo, relocate, unload};
 
 /// What a host allows and how it reports.
 #[derive(Clone, Copy, Debug)]
@@ -88,22 +90,16 @@ impl<F: Faults> Run<'_, F> {
         Recorder { registry: self.registry, module: &self.module }
     }
 
-    /// Runs one stage. What it gives back is described by `detail`, if anybody records.
+    /// Runs one stage.
     #[inline]
-    fn stage<T>(
-        &self,
-        stage: Stage,
-        run: impl FnOnce() -> Result<T, Error>,
-        detail: impl FnOnce(&T) -> Vec<(&'static str, u64)>,
-    ) -> Result<T, LoadError> {
-        let done = match self.faults.before(stage) {
-            Ok(()) => run(),
-            Err(Injected) => Err(Error::Injected),
-        };
-        match done {
+    fn stage<T: Counted>(&self, stage: Stage, run: impl FnOnce() -> Result<T, Error>) -> Result<T, LoadError> {
+        if let Err(Injected) = self.faults.before(stage) {
+            return Err(self.failed(stage, Error::Injected));
+        }
+        match run() {
             Ok(value) => {
                 if !stage.tells_itself() {
-                    self.recorder().record(|| EventKind::Stage { stage, detail: detail(&value) });
+                    self.recorder().record(|| EventKind::Stage { stage, detail: value.counts() });
                 }
                 Ok(value)
             }
@@ -123,31 +119,66 @@ impl<F: Faults> Run<'_, F> {
     }
 }
 
-/// Undoes the coming chain when dropped: the module is GOING, and those who accepted it are told.
-struct Announced<'a, F: Faults> {
-    run: &'a Run<'a, F>,
-    module: Arc<Module>,
-    /// `None` once the module is LIVE.
-    accepted: Option<Accepted>,
-    constructed: Constructed,
+/// What a stage has to tell of its result: counts that do not depend on addresses.
+trait Counted {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 }
 
-/// Whether the constructors have run, so that the destructors must.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Constructed {
-    No,
-    Yes,
+impl Counted for () {}
+impl Counted for Modinfo<'_> {}
+impl Counted for Reservation {}
+impl Counted for Staging {}
+impl<M> Counted for Announced<'_, M> {}
+impl Counted for (Reference, Dropped) {}
+
+impl Counted for File<'_> {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        vec![("sections", wide(self.sections.len())), ("symbols", self.symbol_count().into())]
+    }
 }
 
-impl<F: Faults> Drop for Announced<'_, F> {
-    fn drop(&mut self) {
-        let Some(accepted) = self.accepted.take() else { return };
-        chains::set_going(self.run.recorder(), &self.module);
-        if self.constructed == Constructed::Yes {
-            entry::destructors(&self.module.functions.destructors, self.module.functions.dso_handle);
-        }
-        chains::going(self.run.recorder(), &self.module, accepted);
-        chains::evict(self.run.recorder(), &self.module);
+impl Counted for Layout {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        let kept = self.sections.iter().flatten().count();
+        vec![("sections", wide(kept)), ("got", self.slots.got_size()), ("plt", self.slots.plt_size())]
+    }
+}
+
+impl Counted for Copied {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        vec![("bytes", self.bytes)]
+    }
+}
+
+impl Counted for Resolved {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        vec![("external", self.external)]
+    }
+}
+
+impl Counted for Counts {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        self.iter().map(|(name, count)| (name, count.into())).collect()
+    }
+}
+
+impl Counted for NewModule {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        vec![("params", wide(self.module.params().len()))]
+    }
+}
+
+impl Counted for Constructed {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        vec![("called", wide(self.0))]
+    }
+}
+
+impl Counted for ParamsSet {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        vec![("set", self.0)]
     }
 }
 
@@ -186,127 +217,49 @@ impl Loader {
     /// [`LoadError`] says in which stage and why.
     pub fn load_module_with<F: Faults>(&self, image: &Image<'_>, faults: &F) -> Result<Reference, LoadError> {
         let Loader { registry, arena, externals, policy } = self;
-        let mut run = Run { registry, module: image.stem.as_str().into(), faults };
+        let mut run = Run { registry, module: escaped(image.stem.as_bytes()).into(), faults };
 
         // Bytes only.
-        let file = run.stage(
-            Stage::Validate,
-            || File::validate(&image.bytes),
-            |file| vec![("sections", modload_edit::wide(file.sections.len())), ("symbols", file.symbol_count().into())],
-        )?;
-        let info = run.stage(Stage::Modinfo, || modinfo::read(&file, &image.stem), |_| vec![])?;
+        let file = run.stage(Stage::Validate, || File::validate(&image.bytes))?;
+        let info = run.stage(Stage::Modinfo, || modinfo::read(&file, &image.stem))?;
         run.module = info.name.as_str().into();
-        let run = run;
-        run.stage(Stage::Admit, || admit::check(&file, &info), |()| vec![])?;
-        let layout = run.stage(
-            Stage::Layout,
-            || layout::plan(&file, policy.size_limit),
-            |layout| {
-                let kept = layout.sections.iter().flatten().count();
-                vec![
-                    ("sections", modload_edit::wide(kept)),
-                    ("got_slots", layout.slots.got_size() / 8),
-                    ("plt_entries", layout.slots.plt_size() / 16),
-                ]
-            },
-        )?;
+        run.stage(Stage::Admit, || admit::check(&file, &info))?;
+        let layout = run.stage(Stage::Layout, || layout::plan(&file, policy.size_limit))?;
 
         // UNFORMED: the name is ours, and nobody sees more than that.
         let mut gone = Gone(None);
-        let reservation = run.stage(Stage::Reserve, || registry.reserve(&run.module), |_| vec![])?;
+        let reservation = run.stage(Stage::Reserve, || registry.reserve(&run.module))?;
         gone.0 = Some(&run);
         run.state(State::Unformed);
-        let mut memory = run.stage(Stage::Allocate, || memory::allocate(arena, &layout), |_| vec![])?;
-        run.stage(Stage::Copy, || Ok(memory::copy(&file, &layout, &mut memory)), |bytes| vec![("bytes", *bytes)])?;
-        let scene = Scene { registry, user: reservation.id, externals: &**externals };
-        let resolved = run.stage(
-            Stage::Resolve,
-            || resolve::resolve(&file, &info, &layout, &memory, scene),
-            |resolved| vec![("external", resolved.external)],
-        )?;
-        run.stage(
-            Stage::Relocate,
-            || relocate::relocate(&file, &layout, &resolved, &mut memory, arena.is_low()),
-            |counts| counts.iter().map(|(name, count)| (name, count.into())).collect(),
-        )?;
-        let (names, init_names) = names::collect(&file, &layout, &memory, &run.module, policy.trap_descriptor);
-        let (names, init_names) = (Arc::new(names), init_names.map(Arc::new));
-        memory.own_text(&names, init_names.as_ref());
-        let (module, mut memory) = run.stage(
-            Stage::Form,
-            || {
-                let exports = form::exports(&file, &layout, &memory, &names, policy.exports)?;
-                let functions = form::functions(&file, &layout, &memory, &names, init_names.as_deref())?;
-                let params = form::params(&file, &layout, &memory)?;
-                form::name_this_module(&layout, &mut memory, &run.module);
-                let module = Arc::new(Module::new(Parts {
-                    id: reservation.id,
-                    name: run.module.clone(),
-                    registry,
-                    names,
-                    init_names,
-                    sections: module::sections(&file, &layout, &memory),
-                    ranges: memory.ranges(),
-                    functions,
-                    params,
-                    license: info.license.map(crate::error::escaped),
-                }));
-                let memory = memory.form()?;
-                form::publish_exports(registry, &**externals, reservation.id, exports)?;
-                form::enter(registry, reservation.id, &module);
-                Ok((module, memory))
-            },
-            |(module, _)| vec![("params", modload_edit::wide(module.params().len()))],
-        )?;
+        let id = reservation.id;
+        let mut memory = run.stage(Stage::Allocate, || memory::allocate(arena, &layout))?;
+        run.stage(Stage::Copy, || Ok(memory::copy(&file, &layout, &mut memory)))?;
+        let scene = Scene { registry, user: id, externals: &**externals };
+        let resolved = run.stage(Stage::Resolve, || resolve::resolve(&file, &info, &layout, &memory, scene))?;
+        let low = arena.is_low();
+        run.stage(Stage::Relocate, || relocate::relocate(&file, &layout, &resolved, &mut memory, low))?;
+        let (file, info, layout, name) = (&file, &info, &layout, run.module.clone());
+        let unformed = Unformed { file, info, layout, id, name, registry, externals: &**externals, policy };
+        let NewModule { module, memory } = run.stage(Stage::Form, || unformed.form(memory))?;
 
         // COMING: symbols are visible, relocations done, text still staged.
         run.state(State::Coming);
-        let accepted = run.stage(Stage::Coming, || chains::coming(run.recorder(), &module, &mut memory), |_| vec![])?;
-        // Declared before the guard of the chain, so dropped after it: who is told GOING finds the memory in place.
-        let installed: Installed;
-        let mut announced =
-            Announced { run: &run, module: module.clone(), accepted: Some(accepted), constructed: Constructed::No };
-        installed = run.stage(Stage::Publish, || Ok(memory.publish()?), |_| vec![])?;
-        run.recorder().record(|| EventKind::Publish);
-        run.stage(
-            Stage::Params,
-            || {
-                let unknown = |name: &str| {
-                    let message = format!("unknown parameter \"{}\" ignored", name.escape_debug());
-                    tracing::warn!(module = %run.module, "{message}");
-                    run.recorder().record(|| EventKind::Warning { message });
-                };
-                let write = |at, bytes: &[u8]| installed.write(at, bytes);
-                params::parse(&mut lock(&module.params), &image.params, &write, unknown)
-            },
-            |set| vec![("set", *set)],
-        )?;
-        run.stage(
-            Stage::Constructors,
-            || {
-                entry::constructors(&module.functions.constructors);
-                announced.constructed = Constructed::Yes;
-                Ok(module.functions.constructors.len())
-            },
-            |called| vec![("called", modload_edit::wide(*called))],
-        )?;
-        run.stage(Stage::Init, || init(&run, &module), |_| vec![])?;
+        let announced = run.stage(Stage::Coming, || Announced::tell(run.recorder(), module, memory))?;
+        let mut announced = run.stage(Stage::Publish, || announced.publish())?;
+        run.stage(Stage::Params, || announced.set_params(&image.params))?;
+        run.stage(Stage::Constructors, || Ok(announced.construct()))?;
+        run.stage(Stage::Init, || announced.init())?;
 
-        // LIVE.
-        let (core, init) = run.stage(Stage::Protect, || installed.protect(), |_| vec![])?;
-        *lock(&module.core) = Some(core);
-        *lock(&module.accepted) = announced.accepted.take().unwrap_or_default();
-        drop(announced);
+        // LIVE: once ro_after_init data is protected nothing can fail any more.
+        let (module, init) = run.stage(Stage::Protect, || announced.protect())?;
         gone.0 = None;
-        let reference = module.get();
         reservation.live();
         run.state(State::Live);
         tracing::info!(module = %run.module, "LIVE");
         chains::live(run.recorder(), &module);
-        drop(lock(&module.init_names).take());
-        drop(init);
-        run.recorder().record(|| EventKind::Stage { stage: Stage::DropInit, detail: vec![] });
-        reference.ok_or_else(|| run.failed(Stage::DropInit, Error::Busy))
+        init.forget(&module);
+        run.recorder().record(|| EventKind::Stage { stage: Stage::DropInit, detail: Vec::new() });
+        Ok(module)
     }
 
     /// Has a subscriber join both chains.
@@ -378,22 +331,6 @@ impl Loader {
     pub fn unload_module(&self, name: &str) -> Result<(), UnloadError> {
         unload::unload_module(self.registry, name)
     }
-}
-
-/// Calls `init` and judges its result as `do_init_module` does.
-fn init<F: Faults>(run: &Run<'_, F>, module: &Module) -> Result<i32, Error> {
-    let Some(init) = module.functions.init else { return Ok(0) };
-    let result = entry::init(init);
-    run.recorder().record(|| EventKind::Init { result });
-    if result < 0 {
-        return Err(Error::Init(result));
-    }
-    if result > 0 {
-        let message = format!("init suspiciously returned {result}; it should follow the 0/-E convention");
-        tracing::warn!(module = %run.module, "{message}");
-        run.recorder().record(|| EventKind::Warning { message });
-    }
-    Ok(result)
 }
 
 impl Drop for Loader {

@@ -1,6 +1,7 @@
 //! Stages *allocate*, *copy* and *publish*: a module's memory, as a type of its own for each thing that may still be
 //! done with it.
 
+use std::io;
 use std::sync::Arc;
 
 use modload_edit::{Addr, Edit, Rejected, Sink, Window, index, wide};
@@ -88,9 +89,15 @@ pub(crate) fn allocate(arena: &'static Arena, layout: &Layout) -> Result<Staging
     })
 }
 
+/// How much was copied.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Copied {
+    pub(crate) bytes: u64,
+}
+
 /// Copies every section to where it belongs; what no section covers is INT3 in text and zero elsewhere.
-pub(crate) fn copy(file: &File<'_>, layout: &Layout, memory: &mut Staging) -> u64 {
-    let mut copied = 0;
+pub(crate) fn copy(file: &File<'_>, layout: &Layout, memory: &mut Staging) -> Copied {
+    let mut copied = Copied { bytes: 0 };
     let mut filled = [0_usize; Part::COUNT];
     for (section, spot) in file.sections.iter().zip(&layout.sections) {
         let Some(Spot { part, offset }) = *spot else { continue };
@@ -109,7 +116,7 @@ pub(crate) fn copy(file: &File<'_>, layout: &Layout, memory: &mut Staging) -> u6
             bytes[end..behind].fill(0);
         }
         filled[part.slot()] = filled[part.slot()].max(behind);
-        copied += wide(section.data.len());
+        copied.bytes += wide(section.data.len());
     }
     for part in Part::ALL {
         let fill = if part.is_text() { INT3 } else { 0 };
@@ -226,22 +233,26 @@ impl Staging {
 }
 
 impl Formed {
-    /// Brings the text to its place: Linux's `module_enable_ro`.
-    pub(crate) fn publish(self) -> Result<Installed, PublishFailed> {
+    /// Brings the text to its place: Linux's `module_enable_ro`. When it fails, the text is gone, and the rest is still
+    /// there for those who have to be told.
+    pub(crate) fn publish(mut self) -> Result<Installed, Box<(Formed, PublishFailed)>> {
         let (text, init_text) = {
             let mut lock = TextLock::take();
-            let text = self.text.map(|staged| staged.publish(&mut lock)).transpose();
-            let init_text = self.init_text.map(|staged| staged.publish(&mut lock)).transpose();
+            let text = self.text.take().map(|staged| staged.publish(&mut lock)).transpose();
+            let init_text = self.init_text.take().map(|staged| staged.publish(&mut lock)).transpose();
             // The lock goes first: dropping published text takes it.
             (text, init_text)
         };
-        Ok(Installed {
-            text: text?,
-            read_only: self.read_only,
-            data: self.data,
-            init: Init { text: init_text?, read_only: self.init_read_only, data: self.init_data },
-            ro_after_init: self.ro_after_init,
-        })
+        match (text, init_text) {
+            (Ok(text), Ok(init_text)) => Ok(Installed {
+                text,
+                read_only: self.read_only,
+                data: self.data,
+                init: Init { text: init_text, read_only: self.init_read_only, data: self.init_data },
+                ro_after_init: self.ro_after_init,
+            }),
+            (Err(failed), _) | (_, Err(failed)) => Err(Box::new((self, failed))),
+        }
     }
 }
 
@@ -255,11 +266,19 @@ impl Installed {
         self.writable().find_map(|placed| placed.write(at, bytes))
     }
 
-    /// Makes ro_after_init data read-only, and parts with what was for `init` only.
-    pub(crate) fn protect(self) -> Result<(Core, Init), Error> {
-        let ro_after_init = self.ro_after_init.map(Placed::protect).transpose().map_err(Error::Protect)?;
-        let core = Core { text: self.text, read_only: self.read_only, data: self.data, ro_after_init };
-        Ok((core, self.init))
+    /// Makes ro_after_init data read-only, and parts with what was for `init` only. When it fails, everything is as it
+    /// was.
+    pub(crate) fn protect(mut self) -> Result<(Core, Init), Box<(Installed, io::Error)>> {
+        match self.ro_after_init.take().map(Placed::protect).transpose() {
+            Ok(ro_after_init) => {
+                let core = Core { text: self.text, read_only: self.read_only, data: self.data, ro_after_init };
+                Ok((core, self.init))
+            }
+            Err((data, error)) => {
+                self.ro_after_init = Some(data);
+                Err(Box::new((self, error)))
+            }
+        }
     }
 }
 

@@ -391,13 +391,17 @@ pub(crate) fn split(param: &str) -> (&str, Option<&str>) {
     param.split_once('=').map_or((param, None), |(name, value)| (name, Some(value)))
 }
 
+/// How many parameters were set.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ParamsSet(pub(crate) u64);
+
 /// Sets the parameters given; `unknown` is told of each that the module does not have.
 pub(crate) fn parse(
     params: &mut [ParamInfo],
     given: &[String],
     write: &dyn Fn(Addr, &[u8]) -> Option<()>,
     mut unknown: impl FnMut(&str),
-) -> Result<u64, Error> {
+) -> Result<ParamsSet, Error> {
     let mut set = 0;
     for param in given {
         let (name, value) = split(param);
@@ -410,7 +414,7 @@ pub(crate) fn parse(
             }
         }
     }
-    Ok(set)
+    Ok(ParamsSet(set))
 }
 
 #[cfg(test)]

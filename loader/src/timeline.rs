@@ -243,6 +243,12 @@ impl Recorder<'_> {
         }
     }
 
+    /// Says something that does not stop the load: in the log, and in the timeline if anybody records.
+    pub(crate) fn warn(self, message: String) {
+        tracing::warn!(module = %self.module, "{message}");
+        self.record(|| EventKind::Warning { message });
+    }
+
     #[cold]
     fn push(self, kind: &EventKind) {
         tracing::debug!(module = %self.module, %kind);

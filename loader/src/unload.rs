@@ -16,10 +16,7 @@ pub(crate) fn unload_module(registry: &'static Registry, name: &str) -> Result<(
     let recorder = Recorder { registry, module: &module.name };
     tracing::debug!(module = name, "GOING");
     recorder.record(|| EventKind::State { state: State::Going });
-    if let Some(exit) = module.functions.exit {
-        entry::exit(exit);
-        recorder.record(|| EventKind::Exit);
-    }
+    exit(recorder, &module);
     entry::destructors(&module.functions.destructors, module.functions.dso_handle);
     let accepted = std::mem::take(&mut *lock(&module.accepted));
     chains::going(recorder, &module, accepted);
@@ -31,6 +28,14 @@ pub(crate) fn unload_module(registry: &'static Registry, name: &str) -> Result<(
     registry.wake();
     tracing::info!(module = name, "unloaded");
     Ok(())
+}
+
+/// Calls `exit`.
+pub(crate) fn exit(recorder: Recorder<'_>, module: &Module) {
+    if let Some(exit) = module.functions.exit {
+        entry::exit(exit);
+        recorder.record(|| EventKind::Exit);
+    }
 }
 
 /// Closes a module to new references: it is GOING from here on, and nobody else can unload it.

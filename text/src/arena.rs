@@ -276,7 +276,7 @@ impl Arena {
         }
         let mut stripes = lens.map(Stripe::new);
         for class in Class::ALL {
-            touch(class, starts[slot(class)], EXTENT).map_err(|failed| match failed {
+            touch(&mut TextLock::take(), class, starts[slot(class)], EXTENT).map_err(|failed| match failed {
                 TouchFailed::Fill(source) => ArenaError::ForceOverride(source),
                 TouchFailed::Populate(source) => ArenaError::Map { class, source },
             })?;
@@ -317,24 +317,34 @@ impl Arena {
     /// Takes a range. Text reads as INT3; of the other classes only pages that were never used read as zeros.
     pub(crate) fn take(&'static self, class: Class, len: u64, align: u64) -> Result<Extent, OutOfMemory> {
         let base = self.starts[slot(class)];
-        let mut books = self.books();
-        let stripe = &mut books.stripes[slot(class)];
-        let Some(taken) = stripe.take(len, align, EXTENT) else {
-            let used = stripe.used();
-            return Err(OutOfMemory::Full { class, len, align, stripe: self.lens[slot(class)], used });
-        };
-        // Still under the lock: nobody may get pages of this extent before they are filled.
-        if let Some((from, to)) = taken.touch {
-            if let Err(failed) = touch(class, base + from, to - from) {
-                stripe.give(taken.start, len);
-                return Err(match failed {
-                    TouchFailed::Fill(source) => OutOfMemory::Fill { class, source },
-                    TouchFailed::Populate(source) => OutOfMemory::Populate { class, source },
-                });
+        let mut lock = None;
+        loop {
+            let mut books = self.books();
+            let stripe = &mut books.stripes[slot(class)];
+            let Some(taken) = stripe.take(len, align, EXTENT) else {
+                let used = stripe.used();
+                return Err(OutOfMemory::Full { class, len, align, stripe: self.lens[slot(class)], used });
+            };
+            // Still under the lock of the books: nobody may get pages of this extent before they are filled.
+            if let Some((from, to)) = taken.touch {
+                let Some(lock) = &mut lock else {
+                    // Who publishes, and fork, takes the books with the text lock in hand; so do we.
+                    stripe.give(taken.start, len);
+                    drop(books);
+                    lock = Some(TextLock::take());
+                    continue;
+                };
+                if let Err(failed) = touch(lock, class, base + from, to - from) {
+                    stripe.give(taken.start, len);
+                    return Err(match failed {
+                        TouchFailed::Fill(source) => OutOfMemory::Fill { class, source },
+                        TouchFailed::Populate(source) => OutOfMemory::Populate { class, source },
+                    });
+                }
+                stripe.touched_to(to);
             }
-            stripe.touched_to(to);
+            return Ok(Extent { arena: self, class, start: base + taken.start, len });
         }
-        Ok(Extent { arena: self, class, start: base + taken.start, len })
     }
 }
 
@@ -344,14 +354,13 @@ enum TouchFailed {
 }
 
 /// Faults pages in: text as INT3, everything else as zeros.
-fn touch(class: Class, at: Addr, len: u64) -> Result<(), TouchFailed> {
+fn touch(lock: &mut TextLock<'_>, class: Class, at: Addr, len: u64) -> Result<(), TouchFailed> {
     let fill = match class {
         Class::Text => INT3,
         Class::ReadOnly => 0,
         Class::Data | Class::RoAfterInit => return reserve::populate(at, len).map_err(TouchFailed::Populate),
     };
     let filling = vec![fill; index(len.min(EXTENT))];
-    let mut lock = TextLock::take();
     let mut done = 0;
     while done < len {
         let part = &filling[..index((len - done).min(EXTENT))];

@@ -32,8 +32,8 @@ pub(crate) fn install() -> io::Result<()> {
 
 extern "C" fn prepare() {
     run(|hook| (hook.prepare)());
-    let books = Arena::existing().map(Arena::books);
     let text = TextLock::take();
+    let books = Arena::existing().map(Arena::books);
     let held = Held { text, _owners: owners::hold_over_fork(), _books: books };
     HELD.set(Some(held));
 }

@@ -133,10 +133,12 @@ impl Placed {
     /// Makes ro_after_init data read-only, for good: freed pages stay so until they are used again.
     ///
     /// # Errors
-    /// The kernel's; the data has been given back.
-    pub fn protect(self) -> io::Result<Protected> {
-        protect(&self.extent, region::Protection::READ)?;
-        Ok(Protected { extent: self.extent })
+    /// The kernel's, with the data as it was.
+    pub fn protect(self) -> Result<Protected, (Placed, io::Error)> {
+        match protect(&self.extent, region::Protection::READ) {
+            Ok(()) => Ok(Protected { extent: self.extent }),
+            Err(error) => Err((self, error)),
+        }
     }
 }
 

@@ -212,3 +212,32 @@ fn the_descriptor_is_not_inherited_by_programs() {
     let listing = String::from_utf8_lossy(&listing.stdout).into_owned();
     assert!(!listing.contains("/mem"), "{listing}");
 }
+
+/// Publishing returns its staging buffer with the text lock in hand; making new pages ready needs both locks, too.
+#[test]
+fn publishing_and_growing_at_once_do_not_wait_for_each_other() {
+    let _alone = alone();
+    let arena = Arena::get().unwrap();
+    let (done, all_done) = std::sync::mpsc::channel();
+    for _ in 0..2 {
+        let (publisher, grower) = (done.clone(), done.clone());
+        std::thread::spawn(move || {
+            for _ in 0..10_000 {
+                let mut staged = arena.stage_text(64, 16).unwrap();
+                staged.bytes_mut().fill(INT3);
+                let published = staged.publish(&mut TextLock::take()).unwrap();
+                drop(published);
+            }
+            publisher.send(()).unwrap();
+        });
+        std::thread::spawn(move || {
+            // Each is more than an extent, so each touches new pages.
+            let held: Vec<_> = (0..100).map(|_| arena.stage_read_only(65 * 4096, 16).unwrap()).collect();
+            drop(held);
+            grower.send(()).unwrap();
+        });
+    }
+    for _ in 0..4 {
+        all_done.recv_timeout(std::time::Duration::from_secs(60)).expect("no deadlock");
+    }
+}

@@ -1,0 +1,208 @@
+//! Module files: read, and decompressed if they are `.gz`, `.xz` or `.zst`, within a bound.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use thiserror::Error;
+
+/// The most bytes a module file may hold, decompressed.
+pub(crate) const SIZE_LIMIT: u64 = 1 << 30;
+
+/// A module file cannot be had.
+#[derive(Debug, Error)]
+pub enum ReadError {
+    /// The file cannot be read.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The compressed bytes are damaged.
+    #[error("its {format} data cannot be decompressed")]
+    Damaged {
+        /// How it is compressed.
+        format: Compression,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// It holds more than the limit.
+    #[error("it holds more than {limit} bytes")]
+    TooLarge {
+        /// The limit.
+        limit: u64,
+    },
+}
+
+/// How a module file is compressed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Compression {
+    /// RFC 1952, several members perhaps.
+    Gzip,
+    /// The .xz format.
+    Xz,
+    /// RFC 8878, several frames perhaps.
+    Zstd,
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Compression::Gzip => "gzip",
+            Compression::Xz => "xz",
+            Compression::Zstd => "zstd",
+        })
+    }
+}
+
+impl Compression {
+    /// Judged by the first bytes, whatever the file is called.
+    fn of(bytes: &[u8]) -> Option<Compression> {
+        match bytes {
+            [0x1f, 0x8b, ..] => Some(Compression::Gzip),
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Compression::Xz),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Compression::Zstd),
+            _ => None,
+        }
+    }
+}
+
+/// What a module file holds.
+#[derive(Debug)]
+pub(crate) struct ModuleFile {
+    pub(crate) bytes: Vec<u8>,
+    /// The file's name without `.o` or `.ko`, and without `.gz`, `.xz` or `.zst`.
+    pub(crate) stem: String,
+}
+
+impl ModuleFile {
+    /// Reads a file of at most `limit` bytes, compressed and decompressed.
+    pub(crate) fn read(path: &Path, limit: u64) -> Result<ModuleFile, ReadError> {
+        let file = File::open(path)?;
+        // One allocation for an ordinary file; a special file has length 0.
+        let bytes = Vec::with_capacity(modload_edit::index(file.metadata()?.len().min(limit) + 1));
+        let bytes = bounded(bytes, file, limit, ReadError::Io)?;
+        Ok(ModuleFile { bytes: unpack(bytes, limit)?, stem: stem(path) })
+    }
+}
+
+/// Decompresses bytes that are compressed, once.
+fn unpack(bytes: Vec<u8>, limit: u64) -> Result<Vec<u8>, ReadError> {
+    let Some(format) = Compression::of(&bytes) else { return Ok(bytes) };
+    let damaged = |source| ReadError::Damaged { format, source };
+    let packed = &bytes[..];
+    match format {
+        Compression::Gzip => bounded(Vec::new(), flate2::read::MultiGzDecoder::new(packed), limit, damaged),
+        Compression::Xz => bounded(Vec::new(), liblzma::read::XzDecoder::new_multi_decoder(packed), limit, damaged),
+        Compression::Zstd => {
+            let decoder = zstd::stream::read::Decoder::with_buffer(packed).map_err(damaged)?;
+            bounded(Vec::new(), decoder, limit, damaged)
+        }
+    }
+}
+
+/// Reads to the end, but never more than `limit` bytes, into an empty buffer.
+fn bounded(
+    mut bytes: Vec<u8>,
+    from: impl Read,
+    limit: u64,
+    failed: impl Fn(io::Error) -> ReadError,
+) -> Result<Vec<u8>, ReadError> {
+    let read = from.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if modload_edit::wide(read) > limit {
+        return Err(ReadError::TooLarge { limit });
+    }
+    Ok(bytes)
+}
+
+fn stem(path: &Path) -> String {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let packed = [".gz", ".xz", ".zst"].iter().find_map(|end| name.strip_suffix(end));
+    let plain = Path::new(packed.unwrap_or(&name));
+    plain.file_stem().map_or_else(|| "module".into(), |stem| stem.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::path::Path;
+
+    use super::{ModuleFile, ReadError, stem, unpack};
+
+    const LIMIT: u64 = 1 << 20;
+
+    type Pack = fn(&[u8]) -> Vec<u8>;
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn xz(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 6);
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zst(bytes: &[u8]) -> Vec<u8> {
+        zstd::stream::encode_all(bytes, 3).unwrap()
+    }
+
+    #[test]
+    fn each_format_is_known_by_its_first_bytes() {
+        let bytes: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+        for packed in [bytes.clone(), gzip(&bytes), xz(&bytes), zst(&bytes)] {
+            assert_eq!(unpack(packed, LIMIT).unwrap(), bytes);
+        }
+    }
+
+    #[test]
+    fn several_members_are_one_file() {
+        for pack in [gzip, xz, zst] {
+            let packed = [pack(b"one"), pack(b"two")].concat();
+            assert_eq!(unpack(packed, LIMIT).unwrap(), b"onetwo");
+        }
+    }
+
+    #[test]
+    fn a_bomb_stops_at_the_limit() {
+        let zeros = vec![0; 8 << 20];
+        for pack in [gzip, xz, zst] {
+            let bomb = pack(&zeros);
+            assert!(bomb.len() < 100_000);
+            assert!(matches!(unpack(bomb, LIMIT), Err(ReadError::TooLarge { limit: LIMIT })));
+        }
+    }
+
+    #[test]
+    fn damaged_data_is_an_error_that_names_its_format() {
+        let bytes: Vec<u8> = (0..10_000_u32).flat_map(u32::to_le_bytes).collect();
+        let formats: [(Pack, &str); 3] = [(gzip, "gzip"), (xz, "xz"), (zst, "zstd")];
+        for (pack, name) in formats {
+            let packed = pack(&bytes);
+            for len in [8, packed.len() / 2, packed.len() - 1] {
+                let error = unpack(packed[..len].to_vec(), LIMIT).unwrap_err().to_string();
+                assert_eq!(error, format!("its {name} data cannot be decompressed"), "{len} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_is_called_by_its_stem() {
+        for (path, expected) in [
+            ("dir/greet.o", "greet"),
+            ("greet.ko.xz", "greet"),
+            ("greet.o.zst", "greet"),
+            ("a.b.o.gz", "a.b"),
+            ("greet", "greet"),
+            ("..", "module"),
+        ] {
+            assert_eq!(stem(Path::new(path)), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_file_larger_than_the_limit_is_not_read_to_its_end() {
+        let refused = ModuleFile::read(Path::new("/dev/zero"), LIMIT).unwrap_err();
+        assert!(matches!(refused, ReadError::TooLarge { limit: LIMIT }), "{refused}");
+    }
+}

@@ -1,0 +1,148 @@
+//! COMING: a module that has been announced, and how it is taken back if it does not become LIVE.
+//!
+//! [`Announced`] owns the module's memory. Whatever fails, and wherever it is dropped, first its code does what it must
+//! still do and those who accepted the module are told that it is GOING, and only then its memory is freed.
+
+use std::sync::Arc;
+
+use crate::chains::{self, Accepted};
+use crate::entry;
+use crate::error::Error;
+use crate::memory::{Formed, Init, Installed};
+use crate::module::{Module, Reference, lock};
+use crate::params::{self, ParamsSet};
+use crate::timeline::{EventKind, Recorder};
+use crate::unload;
+
+/// A module that everybody has agreed to. `M` says what can still be done with its memory.
+pub(crate) struct Announced<'a, M> {
+    /// Dropped first.
+    guard: Guard<'a>,
+    memory: M,
+}
+
+/// Takes the announcement back when dropped.
+struct Guard<'a> {
+    recorder: Recorder<'a>,
+    module: Arc<Module>,
+    /// `None` once the module is LIVE.
+    accepted: Option<Accepted>,
+    ran: Ran,
+}
+
+/// How much of the module's code has run, and has to be taken back.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Ran {
+    Nothing,
+    Constructors,
+    Init,
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        let Some(accepted) = self.accepted.take() else { return };
+        chains::set_going(self.recorder, &self.module);
+        if self.ran == Ran::Init {
+            unload::exit(self.recorder, &self.module);
+        }
+        if self.ran >= Ran::Constructors {
+            entry::destructors(&self.module.functions.destructors, self.module.functions.dso_handle);
+        }
+        chains::going(self.recorder, &self.module, accepted);
+        chains::evict(self.recorder, &self.module);
+    }
+}
+
+/// How many constructors were called.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Constructed(pub(crate) usize);
+
+impl<'a> Announced<'a, Formed> {
+    /// Stage *coming*: tells the coming chain.
+    pub(crate) fn tell(recorder: Recorder<'a>, module: Arc<Module>, mut memory: Formed) -> Result<Self, Error> {
+        let accepted = chains::coming(recorder, &module, &mut memory)?;
+        Ok(Announced { guard: Guard { recorder, module, accepted: Some(accepted), ran: Ran::Nothing }, memory })
+    }
+
+    /// Stage *publish*: brings the text to its place, readable and executable.
+    pub(crate) fn publish(self) -> Result<Announced<'a, Installed>, Error> {
+        let Announced { guard, memory } = self;
+        match memory.publish() {
+            Ok(memory) => {
+                guard.recorder.record(|| EventKind::Publish);
+                Ok(Announced { guard, memory })
+            }
+            Err(failed) => {
+                let (rest, failed) = *failed;
+                drop(guard);
+                drop(rest);
+                Err(failed.into())
+            }
+        }
+    }
+}
+
+impl Announced<'_, Installed> {
+    /// Stage *params*: parses what the module was given.
+    pub(crate) fn set_params(&self, given: &[String]) -> Result<ParamsSet, Error> {
+        let recorder = self.guard.recorder;
+        let unknown = |name: &str| recorder.warn(format!("unknown parameter \"{}\" ignored", name.escape_debug()));
+        let write = |at, bytes: &[u8]| self.memory.write(at, bytes);
+        params::parse(&mut lock(&self.guard.module.params), given, &write, unknown)
+    }
+
+    /// Stage *constructors*.
+    pub(crate) fn construct(&mut self) -> Constructed {
+        let constructors = &self.guard.module.functions.constructors;
+        entry::constructors(constructors);
+        self.guard.ran = Ran::Constructors;
+        Constructed(constructors.len())
+    }
+
+    /// Stage *init*: calls `init` and judges its result as Linux's `do_init_module` does.
+    pub(crate) fn init(&mut self) -> Result<(), Error> {
+        if let Some(init) = self.guard.module.functions.init {
+            let (recorder, result) = (self.guard.recorder, entry::init(init));
+            recorder.record(|| EventKind::Init { result });
+            match result {
+                ..0 => return Err(Error::Init(result)),
+                0 => {}
+                1.. => {
+                    recorder.warn(format!("init suspiciously returned {result}; it should follow the 0/-E convention"));
+                }
+            }
+        }
+        self.guard.ran = Ran::Init;
+        Ok(())
+    }
+
+    /// Stage *protect*: makes ro_after_init data read-only and puts everything into the module's own hands.
+    pub(crate) fn protect(self) -> Result<(Reference, Dropped), Error> {
+        let Announced { mut guard, memory } = self;
+        let (core, init) = match memory.protect() {
+            Ok(parts) => parts,
+            Err(failed) => {
+                let (memory, failed) = *failed;
+                drop(guard);
+                drop(memory);
+                return Err(Error::Protect(failed));
+            }
+        };
+        let module = guard.module.clone();
+        *lock(&module.core) = Some(core);
+        *lock(&module.accepted) = guard.accepted.take().unwrap_or_default();
+        // Nobody can have closed it: it is not LIVE yet.
+        module.get().map(|reference| (reference, Dropped(init))).ok_or(Error::Busy)
+    }
+}
+
+/// What `init` needed and nobody needs any more.
+pub(crate) struct Dropped(Init);
+
+impl Dropped {
+    /// Forgets the symbols of the init sections and frees their memory.
+    pub(crate) fn forget(self, module: &Module) {
+        drop(lock(&module.init_names).take());
+        drop(self.0);
+    }
+}

@@ -1,0 +1,17 @@
+//! What the end-to-end tests are made with.
+//!
+//! - [`Case`], [`run`]: a test that runs in a process of its own, with a time limit. A crash, a panic or a deadlock of
+//!   that process is a failure with its output.
+//! - [`in_fork`]: what is expected to end a process runs in a forked child; [`Ended`] says how it ended.
+//! - [`image`], [`Watcher`], [`Log`]: fixtures as images, subscribers that keep a log.
+//! - [`mappings`], [`descriptors`], [`peek`]: what the kernel says of this process.
+
+mod case;
+mod forked;
+mod process;
+mod scene;
+
+pub use case::{Case, run};
+pub use forked::{Ended, in_fork};
+pub use process::{Mapping, descriptors, mappings, peek};
+pub use scene::{Chance, Log, Watcher, image, image_from_text, loader, object};

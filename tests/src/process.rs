@@ -1,0 +1,61 @@
+//! What the kernel says of this process.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use modload::Addr;
+
+/// A line of `/proc/self/maps`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Mapping {
+    /// The first address.
+    pub start: u64,
+    /// The one behind the last.
+    pub end: u64,
+    /// `r-xp`, say.
+    pub access: String,
+}
+
+impl Mapping {
+    /// Whether any address of `start..start + len` lies in it.
+    #[must_use]
+    pub fn overlaps(&self, start: Addr, len: u64) -> bool {
+        self.start < start.get() + len && start.get() < self.end
+    }
+}
+
+/// All mappings of this process.
+///
+/// # Panics
+/// Without `/proc`.
+#[must_use]
+pub fn mappings() -> Vec<Mapping> {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let number = |hex: &str| u64::from_str_radix(hex, 16).unwrap();
+    let line = |line: &str| {
+        let (range, rest) = line.split_once(' ').unwrap();
+        let (start, end) = range.split_once('-').unwrap();
+        Mapping { start: number(start), end: number(end), access: rest[..4].to_owned() }
+    };
+    maps.lines().map(line).collect()
+}
+
+/// How many descriptors are open, the one that looks among them.
+///
+/// # Panics
+/// Without `/proc`.
+#[must_use]
+pub fn descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// The bytes at an address.
+///
+/// # Panics
+/// If nothing is mapped there.
+#[must_use]
+pub fn peek(at: Addr, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    fs::File::open("/proc/self/mem").unwrap().read_exact_at(&mut bytes, at.get()).unwrap();
+    bytes
+}

@@ -1,0 +1,360 @@
+//! The order of events on every path: as Linux has it with `Order::same`, mirrored, with the built-in ranks; and what
+//! went wrong in 2016, when one chain with fixed priorities had to serve ftrace and live patching.
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+
+use modload::{
+    BUILTIN, Coming, EventKind, Host, Image, Membership, ModuleInfo, Order, Outcome, Refusal, Subscriber, Timeline,
+};
+use modload_notifier::Chains;
+use modload_tests::{Case, Log, Watcher, image};
+
+fn main() -> ExitCode {
+    modload_tests::run(&[
+        Case::new("same_orders_are_those_of_linux_6_1", same_orders_are_those_of_linux),
+        Case::new("mirrored_orders_mirror", mirrored_orders_mirror),
+        Case::new("a_refusal_in_the_middle_is_undone_in_going_order", refusal_in_the_middle),
+        Case::new("an_init_that_fails_is_undone_like_an_unload", init_that_fails),
+        Case::new("same_and_mirrored_orders_side_by_side", same_and_mirrored),
+        Case::new("builtins_stand_around_every_priority", builtins_around),
+        Case::new("builtins_hear_of_a_refusal_last", builtins_and_refusal),
+        Case::new("bug_of_2016_one_chain_cannot_serve_ftrace_and_klp", bug_of_2016),
+        Case::new("two_chains_serve_ftrace_and_klp_with_real_modules", two_chains_with_real_modules),
+    ])
+}
+
+/// The priorities of Linux's recording, in the order of joining.
+const PRIORITIES: [i32; 6] = [i32::MIN, 0, 10, i32::MAX, i32::MIN + 1, -10];
+
+/// The lines of one section of the recording.
+fn recorded(section: &str) -> Vec<&'static str> {
+    let text = include_str!("../reference/linux-6.1-order.txt");
+    let heading = format!("## {section}");
+    let lines: Vec<_> =
+        text.lines().skip_while(|line| *line != heading).skip(1).take_while(|line| !line.starts_with("## ")).collect();
+    let lines: Vec<_> = lines.into_iter().filter(|line| !line.is_empty()).collect();
+    assert!(!lines.is_empty(), "{section} is recorded");
+    lines
+}
+
+/// Our timeline in the words of the recording, where there are such words.
+fn in_linux_words(timeline: &Timeline) -> Vec<String> {
+    let mut lines = Vec::new();
+    for event in &timeline.events {
+        match &event.kind {
+            EventKind::Notify { state, priority, result, .. } => {
+                lines.push(format!("{state} prio={priority}"));
+                if *result != Outcome::Ok {
+                    lines.push(format!("refuse prio={priority}"));
+                }
+            }
+            EventKind::Init { result } => lines.push(format!("init fail={result}")),
+            EventKind::Exit => lines.push("exit".into()),
+            EventKind::Warning { message } => lines.push(format!("{}: {}", event.module, message.replace('"', "'"))),
+            EventKind::Failed { error, .. } if error.contains("parameter \"fail\"") && error.contains("abc") => {
+                lines.push(format!("{}: `abc' invalid for parameter `fail'", event.module));
+            }
+            _ => {}
+        }
+    }
+    lines
+}
+
+/// What is loaded in one section, and who refuses.
+struct Path {
+    section: &'static str,
+    param: Option<&'static str>,
+    refuser: Option<i32>,
+}
+
+fn same_orders_are_those_of_linux() {
+    let path = |section, param, refuser| Path { section, param, refuser };
+    let paths = [
+        path("load-ok", None, None),
+        path("unload", None, None),
+        path("init-fails", Some("fail=-19"), None),
+        path("notifier-refuses", None, Some(0)),
+        path("notifier-refuses-first", None, Some(i32::MAX)),
+        path("bad-param", Some("fail=abc"), None),
+        path("unknown-param", Some("nope=1"), None),
+    ];
+    for Path { section, param, refuser } in paths {
+        let host = Host::builder().build().unwrap();
+        let log = Log::default();
+        let watch = |priority: i32| {
+            let watcher = Watcher::new(format!("prio={priority}"), &log);
+            let watcher = if refuser == Some(priority) { watcher.refusing("ordtarget") } else { watcher };
+            host.subscribe(&format!("prio {priority}"), Order::same(priority), watcher)
+        };
+        let _members = PRIORITIES.map(watch);
+        let image = param.into_iter().fold(image("ordtarget"), Image::param);
+        let mut recording = host.record();
+        let loaded = host.load(&image);
+        let mut lines = match loaded {
+            Ok(module) => {
+                if section == "unload" {
+                    drop(recording.finish());
+                    drop(log.take());
+                    recording = host.record();
+                }
+                if section != "load-ok" {
+                    module.unload().unwrap();
+                }
+                in_linux_words(&recording.finish())
+            }
+            Err(failed) => {
+                let errno = format!("insmod: errno {}", failed.error.errno());
+                [in_linux_words(&recording.finish()), vec![errno]].concat()
+            }
+        };
+        assert_eq!(lines, recorded(section), "{section}");
+        // The subscribers themselves have heard just what the timeline says.
+        lines.retain(|line| ["COMING", "LIVE", "GOING"].iter().any(|state| line.starts_with(state)));
+        let heard: Vec<_> = log.take().iter().map(|line| line.replace(" ordtarget", "")).collect();
+        assert_eq!(heard, lines, "{section}");
+    }
+}
+
+/// Loads `ordtarget` with these subscribers, unloads it if that worked, and returns the order of events.
+fn order_of(subscribers: &[(&str, Order)], refuser: &str, params: &[&str]) -> String {
+    let host = Host::builder().build().unwrap();
+    let log = Log::default();
+    let join = |&(name, order): &(&str, Order)| {
+        let watcher = Watcher::new(name, &log);
+        host.subscribe(name, order, if name == refuser { watcher.refusing("ordtarget") } else { watcher })
+    };
+    let members: Vec<Membership> = subscribers.iter().map(join).collect();
+    let recording = host.record();
+    match host.load(&params.iter().copied().fold(image("ordtarget"), Image::param)) {
+        Ok(module) => module.unload().unwrap(),
+        Err(_) => assert!(!refuser.is_empty() || !params.is_empty()),
+    }
+    let timeline = recording.finish();
+    let notified = timeline.events.iter().filter_map(|event| match &event.kind {
+        EventKind::Notify { state, subscriber, .. } => Some(format!("{state} {subscriber} ordtarget")),
+        _ => None,
+    });
+    assert_eq!(log.take(), notified.collect::<Vec<_>>(), "the timeline tells what was called");
+    assert!(host.modules().is_empty());
+    drop(members);
+    timeline.order().to_string()
+}
+
+const MIRRORED: [(&str, Order); 8] = [
+    ("min", Order::mirrored(i32::MIN)),
+    ("zero a", Order::mirrored(0)),
+    ("ten", Order::mirrored(10)),
+    ("zero b", Order::mirrored(0)),
+    ("max", Order::mirrored(i32::MAX)),
+    ("min + 1", Order::mirrored(i32::MIN + 1)),
+    ("zero c", Order::mirrored(0)),
+    ("minus ten", Order::mirrored(-10)),
+];
+
+fn mirrored_orders_mirror() {
+    insta::assert_snapshot!("mirrored_load_and_unload", order_of(&MIRRORED, "", &[]));
+}
+
+fn refusal_in_the_middle() {
+    insta::assert_snapshot!("mirrored_refusal_in_the_middle", order_of(&MIRRORED, "zero b", &[]));
+}
+
+fn init_that_fails() {
+    insta::assert_snapshot!("mirrored_init_fails", order_of(&MIRRORED, "", &["fail=-19"]));
+}
+
+fn same_and_mirrored() {
+    let subscribers = [
+        ("same a", Order::same(0)),
+        ("mirrored a", Order::mirrored(0)),
+        ("same b", Order::same(0)),
+        ("mirrored b", Order::mirrored(0)),
+        ("same -1", Order::same(-1)),
+        ("mirrored c", Order::default()),
+    ];
+    insta::assert_snapshot!("same_and_mirrored", order_of(&subscribers, "", &[]));
+}
+
+/// The built-in subscribers, joining last, around ordinary ones at both ends of the priorities.
+fn with_builtins() -> Vec<(&'static str, Order)> {
+    let ordinary = [
+        ("max", Order::mirrored(i32::MAX)),
+        ("min", Order::mirrored(i32::MIN)),
+        ("same max", Order::same(i32::MAX)),
+        ("same min", Order::same(i32::MIN)),
+    ];
+    let [ftrace, livepatch, static_keys] = BUILTIN;
+    ordinary.into_iter().chain([static_keys, livepatch, ftrace]).collect()
+}
+
+fn builtins_around() {
+    insta::assert_snapshot!("builtins_load_and_unload", order_of(&with_builtins(), "", &[]));
+}
+
+fn builtins_and_refusal() {
+    insta::assert_snapshot!("builtins_refusal", order_of(&with_builtins(), "min", &[]));
+}
+
+/// Stand-ins for ftrace and live patching, as they were in 2016: ftrace registers the call sites of a module that
+/// comes; klp hooks the sites of a target that comes, and of targets that are there when a patch is enabled.
+#[derive(Default)]
+struct World {
+    sites: BTreeSet<String>,
+    loaded: BTreeSet<String>,
+    patch_enabled: bool,
+    said: Vec<String>,
+}
+
+impl World {
+    fn hook_target(&mut self) {
+        let how =
+            if self.sites.contains("target") { "new function called" } else { "no call sites: OLD FUNCTION RUNS" };
+        self.said.push(format!("  klp: patches target: {how}"));
+    }
+
+    fn ftrace_coming(&mut self, module: &str) {
+        self.said.push(format!("  ftrace: registers the sites of {module}"));
+        self.sites.insert(module.to_owned());
+    }
+
+    fn ftrace_going(&mut self, module: &str) {
+        self.said.push(format!("  ftrace: forgets the sites of {module}"));
+        self.sites.remove(module);
+    }
+
+    fn klp_coming(&mut self, module: &str) {
+        if module == "target" && self.patch_enabled {
+            self.hook_target();
+        }
+        self.loaded.insert(module.to_owned());
+    }
+
+    fn klp_going(&mut self, module: &str) {
+        self.loaded.remove(module);
+        if module == "target" && self.patch_enabled {
+            let how = if self.sites.contains("target") { "hooks taken out" } else { "HOOKS LEFT IN FREED SITES" };
+            self.said.push(format!("  klp: unpatches target: {how}"));
+        }
+    }
+
+    /// What the patch's init does.
+    fn klp_enable_patch(&mut self) {
+        self.patch_enabled = true;
+        if self.loaded.contains("target") {
+            self.hook_target();
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Part {
+    Ftrace,
+    Klp,
+}
+
+/// Loads target and patch in this order, and unloads the target, with the chains alone.
+fn scene(ftrace: Order, klp: Order, modules: [&str; 2]) -> String {
+    let mut chains = Chains::default();
+    // As Linux's initcalls had it; the priorities, not the joining, are what counts.
+    chains.join(klp, Part::Klp);
+    chains.join(ftrace, Part::Ftrace);
+    let mut world = World::default();
+    for module in modules {
+        world.said.push(format!("{module} comes"));
+        for member in chains.coming() {
+            match member.subscriber {
+                Part::Ftrace => world.ftrace_coming(module),
+                Part::Klp => world.klp_coming(module),
+            }
+        }
+        if module == "patch" {
+            world.klp_enable_patch();
+        }
+    }
+    world.said.push("target goes".into());
+    for member in chains.going(|_| true) {
+        match member.subscriber {
+            Part::Ftrace => world.ftrace_going("target"),
+            Part::Klp => world.klp_going("target"),
+        }
+    }
+    world.said.join("\n")
+}
+
+const FIRST: [&str; 2] = ["target", "patch"];
+const LAST: [&str; 2] = ["patch", "target"];
+
+fn bug_of_2016() {
+    let one_chain = |modules| scene(Order::same(i32::MIN), Order::same(i32::MIN + 1), modules);
+    let two_chains = |modules| scene(BUILTIN[0].1, BUILTIN[1].1, modules);
+    let right = |story: &str| !story.contains("OLD FUNCTION RUNS") && !story.contains("HOOKS LEFT");
+    assert!(right(&one_chain(FIRST)), "one chain serves a target that is there first");
+    assert!(!right(&one_chain(LAST)), "one chain fails a target that comes last: the bug itself");
+    assert!(right(&two_chains(FIRST)));
+    assert!(right(&two_chains(LAST)));
+    // Turning the two priorities round only moves the bug to the unload.
+    let turned = scene(Order::same(i32::MIN + 1), Order::same(i32::MIN), LAST);
+    assert!(turned.contains("HOOKS LEFT") && !turned.contains("OLD FUNCTION"), "{turned}");
+    let stories = format!(
+        "# one chain, target first\n{}\n\n# one chain, target last\n{}\n\n# two chains, target first\n{}\n\n\
+         # two chains, target last\n{}\n\n# one chain with the priorities turned round, target last\n{turned}\n",
+        one_chain(FIRST),
+        one_chain(LAST),
+        two_chains(FIRST),
+        two_chains(LAST),
+    );
+    insta::assert_snapshot!("bug_of_2016", stories);
+}
+
+/// The stand-ins as subscribers of a host.
+struct StandIn {
+    part: Part,
+    world: Arc<Mutex<World>>,
+}
+
+/// The scene's name of a real module.
+fn role(module: &ModuleInfo) -> &'static str {
+    if module.name() == "ordtarget" { "target" } else { "patch" }
+}
+
+impl Subscriber for StandIn {
+    fn coming(&self, coming: &mut Coming<'_>) -> Result<(), Refusal> {
+        let mut world = self.world.lock().unwrap();
+        match self.part {
+            Part::Ftrace => world.ftrace_coming(role(coming.module())),
+            Part::Klp => world.klp_coming(role(coming.module())),
+        }
+        Ok(())
+    }
+
+    fn going(&self, module: &ModuleInfo) {
+        let mut world = self.world.lock().unwrap();
+        match self.part {
+            Part::Ftrace => world.ftrace_going(role(module)),
+            Part::Klp => world.klp_going(role(module)),
+        }
+    }
+}
+
+fn two_chains_with_real_modules() {
+    for modules in [FIRST, LAST] {
+        let host = Host::builder().build().unwrap();
+        let world = Arc::new(Mutex::new(World::default()));
+        let [(ftrace, first), (klp, second), _] = BUILTIN;
+        let _klp = host.subscribe(klp, second, StandIn { part: Part::Klp, world: world.clone() });
+        let _ftrace = host.subscribe(ftrace, first, StandIn { part: Part::Ftrace, world: world.clone() });
+        for module in modules {
+            world.lock().unwrap().said.push(format!("{module} comes"));
+            let fixture = if module == "target" { "ordtarget" } else { "init_positive" };
+            host.load(&image(fixture)).unwrap();
+            if module == "patch" {
+                world.lock().unwrap().klp_enable_patch();
+            }
+        }
+        world.lock().unwrap().said.push("target goes".into());
+        host.unload("ordtarget").unwrap();
+        assert_eq!(world.lock().unwrap().said.join("\n"), scene(BUILTIN[0].1, BUILTIN[1].1, modules));
+    }
+}
