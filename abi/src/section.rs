@@ -48,30 +48,49 @@ pub const PARAM_OPS_PREFIX: &str = "param_ops_";
 /// The operations of a parameter that is an array.
 pub const PARAM_ARRAY_OPS_SYMBOL: &str = "param_array_ops";
 
-/// Sections with records for machinery that this version does not have, each with what it is for. A module with one
-/// of them that is not empty must be refused: to pass over it would be to run code that is not what its author meant.
-pub const UNSUPPORTED: &[(&str, &str)] = &[
-    (".altinstructions", "alternative instructions are not supported yet"),
-    (".parainstructions", "paravirt call sites are not supported yet"),
-    (".smp_locks", "lock prefixes are not supported yet"),
-    (".retpoline_sites", "retpoline sites are not supported yet"),
-    (".return_sites", "return thunk sites are not supported yet"),
-    (".ibt_endbr_seal", "sealing of ENDBR instructions is not supported yet"),
-    ("__mcount_loc", "function tracing sites are not supported yet"),
-    ("__patchable_function_entries", "function tracing sites are not supported yet"),
-    ("__jump_table", "static keys are not supported yet"),
-    (".static_call_sites", "static calls are not supported yet"),
-    (".static_call_tramp_key", "static calls are not supported yet"),
-    ("__versions", "symbol versions are not supported yet"),
-    ("__kcrctab", "symbol versions are not supported yet"),
-    ("__kcrctab_gpl", "symbol versions are not supported yet"),
-    ("__ex_table", "exception tables are not supported yet"),
-    ("__bug_table", "bug tables are not supported yet"),
-    (".orc_unwind", "ORC unwind tables are not supported"),
-    (".orc_unwind_ip", "ORC unwind tables are not supported"),
-    (".data..percpu", "per-CPU data is not supported yet"),
-    (".gnu.linkonce.this_module", "a struct module of Linux's own layout is not supported"),
-    ("__tracepoints", "tracepoints are not supported yet"),
+/// A section that this version cannot do right by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unsupported {
+    /// Its name.
+    pub name: &'static str,
+    /// What is not done.
+    pub why: &'static str,
+    /// The size of its records in Linux 6.1, if they have one.
+    pub record: Option<u64>,
+}
+
+/// Sections for machinery that this version does not have. A module with one of them that is not empty must be refused:
+/// to pass over it would be to run code that is not what its author meant.
+pub const UNSUPPORTED: &[Unsupported] = &[
+    Unsupported { name: ".altinstructions", why: "alternative instructions are not supported yet", record: Some(12) },
+    Unsupported { name: ".parainstructions", why: "paravirt call sites are not supported yet", record: Some(16) },
+    Unsupported { name: ".smp_locks", why: "lock prefixes are not supported yet", record: Some(4) },
+    Unsupported { name: ".retpoline_sites", why: "retpoline sites are not supported yet", record: Some(4) },
+    Unsupported { name: ".return_sites", why: "return thunk sites are not supported yet", record: Some(4) },
+    Unsupported { name: ".ibt_endbr_seal", why: "sealing of ENDBR instructions is not supported yet", record: Some(4) },
+    Unsupported { name: "__mcount_loc", why: "function tracing sites are not supported yet", record: Some(8) },
+    Unsupported {
+        name: "__patchable_function_entries",
+        why: "function tracing sites are not supported yet",
+        record: Some(8),
+    },
+    Unsupported { name: "__jump_table", why: "static keys are not supported yet", record: Some(16) },
+    Unsupported { name: ".static_call_sites", why: "static calls are not supported yet", record: Some(8) },
+    Unsupported { name: ".static_call_tramp_key", why: "static calls are not supported yet", record: Some(8) },
+    Unsupported { name: "__versions", why: "symbol versions are not supported yet", record: Some(64) },
+    Unsupported { name: "__kcrctab", why: "symbol versions are not supported yet", record: Some(4) },
+    Unsupported { name: "__kcrctab_gpl", why: "symbol versions are not supported yet", record: Some(4) },
+    Unsupported { name: "__ex_table", why: "exception tables are not supported yet", record: Some(12) },
+    Unsupported { name: "__bug_table", why: "bug tables are not supported yet", record: Some(12) },
+    Unsupported { name: ".orc_unwind", why: "ORC unwind tables are not supported", record: Some(6) },
+    Unsupported { name: ".orc_unwind_ip", why: "ORC unwind tables are not supported", record: Some(4) },
+    Unsupported { name: ".data..percpu", why: "per-CPU data is not supported yet", record: None },
+    Unsupported {
+        name: ".gnu.linkonce.this_module",
+        why: "a struct module of Linux's own layout is not supported",
+        record: None,
+    },
+    Unsupported { name: "__tracepoints", why: "tracepoints are not supported yet", record: None },
 ];
 
 /// `st_shndx` of a symbol that a live patch resolves when its object is there.

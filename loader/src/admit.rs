@@ -30,9 +30,9 @@ pub(crate) fn check(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), Error> {
         if has(elf::SHF_COMPRESSED) {
             return refused("compressed sections can only hold debug information");
         }
-        let known = section::UNSUPPORTED.iter().find(|(name, _)| section.name == name.as_bytes());
-        if let Some((_, why)) = known.filter(|_| section.size != 0) {
-            return refused(why);
+        let known = section::UNSUPPORTED.iter().find(|known| section.name == known.name.as_bytes());
+        if let Some(known) = known.filter(|_| section.size != 0) {
+            return refused(known.why);
         }
         if section.name.starts_with(section::KLP_RELA_PREFIX.as_bytes()) {
             return refused("live patching is not supported yet");

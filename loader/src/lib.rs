@@ -24,6 +24,7 @@ mod chains;
 mod entry;
 mod file;
 mod form;
+mod inspect;
 mod layout;
 mod load;
 mod memory;
@@ -43,6 +44,9 @@ pub use entry::Image;
 pub use error::{Advice, Error, LoadError, Stage, UnloadError, Unresolved};
 pub use file::{File, Section};
 pub use form::Exports;
+pub use inspect::{
+    FunctionBytes, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable, Inspection,
+};
 pub use load::{Faults, Injected, Loader, NoFaults, Policy};
 pub use memory::Coming;
 pub use modload_notifier::Order;

@@ -1,0 +1,282 @@
+//! What a file says of itself, and where its sections would go. Takes bytes that nobody trusts, runs nothing, takes no
+//! memory for the module and asks nobody.
+
+use modload_abi::{modinfo, section};
+use modload_edit::{index, wide};
+use object::elf;
+use serde::Serialize;
+
+use crate::error::{Error, escaped};
+use crate::file::{File, Place, Relas};
+use crate::layout::{self, Part};
+use crate::{admit, modinfo as info};
+
+/// What is to be known of a module without loading it. All names are escaped.
+#[derive(Clone, Debug, Serialize)]
+pub struct Inspection {
+    /// Its name, or the file's stem.
+    pub name: String,
+    /// The entries of `.modinfo`, in order: key and value.
+    pub modinfo: Vec<(String, String)>,
+    /// Its parameters, as `.modinfo` describes them.
+    pub params: Vec<InspectedParam>,
+    /// What it offers to others.
+    pub exports: Vec<InspectedExport>,
+    /// What it needs from others.
+    pub needs: Vec<InspectedNeed>,
+    /// All sections but the null one.
+    pub sections: Vec<InspectedSection>,
+    /// Bytes of each part of the module's memory, by name, empty ones left out.
+    pub parts: Vec<(&'static str, u64)>,
+    /// How many relocations of each kind the kept sections have.
+    pub relocations: Vec<(String, u64)>,
+    /// Sections with records that the loader reads or would have to.
+    pub special: Vec<InspectedTable>,
+    /// Why this version refuses to load it, if it does: the first reason.
+    pub refused: Option<String>,
+}
+
+/// A parameter.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct InspectedParam {
+    /// Its name.
+    pub name: String,
+    /// Its type, as in `module_param`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Its description, if there is one.
+    pub description: Option<String>,
+}
+
+/// An exported symbol.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct InspectedExport {
+    /// Its name.
+    pub name: String,
+    /// Whether only modules with a GPL-compatible licence may use it.
+    pub gpl_only: bool,
+}
+
+/// An undefined symbol.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct InspectedNeed {
+    /// Its name.
+    pub name: String,
+    /// Whether the module can do without.
+    pub weak: bool,
+}
+
+/// A section.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct InspectedSection {
+    /// Its index in the section header table.
+    pub index: usize,
+    /// Its name.
+    pub name: String,
+    /// Its size in memory, or in the file if it is not kept.
+    pub size: u64,
+    /// Its alignment.
+    pub align: u64,
+    /// Its flags: w, a, x, g (group) and t (thread-local), as readelf has them.
+    pub flags: String,
+    /// Where it would go: part and offset. `None`: it would not be kept.
+    pub place: Option<(&'static str, u64)>,
+}
+
+/// A section with records.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct InspectedTable {
+    /// Its name.
+    pub section: String,
+    /// How many records it holds; `None` if its size is no multiple of theirs or they have no fixed size.
+    pub records: Option<u64>,
+}
+
+/// The tables that the loader reads, and the sizes of their records.
+const TABLES: &[(&str, u64)] = &[
+    (section::KSYMTAB, 12),
+    (section::KSYMTAB_GPL, 12),
+    (section::PARAM, 40),
+    (section::INIT_ARRAY, 8),
+    (section::FINI_ARRAY, 8),
+    (section::CTORS, 8),
+    (section::DTORS, 8),
+];
+
+fn part_name(part: Part) -> &'static str {
+    match part {
+        Part::Text => "text",
+        Part::InitText => "init text",
+        Part::ReadOnly => "read-only data",
+        Part::InitReadOnly => "init read-only data",
+        Part::Data => "data",
+        Part::InitData => "init data",
+        Part::RoAfterInit => "ro_after_init data",
+    }
+}
+
+impl Inspection {
+    /// Looks at a file. `stem` is its name if it has none of its own, `limit` the most bytes it may take in memory.
+    ///
+    /// # Errors
+    /// What stage *validate* says of it, and [`Error::TooLarge`].
+    pub fn of(bytes: &[u8], stem: &str, limit: u64) -> Result<Inspection, Error> {
+        let file = File::validate(bytes)?;
+        let layout = layout::plan(&file, limit)?;
+        let section = file.find(section::MODINFO).map_or(&[][..], |(_, section)| section.data);
+        let entries: Vec<_> =
+            modinfo::entries(section).map(|entry| (escaped(entry.key), escaped(entry.value))).collect();
+        let named = modinfo::get(section, "name").map_or_else(|| escaped(stem.as_bytes()), escaped);
+        let refused = match info::read(&file, stem) {
+            Ok(info) => admit::check(&file, &info).err(),
+            Err(error) => Some(error),
+        };
+        let placed = file.sections.iter().zip(&layout.sections).enumerate().skip(1);
+        Ok(Inspection {
+            name: named,
+            params: params(&entries),
+            modinfo: entries,
+            exports: exports(&file),
+            needs: needs(&file, &layout),
+            sections: placed
+                .map(|(index, (section, spot))| InspectedSection {
+                    index,
+                    name: escaped(section.name),
+                    size: section.size,
+                    align: section.align,
+                    flags: flags(section.flags),
+                    place: spot.map(|spot| (part_name(spot.part), spot.offset)),
+                })
+                .collect(),
+            parts: Part::ALL
+                .into_iter()
+                .map(|part| (part_name(part), layout.parts[part.slot()].size))
+                .filter(|(_, size)| *size != 0)
+                .collect(),
+            relocations: relocations(&file),
+            special: special(&file),
+            refused: refused.map(|error| error.to_string()),
+        })
+    }
+}
+
+fn flags(flags: elf::SectionFlags) -> String {
+    let letters = [
+        (elf::SHF_WRITE, 'w'),
+        (elf::SHF_ALLOC, 'a'),
+        (elf::SHF_EXECINSTR, 'x'),
+        (elf::SHF_GROUP, 'g'),
+        (elf::SHF_TLS, 't'),
+    ];
+    letters.iter().filter(|(flag, _)| flags.contains(*flag)).map(|(_, letter)| letter).collect()
+}
+
+/// `parmtype=NAME:TYPE` and `parm=NAME:DESCRIPTION`.
+fn params(entries: &[(String, String)]) -> Vec<InspectedParam> {
+    let split = |wanted: &'static str| {
+        entries.iter().filter(move |(key, _)| key == wanted).filter_map(|(_, value)| value.split_once(':'))
+    };
+    let describe =
+        |name: &str| split("parm").find(|(described, _)| *described == name).map(|(_, text)| text.to_owned());
+    let param = |(name, kind): (&str, &str)| InspectedParam {
+        name: name.to_owned(),
+        kind: kind.to_owned(),
+        description: describe(name),
+    };
+    split("parmtype").map(param).collect()
+}
+
+/// The symbols that the records of `__ksymtab` and `__ksymtab_gpl` are relocated against.
+fn exports(file: &File<'_>) -> Vec<InspectedExport> {
+    let of = |relas: &Relas<'_>| {
+        let section = file.section(relas.target)?;
+        let gpl_only = section.name == section::KSYMTAB_GPL.as_bytes();
+        (gpl_only || section.name == section::KSYMTAB.as_bytes()).then_some(gpl_only)
+    };
+    let tables = file.relas.iter().filter_map(|relas| Some((relas, of(relas)?)));
+    tables
+        .flat_map(|(relas, gpl_only)| {
+            let values = relas.records.iter().filter(|rela| rela.offset % 12 == 0);
+            values.map(move |rela| InspectedExport { name: file.display_name(rela.symbol), gpl_only })
+        })
+        .collect()
+}
+
+fn needs(file: &File<'_>, layout: &layout::Layout) -> Vec<InspectedNeed> {
+    let undefined = layout.undefined.iter().filter_map(|&at| file.symbol(at));
+    undefined
+        .filter(|symbol| symbol.place == Place::Undefined && !symbol.name().is_empty())
+        .map(|symbol| InspectedNeed { name: escaped(symbol.name()), weak: symbol.bind == elf::STB_WEAK })
+        .collect()
+}
+
+fn relocations(file: &File<'_>) -> Vec<(String, u64)> {
+    let mut counts = std::collections::BTreeMap::new();
+    for rela in file.relas.iter().flat_map(|relas| relas.records.iter()) {
+        *counts.entry(rela.kind).or_insert(0) += 1;
+    }
+    let name = |kind: u32| modload_relocs::name(kind).map_or_else(|| format!("number {kind}"), str::to_owned);
+    counts.into_iter().map(|(kind, count)| (name(kind), count)).collect()
+}
+
+fn special(file: &File<'_>) -> Vec<InspectedTable> {
+    let known = |name: &[u8]| {
+        let read = TABLES.iter().find(|(table, _)| name == table.as_bytes()).map(|(_, size)| Some(*size));
+        let other = || section::UNSUPPORTED.iter().find(|known| name == known.name.as_bytes());
+        read.or_else(|| other().map(|known| known.record))
+    };
+    let tables = file.sections.iter().filter(|section| section.kept && section.size != 0);
+    tables
+        .filter_map(|section| {
+            let size = known(section.name)?;
+            let records = size.filter(|size| section.size.is_multiple_of(*size)).map(|size| section.size / size);
+            Some(InspectedTable { section: escaped(section.name), records })
+        })
+        .collect()
+}
+
+/// A function's bytes as they stand in the file, and the relocations that will change them.
+#[derive(Clone, Debug)]
+pub struct FunctionBytes {
+    /// Section and offset of its first byte.
+    pub place: String,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Offset in the function, relocation and what it refers to.
+    pub relocations: Vec<(u64, String)>,
+}
+
+impl FunctionBytes {
+    /// The function of this name; `None` if the file has none.
+    ///
+    /// # Errors
+    /// What stage *validate* says of the file.
+    pub fn of(bytes: &[u8], name: &str) -> Result<Option<FunctionBytes>, Error> {
+        let file = File::validate(bytes)?;
+        let mut named = file.symbols().filter(|(_, symbol)| symbol.name() == name.as_bytes());
+        let found = named.find_map(|(_, symbol)| match symbol.place {
+            Place::Section(at) => {
+                let section = file.section(at)?;
+                let start = index(symbol.value);
+                let rest = section.data.get(start..).filter(|_| section.flags.contains(elf::SHF_EXECINSTR))?;
+                let size = if symbol.size == 0 { rest.len() } else { index(symbol.size).min(rest.len()) };
+                Some((at, symbol.value, rest[..size].to_vec()))
+            }
+            Place::Undefined | Place::Absolute | Place::Common => None,
+        });
+        let Some((section, start, bytes)) = found else { return Ok(None) };
+        let end = start + wide(bytes.len());
+        let records = file.relas.iter().filter(|relas| relas.target == section).flat_map(|relas| relas.records.iter());
+        let mut relocations: Vec<_> = records
+            .filter(|rela| (start..end).contains(&rela.offset))
+            .map(|rela| {
+                let kind = modload_relocs::name(rela.kind).unwrap_or("an unknown relocation");
+                let sign = if rela.addend < 0 { '-' } else { '+' };
+                let symbol = file.display_name(rela.symbol);
+                (rela.offset - start, format!("{kind} {symbol}{sign}{:#x}", rela.addend.unsigned_abs()))
+            })
+            .collect();
+        relocations.sort();
+        Ok(Some(FunctionBytes { place: file.display_place(section, start), bytes, relocations }))
+    }
+}

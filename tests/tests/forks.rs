@@ -1,0 +1,193 @@
+//! Fork: what a child does stays in the child, and what the parent was doing does not stop it.
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use modload::{Arena, Coming, Host, Module, Order, Refusal, State, Subscriber};
+use modload_edit::index;
+use modload_tests::{Case, image, image_from_text, in_fork, peek};
+
+fn main() -> ExitCode {
+    modload_tests::run(&[
+        Case::new("what_a_child_unloads_and_loads_stays_in_the_child", child_keeps_to_itself),
+        Case::new("a_child_forked_in_the_middle_of_a_load_goes_on", child_of_a_load_under_way),
+        Case::new("forks_do_not_disturb_loads_in_other_threads", forks_and_loads),
+        Case::new("a_child_of_a_child_loads", grandchild),
+    ])
+}
+
+fn call(module: &Module, name: &str, arguments: &[u64]) -> u64 {
+    // SAFETY: the tests call functions that take and return integers.
+    unsafe { module.call(name, arguments) }.unwrap()
+}
+
+/// The bytes of a module's function.
+fn bytes(module: &Module, name: &str) -> Vec<u8> {
+    let symbol = module.symbol_info(name).unwrap();
+    assert_ne!(symbol.size, 0);
+    peek(symbol.addr, index(symbol.size))
+}
+
+fn answers(name: &str, answer: u32) -> modload::Image<'static> {
+    image_from_text(
+        name,
+        &format!("static int calls; int answer(void); int answer(void) {{ calls++; return {answer}; }}\n"),
+    )
+}
+
+fn child_keeps_to_itself() {
+    let host = Host::builder().build().unwrap();
+    let parents = host.load(&answers("parents", 1)).unwrap();
+    let (place, before) = (parents.symbol_info("answer").unwrap().addr, bytes(&parents, "answer"));
+    let mut module = Some(parents);
+    let usage = Arena::get().unwrap().usage();
+    let ended = in_fork(|| {
+        let parents = module.take().unwrap();
+        assert_eq!(call(&parents, "answer", &[]), 1);
+        parents.unload().unwrap();
+        let childs = host.load(&answers("childs", 2)).unwrap();
+        assert_eq!(childs.symbol_info("answer").unwrap().addr, place, "the same place");
+        assert_eq!(call(&childs, "answer", &[]), 2);
+        assert_ne!(bytes(&childs, "answer"), before);
+        assert_eq!(host.modules(), [("childs".to_owned(), State::Live)]);
+    });
+    ended.well();
+    let parents = module.unwrap();
+    assert_eq!(bytes(&parents, "answer"), before);
+    assert_eq!(call(&parents, "answer", &[]), 1);
+    assert_eq!(host.modules(), [("parents".to_owned(), State::Live)]);
+    assert_eq!(Arena::get().unwrap().usage(), usage);
+    parents.unload().unwrap();
+}
+
+/// Blocks in the coming of one module, in the process that made it, until it is told to go on.
+struct Blocker {
+    process: u32,
+    module: &'static str,
+    inside: Sender<()>,
+    go_on: Mutex<Receiver<()>>,
+    childs_calls: AtomicU32,
+}
+
+impl Subscriber for Blocker {
+    fn coming(&self, coming: &mut Coming<'_>) -> Result<(), Refusal> {
+        if coming.module().name() == self.module {
+            if std::process::id() == self.process {
+                self.inside.send(()).unwrap();
+                self.go_on.lock().unwrap().recv().unwrap();
+            } else {
+                self.childs_calls.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn child_of_a_load_under_way() {
+    let host = Host::builder().build().unwrap();
+    let company = host.load(&image("greet")).unwrap();
+    let (inside, is_inside) = channel();
+    let (go, go_on) = channel();
+    let blocker = Arc::new(Blocker {
+        process: std::process::id(),
+        module: "ordtarget",
+        inside,
+        go_on: Mutex::new(go_on),
+        childs_calls: AtomicU32::new(0),
+    });
+    let shared = Shared(blocker.clone());
+    let member = host.subscribe("blocker", Order::mirrored(0), shared);
+    thread::scope(|scope| {
+        let loading = scope.spawn(|| host.load(&image("ordtarget")));
+        is_inside.recv().unwrap();
+        assert_eq!(host.modules().last().unwrap(), &("ordtarget".to_owned(), State::Coming));
+        let image_again = image("ordtarget");
+        let mut member = Some(member);
+        let ended = in_fork(|| {
+            // The load of a thread that does not exist here is gone, and its name is free.
+            assert_eq!(host.modules(), [("greet".to_owned(), State::Live)]);
+            let module = host.load(&image_again).unwrap();
+            assert_eq!(blocker.childs_calls.load(Ordering::Relaxed), 1);
+            assert_eq!(call(&module, "ordtarget_ran", &[]), 1);
+            module.unload().unwrap();
+            // Nor does anybody wait for its call of the subscriber.
+            member.take().unwrap().leave();
+            assert_eq!(call(&company, "greet_hello", &[]), 1);
+            host.load(&answers("another", 5)).unwrap().unload().unwrap();
+        });
+        ended.well();
+        go.send(()).unwrap();
+        let module = loading.join().unwrap().unwrap();
+        assert_eq!(call(&module, "ordtarget_ran", &[]), 1);
+        module.unload().unwrap();
+        member.unwrap().leave();
+    });
+    assert_eq!(blocker.childs_calls.load(Ordering::Relaxed), 0);
+}
+
+struct Shared(Arc<Blocker>);
+
+impl Subscriber for Shared {
+    fn coming(&self, coming: &mut Coming<'_>) -> Result<(), Refusal> {
+        self.0.coming(coming)
+    }
+}
+
+fn forks_and_loads() {
+    let host = Host::builder().build().unwrap();
+    let (stop, loads) = (AtomicBool::new(false), AtomicU32::new(0));
+    let usage = Arena::get().unwrap().usage();
+    thread::scope(|scope| {
+        for thread in 0..2_u32 {
+            let (host, stop, loads) = (&host, &stop, &loads);
+            scope.spawn(move || {
+                let image = answers(&format!("of_thread_{thread}"), thread + 10);
+                while !stop.load(Ordering::Relaxed) {
+                    let module = host.load(&image).unwrap();
+                    assert_eq!(call(&module, "answer", &[]), u64::from(thread + 10));
+                    module.unload().unwrap();
+                    loads.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let image = answers("of_the_child", 3);
+        for _ in 0..50 {
+            let ended = in_fork(|| {
+                let module = host.load(&image).unwrap();
+                assert_eq!(call(&module, "answer", &[]), 3);
+                module.unload().unwrap();
+            });
+            if ended.status != Some(0) {
+                stop.store(true, Ordering::Relaxed);
+            }
+            ended.well();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(loads.into_inner() > 50);
+    assert!(host.modules().is_empty());
+    let used = |usage: &[modload::StripeUsage; 4]| usage.each_ref().map(|stripe| stripe.used);
+    assert_eq!(used(&Arena::get().unwrap().usage()), used(&usage));
+}
+
+fn grandchild() {
+    let host = Host::builder().build().unwrap();
+    let module = host.load(&answers("first", 1)).unwrap();
+    in_fork(|| {
+        let second = host.load(&answers("second", 2)).unwrap();
+        in_fork(|| {
+            let third = host.load(&answers("third", 3)).unwrap();
+            assert_eq!([&module, &second, &third].map(|module| call(module, "answer", &[])), [1, 2, 3]);
+            second.clone().unload().unwrap_err();
+        })
+        .well();
+        assert_eq!(call(&second, "answer", &[]), 2);
+        assert!(host.module("third").is_none());
+    })
+    .well();
+    assert_eq!(host.modules().len(), 1);
+    assert_eq!(call(&module, "answer", &[]), 1);
+}

@@ -1,0 +1,163 @@
+//! What the kernel says of the mappings while a thousand modules come and go.
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use modload::{Addr, Arena, Class, Host, Image, Module, StripeUsage};
+use modload_edit::{index, wide};
+use modload_tests::{Case, Chance, Mapping, image, image_from_text, mappings};
+
+fn main() -> ExitCode {
+    modload_tests::run(&[
+        Case::new("protections_never_change_while_a_thousand_modules_come_and_go", a_thousand_modules)
+            .within_seconds(240),
+        Case::new("each_part_of_a_module_lies_in_its_stripe", parts_lie_in_their_stripes),
+        Case::new("ro_after_init_is_writable_in_init_only", ro_after_init_protection),
+    ])
+}
+
+const MODULES: usize = 1000;
+
+/// What a stripe's mappings must be, if that never changes.
+fn fixed_access(class: Class) -> Option<&'static str> {
+    match class {
+        Class::Text => Some("r-xp"),
+        Class::ReadOnly => Some("r--p"),
+        Class::Data => Some("rw-p"),
+        // Changes page by page, and is never executable.
+        Class::RoAfterInit => None,
+    }
+}
+
+/// Judges all mappings of one moment.
+fn judge(mappings: &[Mapping], stripes: &[StripeUsage; 4]) {
+    for Mapping { start, end, access } in mappings {
+        assert!(!(access.contains('w') && access.contains('x')), "{start:x}-{end:x} is {access}");
+    }
+    for stripe in stripes {
+        let here: Vec<_> = mappings.iter().filter(|mapping| mapping.overlaps(stripe.start, stripe.len)).collect();
+        for mapping in &here {
+            match fixed_access(stripe.class) {
+                Some(access) => assert_eq!(mapping.access, access, "{}: {mapping:x?}", stripe.class),
+                None => assert!(["r--p", "rw-p"].contains(&&*mapping.access), "{mapping:x?}"),
+            }
+        }
+        // The kernel gives out the lines one by one: of a stripe that is being split some may overlap.
+        if stripe.class != Class::RoAfterInit {
+            let [mapping] = here[..] else { panic!("the stripe for {} is one mapping: {here:x?}", stripe.class) };
+            assert_eq!((mapping.start, mapping.end), (stripe.start.get(), stripe.start.get() + stripe.len));
+        }
+    }
+}
+
+/// Asks for single pages, by another way than the lines of `maps`.
+fn query(stripes: &[StripeUsage; 4], chance: &mut Chance) {
+    for stripe in &stripes[..2] {
+        let at = stripe.start + wide(chance.below(index(stripe.len)));
+        let region = region::query(std::ptr::without_provenance::<u8>(index(at.get()))).unwrap();
+        let executable = stripe.class == Class::Text;
+        assert!(region.is_readable() && !region.is_writable() && region.is_executable() == executable, "{region:?}");
+    }
+}
+
+fn a_thousand_modules() {
+    let host = Host::builder().build().unwrap();
+    let stripes = Arena::get().unwrap().usage();
+    // A library function of its own, a table, a counter, data that becomes read-only.
+    let text = "static const int table[] = { 2, 3, 5 }; static int counter;\n\
+                static int fixed __attribute__((section(\".data..ro_after_init\"))) = 7;\n\
+                int next(int i); int next(int i) { counter++; return table[i % 3] + fixed + counter; }\n";
+    let kinds = [image("ro_after_init"), image("init_sections"), image_from_text("plain", text)];
+    let before = mappings();
+    judge(&before, &stripes);
+    let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        let racing = scope.spawn(|| {
+            let (mut chance, mut most) = (Chance::new(1), 0);
+            while !stop.load(Ordering::Relaxed) {
+                let now = mappings();
+                judge(&now, &stripes);
+                query(&stripes, &mut chance);
+                most = most.max(now.len());
+                rounds.fetch_add(1, Ordering::Relaxed);
+            }
+            most
+        });
+        let load = |number: usize| -> Module {
+            let image: &Image<'_> = &kinds[number % kinds.len()];
+            host.load(&image.clone().named(format!("m{number}"))).unwrap()
+        };
+        let mut chance = Chance::new(42);
+        // One after the other; then all at a time; then half of them go in random order, and come again.
+        for number in 0..MODULES {
+            load(number).unload().unwrap();
+        }
+        let mut live: Vec<Module> = (0..MODULES).map(load).collect();
+        at_most_16_more(&before, "all of them are live");
+        for _ in 0..MODULES / 2 {
+            live.swap_remove(chance.below(live.len())).unload().unwrap();
+        }
+        at_most_16_more(&before, "half of them are gone, in random order");
+        live.extend((MODULES..MODULES * 3 / 2).map(load));
+        at_most_16_more(&before, "their places are taken again");
+        while !live.is_empty() {
+            live.swap_remove(chance.below(live.len())).unload().unwrap();
+        }
+        at_most_16_more(&before, "all are gone");
+        stop.store(true, Ordering::Relaxed);
+        let most = racing.join().expect("the racing thread has seen nothing but what it should");
+        // Its own stack and heap, and ours.
+        assert!(most <= before.len() + 16 + 4, "{most} mappings at a time, {} before", before.len());
+    });
+    assert!(rounds.into_inner() > 20, "the race was one");
+    assert!(host.modules().is_empty());
+}
+
+/// Only what lies in the arena counts: the test's own threads and vectors have mappings, too.
+fn in_arena(mappings: &[Mapping]) -> usize {
+    let stripes = Arena::get().unwrap().usage();
+    mappings.iter().filter(|mapping| stripes.iter().any(|stripe| mapping.overlaps(stripe.start, stripe.len))).count()
+}
+
+fn at_most_16_more(before: &[Mapping], when: &str) {
+    let now = mappings();
+    assert!(now.len() <= before.len() + 16, "{when}: {} mappings, {} before", now.len(), before.len());
+    assert!(in_arena(&now) <= in_arena(before) + 4, "{when}: {} in the arena", in_arena(&now));
+}
+
+fn stripe_of(at: Addr) -> Option<Class> {
+    let usage = Arena::get().unwrap().usage();
+    usage.iter().find(|stripe| (stripe.start..stripe.start + stripe.len).contains(&at)).map(|stripe| stripe.class)
+}
+
+fn parts_lie_in_their_stripes() {
+    let host = Host::builder().build().unwrap();
+    let module = host.load(&image("ro_after_init")).unwrap();
+    let mut parts = Vec::new();
+    for section in module.sections().filter(|section| section.size != 0) {
+        parts.push(format!("{} {:?}", section.name, stripe_of(section.addr).unwrap()));
+    }
+    for expected in [".text Text", ".data..ro_after_init RoAfterInit", ".rodata ReadOnly", ".data Data"] {
+        assert!(parts.iter().any(|part| part == expected), "{expected}: {parts:?}");
+    }
+    assert!(!parts.iter().any(|part| part.starts_with(".init")), "{parts:?}");
+    module.unload().unwrap();
+}
+
+/// The protection of the page that holds an address.
+fn access(at: Addr) -> String {
+    mappings().into_iter().find(|mapping| mapping.overlaps(at, 1)).unwrap().access
+}
+
+fn ro_after_init_protection() {
+    let host = Host::builder().build().unwrap();
+    let module = host.load(&image("ro_after_init")).unwrap();
+    let at = module.symbol_info("fixed_limit").unwrap().addr;
+    assert_eq!((stripe_of(at), access(at).as_str()), (Some(Class::RoAfterInit), "r--p"));
+    // Its init has written there.
+    // SAFETY: `int ro_limit(void)`.
+    assert_eq!(unsafe { module.call("ro_limit", &[]) }.unwrap(), 3);
+    module.unload().unwrap();
+    assert_eq!(access(at), "r--p", "freed pages stay read-only");
+}
