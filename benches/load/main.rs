@@ -4,6 +4,8 @@
 //! `cargo bench` measures and prints; with `--check` it fails if a target is missed. `cargo test` runs each cycle
 //! once and looks at nothing but the results of the calls.
 
+#![deny(unsafe_code)]
+
 mod contenders;
 mod objects;
 mod report;

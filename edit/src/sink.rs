@@ -123,7 +123,11 @@ impl Sink for Window<'_> {
                 place.copy_from_slice(edit.new);
                 Ok(())
             }
-            _ => Err(self.refuse(&edit)),
+            _ => {
+                // Put together anew, so that an edit which is taken need never lie in memory.
+                let Edit { at, old, new, why } = edit;
+                Err(self.refuse(&Edit { at, old, new, why }))
+            }
         }
     }
 }

@@ -325,6 +325,10 @@ impl<'a> File<'a> {
         })
     }
 
+    pub(crate) fn is_undefined(&self, at: u32) -> bool {
+        self.symbols.get(index(at.into())).is_some_and(|symbol| symbol.st_shndx.get(LE) == elf::SHN_UNDEF)
+    }
+
     pub(crate) fn symbols(&self) -> impl Iterator<Item = (u32, Sym<'a>)> {
         (0..self.symbol_count()).filter_map(|at| Some((at, self.symbol(at)?)))
     }

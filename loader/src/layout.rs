@@ -173,9 +173,7 @@ pub(crate) fn plan(file: &File<'_>, limit: u64) -> Result<Layout, Error> {
         layout.sections[at] = Some(spot);
     }
     for relas in &file.relas {
-        layout.slots.scan(relas.section, relas.records, |symbol| {
-            file.symbol(symbol).is_some_and(|symbol| symbol.place == Place::Undefined)
-        });
+        layout.slots.scan(relas.section, relas.records, |symbol| file.is_undefined(symbol));
     }
     layout.got = layout.add(Part::ReadOnly, layout.slots.got_size(), layout.slots.got_align(), limit)?;
     layout.plt = layout.add(Part::Text, layout.slots.plt_size(), layout.slots.plt_align(), limit)?;

@@ -112,6 +112,10 @@ impl Names {
 
     /// The symbol of this name, a global one before a local one.
     pub(crate) fn find(&self, name: &[u8]) -> Option<Symbol> {
+        if name.contains(&0) {
+            // Two names that lie side by side are not one.
+            return None;
+        }
         let entry = if self.lookups.fetch_add(1, Ordering::Relaxed) < WALKS {
             self.walk(name)
         } else {
@@ -168,5 +172,45 @@ impl Describe for Names {
 
     fn descriptor(&self) -> i32 {
         self.trap_descriptor
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Addr, AtomicU32, Entry, Names, OnceLock, Scope, SymbolKind, WALKS};
+
+    /// Entries: offset of the name, scope. The address is the number of the entry.
+    fn names(strings: &[u8], entries: &[(u32, Scope)]) -> Names {
+        let entry =
+            |(at, &(name, scope))| Entry { addr: Addr::new(at), size: 0, name, kind: SymbolKind::Function, scope };
+        Names {
+            module: "module".into(),
+            trap_descriptor: 2,
+            entries: (0..).zip(entries).map(entry).collect(),
+            strings: strings.into(),
+            lookups: AtomicU32::new(0),
+            by_name: OnceLock::new(),
+        }
+    }
+
+    /// Looks a name up until that goes by the index.
+    fn check(names: &Names, name: &[u8], expected: Option<u64>) {
+        for lookup in 0..=WALKS {
+            let found = names.find(name).map(|symbol| symbol.addr.get());
+            assert_eq!(found, expected, "{}, look-up {lookup}", name.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_global_symbol_comes_before_local_ones_and_the_first_local_one_before_others() {
+        let entries = [(1, Scope::Local), (5, Scope::Local), (5, Scope::Local), (1, Scope::Global)];
+        for (name, expected) in [(&b"add"[..], Some(3)), (b"sub", Some(1)), (b"ad", None), (b"addx", None)] {
+            check(&names(b"\0add\0sub\0", &entries), name, expected);
+        }
+    }
+
+    #[test]
+    fn two_names_side_by_side_are_not_one() {
+        check(&names(b"\0add\0sub\0", &[(1, Scope::Global)]), b"add\0sub", None);
     }
 }

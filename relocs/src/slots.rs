@@ -57,10 +57,10 @@ impl SlotPlan {
     /// Records that [`crate::apply`] refuses are passed over here.
     pub fn scan(&mut self, section: u32, relas: Records<'_, Rela>, mut is_undefined: impl FnMut(u32) -> bool) {
         for (record, rela) in (0..).zip(relas.iter()) {
-            let site = Site { section, record, raw: rela.kind, offset: rela.offset, symbol: rela.symbol };
+            let site = || Site { section, record, raw: rela.kind, offset: rela.offset, symbol: rela.symbol };
             match row(rela.kind).map(|row| row.value) {
-                Some(Value::SlotMinusPlace | Value::SlotMinusGot) => self.need_slot(site),
-                Some(Value::CallMinusPlace) if is_undefined(rela.symbol) => self.need_entry(site),
+                Some(Value::SlotMinusPlace | Value::SlotMinusGot) => self.need_slot(site()),
+                Some(Value::CallMinusPlace) if is_undefined(rela.symbol) => self.need_entry(site()),
                 _ => {}
             }
         }
