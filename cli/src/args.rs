@@ -15,6 +15,8 @@ Examples:
       Loads greet with a parameter, then guest, which uses it, and prints every event in order.
   modload --format json --trace greet.o | jq -c 'select(.event == \"notify\")'
       The same events as JSON, one object a line.
+  modload --deps modules guest
+      Loads the module guest from the folder modules, after all the modules of that folder that it needs.
   modload --demo
       Shows all this with two modules that are part of this program.
 
@@ -50,8 +52,12 @@ struct Arguments {
     #[arg(long)]
     no_process_symbols: bool,
 
+    /// Take modules by name from this folder, and whatever they need from it before them.
+    #[arg(long, value_name = "DIR", conflicts_with = "export_globals")]
+    deps: Option<PathBuf>,
+
     /// Load two modules that are part of this program, and show what happens.
-    #[arg(long, conflicts_with_all = ["call", "trace", "export_globals", "no_process_symbols", "file"])]
+    #[arg(long, conflicts_with_all = ["call", "trace", "export_globals", "no_process_symbols", "deps", "file"])]
     demo: bool,
 
     /// The module's file.
@@ -120,6 +126,8 @@ pub(crate) enum Command {
 #[derive(Debug)]
 pub(crate) struct Load {
     pub(crate) modules: Vec<ModuleArguments>,
+    /// The folder in which the modules' names are looked up, if they are names.
+    pub(crate) deps: Option<PathBuf>,
     pub(crate) calls: Vec<Call>,
     pub(crate) trace: Trace,
     pub(crate) format: Format,
@@ -127,8 +135,8 @@ pub(crate) struct Load {
     pub(crate) process_symbols: ProcessSymbols,
 }
 
-/// A file and what it is loaded with.
-#[derive(Debug)]
+/// A file, or with `--deps` a name, and what it is loaded with.
+#[derive(Clone, Debug)]
 pub(crate) struct ModuleArguments {
     pub(crate) file: PathBuf,
     pub(crate) params: Vec<String>,
@@ -260,6 +268,7 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command
     }
     Ok(Command::Load(Load {
         modules,
+        deps: parsed.deps,
         calls: parsed.call,
         trace: if parsed.trace { Trace::On } else { Trace::Off },
         format: parsed.format,

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use modload::{ArenaError, Error, LoadError, ReadError, SymbolError, UnloadError};
+use modload::{ArenaError, CatalogError, Error, LoadError, ReadError, SymbolError, UnloadError};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
@@ -24,6 +24,8 @@ pub(crate) enum Failure {
     NoFunction { file: PathBuf, function: String },
     #[error("no loaded module has a symbol \"{}\"", .0.escape_debug())]
     NoSymbol(String),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
     #[error(transparent)]
     Symbol(#[from] SymbolError),
     #[error(transparent)]

@@ -2,7 +2,9 @@
 //! for its code to be run.
 #![expect(unsafe_code, reason = "loading a file runs its code, and --call names a function's type")]
 
-use modload::{EventKind, Host, Image, Module, Recording, Timeline, read_trusted};
+use std::path::Path;
+
+use modload::{Catalog, EventKind, Host, Image, Module, Recording, Timeline, read_trusted};
 
 use crate::args::{Call, Exports, Load, ModuleArguments, ProcessSymbols, Trace};
 use crate::failure::{Failure, command};
@@ -13,7 +15,11 @@ pub(crate) fn load(load: &Load, output: &mut Output) -> Result<(), Failure> {
     let host = build(load)?;
     let mut session = Session { recording: host.record(), printed: 0, warned: 0, trace: load.trace };
     let mut modules = Vec::new();
-    let mut result = load.modules.iter().try_for_each(|arguments| {
+    let in_order = match &load.deps {
+        None => load.modules.clone(),
+        Some(folder) => with_deps(folder, &load.modules)?,
+    };
+    let mut result = in_order.iter().try_for_each(|arguments| {
         modules.push(load_one(&host, arguments)?);
         Ok(())
     });
@@ -40,6 +46,19 @@ fn build(load: &Load) -> Result<Host, Failure> {
         builder = builder.export_globals();
     }
     Ok(builder.build()?)
+}
+
+/// The modules named and all that they need, as files in the order in which they load.
+fn with_deps(folder: &Path, named: &[ModuleArguments]) -> Result<Vec<ModuleArguments>, Failure> {
+    let catalog = Catalog::read(folder)?;
+    let names: Vec<String> = named.iter().map(|module| module.file.to_string_lossy().into_owned()).collect();
+    let wanted: Vec<&str> = names.iter().map(String::as_str).collect();
+    let order = catalog.order(&wanted)?;
+    let params = |name: &str| {
+        let given = names.iter().zip(named).filter(|(wanted, _)| *wanted == name);
+        given.flat_map(|(_, module)| module.params.clone()).collect()
+    };
+    Ok(order.iter().map(|(name, path)| ModuleArguments { file: path.into(), params: params(name) }).collect())
 }
 
 fn load_one(host: &Host, arguments: &ModuleArguments) -> Result<Module, Failure> {

@@ -31,6 +31,7 @@
 //! - [`Symbol`]: a typed function or variable of a module, borrowed from the [`Module`], so that it cannot outlive it.
 //! - [`Subscriber`], [`Order`]: hears of modules that come and go, in an order of its own choice; can refuse them.
 //! - [`Inspection`], [`ModuleFile`]: what a file holds, without loading it; the file need not be trusted.
+//! - [`Catalog`]: the modules of a folder, and the order in which they load.
 //! - [`Timeline`], [`Recording`]: what happened, in order, without addresses and times: made for snapshot tests.
 //! - [`LoadError`], [`UnloadError`]: which module, which stage, which section and symbol, and the way out.
 //!
@@ -44,11 +45,13 @@
 
 mod builder;
 mod c_api;
+mod catalog;
 mod file;
 mod foreign;
 mod host;
 
 pub use builder::HostBuilder;
+pub use catalog::{Catalog, CatalogError};
 pub use file::{Compression, ModuleFile, ReadError, SIZE_LIMIT};
 pub use foreign::{Module, Symbol, SymbolError, read_trusted};
 pub use host::{Host, WeakHost};

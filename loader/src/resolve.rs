@@ -184,7 +184,8 @@ fn report(file: &File<'_>, at: u32, because: Option<&'static str>, scene: Scene<
     known.sort_unstable();
     let likeness = |name: &String| strsim::normalized_damerau_levenshtein(&symbol, name);
     let alike = known.into_iter().map(|name| (likeness(&name), name)).filter(|(likeness, _)| *likeness >= 0.7);
-    let nearest = alike.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name);
+    // What is there and cannot be had needs no suggestion.
+    let nearest = alike.filter(|_| because.is_none()).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name);
     let uses = modload_edit::wide(others) + u64::from(first.is_some());
     Unresolved { symbol, used_at, uses, nearest, because }
 }
