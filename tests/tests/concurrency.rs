@@ -24,6 +24,9 @@ fn main() -> ExitCode {
         Case::new("init_that_loads_another_user_of_it_is_a_cycle", cycle_through_a_symbol),
         Case::new("two_inits_that_load_each_other_are_a_cycle", cycle_of_two_threads),
         Case::new("a_subscriber_loads_unloads_joins_and_leaves", busy_subscriber),
+        Case::new("an_exit_loads_and_unloads", busy_exit),
+        Case::new("an_init_cannot_unload_its_own_module", init_unloads_itself),
+        Case::new("a_provider_stays_while_its_user_is_coming", provider_of_a_coming_user),
         Case::new("leave_waits_for_calls_in_other_threads", leave_waits),
         Case::new("leave_from_within_its_own_call_returns", leave_from_within),
         Case::new("panics_are_refusals_on_coming_and_logged_otherwise", panics),
@@ -265,6 +268,70 @@ fn cycle_of_two_threads() {
     );
     assert!(exists.contains("already loaded"), "{exists}");
     assert_eq!(host.modules().len(), 2);
+}
+
+/// What `host_load_again` is to do next, and what is to be said of it.
+fn next(host: &Host, act: impl Fn(&Host) -> String + Send + 'static) {
+    let host = host.downgrade();
+    *AGAIN.lock().unwrap() = Some(Box::new(move || {
+        let said = act(&host.upgrade().unwrap());
+        SAID.lock().unwrap().push(said);
+        0
+    }));
+}
+
+fn busy_exit() {
+    let text = "#include <modload/module.h>\nMODULE_LICENSE(\"GPL\");\nint host_load_again(void);\n\
+                static int __init start(void) { return 0; }\nmodule_init(start);\n\
+                static void __exit stop(void) { host_load_again(); }\nmodule_exit(stop);\n";
+    let host = host_with_load_again();
+    let module = host.load(&image_from_text("leaving", text)).unwrap();
+    drop(host.load(&image("ordtarget")).unwrap());
+    next(&host, |host| {
+        host.unload("ordtarget").unwrap();
+        drop(host.load(&image("greet")).unwrap());
+        let log = Log::default();
+        host.subscribe("visitor", Order::mirrored(0), Watcher::new("visitor", &log)).leave();
+        let itself = host.unload("leaving").unwrap_err().to_string();
+        format!("{itself}; {:?}", host.modules())
+    });
+    module.unload().unwrap();
+    let said = "leaving: it is GOING, and only a LIVE module can be unloaded; \
+                [(\"leaving\", Going), (\"greet\", Live)]";
+    assert_eq!(*SAID.lock().unwrap(), [said]);
+    assert_eq!(host.modules(), [("greet".to_owned(), State::Live)]);
+}
+
+fn init_unloads_itself() {
+    let host = host_with_load_again();
+    next(&host, |host| {
+        assert!(host.module("nested").is_none(), "references are given to LIVE modules only");
+        host.unload("nested").unwrap_err().to_string()
+    });
+    host.load(&image("nested")).unwrap().unload().unwrap();
+    assert_eq!(*SAID.lock().unwrap(), ["nested: it is COMING, and only a LIVE module can be unloaded"]);
+}
+
+fn provider_of_a_coming_user() {
+    let host = host();
+    drop(host.load(&image("greet")).unwrap());
+    let (gate, is_inside, go) = Gate::new("guest");
+    let _gate = host.subscribe("gate", Order::mirrored(0), gate);
+    for answer in [Err("not today".into()), Ok(())] {
+        let refused = answer.is_err();
+        thread::scope(|scope| {
+            let loading = scope.spawn(|| host.load(&image("guest")));
+            is_inside.recv().unwrap();
+            assert_eq!(host.unload("greet").unwrap_err().to_string(), "greet: in use by guest");
+            go.send(answer).unwrap();
+            assert_eq!(loading.join().unwrap().is_err(), refused);
+        });
+        // Who was refused uses nothing.
+        let users = host.module("greet").unwrap().users();
+        assert_eq!(users.is_empty(), refused, "{users:?}");
+    }
+    host.unload("guest").unwrap();
+    host.unload("greet").unwrap();
 }
 
 /// Does all that a subscriber may do.

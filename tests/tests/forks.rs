@@ -1,7 +1,7 @@
 //! Fork: what a child does stays in the child, and what the parent was doing does not stop it.
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         Case::new("a_child_forked_in_the_middle_of_a_load_goes_on", child_of_a_load_under_way),
         Case::new("forks_do_not_disturb_loads_in_other_threads", forks_and_loads),
         Case::new("a_child_of_a_child_loads", grandchild),
+        Case::new("a_load_that_forks_is_finished_by_both", load_that_forks),
     ])
 }
 
@@ -190,4 +191,41 @@ fn grandchild() {
     .well();
     assert_eq!(host.modules().len(), 1);
     assert_eq!(call(&module, "answer", &[]), 1);
+}
+
+/// Forks in the middle of a load; 0 in the child, whose load goes on as the parent's does.
+struct Forker(Arc<AtomicI32>);
+
+impl Subscriber for Forker {
+    fn coming(&self, _: &mut Coming<'_>) -> Result<(), Refusal> {
+        // SAFETY: the child goes on with this thread alone, which modload and the C library are made for.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0, "fork");
+        self.0.store(pid, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+fn load_that_forks() {
+    let host = Host::builder().build().unwrap();
+    let before = host.load(&answers("before", 4)).unwrap();
+    let forked = Arc::new(AtomicI32::new(-1));
+    let member = host.subscribe("forker", Order::mirrored(0), Forker(forked.clone()));
+    let module = host.load(&answers("forked", 5)).unwrap();
+    let pid = forked.load(Ordering::Relaxed);
+    let add = if pid == 0 { 1 } else { 0 };
+    member.leave();
+    let other = host.load(&answers("other", 6 + add)).unwrap();
+    let all = [&before, &module, &other].map(|module| call(module, "answer", &[]));
+    assert_eq!(all, [4, 5, u64::from(6 + add)]);
+    other.unload().unwrap();
+    module.unload().unwrap();
+    if pid == 0 {
+        return;
+    }
+    let mut status = 0;
+    // SAFETY: waits for our own child.
+    let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    assert_eq!((waited, status), (pid, 0));
+    assert_eq!(host.modules().len(), 1);
 }

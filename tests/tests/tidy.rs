@@ -1,0 +1,515 @@
+//! The never list of ARCHITECTURE.md, held against the tree: what no compiler and no crate edge checks.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use modload_fixtures::workspace_root;
+
+/// Who may import whom, by folder. A folder that is not here fails the test: say what it may import.
+const IMPORTS: [(&str, &[&str]); 21] = [
+    ("abi", &[]),
+    ("edit", &[]),
+    ("notifier", &[]),
+    ("threads", &[]),
+    ("fixtures", &[]),
+    ("relocs", &["abi", "edit"]),
+    ("alternatives", &["abi", "edit"]),
+    ("paravirt", &["abi", "edit"]),
+    ("text", &["edit", "threads"]),
+    ("loader", LOADER),
+    ("static_keys", &["loader", "abi", "edit", "notifier", "threads", "relocs", "alternatives", "paravirt", "text"]),
+    ("ftrace", &["loader", "abi", "edit", "notifier", "threads", "relocs", "alternatives", "paravirt", "text"]),
+    (
+        "livepatch",
+        &[
+            "static_keys",
+            "ftrace",
+            "loader",
+            "abi",
+            "edit",
+            "notifier",
+            "threads",
+            "relocs",
+            "alternatives",
+            "paravirt",
+            "text",
+        ],
+    ),
+    ("host", BELOW_HOST),
+    ("control", &["host"]),
+    ("sdk", &[]),
+    ("cli", &["host", "control", "fixtures"]),
+    ("tests", EVERYTHING),
+    ("benches", EVERYTHING),
+    ("examples", EVERYTHING),
+    ("xtask", EVERYTHING),
+];
+
+const LOADER: &[&str] = &["abi", "edit", "notifier", "threads", "relocs", "alternatives", "paravirt", "text"];
+const BELOW_HOST: &[&str] = &[
+    "livepatch",
+    "static_keys",
+    "ftrace",
+    "loader",
+    "abi",
+    "edit",
+    "notifier",
+    "threads",
+    "relocs",
+    "alternatives",
+    "paravirt",
+    "text",
+];
+const EVERYTHING: &[&str] = &[
+    "host",
+    "control",
+    "cli",
+    "fixtures",
+    "tests",
+    "livepatch",
+    "static_keys",
+    "ftrace",
+    "loader",
+    "abi",
+    "edit",
+    "notifier",
+    "threads",
+    "relocs",
+    "alternatives",
+    "paravirt",
+    "text",
+];
+
+/// Crates that say `forbid(unsafe_code)`.
+const SAFE: [&str; 7] = ["abi", "edit", "notifier", "relocs", "alternatives", "paravirt", "fixtures"];
+
+/// Where unsafe code may stand: whole folders end with a slash. Tests, benches and examples may, too.
+const UNSAFE: [&str; 9] = [
+    "text/",
+    "threads/",
+    "loader/src/entry.rs",
+    "host/src/foreign.rs",
+    "host/src/c_api.rs",
+    "cli/src/run.rs",
+    "ftrace/src/trampoline.rs",
+    "livepatch/src/structs.rs",
+    "sdk/",
+];
+
+/// Crates that take values and return values.
+const PURE: [&str; 7] = ["abi", "edit", "notifier", "relocs", "alternatives", "paravirt", "loader"];
+
+/// All files below a folder but what is built, hidden, or not ours. `.ci` is not hidden from us.
+fn files_below(folder: &Path, found: &mut Vec<PathBuf>) {
+    let mut entries: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    entries.sort();
+    for path in entries {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name == "target" || (name.starts_with('.') && name != ".ci") {
+            continue;
+        }
+        if path.is_dir() {
+            files_below(&path, found);
+        } else {
+            found.push(path);
+        }
+    }
+}
+
+fn relative(path: &Path) -> String {
+    path.strip_prefix(workspace_root()).unwrap().to_string_lossy().into_owned()
+}
+
+/// The text files of the tree: their paths from its root, and what stands in them.
+fn texts() -> Vec<(String, String)> {
+    let mut files = Vec::new();
+    files_below(workspace_root(), &mut files);
+    files.iter().filter_map(|path| Some((relative(path), fs::read_to_string(path).ok()?))).collect()
+}
+
+/// A Rust file, taken apart.
+#[derive(Default)]
+struct Source {
+    path: String,
+    /// Without comments and without what stands in literals; lines are where they were.
+    code: String,
+    /// String literals, with their lines.
+    literals: Vec<(usize, String)>,
+}
+
+impl Source {
+    /// The folder of its crate.
+    fn folder(&self) -> &str {
+        self.path.split('/').next().unwrap_or_default()
+    }
+
+    /// Whether it is part of the product: not a test, bench or example.
+    fn is_product(&self) -> bool {
+        let tests = ["tests", "benches", "examples", "xtask", "fixtures"].contains(&self.folder());
+        !tests && !self.path.contains("/tests/") && !self.path.contains("/benches/")
+    }
+
+    /// Lines of its code that hold this.
+    fn lines_with(&self, what: &str) -> Vec<String> {
+        let lines = self.code.lines().zip(1..);
+        let hits = lines.filter(|(line, _)| has_word(line, what));
+        hits.map(|(line, number)| format!("{}:{number}: {}", self.path, line.trim())).collect()
+    }
+}
+
+/// Whether `what` stands in the line and is not a part of a longer name.
+fn has_word(line: &str, what: &str) -> bool {
+    let is_name = |letter: char| letter.is_alphanumeric() || letter == '_';
+    line.match_indices(what).any(|(at, _)| {
+        let before = line[..at].chars().next_back().is_some_and(is_name) && what.starts_with(is_name);
+        let after = line[at + what.len()..].chars().next().is_some_and(is_name) && what.ends_with(is_name);
+        !before && !after
+    })
+}
+
+/// Takes a source apart. `#[cfg(test)]` modules stand at the end of a file here, and are cut off.
+fn parse(path: &str, text: &str) -> Source {
+    let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    let mut source = Source { path: path.to_owned(), ..Source::default() };
+    let (mut rest, mut line) = (text, 1);
+    let mut before = ' ';
+    while let Some(letter) = rest.chars().next() {
+        let raw = raw_string(rest).filter(|_| !(before.is_alphanumeric() || before == '_'));
+        let (len, literal) = if rest.starts_with("//") {
+            (rest.find('\n').unwrap_or(rest.len()), None)
+        } else if rest.starts_with("/*") {
+            (rest.find("*/").map_or(rest.len(), |end| end + 2), None)
+        } else if let Some((len, inside)) = raw {
+            (len, Some(inside))
+        } else if letter == '"' {
+            let len = string(rest);
+            (len, Some(&rest[1..len - 1]))
+        } else if letter == '\'' && character(rest).is_some() {
+            (character(rest).unwrap_or(1), None)
+        } else {
+            source.code.push(letter);
+            line += usize::from(letter == '\n');
+            before = letter;
+            rest = &rest[letter.len_utf8()..];
+            continue;
+        };
+        if let Some(literal) = literal {
+            source.literals.push((line, literal.to_owned()));
+            source.code.push_str("\"\"");
+        }
+        let breaks = rest[..len].matches('\n').count();
+        source.code.extend(std::iter::repeat_n('\n', breaks));
+        line += breaks;
+        before = ' ';
+        rest = &rest[len..];
+    }
+    source
+}
+
+/// The length of a string literal with its quotes.
+fn string(text: &str) -> usize {
+    let mut escaped = false;
+    for (at, letter) in text.char_indices().skip(1) {
+        match letter {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// The length of a raw string literal, and what stands in it.
+fn raw_string(text: &str) -> Option<(usize, &str)> {
+    let hashes = text.strip_prefix("br").or_else(|| text.strip_prefix('r'))?;
+    let open = hashes.trim_start_matches('#');
+    let count = hashes.len() - open.len();
+    let inside = open.strip_prefix('"')?;
+    let end = format!("\"{}", "#".repeat(count));
+    let len = inside.find(&end)?;
+    Some((text.len() - inside.len() + len + end.len(), &inside[..len]))
+}
+
+/// The length of a character literal, if it is one and not a lifetime.
+fn character(text: &str) -> Option<usize> {
+    let mut letters = text.char_indices().skip(1);
+    let (_, first) = letters.next()?;
+    if first == '\\' {
+        return text[2..].char_indices().skip(1).find(|(_, letter)| *letter == '\'').map(|(at, _)| at + 3);
+    }
+    letters.next().filter(|(_, letter)| *letter == '\'').map(|(at, _)| at + 1)
+}
+
+fn sources() -> Vec<Source> {
+    let rust = texts().into_iter().filter(|(path, _)| path.ends_with(".rs") && !path.starts_with("fixtures/rust_"));
+    rust.map(|(path, text)| parse(&path, &text)).collect()
+}
+
+fn none(what: &str, found: &[String]) {
+    assert!(found.is_empty(), "{what}:\n{}", found.join("\n"));
+}
+
+/// The entries of one of a manifest's tables: names of dependencies.
+fn table<'t>(manifest: &'t str, heading: &str) -> Vec<&'t str> {
+    let lines = manifest.lines().skip_while(|line| *line != heading).skip(1).take_while(|line| !line.starts_with('['));
+    lines.filter_map(|line| line.split(['.', '=', ' ']).next()).filter(|name| !name.is_empty()).collect()
+}
+
+/// The folder of a package of ours.
+fn folder_of(package: &str) -> Option<&str> {
+    if package == "modload" { Some("host") } else { package.strip_prefix("modload-") }
+}
+
+#[test]
+fn crates_import_only_what_they_may() {
+    let manifests: Vec<_> = texts().into_iter().filter(|(path, _)| path.ends_with("/Cargo.toml")).collect();
+    assert!(manifests.len() >= 10);
+    let mut wrong = Vec::new();
+    for (path, manifest) in &manifests {
+        let folder = path.trim_end_matches("/Cargo.toml").split('/').next().unwrap_or_default();
+        let Some((_, may)) = IMPORTS.iter().find(|(known, _)| *known == folder) else {
+            wrong.push(format!("{path}: what may {folder} import? Say it in IMPORTS"));
+            continue;
+        };
+        for heading in ["[dependencies]", "[build-dependencies]", "[dev-dependencies]"] {
+            for import in table(manifest, heading).into_iter().filter_map(folder_of) {
+                // Tests of a crate may use the fixtures, and the fixtures' tests the layouts they mirror.
+                let for_tests = heading == "[dev-dependencies]" && ["fixtures", "abi"].contains(&import);
+                if !may.contains(&import) && !for_tests {
+                    wrong.push(format!("{path}: {heading} {import}"));
+                }
+            }
+        }
+    }
+    none("imported upward", &wrong);
+}
+
+#[test]
+fn a_rule_that_is_broken_is_found() {
+    let source = parse(
+        "loader/src/bad.rs",
+        "// unsafe\nlet a = \"unsafe .modinfo\"; let c = '\"'; let l: &'a str = r#\"std::fs \"x\" \"#;\nunsafe { x() }\n",
+    );
+    assert_eq!(source.lines_with("unsafe"), ["loader/src/bad.rs:3: unsafe { x() }"]);
+    assert_eq!(source.literals, [(2, "unsafe .modinfo".into()), (2, "std::fs \"x\" ".into())]);
+    assert!(source.lines_with("std::fs").is_empty());
+    assert!(!has_word("deny(unsafe_code)", "unsafe") && has_word("eprintln!(", "eprintln!"));
+    assert!(!has_word("eprintln!(", "println!"));
+    let casting = parse("a.rs", "use a::{\n    B as C,\n};\nlet x = y as u8;\n");
+    assert_eq!(casts(&casting), [3]);
+    assert_eq!(table("[dependencies]\na.workspace = true\nb = 1\n\n[lints]\nc = 2\n", "[dependencies]"), ["a", "b"]);
+}
+
+#[test]
+fn unsafe_code_stands_only_where_it_may() {
+    let mut found = Vec::new();
+    for source in sources().iter().filter(|source| source.is_product()) {
+        if !UNSAFE.iter().any(|place| source.path.starts_with(place)) {
+            found.extend(source.lines_with("unsafe"));
+        }
+    }
+    none("unsafe code", &found);
+    for (path, text) in texts() {
+        let pure = SAFE.iter().any(|folder| path == format!("{folder}/src/lib.rs"));
+        assert!(!pure || text.contains("#![forbid(unsafe_code)]"), "{path} forbids unsafe code");
+    }
+}
+
+#[test]
+fn pure_crates_and_the_loader_do_no_input_and_no_output() {
+    const NEVER: [&str; 12] = [
+        "std::fs",
+        "std::env",
+        "std::net",
+        "std::process",
+        "fs::",
+        "env::",
+        "println!",
+        "eprintln!",
+        "print!",
+        "eprint!",
+        "stdout",
+        "stderr",
+    ];
+    let mut found = Vec::new();
+    for source in sources().iter().filter(|source| source.is_product() && PURE.contains(&source.folder())) {
+        found.extend(NEVER.iter().flat_map(|what| source.lines_with(what)));
+    }
+    none("input or output", &found);
+}
+
+#[test]
+fn each_thing_is_done_in_one_place() {
+    /// What stands in the code of these folders alone.
+    const PLACES: [(&str, &[&str]); 10] = [
+        ("mmap", &["text"]),
+        ("mprotect", &["text"]),
+        ("memmap2", &["text"]),
+        ("region", &["text"]),
+        ("libloading", &["host"]),
+        ("std::env::args", &["cli"]),
+        ("args_os", &["cli"]),
+        ("process::exit", &["cli"]),
+        ("println!", &["cli"]),
+        ("eprintln!", &["cli"]),
+    ];
+    let mut found = Vec::new();
+    for source in sources().iter().filter(|source| source.is_product()) {
+        for (what, folders) in PLACES {
+            if !folders.contains(&source.folder()) {
+                found.extend(source.lines_with(what));
+            }
+        }
+        let spelt = |text: &str| text.contains("R_X86_64_");
+        let names = spelt(&source.code) || source.literals.iter().any(|(_, literal)| spelt(literal));
+        if source.folder() != "relocs" && names {
+            found.push(format!("{}: names of relocations", source.path));
+        }
+    }
+    none("not the place for it", &found);
+}
+
+#[test]
+fn section_names_are_spelt_in_abi_alone() {
+    let abi = sources().into_iter().find(|source| source.path == "abi/src/section.rs").expect("abi spells them");
+    let is_section = |literal: &&String| literal.starts_with('.') || literal.starts_with("__");
+    let names: BTreeSet<String> =
+        abi.literals.into_iter().map(|(_, literal)| literal).filter(|literal| is_section(&literal)).collect();
+    assert!(names.len() > 30 && names.contains(".modinfo") && names.contains("__ksymtab"));
+    let mut found = Vec::new();
+    for source in sources().iter().filter(|source| source.is_product() && source.folder() != "abi") {
+        for (line, literal) in &source.literals {
+            let spelt = names.iter().any(|name| {
+                let rest = literal.strip_prefix(name.as_str());
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            });
+            if spelt {
+                found.push(format!("{}:{line}: {literal:?}", source.path));
+            }
+        }
+    }
+    none("section names", &found);
+}
+
+#[test]
+fn house_rules() {
+    // Put together so that this file does not break its own rules.
+    let attributes = ["ignore", "should_panic"].map(|name| format!("#[{name}"));
+    let unfinished = ["to", "unimplemen"].map(|name| if name == "to" { "todo!" } else { "unimplemented!" });
+    let mut found = Vec::new();
+    for (path, text) in texts().iter().filter(|(path, _)| path.ends_with(".rs")) {
+        // Whole files, their tests among them.
+        for attribute in &attributes {
+            let lines = text.lines().zip(1..).filter(|(line, _)| line.trim_start().starts_with(attribute.as_str()));
+            found.extend(lines.map(|(line, number)| format!("{path}:{number}: {line}")));
+        }
+    }
+    for source in sources() {
+        found.extend(unfinished.iter().flat_map(|what| source.lines_with(what)));
+        for (line, number) in source.code.lines().zip(1..) {
+            if line.contains("allow(clippy::as_conversions") || line.contains("allow(unsafe_code") {
+                found.push(format!("{}:{number}: {line}", source.path));
+            }
+        }
+    }
+    none("never", &found);
+}
+
+/// The lines of a source that cast: ` as ` outside of `use`, and not in a path (`<T as Trait>::`).
+fn casts(source: &Source) -> Vec<usize> {
+    let mut found = Vec::new();
+    let mut renaming = false;
+    for (line, at) in source.code.lines().zip(0..) {
+        let start = line.trim_start();
+        renaming |= ["use ", "pub use ", "pub(crate) use "].iter().any(|word| start.starts_with(word));
+        let cast = line.contains(" as ") && !renaming && !line.contains(">::");
+        if cast {
+            found.push(at);
+        }
+        renaming &= !line.contains(';');
+    }
+    found
+}
+
+#[test]
+fn casts_are_expected_with_a_reason() {
+    let mut found = Vec::new();
+    for source in sources() {
+        let lines: Vec<&str> = source.code.lines().collect();
+        for at in casts(&source) {
+            let expected = lines[at.saturating_sub(6)..=at].iter().any(|line| line.contains("clippy::as_conversions"));
+            if !expected {
+                found.push(format!("{}:{}: {}", source.path, at + 1, lines[at].trim()));
+            }
+        }
+    }
+    none("bare casts", &found);
+}
+
+#[test]
+fn every_crate_keeps_the_lints() {
+    let root = fs::read_to_string(workspace_root().join("Cargo.toml")).unwrap();
+    for lint in ["as_conversions", "undocumented_unsafe_blocks", "multiple_unsafe_ops_per_block", "todo"] {
+        assert!(root.contains(&format!("{lint} = \"deny\"")), "{lint}");
+    }
+    for (path, manifest) in texts().iter().filter(|(path, _)| path.ends_with("/Cargo.toml")) {
+        assert!(manifest.contains("[lints]\nworkspace = true"), "{path} has the workspace's lints");
+        assert!(
+            !manifest.contains("path = \"../") || manifest.contains("[[example]]"),
+            "{path}: dependencies are named once, in the workspace"
+        );
+    }
+}
+
+#[test]
+fn nothing_says_on_which_machine_it_was_written() {
+    // Put together so that this file does not break its own rule.
+    let machine = [["/wo", "rk/"], ["/ho", "me/"], ["/ro", "ot/"], ["/tmp/", "bash"]].map(|parts| parts.concat());
+    let mut found = Vec::new();
+    for (path, text) in texts() {
+        for (line, number) in text.lines().zip(1..) {
+            if machine.iter().any(|part| line.contains(part.as_str())) {
+                found.push(format!("{path}:{number}: {line}"));
+            }
+            let source = line.strip_prefix("source = ").filter(|_| path == "Cargo.lock");
+            if source.is_some_and(|source| source != "\"registry+https://github.com/rust-lang/crates.io-index\"") {
+                found.push(format!("{path}:{number}: {line}"));
+            }
+        }
+    }
+    none("paths of a machine, or another registry", &found);
+}
+
+#[test]
+fn every_path_in_the_architecture_exists() {
+    let root = workspace_root();
+    let file = root.join("ARCHITECTURE.md");
+    if !file.exists() {
+        eprintln!("SKIPPED every_path_in_the_architecture_exists: there is no ARCHITECTURE.md");
+        return;
+    }
+    let text = fs::read_to_string(file).unwrap();
+    let quoted: BTreeSet<&str> = text.split('`').skip(1).step_by(2).collect();
+    let is_path = |word: &&str| {
+        let plain = word.chars().all(|letter| letter.is_ascii_alphanumeric() || "/._-".contains(letter));
+        plain && word.contains('/') && !word.starts_with('/')
+    };
+    let paths: Vec<_> = quoted.into_iter().filter(is_path).collect();
+    assert!(paths.len() > 20, "only {paths:?}");
+    let missing: Vec<String> =
+        paths.iter().filter(|path| !root.join(path).exists()).map(|path| (*path).to_owned()).collect();
+    none("named in ARCHITECTURE.md and not there", &missing);
+}
+
+#[test]
+fn the_never_list_is_where_everybody_looks() {
+    let text = fs::read_to_string(workspace_root().join("ARCHITECTURE.md")).unwrap();
+    let list = text.split("## The never list").nth(1).expect("ARCHITECTURE.md has it");
+    let list = list.split("\n## ").next().unwrap_or_default();
+    for number in 1..=10 {
+        assert!(list.contains(&format!("\n{number}. ")), "rule {number}");
+    }
+    assert!(list.contains("tests/tests/tidy.rs"), "it says who checks it");
+}
