@@ -91,18 +91,6 @@ impl Placed {
         self.extent.start
     }
 
-    /// How many bytes.
-    #[must_use]
-    pub fn len(&self) -> u64 {
-        self.extent.len
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.extent.len == 0
-    }
-
     /// Copies bytes out, as they are at this moment; the module's code may be changing them. `None` if they do not
     /// all lie in this data.
     #[must_use]
@@ -145,25 +133,6 @@ impl Placed {
 /// ro_after_init data once `init` has returned. Dropping it gives the pages back.
 #[derive(Debug)]
 pub struct Protected {
+    #[expect(dead_code, reason = "held for its drop")]
     extent: Extent,
-}
-
-impl Protected {
-    /// The first address.
-    #[must_use]
-    pub fn addr(&self) -> Addr {
-        self.extent.start
-    }
-
-    /// How many bytes, whole pages.
-    #[must_use]
-    pub fn len(&self) -> u64 {
-        self.extent.len
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.extent.len == 0
-    }
 }

@@ -29,8 +29,6 @@ pub struct Staged {
 pub struct Published {
     /// `None` once the range is beyond saving and must never be used again.
     extent: Option<Extent>,
-    start: Addr,
-    len: u64,
 }
 
 /// A staging buffer; goes back to the arena when dropped.
@@ -160,27 +158,7 @@ impl Staged {
         if class == Class::Text {
             owners::set_phase(start, Phase::Published);
         }
-        Ok(Published { extent: Some(self.extent), start, len })
-    }
-}
-
-impl Published {
-    /// The first address.
-    #[must_use]
-    pub fn addr(&self) -> Addr {
-        self.start
-    }
-
-    /// How many bytes.
-    #[must_use]
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
+        Ok(Published { extent: Some(self.extent) })
     }
 }
 
