@@ -9,4 +9,4 @@ pub mod modinfo;
 pub mod record;
 pub mod section;
 
-pub use record::{Param, Records, Rela, Symbol as ExportedSymbol};
+pub use record::{Param, Records, Rela, Symbol as ExportedSymbol, Version};

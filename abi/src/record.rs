@@ -125,6 +125,31 @@ impl Record for Symbol {
     }
 }
 
+/// The CRC of a symbol that a module uses: Linux's `struct modversion_info`, 64 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Version {
+    /// The CRC that the module was built against.
+    pub crc: u64,
+    /// The symbol's name, filled up with NULs.
+    pub name: [u8; 56],
+}
+
+impl Version {
+    /// Whether this is the entry of the symbol of this name.
+    #[must_use]
+    pub fn is_for(&self, name: &[u8]) -> bool {
+        self.name.starts_with(name) && self.name[name.len()..].iter().all(|&byte| byte == 0)
+    }
+}
+
+impl Record for Version {
+    const SIZE: usize = 64;
+
+    fn read(bytes: &[u8]) -> Version {
+        Version { crc: u64::from_le_bytes(field(bytes, 0)), name: field(bytes, 8) }
+    }
+}
+
 /// A module parameter: Linux's `struct kernel_param`, 40 bytes. Pointers are relocated before they are read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Param {

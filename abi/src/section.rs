@@ -6,6 +6,12 @@ pub const MODINFO: &str = ".modinfo";
 pub const KSYMTAB: &str = "__ksymtab";
 /// The same for symbols that only modules with a GPL-compatible licence may use.
 pub const KSYMTAB_GPL: &str = "__ksymtab_gpl";
+/// For each record of [`KSYMTAB`], in the same order, the CRC of its symbol: 4 bytes.
+pub const KCRCTAB: &str = "__kcrctab";
+/// The same for [`KSYMTAB_GPL`].
+pub const KCRCTAB_GPL: &str = "__kcrctab_gpl";
+/// The CRCs of the symbols that the module was built against: [`crate::Version`].
+pub const VERSIONS: &str = "__versions";
 /// Records of a module's parameters: [`crate::Param`].
 pub const PARAM: &str = "__param";
 /// Constructors, an array of function pointers, called from first to last; `.init_array.N` by rising N before it.
@@ -77,9 +83,6 @@ pub const UNSUPPORTED: &[Unsupported] = &[
     Unsupported { name: "__jump_table", why: "static keys are not supported yet", record: Some(16) },
     Unsupported { name: ".static_call_sites", why: "static calls are not supported yet", record: Some(8) },
     Unsupported { name: ".static_call_tramp_key", why: "static calls are not supported yet", record: Some(8) },
-    Unsupported { name: "__versions", why: "symbol versions are not supported yet", record: Some(64) },
-    Unsupported { name: "__kcrctab", why: "symbol versions are not supported yet", record: Some(4) },
-    Unsupported { name: "__kcrctab_gpl", why: "symbol versions are not supported yet", record: Some(4) },
     Unsupported { name: "__ex_table", why: "exception tables are not supported yet", record: Some(12) },
     Unsupported { name: "__bug_table", why: "bug tables are not supported yet", record: Some(12) },
     Unsupported { name: ".orc_unwind", why: "ORC unwind tables are not supported", record: Some(6) },

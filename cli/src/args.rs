@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use modload::{Check, Rule};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -52,12 +53,25 @@ struct Arguments {
     #[arg(long)]
     no_process_symbols: bool,
 
+    /// What to do about modules that break a rule. RULE is versions, vermagic, namespaces, license or blocklist, CHECK
+    /// is off, warn or enforce. May be repeated.
+    #[arg(long, value_name = "RULE=CHECK", value_parser = policy)]
+    policy: Vec<(Rule, Check)>,
+
+    /// What a module's vermagic must be.
+    #[arg(long, value_name = "TEXT")]
+    vermagic: Option<String>,
+
+    /// A module that must not be loaded. May be repeated.
+    #[arg(long, value_name = "NAME")]
+    block: Vec<String>,
+
     /// Take modules by name from this folder, and whatever they need from it before them.
     #[arg(long, value_name = "DIR", conflicts_with = "export_globals")]
     deps: Option<PathBuf>,
 
     /// Load two modules that are part of this program, and show what happens.
-    #[arg(long, conflicts_with_all = ["call", "trace", "export_globals", "no_process_symbols", "deps", "file"])]
+    #[arg(long, conflicts_with_all = ["call", "trace", "export_globals", "no_process_symbols", "policy", "vermagic", "block", "deps", "file"])]
     demo: bool,
 
     /// The module's file.
@@ -133,6 +147,26 @@ pub(crate) struct Load {
     pub(crate) format: Format,
     pub(crate) exports: Exports,
     pub(crate) process_symbols: ProcessSymbols,
+    pub(crate) policy: Vec<(Rule, Check)>,
+    pub(crate) vermagic: Option<String>,
+    pub(crate) block: Vec<String>,
+}
+
+/// Parses `RULE=CHECK`.
+fn policy(text: &str) -> Result<(Rule, Check), String> {
+    const RULES: [Rule; 5] = [Rule::Versions, Rule::Vermagic, Rule::Namespaces, Rule::License, Rule::Blocklist];
+    let (rule, check) = text.split_once('=').ok_or("a policy is RULE=CHECK")?;
+    let known = RULES.into_iter().find(|known| known.name() == rule);
+    let rule = known.ok_or_else(|| {
+        format!("\"{rule}\" is none of the rules versions, vermagic, namespaces, license and blocklist")
+    })?;
+    let check = match check {
+        "off" => Check::Off,
+        "warn" => Check::Warn,
+        "enforce" => Check::Enforce,
+        other => return Err(format!("\"{other}\" is none of off, warn and enforce")),
+    };
+    Ok((rule, check))
 }
 
 /// A file, or with `--deps` a name, and what it is loaded with.
@@ -273,6 +307,9 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command
         trace: if parsed.trace { Trace::On } else { Trace::Off },
         format: parsed.format,
         exports: if parsed.export_globals { Exports::Globals } else { Exports::Declared },
+        policy: parsed.policy,
+        vermagic: parsed.vermagic,
+        block: parsed.block,
         process_symbols: if parsed.no_process_symbols { ProcessSymbols::Hidden } else { ProcessSymbols::Offered },
     }))
 }

@@ -135,6 +135,16 @@ fn details(error: &Error, data: &mut Map<String, Value>) {
             put("symbol", symbol.clone().into());
             put("owner", owner.clone().into());
         }
+        Error::Version { symbol, owner, exported, built_against } => {
+            put("symbol", symbol.clone().into());
+            put("owner", owner.clone().into());
+            put("exported", (*exported).into());
+            put("built_against", (*built_against).into());
+        }
+        Error::Vermagic { found, expected } => {
+            put("vermagic", found.clone().into());
+            put("expected", expected.clone().into());
+        }
         Error::Refused { subscriber, reason, .. } => {
             put("subscriber", subscriber.clone().into());
             put("problem", reason.clone().into());

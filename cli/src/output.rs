@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use anstream::AutoStream;
 use anstyle::{AnsiColor, Style};
-use modload::{Event, EventKind, Outcome, State, Timeline};
+use modload::{Event, EventKind, Outcome, State, Timeline, Verdict};
 use serde_json::json;
 
 use crate::args::{Call, Format, ResultType};
@@ -104,7 +104,9 @@ fn style(event: &Event) -> Style {
         EventKind::Notify { result: Outcome::Ok, .. } => Style::new(),
         EventKind::Notify { .. } | EventKind::Failed { .. } => BAD,
         EventKind::Warning { .. } => UNDER_WAY,
-        EventKind::Stage { .. } => DIM,
+        EventKind::Policy { verdict: Verdict::Kept, .. } | EventKind::Stage { .. } => DIM,
+        EventKind::Policy { verdict: Verdict::Warned, .. } => UNDER_WAY,
+        EventKind::Policy { verdict: Verdict::Refused, .. } => BAD,
         EventKind::Publish | EventKind::Init { .. } | EventKind::Exit | EventKind::Freed => Style::new(),
     }
 }

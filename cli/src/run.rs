@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use modload::{Catalog, EventKind, Host, Image, Module, Recording, Timeline, read_trusted};
+use modload::{Catalog, EventKind, Host, HostBuilder, Image, Module, Recording, Timeline, read_trusted};
 
 use crate::args::{Call, Exports, Load, ModuleArguments, ProcessSymbols, Trace};
 use crate::failure::{Failure, command};
@@ -44,6 +44,11 @@ fn build(load: &Load) -> Result<Host, Failure> {
     }
     if load.exports == Exports::Globals {
         builder = builder.export_globals();
+    }
+    builder = load.policy.iter().fold(builder, |builder, &(rule, check)| builder.policy(rule, check));
+    builder = load.block.iter().fold(builder, HostBuilder::block);
+    if let Some(vermagic) = &load.vermagic {
+        builder = builder.vermagic(vermagic);
     }
     Ok(builder.build()?)
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use modload_edit::{Addr, wide};
-use modload_loader::{Exports, External, Externals, Policy};
+use modload_loader::{Check, Exports, External, Externals, Policy, Rule};
 use modload_text::ArenaError;
 
 use crate::host::Host;
@@ -21,7 +21,7 @@ impl Default for HostBuilder {
     fn default() -> HostBuilder {
         let mut symbols = HostSymbols { exports: HashMap::new(), process: Process::Hidden };
         for (name, addr) in c_api::exports() {
-            symbols.exports.insert(name.as_bytes().into(), External { addr, gpl_only: false });
+            symbols.exports.insert(name.as_bytes().into(), External { addr, gpl_only: false, crc: None });
         }
         HostBuilder { symbols, policy: Policy::default() }
     }
@@ -42,7 +42,37 @@ impl HostBuilder {
 
     fn add<T>(mut self, name: &str, address: *const T, gpl_only: bool) -> HostBuilder {
         let addr = Addr::new(wide(address.expose_provenance()));
-        self.symbols.exports.insert(name.as_bytes().into(), External { addr, gpl_only });
+        self.symbols.exports.insert(name.as_bytes().into(), External { addr, gpl_only, crc: None });
+        self
+    }
+
+    /// Gives an exported symbol a CRC, which the `__versions` of a module that uses it must have, too.
+    #[must_use]
+    pub fn version(mut self, name: &str, crc: u32) -> HostBuilder {
+        if let Some(export) = self.symbols.exports.get_mut(name.as_bytes()) {
+            export.crc = Some(crc);
+        }
+        self
+    }
+
+    /// What `vermagic=` of a module must be. If nothing is said, none is looked at.
+    #[must_use]
+    pub fn vermagic(mut self, expected: impl Into<String>) -> HostBuilder {
+        self.policy.expected_vermagic = Some(expected.into());
+        self
+    }
+
+    /// Puts a module's name on the blocklist.
+    #[must_use]
+    pub fn block(mut self, name: impl Into<String>) -> HostBuilder {
+        self.policy.blocked.insert(name.into());
+        self
+    }
+
+    /// What is done about a module that breaks a rule: nothing, a warning or a refusal.
+    #[must_use]
+    pub fn policy(mut self, rule: Rule, check: Check) -> HostBuilder {
+        *self.policy.check_mut(rule) = check;
         self
     }
 
@@ -104,7 +134,7 @@ impl Externals for HostSymbols {
 
     fn fallback(&self, name: &[u8]) -> Option<External> {
         match self.process {
-            Process::Offered => foreign::process_symbol(name).map(|addr| External { addr, gpl_only: false }),
+            Process::Offered => foreign::process_symbol(name).map(|addr| External { addr, gpl_only: false, crc: None }),
             Process::Hidden => None,
         }
     }

@@ -57,9 +57,9 @@ pub use foreign::{Module, Symbol, SymbolError, read_trusted};
 pub use host::{Host, WeakHost};
 pub use modload_edit::Addr;
 pub use modload_loader::{
-    BUILTIN, Coming, Error, Event, EventKind, FunctionBytes, Image, InspectedExport, InspectedNeed, InspectedParam,
-    InspectedSection, InspectedTable, Inspection, LoadError, Membership, Module as ModuleInfo, Order, Outcome,
-    ParamError, ParamInfo, ParamType, Recording, Refusal, SectionInfo, Stage, State, Subscriber, SymbolKind, Timeline,
-    UnloadError, Unresolved,
+    BUILTIN, Check, Coming, Error, Event, EventKind, FunctionBytes, Image, InspectedExport, InspectedNeed,
+    InspectedParam, InspectedSection, InspectedTable, Inspection, LoadError, Membership, Module as ModuleInfo, Order,
+    Outcome, ParamError, ParamInfo, ParamType, Recording, Refusal, Rule, SectionInfo, Stage, State, Subscriber,
+    SymbolKind, Timeline, UnloadError, Unresolved, Verdict,
 };
 pub use modload_text::{Arena, ArenaError, Class, StripeUsage};

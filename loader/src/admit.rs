@@ -1,4 +1,5 @@
-//! Stage *admit*: what this version cannot load rightly is turned away by name, before anything is done for it.
+//! Stage *admit*: what this version cannot load rightly, and what the host does not want, is turned away by name, before
+//! anything is done for it.
 
 use modload_abi::section;
 use object::elf;
@@ -6,6 +7,21 @@ use object::elf;
 use crate::error::{Error, escaped};
 use crate::file::{File, Place};
 use crate::modinfo::Modinfo;
+use crate::policy::{Judge, Policy};
+use crate::timeline::Recorder;
+
+/// Turns away what cannot or may not be loaded.
+pub(crate) fn admit<'a>(
+    file: &File<'a>,
+    info: &'a Modinfo<'a>,
+    policy: &'a Policy,
+    recorder: Recorder<'_>,
+) -> Result<Judge<'a>, Error> {
+    check(file, info)?;
+    let judge = Judge::new(policy, file, info)?;
+    judge.module(recorder)?;
+    Ok(judge)
+}
 
 /// Refuses sections, symbols and modinfo that ask for what is not there.
 pub(crate) fn check(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), Error> {

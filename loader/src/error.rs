@@ -260,6 +260,38 @@ pub enum Error {
         /// Into which namespace, escaped.
         namespace: String,
     },
+    /// A symbol is not the one that the module was built against.
+    #[error("\"{symbol}\" of {owner} has the CRC {exported:#010x}, and the module {}", match .built_against {
+        Some(crc) => format!("was built against {crc:#010x}"),
+        None => "has no CRC for it in __versions".into(),
+    })]
+    Version {
+        /// The symbol, escaped.
+        symbol: String,
+        /// Who exports it.
+        owner: String,
+        /// Its CRC there.
+        exported: u32,
+        /// The CRC in the module's `__versions`, if there is one.
+        built_against: Option<u64>,
+    },
+    /// The module was built for another host.
+    #[error("its vermagic is {found}, and the host's is \"{expected}\"")]
+    Vermagic {
+        /// The module's, quoted and escaped, or "none".
+        found: String,
+        /// The host's.
+        expected: String,
+    },
+    /// The licence is not one that the policy allows.
+    #[error("its licence is {license}, which is not compatible with the GPL")]
+    License {
+        /// The licence, quoted and escaped, or "not stated".
+        license: String,
+    },
+    /// The name is on the blocklist.
+    #[error("its name is on the host's blocklist")]
+    Blocked,
     /// A relocation cannot be done.
     #[error("{}{}", relocation(.place, .symbol, .error), match .advice {
         Advice::None => "",
@@ -363,6 +395,8 @@ impl Error {
             Error::Cycle(_) => 35,
             Error::OutOfMemory(_) | Error::Publish(_) | Error::Protect(_) => 12,
             Error::Unresolved(_) => 2,
+            Error::License { .. } | Error::Blocked => 1,
+            Error::Namespace { .. } => 22,
             Error::Refused { errno, .. } => errno.unwrap_or(1),
             Error::Param { .. } | Error::BadName { .. } => 22,
             Error::Init(result) => result.saturating_neg(),

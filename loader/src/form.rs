@@ -9,12 +9,12 @@ use modload_edit::{Addr, wide};
 use crate::error::{Error, escaped};
 use crate::file::{File, Section};
 use crate::layout::{Layout, Spot};
-use crate::load::Policy;
 use crate::memory::{Formed, Staging};
 use crate::modinfo::Modinfo;
 use crate::module::{self, Module, Parts};
 use crate::names::{self, Names};
 use crate::params::ParamInfo;
+use crate::policy::{Judge, Policy};
 use crate::registry::{Export, ModuleId, Registry, State};
 use crate::resolve::Externals;
 
@@ -38,6 +38,7 @@ struct NewExport {
     addr: Addr,
     gpl_only: bool,
     namespace: Box<[u8]>,
+    crc: Option<u32>,
 }
 
 /// Which symbols of a module others may use.
@@ -60,6 +61,7 @@ pub(crate) struct Unformed<'a> {
     pub(crate) registry: &'static Registry,
     pub(crate) externals: &'a dyn Externals,
     pub(crate) policy: &'a Policy,
+    pub(crate) judge: &'a Judge<'a>,
 }
 
 /// A module that others can find, and its memory.
@@ -72,7 +74,7 @@ pub(crate) struct NewModule {
 impl Unformed<'_> {
     /// Forms the module.
     pub(crate) fn form(self, mut memory: Staging) -> Result<NewModule, Error> {
-        let Unformed { file, info, layout, id, name, registry, externals, policy } = self;
+        let Unformed { file, info, layout, id, name, registry, externals, policy, judge } = self;
         let (names, init_names) = names::collect(file, layout, &memory, &name, policy.trap_descriptor);
         let (names, init_names) = (Arc::new(names), init_names.map(Arc::new));
         memory.own_text(&names, init_names.as_ref());
@@ -91,6 +93,7 @@ impl Unformed<'_> {
             functions,
             params,
             license: info.license.map(escaped),
+            taint: judge.taint(),
         }));
         let memory = memory.form()?;
         publish_exports(registry, externals, id, exports)?;
@@ -124,7 +127,11 @@ fn exports(
 ) -> Result<Vec<NewExport>, Error> {
     let mut exports = Vec::new();
     let mut declares = false;
-    for (table, gpl_only) in [(section::KSYMTAB, false), (section::KSYMTAB_GPL, true)] {
+    for (table, crcs, gpl_only) in
+        [(section::KSYMTAB, section::KCRCTAB, false), (section::KSYMTAB_GPL, section::KCRCTAB_GPL, true)]
+    {
+        // In the order of the records, whatever sections both are spread over.
+        let mut crcs = tables(file, layout, memory, crcs).flat_map(|(_, _, bytes)| bytes.chunks_exact(4));
         for (_, start, bytes) in tables(file, layout, memory, table) {
             declares = true;
             let bad = |record, problem| Error::BadRecord { section: table, record, problem };
@@ -143,7 +150,9 @@ fn exports(
                     distance => memory.string((place + 8).offset(distance.into())),
                 };
                 let namespace = namespace.ok_or_else(|| bad(at, "the namespace is not in this module"))?;
-                exports.push(NewExport { name: name.into(), addr, gpl_only, namespace: namespace.into() });
+                let crc = crcs.next().and_then(|crc| Some(u32::from_le_bytes(crc.try_into().ok()?)));
+                let (name, namespace) = (name.into(), namespace.into());
+                exports.push(NewExport { name, addr, gpl_only, namespace, crc });
             }
         }
     }
@@ -155,6 +164,7 @@ fn exports(
             addr: symbol.addr,
             gpl_only: false,
             namespace: [].into(),
+            crc: None,
         }));
     }
     Ok(exports)
@@ -269,9 +279,9 @@ fn publish_exports(
             refused = Some(duplicate(&export, owner));
             break;
         }
-        let NewExport { name, addr, gpl_only, namespace } = export;
+        let NewExport { name, addr, gpl_only, namespace, crc } = export;
         taken.push(name.clone());
-        book.exports.insert(name, Export { module: id, addr, gpl_only, namespace });
+        book.exports.insert(name, Export { module: id, addr, gpl_only, namespace, crc });
     }
     // Whatever happens next, what is noted here goes when the reservation goes.
     if let Some(entry) = book.by_id_mut(id) {

@@ -30,6 +30,7 @@ mod load;
 mod memory;
 mod modinfo;
 mod params;
+mod policy;
 mod registry;
 mod relocate;
 mod resolve;
@@ -47,12 +48,13 @@ pub use form::Exports;
 pub use inspect::{
     FunctionBytes, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable, Inspection,
 };
-pub use load::{Faults, Injected, Loader, NoFaults, Policy};
+pub use load::{Faults, Injected, Loader, NoFaults};
 pub use memory::Coming;
 pub use modload_notifier::Order;
 pub use module::{Module, Reference, SectionInfo, Symbol};
 pub use names::SymbolKind;
 pub use params::{ParamError, ParamInfo, ParamType};
+pub use policy::{Check, Policy, Rule, Verdict};
 pub use registry::State;
 pub use resolve::{External, Externals};
 pub use timeline::{Event, EventKind, Outcome, Recording, Timeline};

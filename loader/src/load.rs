@@ -13,33 +13,17 @@ use crate::chains::{self, Membership, Subscriber};
 use crate::entry::Image;
 use crate::error::{Error, LoadError, Stage, UnloadError, escaped};
 use crate::file::File;
-use crate::form::{Exports, NewModule, Unformed};
+use crate::form::{NewModule, Unformed};
 use crate::layout::Layout;
 use crate::memory::{self, Copied, Staging};
 use crate::modinfo::Modinfo;
 use crate::module::{Module, Reference};
 use crate::params::ParamsSet;
+use crate::policy::{Judge, Policy};
 use crate::registry::{Registry, Reservation, State};
 use crate::resolve::{self, Externals, Resolved, Scene};
 use crate::timeline::{EventKind, Recorder, Recording};
 use crate::{admit, layout, modinfo, relocate, unload};
-
-/// What a host allows and how it reports.
-#[derive(Clone, Copy, Debug)]
-pub struct Policy {
-    /// Which symbols of modules others may use.
-    pub exports: Exports,
-    /// The largest size of a module in memory, in bytes.
-    pub size_limit: u64,
-    /// The file descriptor that takes the report of a call into text that is not there.
-    pub trap_descriptor: i32,
-}
-
-impl Default for Policy {
-    fn default() -> Policy {
-        Policy { exports: Exports::Declared, size_limit: 1 << 30, trap_descriptor: 2 }
-    }
-}
 
 /// Loads and unloads modules. Dropping it unloads them all in reverse order and leaks, with an error in the log, what
 /// is still held.
@@ -128,6 +112,7 @@ trait Counted {
 
 impl Counted for () {}
 impl Counted for Modinfo<'_> {}
+impl Counted for Judge<'_> {}
 impl Counted for Reservation {}
 impl Counted for Staging {}
 impl<M> Counted for Announced<'_, M> {}
@@ -223,7 +208,7 @@ impl Loader {
         let file = run.stage(Stage::Validate, || File::validate(&image.bytes))?;
         let info = run.stage(Stage::Modinfo, || modinfo::read(&file, &image.stem))?;
         run.module = info.name.as_str().into();
-        run.stage(Stage::Admit, || admit::check(&file, &info))?;
+        let judge = run.stage(Stage::Admit, || admit::admit(&file, &info, policy, run.recorder()))?;
         let layout = run.stage(Stage::Layout, || layout::plan(&file, policy.size_limit))?;
 
         // UNFORMED: the name is ours, and nobody sees more than that.
@@ -234,12 +219,13 @@ impl Loader {
         let id = reservation.id;
         let mut memory = run.stage(Stage::Allocate, || memory::allocate(arena, &layout))?;
         run.stage(Stage::Copy, || Ok(memory::copy(&file, &layout, &mut memory)))?;
-        let scene = Scene { registry, user: id, externals: &**externals };
-        let resolved = run.stage(Stage::Resolve, || resolve::resolve(&file, &info, &layout, &memory, scene))?;
+        let scene = Scene { registry, user: id, name: &run.module, externals: &**externals, judge: &judge };
+        let resolved = run.stage(Stage::Resolve, || resolve::resolve(&file, &layout, &memory, scene))?;
         let low = arena.is_low();
         run.stage(Stage::Relocate, || relocate::relocate(&file, &layout, &resolved, &mut memory, low))?;
         let (file, info, layout, name) = (&file, &info, &layout, run.module.clone());
-        let unformed = Unformed { file, info, layout, id, name, registry, externals: &**externals, policy };
+        let judge = &judge;
+        let unformed = Unformed { file, info, layout, id, name, registry, externals: &**externals, policy, judge };
         let NewModule { module, memory } = run.stage(Stage::Form, || unformed.form(memory))?;
 
         // COMING: symbols are visible, relocations done, text still staged.

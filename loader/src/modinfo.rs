@@ -13,6 +13,7 @@ pub(crate) const MAX_NAME: usize = 55;
 pub(crate) struct Modinfo<'a> {
     pub(crate) name: String,
     pub(crate) license: Option<&'a [u8]>,
+    pub(crate) vermagic: Option<&'a [u8]>,
     pub(crate) live_patch: bool,
     /// The whole section.
     bytes: &'a [u8],
@@ -40,6 +41,7 @@ pub(crate) fn read<'a>(file: &File<'a>, stem: &str) -> Result<Modinfo<'a>, Error
     Ok(Modinfo {
         name: checked(name)?,
         license: modinfo::get(bytes, "license"),
+        vermagic: modinfo::get(bytes, "vermagic"),
         live_patch: modinfo::get(bytes, "livepatch").is_some(),
         bytes,
     })

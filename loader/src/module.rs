@@ -52,6 +52,7 @@ pub struct Module {
     pub(crate) functions: Functions,
     pub(crate) params: Mutex<Vec<ParamInfo>>,
     pub(crate) license: Option<String>,
+    taint: String,
     /// From LIVE on.
     pub(crate) core: Mutex<Option<Core>>,
     pub(crate) accepted: Mutex<Accepted>,
@@ -74,6 +75,7 @@ pub(crate) struct Parts {
     pub(crate) functions: Functions,
     pub(crate) params: Vec<ParamInfo>,
     pub(crate) license: Option<String>,
+    pub(crate) taint: String,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -93,6 +95,7 @@ impl Module {
             functions: parts.functions,
             params: Mutex::new(parts.params),
             license: parts.license,
+            taint: parts.taint,
             core: Mutex::new(None),
             accepted: Mutex::new(Accepted::default()),
             references: AtomicUsize::new(0),
@@ -109,6 +112,13 @@ impl Module {
     #[must_use]
     pub fn license(&self) -> Option<&str> {
         self.license.as_deref()
+    }
+
+    /// What it taints its host with, in Linux's letters: P for a licence that is not compatible with the GPL, F for a
+    /// rule that it breaks and the policy let pass.
+    #[must_use]
+    pub fn taint(&self) -> &str {
+        &self.taint
     }
 
     /// Its state; `None` once it is freed.

@@ -16,7 +16,6 @@ use serde::Serialize;
 use crate::chains::Seat;
 use crate::error::{Error, escaped};
 use crate::fork;
-use crate::modinfo::Modinfo;
 use crate::module::Module;
 use crate::timeline::Timeline;
 
@@ -72,6 +71,8 @@ pub(crate) struct Export {
     pub(crate) gpl_only: bool,
     /// The namespace it is exported into; empty for none.
     pub(crate) namespace: Box<[u8]>,
+    /// What `__kcrctab` says of it.
+    pub(crate) crc: Option<u32>,
 }
 
 #[derive(Default)]
@@ -262,36 +263,30 @@ pub(crate) enum Found {
     Usable {
         addr: Addr,
     },
-    /// It is there, but for others.
-    GplOnly {
-        owner: String,
-    },
-    /// It is there, but in a namespace that the user does not import.
-    Namespace {
-        owner: String,
-        namespace: String,
-    },
     /// It is there, but not to be had.
     Unavailable(&'static str),
     Nothing,
 }
 
 impl Registry {
-    /// Looks an export up, waits until its module is LIVE, and notes that `user` uses it.
-    pub(crate) fn use_export(&self, user: ModuleId, name: &[u8], info: &Modinfo<'_>) -> Result<Found, Error> {
+    /// An export and the name of its module.
+    pub(crate) fn export(&self, name: &[u8]) -> Option<(Export, Arc<str>)> {
+        let book = self.lock();
+        let export = book.exports.get(name)?;
+        Some((export.clone(), book.by_id(export.module)?.name.clone()))
+    }
+
+    /// Waits until the module of an export is LIVE, and notes that `user` uses it.
+    pub(crate) fn use_export(&self, user: ModuleId, name: &[u8], judged: &Export) -> Result<Found, Error> {
         let thread = thread::current().id();
         let until = Instant::now() + PATIENCE;
         let mut book = self.lock();
         loop {
-            let Some(export) = book.exports.get(name).cloned() else { return Ok(Found::Nothing) };
+            // It may have gone since it was judged, and another one of its name have come.
+            let Some(export) = book.exports.get(name).filter(|export| export.module == judged.module).cloned() else {
+                return Ok(Found::Nothing);
+            };
             let Some(provider) = book.by_id(export.module) else { return Ok(Found::Nothing) };
-            if export.gpl_only && !info.is_gpl_compatible() {
-                return Ok(Found::GplOnly { owner: provider.name.to_string() });
-            }
-            if !export.namespace.is_empty() && !info.imports(&export.namespace) {
-                let (owner, namespace) = (provider.name.to_string(), escaped(&export.namespace));
-                return Ok(Found::Namespace { owner, namespace });
-            }
             match provider.state {
                 State::Live => {
                     let (provider, user) = (provider.node, book.by_id(user).map(|entry| entry.node));

@@ -1,19 +1,21 @@
 //! Stage *resolve*: every symbol gets its address; what nobody defines is reported all at once.
 
 use std::fmt;
+use std::sync::Arc;
 
 use modload_abi::section;
 use modload_edit::{Addr, index};
 use modload_relocs::{Symbol, SymbolKind};
 use object::elf;
 
-use crate::error::{Error, Unresolved, escaped};
+use crate::error::{Error, Unresolved};
 use crate::file::{File, Place, Sym};
 use crate::layout::{Layout, bounded_section};
 use crate::memory::Staging;
-use crate::modinfo::Modinfo;
 use crate::params;
+use crate::policy::{Judge, Wanted};
 use crate::registry::{Found, ModuleId, Registry};
+use crate::timeline::Recorder;
 
 /// A symbol that comes from outside all modules.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,6 +24,8 @@ pub struct External {
     pub addr: Addr,
     /// Whether only modules with a GPL-compatible licence may use it.
     pub gpl_only: bool,
+    /// Its CRC, if uses of it are to be checked against `__versions`.
+    pub crc: Option<u32>,
 }
 
 /// What the host offers to its modules.
@@ -55,16 +59,12 @@ pub(crate) struct Resolved {
 pub(crate) struct Scene<'a> {
     pub(crate) registry: &'static Registry,
     pub(crate) user: ModuleId,
+    pub(crate) name: &'a Arc<str>,
     pub(crate) externals: &'a dyn Externals,
+    pub(crate) judge: &'a Judge<'a>,
 }
 
-pub(crate) fn resolve(
-    file: &File<'_>,
-    info: &Modinfo<'_>,
-    layout: &Layout,
-    memory: &Staging,
-    scene: Scene<'_>,
-) -> Result<Resolved, Error> {
+pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene: Scene<'_>) -> Result<Resolved, Error> {
     let mut symbols: Vec<Symbol> = file.symbols().map(|(_, symbol)| defined(&symbol, layout, memory)).collect();
     for &(at, spot) in &layout.commons {
         symbols[index(at.into())].addr = memory.addr(spot);
@@ -76,7 +76,7 @@ pub(crate) fn resolve(
         let resolved = match supplied(symbol.name(), file, layout, memory) {
             Some(addr) => Some((addr, SymbolKind::Defined)),
             None => {
-                let found = outside(&symbol, info, scene)?;
+                let found = outside(&symbol, scene)?;
                 external += u64::from(found.is_ok());
                 match found {
                     Ok(addr) => Some((addr, SymbolKind::External)),
@@ -137,35 +137,33 @@ fn supplied(name: &[u8], file: &File<'_>, layout: &Layout, memory: &Staging) -> 
 }
 
 /// What comes from the host, from another module or from the process, in this order; or why it cannot be had.
-fn outside(
-    symbol: &Sym<'_>,
-    info: &Modinfo<'_>,
-    scene: Scene<'_>,
-) -> Result<Result<Addr, Option<&'static str>>, Error> {
+fn outside(symbol: &Sym<'_>, scene: Scene<'_>) -> Result<Result<Addr, Option<&'static str>>, Error> {
     if symbol.name().is_empty() {
         return Ok(Err(Some("it has no name")));
     }
     if matches!(symbol.visibility, elf::STV_HIDDEN | elf::STV_INTERNAL) {
         return Ok(Err(Some("it is hidden, and so must be defined in this module")));
     }
-    let gpl_only =
-        |owner: String| Error::GplOnly { symbol: escaped(symbol.name()), owner, license: info.license_for_people() };
-    let gpl = info.is_gpl_compatible();
+    let recorder = Recorder { registry: scene.registry, module: scene.name };
     let usable = |external: External| {
-        if external.gpl_only && !gpl { Err(gpl_only("the host".into())) } else { Ok(Ok(external.addr)) }
+        let External { addr, gpl_only, crc } = external;
+        let wanted = Wanted { symbol: symbol.name(), owner: "the host", gpl_only, namespace: &[], crc };
+        scene.judge.symbol(recorder, &wanted).map(|()| Ok(addr))
     };
     if let Some(external) = scene.externals.exported(symbol.name()) {
         return usable(external);
     }
-    match scene.registry.use_export(scene.user, symbol.name(), info)? {
-        Found::Usable { addr } => Ok(Ok(addr)),
-        Found::GplOnly { owner } => Err(gpl_only(owner)),
-        Found::Namespace { owner, namespace } => {
-            Err(Error::Namespace { symbol: escaped(symbol.name()), owner, namespace })
+    if let Some((export, owner)) = scene.registry.export(symbol.name()) {
+        let (gpl_only, namespace, crc) = (export.gpl_only, &*export.namespace, export.crc);
+        let wanted = Wanted { symbol: symbol.name(), owner: &owner, gpl_only, namespace, crc };
+        scene.judge.symbol(recorder, &wanted)?;
+        match scene.registry.use_export(scene.user, symbol.name(), &export)? {
+            Found::Usable { addr } => return Ok(Ok(addr)),
+            Found::Unavailable(because) => return Ok(Err(Some(because))),
+            Found::Nothing => {}
         }
-        Found::Unavailable(because) => Ok(Err(Some(because))),
-        Found::Nothing => scene.externals.fallback(symbol.name()).map_or(Ok(Err(None)), usable),
     }
+    scene.externals.fallback(symbol.name()).map_or(Ok(Err(None)), usable)
 }
 
 fn report(file: &File<'_>, at: u32, because: Option<&'static str>, scene: Scene<'_>) -> Unresolved {

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
 use crate::error::Stage;
+use crate::policy::{Rule, Verdict};
 use crate::registry::{Registry, State};
 
 /// One thing that happened to a module.
@@ -90,6 +91,16 @@ pub enum EventKind {
     },
     /// `exit` returned.
     Exit,
+    /// A rule that has a policy was looked at.
+    Policy {
+        /// Which.
+        rule: Rule,
+        /// What came of it.
+        verdict: Verdict,
+        /// How the module breaks it, if it does.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
     /// Something that does not stop the load.
     Warning {
         /// A sentence.
@@ -139,6 +150,10 @@ impl fmt::Display for EventKind {
             EventKind::Publish => f.write_str("publish"),
             EventKind::Init { result } => write!(f, "init      returned {result}"),
             EventKind::Exit => f.write_str("exit"),
+            EventKind::Policy { rule, verdict, reason: None } => write!(f, "policy    {rule}: {verdict}"),
+            EventKind::Policy { rule, verdict, reason: Some(reason) } => {
+                write!(f, "policy    {rule}: {verdict}: {reason}")
+            }
             EventKind::Warning { message } => write!(f, "warning   {message}"),
             EventKind::Failed { stage, error } => write!(f, "failed    {stage}: {error}"),
             EventKind::Freed => f.write_str("freed"),
@@ -168,10 +183,12 @@ impl Timeline {
     }
 
     /// Only what tells the order in which others heard of modules: states, notifications, publish, init, exit, failed
-    /// and freed, but neither stages nor warnings.
+    /// and freed, but neither stages, policies nor warnings.
     #[must_use]
     pub fn order(&self) -> Timeline {
-        let tells = |event: &&Event| !matches!(event.kind, EventKind::Stage { .. } | EventKind::Warning { .. });
+        let tells = |event: &&Event| {
+            !matches!(event.kind, EventKind::Stage { .. } | EventKind::Policy { .. } | EventKind::Warning { .. })
+        };
         Timeline { events: self.events.iter().filter(tells).cloned().collect() }
     }
 }

@@ -19,7 +19,7 @@ impl Externals for Everything {
     }
 
     fn fallback(&self, _: &[u8]) -> Option<External> {
-        Some(External { addr: modload_edit::Addr::new(0x1234_5678), gpl_only: false })
+        Some(External { addr: modload_edit::Addr::new(0x1234_5678), gpl_only: false, crc: None })
     }
 
     fn names(&self) -> Vec<String> {

@@ -48,7 +48,7 @@ impl Externals for Everything {
     }
 
     fn fallback(&self, _: &[u8]) -> Option<External> {
-        Some(External { addr: modload_edit::Addr::new(0x1234_5678), gpl_only: false })
+        Some(External { addr: modload_edit::Addr::new(0x1234_5678), gpl_only: false, crc: None })
     }
 
     fn names(&self) -> Vec<String> {
@@ -142,7 +142,7 @@ fn mutate(object: &[u8], random: &mut Random) -> Vec<u8> {
 fn mutants_never_do_more_than_fail() {
     let count = std::env::var("MODLOAD_MUTANTS").map_or(100_000, |count| count.parse().unwrap());
     let policy = Policy { size_limit: 16 << 20, ..Policy::default() };
-    let loader = Loader::new(Arc::new(Everything), policy).unwrap();
+    let loader = Loader::new(Arc::new(Everything), policy.clone()).unwrap();
     let usage = || Arena::get().unwrap().usage().map(|stripe| (stripe.used, stripe.free));
     let before = usage();
     let objects = objects();

@@ -1,0 +1,252 @@
+//! What a host allows, and what it does about a module that breaks a rule: nothing, a warning, or a refusal.
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::fmt;
+
+use modload_abi::{Records, Version, section};
+use serde::{Serialize, Serializer};
+
+use crate::error::{Error, escaped};
+use crate::file::File;
+use crate::form::Exports;
+use crate::modinfo::Modinfo;
+use crate::timeline::{EventKind, Recorder};
+
+/// What is done about a module that breaks a rule.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Check {
+    /// The rule is not looked at.
+    Off,
+    /// The module loads, with a warning and the taint F.
+    Warn,
+    /// The module is refused.
+    Enforce,
+}
+
+/// The rules that have a policy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rule {
+    /// A symbol's CRC is the one the module was built against (`__versions`, `__kcrctab`).
+    Versions,
+    /// `vermagic=` is the host's.
+    Vermagic,
+    /// A symbol of a namespace is used only by modules that import it.
+    Namespaces,
+    /// The licence is compatible with the GPL.
+    License,
+    /// The module's name is not on the blocklist.
+    Blocklist,
+}
+
+impl Rule {
+    /// Its name in timelines.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Rule::Versions => "versions",
+            Rule::Vermagic => "vermagic",
+            Rule::Namespaces => "namespaces",
+            Rule::License => "license",
+            Rule::Blocklist => "blocklist",
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Serialize for Rule {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// What came of a rule.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The module keeps it.
+    Kept,
+    /// The module breaks it and is loaded all the same.
+    Warned,
+    /// The module breaks it and is not loaded.
+    Refused,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Verdict::Kept => "kept",
+            Verdict::Warned => "warned",
+            Verdict::Refused => "refused",
+        })
+    }
+}
+
+/// What a host allows and how it reports. Why the defaults are what they are stands in ARCHITECTURE.md.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Which symbols of modules others may use.
+    pub exports: Exports,
+    /// The largest size of a module in memory, in bytes.
+    pub size_limit: u64,
+    /// The file descriptor that takes the report of a call into text that is not there.
+    pub trap_descriptor: i32,
+    /// [`Rule::Versions`].
+    pub versions: Check,
+    /// [`Rule::Vermagic`], if there is one to compare with.
+    pub vermagic: Check,
+    /// What `vermagic=` must be.
+    pub expected_vermagic: Option<String>,
+    /// [`Rule::Namespaces`].
+    pub namespaces: Check,
+    /// [`Rule::License`]. Symbols that are exported for GPL-compatible modules only are kept from others in any case.
+    pub license: Check,
+    /// [`Rule::Blocklist`].
+    pub blocklist: Check,
+    /// Names of modules that are not wanted.
+    pub blocked: BTreeSet<String>,
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy {
+            exports: Exports::Declared,
+            size_limit: 1 << 30,
+            trap_descriptor: 2,
+            versions: Check::Enforce,
+            vermagic: Check::Enforce,
+            expected_vermagic: None,
+            namespaces: Check::Enforce,
+            license: Check::Off,
+            blocklist: Check::Enforce,
+            blocked: BTreeSet::new(),
+        }
+    }
+}
+
+impl Policy {
+    /// What is done about a rule.
+    #[must_use]
+    pub fn check(&self, rule: Rule) -> Check {
+        match rule {
+            Rule::Versions => self.versions,
+            Rule::Vermagic => self.vermagic,
+            Rule::Namespaces => self.namespaces,
+            Rule::License => self.license,
+            Rule::Blocklist => self.blocklist,
+        }
+    }
+
+    /// Where a rule's check stands.
+    pub fn check_mut(&mut self, rule: Rule) -> &mut Check {
+        match rule {
+            Rule::Versions => &mut self.versions,
+            Rule::Vermagic => &mut self.vermagic,
+            Rule::Namespaces => &mut self.namespaces,
+            Rule::License => &mut self.license,
+            Rule::Blocklist => &mut self.blocklist,
+        }
+    }
+}
+
+/// A symbol that a module wants to use, with what its owner says of it.
+pub(crate) struct Wanted<'a> {
+    pub(crate) symbol: &'a [u8],
+    pub(crate) owner: &'a str,
+    pub(crate) gpl_only: bool,
+    pub(crate) namespace: &'a [u8],
+    pub(crate) crc: Option<u32>,
+}
+
+/// Judges one module.
+pub(crate) struct Judge<'a> {
+    policy: &'a Policy,
+    info: &'a Modinfo<'a>,
+    versions: Option<Records<'a, Version>>,
+    /// Whether a rule was broken and the module is loaded all the same.
+    forced: Cell<bool>,
+}
+
+impl<'a> Judge<'a> {
+    pub(crate) fn new(policy: &'a Policy, file: &File<'a>, info: &'a Modinfo<'a>) -> Result<Judge<'a>, Error> {
+        let bad =
+            |_| Error::BadRecord { section: section::VERSIONS, record: 0, problem: "its size is no multiple of 64" };
+        let table = file.find(section::VERSIONS).map(|(_, section)| Records::new(section.data));
+        Ok(Judge { policy, info, versions: table.transpose().map_err(bad)?, forced: Cell::new(false) })
+    }
+
+    /// The rules that concern the module as a whole.
+    pub(crate) fn module(&self, recorder: Recorder<'_>) -> Result<(), Error> {
+        let Modinfo { name, vermagic, .. } = self.info;
+        let blocked = self.policy.blocked.contains(name).then_some(Error::Blocked);
+        if !self.policy.blocked.is_empty() {
+            self.rule(recorder, Rule::Blocklist, blocked)?;
+        }
+        if let Some(expected) = &self.policy.expected_vermagic {
+            let broken = *vermagic != Some(expected.as_bytes());
+            let found = vermagic.map_or_else(|| "none".into(), |found| format!("\"{}\"", escaped(found)));
+            let expected = expected.clone();
+            self.rule(recorder, Rule::Vermagic, broken.then_some(Error::Vermagic { found, expected }))?;
+        }
+        let broken = !self.info.is_gpl_compatible();
+        let license = self.info.license_for_people();
+        self.rule(recorder, Rule::License, broken.then_some(Error::License { license }))
+    }
+
+    /// The rules that concern the use of one symbol.
+    pub(crate) fn symbol(&self, recorder: Recorder<'_>, wanted: &Wanted<'_>) -> Result<(), Error> {
+        let symbol = || escaped(wanted.symbol);
+        let owner = || wanted.owner.to_owned();
+        if wanted.gpl_only && !self.info.is_gpl_compatible() {
+            let license = self.info.license_for_people();
+            return Err(Error::GplOnly { symbol: symbol(), owner: owner(), license });
+        }
+        if !wanted.namespace.is_empty() {
+            let namespace = escaped(wanted.namespace);
+            let broken = Error::Namespace { symbol: symbol(), owner: owner(), namespace };
+            let broken = Some(broken).filter(|_| !self.info.imports(wanted.namespace));
+            self.rule(recorder, Rule::Namespaces, broken)?;
+        }
+        if let Some(exported) = wanted.crc {
+            let built_against = self.versions.and_then(|versions| {
+                versions.iter().find(|version| version.is_for(wanted.symbol)).map(|version| version.crc)
+            });
+            let broken = Error::Version { symbol: symbol(), owner: owner(), exported, built_against };
+            let broken = Some(broken).filter(|_| built_against != Some(exported.into()));
+            self.rule(recorder, Rule::Versions, broken)?;
+        }
+        Ok(())
+    }
+
+    fn rule(&self, recorder: Recorder<'_>, rule: Rule, broken: Option<Error>) -> Result<(), Error> {
+        let (verdict, broken) = match (self.policy.check(rule), broken) {
+            (Check::Off, _) => return Ok(()),
+            (_, None) => (Verdict::Kept, None),
+            (Check::Warn, Some(error)) => (Verdict::Warned, Some(error)),
+            (Check::Enforce, Some(error)) => (Verdict::Refused, Some(error)),
+        };
+        let reason = broken.as_ref().map(Error::to_string);
+        recorder.record(|| EventKind::Policy { rule, verdict, reason: reason.clone() });
+        match (verdict, broken) {
+            (Verdict::Refused, Some(error)) => Err(error),
+            (Verdict::Warned, _) => {
+                self.forced.set(true);
+                recorder.warn(reason.unwrap_or_default());
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What the module taints its host with, in Linux's letters: P for a licence that is not compatible with the GPL,
+    /// F for a rule that was broken and let pass.
+    pub(crate) fn taint(&self) -> String {
+        let letters = [('P', !self.info.is_gpl_compatible()), ('F', self.forced.get())];
+        letters.into_iter().filter(|(_, set)| *set).map(|(letter, _)| letter).collect()
+    }
+}
