@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     modload_tests::run(&[
         Case::new("the_second_load_of_a_name_waits_and_finds_it_there", second_load_finds_it),
         Case::new("the_second_load_of_a_name_waits_and_is_told_that_it_failed", second_load_is_busy),
+        Case::new("who_waits_for_a_load_that_fails_unformed_is_woken", woken_by_unformed),
         Case::new("a_name_that_is_going_is_busy", going_is_busy),
         Case::new("a_user_waits_for_its_provider", user_waits),
         Case::new("a_user_of_a_provider_that_fails_is_refused", user_of_failed_provider),
@@ -147,6 +148,26 @@ fn user_and_provider(provider: Result<(), Refusal>) -> Result<Module, LoadError>
         }
         user
     })
+}
+
+fn woken_by_unformed() {
+    let host = host();
+    let (gate, is_inside, go) = Gate::new("greet");
+    let _gate = host.subscribe("gate", Order::mirrored(0), gate);
+    thread::scope(|scope| {
+        let provider = scope.spawn(|| host.load(&image("greet")).unwrap_err());
+        is_inside.recv().unwrap();
+        // UNFORMED, and waiting for its provider; and one more that waits for this one.
+        let user = scope.spawn(|| host.load(&image("guest")).unwrap_err());
+        a_while();
+        let second = scope.spawn(|| host.load(&image("guest")).unwrap_err());
+        a_while();
+        go.send(Err("not today".into())).unwrap();
+        provider.join().unwrap();
+        assert_eq!(user.join().unwrap().stage, Stage::Resolve);
+        let second = second.join().unwrap();
+        assert!(matches!(*second.error, Error::Busy), "{second}");
+    });
 }
 
 fn user_waits() {
