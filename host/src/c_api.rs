@@ -1,10 +1,11 @@
 //! What every host exports to modules: Linux's `register_module_notifier` and its inverse.
 #![expect(unsafe_code, reason = "C callers pass pointers, and C callbacks take them")]
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ffi::{c_char, c_int, c_ulong, c_void};
 use std::ptr;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 
 use modload_edit::{Addr, index, wide};
 use modload_loader::{Coming, Loader, Membership, Module, Order, Refusal, Subscriber};
@@ -38,29 +39,49 @@ struct CModule {
 /// What a host is made of.
 #[derive(Debug)]
 pub(crate) struct Inner {
-    /// Dropped first: whoever is still in the chains hears of the modules' going.
     pub(crate) loader: Loader,
-    notifiers: Mutex<HashMap<Addr, Membership>>,
 }
 
-impl Inner {
-    pub(crate) fn new(loader: Loader) -> Inner {
-        Inner { loader, notifiers: Mutex::new(HashMap::new()) }
-    }
+/// All hosts of the process, and the notifier blocks registered with them: a C caller does not say which host it means,
+/// but its block lies in one of its modules.
+struct Registered {
+    hosts: Vec<Weak<Inner>>,
+    /// By the block's address.
+    notifiers: BTreeMap<Addr, Membership>,
 }
 
-/// All hosts of the process: a C caller does not say which one it means, but its notifier block lies in one of its
-/// modules.
-static HOSTS: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
+static REGISTERED: Mutex<Registered> = Mutex::new(Registered { hosts: Vec::new(), notifiers: BTreeMap::new() });
+
+fn registered() -> MutexGuard<'static, Registered> {
+    REGISTERED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+thread_local! {
+    /// Held over fork, so that the child finds it free.
+    static HELD: RefCell<Option<MutexGuard<'static, Registered>>> = const { RefCell::new(None) };
+}
+
+/// Makes fork leave the child a free lock. Before any loader is made: the locks of this crate come first.
+pub(crate) fn install_fork_handlers() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        modload_text::on_fork(|| HELD.set(Some(registered())), || HELD.set(None), || HELD.set(None));
+    });
+}
 
 pub(crate) fn enter(inner: &Arc<Inner>) {
-    let mut hosts = HOSTS.lock().unwrap_or_else(PoisonError::into_inner);
-    hosts.retain(|host| host.strong_count() != 0);
-    hosts.push(Arc::downgrade(inner));
+    let left: Vec<Membership> = {
+        let mut registered = registered();
+        registered.hosts.retain(|host| host.strong_count() != 0);
+        registered.hosts.push(Arc::downgrade(inner));
+        // Of modules that went without unregistering.
+        registered.notifiers.extract_if(.., |_, membership| !membership.is_member()).map(|(_, left)| left).collect()
+    };
+    drop(left);
 }
 
 fn owner(block: Addr) -> Option<(Arc<Inner>, Arc<Module>)> {
-    let hosts: Vec<_> = HOSTS.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect();
+    let hosts: Vec<_> = registered().hosts.iter().filter_map(Weak::upgrade).collect();
     hosts.into_iter().find_map(|host| host.loader.module_at(block).map(|module| (host, module)))
 }
 
@@ -85,16 +106,16 @@ extern "C" fn register(block: *mut NotifierBlock) -> c_int {
     if call.is_none() {
         return -EINVAL;
     }
-    let mut notifiers = host.notifiers.lock().unwrap_or_else(PoisonError::into_inner);
-    if notifiers.get(&at).is_some_and(Membership::is_member) {
+    let mut registered = registered();
+    if registered.notifiers.get(&at).is_some_and(Membership::is_member) {
         return -EEXIST;
     }
     let name =
         module.display_place(at).map_or_else(|| module.name().to_owned(), |place| format!("{}:{place}", module.name()));
     let subscriber = Arc::new(CNotifier { block: at });
     let membership = host.loader.subscribe_for(&module, &name, Order::same(priority), subscriber);
-    let replaced = notifiers.insert(at, membership);
-    drop(notifiers);
+    let replaced = registered.notifiers.insert(at, membership);
+    drop(registered);
     drop(replaced);
     0
 }
@@ -102,8 +123,10 @@ extern "C" fn register(block: *mut NotifierBlock) -> c_int {
 /// `int unregister_module_notifier(struct notifier_block *)`: returns when no other thread is in a call of it.
 extern "C" fn unregister(block: *mut NotifierBlock) -> c_int {
     let at = Addr::new(wide(block.expose_provenance()));
-    let Some((host, _)) = owner(at) else { return -EINVAL };
-    let membership = host.notifiers.lock().unwrap_or_else(PoisonError::into_inner).remove(&at);
+    if owner(at).is_none() {
+        return -EINVAL;
+    }
+    let membership = registered().notifiers.remove(&at);
     // Dropped without the lock: leaving may wait for a call that wants it.
     membership.map_or(-ENOENT, |membership| {
         membership.leave();
