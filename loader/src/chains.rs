@@ -119,7 +119,8 @@ impl Drop for Membership {
 }
 
 fn leave(registry: &Registry, id: MemberId) {
-    registry.lock().chains.leave(id);
+    // Dropped at the end of this function, without the lock: the subscriber may own what wants it.
+    let _left = registry.lock().chains.leave(id);
     let here = thread::current().id();
     registry.wait_until(|book| !book.chains.is_called_elsewhere(id, here));
 }

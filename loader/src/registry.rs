@@ -8,7 +8,7 @@ use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use modload_edit::Addr;
-use modload_notifier::Chains;
+use modload_notifier::{Chains, Member};
 use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use serde::Serialize;
@@ -140,16 +140,17 @@ impl Registry {
 
     /// Gives an empty registry back. One that still holds modules stays theirs for ever.
     pub(crate) fn release(&'static self) {
-        let empty = {
+        let left = {
             let mut book = self.lock();
             let empty = book.modules.is_empty();
-            if empty {
-                book.clear();
+            empty.then(|| {
                 self.count_recordings(0);
-            }
-            empty
+                book.clear()
+            })
         };
-        if empty {
+        if let Some(members) = left {
+            // Without the lock, and before anybody else gets the registry: subscribers may own what wants it.
+            drop(members);
             POOL.lock().unwrap_or_else(PoisonError::into_inner).free.push(self);
         }
     }
@@ -314,11 +315,13 @@ impl Registry {
 }
 
 impl Book {
-    /// Forgets everything but the numbers that were given out, which must never be given twice.
-    fn clear(&mut self) {
+    /// Forgets everything but the numbers that were given out, which must never be given twice. The members of the
+    /// chains are for the caller to drop, without the lock.
+    fn clear(&mut self) -> Vec<Member<Arc<Seat>>> {
         let mut chains = std::mem::take(&mut self.chains);
-        chains.clear();
+        let members = chains.clear();
         *self = Book { next: self.next, next_recording: self.next_recording, chains, ..Book::default() };
+        members
     }
 
     pub(crate) fn by_name(&self, name: &str) -> Option<&Entry> {
