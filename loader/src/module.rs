@@ -1,7 +1,7 @@
 //! A module that is there, and the references that keep it there.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use modload_edit::{Addr, wide};
@@ -55,6 +55,8 @@ pub struct Module {
     /// From LIVE on.
     pub(crate) core: Mutex<Option<Core>>,
     pub(crate) accepted: Mutex<Accepted>,
+    /// Whether the parts that `init` needed are gone, or about to go.
+    pub(crate) init_dropped: AtomicBool,
     /// How many references are held; [`CLOSED`] when no more are given.
     references: AtomicUsize,
 }
@@ -95,6 +97,7 @@ impl Module {
             license: parts.license,
             core: Mutex::new(None),
             accepted: Mutex::new(Accepted::default()),
+            init_dropped: AtomicBool::new(false),
             references: AtomicUsize::new(0),
         }
     }
@@ -127,8 +130,7 @@ impl Module {
 
     /// Its sections in the order of its file; those of init are there until `init` has returned.
     pub fn sections(&self) -> impl Iterator<Item = &SectionInfo> {
-        let with_init = lock(&self.core).is_none();
-        self.sections.iter().filter(move |(_, part)| with_init || !part.is_init()).map(|(section, _)| section)
+        self.sections.iter().filter(|(_, part)| self.has(*part)).map(|(section, _)| section)
     }
 
     /// Bytes of text, read-only data, data and ro_after_init data that it keeps while LIVE.
@@ -176,16 +178,22 @@ impl Module {
         self.functions.dso_handle
     }
 
-    /// Whether an address lies in the module's memory.
+    /// Whether an address lies in the module's memory. That of its init sections is others' when `init` has returned.
     #[must_use]
     pub fn contains(&self, at: Addr) -> bool {
-        self.ranges.iter().any(|&(start, len)| at.checked_offset_from(start).is_some_and(|offset| offset < len))
+        let mut ranges = Part::ALL.into_iter().zip(self.ranges).filter(|(part, _)| self.has(*part));
+        ranges.any(|(_, (start, len))| at.checked_offset_from(start).is_some_and(|offset| offset < len))
+    }
+
+    /// Whether a part is still this module's.
+    fn has(&self, part: Part) -> bool {
+        !part.is_init() || !self.init_dropped.load(Ordering::Acquire)
     }
 
     /// Section and offset of an address in this module, for people and for snapshots: `.text+0x10`.
     #[must_use]
     pub fn display_place(&self, at: Addr) -> Option<String> {
-        self.sections.iter().find_map(|(section, _)| {
+        self.sections().find_map(|section| {
             let offset = at.checked_offset_from(section.addr).filter(|offset| *offset < section.size)?;
             Some(format!("{}+{offset:#x}", section.name))
         })

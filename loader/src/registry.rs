@@ -58,7 +58,7 @@ pub(crate) struct Entry {
     /// The thread that loads or unloads it.
     pub(crate) thread: ThreadId,
     node: NodeIndex,
-    /// From COMING on.
+    /// From COMING on, until its memory is freed.
     pub(crate) module: Option<Arc<Module>>,
     /// The names under which its symbols stand in [`Book::exports`].
     pub(crate) exports: Vec<Box<[u8]>>,
@@ -181,6 +181,12 @@ impl Registry {
         if self.waiters.load(Ordering::Relaxed) != 0 {
             self.changed.notify_all();
         }
+    }
+
+    /// The module's memory is no longer to be found by an address.
+    pub(crate) fn hide(&self, id: ModuleId) {
+        // The last reference to a module is dropped without the lock.
+        let _module = self.lock().by_id_mut(id).and_then(|entry| entry.module.take());
     }
 
     /// Waits until `done` says so of the book.
