@@ -90,10 +90,15 @@ impl<'a> Announced<'a, Formed> {
 impl Announced<'_, Installed> {
     /// Stage *params*: parses what the module was given.
     pub(crate) fn set_params(&self, given: &[String]) -> Result<ParamsSet, Error> {
-        let recorder = self.guard.recorder;
-        let unknown = |name: &str| recorder.warn(format!("unknown parameter \"{}\" ignored", name.escape_debug()));
+        let mut unknown = Vec::new();
         let write = |at, bytes: &[u8]| self.memory.write(at, bytes);
-        params::parse(&mut lock(&self.guard.module.params), given, &write, unknown)
+        let set =
+            params::parse(&mut lock(&self.guard.module.params), given, &write, |name| unknown.push(name.to_owned()));
+        // Without the lock of the parameters: the book, which the timeline is in, is taken before it.
+        for name in unknown {
+            self.guard.recorder.warn(format!("unknown parameter \"{}\" ignored", name.escape_debug()));
+        }
+        set
     }
 
     /// Stage *constructors*.
@@ -148,7 +153,11 @@ pub(crate) struct Dropped(Init);
 impl Dropped {
     /// Forgets the symbols of the init sections and frees their memory.
     pub(crate) fn forget(self, module: &Module) {
-        drop(lock(&module.init_names).take());
+        let names = {
+            let _book = module.registry.lock();
+            lock(&module.init_names).take()
+        };
+        drop(names);
         drop(self.0);
     }
 }

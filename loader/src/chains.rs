@@ -202,7 +202,10 @@ pub(crate) fn coming(recorder: Recorder<'_>, module: &Module, memory: &mut Forme
 
 /// Tells those who accepted that the module is LIVE, in coming order.
 pub(crate) fn live(recorder: Recorder<'_>, module: &Module) {
-    let members = lock(&module.accepted).0.clone();
+    let members = {
+        let _book = recorder.registry.lock();
+        lock(&module.accepted).0.clone()
+    };
     for member in &members {
         tell(recorder, member, State::Live, |subscriber| subscriber.live(module));
     }

@@ -78,6 +78,8 @@ pub(crate) struct Parts {
     pub(crate) license: Option<String>,
 }
 
+/// Takes a lock of a module's. Of one that is LIVE, or may be looked at, only with the book in hand: fork holds that,
+/// and so no child finds the lock taken by a thread that it does not have.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -124,7 +126,10 @@ impl Module {
     /// until `init` has returned.
     #[must_use]
     pub fn symbol_info(&self, name: &str) -> Option<Symbol> {
-        let init = || lock(&self.init_names).as_ref().and_then(|names| names.find(name.as_bytes()));
+        let init = || {
+            let _book = self.registry.lock();
+            lock(&self.init_names).as_ref().and_then(|names| names.find(name.as_bytes()))
+        };
         self.names.find(name.as_bytes()).or_else(init)
     }
 
@@ -142,6 +147,7 @@ impl Module {
     /// Its parameters.
     #[must_use]
     pub fn params(&self) -> Vec<ParamInfo> {
+        let _book = self.registry.lock();
         lock(&self.params).clone()
     }
 
@@ -149,6 +155,7 @@ impl Module {
     /// module is not LIVE.
     #[must_use]
     pub fn param(&self, name: &str) -> Option<String> {
+        let _book = self.registry.lock();
         let core = lock(&self.core);
         let core = core.as_ref()?;
         lock(&self.params).iter().find(|param| param.is_named(name))?.show(&|at, len| core.read(at, len))
