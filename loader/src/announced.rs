@@ -4,6 +4,7 @@
 //! still do and those who accepted the module are told that it is GOING, and only then its memory is freed.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::chains::{self, Accepted};
 use crate::entry;
@@ -50,6 +51,8 @@ impl Drop for Guard<'_> {
         }
         chains::going(self.recorder, &self.module, accepted);
         chains::evict(self.recorder, &self.module);
+        // Before its memory can be another's.
+        self.recorder.registry.hide(self.module.id);
     }
 }
 
@@ -60,7 +63,9 @@ pub(crate) struct Constructed(pub(crate) usize);
 impl<'a> Announced<'a, Formed> {
     /// Stage *coming*: tells the coming chain.
     pub(crate) fn tell(recorder: Recorder<'a>, module: Arc<Module>, mut memory: Formed) -> Result<Self, Error> {
-        let accepted = chains::coming(recorder, &module, &mut memory)?;
+        let accepted = chains::coming(recorder, &module, &mut memory);
+        // Before its memory can be another's.
+        let accepted = accepted.inspect_err(|_| recorder.registry.hide(module.id))?;
         Ok(Announced { guard: Guard { recorder, module, accepted: Some(accepted), ran: Ran::Nothing }, memory })
     }
 
@@ -85,10 +90,15 @@ impl<'a> Announced<'a, Formed> {
 impl Announced<'_, Installed> {
     /// Stage *params*: parses what the module was given.
     pub(crate) fn set_params(&self, given: &[String]) -> Result<ParamsSet, Error> {
-        let recorder = self.guard.recorder;
-        let unknown = |name: &str| recorder.warn(format!("unknown parameter \"{}\" ignored", name.escape_debug()));
+        let mut unknown = Vec::new();
         let write = |at, bytes: &[u8]| self.memory.write(at, bytes);
-        params::parse(&mut lock(&self.guard.module.params), given, &write, unknown)
+        let set =
+            params::parse(&mut lock(&self.guard.module.params), given, &write, |name| unknown.push(name.to_owned()));
+        // Without the lock of the parameters: the book, which the timeline is in, is taken before it.
+        for name in unknown {
+            self.guard.recorder.warn(format!("unknown parameter \"{}\" ignored", name.escape_debug()));
+        }
+        set
     }
 
     /// Stage *constructors*.
@@ -129,6 +139,7 @@ impl Announced<'_, Installed> {
             }
         };
         let module = guard.module.clone();
+        module.init_dropped.store(true, Ordering::Release);
         *lock(&module.core) = Some(core);
         *lock(&module.accepted) = guard.accepted.take().unwrap_or_default();
         // Nobody can have closed it: it is not LIVE yet.
@@ -142,7 +153,11 @@ pub(crate) struct Dropped(Init);
 impl Dropped {
     /// Forgets the symbols of the init sections and frees their memory.
     pub(crate) fn forget(self, module: &Module) {
-        drop(lock(&module.init_names).take());
+        let names = {
+            let _book = module.registry.lock();
+            lock(&module.init_names).take()
+        };
+        drop(names);
         drop(self.0);
     }
 }

@@ -119,7 +119,8 @@ impl Drop for Membership {
 }
 
 fn leave(registry: &Registry, id: MemberId) {
-    registry.lock().chains.leave(id);
+    // Dropped at the end of this function, without the lock: the subscriber may own what wants it.
+    let _left = registry.lock().chains.leave(id);
     let here = thread::current().id();
     registry.wait_until(|book| !book.chains.is_called_elsewhere(id, here));
 }
@@ -201,7 +202,10 @@ pub(crate) fn coming(recorder: Recorder<'_>, module: &Module, memory: &mut Forme
 
 /// Tells those who accepted that the module is LIVE, in coming order.
 pub(crate) fn live(recorder: Recorder<'_>, module: &Module) {
-    let members = lock(&module.accepted).0.clone();
+    let members = {
+        let _book = recorder.registry.lock();
+        lock(&module.accepted).0.clone()
+    };
     for member in &members {
         tell(recorder, member, State::Live, |subscriber| subscriber.live(module));
     }

@@ -1,7 +1,7 @@
 //! A module that is there, and the references that keep it there.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use modload_edit::{Addr, wide};
@@ -56,6 +56,8 @@ pub struct Module {
     /// From LIVE on.
     pub(crate) core: Mutex<Option<Core>>,
     pub(crate) accepted: Mutex<Accepted>,
+    /// Whether the parts that `init` needed are gone, or about to go.
+    pub(crate) init_dropped: AtomicBool,
     /// How many references are held; [`CLOSED`] when no more are given.
     references: AtomicUsize,
 }
@@ -78,6 +80,8 @@ pub(crate) struct Parts {
     pub(crate) taint: String,
 }
 
+/// Takes a lock of a module's. Of one that is LIVE, or may be looked at, only with the book in hand: fork holds that,
+/// and so no child finds the lock taken by a thread that it does not have.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -98,6 +102,7 @@ impl Module {
             taint: parts.taint,
             core: Mutex::new(None),
             accepted: Mutex::new(Accepted::default()),
+            init_dropped: AtomicBool::new(false),
             references: AtomicUsize::new(0),
         }
     }
@@ -131,14 +136,16 @@ impl Module {
     /// until `init` has returned.
     #[must_use]
     pub fn symbol_info(&self, name: &str) -> Option<Symbol> {
-        let init = || lock(&self.init_names).as_ref().and_then(|names| names.find(name.as_bytes()));
+        let init = || {
+            let _book = self.registry.lock();
+            lock(&self.init_names).as_ref().and_then(|names| names.find(name.as_bytes()))
+        };
         self.names.find(name.as_bytes()).or_else(init)
     }
 
     /// Its sections in the order of its file; those of init are there until `init` has returned.
     pub fn sections(&self) -> impl Iterator<Item = &SectionInfo> {
-        let with_init = lock(&self.core).is_none();
-        self.sections.iter().filter(move |(_, part)| with_init || !part.is_init()).map(|(section, _)| section)
+        self.sections.iter().filter(|(_, part)| self.has(*part)).map(|(section, _)| section)
     }
 
     /// Bytes of text, read-only data, data and ro_after_init data that it keeps while LIVE.
@@ -150,6 +157,7 @@ impl Module {
     /// Its parameters.
     #[must_use]
     pub fn params(&self) -> Vec<ParamInfo> {
+        let _book = self.registry.lock();
         lock(&self.params).clone()
     }
 
@@ -157,6 +165,7 @@ impl Module {
     /// module is not LIVE.
     #[must_use]
     pub fn param(&self, name: &str) -> Option<String> {
+        let _book = self.registry.lock();
         let core = lock(&self.core);
         let core = core.as_ref()?;
         lock(&self.params).iter().find(|param| param.is_named(name))?.show(&|at, len| core.read(at, len))
@@ -186,16 +195,22 @@ impl Module {
         self.functions.dso_handle
     }
 
-    /// Whether an address lies in the module's memory.
+    /// Whether an address lies in the module's memory. That of its init sections is others' when `init` has returned.
     #[must_use]
     pub fn contains(&self, at: Addr) -> bool {
-        self.ranges.iter().any(|&(start, len)| at.checked_offset_from(start).is_some_and(|offset| offset < len))
+        let mut ranges = Part::ALL.into_iter().zip(self.ranges).filter(|(part, _)| self.has(*part));
+        ranges.any(|(_, (start, len))| at.checked_offset_from(start).is_some_and(|offset| offset < len))
+    }
+
+    /// Whether a part is still this module's.
+    fn has(&self, part: Part) -> bool {
+        !part.is_init() || !self.init_dropped.load(Ordering::Acquire)
     }
 
     /// Section and offset of an address in this module, for people and for snapshots: `.text+0x10`.
     #[must_use]
     pub fn display_place(&self, at: Addr) -> Option<String> {
-        self.sections.iter().find_map(|(section, _)| {
+        self.sections().find_map(|section| {
             let offset = at.checked_offset_from(section.addr).filter(|offset| *offset < section.size)?;
             Some(format!("{}+{offset:#x}", section.name))
         })

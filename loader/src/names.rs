@@ -119,7 +119,11 @@ impl Names {
         let entry = if self.lookups.fetch_add(1, Ordering::Relaxed) < WALKS {
             self.walk(name)
         } else {
-            let (hasher, table) = self.by_name.get_or_init(|| self.index());
+            if self.by_name.get().is_none() {
+                // Made outside of the cell: a child that is forked meanwhile would wait for it for ever.
+                let _ = self.by_name.set(self.index());
+            }
+            let (hasher, table) = self.by_name.get()?;
             let found = table.find(hasher.hash_one(name), |&at| self.is_named(&self.entries[index(at.into())], name));
             found.map(|&at| &self.entries[index(at.into())])
         };

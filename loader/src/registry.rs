@@ -8,7 +8,7 @@ use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use modload_edit::Addr;
-use modload_notifier::Chains;
+use modload_notifier::{Chains, Member};
 use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use serde::Serialize;
@@ -57,7 +57,7 @@ pub(crate) struct Entry {
     /// The thread that loads or unloads it.
     pub(crate) thread: ThreadId,
     node: NodeIndex,
-    /// From COMING on.
+    /// From COMING on, until its memory is freed.
     pub(crate) module: Option<Arc<Module>>,
     /// The names under which its symbols stand in [`Book::exports`].
     pub(crate) exports: Vec<Box<[u8]>>,
@@ -141,16 +141,17 @@ impl Registry {
 
     /// Gives an empty registry back. One that still holds modules stays theirs for ever.
     pub(crate) fn release(&'static self) {
-        let empty = {
+        let left = {
             let mut book = self.lock();
             let empty = book.modules.is_empty();
-            if empty {
-                book.clear();
+            empty.then(|| {
                 self.count_recordings(0);
-            }
-            empty
+                book.clear()
+            })
         };
-        if empty {
+        if let Some(members) = left {
+            // Without the lock, and before anybody else gets the registry: subscribers may own what wants it.
+            drop(members);
             POOL.lock().unwrap_or_else(PoisonError::into_inner).free.push(self);
         }
     }
@@ -181,6 +182,12 @@ impl Registry {
         if self.waiters.load(Ordering::Relaxed) != 0 {
             self.changed.notify_all();
         }
+    }
+
+    /// The module's memory is no longer to be found by an address.
+    pub(crate) fn hide(&self, id: ModuleId) {
+        // The last reference to a module is dropped without the lock.
+        let _module = self.lock().by_id_mut(id).and_then(|entry| entry.module.take());
     }
 
     /// Waits until `done` says so of the book.
@@ -309,11 +316,13 @@ impl Registry {
 }
 
 impl Book {
-    /// Forgets everything but the numbers that were given out, which must never be given twice.
-    fn clear(&mut self) {
+    /// Forgets everything but the numbers that were given out, which must never be given twice. The members of the
+    /// chains are for the caller to drop, without the lock.
+    fn clear(&mut self) -> Vec<Member<Arc<Seat>>> {
         let mut chains = std::mem::take(&mut self.chains);
-        chains.clear();
+        let members = chains.clear();
         *self = Book { next: self.next, next_recording: self.next_recording, chains, ..Book::default() };
+        members
     }
 
     pub(crate) fn by_name(&self, name: &str) -> Option<&Entry> {

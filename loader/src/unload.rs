@@ -21,8 +21,11 @@ pub(crate) fn unload_module(registry: &'static Registry, name: &str) -> Result<(
     let accepted = std::mem::take(&mut *lock(&module.accepted));
     chains::going(recorder, &module, accepted);
     chains::evict(recorder, &module);
+    // Before its memory can be another's.
+    registry.hide(module.id);
     // Unpublishes the text, and then gives everything back.
-    drop(lock(&module.core).take());
+    let core = lock(&module.core).take();
+    drop(core);
     recorder.record(|| EventKind::Freed);
     registry.lock().remove(module.id);
     registry.wake();

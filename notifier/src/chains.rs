@@ -65,14 +65,20 @@ impl<S: Clone> Chains<S> {
     }
 
     /// Takes a member out of both chains, so that it cannot be entered any more. It may still be in a call.
-    pub fn leave(&mut self, id: MemberId) {
-        self.coming.retain(|member| member.id != id);
+    ///
+    /// It is handed back, to be dropped when the lock of these chains is free: what a subscriber owns may want it.
+    #[must_use = "to be dropped without the lock of the chains"]
+    pub fn leave(&mut self, id: MemberId) -> Option<Member<S>> {
         self.going.retain(|member| member.id != id);
+        let at = self.coming.iter().position(|member| member.id == id)?;
+        Some(self.coming.remove(at))
     }
 
-    /// Takes all members out. Ids that were given are not given again.
-    pub fn clear(&mut self) {
-        *self = Chains { joined: self.joined, ..Chains::default() };
+    /// Takes all members out, and hands them back as [`Chains::leave`] does. Ids that were given are not given again.
+    #[must_use = "to be dropped without the lock of the chains"]
+    pub fn clear(&mut self) -> Vec<Member<S>> {
+        let empty = Chains { joined: self.joined, ..Chains::default() };
+        std::mem::replace(self, empty).coming
     }
 
     /// The coming chain as it is now, in order.
@@ -130,7 +136,8 @@ mod tests {
             |members: Vec<super::Member<&str>>| members.iter().map(|m| m.subscriber).collect::<Vec<_>>().join(", ");
         assert_eq!(names(chains.coming()), "high, low, low too");
         assert_eq!(names(chains.going(|_| true)), "low too, low, high");
-        chains.leave(low);
+        assert_eq!(chains.leave(low).map(|member| member.subscriber), Some("low"));
+        assert!(chains.leave(low).is_none());
         assert_eq!(names(chains.coming()), "high, low too");
         assert_eq!(names(chains.going(|_| true)), "low too, high");
     }
@@ -143,7 +150,7 @@ mod tests {
         let id = chains.join(Order::default(), ());
         assert!(chains.enter(id, there));
         assert!(chains.enter(id, here));
-        chains.leave(id);
+        assert!(chains.leave(id).is_some());
         assert!(!chains.enter(id, here));
         assert!(chains.is_called_elsewhere(id, here));
         chains.exit(id, there);

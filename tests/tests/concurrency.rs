@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         Case::new("a_provider_stays_while_its_user_is_coming", provider_of_a_coming_user),
         Case::new("leave_waits_for_calls_in_other_threads", leave_waits),
         Case::new("leave_from_within_its_own_call_returns", leave_from_within),
+        Case::new("a_subscriber_that_owns_another_takes_it_along", owner_of_memberships),
         Case::new("panics_are_refusals_on_coming_and_logged_otherwise", panics),
         Case::new("who_joins_late_hears_nothing", late_joiners),
         Case::new("who_has_left_hears_nothing_more", leavers),
@@ -66,6 +67,24 @@ impl Subscriber for Gate {
         self.inside.send(()).unwrap();
         self.go_on.lock().unwrap().recv().unwrap()
     }
+}
+
+/// Owns the membership of another subscriber.
+struct Owner {
+    _owned: Membership,
+}
+
+impl Subscriber for Owner {}
+
+fn owner_of_memberships() {
+    let (log, outer) = (Log::default(), host());
+    let owner = |name: &str| Owner { _owned: outer.subscribe(name, Order::mirrored(0), Watcher::new(name, &log)) };
+    let leaves = outer.subscribe("leaves", Order::mirrored(0), owner("left"));
+    outer.subscribe("stays", Order::mirrored(0), owner("stayed")).forget();
+    leaves.leave();
+    outer.load(&image("ordtarget")).unwrap().unload().unwrap();
+    assert_eq!(log.take(), ["COMING stayed ordtarget", "LIVE stayed ordtarget", "GOING stayed ordtarget"]);
+    drop(outer);
 }
 
 /// Long enough for a thread that does not wait to have come through.

@@ -17,6 +17,8 @@ fn main() -> ExitCode {
         Case::new("forks_do_not_disturb_loads_in_other_threads", forks_and_loads),
         Case::new("a_child_of_a_child_loads", grandchild),
         Case::new("a_load_that_forks_is_finished_by_both", load_that_forks),
+        Case::new("children_of_several_threads_load", children_of_several_threads),
+        Case::new("a_child_sees_the_modules_that_others_were_looking_at", child_of_readers),
     ])
 }
 
@@ -172,6 +174,45 @@ fn forks_and_loads() {
     assert!(host.modules().is_empty());
     let used = |usage: &[modload::StripeUsage; 4]| usage.each_ref().map(|stripe| stripe.used);
     assert_eq!(used(&Arena::get().unwrap().usage()), used(&usage));
+}
+
+fn children_of_several_threads() {
+    let host = Host::builder().build().unwrap();
+    thread::scope(|scope| {
+        for thread in 0..4_u32 {
+            let host = &host;
+            scope.spawn(move || {
+                let image = answers(&format!("of_child_{thread}"), thread);
+                for _ in 0..100 {
+                    in_fork(|| host.load(&image).unwrap().unload().unwrap()).well();
+                }
+            });
+        }
+    });
+}
+
+fn child_of_readers() {
+    let host = Host::builder().process_symbols().build().unwrap();
+    let module = host.load(&image("params_all")).unwrap();
+    let stop = AtomicBool::new(false);
+    let look =
+        || module.params().iter().filter_map(|param| module.param(&param.name)).count() + module.sections().count();
+    let seen = look();
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    assert_eq!(look(), seen);
+                }
+            });
+        }
+        for _ in 0..200 {
+            let ended = in_fork(|| assert_eq!(look(), seen));
+            stop.fetch_or(ended.status != Some(0), Ordering::Relaxed);
+            ended.well();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
 }
 
 fn grandchild() {

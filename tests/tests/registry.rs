@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         Case::new("destructors_run_when_init_fails_and_exit_does_not", destructors_after_failed_init),
         Case::new("a_module_hears_of_modules_and_refuses_one", notifier_user),
         Case::new("a_notifier_left_registered_is_taken_out", notifier_leak),
+        Case::new("a_notifier_belongs_to_the_module_its_block_lies_in", notifier_in_reused_memory),
         Case::new("gpl_only_exports_are_for_compatible_licences", gpl),
         Case::new("a_namespace_must_be_imported", namespaces),
         Case::new("all_missing_symbols_are_reported_with_place_and_nearest_name", missing),
@@ -317,6 +318,43 @@ fn notifier_leak() {
     let again = host.load(&image("notifier_leak")).unwrap();
     host.load(&image("greet")).unwrap().unload().unwrap();
     assert_eq!(int(&again, "leak_heard", &[]), 3);
+}
+
+/// Its init data is a kilobyte, which is free once it is LIVE.
+const FORMER: &str = "
+#include <modload/module.h>
+static int numbers[256] __initdata = { 1 };
+static int __init former_init(void) { return numbers[255]; }
+module_init(former_init);
+";
+
+/// Its notifier counts, and stays registered.
+const LATTER: &str = "
+#include <modload/module.h>
+int latter_calls(void);
+static int calls;
+static int hear(struct notifier_block *block, unsigned long action, void *data) { calls++; return NOTIFY_OK; }
+static struct notifier_block block = { .notifier_call = hear };
+int latter_calls(void) { return calls; }
+static int __init latter_init(void) { return register_module_notifier(&block); }
+module_init(latter_init);
+";
+
+fn notifier_in_reused_memory() {
+    let host = host();
+    let former = host.load(&image_from_text("former", FORMER)).unwrap();
+    let latter = host.load(&image_from_text("latter", LATTER)).unwrap();
+    let block = latter.symbol_info("block").unwrap().addr;
+    assert!(latter.contains(block) && !former.contains(block));
+    former.unload().unwrap();
+    let before = int(&latter, "latter_calls", &[]);
+    let greet = host.load(&image("greet")).unwrap();
+    assert_eq!(int(&latter, "latter_calls", &[]), before + 2, "COMING and LIVE of greet");
+    let recording = host.record();
+    latter.unload().unwrap();
+    let said = recording.finish().to_string();
+    assert!(said.contains("notifier latter:.data.rel.local+0x0 was left registered and has been taken out"), "{said}");
+    greet.unload().unwrap();
 }
 
 fn gpl() {

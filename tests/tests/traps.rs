@@ -15,6 +15,8 @@ fn main() -> ExitCode {
         Case::new("the_line_goes_to_the_descriptor_of_the_host", line_goes_to_the_descriptor),
         Case::new("a_call_of_dropped_init_text_is_reported_by_name", call_of_init_text),
         Case::new("a_trap_of_the_programs_own_is_passed_on", own_trap_without_a_handler),
+        Case::new("a_sigtrap_that_is_sent_is_no_call", sent_trap),
+        Case::new("a_sigtrap_that_is_sent_can_be_ignored", sent_trap_ignored),
         Case::new("an_earlier_handler_still_gets_its_traps", earlier_handler),
         Case::new("an_earlier_handler_gets_stray_calls_after_the_line", earlier_handler_and_stray_call),
         Case::new("a_breakpoint_of_gdb_is_hit", breakpoint_of_gdb).needing("gdb"),
@@ -104,6 +106,32 @@ fn own_trap_without_a_handler() {
     // SAFETY: a breakpoint, which kills the child.
     let ended = in_fork(|| unsafe { std::arch::asm!("int3") });
     killed_with(&ended, "");
+}
+
+/// Sends this thread a SIGTRAP.
+fn raise_trap() {
+    // SAFETY: raises a signal in this thread, and takes numbers only.
+    assert_eq!(unsafe { libc::raise(libc::SIGTRAP) }, 0);
+}
+
+fn sent_trap() {
+    let _host = Host::builder().build().unwrap();
+    killed_with(&in_fork(raise_trap), "");
+    let two_bytes = in_fork(|| {
+        // SAFETY: a breakpoint of two bytes, which kills the child.
+        unsafe { std::arch::asm!(".byte 0xcd, 0x03") };
+    });
+    killed_with(&two_bytes, "");
+}
+
+fn sent_trap_ignored() {
+    // SAFETY: ignores a signal.
+    unsafe { libc::signal(libc::SIGTRAP, libc::SIG_IGN) };
+    let host = Host::builder().build().unwrap();
+    raise_trap();
+    let at = gone(&host);
+    let ended = in_fork(|| jump(at));
+    killed_with(&ended, "modload: call to greet_hello [greet] after it was unloaded\n");
 }
 
 /// What [`on_trap`] has seen: the saved instruction pointer of the last trap, and how many there were.

@@ -13,6 +13,13 @@ use crate::write::TextLock;
 
 /// What the parent's thread holds while it forks. In order of release.
 struct Held {
+    locks: Locks,
+    /// Held until the last hook has run: forks go one after the other, and no child finds it taken by another's.
+    hooks: MutexGuard<'static, Vec<Hook>>,
+}
+
+/// Every other lock of this crate. In order of release.
+struct Locks {
     text: TextLock<'static>,
     _owners: owners::OverFork,
     _books: Option<MutexGuard<'static, Books>>,
@@ -31,30 +38,28 @@ pub(crate) fn install() -> io::Result<()> {
 }
 
 extern "C" fn prepare() {
-    run(|hook| (hook.prepare)());
+    let hooks = HOOKS.lock().unwrap_or_else(PoisonError::into_inner);
+    hooks.iter().for_each(|hook| (hook.prepare)());
     let text = TextLock::take();
     let books = Arena::existing().map(Arena::books);
-    let held = Held { text, _owners: owners::hold_over_fork(), _books: books };
-    HELD.set(Some(held));
+    let locks = Locks { text, _owners: owners::hold_over_fork(), _books: books };
+    HELD.set(Some(Held { locks, hooks }));
 }
 
 extern "C" fn parent() {
-    HELD.set(None);
-    run(|hook| (hook.parent)());
+    let Some(Held { locks, hooks }) = HELD.take() else { return };
+    drop(locks);
+    hooks.iter().for_each(|hook| (hook.parent)());
 }
 
 extern "C" fn child() {
-    HELD.with_borrow_mut(|held| {
-        if let Some(held) = held {
-            // If it cannot be opened, every write in the child is refused by name.
-            let _ = held.text.open();
-        }
-    });
-    HELD.set(None);
-    run(|hook| (hook.child)());
+    let Some(Held { mut locks, hooks }) = HELD.take() else { return };
+    // If it cannot be opened, every write in the child is refused by name.
+    let _ = locks.text.open();
+    drop(locks);
+    hooks.iter().for_each(|hook| (hook.child)());
 }
 
-#[derive(Clone, Copy)]
 struct Hook {
     prepare: fn(),
     parent: fn(),
@@ -64,13 +69,8 @@ struct Hook {
 static HOOKS: Mutex<Vec<Hook>> = Mutex::new(Vec::new());
 
 /// Has three functions called around every fork: before it in the parent, and after it in the parent and in the
-/// child. `prepare` is called before this crate takes its own locks, the others when it has let go of them.
+/// child. `prepare` is called before this crate takes its own locks, the others when it has let go of them. None of
+/// them may call this function.
 pub fn on_fork(prepare: fn(), parent: fn(), child: fn()) {
     HOOKS.lock().unwrap_or_else(PoisonError::into_inner).push(Hook { prepare, parent, child });
-}
-
-fn run(call: impl Fn(&Hook)) {
-    // Copied out, so that the lock is free while a hook runs. Hooks are added once, by the crates above.
-    let hooks = HOOKS.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    hooks.iter().for_each(call);
 }

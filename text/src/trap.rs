@@ -2,7 +2,8 @@
 //!
 //! One line goes to the owner's descriptor, and then SIGTRAP takes its course: whoever handled it before is called,
 //! and without one the process dies at the instruction, as it would have without us. Traps that are not ours (a
-//! breakpoint of the program's own, a module's `int3` in published text) are passed on without a word.
+//! breakpoint of the program's own, a module's `int3` in published text, a SIGTRAP that somebody sends, a debugger's
+//! single step) are passed on without a word.
 
 use std::io::{self, Write};
 use std::mem;
@@ -11,8 +12,9 @@ use std::sync::OnceLock;
 
 use modload_edit::{Addr, index};
 
-use crate::arena;
 use crate::owners::{self, Owner, Phase};
+use crate::reserve::pointer;
+use crate::{INT3, arena};
 
 /// What was installed before us.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
@@ -52,20 +54,34 @@ extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     let rip = index(u64::from(libc::REG_RIP.unsigned_abs()));
     // SAFETY: with SA_SIGINFO the kernel passes a valid ucontext_t.
     let next = unsafe { (*context).uc_mcontext.gregs[rip] };
+    // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo_t.
+    let code = unsafe { (*info).si_code };
     // INT3 is one byte long, and the saved rip stands behind it.
     let at = Addr::new(next.cast_unsigned()).offset(-1);
-    if arena::text_contains(at) {
+    // In our text the INT3 may have been written over since.
+    let ours = code == libc::SI_KERNEL && arena::text_contains(at);
+    let met = if ours || code == libc::SI_KERNEL && is_int3(at) { Met::Int3 } else { Met::Nothing };
+    if ours {
         owners::with_owner(at, |owner| report(at, owner));
     }
     let previous = PREVIOUS.get().copied().unwrap_or_else(default_action);
     match previous.sa_sigaction {
+        // Who ignores the signal may be sent it: those codes are not above zero.
+        libc::SIG_IGN if code <= libc::SI_USER => {}
         libc::SIG_DFL | libc::SIG_IGN => {
-            // The kernel kills who ignores a trap. Without a handler the instruction is met once more, and kills.
+            // The kernel kills who ignores a trap. Without a handler an INT3 is met once more, and kills; any other
+            // trap is raised once more, for when the handler has returned.
             let default = default_action();
             // SAFETY: a default action is valid, and sigaction is async-signal-safe.
             unsafe { libc::sigaction(libc::SIGTRAP, &raw const default, ptr::null_mut()) };
-            // SAFETY: as above; the trap is repeated at the INT3 itself.
-            unsafe { (*context).uc_mcontext.gregs[rip] = next - 1 };
+            match met {
+                // SAFETY: the context is valid (see above); the trap is repeated at the INT3 itself.
+                Met::Int3 => unsafe { (*context).uc_mcontext.gregs[rip] = next - 1 },
+                // SAFETY: raise takes a number and is async-signal-safe.
+                Met::Nothing => unsafe {
+                    libc::raise(libc::SIGTRAP);
+                },
+            }
         }
         handler if previous.sa_flags & libc::SA_SIGINFO != 0 => {
             // SAFETY: whoever installed it with SA_SIGINFO said that it has this signature.
@@ -78,6 +94,20 @@ extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
             handler(signal);
         }
     }
+}
+
+/// What the thread has met where it was stopped.
+#[derive(Clone, Copy)]
+enum Met {
+    Int3,
+    /// No instruction that traps: the signal was sent, say.
+    Nothing,
+}
+
+/// Whether the instruction that the processor has just executed is the one-byte INT3; `int $3` has two.
+fn is_int3(at: Addr) -> bool {
+    // SAFETY: the processor has executed an instruction that ends with this byte, so it can be read.
+    unsafe { ptr::read_volatile(pointer(at)) == INT3 }
 }
 
 /// Writes the line. Runs in the signal handler: no allocation, no lock, one `write`.
