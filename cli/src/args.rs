@@ -28,9 +28,9 @@ Exit status: 0 done, 1 refused or failed, 2 wrong usage.";
 /// them in reverse order.
 #[derive(Parser, Debug)]
 #[command(name = "modload", version, after_help = EXAMPLES, max_term_width = 120)]
-#[command(
-    override_usage = "modload [OPTIONS] FILE [PARAM=VALUE]... [-- FILE [PARAM=VALUE]...]...\n       modload --demo"
-)]
+#[command(override_usage = "modload [OPTIONS] FILE [PARAM=VALUE]... [-- FILE [PARAM=VALUE]...]...\n       \
+        modload [OPTIONS] --deps DIR NAME [PARAM=VALUE]... [-- NAME [PARAM=VALUE]...]...\n       \
+        modload --demo")]
 struct Arguments {
     /// After all loads, call a function with up to six integers (decimal or 0x..) and print the result. TYPE is the
     /// result's: i32 (the default), u32, i64, u64 or void. May be repeated.

@@ -28,9 +28,12 @@ fn help_has_examples_and_version_a_number() {
     let help = modload(&["--help"]);
     assert!(help.status.success());
     let help = text(&help.stdout);
-    for part in
-        ["modload --call add=2,3 plain.o", "modload --demo", "Exit status: 0 done, 1 refused or failed, 2 wrong usage"]
-    {
+    for part in [
+        "modload --call add=2,3 plain.o",
+        "modload --demo",
+        "modload [OPTIONS] --deps DIR NAME",
+        "Exit status: 0 done, 1 refused or failed, 2 wrong usage",
+    ] {
         assert!(help.contains(part), "{part}\n{help}");
     }
     assert_eq!(text(&modload(&["--version"]).stdout), "modload 0.1.0\n");
