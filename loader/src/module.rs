@@ -151,8 +151,8 @@ impl Module {
         lock(&self.params).clone()
     }
 
-    /// The value of a parameter as it is in the module's memory now. `None` if there is no such parameter or the
-    /// module is not LIVE.
+    /// The value of a parameter as it is in the module's memory now. `None` if there is no such parameter, if it was
+    /// one of init's, or if the module is not LIVE.
     #[must_use]
     pub fn param(&self, name: &str) -> Option<String> {
         let _book = self.registry.lock();

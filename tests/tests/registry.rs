@@ -469,6 +469,15 @@ fn parameters_show() {
     assert_eq!((greet.param("times").as_deref(), greet.param("nope")), (Some("3"), None));
     assert_eq!(greet.params().len(), 2);
     assert_eq!(greet.license(), Some("Dual MIT/GPL"));
+    let text = "
+#include <modload/module.h>
+static int fixed __ro_after_init = 1;
+module_param(fixed, int, 0444);
+static int early __initdata = 1;
+module_param(early, int, 0);
+";
+    let constant = host.load(&image_from_text("constant", text).param("fixed=7").param("early=7")).unwrap();
+    assert_eq!((constant.param("fixed").as_deref(), constant.param("early")), (Some("7"), None));
     // The cache has named the object after its fixture; a module with a name of its own keeps it.
     // SAFETY: our own fixture.
     let renamed = unsafe { modload::read_trusted(object("recorder")) }.unwrap().named("otherwise");
