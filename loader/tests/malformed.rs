@@ -116,6 +116,23 @@ fn sections_of_any_size_are_too_large_whatever_the_limit() {
 }
 
 #[test]
+fn an_init_or_exit_that_is_no_function_is_refused() {
+    let bench = Bench::new();
+    for name in ["init_module", "cleanup_module"] {
+        for place in [".data\n", ".comm {},8,8\n", ".text\n.set {}, .text + 0x10000\n"] {
+            let mut text = format!(".globl {name}\n{}", place.replace("{}", name));
+            if place == ".data\n" {
+                text += &format!("{name}: .quad 0\n");
+            }
+            let object = object_from_text("no_function", Language::Assembler, &text, Compiler::Cc, &[]).unwrap();
+            let error = bench.load(&fs::read(object).unwrap());
+            let expected = format!("symbol \"{name}\": it would be called, and is no function of this module");
+            assert_eq!((error.stage, error.error.to_string()), (Stage::Form, expected), "{text}");
+        }
+    }
+}
+
+#[test]
 fn a_file_cut_off_at_any_byte_is_refused() {
     let bench = Bench::new();
     for (name, bytes) in objects() {
