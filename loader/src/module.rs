@@ -133,6 +133,12 @@ impl Module {
         self.names.find(name.as_bytes()).or_else(init)
     }
 
+    /// As [`Module::symbol_info`], but only what stays for as long as the module does: nothing of its init sections.
+    #[must_use]
+    pub fn lasting_symbol(&self, name: &str) -> Option<Symbol> {
+        self.names.find(name.as_bytes())
+    }
+
     /// Its sections in the order of its file; those of init are there until `init` has returned.
     pub fn sections(&self) -> impl Iterator<Item = &SectionInfo> {
         self.sections.iter().filter(|(_, part)| self.has(*part)).map(|(section, _)| section)
