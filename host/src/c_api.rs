@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_ulong, c_void};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use modload_edit::{Addr, index, wide};
@@ -41,11 +42,16 @@ pub(crate) struct Inner {
     /// Dropped first: whoever is still in the chains hears of the modules' going.
     pub(crate) loader: Loader,
     notifiers: Mutex<HashMap<Addr, Membership>>,
+    /// How many [`crate::Host`]s there are; references of a moment's, as in [`owner`], are none.
+    pub(crate) handles: AtomicUsize,
+    /// Whether the last of them has been dropped once.
+    pub(crate) left: AtomicBool,
 }
 
 impl Inner {
     pub(crate) fn new(loader: Loader) -> Inner {
-        Inner { loader, notifiers: Mutex::new(HashMap::new()) }
+        let (handles, left) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Inner { loader, notifiers: Mutex::new(HashMap::new()), handles, left }
     }
 }
 
