@@ -100,16 +100,17 @@ fn disassemble(function: &FunctionBytes) -> Vec<Line> {
     formatter.options_mut().set_uppercase_hex(false);
     let mut instruction = Instruction::default();
     let mut lines = Vec::new();
+    // Both are in order of their offsets.
+    let mut relocations = function.relocations.iter().peekable();
     while decoder.can_decode() {
         let start = decoder.position();
         decoder.decode_out(&mut instruction);
         let bytes = &function.bytes[start..decoder.position()];
         let mut text = String::new();
         formatter.format(&instruction, &mut text);
-        let (from, to) = (instruction.ip(), instruction.next_ip());
-        let inside = function.relocations.iter().filter(|(at, _)| (from..to).contains(at));
+        let inside = std::iter::from_fn(|| relocations.next_if(|(at, _)| *at < instruction.next_ip()));
         lines.push(Line {
-            offset: from,
+            offset: instruction.ip(),
             bytes: bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" "),
             text,
             relocations: inside.map(|(_, text)| text.clone()).collect(),

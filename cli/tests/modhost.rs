@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use modload_fixtures::{Compiler, Fixture};
+use modload_fixtures::{Compiler, Fixture, Language, object_from_text};
 use serde_json::Value;
 
 fn modhost(arguments: &[&str]) -> Output {
@@ -97,4 +97,24 @@ fn what_is_no_module_is_refused_in_a_sentence() {
     assert_eq!(modhost(&["inspect"]).status.code(), Some(2));
     assert_eq!(modhost(&["nonsense"]).status.code(), Some(2));
     assert!(text(&modhost(&["inspect", "--help"]).stdout).contains("modhost inspect greet.o"));
+}
+
+#[test]
+fn large_files_take_no_longer_than_they_are_large() {
+    let text_of = |lines: String| {
+        let object = object_from_text("large", Language::Assembler, &lines, Compiler::Cc, &[]).unwrap();
+        object.display().to_string()
+    };
+    let calls = text_of(".globl f\nf:\n.rept 50000\ncall g\n.endr\n".into());
+    let shown = text(&modhost(&["inspect", "--function", "f", &calls]).stdout);
+    assert_eq!(shown.matches("# R_X86_64_PLT32 g-0x4\n").count(), 50_000);
+    let lines = (0..50_000).map(|at| format!(".asciz \"parmtype=p{at}:int\", \"parm=p{}:text\"\n", 49_999 - at));
+    let params = json(&[
+        "inspect",
+        "--format",
+        "json",
+        &text_of(".section .modinfo,\"a\"\n".to_owned() + &lines.collect::<String>()),
+    ]);
+    let described = params["params"].as_array().unwrap().iter().filter(|param| param["description"] == "text").count();
+    assert_eq!(described, 50_000);
 }

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::{c_char, c_int, c_ulong, c_void};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 
 use modload_edit::{Addr, index, wide};
@@ -40,6 +41,16 @@ struct CModule {
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) loader: Loader,
+    /// How many [`crate::Host`]s there are; references of a moment's, as in [`owner`], are none.
+    pub(crate) handles: AtomicUsize,
+    /// Whether the last of them has been dropped once.
+    pub(crate) left: AtomicBool,
+}
+
+impl Inner {
+    pub(crate) fn new(loader: Loader) -> Inner {
+        Inner { loader, handles: AtomicUsize::new(0), left: AtomicBool::new(false) }
+    }
 }
 
 /// All hosts of the process, and the notifier blocks registered with them: a C caller does not say which host it means,

@@ -81,8 +81,10 @@ impl ModuleFile {
     /// [`ReadError`]: it cannot be read or decompressed, or is too large.
     pub fn read(path: &Path, limit: u64) -> Result<ModuleFile, ReadError> {
         let file = File::open(path)?;
-        // One allocation for an ordinary file; a special file has length 0.
-        let bytes = Vec::with_capacity(modload_edit::index(file.metadata()?.len().min(limit) + 1));
+        // One allocation for an ordinary file, if it can be had; a special file has length 0.
+        let mut bytes = Vec::new();
+        let len = file.metadata()?.len().min(limit).saturating_add(1);
+        let _ = bytes.try_reserve_exact(modload_edit::index(len));
         let bytes = bounded(bytes, file, limit, ReadError::Io)?;
         Ok(ModuleFile { bytes: unpack(bytes, limit)?, stem: stem(path) })
     }
@@ -110,7 +112,7 @@ fn bounded(
     limit: u64,
     failed: impl Fn(io::Error) -> ReadError,
 ) -> Result<Vec<u8>, ReadError> {
-    let read = from.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
+    let read = from.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
     if modload_edit::wide(read) > limit {
         return Err(ReadError::TooLarge { limit });
     }
@@ -149,6 +151,13 @@ mod tests {
 
     fn zst(bytes: &[u8]) -> Vec<u8> {
         zstd::stream::encode_all(bytes, 3).unwrap()
+    }
+
+    #[test]
+    fn no_limit_is_a_limit() {
+        let path = std::env::current_exe().unwrap();
+        assert_eq!(ModuleFile::read(&path, u64::MAX).unwrap().bytes, std::fs::read(&path).unwrap());
+        assert!(matches!(ModuleFile::read(&path, 100), Err(ReadError::TooLarge { limit: 100 })));
     }
 
     #[test]

@@ -92,7 +92,7 @@ impl Module {
         Module { reference }
     }
 
-    /// The symbol of this name, exported or not.
+    /// The symbol of this name, exported or not, unless it goes when `init` has returned.
     ///
     /// # Errors
     /// [`SymbolError::NotFound`].
@@ -135,7 +135,7 @@ impl Module {
     }
 
     fn address(&self, name: &str) -> Result<(SymbolKind, *const ()), SymbolError> {
-        let symbol = self.reference.symbol_info(name).ok_or_else(|| SymbolError::NotFound {
+        let symbol = self.reference.lasting_symbol(name).ok_or_else(|| SymbolError::NotFound {
             module: self.name().to_owned(),
             symbol: name.escape_debug().to_string(),
         })?;

@@ -1,5 +1,6 @@
 //! The host: the only place where the parts are put together.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use modload_loader::{
@@ -27,9 +28,14 @@ impl Host {
 
     pub(crate) fn new(externals: Arc<dyn Externals>, policy: Policy) -> Result<Host, ArenaError> {
         c_api::install_fork_handlers();
-        let inner = Arc::new(Inner { loader: Loader::new(externals, policy)? });
+        let inner = Arc::new(Inner::new(Loader::new(externals, policy)?));
         c_api::enter(&inner);
-        Ok(Host { inner })
+        Ok(Host::handle(inner))
+    }
+
+    fn handle(inner: Arc<Inner>) -> Host {
+        inner.handles.fetch_add(1, Ordering::Relaxed);
+        Host { inner }
     }
 
     /// Loads a module: it is LIVE when this returns, and as if it had never been there when it fails.
@@ -88,7 +94,9 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         // While the host can still be found, so that a module's exit can take back what its init did.
-        if Arc::strong_count(&self.inner) == 1 {
+        let last = self.inner.handles.fetch_sub(1, Ordering::AcqRel) == 1;
+        // A subscriber that hears of it may have made another handle, and drops it meanwhile.
+        if last && !self.inner.left.swap(true, Ordering::AcqRel) {
             self.inner.loader.unload_all();
         }
     }
@@ -104,6 +112,6 @@ impl WeakHost {
     /// The host, if it is still there.
     #[must_use]
     pub fn upgrade(&self) -> Option<Host> {
-        self.inner.upgrade().map(|inner| Host { inner })
+        self.inner.upgrade().map(Host::handle)
     }
 }

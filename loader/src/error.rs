@@ -355,9 +355,6 @@ pub enum Error {
     /// A test made this stage fail.
     #[error("made to fail by a test")]
     Injected,
-    /// The process forked while another thread was loading this module.
-    #[error("the process forked while another thread was loading it")]
-    Forked,
 }
 
 fn relocation(place: &str, symbol: &str, source: &modload_relocs::Error) -> String {
@@ -391,7 +388,7 @@ impl Error {
     pub fn errno(&self) -> i32 {
         match self {
             Error::Exists => 17,
-            Error::Busy | Error::Forked => 16,
+            Error::Busy => 16,
             Error::Cycle(_) => 35,
             Error::OutOfMemory(_) | Error::Publish(_) | Error::Protect(_) => 12,
             Error::Unresolved(_) => 2,

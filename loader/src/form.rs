@@ -195,13 +195,18 @@ fn functions(
 ) -> Result<Functions, Error> {
     let find = |name: &'static str| {
         let symbol = core.find(name.as_bytes()).or_else(|| init.and_then(|init| init.find(name.as_bytes())));
-        symbol.map(|symbol| symbol.addr).filter(|addr| memory.at(*addr).is_some_and(|(part, _)| part.is_text()))
+        let Some(addr) = symbol.map(|symbol| symbol.addr) else { return Ok(None) };
+        if memory.at(addr).is_some_and(|(part, _)| part.is_text()) {
+            return Ok(Some(addr));
+        }
+        let why = "it would be called, and is no function of this module";
+        Err(Error::Unsupported { what: "symbol", name: name.into(), why })
     };
     let mut destructors = arrays(file, layout, memory, section::FINI_ARRAY, section::DTORS)?;
     destructors.reverse();
     Ok(Functions {
-        init: find(section::INIT_SYMBOL),
-        exit: find(section::EXIT_SYMBOL),
+        init: find(section::INIT_SYMBOL)?,
+        exit: find(section::EXIT_SYMBOL)?,
         constructors: arrays(file, layout, memory, section::INIT_ARRAY, section::CTORS)?,
         destructors,
         dso_handle: layout.this_module.map(|spot| memory.addr(spot)),

@@ -1,6 +1,8 @@
 //! What a file says of itself, and where its sections would go. Takes bytes that nobody trusts, runs nothing, takes no
 //! memory for the module and asks nobody.
 
+use std::collections::HashMap;
+
 use modload_abi::{modinfo, section};
 use modload_edit::{index, wide};
 use object::elf;
@@ -176,12 +178,14 @@ fn params(entries: &[(String, String)]) -> Vec<InspectedParam> {
     let split = |wanted: &'static str| {
         entries.iter().filter(move |(key, _)| key == wanted).filter_map(|(_, value)| value.split_once(':'))
     };
-    let describe =
-        |name: &str| split("parm").find(|(described, _)| *described == name).map(|(_, text)| text.to_owned());
+    let mut described: HashMap<&str, &str> = HashMap::new();
+    for (name, text) in split("parm") {
+        described.entry(name).or_insert(text);
+    }
     let param = |(name, kind): (&str, &str)| InspectedParam {
         name: name.to_owned(),
         kind: kind.to_owned(),
-        description: describe(name),
+        description: described.get(name).map(|&text| text.to_owned()),
     };
     split("parmtype").map(param).collect()
 }
@@ -242,7 +246,7 @@ pub struct FunctionBytes {
     pub place: String,
     /// Its bytes.
     pub bytes: Vec<u8>,
-    /// Offset in the function, relocation and what it refers to.
+    /// Offset in the function, relocation and what it refers to; by offset.
     pub relocations: Vec<(u64, String)>,
 }
 

@@ -138,8 +138,12 @@ impl Layout {
     }
 }
 
+/// No module is larger than what a process can address, whatever the policy says.
+const ADDRESS_SPACE: u64 = 1 << 47;
+
 /// Lays a file out within `limit` bytes.
 pub(crate) fn plan(file: &File<'_>, limit: u64) -> Result<Layout, Error> {
+    let limit = limit.min(ADDRESS_SPACE);
     let mut layout = Layout {
         parts: [Space::EMPTY; Part::COUNT],
         sections: vec![None; file.sections.len()],

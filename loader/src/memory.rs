@@ -64,7 +64,6 @@ pub(crate) struct Core {
     #[expect(dead_code, reason = "held for its drop")]
     read_only: Option<Published>,
     data: Option<Placed>,
-    #[expect(dead_code, reason = "held for its drop")]
     ro_after_init: Option<Protected>,
 }
 
@@ -285,7 +284,8 @@ impl Installed {
 impl Core {
     /// Copies bytes out of the module's variables.
     pub(crate) fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
-        self.data.as_ref()?.read(at, len)
+        let variable = self.data.as_ref().and_then(|data| data.read(at, len));
+        variable.or_else(|| self.ro_after_init.as_ref()?.read(at, len))
     }
 }
 

@@ -143,6 +143,12 @@ impl Module {
         self.names.find(name.as_bytes()).or_else(init)
     }
 
+    /// As [`Module::symbol_info`], but only what stays for as long as the module does: nothing of its init sections.
+    #[must_use]
+    pub fn lasting_symbol(&self, name: &str) -> Option<Symbol> {
+        self.names.find(name.as_bytes())
+    }
+
     /// Its sections in the order of its file; those of init are there until `init` has returned.
     pub fn sections(&self) -> impl Iterator<Item = &SectionInfo> {
         self.sections.iter().filter(|(_, part)| self.has(*part)).map(|(section, _)| section)
@@ -161,8 +167,8 @@ impl Module {
         lock(&self.params).clone()
     }
 
-    /// The value of a parameter as it is in the module's memory now. `None` if there is no such parameter or the
-    /// module is not LIVE.
+    /// The value of a parameter as it is in the module's memory now. `None` if there is no such parameter, if it was
+    /// one of init's, or if the module is not LIVE.
     #[must_use]
     pub fn param(&self, name: &str) -> Option<String> {
         let _book = self.registry.lock();

@@ -4,7 +4,7 @@
 use std::fs;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use modload_fixtures::{Compiler, Fixture};
+use modload_fixtures::{Compiler, Fixture, Language, object_from_text};
 use modload_loader::{
     Error, External, Externals, Faults, FunctionBytes, Image, Injected, Inspection, LoadError, Loader, Policy, Stage,
 };
@@ -92,6 +92,43 @@ fn whole_objects_get_as_far_as_their_text() {
         let error = bench.load(&bytes);
         assert!(matches!(*error.error, Error::Injected), "{name}: {error}");
         assert_eq!(error.stage, Stage::Publish);
+    }
+}
+
+#[test]
+fn sections_of_any_size_are_too_large_whatever_the_limit() {
+    let section = |name: &str, size: u64| format!(".section {name},\"aw\",@nobits\n.skip {size:#x}\n");
+    let cases = [
+        section(".bss", (1 << 47) + 1),
+        section(".bss", 1 << 62) + &section(".data..ro_after_init", 1 << 62) + &section(".init.data", (1 << 63) - 1),
+        section(".data..ro_after_init", (1 << 63) - 1) + &section(".data..ro_after_init.more", (1 << 63) - 1),
+    ];
+    let loader = Loader::new(Arc::new(Everything), Policy { size_limit: u64::MAX, ..Policy::default() }).unwrap();
+    for text in cases {
+        let object = object_from_text("large", Language::Assembler, &text, Compiler::Cc, &[]).unwrap();
+        let bytes = fs::read(object).unwrap();
+        // SAFETY: nothing of it is run: see `BeforeRunning`.
+        let image = unsafe { Image::trusted(&bytes[..]) };
+        let error = loader.load_module_with(&image, &BeforeRunning).unwrap_err();
+        assert!(matches!(*error.error, Error::TooLarge { limit: 0x8000_0000_0000, .. }), "{text}: {error}");
+        assert!(matches!(Inspection::of(&bytes, "large", u64::MAX), Err(Error::TooLarge { .. })), "{text}");
+    }
+}
+
+#[test]
+fn an_init_or_exit_that_is_no_function_is_refused() {
+    let bench = Bench::new();
+    for name in ["init_module", "cleanup_module"] {
+        for place in [".data\n", ".comm {},8,8\n", ".text\n.set {}, .text + 0x10000\n"] {
+            let mut text = format!(".globl {name}\n{}", place.replace("{}", name));
+            if place == ".data\n" {
+                text += &format!("{name}: .quad 0\n");
+            }
+            let object = object_from_text("no_function", Language::Assembler, &text, Compiler::Cc, &[]).unwrap();
+            let error = bench.load(&fs::read(object).unwrap());
+            let expected = format!("symbol \"{name}\": it would be called, and is no function of this module");
+            assert_eq!((error.stage, error.error.to_string()), (Stage::Form, expected), "{text}");
+        }
     }
 }
 

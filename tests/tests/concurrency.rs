@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         Case::new("panics_are_refusals_on_coming_and_logged_otherwise", panics),
         Case::new("who_joins_late_hears_nothing", late_joiners),
         Case::new("who_has_left_hears_nothing_more", leavers),
+        Case::new("the_last_of_several_handles_unloads_while_the_host_is_there", last_handle),
         Case::new("eight_threads_load_and_unload", eight_threads).within_seconds(240),
         Case::new("eight_threads_fight_for_one_name", one_name).within_seconds(120),
     ])
@@ -621,6 +622,45 @@ impl Subscriber for SharedBalance {
 
 fn used() -> [u64; 4] {
     Arena::get().unwrap().usage().each_ref().map(|stripe| stripe.used)
+}
+
+/// The worst that `unregister_module_notifier` has returned.
+static UNREGISTERED: std::sync::atomic::AtomicI32 = std::sync::atomic::AtomicI32::new(0);
+
+extern "C" fn unregistered(result: i32) {
+    UNREGISTERED.fetch_min(result, Ordering::Relaxed);
+}
+
+fn last_handle() {
+    const TEXT: &str = "
+#include <modload/module.h>
+void unregistered(int result);
+static int hear(struct notifier_block *block, unsigned long action, void *data) { return NOTIFY_OK; }
+static struct notifier_block block = { .notifier_call = hear };
+static int __init tidy_init(void) { return register_module_notifier(&block); }
+module_init(tidy_init);
+static void __exit tidy_exit(void) { unregistered(unregister_module_notifier(&block)); }
+module_exit(tidy_exit);
+";
+    #[expect(clippy::as_conversions, reason = "the only way from a function to its address")]
+    let report = unregistered as *const ();
+    let image = image_from_text("tidy", TEXT);
+    for _ in 0..5000 {
+        let first = Host::builder().export("unregistered", report).build().unwrap();
+        first.load(&image).unwrap();
+        let second = first.downgrade().upgrade().unwrap();
+        let start = Barrier::new(2);
+        thread::scope(|scope| {
+            for handle in [first, second] {
+                let start = &start;
+                scope.spawn(move || {
+                    start.wait();
+                    drop(handle);
+                });
+            }
+        });
+    }
+    assert_eq!(UNREGISTERED.load(Ordering::Relaxed), 0);
 }
 
 fn eight_threads() {

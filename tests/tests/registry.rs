@@ -11,6 +11,7 @@ fn main() -> ExitCode {
         Case::new("every_fixture_does_what_its_first_lines_say", every_fixture).within_seconds(240),
         Case::new("a_module_in_use_names_its_users", in_use_by_modules),
         Case::new("a_held_symbol_keeps_its_module", held_symbol),
+        Case::new("a_symbol_of_init_cannot_be_held", init_symbol),
         Case::new("dropping_the_host_unloads_in_reverse_order", host_drop_order),
         Case::new("dropping_the_host_leaves_what_is_held", host_drop_with_held_module),
         Case::new("what_is_not_there_cannot_be_unloaded", not_there),
@@ -177,6 +178,26 @@ fn held_symbol() {
     let variable = unsafe { module.call("count", &[]) }.unwrap_err();
     assert!(matches!(variable, SymbolError::NotAFunction { .. }));
     module.unload().unwrap();
+}
+
+/// Looks for a symbol of init's while the module is LIVE and its init sections are still there.
+struct Hasty(modload::WeakHost, Log);
+
+impl modload::Subscriber for Hasty {
+    fn live(&self, module: &modload::ModuleInfo) {
+        assert!(module.symbol_info("add_up").is_some(), "it is there");
+        let held = self.0.upgrade().unwrap().module(module.name()).unwrap();
+        // SAFETY: never called.
+        let found = unsafe { held.symbol::<extern "C" fn(i32) -> i32>("add_up") };
+        self.1.push(found.unwrap_err().to_string());
+    }
+}
+
+fn init_symbol() {
+    let (host, log) = (host(), Log::default());
+    host.subscribe("hasty", Order::mirrored(0), Hasty(host.downgrade(), log.clone())).forget();
+    host.load(&image("init_sections")).unwrap();
+    assert_eq!(log.take(), ["init_sections has no symbol \"add_up\""]);
 }
 
 fn host_drop_order() {
@@ -469,6 +490,15 @@ fn parameters_show() {
     assert_eq!((greet.param("times").as_deref(), greet.param("nope")), (Some("3"), None));
     assert_eq!(greet.params().len(), 2);
     assert_eq!(greet.license(), Some("Dual MIT/GPL"));
+    let text = "
+#include <modload/module.h>
+static int fixed __ro_after_init = 1;
+module_param(fixed, int, 0444);
+static int early __initdata = 1;
+module_param(early, int, 0);
+";
+    let constant = host.load(&image_from_text("constant", text).param("fixed=7").param("early=7")).unwrap();
+    assert_eq!((constant.param("fixed").as_deref(), constant.param("early")), (Some("7"), None));
     // The cache has named the object after its fixture; a module with a name of its own keeps it.
     // SAFETY: our own fixture.
     let renamed = unsafe { modload::read_trusted(object("recorder")) }.unwrap().named("otherwise");

@@ -56,6 +56,20 @@ pub(crate) fn protect(extent: &Extent, protection: region::Protection) -> io::Re
     changed.map_err(io::Error::other)
 }
 
+fn covers(extent: &Extent, at: Addr, len: usize) -> bool {
+    let end = at.checked_offset_from(extent.start).and_then(|offset| offset.checked_add(wide(len)));
+    end.is_some_and(|end| end <= extent.len)
+}
+
+fn read(extent: &Extent, at: Addr, len: usize) -> Option<Vec<u8>> {
+    covers(extent, at, len).then(|| {
+        let mut bytes = vec![0; len];
+        // SAFETY: the source lies within the extent (checked), the destination is our own vector of that length.
+        unsafe { ptr::copy_nonoverlapping(pointer(at), bytes.as_mut_ptr(), len) };
+        bytes
+    })
+}
+
 impl Fresh {
     /// The first address.
     #[must_use]
@@ -95,27 +109,17 @@ impl Placed {
     /// all lie in this data.
     #[must_use]
     pub fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
-        self.covers(at, len).then(|| {
-            let mut bytes = vec![0; len];
-            // SAFETY: the source lies within the extent (checked), the destination is our own vector of that length.
-            unsafe { ptr::copy_nonoverlapping(pointer(at), bytes.as_mut_ptr(), len) };
-            bytes
-        })
+        read(&self.extent, at, len)
     }
 
     /// Stores bytes where the module's code will find them. `None` if they do not all lie in this data.
     #[must_use]
     pub fn write(&self, at: Addr, bytes: &[u8]) -> Option<()> {
-        self.covers(at, bytes.len()).then(|| {
+        covers(&self.extent, at, bytes.len()).then(|| {
             // SAFETY: the destination lies within the extent (checked), which is writable until `protect` consumes
             // this value, and no Rust reference points into it.
             unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), pointer(at), bytes.len()) };
         })
-    }
-
-    fn covers(&self, at: Addr, len: usize) -> bool {
-        let end = at.checked_offset_from(self.extent.start).and_then(|offset| offset.checked_add(wide(len)));
-        end.is_some_and(|end| end <= self.extent.len)
     }
 
     /// Makes ro_after_init data read-only, for good: freed pages stay so until they are used again.
@@ -133,6 +137,13 @@ impl Placed {
 /// ro_after_init data once `init` has returned. Dropping it gives the pages back.
 #[derive(Debug)]
 pub struct Protected {
-    #[expect(dead_code, reason = "held for its drop")]
     extent: Extent,
+}
+
+impl Protected {
+    /// Copies bytes out. `None` if they do not all lie in this data.
+    #[must_use]
+    pub fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
+        read(&self.extent, at, len)
+    }
 }
