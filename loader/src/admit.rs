@@ -25,7 +25,7 @@ pub(crate) fn admit<'a>(
 
 /// Refuses sections, symbols and modinfo that ask for what is not there.
 pub(crate) fn check(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), Error> {
-    if info.live_patch {
+    if info.is_live_patch() {
         return Err(unsupported("modinfo", b"livepatch", "live patching is not supported yet"));
     }
     for section in &file.sections {

@@ -1,6 +1,7 @@
 //! Stage *validate*: every header, table and index of the file is checked here, once; nothing behind it indexes by a
 //! number that was not.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ffi::CStr;
 
@@ -342,9 +343,13 @@ impl<'a> File<'a> {
         self.sections.get(index(at.into()))
     }
 
-    /// The first kept section of this name.
-    pub(crate) fn find(&self, name: &str) -> Option<(u32, &Section<'a>)> {
-        (0..).zip(&self.sections).find(|(_, section)| section.kept && section.name == name.as_bytes())
+    /// The contents of all kept sections of this name, one behind the other: rustc makes one for each static.
+    pub(crate) fn contents(&self, name: &str) -> Cow<'a, [u8]> {
+        let mut named = self.sections.iter().filter(|section| section.kept && section.name == name.as_bytes());
+        let first = named.next().map_or(&[][..], |section| section.data);
+        let mut all = Cow::Borrowed(first);
+        named.for_each(|section| all.to_mut().extend_from_slice(section.data));
+        all
     }
 
     /// A symbol's name for people: that of its section, if it has none of its own.

@@ -92,7 +92,7 @@ impl Unformed<'_> {
             ranges: memory.ranges(),
             functions,
             params,
-            license: info.license.map(escaped),
+            license: info.license().map(escaped),
             taint: judge.taint(),
         }));
         let memory = memory.form()?;

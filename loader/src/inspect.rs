@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use modload_abi::{modinfo, section};
+use modload_abi::{Rela, modinfo, section};
 use modload_edit::{index, wide};
 use object::elf;
 use serde::Serialize;
@@ -125,10 +125,10 @@ impl Inspection {
     pub fn of(bytes: &[u8], stem: &str, limit: u64) -> Result<Inspection, Error> {
         let file = File::validate(bytes)?;
         let layout = layout::plan(&file, limit)?;
-        let section = file.find(section::MODINFO).map_or(&[][..], |(_, section)| section.data);
+        let section = file.contents(section::MODINFO);
         let entries: Vec<_> =
-            modinfo::entries(section).map(|entry| (escaped(entry.key), escaped(entry.value))).collect();
-        let named = modinfo::get(section, "name").map_or_else(|| escaped(stem.as_bytes()), escaped);
+            modinfo::entries(&section).map(|entry| (escaped(entry.key), escaped(entry.value))).collect();
+        let named = modinfo::get(&section, "name").map_or_else(|| escaped(stem.as_bytes()), escaped);
         let refused = match info::read(&file, stem) {
             Ok(info) => admit::check(&file, &info).err(),
             Err(error) => Some(error),
@@ -190,7 +190,7 @@ fn params(entries: &[(String, String)]) -> Vec<InspectedParam> {
     split("parmtype").map(param).collect()
 }
 
-/// The symbols that the records of `__ksymtab` and `__ksymtab_gpl` are relocated against.
+/// The names in the records of `__ksymtab` and `__ksymtab_gpl`: what the second field of each is relocated against.
 fn exports(file: &File<'_>) -> Vec<InspectedExport> {
     let of = |relas: &Relas<'_>| {
         let section = file.section(relas.target)?;
@@ -200,10 +200,20 @@ fn exports(file: &File<'_>) -> Vec<InspectedExport> {
     let tables = file.relas.iter().filter_map(|relas| Some((relas, of(relas)?)));
     tables
         .flat_map(|(relas, gpl_only)| {
-            let values = relas.records.iter().filter(|rela| rela.offset % 12 == 0);
-            values.map(move |rela| InspectedExport { name: file.display_name(rela.symbol), gpl_only })
+            let names =
+                relas.records.iter().filter(|rela| rela.offset % 12 == 4).filter_map(|rela| name_at(file, &rela));
+            names.map(move |name| InspectedExport { name, gpl_only })
         })
         .collect()
+}
+
+/// The string that a relocation of a name's field refers to.
+fn name_at(file: &File<'_>, rela: &Rela) -> Option<String> {
+    let symbol = file.symbol(rela.symbol)?;
+    let Place::Section(section) = symbol.place else { return None };
+    let offset = symbol.value.wrapping_add_signed(rela.addend);
+    let rest = file.section(section)?.data.get(index(offset)..)?;
+    Some(escaped(rest.split(|&byte| byte == 0).next()?))
 }
 
 fn needs(file: &File<'_>, layout: &layout::Layout) -> Vec<InspectedNeed> {

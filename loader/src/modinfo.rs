@@ -1,5 +1,7 @@
 //! Stage *modinfo*: what the module says of itself.
 
+use std::borrow::Cow;
+
 use modload_abi::{modinfo, section};
 
 use crate::error::{Error, escaped};
@@ -12,39 +14,46 @@ pub(crate) const MAX_NAME: usize = 55;
 #[derive(Clone, Debug)]
 pub(crate) struct Modinfo<'a> {
     pub(crate) name: String,
-    pub(crate) license: Option<&'a [u8]>,
-    pub(crate) vermagic: Option<&'a [u8]>,
-    pub(crate) live_patch: bool,
-    /// The whole section.
-    bytes: &'a [u8],
+    /// All of it.
+    bytes: Cow<'a, [u8]>,
 }
 
 impl Modinfo<'_> {
+    fn get(&self, key: &str) -> Option<&[u8]> {
+        modinfo::get(&self.bytes, key)
+    }
+
+    pub(crate) fn license(&self) -> Option<&[u8]> {
+        self.get("license")
+    }
+
+    pub(crate) fn vermagic(&self) -> Option<&[u8]> {
+        self.get("vermagic")
+    }
+
+    pub(crate) fn is_live_patch(&self) -> bool {
+        self.get("livepatch").is_some()
+    }
+
     pub(crate) fn is_gpl_compatible(&self) -> bool {
-        self.license.is_some_and(modinfo::is_gpl_compatible)
+        self.license().is_some_and(modinfo::is_gpl_compatible)
     }
 
     /// Whether it has `import_ns=` with this namespace.
     pub(crate) fn imports(&self, namespace: &[u8]) -> bool {
-        modinfo::entries(self.bytes).any(|entry| entry.key == b"import_ns" && entry.value == namespace)
+        modinfo::entries(&self.bytes).any(|entry| entry.key == b"import_ns" && entry.value == namespace)
     }
 
     pub(crate) fn license_for_people(&self) -> String {
-        self.license.map_or_else(|| "not stated".into(), |license| format!("\"{}\"", escaped(license)))
+        self.license().map_or_else(|| "not stated".into(), |license| format!("\"{}\"", escaped(license)))
     }
 }
 
 /// Reads `.modinfo`. Without a `name=` the module is called `stem`.
 pub(crate) fn read<'a>(file: &File<'a>, stem: &str) -> Result<Modinfo<'a>, Error> {
-    let bytes = file.find(section::MODINFO).map_or(&[][..], |(_, section)| section.data);
-    let name = modinfo::get(bytes, "name").unwrap_or(stem.as_bytes());
-    Ok(Modinfo {
-        name: checked(name)?,
-        license: modinfo::get(bytes, "license"),
-        vermagic: modinfo::get(bytes, "vermagic"),
-        live_patch: modinfo::get(bytes, "livepatch").is_some(),
-        bytes,
-    })
+    let bytes = file.contents(section::MODINFO);
+    let name = checked(modinfo::get(&bytes, "name").unwrap_or(stem.as_bytes()))?;
+    Ok(Modinfo { name, bytes })
 }
 
 fn checked(name: &[u8]) -> Result<String, Error> {

@@ -132,21 +132,31 @@ impl Module {
         self.registry.lock().by_id(self.id).map(|entry| entry.state)
     }
 
-    /// The symbol of this name, exported or not, a global one before a local one. Symbols of init sections are there
-    /// until `init` has returned.
+    /// The symbol of this name, exported or not, a global one before a local one; or what the module exports under this
+    /// name, whatever it calls it itself. Symbols of init sections are there until `init` has returned.
     #[must_use]
     pub fn symbol_info(&self, name: &str) -> Option<Symbol> {
         let init = || {
             let _book = self.registry.lock();
             lock(&self.init_names).as_ref().and_then(|names| names.find(name.as_bytes()))
         };
-        self.names.find(name.as_bytes()).or_else(init)
+        self.lasting_symbol(name).or_else(init)
     }
 
     /// As [`Module::symbol_info`], but only what stays for as long as the module does: nothing of its init sections.
     #[must_use]
     pub fn lasting_symbol(&self, name: &str) -> Option<Symbol> {
-        self.names.find(name.as_bytes())
+        self.names.find(name.as_bytes()).or_else(|| self.exported(name))
+    }
+
+    /// What the module exports under this name.
+    fn exported(&self, name: &str) -> Option<Symbol> {
+        let book = self.registry.lock();
+        let addr = book.exports.get(name.as_bytes()).filter(|export| export.module == self.id)?.addr;
+        let (text, len) = self.ranges[Part::Text.slot()];
+        let in_text = addr.checked_offset_from(text).is_some_and(|offset| offset < len);
+        let kind = if in_text { SymbolKind::Function } else { SymbolKind::Object };
+        Some(Symbol { addr, size: 0, kind })
     }
 
     /// Its sections in the order of its file; those of init are there until `init` has returned.

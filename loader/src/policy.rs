@@ -1,5 +1,6 @@
 //! What a host allows, and what it does about a module that breaks a rule: nothing, a warning, or a refusal.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -167,7 +168,7 @@ pub(crate) struct Wanted<'a> {
 pub(crate) struct Judge<'a> {
     policy: &'a Policy,
     info: &'a Modinfo<'a>,
-    versions: Option<Records<'a, Version>>,
+    versions: Cow<'a, [u8]>,
     /// Whether a rule was broken and the module is loaded all the same.
     forced: Cell<bool>,
 }
@@ -176,19 +177,20 @@ impl<'a> Judge<'a> {
     pub(crate) fn new(policy: &'a Policy, file: &File<'a>, info: &'a Modinfo<'a>) -> Result<Judge<'a>, Error> {
         let bad =
             |_| Error::BadRecord { section: section::VERSIONS, record: 0, problem: "its size is no multiple of 64" };
-        let table = file.find(section::VERSIONS).map(|(_, section)| Records::new(section.data));
-        Ok(Judge { policy, info, versions: table.transpose().map_err(bad)?, forced: Cell::new(false) })
+        let versions = file.contents(section::VERSIONS);
+        Records::<Version>::new(&versions).map_err(bad)?;
+        Ok(Judge { policy, info, versions, forced: Cell::new(false) })
     }
 
     /// The rules that concern the module as a whole.
     pub(crate) fn module(&self, recorder: Recorder<'_>) -> Result<(), Error> {
-        let Modinfo { name, vermagic, .. } = self.info;
-        let blocked = self.policy.blocked.contains(name).then_some(Error::Blocked);
+        let vermagic = self.info.vermagic();
+        let blocked = self.policy.blocked.contains(&self.info.name).then_some(Error::Blocked);
         if !self.policy.blocked.is_empty() {
             self.rule(recorder, Rule::Blocklist, blocked)?;
         }
         if let Some(expected) = &self.policy.expected_vermagic {
-            let broken = *vermagic != Some(expected.as_bytes());
+            let broken = vermagic != Some(expected.as_bytes());
             let found = vermagic.map_or_else(|| "none".into(), |found| format!("\"{}\"", escaped(found)));
             let expected = expected.clone();
             self.rule(recorder, Rule::Vermagic, broken.then_some(Error::Vermagic { found, expected }))?;
@@ -213,9 +215,9 @@ impl<'a> Judge<'a> {
             self.rule(recorder, Rule::Namespaces, broken)?;
         }
         if let Some(exported) = wanted.crc {
-            let built_against = self.versions.and_then(|versions| {
-                versions.iter().find(|version| version.is_for(wanted.symbol)).map(|version| version.crc)
-            });
+            let versions = Records::<Version>::new(&self.versions).into_iter().flat_map(|versions| versions.iter());
+            let mut for_symbol = versions.filter(|version| version.is_for(wanted.symbol));
+            let built_against = for_symbol.next().map(|version| version.crc);
             let broken = Error::Version { symbol: symbol(), owner: owner(), exported, built_against };
             let broken = Some(broken).filter(|_| built_against != Some(exported.into()));
             self.rule(recorder, Rule::Versions, broken)?;

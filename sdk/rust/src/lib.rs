@@ -1,0 +1,276 @@
+//! What a module is written with in Rust: the counterpart of `modload/module.h`, without the standard library.
+//!
+//! ```ignore
+//! #![no_std]
+//! use modload_module::module;
+//!
+//! module! {
+//!     name: "answer",
+//!     license: "Dual MIT/GPL",
+//!     description: "Answers",
+//!     init: init,
+//!     params: { times: i32 = 1, 0o644, "how often"; },
+//!     exports: [answer],
+//! }
+//!
+//! fn init() -> Result<(), i32> {
+//!     if times.get() < 0 { Err(modload_module::EINVAL) } else { Ok(()) }
+//! }
+//!
+//! extern "C" fn answer() -> i32 {
+//!     42 * times.get()
+//! }
+//! ```
+//!
+//! - [`module!`]: says what the module is. Once, at the top of its crate.
+//! - [`Value`]: a parameter's variable. Types: bool, u8, i16, u16, i32, u32, i64, u64.
+//! - Error numbers that `init` may return: [`EINVAL`] and its neighbours.
+//!
+//! A module is one object: `rustc --crate-type=lib --emit=obj -Cpanic=abort -Copt-level=2 -Ccodegen-units=1`. Nothing in
+//! it may panic, for nobody defines what a panic calls; the loader names what is missing. This crate leaves nothing in
+//! the object but what the module uses: its functions are always inlined.
+
+#![no_std]
+
+use core::cell::UnsafeCell;
+use core::ffi::{c_char, c_int};
+use core::ptr;
+
+/// `struct module` of the C SDK.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Module {
+    name: [c_char; 56],
+}
+
+/// The operations of a parameter's type; only its address is used.
+#[repr(C)]
+#[derive(Debug)]
+pub struct ParamOps {
+    _opaque: [u8; 0],
+}
+
+unsafe extern "C" {
+    /// The module's own `struct module`. The loader supplies it.
+    pub safe static __this_module: Module;
+    safe static param_ops_bool: ParamOps;
+    safe static param_ops_byte: ParamOps;
+    safe static param_ops_short: ParamOps;
+    safe static param_ops_ushort: ParamOps;
+    safe static param_ops_int: ParamOps;
+    safe static param_ops_uint: ParamOps;
+    safe static param_ops_long: ParamOps;
+    safe static param_ops_ulong: ParamOps;
+}
+
+/// Out of memory.
+pub const ENOMEM: i32 = 12;
+/// The module is in use.
+pub const EBUSY: i32 = 16;
+/// There is no such device.
+pub const ENODEV: i32 = 19;
+/// An argument is not valid.
+pub const EINVAL: i32 = 22;
+
+mod sealed {
+    /// Only this crate says which types parameters have.
+    pub trait Sealed {}
+}
+
+/// A type that a parameter may have.
+pub trait ParamType: sealed::Sealed + Copy {
+    /// Its name, as in `module_param(name, type, perm)`.
+    const NAME: &'static str;
+    /// The operations of its type.
+    const OPS: *const ParamOps;
+}
+
+macro_rules! param_types {
+    ($($kind:ty, $name:literal, $ops:ident;)*) => {
+        $(
+            impl sealed::Sealed for $kind {}
+            impl ParamType for $kind {
+                const NAME: &'static str = $name;
+                const OPS: *const ParamOps = &raw const $ops;
+            }
+        )*
+    };
+}
+
+param_types! {
+    bool, "bool", param_ops_bool;
+    u8, "byte", param_ops_byte;
+    i16, "short", param_ops_short;
+    u16, "ushort", param_ops_ushort;
+    i32, "int", param_ops_int;
+    u32, "uint", param_ops_uint;
+    i64, "long", param_ops_long;
+    u64, "ulong", param_ops_ulong;
+}
+
+/// A parameter's variable: the loader stores into it before `init` runs, and whoever may set the parameter later does.
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct Value<T>(UnsafeCell<T>);
+
+// SAFETY: the module only reads it, as a whole and volatile; who writes it is the loader, with one store of its size.
+unsafe impl<T: ParamType> Sync for Value<T> {}
+
+impl<T: ParamType> Value<T> {
+    /// With the value that it has if none is given.
+    pub const fn new(value: T) -> Value<T> {
+        Value(UnsafeCell::new(value))
+    }
+
+    /// Its value now.
+    #[inline(always)]
+    pub fn get(&self) -> T {
+        // SAFETY: the cell is initialised and aligned; volatile, because the loader writes it.
+        unsafe { ptr::read_volatile(self.0.get()) }
+    }
+}
+
+/// A record of `__param`: Linux's `struct kernel_param`.
+#[repr(C)]
+#[derive(Debug)]
+pub struct ParamRecord {
+    name: *const u8,
+    module: *const Module,
+    ops: *const ParamOps,
+    perm: u16,
+    level: i8,
+    flags: u8,
+    arg: *const (),
+}
+
+// SAFETY: nobody writes it; the pointers are only compared and followed by the loader.
+unsafe impl Sync for ParamRecord {}
+
+impl ParamRecord {
+    /// The record of a parameter. `name` ends with a NUL.
+    pub const fn new<T: ParamType>(name: &'static str, perm: u16, value: &'static Value<T>) -> ParamRecord {
+        let (name, arg) = (name.as_ptr(), ptr::from_ref(value).cast());
+        ParamRecord { name, module: &raw const __this_module, ops: T::OPS, perm, level: -1, flags: 0, arg }
+    }
+}
+
+/// A text as bytes, for a section that holds nothing but text.
+#[must_use]
+pub const fn bytes<const N: usize>(text: &str) -> [u8; N] {
+    let mut bytes = [0; N];
+    bytes.copy_from_slice(text.as_bytes());
+    bytes
+}
+
+/// What `init` gives, as C has it.
+#[must_use]
+#[inline(always)]
+pub fn status(result: Result<(), i32>) -> c_int {
+    result.map_or_else(i32::wrapping_neg, |()| 0)
+}
+
+/// Puts one `key=value` into `.modinfo`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! modinfo {
+    ($($text:expr),*) => {
+        const _: () = {
+            const TEXT: &str = concat!($($text),*, "\0");
+            #[used]
+            #[unsafe(link_section = ".modinfo")]
+            static INFO: [u8; TEXT.len()] = $crate::bytes(TEXT);
+        };
+    };
+}
+
+/// Says what a module is: its name and licence, and, each as needed and in this order, author, description, version,
+/// init (`fn() -> Result<(), i32>`), exit (`fn()`), parameters (`name: type = value, permissions, "description";`) and
+/// exports (names of `extern "C"` functions).
+#[macro_export]
+macro_rules! module {
+    (
+        name: $name:literal,
+        license: $license:literal,
+        $(author: $author:literal,)?
+        $(description: $description:literal,)?
+        $(version: $version:literal,)?
+        $(init: $init:path,)?
+        $(exit: $exit:path,)?
+        $(params: { $($param:ident: $kind:ident = $default:expr, $perm:literal, $about:literal;)* },)?
+        $(exports: [$($export:ident),* $(,)?],)?
+    ) => {
+        $crate::modinfo!("name=", $name);
+        $crate::modinfo!("license=", $license);
+        $($crate::modinfo!("author=", $author);)?
+        $($crate::modinfo!("description=", $description);)?
+        $($crate::modinfo!("version=", $version);)?
+        $(
+            #[unsafe(no_mangle)]
+            extern "C" fn init_module() -> ::core::ffi::c_int {
+                $crate::status($init())
+            }
+        )?
+        $(
+            #[unsafe(no_mangle)]
+            extern "C" fn cleanup_module() {
+                $exit();
+            }
+        )?
+        $($(
+            #[allow(non_upper_case_globals, reason = "a parameter is called as its users write it")]
+            static $param: $crate::Value<$kind> = $crate::Value::new($default);
+            const _: () = {
+                #[used]
+                #[unsafe(link_section = "__param")]
+                static RECORD: $crate::ParamRecord =
+                    $crate::ParamRecord::new(concat!(stringify!($param), "\0"), $perm, &$param);
+            };
+            $crate::param_info!($param, $kind);
+            $crate::modinfo!("parm=", stringify!($param), ":", $about);
+        )*)?
+        $($(
+            ::core::arch::global_asm!(
+                ".pushsection __ksymtab_strings,\"a\",@progbits",
+                concat!("770: .asciz \"", stringify!($export), "\""),
+                ".popsection",
+                ".pushsection __ksymtab,\"a\",@progbits",
+                ".balign 4",
+                ".long {symbol} - .",
+                ".long 770b - .",
+                ".long 0",
+                ".popsection",
+                symbol = sym $export,
+            );
+        )*)?
+    };
+}
+
+/// `parmtype=`: the names of types are those of C.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! param_info {
+    ($param:ident, bool) => {
+        $crate::modinfo!("parmtype=", stringify!($param), ":bool");
+    };
+    ($param:ident, u8) => {
+        $crate::modinfo!("parmtype=", stringify!($param), ":byte");
+    };
+    ($param:ident, i16) => {
+        $crate::modinfo!("parmtype=", stringify!($param), ":short");
+    };
+    ($param:ident, u16) => {
+        $crate::modinfo!("parmtype=", stringify!($param), ":ushort");
+    };
+    ($param:ident, i32) => {
+        $crate::modinfo!("parmtype=", stringify!($param), ":int");
+    };
+    ($param:ident, u32) => {
+        $crate::modinfo!("parmtype=", stringify!($param), ":uint");
+    };
+    ($param:ident, i64) => {
+        $crate::modinfo!("parmtype=", stringify!($param), ":long");
+    };
+    ($param:ident, u64) => {
+        $crate::modinfo!("parmtype=", stringify!($param), ":ulong");
+    };
+}
