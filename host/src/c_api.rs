@@ -1,14 +1,16 @@
 //! What every host exports to modules: Linux's `register_module_notifier` and its inverse.
 #![expect(unsafe_code, reason = "C callers pass pointers, and C callbacks take them")]
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ffi::{c_char, c_int, c_ulong, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 
 use modload_edit::{Addr, index, wide};
 use modload_loader::{Coming, Loader, Membership, Module, Order, Refusal, Subscriber};
+use modload_text::on_fork;
 
 const MODULE_STATE_LIVE: c_ulong = 0;
 const MODULE_STATE_COMING: c_ulong = 1;
@@ -41,32 +43,69 @@ struct CModule {
 pub(crate) struct Inner {
     /// Dropped first: whoever is still in the chains hears of the modules' going.
     pub(crate) loader: Loader,
-    notifiers: Mutex<HashMap<Addr, Membership>>,
     /// How many [`crate::Host`]s there are; references of a moment's, as in [`owner`], are none.
     pub(crate) handles: AtomicUsize,
     /// Whether the last of them has been dropped once.
     pub(crate) left: AtomicBool,
+    /// Dropped last.
+    _notifiers: Notifiers,
+}
+
+/// Takes the C notifiers of a host out of the chains when it is dropped: those that its modules, held by somebody,
+/// still have.
+#[derive(Debug)]
+struct Notifiers;
+
+impl Drop for Notifiers {
+    fn drop(&mut self) {
+        let gone: Vec<_> = {
+            let mut hosts = hosts();
+            let (gone, there) = std::mem::take(&mut hosts.notifiers)
+                .into_iter()
+                .partition::<BTreeMap<_, _>, _>(|(_, (host, _))| host.strong_count() == 0);
+            hosts.notifiers = there;
+            gone.into_values().collect()
+        };
+        // Without the lock: leaving may wait for a call that wants it.
+        drop(gone);
+    }
 }
 
 impl Inner {
     pub(crate) fn new(loader: Loader) -> Inner {
         let (handles, left) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Inner { loader, notifiers: Mutex::new(HashMap::new()), handles, left }
+        Inner { loader, handles, left, _notifiers: Notifiers }
     }
 }
 
 /// All hosts of the process: a C caller does not say which one it means, but its notifier block lies in one of its
-/// modules.
-static HOSTS: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
+/// modules. The lock is taken before those of registries, never with one in hand, and held over fork.
+struct Hosts {
+    all: Vec<Weak<Inner>>,
+    /// By the address of the block.
+    notifiers: BTreeMap<Addr, (Weak<Inner>, Membership)>,
+}
+
+static HOSTS: Mutex<Hosts> = Mutex::new(Hosts { all: Vec::new(), notifiers: BTreeMap::new() });
+
+thread_local! {
+    static HELD: RefCell<Option<MutexGuard<'static, Hosts>>> = const { RefCell::new(None) };
+}
+
+fn hosts() -> MutexGuard<'static, Hosts> {
+    HOSTS.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 pub(crate) fn enter(inner: &Arc<Inner>) {
-    let mut hosts = HOSTS.lock().unwrap_or_else(PoisonError::into_inner);
-    hosts.retain(|host| host.strong_count() != 0);
-    hosts.push(Arc::downgrade(inner));
+    static FORK: Once = Once::new();
+    FORK.call_once(|| on_fork(|| HELD.set(Some(hosts())), || HELD.set(None), || HELD.set(None)));
+    let mut hosts = hosts();
+    hosts.all.retain(|host| host.strong_count() != 0);
+    hosts.all.push(Arc::downgrade(inner));
 }
 
 fn owner(block: Addr) -> Option<(Arc<Inner>, Arc<Module>)> {
-    let hosts: Vec<_> = HOSTS.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect();
+    let hosts: Vec<_> = hosts().all.iter().filter_map(Weak::upgrade).collect();
     hosts.into_iter().find_map(|host| host.loader.module_at(block).map(|module| (host, module)))
 }
 
@@ -91,16 +130,16 @@ extern "C" fn register(block: *mut NotifierBlock) -> c_int {
     if call.is_none() {
         return -EINVAL;
     }
-    let mut notifiers = host.notifiers.lock().unwrap_or_else(PoisonError::into_inner);
-    if notifiers.get(&at).is_some_and(Membership::is_member) {
+    let mut hosts = hosts();
+    if hosts.notifiers.get(&at).is_some_and(|(_, membership)| membership.is_member()) {
         return -EEXIST;
     }
     let name =
         module.display_place(at).map_or_else(|| module.name().to_owned(), |place| format!("{}:{place}", module.name()));
     let subscriber = Arc::new(CNotifier { block: at });
     let membership = host.loader.subscribe_for(&module, &name, Order::same(priority), subscriber);
-    let replaced = notifiers.insert(at, membership);
-    drop(notifiers);
+    let replaced = hosts.notifiers.insert(at, (Arc::downgrade(&host), membership));
+    drop(hosts);
     drop(replaced);
     0
 }
@@ -108,10 +147,12 @@ extern "C" fn register(block: *mut NotifierBlock) -> c_int {
 /// `int unregister_module_notifier(struct notifier_block *)`: returns when no other thread is in a call of it.
 extern "C" fn unregister(block: *mut NotifierBlock) -> c_int {
     let at = Addr::new(wide(block.expose_provenance()));
-    let Some((host, _)) = owner(at) else { return -EINVAL };
-    let membership = host.notifiers.lock().unwrap_or_else(PoisonError::into_inner).remove(&at);
+    if owner(at).is_none() {
+        return -EINVAL;
+    }
+    let found = hosts().notifiers.remove(&at);
     // Dropped without the lock: leaving may wait for a call that wants it.
-    membership.map_or(-ENOENT, |membership| {
+    found.map_or(-ENOENT, |(_, membership)| {
         membership.leave();
         0
     })
