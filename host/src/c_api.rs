@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 
 use modload_edit::{Addr, index, wide};
 use modload_loader::{Coming, Loader, Membership, Module, Order, Refusal, Subscriber};
+use modload_text::on_fork;
 
 const MODULE_STATE_LIVE: c_ulong = 0;
 const MODULE_STATE_COMING: c_ulong = 1;
@@ -40,59 +41,71 @@ struct CModule {
 /// What a host is made of.
 #[derive(Debug)]
 pub(crate) struct Inner {
+    /// Dropped first: whoever is still in the chains hears of the modules' going.
     pub(crate) loader: Loader,
     /// How many [`crate::Host`]s there are; references of a moment's, as in [`owner`], are none.
     pub(crate) handles: AtomicUsize,
     /// Whether the last of them has been dropped once.
     pub(crate) left: AtomicBool,
+    /// Dropped last.
+    _notifiers: Notifiers,
+}
+
+/// Takes the C notifiers of a host out of the chains when it is dropped: those that its modules, held by somebody,
+/// still have.
+#[derive(Debug)]
+struct Notifiers;
+
+impl Drop for Notifiers {
+    fn drop(&mut self) {
+        let gone: Vec<_> = {
+            let mut hosts = hosts();
+            let (gone, there) = std::mem::take(&mut hosts.notifiers)
+                .into_iter()
+                .partition::<BTreeMap<_, _>, _>(|(_, (host, _))| host.strong_count() == 0);
+            hosts.notifiers = there;
+            gone.into_values().collect()
+        };
+        // Without the lock: leaving may wait for a call that wants it.
+        drop(gone);
+    }
 }
 
 impl Inner {
     pub(crate) fn new(loader: Loader) -> Inner {
-        Inner { loader, handles: AtomicUsize::new(0), left: AtomicBool::new(false) }
+        let (handles, left) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Inner { loader, handles, left, _notifiers: Notifiers }
     }
 }
 
-/// All hosts of the process, and the notifier blocks registered with them: a C caller does not say which host it means,
-/// but its block lies in one of its modules.
-struct Registered {
-    hosts: Vec<Weak<Inner>>,
-    /// By the block's address.
-    notifiers: BTreeMap<Addr, Membership>,
+/// All hosts of the process: a C caller does not say which one it means, but its notifier block lies in one of its
+/// modules. The lock is taken before those of registries, never with one in hand, and held over fork.
+struct Hosts {
+    all: Vec<Weak<Inner>>,
+    /// By the address of the block.
+    notifiers: BTreeMap<Addr, (Weak<Inner>, Membership)>,
 }
 
-static REGISTERED: Mutex<Registered> = Mutex::new(Registered { hosts: Vec::new(), notifiers: BTreeMap::new() });
-
-fn registered() -> MutexGuard<'static, Registered> {
-    REGISTERED.lock().unwrap_or_else(PoisonError::into_inner)
-}
+static HOSTS: Mutex<Hosts> = Mutex::new(Hosts { all: Vec::new(), notifiers: BTreeMap::new() });
 
 thread_local! {
-    /// Held over fork, so that the child finds it free.
-    static HELD: RefCell<Option<MutexGuard<'static, Registered>>> = const { RefCell::new(None) };
+    static HELD: RefCell<Option<MutexGuard<'static, Hosts>>> = const { RefCell::new(None) };
 }
 
-/// Makes fork leave the child a free lock. Before any loader is made: the locks of this crate come first.
-pub(crate) fn install_fork_handlers() {
-    static INSTALLED: Once = Once::new();
-    INSTALLED.call_once(|| {
-        modload_text::on_fork(|| HELD.set(Some(registered())), || HELD.set(None), || HELD.set(None));
-    });
+fn hosts() -> MutexGuard<'static, Hosts> {
+    HOSTS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(crate) fn enter(inner: &Arc<Inner>) {
-    let left: Vec<Membership> = {
-        let mut registered = registered();
-        registered.hosts.retain(|host| host.strong_count() != 0);
-        registered.hosts.push(Arc::downgrade(inner));
-        // Of modules that went without unregistering.
-        registered.notifiers.extract_if(.., |_, membership| !membership.is_member()).map(|(_, left)| left).collect()
-    };
-    drop(left);
+    static FORK: Once = Once::new();
+    FORK.call_once(|| on_fork(|| HELD.set(Some(hosts())), || HELD.set(None), || HELD.set(None)));
+    let mut hosts = hosts();
+    hosts.all.retain(|host| host.strong_count() != 0);
+    hosts.all.push(Arc::downgrade(inner));
 }
 
 fn owner(block: Addr) -> Option<(Arc<Inner>, Arc<Module>)> {
-    let hosts: Vec<_> = registered().hosts.iter().filter_map(Weak::upgrade).collect();
+    let hosts: Vec<_> = hosts().all.iter().filter_map(Weak::upgrade).collect();
     hosts.into_iter().find_map(|host| host.loader.module_at(block).map(|module| (host, module)))
 }
 
@@ -117,16 +130,16 @@ extern "C" fn register(block: *mut NotifierBlock) -> c_int {
     if call.is_none() {
         return -EINVAL;
     }
-    let mut registered = registered();
-    if registered.notifiers.get(&at).is_some_and(Membership::is_member) {
+    let mut hosts = hosts();
+    if hosts.notifiers.get(&at).is_some_and(|(_, membership)| membership.is_member()) {
         return -EEXIST;
     }
     let name =
         module.display_place(at).map_or_else(|| module.name().to_owned(), |place| format!("{}:{place}", module.name()));
     let subscriber = Arc::new(CNotifier { block: at });
     let membership = host.loader.subscribe_for(&module, &name, Order::same(priority), subscriber);
-    let replaced = registered.notifiers.insert(at, membership);
-    drop(registered);
+    let replaced = hosts.notifiers.insert(at, (Arc::downgrade(&host), membership));
+    drop(hosts);
     drop(replaced);
     0
 }
@@ -137,9 +150,9 @@ extern "C" fn unregister(block: *mut NotifierBlock) -> c_int {
     if owner(at).is_none() {
         return -EINVAL;
     }
-    let membership = registered().notifiers.remove(&at);
+    let found = hosts().notifiers.remove(&at);
     // Dropped without the lock: leaving may wait for a call that wants it.
-    membership.map_or(-ENOENT, |membership| {
+    found.map_or(-ENOENT, |(_, membership)| {
         membership.leave();
         0
     })

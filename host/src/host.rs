@@ -27,7 +27,6 @@ impl Host {
     }
 
     pub(crate) fn new(externals: Arc<dyn Externals>, policy: Policy) -> Result<Host, ArenaError> {
-        c_api::install_fork_handlers();
         let inner = Arc::new(Inner::new(Loader::new(externals, policy)?));
         c_api::enter(&inner);
         Ok(Host::handle(inner))

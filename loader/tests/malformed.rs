@@ -133,6 +133,18 @@ fn an_init_or_exit_that_is_no_function_is_refused() {
 }
 
 #[test]
+fn two_relocations_of_one_place_are_refused_without_an_address() {
+    let text = ".globl f\nf: ret\n.data\n.quad 0\n.reloc .data, R_X86_64_64, f\n.reloc .data, R_X86_64_64, f\n";
+    let object = object_from_text("twice", Language::Assembler, text, Compiler::Cc, &[]).unwrap();
+    let error = Bench::new().load(&fs::read(object).unwrap());
+    assert_eq!(
+        error.to_string(),
+        "mutant: relocate: R_X86_64_64 at .data+0x0 against \"f\": its place should hold [00, 00, 00, 00, 00, 00, 00, 00] \
+         before it is written; the file, or another relocation, has put something else there"
+    );
+}
+
+#[test]
 fn a_file_cut_off_at_any_byte_is_refused() {
     let bench = Bench::new();
     for (name, bytes) in objects() {

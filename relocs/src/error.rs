@@ -115,7 +115,7 @@ pub enum Error {
         site: Site,
     },
     /// The sink did not take the edit; most often the place held something else.
-    #[error("{site}: {source}")]
+    #[error("{site}: {}", Refusal(.source))]
     Rejected {
         /// Which relocation.
         site: Site,
@@ -144,6 +144,22 @@ impl Error {
             | Error::Unsupported { site, .. }
             | Error::MissingSlot { site }
             | Error::Rejected { site, .. } => site,
+        }
+    }
+}
+
+/// Why an edit was not taken, without addresses or what has been written: the same in every run.
+struct Refusal<'a>(&'a Rejected);
+
+impl fmt::Display for Refusal<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Rejected::Mismatch { expected, .. } => write!(
+                f,
+                "its place should hold {expected:02x?} before it is written; the file, or another relocation, has put \
+                 something else there"
+            ),
+            other => other.fmt(f),
         }
     }
 }

@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         Case::new("forks_do_not_disturb_loads_in_other_threads", forks_and_loads),
         Case::new("a_child_of_a_child_loads", grandchild),
         Case::new("a_load_that_forks_is_finished_by_both", load_that_forks),
+        Case::new("a_childs_modules_register_notifiers", child_with_notifiers).within_seconds(20),
         Case::new("children_of_several_threads_load", children_of_several_threads),
         Case::new("a_child_sees_the_modules_that_others_were_looking_at", child_of_readers),
     ])
@@ -208,6 +209,41 @@ fn child_of_readers() {
         }
         for _ in 0..200 {
             let ended = in_fork(|| assert_eq!(look(), seen));
+            stop.fetch_or(ended.status != Some(0), Ordering::Relaxed);
+            ended.well();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+fn child_with_notifiers() {
+    let host = Host::builder().build().unwrap();
+    let image = |name: &str| {
+        let text = "
+#include <modload/module.h>
+static int hear(struct notifier_block *block, unsigned long action, void *data) { return NOTIFY_OK; }
+static struct notifier_block block = { .notifier_call = hear };
+static int __init hearing_init(void)
+{
+	for (int i = 0; i < 2000; i++)
+		if (register_module_notifier(&block) || unregister_module_notifier(&block))
+			return -EINVAL;
+	return 0;
+}
+module_init(hearing_init);
+";
+        image_from_text(name, text)
+    };
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                host.load(&image("parents")).unwrap().unload().unwrap();
+            }
+        });
+        let childs = image("childs");
+        for _ in 0..100 {
+            let ended = in_fork(|| host.load(&childs).unwrap().unload().unwrap());
             stop.fetch_or(ended.status != Some(0), Ordering::Relaxed);
             ended.well();
         }

@@ -379,7 +379,9 @@ fn section_names_are_spelt_in_abi_alone() {
         abi.literals.into_iter().map(|(_, literal)| literal).filter(|literal| is_section(&literal)).collect();
     assert!(names.len() > 30 && names.contains(".modinfo") && names.contains("__ksymtab"));
     let mut found = Vec::new();
-    for source in sources().iter().filter(|source| source.is_product() && source.folder() != "abi") {
+    // The SDK is compiled into modules and imports nothing: it mirrors abi, and its fixture shows that it does so rightly.
+    let spells = |source: &&Source| source.is_product() && !["abi", "sdk"].contains(&source.folder());
+    for source in sources().iter().filter(spells) {
         for (line, literal) in &source.literals {
             let spelt = names.iter().any(|name| {
                 let rest = literal.strip_prefix(name.as_str());

@@ -39,7 +39,7 @@ pub(crate) fn install() -> io::Result<()> {
 
 extern "C" fn prepare() {
     let hooks = HOOKS.lock().unwrap_or_else(PoisonError::into_inner);
-    hooks.iter().for_each(|hook| (hook.prepare)());
+    hooks.iter().rev().for_each(|hook| (hook.prepare)());
     let text = TextLock::take();
     let books = Arena::existing().map(Arena::books);
     let locks = Locks { text, _owners: owners::hold_over_fork(), _books: books };
@@ -69,7 +69,7 @@ struct Hook {
 static HOOKS: Mutex<Vec<Hook>> = Mutex::new(Vec::new());
 
 /// Has three functions called around every fork: before it in the parent, and after it in the parent and in the
-/// child. `prepare` is called before this crate takes its own locks, the others when it has let go of them. None of
+/// child. As with `pthread_atfork`, who came last prepares first. `prepare` is called before this crate takes its own locks, the others when it has let go of them. None of
 /// them may call this function.
 pub fn on_fork(prepare: fn(), parent: fn(), child: fn()) {
     HOOKS.lock().unwrap_or_else(PoisonError::into_inner).push(Hook { prepare, parent, child });
