@@ -118,3 +118,41 @@ fn large_files_take_no_longer_than_they_are_large() {
     let described = params["params"].as_array().unwrap().iter().filter(|param| param["description"] == "text").count();
     assert_eq!(described, 50_000);
 }
+
+#[test]
+fn names_that_overlap_cannot_fill_the_memory() {
+    use object::write::{Object, Symbol, SymbolSection};
+    let mut object = Object::new(object::BinaryFormat::Elf, object::Architecture::X86_64, object::Endianness::Little);
+    let mut add = |name: String| {
+        object.add_symbol(Symbol {
+            name: name.into_bytes(),
+            value: 0,
+            size: 0,
+            kind: object::SymbolKind::Unknown,
+            scope: object::SymbolScope::Dynamic,
+            weak: false,
+            section: SymbolSection::Undefined,
+            flags: object::SymbolFlags::None,
+        });
+    };
+    (0..3000).for_each(|i| add(format!("s{i}")));
+    add("a".repeat(100_000));
+    let mut bytes = object.write().unwrap();
+    // Every symbol's name becomes a tail of the long one.
+    let long = bytes.windows(100_000).position(|window| window.iter().all(|&byte| byte == b'a')).unwrap();
+    let number = |at: usize| usize::try_from(u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())).unwrap();
+    let headers = (1..).map(|section| number(40) + 64 * section);
+    let symtab = headers.clone().find(|&at| bytes[at + 4] == 2).unwrap();
+    let link = usize::from(bytes[symtab + 40]);
+    let (symbols, strings) = (number(symtab + 24), number(number(40) + 64 * link + 24));
+    for i in 1..=3000_usize {
+        let name = u32::try_from(long - strings + i).unwrap();
+        bytes[symbols + 24 * i..symbols + 24 * i + 4].copy_from_slice(&name.to_le_bytes());
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("names.o");
+    std::fs::write(&path, bytes).unwrap();
+    let output = modhost(&["inspect", &path.display().to_string()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("and the limit is 67108864"), "{}", text(&output.stderr));
+}

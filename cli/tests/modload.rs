@@ -220,3 +220,14 @@ fn more_sections_than_the_header_can_count() {
     let output = modload(&["--call", "f0", "--call", "f65999", &object.display().to_string()]);
     assert_eq!(text(&output.stdout), "f0() = 0\nf65999() = 65999\n", "{}", text(&output.stderr));
 }
+
+#[test]
+fn a_symbol_of_an_empty_section_has_an_address() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, object) = (dir.path().join("empty.s"), dir.path().join("empty.o"));
+    std::fs::write(&source, ".data\nnothing:\n.text\n.globl where\nwhere: lea nothing(%rip), %rax\nret\n").unwrap();
+    assert!(Command::new("as").arg("-o").args([&object, &source]).status().unwrap().success());
+    let output = text(&modload(&["--call", "where:u64", &object.display().to_string()]).stdout);
+    let address: u64 = output.trim().strip_prefix("where() = ").unwrap().parse().unwrap();
+    assert!(address > 0x1000_0000, "{output}");
+}

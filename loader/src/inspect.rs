@@ -125,6 +125,7 @@ impl Inspection {
     pub fn of(bytes: &[u8], stem: &str, limit: u64) -> Result<Inspection, Error> {
         let file = File::validate(bytes)?;
         let layout = layout::plan(&file, limit)?;
+        bound_names(&file, &layout)?;
         let section = file.contents(section::MODINFO);
         let entries: Vec<_> =
             modinfo::entries(&section).map(|entry| (escaped(entry.key), escaped(entry.value))).collect();
@@ -162,6 +163,26 @@ impl Inspection {
     }
 }
 
+/// The most bytes that all names together may have: names may overlap in a string table, so that a small file can hold
+/// very many.
+const NAMES_LIMIT: u64 = 64 << 20;
+
+fn bound_names(file: &File<'_>, layout: &layout::Layout) -> Result<(), Error> {
+    let sections = file.sections.iter().map(|section| section.name.len());
+    let needs = layout.undefined.iter().filter_map(|&at| file.symbol(at)).map(|symbol| symbol.name().len());
+    let exports = file.relas.iter().filter(|relas| export_table(file, relas).is_some()).flat_map(|relas| {
+        relas.records.iter().filter(|rela| rela.offset % 12 == 4).filter_map(|rela| Some(name_at(file, &rela)?.len()))
+    });
+    let mut bytes = 0;
+    for len in sections.chain(needs).chain(exports) {
+        bytes += wide(len);
+        if bytes > NAMES_LIMIT {
+            return Err(Error::TooLarge { bytes, limit: NAMES_LIMIT });
+        }
+    }
+    Ok(())
+}
+
 fn flags(flags: elf::SectionFlags) -> String {
     let letters = [
         (elf::SHF_WRITE, 'w'),
@@ -190,30 +211,32 @@ fn params(entries: &[(String, String)]) -> Vec<InspectedParam> {
     split("parmtype").map(param).collect()
 }
 
+/// Whether these relocations are of a table of exports, and if so, whether of the one for GPL-compatible modules.
+fn export_table(file: &File<'_>, relas: &Relas<'_>) -> Option<bool> {
+    let section = file.section(relas.target)?;
+    let gpl_only = section.name == section::KSYMTAB_GPL.as_bytes();
+    (gpl_only || section.name == section::KSYMTAB.as_bytes()).then_some(gpl_only)
+}
+
 /// The names in the records of `__ksymtab` and `__ksymtab_gpl`: what the second field of each is relocated against.
 fn exports(file: &File<'_>) -> Vec<InspectedExport> {
-    let of = |relas: &Relas<'_>| {
-        let section = file.section(relas.target)?;
-        let gpl_only = section.name == section::KSYMTAB_GPL.as_bytes();
-        (gpl_only || section.name == section::KSYMTAB.as_bytes()).then_some(gpl_only)
-    };
-    let tables = file.relas.iter().filter_map(|relas| Some((relas, of(relas)?)));
+    let tables = file.relas.iter().filter_map(|relas| Some((relas, export_table(file, relas)?)));
     tables
         .flat_map(|(relas, gpl_only)| {
             let names =
                 relas.records.iter().filter(|rela| rela.offset % 12 == 4).filter_map(|rela| name_at(file, &rela));
-            names.map(move |name| InspectedExport { name, gpl_only })
+            names.map(move |name| InspectedExport { name: escaped(name), gpl_only })
         })
         .collect()
 }
 
 /// The string that a relocation of a name's field refers to.
-fn name_at(file: &File<'_>, rela: &Rela) -> Option<String> {
+fn name_at<'a>(file: &File<'a>, rela: &Rela) -> Option<&'a [u8]> {
     let symbol = file.symbol(rela.symbol)?;
     let Place::Section(section) = symbol.place else { return None };
     let offset = symbol.value.wrapping_add_signed(rela.addend);
     let rest = file.section(section)?.data.get(index(offset)..)?;
-    Some(escaped(rest.split(|&byte| byte == 0).next()?))
+    rest.split(|&byte| byte == 0).next()
 }
 
 fn needs(file: &File<'_>, layout: &layout::Layout) -> Vec<InspectedNeed> {

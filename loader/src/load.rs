@@ -23,7 +23,8 @@ use crate::policy::{Judge, Policy};
 use crate::registry::{Registry, Reservation, State};
 use crate::resolve::{self, Externals, Resolved, Scene};
 use crate::timeline::{EventKind, Recorder, Recording};
-use crate::{admit, layout, modinfo, relocate, unload};
+use crate::unload::{self, Which};
+use crate::{admit, layout, modinfo, relocate};
 
 /// Loads and unloads modules. Dropping it unloads them all in reverse order and leaks, with an error in the log, what
 /// is still held.
@@ -296,9 +297,10 @@ impl Loader {
 
     /// Unloads all modules, the last one first. What is held stays, and the log has an error for it.
     pub fn unload_all(&self) {
-        let names: Vec<_> = self.registry.lock().modules.iter().rev().map(|entry| entry.name.clone()).collect();
-        for name in names {
-            if let Err(error) = self.unload_module(&name) {
+        let all: Vec<_> =
+            self.registry.lock().modules.iter().rev().map(|entry| (entry.id, entry.name.clone())).collect();
+        for (id, name) in all {
+            if let Err(error) = unload::unload_module(self.registry, Which::This(id, &name)) {
                 tracing::error!(%error, "left in memory when its host was dropped");
             }
         }
@@ -315,7 +317,7 @@ impl Loader {
     /// # Errors
     /// [`UnloadError`]: it is in use, not LIVE, or not there. It is as it was.
     pub fn unload_module(&self, name: &str) -> Result<(), UnloadError> {
-        unload::unload_module(self.registry, name)
+        unload::unload_module(self.registry, Which::Named(name))
     }
 }
 

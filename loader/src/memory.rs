@@ -129,11 +129,17 @@ pub(crate) fn copy(file: &File<'_>, layout: &Layout, memory: &mut Staging) -> Co
 }
 
 impl Staging {
-    /// Where a part begins; address zero if there is none.
+    /// Where a part begins. One that is empty has an address all the same, for the symbols of its empty sections: that of
+    /// the first part that is not.
     pub(crate) fn base(&self, part: Part) -> Addr {
+        let first = || Part::ALL.into_iter().find_map(|part| self.own_base(part));
+        self.own_base(part).or_else(first).unwrap_or(Addr::NULL)
+    }
+
+    fn own_base(&self, part: Part) -> Option<Addr> {
         let staged = |staged: &Option<Staged>| staged.as_ref().map(Staged::addr);
         let fresh = |fresh: &Option<Fresh>| fresh.as_ref().map(Fresh::addr);
-        let base = match part {
+        match part {
             Part::Text => staged(&self.text),
             Part::InitText => staged(&self.init_text),
             Part::ReadOnly => staged(&self.read_only),
@@ -141,8 +147,7 @@ impl Staging {
             Part::Data => fresh(&self.data),
             Part::InitData => fresh(&self.init_data),
             Part::RoAfterInit => fresh(&self.ro_after_init),
-        };
-        base.unwrap_or(Addr::NULL)
+        }
     }
 
     pub(crate) fn bytes(&self, part: Part) -> &[u8] {

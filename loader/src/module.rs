@@ -14,7 +14,7 @@ use crate::memory::{Core, Ranges};
 use crate::names::{Names, SymbolKind};
 use crate::params::ParamInfo;
 use crate::registry::{ModuleId, Registry, State};
-use crate::unload;
+use crate::unload::{self, Which};
 
 /// A symbol of a module.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -259,9 +259,9 @@ impl Reference {
     /// # Errors
     /// [`UnloadError`]: somebody else uses it.
     pub fn unload(self) -> Result<(), UnloadError> {
-        let (registry, name) = (self.module.registry, self.module.name.clone());
+        let (registry, id, name) = (self.module.registry, self.module.id, self.module.name.clone());
         drop(self);
-        unload::unload_module(registry, &name)
+        unload::unload_module(registry, Which::This(id, &name))
     }
 }
 

@@ -7,14 +7,23 @@ use crate::chains;
 use crate::entry;
 use crate::error::UnloadError;
 use crate::module::{Module, lock};
-use crate::registry::{Registry, State};
+use crate::registry::{ModuleId, Registry, State};
 use crate::timeline::{EventKind, Recorder};
 
+/// Which module is to go.
+#[derive(Clone, Copy)]
+pub(crate) enum Which<'a> {
+    /// The one that has this name now.
+    Named(&'a str),
+    /// This one, and not another that has come under its name since.
+    This(ModuleId, &'a str),
+}
+
 /// Unloads a module that nobody uses.
-pub(crate) fn unload_module(registry: &'static Registry, name: &str) -> Result<(), UnloadError> {
-    let module = close(registry, name)?;
+pub(crate) fn unload_module(registry: &'static Registry, which: Which<'_>) -> Result<(), UnloadError> {
+    let module = close(registry, which)?;
     let recorder = Recorder { registry, module: &module.name };
-    tracing::debug!(module = name, "GOING");
+    tracing::debug!(module = %module.name, "GOING");
     recorder.record(|| EventKind::State { state: State::Going });
     exit(recorder, &module);
     entry::destructors(&module.functions.destructors, module.functions.dso_handle);
@@ -29,7 +38,7 @@ pub(crate) fn unload_module(registry: &'static Registry, name: &str) -> Result<(
     recorder.record(|| EventKind::Freed);
     registry.lock().remove(module.id);
     registry.wake();
-    tracing::info!(module = name, "unloaded");
+    tracing::info!(module = %module.name, "unloaded");
     Ok(())
 }
 
@@ -42,9 +51,13 @@ pub(crate) fn exit(recorder: Recorder<'_>, module: &Module) {
 }
 
 /// Closes a module to new references: it is GOING from here on, and nobody else can unload it.
-fn close(registry: &'static Registry, name: &str) -> Result<Arc<Module>, UnloadError> {
+fn close(registry: &'static Registry, which: Which<'_>) -> Result<Arc<Module>, UnloadError> {
     let mut book = registry.lock();
-    let entry = book.by_name(name).ok_or_else(|| UnloadError::NotFound(name.escape_debug().to_string()))?;
+    let (entry, name) = match which {
+        Which::Named(name) => (book.by_name(name), name),
+        Which::This(id, name) => (book.by_id(id), name),
+    };
+    let entry = entry.ok_or_else(|| UnloadError::NotFound(name.escape_debug().to_string()))?;
     let (id, state) = (entry.id, entry.state);
     let live = entry.module.clone().filter(|_| state == State::Live);
     let module = live.ok_or_else(|| UnloadError::NotLive { module: name.into(), state })?;

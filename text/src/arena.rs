@@ -231,8 +231,8 @@ impl Arena {
     /// The arena of this process, built when it is first asked for.
     ///
     /// # Errors
-    /// [`ArenaError`] names the rule of the system that stands in the way. Nothing is remembered of a failure but
-    /// address space that stays reserved, and the next call tries again.
+    /// [`ArenaError`] names the rule of the system that stands in the way. Nothing is remembered of a failure, and the
+    /// next call tries again.
     pub fn get() -> Result<&'static Arena, ArenaError> {
         let _one_builder = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(arena) = ARENA.get() {
@@ -244,14 +244,16 @@ impl Arena {
             Some(reserved) => (reserved, true),
             None => (reserve::anywhere(SIZES[0]).map_err(ArenaError::Reserve)?, false),
         };
-        let arena = Arena::build(reserved, low).inspect_err(|_| reserved.release())?;
+        let installed = || {
+            trap::install().map_err(|source| ArenaError::Handler { what: "SIGTRAP handler", source })?;
+            fork::install().map_err(|source| ArenaError::Handler { what: "fork handlers", source })
+        };
+        let built = Arena::build(reserved, low).and_then(|arena| installed().map(|()| arena));
+        let arena = built.inspect_err(|_| reserved.release())?;
         let text = slot(Class::Text);
         TEXT_START.store(arena.starts[text].get(), Ordering::Relaxed);
         TEXT_END.store(arena.starts[text].get() + arena.lens[text], Ordering::Relaxed);
-        let arena = ARENA.get_or_init(|| arena);
-        trap::install().map_err(|source| ArenaError::Handler { what: "SIGTRAP handler", source })?;
-        fork::install().map_err(|source| ArenaError::Handler { what: "fork handlers", source })?;
-        Ok(arena)
+        Ok(ARENA.get_or_init(|| arena))
     }
 
     /// The arena, if it has been built.

@@ -86,11 +86,24 @@ impl Reserved {
     }
 }
 
-/// Faults in writable pages ahead, so that loads need not.
+/// Faults in writable pages that nobody has used yet, so that loads need not.
 pub(crate) fn populate(at: Addr, len: u64) -> io::Result<()> {
     // SAFETY: MADV_POPULATE_WRITE changes no contents and no protection; on a range that is not mapped it fails.
     let failed = unsafe { libc::madvise(pointer(at).cast(), index(len), libc::MADV_POPULATE_WRITE) };
-    if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if failed == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() != Some(libc::EINVAL) {
+        return Err(error);
+    }
+    // Linux before 5.14 does not know it.
+    for page in (0..len).step_by(index(PAGE)) {
+        // SAFETY: a page of a data stripe that nobody has been given yet, mapped writable; a store of the zero that it
+        // reads as.
+        unsafe { pointer(at + page).write_volatile(0) };
+    }
+    Ok(())
 }
 
 /// The address as a pointer into memory that no Rust object owns.

@@ -62,7 +62,7 @@ extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     let ours = code == libc::SI_KERNEL && arena::text_contains(at);
     let met = if ours || code == libc::SI_KERNEL && is_int3(at) { Met::Int3 } else { Met::Nothing };
     if ours {
-        owners::with_owner(at, |owner| report(at, owner));
+        report(at);
     }
     let previous = PREVIOUS.get().copied().unwrap_or_else(default_action);
     match previous.sa_sigaction {
@@ -110,33 +110,51 @@ fn is_int3(at: Addr) -> bool {
     unsafe { ptr::read_volatile(pointer(at)) == INT3 }
 }
 
-/// Writes the line. Runs in the signal handler: no allocation, no lock, one `write`.
-fn report(at: Addr, owner: Option<&Owner>) {
-    let mut line = [0_u8; 512];
-    let mut rest: &mut [u8] = &mut line;
-    // A name that is too long is cut, and the line is still one.
-    let _ = match owner {
-        None => write!(rest, "modload: call to {at}, where no module has its text"),
-        Some(owner) => {
-            let what = match owner.phase {
-                Phase::Staged => "before its text was published",
-                Phase::Gone => "after it was unloaded",
-                Phase::Published => return,
-            };
-            let module = owner.describe.module();
-            match owner.describe.symbol(at) {
-                Some((name, 0)) => write!(rest, "modload: call to {} [{module}] {what}", name.escape_ascii()),
-                Some((name, offset)) => {
-                    write!(rest, "modload: execution at {}+{offset:#x} [{module}] {what}", name.escape_ascii())
+/// A line, and the descriptor it goes to. Filled in place and small: it stands on a signal stack.
+struct Line {
+    text: [u8; 256],
+    len: usize,
+    descriptor: libc::c_int,
+}
+
+/// Writes the line about an INT3 of ours. Runs in the signal handler: no allocation, no lock but the owners', which is
+/// free again before the one `write`.
+fn report(at: Addr) {
+    let mut line = Line { text: [0; 256], len: 0, descriptor: 2 };
+    owners::with_owner(at, |owner| line.fill(at, owner));
+    if line.len != 0 {
+        // SAFETY: the buffer is ours and `len` lies in it; write is async-signal-safe, and nobody waits for its result.
+        unsafe { libc::write(line.descriptor, line.text.as_ptr().cast(), line.len) };
+    }
+}
+
+impl Line {
+    /// Says what there is to say about an INT3; nothing if it stands in published text, where it is the module's own.
+    fn fill(&mut self, at: Addr, owner: Option<&Owner>) {
+        let mut rest: &mut [u8] = &mut self.text;
+        // A name that is too long is cut, and the line is still one.
+        let _ = match owner {
+            None => write!(rest, "modload: call to {at}, where no module has its text"),
+            Some(owner) => {
+                let what = match owner.phase {
+                    Phase::Staged => "before its text was published",
+                    Phase::Gone => "after it was unloaded",
+                    Phase::Published => return,
+                };
+                let module = owner.describe.module();
+                match owner.describe.symbol(at) {
+                    Some((name, 0)) => write!(rest, "modload: call to {} [{module}] {what}", name.escape_ascii()),
+                    Some((name, offset)) => {
+                        write!(rest, "modload: execution at {}+{offset:#x} [{module}] {what}", name.escape_ascii())
+                    }
+                    None => write!(rest, "modload: execution at {at} [{module}] {what}"),
                 }
-                None => write!(rest, "modload: execution at {at} [{module}] {what}"),
             }
-        }
-    };
-    let room = rest.len();
-    let used = (line.len() - room).min(line.len() - 1);
-    line[used] = b'\n';
-    let descriptor = owner.map_or(2, |owner| owner.describe.descriptor());
-    // SAFETY: the buffer is ours and `used` lies in it; write is async-signal-safe, and nobody waits for its result.
-    unsafe { libc::write(descriptor, line.as_ptr().cast(), used + 1) };
+        };
+        let room = rest.len();
+        let used = (self.text.len() - room).min(self.text.len() - 1);
+        self.text[used] = b'\n';
+        self.len = used + 1;
+        self.descriptor = owner.map_or(2, |owner| owner.describe.descriptor());
+    }
 }
