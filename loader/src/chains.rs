@@ -98,6 +98,9 @@ impl Membership {
 
     /// Leaves both chains. Returns when no other thread is in a call of the subscriber; from within such a call, of
     /// this thread, it returns at once.
+    ///
+    /// It is a wait like that of a join, and nobody looks for cycles in it: two subscribers that leave each other's
+    /// membership from within their calls, in two threads, wait for ever.
     pub fn leave(self) {}
 
     /// Whether it is still in the chains: a module's is taken out when the module goes.

@@ -18,23 +18,25 @@
 mod error;
 mod timeline;
 
-mod admit;
-mod announced;
-mod chains;
-mod entry;
+// In the order of the stages.
 mod file;
-mod form;
-mod inspect;
-mod layout;
-mod load;
-mod memory;
+mod validate;
 mod modinfo;
-mod params;
 mod policy;
+mod admit;
+mod layout;
 mod registry;
-mod relocate;
+mod memory;
 mod resolve;
+mod relocate;
+mod form;
+mod chains;
+mod announced;
+mod params;
+mod entry;
+mod load;
 mod unload;
+mod inspect;
 
 mod fork;
 mod module;
