@@ -4,37 +4,12 @@
 use std::fs;
 use std::sync::{Arc, Mutex, PoisonError};
 
+mod scene;
+
 use modload_fixtures::{Compiler, Fixture, Language, object_from_text};
-use modload_loader::{
-    Error, External, Externals, Faults, FunctionBytes, Image, Injected, Inspection, LoadError, Loader, Policy, Stage,
-};
+use modload_loader::{Error, FunctionBytes, Image, Inspection, LoadError, Loader, Policy, Stage};
 use modload_text::Arena;
-
-/// Every symbol is there, at an address that nobody calls.
-struct Everything;
-
-impl Externals for Everything {
-    fn exported(&self, _: &[u8]) -> Option<External> {
-        None
-    }
-
-    fn fallback(&self, _: &[u8]) -> Option<External> {
-        Some(External { addr: modload_edit::Addr::new(0x1234_5678), gpl_only: false, crc: None })
-    }
-
-    fn names(&self) -> Vec<String> {
-        Vec::new()
-    }
-}
-
-/// Nothing is run.
-struct BeforeRunning;
-
-impl Faults for BeforeRunning {
-    fn before(&self, stage: Stage) -> Result<(), Injected> {
-        if stage == Stage::Publish { Err(Injected) } else { Ok(()) }
-    }
-}
+use scene::{BeforeRunning, Everything};
 
 /// The tests of this file compare the whole arena, so they run one after the other.
 static ALONE: Mutex<()> = Mutex::new(());

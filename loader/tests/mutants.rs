@@ -2,14 +2,17 @@
 //! no panic, nothing left behind, no allocation beyond a bound. Seeded, so that a failure comes back; `MODLOAD_MUTANTS`
 //! says how many are made.
 
+mod scene;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use modload_fixtures::{Compiler, Fixture, Language};
-use modload_loader::{External, Externals, Faults, FunctionBytes, Image, Injected, Inspection, Loader, Policy, Stage};
+use modload_loader::{FunctionBytes, Image, Inspection, Loader, Policy, Stage};
 use modload_text::Arena;
+use scene::{BeforeRunning, Everything};
 
 /// Notes the largest allocation.
 struct Largest;
@@ -36,32 +39,6 @@ unsafe impl GlobalAlloc for Largest {
         LARGEST.fetch_max(size, Ordering::Relaxed);
         // SAFETY: the caller's promise is passed on.
         unsafe { System.realloc(at, layout, size) }
-    }
-}
-
-/// Every symbol is there, at an address that nobody calls.
-struct Everything;
-
-impl Externals for Everything {
-    fn exported(&self, _: &[u8]) -> Option<External> {
-        None
-    }
-
-    fn fallback(&self, _: &[u8]) -> Option<External> {
-        Some(External { addr: modload_edit::Addr::new(0x1234_5678), gpl_only: false, crc: None })
-    }
-
-    fn names(&self) -> Vec<String> {
-        Vec::new()
-    }
-}
-
-/// Nothing is run.
-struct BeforeRunning;
-
-impl Faults for BeforeRunning {
-    fn before(&self, stage: Stage) -> Result<(), Injected> {
-        if stage == Stage::Publish { Err(Injected) } else { Ok(()) }
     }
 }
 
