@@ -70,10 +70,12 @@ pub(crate) struct Sym<'a> {
 
 impl<'a> Sym<'a> {
     /// Its name. Its end is looked for each time: most symbols of a load are never asked for theirs.
+    #[inline]
     pub(crate) fn name(&self) -> &'a [u8] {
         until_nul(self.name_and_rest)
     }
 
+    #[inline]
     pub(crate) fn is_named(&self, name: &[u8]) -> bool {
         begins_with_string(self.name_and_rest, name)
     }
@@ -89,10 +91,12 @@ pub(crate) enum Place {
 }
 
 impl<'a> File<'a> {
+    #[inline]
     pub(crate) fn symbol_count(&self) -> u32 {
         u32::try_from(self.symbols.len()).unwrap_or(u32::MAX)
     }
 
+    #[inline]
     pub(crate) fn symbol(&self, at: u32) -> Option<Sym<'a>> {
         let symbol = self.symbols.get(index(at.into()))?;
         let place = match symbol.st_shndx.get(LE) {
@@ -113,19 +117,23 @@ impl<'a> File<'a> {
         })
     }
 
+    #[inline]
     pub(crate) fn is_undefined(&self, at: u32) -> bool {
         self.symbols.get(index(at.into())).is_some_and(|symbol| symbol.st_shndx.get(LE) == elf::SHN_UNDEF)
     }
 
+    #[inline]
     pub(crate) fn symbols(&self) -> impl Iterator<Item = (u32, Sym<'a>)> {
         (0..self.symbol_count()).filter_map(|at| Some((at, self.symbol(at)?)))
     }
 
     /// Offset of a symbol's name in [`File::strings`].
+    #[inline]
     pub(crate) fn name_offset(&self, at: u32) -> u32 {
         self.symbols.get(index(at.into())).map_or(0, |symbol| symbol.st_name.get(LE))
     }
 
+    #[inline]
     pub(crate) fn section(&self, at: u32) -> Option<&Section<'a>> {
         self.sections.get(index(at.into()))
     }
@@ -168,16 +176,19 @@ impl<'a> File<'a> {
 }
 
 /// The string at an offset that was checked. The table ends with a NUL.
+#[inline]
 pub(crate) fn string(strings: &[u8], at: u32) -> &[u8] {
     until_nul(strings.get(index(at.into())..).unwrap_or_default())
 }
 
 /// The first of some strings, each ended by a NUL.
+#[inline]
 pub(crate) fn until_nul(strings: &[u8]) -> &[u8] {
     CStr::from_bytes_until_nul(strings).map_or(strings, CStr::to_bytes)
 }
 
 /// Whether the first of some strings is this one.
+#[inline]
 pub(crate) fn begins_with_string(strings: &[u8], name: &[u8]) -> bool {
     // The NUL first: where it is not in its place, which is nearly everywhere, nothing else is compared.
     strings.get(name.len()) == Some(&0) && strings.starts_with(name)

@@ -23,6 +23,9 @@ pub(crate) struct Staging {
     data: Option<Fresh>,
     init_data: Option<Fresh>,
     ro_after_init: Option<Fresh>,
+    /// Where each part begins, by [`Part::slot`]. One that is empty has an address all the same, for the symbols of its
+    /// empty sections: that of the first part that is not.
+    bases: [Addr; Part::COUNT],
 }
 
 /// Memory of a module that is formed: read-only data is at its place, text is still staged.
@@ -77,7 +80,7 @@ pub(crate) fn allocate(arena: &'static Arena, layout: &Layout) -> Result<Staging
     let read_only = |Space { size, align }| arena.stage_read_only(size, align);
     let data = |Space { size, align }| arena.place_data(size, align);
     let late = |Space { size, align }| arena.place_ro_after_init(size, align);
-    Ok(Staging {
+    let mut memory = Staging {
         text: take(Part::Text).map(text).transpose()?,
         init_text: take(Part::InitText).map(text).transpose()?,
         read_only: take(Part::ReadOnly).map(read_only).transpose()?,
@@ -85,7 +88,11 @@ pub(crate) fn allocate(arena: &'static Arena, layout: &Layout) -> Result<Staging
         data: take(Part::Data).map(data).transpose()?,
         init_data: take(Part::InitData).map(data).transpose()?,
         ro_after_init: take(Part::RoAfterInit).map(late).transpose()?,
-    })
+        bases: [Addr::NULL; Part::COUNT],
+    };
+    let first = Part::ALL.into_iter().find_map(|part| memory.own_base(part)).unwrap_or(Addr::NULL);
+    memory.bases = Part::ALL.map(|part| memory.own_base(part).unwrap_or(first));
+    Ok(memory)
 }
 
 /// How much was copied.
@@ -129,11 +136,10 @@ pub(crate) fn copy(file: &File<'_>, layout: &Layout, memory: &mut Staging) -> Co
 }
 
 impl Staging {
-    /// Where a part begins. One that is empty has an address all the same, for the symbols of its empty sections: that of
-    /// the first part that is not.
+    /// Where a part begins.
+    #[inline]
     pub(crate) fn base(&self, part: Part) -> Addr {
-        let first = || Part::ALL.into_iter().find_map(|part| self.own_base(part));
-        self.own_base(part).or_else(first).unwrap_or(Addr::NULL)
+        self.bases[part.slot()]
     }
 
     fn own_base(&self, part: Part) -> Option<Addr> {
