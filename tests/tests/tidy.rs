@@ -17,25 +17,10 @@ const IMPORTS: [(&str, &[&str]); 21] = [
     ("alternatives", &["abi", "edit"]),
     ("paravirt", &["abi", "edit"]),
     ("text", &["edit", "threads"]),
-    ("loader", LOADER),
-    ("static_keys", &["loader", "abi", "edit", "notifier", "threads", "relocs", "alternatives", "paravirt", "text"]),
-    ("ftrace", &["loader", "abi", "edit", "notifier", "threads", "relocs", "alternatives", "paravirt", "text"]),
-    (
-        "livepatch",
-        &[
-            "static_keys",
-            "ftrace",
-            "loader",
-            "abi",
-            "edit",
-            "notifier",
-            "threads",
-            "relocs",
-            "alternatives",
-            "paravirt",
-            "text",
-        ],
-    ),
+    ("loader", BELOW_LOADER),
+    ("static_keys", UP_TO_LOADER),
+    ("ftrace", UP_TO_LOADER),
+    ("livepatch", UP_TO_FTRACE),
     ("host", BELOW_HOST),
     ("control", &["host"]),
     ("sdk", &[]),
@@ -46,12 +31,8 @@ const IMPORTS: [(&str, &[&str]); 21] = [
     ("xtask", EVERYTHING),
 ];
 
-const LOADER: &[&str] = &["abi", "edit", "notifier", "threads", "relocs", "alternatives", "paravirt", "text"];
-const BELOW_HOST: &[&str] = &[
-    "livepatch",
-    "static_keys",
-    "ftrace",
-    "loader",
+/// From the ground up: the rows above name a piece of it where they can.
+const LADDER: [&str; 17] = [
     "abi",
     "edit",
     "notifier",
@@ -60,26 +41,21 @@ const BELOW_HOST: &[&str] = &[
     "alternatives",
     "paravirt",
     "text",
-];
-const EVERYTHING: &[&str] = &[
+    "loader",
+    "static_keys",
+    "ftrace",
+    "livepatch",
     "host",
     "control",
     "cli",
     "fixtures",
     "tests",
-    "livepatch",
-    "static_keys",
-    "ftrace",
-    "loader",
-    "abi",
-    "edit",
-    "notifier",
-    "threads",
-    "relocs",
-    "alternatives",
-    "paravirt",
-    "text",
 ];
+const BELOW_LOADER: &[&str] = LADDER.split_at(8).0;
+const UP_TO_LOADER: &[&str] = LADDER.split_at(9).0;
+const UP_TO_FTRACE: &[&str] = LADDER.split_at(11).0;
+const BELOW_HOST: &[&str] = LADDER.split_at(12).0;
+const EVERYTHING: &[&str] = &LADDER;
 
 /// Crates that say `forbid(unsafe_code)`.
 const SAFE: [&str; 7] = ["abi", "edit", "notifier", "relocs", "alternatives", "paravirt", "fixtures"];
