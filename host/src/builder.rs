@@ -46,7 +46,8 @@ impl HostBuilder {
         self
     }
 
-    /// Gives an exported symbol a CRC, which the `__versions` of a module that uses it must have, too.
+    /// Gives a symbol that has been exported a CRC, which the `__versions` of a module that uses it must have, too. What
+    /// has not been exported before this call has none.
     #[must_use]
     pub fn version(mut self, name: &str, crc: u32) -> HostBuilder {
         if let Some(export) = self.symbols.exports.get_mut(name.as_bytes()) {

@@ -184,20 +184,20 @@ impl<'a> Judge<'a> {
 
     /// The rules that concern the module as a whole.
     pub(crate) fn module(&self, recorder: Recorder<'_>) -> Result<(), Error> {
-        let vermagic = self.info.vermagic();
-        let blocked = self.policy.blocked.contains(&self.info.name).then_some(Error::Blocked);
         if !self.policy.blocked.is_empty() {
+            let blocked = || self.policy.blocked.contains(&self.info.name).then_some(Error::Blocked);
             self.rule(recorder, Rule::Blocklist, blocked)?;
         }
         if let Some(expected) = &self.policy.expected_vermagic {
-            let broken = vermagic != Some(expected.as_bytes());
-            let found = vermagic.map_or_else(|| "none".into(), |found| format!("\"{}\"", escaped(found)));
-            let expected = expected.clone();
-            self.rule(recorder, Rule::Vermagic, broken.then_some(Error::Vermagic { found, expected }))?;
+            let vermagic = self.info.vermagic();
+            let error = || Error::Vermagic {
+                found: vermagic.map_or_else(|| "none".into(), |found| format!("\"{}\"", escaped(found))),
+                expected: expected.clone(),
+            };
+            self.rule(recorder, Rule::Vermagic, || (vermagic != Some(expected.as_bytes())).then(error))?;
         }
-        let broken = !self.info.is_gpl_compatible();
-        let license = self.info.license_for_people();
-        self.rule(recorder, Rule::License, broken.then_some(Error::License { license }))
+        let error = || Error::License { license: self.info.license_for_people() };
+        self.rule(recorder, Rule::License, || (!self.info.is_gpl_compatible()).then(error))
     }
 
     /// The rules that concern the use of one symbol.
@@ -209,40 +209,45 @@ impl<'a> Judge<'a> {
             return Err(Error::GplOnly { symbol: symbol(), owner: owner(), license });
         }
         if !wanted.namespace.is_empty() {
-            let namespace = escaped(wanted.namespace);
-            let broken = Error::Namespace { symbol: symbol(), owner: owner(), namespace };
-            let broken = Some(broken).filter(|_| !self.info.imports(wanted.namespace));
-            self.rule(recorder, Rule::Namespaces, broken)?;
+            let error = || Error::Namespace { symbol: symbol(), owner: owner(), namespace: escaped(wanted.namespace) };
+            self.rule(recorder, Rule::Namespaces, || (!self.info.imports(wanted.namespace)).then(error))?;
         }
         if let Some(exported) = wanted.crc {
-            let versions = Records::<Version>::new(&self.versions).into_iter().flat_map(|versions| versions.iter());
-            let mut for_symbol = versions.filter(|version| version.is_for(wanted.symbol));
-            let built_against = for_symbol.next().map(|version| version.crc);
-            let broken = Error::Version { symbol: symbol(), owner: owner(), exported, built_against };
-            let broken = Some(broken).filter(|_| built_against != Some(exported.into()));
-            self.rule(recorder, Rule::Versions, broken)?;
+            let version = || {
+                let built_against = self.built_against(wanted.symbol);
+                let error = || Error::Version { symbol: symbol(), owner: owner(), exported, built_against };
+                (built_against != Some(exported.into())).then(error)
+            };
+            self.rule(recorder, Rule::Versions, version)?;
         }
         Ok(())
     }
 
-    fn rule(&self, recorder: Recorder<'_>, rule: Rule, broken: Option<Error>) -> Result<(), Error> {
-        let (verdict, broken) = match (self.policy.check(rule), broken) {
-            (Check::Off, _) => return Ok(()),
-            (_, None) => (Verdict::Kept, None),
-            (Check::Warn, Some(error)) => (Verdict::Warned, Some(error)),
-            (Check::Enforce, Some(error)) => (Verdict::Refused, Some(error)),
-        };
-        let reason = broken.as_ref().map(Error::to_string);
-        recorder.record(|| EventKind::Policy { rule, verdict, reason: reason.clone() });
-        match (verdict, broken) {
-            (Verdict::Refused, Some(error)) => Err(error),
-            (Verdict::Warned, _) => {
-                self.forced.set(true);
-                recorder.warn(reason.unwrap_or_default());
-                Ok(())
-            }
-            _ => Ok(()),
+    /// The CRC of a symbol in the module's `__versions`.
+    fn built_against(&self, symbol: &[u8]) -> Option<u64> {
+        let mut versions = Records::<Version>::new(&self.versions).into_iter().flat_map(|versions| versions.iter());
+        versions.find(|version| version.is_for(symbol)).map(|version| version.crc)
+    }
+
+    /// Looks at a rule, unless its check is off: `broken` says how the module breaks it.
+    fn rule(&self, recorder: Recorder<'_>, rule: Rule, broken: impl FnOnce() -> Option<Error>) -> Result<(), Error> {
+        let check = self.policy.check(rule);
+        if check == Check::Off {
+            return Ok(());
         }
+        let Some(error) = broken() else {
+            recorder.record(|| EventKind::Policy { rule, verdict: Verdict::Kept, reason: None });
+            return Ok(());
+        };
+        let verdict = if check == Check::Warn { Verdict::Warned } else { Verdict::Refused };
+        let reason = error.to_string();
+        recorder.record(|| EventKind::Policy { rule, verdict, reason: Some(reason.clone()) });
+        if verdict == Verdict::Refused {
+            return Err(error);
+        }
+        self.forced.set(true);
+        recorder.warn(reason);
+        Ok(())
     }
 
     /// What the module taints its host with, in Linux's letters: P for a licence that is not compatible with the GPL,
