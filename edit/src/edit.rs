@@ -11,6 +11,8 @@ pub enum Engine {
     Relocation,
     /// A GOT slot or a PLT entry that the loader supplies.
     Slot,
+    /// An indirect function's PLT entry, or the slot it jumps through.
+    Indirect,
 }
 
 impl fmt::Display for Engine {
@@ -18,6 +20,7 @@ impl fmt::Display for Engine {
         f.write_str(match self {
             Engine::Relocation => "relocation",
             Engine::Slot => "slot",
+            Engine::Indirect => "indirect function",
         })
     }
 }

@@ -57,7 +57,9 @@ pub(crate) fn check(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), Error> {
     for (_, symbol) in file.symbols() {
         let why = match symbol.kind {
             elf::STT_TLS => "thread-local storage is not supported yet",
-            elf::STT_GNU_IFUNC if symbol.place != Place::Undefined => "indirect functions are not supported yet",
+            elf::STT_GNU_IFUNC if matches!(symbol.place, Place::Absolute | Place::Common) => {
+                "its resolver would be no function of this module"
+            }
             _ if symbol.is_named(b"__gnu_lto_slim") => "it holds only GCC's intermediate code; compile without -flto",
             _ => continue,
         };

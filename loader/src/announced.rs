@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use modload_edit::Addr;
+
 use crate::chains::{self, Accepted};
 use crate::entry;
 use crate::error::Error;
@@ -56,6 +58,10 @@ impl Drop for Guard<'_> {
     }
 }
 
+/// How many indirect functions were resolved.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IndirectResolved(pub(crate) usize);
+
 /// How many constructors were called.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Constructed(pub(crate) usize);
@@ -88,6 +94,19 @@ impl<'a> Announced<'a, Formed> {
 }
 
 impl Announced<'_, Installed> {
+    /// Stage *indirect*: has each resolver pick its function.
+    pub(crate) fn resolve_indirect(&self) -> Result<IndirectResolved, Error> {
+        let module = &self.guard.module;
+        for &(resolver, slot) in &module.functions.resolvers {
+            let picked = entry::resolver(resolver);
+            let written = Some(picked).filter(|picked| *picked != Addr::NULL);
+            if written.and_then(|picked| self.memory.write(slot, &picked.get().to_le_bytes())).is_none() {
+                return Err(Error::NotPicked { resolver: module.display_place(resolver).unwrap_or_default() });
+            }
+        }
+        Ok(IndirectResolved(module.functions.resolvers.len()))
+    }
+
     /// Stage *params*: parses what the module was given.
     pub(crate) fn set_params(&self, given: &[String]) -> Result<ParamsSet, Error> {
         let mut unknown = Vec::new();

@@ -6,7 +6,7 @@ use std::ffi::{c_char, c_int, c_void};
 use std::mem::transmute;
 use std::ptr;
 
-use modload_edit::{Addr, index};
+use modload_edit::{Addr, index, wide};
 
 /// Bytes of a module whose author is trusted, with the name and the parameters it is to be loaded with.
 #[derive(Clone, Debug)]
@@ -62,6 +62,15 @@ pub(crate) fn init(at: Entry) -> i32 {
     // SAFETY: the address lies in published text and is named `init_module`; `Image::trusted` vouches for its type.
     let init = unsafe { transmute::<*const (), extern "C" fn() -> c_int>(pointer(at)) };
     init()
+}
+
+/// Calls the resolver of an indirect function; returns the address of the function that it picks. GNU's ABI extensions,
+/// STT_GNU_IFUNC: on x86-64 a resolver has no arguments.
+pub(crate) fn resolver(at: Entry) -> Addr {
+    // SAFETY: the address lies in published text and is the value of an STT_GNU_IFUNC symbol; `Image::trusted` vouches
+    // for its type.
+    let resolver = unsafe { transmute::<*const (), extern "C" fn() -> *const ()>(pointer(at)) };
+    Addr::new(wide(resolver().expose_provenance()))
 }
 
 /// Calls `void exit(void)`.

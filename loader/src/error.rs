@@ -36,6 +36,8 @@ pub enum Stage {
     Coming,
     /// Text is published: Linux's `module_enable_ro`.
     Publish,
+    /// Resolvers of indirect functions are called.
+    Indirect,
     /// Parameters are parsed.
     Params,
     /// Constructors are called.
@@ -50,7 +52,7 @@ pub enum Stage {
 
 impl Stage {
     /// All stages, in order.
-    pub const ALL: [Stage; 17] = [
+    pub const ALL: [Stage; 18] = [
         Stage::Validate,
         Stage::Modinfo,
         Stage::Admit,
@@ -63,6 +65,7 @@ impl Stage {
         Stage::Form,
         Stage::Coming,
         Stage::Publish,
+        Stage::Indirect,
         Stage::Params,
         Stage::Constructors,
         Stage::Init,
@@ -91,6 +94,7 @@ impl Stage {
             Stage::Form => "form",
             Stage::Coming => "coming",
             Stage::Publish => "publish",
+            Stage::Indirect => "indirect",
             Stage::Params => "params",
             Stage::Constructors => "constructors",
             Stage::Init => "init",
@@ -306,6 +310,12 @@ pub enum Error {
         error: Box<modload_relocs::Error>,
         /// More to say.
         advice: Advice,
+    },
+    /// The resolver of an indirect function returned NULL.
+    #[error("the resolver of an indirect function at {resolver} returned NULL")]
+    NotPicked {
+        /// Section and offset of the resolver.
+        resolver: String,
     },
     /// A record of one of the module's own tables is wrong.
     #[error("record {record} of section \"{section}\": {problem}")]

@@ -17,6 +17,8 @@ use crate::error::escaped;
 pub struct File<'a> {
     /// By index in the section header table.
     pub sections: Vec<Section<'a>>,
+    /// Index of the section that holds the symbols; 0 if there is none.
+    pub(crate) symbol_table: u32,
     pub(crate) symbols: &'a [elf::Sym64<LE>],
     /// The symbol table's strings; empty or ended by a NUL.
     pub(crate) strings: &'a [u8],

@@ -7,7 +7,7 @@ use modload_abi::{ExportedSymbol, Param, Records, section};
 use modload_edit::{Addr, wide};
 
 use crate::error::{Error, escaped};
-use crate::file::{File, Section};
+use crate::file::{File, Place, Section};
 use crate::layout::{Layout, Spot};
 use crate::memory::{Formed, Staging};
 use crate::modinfo::Modinfo;
@@ -23,6 +23,8 @@ use crate::resolve::Externals;
 pub(crate) struct Functions {
     pub(crate) init: Option<Addr>,
     pub(crate) exit: Option<Addr>,
+    /// Resolvers of indirect functions, and the slots into which their results go.
+    pub(crate) resolvers: Vec<(Addr, Addr)>,
     /// In order of their calls.
     pub(crate) constructors: Vec<Addr>,
     /// In order of their calls.
@@ -207,10 +209,27 @@ fn functions(
     Ok(Functions {
         init: find(section::INIT_SYMBOL)?,
         exit: find(section::EXIT_SYMBOL)?,
+        resolvers: resolvers(file, layout, memory)?,
         constructors: arrays(file, layout, memory, section::INIT_ARRAY, section::CTORS)?,
         destructors,
         dso_handle: layout.this_module.map(|spot| memory.addr(spot)),
     })
+}
+
+/// The resolvers of the module's indirect functions, each with its slot.
+fn resolvers(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<(Addr, Addr)>, Error> {
+    let slots = memory.addr(layout.indirect_slots);
+    let found = layout.indirect.symbols().iter().filter_map(|&at| {
+        let (symbol, slot) = (file.symbol(at)?, slots + layout.indirect.slot(at)?);
+        let Place::Section(section) = symbol.place else { return None };
+        let resolver = memory.addr(layout.section(section)?) + symbol.value;
+        if memory.at(resolver).is_some_and(|(part, _)| part.is_text()) {
+            return Some(Ok((resolver, slot)));
+        }
+        let why = "its resolver is no function of this module";
+        Some(Err(Error::Unsupported { what: "symbol", name: escaped(symbol.name()), why }))
+    });
+    found.collect()
 }
 
 /// The function pointers of all `.init_array`, `.init_array.N`, `.ctors` and `.ctors.N`, in the order in which GNU ld

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use modload_abi::section;
 use modload_edit::index;
-use modload_relocs::SlotPlan;
+use modload_relocs::{IndirectPlan, SlotPlan};
 use object::elf;
 
 use crate::error::Error;
@@ -117,6 +117,12 @@ pub(crate) struct Layout {
     pub(crate) slots: SlotPlan,
     pub(crate) got: Spot,
     pub(crate) plt: Spot,
+    /// Indirect functions.
+    pub(crate) indirect: IndirectPlan,
+    /// Their PLT entries.
+    pub(crate) indirect_plt: Spot,
+    /// Their slots.
+    pub(crate) indirect_slots: Spot,
     /// The module's `struct module`, if it refers to it.
     pub(crate) this_module: Option<Spot>,
 }
@@ -131,6 +137,12 @@ impl Layout {
     pub(crate) fn common(&self, symbol: u32) -> Option<Spot> {
         let at = self.commons.binary_search_by_key(&symbol, |common| common.0).ok()?;
         Some(self.commons[at].1)
+    }
+
+    /// The PLT entry of an indirect function of the module's.
+    pub(crate) fn indirect(&self, symbol: u32) -> Option<Spot> {
+        let Spot { part, offset } = self.indirect_plt;
+        Some(Spot { part, offset: offset + self.indirect.entry(symbol)? })
     }
 
     pub(crate) fn section(&self, at: u32) -> Option<Spot> {
@@ -152,6 +164,9 @@ pub(crate) fn plan(file: &File<'_>, limit: u64) -> Result<Layout, Error> {
         slots: SlotPlan::new(file.symbol_count()),
         got: Spot { part: Part::ReadOnly, offset: 0 },
         plt: Spot { part: Part::Text, offset: 0 },
+        indirect: IndirectPlan::default(),
+        indirect_plt: Spot { part: Part::Text, offset: 0 },
+        indirect_slots: Spot { part: Part::RoAfterInit, offset: 0 },
         this_module: None,
     };
     let mut wants_own_block = false;
@@ -168,6 +183,11 @@ pub(crate) fn plan(file: &File<'_>, limit: u64) -> Result<Layout, Error> {
                 let spot = layout.add(Part::Data, symbol.size, symbol.value, limit)?;
                 layout.commons.push((at, spot));
             }
+            Place::Section(section) if symbol.kind == elf::STT_GNU_IFUNC => {
+                if file.section(section).is_some_and(|section| section.kept) {
+                    layout.indirect.add(at);
+                }
+            }
             Place::Absolute | Place::Section(_) => {}
         }
     }
@@ -181,6 +201,12 @@ pub(crate) fn plan(file: &File<'_>, limit: u64) -> Result<Layout, Error> {
     }
     layout.got = layout.add(Part::ReadOnly, layout.slots.got_size(), layout.slots.got_align(), limit)?;
     layout.plt = layout.add(Part::Text, layout.slots.plt_size(), layout.slots.plt_align(), limit)?;
+    let indirect = &layout.indirect;
+    let (plt, slots) = ((indirect.plt_size(), indirect.plt_align()), (indirect.slots_size(), indirect.slots_align()));
+    if plt.0 != 0 {
+        layout.indirect_plt = layout.add(Part::Text, plt.0, plt.1, limit)?;
+        layout.indirect_slots = layout.add(Part::RoAfterInit, slots.0, slots.1, limit)?;
+    }
     if wants_own_block {
         layout.this_module = Some(layout.add(Part::Data, THIS_MODULE_SIZE, 16, limit)?);
     }

@@ -8,7 +8,7 @@ use modload_notifier::Order;
 use modload_relocs::Counts;
 use modload_text::{Arena, ArenaError, StripeUsage};
 
-use crate::announced::{Announced, Constructed, Dropped};
+use crate::announced::{Announced, Constructed, Dropped, IndirectResolved};
 use crate::chains::{self, Membership, Subscriber};
 use crate::entry::Image;
 use crate::error::{Error, LoadError, Stage, UnloadError, escaped};
@@ -156,6 +156,12 @@ impl Counted for NewModule {
     }
 }
 
+impl Counted for IndirectResolved {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        vec![("resolved", wide(self.0))]
+    }
+}
+
 impl Counted for Constructed {
     fn counts(&self) -> Vec<(&'static str, u64)> {
         vec![("called", wide(self.0))]
@@ -233,6 +239,7 @@ impl Loader {
         run.state(State::Coming);
         let announced = run.stage(Stage::Coming, || Announced::tell(run.recorder(), module, memory))?;
         let mut announced = run.stage(Stage::Publish, || announced.publish())?;
+        run.stage(Stage::Indirect, || announced.resolve_indirect())?;
         run.stage(Stage::Params, || announced.set_params(&image.params))?;
         run.stage(Stage::Constructors, || Ok(announced.construct()))?;
         run.stage(Stage::Init, || announced.init())?;

@@ -68,6 +68,9 @@ pub(crate) fn collect(
     let mut init = Vec::new();
     for (at, symbol) in file.symbols() {
         let spot = match symbol.place {
+            Place::Section(_) if symbol.kind == elf::STT_GNU_IFUNC => {
+                layout.indirect(at).map(|spot| (memory.addr(spot), spot.part))
+            }
             Place::Section(section) => {
                 layout.section(section).map(|spot| (memory.addr(spot) + symbol.value, spot.part))
             }
@@ -76,7 +79,7 @@ pub(crate) fn collect(
         };
         let Some((addr, part)) = spot else { continue };
         let kind = match symbol.kind {
-            elf::STT_FUNC => SymbolKind::Function,
+            elf::STT_FUNC | elf::STT_GNU_IFUNC => SymbolKind::Function,
             elf::STT_OBJECT | elf::STT_COMMON => SymbolKind::Object,
             elf::STT_NOTYPE => SymbolKind::Other,
             _ => continue,

@@ -19,7 +19,7 @@ pub(crate) fn relocate(
 ) -> Result<Counts, Error> {
     let slots = layout.slots.clone().place(memory.addr(layout.got), memory.addr(layout.plt));
     let symbols = &resolved.symbols[..];
-    fill(&slots, layout, symbols, memory).map_err(|source| explain(file, source, low))?;
+    fill(&slots, file, layout, symbols, memory).map_err(|source| explain(file, source, low))?;
     let mut counts = Counts::default();
     for relas in &file.relas {
         let (Some(section), Some(spot)) = (file.section(relas.target), layout.section(relas.target)) else { continue };
@@ -35,6 +35,7 @@ pub(crate) fn relocate(
 
 fn fill(
     slots: &Slots,
+    file: &File<'_>,
     layout: &Layout,
     symbols: &[modload_relocs::Symbol],
     memory: &mut Staging,
@@ -45,6 +46,14 @@ fn fill(
     }
     if plt != 0 {
         slots.fill_plt(&mut memory.window(layout.plt, plt))?;
+    }
+    let indirect = &layout.indirect;
+    if !indirect.symbols().is_empty() {
+        let (entries, pointers) = (memory.addr(layout.indirect_plt), memory.addr(layout.indirect_slots));
+        let mut window = memory.window(layout.indirect_plt, indirect.plt_size());
+        indirect.fill_plt(entries, pointers, file.symbol_table, &mut window)?;
+        let mut window = memory.window(layout.indirect_slots, indirect.slots_size());
+        indirect.fill_slots(entries, pointers, file.symbol_table, &mut window)?;
     }
     Ok(())
 }

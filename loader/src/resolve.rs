@@ -69,6 +69,11 @@ pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene:
     for &(at, spot) in &layout.commons {
         symbols[index(at.into())].addr = memory.addr(spot);
     }
+    for &at in layout.indirect.symbols() {
+        if let Some(entry) = layout.indirect(at) {
+            symbols[index(at.into())].addr = memory.addr(entry);
+        }
+    }
     let mut missing = Vec::new();
     let mut external = 0;
     for &at in &layout.undefined {

@@ -66,7 +66,7 @@ impl<'a> File<'a> {
         for (at, header) in headers.iter().enumerate() {
             sections.push(section(bytes, names, at, header)?);
         }
-        let mut file = File { sections, symbols: &[], strings: &[], extended: &[], relas: Vec::new() };
+        let mut file = File { sections, symbol_table: 0, symbols: &[], strings: &[], extended: &[], relas: Vec::new() };
         file.read_symbols(headers)?;
         file.check_symbols()?;
         file.drop_repeated_groups(headers)?;
@@ -82,6 +82,7 @@ impl<'a> File<'a> {
                 if !self.symbols.is_empty() {
                     return Err(malformed("section header", at, "sh_type", kind.0.into(), "a second symbol table"));
                 }
+                self.symbol_table = u32::try_from(at).unwrap_or(u32::MAX);
                 self.symbols = entries(self.sections[at].data, at, header)?;
                 let strings = header.sh_link.get(LE);
                 let Some(strings) = self.sections.get(index(strings.into())) else {

@@ -5,6 +5,7 @@
 //!   loader of relocatable objects cannot or need not do is a row as well, with the [`Reason`] why it is refused.
 //! - [`SlotPlan`]: which symbols need a GOT slot or a PLT entry; counted before any address is known. Once the two
 //!   tables have their places it becomes [`Slots`].
+//! - [`IndirectPlan`]: the same for the indirect functions that a module defines.
 //! - [`apply`] reads the records of one section ([`Target`]) and feeds a [`modload_edit::Sink`]; [`clear`] feeds the
 //!   exact inverse. Facts about symbols come from a [`Symbols`].
 //! - [`Error`]: which relocation, and by how much, as data. The caller adds the names of section and symbol.
@@ -47,6 +48,7 @@ mod counts;
 mod error;
 mod facts;
 mod field;
+mod indirect;
 mod relax;
 mod row;
 mod slots;
@@ -56,5 +58,6 @@ pub use counts::Counts;
 pub use error::{Advice, Error, Site};
 pub use facts::{OnDiscarded, Symbol, SymbolKind, Symbols, Target};
 pub use field::Field;
+pub use indirect::IndirectPlan;
 pub use row::{Before, ROWS, Reason, Row, Value, name, row};
 pub use slots::{SlotPlan, Slots};

@@ -8,19 +8,19 @@ use crate::row::{Value, row};
 use crate::{Advice, Error, Field, Site, SymbolKind, Symbols};
 
 /// Size of a GOT slot: one address.
-const SLOT: u64 = 8;
+pub(crate) const SLOT: u64 = 8;
 /// Size of a PLT entry.
-const ENTRY: u64 = 16;
+pub(crate) const ENTRY: u64 = 16;
 
 /// A PLT entry, its displacement still zero. It begins with an ENDBR so that code compiled with -fcf-protection may
 /// take its address and call it indirectly.
-const PLT_ENTRY: [u8; 16] = [
+pub(crate) const PLT_ENTRY: [u8; 16] = [
     0xf3, 0x0f, 0x1e, 0xfa, // endbr64
     0xff, 0x25, 0x00, 0x00, 0x00, 0x00, // jmp *slot(%rip)
     0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, // int3
 ];
 /// Where the displacement stands in it, and where the instruction ends that has it.
-const DISPLACEMENT: std::ops::Range<usize> = 6..10;
+pub(crate) const DISPLACEMENT: std::ops::Range<usize> = 6..10;
 
 /// The table entries of one symbol: numbers, from 1; 0 is none.
 #[derive(Clone, Copy, Default, Debug)]

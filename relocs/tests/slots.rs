@@ -2,7 +2,9 @@
 
 use modload_abi::{Records, Rela};
 use modload_edit::{Addr, EditSet, Engine, Rejected, Window};
-use modload_relocs::{Counts, Error, OnDiscarded, SlotPlan, Slots, Symbol, SymbolKind, Target, apply, clear};
+use modload_relocs::{
+    Counts, Error, IndirectPlan, OnDiscarded, SlotPlan, Slots, Symbol, SymbolKind, Target, apply, clear,
+};
 
 const TEXT: Addr = Addr::new(0x10_0000);
 const GOT: Addr = Addr::new(0x30_0000);
@@ -257,4 +259,37 @@ fn a_relaxed_instruction_is_one_edit() {
     apply(&text(&file), records(&relas), &symbols[..], &slots, &mut plan).unwrap();
     let edits: Vec<_> = plan.iter().map(|edit| (edit.at, edit.old.to_vec(), edit.new.to_vec())).collect();
     assert_eq!(edits, [(TEXT, file.to_vec(), vec![0xe9, 0xfb, 0xff, 0, 0, 0x90])]);
+}
+
+#[test]
+fn an_indirect_function_is_an_entry_whose_slot_traps_until_it_is_resolved() {
+    let mut plan = IndirectPlan::default();
+    plan.add(3);
+    plan.add(7);
+    assert_eq!((plan.plt_size(), plan.slots_size()), (32, 16));
+    assert_eq!([3, 5, 7].map(|symbol| plan.entry(symbol)), [Some(0), None, Some(16)]);
+    assert_eq!([3, 5, 7].map(|symbol| plan.slot(symbol)), [Some(0), None, Some(8)]);
+
+    let mut plt = [0xcc; 32];
+    plan.fill_plt(PLT, GOT, 9, &mut Window::new(PLT, &mut plt)).unwrap();
+    let expected = [
+        0xf3, 0x0f, 0x1e, 0xfa, // endbr64
+        0xff, 0x25, 0xee, 0xff, 0x0f, 0x00, // jmp *0xfffee(%rip) # 0x300008
+        0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, // int3
+    ];
+    assert_eq!(plt[16..], expected);
+
+    let mut slots = [0; 16];
+    plan.fill_slots(PLT, GOT, 9, &mut Window::new(GOT, &mut slots)).unwrap();
+    let first_int3 = (PLT + 16 + 10).get().to_le_bytes();
+    assert_eq!(slots[8..], first_int3);
+
+    // Each says whose it is.
+    let mut edits = EditSet::new();
+    plan.fill_plt(PLT, GOT, 9, &mut edits).unwrap();
+    let whys: Vec<_> = edits.iter().map(|edit| (edit.why.engine, edit.why.section, edit.why.record)).collect();
+    assert_eq!(whys, [(Engine::Indirect, 9, 3), (Engine::Indirect, 9, 7)]);
+
+    let far = plan.fill_plt(PLT, PLT + 0x8000_000a, 9, &mut EditSet::new()).unwrap_err();
+    assert!(matches!(far, Error::Overflow { beyond: 1, .. }), "{far}");
 }

@@ -91,7 +91,7 @@ fn company(loader: &Loader) {
 }
 
 /// Modules that go through every stage in a way of their own: parameters, ro_after_init, init sections, constructors
-/// and a symbol of another module, exports.
+/// and a symbol of another module, indirect functions, exports.
 fn victims() -> Vec<Image<'static>> {
     let text = "#include <modload/module.h>\nMODULE_LICENSE(\"GPL\");\nint exported(void);\n\
                 int exported(void) { return 3; }\nEXPORT_SYMBOL(exported);\n";
@@ -100,6 +100,7 @@ fn victims() -> Vec<Image<'static>> {
         image("ro_after_init").param("limit=40"),
         image("init_sections"),
         image("ctors_c"),
+        image("ifunc"),
         image_from_text("exporter", text),
     ]
 }
