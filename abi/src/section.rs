@@ -34,6 +34,8 @@ pub const RELOCATED_READ_ONLY: &str = ".data.rel.ro";
 pub const INIT_PREFIX: &str = ".init.";
 /// Relocations that wait until the object they name is there: `.klp.rela.OBJECT.SECTION`.
 pub const KLP_RELA_PREFIX: &str = ".klp.rela.";
+/// Before the name of the section that it relocates.
+pub const RELA_PREFIX: &str = ".rela";
 /// Before the name of any section, to which `__start_` and `__stop_` then refer.
 pub const START_PREFIX: &str = "__start_";
 /// See [`START_PREFIX`].

@@ -18,6 +18,8 @@ Examples:
       The same events as JSON, one object a line.
   modload --deps modules guest
       Loads the module guest from the folder modules, after all the modules of that folder that it needs.
+  modload --name greeter greet.o words.o libgreet.a
+      Loads two objects, and what they need of an archive, as one module.
   modload --demo
       Shows all this with two modules that are part of this program.
 
@@ -29,6 +31,7 @@ Exit status: 0 done, 1 refused or failed, 2 wrong usage.";
 #[derive(Parser, Debug)]
 #[command(name = "modload", version, after_help = EXAMPLES, max_term_width = 120)]
 #[command(override_usage = "modload [OPTIONS] FILE [PARAM=VALUE]... [-- FILE [PARAM=VALUE]...]...\n       \
+        modload [OPTIONS] --name NAME FILE FILE... [PARAM=VALUE]... [-- ..]...\n       \
         modload [OPTIONS] --deps DIR NAME [PARAM=VALUE]... [-- NAME [PARAM=VALUE]...]...\n       \
         modload --demo")]
 struct Arguments {
@@ -66,12 +69,17 @@ struct Arguments {
     #[arg(long, value_name = "NAME")]
     block: Vec<String>,
 
+    /// Make one module of several objects and archives: every word is a file, up to the first PARAM=VALUE. After a --
+    /// it holds for the module that stands there.
+    #[arg(long, value_name = "NAME", conflicts_with = "deps")]
+    name: Option<String>,
+
     /// Take modules by name from this folder, and whatever they need from it before them.
     #[arg(long, value_name = "DIR", conflicts_with = "export_globals")]
     deps: Option<PathBuf>,
 
     /// Load two modules that are part of this program, and show what happens.
-    #[arg(long, conflicts_with_all = ["call", "trace", "export_globals", "no_process_symbols", "policy", "vermagic", "block", "deps", "file"])]
+    #[arg(long, conflicts_with_all = ["call", "trace", "export_globals", "no_process_symbols", "policy", "vermagic", "block", "deps", "name", "file"])]
     demo: bool,
 
     /// The module's file.
@@ -112,7 +120,7 @@ pub(crate) enum HostCommand {
 /// What is to be shown of which file.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Inspect {
-    /// The module's file, compressed perhaps.
+    /// The module's file, compressed perhaps: an object, or an archive of several.
     pub(crate) file: PathBuf,
 
     /// Disassemble this function instead.
@@ -169,11 +177,25 @@ fn policy(text: &str) -> Result<(Rule, Check), String> {
     Ok((rule, check))
 }
 
-/// A file, or with `--deps` a name, and what it is loaded with.
+/// What becomes one module, and what it is loaded with.
 #[derive(Clone, Debug)]
 pub(crate) struct ModuleArguments {
+    /// The name it gets if it has none of its own. Without one there is one file, whose stem is the name.
+    pub(crate) name: Option<String>,
+    /// The first one is a module's name with `--deps`.
     pub(crate) file: PathBuf,
+    /// Those that are linked with it.
+    pub(crate) others: Vec<PathBuf>,
     pub(crate) params: Vec<String>,
+}
+
+impl ModuleArguments {
+    /// With a name, what stands before the first parameter with a value is a file.
+    fn new(name: Option<String>, file: PathBuf, mut rest: Vec<String>) -> ModuleArguments {
+        let files = if name.is_some() { rest.iter().take_while(|word| !word.contains('=')).count() } else { 0 };
+        let params = rest.split_off(files);
+        ModuleArguments { name, file, others: rest.into_iter().map(PathBuf::from).collect(), params }
+    }
 }
 
 /// How to print.
@@ -281,9 +303,13 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command
     let wrong = |message: String| Arguments::command().error(clap::error::ErrorKind::ValueValidation, message);
     let mut modules = Vec::new();
     if let Some(file) = parsed.file {
-        modules.push(ModuleArguments { file, params: parsed.params });
+        modules.push(ModuleArguments::new(parsed.name, file, parsed.params));
     }
     for group in groups {
+        let (name, group) = match group {
+            [flag, name, group @ ..] if flag == "--name" => (Some(name.to_string_lossy().into_owned()), group),
+            group => (None, group),
+        };
         let Some((file, params)) = group.split_first() else {
             return Err(wrong("a -- must be followed by a file".into()));
         };
@@ -295,7 +321,7 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command
             text.map_err(|param| wrong(format!("the parameter {param:?} is not UTF-8")))
         };
         let params = params.iter().map(text).collect::<Result<_, _>>()?;
-        modules.push(ModuleArguments { file: file.into(), params });
+        modules.push(ModuleArguments::new(name, file.into(), params));
     }
     if parsed.demo {
         return Ok(Command::Demo { format: parsed.format });

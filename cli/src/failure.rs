@@ -102,7 +102,7 @@ fn shown(file: &Path) -> String {
 
 /// What an error knows besides its sentence.
 fn details(error: &Error, data: &mut Map<String, Value>) {
-    let mut put = |key: &str, value: Value| data.insert(key.into(), value);
+    let mut put = |key: &str, value: Value| drop(data.insert(key.into(), value));
     match error {
         Error::Malformed { table, index, field, value, problem } => {
             put("table", (*table).into());
@@ -144,6 +144,14 @@ fn details(error: &Error, data: &mut Map<String, Value>) {
         Error::Vermagic { found, expected } => {
             put("vermagic", found.clone().into());
             put("expected", expected.clone().into());
+        }
+        Error::InObject { object, error } => {
+            put("object", object.clone().into());
+            details(error, data);
+        }
+        Error::DefinedTwice { symbol, first, second } => {
+            put("symbol", symbol.clone().into());
+            put("objects", json!([first, second]));
         }
         Error::Refused { subscriber, reason, .. } => {
             put("subscriber", subscriber.clone().into());

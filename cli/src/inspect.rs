@@ -17,12 +17,13 @@ pub(crate) fn run(arguments: &Inspect, output: &mut Output) -> Result<(), Failur
     let failed = |source| Failure::Inspect { file: path(), source };
     match &arguments.function {
         None => {
-            let inspection = Inspection::of(&file.bytes, &file.stem, SIZE_LIMIT).map_err(failed)?;
+            let stem = file.stem.clone();
+            let inspection = Inspection::of_unit(&[file.into_input()], &stem, SIZE_LIMIT).map_err(failed)?;
             output.value(&inspection)?;
             show(&inspection, output)?;
         }
         Some(name) => {
-            let function = FunctionBytes::of(&file.bytes, name).map_err(failed)?;
+            let function = FunctionBytes::of(&file.bytes, name, SIZE_LIMIT).map_err(failed)?;
             let function = function.ok_or_else(|| Failure::NoFunction { file: path(), function: name.clone() })?;
             let listing = Listing { function: name, place: &function.place, instructions: disassemble(&function) };
             output.value(&listing)?;
@@ -42,6 +43,7 @@ fn show(inspection: &Inspection, output: &mut Output) -> io::Result<()> {
     if let Some(refused) = &inspection.refused {
         output.say(&format!("cannot load  {refused}"))?;
     }
+    section(output, "objects", &inspection.objects, Clone::clone)?;
     section(output, "parameters", &inspection.params, |param| {
         let description = param.description.as_ref().map_or_else(String::new, |text| format!(": {text}"));
         format!("{} ({}){description}", param.name, param.kind)

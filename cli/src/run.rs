@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use modload::{Catalog, EventKind, Host, HostBuilder, Image, Module, Recording, Timeline, read_trusted};
+use modload::{Catalog, EventKind, Host, HostBuilder, Image, Module, ModuleFile, Recording, SIZE_LIMIT, Timeline};
 
 use crate::args::{Call, Exports, Load, ModuleArguments, ProcessSymbols, Trace};
 use crate::failure::{Failure, command};
@@ -20,7 +20,7 @@ pub(crate) fn load(load: &Load, output: &mut Output) -> Result<(), Failure> {
         Some(folder) => with_deps(folder, &load.modules)?,
     };
     let mut result = in_order.iter().try_for_each(|arguments| {
-        modules.push(load_one(&host, arguments)?);
+        modules.push(load_one(&host, arguments, &load.calls)?);
         Ok(())
     });
     session.print(output)?;
@@ -63,14 +63,30 @@ fn with_deps(folder: &Path, named: &[ModuleArguments]) -> Result<Vec<ModuleArgum
         let given = names.iter().zip(named).filter(|(wanted, _)| *wanted == name);
         given.flat_map(|(_, module)| module.params.clone()).collect()
     };
-    Ok(order.iter().map(|(name, path)| ModuleArguments { file: path.into(), params: params(name) }).collect())
+    let one = |(name, path): &(&str, &Path)| ModuleArguments {
+        name: None,
+        file: path.into(),
+        others: Vec::new(),
+        params: params(name),
+    };
+    Ok(order.iter().map(one).collect())
 }
 
-fn load_one(host: &Host, arguments: &ModuleArguments) -> Result<Module, Failure> {
-    let file = &arguments.file;
-    // SAFETY: whoever started this command asked for this file's code to be run.
-    let image = unsafe { read_trusted(file) }.map_err(|source| Failure::Read { file: file.clone(), source })?;
-    let image = arguments.params.iter().fold(image, |image, param| image.param(param));
+fn load_one(host: &Host, arguments: &ModuleArguments, calls: &[Call]) -> Result<Module, Failure> {
+    let ModuleArguments { name, file, others, params } = arguments;
+    let mut inputs = Vec::new();
+    let mut stem = String::new();
+    for file in [file].into_iter().chain(others) {
+        let read = ModuleFile::read(file, SIZE_LIMIT);
+        let read = read.map_err(|source| Failure::Read { file: file.clone(), source })?;
+        stem.clone_from(&read.stem);
+        inputs.push(read.into_input());
+    }
+    // SAFETY: whoever started this command asked for these files' code to be run.
+    let image = unsafe { Image::trusted_unit(inputs) }.named(name.clone().unwrap_or(stem));
+    let image = params.iter().fold(image, |image, param| image.param(param));
+    // Of an archive, what is going to be called is needed.
+    let image = calls.iter().fold(image, |image, call| image.want(&call.symbol));
     host.load(&image).map_err(|source| Failure::Load { file: file.clone(), source })
 }
 

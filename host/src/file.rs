@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use modload_loader::Input;
 use thiserror::Error;
 
 /// The most bytes a module file may hold, decompressed.
@@ -68,9 +69,11 @@ impl Compression {
 /// What a module file holds. To look at, not to run: see [`crate::Inspection`].
 #[derive(Clone, Debug)]
 pub struct ModuleFile {
-    /// The object, decompressed.
+    /// The object or the archive, decompressed.
     pub bytes: Vec<u8>,
-    /// The file's name without `.o` or `.ko`, and without `.gz`, `.xz` or `.zst`.
+    /// The file's name.
+    pub name: String,
+    /// The file's name without `.o`, `.ko` or `.a`, and without `.gz`, `.xz` or `.zst`.
     pub stem: String,
 }
 
@@ -86,7 +89,14 @@ impl ModuleFile {
         let len = file.metadata()?.len().min(limit).saturating_add(1);
         let _ = bytes.try_reserve_exact(modload_edit::index(len));
         let bytes = bounded(bytes, file, limit, ReadError::Io)?;
-        Ok(ModuleFile { bytes: unpack(bytes, limit)?, stem: stem(path) })
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(ModuleFile { bytes: unpack(bytes, limit)?, stem: stem(&name), name })
+    }
+
+    /// The file as part of a link unit.
+    #[must_use]
+    pub fn into_input(self) -> Input<'static> {
+        Input { name: self.name, bytes: self.bytes.into() }
     }
 }
 
@@ -119,10 +129,9 @@ fn bounded(
     Ok(bytes)
 }
 
-fn stem(path: &Path) -> String {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+fn stem(name: &str) -> String {
     let packed = [".gz", ".xz", ".zst"].iter().find_map(|end| name.strip_suffix(end));
-    let plain = Path::new(packed.unwrap_or(&name));
+    let plain = Path::new(packed.unwrap_or(name));
     plain.file_stem().map_or_else(|| "module".into(), |stem| stem.to_string_lossy().into_owned())
 }
 
@@ -202,14 +211,15 @@ mod tests {
     #[test]
     fn a_file_is_called_by_its_stem() {
         for (path, expected) in [
-            ("dir/greet.o", "greet"),
+            ("greet.o", "greet"),
             ("greet.ko.xz", "greet"),
             ("greet.o.zst", "greet"),
             ("a.b.o.gz", "a.b"),
             ("greet", "greet"),
-            ("..", "module"),
+            ("libgreet.a", "libgreet"),
+            ("", "module"),
         ] {
-            assert_eq!(stem(Path::new(path)), expected, "{path}");
+            assert_eq!(stem(path), expected, "{path}");
         }
     }
 

@@ -159,9 +159,10 @@ impl Module {
 /// # Safety
 /// As for [`Image::trusted`]: the file's author is trusted.
 pub unsafe fn read_trusted(path: impl AsRef<Path>) -> Result<Image<'static>, ReadError> {
-    let ModuleFile { bytes, stem } = ModuleFile::read(path.as_ref(), SIZE_LIMIT)?;
+    let file = ModuleFile::read(path.as_ref(), SIZE_LIMIT)?;
+    let stem = file.stem.clone();
     // SAFETY: the caller's.
-    Ok(unsafe { Image::trusted(bytes) }.named(stem))
+    Ok(unsafe { Image::trusted_unit(vec![file.into_input()]) }.named(stem))
 }
 
 /// A dynamic symbol of the program or of one of its libraries.

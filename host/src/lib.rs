@@ -57,7 +57,7 @@ pub use foreign::{Module, Symbol, SymbolError, read_trusted};
 pub use host::{Host, WeakHost};
 pub use modload_edit::Addr;
 pub use modload_loader::{
-    BUILTIN, Check, Coming, Error, Event, EventKind, FunctionBytes, Image, InspectedExport, InspectedNeed,
+    BUILTIN, Check, Coming, Error, Event, EventKind, FunctionBytes, Image, Input, InspectedExport, InspectedNeed,
     InspectedParam, InspectedSection, InspectedTable, Inspection, LoadError, Membership, Module as ModuleInfo, Order,
     Outcome, ParamError, ParamInfo, ParamType, Recording, Refusal, Rule, SectionInfo, Stage, State, Subscriber,
     SymbolKind, Timeline, UnloadError, Unresolved, Verdict,

@@ -8,16 +8,19 @@ use std::ptr;
 
 use modload_edit::{Addr, index, wide};
 
+use crate::link::Input;
+
 /// Bytes of a module whose author is trusted, with the name and the parameters it is to be loaded with.
 #[derive(Clone, Debug)]
 pub struct Image<'a> {
-    pub(crate) bytes: Cow<'a, [u8]>,
+    pub(crate) inputs: Vec<Input<'a>>,
+    pub(crate) wanted: Vec<String>,
     pub(crate) stem: String,
     pub(crate) params: Vec<String>,
 }
 
 impl<'a> Image<'a> {
-    /// An image that may be loaded and run.
+    /// An image that may be loaded and run: a relocatable object or a static archive.
     ///
     /// # Safety
     /// Loading runs the module's code in this process, and its code can do anything. Whoever calls this vouches for
@@ -26,7 +29,28 @@ impl<'a> Image<'a> {
     /// code when its `exit` has returned, nor any other.
     #[must_use]
     pub unsafe fn trusted(bytes: impl Into<Cow<'a, [u8]>>) -> Image<'a> {
-        Image { bytes: bytes.into(), stem: "module".into(), params: Vec::new() }
+        let input = Input { name: String::new(), bytes: bytes.into() };
+        // SAFETY: the caller's.
+        unsafe { Image::trusted_unit(vec![input]) }
+    }
+
+    /// An image of several objects and archives, which become one module: their local symbols stay apart, their global
+    /// ones are one another's, and what they export they export together. Of an archive those members are taken that
+    /// define what is undefined when it is its turn; if there is nothing but archives, those that define
+    /// `init_module`, `cleanup_module` or what is [wanted](Image::want), or all of them if none does.
+    ///
+    /// # Safety
+    /// As for [`Image::trusted`].
+    #[must_use]
+    pub unsafe fn trusted_unit(inputs: Vec<Input<'a>>) -> Image<'a> {
+        Image { inputs, wanted: Vec::new(), stem: "module".into(), params: Vec::new() }
+    }
+
+    /// A symbol for whose sake members of archives are taken: GNU ld's `--undefined`.
+    #[must_use]
+    pub fn want(mut self, symbol: impl Into<String>) -> Image<'a> {
+        self.wanted.push(symbol.into());
+        self
     }
 
     /// The name it gets if its `.modinfo` has none: its file's stem, as a rule.

@@ -12,6 +12,8 @@ use crate::registry::State;
 /// The stages of a load, in order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Stage {
+    /// Several objects, and the members of archives that they need, become one.
+    Link,
     /// The headers, tables and indices of the file are checked.
     Validate,
     /// `.modinfo` is read.
@@ -52,7 +54,8 @@ pub enum Stage {
 
 impl Stage {
     /// All stages, in order.
-    pub const ALL: [Stage; 18] = [
+    pub const ALL: [Stage; 19] = [
+        Stage::Link,
         Stage::Validate,
         Stage::Modinfo,
         Stage::Admit,
@@ -82,6 +85,7 @@ impl Stage {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Stage::Link => "link",
             Stage::Validate => "validate",
             Stage::Modinfo => "modinfo",
             Stage::Admit => "admit",
@@ -311,6 +315,24 @@ pub enum Error {
         /// More to say.
         advice: Advice,
     },
+    /// One object of several is at fault.
+    #[error("{object}: {error}")]
+    InObject {
+        /// Which: `add.o`, or `libfoo.a(add.o)`.
+        object: String,
+        /// What is wrong with it.
+        error: Box<Error>,
+    },
+    /// Two objects of a link unit define a symbol.
+    #[error("\"{symbol}\" is defined in {first} and again in {second}")]
+    DefinedTwice {
+        /// The symbol, escaped.
+        symbol: String,
+        /// The object that was linked first.
+        first: String,
+        /// The other one.
+        second: String,
+    },
     /// The resolver of an indirect function returned NULL.
     #[error("the resolver of an indirect function at {resolver} returned NULL")]
     NotPicked {
@@ -407,6 +429,7 @@ impl Error {
             Error::Refused { errno, .. } => errno.unwrap_or(1),
             Error::Param { .. } | Error::BadName { .. } => 22,
             Error::Init(result) => result.saturating_neg(),
+            Error::InObject { error, .. } => error.errno(),
             _ => 8,
         }
     }

@@ -24,6 +24,7 @@ pub struct File<'a> {
     pub(crate) strings: &'a [u8],
     /// Section indices of symbols that do not fit `st_shndx`, by symbol; empty if there are none.
     pub(crate) extended: &'a [U32<LE>],
+    pub(crate) groups: Vec<Group<'a>>,
     /// The relocation sections whose target is kept.
     pub(crate) relas: Vec<Relas<'a>>,
 }
@@ -43,8 +44,20 @@ pub struct Section<'a> {
     pub align: u64,
     /// Contents; empty for SHT_NOBITS.
     pub data: &'a [u8],
+    /// `sh_info`.
+    pub(crate) info: u32,
     /// Whether it is part of the module: allocated, and not of a group that another one has taken the place of.
     pub kept: bool,
+    /// Whether it is of a group that another one has taken the place of.
+    pub(crate) repeated: bool,
+}
+
+/// A COMDAT group that has been kept: of several with one signature, in one link unit, only the first is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Group<'a> {
+    pub(crate) signature: &'a [u8],
+    /// Indices of sections.
+    pub(crate) members: &'a [U32<LE>],
 }
 
 /// A section of relocations.
@@ -138,6 +151,16 @@ impl<'a> File<'a> {
     #[inline]
     pub(crate) fn section(&self, at: u32) -> Option<&Section<'a>> {
         self.sections.get(index(at.into()))
+    }
+
+    /// Drops a group, because another one has taken its place.
+    pub(crate) fn drop_group(&mut self, members: &[U32<LE>]) {
+        for member in members {
+            if let Some(section) = self.sections.get_mut(index(member.get(LE).into())) {
+                section.repeated = true;
+                section.kept = false;
+            }
+        }
     }
 
     /// The contents of all kept sections of this name, one behind the other: rustc makes one for each static.

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::error::{Error, escaped};
 use crate::file::{File, Place, Relas};
 use crate::layout::{self, Part};
+use crate::link::{self, Input, NAMES_LIMIT};
 use crate::{admit, modinfo as info};
 
 /// What is to be known of a module without loading it. All names are escaped.
@@ -18,6 +19,9 @@ use crate::{admit, modinfo as info};
 pub struct Inspection {
     /// Its name, or the file's stem.
     pub name: String,
+    /// The objects it is linked from; empty if it is one object.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub objects: Vec<String>,
     /// The entries of `.modinfo`, in order: key and value.
     pub modinfo: Vec<(String, String)>,
     /// Its parameters, as `.modinfo` describes them.
@@ -36,6 +40,11 @@ pub struct Inspection {
     pub special: Vec<InspectedTable>,
     /// Why this version refuses to load it, if it does: the first reason.
     pub refused: Option<String>,
+}
+
+/// A file by itself.
+fn alone(bytes: &[u8]) -> Input<'_> {
+    Input { name: String::new(), bytes: bytes.into() }
 }
 
 /// A parameter.
@@ -118,12 +127,22 @@ fn part_name(part: Part) -> &'static str {
 }
 
 impl Inspection {
-    /// Looks at a file. `stem` is its name if it has none of its own, `limit` the most bytes it may take in memory.
+    /// Looks at a file. `stem` is its name if it has none of its own, `limit` the most bytes it may take in memory. Of
+    /// an archive those members are looked at that would be loaded.
     ///
     /// # Errors
-    /// What stage *validate* says of it, and [`Error::TooLarge`].
+    /// What stages *link* and *validate* say of it, and [`Error::TooLarge`].
     pub fn of(bytes: &[u8], stem: &str, limit: u64) -> Result<Inspection, Error> {
-        let file = File::validate(bytes)?;
+        Inspection::of_unit(&[alone(bytes)], stem, limit)
+    }
+
+    /// Looks at several files that are to become one module.
+    ///
+    /// # Errors
+    /// As [`Inspection::of`].
+    pub fn of_unit(inputs: &[Input<'_>], stem: &str, limit: u64) -> Result<Inspection, Error> {
+        let linked = link::link(inputs, &[], limit)?;
+        let file = File::validate(&linked.bytes)?;
         let layout = layout::plan(&file, limit)?;
         bound_names(&file, &layout)?;
         let section = file.contents(section::MODINFO);
@@ -137,6 +156,7 @@ impl Inspection {
         let placed = file.sections.iter().zip(&layout.sections).enumerate().skip(1);
         Ok(Inspection {
             name: named,
+            objects: linked.objects,
             params: params(&entries),
             modinfo: entries,
             exports: exports(&file),
@@ -162,10 +182,6 @@ impl Inspection {
         })
     }
 }
-
-/// The most bytes that all names together may have: names may overlap in a string table, so that a small file can hold
-/// very many.
-const NAMES_LIMIT: u64 = 64 << 20;
 
 fn bound_names(file: &File<'_>, layout: &layout::Layout) -> Result<(), Error> {
     let sections = file.sections.iter().map(|section| section.name.len());
@@ -284,12 +300,14 @@ pub struct FunctionBytes {
 }
 
 impl FunctionBytes {
-    /// The function of this name; `None` if the file has none.
+    /// The function of this name; `None` if the file has none. An archive is linked within `limit` bytes for its sake.
     ///
     /// # Errors
-    /// What stage *validate* says of the file.
-    pub fn of(bytes: &[u8], name: &str) -> Result<Option<FunctionBytes>, Error> {
-        let file = File::validate(bytes)?;
+    /// What stages *link* and *validate* say of the file.
+    pub fn of(bytes: &[u8], name: &str, limit: u64) -> Result<Option<FunctionBytes>, Error> {
+        let inputs = [alone(bytes)];
+        let linked = link::link(&inputs, &[name.to_owned()], limit)?;
+        let file = File::validate(&linked.bytes)?;
         let mut named = file.symbols().filter(|(_, symbol)| symbol.name() == name.as_bytes());
         let found = named.find_map(|(_, symbol)| match symbol.place {
             Place::Section(at) => {

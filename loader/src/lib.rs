@@ -20,6 +20,7 @@ mod timeline;
 
 // In the order of the stages.
 mod file;
+mod link;
 mod validate;
 mod modinfo;
 mod policy;
@@ -50,6 +51,7 @@ pub use form::Exports;
 pub use inspect::{
     FunctionBytes, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable, Inspection,
 };
+pub use link::Input;
 pub use load::{Faults, Injected, Loader, NoFaults};
 pub use memory::Coming;
 pub use modload_notifier::Order;

@@ -15,6 +15,7 @@ use crate::error::{Error, LoadError, Stage, UnloadError, escaped};
 use crate::file::File;
 use crate::form::{NewModule, Unformed};
 use crate::layout::Layout;
+use crate::link::Linked;
 use crate::memory::{self, Copied, Staging};
 use crate::modinfo::Modinfo;
 use crate::module::{Module, Reference};
@@ -24,7 +25,7 @@ use crate::registry::{Registry, Reservation, State};
 use crate::resolve::{self, Externals, Resolved, Scene};
 use crate::timeline::{EventKind, Recorder, Recording};
 use crate::unload::{self, Which};
-use crate::{admit, layout, modinfo, relocate};
+use crate::{admit, layout, link, modinfo, relocate};
 
 /// Loads and unloads modules. Dropping it unloads them all in reverse order and leaks, with an error in the log, what
 /// is still held.
@@ -83,7 +84,7 @@ impl<F: Faults> Run<'_, F> {
         }
         match run() {
             Ok(value) => {
-                if !stage.tells_itself() {
+                if !stage.tells_itself() && value.is_news() {
                     self.recorder().record(|| EventKind::Stage { stage, detail: value.counts() });
                 }
                 Ok(value)
@@ -109,6 +110,11 @@ trait Counted {
     fn counts(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
+
+    /// Whether the stage has done anything that timelines should tell of.
+    fn is_news(&self) -> bool {
+        true
+    }
 }
 
 impl Counted for () {}
@@ -118,6 +124,16 @@ impl Counted for Reservation {}
 impl Counted for Staging {}
 impl<M> Counted for Announced<'_, M> {}
 impl Counted for (Reference, Dropped) {}
+
+impl Counted for Linked<'_> {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        vec![("objects", wide(self.objects.len()))]
+    }
+
+    fn is_news(&self) -> bool {
+        !self.objects.is_empty()
+    }
+}
 
 impl Counted for File<'_> {
     fn counts(&self) -> Vec<(&'static str, u64)> {
@@ -212,7 +228,8 @@ impl Loader {
         let mut run = Run { registry, module: escaped(image.stem.as_bytes()).into(), faults };
 
         // Bytes only.
-        let file = run.stage(Stage::Validate, || File::validate(&image.bytes))?;
+        let linked = run.stage(Stage::Link, || link::link(&image.inputs, &image.wanted, policy.size_limit))?;
+        let file = run.stage(Stage::Validate, || File::validate(&linked.bytes))?;
         let info = run.stage(Stage::Modinfo, || modinfo::read(&file, &image.stem))?;
         run.module = info.name.as_str().into();
         let judge = run.stage(Stage::Admit, || admit::admit(&file, &info, policy, run.recorder()))?;

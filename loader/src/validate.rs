@@ -9,7 +9,7 @@ use object::elf;
 use object::{U32, pod};
 
 use crate::error::Error;
-use crate::file::{File, Place, Relas, Section, string};
+use crate::file::{File, Group, Place, Relas, Section, string};
 
 /// The largest alignment a section may ask for.
 const MAX_ALIGN: u64 = 1 << 21;
@@ -21,8 +21,8 @@ fn malformed(table: &'static str, index: usize, field: &'static str, value: u64,
 /// What else the bytes might be, for those who passed the wrong file.
 fn other_format(bytes: &[u8]) -> &'static str {
     const FORMATS: [(&[u8], &str); 9] = [
-        (b"!<arch>\n", "a static archive; archives are not supported yet"),
-        (b"!<thin>\n", "a thin archive; archives are not supported yet"),
+        (b"!<arch>\n", "a static archive within another one"),
+        (b"!<thin>\n", "a thin archive within another one"),
         (b"\x1f\x8b", "gzip-compressed; decompress it first, or load it by its file name"),
         (b"\xfd7zXZ\0", "xz-compressed; decompress it first, or load it by its file name"),
         (b"\x28\xb5\x2f\xfd", "zstd-compressed; decompress it first, or load it by its file name"),
@@ -66,7 +66,15 @@ impl<'a> File<'a> {
         for (at, header) in headers.iter().enumerate() {
             sections.push(section(bytes, names, at, header)?);
         }
-        let mut file = File { sections, symbol_table: 0, symbols: &[], strings: &[], extended: &[], relas: Vec::new() };
+        let mut file = File {
+            sections,
+            symbol_table: 0,
+            symbols: &[],
+            strings: &[],
+            extended: &[],
+            groups: Vec::new(),
+            relas: Vec::new(),
+        };
         file.read_symbols(headers)?;
         file.check_symbols()?;
         file.drop_repeated_groups(headers)?;
@@ -152,13 +160,18 @@ impl<'a> File<'a> {
                 Place::Section(section) if signature.name().is_empty() => self.sections[index(section.into())].name,
                 _ => signature.name(),
             };
-            let repeated = !signatures.insert(signature) && flags.get(LE) & elf::GRP_COMDAT.0 != 0;
-            for member in members {
-                let member = member.get(LE);
-                let Some(section) = self.sections.get_mut(index(member.into())) else {
-                    return Err(malformed("section group", at, "member", member.into(), "there is no such section"));
-                };
-                section.kept &= !repeated;
+            let sections = self.sections.len();
+            if let Some(member) = members.iter().map(|member| member.get(LE)).find(|at| index((*at).into()) >= sections)
+            {
+                return Err(malformed("section group", at, "member", member.into(), "there is no such section"));
+            }
+            let first = signatures.insert(signature);
+            if flags.get(LE) & elf::GRP_COMDAT.0 != 0 {
+                if first {
+                    self.groups.push(Group { signature, members });
+                } else {
+                    self.drop_group(members);
+                }
             }
         }
         Ok(())
@@ -365,7 +378,9 @@ fn section<'a>(
         size: header.sh_size.get(LE),
         align,
         data: contents(bytes, at, header)?,
+        info: header.sh_info.get(LE),
         kept,
+        repeated: false,
     })
 }
 

@@ -179,7 +179,7 @@ fn other_kinds_of_files_are_named() {
         (with(16, &4_u16.to_le_bytes()), "this is a core dump"),
         (with(18, &3_u16.to_le_bytes()), "this is i386"),
         (with(18, &183_u16.to_le_bytes()), "this is AArch64"),
-        (b"!<arch>\nfoo".to_vec(), "this is a static archive"),
+        (b"!<arch>\nfoo".to_vec(), "this is a damaged archive"),
         (b"\x1f\x8b\x08".to_vec(), "this is gzip-compressed"),
         (b"\x28\xb5\x2f\xfd".to_vec(), "this is zstd-compressed"),
         (b"BC\xc0\xde".to_vec(), "this is LLVM bitcode"),
@@ -281,7 +281,7 @@ fn changed_bytes_never_do_more_than_fail() {
             for byte in [object[at] ^ 1, object[at] ^ 0x80, 0xff] {
                 mutant[at] = byte;
                 let _ = Inspection::of(&mutant, "mutant", 1 << 30);
-                let _ = FunctionBytes::of(&mutant, "add");
+                let _ = FunctionBytes::of(&mutant, "add", 1 << 30);
                 let error = bench.load(&mutant);
                 refused += u32::from(!matches!(*error.error, Error::Injected));
                 mutants += 1;

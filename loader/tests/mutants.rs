@@ -131,7 +131,7 @@ fn mutants_never_do_more_than_fail() {
         let (name, object) = &objects[round % objects.len()];
         let mutant = mutate(object, &mut random);
         let _ = Inspection::of(&mutant, "mutant", policy.size_limit);
-        let _ = FunctionBytes::of(&mutant, "add");
+        let _ = FunctionBytes::of(&mutant, "add", policy.size_limit);
         // SAFETY: nothing of it is run: see `BeforeRunning`.
         let image = unsafe { Image::trusted(&mutant[..]) }.named("mutant");
         let error = loader.load_module_with(&image, &BeforeRunning).expect_err("it is made to fail at the latest");

@@ -123,7 +123,10 @@ impl Source {
     /// Whether it is part of the product: not a test, bench or example.
     fn is_product(&self) -> bool {
         let tests = ["tests", "benches", "examples", "xtask", "fixtures"].contains(&self.folder());
-        !tests && !self.path.contains("/tests/") && !self.path.contains("/benches/")
+        !tests
+            && !self.path.contains("/tests/")
+            && !self.path.contains("/benches/")
+            && !self.path.ends_with("/tests.rs")
     }
 
     /// Lines of its code that hold this.

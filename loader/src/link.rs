@@ -1,0 +1,171 @@
+//! Stage *link*: several objects, and the members of archives that they need, become one relocatable object, as
+//! `ld -r` makes it. A file that is one object already passes through untouched.
+
+mod archive;
+mod merge;
+mod symbols;
+mod write;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashSet};
+
+use crate::error::{Error, escaped};
+use crate::file::File;
+use crate::link::archive::Archive;
+use crate::link::symbols::Symbols;
+
+use modload_abi::section;
+
+/// The most bytes that all names together may have: names may overlap in a string table, so that a small file can hold
+/// very many.
+pub(crate) const NAMES_LIMIT: u64 = 64 << 20;
+
+/// A file of a link unit: a relocatable object or a static archive.
+#[derive(Clone, Debug)]
+pub struct Input<'a> {
+    /// What errors call it: the file's name. It may be empty if there is only one input.
+    pub name: String,
+    /// Its contents.
+    pub bytes: Cow<'a, [u8]>,
+}
+
+/// One object of a link unit.
+#[derive(Debug)]
+struct Object<'a> {
+    /// What errors call it: `add.o`, or `libfoo.a(add.o)`.
+    name: String,
+    file: File<'a>,
+}
+
+impl Object<'_> {
+    fn failed(&self, error: Error) -> Error {
+        inside(&self.name, error)
+    }
+}
+
+/// An error of one object of several.
+fn inside(object: &str, error: Error) -> Error {
+    if object.is_empty() {
+        return error;
+    }
+    Error::InObject { object: object.to_owned(), error: Box::new(error) }
+}
+
+/// What a module is loaded from.
+#[derive(Clone, Debug)]
+pub(crate) struct Linked<'a> {
+    /// One relocatable object.
+    pub(crate) bytes: Cow<'a, [u8]>,
+    /// The names of the objects it was linked from; empty if it was one from the beginning.
+    pub(crate) objects: Vec<String>,
+}
+
+/// Links what is needed. Objects are needed, and members of archives as GNU ld needs them: an archive is searched at its
+/// place in the order of the inputs, for what is undefined there. `wanted` counts as undefined from the beginning. When
+/// there is no object among the inputs, `init_module` and `cleanup_module` do so too; and if no archive has any of these,
+/// all members are needed.
+pub(crate) fn link<'a>(inputs: &'a [Input<'a>], wanted: &[String], limit: u64) -> Result<Linked<'a>, Error> {
+    match inputs {
+        [Input { bytes, .. }] if !archive::is_archive(bytes) => {
+            return Ok(Linked { bytes: Cow::Borrowed(bytes), objects: Vec::new() });
+        }
+        _ => {}
+    }
+    let sources: Vec<Source<'_>> = inputs.iter().map(Source::read).collect::<Result<_, _>>()?;
+    let Unit { objects, symbols, .. } = select(sources, wanted)?;
+    if objects.is_empty() {
+        return Err(Error::NotAnObject("an archive without any object"));
+    }
+    let bytes = merge::merge(&objects, &symbols, limit)?;
+    let objects = objects.into_iter().map(|object| object.name).collect();
+    Ok(Linked { bytes: Cow::Owned(bytes), objects })
+}
+
+enum Source<'a> {
+    Object(Object<'a>),
+    Archive(Archive<'a>),
+}
+
+impl<'a> Source<'a> {
+    fn read(input: &'a Input<'_>) -> Result<Source<'a>, Error> {
+        let name = escaped(input.name.as_bytes());
+        if archive::is_archive(&input.bytes) {
+            return Archive::read(&name, &input.bytes).map(Source::Archive).map_err(|error| inside(&name, error));
+        }
+        let file = File::validate(&input.bytes).map_err(|error| inside(&name, error))?;
+        Ok(Source::Object(Object { name, file }))
+    }
+}
+
+/// What has been linked so far.
+#[derive(Default)]
+struct Unit<'a> {
+    objects: Vec<Object<'a>>,
+    symbols: Symbols<'a>,
+    /// The signatures of all COMDAT groups.
+    groups: HashSet<&'a [u8]>,
+}
+
+impl<'a> Unit<'a> {
+    fn add(&mut self, mut object: Object<'a>) -> Result<(), Error> {
+        for group in std::mem::take(&mut object.file.groups) {
+            if !self.groups.insert(group.signature) {
+                object.file.drop_group(group.members);
+            }
+        }
+        self.symbols.add(&self.objects, &object)?;
+        self.objects.push(object);
+        Ok(())
+    }
+}
+
+/// The objects that are needed, in the order in which they are linked, and their symbols.
+fn select<'a>(sources: Vec<Source<'a>>, wanted: &'a [String]) -> Result<Unit<'a>, Error> {
+    let no_objects = !sources.iter().any(|source| matches!(source, Source::Object(_)));
+    let entries = [section::INIT_SYMBOL, section::EXIT_SYMBOL].into_iter().filter(|_| no_objects);
+    let roots: Vec<&[u8]> = entries.chain(wanted.iter().map(String::as_str)).map(str::as_bytes).collect();
+    let defines_root = |source: &Source<'_>| match source {
+        Source::Archive(archive) => roots.iter().any(|root| archive.defines(root)),
+        Source::Object(_) => false,
+    };
+    let whole = no_objects && !sources.iter().any(defines_root);
+    let mut unit = Unit::default();
+    roots.iter().for_each(|root| unit.symbols.want(root));
+    for source in sources {
+        match source {
+            Source::Object(object) => unit.add(object)?,
+            Source::Archive(archive) if whole => {
+                for object in archive.into_objects()? {
+                    unit.add(object)?;
+                }
+            }
+            Source::Archive(archive) => search(archive, &mut unit)?,
+        }
+    }
+    Ok(unit)
+}
+
+/// Adds members as long as one of them defines what is undefined. GNU ld goes through an archive's index again and
+/// again until nothing new comes; this takes the same members in the same order, but looks only where something can be.
+fn search<'a>(mut archive: Archive<'a>, unit: &mut Unit<'a>) -> Result<(), Error> {
+    let mut promising: BTreeSet<usize> = BTreeSet::new();
+    let mut from = 0;
+    loop {
+        for name in unit.symbols.newly_undefined() {
+            promising.extend(archive.places(name));
+        }
+        let Some(&at) = promising.range(from..).next().or_else(|| promising.first()) else { break };
+        promising.remove(&at);
+        from = at + 1;
+        if let Some(offer) = archive.offer(at).filter(|offer| unit.symbols.takes(offer))
+            && let Some(object) = archive.take(offer)
+        {
+            unit.add(object)?;
+        }
+    }
+    // The next archive is asked for what is still undefined.
+    unit.symbols.ask_again();
+    Ok(())
+}
