@@ -1,4 +1,4 @@
-//! An allocator that notes the largest allocation.
+//! An allocator that notes the largest allocation. The fuzz targets use it, too.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,17 +10,17 @@ static LARGEST: AtomicUsize = AtomicUsize::new(0);
 #[global_allocator]
 static ALLOCATOR: Largest = Largest;
 
-/// Runs something; returns its result and the size of the largest allocation of the process meanwhile, in bytes.
-pub(crate) fn largest_of<T>(run: impl FnOnce() -> T) -> (T, usize) {
+/// Runs something that takes bytes that nobody trusts.
+///
+/// # Panics
+/// If it makes an allocation that is not in proportion to them. Freed places are filled from a buffer of 256 KiB,
+/// whatever the file.
+pub(crate) fn within_bound<T>(file: &[u8], run: impl FnOnce() -> T) -> T {
     LARGEST.store(0, Ordering::Relaxed);
     let result = run();
-    (result, LARGEST.load(Ordering::Relaxed))
-}
-
-/// The largest allocation that looking at a file of untrusted bytes, or loading it, may make. Freed places are filled
-/// from a buffer of 256 KiB, whatever the file.
-pub(crate) fn bound(file: &[u8]) -> usize {
-    (256 << 10) + 64 * file.len()
+    let (largest, bound) = (LARGEST.load(Ordering::Relaxed), (256 << 10) + 64 * file.len());
+    assert!(largest <= bound, "an allocation of {largest} bytes for a file of {}", file.len());
+    result
 }
 
 // SAFETY: everything is passed on to the system's allocator as it came.
