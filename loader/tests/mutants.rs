@@ -1,7 +1,7 @@
 //! A hundred thousand mutants and truncations of objects from each compiler, of an archive and of Debian's own modules,
 //! through everything of the loader that does not run code: no panic, nothing left behind, no allocation beyond a bound.
-//! `MODLOAD_MUTANTS` says how many are made. A mutant depends on `MODLOAD_SEED` and its round alone, so that it comes
-//! back.
+//! `MODLOAD_MUTANTS` says how many are made. A mutant depends on its object, on `MODLOAD_SEED` and on its round alone, so
+//! that it comes back.
 
 mod largest;
 mod scene;

@@ -1,6 +1,5 @@
-//! Builds the fuzz targets with a stable compiler and runs them. `cargo fuzz run --sanitizer none` does the same where a
-//! nightly one is there; what libFuzzer needs of rustc is stable, and it brings its own runtime, which a C++ compiler
-//! builds.
+//! Builds the fuzz targets with a stable compiler and runs them: what libFuzzer needs of rustc is stable, and
+//! libfuzzer-sys brings the runtime, which a C++ compiler builds.
 
 use std::fs::{self, File};
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Debian's kernel package: real modules, the symbols of their kernel, and the kernel.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Result;
@@ -37,7 +37,7 @@ pub(crate) fn folder() -> Result<PathBuf> {
 }
 
 /// Fetches the newest package into a folder, and unpacks it into one below.
-fn unpack(scratch: &std::path::Path) -> Result<PathBuf> {
+fn unpack(scratch: &Path) -> Result<PathBuf> {
     let found = output(Command::new("apt-cache").args(["--names-only", "search", PACKAGES]))?;
     let newest = found.lines().filter_map(|line| line.split(' ').next()).max_by_key(|name| version(name));
     let newest = newest.ok_or("apt knows no kernel 6.1: apt-get update?")?;

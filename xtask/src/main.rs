@@ -1,5 +1,4 @@
-//! `cargo xtask COMMAND [OPTION=VALUE]...`: what is done with this tree beyond cargo's own commands. A table of commands;
-//! each is a file.
+//! `cargo xtask COMMAND [OPTION=VALUE]...`: what is done with this tree beyond cargo's own commands. A table of commands.
 
 #![forbid(unsafe_code)]
 

@@ -2,19 +2,19 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use modload_fixtures::{Fixture, Kernel, archive};
 
 use crate::Result;
 
 /// Larger files would only make the runs slow.
-const LARGEST: usize = 8 << 10;
+const LARGEST: u64 = 8 << 10;
 
-/// How a target takes a file, by target: the inputs made of it.
+/// What becomes of a file so that a target takes it.
 type Wrap = fn(&Seed) -> io::Result<Vec<Vec<u8>>>;
 
-/// The fuzz targets, and how each takes a file.
+/// The fuzz targets.
 pub(crate) const TARGETS: &[(&str, Wrap)] =
     &[("inspect", plain), ("load", plain), ("function", named), ("file", packed)];
 
@@ -26,27 +26,23 @@ pub(crate) struct Seed {
 
 /// All seeds.
 pub(crate) fn all() -> Result<Vec<Seed>> {
-    let mut seeds = Vec::new();
-    let mut members = Vec::new();
+    let mut files = Vec::new();
     for fixture in Fixture::all()? {
         let Some(case) = fixture.cases()?.into_iter().next() else { continue };
-        let function = case.expect.calls.first().map_or_else(|| "init_module".into(), |call| call.symbol.clone());
+        let function = case.expect.calls.first().map_or("init_module", |call| &call.symbol);
         let language = fixture.language()?;
         for compiler in case.compilers.iter().filter(|it| it.find_for(language).is_some()) {
-            let object = fixture.object_of(&case, *compiler)?;
-            seeds.push(Seed { function: function.clone(), bytes: fs::read(&object)? });
-            members.push(object);
+            files.push((function.to_owned(), fixture.object_of(&case, *compiler)?));
         }
     }
-    members.truncate(3);
-    seeds.push(Seed { function: "init_module".into(), bytes: fs::read(archive("seeds", &members)?)? });
-    if let Some(kernel) = Kernel::find() {
-        for path in kernel.modules()?.iter().step_by(100) {
-            seeds.push(Seed { function: "init_module".into(), bytes: fs::read(path)? });
-        }
-    }
-    seeds.retain(|seed| seed.bytes.len() <= LARGEST);
-    Ok(seeds)
+    let is_small = |path: &PathBuf| path.metadata().is_ok_and(|data| data.len() <= LARGEST);
+    files.retain(|(_, path)| is_small(path));
+    let members: Vec<_> = files.iter().take(3).map(|(_, path)| path.clone()).collect();
+    files.push(("init_module".into(), archive("seeds", &members)?));
+    let modules = Kernel::find().map_or(Ok(Vec::new()), |kernel| kernel.modules())?;
+    files.extend(modules.into_iter().filter(is_small).take(8).map(|path| ("init_module".into(), path)));
+    let seed = |(function, path)| Ok(Seed { function, bytes: fs::read(path)? });
+    files.into_iter().map(seed).collect()
 }
 
 /// Writes the seeds of one target into a folder.
