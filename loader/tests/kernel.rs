@@ -1,6 +1,7 @@
 //! Every module of Debian's kernel can be looked at, though none can be loaded yet.
 
 use std::fs;
+use std::io::{self, Write};
 
 use modload_fixtures::Kernel;
 use modload_loader::Inspection;
@@ -8,7 +9,9 @@ use modload_loader::Inspection;
 #[test]
 fn every_module_of_debians_kernel_can_be_inspected() {
     let Some(kernel) = Kernel::find() else {
-        eprintln!("SKIPPED inspecting Debian's modules: MODLOAD_KERNEL is not set, see cargo xtask kernel");
+        // Past the harness's capture: nobody may take this for a pass.
+        let reason = "MODLOAD_KERNEL is not set, see cargo xtask kernel";
+        writeln!(io::stderr().lock(), "SKIPPED inspecting Debian's modules: {reason}").unwrap();
         return;
     };
     let modules = kernel.modules().unwrap();
