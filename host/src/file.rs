@@ -5,11 +5,15 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use liblzma::stream::{CONCATENATED, Stream};
 use modload_loader::Input;
 use thiserror::Error;
 
 /// The most bytes a module file may hold, decompressed.
 pub const SIZE_LIMIT: u64 = 1 << 30;
+
+/// The most memory that decompressing .xz may take; the file says how much it wants. `xz -9` wants 65 MiB.
+const XZ_MEMORY: u64 = 128 << 20;
 
 /// A module file cannot be had.
 #[derive(Debug, Error)]
@@ -107,7 +111,10 @@ fn unpack(bytes: Vec<u8>, limit: u64) -> Result<Vec<u8>, ReadError> {
     let packed = &bytes[..];
     match format {
         Compression::Gzip => bounded(Vec::new(), flate2::read::MultiGzDecoder::new(packed), limit, damaged),
-        Compression::Xz => bounded(Vec::new(), liblzma::read::XzDecoder::new_multi_decoder(packed), limit, damaged),
+        Compression::Xz => {
+            let stream = Stream::new_stream_decoder(XZ_MEMORY, CONCATENATED).map_err(|error| damaged(error.into()))?;
+            bounded(Vec::new(), liblzma::read::XzDecoder::new_stream(packed, stream), limit, damaged)
+        }
         Compression::Zstd => {
             let decoder = zstd::stream::read::Decoder::with_buffer(packed).map_err(damaged)?;
             bounded(Vec::new(), decoder, limit, damaged)

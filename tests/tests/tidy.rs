@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use modload_fixtures::workspace_root;
 
 /// Who may import whom, by folder. A folder that is not here fails the test: say what it may import.
-const IMPORTS: [(&str, &[&str]); 21] = [
+const IMPORTS: [(&str, &[&str]); 22] = [
     ("abi", &[]),
     ("edit", &[]),
     ("notifier", &[]),
@@ -29,6 +29,7 @@ const IMPORTS: [(&str, &[&str]); 21] = [
     ("benches", EVERYTHING),
     ("examples", EVERYTHING),
     ("xtask", EVERYTHING),
+    ("fuzz", EVERYTHING),
 ];
 
 /// From the ground up: the rows above name a piece of it where they can.
@@ -60,7 +61,7 @@ const EVERYTHING: &[&str] = &LADDER;
 /// Crates that say `forbid(unsafe_code)`.
 const SAFE: [&str; 7] = ["abi", "edit", "notifier", "relocs", "alternatives", "paravirt", "fixtures"];
 
-/// Where unsafe code may stand: whole folders end with a slash. Tests, benches and examples may, too.
+/// Where unsafe code may stand: whole folders end with a slash. Tests, benches, examples and fuzz targets may, too.
 const UNSAFE: [&str; 9] = [
     "text/",
     "threads/",
@@ -122,7 +123,7 @@ impl Source {
 
     /// Whether it is part of the product: not a test, bench or example.
     fn is_product(&self) -> bool {
-        let tests = ["tests", "benches", "examples", "xtask", "fixtures"].contains(&self.folder());
+        let tests = ["tests", "benches", "examples", "xtask", "fuzz", "fixtures"].contains(&self.folder());
         !tests
             && !self.path.contains("/tests/")
             && !self.path.contains("/benches/")
@@ -435,7 +436,9 @@ fn every_crate_keeps_the_lints() {
     for lint in ["as_conversions", "undocumented_unsafe_blocks", "multiple_unsafe_ops_per_block", "todo"] {
         assert!(root.contains(&format!("{lint} = \"deny\"")), "{lint}");
     }
-    for (path, manifest) in texts().iter().filter(|(path, _)| path.ends_with("/Cargo.toml")) {
+    // The fuzz targets are a workspace of their own.
+    let ours = |path: &str| path.ends_with("/Cargo.toml") && path != "fuzz/Cargo.toml";
+    for (path, manifest) in texts().iter().filter(|(path, _)| ours(path)) {
         assert!(manifest.contains("[lints]\nworkspace = true"), "{path} has the workspace's lints");
         assert!(
             !manifest.contains("path = \"../") || manifest.contains("[[example]]"),
@@ -454,7 +457,7 @@ fn nothing_says_on_which_machine_it_was_written() {
             if machine.iter().any(|part| line.contains(part.as_str())) {
                 found.push(format!("{path}:{number}: {line}"));
             }
-            let source = line.strip_prefix("source = ").filter(|_| path == "Cargo.lock");
+            let source = line.strip_prefix("source = ").filter(|_| path.ends_with("Cargo.lock"));
             if source.is_some_and(|source| source != "\"registry+https://github.com/rust-lang/crates.io-index\"") {
                 found.push(format!("{path}:{number}: {line}"));
             }

@@ -17,6 +17,10 @@ use crate::link::{Object, write};
 const FLAGS: &[elf::SectionFlags] =
     &[elf::SHF_WRITE, elf::SHF_ALLOC, elf::SHF_EXECINSTR, elf::SHF_TLS, elf::SHF_EXCLUDE, elf::SHF_COMPRESSED];
 
+/// Sections that want more than this stay by themselves: the gaps in front of them would be in no proportion to the
+/// file.
+const PAGE: u64 = 4096;
+
 /// What sections must have in common to be merged.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Key<'a> {
@@ -292,7 +296,7 @@ fn contents(object: usize, at: u32, section: &Section<'_>) -> Option<Contents> {
             None
         }
         elf::SHT_NOBITS => Some(Contents::Zeros),
-        _ if section.flags.contains(elf::SHF_COMPRESSED) => Some(Contents::Alone(object, at)),
+        _ if section.flags.contains(elf::SHF_COMPRESSED) || section.align > PAGE => Some(Contents::Alone(object, at)),
         elf::SHT_PROGBITS | elf::SHT_NOTE => Some(Contents::Bytes),
         _ => section.flags.contains(elf::SHF_ALLOC).then_some(Contents::Bytes),
     }

@@ -1,0 +1,17 @@
+//! Any function of any file can be looked at: its name, a NUL, the file.
+
+#![no_main]
+
+#[path = "../../loader/tests/largest/mod.rs"]
+mod largest;
+
+use libfuzzer_sys::fuzz_target;
+use modload_loader::FunctionBytes;
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut parts = bytes.splitn(2, |&byte| byte == 0);
+    if let (Some(name), Some(file)) = (parts.next(), parts.next()) {
+        let name = String::from_utf8_lossy(name);
+        let _ = largest::within_bound(file, || FunctionBytes::of(file, &name, 1 << 30));
+    }
+});

@@ -1,0 +1,76 @@
+//! `cargo xtask COMMAND [OPTION=VALUE]...`: what is done with this tree beyond cargo's own commands. A table of commands.
+
+#![forbid(unsafe_code)]
+
+mod fuzz;
+mod kernel;
+mod mutants;
+mod options;
+mod process;
+mod seeds;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use options::Options;
+
+/// What goes wrong is read by people only.
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// A command.
+struct Command {
+    name: &'static str,
+    /// Options and their defaults.
+    options: &'static [(&'static str, &'static str)],
+    help: &'static str,
+    run: fn(&Options) -> Result<()>,
+}
+
+const COMMANDS: &[Command] = &[
+    Command {
+        name: "kernel",
+        options: &[],
+        help: "fetch and unpack Debian's kernel 6.1 once; print its folder, for MODLOAD_KERNEL",
+        run: kernel::fetch,
+    },
+    Command { name: "inspect-kernel", options: &[], help: "inspect all its modules", run: kernel::inspect },
+    Command {
+        name: "mutants",
+        options: &[("count", "1000000"), ("seed", "1"), ("seconds", "0")],
+        help: "COUNT mutants with SEED, then with the seeds after it until SECONDS are over",
+        run: mutants::run_test,
+    },
+    Command {
+        name: "fuzz",
+        options: &[("target", "all"), ("seconds", "60")],
+        help: "build the fuzz targets, run each for SECONDS; what they find is in target/fuzz",
+        run: fuzz::run,
+    },
+];
+
+fn run(arguments: &[String]) -> Result<()> {
+    let (name, rest) = arguments.split_first().ok_or_else(help)?;
+    let command = COMMANDS.iter().find(|command| command.name == name).ok_or_else(help)?;
+    (command.run)(&Options::parse(command.options, rest)?)
+}
+
+/// The table, for people.
+fn help() -> String {
+    let mut text = String::from("cargo xtask COMMAND [OPTION=VALUE]...");
+    for Command { name, options, help, .. } in COMMANDS {
+        let options: String = options.iter().map(|(name, default)| format!(" {name}={default}")).collect();
+        text.push_str(&format!("\n  {name}{options}\n      {help}"));
+    }
+    text
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
