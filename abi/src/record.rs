@@ -231,6 +231,168 @@ impl Record for KparamArray {
     }
 }
 
+/// An alternative for a place of code: Linux 6.1's `struct alt_instr`, 12 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AltInstr {
+    /// Distance from the record's byte 0 to the site.
+    pub site: i32,
+    /// Distance from the record's byte 4 to the replacement.
+    pub replacement: i32,
+    /// The feature's number; [`AltInstr::NOT`] is set if the feature must be absent.
+    pub feature: u16,
+    /// Bytes of the site.
+    pub site_len: u8,
+    /// Bytes of the replacement.
+    pub replacement_len: u8,
+}
+
+impl AltInstr {
+    /// In `feature`: replaced if the feature is absent. `ALTINSTR_FLAG_INV`.
+    pub const NOT: u16 = 1 << 15;
+}
+
+impl Record for AltInstr {
+    const SIZE: usize = 12;
+
+    fn read(bytes: &[u8]) -> AltInstr {
+        AltInstr {
+            site: i32::from_le_bytes(field(bytes, 0)),
+            replacement: i32::from_le_bytes(field(bytes, 4)),
+            feature: u16::from_le_bytes(field(bytes, 8)),
+            site_len: bytes[10],
+            replacement_len: bytes[11],
+        }
+    }
+}
+
+/// The same since Linux 6.3, 14 bytes: flags have a field of their own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AltInstr63 {
+    /// Distance from the record's byte 0 to the site.
+    pub site: i32,
+    /// Distance from the record's byte 4 to the replacement.
+    pub replacement: i32,
+    /// The feature's number.
+    pub feature: u16,
+    /// [`AltInstr63::NOT`] and [`AltInstr63::DIRECT_CALL`].
+    pub flags: u16,
+    /// Bytes of the site.
+    pub site_len: u8,
+    /// Bytes of the replacement.
+    pub replacement_len: u8,
+}
+
+impl AltInstr63 {
+    /// Replaced if the feature is absent. `ALT_FLAG_NOT`.
+    pub const NOT: u16 = 1 << 0;
+    /// The site is an indirect call through a pointer; it becomes a direct one. `ALT_FLAG_DIRECT_CALL`.
+    pub const DIRECT_CALL: u16 = 1 << 1;
+}
+
+impl Record for AltInstr63 {
+    const SIZE: usize = 14;
+
+    fn read(bytes: &[u8]) -> AltInstr63 {
+        AltInstr63 {
+            site: i32::from_le_bytes(field(bytes, 0)),
+            replacement: i32::from_le_bytes(field(bytes, 4)),
+            feature: u16::from_le_bytes(field(bytes, 8)),
+            flags: u16::from_le_bytes(field(bytes, 10)),
+            site_len: bytes[12],
+            replacement_len: bytes[13],
+        }
+    }
+}
+
+/// A call through an operations table: Linux 6.1's `struct paravirt_patch_site`, 16 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ParavirtSite {
+    /// Address of the site.
+    pub site: u64,
+    /// Which operation: its offset in `pv_ops`, divided by 8.
+    pub op: u8,
+    /// Bytes of the site.
+    pub len: u8,
+}
+
+impl Record for ParavirtSite {
+    const SIZE: usize = 16;
+
+    fn read(bytes: &[u8]) -> ParavirtSite {
+        ParavirtSite { site: u64::from_le_bytes(field(bytes, 0)), op: bytes[8], len: bytes[9] }
+    }
+}
+
+/// A place of code by its distance: 4 bytes. `.retpoline_sites`, `.return_sites`, `.smp_locks`, `.ibt_endbr_seal`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RelativeSite {
+    /// Distance from the record to the site.
+    pub site: i32,
+}
+
+impl Record for RelativeSite {
+    const SIZE: usize = 4;
+
+    fn read(bytes: &[u8]) -> RelativeSite {
+        RelativeSite { site: i32::from_le_bytes(field(bytes, 0)) }
+    }
+}
+
+/// A place of code by its address: 8 bytes. `__mcount_loc`, `__patchable_function_entries`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Site {
+    /// Address of the site.
+    pub site: u64,
+}
+
+impl Record for Site {
+    const SIZE: usize = 8;
+
+    fn read(bytes: &[u8]) -> Site {
+        Site { site: u64::from_le_bytes(field(bytes, 0)) }
+    }
+}
+
+/// A branch that a static key decides: Linux's `struct jump_entry`, 16 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct JumpEntry {
+    /// Distance from the record's byte 0 to the site.
+    pub code: i32,
+    /// Distance from the record's byte 4 to where it jumps.
+    pub target: i32,
+    /// Distance from the record's byte 8 to the key. Bit 0: the branch is likely; bit 1: the site is init code.
+    pub key: i64,
+}
+
+impl Record for JumpEntry {
+    const SIZE: usize = 16;
+
+    fn read(bytes: &[u8]) -> JumpEntry {
+        JumpEntry {
+            code: i32::from_le_bytes(field(bytes, 0)),
+            target: i32::from_le_bytes(field(bytes, 4)),
+            key: i64::from_le_bytes(field(bytes, 8)),
+        }
+    }
+}
+
+/// A static call: Linux's `struct static_call_site`, 8 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StaticCallSite {
+    /// Distance from the record's byte 0 to the site.
+    pub site: i32,
+    /// Distance from the record's byte 4 to the key. Bit 0: a tail call; bit 1: the site is init code.
+    pub key: i32,
+}
+
+impl Record for StaticCallSite {
+    const SIZE: usize = 8;
+
+    fn read(bytes: &[u8]) -> StaticCallSite {
+        StaticCallSite { site: i32::from_le_bytes(field(bytes, 0)), key: i32::from_le_bytes(field(bytes, 4)) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Param, Partial, Record, Records, Rela};

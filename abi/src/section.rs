@@ -55,6 +55,52 @@ pub const THIS_MODULE_SYMBOL: &str = "__this_module";
 pub const PARAM_OPS_PREFIX: &str = "param_ops_";
 /// The operations of a parameter that is an array.
 pub const PARAM_ARRAY_OPS_SYMBOL: &str = "param_array_ops";
+/// Alternatives for places of code: [`crate::record::AltInstr`].
+pub const ALTINSTRUCTIONS: &str = ".altinstructions";
+/// Calls through an operations table: [`crate::record::ParavirtSite`].
+pub const PARAINSTRUCTIONS: &str = ".parainstructions";
+/// Lock prefixes: [`crate::record::RelativeSite`].
+pub const SMP_LOCKS: &str = ".smp_locks";
+/// Branches through thunks: [`crate::record::RelativeSite`].
+pub const RETPOLINE_SITES: &str = ".retpoline_sites";
+/// Returns through a thunk: [`crate::record::RelativeSite`].
+pub const RETURN_SITES: &str = ".return_sites";
+/// ENDBRs that nobody needs: [`crate::record::RelativeSite`].
+pub const IBT_ENDBR_SEAL: &str = ".ibt_endbr_seal";
+/// Calls at the beginning of functions: [`crate::record::Site`].
+pub const MCOUNT_LOC: &str = "__mcount_loc";
+/// NOPs at the beginning of functions: [`crate::record::Site`].
+pub const PATCHABLE_FUNCTION_ENTRIES: &str = "__patchable_function_entries";
+/// Branches that static keys decide: [`crate::record::JumpEntry`].
+pub const JUMP_TABLE: &str = "__jump_table";
+/// Static calls: [`crate::record::StaticCallSite`].
+pub const STATIC_CALL_SITES: &str = ".static_call_sites";
+/// Which key a trampoline is for.
+pub const STATIC_CALL_TRAMP_KEY: &str = ".static_call_tramp_key";
+/// What to do about a fault at an instruction; 12 bytes a record.
+pub const EX_TABLE: &str = "__ex_table";
+/// What an instruction that traps means.
+pub const BUG_TABLE: &str = "__bug_table";
+/// How Linux's unwinder gets from a place of code to its caller; 6 bytes a record.
+pub const ORC_UNWIND: &str = ".orc_unwind";
+/// For each record of [`ORC_UNWIND`], its place: the distance from itself, 4 bytes.
+pub const ORC_UNWIND_IP: &str = ".orc_unwind_ip";
+/// Variables of which each processor has its own.
+pub const PERCPU: &str = ".data..percpu";
+/// Linux's `struct module`.
+pub const LINUX_THIS_MODULE: &str = ".gnu.linkonce.this_module";
+/// Tracepoints.
+pub const TRACEPOINTS: &str = "__tracepoints";
+/// What begins so Linux drops when `init` has returned.
+pub const INIT_SECTION_PREFIX: &str = ".init";
+/// Before the name of a static call, that of its trampoline.
+pub const STATIC_CALL_TRAMPOLINE_PREFIX: &str = "__SCT__";
+/// Before the name of a static call, that of its key.
+pub const STATIC_CALL_KEY_PREFIX: &str = "__SCK__";
+/// Code.
+pub const TEXT: &str = ".text";
+/// Trampolines of static calls.
+pub const STATIC_CALL_TEXT: &str = ".static_call.text";
 
 /// A section that this version cannot do right by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,32 +116,32 @@ pub struct Unsupported {
 /// Sections for machinery that this version does not have. A module with one of them that is not empty must be refused:
 /// to pass over it would be to run code that is not what its author meant.
 pub const UNSUPPORTED: &[Unsupported] = &[
-    Unsupported { name: ".altinstructions", why: "alternative instructions are not supported yet", record: Some(12) },
-    Unsupported { name: ".parainstructions", why: "paravirt call sites are not supported yet", record: Some(16) },
-    Unsupported { name: ".smp_locks", why: "lock prefixes are not supported yet", record: Some(4) },
-    Unsupported { name: ".retpoline_sites", why: "retpoline sites are not supported yet", record: Some(4) },
-    Unsupported { name: ".return_sites", why: "return thunk sites are not supported yet", record: Some(4) },
-    Unsupported { name: ".ibt_endbr_seal", why: "sealing of ENDBR instructions is not supported yet", record: Some(4) },
-    Unsupported { name: "__mcount_loc", why: "function tracing sites are not supported yet", record: Some(8) },
+    Unsupported { name: ALTINSTRUCTIONS, why: "alternative instructions are not supported yet", record: Some(12) },
+    Unsupported { name: PARAINSTRUCTIONS, why: "paravirt call sites are not supported yet", record: Some(16) },
+    Unsupported { name: SMP_LOCKS, why: "lock prefixes are not supported yet", record: Some(4) },
+    Unsupported { name: RETPOLINE_SITES, why: "retpoline sites are not supported yet", record: Some(4) },
+    Unsupported { name: RETURN_SITES, why: "return thunk sites are not supported yet", record: Some(4) },
+    Unsupported { name: IBT_ENDBR_SEAL, why: "sealing of ENDBR instructions is not supported yet", record: Some(4) },
+    Unsupported { name: MCOUNT_LOC, why: "function tracing sites are not supported yet", record: Some(8) },
     Unsupported {
-        name: "__patchable_function_entries",
+        name: PATCHABLE_FUNCTION_ENTRIES,
         why: "function tracing sites are not supported yet",
         record: Some(8),
     },
-    Unsupported { name: "__jump_table", why: "static keys are not supported yet", record: Some(16) },
-    Unsupported { name: ".static_call_sites", why: "static calls are not supported yet", record: Some(8) },
-    Unsupported { name: ".static_call_tramp_key", why: "static calls are not supported yet", record: Some(8) },
-    Unsupported { name: "__ex_table", why: "exception tables are not supported yet", record: Some(12) },
-    Unsupported { name: "__bug_table", why: "bug tables are not supported yet", record: Some(12) },
-    Unsupported { name: ".orc_unwind", why: "ORC unwind tables are not supported", record: Some(6) },
-    Unsupported { name: ".orc_unwind_ip", why: "ORC unwind tables are not supported", record: Some(4) },
-    Unsupported { name: ".data..percpu", why: "per-CPU data is not supported yet", record: None },
+    Unsupported { name: JUMP_TABLE, why: "static keys are not supported yet", record: Some(16) },
+    Unsupported { name: STATIC_CALL_SITES, why: "static calls are not supported yet", record: Some(8) },
+    Unsupported { name: STATIC_CALL_TRAMP_KEY, why: "static calls are not supported yet", record: Some(8) },
+    Unsupported { name: EX_TABLE, why: "exception tables are not supported yet", record: Some(12) },
+    Unsupported { name: BUG_TABLE, why: "bug tables are not supported yet", record: Some(12) },
+    Unsupported { name: ORC_UNWIND, why: "ORC unwind tables are not supported", record: Some(6) },
+    Unsupported { name: ORC_UNWIND_IP, why: "ORC unwind tables are not supported", record: Some(4) },
+    Unsupported { name: PERCPU, why: "per-CPU data is not supported yet", record: None },
     Unsupported {
-        name: ".gnu.linkonce.this_module",
+        name: LINUX_THIS_MODULE,
         why: "a struct module of Linux's own layout is not supported",
         record: None,
     },
-    Unsupported { name: "__tracepoints", why: "tracepoints are not supported yet", record: None },
+    Unsupported { name: TRACEPOINTS, why: "tracepoints are not supported yet", record: None },
 ];
 
 /// `st_shndx` of a symbol that a live patch resolves when its object is there.

@@ -13,6 +13,26 @@ pub enum Engine {
     Slot,
     /// An indirect function's PLT entry, or the slot it jumps through.
     Indirect,
+    /// A record of `.parainstructions`.
+    Paravirt,
+    /// A record of `.retpoline_sites`.
+    Retpoline,
+    /// A record of `.return_sites`.
+    Return,
+    /// A record of `.altinstructions`.
+    Alternative,
+    /// A record of `.ibt_endbr_seal`.
+    Endbr,
+    /// A record of `.smp_locks`.
+    SmpLock,
+    /// A table that is sorted where it stands.
+    Sort,
+    /// A record of `__mcount_loc` or `__patchable_function_entries`.
+    Fentry,
+    /// A record of `__jump_table`.
+    JumpLabel,
+    /// A record of `.static_call_sites`, or a trampoline.
+    StaticCall,
 }
 
 impl fmt::Display for Engine {
@@ -21,6 +41,16 @@ impl fmt::Display for Engine {
             Engine::Relocation => "relocation",
             Engine::Slot => "slot",
             Engine::Indirect => "indirect function",
+            Engine::Paravirt => "paravirt site",
+            Engine::Retpoline => "retpoline site",
+            Engine::Return => "return site",
+            Engine::Alternative => "alternative",
+            Engine::Endbr => "endbr seal",
+            Engine::SmpLock => "lock prefix",
+            Engine::Sort => "sorted record",
+            Engine::Fentry => "function entry",
+            Engine::JumpLabel => "jump label",
+            Engine::StaticCall => "static call",
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::{Addr, Edit, Why, index, wide};
+use crate::{Addr, Edit, Engine, Why, disassembled, index, wide};
 
 /// Takes the edits of an engine, one by one, in the order in which the engine makes them.
 pub trait Sink {
@@ -52,6 +52,22 @@ pub enum Rejected {
         /// The reason of the one that is refused.
         second: Why,
     },
+    /// Another engine has written there, and this one may not write over it.
+    #[error(
+        "{second} would write {} over {first}, which wrote {}",
+        shown(.second, .second_bytes),
+        shown(.first, .first_bytes)
+    )]
+    Clash {
+        /// The reason of the one that was there first.
+        first: Why,
+        /// Where it wrote what.
+        first_bytes: (Addr, Vec<u8>),
+        /// The reason of the one that is refused.
+        second: Why,
+        /// Where it would write what.
+        second_bytes: (Addr, Vec<u8>),
+    },
     /// `old` and `new` differ in length, or are empty.
     #[error("{why} at {at}: {old} bytes cannot become {new}")]
     Lengths {
@@ -64,6 +80,14 @@ pub enum Rejected {
         /// The edit's reason.
         why: Why,
     },
+}
+
+/// Bytes, and what they are as code; a relocation writes no whole instruction.
+fn shown(why: &Why, (at, bytes): &(Addr, Vec<u8>)) -> String {
+    match why.engine {
+        Engine::Relocation | Engine::Slot => format!("{bytes:02x?} at {at}"),
+        _ => format!("{bytes:02x?} at {at} ({})", disassembled(*at, bytes)),
+    }
 }
 
 pub(crate) fn check_lengths(edit: &Edit<'_>) -> Result<(), Rejected> {

@@ -339,6 +339,17 @@ pub enum Error {
         /// Section and offset of the resolver.
         resolver: String,
     },
+    /// Where a section stands is not known, or cannot be.
+    #[error("section \"{section}\": {problem}")]
+    NoAddress {
+        /// Which.
+        section: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A record by which code is to be rewritten cannot be followed.
+    #[error("{0}")]
+    Rewrite(Box<dyn std::error::Error + Send + Sync>),
     /// A record of one of the module's own tables is wrong.
     #[error("record {record} of section \"{section}\": {problem}")]
     BadRecord {

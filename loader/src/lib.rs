@@ -38,6 +38,7 @@ mod entry;
 mod load;
 mod unload;
 mod inspect;
+mod image;
 
 mod fork;
 mod module;
@@ -48,6 +49,7 @@ pub use entry::Image;
 pub use error::{Advice, Error, LoadError, Stage, UnloadError, Unresolved};
 pub use file::{File, Section};
 pub use form::Exports;
+pub use image::{ImageComing, ImageSection, Kallsyms, Machine, MachineError, MemoryImage, hexadecimal};
 pub use inspect::{
     FunctionBytes, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable, Inspection,
 };

@@ -58,7 +58,7 @@ fn fill(
     Ok(())
 }
 
-fn explain(file: &File<'_>, source: modload_relocs::Error, low: bool) -> Error {
+pub(crate) fn explain(file: &File<'_>, source: modload_relocs::Error, low: bool) -> Error {
     let site = source.site();
     let target = file.relas.iter().find(|relas| relas.section == site.section).map_or(0, |relas| relas.target);
     let overflow = matches!(source, modload_relocs::Error::Overflow { .. });

@@ -1,0 +1,103 @@
+//! Instructions that are copied to another place and must mean the same there.
+
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
+use modload_edit::Addr;
+
+use crate::Problem;
+
+/// The length of the first instruction.
+pub(crate) fn length(bytes: &[u8]) -> Option<usize> {
+    first(Addr::NULL, bytes).map(|instruction| instruction.len())
+}
+
+/// The first instruction, if there is a whole one.
+pub(crate) fn first(at: Addr, bytes: &[u8]) -> Option<Instruction> {
+    let instruction = Decoder::with_ip(64, bytes, at.get(), DecoderOptions::NONE).decode();
+    (!instruction.is_invalid()).then_some(instruction)
+}
+
+/// Whether these bytes are whole instructions.
+pub(crate) fn is_whole(bytes: &[u8]) -> bool {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        match length(rest) {
+            Some(length) => rest = &rest[length..],
+            None => return false,
+        }
+    }
+    true
+}
+
+/// Makes instructions that were copied from `from` to `to` refer to what they referred to before: relative branches
+/// that leave the copy, and operands relative to the instruction pointer.
+pub(crate) fn reaim(bytes: &mut [u8], from: Addr, to: Addr) -> Result<(), Problem> {
+    let source = bytes.to_vec();
+    let end = from + modload_edit::wide(source.len());
+    let mut decoder = Decoder::with_ip(64, &source, from.get(), DecoderOptions::NONE);
+    let mut instruction = Instruction::default();
+    while decoder.can_decode() {
+        let start = decoder.position();
+        decoder.decode_out(&mut instruction);
+        if instruction.is_invalid() {
+            return Err(Problem::ReplacementCut);
+        }
+        let fields = decoder.get_constant_offsets(&instruction);
+        let (offset, size, target) = if instruction.is_ip_rel_memory_operand() {
+            let target = instruction.ip_rel_memory_address();
+            (fields.displacement_offset(), fields.displacement_size(), target)
+        } else if is_relative_branch(&instruction) {
+            let target = Addr::new(instruction.near_branch_target());
+            if target >= from && target <= end {
+                continue;
+            }
+            (fields.immediate_offset(), fields.immediate_size(), target.get())
+        } else {
+            continue;
+        };
+        let target = Addr::new(target);
+        let moved = target - Addr::new(instruction.next_ip()).offset(to - from);
+        let field = &mut bytes[start + offset..start + offset + size];
+        let fits = match size {
+            1 => i8::try_from(moved).is_ok(),
+            4 => i32::try_from(moved).is_ok(),
+            _ => false,
+        };
+        if !fits {
+            return Err(Problem::OutOfReach(target));
+        }
+        field.copy_from_slice(&moved.to_le_bytes()[..size]);
+    }
+    Ok(())
+}
+
+/// Whether it is a near branch with a displacement.
+fn is_relative_branch(instruction: &Instruction) -> bool {
+    instruction.op_count() != 0 && instruction.op0_kind() == OpKind::NearBranch64
+}
+
+/// What a near branch with a displacement is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Branch {
+    Call,
+    Jump,
+    Conditional,
+}
+
+/// The kind of a near branch with a displacement of 32 bits.
+pub(crate) fn near_branch(instruction: &Instruction) -> Option<Branch> {
+    if !is_relative_branch(instruction) || !matches!(instruction.len(), 5 | 6) {
+        return None;
+    }
+    match instruction.mnemonic() {
+        Mnemonic::Call => Some(Branch::Call),
+        Mnemonic::Jmp => Some(Branch::Jump),
+        Mnemonic::Xbegin => None,
+        _ => Some(Branch::Conditional),
+    }
+}
+
+/// The address of the pointer that a call goes through, if it is one through a pointer at a distance from itself.
+pub(crate) fn call_through(instruction: &Instruction) -> Option<Addr> {
+    let call = instruction.mnemonic() == Mnemonic::Call && instruction.is_ip_rel_memory_operand();
+    call.then(|| Addr::new(instruction.ip_rel_memory_address()))
+}

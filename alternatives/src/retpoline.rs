@@ -1,0 +1,88 @@
+//! `.retpoline_sites`: branches through a register that the compiler made calls of a thunk.
+
+use iced_x86::Instruction;
+use modload_abi::record::{Record, RelativeSite};
+use modload_edit::{Addr, Code, Engine, Table, Why, refused, wide, write};
+
+use crate::facts::Error;
+use crate::moved::{Branch, first, near_branch};
+use crate::nops::optimize;
+use crate::{Facts, Problem};
+
+/// Distance of two thunks.
+const THUNK: i64 = 32;
+
+const WHAT: &str = "a call, a jump or a conditional jump to a thunk";
+
+/// Makes branches through a register of calls of thunks, where the features do not want the thunks. Linux's
+/// `apply_retpolines`.
+///
+/// # Errors
+/// [`modload_edit::PlanError`]: the first record that cannot be followed.
+pub fn retpolines<C: Code>(table: &Table, facts: &Facts, code: &mut C) -> Result<(), Error> {
+    for record in 0..table.len(wide(RelativeSite::SIZE)) {
+        let why = Why { engine: Engine::Retpoline, section: table.section, record };
+        let site = table.record::<{ RelativeSite::SIZE }>(code, record);
+        let site = site.map(|(at, bytes)| at.offset(RelativeSite::read(&bytes).site.into()));
+        let site = site.ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))?;
+        let mut buffer = [0; 6];
+        let new = plan(site, facts, code, &mut buffer);
+        let new = new.map_err(|problem| refused(code, why, site, 8, problem))?;
+        if let Some(new) = new {
+            write(code, site, new, why)?;
+        }
+    }
+    Ok(())
+}
+
+/// What is to stand at a site; `None` if it stays.
+fn plan<'b>(at: Addr, facts: &Facts, code: &impl Code, new: &'b mut [u8; 6]) -> Result<Option<&'b [u8]>, Problem> {
+    let site = code.text(at, 15).ok_or(Problem::SiteOutside(5))?;
+    let branch = first(at, site).ok_or(Problem::OtherInstruction(WHAT))?;
+    let kind = near_branch(&branch).ok_or(Problem::OtherInstruction(WHAT))?;
+    let register = register(&branch, facts)?;
+    let has = |name| facts.features.has_named(name);
+    let lfence = has("RETPOLINE_LFENCE");
+    if has("RETPOLINE") && !lfence {
+        return Ok(None);
+    }
+    if has("INDIRECT_THUNK_ITS") {
+        return Err(Problem::Unsupported("the feature INDIRECT_THUNK_ITS, which takes new thunks"));
+    }
+    let len = branch.len();
+    let mut bytes = Vec::with_capacity(16);
+    if kind == Branch::Conditional {
+        // The opposite condition jumps over the branch.
+        let condition = site.get(len - 5).map_or(0, |byte| byte & 0xf) ^ 1;
+        bytes.extend([0x70 + condition, u8::try_from(len - 2).unwrap_or_default()]);
+    }
+    if lfence {
+        bytes.extend([0x0f, 0xae, 0xe8]);
+    }
+    if register >= 8 {
+        bytes.push(0x41); // REX.B
+    }
+    let call = kind == Branch::Call;
+    bytes.extend([0xff, if call { 0xd0 } else { 0xe0 } + register % 8]); // call *%reg, jmp *%reg
+    if !call && bytes.len() < len {
+        bytes.push(0xcc); // int3
+    }
+    // What is too long leaves the site as it is.
+    let Some(new) = new.get_mut(..len).filter(|new| bytes.len() <= new.len()) else { return Ok(None) };
+    new.fill(0x90);
+    new[..bytes.len()].copy_from_slice(&bytes);
+    optimize(new);
+    Ok(Some(new))
+}
+
+/// The number of the register that the thunk branches to.
+fn register(branch: &Instruction, facts: &Facts) -> Result<u8, Problem> {
+    let thunks = facts.indirect_thunks.ok_or(Problem::Missing("__x86_indirect_thunk_array"))?;
+    let target = Addr::new(branch.near_branch_target());
+    let distance = target - thunks;
+    let register = u8::try_from(distance / THUNK).ok().filter(|register| {
+        // %rsp cannot be branched to.
+        distance % THUNK == 0 && *register < 16 && *register != 4
+    });
+    register.ok_or(Problem::NoThunk(target))
+}

@@ -1,0 +1,64 @@
+//! `.return_sites`: returns that the compiler made jumps to a thunk.
+
+use modload_abi::record::{Record, RelativeSite};
+use modload_edit::{Addr, Code, Engine, Table, Why, refused, wide, write};
+
+use crate::facts::Error;
+use crate::moved::{Branch, first, near_branch};
+use crate::{Facts, Problem};
+
+/// Bytes of a site.
+const LEN: usize = 5;
+/// What stands behind the trampoline of a static call: ud1 %esp,%ecx.
+const TRAMPOLINE: [u8; 3] = [0x0f, 0xb9, 0xcc];
+
+/// Makes returns of jumps to `__x86_return_thunk`, or jumps to the thunk that is in force. Linux's `apply_returns`.
+///
+/// # Errors
+/// [`modload_edit::PlanError`]: the first record that cannot be followed.
+pub fn returns<C: Code>(table: &Table, facts: &Facts, code: &mut C) -> Result<(), Error> {
+    for record in 0..table.len(wide(RelativeSite::SIZE)) {
+        let why = Why { engine: Engine::Return, section: table.section, record };
+        let site = table.record::<{ RelativeSite::SIZE }>(code, record);
+        let site = site.map(|(at, bytes)| at.offset(RelativeSite::read(&bytes).site.into()));
+        let site = site.ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))?;
+        let new = plan(site, facts, code).map_err(|problem| refused(code, why, site, LEN, problem))?;
+        write(code, site, &new, why)?;
+    }
+    Ok(())
+}
+
+/// What is to stand at a site.
+fn plan(at: Addr, facts: &Facts, code: &impl Code) -> Result<[u8; LEN], Problem> {
+    let site = code.text(at, LEN + TRAMPOLINE.len()).filter(|site| site.len() >= LEN);
+    let site = site.ok_or(Problem::SiteOutside(LEN))?;
+    let compiled = facts.returns.compiled.ok_or(Problem::Missing("__x86_return_thunk"))?;
+    let jump = first(at, site).filter(|jump| near_branch(jump) == Some(Branch::Jump) && jump.len() == LEN);
+    let to_thunk = jump.is_some_and(|jump| Addr::new(jump.near_branch_target()) == compiled);
+    // A trampoline without a target may have become a return already.
+    let trampoline = site[LEN..] == TRAMPOLINE && site[0] == 0xc3;
+    if !to_thunk && !trampoline {
+        return Err(Problem::OtherInstruction("a jump to __x86_return_thunk"));
+    }
+    return_at(at, facts)
+}
+
+/// A return, as it is to stand at a place of five bytes.
+///
+/// # Errors
+/// [`Problem`]: the thunk it goes through is not known, or out of reach.
+pub fn return_at(at: Addr, facts: &Facts) -> Result<[u8; LEN], Problem> {
+    if !wants_thunk(at, facts) {
+        return Ok([0xc3, 0xcc, 0xcc, 0xcc, 0xcc]); // ret; int3
+    }
+    let thunk = facts.returns.thunk.ok_or(Problem::Missing("x86_return_thunk"))?;
+    let distance = i32::try_from(thunk - (at + wide(LEN))).map_err(|_| Problem::OutOfReach(thunk))?;
+    let [a, b, c, d] = distance.to_le_bytes();
+    Ok([0xe9, a, b, c, d]) // jmp thunk
+}
+
+/// Whether a return at this place goes through a thunk: Linux's `cpu_wants_rethunk_at`.
+fn wants_thunk(at: Addr, facts: &Facts) -> bool {
+    let its = facts.returns.thunk.is_some() && facts.returns.thunk == facts.returns.its;
+    facts.features.has_named("RETHUNK") && !(its && at.get() & 0x20 != 0)
+}

@@ -1,0 +1,131 @@
+//! What an engine works on: bytes at their addresses, read and edited in turn.
+
+use crate::{Addr, Edit, Rejected, Sink, Window, index, wide};
+
+/// Bytes at addresses, as the edits so far have left them.
+pub trait Code: Sink {
+    /// `len` bytes from `at` on, if all of them are there, text or data.
+    fn bytes(&self, at: Addr, len: usize) -> Option<&[u8]>;
+
+    /// The same for text alone; fewer than `len` bytes where the text ends before, but never none.
+    fn text(&self, at: Addr, len: usize) -> Option<&[u8]>;
+}
+
+/// What the bytes of a piece are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PieceKind {
+    /// Code.
+    Text,
+    /// Anything else.
+    Data,
+}
+
+/// Pieces of memory in a buffer each, addressed as if they already stood at their places.
+#[derive(Clone, Default, Debug)]
+pub struct Space {
+    /// By address; none overlaps another.
+    pieces: Vec<Piece>,
+}
+
+#[derive(Clone, Debug)]
+struct Piece {
+    at: Addr,
+    kind: PieceKind,
+    bytes: Vec<u8>,
+}
+
+impl Piece {
+    fn offset(&self, at: Addr) -> Option<usize> {
+        at.checked_offset_from(self.at).map(index).filter(|offset| *offset < self.bytes.len())
+    }
+}
+
+impl Space {
+    /// Adds a piece. One without bytes is nowhere.
+    ///
+    /// # Errors
+    /// The bytes come back if they overlap another piece, or reach beyond the end of all addresses.
+    pub fn add(&mut self, at: Addr, kind: PieceKind, bytes: Vec<u8>) -> Result<(), Vec<u8>> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let Some(last) = at.get().checked_add(wide(bytes.len()) - 1) else { return Err(bytes) };
+        let place = self.pieces.partition_point(|piece| piece.at < at);
+        let before = place.checked_sub(1).is_some_and(|before| self.pieces[before].offset(at).is_some());
+        let behind = self.pieces.get(place).is_some_and(|behind| behind.at.get() <= last);
+        if before || behind {
+            return Err(bytes);
+        }
+        self.pieces.insert(place, Piece { at, kind, bytes });
+        Ok(())
+    }
+
+    fn holds(&self, at: Addr) -> Option<&Piece> {
+        let before = self.pieces.partition_point(|piece| piece.at <= at).checked_sub(1)?;
+        Some(&self.pieces[before]).filter(|piece| piece.offset(at).is_some())
+    }
+}
+
+impl Sink for Space {
+    fn edit(&mut self, edit: Edit<'_>) -> Result<(), Rejected> {
+        let before = self.pieces.partition_point(|piece| piece.at <= edit.at).checked_sub(1);
+        match before.and_then(|before| self.pieces.get_mut(before)) {
+            Some(piece) => Window::new(piece.at, &mut piece.bytes).edit(edit),
+            None => Window::new(Addr::NULL, &mut []).edit(edit),
+        }
+    }
+}
+
+impl Code for Space {
+    fn bytes(&self, at: Addr, len: usize) -> Option<&[u8]> {
+        let piece = self.holds(at)?;
+        let start = piece.offset(at)?;
+        piece.bytes.get(start..start.checked_add(len)?)
+    }
+
+    fn text(&self, at: Addr, len: usize) -> Option<&[u8]> {
+        let piece = self.holds(at).filter(|piece| piece.kind == PieceKind::Text)?;
+        let rest = &piece.bytes[piece.offset(at)?..];
+        Some(&rest[..len.min(rest.len())])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Code, PieceKind, Space};
+    use crate::{Addr, Edit, Engine, Rejected, Sink, Why};
+
+    fn space() -> Space {
+        let mut space = Space::default();
+        space.add(Addr::new(0x2000), PieceKind::Data, vec![7; 8]).unwrap();
+        space.add(Addr::new(0x1000), PieceKind::Text, vec![0x90; 16]).unwrap();
+        space
+    }
+
+    #[test]
+    fn pieces_are_found_and_do_not_overlap() {
+        let mut space = space();
+        assert_eq!(space.bytes(Addr::new(0x2004), 4), Some(&[7; 4][..]));
+        assert_eq!(space.bytes(Addr::new(0x2004), 5), None);
+        assert_eq!(space.bytes(Addr::new(0x1800), 1), None);
+        assert_eq!(space.text(Addr::new(0x100e), 5), Some(&[0x90; 2][..]));
+        assert_eq!(space.text(Addr::new(0x2000), 1), None);
+        for at in [0xff8, 0x1000, 0x100f, 0x1ff9, u64::MAX - 3] {
+            assert!(space.add(Addr::new(at), PieceKind::Data, vec![0; 9]).is_err(), "{at:#x}");
+        }
+        space.add(Addr::new(0x1010), PieceKind::Data, vec![]).unwrap();
+        assert_eq!(space.bytes(Addr::new(0x1010), 0), None);
+    }
+
+    #[test]
+    fn edits_are_stored_where_they_belong() {
+        let mut space = space();
+        let why = Why { engine: Engine::Alternative, section: 1, record: 0 };
+        space.edit(Edit { at: Addr::new(0x1002), old: &[0x90; 2], new: &[0x66, 0x90], why }).unwrap();
+        assert_eq!(space.bytes(Addr::new(0x1001), 4), Some(&[0x90, 0x66, 0x90, 0x90][..]));
+        for at in [0xfff, 0x100f, 0x1800] {
+            let refused = space.edit(Edit { at: Addr::new(at), old: &[0x90; 2], new: &[0; 2], why }).unwrap_err();
+            assert!(matches!(refused, Rejected::Outside { .. }), "{refused}");
+        }
+    }
+}

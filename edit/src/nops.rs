@@ -1,0 +1,38 @@
+//! The NOPs of x86-64, one of each length, and how Linux fills with them.
+
+/// NOPs of 1 to 8 bytes; the one of `n` bytes stands at `n - 1`. Those that Intel recommends.
+pub const NOPS: [&[u8]; 8] = [
+    &[0x90],                                           // nop
+    &[0x66, 0x90],                                     // xchg %ax,%ax
+    &[0x0f, 0x1f, 0x00],                               // nopl (%rax)
+    &[0x0f, 0x1f, 0x40, 0x00],                         // nopl 0(%rax)
+    &[0x0f, 0x1f, 0x44, 0x00, 0x00],                   // nopl 0(%rax,%rax,1)
+    &[0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00],             // nopw 0(%rax,%rax,1)
+    &[0x0f, 0x1f, 0x80, 0x00, 0x00, 0x00, 0x00],       // nopl 0L(%rax)
+    &[0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00], // nopl 0L(%rax,%rax,1)
+];
+
+/// Fills with the longest NOPs first and the rest last: Linux's `add_nops`.
+pub fn fill_with_nops(mut bytes: &mut [u8]) {
+    while !bytes.is_empty() {
+        let len = bytes.len().min(NOPS.len());
+        let (first, rest) = bytes.split_at_mut(len);
+        first.copy_from_slice(NOPS[len - 1]);
+        bytes = rest;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NOPS, fill_with_nops};
+
+    #[test]
+    fn the_longest_come_first() {
+        assert!(NOPS.iter().zip(1..).all(|(nop, len)| nop.len() == len));
+        let mut bytes = [0; 19];
+        fill_with_nops(&mut bytes);
+        assert_eq!(bytes[..8], *NOPS[7]);
+        assert_eq!(bytes[8..16], *NOPS[7]);
+        assert_eq!(bytes[16..], *NOPS[2]);
+    }
+}

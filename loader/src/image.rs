@@ -1,0 +1,197 @@
+//! A module as it would stand in somebody else's memory: relocated and rewritten for a machine that is described, and
+//! not run. Profile `linux-6.1`: what Linux 6.1 makes of it, byte for byte.
+
+mod machine;
+mod place;
+mod rewrite;
+mod sort;
+
+use std::collections::HashMap;
+
+use modload_abi::section;
+use modload_edit::{Addr, Edits, Ledger, PieceKind, Space, Table, wide};
+use modload_relocs::{OnDiscarded, SlotPlan, Symbol, SymbolKind, Target};
+use object::elf;
+
+pub use machine::{Kallsyms, Machine, MachineError, hexadecimal};
+
+use crate::error::{Error, Unresolved, escaped};
+use crate::file::{File, Place};
+
+/// A module's sections in memory.
+#[derive(Debug)]
+pub struct MemoryImage {
+    /// In the order of the file.
+    pub sections: Vec<ImageSection>,
+    /// Who wrote what.
+    pub edits: Edits,
+}
+
+/// One section in memory.
+#[derive(Clone, Debug)]
+pub struct ImageSection {
+    /// Its index in the section header table.
+    pub index: u32,
+    /// Its name, escaped.
+    pub name: String,
+    /// Its address.
+    pub at: Addr,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// What the file has there; empty for zeros.
+    pub file: Vec<u8>,
+}
+
+/// A module that is COMING in somebody else's memory.
+#[derive(Debug)]
+pub struct ImageComing<'a, 'c> {
+    file: &'a File<'a>,
+    places: &'a [Option<Addr>],
+    /// Its text and data.
+    pub code: &'a mut Ledger<'c, Space>,
+}
+
+impl ImageComing<'_, '_> {
+    /// The section of this name as a table, if it is there and not empty.
+    #[must_use]
+    pub fn table(&self, name: &str) -> Option<Table> {
+        table(self.file, self.places, name).filter(|table| !table.is_empty())
+    }
+
+    /// The addresses of the module's own symbols whose names begin so, with what follows in their names.
+    #[must_use]
+    pub fn symbols(&self, prefix: &str) -> Vec<(Vec<u8>, Addr)> {
+        let found = self.file.symbols().filter_map(|(_, symbol)| {
+            let rest = symbol.name().strip_prefix(prefix.as_bytes())?;
+            let Place::Section(section) = symbol.place else { return None };
+            let at = self.places.get(modload_edit::index(section.into())).copied()??;
+            Some((rest.to_vec(), at + symbol.value))
+        });
+        found.collect()
+    }
+}
+
+impl MemoryImage {
+    /// Makes the image of a relocatable object. `addresses` says where its sections stand, by name; what is empty or
+    /// left out stands where Linux's `layout_sections` puts it. `percpu` is where its per-CPU variables begin. `coming`
+    /// does what subscribers of the coming chain would: it gets the module when everything before is done. `share` is
+    /// called with the name of each part of the work that has been done.
+    ///
+    /// # Errors
+    /// [`Error`]: the file is malformed, a symbol or an address is missing, or a stage cannot be done.
+    pub fn of(
+        bytes: &[u8],
+        addresses: &HashMap<String, Addr>,
+        percpu: Option<Addr>,
+        machine: &Machine,
+        coming: impl FnOnce(&mut ImageComing<'_, '_>) -> Result<(), Error>,
+        mut share: impl FnMut(&'static str),
+    ) -> Result<MemoryImage, Error> {
+        let file = File::validate(bytes)?;
+        share("validate");
+        let places = place::places(&file, addresses)?;
+        let mut space = Space::default();
+        for (section, at) in file.sections.iter().zip(&places) {
+            let Some(at) = *at else { continue };
+            let kind = if section.flags.contains(elf::SHF_EXECINSTR) { PieceKind::Text } else { PieceKind::Data };
+            let mut contents = section.data.to_vec();
+            contents.resize(modload_edit::index(section.size), 0);
+            if space.add(at, kind, contents).is_err() {
+                return Err(Error::NoAddress {
+                    section: escaped(section.name),
+                    problem: "it would overlap another section",
+                });
+            }
+        }
+        share("place");
+        let symbols = symbols(&file, &places, percpu, machine)?;
+        share("resolve");
+        let mut ledger = Ledger::new(&mut space);
+        relocate(&file, &places, &symbols, &mut ledger)?;
+        share("relocate");
+        rewrite::rewrite(&file, &places, machine, &mut ledger, &mut share)?;
+        coming(&mut ImageComing { file: &file, places: &places, code: &mut ledger })?;
+        share("coming");
+        let edits = ledger.close();
+        let placed = (0..).zip(file.sections.iter().zip(&places));
+        let sections = placed.filter_map(|(index, (section, at))| {
+            let at = (*at)?;
+            let bytes = modload_edit::Code::bytes(&space, at, modload_edit::index(section.size)).unwrap_or_default();
+            let (name, bytes, file) = (escaped(section.name), bytes.to_vec(), section.data.to_vec());
+            Some(ImageSection { index, name, at, bytes, file })
+        });
+        Ok(MemoryImage { sections: sections.collect(), edits })
+    }
+}
+
+/// The addresses of all symbols: Linux's `simplify_symbols`.
+fn symbols(
+    file: &File<'_>,
+    places: &[Option<Addr>],
+    percpu: Option<Addr>,
+    machine: &Machine,
+) -> Result<Vec<Symbol>, Error> {
+    let mut symbols = Vec::with_capacity(modload_edit::index(file.symbol_count().into()));
+    let mut missing = Vec::new();
+    for (_, symbol) in file.symbols() {
+        let (addr, kind) = match symbol.place {
+            Place::Absolute => (Addr::new(symbol.value), SymbolKind::Absolute),
+            Place::Common => {
+                let why = "a COMMON symbol; Linux refuses these, compile with -fno-common";
+                return Err(Error::Unsupported { what: "symbol", name: escaped(symbol.name()), why });
+            }
+            Place::Undefined if symbol.name().is_empty() => (Addr::NULL, SymbolKind::Absolute),
+            Place::Undefined => match machine.symbols.exported(symbol.name()) {
+                Some(addr) => (addr, SymbolKind::External),
+                None if symbol.bind == elf::STB_WEAK => (Addr::NULL, SymbolKind::UndefinedWeak),
+                None => {
+                    missing.push(Unresolved {
+                        symbol: escaped(symbol.name()),
+                        used_at: String::new(),
+                        uses: 0,
+                        nearest: None,
+                        because: None,
+                    });
+                    continue;
+                }
+            },
+            Place::Section(section) => {
+                let named = |name: &str| file.section(section).is_some_and(|section| section.name == name.as_bytes());
+                let at = match places.get(modload_edit::index(section.into())).copied().flatten() {
+                    None if named(section::PERCPU) => percpu,
+                    at => at,
+                };
+                at.map_or((Addr::NULL, SymbolKind::Discarded), |at| (at + symbol.value, SymbolKind::Defined))
+            }
+        };
+        symbols.push(Symbol { addr, size: symbol.size, kind });
+    }
+    if missing.is_empty() { Ok(symbols) } else { Err(Error::Unresolved(missing)) }
+}
+
+fn relocate(
+    file: &File<'_>,
+    places: &[Option<Addr>],
+    symbols: &[Symbol],
+    ledger: &mut Ledger<'_, Space>,
+) -> Result<(), Error> {
+    // A linker's tables are not for kernels: who needs a slot is refused.
+    let slots = SlotPlan::new(file.symbol_count()).place(Addr::NULL, Addr::NULL);
+    for relas in &file.relas {
+        let at = places.get(modload_edit::index(relas.target.into())).copied().flatten();
+        let (Some(section), Some(addr)) = (file.section(relas.target), at) else { continue };
+        let target = Target { section: relas.section, addr, bytes: section.data, discarded: OnDiscarded::Refuse };
+        modload_relocs::apply(&target, relas.records, symbols, &slots, ledger)
+            .map_err(|source| crate::relocate::explain(file, source, true))?;
+    }
+    Ok(())
+}
+
+/// The table that a section is, if it is there.
+fn table(file: &File<'_>, places: &[Option<Addr>], name: &str) -> Option<Table> {
+    let found = (0..).zip(file.sections.iter().zip(places));
+    let mut found = found.filter(|(_, (section, _))| section.kept && section.name == name.as_bytes());
+    let (index, (section, at)) = found.next()?;
+    let size = if section.data.is_empty() { 0 } else { wide(section.data.len()) };
+    Some(Table { section: index, at: (*at)?, size })
+}

@@ -1,0 +1,160 @@
+//! Somebody else's machine, as far as a module's bytes depend on it, read from texts.
+
+use std::collections::HashMap;
+
+use modload_alternatives::{Facts, Features, Processors, Returns};
+use modload_edit::Addr;
+use modload_paravirt::{Operation, Operations};
+use thiserror::Error;
+
+use crate::error::escaped;
+
+/// A line that cannot be read.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("line {line}: {problem}")]
+pub struct MachineError {
+    /// Which, from 1.
+    pub line: usize,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+fn at_line(line: usize, problem: impl Into<String>) -> MachineError {
+    MachineError { line: line + 1, problem: problem.into() }
+}
+
+/// The symbols of a running kernel, as in `/proc/kallsyms`.
+#[derive(Clone, Default, Debug)]
+pub struct Kallsyms {
+    /// All symbols of a name: address, whether it is global, module (empty: the kernel).
+    by_name: HashMap<Box<[u8]>, Vec<Known>>,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    addr: Addr,
+    scope: Scope,
+    module: Box<[u8]>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Scope {
+    Local,
+    Global,
+}
+
+impl Kallsyms {
+    /// Reads lines of `HEXADDRESS TYPE NAME [MODULE]`.
+    ///
+    /// # Errors
+    /// [`MachineError`]: the first line that is none.
+    pub fn parse(text: &[u8]) -> Result<Kallsyms, MachineError> {
+        let mut symbols = Kallsyms::default();
+        for (number, line) in text.split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
+            let mut words = line.split(|byte| byte.is_ascii_whitespace()).filter(|word| !word.is_empty());
+            let (Some(addr), Some(kind), Some(name)) = (words.next(), words.next(), words.next()) else {
+                return Err(at_line(number, "expected HEXADDRESS TYPE NAME [MODULE]"));
+            };
+            let addr = hexadecimal(addr).ok_or_else(|| at_line(number, format!("{} is no address", escaped(addr))))?;
+            let module = words.next().unwrap_or_default();
+            let module = module.strip_prefix(b"[").and_then(|module| module.strip_suffix(b"]")).unwrap_or(module);
+            let scope = if kind.iter().all(u8::is_ascii_uppercase) { Scope::Global } else { Scope::Local };
+            symbols.by_name.entry(name.into()).or_default().push(Known { addr, scope, module: module.into() });
+        }
+        Ok(symbols)
+    }
+
+    /// The address of what a module means that needs this symbol: the one whose owner exports it (it has a
+    /// `__ksymtab_NAME`), else a global one, else any.
+    #[must_use]
+    pub fn exported(&self, name: &[u8]) -> Option<Addr> {
+        let all = self.by_name.get(name)?;
+        let table = [b"__ksymtab_", name].concat();
+        let owner = self.by_name.get(&table[..]).and_then(|tables| tables.first()).map(|table| &table.module);
+        let of_owner = || all.iter().find(|known| Some(&known.module) == owner);
+        let global = || all.iter().find(|known| known.scope == Scope::Global);
+        of_owner().or_else(global).or_else(|| all.first()).map(|known| known.addr)
+    }
+}
+
+/// A machine.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    pub(super) symbols: Kallsyms,
+    pub(super) facts: Facts,
+    pub(super) operations: Operations,
+}
+
+impl Machine {
+    /// A machine with these symbols and features; everything else is as compiled.
+    #[must_use]
+    pub fn new(symbols: Kallsyms, features: Features) -> Machine {
+        let address = |name: &str| symbols.exported(name.as_bytes());
+        let facts = Facts {
+            features,
+            processors: Processors::Several,
+            indirect_thunks: address("__x86_indirect_thunk_array"),
+            returns: Returns {
+                compiled: address("__x86_return_thunk"),
+                thunk: address("__x86_return_thunk"),
+                its: address("its_return_thunk"),
+            },
+        };
+        let operations = Operations { base: address("pv_ops"), ..Operations::default() };
+        Machine { facts, operations, symbols }
+    }
+
+    /// What the rewriting of code must know.
+    #[must_use]
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// The address that a word means: `0x..`, 0, or a symbol.
+    #[must_use]
+    pub fn address(&self, word: &str) -> Option<Addr> {
+        match word.strip_prefix("0x") {
+            Some(digits) => hexadecimal(digits.as_bytes()),
+            None if word == "0" => Some(Addr::NULL),
+            None => self.symbols.exported(word.as_bytes()),
+        }
+    }
+
+    /// Takes a fact, the words of a line: `smp 0|1`, `return_thunk TARGET` or `pv_op N TARGET`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn take_fact(&mut self, words: &[&str]) -> Result<(), String> {
+        let address = |word: &str| self.address(word).ok_or_else(|| format!("there is no symbol {word:?}"));
+        match *words {
+            ["smp", "0"] => self.facts.processors = Processors::One,
+            ["smp", "1"] => self.facts.processors = Processors::Several,
+            ["return_thunk", target] => self.facts.returns.thunk = Some(address(target)?),
+            ["pv_op", op, target] => {
+                let number = op.parse().map_err(|_| format!("{op:?} is no number of an operation"))?;
+                let target = address(target)?;
+                self.operations.operations.insert(number, self.operation(target));
+            }
+            _ => return Err(format!("{:?} is no fact", words.join(" "))),
+        }
+        Ok(())
+    }
+
+    /// What Linux makes of a call through `pv_ops` whose entry has this function.
+    fn operation(&self, target: Addr) -> Operation {
+        if target == Addr::NULL {
+            return self.symbols.exported(b"paravirt_BUG").map_or(Operation::Leave, Operation::Call);
+        }
+        match self.symbols.exported(b"_paravirt_nop") {
+            Some(nop) if nop == target => Operation::Nop,
+            _ => Operation::Call(target),
+        }
+    }
+}
+
+/// An address in hexadecimal digits, without 0x.
+#[must_use]
+pub fn hexadecimal(digits: &[u8]) -> Option<Addr> {
+    let digits = std::str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'))?;
+    u64::from_str_radix(digits, 16).ok().map(Addr::new)
+}

@@ -1,0 +1,224 @@
+//! Calls through an operations table: a module calls `*ops+8*N`, and the table says what becomes of operation N.
+//!
+//! [`paravirt`] follows `.parainstructions`; [`Operations`] is the table, and [`Operation`] one entry of it: a function
+//! to be called directly, code that takes the call's place, nothing at all, or the call as it is. It works before
+//! alternatives do: [`modload_edit::ORDER`] says why. Behaviour is that of Linux 6.1's `apply_paravirt`.
+//!
+//! This crate never sees a pointer, a file or mapped memory.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind};
+use modload_abi::record::{ParavirtSite, Record};
+use modload_edit::{Addr, Code, Engine, MAX_SITE, PlanError, Table, Why, fill_with_nops, refused, wide, write};
+use thiserror::Error;
+
+/// What becomes of the calls of an operation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Operation {
+    /// They stay calls through the table.
+    Leave,
+    /// They go away.
+    Nop,
+    /// They become direct calls of this function.
+    Call(Addr),
+    /// They become this code, which must keep to what the caller expects of the call.
+    Inline(Vec<u8>),
+}
+
+/// An operations table.
+#[derive(Clone, Default, Debug)]
+pub struct Operations {
+    /// Where the module believes the table to be. If it is known, a site must call through the entry that its record
+    /// names.
+    pub base: Option<Addr>,
+    /// By number. What is not here stays a call through the table.
+    pub operations: BTreeMap<u8, Operation>,
+}
+
+/// What is wrong with a record, or with the place it means.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum Problem {
+    /// The record cannot be read.
+    #[error("its section is no whole number of records")]
+    PartOfRecord,
+    /// The site is not in text, or not all of it.
+    #[error("its site of {0} bytes is not within text")]
+    SiteOutside(usize),
+    /// The instruction at the site is another one.
+    #[error("its site is not a call through a pointer, in {0} bytes")]
+    OtherInstruction(usize),
+    /// The site calls through another entry.
+    #[error("its site calls through {found}, and operation {op} is at {expected}")]
+    OtherEntry {
+        /// The record's operation.
+        op: u8,
+        /// Where its entry is.
+        expected: Addr,
+        /// What the site calls through.
+        found: Addr,
+    },
+    /// The function is too far away.
+    #[error("operation {op} at {target} is {beyond:#x} beyond the reach of a call")]
+    OutOfReach {
+        /// The record's operation.
+        op: u8,
+        /// Its function.
+        target: Addr,
+        /// By how much.
+        beyond: u64,
+    },
+    /// What is to stand there is longer than the site.
+    #[error("operation {op} takes {len} bytes, and its site has {room}")]
+    TooLong {
+        /// The record's operation.
+        op: u8,
+        /// How many bytes it takes.
+        len: usize,
+        /// How many there are.
+        room: usize,
+    },
+}
+
+/// Makes calls through the table what the table says, padded with NOPs. Linux's `apply_paravirt`.
+///
+/// # Errors
+/// [`PlanError`]: the first record that cannot be followed.
+pub fn paravirt<C: Code>(table: &Table, operations: &Operations, code: &mut C) -> Result<(), PlanError<Problem>> {
+    let size = wide(ParavirtSite::SIZE);
+    for number in 0..table.len(size) {
+        let why = Why { engine: Engine::Paravirt, section: table.section, record: number };
+        let record = table.record::<{ ParavirtSite::SIZE }>(code, number);
+        let record = record.map(|(_, bytes)| ParavirtSite::read(&bytes));
+        let record = record.ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))?;
+        let (site, len) = (Addr::new(record.site), usize::from(record.len));
+        let mut buffer = [0; MAX_SITE];
+        let new = &mut buffer[..len];
+        let planned = plan(&record, operations, code, new);
+        match planned.map_err(|problem| refused(code, why, site, len, problem))? {
+            Planned::Stays => {}
+            Planned::Changed => write(code, site, new, why)?,
+        }
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Planned {
+    Stays,
+    Changed,
+}
+
+fn plan(record: &ParavirtSite, operations: &Operations, code: &impl Code, new: &mut [u8]) -> Result<Planned, Problem> {
+    let (at, op) = (Addr::new(record.site), record.op);
+    let site = code.text(at, new.len()).filter(|site| site.len() == new.len() && !site.is_empty());
+    let site = site.ok_or(Problem::SiteOutside(new.len()))?;
+    let entry = called_through(at, site).ok_or(Problem::OtherInstruction(new.len()))?;
+    if let Some(base) = operations.base {
+        let expected = base + 8 * u64::from(op);
+        if entry != expected {
+            return Err(Problem::OtherEntry { op, expected, found: entry });
+        }
+    }
+    let mut call = [0xe8, 0, 0, 0, 0]; // call
+    let bytes: &[u8] = match operations.operations.get(&op) {
+        None | Some(Operation::Leave) => return Ok(Planned::Stays),
+        Some(Operation::Nop) => &[],
+        Some(Operation::Inline(bytes)) => bytes,
+        Some(Operation::Call(target)) => {
+            let distance = *target - (at + 5);
+            let Ok(near) = i32::try_from(distance) else {
+                let beyond = distance.unsigned_abs() - (1 << 31);
+                return Err(Problem::OutOfReach { op, target: *target, beyond });
+            };
+            call[1..].copy_from_slice(&near.to_le_bytes());
+            &call
+        }
+    };
+    let room = new.len();
+    let too_long = Problem::TooLong { op, len: bytes.len(), room };
+    new.get_mut(..bytes.len()).ok_or(too_long)?.copy_from_slice(bytes);
+    fill_with_nops(&mut new[bytes.len()..]);
+    Ok(Planned::Changed)
+}
+
+/// The pointer through which the one instruction that these bytes are calls.
+fn called_through(at: Addr, site: &[u8]) -> Option<Addr> {
+    let call = Decoder::with_ip(64, site, at.get(), DecoderOptions::NONE).decode();
+    if call.mnemonic() != Mnemonic::Call || call.op0_kind() != OpKind::Memory || call.len() != site.len() {
+        return None;
+    }
+    if call.is_ip_rel_memory_operand() {
+        return Some(Addr::new(call.ip_rel_memory_address()));
+    }
+    let absolute = call.memory_base() == iced_x86::Register::None && call.memory_index() == iced_x86::Register::None;
+    absolute.then(|| Addr::new(call.memory_displacement64()))
+}
+
+#[cfg(test)]
+mod tests {
+    use modload_edit::{Addr, Code, Ledger, PieceKind, Space, Table, disassembled};
+
+    use super::{Operation, Operations, paravirt};
+
+    const TEXT: Addr = Addr::new(0x1000);
+    const OPS: Addr = Addr::new(0x8000);
+
+    /// `call *OPS+8*op(%rip)` at the beginning of the text, and a record of it.
+    fn space(op: u8, len: u8) -> (Space, Table) {
+        let displacement = OPS + 8 * u64::from(op) - (TEXT + 6);
+        let mut text = vec![0xff, 0x15];
+        text.extend(&displacement.to_le_bytes()[..4]);
+        text.extend([0xc3; 10]);
+        let mut record = TEXT.get().to_le_bytes().to_vec();
+        record.extend([op, len, 0, 0, 0, 0, 0, 0]);
+        let mut space = Space::default();
+        space.add(TEXT, PieceKind::Text, text).unwrap();
+        space.add(Addr::new(0x2000), PieceKind::Data, record).unwrap();
+        (space, Table { section: 4, at: Addr::new(0x2000), size: 16 })
+    }
+
+    fn check(operation: Option<Operation>, expected: &str) {
+        let (mut space, table) = space(3, 6);
+        let operations =
+            Operations { base: Some(OPS), operations: operation.into_iter().map(|operation| (3, operation)).collect() };
+        paravirt(&table, &operations, &mut Ledger::new(&mut space)).unwrap();
+        assert_eq!(disassembled(TEXT, space.bytes(TEXT, 6).unwrap()), expected);
+    }
+
+    #[test]
+    fn a_call_becomes_what_the_table_says() {
+        check(None, "callq *0x7012(%rip)");
+        check(Some(Operation::Leave), "callq *0x7012(%rip)");
+        check(Some(Operation::Nop), "nopw (%rax,%rax)");
+        check(Some(Operation::Call(Addr::new(0x5000))), "call 0x5000; nop");
+        check(Some(Operation::Inline(vec![0xfa])), "cli; nopl (%rax,%rax)");
+    }
+
+    fn refusal(site: (u8, u8), table_says: Operation, base: Addr) -> String {
+        let (mut space, table) = space(site.0, site.1);
+        let before = space.clone();
+        let operations = Operations { base: Some(base), operations: [(site.0, table_says)].into() };
+        let refused = paravirt(&table, &operations, &mut space).unwrap_err().to_string();
+        assert_eq!(space.bytes(TEXT, 16), before.bytes(TEXT, 16), "nothing is written");
+        refused
+    }
+
+    #[test]
+    fn what_cannot_be_followed_is_refused_and_shown() {
+        let call = || Operation::Call(Addr::new(0x5000));
+        for (refused, why) in [
+            (refusal((3, 6), call(), Addr::new(0x8008)), "its site calls through 0x8018, and operation 3 is at 0x8020"),
+            (refusal((3, 5), call(), OPS), "its site is not a call through a pointer, in 5 bytes"),
+            (refusal((3, 7), call(), OPS), "in 7 bytes; at 0x1000 stands"),
+            (refusal((3, 200), call(), OPS), "its site of 200 bytes is not within text"),
+            (refusal((3, 0), call(), OPS), "its site of 0 bytes"),
+            (refusal((3, 6), Operation::Inline(vec![0x90; 7]), OPS), "operation 3 takes 7 bytes, and its site has 6"),
+            (refusal((3, 6), Operation::Call(Addr::new(0x1_0000_1005)), OPS), "is 0x80000000 beyond the reach"),
+        ] {
+            assert!(refused.contains("paravirt site 0 of section 4") && refused.contains(why), "{refused}");
+        }
+    }
+}
