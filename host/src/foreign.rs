@@ -1,6 +1,7 @@
 //! Typed symbols of modules, integer calls, module files, and the process's own dynamic symbols.
 #![expect(unsafe_code, reason = "nothing can check the type of a symbol, nor what a file's code does")]
 
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::{size_of, transmute, transmute_copy};
@@ -162,6 +163,39 @@ pub unsafe fn read_trusted(path: impl AsRef<Path>) -> Result<Image<'static>, Rea
     let ModuleFile { bytes, stem } = ModuleFile::read(path.as_ref(), SIZE_LIMIT)?;
     // SAFETY: the caller's.
     Ok(unsafe { Image::trusted(bytes) }.named(stem))
+}
+
+/// The promise that those whom a part of a program serves are trusted: with one, files can be loaded and functions
+/// called at their word without unsafe code. It is made once, where it is decided who they are; `modload-control`'s
+/// server asks for one.
+#[derive(Clone, Copy, Debug)]
+pub struct Trust(());
+
+impl Trust {
+    /// Trusts whoever can reach this value or what it is given to: the clients of a control socket, say.
+    ///
+    /// # Safety
+    /// They choose modules as [`Image::trusted`] demands, and call functions as [`Module::call`] demands.
+    #[must_use]
+    pub unsafe fn new() -> Trust {
+        Trust(())
+    }
+
+    /// [`Image::trusted`].
+    #[must_use]
+    pub fn image<'a>(self, bytes: impl Into<Cow<'a, [u8]>>) -> Image<'a> {
+        // SAFETY: promised to `Trust::new`.
+        unsafe { Image::trusted(bytes) }
+    }
+
+    /// [`Module::call`].
+    ///
+    /// # Errors
+    /// [`SymbolError`]: there is no such function, or more than six arguments.
+    pub fn call(self, module: &Module, name: &str, arguments: &[u64]) -> Result<u64, SymbolError> {
+        // SAFETY: promised to `Trust::new`.
+        unsafe { module.call(name, arguments) }
+    }
 }
 
 /// A dynamic symbol of the program or of one of its libraries.

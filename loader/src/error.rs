@@ -418,6 +418,9 @@ pub enum UnloadError {
         /// How many references are held besides.
         references: usize,
     },
+    /// The policy does not allow force.
+    #[error("{0}: this host does not unload by force")]
+    ForceRefused(String),
     /// It is not LIVE.
     #[error("{module}: it is {state}, and only a LIVE module can be unloaded")]
     NotLive {
@@ -428,7 +431,8 @@ pub enum UnloadError {
     },
 }
 
-fn held(references: usize) -> String {
+/// How many references are held, in brackets, behind a word.
+pub(crate) fn held(references: usize) -> String {
     match references {
         0 => String::new(),
         1 => " (1 reference is held)".into(),
