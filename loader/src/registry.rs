@@ -11,7 +11,7 @@ use modload_edit::Addr;
 use modload_notifier::{Chains, Member};
 use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::chains::Seat;
 use crate::error::{Error, escaped};
@@ -20,7 +20,7 @@ use crate::module::Module;
 use crate::timeline::Ear;
 
 /// The states of a module, as Linux has them.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum State {
     /// Its name is reserved and nothing more can be seen of it.

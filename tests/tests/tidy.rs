@@ -58,7 +58,7 @@ const BELOW_HOST: &[&str] = LADDER.split_at(12).0;
 const EVERYTHING: &[&str] = &LADDER;
 
 /// Crates that say `forbid(unsafe_code)`.
-const SAFE: [&str; 7] = ["abi", "edit", "notifier", "relocs", "alternatives", "paravirt", "fixtures"];
+const SAFE: [&str; 8] = ["abi", "edit", "notifier", "relocs", "alternatives", "paravirt", "control", "fixtures"];
 
 /// Where unsafe code may stand: whole folders end with a slash. Tests, benches and examples may, too.
 const UNSAFE: [&str; 9] = [
