@@ -103,7 +103,11 @@ fn sentences(held: &[UnloadError]) -> String {
 }
 
 fn requests(count: usize) -> String {
-    if count == 0 { String::new() } else { format!(" ({count} clients' requests never ended)") }
+    match count {
+        0 => String::new(),
+        1 => " (1 client's request never ended)".into(),
+        count => format!(" ({count} clients' requests never ended)"),
+    }
 }
 
 /// A path fit for a terminal.
