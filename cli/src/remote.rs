@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use modload::State;
 use modload_control::protocol::{Called, Listing, Named, Request};
 use modload_control::{Client, ClientError};
 use serde_json::Value;
@@ -22,9 +23,11 @@ pub(crate) fn load(load: &Load, socket: &Path, output: &mut Output) -> Result<()
         None => load.modules.clone(),
         Some(folder) => {
             let listing: Listing = client.request(&Request::List {}, &[], |_, _| {})?;
-            let missing = |name: &str| !listing.modules.iter().any(|entry| entry.name == name);
+            // Who needs one that is COMING waits for it; one that is GOING has to come again.
+            let there = listing.modules.iter().filter(|entry| entry.state != State::Going);
+            let there: Vec<&str> = there.map(|entry| entry.name.as_str()).collect();
             let wanted = with_deps(folder, &load.modules)?;
-            wanted.into_iter().filter(|(name, _)| missing(name)).map(|(_, module)| module).collect()
+            wanted.into_iter().filter(|(name, _)| !there.contains(&name.as_str())).map(|(_, module)| module).collect()
         }
     };
     let mut modules = Vec::new();

@@ -1,7 +1,9 @@
 //! `modhost serve`: a host that lasts until it is told to stop.
 
 use std::io::{self, Write};
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::sync::Arc;
 
 use modload_control::{Ended, Listener, Server, default_socket};
@@ -60,9 +62,13 @@ fn ready(listener: &Listener) -> Result<(), Failure> {
     let mut stdout = io::stdout();
     writeln!(stdout, "listening on {place}")?;
     stdout.flush()?;
-    if let Some(path) = std::env::var_os("NOTIFY_SOCKET") {
-        // As sd_notify(3): who does not listen any more need not be told.
-        let _ = UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", path));
+    if let Some(place) = std::env::var_os("NOTIFY_SOCKET") {
+        let address = match place.as_bytes().strip_prefix(b"@") {
+            Some(name) => SocketAddr::from_abstract_name(name),
+            None => SocketAddr::from_pathname(&place),
+        };
+        // As with sd_notify(3), who does not listen any more need not be told.
+        let _ = UnixDatagram::unbound().and_then(|socket| socket.send_to_addr(b"READY=1", &address?));
     }
     Ok(())
 }

@@ -146,3 +146,21 @@ pub fn sentence(error: &dyn std::error::Error) -> String {
     }
     sentence
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_kind_is_documented() {
+        let sources = [include_str!("error.rs"), include_str!("wire.rs")].concat();
+        let kinds: Vec<_> = sources
+            .lines()
+            .filter_map(|line| line.split(" => \"").nth(1)?.strip_suffix("\","))
+            .filter(|kind| !kind.is_empty())
+            .collect();
+        assert!(kinds.len() > 20, "only {kinds:?}");
+        let document = include_str!("../../docs/protocol.md");
+        for kind in kinds {
+            assert!(document.contains(&format!("`{kind}`")), "{kind}");
+        }
+    }
+}

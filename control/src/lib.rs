@@ -1,20 +1,33 @@
 //! The control socket of a host: how a process that holds modules is operated from others.
 //!
-//! ```no_run
+//! ```
 //! use std::os::unix::net::UnixStream;
 //! use std::sync::Arc;
+//! use std::thread;
 //!
 //! use modload::{Host, Trust};
-//! use modload_control::{Listener, Server};
+//! use modload_control::protocol::{Listing, Request};
+//! use modload_control::{Client, Listener, Server};
 //!
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let dir = tempfile::tempdir()?;
+//!     let path = dir.path().join("app.sock");
+//!
+//!     // The application has a host, and serves it beside what it does itself.
 //!     let host = Arc::new(Host::builder().process_symbols().build()?);
 //!     // SAFETY: the socket is this user's alone, who runs what code he likes in any case.
-//!     let trust = unsafe { Trust::new() };
-//!     let listener = Listener::bind("/run/user/1000/app.sock".as_ref())?;
-//!     // Whatever becomes readable when it is to stop: here nothing ever does.
-//!     let (stop, _stopper) = UnixStream::pair()?;
-//!     Server::new(host, trust).serve(&listener, &stop)?;
+//!     let server = Server::new(host.clone(), unsafe { Trust::new() });
+//!     let listener = Listener::bind(&path)?;
+//!     let (stop, stopper) = UnixStream::pair()?;
+//!     let serving = thread::spawn(move || server.serve(&listener, &stop));
+//!
+//!     // From another process, as a rule: `modhost list --host app.sock`.
+//!     let listing: Listing = Client::connect(&path)?.request(&Request::List {}, &[], |_, _| {})?;
+//!     assert!(listing.modules.is_empty());
+//!
+//!     // It ends when `stop` becomes readable, or its other end is closed.
+//!     drop(stopper);
+//!     assert_eq!(serving.join().expect("the server does not panic")?.unfinished, 0);
 //!     Ok(())
 //! }
 //! ```

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, fchmod, flock};
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with, sockopt,
 };
@@ -95,11 +95,12 @@ impl Listener {
         // The file gets the socket's own mode when it is bound: there is no moment at which others could open it.
         fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(failed("making the socket private"))?;
         bind(&socket, &address).map_err(failed("binding the socket"))?;
-        let identity = identity(path);
+        // From here on its file is removed whatever happens.
+        let bound = Bound { path: path.to_owned(), identity: identity(path), _lock: lock };
+        let listener = Listener { socket: socket.into(), bound: Some(bound) };
         let backlog = i32::try_from(MAX_CLIENTS).unwrap_or(i32::MAX);
-        listen(&socket, backlog).map_err(failed("listening"))?;
-        let bound = Bound { path: path.to_owned(), identity, _lock: lock };
-        Ok(Listener { socket: socket.into(), bound: Some(bound) })
+        listen(&listener, backlog).map_err(failed("listening"))?;
+        Ok(listener)
     }
 
     /// A socket that whoever started this process listens on: systemd, say. Who may open it is his affair; who is
@@ -111,11 +112,13 @@ impl Listener {
         let listens = sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX)
             && sockopt::socket_type(&socket) == Ok(SocketType::STREAM)
             && sockopt::socket_acceptconn(&socket) == Ok(true);
-        let socket = UnixListener::from(socket);
-        // A client that is gone again must not make the server wait in accept.
-        if !listens || socket.set_nonblocking(true).is_err() {
+        // No program that a module starts inherits it in its turn.
+        if !listens || fcntl_setfd(&socket, FdFlags::CLOEXEC).is_err() {
             return Err(ListenError::NotASocket);
         }
+        let socket = UnixListener::from(socket);
+        // A client that is gone again must not make the server wait in accept.
+        socket.set_nonblocking(true).map_err(|_| ListenError::NotASocket)?;
         Ok(Listener { socket, bound: None })
     }
 

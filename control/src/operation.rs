@@ -99,6 +99,7 @@ impl Operation<'_> {
         let mut descriptors = descriptors.into_iter();
         let (file, descriptor) = match (files, descriptors.next()) {
             ([file], Some(descriptor)) => (file, descriptor),
+            ([], _) => return Err(Refusal::BadRequest("a load needs a file".into())),
             _ => return Err(Refusal::SeveralObjects(files.len())),
         };
         let ModuleFile { bytes, stem } = read(file, descriptor)?;

@@ -105,8 +105,7 @@ impl Server {
 
     fn start(&self, stream: &UnixStream) -> Result<(), Refusal> {
         let system = |error| Refusal::Wire(crate::wire::WireError::Io(error));
-        // Blocking, but not for ever: reads are preceded by a wait, and writes have a limit.
-        stream.set_nonblocking(false).map_err(system)?;
+        // Reads are preceded by a wait, and writes have a limit.
         stream.set_write_timeout(Some(WRITE_TIME)).map_err(system)?;
         permit(stream)?;
         let stream = Arc::new(stream.try_clone().map_err(system)?);

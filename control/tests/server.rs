@@ -150,7 +150,7 @@ fn what_is_wrong_with_a_request_has_a_name_and_the_connection_goes_on() {
         (r#"{"id":1,"op":"load","files":["a.o"]}"#, 2, "descriptors"),
         (r#"{"id":1,"op":"list"}"#, 1, "descriptors"),
         (r#"{"id":1,"op":"list"}"#, 64, "descriptors"),
-        (r#"{"id":1,"op":"load","files":[]}"#, 0, "several_objects"),
+        (r#"{"id":1,"op":"load","files":[]}"#, 0, "bad_request"),
         (r#"{"id":1,"op":"load","files":["a.o","b.o"]}"#, 2, "several_objects"),
     ] {
         let descriptors = vec![null.as_fd(); descriptors];
@@ -367,4 +367,37 @@ fn what_is_inherited_must_listen() {
     let path = dir.path().join("s");
     drop(Listener::inherited(UnixListener::bind(&path).unwrap().into()).unwrap());
     assert!(path.exists(), "it is somebody else's");
+}
+
+#[test]
+fn clients_that_do_everything_at_once_leave_nothing() {
+    let scene = Scene::new();
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let mut client = scene.client();
+            scope.spawn(move || {
+                for round in 0..25 {
+                    let loaded = load(&mut client, "greet", &["times=2"]);
+                    let kind = loaded.as_ref().err().map(|refused| refused.kind.as_str());
+                    assert!([None, Some("load")].contains(&kind), "{loaded:?}");
+                    for wish in [call("greet_hello", &[]), Request::Info { name: "greet".into() }, Request::List {}] {
+                        if let Err(refused) = request::<Value>(&mut client, &wish) {
+                            assert!(["no_symbol", "no_module"].contains(&refused.kind.as_str()), "{refused:?}");
+                        }
+                    }
+                    if (number + round) % 2 == 0 {
+                        let unloaded = request::<Named>(&mut client, &unload("greet", 5));
+                        let kind = unloaded.as_ref().err().map(|refused| refused.kind.as_str());
+                        assert!([None, Some("no_module"), Some("not_live")].contains(&kind), "{unloaded:?}");
+                    }
+                }
+            });
+        }
+    });
+    let mut client = scene.client();
+    if !names(&mut client).is_empty() {
+        let _: Named = request(&mut client, &unload("greet", 5)).unwrap();
+    }
+    let listing: Listing = request(&mut client, &Request::List {}).unwrap();
+    assert!(listing.modules.is_empty() && listing.taint.is_empty(), "{listing:?}");
 }

@@ -419,7 +419,7 @@ pub enum UnloadError {
         references: usize,
     },
     /// The policy does not allow force.
-    #[error("{0}: this host does not unload by force")]
+    #[error("{0}: this host does not unload by force: wait until nobody uses it")]
     ForceRefused(String),
     /// It is not LIVE.
     #[error("{module}: it is {state}, and only a LIVE module can be unloaded")]

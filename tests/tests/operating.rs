@@ -77,7 +77,7 @@ fn force_refused() {
     let strict = host();
     let held = strict.load(&image("greet")).unwrap();
     let refused = strict.unload_by_force("greet").unwrap_err();
-    assert_eq!(refused.to_string(), "greet: this host does not unload by force");
+    assert_eq!(refused.to_string(), "greet: this host does not unload by force: wait until nobody uses it");
     assert_eq!((held.references(), strict.taint()), (1, String::new()));
     let host = Host::builder().allow_forced_unload().build().unwrap();
     let greet = host.load(&image("greet")).unwrap();

@@ -319,12 +319,14 @@ fn pure_crates_and_the_loader_do_no_input_and_no_output() {
 #[test]
 fn each_thing_is_done_in_one_place() {
     /// What stands in the code of these folders alone.
-    const PLACES: [(&str, &[&str]); 10] = [
+    const PLACES: [(&str, &[&str]); 12] = [
         ("mmap", &["text"]),
         ("mprotect", &["text"]),
         ("memmap2", &["text"]),
         ("region", &["text"]),
         ("libloading", &["host"]),
+        ("UnixListener", &["control"]),
+        ("ScmRights", &["control"]),
         ("std::env::args", &["cli"]),
         ("args_os", &["cli"]),
         ("process::exit", &["cli"]),
