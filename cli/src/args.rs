@@ -150,10 +150,10 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command
     let wrong = |kind, message: String| Arguments::command().error(kind, message);
     let behind = modules(groups).map_err(|message| wrong(ErrorKind::ValueValidation, message))?;
     if parsed.demo {
-        return match behind.is_empty() {
-            true => Ok(Command::Demo { format: parsed.format }),
-            false => Err(wrong(ErrorKind::ValueValidation, "--demo takes no files".into())),
-        };
+        if !behind.is_empty() {
+            return Err(wrong(ErrorKind::ValueValidation, "--demo takes no files".into()));
+        }
+        return Ok(Command::Demo { format: parsed.format });
     }
     let first = parsed.file.map(|file| ModuleArguments { file, params: parsed.params });
     let modules: Vec<_> = first.into_iter().chain(behind).collect();

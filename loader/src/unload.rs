@@ -82,18 +82,19 @@ fn close(registry: &'static Registry, which: Which<'_>, unless: Unless) -> Resul
         Which::This(id, name) => (book.by_id(id), name),
     };
     let id = entry.ok_or_else(|| UnloadError::NotFound(name.escape_debug().to_string()))?.id;
-    let until = match unless {
-        Unless::UsedFor(at_most) => Instant::now().checked_add(at_most),
-        Unless::Used | Unless::UsedByModules => Some(Instant::now()),
+    let patience = match unless {
+        Unless::UsedFor(at_most) => Some((Instant::now(), at_most)),
+        Unless::Used | Unless::UsedByModules => None,
     };
     loop {
         let used = match try_close(&mut book, id, name, unless) {
             Err(used @ UnloadError::InUse { .. }) => used,
             done => return done,
         };
-        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let Some((begun, at_most)) = patience else { return Err(used) };
+        let left = at_most.saturating_sub(begun.elapsed());
         let module = book.by_id(id).and_then(|entry| entry.module.as_ref());
-        if left.is_some_and(|left| left.is_zero()) {
+        if left.is_zero() {
             // Who else waits for this module marks it again when it is woken.
             module.inspect(|module| module.forget_waiting());
             drop(book);
@@ -103,7 +104,7 @@ fn close(registry: &'static Registry, which: Which<'_>, unless: Unless) -> Resul
         // A reference that went before this was not counted as awaited, and wakes nobody.
         let unmarked = module.is_some_and(|module| module.await_references());
         if !unmarked {
-            book = registry.wait_for_change(book, left);
+            book = registry.wait_for_change(book, Some(left));
         }
     }
 }
