@@ -52,8 +52,8 @@ struct Shell {
 impl Drop for Shell {
     fn drop(&mut self) {
         // The whole group: a host that still serves when the document is wrong, too.
-        let group = format!("-{}", self.child.id());
-        let _ = Command::new("kill").args(["-s", "KILL", "--", &group]).status();
+        let kill = format!("kill -s KILL -- -{}", self.child.id());
+        let _ = Command::new("sh").args(["-c", &kill]).status();
         let _ = self.child.wait();
     }
 }

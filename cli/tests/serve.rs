@@ -38,7 +38,8 @@ struct Guard(Child);
 
 impl Guard {
     fn signal(&self, name: &str) {
-        assert!(Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status().unwrap().success());
+        let kill = format!("kill -s {name} {}", self.0.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
     /// Waits for its end: its status, and what it has written to standard error.

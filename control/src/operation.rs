@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use modload::{Module, ModuleFile, ModuleInfo, SIZE_LIMIT, State, UnloadError};
 use rustix::fs::{OFlags, fcntl_getfl};
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::error::{NotAFile, Refusal};
@@ -23,10 +22,6 @@ pub(crate) struct Operation<'a> {
     pub(crate) id: u64,
 }
 
-fn value(answer: &impl Serialize) -> Value {
-    json!(answer)
-}
-
 impl Operation<'_> {
     /// Does what is asked.
     pub(crate) fn answer(&self, request: Request, descriptors: Vec<OwnedFd>) -> Result<Value, Refusal> {
@@ -38,20 +33,20 @@ impl Operation<'_> {
             return Err(Refusal::Stopping);
         }
         match request {
-            Request::Ping {} => Ok(value(&greeting())),
-            Request::List {} => Ok(value(&self.list())),
-            Request::Info { name } => Ok(value(&self.info(&name)?)),
+            Request::Ping {} => Ok(json!(greeting())),
+            Request::List {} => Ok(json!(self.list())),
+            Request::Info { name } => Ok(json!(self.info(&name)?)),
             Request::Load { files, name, params } => {
-                Ok(value(&self.load(&files, descriptors, name.as_deref(), &params)?))
+                Ok(json!(self.load(&files, descriptors, name.as_deref(), &params)?))
             }
             Request::Unload { name, wait, force } => {
                 self.unload(&name, Duration::from_secs(wait), if force { Insist::Force } else { Insist::Not })?;
-                Ok(value(&Named { module: name }))
+                Ok(json!(Named { module: name }))
             }
-            Request::Params { name } => Ok(value(&params(&self.look(&name)?.0))),
+            Request::Params { name } => Ok(json!(params(&self.look(&name)?.0))),
             Request::SetParam { name, param, value } => Ok(json!(self.set_param(&name, &param, value.as_deref())?)),
             Request::Call { symbol, module, result, arguments } => {
-                Ok(value(&self.call(&symbol, module.as_deref(), result, &arguments)?))
+                Ok(json!(self.call(&symbol, module.as_deref(), result, &arguments)?))
             }
         }
     }
@@ -126,26 +121,27 @@ impl Operation<'_> {
         let begun = Instant::now();
         let mut known = None;
         loop {
-            let first = known.is_none();
             let left = wait.saturating_sub(begun.elapsed());
             // Not at all at first: who has to wait hears it at once.
-            let turn = if first { Duration::ZERO } else { left.min(TURN) };
+            let turn = if known.is_none() { Duration::ZERO } else { left.min(TURN) };
             let refused = match self.shared.host.unload_within(name, turn) {
-                Err(UnloadError::InUse { module, by, references }) => (module, by, references),
+                Err(refused @ UnloadError::InUse { .. }) => refused,
                 done => return done,
             };
             if left.is_zero() || self.shared.is_stopping() {
-                let (module, by, references) = refused;
-                return Err(UnloadError::InUse { module, by, references });
+                return Err(refused);
             }
             if known.as_ref() != Some(&refused) {
-                let (module, by, references) = &refused;
-                let in_use = UnloadError::InUse { module: module.clone(), by: by.clone(), references: *references };
-                let event = json!({ "event": "waiting", "module": module, "used_by": by, "references": references });
-                self.answers.say(&json!({ "id": self.id, "event": event, "text": format!("waiting: {in_use}") }));
+                self.say_waiting(&refused);
                 known = Some(refused);
             }
         }
+    }
+
+    fn say_waiting(&self, refused: &UnloadError) {
+        let UnloadError::InUse { module, by, references } = refused else { return };
+        let event = json!({ "event": "waiting", "module": module, "used_by": by, "references": references });
+        self.answers.say(&json!({ "id": self.id, "event": event, "text": format!("waiting: {refused}") }));
     }
 
     fn set_param(&self, name: &str, param: &str, value: Option<&str>) -> Result<Param, Refusal> {

@@ -75,7 +75,7 @@ impl Server {
     ///
     /// # Errors
     /// [`ServeError`]: the system does not let it wait for clients.
-    pub fn serve(&self, listener: &Listener, stop: impl AsFd) -> Result<Ended, ServeError> {
+    pub fn serve(self, listener: &Listener, stop: impl AsFd) -> Result<Ended, ServeError> {
         loop {
             let mut fds = [PollFd::new(&stop, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
             retry_on_intr(|| poll(&mut fds, None)).map_err(io::Error::from)?;

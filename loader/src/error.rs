@@ -403,7 +403,7 @@ impl Error {
 }
 
 /// An unload that was refused. The module is as it was.
-#[derive(Debug, Error)]
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum UnloadError {
     /// There is no such module.
     #[error("{0}: no module of this name is loaded")]
