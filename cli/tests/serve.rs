@@ -479,3 +479,56 @@ fn files_are_checked_without_a_host() {
     let data: Value = serde_json::from_slice(&data.stdout).unwrap();
     assert!(data["refused"].as_str().unwrap().contains("thread-local"), "{data}");
 }
+
+/// A module with a function that returns when a file is there, and makes another one when it is called.
+const WAITER: &str = "
+#include <modload/module.h>
+int access(const char *path, int mode);
+int open(const char *path, int flags, ...);
+int close(int descriptor);
+int usleep(unsigned int microseconds);
+static char *begun = \"\", *go = \"\";
+module_param(begun, charp, 0444);
+module_param(go, charp, 0444);
+MODULE_LICENSE(\"GPL\");
+int wait_for(void);
+int wait_for(void)
+{
+	close(open(begun, 0101, 0600));
+	while (access(go, 0) != 0)
+		usleep(1000);
+	return 42;
+}
+";
+
+#[test]
+fn what_a_call_holds_is_waited_for_or_forced() {
+    let object = object_from_text("waiter", Language::C, WAITER, Compiler::Cc, &["-O2", "-fPIC"]).unwrap();
+    let object = object.display().to_string();
+    for (host, options, status, says) in [
+        (&[][..], &[][..], 1, "in use (1 reference is held)\n"),
+        (&[], &["--wait", "1"], 1, "waiting: waiter: in use (1 reference is held)\n"),
+        (&[], &["--force"], 1, "waiter: this host does not unload by force: wait until nobody uses it\n"),
+        (&["--allow-force"], &["--force"], 0, "warning: waiter: unloaded by force (1 reference is held)"),
+    ] {
+        let served = Served::new(host);
+        let file = |name: &str| served.dir.path().join(name);
+        let params = ["begun", "go"].map(|name| format!("{name}={}", file(name).display()));
+        done(&served.modload(&[&object, &params[0], &params[1]]));
+        let name = served.list()[0].split(' ').next().unwrap().to_owned();
+        let call = Guard(served.command(env!("CARGO_BIN_EXE_modload"), &["--call", "wait_for"]).spawn().unwrap());
+        until("the call is under way", || file("begun").exists());
+        let output = served.modunload(&[options, &[name.as_str()]].concat());
+        let said = text(&output.stderr);
+        assert!(
+            output.status.code() == Some(status) && said.contains(&says.replace("waiter", &name)),
+            "{options:?}: {said}"
+        );
+        // The call returns all the same, to code that is still there.
+        fs::write(file("go"), "").unwrap();
+        assert_eq!(call.ended().0.code(), Some(0));
+        let listing = text(&served.modhost(&["list"]).stdout);
+        assert_eq!(listing.contains("the host is tainted: R\n"), status == 0, "{listing}");
+        assert_eq!(served.stop().0.code(), Some(0));
+    }
+}
