@@ -1,12 +1,14 @@
-//! The command line.
+//! The command line of `modload`, and what the other commands share with it.
 
 use std::ffi::OsString;
-use std::fmt;
-use std::path::PathBuf;
-use std::str::FromStr;
+use std::path::{Path, PathBuf};
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use modload::{Check, Rule};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
+use modload_control::HOST_VARIABLE;
+
+use crate::call::Call;
+use crate::host_options::HostOptions;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,6 +22,8 @@ Examples:
       Loads the module guest from the folder modules, after all the modules of that folder that it needs.
   modload --name greeter greet.o words.o libgreet.a
       Loads two objects, and what they need of an archive, as one module.
+  modload --host /run/modload.sock greet.o times=3
+      Loads it into the host that modhost serve keeps there. modunload --host /run/modload.sock greet takes it out.
   modload --demo
       Shows all this with two modules that are part of this program.
 
@@ -33,6 +37,7 @@ Exit status: 0 done, 1 refused or failed, 2 wrong usage.";
 #[command(override_usage = "modload [OPTIONS] FILE [PARAM=VALUE]... [-- FILE [PARAM=VALUE]...]...\n       \
         modload [OPTIONS] --name NAME FILE FILE... [PARAM=VALUE]... [-- ..]...\n       \
         modload [OPTIONS] --deps DIR NAME [PARAM=VALUE]... [-- NAME [PARAM=VALUE]...]...\n       \
+        modload --host SOCKET [OPTIONS] [FILE [PARAM=VALUE]... [-- FILE [PARAM=VALUE]...]...]\n       \
         modload --demo")]
 struct Arguments {
     /// After all loads, call a function with up to six integers (decimal or 0x..) and print the result. TYPE is the
@@ -48,26 +53,13 @@ struct Arguments {
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 
-    /// Let modules use all global symbols of objects that declare no exports.
-    #[arg(long)]
-    export_globals: bool,
+    #[command(flatten)]
+    options: HostOptions,
 
-    /// Do not offer the process's own symbols (libc, libm) to modules.
-    #[arg(long)]
-    no_process_symbols: bool,
-
-    /// What to do about modules that break a rule. RULE is versions, vermagic, namespaces, license or blocklist, CHECK
-    /// is off, warn or enforce. May be repeated.
-    #[arg(long, value_name = "RULE=CHECK", value_parser = policy)]
-    policy: Vec<(Rule, Check)>,
-
-    /// What a module's vermagic must be.
-    #[arg(long, value_name = "TEXT")]
-    vermagic: Option<String>,
-
-    /// A module that must not be loaded. May be repeated.
-    #[arg(long, value_name = "NAME")]
-    block: Vec<String>,
+    /// Load into the host that serves at this socket (modhost serve), where the modules stay, and make the calls
+    /// there. The environment variable MODLOAD_HOST does the same.
+    #[arg(long, value_name = "SOCKET")]
+    host: Option<PathBuf>,
 
     /// Make one module of several objects and archives: every word is a file, up to the first PARAM=VALUE. After a --
     /// it holds for the module that stands there.
@@ -79,62 +71,15 @@ struct Arguments {
     deps: Option<PathBuf>,
 
     /// Load two modules that are part of this program, and show what happens.
-    #[arg(long, conflicts_with_all = ["call", "trace", "export_globals", "no_process_symbols", "policy", "vermagic", "block", "deps", "name", "file"])]
+    #[arg(long, conflicts_with_all = ["call", "trace", "export_globals", "no_process_symbols", "policy", "vermagic", "block", "deps", "host", "name", "file"])]
     demo: bool,
 
-    /// The module's file.
-    #[arg(required_unless_present = "demo")]
+    /// The module's file. With --host and --call there need be none.
     file: Option<PathBuf>,
 
     /// Its parameters.
     #[arg(value_name = "PARAM=VALUE")]
     params: Vec<String>,
-}
-
-const HOST_EXAMPLES: &str = "\
-Examples:
-  modhost inspect greet.o
-      Modinfo, parameters, exports, needs, sections and where they would go, relocations.
-  modhost inspect --function greet_hello greet.o
-      That function, disassembled, with the relocations that will change it.
-  modhost inspect --format json greet.ko.xz | jq .exports
-
-Exit status: 0 done, 1 refused or failed, 2 wrong usage.";
-
-/// Look at module files.
-#[derive(Parser, Debug)]
-#[command(name = "modhost", version, after_help = HOST_EXAMPLES, max_term_width = 120)]
-struct HostArguments {
-    #[command(subcommand)]
-    command: HostCommand,
-}
-
-/// What `modhost` is to do.
-#[derive(Subcommand, Debug)]
-pub(crate) enum HostCommand {
-    /// Show what a module file holds, without running anything of it. The file need not be trusted.
-    #[command(after_help = HOST_EXAMPLES)]
-    Inspect(Inspect),
-}
-
-/// What is to be shown of which file.
-#[derive(clap::Args, Debug)]
-pub(crate) struct Inspect {
-    /// The module's file, compressed perhaps: an object, or an archive of several.
-    pub(crate) file: PathBuf,
-
-    /// Disassemble this function instead.
-    #[arg(long, value_name = "NAME")]
-    pub(crate) function: Option<String>,
-
-    /// How to print.
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    pub(crate) format: Format,
-}
-
-/// Parses the command line of `modhost`.
-pub(crate) fn parse_host(arguments: impl Iterator<Item = OsString>) -> Result<HostCommand, clap::Error> {
-    HostArguments::try_parse_from(arguments).map(|arguments| arguments.command)
 }
 
 /// What the command is to do.
@@ -153,28 +98,16 @@ pub(crate) struct Load {
     pub(crate) calls: Vec<Call>,
     pub(crate) trace: Trace,
     pub(crate) format: Format,
-    pub(crate) exports: Exports,
-    pub(crate) process_symbols: ProcessSymbols,
-    pub(crate) policy: Vec<(Rule, Check)>,
-    pub(crate) vermagic: Option<String>,
-    pub(crate) block: Vec<String>,
+    pub(crate) target: Target,
 }
 
-/// Parses `RULE=CHECK`.
-fn policy(text: &str) -> Result<(Rule, Check), String> {
-    const RULES: [Rule; 5] = [Rule::Versions, Rule::Vermagic, Rule::Namespaces, Rule::License, Rule::Blocklist];
-    let (rule, check) = text.split_once('=').ok_or("a policy is RULE=CHECK")?;
-    let known = RULES.into_iter().find(|known| known.name() == rule);
-    let rule = known.ok_or_else(|| {
-        format!("\"{rule}\" is none of the rules versions, vermagic, namespaces, license and blocklist")
-    })?;
-    let check = match check {
-        "off" => Check::Off,
-        "warn" => Check::Warn,
-        "enforce" => Check::Enforce,
-        other => return Err(format!("\"{other}\" is none of off, warn and enforce")),
-    };
-    Ok((rule, check))
+/// Where modules are loaded.
+#[derive(Debug)]
+pub(crate) enum Target {
+    /// Into a host that lasts as long as the command.
+    Embedded(HostOptions),
+    /// Into the host that serves at this socket.
+    Served(PathBuf),
 }
 
 /// What becomes one module, and what it is loaded with.
@@ -191,10 +124,15 @@ pub(crate) struct ModuleArguments {
 
 impl ModuleArguments {
     /// With a name, what stands before the first parameter with a value is a file.
-    fn new(name: Option<String>, file: PathBuf, mut rest: Vec<String>) -> ModuleArguments {
+    pub(crate) fn new(name: Option<String>, file: PathBuf, mut rest: Vec<String>) -> ModuleArguments {
         let files = if name.is_some() { rest.iter().take_while(|word| !word.contains('=')).count() } else { 0 };
         let params = rest.split_off(files);
         ModuleArguments { name, file, others: rest.into_iter().map(PathBuf::from).collect(), params }
+    }
+
+    /// All files, in the order in which they are linked.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(&*self.file).chain(self.others.iter().map(PathBuf::as_path))
     }
 }
 
@@ -213,118 +151,57 @@ pub(crate) enum Trace {
     On,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Exports {
-    Declared,
-    Globals,
+/// The groups of arguments between each `--` and the next. clap would drop the first one.
+pub(crate) fn groups(arguments: &[OsString]) -> impl Iterator<Item = &[OsString]> {
+    arguments.split(|argument| argument == "--")
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum ProcessSymbols {
-    Offered,
-    Hidden,
-}
-
-/// A call: `SYMBOL[:TYPE][=ARG,..]`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Call {
-    pub(crate) symbol: String,
-    pub(crate) result: ResultType,
-    /// As they were written.
-    pub(crate) written: Vec<String>,
-    pub(crate) arguments: Vec<u64>,
-}
-
-/// The type of a call's result.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum ResultType {
-    I32,
-    U32,
-    I64,
-    U64,
-    Void,
-}
-
-impl FromStr for Call {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Call, String> {
-        let (name, arguments) = text.split_once('=').map_or((text, None), |(name, rest)| (name, Some(rest)));
-        let (symbol, kind) = name.split_once(':').unwrap_or((name, "i32"));
-        if symbol.is_empty() {
-            return Err("a call begins with the name of a function".into());
-        }
-        let result = match kind {
-            "i32" => ResultType::I32,
-            "u32" => ResultType::U32,
-            "i64" => ResultType::I64,
-            "u64" => ResultType::U64,
-            "void" => ResultType::Void,
-            other => return Err(format!("\"{other}\" is none of the types i32, u32, i64, u64 and void")),
-        };
-        let written: Vec<String> = arguments.map_or_else(Vec::new, |text| text.split(',').map(str::to_owned).collect());
-        if written.len() > 6 {
-            return Err(format!("{} arguments, and six is the most", written.len()));
-        }
-        let number = |text: &String| integer(text).ok_or_else(|| format!("\"{text}\" is no integer of up to 64 bits"));
-        let arguments = written.iter().map(number).collect::<Result<_, _>>()?;
-        Ok(Call { symbol: symbol.into(), result, written, arguments })
-    }
-}
-
-/// A 64-bit integer, decimal or hexadecimal with 0x, perhaps with a sign.
-fn integer(text: &str) -> Option<u64> {
-    let (negative, digits) = text.strip_prefix('-').map_or((false, text), |digits| (true, digits));
-    let number = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
-        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_hexdigit()) => u64::from_str_radix(digits, 16).ok()?,
-        None if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok()?,
-        _ => return None,
-    };
-    if !negative {
-        return Some(number);
-    }
-    // Down to i64::MIN.
-    (number <= 1 << 63).then(|| number.wrapping_neg())
-}
-
-impl fmt::Display for Call {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}({})", self.symbol, self.written.join(", "))
-    }
-}
-
-/// Parses the command line. What stands behind the first `--` is split by hand: clap would drop that one.
-pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command, clap::Error> {
-    let arguments: Vec<OsString> = arguments.collect();
-    let mut groups = arguments.split(|argument| argument == "--");
-    let first = groups.next().unwrap_or_default();
-    let matches = Arguments::command().try_get_matches_from(first)?;
-    let parsed = Arguments::from_arg_matches(&matches)?;
-    let wrong = |message: String| Arguments::command().error(clap::error::ErrorKind::ValueValidation, message);
-    let mut modules = Vec::new();
-    if let Some(file) = parsed.file {
-        modules.push(ModuleArguments::new(parsed.name, file, parsed.params));
-    }
-    for group in groups {
+/// The modules of the groups behind the first one: a file and its parameters each.
+pub(crate) fn modules<'a>(groups: impl Iterator<Item = &'a [OsString]>) -> Result<Vec<ModuleArguments>, String> {
+    let module = |group: &[OsString]| {
         let (name, group) = match group {
             [flag, name, group @ ..] if flag == "--name" => (Some(name.to_string_lossy().into_owned()), group),
             group => (None, group),
         };
-        let Some((file, params)) = group.split_first() else {
-            return Err(wrong("a -- must be followed by a file".into()));
-        };
-        if parsed.demo {
-            return Err(wrong("--demo takes no files".into()));
-        }
+        let (file, rest) = group.split_first().ok_or("a -- must be followed by a file")?;
         let text = |param: &OsString| {
-            let text = param.clone().into_string();
-            text.map_err(|param| wrong(format!("the parameter {param:?} is not UTF-8")))
+            param.clone().into_string().map_err(|param| format!("the parameter {param:?} is not UTF-8"))
         };
-        let params = params.iter().map(text).collect::<Result<_, _>>()?;
-        modules.push(ModuleArguments::new(name, file.into(), params));
-    }
+        Ok(ModuleArguments::new(name, file.into(), rest.iter().map(text).collect::<Result<_, _>>()?))
+    };
+    groups.map(module).collect()
+}
+
+/// Parses the command line. What stands behind the first `--` is split by hand.
+pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command, clap::Error> {
+    let arguments: Vec<OsString> = arguments.collect();
+    let mut groups = groups(&arguments);
+    let matches = Arguments::command().try_get_matches_from(groups.next().unwrap_or_default())?;
+    let parsed = Arguments::from_arg_matches(&matches)?;
+    let wrong = |kind, message: String| Arguments::command().error(kind, message);
+    let behind = modules(groups).map_err(|message| wrong(ErrorKind::ValueValidation, message))?;
     if parsed.demo {
+        if !behind.is_empty() {
+            return Err(wrong(ErrorKind::ValueValidation, "--demo takes no files".into()));
+        }
         return Ok(Command::Demo { format: parsed.format });
+    }
+    let first = parsed.file.map(|file| ModuleArguments::new(parsed.name, file, parsed.params));
+    let modules: Vec<_> = first.into_iter().chain(behind).collect();
+    let served = parsed.host.or_else(|| std::env::var_os(HOST_VARIABLE).map(PathBuf::from));
+    let target = match (served, parsed.options.given()) {
+        (None, _) => Target::Embedded(parsed.options),
+        (Some(_), Some(option)) => {
+            let message = format!(
+                "{option} is for the host that modload embeds, and --host (or {HOST_VARIABLE}) names another one"
+            );
+            return Err(wrong(ErrorKind::ArgumentConflict, message));
+        }
+        (Some(socket), None) => Target::Served(socket),
+    };
+    let calls_only = matches!(target, Target::Served(_)) && !parsed.call.is_empty();
+    if modules.is_empty() && !calls_only {
+        return Err(wrong(ErrorKind::MissingRequiredArgument, "a FILE must be named".into()));
     }
     Ok(Command::Load(Load {
         modules,
@@ -332,48 +209,13 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command
         calls: parsed.call,
         trace: if parsed.trace { Trace::On } else { Trace::Off },
         format: parsed.format,
-        exports: if parsed.export_globals { Exports::Globals } else { Exports::Declared },
-        policy: parsed.policy,
-        vermagic: parsed.vermagic,
-        block: parsed.block,
-        process_symbols: if parsed.no_process_symbols { ProcessSymbols::Hidden } else { ProcessSymbols::Offered },
+        target,
     }))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Call, Command, ResultType, parse};
-
-    fn call(text: &str) -> Result<(String, ResultType, Vec<u64>), String> {
-        text.parse::<Call>().map(|call| (call.to_string(), call.result, call.arguments))
-    }
-
-    #[test]
-    fn calls_are_read() {
-        assert_eq!(call("add=2,3"), Ok(("add(2, 3)".into(), ResultType::I32, vec![2, 3])));
-        assert_eq!(call("top:u32"), Ok(("top()".into(), ResultType::U32, vec![])));
-        assert_eq!(call("f:void=0xff,-1"), Ok(("f(0xff, -1)".into(), ResultType::Void, vec![255, u64::MAX])));
-    }
-
-    #[test]
-    fn what_is_no_call_is_refused() {
-        for (text, why) in [
-            ("", "begins with the name"),
-            ("=1", "begins with the name"),
-            ("f:float", "none of the types"),
-            ("f=", "no integer"),
-            ("f=1,", "no integer"),
-            ("f=1.5", "no integer"),
-            ("f=--1", "no integer"),
-            ("f=0x", "no integer"),
-            ("f=18446744073709551616", "no integer"),
-            ("f=-9223372036854775809", "no integer"),
-            ("f=1,2,3,4,5,6,7", "six is the most"),
-        ] {
-            let refused = call(text).unwrap_err();
-            assert!(refused.contains(why), "{text:?}: {refused}");
-        }
-    }
+    use super::{Command, parse};
 
     fn modules(line: &str) -> Result<Vec<(String, Vec<String>)>, String> {
         match parse(line.split(' ').map(Into::into)) {
@@ -393,6 +235,21 @@ mod tests {
             ("--c.o".into(), vec!["--y=2".into()]),
         ];
         assert_eq!(modules("modload --trace a.o x=1 flag -- b.o -- --c.o --y=2"), Ok(expected));
+    }
+
+    #[test]
+    fn with_a_name_words_are_files_up_to_the_first_value() {
+        let parsed = parse("modload --name m a.o b.o x=1 flag -- --name n c.o d.a".split(' ').map(Into::into)).unwrap();
+        let Command::Load(load) = parsed else { panic!("{parsed:?}") };
+        let modules: Vec<_> = load
+            .modules
+            .iter()
+            .map(|module| {
+                (module.name.as_deref(), module.files().map(|file| file.to_str().unwrap()).collect::<Vec<_>>())
+            })
+            .collect();
+        assert_eq!(modules, [(Some("m"), vec!["a.o", "b.o"]), (Some("n"), vec!["c.o", "d.a"])]);
+        assert_eq!(load.modules[0].params, ["x=1", "flag"]);
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::io;
 
 use modload::{Coming, Host, ModuleInfo, Order, Refusal, Subscriber};
 
-use crate::args::{Call, Trace};
+use crate::args::Trace;
+use crate::call::Call;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::run::{Session, make, own};

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use modload::{ArenaError, CatalogError, Error, LoadError, ReadError, SymbolError, UnloadError};
+use modload_control::{ClientError, ListenError, NoSocket, ServeError, error_details, load_details, sentence};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
@@ -30,6 +31,22 @@ pub(crate) enum Failure {
     Symbol(#[from] SymbolError),
     #[error(transparent)]
     Unload(#[from] UnloadError),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    NoSocket(#[from] NoSocket),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("the descriptor of LISTEN_FDS: {0}")]
+    Inherited(&'static str),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error("stopped, but {}{}", sentences(.held), requests(*.unfinished))]
+    Held { held: Vec<UnloadError>, unfinished: usize },
+    #[error("waiting for signals")]
+    Signals(#[source] io::Error),
+    #[error("{refused} of {of} files cannot be loaded")]
+    Unloadable { refused: usize, of: usize },
     #[error("writing the output: {0}")]
     Output(#[from] io::Error),
 }
@@ -42,29 +59,14 @@ impl Failure {
             return;
         }
         match format {
-            Format::Text => anstream::eprintln!("{}: {}", command(), self.sentence()),
+            Format::Text => anstream::eprintln!("{}: {}", command(), sentence(self)),
             Format::Json => anstream::eprintln!("{}", json!({ "error": self.data() })),
         }
     }
 
-    /// The whole chain of causes in one line.
-    fn sentence(&self) -> String {
-        let mut sentence = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            let text = error.to_string();
-            if !sentence.contains(&text) {
-                sentence.push_str(": ");
-                sentence.push_str(&text);
-            }
-            cause = error.source();
-        }
-        sentence
-    }
-
     fn data(&self) -> Value {
         let mut data = Map::new();
-        data.insert("message".into(), self.sentence().into());
+        data.insert("message".into(), sentence(self).into());
         if let Failure::Read { file, .. }
         | Failure::Load { file, .. }
         | Failure::Inspect { file, .. }
@@ -72,14 +74,18 @@ impl Failure {
         {
             data.insert("file".into(), file.display().to_string().into());
         }
+        if let Failure::Client(ClientError::Refused(refused)) = self {
+            data.append(&mut refused.data.clone());
+            data.insert("kind".into(), refused.kind.clone().into());
+        }
+        if let Failure::Held { held, .. } = self {
+            data.insert("held".into(), held.iter().map(ToString::to_string).collect());
+        }
         if let Failure::Inspect { source, .. } = self {
-            details(source, &mut data);
+            error_details(source, &mut data);
         }
         if let Failure::Load { source, .. } = self {
-            data.insert("module".into(), source.module.clone().into());
-            data.insert("stage".into(), source.stage.name().into());
-            data.insert("errno".into(), source.error.errno().into());
-            details(&source.error, &mut data);
+            data.append(&mut load_details(source));
         }
         data.into()
     }
@@ -92,78 +98,22 @@ pub(crate) fn command() -> String {
     name.unwrap_or_else(|| "modload".into())
 }
 
+fn sentences(held: &[UnloadError]) -> String {
+    held.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn requests(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        1 => " (1 client's request never ended)".into(),
+        count => format!(" ({count} clients' requests never ended)"),
+    }
+}
+
 /// A path fit for a terminal.
-fn shown(file: &Path) -> String {
+pub(crate) fn shown(file: &Path) -> String {
     file.to_string_lossy()
         .chars()
         .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
         .collect()
-}
-
-/// What an error knows besides its sentence.
-fn details(error: &Error, data: &mut Map<String, Value>) {
-    let mut put = |key: &str, value: Value| drop(data.insert(key.into(), value));
-    match error {
-        Error::Malformed { table, index, field, value, problem } => {
-            put("table", (*table).into());
-            put("index", (*index).into());
-            put("field", (*field).into());
-            put("value", (*value).into());
-            put("problem", (*problem).into());
-        }
-        Error::Unsupported { what, name, why } => {
-            put(what, name.clone().into());
-            put("problem", (*why).into());
-        }
-        Error::Unresolved(symbols) => {
-            put("unresolved", json!(symbols));
-        }
-        Error::Relocation { place, symbol, error, .. } => {
-            put("section", place.split('+').next().unwrap_or_default().into());
-            put("place", place.clone().into());
-            put("symbol", symbol.clone().into());
-            put("problem", error.to_string().into());
-        }
-        Error::BadRecord { section, record, problem } => {
-            put("section", (*section).into());
-            put("record", (*record).into());
-            put("problem", (*problem).into());
-        }
-        Error::GplOnly { symbol, owner, .. }
-        | Error::Namespace { symbol, owner, .. }
-        | Error::DuplicateExport { symbol, owner } => {
-            put("symbol", symbol.clone().into());
-            put("owner", owner.clone().into());
-        }
-        Error::Version { symbol, owner, exported, built_against } => {
-            put("symbol", symbol.clone().into());
-            put("owner", owner.clone().into());
-            put("exported", (*exported).into());
-            put("built_against", (*built_against).into());
-        }
-        Error::Vermagic { found, expected } => {
-            put("vermagic", found.clone().into());
-            put("expected", expected.clone().into());
-        }
-        Error::InObject { object, error } => {
-            put("object", object.clone().into());
-            details(error, data);
-        }
-        Error::DefinedTwice { symbol, first, second } => {
-            put("symbol", symbol.clone().into());
-            put("objects", json!([first, second]));
-        }
-        Error::Refused { subscriber, reason, .. } => {
-            put("subscriber", subscriber.clone().into());
-            put("problem", reason.clone().into());
-        }
-        Error::Param { name, source } => {
-            put("parameter", name.clone().into());
-            put("problem", source.to_string().into());
-        }
-        Error::Init(result) => {
-            put("result", (*result).into());
-        }
-        _ => {}
-    }
 }

@@ -6,8 +6,8 @@ use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter, Instruction};
 use modload::{FunctionBytes, Inspection, ModuleFile, SIZE_LIMIT};
 use serde::Serialize;
 
-use crate::args::Inspect;
 use crate::failure::Failure;
+use crate::operate_args::Inspect;
 use crate::output::Output;
 
 pub(crate) fn run(arguments: &Inspect, output: &mut Output) -> Result<(), Failure> {

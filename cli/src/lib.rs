@@ -1,24 +1,35 @@
 //! The commands.
 //!
-//! - `modload` loads modules into a host that lasts as long as the command, calls them, and unloads them.
-//! - `modhost inspect` shows what a module file holds, without running anything of it.
+//! - `modload` loads modules into a host that lasts as long as the command, calls them, and unloads them; with `--host`
+//!   it loads them into a host that serves, where they stay.
+//! - `modunload` takes modules out of such a host.
+//! - `modhost serve` is one; `modhost list` and `modhost params` operate it.
+//! - `modhost inspect` and `modhost check` look at module files, without running anything of them.
 //!
 //! Exit status: 0 done, 1 refused or failed, 2 wrong usage.
 
 #![deny(unsafe_code)]
 
 mod args;
+mod call;
+mod check;
 mod demo;
 mod failure;
+mod host_options;
 mod inspect;
+mod operate;
+mod operate_args;
 mod output;
+mod remote;
 mod run;
+mod serve;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use crate::args::{Command, Format, HostCommand};
+use crate::args::{Command, Format, Target};
 use crate::failure::Failure;
+use crate::operate_args::HostCommand;
 use crate::output::Output;
 
 /// The command `modload`, with its own name as the first argument.
@@ -26,17 +37,42 @@ pub fn modload(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match args::parse(arguments) {
         Err(usage) => usage.exit(),
         Ok(Command::Demo { format }) => end(format, demo::run(&mut Output::new(format))),
-        Ok(Command::Load(load)) => end(load.format, run::load(&load, &mut Output::new(load.format))),
+        Ok(Command::Load(load)) => {
+            let mut output = Output::new(load.format);
+            let result = match &load.target {
+                Target::Embedded(options) => run::load(&load, options, &mut output),
+                Target::Served(socket) => remote::load(&load, socket, &mut output),
+            };
+            end(load.format, result)
+        }
+    }
+}
+
+/// The command `modunload`, with its own name as the first argument.
+pub fn modunload(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    match operate_args::parse_unload(arguments) {
+        Err(usage) => usage.exit(),
+        Ok(unload) => {
+            let format = unload.connection.format;
+            end(format, operate::unload(&unload, &mut Output::new(format)))
+        }
     }
 }
 
 /// The command `modhost`, with its own name as the first argument.
 pub fn modhost(arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    match args::parse_host(arguments) {
+    let command = match operate_args::parse_host(arguments) {
         Err(usage) => usage.exit(),
-        Ok(HostCommand::Inspect(inspect)) => {
-            end(inspect.format, inspect::run(&inspect, &mut Output::new(inspect.format)))
-        }
+        Ok(command) => command,
+    };
+    let printed = |format, run: &dyn Fn(&mut Output) -> Result<(), Failure>| end(format, run(&mut Output::new(format)));
+    match command {
+        // It holds the standard output stream for the length of a line.
+        HostCommand::Serve(serve) => end(Format::Text, serve::run(&serve)),
+        HostCommand::List(list) => printed(list.connection.format, &|output| operate::list(&list, output)),
+        HostCommand::Params(params) => printed(params.connection.format, &|output| operate::params(&params, output)),
+        HostCommand::Check(check) => printed(check.format, &|output| check::run(&check, output)),
+        HostCommand::Inspect(inspect) => printed(inspect.format, &|output| inspect::run(&inspect, output)),
     }
 }
 

@@ -5,9 +5,11 @@ use std::io::{self, Write};
 use anstream::AutoStream;
 use anstyle::{AnsiColor, Style};
 use modload::{Event, EventKind, Outcome, State, Timeline, Verdict};
+use modload_control::protocol::ResultType;
 use serde_json::json;
 
-use crate::args::{Call, Format, ResultType};
+use crate::args::Format;
+use crate::call::Call;
 
 /// The standard output stream. Colours are for terminals, and NO_COLOR turns them off.
 pub(crate) struct Output {
@@ -62,15 +64,22 @@ impl Output {
         Ok(timeline.events.len())
     }
 
+    /// An event that a host told of, as data and as a line.
+    pub(crate) fn event(&mut self, event: &serde_json::Value, text: &str) -> io::Result<()> {
+        match self.format {
+            Format::Json => writeln!(self.stream, "{event}"),
+            Format::Text => writeln!(self.stream, "{text}"),
+        }
+    }
+
     /// A call and its result.
-    pub(crate) fn call(&mut self, module: &str, call: &Call, result: u64) -> io::Result<()> {
-        let (text, number) = typed(call.result, result);
+    pub(crate) fn call(&mut self, module: &str, call: &Call, result: &serde_json::Value) -> io::Result<()> {
         match self.format {
             Format::Text if call.result == ResultType::Void => writeln!(self.stream, "{call}")?,
-            Format::Text => writeln!(self.stream, "{call} = {text}")?,
+            Format::Text => writeln!(self.stream, "{call} = {result}")?,
             Format::Json => {
                 let arguments = &call.arguments;
-                let line = json!({ "event": "call", "module": module, "symbol": call.symbol, "arguments": arguments, "result": number });
+                let line = json!({ "event": "call", "module": module, "symbol": call.symbol, "arguments": arguments, "result": result });
                 writeln!(self.stream, "{line}")?;
             }
         }
@@ -80,18 +89,6 @@ impl Output {
 
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         self.stream.flush()
-    }
-}
-
-fn typed(kind: ResultType, result: u64) -> (String, serde_json::Value) {
-    let [a, b, c, d, ..] = result.to_le_bytes();
-    let low = [a, b, c, d];
-    match kind {
-        ResultType::I32 => (i32::from_le_bytes(low).to_string(), i32::from_le_bytes(low).into()),
-        ResultType::U32 => (u32::from_le_bytes(low).to_string(), u32::from_le_bytes(low).into()),
-        ResultType::I64 => (result.cast_signed().to_string(), result.cast_signed().into()),
-        ResultType::U64 => (result.to_string(), result.into()),
-        ResultType::Void => (String::new(), serde_json::Value::Null),
     }
 }
 

@@ -2,22 +2,25 @@
 //! for its code to be run.
 #![expect(unsafe_code, reason = "loading a file runs its code, and --call names a function's type")]
 
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 
-use modload::{Catalog, EventKind, Host, HostBuilder, Image, Module, ModuleFile, Recording, SIZE_LIMIT, Timeline};
+use modload::{Catalog, EventKind, Host, Image, Module, ModuleFile, Recording, SIZE_LIMIT, Timeline, Trust};
 
-use crate::args::{Call, Exports, Load, ModuleArguments, ProcessSymbols, Trace};
+use crate::args::{Load, ModuleArguments, Trace};
+use crate::call::Call;
 use crate::failure::{Failure, command};
+use crate::host_options::HostOptions;
 use crate::output::Output;
 
 /// `modload FILE ..`.
-pub(crate) fn load(load: &Load, output: &mut Output) -> Result<(), Failure> {
-    let host = build(load)?;
+pub(crate) fn load(load: &Load, options: &HostOptions, output: &mut Output) -> Result<(), Failure> {
+    let host = options.builder().build()?;
     let mut session = Session { recording: host.record(), printed: 0, warned: 0, trace: load.trace };
     let mut modules = Vec::new();
     let in_order = match &load.deps {
         None => load.modules.clone(),
-        Some(folder) => with_deps(folder, &load.modules)?,
+        Some(folder) => with_deps(folder, &load.modules)?.into_iter().map(|(_, module)| module).collect(),
     };
     let mut result = in_order.iter().try_for_each(|arguments| {
         modules.push(load_one(&host, arguments, &load.calls)?);
@@ -37,24 +40,8 @@ pub(crate) fn load(load: &Load, output: &mut Output) -> Result<(), Failure> {
     result
 }
 
-fn build(load: &Load) -> Result<Host, Failure> {
-    let mut builder = Host::builder();
-    if load.process_symbols == ProcessSymbols::Offered {
-        builder = builder.process_symbols();
-    }
-    if load.exports == Exports::Globals {
-        builder = builder.export_globals();
-    }
-    builder = load.policy.iter().fold(builder, |builder, &(rule, check)| builder.policy(rule, check));
-    builder = load.block.iter().fold(builder, HostBuilder::block);
-    if let Some(vermagic) = &load.vermagic {
-        builder = builder.vermagic(vermagic);
-    }
-    Ok(builder.build()?)
-}
-
-/// The modules named and all that they need, as files in the order in which they load.
-fn with_deps(folder: &Path, named: &[ModuleArguments]) -> Result<Vec<ModuleArguments>, Failure> {
+/// The modules named and all that they need, by name and as files, in the order in which they load.
+pub(crate) fn with_deps(folder: &Path, named: &[ModuleArguments]) -> Result<Vec<(String, ModuleArguments)>, Failure> {
     let catalog = Catalog::read(folder)?;
     let names: Vec<String> = named.iter().map(|module| module.file.to_string_lossy().into_owned()).collect();
     let wanted: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -63,29 +50,26 @@ fn with_deps(folder: &Path, named: &[ModuleArguments]) -> Result<Vec<ModuleArgum
         let given = names.iter().zip(named).filter(|(wanted, _)| *wanted == name);
         given.flat_map(|(_, module)| module.params.clone()).collect()
     };
-    let one = |(name, path): &(&str, &Path)| ModuleArguments {
-        name: None,
-        file: path.into(),
-        others: Vec::new(),
-        params: params(name),
+    let module = |(name, path): (&str, &Path)| {
+        (name.to_owned(), ModuleArguments { name: None, file: path.into(), others: Vec::new(), params: params(name) })
     };
-    Ok(order.iter().map(one).collect())
+    Ok(order.into_iter().map(module).collect())
 }
 
-fn load_one(host: &Host, arguments: &ModuleArguments, calls: &[Call]) -> Result<Module, Failure> {
-    let ModuleArguments { name, file, others, params } = arguments;
+/// Loads files as one module into a host of this process. Of an archive, what is going to be called is needed.
+pub(crate) fn load_one(host: &Host, arguments: &ModuleArguments, calls: &[Call]) -> Result<Module, Failure> {
+    let ModuleArguments { name, file, params, .. } = arguments;
     let mut inputs = Vec::new();
     let mut stem = String::new();
-    for file in [file].into_iter().chain(others) {
+    for file in arguments.files() {
         let read = ModuleFile::read(file, SIZE_LIMIT);
-        let read = read.map_err(|source| Failure::Read { file: file.clone(), source })?;
+        let read = read.map_err(|source| Failure::Read { file: file.to_owned(), source })?;
         stem.clone_from(&read.stem);
         inputs.push(read.into_input());
     }
     // SAFETY: whoever started this command asked for these files' code to be run.
     let image = unsafe { Image::trusted_unit(inputs) }.named(name.clone().unwrap_or(stem));
     let image = params.iter().fold(image, |image, param| image.param(param));
-    // Of an archive, what is going to be called is needed.
     let image = calls.iter().fold(image, |image, call| image.want(&call.symbol));
     host.load(&image).map_err(|source| Failure::Load { file: file.clone(), source })
 }
@@ -96,7 +80,36 @@ pub(crate) fn make(modules: &[Module], call: &Call, output: &mut Output) -> Resu
     let module = modules.iter().find(has).ok_or_else(|| Failure::NoSymbol(call.symbol.clone()))?;
     // SAFETY: whoever started this command says that the function takes these integers.
     let result = unsafe { module.call(&call.symbol, &call.arguments)? };
-    Ok(output.call(module.name(), call, result)?)
+    Ok(output.call(module.name(), call, &call.result.value(result))?)
+}
+
+/// The promise that those who reach the host's socket are trusted.
+pub(crate) fn trust() -> Trust {
+    // SAFETY: the server serves this process's user and root alone, who run what code they like as this user in any
+    // case; who of them names a file or a function asks for its code to be run.
+    unsafe { Trust::new() }
+}
+
+/// The socket that systemd passes, as `sd_listen_fds(3)` finds it. Nobody else finds it again.
+pub(crate) fn inherited_socket() -> Result<Option<OwnedFd>, Failure> {
+    const FIRST: i32 = 3;
+    let number = |name| std::env::var(name).ok().and_then(|text: String| text.parse::<u32>().ok());
+    let (pid, count) = (number("LISTEN_PID"), number("LISTEN_FDS"));
+    if pid != Some(std::process::id()) {
+        return Ok(None);
+    }
+    for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+        // SAFETY: no other thread has been started yet.
+        unsafe { std::env::remove_var(name) };
+    }
+    let there = std::fs::symlink_metadata(format!("/proc/self/fd/{FIRST}")).is_ok();
+    match count {
+        None | Some(0) => Ok(None),
+        // SAFETY: it is open, and whoever started this process left it to it and to nothing in it.
+        Some(1) if there => Ok(Some(unsafe { OwnedFd::from_raw_fd(FIRST) })),
+        Some(1) => Err(Failure::Inherited("it is not open")),
+        Some(_) => Err(Failure::Inherited("there are several, and one is served")),
+    }
 }
 
 /// An image of bytes that are part of this program.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use modload_edit::{Addr, wide};
-use modload_loader::{Check, Exports, External, Externals, Policy, Rule};
+use modload_loader::{Check, Exports, External, Externals, ForcedUnload, Policy, Rule};
 use modload_text::ArenaError;
 
 use crate::host::Host;
@@ -89,6 +89,13 @@ impl HostBuilder {
     #[must_use]
     pub fn export_globals(mut self) -> HostBuilder {
         self.policy.exports = Exports::GlobalsOfPlainObjects;
+        self
+    }
+
+    /// Lets [`Host::unload_by_force`] unload modules that are held, as Linux's `CONFIG_MODULE_FORCE_UNLOAD` does.
+    #[must_use]
+    pub fn allow_forced_unload(mut self) -> HostBuilder {
+        self.policy.forced_unload = ForcedUnload::Allowed;
         self
     }
 

@@ -87,7 +87,14 @@ impl ModuleFile {
     /// # Errors
     /// [`ReadError`]: it cannot be read or decompressed, or is too large.
     pub fn read(path: &Path, limit: u64) -> Result<ModuleFile, ReadError> {
-        let file = File::open(path)?;
+        ModuleFile::read_open(&mut File::open(path)?, path, limit)
+    }
+
+    /// [`ModuleFile::read`] of a file that is open, from where it stands. Only the stem of `path` is used.
+    ///
+    /// # Errors
+    /// [`ReadError`]: it cannot be read or decompressed, or is too large.
+    pub fn read_open(file: &mut File, path: &Path, limit: u64) -> Result<ModuleFile, ReadError> {
         // One allocation for an ordinary file, if it can be had; a special file has length 0.
         let mut bytes = Vec::new();
         let len = file.metadata()?.len().min(limit).saturating_add(1);

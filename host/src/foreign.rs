@@ -9,7 +9,7 @@ use std::path::Path;
 use std::ptr;
 
 use modload_edit::{Addr, index, wide};
-use modload_loader::{Image, Reference, SymbolKind, UnloadError};
+use modload_loader::{Image, Input, Reference, SymbolKind, UnloadError};
 use thiserror::Error;
 
 use crate::file::{ModuleFile, ReadError, SIZE_LIMIT};
@@ -163,6 +163,39 @@ pub unsafe fn read_trusted(path: impl AsRef<Path>) -> Result<Image<'static>, Rea
     let stem = file.stem.clone();
     // SAFETY: the caller's.
     Ok(unsafe { Image::trusted_unit(vec![file.into_input()]) }.named(stem))
+}
+
+/// The promise that those whom a part of a program serves are trusted: with one, files can be loaded and functions
+/// called at their word without unsafe code. It is made once, where it is decided who they are; `modload-control`'s
+/// server asks for one.
+#[derive(Clone, Copy, Debug)]
+pub struct Trust(());
+
+impl Trust {
+    /// Trusts whoever can reach this value or what it is given to: the clients of a control socket, say.
+    ///
+    /// # Safety
+    /// They choose modules as [`Image::trusted`] demands, and call functions as [`Module::call`] demands.
+    #[must_use]
+    pub unsafe fn new() -> Trust {
+        Trust(())
+    }
+
+    /// [`Image::trusted_unit`].
+    #[must_use]
+    pub fn unit(self, inputs: Vec<Input<'_>>) -> Image<'_> {
+        // SAFETY: promised to `Trust::new`.
+        unsafe { Image::trusted_unit(inputs) }
+    }
+
+    /// [`Module::call`].
+    ///
+    /// # Errors
+    /// [`SymbolError`]: there is no such function, or more than six arguments.
+    pub fn call(self, module: &Module, name: &str, arguments: &[u64]) -> Result<u64, SymbolError> {
+        // SAFETY: promised to `Trust::new`.
+        unsafe { module.call(name, arguments) }
+    }
 }
 
 /// A dynamic symbol of the program or of one of its libraries.

@@ -2,9 +2,11 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use modload_loader::{
-    Externals, Image, LoadError, Loader, Membership, Order, Policy, Recording, State, Subscriber, UnloadError,
+    Event, Externals, Image, Listening, LoadError, Loader, Membership, Module as ModuleInfo, Order, Policy, Recording,
+    State, Subscriber, UnloadError,
 };
 use modload_text::{ArenaError, StripeUsage};
 
@@ -53,6 +55,31 @@ impl Host {
         self.inner.loader.unload_module(name)
     }
 
+    /// [`Host::unload`], which waits until nobody uses the module, at most so long.
+    ///
+    /// # Errors
+    /// [`UnloadError`]: it is still in use (and by whom), not LIVE, or not there.
+    pub fn unload_within(&self, name: &str, at_most: Duration) -> Result<(), UnloadError> {
+        self.inner.loader.unload_module_within(name, at_most)
+    }
+
+    /// [`Host::unload`] of a module that is held by [`Module`]s, if [`HostBuilder::allow_forced_unload`] was called. Its
+    /// `exit` and the going chain run now, and its memory stays until the last of them is dropped: their symbols can
+    /// still be called, but what `exit` has taken down is not there. Taints the host with R. Other modules that use it
+    /// are never overridden.
+    ///
+    /// # Errors
+    /// [`UnloadError`]: it is not allowed, other modules use it, it is not LIVE, or not there.
+    pub fn unload_by_force(&self, name: &str) -> Result<(), UnloadError> {
+        self.inner.loader.unload_module_by_force(name)
+    }
+
+    /// Unloads all modules, the last one first. Returns what stays, and why.
+    #[must_use = "what is in use stays"]
+    pub fn unload_all(&self) -> Vec<UnloadError> {
+        self.inner.loader.unload_all()
+    }
+
     /// The LIVE module of this name.
     #[must_use]
     pub fn module(&self, name: &str) -> Option<Module> {
@@ -63,6 +90,27 @@ impl Host {
     #[must_use]
     pub fn modules(&self) -> Vec<(String, State)> {
         self.inner.loader.modules()
+    }
+
+    /// All modules that are COMING, LIVE or GOING and their states, in order of their loading. Looking at them does not
+    /// keep them: that takes a [`Module`].
+    #[must_use]
+    pub fn look(&self) -> Vec<(Arc<ModuleInfo>, State)> {
+        self.inner.loader.look()
+    }
+
+    /// What it is tainted with, in Linux's letters: those of all modules that were ever LIVE in it, and R if one that
+    /// was held has been unloaded by force.
+    #[must_use]
+    pub fn taint(&self) -> String {
+        self.inner.loader.taint()
+    }
+
+    /// Has a function told, as they happen, the events of what this thread does with modules. No lock is held when it
+    /// is called, and the thread goes on when it returns.
+    #[must_use = "dropping it ends the listening"]
+    pub fn listen(&self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Listening {
+        self.inner.loader.listen(listener)
     }
 
     /// Has a subscriber join the coming and the going chain.
@@ -96,7 +144,7 @@ impl Drop for Host {
         let last = self.inner.handles.fetch_sub(1, Ordering::AcqRel) == 1;
         // A subscriber that hears of it may have made another handle, and drops it meanwhile.
         if last && !self.inner.left.swap(true, Ordering::AcqRel) {
-            self.inner.loader.unload_all();
+            self.inner.loader.abandon();
         }
     }
 }

@@ -36,7 +36,7 @@
 //! - [`LoadError`], [`UnloadError`]: which module, which stage, which section and symbol, and the way out.
 //!
 //! Running foreign code is unsafe, in two places: [`Image::trusted`] and [`Module::symbol`] (with their variants
-//! [`read_trusted`] and [`Module::call`]). Everything else is safe to call.
+//! [`read_trusted`] and [`Module::call`], and [`Trust`] for both). Everything else is safe to call.
 //!
 //! Modules written against the SDK (`sdk/include/modload/module.h`) may call `register_module_notifier`, which every
 //! host exports.
@@ -53,13 +53,13 @@ mod host;
 pub use builder::HostBuilder;
 pub use catalog::{Catalog, CatalogError};
 pub use file::{Compression, ModuleFile, ReadError, SIZE_LIMIT};
-pub use foreign::{Module, Symbol, SymbolError, read_trusted};
+pub use foreign::{Module, Symbol, SymbolError, Trust, read_trusted};
 pub use host::{Host, WeakHost};
 pub use modload_edit::Addr;
 pub use modload_loader::{
     BUILTIN, Check, Coming, Error, Event, EventKind, FunctionBytes, Image, Input, InspectedExport, InspectedNeed,
-    InspectedParam, InspectedSection, InspectedTable, Inspection, LoadError, Membership, Module as ModuleInfo, Order,
-    Outcome, ParamError, ParamInfo, ParamType, Recording, Refusal, Rule, SectionInfo, Stage, State, Subscriber,
-    SymbolKind, Timeline, UnloadError, Unresolved, Verdict,
+    InspectedParam, InspectedSection, InspectedTable, Inspection, Listening, LoadError, Membership,
+    Module as ModuleInfo, Order, Outcome, ParamError, ParamInfo, ParamType, Recording, Refusal, Rule, SectionInfo,
+    SetParamError, Stage, State, Subscriber, SymbolKind, Timeline, UnloadError, Unresolved, Verdict,
 };
 pub use modload_text::{Arena, ArenaError, Class, StripeUsage};

@@ -447,7 +447,7 @@ impl Error {
 }
 
 /// An unload that was refused. The module is as it was.
-#[derive(Debug, Error)]
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum UnloadError {
     /// There is no such module.
     #[error("{0}: no module of this name is loaded")]
@@ -462,6 +462,9 @@ pub enum UnloadError {
         /// How many references are held besides.
         references: usize,
     },
+    /// The policy does not allow force.
+    #[error("{0}: this host does not unload by force: wait until nobody uses it")]
+    ForceRefused(String),
     /// It is not LIVE.
     #[error("{module}: it is {state}, and only a LIVE module can be unloaded")]
     NotLive {
@@ -472,7 +475,8 @@ pub enum UnloadError {
     },
 }
 
-fn held(references: usize) -> String {
+/// How many references are held, in brackets, behind a word.
+pub(crate) fn held(references: usize) -> String {
     match references {
         0 => String::new(),
         1 => " (1 reference is held)".into(),

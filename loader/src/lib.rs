@@ -43,6 +43,7 @@ mod image;
 mod fork;
 mod module;
 mod names;
+mod set_param;
 
 pub use chains::{BUILTIN, Membership, Refusal, Subscriber};
 pub use entry::Image;
@@ -60,7 +61,8 @@ pub use modload_notifier::Order;
 pub use module::{Module, Reference, SectionInfo, Symbol};
 pub use names::SymbolKind;
 pub use params::{ParamError, ParamInfo, ParamType};
-pub use policy::{Check, Policy, Rule, Verdict};
+pub use policy::{Check, ForcedUnload, Policy, Rule, Verdict};
 pub use registry::State;
 pub use resolve::{External, Externals};
-pub use timeline::{Event, EventKind, Outcome, Recording, Timeline};
+pub use set_param::SetParamError;
+pub use timeline::{Event, EventKind, Listening, Outcome, Recording, Timeline};

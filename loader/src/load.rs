@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use modload_edit::{Addr, wide};
 use modload_notifier::Order;
@@ -20,11 +21,11 @@ use crate::memory::{self, Copied, Staging};
 use crate::modinfo::Modinfo;
 use crate::module::{Module, Reference};
 use crate::params::ParamsSet;
-use crate::policy::{Judge, Policy};
+use crate::policy::{ForcedUnload, Judge, Policy};
 use crate::registry::{Registry, Reservation, State};
 use crate::resolve::{self, Externals, Resolved, Scene};
-use crate::timeline::{EventKind, Recorder, Recording};
-use crate::unload::{self, Which};
+use crate::timeline::{Event, EventKind, Listening, Recorder, Recording};
+use crate::unload::{self, Unless, Which};
 use crate::{admit, layout, link, modinfo, relocate};
 
 /// Loads and unloads modules. Dropping it unloads them all in reverse order and leaks, with an error in the log, what
@@ -305,6 +306,13 @@ impl Loader {
         Recording::start(self.registry)
     }
 
+    /// Has a function told, as they happen, the events of what this thread does with modules. No lock is held when it
+    /// is called, and the thread goes on when it returns.
+    #[must_use = "dropping it ends the listening"]
+    pub fn listen(&self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Listening {
+        Listening::start(self.registry, Arc::new(listener))
+    }
+
     /// A reference to the LIVE module of this name.
     #[must_use]
     pub fn module(&self, name: &str) -> Option<Reference> {
@@ -313,20 +321,41 @@ impl Loader {
         entry.module.as_ref()?.get()
     }
 
+    /// All modules that are COMING, LIVE or GOING and their states, in order of their loading, without a reference: to be
+    /// looked at, they may go at any time.
+    #[must_use]
+    pub fn look(&self) -> Vec<(Arc<Module>, State)> {
+        let book = self.registry.lock();
+        book.modules.iter().filter_map(|entry| Some((entry.module.clone()?, entry.state))).collect()
+    }
+
+    /// What the host is tainted with, in Linux's letters: those of all modules that have been LIVE in it, and R if one
+    /// was unloaded by force.
+    #[must_use]
+    pub fn taint(&self) -> String {
+        self.registry.lock().taint.iter().collect()
+    }
+
     /// Names and states of all modules, in order of their loading.
     #[must_use]
     pub fn modules(&self) -> Vec<(String, State)> {
         self.registry.lock().modules.iter().map(|entry| (entry.name.to_string(), entry.state)).collect()
     }
 
-    /// Unloads all modules, the last one first. What is held stays, and the log has an error for it.
-    pub fn unload_all(&self) {
+    /// Unloads all modules, the last one first. Returns what stays, and why: what is held, what is not LIVE.
+    pub fn unload_all(&self) -> Vec<UnloadError> {
         let all: Vec<_> =
             self.registry.lock().modules.iter().rev().map(|entry| (entry.id, entry.name.clone())).collect();
-        for (id, name) in all {
-            if let Err(error) = unload::unload_module(self.registry, Which::This(id, &name)) {
-                tracing::error!(%error, "left in memory when its host was dropped");
-            }
+        let unload = |(id, name): (_, Arc<str>)| {
+            unload::unload_module(self.registry, Which::This(id, &name), Unless::Used).err()
+        };
+        all.into_iter().filter_map(unload).collect()
+    }
+
+    /// Unloads all modules. What is held stays, and the log has an error for it.
+    pub fn abandon(&self) {
+        for error in self.unload_all() {
+            tracing::error!(%error, "left in memory when its host was dropped");
         }
     }
 
@@ -341,13 +370,35 @@ impl Loader {
     /// # Errors
     /// [`UnloadError`]: it is in use, not LIVE, or not there. It is as it was.
     pub fn unload_module(&self, name: &str) -> Result<(), UnloadError> {
-        unload::unload_module(self.registry, Which::Named(name))
+        unload::unload_module(self.registry, Which::Named(name), Unless::Used)
+    }
+
+    /// [`Loader::unload_module`], which waits until nobody uses the module, at most so long. It gives references
+    /// meanwhile, as always.
+    ///
+    /// # Errors
+    /// [`UnloadError`]: it is still in use, not LIVE, or not there. It is as it was.
+    pub fn unload_module_within(&self, name: &str, at_most: Duration) -> Result<(), UnloadError> {
+        unload::unload_module(self.registry, Which::Named(name), Unless::UsedFor(at_most))
+    }
+
+    /// [`Loader::unload_module`] of a module that is held by references, but not by other modules: its code is left by
+    /// `exit` and the going chain as always, and its memory stays until the last reference is dropped. Taints the host
+    /// with R.
+    ///
+    /// # Errors
+    /// [`UnloadError`]: the policy does not allow it, other modules use it, it is not LIVE, or not there.
+    pub fn unload_module_by_force(&self, name: &str) -> Result<(), UnloadError> {
+        match self.policy.forced_unload {
+            ForcedUnload::Refused => Err(UnloadError::ForceRefused(name.escape_debug().to_string())),
+            ForcedUnload::Allowed => unload::unload_module(self.registry, Which::Named(name), Unless::UsedByModules),
+        }
     }
 }
 
 impl Drop for Loader {
     fn drop(&mut self) {
-        self.unload_all();
+        self.abandon();
         self.registry.release();
     }
 }

@@ -298,6 +298,20 @@ impl Core {
         let variable = self.data.as_ref().and_then(|data| data.read(at, len));
         variable.or_else(|| self.ro_after_init.as_ref()?.read(at, len))
     }
+
+    /// Stores bytes into the module's variables, but not into those that are read-only by now.
+    pub(crate) fn write(&self, at: Addr, bytes: &[u8]) -> Option<()> {
+        self.data.as_ref()?.write(at, bytes)
+    }
+
+    /// Why a variable cannot be written, if it cannot.
+    pub(crate) fn why_fixed(&self, at: Addr) -> Option<&'static str> {
+        if self.data.as_ref().is_some_and(|data| data.read(at, 1).is_some()) {
+            return None;
+        }
+        let late = self.ro_after_init.as_ref().is_some_and(|late| late.read(at, 1).is_some());
+        Some(if late { "is ro_after_init" } else { "was for init only" })
+    }
 }
 
 /// A module that is COMING, as its notifiers see it: its symbols are known, its data can be read and written, and its

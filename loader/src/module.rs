@@ -14,7 +14,7 @@ use crate::memory::{Core, Ranges};
 use crate::names::{Names, SymbolKind};
 use crate::params::ParamInfo;
 use crate::registry::{ModuleId, Registry, State};
-use crate::unload::{self, Which};
+use crate::unload::{self, Unless, Which};
 
 /// A symbol of a module.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,12 +58,15 @@ pub struct Module {
     pub(crate) accepted: Mutex<Accepted>,
     /// Whether the parts that `init` needed are gone, or about to go.
     pub(crate) init_dropped: AtomicBool,
-    /// How many references are held; [`CLOSED`] when no more are given.
+    /// How many references are held; [`CLOSED`] when no more are given, [`AWAITED`] if somebody waits for their end.
     references: AtomicUsize,
 }
 
 /// Set in the number of references when the module is going.
 const CLOSED: usize = 1 << (usize::BITS - 1);
+
+/// Set in the number of references while an unload waits for them to go.
+const AWAITED: usize = 1 << (usize::BITS - 2);
 
 /// What a module is made of when it is formed.
 pub(crate) struct Parts {
@@ -190,7 +193,7 @@ impl Module {
     /// How many references are held.
     #[must_use]
     pub fn references(&self) -> usize {
-        self.references.load(Ordering::Relaxed) & !CLOSED
+        self.references.load(Ordering::Relaxed) & !(CLOSED | AWAITED)
     }
 
     /// The modules that use its symbols.
@@ -241,10 +244,27 @@ impl Module {
 
     /// Gives no more references, if none is held. Otherwise says how many are.
     pub(crate) fn close(&self) -> Result<(), usize> {
-        match self.references.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Relaxed) {
+        let unused = |count: usize| (count & !AWAITED == 0).then_some(CLOSED);
+        match self.references.fetch_update(Ordering::AcqRel, Ordering::Relaxed, unused) {
             Ok(_) => Ok(()),
-            Err(count) => Err(count & !CLOSED),
+            Err(count) => Err(count & !(CLOSED | AWAITED)),
         }
+    }
+
+    /// Gives no more references, and says how many are held.
+    pub(crate) fn close_by_force(&self) -> usize {
+        self.references.fetch_or(CLOSED, Ordering::AcqRel) & !(CLOSED | AWAITED)
+    }
+
+    /// Each reference that is dropped from here on wakes who waits for a change of the registry, whose book the caller
+    /// has in hand. Whether that is new: the caller looks at their number once more then.
+    pub(crate) fn await_references(&self) -> bool {
+        self.references.fetch_or(AWAITED, Ordering::Acquire) & AWAITED == 0
+    }
+
+    /// Takes [`Module::await_references`] back.
+    pub(crate) fn forget_waiting(&self) {
+        self.references.fetch_and(!AWAITED, Ordering::Relaxed);
     }
 }
 
@@ -261,7 +281,7 @@ impl Reference {
     pub fn unload(self) -> Result<(), UnloadError> {
         let (registry, id, name) = (self.module.registry, self.module.id, self.module.name.clone());
         drop(self);
-        unload::unload_module(registry, Which::This(id, &name))
+        unload::unload_module(registry, Which::This(id, &name), Unless::Used)
     }
 }
 
@@ -288,7 +308,10 @@ impl Clone for Reference {
 
 impl Drop for Reference {
     fn drop(&mut self) {
-        self.module.references.fetch_sub(1, Ordering::Release);
+        let before = self.module.references.fetch_sub(1, Ordering::Release);
+        if before & AWAITED != 0 {
+            self.module.registry.wake_waiting();
+        }
     }
 }
 

@@ -104,7 +104,7 @@ pub struct ParamInfo {
     /// Its type.
     pub kind: ParamType,
     /// Where its value stands.
-    place: Addr,
+    pub(crate) place: Addr,
     /// Strings that the module has pointers to, as long as it is loaded.
     held: Vec<CString>,
 }

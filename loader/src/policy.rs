@@ -111,6 +111,17 @@ pub struct Policy {
     pub blocklist: Check,
     /// Names of modules that are not wanted.
     pub blocked: BTreeSet<String>,
+    /// Whether modules that are held may be unloaded.
+    pub forced_unload: ForcedUnload,
+}
+
+/// Linux's `CONFIG_MODULE_FORCE_UNLOAD`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ForcedUnload {
+    /// What is held stays.
+    Refused,
+    /// What is held can be unloaded by force.
+    Allowed,
 }
 
 impl Default for Policy {
@@ -126,6 +137,7 @@ impl Default for Policy {
             license: Check::Off,
             blocklist: Check::Enforce,
             blocked: BTreeSet::new(),
+            forced_unload: ForcedUnload::Refused,
         }
     }
 }

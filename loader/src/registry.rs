@@ -1,6 +1,6 @@
 //! Stage *reserve*, and what a host knows of its modules: names, states, exports, who uses whom, who waits for whom.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,16 +11,16 @@ use modload_edit::Addr;
 use modload_notifier::{Chains, Member};
 use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::chains::Seat;
 use crate::error::{Error, escaped};
 use crate::fork;
 use crate::module::Module;
-use crate::timeline::Timeline;
+use crate::timeline::Ear;
 
 /// The states of a module, as Linux has them.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum State {
     /// Its name is reserved and nothing more can be seen of it.
@@ -87,8 +87,10 @@ pub(crate) struct Book {
     /// Which thread waits for which module: the wait-for graph, whose other edges are [`Entry::thread`].
     waits: Vec<(ThreadId, ModuleId)>,
     pub(crate) chains: Chains<Arc<Seat>>,
-    pub(crate) recordings: Vec<(u64, Timeline)>,
+    pub(crate) recordings: Vec<(u64, Ear)>,
     pub(crate) next_recording: u64,
+    /// What the host has been tainted with, in Linux's letters.
+    pub(crate) taint: BTreeSet<char>,
 }
 
 /// How long a load waits for the module whose symbol it needs to become LIVE, as in Linux's `resolve_symbol_wait`.
@@ -184,6 +186,13 @@ impl Registry {
         }
     }
 
+    /// Wakes them, whoever changed what without the lock: who looked before is asleep when the lock is had.
+    #[cold]
+    pub(crate) fn wake_waiting(&self) {
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+
     /// The module's memory is no longer to be found by an address.
     pub(crate) fn hide(&self, id: ModuleId) {
         // The last reference to a module is dropped without the lock.
@@ -198,7 +207,11 @@ impl Registry {
         }
     }
 
-    fn wait_for_change<'a>(&self, book: MutexGuard<'a, Book>, at_most: Option<Duration>) -> MutexGuard<'a, Book> {
+    pub(crate) fn wait_for_change<'a>(
+        &self,
+        book: MutexGuard<'a, Book>,
+        at_most: Option<Duration>,
+    ) -> MutexGuard<'a, Book> {
         self.waiters.fetch_add(1, Ordering::Relaxed);
         let book = match at_most {
             None => self.changed.wait(book).unwrap_or_else(PoisonError::into_inner),
@@ -428,8 +441,13 @@ pub(crate) struct Reservation {
 impl Reservation {
     /// The module stays, and is LIVE.
     pub(crate) fn live(self) {
-        if let Some(entry) = self.registry.lock().by_id_mut(self.id) {
-            entry.state = State::Live;
+        {
+            let mut book = self.registry.lock();
+            if let Some(entry) = book.by_id_mut(self.id) {
+                entry.state = State::Live;
+                let module = entry.module.clone();
+                book.taint.extend(module.iter().flat_map(|module| module.taint().chars()));
+            }
         }
         self.registry.wake();
         std::mem::forget(self);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::thread::{self, ThreadId};
 
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
@@ -208,19 +209,15 @@ pub struct Recording {
 
 impl Recording {
     pub(crate) fn start(registry: &'static Registry) -> Recording {
-        let mut state = registry.lock();
-        let id = state.next_recording;
-        state.next_recording += 1;
-        state.recordings.push((id, Timeline::default()));
-        registry.count_recordings(state.recordings.len());
-        Recording { registry, id }
+        Recording { registry, id: enter(registry, Ear::Timeline(Timeline::default())) }
     }
 
     /// What has happened so far.
     #[must_use]
     pub fn so_far(&self) -> Timeline {
         let state = self.registry.lock();
-        state.recordings.iter().find(|(id, _)| *id == self.id).map(|(_, timeline)| timeline.clone()).unwrap_or_default()
+        let own = state.recordings.iter().find(|(id, _)| *id == self.id);
+        own.and_then(|(_, ear)| ear.timeline().cloned()).unwrap_or_default()
     }
 
     /// Ends the recording.
@@ -230,17 +227,74 @@ impl Recording {
     }
 
     fn take(&self) -> Timeline {
-        let mut state = self.registry.lock();
-        let at = state.recordings.iter().position(|(id, _)| *id == self.id);
-        let timeline = at.map(|at| state.recordings.swap_remove(at).1).unwrap_or_default();
-        self.registry.count_recordings(state.recordings.len());
-        timeline
+        match leave(self.registry, self.id) {
+            Some(Ear::Timeline(timeline)) => timeline,
+            _ => Timeline::default(),
+        }
     }
 }
 
 impl Drop for Recording {
     fn drop(&mut self) {
         self.take();
+    }
+}
+
+/// Told of events.
+pub(crate) type Listener = dyn Fn(&Event) + Send + Sync;
+
+/// Who hears of events.
+pub(crate) enum Ear {
+    /// Keeps those of all threads.
+    Timeline(Timeline),
+    /// Is told those of one thread, and how many there were before.
+    Listener(ThreadId, u64, Arc<Listener>),
+}
+
+impl Ear {
+    fn timeline(&self) -> Option<&Timeline> {
+        match self {
+            Ear::Timeline(timeline) => Some(timeline),
+            Ear::Listener(..) => None,
+        }
+    }
+}
+
+fn enter(registry: &Registry, ear: Ear) -> u64 {
+    let mut state = registry.lock();
+    let id = state.next_recording;
+    state.next_recording += 1;
+    state.recordings.push((id, ear));
+    registry.count_recordings(state.recordings.len());
+    id
+}
+
+/// What is returned is for the caller to drop, without the lock: a listener is somebody else's.
+fn leave(registry: &Registry, id: u64) -> Option<Ear> {
+    let mut state = registry.lock();
+    let at = state.recordings.iter().position(|(known, _)| *known == id)?;
+    let (_, ear) = state.recordings.swap_remove(at);
+    registry.count_recordings(state.recordings.len());
+    Some(ear)
+}
+
+/// Has a function told, as they happen, the events of what one thread does with the modules of a host: the one that
+/// started this. Dropping it ends that.
+#[derive(Debug)]
+pub struct Listening {
+    registry: &'static Registry,
+    id: u64,
+}
+
+impl Listening {
+    pub(crate) fn start(registry: &'static Registry, listener: Arc<Listener>) -> Listening {
+        Listening { registry, id: enter(registry, Ear::Listener(thread::current().id(), 0, listener)) }
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        leave(self.registry, self.id);
     }
 }
 
@@ -269,9 +323,23 @@ impl Recorder<'_> {
     #[cold]
     fn push(self, kind: &EventKind) {
         tracing::debug!(module = %self.module, %kind);
-        for (_, timeline) in &mut self.registry.lock().recordings {
-            let seq = modload_edit::wide(timeline.events.len()) + 1;
-            timeline.events.push(Event { seq, module: self.module.clone(), kind: kind.clone() });
+        let here = thread::current().id();
+        let event = |seq| Event { seq, module: self.module.clone(), kind: kind.clone() };
+        let mut told = Vec::new();
+        for (_, ear) in &mut self.registry.lock().recordings {
+            match ear {
+                Ear::Timeline(timeline) => {
+                    let seq = modload_edit::wide(timeline.events.len()) + 1;
+                    timeline.events.push(event(seq));
+                }
+                Ear::Listener(thread, before, listener) if *thread == here => {
+                    *before += 1;
+                    told.push((event(*before), listener.clone()));
+                }
+                Ear::Listener(..) => {}
+            }
         }
+        // Without the lock: a listener may be slow, or ask the host something.
+        told.iter().for_each(|(event, listener)| listener(event));
     }
 }

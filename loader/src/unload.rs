@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::chains;
 use crate::entry;
-use crate::error::UnloadError;
+use crate::error::{self, UnloadError};
 use crate::module::{Module, lock};
-use crate::registry::{ModuleId, Registry, State};
+use crate::registry::{Book, ModuleId, Registry, State};
 use crate::timeline::{EventKind, Recorder};
 
 /// Which module is to go.
@@ -19,12 +20,26 @@ pub(crate) enum Which<'a> {
     This(ModuleId, &'a str),
 }
 
-/// Unloads a module that nobody uses.
-pub(crate) fn unload_module(registry: &'static Registry, which: Which<'_>) -> Result<(), UnloadError> {
-    let module = close(registry, which)?;
+/// What keeps the module there.
+#[derive(Clone, Copy)]
+pub(crate) enum Unless {
+    /// Other modules, and references that are held.
+    Used,
+    /// The same, when so much time has passed.
+    UsedFor(Duration),
+    /// Other modules: references are overridden, as with Linux's `O_TRUNC`.
+    UsedByModules,
+}
+
+/// Unloads a module.
+pub(crate) fn unload_module(registry: &'static Registry, which: Which<'_>, unless: Unless) -> Result<(), UnloadError> {
+    let Closed { module, held } = close(registry, which, unless)?;
     let recorder = Recorder { registry, module: &module.name };
     tracing::debug!(module = %module.name, "GOING");
     recorder.record(|| EventKind::State { state: State::Going });
+    if held != 0 {
+        recorder.warn(format!("unloaded by force{}: its memory stays until they are dropped", error::held(held)));
+    }
     exit(recorder, &module);
     entry::destructors(&module.functions.destructors, module.functions.dso_handle);
     let accepted = std::mem::take(&mut *lock(&module.accepted));
@@ -32,10 +47,13 @@ pub(crate) fn unload_module(registry: &'static Registry, which: Which<'_>) -> Re
     chains::evict(recorder, &module);
     // Before its memory can be another's.
     registry.hide(module.id);
-    // Unpublishes the text, and then gives everything back.
-    let core = lock(&module.core).take();
-    drop(core);
-    recorder.record(|| EventKind::Freed);
+    // What is held leaves its memory to the last reference, which drops the module.
+    if held == 0 {
+        // Unpublishes the text, and then gives everything back.
+        let core = lock(&module.core).take();
+        drop(core);
+        recorder.record(|| EventKind::Freed);
+    }
     registry.lock().remove(module.id);
     registry.wake();
     tracing::info!(module = %module.name, "unloaded");
@@ -50,15 +68,50 @@ pub(crate) fn exit(recorder: Recorder<'_>, module: &Module) {
     }
 }
 
+/// A module that is GOING, and how many references are held all the same.
+struct Closed {
+    module: Arc<Module>,
+    held: usize,
+}
+
 /// Closes a module to new references: it is GOING from here on, and nobody else can unload it.
-fn close(registry: &'static Registry, which: Which<'_>) -> Result<Arc<Module>, UnloadError> {
+fn close(registry: &'static Registry, which: Which<'_>, unless: Unless) -> Result<Closed, UnloadError> {
     let mut book = registry.lock();
     let (entry, name) = match which {
         Which::Named(name) => (book.by_name(name), name),
         Which::This(id, name) => (book.by_id(id), name),
     };
-    let entry = entry.ok_or_else(|| UnloadError::NotFound(name.escape_debug().to_string()))?;
-    let (id, state) = (entry.id, entry.state);
+    let id = entry.ok_or_else(|| UnloadError::NotFound(name.escape_debug().to_string()))?.id;
+    let patience = match unless {
+        Unless::UsedFor(at_most) => Some((Instant::now(), at_most)),
+        Unless::Used | Unless::UsedByModules => None,
+    };
+    loop {
+        let used = match try_close(&mut book, id, name, unless) {
+            Err(used @ UnloadError::InUse { .. }) => used,
+            done => return done,
+        };
+        let Some((begun, at_most)) = patience else { return Err(used) };
+        let left = at_most.saturating_sub(begun.elapsed());
+        let module = book.by_id(id).and_then(|entry| entry.module.as_ref());
+        if left.is_zero() {
+            // Who else waits for this module marks it again when it is woken.
+            module.inspect(|module| module.forget_waiting());
+            drop(book);
+            registry.wake();
+            return Err(used);
+        }
+        // A reference that went before this was not counted as awaited, and wakes nobody.
+        let unmarked = module.is_some_and(|module| module.await_references());
+        if !unmarked {
+            book = registry.wait_for_change(book, Some(left));
+        }
+    }
+}
+
+fn try_close(book: &mut Book, id: ModuleId, name: &str, unless: Unless) -> Result<Closed, UnloadError> {
+    let entry = book.by_id(id).ok_or_else(|| UnloadError::NotFound(name.escape_debug().to_string()))?;
+    let state = entry.state;
     let live = entry.module.clone().filter(|_| state == State::Live);
     let module = live.ok_or_else(|| UnloadError::NotLive { module: name.into(), state })?;
     let by = book.users(id);
@@ -66,10 +119,16 @@ fn close(registry: &'static Registry, which: Which<'_>) -> Result<Arc<Module>, U
     if !by.is_empty() {
         return Err(in_use(module.references()));
     }
-    module.close().map_err(in_use)?;
+    let held = match unless {
+        Unless::Used | Unless::UsedFor(_) => module.close().map(|()| 0).map_err(in_use)?,
+        Unless::UsedByModules => module.close_by_force(),
+    };
     if let Some(entry) = book.by_id_mut(id) {
         entry.state = State::Going;
         entry.thread = thread::current().id();
     }
-    Ok(module)
+    if held != 0 {
+        book.taint.insert('R');
+    }
+    Ok(Closed { module, held })
 }

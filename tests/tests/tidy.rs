@@ -59,7 +59,7 @@ const BELOW_HOST: &[&str] = LADDER.split_at(12).0;
 const EVERYTHING: &[&str] = &LADDER;
 
 /// Crates that say `forbid(unsafe_code)`.
-const SAFE: [&str; 7] = ["abi", "edit", "notifier", "relocs", "alternatives", "paravirt", "fixtures"];
+const SAFE: [&str; 8] = ["abi", "edit", "notifier", "relocs", "alternatives", "paravirt", "control", "fixtures"];
 
 /// Where unsafe code may stand: whole folders end with a slash. Tests, benches, examples and fuzz targets may, too.
 const UNSAFE: [&str; 9] = [
@@ -323,12 +323,14 @@ fn pure_crates_and_the_loader_do_no_input_and_no_output() {
 #[test]
 fn each_thing_is_done_in_one_place() {
     /// What stands in the code of these folders alone.
-    const PLACES: [(&str, &[&str]); 10] = [
+    const PLACES: [(&str, &[&str]); 12] = [
         ("mmap", &["text"]),
         ("mprotect", &["text"]),
         ("memmap2", &["text"]),
         ("region", &["text"]),
         ("libloading", &["host"]),
+        ("UnixListener", &["control"]),
+        ("ScmRights", &["control"]),
         ("std::env::args", &["cli"]),
         ("args_os", &["cli"]),
         ("process::exit", &["cli"]),

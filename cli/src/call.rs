@@ -1,0 +1,100 @@
+//! `--call`: which function, with what, and of which type its result is.
+
+use std::fmt;
+use std::str::FromStr;
+
+use modload_control::protocol::ResultType;
+
+/// A call: `SYMBOL[:TYPE][=ARG,..]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Call {
+    pub(crate) symbol: String,
+    pub(crate) result: ResultType,
+    /// As they were written.
+    pub(crate) written: Vec<String>,
+    pub(crate) arguments: Vec<u64>,
+}
+
+impl FromStr for Call {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Call, String> {
+        let (name, arguments) = text.split_once('=').map_or((text, None), |(name, rest)| (name, Some(rest)));
+        let (symbol, kind) = name.split_once(':').unwrap_or((name, "i32"));
+        if symbol.is_empty() {
+            return Err("a call begins with the name of a function".into());
+        }
+        let result = match kind {
+            "i32" => ResultType::I32,
+            "u32" => ResultType::U32,
+            "i64" => ResultType::I64,
+            "u64" => ResultType::U64,
+            "void" => ResultType::Void,
+            other => return Err(format!("\"{other}\" is none of the types i32, u32, i64, u64 and void")),
+        };
+        let written: Vec<String> = arguments.map_or_else(Vec::new, |text| text.split(',').map(str::to_owned).collect());
+        if written.len() > 6 {
+            return Err(format!("{} arguments, and six is the most", written.len()));
+        }
+        let number = |text: &String| integer(text).ok_or_else(|| format!("\"{text}\" is no integer of up to 64 bits"));
+        let arguments = written.iter().map(number).collect::<Result<_, _>>()?;
+        Ok(Call { symbol: symbol.into(), result, written, arguments })
+    }
+}
+
+/// A 64-bit integer, decimal or hexadecimal with 0x, perhaps with a sign.
+fn integer(text: &str) -> Option<u64> {
+    let (negative, digits) = text.strip_prefix('-').map_or((false, text), |digits| (true, digits));
+    let number = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_hexdigit()) => u64::from_str_radix(digits, 16).ok()?,
+        None if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok()?,
+        _ => return None,
+    };
+    if !negative {
+        return Some(number);
+    }
+    // Down to i64::MIN.
+    (number <= 1 << 63).then(|| number.wrapping_neg())
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}({})", self.symbol, self.written.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Call, ResultType};
+
+    fn call(text: &str) -> Result<(String, ResultType, Vec<u64>), String> {
+        text.parse::<Call>().map(|call| (call.to_string(), call.result, call.arguments))
+    }
+
+    #[test]
+    fn calls_are_read() {
+        assert_eq!(call("add=2,3"), Ok(("add(2, 3)".into(), ResultType::I32, vec![2, 3])));
+        assert_eq!(call("top:u32"), Ok(("top()".into(), ResultType::U32, vec![])));
+        assert_eq!(call("f:void=0xff,-1"), Ok(("f(0xff, -1)".into(), ResultType::Void, vec![255, u64::MAX])));
+    }
+
+    #[test]
+    fn what_is_no_call_is_refused() {
+        for (text, why) in [
+            ("", "begins with the name"),
+            ("=1", "begins with the name"),
+            ("f:float", "none of the types"),
+            ("f=", "no integer"),
+            ("f=1,", "no integer"),
+            ("f=1.5", "no integer"),
+            ("f=--1", "no integer"),
+            ("f=0x", "no integer"),
+            ("f=18446744073709551616", "no integer"),
+            ("f=-9223372036854775809", "no integer"),
+            ("f=1,2,3,4,5,6,7", "six is the most"),
+        ] {
+            let refused = call(text).unwrap_err();
+            assert!(refused.contains(why), "{text:?}: {refused}");
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! `modhost check`: whether files could be loaded, as far as their bytes tell.
+
+use std::path::Path;
+
+use modload::{Inspection, ModuleFile, SIZE_LIMIT};
+use serde_json::json;
+
+use crate::failure::{Failure, shown};
+use crate::operate_args::Check;
+use crate::output::Output;
+
+pub(crate) fn run(arguments: &Check, output: &mut Output) -> Result<(), Failure> {
+    let mut refused = 0;
+    for file in &arguments.files {
+        let why = why_not(file);
+        output.value(&json!({ "file": file.to_string_lossy(), "refused": why }))?;
+        output.say(&format!("{}: {}", shown(file), why.as_deref().unwrap_or("can be loaded")))?;
+        refused += usize::from(why.is_some());
+    }
+    output.flush()?;
+    match refused {
+        0 => Ok(()),
+        refused => Err(Failure::Unloadable { refused, of: arguments.files.len() }),
+    }
+}
+
+/// Why a file would be refused, if its bytes say so.
+fn why_not(file: &Path) -> Option<String> {
+    let file = match ModuleFile::read(file, SIZE_LIMIT) {
+        Ok(file) => file,
+        Err(error) => return Some(modload_control::sentence(&error)),
+    };
+    let stem = file.stem.clone();
+    match Inspection::of_unit(&[file.into_input()], &stem, SIZE_LIMIT) {
+        Ok(inspection) => inspection.refused,
+        Err(error) => Some(modload_control::sentence(&error)),
+    }
+}

@@ -1,0 +1,157 @@
+//! What is asked of a host that serves: `modhost list`, `modhost params`, `modunload`.
+
+use std::path::PathBuf;
+
+use modload_control::protocol::{Entry, Listing, Named, Param, Request};
+use modload_control::{Client, HOST_VARIABLE, default_socket};
+use serde_json::{Value, json};
+
+use crate::args::Format;
+use crate::failure::{Failure, command};
+use crate::operate_args::{Connection, List, Params, Unload};
+use crate::output::Output;
+
+fn connect(connection: &Connection) -> Result<Client, Failure> {
+    let named = connection.host.clone().or_else(|| std::env::var_os(HOST_VARIABLE).map(PathBuf::from));
+    let path = named.map_or_else(default_socket, Ok)?;
+    Ok(Client::connect(&path)?)
+}
+
+/// Events that nobody asked for.
+fn nothing(_: &Value, _: &str) {}
+
+/// `modhost list`.
+pub(crate) fn list(arguments: &List, output: &mut Output) -> Result<(), Failure> {
+    let mut client = connect(&arguments.connection)?;
+    match &arguments.name {
+        None => {
+            let listing: Listing = client.request(&Request::List {}, &[], nothing)?;
+            output.value(&listing)?;
+            table(&listing).iter().try_for_each(|line| output.say(line))?;
+        }
+        Some(name) => {
+            let entry: Entry = client.request(&Request::Info { name: name.clone() }, &[], nothing)?;
+            output.value(&entry)?;
+            details(&entry).iter().try_for_each(|line| output.say(line))?;
+        }
+    }
+    Ok(output.flush()?)
+}
+
+fn table(listing: &Listing) -> Vec<String> {
+    let headings = ["MODULE", "STATE", "REFERENCES", "SIZE", "TAINT", "USED BY"].map(str::to_owned);
+    let row = |entry: &Entry| {
+        let sizes = entry.sizes;
+        let size = sizes.text + sizes.read_only + sizes.data + sizes.ro_after_init;
+        [
+            entry.name.clone(),
+            entry.state.to_string(),
+            entry.references.to_string(),
+            format!("{size} B"),
+            or_dash(&entry.taint).to_owned(),
+            or_dash(&entry.used_by.join(",")).to_owned(),
+        ]
+    };
+    let rows: Vec<_> = std::iter::once(headings).chain(listing.modules.iter().map(row)).collect();
+    let mut lines = columns(&rows);
+    if !listing.taint.is_empty() {
+        lines.push(format!("the host is tainted: {}", listing.taint));
+    }
+    lines
+}
+
+fn or_dash(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
+}
+
+/// Rows of one width a column, two blanks between them.
+fn columns<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let line = |row: &[String; N]| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}  "));
+        cells.collect::<String>().trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
+}
+
+fn details(entry: &Entry) -> Vec<String> {
+    let sizes = entry.sizes;
+    let mut lines = vec![
+        format!("module      {}", entry.name),
+        format!("state       {}", entry.state),
+        format!("references  {}", entry.references),
+        format!("used by     {}", or_dash(&entry.used_by.join(", "))),
+        format!("uses        {}", or_dash(&entry.uses.join(", "))),
+        format!(
+            "memory      text {} B, read-only data {} B, data {} B, ro_after_init data {} B",
+            sizes.text, sizes.read_only, sizes.data, sizes.ro_after_init
+        ),
+        format!("license     {}", entry.license.as_deref().unwrap_or("-")),
+        format!("taint       {}", or_dash(&entry.taint)),
+    ];
+    lines.extend(entry.params.iter().map(|param| format!("parameter   {}", shown(param))));
+    lines
+}
+
+fn shown(param: &Param) -> String {
+    let value = param.value.as_ref().map_or_else(|| "cannot be read".into(), |value| format!("= {value}"));
+    format!("{} ({}, {}) {value}", param.name, param.kind, param.perm)
+}
+
+/// `modhost params`.
+pub(crate) fn params(arguments: &Params, output: &mut Output) -> Result<(), Failure> {
+    let mut client = connect(&arguments.connection)?;
+    let name = || arguments.name.clone();
+    if arguments.set.is_empty() {
+        let params: Vec<Param> = client.request(&Request::Params { name: name() }, &[], nothing)?;
+        params.iter().try_for_each(|param| say(param, output))?;
+    }
+    for given in &arguments.set {
+        let (param, value) =
+            given.split_once('=').map_or((given.as_str(), None), |(param, value)| (param, Some(value)));
+        let request = Request::SetParam { name: name(), param: param.into(), value: value.map(str::to_owned) };
+        say(&client.request(&request, &[], nothing)?, output)?;
+    }
+    Ok(output.flush()?)
+}
+
+fn say(param: &Param, output: &mut Output) -> Result<(), Failure> {
+    output.value(param)?;
+    Ok(output.say(&shown(param))?)
+}
+
+/// `modunload`. All are tried, as `rmmod` does.
+pub(crate) fn unload(arguments: &Unload, output: &mut Output) -> Result<(), Failure> {
+    let mut client = connect(&arguments.connection)?;
+    let format = arguments.connection.format;
+    let mut result = Ok(());
+    for name in &arguments.names {
+        let request = Request::Unload { name: name.clone(), wait: arguments.wait, force: arguments.force };
+        match client.request::<Named>(&request, &[], |event, text| warn(event, text, format)) {
+            Ok(Named { module }) => output.value(&json!({ "event": "unloaded", "module": module }))?,
+            Err(refused) => {
+                // The last one is the command's own failure.
+                if let Err(before) = std::mem::replace(&mut result, Err(Failure::from(refused))) {
+                    before.report(format);
+                }
+            }
+        }
+    }
+    output.flush()?;
+    result
+}
+
+/// Tells people what an unload waits for, and what else they should know.
+pub(crate) fn warn(event: &Value, text: &str, format: Format) {
+    let kind = event.get("event").and_then(Value::as_str).unwrap_or_default();
+    let of_interest = format == Format::Text && ["warning", "waiting"].contains(&kind);
+    match event.get("message").and_then(Value::as_str) {
+        Some(message) if of_interest => {
+            let module = event.get("module").and_then(Value::as_str).unwrap_or_default();
+            anstream::eprintln!("{}: warning: {module}: {message}", command());
+        }
+        None if of_interest => anstream::eprintln!("{}: {text}", command()),
+        _ => {}
+    }
+}

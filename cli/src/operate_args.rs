@@ -1,0 +1,248 @@
+//! The command lines of `modhost` and `modunload`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::args::{Format, ModuleArguments, groups, modules};
+use crate::host_options::HostOptions;
+
+const HOST_EXAMPLES: &str = "\
+Examples:
+  modhost serve --socket ./host.sock greet.o times=3 &
+  modhost list --host ./host.sock
+  modhost params --host ./host.sock greet times=5
+  modhost check *.o
+  modhost inspect --function greet_hello greet.o
+
+Each command has --help with more.
+Exit status: 0 done, 1 refused or failed, 2 wrong usage.";
+
+const INSPECT_EXAMPLES: &str = "\
+Examples:
+  modhost inspect greet.o
+      Modinfo, parameters, exports, needs, sections and where they would go, relocations.
+  modhost inspect --function greet_hello greet.o
+      That function, disassembled, with the relocations that will change it.
+  modhost inspect --format json greet.ko.xz | jq .exports
+
+Exit status: 0 done, 1 refused or failed, 2 wrong usage.";
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  modhost check *.o
+      A line for each file.
+  modhost check --format json plugin.ko.xz | jq -r .refused
+
+What only a load can tell (missing symbols, what init returns) is not looked at.
+Exit status: 0 all could be loaded, 1 one is refused, 2 wrong usage.";
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  modhost serve --socket ./host.sock
+      Prints \"listening on ./host.sock\" when it is ready, and serves until SIGTERM or SIGINT.
+  modhost serve greet.o times=3 -- guest.o
+      Loads two modules first. The socket is $XDG_RUNTIME_DIR/modload.sock, or /run/modload.sock for root.
+  systemd-socket-activate -l ./host.sock modhost serve
+      Serves on the socket that systemd listens on.
+
+Only the server's own user and root are served. When it stops, the modules are unloaded, the last one first.
+Exit status: 0 all modules are unloaded, 1 one is held or the host could not be had, 2 wrong usage.";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  modhost list
+  modhost list --host ./host.sock greet
+      One module, with its memory, its parameters, and who uses whom.
+  modhost list --format json | jq -r '.modules[].name'
+
+Exit status: 0 done, 1 refused or failed, 2 wrong usage.";
+
+const PARAMS_EXAMPLES: &str = "\
+Examples:
+  modhost params greet
+      Name, type, permission and value of each.
+  modhost params greet times=5 verbose
+      Sets two of them, if their permission has a write bit; NAME alone is for bools.
+
+Exit status: 0 done, 1 refused or failed, 2 wrong usage.";
+
+const UNLOAD_EXAMPLES: &str = "\
+Examples:
+  modunload guest greet
+      Unloads guest, then greet.
+  modunload --host ./host.sock --wait 10 greet
+      Waits up to ten seconds until nobody uses greet any more.
+  modunload --force greet
+      Although calls of it are under way, if the host was started with --allow-force.
+
+All are tried, whatever becomes of those before them.
+Exit status: 0 all are unloaded, 1 one was refused, 2 wrong usage.";
+
+/// Run a host for other processes and operate it; look at module files.
+#[derive(Parser, Debug)]
+#[command(name = "modhost", version, after_help = HOST_EXAMPLES, max_term_width = 120)]
+struct HostArguments {
+    #[command(subcommand)]
+    command: HostCommand,
+}
+
+/// What `modhost` is to do.
+#[derive(Subcommand, Debug)]
+pub(crate) enum HostCommand {
+    /// Hold modules for other processes, which load, call, list and unload them through a socket.
+    #[command(after_help = SERVE_EXAMPLES)]
+    #[command(override_usage = "modhost serve [OPTIONS] [FILE [PARAM=VALUE]... [-- FILE [PARAM=VALUE]...]...]")]
+    Serve(Serve),
+    /// Show the modules of a host: states, references, users, sizes, taints, parameters.
+    #[command(after_help = LIST_EXAMPLES)]
+    List(List),
+    /// Show or set parameters of a module.
+    #[command(after_help = PARAMS_EXAMPLES)]
+    Params(Params),
+    /// Say of files whether they could be loaded, as far as their bytes tell. They need not be trusted.
+    #[command(after_help = CHECK_EXAMPLES)]
+    Check(Check),
+    /// Show what a module file holds, without running anything of it. The file need not be trusted.
+    #[command(after_help = INSPECT_EXAMPLES)]
+    Inspect(Inspect),
+}
+
+/// Which host, and how to print what it says.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Connection {
+    /// The socket it serves at. MODLOAD_HOST if that is set, else $XDG_RUNTIME_DIR/modload.sock, else
+    /// /run/modload.sock for root.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) host: Option<PathBuf>,
+
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+/// What is to be served.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Serve {
+    /// Where. $XDG_RUNTIME_DIR/modload.sock if nothing else is said, /run/modload.sock for root.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+
+    /// Let modunload --force unload modules that are held. Their memory stays as long as they are.
+    #[arg(long)]
+    pub(crate) allow_force: bool,
+
+    #[command(flatten)]
+    pub(crate) options: HostOptions,
+
+    /// Make one module of several files, as modload --name does.
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+
+    /// A module to be loaded before anybody is served.
+    file: Option<PathBuf>,
+
+    /// Its parameters.
+    #[arg(value_name = "PARAM=VALUE")]
+    params: Vec<String>,
+
+    /// All of them.
+    #[arg(skip)]
+    pub(crate) modules: Vec<ModuleArguments>,
+}
+
+/// What is to be listed.
+#[derive(clap::Args, Debug)]
+pub(crate) struct List {
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+
+    /// This module, with all that is known of it.
+    pub(crate) name: Option<String>,
+}
+
+/// Which parameters are to be shown or set.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Params {
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+
+    /// The module.
+    pub(crate) name: String,
+
+    /// What to set.
+    #[arg(value_name = "PARAM=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+/// What is to be checked.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Check {
+    /// Module files, compressed perhaps.
+    #[arg(required = true)]
+    pub(crate) files: Vec<PathBuf>,
+
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+/// What is to be shown of which file.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Inspect {
+    /// The module's file, compressed perhaps: an object, or an archive of several.
+    pub(crate) file: PathBuf,
+
+    /// Disassemble this function instead.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) function: Option<String>,
+
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+/// Take modules out of a host that serves (modhost serve), in the order given.
+#[derive(Parser, Debug)]
+#[command(name = "modunload", version, after_help = UNLOAD_EXAMPLES, max_term_width = 120)]
+pub(crate) struct Unload {
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+
+    /// Unload them although they are held, if the host allows it. Other modules that use them are never overridden.
+    #[arg(long)]
+    pub(crate) force: bool,
+
+    /// How long to wait for each until nobody uses it.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub(crate) wait: u64,
+
+    /// The modules' names.
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+/// Parses the command line of `modhost`. For `serve`, what stands behind the first `--` is split by hand.
+pub(crate) fn parse_host(arguments: impl Iterator<Item = OsString>) -> Result<HostCommand, clap::Error> {
+    let arguments: Vec<OsString> = arguments.collect();
+    if arguments.get(1).is_none_or(|command| command != "serve") {
+        return HostArguments::try_parse_from(arguments).map(|arguments| arguments.command);
+    }
+    let mut groups = groups(&arguments);
+    let matches = HostArguments::command().try_get_matches_from(groups.next().unwrap_or_default())?;
+    let mut command = HostArguments::from_arg_matches(&matches)?.command;
+    if let HostCommand::Serve(serve) = &mut command {
+        let wrong = |message| HostArguments::command().error(ErrorKind::ValueValidation, message);
+        let (name, params) = (serve.name.take(), std::mem::take(&mut serve.params));
+        let first = serve.file.take().map(|file| ModuleArguments::new(name, file, params));
+        serve.modules = first.into_iter().chain(modules(groups).map_err(wrong)?).collect();
+    }
+    Ok(command)
+}
+
+/// Parses the command line of `modunload`.
+pub(crate) fn parse_unload(arguments: impl Iterator<Item = OsString>) -> Result<Unload, clap::Error> {
+    Unload::try_parse_from(arguments)
+}

@@ -1,0 +1,84 @@
+//! `modload --host`: files are opened here and passed to the host that serves; the modules stay there.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use modload::State;
+use modload_control::protocol::{Called, Listing, Named, Request};
+use modload_control::{Client, ClientError};
+use serde_json::Value;
+
+use crate::args::{Load, ModuleArguments, Trace};
+use crate::call::Call;
+use crate::failure::Failure;
+use crate::operate::warn;
+use crate::output::Output;
+use crate::run::with_deps;
+
+/// Loads, then calls. What has been loaded when something fails stays, as with `insmod`.
+pub(crate) fn load(load: &Load, socket: &Path, output: &mut Output) -> Result<(), Failure> {
+    let mut client = Client::connect(socket)?;
+    let in_order = match &load.deps {
+        None => load.modules.clone(),
+        Some(folder) => {
+            let listing: Listing = client.request(&Request::List {}, &[], |_, _| {})?;
+            // Who needs one that is COMING waits for it; one that is GOING has to come again.
+            let there = listing.modules.iter().filter(|entry| entry.state != State::Going);
+            let there: Vec<&str> = there.map(|entry| entry.name.as_str()).collect();
+            let wanted = with_deps(folder, &load.modules)?;
+            wanted.into_iter().filter(|(name, _)| !there.contains(&name.as_str())).map(|(_, module)| module).collect()
+        }
+    };
+    let mut modules = Vec::new();
+    for module in &in_order {
+        modules.push(load_one(&mut client, load, module, output)?);
+    }
+    load.calls.iter().try_for_each(|call| make(&mut client, &modules, call, output))?;
+    Ok(output.flush()?)
+}
+
+fn load_one(
+    client: &mut Client,
+    load: &Load,
+    module: &ModuleArguments,
+    output: &mut Output,
+) -> Result<String, Failure> {
+    let open =
+        |file: &Path| File::open(file).map_err(|error| Failure::Read { file: file.to_owned(), source: error.into() });
+    let opened = module.files().map(open).collect::<Result<Vec<_>, _>>()?;
+    let descriptors: Vec<_> = opened.iter().map(AsFd::as_fd).collect();
+    let request = Request::Load {
+        files: module.files().map(|file| file.to_string_lossy().into_owned()).collect(),
+        name: module.name.clone(),
+        params: module.params.clone(),
+        want: load.calls.iter().map(|call| call.symbol.clone()).collect(),
+    };
+    let mut printed = Ok(());
+    let event = |event: &Value, text: &str| match load.trace {
+        Trace::On if printed.is_ok() => printed = output.event(event, text),
+        Trace::On => {}
+        Trace::Off => warn(event, text, load.format),
+    };
+    let loaded: Result<Named, ClientError> = client.request(&request, &descriptors, event);
+    printed?;
+    Ok(loaded?.module)
+}
+
+/// Makes a call in the first of these modules that has the function, else in the first one of the host.
+fn make(client: &mut Client, modules: &[String], call: &Call, output: &mut Output) -> Result<(), Failure> {
+    let mut places = modules.iter().cloned().map(Some).chain([None]);
+    loop {
+        let module = places.next().flatten();
+        let anywhere = module.is_none();
+        let Call { symbol, result, arguments, .. } = call.clone();
+        let request = Request::Call { symbol, module, result, arguments };
+        match client.request::<Called>(&request, &[], |_, _| {}) {
+            Err(ClientError::Refused(refused)) if refused.kind == "no_symbol" && !anywhere => {}
+            called => {
+                let Called { module, result } = called?;
+                return Ok(output.call(&module, call, &result)?);
+            }
+        }
+    }
+}

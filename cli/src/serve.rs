@@ -1,0 +1,74 @@
+//! `modhost serve`: a host that lasts until it is told to stop.
+
+use std::io::{self, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
+use std::sync::Arc;
+
+use modload_control::{Ended, Listener, Server, default_socket};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::low_level::pipe;
+
+use crate::failure::Failure;
+use crate::operate_args::Serve;
+use crate::run;
+
+pub(crate) fn run(arguments: &Serve) -> Result<(), Failure> {
+    // Before anything can take long: a signal is never lost.
+    let stop = signals().map_err(Failure::Signals)?;
+    let listener = listener(arguments)?;
+    let mut builder = arguments.options.builder();
+    if arguments.allow_force {
+        builder = builder.allow_forced_unload();
+    }
+    let host = Arc::new(builder.build()?);
+    // Nobody holds them: clients may unload them.
+    let loaded = arguments.modules.iter().try_for_each(|module| run::load_one(&host, module, &[]).map(drop));
+    let served = loaded.and_then(|()| {
+        ready(&listener)?;
+        Ok(Server::new(host.clone(), run::trust()).serve(&listener, &stop)?)
+    });
+    // Nobody may come any more who would find nothing.
+    drop(listener);
+    // Whatever happened, what was loaded goes, the last one first.
+    let held = host.unload_all();
+    let Ended { unfinished } = served?;
+    if held.is_empty() { Ok(()) } else { Err(Failure::Held { held, unfinished }) }
+}
+
+/// Becomes readable with the first SIGTERM or SIGINT.
+fn signals() -> io::Result<UnixStream> {
+    let (stop, signalled) = UnixStream::pair()?;
+    pipe::register(SIGTERM, signalled.try_clone()?)?;
+    pipe::register(SIGINT, signalled)?;
+    Ok(stop)
+}
+
+/// The socket that was named; else the one that was inherited; else the one that is usual.
+fn listener(arguments: &Serve) -> Result<Listener, Failure> {
+    if let Some(path) = &arguments.socket {
+        return Ok(Listener::bind(path)?);
+    }
+    match run::inherited_socket()? {
+        Some(socket) => Ok(Listener::inherited(socket)?),
+        None => Ok(Listener::bind(&default_socket()?)?),
+    }
+}
+
+/// Says that clients are served from now on: to people, and to systemd if it asks.
+fn ready(listener: &Listener) -> Result<(), Failure> {
+    let place = listener.path().map_or_else(|| "the inherited socket".into(), crate::failure::shown);
+    let mut stdout = io::stdout();
+    writeln!(stdout, "listening on {place}")?;
+    stdout.flush()?;
+    if let Some(place) = std::env::var_os("NOTIFY_SOCKET") {
+        let address = match place.as_bytes().strip_prefix(b"@") {
+            Some(name) => SocketAddr::from_abstract_name(name),
+            None => SocketAddr::from_pathname(&place),
+        };
+        // As with sd_notify(3), who does not listen any more need not be told.
+        let _ = UnixDatagram::unbound().and_then(|socket| socket.send_to_addr(b"READY=1", &address?));
+    }
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! The client: makes one request after the other.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use crate::protocol::{Greeting, MAX_ANSWER, Request, VERSION};
+use crate::wire::{Reader, WireError, send};
+
+/// A server's refusal.
+#[derive(Clone, PartialEq, Debug, Error)]
+#[error("{message}")]
+pub struct Refused {
+    /// What kind it is: `docs/protocol.md` lists them.
+    pub kind: String,
+    /// A sentence.
+    pub message: String,
+    /// What else the server knows of it, by name.
+    pub data: Map<String, Value>,
+}
+
+/// A request has no answer.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// Nobody serves there.
+    #[error("{}: no host serves there", .path.display())]
+    Connect {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The server said no.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The connection broke.
+    #[error("the connection to the host broke")]
+    Connection(#[source] io::Error),
+    /// The server went away in the middle of the request. What it did of it is not known.
+    #[error("the host went away before it answered")]
+    Gone,
+    /// The server says what this client does not understand.
+    #[error("the host does not speak version {VERSION} of the protocol: {0}")]
+    Protocol(String),
+}
+
+/// A connection to a server.
+#[derive(Debug)]
+pub struct Client {
+    stream: UnixStream,
+    reader: Reader,
+    next_id: u64,
+}
+
+#[derive(Serialize)]
+struct Numbered<'a> {
+    id: u64,
+    #[serde(flatten)]
+    request: &'a Request,
+}
+
+impl Client {
+    /// Connects to the server that serves there, and hears its greeting.
+    ///
+    /// # Errors
+    /// [`ClientError`]: nobody serves there, it does not want this client, or speaks another version.
+    pub fn connect(path: &Path) -> Result<Client, ClientError> {
+        let connected = UnixStream::connect(path);
+        let stream = connected.map_err(|source| ClientError::Connect { path: path.to_owned(), source })?;
+        let mut client = Client { stream, reader: Reader::new(MAX_ANSWER, 0, None), next_id: 1 };
+        let line = client.line()?;
+        if line.get("error").is_some() {
+            return Err(refused(&line).into());
+        }
+        match serde_json::from_value::<Greeting>(line) {
+            Ok(Greeting { modload: VERSION, .. }) => Ok(client),
+            Ok(other) => Err(ClientError::Protocol(format!("it speaks version {}", other.modload))),
+            Err(error) => Err(ClientError::Protocol(error.to_string())),
+        }
+    }
+
+    /// Makes a request, and passes `files` with it. `event` gets each event that comes before the answer: the object,
+    /// and a line for people.
+    ///
+    /// # Errors
+    /// [`ClientError`]: the server refuses, goes away, or answers with something else.
+    pub fn request<A: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        files: &[BorrowedFd<'_>],
+        mut event: impl FnMut(&Value, &str),
+    ) -> Result<A, ClientError> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let text = serde_json::to_string(&Numbered { id, request })
+            .map_err(|error| ClientError::Protocol(error.to_string()))?;
+        // A server that has closed the connection may have said why.
+        let sent = send(&self.stream, &text, files);
+        loop {
+            let mut line = match (self.line(), &sent) {
+                (Err(ClientError::Gone), Err(error)) => {
+                    return Err(ClientError::Connection(io::Error::new(error.kind(), error.to_string())));
+                }
+                (line, _) => line?,
+            };
+            if line.get("error").is_some() {
+                return Err(refused(&line).into());
+            }
+            if line.get("id").and_then(Value::as_u64) != Some(id) {
+                return Err(ClientError::Protocol("an answer to another request".into()));
+            }
+            if let Some(happened) = line.get("event") {
+                event(happened, line.get("text").and_then(Value::as_str).unwrap_or_default());
+                continue;
+            }
+            let answer = line.get_mut("ok").map(Value::take).unwrap_or_default();
+            return serde_json::from_value(answer).map_err(|error| ClientError::Protocol(error.to_string()));
+        }
+    }
+
+    fn line(&mut self) -> Result<Value, ClientError> {
+        let line = match self.reader.next(self.stream.as_fd()) {
+            Ok(Some(line)) => line,
+            Ok(None) | Err(WireError::CutOff) => return Err(ClientError::Gone),
+            Err(WireError::Io(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
+                return Err(ClientError::Gone);
+            }
+            Err(WireError::Io(error)) => return Err(ClientError::Connection(error)),
+            Err(other) => return Err(ClientError::Protocol(other.to_string())),
+        };
+        serde_json::from_str(&line.text).map_err(|error| ClientError::Protocol(error.to_string()))
+    }
+}
+
+fn refused(line: &Value) -> Refused {
+    let mut data = line.get("error").and_then(Value::as_object).cloned().unwrap_or_default();
+    let mut text = |key| data.remove(key).and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default();
+    Refused { kind: text("kind"), message: text("message"), data }
+}

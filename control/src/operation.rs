@@ -1,0 +1,227 @@
+//! What a request does with the host.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use modload::{Image, Module, ModuleFile, ModuleInfo, SIZE_LIMIT, State, UnloadError};
+use rustix::fs::{OFlags, fcntl_getfl};
+use serde_json::{Value, json};
+
+use crate::error::{NotAFile, Refusal};
+use crate::protocol::{Called, Entry, Listing, Named, Param, Request, ResultType, Sizes, Stripe};
+use crate::server::Shared;
+use crate::session::{Answers, greeting};
+
+/// A request under way.
+pub(crate) struct Operation<'a> {
+    pub(crate) shared: &'a Shared,
+    pub(crate) answers: &'a Answers,
+    pub(crate) id: u64,
+}
+
+impl Operation<'_> {
+    /// Does what is asked.
+    pub(crate) fn answer(&self, request: Request, descriptors: Vec<OwnedFd>) -> Result<Value, Refusal> {
+        let wanted = if let Request::Load { files, .. } = &request { files.len() } else { 0 };
+        if descriptors.len() != wanted {
+            return Err(Refusal::Descriptors { given: descriptors.len(), wanted });
+        }
+        if self.shared.is_stopping() {
+            return Err(Refusal::Stopping);
+        }
+        match request {
+            Request::Ping {} => Ok(json!(greeting())),
+            Request::List {} => Ok(json!(self.list())),
+            Request::Info { name } => Ok(json!(self.info(&name)?)),
+            Request::Load { files, name, params, want } => {
+                let image = self.image(&files, descriptors, name)?;
+                let image = params.into_iter().fold(image, Image::param);
+                let image = want.into_iter().fold(image, Image::want);
+                Ok(json!(self.load(&files, &image)?))
+            }
+            Request::Unload { name, wait, force } => {
+                self.unload(&name, Duration::from_secs(wait), if force { Insist::Force } else { Insist::Not })?;
+                Ok(json!(Named { module: name }))
+            }
+            Request::Params { name } => Ok(json!(params(&self.look(&name)?.0))),
+            Request::SetParam { name, param, value } => Ok(json!(self.set_param(&name, &param, value.as_deref())?)),
+            Request::Call { symbol, module, result, arguments } => {
+                Ok(json!(self.call(&symbol, module.as_deref(), result, &arguments)?))
+            }
+        }
+    }
+
+    fn list(&self) -> Listing {
+        let host = &self.shared.host;
+        let stripe = |stripe: modload::StripeUsage| Stripe {
+            stripe: stripe.class.to_string(),
+            used: stripe.used,
+            touched: stripe.touched,
+        };
+        Listing {
+            modules: host.look().iter().map(|(module, state)| entry(module, *state)).collect(),
+            taint: host.taint(),
+            memory: host.memory().map(stripe).into(),
+        }
+    }
+
+    /// A module, without a reference that would keep another client from unloading it.
+    fn look(&self, name: &str) -> Result<(Arc<ModuleInfo>, State), Refusal> {
+        let found = self.shared.host.look().into_iter().find(|(module, _)| module.name() == name);
+        found.ok_or_else(|| Refusal::NoModule(name.into()))
+    }
+
+    fn info(&self, name: &str) -> Result<Entry, Refusal> {
+        let (module, state) = self.look(name)?;
+        Ok(entry(&module, state))
+    }
+
+    /// Has the client told what its request does to modules.
+    fn listen(&self) -> modload::Listening {
+        let (answers, id) = (self.answers.clone(), self.id);
+        self.shared.host.listen(move |event| {
+            answers.say(&json!({ "id": id, "event": event, "text": event.to_string() }));
+        })
+    }
+
+    /// What becomes one module.
+    fn image(
+        &self,
+        files: &[String],
+        descriptors: Vec<OwnedFd>,
+        name: Option<String>,
+    ) -> Result<Image<'static>, Refusal> {
+        let read = files.iter().zip(descriptors).map(|(file, descriptor)| read(file, descriptor));
+        let read = read.collect::<Result<Vec<_>, _>>()?;
+        let last = read.last().ok_or_else(|| Refusal::BadRequest("a load needs a file".into()))?;
+        let name = name.unwrap_or_else(|| last.stem.clone());
+        Ok(self.shared.trust.unit(read.into_iter().map(ModuleFile::into_input).collect()).named(name))
+    }
+
+    fn load(&self, files: &[String], image: &Image<'_>) -> Result<Named, Refusal> {
+        let _listening = self.listen();
+        let loaded = self.shared.host.load(image);
+        let file = || files.first().cloned().unwrap_or_default();
+        // It stays without a reference, which would keep others from unloading it.
+        let module = loaded.map_err(|source| Refusal::Load { file: file(), source })?.name().to_owned();
+        Ok(Named { module })
+    }
+
+    fn unload(&self, name: &str, wait: Duration, insist: Insist) -> Result<(), Refusal> {
+        let _listening = self.listen();
+        match (self.unload_within(name, wait), insist) {
+            (Err(UnloadError::InUse { .. }), Insist::Force) => Ok(self.shared.host.unload_by_force(name)?),
+            (result, _) => Ok(result?),
+        }
+    }
+
+    /// Waits, and says for whom when that changes. A server that stops does not wait any longer.
+    fn unload_within(&self, name: &str, wait: Duration) -> Result<(), UnloadError> {
+        const TURN: Duration = Duration::from_millis(250);
+        let begun = Instant::now();
+        let mut known = None;
+        loop {
+            let left = wait.saturating_sub(begun.elapsed());
+            // Not at all at first: who has to wait hears it at once.
+            let turn = if known.is_none() { Duration::ZERO } else { left.min(TURN) };
+            let refused = match self.shared.host.unload_within(name, turn) {
+                Err(refused @ UnloadError::InUse { .. }) => refused,
+                done => return done,
+            };
+            if left.is_zero() || self.shared.is_stopping() {
+                return Err(refused);
+            }
+            if known.as_ref() != Some(&refused) {
+                self.say_waiting(&refused);
+                known = Some(refused);
+            }
+        }
+    }
+
+    fn say_waiting(&self, refused: &UnloadError) {
+        let UnloadError::InUse { module, by, references } = refused else { return };
+        let event = json!({ "event": "waiting", "module": module, "used_by": by, "references": references });
+        self.answers.say(&json!({ "id": self.id, "event": event, "text": format!("waiting: {refused}") }));
+    }
+
+    fn set_param(&self, name: &str, param: &str, value: Option<&str>) -> Result<Param, Refusal> {
+        let (module, _) = self.look(name)?;
+        module.set_param(param, value)?;
+        tracing::info!(module = name, param, "set");
+        let set = module.params().into_iter().find(|info| info.is_named(param));
+        set.map(|info| self::param(&module, &info)).ok_or_else(|| Refusal::NoModule(name.into()))
+    }
+
+    fn call(
+        &self,
+        symbol: &str,
+        module: Option<&str>,
+        result: ResultType,
+        arguments: &[u64],
+    ) -> Result<Called, Refusal> {
+        let host = &self.shared.host;
+        let module: Module = match module {
+            Some(name) => host.module(name).ok_or_else(|| Refusal::NoModule(name.into()))?,
+            None => {
+                let has = |module: &Arc<ModuleInfo>| module.lasting_symbol(symbol).is_some();
+                let mut modules = host.look().into_iter().map(|(module, _)| module).filter(has);
+                let found = modules.find_map(|module| host.module(module.name()));
+                found.ok_or_else(|| Refusal::NoSymbol(symbol.into()))?
+            }
+        };
+        let register = self.shared.trust.call(&module, symbol, arguments)?;
+        Ok(Called { module: module.name().to_owned(), result: result.value(register) })
+    }
+}
+
+/// Whether a module goes although it is held.
+#[derive(Clone, Copy)]
+enum Insist {
+    Not,
+    Force,
+}
+
+/// Reads a file from a descriptor of the client's: a regular one, from which a read comes back.
+fn read(name: &str, descriptor: OwnedFd) -> Result<ModuleFile, Refusal> {
+    let refused = |why| Refusal::NotAFile { file: name.to_owned(), why };
+    let flags = fcntl_getfl(&descriptor).map_err(|errno| refused(NotAFile::Unknown(errno.into())))?;
+    let mut file = File::from(descriptor);
+    if !file.metadata().map_err(|error| refused(NotAFile::Unknown(error)))?.is_file() {
+        return Err(refused(NotAFile::Special));
+    }
+    if flags.contains(OFlags::PATH) || flags & OFlags::ACCMODE == OFlags::WRONLY {
+        return Err(refused(NotAFile::NotOpenForReading));
+    }
+    let read = ModuleFile::read_open(&mut file, Path::new(name), SIZE_LIMIT);
+    read.map_err(|source| Refusal::Read { file: name.to_owned(), source })
+}
+
+fn entry(module: &ModuleInfo, state: State) -> Entry {
+    let [text, read_only, data, ro_after_init] = module.sizes();
+    Entry {
+        name: module.name().to_owned(),
+        state,
+        references: module.references(),
+        used_by: module.users(),
+        uses: module.uses(),
+        sizes: Sizes { text, read_only, data, ro_after_init },
+        taint: module.taint().to_owned(),
+        license: module.license().map(str::to_owned),
+        params: params(module),
+    }
+}
+
+/// The parameters that sysfs would show: those that have any permission.
+fn params(module: &ModuleInfo) -> Vec<Param> {
+    module.params().iter().filter(|info| info.perm != 0).map(|info| param(module, info)).collect()
+}
+
+fn param(module: &ModuleInfo, info: &modload::ParamInfo) -> Param {
+    /// Any read bit.
+    const READ: u16 = 0o444;
+    let value = (info.perm & READ != 0).then(|| module.param(&info.name)).flatten();
+    Param { name: info.name.clone(), kind: info.kind.to_string(), perm: format!("{:04o}", info.perm), value }
+}

@@ -1,0 +1,265 @@
+//! What server and client say to each other, version [`VERSION`]. `docs/protocol.md` has it with examples.
+//!
+//! Each line is one JSON object, UTF-8, ended by a newline, of [`MAX_LINE`] bytes at most in a request. The server
+//! begins with a [`Greeting`]. A request is one line, `{"id":1,"op":"list"}`, whose other fields are those of
+//! [`Request`]; its descriptors travel with it (`SCM_RIGHTS`). It gets any number of lines `{"id":1,"event":{..},
+//! "text":".."}` and then one, `{"id":1,"ok":{..}}` or `{"id":1,"error":{"kind":..,"message":..}}`. A client waits for
+//! that before it makes the next request; who wants two at once connects twice.
+//!
+//! A client that goes away in the middle of a request changes nothing: the request is completed, as `finit_module(2)`
+//! would be, and its answer goes nowhere.
+
+use std::time::Duration;
+
+use modload::State;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// The version that this crate speaks. What is added compatibly does not change it.
+pub const VERSION: u32 = 1;
+
+/// The most bytes of a request's line, its newline not counted.
+pub const MAX_LINE: usize = 64 << 10;
+
+/// The most descriptors that come with one request.
+pub const MAX_DESCRIPTORS: usize = 64;
+
+/// The most clients at once; each has a thread.
+pub const MAX_CLIENTS: usize = 64;
+
+/// How long a client may take from the first byte of a request's line to its end.
+pub const LINE_TIME: Duration = Duration::from_secs(10);
+
+/// How long a client may leave what it is told unread before it counts as gone.
+pub const WRITE_TIME: Duration = Duration::from_secs(10);
+
+/// How long a server that stops waits for the requests under way.
+pub const FINISH_TIME: Duration = Duration::from_secs(10);
+
+/// The most bytes of a line that a client takes from a server.
+pub const MAX_ANSWER: usize = 64 << 20;
+
+/// The server's first line.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Greeting {
+    /// [`VERSION`].
+    pub modload: u32,
+    /// The server's own version, for people.
+    pub version: String,
+}
+
+/// What is asked: the fields of a request besides its `id`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Whether anybody is there. Answer: [`Greeting`].
+    Ping {},
+    /// What is in the host. Answer: [`Listing`].
+    List {},
+    /// One module. Answer: [`Entry`].
+    Info {
+        /// Its name.
+        name: String,
+    },
+    /// Loads a module. Its timeline comes as events. Answer: [`Named`].
+    Load {
+        /// The names of the files, whose descriptors come in the same order: regular files, open for reading. Several
+        /// are linked into one module.
+        files: Vec<String>,
+        /// The module's name, if its `.modinfo` has none; else the file's stem.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+        /// `name=value` each.
+        #[serde(default)]
+        params: Vec<String>,
+        /// Symbols for whose sake members of archives are taken.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        want: Vec<String>,
+    },
+    /// Unloads a module. Its timeline comes as events, and while it waits, who uses the module. Answer: [`Named`].
+    Unload {
+        /// Its name.
+        name: String,
+        /// How many seconds to wait until nobody uses it.
+        #[serde(default)]
+        wait: u64,
+        /// Whether to unload it although it is held, if the host allows that.
+        #[serde(default)]
+        force: bool,
+    },
+    /// A module's parameters. Answer: a list of [`Param`].
+    Params {
+        /// The module's name.
+        name: String,
+    },
+    /// Sets a parameter. Answer: [`Param`].
+    SetParam {
+        /// The module's name.
+        name: String,
+        /// The parameter's.
+        param: String,
+        /// Its value; a bool may go without.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        value: Option<String>,
+    },
+    /// Calls a function with integers. Answer: [`Called`].
+    Call {
+        /// Its name.
+        symbol: String,
+        /// In which module; else in the first that has it, in order of their loading.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        module: Option<String>,
+        /// The type of its result.
+        #[serde(default, rename = "type")]
+        result: ResultType,
+        /// Up to six; negative numbers as 64-bit two's complement.
+        #[serde(default)]
+        arguments: Vec<u64>,
+    },
+}
+
+/// The values of `op`.
+pub(crate) const OPS: [&str; 8] = ["ping", "list", "info", "load", "unload", "params", "set_param", "call"];
+
+/// The type of a call's result.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResultType {
+    /// `int`.
+    #[default]
+    I32,
+    /// `unsigned int`.
+    U32,
+    /// `long`.
+    I64,
+    /// `unsigned long`, or a pointer.
+    U64,
+    /// Nothing.
+    Void,
+}
+
+impl ResultType {
+    /// What stands in the result register, as this type: a number, or null.
+    #[must_use]
+    pub fn value(self, register: u64) -> Value {
+        let [a, b, c, d, ..] = register.to_le_bytes();
+        let low = [a, b, c, d];
+        match self {
+            ResultType::I32 => i32::from_le_bytes(low).into(),
+            ResultType::U32 => u32::from_le_bytes(low).into(),
+            ResultType::I64 => register.cast_signed().into(),
+            ResultType::U64 => register.into(),
+            ResultType::Void => Value::Null,
+        }
+    }
+}
+
+/// A module's name.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Named {
+    /// It.
+    pub module: String,
+}
+
+/// What a call returned.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Called {
+    /// The module it was made in.
+    pub module: String,
+    /// A number, or null for void.
+    pub result: Value,
+}
+
+/// What is in a host.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Listing {
+    /// The modules from COMING to GOING, in order of their loading.
+    pub modules: Vec<Entry>,
+    /// The host's own taint: that of all modules it ever had, and R after an unload by force.
+    pub taint: String,
+    /// The memory of all modules of the process.
+    pub memory: Vec<Stripe>,
+}
+
+/// A module.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// `LIVE`, say.
+    pub state: State,
+    /// How many hold it: calls under way, and the host program's own handles.
+    pub references: usize,
+    /// The modules that use its symbols.
+    pub used_by: Vec<String>,
+    /// The modules whose symbols it uses.
+    pub uses: Vec<String>,
+    /// Its memory, in bytes.
+    pub sizes: Sizes,
+    /// Linux's letters.
+    pub taint: String,
+    /// Its licence, escaped, if it states one.
+    pub license: Option<String>,
+    /// Those that can be seen.
+    pub params: Vec<Param>,
+}
+
+/// Bytes by stripe.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "their names say it")]
+pub struct Sizes {
+    pub text: u64,
+    pub read_only: u64,
+    pub data: u64,
+    pub ro_after_init: u64,
+}
+
+/// A parameter of a LIVE module.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Param {
+    /// Its name.
+    pub name: String,
+    /// As in `module_param`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Its permission bits, octal: `0644`.
+    pub perm: String,
+    /// Its value, escaped; none if it may not be read.
+    pub value: Option<String>,
+}
+
+/// A stripe of the process's memory for modules.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Stripe {
+    /// `text`, say.
+    pub stripe: String,
+    /// Bytes that modules have.
+    pub used: u64,
+    /// Bytes whose pages are there.
+    pub touched: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{OPS, Request};
+
+    fn parse(text: &str) -> Result<Request, String> {
+        serde_json::from_str(text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_op_is_known() {
+        for op in OPS {
+            let refused = parse(&format!(r#"{{"op":"{op}","no_such_field":1}}"#)).unwrap_err();
+            assert!(refused.contains("no_such_field") || refused.contains("missing field"), "{op}: {refused}");
+        }
+        assert!(parse(r#"{"op":"nonsense"}"#).unwrap_err().contains("unknown variant"));
+    }
+
+    #[test]
+    fn what_can_be_left_out_has_a_default() {
+        let unload = Request::Unload { name: "a".into(), wait: 0, force: false };
+        assert_eq!(parse(r#"{"op":"unload","name":"a"}"#), Ok(unload));
+        assert_eq!(parse(r#"{"op":"list"}"#), Ok(Request::List {}));
+    }
+}

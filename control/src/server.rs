@@ -1,0 +1,190 @@
+//! The server: accepts, and lets nobody take more than his part.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use modload::{Host, Trust};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::geteuid;
+use thiserror::Error;
+
+use crate::error::Refusal;
+use crate::listen::Listener;
+use crate::protocol::{FINISH_TIME, MAX_CLIENTS, WRITE_TIME};
+use crate::session::{self, Answers};
+
+/// Serves the clients of a socket.
+#[derive(Debug)]
+pub struct Server {
+    shared: Arc<Shared>,
+}
+
+/// What sessions share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) host: Arc<Host>,
+    pub(crate) trust: Trust,
+    stopping: AtomicBool,
+    clients: Mutex<Clients>,
+    /// A client is gone.
+    gone: Condvar,
+}
+
+#[derive(Default, Debug)]
+struct Clients {
+    streams: HashMap<u64, Arc<UnixStream>>,
+    next: u64,
+}
+
+/// The server cannot go on.
+#[derive(Debug, Error)]
+#[error("waiting for clients")]
+pub struct ServeError(#[from] io::Error);
+
+/// How serving has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ended {
+    /// How many clients' requests were still under way [`FINISH_TIME`] after the server was told to stop. Their threads
+    /// are still there, and hold what they call.
+    pub unfinished: usize,
+}
+
+/// How long to wait when there are no descriptors left for another client.
+const PAUSE: Duration = Duration::from_millis(50);
+
+impl Server {
+    /// A server for a host. `trust` is the promise that its clients, who are this process's user and root, choose
+    /// modules and calls as it demands.
+    #[must_use]
+    pub fn new(host: Arc<Host>, trust: Trust) -> Server {
+        let (stopping, clients, gone) = (AtomicBool::new(false), Mutex::default(), Condvar::new());
+        Server { shared: Arc::new(Shared { host, trust, stopping, clients, gone }) }
+    }
+
+    /// Serves until `stop` can be read from (or is closed): then accepts no more, and waits for the requests under way,
+    /// for [`FINISH_TIME`] at most. Modules stay: what becomes of them is for the caller to say.
+    ///
+    /// # Errors
+    /// [`ServeError`]: the system does not let it wait for clients.
+    pub fn serve(self, listener: &Listener, stop: impl AsFd) -> Result<Ended, ServeError> {
+        loop {
+            let mut fds = [PollFd::new(&stop, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
+            retry_on_intr(|| poll(&mut fds, None)).map_err(io::Error::from)?;
+            let [stop, _] = fds;
+            if !stop.revents().is_empty() {
+                return Ok(self.finish());
+            }
+            match listener.socket().accept() {
+                Ok((stream, _)) => self.admit(stream),
+                // It is gone again.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a client could not be accepted");
+                    thread::sleep(PAUSE);
+                }
+            }
+        }
+    }
+
+    /// Starts a session, or says why not.
+    fn admit(&self, stream: UnixStream) {
+        if let Err(refusal) = self.start(&stream) {
+            tracing::warn!(%refusal, "a client was refused");
+            Answers::new(Arc::new(stream)).refuse(&refusal);
+        }
+    }
+
+    fn start(&self, stream: &UnixStream) -> Result<(), Refusal> {
+        let system = |error| Refusal::Wire(crate::wire::WireError::Io(error));
+        // Reads are preceded by a wait, and writes have a limit.
+        stream.set_write_timeout(Some(WRITE_TIME)).map_err(system)?;
+        permit(stream)?;
+        let stream = Arc::new(stream.try_clone().map_err(system)?);
+        let id = self.shared.enter(stream.clone())?;
+        let shared = self.shared.clone();
+        let session = move || {
+            let left = Left { shared: &shared, id };
+            session::run(&shared, &stream);
+            drop(left);
+        };
+        let started = thread::Builder::new().name("modload-session".into()).spawn(session);
+        started.map(drop).map_err(|error| {
+            self.shared.leave(id);
+            system(error)
+        })
+    }
+
+    /// Waits for the requests under way.
+    fn finish(&self) -> Ended {
+        self.shared.stopping.store(true, Ordering::Release);
+        let mut clients = self.shared.clients();
+        // Who waits for a client's next request hears that there is none.
+        for stream in clients.streams.values() {
+            let _ = stream.shutdown(Shutdown::Read);
+        }
+        let until = Instant::now() + FINISH_TIME;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if clients.streams.is_empty() || left.is_zero() {
+                return Ended { unfinished: clients.streams.len() };
+            }
+            clients = self.shared.gone.wait_timeout(clients, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// Whoever can make this process load a file runs code as its user: that user himself, and root, who can in any case.
+fn permit(stream: &UnixStream) -> Result<(), Refusal> {
+    let peer = socket_peercred(stream).map_err(|errno| Refusal::Wire(errno.into()))?;
+    if peer.uid == geteuid() || peer.uid.is_root() {
+        return Ok(());
+    }
+    Err(Refusal::NotPermitted { uid: peer.uid.as_raw() })
+}
+
+impl Shared {
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    fn clients(&self) -> MutexGuard<'_, Clients> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self, stream: Arc<UnixStream>) -> Result<u64, Refusal> {
+        let mut clients = self.clients();
+        if clients.streams.len() >= MAX_CLIENTS {
+            return Err(Refusal::TooManyClients);
+        }
+        let id = clients.next;
+        clients.next += 1;
+        clients.streams.insert(id, stream);
+        Ok(id)
+    }
+
+    fn leave(&self, id: u64) {
+        self.clients().streams.remove(&id);
+        self.gone.notify_all();
+    }
+}
+
+/// A session that is over, however it ends.
+struct Left<'a> {
+    shared: &'a Shared,
+    id: u64,
+}
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        self.shared.leave(self.id);
+    }
+}

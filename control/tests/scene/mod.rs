@@ -1,0 +1,121 @@
+//! A server in this process, and a client that says what it likes.
+
+use std::io::{BufRead, BufReader, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use modload::{Host, Trust};
+use modload_control::{Client, Ended, Listener, Server};
+use modload_fixtures::{Compiler, Fixture};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub(crate) fn object(fixture: &str) -> PathBuf {
+    Fixture::new(fixture).object(Compiler::Cc, &["-O2", "-fPIC", "-fvisibility=hidden"]).unwrap()
+}
+
+/// A host that is served, until it is dropped.
+pub(crate) struct Scene {
+    pub(crate) dir: TempDir,
+    stopper: Option<UnixStream>,
+    serving: Option<JoinHandle<Ended>>,
+}
+
+impl Scene {
+    pub(crate) fn new() -> Scene {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Arc::new(Host::builder().process_symbols().allow_forced_unload().build().unwrap());
+        let listener = Listener::bind(&dir.path().join("host.sock")).unwrap();
+        let (stop, stopper) = UnixStream::pair().unwrap();
+        // SAFETY: the clients are these tests, which load fixtures and call what these have.
+        let server = Server::new(host, unsafe { Trust::new() });
+        let serving = std::thread::spawn(move || server.serve(&listener, &stop).unwrap());
+        Scene { dir, stopper: Some(stopper), serving: Some(serving) }
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("host.sock")
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(&self.socket()).unwrap()
+    }
+
+    pub(crate) fn raw(&self) -> Raw {
+        Raw::connect(&self.socket())
+    }
+
+    pub(crate) fn stop(&mut self) -> Option<Ended> {
+        self.stopper = None;
+        self.serving.take().map(|serving| serving.join().unwrap())
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A client that keeps to nothing.
+pub(crate) struct Raw {
+    pub(crate) stream: UnixStream,
+    lines: BufReader<UnixStream>,
+}
+
+impl Raw {
+    pub(crate) fn connect(path: &Path) -> Raw {
+        let stream = UnixStream::connect(path).unwrap();
+        // A server that says nothing is a failure, not a test that never ends.
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let lines = BufReader::new(stream.try_clone().unwrap());
+        let mut raw = Raw { stream, lines };
+        let greeting = raw.line().expect("a greeting");
+        assert!(greeting["modload"] == 1 || greeting["error"].is_object(), "{greeting}");
+        raw
+    }
+
+    /// Sends bytes as they are, and descriptors with the first of them. `false`: the server has closed.
+    pub(crate) fn send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> bool {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)));
+        }
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let Ok(sent) = sendmsg(&self.stream, &[IoSlice::new(rest)], &mut control, SendFlags::NOSIGNAL) else {
+                return false;
+            };
+            control.clear();
+            rest = &rest[sent..];
+        }
+        true
+    }
+
+    /// The next line; `None` when the server has closed.
+    pub(crate) fn line(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        match self.lines.read_line(&mut line) {
+            Ok(0) => None,
+            Ok(_) => Some(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Waits until it is so, half a minute at most.
+pub(crate) fn until(what: &str, is: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !is() {
+        assert!(Instant::now() < end, "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
