@@ -381,7 +381,8 @@ impl Record for JumpEntry {
 pub struct StaticCallSite {
     /// Distance from the record's byte 0 to the site.
     pub site: i32,
-    /// Distance from the record's byte 4 to the key. Bit 0: a tail call; bit 1: the site is init code.
+    /// Distance from the record's byte 4 to the key. Of the sum, bit 0 means a tail call, bit 1 that the site is init
+    /// code.
     pub key: i32,
 }
 

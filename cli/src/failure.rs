@@ -25,6 +25,12 @@ pub(crate) enum Failure {
     NoFunction { file: PathBuf, function: String },
     #[error("no loaded module has a symbol \"{}\"", .0.escape_debug())]
     NoSymbol(String),
+    #[error("{}:{line}: {problem}", shown(.file))]
+    BadLine { file: PathBuf, line: usize, problem: String },
+    #[error("{failed} of {of} modules could not be linked")]
+    NotLinked { failed: usize, of: usize },
+    #[error("{different} of {compared} sections differ")]
+    Differs { different: usize, compared: usize },
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     #[error(transparent)]

@@ -4,6 +4,7 @@
 //!   it loads them into a host that serves, where they stay.
 //! - `modunload` takes modules out of such a host.
 //! - `modhost serve` is one; `modhost list` and `modhost params` operate it.
+//! - `modhost image` shows what a module would be in another machine's memory.
 //! - `modhost inspect` and `modhost check` look at module files, without running anything of them.
 //!
 //! Exit status: 0 done, 1 refused or failed, 2 wrong usage.
@@ -16,6 +17,7 @@ mod check;
 mod demo;
 mod failure;
 mod host_options;
+mod image;
 mod inspect;
 mod operate;
 mod operate_args;
@@ -72,6 +74,7 @@ pub fn modhost(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         HostCommand::List(list) => printed(list.connection.format, &|output| operate::list(&list, output)),
         HostCommand::Params(params) => printed(params.connection.format, &|output| operate::params(&params, output)),
         HostCommand::Check(check) => printed(check.format, &|output| check::run(&check, output)),
+        HostCommand::Image(image) => printed(image.format, &|output| image::run(&image, output)),
         HostCommand::Inspect(inspect) => printed(inspect.format, &|output| inspect::run(&inspect, output)),
     }
 }

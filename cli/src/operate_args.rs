@@ -39,6 +39,16 @@ Examples:
 What only a load can tell (missing symbols, what init returns) is not looked at.
 Exit status: 0 all could be loaded, 1 one is refused, 2 wrong usage.";
 
+const IMAGE_EXAMPLES: &str = "\
+Examples:
+  modhost image lz4.ko --addresses addresses --symbols kallsyms --cpu-caps caps --facts facts
+      For each section SECTION HEXADDRESS SIZE SHA256, as Linux 6.1 would have it in memory.
+  modhost image lz4.ko --addresses addresses --symbols kallsyms --diff dump
+      Compares with the memory of a running kernel, a file a section, and says who wrote what differs.
+  modhost image --symbols kallsyms --batch list
+
+Exit status: 0 done and nothing differs, 1 refused, failed or different, 2 wrong usage.";
+
 const SERVE_EXAMPLES: &str = "\
 Examples:
   modhost serve --socket ./host.sock
@@ -105,9 +115,54 @@ pub(crate) enum HostCommand {
     /// Say of files whether they could be loaded, as far as their bytes tell. They need not be trusted.
     #[command(after_help = CHECK_EXAMPLES)]
     Check(Check),
+    /// Show what a module would be in another machine's memory, byte for byte. Profile linux-6.1; nothing is run.
+    #[command(after_help = IMAGE_EXAMPLES)]
+    Image(Image),
     /// Show what a module file holds, without running anything of it. The file need not be trusted.
     #[command(after_help = INSPECT_EXAMPLES)]
     Inspect(Inspect),
+}
+
+/// Which module, and the machine in whose memory it is to be.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Image {
+    /// The module's file.
+    #[arg(required_unless_present = "batch")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Where its sections stand: lines of SECTION HEXADDRESS.
+    #[arg(long, value_name = "FILE", required_unless_present = "batch")]
+    pub(crate) addresses: Option<PathBuf>,
+
+    /// The machine's symbols, as in /proc/kallsyms.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) symbols: PathBuf,
+
+    /// Its features: Linux's x86_capability in hexadecimal words, those of bugs last.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cpu_caps: Option<PathBuf>,
+
+    /// What else the bytes depend on, a line each: percpu HEX, smp 0|1, static_call KEY TARGET (0: NULL), static_key KEY
+    /// 0|1, return_thunk TARGET, pv_op N TARGET. What is not listed is as compiled.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) facts: Option<PathBuf>,
+
+    /// Write the sections' bytes into this folder.
+    #[arg(long, value_name = "DIR", conflicts_with = "batch")]
+    pub(crate) out: Option<PathBuf>,
+
+    /// Compare with the memory in this folder, a file a section as --out writes them, and explain what differs in
+    /// read-only sections.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["batch", "out"])]
+    pub(crate) diff: Option<PathBuf>,
+
+    /// All modules of a list, lines of FILE ADDRESSES [FACTS [DIR]], and how long each part of the work takes.
+    #[arg(long, value_name = "LIST", conflicts_with_all = ["file", "addresses"])]
+    pub(crate) batch: Option<PathBuf>,
+
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
 }
 
 /// Which host, and how to print what it says.

@@ -46,20 +46,24 @@
 mod builder;
 mod c_api;
 mod catalog;
+mod elsewhere;
 mod file;
 mod foreign;
 mod host;
 
 pub use builder::HostBuilder;
 pub use catalog::{Catalog, CatalogError};
+pub use elsewhere::Elsewhere;
 pub use file::{Compression, ModuleFile, ReadError, SIZE_LIMIT};
 pub use foreign::{Module, Symbol, SymbolError, Trust, read_trusted};
 pub use host::{Host, WeakHost};
-pub use modload_edit::Addr;
+pub use modload_alternatives::{Features, UnknownFeature};
+pub use modload_edit::{Addr, Edit, disassembled};
 pub use modload_loader::{
-    BUILTIN, Check, Coming, Error, Event, EventKind, FunctionBytes, Image, Input, InspectedExport, InspectedNeed,
-    InspectedParam, InspectedSection, InspectedTable, Inspection, Listening, LoadError, Membership,
-    Module as ModuleInfo, Order, Outcome, ParamError, ParamInfo, ParamType, Recording, Refusal, Rule, SectionInfo,
-    SetParamError, Stage, State, Subscriber, SymbolKind, Timeline, UnloadError, Unresolved, Verdict,
+    BUILTIN, Check, Coming, Error, Event, EventKind, FunctionBytes, Image, ImageSection, Input, InspectedExport,
+    InspectedNeed, InspectedParam, InspectedSection, InspectedTable, Inspection, Kallsyms, Listening, LoadError,
+    MachineError, Membership, MemoryImage, Module as ModuleInfo, Order, Outcome, ParamError, ParamInfo, ParamType,
+    Recording, Refusal, Rule, SectionInfo, SetParamError, Stage, State, Subscriber, SymbolKind, Timeline, UnloadError,
+    Unresolved, Verdict,
 };
 pub use modload_text::{Arena, ArenaError, Class, StripeUsage};

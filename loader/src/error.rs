@@ -426,6 +426,11 @@ fn errno_name(result: i32) -> &'static str {
 }
 
 impl Error {
+    /// What an engine says of a record that it cannot follow.
+    pub fn rewrite(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+        Error::Rewrite(Box::new(error))
+    }
+
     /// The Linux error number that `init_module(2)` would give for this.
     #[must_use]
     pub fn errno(&self) -> i32 {

@@ -36,6 +36,10 @@ pub struct ImageSection {
     pub name: String,
     /// Its address.
     pub at: Addr,
+    /// Whether it is code.
+    pub is_text: bool,
+    /// Whether the module's own code writes it.
+    pub is_writable: bool,
     /// Its bytes.
     pub bytes: Vec<u8>,
     /// What the file has there; empty for zeros.
@@ -56,6 +60,12 @@ impl ImageComing<'_, '_> {
     #[must_use]
     pub fn table(&self, name: &str) -> Option<Table> {
         table(self.file, self.places, name).filter(|table| !table.is_empty())
+    }
+
+    /// Index of the section that holds its symbols.
+    #[must_use]
+    pub fn symbol_table(&self) -> u32 {
+        self.file.symbol_table
     }
 
     /// The addresses of the module's own symbols whose names begin so, with what follows in their names.
@@ -118,7 +128,9 @@ impl MemoryImage {
             let at = (*at)?;
             let bytes = modload_edit::Code::bytes(&space, at, modload_edit::index(section.size)).unwrap_or_default();
             let (name, bytes, file) = (escaped(section.name), bytes.to_vec(), section.data.to_vec());
-            Some(ImageSection { index, name, at, bytes, file })
+            let is_text = section.flags.contains(elf::SHF_EXECINSTR);
+            let is_writable = section.flags.contains(elf::SHF_WRITE);
+            Some(ImageSection { index, name, at, is_text, is_writable, bytes, file })
         });
         Ok(MemoryImage { sections: sections.collect(), edits })
     }

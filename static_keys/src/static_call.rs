@@ -59,9 +59,10 @@ pub fn static_calls<C: Code>(
         let (at, bytes) = record.ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))?;
         let record = StaticCallSite::read(&bytes);
         let site = at.offset(record.site.into());
-        let kind = if record.key & 1 != 0 { Kind::Tail } else { Kind::Call };
-        // The two low bits are flags.
-        let key = (at + 4).offset((record.key & !3).into());
+        // The flags are the low bits of the sum, not of the distance: the table need not be aligned.
+        let key = (at + 4).offset(record.key.into());
+        let kind = if key.get() & 1 != 0 { Kind::Tail } else { Kind::Call };
+        let key = Addr::new(key.get() & !3);
         let target = target(key);
         if target == Target::Unknown {
             continue;

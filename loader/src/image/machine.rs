@@ -1,6 +1,7 @@
 //! Somebody else's machine, as far as a module's bytes depend on it, read from texts.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use modload_alternatives::{Facts, Features, Processors, Returns};
 use modload_edit::Addr;
@@ -80,7 +81,7 @@ impl Kallsyms {
 /// A machine.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    pub(super) symbols: Kallsyms,
+    pub(super) symbols: Arc<Kallsyms>,
     pub(super) facts: Facts,
     pub(super) operations: Operations,
 }
@@ -88,7 +89,7 @@ pub struct Machine {
 impl Machine {
     /// A machine with these symbols and features; everything else is as compiled.
     #[must_use]
-    pub fn new(symbols: Kallsyms, features: Features) -> Machine {
+    pub fn new(symbols: Arc<Kallsyms>, features: Features) -> Machine {
         let address = |name: &str| symbols.exported(name.as_bytes());
         let facts = Facts {
             features,

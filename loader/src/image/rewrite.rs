@@ -27,38 +27,38 @@ pub(super) fn rewrite(
         match engine {
             Engine::Paravirt => {
                 if let Some(table) = table(section::PARAINSTRUCTIONS) {
-                    paravirt(&table, &machine.operations, code).map_err(refused)?;
+                    paravirt(&table, &machine.operations, code).map_err(Error::rewrite)?;
                 }
                 share("paravirt");
             }
             Engine::Retpoline => {
                 if let Some(table) = table(section::RETPOLINE_SITES) {
-                    alternatives::retpolines(&table, facts, code).map_err(refused)?;
+                    alternatives::retpolines(&table, facts, code).map_err(Error::rewrite)?;
                 }
                 share("retpolines");
             }
             Engine::Return => {
                 if let Some(table) = table(section::RETURN_SITES) {
-                    alternatives::returns(&table, facts, code).map_err(refused)?;
+                    alternatives::returns(&table, facts, code).map_err(Error::rewrite)?;
                 }
                 share("returns");
             }
             Engine::Alternative => {
                 if let Some(table) = table(section::ALTINSTRUCTIONS) {
                     let profile = alternatives::Profile::Linux61;
-                    alternatives::alternatives(&table, profile, facts, code).map_err(refused)?;
+                    alternatives::alternatives(&table, profile, facts, code).map_err(Error::rewrite)?;
                 }
                 share("alternatives");
             }
             Engine::Endbr => {
                 if let Some(table) = table(section::IBT_ENDBR_SEAL) {
-                    alternatives::endbr_seals(&table, code).map_err(refused)?;
+                    alternatives::endbr_seals(&table, code).map_err(Error::rewrite)?;
                 }
             }
             Engine::SmpLock => {
                 let text = super::table(file, places, section::TEXT);
                 if let (Some(table), Some(text)) = (table(section::SMP_LOCKS), text) {
-                    alternatives::smp_locks(&table, (text.at, text.size), facts, code).map_err(refused)?;
+                    alternatives::smp_locks(&table, (text.at, text.size), facts, code).map_err(Error::rewrite)?;
                 }
             }
             Engine::Sort => {
@@ -73,7 +73,7 @@ pub(super) fn rewrite(
             Engine::Fentry => {
                 for name in [section::MCOUNT_LOC, section::PATCHABLE_FUNCTION_ENTRIES] {
                     if let Some(table) = table(name) {
-                        alternatives::function_entries(&table, code).map_err(refused)?;
+                        alternatives::function_entries(&table, code).map_err(Error::rewrite)?;
                     }
                 }
                 share("function entries");
@@ -84,9 +84,4 @@ pub(super) fn rewrite(
         }
     }
     Ok(())
-}
-
-/// A record that an engine refuses.
-fn refused<P: std::error::Error + Send + Sync + 'static>(error: P) -> Error {
-    Error::Rewrite(Box::new(error))
 }

@@ -1,0 +1,96 @@
+//! The files that describe a machine and where modules stand in it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use modload::{Addr, Elsewhere, Features, Kallsyms};
+
+use crate::failure::Failure;
+use crate::image::One;
+use crate::operate_args::Image;
+
+fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+    fs::read(file).map_err(|error| Failure::Read { file: file.to_owned(), source: error.into() })
+}
+
+fn read_text(file: &Path) -> Result<String, Failure> {
+    String::from_utf8(read(file)?).map_err(|_| bad(file, 1, "it is not UTF-8"))
+}
+
+fn bad(file: &Path, line: usize, problem: impl Into<String>) -> Failure {
+    Failure::BadLine { file: file.to_owned(), line, problem: problem.into() }
+}
+
+/// The machine that the options describe.
+pub(super) fn machine(arguments: &Image) -> Result<Elsewhere, Failure> {
+    let symbols = Kallsyms::parse(&read(&arguments.symbols)?)
+        .map_err(|error| bad(&arguments.symbols, error.line, error.problem))?;
+    let features = match &arguments.cpu_caps {
+        None => Features::NONE,
+        Some(file) => Features::from_words(&words(file)?),
+    };
+    let machine = Elsewhere::new(Arc::new(symbols), features);
+    match &arguments.facts {
+        None => Ok(machine),
+        Some(facts) => with_facts(machine, facts),
+    }
+}
+
+/// A machine of which more is known.
+pub(super) fn with_facts(mut machine: Elsewhere, facts: &Path) -> Result<Elsewhere, Failure> {
+    machine.take_facts(&read_text(facts)?).map_err(|error| bad(facts, error.line, error.problem))?;
+    Ok(machine)
+}
+
+/// Hexadecimal words of 32 bits.
+fn words(file: &Path) -> Result<Vec<u32>, Failure> {
+    let text = read_text(file)?;
+    let word = |(line, word): (usize, &str)| {
+        let digits = word.strip_prefix("0x").unwrap_or(word);
+        u32::from_str_radix(digits, 16).map_err(|_| bad(file, line, format!("{word:?} is no hexadecimal word")))
+    };
+    let words = (1..).zip(text.lines()).flat_map(|(line, text)| text.split_whitespace().map(move |word| (line, word)));
+    words.map(word).collect()
+}
+
+/// Lines of `SECTION HEXADDRESS`.
+pub(super) fn addresses(file: &Path) -> Result<HashMap<String, Addr>, Failure> {
+    let text = read_text(file)?;
+    let mut addresses = HashMap::new();
+    for (line, text) in (1..).zip(text.lines()).filter(|(_, text)| !text.trim().is_empty()) {
+        let parsed = text.rsplit_once(char::is_whitespace).and_then(|(name, at)| {
+            let digits = at.strip_prefix("0x").unwrap_or(at);
+            Some((name.trim(), u64::from_str_radix(digits, 16).ok()?))
+        });
+        let (name, at) = parsed.ok_or_else(|| bad(file, line, "expected SECTION HEXADDRESS"))?;
+        if addresses.insert(name.to_owned(), Addr::new(at)).is_some() {
+            return Err(bad(file, line, format!("a second address for {name:?}")));
+        }
+    }
+    Ok(addresses)
+}
+
+/// Lines of `FILE ADDRESSES [FACTS [DIR]]`, where `-` stands for none.
+pub(super) fn list(file: &Path) -> Result<Vec<One>, Failure> {
+    let text = read_text(file)?;
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let one = |(line, text): (usize, &str)| {
+        let mut words = text.split_whitespace();
+        let (Some(module), Some(addresses)) = (words.next(), words.next()) else {
+            return Err(bad(file, line, "expected FILE ADDRESSES [FACTS [DIR]]"));
+        };
+        let mut more = || words.next().filter(|word| *word != "-").map(|word| folder.join(word));
+        let (facts, out) = (more(), more());
+        Ok(One { file: folder.join(module), addresses: folder.join(addresses), facts, out })
+    };
+    (1..).zip(text.lines()).filter(|(_, text)| !text.trim().is_empty()).map(one).collect()
+}
+
+/// The most memory that this process has had at once, in KiB.
+pub(super) fn peak_memory() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}

@@ -1,0 +1,116 @@
+//! Somebody else's machine: what a module would be in its memory.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use modload_abi::section;
+use modload_alternatives::Features;
+use modload_edit::{Addr, Engine, Why};
+use modload_loader::{Error, ImageComing, Kallsyms, Machine, MachineError, MemoryImage, hexadecimal};
+use modload_static_keys::{self as static_keys, KeyState, StaticCalls, Target};
+
+/// A machine that is described by its symbols, its features and what else a module's bytes depend on. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Elsewhere {
+    machine: Machine,
+    keys: HashMap<Addr, KeyState>,
+    calls: HashMap<Addr, Target>,
+    return0: Option<Addr>,
+    percpu: Option<Addr>,
+}
+
+impl Elsewhere {
+    /// A machine with these symbols and features; everything else is as compiled.
+    #[must_use]
+    pub fn new(symbols: Arc<Kallsyms>, features: Features) -> Elsewhere {
+        let machine = Machine::new(symbols, features);
+        let return0 = machine.address("__static_call_return0");
+        Elsewhere { machine, keys: HashMap::new(), calls: HashMap::new(), return0, percpu: None }
+    }
+
+    /// Takes what else the bytes depend on, a line each: `percpu HEX`, `smp 0|1`, `static_call KEY TARGET` (0: NULL),
+    /// `static_key KEY 0|1`, `return_thunk TARGET`, `pv_op N TARGET`. KEY and TARGET are symbols or 0x addresses; what
+    /// is not listed is as compiled.
+    ///
+    /// # Errors
+    /// [`MachineError`]: the first line that is none of these.
+    pub fn take_facts(&mut self, text: &str) -> Result<(), MachineError> {
+        for (number, line) in text.lines().enumerate() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            if words.first().is_none_or(|word| word.starts_with('#')) {
+                continue;
+            }
+            let taken = self.take_fact(&words);
+            taken.map_err(|problem| MachineError { line: number + 1, problem })?;
+        }
+        Ok(())
+    }
+
+    fn take_fact(&mut self, words: &[&str]) -> Result<(), String> {
+        let address = |word: &str| self.machine.address(word).ok_or_else(|| format!("there is no symbol {word:?}"));
+        match *words {
+            ["percpu", at] => {
+                let at = hexadecimal(at.strip_prefix("0x").unwrap_or(at).as_bytes());
+                self.percpu = Some(at.ok_or("percpu takes an address")?);
+            }
+            ["static_key", key, state] => {
+                let state = match state {
+                    "0" => KeyState::Disabled,
+                    "1" => KeyState::Enabled,
+                    _ => return Err("a static key is 0 or 1".into()),
+                };
+                self.keys.insert(address(key)?, state);
+            }
+            ["static_call", key, target] => {
+                let target = match address(target)? {
+                    Addr::NULL => Target::Null,
+                    function => Target::Function(function),
+                };
+                // Sites that may not name the key name its trampoline.
+                let name = key.strip_prefix(section::STATIC_CALL_KEY_PREFIX);
+                let trampoline = name.map(|name| format!("{}{name}", section::STATIC_CALL_TRAMPOLINE_PREFIX));
+                let trampoline = trampoline.and_then(|trampoline| self.machine.address(&trampoline));
+                let key = address(key)?;
+                self.calls.extend([Some(key), trampoline].into_iter().flatten().map(|at| (at, target)));
+            }
+            _ => self.machine.take_fact(words)?,
+        }
+        Ok(())
+    }
+
+    /// A module's sections in that machine's memory. `addresses` says where they stand, by name; `share` is called with
+    /// the name of each part of the work that has been done.
+    ///
+    /// # Errors
+    /// [`Error`]: the file is malformed, a symbol or an address is missing, or a stage cannot be done.
+    pub fn image(
+        &self,
+        bytes: &[u8],
+        addresses: &HashMap<String, Addr>,
+        share: impl FnMut(&'static str),
+    ) -> Result<MemoryImage, Error> {
+        let coming = |module: &mut ImageComing<'_, '_>| self.coming(module);
+        MemoryImage::of(bytes, addresses, self.percpu, &self.machine, coming, share)
+    }
+
+    /// What the subscriber of static keys and static calls does when the module is COMING.
+    fn coming(&self, module: &mut ImageComing<'_, '_>) -> Result<(), Error> {
+        if let Some(table) = module.table(section::JUMP_TABLE) {
+            let state = |key| self.keys.get(&key).copied().unwrap_or(KeyState::Unknown);
+            static_keys::jump_labels(&table, state, module.code).map_err(Error::rewrite)?;
+        }
+        let calls = StaticCalls { facts: self.machine.facts(), return0: self.return0 };
+        let target = |key| self.calls.get(&key).copied().unwrap_or(Target::Unknown);
+        if let Some(table) = module.table(section::STATIC_CALL_SITES) {
+            static_keys::static_calls(&table, calls, target, module.code).map_err(Error::rewrite)?;
+        }
+        // The module's own trampolines lead where its keys do.
+        let keys: HashMap<Vec<u8>, Addr> = module.symbols(section::STATIC_CALL_KEY_PREFIX).into_iter().collect();
+        for (record, (name, at)) in (0..).zip(module.symbols(section::STATIC_CALL_TRAMPOLINE_PREFIX)) {
+            let Some(key) = keys.get(&name) else { continue };
+            let why = Why { engine: Engine::StaticCall, section: module.symbol_table(), record };
+            static_keys::trampoline(at, target(*key), calls, why, module.code).map_err(Error::rewrite)?;
+        }
+        Ok(())
+    }
+}
