@@ -93,6 +93,12 @@ pub const LINUX_THIS_MODULE: &str = ".gnu.linkonce.this_module";
 pub const TRACEPOINTS: &str = "__tracepoints";
 /// What begins so Linux drops when `init` has returned.
 pub const INIT_SECTION_PREFIX: &str = ".init";
+/// Before the name of a register: the function that branches through it. `array` is the first of all.
+pub const INDIRECT_THUNK_PREFIX: &str = "__x86_indirect_thunk_";
+/// The function that returns for others.
+pub const RETURN_THUNK_SYMBOL: &str = "__x86_return_thunk";
+/// What functions call first that may be traced.
+pub const FENTRY_SYMBOL: &str = "__fentry__";
 /// Before the name of a static call, that of its trampoline.
 pub const STATIC_CALL_TRAMPOLINE_PREFIX: &str = "__SCT__";
 /// Before the name of a static call, that of its key.
@@ -116,18 +122,6 @@ pub struct Unsupported {
 /// Sections for machinery that this version does not have. A module with one of them that is not empty must be refused:
 /// to pass over it would be to run code that is not what its author meant.
 pub const UNSUPPORTED: &[Unsupported] = &[
-    Unsupported { name: ALTINSTRUCTIONS, why: "alternative instructions are not supported yet", record: Some(12) },
-    Unsupported { name: PARAINSTRUCTIONS, why: "paravirt call sites are not supported yet", record: Some(16) },
-    Unsupported { name: SMP_LOCKS, why: "lock prefixes are not supported yet", record: Some(4) },
-    Unsupported { name: RETPOLINE_SITES, why: "retpoline sites are not supported yet", record: Some(4) },
-    Unsupported { name: RETURN_SITES, why: "return thunk sites are not supported yet", record: Some(4) },
-    Unsupported { name: IBT_ENDBR_SEAL, why: "sealing of ENDBR instructions is not supported yet", record: Some(4) },
-    Unsupported { name: MCOUNT_LOC, why: "function tracing sites are not supported yet", record: Some(8) },
-    Unsupported {
-        name: PATCHABLE_FUNCTION_ENTRIES,
-        why: "function tracing sites are not supported yet",
-        record: Some(8),
-    },
     Unsupported { name: JUMP_TABLE, why: "static keys are not supported yet", record: Some(16) },
     Unsupported { name: STATIC_CALL_SITES, why: "static calls are not supported yet", record: Some(8) },
     Unsupported { name: STATIC_CALL_TRAMP_KEY, why: "static calls are not supported yet", record: Some(8) },

@@ -18,6 +18,17 @@ pub enum Profile {
     Linux63,
 }
 
+impl Profile {
+    /// Size of a record in bytes.
+    #[must_use]
+    pub fn record_size(self) -> u64 {
+        modload_edit::wide(match self {
+            Profile::Linux61 => AltInstr::SIZE,
+            Profile::Linux63 => AltInstr63::SIZE,
+        })
+    }
+}
+
 /// A record of either layout.
 #[derive(Clone, Copy, Debug)]
 struct Alternative {
@@ -48,11 +59,7 @@ enum Kind {
 /// # Errors
 /// [`modload_edit::PlanError`]: the first record that cannot be followed.
 pub fn alternatives<C: Code>(table: &Table, profile: Profile, facts: &Facts, code: &mut C) -> Result<(), Error> {
-    let size = match profile {
-        Profile::Linux61 => AltInstr::SIZE,
-        Profile::Linux63 => AltInstr63::SIZE,
-    };
-    let size = modload_edit::wide(size);
+    let size = profile.record_size();
     for record in 0..table.len(size) {
         let why = Why { engine: Engine::Alternative, section: table.section, record };
         let alternative = read(table, profile, record, code)

@@ -22,6 +22,12 @@ pub struct UnknownFeature(pub String);
 const ALWAYS: u16 = 3 * 32 + 21;
 const NOPL: u16 = 3 * 32 + 20;
 
+/// Words that Linux fills by itself: what is in them says how code should be, not what a processor can do.
+const LINUX_WORDS: [usize; 7] = [3, 7, 8, 11, 21, 22, 23];
+
+/// Features whose instructions only a kernel may use.
+const PRIVILEGED: [&str; 8] = ["SMAP", "SMEP", "PCID", "INVPCID", "XSAVES", "MWAIT", "VMX", "SVM"];
+
 /// Features that need registers which the system must save, and the one that tells whether it does.
 const NEED_AVX: &[&str] = &["AVX", "FMA", "F16C", "AVX2", "XOP", "FMA4", "VAES", "VPCLMULQDQ", "AVX_VNNI", "GFNI"];
 const NEED_AVX512: &str = "AVX512";
@@ -74,7 +80,7 @@ impl Features {
         let avx512 = std::is_x86_feature_detected!("avx512f");
         for (number, name) in numbered() {
             let unsaved = (!avx && NEED_AVX.contains(&name)) || (!avx512 && name.starts_with(NEED_AVX512));
-            if unsaved {
+            if unsaved || PRIVILEGED.contains(&name) {
                 features.clear(number);
             }
         }
@@ -119,10 +125,13 @@ impl Features {
         Features::number(name).and_then(|number| self.has(number)).unwrap_or_default()
     }
 
-    /// Whether everything that is here is there, too.
+    /// The features of a processor that are not `others`, by name. What Linux adds by itself, its mitigations above
+    /// all, is no feature of a processor.
     #[must_use]
-    pub fn is_subset_of(&self, other: &Features) -> bool {
-        self.words.iter().zip(&other.words).all(|(here, there)| here & !there == 0)
+    pub fn beyond(&self, others: &Features) -> Vec<&'static str> {
+        let of_processor = numbered().filter(|(number, _)| !LINUX_WORDS.contains(&usize::from(number / 32)));
+        let beyond = of_processor.filter(|(number, _)| self.has(*number) > others.has(*number));
+        beyond.map(|(_, name)| name).collect()
     }
 
     /// The words, those of bugs last.
@@ -183,8 +192,8 @@ mod tests {
         assert_eq!(format!("{named:?}"), "FPU XMM2 ERMS");
         assert_eq!(Features::from_words(named.words()), named);
         assert_eq!((named.has(0), named.has(1), named.has(24 * 32)), (Some(true), Some(false), None));
-        assert!(named.is_subset_of(&Features::from_words(&[u32::MAX; 24])));
-        assert!(!named.is_subset_of(&Features::named("FPU ERMS").unwrap()));
+        assert!(named.beyond(&Features::from_words(&[u32::MAX; 24])).is_empty());
+        assert_eq!(Features::named("FPU ERMS AVX RETPOLINE BUG_ITS").unwrap().beyond(&named), ["AVX"]);
         let refused = Features::named("fpu,sse9").unwrap_err().to_string();
         assert!(refused.contains("\"sse9\""), "{refused}");
     }
@@ -192,7 +201,9 @@ mod tests {
     #[test]
     fn this_machine_has_what_every_one_has() {
         let here = Features::of_this_machine();
-        assert!(Features::named("FPU XMM2 SYSCALL LM ALWAYS").unwrap().is_subset_of(&here), "{here:?}");
+        let everywhere = Features::named("FPU XMM2 SYSCALL LM ALWAYS").unwrap();
+        assert!(everywhere.beyond(&here).is_empty() && here.has_named("ALWAYS"), "{here:?}");
+        assert!(!here.has_named("SMAP"), "stac and clac are not for user space");
         assert_eq!(here.has_named("AVX2"), std::is_x86_feature_detected!("avx2"));
     }
 }

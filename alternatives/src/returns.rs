@@ -1,6 +1,7 @@
 //! `.return_sites`: returns that the compiler made jumps to a thunk.
 
 use modload_abi::record::{Record, RelativeSite};
+use modload_abi::section;
 use modload_edit::{Addr, Code, Engine, Table, Why, refused, wide, write};
 
 use crate::facts::Error;
@@ -32,7 +33,7 @@ pub fn returns<C: Code>(table: &Table, facts: &Facts, code: &mut C) -> Result<()
 fn plan(at: Addr, facts: &Facts, code: &impl Code) -> Result<[u8; LEN], Problem> {
     let site = code.text(at, LEN + TRAMPOLINE.len()).filter(|site| site.len() >= LEN);
     let site = site.ok_or(Problem::SiteOutside(LEN))?;
-    let compiled = facts.returns.compiled.ok_or(Problem::Missing("__x86_return_thunk"))?;
+    let compiled = facts.returns.compiled.ok_or(Problem::Missing(section::RETURN_THUNK_SYMBOL))?;
     let jump = first(at, site).filter(|jump| near_branch(jump) == Some(Branch::Jump) && jump.len() == LEN);
     let to_thunk = jump.is_some_and(|jump| Addr::new(jump.near_branch_target()) == compiled);
     // A trampoline without a target may have become a return already.

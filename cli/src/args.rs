@@ -71,7 +71,7 @@ struct Arguments {
     deps: Option<PathBuf>,
 
     /// Load two modules that are part of this program, and show what happens.
-    #[arg(long, conflicts_with_all = ["call", "trace", "export_globals", "no_process_symbols", "policy", "vermagic", "block", "deps", "host", "name", "file"])]
+    #[arg(long, conflicts_with_all = ["call", "trace", "export_globals", "no_process_symbols", "policy", "vermagic", "block", "cpu", "deps", "host", "name", "file"])]
     demo: bool,
 
     /// The module's file. With --host and --call there need be none.

@@ -32,6 +32,8 @@ pub(crate) enum Failure {
     #[error("{different} of {compared} sections differ")]
     Differs { different: usize, compared: usize },
     #[error(transparent)]
+    Cpu(#[from] modload::OtherCpu),
+    #[error(transparent)]
     Catalog(#[from] CatalogError),
     #[error(transparent)]
     Symbol(#[from] SymbolError),

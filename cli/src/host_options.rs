@@ -1,6 +1,6 @@
 //! What the hosts that these commands make offer and allow.
 
-use modload::{Check, Host, HostBuilder, Rule};
+use modload::{Check, Features, Host, HostBuilder, OtherCpu, Rule, UnknownFeature};
 
 /// What a host that this program makes offers and allows.
 #[derive(clap::Args, Debug)]
@@ -25,11 +25,16 @@ pub(crate) struct HostOptions {
     /// A module that must not be loaded. May be repeated.
     #[arg(long, value_name = "NAME")]
     block: Vec<String>,
+
+    /// Make modules' code for these processor features (names of Linux's cpufeatures.h, separated by commas) instead of
+    /// all that this machine has. It must have them.
+    #[arg(long, value_name = "FEATURES", value_parser = cpu)]
+    cpu: Option<Box<Features>>,
 }
 
 impl HostOptions {
     /// A host as they say.
-    pub(crate) fn builder(&self) -> HostBuilder {
+    pub(crate) fn builder(&self) -> Result<HostBuilder, OtherCpu> {
         let mut builder = Host::builder();
         if !self.no_process_symbols {
             builder = builder.process_symbols();
@@ -42,7 +47,10 @@ impl HostOptions {
         if let Some(vermagic) = &self.vermagic {
             builder = builder.vermagic(vermagic);
         }
-        builder
+        match &self.cpu {
+            Some(features) => builder.cpu(**features),
+            None => Ok(builder),
+        }
     }
 
     /// The first one that was given.
@@ -53,9 +61,14 @@ impl HostOptions {
             (!self.policy.is_empty(), "--policy"),
             (self.vermagic.is_some(), "--vermagic"),
             (!self.block.is_empty(), "--block"),
+            (self.cpu.is_some(), "--cpu"),
         ];
         given.into_iter().find(|(given, _)| *given).map(|(_, name)| name)
     }
+}
+
+fn cpu(names: &str) -> Result<Box<Features>, UnknownFeature> {
+    Features::named(names).map(Box::new)
 }
 
 /// Parses `RULE=CHECK`.

@@ -15,7 +15,7 @@ use crate::output::Output;
 
 /// `modload FILE ..`.
 pub(crate) fn load(load: &Load, options: &HostOptions, output: &mut Output) -> Result<(), Failure> {
-    let host = options.builder().build()?;
+    let host = options.builder()?.build()?;
     let mut session = Session { recording: host.record(), printed: 0, warned: 0, trace: load.trace };
     let mut modules = Vec::new();
     let in_order = match &load.deps {

@@ -18,7 +18,7 @@ pub(crate) fn run(arguments: &Serve) -> Result<(), Failure> {
     // Before anything can take long: a signal is never lost.
     let stop = signals().map_err(Failure::Signals)?;
     let listener = listener(arguments)?;
-    let mut builder = arguments.options.builder();
+    let mut builder = arguments.options.builder()?;
     if arguments.allow_force {
         builder = builder.allow_forced_unload();
     }

@@ -67,7 +67,7 @@ fn the_same_as_json() {
 fn what_cannot_be_loaded_can_be_looked_at() {
     for (name, why) in [
         ("tls", "thread-local storage is not supported yet"),
-        ("unsupported_section", "alternative instructions are not supported yet"),
+        ("unsupported_section", "tracepoints are not supported yet"),
     ] {
         let inspected = json(&["inspect", "--format", "json", &object(name)]);
         assert!(inspected["refused"].as_str().unwrap().contains(why), "{inspected}");

@@ -3,12 +3,23 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use modload_alternatives::Features;
 use modload_edit::{Addr, wide};
 use modload_loader::{Check, Exports, External, Externals, ForcedUnload, Policy, Rule};
+use modload_paravirt::{Operation, Operations};
 use modload_text::ArenaError;
+use thiserror::Error;
 
 use crate::host::Host;
 use crate::{c_api, foreign};
+
+/// Code for a processor that this machine is not.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("this machine does not have {}", .missing.join(", "))]
+pub struct OtherCpu {
+    /// The features that it lacks.
+    pub missing: Vec<&'static str>,
+}
 
 /// Makes a [`Host`].
 #[derive(Debug)]
@@ -112,6 +123,35 @@ impl HostBuilder {
     pub fn trap_descriptor(mut self, descriptor: std::os::fd::RawFd) -> HostBuilder {
         self.policy.trap_descriptor = descriptor;
         self
+    }
+
+    /// Makes modules' code for these features instead of all that this machine has.
+    ///
+    /// # Errors
+    /// [`OtherCpu`]: this machine does not have all of them, and code that is made for them might not run.
+    pub fn cpu(mut self, features: Features) -> Result<HostBuilder, OtherCpu> {
+        let missing = features.beyond(&Features::of_this_machine());
+        if !missing.is_empty() {
+            return Err(OtherCpu { missing });
+        }
+        self.policy.rewriting.facts.features = features;
+        Ok(self)
+    }
+
+    /// Makes modules' calls through an operations table what is said for each operation: see `.parainstructions` in the
+    /// SDK. The table itself is exported under `name`.
+    #[must_use]
+    pub fn operations<T>(
+        self,
+        name: &str,
+        table: *const T,
+        operations: impl IntoIterator<Item = (u8, Operation)>,
+    ) -> HostBuilder {
+        let mut builder = self.export(name, table);
+        let base = Addr::new(wide(table.expose_provenance()));
+        builder.policy.rewriting.operations =
+            Operations { base: Some(base), operations: operations.into_iter().collect() };
+        builder
     }
 
     /// Makes the host, and the process's arena if this is the first one.

@@ -97,20 +97,28 @@ impl Elsewhere {
     fn coming(&self, module: &mut ImageComing<'_, '_>) -> Result<(), Error> {
         if let Some(table) = module.table(section::JUMP_TABLE) {
             let state = |key| self.keys.get(&key).copied().unwrap_or(KeyState::Unknown);
-            static_keys::jump_labels(&table, state, module.code).map_err(Error::rewrite)?;
+            static_keys::jump_labels(&table, state, module.code)
+                .map_err(|error| refused(section::JUMP_TABLE, error))?;
         }
         let calls = StaticCalls { facts: self.machine.facts(), return0: self.return0 };
         let target = |key| self.calls.get(&key).copied().unwrap_or(Target::Unknown);
         if let Some(table) = module.table(section::STATIC_CALL_SITES) {
-            static_keys::static_calls(&table, calls, target, module.code).map_err(Error::rewrite)?;
+            static_keys::static_calls(&table, calls, target, module.code)
+                .map_err(|error| refused(section::STATIC_CALL_SITES, error))?;
         }
         // The module's own trampolines lead where its keys do.
         let keys: HashMap<Vec<u8>, Addr> = module.symbols(section::STATIC_CALL_KEY_PREFIX).into_iter().collect();
         for (record, (name, at)) in (0..).zip(module.symbols(section::STATIC_CALL_TRAMPOLINE_PREFIX)) {
             let Some(key) = keys.get(&name) else { continue };
             let why = Why { engine: Engine::StaticCall, section: module.symbol_table(), record };
-            static_keys::trampoline(at, target(*key), calls, why, module.code).map_err(Error::rewrite)?;
+            static_keys::trampoline(at, target(*key), calls, why, module.code)
+                .map_err(|error| refused(section::STATIC_CALL_TEXT, error))?;
         }
         Ok(())
     }
+}
+
+/// A record that cannot be followed.
+fn refused(section: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Rewrite { section, error: Box::new(error) }
 }

@@ -51,7 +51,7 @@ mod file;
 mod foreign;
 mod host;
 
-pub use builder::HostBuilder;
+pub use builder::{HostBuilder, OtherCpu};
 pub use catalog::{Catalog, CatalogError};
 pub use elsewhere::Elsewhere;
 pub use file::{Compression, ModuleFile, ReadError, SIZE_LIMIT};
@@ -66,4 +66,5 @@ pub use modload_loader::{
     Recording, Refusal, Rule, SectionInfo, SetParamError, Stage, State, Subscriber, SymbolKind, Timeline, UnloadError,
     Unresolved, Verdict,
 };
+pub use modload_paravirt::Operation;
 pub use modload_text::{Arena, ArenaError, Class, StripeUsage};

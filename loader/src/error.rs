@@ -32,6 +32,8 @@ pub enum Stage {
     Resolve,
     /// Relocations are applied.
     Relocate,
+    /// Code is made for the machine it will run on: paravirt, thunks, alternatives, function entries.
+    Specialise,
     /// Exports, parameters and constructors are read; read-only data is published; the module can be found.
     Form,
     /// The coming chain is called. The module is COMING from here on.
@@ -54,7 +56,7 @@ pub enum Stage {
 
 impl Stage {
     /// All stages, in order.
-    pub const ALL: [Stage; 19] = [
+    pub const ALL: [Stage; 20] = [
         Stage::Link,
         Stage::Validate,
         Stage::Modinfo,
@@ -65,6 +67,7 @@ impl Stage {
         Stage::Copy,
         Stage::Resolve,
         Stage::Relocate,
+        Stage::Specialise,
         Stage::Form,
         Stage::Coming,
         Stage::Publish,
@@ -95,6 +98,7 @@ impl Stage {
             Stage::Copy => "copy",
             Stage::Resolve => "resolve",
             Stage::Relocate => "relocate",
+            Stage::Specialise => "specialise",
             Stage::Form => "form",
             Stage::Coming => "coming",
             Stage::Publish => "publish",
@@ -348,8 +352,13 @@ pub enum Error {
         problem: &'static str,
     },
     /// A record by which code is to be rewritten cannot be followed.
-    #[error("{0}")]
-    Rewrite(Box<dyn std::error::Error + Send + Sync>),
+    #[error("section \"{section}\": {error}")]
+    Rewrite {
+        /// Which section it is in.
+        section: &'static str,
+        /// Which record, and what is wrong.
+        error: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A record of one of the module's own tables is wrong.
     #[error("record {record} of section \"{section}\": {problem}")]
     BadRecord {
@@ -426,11 +435,6 @@ fn errno_name(result: i32) -> &'static str {
 }
 
 impl Error {
-    /// What an engine says of a record that it cannot follow.
-    pub fn rewrite(error: impl std::error::Error + Send + Sync + 'static) -> Error {
-        Error::Rewrite(Box::new(error))
-    }
-
     /// The Linux error number that `init_module(2)` would give for this.
     #[must_use]
     pub fn errno(&self) -> i32 {

@@ -103,6 +103,40 @@ pub(crate) struct Spot {
 /// Size of what `__this_module` and `__dso_handle` refer to: a `struct module` of the SDK's.
 pub(crate) const THIS_MODULE_SIZE: u64 = 64;
 
+/// Size of a thunk, and distance of two.
+pub(crate) const THUNK: u64 = 32;
+/// How many thunks for branches there are: one for each register. Behind them stands that for returns.
+pub(crate) const THUNKS: u64 = 16;
+
+/// The registers in the order of their numbers.
+const REGISTERS: [&str; 16] =
+    ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
+
+/// The number of the thunk that a symbol means.
+pub(crate) fn thunk(symbol: &[u8]) -> Option<u64> {
+    if symbol == section::RETURN_THUNK_SYMBOL.as_bytes() || symbol == section::FENTRY_SYMBOL.as_bytes() {
+        return Some(THUNKS);
+    }
+    let register = symbol.strip_prefix(section::INDIRECT_THUNK_PREFIX.as_bytes())?;
+    if register == b"array" {
+        return Some(0);
+    }
+    let number = REGISTERS.iter().position(|known| register == known.as_bytes())?;
+    Some(modload_edit::wide(number))
+}
+
+/// The code of a thunk: a branch through its register, or a return. INT3 stands behind it.
+pub(crate) fn thunk_code(number: u64) -> Vec<u8> {
+    let register = u8::try_from(number % 8).unwrap_or_default();
+    match number {
+        THUNKS => vec![0xc3], // ret
+        // Nobody branches through the stack pointer.
+        4 => vec![],
+        0..8 => vec![0xff, 0xe0 + register],    // jmp *%rax, ..
+        _ => vec![0x41, 0xff, 0xe0 + register], // jmp *%r8, ..
+    }
+}
+
 /// Where everything goes.
 #[derive(Debug)]
 pub(crate) struct Layout {
@@ -125,6 +159,8 @@ pub(crate) struct Layout {
     pub(crate) indirect_slots: Spot,
     /// The module's `struct module`, if it refers to it.
     pub(crate) this_module: Option<Spot>,
+    /// Thunks for branches through registers, and one for returns, if it refers to any.
+    pub(crate) thunks: Option<Spot>,
 }
 
 impl Layout {
@@ -168,15 +204,18 @@ pub(crate) fn plan(file: &File<'_>, limit: u64) -> Result<Layout, Error> {
         indirect_plt: Spot { part: Part::Text, offset: 0 },
         indirect_slots: Spot { part: Part::RoAfterInit, offset: 0 },
         this_module: None,
+        thunks: None,
     };
     let mut wants_own_block = false;
     let mut wants_bounds = false;
+    let mut wants_thunks = false;
     for (at, symbol) in file.symbols().skip(1) {
         match symbol.place {
             Place::Undefined => {
                 layout.undefined.push(at);
                 wants_own_block |= symbol.is_named(section::THIS_MODULE_SYMBOL.as_bytes())
                     || symbol.is_named(section::DSO_HANDLE_SYMBOL.as_bytes());
+                wants_thunks |= thunk(symbol.name()).is_some();
                 wants_bounds |= bounded_section(symbol.name()).is_some();
             }
             Place::Common => {
@@ -206,6 +245,9 @@ pub(crate) fn plan(file: &File<'_>, limit: u64) -> Result<Layout, Error> {
     if plt.0 != 0 {
         layout.indirect_plt = layout.add(Part::Text, plt.0, plt.1, limit)?;
         layout.indirect_slots = layout.add(Part::RoAfterInit, slots.0, slots.1, limit)?;
+    }
+    if wants_thunks {
+        layout.thunks = Some(layout.add(Part::Text, THUNK * (THUNKS + 1), THUNK, limit)?);
     }
     if wants_own_block {
         layout.this_module = Some(layout.add(Part::Data, THIS_MODULE_SIZE, 16, limit)?);

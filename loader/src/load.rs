@@ -24,6 +24,7 @@ use crate::params::ParamsSet;
 use crate::policy::{ForcedUnload, Judge, Policy};
 use crate::registry::{Registry, Reservation, State};
 use crate::resolve::{self, Externals, Resolved, Scene};
+use crate::specialise::{self, Specialised};
 use crate::timeline::{Event, EventKind, Listening, Recorder, Recording};
 use crate::unload::{self, Unless, Which};
 use crate::{admit, layout, link, modinfo, relocate};
@@ -167,6 +168,16 @@ impl Counted for Counts {
     }
 }
 
+impl Counted for Specialised {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        self.0.clone()
+    }
+
+    fn is_news(&self) -> bool {
+        !self.0.is_empty()
+    }
+}
+
 impl Counted for NewModule {
     fn counts(&self) -> Vec<(&'static str, u64)> {
         vec![("params", wide(self.module.params().len()))]
@@ -248,6 +259,7 @@ impl Loader {
         let resolved = run.stage(Stage::Resolve, || resolve::resolve(&file, &layout, &memory, scene))?;
         let low = arena.is_low();
         run.stage(Stage::Relocate, || relocate::relocate(&file, &layout, &resolved, &mut memory, low))?;
+        run.stage(Stage::Specialise, || specialise::specialise(&file, &layout, &mut memory, &policy.rewriting))?;
         let (file, info, layout, name) = (&file, &info, &layout, run.module.clone());
         let judge = &judge;
         let unformed = Unformed { file, info, layout, id, name, registry, externals: &**externals, policy, judge };

@@ -4,12 +4,12 @@
 use std::io;
 use std::sync::Arc;
 
-use modload_edit::{Addr, Edit, Rejected, Sink, Window, index, wide};
+use modload_edit::{Addr, Code, Edit, Rejected, Sink, Window, index, wide};
 use modload_text::{Arena, Fresh, INT3, Placed, Protected, PublishFailed, Published, Staged, TextLock};
 
 use crate::error::Error;
 use crate::file::File;
-use crate::layout::{Layout, Part, Space, Spot};
+use crate::layout::{Layout, Part, Space, Spot, THUNK, THUNKS, thunk_code};
 use crate::module::Module;
 use crate::names::Names;
 
@@ -132,6 +132,13 @@ pub(crate) fn copy(file: &File<'_>, layout: &Layout, memory: &mut Staging) -> Co
             rest.fill(fill);
         }
     }
+    if let Some(Spot { part, offset }) = layout.thunks {
+        let thunks = &mut memory.bytes_mut(part)[index(offset)..];
+        for (number, thunk) in (0..=THUNKS).zip(thunks.chunks_exact_mut(index(THUNK))) {
+            let code = thunk_code(number);
+            thunk[..code.len()].copy_from_slice(&code);
+        }
+    }
     copied
 }
 
@@ -239,6 +246,27 @@ impl Staging {
             init_data: self.init_data.map(Fresh::settle),
             ro_after_init: self.ro_after_init.map(Fresh::settle),
         })
+    }
+}
+
+/// What the engines of stage *specialise* read and edit.
+impl Code for Staging {
+    fn bytes(&self, at: Addr, len: usize) -> Option<&[u8]> {
+        let (_, rest) = self.at(at)?;
+        rest.get(..len)
+    }
+
+    fn text(&self, at: Addr, len: usize) -> Option<&[u8]> {
+        let (part, rest) = self.at(at)?;
+        part.is_text().then(|| &rest[..len.min(rest.len())])
+    }
+}
+
+impl Sink for Staging {
+    fn edit(&mut self, edit: Edit<'_>) -> Result<(), Rejected> {
+        let part = self.at(edit.at).map(|(part, _)| part);
+        let at = part.map_or(Addr::NULL, |part| self.base(part));
+        Window::new(at, part.map_or(&mut [], |part| self.bytes_mut(part))).edit(edit)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::error::{Error, escaped};
 use crate::file::File;
 use crate::form::Exports;
 use crate::modinfo::Modinfo;
+use crate::specialise::Rewriting;
 use crate::timeline::{EventKind, Recorder};
 
 /// What is done about a module that breaks a rule.
@@ -113,6 +114,8 @@ pub struct Policy {
     pub blocked: BTreeSet<String>,
     /// Whether modules that are held may be unloaded.
     pub forced_unload: ForcedUnload,
+    /// What code is made for.
+    pub rewriting: Rewriting,
 }
 
 /// Linux's `CONFIG_MODULE_FORCE_UNLOAD`.
@@ -138,6 +141,7 @@ impl Default for Policy {
             blocklist: Check::Enforce,
             blocked: BTreeSet::new(),
             forced_unload: ForcedUnload::Refused,
+            rewriting: Rewriting::default(),
         }
     }
 }

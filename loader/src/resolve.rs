@@ -10,7 +10,7 @@ use object::elf;
 
 use crate::error::{Error, Unresolved};
 use crate::file::{File, Place, Sym};
-use crate::layout::{Layout, bounded_section};
+use crate::layout::{Layout, THUNK, bounded_section, thunk};
 use crate::memory::Staging;
 use crate::params;
 use crate::policy::{Judge, Wanted};
@@ -129,6 +129,9 @@ fn supplied(name: &[u8], file: &File<'_>, layout: &Layout, memory: &Staging) -> 
     }
     if name == section::PARAM_ARRAY_OPS_SYMBOL.as_bytes() {
         return params::ops(b"array");
+    }
+    if let (Some(number), Some(thunks)) = (thunk(name), layout.thunks) {
+        return Some(memory.addr(thunks) + THUNK * number);
     }
     let bounded = bounded_section(name)?;
     let mut of_that_name = file.sections.iter().zip(&layout.sections).filter_map(|(section, spot)| {

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use modload_alternatives::{Facts, Features, Processors, Returns};
+use modload_abi::section;
+use modload_alternatives::{Facts, Features, Processors, Profile, Returns};
 use modload_edit::Addr;
 use modload_paravirt::{Operation, Operations};
 use thiserror::Error;
 
 use crate::error::escaped;
+use crate::specialise::Rewriting;
 
 /// A line that cannot be read.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -82,8 +84,7 @@ impl Kallsyms {
 #[derive(Clone, Debug)]
 pub struct Machine {
     pub(super) symbols: Arc<Kallsyms>,
-    pub(super) facts: Facts,
-    pub(super) operations: Operations,
+    pub(super) rewriting: Rewriting,
 }
 
 impl Machine {
@@ -96,19 +97,19 @@ impl Machine {
             processors: Processors::Several,
             indirect_thunks: address("__x86_indirect_thunk_array"),
             returns: Returns {
-                compiled: address("__x86_return_thunk"),
-                thunk: address("__x86_return_thunk"),
+                compiled: address(section::RETURN_THUNK_SYMBOL),
+                thunk: address(section::RETURN_THUNK_SYMBOL),
                 its: address("its_return_thunk"),
             },
         };
         let operations = Operations { base: address("pv_ops"), ..Operations::default() };
-        Machine { facts, operations, symbols }
+        Machine { rewriting: Rewriting { facts, profile: Profile::Linux61, operations }, symbols }
     }
 
     /// What the rewriting of code must know.
     #[must_use]
     pub fn facts(&self) -> &Facts {
-        &self.facts
+        &self.rewriting.facts
     }
 
     /// The address that a word means: `0x..`, 0, or a symbol.
@@ -128,13 +129,13 @@ impl Machine {
     pub fn take_fact(&mut self, words: &[&str]) -> Result<(), String> {
         let address = |word: &str| self.address(word).ok_or_else(|| format!("there is no symbol {word:?}"));
         match *words {
-            ["smp", "0"] => self.facts.processors = Processors::One,
-            ["smp", "1"] => self.facts.processors = Processors::Several,
-            ["return_thunk", target] => self.facts.returns.thunk = Some(address(target)?),
+            ["smp", "0"] => self.rewriting.facts.processors = Processors::One,
+            ["smp", "1"] => self.rewriting.facts.processors = Processors::Several,
+            ["return_thunk", target] => self.rewriting.facts.returns.thunk = Some(address(target)?),
             ["pv_op", op, target] => {
                 let number = op.parse().map_err(|_| format!("{op:?} is no number of an operation"))?;
                 let target = address(target)?;
-                self.operations.operations.insert(number, self.operation(target));
+                self.rewriting.operations.operations.insert(number, self.operation(target));
             }
             _ => return Err(format!("{:?} is no fact", words.join(" "))),
         }

@@ -57,7 +57,8 @@ fn rewrite<const SIZE: usize>(
 ) -> Result<(), Error> {
     for (record, bytes) in (0..).zip(records) {
         let why = Why { engine: Engine::Sort, section: table.section, record };
-        write(code, table.at + wide(SIZE) * u64::from(record), &bytes, why).map_err(Error::rewrite)?;
+        write(code, table.at + wide(SIZE) * u64::from(record), &bytes, why)
+            .map_err(|error| Error::Rewrite { section: "a sorted table", error: error.into() })?;
     }
     Ok(())
 }
