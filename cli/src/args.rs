@@ -66,12 +66,16 @@ struct Arguments {
     #[arg(long, value_name = "NAME", conflicts_with = "deps")]
     name: Option<String>,
 
+    /// Before anything is called, show this function before and after, with all that changed it. May be repeated.
+    #[arg(long, value_name = "SYMBOL", conflicts_with = "host")]
+    explain: Vec<String>,
+
     /// Take modules by name from this folder, and whatever they need from it before them.
     #[arg(long, value_name = "DIR", conflicts_with = "export_globals")]
     deps: Option<PathBuf>,
 
     /// Load two modules that are part of this program, and show what happens.
-    #[arg(long, conflicts_with_all = ["call", "trace", "export_globals", "no_process_symbols", "policy", "vermagic", "block", "cpu", "deps", "host", "name", "file"])]
+    #[arg(long, conflicts_with_all = ["call", "explain", "trace", "export_globals", "no_process_symbols", "policy", "vermagic", "block", "cpu", "deps", "host", "name", "file"])]
     demo: bool,
 
     /// The module's file. With --host and --call there need be none.
@@ -96,6 +100,8 @@ pub(crate) struct Load {
     /// The folder in which the modules' names are looked up, if they are names.
     pub(crate) deps: Option<PathBuf>,
     pub(crate) calls: Vec<Call>,
+    /// Functions to be explained.
+    pub(crate) explain: Vec<String>,
     pub(crate) trace: Trace,
     pub(crate) format: Format,
     pub(crate) target: Target,
@@ -207,6 +213,7 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command
         modules,
         deps: parsed.deps,
         calls: parsed.call,
+        explain: parsed.explain,
         trace: if parsed.trace { Trace::On } else { Trace::Off },
         format: parsed.format,
         target,

@@ -4,6 +4,7 @@
 //!   it loads them into a host that serves, where they stay.
 //! - `modunload` takes modules out of such a host.
 //! - `modhost serve` is one; `modhost list` and `modhost params` operate it.
+//! - `modhost explain` shows a function before and after it is relocated and rewritten.
 //! - `modhost image` shows what a module would be in another machine's memory.
 //! - `modhost inspect` and `modhost check` look at module files, without running anything of them.
 //!
@@ -15,6 +16,7 @@ mod args;
 mod call;
 mod check;
 mod demo;
+mod explain;
 mod failure;
 mod host_options;
 mod image;
@@ -74,6 +76,7 @@ pub fn modhost(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         HostCommand::List(list) => printed(list.connection.format, &|output| operate::list(&list, output)),
         HostCommand::Params(params) => printed(params.connection.format, &|output| operate::params(&params, output)),
         HostCommand::Check(check) => printed(check.format, &|output| check::run(&check, output)),
+        HostCommand::Explain(explain) => printed(explain.format, &|output| explain::run(&explain, output)),
         HostCommand::Image(image) => printed(image.format, &|output| image::run(&image, output)),
         HostCommand::Inspect(inspect) => printed(inspect.format, &|output| inspect::run(&inspect, output)),
     }

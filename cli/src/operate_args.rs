@@ -39,6 +39,17 @@ Examples:
 What only a load can tell (missing symbols, what init returns) is not looked at.
 Exit status: 0 all could be loaded, 1 one is refused, 2 wrong usage.";
 
+const EXPLAIN_EXAMPLES: &str = "\
+Examples:
+  modhost explain greet.o greet_hello
+      The function as it is in the file and as it would be in memory, with the records that changed it.
+  modhost explain --cpu XMM2,FSRM memcpy.o copy
+      The same for a processor with these features.
+  modhost explain --format json greet.o greet_hello | jq .changes
+
+Symbols that nobody has are taken to be functions somewhere in reach.
+Exit status: 0 done, 1 refused or failed, 2 wrong usage.";
+
 const IMAGE_EXAMPLES: &str = "\
 Examples:
   modhost image lz4.ko --addresses addresses --symbols kallsyms --cpu-caps caps --facts facts
@@ -115,12 +126,33 @@ pub(crate) enum HostCommand {
     /// Say of files whether they could be loaded, as far as their bytes tell. They need not be trusted.
     #[command(after_help = CHECK_EXAMPLES)]
     Check(Check),
+    /// Show one function before and after: every byte that relocations, alternatives and the like change, and why. Nothing
+    /// of it is run.
+    #[command(after_help = EXPLAIN_EXAMPLES)]
+    Explain(Explain),
     /// Show what a module would be in another machine's memory, byte for byte. Profile linux-6.1; nothing is run.
     #[command(after_help = IMAGE_EXAMPLES)]
     Image(Image),
     /// Show what a module file holds, without running anything of it. The file need not be trusted.
     #[command(after_help = INSPECT_EXAMPLES)]
     Inspect(Inspect),
+}
+
+/// Which function of which file.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Explain {
+    /// The module's file, compressed perhaps: an object, or an archive of several.
+    pub(crate) file: PathBuf,
+
+    /// The function.
+    pub(crate) symbol: String,
+
+    #[command(flatten)]
+    pub(crate) options: HostOptions,
+
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
 }
 
 /// Which module, and the machine in whose memory it is to be.

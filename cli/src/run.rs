@@ -28,6 +28,9 @@ pub(crate) fn load(load: &Load, options: &HostOptions, output: &mut Output) -> R
     });
     session.print(output)?;
     if result.is_ok() {
+        result = load.explain.iter().try_for_each(|function| explain(&host, &modules, &in_order, function, output));
+    }
+    if result.is_ok() {
         result = load.calls.iter().try_for_each(|call| make(&modules, call, output));
     }
     // Whatever happened, what was loaded goes, the last one first.
@@ -54,6 +57,20 @@ pub(crate) fn with_deps(folder: &Path, named: &[ModuleArguments]) -> Result<Vec<
         (name.to_owned(), ModuleArguments { name: None, file: path.into(), others: Vec::new(), params: params(name) })
     };
     Ok(order.into_iter().map(module).collect())
+}
+
+/// Explains a function of the first module that has it, as it stands next to the others that are loaded.
+fn explain(
+    host: &Host,
+    modules: &[Module],
+    loaded: &[ModuleArguments],
+    function: &str,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    let mut named = modules.iter().zip(loaded).filter(|(module, _)| module.symbol_info(function).is_some());
+    let (_, arguments) = named.next().ok_or_else(|| Failure::NoSymbol(function.to_owned()))?;
+    let files: Vec<_> = arguments.files().map(Path::to_owned).collect();
+    crate::explain::show(host, arguments.name.as_deref(), &files, function, output)
 }
 
 /// Loads files as one module into a host of this process. Of an archive, what is going to be called is needed.

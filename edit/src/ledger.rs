@@ -39,6 +39,12 @@ impl<'c, C: Code> Ledger<'c, C> {
         Ledger { code, edits: Edits::default() }
     }
 
+    /// What is edited.
+    #[must_use]
+    pub fn code(&self) -> &C {
+        self.code
+    }
+
     /// What was edited.
     #[must_use]
     pub fn close(self) -> Edits {

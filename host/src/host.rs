@@ -5,8 +5,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use modload_loader::{
-    Event, Externals, Image, Listening, LoadError, Loader, Membership, Module as ModuleInfo, Order, Policy, Recording,
-    State, Subscriber, UnloadError,
+    Event, Explanation, Externals, Image, Input, Listening, LoadError, Loader, Membership, Module as ModuleInfo, Order,
+    Policy, Recording, State, Subscriber, UnloadError,
 };
 use modload_text::{ArenaError, StripeUsage};
 
@@ -45,6 +45,15 @@ impl Host {
     /// [`LoadError`]: the module, the stage and the reason.
     pub fn load(&self, image: &Image<'_>) -> Result<Module, LoadError> {
         self.inner.loader.load_module(image).map(Module::new)
+    }
+
+    /// What a function of a link unit would become in this host, and why: every byte that relocations, alternatives and
+    /// the other engines would change. Nothing is loaded, and nothing of it is run.
+    ///
+    /// # Errors
+    /// [`LoadError`]: the stage that cannot be done and the reason.
+    pub fn explain(&self, inputs: &[Input<'_>], stem: &str, function: &str) -> Result<Explanation, LoadError> {
+        self.inner.loader.explain(inputs, stem, function)
     }
 
     /// Unloads the module of this name.

@@ -58,13 +58,13 @@ pub use file::{Compression, ModuleFile, ReadError, SIZE_LIMIT};
 pub use foreign::{Module, Symbol, SymbolError, Trust, read_trusted};
 pub use host::{Host, WeakHost};
 pub use modload_alternatives::{Features, UnknownFeature};
-pub use modload_edit::{Addr, Edit, disassembled};
+pub use modload_edit::{Addr, Edit, disassembled, formatter};
 pub use modload_loader::{
-    BUILTIN, Check, Coming, Error, Event, EventKind, FunctionBytes, Image, ImageSection, Input, InspectedExport,
-    InspectedNeed, InspectedParam, InspectedSection, InspectedTable, Inspection, Kallsyms, Listening, LoadError,
-    MachineError, Membership, MemoryImage, Module as ModuleInfo, Order, Outcome, ParamError, ParamInfo, ParamType,
-    Recording, Refusal, Rule, SectionInfo, SetParamError, Stage, State, Subscriber, SymbolKind, Timeline, UnloadError,
-    Unresolved, Verdict,
+    BUILTIN, Change, Check, Coming, Error, Event, EventKind, Explanation, FunctionBytes, Image, ImageSection, Input,
+    InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable, Inspection, Kallsyms, Listening,
+    LoadError, MachineError, Membership, MemoryImage, Module as ModuleInfo, Order, Outcome, ParamError, ParamInfo,
+    ParamType, Recording, Refusal, Rule, SectionInfo, SetParamError, Stage, State, Subscriber, SymbolKind, Timeline,
+    UnloadError, Unresolved, Verdict,
 };
 pub use modload_paravirt::Operation;
 pub use modload_text::{Arena, ArenaError, Class, StripeUsage};

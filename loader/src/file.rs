@@ -172,6 +172,17 @@ impl<'a> File<'a> {
         all
     }
 
+    /// The bytes that a symbol of this section has in the file: as many as it says, or all to the next symbol.
+    pub(crate) fn extent(&self, section: u32, symbol: &Sym<'_>) -> Option<&'a [u8]> {
+        let rest = self.section(section)?.data.get(index(symbol.value)..)?;
+        let here = self.symbols().filter(|(_, other)| other.place == Place::Section(section));
+        let size = match symbol.size {
+            0 => here.filter_map(|(_, other)| other.value.checked_sub(symbol.value)).filter(|size| *size != 0).min(),
+            size => Some(size),
+        };
+        rest.get(..size.map_or(rest.len(), |size| index(size).min(rest.len())))
+    }
+
     /// A symbol's name for people: that of its section, if it has none of its own.
     pub(crate) fn display_name(&self, at: u32) -> String {
         match self.symbol(at) {

@@ -319,11 +319,8 @@ impl FunctionBytes {
         let mut named = file.symbols().filter(|(_, symbol)| symbol.name() == name.as_bytes());
         let found = named.find_map(|(_, symbol)| match symbol.place {
             Place::Section(at) => {
-                let section = file.section(at)?;
-                let start = index(symbol.value);
-                let rest = section.data.get(start..).filter(|_| section.flags.contains(elf::SHF_EXECINSTR))?;
-                let size = if symbol.size == 0 { rest.len() } else { index(symbol.size).min(rest.len()) };
-                Some((at, symbol.value, rest[..size].to_vec()))
+                file.section(at).filter(|section| section.flags.contains(elf::SHF_EXECINSTR))?;
+                Some((at, symbol.value, file.extent(at, &symbol)?.to_vec()))
             }
             Place::Undefined | Place::Absolute | Place::Common => None,
         });

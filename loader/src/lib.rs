@@ -39,6 +39,7 @@ mod entry;
 mod load;
 mod unload;
 mod inspect;
+mod plan;
 mod image;
 
 mod fork;
@@ -62,6 +63,7 @@ pub use modload_notifier::Order;
 pub use module::{Module, Reference, SectionInfo, Symbol};
 pub use names::SymbolKind;
 pub use params::{ParamError, ParamInfo, ParamType};
+pub use plan::{Change, Explanation};
 pub use policy::{Check, ForcedUnload, Policy, Rule, Verdict};
 pub use registry::State;
 pub use resolve::{External, Externals};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use modload_edit::{Addr, wide};
+use modload_edit::{Addr, Ledger, wide};
 use modload_notifier::Order;
 use modload_relocs::Counts;
 use modload_text::{Arena, ArenaError, StripeUsage};
@@ -23,7 +23,7 @@ use crate::module::{Module, Reference};
 use crate::params::ParamsSet;
 use crate::policy::{ForcedUnload, Judge, Policy};
 use crate::registry::{Registry, Reservation, State};
-use crate::resolve::{self, Externals, Resolved, Scene};
+use crate::resolve::{self, Absent, Externals, Resolved, Scene};
 use crate::specialise::{self, Specialised};
 use crate::timeline::{Event, EventKind, Listening, Recorder, Recording};
 use crate::unload::{self, Unless, Which};
@@ -255,11 +255,20 @@ impl Loader {
         let id = reservation.id;
         let mut memory = run.stage(Stage::Allocate, || memory::allocate(arena, &layout))?;
         run.stage(Stage::Copy, || Ok(memory::copy(&file, &layout, &mut memory)))?;
-        let scene = Scene { registry, user: id, name: &run.module, externals: &**externals, judge: &judge };
+        let scene = Scene {
+            registry,
+            user: id,
+            name: &run.module,
+            externals: &**externals,
+            judge: &judge,
+            absent: Absent::Refused,
+        };
         let resolved = run.stage(Stage::Resolve, || resolve::resolve(&file, &layout, &memory, scene))?;
         let low = arena.is_low();
         run.stage(Stage::Relocate, || relocate::relocate(&file, &layout, &resolved, &mut memory, low))?;
-        run.stage(Stage::Specialise, || specialise::specialise(&file, &layout, &mut memory, &policy.rewriting))?;
+        run.stage(Stage::Specialise, || {
+            specialise::specialise(&file, &layout, &mut Ledger::new(&mut memory), &policy.rewriting)
+        })?;
         let (file, info, layout, name) = (&file, &info, &layout, run.module.clone());
         let judge = &judge;
         let unformed = Unformed { file, info, layout, id, name, registry, externals: &**externals, policy, judge };
@@ -284,6 +293,18 @@ impl Loader {
         init.forget(&module);
         run.recorder().record(|| EventKind::Stage { stage: Stage::DropInit, detail: Vec::new() });
         Ok(module)
+    }
+
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    pub(crate) fn arena(&self) -> &'static Arena {
+        self.arena
+    }
+
+    pub(crate) fn externals(&self) -> &dyn Externals {
+        &*self.externals
     }
 
     /// Has a subscriber join both chains.

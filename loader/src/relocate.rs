@@ -1,10 +1,11 @@
 //! Stage *relocate*: GOT, PLT and every section's relocations, as edits of the staged memory.
 
 use modload_abi::section;
+use modload_edit::Ledger;
 use modload_relocs::{Counts, OnDiscarded, Slots, Target};
 
 use crate::error::{Advice, Error};
-use crate::file::File;
+use crate::file::{File, Section};
 use crate::layout::Layout;
 use crate::memory::Staging;
 use crate::resolve::Resolved;
@@ -23,14 +24,49 @@ pub(crate) fn relocate(
     let mut counts = Counts::default();
     for relas in &file.relas {
         let (Some(section), Some(spot)) = (file.section(relas.target), layout.section(relas.target)) else { continue };
-        let discarded =
-            if section.name == section::EH_FRAME.as_bytes() { OnDiscarded::LeaveZero } else { OnDiscarded::Refuse };
-        let target = Target { section: relas.section, addr: memory.addr(spot), bytes: section.data, discarded };
+        let (addr, discarded) = (memory.addr(spot), on_discarded(section));
+        let target = Target { section: relas.section, addr, bytes: section.data, discarded };
         let mut window = memory.window(spot, section.size);
         let applied = modload_relocs::apply(&target, relas.records, symbols, &slots, &mut window);
         counts += applied.map_err(|source| explain(file, source, low))?;
     }
     Ok(counts)
+}
+
+/// [`relocate`] by way of a ledger, for those who want to see every edit.
+pub(crate) fn relocate_kept(
+    file: &File<'_>,
+    layout: &Layout,
+    resolved: &Resolved,
+    ledger: &mut Ledger<'_, Staging>,
+    low: bool,
+) -> Result<(), Error> {
+    let addr = |ledger: &Ledger<'_, Staging>, spot| ledger.code().addr(spot);
+    let (got, plt) = (addr(ledger, layout.got), addr(ledger, layout.plt));
+    let slots = layout.slots.clone().place(got, plt);
+    let symbols = &resolved.symbols[..];
+    let explained = |source| explain(file, source, low);
+    slots.fill_got(symbols, ledger).map_err(explained)?;
+    slots.fill_plt(ledger).map_err(explained)?;
+    let (entries, pointers) = (addr(ledger, layout.indirect_plt), addr(ledger, layout.indirect_slots));
+    layout.indirect.fill_plt(entries, pointers, file.symbol_table, ledger).map_err(explained)?;
+    layout.indirect.fill_slots(entries, pointers, file.symbol_table, ledger).map_err(explained)?;
+    for relas in &file.relas {
+        let (Some(section), Some(spot)) = (file.section(relas.target), layout.section(relas.target)) else { continue };
+        let target = Target {
+            section: relas.section,
+            addr: addr(ledger, spot),
+            bytes: section.data,
+            discarded: on_discarded(section),
+        };
+        modload_relocs::apply(&target, relas.records, symbols, &slots, ledger).map_err(explained)?;
+    }
+    Ok(())
+}
+
+/// Rows for functions that are not there do no harm.
+fn on_discarded(section: &Section<'_>) -> OnDiscarded {
+    if section.name == section::EH_FRAME.as_bytes() { OnDiscarded::LeaveZero } else { OnDiscarded::Refuse }
 }
 
 fn fill(

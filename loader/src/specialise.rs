@@ -49,9 +49,10 @@ const TABLES: &[(Engine, &str)] = &[
 pub(crate) fn specialise(
     file: &File<'_>,
     layout: &Layout,
-    memory: &mut Staging,
+    code: &mut Ledger<'_, Staging>,
     rewriting: &Rewriting,
 ) -> Result<Specialised, Error> {
+    let memory = code.code();
     let mut specialised = Specialised::default();
     let asks = |name: &[u8]| TABLES.iter().any(|(_, table)| name == table.as_bytes());
     if !file.sections.iter().any(|section| section.kept && asks(section.name)) {
@@ -78,9 +79,8 @@ pub(crate) fn specialise(
         facts.returns.thunk = facts.returns.thunk.or(Some(compiled));
     }
     let rewriting = Rewriting { facts, ..rewriting.clone() };
-    let mut code = Ledger::new(memory);
     for (engine, name, table) in in_order(&tables) {
-        let followed = follow(engine, name, &table, text, &rewriting, &mut code)?;
+        let followed = follow(engine, name, &table, text, &rewriting, code)?;
         specialised.0.push((name, followed));
     }
     Ok(specialised)

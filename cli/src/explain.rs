@@ -1,0 +1,105 @@
+//! `modhost explain` and `modload --explain`: one function before and after, and who changed which bytes.
+
+use std::io;
+use std::path::PathBuf;
+
+use anstyle::{AnsiColor, Style};
+use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction};
+use modload::{Explanation, Host, ModuleFile, SIZE_LIMIT, formatter};
+
+use crate::failure::Failure;
+use crate::operate_args::Explain;
+use crate::output::Output;
+
+const CHANGED: Style = AnsiColor::Yellow.on_default();
+const DIM: Style = Style::new().dimmed();
+
+/// `modhost explain`: in a host of its own.
+pub(crate) fn run(arguments: &Explain, output: &mut Output) -> Result<(), Failure> {
+    let host = arguments.options.builder()?.build()?;
+    show(&host, None, std::slice::from_ref(&arguments.file), &arguments.symbol, output)
+}
+
+/// Explains a function of some files in a host.
+pub(crate) fn show(
+    host: &Host,
+    name: Option<&str>,
+    files: &[PathBuf],
+    function: &str,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    let mut inputs = Vec::new();
+    let mut stem = String::new();
+    for file in files {
+        let read = ModuleFile::read(file, SIZE_LIMIT);
+        let read = read.map_err(|source| Failure::Read { file: file.clone(), source })?;
+        stem.clone_from(&read.stem);
+        inputs.push(read.into_input());
+    }
+    let explained = host.explain(&inputs, name.unwrap_or(&stem), function);
+    let file = files.first().cloned().unwrap_or_default();
+    let explained = explained.map_err(|source| Failure::Load { file, source })?;
+    output.value(&explained)?;
+    table(&explained, output)?;
+    Ok(output.flush()?)
+}
+
+/// An instruction.
+struct Line {
+    offset: usize,
+    len: usize,
+    text: String,
+}
+
+/// As if the function stood at 0: what is shown is the same in every run.
+fn disassemble(bytes: &[u8]) -> Vec<Line> {
+    let mut decoder = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE);
+    let mut formatter = formatter();
+    let mut instruction = Instruction::default();
+    let mut lines = Vec::new();
+    while decoder.can_decode() {
+        let offset = decoder.position();
+        decoder.decode_out(&mut instruction);
+        let mut text = String::new();
+        formatter.format(&instruction, &mut text);
+        lines.push(Line { offset, len: decoder.position() - offset, text });
+    }
+    lines
+}
+
+/// Both sides, in step where an instruction begins on both.
+fn table(explained: &Explanation, output: &mut Output) -> io::Result<()> {
+    let Explanation { function, place, before, after, changes } = explained;
+    output.heading(&format!("{function} at {place}"))?;
+    let (left, right) = (disassemble(before), disassemble(after));
+    let mut offsets: Vec<usize> = left.iter().chain(&right).map(|line| line.offset).collect();
+    offsets.sort_unstable();
+    offsets.dedup();
+    let (mut left, mut right) = (left.into_iter().peekable(), right.into_iter().peekable());
+    for offset in offsets {
+        let old = left.next_if(|line| line.offset == offset);
+        let new = right.next_if(|line| line.offset == offset);
+        let shown = |line: &Option<Line>, bytes: &[u8]| {
+            line.as_ref().map_or_else(String::new, |line| {
+                let hex: Vec<String> =
+                    bytes[line.offset..line.offset + line.len].iter().map(|byte| format!("{byte:02x}")).collect();
+                format!("{:<24} {}", hex.join(" "), line.text)
+            })
+        };
+        let end = [&old, &new].into_iter().flatten().map(|line| line.offset + line.len).max().unwrap_or(offset);
+        let changed = before.get(offset..end) != after.get(offset..end);
+        let style = if changed { CHANGED } else { Style::new() };
+        output.say(&format!("{style}{offset:>6x}:  {:<58} | {}{style:#}", shown(&old, before), shown(&new, after)))?;
+        for change in changes.iter().filter(|change| begins(change.offset, offset, end)) {
+            let (engine, because) = (&change.engine, &change.because);
+            output.say(&format!("{DIM}         {engine}: {because}{DIM:#}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether an edit that begins at `edit` is shown with the instructions from `offset` to `end`.
+fn begins(edit: i64, offset: usize, end: usize) -> bool {
+    let edit = usize::try_from(edit).unwrap_or(0);
+    (offset..end).contains(&edit)
+}
