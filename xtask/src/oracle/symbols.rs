@@ -1,0 +1,60 @@
+//! What the guest's /proc/kallsyms says.
+
+use std::collections::HashMap;
+
+use crate::Result;
+
+/// Addresses by name: of the kernel, and of each module.
+pub(crate) struct Symbols<'t> {
+    kernel: HashMap<&'t str, Vec<u64>>,
+    modules: HashMap<&'t str, Vec<(&'t str, u64)>>,
+}
+
+impl<'t> Symbols<'t> {
+    /// Lines `ADDRESS TYPE NAME [MODULE]`.
+    pub(crate) fn parse(text: &'t str) -> Result<Symbols<'t>> {
+        let mut symbols = Symbols { kernel: HashMap::new(), modules: HashMap::new() };
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            let (Some(address), Some(_), Some(name)) = (words.next(), words.next(), words.next()) else {
+                return Err(format!("no line of /proc/kallsyms: {line}").into());
+            };
+            let address = u64::from_str_radix(address, 16)?;
+            match words.next() {
+                None => symbols.kernel.entry(name).or_default().push(address),
+                Some(module) => {
+                    let module = module.trim_start_matches('[').trim_end_matches(']');
+                    symbols.modules.entry(module).or_default().push((name, address));
+                }
+            }
+        }
+        Ok(symbols)
+    }
+
+    /// A symbol of the kernel's own, if it has one of this name.
+    pub(crate) fn unique(&self, name: &str) -> Option<u64> {
+        let [address] = self.kernel.get(name)?[..] else { return None };
+        Some(address)
+    }
+
+    /// One that has to be there.
+    pub(crate) fn kernel(&self, name: &str) -> Result<u64> {
+        self.unique(name).ok_or_else(|| format!("the kernel has no symbol {name}, or several").into())
+    }
+
+    /// The symbols of a module.
+    pub(crate) fn of_module(&self, module: &str) -> &[(&'t str, u64)] {
+        self.modules.get(module).map_or(&[], Vec::as_slice)
+    }
+
+    /// Those of a module's symbols that others may use, by name: what has a `__ksymtab_` entry.
+    pub(crate) fn exports(&self) -> HashMap<&'t str, u64> {
+        let mut exports = HashMap::new();
+        for symbols in self.modules.values() {
+            let by_name: HashMap<_, _> = symbols.iter().copied().collect();
+            let names = symbols.iter().filter_map(|(name, _)| name.strip_prefix("__ksymtab_"));
+            exports.extend(names.filter_map(|name| Some((name, *by_name.get(name)?))));
+        }
+        exports
+    }
+}
