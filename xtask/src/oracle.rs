@@ -12,6 +12,7 @@ mod machine;
 mod ko;
 mod layout;
 mod facts;
+mod relocated;
 mod judged;
 mod folder;
 mod checks;
@@ -47,8 +48,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let kernel = kernel::folder()?;
     let folder = folder(options, boot);
     let disk = dump(options, boot, &kernel, &folder)?;
-    decode(&disk, &kernel, &folder)?;
-    report(&kernel, &folder, &Ours::File)
+    decode(&disk, &kernel, &folder)
 }
 
 /// Compares a folder that `run` has written.
@@ -130,6 +130,8 @@ fn decode(disk: &Path, kernel: &Path, folder: &Path) -> Result<()> {
         start.elapsed(),
     );
     eprint!("checks that held or not:\n{}", checks.report());
+    judged::write(&folder.join("rewriting.txt"), checks.rewriting())?;
+    eprint!("what Linux did:\n{}", checks.rewriting());
     let shown: Vec<&str> = checks.failed.iter().take(SHOWN).map(String::as_str).collect();
     match checks.failed.len() {
         0 => Ok(()),

@@ -2,14 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use object::elf;
-
 use super::dump::Memory;
 use super::facts::Loaded;
 use super::judged::Texts;
-use super::ko::{Ko, PERCPU, Relocation, Section, Symbol};
+use super::ko::{Ko, Section};
 use super::layout::{self, Half};
 use super::machine::Machine;
+use super::relocated::Places;
 use super::symbols::Symbols;
 use crate::Result;
 
@@ -30,15 +29,25 @@ const ONLY_RELOCATED: [&str; 13] = [
     ".pci_fixup_header",
 ];
 
-/// Flags that /proc/cpuinfo shows and that are no bits of the words as they were when modules were loaded.
-const SAID_OTHERWISE: [&str; 0] = [];
+/// Sections that nothing is done to begin so.
+const AS_IN_THE_FILE: [&str; 2] = [".rodata.str", ".note"];
+
+/// What Linux does to sections of one name.
+#[derive(Default)]
+struct Rewriting {
+    all: usize,
+    as_in_the_file: usize,
+    as_relocated: usize,
+    rewritten: usize,
+}
 
 /// How often each check was made, and what did not hold.
 #[derive(Default)]
 pub(crate) struct Checks {
     made: BTreeMap<&'static str, u64>,
     /// Relocations against symbols whose names say too little.
-    unresolved: u64,
+    unresolved: usize,
+    rewriting: BTreeMap<String, Rewriting>,
     pub(crate) failed: Vec<String>,
 }
 
@@ -60,6 +69,26 @@ impl Checks {
         lines
     }
 
+    /// What Linux did, by section; those that it never touches are in the sum only.
+    pub(crate) fn rewriting(&self) -> String {
+        let mut text =
+            String::from("  section                     all   as in the file   only relocated   rewritten\n");
+        let sum = |of: fn(&Rewriting) -> usize| self.rewriting.values().map(of).sum();
+        let (all, rewritten) = (sum(|it| it.all), sum(|it| it.rewritten));
+        let sum = Rewriting {
+            all,
+            as_in_the_file: sum(|it| it.as_in_the_file),
+            as_relocated: sum(|it| it.as_relocated),
+            rewritten,
+        };
+        let rows = self.rewriting.iter().map(|(name, row)| (name.as_str(), row)).chain([("together", &sum)]);
+        for (name, row) in rows.filter(|(_, row)| row.as_in_the_file < row.all) {
+            let Rewriting { all, as_in_the_file, as_relocated, rewritten } = row;
+            text.push_str(&format!("  {name:24} {all:>6} {as_in_the_file:>16} {as_relocated:>16} {rewritten:>11}\n"));
+        }
+        text
+    }
+
     /// The words of capabilities against /proc/cpuinfo, which the kernel prints by its own tables.
     pub(crate) fn machine(
         &mut self,
@@ -74,8 +103,7 @@ impl Checks {
             let said: BTreeSet<&str> =
                 line.and_then(|line| line.split(':').nth(1)).unwrap_or_default().split_whitespace().collect();
             let ours: BTreeSet<&str> = names.iter().map(String::as_str).filter(|name| !name.is_empty()).collect();
-            let differ: Vec<_> =
-                ours.symmetric_difference(&said).filter(|name| !SAID_OTHERWISE.contains(name)).collect();
+            let differ: Vec<_> = ours.symmetric_difference(&said).collect();
             let holds = Holds::of(differ.is_empty() && !said.is_empty());
             self.check("lines of /proc/cpuinfo are the capability words", holds, || format!("{key}: {differ:?}"));
         }
@@ -95,7 +123,7 @@ impl Checks {
         let addresses = loaded.addresses(ko);
         self.symbols(loaded, ko, &addresses, symbols)?;
         let places = Places { addresses, percpu: loaded.percpu(ko, symbols)?, ko, symbols, exports };
-        for (index, section) in ko.numbered().filter(|(_, section)| section.is_judged() && !section.is_executable()) {
+        for (index, section) in ko.numbered().filter(|(_, section)| section.is_judged()) {
             self.contents(loaded.name, index, section, &places, memory)?;
         }
         Ok(())
@@ -143,6 +171,7 @@ impl Checks {
     }
 
     /// Data that nothing is done to is as in the file; and what is only relocated has the values that its relocations say.
+    /// All sections are counted: as in the file, as relocated, or rewritten.
     fn contents(
         &mut self,
         module: &str,
@@ -151,37 +180,35 @@ impl Checks {
         places: &Places<'_>,
         memory: &Memory,
     ) -> Result<()> {
-        let relocations = places.ko.relocations(index)?;
-        let (only_relocated, as_is) =
-            (ONLY_RELOCATED.contains(&section.name.as_str()), section.name.starts_with(".rodata.str"));
-        if !only_relocated && !as_is && !section.name.starts_with(".note") {
+        let mut relocated = places.relocated(index)?;
+        let Some(there) = memory.bytes(places.addresses[&index], section.size) else { return Ok(()) };
+        self.unresolved += relocated.unresolved.len();
+        for (at, width) in relocated.unresolved {
+            // Taken from memory, so that the rest of the section can be compared.
+            relocated.bytes[at..at + width].copy_from_slice(&there[at..at + width]);
+        }
+        let as_relocated = Holds::of(relocated.bytes == there);
+        let count = self.rewriting.entry(section.name.clone()).or_default();
+        count.all += 1;
+        match as_relocated {
+            _ if there == places.ko.bytes_of(index)? => count.as_in_the_file += 1,
+            Holds::Yes => count.as_relocated += 1,
+            Holds::No => count.rewritten += 1,
+        }
+        let name = section.name.as_str();
+        if !ONLY_RELOCATED.contains(&name) && !AS_IN_THE_FILE.iter().any(|prefix| name.starts_with(prefix)) {
             return Ok(());
         }
-        let start = places.addresses[&index];
-        let Some(there) = memory.bytes(start, section.size) else { return Ok(()) };
-        let mut expected = places.ko.bytes_of(index)?.to_vec();
-        for relocation in &relocations {
-            let Some((value, width)) = places.value(relocation, start)? else {
-                // Taken from memory, so that the rest of the section can be compared.
-                let at = usize::try_from(relocation.offset)?;
-                expected[at..at + 4].copy_from_slice(&there[at..at + 4]);
-                self.unresolved += 1;
-                continue;
-            };
-            let at = usize::try_from(relocation.offset)?;
-            expected[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);
-            self.check(
-                "relocations have been applied",
-                Holds::of(expected[at..at + width] == there[at..at + width]),
-                || format!("{module} {}+{at:#x}: {relocation:?}", section.name),
-            );
+        for (at, width) in &relocated.fields {
+            let field = *at..at + width;
+            let holds = Holds::of(relocated.bytes[field.clone()] == there[field]);
+            self.check("relocations have been applied", holds, || format!("{module} {name}+{at:#x}"));
         }
-        let what = if relocations.is_empty() {
-            "sections without relocations are as in the file"
-        } else {
-            "sections of data are as in the file but for relocations"
+        let what = match relocated.fields.len() {
+            0 => "sections without relocations are as in the file",
+            _ => "sections of data are as in the file but for relocations",
         };
-        self.check(what, Holds::of(expected == there), || format!("{module} {}", section.name));
+        self.check(what, as_relocated, || format!("{module} {name}"));
         Ok(())
     }
 }
@@ -196,45 +223,5 @@ enum Holds {
 impl Holds {
     fn of(condition: bool) -> Holds {
         if condition { Holds::Yes } else { Holds::No }
-    }
-}
-
-/// Where a module's symbols are.
-struct Places<'p> {
-    addresses: BTreeMap<usize, u64>,
-    percpu: Option<u64>,
-    ko: &'p Ko<'p>,
-    symbols: &'p Symbols<'p>,
-    exports: &'p HashMap<&'p str, u64>,
-}
-
-impl Places<'_> {
-    /// The value of a relocated field and its width; `None` if its symbol is not known.
-    fn value(&self, relocation: &Relocation, section: u64) -> Result<Option<(u64, usize)>> {
-        let Some(symbol) = self.address(&self.ko.symbol(relocation.symbol)?) else { return Ok(None) };
-        let (value, place) = (symbol.wrapping_add_signed(relocation.addend), section.wrapping_add(relocation.offset));
-        Ok(match relocation.raw {
-            elf::R_X86_64_64 => Some((value, 8)),
-            elf::R_X86_64_32 | elf::R_X86_64_32S => Some((value, 4)),
-            elf::R_X86_64_PC32 | elf::R_X86_64_PLT32 => Some((value.wrapping_sub(place), 4)),
-            elf::R_X86_64_PC64 => Some((value.wrapping_sub(place), 8)),
-            _ => None,
-        })
-    }
-
-    fn address(&self, symbol: &Symbol) -> Option<u64> {
-        match symbol.section {
-            elf::SHN_UNDEF if symbol.name.is_empty() => Some(0),
-            elf::SHN_UNDEF => {
-                self.symbols.unique(&symbol.name).or_else(|| self.exports.get(symbol.name.as_str()).copied())
-            }
-            elf::SHN_ABS => Some(symbol.value),
-            section => {
-                let section = usize::from(section.0);
-                let is_percpu = self.ko.sections.get(section).is_some_and(|section| section.name == PERCPU);
-                let start = if is_percpu { self.percpu } else { self.addresses.get(&section).copied() };
-                start.map(|start| start.wrapping_add(symbol.value))
-            }
-        }
     }
 }

@@ -68,7 +68,7 @@ impl Outcome {
         self.failures.extend(other.failures);
     }
 
-    /// The figures: all sections, then by name those that Linux changes.
+    /// The figures: all sections, then by name those of which some differ.
     pub(crate) fn report(&self) -> String {
         let mut all = Count::default();
         self.sections.values().for_each(|count| all.add(*count));
@@ -80,9 +80,7 @@ impl Outcome {
             self.identical,
             self.failures.len(),
         );
-        for (name, count) in
-            self.sections.iter().filter(|(_, count)| count.changed > 0 || count.identical < count.compared)
-        {
+        for (name, count) in self.sections.iter().filter(|(_, count)| count.identical < count.compared) {
             let Count { compared, identical, changed, changed_identical } = count;
             text.push_str(&format!(
                 "  {name:24} {compared:>6} compared {identical:>6} identical {changed:>6} changed {changed_identical:>6} of these identical\n"
