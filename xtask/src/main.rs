@@ -28,7 +28,7 @@ struct Command {
 }
 
 const ORACLE: &[(&str, &str)] =
-    &[("boot", "max"), ("modules", "300"), ("out", ""), ("megabytes", "4096"), ("seconds", "900"), ("again", "no")];
+    &[("boot", "max"), ("modules", "300"), ("out", ""), ("megabytes", "4096"), ("seconds", "1200"), ("again", "no")];
 
 const COMMANDS: &[Command] = &[
     Command {

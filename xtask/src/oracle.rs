@@ -120,10 +120,10 @@ fn decode(disk: &Path, kernel: &Path, folder: &Path) -> Result<()> {
     folder::write_lists(folder, &attempts)?;
     let refused = attempts.iter().filter(|attempt| attempt.errno != 0).count();
     let milliseconds: u64 = attempts.iter().map(|attempt| attempt.milliseconds).sum();
+    eprintln!("{}\n{}", texts.version.trim_end(), machine.summary(&symbols));
     eprintln!(
-        "{}\n{} modules loaded, {refused} refused ({}), in {milliseconds} ms of the guest's\n{sections} sections, {} bytes \
+        "{} modules loaded, {refused} refused ({}), in {milliseconds} ms of the guest's\n{sections} sections, {} bytes \
          of memory, decoded and checked in {:.1?}",
-        texts.version.trim_end(),
         loaded.len(),
         folder::refusals(&attempts),
         dump.memory.size(),

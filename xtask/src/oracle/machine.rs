@@ -55,6 +55,17 @@ impl Machine {
         text
     }
 
+    /// What tells boots apart at a glance.
+    pub(crate) fn summary(&self, symbols: &Symbols<'_>) -> String {
+        let thunk = symbols.name_at(self.return_thunk).unwrap_or("somewhere without a name");
+        let cpus = if self.is_smp { "lock prefixes kept" } else { "lock prefixes taken away" };
+        format!(
+            "return thunk {thunk}, {cpus}, {} capability words, {} pv_ops",
+            self.capabilities.len(),
+            self.pv_ops.len()
+        )
+    }
+
     /// The names of the features that are set, as the kernel's own tables have them: what /proc/cpuinfo prints. This
     /// shows that the words are the right ones.
     pub(crate) fn names(&self, memory: &Memory, symbols: &Symbols<'_>) -> Result<(Vec<String>, Vec<String>)> {

@@ -42,6 +42,11 @@ impl<'t> Symbols<'t> {
         self.unique(name).ok_or_else(|| format!("the kernel has no symbol {name}, or several").into())
     }
 
+    /// A name of what stands there in the kernel itself, the first in order.
+    pub(crate) fn name_at(&self, address: u64) -> Option<&'t str> {
+        self.kernel.iter().filter(|(_, places)| places.contains(&address)).map(|(name, _)| *name).min()
+    }
+
     /// The symbols of a module.
     pub(crate) fn of_module(&self, module: &str) -> &[(&'t str, u64)] {
         self.modules.get(module).map_or(&[], Vec::as_slice)
