@@ -124,3 +124,32 @@ impl<'b> Btf<'b> {
         Ok(None)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Btf, MAGIC, Member};
+
+    /// Types, as words, with a header in front and these names behind.
+    fn btf(types: &[u32], names: &str) -> Vec<u8> {
+        let (length, names_length) = (u32::try_from(types.len()).unwrap() * 4, u32::try_from(names.len()).unwrap());
+        let words =
+            [u32::from(MAGIC) | 1 << 16, 24, 0, length, length, names_length].into_iter().chain(types.iter().copied());
+        words.flat_map(u32::to_le_bytes).chain(names.bytes()).collect()
+    }
+
+    #[test]
+    fn members_are_found_in_what_has_no_name() {
+        // 1: an integer. 2: an array of 24. 3: a union without a name. 4: struct s { int a; union { array b; }; }
+        let integer = [0, 1 << 24, 4, 32];
+        let array = [0, 3 << 24, 0, 1, 1, 24];
+        let union = [0, 5 << 24 | 1, 96, 5, 2, 0];
+        let structure = [1, 4 << 24 | 2, 100, 3, 1, 0, 0, 3, 32];
+        let bytes = btf(&[&integer[..], &array, &union, &structure].concat(), "\0s\0a\0b\0");
+        let btf = Btf::parse(&bytes).unwrap();
+        assert_eq!(btf.member("s", "a").unwrap(), Member { offset: 0, elements: None });
+        assert_eq!(btf.member("s", "b").unwrap(), Member { offset: 4, elements: Some(24) });
+        assert_eq!(btf.size("s").unwrap(), 100);
+        assert_eq!(btf.member("s", "c").unwrap_err().to_string(), "s has no member c");
+        assert!(btf.size("t").is_err() && Btf::parse(&bytes[..60]).is_err() && Btf::parse(&[]).is_err());
+    }
+}

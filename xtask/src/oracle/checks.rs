@@ -131,16 +131,19 @@ impl Checks {
 
     /// What sysfs lists lies where the rules of the layout put it.
     fn layout(&mut self, loaded: &Loaded<'_>, ko: &Ko<'_>) {
-        let offsets = layout::offsets(ko, Half::Core);
-        for (section, offset) in offsets.iter().map(|(index, offset)| (&ko.sections[*index], offset)) {
-            let listed = loaded.listed.get(section.name.as_str());
-            let holds = match listed {
-                Some(address) => Holds::of(*address == loaded.start + offset),
-                None => Holds::of(section.size == 0),
-            };
-            self.check("sections are where the layout puts them", holds, || {
-                format!("{} of {}: {listed:x?}, not {offset:#x} from {:#x}", section.name, loaded.name, loaded.start)
-            });
+        for half in [Half::Core, Half::Init] {
+            let offsets = layout::offsets(ko, half);
+            let Some(start) = loaded.start_of(half, &offsets, ko) else { continue };
+            for (section, offset) in offsets.iter().map(|(index, offset)| (&ko.sections[*index], offset)) {
+                let listed = loaded.listed.get(section.name.as_str());
+                let holds = match listed {
+                    Some(address) => Holds::of(*address == start + offset),
+                    None => Holds::of(section.size == 0),
+                };
+                self.check("sections are where the layout puts them", holds, || {
+                    format!("{} of {}: {listed:x?}, not {offset:#x} from {start:#x}", section.name, loaded.name)
+                });
+            }
         }
     }
 

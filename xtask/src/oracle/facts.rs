@@ -18,15 +18,22 @@ pub(crate) struct Loaded<'d> {
 }
 
 impl Loaded<'_> {
+    /// Where a half of its memory begins: what is given back after init has no other address than its sections'.
+    pub(crate) fn start_of(&self, half: Half, offsets: &[(usize, u64)], ko: &Ko<'_>) -> Option<u64> {
+        match half {
+            Half::Core => Some(self.start),
+            Half::Init => offsets
+                .iter()
+                .find_map(|(index, offset)| Some(self.listed.get(ko.sections[*index].name.as_str())? - offset)),
+        }
+    }
+
     /// The address of each kept section, by index: what sysfs lists, and for what is empty where it must be.
     pub(crate) fn addresses(&self, ko: &Ko<'_>) -> BTreeMap<usize, u64> {
         let mut addresses = BTreeMap::new();
         for half in [Half::Core, Half::Init] {
             let offsets = layout::offsets(ko, half);
-            // Where this half begins follows from any of its sections.
-            let listed =
-                |(index, offset): &(usize, u64)| Some(self.listed.get(ko.sections[*index].name.as_str())? - offset);
-            let start = if half == Half::Core { Some(self.start) } else { offsets.iter().find_map(listed) };
+            let start = self.start_of(half, &offsets, ko);
             for (index, offset) in offsets {
                 let address = self.listed.get(ko.sections[index].name.as_str()).copied();
                 if let Some(address) = address.or(start.map(|start| start + offset)) {
@@ -45,7 +52,7 @@ impl Loaded<'_> {
         }
         for key in self.static_call_keys(ko, memory, symbols) {
             if let Some(target) = memory.u64_at(key) {
-                text.push_str(&format!("static_call {key:#x} {target:#x}\n"));
+                text.push_str(&format!("static_call {key:#x} {}\n", target_word(target)));
             }
         }
         for key in self.records(ko, "__jump_table", 16).filter_map(|record| jump_key(memory, record)) {
@@ -103,7 +110,30 @@ fn relative(field: u64, distance: i64) -> Option<u64> {
     field.checked_add_signed(distance & !3)
 }
 
+/// The target of a static call or a paravirt operation: 0 is none.
+pub(crate) fn target_word(target: u64) -> String {
+    if target == 0 { "0".into() } else { format!("{target:#x}") }
+}
+
 fn unique_lines(text: &str) -> String {
     let mut seen = BTreeSet::new();
     text.lines().filter(|line| seen.insert(*line)).map(|line| format!("{line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{relative, target_word, unique_lines};
+
+    #[test]
+    fn the_lowest_bits_of_a_key_are_flags() {
+        assert_eq!(relative(0x1000, 0x13), Some(0x1010));
+        assert_eq!(relative(0x1000, -0xf), Some(0xff0));
+        assert_eq!(relative(0, -4), None);
+    }
+
+    #[test]
+    fn facts_are_said_once() {
+        assert_eq!(unique_lines("b\na\nb\n"), "b\na\n");
+        assert_eq!((target_word(0), target_word(16)), ("0".into(), "0x10".into()));
+    }
 }

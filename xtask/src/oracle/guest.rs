@@ -45,7 +45,8 @@ impl Guest<'_> {
         let init = fs::read_to_string(source())?;
         let (boot, vmlinuz) = (self.boot, self.vmlinuz()?);
         let size = fs::metadata(&vmlinuz)?.len();
-        Ok(format!("{boot:?}\n{vmlinuz:?} {size}\n{:?}\n{:?}\n{init}", choice.before, choice.modules))
+        let Boot { cpu, cpus, arguments, .. } = boot;
+        Ok(format!("{cpu} {cpus} {arguments}\n{vmlinuz:?} {size}\n{:?}\n{:?}\n{init}", choice.before, choice.modules))
     }
 
     /// Boots, and waits until the guest has turned its machine off.

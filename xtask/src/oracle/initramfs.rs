@@ -57,3 +57,20 @@ impl<W: Write> Initramfs<W> {
         self.to.write_all(&[0; 3][..bytes.len().wrapping_neg() % 4])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Initramfs;
+
+    #[test]
+    fn every_entry_begins_at_a_multiple_of_four() {
+        let mut bytes = Vec::new();
+        let mut archive = Initramfs::new(&mut bytes).unwrap();
+        archive.file("init", b"12345").unwrap();
+        archive.finish().unwrap();
+        let starts: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(b"070701")).collect();
+        assert!(starts.len() == 7 && starts.iter().all(|start| start % 4 == 0), "{starts:?}");
+        assert!(bytes[starts[5] + 110..].starts_with(b"init\0") && bytes.len() % 4 == 0);
+        assert!(bytes[starts[6] + 110..].starts_with(b"TRAILER!!!\0"));
+    }
+}

@@ -2,6 +2,7 @@
 
 use super::btf::{Btf, Member};
 use super::dump::Memory;
+use super::facts::target_word;
 use super::symbols::Symbols;
 use crate::Result;
 
@@ -50,7 +51,7 @@ impl Machine {
     pub(crate) fn facts_file(&self) -> String {
         let mut text = format!("smp {}\nreturn_thunk {:#x}\n", u8::from(self.is_smp), self.return_thunk);
         for (slot, target) in self.pv_ops.iter().enumerate() {
-            text.push_str(&format!("pv_op {slot} {target:#x}\n"));
+            text.push_str(&format!("pv_op {slot} {}\n", target_word(*target)));
         }
         text
     }

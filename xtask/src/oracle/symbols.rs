@@ -63,3 +63,21 @@ impl<'t> Symbols<'t> {
         exports
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Symbols;
+
+    #[test]
+    fn exports_are_what_has_an_entry() {
+        let text = "ffffffff81000000 T start\nffffffff81000000 T twice\nffffffff81000010 t twice\n\
+                    ffffffffc0000000 t offered\t[m]\nffffffffc0000010 r __ksymtab_offered\t[m]\n\
+                    ffffffffc0000020 t own\t[m]\n";
+        let symbols = Symbols::parse(text).unwrap();
+        assert_eq!(symbols.unique("start"), Some(0xffff_ffff_8100_0000));
+        assert_eq!(symbols.unique("twice"), None);
+        assert_eq!(symbols.of_module("m").len(), 3);
+        assert_eq!(symbols.exports().into_iter().collect::<Vec<_>>(), [("offered", 0xffff_ffff_c000_0000)]);
+        assert!(Symbols::parse("ffffffff81000000 T").is_err());
+    }
+}
