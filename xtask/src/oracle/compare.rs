@@ -144,6 +144,9 @@ impl Boot<'_> {
             }
         }
         outcome.identical = usize::from(outcome.differences.is_empty());
+        if let Some(made) = made.filter(|_| outcome.differences.is_empty()) {
+            made.discard()?;
+        }
         Ok(outcome)
     }
 }

@@ -62,4 +62,9 @@ impl Made {
             Err(format!("{name} has {} bytes, not {printed} as printed", bytes.len()).into())
         }
     }
+
+    /// Nobody needs to look at what is as it should be.
+    pub(crate) fn discard(self) -> Result<()> {
+        Ok(fs::remove_dir_all(self.folder)?)
+    }
 }
