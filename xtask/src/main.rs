@@ -5,6 +5,7 @@
 mod fuzz;
 mod kernel;
 mod mutants;
+mod oracle;
 mod options;
 mod process;
 mod seeds;
@@ -26,6 +27,9 @@ struct Command {
     run: fn(&Options) -> Result<()>,
 }
 
+const ORACLE: &[(&str, &str)] =
+    &[("boot", "max"), ("modules", "300"), ("out", ""), ("megabytes", "4096"), ("seconds", "1200"), ("again", "no")];
+
 const COMMANDS: &[Command] = &[
     Command {
         name: "kernel",
@@ -45,6 +49,19 @@ const COMMANDS: &[Command] = &[
         options: &[("target", "all"), ("seconds", "60")],
         help: "build the fuzz targets, run each for SECONDS; what they find is in target/fuzz",
         run: fuzz::run,
+    },
+    Command {
+        name: "oracle",
+        options: ORACLE,
+        help: "boot Debian's kernel in QEMU, load MODULES (a number, all, or names with commas between them), write down\n      \
+               what became of them in OUT (target/oracle/BOOT), and check it; again=yes boots even if nothing has changed",
+        run: oracle::run,
+    },
+    Command {
+        name: "oracle-compare",
+        options: &[("boot", "max"), ("out", ""), ("with", "image")],
+        help: "compare what oracle wrote with what modhost makes, or, with=file, with the files as they are",
+        run: oracle::compare,
     },
 ];
 

@@ -1,0 +1,160 @@
+//! Linux itself as the judge: a machine of QEMU's loads Debian's modules, and what it made of them is written down for
+//! `modhost image` to reproduce. docs/linux-as-judge.md says how.
+
+mod boots;
+mod choice;
+mod initramfs;
+mod guest;
+mod dump;
+mod symbols;
+mod btf;
+mod machine;
+mod ko;
+mod layout;
+mod facts;
+mod relocated;
+mod judged;
+mod folder;
+mod checks;
+mod image;
+mod compare;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use boots::Boot;
+use checks::Checks;
+use choice::Choice;
+use compare::{Ours, write_differences};
+use dump::Dump;
+use guest::Guest;
+use image::Modhost;
+use judged::Texts;
+use ko::Ko;
+use machine::Machine;
+use symbols::Symbols;
+
+use crate::options::Options;
+use crate::process::target_folder;
+use crate::{Result, kernel};
+
+/// Most differences that are printed.
+const SHOWN: usize = 20;
+
+/// Boots if need be; writes the folder, checks it, and says what Linux changed.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let boot = boots::named(options.text("boot"))?;
+    let kernel = kernel::folder()?;
+    let folder = folder(options, boot);
+    let disk = dump(options, boot, &kernel, &folder)?;
+    decode(&disk, &kernel, &folder)
+}
+
+/// Compares a folder that `run` has written.
+pub(crate) fn compare(options: &Options) -> Result<()> {
+    let folder = folder(options, boots::named(options.text("boot"))?);
+    if !folder.join("modules.txt").exists() {
+        return Err(format!("there is nothing in {}: cargo xtask oracle makes it", folder.display()).into());
+    }
+    let ours = match options.text("with") {
+        "file" => Ours::File,
+        "image" => Ours::Image(Modhost::build()?),
+        other => return Err(format!("with={other}: it is image, or file for the files as they are").into()),
+    };
+    report(&kernel::folder()?, &folder, &ours)
+}
+
+/// Where everything goes.
+fn folder(options: &Options, boot: &Boot) -> PathBuf {
+    match options.text("out") {
+        "" => target_folder().join("oracle").join(boot.name),
+        out => PathBuf::from(out),
+    }
+}
+
+/// Boots if anything has changed since the last time, and returns the guest's disk.
+fn dump(options: &Options, boot: &'static Boot, kernel: &Path, folder: &Path) -> Result<PathBuf> {
+    let start = Instant::now();
+    let choice = Choice::of(kernel, options.text("modules"), &target_folder().join("oracle"))?;
+    let count = choice.before.len() + choice.modules.len();
+    eprintln!("{}: {count} modules, ordered in {:.1?}", boot.name, start.elapsed());
+    let guest = Guest {
+        boot,
+        kernel,
+        folder: folder.join("guest"),
+        megabytes: options.number("megabytes")?,
+        limit: Duration::from_secs(options.number("seconds")?),
+    };
+    let (stamp, inputs) = (folder.join("inputs"), guest.inputs(&choice)?);
+    if options.text("again") != "no" || fs::read_to_string(&stamp).ok().as_ref() != Some(&inputs) {
+        if folder.exists() {
+            fs::remove_dir_all(folder)?;
+        }
+        guest.run(&choice)?;
+        fs::write(&stamp, inputs)?;
+    }
+    Ok(guest.disk())
+}
+
+/// Writes the folder from the disk, and checks it on the way.
+fn decode(disk: &Path, kernel: &Path, folder: &Path) -> Result<()> {
+    let start = Instant::now();
+    let dump = Dump::read(disk)?;
+    let texts = Texts::of(&dump)?;
+    let (attempts, loaded) = (texts.attempts(&judged::files(kernel)?)?, texts.loaded()?);
+    let symbols = Symbols::parse(&texts.kallsyms)?;
+    let machine = Machine::read(&dump.memory, &symbols)?;
+    let (mut checks, exports) = (Checks::default(), symbols.exports());
+    checks.machine(&machine, &texts, &dump.memory, &symbols)?;
+    let mut sections = 0;
+    for attempt in attempts.iter().filter(|attempt| attempt.errno == 0) {
+        let module =
+            loaded.get(attempt.name.as_str()).ok_or_else(|| format!("{} was loaded and is gone", attempt.name))?;
+        let bytes = fs::read(kernel.join(&attempt.path))?;
+        let ko = Ko::parse(&bytes)?;
+        sections += folder::write_module(folder, module, &ko, &machine, &dump.memory, &symbols)?;
+        checks.module(module, &ko, &dump.memory, &symbols, &exports)?;
+    }
+    folder::write_machine(folder, &texts, &machine)?;
+    folder::write_lists(folder, &attempts)?;
+    let refused = attempts.iter().filter(|attempt| attempt.errno != 0).count();
+    let milliseconds: u64 = attempts.iter().map(|attempt| attempt.milliseconds).sum();
+    eprintln!("{}\n{}", texts.version.trim_end(), machine.summary(&symbols));
+    eprintln!(
+        "{} modules loaded, {refused} refused ({}), in {milliseconds} ms of the guest's\n{sections} sections, {} bytes \
+         of memory, decoded and checked in {:.1?}",
+        loaded.len(),
+        folder::refusals(&attempts),
+        dump.memory.size(),
+        start.elapsed(),
+    );
+    eprint!("checks that held or not:\n{}", checks.report());
+    judged::write(&folder.join("rewriting.txt"), checks.rewriting())?;
+    eprint!("what Linux did:\n{}", checks.rewriting());
+    let shown: Vec<&str> = checks.failed.iter().take(SHOWN).map(String::as_str).collect();
+    match checks.failed.len() {
+        0 => Ok(()),
+        count => Err(format!("{}\n{count} checks do not hold: this dump proves nothing", shown.join("\n")).into()),
+    }
+}
+
+/// Compares, and prints the figures.
+fn report(kernel: &Path, folder: &Path, ours: &Ours) -> Result<()> {
+    let start = Instant::now();
+    let outcome = compare::Boot { folder, kernel }.compare(ours)?;
+    let name = match ours {
+        Ours::File => "changed-by-linux.txt",
+        Ours::Image(_) => "differences.txt",
+    };
+    let path = write_differences(folder, &outcome, name)?;
+    print!("{}", outcome.report());
+    eprintln!("compared in {:.1?}; every difference is in {}", start.elapsed(), path.display());
+    let found: Vec<&str> = outcome.failures.iter().chain(&outcome.differences).map(String::as_str).collect();
+    match ours {
+        Ours::Image(_) if !found.is_empty() => {
+            Err(format!("{}\n{} differences", found[..found.len().min(SHOWN)].join("\n"), found.len()).into())
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,230 @@
+//! Whether a dump is what it claims to be. Nothing here knows how Linux rewrites code.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::dump::Memory;
+use super::facts::Loaded;
+use super::judged::Texts;
+use super::ko::{Ko, Section};
+use super::layout::{self, Half};
+use super::machine::Machine;
+use super::relocated::Places;
+use super::symbols::Symbols;
+use crate::Result;
+
+/// Sections that Linux relocates and does nothing else with. (It sorts others, and rewrites code.)
+const ONLY_RELOCATED: [&str; 13] = [
+    ".rodata",
+    "__param",
+    "__ksymtab",
+    "__ksymtab_gpl",
+    ".altinstructions",
+    ".parainstructions",
+    ".smp_locks",
+    ".retpoline_sites",
+    ".return_sites",
+    "__tracepoints_ptrs",
+    ".static_call_tramp_key",
+    "__modver",
+    ".pci_fixup_header",
+];
+
+/// Sections that nothing is done to begin so.
+const AS_IN_THE_FILE: [&str; 2] = [".rodata.str", ".note"];
+
+/// What Linux does to sections of one name.
+#[derive(Default)]
+struct Rewriting {
+    all: usize,
+    as_in_the_file: usize,
+    as_relocated: usize,
+    rewritten: usize,
+}
+
+/// How often each check was made, and what did not hold.
+#[derive(Default)]
+pub(crate) struct Checks {
+    made: BTreeMap<&'static str, u64>,
+    /// Relocations against symbols whose names say too little.
+    unresolved: usize,
+    rewriting: BTreeMap<String, Rewriting>,
+    pub(crate) failed: Vec<String>,
+}
+
+impl Checks {
+    fn check(&mut self, what: &'static str, holds: Holds, detail: impl FnOnce() -> String) {
+        *self.made.entry(what).or_default() += 1;
+        if let Holds::No = holds {
+            self.failed.push(format!("{what}: {}", detail()));
+        }
+    }
+
+    /// A line a check.
+    pub(crate) fn report(&self) -> String {
+        let mut lines: String = self.made.iter().map(|(what, count)| format!("  {count:>8} {what}\n")).collect();
+        lines.push_str(&format!(
+            "  {:>8} relocations not checked: the names of their symbols say too little\n",
+            self.unresolved
+        ));
+        lines
+    }
+
+    /// What Linux did, by section; those that it never touches are in the sum only.
+    pub(crate) fn rewriting(&self) -> String {
+        let mut text =
+            String::from("  section                     all   as in the file   only relocated   rewritten\n");
+        let sum = |of: fn(&Rewriting) -> usize| self.rewriting.values().map(of).sum();
+        let (all, rewritten) = (sum(|it| it.all), sum(|it| it.rewritten));
+        let sum = Rewriting {
+            all,
+            as_in_the_file: sum(|it| it.as_in_the_file),
+            as_relocated: sum(|it| it.as_relocated),
+            rewritten,
+        };
+        let rows = self.rewriting.iter().map(|(name, row)| (name.as_str(), row)).chain([("together", &sum)]);
+        for (name, row) in rows.filter(|(_, row)| row.as_in_the_file < row.all) {
+            let Rewriting { all, as_in_the_file, as_relocated, rewritten } = row;
+            text.push_str(&format!("  {name:24} {all:>6} {as_in_the_file:>16} {as_relocated:>16} {rewritten:>11}\n"));
+        }
+        text
+    }
+
+    /// The words of capabilities against /proc/cpuinfo, which the kernel prints by its own tables.
+    pub(crate) fn machine(
+        &mut self,
+        machine: &Machine,
+        texts: &Texts,
+        memory: &Memory,
+        symbols: &Symbols<'_>,
+    ) -> Result<()> {
+        let (features, bugs) = machine.names(memory, symbols)?;
+        for (key, names) in [("flags", features), ("bugs", bugs)] {
+            let line = texts.cpuinfo.lines().find(|line| line.split(':').next().is_some_and(|word| word.trim() == key));
+            let said: BTreeSet<&str> =
+                line.and_then(|line| line.split(':').nth(1)).unwrap_or_default().split_whitespace().collect();
+            let ours: BTreeSet<&str> = names.iter().map(String::as_str).filter(|name| !name.is_empty()).collect();
+            let differ: Vec<_> = ours.symmetric_difference(&said).collect();
+            let holds = Holds::of(differ.is_empty() && !said.is_empty());
+            self.check("lines of /proc/cpuinfo are the capability words", holds, || format!("{key}: {differ:?}"));
+        }
+        Ok(())
+    }
+
+    /// One module.
+    pub(crate) fn module(
+        &mut self,
+        loaded: &Loaded<'_>,
+        ko: &Ko<'_>,
+        memory: &Memory,
+        symbols: &Symbols<'_>,
+        exports: &HashMap<&str, u64>,
+    ) -> Result<()> {
+        self.layout(loaded, ko);
+        let addresses = loaded.addresses(ko);
+        self.symbols(loaded, ko, &addresses, symbols)?;
+        let places = Places { addresses, percpu: loaded.percpu(ko, symbols)?, ko, symbols, exports };
+        for (index, section) in ko.numbered().filter(|(_, section)| section.is_judged()) {
+            self.contents(loaded.name, index, section, &places, memory)?;
+        }
+        Ok(())
+    }
+
+    /// What sysfs lists lies where the rules of the layout put it.
+    fn layout(&mut self, loaded: &Loaded<'_>, ko: &Ko<'_>) {
+        for half in [Half::Core, Half::Init] {
+            let offsets = layout::offsets(ko, half);
+            let Some(start) = loaded.start_of(half, &offsets, ko) else { continue };
+            for (section, offset) in offsets.iter().map(|(index, offset)| (&ko.sections[*index], offset)) {
+                let listed = loaded.listed.get(section.name.as_str());
+                let holds = match listed {
+                    Some(address) => Holds::of(*address == start + offset),
+                    None => Holds::of(section.size == 0),
+                };
+                self.check("sections are where the layout puts them", holds, || {
+                    format!("{} of {}: {listed:x?}, not {offset:#x} from {start:#x}", section.name, loaded.name)
+                });
+            }
+        }
+    }
+
+    /// Each name of /proc/kallsyms is a symbol of the file at its section's address.
+    fn symbols(
+        &mut self,
+        loaded: &Loaded<'_>,
+        ko: &Ko<'_>,
+        addresses: &BTreeMap<usize, u64>,
+        symbols: &Symbols<'_>,
+    ) -> Result<()> {
+        let mut expected: HashMap<String, Vec<u64>> = HashMap::new();
+        for symbol in ko.symbols() {
+            let symbol = symbol?;
+            if let Some(address) = addresses.get(&usize::from(symbol.section.0)) {
+                expected.entry(symbol.name).or_default().push(address + symbol.value);
+            }
+        }
+        for (name, address) in symbols.of_module(loaded.name) {
+            // Per-CPU and absolute symbols have no section's address.
+            let Some(places) = expected.get(*name) else { continue };
+            let holds = Holds::of(places.contains(address));
+            self.check("symbols are at their sections' addresses", holds, || {
+                format!("{name} of {}: {address:#x}, not {places:x?}", loaded.name)
+            });
+        }
+        Ok(())
+    }
+
+    /// Data that nothing is done to is as in the file; and what is only relocated has the values that its relocations say.
+    /// All sections are counted: as in the file, as relocated, or rewritten.
+    fn contents(
+        &mut self,
+        module: &str,
+        index: usize,
+        section: &Section,
+        places: &Places<'_>,
+        memory: &Memory,
+    ) -> Result<()> {
+        let mut relocated = places.relocated(index)?;
+        let Some(there) = memory.bytes(places.addresses[&index], section.size) else { return Ok(()) };
+        self.unresolved += relocated.unresolved.len();
+        for (at, width) in relocated.unresolved {
+            // Taken from memory, so that the rest of the section can be compared.
+            relocated.bytes[at..at + width].copy_from_slice(&there[at..at + width]);
+        }
+        let as_relocated = Holds::of(relocated.bytes == there);
+        let count = self.rewriting.entry(section.name.clone()).or_default();
+        count.all += 1;
+        match as_relocated {
+            _ if there == places.ko.bytes_of(index)? => count.as_in_the_file += 1,
+            Holds::Yes => count.as_relocated += 1,
+            Holds::No => count.rewritten += 1,
+        }
+        let name = section.name.as_str();
+        if !ONLY_RELOCATED.contains(&name) && !AS_IN_THE_FILE.iter().any(|prefix| name.starts_with(prefix)) {
+            return Ok(());
+        }
+        for (at, width) in &relocated.fields {
+            let field = *at..at + width;
+            let holds = Holds::of(relocated.bytes[field.clone()] == there[field]);
+            self.check("relocations have been applied", holds, || format!("{module} {name}+{at:#x}"));
+        }
+        let what = match relocated.fields.len() {
+            0 => "sections without relocations are as in the file",
+            _ => "sections of data are as in the file but for relocations",
+        };
+        self.check(what, as_relocated, || format!("{module} {name}"));
+        Ok(())
+    }
+}
+
+/// The outcome of a check.
+#[derive(Clone, Copy)]
+enum Holds {
+    Yes,
+    No,
+}
+
+impl Holds {
+    fn of(condition: bool) -> Holds {
+        if condition { Holds::Yes } else { Holds::No }
+    }
+}

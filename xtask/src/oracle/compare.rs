@@ -1,0 +1,173 @@
+//! Our bytes next to Linux's: each read-only section of each module of a boot.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use super::image::Modhost;
+use super::judged::{safe, write};
+use super::ko::Ko;
+use crate::Result;
+
+/// Where our bytes come from.
+pub(crate) enum Ours {
+    /// The module's file as it is: what no rewriting would give.
+    File,
+    /// `modhost image`.
+    Image(Modhost),
+}
+
+/// The folder of a boot, and the unpacked package.
+pub(crate) struct Boot<'b> {
+    pub(crate) folder: &'b Path,
+    pub(crate) kernel: &'b Path,
+}
+
+/// Sections of one name.
+#[derive(Clone, Copy, Default)]
+struct Count {
+    compared: usize,
+    identical: usize,
+    /// Those that are not as in the file.
+    changed: usize,
+    changed_identical: usize,
+}
+
+impl Count {
+    fn add(&mut self, other: Count) {
+        self.compared += other.compared;
+        self.identical += other.identical;
+        self.changed += other.changed;
+        self.changed_identical += other.changed_identical;
+    }
+}
+
+/// What came out.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    modules: usize,
+    identical: usize,
+    sections: BTreeMap<String, Count>,
+    /// A line each: module, section, offset, ours, theirs.
+    pub(crate) differences: Vec<String>,
+    /// Modules that we could not make: why.
+    pub(crate) failures: Vec<String>,
+}
+
+impl Outcome {
+    fn add(&mut self, other: Outcome) {
+        self.modules += other.modules;
+        self.identical += other.identical;
+        for (name, count) in other.sections {
+            self.sections.entry(name).or_default().add(count);
+        }
+        self.differences.extend(other.differences);
+        self.failures.extend(other.failures);
+    }
+
+    /// The figures: all sections, then by name those of which some differ.
+    pub(crate) fn report(&self) -> String {
+        let mut all = Count::default();
+        self.sections.values().for_each(|count| all.add(*count));
+        let Count { compared, identical, changed, changed_identical } = all;
+        let mut text = format!(
+            "{} modules compared, {} identical, {} not made\n{compared} sections compared, {identical} identical; \
+             Linux changed {changed} of them, {changed_identical} of these are identical\n",
+            self.modules,
+            self.identical,
+            self.failures.len(),
+        );
+        for (name, count) in self.sections.iter().filter(|(_, count)| count.identical < count.compared) {
+            let Count { compared, identical, changed, changed_identical } = count;
+            text.push_str(&format!(
+                "  {name:24} {compared:>6} compared {identical:>6} identical {changed:>6} changed {changed_identical:>6} of these identical\n"
+            ));
+        }
+        text
+    }
+}
+
+impl Boot<'_> {
+    /// Compares all modules of `modules.txt`, on all CPUs.
+    pub(crate) fn compare(&self, ours: &Ours) -> Result<Outcome> {
+        let list = fs::read_to_string(self.folder.join("modules.txt"))?;
+        let modules: Vec<(&str, &str)> = list.lines().filter_map(|line| line.split_once(' ')).collect();
+        let (next, total) = (AtomicUsize::new(0), Mutex::new(Outcome::default()));
+        thread::scope(|scope| {
+            for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+                scope.spawn(|| {
+                    while let Some((name, path)) = modules.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let outcome = self.module(name, Path::new(path), ours).unwrap_or_else(|error| Outcome {
+                            failures: vec![format!("{name}: {error}")],
+                            ..Outcome::default()
+                        });
+                        if let Ok(mut total) = total.lock() {
+                            total.add(outcome);
+                        }
+                    }
+                });
+            }
+        });
+        let mut outcome = total.into_inner().map_err(|_| "a comparison has panicked")?;
+        outcome.differences.sort();
+        outcome.failures.sort();
+        Ok(outcome)
+    }
+
+    fn module(&self, name: &str, path: &Path, ours: &Ours) -> Result<Outcome> {
+        let file = self.kernel.join(path);
+        let folder = self.folder.join("modules").join(name);
+        let bytes = fs::read(&file)?;
+        let ko = Ko::parse(&bytes)?;
+        let made = match ours {
+            Ours::File => None,
+            Ours::Image(modhost) => {
+                Some(modhost.image(&file, &folder, &self.folder.join("symbols"), &self.folder.join("cpu-caps"))?)
+            }
+        };
+        let mut outcome = Outcome { modules: 1, ..Outcome::default() };
+        for (index, section) in ko.numbered().filter(|(_, section)| section.is_judged()) {
+            let theirs = fs::read(folder.join("sections").join(safe(&section.name)))?;
+            let plain = ko.bytes_of(index)?;
+            let ours = match &made {
+                None => plain.to_vec(),
+                Some(made) => made.section(&section.name)?,
+            };
+            let (identical, changed) = (usize::from(ours == theirs), usize::from(plain != theirs));
+            let count = Count { compared: 1, identical, changed, changed_identical: identical * changed };
+            outcome.sections.entry(section.name.clone()).or_default().add(count);
+            if identical == 0 {
+                outcome.differences.push(difference(name, &section.name, &ours, &theirs));
+            }
+        }
+        outcome.identical = usize::from(outcome.differences.is_empty());
+        if let Some(made) = made.filter(|_| outcome.differences.is_empty()) {
+            made.discard()?;
+        }
+        Ok(outcome)
+    }
+}
+
+/// Where two sections begin to differ, and what stands there.
+fn difference(module: &str, section: &str, ours: &[u8], theirs: &[u8]) -> String {
+    if ours.len() != theirs.len() {
+        return format!("{module} {section} ours has {} bytes, theirs {}", ours.len(), theirs.len());
+    }
+    let differing =
+        || ours.iter().zip(theirs).enumerate().filter(|(_, (ours, theirs))| ours != theirs).map(|(at, _)| at);
+    let (at, count) = (differing().next().unwrap_or_default(), differing().count());
+    let hex =
+        |bytes: &[u8]| bytes[at..].iter().take(12).map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
+    format!("{module} {section}+{at:#x} ours {} theirs {} ({count} bytes differ)", hex(ours), hex(theirs))
+}
+
+/// Writes all differences and failures into a file of the folder, and returns its path.
+pub(crate) fn write_differences(folder: &Path, outcome: &Outcome, name: &str) -> Result<PathBuf> {
+    let path = folder.join(name);
+    let lines = outcome.failures.iter().chain(&outcome.differences);
+    write(&path, lines.map(|line| format!("{line}\n")).collect::<String>())?;
+    Ok(path)
+}

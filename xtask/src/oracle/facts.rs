@@ -1,0 +1,139 @@
+//! What the bytes of one module depend on: where its parts are, and the keys that it refers to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::dump::Memory;
+use super::ko::{Ko, PERCPU};
+use super::layout::{self, Half};
+use super::symbols::Symbols;
+use crate::Result;
+
+/// A module that has been loaded.
+pub(crate) struct Loaded<'d> {
+    pub(crate) name: &'d str,
+    /// Where its memory begins.
+    pub(crate) start: u64,
+    /// By section: what sysfs lists.
+    pub(crate) listed: BTreeMap<&'d str, u64>,
+}
+
+impl Loaded<'_> {
+    /// Where a half of its memory begins: what is given back after init has no other address than its sections'.
+    pub(crate) fn start_of(&self, half: Half, offsets: &[(usize, u64)], ko: &Ko<'_>) -> Option<u64> {
+        match half {
+            Half::Core => Some(self.start),
+            Half::Init => offsets
+                .iter()
+                .find_map(|(index, offset)| Some(self.listed.get(ko.sections[*index].name.as_str())? - offset)),
+        }
+    }
+
+    /// The address of each kept section, by index: what sysfs lists, and for what is empty where it must be.
+    pub(crate) fn addresses(&self, ko: &Ko<'_>) -> BTreeMap<usize, u64> {
+        let mut addresses = BTreeMap::new();
+        for half in [Half::Core, Half::Init] {
+            let offsets = layout::offsets(ko, half);
+            let start = self.start_of(half, &offsets, ko);
+            for (index, offset) in offsets {
+                let address = self.listed.get(ko.sections[index].name.as_str()).copied();
+                if let Some(address) = address.or(start.map(|start| start + offset)) {
+                    addresses.insert(index, address);
+                }
+            }
+        }
+        addresses
+    }
+
+    /// The facts about this module alone, as `modhost image --facts` takes them.
+    pub(crate) fn facts_file(&self, ko: &Ko<'_>, memory: &Memory, symbols: &Symbols<'_>) -> Result<String> {
+        let mut text = String::new();
+        if let Some(base) = self.percpu(ko, symbols)? {
+            text.push_str(&format!("percpu {base:#x}\n"));
+        }
+        for key in self.static_call_keys(ko, memory, symbols) {
+            if let Some(target) = memory.u64_at(key) {
+                text.push_str(&format!("static_call {key:#x} {}\n", target_word(target)));
+            }
+        }
+        for key in self.records(ko, "__jump_table", 16).filter_map(|record| jump_key(memory, record)) {
+            if let Some(enabled) = memory.i32_at(key) {
+                text.push_str(&format!("static_key {key:#x} {}\n", u8::from(enabled > 0)));
+            }
+        }
+        Ok(unique_lines(&text))
+    }
+
+    /// Where its per-CPU data is, as the kernel's symbols have it: any of them tells, and all must agree.
+    pub(crate) fn percpu(&self, ko: &Ko<'_>, symbols: &Symbols<'_>) -> Result<Option<u64>> {
+        let mine: BTreeMap<_, _> = symbols.of_module(self.name).iter().copied().collect();
+        let mut bases = BTreeSet::new();
+        for symbol in ko.symbols() {
+            let symbol = symbol?;
+            let in_percpu =
+                ko.sections.get(usize::from(symbol.section.0)).is_some_and(|section| section.name == PERCPU);
+            if in_percpu && !symbol.name.is_empty() {
+                bases.extend(mine.get(symbol.name.as_str()).map(|address| address.wrapping_sub(symbol.value)));
+            }
+        }
+        if bases.len() > 1 {
+            return Err(format!("{}: its per-CPU symbols disagree: {bases:x?}", self.name).into());
+        }
+        Ok(bases.first().copied())
+    }
+
+    /// The keys that its sites name, and those that it defines.
+    fn static_call_keys(&self, ko: &Ko<'_>, memory: &Memory, symbols: &Symbols<'_>) -> BTreeSet<u64> {
+        let sites = self.records(ko, ".static_call_sites", 8);
+        let mut keys: BTreeSet<u64> =
+            sites.filter_map(|record| relative(record + 4, memory.i32_at(record + 4)?.into())).collect();
+        let mine = symbols.of_module(self.name).iter().filter(|(name, _)| name.starts_with("__SCK__"));
+        keys.extend(mine.map(|(_, address)| *address));
+        keys
+    }
+
+    /// The addresses of the records of a table.
+    fn records(&self, ko: &Ko<'_>, table: &str, size: u64) -> impl Iterator<Item = u64> + use<> {
+        let start = self.listed.get(table).copied();
+        let length = ko.sections.iter().find(|section| section.name == table).map_or(0, |section| section.size);
+        start.into_iter().flat_map(move |start| (0..length / size).map(move |record| start + record * size))
+    }
+}
+
+/// The key of a record of `__jump_table`.
+fn jump_key(memory: &Memory, record: u64) -> Option<u64> {
+    let bytes = memory.bytes(record + 8, 8)?.first_chunk()?;
+    relative(record + 8, i64::from_le_bytes(*bytes))
+}
+
+/// What a field refers to whose lowest two bits say something else.
+fn relative(field: u64, distance: i64) -> Option<u64> {
+    field.checked_add_signed(distance & !3)
+}
+
+/// The target of a static call or a paravirt operation: 0 is none.
+pub(crate) fn target_word(target: u64) -> String {
+    if target == 0 { "0".into() } else { format!("{target:#x}") }
+}
+
+fn unique_lines(text: &str) -> String {
+    let mut seen = BTreeSet::new();
+    text.lines().filter(|line| seen.insert(*line)).map(|line| format!("{line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{relative, target_word, unique_lines};
+
+    #[test]
+    fn the_lowest_bits_of_a_key_are_flags() {
+        assert_eq!(relative(0x1000, 0x13), Some(0x1010));
+        assert_eq!(relative(0x1000, -0xf), Some(0xff0));
+        assert_eq!(relative(0, -4), None);
+    }
+
+    #[test]
+    fn facts_are_said_once() {
+        assert_eq!(unique_lines("b\na\nb\n"), "b\na\n");
+        assert_eq!((target_word(0), target_word(16)), ("0".into(), "0x10".into()));
+    }
+}

@@ -1,0 +1,149 @@
+//! A machine that does not exist boots Debian's kernel, loads modules and writes down what has become of them.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use modload_fixtures::workspace_root;
+
+use super::boots::Boot;
+use super::choice::Choice;
+use super::initramfs::Initramfs;
+use crate::Result;
+use crate::process::{output, run};
+
+const QEMU: &str = "qemu-system-x86_64";
+
+/// The disk's size. Its file takes the room of what is written only.
+const DISK: u64 = 8 << 30;
+
+/// What a boot needs.
+pub(crate) struct Guest<'g> {
+    pub(crate) boot: &'static Boot,
+    /// The unpacked package.
+    pub(crate) kernel: &'g Path,
+    /// Where its files go.
+    pub(crate) folder: PathBuf,
+    pub(crate) megabytes: u32,
+    pub(crate) limit: Duration,
+}
+
+impl Guest<'_> {
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.folder.join("disk")
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+
+    /// Everything that a dump depends on.
+    pub(crate) fn inputs(&self, choice: &Choice) -> Result<String> {
+        let init = fs::read_to_string(source())?;
+        let (boot, vmlinuz) = (self.boot, self.vmlinuz()?);
+        let size = fs::metadata(&vmlinuz)?.len();
+        let Boot { cpu, cpus, arguments, .. } = boot;
+        Ok(format!("{cpu} {cpus} {arguments}\n{vmlinuz:?} {size}\n{:?}\n{:?}\n{init}", choice.before, choice.modules))
+    }
+
+    /// Boots, and waits until the guest has turned its machine off.
+    pub(crate) fn run(&self, choice: &Choice) -> Result<()> {
+        install()?;
+        fs::create_dir_all(&self.folder)?;
+        let start = Instant::now();
+        self.pack(choice)?;
+        eprintln!("{}: packed in {:.1?}", self.boot.name, start.elapsed());
+        let disk = File::create(self.disk())?;
+        disk.set_len(DISK)?;
+        let start = Instant::now();
+        self.wait(&mut self.command()?)?;
+        eprintln!("{}: the machine ran for {:.1?}", self.boot.name, start.elapsed());
+        Ok(())
+    }
+
+    fn vmlinuz(&self) -> Result<PathBuf> {
+        let found = fs::read_dir(self.kernel.join("boot"))?.filter_map(|entry| Some(entry.ok()?.path()));
+        let is_kernel =
+            |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz"));
+        found.filter(is_kernel).max().ok_or_else(|| "there is no kernel in the package".into())
+    }
+
+    fn initramfs(&self) -> PathBuf {
+        self.folder.join("initramfs")
+    }
+
+    /// Builds the guest's program and its first file system.
+    fn pack(&self, choice: &Choice) -> Result<()> {
+        let init = self.folder.join("init");
+        run(Command::new("cc").args(["-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&init).arg(source()))?;
+        let mut archive = Initramfs::new(BufWriter::new(File::create(self.initramfs())?))?;
+        archive.copy("init", &init)?;
+        for (list, modules) in [("before", &choice.before), ("modules", &choice.modules)] {
+            let mut lines = String::new();
+            for path in modules {
+                let name = path.file_name().ok_or("a module without a name")?.to_string_lossy();
+                archive.copy(&format!("ko/{name}"), path)?;
+                lines.push_str(&format!("/ko/{name}\n"));
+            }
+            archive.file(list, lines.as_bytes())?;
+        }
+        Ok(archive.finish()?)
+    }
+
+    fn command(&self) -> Result<Command> {
+        let arguments = format!("nokaslr panic=-1 console=ttyS0 loglevel=4 {}", self.boot.arguments);
+        let mut qemu = Command::new(QEMU);
+        qemu.args(["-nodefaults", "-no-reboot", "-display", "none", "-accel", "tcg"]);
+        qemu.args(["-cpu", self.boot.cpu]).arg("-smp").arg(self.boot.cpus.to_string());
+        qemu.arg("-m").arg(self.megabytes.to_string());
+        qemu.arg("-kernel").arg(self.vmlinuz()?).arg("-initrd").arg(self.initramfs());
+        qemu.args(["-append", arguments.trim_end()]).arg("-serial").arg(format!("file:{}", self.log().display()));
+        qemu.arg("-drive").arg(format!("file={},format=raw,if=virtio,cache=unsafe", self.disk().display()));
+        Ok(qemu)
+    }
+
+    /// Until the guest is done, or the time is over. A guest that was not done is an error that shows its last words.
+    fn wait(&self, qemu: &mut Command) -> Result<()> {
+        let errors = self.folder.join("qemu-errors");
+        let mut child = qemu.stderr(File::create(&errors)?).spawn().map_err(|error| format!("{QEMU}: {error}"))?;
+        let end = Instant::now() + self.limit;
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status.to_string();
+            }
+            if Instant::now() > end {
+                child.kill()?;
+                child.wait()?;
+                break format!("not done after {:?}", self.limit);
+            }
+            sleep(Duration::from_millis(100));
+        };
+        let log = String::from_utf8_lossy(&fs::read(self.log())?).into_owned();
+        let lines: Vec<&str> = log.lines().collect();
+        if lines.iter().any(|line| line.trim_end() == "ORACLE DONE") {
+            return Ok(());
+        }
+        let last = lines[lines.len().saturating_sub(30)..].join("\n");
+        let errors = fs::read_to_string(errors)?;
+        Err(format!("{last}\n{errors}{}: {status}; all of it is in {}", self.boot.name, self.log().display()).into())
+    }
+}
+
+/// The source of the guest's program.
+fn source() -> PathBuf {
+    workspace_root().join("xtask/guest/init.c")
+}
+
+/// Installs QEMU if it is not there.
+fn install() -> Result<()> {
+    if Command::new(QEMU).arg("--version").output().is_ok() {
+        return Ok(());
+    }
+    let words = ["install", "-qq", "-y", "--no-install-recommends", "qemu-system-x86"];
+    let installed = output(Command::new("apt-get").args(words).env("DEBIAN_FRONTEND", "noninteractive"));
+    let text = installed.map_err(|error| format!("{QEMU} is not there, and cannot be installed: {error}"))?;
+    Ok(std::io::stderr().write_all(text.as_bytes())?)
+}

@@ -1,0 +1,83 @@
+//! What the guest's /proc/kallsyms says.
+
+use std::collections::HashMap;
+
+use crate::Result;
+
+/// Addresses by name: of the kernel, and of each module.
+pub(crate) struct Symbols<'t> {
+    kernel: HashMap<&'t str, Vec<u64>>,
+    modules: HashMap<&'t str, Vec<(&'t str, u64)>>,
+}
+
+impl<'t> Symbols<'t> {
+    /// Lines `ADDRESS TYPE NAME [MODULE]`.
+    pub(crate) fn parse(text: &'t str) -> Result<Symbols<'t>> {
+        let mut symbols = Symbols { kernel: HashMap::new(), modules: HashMap::new() };
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            let (Some(address), Some(_), Some(name)) = (words.next(), words.next(), words.next()) else {
+                return Err(format!("no line of /proc/kallsyms: {line}").into());
+            };
+            let address = u64::from_str_radix(address, 16)?;
+            match words.next() {
+                None => symbols.kernel.entry(name).or_default().push(address),
+                Some(module) => {
+                    let module = module.trim_start_matches('[').trim_end_matches(']');
+                    symbols.modules.entry(module).or_default().push((name, address));
+                }
+            }
+        }
+        Ok(symbols)
+    }
+
+    /// A symbol of the kernel's own, if it has one of this name.
+    pub(crate) fn unique(&self, name: &str) -> Option<u64> {
+        let [address] = self.kernel.get(name)?[..] else { return None };
+        Some(address)
+    }
+
+    /// One that has to be there.
+    pub(crate) fn kernel(&self, name: &str) -> Result<u64> {
+        self.unique(name).ok_or_else(|| format!("the kernel has no symbol {name}, or several").into())
+    }
+
+    /// A name of what stands there in the kernel itself, the first in order.
+    pub(crate) fn name_at(&self, address: u64) -> Option<&'t str> {
+        self.kernel.iter().filter(|(_, places)| places.contains(&address)).map(|(name, _)| *name).min()
+    }
+
+    /// The symbols of a module.
+    pub(crate) fn of_module(&self, module: &str) -> &[(&'t str, u64)] {
+        self.modules.get(module).map_or(&[], Vec::as_slice)
+    }
+
+    /// Those of a module's symbols that others may use, by name: what has a `__ksymtab_` entry.
+    pub(crate) fn exports(&self) -> HashMap<&'t str, u64> {
+        let mut exports = HashMap::new();
+        for symbols in self.modules.values() {
+            let by_name: HashMap<_, _> = symbols.iter().copied().collect();
+            let names = symbols.iter().filter_map(|(name, _)| name.strip_prefix("__ksymtab_"));
+            exports.extend(names.filter_map(|name| Some((name, *by_name.get(name)?))));
+        }
+        exports
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Symbols;
+
+    #[test]
+    fn exports_are_what_has_an_entry() {
+        let text = "ffffffff81000000 T start\nffffffff81000000 T twice\nffffffff81000010 t twice\n\
+                    ffffffffc0000000 t offered\t[m]\nffffffffc0000010 r __ksymtab_offered\t[m]\n\
+                    ffffffffc0000020 t own\t[m]\n";
+        let symbols = Symbols::parse(text).unwrap();
+        assert_eq!(symbols.unique("start"), Some(0xffff_ffff_8100_0000));
+        assert_eq!(symbols.unique("twice"), None);
+        assert_eq!(symbols.of_module("m").len(), 3);
+        assert_eq!(symbols.exports().into_iter().collect::<Vec<_>>(), [("offered", 0xffff_ffff_c000_0000)]);
+        assert!(Symbols::parse("ffffffff81000000 T").is_err());
+    }
+}
