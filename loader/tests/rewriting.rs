@@ -243,3 +243,58 @@ fn sites_of_another_kind_are_refused() {
         assert!(said.contains(section) && said.contains(why), "{section}: {said}");
     }
 }
+
+/// A call through an operations table, with a record of it. Its operand is what the relocation is about.
+const PARAVIRT: &str = ".text\n.globl site\nsite: call *pv_ops+8(%rip)\nret\n.section .parainstructions,\"a\"\n.quad site\n\
+                        .byte 1, 6\n.zero 6\n";
+
+/// kpatch#580: a relocation of a live patch, applied late, onto a site that paravirt has rewritten. Seed of the rule that
+/// what is late must not land on what was made final.
+#[test]
+fn kpatch_580() {
+    let object = object_from_text("kpatch_580", Language::Assembler, PARAVIRT, Compiler::Cc, &[]).unwrap();
+    let object = fs::read(object).unwrap();
+    let symbols = Kallsyms::parse(b"41000000 D pv_ops\n42000000 T native\n").unwrap();
+    let mut machine = Machine::new(Arc::new(symbols), Features::NONE);
+    machine.take_fact(&["pv_op", "1", "native"]).unwrap();
+    let addresses = [(".text", 0x4000_0000), (".parainstructions", 0x4001_0000)];
+    let addresses: HashMap<_, _> = addresses.map(|(name, at)| (name.to_owned(), Addr::new(at))).into();
+    let mut rela = 2_u64.to_le_bytes().to_vec(); // R_X86_64_PC32 pv_ops+0x4 at .text+0x2
+    rela.extend(2_u32.to_le_bytes());
+    rela.extend(0_u32.to_le_bytes());
+    rela.extend(4_i64.to_le_bytes());
+
+    // Placed early, with all the others, it is what paravirt reads, and replaces.
+    let early = MemoryImage::of(&object, &addresses, None, &machine, |_| Ok(()), |_| {}).unwrap();
+    let text = &early.sections.iter().find(|section| section.name == ".text").unwrap().bytes;
+    assert_eq!(modload_edit::disassembled(Addr::new(0x4000_0000), text), "call 0x42000000; nop; ret");
+
+    // Late, it would write into the middle of what stands there now.
+    let late = |module: &mut modload_loader::ImageComing<'_, '_>| {
+        let relas = modload_abi::Records::new(&rela).unwrap();
+        let target = modload_relocs::Target {
+            section: 9,
+            addr: Addr::new(0x4000_0000),
+            bytes: &[0xff, 0x15, 0, 0, 0, 0, 0xc3],
+            discarded: modload_relocs::OnDiscarded::Refuse,
+        };
+        let pv_ops = modload_relocs::Symbol {
+            addr: Addr::new(0x4100_0000),
+            size: 0,
+            kind: modload_relocs::SymbolKind::External,
+        };
+        let slots = modload_relocs::Slots::default();
+        modload_relocs::apply(&target, relas, &[pv_ops][..], &slots, module.code)
+            .map(drop)
+            .map_err(|error| Error::Rewrite { section: ".klp.rela.vmlinux..text", error: error.into() })
+    };
+    let refused = MemoryImage::of(&object, &addresses, None, &machine, late, |_| {}).unwrap_err().to_string();
+    for part in [
+        "section \".klp.rela.vmlinux..text\": ",
+        "relocation 0 of section 9 would write",
+        "over paravirt site 0 of section ",
+        "(call 0x42000000; nop)",
+    ] {
+        assert!(refused.contains(part), "{part}: {refused}");
+    }
+}
