@@ -6,7 +6,6 @@ use std::sync::Arc;
 use modload_alternatives::Features;
 use modload_edit::{Addr, wide};
 use modload_loader::{Check, Exports, External, Externals, ForcedUnload, Policy, Rule};
-use modload_paravirt::{Operation, Operations};
 use modload_text::ArenaError;
 use thiserror::Error;
 
@@ -136,22 +135,6 @@ impl HostBuilder {
         }
         self.policy.rewriting.facts.features = features;
         Ok(self)
-    }
-
-    /// Makes modules' calls through an operations table what is said for each operation: see `.parainstructions` in the
-    /// SDK. The table itself is exported under `name`.
-    #[must_use]
-    pub fn operations<T>(
-        self,
-        name: &str,
-        table: *const T,
-        operations: impl IntoIterator<Item = (u8, Operation)>,
-    ) -> HostBuilder {
-        let mut builder = self.export(name, table);
-        let base = Addr::new(wide(table.expose_provenance()));
-        builder.policy.rewriting.operations =
-            Operations { base: Some(base), operations: operations.into_iter().collect() };
-        builder
     }
 
     /// Makes the host, and the process's arena if this is the first one.

@@ -66,5 +66,4 @@ pub use modload_loader::{
     ParamType, Recording, Refusal, Rule, SectionInfo, SetParamError, Stage, State, Subscriber, SymbolKind, Timeline,
     UnloadError, Unresolved, Verdict,
 };
-pub use modload_paravirt::Operation;
 pub use modload_text::{Arena, ArenaError, Class, StripeUsage};

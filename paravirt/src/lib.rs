@@ -1,12 +1,17 @@
 //! Calls through an operations table: a module calls `*ops+8*N`, and the table says what becomes of operation N.
 //!
 //! [`paravirt`] follows `.parainstructions`; [`Operations`] is the table, and [`Operation`] one entry of it: a function
-//! to be called directly, code that takes the call's place, nothing at all, or the call as it is. It works before
+//! to be called directly, code that takes the call's place, nothing at all, or the call as it is. Two tables are built
+//! in, for the operations of Linux: [`Operations::native`] and [`Operations::user`]. It works before
 //! alternatives do: [`modload_edit::ORDER`] says why. Behaviour is that of Linux 6.1's `apply_paravirt`.
 //!
 //! This crate never sees a pointer, a file or mapped memory.
 
 #![forbid(unsafe_code)]
+
+mod tables;
+
+pub use tables::LINUX_OPERATIONS;
 
 use std::collections::BTreeMap;
 
@@ -26,6 +31,8 @@ pub enum Operation {
     Call(Addr),
     /// They become this code, which must keep to what the caller expects of the call.
     Inline(Vec<u8>),
+    /// There is nothing that they could become: a module that makes one is refused. This is the operation's name.
+    Refuse(&'static str),
 }
 
 /// An operations table.
@@ -59,6 +66,14 @@ pub enum Problem {
         expected: Addr,
         /// What the site calls through.
         found: Addr,
+    },
+    /// There is nothing that the call could become.
+    #[error("operation {op} is {name}, for which there is nothing here")]
+    Refused {
+        /// The record's operation.
+        op: u8,
+        /// Its name.
+        name: &'static str,
     },
     /// The function is too far away.
     #[error("operation {op} at {target} is {beyond:#x} beyond the reach of a call")]
@@ -126,6 +141,7 @@ fn plan(record: &ParavirtSite, operations: &Operations, code: &impl Code, new: &
     let bytes: &[u8] = match operations.operations.get(&op) {
         None | Some(Operation::Leave) => return Ok(Planned::Stays),
         Some(Operation::Nop) => &[],
+        Some(Operation::Refuse(name)) => return Err(Problem::Refused { op, name }),
         Some(Operation::Inline(bytes)) => bytes,
         Some(Operation::Call(target)) => {
             let distance = *target - (at + 5);
@@ -215,6 +231,7 @@ mod tests {
             (refusal((3, 7), call(), OPS), "in 7 bytes; at 0x1000 stands"),
             (refusal((3, 200), call(), OPS), "its site of 200 bytes is not within text"),
             (refusal((3, 0), call(), OPS), "its site of 0 bytes"),
+            (refusal((3, 6), Operation::Refuse("cpu.read_msr"), OPS), "operation 3 is cpu.read_msr, for which there"),
             (refusal((3, 6), Operation::Inline(vec![0x90; 7]), OPS), "operation 3 takes 7 bytes, and its site has 6"),
             (refusal((3, 6), Operation::Call(Addr::new(0x1_0000_1005)), OPS), "is 0x80000000 beyond the reach"),
         ] {
