@@ -7,6 +7,7 @@ use modload_edit::{Addr, Code, Engine, Table, Why, refused, wide, write};
 use crate::facts::Error;
 use crate::moved::{Branch, first, near_branch};
 use crate::nops::optimize;
+use crate::sites::relative;
 use crate::{Facts, Problem};
 
 /// Distance of two thunks.
@@ -22,9 +23,7 @@ const WHAT: &str = "a call, a jump or a conditional jump to a thunk";
 pub fn retpolines<C: Code>(table: &Table, facts: &Facts, code: &mut C) -> Result<(), Error> {
     for record in 0..table.len(wide(RelativeSite::SIZE)) {
         let why = Why { engine: Engine::Retpoline, section: table.section, record };
-        let site = table.record::<{ RelativeSite::SIZE }>(code, record);
-        let site = site.map(|(at, bytes)| at.offset(RelativeSite::read(&bytes).site.into()));
-        let site = site.ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))?;
+        let site = relative(table, record, why, code)?;
         let mut buffer = [0; 6];
         let new = plan(site, facts, code, &mut buffer);
         let new = new.map_err(|problem| refused(code, why, site, 8, problem))?;

@@ -6,6 +6,7 @@ use modload_edit::{Addr, Code, Engine, Table, Why, refused, wide, write};
 
 use crate::facts::Error;
 use crate::moved::{Branch, first, near_branch};
+use crate::sites::relative;
 use crate::{Facts, Problem};
 
 /// Bytes of a site.
@@ -20,9 +21,7 @@ const TRAMPOLINE: [u8; 3] = [0x0f, 0xb9, 0xcc];
 pub fn returns<C: Code>(table: &Table, facts: &Facts, code: &mut C) -> Result<(), Error> {
     for record in 0..table.len(wide(RelativeSite::SIZE)) {
         let why = Why { engine: Engine::Return, section: table.section, record };
-        let site = table.record::<{ RelativeSite::SIZE }>(code, record);
-        let site = site.map(|(at, bytes)| at.offset(RelativeSite::read(&bytes).site.into()));
-        let site = site.ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))?;
+        let site = relative(table, record, why, code)?;
         let new = plan(site, facts, code).map_err(|problem| refused(code, why, site, LEN, problem))?;
         write(code, site, &new, why)?;
     }

@@ -12,7 +12,8 @@ const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
 /// nopw (%rax), which nothing else is encoded as
 const SEALED: [u8; 4] = [0x66, 0x0f, 0x1f, 0x00];
 
-fn relative(table: &Table, record: u32, why: Why, code: &impl Code) -> Result<Addr, Error> {
+/// The place that a record means by its distance.
+pub(crate) fn relative(table: &Table, record: u32, why: Why, code: &impl Code) -> Result<Addr, Error> {
     let site = table.record::<{ RelativeSite::SIZE }>(code, record);
     let site = site.map(|(at, bytes)| at.offset(RelativeSite::read(&bytes).site.into()));
     site.ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))

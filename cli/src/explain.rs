@@ -5,11 +5,12 @@ use std::path::PathBuf;
 
 use anstyle::{AnsiColor, Style};
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction};
-use modload::{Explanation, Host, ModuleFile, SIZE_LIMIT, formatter};
+use modload::{Explanation, Host, formatter};
 
 use crate::failure::Failure;
 use crate::operate_args::Explain;
 use crate::output::Output;
+use crate::run::read;
 
 const CHANGED: Style = AnsiColor::Yellow.on_default();
 const DIM: Style = Style::new().dimmed();
@@ -28,14 +29,7 @@ pub(crate) fn show(
     function: &str,
     output: &mut Output,
 ) -> Result<(), Failure> {
-    let mut inputs = Vec::new();
-    let mut stem = String::new();
-    for file in files {
-        let read = ModuleFile::read(file, SIZE_LIMIT);
-        let read = read.map_err(|source| Failure::Read { file: file.clone(), source })?;
-        stem.clone_from(&read.stem);
-        inputs.push(read.into_input());
-    }
+    let (inputs, stem) = read(files.iter().map(PathBuf::as_path))?;
     let explained = host.explain(&inputs, name.unwrap_or(&stem), function);
     let file = files.first().cloned().unwrap_or_default();
     let explained = explained.map_err(|source| Failure::Load { file, source })?;

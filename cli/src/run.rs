@@ -5,7 +5,7 @@
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 
-use modload::{Catalog, EventKind, Host, Image, Module, ModuleFile, Recording, SIZE_LIMIT, Timeline, Trust};
+use modload::{Catalog, EventKind, Host, Image, Input, Module, ModuleFile, Recording, SIZE_LIMIT, Timeline, Trust};
 
 use crate::args::{Load, ModuleArguments, Trace};
 use crate::call::Call;
@@ -59,6 +59,19 @@ pub(crate) fn with_deps(folder: &Path, named: &[ModuleArguments]) -> Result<Vec<
     Ok(order.into_iter().map(module).collect())
 }
 
+/// The files of a link unit, and the stem of the last one.
+pub(crate) fn read<'a>(files: impl Iterator<Item = &'a Path>) -> Result<(Vec<Input<'static>>, String), Failure> {
+    let mut inputs = Vec::new();
+    let mut stem = String::new();
+    for file in files {
+        let read = ModuleFile::read(file, SIZE_LIMIT);
+        let read = read.map_err(|source| Failure::Read { file: file.to_owned(), source })?;
+        stem.clone_from(&read.stem);
+        inputs.push(read.into_input());
+    }
+    Ok((inputs, stem))
+}
+
 /// Explains a function of the first module that has it, as it stands next to the others that are loaded.
 fn explain(
     host: &Host,
@@ -76,14 +89,7 @@ fn explain(
 /// Loads files as one module into a host of this process. Of an archive, what is going to be called is needed.
 pub(crate) fn load_one(host: &Host, arguments: &ModuleArguments, calls: &[Call]) -> Result<Module, Failure> {
     let ModuleArguments { name, file, params, .. } = arguments;
-    let mut inputs = Vec::new();
-    let mut stem = String::new();
-    for file in arguments.files() {
-        let read = ModuleFile::read(file, SIZE_LIMIT);
-        let read = read.map_err(|source| Failure::Read { file: file.to_owned(), source })?;
-        stem.clone_from(&read.stem);
-        inputs.push(read.into_input());
-    }
+    let (inputs, stem) = read(arguments.files())?;
     // SAFETY: whoever started this command asked for these files' code to be run.
     let image = unsafe { Image::trusted_unit(inputs) }.named(name.clone().unwrap_or(stem));
     let image = params.iter().fold(image, |image, param| image.param(param));
