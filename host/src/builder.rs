@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use modload_alternatives::Features;
 use modload_edit::{Addr, wide};
-use modload_loader::{Check, Exports, External, Externals, ForcedUnload, Policy, Rule};
+use modload_loader::{Check, Exports, External, Externals, ForcedUnload, HostOperations, Policy, Rule};
 use modload_text::ArenaError;
 use thiserror::Error;
 
@@ -135,6 +135,19 @@ impl HostBuilder {
         }
         self.policy.rewriting.facts.features = features;
         Ok(self)
+    }
+
+    /// Offers an operations table: functions that modules call through it, in C
+    /// `extern const struct host_ops host_ops __attribute__((visibility("hidden")))` and `host_ops.function(..)`. Each
+    /// module gets a copy of its own. Where a function is in reach of the module (it
+    /// is a module's of this process, say), its calls become direct ones when the module is loaded; elsewhere they stay
+    /// calls through the table.
+    #[must_use]
+    pub fn operations(mut self, name: impl Into<String>, functions: &[*const ()]) -> HostBuilder {
+        let address = |function: &*const ()| Addr::new(wide(function.expose_provenance()));
+        let entries = functions.iter().map(address).collect();
+        self.policy.rewriting.host_operations = Some(HostOperations { symbol: name.into(), entries });
+        self
     }
 
     /// Makes the host, and the process's arena if this is the first one.

@@ -151,7 +151,7 @@ impl Inspection {
     pub fn of_unit(inputs: &[Input<'_>], stem: &str, limit: u64) -> Result<Inspection, Error> {
         let linked = link::link(inputs, &[], limit)?;
         let file = File::validate(&linked.bytes)?;
-        let layout = layout::plan(&file, limit)?;
+        let layout = layout::plan(&file, limit, None)?;
         bound_names(&file, &layout)?;
         let section = file.contents(section::MODINFO);
         let entries: Vec<_> =

@@ -10,6 +10,7 @@ use object::elf;
 
 use crate::error::Error;
 use crate::file::{File, Place, Section};
+use crate::specialise::HostOperations;
 
 /// A part of a module's memory: one range of one stripe.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -159,6 +160,8 @@ pub(crate) struct Layout {
     pub(crate) indirect_slots: Spot,
     /// The module's `struct module`, if it refers to it.
     pub(crate) this_module: Option<Spot>,
+    /// The symbol that means the host's operations table, and the module's copy of it.
+    pub(crate) operations: Option<(u32, Spot)>,
     /// Thunks for branches through registers, and one for returns, if it refers to any.
     pub(crate) thunks: Option<Spot>,
 }
@@ -189,8 +192,9 @@ impl Layout {
 /// No module is larger than what a process can address, whatever the policy says.
 const ADDRESS_SPACE: u64 = 1 << 47;
 
-/// Lays a file out within `limit` bytes.
-pub(crate) fn plan(file: &File<'_>, limit: u64) -> Result<Layout, Error> {
+/// Lays a file out within `limit` bytes. Who refers to the host's operations table gets a copy of it, because the host
+/// may be out of reach.
+pub(crate) fn plan(file: &File<'_>, limit: u64, operations: Option<&HostOperations>) -> Result<Layout, Error> {
     let limit = limit.min(ADDRESS_SPACE);
     let mut layout = Layout {
         parts: [Space::EMPTY; Part::COUNT],
@@ -204,17 +208,23 @@ pub(crate) fn plan(file: &File<'_>, limit: u64) -> Result<Layout, Error> {
         indirect_plt: Spot { part: Part::Text, offset: 0 },
         indirect_slots: Spot { part: Part::RoAfterInit, offset: 0 },
         this_module: None,
+        operations: None,
         thunks: None,
     };
     let mut wants_own_block = false;
     let mut wants_bounds = false;
     let mut wants_thunks = false;
+    let mut wants_operations = None;
     for (at, symbol) in file.symbols().skip(1) {
         match symbol.place {
             Place::Undefined => {
                 layout.undefined.push(at);
                 wants_own_block |= symbol.is_named(section::THIS_MODULE_SYMBOL.as_bytes())
                     || symbol.is_named(section::DSO_HANDLE_SYMBOL.as_bytes());
+                if let Some(operations) = operations.filter(|operations| symbol.is_named(operations.symbol.as_bytes()))
+                {
+                    wants_operations = Some((at, 8 * modload_edit::wide(operations.entries.len())));
+                }
                 wants_thunks |= thunk(symbol.name()).is_some();
                 wants_bounds |= bounded_section(symbol.name()).is_some();
             }
@@ -245,6 +255,9 @@ pub(crate) fn plan(file: &File<'_>, limit: u64) -> Result<Layout, Error> {
     if plt.0 != 0 {
         layout.indirect_plt = layout.add(Part::Text, plt.0, plt.1, limit)?;
         layout.indirect_slots = layout.add(Part::RoAfterInit, slots.0, slots.1, limit)?;
+    }
+    if let Some((symbol, size)) = wants_operations {
+        layout.operations = Some((symbol, layout.add(Part::ReadOnly, size, 8, limit)?));
     }
     if wants_thunks {
         layout.thunks = Some(layout.add(Part::Text, THUNK * (THUNKS + 1), THUNK, limit)?);

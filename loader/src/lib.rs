@@ -68,5 +68,5 @@ pub use policy::{Check, ForcedUnload, Policy, Rule, Verdict};
 pub use registry::State;
 pub use resolve::{External, Externals};
 pub use set_param::SetParamError;
-pub use specialise::Rewriting;
+pub use specialise::{HostOperations, Rewriting};
 pub use timeline::{Event, EventKind, Listening, Outcome, Recording, Timeline};

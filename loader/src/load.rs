@@ -245,7 +245,8 @@ impl Loader {
         let info = run.stage(Stage::Modinfo, || modinfo::read(&file, &image.stem))?;
         run.module = info.name.as_str().into();
         let judge = run.stage(Stage::Admit, || admit::admit(&file, &info, policy, run.recorder()))?;
-        let layout = run.stage(Stage::Layout, || layout::plan(&file, policy.size_limit))?;
+        let operations = policy.rewriting.host_operations.as_ref();
+        let layout = run.stage(Stage::Layout, || layout::plan(&file, policy.size_limit, operations))?;
 
         // UNFORMED: the name is ours, and nobody sees more than that.
         let mut gone = Gone(None);
@@ -254,7 +255,7 @@ impl Loader {
         run.state(State::Unformed);
         let id = reservation.id;
         let mut memory = run.stage(Stage::Allocate, || memory::allocate(arena, &layout))?;
-        run.stage(Stage::Copy, || Ok(memory::copy(&file, &layout, &mut memory)))?;
+        run.stage(Stage::Copy, || Ok(memory::copy(&file, &layout, operations, &mut memory)))?;
         let scene = Scene {
             registry,
             user: id,

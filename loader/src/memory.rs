@@ -12,6 +12,7 @@ use crate::file::File;
 use crate::layout::{Layout, Part, Space, Spot, THUNK, THUNKS, thunk_code};
 use crate::module::Module;
 use crate::names::Names;
+use crate::specialise::HostOperations;
 
 /// Memory of a module that is UNFORMED: everything can be written, nothing is at its place but data.
 #[derive(Debug)]
@@ -102,7 +103,12 @@ pub(crate) struct Copied {
 }
 
 /// Copies every section to where it belongs; what no section covers is INT3 in text and zero elsewhere.
-pub(crate) fn copy(file: &File<'_>, layout: &Layout, memory: &mut Staging) -> Copied {
+pub(crate) fn copy(
+    file: &File<'_>,
+    layout: &Layout,
+    operations: Option<&HostOperations>,
+    memory: &mut Staging,
+) -> Copied {
     let mut copied = Copied { bytes: 0 };
     let mut filled = [0_usize; Part::COUNT];
     for (section, spot) in file.sections.iter().zip(&layout.sections) {
@@ -130,6 +136,12 @@ pub(crate) fn copy(file: &File<'_>, layout: &Layout, memory: &mut Staging) -> Co
         // A masked store of no bytes at the dangling address of an empty slice takes the processor 100 ns.
         if let Some(rest) = rest.filter(|rest| !rest.is_empty()) {
             rest.fill(fill);
+        }
+    }
+    if let (Some((_, Spot { part, offset })), Some(operations)) = (layout.operations, operations) {
+        let table = &mut memory.bytes_mut(part)[index(offset)..];
+        for (entry, function) in table.chunks_exact_mut(8).zip(&operations.entries) {
+            entry.copy_from_slice(&function.get().to_le_bytes());
         }
     }
     if let Some(Spot { part, offset }) = layout.thunks {

@@ -65,13 +65,14 @@ impl Loader {
         let info = modinfo::read(&file, stem).map_err(failed(Stage::Modinfo))?;
         admit::check(&file, &info).map_err(failed(Stage::Admit))?;
         let judge = Judge::new(policy, &file, &info).map_err(failed(Stage::Admit))?;
-        let layout = layout::plan(&file, policy.size_limit).map_err(failed(Stage::Layout))?;
+        let operations = policy.rewriting.host_operations.as_ref();
+        let layout = layout::plan(&file, policy.size_limit, operations).map_err(failed(Stage::Layout))?;
         // A name that no module can have: others are not kept waiting.
         let name = format!("({})", info.name).into();
         let reservation = self.registry.reserve(&name).map_err(failed(Stage::Reserve))?;
         let arena = self.arena();
         let mut memory = memory::allocate(arena, &layout).map_err(failed(Stage::Allocate))?;
-        memory::copy(&file, &layout, &mut memory);
+        memory::copy(&file, &layout, operations, &mut memory);
         let scene = Scene {
             registry: self.registry,
             user: reservation.id,
@@ -163,6 +164,10 @@ impl Plan<'_> {
                 let has = self.rewriting.facts.features.has(feature) == Some(true);
                 let here = if has { "has" } else { "has not" };
                 format!("for a processor {} {name}; this one {here}", if not { "without" } else { "with" })
+            }
+            Engine::Paravirt if section.kind == elf::SHT_RELA => {
+                let rela = Rela::read(record(Rela::SIZE)?);
+                format!("a call through {}, whose function is in reach", self.file.display_name(rela.symbol))
             }
             Engine::Paravirt => {
                 // The record's address is relocated, its operation is not.

@@ -87,7 +87,8 @@ pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene:
     let mut external = 0;
     for &at in &layout.undefined {
         let Some(symbol) = file.symbol(at) else { continue };
-        let resolved = match supplied(symbol.name(), file, layout, memory) {
+        let operations = layout.operations.filter(|(table, _)| *table == at).map(|(_, spot)| memory.addr(spot));
+        let resolved = match operations.or_else(|| supplied(symbol.name(), file, layout, memory)) {
             Some(addr) => Some((addr, SymbolKind::Defined)),
             None => {
                 let found = outside(&symbol, scene)?;

@@ -3,8 +3,8 @@
 
 use modload_abi::section;
 use modload_alternatives::{self as alternatives, Facts, Profile};
-use modload_edit::{Addr, Code, Engine, Ledger, ORDER, Table, wide};
-use modload_paravirt::{Operations, paravirt};
+use modload_edit::{Addr, Code, Engine, Ledger, ORDER, Table, Why, index, wide};
+use modload_paravirt::{Direct, Operations, call_directly, paravirt};
 
 use crate::error::Error;
 use crate::file::File;
@@ -18,14 +18,31 @@ pub struct Rewriting {
     pub facts: Facts,
     /// The layout of `.altinstructions`.
     pub profile: Profile,
-    /// What becomes of calls through an operations table.
+    /// What becomes of calls through an operations table that records tell of.
     pub operations: Operations,
+    /// The host's own operations table, if it has one.
+    pub host_operations: Option<HostOperations>,
+}
+
+/// A table of functions that a host offers to its modules. A call through an entry (`call *table+8*N(%rip)`, which is
+/// what compilers make of `table.function()`) becomes a direct call where the function is in reach.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostOperations {
+    /// The table's name.
+    pub symbol: String,
+    /// Its functions.
+    pub entries: Vec<Addr>,
 }
 
 impl Default for Rewriting {
     /// This machine; calls through tables stay.
     fn default() -> Rewriting {
-        Rewriting { facts: Facts::of_this_machine(), profile: Profile::default(), operations: Operations::default() }
+        Rewriting {
+            facts: Facts::of_this_machine(),
+            profile: Profile::default(),
+            operations: Operations::default(),
+            host_operations: None,
+        }
     }
 }
 
@@ -52,8 +69,13 @@ pub(crate) fn specialise(
     code: &mut Ledger<'_, Staging>,
     rewriting: &Rewriting,
 ) -> Result<Specialised, Error> {
-    let memory = code.code();
     let mut specialised = Specialised::default();
+    if let (Some(operations), Some((symbol, table))) = (&rewriting.host_operations, layout.operations) {
+        let table = code.code().addr(table);
+        let direct = call_operations(file, layout, symbol, table, operations, code)?;
+        specialised.0.push(("direct calls", direct));
+    }
+    let memory = code.code();
     let asks = |name: &[u8]| TABLES.iter().any(|(_, table)| name == table.as_bytes());
     if !file.sections.iter().any(|section| section.kept && asks(section.name)) {
         return Ok(specialised);
@@ -86,6 +108,36 @@ pub(crate) fn specialise(
     Ok(specialised)
 }
 
+/// Makes calls through the host's operations table direct: they are known by their relocations. Says how many.
+fn call_operations(
+    file: &File<'_>,
+    layout: &Layout,
+    symbol: u32,
+    table: Addr,
+    operations: &HostOperations,
+    code: &mut Ledger<'_, Staging>,
+) -> Result<u64, Error> {
+    let mut direct = 0;
+    for relas in &file.relas {
+        let Some(spot) = layout.section(relas.target).filter(|spot| spot.part.is_text()) else { continue };
+        let section = code.code().addr(spot);
+        for (record, rela) in (0..).zip(relas.records.iter()).filter(|(_, rela)| rela.symbol == symbol) {
+            // What the operand refers to, whatever the relocation is called.
+            let operand = section + rela.offset;
+            let Some(displacement) = code.bytes(operand, 4).and_then(|bytes| bytes.try_into().ok()) else { continue };
+            let entry = (operand + 4).offset(i32::from_le_bytes(displacement).into());
+            let number = entry.checked_offset_from(table).filter(|offset| offset.is_multiple_of(8));
+            let target = number.and_then(|offset| operations.entries.get(index(offset / 8)));
+            let Some(&target) = target else { continue };
+            let why = Why { engine: Engine::Paravirt, section: relas.section, record };
+            let done = call_directly(operand, target, why, code);
+            let done = done.map_err(|error| Error::Rewrite { section: section::TEXT, error: error.into() })?;
+            direct += u64::from(done == Direct::Yes);
+        }
+    }
+    Ok(direct)
+}
+
 /// Tables in the order in which the engines work.
 pub(crate) fn in_order(
     tables: &[(Engine, &'static str, Table)],
@@ -102,7 +154,7 @@ pub(crate) fn follow(
     rewriting: &Rewriting,
     code: &mut impl Code,
 ) -> Result<u64, Error> {
-    let Rewriting { facts, profile, operations } = rewriting;
+    let Rewriting { facts, profile, operations, .. } = rewriting;
     let rewritten = |error| Error::Rewrite { section: name, error };
     let records = |size| Ok(u64::from(table.len(size)));
     match engine {

@@ -120,6 +120,38 @@ pub fn paravirt<C: Code>(table: &Table, operations: &Operations, code: &mut C) -
     Ok(())
 }
 
+/// Makes a call or a jump through an entry of a table direct, whose displacement stands at `operand`, if it is one and
+/// `target`, what the entry holds, is in reach of it. Says whether it was.
+///
+/// # Errors
+/// [`modload_edit::Rejected`]: the sink does not take it.
+pub fn call_directly<C: Code>(
+    operand: Addr,
+    target: Addr,
+    why: Why,
+    code: &mut C,
+) -> Result<Direct, modload_edit::Rejected> {
+    let at = operand.offset(-2);
+    let opcode = match code.text(at, 6) {
+        Some([0xff, 0x15, _, _, _, _]) => 0xe8, // call *entry(%rip)
+        Some([0xff, 0x25, _, _, _, _]) => 0xe9, // jmp *entry(%rip)
+        _ => return Ok(Direct::No),
+    };
+    let Ok(distance) = i32::try_from(target - (at + 5)) else { return Ok(Direct::No) };
+    let [a, b, c, d] = distance.to_le_bytes();
+    write(code, at, &[opcode, a, b, c, d, 0x90], why)?;
+    Ok(Direct::Yes)
+}
+
+/// Whether a call became a direct one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direct {
+    /// It stays a call through its entry: that is too far away, or it is another instruction.
+    No,
+    /// It did.
+    Yes,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Planned {
     Stays,

@@ -103,7 +103,10 @@ impl Machine {
             },
         };
         let operations = Operations { base: address("pv_ops"), ..Operations::default() };
-        Machine { rewriting: Rewriting { facts, profile: Profile::Linux61, operations }, symbols }
+        Machine {
+            rewriting: Rewriting { facts, profile: Profile::Linux61, operations, host_operations: None },
+            symbols,
+        }
     }
 
     /// What the rewriting of code must know.
