@@ -9,7 +9,7 @@ use modload::{Catalog, EventKind, Host, Image, Module, ModuleFile, Recording, SI
 
 use crate::args::{Load, ModuleArguments, Trace};
 use crate::call::Call;
-use crate::failure::{Failure, command};
+use crate::failure::{Failure, tell};
 use crate::host_options::HostOptions;
 use crate::output::Output;
 
@@ -141,7 +141,7 @@ impl Session {
 fn warn(timeline: &Timeline, from: usize) -> usize {
     for event in timeline.events.iter().skip(from) {
         if let EventKind::Warning { message } = &event.kind {
-            anstream::eprintln!("{}: warning: {}: {message}", command(), event.module);
+            tell(&format!("warning: {}: {message}", event.module));
         }
     }
     timeline.events.len()
