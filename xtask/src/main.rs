@@ -6,6 +6,7 @@ mod fuzz;
 mod kernel;
 mod mutants;
 mod options;
+mod pages;
 mod process;
 mod seeds;
 
@@ -45,6 +46,18 @@ const COMMANDS: &[Command] = &[
         options: &[("target", "all"), ("seconds", "60")],
         help: "build the fuzz targets, run each for SECONDS; what they find is in target/fuzz",
         run: fuzz::run,
+    },
+    Command {
+        name: "man",
+        options: &[("out", "target/man")],
+        help: "write a man page for each command and subcommand into the folder OUT",
+        run: pages::man,
+    },
+    Command {
+        name: "completions",
+        options: &[("out", "target/completions")],
+        help: "write completions of the commands for bash, zsh and fish into the folder OUT",
+        run: pages::completions,
     },
 ];
 
