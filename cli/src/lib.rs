@@ -22,6 +22,7 @@ mod inspect;
 mod operate;
 mod operate_args;
 mod output;
+mod progress;
 mod remote;
 mod run;
 mod serve;

@@ -10,8 +10,10 @@ use modload_control::{Ended, Listener, Server, default_socket};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 
+use crate::args::{Format, ModuleArguments, Trace};
 use crate::failure::Failure;
 use crate::operate_args::Serve;
+use crate::progress::Progress;
 use crate::run;
 
 pub(crate) fn run(arguments: &Serve) -> Result<(), Failure> {
@@ -24,7 +26,10 @@ pub(crate) fn run(arguments: &Serve) -> Result<(), Failure> {
     }
     let host = Arc::new(builder.build()?);
     // Nobody holds them: clients may unload them.
-    let loaded = arguments.modules.iter().try_for_each(|module| run::load_one(&host, module, &[]).map(drop));
+    let progress = Progress::new(arguments.modules.len(), Format::Text, Trace::Off);
+    let load = |module: &ModuleArguments| progress.module(&module.file, || run::load_one(&host, module, &[])).map(drop);
+    let loaded = arguments.modules.iter().try_for_each(load);
+    drop(progress);
     let served = loaded.and_then(|()| {
         ready(&listener)?;
         Ok(Server::new(host.clone(), run::trust()).serve(&listener, &stop)?)
