@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
-use modload_control::HOST_VARIABLE;
+use modload_control::{HOST_VARIABLE, host_of_environment};
 
 use crate::call::Call;
 use crate::host_options::HostOptions;
@@ -39,7 +39,7 @@ Exit status: 0 done, 1 refused or failed, 2 wrong usage.";
         modload [OPTIONS] --deps DIR NAME [PARAM=VALUE]... [-- NAME [PARAM=VALUE]...]...\n       \
         modload --host SOCKET [OPTIONS] [FILE [PARAM=VALUE]... [-- FILE [PARAM=VALUE]...]...]\n       \
         modload --demo")]
-struct Arguments {
+pub(crate) struct Arguments {
     /// After all loads, call a function with up to six integers (decimal or 0x..) and print the result. TYPE is the
     /// result's: i32 (the default), u32, i64, u64 or void. May be repeated.
     #[arg(long, value_name = "SYMBOL[:TYPE][=ARG,..]", allow_hyphen_values = true)]
@@ -62,7 +62,7 @@ struct Arguments {
     host: Option<PathBuf>,
 
     /// Make one module of several objects and archives: every word is a file, up to the first PARAM=VALUE. After a --
-    /// it holds for the module that stands there.
+    /// it holds for the module that stands there. A name= in the module's own .modinfo goes before NAME.
     #[arg(long, value_name = "NAME", conflicts_with = "deps")]
     name: Option<String>,
 
@@ -162,20 +162,40 @@ pub(crate) fn groups(arguments: &[OsString]) -> impl Iterator<Item = &[OsString]
     arguments.split(|argument| argument == "--")
 }
 
-/// The modules of the groups behind the first one: a file and its parameters each.
-pub(crate) fn modules<'a>(groups: impl Iterator<Item = &'a [OsString]>) -> Result<Vec<ModuleArguments>, String> {
-    let module = |group: &[OsString]| {
-        let (name, group) = match group {
-            [flag, name, group @ ..] if flag == "--name" => (Some(name.to_string_lossy().into_owned()), group),
-            group => (None, group),
-        };
-        let (file, rest) = group.split_first().ok_or("a -- must be followed by a file")?;
-        let text = |param: &OsString| {
-            param.clone().into_string().map_err(|param| format!("the parameter {param:?} is not UTF-8"))
-        };
-        Ok(ModuleArguments::new(name, file.into(), rest.iter().map(text).collect::<Result<_, _>>()?))
+/// The modules of all groups: `first` is what clap made of the one before the first `--`, and the others have a file and
+/// its parameters each.
+pub(crate) fn modules<'a>(
+    first: First,
+    groups: impl Iterator<Item = &'a [OsString]>,
+) -> Result<Vec<ModuleArguments>, String> {
+    let first = match first {
+        First { name: Some(_), file: None, .. } => return Err("--name stands before the files of its module".into()),
+        First { file: None, .. } => None,
+        First { name, file: Some(file), params } => Some(Ok(ModuleArguments::new(name, file, params))),
     };
-    groups.map(module).collect()
+    first.into_iter().chain(groups.map(module)).collect()
+}
+
+/// A module as clap has parsed it.
+pub(crate) struct First {
+    pub(crate) name: Option<String>,
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) params: Vec<String>,
+}
+
+fn module(group: &[OsString]) -> Result<ModuleArguments, String> {
+    let text = |word: &OsString| word.clone().into_string().map_err(|word| format!("{word:?} is not UTF-8"));
+    let (name, group) = match group {
+        [flag, name, group @ ..] if flag == "--name" => (Some(text(name)?), group),
+        [flag] if flag == "--name" => return Err("--name is followed by a name".into()),
+        [flag, rest @ ..] => match flag.to_str().and_then(|flag| flag.strip_prefix("--name=")) {
+            Some(name) => (Some(name.to_owned()), rest),
+            None => (None, group),
+        },
+        [] => (None, group),
+    };
+    let (file, rest) = group.split_first().ok_or("a -- must be followed by a file")?;
+    Ok(ModuleArguments::new(name, file.into(), rest.iter().map(text).collect::<Result<_, _>>()?))
 }
 
 /// Parses the command line. What stands behind the first `--` is split by hand.
@@ -185,16 +205,18 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command
     let matches = Arguments::command().try_get_matches_from(groups.next().unwrap_or_default())?;
     let parsed = Arguments::from_arg_matches(&matches)?;
     let wrong = |kind, message: String| Arguments::command().error(kind, message);
-    let behind = modules(groups).map_err(|message| wrong(ErrorKind::ValueValidation, message))?;
+    let first = First { name: parsed.name, file: parsed.file, params: parsed.params };
+    let modules = modules(first, groups).map_err(|message| wrong(ErrorKind::ValueValidation, message))?;
     if parsed.demo {
-        if !behind.is_empty() {
+        if !modules.is_empty() {
             return Err(wrong(ErrorKind::ValueValidation, "--demo takes no files".into()));
         }
         return Ok(Command::Demo { format: parsed.format });
     }
-    let first = parsed.file.map(|file| ModuleArguments::new(parsed.name, file, parsed.params));
-    let modules: Vec<_> = first.into_iter().chain(behind).collect();
-    let served = parsed.host.or_else(|| std::env::var_os(HOST_VARIABLE).map(PathBuf::from));
+    if parsed.deps.is_some() && modules.iter().any(|module| module.name.is_some()) {
+        return Err(wrong(ErrorKind::ArgumentConflict, "with --deps modules have the names of their files".into()));
+    }
+    let served = parsed.host.or_else(host_of_environment);
     let target = match (served, parsed.options.given()) {
         (None, _) => Target::Embedded(parsed.options),
         (Some(_), Some(option)) => {
@@ -265,6 +287,23 @@ mod tests {
             ["modload", "modload --no-such a.o", "modload a.o --", "modload --demo -- a.o", "modload --call f=x a.o"]
         {
             assert!(modules(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_name_belongs_to_files_that_follow_it() {
+        assert_eq!(modules("modload a.o -- --name=n c.o x=1"), modules("modload a.o -- --name n c.o x=1"));
+        for (line, says) in [
+            ("modload --name m -- a.o", "stands before the files"),
+            ("modload --host s --call f --name m", "stands before the files"),
+            ("modload a.o -- --name", "followed by a name"),
+            ("modload a.o -- --name m", "followed by a file"),
+            ("modload a.o -- --name=m", "followed by a file"),
+            ("modload --deps d a -- --name m b", "names of their files"),
+            ("modload --deps d --name m a", "cannot be used with"),
+        ] {
+            let refused = modules(line).unwrap_err();
+            assert!(refused.contains(says), "{line}: {refused}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What went wrong, in one sentence or as data.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use modload::{ArenaError, CatalogError, Error, LoadError, ReadError, SymbolError, UnloadError};
@@ -67,8 +67,9 @@ impl Failure {
             return;
         }
         match format {
-            Format::Text => anstream::eprintln!("{}: {}", command(), sentence(self)),
-            Format::Json => anstream::eprintln!("{}", json!({ "error": self.data() })),
+            Format::Text => tell(&sentence(self)),
+            // Where nobody can be told, the exit status tells.
+            Format::Json => drop(writeln!(anstream::stderr(), "{}", json!({ "error": self.data() }))),
         }
     }
 
@@ -99,8 +100,14 @@ impl Failure {
     }
 }
 
+/// A line for people on the standard error stream.
+pub(crate) fn tell(text: &str) {
+    // Where nobody can be told, the exit status tells.
+    let _ = writeln!(anstream::stderr(), "{}: {}", plain(&command()), plain(text));
+}
+
 /// The command's own name.
-pub(crate) fn command() -> String {
+fn command() -> String {
     let path = std::env::args_os().next().map(PathBuf::from);
     let name = path.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
     name.unwrap_or_else(|| "modload".into())
@@ -120,8 +127,10 @@ fn requests(count: usize) -> String {
 
 /// A path fit for a terminal.
 pub(crate) fn shown(file: &Path) -> String {
-    file.to_string_lossy()
-        .chars()
-        .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
-        .collect()
+    plain(&file.to_string_lossy())
+}
+
+/// Text fit for a terminal: what a host says, too, which may be somebody else's.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }

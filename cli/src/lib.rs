@@ -16,6 +16,8 @@ mod args;
 mod call;
 mod check;
 mod demo;
+#[cfg(test)]
+mod examples;
 mod explain;
 mod failure;
 mod host_options;
@@ -24,6 +26,7 @@ mod inspect;
 mod operate;
 mod operate_args;
 mod output;
+mod progress;
 mod remote;
 mod run;
 mod serve;
@@ -31,15 +34,23 @@ mod serve;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::CommandFactory;
+
 use crate::args::{Command, Format, Target};
 use crate::failure::Failure;
 use crate::operate_args::HostCommand;
 use crate::output::Output;
 
+/// What the three commands take, as their parsers have it: for man pages and completions.
+#[must_use]
+pub fn commands() -> [clap::Command; 3] {
+    [args::Arguments::command(), operate_args::HostArguments::command(), operate_args::Unload::command()]
+}
+
 /// The command `modload`, with its own name as the first argument.
 pub fn modload(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match args::parse(arguments) {
-        Err(usage) => usage.exit(),
+        Err(printed) => usage(&printed),
         Ok(Command::Demo { format }) => end(format, demo::run(&mut Output::new(format))),
         Ok(Command::Load(load)) => {
             let mut output = Output::new(load.format);
@@ -55,7 +66,7 @@ pub fn modload(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 /// The command `modunload`, with its own name as the first argument.
 pub fn modunload(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match operate_args::parse_unload(arguments) {
-        Err(usage) => usage.exit(),
+        Err(printed) => usage(&printed),
         Ok(unload) => {
             let format = unload.connection.format;
             end(format, operate::unload(&unload, &mut Output::new(format)))
@@ -66,7 +77,7 @@ pub fn modunload(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 /// The command `modhost`, with its own name as the first argument.
 pub fn modhost(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let command = match operate_args::parse_host(arguments) {
-        Err(usage) => usage.exit(),
+        Err(printed) => return usage(&printed),
         Ok(command) => command,
     };
     let printed = |format, run: &dyn Fn(&mut Output) -> Result<(), Failure>| end(format, run(&mut Output::new(format)));
@@ -79,6 +90,16 @@ pub fn modhost(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         HostCommand::Explain(explain) => printed(explain.format, &|output| explain::run(&explain, output)),
         HostCommand::Image(image) => printed(image.format, &|output| image::run(&image, output)),
         HostCommand::Inspect(inspect) => printed(inspect.format, &|output| inspect::run(&inspect, output)),
+    }
+}
+
+/// Prints help, the version, or what is wrong.
+fn usage(printed: &clap::Error) -> ExitCode {
+    match (printed.print(), printed.exit_code()) {
+        (Ok(()), 0) => ExitCode::SUCCESS,
+        // Help that cannot be had is a failure, as any other output is.
+        (Err(error), 0) => end(Format::Text, Err(error.into())),
+        (_, _) => ExitCode::from(2),
     }
 }
 

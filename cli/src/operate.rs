@@ -1,18 +1,16 @@
 //! What is asked of a host that serves: `modhost list`, `modhost params`, `modunload`.
 
-use std::path::PathBuf;
-
 use modload_control::protocol::{Entry, Listing, Named, Param, Request};
-use modload_control::{Client, HOST_VARIABLE, default_socket};
+use modload_control::{Client, default_socket, host_of_environment};
 use serde_json::{Value, json};
 
 use crate::args::Format;
-use crate::failure::{Failure, command};
+use crate::failure::{Failure, plain, tell};
 use crate::operate_args::{Connection, List, Params, Unload};
 use crate::output::Output;
 
 fn connect(connection: &Connection) -> Result<Client, Failure> {
-    let named = connection.host.clone().or_else(|| std::env::var_os(HOST_VARIABLE).map(PathBuf::from));
+    let named = connection.host.clone().or_else(host_of_environment);
     let path = named.map_or_else(default_socket, Ok)?;
     Ok(Client::connect(&path)?)
 }
@@ -27,12 +25,12 @@ pub(crate) fn list(arguments: &List, output: &mut Output) -> Result<(), Failure>
         None => {
             let listing: Listing = client.request(&Request::List {}, &[], nothing)?;
             output.value(&listing)?;
-            table(&listing).iter().try_for_each(|line| output.say(line))?;
+            table(&listing).iter().try_for_each(|line| output.say(&plain(line)))?;
         }
         Some(name) => {
             let entry: Entry = client.request(&Request::Info { name: name.clone() }, &[], nothing)?;
             output.value(&entry)?;
-            details(&entry).iter().try_for_each(|line| output.say(line))?;
+            details(&entry).iter().try_for_each(|line| output.say(&plain(line)))?;
         }
     }
     Ok(output.flush()?)
@@ -118,7 +116,7 @@ pub(crate) fn params(arguments: &Params, output: &mut Output) -> Result<(), Fail
 
 fn say(param: &Param, output: &mut Output) -> Result<(), Failure> {
     output.value(param)?;
-    Ok(output.say(&shown(param))?)
+    Ok(output.say(&plain(&shown(param)))?)
 }
 
 /// `modunload`. All are tried, as `rmmod` does.
@@ -149,9 +147,9 @@ pub(crate) fn warn(event: &Value, text: &str, format: Format) {
     match event.get("message").and_then(Value::as_str) {
         Some(message) if of_interest => {
             let module = event.get("module").and_then(Value::as_str).unwrap_or_default();
-            anstream::eprintln!("{}: warning: {module}: {message}", command());
+            tell(&format!("warning: {module}: {message}"));
         }
-        None if of_interest => anstream::eprintln!("{}: {text}", command()),
+        None if of_interest => tell(text),
         _ => {}
     }
 }

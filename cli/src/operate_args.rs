@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::args::{Format, ModuleArguments, groups, modules};
+use crate::args::{First, Format, ModuleArguments, groups, modules};
 use crate::host_options::HostOptions;
 
 const HOST_EXAMPLES: &str = "\
@@ -105,7 +105,7 @@ Exit status: 0 all are unloaded, 1 one was refused, 2 wrong usage.";
 /// Run a host for other processes and operate it; look at module files.
 #[derive(Parser, Debug)]
 #[command(name = "modhost", version, after_help = HOST_EXAMPLES, max_term_width = 120)]
-struct HostArguments {
+pub(crate) struct HostArguments {
     #[command(subcommand)]
     command: HostCommand,
 }
@@ -322,9 +322,9 @@ pub(crate) fn parse_host(arguments: impl Iterator<Item = OsString>) -> Result<Ho
     let mut command = HostArguments::from_arg_matches(&matches)?.command;
     if let HostCommand::Serve(serve) = &mut command {
         let wrong = |message| HostArguments::command().error(ErrorKind::ValueValidation, message);
-        let (name, params) = (serve.name.take(), std::mem::take(&mut serve.params));
-        let first = serve.file.take().map(|file| ModuleArguments::new(name, file, params));
-        serve.modules = first.into_iter().chain(modules(groups).map_err(wrong)?).collect();
+        let (name, file) = (serve.name.take(), serve.file.take());
+        let first = First { name, file, params: std::mem::take(&mut serve.params) };
+        serve.modules = modules(first, groups).map_err(wrong)?;
     }
     Ok(command)
 }

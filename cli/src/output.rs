@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::args::Format;
 use crate::call::Call;
+use crate::failure::plain;
 
 /// The standard output stream. Colours are for terminals, and NO_COLOR turns them off.
 pub(crate) struct Output {
@@ -68,7 +69,7 @@ impl Output {
     pub(crate) fn event(&mut self, event: &serde_json::Value, text: &str) -> io::Result<()> {
         match self.format {
             Format::Json => writeln!(self.stream, "{event}"),
-            Format::Text => writeln!(self.stream, "{text}"),
+            Format::Text => writeln!(self.stream, "{}", plain(text)),
         }
     }
 

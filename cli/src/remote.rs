@@ -14,6 +14,7 @@ use crate::call::Call;
 use crate::failure::Failure;
 use crate::operate::warn;
 use crate::output::Output;
+use crate::progress::Progress;
 use crate::run::with_deps;
 
 /// Loads, then calls. What has been loaded when something fails stays, as with `insmod`.
@@ -31,9 +32,12 @@ pub(crate) fn load(load: &Load, socket: &Path, output: &mut Output) -> Result<()
         }
     };
     let mut modules = Vec::new();
+    let progress = Progress::new(in_order.len(), load.format, load.trace);
     for module in &in_order {
-        modules.push(load_one(&mut client, load, module, output)?);
+        let loaded = progress.module(&module.file, || load_one(&mut client, load, module, &progress, output));
+        modules.push(loaded?);
     }
+    drop(progress);
     load.calls.iter().try_for_each(|call| make(&mut client, &modules, call, output))?;
     Ok(output.flush()?)
 }
@@ -42,6 +46,7 @@ fn load_one(
     client: &mut Client,
     load: &Load,
     module: &ModuleArguments,
+    progress: &Progress,
     output: &mut Output,
 ) -> Result<String, Failure> {
     let open =
@@ -58,7 +63,7 @@ fn load_one(
     let event = |event: &Value, text: &str| match load.trace {
         Trace::On if printed.is_ok() => printed = output.event(event, text),
         Trace::On => {}
-        Trace::Off => warn(event, text, load.format),
+        Trace::Off => progress.suspend(|| warn(event, text, load.format)),
     };
     let loaded: Result<Named, ClientError> = client.request(&request, &descriptors, event);
     printed?;

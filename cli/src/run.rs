@@ -9,9 +9,10 @@ use modload::{Catalog, EventKind, Host, Image, Input, Module, ModuleFile, Record
 
 use crate::args::{Load, ModuleArguments, Trace};
 use crate::call::Call;
-use crate::failure::{Failure, command};
+use crate::failure::{Failure, tell};
 use crate::host_options::HostOptions;
 use crate::output::Output;
+use crate::progress::Progress;
 
 /// `modload FILE ..`.
 pub(crate) fn load(load: &Load, options: &HostOptions, output: &mut Output) -> Result<(), Failure> {
@@ -22,10 +23,12 @@ pub(crate) fn load(load: &Load, options: &HostOptions, output: &mut Output) -> R
         None => load.modules.clone(),
         Some(folder) => with_deps(folder, &load.modules)?.into_iter().map(|(_, module)| module).collect(),
     };
+    let progress = Progress::new(in_order.len(), load.format, load.trace);
     let mut result = in_order.iter().try_for_each(|arguments| {
-        modules.push(load_one(&host, arguments, &load.calls)?);
+        modules.push(progress.module(&arguments.file, || load_one(&host, arguments, &load.calls))?);
         Ok(())
     });
+    drop(progress);
     session.print(output)?;
     if result.is_ok() {
         result = load.explain.iter().try_for_each(|function| explain(&host, &modules, &in_order, function, output));
@@ -164,7 +167,7 @@ impl Session {
 fn warn(timeline: &Timeline, from: usize) -> usize {
     for event in timeline.events.iter().skip(from) {
         if let EventKind::Warning { message } = &event.kind {
-            anstream::eprintln!("{}: warning: {}: {message}", command(), event.module);
+            tell(&format!("warning: {}: {message}", event.module));
         }
     }
     timeline.events.len()

@@ -5,13 +5,17 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use modload_control::{Ended, Listener, Server, default_socket};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use signal_hook::low_level::pipe;
 
+use crate::args::{Format, ModuleArguments, Trace};
 use crate::failure::Failure;
 use crate::operate_args::Serve;
+use crate::progress::Progress;
 use crate::run;
 
 pub(crate) fn run(arguments: &Serve) -> Result<(), Failure> {
@@ -24,7 +28,10 @@ pub(crate) fn run(arguments: &Serve) -> Result<(), Failure> {
     }
     let host = Arc::new(builder.build()?);
     // Nobody holds them: clients may unload them.
-    let loaded = arguments.modules.iter().try_for_each(|module| run::load_one(&host, module, &[]).map(drop));
+    let progress = Progress::new(arguments.modules.len(), Format::Text, Trace::Off);
+    let load = |module: &ModuleArguments| progress.module(&module.file, || run::load_one(&host, module, &[])).map(drop);
+    let loaded = arguments.modules.iter().try_for_each(load);
+    drop(progress);
     let served = loaded.and_then(|()| {
         ready(&listener)?;
         Ok(Server::new(host.clone(), run::trust()).serve(&listener, &stop)?)
@@ -37,9 +44,16 @@ pub(crate) fn run(arguments: &Serve) -> Result<(), Failure> {
     if held.is_empty() { Ok(()) } else { Err(Failure::Held { held, unfinished }) }
 }
 
-/// Becomes readable with the first SIGTERM or SIGINT.
+/// Becomes readable with the first SIGTERM or SIGINT. The second one ends the process at once: an init that never returns
+/// must not keep it.
 fn signals() -> io::Result<UnixStream> {
     let (stop, signalled) = UnixStream::pair()?;
+    let stopping = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        // In this order: the first one only sets the flag.
+        flag::register_conditional_shutdown(signal, 1, stopping.clone())?;
+        flag::register(signal, stopping.clone())?;
+    }
     pipe::register(SIGTERM, signalled.try_clone()?)?;
     pipe::register(SIGINT, signalled)?;
     Ok(stop)

@@ -366,6 +366,17 @@ fn what_is_no_socket_is_left_alone() {
     let output = Command::new(env!("CARGO_BIN_EXE_modhost")).args(["serve", "--socket"]).arg(&file).output().unwrap();
     assert!(refused(&output).contains("not a socket of this user's"));
     assert_eq!(fs::read_to_string(&file).unwrap(), "data");
+    // Nor is a lock left for a socket that cannot be.
+    let long = dir.path().join("x".repeat(108));
+    let output = Command::new(env!("CARGO_BIN_EXE_modhost")).args(["serve", "--socket"]).arg(long).output().unwrap();
+    assert!(refused(&output).contains("naming the socket"));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn an_empty_variable_names_no_host() {
+    let output = Command::new(env!("CARGO_BIN_EXE_modload")).arg(object("greet")).env("MODLOAD_HOST", "").output();
+    assert_eq!(done(&output.unwrap()), "");
 }
 
 /// Runs `modhost serve` with what `exec`s it: LISTEN_PID must be its own, which a shell knows.

@@ -4,13 +4,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use crate::protocol::{Greeting, MAX_ANSWER, Request, VERSION};
+use crate::protocol::{GREETING_TIME, Greeting, MAX_ANSWER, MAX_DESCRIPTORS, Request, VERSION};
 use crate::wire::{Reader, WireError, send};
 
 /// A server's refusal.
@@ -36,6 +37,17 @@ pub enum ClientError {
         /// Why not.
         source: io::Error,
     },
+    /// Whoever has the socket says nothing.
+    #[error("{}: nobody greets within {} s: it is no host, or one that still loads what it begins with", .path.display(), .patience.as_secs())]
+    Silent {
+        /// Where.
+        path: PathBuf,
+        /// How long was waited.
+        patience: Duration,
+    },
+    /// More files than one request carries.
+    #[error("{0} files, and a host takes {MAX_DESCRIPTORS} at once: merge some with ld -r or ar")]
+    TooManyFiles(usize),
     /// The server said no.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -71,10 +83,23 @@ impl Client {
     /// # Errors
     /// [`ClientError`]: nobody serves there, it does not want this client, or speaks another version.
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
+        Client::connect_within(path, GREETING_TIME)
+    }
+
+    /// [`Client::connect`], with another patience than [`GREETING_TIME`].
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn connect_within(path: &Path, patience: Duration) -> Result<Client, ClientError> {
         let connected = UnixStream::connect(path);
         let stream = connected.map_err(|source| ClientError::Connect { path: path.to_owned(), source })?;
         let mut client = Client { stream, reader: Reader::new(MAX_ANSWER, 0, None), next_id: 1 };
-        let line = client.line()?;
+        client.reader.hurry(Some(patience));
+        let line = match client.line() {
+            Err(ClientError::Silent { .. }) => return Err(ClientError::Silent { path: path.to_owned(), patience }),
+            line => line?,
+        };
+        client.reader.hurry(None);
         if line.get("error").is_some() {
             return Err(refused(&line).into());
         }
@@ -96,19 +121,22 @@ impl Client {
         files: &[BorrowedFd<'_>],
         mut event: impl FnMut(&Value, &str),
     ) -> Result<A, ClientError> {
+        if files.len() > MAX_DESCRIPTORS {
+            return Err(ClientError::TooManyFiles(files.len()));
+        }
         let id = self.next_id;
         self.next_id += 1;
         let text = serde_json::to_string(&Numbered { id, request })
             .map_err(|error| ClientError::Protocol(error.to_string()))?;
-        // A server that has closed the connection may have said why.
         let sent = send(&self.stream, &text, files);
+        let closed =
+            |error: &io::Error| matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+        // A server that has closed the connection may have said why; no other answers what it never got.
+        if let Some(error) = sent.err().filter(|error| !closed(error)) {
+            return Err(ClientError::Connection(error));
+        }
         loop {
-            let mut line = match (self.line(), &sent) {
-                (Err(ClientError::Gone), Err(error)) => {
-                    return Err(ClientError::Connection(io::Error::new(error.kind(), error.to_string())));
-                }
-                (line, _) => line?,
-            };
+            let mut line = self.line()?;
             if line.get("error").is_some() {
                 return Err(refused(&line).into());
             }
@@ -132,6 +160,7 @@ impl Client {
                 return Err(ClientError::Gone);
             }
             Err(WireError::Io(error)) => return Err(ClientError::Connection(error)),
+            Err(WireError::TooSlow(patience)) => return Err(ClientError::Silent { path: PathBuf::new(), patience }),
             Err(other) => return Err(ClientError::Protocol(other.to_string())),
         };
         serde_json::from_str(&line.text).map_err(|error| ClientError::Protocol(error.to_string()))

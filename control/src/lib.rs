@@ -55,5 +55,5 @@ mod client;
 pub use client::{Client, ClientError, Refused};
 pub use details::{error_details, load_details};
 pub use error::sentence;
-pub use listen::{HOST_VARIABLE, ListenError, Listener, NoSocket, default_socket};
+pub use listen::{HOST_VARIABLE, ListenError, Listener, NoSocket, default_socket, host_of_environment};
 pub use server::{Ended, ServeError, Server};

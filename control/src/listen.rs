@@ -38,6 +38,12 @@ pub fn default_socket() -> Result<PathBuf, NoSocket> {
     }
 }
 
+/// The socket that [`HOST_VARIABLE`] names. Empty, it names none.
+#[must_use]
+pub fn host_of_environment() -> Option<PathBuf> {
+    env::var_os(HOST_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
 /// There is no socket to serve on.
 #[derive(Debug, Error)]
 pub enum ListenError {
@@ -88,9 +94,11 @@ impl Listener {
     /// [`ListenError`].
     pub fn bind(path: &Path) -> Result<Listener, ListenError> {
         let failed = |what| move |errno: Errno| system(path, what, errno.into());
-        let lock = take_lock(path)?;
-        remove_stale(path)?;
         let address = SocketAddrUnix::new(path).map_err(failed("naming the socket"))?;
+        // Where there can be no socket, no lock is left behind.
+        our_socket(path)?;
+        let lock = take_lock(path)?;
+        remove_stale(path, &address)?;
         let socket = stream_socket().map_err(failed("making the socket"))?;
         // The file gets the socket's own mode when it is bound: there is no moment at which others could open it.
         fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(failed("making the socket private"))?;
@@ -178,19 +186,23 @@ fn take_lock(path: &Path) -> Result<File, ListenError> {
     }
 }
 
-/// Removes a socket of ours on which nobody answers.
-fn remove_stale(path: &Path) -> Result<(), ListenError> {
-    let file = match fs::symlink_metadata(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(system(path, "looking at what is there", error)),
-    };
-    if !file.file_type().is_socket() || file.uid() != geteuid().as_raw() {
-        return Err(ListenError::Occupied(path.to_owned()));
+/// Whether there is a socket of ours. Anything else is not touched.
+fn our_socket(path: &Path) -> Result<bool, ListenError> {
+    match fs::symlink_metadata(path) {
+        Ok(file) if file.file_type().is_socket() && file.uid() == geteuid().as_raw() => Ok(true),
+        Ok(_) => Err(ListenError::Occupied(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(system(path, "looking at what is there", error)),
     }
-    let address = SocketAddrUnix::new(path).map_err(|errno| system(path, "naming the socket", errno.into()))?;
+}
+
+/// Removes a socket of ours on which nobody answers.
+fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), ListenError> {
+    if !our_socket(path)? {
+        return Ok(());
+    }
     let probe = stream_socket().map_err(|errno| system(path, "making a socket", errno.into()))?;
-    match connect(&probe, &address) {
+    match connect(&probe, address) {
         // Who has a queue that is full is there, too.
         Ok(()) | Err(Errno::AGAIN) => Err(ListenError::Served(path.to_owned())),
         Err(Errno::CONNREFUSED) => {

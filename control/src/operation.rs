@@ -118,7 +118,8 @@ impl Operation<'_> {
         }
     }
 
-    /// Waits, and says for whom when that changes. A server that stops does not wait any longer.
+    /// Waits, and says for whom when that changes. A server that stops does not wait any longer, nor does one whose
+    /// client is gone.
     fn unload_within(&self, name: &str, wait: Duration) -> Result<(), UnloadError> {
         const TURN: Duration = Duration::from_millis(250);
         let begun = Instant::now();
@@ -131,7 +132,8 @@ impl Operation<'_> {
                 Err(refused @ UnloadError::InUse { .. }) => refused,
                 done => return done,
             };
-            if left.is_zero() || self.shared.is_stopping() {
+            // A client that was interrupted wants no unload later.
+            if left.is_zero() || self.shared.is_stopping() || self.answers.is_gone() {
                 return Err(refused);
             }
             if known.as_ref() != Some(&refused) {
@@ -188,14 +190,14 @@ enum Insist {
 fn read(name: &str, descriptor: OwnedFd) -> Result<ModuleFile, Refusal> {
     let refused = |why| Refusal::NotAFile { file: name.to_owned(), why };
     let flags = fcntl_getfl(&descriptor).map_err(|errno| refused(NotAFile::Unknown(errno.into())))?;
-    let mut file = File::from(descriptor);
+    let file = File::from(descriptor);
     if !file.metadata().map_err(|error| refused(NotAFile::Unknown(error)))?.is_file() {
         return Err(refused(NotAFile::Special));
     }
     if flags.contains(OFlags::PATH) || flags & OFlags::ACCMODE == OFlags::WRONLY {
         return Err(refused(NotAFile::NotOpenForReading));
     }
-    let read = ModuleFile::read_open(&mut file, Path::new(name), SIZE_LIMIT);
+    let read = ModuleFile::read_open(&file, Path::new(name), SIZE_LIMIT);
     read.map_err(|source| Refusal::Read { file: name.to_owned(), source })
 }
 

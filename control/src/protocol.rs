@@ -30,6 +30,9 @@ pub const MAX_CLIENTS: usize = 64;
 /// How long a client may take from the first byte of a request's line to its end.
 pub const LINE_TIME: Duration = Duration::from_secs(10);
 
+/// How long a client waits for the greeting. A host that still loads what it begins with gives none yet.
+pub const GREETING_TIME: Duration = Duration::from_secs(30);
+
 /// How long a client may leave what it is told unread before it counts as gone.
 pub const WRITE_TIME: Duration = Duration::from_secs(10);
 

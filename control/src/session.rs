@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
 use crate::error::Refusal;
@@ -31,6 +32,13 @@ impl Answers {
         if !self.gone.load(Ordering::Relaxed) && send(&self.stream, &line.to_string(), &[]).is_err() {
             self.gone.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Whether nobody is left to answer. A client that has only ended its side still is.
+    pub(crate) fn is_gone(&self) -> bool {
+        let mut fds = [PollFd::new(&self.stream, PollFlags::empty())];
+        let now = poll(&mut fds, Some(&Timespec::default()));
+        self.gone.load(Ordering::Relaxed) || now.is_ok() && fds[0].revents().contains(PollFlags::HUP)
     }
 
     /// Refuses a client, or a line of which no request's number can be told.

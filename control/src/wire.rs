@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 use thiserror::Error;
 
@@ -28,6 +28,8 @@ pub(crate) enum WireError {
     TooSlow(Duration),
     #[error("more than {0} descriptors with a line")]
     TooManyDescriptors(usize),
+    #[error("descriptors that came with a line are lost: this process can have no more")]
+    DescriptorsLost,
     #[error("a line that is not UTF-8")]
     NotUtf8,
     #[error("a line without an end")]
@@ -42,6 +44,7 @@ impl WireError {
             WireError::TooLong(_) => "line_too_long",
             WireError::TooSlow(_) => "line_too_slow",
             WireError::TooManyDescriptors(_) => "too_many_descriptors",
+            WireError::DescriptorsLost => "descriptors_lost",
             WireError::NotUtf8 => "not_utf8",
             WireError::CutOff | WireError::Io(_) => "connection",
         }
@@ -79,6 +82,12 @@ impl Reader {
     pub(crate) fn new(max_line: usize, max_descriptors: usize, line_time: Option<Duration>) -> Reader {
         let (bytes, descriptors) = (Vec::new(), Vec::new());
         Reader { bytes, searched: 0, descriptors, max_line, max_descriptors, line_time, begun: None }
+    }
+
+    /// From now on a line may take this long; the next one is begun.
+    pub(crate) fn hurry(&mut self, line_time: Option<Duration>) {
+        self.line_time = line_time;
+        self.begun = line_time.map(|_| Instant::now());
     }
 
     /// The next line; `None` when the other side has ended. After an error other than [`WireError::NotUtf8`] nothing
@@ -146,6 +155,10 @@ impl Reader {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
                 self.descriptors.extend(descriptors);
             }
+        }
+        // There is room for as many as Linux passes, but not always for them in the process.
+        if received.flags.contains(ReturnFlags::CTRUNC) {
+            return Err(WireError::DescriptorsLost);
         }
         self.bytes.extend_from_slice(&chunk[..received.bytes]);
         if received.bytes != 0 {

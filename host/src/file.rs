@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use liblzma::stream::{CONCATENATED, Stream};
@@ -87,18 +88,23 @@ impl ModuleFile {
     /// # Errors
     /// [`ReadError`]: it cannot be read or decompressed, or is too large.
     pub fn read(path: &Path, limit: u64) -> Result<ModuleFile, ReadError> {
-        ModuleFile::read_open(&mut File::open(path)?, path, limit)
+        let file = File::open(path)?;
+        ModuleFile::read_all(&file, file.metadata()?.len(), path, limit)
     }
 
-    /// [`ModuleFile::read`] of a file that is open, from where it stands. Only the stem of `path` is used.
+    /// [`ModuleFile::read`] of a regular file that is open. It is read from its beginning, wherever it stands, and
+    /// stays there: others may share it. Only the stem of `path` is used.
     ///
     /// # Errors
     /// [`ReadError`]: it cannot be read or decompressed, or is too large.
-    pub fn read_open(file: &mut File, path: &Path, limit: u64) -> Result<ModuleFile, ReadError> {
+    pub fn read_open(file: &File, path: &Path, limit: u64) -> Result<ModuleFile, ReadError> {
+        ModuleFile::read_all(FromStart { file, at: 0 }, file.metadata()?.len(), path, limit)
+    }
+
+    fn read_all(file: impl Read, len: u64, path: &Path, limit: u64) -> Result<ModuleFile, ReadError> {
         // One allocation for an ordinary file, if it can be had; a special file has length 0.
         let mut bytes = Vec::new();
-        let len = file.metadata()?.len().min(limit).saturating_add(1);
-        let _ = bytes.try_reserve_exact(modload_edit::index(len));
+        let _ = bytes.try_reserve_exact(modload_edit::index(len.min(limit).saturating_add(1)));
         let bytes = bounded(bytes, file, limit, ReadError::Io)?;
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(ModuleFile { bytes: unpack(bytes, limit)?, stem: stem(&name), name })
@@ -108,6 +114,20 @@ impl ModuleFile {
     #[must_use]
     pub fn into_input(self) -> Input<'static> {
         Input { name: self.name, bytes: self.bytes.into() }
+    }
+}
+
+/// Reads a file without moving it.
+struct FromStart<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for FromStart<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(bytes, self.at)?;
+        self.at += modload_edit::wide(count);
+        Ok(count)
     }
 }
 

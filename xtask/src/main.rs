@@ -7,6 +7,7 @@ mod kernel;
 mod mutants;
 mod oracle;
 mod options;
+mod pages;
 mod process;
 mod seeds;
 
@@ -62,6 +63,18 @@ const COMMANDS: &[Command] = &[
         options: &[("boot", "max"), ("out", ""), ("with", "image")],
         help: "compare what oracle wrote with what modhost makes, or, with=file, with the files as they are",
         run: oracle::compare,
+    },
+    Command {
+        name: "man",
+        options: &[("out", "target/man")],
+        help: "write a man page for each command and subcommand into the folder OUT",
+        run: pages::man,
+    },
+    Command {
+        name: "completions",
+        options: &[("out", "target/completions")],
+        help: "write completions of the commands for bash, zsh and fish into the folder OUT",
+        run: pages::completions,
     },
 ];
 
