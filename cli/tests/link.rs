@@ -189,6 +189,24 @@ fn clones_for_processors_use_the_compilers_archive() {
     check(&options, &[&clones, Path::new(archive.trim())], "total(100) = 4950\n");
 }
 
+/// A relocation of a compressed section stands where it will be when the section is not compressed any more.
+#[test]
+fn objects_with_compressed_debug_information_are_linked() {
+    for compiler in [Compiler::Gcc, Compiler::Clang] {
+        if compiler.find().is_none() {
+            eprintln!("SKIPPED: {compiler:?} is not there");
+            continue;
+        }
+        let object = |name: &str, text: &str| {
+            let many: String = (0..50).map(|at| format!("struct {name}{at} {{ int x[{at}]; }} {name}{at};")).collect();
+            object_from_text(name, Language::C, &(many + text), compiler, &["-g", "-gz", "-fPIC"]).unwrap()
+        };
+        let one = object("one", "int two(void); int one(void) { return two() + 1; }");
+        let two = object("two", "int two(void) { return 41; }");
+        check(&["--name", "both", "--call", "one"], &[&one, &two], "one() = 42\n");
+    }
+}
+
 #[test]
 fn what_cannot_be_linked_names_its_object() {
     let folder = tempfile::tempdir().unwrap();
