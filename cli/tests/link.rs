@@ -207,6 +207,25 @@ fn objects_with_compressed_debug_information_are_linked() {
     }
 }
 
+/// Of a set with bounds one object has rows that are constant, the other one rows that are not.
+#[test]
+fn a_set_of_constants_and_variables_is_one_range() {
+    let row = "__attribute__((section(\"set\"), used)) static";
+    let constant = compiled(
+        "constant",
+        &format!(
+            "{row} const int a = 1, b = 2; extern int __start_set[], __stop_set[]; \
+             int count(void) {{ return __stop_set - __start_set; }} \
+             int sum(void) {{ int sum = 0; for (int *at = __start_set; at < __stop_set; at++) sum += *at; return sum; }}"
+        ),
+    );
+    let variable = compiled("variable", &format!("{row} int c = 10; int *change(void) {{ c += 5; return 0; }}"));
+    for order in [[&*constant, &*variable], [&*variable, &*constant]] {
+        let calls = ["--name", "set", "--call", "count", "--call", "sum", "--call", "change", "--call", "sum"];
+        check(&calls, &order, "count() = 3\nsum() = 13\nchange() = 0\nsum() = 18\n");
+    }
+}
+
 #[test]
 fn what_cannot_be_linked_names_its_object() {
     let folder = tempfile::tempdir().unwrap();
