@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anstyle::{AnsiColor, Style};
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction};
-use modload::{Explanation, Host, formatter};
+use modload::{Change, Explanation, Host, formatter};
 
 use crate::failure::Failure;
 use crate::operate_args::Explain;
@@ -69,6 +69,13 @@ fn table(explained: &Explanation, output: &mut Output) -> io::Result<()> {
     let mut offsets: Vec<usize> = left.iter().chain(&right).map(|line| line.offset).collect();
     offsets.sort_unstable();
     offsets.dedup();
+    // By where they begin, and of one place in their order.
+    let mut begun: Vec<(usize, usize)> = changes
+        .iter()
+        .enumerate()
+        .map(|(number, change)| (usize::try_from(change.offset).unwrap_or(0), number))
+        .collect();
+    begun.sort_unstable();
     let (mut left, mut right) = (left.into_iter().peekable(), right.into_iter().peekable());
     for offset in offsets {
         let old = left.next_if(|line| line.offset == offset);
@@ -84,16 +91,12 @@ fn table(explained: &Explanation, output: &mut Output) -> io::Result<()> {
         let changed = before.get(offset..end) != after.get(offset..end);
         let style = if changed { CHANGED } else { Style::new() };
         output.say(&format!("{style}{offset:>6x}:  {:<58} | {}{style:#}", shown(&old, before), shown(&new, after)))?;
-        for change in changes.iter().filter(|change| begins(change.offset, offset, end)) {
-            let (engine, because) = (&change.engine, &change.because);
+        let behind = |offset| begun.partition_point(|(begins, _)| *begins < offset);
+        let mut here: Vec<usize> = begun[behind(offset)..behind(end)].iter().map(|(_, number)| *number).collect();
+        here.sort_unstable();
+        for Change { engine, because, .. } in here.into_iter().map(|number| &changes[number]) {
             output.say(&format!("{DIM}         {engine}: {because}{DIM:#}"))?;
         }
     }
     Ok(())
-}
-
-/// Whether an edit that begins at `edit` is shown with the instructions from `offset` to `end`.
-fn begins(edit: i64, offset: usize, end: usize) -> bool {
-    let edit = usize::try_from(edit).unwrap_or(0);
-    (offset..end).contains(&edit)
 }

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use modload_fixtures::{Compiler, Fixture};
+use modload_fixtures::{Compiler, Fixture, Language, object_from_text};
 use serde_json::Value;
 
 fn run(program: &str, arguments: &[&str]) -> Output {
@@ -94,4 +94,14 @@ fn what_is_not_there_is_said() {
         assert_eq!(output.status.code(), Some(code), "{arguments:?}");
         assert!(text(&output.stderr).contains(why), "{arguments:?}: {}", text(&output.stderr));
     }
+}
+
+/// What changes at each of very many places is not looked for among all of them.
+#[test]
+fn a_function_with_very_many_changes_is_explained() {
+    let text: String = (0..60_000).map(|_| "incl x(%rip)\n").collect();
+    let text = format!(".text\n.globl f\nf:\n{text}ret\n.data\nx: .long 0\n");
+    let many = object_from_text("many", Language::Assembler, &text, Compiler::Cc, &[]).unwrap();
+    let shown = modhost(&["explain", &many.display().to_string(), "f"]).stdout;
+    assert_eq!(self::text(&shown).matches("relocation: R_X86_64_PC32 .data-0x4").count(), 60_000);
 }

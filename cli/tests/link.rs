@@ -189,6 +189,43 @@ fn clones_for_processors_use_the_compilers_archive() {
     check(&options, &[&clones, Path::new(archive.trim())], "total(100) = 4950\n");
 }
 
+/// A relocation of a compressed section stands where it will be when the section is not compressed any more.
+#[test]
+fn objects_with_compressed_debug_information_are_linked() {
+    for compiler in [Compiler::Gcc, Compiler::Clang] {
+        if compiler.find().is_none() {
+            eprintln!("SKIPPED: {compiler:?} is not there");
+            continue;
+        }
+        let object = |name: &str, text: &str| {
+            let many: String = (0..50).map(|at| format!("struct {name}{at} {{ int x[{at}]; }} {name}{at};")).collect();
+            object_from_text(name, Language::C, &(many + text), compiler, &["-g", "-gz", "-fPIC"]).unwrap()
+        };
+        let one = object("one", "int two(void); int one(void) { return two() + 1; }");
+        let two = object("two", "int two(void) { return 41; }");
+        check(&["--name", "both", "--call", "one"], &[&one, &two], "one() = 42\n");
+    }
+}
+
+/// Of a set with bounds one object has rows that are constant, the other one rows that are not.
+#[test]
+fn a_set_of_constants_and_variables_is_one_range() {
+    let row = "__attribute__((section(\"set\"), used)) static";
+    let constant = compiled(
+        "constant",
+        &format!(
+            "{row} const int a = 1, b = 2; extern int __start_set[], __stop_set[]; \
+             int count(void) {{ return __stop_set - __start_set; }} \
+             int sum(void) {{ int sum = 0; for (int *at = __start_set; at < __stop_set; at++) sum += *at; return sum; }}"
+        ),
+    );
+    let variable = compiled("variable", &format!("{row} int c = 10; int *change(void) {{ c += 5; return 0; }}"));
+    for order in [[&*constant, &*variable], [&*variable, &*constant]] {
+        let calls = ["--name", "set", "--call", "count", "--call", "sum", "--call", "change", "--call", "sum"];
+        check(&calls, &order, "count() = 3\nsum() = 13\nchange() = 0\nsum() = 18\n");
+    }
+}
+
 #[test]
 fn what_cannot_be_linked_names_its_object() {
     let folder = tempfile::tempdir().unwrap();

@@ -240,9 +240,9 @@ pub(crate) fn plan(file: &File<'_>, limit: u64, operations: Option<&HostOperatio
             Place::Absolute | Place::Section(_) => {}
         }
     }
-    for at in order(file, wants_bounds) {
+    for (at, part) in order(file, wants_bounds) {
         let section = &file.sections[at];
-        let spot = layout.add(Part::of(section), section.size, section.align, limit)?;
+        let spot = layout.add(part, section.size, section.align, limit)?;
         layout.sections[at] = Some(spot);
     }
     for relas in &file.relas {
@@ -282,21 +282,33 @@ impl Layout {
 pub(crate) fn bounded_section(symbol: &[u8]) -> Option<&[u8]> {
     let prefixes = [section::START_PREFIX, section::STOP_PREFIX];
     let name = prefixes.iter().find_map(|prefix| symbol.strip_prefix(prefix.as_bytes()))?;
-    let identifier = name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
-    (identifier && !name.is_empty()).then_some(name)
+    is_identifier(name).then_some(name)
 }
 
-/// The kept sections in the order in which they are laid out: that of the file, but sections of one name side by side
-/// if the module asks for the bounds of any. `.modinfo` has been read and stays behind, as in Linux.
-fn order(file: &File<'_>, by_name: bool) -> Vec<usize> {
+fn is_identifier(name: &[u8]) -> bool {
+    !name.is_empty() && name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')
+}
+
+/// The kept sections in the order in which they are laid out, with their parts: that of the file, but sections of one
+/// name side by side if the module asks for the bounds of any; then all that could be meant are writable if one is.
+/// `.modinfo` has been read and stays behind, as in Linux.
+fn order(file: &File<'_>, by_name: bool) -> Vec<(usize, Part)> {
     let stays = |section: &Section<'_>| section.kept && section.name != section::MODINFO.as_bytes();
-    let mut kept: Vec<usize> = (0..file.sections.len()).filter(|&at| stays(&file.sections[at])).collect();
+    let kept = file.sections.iter().enumerate().filter(|(_, section)| stays(section));
+    let mut kept: Vec<(usize, Part)> = kept.map(|(at, section)| (at, Part::of(section))).collect();
     if by_name {
-        let mut first: BTreeMap<&[u8], usize> = BTreeMap::new();
-        for &at in &kept {
-            first.entry(file.sections[at].name).or_insert(at);
+        // By name: the first, and whether any is writable.
+        let mut named: BTreeMap<&[u8], (usize, bool)> = BTreeMap::new();
+        for &(at, part) in &kept {
+            named.entry(file.sections[at].name).or_insert((at, false)).1 |= part == Part::Data;
         }
-        kept.sort_by_key(|&at| (first[file.sections[at].name], at));
+        for (at, part) in &mut kept {
+            let name = file.sections[*at].name;
+            if *part == Part::ReadOnly && is_identifier(name) && named[name].1 {
+                *part = Part::Data;
+            }
+        }
+        kept.sort_by_key(|&(at, _)| (named[file.sections[at].name].0, at));
     }
     kept
 }

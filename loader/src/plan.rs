@@ -67,9 +67,7 @@ impl Loader {
         let judge = Judge::new(policy, &file, &info).map_err(failed(Stage::Admit))?;
         let operations = policy.rewriting.host_operations.as_ref();
         let layout = layout::plan(&file, policy.size_limit, operations).map_err(failed(Stage::Layout))?;
-        // A name that no module can have: others are not kept waiting.
-        let name = format!("({})", info.name).into();
-        let reservation = self.registry.reserve(&name).map_err(failed(Stage::Reserve))?;
+        let (reservation, name) = self.registry.reserve_to_look(&info.name);
         let arena = self.arena();
         let mut memory = memory::allocate(arena, &layout).map_err(failed(Stage::Allocate))?;
         memory::copy(&file, &layout, operations, &mut memory);

@@ -236,13 +236,16 @@ impl Registry {
                 _ => Error::Busy,
             });
         }
-        let id = ModuleId(book.next);
-        book.next += 1;
-        let node = book.uses.add_node(id);
-        book.names.insert(name.clone(), id);
-        let (name, exports) = (name.clone(), Vec::new());
-        book.modules.push(Entry { id, name, state: State::Unformed, thread, node, module: None, exports });
+        let id = book.reserve(thread, |_| name.clone()).0;
         Ok(Reservation { registry: self, id })
+    }
+
+    /// Reserves a name that no module can have, for who only looks at a module of this name: it stands in nobody's way,
+    /// and any number of them can look at a time.
+    pub(crate) fn reserve_to_look(&'static self, name: &str) -> (Reservation, Arc<str>) {
+        let thread = thread::current().id();
+        let (id, name) = self.lock().reserve(thread, |number| format!("({name}/{number})").into());
+        (Reservation { registry: self, id }, name)
     }
 
     /// Waits until a module is neither UNFORMED nor COMING any more.
@@ -329,6 +332,19 @@ impl Registry {
 }
 
 impl Book {
+    /// Enters a module of the name that is made for its number.
+    fn reserve(&mut self, thread: ThreadId, name: impl FnOnce(u64) -> Arc<str>) -> (ModuleId, Arc<str>) {
+        let id = ModuleId(self.next);
+        let name = name(self.next);
+        self.next += 1;
+        let node = self.uses.add_node(id);
+        self.names.insert(name.clone(), id);
+        let entry =
+            Entry { id, name: name.clone(), state: State::Unformed, thread, node, module: None, exports: Vec::new() };
+        self.modules.push(entry);
+        (id, name)
+    }
+
     /// Forgets everything but the numbers that were given out, which must never be given twice. The members of the
     /// chains are for the caller to drop, without the lock.
     fn clear(&mut self) -> Vec<Member<Arc<Seat>>> {

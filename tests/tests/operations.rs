@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         Case::new("calls_of_what_is_in_reach_are_direct", near),
         Case::new("calls_of_what_is_far_go_through_the_table", far),
         Case::new("who_names_another_table_is_told", other),
+        Case::new("explanations_stand_in_nobodys_way", together),
     ])
 }
 
@@ -58,12 +59,17 @@ fn near() {
     assert_eq!(engines(&host), ["relocation", "paravirt site", "relocation", "paravirt site"]);
 }
 
-fn far() {
+/// A host whose functions are in nobody's reach.
+fn far_host() -> Host {
     let add: extern "C" fn(i64, i64) -> i64 = add;
     let take: extern "C" fn(i64) -> i64 = take;
     #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
     let functions = [add as *const (), take as *const ()];
-    let host = Host::builder().operations("host_ops", &functions).build().unwrap();
+    Host::builder().operations("host_ops", &functions).build().unwrap()
+}
+
+fn far() {
+    let host = far_host();
     results(&host);
     assert_eq!(engines(&host), ["relocation", "relocation"]);
 }
@@ -72,4 +78,17 @@ fn other() {
     let host = Host::builder().operations("other_ops", &[]).build().unwrap();
     let refused = host.load(&image_from_text("plugin", PLUGIN)).unwrap_err().to_string();
     assert!(refused.contains("\"host_ops\""), "{refused}");
+}
+
+/// Not in that of a module whatever it is called, and not in each other's.
+fn together() {
+    let host = far_host();
+    let named = host.load(&image_from_text("(plugin)", "int named(void) { return 1; }")).unwrap();
+    assert_eq!(named.name(), "(plugin)");
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..20).for_each(|_| assert_eq!(engines(&host), ["relocation", "relocation"])));
+        }
+    });
+    assert_eq!(host.modules().len(), 1);
 }
