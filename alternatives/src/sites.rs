@@ -1,5 +1,6 @@
 //! Tables of places that need no more than their address: ENDBRs, lock prefixes, function entries.
 
+use iced_x86::Mnemonic;
 use modload_abi::record::{Record, RelativeSite, Site};
 use modload_edit::{Addr, Code, Engine, NOPS, Table, Why, refused, wide, write};
 
@@ -69,7 +70,7 @@ pub fn smp_locks<C: Code>(table: &Table, text: (Addr, u64), facts: &Facts, code:
 }
 
 /// `__mcount_loc` and `__patchable_function_entries`: calls of `__fentry__`, through a pointer too, and NOPs side by side
-/// become one NOP each. Linux's `ftrace_make_nop`.
+/// become one NOP each; NOPs of another length stay. Linux's `ftrace_make_nop`.
 ///
 /// # Errors
 /// [`modload_edit::PlanError`]: the first record that cannot be followed.
@@ -79,22 +80,30 @@ pub fn function_entries<C: Code>(table: &Table, code: &mut C) -> Result<(), Erro
         let site = table.record::<{ Site::SIZE }>(code, record).map(|(_, bytes)| Addr::new(Site::read(&bytes).site));
         let site = site.ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))?;
         let len = entry(site, code).map_err(|problem| refused(code, why, site, 8, problem))?;
-        write(code, site, NOPS[len - 1], why)?;
+        if let Some(len) = len {
+            write(code, site, NOPS[len - 1], why)?;
+        }
     }
     Ok(())
 }
 
-/// How many bytes of a function's entry are one NOP, or become one.
-fn entry(at: Addr, code: &impl Code) -> Result<usize, Problem> {
+/// How many bytes of a function's entry become one NOP; `None` if it stays as it is.
+fn entry(at: Addr, code: &impl Code) -> Result<Option<usize>, Problem> {
     let site = code.text(at, 15).ok_or(Problem::SiteOutside(5))?;
     if site.starts_with(&[0x90; 5]) {
-        return Ok(5);
+        return Ok(Some(5));
     }
-    let what = "a call of __fentry__, a NOP of 5 or 6 bytes, or five NOPs";
+    let what = "a call of __fentry__ or a NOP";
     let instruction = first(at, site).ok_or(Problem::OtherInstruction(what))?;
     let len = instruction.len();
     // call __fentry__; call *__fentry__@GOTPCREL(%rip), which may have become addr32 call __fentry__.
     let call = near_branch(&instruction) == Some(Branch::Call) || call_through(&instruction).is_some();
-    let nop = NOPS.contains(&&site[..len]);
-    if matches!(len, 5 | 6) && (call || nop) { Ok(len) } else { Err(Problem::OtherInstruction(what)) }
+    // Clang's are others than the best.
+    let nop = instruction.mnemonic() == Mnemonic::Nop;
+    match len {
+        5 | 6 if call || nop => Ok(Some(len)),
+        // -fpatchable-function-entry=2 leaves room for a short jump.
+        _ if nop => Ok(None),
+        _ => Err(Problem::OtherInstruction(what)),
+    }
 }

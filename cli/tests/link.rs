@@ -207,6 +207,27 @@ fn objects_with_compressed_debug_information_are_linked() {
     }
 }
 
+/// Both objects have a function that is kept once, and both tell of its entry.
+#[test]
+fn what_tells_of_a_dropped_function_is_dropped_with_it() {
+    for compiler in [Compiler::Gcc, Compiler::Clang] {
+        if compiler.find_for(Language::Cxx).is_none() {
+            eprintln!("SKIPPED: {compiler:?} is not there for C++");
+            continue;
+        }
+        let object = |name: &str, by: u32| {
+            let text = format!(
+                "inline __attribute__((noinline)) int shared(int x) {{ static int calls; return calls += x; }}\n\
+                 extern \"C\" int {name}() {{ return shared({by}); }}"
+            );
+            let flags = ["-O1", "-fPIC", "-fpatchable-function-entry=5"];
+            object_from_text(name, Language::Cxx, &text, compiler, &flags).unwrap()
+        };
+        let options = ["--name", "both", "--call", "one", "--call", "two"];
+        check(&options, &[&object("one", 1), &object("two", 2)], "one() = 1\ntwo() = 3\n");
+    }
+}
+
 /// Of a set with bounds one object has rows that are constant, the other one rows that are not.
 #[test]
 fn a_set_of_constants_and_variables_is_one_range() {

@@ -44,6 +44,8 @@ pub struct Section<'a> {
     pub align: u64,
     /// Contents; empty for SHT_NOBITS.
     pub data: &'a [u8],
+    /// `sh_link`.
+    pub(crate) link: u32,
     /// `sh_info`.
     pub(crate) info: u32,
     /// Whether it is part of the module: allocated, and not of a group that another one has taken the place of.
@@ -159,6 +161,18 @@ impl<'a> File<'a> {
             if let Some(section) = self.sections.get_mut(index(member.get(LE).into())) {
                 section.repeated = true;
                 section.kept = false;
+            }
+        }
+    }
+
+    /// Drops what tells of sections that were dropped with their groups: SHF_LINK_ORDER.
+    pub(crate) fn drop_linked(&mut self) {
+        for at in 0..self.sections.len() {
+            let Section { flags, link, .. } = self.sections[at];
+            let linked = flags.contains(elf::SHF_LINK_ORDER).then(|| self.section(link)).flatten();
+            if linked.is_some_and(|linked| linked.repeated) {
+                self.sections[at].repeated = true;
+                self.sections[at].kept = false;
             }
         }
     }

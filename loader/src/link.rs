@@ -110,10 +110,11 @@ struct Unit<'a> {
 
 impl<'a> Unit<'a> {
     fn add(&mut self, mut object: Object<'a>) -> Result<(), Error> {
-        for group in std::mem::take(&mut object.file.groups) {
-            if !self.groups.insert(group.signature) {
-                object.file.drop_group(group.members);
-            }
+        let groups = std::mem::take(&mut object.file.groups).into_iter();
+        let repeated: Vec<_> = groups.filter(|group| !self.groups.insert(group.signature)).collect();
+        repeated.iter().for_each(|group| object.file.drop_group(group.members));
+        if !repeated.is_empty() {
+            object.file.drop_linked();
         }
         self.symbols.add(&self.objects, &object)?;
         self.objects.push(object);

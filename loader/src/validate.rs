@@ -141,6 +141,7 @@ impl<'a> File<'a> {
     /// Of several groups with one signature the first is kept.
     fn drop_repeated_groups(&mut self, headers: &[elf::SectionHeader64<LE>]) -> Result<(), Error> {
         let mut signatures: HashSet<&[u8]> = HashSet::new();
+        let mut dropped = false;
         for (at, header) in headers.iter().enumerate() {
             if header.sh_type.get(LE) != elf::SHT_GROUP {
                 continue;
@@ -171,8 +172,12 @@ impl<'a> File<'a> {
                     self.groups.push(Group { signature, members });
                 } else {
                     self.drop_group(members);
+                    dropped = true;
                 }
             }
+        }
+        if dropped {
+            self.drop_linked();
         }
         Ok(())
     }
@@ -378,6 +383,7 @@ fn section<'a>(
         size: header.sh_size.get(LE),
         align,
         data: contents(bytes, at, header)?,
+        link: header.sh_link.get(LE),
         info: header.sh_info.get(LE),
         kept,
         repeated: false,

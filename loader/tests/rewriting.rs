@@ -233,7 +233,7 @@ fn sites_of_another_kind_are_refused() {
         (".ibt_endbr_seal", ".long", "nop; nop; nop; nop", "its site is not endbr64; at "),
         (".smp_locks", ".long", "nop", "its site is not a lock prefix"),
         ("__mcount_loc", ".quad", "movl $1, %eax", "its site is not a call of __fentry__"),
-        ("__patchable_function_entries", ".quad", "nop; ret", "its site is not a call of __fentry__"),
+        ("__patchable_function_entries", ".quad", "inc %eax; ret", "its site is not a call of __fentry__ or a NOP"),
     ];
     for (section, unit, text, why) in cases {
         let value = if unit == ".quad" { "site" } else { "site - ." };
