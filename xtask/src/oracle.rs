@@ -108,6 +108,9 @@ fn decode(disk: &Path, kernel: &Path, folder: &Path) -> Result<()> {
     let (mut checks, exports) = (Checks::default(), symbols.exports());
     checks.machine(&machine, &texts, &dump.memory, &symbols)?;
     let mut sections = 0;
+    if folder.join("modules").exists() {
+        fs::remove_dir_all(folder.join("modules"))?;
+    }
     for attempt in attempts.iter().filter(|attempt| attempt.errno == 0) {
         let module =
             loaded.get(attempt.name.as_str()).ok_or_else(|| format!("{} was loaded and is gone", attempt.name))?;
@@ -142,7 +145,12 @@ fn decode(disk: &Path, kernel: &Path, folder: &Path) -> Result<()> {
 /// Compares, and prints the figures.
 fn report(kernel: &Path, folder: &Path, ours: &Ours) -> Result<()> {
     let start = Instant::now();
-    let outcome = compare::Boot { folder, kernel }.compare(ours)?;
+    let boot = compare::Boot { folder, kernel };
+    if let Ours::Image(modhost) = ours {
+        let made = boot.make(modhost)?;
+        eprint!("{made}");
+    }
+    let outcome = boot.compare(ours)?;
     let name = match ours {
         Ours::File => "changed-by-linux.txt",
         Ours::Image(_) => "differences.txt",
@@ -150,6 +158,9 @@ fn report(kernel: &Path, folder: &Path, ours: &Ours) -> Result<()> {
     let path = write_differences(folder, &outcome, name)?;
     print!("{}", outcome.report());
     eprintln!("compared in {:.1?}; every difference is in {}", start.elapsed(), path.display());
+    if outcome.is_empty() {
+        return Err("nothing has been compared".into());
+    }
     let found: Vec<&str> = outcome.failures.iter().chain(&outcome.differences).map(String::as_str).collect();
     match ours {
         Ours::Image(_) if !found.is_empty() => {

@@ -8,12 +8,14 @@ use crate::Result;
 pub(crate) struct Symbols<'t> {
     kernel: HashMap<&'t str, Vec<u64>>,
     modules: HashMap<&'t str, Vec<(&'t str, u64)>>,
+    /// The kernel's keys for static calls: their names without `__SCK__`.
+    calls: HashMap<u64, &'t str>,
 }
 
 impl<'t> Symbols<'t> {
     /// Lines `ADDRESS TYPE NAME [MODULE]`.
     pub(crate) fn parse(text: &'t str) -> Result<Symbols<'t>> {
-        let mut symbols = Symbols { kernel: HashMap::new(), modules: HashMap::new() };
+        let mut symbols = Symbols { kernel: HashMap::new(), modules: HashMap::new(), calls: HashMap::new() };
         for line in text.lines() {
             let mut words = line.split_whitespace();
             let (Some(address), Some(_), Some(name)) = (words.next(), words.next(), words.next()) else {
@@ -21,7 +23,10 @@ impl<'t> Symbols<'t> {
             };
             let address = u64::from_str_radix(address, 16)?;
             match words.next() {
-                None => symbols.kernel.entry(name).or_default().push(address),
+                None => {
+                    symbols.kernel.entry(name).or_default().push(address);
+                    symbols.calls.extend(name.strip_prefix("__SCK__").map(|call| (address, call)));
+                }
                 Some(module) => {
                     let module = module.trim_start_matches('[').trim_end_matches(']');
                     symbols.modules.entry(module).or_default().push((name, address));
@@ -47,6 +52,12 @@ impl<'t> Symbols<'t> {
         self.kernel.iter().filter(|(_, places)| places.contains(&address)).map(|(name, _)| *name).min()
     }
 
+    /// The trampoline of a key of the kernel's own for static calls, which is named as the key is.
+    pub(crate) fn trampoline(&self, key: u64) -> Option<u64> {
+        let name = self.calls.get(&key)?;
+        self.unique(&format!("__SCT__{name}"))
+    }
+
     /// The symbols of a module.
     pub(crate) fn of_module(&self, module: &str) -> &[(&'t str, u64)] {
         self.modules.get(module).map_or(&[], Vec::as_slice)
@@ -67,6 +78,14 @@ impl<'t> Symbols<'t> {
 #[cfg(test)]
 mod tests {
     use super::Symbols;
+
+    #[test]
+    fn trampolines_are_named_as_their_keys_are() {
+        let text = "ffffffff81000000 T __SCT__call\nffffffff82000000 D __SCK__call\nffffffff82000008 D __SCK__other\n";
+        let symbols = Symbols::parse(text).unwrap();
+        assert_eq!(symbols.trampoline(0xffff_ffff_8200_0000), Some(0xffff_ffff_8100_0000));
+        assert_eq!(symbols.trampoline(0xffff_ffff_8200_0008), None);
+    }
 
     #[test]
     fn exports_are_what_has_an_entry() {
