@@ -93,6 +93,14 @@ impl Elsewhere {
         MemoryImage::of(bytes, addresses, self.percpu, &self.machine, coming, share)
     }
 
+    /// The same before anything is rewritten or sorted.
+    ///
+    /// # Errors
+    /// [`Error`]: the file is malformed, a symbol or an address is missing, or a relocation cannot be done.
+    pub fn relocated(&self, bytes: &[u8], addresses: &HashMap<String, Addr>) -> Result<MemoryImage, Error> {
+        MemoryImage::relocated(bytes, addresses, self.percpu, &self.machine)
+    }
+
     /// What the subscriber of static keys and static calls does when the module is COMING.
     fn coming(&self, module: &mut ImageComing<'_, '_>) -> Result<(), Error> {
         if let Some(table) = module.table(section::JUMP_TABLE) {

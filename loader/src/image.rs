@@ -99,41 +99,70 @@ impl MemoryImage {
     ) -> Result<MemoryImage, Error> {
         let file = File::validate(bytes)?;
         share("validate");
-        let places = place::places(&file, addresses)?;
-        let mut space = Space::default();
-        for (section, at) in file.sections.iter().zip(&places) {
-            let Some(at) = *at else { continue };
-            let kind = if section.flags.contains(elf::SHF_EXECINSTR) { PieceKind::Text } else { PieceKind::Data };
-            let mut contents = section.data.to_vec();
-            contents.resize(modload_edit::index(section.size), 0);
-            if space.add(at, kind, contents).is_err() {
-                return Err(Error::NoAddress {
-                    section: escaped(section.name),
-                    problem: "it would overlap another section",
-                });
-            }
-        }
+        let (places, mut space) = placed(&file, addresses)?;
         share("place");
+        let mut ledger = Ledger::new(&mut space);
         let symbols = symbols(&file, &places, percpu, machine)?;
         share("resolve");
-        let mut ledger = Ledger::new(&mut space);
         relocate(&file, &places, &symbols, &mut ledger)?;
         share("relocate");
         rewrite::rewrite(&file, &places, machine, &mut ledger, &mut share)?;
         coming(&mut ImageComing { file: &file, places: &places, code: &mut ledger })?;
         share("coming");
         let edits = ledger.close();
-        let placed = (0..).zip(file.sections.iter().zip(&places));
+        Ok(MemoryImage::read(&file, &places, &space, edits))
+    }
+
+    /// The same before anything is rewritten or sorted: as any linker would make it.
+    ///
+    /// # Errors
+    /// [`Error`]: the file is malformed, a symbol or an address is missing, or a relocation cannot be done.
+    pub fn relocated(
+        bytes: &[u8],
+        addresses: &HashMap<String, Addr>,
+        percpu: Option<Addr>,
+        machine: &Machine,
+    ) -> Result<MemoryImage, Error> {
+        let file = File::validate(bytes)?;
+        let (places, mut space) = placed(&file, addresses)?;
+        let mut ledger = Ledger::new(&mut space);
+        relocate(&file, &places, &symbols(&file, &places, percpu, machine)?, &mut ledger)?;
+        let edits = ledger.close();
+        Ok(MemoryImage::read(&file, &places, &space, edits))
+    }
+
+    /// The sections that have a place, as they are there.
+    fn read(file: &File<'_>, places: &[Option<Addr>], space: &Space, edits: Edits) -> MemoryImage {
+        let placed = (0..).zip(file.sections.iter().zip(places));
         let sections = placed.filter_map(|(index, (section, at))| {
             let at = (*at)?;
-            let bytes = modload_edit::Code::bytes(&space, at, modload_edit::index(section.size)).unwrap_or_default();
+            let bytes = modload_edit::Code::bytes(space, at, modload_edit::index(section.size)).unwrap_or_default();
             let (name, bytes, file) = (escaped(section.name), bytes.to_vec(), section.data.to_vec());
             let is_text = section.flags.contains(elf::SHF_EXECINSTR);
             let is_writable = section.flags.contains(elf::SHF_WRITE);
             Some(ImageSection { index, name, at, is_text, is_writable, bytes, file })
         });
-        Ok(MemoryImage { sections: sections.collect(), edits })
+        MemoryImage { sections: sections.collect(), edits }
     }
+}
+
+/// Where the sections stand, and what the file has of them there.
+fn placed(file: &File<'_>, addresses: &HashMap<String, Addr>) -> Result<(Vec<Option<Addr>>, Space), Error> {
+    let places = place::places(file, addresses)?;
+    let mut space = Space::default();
+    for (section, at) in file.sections.iter().zip(&places) {
+        let Some(at) = *at else { continue };
+        let kind = if section.flags.contains(elf::SHF_EXECINSTR) { PieceKind::Text } else { PieceKind::Data };
+        let mut contents = section.data.to_vec();
+        contents.resize(modload_edit::index(section.size), 0);
+        if space.add(at, kind, contents).is_err() {
+            return Err(Error::NoAddress {
+                section: escaped(section.name),
+                problem: "it would overlap another section",
+            });
+        }
+    }
+    Ok((places, space))
 }
 
 /// The addresses of all symbols: Linux's `simplify_symbols`.

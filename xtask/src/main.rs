@@ -63,6 +63,12 @@ const COMMANDS: &[Command] = &[
         help: "compare what oracle wrote with what modhost makes, or, with=file, with the files as they are",
         run: oracle::compare,
     },
+    Command {
+        name: "oracle-ld",
+        options: &[("boot", "max"), ("out", ""), ("modules", "200")],
+        help: "compare so many of its modules, before anything is rewritten, with what GNU ld makes of them",
+        run: oracle::link,
+    },
 ];
 
 fn run(arguments: &[String]) -> Result<()> {

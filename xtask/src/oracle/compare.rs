@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use super::image::Modhost;
+use super::image::{Extent, Modhost};
 use super::judged::{safe, write};
 use super::ko::Ko;
 use crate::Result;
@@ -100,7 +100,7 @@ impl Outcome {
 
 impl Boot<'_> {
     /// The modules: name, and path below the package's folder.
-    fn list(&self) -> Result<Vec<(String, PathBuf)>> {
+    pub(crate) fn list(&self) -> Result<Vec<(String, PathBuf)>> {
         let list = fs::read_to_string(self.folder.join("modules.txt"))?;
         let named = |line: &str| line.split_once(' ').map(|(name, path)| (name.to_owned(), path.into()));
         Ok(list.lines().filter_map(named).collect())
@@ -124,7 +124,7 @@ impl Boot<'_> {
         }
         let list = self.folder.join("batch.txt");
         write(&list, lines)?;
-        modhost.images(&list, self.folder)
+        modhost.images(&list, self.folder, Extent::Rewritten)
     }
 
     /// Compares all modules of `modules.txt`, on all CPUs.

@@ -5,9 +5,12 @@ use std::collections::HashMap;
 use crate::Result;
 
 /// Addresses by name: of the kernel, and of each module.
+#[derive(Default)]
 pub(crate) struct Symbols<'t> {
     kernel: HashMap<&'t str, Vec<u64>>,
     modules: HashMap<&'t str, Vec<(&'t str, u64)>>,
+    /// Those of the kernel's that are not local.
+    globals: HashMap<&'t str, u64>,
     /// The kernel's keys for static calls: their names without `__SCK__`.
     calls: HashMap<u64, &'t str>,
 }
@@ -15,16 +18,19 @@ pub(crate) struct Symbols<'t> {
 impl<'t> Symbols<'t> {
     /// Lines `ADDRESS TYPE NAME [MODULE]`.
     pub(crate) fn parse(text: &'t str) -> Result<Symbols<'t>> {
-        let mut symbols = Symbols { kernel: HashMap::new(), modules: HashMap::new(), calls: HashMap::new() };
+        let mut symbols = Symbols::default();
         for line in text.lines() {
             let mut words = line.split_whitespace();
-            let (Some(address), Some(_), Some(name)) = (words.next(), words.next(), words.next()) else {
+            let (Some(address), Some(kind), Some(name)) = (words.next(), words.next(), words.next()) else {
                 return Err(format!("no line of /proc/kallsyms: {line}").into());
             };
             let address = u64::from_str_radix(address, 16)?;
             match words.next() {
                 None => {
                     symbols.kernel.entry(name).or_default().push(address);
+                    if kind.starts_with(|letter: char| letter.is_ascii_uppercase()) {
+                        symbols.globals.insert(name, address);
+                    }
                     symbols.calls.extend(name.strip_prefix("__SCK__").map(|call| (address, call)));
                 }
                 Some(module) => {
@@ -40,6 +46,11 @@ impl<'t> Symbols<'t> {
     pub(crate) fn unique(&self, name: &str) -> Option<u64> {
         let [address] = self.kernel.get(name)?[..] else { return None };
         Some(address)
+    }
+
+    /// One that is not local, and may have the name of others that are.
+    pub(crate) fn global(&self, name: &str) -> Option<u64> {
+        self.globals.get(name).copied()
     }
 
     /// One that has to be there.
@@ -85,6 +96,14 @@ mod tests {
         let symbols = Symbols::parse(text).unwrap();
         assert_eq!(symbols.trampoline(0xffff_ffff_8200_0000), Some(0xffff_ffff_8100_0000));
         assert_eq!(symbols.trampoline(0xffff_ffff_8200_0008), None);
+    }
+
+    #[test]
+    fn a_global_symbol_may_have_the_name_of_a_local_one() {
+        let text = "ffffffff81000000 t read\nffffffff81000010 T read\nffffffff81000020 t own\n";
+        let symbols = Symbols::parse(text).unwrap();
+        assert_eq!((symbols.global("read"), symbols.unique("read")), (Some(0xffff_ffff_8100_0010), None));
+        assert_eq!(symbols.global("own"), None);
     }
 
     #[test]
