@@ -9,7 +9,7 @@ use iced_x86::{Decoder, DecoderOptions, OpKind};
 use modload_alternatives::Features;
 use modload_edit::Addr;
 use modload_fixtures::{Compiler, Fixture, Language, object_from_text};
-use modload_loader::{Error, Kallsyms, Machine, MemoryImage};
+use modload_loader::{Error, Kallsyms, Machine, MemoryImage, Placement};
 use object::read::elf::ElfFile64;
 use object::{Object, ObjectSection, ObjectSymbol};
 
@@ -35,7 +35,8 @@ fn image(object: &[u8], features: &str, facts: &[&str]) -> Result<MemoryImage, E
     for fact in facts {
         machine.take_fact(&fact.split(' ').collect::<Vec<_>>()).unwrap();
     }
-    MemoryImage::of(object, &addresses, None, &machine, |_| Ok(()), |_| {})
+    let placement = Placement { bytes: object, addresses: &addresses, percpu: None, size_limit: 1 << 20 };
+    MemoryImage::of(&placement, &machine, |_| Ok(()), |_| {})
 }
 
 fn fixture(name: &str) -> Vec<u8> {
