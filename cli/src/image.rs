@@ -16,13 +16,13 @@ use crate::operate_args::Image;
 use crate::output::Output;
 
 pub(crate) fn run(arguments: &Image, output: &mut Output) -> Result<(), Failure> {
-    let machine = inputs::machine(arguments)?;
+    let maker = Maker::of(arguments)?;
     let Some(list) = &arguments.batch else {
         let file = arguments.file.clone().unwrap_or_default();
         let addresses = arguments.addresses.clone().unwrap_or_default();
         let one = One { file, addresses, facts: None, out: arguments.out.clone() };
         let mut shares = Shares::default();
-        let image = one.link(&machine, &mut shares)?;
+        let image = one.link(&maker, &mut shares)?;
         if let Some(memory) = &arguments.diff {
             return diff::show(&image, memory, output);
         }
@@ -30,15 +30,35 @@ pub(crate) fn run(arguments: &Image, output: &mut Output) -> Result<(), Failure>
         one.write(&image)?;
         return Ok(output.flush()?);
     };
-    batch(list, &machine, output)
+    batch(list, &maker, output)
+}
+
+/// For which machine, and how far.
+struct Maker {
+    machine: Elsewhere,
+    extent: Extent,
+}
+
+/// Where it stops.
+#[derive(Clone, Copy)]
+enum Extent {
+    Relocated,
+    Rewritten,
+}
+
+impl Maker {
+    fn of(arguments: &Image) -> Result<Maker, Failure> {
+        let extent = if arguments.only_relocate { Extent::Relocated } else { Extent::Rewritten };
+        Ok(Maker { machine: inputs::machine(arguments)?, extent })
+    }
 }
 
 /// All modules of a list, in this one process.
-fn batch(list: &Path, machine: &Elsewhere, output: &mut Output) -> Result<(), Failure> {
+fn batch(list: &Path, maker: &Maker, output: &mut Output) -> Result<(), Failure> {
     let (mut shares, mut failed, mut sections) = (Shares::default(), 0, 0);
     let all = inputs::list(list)?;
     for one in &all {
-        match one.link(machine, &mut shares) {
+        match one.link(maker, &mut shares) {
             Ok(image) => {
                 sections += image.sections.len();
                 one.write(&image)?;
@@ -97,7 +117,7 @@ struct One {
 }
 
 impl One {
-    fn link(&self, machine: &Elsewhere, shares: &mut Shares) -> Result<MemoryImage, Failure> {
+    fn link(&self, maker: &Maker, shares: &mut Shares) -> Result<MemoryImage, Failure> {
         let mut last = Instant::now();
         let mut share = |name| {
             shares.add(name, last.elapsed());
@@ -108,11 +128,18 @@ impl One {
         let addresses = inputs::addresses(&self.addresses)?;
         let with_facts = match &self.facts {
             None => None,
-            Some(facts) => Some(inputs::with_facts(machine.clone(), facts)?),
+            Some(facts) => Some(inputs::with_facts(maker.machine.clone(), facts)?),
         };
         share("read");
-        let machine = with_facts.as_ref().unwrap_or(machine);
-        let image = machine.image(&file.bytes, &addresses, share);
+        let machine = with_facts.as_ref().unwrap_or(&maker.machine);
+        let image = match maker.extent {
+            Extent::Rewritten => machine.image(&file.bytes, &addresses, share),
+            Extent::Relocated => {
+                let image = machine.relocated(&file.bytes, &addresses);
+                share("relocated");
+                image
+            }
+        };
         image.map_err(|source| Failure::Inspect { file: self.file.clone(), source })
     }
 

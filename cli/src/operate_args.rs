@@ -179,6 +179,10 @@ pub(crate) struct Image {
     #[arg(long, value_name = "FILE")]
     pub(crate) facts: Option<PathBuf>,
 
+    /// Stop before anything is rewritten or sorted: what any linker would make.
+    #[arg(long)]
+    pub(crate) only_relocate: bool,
+
     /// Write the sections' bytes into this folder.
     #[arg(long, value_name = "DIR", conflicts_with = "batch")]
     pub(crate) out: Option<PathBuf>,

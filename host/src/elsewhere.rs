@@ -6,8 +6,10 @@ use std::sync::Arc;
 use modload_abi::section;
 use modload_alternatives::Features;
 use modload_edit::{Addr, Engine, Why};
-use modload_loader::{Error, ImageComing, Kallsyms, Machine, MachineError, MemoryImage, hexadecimal};
+use modload_loader::{Error, ImageComing, Kallsyms, Machine, MachineError, MemoryImage, Placement, hexadecimal};
 use modload_static_keys::{self as static_keys, KeyState, StaticCalls, Target};
+
+use crate::file::SIZE_LIMIT;
 
 /// A machine that is described by its symbols, its features and what else a module's bytes depend on. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -90,7 +92,19 @@ impl Elsewhere {
         share: impl FnMut(&'static str),
     ) -> Result<MemoryImage, Error> {
         let coming = |module: &mut ImageComing<'_, '_>| self.coming(module);
-        MemoryImage::of(bytes, addresses, self.percpu, &self.machine, coming, share)
+        MemoryImage::of(&self.placement(bytes, addresses), &self.machine, coming, share)
+    }
+
+    /// The same before anything is rewritten or sorted.
+    ///
+    /// # Errors
+    /// [`Error`]: the file is malformed, a symbol or an address is missing, or a relocation cannot be done.
+    pub fn relocated(&self, bytes: &[u8], addresses: &HashMap<String, Addr>) -> Result<MemoryImage, Error> {
+        MemoryImage::relocated(&self.placement(bytes, addresses), &self.machine)
+    }
+
+    fn placement<'a>(&self, bytes: &'a [u8], addresses: &'a HashMap<String, Addr>) -> Placement<'a> {
+        Placement { bytes, addresses, percpu: self.percpu, size_limit: SIZE_LIMIT }
     }
 
     /// What the subscriber of static keys and static calls does when the module is COMING.

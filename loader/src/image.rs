@@ -18,6 +18,19 @@ pub use machine::{Kallsyms, Machine, MachineError, hexadecimal};
 use crate::error::{Error, Unresolved, escaped};
 use crate::file::{File, Place};
 
+/// A relocatable object, and where it is to stand.
+#[derive(Clone, Copy, Debug)]
+pub struct Placement<'a> {
+    /// The object.
+    pub bytes: &'a [u8],
+    /// Where its sections stand, by name. What is empty or left out stands where Linux's `layout_sections` puts it.
+    pub addresses: &'a HashMap<String, Addr>,
+    /// Where its per-CPU variables begin.
+    pub percpu: Option<Addr>,
+    /// The most bytes that its sections may take.
+    pub size_limit: u64,
+}
+
 /// A module's sections in memory.
 #[derive(Debug)]
 pub struct MemoryImage {
@@ -82,39 +95,22 @@ impl ImageComing<'_, '_> {
 }
 
 impl MemoryImage {
-    /// Makes the image of a relocatable object. `addresses` says where its sections stand, by name; what is empty or
-    /// left out stands where Linux's `layout_sections` puts it. `percpu` is where its per-CPU variables begin. `coming`
-    /// does what subscribers of the coming chain would: it gets the module when everything before is done. `share` is
-    /// called with the name of each part of the work that has been done.
+    /// Makes the image of an object. `coming` does what subscribers of the coming chain would: it gets the module when
+    /// everything before is done. `share` is called with the name of each part of the work that has been done.
     ///
     /// # Errors
     /// [`Error`]: the file is malformed, a symbol or an address is missing, or a stage cannot be done.
     pub fn of(
-        bytes: &[u8],
-        addresses: &HashMap<String, Addr>,
-        percpu: Option<Addr>,
+        placement: &Placement<'_>,
         machine: &Machine,
         coming: impl FnOnce(&mut ImageComing<'_, '_>) -> Result<(), Error>,
         mut share: impl FnMut(&'static str),
     ) -> Result<MemoryImage, Error> {
-        let file = File::validate(bytes)?;
+        let file = File::validate(placement.bytes)?;
         share("validate");
-        let places = place::places(&file, addresses)?;
-        let mut space = Space::default();
-        for (section, at) in file.sections.iter().zip(&places) {
-            let Some(at) = *at else { continue };
-            let kind = if section.flags.contains(elf::SHF_EXECINSTR) { PieceKind::Text } else { PieceKind::Data };
-            let mut contents = section.data.to_vec();
-            contents.resize(modload_edit::index(section.size), 0);
-            if space.add(at, kind, contents).is_err() {
-                return Err(Error::NoAddress {
-                    section: escaped(section.name),
-                    problem: "it would overlap another section",
-                });
-            }
-        }
+        let (places, mut space) = placed(&file, placement)?;
         share("place");
-        let symbols = symbols(&file, &places, percpu, machine)?;
+        let symbols = symbols(&file, &places, placement.percpu, machine)?;
         share("resolve");
         let mut ledger = Ledger::new(&mut space);
         relocate(&file, &places, &symbols, &mut ledger)?;
@@ -123,17 +119,59 @@ impl MemoryImage {
         coming(&mut ImageComing { file: &file, places: &places, code: &mut ledger })?;
         share("coming");
         let edits = ledger.close();
-        let placed = (0..).zip(file.sections.iter().zip(&places));
+        Ok(MemoryImage::read(&file, &places, &space, edits))
+    }
+
+    /// The same before anything is rewritten or sorted: as any linker would make it.
+    ///
+    /// # Errors
+    /// [`Error`]: the file is malformed, a symbol or an address is missing, or a relocation cannot be done.
+    pub fn relocated(placement: &Placement<'_>, machine: &Machine) -> Result<MemoryImage, Error> {
+        let file = File::validate(placement.bytes)?;
+        let (places, mut space) = placed(&file, placement)?;
+        let symbols = symbols(&file, &places, placement.percpu, machine)?;
+        let mut ledger = Ledger::new(&mut space);
+        relocate(&file, &places, &symbols, &mut ledger)?;
+        let edits = ledger.close();
+        Ok(MemoryImage::read(&file, &places, &space, edits))
+    }
+
+    /// The sections that have a place, as they are there.
+    fn read(file: &File<'_>, places: &[Option<Addr>], space: &Space, edits: Edits) -> MemoryImage {
+        let placed = (0..).zip(file.sections.iter().zip(places));
         let sections = placed.filter_map(|(index, (section, at))| {
             let at = (*at)?;
-            let bytes = modload_edit::Code::bytes(&space, at, modload_edit::index(section.size)).unwrap_or_default();
+            let bytes = modload_edit::Code::bytes(space, at, modload_edit::index(section.size)).unwrap_or_default();
             let (name, bytes, file) = (escaped(section.name), bytes.to_vec(), section.data.to_vec());
             let is_text = section.flags.contains(elf::SHF_EXECINSTR);
             let is_writable = section.flags.contains(elf::SHF_WRITE);
             Some(ImageSection { index, name, at, is_text, is_writable, bytes, file })
         });
-        Ok(MemoryImage { sections: sections.collect(), edits })
+        MemoryImage { sections: sections.collect(), edits }
     }
+}
+
+/// Where the sections stand, and what the file has of them there.
+fn placed(file: &File<'_>, placement: &Placement<'_>) -> Result<(Vec<Option<Addr>>, Space), Error> {
+    let places = place::places(file, placement.addresses)?;
+    let (mut space, mut bytes, limit) = (Space::default(), 0_u64, placement.size_limit);
+    for (section, at) in file.sections.iter().zip(&places) {
+        let Some(at) = *at else { continue };
+        bytes = bytes.saturating_add(section.size);
+        if bytes > limit {
+            return Err(Error::TooLarge { bytes, limit });
+        }
+        let kind = if section.flags.contains(elf::SHF_EXECINSTR) { PieceKind::Text } else { PieceKind::Data };
+        let mut contents = section.data.to_vec();
+        contents.resize(modload_edit::index(section.size), 0);
+        if space.add(at, kind, contents).is_err() {
+            return Err(Error::NoAddress {
+                section: escaped(section.name),
+                problem: "it would overlap another section",
+            });
+        }
+    }
+    Ok((places, space))
 }
 
 /// The addresses of all symbols: Linux's `simplify_symbols`.

@@ -52,7 +52,7 @@ pub use entry::Image;
 pub use error::{Advice, Error, LoadError, Stage, UnloadError, Unresolved};
 pub use file::{File, Section};
 pub use form::Exports;
-pub use image::{ImageComing, ImageSection, Kallsyms, Machine, MachineError, MemoryImage, hexadecimal};
+pub use image::{ImageComing, ImageSection, Kallsyms, Machine, MachineError, MemoryImage, Placement, hexadecimal};
 pub use inspect::{
     FunctionBytes, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable, Inspection,
 };

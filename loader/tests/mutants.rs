@@ -3,6 +3,7 @@
 //! `MODLOAD_MUTANTS` says how many are made. A mutant depends on its object, on `MODLOAD_SEED` and on its round alone, so
 //! that it comes back.
 
+mod elsewhere;
 mod largest;
 mod scene;
 
@@ -10,6 +11,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use elsewhere::Elsewhere;
 use largest::within_bound;
 use modload_fixtures::{Compiler, Fixture, Kernel, archive};
 use modload_loader::{FunctionBytes, Image, Inspection, LoadError, Loader, Policy, Stage};
@@ -119,9 +121,12 @@ fn mutate(object: &[u8], random: &mut Random) -> Vec<u8> {
 }
 
 /// Everything of the loader that takes bytes and runs nothing.
-fn examine(loader: &Loader, mutant: &[u8]) -> LoadError {
+fn examine(loader: &Loader, elsewhere: Option<&Elsewhere>, mutant: &[u8]) -> LoadError {
     let _ = Inspection::of(mutant, "mutant", SIZE_LIMIT);
     let _ = FunctionBytes::of(mutant, "add", SIZE_LIMIT);
+    if let Some(elsewhere) = elsewhere {
+        let _ = elsewhere.image(mutant);
+    }
     // SAFETY: nothing of it is run: see `BeforeRunning`.
     let image = unsafe { Image::trusted(mutant) }.named("mutant");
     loader.load_module_with(&image, &BeforeRunning).expect_err("it is made to fail at the latest")
@@ -158,12 +163,20 @@ fn mutants_never_do_more_than_fail() {
     let usage = || Arena::get().unwrap().usage().map(|stripe| (stripe.used, stripe.free));
     let before = usage();
     let objects = objects();
+    let elsewheres: Vec<Elsewhere> = objects.iter().map(|(_, object)| Elsewhere::for_object(object)).collect();
+    for ((name, object), elsewhere) in objects.iter().zip(&elsewheres) {
+        let image = elsewhere.image(object);
+        assert!(image.is_ok() || !KERNEL_MODULES.contains(&&**name), "{name}: {image:?}");
+    }
     let mut refused = 0;
     for round in 0..count {
         let (name, object) = &objects[round % objects.len()];
-        let mutant = mutate(object, &mut Random::new(seed, round));
+        let mut random = Random::new(seed, round);
+        let mutant = mutate(object, &mut random);
+        // One takes as long as all the rest does for three mutants.
+        let elsewhere = elsewheres.get(round % objects.len()).filter(|_| random.below(8) == 0);
         let under = Under { seed, round, name };
-        let error = within_bound(&mutant, || examine(&loader, &mutant));
+        let error = within_bound(&mutant, || examine(&loader, elsewhere, &mutant));
         refused += usize::from(error.stage != Stage::Publish);
         assert!(loader.modules().is_empty(), "{error}");
         drop(under);

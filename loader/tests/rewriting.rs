@@ -9,7 +9,7 @@ use iced_x86::{Decoder, DecoderOptions, OpKind};
 use modload_alternatives::Features;
 use modload_edit::Addr;
 use modload_fixtures::{Compiler, Fixture, Language, object_from_text};
-use modload_loader::{Error, Kallsyms, Machine, MemoryImage};
+use modload_loader::{Error, Kallsyms, Machine, MemoryImage, Placement};
 use object::read::elf::ElfFile64;
 use object::{Object, ObjectSection, ObjectSymbol};
 
@@ -35,7 +35,8 @@ fn image(object: &[u8], features: &str, facts: &[&str]) -> Result<MemoryImage, E
     for fact in facts {
         machine.take_fact(&fact.split(' ').collect::<Vec<_>>()).unwrap();
     }
-    MemoryImage::of(object, &addresses, None, &machine, |_| Ok(()), |_| {})
+    let placement = Placement { bytes: object, addresses: &addresses, percpu: None, size_limit: 1 << 20 };
+    MemoryImage::of(&placement, &machine, |_| Ok(()), |_| {})
 }
 
 fn fixture(name: &str) -> Vec<u8> {
@@ -259,13 +260,14 @@ fn kpatch_580() {
     machine.take_fact(&["pv_op", "1", "native"]).unwrap();
     let addresses = [(".text", 0x4000_0000), (".parainstructions", 0x4001_0000)];
     let addresses: HashMap<_, _> = addresses.map(|(name, at)| (name.to_owned(), Addr::new(at))).into();
+    let placement = Placement { bytes: &object, addresses: &addresses, percpu: None, size_limit: 1 << 20 };
     let mut rela = 2_u64.to_le_bytes().to_vec(); // R_X86_64_PC32 pv_ops+0x4 at .text+0x2
     rela.extend(2_u32.to_le_bytes());
     rela.extend(0_u32.to_le_bytes());
     rela.extend(4_i64.to_le_bytes());
 
     // Placed early, with all the others, it is what paravirt reads, and replaces.
-    let early = MemoryImage::of(&object, &addresses, None, &machine, |_| Ok(()), |_| {}).unwrap();
+    let early = MemoryImage::of(&placement, &machine, |_| Ok(()), |_| {}).unwrap();
     let text = &early.sections.iter().find(|section| section.name == ".text").unwrap().bytes;
     assert_eq!(modload_edit::disassembled(Addr::new(0x4000_0000), text), "call 0x42000000; nop; ret");
 
@@ -288,7 +290,7 @@ fn kpatch_580() {
             .map(drop)
             .map_err(|error| Error::Rewrite { section: ".klp.rela.vmlinux..text", error: error.into() })
     };
-    let refused = MemoryImage::of(&object, &addresses, None, &machine, late, |_| {}).unwrap_err().to_string();
+    let refused = MemoryImage::of(&placement, &machine, late, |_| {}).unwrap_err().to_string();
     for part in [
         "section \".klp.rela.vmlinux..text\": ",
         "relocation 0 of section 9 would write",

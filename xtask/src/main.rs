@@ -76,6 +76,12 @@ const COMMANDS: &[Command] = &[
         help: "write completions of the commands for bash, zsh and fish into the folder OUT",
         run: pages::completions,
     },
+    Command {
+        name: "oracle-ld",
+        options: &[("boot", "max"), ("out", ""), ("modules", "200")],
+        help: "compare so many of its modules, before anything is rewritten, with what GNU ld makes of them",
+        run: oracle::link,
+    },
 ];
 
 fn run(arguments: &[String]) -> Result<()> {

@@ -18,6 +18,7 @@ mod folder;
 mod checks;
 mod image;
 mod compare;
+mod ld;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -53,16 +54,35 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// Compares a folder that `run` has written.
 pub(crate) fn compare(options: &Options) -> Result<()> {
-    let folder = folder(options, boots::named(options.text("boot"))?);
-    if !folder.join("modules.txt").exists() {
-        return Err(format!("there is nothing in {}: cargo xtask oracle makes it", folder.display()).into());
-    }
+    let folder = written(options)?;
     let ours = match options.text("with") {
         "file" => Ours::File,
         "image" => Ours::Image(Modhost::build()?),
         other => return Err(format!("with={other}: it is image, or file for the files as they are").into()),
     };
     report(&kernel::folder()?, &folder, &ours)
+}
+
+/// Lets GNU ld link some of the modules of a folder that `run` has written.
+pub(crate) fn link(options: &Options) -> Result<()> {
+    let (folder, kernel, count) = (written(options)?, kernel::folder()?, options.number::<usize>("modules")?);
+    let (start, all) = (Instant::now(), compare::Boot { folder: &folder, kernel: &kernel }.list()?);
+    // Evenly apart in load order.
+    let count = count.min(all.len());
+    let modules = (0..count).map(|number| all[number * all.len() / count].clone()).collect();
+    let outcome = ld::Linked { folder: &folder, kernel: &kernel, modules }.compare(&Modhost::build()?)?;
+    print!("{}", outcome.report());
+    eprintln!("linked and compared in {:.1?}", start.elapsed());
+    if outcome.differences.is_empty() { Ok(()) } else { Err(outcome.differences.join("\n").into()) }
+}
+
+/// The folder, if there is something in it.
+fn written(options: &Options) -> Result<PathBuf> {
+    let folder = folder(options, boots::named(options.text("boot"))?);
+    if folder.join("modules.txt").exists() {
+        return Ok(folder);
+    }
+    Err(format!("there is nothing in {}: cargo xtask oracle makes it", folder.display()).into())
 }
 
 /// Where everything goes.
@@ -108,6 +128,9 @@ fn decode(disk: &Path, kernel: &Path, folder: &Path) -> Result<()> {
     let (mut checks, exports) = (Checks::default(), symbols.exports());
     checks.machine(&machine, &texts, &dump.memory, &symbols)?;
     let mut sections = 0;
+    if folder.join("modules").exists() {
+        fs::remove_dir_all(folder.join("modules"))?;
+    }
     for attempt in attempts.iter().filter(|attempt| attempt.errno == 0) {
         let module =
             loaded.get(attempt.name.as_str()).ok_or_else(|| format!("{} was loaded and is gone", attempt.name))?;
@@ -142,7 +165,12 @@ fn decode(disk: &Path, kernel: &Path, folder: &Path) -> Result<()> {
 /// Compares, and prints the figures.
 fn report(kernel: &Path, folder: &Path, ours: &Ours) -> Result<()> {
     let start = Instant::now();
-    let outcome = compare::Boot { folder, kernel }.compare(ours)?;
+    let boot = compare::Boot { folder, kernel };
+    if let Ours::Image(modhost) = ours {
+        let made = boot.make(modhost)?;
+        eprint!("{made}");
+    }
+    let outcome = boot.compare(ours)?;
     let name = match ours {
         Ours::File => "changed-by-linux.txt",
         Ours::Image(_) => "differences.txt",
@@ -150,6 +178,9 @@ fn report(kernel: &Path, folder: &Path, ours: &Ours) -> Result<()> {
     let path = write_differences(folder, &outcome, name)?;
     print!("{}", outcome.report());
     eprintln!("compared in {:.1?}; every difference is in {}", start.elapsed(), path.display());
+    if outcome.is_empty() {
+        return Err("nothing has been compared".into());
+    }
     let found: Vec<&str> = outcome.failures.iter().chain(&outcome.differences).map(String::as_str).collect();
     match ours {
         Ours::Image(_) if !found.is_empty() => {

@@ -7,10 +7,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use super::image::Modhost;
+use super::image::{Extent, Modhost};
 use super::judged::{safe, write};
 use super::ko::Ko;
 use crate::Result;
+
+/// In a module's folder, ours.
+const OURS: &str = "ours";
 
 /// Where our bytes come from.
 pub(crate) enum Ours {
@@ -68,6 +71,11 @@ impl Outcome {
         self.failures.extend(other.failures);
     }
 
+    /// Whether no section has been compared.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sections.is_empty()
+    }
+
     /// The figures: all sections, then by name those of which some differ.
     pub(crate) fn report(&self) -> String {
         let mut all = Count::default();
@@ -91,16 +99,43 @@ impl Outcome {
 }
 
 impl Boot<'_> {
+    /// The modules: name, and path below the package's folder.
+    pub(crate) fn list(&self) -> Result<Vec<(String, PathBuf)>> {
+        let list = fs::read_to_string(self.folder.join("modules.txt"))?;
+        let named = |line: &str| line.split_once(' ').map(|(name, path)| (name.to_owned(), path.into()));
+        Ok(list.lines().filter_map(named).collect())
+    }
+
+    /// Where our sections of a module are.
+    fn ours(&self, name: &str) -> PathBuf {
+        self.folder.join("modules").join(name).join(OURS)
+    }
+
+    /// Lets `modhost image` make all modules, and returns what it printed.
+    pub(crate) fn make(&self, modhost: &Modhost) -> Result<String> {
+        let mut lines = String::new();
+        for (name, path) in self.list()? {
+            let (file, ours) = (self.kernel.join(path), self.ours(&name));
+            if ours.exists() {
+                fs::remove_dir_all(ours)?;
+            }
+            let folder = format!("modules/{name}");
+            lines.push_str(&format!("{} {folder}/addresses {folder}/facts {folder}/{OURS}\n", file.display()));
+        }
+        let list = self.folder.join("batch.txt");
+        write(&list, lines)?;
+        modhost.images(&list, self.folder, Extent::Rewritten)
+    }
+
     /// Compares all modules of `modules.txt`, on all CPUs.
     pub(crate) fn compare(&self, ours: &Ours) -> Result<Outcome> {
-        let list = fs::read_to_string(self.folder.join("modules.txt"))?;
-        let modules: Vec<(&str, &str)> = list.lines().filter_map(|line| line.split_once(' ')).collect();
+        let modules = self.list()?;
         let (next, total) = (AtomicUsize::new(0), Mutex::new(Outcome::default()));
         thread::scope(|scope| {
             for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
                 scope.spawn(|| {
                     while let Some((name, path)) = modules.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let outcome = self.module(name, Path::new(path), ours).unwrap_or_else(|error| Outcome {
+                        let outcome = self.module(name, path, ours).unwrap_or_else(|error| Outcome {
                             failures: vec![format!("{name}: {error}")],
                             ..Outcome::default()
                         });
@@ -118,23 +153,20 @@ impl Boot<'_> {
     }
 
     fn module(&self, name: &str, path: &Path, ours: &Ours) -> Result<Outcome> {
-        let file = self.kernel.join(path);
-        let folder = self.folder.join("modules").join(name);
-        let bytes = fs::read(&file)?;
+        let bytes = fs::read(self.kernel.join(path))?;
         let ko = Ko::parse(&bytes)?;
-        let made = match ours {
-            Ours::File => None,
-            Ours::Image(modhost) => {
-                Some(modhost.image(&file, &folder, &self.folder.join("symbols"), &self.folder.join("cpu-caps"))?)
-            }
-        };
+        let made = self.ours(name);
+        if matches!(ours, Ours::Image(_)) && !made.exists() {
+            return Err("modhost has not made it, and has said why".into());
+        }
         let mut outcome = Outcome { modules: 1, ..Outcome::default() };
         for (index, section) in ko.numbered().filter(|(_, section)| section.is_judged()) {
-            let theirs = fs::read(folder.join("sections").join(safe(&section.name)))?;
+            let file = safe(&section.name);
+            let theirs = fs::read(self.folder.join("modules").join(name).join("sections").join(&file))?;
             let plain = ko.bytes_of(index)?;
-            let ours = match &made {
-                None => plain.to_vec(),
-                Some(made) => made.section(&section.name)?,
+            let ours = match ours {
+                Ours::File => plain.to_vec(),
+                Ours::Image(_) => fs::read(made.join(&file)).map_err(|error| format!("{}: {error}", section.name))?,
             };
             let (identical, changed) = (usize::from(ours == theirs), usize::from(plain != theirs));
             let count = Count { compared: 1, identical, changed, changed_identical: identical * changed };
@@ -144,8 +176,9 @@ impl Boot<'_> {
             }
         }
         outcome.identical = usize::from(outcome.differences.is_empty());
-        if let Some(made) = made.filter(|_| outcome.differences.is_empty()) {
-            made.discard()?;
+        // Nobody needs to look at what is as it should be.
+        if outcome.differences.is_empty() && made.exists() {
+            fs::remove_dir_all(made)?;
         }
         Ok(outcome)
     }

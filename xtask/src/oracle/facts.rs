@@ -51,8 +51,10 @@ impl Loaded<'_> {
             text.push_str(&format!("percpu {base:#x}\n"));
         }
         for key in self.static_call_keys(ko, memory, symbols) {
-            if let Some(target) = memory.u64_at(key) {
-                text.push_str(&format!("static_call {key:#x} {}\n", target_word(target)));
+            let Some(target) = memory.u64_at(key) else { continue };
+            // Where a key is not exported, the file's sites name its trampoline; Linux has put the key there.
+            for at in [Some(key), symbols.trampoline(key)].into_iter().flatten() {
+                text.push_str(&format!("static_call {at:#x} {}\n", target_word(target)));
             }
         }
         for key in self.records(ko, "__jump_table", 16).filter_map(|record| jump_key(memory, record)) {
@@ -85,7 +87,7 @@ impl Loaded<'_> {
     fn static_call_keys(&self, ko: &Ko<'_>, memory: &Memory, symbols: &Symbols<'_>) -> BTreeSet<u64> {
         let sites = self.records(ko, ".static_call_sites", 8);
         let mut keys: BTreeSet<u64> =
-            sites.filter_map(|record| relative(record + 4, memory.i32_at(record + 4)?.into())).collect();
+            sites.filter_map(|record| call_key(record + 4, memory.i32_at(record + 4)?)).collect();
         let mine = symbols.of_module(self.name).iter().filter(|(name, _)| name.starts_with("__SCK__"));
         keys.extend(mine.map(|(_, address)| *address));
         keys
@@ -102,12 +104,18 @@ impl Loaded<'_> {
 /// The key of a record of `__jump_table`.
 fn jump_key(memory: &Memory, record: u64) -> Option<u64> {
     let bytes = memory.bytes(record + 8, 8)?.first_chunk()?;
-    relative(record + 8, i64::from_le_bytes(*bytes))
+    distant_key(record + 8, i64::from_le_bytes(*bytes))
 }
 
-/// What a field refers to whose lowest two bits say something else.
-fn relative(field: u64, distance: i64) -> Option<u64> {
+/// The key that a field of `__jump_table` refers to: the lowest two bits of the distance are flags.
+fn distant_key(field: u64, distance: i64) -> Option<u64> {
     field.checked_add_signed(distance & !3)
+}
+
+/// The key that a field of `.static_call_sites` refers to: the lowest two bits of the sum are flags, not those of the
+/// distance, as the table need not be aligned.
+fn call_key(field: u64, distance: i32) -> Option<u64> {
+    Some(field.checked_add_signed(distance.into())? & !3)
 }
 
 /// The target of a static call or a paravirt operation: 0 is none.
@@ -122,13 +130,22 @@ fn unique_lines(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{relative, target_word, unique_lines};
+    use super::{call_key, distant_key, target_word, unique_lines};
 
     #[test]
     fn the_lowest_bits_of_a_key_are_flags() {
-        assert_eq!(relative(0x1000, 0x13), Some(0x1010));
-        assert_eq!(relative(0x1000, -0xf), Some(0xff0));
-        assert_eq!(relative(0, -4), None);
+        assert_eq!(distant_key(0x1000, 0x13), Some(0x1010));
+        assert_eq!(distant_key(0x1000, -0xf), Some(0xff0));
+        assert_eq!(distant_key(0, -4), None);
+    }
+
+    #[test]
+    fn a_table_of_static_calls_need_not_be_aligned() {
+        // A field at 0x1003 that means the key at 0x2000, with flag 1; with flags, from 0x1000.
+        assert_eq!(call_key(0x1003, 0xffe), Some(0x2000));
+        assert_eq!(call_key(0x1000, 0x1003), Some(0x2000));
+        assert_eq!(call_key(0x2002, -0x1000), Some(0x1000));
+        assert_eq!(call_key(0, -4), None);
     }
 
     #[test]

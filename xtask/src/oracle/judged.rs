@@ -97,13 +97,32 @@ pub(crate) fn files(kernel: &Path) -> Result<HashMap<String, PathBuf>> {
     Ok(files)
 }
 
-/// A section's name as a file's.
+/// A section's name as a file's, as `modhost image --out` writes it.
 pub(crate) fn safe(name: &str) -> String {
-    name.replace(|letter: char| !(letter.is_ascii_alphanumeric() || "._-".contains(letter)), "_")
+    let mut safe = String::new();
+    for letter in name.chars() {
+        if letter.is_ascii_alphanumeric() || "._-".contains(letter) {
+            safe.push(letter);
+        } else {
+            safe.push_str(&format!("%{:02x}", u32::from(letter)));
+        }
+    }
+    safe
 }
 
 /// Writes a file, and its folder if need be.
 pub(crate) fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
     fs::create_dir_all(path.parent().ok_or("a file without a folder")?)?;
     fs::write(path, contents).map_err(|error| format!("{}: {error}", path.display()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::safe;
+
+    #[test]
+    fn names_of_sections_lead_nowhere_else() {
+        assert_eq!(safe(".data..percpu-1"), ".data..percpu-1");
+        assert_eq!(safe("../a b"), "..%2fa%20b");
+    }
 }

@@ -5,23 +5,34 @@ use std::collections::HashMap;
 use crate::Result;
 
 /// Addresses by name: of the kernel, and of each module.
+#[derive(Default)]
 pub(crate) struct Symbols<'t> {
     kernel: HashMap<&'t str, Vec<u64>>,
     modules: HashMap<&'t str, Vec<(&'t str, u64)>>,
+    /// Those of the kernel's that are not local.
+    globals: HashMap<&'t str, u64>,
+    /// The kernel's keys for static calls: their names without `__SCK__`.
+    calls: HashMap<u64, &'t str>,
 }
 
 impl<'t> Symbols<'t> {
     /// Lines `ADDRESS TYPE NAME [MODULE]`.
     pub(crate) fn parse(text: &'t str) -> Result<Symbols<'t>> {
-        let mut symbols = Symbols { kernel: HashMap::new(), modules: HashMap::new() };
+        let mut symbols = Symbols::default();
         for line in text.lines() {
             let mut words = line.split_whitespace();
-            let (Some(address), Some(_), Some(name)) = (words.next(), words.next(), words.next()) else {
+            let (Some(address), Some(kind), Some(name)) = (words.next(), words.next(), words.next()) else {
                 return Err(format!("no line of /proc/kallsyms: {line}").into());
             };
             let address = u64::from_str_radix(address, 16)?;
             match words.next() {
-                None => symbols.kernel.entry(name).or_default().push(address),
+                None => {
+                    symbols.kernel.entry(name).or_default().push(address);
+                    if kind.starts_with(|letter: char| letter.is_ascii_uppercase()) {
+                        symbols.globals.insert(name, address);
+                    }
+                    symbols.calls.extend(name.strip_prefix("__SCK__").map(|call| (address, call)));
+                }
                 Some(module) => {
                     let module = module.trim_start_matches('[').trim_end_matches(']');
                     symbols.modules.entry(module).or_default().push((name, address));
@@ -37,6 +48,11 @@ impl<'t> Symbols<'t> {
         Some(address)
     }
 
+    /// One that is not local, and may have the name of others that are.
+    pub(crate) fn global(&self, name: &str) -> Option<u64> {
+        self.globals.get(name).copied()
+    }
+
     /// One that has to be there.
     pub(crate) fn kernel(&self, name: &str) -> Result<u64> {
         self.unique(name).ok_or_else(|| format!("the kernel has no symbol {name}, or several").into())
@@ -45,6 +61,12 @@ impl<'t> Symbols<'t> {
     /// A name of what stands there in the kernel itself, the first in order.
     pub(crate) fn name_at(&self, address: u64) -> Option<&'t str> {
         self.kernel.iter().filter(|(_, places)| places.contains(&address)).map(|(name, _)| *name).min()
+    }
+
+    /// The trampoline of a key of the kernel's own for static calls, which is named as the key is.
+    pub(crate) fn trampoline(&self, key: u64) -> Option<u64> {
+        let name = self.calls.get(&key)?;
+        self.unique(&format!("__SCT__{name}"))
     }
 
     /// The symbols of a module.
@@ -67,6 +89,22 @@ impl<'t> Symbols<'t> {
 #[cfg(test)]
 mod tests {
     use super::Symbols;
+
+    #[test]
+    fn trampolines_are_named_as_their_keys_are() {
+        let text = "ffffffff81000000 T __SCT__call\nffffffff82000000 D __SCK__call\nffffffff82000008 D __SCK__other\n";
+        let symbols = Symbols::parse(text).unwrap();
+        assert_eq!(symbols.trampoline(0xffff_ffff_8200_0000), Some(0xffff_ffff_8100_0000));
+        assert_eq!(symbols.trampoline(0xffff_ffff_8200_0008), None);
+    }
+
+    #[test]
+    fn a_global_symbol_may_have_the_name_of_a_local_one() {
+        let text = "ffffffff81000000 t read\nffffffff81000010 T read\nffffffff81000020 t own\n";
+        let symbols = Symbols::parse(text).unwrap();
+        assert_eq!((symbols.global("read"), symbols.unique("read")), (Some(0xffff_ffff_8100_0010), None));
+        assert_eq!(symbols.global("own"), None);
+    }
 
     #[test]
     fn exports_are_what_has_an_entry() {

@@ -1,0 +1,171 @@
+//! The other way round: what GNU ld makes of a boot's modules, with the same sections at the same addresses and with the
+//! same symbols, next to what `modhost image` makes of them before anything is rewritten.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use object::elf;
+
+use super::image::{Extent, Modhost};
+use super::judged::{safe, write};
+use super::ko::{Ko, PERCPU};
+use super::symbols::Symbols;
+use crate::Result;
+
+/// In a module's folder: ours, ld's input and output.
+const FOLDER: &str = "relocated";
+
+/// Notes that ld does not take from files: it would make its own.
+const LDS_OWN: [&str; 2] = [".note.gnu.property", ".note.gnu.build-id"];
+
+/// Modules of a boot that ld links, too.
+pub(crate) struct Linked<'l> {
+    pub(crate) folder: &'l Path,
+    pub(crate) kernel: &'l Path,
+    /// Name, and path below the package's folder.
+    pub(crate) modules: Vec<(String, PathBuf)>,
+}
+
+/// What came out.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    modules: usize,
+    sections: usize,
+    /// Those that relocations changed.
+    relocated: usize,
+    /// A line each.
+    pub(crate) differences: Vec<String>,
+}
+
+impl Outcome {
+    pub(crate) fn report(&self) -> String {
+        let Outcome { modules, sections, relocated, differences } = self;
+        let different = differences.len();
+        format!(
+            "{modules} modules linked by ld, {sections} sections, {relocated} of them relocated; {different} differ\n"
+        )
+    }
+}
+
+impl Linked<'_> {
+    /// Links all of them both ways, and compares.
+    pub(crate) fn compare(&self, modhost: &Modhost) -> Result<Outcome> {
+        eprint!("{}", self.make(modhost)?);
+        let text = fs::read_to_string(self.folder.join("symbols"))?;
+        let symbols = Symbols::parse(&text)?;
+        let (exports, mut outcome) = (symbols.exports(), Outcome::default());
+        for (name, path) in &self.modules {
+            let place = |symbol: &str| symbols.global(symbol).or_else(|| exports.get(symbol).copied());
+            self.module(name, path, place, &mut outcome).map_err(|error| format!("{name}: {error}"))?;
+        }
+        Ok(outcome)
+    }
+
+    fn module_folder(&self, name: &str) -> PathBuf {
+        self.folder.join("modules").join(name)
+    }
+
+    fn make(&self, modhost: &Modhost) -> Result<String> {
+        let mut lines = String::new();
+        for (name, path) in &self.modules {
+            let (file, folder) = (self.kernel.join(path), format!("modules/{name}"));
+            lines.push_str(&format!("{} {folder}/addresses {folder}/facts {folder}/{FOLDER}\n", file.display()));
+        }
+        let list = self.folder.join("ld.txt");
+        write(&list, lines)?;
+        modhost.images(&list, self.folder, Extent::Relocated)
+    }
+
+    fn module(
+        &self,
+        name: &str,
+        path: &Path,
+        place: impl Fn(&str) -> Option<u64>,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let bytes = fs::read(self.kernel.join(path))?;
+        let (ko, folder) = (Ko::parse(&bytes)?, self.module_folder(name));
+        let addresses = addresses(&folder)?;
+        let ours = folder.join(FOLDER);
+        let (script, input, output) = (ours.join("ld%script"), ours.join("ld%input"), ours.join("ld%output"));
+        write(&script, script_of(&ko, &addresses, place)?)?;
+        write(&input, unmerged(&bytes, ko.sections.len())?)?;
+        let options = ["-static", "-nostdlib", "-N", "--no-relax", "--no-check-sections", "-e", "0"];
+        let mut ld = Command::new("ld");
+        let said = ld.args(options).arg("-T").arg(&script).arg("-o").arg(&output).arg(&input).output()?;
+        if !said.status.success() {
+            return Err(String::from_utf8_lossy(&said.stderr).into());
+        }
+        let linked = fs::read(&output)?;
+        let linked = Ko::parse(&linked)?;
+        let theirs: HashMap<&str, usize> =
+            linked.numbered().map(|(index, section)| (section.name.as_str(), index)).collect();
+        outcome.modules += 1;
+        for (index, section) in ko.numbered().filter(|(_, section)| section.is_kept() && section.size > 0) {
+            if section.kind == elf::SHT_NOBITS || LDS_OWN.contains(&section.name.as_str()) {
+                continue;
+            }
+            let theirs = theirs.get(section.name.as_str()).ok_or_else(|| format!("ld made no {}", section.name))?;
+            let theirs = linked.bytes_of(*theirs)?;
+            let ours = fs::read(ours.join(safe(&section.name)))?;
+            outcome.sections += 1;
+            outcome.relocated += usize::from(ours != ko.bytes_of(index)?);
+            if ours != theirs {
+                let at = ours.iter().zip(theirs).position(|(ours, theirs)| ours != theirs);
+                outcome.differences.push(format!("{name} {} from {at:x?} on", section.name));
+            }
+        }
+        Ok(fs::remove_dir_all(ours)?)
+    }
+}
+
+/// The sections' addresses in a module's folder, with that of its per-CPU data.
+fn addresses(folder: &Path) -> Result<BTreeMap<String, u64>> {
+    let mut text = fs::read_to_string(folder.join("addresses"))?;
+    let facts = fs::read_to_string(folder.join("facts"))?;
+    let percpu = facts.lines().find_map(|line| line.strip_prefix("percpu "));
+    text.extend(percpu.map(|address| format!("{PERCPU} {address}\n")));
+    let address = |line: &str| -> Result<(String, u64)> {
+        let (name, address) = line.split_once(" 0x").ok_or("a section without an address")?;
+        Ok((name.to_owned(), u64::from_str_radix(address, 16)?))
+    };
+    text.lines().map(address).collect()
+}
+
+/// Each symbol that the module needs, and each section at its address: empty ones, too, as symbols lie in them.
+fn script_of(ko: &Ko<'_>, addresses: &BTreeMap<String, u64>, place: impl Fn(&str) -> Option<u64>) -> Result<String> {
+    let mut script = String::new();
+    for symbol in ko.symbols() {
+        let symbol = symbol?;
+        // What is weak may be missing: to ld it is 0 then, too.
+        let address = Some(symbol.name.as_str()).filter(|_| symbol.section == elf::SHN_UNDEF).and_then(&place);
+        script.extend(address.map(|address| format!("\"{}\" = {address:#x};\n", symbol.name)));
+    }
+    script.push_str("SECTIONS {\n");
+    for section in &ko.sections {
+        let address = addresses.get(&section.name);
+        script.extend(address.map(|address| format!("  {0} {address:#x} : {{ . = .; *({0}) }}\n", section.name)));
+    }
+    script.push_str("  /DISCARD/ : { *(*) }\n}\n");
+    Ok(script)
+}
+
+/// The file with sections that ld does not merge: Linux does not, either.
+fn unmerged(bytes: &[u8], sections: usize) -> Result<Vec<u8>> {
+    /// Of the file's header: where the section headers begin. Of a section's: its flags, and its size.
+    const TABLE: usize = 40;
+    const FLAGS: usize = 8;
+    const HEADER: usize = 64;
+    let mut bytes = bytes.to_vec();
+    let word = |bytes: &[u8], at: usize| bytes.get(at..).and_then(|rest| rest.first_chunk()).copied();
+    let table = usize::try_from(u64::from_le_bytes(word(&bytes, TABLE).ok_or("no header")?))?;
+    for section in 0..sections {
+        let at = table + section * HEADER + FLAGS;
+        let flags = u64::from_le_bytes(word(&bytes, at).ok_or("no section header")?);
+        let flags = flags & !(elf::SHF_MERGE.0 | elf::SHF_STRINGS.0);
+        bytes[at..at + 8].copy_from_slice(&flags.to_le_bytes());
+    }
+    Ok(bytes)
+}
