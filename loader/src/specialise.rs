@@ -5,6 +5,7 @@ use modload_abi::section;
 use modload_alternatives::{self as alternatives, Facts, Profile};
 use modload_edit::{Addr, Code, Engine, Ledger, ORDER, Table, Why, index, wide};
 use modload_paravirt::{Direct, Operations, call_directly, paravirt};
+use modload_relocs::Value;
 
 use crate::error::Error;
 use crate::file::File;
@@ -119,9 +120,23 @@ fn call_operations(
 ) -> Result<u64, Error> {
     let mut direct = 0;
     for relas in &file.relas {
-        let Some(spot) = layout.section(relas.target).filter(|spot| spot.part.is_text()) else { continue };
+        let Some(spot) = layout.section(relas.target) else { continue };
         let section = code.code().addr(spot);
         for (record, rela) in (0..).zip(relas.records.iter()).filter(|(_, rela)| rela.symbol == symbol) {
+            // An instruction's operand mostly ends it: its addend is 4 less than the distance in the table.
+            let offset = match modload_relocs::row(rela.kind).map(|row| row.value) {
+                Some(Value::SymbolMinusPlace | Value::CallMinusPlace) => rela.addend.checked_add(4),
+                Some(Value::Symbol) => Some(rela.addend),
+                _ => Some(0),
+            };
+            let entries = i64::try_from(operations.entries.len()).unwrap_or(i64::MAX);
+            if offset.is_none_or(|offset| !(0..8 * entries).contains(&offset)) {
+                let why = "it refers to an entry that the host's table does not have";
+                return Err(Error::Unsupported { what: "symbol", name: operations.symbol.clone(), why });
+            }
+            if !spot.part.is_text() {
+                continue;
+            }
             // What the operand refers to, whatever the relocation is called.
             let operand = section + rela.offset;
             let Some(displacement) = code.bytes(operand, 4).and_then(|bytes| bytes.try_into().ok()) else { continue };

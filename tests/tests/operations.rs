@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         Case::new("calls_of_what_is_in_reach_are_direct", near),
         Case::new("calls_of_what_is_far_go_through_the_table", far),
         Case::new("who_names_another_table_is_told", other),
+        Case::new("who_wants_more_than_the_table_has_is_told", larger),
         Case::new("explanations_stand_in_nobodys_way", together),
     ])
 }
@@ -91,4 +92,10 @@ fn together() {
         }
     });
     assert_eq!(host.modules().len(), 1);
+}
+
+fn larger() {
+    let host = Host::builder().operations("host_ops", &[std::ptr::null()]).build().unwrap();
+    let refused = host.load(&image_from_text("plugin", PLUGIN)).unwrap_err().to_string();
+    assert!(refused.contains("\"host_ops\"") && refused.contains("the host's table does not have"), "{refused}");
 }
