@@ -95,6 +95,8 @@ pub const TRACEPOINTS: &str = "__tracepoints";
 pub const INIT_SECTION_PREFIX: &str = ".init";
 /// Before the name of a register: the function that branches through it. `array` is the first of all.
 pub const INDIRECT_THUNK_PREFIX: &str = "__x86_indirect_thunk_";
+/// Linux's operations table.
+pub const PV_OPS_SYMBOL: &str = "pv_ops";
 /// The function that returns for others.
 pub const RETURN_THUNK_SYMBOL: &str = "__x86_return_thunk";
 /// What functions call first that may be traced.

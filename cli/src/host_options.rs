@@ -35,7 +35,7 @@ pub(crate) struct HostOptions {
 impl HostOptions {
     /// A host as they say.
     pub(crate) fn builder(&self) -> Result<HostBuilder, OtherCpu> {
-        let mut builder = Host::builder();
+        let mut builder = Host::builder().linux_operations();
         if !self.no_process_symbols {
             builder = builder.process_symbols();
         }

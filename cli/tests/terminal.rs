@@ -74,7 +74,8 @@ fn modules(count: usize) -> TempDir {
 fn modload(options: &[&str], folder: &Path, count: usize) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_modload"));
     command.args(options).current_dir(folder).env("TERM", "xterm");
-    for variable in ["MODLOAD_HOST", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+    // Where CI is set, a terminal is taken to have colours whatever TERM says.
+    for variable in ["MODLOAD_HOST", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI"] {
         command.env_remove(variable);
     }
     let by_name = options.contains(&"--deps");

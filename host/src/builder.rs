@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use modload_abi::section::PV_OPS_SYMBOL as PV_OPS;
 use modload_alternatives::Features;
 use modload_edit::{Addr, wide};
 use modload_loader::{Check, Exports, External, Externals, ForcedUnload, HostOperations, Policy, Rule};
+use modload_paravirt::{LINUX_OPERATIONS, Operations};
 use modload_text::ArenaError;
 use thiserror::Error;
 
@@ -135,6 +137,18 @@ impl HostBuilder {
         }
         self.policy.rewriting.facts.features = features;
         Ok(self)
+    }
+
+    /// Offers Linux's operations table `pv_ops`, and makes modules' calls through it, of which `.parainstructions` tells,
+    /// what a process can make of them: [`modload_paravirt::Operations::user`]. What only a kernel can do is refused by
+    /// name.
+    #[must_use]
+    pub fn linux_operations(mut self) -> HostBuilder {
+        // The table itself is empty: a call of which no record tells goes nowhere.
+        let entries = vec![Addr::NULL; LINUX_OPERATIONS];
+        self.policy.rewriting.host_operations = Some(HostOperations { symbol: PV_OPS.into(), entries });
+        self.policy.rewriting.operations = Operations::user(None);
+        self
     }
 
     /// Offers an operations table: functions that modules call through it, in C

@@ -143,7 +143,7 @@ fn call_operations(
             let entry = (operand + 4).offset(i32::from_le_bytes(displacement).into());
             let number = entry.checked_offset_from(table).filter(|offset| offset.is_multiple_of(8));
             let target = number.and_then(|offset| operations.entries.get(index(offset / 8)));
-            let Some(&target) = target else { continue };
+            let Some(&target) = target.filter(|target| **target != Addr::NULL) else { continue };
             let why = Why { engine: Engine::Paravirt, section: relas.section, record };
             let done = call_directly(operand, target, why, code);
             let done = done.map_err(|error| Error::Rewrite { section: section::TEXT, error: error.into() })?;

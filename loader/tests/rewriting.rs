@@ -27,6 +27,7 @@ fn image(object: &[u8], features: &str, facts: &[&str]) -> Result<MemoryImage, E
         .collect();
     let thunks = ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11"];
     let mut symbols = format!("{THUNKS:x} T __x86_indirect_thunk_array\n{RETURN:x} T __x86_return_thunk\n");
+    symbols.push_str("40200000 D pv_ops\n40310000 T _paravirt_nop\n40320000 T __fentry__\n");
     for (number, name) in (0_u64..).zip(thunks) {
         symbols.push_str(&format!("{:x} T __x86_indirect_thunk_{name}\n", THUNKS + 32 * number));
     }
@@ -70,7 +71,8 @@ fn check(object: &[u8], features: &str, facts: &[&str], expected: &[(&str, &str)
         .filter(|symbol| symbol.section_index() == file.section_by_name(".text").map(|section| section.index()))
         .map(|symbol| (symbol.name().unwrap().to_owned(), text.at.get() + symbol.address()))
         .collect();
-    symbols.insert("return_thunk".into(), RETURN + 0x1000);
+    let known = [("return_thunk", RETURN + 0x1000), ("native", 0x4030_0000), ("pv_ops", 0x4020_0000)];
+    symbols.extend(known.map(|(name, at)| (name.to_owned(), at)));
     let rodata = image.sections.iter().find(|section| section.name == ".rodata");
     rodata.map(|rodata| symbols.insert("value".into(), rodata.at.get()));
     for (function, wanted) in expected {
@@ -168,6 +170,24 @@ fn branches_and_returns_go_through_thunks_where_the_features_want_them() {
         ("thunk_return", "movl $3, %eax; jmp.d32 return_thunk"),
     ];
     check(&object, "RETPOLINE RETHUNK", &["return_thunk 0x48101000"], &with_thunks);
+}
+
+#[test]
+fn calls_through_a_table_and_function_entries_are_what_as_makes_of_them() {
+    let text = ".text\n.globl site\nsite: call *pv_ops+8*1(%rip)\n1: call *pv_ops+8*2(%rip)\n2: call *pv_ops+8*3(%rip)\n\
+                ret\nentry: call __fentry__\nret\nfar: .byte 0x67\ncall __fentry__\nret\nnops: nop\nnop\nnop\nnop\n\
+                nop\nret\n.section .parainstructions,\"a\"\n.quad site\n.byte 1, 6\n.zero 6\n.quad 1b\n.byte 2, 6\n\
+                .zero 6\n.quad 2b\n.byte 3, 6\n.zero 6\n.section __mcount_loc,\"a\"\n.quad entry, far\n\
+                .section __patchable_function_entries,\"a\"\n.quad nops\n";
+    let object = object_from_text("table", Language::Assembler, text, Compiler::Cc, &[]).unwrap();
+    let facts = ["pv_op 1 0x40300000", "pv_op 2 _paravirt_nop"];
+    let expected = [
+        ("site", "call native; nop; .nops 6; call *pv_ops+24(%rip); ret"),
+        ("entry", ".nops 5; ret"),
+        ("far", ".nops 6; ret"),
+        ("nops", ".nops 5; ret"),
+    ];
+    check(&fs::read(object).unwrap(), "", &facts, &expected);
 }
 
 #[test]
@@ -299,4 +319,27 @@ fn kpatch_580() {
     ] {
         assert!(refused.contains(part), "{part}: {refused}");
     }
+}
+
+/// A place that an alternative has rewritten is not another engine's any more, unless the table says so.
+#[test]
+fn two_engines_on_the_same_bytes_collide() {
+    let text = ".text\n.globl site\nsite: lock incl (%rdi)\nret\n.section .altinstr_replacement,\"ax\"\n\
+                replacement: lock decl (%rdi)\n.section .altinstructions,\"a\"\n.long site - ., replacement - .\n\
+                .word 0\n.byte 3, 3\n.section .smp_locks,\"a\"\n.balign 4\n.long site - .\n";
+    let object = object_from_text("collision", Language::Assembler, text, Compiler::Cc, &[]).unwrap();
+    let object = fs::read(object).unwrap();
+    let refused = image(&object, "FPU", &["smp 0"]).unwrap_err().to_string();
+    for part in [
+        "section \".smp_locks\": lock prefix 0 of section ",
+        "would write [3e] at 0x",
+        " over alternative 0 of section ",
+        ", which wrote [f0, ff, 0f] at 0x",
+        "(lock decl (%rdi))",
+    ] {
+        assert!(refused.contains(part), "{part}: {refused}");
+    }
+    // Where neither has to change anything there is nothing to collide.
+    image(&object, "FPU", &["smp 1"]).unwrap();
+    image(&object, "", &["smp 0"]).unwrap();
 }

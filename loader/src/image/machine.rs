@@ -102,7 +102,7 @@ impl Machine {
                 its: address("its_return_thunk"),
             },
         };
-        let operations = Operations { base: address("pv_ops"), ..Operations::default() };
+        let operations = Operations { base: address(section::PV_OPS_SYMBOL), ..Operations::default() };
         Machine {
             rewriting: Rewriting { facts, profile: Profile::Linux61, operations, host_operations: None },
             symbols,
