@@ -90,7 +90,7 @@ fn every_fixture() {
 fn one_fixture(fixture: &Fixture, case: &FixtureCase) {
     let what = format!("{} {}", fixture.name(), case.way);
     let Expectations { after, params, then, calls, errors, warnings, .. } = &case.expect;
-    let host = Host::builder().process_symbols().export_globals().build().unwrap();
+    let host = Host::builder().linux_operations().process_symbols().export_globals().build().unwrap();
     let recording = host.record();
     let usage = Arena::get().unwrap().usage().map(|stripe| stripe.used);
     let companion = |load: &modload_fixtures::Load| {
