@@ -22,6 +22,12 @@ pub struct UnknownFeature(pub String);
 const ALWAYS: u16 = 3 * 32 + 21;
 const NOPL: u16 = 3 * 32 + 20;
 
+/// What is asked at every site of a table, where looking for the name would be most of the work.
+pub(crate) const RETPOLINE: u16 = 11 * 32 + 12;
+pub(crate) const RETPOLINE_LFENCE: u16 = 11 * 32 + 13;
+pub(crate) const RETHUNK: u16 = 11 * 32 + 14;
+pub(crate) const INDIRECT_THUNK_ITS: u16 = 21 * 32 + 5;
+
 /// Words that Linux fills by itself: what is in them says how code should be, not what a processor can do.
 const LINUX_WORDS: [usize; 7] = [3, 7, 8, 11, 21, 22, 23];
 
@@ -166,7 +172,7 @@ impl fmt::Debug for Features {
 
 #[cfg(test)]
 mod tests {
-    use super::{ALWAYS, FEATURES, Features, NOPL, numbered};
+    use super::{ALWAYS, FEATURES, Features, INDIRECT_THUNK_ITS, NOPL, RETHUNK, RETPOLINE, RETPOLINE_LFENCE, numbered};
 
     #[test]
     fn the_table_has_each_bit_and_each_name_once_and_in_order() {
@@ -183,7 +189,16 @@ mod tests {
             assert_eq!(Features::number(name), Some(number));
             assert_eq!(Features::name(number), Some(name));
         }
-        assert_eq!((Features::name(ALWAYS), Features::name(NOPL)), (Some("ALWAYS"), Some("NOPL")));
+        for (number, name) in [
+            (ALWAYS, "ALWAYS"),
+            (NOPL, "NOPL"),
+            (RETPOLINE, "RETPOLINE"),
+            (RETPOLINE_LFENCE, "RETPOLINE_LFENCE"),
+            (RETHUNK, "RETHUNK"),
+            (INDIRECT_THUNK_ITS, "INDIRECT_THUNK_ITS"),
+        ] {
+            assert_eq!(Features::name(number), Some(name));
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use iced_x86::Instruction;
 use modload_abi::record::{Record, RelativeSite};
 use modload_edit::{Addr, Code, Engine, Table, Why, refused, wide, write};
 
+use crate::cpu;
 use crate::facts::Error;
 use crate::moved::{Branch, first, near_branch};
 use crate::nops::optimize;
@@ -40,12 +41,12 @@ fn plan<'b>(at: Addr, facts: &Facts, code: &impl Code, new: &'b mut [u8; 6]) -> 
     let branch = first(at, site).ok_or(Problem::OtherInstruction(WHAT))?;
     let kind = near_branch(&branch).ok_or(Problem::OtherInstruction(WHAT))?;
     let register = register(&branch, facts)?;
-    let has = |name| facts.features.has_named(name);
-    let lfence = has("RETPOLINE_LFENCE");
-    if has("RETPOLINE") && !lfence {
+    let has = |feature| facts.features.has(feature) == Some(true);
+    let lfence = has(cpu::RETPOLINE_LFENCE);
+    if has(cpu::RETPOLINE) && !lfence {
         return Ok(None);
     }
-    if has("INDIRECT_THUNK_ITS") {
+    if has(cpu::INDIRECT_THUNK_ITS) {
         return Err(Problem::Unsupported("the feature INDIRECT_THUNK_ITS, which takes new thunks"));
     }
     let len = branch.len();

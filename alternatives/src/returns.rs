@@ -4,6 +4,7 @@ use modload_abi::record::{Record, RelativeSite};
 use modload_abi::section;
 use modload_edit::{Addr, Code, Engine, Table, Why, refused, wide, write};
 
+use crate::cpu;
 use crate::facts::Error;
 use crate::moved::{Branch, first, near_branch};
 use crate::sites::relative;
@@ -60,5 +61,5 @@ pub fn return_at(at: Addr, facts: &Facts) -> Result<[u8; LEN], Problem> {
 /// Whether a return at this place goes through a thunk: Linux's `cpu_wants_rethunk_at`.
 fn wants_thunk(at: Addr, facts: &Facts) -> bool {
     let its = facts.returns.thunk.is_some() && facts.returns.thunk == facts.returns.its;
-    facts.features.has_named("RETHUNK") && !(its && at.get() & 0x20 != 0)
+    facts.features.has(cpu::RETHUNK) == Some(true) && !(its && at.get() & 0x20 != 0)
 }

@@ -1,6 +1,6 @@
 //! Who wrote what: edits on their way to the code, kept, so that two that must not meet do not.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use crate::order::may_follow;
 use crate::{Addr, Code, Edit, Rejected, Sink, Why, wide};
@@ -20,7 +20,7 @@ pub struct Edits {
     /// `old` and then `new` of each entry.
     bytes: Vec<u8>,
     /// Numbers of entries by address.
-    by_address: BTreeMap<(Addr, usize), ()>,
+    by_address: BTreeSet<(Addr, usize)>,
     /// The longest of all.
     longest: u64,
 }
@@ -68,10 +68,10 @@ impl Edits {
     #[must_use]
     pub fn touching(&self, at: Addr, len: u64) -> Vec<Edit<'_>> {
         let from = Addr::new(at.get().saturating_sub(self.longest));
-        let near = self.by_address.range((from, 0)..).take_while(|((start, _), ())| *start < at + len);
+        let near = self.by_address.range((from, 0)..).take_while(|(start, _)| *start < at + len);
         let mut numbers: Vec<usize> = near
-            .filter(|((start, number), ())| *start + wide(self.entries[*number].len) > at)
-            .map(|((_, number), ())| *number)
+            .filter(|(start, number)| *start + wide(self.entries[*number].len) > at)
+            .map(|(_, number)| *number)
             .collect();
         numbers.sort_unstable();
         numbers.into_iter().map(|number| self.get(number)).collect()
@@ -82,7 +82,7 @@ impl Edits {
         let entry = Entry { at: edit.at, start: self.bytes.len(), len: edit.new.len(), why: edit.why };
         self.bytes.extend_from_slice(edit.old);
         self.bytes.extend_from_slice(edit.new);
-        self.by_address.insert((edit.at, self.entries.len()), ());
+        self.by_address.insert((edit.at, self.entries.len()));
         self.longest = self.longest.max(wide(edit.new.len()));
         self.entries.push(entry);
     }

@@ -101,9 +101,8 @@ pub(crate) fn specialise(
         facts.returns.compiled = Some(compiled);
         facts.returns.thunk = facts.returns.thunk.or(Some(compiled));
     }
-    let rewriting = Rewriting { facts, ..rewriting.clone() };
     for (engine, name, table) in in_order(&tables) {
-        let followed = follow(engine, name, &table, text, &rewriting, code)?;
+        let followed = follow(engine, name, &table, text, &facts, rewriting, code)?;
         specialised.0.push((name, followed));
     }
     Ok(specialised)
@@ -160,16 +159,18 @@ pub(crate) fn in_order(
     ORDER.iter().flat_map(|(engine, _)| tables.iter().filter(move |(of, ..)| of == engine).copied())
 }
 
-/// Has an engine follow the records of a table; says how many there were. `text` is where `.text` stands.
+/// Has an engine follow the records of a table; says how many there were. `text` is where `.text` stands; `facts` are
+/// those of `rewriting`, with what is the module's own.
 pub(crate) fn follow(
     engine: Engine,
     name: &'static str,
     table: &Table,
     text: (Addr, u64),
+    facts: &Facts,
     rewriting: &Rewriting,
     code: &mut impl Code,
 ) -> Result<u64, Error> {
-    let Rewriting { facts, profile, operations, .. } = rewriting;
+    let Rewriting { profile, operations, .. } = rewriting;
     let rewritten = |error| Error::Rewrite { section: name, error };
     let records = |size| Ok(u64::from(table.len(size)));
     match engine {

@@ -24,7 +24,7 @@ pub(super) fn rewrite(
     let text = super::table(file, places, section::TEXT).map_or((Addr::NULL, 0), |text| (text.at, text.size));
     let found: Vec<_> = tables().filter_map(|(engine, name)| Some((engine, name, table(name)?))).collect();
     for (engine, name, table) in in_order(&found) {
-        follow(engine, name, &table, text, &machine.rewriting, code)?;
+        follow(engine, name, &table, text, machine.facts(), &machine.rewriting, code)?;
         share(name);
     }
     if let (Some(ip), Some(orc)) = (table(section::ORC_UNWIND_IP), table(section::ORC_UNWIND)) {
