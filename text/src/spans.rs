@@ -38,7 +38,7 @@ pub(crate) enum Grouping {
 }
 
 /// Bytes between two edits from which on a write of its own is cheaper than copying them.
-const NEAR: u64 = 2048;
+const NEAR: u64 = 4096;
 
 /// At most so many bytes are one write, so that what is copied is still in the processor's cache.
 pub(crate) const CHUNK: usize = 1 << 16;
