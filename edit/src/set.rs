@@ -31,8 +31,8 @@ impl Entry {
 impl EditSet {
     /// No edits.
     #[must_use]
-    pub fn new() -> EditSet {
-        EditSet::default()
+    pub const fn new() -> EditSet {
+        EditSet { entries: Vec::new(), bytes: Vec::new() }
     }
 
     /// How many edits there are.

@@ -29,6 +29,7 @@ mod staging;
 mod stripe;
 mod sync;
 mod trap;
+mod variables;
 mod write;
 
 pub use arena::{Arena, ArenaError, Class, OutOfMemory, StripeUsage};
@@ -38,6 +39,7 @@ pub use owners::Describe;
 pub use place::{Fresh, Placed, Protected};
 pub use poke::{PokeError, Poked, TrapMask, Way, poke};
 pub use staging::{PublishFailed, Published, Staged};
+pub use variables::{load_u32, load_u64, store_u32, store_u64};
 pub use write::{TextLock, WriteFailed};
 
 /// Size of a page of this machine in bytes.

@@ -52,6 +52,12 @@ pub enum WriteFailed {
     /// After fork the child could not open it again, or no arena was ever built.
     #[error("/proc/self/mem is not open")]
     NotOpen,
+    /// No number can lie there.
+    #[error("no aligned variable of a module's data is at {at}")]
+    NoVariable {
+        /// Where.
+        at: Addr,
+    },
     /// The bytes are written, but not every core is sure to have noticed.
     #[error("membarrier(2) after a change of text")]
     Sync {
