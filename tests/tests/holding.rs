@@ -1,0 +1,399 @@
+//! Threads held wherever they are: in the allocator, in system calls, in handlers; starting, ending and forking.
+
+use std::fs::File;
+use std::hint::black_box;
+use std::io::{Read, Write};
+use std::os::fd::FromRawFd;
+use std::process::ExitCode;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use modload_edit::wide;
+use modload_tests::{Case, Crowd, WhoAndWhere, run};
+use modload_threads::{
+    DEFAULT_LIMIT, Error, Interrupted, Probe, Tid, after_fork_in_child, after_fork_in_parent, before_fork, counts,
+    hold, run_in_each,
+};
+
+fn main() -> ExitCode {
+    run(&[
+        Case::new("the_saved_rip_is_right_and_can_be_changed", the_saved_rip_is_right_and_can_be_changed),
+        Case::new("threads_that_start_and_end_all_the_time", threads_that_start_and_end_all_the_time),
+        Case::new("ten_thousand_holds_of_threads_in_malloc", ten_thousand_holds_of_threads_in_malloc),
+        Case::new("system_calls_go_on_or_are_counted", system_calls_go_on_or_are_counted),
+        Case::new("a_small_alternate_stack_will_do", a_small_alternate_stack_will_do),
+        Case::new("two_holders_take_turns", two_holders_take_turns),
+        Case::new("forks_during_holds", forks_during_holds),
+    ])
+}
+
+/// A loop whose addresses are known: from `spin_begin` to `spin_end` while `*flag` is 0. `spin_other` stores 2 to
+/// `flag`, which ends the loop as well.
+mod spin {
+    use std::arch::global_asm;
+    use std::sync::atomic::AtomicU32;
+
+    global_asm!(
+        ".globl spin_begin, spin_end, spin_other",
+        "spin_begin:",
+        "cmp dword ptr [rdi], 0",
+        "je spin_begin",
+        "spin_end:",
+        "ret",
+        "spin_other:",
+        "mov dword ptr [rdi], 2",
+        "ret",
+    );
+
+    unsafe extern "C" {
+        pub(crate) fn spin_begin(flag: *const AtomicU32);
+        pub(crate) fn spin_end();
+        pub(crate) fn spin_other();
+    }
+}
+
+fn address(function: *const ()) -> u64 {
+    u64::try_from(function.expose_provenance()).unwrap()
+}
+
+#[expect(clippy::as_conversions, reason = "functions become pointers by a cast alone")]
+fn spin_range() -> std::ops::Range<u64> {
+    address(spin::spin_begin as *const ())..address(spin::spin_end as *const ())
+}
+
+fn the_saved_rip_is_right_and_can_be_changed() {
+    let flag = Arc::new(AtomicU32::new(0));
+    let (tell, told) = mpsc::channel();
+    let thread = {
+        let flag = flag.clone();
+        thread::spawn(move || {
+            tell.send(Tid::current()).unwrap();
+            // SAFETY: it reads the flag until somebody changes it.
+            unsafe { spin::spin_begin(Arc::as_ptr(&flag)) };
+            flag.load(Ordering::Relaxed)
+        })
+    };
+    let tid = told.recv().unwrap();
+    thread::sleep(Duration::from_millis(20));
+    for _ in 0..1000 {
+        let held = hold(DEFAULT_LIMIT).unwrap();
+        let all: Vec<_> =
+            held.threads().map(|thread| (thread.tid(), thread.rip(), thread.register(libc::REG_RDI))).collect();
+        drop(held);
+        assert_eq!(all.len(), 1);
+        assert!(all[0].0 == tid && spin_range().contains(&all[0].1), "{all:x?} {:x?}", spin_range());
+        assert_eq!(all[0].2, u64::try_from(Arc::as_ptr(&flag).expose_provenance()).unwrap());
+    }
+    for (tid, answer) in run_in_each(&WhoAndWhere, DEFAULT_LIMIT).unwrap() {
+        assert_eq!((tid, tid), (answer.0, answer.1));
+        assert!(spin_range().contains(&answer.2));
+    }
+    let mut held = hold(DEFAULT_LIMIT).unwrap();
+    #[expect(clippy::as_conversions, reason = "functions become pointers by a cast alone")]
+    let other = address(spin::spin_other as *const ());
+    // SAFETY: `spin_other` takes the flag in rdi, as the loop does, and returns as the loop would.
+    let changed = unsafe { held.set_rip(tid, other) };
+    // SAFETY: nobody is held of this id.
+    let nobody = unsafe { held.set_rip(Tid::current(), other) };
+    drop(held);
+    assert!(changed && !nobody);
+    assert_eq!(thread.join().unwrap(), 2, "it went on at the other place");
+}
+
+fn threads_that_start_and_end_all_the_time() {
+    let born = Arc::new(AtomicU64::new(0));
+    let count = born.clone();
+    let crowd = Crowd::of(4, move || {
+        let thread = thread::spawn(|| black_box(Vec::<u8>::with_capacity(64)));
+        count.fetch_add(1, Ordering::Relaxed);
+        thread.join().unwrap();
+    });
+    let mut most = 0;
+    for _ in 0..3000 {
+        let before = born.load(Ordering::Relaxed);
+        let held = hold(Duration::from_secs(20)).unwrap();
+        let now = born.load(Ordering::Relaxed);
+        // Long enough for somebody who was forgotten to be seen: nobody starts a thread.
+        (0..2000).for_each(|_| std::hint::spin_loop());
+        let later = born.load(Ordering::Relaxed);
+        let (held_count, tids) = (held.count(), crowd.count());
+        drop(held);
+        assert_eq!(now, later);
+        assert!(held_count >= tids, "{held_count}");
+        most = most.max(held_count);
+        // Others get on between two holds.
+        while born.load(Ordering::Relaxed) == before {
+            thread::yield_now();
+        }
+    }
+    // A question is answered when a pass has found nobody new, which takes many passes here.
+    for _ in 0..100 {
+        let answers = run_in_each(&WhoAndWhere, Duration::from_secs(20)).unwrap();
+        assert!(wide(answers.len()) >= crowd.count());
+        assert!(answers.iter().all(|(tid, answer)| *tid == answer.0 && *tid == answer.1));
+    }
+    let born = born.load(Ordering::Relaxed);
+    assert!(born > 3000 && most > 4, "{born} threads, at most {most} held");
+}
+
+fn ten_thousand_holds_of_threads_in_malloc() {
+    let turns = Arc::new(AtomicU64::new(0));
+    let count = turns.clone();
+    let crowd = Crowd::of(4, move || {
+        // Large enough for the arena's lock and not only the thread's own cache.
+        let all: Vec<Vec<u8>> = (0..16).map(|n| black_box(Vec::with_capacity(2000 + n * 100))).collect();
+        drop(black_box(all));
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    for _ in 0..10_000 {
+        let held = hold(Duration::from_secs(20)).unwrap();
+        let count = held.count();
+        drop(held);
+        assert_eq!(count, crowd.count());
+    }
+    assert!(turns.load(Ordering::Relaxed) > 1000, "they got on meanwhile");
+}
+
+fn system_calls_go_on_or_are_counted() {
+    // A read of a pipe is restarted.
+    let mut ends = [0; 2];
+    // SAFETY: pipe writes two descriptors.
+    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+    // SAFETY: the descriptor is new and nobody else's.
+    let mut read = unsafe { File::from_raw_fd(ends[0]) };
+    // SAFETY: as above.
+    let mut write = unsafe { File::from_raw_fd(ends[1]) };
+    let reader = thread::spawn(move || {
+        let mut byte = [0];
+        let result = read.read(&mut byte);
+        (result.map_err(|error| error.raw_os_error()), byte[0])
+    });
+    // A lock is waited for all the same.
+    let lock = Arc::new(Mutex::new(7));
+    let guard = lock.lock().unwrap();
+    let locker = {
+        let lock = lock.clone();
+        thread::spawn(move || *lock.lock().unwrap())
+    };
+    // SAFETY: a mutex of the C library's that is all zeros is unlocked.
+    let mutex: &'static mut libc::pthread_mutex_t = Box::leak(Box::new(unsafe { std::mem::zeroed() }));
+    let mutex = (&raw mut *mutex).expose_provenance();
+    // SAFETY: the mutex is leaked and initialised.
+    assert_eq!(unsafe { libc::pthread_mutex_lock(ptr::with_exposed_provenance_mut(mutex)) }, 0);
+    let pthread = thread::spawn(move || {
+        // SAFETY: as above.
+        unsafe { libc::pthread_mutex_lock(ptr::with_exposed_provenance_mut(mutex)) }
+    });
+    // nanosleep and poll say EINTR.
+    let sleeper = thread::spawn(|| {
+        let long = libc::timespec { tv_sec: 100, tv_nsec: 0 };
+        // SAFETY: the time is ours; what is left is not asked for.
+        let result = unsafe { libc::nanosleep(&raw const long, ptr::null_mut()) };
+        (result, std::io::Error::last_os_error().raw_os_error())
+    });
+    let poller = thread::spawn(|| {
+        // SAFETY: no descriptors.
+        let result = unsafe { libc::poll(ptr::null_mut(), 0, 100_000) };
+        (result, std::io::Error::last_os_error().raw_os_error())
+    });
+    thread::sleep(Duration::from_millis(100));
+    assert_eq!(counts().interrupted, 0);
+    let held = hold(DEFAULT_LIMIT).unwrap();
+    let count = held.count();
+    drop(held);
+    assert_eq!(count, 5);
+    assert_eq!(sleeper.join().unwrap(), (-1, Some(libc::EINTR)));
+    assert_eq!(poller.join().unwrap(), (-1, Some(libc::EINTR)));
+    assert_eq!(counts().interrupted, 2, "just these two");
+    for _ in 0..1000 {
+        drop(hold(DEFAULT_LIMIT).unwrap());
+        run_in_each(&WhoAndWhere, DEFAULT_LIMIT).unwrap();
+    }
+    assert_eq!(counts().interrupted, 2, "what is restarted is not counted");
+    assert!(!reader.is_finished() && !locker.is_finished() && !pthread.is_finished());
+    write.write_all(&[42]).unwrap();
+    assert_eq!(reader.join().unwrap(), (Ok(1), 42));
+    drop(guard);
+    assert_eq!(locker.join().unwrap(), 7);
+    // SAFETY: as above; this thread has it.
+    assert_eq!(unsafe { libc::pthread_mutex_unlock(ptr::with_exposed_provenance_mut(mutex)) }, 0);
+    assert_eq!(pthread.join().unwrap(), 0);
+}
+
+/// Spins in a handler of SIGUSR1 until told otherwise.
+static IN_HANDLER: AtomicUsize = AtomicUsize::new(0);
+static LEAVE_HANDLER: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn busy_handler(_signal: libc::c_int) {
+    IN_HANDLER.fetch_add(1, Ordering::Relaxed);
+    while !LEAVE_HANDLER.load(Ordering::Relaxed) {
+        std::hint::spin_loop();
+    }
+}
+
+/// Puts `errno` to another value, which the thread must not notice.
+struct SpoilErrno;
+
+// SAFETY: writes this thread's errno only.
+unsafe impl Probe for SpoilErrno {
+    type Answer = ();
+
+    fn probe(&self, _: Interrupted<'_>) {
+        // SAFETY: errno of this thread.
+        let place = unsafe { libc::__errno_location() };
+        // SAFETY: as above.
+        unsafe { *place = libc::E2BIG };
+    }
+}
+
+fn a_small_alternate_stack_will_do() {
+    // SAFETY: sigaction is integers.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    let handler: extern "C" fn(libc::c_int) = busy_handler;
+    #[expect(clippy::as_conversions, reason = "sigaction takes the handler's address as an integer")]
+    let at = handler as libc::sighandler_t;
+    (action.sa_sigaction, action.sa_flags) = (at, libc::SA_ONSTACK | libc::SA_RESTART);
+    // SAFETY: the handler is async-signal-safe.
+    assert_eq!(unsafe { libc::sigaction(libc::SIGUSR1, &raw const action, ptr::null_mut()) }, 0);
+    let threads: Vec<_> = (0..2)
+        .map(|in_handler| {
+            thread::spawn(move || {
+                // As small as SIGSTKSZ says; below it a pattern that nobody may touch.
+                let mut memory = vec![0xa5_u8; 4096 + 8192];
+                let stack = libc::stack_t { ss_sp: memory[4096..].as_mut_ptr().cast(), ss_flags: 0, ss_size: 8192 };
+                // SAFETY: the memory outlives the thread's use of it: the stack is disabled below.
+                assert_eq!(unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) }, 0);
+                // SAFETY: errno of this thread.
+                let errno = unsafe { libc::__errno_location() };
+                // SAFETY: as above.
+                unsafe { *errno = libc::EXDEV };
+                if in_handler == 1 {
+                    // SAFETY: to this very thread.
+                    unsafe { libc::raise(libc::SIGUSR1) };
+                } else {
+                    IN_HANDLER.fetch_add(1, Ordering::Relaxed);
+                    while !LEAVE_HANDLER.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                }
+                // SAFETY: as above.
+                let after = unsafe { *errno };
+                let off = libc::stack_t { ss_sp: ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+                // SAFETY: the thread is not on it.
+                assert_eq!(unsafe { libc::sigaltstack(&raw const off, ptr::null_mut()) }, 0);
+                let unused = memory.iter().skip(4096).take_while(|byte| **byte == 0xa5).count();
+                (after, memory[..4096].iter().all(|byte| *byte == 0xa5), 8192 - unused)
+            })
+        })
+        .collect();
+    while IN_HANDLER.load(Ordering::Relaxed) < 2 {
+        thread::yield_now();
+    }
+    for _ in 0..100 {
+        let held = hold(DEFAULT_LIMIT).unwrap();
+        let count = held.count();
+        drop(held);
+        assert_eq!(count, 2);
+        assert_eq!(run_in_each(&SpoilErrno, DEFAULT_LIMIT).unwrap().len(), 2);
+    }
+    LEAVE_HANDLER.store(true, Ordering::Relaxed);
+    let used: Vec<_> = threads
+        .into_iter()
+        .map(|thread| {
+            let (errno, untouched, used) = thread.join().unwrap();
+            assert_eq!((errno, untouched), (libc::EXDEV, true));
+            used
+        })
+        .collect();
+    assert!(used[0] > 0 && used[0] < 8192 && used[1] < 8192);
+}
+
+fn two_holders_take_turns() {
+    // In memory that no held thread owns: whoever holds is alone.
+    let holders = Arc::new(AtomicU32::new(0));
+    let threads: Vec<_> = (0..4)
+        .map(|n| {
+            let holders = holders.clone();
+            thread::spawn(move || {
+                for _ in 0..500 {
+                    if n == 3 {
+                        run_in_each(&WhoAndWhere, Duration::from_secs(30)).unwrap();
+                        continue;
+                    }
+                    let held = hold(Duration::from_secs(30)).unwrap();
+                    let before = holders.fetch_add(1, Ordering::Relaxed);
+                    (0..200).for_each(|_| std::hint::spin_loop());
+                    holders.fetch_sub(1, Ordering::Relaxed);
+                    let nested = hold(Duration::from_secs(30));
+                    let is_nested = matches!(nested, Err(Error::Nested));
+                    drop(held);
+                    assert!(before == 0 && is_nested);
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    // Whoever takes too long is named to whoever waits.
+    let (tell, told) = mpsc::channel();
+    let holder = thread::spawn(move || {
+        before_fork();
+        tell.send(Tid::current()).unwrap();
+        thread::sleep(Duration::from_millis(200));
+        after_fork_in_parent();
+    });
+    let tid = told.recv().unwrap();
+    let busy = hold(Duration::from_millis(20)).unwrap_err();
+    assert_eq!(busy.to_string(), format!("thread {tid} was still holding or asking the others after 20ms"));
+    holder.join().unwrap();
+    drop(hold(DEFAULT_LIMIT).unwrap());
+}
+
+extern "C" fn prepare() {
+    before_fork();
+}
+
+extern "C" fn parent() {
+    after_fork_in_parent();
+}
+
+extern "C" fn in_child() {
+    after_fork_in_child();
+}
+
+fn forks_during_holds() {
+    // SAFETY: the functions live as long as the program.
+    assert_eq!(unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(in_child)) }, 0);
+    let crowd = Crowd::of(2, || {
+        black_box(vec![0_u8; 100]);
+    });
+    let holder = Crowd::of(1, || {
+        drop(hold(Duration::from_secs(20)).unwrap());
+        thread::yield_now();
+    });
+    for _ in 0..300 {
+        // SAFETY: the child calls nothing but what is ours, which takes no lock and no memory, and thread creation.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // Alone, it holds nobody; nothing of the parent's turn is left. After a child's own thread, it does.
+            let alone = hold(Duration::from_secs(5)).map_or(9, |held| held.count());
+            let more = thread::spawn(|| {
+                loop {
+                    std::hint::spin_loop();
+                }
+            });
+            let two = hold(Duration::from_secs(5)).map_or(9, |held| held.count());
+            std::mem::forget(more);
+            let code = if (alone, two) == (0, 1) { 0 } else { 1 };
+            // SAFETY: ends the child at once.
+            unsafe { libc::_exit(code) };
+        }
+        let mut status = 0;
+        // SAFETY: the child is ours.
+        while unsafe { libc::waitpid(pid, &raw mut status, 0) } != pid {}
+        assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "{status:#x}");
+    }
+    drop((crowd, holder));
+}

@@ -1,0 +1,173 @@
+//! A function runs in each thread, wherever that stands. Nobody waits for anybody else.
+
+use std::cell::UnsafeCell;
+use std::collections::HashSet;
+use std::mem::MaybeUninit;
+use std::ops::ControlFlow;
+use std::ptr;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+use crate::handler::Interrupted;
+use crate::hold::{deadline, queue_full};
+use crate::round::{self, Asked, Round, Work};
+use crate::signal;
+use crate::slot;
+use crate::system;
+use crate::task::{self, Tasks, Tid};
+use crate::turn::Turn;
+
+/// What can be asked of a thread between any two of its instructions.
+///
+/// # Safety
+///
+/// `probe` runs in a signal handler of a thread that may be anywhere: in the allocator, in the C library, on an
+/// alternate stack. So it is async-signal-safe (signal-safety(7)): it takes no memory and gives none back, takes no
+/// lock that anybody holds when it could be interrupted, uses no thread-local that is initialised when first used,
+/// does not panic, does not log, and returns. It uses at most 2 KiB of stack. It does not ask or hold threads itself.
+/// `errno` is put back for it.
+pub unsafe trait Probe: Sync {
+    /// What it finds out.
+    type Answer: Copy + Send;
+
+    /// Runs in the thread.
+    fn probe(&self, interrupted: Interrupted<'_>) -> Self::Answer;
+}
+
+/// A probe on its way into one thread, and its answer on the way back.
+#[repr(C)]
+struct Question<'p, P: Probe> {
+    /// First, so that a pointer to it is one to the whole.
+    work: Work,
+    probe: &'p P,
+    answer: UnsafeCell<MaybeUninit<P::Answer>>,
+}
+
+impl<'p, P: Probe> Question<'p, P> {
+    fn new(probe: &'p P) -> Question<'p, P> {
+        // SAFETY: `run` is made for what begins with this work.
+        let work = unsafe { Work::new(Self::run) };
+        Question { work, probe, answer: UnsafeCell::new(MaybeUninit::uninit()) }
+    }
+
+    /// # Safety
+    ///
+    /// `work` is the beginning of a `Question` of this type that lives, and whose answer nobody else uses.
+    unsafe fn run(work: *mut Work, interrupted: Interrupted<'_>) {
+        let question: *mut Self = work.cast();
+        // SAFETY: the question lives.
+        let question = unsafe { &*question };
+        let answer = question.probe.probe(interrupted);
+        // SAFETY: nobody else uses the answer until the thread has said that it is done.
+        unsafe { (*question.answer.get()).write(answer) };
+    }
+}
+
+/// Runs a probe in every other thread of the process, and brings their answers.
+///
+/// When it returns, every thread that was there when it was called has answered or ended; others that have started
+/// since may have answered, too. A thread goes on as soon as it has answered.
+///
+/// # Errors
+///
+/// [`Error::NotReached`] names who did not answer within `limit`, and why; the other answers are lost. Otherwise as
+/// for [`hold`](crate::hold()). A thread that has begun to answer is waited for even beyond `limit`.
+pub fn run_in_each<P: Probe>(probe: &P, limit: Duration) -> Result<Vec<(Tid, P::Answer)>, Error> {
+    let begin = Instant::now();
+    let _turn = Turn::take(Some(limit))?;
+    let signal = signal::ready()?;
+    let list = |source| Error::List { source };
+    let tasks = Tasks::open().map_err(list)?;
+    let mut known = HashSet::from([Tid::current()]);
+    let mut answers = Vec::new();
+    loop {
+        // A pass may miss threads. But if all that it lists were known before the threads were counted, and are as
+        // many as were counted, then those are all: what was known before and is still listed was counted.
+        let counted = tasks.count().map_err(list)?;
+        let mut listed = 0_u64;
+        let mut new = Vec::new();
+        let _: ControlFlow<()> = tasks
+            .each(|tid| {
+                listed += 1;
+                if !known.contains(&tid) {
+                    new.push(tid);
+                }
+                ControlFlow::Continue(())
+            })
+            .map_err(list)?;
+        if new.is_empty() && listed == counted {
+            return Ok(answers);
+        }
+        if begin.elapsed() >= limit {
+            let known = u64::try_from(known.len()).unwrap_or(u64::MAX);
+            return Err(Error::Restless { known, counted, limit });
+        }
+        answers.append(&mut ask(probe, &new, signal, begin, limit)?);
+        known.extend(new);
+    }
+}
+
+/// Runs a probe in the calling thread, as our signal finds it here.
+///
+/// # Errors
+///
+/// As for [`run_in_each`].
+pub fn run_here<P: Probe>(probe: &P) -> Result<P::Answer, Error> {
+    let begin = Instant::now();
+    let limit = crate::DEFAULT_LIMIT;
+    let _turn = Turn::take(Some(limit))?;
+    let signal = signal::ready()?;
+    let me = Tid::current();
+    let action = |source| Error::Action { signal, source };
+    let before = system::mask(libc::SIG_UNBLOCK, task::bit(signal)).map_err(action)?;
+    let answers = ask(probe, &[me], signal, begin, limit);
+    system::mask(libc::SIG_SETMASK, before).map_err(action)?;
+    // It is this thread, which has not ended.
+    let nobody = Error::ForeignList { tid: me };
+    answers?.first().map(|(_, answer)| *answer).ok_or(nobody)
+}
+
+/// Runs a probe in these threads. Who has ended does not answer.
+fn ask<P: Probe>(
+    probe: &P,
+    tids: &[Tid],
+    signal: i32,
+    begin: Instant,
+    limit: Duration,
+) -> Result<Vec<(Tid, P::Answer)>, Error> {
+    let list = |source| Error::List { source };
+    // What is lent lives longer than the round, which is dropped first and waits for who uses it.
+    let questions: Vec<Question<'_, P>> = tids.iter().map(|_| Question::new(probe)).collect();
+    let mut answers = Vec::with_capacity(tids.len());
+    // Some slots may be in use for threads that have not come yet when they were asked before.
+    slot::reserve(u64::try_from(tids.len()).unwrap_or(u64::MAX).saturating_add(round::debts()));
+    let mut round = Round::begin(signal);
+    for (tid, question) in tids.iter().zip(&questions) {
+        let work = ptr::from_ref(question).cast_mut().cast();
+        loop {
+            match round.ask(*tid, work).map_err(list)? {
+                Asked::Well => break,
+                // Nobody waits for anybody, so memory may be taken.
+                Asked::Crowded => slot::reserve(u64::from(slot::capacity()) + 1),
+                Asked::QueueFull => return Err(Error::NotReached { stragglers: Box::new(queue_full(*tid)), limit }),
+            }
+        }
+    }
+    if !round.wait(deadline(begin, limit)).map_err(list)?
+        && let Some(stragglers) = round.stragglers()
+    {
+        return Err(Error::NotReached { stragglers: Box::new(stragglers), limit });
+    }
+    round.settle();
+    for slot in round.come() {
+        let question: *const Question<'_, P> = slot.work.load(Ordering::Relaxed).cast_const().cast();
+        // SAFETY: the slots of this round have pointers to `questions`, which live.
+        let question = unsafe { &*question };
+        // SAFETY: the thread is Here, so it has written its answer and does not use it any more.
+        let answer = unsafe { *question.answer.get() };
+        // SAFETY: as above: it is written.
+        answers.push((Tid::new(slot.tid()), unsafe { answer.assume_init() }));
+    }
+    Ok(answers)
+}

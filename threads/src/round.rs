@@ -1,0 +1,394 @@
+//! A round: one question to some or all threads, from the first signal to the last answer or the giving up.
+//!
+//! Everything from [`Round::begin`] to the drop is done without a lock and without taking memory, since who is held may
+//! own any lock.
+
+use std::io;
+use std::ptr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::error::{Straggler, Stragglers, Why};
+use crate::handler::Interrupted;
+use crate::slot::{self, At, Phase, Slot};
+use crate::system;
+use crate::task::{self, Presence, State, Tid};
+
+/// The round whose threads have to wait: the next one while there is none. Changed only in one's turn.
+static GATE: AtomicU32 = AtomicU32::new(1);
+
+/// The round in the upper half; in the lower how many of its threads have neither come nor been given up.
+static OUTSTANDING: AtomicU64 = AtomicU64::new(0);
+
+/// How many slots are Owed, or are about to be or not to be.
+static DEBTS: AtomicU32 = AtomicU32::new(0);
+
+/// Slots from here on were never used. Changed only in one's turn.
+static USED: AtomicU32 = AtomicU32::new(0);
+
+/// The upper half of the value that travels with our signals; the lower one is the slot's number.
+const COOKIE: u32 = 0x6d6f_646c;
+
+/// The slot that a signal's value speaks of, if it is one of ours.
+pub(crate) fn slot_number(value: u64) -> Option<u32> {
+    let [a, b, c, d, e, f, g, h] = value.to_be_bytes();
+    (u32::from_be_bytes([a, b, c, d]) == COOKIE).then(|| u32::from_be_bytes([e, f, g, h]))
+}
+
+fn value_of(number: u32) -> u64 {
+    u64::from(COOKIE) << 32 | u64::from(number)
+}
+
+/// A thread has got a signal that nobody waited for.
+pub(crate) fn debt_is_paid() {
+    DEBTS.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// One thread of a round has come, or is given up. The last one wakes the asker.
+pub(crate) fn one_less(round: u32) {
+    let less = OUTSTANDING.try_update(Ordering::AcqRel, Ordering::Acquire, |outstanding| {
+        (outstanding >> 32 == u64::from(round)).then(|| outstanding.saturating_sub(1))
+    });
+    if less.is_ok_and(|before| count_of(before) == 1) {
+        system::wake(word(), 1);
+    }
+}
+
+/// How many slots cannot be had because signals are under way that nobody waits for.
+pub(crate) fn debts() -> u64 {
+    DEBTS.load(Ordering::Relaxed).into()
+}
+
+fn count_of(outstanding: u64) -> u32 {
+    let [.., a, b, c, d] = outstanding.to_be_bytes();
+    u32::from_be_bytes([a, b, c, d])
+}
+
+/// The word that the asker sleeps on: the lower half, which on x86-64 comes first.
+fn word() -> *const u32 {
+    OUTSTANDING.as_ptr().cast()
+}
+
+/// Waits until the round is over.
+pub(crate) fn wait_at_gate(round: u32) {
+    while GATE.load(Ordering::Acquire) == round {
+        system::wait(GATE.as_ptr(), round, None);
+    }
+}
+
+/// What a thread is to do: the beginning of a larger structure, which `run` knows.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Work {
+    run: unsafe fn(*mut Work, Interrupted<'_>),
+}
+
+impl Work {
+    /// # Safety
+    ///
+    /// What calls `run` does so once, on the work itself, while it lives: what `run` asks for.
+    pub(crate) const unsafe fn new(run: unsafe fn(*mut Work, Interrupted<'_>)) -> Work {
+        Work { run }
+    }
+
+    /// Does the work.
+    ///
+    /// # Safety
+    ///
+    /// The work lives until this returns, and nobody else runs it.
+    pub(crate) unsafe fn run(work: *mut Work, interrupted: Interrupted<'_>) {
+        // SAFETY: the work lives.
+        let run = unsafe { (*work).run };
+        // SAFETY: `run` is given the work it was made with, once.
+        unsafe { run(work, interrupted) };
+    }
+}
+
+/// What became of asking a thread.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Asked {
+    /// It will come, or has ended, or never comes and is known for it.
+    Well,
+    /// There is no slot left.
+    Crowded,
+    /// The kernel queues no more signals.
+    QueueFull,
+}
+
+/// The beginning of a wait, and how much longer each part of it is than the one before.
+const FIRST_LOOK: Duration = Duration::from_micros(500);
+
+/// A round in one's turn. Dropping it gives up who has not come, and lets go of who waits.
+#[derive(Debug)]
+pub(crate) struct Round {
+    number: u32,
+    signal: i32,
+    /// Slots of this round lie before it.
+    top: u32,
+    /// The next slot to look at for one that is free.
+    next: u32,
+    /// Where the thread stands that is probably listed next.
+    hint: u32,
+}
+
+impl Round {
+    /// Begins a round, in one's turn.
+    pub(crate) fn begin(signal: i32) -> Round {
+        let number = GATE.load(Ordering::Relaxed);
+        OUTSTANDING.store(u64::from(number) << 32, Ordering::Relaxed);
+        let round = Round { number, signal, top: 0, next: 0, hint: 0 };
+        if DEBTS.load(Ordering::Relaxed) != 0 {
+            round.forget_the_dead();
+        }
+        round
+    }
+
+    fn at(&self, phase: Phase) -> At {
+        At { round: self.number, phase }
+    }
+
+    /// Debts of threads that have ended are none.
+    fn forget_the_dead(&self) {
+        for slot in slots(USED.load(Ordering::Relaxed)) {
+            let at = slot.at();
+            let dead = at.phase == Phase::Owed && matches!(task::presence(Tid::new(slot.tid())), Ok(Presence::Gone));
+            if dead && slot.go(at, self.at(Phase::Free)) {
+                debt_is_paid();
+            }
+        }
+    }
+
+    /// The slots of this round, with their phases.
+    fn slots(&self) -> impl Iterator<Item = (&'static Slot, At)> {
+        let number = self.number;
+        let used = slots(self.top).map(|slot| (slot, slot.at()));
+        used.filter(move |(_, at)| at.round == number && !matches!(at.phase, Phase::Free | Phase::Owed))
+    }
+
+    fn count(&self, phase: Phase) -> u64 {
+        self.slots().map(|(_, at)| u64::from(at.phase == phase)).sum()
+    }
+
+    /// How many threads have come.
+    pub(crate) fn here(&self) -> u64 {
+        self.count(Phase::Here)
+    }
+
+    /// How many of those that will never come are still listed.
+    pub(crate) fn still_absent(&self) -> u64 {
+        let absent = self.slots().filter(|(_, at)| at.phase == Phase::Absent);
+        absent.map(|(slot, _)| u64::from(!matches!(task::presence(Tid::new(slot.tid())), Ok(Presence::Gone)))).sum()
+    }
+
+    /// The slots of those who have come.
+    pub(crate) fn come(&self) -> impl Iterator<Item = &'static Slot> {
+        self.slots().filter(|(_, at)| at.phase == Phase::Here).map(|(slot, _)| slot)
+    }
+
+    /// Whether the thread was asked in this round.
+    pub(crate) fn knows(&mut self, tid: Tid) -> bool {
+        let is = |number: &u32| {
+            slot::get(*number).is_some_and(|slot| {
+                let at = slot.at();
+                slot.tid() == tid.get() && at.round == self.number && !matches!(at.phase, Phase::Free | Phase::Owed)
+            })
+        };
+        let found = Some(self.hint).filter(|hint| *hint < self.top).filter(is).or_else(|| (0..self.top).find(is));
+        if let Some(number) = found {
+            self.hint = number + 1;
+        }
+        found.is_some()
+    }
+
+    /// Asks a thread that this round does not know.
+    pub(crate) fn ask(&mut self, tid: Tid, work: *mut Work) -> io::Result<Asked> {
+        if DEBTS.load(Ordering::Relaxed) != 0
+            && let Some(asked) = self.ask_debtor(tid, work)?
+        {
+            return Ok(asked);
+        }
+        let Some(number) = self.free_slot(tid) else { return Ok(Asked::Crowded) };
+        // A slot that was just found.
+        let Some(slot) = slot::get(number) else { return Ok(Asked::Crowded) };
+        slot.work.store(work, Ordering::Relaxed);
+        OUTSTANDING.fetch_add(1, Ordering::Relaxed);
+        slot.put(self.at(Phase::Asked));
+        self.send(number, slot)
+    }
+
+    fn free_slot(&mut self, tid: Tid) -> Option<u32> {
+        let number = (self.next..slot::capacity())
+            .find(|number| slot::get(*number).is_some_and(|slot| slot.give(self.number, tid.get())))?;
+        self.next = number + 1;
+        self.reach(number);
+        Some(number)
+    }
+
+    fn reach(&mut self, number: u32) {
+        self.top = self.top.max(number + 1);
+        USED.fetch_max(self.top, Ordering::Relaxed);
+    }
+
+    fn send(&self, number: u32, slot: &Slot) -> io::Result<Asked> {
+        let Err(error) = system::queue(slot.tid(), self.signal, value_of(number)) else { return Ok(Asked::Well) };
+        // Nothing was sent. But a debtor's earlier signal may have brought it here meanwhile.
+        if slot.go(self.at(Phase::Asked), self.at(Phase::Free)) {
+            one_less(self.number);
+        }
+        match error.raw_os_error() {
+            Some(libc::ESRCH) => Ok(Asked::Well),
+            Some(libc::EAGAIN) => Ok(Asked::QueueFull),
+            _ => Err(error),
+        }
+    }
+
+    /// Asks a thread to which a signal is still under way. If there is none after all, nothing is done.
+    fn ask_debtor(&mut self, tid: Tid, work: *mut Work) -> io::Result<Option<Asked>> {
+        let owes = |slot: &Slot| slot.tid() == tid.get() && slot.at().phase == Phase::Owed;
+        let used = USED.load(Ordering::Relaxed);
+        let Some(number) = (0..used).find(|number| slot::get(*number).is_some_and(owes)) else { return Ok(None) };
+        let Some(slot) = slot::get(number) else { return Ok(None) };
+        let owed = slot.at();
+        let presence = task::presence(tid)?;
+        slot.work.store(work, Ordering::Relaxed);
+        if presence == Presence::Present {
+            OUTSTANDING.fetch_add(1, Ordering::Relaxed);
+        }
+        let to = self.at(match presence {
+            Presence::Present => Phase::Asked,
+            Presence::Absent => Phase::Absent,
+            Presence::Gone => Phase::Free,
+        });
+        if owed.phase != Phase::Owed || !slot.go(owed, to) {
+            // It has just got the signal.
+            if presence == Presence::Present {
+                one_less(self.number);
+            }
+            return Ok(None);
+        }
+        debt_is_paid();
+        self.reach(number);
+        if presence != Presence::Present {
+            return Ok(Some(Asked::Well));
+        }
+        // The signal that waits for it will do; but a new thread may have got the number of one that has ended.
+        let waits = task::status(tid)?.is_some_and(|status| status.pending & task::bit(self.signal) != 0);
+        if waits || slot.at() != to { Ok(Some(Asked::Well)) } else { self.send(number, slot).map(Some) }
+    }
+
+    /// Waits until everyone asked has come, has ended, or is known never to come; `false` if `until` passes before.
+    pub(crate) fn wait(&self, until: Instant) -> io::Result<bool> {
+        let mut look = FIRST_LOOK;
+        loop {
+            let count = count_of(OUTSTANDING.load(Ordering::Acquire));
+            if count == 0 {
+                return Ok(true);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            system::wait(word(), count, Some(look.min(left)));
+            if count_of(OUTSTANDING.load(Ordering::Acquire)) == count {
+                self.give_up_the_absent()?;
+                look *= 2;
+            }
+        }
+    }
+
+    fn give_up_the_absent(&self) -> io::Result<()> {
+        for (slot, at) in self.slots().filter(|(_, at)| at.phase == Phase::Asked) {
+            let to = match task::presence(Tid::new(slot.tid()))? {
+                Presence::Present => continue,
+                Presence::Absent => Phase::Absent,
+                Presence::Gone => Phase::Free,
+            };
+            if slot.go(at, self.at(to)) {
+                one_less(self.number);
+            }
+        }
+        Ok(())
+    }
+
+    /// Who has been asked and has not come, and why; `None` if all have by now.
+    pub(crate) fn stragglers(&self) -> Option<Stragglers> {
+        let mut stragglers = Stragglers::new();
+        for (slot, _) in self.slots().filter(|(_, at)| at.phase == Phase::Asked) {
+            let tid = Tid::new(slot.tid());
+            if !stragglers.has_room() {
+                stragglers.push_nameless();
+            } else if let Some(straggler) = straggler(tid, self.signal) {
+                stragglers.push(straggler);
+            }
+        }
+        Some(stragglers).filter(|stragglers| stragglers.count() != 0)
+    }
+
+    /// Gives up who has not come: the signal that waits for it is remembered.
+    fn give_up(&self) {
+        for (slot, at) in self.slots() {
+            if !matches!(at.phase, Phase::Asked | Phase::Absent) {
+                continue;
+            }
+            // First: its handler may pay at once.
+            DEBTS.fetch_add(1, Ordering::Relaxed);
+            if !slot.go(at, self.at(Phase::Owed)) {
+                debt_is_paid();
+            }
+        }
+    }
+
+    /// Waits for those who are doing what they were lent. It is a short while, but nobody can say how short.
+    pub(crate) fn settle(&self) {
+        let busy =
+            |(slot, at): &(&Slot, At)| at.phase == Phase::Claimed && !slot.work.load(Ordering::Relaxed).is_null();
+        while self.slots().any(|slot| busy(&slot)) {
+            let outstanding = count_of(OUTSTANDING.load(Ordering::Acquire));
+            system::wait(word(), outstanding, Some(FIRST_LOOK));
+        }
+    }
+}
+
+impl Drop for Round {
+    fn drop(&mut self) {
+        if count_of(OUTSTANDING.load(Ordering::Acquire)) != 0 || self.count(Phase::Absent) != 0 {
+            self.give_up();
+            self.settle();
+        }
+        GATE.store(self.number.wrapping_add(1), Ordering::Release);
+        if self.top != 0 {
+            system::wake(GATE.as_ptr(), i32::MAX);
+        }
+    }
+}
+
+/// The slots before this number.
+fn slots(end: u32) -> impl Iterator<Item = &'static Slot> {
+    (0..end).filter_map(slot::get)
+}
+
+/// What `/proc` says of a thread that does not come; `None` if it has ended.
+pub(crate) fn straggler(tid: Tid, signal: i32) -> Option<Straggler> {
+    let why = match task::status(tid) {
+        Ok(None) => return None,
+        Err(_) => Why::Unknown,
+        Ok(Some(status)) => match status.state {
+            State::Ended => return None,
+            State::Traced => Why::Traced { by: status.tracer },
+            State::Stopped => Why::Stopped,
+            State::Uninterruptible => Why::Uninterruptible,
+            _ if status.blocks(signal) => Why::Blocks { signal },
+            state => Why::Late { state },
+        },
+    };
+    Some(Straggler { tid, name: task::name(tid).ok().flatten(), why })
+}
+
+/// A child of a fork has one thread, and no signal is under way to it.
+pub(crate) fn forget_everything() {
+    for slot in slots(USED.load(Ordering::Relaxed)) {
+        slot.put(At { round: 0, phase: Phase::Free });
+        slot.work.store(ptr::null_mut(), Ordering::Relaxed);
+    }
+    DEBTS.store(0, Ordering::Relaxed);
+}

@@ -1,0 +1,203 @@
+//! Where the asking thread and a handler meet: a slot for each thread that is asked.
+//!
+//! A slot is never freed and never moves, because a signal that was sent to a thread may arrive at any time later. It
+//! goes through these phases, each with the number of the round in which it came to be so:
+//!
+//! | phase | means | who leaves it |
+//! |---|---|---|
+//! | FREE | nobody's | the asker, in a round |
+//! | ASKED | a signal is under way to the thread `tid` | its handler: CLAIMED; the asker, who gives up: ABSENT, OWED, FREE |
+//! | CLAIMED | the thread is in the handler and uses the slot | its handler: HERE |
+//! | HERE | the handler has no more business with the slot; the thread waits in it, or has answered | the next round: as FREE |
+//! | ABSENT | the thread is listed but never comes | the asker, at the end of the round: OWED |
+//! | OWED | nobody waits for the thread, but a signal is under way to it | its handler: FREE; the asker, who asks it again |
+//!
+//! An OWED slot keeps signals from piling up: a thread that blocks the signal has at most one waiting for it, however
+//! often it is asked, and when it comes late it finds that nobody asks.
+
+use std::ptr;
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use crate::round::Work;
+
+/// A phase of a slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Phase {
+    Free,
+    Asked,
+    Claimed,
+    Here,
+    Absent,
+    Owed,
+}
+
+impl Phase {
+    /// In the order of their numbers.
+    const ALL: [Phase; 6] = [Phase::Free, Phase::Asked, Phase::Claimed, Phase::Here, Phase::Absent, Phase::Owed];
+
+    fn number(self) -> u64 {
+        match self {
+            Phase::Free => 0,
+            Phase::Asked => 1,
+            Phase::Claimed => 2,
+            Phase::Here => 3,
+            Phase::Absent => 4,
+            Phase::Owed => 5,
+        }
+    }
+}
+
+/// Two cache lines, so that threads that answer at the same time do not wait for each other.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(crate) struct Slot {
+    /// The round in the upper half, the phase in the lower.
+    state: AtomicU64,
+    /// The thread that is or was asked. Changes only where the phase is Free, or Here of an earlier round.
+    tid: AtomicI32,
+    /// What the thread is to do; null: wait. Written before Asked, and read after Claimed.
+    pub(crate) work: AtomicPtr<Work>,
+    /// The frame of our signal on the thread's stack. Written before Here; good while the thread waits.
+    pub(crate) context: AtomicPtr<libc::ucontext_t>,
+}
+
+/// A slot's state, taken apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct At {
+    pub(crate) round: u32,
+    pub(crate) phase: Phase,
+}
+
+impl At {
+    /// Another phase of the same round.
+    pub(crate) fn to(self, phase: Phase) -> At {
+        At { phase, ..self }
+    }
+
+    fn pack(self) -> u64 {
+        u64::from(self.round) << 32 | self.phase.number()
+    }
+
+    fn unpack(state: u64) -> At {
+        let [a, b, c, d, .., number] = state.to_be_bytes();
+        // Nobody writes another number than those of `number`.
+        let phase = Phase::ALL.get(usize::from(number)).copied().unwrap_or(Phase::Free);
+        At { round: u32::from_be_bytes([a, b, c, d]), phase }
+    }
+}
+
+impl Slot {
+    const fn new() -> Slot {
+        Slot {
+            state: AtomicU64::new(0),
+            tid: AtomicI32::new(0),
+            work: AtomicPtr::new(ptr::null_mut()),
+            context: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    pub(crate) fn tid(&self) -> i32 {
+        self.tid.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn at(&self) -> At {
+        At::unpack(self.state.load(Ordering::Acquire))
+    }
+
+    /// Goes from one state to another, if nobody was faster.
+    pub(crate) fn go(&self, from: At, to: At) -> bool {
+        self.state.compare_exchange(from.pack(), to.pack(), Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Goes to a state from one that only the caller can leave.
+    pub(crate) fn put(&self, at: At) {
+        self.state.store(at.pack(), Ordering::Release);
+    }
+
+    /// Whether the asker may give it to a thread in this round.
+    fn is_free(&self, round: u32) -> bool {
+        let at = self.at();
+        at.phase == Phase::Free || at.phase == Phase::Here && at.round != round
+    }
+
+    /// Gives a free slot to a thread, which nobody has been told of yet.
+    pub(crate) fn give(&self, round: u32, tid: i32) -> bool {
+        let free = self.is_free(round);
+        if free {
+            self.tid.store(tid, Ordering::Relaxed);
+        }
+        free
+    }
+}
+
+/// A table of 64 << N slots for each N, made when it is needed and never freed.
+static TABLES: [AtomicPtr<Slot>; TABLE_COUNT] = [const { AtomicPtr::new(ptr::null_mut()) }; TABLE_COUNT];
+/// More threads than the kernel can number: 2^22.
+const TABLE_COUNT: usize = 17;
+const FIRST: u32 = 64;
+
+/// How many slots there are, in tables from the first one on.
+static CAPACITY: AtomicU32 = AtomicU32::new(0);
+
+/// How many slots there are.
+pub(crate) fn capacity() -> u32 {
+    CAPACITY.load(Ordering::Acquire)
+}
+
+/// Makes sure that there are at least so many, if the kernel could need them. Takes memory; only in one's turn.
+pub(crate) fn reserve(count: u64) {
+    for (at, table) in TABLES.iter().enumerate() {
+        if u64::from(capacity()) >= count {
+            return;
+        }
+        let slots = FIRST << at;
+        if table.load(Ordering::Relaxed).is_null() {
+            let made: Vec<Slot> = (0..slots).map(|_| Slot::new()).collect();
+            table.store(made.leak().as_mut_ptr(), Ordering::Release);
+            CAPACITY.fetch_add(slots, Ordering::Release);
+        }
+    }
+}
+
+/// The slot of this number, if there is one. Async-signal-safe.
+pub(crate) fn get(number: u32) -> Option<&'static Slot> {
+    // Table N begins at FIRST * (2^N - 1).
+    let table = (number / FIRST).checked_add(1)?.ilog2();
+    let begins = FIRST * ((1_u32 << table) - 1);
+    let slots = TABLES.get(usize::try_from(table).ok()?)?.load(Ordering::Acquire);
+    if slots.is_null() {
+        return None;
+    }
+    let offset = usize::try_from(number - begins).ok()?;
+    // SAFETY: table N has FIRST << N slots, and `number` lies before the next table's beginning.
+    let slot = unsafe { slots.add(offset) };
+    // SAFETY: tables are made of whole slots, are never freed, and nobody borrows a slot mutably.
+    Some(unsafe { &*slot })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_taken_apart_as_it_was_put_together() {
+        for (number, phase) in Phase::ALL.into_iter().enumerate() {
+            assert_eq!(phase.number(), u64::try_from(number).unwrap());
+            for round in [0, 1, u32::MAX] {
+                let at = At { round, phase };
+                assert_eq!(At::unpack(at.pack()), at);
+            }
+        }
+    }
+
+    #[test]
+    fn each_number_has_a_slot_of_its_own() {
+        reserve(1000);
+        assert_eq!(capacity(), 64 + 128 + 256 + 512 + 1024);
+        let mut addresses: Vec<_> = (0..capacity()).map(|number| ptr::from_ref(get(number).unwrap()).addr()).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        assert_eq!(addresses.len(), 1984);
+        assert!(get(capacity()).is_none() && get(u32::MAX).is_none());
+    }
+}

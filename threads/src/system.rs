@@ -1,0 +1,182 @@
+//! System calls, made directly. The C library's wrappers write `errno`, are cancellation points (`open`, `read` and
+//! `close` are), and may be resolved lazily: none of that may happen in a signal handler or while threads are held.
+//!
+//! Errors are `io::Error`s made from the kernel's number, which takes no memory.
+
+use std::arch::asm;
+use std::ffi::CStr;
+use std::io;
+use std::mem;
+use std::ptr;
+use std::time::Duration;
+
+/// A negative result down to this is an error number, see syscalls(2).
+const LAST_ERROR: isize = -4095;
+
+/// One system call.
+///
+/// # Safety
+///
+/// As for the call itself: pointers among the arguments are valid for what the kernel does with them.
+unsafe fn call(number: libc::c_long, arguments: [usize; 6]) -> io::Result<usize> {
+    let [a, b, c, d, e, f] = arguments;
+    let result: isize;
+    // SAFETY: this is the kernel's calling convention on x86-64: rcx and r11 are lost, the stack is not touched. What
+    // the call does to memory is the caller's promise.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") number => result,
+            in("rdi") a,
+            in("rsi") b,
+            in("rdx") c,
+            in("r10") d,
+            in("r8") e,
+            in("r9") f,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    if (LAST_ERROR..0).contains(&result) {
+        // The range fits.
+        let number = i32::try_from(-result).unwrap_or(libc::EINVAL);
+        return Err(io::Error::from_raw_os_error(number));
+    }
+    Ok(result.cast_unsigned())
+}
+
+/// A number that is passed in a register of its own: the kernel looks at its lower half alone.
+fn register(number: i32) -> usize {
+    isize::try_from(number).unwrap_or_default().cast_unsigned()
+}
+
+/// A result that the kernel says is an `int`.
+fn int(result: usize) -> i32 {
+    i32::try_from(result).unwrap_or(i32::MAX)
+}
+
+/// The calling thread's id.
+pub(crate) fn gettid() -> i32 {
+    // SAFETY: gettid takes nothing and cannot fail.
+    unsafe { call(libc::SYS_gettid, [0; 6]) }.map_or(0, int)
+}
+
+/// The calling process's id.
+pub(crate) fn getpid() -> i32 {
+    // SAFETY: getpid takes nothing and cannot fail.
+    unsafe { call(libc::SYS_getpid, [0; 6]) }.map_or(0, int)
+}
+
+/// The calling process's real user id.
+fn getuid() -> u32 {
+    // SAFETY: getuid takes nothing and cannot fail.
+    unsafe { call(libc::SYS_getuid, [0; 6]) }.map_or(0, |uid| u32::try_from(uid).unwrap_or(u32::MAX))
+}
+
+/// An open file, closed when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Descriptor(i32);
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        // SAFETY: the descriptor is ours alone. Whatever close says, it is closed.
+        let _ = unsafe { call(libc::SYS_close, [register(self.0), 0, 0, 0, 0, 0]) };
+    }
+}
+
+impl Descriptor {
+    /// Opens for reading, and closes on exec.
+    pub(crate) fn open(path: &CStr, flags: i32) -> io::Result<Descriptor> {
+        let flags = register(libc::O_RDONLY | libc::O_CLOEXEC | flags);
+        let arguments = [register(libc::AT_FDCWD), path.as_ptr().expose_provenance(), flags, 0, 0, 0];
+        // SAFETY: the path ends with a zero and outlives the call.
+        unsafe { call(libc::SYS_openat, arguments) }.map(|descriptor| Descriptor(int(descriptor)))
+    }
+
+    /// Reads what comes next; nothing at the end.
+    pub(crate) fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+        let arguments = [register(self.0), into.as_mut_ptr().expose_provenance(), into.len(), 0, 0, 0];
+        // SAFETY: the kernel writes at most `len` bytes into the buffer, which is ours.
+        unsafe { call(libc::SYS_read, arguments) }
+    }
+
+    /// Reads entries of a directory, as getdents64(2) lays them out.
+    pub(crate) fn entries(&self, into: &mut [u8]) -> io::Result<usize> {
+        let arguments = [register(self.0), into.as_mut_ptr().expose_provenance(), into.len(), 0, 0, 0];
+        // SAFETY: the kernel writes at most `len` bytes into the buffer, which is ours.
+        unsafe { call(libc::SYS_getdents64, arguments) }
+    }
+
+    /// Goes back to the beginning.
+    pub(crate) fn rewind(&self) -> io::Result<()> {
+        // SAFETY: lseek takes numbers only.
+        unsafe { call(libc::SYS_lseek, [register(self.0), 0, register(libc::SEEK_SET), 0, 0, 0]) }.map(drop)
+    }
+
+    /// How many names the file has; of a directory, the directories in it and two more.
+    pub(crate) fn links(&self) -> io::Result<u64> {
+        // SAFETY: stat is a C struct of integers; all zeros is a value of it.
+        let mut stat: libc::stat = unsafe { mem::zeroed() };
+        let arguments = [register(self.0), (&raw mut stat).expose_provenance(), 0, 0, 0, 0];
+        // SAFETY: the kernel writes one `struct stat`, whose layout the C library shares on x86-64.
+        unsafe { call(libc::SYS_fstat, arguments) }?;
+        Ok(stat.st_nlink)
+    }
+}
+
+/// What travels with our signal: `siginfo_t` as rt_sigqueueinfo(2) fills it in.
+#[repr(C)]
+pub(crate) struct Info {
+    signal: i32,
+    error: i32,
+    pub(crate) code: i32,
+    padding: i32,
+    pub(crate) pid: i32,
+    uid: u32,
+    pub(crate) value: u64,
+    rest: [u8; 96],
+}
+
+const _: () = assert!(size_of::<Info>() == size_of::<libc::siginfo_t>());
+
+/// Queues a signal with a value for one thread of this process.
+pub(crate) fn queue(tid: i32, signal: i32, value: u64) -> io::Result<()> {
+    let pid = getpid();
+    let info = Info { signal, error: 0, code: libc::SI_QUEUE, padding: 0, pid, uid: getuid(), value, rest: [0; 96] };
+    let info = (&raw const info).expose_provenance();
+    // SAFETY: the kernel reads one siginfo_t, which Info has the size of.
+    unsafe { call(libc::SYS_rt_tgsigqueueinfo, [register(pid), register(tid), register(signal), info, 0, 0]) }.map(drop)
+}
+
+/// Changes the calling thread's signal mask, as rt_sigprocmask(2) with `how`, and returns what it was.
+pub(crate) fn mask(how: i32, signals: u64) -> io::Result<u64> {
+    let mut before = 0_u64;
+    let (new, old) = ((&raw const signals).expose_provenance(), (&raw mut before).expose_provenance());
+    // SAFETY: the kernel's signal set has 8 bytes; it reads the first and writes the second.
+    unsafe { call(libc::SYS_rt_sigprocmask, [register(how), new, old, size_of::<u64>(), 0, 0]) }?;
+    Ok(before)
+}
+
+/// Sleeps while the word at `at` is `expected`, at most this long. May return early; says nothing about why.
+///
+/// A word that is not there is an error of the kernel's, and nothing worse.
+pub(crate) fn wait(at: *const u32, expected: u32, limit: Option<Duration>) {
+    let operation = register(libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG);
+    let time = limit.map(|limit| libc::timespec {
+        tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(limit.subsec_nanos()),
+    });
+    let time = time.as_ref().map_or(0, |time| ptr::from_ref(time).expose_provenance());
+    // A u32 is never wider than a usize here.
+    let expected = usize::try_from(expected).unwrap_or_default();
+    // SAFETY: the kernel reads the word, if it can, and the time, if there is one, which is ours.
+    let _ = unsafe { call(libc::SYS_futex, [at.expose_provenance(), operation, expected, time, 0, 0]) };
+}
+
+/// Wakes at most `count` of those who sleep on the word at `at`.
+pub(crate) fn wake(at: *const u32, count: i32) {
+    let operation = register(libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG);
+    // SAFETY: the kernel uses the address as a name only.
+    let _ = unsafe { call(libc::SYS_futex, [at.expose_provenance(), operation, register(count), 0, 0, 0]) };
+}
