@@ -32,6 +32,7 @@ mod resolve;
 mod relocate;
 mod specialise;
 mod form;
+mod unwind;
 mod chains;
 mod announced;
 mod params;

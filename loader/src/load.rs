@@ -220,6 +220,10 @@ impl Loader {
     /// [`ArenaError`] names the rule of the system that stands in the way.
     pub fn new(externals: Arc<dyn Externals>, policy: Policy) -> Result<Loader, ArenaError> {
         let arena = Arena::get()?;
+        // Modules run without it; walks through the host's own frames do not.
+        if let Err(missing) = modload_threads::frames::know_process() {
+            tracing::warn!(%missing, "stacks cannot be walked");
+        }
         Ok(Loader { registry: Registry::acquire(), arena, externals, policy })
     }
 
@@ -281,7 +285,7 @@ impl Loader {
         let mut announced = run.stage(Stage::Publish, || announced.publish())?;
         run.stage(Stage::Indirect, || announced.resolve_indirect())?;
         run.stage(Stage::Params, || announced.set_params(&image.params))?;
-        run.stage(Stage::Constructors, || Ok(announced.construct()))?;
+        run.stage(Stage::Constructors, || announced.construct())?;
         run.stage(Stage::Init, || announced.init())?;
 
         // LIVE: once ro_after_init data is protected nothing can fail any more.
