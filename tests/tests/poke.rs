@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use modload_edit::{Addr, Edit, EditSet, Engine, NOPS, Rejected, Sink, Why, ZERO};
 use modload_tests::{Case, Chance, Sites, block, in_fork, peek, unblock};
-use modload_text::{Because, HostText, PokeError, Poked, TextLock, TrapMask, Way, poke};
+use modload_text::{Arena, Because, Class, HostText, PokeError, Poked, TextLock, TrapMask, Way, fill, poke};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Case::new("without_membarrier_everything_goes_by_rendezvous", without_membarrier),
         Case::new("an_int3_of_the_hosts_reaches_its_owner_meanwhile", own_int3),
         Case::new("registered_text_of_the_host_is_poked", host_text),
+        Case::new("what_nobody_runs_is_filled", filled),
         Case::new("a_thread_within_nops_that_would_be_joined_is_named", within_nops),
         Case::new("a_debugger_attached_before_is_met_by_rendezvous", gdb_before).needing("gdb"),
         Case::new("a_debugger_attached_later_is_met_by_rendezvous", gdb_later).needing("gdb"),
@@ -375,8 +376,35 @@ fn host_text() {
     assert!(matches!(poke(&mut TextLock::take(), &off, TrapMask::Trusted), Err(PokeError::NotText { .. })));
 }
 
-/// Three NOPs, and then a loop until the variable is not 0, which looks from outside as a thread between NOPs: what
-/// would be joined are the last NOP, the loop's first bytes and what follows, all of them NOPs while nobody is there.
+fn filled() {
+    let sites = Sites::publish(100, 61, None);
+    // Any bytes at all, over several instructions: both functions of a site's return 3.
+    let [old, new] =
+        [[0xb8, 1, 0, 0, 0, 0xc3, 0xb8, 2, 0, 0, 0, 0xc3], [0xb8, 3, 0, 0, 0, 0xc3, 0xb8, 3, 0, 0, 0, 0xc3]];
+    let at = |number: usize| sites.at(number) + 5;
+    let mut edits = EditSet::new();
+    for number in (0..96).step_by(8) {
+        edits.edit(Edit { at: at(number), old: &old, new: &new, why: WHY }).unwrap();
+    }
+    assert_eq!(fill(&mut TextLock::take(), &edits).unwrap(), 1);
+    assert!((0..96).step_by(8).all(|number| sites.call(number) == 3));
+    assert!(matches!(fill(&mut TextLock::take(), &edits), Err(PokeError::Mismatch { .. })));
+    // Constants, but no variables.
+    let arena = Arena::get().unwrap();
+    let mut constants = arena.stage_read_only(64, 8).unwrap();
+    constants.bytes_mut().fill(7);
+    let constants = constants.publish(&mut TextLock::take()).unwrap();
+    let data = arena.place_data(64, 8).unwrap();
+    let stripe = |class| arena.usage().into_iter().find(|stripe| stripe.class == class).unwrap();
+    let constant = (stripe(Class::ReadOnly).start, stripe(Class::ReadOnly).touched);
+    let at = (0..constant.1).map(|offset| constant.0 + offset).find(|at| constants.read(*at, 64).is_some()).unwrap();
+    assert_eq!(fill(&mut TextLock::take(), &one(at, &[7; 3], &[8; 3])).unwrap(), 1);
+    assert_eq!(constants.read(at, 4).unwrap(), [8, 8, 8, 7]);
+    let refused = fill(&mut TextLock::take(), &one(data.addr(), &[0; 3], &[8; 3]));
+    assert!(matches!(refused, Err(PokeError::NotText { .. })), "{refused:?}");
+}
+
+/// Whether the thread that runs NOPs is in its signal handler.
 static WITHIN: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn stay(_: libc::c_int) {

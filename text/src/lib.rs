@@ -8,6 +8,7 @@
 //! - [`Fresh`]: data that stands at its place from the start; [`Fresh::settle`] gives it to the module's code.
 //! - [`poke`]: changes published text while threads run through it, a batch of edits at a time. [`HostText`]: code of the
 //!   host itself that may be poked.
+//! - [`fill`]: changes published text that nobody can have entered, and constants.
 //! - [`TextLock`]: who holds it may write into published memory, nobody else can.
 //! - [`Describe`]: how a call into text that is not there is reported ([`Staged::owner`]).
 //!
@@ -19,11 +20,13 @@ mod arena;
 mod batch;
 mod emulate;
 mod fork;
+mod fill;
 mod host_text;
 mod obstacle;
 mod owners;
 mod place;
 mod poke;
+mod region;
 mod rendezvous;
 mod reserve;
 mod spans;
@@ -35,6 +38,7 @@ mod variables;
 mod write;
 
 pub use arena::{Arena, ArenaError, Class, OutOfMemory, StripeUsage};
+pub use fill::fill;
 pub use fork::on_fork;
 pub use host_text::{HostText, HostTextError};
 pub use obstacle::Because;

@@ -15,17 +15,17 @@
 use std::fmt;
 use std::io;
 
-use modload_edit::{Addr, Edit, EditSet, Step, Why, disassembled, is_one_instruction, wide};
+use modload_edit::{Addr, Edit, EditSet, Step, Why, disassembled, is_one_instruction};
 use modload_threads::frames::{NoFinder, WalkError};
 use modload_threads::{Name, Tid};
 use thiserror::Error;
 
 use crate::batch::Announced;
 use crate::obstacle::{self, Because};
-use crate::reserve::pointer;
+use crate::region::Region;
 use crate::spans::{self, Grouping, Pass, Side};
 use crate::write::{TextLock, WriteFailed};
-use crate::{host_text, owners, rendezvous, sync};
+use crate::{rendezvous, sync};
 
 /// What is known of SIGTRAP in the process's threads while a batch is poked.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -76,7 +76,7 @@ pub enum PokeError {
         /// The edit's reason.
         why: Why,
     },
-    /// The edit lies outside, or reaches out of, what may be poked.
+    /// The edit lies outside, or reaches out of, what may be poked or filled.
     #[error("{why} at {at}: {len} bytes do not lie within the published text of one module or within registered text")]
     NotText {
         /// Where.
@@ -184,7 +184,7 @@ fn check(lock: &TextLock<'_>, edits: &EditSet) -> Result<(), PokeError> {
     if lock.is_stuck() {
         return Err(PokeError::EarlierStuck);
     }
-    let mut region = Region::default();
+    let mut region = Region::poked();
     for edit in edits.iter() {
         region.compare(&edit)?;
         if Step::of(edit.at, edit.new).is_none() {
@@ -203,37 +203,6 @@ fn unfit(edit: &Edit<'_>) -> PokeError {
     match is_one_instruction(at, &bytes) {
         true => PokeError::NotEmulated { at, bytes, why },
         false => PokeError::NotOneInstruction { at, bytes, why },
-    }
-}
-
-/// The range of text that the last edit lay in; the next one mostly does, too.
-#[derive(Default)]
-struct Region {
-    start: Addr,
-    end: Addr,
-}
-
-impl Region {
-    /// Looks whether the edit's bytes are text that may be poked, and what is there.
-    fn compare(&mut self, edit: &Edit<'_>) -> Result<(), PokeError> {
-        if !self.holds(edit) {
-            let found = owners::published(edit.at).or_else(|| host_text::containing(edit.at));
-            (self.start, self.end) = found.unwrap_or_default();
-            if !self.holds(edit) {
-                return Err(PokeError::NotText { at: edit.at, len: edit.new.len(), why: edit.why });
-            }
-        }
-        // SAFETY: published or registered text, which is mapped, readable and, since the caller has the lock, not being
-        // changed.
-        let found = unsafe { std::slice::from_raw_parts(pointer(edit.at).cast_const(), edit.old.len()) };
-        if found == edit.old {
-            return Ok(());
-        }
-        Err(PokeError::Mismatch { at: edit.at, expected: edit.old.to_vec(), found: found.to_vec(), why: edit.why })
-    }
-
-    fn holds(&self, edit: &Edit<'_>) -> bool {
-        self.start <= edit.at && edit.at < self.end && wide(edit.new.len()) <= (self.end - edit.at).cast_unsigned()
     }
 }
 
