@@ -51,9 +51,9 @@ extern "C" fn static_call_update(key: Key, _trampoline: Key, function: Key) -> c
     outcome("__static_call_update", switch::update_static_call(address(key), address(function)))
 }
 
-/// The names and addresses of what is exported.
+/// The names and addresses of what is exported, [`return0`](crate::return0) apart.
 #[must_use]
-pub fn exports() -> [(&'static str, Addr); 7] {
+pub fn exports() -> [(&'static str, Addr); 6] {
     type OfKey = extern "C" fn(Key) -> c_int;
     type OfCall = extern "C" fn(Key, Key, Key) -> c_int;
     #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
@@ -67,6 +67,5 @@ pub fn exports() -> [(&'static str, Addr); 7] {
         ("static_key_slow_dec", of_key(static_key_slow_dec)),
         ("static_key_count", of_key(static_key_count)),
         ("__static_call_update", of_call(static_call_update)),
-        ("__static_call_return0", switch::return0_addr()),
     ]
 }

@@ -1,21 +1,32 @@
-//! Functions that no module's call reaches: the host's own, the C library's. A static call of one goes through a jump
-//! that stands in the arena.
+//! Code that static calls lead to and that stands in the arena: a jump to each function that no module's call reaches,
+//! the host's own and the C library's; and `__static_call_return0`.
 
 use std::collections::BTreeMap;
+use std::mem::forget;
 use std::sync::Arc;
 
-use modload_edit::Addr;
-use modload_text::{Arena, ArenaError, Describe, Published, TextLock};
+use modload_edit::{Addr, wide};
+use modload_text::{Arena, ArenaError, Describe, TextLock};
+
+use crate::table::table;
 
 /// jmp *0(%rip), and the address behind it.
 const JUMP: [u8; 6] = [0xff, 0x25, 0, 0, 0, 0];
-const LEN: usize = JUMP.len() + 8;
 
-/// The jumps that were made so far, by where they lead. They stay: who calls one may be in it at any time, and there
-/// are never more than functions that somebody has set.
+/// What there is. It stays: who calls it may be in it at any time, and there is never more of it than functions that
+/// somebody has set.
 #[derive(Debug)]
-pub(crate) struct Far(BTreeMap<Addr, (Addr, Published)>);
+pub(crate) struct Far {
+    /// Jumps, by where they lead.
+    jumps: BTreeMap<Addr, Addr>,
+    /// `__static_call_return0`, if a host has asked for it.
+    pub(crate) return0: Option<Addr>,
+}
 
+/// xor %eax,%eax; ret
+const RETURN0: [u8; 3] = [0x31, 0xc0, 0xc3];
+
+/// Names it.
 struct Name;
 
 impl Describe for Name {
@@ -28,9 +39,19 @@ impl Describe for Name {
     }
 }
 
+/// Publishes code for good.
+pub(crate) fn publish(code: &[u8]) -> Result<Addr, ArenaError> {
+    let mut staged = Arena::get()?.stage_text(wide(code.len()), 16)?;
+    let at = staged.addr();
+    staged.bytes_mut().copy_from_slice(code);
+    staged.owner(Arc::new(Name));
+    forget(staged.publish(&mut TextLock::take())?);
+    Ok(at)
+}
+
 impl Far {
     pub(crate) const fn new() -> Far {
-        Far(BTreeMap::new())
+        Far { jumps: BTreeMap::new(), return0: None }
     }
 
     /// What a place is to call for this function: the function itself if it is in reach, or a jump to it. Takes the text
@@ -39,16 +60,24 @@ impl Far {
         if i32::try_from(function - (at + 5)).is_ok() {
             return Ok(function);
         }
-        if let Some((jump, _)) = self.0.get(&function) {
+        if let Some(jump) = self.jumps.get(&function) {
             return Ok(*jump);
         }
-        let mut staged = Arena::get()?.stage_text(modload_edit::wide(LEN), 16)?;
-        let jump = staged.addr();
-        staged.bytes_mut()[..JUMP.len()].copy_from_slice(&JUMP);
-        staged.bytes_mut()[JUMP.len()..].copy_from_slice(&function.get().to_le_bytes());
-        staged.owner(Arc::new(Name));
-        let published = staged.publish(&mut TextLock::take())?;
-        self.0.insert(function, (jump, published));
+        let jump = publish(&[&JUMP[..], &function.get().to_le_bytes()].concat())?;
+        self.jumps.insert(function, jump);
         Ok(jump)
+    }
+}
+
+/// The address of `__static_call_return0`: a function that returns 0, and that no site calls: it becomes a zero in its
+/// place.
+///
+/// # Errors
+/// [`ArenaError`]: there is no arena, or no room in it.
+pub fn return0() -> Result<Addr, ArenaError> {
+    let mut table = table();
+    match table.far.return0 {
+        Some(at) => Ok(at),
+        None => Ok(*table.far.return0.insert(publish(&RETURN0)?)),
     }
 }

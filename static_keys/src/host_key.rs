@@ -2,12 +2,12 @@
 //! them.
 
 use std::mem::forget;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use modload_edit::{Addr, Engine, Why};
-use modload_text::{Arena, ArenaError, Describe, TextLock, load_u32, load_u64};
+use modload_text::{Arena, ArenaError, INT3, load_u32, load_u64};
 
+use crate::far::publish;
 use crate::static_call::{CallKind, CallSite, TRAMPOLINE, Target};
 use crate::switch::{KeyError, decrement, disable, enable, increment};
 use crate::table::{Group, Owner, Phase, Stay, table};
@@ -114,19 +114,6 @@ impl StaticKey {
     }
 }
 
-/// Names a trampoline of the host's.
-struct Name;
-
-impl Describe for Name {
-    fn module(&self) -> &'static str {
-        "static calls"
-    }
-
-    fn symbol(&self, _: Addr) -> Option<(&[u8], u64)> {
-        None
-    }
-}
-
 impl StaticCall {
     /// A call of nothing.
     #[must_use]
@@ -146,13 +133,7 @@ impl StaticCall {
         }
         let key = place(&[])?;
         // ret; int3, and what says that it is a trampoline.
-        let mut staged = Arena::get()?.stage_text(SIZE, SIZE)?;
-        let at = staged.addr();
-        staged.bytes_mut().fill(modload_text::INT3);
-        staged.bytes_mut()[0] = 0xc3;
-        staged.bytes_mut()[5..5 + TRAMPOLINE.len()].copy_from_slice(&TRAMPOLINE);
-        staged.owner(Arc::new(Name));
-        forget(staged.publish(&mut TextLock::take())?);
+        let at = publish(&[&[0xc3, INT3, INT3, INT3, INT3][..], &TRAMPOLINE].concat())?;
         let why = Why { engine: Engine::StaticCall, section: 0, record: 0 };
         let sites = vec![CallSite { at, kind: CallKind::Tail, why, key }];
         let (stay, phase, shown) = (Stay::Core, Phase::Published, Target::Null);

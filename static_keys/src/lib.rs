@@ -30,6 +30,7 @@ pub use static_call::{
 };
 
 pub use exports::exports;
+pub use far::return0;
 pub use host_key::{StaticCall, StaticKey};
 pub use subscriber::StaticKeys;
 pub use switch::{

@@ -13,7 +13,7 @@ use modload_text::{TextLock, load_u32, load_u64};
 use crate::boundaries;
 use crate::jump_label::{JumpSite, jump_sites};
 use crate::static_call::{CallKind, CallSite, StaticCalls, Target, call_sites, set_site, trampoline};
-use crate::switch::{KeyError, near, return0_addr, state, target};
+use crate::switch::{KeyError, near, state, target};
 use crate::table::{Group, Owner, Phase, Stay, Table, table};
 
 /// Static keys and static calls of modules. One for each host; what it knows is the process's.
@@ -170,7 +170,7 @@ impl Found {
         let known: BTreeMap<_, _> = trampolines.iter().copied().collect();
         let mut callers: BTreeMap<(Addr, Stay), (Target, Vec<CallSite>)> = BTreeMap::new();
         let facts = Facts::of_this_machine();
-        let planned = StaticCalls { facts: &facts, return0: Some(return0_addr()) };
+        let planned = StaticCalls { facts: &facts, return0: table.far.return0 };
         let own = own.into_iter().map(|site| (site, Named::Trampoline));
         for (site, named) in calls.into_iter().map(|site| (site, Named::Site)).chain(own) {
             let failed = |error: &dyn fmt::Display| refused(section::STATIC_CALL_SITES, error);

@@ -65,19 +65,6 @@ pub enum KeyError {
     },
 }
 
-/// `__static_call_return0`: a function that returns 0, and that no site calls: it becomes a zero in its place.
-pub(crate) extern "C" fn return0() -> i64 {
-    0
-}
-
-/// Its address.
-pub(crate) fn return0_addr() -> Addr {
-    let function: extern "C" fn() -> i64 = return0;
-    #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
-    let pointer = function as *const ();
-    Addr::new(modload_edit::wide(pointer.expose_provenance()))
-}
-
 /// What a key is switched to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Switch {
@@ -227,7 +214,7 @@ impl Table {
 /// What stands at the site of a static call for a target, however far away that is.
 fn code_at(far: &mut Far, facts: &Facts, site: &CallSite, target: Target) -> Result<[u8; 5], KeyError> {
     let target = near(far, site, target)?;
-    let calls = StaticCalls { facts, return0: Some(return0_addr()) };
+    let calls = StaticCalls { facts, return0: far.return0 };
     call_code(site.at, site.kind, target, calls).map_err(|problem| KeyError::Site { at: site.at, problem })
 }
 
@@ -235,7 +222,7 @@ fn code_at(far: &mut Far, facts: &Facts, site: &CallSite, target: Target) -> Res
 pub(crate) fn near(far: &mut Far, site: &CallSite, target: Target) -> Result<Target, KeyError> {
     match target {
         // A call of it is not made.
-        Target::Function(function) if site.kind == CallKind::Call && function == return0_addr() => Ok(target),
+        Target::Function(function) if site.kind == CallKind::Call && Some(function) == far.return0 => Ok(target),
         Target::Function(function) => {
             let near = far.near(site.at, function).map_err(|source| KeyError::NoJump { function, source })?;
             Ok(Target::Function(near))

@@ -92,7 +92,7 @@ fn one_fixture(fixture: &Fixture, case: &FixtureCase) {
     let Expectations { after, params, then, calls, errors, warnings, .. } = &case.expect;
     let host = Host::builder().linux_operations().process_symbols().export_globals().build().unwrap();
     let recording = host.record();
-    let usage = Arena::get().unwrap().usage().map(|stripe| stripe.used);
+    let usage = used();
     let companion = |load: &modload_fixtures::Load| {
         let fixture = Fixture::new(&load.fixture);
         let case = fixture.cases().unwrap().remove(0);
@@ -126,7 +126,7 @@ fn one_fixture(fixture: &Fixture, case: &FixtureCase) {
         module.unload().unwrap_or_else(|error| panic!("{what}: {error}"));
     }
     assert!(host.modules().is_empty(), "{what}");
-    assert_eq!(Arena::get().unwrap().usage().map(|stripe| stripe.used), usage, "{what}");
+    assert_eq!(used(), usage, "{what}");
 }
 
 fn in_use_by_modules() {
@@ -200,9 +200,14 @@ fn init_symbol() {
     assert_eq!(log.take(), ["init_sections has no symbol \"add_up\""]);
 }
 
+fn used() -> [u64; 4] {
+    Arena::get().unwrap().usage().map(|stripe| stripe.used)
+}
+
 fn host_drop_order() {
     let log = Log::default();
     let host = host();
+    let empty = used();
     host.subscribe("watcher", Order::mirrored(0), Watcher::new("watcher", &log)).forget();
     for fixture in ["greet", "recorder", "guest", "ctors_c"] {
         drop(host.load(&image(fixture)).unwrap());
@@ -212,11 +217,12 @@ fn host_drop_order() {
     drop(host);
     let modules = ["ctors_c", "guest", "recorder", "greet"];
     assert_eq!(log.take(), modules.map(|module| format!("GOING watcher {module}")));
-    assert_eq!(Arena::get().unwrap().usage().map(|stripe| stripe.used), [0; 4]);
+    assert_eq!(used(), empty);
 }
 
 fn host_drop_with_held_module() {
     let host = host();
+    let empty = used();
     let held = host.load(&image("greet")).unwrap();
     drop(host.load(&image("recorder")).unwrap());
     drop(host);
@@ -227,7 +233,7 @@ fn host_drop_with_held_module() {
     assert!(other.modules().is_empty());
     other.load(&image("greet")).unwrap().unload().unwrap();
     held.unload().unwrap();
-    assert_eq!(Arena::get().unwrap().usage().map(|stripe| stripe.used), [0; 4]);
+    assert_eq!(used(), empty);
 }
 
 fn not_there() {

@@ -24,6 +24,7 @@
 //!
 //! - [`module!`]: says what the module is. Once, at the top of its crate.
 //! - [`Value`]: a parameter's variable. Types: bool, u8, i16, u16, i32, u32, i64, u64.
+//! - [`StaticKey`], [`static_branch_likely!`], [`static_branch_unlikely!`]: branches that cost a NOP.
 //! - Error numbers that `init` may return: [`EINVAL`] and its neighbours.
 //!
 //! A module is one object: `rustc --crate-type=lib --emit=obj -Cpanic=abort -Copt-level=2 -Ccodegen-units=1`. Nothing in
@@ -31,6 +32,10 @@
 //! the object but what the module uses: its functions are always inlined.
 
 #![no_std]
+
+mod keys;
+
+pub use keys::StaticKey;
 
 use core::cell::UnsafeCell;
 use core::ffi::{c_char, c_int};
