@@ -108,7 +108,9 @@ impl Module {
         Ok(Symbol { value, module: PhantomData })
     }
 
-    /// Calls a function with integers, as many as its type has, and returns what stands in the result register.
+    /// Calls a function with integers, as many as its type has, and returns what stands in the result register. What it
+    /// throws is thrown here: a panic of this process's code can be caught by `catch_unwind`, an exception of another
+    /// language passes through, and ends the process if it meets `catch_unwind` or the end of its thread.
     ///
     /// # Errors
     /// [`SymbolError`]: there is no such function, or more than six arguments.

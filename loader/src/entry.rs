@@ -26,7 +26,7 @@ impl<'a> Image<'a> {
     /// # Safety
     /// Loading runs the module's code in this process, and its code can do anything. Whoever calls this vouches for
     /// it: that its relocations and tables say what its compiler meant, that its functions keep to the C ABI and leave
-    /// the host's memory alone; and that no thread of the module's own is still in its
+    /// the host's memory alone (they may throw: what leaves `init` fails the load); and that no thread of the module's own is still in its
     /// code when its `exit` has returned, nor any other.
     #[must_use]
     pub unsafe fn trusted(bytes: impl Into<Cow<'a, [u8]>>) -> Image<'a> {

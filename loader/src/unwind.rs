@@ -10,7 +10,7 @@ use modload_threads::frames::{self, Known, Planned};
 use crate::error::Error;
 use crate::file::File;
 use crate::form::tables;
-use crate::layout::{Layout, Part};
+use crate::layout::{Layout, Part, Spot, THUNK, THUNKS};
 use crate::memory::Staging;
 
 /// The texts of a module, in the order of [`Plan`]'s rows.
@@ -31,10 +31,21 @@ pub(crate) fn plan(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result
         start.get()..start.get() + len
     });
     let sections = tables(file, layout, memory, section::EH_FRAME).map(|(_, at, bytes)| (bytes, at.get()));
-    let planned =
-        frames::plan(sections, &texts).map_err(|error| Error::Frames { section: section::EH_FRAME, error })?;
+    let branches = branches(layout).map(|(spot, size)| {
+        let start = memory.addr(spot).get();
+        start..start + size
+    });
+    let planned = frames::plan(sections, &branches, &texts)
+        .map_err(|error| Error::Frames { section: section::EH_FRAME, error })?;
     let mut planned = planned.into_iter().map(|planned| Some(planned).filter(|planned| !planned.is_empty()));
     Ok(Plan(TEXTS.map(|_| planned.next().flatten())))
+}
+
+/// What we have written into the text: PLT entries and thunks, of a branch each.
+fn branches(layout: &Layout) -> [(Spot, u64); 3] {
+    let thunks = layout.thunks.map(|spot| (spot, THUNK * (THUNKS + 1)));
+    let plt = (layout.plt, layout.slots.plt_size());
+    [plt, (layout.indirect_plt, layout.indirect.plt_size()), thunks.unwrap_or((layout.plt, 0))]
 }
 
 impl Plan {

@@ -21,6 +21,8 @@ fn main() -> ExitCode {
         Case::new("exit_that_throws_is_a_warning", exit_throws).needing("g++"),
         Case::new("a_panic_in_a_callback_of_init_is_an_error_by_name", init_panics),
         Case::new("a_panic_passes_through_modules_and_is_caught", panic_passes).needing("g++"),
+        Case::new("a_module_of_rust_that_would_abort_is_refused", rust_that_aborts),
+        Case::new("a_panic_passes_through_a_module_of_rust_that_unwinds", panic_passes_rust),
         Case::new("a_backtrace_names_the_modules_functions", backtrace),
         Case::new("backtraces_of_the_c_library_pass_through_modules", backtrace_of_the_c_library),
         Case::new("what_has_gone_is_not_unwound", gone).needing("g++"),
@@ -213,6 +215,32 @@ fn panic_passes() {
     drop(outer);
     host.unload("outer").unwrap();
     module.unload().unwrap();
+}
+
+const RUST: &str = "#![no_std]\n\
+    unsafe extern \"C-unwind\" { safe fn panics() -> i32; }\n\
+    #[unsafe(no_mangle)]\npub extern \"C-unwind\" fn passes(a: i64) -> i64 { i64::from(panics()) + a }\n";
+
+fn rust(text: &str, flags: &[&str]) -> Image<'static> {
+    let object = object_from_text("rust_passes", Language::Rust, text, Compiler::Rustc, flags).unwrap();
+    // SAFETY: the texts are ours.
+    unsafe { Image::trusted(std::fs::read(object).unwrap()) }.named("rust_passes")
+}
+
+/// Compiled to abort, it has a landing pad that does so, and needs Rust's own runtime for it: refused by name.
+fn rust_that_aborts() {
+    let host = Host::builder().process_symbols().export("panics", address(panics)).build().unwrap();
+    let failed = fails_without_a_trace(&host, &rust(RUST, &[]), Stage::Resolve).to_string();
+    assert!(failed.contains("panic_cannot_unwind") && failed.contains("\"rust_eh_personality\""), "{failed}");
+}
+
+fn panic_passes_rust() {
+    let host = Host::builder().process_symbols().export("panics", address(panics)).build().unwrap();
+    let module = host.load(&rust(RUST, &["-Cpanic=unwind"])).unwrap();
+    for _ in 0..3 {
+        let caught = catch_unwind(AssertUnwindSafe(|| call(&module, "passes", 1))).unwrap_err();
+        assert_eq!(caught.downcast_ref::<&str>(), Some(&"not today"));
+    }
 }
 
 /// What callbacks leave for the tests that have them called.

@@ -30,7 +30,7 @@ fn describe(bytes: &mut Vec<u8>, section: u64, start: u64, len: u32, program: &[
 }
 
 fn plan(bytes: &[u8], at: u64, texts: &[Range<u64>]) -> Result<Vec<Planned>, Malformed> {
-    frames::plan([(bytes, at)], texts)
+    frames::plan([(bytes, at)], &[], texts)
 }
 
 const SECTION: u64 = 0x7000;
@@ -61,9 +61,39 @@ fn sections_are_taken_together() {
     let mut second = common();
     describe(&mut second, SECTION + 0x100, 0x1000, 16, &[]);
     let both = [(&first[..], SECTION), (&second[..], SECTION + 0x100)];
-    assert_eq!(frames::plan(both, &TEXTS).unwrap()[0].len(), 2);
-    let again = frames::plan([both[0], both[1], both[1]], &TEXTS).unwrap_err();
+    assert_eq!(frames::plan(both, &[], &TEXTS).unwrap()[0].len(), 2);
+    let again = frames::plan([both[0], both[1], both[1]], &[], &TEXTS).unwrap_err();
     assert!(matches!(again, Malformed::Twice { first: 0x18, second: 0x18, address: 0x1000 }), "{again:?}");
+}
+
+#[test]
+fn code_that_only_branches_has_the_frame_of_an_entry() {
+    let text = 0x4321_0000_1000..0x4321_0000_2000;
+    let at = text.start + 0x1_0000;
+    let mut bytes = common();
+    describe(&mut bytes, at, text.start, 16, &[0x0e, 16]); // def_cfa_offset 16
+    let branches = [text.start + 0x100..text.start + 0x120, text.start + 0x200..text.start + 0x200];
+    let planned = frames::plan([(&bytes[..], at)], &branches, std::slice::from_ref(&text)).unwrap().pop().unwrap();
+    assert_eq!(planned.len(), 2);
+    let _known = planned.publish().unwrap();
+    let distance = |offset: u64| {
+        let registers = Registers::unknown().with(Register::RIP, text.start + offset).with(Register::RSP, 0x1000);
+        let mut distance = None;
+        let _ = walk(&registers, Uniform(0), |frame| {
+            distance = Some(frame.cfa - 0x1000);
+            ControlFlow::Break(())
+        });
+        distance
+    };
+    assert_eq!(
+        [0, 15, 16, 0xff, 0x100, 0x11f, 0x120].map(distance),
+        [Some(16), Some(16), None, None, Some(8), Some(8), None]
+    );
+    let alone = frames::plan([], &branches, std::slice::from_ref(&text)).unwrap();
+    assert!(alone[0].is_empty(), "a module that describes nothing costs nothing");
+    let over = text.start + 8..text.start + 24;
+    let twice = frames::plan([(&bytes[..], at)], std::slice::from_ref(&over), std::slice::from_ref(&text));
+    assert!(matches!(twice, Err(Malformed::Twice { .. })), "{twice:?}");
 }
 
 #[track_caller]

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Case::new("every_instruction_of_a_lazy_call", step::lazy_call),
         Case::new("every_instruction_of_the_vdso", step::vdso),
         Case::new("every_instruction_of_a_signal", step::signal),
+        Case::new("every_instruction_of_a_module", step::module),
         Case::new("every_instruction_of_the_c_library", step::c_library),
     ])
 }

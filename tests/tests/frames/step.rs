@@ -8,7 +8,8 @@ use std::ffi::{c_char, c_int, c_void};
 use std::hint::black_box;
 use std::ops::ControlFlow;
 
-use modload_fixtures::Language;
+use modload::{Host, Image};
+use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_threads::frames::{
     Ended, Frame, Memory, ProcessMemory, Register, Registers, WalkError, know_process, walk,
 };
@@ -191,6 +192,38 @@ pub(crate) fn c_functions() {
             let function = library.calls_back(function);
             let seen = stepped(|| function(nothing));
             assert!(seen.steps > 30 && seen.deepest >= 2, "{seen:?}");
+        }
+    }
+}
+
+/// Functions of a module, which reach the C library through PLT entries of ours, pick one of their own by a resolver, and
+/// branch through a thunk.
+const MODULE: &str = "
+#include <stdlib.h>
+static long one_more(long x) { return x + 1; }
+static long (*pick(void))(long) { return one_more; }
+long picked(long) __attribute__((ifunc(\"pick\")));
+void far_calls(callback *f) { f(); sink += strtol(\"12\", 0, 10) + (int)strlen(\"1234\"); }
+void indirect_calls(callback *f) { f(); sink += picked(sink); }
+";
+
+pub(crate) fn module() {
+    let host = Host::builder().process_symbols().build().unwrap();
+    for (name, flags) in [
+        ("stepped_o2", &["-O2", "-fPIC", "-fomit-frame-pointer"][..]),
+        ("stepped_o0", &["-O0", "-fPIC"]),
+        ("stepped_thunks", &["-O2", "-fPIC", "-mindirect-branch=thunk-extern", "-mindirect-branch-register"]),
+    ] {
+        let text = format!("{C}{MODULE}");
+        let object = object_from_text(name, Language::C, &text, Compiler::Cc, flags).unwrap();
+        // SAFETY: the text is ours.
+        let image = unsafe { Image::trusted(std::fs::read(object).unwrap()) }.named(name);
+        let module = host.load(&image).unwrap();
+        for function in FUNCTIONS.into_iter().chain(["far_calls", "indirect_calls"]) {
+            // SAFETY: the text gives it this type.
+            let function = *unsafe { module.symbol::<extern "C" fn(extern "C" fn())>(function) }.unwrap();
+            let seen = stepped(|| function(nothing));
+            assert!(seen.steps > 30 && seen.deepest >= 2 && seen.unknown == 0, "{name}: {seen:?}");
         }
     }
 }

@@ -85,10 +85,14 @@ pub struct Planned {
 /// their descriptions by the texts they describe: one result for each of `texts`, empty ones included, in their order.
 /// Descriptions of no bytes are left out, and those whose function a linker has dropped (a start of 0).
 ///
+/// Code that does nothing but branch on, as entries of a PLT do, is described by nobody: each instruction of the ranges in
+/// `branches` has the frame of a function's first instruction.
+///
 /// # Errors
 /// [`Malformed`].
 pub fn plan<'a>(
     sections: impl IntoIterator<Item = (&'a [u8], u64)>,
+    branches: &[Range<u64>],
     texts: &[Range<u64>],
 ) -> Result<Vec<Planned>, Malformed> {
     let is_large = |text: &Range<u64>| text.end.saturating_sub(text.start) > u64::try_from(LARGEST).unwrap_or(0);
@@ -103,15 +107,47 @@ pub fn plan<'a>(
         }
         add_section(Section { bytes, at }, &mut planned)?;
     }
+    if planned.iter().any(|text| !text.is_empty()) {
+        for range in branches {
+            add_branches(range, &mut planned)?;
+        }
+    }
     for text in &mut planned {
         text.finish()?;
     }
     Ok(planned)
 }
 
+/// CFA rsp+8, the return address at CFA-8: the rows of every function's first instruction.
+const AT_ENTRY: Common<'static> = Common {
+    at: usize::MAX,
+    version: 1,
+    letters: b"zR",
+    factors: &[1, 0x78, 16],
+    pointers: ABSOLUTE,
+    lsda: None,
+    personality: None,
+    program: &[0x0c, 7, 8, 0x90, 1],
+};
+
+fn add_branches(range: &Range<u64>, planned: &mut [Planned]) -> Result<(), Malformed> {
+    let at = AT_ENTRY.at;
+    let elsewhere = Malformed::Elsewhere { at, start: range.start, end: range.end };
+    let home = planned.iter_mut().find(|home| home.text.start <= range.start && range.end <= home.text.end);
+    let len = range.end.saturating_sub(range.start);
+    if len == 0 {
+        return Ok(());
+    }
+    home.ok_or(elsewhere)?.add(0, &Function { start: range.start, len, lsda: 0, program: &[] }, &AT_ENTRY)
+}
+
 fn add_section(section: Section<'_>, planned: &mut [Planned]) -> Result<(), Malformed> {
     // Offsets of another section mean nothing here.
     planned.iter_mut().for_each(|text| text.common = None);
+    // Room for the copy, if most of it is of the first text.
+    if let Some(text) = planned.first_mut() {
+        text.copy.reserve(section.bytes.len() + section.bytes.len() / 2);
+    }
     let mut known: Option<Common<'_>> = None;
     let mut at = 0;
     loop {
@@ -121,14 +157,19 @@ fn add_section(section: Section<'_>, planned: &mut [Planned]) -> Result<(), Malf
             // Those that nobody refers to are checked, too.
             known = Some(section.common(entry).map_err(malformed)?);
         } else {
-            let (function, common) = section.function(entry, known).map_err(malformed)?;
-            known = Some(common);
+            let common_at = entry.common().map_err(malformed)?;
+            // One serves all functions of an object file, or nearly all.
+            let common = match &mut known {
+                Some(common) if common.at == common_at => &*common,
+                known => known.insert(section.common_at(common_at).map_err(malformed)?),
+            };
+            let function = section.function(entry, common).map_err(malformed)?;
             if function.len != 0 && function.start != 0 {
                 let Function { start, len, .. } = function;
                 let elsewhere = Malformed::Elsewhere { at, start, end: start.wrapping_add(len) };
                 let Some(end) = start.checked_add(len) else { return Err(elsewhere) };
                 let home = planned.iter_mut().find(|home| home.text.start <= start && end <= home.text.end);
-                home.ok_or(elsewhere)?.add(at, &function, &common)?;
+                home.ok_or(elsewhere)?.add(at, &function, common)?;
             }
         }
         at = next;
@@ -213,7 +254,7 @@ const INDIRECT: u8 = 0x80;
 /// Writes an entry; returns its offset. The length is known at last.
 fn write_entry(copy: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) -> usize {
     let at = copy.len();
-    copy.extend([0; 4]);
+    copy.extend_from_slice(&[0; 4]);
     write(copy);
     // DW_CFA_nop.
     copy.resize(copy.len().next_multiple_of(ALIGN), 0);
@@ -254,18 +295,22 @@ fn write_common(copy: &mut Vec<u8>, common: &Common<'_>) -> usize {
 fn write_function(copy: &mut Vec<u8>, common_at: usize, function: &Function<'_>, common: &Common<'_>) -> usize {
     write_entry(copy, |copy| {
         let back = u32::try_from(copy.len() - common_at).unwrap_or(u32::MAX);
-        copy.extend(back.to_le_bytes());
-        copy.extend(function.start.to_le_bytes());
-        copy.extend(function.len.to_le_bytes());
-        match (common.letters.is_empty(), common.lsda) {
-            (true, _) => {}
-            (false, None) => copy.push(0),
+        // All that has a fixed place, written at once: there are many functions.
+        let mut fixed = [0; 29];
+        fixed[..4].copy_from_slice(&back.to_le_bytes());
+        fixed[4..12].copy_from_slice(&function.start.to_le_bytes());
+        fixed[12..20].copy_from_slice(&function.len.to_le_bytes());
+        let used = match (common.letters.is_empty(), common.lsda) {
+            (true, _) => 20,
+            (false, None) => 21,
             (false, Some(_)) => {
-                copy.push(8);
-                copy.extend(function.lsda.to_le_bytes());
+                fixed[20] = 8;
+                fixed[21..].copy_from_slice(&function.lsda.to_le_bytes());
+                29
             }
-        }
-        copy.extend(function.program);
+        };
+        copy.extend_from_slice(&fixed[..used]);
+        copy.extend_from_slice(function.program);
     })
 }
 

@@ -43,7 +43,7 @@ pub(crate) struct Common<'a> {
     /// Both factors and the column of the return address, as they stand there.
     pub(crate) factors: &'a [u8],
     /// The encoding of functions' addresses.
-    pointers: u8,
+    pub(crate) pointers: u8,
     /// That of the addresses of their language's data, if they have any.
     pub(crate) lsda: Option<u8>,
     /// The personality routine: whether its address stands where this says, and the address.
@@ -216,25 +216,16 @@ impl<'a> Section<'a> {
         Ok(common)
     }
 
-    /// What an entry says of a function. Its common information is read unless `known` is it.
-    pub(crate) fn function(
-        &self,
-        entry: Entry<'a>,
-        known: Option<Common<'a>>,
-    ) -> Result<(Function<'a>, Common<'a>), Flaw> {
+    /// The common information of an entry that describes a function, by its offset.
+    pub(crate) fn common_at(&self, at: usize) -> Result<Common<'a>, Flaw> {
+        let (entry, _) = self.entry(at).map_err(|_| Flaw::NoCommon)?.ok_or(Flaw::NoCommon)?;
+        if entry.is_common()? { self.common(entry) } else { Err(Flaw::NoCommon) }
+    }
+
+    /// What an entry says of a function with this common information.
+    pub(crate) fn function(&self, entry: Entry<'a>, common: &Common<'a>) -> Result<Function<'a>, Flaw> {
         let mut cursor = Cursor { rest: entry.body };
-        let back = usize::try_from(u32::from_le_bytes(cursor.array()?)).map_err(|_| Flaw::NoCommon)?;
-        let at = (entry.at + 4).checked_sub(back).ok_or(Flaw::NoCommon)?;
-        let common = match known.filter(|known| known.at == at) {
-            Some(known) => known,
-            None => {
-                let (entry, _) = self.entry(at).map_err(|_| Flaw::NoCommon)?.ok_or(Flaw::NoCommon)?;
-                if !entry.is_common()? {
-                    return Err(Flaw::NoCommon);
-                }
-                self.common(entry)?
-            }
-        };
+        cursor.take(4)?;
         let start = self.pointer(&mut cursor, common.pointers)?;
         // The length is a plain number of the same format, and never has a sign.
         let len = cursor.value(common.pointers & 0x7)?;
@@ -247,7 +238,7 @@ impl<'a> Section<'a> {
             }
         }
         check_program(cursor.rest)?;
-        Ok((Function { start, len, lsda, program: cursor.rest }, common))
+        Ok(Function { start, len, lsda, program: cursor.rest })
     }
 }
 
@@ -255,6 +246,13 @@ impl Entry<'_> {
     /// Whether it is common information, and not a function's.
     pub(crate) fn is_common(&self) -> Result<bool, Flaw> {
         Ok(Cursor { rest: self.body }.array::<4>()? == [0; 4])
+    }
+
+    /// The offset of a function's common information: so far back from this field.
+    pub(crate) fn common(&self) -> Result<usize, Flaw> {
+        let back = u32::from_le_bytes(Cursor { rest: self.body }.array()?);
+        let back = usize::try_from(back).map_err(|_| Flaw::NoCommon)?;
+        (self.at + 4).checked_sub(back).ok_or(Flaw::NoCommon)
     }
 }
 
@@ -274,9 +272,11 @@ enum Operands {
     /// So many bytes.
     Bytes(usize),
     /// So many numbers of variable length.
-    Numbers(usize),
+    Numbers(u8),
     /// So many numbers, and then a block with its length.
-    Block(usize),
+    Block(u8),
+    /// It is not known, or none that compilers write here.
+    Unknown,
 }
 
 /// Instructions by their opcodes (DWARF 5, table 7.29; LSB core, table 10-6). Those that carry an operand in the opcode
@@ -307,9 +307,15 @@ const INSTRUCTIONS: [(u8, Operands); 23] = [
     (0x2e, Operands::Numbers(1)), // GNU_args_size
 ];
 
-/// The same by opcode.
-const BY_OPCODE: [Option<Operands>; 0x40] = {
-    let mut table = [None; 0x40];
+/// The same by opcode, those with an operand in the opcode among them.
+const BY_OPCODE: [Operands; 256] = {
+    let mut table = [Operands::Unknown; 256];
+    let mut slot = 0x40;
+    while slot < 256 {
+        // offset has a number besides; advance_loc and restore have not.
+        table[slot] = if slot & 0xc0 == 0x80 { Operands::Numbers(1) } else { Operands::Bytes(0) };
+        slot += 1;
+    }
     let mut row = 0;
     while row < INSTRUCTIONS.len() {
         let (opcode, operands) = INSTRUCTIONS[row];
@@ -319,34 +325,45 @@ const BY_OPCODE: [Option<Operands>; 0x40] = {
             slot += 1;
             number += 1;
         }
-        table[slot] = Some(operands);
+        table[slot] = operands;
         row += 1;
     }
     table
 };
 
 /// Whether each instruction of a program is known and whole. What it does is seen when a walk comes through.
+///
+/// Each instruction of each function that is loaded comes through here: hence the offsets in place of a cursor.
 fn check_program(program: &[u8]) -> Result<(), Flaw> {
-    let mut cursor = Cursor { rest: program };
-    while let Some((&opcode, rest)) = cursor.rest.split_first() {
-        cursor.rest = rest;
-        let operands = match opcode {
-            0x40..=0x7f | 0xc0..=0xff => continue, // advance_loc, restore
-            0x80..=0xbf => Operands::Numbers(1),   // offset
-            _ => BY_OPCODE[usize::from(opcode)].ok_or(Flaw::Instruction(opcode))?,
-        };
-        match operands {
-            Operands::Bytes(len) => drop(cursor.take(len)?),
-            Operands::Numbers(count) | Operands::Block(count) => {
-                for _ in 0..count {
-                    cursor.skip_number()?;
-                }
+    // What stands behind the last byte that is not zero is nops, or the last one's operands.
+    let end = program.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let mut at = 0;
+    while at < end {
+        let opcode = program[at];
+        at += 1;
+        match BY_OPCODE[usize::from(opcode)] {
+            Operands::Bytes(len) => at += len,
+            Operands::Numbers(count) => at = behind_numbers(program, at, count)?,
+            Operands::Block(count) => {
+                at = behind_numbers(program, at, count)?;
+                let mut cursor = Cursor { rest: &program[at..] };
+                let len = cursor.length()?;
+                cursor.take(len)?;
+                at = program.len() - cursor.rest.len();
             }
-        }
-        if let Operands::Block(_) = operands {
-            let len = cursor.length()?;
-            cursor.take(len)?;
+            Operands::Unknown => return Err(Flaw::Instruction(opcode)),
         }
     }
-    Ok(())
+    if at <= program.len() { Ok(()) } else { Err(Flaw::CutOff) }
+}
+
+/// The offset behind so many numbers of variable length.
+fn behind_numbers(program: &[u8], mut at: usize, count: u8) -> Result<usize, Flaw> {
+    for _ in 0..count {
+        while program.get(at).ok_or(Flaw::CutOff)? & 0x80 != 0 {
+            at += 1;
+        }
+        at += 1;
+    }
+    Ok(at)
 }
