@@ -46,10 +46,15 @@
 mod builder;
 mod c_api;
 mod catalog;
+mod debugger;
 mod elsewhere;
 mod file;
 mod foreign;
 mod host;
+mod jit_list;
+mod onlookers;
+mod perf_map;
+mod symbol_file;
 
 pub use builder::{HostBuilder, OtherCpu};
 pub use catalog::{Catalog, CatalogError};
@@ -67,3 +72,4 @@ pub use modload_loader::{
     UnloadError, Unresolved, Verdict,
 };
 pub use modload_text::{Arena, ArenaError, Class, StripeUsage};
+pub use perf_map::PerfMapError;

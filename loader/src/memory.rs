@@ -12,6 +12,7 @@ use crate::file::File;
 use crate::layout::{Layout, Part, Space, Spot, THUNK, THUNKS, thunk_code};
 use crate::module::Module;
 use crate::names::Names;
+use crate::onlooker::{AllShown, Kept};
 use crate::specialise::HostOperations;
 
 /// Memory of a module that is UNFORMED: everything can be written, nothing is at its place but data.
@@ -44,6 +45,7 @@ pub(crate) struct Formed {
 /// Memory of a module whose code can run.
 #[derive(Debug)]
 pub(crate) struct Installed {
+    shown: Vec<Box<dyn Kept>>,
     text: Option<Published>,
     read_only: Option<Published>,
     data: Option<Placed>,
@@ -55,14 +57,18 @@ pub(crate) struct Installed {
 #[derive(Debug)]
 #[expect(dead_code, reason = "each field is held for its drop")]
 pub(crate) struct Init {
+    shown: Vec<Box<dyn Kept>>,
     text: Option<Published>,
     read_only: Option<Published>,
     data: Option<Placed>,
 }
 
-/// Memory of a LIVE module. Freed in this order: first nobody can run its code, then nobody needs its data.
+/// Memory of a LIVE module. Freed in this order: first nobody looks at it, then nobody can run its code, then nobody
+/// needs its data.
 #[derive(Debug)]
 pub(crate) struct Core {
+    #[expect(dead_code, reason = "held for its drop")]
+    shown: Vec<Box<dyn Kept>>,
     #[expect(dead_code, reason = "held for its drop")]
     text: Option<Published>,
     #[expect(dead_code, reason = "held for its drop")]
@@ -295,10 +301,11 @@ impl Formed {
         };
         match (text, init_text) {
             (Ok(text), Ok(init_text)) => Ok(Installed {
+                shown: Vec::new(),
                 text,
                 read_only: self.read_only,
                 data: self.data,
-                init: Init { text: init_text, read_only: self.init_read_only, data: self.init_data },
+                init: Init { shown: Vec::new(), text: init_text, read_only: self.init_read_only, data: self.init_data },
                 ro_after_init: self.ro_after_init,
             }),
             (Err(failed), _) | (_, Err(failed)) => Err(Box::new((self, failed))),
@@ -311,6 +318,12 @@ impl Installed {
         self.data.iter().chain(&self.init.data).chain(&self.ro_after_init)
     }
 
+    /// Keeps what onlookers want to be dropped with it.
+    pub(crate) fn keep(&mut self, shown: AllShown) {
+        self.shown = shown.until_gone;
+        self.init.shown = shown.until_init;
+    }
+
     /// Stores bytes into the module's variables.
     pub(crate) fn write(&self, at: Addr, bytes: &[u8]) -> Option<()> {
         self.writable().find_map(|placed| placed.write(at, bytes))
@@ -321,8 +334,9 @@ impl Installed {
     pub(crate) fn protect(mut self) -> Result<(Core, Init), Box<(Installed, io::Error)>> {
         match self.ro_after_init.take().map(Placed::protect).transpose() {
             Ok(ro_after_init) => {
-                let core = Core { text: self.text, read_only: self.read_only, data: self.data, ro_after_init };
-                Ok((core, self.init))
+                let Installed { shown, text, read_only, data, init, .. } = self;
+                let core = Core { shown, text, read_only, data, ro_after_init };
+                Ok((core, init))
             }
             Err((data, error)) => {
                 self.ro_after_init = Some(data);
