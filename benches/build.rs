@@ -1,4 +1,4 @@
-//! Compiles the floor into a static library.
+//! Compiles the floors into a static library each.
 
 use std::env;
 use std::path::Path;
@@ -8,17 +8,20 @@ fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=floor");
     let out = env::var("OUT_DIR").unwrap_or_default();
-    let (object, library) = (Path::new(&out).join("floor.o"), Path::new(&out).join("libfloor.a"));
-    let mut compile = Command::new("cc");
-    compile.args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fPIC", "-c", "floor/floor.c", "-o"]);
-    let mut archive = Command::new("ar");
-    archive.arg("crs").arg(&library);
-    for step in [compile.arg(&object), archive.arg(&object)] {
-        match step.status() {
-            Ok(status) if status.success() => {}
-            failed => {
-                println!("cargo::error={step:?}: {failed:?}");
-                return ExitCode::FAILURE;
+    for name in ["floor", "poke"] {
+        let object = Path::new(&out).join(format!("{name}.o"));
+        let mut compile = Command::new("cc");
+        compile.args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fPIC", "-c", "-o"]).arg(&object);
+        compile.arg(format!("floor/{name}.c"));
+        let mut archive = Command::new("ar");
+        archive.arg("crs").arg(Path::new(&out).join(format!("lib{name}.a"))).arg(&object);
+        for step in [&mut compile, &mut archive] {
+            match step.status() {
+                Ok(status) if status.success() => {}
+                failed => {
+                    println!("cargo::error={step:?}: {failed:?}");
+                    return ExitCode::FAILURE;
+                }
             }
         }
     }

@@ -77,6 +77,9 @@ pub const JUMP_TABLE: &str = "__jump_table";
 pub const STATIC_CALL_SITES: &str = ".static_call_sites";
 /// Which key a trampoline is for.
 pub const STATIC_CALL_TRAMP_KEY: &str = ".static_call_tramp_key";
+/// Says that calls of static calls' trampolines are to be found by their relocations: no tool has made records of them.
+/// It holds nothing.
+pub const STATIC_CALL_MARK: &str = ".modload.static_calls";
 /// What to do about a fault at an instruction; 12 bytes a record.
 pub const EX_TABLE: &str = "__ex_table";
 /// What an instruction that traps means.
@@ -124,9 +127,6 @@ pub struct Unsupported {
 /// Sections for machinery that this version does not have. A module with one of them that is not empty must be refused:
 /// to pass over it would be to run code that is not what its author meant.
 pub const UNSUPPORTED: &[Unsupported] = &[
-    Unsupported { name: JUMP_TABLE, why: "static keys are not supported yet", record: Some(16) },
-    Unsupported { name: STATIC_CALL_SITES, why: "static calls are not supported yet", record: Some(8) },
-    Unsupported { name: STATIC_CALL_TRAMP_KEY, why: "static calls are not supported yet", record: Some(8) },
     Unsupported { name: EX_TABLE, why: "exception tables are not supported yet", record: Some(12) },
     Unsupported { name: BUG_TABLE, why: "bug tables are not supported yet", record: Some(12) },
     Unsupported { name: ORC_UNWIND, why: "ORC unwind tables are not supported", record: Some(6) },

@@ -8,6 +8,7 @@
 //!
 //! - [`Code`]: what an engine reads and edits in turn. [`Space`] is one made of buffers, [`Ledger`] one that keeps who
 //!   wrote what and refuses what must not meet; [`ORDER`] and [`YIELDS`] are the rules.
+//! - [`Step`]: what an instruction does to a thread, for those at sites that change while threads run.
 //! - [`disassembled`]: bytes of code for people.
 //!
 //! This crate never sees a pointer, a file or mapped memory.
@@ -19,6 +20,7 @@ mod edit;
 mod order;
 mod sink;
 mod set;
+mod step;
 mod code;
 mod ledger;
 mod listing;
@@ -35,5 +37,6 @@ pub use nops::{NOPS, fill_with_nops};
 pub use order::{ORDER, YIELDS, Yields, may_follow};
 pub use set::EditSet;
 pub use sink::{Counter, Rejected, Sink, Window};
+pub use step::{Step, ZERO, is_one_instruction};
 pub use table::{MAX_SITE, PlanError, Table, refused, write};
 pub use width::{index, wide};

@@ -31,8 +31,8 @@ impl Entry {
 impl EditSet {
     /// No edits.
     #[must_use]
-    pub fn new() -> EditSet {
-        EditSet::default()
+    pub const fn new() -> EditSet {
+        EditSet { entries: Vec::new(), bytes: Vec::new() }
     }
 
     /// How many edits there are.
@@ -49,10 +49,31 @@ impl EditSet {
 
     /// The edits in order of their addresses.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Edit<'_>> {
-        self.entries.iter().map(|entry| {
-            let (old, new) = self.bytes[entry.start..entry.start + 2 * entry.len].split_at(entry.len);
-            Edit { at: entry.at, old, new, why: entry.why }
-        })
+        self.entries.iter().map(|entry| self.of(entry))
+    }
+
+    /// The edit that begins at `at`. Allocates nothing and takes no lock: a signal handler may ask.
+    #[must_use]
+    pub fn find(&self, at: Addr) -> Option<Edit<'_>> {
+        let place = self.entries.binary_search_by_key(&at, |entry| entry.at).ok()?;
+        Some(self.of(&self.entries[place]))
+    }
+
+    fn of(&self, entry: &Entry) -> Edit<'_> {
+        let (old, new) = self.bytes[entry.start..entry.start + 2 * entry.len].split_at(entry.len);
+        Edit { at: entry.at, old, new, why: entry.why }
+    }
+
+    /// Room for so many more edits of so many bytes each.
+    pub fn reserve(&mut self, edits: usize, len: usize) {
+        self.entries.reserve(edits);
+        self.bytes.reserve(edits.saturating_mul(2 * len));
+    }
+
+    /// Takes all edits out and keeps their memory.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+        self.bytes.clear();
     }
 }
 

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use modload_abi::section::PV_OPS_SYMBOL as PV_OPS;
+use modload_abi::section::{self, PV_OPS_SYMBOL as PV_OPS};
 use modload_alternatives::Features;
 use modload_edit::{Addr, wide};
 use modload_loader::{Check, Exports, External, Externals, ForcedUnload, HostOperations, Onlooker, Policy, Rule};
 use modload_paravirt::{LINUX_OPERATIONS, Operations};
-use modload_text::ArenaError;
+use modload_static_keys::{StaticCall, StaticKey};
+use modload_text::{ArenaError, TrapMask};
 use thiserror::Error;
 
 use crate::debugger::Debugger;
@@ -28,6 +29,8 @@ pub struct OtherCpu {
 #[derive(Debug)]
 pub struct HostBuilder {
     symbols: HostSymbols,
+    keys: Vec<(String, &'static StaticKey)>,
+    calls: Vec<(String, &'static StaticCall)>,
     policy: Policy,
     onlookers: Vec<Arc<dyn Onlooker>>,
 }
@@ -38,7 +41,13 @@ impl Default for HostBuilder {
         for (name, addr) in c_api::exports() {
             symbols.exports.insert(name.as_bytes().into(), External { addr, gpl_only: false, crc: None });
         }
-        HostBuilder { symbols, policy: Policy::default(), onlookers: Vec::new() }
+        HostBuilder {
+            symbols,
+            keys: Vec::new(),
+            calls: Vec::new(),
+            policy: Policy::default(),
+            onlookers: Vec::new(),
+        }
     }
 }
 
@@ -191,11 +200,42 @@ impl HostBuilder {
         Ok(self)
     }
 
+    /// Exports a static key of the host's: modules branch on it with `static_branch_likely` and `static_branch_unlikely`.
+    #[must_use]
+    pub fn static_key(mut self, name: &str, key: &'static StaticKey) -> HostBuilder {
+        self.keys.push((name.to_owned(), key));
+        self
+    }
+
+    /// Exports a static call of the host's, for modules to call with `static_call`: its key as `__SCK__NAME` and its
+    /// trampoline as `__SCT__NAME`. It calls nothing until [`set_static_call`](crate::set_static_call).
+    #[must_use]
+    pub fn static_call(mut self, name: &str, call: &'static StaticCall) -> HostBuilder {
+        self.calls.push((name.to_owned(), call));
+        self
+    }
+
+    /// How text is poked when keys are switched, in the whole process from now on. [`TrapMask::Checked`] if nothing else
+    /// is said.
+    #[must_use]
+    pub fn trap_mask(self, mask: TrapMask) -> HostBuilder {
+        modload_static_keys::set_trap_mask(mask);
+        self
+    }
+
     /// Makes the host, and the process's arena if this is the first one.
     ///
     /// # Errors
     /// [`ArenaError`] names the rule of the system that stands in the way.
-    pub fn build(self) -> Result<Host, ArenaError> {
+    pub fn build(mut self) -> Result<Host, ArenaError> {
+        for (name, key) in std::mem::take(&mut self.keys) {
+            self.symbols.place(name, key.addr()?);
+        }
+        for (name, call) in std::mem::take(&mut self.calls) {
+            let (key, trampoline) = call.addrs()?;
+            self.symbols.place(format!("{}{name}", section::STATIC_CALL_KEY_PREFIX), key);
+            self.symbols.place(format!("{}{name}", section::STATIC_CALL_TRAMPOLINE_PREFIX), trampoline);
+        }
         Host::new(Arc::new(self.symbols), self.policy, self.onlookers)
     }
 }
@@ -210,6 +250,12 @@ struct HostSymbols {
 enum Process {
     Offered,
     Hidden,
+}
+
+impl HostSymbols {
+    fn place(&mut self, name: String, addr: Addr) {
+        self.exports.insert(name.into_bytes().into(), External { addr, gpl_only: false, crc: None });
+    }
 }
 
 impl Externals for HostSymbols {

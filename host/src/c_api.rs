@@ -1,4 +1,5 @@
-//! What every host exports to modules: Linux's `register_module_notifier` and its inverse.
+//! What every host exports to modules: Linux's `register_module_notifier` and its inverse, and the functions behind
+//! static keys and static calls.
 #![expect(unsafe_code, reason = "C callers pass pointers, and C callbacks take them")]
 
 use std::cell::RefCell;
@@ -9,7 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 
 use modload_edit::{Addr, index, wide};
-use modload_loader::{Coming, Loader, Membership, Module, Order, Refusal, Subscriber};
+use modload_loader::{BUILTIN, Coming, Loader, Membership, Module, Order, Refusal, Subscriber};
+use modload_static_keys::StaticKeys;
 use modload_text::on_fork;
 
 const MODULE_STATE_LIVE: c_ulong = 0;
@@ -74,6 +76,9 @@ impl Drop for Notifiers {
 impl Inner {
     pub(crate) fn new(loader: Loader) -> Inner {
         let (handles, left) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let [_, _, (name, order)] = BUILTIN;
+        // For as long as there is a module, which may be longer than the host.
+        loader.subscribe(name, order, Arc::new(StaticKeys)).forget();
         Inner { loader, handles, left, _notifiers: Notifiers }
     }
 }
@@ -109,15 +114,17 @@ fn owner(block: Addr) -> Option<(Arc<Inner>, Arc<Module>)> {
     hosts.into_iter().find_map(|host| host.loader.module_at(block).map(|module| (host, module)))
 }
 
-/// The names and addresses of the functions below.
-pub(crate) fn exports() -> [(&'static str, Addr); 2] {
+/// The names and addresses of the functions below, and of those that switch keys.
+pub(crate) fn exports() -> impl Iterator<Item = (&'static str, Addr)> {
     type Function = extern "C" fn(*mut NotifierBlock) -> c_int;
     let address = |function: Function| {
         #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
         let pointer = function as *const ();
         Addr::new(wide(pointer.expose_provenance()))
     };
-    [("register_module_notifier", address(register)), ("unregister_module_notifier", address(unregister))]
+    let notifiers =
+        [("register_module_notifier", address(register)), ("unregister_module_notifier", address(unregister))];
+    notifiers.into_iter().chain(modload_static_keys::exports())
 }
 
 /// `int register_module_notifier(struct notifier_block *)`: joins with `Order::same(priority)`. The block must lie in

@@ -71,5 +71,6 @@ pub use modload_loader::{
     ParamType, Recording, Refusal, Rule, SectionInfo, SetParamError, Stage, State, Subscriber, SymbolKind, Timeline,
     UnloadError, Unresolved, Verdict,
 };
-pub use modload_text::{Arena, ArenaError, Class, StripeUsage};
+pub use modload_static_keys::{KeyError, StaticCall, StaticKey};
+pub use modload_text::{Arena, ArenaError, Class, PokeError, StripeUsage, TrapMask};
 pub use perf_map::PerfMapError;

@@ -15,6 +15,7 @@ use crate::memory::{Formed, Init, Installed};
 use crate::module::{Module, Reference, lock};
 use crate::onlooker::{self, Made, Onlooker, Seen};
 use crate::params::{self, ParamsSet};
+use crate::specialise::TrampolineCall;
 use crate::timeline::{EventKind, Recorder};
 use crate::unload;
 
@@ -69,8 +70,13 @@ pub(crate) struct Constructed(pub(crate) usize);
 
 impl<'a> Announced<'a, Formed> {
     /// Stage *coming*: tells the coming chain.
-    pub(crate) fn tell(recorder: Recorder<'a>, module: Arc<Module>, mut memory: Formed) -> Result<Self, Error> {
-        let accepted = chains::coming(recorder, &module, &mut memory);
+    pub(crate) fn tell(
+        recorder: Recorder<'a>,
+        module: Arc<Module>,
+        mut memory: Formed,
+        calls: &[TrampolineCall],
+    ) -> Result<Self, Error> {
+        let accepted = chains::coming(recorder, &module, &mut memory, calls);
         // Before its memory can be another's.
         let accepted = accepted.inspect_err(|_| recorder.registry.hide(module.id))?;
         Ok(Announced { guard: Guard { recorder, module, accepted: Some(accepted), ran: Ran::Nothing }, memory })
@@ -82,7 +88,10 @@ impl<'a> Announced<'a, Formed> {
         match memory.publish() {
             Ok(memory) => {
                 guard.recorder.record(|| EventKind::Publish);
-                Ok(Announced { guard, memory })
+                let announced = Announced { guard, memory };
+                let Guard { recorder, module, accepted, .. } = &announced.guard;
+                accepted.as_ref().map_or(Ok(()), |accepted| chains::published(*recorder, module, accepted))?;
+                Ok(announced)
             }
             Err(failed) => {
                 let (rest, failed) = *failed;

@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::memory::{Coming, Formed};
 use crate::module::{Module, lock};
 use crate::registry::{ModuleId, Registry, State};
+use crate::specialise::TrampolineCall;
 use crate::timeline::{EventKind, Outcome, Recorder};
 
 /// The subscribers that stand outside all priorities, in coming order; going is the mirror image.
@@ -49,6 +50,16 @@ pub trait Subscriber: Send + Sync {
     /// # Errors
     /// A [`Refusal`] ends the load. Those who accepted before are told that the module is GOING.
     fn coming(&self, module: &mut Coming<'_>) -> Result<(), Refusal> {
+        let _ = module;
+        Ok(())
+    }
+
+    /// The module's text is published, and none of its code has run. Told to those only who asked for it in `coming`
+    /// ([`Coming::tell_when_published`]), in coming order.
+    ///
+    /// # Errors
+    /// A [`Refusal`] ends the load. Everybody who accepted is told that the module is GOING.
+    fn published(&self, module: &Module) -> Result<(), Refusal> {
         let _ = module;
         Ok(())
     }
@@ -139,11 +150,15 @@ pub(crate) fn evict(recorder: Recorder<'_>, module: &Module) {
 
 /// Who accepted a module's COMING, in coming order.
 #[derive(Default)]
-pub(crate) struct Accepted(Vec<Member<Arc<Seat>>>);
+pub(crate) struct Accepted {
+    members: Vec<Member<Arc<Seat>>>,
+    /// Those of them who want to hear when its text is published.
+    when_published: Vec<Member<Arc<Seat>>>,
+}
 
 impl fmt::Debug for Accepted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|member| &member.subscriber.name)).finish()
+        f.debug_list().entries(self.members.iter().map(|member| &member.subscriber.name)).finish()
     }
 }
 
@@ -179,35 +194,63 @@ fn notified(member: &Member<Arc<Seat>>, state: State, result: Outcome) -> EventK
 }
 
 /// Tells the coming chain. On a refusal those who had accepted are told that the module is going, in going order.
-pub(crate) fn coming(recorder: Recorder<'_>, module: &Module, memory: &mut Formed) -> Result<Accepted, Error> {
+pub(crate) fn coming(
+    recorder: Recorder<'_>,
+    module: &Module,
+    memory: &mut Formed,
+    calls: &[TrampolineCall],
+) -> Result<Accepted, Error> {
     let registry = recorder.registry;
     let members = registry.lock().chains.coming();
+    let mut when_published = Vec::new();
     let announce = |member: &Member<Arc<Seat>>| {
-        let mut coming = Coming { module, memory: &mut *memory };
+        let mut coming = Coming { module, memory: &mut *memory, calls, tell_when_published: false };
         let (outcome, refusal) = match call(registry, member, |subscriber| subscriber.coming(&mut coming)) {
             None => return Ok(false),
             Some(Ok(Ok(()))) => (Outcome::Ok, None),
             Some(Ok(Err(refusal))) => (Outcome::Refused(refusal.reason.clone()), Some(refusal)),
             Some(Err(panic)) => (Outcome::Panicked(panic.clone()), Some(format!("it panicked: {panic}").into())),
         };
+        let asked = coming.tell_when_published;
         recorder.record(|| notified(member, State::Coming, outcome));
-        let Some(refusal) = refusal else { return Ok(true) };
+        let Some(refusal) = refusal else {
+            if asked {
+                when_published.push(member.clone());
+            }
+            return Ok(true);
+        };
         set_going(recorder, module);
         Err(refusal)
     };
     let undo = |member: &Member<Arc<Seat>>| tell_going(recorder, module, member);
-    call_robust(members, announce, undo).map(Accepted).map_err(|Refused { by, reason }| Error::Refused {
-        subscriber: by.subscriber.name.to_string(),
-        reason: reason.reason,
-        errno: reason.errno,
-    })
+    let accepted = call_robust(members, announce, undo);
+    let members = accepted.map_err(|Refused { by, reason }| refused(&by, reason))?;
+    Ok(Accepted { members, when_published })
+}
+
+fn refused(by: &Member<Arc<Seat>>, reason: Refusal) -> Error {
+    Error::Refused { subscriber: by.subscriber.name.to_string(), reason: reason.reason, errno: reason.errno }
+}
+
+/// Tells those who asked for it that the text is published. The timeline has their refusals only.
+pub(crate) fn published(recorder: Recorder<'_>, module: &Module, accepted: &Accepted) -> Result<(), Error> {
+    for member in &accepted.when_published {
+        let (outcome, refusal) = match call(recorder.registry, member, |subscriber| subscriber.published(module)) {
+            None | Some(Ok(Ok(()))) => continue,
+            Some(Ok(Err(refusal))) => (Outcome::Refused(refusal.reason.clone()), refusal),
+            Some(Err(panic)) => (Outcome::Panicked(panic.clone()), format!("it panicked: {panic}").into()),
+        };
+        recorder.record(|| notified(member, State::Coming, outcome));
+        return Err(refused(member, refusal));
+    }
+    Ok(())
 }
 
 /// Tells those who accepted that the module is LIVE, in coming order.
 pub(crate) fn live(recorder: Recorder<'_>, module: &Module) {
     let members = {
         let _book = recorder.registry.lock();
-        lock(&module.accepted).0.clone()
+        lock(&module.accepted).members.clone()
     };
     for member in &members {
         tell(recorder, member, State::Live, |subscriber| subscriber.live(module));
@@ -216,7 +259,7 @@ pub(crate) fn live(recorder: Recorder<'_>, module: &Module) {
 
 /// Tells those who accepted that the module is GOING, in going order.
 pub(crate) fn going(recorder: Recorder<'_>, module: &Module, accepted: Accepted) {
-    let mut members = accepted.0;
+    let mut members = accepted.members;
     members.sort_by_key(Member::going_rank);
     members.iter().for_each(|member| tell_going(recorder, module, member));
 }

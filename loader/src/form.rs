@@ -90,7 +90,7 @@ impl Unformed<'_> {
             registry,
             names,
             init_names,
-            sections: module::sections(file, layout, &memory),
+            placed: module::sections(file, layout, &memory),
             ranges: memory.ranges(),
             functions,
             params,

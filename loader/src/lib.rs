@@ -60,7 +60,7 @@ pub use inspect::{
 };
 pub use link::Input;
 pub use load::{Faults, Injected, Loader, NoFaults};
-pub use memory::Coming;
+pub use memory::{Coming, SectionBytes};
 pub use modload_notifier::Order;
 pub use module::{Module, Reference, SectionInfo, Symbol};
 pub use names::SymbolKind;
@@ -71,5 +71,5 @@ pub use policy::{Check, ForcedUnload, Policy, Rule, Verdict};
 pub use registry::State;
 pub use resolve::{External, Externals};
 pub use set_param::SetParamError;
-pub use specialise::{HostOperations, Rewriting};
+pub use specialise::{Branch, HostOperations, Rewriting, TrampolineCall};
 pub use timeline::{Event, EventKind, Listening, Outcome, Recording, Timeline};

@@ -172,11 +172,11 @@ impl Counted for Counts {
 
 impl Counted for Specialised {
     fn counts(&self) -> Vec<(&'static str, u64)> {
-        self.0.clone()
+        self.followed.clone()
     }
 
     fn is_news(&self) -> bool {
-        !self.0.is_empty()
+        !self.followed.is_empty()
     }
 }
 
@@ -276,7 +276,7 @@ impl Loader {
         let resolved = run.stage(Stage::Resolve, || resolve::resolve(&file, &layout, &memory, scene))?;
         let low = arena.is_low();
         run.stage(Stage::Relocate, || relocate::relocate(&file, &layout, &resolved, &mut memory, low))?;
-        run.stage(Stage::Specialise, || {
+        let Specialised { calls, .. } = run.stage(Stage::Specialise, || {
             specialise::specialise(&file, &layout, &mut Ledger::new(&mut memory), &policy.rewriting)
         })?;
         let (file, info, layout, name) = (&file, &info, &layout, run.module.clone());
@@ -286,7 +286,7 @@ impl Loader {
 
         // COMING: symbols are visible, relocations done, text still staged.
         run.state(State::Coming);
-        let announced = run.stage(Stage::Coming, || Announced::tell(run.recorder(), module, memory))?;
+        let announced = run.stage(Stage::Coming, || Announced::tell(run.recorder(), module, memory, &calls))?;
         let mut announced = run.stage(Stage::Publish, || announced.publish())?;
         announced.show(onlookers, Made { object: &linked.bytes, file, layout, resolved: &resolved });
         run.stage(Stage::Indirect, || announced.resolve_indirect())?;

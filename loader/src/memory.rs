@@ -4,16 +4,16 @@
 use std::io;
 use std::sync::Arc;
 
-use modload_edit::{Addr, Code, Edit, Rejected, Sink, Window, index, wide};
+use modload_edit::{Addr, Code, Edit, Rejected, Sink, Table, Window, index, wide};
 use modload_text::{Arena, Fresh, INT3, Placed, Protected, PublishFailed, Published, Staged, TextLock};
 
 use crate::error::Error;
 use crate::file::File;
 use crate::layout::{Layout, Part, Space, Spot, THUNK, THUNKS, thunk_code};
-use crate::module::Module;
+use crate::module::{Module, SectionInfo, lock};
 use crate::names::Names;
 use crate::onlooker::{AllShown, Kept};
-use crate::specialise::HostOperations;
+use crate::specialise::{HostOperations, TrampolineCall};
 
 /// Memory of a module that is UNFORMED: everything can be written, nothing is at its place but data.
 #[derive(Debug)]
@@ -289,6 +289,13 @@ impl Sink for Staging {
 }
 
 impl Formed {
+    /// Copies bytes out of the module's data.
+    fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
+        let read_only = self.read_only.iter().chain(&self.init_read_only);
+        let placed = self.data.iter().chain(&self.init_data).chain(&self.ro_after_init);
+        read_only.filter_map(|part| part.read(at, len)).chain(placed.filter_map(|part| part.read(at, len))).next()
+    }
+
     /// Brings the text to its place: Linux's `module_enable_ro`. When it fails, the text is gone, and the rest is still
     /// there for those who have to be told.
     pub(crate) fn publish(mut self) -> Result<Installed, Box<(Formed, PublishFailed)>> {
@@ -374,6 +381,17 @@ impl Core {
 pub struct Coming<'m> {
     pub(crate) module: &'m Module,
     pub(crate) memory: &'m mut Formed,
+    pub(crate) calls: &'m [TrampolineCall],
+    pub(crate) tell_when_published: bool,
+}
+
+/// A section of a module that is COMING: a copy of what stands there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SectionBytes {
+    /// Its number, address and size.
+    pub table: Table,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
 }
 
 impl Coming<'_> {
@@ -381,6 +399,59 @@ impl Coming<'_> {
     #[must_use]
     pub fn module(&self) -> &Module {
         self.module
+    }
+
+    /// The sections of this name, relocated, in the order of the file.
+    pub fn sections(&self, name: &str) -> impl Iterator<Item = SectionBytes> {
+        let of_name = self.module.placed.iter().filter(move |placed| placed.info.name == name);
+        of_name.filter_map(|placed| {
+            let SectionInfo { addr, size, .. } = placed.info;
+            let bytes = self.memory.read(addr, index(size))?;
+            Some(SectionBytes { table: Table { section: placed.number, at: addr, size }, bytes })
+        })
+    }
+
+    /// Names and addresses of the module's symbols that begin so, the prefix taken off. Each may come several times.
+    #[must_use]
+    pub fn symbols_with_prefix(&self, prefix: &str) -> Vec<(Vec<u8>, Addr)> {
+        let init = lock(&self.module.init_names);
+        let names = [Some(&self.module.names), init.as_ref()];
+        let found = names.into_iter().flatten().flat_map(|names| names.with_prefix(prefix.as_bytes()));
+        found.map(|(name, addr)| (name.to_vec(), addr)).collect()
+    }
+
+    /// Where the module's functions begin, and what else its symbols name that is no variable, sorted.
+    #[must_use]
+    pub fn functions(&self) -> Vec<Addr> {
+        let init = lock(&self.module.init_names);
+        let names = [Some(&self.module.names), init.as_ref()];
+        let mut functions: Vec<_> = names.into_iter().flatten().flat_map(|names| names.code()).collect();
+        functions.sort_unstable();
+        functions
+    }
+
+    /// Calls of static calls' trampolines that no record tells of, if the file asks for them to be found.
+    #[must_use]
+    pub fn trampoline_calls(&self) -> &[TrampolineCall] {
+        self.calls
+    }
+
+    /// Whether an address lies in a part that goes when `init` has returned.
+    #[must_use]
+    pub fn is_init(&self, at: Addr) -> bool {
+        let init = Part::ALL.into_iter().zip(self.module.ranges).filter(|(part, _)| part.is_init());
+        init.into_iter().any(|(_, (start, len))| at.checked_offset_from(start).is_some_and(|offset| offset < len))
+    }
+
+    /// The bytes at an address of the module's data, read-only or not.
+    #[must_use]
+    pub fn data(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
+        self.memory.read(at, len)
+    }
+
+    /// Has [`Subscriber::published`](crate::Subscriber::published) called.
+    pub fn tell_when_published(&mut self) {
+        self.tell_when_published = true;
     }
 
     /// The staged text that holds `at`: its first address, and its bytes.

@@ -38,6 +38,14 @@ pub struct SectionInfo {
     pub size: u64,
 }
 
+/// A section, its number in the file, and its part.
+#[derive(Clone, Debug)]
+pub(crate) struct PlacedSection {
+    pub(crate) number: u32,
+    pub(crate) info: SectionInfo,
+    pub(crate) part: Part,
+}
+
 /// A module from COMING on.
 #[derive(Debug)]
 pub struct Module {
@@ -47,7 +55,7 @@ pub struct Module {
     pub(crate) names: Arc<Names>,
     /// Until `init` has returned.
     pub(crate) init_names: Mutex<Option<Arc<Names>>>,
-    pub(crate) sections: Vec<(SectionInfo, Part)>,
+    pub(crate) placed: Vec<PlacedSection>,
     pub(crate) ranges: Ranges,
     pub(crate) functions: Functions,
     pub(crate) params: Mutex<Vec<ParamInfo>>,
@@ -75,7 +83,7 @@ pub(crate) struct Parts {
     pub(crate) registry: &'static Registry,
     pub(crate) names: Arc<Names>,
     pub(crate) init_names: Option<Arc<Names>>,
-    pub(crate) sections: Vec<(SectionInfo, Part)>,
+    pub(crate) placed: Vec<PlacedSection>,
     pub(crate) ranges: Ranges,
     pub(crate) functions: Functions,
     pub(crate) params: Vec<ParamInfo>,
@@ -97,7 +105,7 @@ impl Module {
             registry: parts.registry,
             names: parts.names,
             init_names: Mutex::new(parts.init_names),
-            sections: parts.sections,
+            placed: parts.placed,
             ranges: parts.ranges,
             functions: parts.functions,
             params: Mutex::new(parts.params),
@@ -164,7 +172,7 @@ impl Module {
 
     /// Its sections in the order of its file; those of init are there until `init` has returned.
     pub fn sections(&self) -> impl Iterator<Item = &SectionInfo> {
-        self.sections.iter().filter(|(_, part)| self.has(*part)).map(|(section, _)| section)
+        self.placed.iter().filter(|placed| self.has(placed.part)).map(|placed| &placed.info)
     }
 
     /// Bytes of text, read-only data, data and ro_after_init data that it keeps while LIVE.
@@ -320,12 +328,13 @@ pub(crate) fn sections(
     file: &crate::file::File<'_>,
     layout: &crate::layout::Layout,
     memory: &crate::memory::Staging,
-) -> Vec<(SectionInfo, Part)> {
-    let placed = file.sections.iter().zip(&layout.sections);
-    let placed = placed.filter_map(|(section, spot)| Some((section, (*spot)?)));
-    let info = placed.map(|(section, spot)| {
+) -> Vec<PlacedSection> {
+    let numbered = (0..).zip(file.sections.iter().zip(&layout.sections));
+    let placed = numbered.filter_map(|(number, (section, spot))| {
+        let spot = (*spot)?;
         let name = crate::error::escaped(section.name);
-        (SectionInfo { name, addr: memory.addr(spot), size: section.size.max(wide(section.data.len())) }, spot.part)
+        let info = SectionInfo { name, addr: memory.addr(spot), size: section.size.max(wide(section.data.len())) };
+        Some(PlacedSection { number, info, part: spot.part })
     });
-    info.collect()
+    placed.collect()
 }

@@ -159,6 +159,16 @@ impl Names {
         (hasher, table)
     }
 
+    /// Names and addresses of the symbols that begin so, the prefix taken off.
+    pub(crate) fn with_prefix(&self, prefix: &[u8]) -> impl Iterator<Item = (&[u8], Addr)> {
+        self.entries.iter().filter_map(move |entry| Some((self.name(entry).strip_prefix(prefix)?, entry.addr)))
+    }
+
+    /// The addresses of everything that is no variable.
+    pub(crate) fn code(&self) -> impl Iterator<Item = Addr> {
+        self.entries.iter().filter(|entry| entry.kind != SymbolKind::Object).map(|entry| entry.addr)
+    }
+
     /// Names and addresses of all global symbols.
     pub(crate) fn globals(&self) -> impl Iterator<Item = (&[u8], Symbol)> {
         let globals = self.entries.iter().filter(|entry| entry.scope == Scope::Global);

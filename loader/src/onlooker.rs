@@ -1,8 +1,12 @@
 //! Debuggers and profilers: shown a module when its text is at its place, before any of its code has run.
 //!
 //! They are no subscribers. The coming chain is too early for them (a breakpoint set there would be written over when
-//! the text is published) and LIVE is too late (`init` has run). They cannot refuse a module, have no place in any
-//! order, and no timeline tells of them: what a program does must not depend on whether somebody looks.
+//! the text is published) and LIVE is too late (`init` has run). [`Subscriber::published`](crate::Subscriber::published)
+//! comes when they want to hear, but subscribers have a place in an order, may refuse, are told of by timelines, and do
+//! not see the object, whose debug information a module does not keep. What a program does must not depend on whether
+//! somebody looks. And what they keep goes by being dropped, before the text, whichever way the module takes.
+//!
+//! They come after the subscribers: text that those change when it is published is as it will be.
 
 use std::fmt;
 use std::sync::Arc;

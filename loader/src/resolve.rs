@@ -162,9 +162,6 @@ fn outside(symbol: &Sym<'_>, scene: Scene<'_>) -> Result<Result<Addr, Option<&'s
     if symbol.name().is_empty() {
         return Ok(Err(Some("it has no name")));
     }
-    if matches!(symbol.visibility, elf::STV_HIDDEN | elf::STV_INTERNAL) {
-        return Ok(Err(Some("it is hidden, and so must be defined in this module")));
-    }
     let recorder = Recorder { registry: scene.registry, module: scene.name };
     let usable = |external: External| {
         let External { addr, gpl_only, crc } = external;
@@ -183,6 +180,11 @@ fn outside(symbol: &Sym<'_>, scene: Scene<'_>) -> Result<Result<Addr, Option<&'s
             Found::Unavailable(because) => return Ok(Err(Some(because))),
             Found::Nothing => {}
         }
+    }
+    // What is exported is exported to hidden references, too, as in Linux, which does not look at visibility: they are
+    // how code says that it need not go through a table. What a dynamic linker offers is not.
+    if matches!(symbol.visibility, elf::STV_HIDDEN | elf::STV_INTERNAL) {
+        return Ok(Err(Some("it is hidden, and neither defined in this module nor exported by another")));
     }
     scene.externals.fallback(symbol.name()).map_or(Ok(Err(None)), usable)
 }

@@ -3,7 +3,7 @@
 
 use modload_abi::section;
 use modload_alternatives::{self as alternatives, Facts, Profile};
-use modload_edit::{Addr, Code, Engine, Ledger, ORDER, Table, Why, index, wide};
+use modload_edit::{Addr, Code, Engine, Ledger, ORDER, Step, Table, Why, index, wide};
 use modload_paravirt::{Direct, Operations, call_directly, paravirt};
 use modload_relocs::Value;
 
@@ -47,9 +47,37 @@ impl Default for Rewriting {
     }
 }
 
-/// How many records each engine has followed.
+/// What the engines have found.
 #[derive(Clone, Default, Debug)]
-pub(crate) struct Specialised(pub(crate) Vec<(&'static str, u64)>);
+pub(crate) struct Specialised {
+    /// How many records each has followed.
+    pub(crate) followed: Vec<(&'static str, u64)>,
+    /// Calls of static calls' trampolines, if the file marks itself as having such.
+    pub(crate) calls: Vec<TrampolineCall>,
+}
+
+/// A call of a static call's trampoline, known by its relocation: what `objtool` would have made a record of
+/// `.static_call_sites`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TrampolineCall {
+    /// The instruction.
+    pub site: Addr,
+    /// Where it leads.
+    pub trampoline: Addr,
+    /// What it is.
+    pub branch: Branch,
+    /// The relocation.
+    pub why: Why,
+}
+
+/// How a trampoline is reached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Branch {
+    /// `call`.
+    Call,
+    /// `jmp`: a tail call.
+    Jump,
+}
 
 /// The sections by which a module asks for rewriting, and who follows their records.
 const TABLES: &[(Engine, &str)] = &[
@@ -74,7 +102,10 @@ pub(crate) fn specialise(
     if let (Some(operations), Some((symbol, table))) = (&rewriting.host_operations, layout.operations) {
         let table = code.code().addr(table);
         let direct = call_operations(file, layout, symbol, table, operations, code)?;
-        specialised.0.push(("direct calls", direct));
+        specialised.followed.push(("direct calls", direct));
+    }
+    if file.sections.iter().any(|section| section.name == section::STATIC_CALL_MARK.as_bytes()) {
+        specialised.calls = trampoline_calls(file, layout, code);
     }
     let memory = code.code();
     let asks = |name: &[u8]| TABLES.iter().any(|(_, table)| name == table.as_bytes());
@@ -103,7 +134,7 @@ pub(crate) fn specialise(
     }
     for (engine, name, table) in in_order(&tables) {
         let followed = follow(engine, name, &table, text, &facts, rewriting, code)?;
-        specialised.0.push((name, followed));
+        specialised.followed.push((name, followed));
     }
     Ok(specialised)
 }
@@ -150,6 +181,36 @@ fn call_operations(
         }
     }
     Ok(direct)
+}
+
+/// The calls of trampolines in a file without records of them. One that is no plain call or jump stays as it is, and
+/// works through the trampoline.
+fn trampoline_calls(file: &File<'_>, layout: &Layout, code: &Ledger<'_, Staging>) -> Vec<TrampolineCall> {
+    let mut calls = Vec::new();
+    for relas in &file.relas {
+        let Some(spot) = layout.section(relas.target).filter(|spot| spot.part.is_text()) else { continue };
+        let section = code.code().addr(spot);
+        for (record, rela) in (0..).zip(relas.records.iter()) {
+            let row = modload_relocs::row(rela.kind).map(|row| row.value);
+            if !matches!(row, Some(Value::SymbolMinusPlace | Value::CallMinusPlace)) || rela.addend != -4 {
+                continue;
+            }
+            let named = file.symbol(rela.symbol);
+            let prefix = section::STATIC_CALL_TRAMPOLINE_PREFIX.as_bytes();
+            if !named.is_some_and(|symbol| symbol.name().starts_with(prefix)) {
+                continue;
+            }
+            let site = (section + rela.offset).offset(-1);
+            let branch = match code.text(site, 5).map(|bytes| Step::of(site, bytes)) {
+                Some(Some(Step::Call { to, .. })) => (to, Branch::Call),
+                Some(Some(Step::Jump(to))) => (to, Branch::Jump),
+                _ => continue,
+            };
+            let why = Why { engine: Engine::StaticCall, section: relas.section, record };
+            calls.push(TrampolineCall { site, trampoline: branch.0, branch: branch.1, why });
+        }
+    }
+    calls
 }
 
 /// Tables in the order in which the engines work.

@@ -17,6 +17,33 @@ pub enum KeyState {
     Unknown,
 }
 
+/// A site whose key decides what stands there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct JumpSite {
+    /// Where it is.
+    pub at: Addr,
+    /// The record.
+    pub why: Why,
+    /// The key's address.
+    pub key: Addr,
+    likely: bool,
+    jump: SiteBytes,
+}
+
+/// The two or five bytes of a site.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SiteBytes {
+    bytes: [u8; 5],
+    len: usize,
+}
+
+impl std::ops::Deref for SiteBytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
 /// Makes each site a jump or a NOP, as its key's state and the branch's likelihood want it. `state` is asked with the
 /// address of a key. Linux's `jump_label_add_module` and `arch_jump_label_transform`.
 ///
@@ -24,30 +51,68 @@ pub enum KeyState {
 /// [`modload_edit::PlanError`]: the first record that cannot be followed.
 pub fn jump_labels<C: Code>(table: &Table, mut state: impl FnMut(Addr) -> KeyState, code: &mut C) -> Result<(), Error> {
     for number in 0..table.len(wide(JumpEntry::SIZE)) {
+        let record = JumpRecord::read(table, number, code)?;
+        let state = state(record.key);
+        if state != KeyState::Unknown {
+            let site = record.site(code)?;
+            write(code, site.at, &site.code(state), site.why)?;
+        }
+    }
+    Ok(())
+}
+
+/// All sites of a table, as they stand in the code.
+///
+/// # Errors
+/// [`modload_edit::PlanError`]: the first record that cannot be followed.
+pub fn jump_sites<C: Code>(table: &Table, code: &C) -> Result<Vec<JumpSite>, Error> {
+    (0..table.len(wide(JumpEntry::SIZE))).map(|number| JumpRecord::read(table, number, code)?.site(code)).collect()
+}
+
+/// A record with its distances followed.
+struct JumpRecord {
+    why: Why,
+    at: Addr,
+    target: Addr,
+    key: Addr,
+    likely: bool,
+}
+
+impl JumpRecord {
+    fn read(table: &Table, number: u32, code: &impl Code) -> Result<JumpRecord, Error> {
         let why = Why { engine: Engine::JumpLabel, section: table.section, record: number };
         let record = table.record::<{ JumpEntry::SIZE }>(code, number);
         let (at, bytes) = record.ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))?;
         let entry = JumpEntry::read(&bytes);
-        let (site, target) = (at.offset(entry.code.into()), (at + 4).offset(entry.target.into()));
-        let likely = entry.key & 1 != 0;
-        // The two low bits are flags.
-        let key = (at + 8).offset(entry.key & !3);
-        let jumps = match state(key) {
-            KeyState::Unknown => continue,
-            KeyState::Enabled => !likely,
-            KeyState::Disabled => likely,
-        };
-        let len = length(site, target, code).map_err(|problem| refused(code, why, site, 8, problem))?;
-        let mut new = [0; 5];
-        let new = &mut new[..len];
-        if jumps {
-            jump(new, site, target).map_err(|problem| refused(code, why, site, 8, problem))?;
-        } else {
-            new.copy_from_slice(NOPS[len - 1]);
-        }
-        write(code, site, new, why)?;
+        Ok(JumpRecord {
+            why,
+            at: at.offset(entry.code.into()),
+            target: (at + 4).offset(entry.target.into()),
+            // The two low bits are flags.
+            key: (at + 8).offset(entry.key & !3),
+            likely: entry.key & 1 != 0,
+        })
     }
-    Ok(())
+
+    fn site(&self, code: &impl Code) -> Result<JumpSite, Error> {
+        let &JumpRecord { why, at, target, key, likely } = self;
+        let jump = length(at, target, code).and_then(|len| jump(at, len, target));
+        let jump = jump.map_err(|problem| refused(code, why, at, 8, problem))?;
+        Ok(JumpSite { at, why, key, likely, jump })
+    }
+}
+
+impl JumpSite {
+    /// What stands there in a state of its key; for one that is not known, what stands there for one that is disabled.
+    #[must_use]
+    pub fn code(&self, state: KeyState) -> SiteBytes {
+        if (state == KeyState::Enabled) != self.likely {
+            return self.jump;
+        }
+        let mut nop = self.jump;
+        nop.bytes[..nop.len].copy_from_slice(NOPS[nop.len - 1]);
+        nop
+    }
 }
 
 /// How long the site is: 2 or 5. It must be a NOP or the jump that belongs there.
@@ -60,18 +125,16 @@ fn length(site: Addr, target: Addr, code: &impl Code) -> Result<usize, Problem> 
     if nop || (jump && matches!(len, 2 | 5)) { Ok(len) } else { Err(Problem::NeitherNopNorJump(target)) }
 }
 
-fn jump(new: &mut [u8], site: Addr, target: Addr) -> Result<(), Problem> {
-    let distance = target - (site + wide(new.len()));
-    match new {
-        [opcode, short] => {
-            let distance = i8::try_from(distance).map_err(|_| Problem::OutOfReach(target))?;
-            (*opcode, *short) = (0xeb, distance.to_le_bytes()[0]);
-        }
-        _ => {
-            let distance = i32::try_from(distance).map_err(|_| Problem::OutOfReach(target))?;
-            new[0] = 0xe9;
-            new[1..].copy_from_slice(&distance.to_le_bytes());
-        }
+fn jump(site: Addr, len: usize, target: Addr) -> Result<SiteBytes, Problem> {
+    let distance = target - (site + wide(len));
+    let out_of_reach = |_| Problem::OutOfReach(target);
+    let mut bytes = [0; 5];
+    if len == 2 {
+        bytes[0] = 0xeb;
+        bytes[1] = i8::try_from(distance).map_err(out_of_reach)?.to_le_bytes()[0];
+    } else {
+        bytes[0] = 0xe9;
+        bytes[1..].copy_from_slice(&i32::try_from(distance).map_err(out_of_reach)?.to_le_bytes());
     }
-    Ok(())
+    Ok(SiteBytes { bytes, len })
 }

@@ -1,19 +1,40 @@
-//! Static keys and static calls: what stands at a site for the state of its key.
+//! Static keys and static calls: code that branches on what seldom changes, and calls what seldom changes, at the price
+//! of a NOP and of a direct call.
 //!
-//! - [`jump_labels`]: `__jump_table`. A site is a jump or a NOP of the same length.
-//! - [`static_calls`]: `.static_call_sites`. A site is a direct call of what its key's function is, or nothing.
-//! - [`trampoline`]: the place that code calls which does not know the key.
+//! - [`StaticKeys`]: the subscriber. What stands at a module's sites is right before anyone's own notifier runs, and is
+//!   changed in all modules at once when a key is switched.
+//! - [`enable`], [`disable`], [`increment`], [`decrement`]: switch a key, the host's or a module's, by its address.
+//! - [`update_static_call`]: has a static call call another function.
+//! - [`StaticKey`], [`StaticCall`]: keys that the host owns.
+//! - [`jump_labels`], [`static_calls`], [`trampoline`]: the pure planners behind it. What stands at a site for a state of
+//!   its key; they read and edit a [`modload_edit::Code`].
 //!
-//! Pure functions that read and edit a [`modload_edit::Code`]. Behaviour is that of Linux 6.1's
+//! Behaviour is that of Linux 6.1's `kernel/jump_label.c`, `kernel/static_call_inline.c` and
 //! `arch/x86/kernel/{jump_label,static_call}.c`.
 
 #![forbid(unsafe_code)]
 
 mod jump_label;
 mod static_call;
+mod far;
+mod host_key;
+mod table;
+mod switch;
+mod boundaries;
+mod subscriber;
+mod exports;
 
-pub use jump_label::{KeyState, jump_labels};
-pub use static_call::{StaticCalls, Target, static_calls, trampoline};
+pub use jump_label::{JumpSite, KeyState, SiteBytes, jump_labels, jump_sites};
+pub use static_call::{
+    CallKind, CallSite, StaticCalls, Target, call_code, call_sites, set_site, static_calls, trampoline,
+};
+
+pub use exports::exports;
+pub use host_key::{StaticCall, StaticKey};
+pub use subscriber::StaticKeys;
+pub use switch::{
+    KeyError, count, decrement, disable, enable, increment, set_trap_mask, static_call_function, update_static_call,
+};
 
 use modload_edit::Addr;
 use thiserror::Error;

@@ -2,7 +2,7 @@
 
 use modload_abi::record::{Record, StaticCallSite};
 use modload_alternatives::{Facts, return_at};
-use modload_edit::{Addr, Code, Engine, NOPS, Table, Why, refused, wide, write};
+use modload_edit::{Addr, Code, Engine, NOPS, Table, Why, ZERO, refused, wide, write};
 
 use crate::{Error, Problem};
 
@@ -26,20 +26,34 @@ pub struct StaticCalls<'a> {
     pub return0: Option<Addr>,
 }
 
-/// cs cs cs xor %eax,%eax
-const ZERO: [u8; 5] = [0x2e, 0x2e, 0x2e, 0x31, 0xc0];
+/// What a site is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CallKind {
+    /// A call, or what stands for it.
+    Call,
+    /// A tail call, or what stands for it; trampolines, too.
+    Tail,
+}
+
+/// A site that calls what its key says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CallSite {
+    /// Where it is.
+    pub at: Addr,
+    /// What it is.
+    pub kind: CallKind,
+    /// The record.
+    pub why: Why,
+    /// The address of the key, or of a trampoline if that is all the record has.
+    pub key: Addr,
+}
+
 /// What stands behind a trampoline: ud1 %esp,%ecx.
-const TRAMPOLINE: [u8; 3] = [0x0f, 0xb9, 0xcc];
+pub(crate) const TRAMPOLINE: [u8; 3] = [0x0f, 0xb9, 0xcc];
 
 const CALL: u8 = 0xe8;
 const JUMP: u8 = 0xe9;
 const RETURN: u8 = 0xc3;
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Call,
-    Tail,
-}
 
 /// Makes each site a direct call, jump, zero, NOP or return, as its key's target wants it. `target` is asked with the
 /// address of a key, or of a trampoline if that is all the record has. Linux's `static_call_add_module` and
@@ -54,23 +68,32 @@ pub fn static_calls<C: Code>(
     code: &mut C,
 ) -> Result<(), Error> {
     for number in 0..table.len(wide(StaticCallSite::SIZE)) {
-        let why = Why { engine: Engine::StaticCall, section: table.section, record: number };
-        let record = table.record::<{ StaticCallSite::SIZE }>(code, number);
-        let (at, bytes) = record.ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))?;
-        let record = StaticCallSite::read(&bytes);
-        let site = at.offset(record.site.into());
-        // The flags are the low bits of the sum, not of the distance: the table need not be aligned.
-        let key = (at + 4).offset(record.key.into());
-        let kind = if key.get() & 1 != 0 { Kind::Tail } else { Kind::Call };
-        let key = Addr::new(key.get() & !3);
-        let target = target(key);
-        if target == Target::Unknown {
-            continue;
-        }
-        let new = plan(site, kind, target, calls, code).map_err(|problem| refused(code, why, site, 8, problem))?;
-        write(code, site, &new, why)?;
+        let site = CallSite::read(table, number, code)?;
+        set_site(&site, target(site.key), calls, code)?;
     }
     Ok(())
+}
+
+/// All sites of a table; what stands there has not been looked at.
+///
+/// # Errors
+/// [`modload_edit::PlanError`]: the table ends within a record.
+pub fn call_sites<C: Code>(table: &Table, code: &C) -> Result<Vec<CallSite>, Error> {
+    (0..table.len(wide(StaticCallSite::SIZE))).map(|number| CallSite::read(table, number, code)).collect()
+}
+
+/// Makes one site what its key's target wants.
+///
+/// # Errors
+/// [`modload_edit::PlanError`]: something else stands there.
+pub fn set_site<C: Code>(site: &CallSite, target: Target, calls: StaticCalls<'_>, code: &mut C) -> Result<(), Error> {
+    let &CallSite { at, kind, why, .. } = site;
+    if target == Target::Unknown {
+        return Ok(());
+    }
+    let new = is_site(at, kind, code).and_then(|()| call_code(at, kind, target, calls));
+    let new = new.map_err(|problem| refused(code, why, at, 8, problem))?;
+    Ok(write(code, at, &new, why)?)
 }
 
 /// Makes a trampoline lead to its key's target.
@@ -84,35 +107,52 @@ pub fn trampoline<C: Code>(
     why: Why,
     code: &mut C,
 ) -> Result<(), Error> {
-    if target == Target::Unknown {
-        return Ok(());
-    }
-    let behind = code.text(at + 5, TRAMPOLINE.len());
-    if behind != Some(&TRAMPOLINE) {
+    if target != Target::Unknown && code.text(at + 5, TRAMPOLINE.len()) != Some(&TRAMPOLINE) {
         return Err(refused(code, why, at, 8, Problem::OtherInstruction("a trampoline")));
     }
-    let new = plan(at, Kind::Tail, target, calls, code).map_err(|problem| refused(code, why, at, 8, problem))?;
-    Ok(write(code, at, &new, why)?)
+    set_site(&CallSite { at, kind: CallKind::Tail, why, key: Addr::NULL }, target, calls, code)
 }
 
-fn plan(at: Addr, kind: Kind, target: Target, calls: StaticCalls<'_>, code: &impl Code) -> Result<[u8; 5], Problem> {
+impl CallSite {
+    fn read(table: &Table, number: u32, code: &impl Code) -> Result<CallSite, Error> {
+        let why = Why { engine: Engine::StaticCall, section: table.section, record: number };
+        let record = table.record::<{ StaticCallSite::SIZE }>(code, number);
+        let (at, bytes) = record.ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))?;
+        let record = StaticCallSite::read(&bytes);
+        // The flags are the low bits of the sum, not of the distance: the table need not be aligned.
+        let key = (at + 4).offset(record.key.into());
+        let kind = if key.get() & 1 != 0 { CallKind::Tail } else { CallKind::Call };
+        Ok(CallSite { at: at.offset(record.site.into()), kind, why, key: Addr::new(key.get() & !3) })
+    }
+}
+
+/// Looks whether a site is one of the things that a static call is.
+fn is_site(at: Addr, kind: CallKind, code: &impl Code) -> Result<(), Problem> {
     let site = code.text(at, 5).filter(|site| site.len() == 5).ok_or(Problem::SiteOutside)?;
     let known = match kind {
-        Kind::Call => site[0] == CALL || site == NOPS[4] || site == ZERO,
-        Kind::Tail => site[0] == JUMP || site[0] == RETURN,
+        CallKind::Call => site[0] == CALL || site == NOPS[4] || site == ZERO,
+        CallKind::Tail => site[0] == JUMP || site[0] == RETURN,
     };
-    if !known {
-        return Err(Problem::OtherInstruction(match kind {
-            Kind::Call => "a call, the NOP of 5 bytes or a zero",
-            Kind::Tail => "a jump or a return",
-        }));
+    if known {
+        return Ok(());
     }
+    Err(Problem::OtherInstruction(match kind {
+        CallKind::Call => "a call, the NOP of 5 bytes or a zero",
+        CallKind::Tail => "a jump or a return",
+    }))
+}
+
+/// What stands at a site, or at a trampoline, whose key has this target. An unknown one is none.
+///
+/// # Errors
+/// [`Problem`]: it is out of reach, or a return needs a thunk that is not known.
+pub fn call_code(at: Addr, kind: CallKind, target: Target, calls: StaticCalls<'_>) -> Result<[u8; 5], Problem> {
     match (kind, target) {
-        (Kind::Call, Target::Function(function)) if Some(function) == calls.return0 => Ok(ZERO),
-        (Kind::Call, Target::Function(function)) => branch(CALL, at, function),
-        (Kind::Tail, Target::Function(function)) => branch(JUMP, at, function),
-        (Kind::Tail, _) => Ok(return_at(at, calls.facts)?),
-        (Kind::Call, _) => Ok([NOPS[4][0], NOPS[4][1], NOPS[4][2], NOPS[4][3], NOPS[4][4]]),
+        (CallKind::Call, Target::Function(function)) if Some(function) == calls.return0 => Ok(ZERO),
+        (CallKind::Call, Target::Function(function)) => branch(CALL, at, function),
+        (CallKind::Tail, Target::Function(function)) => branch(JUMP, at, function),
+        (CallKind::Tail, _) => Ok(return_at(at, calls.facts)?),
+        (CallKind::Call, _) => Ok([NOPS[4][0], NOPS[4][1], NOPS[4][2], NOPS[4][3], NOPS[4][4]]),
     }
 }
 

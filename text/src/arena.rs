@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use crate::owners::{self, Phase};
 use crate::reserve::{self, Access, Reserved};
+use crate::staging::PublishFailed;
 use crate::stripe::Stripe;
 use crate::write::{TextLock, WriteFailed};
 use crate::{INT3, PAGE, fork, place, sync, trap};
@@ -62,9 +63,15 @@ impl fmt::Display for Class {
     }
 }
 
-/// The arena cannot be built here, or could not be.
+/// The arena cannot be built here, or could not be; or what a host keeps in it for itself has no room.
 #[derive(Debug, Error)]
 pub enum ArenaError {
+    /// There is no room left.
+    #[error(transparent)]
+    Full(#[from] OutOfMemory),
+    /// Code of the host's own could not be brought to its place.
+    #[error(transparent)]
+    Publish(#[from] PublishFailed),
     /// No address space of any size.
     #[error("no address space can be reserved for modules")]
     Reserve(#[source] io::Error),
@@ -308,6 +315,16 @@ impl Arena {
                 touched: stripe.touched(),
                 free: stripe.free(),
             }
+        })
+    }
+
+    /// The class and the rest of the touched part of the stripe that an address lies in.
+    pub(crate) fn touched_from(&self, at: Addr) -> Option<(Class, u64)> {
+        let books = self.books();
+        Class::ALL.into_iter().find_map(|class| {
+            let offset = at.checked_offset_from(self.starts[slot(class)])?;
+            let rest = books.stripes[slot(class)].touched().checked_sub(offset)?;
+            (rest != 0).then_some((class, rest))
         })
     }
 

@@ -8,6 +8,7 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::arena::{Arena, Books};
+use crate::batch;
 use crate::owners;
 use crate::write::TextLock;
 
@@ -54,6 +55,7 @@ extern "C" fn parent() {
 
 extern "C" fn child() {
     let Some(Held { mut locks, hooks }) = HELD.take() else { return };
+    batch::forget_readers();
     // If it cannot be opened, every write in the child is refused by name.
     let _ = locks.text.open();
     drop(locks);

@@ -6,6 +6,8 @@
 //!   addressed as if it already stood at its place. At that place stands INT3. [`Staged::publish`] consumes it and
 //!   gives [`Published`], which can no longer be written. In-flight and finished memory are different types.
 //! - [`Fresh`]: data that stands at its place from the start; [`Fresh::settle`] gives it to the module's code.
+//! - [`poke`]: changes published text while threads run through it, a batch of edits at a time. [`HostText`]: code of the
+//!   host itself that may be poked.
 //! - [`TextLock`]: who holds it may write into published memory, nobody else can.
 //! - [`Describe`]: how a call into text that is not there is reported ([`Staged::owner`]).
 //!
@@ -14,21 +16,30 @@
 //! filled with INT3 and all cores are synchronised before anybody else can get it.
 
 mod arena;
+mod batch;
+mod emulate;
 mod fork;
+mod host_text;
 mod owners;
 mod place;
+mod poke;
 mod reserve;
+mod spans;
 mod staging;
 mod stripe;
 mod sync;
 mod trap;
+mod variables;
 mod write;
 
 pub use arena::{Arena, ArenaError, Class, OutOfMemory, StripeUsage};
 pub use fork::on_fork;
+pub use host_text::{HostText, HostTextError};
 pub use owners::Describe;
 pub use place::{Fresh, Placed, Protected};
+pub use poke::{PokeError, Poked, TrapMask, Way, poke};
 pub use staging::{PublishFailed, Published, Staged};
+pub use variables::{load_u32, load_u64, store_u32, store_u64};
 pub use write::{TextLock, WriteFailed};
 
 /// Size of a page of this machine in bytes.

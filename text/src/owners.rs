@@ -110,6 +110,13 @@ pub(crate) fn set_phase(start: Addr, phase: Phase) {
     }
 }
 
+/// The published text that holds `at`: its first address, and the one behind its last.
+pub(crate) fn published(at: Addr) -> Option<(Addr, Addr)> {
+    let mut held = Held::take();
+    let (start, owner) = held.table().range(..=at).next_back()?;
+    (owner.end > at && owner.phase == Phase::Published).then_some((*start, owner.end))
+}
+
 /// Calls `report` with the owner of `at`, if the table can be had soon. For signal handlers.
 pub(crate) fn with_owner<R>(at: Addr, report: impl FnOnce(Option<&Owner>) -> R) -> R {
     let Some(mut held) = Held::take_within(PATIENCE) else { return report(None) };

@@ -61,7 +61,7 @@ fn covers(extent: &Extent, at: Addr, len: usize) -> bool {
     end.is_some_and(|end| end <= extent.len)
 }
 
-fn read(extent: &Extent, at: Addr, len: usize) -> Option<Vec<u8>> {
+pub(crate) fn read(extent: &Extent, at: Addr, len: usize) -> Option<Vec<u8>> {
     covers(extent, at, len).then(|| {
         let mut bytes = vec![0; len];
         // SAFETY: the source lies within the extent (checked), the destination is our own vector of that length.

@@ -9,7 +9,7 @@ use thiserror::Error;
 use crate::arena::{Arena, Class, Extent, OutOfMemory};
 use crate::owners::{self, Describe, Phase};
 use crate::write::{TextLock, WriteFailed};
-use crate::{INT3, PAGE, sync};
+use crate::{INT3, PAGE, place, sync};
 
 /// How many staging buffers are kept for the next load, and how large each may be.
 const KEEP: usize = 8;
@@ -159,6 +159,14 @@ impl Staged {
             owners::set_phase(start, Phase::Published);
         }
         Ok(Published { extent: Some(self.extent) })
+    }
+}
+
+impl Published {
+    /// Copies bytes out. `None` if they do not all lie in this range.
+    #[must_use]
+    pub fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
+        place::read(self.extent.as_ref()?, at, len)
     }
 }
 

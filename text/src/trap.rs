@@ -1,6 +1,7 @@
-//! The SIGTRAP handler: reports a call into text that is not there yet, or not there any more.
+//! The SIGTRAP handler: sends on who meets a trap of a batch that is being poked, and reports a call into text that is
+//! not there yet, or not there any more.
 //!
-//! One line goes to the owner's descriptor, and then SIGTRAP takes its course: whoever handled it before is called,
+//! Of such a call one line goes to the owner's descriptor, and then SIGTRAP takes its course: whoever handled it before is called,
 //! and without one the process dies at the instruction, as it would have without us. Traps that are not ours (a
 //! breakpoint of the program's own, a module's `int3` in published text, a SIGTRAP that somebody sends, a debugger's
 //! single step) are passed on without a word.
@@ -10,11 +11,11 @@ use std::mem;
 use std::ptr;
 use std::sync::OnceLock;
 
-use modload_edit::{Addr, index};
+use modload_edit::Addr;
 
 use crate::owners::{self, Owner, Phase};
 use crate::reserve::pointer;
-use crate::{INT3, arena};
+use crate::{INT3, arena, batch, emulate, host_text};
 
 /// What was installed before us.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
@@ -41,6 +42,9 @@ pub(crate) fn install() -> io::Result<()> {
     let address = handler as libc::sighandler_t;
     action.sa_sigaction = address;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
+    // Another handler that ran on top of ours, with SIGTRAP blocked, and came through a site would be killed there.
+    // SAFETY: fills a set of our own.
+    unsafe { libc::sigfillset(&raw mut action.sa_mask) };
     // SAFETY: the handler has the signature that SA_SIGINFO asks for and calls only what is async-signal-safe.
     if unsafe { libc::sigaction(libc::SIGTRAP, &raw const action, ptr::null_mut()) } != 0 {
         return Err(io::Error::last_os_error());
@@ -50,14 +54,16 @@ pub(crate) fn install() -> io::Result<()> {
 
 extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let context: *mut libc::ucontext_t = context.cast();
-    // REG_RIP is a small positive constant of the C library's.
-    let rip = index(u64::from(libc::REG_RIP.unsigned_abs()));
     // SAFETY: with SA_SIGINFO the kernel passes a valid ucontext_t.
-    let next = unsafe { (*context).uc_mcontext.gregs[rip] };
+    let next = unsafe { (*context).uc_mcontext.gregs[emulate::RIP] };
     // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo_t.
     let code = unsafe { (*info).si_code };
     // INT3 is one byte long, and the saved rip stands behind it.
     let at = Addr::new(next.cast_unsigned()).offset(-1);
+    // SAFETY: the context is valid, see above, and nobody else has it.
+    if code == libc::SI_KERNEL && unsafe { pass(at, &mut *context) } {
+        return;
+    }
     // In our text the INT3 may have been written over since.
     let ours = code == libc::SI_KERNEL && arena::text_contains(at);
     let met = if ours || code == libc::SI_KERNEL && is_int3(at) { Met::Int3 } else { Met::Nothing };
@@ -65,6 +71,9 @@ extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
         report(at);
     }
     let previous = PREVIOUS.get().copied().unwrap_or_else(default_action);
+    // SAFETY: the context is valid, see above.
+    let interrupted = unsafe { (*context).uc_sigmask };
+    as_if_called(&previous, &interrupted);
     match previous.sa_sigaction {
         // Who ignores the signal may be sent it: those codes are not above zero.
         libc::SIG_IGN if code <= libc::SI_USER => {}
@@ -76,7 +85,7 @@ extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
             unsafe { libc::sigaction(libc::SIGTRAP, &raw const default, ptr::null_mut()) };
             match met {
                 // SAFETY: the context is valid (see above); the trap is repeated at the INT3 itself.
-                Met::Int3 => unsafe { (*context).uc_mcontext.gregs[rip] = next - 1 },
+                Met::Int3 => unsafe { (*context).uc_mcontext.gregs[emulate::RIP] = next - 1 },
                 // SAFETY: raise takes a number and is async-signal-safe.
                 Met::Nothing => unsafe {
                     libc::raise(libc::SIGTRAP);
@@ -93,6 +102,45 @@ extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
             let handler = unsafe { mem::transmute::<libc::sighandler_t, extern "C" fn(libc::c_int)>(handler) };
             handler(signal);
         }
+    }
+}
+
+/// Sends a thread on that has met, at `at`, an INT3 of a batch: as if the new instruction stood there, or, if the batch
+/// is over, to the instruction itself. Whether it has.
+fn pass(at: Addr, context: &mut libc::ucontext_t) -> bool {
+    if !arena::text_contains(at) && host_text::containing(at).is_none() {
+        return false;
+    }
+    loop {
+        let changes = batch::changes();
+        if let Some(step) = batch::step(at) {
+            emulate::emulate(step, &mut context.uc_mcontext);
+            return true;
+        }
+        // The trap has been written over since it was met: the batch is complete. Where nothing was published before
+        // stands a module now.
+        if !is_int3(at) {
+            context.uc_mcontext.gregs[emulate::RIP] = at.get().cast_signed();
+            return true;
+        }
+        if changes == batch::changes() {
+            return false;
+        }
+    }
+}
+
+/// Blocks what the kernel would have blocked, had it called this handler: while ours runs, everything is.
+fn as_if_called(previous: &libc::sigaction, interrupted: &libc::sigset_t) {
+    for (how, set) in [(libc::SIG_SETMASK, interrupted), (libc::SIG_BLOCK, &previous.sa_mask)] {
+        // SAFETY: changes the mask of this thread from a valid set; async-signal-safe.
+        unsafe { libc::pthread_sigmask(how, set, ptr::null_mut()) };
+    }
+    if previous.sa_flags & libc::SA_NODEFER == 0 {
+        let mut trap = previous.sa_mask;
+        // SAFETY: adds a signal to a set of our own.
+        unsafe { libc::sigaddset(&raw mut trap, libc::SIGTRAP) };
+        // SAFETY: as above.
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const trap, ptr::null_mut()) };
     }
 }
 

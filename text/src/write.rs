@@ -8,7 +8,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use modload_edit::{Addr, wide};
 use thiserror::Error;
 
-static MEMORY: Mutex<Option<Memory>> = Mutex::new(None);
+use crate::spans::CHUNK;
+
+static WRITER: Mutex<Writer> = Mutex::new(Writer { memory: None, buffer: Vec::new(), stuck: false });
+
+/// What the lock protects.
+#[derive(Debug)]
+struct Writer {
+    memory: Option<Memory>,
+    /// For what is copied on its way into text; kept, so that a batch allocates nothing.
+    buffer: Vec<u8>,
+    /// Whether a batch could be neither completed nor taken back.
+    stuck: bool,
+}
 
 /// `/proc/self/mem`, and the process in which it was opened: the descriptor goes on to mean that process after fork.
 #[derive(Debug)]
@@ -20,7 +32,7 @@ struct Memory {
 /// The right to write into published memory. There is one in the process.
 #[derive(Debug)]
 pub struct TextLock<'a> {
-    memory: MutexGuard<'a, Option<Memory>>,
+    writer: MutexGuard<'a, Writer>,
 }
 
 /// Published memory could not be written.
@@ -40,6 +52,12 @@ pub enum WriteFailed {
     /// After fork the child could not open it again, or no arena was ever built.
     #[error("/proc/self/mem is not open")]
     NotOpen,
+    /// No number can lie there.
+    #[error("no aligned variable of a module's data is at {at}")]
+    NoVariable {
+        /// Where.
+        at: Addr,
+    },
     /// The bytes are written, but not every core is sure to have noticed.
     #[error("membarrier(2) after a change of text")]
     Sync {
@@ -63,28 +81,51 @@ impl TextLock<'static> {
     #[must_use]
     pub fn take() -> TextLock<'static> {
         // What the lock protects is whole between any two statements, so a panic elsewhere does not spoil it.
-        TextLock { memory: MEMORY.lock().unwrap_or_else(PoisonError::into_inner) }
+        TextLock { writer: WRITER.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 }
 
 impl TextLock<'_> {
     /// Opens the descriptor in this process, in place of the one inherited.
     pub(crate) fn open(&mut self) -> io::Result<()> {
-        *self.memory = None;
+        self.writer.memory = None;
         // The standard library opens with O_CLOEXEC.
         let file = OpenOptions::new().read(true).write(true).open("/proc/self/mem")?;
-        *self.memory = Some(Memory { file, opened_by: std::process::id() });
+        self.writer.memory = Some(Memory { file, opened_by: std::process::id() });
         Ok(())
     }
 
     /// Writes `bytes` at `at`, whatever the protection of the private mapping there.
     pub(crate) fn write(&mut self, at: Addr, bytes: &[u8]) -> Result<(), WriteFailed> {
-        let memory = self.memory.as_ref().ok_or(WriteFailed::NotOpen)?;
+        let memory = self.writer.memory.as_ref().ok_or(WriteFailed::NotOpen)?;
         let here = std::process::id();
         if memory.opened_by != here {
             return Err(WriteFailed::OtherProcess { opened_by: memory.opened_by, here });
         }
         let failed = |source| WriteFailed::Io { at, len: wide(bytes.len()), source };
         memory.file.write_all_at(bytes, at.get()).map_err(failed)
+    }
+
+    /// The buffer, empty and with room for the largest write.
+    pub(crate) fn take_buffer(&mut self) -> Vec<u8> {
+        let mut buffer = std::mem::take(&mut self.writer.buffer);
+        buffer.clear();
+        buffer.reserve(CHUNK);
+        buffer
+    }
+
+    /// Gives the buffer back to the next batch.
+    pub(crate) fn give_buffer(&mut self, buffer: Vec<u8>) {
+        self.writer.buffer = buffer;
+    }
+
+    /// Notes that a batch stays half done.
+    pub(crate) fn stuck(&mut self) {
+        self.writer.stuck = true;
+    }
+
+    /// Whether a batch has stayed half done.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.writer.stuck
     }
 }

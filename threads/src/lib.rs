@@ -6,6 +6,9 @@
 //!   before it goes on. The holder may look at their registers, and change where they go on.
 //! - [`use_signal`]: which real-time signal all this is done with; [`counts`]: what it did to others.
 //! - [`before_fork`] and what follows it: what a `pthread_atfork` handler calls.
+//! - [`frames`]: one walker for every thread's stack. It reads call frame information and never guesses.
+//!
+//! A leaf crate: it imports nothing of modload's, and an address is a `u64` here.
 //!
 //! The kernel has no call that stops the threads of one's own process, so each is sent a signal. Nothing that is held
 //! may be needed by the holder: a held thread may own the allocator's lock, or any other. Between the first signal and
@@ -24,6 +27,7 @@ mod round;
 mod each;
 mod hold;
 mod fork;
+pub mod frames;
 
 pub use each::{Probe, run_here, run_in_each};
 pub use error::{Error, Straggler, Stragglers, Why};

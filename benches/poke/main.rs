@@ -1,0 +1,117 @@
+//! What it costs to change published text: ns per site, modload next to the same three passes in C that check nothing,
+//! to chunks of 256 as Linux makes them, to one site at a time, and to flipped protections. One run, in turn.
+//!
+//! `cargo bench` measures and prints; with `--check` it fails if a target is missed. `cargo test` runs each once.
+
+#![deny(unsafe_code)]
+
+mod contenders;
+mod report;
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use contenders::{Contender, Floor, How, Modload, OneByOne, Three};
+use modload_tests::Sites;
+use modload_text::TrapMask;
+use report::{Load, Row};
+
+/// Distances between two sites: a function's, and a page's.
+const CLOSE: u64 = 64;
+const PAGE: u64 = 4096;
+
+fn main() -> Result<ExitCode, Box<dyn Error>> {
+    let asked = |option: &str| std::env::args().any(|argument| argument == option);
+    let measured = asked("--bench") || asked("--check");
+    let mut rows = Vec::new();
+    measure(CLOSE, &[1, 100, 10_000, 50_000], measured, &mut rows)?;
+    measure(PAGE, &[1, 100, 10_000], measured, &mut rows)?;
+    if !measured {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let met = report::print(&rows);
+    Ok(if met || !asked("--check") { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// All contenders on sites that are `stride` bytes apart, for each number of them, idle and with a thread that runs
+/// through the first of them all the time.
+fn measure(stride: u64, counts: &[usize], measured: bool, rows: &mut Vec<Row>) -> Result<(), Box<dyn Error>> {
+    let most = counts.iter().copied().max().unwrap_or(0);
+    let sites = Sites::publish(most, stride, Some(0));
+    let floor = Floor::open(most, stride)?;
+    for &count in counts {
+        let mut contenders: Vec<Box<dyn Contender>> = vec![
+            Box::new(Modload::new(&sites, count, TrapMask::Trusted)),
+            Box::new(Modload::new(&sites, count, TrapMask::Checked)),
+            Box::new(Floor::contender(How::Passes, count)),
+            Box::new(Floor::contender(How::Chunks, count)),
+        ];
+        if count <= 100 {
+            contenders.push(Box::new(OneByOne::new(&sites, count)));
+            contenders.push(Box::new(Floor::contender(How::OneByOne, count)));
+            contenders.push(Box::new(Floor::contender(How::Flips, count)));
+        }
+        if count == 1 {
+            contenders.push(Box::new(Three));
+        }
+        for load in [Load::Idle, Load::Busy] {
+            let rounds = if measured { 21.max(20_000 / count.max(20)) } else { 1 };
+            for (name, mut times) in run(&contenders, &sites, &floor, count, load, rounds)? {
+                times.sort_by(f64::total_cmp);
+                let median = times[times.len() / 2];
+                rows.push(Row { contender: name, stride, count, load, ns: median * 1e9 / report::number(count) });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Turns the sites on and off again, contender by contender; gives the seconds of each turn.
+fn run(
+    contenders: &[Box<dyn Contender + '_>],
+    sites: &Sites,
+    floor: &Floor,
+    count: usize,
+    load: Load,
+    rounds: usize,
+) -> Result<Vec<(&'static str, Vec<f64>)>, Box<dyn Error>> {
+    let mut times: Vec<_> = contenders.iter().map(|contender| (contender.name(), Vec::new())).collect();
+    for _ in 0..rounds {
+        for (contender, (_, times)) in contenders.iter().zip(&mut times) {
+            if load == Load::Busy && !contender.may_be_running() {
+                continue;
+            }
+            contender.begin()?;
+            let (stop, runs) = (AtomicBool::new(false), AtomicBool::new(load == Load::Idle));
+            let measured = thread::scope(|scope| {
+                if load == Load::Busy {
+                    scope.spawn(|| {
+                        while !stop.load(Ordering::Relaxed) {
+                            (0..count).for_each(|site| contender.call(sites, floor, site));
+                            runs.store(true, Ordering::Relaxed);
+                        }
+                    });
+                }
+                while !runs.load(Ordering::Relaxed) {
+                    thread::yield_now();
+                }
+                let measured = [true, false].map(|on| {
+                    let begun = Instant::now();
+                    contender.turn(on)?;
+                    Ok::<f64, Box<dyn Error>>(begun.elapsed().as_secs_f64())
+                });
+                stop.store(true, Ordering::Relaxed);
+                measured
+            });
+            contender.end()?;
+            for seconds in measured {
+                times.push(seconds?);
+            }
+        }
+    }
+    times.retain(|(_, times)| !times.is_empty());
+    Ok(times)
+}

@@ -1,0 +1,217 @@
+//! The subscriber of both chains: makes a module's sites right before anyone's own notifier runs, and forgets them when
+//! they go.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use modload_abi::section;
+use modload_alternatives::Facts;
+use modload_edit::{Addr, Code, Edit, Engine, Rejected, Sink, Table as Records, Why};
+use modload_loader::{Branch, Coming, Module, Refusal, SectionBytes, Subscriber};
+use modload_text::{TextLock, load_u32, load_u64};
+
+use crate::boundaries;
+use crate::jump_label::{JumpSite, jump_sites};
+use crate::static_call::{CallKind, CallSite, StaticCalls, Target, call_sites, set_site, trampoline};
+use crate::switch::{KeyError, near, return0_addr, state, target};
+use crate::table::{Group, Owner, Phase, Stay, Table, table};
+
+/// Static keys and static calls of modules. One for each host; what it knows is the process's.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct StaticKeys;
+
+/// Staged text, and one section next to it, for the planners.
+struct Work<'w, 'm> {
+    coming: &'w mut Coming<'m>,
+    section: SectionBytes,
+}
+
+impl Code for Work<'_, '_> {
+    fn bytes(&self, at: Addr, len: usize) -> Option<&[u8]> {
+        let SectionBytes { table, bytes } = &self.section;
+        let start = at.checked_offset_from(table.at).map(modload_edit::index);
+        let found = start.and_then(|start| bytes.get(start..start.checked_add(len)?));
+        found.or_else(|| self.text(at, len).filter(|text| text.len() == len))
+    }
+
+    fn text(&self, at: Addr, len: usize) -> Option<&[u8]> {
+        let (start, bytes) = self.coming.text(at)?;
+        let rest = bytes.get(modload_edit::index(at.checked_offset_from(start)?)..)?;
+        Some(&rest[..len.min(rest.len())])
+    }
+}
+
+impl Sink for Work<'_, '_> {
+    fn edit(&mut self, edit: Edit<'_>) -> Result<(), Rejected> {
+        self.coming.edit(edit)
+    }
+}
+
+impl Subscriber for StaticKeys {
+    fn coming(&self, coming: &mut Coming<'_>) -> Result<(), Refusal> {
+        let found = Found::read(coming)?;
+        if !found.is_empty() {
+            boundaries::check(coming, found.sites())?;
+            found.enter(coming, &mut table())?;
+            coming.tell_when_published();
+        }
+        Ok(())
+    }
+
+    fn published(&self, module: &Module) -> Result<(), Refusal> {
+        let (owner, mut table) = (Owner::of(module), table());
+        let refused = |key: Addr, error: KeyError| {
+            let place = module.display_place(key).unwrap_or_else(|| key.to_string());
+            Refusal::from(format!("the key at {place} was switched while the module was coming: {error}"))
+        };
+        for key in table.keys.published(owner) {
+            let Some(count) = load_u32(key) else { continue };
+            table.show_key(&mut TextLock::take(), key, count != 0).map_err(|error| refused(key, error))?;
+        }
+        for key in table.calls.published(owner) {
+            let Some(function) = load_u64(key) else { continue };
+            table.show_call(key, target(Addr::new(function))).map_err(|error| refused(key, error))?;
+        }
+        Ok(())
+    }
+
+    fn live(&self, module: &Module) {
+        let (owner, mut table) = (Owner::of(module), table());
+        table.keys.forget(owner, Stay::Init);
+        table.calls.forget(owner, Stay::Init);
+    }
+
+    fn going(&self, module: &Module) {
+        let (owner, mut table) = (Owner::of(module), table());
+        table.keys.forget(owner, Stay::Core);
+        table.calls.forget(owner, Stay::Core);
+        table.trampolines.retain(|trampoline, _| !module.contains(*trampoline));
+    }
+}
+
+/// What a module's tables and symbols say.
+#[derive(Default)]
+struct Found {
+    jumps: Vec<JumpSite>,
+    calls: Vec<CallSite>,
+    /// Trampolines and their keys; those that are the module's own are sites, too.
+    trampolines: Vec<(Addr, Addr)>,
+    own: Vec<CallSite>,
+}
+
+fn refused(section: &str, error: impl fmt::Display) -> Refusal {
+    format!("{section}: {error}").into()
+}
+
+impl Found {
+    fn read(coming: &mut Coming<'_>) -> Result<Found, Refusal> {
+        let mut found = Found::default();
+        let tables = |coming: &Coming<'_>, name| coming.sections(name).collect::<Vec<_>>();
+        for section in tables(coming, section::JUMP_TABLE) {
+            let table = section.table;
+            let sites = jump_sites(&table, &Work { coming, section });
+            found.jumps.extend(sites.map_err(|error| refused(section::JUMP_TABLE, error))?);
+        }
+        for section in tables(coming, section::STATIC_CALL_SITES) {
+            let table = section.table;
+            let sites = call_sites(&table, &Work { coming, section });
+            found.calls.extend(sites.map_err(|error| refused(section::STATIC_CALL_SITES, error))?);
+        }
+        for section in tables(coming, section::STATIC_CALL_TRAMP_KEY) {
+            let table = section.table;
+            let sites = call_sites(&table, &Work { coming, section });
+            let sites = sites.map_err(|error| refused(section::STATIC_CALL_TRAMP_KEY, error))?;
+            found.trampolines.extend(sites.iter().map(|record| (record.at, record.key)));
+        }
+        for call in coming.trampoline_calls() {
+            let kind = if call.branch == Branch::Call { CallKind::Call } else { CallKind::Tail };
+            found.calls.push(CallSite { at: call.site, kind, why: call.why, key: call.trampoline });
+        }
+        let keys: BTreeMap<_, _> = coming.symbols_with_prefix(section::STATIC_CALL_KEY_PREFIX).into_iter().collect();
+        let trampolines = coming.symbols_with_prefix(section::STATIC_CALL_TRAMPOLINE_PREFIX);
+        for (record, (name, at)) in (0..).zip(trampolines) {
+            let Some(&key) = keys.get(&name) else { continue };
+            let why = Why { engine: Engine::StaticCall, section: 0, record };
+            found.trampolines.push((at, key));
+            found.own.push(CallSite { at, kind: CallKind::Tail, why, key });
+        }
+        Ok(found)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.jumps.is_empty() && self.calls.is_empty() && self.trampolines.is_empty()
+    }
+
+    /// Where instructions must begin, and what says so.
+    fn sites(&self) -> Vec<(Addr, Why)> {
+        let jumps = self.jumps.iter().map(|site| (site.at, site.why));
+        jumps.chain(self.calls.iter().chain(&self.own).map(|site| (site.at, site.why))).collect()
+    }
+
+    /// Makes every site what its key wants, and enters all of them.
+    fn enter(self, coming: &mut Coming<'_>, table: &mut Table) -> Result<(), Refusal> {
+        let Found { jumps, calls, trampolines, own } = self;
+        let owner = Owner::of(coming.module());
+        let nothing = SectionBytes { table: Records { section: 0, at: Addr::NULL, size: 0 }, bytes: Vec::new() };
+        let place = |coming: &Coming<'_>, at| coming.module().display_place(at).unwrap_or_else(|| at.to_string());
+        let mut users: BTreeMap<(Addr, Stay), (bool, Vec<JumpSite>)> = BTreeMap::new();
+        for site in jumps {
+            let key = site.key;
+            let count = load_u32(key).ok_or_else(|| {
+                let (why, key) = (site.why, place(coming, key));
+                refused(section::JUMP_TABLE, format!("{why}: there is no key at {key}"))
+            })?;
+            let enabled = count != 0;
+            let mut work = Work { coming, section: nothing.clone() };
+            modload_edit::write(&mut work, site.at, &site.code(state(enabled)), site.why)
+                .map_err(|error| refused(section::JUMP_TABLE, error))?;
+            users.entry((key, stay(coming, site.at))).or_insert((enabled, Vec::new())).1.push(site);
+        }
+        let known: BTreeMap<_, _> = trampolines.iter().copied().collect();
+        let mut callers: BTreeMap<(Addr, Stay), (Target, Vec<CallSite>)> = BTreeMap::new();
+        let facts = Facts::of_this_machine();
+        let planned = StaticCalls { facts: &facts, return0: Some(return0_addr()) };
+        let own = own.into_iter().map(|site| (site, Named::Trampoline));
+        for (site, named) in calls.into_iter().map(|site| (site, Named::Site)).chain(own) {
+            let failed = |error: &dyn fmt::Display| refused(section::STATIC_CALL_SITES, error);
+            // Who may not name the key names its trampoline.
+            let named_by = known.get(&site.key).or_else(|| table.trampolines.get(&site.key));
+            let key = named_by.copied().unwrap_or(site.key);
+            let function = load_u64(key).ok_or_else(|| {
+                let (why, key) = (site.why, place(coming, key));
+                failed(&format_args!("{why}: there is no key and no trampoline at {key}"))
+            })?;
+            let shown = target(Addr::new(function));
+            let reached = near(&mut table.far, &site, shown).map_err(|error| failed(&error))?;
+            let mut work = Work { coming, section: nothing.clone() };
+            match named {
+                Named::Site => set_site(&site, reached, planned, &mut work),
+                Named::Trampoline => trampoline(site.at, reached, planned, site.why, &mut work),
+            }
+            .map_err(|error| failed(&error))?;
+            callers.entry((key, stay(coming, site.at))).or_insert((shown, Vec::new())).1.push(site);
+        }
+        table.trampolines.extend(known);
+        for ((key, stay), (shown, mut sites)) in users {
+            sites.sort_by_key(|site| site.at);
+            let group = Group { owner, stay, phase: Phase::Staged, shown, sites };
+            table.keys.add(key, group, |site| site.at);
+        }
+        for ((key, stay), (shown, mut sites)) in callers {
+            sites.sort_by_key(|site| site.at);
+            let group = Group { owner, stay, phase: Phase::Staged, shown, sites };
+            table.calls.add(key, group, |site| site.at);
+        }
+        Ok(())
+    }
+}
+
+/// How a place that calls is known.
+enum Named {
+    Site,
+    Trampoline,
+}
+
+fn stay(coming: &Coming<'_>, at: Addr) -> Stay {
+    if coming.is_init(at) { Stay::Init } else { Stay::Core }
+}

@@ -1,0 +1,358 @@
+//! Static keys and static calls: what code does when a key is off, and when it is on, in all modules that use it.
+
+use std::process::ExitCode;
+
+use modload::{Coming, Host, Image, KeyError, Module, Order, Refusal, StaticKey, Subscriber, disassembled};
+use modload_tests::{Case, image_from_text, peek};
+
+fn main() -> ExitCode {
+    modload_tests::run(&[
+        Case::new("a_branch_follows_its_key_in_every_form", every_form),
+        Case::new("a_key_is_switched_in_all_modules_at_once", across_modules),
+        Case::new("counts_are_balanced", counted),
+        Case::new("a_static_call_calls_what_it_is_told_in_every_form", calls),
+        Case::new("a_static_call_of_another_module", calls_across_modules),
+        Case::new("a_key_switched_while_a_user_is_coming", switched_while_coming),
+        Case::new("sites_of_init_go_with_init", init_sites),
+        Case::new("keys_that_are_read_only_by_now", late_keys),
+        Case::new("what_is_wrong_with_a_record_is_refused_by_name", refusals),
+        Case::new("a_failed_load_leaves_no_sites", failed_load),
+    ])
+}
+
+fn call(module: &Module, function: &str, argument: i32) -> i32 {
+    // SAFETY: every function of these texts that is called here is an `int f(int)`.
+    let function = unsafe { module.symbol::<extern "C" fn(i32) -> i32>(function) }.unwrap();
+    function(argument)
+}
+
+fn text(name: &str, text: &str) -> Image<'static> {
+    let headers = "#include <modload/jump_label.h>\n#include <modload/static_call.h>\nint abs(int);\n#pragma GCC visibility push(hidden)\n";
+    image_from_text(name, &format!("{headers}{text}\nMODULE_LICENSE(\"Dual MIT/GPL\");\n"))
+}
+
+/// What stands at the beginning of a function.
+fn first(module: &Module, function: &str, len: usize) -> String {
+    let at = module.symbol_info(function).unwrap().addr;
+    disassembled(at, &peek(at, len)).replace(&format!("{:#x}", at.get() >> 12), "PAGE")
+}
+
+static HOSTS_KEY: StaticKey = StaticKey::disabled();
+static HOSTS_TRUE_KEY: StaticKey = StaticKey::enabled();
+
+fn host() -> Host {
+    let builder = Host::builder().process_symbols();
+    builder.static_key("hosts_key", &HOSTS_KEY).static_key("hosts_true_key", &HOSTS_TRUE_KEY).build().unwrap()
+}
+
+/// All four forms of branch of two keys, as one number; and what switches the keys.
+const FORMS: &str = "
+static DEFINE_STATIC_KEY_FALSE(off);
+static DEFINE_STATIC_KEY_TRUE(on);
+int forms(int unused)
+{
+    (void)unused;
+    return (static_branch_unlikely(&off) ? 1 : 0) | (static_branch_likely(&off) ? 2 : 0)
+         | (static_branch_unlikely(&on) ? 4 : 0) | (static_branch_likely(&on) ? 8 : 0);
+}
+/* Two bytes are not enough for this one's jump. */
+int far_form(int unused)
+{
+    (void)unused;
+    if (static_branch_likely(&off))
+        __asm__ volatile(\".fill 200, 1, 0x90\");
+    else
+        return 0;
+    return 1;
+}
+int enable(int which) { return which ? static_branch_enable(&on) : static_branch_enable(&off); }
+int disable(int which) { return which ? static_branch_disable(&on) : static_branch_disable(&off); }
+int enabled(int which) { return which ? static_key_enabled(&on) : static_key_enabled(&off); }
+";
+
+fn every_form() {
+    let host = host();
+    let module = host.load(&text("forms", FORMS)).unwrap();
+    for _ in 0..3 {
+        assert_eq!((call(&module, "forms", 0), call(&module, "far_form", 0)), (0b1100, 0));
+        assert_eq!(call(&module, "enable", 0), 0);
+        assert_eq!((call(&module, "forms", 0), call(&module, "far_form", 0)), (0b1111, 1));
+        assert_eq!(call(&module, "disable", 1), 0);
+        assert_eq!((call(&module, "forms", 0), call(&module, "far_form", 0)), (0b0011, 1));
+        assert_eq!((call(&module, "enabled", 0), call(&module, "enabled", 1)), (1, 0));
+        assert_eq!((call(&module, "disable", 0), call(&module, "enable", 1)), (0, 0));
+    }
+    assert_eq!(call(&module, "enable", 1), 0, "it is enabled already");
+}
+
+const OWNER: &str = "
+DEFINE_STATIC_KEY_FALSE(shared);
+EXPORT_SYMBOL(shared);
+int switch_it(int on) { return on ? static_branch_enable(&shared) : static_branch_disable(&shared); }
+int owners(int unused) { (void)unused; return static_branch_unlikely(&shared); }
+";
+
+fn user(number: i32) -> Image<'static> {
+    let users = format!(
+        "DECLARE_STATIC_KEY_FALSE(shared); DECLARE_STATIC_KEY_FALSE(hosts_key); DECLARE_STATIC_KEY_TRUE(hosts_true_key);
+         int use(int unused) {{ (void)unused; return static_branch_unlikely(&shared) ? {number} : 0; }}
+         int use_hosts(int unused)
+         {{ (void)unused; return (static_branch_unlikely(&hosts_key) ? 1 : 0) | (static_branch_likely(&hosts_true_key) ? 2 : 0); }}"
+    );
+    text(&format!("user{number}"), &users)
+}
+
+fn across_modules() {
+    let host = host();
+    let owner = host.load(&text("owner", OWNER)).unwrap();
+    let mut users: Vec<_> = (1..=5).map(|number| (number, host.load(&user(number)).unwrap())).collect();
+    for on in [1, 0, 1] {
+        assert_eq!(call(&owner, "switch_it", on), 0);
+        assert_eq!(call(&owner, "owners", 0), on);
+        assert!(users.iter().all(|(number, user)| call(user, "use", 0) == number * on));
+    }
+    // One that comes while the key is on, and one that goes.
+    users.push((6, host.load(&user(6)).unwrap()));
+    assert_eq!(call(&users[5].1, "use", 0), 6);
+    users.remove(2).1.unload().unwrap();
+    assert_eq!(call(&owner, "switch_it", 0), 0);
+    assert!(users.iter().all(|(_, user)| call(user, "use", 0) == 0));
+    // The host's keys.
+    assert!(users.iter().all(|(_, user)| call(user, "use_hosts", 0) == 2));
+    HOSTS_KEY.enable().unwrap();
+    HOSTS_TRUE_KEY.disable().unwrap();
+    assert!(users.iter().all(|(_, user)| call(user, "use_hosts", 0) == 1));
+    assert!(HOSTS_KEY.is_enabled() && !HOSTS_TRUE_KEY.is_enabled());
+    users.into_iter().for_each(|(_, user)| user.unload().unwrap());
+    HOSTS_KEY.disable().unwrap();
+    HOSTS_TRUE_KEY.enable().unwrap();
+    owner.unload().unwrap();
+}
+
+fn counted() {
+    let host = host();
+    let module = host.load(&user_of_host()).unwrap();
+    let enabled = || call(&module, "use", 0) == 1;
+    HOSTS_KEY.increment().unwrap();
+    HOSTS_KEY.increment().unwrap();
+    assert!(enabled());
+    assert!(matches!(HOSTS_KEY.disable(), Err(KeyError::Unbalanced { count: 2, .. })));
+    HOSTS_KEY.decrement().unwrap();
+    assert!(enabled());
+    HOSTS_KEY.decrement().unwrap();
+    assert!(!enabled());
+    assert!(matches!(HOSTS_KEY.decrement(), Err(KeyError::Unbalanced { count: 0, .. })));
+    assert_eq!(call(&module, "balance", 0), 1, "the module's own functions count the same key");
+}
+
+fn user_of_host() -> Image<'static> {
+    text(
+        "user_of_host",
+        "DECLARE_STATIC_KEY_FALSE(hosts_key);
+         int use(int unused) { (void)unused; return static_branch_unlikely(&hosts_key) ? 1 : 0; }
+         int balance(int unused)
+         {
+             int wrong = static_branch_dec(&hosts_key) != -EINVAL;
+             (void)unused;
+             wrong |= static_branch_inc(&hosts_key) | static_branch_inc(&hosts_key);
+             wrong |= static_key_count(&hosts_key.key) != 2;
+             wrong |= static_branch_dec(&hosts_key) | static_branch_dec(&hosts_key);
+             return !wrong;
+         }",
+    )
+}
+
+const CALLS: &str = "
+static int one(int n) { return n + 1; }
+static int two(int n) { return n + 2; }
+DEFINE_STATIC_CALL(step, one);
+EXPORT_STATIC_CALL(step);
+DEFINE_STATIC_CALL_RET0(zero, one);
+static int side;
+static void set(int n) { side = n; }
+DEFINE_STATIC_CALL_NULL(maybe, set);
+EXPORT_STATIC_CALL_TRAMP(maybe);
+int tail(int n) { return static_call(step)(n); }
+int middle(int n) { return static_call(step)(n) * 10; }
+int through_trampoline(int n) { int (*volatile f)(int) = &static_call(step); return f(n); }
+int zero_middle(int n) { return static_call(zero)(n) + 7; }
+int zero_tail(int n) { return static_call(zero)(n); }
+int maybe_middle(int n) { side = 0; static_call_cond(maybe)(n); return side; }
+void maybe_tail(int n) { static_call_cond(maybe)(n); }
+int to_one(int unused) { (void)unused; return static_call_update(step, one); }
+int to_two(int unused) { (void)unused; return static_call_update(step, two) || static_call_query(step) != (void *)two; }
+int to_abs(int unused) { (void)unused; return static_call_update(step, abs); }
+int to_zero(int unused)
+{ (void)unused; return static_call_update(step, (int (*)(int))__static_call_return0); }
+int zero_to_two(int unused) { (void)unused; return static_call_update(zero, two); }
+int maybe_to_set(int unused) { (void)unused; return static_call_update(maybe, set); }
+int maybe_to_null(int unused) { (void)unused; return static_call_update(maybe, (void (*)(int))0); }
+";
+
+fn calls() {
+    let host = host();
+    let module = host.load(&text("calls", CALLS)).unwrap();
+    let step = |n| ["tail", "middle", "through_trampoline"].map(|function| call(&module, function, n));
+    for _ in 0..2 {
+        assert_eq!(step(5), [6, 60, 6]);
+        assert_eq!(call(&module, "to_two", 0), 0);
+        assert_eq!(step(5), [7, 70, 7]);
+        // The C library's is far away.
+        assert_eq!(call(&module, "to_abs", 0), 0);
+        assert_eq!(step(-5), [5, 50, 5]);
+        assert_eq!(call(&module, "to_zero", 0), 0);
+        assert_eq!(step(5), [0, 0, 0]);
+        assert_eq!(call(&module, "to_one", 0), 0);
+    }
+    assert_eq!((call(&module, "zero_middle", 5), call(&module, "zero_tail", 5)), (7, 0));
+    assert_eq!(call(&module, "zero_to_two", 0), 0);
+    assert_eq!((call(&module, "zero_middle", 5), call(&module, "zero_tail", 5)), (14, 7));
+    for _ in 0..2 {
+        assert_eq!(call(&module, "maybe_middle", 5), 0);
+        call(&module, "maybe_tail", 5);
+        assert_eq!(call(&module, "maybe_to_set", 0), 0);
+        assert_eq!(call(&module, "maybe_middle", 5), 5);
+        assert_eq!(call(&module, "maybe_to_null", 0), 0);
+    }
+    // What stands there is a call of the function, not of the trampoline.
+    let one = module.symbol_info("one").unwrap().addr;
+    let tail = module.symbol_info("tail").unwrap().addr;
+    assert_eq!(disassembled(tail, &peek(tail, 5)), format!("jmp {one}"));
+}
+
+fn calls_across_modules() {
+    let host = host();
+    let owner = host.load(&text("calls", CALLS)).unwrap();
+    let user = "
+        int step_type(int); void maybe_type(int);
+        DECLARE_STATIC_CALL(step, step_type); DECLARE_STATIC_CALL(maybe, maybe_type);
+        int middle(int n) { return static_call(step)(n) * 100; }
+        int maybe_middle(int n) { static_call(maybe)(n); return 1; }
+        static int three(int n) { return n + 3; }
+        int to_three(int unused) { (void)unused; return static_call_update(step, three); }
+        void exit_it(void) { }
+        module_exit(exit_it);
+        ";
+    let module = host.load(&text("caller", user)).unwrap();
+    assert_eq!((call(&module, "middle", 1), call(&module, "maybe_middle", 1)), (200, 1));
+    assert_eq!(call(&owner, "to_two", 0), 0);
+    assert_eq!(call(&module, "middle", 1), 300);
+    // Of maybe it has the trampoline only; its sites are changed all the same.
+    assert_eq!(call(&owner, "maybe_to_set", 0), 0);
+    call(&module, "maybe_middle", 9);
+    assert_eq!(call(&module, "to_three", 0), 0);
+    assert_eq!((call(&owner, "middle", 1), call(&module, "middle", 1)), (40, 400));
+    assert_eq!(call(&owner, "to_one", 0), 0);
+    module.unload().unwrap();
+    assert_eq!((call(&owner, "to_two", 0), call(&owner, "middle", 1)), (0, 30));
+}
+
+/// Switches the host's key when a module is coming: before and after the built-in subscriber of keys has seen it.
+struct Switches;
+
+impl Subscriber for Switches {
+    fn coming(&self, _: &mut Coming<'_>) -> Result<(), Refusal> {
+        HOSTS_KEY.enable().map_err(|error| error.to_string().into())
+    }
+}
+
+fn switched_while_coming() {
+    let host = host();
+    let early = host.load(&user_of_host()).unwrap();
+    let membership = host.subscribe("switches", Order::mirrored(0), Switches);
+    let late = host.load(&user_of_host().named("late")).unwrap();
+    assert_eq!((call(&early, "use", 0), call(&late, "use", 0)), (1, 1));
+    membership.leave();
+    HOSTS_KEY.disable().unwrap();
+    assert_eq!((call(&early, "use", 0), call(&late, "use", 0)), (0, 0));
+    assert_eq!(first(&late, "use", 5), "nopl (%rax,%rax)");
+}
+
+fn init_sites() {
+    let module = "
+        DECLARE_STATIC_KEY_FALSE(hosts_key);
+        static DEFINE_STATIC_KEY_FALSE(own);
+        int seen = -1;
+        EXPORT_SYMBOL(seen);
+        static int __init begin(void)
+        {
+            seen = (static_branch_unlikely(&hosts_key) ? 1 : 0) | (static_branch_unlikely(&own) ? 2 : 0);
+            if (static_branch_enable(&own) != 0)
+                return -EINVAL;
+            seen |= static_branch_unlikely(&own) ? 4 : 0;
+            return 0;
+        }
+        module_init(begin);
+        int get(int unused) { (void)unused; return seen | (static_branch_unlikely(&own) ? 8 : 0); }
+        int off(int unused) { (void)unused; return static_branch_disable(&own); }
+        ";
+    let host = host();
+    HOSTS_KEY.enable().unwrap();
+    let module = host.load(&text("with_init", module)).unwrap();
+    assert_eq!(call(&module, "get", 0), 1 | 4 | 8);
+    // The sites of init are INT3, or another's by now: a switch that still knew them would be refused.
+    HOSTS_KEY.disable().unwrap();
+    assert_eq!((call(&module, "off", 0), call(&module, "get", 0)), (0, 1 | 4));
+}
+
+fn late_keys() {
+    let module = "
+        static DEFINE_STATIC_KEY_FALSE_RO(late);
+        static int __init begin(void) { return static_branch_enable(&late); }
+        module_init(begin);
+        int get(int unused) { (void)unused; return static_branch_unlikely(&late) ? 1 : 0; }
+        int count(int unused) { (void)unused; return static_key_count(&late.key); }
+        int off(int unused) { (void)unused; return static_branch_disable(&late); }
+        ";
+    let host = host();
+    let module = host.load(&text("late_keys", module)).unwrap();
+    assert_eq!((call(&module, "get", 0), call(&module, "count", 0)), (1, 1));
+    assert_eq!((call(&module, "off", 0), call(&module, "get", 0), call(&module, "count", 0)), (0, 0, 0));
+}
+
+fn refusals() {
+    let host = host();
+    let record = |name: &str, code: &str, table: &str| {
+        let module = format!(
+            "__asm__(\".text\\n{code}\\n.section {table}\");\nextern char key[16]; char key[16] __attribute__((aligned(8)));"
+        );
+        host.load(&text(name, &module)).unwrap_err().to_string()
+    };
+    let jump = |site: &str, key: &str| {
+        format!("__jump_table, \\\"a\\\"\\n.balign 8\\n.long {site} - ., over - .\\n.quad {key} - .\\n.text")
+    };
+    let call = |site: &str, key: &str| {
+        format!(".static_call_sites, \\\"a\\\"\\n.balign 4\\n.long {site} - ., {key} - .\\n.text")
+    };
+    let code = "start: mov $0x90669066, %eax\\nsite: .byte 0x0f, 0x1f, 0x44, 0, 0\\nover: ret\\nmov $0xe8, %ecx\\nret";
+    let lines = [
+        record("neither", code, &jump("start", "key")),
+        record("inside", code, &jump("start + 1", "key")),
+        record("no_key", code, &jump("site", "over")),
+        record("outside", code, &jump("key", "key")),
+        record("call_inside", code, &call("over + 2", "key")),
+        record("call_of_nothing", code, &call("start", "key")),
+        record("call_without_key", code, &call("site", "over")),
+    ];
+    let known = |line: &String| {
+        let hex = |word: &str| word.starts_with("0x") && word.len() > 7;
+        line.split(' ').map(|word| if hex(word) { "ADDR" } else { word }).collect::<Vec<_>>().join(" ")
+    };
+    insta::assert_snapshot!(lines.iter().map(known).collect::<Vec<_>>().join("\n"));
+    assert!(host.modules().is_empty());
+}
+
+fn failed_load() {
+    let module = "
+        DECLARE_STATIC_KEY_FALSE(hosts_key);
+        int use(int unused) { (void)unused; return static_branch_unlikely(&hosts_key) ? 1 : 0; }
+        static int __init begin(void) { return -ENODEV; }
+        module_init(begin);
+        ";
+    let host = host();
+    for _ in 0..3 {
+        host.load(&text("fails", module)).unwrap_err();
+        HOSTS_KEY.enable().unwrap();
+        HOSTS_KEY.disable().unwrap();
+    }
+}

@@ -1,0 +1,58 @@
+//! Doing what an instruction does, to the registers of a thread that was stopped in its place. Async-signal-safe.
+
+use modload_edit::{Addr, Step};
+
+use crate::reserve::pointer;
+
+// Their places in `gregs`: `enum` of <sys/ucontext.h>, which the C library's crate has as signed numbers.
+pub(crate) const RIP: usize = 16;
+const RSP: usize = 15;
+const RAX: usize = 13;
+const FLAGS: usize = 17;
+
+/// CF, PF, AF, ZF, SF and OF.
+const ARITHMETIC: i64 = 0x8d5;
+/// ZF and PF: what `xor` of a register with itself leaves of them.
+const ZERO_AND_PARITY: i64 = 0x44;
+
+/// Makes a thread do what an instruction would. What it pushes and pops is on its own stack.
+pub(crate) fn emulate(step: Step, registers: &mut libc::mcontext_t) {
+    let registers = &mut registers.gregs;
+    let rsp = Addr::new(registers[RSP].cast_unsigned());
+    let (to, rsp) = match step {
+        Step::Next(to) | Step::Jump(to) => (to, rsp),
+        Step::JumpThrough(slot) => (read(slot), rsp),
+        Step::Call { to, back } => (to, push(rsp, back)),
+        Step::CallThrough { slot, back } => (read(slot), push(rsp, back)),
+        Step::Return => (read(rsp), rsp + 8),
+        Step::Zero(to) => {
+            registers[RAX] = 0;
+            registers[FLAGS] = registers[FLAGS] & !ARITHMETIC | ZERO_AND_PARITY;
+            (to, rsp)
+        }
+    };
+    registers[RSP] = rsp.get().cast_signed();
+    registers[RIP] = to.get().cast_signed();
+}
+
+fn push(rsp: Addr, back: Addr) -> Addr {
+    let rsp = rsp.offset(-8);
+    // SAFETY: the call that the thread is made to do writes the same eight bytes of its stack.
+    unsafe { pointer(rsp).cast::<u64>().write_unaligned(back.get()) };
+    rsp
+}
+
+fn read(at: Addr) -> Addr {
+    // SAFETY: the instruction that the thread is made to do reads the same eight bytes.
+    Addr::new(unsafe { pointer(at).cast::<u64>().read_unaligned() })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn registers_are_where_the_c_library_has_them() {
+        let named = [libc::REG_RIP, libc::REG_RSP, libc::REG_RAX, libc::REG_EFL];
+        let used = [super::RIP, super::RSP, super::RAX, super::FLAGS];
+        assert_eq!(named.map(|register| usize::try_from(register).unwrap()), used);
+    }
+}

@@ -1,0 +1,221 @@
+//! Changing published text while threads run through it.
+//!
+//! An edit is one instruction before and one after. By traps, a batch of any size takes three synchronisations of all
+//! cores (`docs/poke.md` has the argument, step by step):
+//!
+//! 1. every `old` is compared with what is there;
+//! 2. INT3 at every site; all cores synchronise. From here on nobody begins an old instruction;
+//! 3. the bytes behind every first byte; all cores synchronise. Whoever meets an INT3 is made, by the signal handler, to
+//!    do what the new instruction would;
+//! 4. every first byte; all cores synchronise. From here on nobody meets an INT3 of ours.
+//!
+//! INT3 kills where SIGTRAP does not reach our handler. There the batch is written while every other thread is held in
+//! a signal handler: the rendezvous.
+
+use std::fmt;
+
+use modload_edit::{Addr, Edit, EditSet, Step, Why, disassembled, is_one_instruction, wide};
+use thiserror::Error;
+
+use crate::batch::Announced;
+use crate::reserve::pointer;
+use crate::spans::{self, Grouping, Pass, Side};
+use crate::write::{TextLock, WriteFailed};
+use crate::{host_text, owners, sync};
+
+/// What is known of SIGTRAP in the process's threads while a batch is poked.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum TrapMask {
+    /// Looked at before each batch: that the handler is ours, that no debugger is attached, that no thread blocks
+    /// SIGTRAP; else the rendezvous is taken. It is a snapshot, at some microseconds a thread, and blind to a mask, a
+    /// handler or a debugger that changes during the batch.
+    #[default]
+    Checked,
+    /// The embedder promises all three.
+    Trusted,
+    /// Nothing: always the rendezvous.
+    Held,
+}
+
+/// By which protocol a batch was written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// By traps, with three synchronisations.
+    Traps,
+}
+
+/// How a batch was written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Poked {
+    /// By which protocol.
+    pub way: Way,
+    /// How often all cores were synchronised.
+    pub syncs: u32,
+    /// How many writes it took.
+    pub writes: u32,
+}
+
+/// The published text is not what a batch expects it to be, or could not be written.
+#[derive(Debug, Error)]
+pub enum PokeError {
+    /// Other bytes are there.
+    #[error("{why} at {at}: expected {}, found {}", code(*.at, .expected), code(*.at, .found))]
+    Mismatch {
+        /// Where.
+        at: Addr,
+        /// `old` of the edit.
+        expected: Vec<u8>,
+        /// What is there.
+        found: Vec<u8>,
+        /// The edit's reason.
+        why: Why,
+    },
+    /// The edit lies outside, or reaches out of, what may be poked.
+    #[error("{why} at {at}: {len} bytes do not lie within the published text of one module or within registered text")]
+    NotText {
+        /// Where.
+        at: Addr,
+        /// How many bytes.
+        len: usize,
+        /// The edit's reason.
+        why: Why,
+    },
+    /// It must be one instruction.
+    #[error("{why} at {at}: {} is not one instruction", code(*.at, .bytes))]
+    NotOneInstruction {
+        /// Where.
+        at: Addr,
+        /// `old` or `new` of the edit.
+        bytes: Vec<u8>,
+        /// The edit's reason.
+        why: Why,
+    },
+    /// A thread that meets the trap there cannot be made to do what the new instruction does.
+    #[error("{why} at {at}: {} cannot be poked: only jmp, call, ret, NOPs and the zero of a static call can", code(*.at, .bytes))]
+    NotEmulated {
+        /// Where.
+        at: Addr,
+        /// `new` of the edit.
+        bytes: Vec<u8>,
+        /// The edit's reason.
+        why: Why,
+    },
+    /// Nothing has been changed: what was written has been taken back.
+    #[error("the batch could not be written, and has been taken back")]
+    Write(#[from] WriteFailed),
+    /// Some sites are changed, some are not, and traps that stand there lead on to the new code for ever.
+    #[error("the batch could be neither written nor taken back; no other can be poked in this process")]
+    Stuck(#[source] WriteFailed),
+    /// An earlier batch is [`PokeError::Stuck`].
+    #[error("an earlier batch could not be completed")]
+    EarlierStuck,
+}
+
+/// Bytes and what they are as code.
+fn code(at: Addr, bytes: &[u8]) -> impl fmt::Display {
+    format!("{bytes:02x?} ({})", disassembled(at, bytes))
+}
+
+/// Changes published text that threads may be running through, all edits as one batch. Linux's `text_poke_bp_batch`.
+///
+/// Each call that goes through a site does what the old instruction does or what the new one does, and what the new one
+/// does once this has returned.
+///
+/// # Errors
+/// [`PokeError`]; but for [`PokeError::Stuck`], every byte is as it was.
+pub fn poke(lock: &mut TextLock<'_>, edits: &EditSet, mask: TrapMask) -> Result<Poked, PokeError> {
+    check(lock, edits)?;
+    let _ = mask;
+    by_traps(lock, edits, Grouping::Spans)
+}
+
+/// Compares every `old`, and demands one instruction before and after.
+fn check(lock: &TextLock<'_>, edits: &EditSet) -> Result<(), PokeError> {
+    if lock.is_stuck() {
+        return Err(PokeError::EarlierStuck);
+    }
+    let mut region = Region::default();
+    for edit in edits.iter() {
+        region.compare(&edit)?;
+        if Step::of(edit.at, edit.new).is_none() {
+            return Err(unfit(&edit));
+        }
+        if !is_one_instruction(edit.at, edit.old) {
+            return Err(PokeError::NotOneInstruction { at: edit.at, bytes: edit.old.to_vec(), why: edit.why });
+        }
+    }
+    Ok(())
+}
+
+#[cold]
+fn unfit(edit: &Edit<'_>) -> PokeError {
+    let (at, bytes, why) = (edit.at, edit.new.to_vec(), edit.why);
+    match is_one_instruction(at, &bytes) {
+        true => PokeError::NotEmulated { at, bytes, why },
+        false => PokeError::NotOneInstruction { at, bytes, why },
+    }
+}
+
+/// The range of text that the last edit lay in; the next one mostly does, too.
+#[derive(Default)]
+struct Region {
+    start: Addr,
+    end: Addr,
+}
+
+impl Region {
+    /// Looks whether the edit's bytes are text that may be poked, and what is there.
+    fn compare(&mut self, edit: &Edit<'_>) -> Result<(), PokeError> {
+        if !self.holds(edit) {
+            let found = owners::published(edit.at).or_else(|| host_text::containing(edit.at));
+            (self.start, self.end) = found.unwrap_or_default();
+            if !self.holds(edit) {
+                return Err(PokeError::NotText { at: edit.at, len: edit.new.len(), why: edit.why });
+            }
+        }
+        // SAFETY: published or registered text, which is mapped, readable and, since the caller has the lock, not being
+        // changed.
+        let found = unsafe { std::slice::from_raw_parts(pointer(edit.at).cast_const(), edit.old.len()) };
+        if found == edit.old {
+            return Ok(());
+        }
+        Err(PokeError::Mismatch { at: edit.at, expected: edit.old.to_vec(), found: found.to_vec(), why: edit.why })
+    }
+
+    fn holds(&self, edit: &Edit<'_>) -> bool {
+        self.start <= edit.at && edit.at < self.end && wide(edit.new.len()) <= (self.end - edit.at).cast_unsigned()
+    }
+}
+
+/// The protocol at the top of this file.
+fn by_traps(lock: &mut TextLock<'_>, edits: &EditSet, grouping: Grouping) -> Result<Poked, PokeError> {
+    let announced = Announced::new(lock, edits);
+    let mut poked = Poked { way: Way::Traps, syncs: 0, writes: 0 };
+    match trap_by_trap(lock, edits, Side::New, grouping, &mut poked) {
+        Ok(()) => Ok(poked),
+        // Back again by the same protocol. Until it is done, who meets a trap does what the new instruction does.
+        Err(failed) => match trap_by_trap(lock, edits, Side::Old, grouping, &mut poked) {
+            Ok(()) => Err(PokeError::Write(failed)),
+            Err(failed) => {
+                announced.forget(edits.clone());
+                lock.stuck();
+                Err(PokeError::Stuck(failed))
+            }
+        },
+    }
+}
+
+fn trap_by_trap(
+    lock: &mut TextLock<'_>,
+    edits: &EditSet,
+    side: Side,
+    grouping: Grouping,
+    poked: &mut Poked,
+) -> Result<(), WriteFailed> {
+    for pass in [Pass::Traps, Pass::Tails, Pass::Firsts] {
+        poked.writes += spans::write(lock, edits, pass, side, grouping)?;
+        sync::all_cores().map_err(|source| WriteFailed::Sync { source })?;
+        poked.syncs += 1;
+    }
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! Reads of a stack that may be corrupted: they fail, they never fault.
+
+/// Where a walk reads stacks.
+pub trait Memory {
+    /// Fills `into` with what stands at `at`, or says that it cannot.
+    fn read(&mut self, at: u64, into: &mut [u8]) -> bool;
+
+    /// The eight bytes at `at` as a number.
+    fn word(&mut self, at: u64) -> Option<u64> {
+        let mut bytes = [0; 8];
+        self.read(at, &mut bytes).then(|| u64::from_le_bytes(bytes))
+    }
+}
+
+/// How much is read at once. Frames lie close together, and a stack is walked towards higher addresses.
+const WINDOW: usize = 512;
+
+/// No read crosses a multiple of this: what lies behind may not be mapped.
+const PAGE: u64 = 4096;
+
+/// The memory of a process, by `process_vm_readv(2)`: a system call, safe in signal handlers, that fails where a load
+/// would fault. It costs about as much as a frame's row, and is made once for several frames.
+///
+/// Bounds of the stack would make it unnecessary for one stack. But a walk passes from an alternate signal stack to the
+/// one below it and through stacks of a program's own making, and nobody knows the bounds of those.
+pub struct ProcessMemory {
+    process: libc::pid_t,
+    window: [u8; WINDOW],
+    start: u64,
+    len: usize,
+}
+
+impl ProcessMemory {
+    /// That of this process.
+    #[must_use]
+    pub fn own() -> ProcessMemory {
+        // SAFETY: getpid takes nothing and cannot fail.
+        ProcessMemory::of(unsafe { libc::getpid() })
+    }
+
+    /// That of a process that this one may trace; of a child that was forked without exec, its stacks unwind by this
+    /// process's rows.
+    #[must_use]
+    pub fn of(process: libc::pid_t) -> ProcessMemory {
+        ProcessMemory { process, window: [0; WINDOW], start: 0, len: 0 }
+    }
+
+    /// Reads a piece that does not cross a page; nothing, if nothing is there.
+    fn fill(&mut self, at: u64) {
+        let room = usize::try_from(PAGE - at % PAGE).unwrap_or(WINDOW).min(WINDOW);
+        self.start = at;
+        self.len = 0;
+        let Ok(remote) = usize::try_from(at) else { return };
+        let local = libc::iovec { iov_base: self.window.as_mut_ptr().cast(), iov_len: room };
+        // The kernel alone follows this address.
+        let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(remote), iov_len: room };
+        // SAFETY: one vector of each kind; the local one is a part of `window`, which is ours. What the remote one
+        // names is read by the kernel, which refuses what is not mapped.
+        let read = unsafe { libc::process_vm_readv(self.process, &raw const local, 1, &raw const remote, 1, 0) };
+        self.len = usize::try_from(read).unwrap_or(0);
+    }
+
+    /// What the window has from `at` on.
+    fn seen(&self, at: u64) -> Option<&[u8]> {
+        let offset = usize::try_from(at.checked_sub(self.start)?).ok()?;
+        self.window.get(offset..self.len).filter(|seen| !seen.is_empty())
+    }
+}
+
+impl Memory for ProcessMemory {
+    fn read(&mut self, mut at: u64, mut into: &mut [u8]) -> bool {
+        while !into.is_empty() {
+            if self.seen(at).is_none() {
+                self.fill(at);
+            }
+            let Some(seen) = self.seen(at) else { return false };
+            let len = seen.len().min(into.len());
+            into[..len].copy_from_slice(&seen[..len]);
+            let (Some(next), rest) = (u64::try_from(len).ok().and_then(|len| at.checked_add(len)), &mut into[len..])
+            else {
+                return false;
+            };
+            at = next;
+            into = rest;
+        }
+        true
+    }
+}
+
+impl std::fmt::Debug for ProcessMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProcessMemory").field("process", &self.process).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Memory, PAGE, ProcessMemory};
+
+    #[test]
+    fn what_is_mapped_is_read_and_what_is_not_fails() {
+        let length = 4 * usize::try_from(PAGE).unwrap();
+        // SAFETY: a new private mapping, wherever the kernel likes.
+        let mapping = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(mapping, libc::MAP_FAILED);
+        let start = u64::try_from(mapping.expose_provenance()).unwrap();
+        let hole = mapping.map_addr(|at| at + 2 * length / 4);
+        // SAFETY: the third page of our own mapping, which nobody refers to.
+        assert_eq!(unsafe { libc::munmap(hole, length / 4) }, 0);
+        // SAFETY: the first two pages are ours, and writable.
+        unsafe { mapping.cast::<u8>().write_bytes(0xa5, length / 2) };
+        let mut memory = ProcessMemory::own();
+        let mut bytes = [0; 2000];
+        assert!(memory.read(start + PAGE - 1000, &mut bytes), "across a page");
+        assert_eq!(bytes, [0xa5; 2000]);
+        assert_eq!(memory.word(start + PAGE - 3), Some(0xa5a5_a5a5_a5a5_a5a5));
+        assert_eq!(memory.word(start + 2 * PAGE - 8), Some(0xa5a5_a5a5_a5a5_a5a5), "up to the hole");
+        assert_eq!(memory.word(start + 2 * PAGE - 7), None, "into the hole");
+        assert_eq!(memory.word(start + 2 * PAGE), None);
+        assert_eq!(memory.word(start + 3 * PAGE), Some(0));
+        for wild in [0, 8, u64::MAX, u64::MAX - 7, 1 << 63] {
+            assert_eq!(memory.word(wild), None, "{wild:#x}");
+        }
+        // SAFETY: our own mapping, which nobody refers to any more.
+        assert_eq!(unsafe { libc::munmap(mapping, length) }, 0);
+    }
+}

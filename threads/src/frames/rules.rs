@@ -1,0 +1,194 @@
+//! From a frame to its caller: the rules of one row, applied.
+
+use gimli::{
+    BaseAddresses, CfaRule, EhFrame, EhFrameOffset, EndianSlice, LittleEndian, RegisterRule, UnwindContext,
+    UnwindContextStorage, UnwindSection, UnwindTableRow,
+};
+
+use super::expression::{NoValue, evaluate};
+use super::index::{Entries, Reading};
+use super::made;
+use super::memory::Memory;
+use super::process::Objects;
+use super::registers::{Register, Registers};
+
+/// Room for a row's rules in the walker itself: for the registers above and some that do not matter here.
+#[derive(Clone, Debug)]
+struct InPlace;
+
+impl UnwindContextStorage<usize> for InPlace {
+    type Rules = [(gimli::Register, RegisterRule<usize>); 24];
+    /// A row, the one that the function begins with, and two that are remembered: compilers nest to one.
+    type Stack = [UnwindTableRow<usize, InPlace>; 4];
+}
+
+type Reader<'a> = EndianSlice<'a, LittleEndian>;
+
+/// Why a frame's caller cannot be told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unknown {
+    /// There is no row, or it is malformed or not supported.
+    NoRow,
+    /// A rule needs a register that is not known in this frame.
+    Register(Register),
+    /// The CFA is not above the frame, or not aligned.
+    Cfa(u64),
+    /// The stack cannot be read there.
+    Unreadable(u64),
+}
+
+impl From<NoValue> for Unknown {
+    fn from(no_value: NoValue) -> Unknown {
+        match no_value {
+            NoValue::Unsupported => Unknown::NoRow,
+            NoValue::Unknown(register) => Unknown::Register(register),
+            NoValue::Unreadable(at) => Unknown::Unreadable(at),
+        }
+    }
+}
+
+/// What a row says of a frame.
+pub(crate) struct Unwound {
+    pub(crate) cfa: u64,
+    /// Whether the frame is that of code the kernel sends a thread to: its caller was interrupted, and has not called.
+    pub(crate) interrupts: bool,
+    /// The registers of the caller; none if there is no caller.
+    pub(crate) caller: Option<Registers>,
+}
+
+/// What a walk needs to find and to apply rows. Nothing of it is allocated.
+pub(crate) struct Unwinder<M> {
+    context: UnwindContext<usize, InPlace>,
+    objects: Objects,
+    memory: M,
+}
+
+impl<M: Memory> Unwinder<M> {
+    pub(crate) fn new(memory: M) -> Unwinder<M> {
+        Unwinder { context: UnwindContext::new_in(), objects: Objects::default(), memory }
+    }
+
+    /// Applies the row for `at`, an address in the function whose frame has these registers.
+    pub(crate) fn unwind(&mut self, at: u64, registers: &Registers, tables: &Reading) -> Result<Unwound, Unknown> {
+        let (frames, bases, offset) = match tables.find(at) {
+            Some((start, Entries::Stated(rows))) => return self.apply_stated(rows, at - start, registers),
+            Some((_, Entries::Listed(listing))) => listing.description(at).ok_or(Unknown::NoRow)?,
+            None => {
+                let object = self.objects.at(at).ok_or(Unknown::NoRow)?;
+                object.description(at).ok_or(Unknown::NoRow)?
+            }
+        };
+        self.apply(&frames, &bases, offset, at, registers)
+    }
+
+    fn apply(
+        &mut self,
+        frames: &EhFrame<Reader<'_>>,
+        bases: &BaseAddresses,
+        offset: usize,
+        at: u64,
+        registers: &Registers,
+    ) -> Result<Unwound, Unknown> {
+        let entry = frames.fde_from_offset(bases, EhFrameOffset(offset), EhFrame::cie_from_offset);
+        let entry = entry.ok().filter(|entry| entry.contains(at)).ok_or(Unknown::NoRow)?;
+        let encoding = entry.cie().encoding();
+        if entry.cie().return_address_register().0 != u16::from(Register::RIP.number()) {
+            return Err(Unknown::NoRow);
+        }
+        let row = entry.unwind_info_for_address(frames, bases, &mut self.context, at).map_err(|_| Unknown::NoRow)?;
+        let memory = &mut self.memory;
+        let mut value_of = |expression: &gimli::UnwindExpression<usize>, initial| {
+            let expression = expression.get(frames).map_err(|_| Unknown::NoRow)?;
+            evaluate(expression.0, encoding, initial, registers, memory).map_err(Unknown::from)
+        };
+        let cfa = match row.cfa() {
+            CfaRule::RegisterAndOffset { register, offset } => {
+                let register = Register::numbered(register.0).ok_or(Unknown::NoRow)?;
+                known(registers, register)?.wrapping_add_signed(*offset)
+            }
+            CfaRule::Expression(expression) => value_of(expression, None)?,
+        };
+        let interrupts = entry.is_signal_trampoline();
+        check_cfa(cfa, interrupts, registers)?;
+        let mut caller = Registers::unknown();
+        // The psABI defines the CFA as the caller's stack pointer.
+        caller.set(Register::RSP, cfa);
+        for register in Register::ALL {
+            let value = match row.register(gimli::Register(register.number().into())) {
+                // A rule that nobody has stated: functions preserve what they must, and nothing else is known.
+                None if register.is_preserved() => registers.get(register),
+                None => continue,
+                Some(RegisterRule::Undefined) if register == Register::RIP => {
+                    return Ok(Unwound { cfa, interrupts, caller: None });
+                }
+                Some(RegisterRule::Undefined) => continue,
+                Some(RegisterRule::SameValue) => registers.get(register),
+                Some(RegisterRule::Offset(offset)) => {
+                    let at = cfa.wrapping_add_signed(offset);
+                    Some(memory.word(at).ok_or(Unknown::Unreadable(at))?)
+                }
+                Some(RegisterRule::ValOffset(offset)) => Some(cfa.wrapping_add_signed(offset)),
+                Some(RegisterRule::Register(other)) => {
+                    registers.get(Register::numbered(other.0).ok_or(Unknown::NoRow)?)
+                }
+                Some(RegisterRule::Expression(expression)) => {
+                    let expression = expression.get(frames).map_err(|_| Unknown::NoRow)?;
+                    let at = evaluate(expression.0, encoding, Some(cfa), registers, memory)?;
+                    Some(memory.word(at).ok_or(Unknown::Unreadable(at))?)
+                }
+                Some(RegisterRule::ValExpression(expression)) => {
+                    let expression = expression.get(frames).map_err(|_| Unknown::NoRow)?;
+                    Some(evaluate(expression.0, encoding, Some(cfa), registers, memory)?)
+                }
+                Some(RegisterRule::Architectural | RegisterRule::Constant(_)) => return Err(Unknown::NoRow),
+            };
+            if let Some(value) = value {
+                caller.set(register, value);
+            }
+        }
+        finish(cfa, interrupts, caller)
+    }
+
+    fn apply_stated(&mut self, rows: &[made::Row], offset: u64, registers: &Registers) -> Result<Unwound, Unknown> {
+        let row = made::row_at(rows, offset).ok_or(Unknown::NoRow)?;
+        let (base, distance) = row.cfa;
+        let cfa = known(registers, base)?.wrapping_add_signed(distance.into());
+        check_cfa(cfa, false, registers)?;
+        if row.saved.iter().all(|(register, _)| *register != Register::RIP) {
+            return Ok(Unwound { cfa, interrupts: false, caller: None });
+        }
+        let mut caller = Registers::unknown();
+        for register in Register::ALL.into_iter().filter(|register| register.is_preserved()) {
+            if let Some(value) = registers.get(register) {
+                caller.set(register, value);
+            }
+        }
+        caller.set(Register::RSP, cfa);
+        for (register, offset) in &row.saved {
+            let at = cfa.wrapping_add_signed((*offset).into());
+            caller.set(*register, self.memory.word(at).ok_or(Unknown::Unreadable(at))?);
+        }
+        finish(cfa, false, caller)
+    }
+}
+
+fn known(registers: &Registers, register: Register) -> Result<u64, Unknown> {
+    registers.get(register).ok_or(Unknown::Register(register))
+}
+
+/// A frame lies between its stack pointer and its CFA. It holds a return address at least, except that code may have
+/// popped that into a register (`vfork`), which it then does not preserve for callees. Signal frames alone may be on
+/// another stack than what they have interrupted.
+fn check_cfa(cfa: u64, interrupts: bool, registers: &Registers) -> Result<(), Unknown> {
+    let stack = known(registers, Register::RSP)?;
+    if !cfa.is_multiple_of(8) || (cfa < stack && !interrupts) {
+        return Err(Unknown::Cfa(cfa));
+    }
+    Ok(())
+}
+
+/// Without a rule for the return address there is no row.
+fn finish(cfa: u64, interrupts: bool, caller: Registers) -> Result<Unwound, Unknown> {
+    caller.get(Register::RIP).ok_or(Unknown::NoRow)?;
+    Ok(Unwound { cfa, interrupts, caller: Some(caller) })
+}

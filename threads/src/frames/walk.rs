@@ -1,0 +1,166 @@
+//! The walk: from a thread's registers to its outermost frame.
+
+use std::fmt;
+use std::ops::ControlFlow;
+
+use thiserror::Error;
+
+use super::index::Reading;
+use super::memory::{Memory, ProcessMemory};
+use super::registers::{Register, Registers};
+use super::rules::{Unknown, Unwinder};
+
+/// How many frames a walk passes at most. A thread's usual stack of 8 MiB has room for half as many that hold nothing
+/// but a return address and eight bytes; what has more goes in circles, by signal frames.
+pub const DEEPEST: usize = 1 << 20;
+
+/// A frame of a stack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Frame {
+    /// Where it will go on.
+    pub pc: u64,
+    /// The stack pointer of its caller before the call.
+    pub cfa: u64,
+    /// Whether `pc` is the instruction that is next, not a return address: in the first frame, and in one that a signal
+    /// has interrupted.
+    pub is_exact: bool,
+    /// Whether it is the kernel's call of a signal handler: its caller was interrupted.
+    pub is_signal: bool,
+}
+
+impl Frame {
+    /// An address in the function: a return address may be that of the next one, behind a call that does not return.
+    #[must_use]
+    pub fn inside(&self) -> u64 {
+        if self.is_exact { self.pc } else { self.pc.wrapping_sub(1) }
+    }
+}
+
+/// How a walk has ended well.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// With the outermost frame: its row says that it has no caller.
+    Outermost,
+    /// The visitor has seen enough.
+    Early,
+}
+
+/// How a walk has ended at a frame whose caller is not known. The frames before it were visited, and this one was not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum WalkError {
+    /// There is no row for the address, or none that is understood.
+    #[error("no call frame information for {pc:#x}")]
+    NoRow {
+        /// Where the frame will go on.
+        pc: u64,
+    },
+    /// The row needs a register that is not known in this frame.
+    #[error("the frame of {pc:#x} is found by {register}, which its callees need not have kept")]
+    UnknownRegister {
+        /// Where the frame will go on.
+        pc: u64,
+        /// Which.
+        register: Register,
+    },
+    /// The CFA is not aligned to 8 bytes, or is not above the frame's stack pointer: the stack or the row is wrong.
+    #[error("the frame of {pc:#x} ends at {cfa:#x}, where it cannot end")]
+    BadCfa {
+        /// Where the frame will go on.
+        pc: u64,
+        /// What the row says.
+        cfa: u64,
+    },
+    /// The stack cannot be read.
+    #[error("the frame of {pc:#x} has something saved at {address:#x}, which cannot be read")]
+    Unreadable {
+        /// Where the frame will go on.
+        pc: u64,
+        /// The address.
+        address: u64,
+    },
+    /// There are more frames than any stack has room for.
+    #[error("more than {DEEPEST} frames")]
+    TooDeep,
+    /// Where the thread is, was not said.
+    #[error("the instruction pointer or the stack pointer is not given")]
+    NowhereToBegin,
+}
+
+/// Walks from these registers outward and shows each frame to the visitor. Async-signal-safe if the visitor is, and if
+/// [`super::know_process`] has been called before. Takes about 6 KiB of stack.
+///
+/// The thread whose registers these are is this one, or does not run meanwhile.
+///
+/// # Errors
+/// [`WalkError`]: the frame whose caller is not known, and why. Nothing has been guessed: each frame that was visited
+/// follows from the registers by rows alone.
+pub fn walk(
+    registers: &Registers,
+    memory: impl Memory,
+    mut visit: impl FnMut(&Frame) -> ControlFlow<()>,
+) -> Result<Ended, WalkError> {
+    let tables = Reading::begin();
+    let mut unwinder = Unwinder::new(memory);
+    let mut registers = *registers;
+    let mut is_exact = true;
+    registers.get(Register::RSP).ok_or(WalkError::NowhereToBegin)?;
+    for _ in 0..DEEPEST {
+        let pc = registers.get(Register::RIP).ok_or(WalkError::NowhereToBegin)?;
+        let mut frame = Frame { pc, cfa: 0, is_exact, is_signal: false };
+        let unwound = unwinder.unwind(frame.inside(), &registers, &tables).map_err(|unknown| match unknown {
+            Unknown::NoRow => WalkError::NoRow { pc },
+            Unknown::Register(register) => WalkError::UnknownRegister { pc, register },
+            Unknown::Cfa(cfa) => WalkError::BadCfa { pc, cfa },
+            Unknown::Unreadable(address) => WalkError::Unreadable { pc, address },
+        })?;
+        frame.cfa = unwound.cfa;
+        frame.is_signal = unwound.interrupts;
+        if visit(&frame).is_break() {
+            return Ok(Ended::Early);
+        }
+        let Some(caller) = unwound.caller else { return Ok(Ended::Outermost) };
+        registers = caller;
+        is_exact = unwound.interrupts;
+    }
+    Err(WalkError::TooDeep)
+}
+
+/// Walks this thread's own stack, from the caller of this function outward.
+///
+/// # Errors
+/// As [`walk`].
+#[inline(never)]
+pub fn walk_here(mut visit: impl FnMut(&Frame) -> ControlFlow<()>) -> Result<Ended, WalkError> {
+    let mut values = [0_u64; 8];
+    // SAFETY: stores eight registers into the array and changes nothing else. The address is one of this function's, and
+    // the registers are those at it.
+    unsafe {
+        std::arch::asm!(
+            "lea {scratch}, [rip]",
+            "mov [{values}], {scratch}",
+            "mov [{values} + 8], rsp",
+            "mov [{values} + 16], rbp",
+            "mov [{values} + 24], rbx",
+            "mov [{values} + 32], r12",
+            "mov [{values} + 40], r13",
+            "mov [{values} + 48], r14",
+            "mov [{values} + 56], r15",
+            values = in(reg) &raw mut values,
+            scratch = out(reg) _,
+            options(nostack, preserves_flags)
+        );
+    }
+    let order = [16, 7, 6, 3, 12, 13, 14, 15].map(|number| Register::ALL[number]);
+    let here = order.into_iter().zip(values);
+    let here = here.fold(Registers::unknown(), |registers, (register, value)| registers.with(register, value));
+    let mut is_ours = true;
+    walk(&here, ProcessMemory::own(), |frame| {
+        if std::mem::take(&mut is_ours) { ControlFlow::Continue(()) } else { visit(frame) }
+    })
+}
+
+impl fmt::Display for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.pc)
+    }
+}

@@ -1,0 +1,172 @@
+//! Sections of call frame information: what is found in them, what is refused, and that no mutant does harm.
+
+use std::ops::{ControlFlow, Range};
+
+use modload_threads::frames::{Malformed, Memory, Register, Registers, plan, walk};
+use object::{Object, ObjectSection};
+
+/// Common information as gcc writes it: `zR`, addresses relative to their place, CFA rsp+8, return address at CFA-8.
+fn common() -> Vec<u8> {
+    let body = [
+        0, 0, 0, 0, // common information
+        1, b'z', b'R', 0, 1, 0x78, 16, 1, 0x1b, // version, "zR", factors 1 and -8, rip, pcrel sdata4
+        0x0c, 7, 8, 0x90, 1, 0, 0, // def_cfa rsp+8; offset rip, cfa-8; nop; nop
+    ];
+    [&u32::try_from(body.len()).unwrap().to_le_bytes()[..], &body].concat()
+}
+
+/// Adds a description of `len` bytes from `start`, for a section that stands at `section`.
+fn describe(bytes: &mut Vec<u8>, section: u64, start: u64, len: u32, program: &[u8]) {
+    let at = u64::try_from(bytes.len()).unwrap();
+    let pointer = i32::try_from(start.wrapping_sub(section + at + 8).cast_signed()).unwrap();
+    let mut body = Vec::new();
+    body.extend(u32::try_from(at + 4).unwrap().to_le_bytes());
+    body.extend(pointer.to_le_bytes());
+    body.extend(len.to_le_bytes());
+    body.push(0);
+    body.extend(program);
+    bytes.extend(u32::try_from(body.len()).unwrap().to_le_bytes());
+    bytes.extend(body);
+}
+
+const SECTION: u64 = 0x7000;
+
+fn section(functions: &[(u64, u32)]) -> Vec<u8> {
+    let mut bytes = common();
+    for (start, len) in functions {
+        describe(&mut bytes, SECTION, *start, *len, &[]);
+    }
+    bytes
+}
+
+const TEXTS: [Range<u64>; 2] = [0x1000..0x2000, 0x5000..0x5100];
+
+#[test]
+fn descriptions_are_sorted_by_their_text() {
+    let bytes = section(&[(0x1100, 16), (0x5000, 0x100), (0x1000, 0x100), (0, 16), (0x1800, 0)]);
+    let planned = plan(&bytes, SECTION, &TEXTS).unwrap();
+    assert_eq!(planned.iter().map(|text| text.len()).collect::<Vec<_>>(), [2, 1]);
+    let terminated = [&bytes[..], &[0; 4]].concat();
+    assert_eq!(plan(&terminated, SECTION, &TEXTS).unwrap()[0].len(), 2);
+    assert!(plan(&[], SECTION, &TEXTS).unwrap().iter().all(|text| text.is_empty()));
+}
+
+#[track_caller]
+fn refused(functions: &[(u64, u32)], expected: &str) {
+    assert_eq!(plan(&section(functions), SECTION, &TEXTS).unwrap_err().to_string(), expected);
+}
+
+#[test]
+fn what_is_described_is_the_modules_text_and_once() {
+    let elsewhere = |range: &str| format!(".eh_frame+0x18 describes {range}, which is not text of this module");
+    refused(&[(0xfff, 2)], &elsewhere("0xfff to 0x1001"));
+    refused(&[(0x50ff, 2)], &elsewhere("0x50ff to 0x5101"));
+    refused(&[(0x3000, 2)], &elsewhere("0x3000 to 0x3002"));
+    let twice = ".eh_frame+0x29 and .eh_frame+0x18 describe the same address, 0x1010";
+    refused(&[(0x1010, 8), (0x1008, 9)], twice);
+}
+
+#[test]
+fn what_cannot_be_read_says_where() {
+    let good = section(&[(0x1000, 16), (0x1010, 16)]);
+    let mut no_common = good.clone();
+    no_common[0x29 + 4] = 0x2e; // of the second description: before the section
+    let failed = plan(&no_common, SECTION, &TEXTS).unwrap_err();
+    assert!(matches!(failed, Malformed::Entry { after: 0x18, .. }), "{failed:?}");
+    for cut in [3, 7, 20, 26, 40] {
+        assert!(matches!(plan(&good[..cut], SECTION, &TEXTS), Err(Malformed::Entry { .. })), "cut at {cut}");
+    }
+    let mut datarel = good;
+    datarel[16] = 0x3b;
+    assert!(matches!(plan(&datarel, SECTION, &TEXTS), Err(Malformed::Entry { .. })), "relative to nobody knows what");
+}
+
+/// Reads the same everywhere: what may pass for a stack.
+struct Uniform(u64);
+
+impl Memory for Uniform {
+    fn read(&mut self, _: u64, into: &mut [u8]) -> bool {
+        into.copy_from_slice(&self.0.to_le_bytes());
+        true
+    }
+}
+
+/// Walks from an address, 100 frames at most, on a stack where every word is an address of the text.
+fn walk_from(pc: u64, word: u64) -> usize {
+    let registers = Registers::unknown();
+    let registers = Register::ALL.into_iter().fold(registers, |all, register| all.with(register, 0x10_0000));
+    let mut frames = 0;
+    let _ = walk(&registers.with(Register::RIP, pc), Uniform(word), |_| {
+        frames += 1;
+        if frames < 100 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    frames
+}
+
+/// The C library's `.eh_frame` with where it is linked to stand, and its texts' range.
+fn libc_section() -> (Vec<u8>, u64, Range<u64>) {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let path = maps.lines().find_map(|line| line.split_whitespace().last().filter(|path| path.contains("/libc.so.6")));
+    let file = std::fs::read(path.expect("the C library is mapped")).unwrap();
+    let file = object::File::parse(&*file).unwrap();
+    let section = file.section_by_name(".eh_frame").unwrap();
+    let texts = file.sections().filter(|section| section.kind() == object::SectionKind::Text);
+    let ranges: Vec<_> = texts.map(|text| text.address()..text.address() + text.size()).collect();
+    let start = ranges.iter().map(|range| range.start).min().unwrap();
+    let end = ranges.iter().map(|range| range.end).max().unwrap();
+    (section.data().unwrap().to_vec(), section.address(), start..end)
+}
+
+#[test]
+fn mutants_of_the_c_librarys_section_do_no_harm() {
+    let (original, linked_at, text) = libc_section();
+    // The first 24 KiB, up to the end of an entry, and what is special: PLT and signal return come first.
+    let whole = plan(&original, linked_at, std::slice::from_ref(&text)).unwrap();
+    assert!(whole[0].len() > 3000, "{}", whole[0].len());
+    let mut end = 0;
+    while end < 24 << 10 {
+        end += 4 + usize::try_from(u32::from_le_bytes(original[end..end + 4].try_into().unwrap())).unwrap();
+    }
+    let mut mutant = original[..end].to_vec();
+    let at = u64::try_from(mutant.as_ptr().expose_provenance()).unwrap();
+    // Where the text would be for the section to stand where it does.
+    let shift = at.wrapping_sub(linked_at);
+    let text = text.start.wrapping_add(shift)..text.end.wrapping_add(shift);
+    let mut chance = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = |bound: u64| {
+        chance ^= chance << 13;
+        chance ^= chance >> 7;
+        chance ^= chance << 17;
+        chance % bound
+    };
+    let (mut refused, mut walked, mut frames) = (0, 0, 0);
+    for round in 0..2000 {
+        let mutations: Vec<(usize, u8)> = (0..=next(3))
+            .map(|_| (usize::try_from(next(u64::try_from(end).unwrap())).unwrap(), u8::try_from(next(256)).unwrap()))
+            .collect();
+        let saved: Vec<(usize, u8)> = mutations.iter().map(|(place, _)| (*place, mutant[*place])).collect();
+        for (place, byte) in &mutations {
+            mutant[*place] = *byte;
+        }
+        match plan(&mutant, at, std::slice::from_ref(&text)) {
+            Err(_) => refused += 1,
+            Ok(planned) => {
+                for planned in planned {
+                    // SAFETY: the bytes stand there, and are changed again only when the guard is gone.
+                    let known = unsafe { planned.publish() }.unwrap();
+                    for _ in 0..50 {
+                        let pc = text.start + next(text.end - text.start);
+                        frames += walk_from(pc, pc);
+                        walked += 1;
+                    }
+                    drop(known);
+                }
+            }
+        }
+        for (place, byte) in saved.into_iter().rev() {
+            mutant[place] = byte;
+        }
+        assert_eq!(mutant, original[..end], "in round {round}");
+    }
+    assert!(refused > 100 && walked > 10_000 && frames > 1000, "{refused} refused, {walked} walked, {frames} frames");
+}
