@@ -41,13 +41,7 @@ impl Default for HostBuilder {
         for (name, addr) in c_api::exports() {
             symbols.exports.insert(name.as_bytes().into(), External { addr, gpl_only: false, crc: None });
         }
-        HostBuilder {
-            symbols,
-            keys: Vec::new(),
-            calls: Vec::new(),
-            policy: Policy::default(),
-            onlookers: Vec::new(),
-        }
+        HostBuilder { symbols, keys: Vec::new(), calls: Vec::new(), policy: Policy::default(), onlookers: Vec::new() }
     }
 }
 

@@ -79,10 +79,7 @@ impl Onlooker for PerfMap {
             size: function.size,
             text: line(function.addr.get(), function.size, function.name, module),
         });
-        let mut lines: Vec<_> = lines.collect();
-        // Of several names for one function the first is written down.
-        lines.sort_by_key(|line| line.start);
-        lines.dedup_by_key(|line| line.start);
+        let lines = lines.collect();
         let added = told().map.as_mut().map_or(Ok(()), |map| map.add(lines));
         // A module is not refused because nobody can profile it.
         if let Err(error) = added {
@@ -132,8 +129,18 @@ impl Map {
     }
 
     /// Adds lines at the end, after those that they take the place of are gone.
-    fn add(&mut self, functions: Vec<Function>) -> io::Result<()> {
+    fn add(&mut self, mut functions: Vec<Function>) -> io::Result<()> {
         self.follow_fork()?;
+        // Of several names for one function, and of functions in functions, one is written down.
+        functions.sort_by_key(|function| function.start);
+        let mut end = 0;
+        functions.retain(|function| {
+            let is_apart = function.start >= end;
+            if is_apart {
+                end = function.start.saturating_add(function.size);
+            }
+            is_apart
+        });
         for function in &functions {
             self.blot_out(function)?;
         }
@@ -250,11 +257,18 @@ mod tests {
         map.add(vec![function(0x1000, 0x10, "a"), function(0x1010, 0x10, "b"), function(0x1020, 0x10, "c")]).unwrap();
         map.add(vec![function(0x1018, 0x10, "d")]).unwrap();
         assert_eq!(lines(folder.path()), ["1000 10 a [m]", "1018 10 d [m]"]);
+        // Of two names for one place, and of one within another, the first is taken.
+        map.add(vec![function(0x2000, 8, "whole"), function(0x2000, 8, "alias"), function(0x2004, 2, "part")]).unwrap();
+        assert_eq!(lines(folder.path()).last().unwrap(), "2000 8 whole [m]");
+        map.add(vec![function(0x2004, 0x10, "next")]).unwrap();
         // What merely touches stays, and another writer's lines are left alone.
         let path = folder.path().join(format!("perf-{}.map", std::process::id()));
         OpenOptions::new().append(true).open(path).unwrap().write_all(b"1018 10 other\n").unwrap();
         map.add(vec![function(0x1028, 0x8, "e"), function(0x1000, 0x1, "f")]).unwrap();
-        assert_eq!(lines(folder.path()), ["1018 10 d [m]", "1018 10 other", "1028 8 e [m]", "1000 1 f [m]"]);
+        assert_eq!(
+            lines(folder.path()),
+            ["1018 10 d [m]", "2004 10 next [m]", "1018 10 other", "1000 1 f [m]", "1028 8 e [m]"]
+        );
     }
 
     #[test]
