@@ -69,6 +69,9 @@ fn measure(stride: u64, counts: &[usize], measured: bool, rows: &mut Vec<Row>) -
     Ok(())
 }
 
+/// A contender's name, and the seconds of each of its turns.
+type Times = (&'static str, Vec<f64>);
+
 /// Turns the sites on and off again, contender by contender; gives the seconds of each turn.
 fn run(
     contenders: &[Box<dyn Contender + '_>],
@@ -77,7 +80,7 @@ fn run(
     count: usize,
     load: Load,
     rounds: usize,
-) -> Result<Vec<(&'static str, Vec<f64>)>, Box<dyn Error>> {
+) -> Result<Vec<Times>, Box<dyn Error>> {
     let mut times: Vec<_> = contenders.iter().map(|contender| (contender.name(), Vec::new())).collect();
     for _ in 0..rounds {
         for (contender, (_, times)) in contenders.iter().zip(&mut times) {

@@ -91,7 +91,8 @@ fn the_trace_is_the_same_in_text_and_as_json() {
     let json =
         json_lines(&modload(&["--format", "json", "--trace", "--call", "greet_count", &greet, "times=4"]).stdout);
     assert_eq!(json.len(), plain.lines().count());
-    let states: Vec<_> = json.iter().filter_map(|event| event["state"].as_str()).collect();
+    let states = json.iter().filter(|event| event["event"] == "state").filter_map(|event| event["state"].as_str());
+    let states: Vec<_> = states.collect();
     assert_eq!(states, ["UNFORMED", "COMING", "LIVE", "GOING"]);
     let call = json.iter().find(|event| event["event"] == "call").unwrap();
     assert_eq!((call["symbol"].as_str(), call["result"].as_i64()), (Some("greet_count"), Some(4)));

@@ -59,6 +59,13 @@ impl EditSet {
         Some(self.of(&self.entries[place]))
     }
 
+    /// The edit that has `at` among its bytes, behind the first.
+    #[must_use]
+    pub fn across(&self, at: Addr) -> Option<Edit<'_>> {
+        let before = self.entries.partition_point(|entry| entry.at < at).checked_sub(1)?;
+        Some(&self.entries[before]).filter(|entry| entry.end() > at).map(|entry| self.of(entry))
+    }
+
     fn of(&self, entry: &Entry) -> Edit<'_> {
         let (old, new) = self.bytes[entry.start..entry.start + 2 * entry.len].split_at(entry.len);
         Edit { at: entry.at, old, new, why: entry.why }

@@ -116,7 +116,7 @@ impl Module {
     /// # Safety
     /// The function must take integers or pointers only, not more than are given, and these must be what it demands.
     pub unsafe fn call(&self, name: &str, arguments: &[u64]) -> Result<u64, SymbolError> {
-        type Function = extern "C" fn(u64, u64, u64, u64, u64, u64) -> u64;
+        type Function = extern "C-unwind" fn(u64, u64, u64, u64, u64, u64) -> u64;
         let (kind, pointer) = self.address(name)?;
         let (module, symbol) = (|| self.name().to_owned(), || name.escape_debug().to_string());
         if kind == SymbolKind::Object {

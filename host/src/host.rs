@@ -4,12 +4,14 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use modload_edit::Addr;
 use modload_loader::{
     Event, Explanation, Externals, Image, Input, Listening, LoadError, Loader, Membership, Module as ModuleInfo,
     Onlooker, Order, Policy, Recording, State, Subscriber, UnloadError,
 };
 use modload_text::{ArenaError, StripeUsage};
 
+use crate::backtrace::Backtrace;
 use crate::builder::HostBuilder;
 use crate::c_api::{self, Inner};
 use crate::foreign::Module;
@@ -137,6 +139,24 @@ impl Host {
     #[must_use]
     pub fn record(&self) -> Recording {
         self.inner.loader.record()
+    }
+
+    /// An address in one of its modules as Linux's `%pS` shows it: `func+0x12/0x40 [module]`. `None` for the rest of the
+    /// process.
+    #[must_use]
+    pub fn describe(&self, at: Addr) -> Option<String> {
+        self.inner.loader.module_at(at)?.describe(at)
+    }
+
+    /// The calls that this thread is in, innermost first, from the caller of this function on. Frames are found by call
+    /// frame information alone; where there is none, the backtrace ends and says so.
+    #[must_use]
+    #[inline(never)]
+    pub fn backtrace(&self) -> Backtrace {
+        Backtrace::of_this_thread(|at, is_return| {
+            let module = self.inner.loader.module_at(if is_return { at.offset(-1) } else { at })?;
+            if is_return { module.describe_return(at) } else { module.describe(at) }
+        })
     }
 
     /// How the memory that all hosts of the process share is used, by stripe.

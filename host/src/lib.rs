@@ -33,6 +33,7 @@
 //! - [`Inspection`], [`ModuleFile`]: what a file holds, without loading it; the file need not be trusted.
 //! - [`Catalog`]: the modules of a folder, and the order in which they load.
 //! - [`Timeline`], [`Recording`]: what happened, in order, without addresses and times: made for snapshot tests.
+//! - [`Backtrace`]: the calls a thread is in, with the modules' functions by name.
 //! - [`LoadError`], [`UnloadError`]: which module, which stage, which section and symbol, and the way out.
 //!
 //! Running foreign code is unsafe, in two places: [`Image::trusted`] and [`Module::symbol`] (with their variants
@@ -43,6 +44,7 @@
 
 #![deny(unsafe_code)]
 
+mod backtrace;
 mod builder;
 mod c_api;
 mod catalog;
@@ -56,6 +58,7 @@ mod onlookers;
 mod perf_map;
 mod symbol_file;
 
+pub use backtrace::{Backtrace, BacktraceFrame};
 pub use builder::{HostBuilder, OtherCpu};
 pub use catalog::{Catalog, CatalogError};
 pub use elsewhere::Elsewhere;
@@ -73,4 +76,6 @@ pub use modload_loader::{
 };
 pub use modload_static_keys::{KeyError, StaticCall, StaticKey};
 pub use modload_text::{Arena, ArenaError, Class, PokeError, StripeUsage, TrapMask};
+pub use modload_threads::boundary::Thrown;
+pub use modload_threads::frames::{Ended, WalkError};
 pub use perf_map::PerfMapError;

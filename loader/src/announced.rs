@@ -51,7 +51,7 @@ impl Drop for Guard<'_> {
             unload::exit(self.recorder, &self.module);
         }
         if self.ran >= Ran::Constructors {
-            entry::destructors(&self.module.functions.destructors, self.module.functions.dso_handle);
+            unload::destruct(self.recorder, &self.module);
         }
         chains::going(self.recorder, &self.module, accepted);
         chains::evict(self.recorder, &self.module);
@@ -113,7 +113,8 @@ impl Announced<'_, Installed> {
     pub(crate) fn resolve_indirect(&self) -> Result<IndirectResolved, Error> {
         let module = &self.guard.module;
         for &(resolver, slot) in &module.functions.resolvers {
-            let picked = entry::resolver(resolver);
+            let thrown = |thrown| Error::Thrown { function: "the resolver of an indirect function", thrown };
+            let picked = entry::resolver(resolver).map_err(thrown)?;
             let written = Some(picked).filter(|picked| *picked != Addr::NULL);
             if written.and_then(|picked| self.memory.write(slot, &picked.get().to_le_bytes())).is_none() {
                 return Err(Error::NotPicked { resolver: module.display_place(resolver).unwrap_or_default() });
@@ -135,18 +136,20 @@ impl Announced<'_, Installed> {
         set
     }
 
-    /// Stage *constructors*.
-    pub(crate) fn construct(&mut self) -> Constructed {
+    /// Stage *constructors*. If one throws, destructors run all the same, and what the others have registered with
+    /// `__cxa_atexit`: it must not be called when the module is gone.
+    pub(crate) fn construct(&mut self) -> Result<Constructed, Error> {
         let constructors = &self.guard.module.functions.constructors;
-        entry::constructors(constructors);
         self.guard.ran = Ran::Constructors;
-        Constructed(constructors.len())
+        entry::constructors(constructors).map_err(|thrown| Error::Thrown { function: "a constructor", thrown })?;
+        Ok(Constructed(constructors.len()))
     }
 
     /// Stage *init*: calls `init` and judges its result as Linux's `do_init_module` does.
     pub(crate) fn init(&mut self) -> Result<(), Error> {
         if let Some(init) = self.guard.module.functions.init {
-            let (recorder, result) = (self.guard.recorder, entry::init(init));
+            let recorder = self.guard.recorder;
+            let result = entry::init(init).map_err(|thrown| Error::Thrown { function: "init", thrown })?;
             recorder.record(|| EventKind::Init { result });
             match result {
                 ..0 => return Err(Error::Init(result)),

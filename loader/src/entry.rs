@@ -7,6 +7,7 @@ use std::mem::transmute;
 use std::ptr;
 
 use modload_edit::{Addr, index, wide};
+use modload_threads::boundary::{self, Thrown};
 
 use crate::link::Input;
 
@@ -24,8 +25,8 @@ impl<'a> Image<'a> {
     ///
     /// # Safety
     /// Loading runs the module's code in this process, and its code can do anything. Whoever calls this vouches for
-    /// it: that its relocations and tables say what its compiler meant, that its functions keep to the C ABI, do not
-    /// unwind into the host, and leave the host's memory alone; and that no thread of the module's own is still in its
+    /// it: that its relocations and tables say what its compiler meant, that its functions keep to the C ABI and leave
+    /// the host's memory alone; and that no thread of the module's own is still in its
     /// code when its `exit` has returned, nor any other.
     #[must_use]
     pub unsafe fn trusted(bytes: impl Into<Cow<'a, [u8]>>) -> Image<'a> {
@@ -68,7 +69,7 @@ impl<'a> Image<'a> {
     }
 }
 
-unsafe extern "C" {
+unsafe extern "C-unwind" {
     /// Runs what was registered with `__cxa_atexit` for this handle. Itanium C++ ABI, 3.3.6.3.
     fn __cxa_finalize(handle: *mut c_void);
 }
@@ -82,50 +83,53 @@ fn pointer(at: Addr) -> *const () {
 }
 
 /// Calls `int init(void)`.
-pub(crate) fn init(at: Entry) -> i32 {
+pub(crate) fn init(at: Entry) -> Result<i32, Thrown> {
     // SAFETY: the address lies in published text and is named `init_module`; `Image::trusted` vouches for its type.
-    let init = unsafe { transmute::<*const (), extern "C" fn() -> c_int>(pointer(at)) };
-    init()
+    let init = unsafe { transmute::<*const (), extern "C-unwind" fn() -> c_int>(pointer(at)) };
+    boundary::guard(|| init())
 }
 
 /// Calls the resolver of an indirect function; returns the address of the function that it picks. GNU's ABI extensions,
 /// STT_GNU_IFUNC: on x86-64 a resolver has no arguments.
-pub(crate) fn resolver(at: Entry) -> Addr {
+pub(crate) fn resolver(at: Entry) -> Result<Addr, Thrown> {
     // SAFETY: the address lies in published text and is the value of an STT_GNU_IFUNC symbol; `Image::trusted` vouches
     // for its type.
-    let resolver = unsafe { transmute::<*const (), extern "C" fn() -> *const ()>(pointer(at)) };
-    Addr::new(wide(resolver().expose_provenance()))
+    let resolver = unsafe { transmute::<*const (), extern "C-unwind" fn() -> *const ()>(pointer(at)) };
+    boundary::guard(|| Addr::new(wide(resolver().expose_provenance())))
 }
 
 /// Calls `void exit(void)`.
-pub(crate) fn exit(at: Entry) {
+pub(crate) fn exit(at: Entry) -> Result<(), Thrown> {
     // SAFETY: as in `init`; it is named `cleanup_module`.
-    let exit = unsafe { transmute::<*const (), extern "C" fn()>(pointer(at)) };
-    exit();
+    let exit = unsafe { transmute::<*const (), extern "C-unwind" fn()>(pointer(at)) };
+    boundary::guard(|| exit())
 }
 
-/// Calls constructors in order. They get what glibc gives: argc, argv and envp, here of nothing.
-pub(crate) fn constructors(functions: &[Entry]) {
-    type Constructor = extern "C" fn(c_int, *const *const c_char, *const *const c_char);
+/// Calls constructors in order, up to the first that throws. They get what glibc gives: argc, argv and envp, here of
+/// nothing.
+pub(crate) fn constructors(functions: &[Entry]) -> Result<(), Thrown> {
+    type Constructor = extern "C-unwind" fn(c_int, *const *const c_char, *const *const c_char);
     let nothing = [ptr::null::<c_char>()];
     for &at in functions {
         // SAFETY: the address lies in published text and stands in the module's `.init_array`; `Image::trusted`
         // vouches for its type. One that takes fewer arguments does not look at them.
         let constructor = unsafe { transmute::<*const (), Constructor>(pointer(at)) };
-        constructor(0, nothing.as_ptr(), nothing.as_ptr());
+        boundary::guard(|| constructor(0, nothing.as_ptr(), nothing.as_ptr()))?;
     }
+    Ok(())
 }
 
-/// Calls destructors in order, and then what the module registered with `__cxa_atexit`.
-pub(crate) fn destructors(functions: &[Entry], dso_handle: Option<Addr>) {
+/// Calls what the module registered with `__cxa_atexit`, and then destructors in order: all of them, whatever they throw.
+pub(crate) fn destructors(functions: &[Entry], dso_handle: Option<Addr>, mut thrown: impl FnMut(Thrown)) {
     // The other way round than `__cxa_atexit` would have it: what it registered came after `.init_array` began, so it
     // goes before `.fini_array`.
     if let Some(handle) = dso_handle {
         let handle = pointer(handle).cast_mut().cast();
         // SAFETY: the handle is an address of the module's own data, which only its own registrations carry.
-        unsafe { __cxa_finalize(handle) };
+        let finalized = boundary::guard(|| unsafe { __cxa_finalize(handle) });
+        finalized.unwrap_or_else(&mut thrown);
     }
     for &at in functions {
-        exit(at);
+        exit(at).unwrap_or_else(&mut thrown);
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use modload_text::{OutOfMemory, PublishFailed};
+use modload_threads::boundary::Thrown;
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 
@@ -358,6 +359,22 @@ pub enum Error {
         section: &'static str,
         /// Which record, and what is wrong.
         error: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The module's call frame information cannot be used.
+    #[error("section \"{section}\": {error}")]
+    Frames {
+        /// The section's name.
+        section: &'static str,
+        /// What is wrong with it.
+        error: modload_threads::frames::Malformed,
+    },
+    /// Code of the module was left by an exception or a panic instead of a return.
+    #[error("{function} was left by {thrown}")]
+    Thrown {
+        /// Which: `init`, a constructor, the resolver of an indirect function.
+        function: &'static str,
+        /// What was thrown; it has been caught.
+        thrown: Thrown,
     },
     /// A record of one of the module's own tables is wrong.
     #[error("record {record} of section \"{section}\": {problem}")]

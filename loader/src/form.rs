@@ -17,6 +17,7 @@ use crate::params::ParamInfo;
 use crate::policy::{Judge, Policy};
 use crate::registry::{Export, ModuleId, Registry, State};
 use crate::resolve::Externals;
+use crate::unwind;
 
 /// Functions that the loader itself calls, by address.
 #[derive(Clone, Default, Debug)]
@@ -84,6 +85,7 @@ impl Unformed<'_> {
         let functions = functions(file, layout, &memory, &names, init_names.as_deref())?;
         let params = params(file, layout, &memory)?;
         name_this_module(layout, &mut memory, &name);
+        let frames = unwind::plan(file, layout, &memory)?;
         let module = Arc::new(Module::new(Parts {
             id,
             name,
@@ -97,7 +99,7 @@ impl Unformed<'_> {
             license: info.license().map(escaped),
             taint: judge.taint(),
         }));
-        let memory = memory.form()?;
+        let memory = memory.form(frames)?;
         publish_exports(registry, externals, id, exports)?;
         enter(registry, id, &module);
         Ok(NewModule { module, memory })
@@ -105,7 +107,7 @@ impl Unformed<'_> {
 }
 
 /// The sections of this name with their places and, relocated, their bytes.
-fn tables<'f>(
+pub(crate) fn tables<'f>(
     file: &'f File<'_>,
     layout: &'f Layout,
     memory: &'f Staging,

@@ -33,6 +33,7 @@ mod resolve;
 mod relocate;
 mod specialise;
 mod form;
+mod unwind;
 mod chains;
 mod announced;
 mod onlooker;

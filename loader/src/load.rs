@@ -222,6 +222,10 @@ impl Loader {
     /// [`ArenaError`] names the rule of the system that stands in the way.
     pub fn new(externals: Arc<dyn Externals>, policy: Policy) -> Result<Loader, ArenaError> {
         let arena = Arena::get()?;
+        // Modules run without it; walks through the host's own frames do not.
+        if let Err(missing) = modload_threads::frames::know_process() {
+            tracing::warn!(%missing, "stacks cannot be walked");
+        }
         Ok(Loader { registry: Registry::acquire(), arena, externals, policy, onlookers: Vec::new() })
     }
 
@@ -291,7 +295,7 @@ impl Loader {
         announced.show(onlookers, Made { object: &linked.bytes, file, layout, resolved: &resolved });
         run.stage(Stage::Indirect, || announced.resolve_indirect())?;
         run.stage(Stage::Params, || announced.set_params(&image.params))?;
-        run.stage(Stage::Constructors, || Ok(announced.construct()))?;
+        run.stage(Stage::Constructors, || announced.construct())?;
         run.stage(Stage::Init, || announced.init())?;
 
         // LIVE: once ro_after_init data is protected nothing can fail any more.

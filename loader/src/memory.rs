@@ -14,6 +14,7 @@ use crate::module::{Module, SectionInfo, lock};
 use crate::names::Names;
 use crate::onlooker::{AllShown, Kept};
 use crate::specialise::{HostOperations, TrampolineCall};
+use crate::unwind::{self, Frames};
 
 /// Memory of a module that is UNFORMED: everything can be written, nothing is at its place but data.
 #[derive(Debug)]
@@ -40,13 +41,23 @@ pub(crate) struct Formed {
     data: Option<Placed>,
     init_data: Option<Placed>,
     ro_after_init: Option<Placed>,
+    frames: unwind::Plan,
+}
+
+/// Text that can run. What is known of its frames is withdrawn first: from then on nobody unwinds through it, and then
+/// nobody can run it.
+#[derive(Debug)]
+#[expect(dead_code, reason = "each field is held for its drop")]
+struct Running {
+    frames: Frames,
+    text: Published,
 }
 
 /// Memory of a module whose code can run.
 #[derive(Debug)]
 pub(crate) struct Installed {
     shown: Vec<Box<dyn Kept>>,
-    text: Option<Published>,
+    text: Option<Running>,
     read_only: Option<Published>,
     data: Option<Placed>,
     pub(crate) init: Init,
@@ -58,7 +69,7 @@ pub(crate) struct Installed {
 #[expect(dead_code, reason = "each field is held for its drop")]
 pub(crate) struct Init {
     shown: Vec<Box<dyn Kept>>,
-    text: Option<Published>,
+    text: Option<Running>,
     read_only: Option<Published>,
     data: Option<Placed>,
 }
@@ -70,7 +81,7 @@ pub(crate) struct Core {
     #[expect(dead_code, reason = "held for its drop")]
     shown: Vec<Box<dyn Kept>>,
     #[expect(dead_code, reason = "held for its drop")]
-    text: Option<Published>,
+    text: Option<Running>,
     #[expect(dead_code, reason = "held for its drop")]
     read_only: Option<Published>,
     data: Option<Placed>,
@@ -250,8 +261,9 @@ impl Staging {
         }
     }
 
-    /// Publishes the read-only data and hands the data over: the module is formed.
-    pub(crate) fn form(self) -> Result<Formed, PublishFailed> {
+    /// Publishes the read-only data and hands the data over: the module is formed. Its text will be published with these
+    /// frames.
+    pub(crate) fn form(self, frames: unwind::Plan) -> Result<Formed, PublishFailed> {
         let mut lock = TextLock::take();
         let read_only = self.read_only.map(|staged| staged.publish(&mut lock)).transpose()?;
         let init_read_only = self.init_read_only.map(|staged| staged.publish(&mut lock)).transpose()?;
@@ -263,6 +275,7 @@ impl Staging {
             data: self.data.map(Fresh::settle),
             init_data: self.init_data.map(Fresh::settle),
             ro_after_init: self.ro_after_init.map(Fresh::settle),
+            frames,
         })
     }
 }
@@ -307,14 +320,23 @@ impl Formed {
             (text, init_text)
         };
         match (text, init_text) {
-            (Ok(text), Ok(init_text)) => Ok(Installed {
-                shown: Vec::new(),
-                text,
-                read_only: self.read_only,
-                data: self.data,
-                init: Init { shown: Vec::new(), text: init_text, read_only: self.init_read_only, data: self.init_data },
-                ro_after_init: self.ro_after_init,
-            }),
+            (Ok(text), Ok(init_text)) => {
+                let running = |text: Option<Published>, frames: Frames| text.map(|text| Running { frames, text });
+                let [frames, init_frames] = std::mem::take(&mut self.frames).publish();
+                Ok(Installed {
+                    shown: Vec::new(),
+                    text: running(text, frames),
+                    read_only: self.read_only,
+                    data: self.data,
+                    init: Init {
+                        shown: Vec::new(),
+                        text: running(init_text, init_frames),
+                        read_only: self.init_read_only,
+                        data: self.init_data,
+                    },
+                    ro_after_init: self.ro_after_init,
+                })
+            }
             (Err(failed), _) | (_, Err(failed)) => Err(Box::new((self, failed))),
         }
     }

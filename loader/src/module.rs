@@ -38,6 +38,13 @@ pub struct SectionInfo {
     pub size: u64,
 }
 
+impl SectionInfo {
+    /// Whether an address lies in it.
+    fn holds(&self, at: Addr) -> bool {
+        at.checked_offset_from(self.addr).is_some_and(|offset| offset < self.size)
+    }
+}
+
 /// A section, its number in the file, and its part.
 #[derive(Clone, Debug)]
 pub(crate) struct PlacedSection {
@@ -241,6 +248,42 @@ impl Module {
             let offset = at.checked_offset_from(section.addr).filter(|offset| *offset < section.size)?;
             Some(format!("{}+{offset:#x}", section.name))
         })
+    }
+
+    /// An address in this module as Linux's `%pS` shows it: `func+0x12/0x40 [module]`, distance and size; the section in
+    /// place of a function that no symbol states the size of; the address itself outside of its sections (a PLT entry).
+    /// `None` if the module has nothing there.
+    #[must_use]
+    pub fn describe(&self, at: Addr) -> Option<String> {
+        self.describe_behind(at, 0)
+    }
+
+    /// [`Module::describe`] of a return address, Linux's `%pB`: the function is that of the call before it, which may be
+    /// the last instruction.
+    #[must_use]
+    pub fn describe_return(&self, at: Addr) -> Option<String> {
+        self.describe_behind(at.offset(-1), 1)
+    }
+
+    /// What is `distance` behind an address, by what holds the address.
+    fn describe_behind(&self, at: Addr, distance: u64) -> Option<String> {
+        if !self.contains(at) {
+            return None;
+        }
+        let function = |names: &Names| {
+            let (name, offset, size) = names.function_at(at)?;
+            Some(format!("{}+{:#x}/{size:#x}", crate::error::escaped(name), offset + distance))
+        };
+        let init = || {
+            let _book = self.registry.lock();
+            lock(&self.init_names).as_deref().and_then(function)
+        };
+        let section = || {
+            let section = self.sections().find(|section| section.holds(at))?;
+            Some(format!("{}+{:#x}", section.name, at.checked_offset_from(section.addr)? + distance))
+        };
+        let place = function(&self.names).or_else(init).or_else(section);
+        Some(format!("{} [{}]", place.unwrap_or_else(|| (at + distance).to_string()), self.name))
     }
 
     /// Counts a reference, unless the module is going.

@@ -169,6 +169,18 @@ impl Names {
         self.entries.iter().filter(|entry| entry.kind != SymbolKind::Object).map(|entry| entry.addr)
     }
 
+    /// The function that an address lies in, by the sizes that the file states: its name, the distance from its start, and
+    /// its size. Of several the one with the nearest start, a global one before a local one.
+    pub(crate) fn function_at(&self, at: Addr) -> Option<(&[u8], u64, u64)> {
+        let holds = |entry: &&Entry| {
+            let offset = at.checked_offset_from(entry.addr);
+            entry.kind != SymbolKind::Object && offset.is_some_and(|offset| offset < entry.size)
+        };
+        let rank = |entry: &&Entry| (entry.addr, entry.scope == Scope::Global);
+        let found = self.entries.iter().filter(holds).max_by_key(rank)?;
+        Some((self.name(found), at.checked_offset_from(found.addr)?, found.size))
+    }
+
     /// Names and addresses of all global symbols.
     pub(crate) fn globals(&self) -> impl Iterator<Item = (&[u8], Symbol)> {
         let globals = self.entries.iter().filter(|entry| entry.scope == Scope::Global);
@@ -223,6 +235,23 @@ mod tests {
         let entries = [(1, Scope::Local), (5, Scope::Local), (5, Scope::Local), (1, Scope::Global)];
         for (name, expected) in [(&b"add"[..], Some(3)), (b"sub", Some(1)), (b"ad", None), (b"addx", None)] {
             check(&names(b"\0add\0sub\0", &entries), name, expected);
+        }
+    }
+
+    #[test]
+    fn a_function_holds_what_its_size_says() {
+        let mut names = names(b"\0add\0sub\0", &[(1, Scope::Local), (1, Scope::Global), (5, Scope::Local)]);
+        for (entry, (addr, size)) in names.entries.iter_mut().zip([(0x10, 0x20), (0x20, 8), (0x20, 8)]) {
+            (entry.addr, entry.size) = (Addr::new(addr), size);
+        }
+        for (at, expected) in [
+            (0xf, None),
+            (0x10, Some((&b"add"[..], 0, 0x20))),
+            (0x27, Some((b"add", 7, 8))),
+            (0x28, Some((b"add", 0x18, 0x20))),
+            (0x30, None),
+        ] {
+            assert_eq!(names.function_at(Addr::new(at)), expected, "{at:#x}");
         }
     }
 

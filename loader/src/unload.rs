@@ -41,7 +41,7 @@ pub(crate) fn unload_module(registry: &'static Registry, which: Which<'_>, unles
         recorder.warn(format!("unloaded by force{}: its memory stays until they are dropped", error::held(held)));
     }
     exit(recorder, &module);
-    entry::destructors(&module.functions.destructors, module.functions.dso_handle);
+    destruct(recorder, &module);
     let accepted = std::mem::take(&mut *lock(&module.accepted));
     chains::going(recorder, &module, accepted);
     chains::evict(recorder, &module);
@@ -60,12 +60,19 @@ pub(crate) fn unload_module(registry: &'static Registry, which: Which<'_>, unles
     Ok(())
 }
 
-/// Calls `exit`.
+/// Calls `exit`. It cannot fail: what it throws is a warning.
 pub(crate) fn exit(recorder: Recorder<'_>, module: &Module) {
     if let Some(exit) = module.functions.exit {
-        entry::exit(exit);
+        entry::exit(exit).unwrap_or_else(|thrown| recorder.warn(format!("exit was left by {thrown}")));
         recorder.record(|| EventKind::Exit);
     }
+}
+
+/// Calls destructors, which cannot fail either.
+pub(crate) fn destruct(recorder: Recorder<'_>, module: &Module) {
+    let functions = &module.functions;
+    let thrown = |thrown| recorder.warn(format!("a destructor was left by {thrown}"));
+    entry::destructors(&functions.destructors, functions.dso_handle, thrown);
 }
 
 /// A module that is GOING, and how many references are held all the same.

@@ -103,7 +103,8 @@ fn force() {
         recording.finish().to_string(),
         "greet        state     GOING\n\
          greet        warning   unloaded by force (1 reference is held): its memory stays until they are dropped\n\
-         greet        exit\n"
+         greet        exit\n\
+         greet        notify    going GOING -> static_keys (-2147483646, builtin): ok\n"
     );
     // Its name is free, its code and its data are still there.
     let again = host.load(&image("greet")).unwrap();

@@ -7,14 +7,24 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use modload_edit::{Addr, Edit, EditSet, Engine, NOPS, Rejected, Sink, Why, ZERO};
-use modload_tests::{Case, Chance, Sites, in_fork, peek};
-use modload_text::{TextLock, TrapMask, Way, poke};
+use modload_tests::{Case, Chance, Sites, block, in_fork, peek, unblock};
+use modload_text::{Because, HostText, PokeError, Poked, TextLock, TrapMask, Way, poke};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
         Case::new("every_form_is_off_and_on", every_form),
         Case::new("a_batch_takes_three_synchronisations", three_synchronisations),
         Case::new("under_fire_by_traps", || under_fire(TrapMask::Trusted, 10_000)).within_seconds(120),
+        Case::new("under_fire_by_rendezvous", || under_fire(TrapMask::Held, 100)).within_seconds(120),
+        Case::new("a_thread_that_blocks_sigtrap_is_met_by_rendezvous", sigtrap_blocked),
+        Case::new("a_handler_installed_later_is_met_by_rendezvous", handler_replaced),
+        Case::new("a_thread_that_blocks_everything_is_named", everything_blocked),
+        Case::new("without_membarrier_everything_goes_by_rendezvous", without_membarrier),
+        Case::new("an_int3_of_the_hosts_reaches_its_owner_meanwhile", own_int3),
+        Case::new("registered_text_of_the_host_is_poked", host_text),
+        Case::new("a_thread_within_nops_that_would_be_joined_is_named", within_nops),
+        Case::new("a_debugger_attached_before_is_met_by_rendezvous", gdb_before).needing("gdb"),
+        Case::new("a_debugger_attached_later_is_met_by_rendezvous", gdb_later).needing("gdb"),
         Case::new("what_is_wrong_is_refused_and_nothing_is_written", refusals),
     ])
 }
@@ -199,4 +209,318 @@ fn refusals() {
     assert!(matches!(straddled, Err(Rejected::Collision { .. })));
     let poked = poke(&mut TextLock::take(), &sites.on(0..8), TrapMask::Trusted).unwrap();
     assert_eq!(poked.way, Way::Traps);
+}
+
+/// Turns all sites on and off again, looks at what they do, and says how it was done.
+fn flip(sites: &Sites, mask: TrapMask) -> Result<Poked, PokeError> {
+    let all = || 0..sites.len();
+    let poked = poke(&mut TextLock::take(), &sites.on(all()), mask)?;
+    assert!(all().all(|number| sites.call(number) == sites.returns(number)[1]));
+    poke(&mut TextLock::take(), &sites.off(all()), mask)?;
+    assert!(all().all(|number| sites.call(number) == sites.returns(number)[0]));
+    Ok(poked)
+}
+
+/// A thread that runs through all sites until the end, with a signal blocked or without.
+fn with_a_caller<R>(sites: &Sites, blocked: Option<libc::c_int>, run: impl FnOnce() -> R) -> R {
+    let (stop, begun) = (AtomicBool::new(false), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let caller = || {
+            blocked.into_iter().for_each(|signal| assert!(!block(signal)));
+            begun.store(true, Ordering::SeqCst);
+            while !stop.load(Ordering::Relaxed) {
+                for number in 0..sites.len() {
+                    assert!(sites.returns(number).contains(&sites.call(number)));
+                }
+            }
+            blocked.into_iter().for_each(unblock);
+        };
+        thread::Builder::new().name("caller".into()).spawn_scoped(scope, caller).unwrap();
+        while !begun.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        let result = run();
+        stop.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
+fn sigtrap_blocked() {
+    let sites = Sites::publish(1000, 61, None);
+    assert_eq!(with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap().way, Way::Traps);
+    let poked = with_a_caller(&sites, Some(libc::SIGTRAP), || flip(&sites, TrapMask::Checked));
+    let Ok(Poked { way: Way::Rendezvous(because), .. }) = poked else { panic!("{poked:?}") };
+    let because = because.to_string();
+    assert!(because.starts_with("thread ") && because.ends_with(" \"caller\" blocks SIGTRAP"), "{because}");
+}
+
+extern "C" fn ignore(_: libc::c_int) {}
+
+fn handler_replaced() {
+    let sites = Sites::publish(1000, 61, None);
+    let handler: extern "C" fn(libc::c_int) = ignore;
+    #[expect(clippy::as_conversions, reason = "signal takes the handler's address as an integer")]
+    let handler = handler as libc::sighandler_t;
+    // SAFETY: a handler that does nothing.
+    unsafe { libc::signal(libc::SIGTRAP, handler) };
+    let poked = with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap();
+    assert_eq!(poked.way, Way::Rendezvous(Because::Handler));
+}
+
+/// The signal by which threads are held, from here on.
+fn our_signal() -> libc::c_int {
+    let signal = libc::SIGRTMAX() - 3;
+    modload_threads::use_signal(signal).unwrap();
+    signal
+}
+
+fn everything_blocked() {
+    let sites = Sites::publish(100, 61, None);
+    let before = peek(sites.base(), 100 * 61);
+    let signal = our_signal();
+    let refused = with_a_caller(&sites, Some(signal), || flip(&sites, TrapMask::Held)).unwrap_err();
+    assert_eq!(peek(sites.base(), 100 * 61), before);
+    let source = std::error::Error::source(&refused).unwrap().to_string();
+    assert!(source.contains("\"caller\" blocks signal"), "{refused}: {source}");
+    flip(&sites, TrapMask::Held).unwrap();
+}
+
+/// Has membarrier(2) fail as on a kernel without it, from here on, for this process.
+fn forbid_membarrier() {
+    // Loads the number of the call; ENOSYS if it is membarrier's; all others are allowed.
+    let membarrier = u32::try_from(libc::SYS_membarrier).unwrap();
+    let enosys = 0x0005_0000 | u32::try_from(libc::ENOSYS).unwrap();
+    let code = |code: u16, jt: u8, jf: u8, k: u32| libc::sock_filter { code, jt, jf, k };
+    let mut filter =
+        [code(0x20, 0, 0, 0), code(0x15, 0, 1, membarrier), code(0x06, 0, 0, enosys), code(0x06, 0, 0, 0x7fff_0000)];
+    let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
+    // SAFETY: sets a flag of this process's.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+    // SAFETY: a filter of four well-formed instructions, which the kernel copies.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) }, 0);
+}
+
+fn without_membarrier() {
+    forbid_membarrier();
+    let sites = Sites::publish(1000, 61, None);
+    let poked = with_a_caller(&sites, None, || flip(&sites, TrapMask::Trusted)).unwrap();
+    assert_eq!(poked.way, Way::Rendezvous(Because::NoMembarrier));
+    // Freeing text takes a synchronisation, too.
+    with_a_caller(&sites, None, || drop(Sites::publish(10, 61, None)));
+}
+
+static OWN: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn count_own(_: libc::c_int) {
+    OWN.fetch_add(1, Ordering::Relaxed);
+}
+
+fn own_int3() {
+    let handler: extern "C" fn(libc::c_int) = count_own;
+    #[expect(clippy::as_conversions, reason = "signal takes the handler's address as an integer")]
+    let handler = handler as libc::sighandler_t;
+    // SAFETY: a handler that counts; it is there before ours.
+    unsafe { libc::signal(libc::SIGTRAP, handler) };
+    let sites = Sites::publish(1000, 61, None);
+    let (stop, mut traps) = (AtomicBool::new(false), 0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                flip(&sites, TrapMask::Checked).unwrap();
+            }
+        });
+        for _ in 0..10_000 {
+            // SAFETY: a breakpoint, for which there is a handler.
+            unsafe { std::arch::asm!("int3") };
+            traps += 1;
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(OWN.load(Ordering::Relaxed), traps);
+}
+
+/// int hosts(void): five NOPs of one byte, then 1; behind it what returns 2.
+#[unsafe(naked)]
+extern "C" fn hosts() -> i32 {
+    std::arch::naked_asm!("nop; nop; nop; nop; nop; mov $1, %eax; ret; mov $2, %eax; ret", options(att_syntax))
+}
+
+fn address(function: extern "C" fn() -> i32) -> Addr {
+    #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
+    let pointer = function as *const ();
+    Addr::new(modload_edit::wide(pointer.expose_provenance()))
+}
+
+/// jmp over `mov $1, %eax; ret`
+const OVER: [u8; 5] = [0xe9, 6, 0, 0, 0];
+
+fn host_text() {
+    // The arena, whose signal handler it takes.
+    drop(Sites::publish(1, 64, None));
+    let at = address(hosts);
+    let on = one(at, &[0x90; 5], &OVER);
+    assert!(matches!(poke(&mut TextLock::take(), &on, TrapMask::Trusted), Err(PokeError::NotText { .. })));
+    // SAFETY: the function is ours, and stays.
+    let text = unsafe { HostText::register(at, at + 17) }.unwrap();
+    // SAFETY: it is refused.
+    assert!(unsafe { HostText::register(Addr::new(0x1000), Addr::new(0x2000)) }.is_err());
+    let poked = poke(&mut TextLock::take(), &on, TrapMask::Trusted).unwrap();
+    assert_eq!((poked.way, hosts()), (Way::Rendezvous(Because::Joined), 2));
+    let poked = poke(&mut TextLock::take(), &one(at, &OVER, NOPS[4]), TrapMask::Trusted).unwrap();
+    assert_eq!((poked.way, hosts()), (Way::Traps, 1));
+    let past = one(at + 13, &[0x02, 0, 0, 0, 0xc3], NOPS[4]);
+    assert!(matches!(poke(&mut TextLock::take(), &past, TrapMask::Trusted), Err(PokeError::NotText { .. })));
+    drop(text);
+    let off = one(at, NOPS[4], &OVER);
+    assert!(matches!(poke(&mut TextLock::take(), &off, TrapMask::Trusted), Err(PokeError::NotText { .. })));
+}
+
+/// Three NOPs, and then a loop until the variable is not 0, which looks from outside as a thread between NOPs: what
+/// would be joined are the last NOP, the loop's first bytes and what follows, all of them NOPs while nobody is there.
+static WITHIN: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn stay(_: libc::c_int) {
+    WITHIN.store(true, Ordering::SeqCst);
+    while WITHIN.load(Ordering::SeqCst) {
+        std::hint::spin_loop();
+    }
+}
+
+/// Runs NOPs for ever: a signal that comes finds the thread at one of them, nearly always.
+#[unsafe(naked)]
+extern "C" fn nops() -> i32 {
+    std::arch::naked_asm!(".cfi_startproc; 2: .fill 60, 1, 0x90; jmp 2b; .cfi_endproc", options(att_syntax))
+}
+
+fn within_nops() {
+    drop(Sites::publish(1, 64, None));
+    let at = address(nops);
+    // SAFETY: the function is ours, and stays.
+    let _text = unsafe { HostText::register(at, at + 60) }.unwrap();
+    let handler: extern "C" fn(libc::c_int) = stay;
+    #[expect(clippy::as_conversions, reason = "signal takes the handler's address as an integer")]
+    let handler = handler as libc::sighandler_t;
+    // SAFETY: a handler that waits for us.
+    unsafe { libc::signal(libc::SIGUSR1, handler) };
+    let thread = thread::Builder::new().name("nops".into()).spawn(|| nops()).unwrap();
+    thread::sleep(Duration::from_millis(20));
+    // All sixty NOPs as edits of five: wherever in the middle of one the thread is held, it is found.
+    let mut joined = EditSet::new();
+    for number in 0..12 {
+        joined.edit(Edit { at: at + 5 * number, old: &[0x90; 5], new: NOPS[4], why: WHY }).unwrap();
+    }
+    let before = peek(at, 60);
+    let held_within = (0..200).any(|_| {
+        let poked = poke(&mut TextLock::take(), &joined, TrapMask::Trusted);
+        match poked {
+            Err(PokeError::Inside { name, rip, .. }) => {
+                assert_eq!((name.unwrap().to_string().as_str(), peek(at, 60) == before), ("nops", true));
+                assert!(rip > at && rip < at + 60);
+                true
+            }
+            // It stood between two: it is written, and taken back.
+            Ok(_) => {
+                // SAFETY: restores what was there.
+                restore(at);
+                false
+            }
+            Err(other) => panic!("{other}"),
+        }
+    });
+    assert!(held_within);
+    // The same when the thread was interrupted there by a handler that it is in now.
+    use std::os::unix::thread::JoinHandleExt;
+    let interrupted_within = (0..200).any(|_| {
+        // SAFETY: a thread of ours, which never ends.
+        unsafe { libc::pthread_kill(thread.as_pthread_t(), libc::SIGUSR1) };
+        while !WITHIN.load(Ordering::SeqCst) {
+            std::hint::spin_loop();
+        }
+        let poked = poke(&mut TextLock::take(), &joined, TrapMask::Trusted);
+        if poked.is_ok() {
+            restore(at);
+        }
+        WITHIN.store(false, Ordering::SeqCst);
+        match poked {
+            Err(PokeError::Inside { rip, .. }) => rip > at && rip < at + 60,
+            Err(other) => panic!("{other}: {:?}", std::error::Error::source(&other).map(ToString::to_string)),
+            Ok(_) => false,
+        }
+    });
+    assert!(interrupted_within);
+}
+
+/// One-byte NOPs again, past everything: no poke makes them.
+fn restore(at: Addr) {
+    use std::os::unix::fs::FileExt;
+    let memory = std::fs::OpenOptions::new().write(true).open("/proc/self/mem").unwrap();
+    memory.write_all_at(&[0x90; 60], at.get()).unwrap();
+}
+
+/// A gdb that runs this program's case of this name, or attaches to this process, lets it go on and passes our signal.
+fn gdb(arguments: &[&str]) -> std::process::Command {
+    let signal = our_signal();
+    let mut gdb = std::process::Command::new("gdb");
+    gdb.args(["-nx", "-batch", "-ex", "set debuginfod enabled off", "-ex", "set confirm off"]);
+    gdb.args(["-ex", &format!("handle SIG{signal} nostop noprint pass")]);
+    gdb.args(arguments);
+    gdb.stdin(std::process::Stdio::null());
+    gdb
+}
+
+fn traced() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    !status.lines().any(|line| line == "TracerPid:\t0")
+}
+
+/// What a debugger runs: flips and says how.
+fn flips_under_a_debugger() {
+    our_signal();
+    let sites = Sites::publish(100, 61, None);
+    let poked = with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap();
+    println!("flipped by {:?}", poked.way);
+}
+
+fn gdb_before() {
+    if traced() {
+        return flips_under_a_debugger();
+    }
+    let program = std::env::current_exe().unwrap();
+    let output = gdb(&["-ex", "run", "--args"]).arg(program).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("flipped by Rendezvous(Traced"), "{text}");
+    assert!(text.contains("exited normally"), "{text}");
+}
+
+fn gdb_later() {
+    let sites = Sites::publish(100, 61, None);
+    let none = with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap();
+    assert_eq!(none.way, Way::Traps);
+    // Any process of this user's may attach, whatever the system's default is.
+    // SAFETY: sets an attribute of this process.
+    unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
+    let pid = std::process::id().to_string();
+    let mut gdb = gdb(&["-p", &pid, "-ex", "continue"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let until = Instant::now() + Duration::from_secs(40);
+    while !traced() {
+        assert!(Instant::now() < until, "gdb did not attach");
+        thread::sleep(Duration::from_millis(20));
+    }
+    // While it attaches, and stops everybody now and then, a poke may be refused by name; it then works.
+    let poked = with_a_caller(&sites, None, || {
+        loop {
+            match flip(&sites, TrapMask::Checked) {
+                Ok(poked) => break poked,
+                Err(PokeError::Threads { .. }) if Instant::now() < until => {}
+                Err(other) => panic!("{other}"),
+            }
+        }
+    });
+    assert!(matches!(poked.way, Way::Rendezvous(Because::Traced { .. })), "{poked:?}");
+    gdb.kill().unwrap();
+    gdb.wait().unwrap();
 }

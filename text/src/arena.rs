@@ -92,9 +92,6 @@ pub enum ArenaError {
          (boot option proc_mem.force_override=never or =ptrace, or a seccomp rule)"
     )]
     ForceOverride(#[source] WriteFailed),
-    /// The kernel cannot synchronise cores.
-    #[error("membarrier(2) does not offer PRIVATE_EXPEDITED_SYNC_CORE, without which code cannot be taken back safely")]
-    Membarrier(#[source] io::Error),
     /// The signal handler or the fork handlers cannot be installed.
     #[error("installing the {what}")]
     Handler {
@@ -245,7 +242,7 @@ impl Arena {
         if let Some(arena) = ARENA.get() {
             return Ok(arena);
         }
-        sync::register().map_err(ArenaError::Membarrier)?;
+        sync::register();
         TextLock::take().open().map_err(ArenaError::OpenMemory)?;
         let (reserved, low) = match SIZES.iter().find_map(|&len| reserve::low(len)) {
             Some(reserved) => (reserved, true),

@@ -43,17 +43,21 @@ extern "C" fn prepare() {
     hooks.iter().rev().for_each(|hook| (hook.prepare)());
     let text = TextLock::take();
     let books = Arena::existing().map(Arena::books);
+    // Whoever holds has the text lock; and within it nobody asks any more.
+    modload_threads::before_fork();
     let locks = Locks { text, _owners: owners::hold_over_fork(), _books: books };
     HELD.set(Some(Held { locks, hooks }));
 }
 
 extern "C" fn parent() {
+    modload_threads::after_fork_in_parent();
     let Some(Held { locks, hooks }) = HELD.take() else { return };
     drop(locks);
     hooks.iter().for_each(|hook| (hook.parent)());
 }
 
 extern "C" fn child() {
+    modload_threads::after_fork_in_child();
     let Some(Held { mut locks, hooks }) = HELD.take() else { return };
     batch::forget_readers();
     // If it cannot be opened, every write in the child is refused by name.

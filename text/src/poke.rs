@@ -13,15 +13,19 @@
 //! a signal handler: the rendezvous.
 
 use std::fmt;
+use std::io;
 
 use modload_edit::{Addr, Edit, EditSet, Step, Why, disassembled, is_one_instruction, wide};
+use modload_threads::frames::{NoFinder, WalkError};
+use modload_threads::{Name, Tid};
 use thiserror::Error;
 
 use crate::batch::Announced;
+use crate::obstacle::{self, Because};
 use crate::reserve::pointer;
 use crate::spans::{self, Grouping, Pass, Side};
 use crate::write::{TextLock, WriteFailed};
-use crate::{host_text, owners, sync};
+use crate::{host_text, owners, rendezvous, sync};
 
 /// What is known of SIGTRAP in the process's threads while a batch is poked.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -38,14 +42,16 @@ pub enum TrapMask {
 }
 
 /// By which protocol a batch was written.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
     /// By traps, with three synchronisations.
     Traps,
+    /// While every other thread was held.
+    Rendezvous(Because),
 }
 
 /// How a batch was written.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Poked {
     /// By which protocol.
     pub way: Way,
@@ -100,6 +106,44 @@ pub enum PokeError {
         /// The edit's reason.
         why: Why,
     },
+    /// Threads could not be looked at.
+    #[error("looking at the process's threads")]
+    Look(#[source] io::Error),
+    /// Traps cannot be used, and threads could not be held.
+    #[error("traps cannot be used, because {because}, and threads cannot be held")]
+    Threads {
+        /// Why traps cannot be used.
+        because: Because,
+        /// Who could not be held.
+        source: modload_threads::Error,
+    },
+    /// A thread stands where it would go on within the new instruction.
+    #[error("{why} at {at}: thread {tid}{} stands at {rip}, within it", named(.name))]
+    Inside {
+        /// Which.
+        tid: Tid,
+        /// Its name, if it could be read.
+        name: Option<Name>,
+        /// Where it stands, or stood when a signal came.
+        rip: Addr,
+        /// Where the edit is.
+        at: Addr,
+        /// The edit's reason.
+        why: Why,
+    },
+    /// Stacks cannot be walked, which joining NOPs takes.
+    #[error("NOPs cannot be joined: stacks cannot be walked")]
+    NoRows(#[source] NoFinder),
+    /// Whether a thread was interrupted within an edit is not known.
+    #[error("NOPs cannot be joined: what thread {tid}{} has on its stack is not known", named(.name))]
+    NoWalk {
+        /// Which.
+        tid: Tid,
+        /// Its name, if it could be read.
+        name: Option<Name>,
+        /// The frame.
+        source: WalkError,
+    },
     /// Nothing has been changed: what was written has been taken back.
     #[error("the batch could not be written, and has been taken back")]
     Write(#[from] WriteFailed),
@@ -109,6 +153,10 @@ pub enum PokeError {
     /// An earlier batch is [`PokeError::Stuck`].
     #[error("an earlier batch could not be completed")]
     EarlierStuck,
+}
+
+fn named(name: &Option<Name>) -> String {
+    name.map_or_else(String::new, |name| format!(" \"{name}\""))
 }
 
 /// Bytes and what they are as code.
@@ -125,8 +173,10 @@ fn code(at: Addr, bytes: &[u8]) -> impl fmt::Display {
 /// [`PokeError`]; but for [`PokeError::Stuck`], every byte is as it was.
 pub fn poke(lock: &mut TextLock<'_>, edits: &EditSet, mask: TrapMask) -> Result<Poked, PokeError> {
     check(lock, edits)?;
-    let _ = mask;
-    by_traps(lock, edits, Grouping::Spans)
+    match obstacle::find(edits, mask).map_err(PokeError::Look)? {
+        None => by_traps(lock, edits),
+        Some(because) => rendezvous::write(lock, edits, because),
+    }
 }
 
 /// Compares every `old`, and demands one instruction before and after.
@@ -140,7 +190,7 @@ fn check(lock: &TextLock<'_>, edits: &EditSet) -> Result<(), PokeError> {
         if Step::of(edit.at, edit.new).is_none() {
             return Err(unfit(&edit));
         }
-        if !is_one_instruction(edit.at, edit.old) {
+        if !is_one_instruction(edit.at, edit.old) && !obstacle::joins(edit.old) {
             return Err(PokeError::NotOneInstruction { at: edit.at, bytes: edit.old.to_vec(), why: edit.why });
         }
     }
@@ -188,13 +238,13 @@ impl Region {
 }
 
 /// The protocol at the top of this file.
-fn by_traps(lock: &mut TextLock<'_>, edits: &EditSet, grouping: Grouping) -> Result<Poked, PokeError> {
+fn by_traps(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<Poked, PokeError> {
     let announced = Announced::new(lock, edits);
     let mut poked = Poked { way: Way::Traps, syncs: 0, writes: 0 };
-    match trap_by_trap(lock, edits, Side::New, grouping, &mut poked) {
+    match trap_by_trap(lock, edits, Side::New, &mut poked) {
         Ok(()) => Ok(poked),
         // Back again by the same protocol. Until it is done, who meets a trap does what the new instruction does.
-        Err(failed) => match trap_by_trap(lock, edits, Side::Old, grouping, &mut poked) {
+        Err(failed) => match trap_by_trap(lock, edits, Side::Old, &mut poked) {
             Ok(()) => Err(PokeError::Write(failed)),
             Err(failed) => {
                 announced.forget(edits.clone());
@@ -205,15 +255,9 @@ fn by_traps(lock: &mut TextLock<'_>, edits: &EditSet, grouping: Grouping) -> Res
     }
 }
 
-fn trap_by_trap(
-    lock: &mut TextLock<'_>,
-    edits: &EditSet,
-    side: Side,
-    grouping: Grouping,
-    poked: &mut Poked,
-) -> Result<(), WriteFailed> {
+fn trap_by_trap(lock: &mut TextLock<'_>, edits: &EditSet, side: Side, poked: &mut Poked) -> Result<(), WriteFailed> {
     for pass in [Pass::Traps, Pass::Tails, Pass::Firsts] {
-        poked.writes += spans::write(lock, edits, pass, side, grouping)?;
+        poked.writes += spans::write(lock, edits, pass, side, Grouping::Spans)?;
         sync::all_cores().map_err(|source| WriteFailed::Sync { source })?;
         poked.syncs += 1;
     }

@@ -37,10 +37,7 @@ pub(crate) fn install() -> io::Result<()> {
     // Known before the handler can run, which needs it.
     PREVIOUS.get_or_init(|| previous);
     let mut action = default_action();
-    let handler: Handler = on_trap;
-    #[expect(clippy::as_conversions, reason = "sigaction takes the handler's address as an integer")]
-    let address = handler as libc::sighandler_t;
-    action.sa_sigaction = address;
+    action.sa_sigaction = address();
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
     // Another handler that ran on top of ours, with SIGTRAP blocked, and came through a site would be killed there.
     // SAFETY: fills a set of our own.
@@ -50,6 +47,21 @@ pub(crate) fn install() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Whether SIGTRAP still comes to us first.
+pub(crate) fn is_installed() -> bool {
+    let mut current = default_action();
+    // SAFETY: a null action only asks; `current` is ours.
+    let failed = unsafe { libc::sigaction(libc::SIGTRAP, ptr::null(), &raw mut current) };
+    failed == 0 && current.sa_sigaction == address()
+}
+
+fn address() -> libc::sighandler_t {
+    let handler: Handler = on_trap;
+    #[expect(clippy::as_conversions, reason = "sigaction takes the handler's address as an integer")]
+    let address = handler as libc::sighandler_t;
+    address
 }
 
 extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {

@@ -106,12 +106,16 @@ impl TextLock<'_> {
         memory.file.write_all_at(bytes, at.get()).map_err(failed)
     }
 
+    /// Makes sure that [`TextLock::take_buffer`] allocates nothing.
+    pub(crate) fn reserve_buffer(&mut self) {
+        self.writer.buffer.clear();
+        self.writer.buffer.reserve(CHUNK);
+    }
+
     /// The buffer, empty and with room for the largest write.
     pub(crate) fn take_buffer(&mut self) -> Vec<u8> {
-        let mut buffer = std::mem::take(&mut self.writer.buffer);
-        buffer.clear();
-        buffer.reserve(CHUNK);
-        buffer
+        self.reserve_buffer();
+        std::mem::take(&mut self.writer.buffer)
     }
 
     /// Gives the buffer back to the next batch.

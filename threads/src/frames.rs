@@ -3,8 +3,9 @@
 //! - [`walk`]: from the registers of a thread to its outermost frame, caller by caller. A frame without a row, a frame
 //!   that is not above the one it has called, a stack that cannot be read: each is an error that says where. There is
 //!   no heuristic to fall back on, because who asks decides by the answer whether code may be freed.
-//! - [`Planned`], [`Known`]: a module's `.eh_frame`, checked and indexed before anybody needs it, and the guard that
-//!   keeps its rows known. Withdrawing waits until no walk can be using them.
+//! - [`plan`], [`Planned`], [`Known`]: a module's `.eh_frame`, checked and indexed before anybody needs it, and the guard
+//!   that keeps its rows known, to walks and to the process's own unwinder, by which exceptions and panics go.
+//!   Withdrawing waits until no walk can be using them.
 //! - [`Row`]: code that no compiler has made, a trampoline say, states its rows itself.
 //! - The executable, its libraries and the vDSO need not be announced: glibc's `_dl_find_object` (2.35) knows them at
 //!   each moment, without a lock. [`know_process`] finds that function, and installs what fork needs.
@@ -14,12 +15,14 @@
 
 mod expression;
 mod index;
+mod libgcc;
 mod listing;
 mod made;
 mod memory;
 mod process;
 mod registers;
 mod rules;
+mod section;
 mod walk;
 
 pub use index::{Known, Overlap};
@@ -28,4 +31,5 @@ pub use made::{BadRows, Row};
 pub use memory::{Memory, ProcessMemory};
 pub use process::{NoFinder, know_process};
 pub use registers::{Register, Registers};
+pub use section::Flaw;
 pub use walk::{DEEPEST, Ended, Frame, WalkError, walk, walk_here};

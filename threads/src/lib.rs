@@ -6,6 +6,7 @@
 //!   before it goes on. The holder may look at their registers, and change where they go on.
 //! - [`use_signal`]: which real-time signal all this is done with; [`counts`]: what it did to others.
 //! - [`before_fork`] and what follows it: what a `pthread_atfork` handler calls.
+//! - [`boundary`]: where exceptions and panics of code that is called end.
 //! - [`frames`]: one walker for every thread's stack. It reads call frame information and never guesses.
 //!
 //! A leaf crate: it imports nothing of modload's, and an address is a `u64` here.
@@ -27,6 +28,7 @@ mod round;
 mod each;
 mod hold;
 mod fork;
+pub mod boundary;
 pub mod frames;
 
 pub use each::{Probe, run_here, run_in_each};

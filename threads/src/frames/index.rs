@@ -19,6 +19,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use thiserror::Error;
 
+use super::libgcc::{self, Registered};
 use super::listing::Listing;
 use super::made::Row;
 
@@ -79,6 +80,8 @@ pub struct Overlap {
 pub struct Known {
     start: u64,
     rows: *mut Entries,
+    /// Where the process's unwinder is told of them, too. It reads the rows, and so it goes first.
+    registered: Option<Registered>,
 }
 
 // SAFETY: the rows are never written, and freed by the one guard.
@@ -108,12 +111,19 @@ impl Known {
         chunk.extend_from_slice(&neighbours[place..]);
         let second = (chunk.len() > CHUNK).then(|| chunk.split_off(CHUNK / 2));
         old.replace(at, [Some(chunk), second]);
-        Ok(Known { start, rows })
+        Ok(Known { start, rows, registered: None })
+    }
+
+    /// Has the guard withdraw this as well, before anything else.
+    pub(crate) fn and_registered(mut self, registered: Registered) -> Known {
+        self.registered = Some(registered);
+        self
     }
 }
 
 impl Drop for Known {
     fn drop(&mut self) {
+        drop(self.registered.take());
         {
             let _writer = writer();
             let old = Current::get();
@@ -253,13 +263,16 @@ pub(crate) fn install_fork_handlers() -> io::Result<()> {
 
 extern "C" fn prepare() {
     OVER_FORK.set(Some(writer()));
+    libgcc::before_fork();
 }
 
 extern "C" fn parent() {
+    libgcc::after_fork();
     drop(OVER_FORK.take());
 }
 
 extern "C" fn child() {
+    libgcc::after_fork();
     for readers in &READERS {
         readers.store(0, Ordering::SeqCst);
     }

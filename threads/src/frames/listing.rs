@@ -1,147 +1,172 @@
-//! A module's `.eh_frame`: checked and indexed before the module is published, so that finding a row later neither
-//! allocates nor can go astray.
+//! A module's `.eh_frame`: checked, indexed and copied before the module is published, so that finding a row later
+//! neither allocates nor can go astray.
+//!
+//! The copy is what unwinders read. A module has one section for all its texts, of which those of init go early, and
+//! their addresses become another module's: so each text has a run of descriptions of its own, with absolute addresses
+//! and an end, as libgcc wants it. It is a third larger than the original, and asks nothing of the module's layout.
 //!
 //! A description's program is run when a walk comes through its function, not before: a module has many functions, and
 //! few of them are ever walked through.
 
 use std::ops::Range;
 
-use gimli::{
-    BaseAddresses, CieOrFde, CommonInformationEntry, EhFrame, EhFrameOffset, EndianSlice, LittleEndian, UnwindSection,
-};
+use gimli::{BaseAddresses, EhFrame, EndianSlice, LittleEndian};
 use thiserror::Error;
 
 use super::index::{Entries, Known, Overlap};
+use super::libgcc::Registered;
+use super::section::{Common, Flaw, Function, Section};
 
 type Reader<'a> = EndianSlice<'a, LittleEndian>;
 
 /// An `.eh_frame` that cannot be used.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum Malformed {
-    /// An entry cannot be read.
-    #[error("an entry of .eh_frame, after offset {after:#x}: {source}")]
+    /// An entry is not as it must be.
+    #[error("the entry at offset {at:#x}: {flaw}")]
     Entry {
-        /// The last entry that could be read.
-        after: usize,
-        /// Why not.
-        source: gimli::Error,
+        /// Where it is.
+        at: usize,
+        /// What is wrong.
+        flaw: Flaw,
     },
     /// A description of addresses that are not the module's text.
-    #[error(".eh_frame+{offset:#x} describes {start:#x} to {end:#x}, which is not text of this module")]
+    #[error("the entry at offset {at:#x} describes {start:#x} to {end:#x}, which is not text of this module")]
     Elsewhere {
         /// Where the description is.
-        offset: usize,
+        at: usize,
         /// Its first address.
         start: u64,
         /// The one behind its last.
         end: u64,
     },
     /// Two descriptions of one address.
-    #[error(".eh_frame+{first:#x} and .eh_frame+{second:#x} describe the same address, {at:#x}")]
+    #[error("the entries at offsets {first:#x} and {second:#x} describe the same address, {address:#x}")]
     Twice {
         /// Where the description of the lower start is.
         first: usize,
         /// Where the other one is.
         second: usize,
         /// The first address that both describe.
-        at: u64,
+        address: u64,
     },
-    /// The section or a text is larger than 4 GiB.
-    #[error(".eh_frame or the text it describes is larger than 4 GiB")]
+    /// The sections together or a text are larger than 1 GiB.
+    #[error("it, or the text it describes, is larger than 1 GiB")]
     TooLarge,
 }
 
+/// Neither is larger: so offsets into the copy, which is at most three times as large, have 32 bits.
+const LARGEST: usize = 1 << 30;
+
 /// A function's frames are described here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Description {
+struct Description {
     /// Its first address, from the start of the text.
     start: u32,
     /// How many bytes of text it describes.
     len: u32,
-    /// Where it is in the section.
+    /// Where it is in the copy.
     offset: u32,
+    /// Where it was in the section.
+    origin: u32,
 }
 
 /// The rows of one text of a module that is not published yet.
 #[derive(Debug)]
 pub struct Planned {
     text: Range<u64>,
-    section: u64,
-    len: usize,
+    copy: Vec<u8>,
+    /// The common information that was copied last: where it was, and where it is now.
+    common: Option<(usize, usize)>,
     descriptions: Vec<Description>,
 }
 
-/// Checks an `.eh_frame` that will stand at `section`, relocated, and sorts its descriptions by the texts they describe:
-/// one result for each of `texts`, empty ones included, in their order. Descriptions of no bytes are left out, and
-/// those whose function a linker has dropped (a start of 0).
+/// Checks sections of call frame information, `.eh_frame`, each with its address, for which it is relocated; and sorts
+/// their descriptions by the texts they describe: one result for each of `texts`, empty ones included, in their order.
+/// Descriptions of no bytes are left out, and those whose function a linker has dropped (a start of 0).
 ///
 /// # Errors
 /// [`Malformed`].
-pub fn plan(bytes: &[u8], section: u64, texts: &[Range<u64>]) -> Result<Vec<Planned>, Malformed> {
-    let small = |len: u64| u32::try_from(len).map_err(|_| Malformed::TooLarge);
-    small(u64::try_from(bytes.len()).map_err(|_| Malformed::TooLarge)?)?;
-    for text in texts {
-        small(text.end.saturating_sub(text.start))?;
-    }
-    let planned =
-        |text: &Range<u64>| Planned { text: text.clone(), section, len: bytes.len(), descriptions: Vec::new() };
-    let mut planned: Vec<Planned> = texts.iter().map(planned).collect();
-    let frames = EhFrame::new(bytes, LittleEndian);
-    let bases = BaseAddresses::default().set_eh_frame(section);
-    let mut common: Option<(usize, CommonInformationEntry<Reader<'_>>)> = None;
-    let mut entries = frames.entries(&bases);
-    let mut after = 0;
-    loop {
-        let malformed = |source| Malformed::Entry { after, source };
-        let partial = match entries.next().map_err(malformed)? {
-            None => break,
-            Some(CieOrFde::Cie(entry)) => {
-                after = entry.offset();
-                continue;
-            }
-            Some(CieOrFde::Fde(partial)) => partial,
-        };
-        let offset = partial.offset();
-        let description = partial.parse(|frames, bases, EhFrameOffset(at)| {
-            // One common entry serves all functions of an object file, or nearly all.
-            if let Some((_, entry)) = common.as_ref().filter(|(known, _)| *known == at) {
-                return Ok(entry.clone());
-            }
-            let entry = frames.cie_from_offset(bases, EhFrameOffset(at))?;
-            common = Some((at, entry.clone()));
-            Ok(entry)
-        });
-        let description = description.map_err(malformed)?;
-        after = offset;
-        let (start, len) = (description.initial_address(), description.len());
-        if len == 0 || start == 0 {
-            continue;
+pub fn plan<'a>(
+    sections: impl IntoIterator<Item = (&'a [u8], u64)>,
+    texts: &[Range<u64>],
+) -> Result<Vec<Planned>, Malformed> {
+    let is_large = |text: &Range<u64>| text.end.saturating_sub(text.start) > u64::try_from(LARGEST).unwrap_or(0);
+    let empty =
+        |text: &Range<u64>| Planned { text: text.clone(), copy: Vec::new(), common: None, descriptions: Vec::new() };
+    let mut planned: Vec<Planned> = texts.iter().map(empty).collect();
+    let mut total = 0_usize;
+    for (bytes, at) in sections {
+        total = total.saturating_add(bytes.len());
+        if total > LARGEST || texts.iter().any(is_large) {
+            return Err(Malformed::TooLarge);
         }
-        let elsewhere = Malformed::Elsewhere { offset, start, end: start.wrapping_add(len) };
-        let Some(end) = start.checked_add(len) else { return Err(elsewhere) };
-        let Some(home) = planned.iter_mut().find(|text| text.text.start <= start && end <= text.text.end) else {
-            return Err(elsewhere);
-        };
-        let from_start = small(start - home.text.start)?;
-        let at = u32::try_from(offset).map_err(|_| Malformed::TooLarge)?;
-        home.descriptions.push(Description { start: from_start, len: small(len)?, offset: at });
+        add_section(Section { bytes, at }, &mut planned)?;
     }
     for text in &mut planned {
-        text.sort()?;
+        text.finish()?;
     }
     Ok(planned)
 }
 
+fn add_section(section: Section<'_>, planned: &mut [Planned]) -> Result<(), Malformed> {
+    // Offsets of another section mean nothing here.
+    planned.iter_mut().for_each(|text| text.common = None);
+    let mut known: Option<Common<'_>> = None;
+    let mut at = 0;
+    loop {
+        let malformed = |flaw| Malformed::Entry { at, flaw };
+        let Some((entry, next)) = section.entry(at).map_err(malformed)? else { return Ok(()) };
+        if entry.is_common().map_err(malformed)? {
+            // Those that nobody refers to are checked, too.
+            known = Some(section.common(entry).map_err(malformed)?);
+        } else {
+            let (function, common) = section.function(entry, known).map_err(malformed)?;
+            known = Some(common);
+            if function.len != 0 && function.start != 0 {
+                let Function { start, len, .. } = function;
+                let elsewhere = Malformed::Elsewhere { at, start, end: start.wrapping_add(len) };
+                let Some(end) = start.checked_add(len) else { return Err(elsewhere) };
+                let home = planned.iter_mut().find(|home| home.text.start <= start && end <= home.text.end);
+                home.ok_or(elsewhere)?.add(at, &function, &common)?;
+            }
+        }
+        at = next;
+    }
+}
+
 impl Planned {
-    /// Compilers write descriptions in the order of their functions, so that there is mostly nothing to do.
-    fn sort(&mut self) -> Result<(), Malformed> {
+    fn add(&mut self, at: usize, function: &Function<'_>, common: &Common<'_>) -> Result<(), Malformed> {
+        let common_at = match self.common.filter(|(origin, _)| *origin == common.at) {
+            Some((_, here)) => here,
+            None => {
+                let here = write_common(&mut self.copy, common);
+                self.common = Some((common.at, here));
+                here
+            }
+        };
+        let offset = write_function(&mut self.copy, common_at, function, common);
+        let narrow = |value: usize| u32::try_from(value).map_err(|_| Malformed::TooLarge);
+        let narrow_wide = |value: u64| u32::try_from(value).map_err(|_| Malformed::TooLarge);
+        self.descriptions.push(Description {
+            start: narrow_wide(function.start - self.text.start)?,
+            len: narrow_wide(function.len)?,
+            offset: narrow(offset)?,
+            origin: narrow(at)?,
+        });
+        Ok(())
+    }
+
+    /// Compilers write descriptions in the order of their functions, so that there is mostly nothing to sort.
+    fn finish(&mut self) -> Result<(), Malformed> {
+        self.copy.extend([0; 4]);
         if !self.descriptions.is_sorted_by_key(|description| description.start) {
-            self.descriptions.sort_unstable_by_key(|description| (description.start, description.offset));
+            self.descriptions.sort_unstable_by_key(|description| (description.start, description.origin));
         }
         let overlapping = self.descriptions.windows(2).find(|pair| pair[1].start - pair[0].start < pair[0].len);
         overlapping.map_or(Ok(()), |pair| {
-            let [first, second] = [pair[0].offset, pair[1].offset].map(index);
-            Err(Malformed::Twice { first, second, at: self.text.start + u64::from(pair[1].start) })
+            let [first, second] = [pair[0].origin, pair[1].origin].map(index);
+            Err(Malformed::Twice { first, second, address: self.text.start + u64::from(pair[1].start) })
         })
     }
 
@@ -157,32 +182,103 @@ impl Planned {
         self.descriptions.is_empty()
     }
 
-    /// Makes the rows known, until the result is dropped.
+    /// Makes the rows known to walks and to the process's unwinder, until the result is dropped. `None` if there are
+    /// none, which costs nothing.
     ///
     /// # Errors
     /// [`Overlap`]: somebody else's rows are known for a part of the text.
-    ///
-    /// # Safety
-    /// The bytes that were planned with stand at the address they were planned for, readable, and nobody changes them
-    /// until the result has been dropped.
-    pub unsafe fn publish(self) -> Result<Known, Overlap> {
-        let listing =
-            Listing { text: self.text.start, section: self.section, len: self.len, descriptions: self.descriptions };
-        Known::new(self.text, Entries::Listed(listing))
+    pub fn publish(self) -> Result<Option<Known>, Overlap> {
+        if self.is_empty() {
+            return Ok(None);
+        }
+        let start = self.text.start;
+        let listing = Listing { text: start, copy: self.copy.into_boxed_slice(), descriptions: self.descriptions };
+        let run = listing.copy.as_ptr();
+        let known = Known::new(self.text, Entries::Listed(listing))?;
+        // SAFETY: the run is a boxed slice in the rows that `known` owns, which stay where they are and are not written
+        // until it is dropped; and it drops the registration before them. It is a run of whole entries with an end:
+        // `add` has written them, and `finish` the end.
+        let registered = unsafe { Registered::new(start, run) };
+        Ok(Some(known.and_registered(registered)))
     }
+}
+
+/// Entries begin at multiples of this, so that their addresses are aligned.
+const ALIGN: usize = 8;
+
+/// `DW_EH_PE_absptr`, and the bit for an address that stands elsewhere.
+const ABSOLUTE: u8 = 0x00;
+const INDIRECT: u8 = 0x80;
+
+/// Writes an entry; returns its offset. The length is known at last.
+fn write_entry(copy: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) -> usize {
+    let at = copy.len();
+    copy.extend([0; 4]);
+    write(copy);
+    // DW_CFA_nop.
+    copy.resize(copy.len().next_multiple_of(ALIGN), 0);
+    // At most as long as the section, and some bytes: far below 4 GiB.
+    let len = u32::try_from(copy.len() - at - 4).unwrap_or(u32::MAX);
+    copy[at..at + 4].copy_from_slice(&len.to_le_bytes());
+    at
+}
+
+fn write_common(copy: &mut Vec<u8>, common: &Common<'_>) -> usize {
+    write_entry(copy, |copy| {
+        copy.extend([0; 4]);
+        copy.push(common.version);
+        copy.extend(common.letters);
+        copy.push(0);
+        copy.extend(common.factors);
+        if !common.letters.is_empty() {
+            let len_at = copy.len();
+            copy.push(0);
+            for letter in &common.letters[1..] {
+                match (letter, common.personality) {
+                    (b'P', Some((is_indirect, address))) => {
+                        copy.push(if is_indirect { ABSOLUTE | INDIRECT } else { ABSOLUTE });
+                        copy.extend(address.to_le_bytes());
+                    }
+                    (b'R' | b'L', _) => copy.push(ABSOLUTE),
+                    _ => {}
+                }
+            }
+            // One byte for each letter and eight for an address: a number of one byte as long as letters are not many.
+            let len = u8::try_from(copy.len() - len_at - 1).unwrap_or(0x7f);
+            copy[len_at] = len;
+        }
+        copy.extend(common.program);
+    })
+}
+
+fn write_function(copy: &mut Vec<u8>, common_at: usize, function: &Function<'_>, common: &Common<'_>) -> usize {
+    write_entry(copy, |copy| {
+        let back = u32::try_from(copy.len() - common_at).unwrap_or(u32::MAX);
+        copy.extend(back.to_le_bytes());
+        copy.extend(function.start.to_le_bytes());
+        copy.extend(function.len.to_le_bytes());
+        match (common.letters.is_empty(), common.lsda) {
+            (true, _) => {}
+            (false, None) => copy.push(0),
+            (false, Some(_)) => {
+                copy.push(8);
+                copy.extend(function.lsda.to_le_bytes());
+            }
+        }
+        copy.extend(function.program);
+    })
 }
 
 /// The rows of one text of a module.
 #[derive(Debug)]
 pub(crate) struct Listing {
     text: u64,
-    section: u64,
-    len: usize,
+    copy: Box<[u8]>,
     descriptions: Vec<Description>,
 }
 
 impl Listing {
-    /// The `.eh_frame`, where it begins, and the offset of the description for an address in it.
+    /// An `.eh_frame`, its bases, and the offset of the description for an address in it.
     pub(crate) fn description(&self, at: u64) -> Option<(EhFrame<Reader<'_>>, BaseAddresses, usize)> {
         let from_start = u32::try_from(at.checked_sub(self.text)?).ok()?;
         let behind = self.descriptions.partition_point(|description| description.start <= from_start);
@@ -190,12 +286,8 @@ impl Listing {
         if from_start - description.start >= description.len {
             return None;
         }
-        let start = std::ptr::with_exposed_provenance::<u8>(usize::try_from(self.section).ok()?);
-        // SAFETY: whoever published the listing has promised that the section is there, readable and unchanged, until
-        // the guard has been dropped; and dropping it waits for us, who have found the listing.
-        let bytes = unsafe { std::slice::from_raw_parts(start, self.len) };
-        let bases = BaseAddresses::default().set_eh_frame(self.section);
-        Some((EhFrame::new(bytes, LittleEndian), bases, index(description.offset)))
+        // All addresses are absolute.
+        Some((EhFrame::new(&self.copy, LittleEndian), BaseAddresses::default(), index(description.offset)))
     }
 }
 

@@ -1,0 +1,51 @@
+//! A module's call frame information: planned when it is formed, known from its publishing until its text goes.
+//!
+//! The rows of init text are apart from the others', and go with it: its addresses become another module's.
+
+use std::ops::Range;
+
+use modload_abi::section;
+use modload_threads::frames::{self, Known, Planned};
+
+use crate::error::Error;
+use crate::file::File;
+use crate::form::tables;
+use crate::layout::{Layout, Part};
+use crate::memory::Staging;
+
+/// The texts of a module, in the order of [`Plan`]'s rows.
+const TEXTS: [Part; 2] = [Part::Text, Part::InitText];
+
+/// Rows for a module's text and for its init text.
+#[derive(Default, Debug)]
+pub(crate) struct Plan([Option<Planned>; 2]);
+
+/// What is known of the frames of a text, if anything is. Dropping it withdraws it.
+pub(crate) type Frames = Option<Known>;
+
+/// Reads the module's `.eh_frame`, which is relocated.
+pub(crate) fn plan(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Plan, Error> {
+    let ranges = memory.ranges();
+    let texts: [Range<u64>; 2] = TEXTS.map(|part| {
+        let (start, len) = ranges[part.slot()];
+        start.get()..start.get() + len
+    });
+    let sections = tables(file, layout, memory, section::EH_FRAME).map(|(_, at, bytes)| (bytes, at.get()));
+    let planned =
+        frames::plan(sections, &texts).map_err(|error| Error::Frames { section: section::EH_FRAME, error })?;
+    let mut planned = planned.into_iter().map(|planned| Some(planned).filter(|planned| !planned.is_empty()));
+    Ok(Plan(TEXTS.map(|_| planned.next().flatten())))
+}
+
+impl Plan {
+    /// Makes all rows known.
+    pub(crate) fn publish(self) -> [Frames; 2] {
+        self.0.map(|planned| planned.and_then(known))
+    }
+}
+
+/// The text has been this module's alone since it was staged, so that nobody else can have rows for it.
+fn known(planned: Planned) -> Frames {
+    let published = planned.publish();
+    published.inspect_err(|overlap| tracing::error!(%overlap, "frames of a module are not known")).ok().flatten()
+}

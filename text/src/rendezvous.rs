@@ -1,0 +1,100 @@
+//! Changing text while every other thread is held in a signal handler: where traps would kill, or are not enough.
+
+use std::arch::x86_64::__cpuid;
+use std::ops::ControlFlow;
+
+use modload_edit::{Addr, Edit, EditSet};
+use modload_threads::frames::{Ended, Frame, ProcessMemory, Registers, WalkError, know_process, walk, walk_here};
+use modload_threads::{DEFAULT_LIMIT, Held, Tid, hold, name};
+
+use crate::obstacle::{Because, joins};
+use crate::poke::{PokeError, Poked, Way};
+use crate::spans::{self, Grouping, Pass, Side};
+use crate::write::TextLock;
+
+/// Writes a batch while nobody runs. From the first signal to the release nothing is allocated and no lock is taken.
+pub(crate) fn write(lock: &mut TextLock<'_>, edits: &EditSet, because: Because) -> Result<Poked, PokeError> {
+    let grouping = match because {
+        // A stale copy of what stands between two edits would bring a debugger's breakpoints back.
+        Because::Traced { .. } => Grouping::Alone,
+        _ => Grouping::Spans,
+    };
+    // A walk finds the process's own functions only when they are known.
+    if edits.iter().any(|edit| joins(edit.old)) {
+        know_process().map_err(PokeError::NoRows)?;
+    }
+    lock.reserve_buffer();
+    let held = hold(DEFAULT_LIMIT).map_err(|source| PokeError::Threads { because, source })?;
+    let written = match obstructing(&held, edits) {
+        Some(found) => Err(found),
+        None => spans::write(lock, edits, Pass::Whole, Side::New, grouping).map_err(|failed| {
+            let back = spans::write(lock, edits, Pass::Whole, Side::Old, grouping);
+            back.map_or_else(Obstruction::Stuck, |_| Obstruction::Write(failed))
+        }),
+    };
+    // What this core has fetched ahead is forgotten; the others do the same on their way out.
+    __cpuid(0);
+    drop(held);
+    match written {
+        Ok(writes) => Ok(Poked { way: Way::Rendezvous(because), syncs: 1, writes }),
+        Err(Obstruction::Inside { tid, rip, edit }) => {
+            let name = name(tid).ok().flatten();
+            Err(PokeError::Inside { tid, name, rip, at: edit.at, why: edit.why })
+        }
+        Err(Obstruction::NoWalk { tid, source }) => {
+            let name = name(tid).ok().flatten();
+            Err(PokeError::NoWalk { tid, name, source })
+        }
+        Err(Obstruction::Write(failed)) => Err(PokeError::Write(failed)),
+        Err(Obstruction::Stuck(failed)) => {
+            lock.stuck();
+            Err(PokeError::Stuck(failed))
+        }
+    }
+}
+
+/// What is found while nobody runs, and told when everybody does.
+enum Obstruction<'e> {
+    Inside { tid: Tid, rip: Addr, edit: Edit<'e> },
+    NoWalk { tid: Tid, source: WalkError },
+    Write(crate::WriteFailed),
+    Stuck(crate::WriteFailed),
+}
+
+/// A thread that stands within the bytes of an edit, behind the first: it would go on within the new instruction.
+fn obstructing<'e>(held: &Held, edits: &'e EditSet) -> Option<Obstruction<'e>> {
+    if let Some(found) = held.threads().find_map(|thread| inside(thread.tid(), thread.rip(), edits)) {
+        return Some(found);
+    }
+    if !edits.iter().any(|edit| joins(edit.old)) {
+        // What was one instruction has nowhere to stand within, whatever was interrupted where.
+        return None;
+    }
+    // Between two NOPs a thread may also have been interrupted by a handler that it is in.
+    let others = held.threads().find_map(|thread| {
+        let registers = Registers::interrupted(thread.context());
+        interrupted(thread.tid(), edits, |visit| walk(&registers, ProcessMemory::own(), visit))
+    });
+    others.or_else(|| interrupted(Tid::current(), edits, |visit| walk_here(visit)))
+}
+
+/// A frame of a thread's stack that will go on within an edit: no return address, for NOPs call nobody.
+fn interrupted<'e>(
+    tid: Tid,
+    edits: &'e EditSet,
+    walk: impl FnOnce(&mut Visitor<'_>) -> Result<Ended, WalkError>,
+) -> Option<Obstruction<'e>> {
+    let mut found = None;
+    let walked = walk(&mut |frame| {
+        found = inside(tid, frame.pc, edits).filter(|_| frame.is_exact);
+        if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    walked.map_or_else(|source| Some(Obstruction::NoWalk { tid, source }), |_| found)
+}
+
+type Visitor<'v> = dyn FnMut(&Frame) -> ControlFlow<()> + 'v;
+
+fn inside(tid: Tid, rip: u64, edits: &EditSet) -> Option<Obstruction<'_>> {
+    let rip = Addr::new(rip);
+    edits.across(rip).map(|edit| Obstruction::Inside { tid, rip, edit })
+}

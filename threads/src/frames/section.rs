@@ -1,0 +1,352 @@
+//! The entries of an `.eh_frame`, read and checked before anybody relies on them (System V ABI, x86-64 psABI 4.2.4; LSB
+//! core, 10.6; DWARF 5, 6.4.2).
+
+use thiserror::Error;
+
+/// What is wrong with an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum Flaw {
+    /// It ends before it should, or beyond the section.
+    #[error("it is cut off")]
+    CutOff,
+    /// It has a length of 64 bits, which libgcc does not read.
+    #[error("its length has 64 bits")]
+    Wide,
+    /// Its common information is not before it in the section, or is none.
+    #[error("its common information is not where it says")]
+    NoCommon,
+    /// The version of the common information is another than 1 and 3.
+    #[error("its version is {0}, not 1 or 3")]
+    Version(u8),
+    /// A letter of the augmentation is not known.
+    #[error("its augmentation has the letter {:?}, which is not known", char::from(*.0))]
+    Letter(u8),
+    /// A pointer is encoded in a way that compilers do not use for x86-64.
+    #[error("it has a pointer of the encoding {0:#04x}, which is not supported")]
+    Encoding(u8),
+    /// The return address is not in column 16.
+    #[error("it has the return address in column {0}, not 16")]
+    ReturnAddress(u8),
+    /// An instruction that is not known.
+    #[error("it has the call frame instruction {0:#04x}, which is not known or not supported")]
+    Instruction(u8),
+}
+
+/// What functions have in common.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Common<'a> {
+    /// Offset of the entry.
+    pub(crate) at: usize,
+    pub(crate) version: u8,
+    /// The augmentation: empty, or `z` and one letter for each thing that it adds.
+    pub(crate) letters: &'a [u8],
+    /// Both factors and the column of the return address, as they stand there.
+    pub(crate) factors: &'a [u8],
+    /// The encoding of functions' addresses.
+    pointers: u8,
+    /// That of the addresses of their language's data, if they have any.
+    pub(crate) lsda: Option<u8>,
+    /// The personality routine: whether its address stands where this says, and the address.
+    pub(crate) personality: Option<(bool, u64)>,
+    pub(crate) program: &'a [u8],
+}
+
+/// The description of a function.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Function<'a> {
+    /// The first address; 0 if a linker has dropped the function.
+    pub(crate) start: u64,
+    pub(crate) len: u64,
+    /// Where its language's data is; 0 if it has none.
+    pub(crate) lsda: u64,
+    pub(crate) program: &'a [u8],
+}
+
+/// An entry: its offset, and what stands behind its length.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry<'a> {
+    pub(crate) at: usize,
+    body: &'a [u8],
+}
+
+/// Reads forward.
+#[derive(Clone, Copy)]
+struct Cursor<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], Flaw> {
+        let (taken, rest) = self.rest.split_at_checked(len).ok_or(Flaw::CutOff)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn byte(&mut self) -> Result<u8, Flaw> {
+        Ok(self.take(1)?[0])
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Flaw> {
+        self.take(N)?.try_into().map_err(|_| Flaw::CutOff)
+    }
+
+    /// A number of the variable length that DWARF calls LEB128, without a sign.
+    fn number(&mut self) -> Result<u64, Flaw> {
+        let mut value = 0;
+        for shift in (0..63).step_by(7) {
+            let byte = self.byte()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(Flaw::CutOff)
+    }
+
+    /// Passes over a number of variable length, with a sign or without.
+    fn skip_number(&mut self) -> Result<(), Flaw> {
+        while self.byte()? & 0x80 != 0 {}
+        Ok(())
+    }
+
+    fn length(&mut self) -> Result<usize, Flaw> {
+        usize::try_from(self.number()?).map_err(|_| Flaw::CutOff)
+    }
+
+    /// A value of the format that an encoding names in its low half.
+    fn value(&mut self, encoding: u8) -> Result<u64, Flaw> {
+        Ok(match encoding & 0xf {
+            0x0 | 0x4 | 0xc => u64::from_le_bytes(self.array()?),
+            0x2 => u16::from_le_bytes(self.array()?).into(),
+            0x3 => u32::from_le_bytes(self.array()?).into(),
+            0xa => i64::from(i16::from_le_bytes(self.array()?)).cast_unsigned(),
+            0xb => i64::from(i32::from_le_bytes(self.array()?)).cast_unsigned(),
+            _ => return Err(Flaw::Encoding(encoding)),
+        })
+    }
+}
+
+/// A section that stands, or will stand, at an address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Section<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) at: u64,
+}
+
+impl<'a> Section<'a> {
+    /// The entry at an offset, and where the next one is; `None` at the end, or at an entry without length, which is
+    /// the end too.
+    pub(crate) fn entry(&self, at: usize) -> Result<Option<(Entry<'a>, usize)>, Flaw> {
+        let mut cursor = Cursor { rest: self.bytes.get(at..).ok_or(Flaw::CutOff)? };
+        if cursor.rest.is_empty() {
+            return Ok(None);
+        }
+        let len = u32::from_le_bytes(cursor.array()?);
+        if len == u32::MAX {
+            return Err(Flaw::Wide);
+        }
+        let body = cursor.take(usize::try_from(len).map_err(|_| Flaw::CutOff)?)?;
+        Ok((len != 0).then_some((Entry { at, body }, at + 4 + body.len())))
+    }
+
+    /// A pointer, which stands at the beginning of what the cursor has left. One that is zero is none, whatever it is
+    /// relative to.
+    fn pointer(&self, cursor: &mut Cursor<'a>, encoding: u8) -> Result<u64, Flaw> {
+        let offset = self.bytes.len() - distance(self.bytes, cursor.rest);
+        let value = cursor.value(encoding)?;
+        let base = match encoding & 0x70 {
+            0x00 => 0,
+            0x10 => self.at.wrapping_add(u64::try_from(offset).map_err(|_| Flaw::CutOff)?),
+            _ => return Err(Flaw::Encoding(encoding)),
+        };
+        Ok(if value == 0 { 0 } else { base.wrapping_add(value) })
+    }
+
+    /// What an entry says as common information.
+    pub(crate) fn common(&self, entry: Entry<'a>) -> Result<Common<'a>, Flaw> {
+        let mut cursor = Cursor { rest: entry.body };
+        cursor.take(4)?;
+        let version = cursor.byte()?;
+        if version != 1 && version != 3 {
+            return Err(Flaw::Version(version));
+        }
+        let end = cursor.rest.iter().position(|byte| *byte == 0).ok_or(Flaw::CutOff)?;
+        let letters = cursor.take(end)?;
+        cursor.byte()?;
+        let before = cursor.rest;
+        cursor.skip_number()?;
+        cursor.skip_number()?;
+        // In one byte in both versions, unless it is none of ours.
+        let column = cursor.byte()?;
+        if column != 16 {
+            return Err(Flaw::ReturnAddress(column));
+        }
+        let factors = &before[..before.len() - cursor.rest.len()];
+        let mut common = Common {
+            at: entry.at,
+            version,
+            letters,
+            factors,
+            pointers: 0,
+            lsda: None,
+            personality: None,
+            program: &[],
+        };
+        if let Some((first, rest)) = letters.split_first() {
+            if *first != b'z' {
+                return Err(Flaw::Letter(*first));
+            }
+            let len = cursor.length()?;
+            let mut data = Cursor { rest: cursor.take(len)? };
+            for letter in rest {
+                match letter {
+                    b'R' => common.pointers = direct(data.byte()?)?,
+                    b'L' => common.lsda = Some(direct(data.byte()?)?),
+                    b'P' => {
+                        let encoding = data.byte()?;
+                        common.personality = Some((encoding & 0x80 != 0, self.pointer(&mut data, encoding & 0x7f)?));
+                    }
+                    b'S' => {}
+                    _ => return Err(Flaw::Letter(*letter)),
+                }
+            }
+        }
+        common.program = cursor.rest;
+        check_program(common.program)?;
+        Ok(common)
+    }
+
+    /// What an entry says of a function. Its common information is read unless `known` is it.
+    pub(crate) fn function(
+        &self,
+        entry: Entry<'a>,
+        known: Option<Common<'a>>,
+    ) -> Result<(Function<'a>, Common<'a>), Flaw> {
+        let mut cursor = Cursor { rest: entry.body };
+        let back = usize::try_from(u32::from_le_bytes(cursor.array()?)).map_err(|_| Flaw::NoCommon)?;
+        let at = (entry.at + 4).checked_sub(back).ok_or(Flaw::NoCommon)?;
+        let common = match known.filter(|known| known.at == at) {
+            Some(known) => known,
+            None => {
+                let (entry, _) = self.entry(at).map_err(|_| Flaw::NoCommon)?.ok_or(Flaw::NoCommon)?;
+                if !entry.is_common()? {
+                    return Err(Flaw::NoCommon);
+                }
+                self.common(entry)?
+            }
+        };
+        let start = self.pointer(&mut cursor, common.pointers)?;
+        // The length is a plain number of the same format, and never has a sign.
+        let len = cursor.value(common.pointers & 0x7)?;
+        let mut lsda = 0;
+        if !common.letters.is_empty() {
+            let len = cursor.length()?;
+            let mut data = Cursor { rest: cursor.take(len)? };
+            if let Some(encoding) = common.lsda {
+                lsda = self.pointer(&mut data, encoding)?;
+            }
+        }
+        check_program(cursor.rest)?;
+        Ok((Function { start, len, lsda, program: cursor.rest }, common))
+    }
+}
+
+impl Entry<'_> {
+    /// Whether it is common information, and not a function's.
+    pub(crate) fn is_common(&self) -> Result<bool, Flaw> {
+        Ok(Cursor { rest: self.body }.array::<4>()? == [0; 4])
+    }
+}
+
+/// How many bytes there are from the beginning of `rest`, which is a part of `whole`, to the end of `whole`.
+fn distance(whole: &[u8], rest: &[u8]) -> usize {
+    whole.as_ptr_range().end.addr() - rest.as_ptr().addr()
+}
+
+/// Only a personality routine's address may stand elsewhere.
+fn direct(encoding: u8) -> Result<u8, Flaw> {
+    if encoding & 0x80 == 0 { Ok(encoding) } else { Err(Flaw::Encoding(encoding)) }
+}
+
+/// What follows the opcode of a call frame instruction.
+#[derive(Clone, Copy)]
+enum Operands {
+    /// So many bytes.
+    Bytes(usize),
+    /// So many numbers of variable length.
+    Numbers(usize),
+    /// So many numbers, and then a block with its length.
+    Block(usize),
+}
+
+/// Instructions by their opcodes (DWARF 5, table 7.29; LSB core, table 10-6). Those that carry an operand in the opcode
+/// are not here, nor is DW_CFA_set_loc, which no compiler writes here.
+const INSTRUCTIONS: [(u8, Operands); 23] = [
+    (0x00, Operands::Bytes(0)),   // nop
+    (0x02, Operands::Bytes(1)),   // advance_loc1
+    (0x03, Operands::Bytes(2)),   // advance_loc2
+    (0x04, Operands::Bytes(4)),   // advance_loc4
+    (0x05, Operands::Numbers(2)), // offset_extended
+    (0x06, Operands::Numbers(1)), // restore_extended
+    (0x07, Operands::Numbers(1)), // undefined
+    (0x08, Operands::Numbers(1)), // same_value
+    (0x09, Operands::Numbers(2)), // register
+    (0x0a, Operands::Bytes(0)),   // remember_state
+    (0x0b, Operands::Bytes(0)),   // restore_state
+    (0x0c, Operands::Numbers(2)), // def_cfa
+    (0x0d, Operands::Numbers(1)), // def_cfa_register
+    (0x0e, Operands::Numbers(1)), // def_cfa_offset
+    (0x0f, Operands::Block(0)),   // def_cfa_expression
+    (0x10, Operands::Block(1)),   // expression
+    (0x11, Operands::Numbers(2)), // offset_extended_sf
+    (0x12, Operands::Numbers(2)), // def_cfa_sf
+    (0x13, Operands::Numbers(1)), // def_cfa_offset_sf
+    (0x14, Operands::Numbers(2)), // val_offset
+    (0x15, Operands::Numbers(2)), // val_offset_sf
+    (0x16, Operands::Block(1)),   // val_expression
+    (0x2e, Operands::Numbers(1)), // GNU_args_size
+];
+
+/// The same by opcode.
+const BY_OPCODE: [Option<Operands>; 0x40] = {
+    let mut table = [None; 0x40];
+    let mut row = 0;
+    while row < INSTRUCTIONS.len() {
+        let (opcode, operands) = INSTRUCTIONS[row];
+        let mut slot = 0;
+        let mut number = 0;
+        while number < opcode {
+            slot += 1;
+            number += 1;
+        }
+        table[slot] = Some(operands);
+        row += 1;
+    }
+    table
+};
+
+/// Whether each instruction of a program is known and whole. What it does is seen when a walk comes through.
+fn check_program(program: &[u8]) -> Result<(), Flaw> {
+    let mut cursor = Cursor { rest: program };
+    while let Some((&opcode, rest)) = cursor.rest.split_first() {
+        cursor.rest = rest;
+        let operands = match opcode {
+            0x40..=0x7f | 0xc0..=0xff => continue, // advance_loc, restore
+            0x80..=0xbf => Operands::Numbers(1),   // offset
+            _ => BY_OPCODE[usize::from(opcode)].ok_or(Flaw::Instruction(opcode))?,
+        };
+        match operands {
+            Operands::Bytes(len) => drop(cursor.take(len)?),
+            Operands::Numbers(count) | Operands::Block(count) => {
+                for _ in 0..count {
+                    cursor.skip_number()?;
+                }
+            }
+        }
+        if let Operands::Block(_) = operands {
+            let len = cursor.length()?;
+            cursor.take(len)?;
+        }
+    }
+    Ok(())
+}
