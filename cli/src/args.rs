@@ -24,6 +24,10 @@ Examples:
       Loads two objects, and what they need of an archive, as one module.
   modload --host /run/modload.sock greet.o times=3
       Loads it into the host that modhost serve keeps there. modunload --host /run/modload.sock greet takes it out.
+  gdb -ex 'set breakpoint pending on' -ex 'break add' -ex run --args modload --gdb --call add=2,3 plain.o
+      Stops in a module's function, in init's as well. With -g there are lines and variables.
+  perf record -- modload --perf-map --call add=2,3 plain.o
+      Has perf report show a module's functions by name.
   modload --demo
       Shows all this with two modules that are part of this program.
 
@@ -75,7 +79,7 @@ pub(crate) struct Arguments {
     deps: Option<PathBuf>,
 
     /// Load two modules that are part of this program, and show what happens.
-    #[arg(long, conflicts_with_all = ["call", "explain", "trace", "export_globals", "no_process_symbols", "policy", "vermagic", "block", "cpu", "deps", "host", "name", "file"])]
+    #[arg(long, conflicts_with_all = ["call", "explain", "trace", "export_globals", "no_process_symbols", "policy", "vermagic", "block", "cpu", "gdb", "perf_map", "deps", "host", "name", "file"])]
     demo: bool,
 
     /// The module's file. With --host and --call there need be none.

@@ -34,6 +34,8 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Cpu(#[from] modload::OtherCpu),
     #[error(transparent)]
+    PerfMap(#[from] modload::PerfMapError),
+    #[error(transparent)]
     Catalog(#[from] CatalogError),
     #[error(transparent)]
     Symbol(#[from] SymbolError),

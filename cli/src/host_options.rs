@@ -1,6 +1,8 @@
 //! What the hosts that these commands make offer and allow.
 
-use modload::{Check, Features, Host, HostBuilder, OtherCpu, Rule, UnknownFeature};
+use modload::{Check, Features, Host, HostBuilder, Rule, UnknownFeature};
+
+use crate::failure::Failure;
 
 /// What a host that this program makes offers and allows.
 #[derive(clap::Args, Debug)]
@@ -30,11 +32,19 @@ pub(crate) struct HostOptions {
     /// all that this machine has. It must have them.
     #[arg(long, value_name = "FEATURES", value_parser = cpu)]
     cpu: Option<Box<Features>>,
+
+    /// Tell gdb of each module: names, lines, breakpoints.
+    #[arg(long)]
+    gdb: bool,
+
+    /// Write modules' functions down for perf report, into /tmp/perf-PID.map.
+    #[arg(long)]
+    perf_map: bool,
 }
 
 impl HostOptions {
     /// A host as they say.
-    pub(crate) fn builder(&self) -> Result<HostBuilder, OtherCpu> {
+    pub(crate) fn builder(&self) -> Result<HostBuilder, Failure> {
         let mut builder = Host::builder().linux_operations();
         if !self.no_process_symbols {
             builder = builder.process_symbols();
@@ -42,13 +52,19 @@ impl HostOptions {
         if self.export_globals {
             builder = builder.export_globals();
         }
+        if self.gdb {
+            builder = builder.debugger();
+        }
+        if self.perf_map {
+            builder = builder.perf_map()?;
+        }
         builder = self.policy.iter().fold(builder, |builder, &(rule, check)| builder.policy(rule, check));
         builder = self.block.iter().fold(builder, HostBuilder::block);
         if let Some(vermagic) = &self.vermagic {
             builder = builder.vermagic(vermagic);
         }
         match &self.cpu {
-            Some(features) => builder.cpu(**features),
+            Some(features) => Ok(builder.cpu(**features)?),
             None => Ok(builder),
         }
     }
@@ -62,6 +78,8 @@ impl HostOptions {
             (self.vermagic.is_some(), "--vermagic"),
             (!self.block.is_empty(), "--block"),
             (self.cpu.is_some(), "--cpu"),
+            (self.gdb, "--gdb"),
+            (self.perf_map, "--perf-map"),
         ];
         given.into_iter().find(|(given, _)| *given).map(|(_, name)| name)
     }

@@ -66,6 +66,8 @@ Examples:
       Prints \"listening on ./host.sock\" when it is ready, and serves until SIGTERM or SIGINT.
   modhost serve greet.o times=3 -- guest.o
       Loads two modules first. The socket is $XDG_RUNTIME_DIR/modload.sock, or /run/modload.sock for root.
+  modhost serve --gdb --perf-map --socket ./host.sock
+      The same, and gdb -p and perf record -p know the functions of its modules.
   systemd-socket-activate -l ./host.sock modhost serve
       Serves on the socket that systemd listens on.
 

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use modload_abi::section::{self, PV_OPS_SYMBOL as PV_OPS};
 use modload_alternatives::Features;
 use modload_edit::{Addr, wide};
-use modload_loader::{Check, Exports, External, Externals, ForcedUnload, HostOperations, Policy, Rule};
+use modload_loader::{Check, Exports, External, Externals, ForcedUnload, HostOperations, Onlooker, Policy, Rule};
 use modload_paravirt::{LINUX_OPERATIONS, Operations};
 use modload_static_keys::{StaticCall, StaticKey};
 use modload_text::{ArenaError, TrapMask};
 use thiserror::Error;
 
+use crate::debugger::Debugger;
 use crate::host::Host;
+use crate::perf_map::{PerfMap, PerfMapError};
 use crate::{c_api, foreign};
 
 /// Code for a processor that this machine is not.
@@ -30,6 +32,7 @@ pub struct HostBuilder {
     keys: Vec<(String, &'static StaticKey)>,
     calls: Vec<(String, &'static StaticCall)>,
     policy: Policy,
+    onlookers: Vec<Arc<dyn Onlooker>>,
 }
 
 impl Default for HostBuilder {
@@ -38,7 +41,7 @@ impl Default for HostBuilder {
         for (name, addr) in c_api::exports() {
             symbols.exports.insert(name.as_bytes().into(), External { addr, gpl_only: false, crc: None });
         }
-        HostBuilder { symbols, keys: Vec::new(), calls: Vec::new(), policy: Policy::default() }
+        HostBuilder { symbols, keys: Vec::new(), calls: Vec::new(), policy: Policy::default(), onlookers: Vec::new() }
     }
 }
 
@@ -167,6 +170,30 @@ impl HostBuilder {
         self
     }
 
+    /// Tells gdb of each module, by its JIT interface: functions have names in it, frames can be unwound, breakpoints can
+    /// be set (before the module is loaded, too, where `set breakpoint pending on` says so), and with debug information
+    /// there are lines and variables. A module is known from before its first instruction until after its last, and to a
+    /// gdb that attaches later as well.
+    ///
+    /// Each module then keeps a copy of its symbols and its debug information in memory. gdb itself takes a while for
+    /// each: a load under gdb stops the process.
+    #[must_use]
+    pub fn debugger(mut self) -> HostBuilder {
+        self.onlookers.push(Arc::new(Debugger));
+        self
+    }
+
+    /// Writes the functions of each module into `/tmp/perf-PID.map`, where `perf report` looks for them. The file is this
+    /// user's alone, and stays when the process ends, for the report to be made. Addresses that a second module gets
+    /// after a first one has gone count as the second's, whenever a sample was taken.
+    ///
+    /// # Errors
+    /// [`PerfMapError`]: it cannot be opened, or is somebody else's.
+    pub fn perf_map(mut self) -> Result<HostBuilder, PerfMapError> {
+        self.onlookers.push(Arc::new(PerfMap::open()?));
+        Ok(self)
+    }
+
     /// Exports a static key of the host's: modules branch on it with `static_branch_likely` and `static_branch_unlikely`.
     #[must_use]
     pub fn static_key(mut self, name: &str, key: &'static StaticKey) -> HostBuilder {
@@ -205,7 +232,7 @@ impl HostBuilder {
             self.symbols.place(format!("{}{name}", section::STATIC_CALL_KEY_PREFIX), key);
             self.symbols.place(format!("{}{name}", section::STATIC_CALL_TRAMPOLINE_PREFIX), trampoline);
         }
-        Host::new(Arc::new(self.symbols), self.policy)
+        Host::new(Arc::new(self.symbols), self.policy, self.onlookers)
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use modload_edit::Addr;
 use modload_loader::{
-    Event, Explanation, Externals, Image, Input, Listening, LoadError, Loader, Membership, Module as ModuleInfo, Order,
-    Policy, Recording, State, Subscriber, UnloadError,
+    Event, Explanation, Externals, Image, Input, Listening, LoadError, Loader, Membership, Module as ModuleInfo,
+    Onlooker, Order, Policy, Recording, State, Subscriber, UnloadError,
 };
 use modload_text::{ArenaError, StripeUsage};
 
@@ -30,8 +30,13 @@ impl Host {
         HostBuilder::default()
     }
 
-    pub(crate) fn new(externals: Arc<dyn Externals>, policy: Policy) -> Result<Host, ArenaError> {
-        let inner = Arc::new(Inner::new(Loader::new(externals, policy)?));
+    pub(crate) fn new(
+        externals: Arc<dyn Externals>,
+        policy: Policy,
+        onlookers: Vec<Arc<dyn Onlooker>>,
+    ) -> Result<Host, ArenaError> {
+        let loader = onlookers.into_iter().fold(Loader::new(externals, policy)?, Loader::with_onlooker);
+        let inner = Arc::new(Inner::new(loader));
         c_api::enter(&inner);
         Ok(Host::handle(inner))
     }

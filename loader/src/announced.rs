@@ -13,6 +13,7 @@ use crate::entry;
 use crate::error::Error;
 use crate::memory::{Formed, Init, Installed};
 use crate::module::{Module, Reference, lock};
+use crate::onlooker::{self, Made, Onlooker, Seen};
 use crate::params::{self, ParamsSet};
 use crate::specialise::TrampolineCall;
 use crate::timeline::{EventKind, Recorder};
@@ -103,6 +104,11 @@ impl<'a> Announced<'a, Formed> {
 }
 
 impl Announced<'_, Installed> {
+    /// Shows the module to whoever looks, now that its text is there and before its code runs.
+    pub(crate) fn show(&mut self, onlookers: &[Arc<dyn Onlooker>], made: Made<'_>) {
+        self.memory.keep(onlooker::show(onlookers, Seen { module: &self.guard.module, made }));
+    }
+
     /// Stage *indirect*: has each resolver pick its function.
     pub(crate) fn resolve_indirect(&self) -> Result<IndirectResolved, Error> {
         let module = &self.guard.module;

@@ -8,6 +8,7 @@
 //! - [`Image`]: bytes whose author is trusted, a name and parameters.
 //! - [`Module`] and [`Reference`]: a module that is there, and a counted reference that keeps it there.
 //! - [`Subscriber`]: hears of a module when it is COMING, LIVE and GOING, and may refuse it when it is COMING.
+//! - [`Onlooker`]: a debugger or profiler, shown a module when its text is at its place.
 //! - [`Timeline`]: what happened, in order, without addresses or times: made to be snapshotted.
 //!
 //! This crate does no I/O, prints nothing and reads no environment. Unsafe code is in `entry.rs` alone, where the
@@ -35,6 +36,7 @@ mod form;
 mod unwind;
 mod chains;
 mod announced;
+mod onlooker;
 mod params;
 mod entry;
 mod load;
@@ -63,6 +65,7 @@ pub use memory::{Coming, SectionBytes};
 pub use modload_notifier::Order;
 pub use module::{Module, Reference, SectionInfo, Symbol};
 pub use names::SymbolKind;
+pub use onlooker::{Kept, Onlooker, Seen, SeenFunction, SeenSection, Shown};
 pub use params::{ParamError, ParamInfo, ParamType};
 pub use plan::{Change, Explanation};
 pub use policy::{Check, ForcedUnload, Policy, Rule, Verdict};

@@ -20,6 +20,7 @@ use crate::link::Linked;
 use crate::memory::{self, Copied, Staging};
 use crate::modinfo::Modinfo;
 use crate::module::{Module, Reference};
+use crate::onlooker::{Made, Onlooker};
 use crate::params::ParamsSet;
 use crate::policy::{ForcedUnload, Judge, Policy};
 use crate::registry::{Registry, Reservation, State};
@@ -36,6 +37,7 @@ pub struct Loader {
     arena: &'static Arena,
     externals: Arc<dyn Externals>,
     policy: Policy,
+    onlookers: Vec<Arc<dyn Onlooker>>,
 }
 
 impl fmt::Debug for Loader {
@@ -224,7 +226,14 @@ impl Loader {
         if let Err(missing) = modload_threads::frames::know_process() {
             tracing::warn!(%missing, "stacks cannot be walked");
         }
-        Ok(Loader { registry: Registry::acquire(), arena, externals, policy })
+        Ok(Loader { registry: Registry::acquire(), arena, externals, policy, onlookers: Vec::new() })
+    }
+
+    /// Shows all modules to be loaded to a debugger or profiler, too.
+    #[must_use]
+    pub fn with_onlooker(mut self, onlooker: Arc<dyn Onlooker>) -> Loader {
+        self.onlookers.push(onlooker);
+        self
     }
 
     /// Loads a module: UNFORMED, COMING, LIVE. When it returns an error, nothing of the module is left.
@@ -240,7 +249,7 @@ impl Loader {
     /// # Errors
     /// [`LoadError`] says in which stage and why.
     pub fn load_module_with<F: Faults>(&self, image: &Image<'_>, faults: &F) -> Result<Reference, LoadError> {
-        let Loader { registry, arena, externals, policy } = self;
+        let Loader { registry, arena, externals, policy, onlookers } = self;
         let mut run = Run { registry, module: escaped(image.stem.as_bytes()).into(), faults };
 
         // Bytes only.
@@ -283,6 +292,7 @@ impl Loader {
         run.state(State::Coming);
         let announced = run.stage(Stage::Coming, || Announced::tell(run.recorder(), module, memory, &calls))?;
         let mut announced = run.stage(Stage::Publish, || announced.publish())?;
+        announced.show(onlookers, Made { object: &linked.bytes, file, layout, resolved: &resolved });
         run.stage(Stage::Indirect, || announced.resolve_indirect())?;
         run.stage(Stage::Params, || announced.set_params(&image.params))?;
         run.stage(Stage::Constructors, || announced.construct())?;

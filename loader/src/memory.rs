@@ -12,6 +12,7 @@ use crate::file::File;
 use crate::layout::{Layout, Part, Space, Spot, THUNK, THUNKS, thunk_code};
 use crate::module::{Module, SectionInfo, lock};
 use crate::names::Names;
+use crate::onlooker::{AllShown, Kept};
 use crate::specialise::{HostOperations, TrampolineCall};
 use crate::unwind::{self, Frames};
 
@@ -55,6 +56,7 @@ struct Running {
 /// Memory of a module whose code can run.
 #[derive(Debug)]
 pub(crate) struct Installed {
+    shown: Vec<Box<dyn Kept>>,
     text: Option<Running>,
     read_only: Option<Published>,
     data: Option<Placed>,
@@ -66,14 +68,18 @@ pub(crate) struct Installed {
 #[derive(Debug)]
 #[expect(dead_code, reason = "each field is held for its drop")]
 pub(crate) struct Init {
+    shown: Vec<Box<dyn Kept>>,
     text: Option<Running>,
     read_only: Option<Published>,
     data: Option<Placed>,
 }
 
-/// Memory of a LIVE module. Freed in this order: first nobody can run its code, then nobody needs its data.
+/// Memory of a LIVE module. Freed in this order: first nobody looks at it, then nobody can run its code, then nobody
+/// needs its data.
 #[derive(Debug)]
 pub(crate) struct Core {
+    #[expect(dead_code, reason = "held for its drop")]
+    shown: Vec<Box<dyn Kept>>,
     #[expect(dead_code, reason = "held for its drop")]
     text: Option<Running>,
     #[expect(dead_code, reason = "held for its drop")]
@@ -318,10 +324,12 @@ impl Formed {
                 let running = |text: Option<Published>, frames: Frames| text.map(|text| Running { frames, text });
                 let [frames, init_frames] = std::mem::take(&mut self.frames).publish();
                 Ok(Installed {
+                    shown: Vec::new(),
                     text: running(text, frames),
                     read_only: self.read_only,
                     data: self.data,
                     init: Init {
+                        shown: Vec::new(),
                         text: running(init_text, init_frames),
                         read_only: self.init_read_only,
                         data: self.init_data,
@@ -339,6 +347,12 @@ impl Installed {
         self.data.iter().chain(&self.init.data).chain(&self.ro_after_init)
     }
 
+    /// Keeps what onlookers want to be dropped with it.
+    pub(crate) fn keep(&mut self, shown: AllShown) {
+        self.shown = shown.until_gone;
+        self.init.shown = shown.until_init;
+    }
+
     /// Stores bytes into the module's variables.
     pub(crate) fn write(&self, at: Addr, bytes: &[u8]) -> Option<()> {
         self.writable().find_map(|placed| placed.write(at, bytes))
@@ -349,8 +363,9 @@ impl Installed {
     pub(crate) fn protect(mut self) -> Result<(Core, Init), Box<(Installed, io::Error)>> {
         match self.ro_after_init.take().map(Placed::protect).transpose() {
             Ok(ro_after_init) => {
-                let core = Core { text: self.text, read_only: self.read_only, data: self.data, ro_after_init };
-                Ok((core, self.init))
+                let Installed { shown, text, read_only, data, init, .. } = self;
+                let core = Core { shown, text, read_only, data, ro_after_init };
+                Ok((core, init))
             }
             Err((data, error)) => {
                 self.ro_after_init = Some(data);
