@@ -57,7 +57,7 @@ pub(crate) fn run(output: &mut Output) -> Result<(), Failure> {
     }
     session.print(output)?;
 
-    output.heading("After: the same mappings, for the next module; nothing is left in them")?;
+    output.heading("After: the same mappings, for the next module; what is left in them is the host's own")?;
     show_mappings(output, Some(&host))?;
     Ok(output.flush()?)
 }

@@ -170,7 +170,7 @@ fn the_demo_shows_the_whole_life_of_two_modules() {
         "guest        notify    going GOING -> metrics (-1): ok",
         "guest        notify    going GOING -> inventory (-11): ok",
         "greet        freed",
-        "text                   0 bytes used",
+        "text                   3 bytes used",
     ] {
         let at = rest.find(part).unwrap_or_else(|| panic!("{part}\n{demo}"));
         rest = &rest[at + part.len()..];
