@@ -10,6 +10,7 @@ use modload_loader::{Check, Exports, External, Externals, ForcedUnload, HostOper
 use modload_paravirt::{LINUX_OPERATIONS, Operations};
 use modload_static_keys::{StaticCall, StaticKey};
 use modload_text::{ArenaError, TrapMask};
+use modload_threads::Error as SignalError;
 use thiserror::Error;
 
 use crate::debugger::Debugger;
@@ -207,6 +208,17 @@ impl HostBuilder {
     pub fn static_call(mut self, name: &str, call: &'static StaticCall) -> HostBuilder {
         self.calls.push((name.to_owned(), call));
         self
+    }
+
+    /// The real-time signal by which threads are stopped for a moment, in the whole process: where text cannot be changed
+    /// by traps, and where it must be known who is in a module. Without this the highest one that nobody uses is taken
+    /// when the first is needed.
+    ///
+    /// # Errors
+    /// [`SignalError`]: it is none, in use, or another one is being used already.
+    pub fn signal(self, signal: i32) -> Result<HostBuilder, SignalError> {
+        modload_threads::use_signal(signal)?;
+        Ok(self)
     }
 
     /// How text is poked when keys are switched, in the whole process from now on. [`TrapMask::Checked`] if nothing else

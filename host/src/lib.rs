@@ -76,6 +76,7 @@ pub use modload_loader::{
 };
 pub use modload_static_keys::{KeyError, StaticCall, StaticKey};
 pub use modload_text::{Arena, ArenaError, Class, PokeError, StripeUsage, TrapMask};
+pub use modload_threads::Error as SignalError;
 pub use modload_threads::boundary::Thrown;
 pub use modload_threads::frames::{Ended, WalkError};
 pub use perf_map::PerfMapError;
