@@ -10,6 +10,7 @@ use std::ptr;
 
 use modload_edit::{Addr, index, wide};
 use modload_loader::{Image, Input, Reference, SymbolKind, UnloadError};
+use modload_static_keys::{KeyError, StaticCall};
 use thiserror::Error;
 
 use crate::file::{ModuleFile, ReadError, SIZE_LIMIT};
@@ -207,4 +208,16 @@ pub(crate) fn process_symbol(name: &[u8]) -> Option<Addr> {
     let symbol = unsafe { process.get::<*const ()>(name) }.ok()?;
     let address = symbol.into_raw();
     Some(Addr::new(wide(address.expose_provenance()))).filter(|addr| *addr != Addr::NULL)
+}
+
+/// Has a static call of the host's call another function from now on; null for none.
+///
+/// # Errors
+/// [`KeyError`]: it calls what it called before.
+///
+/// # Safety
+/// The function has the type that modules declare the call with, and stays until another one is set and nobody is in it.
+pub unsafe fn set_static_call(call: &'static StaticCall, function: *const ()) -> Result<(), KeyError> {
+    let (key, _) = call.addrs()?;
+    modload_static_keys::update_static_call(key, Addr::new(wide(function.expose_provenance())))
 }

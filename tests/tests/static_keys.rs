@@ -1,8 +1,13 @@
 //! Static keys and static calls: what code does when a key is off, and when it is on, in all modules that use it.
 
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 
-use modload::{Coming, Host, Image, KeyError, Module, Order, Refusal, StaticKey, Subscriber, disassembled};
+use modload::{
+    Coming, Host, Image, KeyError, Module, Order, Refusal, StaticCall, StaticKey, Subscriber, disassembled,
+    set_static_call,
+};
 use modload_tests::{Case, image_from_text, peek};
 
 fn main() -> ExitCode {
@@ -17,6 +22,8 @@ fn main() -> ExitCode {
         Case::new("keys_that_are_read_only_by_now", late_keys),
         Case::new("what_is_wrong_with_a_record_is_refused_by_name", refusals),
         Case::new("a_failed_load_leaves_no_sites", failed_load),
+        Case::new("a_host_owns_a_static_call", hosts_call),
+        Case::new("keys_and_calls_under_fire", under_fire).within_seconds(120),
     ])
 }
 
@@ -355,4 +362,119 @@ fn failed_load() {
         HOSTS_KEY.enable().unwrap();
         HOSTS_KEY.disable().unwrap();
     }
+}
+
+static HOSTS_CALL: StaticCall = StaticCall::null();
+
+extern "C" fn plus_ten(n: i32) -> i32 {
+    n + 10
+}
+
+extern "C" fn plus_twenty(n: i32) -> i32 {
+    n + 20
+}
+
+/// Has the host's call call one of the two.
+fn choose(function: extern "C" fn(i32) -> i32) {
+    #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
+    let function = function as *const ();
+    // SAFETY: the modules of these tests declare it as a call of `int f(int)`.
+    unsafe { set_static_call(&HOSTS_CALL, function) }.unwrap();
+}
+
+const CALLER: &str = "
+int type(int);
+DECLARE_STATIC_CALL(hosts_call, type);
+DECLARE_STATIC_KEY_FALSE(hosts_key);
+int ask(int n) { return static_call(hosts_call)(n) * 2; }
+int pass(int n) { return static_call(hosts_call)(n); }
+int branch(int n) { return static_branch_unlikely(&hosts_key) ? n : -n; }
+";
+
+fn hosts_call() {
+    let host =
+        Host::builder().static_call("hosts_call", &HOSTS_CALL).static_key("hosts_key", &HOSTS_KEY).build().unwrap();
+    choose(plus_ten);
+    let module = host.load(&text("caller", CALLER)).unwrap();
+    assert_eq!((call(&module, "ask", 1), call(&module, "pass", 1)), (22, 11));
+    choose(plus_twenty);
+    assert_eq!((call(&module, "ask", 1), call(&module, "pass", 1)), (42, 21));
+}
+
+/// Twice the number of switches when the last one is complete, one more while the next is under way.
+static STATE: AtomicU64 = AtomicU64::new(0);
+
+fn under_fire() {
+    const SWITCHES: u64 = 2000;
+    let host =
+        Host::builder().static_call("hosts_call", &HOSTS_CALL).static_key("hosts_key", &HOSTS_KEY).build().unwrap();
+    choose(plus_ten);
+    let users: Vec<_> = (0..4).map(|number| host.load(&text(&format!("user{number}"), CALLER)).unwrap()).collect();
+    let churn: Vec<_> = (0..2).map(|number| text(&format!("churn{number}"), CALLER)).collect();
+    let stop = AtomicBool::new(false);
+    let check = |module: &Module| {
+        let before = STATE.load(Ordering::SeqCst);
+        let results = [call(module, "ask", 1), call(module, "pass", 1), call(module, "branch", 1)];
+        let after = STATE.load(Ordering::SeqCst);
+        let allowed = [[22, 42], [11, 21], [-1, 1]];
+        let now = usize::from(before / 2 % 2 == 1);
+        for (result, allowed) in results.into_iter().zip(allowed) {
+            let right = if before == after && before.is_multiple_of(2) {
+                result == allowed[now]
+            } else {
+                allowed.contains(&result)
+            };
+            assert!(right, "{results:?} in state {before}..{after}");
+        }
+    };
+    let (calls, loads) = thread::scope(|scope| {
+        let callers: Vec<_> = users
+            .iter()
+            .map(|user| {
+                let (stop, check) = (&stop, &check);
+                scope.spawn(move || {
+                    let mut calls = 0_u64;
+                    while !stop.load(Ordering::Relaxed) {
+                        check(user);
+                        calls += 1;
+                    }
+                    calls
+                })
+            })
+            .collect();
+        let loaders: Vec<_> = churn
+            .iter()
+            .map(|image| {
+                let (stop, check, host) = (&stop, &check, &host);
+                scope.spawn(move || {
+                    let mut loads = 0_u64;
+                    while !stop.load(Ordering::Relaxed) {
+                        let module = host.load(image).unwrap();
+                        check(&module);
+                        module.unload().unwrap();
+                        loads += 1;
+                    }
+                    loads
+                })
+            })
+            .collect();
+        for switch in 1..=SWITCHES {
+            STATE.fetch_add(1, Ordering::SeqCst);
+            if switch % 2 == 1 {
+                choose(plus_twenty);
+                HOSTS_KEY.enable().unwrap();
+            } else {
+                choose(plus_ten);
+                HOSTS_KEY.disable().unwrap();
+            }
+            STATE.fetch_add(1, Ordering::SeqCst);
+        }
+        stop.store(true, Ordering::Relaxed);
+        let sum = |threads: Vec<thread::ScopedJoinHandle<'_, u64>>| {
+            threads.into_iter().map(|one| one.join().unwrap()).sum::<u64>()
+        };
+        (sum(callers), sum(loaders))
+    });
+    println!("{SWITCHES} switches, {calls} calls, {loads} loads");
+    assert!(calls > SWITCHES && loads > 10, "{calls} calls, {loads} loads");
 }
