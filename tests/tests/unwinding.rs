@@ -467,7 +467,15 @@ fn many_modules() {
         let first = timed(1);
         timed(2000);
         let one = timed(2000);
-        eprintln!("{count} modules: load {load:?}, first throw {first:?}, later throws {one:?}");
+        let more = host.load(&image.clone().named("one_more")).unwrap();
+        let begun = Instant::now();
+        throws_and_catches(&more);
+        let after_a_change = begun.elapsed() / 3;
+        more.unload().unwrap();
+        eprintln!(
+            "{count} modules: load {load:?}, first throw {first:?}, later throws {one:?}, \
+             three throws after a change {after_a_change:?} each"
+        );
         later.push(one);
     }
     assert!(later[2] < 10 * later[0] + Duration::from_micros(20), "{later:?}");
