@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use modload::{Ended, Error, Event, EventKind, Host, HostBuilder, Image, LoadError, Module, Stage, Thrown};
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::{Case, image, image_from_text, peek};
+use modload_threads::frames::{Known, ProcessMemory, Register, Registers, Row, WalkError, walk};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         Case::new("a_backtrace_names_the_modules_functions", backtrace),
         Case::new("backtraces_of_the_c_library_pass_through_modules", backtrace_of_the_c_library),
         Case::new("what_has_gone_is_not_unwound", gone).needing("g++"),
+        Case::new("rows_that_are_stated_are_known_to_all", stated),
         Case::new("call_frame_information_that_is_wrong_is_refused_by_name", refused),
         Case::new("throws_beside_loads_and_unloads", beside_changes).needing("g++"),
         Case::new("after_a_thousand_loads_and_unloads", after_a_thousand).needing("g++").within_seconds(120),
@@ -328,7 +330,6 @@ fn is_known(at: u64) -> (bool, bool) {
     // SAFETY: any address may be looked for, and there is room for three of them.
     let theirs =
         unsafe { _Unwind_Find_FDE(std::ptr::without_provenance(usize::try_from(at).unwrap()), &raw mut bases) };
-    use modload_threads::frames::{ProcessMemory, Register, Registers, WalkError, walk};
     let registers = Registers::unknown().with(Register::RIP, at).with(Register::RSP, 8);
     let ours = walk(&registers, ProcessMemory::own(), |_| std::ops::ControlFlow::Break(()));
     (!theirs.is_null(), ours != Err(WalkError::NoRow { pc: at }))
@@ -349,6 +350,17 @@ fn gone() {
     module.unload().unwrap();
     assert_eq!(is_known(core), (false, false));
     assert_eq!(peek(modload::Addr::new(core), 1), [0xcc]);
+}
+
+fn stated() {
+    let host = Host::builder().build().unwrap();
+    // Where nobody has code.
+    let code = 0x1234_5678_0000..0x1234_5678_0010;
+    let known = Known::stated(code.clone(), &[Row::at_entry()]).unwrap();
+    assert_eq!([code.start, code.end - 1, code.end].map(is_known), [(true, true), (true, true), (false, false)]);
+    drop(known);
+    assert_eq!(is_known(code.start), (false, false));
+    drop(host);
 }
 
 /// Notes where a module's init function is, and that its frames are not known before its text is there.
@@ -455,7 +467,15 @@ fn many_modules() {
         let first = timed(1);
         timed(2000);
         let one = timed(2000);
-        eprintln!("{count} modules: load {load:?}, first throw {first:?}, later throws {one:?}");
+        let more = host.load(&image.clone().named("one_more")).unwrap();
+        let begun = Instant::now();
+        throws_and_catches(&more);
+        let after_a_change = begun.elapsed() / 3;
+        more.unload().unwrap();
+        eprintln!(
+            "{count} modules: load {load:?}, first throw {first:?}, later throws {one:?}, \
+             three throws after a change {after_a_change:?} each"
+        );
         later.push(one);
     }
     assert!(later[2] < 10 * later[0] + Duration::from_micros(20), "{later:?}");

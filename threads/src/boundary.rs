@@ -29,7 +29,7 @@ impl fmt::Display for Thrown {
     }
 }
 
-/// Runs something that may call code that throws; the innermost frames are [`call`]'s.
+/// Runs something that may call code that throws; a frame that catches is put beneath it.
 ///
 /// # Errors
 /// [`Thrown`], if something was thrown beyond it.

@@ -43,7 +43,7 @@ fn mark(pc: u64) -> Option<u64> {
 #[test]
 fn rows_are_found_in_their_range_alone() {
     let base = 0x10_0000;
-    let known = Known::stated(base..base + 16, vec![outermost(1)]).unwrap();
+    let known = Known::stated(base..base + 16, &[outermost(1)]).unwrap();
     assert_eq!([base - 1, base, base + 15, base + 16].map(mark), [None, Some(1), Some(1), None]);
     drop(known);
     assert_eq!(mark(base), None);
@@ -52,16 +52,16 @@ fn rows_are_found_in_their_range_alone() {
 #[test]
 fn a_range_has_one_owner() {
     let base = 0x20_0000;
-    let _known = Known::stated(base..base + 16, vec![outermost(1)]).unwrap();
-    for (start, end) in [(0, 16), (15, 20), (-4, 1), (-4, 20), (4, 5), (4, 4)] {
+    let _known = Known::stated(base..base + 16, &[outermost(1)]).unwrap();
+    for (start, end) in [(0, 16), (15, 20), (-4, 1), (-4, 20), (4, 5)] {
         let [start, end] = [start, end].map(|offset| base.wrapping_add_signed(offset));
-        match Known::stated(start..end, vec![outermost(2)]) {
+        match Known::stated(start..end, &[outermost(2)]) {
             Err(BadRows::Overlap(overlap)) => assert_eq!((overlap.start, overlap.end), (base, base + 16)),
             other => panic!("{start:#x}..{end:#x}: {other:?}"),
         }
     }
-    let before = Known::stated(base - 4..base, vec![outermost(3)]).unwrap();
-    let behind = Known::stated(base + 16..base + 20, vec![outermost(4)]).unwrap();
+    let before = Known::stated(base - 4..base, &[outermost(3)]).unwrap();
+    let behind = Known::stated(base + 16..base + 20, &[outermost(4)]).unwrap();
     assert_eq!([base - 1, base, base + 16].map(mark), [Some(3), Some(1), Some(4)]);
     drop((before, behind));
 }
@@ -70,10 +70,11 @@ fn a_range_has_one_owner() {
 fn stated_rows_are_in_order() {
     let base = 0x30_0000;
     let row = |from| Row { from, ..Row::at_entry() };
-    let refused = |rows: Vec<Row>| Known::stated(base..base + 64, rows).unwrap_err();
+    let refused = |rows: Vec<Row>| Known::stated(base..base + 64, &rows).unwrap_err();
     assert_eq!(refused(vec![]), BadRows::Order { row: 0, from: 0 });
     assert_eq!(refused(vec![row(1)]), BadRows::Order { row: 0, from: 1 });
     assert_eq!(refused(vec![row(0), row(4), row(4)]), BadRows::Order { row: 2, from: 4 });
+    assert_eq!(Known::stated(base..base, &[row(0)]).unwrap_err(), BadRows::Length);
     let backwards = Row { cfa: (Register::RIP, 8), ..Row::at_entry() };
     assert_eq!(refused(vec![backwards]), BadRows::Cfa { row: 0 });
 }
@@ -85,8 +86,8 @@ fn a_stated_row_leads_to_its_caller() {
         Row::at_entry(),
         Row { from: 4, cfa: (Register::RBP, 16), saved: vec![(Register::RIP, -8), (Register::RBP, -16)] },
     ];
-    let _known = Known::stated(base..base + 16, rows).unwrap();
-    let _caller = Known::stated(base + 0x100..base + 0x110, vec![outermost(0x100)]).unwrap();
+    let _known = Known::stated(base..base + 16, &rows).unwrap();
+    let _caller = Known::stated(base + 0x100..base + 0x110, &[outermost(0x100)]).unwrap();
     // A return address is looked up by the byte before it.
     let return_address = base + 0x110;
     let steps = |registers: Registers| {
@@ -114,7 +115,7 @@ fn a_stated_row_leads_to_its_caller() {
 #[test]
 fn a_stack_that_goes_on_for_ever_is_too_deep() {
     let base = 0x50_0000;
-    let _known = Known::stated(base..base + 16, vec![Row::at_entry()]).unwrap();
+    let _known = Known::stated(base..base + 16, &[Row::at_entry()]).unwrap();
     let mut frames = 0_usize;
     let ended = walk(&at(base), Uniform(base + 1), |_| {
         frames += 1;
@@ -137,7 +138,7 @@ fn many_ranges_come_and_go_in_any_order() {
         if model.remove(&start).is_some() {
             assert_eq!(mark(start), None, "withdrawn in round {round}");
         } else {
-            let known = Known::stated(start..start + 12, vec![outermost(round + 1)]).unwrap();
+            let known = Known::stated(start..start + 12, &[outermost(round + 1)]).unwrap();
             model.insert(start, (known, round + 1));
         }
         if round % 100 == 0 {
@@ -160,7 +161,7 @@ fn walks_beside_changes_see_what_stands_still() {
     let _fixed: Vec<Known> = (0..200)
         .map(|slot| {
             let start = base + slot * 64;
-            Known::stated(start..start + 16, vec![outermost(i32::try_from(slot).unwrap() + 1)]).unwrap()
+            Known::stated(start..start + 16, &[outermost(i32::try_from(slot).unwrap() + 1)]).unwrap()
         })
         .collect();
     let done = AtomicBool::new(false);
@@ -183,7 +184,7 @@ fn walks_beside_changes_see_what_stands_still() {
             let slot = round * 13 % 200;
             let start = base + slot * 64 + 32;
             let mark = i32::try_from(slot).unwrap() + 1001;
-            drop(Known::stated(start..start + 16, vec![outermost(mark)]).unwrap());
+            drop(Known::stated(start..start + 16, &[outermost(mark)]).unwrap());
         }
         done.store(true, Ordering::Relaxed);
     });

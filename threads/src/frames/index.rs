@@ -21,16 +21,6 @@ use thiserror::Error;
 
 use super::libgcc::{self, Registered};
 use super::listing::Listing;
-use super::made::Row;
-
-/// Where rows come from.
-#[derive(Debug)]
-pub(crate) enum Entries {
-    /// An `.eh_frame`.
-    Listed(Listing),
-    /// Whoever made the code.
-    Stated(Vec<Row>),
-}
 
 /// Rows for a range of addresses.
 #[derive(Clone, Copy)]
@@ -38,7 +28,7 @@ struct Entry {
     start: u64,
     end: u64,
     /// Owned by the guard of this range, and freed when no reader can see the entry.
-    rows: *const Entries,
+    rows: *const Listing,
 }
 
 /// Entries that lie side by side, by address.
@@ -79,7 +69,7 @@ pub struct Overlap {
 /// that may be in one.
 pub struct Known {
     start: u64,
-    rows: *mut Entries,
+    rows: *mut Listing,
     /// Where the process's unwinder is told of them, too. It reads the rows, and so it goes first.
     registered: Option<Registered>,
 }
@@ -91,7 +81,7 @@ unsafe impl Sync for Known {}
 
 impl Known {
     /// Adds rows for a range that nobody has rows for.
-    pub(crate) fn new(code: Range<u64>, rows: Entries) -> Result<Known, Overlap> {
+    pub(crate) fn new(code: Range<u64>, rows: Listing) -> Result<Known, Overlap> {
         let start = code.start;
         let _writer = writer();
         let old = Current::get();
@@ -228,8 +218,8 @@ impl Reading {
         }
     }
 
-    /// The rows that are known for an address, and where their range begins.
-    pub(crate) fn find(&self, at: u64) -> Option<(u64, &Entries)> {
+    /// The rows that are known for an address.
+    pub(crate) fn find(&self, at: u64) -> Option<&Listing> {
         // SAFETY: null, or made by a writer, which waits for us before it frees it.
         let chunks = unsafe { self.index.as_ref() }?;
         let behind = chunks.partition_point(|(first, _)| *first <= at);
@@ -239,7 +229,7 @@ impl Reading {
         let behind = entries.partition_point(|entry| entry.start <= at);
         let entry = entries.get(behind.checked_sub(1)?)?;
         // SAFETY: freed by the guard, when a writer has taken the entry out and has waited for us.
-        (at < entry.end).then(|| (entry.start, unsafe { &*entry.rows }))
+        (at < entry.end).then(|| unsafe { &*entry.rows })
     }
 }
 

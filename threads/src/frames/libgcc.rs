@@ -7,7 +7,6 @@
 //!   interleave. What is in no table is looked for in the process's objects.
 //! - A table is sorted when it is first searched. Until then its addresses are not known, and it costs a list entry.
 //! - Taking a table back searches both lists.
-//!
 //! - Who has found a description goes on to look at the table's `struct object` when the lock is free again. So that may
 //!   not be freed or used again with its table, as long as anybody can be in the middle of a throw through a text of it.
 //!
@@ -15,13 +14,13 @@
 //! 400 us instead of 4, and the first one half a second. Here the text of modules is cut into pieces by address, with one
 //! table a piece: what begins in a piece is in its table. When that changes, the new table is registered before the old
 //! one is taken back: a throw elsewhere always finds one of them. The old one's object, if libgcc has ever looked at it,
-//! is kept until each text that it described is gone: a throw through any of them is over then. (That is 64 bytes for
+//! is kept until each text that it described is gone: a throw through any of them is over then. (That is about 100 bytes for
 //! each change that follows a throw, and matters only where one module stays and its neighbours come and go.)
 //!
 //! libgcc 13 keeps a tree of ranges instead, in which no two may overlap, so that the new table cannot stand beside the
 //! old one. There a table for each text is right, and cheap. Which it is, is asked once, by trying ([`Overlapping`]).
 
-use std::cell::RefCell;
+use std::cell::{RefCell, UnsafeCell};
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::ptr;
@@ -42,21 +41,14 @@ type Object = [usize; 8];
 /// copies two words for each text in it; of texts as small as 256 bytes that is 4 KiB.
 const PIECE: u32 = 16;
 
-/// An object that libgcc may be looking at.
-struct Shared(*mut Object);
+/// An object that libgcc may be looking at. Whoever may have it do so holds it: the table that it is registered with, and
+/// when that has been taken back, the texts that the table described.
+struct Shared(UnsafeCell<Object>);
 
-// SAFETY: the pointer is followed by libgcc alone, which knows how.
+// SAFETY: libgcc writes it under its own lock, and we read it when libgcc has given it back.
 unsafe impl Send for Shared {}
 // SAFETY: the same.
 unsafe impl Sync for Shared {}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        // SAFETY: made by Box::into_raw in `Table::register`; its table has been taken back, and every text that the
-        // table described is gone, or libgcc has never looked at it.
-        drop(unsafe { Box::from_raw(self.0) });
-    }
-}
 
 /// A run in a table.
 struct Run {
@@ -81,19 +73,19 @@ impl Table {
     /// Each of the runs is one of whole entries with an end, and stays as it is until the table has been taken back.
     unsafe fn register(runs: Vec<Run>) -> Table {
         let pointers: Vec<*const u8> = runs.iter().map(|run| run.at).chain([ptr::null()]).collect();
-        let object = Box::into_raw(Box::new([0; 8]));
-        // SAFETY: a table with an end, of runs as the caller has promised, and room for an object. Both stay until
-        // `withdraw` has taken the table back.
-        unsafe { __register_frame_info_table(pointers.as_ptr(), object) };
-        Table { runs, pointers, object: Arc::new(Shared(object)) }
+        let object = Arc::new(Shared(UnsafeCell::new([0; 8])));
+        // SAFETY: a table with an end, of runs as the caller has promised, and room for an object. Both stay where they are
+        // until `withdraw` has taken the table back.
+        unsafe { __register_frame_info_table(pointers.as_ptr(), object.0.get()) };
+        Table { runs, pointers, object }
     }
 
     /// Takes the table back, by its pointers; says whether libgcc has ever looked at it.
     fn withdraw(pointers: &[*const u8], object: &Shared) -> bool {
         // SAFETY: registered in `register` and not taken back yet: libgcc forgets the table, and gives the object.
         unsafe { __deregister_frame_info(pointers.as_ptr()) };
-        // SAFETY: the object is ours, and libgcc writes to it no more.
-        let lowest = unsafe { object.0.cast::<usize>().read() };
+        // SAFETY: the object is ours, and libgcc writes to it no more; who still looks at it only reads.
+        let lowest = unsafe { object.0.get().cast::<usize>().read() };
         lowest != usize::MAX
     }
 

@@ -13,7 +13,7 @@ use std::ops::Range;
 use gimli::{BaseAddresses, EhFrame, EndianSlice, LittleEndian};
 use thiserror::Error;
 
-use super::index::{Entries, Known, Overlap};
+use super::index::{Known, Overlap};
 use super::libgcc::Registered;
 use super::section::{Common, Flaw, Function, Section};
 
@@ -176,6 +176,21 @@ fn add_section(section: Section<'_>, planned: &mut [Planned]) -> Result<(), Malf
     }
 }
 
+/// One description for a whole text, by a program with factors of 1.
+///
+/// # Errors
+/// [`Malformed::TooLarge`].
+pub(crate) fn described(text: Range<u64>, program: &[u8]) -> Result<Planned, Malformed> {
+    let common = Common { factors: &[1, 1, 16], program: &[], ..AT_ENTRY };
+    let function = Function { start: text.start, len: text.end.saturating_sub(text.start), lsda: 0, program };
+    let mut planned = Planned { text, copy: Vec::new(), common: None, descriptions: Vec::new() };
+    if function.len != 0 {
+        planned.add(0, &function, &common)?;
+    }
+    planned.finish()?;
+    Ok(planned)
+}
+
 impl Planned {
     fn add(&mut self, at: usize, function: &Function<'_>, common: &Common<'_>) -> Result<(), Malformed> {
         let common_at = match self.common.filter(|(origin, _)| *origin == common.at) {
@@ -235,7 +250,7 @@ impl Planned {
         let start = self.text.start;
         let listing = Listing { text: start, copy: self.copy.into_boxed_slice(), descriptions: self.descriptions };
         let run = listing.copy.as_ptr();
-        let known = Known::new(self.text, Entries::Listed(listing))?;
+        let known = Known::new(self.text, listing)?;
         // SAFETY: the run is a boxed slice in the rows that `known` owns, which stay where they are and are not written
         // until it is dropped; and it drops the registration before them. It is a run of whole entries with an end:
         // `add` has written them, and `finish` the end.

@@ -1,10 +1,12 @@
-//! Rows that are stated, not compiled: for code that no compiler has made.
+//! Rows that are stated, not compiled: for code that no compiler has made. They become what compilers write, so that
+//! there is one kind of rows for walks, and one that the process's unwinder knows.
 
 use std::ops::Range;
 
 use thiserror::Error;
 
-use super::index::{Entries, Known, Overlap};
+use super::index::{Known, Overlap};
+use super::listing::{self, Malformed};
 use super::registers::Register;
 
 /// From an instruction of a piece of code on: where its caller's registers are.
@@ -45,6 +47,9 @@ pub enum BadRows {
         /// Which, from 0.
         row: usize,
     },
+    /// There is no code, or more than 1 GiB of it.
+    #[error("there is no code, or more than 1 GiB of it")]
+    Length,
     /// Somebody else's rows are known for a part of the code.
     #[error(transparent)]
     Overlap(#[from] Overlap),
@@ -56,7 +61,7 @@ impl Known {
     ///
     /// # Errors
     /// [`BadRows`].
-    pub fn stated(code: Range<u64>, rows: Vec<Row>) -> Result<Known, BadRows> {
+    pub fn stated(code: Range<u64>, rows: &[Row]) -> Result<Known, BadRows> {
         let mut least = 0..=0;
         for (row, stated) in rows.iter().enumerate() {
             if !least.contains(&stated.from) {
@@ -70,12 +75,85 @@ impl Known {
         if rows.is_empty() {
             return Err(BadRows::Order { row: 0, from: 0 });
         }
-        Ok(Known::new(code, Entries::Stated(rows))?)
+        let planned = listing::described(code, &program(rows)).map_err(|_: Malformed| BadRows::Length)?;
+        planned.publish()?.ok_or(BadRows::Length)
     }
 }
 
-/// The row that holds at an offset.
-pub(crate) fn row_at(rows: &[Row], offset: u64) -> Option<&Row> {
-    let behind = rows.partition_point(|row| u64::from(row.from) <= offset);
-    rows.get(behind.checked_sub(1)?)
+/// Call frame instructions for rows, with factors of 1 (DWARF 5, 6.4.2).
+fn program(rows: &[Row]) -> Vec<u8> {
+    let mut program = Vec::new();
+    let mut at = 0;
+    for row in rows {
+        if row.from != at {
+            program.push(0x04); // advance_loc4
+            program.extend((row.from - at).to_le_bytes());
+            at = row.from;
+        }
+        program.extend([0x12, row.cfa.0.number()]); // def_cfa_sf
+        signed(&mut program, row.cfa.1);
+        for register in Register::ALL {
+            match row.saved.iter().find(|(saved, _)| *saved == register) {
+                Some((_, offset)) => {
+                    program.extend([0x11, register.number()]); // offset_extended_sf
+                    signed(&mut program, *offset);
+                }
+                None if register == Register::RIP => program.extend([0x07, register.number()]), // undefined
+                // As it is without a rule: preserved or not known.
+                None if register.is_preserved() => program.extend([0x08, register.number()]), // same_value
+                None => {}
+            }
+        }
+    }
+    program
+}
+
+/// A number of the variable length that DWARF calls LEB128, with a sign.
+fn signed(program: &mut Vec<u8>, mut value: i32) {
+    loop {
+        let low = value.to_le_bytes()[0] & 0x7f;
+        value >>= 7;
+        let is_last = value == if low & 0x40 == 0 { 0 } else { -1 };
+        program.push(if is_last { low } else { low | 0x80 });
+        if is_last {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Register, Row, program, signed};
+
+    #[test]
+    fn numbers_are_those_of_the_standard() {
+        for (value, bytes) in [
+            (2, &[2][..]),
+            (-2, &[0x7e]),
+            (127, &[0xff, 0]),
+            (-127, &[0x81, 0x7f]),
+            (128, &[0x80, 1]),
+            (-128, &[0x80, 0x7f]),
+            (i32::MIN, &[0x80, 0x80, 0x80, 0x80, 0x78]),
+            (i32::MAX, &[0xff, 0xff, 0xff, 0xff, 0x07]),
+        ] {
+            let mut written = Vec::new();
+            signed(&mut written, value);
+            assert_eq!(written, bytes, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_row_states_what_is_saved_and_what_is_not() {
+        let rows = [
+            Row::at_entry(),
+            Row { from: 4, cfa: (Register::RBP, 16), saved: vec![(Register::RIP, -8), (Register::RBP, -16)] },
+        ];
+        let preserved = |rbp: &[u8]| [&[8, 3][..], rbp, &[8, 12, 8, 13, 8, 14, 8, 15, 0x11, 16, 0x78]].concat();
+        let first = [&[0x12, 7, 8][..], &preserved(&[8, 6])].concat();
+        let second = [&[4, 4, 0, 0, 0, 0x12, 6, 16][..], &preserved(&[0x11, 6, 0x70])].concat();
+        assert_eq!(program(&rows), [first, second].concat());
+        let outermost = Row { saved: Vec::new(), ..Row::at_entry() };
+        assert!(program(&[outermost]).ends_with(&[7, 16]));
+    }
 }

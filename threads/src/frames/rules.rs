@@ -6,8 +6,7 @@ use gimli::{
 };
 
 use super::expression::{NoValue, evaluate};
-use super::index::{Entries, Reading};
-use super::made;
+use super::index::Reading;
 use super::memory::Memory;
 use super::process::Objects;
 use super::registers::{Register, Registers};
@@ -71,8 +70,7 @@ impl<M: Memory> Unwinder<M> {
     /// Applies the row for `at`, an address in the function whose frame has these registers.
     pub(crate) fn unwind(&mut self, at: u64, registers: &Registers, tables: &Reading) -> Result<Unwound, Unknown> {
         let (frames, bases, offset) = match tables.find(at) {
-            Some((start, Entries::Stated(rows))) => return self.apply_stated(rows, at - start, registers),
-            Some((_, Entries::Listed(listing))) => listing.description(at).ok_or(Unknown::NoRow)?,
+            Some(listing) => listing.description(at).ok_or(Unknown::NoRow)?,
             None => {
                 let object = self.objects.at(at).ok_or(Unknown::NoRow)?;
                 object.description(at).ok_or(Unknown::NoRow)?
@@ -146,29 +144,9 @@ impl<M: Memory> Unwinder<M> {
                 caller.set(register, value);
             }
         }
-        finish(cfa, interrupts, caller)
-    }
-
-    fn apply_stated(&mut self, rows: &[made::Row], offset: u64, registers: &Registers) -> Result<Unwound, Unknown> {
-        let row = made::row_at(rows, offset).ok_or(Unknown::NoRow)?;
-        let (base, distance) = row.cfa;
-        let cfa = known(registers, base)?.wrapping_add_signed(distance.into());
-        check_cfa(cfa, false, registers)?;
-        if row.saved.iter().all(|(register, _)| *register != Register::RIP) {
-            return Ok(Unwound { cfa, interrupts: false, caller: None });
-        }
-        let mut caller = Registers::unknown();
-        for register in Register::ALL.into_iter().filter(|register| register.is_preserved()) {
-            if let Some(value) = registers.get(register) {
-                caller.set(register, value);
-            }
-        }
-        caller.set(Register::RSP, cfa);
-        for (register, offset) in &row.saved {
-            let at = cfa.wrapping_add_signed((*offset).into());
-            caller.set(*register, self.memory.word(at).ok_or(Unknown::Unreadable(at))?);
-        }
-        finish(cfa, false, caller)
+        // Without a rule for the return address there is no row.
+        caller.get(Register::RIP).ok_or(Unknown::NoRow)?;
+        Ok(Unwound { cfa, interrupts, caller: Some(caller) })
     }
 }
 
@@ -185,10 +163,4 @@ fn check_cfa(cfa: u64, interrupts: bool, registers: &Registers) -> Result<(), Un
         return Err(Unknown::Cfa(cfa));
     }
     Ok(())
-}
-
-/// Without a rule for the return address there is no row.
-fn finish(cfa: u64, interrupts: bool, caller: Registers) -> Result<Unwound, Unknown> {
-    caller.get(Register::RIP).ok_or(Unknown::NoRow)?;
-    Ok(Unwound { cfa, interrupts, caller: Some(caller) })
 }
