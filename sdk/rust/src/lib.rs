@@ -25,6 +25,7 @@
 //! - [`module!`]: says what the module is. Once, at the top of its crate.
 //! - [`Value`]: a parameter's variable. Types: bool, u8, i16, u16, i32, u32, i64, u64.
 //! - [`StaticKey`], [`static_branch_likely!`], [`static_branch_unlikely!`]: branches that cost a NOP.
+//! - [`static_call!`]: calls of what can be changed, which cost a direct call.
 //! - Error numbers that `init` may return: [`EINVAL`] and its neighbours.
 //!
 //! A module is one object: `rustc --crate-type=lib --emit=obj -Cpanic=abort -Copt-level=2 -Ccodegen-units=1`. Nothing in
@@ -33,8 +34,10 @@
 
 #![no_std]
 
+mod calls;
 mod keys;
 
+pub use calls::StaticCallKey;
 pub use keys::StaticKey;
 
 use core::cell::UnsafeCell;
