@@ -1,43 +1,50 @@
 //! Static calls: `modload/static_call.h` for Rust.
 
+use core::cell::UnsafeCell;
 use core::ffi::c_int;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::mem::transmute_copy;
+use core::ptr;
 
-/// The key of a static call: `struct static_call_key`.
+/// The key of a static call: `struct static_call_key`. `F` is an `extern "C" fn` type, whose size is a pointer's.
 #[repr(C)]
 #[derive(Debug)]
-pub struct StaticCallKey {
-    function: AtomicPtr<()>,
+pub struct StaticCallKey<F> {
+    function: UnsafeCell<F>,
     _reserved: usize,
 }
 
+// SAFETY: the module only reads it, as a whole and volatile; who writes it is the loader, with one store of its size.
+unsafe impl<F> Sync for StaticCallKey<F> {}
+
 unsafe extern "C" {
-    fn __static_call_update(key: *const StaticCallKey, trampoline: *const (), function: *const ()) -> c_int;
+    fn __static_call_update(key: *const (), trampoline: *const (), function: *const ()) -> c_int;
 }
 
-impl StaticCallKey {
+impl<F: Copy> StaticCallKey<F> {
     /// A key that calls this function.
-    pub const fn new(function: *const ()) -> StaticCallKey {
-        StaticCallKey { function: AtomicPtr::new(function.cast_mut()), _reserved: 0 }
+    pub const fn new(function: F) -> StaticCallKey<F> {
+        const { assert!(size_of::<F>() == size_of::<*const ()>()) };
+        StaticCallKey { function: UnsafeCell::new(function), _reserved: 0 }
     }
 
     /// What it calls.
     #[inline(always)]
-    pub fn function(&self) -> *const () {
-        self.function.load(Ordering::Acquire)
+    pub fn function(&self) -> F {
+        // SAFETY: the cell is initialised and aligned; volatile, because the loader writes it.
+        unsafe { ptr::read_volatile(self.function.get()) }
     }
 
-    /// Has it call another function.
+    /// Has it call another function, which stays for as long as it is called: one of this module, or of one that this
+    /// one uses.
     ///
     /// # Errors
     /// The error number; it calls what it called before.
-    ///
-    /// # Safety
-    /// The function has the type of the calls, and stays for as long as it is called.
     #[inline(always)]
-    pub unsafe fn update(&'static self, function: *const ()) -> Result<(), i32> {
-        // SAFETY: the key is one, and the rest is the caller's. The loader finds the trampoline by the key.
-        match unsafe { __static_call_update(self, core::ptr::null(), function) } {
+    pub fn update(&'static self, function: F) -> Result<(), i32> {
+        // SAFETY: a function pointer is an address, and the size is a pointer's: `new` has looked.
+        let function = unsafe { transmute_copy::<F, *const ()>(&function) };
+        // SAFETY: the key is one, and the function has its type. The loader finds the trampoline by the key.
+        match unsafe { __static_call_update(ptr::from_ref(self).cast(), ptr::null(), function) } {
             0 => Ok(()),
             error => Err(error.wrapping_neg()),
         }
@@ -55,11 +62,8 @@ macro_rules! static_call {
         #[allow(dead_code, reason = "whether both are used is for the module to say")]
         mod $name {
             #[unsafe(export_name = concat!("__SCK__", stringify!($name)))]
-            static KEY: $crate::StaticCallKey = {
-                const FUNCTION: extern "C" fn($($type),*) $(-> $result)? = super::$function;
-                #[allow(clippy::as_conversions, reason = "the only way from a function to its address in a constant")]
-                $crate::StaticCallKey::new(FUNCTION as *const ())
-            };
+            static KEY: $crate::StaticCallKey<extern "C" fn($($type),*) $(-> $result)?> =
+                $crate::StaticCallKey::new(super::$function);
 
             // A trampoline, which returns until the loader makes it lead where the key says.
             ::core::arch::global_asm!(
@@ -85,11 +89,7 @@ macro_rules! static_call {
             /// Has it call another function; the error number if it does not.
             #[inline(always)]
             pub(super) fn update(function: extern "C" fn($($type),*) $(-> $result)?) -> Result<(), i32> {
-                #[allow(clippy::as_conversions, reason = "the only way from a function to its address")]
-                let function = function as *const ();
-                // SAFETY: the function has the type of the calls; that it stays is what a function of this module does,
-                // and one of another module that this one uses.
-                unsafe { KEY.update(function) }
+                KEY.update(function)
             }
         }
     };
