@@ -127,6 +127,10 @@ impl Found {
             let kind = if call.branch == Branch::Call { CallKind::Call } else { CallKind::Tail };
             found.calls.push(CallSite { at: call.site, kind, why: call.why, key: call.trampoline });
         }
+        // Where trampolines are: nobody looks through all symbols for nothing.
+        if !coming.module().sections().any(|placed| placed.name == section::STATIC_CALL_TEXT) {
+            return Ok(found);
+        }
         let keys: BTreeMap<_, _> = coming.symbols_with_prefix(section::STATIC_CALL_KEY_PREFIX).into_iter().collect();
         let trampolines = coming.symbols_with_prefix(section::STATIC_CALL_TRAMPOLINE_PREFIX);
         for (record, (name, at)) in (0..).zip(trampolines) {
