@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use modload_edit::{Addr, Edit, EditSet};
 use modload_threads::frames::{Ended, Frame, ProcessMemory, Registers, WalkError, know_process, walk, walk_here};
-use modload_threads::{DEFAULT_LIMIT, Held, Tid, hold, name};
+use modload_threads::{DEFAULT_LIMIT, Held, Tid, hold, name, status};
 
 use crate::obstacle::{Because, joins};
 use crate::poke::{PokeError, Poked, Way};
@@ -14,11 +14,9 @@ use crate::write::TextLock;
 
 /// Writes a batch while nobody runs. From the first signal to the release nothing is allocated and no lock is taken.
 pub(crate) fn write(lock: &mut TextLock<'_>, edits: &EditSet, because: Because) -> Result<Poked, PokeError> {
-    let grouping = match because {
-        // A stale copy of what stands between two edits would bring a debugger's breakpoints back.
-        Because::Traced { .. } => Grouping::Alone,
-        _ => Grouping::Spans,
-    };
+    // A stale copy of what stands between two edits would bring a debugger's breakpoints back.
+    let traced = status(Tid::current()).ok().flatten().is_some_and(|status| status.tracer != 0);
+    let grouping = if traced { Grouping::Alone } else { Grouping::Spans };
     // A walk finds the process's own functions only when they are known.
     if edits.iter().any(|edit| joins(edit.old)) {
         know_process().map_err(PokeError::NoRows)?;

@@ -39,9 +39,10 @@ pub(crate) fn install() -> io::Result<()> {
     let mut action = default_action();
     action.sa_sigaction = address();
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
-    // Another handler that ran on top of ours, with SIGTRAP blocked, and came through a site would be killed there.
-    // SAFETY: fills a set of our own.
-    unsafe { libc::sigfillset(&raw mut action.sa_mask) };
+    // Another handler that ran on top of ours, with SIGTRAP blocked, and came through a site would be killed there. And
+    // the C library's own signals, which sigfillset leaves out, could end the thread here by cancellation.
+    // SAFETY: a set of signals is its bits, and all of them may be set.
+    unsafe { ptr::write_bytes(&raw mut action.sa_mask, 0xff, 1) };
     // SAFETY: the handler has the signature that SA_SIGINFO asks for and calls only what is async-signal-safe.
     if unsafe { libc::sigaction(libc::SIGTRAP, &raw const action, ptr::null_mut()) } != 0 {
         return Err(io::Error::last_os_error());

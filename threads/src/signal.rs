@@ -130,8 +130,9 @@ fn install(signal: i32) -> Result<(), Error> {
     let mut action = no_action();
     action.sa_sigaction = handler::address();
     action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
-    // SAFETY: the mask is ours to fill.
-    unsafe { libc::sigfillset(&raw mut action.sa_mask) };
+    // The C library's own signals, too, which sigfillset leaves out: cancellation must not end a thread that is held.
+    // SAFETY: a set of signals is its bits, and all of them may be set.
+    unsafe { ptr::write_bytes(&raw mut action.sa_mask, 0xff, 1) };
     // SAFETY: the handler has the signature that SA_SIGINFO asks for, and is async-signal-safe.
     if unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) } != 0 {
         return Err(Error::Action { signal, source: io::Error::last_os_error() });
