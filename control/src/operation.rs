@@ -56,6 +56,8 @@ impl Operation<'_> {
 
     fn list(&self) -> Listing {
         let host = &self.shared.host;
+        // What can be freed by now is not shown.
+        host.sweep();
         let stripe = |stripe: modload::StripeUsage| Stripe {
             stripe: stripe.class.to_string(),
             used: stripe.used,
@@ -65,6 +67,7 @@ impl Operation<'_> {
             modules: host.look().iter().map(|(module, state)| entry(module, *state)).collect(),
             taint: host.taint(),
             memory: host.memory().map(stripe).into(),
+            quarantined: host.quarantined().iter().map(|module| module.name().to_owned()).collect(),
         }
     }
 
