@@ -215,6 +215,10 @@ fn leaves() {
     let (module, at) = loaded(&host);
     let (turns, stopped) = (variable(at("turns_at")), variable(at("stopped_at")));
     assert_eq!(call(at("start"), 0), 0);
+    // Before its first instruction no stack tells of it.
+    while turns.load(Ordering::Relaxed) == 0 {
+        thread::yield_now();
+    }
     let recording = host.record();
     module.unload().unwrap();
     let timeline = recording.so_far();
@@ -246,6 +250,10 @@ fn left_behind() {
     let (module, at) = loaded(&first);
     let (turns, stopped) = (variable(at("turns_at")), variable(at("stopped_at")));
     assert_eq!(call(at("start"), 0), 0);
+    // Before its first instruction no stack tells of it.
+    while turns.load(Ordering::Relaxed) == 0 {
+        thread::yield_now();
+    }
     module.unload().unwrap();
     drop((at, first));
     let second = host();
