@@ -55,6 +55,10 @@ fn table(listing: &Listing) -> Vec<String> {
     if !listing.taint.is_empty() {
         lines.push(format!("the host is tainted: {}", listing.taint));
     }
+    if !listing.quarantined.is_empty() {
+        let names = listing.quarantined.join(", ");
+        lines.push(format!("in quarantine, because threads are still in their code: {names}"));
+    }
     lines
 }
 

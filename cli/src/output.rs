@@ -105,6 +105,7 @@ fn style(event: &Event) -> Style {
         EventKind::Policy { verdict: Verdict::Kept, .. } | EventKind::Stage { .. } => DIM,
         EventKind::Policy { verdict: Verdict::Warned, .. } => UNDER_WAY,
         EventKind::Policy { verdict: Verdict::Refused, .. } => BAD,
+        EventKind::Quarantined { .. } => UNDER_WAY,
         EventKind::Publish | EventKind::Init { .. } | EventKind::Exit | EventKind::Freed => Style::new(),
     }
 }

@@ -543,3 +543,48 @@ fn what_a_call_holds_is_waited_for_or_forced() {
         assert_eq!(served.stop().0.code(), Some(0));
     }
 }
+
+/// A module that leaves a thread behind, which ends when a file is there.
+const LEAVER: &str = "
+#include <modload/module.h>
+#include <pthread.h>
+int access(const char *path, int mode);
+int usleep(unsigned int microseconds);
+static char *go = \"\";
+module_param(go, charp, 0444);
+static void *wait_for_file(void *nothing)
+{
+	while (access(go, 0) != 0)
+		usleep(1000);
+	return nothing;
+}
+static int __init leaver_init(void)
+{
+	pthread_t thread;
+	return -pthread_create(&thread, 0, wait_for_file, 0);
+}
+module_init(leaver_init);
+static void __exit leaver_exit(void)
+{
+}
+module_exit(leaver_exit);
+";
+
+#[test]
+fn a_module_that_leaves_a_thread_is_shown_in_quarantine() {
+    let served = Served::new(&[]);
+    let object = object_from_text("leaver", Language::C, LEAVER, Compiler::Cc, &["-O2", "-fPIC"]).unwrap();
+    let go = served.dir.path().join("go");
+    done(&served.modload(&[&object.display().to_string(), &format!("go={}", go.display())]));
+    assert_eq!(served.modunload(&["leaver"]).status.code(), Some(0));
+    assert!(served.list().is_empty(), "its name is free");
+    let says = "in quarantine, because threads are still in their code: leaver";
+    let listed = || done(&served.modhost(&["list"]));
+    for _ in 0..3 {
+        assert!(listed().lines().any(|line| line == says), "{}", listed());
+    }
+    fs::write(go, "").unwrap();
+    until("it is freed", || !listed().contains("quarantine"));
+    let (status, stderr) = served.stop();
+    assert_eq!((status.code(), stderr.as_str()), (Some(0), ""));
+}

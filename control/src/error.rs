@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use modload::{LoadError, ReadError, SetParamError, SymbolError, UnloadError};
+use modload::{LoadError, Occupant, Occupies, ReadError, SetParamError, SymbolError, UnloadError};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
@@ -90,6 +90,7 @@ impl Refusal {
             Refusal::Load { .. } => "load",
             Refusal::Unload(UnloadError::NotFound(_)) | Refusal::NoModule(_) => "no_module",
             Refusal::Unload(UnloadError::InUse { .. }) => "in_use",
+            Refusal::Unload(UnloadError::Occupied { .. } | UnloadError::NotSeen { .. }) => "occupied",
             Refusal::Unload(UnloadError::ForceRefused(_)) => "force_refused",
             Refusal::Unload(UnloadError::NotLive { .. }) | Refusal::Param(SetParamError::NotLive { .. }) => "not_live",
             Refusal::NoSymbol(_) | Refusal::Symbol(SymbolError::NotFound { .. }) => "no_symbol",
@@ -114,6 +115,10 @@ impl Refusal {
                 data.insert("module".into(), module.as_str().into());
                 data.insert("used_by".into(), json!(by));
                 data.insert("references".into(), json!(references));
+            }
+            Refusal::Unload(UnloadError::Occupied { module, threads }) => {
+                data.insert("module".into(), module.as_str().into());
+                data.insert("threads".into(), occupants(threads));
             }
             Refusal::Descriptors { given, wanted } => {
                 data.insert("given".into(), json!(given));
@@ -142,6 +147,19 @@ pub fn sentence(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     sentence
+}
+
+/// Threads that are in a module's code, or may be.
+pub(crate) fn occupants(threads: &[Occupant]) -> Value {
+    let one = |occupant: &Occupant| {
+        let (key, value) = match &occupant.why {
+            Occupies::Inside(frame) => ("frame", frame.clone()),
+            Occupies::Unknown(error) => ("unknown", error.to_string()),
+            other => ("unknown", format!("{other:?}")),
+        };
+        json!({ "thread": occupant.thread, "name": occupant.name, key: value })
+    };
+    threads.iter().map(one).collect()
 }
 
 #[cfg(test)]

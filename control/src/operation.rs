@@ -10,7 +10,7 @@ use modload::{Image, Module, ModuleFile, ModuleInfo, SIZE_LIMIT, State, UnloadEr
 use rustix::fs::{OFlags, fcntl_getfl};
 use serde_json::{Value, json};
 
-use crate::error::{NotAFile, Refusal};
+use crate::error::{NotAFile, Refusal, occupants};
 use crate::protocol::{Called, Entry, Listing, Named, Param, Request, ResultType, Sizes, Stripe};
 use crate::server::Shared;
 use crate::session::{Answers, greeting};
@@ -56,6 +56,8 @@ impl Operation<'_> {
 
     fn list(&self) -> Listing {
         let host = &self.shared.host;
+        // What can be freed by now is not shown.
+        host.sweep();
         let stripe = |stripe: modload::StripeUsage| Stripe {
             stripe: stripe.class.to_string(),
             used: stripe.used,
@@ -65,6 +67,7 @@ impl Operation<'_> {
             modules: host.look().iter().map(|(module, state)| entry(module, *state)).collect(),
             taint: host.taint(),
             memory: host.memory().map(stripe).into(),
+            quarantined: host.quarantined().iter().map(|module| module.name().to_owned()).collect(),
         }
     }
 
@@ -129,23 +132,31 @@ impl Operation<'_> {
             // Not at all at first: who has to wait hears it at once.
             let turn = if known.is_none() { Duration::ZERO } else { left.min(TURN) };
             let refused = match self.shared.host.unload_within(name, turn) {
-                Err(refused @ UnloadError::InUse { .. }) => refused,
+                Err(refused @ (UnloadError::InUse { .. } | UnloadError::Occupied { .. })) => refused,
                 done => return done,
             };
             // A client that was interrupted wants no unload later.
             if left.is_zero() || self.shared.is_stopping() || self.answers.is_gone() {
                 return Err(refused);
             }
-            if known.as_ref() != Some(&refused) {
+            let whom = awaited(&refused);
+            if known.as_ref() != Some(&whom) {
                 self.say_waiting(&refused);
-                known = Some(refused);
+                known = Some(whom);
             }
         }
     }
 
     fn say_waiting(&self, refused: &UnloadError) {
-        let UnloadError::InUse { module, by, references } = refused else { return };
-        let event = json!({ "event": "waiting", "module": module, "used_by": by, "references": references });
+        let event = match refused {
+            UnloadError::InUse { module, by, references } => {
+                json!({ "event": "waiting", "module": module, "used_by": by, "references": references })
+            }
+            UnloadError::Occupied { module, threads } => {
+                json!({ "event": "waiting", "module": module, "threads": occupants(threads) })
+            }
+            _ => return,
+        };
         self.answers.say(&json!({ "id": self.id, "event": event, "text": format!("waiting: {refused}") }));
     }
 
@@ -226,4 +237,14 @@ fn param(module: &ModuleInfo, info: &modload::ParamInfo) -> Param {
     const READ: u16 = 0o444;
     let value = (info.perm & READ != 0).then(|| module.param(&info.name)).flatten();
     Param { name: info.name.clone(), kind: info.kind.to_string(), perm: format!("{:04o}", info.perm), value }
+}
+
+/// For whom an unload waits: not where a thread happens to be, which changes at each look.
+fn awaited(refused: &UnloadError) -> String {
+    match refused {
+        UnloadError::Occupied { threads, .. } => {
+            threads.iter().map(|occupant| format!("thread {} ", occupant.thread)).collect()
+        }
+        other => other.to_string(),
+    }
 }

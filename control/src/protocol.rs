@@ -182,6 +182,9 @@ pub struct Listing {
     pub taint: String,
     /// The memory of all modules of the process.
     pub memory: Vec<Stripe>,
+    /// Names of modules that have gone while threads were in their code: their memory stays until those have left it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quarantined: Vec<String>,
 }
 
 /// A module.

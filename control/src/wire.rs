@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
+use rustix::net::sockopt::{Timeout, socket_timeout};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -177,8 +178,18 @@ pub(crate) fn send(socket: impl AsFd, line: &str, descriptors: &[BorrowedFd<'_>]
     }
     let bytes = [line.as_bytes(), b"\n"].concat();
     let mut rest = &bytes[..];
+    let mut progress = Instant::now();
     while !rest.is_empty() {
-        let sent = retry_on_intr(|| sendmsg(&socket, &[IoSlice::new(rest)], &mut control, SendFlags::NOSIGNAL))?;
+        let sent = match sendmsg(&socket, &[IoSlice::new(rest)], &mut control, SendFlags::NOSIGNAL) {
+            // The kernel counts a time limit anew in each call. Signals that come all the time, because modules are
+            // unloaded all the time, must not put it off for ever.
+            Err(Errno::INTR) => match socket_timeout(&socket, Timeout::Send)? {
+                Some(limit) if progress.elapsed() >= limit => return Err(Errno::AGAIN.into()),
+                _ => continue,
+            },
+            sent => sent?,
+        };
+        progress = Instant::now();
         // They have gone with what was sent.
         control.clear();
         rest = &rest[sent..];

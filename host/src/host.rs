@@ -159,6 +159,19 @@ impl Host {
         })
     }
 
+    /// The modules that have gone while somebody was in their text: a thread that `exit` did not end, say. Their memory
+    /// stays, with the rows to unwind it, until nobody is.
+    #[must_use]
+    pub fn quarantined(&self) -> Vec<Arc<ModuleInfo>> {
+        self.inner.loader.quarantined()
+    }
+
+    /// Frees what nobody is in any more of all that is quarantined in this process, as each load and each unload does;
+    /// returns the names of the modules.
+    pub fn sweep(&self) -> Vec<String> {
+        self.inner.loader.sweep()
+    }
+
     /// How the memory that all hosts of the process share is used, by stripe.
     #[must_use]
     pub fn memory(&self) -> [StripeUsage; 4] {

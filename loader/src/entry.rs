@@ -26,8 +26,10 @@ impl<'a> Image<'a> {
     /// # Safety
     /// Loading runs the module's code in this process, and its code can do anything. Whoever calls this vouches for
     /// it: that its relocations and tables say what its compiler meant, that its functions keep to the C ABI and leave
-    /// the host's memory alone (they may throw: what leaves `init` fails the load); and that no thread of the module's own is still in its
-    /// code when its `exit` has returned, nor any other.
+    /// the host's memory alone (they may throw: what leaves `init` fails the load); and that nobody calls them, by an
+    /// address that was kept, when the module goes or has gone. Threads that are in its code then are found by their
+    /// stacks. Where stacks cannot be walked (before glibc 2.35), and when a load fails after some of the module's code
+    /// has run, it vouches that no thread is left in it, too.
     #[must_use]
     pub unsafe fn trusted(bytes: impl Into<Cow<'a, [u8]>>) -> Image<'a> {
         let input = Input { name: String::new(), bytes: bytes.into() };

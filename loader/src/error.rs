@@ -7,6 +7,7 @@ use modload_threads::boundary::Thrown;
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 
+use crate::inside::Occupant;
 use crate::params::ParamError;
 use crate::registry::State;
 
@@ -487,6 +488,22 @@ pub enum UnloadError {
         by: Vec<String>,
         /// How many references are held besides.
         references: usize,
+    },
+    /// Threads are in its code, or will return to it.
+    #[error("{module}: its code is not left: {}", List(.threads, "; "))]
+    Occupied {
+        /// Which.
+        module: String,
+        /// Who, and where.
+        threads: Vec<Occupant>,
+    },
+    /// It is not known whether somebody is in its code.
+    #[error("{module}: whether its code is left cannot be seen: {why}")]
+    NotSeen {
+        /// Which.
+        module: String,
+        /// Which threads could not be held, and why.
+        why: String,
     },
     /// The policy does not allow force.
     #[error("{0}: this host does not unload by force: wait until nobody uses it")]

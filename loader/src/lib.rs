@@ -40,6 +40,8 @@ mod onlooker;
 mod params;
 mod entry;
 mod load;
+mod inside;
+mod quarantine;
 mod unload;
 mod inspect;
 mod plan;
@@ -56,6 +58,7 @@ pub use error::{Advice, Error, LoadError, Stage, UnloadError, Unresolved};
 pub use file::{File, Section};
 pub use form::Exports;
 pub use image::{ImageComing, ImageSection, Kallsyms, Machine, MachineError, MemoryImage, Placement, hexadecimal};
+pub use inside::{Occupant, Occupies};
 pub use inspect::{
     FunctionBytes, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable, Inspection,
 };

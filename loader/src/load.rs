@@ -28,7 +28,7 @@ use crate::resolve::{self, Absent, Externals, Resolved, Scene};
 use crate::specialise::{self, Specialised};
 use crate::timeline::{Event, EventKind, Listening, Recorder, Recording};
 use crate::unload::{self, Unless, Which};
-use crate::{admit, layout, link, modinfo, relocate};
+use crate::{admit, layout, link, modinfo, quarantine, relocate};
 
 /// Loads and unloads modules. Dropping it unloads them all in reverse order and leaks, with an error in the log, what
 /// is still held.
@@ -249,6 +249,7 @@ impl Loader {
     /// # Errors
     /// [`LoadError`] says in which stage and why.
     pub fn load_module_with<F: Faults>(&self, image: &Image<'_>, faults: &F) -> Result<Reference, LoadError> {
+        quarantine::sweep_if_any();
         let Loader { registry, arena, externals, policy, onlookers } = self;
         let mut run = Run { registry, module: escaped(image.stem.as_bytes()).into(), faults };
 
@@ -407,6 +408,18 @@ impl Loader {
         }
     }
 
+    /// The modules that have gone while somebody was in their text: their memory stays until nobody is. Each load and each
+    /// unload frees what can be, as does [`Loader::sweep`].
+    #[must_use]
+    pub fn quarantined(&self) -> Vec<Arc<Module>> {
+        quarantine::of(self.registry)
+    }
+
+    /// Frees what nobody is in any more of all that is quarantined in this process; returns the names of the modules.
+    pub fn sweep(&self) -> Vec<String> {
+        quarantine::sweep()
+    }
+
     /// How the arena is used.
     #[must_use]
     pub fn memory(&self) -> [StripeUsage; 4] {
@@ -447,6 +460,8 @@ impl Loader {
 impl Drop for Loader {
     fn drop(&mut self) {
         self.abandon();
+        quarantine::sweep_if_any();
+        quarantine::abandon(self.registry);
         self.registry.release();
     }
 }

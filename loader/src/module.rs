@@ -286,6 +286,17 @@ impl Module {
         Some(format!("{} [{}]", place.unwrap_or_else(|| (at + distance).to_string()), self.name))
     }
 
+    /// Where its text is, if it has any.
+    pub(crate) fn text(&self) -> Option<std::ops::Range<u64>> {
+        let (start, len) = self.ranges[Part::Text.slot()];
+        (len != 0).then(|| start.get()..start.get() + len)
+    }
+
+    /// Gives references again.
+    pub(crate) fn reopen(&self) {
+        self.references.fetch_and(!CLOSED, Ordering::Release);
+    }
+
     /// Counts a reference, unless the module is going.
     pub(crate) fn get(self: &Arc<Module>) -> Option<Reference> {
         let more = |count: usize| (count & CLOSED == 0).then_some(count + 1);

@@ -17,6 +17,7 @@ use crate::chains::Seat;
 use crate::error::{Error, escaped};
 use crate::fork;
 use crate::module::Module;
+use crate::quarantine::{Quarantined, quarantine};
 use crate::timeline::Ear;
 
 /// The states of a module, as Linux has them.
@@ -123,6 +124,7 @@ static POOL: Mutex<Pool> = Mutex::new(Pool { all: Vec::new(), free: Vec::new() }
 /// Every lock of this crate, held over fork.
 pub(crate) struct AllLocks {
     pub(crate) books: Vec<MutexGuard<'static, Book>>,
+    _quarantine: MutexGuard<'static, Vec<Quarantined>>,
     _pool: MutexGuard<'static, Pool>,
 }
 
@@ -161,7 +163,8 @@ impl Registry {
     /// Takes every lock.
     pub(crate) fn lock_all() -> AllLocks {
         let pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-        AllLocks { books: pool.all.iter().map(|registry| registry.lock()).collect(), _pool: pool }
+        let books = pool.all.iter().map(|registry| registry.lock()).collect();
+        AllLocks { books, _quarantine: quarantine(), _pool: pool }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Book> {

@@ -116,6 +116,12 @@ pub enum EventKind {
     },
     /// Nothing of the module is left.
     Freed,
+    /// It has gone, and its memory stays until these threads have left its text; then it is freed. No snapshot should have
+    /// it: a module that ends its threads in `exit` is freed at once.
+    Quarantined {
+        /// How many threads are in its text, or may be; 0 if that could not be seen.
+        threads: usize,
+    },
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
@@ -158,6 +164,7 @@ impl fmt::Display for EventKind {
             EventKind::Warning { message } => write!(f, "warning   {message}"),
             EventKind::Failed { stage, error } => write!(f, "failed    {stage}: {error}"),
             EventKind::Freed => f.write_str("freed"),
+            EventKind::Quarantined { threads } => write!(f, "quarantined: {threads} threads are in its text"),
         }
     }
 }

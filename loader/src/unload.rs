@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use crate::chains;
 use crate::entry;
 use crate::error::{self, UnloadError};
+use crate::inside::{self, Except, Occupied};
 use crate::module::{Module, lock};
+use crate::quarantine;
 use crate::registry::{Book, ModuleId, Registry, State};
 use crate::timeline::{EventKind, Recorder};
 
@@ -33,7 +35,8 @@ pub(crate) enum Unless {
 
 /// Unloads a module.
 pub(crate) fn unload_module(registry: &'static Registry, which: Which<'_>, unless: Unless) -> Result<(), UnloadError> {
-    let Closed { module, held } = close(registry, which, unless)?;
+    quarantine::sweep_if_any();
+    let Closed { module, held } = close_when_left(registry, which, unless)?;
     let recorder = Recorder { registry, module: &module.name };
     tracing::debug!(module = %module.name, "GOING");
     recorder.record(|| EventKind::State { state: State::Going });
@@ -49,15 +52,80 @@ pub(crate) fn unload_module(registry: &'static Registry, which: Which<'_>, unles
     registry.hide(module.id);
     // What is held leaves its memory to the last reference, which drops the module.
     if held == 0 {
-        // Unpublishes the text, and then gives everything back.
-        let core = lock(&module.core).take();
-        drop(core);
-        recorder.record(|| EventKind::Freed);
+        free(recorder, &module);
     }
     registry.lock().remove(module.id);
     registry.wake();
     tracing::info!(module = %module.name, "unloaded");
     Ok(())
+}
+
+/// Unpublishes the text, and then gives everything back; or leaves all as it is while somebody is inside.
+fn free(recorder: Recorder<'_>, module: &Arc<Module>) {
+    let core = lock(&module.core).take();
+    let Some(core) = core else { return };
+    let threads = match inside::prove_empty(module, Except::Nobody) {
+        Ok(()) => {
+            drop(core);
+            return recorder.record(|| EventKind::Freed);
+        }
+        Err(Occupied::By(threads)) => threads,
+        Err(Occupied::NotHeld(why)) => {
+            recorder.warn(format!("whether its code is left cannot be seen: {why}"));
+            Vec::new()
+        }
+    };
+    for thread in &threads {
+        recorder.warn(format!("gone, but {thread}"));
+    }
+    quarantine::put(recorder.registry, module.clone(), core);
+    recorder.record(|| EventKind::Quarantined { threads: threads.len() });
+}
+
+/// How long is waited between two looks at the threads, at first and at most.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
+
+/// Closes a module in which nobody is but its own threads. If others are, it is opened again.
+///
+/// References that are overridden override those who use them, too: they may be inside.
+fn close_when_left(registry: &'static Registry, which: Which<'_>, unless: Unless) -> Result<Closed, UnloadError> {
+    let begun = Instant::now();
+    let mut pause = PAUSE.0;
+    loop {
+        let left = match unless {
+            Unless::UsedFor(at_most) => at_most.saturating_sub(begun.elapsed()),
+            Unless::Used | Unless::UsedByModules => Duration::ZERO,
+        };
+        let unless = if matches!(unless, Unless::UsedFor(_)) { Unless::UsedFor(left) } else { unless };
+        let closed = close(registry, which, unless)?;
+        if closed.held != 0 {
+            return Ok(closed);
+        }
+        let Err(occupied) = inside::prove_empty(&closed.module, Except::ItsOwn) else { return Ok(closed) };
+        reopen(registry, &closed.module);
+        if left.is_zero() {
+            let module = closed.module.name.to_string();
+            return Err(match occupied {
+                Occupied::By(threads) => UnloadError::Occupied { module, threads },
+                Occupied::NotHeld(why) => UnloadError::NotSeen { module, why },
+            });
+        }
+        drop(closed);
+        thread::sleep(pause.min(left));
+        pause = (pause * 2).min(PAUSE.1);
+    }
+}
+
+/// A module that was closed is LIVE as before.
+fn reopen(registry: &Registry, module: &Module) {
+    {
+        let mut book = registry.lock();
+        if let Some(entry) = book.by_id_mut(module.id) {
+            entry.state = State::Live;
+        }
+        module.reopen();
+    }
+    registry.wake();
 }
 
 /// Calls `exit`. It cannot fail: what it throws is a warning.

@@ -22,6 +22,7 @@ mod memory;
 mod process;
 mod registers;
 mod rules;
+mod start;
 mod section;
 mod walk;
 
@@ -32,4 +33,5 @@ pub use memory::{Memory, ProcessMemory};
 pub use process::{NoFinder, know_process};
 pub use registers::{Register, Registers};
 pub use section::Flaw;
+pub use start::thread_starts;
 pub use walk::{DEEPEST, Ended, Frame, WalkError, walk, walk_here};

@@ -1,0 +1,182 @@
+//! Who is inside of a module: the proof that its text may go.
+//!
+//! Every other thread is held, and each stack is walked, this thread's too. A frame that goes on in the text is inside;
+//! a stack that cannot be walked to its end may have one, and counts like one. With no other thread in the process no
+//! signal is sent.
+
+use std::fmt;
+use std::ops::{ControlFlow, Range};
+
+use modload_edit::{Addr, index};
+use modload_threads::frames::{self, Ended, Frame, ProcessMemory, Registers, WalkError, walk, walk_here};
+use modload_threads::{DEFAULT_LIMIT, Held, Tasks, Tid, hold, name};
+
+use crate::module::Module;
+
+/// A thread that keeps a module's text where it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Occupant {
+    /// Its id, as gettid(2) gives it.
+    pub thread: i32,
+    /// Its name, escaped; empty if it has ended meanwhile.
+    pub name: String,
+    /// What is known of it.
+    pub why: Occupies,
+}
+
+/// How a thread keeps a module's text where it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Occupies {
+    /// It runs the module's code, or will return to it: its innermost frame there, as `func+0x12/0x40 [module]`.
+    Inside(String),
+    /// Its stack cannot be walked to the end, so that nobody knows.
+    Unknown(WalkError),
+}
+
+impl fmt::Display for Occupant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "thread {}", self.thread)?;
+        if !self.name.is_empty() {
+            write!(f, " \"{}\"", self.name)?;
+        }
+        match &self.why {
+            Occupies::Inside(frame) => write!(f, " is in {frame}"),
+            Occupies::Unknown(error) => write!(f, " may be: {error}"),
+        }
+    }
+}
+
+/// Why a module's text must stay.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Occupied {
+    /// Threads are inside, or may be.
+    By(Vec<Occupant>),
+    /// Threads could not be held.
+    NotHeld(String),
+}
+
+/// Whose frames do not matter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Except {
+    /// Nobody's.
+    Nobody,
+    /// Those of threads that the module itself has started: below its oldest frame there is nothing but what starts a
+    /// thread. Its `exit` ends them.
+    ItsOwn,
+}
+
+/// Frames below a module's oldest one that are kept: what starts a thread needs two.
+const OUTER: usize = 8;
+
+/// What one walk has found. Made while threads are held, so it has a fixed size.
+#[derive(Clone, Copy, Debug)]
+struct Sighting {
+    tid: Tid,
+    /// The innermost frame inside.
+    inside: Option<Frame>,
+    /// What goes on below the outermost frame inside.
+    outer: [u64; OUTER],
+    outer_count: usize,
+    ended: Result<Ended, WalkError>,
+}
+
+/// Threads that start while the others are being held need room, too.
+const SPARE: u64 = 64;
+
+/// Who is inside of a text, or may be. Whoever is not among them is not.
+fn look(text: &Range<u64>) -> Result<Vec<Sighting>, modload_threads::Error> {
+    let count =
+        Tasks::open().and_then(|tasks| tasks.count()).map_err(|source| modload_threads::Error::List { source })?;
+    let mut room = count + SPARE;
+    loop {
+        let mut found = Vec::with_capacity(index(room));
+        let held = hold(DEFAULT_LIMIT)?;
+        if held.count() < room {
+            look_while_held(&held, text, &mut found);
+            drop(held);
+            return Ok(found);
+        }
+        room = held.count() + SPARE;
+        drop(held);
+    }
+}
+
+/// Takes no memory: `found` has room for every held thread and for this one.
+fn look_while_held(held: &Held, text: &Range<u64>, found: &mut Vec<Sighting>) {
+    for thread in held.threads() {
+        let registers = Registers::interrupted(thread.context());
+        found.extend(sight(thread.tid(), text, |visit| walk(&registers, ProcessMemory::own(), visit)));
+    }
+    found.extend(sight(Tid::current(), text, |visit| walk_here(visit)));
+}
+
+type Visitor<'v> = dyn FnMut(&Frame) -> ControlFlow<()> + 'v;
+
+/// Walks one stack; `None` if it ends well and is nowhere inside.
+fn sight(
+    tid: Tid,
+    text: &Range<u64>,
+    walk: impl FnOnce(&mut Visitor<'_>) -> Result<Ended, WalkError>,
+) -> Option<Sighting> {
+    let mut sighting = Sighting { tid, inside: None, outer: [0; OUTER], outer_count: 0, ended: Ok(Ended::Early) };
+    sighting.ended = walk(&mut |frame| {
+        if text.contains(&frame.inside()) || text.contains(&frame.pc) {
+            sighting.inside = sighting.inside.or(Some(*frame));
+            sighting.outer_count = 0;
+        } else if sighting.inside.is_some() {
+            if let Some(place) = sighting.outer.get_mut(sighting.outer_count) {
+                // What a signal has interrupted is no start of a thread: no return address is 0.
+                *place = if frame.is_exact || frame.is_signal { 0 } else { frame.pc };
+            }
+            sighting.outer_count += 1;
+        }
+        ControlFlow::Continue(())
+    });
+    let good = sighting.ended == Ok(Ended::Outermost) && sighting.inside.is_none();
+    (!good).then_some(sighting)
+}
+
+impl Sighting {
+    /// Whether it is a thread that code in the text has started.
+    fn is_its_own(&self) -> bool {
+        let Some(outer) = self.outer.get(..self.outer_count) else { return false };
+        let starts = frames::thread_starts();
+        let is_start = |pc: &u64| starts.binary_search(pc).is_ok();
+        self.inside.is_some() && self.ended == Ok(Ended::Outermost) && !outer.is_empty() && outer.iter().all(is_start)
+    }
+}
+
+/// Whether stacks can be walked in this process at all: glibc 2.35 is needed.
+fn can_look() -> bool {
+    frames::know_process().is_ok()
+}
+
+/// Proves that nobody is inside of a module. Where stacks cannot be walked at all, the promise of
+/// [`crate::Image::trusted`] stands in.
+pub(crate) fn prove_empty(module: &Module, except: Except) -> Result<(), Occupied> {
+    let Some(text) = module.text() else { return Ok(()) };
+    if !can_look() {
+        return Ok(());
+    }
+    let found = look(&text).map_err(|error| Occupied::NotHeld(error.to_string()))?;
+    let matters = |sighting: &&Sighting| except == Except::Nobody || !sighting.is_its_own();
+    let occupants: Vec<_> = found.iter().filter(matters).map(|sighting| occupant(sighting, module)).collect();
+    if occupants.is_empty() { Ok(()) } else { Err(Occupied::By(occupants)) }
+}
+
+fn occupant(sighting: &Sighting, module: &Module) -> Occupant {
+    let describe = |frame: &Frame| {
+        let at = Addr::new(frame.pc);
+        let described = if frame.is_exact { module.describe(at) } else { module.describe_return(at) };
+        described.unwrap_or_else(|| format!("{at} [{}]", module.name()))
+    };
+    let why = match (&sighting.inside, sighting.ended) {
+        (None, Err(error)) => Occupies::Unknown(error),
+        (Some(frame), _) => Occupies::Inside(describe(frame)),
+        // Walks are never ended early here.
+        (None, Ok(_)) => Occupies::Unknown(WalkError::NowhereToBegin),
+    };
+    let name = name(sighting.tid).ok().flatten().map(|name| name.to_string()).unwrap_or_default();
+    Occupant { thread: sighting.tid.get(), name, why }
+}

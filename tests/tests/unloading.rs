@@ -1,0 +1,367 @@
+//! A module's text goes when nobody is in it: who is inside is named, and what cannot be freed yet is kept.
+
+use std::process::ExitCode;
+use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use modload::{EventKind, Host, Module, Occupies, State, UnloadError, WeakHost};
+use modload_tests::{Case, block, image_from_text, run};
+use modload_threads::{Tid, signal};
+
+fn main() -> ExitCode {
+    run(&[
+        Case::new("who_is_in_a_function_is_named", in_a_function),
+        Case::new("who_will_return_into_a_function_is_named", will_return),
+        Case::new("a_function_cannot_unload_its_own_module", from_within),
+        Case::new("a_module_that_joins_its_thread_goes", joins),
+        Case::new("a_module_that_leaves_its_thread_is_quarantined", leaves),
+        Case::new("what_a_host_leaves_is_freed_by_another", left_behind),
+        Case::new("who_cannot_be_looked_at_is_named", unseen),
+        Case::new("who_cannot_be_walked_through_is_named", unwalkable),
+        Case::new("an_unload_waits_for_who_is_inside", waits),
+        Case::new("a_process_of_one_thread_needs_no_signal", alone),
+        Case::new("unloads_next_to_threads_that_come_and_go", busy),
+    ])
+}
+
+/// `spin` runs until `stop` is called; `sleeps` waits in the C library. `own` has a thread of the module's, which `exit`
+/// joins if `joins` has been called.
+const SOURCE: &str = r#"
+#include <pthread.h>
+#include <unistd.h>
+
+static volatile int stopped;
+static int joined = 1;
+static pthread_t thread;
+static int has_thread;
+static volatile int turns;
+
+void stop(void) { stopped = 1; }
+int spin(void) { while (!stopped) turns++; return turns != 0; }
+int sleeps(int end) { char byte; return (int)read(end, &byte, 1); }
+
+static void *own(void *nothing)
+{
+	(void)nothing;
+	while (!stopped)
+		usleep(1000), turns++;
+	return 0;
+}
+
+int start(int joins)
+{
+	joined = joins;
+	has_thread = 1;
+	return pthread_create(&thread, 0, own, 0);
+}
+
+int count(void) { return turns; }
+volatile int *turns_at(void) { return &turns; }
+volatile int *stopped_at(void) { return &stopped; }
+
+void cleanup_module(void)
+{
+	if (has_thread && joined) {
+		stopped = 1;
+		pthread_join(thread, 0);
+	}
+}
+
+int host_unload(void);
+int leave(void) { return host_unload() + 1; }
+
+/* Its stack is not where its row says. */
+__asm__(".globl lost\n.type lost, @function\nlost:\n.cfi_startproc\n.cfi_undefined rbx\n.cfi_def_cfa rbx, 16\n"
+	"movl $0, %eax\n1: cmpl $0, (%rdi)\nje 1b\nret\n.cfi_endproc\n.size lost, . - lost\n");
+"#;
+
+fn host() -> Host {
+    Host::builder().process_symbols().export("host_unload", unload_from_within_pointer()).build().unwrap()
+}
+
+#[expect(clippy::as_conversions, reason = "functions become pointers by a cast alone")]
+fn unload_from_within_pointer() -> *const () {
+    unload_from_within as *const ()
+}
+
+static HOST: Mutex<Option<WeakHost>> = Mutex::new(None);
+static SAID: Mutex<String> = Mutex::new(String::new());
+
+extern "C" fn unload_from_within() -> i32 {
+    let host = HOST.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap();
+    let refused = host.upgrade().unwrap().unload("inside").unwrap_err();
+    *SAID.lock().unwrap_or_else(PoisonError::into_inner) = refused.to_string();
+    41
+}
+
+/// Loads it, and says where its functions are without holding it: as a C program does that has asked for an address.
+fn loaded(host: &Host) -> (Module, impl Fn(&str) -> usize + use<>) {
+    let module = host.load(&image_from_text("inside", SOURCE)).unwrap();
+    let info = host.look().into_iter().next().unwrap().0;
+    let at = move |name: &str| usize::try_from(info.symbol_info(name).unwrap().addr.get()).unwrap();
+    (module, at)
+}
+
+/// Calls `int f(int)` at an address.
+fn call(at: usize, argument: i32) -> i32 {
+    // SAFETY: the texts above have such functions, or such as ignore the argument.
+    let function: extern "C" fn(i32) -> i32 = unsafe { std::mem::transmute(at) };
+    function(argument)
+}
+
+fn variable(at: usize) -> &'static AtomicU32 {
+    // SAFETY: `volatile int *f(void)`.
+    let function: extern "C" fn() -> *mut u32 = unsafe { std::mem::transmute(at) };
+    // SAFETY: an int of the module's, which stays for as long as somebody is in its text.
+    unsafe { AtomicU32::from_ptr(function()) }
+}
+
+fn occupants(refused: UnloadError) -> Vec<(i32, String, String)> {
+    let UnloadError::Occupied { module, threads } = refused else { unreachable!("{refused}") };
+    assert_eq!(module, "inside");
+    let one = |occupant: modload::Occupant| {
+        let why = match occupant.why {
+            Occupies::Inside(frame) => frame,
+            other => format!("{other:?}"),
+        };
+        (occupant.thread, occupant.name, why)
+    };
+    threads.into_iter().map(one).collect()
+}
+
+/// A thread of the host's in a function of the module's, and its id.
+fn enter(name: &str, run: impl FnOnce() -> i32 + Send + 'static) -> (thread::JoinHandle<i32>, Tid) {
+    let (tell, told) = mpsc::channel();
+    let run = move || {
+        tell.send(Tid::current()).unwrap();
+        run()
+    };
+    let thread = thread::Builder::new().name(name.into()).spawn(run).unwrap();
+    let tid = told.recv().unwrap();
+    thread::sleep(Duration::from_millis(20));
+    (thread, tid)
+}
+
+fn in_a_function() {
+    let host = host();
+    let (module, at) = loaded(&host);
+    let recording = host.record();
+    let (spin, stop) = (at("spin"), at("stop"));
+    let (thread, tid) = enter("spinner", move || call(spin, 0));
+    let refused = module.unload().unwrap_err();
+    let said = refused.to_string();
+    assert!(
+        said.starts_with(&format!("inside: its code is not left: thread {tid} \"spinner\" is in spin+0x")),
+        "{said}"
+    );
+    let found = occupants(refused);
+    assert_eq!((found.len(), found[0].0, found[0].1.as_str()), (1, tid.get(), "spinner"));
+    assert!(found[0].2.starts_with("spin+0x") && found[0].2.ends_with(" [inside]"), "{found:?}");
+    // As if nobody had tried.
+    assert_eq!(host.modules(), [("inside".into(), State::Live)]);
+    assert!(recording.so_far().events.is_empty(), "{}", recording.so_far());
+    let module = host.module("inside").unwrap();
+    call(stop, 0);
+    assert_eq!(thread.join().unwrap(), 1);
+    module.unload().unwrap();
+    assert!(host.quarantined().is_empty());
+}
+
+fn will_return() {
+    let host = host();
+    let (module, at) = loaded(&host);
+    let mut ends = [0; 2];
+    // SAFETY: pipe writes two descriptors.
+    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+    let sleeps = at("sleeps");
+    let (thread, tid) = enter("sleeper", move || call(sleeps, ends[0]) + 1);
+    let found = occupants(module.unload().unwrap_err());
+    assert_eq!((found.len(), found[0].0), (1, tid.get()));
+    assert!(found[0].2.starts_with("sleeps+0x"), "{found:?}");
+    // SAFETY: one byte.
+    assert_eq!(unsafe { libc::write(ends[1], c"x".as_ptr().cast(), 1) }, 1);
+    assert_eq!(thread.join().unwrap(), 2, "it was not interrupted for good");
+    host.unload("inside").unwrap();
+}
+
+fn from_within() {
+    let host = host();
+    let (module, at) = loaded(&host);
+    drop(module);
+    *HOST.lock().unwrap() = Some(host.downgrade());
+    assert_eq!(call(at("leave"), 0), 42, "it has returned into the module");
+    let said = std::mem::take(&mut *SAID.lock().unwrap());
+    assert!(said.contains(&format!("thread {} ", Tid::current())) && said.contains(" is in leave+0x"), "{said}");
+    host.unload("inside").unwrap();
+}
+
+fn joins() {
+    let host = host();
+    let before = host.memory();
+    let (module, at) = loaded(&host);
+    assert_eq!(call(at("start"), 1), 0);
+    let recording = host.record();
+    module.unload().unwrap();
+    assert!(matches!(recording.so_far().events.last().unwrap().kind, EventKind::Freed));
+    assert_eq!(host.memory(), before);
+}
+
+fn leaves() {
+    let host = host();
+    let before = host.memory();
+    let (module, at) = loaded(&host);
+    let (turns, stopped) = (variable(at("turns_at")), variable(at("stopped_at")));
+    assert_eq!(call(at("start"), 0), 0);
+    // Before its first instruction no stack tells of it.
+    while turns.load(Ordering::Relaxed) == 0 {
+        thread::yield_now();
+    }
+    let recording = host.record();
+    module.unload().unwrap();
+    let timeline = recording.so_far();
+    let last = &timeline.events.last().unwrap().kind;
+    assert!(matches!(last, EventKind::Quarantined { threads: 1 }), "{timeline}");
+    assert!(timeline.to_string().contains("gone, but thread "), "{timeline}");
+    assert!(host.modules().is_empty() && host.quarantined()[0].name() == "inside");
+    // It goes on, and its name is free. Loads and unloads of others do not free it.
+    for _ in 0..20 {
+        let seen = turns.load(Ordering::Relaxed);
+        host.load(&image_from_text("inside", SOURCE)).unwrap().unload().unwrap();
+        while turns.load(Ordering::Relaxed) == seen {
+            thread::yield_now();
+        }
+    }
+    assert!(host.sweep().is_empty() && host.quarantined().len() == 1);
+    stopped.store(1, Ordering::Relaxed);
+    let begun = Instant::now();
+    while host.sweep() != ["inside"] {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        thread::yield_now();
+    }
+    assert!(matches!(recording.so_far().events.last().unwrap().kind, EventKind::Freed));
+    assert_eq!(host.memory(), before);
+}
+
+fn left_behind() {
+    let first = host();
+    let (module, at) = loaded(&first);
+    let (turns, stopped) = (variable(at("turns_at")), variable(at("stopped_at")));
+    assert_eq!(call(at("start"), 0), 0);
+    // Before its first instruction no stack tells of it.
+    while turns.load(Ordering::Relaxed) == 0 {
+        thread::yield_now();
+    }
+    module.unload().unwrap();
+    drop((at, first));
+    let second = host();
+    assert!(second.quarantined().is_empty(), "it was never its own");
+    let seen = turns.load(Ordering::Relaxed);
+    while turns.load(Ordering::Relaxed) == seen {
+        thread::yield_now();
+    }
+    stopped.store(1, Ordering::Relaxed);
+    let begun = Instant::now();
+    while second.sweep() != ["inside"] {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        thread::yield_now();
+    }
+}
+
+fn unseen() {
+    let host = host();
+    let (module, _at) = loaded(&host);
+    // The signal is chosen at the first use.
+    drop(modload_threads::hold(modload_threads::DEFAULT_LIMIT).unwrap());
+    let number = signal().unwrap();
+    let (end, wait) = mpsc::channel::<()>();
+    let (thread, tid) = enter("stubborn", move || {
+        let _ = block(number);
+        i32::from(wait.recv().is_err())
+    });
+    let refused = module.unload().unwrap_err();
+    let UnloadError::NotSeen { module, why } = &refused else { unreachable!("{refused}") };
+    assert_eq!(module, "inside");
+    assert!(why.ends_with(&format!("thread {tid} \"stubborn\" blocks signal {number}")), "{why}");
+    drop(end);
+    assert_eq!(thread.join().unwrap(), 1);
+    host.unload("inside").unwrap();
+}
+
+/// A thread in another module, in a function whose rows are of no use.
+fn unwalkable() {
+    let host = host();
+    let (module, at) = loaded(&host);
+    let other = host.load(&image_from_text("other", "int one(void) { return 1; }")).unwrap();
+    let flag: &'static AtomicU32 = Box::leak(Box::new(AtomicU32::new(0)));
+    let lost = at("lost");
+    let (thread, tid) = enter("lost", move || {
+        // SAFETY: it reads the flag until that is not 0.
+        let function: extern "C" fn(*const AtomicU32) -> i32 = unsafe { std::mem::transmute(lost) };
+        function(ptr::from_ref(flag))
+    });
+    let refused = other.unload().unwrap_err();
+    let said = refused.to_string();
+    assert!(said.starts_with(&format!("other: its code is not left: thread {tid} \"lost\" may be: ")), "{said}");
+    flag.store(1, Ordering::Relaxed);
+    thread.join().unwrap();
+    host.unload("other").unwrap();
+    module.unload().unwrap();
+}
+
+fn waits() {
+    let host = host();
+    let (module, at) = loaded(&host);
+    drop(module);
+    let (spin, stop) = (at("spin"), at("stop"));
+    let (thread, _) = enter("spinner", move || call(spin, 0));
+    let begun = Instant::now();
+    let short = host.unload_within("inside", Duration::from_millis(50)).unwrap_err();
+    assert!(begun.elapsed() >= Duration::from_millis(50));
+    assert_eq!(occupants(short).len(), 1);
+    let stopper = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(100));
+        call(stop, 0)
+    });
+    host.unload_within("inside", Duration::from_secs(30)).unwrap();
+    stopper.join().unwrap();
+    assert_eq!(thread.join().unwrap(), 1);
+}
+
+fn alone() {
+    let host = host();
+    let (module, _at) = loaded(&host);
+    module.unload().unwrap();
+    assert!(host.quarantined().is_empty());
+    let block_all = block(libc::SIGUSR1);
+    assert!(!block_all);
+    // Nobody was there to be sent one, and this thread sends itself none.
+    assert_eq!(modload_threads::counts(), modload_threads::Counts::default());
+}
+
+fn busy() {
+    let host = host();
+    let stop: &'static AtomicU32 = Box::leak(Box::new(AtomicU32::new(0)));
+    let spawners: Vec<_> = (0..3)
+        .map(|_| {
+            thread::spawn(move || {
+                while stop.load(Ordering::Relaxed) == 0 {
+                    thread::spawn(|| std::hint::black_box(vec![0_u8; 3000])).join().unwrap();
+                }
+            })
+        })
+        .collect();
+    let image = image_from_text("inside", SOURCE);
+    for _ in 0..300 {
+        let module = host.load(&image).unwrap();
+        let start = usize::try_from(module.symbol_info("start").unwrap().addr.get()).unwrap();
+        assert_eq!(call(start, 1), 0);
+        module.unload().unwrap();
+    }
+    stop.store(1, Ordering::Relaxed);
+    spawners.into_iter().for_each(|thread| thread.join().unwrap());
+    host.sweep();
+    assert!(host.quarantined().is_empty());
+}
