@@ -32,7 +32,7 @@ pub struct HostBuilder {
     symbols: HostSymbols,
     keys: Vec<(String, &'static StaticKey)>,
     calls: Vec<(String, &'static StaticCall)>,
-    policy: Policy,
+    pub(crate) policy: Policy,
     onlookers: Vec<Arc<dyn Onlooker>>,
 }
 

@@ -9,10 +9,11 @@ use std::path::Path;
 use std::ptr;
 
 use modload_edit::{Addr, index, wide};
-use modload_loader::{Image, Input, Reference, SymbolKind, UnloadError};
+use modload_loader::{Image, Input, Proof, Reference, SymbolKind, UnloadError};
 use modload_static_keys::{KeyError, StaticCall};
 use thiserror::Error;
 
+use crate::builder::HostBuilder;
 use crate::file::{ModuleFile, ReadError, SIZE_LIMIT};
 
 /// A loaded module. It stays as long as this, a clone of it, or a [`Symbol`] of it is held; letting go of it does not
@@ -220,4 +221,19 @@ pub(crate) fn process_symbol(name: &[u8]) -> Option<Addr> {
 pub unsafe fn set_static_call(call: &'static StaticCall, function: *const ()) -> Result<(), KeyError> {
     let (key, _) = call.addrs()?;
     modload_static_keys::update_static_call(key, Addr::new(wide(function.expose_provenance())))
+}
+
+/// The promises that a host may be built on.
+impl HostBuilder {
+    /// Unloads without looking at stacks. A look takes the time in which every busy thread of the process gets a
+    /// processor: microseconds where there are enough of them, milliseconds where there are not.
+    ///
+    /// # Safety
+    /// Whoever unloads a module of this host vouches that no thread is in its code when it goes: that its own threads are
+    /// gone when its `exit` returns, and others before it is called.
+    #[must_use]
+    pub unsafe fn unload_unseen(mut self) -> HostBuilder {
+        self.policy.proof = Proof::Promise;
+        self
+    }
 }

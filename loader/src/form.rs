@@ -34,6 +34,13 @@ pub(crate) struct Functions {
     pub(crate) dso_handle: Option<Addr>,
 }
 
+impl Functions {
+    /// Whether none of the module's code runs when it goes.
+    pub(crate) fn nothing_at_the_end(&self) -> bool {
+        self.exit.is_none() && self.destructors.is_empty() && self.dso_handle.is_none()
+    }
+}
+
 /// A symbol to be exported.
 #[derive(Debug)]
 struct NewExport {
@@ -98,6 +105,7 @@ impl Unformed<'_> {
             params,
             license: info.license().map(escaped),
             taint: judge.taint(),
+            proof: policy.proof,
         }));
         let memory = memory.form(frames)?;
         publish_exports(registry, externals, id, exports)?;

@@ -6,12 +6,15 @@
 
 use std::fmt;
 use std::ops::{ControlFlow, Range};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use modload_edit::{Addr, index};
 use modload_threads::frames::{self, Ended, Frame, ProcessMemory, Registers, WalkError, walk, walk_here};
 use modload_threads::{DEFAULT_LIMIT, Held, Tasks, Tid, hold, name};
 
 use crate::module::Module;
+use crate::policy::Proof;
 
 /// A thread that keeps a module's text where it is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,6 +35,8 @@ pub enum Occupies {
     Inside(String),
     /// Its stack cannot be walked to the end, so that nobody knows.
     Unknown(WalkError),
+    /// It has not begun its first function, or has returned from it and not ended: that may be the module's.
+    Between,
 }
 
 impl fmt::Display for Occupant {
@@ -43,6 +48,7 @@ impl fmt::Display for Occupant {
         match &self.why {
             Occupies::Inside(frame) => write!(f, " is in {frame}"),
             Occupies::Unknown(error) => write!(f, " may be: {error}"),
+            Occupies::Between => f.write_str(" may be: it has not begun its first function, or not ended after it"),
         }
     }
 }
@@ -81,16 +87,25 @@ struct Sighting {
     ended: Result<Ended, WalkError>,
 }
 
+/// What a look at all threads has found.
+struct Look {
+    /// Who is inside, or may be. Whoever is not among them is not.
+    inside: Vec<Sighting>,
+    /// Threads that have not begun their first function, or have returned from it.
+    between: Vec<Tid>,
+}
+
 /// Threads that start while the others are being held need room, too.
 const SPARE: u64 = 64;
 
-/// Who is inside of a text, or may be. Whoever is not among them is not.
-fn look(text: &Range<u64>) -> Result<Vec<Sighting>, modload_threads::Error> {
+/// Looks at all threads.
+fn look(text: &Range<u64>) -> Result<Look, modload_threads::Error> {
     let count =
         Tasks::open().and_then(|tasks| tasks.count()).map_err(|source| modload_threads::Error::List { source })?;
     let mut room = count + SPARE;
     loop {
-        let mut found = Vec::with_capacity(index(room));
+        let room_for_all = index(room);
+        let mut found = Look { inside: Vec::with_capacity(room_for_all), between: Vec::with_capacity(room_for_all) };
         let held = hold(DEFAULT_LIMIT)?;
         if held.count() < room {
             look_while_held(&held, text, &mut found);
@@ -103,38 +118,42 @@ fn look(text: &Range<u64>) -> Result<Vec<Sighting>, modload_threads::Error> {
 }
 
 /// Takes no memory: `found` has room for every held thread and for this one.
-fn look_while_held(held: &Held, text: &Range<u64>, found: &mut Vec<Sighting>) {
+fn look_while_held(held: &Held, text: &Range<u64>, found: &mut Look) {
     for thread in held.threads() {
         let registers = Registers::interrupted(thread.context());
-        found.extend(sight(thread.tid(), text, |visit| walk(&registers, ProcessMemory::own(), visit)));
+        found.sight(thread.tid(), text, |visit| walk(&registers, ProcessMemory::own(), visit));
     }
-    found.extend(sight(Tid::current(), text, |visit| walk_here(visit)));
+    found.sight(Tid::current(), text, |visit| walk_here(visit));
 }
 
 type Visitor<'v> = dyn FnMut(&Frame) -> ControlFlow<()> + 'v;
 
-/// Walks one stack; `None` if it ends well and is nowhere inside.
-fn sight(
-    tid: Tid,
-    text: &Range<u64>,
-    walk: impl FnOnce(&mut Visitor<'_>) -> Result<Ended, WalkError>,
-) -> Option<Sighting> {
-    let mut sighting = Sighting { tid, inside: None, outer: [0; OUTER], outer_count: 0, ended: Ok(Ended::Early) };
-    sighting.ended = walk(&mut |frame| {
-        if text.contains(&frame.inside()) || text.contains(&frame.pc) {
-            sighting.inside = sighting.inside.or(Some(*frame));
-            sighting.outer_count = 0;
-        } else if sighting.inside.is_some() {
-            if let Some(place) = sighting.outer.get_mut(sighting.outer_count) {
-                // What a signal has interrupted is no start of a thread: no return address is 0.
-                *place = if frame.is_exact || frame.is_signal { 0 } else { frame.pc };
+impl Look {
+    /// Walks one stack, and keeps what there is to keep of it.
+    fn sight(&mut self, tid: Tid, text: &Range<u64>, walk: impl FnOnce(&mut Visitor<'_>) -> Result<Ended, WalkError>) {
+        let mut sighting = Sighting { tid, inside: None, outer: [0; OUTER], outer_count: 0, ended: Ok(Ended::Early) };
+        let mut has_begun = tid.get() == std::process::id().cast_signed();
+        sighting.ended = walk(&mut |frame| {
+            has_begun |= frames::first_returns().binary_search(&frame.pc).is_ok();
+            if text.contains(&frame.inside()) || text.contains(&frame.pc) {
+                sighting.inside = sighting.inside.or(Some(*frame));
+                sighting.outer_count = 0;
+            } else if sighting.inside.is_some() {
+                if let Some(place) = sighting.outer.get_mut(sighting.outer_count) {
+                    // What a signal has interrupted is no start of a thread: no return address is 0.
+                    *place = if frame.is_exact || frame.is_signal { 0 } else { frame.pc };
+                }
+                sighting.outer_count += 1;
             }
-            sighting.outer_count += 1;
+            ControlFlow::Continue(())
+        });
+        let ended_well = sighting.ended == Ok(Ended::Outermost);
+        if !ended_well || sighting.inside.is_some() {
+            self.inside.push(sighting);
+        } else if !has_begun {
+            self.between.push(tid);
         }
-        ControlFlow::Continue(())
-    });
-    let good = sighting.ended == Ok(Ended::Outermost) && sighting.inside.is_none();
-    (!good).then_some(sighting)
+    }
 }
 
 impl Sighting {
@@ -152,17 +171,61 @@ fn can_look() -> bool {
     frames::know_process().is_ok()
 }
 
+/// Whom a proof has found in spite of it: whose frames do not matter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Seen {
+    /// Nobody at all.
+    Nobody,
+    /// Threads of the module's own; or it was not looked.
+    ItsOwn,
+}
+
+/// How long threads are waited for that have not begun yet, or not ended, and how often they are looked at.
+const SETTLING: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(1);
+
 /// Proves that nobody is inside of a module. Where stacks cannot be walked at all, the promise of
 /// [`crate::Image::trusted`] stands in.
-pub(crate) fn prove_empty(module: &Module, except: Except) -> Result<(), Occupied> {
-    let Some(text) = module.text() else { return Ok(()) };
-    if !can_look() {
-        return Ok(());
+///
+/// A thread that the module has created and that has not begun has no frame in it yet. So for a module that nobody may
+/// be in any more, those that were seen between beginning and end are waited for. Who is created later is not the
+/// module's: nobody was in it.
+pub(crate) fn prove_empty(module: &Module, except: Except) -> Result<Seen, Occupied> {
+    let Some(text) = module.text() else { return Ok(Seen::Nobody) };
+    if module.proof == Proof::Promise || !can_look() {
+        return Ok(Seen::ItsOwn);
     }
-    let found = look(&text).map_err(|error| Occupied::NotHeld(error.to_string()))?;
-    let matters = |sighting: &&Sighting| except == Except::Nobody || !sighting.is_its_own();
-    let occupants: Vec<_> = found.iter().filter(matters).map(|sighting| occupant(sighting, module)).collect();
-    if occupants.is_empty() { Ok(()) } else { Err(Occupied::By(occupants)) }
+    // Found out before anybody is held.
+    frames::first_returns();
+    let begun = Instant::now();
+    let mut unsettled: Option<Vec<Tid>> = None;
+    loop {
+        let Look { inside, between } = look(&text).map_err(|error| Occupied::NotHeld(error.to_string()))?;
+        let matters = |sighting: &&Sighting| except == Except::Nobody || !sighting.is_its_own();
+        let mut occupants: Vec<_> = inside.iter().filter(matters).map(|sighting| occupant(sighting, module)).collect();
+        if !occupants.is_empty() {
+            return Err(Occupied::By(occupants));
+        }
+        if except == Except::ItsOwn {
+            return Ok(if inside.is_empty() && between.is_empty() { Seen::Nobody } else { Seen::ItsOwn });
+        }
+        let still = |tid: &Tid| unsettled.as_ref().is_none_or(|before| before.contains(tid));
+        let left: Vec<_> = between.into_iter().filter(still).collect();
+        if left.is_empty() {
+            return Ok(Seen::Nobody);
+        }
+        if begun.elapsed() > SETTLING {
+            let between = |tid: &Tid| Occupant { thread: tid.get(), name: name_of(*tid), why: Occupies::Between };
+            occupants.extend(left.iter().map(between));
+            return Err(Occupied::By(occupants));
+        }
+        unsettled = Some(left);
+        thread::sleep(LOOK);
+    }
+}
+
+fn name_of(tid: Tid) -> String {
+    name(tid).ok().flatten().map(|name| name.to_string()).unwrap_or_default()
 }
 
 fn occupant(sighting: &Sighting, module: &Module) -> Occupant {
@@ -177,6 +240,5 @@ fn occupant(sighting: &Sighting, module: &Module) -> Occupant {
         // Walks are never ended early here.
         (None, Ok(_)) => Occupies::Unknown(WalkError::NowhereToBegin),
     };
-    let name = name(sighting.tid).ok().flatten().map(|name| name.to_string()).unwrap_or_default();
-    Occupant { thread: sighting.tid.get(), name, why }
+    Occupant { thread: sighting.tid.get(), name: name_of(sighting.tid), why }
 }

@@ -71,7 +71,7 @@ pub use names::SymbolKind;
 pub use onlooker::{Kept, Onlooker, Seen, SeenFunction, SeenSection, Shown};
 pub use params::{ParamError, ParamInfo, ParamType};
 pub use plan::{Change, Explanation};
-pub use policy::{Check, ForcedUnload, Policy, Rule, Verdict};
+pub use policy::{Check, ForcedUnload, Policy, Proof, Rule, Verdict};
 pub use registry::State;
 pub use resolve::{External, Externals};
 pub use set_param::SetParamError;

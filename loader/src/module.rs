@@ -13,6 +13,7 @@ use crate::layout::Part;
 use crate::memory::{Core, Ranges};
 use crate::names::{Names, SymbolKind};
 use crate::params::ParamInfo;
+use crate::policy::Proof;
 use crate::registry::{ModuleId, Registry, State};
 use crate::unload::{self, Unless, Which};
 
@@ -68,6 +69,7 @@ pub struct Module {
     pub(crate) params: Mutex<Vec<ParamInfo>>,
     pub(crate) license: Option<String>,
     taint: String,
+    pub(crate) proof: Proof,
     /// From LIVE on.
     pub(crate) core: Mutex<Option<Core>>,
     pub(crate) accepted: Mutex<Accepted>,
@@ -96,6 +98,7 @@ pub(crate) struct Parts {
     pub(crate) params: Vec<ParamInfo>,
     pub(crate) license: Option<String>,
     pub(crate) taint: String,
+    pub(crate) proof: Proof,
 }
 
 /// Takes a lock of a module's. Of one that is LIVE, or may be looked at, only with the book in hand: fork holds that,
@@ -118,6 +121,7 @@ impl Module {
             params: Mutex::new(parts.params),
             license: parts.license,
             taint: parts.taint,
+            proof: parts.proof,
             core: Mutex::new(None),
             accepted: Mutex::new(Accepted::default()),
             init_dropped: AtomicBool::new(false),

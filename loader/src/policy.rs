@@ -114,8 +114,19 @@ pub struct Policy {
     pub blocked: BTreeSet<String>,
     /// Whether modules that are held may be unloaded.
     pub forced_unload: ForcedUnload,
+    /// How it is known that nobody is in a module's code when it goes.
+    pub proof: Proof,
     /// What code is made for.
     pub rewriting: Rewriting,
+}
+
+/// How it is known that nobody is in a module's code when it goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Proof {
+    /// By every thread's stack.
+    Stacks,
+    /// By whoever vouches for the images.
+    Promise,
 }
 
 /// Linux's `CONFIG_MODULE_FORCE_UNLOAD`.
@@ -141,6 +152,7 @@ impl Default for Policy {
             blocklist: Check::Enforce,
             blocked: BTreeSet::new(),
             forced_unload: ForcedUnload::Refused,
+            proof: Proof::Stacks,
             rewriting: Rewriting::default(),
         }
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::inside::{self, Except};
 use crate::memory::Core;
-use crate::module::Module;
+use crate::module::{Module, Reference};
 use crate::registry::Registry;
 use crate::timeline::{EventKind, Recorder};
 
@@ -17,6 +17,8 @@ pub(crate) struct Quarantined {
     module: Arc<Module>,
     /// Dropped first.
     core: Core,
+    /// The modules whose symbols it uses: they stay, too.
+    providers: Vec<Reference>,
     /// Whose timeline hears that it is freed; none when that host is gone.
     registry: Option<&'static Registry>,
 }
@@ -35,8 +37,8 @@ pub(crate) fn quarantine() -> MutexGuard<'static, Vec<Quarantined>> {
 }
 
 /// Puts a module's memory there.
-pub(crate) fn put(registry: &'static Registry, module: Arc<Module>, core: Core) {
-    quarantine().push(Quarantined { module, core, registry: Some(registry) });
+pub(crate) fn put(registry: &'static Registry, module: Arc<Module>, core: Core, providers: Vec<Reference>) {
+    quarantine().push(Quarantined { module, core, providers, registry: Some(registry) });
 }
 
 /// Frees what nobody is in any more; returns the names of the modules, and leaves the rest.
@@ -49,8 +51,9 @@ pub(crate) fn sweep() -> Vec<String> {
             quarantine().push(one);
             continue;
         }
-        let Quarantined { module, core, registry } = one;
+        let Quarantined { module, core, providers, registry } = one;
         drop(core);
+        drop(providers);
         if let Some(registry) = registry {
             Recorder { registry, module: &module.name }.record(|| EventKind::Freed);
         }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::chains::Seat;
 use crate::error::{Error, escaped};
 use crate::fork;
-use crate::module::Module;
+use crate::module::{Module, Reference};
 use crate::quarantine::{Quarantined, quarantine};
 use crate::timeline::Ear;
 
@@ -200,6 +200,15 @@ impl Registry {
     pub(crate) fn hide(&self, id: ModuleId) {
         // The last reference to a module is dropped without the lock.
         let _module = self.lock().by_id_mut(id).and_then(|entry| entry.module.take());
+    }
+
+    /// References to the modules whose symbols this one uses.
+    pub(crate) fn hold_providers(&self, id: ModuleId) -> Vec<Reference> {
+        let book = self.lock();
+        let Some(entry) = book.by_id(id) else { return Vec::new() };
+        let used = book.uses.neighbors_directed(entry.node, Direction::Outgoing).map(|node| book.uses[node]);
+        // One that is used is not going.
+        used.filter_map(|id| book.by_id(id)?.module.as_ref()?.get()).collect()
     }
 
     /// Waits until `done` says so of the book.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::chains;
 use crate::entry;
 use crate::error::{self, UnloadError};
-use crate::inside::{self, Except, Occupied};
+use crate::inside::{self, Except, Occupied, Seen};
 use crate::module::{Module, lock};
 use crate::quarantine;
 use crate::registry::{Book, ModuleId, Registry, State};
@@ -36,7 +36,7 @@ pub(crate) enum Unless {
 /// Unloads a module.
 pub(crate) fn unload_module(registry: &'static Registry, which: Which<'_>, unless: Unless) -> Result<(), UnloadError> {
     quarantine::sweep_if_any();
-    let Closed { module, held } = close_when_left(registry, which, unless)?;
+    let Closed { module, held, seen } = close_when_left(registry, which, unless)?;
     let recorder = Recorder { registry, module: &module.name };
     tracing::debug!(module = %module.name, "GOING");
     recorder.record(|| EventKind::State { state: State::Going });
@@ -52,7 +52,7 @@ pub(crate) fn unload_module(registry: &'static Registry, which: Which<'_>, unles
     registry.hide(module.id);
     // What is held leaves its memory to the last reference, which drops the module.
     if held == 0 {
-        free(recorder, &module);
+        free(recorder, &module, seen);
     }
     registry.lock().remove(module.id);
     registry.wake();
@@ -61,11 +61,14 @@ pub(crate) fn unload_module(registry: &'static Registry, which: Which<'_>, unles
 }
 
 /// Unpublishes the text, and then gives everything back; or leaves all as it is while somebody is inside.
-fn free(recorder: Recorder<'_>, module: &Arc<Module>) {
+fn free(recorder: Recorder<'_>, module: &Arc<Module>, seen: Seen) {
     let core = lock(&module.core).take();
     let Some(core) = core else { return };
-    let threads = match inside::prove_empty(module, Except::Nobody) {
-        Ok(()) => {
+    // Nobody was inside when it was closed, and none of its code has run since.
+    let nothing_ran = seen == Seen::Nobody && module.functions.nothing_at_the_end();
+    let proven = if nothing_ran { Ok(Seen::Nobody) } else { inside::prove_empty(module, Except::Nobody) };
+    let threads = match proven {
+        Ok(_) => {
             drop(core);
             return recorder.record(|| EventKind::Freed);
         }
@@ -78,7 +81,9 @@ fn free(recorder: Recorder<'_>, module: &Arc<Module>) {
     for thread in &threads {
         recorder.warn(format!("gone, but {thread}"));
     }
-    quarantine::put(recorder.registry, module.clone(), core);
+    // Its threads may call them still.
+    let providers = recorder.registry.hold_providers(module.id);
+    quarantine::put(recorder.registry, module.clone(), core, providers);
     recorder.record(|| EventKind::Quarantined { threads: threads.len() });
 }
 
@@ -101,7 +106,10 @@ fn close_when_left(registry: &'static Registry, which: Which<'_>, unless: Unless
         if closed.held != 0 {
             return Ok(closed);
         }
-        let Err(occupied) = inside::prove_empty(&closed.module, Except::ItsOwn) else { return Ok(closed) };
+        let occupied = match inside::prove_empty(&closed.module, Except::ItsOwn) {
+            Ok(seen) => return Ok(Closed { seen, ..closed }),
+            Err(occupied) => occupied,
+        };
         reopen(registry, &closed.module);
         if left.is_zero() {
             let module = closed.module.name.to_string();
@@ -147,6 +155,8 @@ pub(crate) fn destruct(recorder: Recorder<'_>, module: &Module) {
 struct Closed {
     module: Arc<Module>,
     held: usize,
+    /// Whom the proof has found; not looked yet, if it is not [`Seen::Nobody`].
+    seen: Seen,
 }
 
 /// Closes a module to new references: it is GOING from here on, and nobody else can unload it.
@@ -205,5 +215,5 @@ fn try_close(book: &mut Book, id: ModuleId, name: &str, unless: Unless) -> Resul
     if held != 0 {
         book.taint.insert('R');
     }
-    Ok(Closed { module, held })
+    Ok(Closed { module, held, seen: Seen::ItsOwn })
 }

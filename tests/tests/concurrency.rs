@@ -664,7 +664,8 @@ module_exit(tidy_exit);
 }
 
 fn eight_threads() {
-    const LOADS: usize = 200;
+    // Each unload waits until every one of these busy threads has had a processor.
+    const LOADS: usize = 50;
     let host = host();
     // One whose symbols all of them use, so that the graph of uses is busy, too.
     let provider = "#include <modload/module.h>\nMODULE_LICENSE(\"GPL\");\nint provided(void);\n\

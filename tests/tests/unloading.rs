@@ -19,6 +19,9 @@ fn main() -> ExitCode {
         Case::new("a_module_that_joins_its_thread_goes", joins),
         Case::new("a_module_that_leaves_its_thread_is_quarantined", leaves),
         Case::new("what_a_host_leaves_is_freed_by_another", left_behind),
+        Case::new("a_thread_that_has_not_begun_is_waited_for", not_begun),
+        Case::new("what_is_quarantined_keeps_what_it_uses", providers),
+        Case::new("a_host_may_be_promised_that_nobody_is_left", promised),
         Case::new("who_cannot_be_looked_at_is_named", unseen),
         Case::new("who_cannot_be_walked_through_is_named", unwalkable),
         Case::new("an_unload_waits_for_who_is_inside", waits),
@@ -250,10 +253,6 @@ fn left_behind() {
     let (module, at) = loaded(&first);
     let (turns, stopped) = (variable(at("turns_at")), variable(at("stopped_at")));
     assert_eq!(call(at("start"), 0), 0);
-    // Before its first instruction no stack tells of it.
-    while turns.load(Ordering::Relaxed) == 0 {
-        thread::yield_now();
-    }
     module.unload().unwrap();
     drop((at, first));
     let second = host();
@@ -268,6 +267,87 @@ fn left_behind() {
         assert!(begun.elapsed() < Duration::from_secs(10));
         thread::yield_now();
     }
+}
+
+static GO_ON: AtomicU32 = AtomicU32::new(1);
+static ENDED: AtomicU32 = AtomicU32::new(0);
+
+/// Its `exit` starts a thread, and does not wait for it.
+const LATE: &str = r#"
+#include <pthread.h>
+extern volatile int *host_go_on, *host_ended;
+int base(void);
+static void *late(void *nothing)
+{
+	while (*host_go_on)
+		;
+	__atomic_add_fetch(host_ended, CALL_BASE, __ATOMIC_SEQ_CST);
+	return nothing;
+}
+void cleanup_module(void) { pthread_t thread; pthread_create(&thread, 0, late, 0); pthread_detach(thread); }
+"#;
+
+fn late_host() -> Host {
+    static POINTERS: [&AtomicU32; 2] = [&GO_ON, &ENDED];
+    let builder = Host::builder().process_symbols().export_globals();
+    builder.export("host_go_on", &raw const POINTERS[0]).export("host_ended", &raw const POINTERS[1]).build().unwrap()
+}
+
+fn sweep_until_freed(host: &Host) {
+    let begun = Instant::now();
+    while !host.quarantined().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        host.sweep();
+        thread::yield_now();
+    }
+}
+
+fn not_begun() {
+    const ROUNDS: u32 = 100;
+    let host = late_host();
+    let late = image_from_text("late", &LATE.replace("CALL_BASE", "1"));
+    let stop = AtomicU32::new(0);
+    thread::scope(|scope| {
+        // Who keeps a new thread from its processor.
+        for _ in 0..3 {
+            scope.spawn(|| while stop.load(Ordering::Relaxed) == 0 {});
+        }
+        for _ in 0..ROUNDS {
+            GO_ON.store(1, Ordering::SeqCst);
+            host.load(&late).unwrap().unload().unwrap();
+            assert_eq!(host.quarantined().len(), 1, "it was freed under a thread that had not begun");
+            GO_ON.store(0, Ordering::SeqCst);
+            sweep_until_freed(&host);
+        }
+        stop.store(1, Ordering::Relaxed);
+    });
+    assert_eq!(ENDED.load(Ordering::SeqCst), ROUNDS);
+}
+
+fn providers() {
+    let host = late_host();
+    let base = host.load(&image_from_text("base", "int base(void) { return 1; }")).unwrap();
+    host.load(&image_from_text("late", &LATE.replace("CALL_BASE", "base()"))).unwrap().unload().unwrap();
+    assert_eq!(host.quarantined().len(), 1);
+    let refused = base.unload().unwrap_err();
+    assert!(matches!(refused, UnloadError::InUse { references: 1, .. }), "{refused}");
+    GO_ON.store(0, Ordering::SeqCst);
+    sweep_until_freed(&host);
+    assert_eq!(ENDED.load(Ordering::SeqCst), 1, "its thread has called what it uses");
+    host.unload("base").unwrap();
+}
+
+fn promised() {
+    // SAFETY: nobody but this thread calls the module of this test.
+    let host = unsafe { Host::builder().unload_unseen() }.build().unwrap();
+    let (end, wait) = mpsc::channel::<()>();
+    let other = thread::spawn(move || wait.recv().is_err());
+    let signals = || modload_threads::counts();
+    let before = signals();
+    host.load(&image_from_text("plain", "int base(void) { return 1; }")).unwrap().unload().unwrap();
+    assert_eq!(signals(), before);
+    drop(end);
+    assert!(other.join().unwrap());
 }
 
 fn unseen() {

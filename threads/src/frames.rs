@@ -33,5 +33,5 @@ pub use memory::{Memory, ProcessMemory};
 pub use process::{NoFinder, know_process};
 pub use registers::{Register, Registers};
 pub use section::Flaw;
-pub use start::thread_starts;
+pub use start::{first_returns, thread_starts};
 pub use walk::{DEEPEST, Ended, Frame, WalkError, walk, walk_here};

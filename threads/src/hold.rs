@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::ptr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,18 @@ use crate::slot;
 use crate::task::{self, Tasks, Tid};
 use crate::turn::Turn;
 
-/// How long the first attempt waits before it lets everybody go again; each one after it waits twice as long.
+/// How long the first attempt waits before it lets everybody go again; each one after it waits twice as long. Where the
+/// last hold took longer, because there are more busy threads than processors, the next begins with what that took.
 const FIRST_PATIENCE: Duration = Duration::from_millis(4);
+const LONGEST_FIRST_PATIENCE: Duration = Duration::from_millis(64);
+
+/// What the attempt that succeeded last took, in microseconds.
+static LAST: AtomicU64 = AtomicU64::new(0);
+
+fn first_patience() -> Duration {
+    let last = Duration::from_micros(LAST.load(Ordering::Relaxed));
+    (last * 2).clamp(FIRST_PATIENCE, LONGEST_FIRST_PATIENCE)
+}
 
 /// How often a thread that blocks our signal is looked at, while nobody is held.
 const LOOK: Duration = Duration::from_micros(500);
@@ -55,7 +65,7 @@ pub fn hold(limit: Duration) -> Result<Held, Error> {
     let signal = signal::ready()?;
     let list = |source| Error::List { source };
     let tasks = Tasks::open().map_err(list)?;
-    let mut patience = FIRST_PATIENCE;
+    let mut patience = first_patience();
     loop {
         // Threads that start meanwhile need some, too; and where that is not enough, the attempt says so.
         let count = tasks.count().map_err(list)?;
@@ -64,8 +74,13 @@ pub fn hold(limit: Duration) -> Result<Held, Error> {
         let mut round = Round::begin(signal);
         // The last attempt takes what is left, so that none is too short to mean anything.
         let wait = if left < patience * 2 { left } else { patience };
-        let failure = match everybody(&tasks, &mut round, Instant::now() + wait) {
-            Ok(()) => return Ok(Held { round, _turn: turn }),
+        let attempt = Instant::now();
+        let failure = match everybody(&tasks, &mut round, attempt + wait) {
+            Ok(()) => {
+                let took = u64::try_from(attempt.elapsed().as_micros()).unwrap_or(u64::MAX);
+                LAST.store(took, Ordering::Relaxed);
+                return Ok(Held { round, _turn: turn });
+            }
             Err(failure) => failure,
         };
         drop(round);

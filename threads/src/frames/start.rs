@@ -78,15 +78,18 @@ unsafe fn by_c11(thread: &mut libc::pthread_t, below: *mut c_void) -> Option<lib
     Some(unsafe { create(thread, first, below) })
 }
 
-/// The return addresses below the first function of a thread that `pthread_create` or `thrd_create` has started: the
-/// frames by which a thread begins, and nothing of whoever wanted it. Sorted. Empty if no thread can be started or walked.
-///
-/// Starts two threads when it is first called, and waits until they have ended. Not for signal handlers, and not while
-/// threads are held. [`super::know_process`] has been called before.
-pub fn thread_starts() -> &'static [u64] {
-    static STARTS: OnceLock<Vec<u64>> = OnceLock::new();
+/// The frames by which threads begin.
+#[derive(Debug, Default)]
+struct Starts {
+    all: Vec<u64>,
+    /// Of each way, the one that is nearest to the thread's first function.
+    first: Vec<u64>,
+}
+
+fn starts() -> &'static Starts {
+    static STARTS: OnceLock<Starts> = OnceLock::new();
     STARTS.get_or_init(|| {
-        let mut all = Vec::new();
+        let mut starts = Starts::default();
         for create in WAYS {
             let mut below = Below { frames: [0; DEEPEST], count: 0 };
             let mut thread = 0;
@@ -95,11 +98,30 @@ pub fn thread_starts() -> &'static [u64] {
             if failed == Some(0) {
                 // SAFETY: the thread has just been started, and nobody else joins it.
                 unsafe { libc::pthread_join(thread, ptr::null_mut()) };
-                all.extend_from_slice(&below.frames[..below.count]);
+                let frames = &below.frames[..below.count];
+                starts.all.extend_from_slice(frames);
+                starts.first.extend(frames.first());
             }
         }
-        all.sort_unstable();
-        all.dedup();
-        all
+        for list in [&mut starts.all, &mut starts.first] {
+            list.sort_unstable();
+            list.dedup();
+        }
+        starts
     })
+}
+
+/// The return addresses below the first function of a thread that `pthread_create` or `thrd_create` has started: the
+/// frames by which a thread begins, and nothing of whoever wanted it. Sorted. Empty if no thread can be started or walked.
+///
+/// Starts two threads when it is first called, and waits until they have ended. Not for signal handlers, and not while
+/// threads are held. [`super::know_process`] has been called before.
+pub fn thread_starts() -> &'static [u64] {
+    &starts().all
+}
+
+/// Those of [`thread_starts`] that a thread's first function itself returns to: a thread without such a frame has not
+/// begun it yet, or has returned from it, or was not started so. Sorted.
+pub fn first_returns() -> &'static [u64] {
+    &starts().first
 }
