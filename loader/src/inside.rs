@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use modload_edit::{Addr, index};
 use modload_threads::frames::{self, Ended, Frame, ProcessMemory, Registers, WalkError, walk, walk_here};
-use modload_threads::{DEFAULT_LIMIT, Held, Tasks, Tid, hold, name};
+use modload_threads::{DEFAULT_LIMIT, Held, Tasks, Tid, hold, is_alone, name};
 
 use crate::module::Module;
 use crate::policy::Proof;
@@ -194,6 +194,11 @@ pub(crate) fn prove_empty(module: &Module, except: Except) -> Result<Seen, Occup
     let Some(text) = module.text() else { return Ok(Seen::Nobody) };
     if module.proof == Proof::Promise || !can_look() {
         return Ok(Seen::ItsOwn);
+    }
+    // The usual case of a small program: nobody else is there, and nothing on this stack can be a return into the module.
+    let returned_to = |at| module.may_be_returned_to(Addr::new(at));
+    if is_alone().unwrap_or(false) && frames::may_return(&text, returned_to) == Some(false) {
+        return Ok(Seen::Nobody);
     }
     // Found out before anybody is held.
     frames::first_returns();

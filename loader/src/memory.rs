@@ -47,8 +47,8 @@ pub(crate) struct Formed {
 /// Text that can run. What is known of its frames is withdrawn first: from then on nobody unwinds through it, and then
 /// nobody can run it.
 #[derive(Debug)]
-#[expect(dead_code, reason = "each field is held for its drop")]
 struct Running {
+    #[expect(dead_code, reason = "held for its drop")]
     frames: Frames,
     text: Published,
 }
@@ -80,7 +80,6 @@ pub(crate) struct Init {
 pub(crate) struct Core {
     #[expect(dead_code, reason = "held for its drop")]
     shown: Vec<Box<dyn Kept>>,
-    #[expect(dead_code, reason = "held for its drop")]
     text: Option<Running>,
     #[expect(dead_code, reason = "held for its drop")]
     read_only: Option<Published>,
@@ -376,6 +375,11 @@ impl Installed {
 }
 
 impl Core {
+    /// Copies bytes out of the module's code.
+    pub(crate) fn code(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
+        self.text.as_ref()?.text.read(at, len)
+    }
+
     /// Copies bytes out of the module's variables.
     pub(crate) fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
         let variable = self.data.as_ref().and_then(|data| data.read(at, len));

@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use modload_edit::{Addr, wide};
+use modload_edit::{Addr, index, wide};
+use modload_threads::frames::is_behind_call;
 
 use crate::chains::Accepted;
 use crate::error::UnloadError;
@@ -207,6 +208,16 @@ impl Module {
         let core = lock(&self.core);
         let core = core.as_ref()?;
         lock(&self.params).iter().find(|param| param.is_named(name))?.show(&|at, len| core.read(at, len))
+    }
+
+    /// Whether a call may stand before a place in its text, of which it returns there.
+    pub(crate) fn may_be_returned_to(&self, at: Addr) -> bool {
+        const LONGEST_CALL: u64 = 8;
+        let core = lock(&self.core);
+        let Some(core) = core.as_ref() else { return true };
+        let (text, _) = self.ranges[Part::Text.slot()];
+        let len = at.checked_offset_from(text).unwrap_or(0).min(LONGEST_CALL);
+        core.code(at.offset(-len.cast_signed()), index(len)).is_none_or(|before| is_behind_call(&before))
     }
 
     /// How many references are held.

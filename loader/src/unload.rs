@@ -62,11 +62,11 @@ pub(crate) fn unload_module(registry: &'static Registry, which: Which<'_>, unles
 
 /// Unpublishes the text, and then gives everything back; or leaves all as it is while somebody is inside.
 fn free(recorder: Recorder<'_>, module: &Arc<Module>, seen: Seen) {
-    let core = lock(&module.core).take();
-    let Some(core) = core else { return };
     // Nobody was inside when it was closed, and none of its code has run since.
     let nothing_ran = seen == Seen::Nobody && module.functions.nothing_at_the_end();
     let proven = if nothing_ran { Ok(Seen::Nobody) } else { inside::prove_empty(module, Except::Nobody) };
+    let core = lock(&module.core).take();
+    let Some(core) = core else { return };
     let threads = match proven {
         Ok(_) => {
             drop(core);

@@ -17,14 +17,15 @@ use crate::turn::Turn;
 /// How long the first attempt waits before it lets everybody go again; each one after it waits twice as long. Where the
 /// last hold took longer, because there are more busy threads than processors, the next begins with what that took.
 const FIRST_PATIENCE: Duration = Duration::from_millis(4);
-const LONGEST_FIRST_PATIENCE: Duration = Duration::from_millis(64);
+/// No attempt but the last waits longer: more attempts find fewer threads that are just starting or ending.
+const LONGEST_PATIENCE: Duration = Duration::from_millis(64);
 
 /// What the attempt that succeeded last took, in microseconds.
 static LAST: AtomicU64 = AtomicU64::new(0);
 
 fn first_patience() -> Duration {
     let last = Duration::from_micros(LAST.load(Ordering::Relaxed));
-    (last * 2).clamp(FIRST_PATIENCE, LONGEST_FIRST_PATIENCE)
+    (last * 2).clamp(FIRST_PATIENCE, LONGEST_PATIENCE)
 }
 
 /// How often a thread that blocks our signal is looked at, while nobody is held.
@@ -49,7 +50,7 @@ pub struct Held {
 ///
 /// A thread that blocks the signal may do so only for a moment, and may in that moment wait for what a held thread
 /// owns. So after some milliseconds everybody is let go, waited for who blocked the signal, and all are asked again,
-/// with twice the patience, until `limit` has passed.
+/// with twice the patience up to a bound, until `limit` has passed.
 ///
 /// With no other thread in the process, no signal is sent. What the signal does to threads: see
 /// [`counts`](crate::counts).
@@ -93,12 +94,12 @@ pub fn hold(limit: Duration) -> Result<Held, Error> {
             }
             Failure::Restless { known, counted } if over => return Err(Error::Restless { known, counted, limit }),
             Failure::Late(stragglers) => {
-                patience *= 2;
+                patience = (patience * 2).min(LONGEST_PATIENCE);
                 if let Some(stragglers) = wait_for(&stragglers, signal, deadline(begin, limit)) {
                     return Err(Error::NotReached { stragglers: Box::new(stragglers), limit });
                 }
             }
-            Failure::Restless { .. } => patience *= 2,
+            Failure::Restless { .. } => patience = (patience * 2).min(LONGEST_PATIENCE),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The threads of this process: who they are, what each of them is doing, and how to stop them all for a moment.
 //!
-//! - [`Tasks`]: the process's threads as the kernel lists them; [`status`], [`name`]: one of them.
+//! - [`Tasks`]: the process's threads as the kernel lists them; [`status`], [`name`]: one of them;
+//!   [`is_alone`]: whether there are any others.
 //! - [`run_in_each`]: a [`Probe`] runs in every other thread, wherever it stands; [`run_here`]: in this one.
 //! - [`hold`]: every other thread stands still until [`Held`] is dropped, and executes a core-serialising instruction
 //!   before it goes on. The holder may look at their registers, and change where they go on.
@@ -19,6 +20,7 @@
 
 mod system;
 mod task;
+mod alone;
 mod error;
 mod signal;
 mod turn;
@@ -31,6 +33,7 @@ mod fork;
 pub mod boundary;
 pub mod frames;
 
+pub use alone::is_alone;
 pub use each::{Probe, run_here, run_in_each};
 pub use error::{Error, Straggler, Stragglers, Why};
 pub use fork::{after_fork_in_child, after_fork_in_parent, before_fork};

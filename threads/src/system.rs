@@ -116,12 +116,17 @@ impl Descriptor {
 
     /// How many names the file has; of a directory, the directories in it and two more.
     pub(crate) fn links(&self) -> io::Result<u64> {
+        Ok(self.stat()?.st_nlink)
+    }
+
+    /// What fstat(2) says of the file.
+    pub(crate) fn stat(&self) -> io::Result<libc::stat> {
         // SAFETY: stat is a C struct of integers; all zeros is a value of it.
         let mut stat: libc::stat = unsafe { mem::zeroed() };
         let arguments = [register(self.0), (&raw mut stat).expose_provenance(), 0, 0, 0, 0];
         // SAFETY: the kernel writes one `struct stat`, whose layout the C library shares on x86-64.
         unsafe { call(libc::SYS_fstat, arguments) }?;
-        Ok(stat.st_nlink)
+        Ok(stat)
     }
 }
 

@@ -1,0 +1,123 @@
+//! The calling thread's own stack, looked at without walking it.
+
+use std::arch::asm;
+use std::cell::Cell;
+use std::ops::Range;
+use std::{mem, ptr};
+
+/// Stacks with more on them are not looked at word by word: a walk is cheaper.
+const DEEPEST: u64 = 1 << 16;
+
+thread_local! {
+    /// The lowest address of this thread's stack, and the one behind its highest; 0 and 0 if they cannot be had.
+    static STACK: Cell<Option<(u64, u64)>> = const { Cell::new(None) };
+}
+
+/// What the kernel puts into a signal's frame and hardly anybody else onto a stack: the segment registers of a 64-bit
+/// thread in one word (`struct sigcontext`: cs 0x33, ss 0x2b), and in the lower half of another `FP_XSTATE_MAGIC1`.
+const SEGMENTS: u64 = 0x002b_0000_0000_0033;
+const XSTATE: u64 = 0x4650_5853;
+
+/// Whether this thread may return into a range, by the words of its stack from here outward: one that lies in the range and
+/// of which `returned_to` says that a call may stand before it. If there is none, no frame goes on there, for what a call
+/// returns to stands on the stack.
+///
+/// `None` if that cannot be said: on another stack than the one that the thread was started with, on a very full one, or
+/// where the frame of a signal may be, which can have interrupted any instruction.
+#[inline(never)]
+pub fn may_return(range: &Range<u64>, returned_to: impl Fn(u64) -> bool) -> Option<bool> {
+    let (low, high) = STACK.get().unwrap_or_else(|| {
+        let bounds = bounds().unwrap_or_default();
+        STACK.set(Some(bounds));
+        bounds
+    });
+    let rsp: u64;
+    // SAFETY: copies a register.
+    unsafe { asm!("mov {}, rsp", out(reg) rsp, options(nomem, nostack, preserves_flags)) };
+    if !(low..high).contains(&rsp) || high - rsp > DEEPEST {
+        return None;
+    }
+    let mut found = false;
+    for at in (rsp.next_multiple_of(8)..high & !7).step_by(8) {
+        let at = ptr::with_exposed_provenance::<u64>(usize::try_from(at).unwrap_or_default());
+        // SAFETY: an aligned word of this thread's own stack, between its stack pointer and its end, which is mapped.
+        // Volatile: what stands there is other functions' business.
+        let word = unsafe { at.read_volatile() };
+        if word == SEGMENTS || word & 0xffff_ffff == XSTATE {
+            return None;
+        }
+        found |= range.contains(&word) && returned_to(word);
+    }
+    Some(found)
+}
+
+/// Whether a call may stand before an address, by the bytes there: `call rel32`, or `call` through a register or memory, of
+/// two to seven bytes. It may be something else that ends so.
+#[must_use]
+pub fn is_behind_call(before: &[u8]) -> bool {
+    let ends_so = |len: usize| before.len().checked_sub(len).and_then(|start| before.get(start..));
+    let relative = ends_so(5).is_some_and(|call| call[0] == 0xe8);
+    let indirect = |len| ends_so(len).is_some_and(|call: &[u8]| call[0] == 0xff && matches!(call[1] >> 3 & 7, 2 | 3));
+    relative || (2..=7).any(indirect)
+}
+
+/// Where this thread's stack is, as the C library knows it.
+fn bounds() -> Option<(u64, u64)> {
+    // SAFETY: pthread_attr_t is a C union of integers; all zeros is a value of it.
+    let mut attributes: libc::pthread_attr_t = unsafe { mem::zeroed() };
+    // SAFETY: pthread_self cannot fail.
+    let this = unsafe { libc::pthread_self() };
+    // SAFETY: fills in the attributes of this thread.
+    if unsafe { libc::pthread_getattr_np(this, &raw mut attributes) } != 0 {
+        return None;
+    }
+    let (mut start, mut size) = (ptr::null_mut(), 0_usize);
+    // SAFETY: the attributes have been filled in; both results are ours.
+    let failed = unsafe { libc::pthread_attr_getstack(&raw const attributes, &raw mut start, &raw mut size) };
+    // SAFETY: they are not used any more.
+    unsafe { libc::pthread_attr_destroy(&raw mut attributes) };
+    let low = u64::try_from(start.expose_provenance()).ok()?;
+    (failed == 0).then_some((low, low.checked_add(u64::try_from(size).ok()?)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{is_behind_call, may_return};
+
+    #[test]
+    fn calls_of_every_length_are_recognised() {
+        let calls: [&[u8]; 8] = [
+            &[0xe8, 1, 2, 3, 4],
+            &[0x67, 0xe8, 1, 2, 3, 4],
+            &[0xff, 0xd0],
+            &[0x41, 0xff, 0xd3],
+            &[0xff, 0x50, 0x18],
+            &[0xff, 0x15, 1, 2, 3, 4],
+            &[0xff, 0x94, 0x24, 1, 2, 3, 4],
+            &[0x42, 0xff, 0x14, 0xe5, 1, 2, 3, 4],
+        ];
+        for call in calls {
+            assert!(is_behind_call(&[&[0x90; 8], call].concat()), "{call:02x?}");
+        }
+        for other in [&[][..], &[0xff], &[0x90; 8], &[0xc3], &[0xcc; 8], &[0xff, 0xe0], &[0xe9, 1, 2, 3, 4]] {
+            assert!(!is_behind_call(other), "{other:02x?}");
+        }
+    }
+
+    #[inline(never)]
+    fn deeper<R>(run: impl FnOnce() -> R) -> R {
+        let result = run();
+        std::hint::black_box(());
+        result
+    }
+
+    #[test]
+    fn a_frame_of_this_threads_is_found_and_an_absent_one_is_not() {
+        #[expect(clippy::as_conversions, reason = "the only way from a function to its address")]
+        let here = a_frame_of_this_threads_is_found_and_an_absent_one_is_not as *const ();
+        let here = u64::try_from(here.expose_provenance()).unwrap();
+        let range = here..here + 0x1000;
+        assert_eq!(deeper(|| may_return(&range, |_| true)), Some(true));
+        assert_eq!(deeper(|| may_return(&range, |_| false)), Some(false));
+    }
+}
