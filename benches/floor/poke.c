@@ -128,6 +128,25 @@ int poke_one_by_one(size_t sites, int on)
 	return in_pieces(sites, on, 1);
 }
 
+int poke_stores(size_t sites, int on)
+{
+	const unsigned char *new = on ? jmp : nop;
+
+	for (size_t site = 0; site < sites; site++) {
+		size_t inside = site * apart % 8;
+		unsigned char *at = alias + site * apart - inside;
+		uint64_t word;
+
+		/* A site that crosses eight aligned bytes is not for one store. */
+		if (inside + sizeof nop > sizeof word)
+			return -1;
+		memcpy(&word, at, sizeof word);
+		memcpy((unsigned char *)&word + inside, new, sizeof nop);
+		__atomic_store_n((uint64_t *)(void *)at, word, __ATOMIC_RELAXED);
+	}
+	return sync_cores();
+}
+
 int poke_flip_open(size_t sites, size_t stride)
 {
 	flipped = mmap(NULL, sites * stride, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);

@@ -1,6 +1,7 @@
 //! Text that is poked while everybody runs through it: threads that stay, threads that come and go, signal handlers,
 //! and forked children that poke their own.
 
+use std::error::Error;
 use std::fmt;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
@@ -8,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use modload_edit::{EditSet, index};
-use modload_text::{TextLock, TrapMask, poke};
+use modload_text::{PokeError, Poked, TextLock, TrapMask, poke};
 
 use crate::{Chance, Sites, in_fork};
 
@@ -29,6 +30,9 @@ pub struct Fired {
     pub sites: usize,
     /// How many batches were poked.
     pub flips: u64,
+    /// How many were refused because not every thread could be held in time; nothing was written, and each was tried
+    /// again.
+    pub refused: u64,
     /// How many calls the threads made that were there all the time.
     pub calls: u64,
     /// How many signal handlers ran, each with 32 calls.
@@ -44,6 +48,7 @@ impl Fired {
     pub fn add(&mut self, other: &Fired) {
         self.sites = other.sites;
         self.flips += other.flips;
+        self.refused += other.refused;
         self.calls += other.calls;
         self.handled += other.handled;
         self.children += other.children;
@@ -53,11 +58,9 @@ impl Fired {
 
 impl fmt::Display for Fired {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Fired { sites, flips, calls, handled, children, seconds } = self;
-        write!(
-            f,
-            "{flips} flips of {sites} sites, {calls} calls, {handled} handlers, {children} children in {seconds:.1} s"
-        )
+        let Fired { sites, flips, refused, calls, handled, children, seconds } = self;
+        write!(f, "{flips} flips of {sites} sites, {refused} refused, {calls} calls, {handled} handlers, ")?;
+        write!(f, "{children} children in {seconds:.1} s")
     }
 }
 
@@ -98,8 +101,12 @@ pub fn fire(mask: TrapMask, until: Until) -> Fired {
             Until::After(time) => begun.elapsed() < time,
         };
         while goes_on(fired.flips) && !fire.is_over() {
-            fire.flip(fired.flips, mask);
-            fired.flips += 1;
+            match fire.flip(fired.flips, mask) {
+                Ok(_) => fired.flips += 1,
+                // On a machine with much else to do, threads that start and end may take their second and more.
+                Err(PokeError::Threads { .. }) if mask == TrapMask::Held => fired.refused += 1,
+                Err(other) => panic!("{other}: {:?}", other.source().map(ToString::to_string)),
+            }
         }
         drop(stopped);
         fired.calls = callers.into_iter().map(|caller| caller.join().unwrap()).sum();
@@ -120,10 +127,15 @@ impl Drop for Stopped<'_> {
 }
 
 impl Fire {
-    fn flip(&self, flip: u64, mask: TrapMask) {
+    fn flip(&self, flip: u64, mask: TrapMask) -> Result<Poked, PokeError> {
         self.state.fetch_add(1, Ordering::SeqCst);
-        poke(&mut TextLock::take(), &self.batches[index(flip % 2)], mask).unwrap();
-        self.state.fetch_add(1, Ordering::SeqCst);
+        let poked = poke(&mut TextLock::take(), &self.batches[index(flip % 2)], mask);
+        // If it was refused, the callers see to it that nothing has changed.
+        match poked {
+            Ok(_) => self.state.fetch_add(1, Ordering::SeqCst),
+            Err(_) => self.state.fetch_sub(1, Ordering::SeqCst),
+        };
+        poked
     }
 
     fn is_over(&self) -> bool {

@@ -53,6 +53,7 @@ fn under_fire(mask: TrapMask, flips: u64) {
     let fired = fire(mask, Until::Flips(flips));
     println!("{mask:?}: {fired}");
     assert!(fired.flips == flips && fired.calls > flips && fired.handled > 0 && fired.children > 0, "{fired}");
+    assert!(fired.refused <= flips / 10, "{fired}");
 }
 
 const WHY: Why = Why { engine: Engine::JumpLabel, section: 3, record: 9 };
