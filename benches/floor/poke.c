@@ -130,19 +130,18 @@ int poke_one_by_one(size_t sites, int on)
 
 int poke_stores(size_t sites, int on)
 {
-	const unsigned char *new = on ? jmp : nop;
+	const uint64_t all = 0xffffffffff;
+	uint64_t new = 0;
 
+	memcpy(&new, on ? jmp : nop, sizeof nop);
 	for (size_t site = 0; site < sites; site++) {
 		size_t inside = site * apart % 8;
-		unsigned char *at = alias + site * apart - inside;
-		uint64_t word;
+		uint64_t *at = (uint64_t *)(void *)(alias + site * apart - inside);
 
 		/* A site that crosses eight aligned bytes is not for one store. */
-		if (inside + sizeof nop > sizeof word)
+		if (inside + sizeof nop > sizeof *at)
 			return -1;
-		memcpy(&word, at, sizeof word);
-		memcpy((unsigned char *)&word + inside, new, sizeof nop);
-		__atomic_store_n((uint64_t *)(void *)at, word, __ATOMIC_RELAXED);
+		__atomic_store_n(at, (*at & ~(all << 8 * inside)) | new << 8 * inside, __ATOMIC_RELAXED);
 	}
 	return sync_cores();
 }

@@ -9,7 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { INT3 = 0xcc, SITES = 16, APART = 64, SIZE = (SITES + 1) * APART };
+enum { INT3 = 0xcc, SITES = 16, APART = 64, SIZE = (SITES + 1) * APART, RESTS = 64 };
 
 static const unsigned char nop[5] = { 0x0f, 0x1f, 0x44, 0x00, 0x00 };
 static const unsigned char jmp[5] = { 0xe9, 6, 0x00, 0x00, 0x00 };
@@ -48,7 +48,7 @@ static int make_text(void)
 	return 0;
 }
 
-/* The eight bytes of one store, and whether they are aligned. */
+/* Changes a site by one store, of the aligned bytes around it where they hold it all. */
 static void one_store(unsigned char *site, const unsigned char *new)
 {
 	size_t inside = (uintptr_t)site & 7;
@@ -74,17 +74,23 @@ static void *call(void *argument)
 	struct stores_seen *seen = argument;
 
 	while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
+		uint64_t neither = 0, settled = 0, stale = 0;
+
 		for (size_t site = 0; site < SITES; site++) {
 			int (*function)(void) = (int (*)(void))(uintptr_t)(text + first + site * APART);
 			uint64_t before = __atomic_load_n(&state, __ATOMIC_SEQ_CST);
 			int result = function();
 			uint64_t after = __atomic_load_n(&state, __ATOMIC_SEQ_CST);
 
-			if (result != 1 && result != 2)
-				__atomic_fetch_add(&seen->neither, 1, __ATOMIC_RELAXED);
-			else if (before == after && before % 2 == 0 && result != (before / 2 % 2 ? 2 : 1))
-				__atomic_fetch_add(&seen->stale, 1, __ATOMIC_RELAXED);
+			neither += result != 1 && result != 2;
+			if (before != after || before % 2 != 0)
+				continue;
+			settled++;
+			stale += result == (before / 2 % 2 ? 1 : 2);
 		}
+		__atomic_fetch_add(&seen->neither, neither, __ATOMIC_RELAXED);
+		__atomic_fetch_add(&seen->settled, settled, __ATOMIC_RELAXED);
+		__atomic_fetch_add(&seen->stale, stale, __ATOMIC_RELAXED);
 		__atomic_fetch_add(&seen->calls, SITES, __ATOMIC_RELAXED);
 	}
 	return NULL;
@@ -108,6 +114,8 @@ static int flip(int how, struct stores_seen *seen, uint64_t end)
 			return -1;
 		__atomic_fetch_add(&state, 1, __ATOMIC_SEQ_CST);
 		__atomic_fetch_add(&seen->flips, SITES, __ATOMIC_RELAXED);
+		for (int rest = 0; rest < RESTS; rest++)
+			__builtin_ia32_pause();
 	}
 	return 0;
 }

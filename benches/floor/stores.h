@@ -21,7 +21,8 @@ struct stores_seen {
 	uint64_t flips;   /* sites that were changed */
 	uint64_t calls;   /* calls through them meanwhile */
 	uint64_t neither; /* calls that did neither what the old nor what the new instruction does */
-	uint64_t stale;   /* calls that did the old after all cores were synchronised */
+	uint64_t settled; /* calls that began after all cores were synchronised and ended before the next store */
+	uint64_t stale;   /* of these, calls that did the old */
 };
 
 /* Zeros, which a child shares. NULL if there is no memory. */
@@ -29,7 +30,7 @@ struct stores_seen *stores_open(void);
 
 /*
  * Flips 16 sites, 64 bytes apart and `offset` bytes behind that, for so many milliseconds, with a synchronisation of all
- * cores behind every 16; a thread for each other CPU calls them. -1 if the system does not let us. To be called in a
+ * cores and about a microsecond of rest behind every 16; a thread for each other CPU calls them. -1 if the system does not let us. To be called in a
  * process of its own, once.
  */
 int stores_run(int how, size_t offset, unsigned milliseconds, struct stores_seen *seen);

@@ -30,6 +30,7 @@ struct Seen {
     flips: u64,
     calls: u64,
     neither: u64,
+    settled: u64,
     stale: u64,
 }
 
@@ -41,9 +42,11 @@ unsafe extern "C" {
 
 /// Tries each for so long in a child, which some of them kill.
 pub(crate) fn table(milliseconds: c_uint) -> Result<String, Box<dyn Error>> {
-    let heads = ["flips", "calls", "neither", "stale", "ended"];
-    let mut table =
-        format!("{:<30} {:>12} {:>12} {:>8} {:>8} {:>12}\n", "", heads[0], heads[1], heads[2], heads[3], heads[4]);
+    let mut table = format!("{:<30}", "");
+    for head in ["flips", "calls", "settled", "neither", "stale"] {
+        write!(table, "{head:>12}")?;
+    }
+    table.push_str("  ended\n");
     for (name, how, offset) in TRIED {
         let seen = stores_open();
         if seen.is_null() {
@@ -62,8 +65,8 @@ pub(crate) fn table(milliseconds: c_uint) -> Result<String, Box<dyn Error>> {
             (None, Some(signal)) => format!("by signal {signal}"),
             _ => return Err(format!("{name}: {}", ended.stderr).into()),
         };
-        let Seen { flips, calls, neither, stale } = seen;
-        writeln!(table, "{name:<30} {flips:>12} {calls:>12} {neither:>8} {stale:>8} {how:>12}")?;
+        let Seen { flips, calls, neither, settled, stale } = seen;
+        writeln!(table, "{name:<30}{flips:>12}{calls:>12}{settled:>12}{neither:>12}{stale:>12}  {how}")?;
     }
     Ok(table)
 }
