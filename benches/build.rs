@@ -8,10 +8,10 @@ fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=floor");
     let out = env::var("OUT_DIR").unwrap_or_default();
-    for name in ["floor", "poke"] {
+    for name in ["floor", "poke", "stores"] {
         let object = Path::new(&out).join(format!("{name}.o"));
         let mut compile = Command::new("cc");
-        compile.args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fPIC", "-c", "-o"]).arg(&object);
+        compile.args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fPIC", "-pthread", "-c", "-o"]).arg(&object);
         compile.arg(format!("floor/{name}.c"));
         let mut archive = Command::new("ar");
         archive.arg("crs").arg(Path::new(&out).join(format!("lib{name}.a"))).arg(&object);

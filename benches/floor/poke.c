@@ -128,6 +128,24 @@ int poke_one_by_one(size_t sites, int on)
 	return in_pieces(sites, on, 1);
 }
 
+int poke_stores(size_t sites, int on)
+{
+	const uint64_t all = 0xffffffffff;
+	uint64_t new = 0;
+
+	memcpy(&new, on ? jmp : nop, sizeof nop);
+	for (size_t site = 0; site < sites; site++) {
+		size_t inside = site * apart % 8;
+		uint64_t *at = (uint64_t *)(void *)(alias + site * apart - inside);
+
+		/* A site that crosses eight aligned bytes is not for one store. */
+		if (inside + sizeof nop > sizeof *at)
+			return -1;
+		__atomic_store_n(at, (*at & ~(all << 8 * inside)) | new << 8 * inside, __ATOMIC_RELAXED);
+	}
+	return sync_cores();
+}
+
 int poke_flip_open(size_t sites, size_t stride)
 {
 	flipped = mmap(NULL, sites * stride, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);

@@ -1,5 +1,5 @@
 /*
- * Sites in text that is written through a second view of the same memory, and four ways to change them that check
+ * Sites in text that is written through a second view of the same memory, and five ways to change them that check
  * nothing. A site is the NOP of five bytes or a jump over six; its function returns 1 or 2.
  */
 #ifndef POKE_H
@@ -21,6 +21,12 @@ int poke_stop_handling(void);
 int poke_passes(size_t sites, int on);
 int poke_chunks(size_t sites, int on);
 int poke_one_by_one(size_t sites, int on);
+
+/*
+ * The same without INT3: an aligned store of eight bytes for each site, and one synchronisation. Not to be relied on:
+ * docs/poke.md.
+ */
+int poke_stores(size_t sites, int on);
 
 /* The same one by one in private memory whose protection is flipped for each, which no thread may be running. */
 int poke_flip_open(size_t sites, size_t stride);

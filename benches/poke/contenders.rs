@@ -99,6 +99,7 @@ unsafe extern "C" {
     safe fn poke_passes(sites: usize, on: c_int) -> c_int;
     safe fn poke_chunks(sites: usize, on: c_int) -> c_int;
     safe fn poke_one_by_one(sites: usize, on: c_int) -> c_int;
+    safe fn poke_stores(sites: usize, on: c_int) -> c_int;
     safe fn poke_flip_open(sites: usize, stride: usize) -> c_int;
     safe fn poke_flips(sites: usize, on: c_int) -> c_int;
     safe fn poke_three_writes() -> c_int;
@@ -140,6 +141,7 @@ pub(crate) enum How {
     Passes,
     Chunks,
     OneByOne,
+    Stores,
     Flips,
 }
 
@@ -155,6 +157,7 @@ impl Contender for FloorTurns {
             How::Passes => "C, three passes, alias",
             How::Chunks => "C, chunks of 256, alias",
             How::OneByOne => "C, one by one, alias",
+            How::Stores => "C, one store each, alias",
             How::Flips => "C, mprotect flips",
         }
     }
@@ -177,6 +180,7 @@ impl Contender for FloorTurns {
             How::Passes => poke_passes(self.count, on),
             How::Chunks => poke_chunks(self.count, on),
             How::OneByOne => poke_one_by_one(self.count, on),
+            How::Stores => poke_stores(self.count, on),
             How::Flips => poke_flips(self.count, on),
         })
     }

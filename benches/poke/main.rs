@@ -1,5 +1,6 @@
 //! What it costs to change published text: ns per site, modload next to the same three passes in C that check nothing,
-//! to chunks of 256 as Linux makes them, to one site at a time, and to flipped protections. One run, in turn.
+//! to chunks of 256 as Linux makes them, to one site at a time, to one store a site,
+//! and to flipped protections. One run, in turn.
 //!
 //! `cargo bench` measures and prints; with `--check` it fails if a target is missed. `cargo test` runs each once.
 
@@ -48,6 +49,7 @@ fn measure(stride: u64, counts: &[usize], measured: bool, rows: &mut Vec<Row>) -
             Box::new(Modload::new(&sites, count, TrapMask::Checked)),
             Box::new(Floor::contender(How::Passes, count)),
             Box::new(Floor::contender(How::Chunks, count)),
+            Box::new(Floor::contender(How::Stores, count)),
         ];
         if count <= 100 {
             contenders.push(Box::new(OneByOne::new(&sites, count)));

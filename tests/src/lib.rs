@@ -4,7 +4,7 @@
 //!   that process is a failure with its output.
 //! - [`in_fork`]: what is expected to end a process runs in a forked child; [`Ended`] says how it ended.
 //! - [`image`], [`Watcher`], [`Log`]: fixtures as images, subscribers that keep a log.
-//! - [`Sites`]: text of our own to poke.
+//! - [`Sites`], [`fire`]: text of our own to poke, and poking it while everybody runs through it.
 //! - [`Crowd`], [`WhoAndWhere`], [`block`]: threads to be held or asked.
 //! - [`mappings`], [`descriptors`], [`peek`]: what the kernel says of this process.
 
@@ -14,9 +14,11 @@ mod forked;
 mod process;
 mod scene;
 mod sites;
+mod fire;
 
 pub use case::{Case, run};
 pub use crowd::{Crowd, WhoAndWhere, block, unblock};
+pub use fire::{Fired, Until, fire};
 pub use forked::{Ended, in_fork};
 pub use process::{Mapping, descriptors, mappings, peek};
 pub use scene::{Chance, Log, Watcher, image, image_from_text, loader, object};

@@ -1,13 +1,12 @@
 //! Published text that changes while threads run through it.
 
 use std::process::ExitCode;
-use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use modload_edit::{Addr, Edit, EditSet, Engine, NOPS, Rejected, Sink, Why, ZERO};
-use modload_tests::{Case, Chance, Sites, block, in_fork, peek, unblock};
+use modload_tests::{Case, Sites, Until, block, fire, peek, unblock};
 use modload_text::{Arena, Because, Class, HostText, PokeError, Poked, TextLock, TrapMask, Way, fill, poke};
 
 fn main() -> ExitCode {
@@ -50,127 +49,11 @@ fn three_synchronisations() {
     }
 }
 
-/// The state of all sites for those who call them: twice the number of the batch when it is complete, one more while the
-/// next is under way.
-static STATE: AtomicU64 = AtomicU64::new(0);
-
-fn caller(sites: &Sites, seed: u64, stop: &AtomicBool) -> u64 {
-    let mut chance = Chance::new(seed);
-    let mut calls = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let first = chance.below(sites.len());
-        for number in (first..sites.len()).take(256) {
-            check_call(sites, number);
-            calls += 1;
-        }
-    }
-    calls
-}
-
-fn check_call(sites: &Sites, number: usize) {
-    let before = STATE.load(Ordering::SeqCst);
-    let result = sites.call(number);
-    let after = STATE.load(Ordering::SeqCst);
-    let allowed = sites.returns(number);
-    if before == after && before.is_multiple_of(2) {
-        let now = modload_edit::index(before / 2 % 2);
-        assert_eq!(result, allowed[now], "site {number} after batch {}", before / 2);
-    } else {
-        assert!(allowed.contains(&result), "site {number}: {result}");
-    }
-}
-
 fn under_fire(mask: TrapMask, flips: u64) {
-    let sites = Sites::publish(10_000, 61, None);
-    let batches = [sites.on(0..sites.len()), sites.off(0..sites.len())];
-    let (stop, begun) = (AtomicBool::new(false), Instant::now());
-    let calls: u64 = thread::scope(|scope| {
-        let callers: Vec<_> = (1..=4)
-            .map(|seed| {
-                scope.spawn({
-                    let (sites, stop) = (&sites, &stop);
-                    move || caller(sites, seed, stop)
-                })
-            })
-            .collect();
-        // Threads that start and end.
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                thread::scope(|short| {
-                    short.spawn(|| (0..64).for_each(|number| check_call(&sites, number * 100)));
-                });
-            }
-        });
-        // Signals whose handler calls through the sites, in whichever thread they find.
-        scope.spawn(|| interrupt(&sites, &stop));
-        // A child that is forked in between finds whole sites, and can poke its own.
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                fork_and_poke(&sites, &batches);
-                thread::sleep(Duration::from_millis(50));
-            }
-        });
-        for flip in 0..flips {
-            STATE.fetch_add(1, Ordering::SeqCst);
-            poke(&mut TextLock::take(), &batches[modload_edit::index(flip % 2)], mask).unwrap();
-            STATE.fetch_add(1, Ordering::SeqCst);
-        }
-        stop.store(true, Ordering::Relaxed);
-        callers.into_iter().map(|caller| caller.join().unwrap()).sum()
-    });
-    let seconds = begun.elapsed().as_secs_f64();
-    println!("{mask:?}: {flips} flips of {} sites, {calls} calls in {seconds:.1} s", sites.len());
-    assert!(calls > flips, "the callers have hardly run");
-}
-
-static INTERRUPTED: AtomicPtr<Sites> = AtomicPtr::new(ptr::null_mut());
-static HANDLED: AtomicU64 = AtomicU64::new(0);
-
-extern "C" fn on_signal(_: libc::c_int) {
-    // SAFETY: points to the sites for as long as signals are sent, and is never written through.
-    if let Some(sites) = unsafe { INTERRUPTED.load(Ordering::SeqCst).as_ref() } {
-        for number in 0..32 {
-            let result = sites.call(number * 7);
-            if !sites.returns(number * 7).contains(&result) {
-                std::process::abort();
-            }
-        }
-        HANDLED.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-fn interrupt(sites: &Sites, stop: &AtomicBool) {
-    INTERRUPTED.store(ptr::from_ref(sites).cast_mut(), Ordering::SeqCst);
-    let handler: extern "C" fn(libc::c_int) = on_signal;
-    #[expect(clippy::as_conversions, reason = "signal takes the handler's address as an integer")]
-    let handler = handler as libc::sighandler_t;
-    // SAFETY: the handler calls functions of ours that take nothing and allocate nothing.
-    unsafe { libc::signal(libc::SIGUSR1, handler) };
-    let here = std::process::id().cast_signed();
-    while !stop.load(Ordering::Relaxed) {
-        // SAFETY: sends a signal to this process, which has a handler for it.
-        unsafe { libc::kill(here, libc::SIGUSR1) };
-        thread::sleep(Duration::from_micros(200));
-    }
-    // SAFETY: ignores the signal from here on; the handler has read the pointer for the last time, or reads null.
-    unsafe { libc::signal(libc::SIGUSR1, libc::SIG_IGN) };
-    INTERRUPTED.store(ptr::null_mut(), Ordering::SeqCst);
-    thread::sleep(Duration::from_millis(10));
-    assert!(HANDLED.load(Ordering::Relaxed) > 0);
-}
-
-/// In a child, which has one thread: all sites are in one state, and go to the other and back.
-fn fork_and_poke(sites: &Sites, batches: &[EditSet; 2]) {
-    in_fork(|| {
-        let state = usize::from(sites.call(0) == sites.returns(0)[1]);
-        for state in [state, 1 - state] {
-            let all = 0..sites.len();
-            assert!(all.clone().all(|number| sites.call(number) == sites.returns(number)[state]), "half a batch");
-            poke(&mut TextLock::take(), &batches[state], TrapMask::Trusted).unwrap();
-            assert!(all.clone().all(|number| sites.call(number) == sites.returns(number)[1 - state]), "half a batch");
-        }
-    })
-    .well();
+    let fired = fire(mask, Until::Flips(flips));
+    println!("{mask:?}: {fired}");
+    assert!(fired.flips == flips && fired.calls > flips && fired.handled > 0 && fired.children > 0, "{fired}");
+    assert!(fired.refused <= flips / 10, "{fired}");
 }
 
 const WHY: Why = Why { engine: Engine::JumpLabel, section: 3, record: 9 };

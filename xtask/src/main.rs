@@ -8,6 +8,7 @@ mod mutants;
 mod oracle;
 mod options;
 mod pages;
+mod poke;
 mod process;
 mod seeds;
 
@@ -63,6 +64,12 @@ const COMMANDS: &[Command] = &[
         options: &[("boot", "max"), ("out", ""), ("with", "image")],
         help: "compare what oracle wrote with what modhost makes, or, with=file, with the files as they are",
         run: oracle::compare,
+    },
+    Command {
+        name: "poke",
+        options: &[("seconds", "3600"), ("way", "traps")],
+        help: "poke 10,000 sites under fire until SECONDS are over, on new sites each minute; way=held: by rendezvous",
+        run: poke::under_fire,
     },
     Command {
         name: "man",
