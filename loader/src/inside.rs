@@ -132,7 +132,7 @@ impl Look {
     /// Walks one stack, and keeps what there is to keep of it.
     fn sight(&mut self, tid: Tid, text: &Range<u64>, walk: impl FnOnce(&mut Visitor<'_>) -> Result<Ended, WalkError>) {
         let mut sighting = Sighting { tid, inside: None, outer: [0; OUTER], outer_count: 0, ended: Ok(Ended::Early) };
-        let mut has_begun = tid.get() == std::process::id().cast_signed();
+        let mut has_begun = tid.is_first();
         sighting.ended = walk(&mut |frame| {
             has_begun |= frames::first_returns().binary_search(&frame.pc).is_ok();
             if text.contains(&frame.inside()) || text.contains(&frame.pc) {

@@ -19,6 +19,12 @@ impl Tid {
         Tid(system::gettid())
     }
 
+    /// Whether it is the thread with which the process began: the two have one id.
+    #[must_use]
+    pub fn is_first(self) -> bool {
+        self.0 == system::getpid()
+    }
+
     /// The id as a number.
     #[must_use]
     pub fn get(self) -> i32 {
