@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use modload_edit::{Addr, wide};
 use modload_text::{Arena, ArenaError, Describe, TextLock};
+use modload_threads::frames::{Known, Row};
 
 use crate::table::table;
 
@@ -46,6 +47,11 @@ pub(crate) fn publish(code: &[u8]) -> Result<Addr, ArenaError> {
     staged.bytes_mut().copy_from_slice(code);
     staged.owner(Arc::new(Name));
     forget(staged.publish(&mut TextLock::take())?);
+    // Whoever is in it has nothing on the stack but where it returns to.
+    match Known::stated(at.get()..at.get() + wide(code.len()), &[Row::at_entry()]) {
+        Ok(known) => forget(known),
+        Err(error) => tracing::error!(%at, %error, "stacks cannot be walked through it"),
+    }
     Ok(at)
 }
 
