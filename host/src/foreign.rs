@@ -217,7 +217,8 @@ pub(crate) fn process_symbol(name: &[u8]) -> Option<Addr> {
 /// [`KeyError`]: it calls what it called before.
 ///
 /// # Safety
-/// The function has the type that modules declare the call with, and stays until another one is set and nobody is in it.
+/// The function has the type that modules declare the call with, and stays until another one is set and nobody is in it. A
+/// module that has gone, in quarantine or by force, goes on to call what was set when it went.
 pub unsafe fn set_static_call(call: &'static StaticCall, function: *const ()) -> Result<(), KeyError> {
     let (key, _) = call.addrs()?;
     modload_static_keys::update_static_call(key, Addr::new(wide(function.expose_provenance())))

@@ -133,7 +133,9 @@ impl Look {
     fn sight(&mut self, tid: Tid, text: &Range<u64>, walk: impl FnOnce(&mut Visitor<'_>) -> Result<Ended, WalkError>) {
         let mut sighting = Sighting { tid, inside: None, outer: [0; OUTER], outer_count: 0, ended: Ok(Ended::Early) };
         let mut has_begun = tid.is_first();
+        let mut outermost = 0;
         sighting.ended = walk(&mut |frame| {
+            outermost = frame.pc;
             has_begun |= frames::first_returns().binary_search(&frame.pc).is_ok();
             if text.contains(&frame.inside()) || text.contains(&frame.pc) {
                 sighting.inside = sighting.inside.or(Some(*frame));
@@ -150,7 +152,7 @@ impl Look {
         let ended_well = sighting.ended == Ok(Ended::Outermost);
         if !ended_well || sighting.inside.is_some() {
             self.inside.push(sighting);
-        } else if !has_begun {
+        } else if !has_begun && frames::thread_starts().binary_search(&outermost).is_ok() {
             self.between.push(tid);
         }
     }
@@ -180,6 +182,15 @@ pub(crate) enum Seen {
     ItsOwn,
 }
 
+/// Whether those of whom nothing is known yet are looked at again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Patience {
+    /// For a moment.
+    Some,
+    /// No: somebody looks again another time.
+    Once,
+}
+
 /// How long threads are waited for that have not begun yet, or not ended, and how often they are looked at.
 const SETTLING: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(1);
@@ -193,7 +204,7 @@ const PASSING: Duration = Duration::from_millis(100);
 /// A thread that the module has created and that has not begun has no frame in it yet. So for a module that nobody may
 /// be in any more, those that were seen between beginning and end are waited for. Who is created later is not the
 /// module's: nobody was in it.
-pub(crate) fn prove_empty(module: &Module, except: Except) -> Result<Seen, Occupied> {
+pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -> Result<Seen, Occupied> {
     let Some(text) = module.text() else { return Ok(Seen::Nobody) };
     if module.proof == Proof::Promise || !can_look() {
         return Ok(Seen::ItsOwn);
@@ -214,7 +225,7 @@ pub(crate) fn prove_empty(module: &Module, except: Except) -> Result<Seen, Occup
         if !occupants.is_empty() {
             // Who runs through code without rows, an entry of a PLT say, has left it in a moment.
             let known = occupants.iter().any(|occupant| !matches!(occupant.why, Occupies::Unknown(_)));
-            if known || begun.elapsed() > PASSING {
+            if known || patience == Patience::Once || begun.elapsed() > PASSING {
                 return Err(Occupied::By(occupants));
             }
             thread::sleep(LOOK);
@@ -228,7 +239,7 @@ pub(crate) fn prove_empty(module: &Module, except: Except) -> Result<Seen, Occup
         if left.is_empty() {
             return Ok(Seen::Nobody);
         }
-        if begun.elapsed() > SETTLING {
+        if patience == Patience::Once || begun.elapsed() > SETTLING {
             let between = |tid: &Tid| Occupant { thread: tid.get(), name: name_of(*tid), why: Occupies::Between };
             occupants.extend(left.iter().map(between));
             return Err(Occupied::By(occupants));

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use modload_edit::{Addr, index, wide};
+use modload_edit::{Addr, NOPS, ZERO, index, wide};
 use modload_threads::frames::is_behind_call;
 
 use crate::chains::Accepted;
@@ -210,14 +210,21 @@ impl Module {
         lock(&self.params).iter().find(|param| param.is_named(name))?.show(&|at, len| core.read(at, len))
     }
 
-    /// Whether a call may stand before a place in its text, of which it returns there.
+    /// Whether a frame may go on at a place in its text. Where a function begins none does, unless a call ends the one
+    /// before it, or what a static call leaves where it calls nothing; anywhere else one may.
     pub(crate) fn may_be_returned_to(&self, at: Addr) -> bool {
         const LONGEST_CALL: u64 = 8;
+        if !self.names.code().any(|function| function == at) && at != self.ranges[Part::Text.slot()].0 {
+            return true;
+        }
         let core = lock(&self.core);
         let Some(core) = core.as_ref() else { return true };
         let (text, _) = self.ranges[Part::Text.slot()];
         let len = at.checked_offset_from(text).unwrap_or(0).min(LONGEST_CALL);
-        core.code(at.offset(-len.cast_signed()), index(len)).is_none_or(|before| is_behind_call(&before))
+        core.code(at.offset(-len.cast_signed()), index(len)).is_none_or(|before| {
+            let was_call = [NOPS[4], NOPS[5], &ZERO].iter().any(|was| before.ends_with(was));
+            was_call || is_behind_call(&before)
+        })
     }
 
     /// How many references are held.

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::inside::{self, Except};
+use crate::inside::{self, Except, Patience};
 use crate::memory::Core;
 use crate::module::{Module, Reference};
 use crate::registry::Registry;
@@ -47,7 +47,7 @@ pub(crate) fn sweep() -> Vec<String> {
     let all = std::mem::take(&mut *quarantine());
     let mut freed = Vec::new();
     for one in all {
-        if inside::prove_empty(&one.module, Except::Nobody).is_err() {
+        if inside::prove_empty(&one.module, Except::Nobody, Patience::Once).is_err() {
             quarantine().push(one);
             continue;
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::chains;
 use crate::entry;
 use crate::error::{self, UnloadError};
-use crate::inside::{self, Except, Occupied, Seen};
+use crate::inside::{self, Except, Occupied, Patience, Seen};
 use crate::module::{Module, lock};
 use crate::quarantine;
 use crate::registry::{Book, ModuleId, Registry, State};
@@ -64,7 +64,8 @@ pub(crate) fn unload_module(registry: &'static Registry, which: Which<'_>, unles
 fn free(recorder: Recorder<'_>, module: &Arc<Module>, seen: Seen) {
     // Nobody was inside when it was closed, and none of its code has run since.
     let nothing_ran = seen == Seen::Nobody && module.functions.nothing_at_the_end();
-    let proven = if nothing_ran { Ok(Seen::Nobody) } else { inside::prove_empty(module, Except::Nobody) };
+    let proven =
+        if nothing_ran { Ok(Seen::Nobody) } else { inside::prove_empty(module, Except::Nobody, Patience::Some) };
     let core = lock(&module.core).take();
     let Some(core) = core else { return };
     let threads = match proven {
@@ -106,7 +107,7 @@ fn close_when_left(registry: &'static Registry, which: Which<'_>, unless: Unless
         if closed.held != 0 {
             return Ok(closed);
         }
-        let occupied = match inside::prove_empty(&closed.module, Except::ItsOwn) {
+        let occupied = match inside::prove_empty(&closed.module, Except::ItsOwn, Patience::Some) {
             Ok(seen) => return Ok(Closed { seen, ..closed }),
             Err(occupied) => occupied,
         };

@@ -1,7 +1,7 @@
 //! Whether records mean whole instructions: the functions that hold their sites are decoded from their beginnings.
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
-use modload_edit::{Addr, Why, disassembled, index};
+use modload_edit::{Addr, Why, disassembled, index, wide};
 use modload_loader::{Coming, Refusal};
 
 /// Demands that an instruction begins at every site.
@@ -15,12 +15,13 @@ pub(crate) fn check(coming: &Coming<'_>, mut sites: Vec<(Addr, Why)>) -> Result<
         // Code before the first function of a part begins with the part.
         let place = functions.partition_point(|function| *function <= first);
         let begin = place.checked_sub(1).map_or(start, |before| functions[before].max(start));
-        let next = functions.get(place).copied();
+        let end = start + wide(text.len());
+        let next = functions.get(place).copied().unwrap_or(end).min(end);
         let code = text.get(index((begin - start).cast_unsigned())..).ok_or_else(outside)?;
         let mut decoder = Decoder::with_ip(64, code, begin.get(), DecoderOptions::NONE);
         let mut instruction = Instruction::default();
         // All sites of one function in one go.
-        while let Some((at, why)) = sites.next_if(|(at, _)| next.is_none_or(|next| *at < next)) {
+        while let Some((at, why)) = sites.next_if(|(at, _)| *at < next) {
             while decoder.ip() < at.get() && decoder.can_decode() {
                 decoder.decode_out(&mut instruction);
             }

@@ -1,7 +1,7 @@
 //! The subscriber of both chains: makes a module's sites right before anyone's own notifier runs, and forgets them when
 //! they go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use modload_abi::section;
@@ -123,7 +123,8 @@ impl Found {
             let sites = sites.map_err(|error| refused(section::STATIC_CALL_TRAMP_KEY, error))?;
             found.trampolines.extend(sites.iter().map(|record| (record.at, record.key)));
         }
-        for call in coming.trampoline_calls() {
+        let recorded: BTreeSet<_> = found.calls.iter().map(|site| site.at).collect();
+        for call in coming.trampoline_calls().iter().filter(|call| !recorded.contains(&call.site)) {
             let kind = if call.branch == Branch::Call { CallKind::Call } else { CallKind::Tail };
             found.calls.push(CallSite { at: call.site, kind, why: call.why, key: call.trampoline });
         }
@@ -165,6 +166,10 @@ impl Found {
                 let (why, key) = (site.why, place(coming, key));
                 refused(section::JUMP_TABLE, format!("{why}: there is no key at {key}"))
             })?;
+            if coming.is_init(key) && !coming.is_init(site.at) {
+                let why = site.why;
+                return Err(refused(section::JUMP_TABLE, format!("{why}: its key goes with init, and its site stays")));
+            }
             let enabled = count != 0;
             let mut work = Work { coming, section: nothing.clone() };
             modload_edit::write(&mut work, site.at, &site.code(state(enabled)), site.why)
@@ -185,6 +190,10 @@ impl Found {
                 let (why, key) = (site.why, place(coming, key));
                 failed(&format_args!("{why}: there is no key and no trampoline at {key}"))
             })?;
+            if coming.is_init(key) && !coming.is_init(site.at) {
+                let why = site.why;
+                return Err(failed(&format_args!("{why}: its key goes with init, and its site stays")));
+            }
             let shown = target(Addr::new(function));
             let reached = near(&mut table.far, &site, shown).map_err(|error| failed(&error))?;
             let mut work = Work { coming, section: nothing.clone() };

@@ -4,7 +4,7 @@
 //! and held over fork.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, btree_map};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
@@ -87,7 +87,7 @@ pub(crate) struct Users<S, V> {
     /// Of a key, groups are in order of their addresses, so that a batch is made in order.
     groups: BTreeMap<Addr, Vec<Group<S, V>>>,
     /// The keys that each module uses.
-    keys: BTreeMap<Owner, Vec<Addr>>,
+    keys: BTreeMap<Owner, BTreeSet<Addr>>,
 }
 
 impl<S, V> Users<S, V> {
@@ -107,10 +107,7 @@ impl<S, V> Users<S, V> {
 
     /// Adds a group, which has sites.
     pub(crate) fn add(&mut self, key: Addr, group: Group<S, V>, first: impl Fn(&S) -> Addr) {
-        let keys = self.keys.entry(group.owner).or_default();
-        if !keys.contains(&key) {
-            keys.push(key);
-        }
+        self.keys.entry(group.owner).or_default().insert(key);
         let groups = self.groups.entry(key).or_default();
         let starts = |group: &Group<S, V>| group.sites.first().map(&first);
         let place = groups.partition_point(|there| starts(there) < starts(&group));
@@ -118,7 +115,7 @@ impl<S, V> Users<S, V> {
     }
 
     /// The keys that a module uses; its groups are published from now on.
-    pub(crate) fn published(&mut self, owner: Owner) -> Vec<Addr> {
+    pub(crate) fn published(&mut self, owner: Owner) -> BTreeSet<Addr> {
         let keys = self.keys.get(&owner).cloned().unwrap_or_default();
         for key in &keys {
             let of_owner = self.of_mut(*key).iter_mut().filter(|group| group.owner == owner);

@@ -221,6 +221,17 @@ fn own_int3() {
         stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(OWN.load(Ordering::Relaxed), traps);
+    // The long one, in text that may be poked: it ends with another byte.
+    let at = address(long_int3);
+    // SAFETY: the function is ours, and stays.
+    let _text = unsafe { HostText::register(at, at + 10) }.unwrap();
+    assert_eq!((long_int3(), OWN.load(Ordering::Relaxed)), (10, traps + 1));
+}
+
+/// int $3, of two bytes, and then 5 + 5: begun in the middle of the first, it would be something else.
+#[unsafe(naked)]
+extern "C" fn long_int3() -> i32 {
+    std::arch::naked_asm!("mov $5, %eax; .byte 0xcd, 0x03; add %eax, %eax; ret", options(att_syntax))
 }
 
 /// int hosts(void): five NOPs of one byte, then 1; behind it what returns 2.

@@ -22,6 +22,9 @@ fn main() -> ExitCode {
         Case::new("keys_that_are_read_only_by_now", late_keys),
         Case::new("what_is_wrong_with_a_record_is_refused_by_name", refusals),
         Case::new("a_failed_load_leaves_no_sites", failed_load),
+        Case::new("a_call_that_is_recorded_and_marked_is_one_site", recorded_and_marked),
+        Case::new("a_key_of_inits_is_refused_to_who_stays", key_of_init),
+        Case::new("who_is_in_a_call_that_became_nothing_is_seen", in_a_call_of_nothing),
         Case::new("a_host_owns_a_static_call", hosts_call),
         Case::new("keys_and_calls_under_fire", under_fire).within_seconds(120),
     ])
@@ -362,6 +365,62 @@ fn failed_load() {
         HOSTS_KEY.enable().unwrap();
         HOSTS_KEY.disable().unwrap();
     }
+}
+
+fn recorded_and_marked() {
+    let module = r#"
+        static int one(int n) { return n + 1; }
+        static int two(int n) { return n + 2; }
+        DEFINE_STATIC_CALL(step, one);
+        int use(int n)
+        {
+            int r;
+            __asm__ volatile("sub $8, %%rsp\n1: call __SCT__step\nadd $8, %%rsp\n"
+                ".pushsection .static_call_sites, \"a\"\n.balign 4\n.long 1b - ., __SCK__step - .\n.popsection"
+                : "=a"(r) : "D"(n) : "rcx", "rdx", "rsi", "r8", "r9", "r10", "r11", "memory");
+            return r;
+        }
+        int change(int unused) { (void)unused; return static_call_update(step, two); }
+        "#;
+    let host = host();
+    let module = host.load(&text("recorded", module)).unwrap();
+    assert_eq!((call(&module, "use", 1), call(&module, "change", 0), call(&module, "use", 1)), (2, 0, 3));
+}
+
+fn key_of_init() {
+    let module = r#"
+        struct static_key_false gone __attribute__((section(".init.data"))) = STATIC_KEY_FALSE_INIT;
+        int use(int unused) { (void)unused; return static_branch_unlikely(&gone) ? 1 : 0; }
+        "#;
+    let refused = host().load(&text("key_of_init", module)).unwrap_err().to_string();
+    assert!(refused.ends_with("its key goes with init, and its site stays"), "{refused}");
+}
+
+static LOADED: std::sync::Mutex<Option<(modload::WeakHost, String)>> = std::sync::Mutex::new(None);
+
+/// Makes the call that it was called by one of nothing, and unloads the module that made it.
+extern "C" fn unload_the_caller(n: i32) -> i32 {
+    // SAFETY: nothing is called.
+    unsafe { set_static_call(&HOSTS_CALL, std::ptr::null()) }.unwrap();
+    let mut loaded = LOADED.lock().unwrap();
+    let (host, said) = loaded.as_mut().unwrap();
+    *said = host.upgrade().unwrap().unload("caller").map_or_else(|error| error.to_string(), |()| "unloaded".into());
+    n
+}
+
+fn in_a_call_of_nothing() {
+    let builder = Host::builder().static_call("hosts_call", &HOSTS_CALL).static_key("hosts_key", &HOSTS_KEY);
+    let host = builder.build().unwrap();
+    choose(unload_the_caller);
+    *LOADED.lock().unwrap() = Some((host.downgrade(), String::new()));
+    let module = host.load(&text("caller", CALLER)).unwrap();
+    // SAFETY: an `int f(int)`; it is called without a hold on its module, which is what is tried.
+    let ask = *unsafe { module.symbol::<extern "C" fn(i32) -> i32>("ask") }.unwrap();
+    drop(module);
+    assert_eq!(ask(4), 8);
+    let said = LOADED.lock().unwrap().take().unwrap().1;
+    assert!(said.contains("is in ask+"), "{said}");
+    host.unload("caller").unwrap();
 }
 
 static HOSTS_CALL: StaticCall = StaticCall::null();

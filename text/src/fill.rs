@@ -17,6 +17,9 @@ use crate::write::{TextLock, WriteFailed};
 /// # Errors
 /// [`PokeError`]; but for [`PokeError::Stuck`], every byte is as it was.
 pub fn fill(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<u32, PokeError> {
+    if lock.is_stuck() {
+        return Err(PokeError::EarlierStuck);
+    }
     let mut region = Region::filled();
     edits.iter().try_for_each(|edit| region.compare(&edit))?;
     let write = |lock: &mut TextLock<'_>, side| {
@@ -26,6 +29,9 @@ pub fn fill(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<u32, PokeError> 
     };
     write(lock, Side::New).map_err(|failed| match write(lock, Side::Old) {
         Ok(_) => PokeError::Write(failed),
-        Err(failed) => PokeError::Stuck(failed),
+        Err(failed) => {
+            lock.stuck();
+            PokeError::Stuck(failed)
+        }
     })
 }

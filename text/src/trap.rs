@@ -77,9 +77,8 @@ extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     if code == libc::SI_KERNEL && unsafe { pass(at, &mut *context) } {
         return;
     }
-    // In our text the INT3 may have been written over since.
     let ours = code == libc::SI_KERNEL && arena::text_contains(at);
-    let met = if ours || code == libc::SI_KERNEL && is_int3(at) { Met::Int3 } else { Met::Nothing };
+    let met = if code == libc::SI_KERNEL && is_int3(at) { Met::Int3 } else { Met::Nothing };
     if ours {
         report(at);
     }
@@ -131,8 +130,8 @@ fn pass(at: Addr, context: &mut libc::ucontext_t) -> bool {
             return true;
         }
         // The trap has been written over since it was met: the batch is complete. Where nothing was published before
-        // stands a module now.
-        if !is_int3(at) {
+        // stands a module now. `int $3` of two bytes is somebody's own.
+        if !is_int3(at) && !is_long_int3(at) {
             context.uc_mcontext.gregs[emulate::RIP] = at.get().cast_signed();
             return true;
         }
@@ -169,6 +168,17 @@ enum Met {
 fn is_int3(at: Addr) -> bool {
     // SAFETY: the processor has executed an instruction that ends with this byte, so it can be read.
     unsafe { ptr::read_volatile(pointer(at)) == INT3 }
+}
+
+/// Whether the instruction that ends with this byte of ours, or of registered text, is `int $3` of two bytes.
+fn is_long_int3(at: Addr) -> bool {
+    const LONG: [u8; 2] = [0xcd, 0x03];
+    let first = at.offset(-1);
+    if !arena::text_contains(first) && host_text::containing(first).is_none() {
+        return false;
+    }
+    // SAFETY: two bytes of text that is mapped and readable.
+    unsafe { ptr::read_volatile(pointer(first).cast::<[u8; 2]>()) == LONG }
 }
 
 /// A line, and the descriptor it goes to. Filled in place and small: it stands on a signal stack.

@@ -64,7 +64,9 @@ long __static_call_return0(void);
 		"\t.hidden __SCT__" #name "\n"                                                                       \
 		"\t.type __SCT__" #name ", @function\n"                                                              \
 		"__SCT__" #name ":\n"                                                                                \
+		"\t.cfi_startproc\n"                                                                                 \
 		"\t.byte 0xc3, 0xcc, 0xcc, 0xcc, 0xcc, 0x0f, 0xb9, 0xcc\n"                                           \
+		"\t.cfi_endproc\n"                                                                                   \
 		"\t.size __SCT__" #name ", . - __SCT__" #name "\n"                                                   \
 		"\t.popsection")
 

@@ -75,7 +75,9 @@ macro_rules! static_call {
                 concat!(".hidden __SCT__", stringify!($name)),
                 concat!(".type __SCT__", stringify!($name), ", @function"),
                 concat!("__SCT__", stringify!($name), ":"),
+                ".cfi_startproc",
                 ".byte 0xc3, 0xcc, 0xcc, 0xcc, 0xcc, 0x0f, 0xb9, 0xcc",
+                ".cfi_endproc",
                 concat!(".size __SCT__", stringify!($name), ", . - __SCT__", stringify!($name)),
                 ".popsection",
             );
