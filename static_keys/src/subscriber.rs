@@ -14,7 +14,7 @@ use crate::boundaries;
 use crate::jump_label::{JumpSite, jump_sites};
 use crate::static_call::{CallKind, CallSite, StaticCalls, Target, call_sites, set_site, trampoline};
 use crate::switch::{KeyError, near, state, target};
-use crate::table::{Group, Owner, Phase, Stay, Table, table};
+use crate::table::{Owner, Stay, Table, table};
 
 /// Static keys and static calls of modules. One for each host; what it knows is the process's.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -205,16 +205,8 @@ impl Found {
             callers.entry((key, stay(coming, site.at))).or_insert((shown, Vec::new())).1.push(site);
         }
         table.trampolines.extend(known);
-        for ((key, stay), (shown, mut sites)) in users {
-            sites.sort_by_key(|site| site.at);
-            let group = Group { owner, stay, phase: Phase::Staged, shown, sites };
-            table.keys.add(key, group, |site| site.at);
-        }
-        for ((key, stay), (shown, mut sites)) in callers {
-            sites.sort_by_key(|site| site.at);
-            let group = Group { owner, stay, phase: Phase::Staged, shown, sites };
-            table.calls.add(key, group, |site| site.at);
-        }
+        table.keys.add_staged(owner, users, |site| site.at);
+        table.calls.add_staged(owner, callers, |site| site.at);
         Ok(())
     }
 }

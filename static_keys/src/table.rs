@@ -114,6 +114,19 @@ impl<S, V> Users<S, V> {
         groups.insert(place, group);
     }
 
+    /// Adds the sites of a module that is coming, by their key and by how long they stay, with the value that they show.
+    pub(crate) fn add_staged(
+        &mut self,
+        owner: Owner,
+        found: BTreeMap<(Addr, Stay), (V, Vec<S>)>,
+        at: impl Fn(&S) -> Addr,
+    ) {
+        for ((key, stay), (shown, mut sites)) in found {
+            sites.sort_by_key(&at);
+            self.add(key, Group { owner, stay, phase: Phase::Staged, shown, sites }, &at);
+        }
+    }
+
     /// The keys that a module uses; its groups are published from now on.
     pub(crate) fn published(&mut self, owner: Owner) -> BTreeSet<Addr> {
         let keys = self.keys.get(&owner).cloned().unwrap_or_default();

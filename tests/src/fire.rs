@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use modload_edit::{EditSet, index};
 use modload_text::{PokeError, Poked, TextLock, TrapMask, poke};
 
-use crate::{Chance, Sites, in_fork};
+use crate::{Chance, Sites, handle, in_fork};
 
 /// When a fire ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -183,11 +183,7 @@ impl Fire {
     /// Signals whose handler calls through the sites, in whichever thread they find; how many handlers ran.
     fn interrupt(&self) -> u64 {
         INTERRUPTED.store(ptr::from_ref(&self.sites).cast_mut(), Ordering::SeqCst);
-        let handler: extern "C" fn(libc::c_int) = on_signal;
-        #[expect(clippy::as_conversions, reason = "signal takes the handler's address as an integer")]
-        let handler = handler as libc::sighandler_t;
-        // SAFETY: the handler calls functions of ours that take nothing and allocate nothing.
-        unsafe { libc::signal(libc::SIGUSR1, handler) };
+        handle(libc::SIGUSR1, on_signal);
         let here = std::process::id().cast_signed();
         while !self.is_over() {
             // SAFETY: sends a signal to this process, which has a handler for it.

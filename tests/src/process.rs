@@ -59,3 +59,11 @@ pub fn peek(at: Addr, len: usize) -> Vec<u8> {
     fs::File::open("/proc/self/mem").unwrap().read_exact_at(&mut bytes, at.get()).unwrap();
     bytes
 }
+
+/// Has a signal handled by a function, which does nothing that a handler may not.
+pub fn handle(signal: libc::c_int, handler: extern "C" fn(libc::c_int)) {
+    #[expect(clippy::as_conversions, reason = "signal takes the handler's address as an integer")]
+    let handler = handler as libc::sighandler_t;
+    // SAFETY: a function of the type that the kernel calls.
+    unsafe { libc::signal(signal, handler) };
+}

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use modload_edit::{Addr, Edit, EditSet, Engine, NOPS, Rejected, Sink, Why, ZERO};
-use modload_tests::{Case, Sites, Until, block, fire, peek, unblock};
+use modload_tests::{Case, Sites, Until, block, fire, handle, peek, unblock};
 use modload_text::{Arena, Because, Class, HostText, PokeError, Poked, TextLock, TrapMask, Way, fill, poke};
 
 fn main() -> ExitCode {
@@ -142,11 +142,7 @@ extern "C" fn ignore(_: libc::c_int) {}
 
 fn handler_replaced() {
     let sites = Sites::publish(1000, 61, None);
-    let handler: extern "C" fn(libc::c_int) = ignore;
-    #[expect(clippy::as_conversions, reason = "signal takes the handler's address as an integer")]
-    let handler = handler as libc::sighandler_t;
-    // SAFETY: a handler that does nothing.
-    unsafe { libc::signal(libc::SIGTRAP, handler) };
+    handle(libc::SIGTRAP, ignore);
     let poked = with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap();
     assert_eq!(poked.way, Way::Rendezvous(Because::Handler));
 }
@@ -200,11 +196,8 @@ extern "C" fn count_own(_: libc::c_int) {
 }
 
 fn own_int3() {
-    let handler: extern "C" fn(libc::c_int) = count_own;
-    #[expect(clippy::as_conversions, reason = "signal takes the handler's address as an integer")]
-    let handler = handler as libc::sighandler_t;
-    // SAFETY: a handler that counts; it is there before ours.
-    unsafe { libc::signal(libc::SIGTRAP, handler) };
+    // It is there before ours.
+    handle(libc::SIGTRAP, count_own);
     let sites = Sites::publish(1000, 61, None);
     let (stop, mut traps) = (AtomicBool::new(false), 0);
     thread::scope(|scope| {
@@ -319,11 +312,7 @@ fn within_nops() {
     let at = address(nops);
     // SAFETY: the function is ours, and stays.
     let _text = unsafe { HostText::register(at, at + 60) }.unwrap();
-    let handler: extern "C" fn(libc::c_int) = stay;
-    #[expect(clippy::as_conversions, reason = "signal takes the handler's address as an integer")]
-    let handler = handler as libc::sighandler_t;
-    // SAFETY: a handler that waits for us.
-    unsafe { libc::signal(libc::SIGUSR1, handler) };
+    handle(libc::SIGUSR1, stay);
     let thread = thread::Builder::new().name("nops".into()).spawn(|| nops()).unwrap();
     thread::sleep(Duration::from_millis(20));
     // All sixty NOPs as edits of five: wherever in the middle of one the thread is held, it is found.

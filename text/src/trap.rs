@@ -120,7 +120,7 @@ extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
 /// Sends a thread on that has met, at `at`, an INT3 of a batch: as if the new instruction stood there, or, if the batch
 /// is over, to the instruction itself. Whether it has.
 fn pass(at: Addr, context: &mut libc::ucontext_t) -> bool {
-    if !arena::text_contains(at) && host_text::containing(at).is_none() {
+    if !is_pokeable(at) {
         return false;
     }
     loop {
@@ -170,11 +170,16 @@ fn is_int3(at: Addr) -> bool {
     unsafe { ptr::read_volatile(pointer(at)) == INT3 }
 }
 
+/// Whether an address lies in text that a batch may change: that of modules, or registered text of the host's.
+fn is_pokeable(at: Addr) -> bool {
+    arena::text_contains(at) || host_text::containing(at).is_some()
+}
+
 /// Whether the instruction that ends with this byte of ours, or of registered text, is `int $3` of two bytes.
 fn is_long_int3(at: Addr) -> bool {
     const LONG: [u8; 2] = [0xcd, 0x03];
     let first = at.offset(-1);
-    if !arena::text_contains(first) && host_text::containing(first).is_none() {
+    if !is_pokeable(first) {
         return false;
     }
     // SAFETY: two bytes of text that is mapped and readable.

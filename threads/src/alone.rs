@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Mutex, TryLockError};
 
 use crate::system::{self, Descriptor};
+use crate::task::Tasks;
 
 /// The open list of this process's threads.
 struct Kept {
@@ -28,7 +29,7 @@ pub fn is_alone() -> io::Result<bool> {
         Ok(kept) => kept,
         Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
         // Somebody else asks, or did when this process was forked.
-        Err(TryLockError::WouldBlock) => return count(&open()?.0).map(|threads| threads == 1),
+        Err(TryLockError::WouldBlock) => return Ok(Tasks::open()?.count()? == 1),
     };
     let process = system::getpid();
     if let Some(kept) = kept.as_ref().filter(|kept| kept.process == process)
@@ -52,8 +53,4 @@ fn open() -> io::Result<(Descriptor, libc::stat)> {
     let list = Descriptor::open(c"/proc/self/task", libc::O_DIRECTORY)?;
     let stat = list.stat()?;
     Ok((list, stat))
-}
-
-fn count(list: &Descriptor) -> io::Result<u64> {
-    Ok(list.links()?.saturating_sub(2))
 }
