@@ -6,8 +6,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use modload_edit::{Addr, Edit, EditSet, Engine, NOPS, Rejected, Sink, Why, ZERO};
-use modload_tests::{Case, Sites, Until, block, fire, handle, peek, unblock};
-use modload_text::{Arena, Because, Class, HostText, PokeError, Poked, TextLock, TrapMask, Way, fill, poke};
+use modload_tests::{Case, Sites, Until, block, fire, handle, in_fork, peek, unblock};
+use modload_text::{
+    Arena, Because, Class, HostText, PokeError, Poked, TextLock, TrapMask, Way, fill, poke, traps_in_flight,
+};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
@@ -15,6 +17,8 @@ fn main() -> ExitCode {
         Case::new("a_batch_takes_three_synchronisations", three_synchronisations),
         Case::new("under_fire_by_traps", || under_fire(TrapMask::Trusted, 10_000)).within_seconds(120),
         Case::new("under_fire_by_rendezvous", || under_fire(TrapMask::Held, 100)).within_seconds(120),
+        Case::new("threads_on_their_way_from_a_trap_are_counted", in_flight),
+        Case::new("a_forked_child_begins_with_none_of_them", in_flight_over_fork),
         Case::new("a_thread_that_blocks_sigtrap_is_met_by_rendezvous", sigtrap_blocked),
         Case::new("a_handler_installed_later_is_met_by_rendezvous", handler_replaced),
         Case::new("a_thread_that_blocks_everything_is_named", everything_blocked),
@@ -145,6 +149,60 @@ fn handler_replaced() {
     handle(libc::SIGTRAP, ignore);
     let poked = with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap();
     assert_eq!(poked.way, Way::Rendezvous(Because::Handler));
+}
+
+fn in_flight() {
+    let sites = Sites::publish(1000, 61, None);
+    let until = Instant::now() + Duration::from_secs(40);
+    let (seen, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                flip(&sites, TrapMask::Trusted).unwrap();
+            }
+        });
+        with_a_caller(&sites, None, || {
+            // The count is a matter of some hundred instructions, so it is looked at often.
+            while seen.load(Ordering::Relaxed) < 100 {
+                let now = traps_in_flight();
+                assert!(now <= 2, "{now} of the two threads that call");
+                seen.fetch_add(u64::from(now != 0), Ordering::Relaxed);
+                assert!(Instant::now() < until, "never seen");
+            }
+        });
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(traps_in_flight(), 0);
+}
+
+/// A breakpoint of the program's own.
+#[unsafe(naked)]
+extern "C" fn breakpoint() -> i32 {
+    std::arch::naked_asm!("int3; ret", options(att_syntax))
+}
+
+fn in_flight_over_fork() {
+    handle(libc::SIGTRAP, count_own);
+    drop(Sites::publish(1, 64, None));
+    let at = address(breakpoint);
+    // Registered, so that each trap is looked at before it is passed on; and no lock keeps a fork waiting meanwhile.
+    // SAFETY: the function is ours, and stays.
+    let _text = unsafe { HostText::register(at, at + 2) }.unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    breakpoint();
+                }
+            });
+        }
+        // Threads that a fork has caught there are not in the child.
+        let children = (0..2000).map(|_| in_fork(|| assert_eq!(traps_in_flight(), 0)));
+        let wrong = children.filter(|ended| ended.status != Some(0)).count();
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(wrong, 0);
+    });
 }
 
 /// The signal by which threads are held, from here on.

@@ -59,7 +59,7 @@ extern "C" fn parent() {
 extern "C" fn child() {
     modload_threads::after_fork_in_child();
     let Some(Held { mut locks, hooks }) = HELD.take() else { return };
-    batch::forget_readers();
+    batch::forget_in_flight();
     // If it cannot be opened, every write in the child is refused by name.
     let _ = locks.text.open();
     drop(locks);

@@ -9,6 +9,8 @@
 //! - [`poke`]: changes published text while threads run through it, a batch of edits at a time. [`HostText`]: code of the
 //!   host itself that may be poked.
 //! - [`fill`]: changes published text that nobody can have entered, and constants.
+//! - [`traps_in_flight`]: how many threads are between a trap of a batch and where it leads them.
+//! - [`Pages`]: memory that is had without the allocator.
 //! - [`TextLock`]: who holds it may write into published memory, nobody else can.
 //! - [`Describe`]: how a call into text that is not there is reported ([`Staged::owner`]).
 //!
@@ -24,6 +26,7 @@ mod fill;
 mod host_text;
 mod obstacle;
 mod owners;
+mod pages;
 mod place;
 mod poke;
 mod region;
@@ -38,11 +41,13 @@ mod variables;
 mod write;
 
 pub use arena::{Arena, ArenaError, Class, OutOfMemory, StripeUsage};
+pub use batch::traps_in_flight;
 pub use fill::fill;
 pub use fork::on_fork;
 pub use host_text::{HostText, HostTextError};
 pub use obstacle::Because;
 pub use owners::Describe;
+pub use pages::Pages;
 pub use place::{Fresh, Placed, Protected};
 pub use poke::{PokeError, Poked, TrapMask, Way, poke};
 pub use staging::{PublishFailed, Published, Staged};

@@ -13,6 +13,7 @@ use std::sync::OnceLock;
 
 use modload_edit::Addr;
 
+use crate::batch::InFlight;
 use crate::owners::{self, Owner, Phase};
 use crate::reserve::pointer;
 use crate::{INT3, arena, batch, emulate, host_text};
@@ -123,9 +124,11 @@ fn pass(at: Addr, context: &mut libc::ucontext_t) -> bool {
     if !is_pokeable(at) {
         return false;
     }
+    // Until `context` says where the thread goes on.
+    let in_flight = InFlight::begin();
     loop {
         let changes = batch::changes();
-        if let Some(step) = batch::step(at) {
+        if let Some(step) = batch::step(&in_flight, at) {
             emulate::emulate(step, &mut context.uc_mcontext);
             return true;
         }
