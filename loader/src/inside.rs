@@ -9,9 +9,9 @@ use std::ops::{ControlFlow, Range};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use modload_edit::{Addr, index};
-use modload_threads::frames::{self, Ended, Frame, ProcessMemory, Registers, WalkError, walk, walk_here};
-use modload_threads::{DEFAULT_LIMIT, Held, Tasks, Tid, hold, is_alone, name};
+use modload_edit::Addr;
+use modload_threads::frames::{self, Ended, Frame, Stack, WalkError};
+use modload_threads::{Tid, is_alone, name};
 
 use crate::module::Module;
 use crate::policy::Proof;
@@ -95,46 +95,23 @@ struct Look {
     between: Vec<Tid>,
 }
 
-/// Threads that start while the others are being held need room, too.
-const SPARE: u64 = 64;
-
-/// Looks at all threads.
-fn look(text: &Range<u64>) -> Result<Look, modload_threads::Error> {
-    let count =
-        Tasks::open().and_then(|tasks| tasks.count()).map_err(|source| modload_threads::Error::List { source })?;
-    let mut room = count + SPARE;
-    loop {
-        let room_for_all = index(room);
-        let mut found = Look { inside: Vec::with_capacity(room_for_all), between: Vec::with_capacity(room_for_all) };
-        let held = hold(DEFAULT_LIMIT)?;
-        if held.count() < room {
-            look_while_held(&held, text, &mut found);
-            drop(held);
-            return Ok(found);
-        }
-        room = held.count() + SPARE;
-        drop(held);
-    }
-}
-
-/// Takes no memory: `found` has room for every held thread and for this one.
-fn look_while_held(held: &Held, text: &Range<u64>, found: &mut Look) {
-    for thread in held.threads() {
-        let registers = Registers::interrupted(thread.context());
-        found.sight(thread.tid(), text, |visit| walk(&registers, ProcessMemory::own(), visit));
-    }
-    found.sight(Tid::current(), text, |visit| walk_here(visit));
-}
-
-type Visitor<'v> = dyn FnMut(&Frame) -> ControlFlow<()> + 'v;
-
 impl Look {
-    /// Walks one stack, and keeps what there is to keep of it.
-    fn sight(&mut self, tid: Tid, text: &Range<u64>, walk: impl FnOnce(&mut Visitor<'_>) -> Result<Ended, WalkError>) {
+    /// Looks at all threads.
+    fn at_all(text: &Range<u64>) -> Result<Look, modload_threads::Error> {
+        frames::each_stack(Look::with_room, |look, stack| look.sight(stack, text))
+    }
+
+    fn with_room(stacks: usize) -> Look {
+        Look { inside: Vec::with_capacity(stacks), between: Vec::with_capacity(stacks) }
+    }
+
+    /// Walks one stack, and keeps what there is to keep of it. Takes no memory: there is room for every thread.
+    fn sight(&mut self, stack: &Stack<'_>, text: &Range<u64>) {
+        let tid = stack.tid();
         let mut sighting = Sighting { tid, inside: None, outer: [0; OUTER], outer_count: 0, ended: Ok(Ended::Early) };
         let mut has_begun = tid.is_first();
         let mut outermost = 0;
-        sighting.ended = walk(&mut |frame| {
+        sighting.ended = stack.walk(|frame| {
             outermost = frame.pc;
             has_begun |= frames::first_returns().binary_search(&frame.pc).is_ok();
             if text.contains(&frame.inside()) || text.contains(&frame.pc) {
@@ -219,7 +196,7 @@ pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -
     let begun = Instant::now();
     let mut unsettled: Option<Vec<Tid>> = None;
     loop {
-        let Look { inside, between } = look(&text).map_err(|error| Occupied::NotHeld(error.to_string()))?;
+        let Look { inside, between } = Look::at_all(&text).map_err(|error| Occupied::NotHeld(error.to_string()))?;
         let matters = |sighting: &&Sighting| except == Except::Nobody || !sighting.is_its_own();
         let mut occupants: Vec<_> = inside.iter().filter(matters).map(|sighting| occupant(sighting, module)).collect();
         if !occupants.is_empty() {

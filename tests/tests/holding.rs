@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::hint::black_box;
 use std::io::{Read, Write};
+use std::ops::ControlFlow;
 use std::os::fd::FromRawFd;
 use std::process::ExitCode;
 use std::ptr;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use modload_edit::wide;
 use modload_tests::{Case, Crowd, WhoAndWhere, run};
+use modload_threads::frames::{Ended, Stack, WalkError, each_stack, know_process};
 use modload_threads::{
     DEFAULT_LIMIT, Error, Interrupted, Probe, Tid, after_fork_in_child, after_fork_in_parent, before_fork, counts,
     hold, run_in_each,
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         Case::new("system_calls_go_on_or_are_counted", system_calls_go_on_or_are_counted),
         Case::new("a_small_alternate_stack_will_do", a_small_alternate_stack_will_do),
         Case::new("two_holders_take_turns", two_holders_take_turns),
+        Case::new("each_stack_is_walked_once_and_room_is_made_before", stacks_of_all).within_seconds(120),
         Case::new("forks_during_holds", forks_during_holds),
     ])
 }
@@ -155,6 +158,62 @@ fn ten_thousand_holds_of_threads_in_malloc() {
         assert_eq!(count, crowd.count());
     }
     assert!(turns.load(Ordering::Relaxed) > 1000, "they got on meanwhile");
+}
+
+/// What is kept of a stack: whose it is, whether it passes through [`waits`], how many frames it has, and how it ends.
+type Seen = (Tid, bool, u64, Result<Ended, WalkError>);
+
+/// A frame by which threads are known, below one that is the C library's.
+#[inline(never)]
+fn waits(time: Duration) {
+    thread::sleep(time);
+    black_box(());
+}
+
+fn see(seen: &mut Vec<Seen>, stack: &Stack<'_>) {
+    #[expect(clippy::as_conversions, reason = "functions become pointers by a cast alone")]
+    let waits = address(waits as *const ());
+    let (mut passes, mut frames) = (false, 0);
+    let ended = stack.walk(|frame| {
+        passes |= (waits..waits + 64).contains(&frame.inside());
+        frames += 1;
+        ControlFlow::Continue(())
+    });
+    seen.push((stack.tid(), passes, frames, ended));
+}
+
+fn stacks_of_all() {
+    know_process().unwrap();
+    let alone = each_stack(Vec::with_capacity, see).unwrap();
+    assert!(matches!(alone[..], [(tid, false, 2.., Ok(Ended::Outermost))] if tid == Tid::current()), "{alone:?}");
+    let mut crowds = vec![Crowd::of(8, || waits(Duration::from_millis(1)))];
+    // A hundred more start where there seems to be room for all.
+    let (mut rooms, mut starts) = (Vec::new(), true);
+    let room = |stacks| {
+        if std::mem::take(&mut starts) {
+            crowds.push(Crowd::of(100, || waits(Duration::from_millis(1))));
+        }
+        rooms.push(stacks);
+        Vec::with_capacity(stacks)
+    };
+    let seen = each_stack(room, see).unwrap();
+    assert!(matches!(rooms[..], [73, 173]), "{rooms:?}");
+    assert!(seen.capacity() >= 109 && seen.len() == 109);
+    let mut tids: Vec<_> = seen.iter().map(|(tid, ..)| *tid).collect();
+    assert_eq!(tids.last(), Some(&Tid::current()));
+    tids.sort_unstable();
+    tids.dedup();
+    assert_eq!(tids.len(), 109, "each once");
+    // Nearly every time each of the crowd waits; now and then one looks whether it is over.
+    let often = (0..100).map(|_| each_stack(Vec::with_capacity, see).unwrap());
+    let (mut waiting, mut all) = (0, 0);
+    for (tid, passes, _, ended) in often.flatten() {
+        assert_eq!(ended, Ok(Ended::Outermost), "{tid}");
+        waiting += u64::from(passes);
+        all += 1;
+        assert!(!passes || tid != Tid::current());
+    }
+    assert!(all == 10_900 && waiting > 8_000, "{waiting} of {all}");
 }
 
 fn system_calls_go_on_or_are_counted() {

@@ -4,7 +4,7 @@ use std::arch::x86_64::__cpuid;
 use std::ops::ControlFlow;
 
 use modload_edit::{Addr, Edit, EditSet};
-use modload_threads::frames::{Ended, Frame, ProcessMemory, Registers, WalkError, know_process, walk, walk_here};
+use modload_threads::frames::{Stack, WalkError, know_process, stacks};
 use modload_threads::{DEFAULT_LIMIT, Held, Tid, hold, name, status};
 
 use crate::obstacle::{Because, joins};
@@ -69,28 +69,19 @@ fn obstructing<'e>(held: &Held, edits: &'e EditSet) -> Option<Obstruction<'e>> {
         return None;
     }
     // Between two NOPs a thread may also have been interrupted by a handler that it is in.
-    let others = held.threads().find_map(|thread| {
-        let registers = Registers::interrupted(thread.context());
-        interrupted(thread.tid(), edits, |visit| walk(&registers, ProcessMemory::own(), visit))
-    });
-    others.or_else(|| interrupted(Tid::current(), edits, |visit| walk_here(visit)))
+    stacks(held).find_map(|stack| interrupted(&stack, edits))
 }
 
 /// A frame of a thread's stack that will go on within an edit: no return address, for NOPs call nobody.
-fn interrupted<'e>(
-    tid: Tid,
-    edits: &'e EditSet,
-    walk: impl FnOnce(&mut Visitor<'_>) -> Result<Ended, WalkError>,
-) -> Option<Obstruction<'e>> {
+fn interrupted<'e>(stack: &Stack<'_>, edits: &'e EditSet) -> Option<Obstruction<'e>> {
+    let tid = stack.tid();
     let mut found = None;
-    let walked = walk(&mut |frame| {
+    let walked = stack.walk(|frame| {
         found = inside(tid, frame.pc, edits).filter(|_| frame.is_exact);
         if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     walked.map_or_else(|source| Some(Obstruction::NoWalk { tid, source }), |_| found)
 }
-
-type Visitor<'v> = dyn FnMut(&Frame) -> ControlFlow<()> + 'v;
 
 fn inside(tid: Tid, rip: u64, edits: &EditSet) -> Option<Obstruction<'_>> {
     let rip = Addr::new(rip);

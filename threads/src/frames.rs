@@ -10,6 +10,8 @@
 //! - The executable, its libraries and the vDSO need not be announced: glibc's `_dl_find_object` (2.35) knows them at
 //!   each moment, without a lock. [`know_process`] finds that function, and installs what fork needs.
 //!
+//! - [`each_stack`]: every other thread is held, and each stack is walked; [`stacks`] for who holds them already.
+//!
 //! Walks may run in signal handlers, beside each other, and while rows come and go: they take no lock, allocate
 //! nothing, and read the stack by `process_vm_readv(2)`, which fails where a load would fault.
 
@@ -25,6 +27,7 @@ mod rules;
 mod own;
 mod start;
 mod section;
+mod stacks;
 mod walk;
 
 pub use index::{Known, Overlap};
@@ -35,5 +38,6 @@ pub use own::{is_behind_call, may_return};
 pub use process::{NoFinder, know_process};
 pub use registers::{Register, Registers};
 pub use section::Flaw;
+pub use stacks::{Stack, each_stack, stacks};
 pub use start::{first_returns, thread_starts};
 pub use walk::{DEEPEST, Ended, Frame, WalkError, walk, walk_here};
