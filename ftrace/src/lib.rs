@@ -1,5 +1,33 @@
 //! Function tracing, with Linux's semantics (Documentation/trace/ftrace) and threads for tasks.
+//!
+//! Functions that were compiled for it begin with a NOP, which costs nothing, and which becomes a call of a tracer, or of code that
+//! records the call, when somebody looks.
+//!
+//! - [`Ftrace`]: the first subscriber of both chains: what it knows of a host's modules, and who traces them.
+//! - [`Tracer`], [`Call`], [`Registers`]: hears of calls. [`Redirect`]: says where they go on.
+//! - [`Filter`], [`Pattern`]: which functions, by module and name; in force for modules that are not loaded yet, too.
+//! - [`TraceOptions`], [`FunctionTrace`]: records calls, or entries and returns, of all threads; told in [`trace::Batch`]es.
+//! - [`Traceable`]: which functions can be traced, and why others cannot.
 
 #![deny(unsafe_code)]
 
 pub mod trace;
+mod error;
+mod filter;
+mod clock;
+mod trampoline;
+mod stubs;
+mod sites;
+mod table;
+mod switch;
+mod recording;
+mod subscriber;
+mod tracing;
+
+pub use error::TraceError;
+pub use filter::{BadPattern, Filter, Pattern};
+pub use recording::{FunctionTrace, Mode, TraceOptions};
+pub use sites::Traceable;
+pub use tracing::{Ftrace, Tracing, set_trap_mask, sweep};
+pub use trampoline::call::{Call, Redirect, Redirecting, Tracer};
+pub use trampoline::sets::Registers;

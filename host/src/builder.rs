@@ -226,6 +226,7 @@ impl HostBuilder {
     #[must_use]
     pub fn trap_mask(self, mask: TrapMask) -> HostBuilder {
         modload_static_keys::set_trap_mask(mask);
+        modload_ftrace::set_trap_mask(mask);
         self
     }
 

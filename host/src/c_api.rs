@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 
 use modload_edit::{Addr, index, wide};
 use modload_loader::{BUILTIN, Coming, Loader, Membership, Module, Order, Refusal, Subscriber};
+use modload_ftrace::Ftrace;
 use modload_static_keys::StaticKeys;
 use modload_text::on_fork;
 
@@ -45,6 +46,8 @@ struct CModule {
 pub(crate) struct Inner {
     /// Dropped first: whoever is still in the chains hears of the modules' going.
     pub(crate) loader: Loader,
+    /// What is traced in it.
+    pub(crate) ftrace: Ftrace,
     /// How many [`crate::Host`]s there are; references of a moment's, as in [`owner`], are none.
     pub(crate) handles: AtomicUsize,
     /// Whether the last of them has been dropped once.
@@ -76,10 +79,12 @@ impl Drop for Notifiers {
 impl Inner {
     pub(crate) fn new(loader: Loader) -> Inner {
         let (handles, left) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let [_, _, (name, order)] = BUILTIN;
+        let ftrace = Ftrace::new();
+        let [(tracing, first), _, (keys, third)] = BUILTIN;
         // For as long as there is a module, which may be longer than the host.
-        loader.subscribe(name, order, Arc::new(StaticKeys)).forget();
-        Inner { loader, handles, left, _notifiers: Notifiers }
+        loader.subscribe(tracing, first, Arc::new(ftrace)).forget();
+        loader.subscribe(keys, third, Arc::new(StaticKeys)).forget();
+        Inner { loader, ftrace, handles, left, _notifiers: Notifiers }
     }
 }
 

@@ -5,6 +5,9 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use modload_edit::Addr;
+use modload_ftrace::{
+    Filter, FunctionTrace, Redirecting, TraceError, TraceOptions, Traceable, Tracer, Tracing,
+};
 use modload_loader::{
     Event, Explanation, Externals, Image, Input, Listening, LoadError, Loader, Membership, Module as ModuleInfo,
     Onlooker, Order, Policy, Recording, State, Subscriber, UnloadError,
@@ -139,6 +142,51 @@ impl Host {
     #[must_use]
     pub fn record(&self) -> Recording {
         self.inner.loader.record()
+    }
+
+    /// Has a tracer hear of all calls of the functions that a filter means, in all threads: of modules that are there, and of
+    /// those that are loaded while it is in force. `docs/tracing.md` says how modules are compiled for it.
+    ///
+    /// # Errors
+    /// [`TraceError`].
+    pub fn trace(&self, filter: Filter, tracer: impl Tracer) -> Result<Tracing, TraceError> {
+        self.inner.ftrace.trace(filter, tracer)
+    }
+
+    /// [`Host::trace`], with all general registers.
+    ///
+    /// # Errors
+    /// [`TraceError`].
+    pub fn trace_with_registers(&self, filter: Filter, tracer: impl Tracer) -> Result<Tracing, TraceError> {
+        self.inner.ftrace.trace_with_registers(filter, tracer)
+    }
+
+    /// Has calls of functions go on elsewhere: [`modload_ftrace::Redirecting`] promises that they may.
+    ///
+    /// # Errors
+    /// [`TraceError`]; [`TraceError::Redirected`]: by somebody else already.
+    pub fn redirect(&self, filter: Filter, redirecting: Redirecting) -> Result<Tracing, TraceError> {
+        self.inner.ftrace.redirect(filter, redirecting)
+    }
+
+    /// Records calls, or entries and returns, of functions of its modules in all threads, until what this returns is dropped.
+    ///
+    /// # Errors
+    /// [`TraceError`]; [`TraceError::UnderWay`]: there is one recording at a time in a process.
+    pub fn trace_functions(&self, options: &TraceOptions) -> Result<FunctionTrace, TraceError> {
+        let host = self.downgrade();
+        let name = move |at: Addr| {
+            // No handle: the last of them may not be dropped by who reads.
+            let inner = host.inner.upgrade()?;
+            inner.loader.module_at(at.offset(-1))?.describe_return(at)
+        };
+        self.inner.ftrace.record(options, name)
+    }
+
+    /// The functions that can be traced, and those that cannot and why, of all modules that are compiled for it.
+    #[must_use]
+    pub fn traceable(&self) -> Vec<Traceable> {
+        self.inner.ftrace.traceable()
     }
 
     /// An address in one of its modules as Linux's `%pS` shows it: `func+0x12/0x40 [module]`. `None` for the rest of the

@@ -67,6 +67,10 @@ pub use foreign::{Module, Symbol, SymbolError, Trust, read_trusted, set_static_c
 pub use host::{Host, WeakHost};
 pub use modload_alternatives::{Features, UnknownFeature};
 pub use modload_edit::{Addr, Edit, disassembled, formatter};
+pub use modload_ftrace::{
+    BadPattern, Call, Filter, FunctionTrace, Mode, Pattern, Redirect, Redirecting, Registers, TraceError, TraceOptions, Traceable,
+    Tracer, Tracing, trace,
+};
 pub use modload_loader::{
     BUILTIN, Change, Check, Coming, Error, Event, EventKind, Explanation, FunctionBytes, Image, ImageSection, Input,
     InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable, Inspection, Kallsyms, Listening,

@@ -29,6 +29,17 @@ pub struct Symbol {
     pub kind: SymbolKind,
 }
 
+/// A function of a module.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FunctionSymbol {
+    /// Its name, escaped.
+    pub name: String,
+    /// Its address.
+    pub addr: Addr,
+    /// Its size in bytes, 0 if the file does not say.
+    pub size: u64,
+}
+
 /// A section of a module, in memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SectionInfo {
@@ -170,6 +181,20 @@ impl Module {
     #[must_use]
     pub fn lasting_symbol(&self, name: &str) -> Option<Symbol> {
         self.names.find(name.as_bytes()).or_else(|| self.exported(name))
+    }
+
+    /// Its functions and what else its symbols name that is no variable, in order of their addresses; of several names of one
+    /// address global ones come first, then by name. Those of init sections are there until `init` has returned.
+    #[must_use]
+    pub fn functions(&self) -> Vec<FunctionSymbol> {
+        let init = {
+            let _book = self.registry.lock();
+            lock(&self.init_names).clone()
+        };
+        let mut all: Vec<_> = self.names.functions().chain(init.iter().flat_map(|names| names.functions())).collect();
+        all.sort_unstable_by_key(|&(name, addr, _, is_global)| (addr, !is_global, name));
+        let symbol = |(name, addr, size, _)| FunctionSymbol { name: crate::error::escaped(name), addr, size };
+        all.into_iter().map(symbol).collect()
     }
 
     /// What the module exports under this name.

@@ -169,6 +169,12 @@ impl Names {
         self.entries.iter().filter(|entry| entry.kind != SymbolKind::Object).map(|entry| entry.addr)
     }
 
+    /// Everything that is no variable: name, address and size, and whether it is global.
+    pub(crate) fn functions(&self) -> impl Iterator<Item = (&[u8], Addr, u64, bool)> {
+        let functions = self.entries.iter().filter(|entry| entry.kind != SymbolKind::Object);
+        functions.map(|entry| (self.name(entry), entry.addr, entry.size, entry.scope == Scope::Global))
+    }
+
     /// The function that an address lies in, by the sizes that the file states: its name, the distance from its start, and
     /// its size. Of several the one with the nearest start, a global one before a local one.
     pub(crate) fn function_at(&self, at: Addr) -> Option<(&[u8], u64, u64)> {

@@ -45,7 +45,7 @@ pub use batch::traps_in_flight;
 pub use fill::fill;
 pub use fork::on_fork;
 pub use host_text::{HostText, HostTextError};
-pub use obstacle::Because;
+pub use obstacle::{Because, shadow_stacks};
 pub use owners::Describe;
 pub use pages::Pages;
 pub use place::{Fresh, Placed, Protected};

@@ -111,8 +111,9 @@ const ARCH_SHSTK_STATUS: libc::c_int = 0x5005;
 /// Its bit for "on".
 const ARCH_SHSTK_SHSTK: u64 = 1;
 
-/// Whether this thread has a shadow stack. The C library gives one to all threads or to none.
-fn shadow_stacks() -> bool {
+/// Whether this thread has a shadow stack (`ARCH_SHSTK_STATUS`). The C library gives one to all threads or to none.
+#[must_use]
+pub fn shadow_stacks() -> bool {
     let mut features = 0_u64;
     // SAFETY: writes eight bytes to a variable of ours, or fails: on kernels that know it not, and without the hardware.
     let failed = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SHSTK_STATUS, &raw mut features) };

@@ -75,7 +75,15 @@ impl Known {
         if rows.is_empty() {
             return Err(BadRows::Order { row: 0, from: 0 });
         }
-        let planned = listing::described(code, &program(rows)).map_err(|_: Malformed| BadRows::Length)?;
+        Known::programmed(code, &program(rows))
+    }
+
+    /// [`Known::stated`] by call frame instructions (DWARF 5, 6.4.2), with factors of 1: for rows that need expressions.
+    ///
+    /// # Errors
+    /// [`BadRows`]. What the instructions say is not looked at before a walk needs them.
+    pub fn programmed(code: Range<u64>, program: &[u8]) -> Result<Known, BadRows> {
+        let planned = listing::described(code, program).map_err(|_: Malformed| BadRows::Length)?;
         planned.publish()?.ok_or(BadRows::Length)
     }
 }

@@ -1,0 +1,80 @@
+//! Times: the processor's time stamps as nanoseconds.
+
+use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::trampoline::thread::now;
+
+/// Both clocks at one moment.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    stamp: u64,
+    time: Instant,
+}
+
+impl Moment {
+    fn now() -> Moment {
+        Moment { stamp: now(), time: Instant::now() }
+    }
+}
+
+/// When this was asked for first; the longer ago, the better is known how fast stamps go.
+static FIRST: OnceLock<Moment> = OnceLock::new();
+
+/// They are at least so far apart.
+const APART: Duration = Duration::from_millis(10);
+
+/// Times since it was started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    start: u64,
+    /// Nanoseconds of 2^32 stamps.
+    scale: u64,
+}
+
+impl Clock {
+    /// Notes a moment, so that a clock that is started later need not wait.
+    pub(crate) fn note() {
+        FIRST.get_or_init(Moment::now);
+    }
+
+    /// A clock that begins now; `None` if stamps do not go evenly, and the same on all processors (`CPUID.80000007H:EDX[8]`).
+    pub(crate) fn start() -> Option<Clock> {
+        let invariant = std::arch::x86_64::__cpuid(0x8000_0000).eax >= 0x8000_0007
+            && std::arch::x86_64::__cpuid(0x8000_0007).edx & 1 << 8 != 0;
+        if !invariant {
+            return None;
+        }
+        let first = FIRST.get_or_init(Moment::now);
+        sleep(APART.saturating_sub(first.time.elapsed()));
+        let last = Moment::now();
+        let stamps = u128::from(last.stamp - first.stamp);
+        let scale = (last.time - first.time).as_nanos().checked_shl(32)?.checked_div(stamps)?;
+        Some(Clock { start: now(), scale: u64::try_from(scale).ok()? })
+    }
+
+    /// Nanoseconds from its start to a stamp; 0 for what was before.
+    pub(crate) fn nanoseconds(&self, stamp: u64) -> u64 {
+        let stamps = u128::from(stamp.saturating_sub(self.start));
+        u64::try_from(stamps * u128::from(self.scale) >> 32).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Clock, now};
+    use std::thread::sleep;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn it_goes_as_fast_as_the_systems() {
+        let clock = Clock::start().expect("stamps go evenly here");
+        let (first, begun) = (clock.nanoseconds(now()), Instant::now());
+        sleep(Duration::from_millis(50));
+        let (last, real) = (clock.nanoseconds(now()), begun.elapsed().as_nanos());
+        let shown = u128::from(last - first);
+        assert!(shown.abs_diff(real) < real / 100, "{shown} ns for {real} ns");
+        assert_eq!(clock.nanoseconds(0), 0);
+    }
+}

@@ -1,0 +1,50 @@
+//! Why functions are not traced.
+
+use modload_edit::Rejected;
+use modload_text::{ArenaError, PokeError};
+use modload_threads::frames::BadRows;
+use thiserror::Error;
+
+/// Tracing was not switched. All is as it was.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TraceError {
+    /// Two that say where calls go on cannot both be obeyed.
+    #[error("{function} [{module}] is redirected already, and can be by one at a time")]
+    Redirected {
+        /// The function's module.
+        module: String,
+        /// The function.
+        function: String,
+    },
+    /// There is one recording at a time.
+    #[error("functions are being recorded already: one recording at a time")]
+    UnderWay,
+    /// Time stamps of the processor mean nothing.
+    #[error("functions cannot be recorded: the processor's time stamp counter does not run evenly (no invariant TSC)")]
+    NoClock,
+    /// A return address that is ours does not fit a shadow stack.
+    #[error("returns cannot be recorded: this process has shadow stacks")]
+    ShadowStack,
+    /// There is no such size.
+    #[error("a buffer of {bytes} bytes for each thread: it must be from 4096 bytes to 1 GiB")]
+    Buffer {
+        /// What was asked for.
+        bytes: u64,
+    },
+    /// Text could not be changed.
+    #[error(transparent)]
+    Poke(#[from] PokeError),
+    /// Two sites lie on one another.
+    #[error(transparent)]
+    Rejected(#[from] Rejected),
+    /// There is no arena, or no room in it for stubs.
+    #[error(transparent)]
+    Arena(#[from] ArenaError),
+    /// Rows for stubs could not be made known.
+    #[error(transparent)]
+    Rows(#[from] BadRows),
+    /// Threads could not be asked whether they are in a tracer.
+    #[error("threads cannot be asked whether they are in the tracer")]
+    Threads(#[from] modload_threads::Error),
+}

@@ -1,0 +1,181 @@
+//! Which functions are meant: patterns for modules and functions, as Linux's `set_ftrace_filter` and `set_ftrace_notrace` have
+//! them.
+
+use std::str::FromStr;
+
+use thiserror::Error;
+
+/// `[!][MODULE:]FUNCTION`, each a pattern with `*`, `?`, `[abc]`, `[a-c]` and `[!a]`; without a module, those of all, the host's
+/// own functions (module `vmlinux`) among them. With `!` the functions that it matches are left out.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pattern {
+    leaves_out: bool,
+    module: Part,
+    function: Part,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Part {
+    Any,
+    Exactly(String),
+    Matching(glob::Pattern),
+}
+
+/// A text that is no pattern.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("\"{}\" is no pattern [!][MODULE:]FUNCTION: {why}", .pattern.escape_debug())]
+pub struct BadPattern {
+    /// The text.
+    pub pattern: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl Part {
+    fn parse(text: &str) -> Result<Part, String> {
+        if text.is_empty() {
+            return Err("a name is missing".to_owned());
+        }
+        if text == "*" {
+            return Ok(Part::Any);
+        }
+        if !text.contains(['*', '?', '[']) {
+            return Ok(Part::Exactly(text.to_owned()));
+        }
+        glob::Pattern::new(text).map(Part::Matching).map_err(|error| error.msg.to_owned())
+    }
+
+    fn matches(&self, name: &str) -> bool {
+        match self {
+            Part::Any => true,
+            Part::Exactly(exactly) => exactly == name,
+            Part::Matching(pattern) => pattern.matches(name),
+        }
+    }
+}
+
+impl FromStr for Pattern {
+    type Err = BadPattern;
+
+    fn from_str(text: &str) -> Result<Pattern, BadPattern> {
+        let (leaves_out, rest) = text.strip_prefix('!').map_or((false, text), |rest| (true, rest));
+        let (module, function) = rest.split_once(':').unwrap_or(("*", rest));
+        let part = |part| Part::parse(part).map_err(|why| BadPattern { pattern: text.to_owned(), why });
+        Ok(Pattern { leaves_out, module: part(module)?, function: part(function)? })
+    }
+}
+
+/// Patterns together: a function is meant if one of them matches it and none that leaves out does. Without one that does not leave
+/// out, all functions are meant but those.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Filter {
+    patterns: Vec<Pattern>,
+}
+
+impl FromIterator<Pattern> for Filter {
+    fn from_iter<I: IntoIterator<Item = Pattern>>(patterns: I) -> Filter {
+        Filter { patterns: patterns.into_iter().collect() }
+    }
+}
+
+impl From<Pattern> for Filter {
+    fn from(pattern: Pattern) -> Filter {
+        Filter { patterns: vec![pattern] }
+    }
+}
+
+impl FromStr for Filter {
+    type Err = BadPattern;
+
+    /// One pattern.
+    fn from_str(text: &str) -> Result<Filter, BadPattern> {
+        Ok(Filter::from(text.parse::<Pattern>()?))
+    }
+}
+
+impl Filter {
+    /// Whether a function is meant.
+    #[must_use]
+    pub fn matches(&self, module: &str, function: &str) -> bool {
+        self.of_module(module).matches(function)
+    }
+
+    /// What it means in one module.
+    pub(crate) fn of_module<'f>(&'f self, module: &str) -> InModule<'f> {
+        let mut found = InModule { all: true, takes: Vec::new(), leaves_out: Vec::new() };
+        for pattern in &self.patterns {
+            let here = pattern.module.matches(module);
+            found.all &= pattern.leaves_out;
+            let parts = if pattern.leaves_out { &mut found.leaves_out } else { &mut found.takes };
+            parts.extend(here.then_some(&pattern.function));
+        }
+        found
+    }
+}
+
+/// The patterns that have to do with one module.
+#[derive(Debug)]
+pub(crate) struct InModule<'f> {
+    /// Whether everything is meant that is not left out.
+    all: bool,
+    takes: Vec<&'f Part>,
+    leaves_out: Vec<&'f Part>,
+}
+
+impl InModule<'_> {
+    pub(crate) fn matches(&self, function: &str) -> bool {
+        let any = |parts: &[&Part]| parts.iter().any(|part| part.matches(function));
+        (self.all || any(&self.takes)) && !any(&self.leaves_out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Filter, Pattern};
+
+    /// Patterns, `module:function`, whether it is meant.
+    fn check(patterns: &[&str], function: &str, expected: bool) {
+        let filter: Filter = patterns.iter().map(|pattern| pattern.parse::<Pattern>().unwrap()).collect();
+        let (module, name) = function.split_once(':').unwrap();
+        assert_eq!(filter.matches(module, name), expected, "{patterns:?} {function}");
+    }
+
+    #[test]
+    fn a_function_is_meant_by_module_and_name() {
+        for (patterns, function, expected) in [
+            (&["*"][..], "greet:greet_hello", true),
+            (&["greet_*"], "greet:greet_hello", true),
+            (&["greet_*"], "other:greet_hello", true),
+            (&["greet:*"], "greet:x", true),
+            (&["greet:*"], "greeter:x", false),
+            (&["gr?et:h[a-e]llo"], "great:hello", true),
+            (&["gr?et:h[!a-d]llo"], "great:hello", true),
+            (&["hello"], "greet:hello2", false),
+            (&["a", "b"], "m:b", true),
+            (&["*", "!m:b*"], "m:bar", false),
+            (&["*", "!m:b*"], "n:bar", true),
+            (&["!*_slow"], "m:f", true),
+            (&["!*_slow"], "m:f_slow", false),
+            (&["n:*", "!*_slow"], "m:f", false),
+            (&[], "m:f", true),
+        ] {
+            check(patterns, function, expected);
+        }
+    }
+
+    #[test]
+    fn what_is_no_pattern_is_refused_by_name() {
+        for (text, why) in [
+            ("", "a name is missing"),
+            ("!", "a name is missing"),
+            ("greet:", "a name is missing"),
+            (":f", "a name is missing"),
+            ("f[", "invalid range pattern"),
+            ("a***b", "wildcards are either regular `*` or recursive `**`"),
+        ] {
+            let refused = text.parse::<Pattern>().unwrap_err();
+            assert_eq!(refused.why, why, "{text}");
+            assert!(refused.to_string().contains(&format!("{text:?} is no pattern")), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Where a module's functions can be traced, and where not and why.
+
+use std::sync::Arc;
+
+use modload_abi::record::{Record, Site as Record8};
+use modload_abi::section;
+use modload_edit::{Addr, Engine, NOPS, Why, index, wide};
+use modload_loader::{Coming, FunctionSymbol, Refusal};
+
+use crate::trampoline::Width;
+
+/// A function that can be traced, or cannot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Traceable {
+    /// Which.
+    pub function: crate::trace::Function,
+    /// Why it cannot be traced, if it cannot.
+    pub why_not: Option<String>,
+}
+
+/// What a site is.
+#[derive(Clone, Debug)]
+pub(crate) struct Site {
+    pub(crate) at: Addr,
+    /// Bytes: 5 or 6.
+    pub(crate) len: u8,
+    /// The function's entry: the site, or an ENDBR64 before it.
+    pub(crate) entry: Addr,
+    pub(crate) name: Arc<str>,
+    /// Whether it goes when `init` has returned.
+    pub(crate) is_init: bool,
+    pub(crate) why: Why,
+}
+
+/// What a module's tables say.
+#[derive(Default, Debug)]
+pub(crate) struct Found {
+    pub(crate) sites: Vec<Site>,
+    /// Functions that cannot be traced, and why.
+    pub(crate) untraceable: Vec<(Arc<str>, String)>,
+    /// How wide its functions' arguments may be.
+    pub(crate) width: Option<Width>,
+}
+
+const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
+
+/// A function's NOPs may begin as far before it (`-fpatchable-function-entry=N,M`).
+const BEFORE: u64 = 64;
+
+impl Found {
+    /// Reads the tables of a module that is coming; `None` if it has none.
+    pub(crate) fn read(coming: &Coming<'_>) -> Result<Option<Found>, Refusal> {
+        let names = [section::MCOUNT_LOC, section::PATCHABLE_FUNCTION_ENTRIES];
+        let tables: Vec<_> = names.into_iter().flat_map(|name| coming.sections(name)).collect();
+        if tables.iter().all(|table| table.bytes.is_empty()) {
+            return Ok(None);
+        }
+        let functions = coming.module().functions();
+        let mut found = Found { width: Some(width(coming, &functions)), ..Found::default() };
+        for table in tables {
+            for (record, bytes) in (0..).zip(table.bytes.chunks_exact(Record8::SIZE)) {
+                let why = Why { engine: Engine::Fentry, section: table.table.section, record };
+                let bytes = bytes.try_into().map_err(|_| Refusal::from(format!("{why}: it is no whole record")))?;
+                found.add(coming, &functions, Addr::new(Record8::read(bytes).site), why)?;
+            }
+        }
+        found.sites.sort_by_key(|site| site.at);
+        Ok(Some(found))
+    }
+
+    fn add(
+        &mut self,
+        coming: &Coming<'_>,
+        functions: &[FunctionSymbol],
+        at: Addr,
+        why: Why,
+    ) -> Result<(), Refusal> {
+        let outside = || Refusal::from(format!("{why}: its site is not within text"));
+        let (start, text) = coming.text(at).ok_or_else(outside)?;
+        let code = text.get(index((at - start).cast_unsigned())..).ok_or_else(outside)?;
+        let len = [5, 6].into_iter().find(|len| code.starts_with(NOPS[len - 1]));
+        let behind = functions.partition_point(|function| function.addr <= at);
+        // Of several names of one address the first.
+        let named = |last: &FunctionSymbol| functions.partition_point(|function| function.addr < last.addr);
+        let before = behind.checked_sub(1).map(|last| &functions[named(&functions[last])]);
+        let distance = before.map(|function| at - function.addr);
+        let is_endbr = || text.get(..index((at - start).cast_unsigned())).is_some_and(|text| text.ends_with(&ENDBR64));
+        let place = || coming.module().display_place(at).unwrap_or_else(|| at.to_string());
+        let (name, why_not) = match (before, distance) {
+            (Some(function), Some(0)) => (function.name.clone(), None),
+            (Some(function), Some(4)) if is_endbr() => (function.name.clone(), None),
+            _ => match functions.get(behind).filter(|next| next.addr - at <= BEFORE.cast_signed()) {
+                Some(next) if before.is_none_or(|before| at >= before.addr + before.size) => {
+                    let distance = next.addr - at;
+                    let why = format!("its record means {distance} bytes before its entry, where calls do not pass");
+                    (next.name.clone(), Some(why))
+                }
+                _ => match before.filter(|before| at < before.addr + before.size.max(1)) {
+                    Some(function) => {
+                        let why = format!("its record means {:#x} bytes behind its entry", at - function.addr);
+                        (function.name.clone(), Some(why))
+                    }
+                    None => (place(), Some("no symbol says that a function begins there".to_owned())),
+                },
+            },
+        };
+        let why_not = why_not.or_else(|| {
+            let size = code.iter().take_while(|byte| **byte == 0x90).count();
+            let why = "there is no NOP of 5 or 6 bytes at its entry, and no 5 NOPs";
+            len.is_none().then(|| match size {
+                0 => format!("{why} (-pg -mfentry -mrecord-mcount, or -fpatchable-function-entry=5, would make one)"),
+                size => format!("{why}, but {size} (-fpatchable-function-entry=5 would make them)"),
+            })
+        });
+        let name: Arc<str> = name.into();
+        match (why_not, len) {
+            (None, Some(len)) => {
+                let entry = at.offset(-distance.unwrap_or(0));
+                let len = u8::try_from(len).unwrap_or(5);
+                self.sites.push(Site { at, len, entry, name, is_init: coming.is_init(at), why });
+            }
+            (why_not, _) => self.untraceable.push((name, why_not.unwrap_or_default())),
+        }
+        Ok(())
+    }
+}
+
+/// How wide the registers are in which functions of a module may have arguments: 512 bits only if there is an instruction that may
+/// have them (an EVEX prefix: 0x62, and two bits that are fixed), because to save them takes as long as all the rest.
+fn width(coming: &Coming<'_>, functions: &[FunctionSymbol]) -> Width {
+    let widest = Width::of_this_machine();
+    if widest != Width::Zmm {
+        return widest;
+    }
+    let mut texts: Vec<(Addr, &[u8])> = Vec::new();
+    for function in functions {
+        if texts.last().is_some_and(|(start, text)| (*start..*start + wide(text.len())).contains(&function.addr)) {
+            continue;
+        }
+        texts.extend(coming.text(function.addr));
+    }
+    let has = |text: &[u8]| {
+        memchr::memchr_iter(0x62, text).any(|at| matches!(text[at..], [_, p0, p1, ..] if p0 & 0x08 == 0 && p1 & 0x04 != 0))
+    };
+    if texts.iter().any(|(_, text)| has(text)) { Width::Zmm } else { Width::Ymm }
+}

@@ -1,0 +1,88 @@
+//! Stubs: where the sites of traced functions lead. They stand side by side in text, and stay.
+
+use std::mem::forget;
+use std::sync::Arc;
+
+use modload_edit::{Addr, Edit, EditSet, Engine, Sink, Why, index, wide};
+use modload_text::{Arena, ArenaError, Describe, INT3, TextLock, fill};
+use modload_threads::frames::Known;
+
+use crate::error::TraceError;
+use crate::trampoline::{Function, STUB, stub_rows};
+
+/// How many are made room for at a time, at least.
+const BLOCK: u64 = 64;
+
+/// Room for stubs near code of one kind.
+#[derive(Debug)]
+pub(crate) struct Stubs {
+    /// Where the next one goes, and how many there is room for.
+    next: Addr,
+    left: u64,
+}
+
+/// Names them.
+struct Name;
+
+impl Describe for Name {
+    fn module(&self) -> &'static str {
+        "function tracing"
+    }
+
+    fn symbol(&self, _: Addr) -> Option<(&[u8], u64)> {
+        None
+    }
+}
+
+impl Stubs {
+    pub(crate) const fn new() -> Stubs {
+        Stubs { next: Addr::NULL, left: 0 }
+    }
+
+    /// Gives each of these functions a stub in the arena, which every module's code reaches.
+    pub(crate) fn make(&mut self, functions: &[&'static Function]) -> Result<(), TraceError> {
+        let (here, rest) = functions.split_at(functions.len().min(index(self.left)));
+        self.fill(here)?;
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let room = wide(rest.len()).next_multiple_of(BLOCK);
+        let mut staged = Arena::get()?.stage_text(room * STUB, STUB).map_err(ArenaError::from)?;
+        let at = staged.addr();
+        let (used, spare) = staged.bytes_mut().split_at_mut(rest.len() * index(STUB));
+        for (place, function) in used.chunks_mut(index(STUB)).zip(rest) {
+            place.copy_from_slice(&function.stub_code());
+        }
+        spare.fill(INT3);
+        staged.owner(Arc::new(Name));
+        forget(staged.publish(&mut TextLock::take()).map_err(ArenaError::from)?);
+        forget(Known::programmed(at.get()..at.get() + room * STUB, &stub_rows())?);
+        self.settle(at, rest);
+        self.left = room - wide(rest.len());
+        Ok(())
+    }
+
+    /// Puts stubs where there is room for them.
+    fn fill(&mut self, functions: &[&'static Function]) -> Result<(), TraceError> {
+        if functions.is_empty() {
+            return Ok(());
+        }
+        let why = Why { engine: Engine::Fentry, section: 0, record: 0 };
+        let mut batch = EditSet::new();
+        for (number, function) in (0..).zip(functions) {
+            let (at, old, new) = (self.next + number * STUB, [INT3; 32], function.stub_code());
+            batch.edit(Edit { at, old: &old, new: &new, why })?;
+        }
+        fill(&mut TextLock::take(), &batch)?;
+        self.settle(self.next, functions);
+        self.left -= wide(functions.len());
+        Ok(())
+    }
+
+    fn settle(&mut self, at: Addr, functions: &[&'static Function]) {
+        for (number, function) in (0..).zip(functions) {
+            function.has_stub(at + number * STUB);
+        }
+        self.next = at + wide(functions.len()) * STUB;
+    }
+}

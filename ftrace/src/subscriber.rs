@@ -1,0 +1,143 @@
+//! The first subscriber of both chains: makes a module's functions known before anybody else hears of it, and forgets them after
+//! everybody else has.
+
+use modload_edit::{Edit, Sink};
+use modload_loader::{Coming, Module, Refusal, Subscriber};
+use modload_text::{TextLock, poke};
+
+use crate::Ftrace;
+use crate::sites::Found;
+use crate::table::{Entry, Owner, Part, Phase, Shown, Table, table};
+use crate::trampoline::Width;
+use crate::trampoline::sets::Then;
+
+impl Subscriber for Ftrace {
+    fn coming(&self, coming: &mut Coming<'_>) -> Result<(), Refusal> {
+        let Some(found) = Found::read(coming)? else { return Ok(()) };
+        let owner = Owner::of(coming.module());
+        let entries: Vec<_> = found.sites.into_iter().map(Entry::new).collect();
+        let part = Part {
+            host: self.host,
+            module: coming.module().name().into(),
+            phase: Phase::Staged,
+            width: found.width.unwrap_or(Width::Zmm),
+            entries,
+            untraceable: found.untraceable,
+        };
+        let mut table = table();
+        let all = 0..part.entries.len();
+        table.parts.insert(owner, part);
+        let entered = table.enter(owner).and_then(|()| {
+            table.prepare(owner, all.clone()).map_err(|error| Refusal::from(format!("its functions cannot be traced: {error}")))?;
+            table.show_staged(owner, coming)
+        });
+        if entered.is_err() {
+            table.forget(owner);
+        }
+        coming.tell_when_published();
+        entered
+    }
+
+    fn published(&self, module: &Module) -> Result<(), Refusal> {
+        let (owner, mut table) = (Owner::of(module), table());
+        let Some(part) = table.parts.get_mut(&owner) else { return Ok(()) };
+        part.phase = Phase::Published;
+        let late: Vec<_> = (0..).zip(&part.entries).filter(|(_, entry)| entry.shown != entry.wanted()).collect();
+        let late: Vec<usize> = late.into_iter().map(|(number, _)| number).collect();
+        let switched = if late.is_empty() { Ok(()) } else { table.switch(&vec![(owner, late)]) };
+        switched.map_err(|error| Refusal::from(format!("tracing was switched while the module was coming: {error}")))
+    }
+
+    fn live(&self, module: &Module) {
+        let (owner, mut table) = (Owner::of(module), table());
+        table.read_rings(|at| module.describe_return(at));
+        table.forget_entries(owner, |entry| entry.site.is_init);
+    }
+
+    fn going(&self, module: &Module) {
+        let (owner, mut table) = (Owner::of(module), table());
+        // Its addresses mean nothing soon.
+        table.read_rings(|at| module.describe_return(at));
+        table.silence(owner);
+        table.forget(owner);
+    }
+}
+
+impl Table {
+    /// Marks a new module's functions for all who want them already.
+    fn enter(&mut self, owner: Owner) -> Result<(), Refusal> {
+        let Some(part) = self.parts.get_mut(&owner) else { return Ok(()) };
+        let mut redirected: Vec<usize> = Vec::new();
+        for tracer in self.tracers.iter().filter(|tracer| tracer.host == part.host) {
+            let filter = tracer.filter.of_module(&part.module);
+            for (number, entry) in part.entries.iter_mut().enumerate() {
+                if !filter.matches(&entry.site.name) {
+                    continue;
+                }
+                if tracer.redirects {
+                    if redirected.contains(&number) {
+                        return Err(Refusal::from(format!("{} would be redirected twice", entry.site.name)));
+                    }
+                    redirected.push(number);
+                }
+                entry.tracers.push(tracer.id);
+            }
+        }
+        if let Some(running) = self.running.as_ref().filter(|running| running.host == part.host) {
+            let filter = running.filter.of_module(&part.module);
+            let meant = part.entries.iter_mut().filter(|entry| filter.matches(&entry.site.name));
+            meant.for_each(|entry| entry.recorded = running.then);
+        }
+        Ok(())
+    }
+
+    /// Makes staged sites what they want to be: plain stores.
+    fn show_staged(&mut self, owner: Owner, coming: &mut Coming<'_>) -> Result<(), Refusal> {
+        let Some(part) = self.parts.get_mut(&owner) else { return Ok(()) };
+        for entry in part.entries.iter_mut().filter(|entry| entry.wanted() != Shown::Nothing) {
+            let (old, new) = (entry.code(Shown::Nothing), entry.code(entry.wanted()));
+            let edit = Edit { at: entry.site.at, old: old.bytes(), new: new.bytes(), why: entry.site.why };
+            coming.edit(edit).map_err(|error| Refusal::from(error.to_string()))?;
+            entry.shown = entry.wanted();
+        }
+        Ok(())
+    }
+
+    /// Makes the sites of a module that goes NOPs again: its text may stay, if somebody is in it.
+    fn silence(&mut self, owner: Owner) {
+        let Some(part) = self.parts.get_mut(&owner).filter(|part| part.phase == Phase::Published) else { return };
+        self.batch.clear();
+        for entry in part.entries.iter_mut().filter(|entry| entry.shown != Shown::Nothing) {
+            let (old, new) = (entry.code(entry.shown), entry.code(Shown::Nothing));
+            let edit = Edit { at: entry.site.at, old: old.bytes(), new: new.bytes(), why: entry.site.why };
+            if let Err(error) = self.batch.edit(edit) {
+                tracing::error!(%error, "a site of a module that goes stays as it is");
+            }
+        }
+        if self.batch.is_empty() {
+            return;
+        }
+        if let Err(error) = poke(&mut TextLock::take(), &self.batch, self.trap_mask) {
+            // They lead to stubs of functions that nobody looks at.
+            tracing::error!(module = %part.module, %error, "sites of a module that goes stay as they are");
+        }
+    }
+
+    /// Forgets a module.
+    pub(crate) fn forget(&mut self, owner: Owner) {
+        self.forget_entries(owner, |_| true);
+        self.parts.remove(&owner);
+    }
+
+    /// Forgets some functions of a module.
+    fn forget_entries(&mut self, owner: Owner, which: impl Fn(&Entry) -> bool) {
+        let Some(part) = self.parts.get_mut(&owner) else { return };
+        let gone: Vec<_> = part.entries.extract_if(.., |entry| which(entry)).collect();
+        let functions: Vec<_> = gone.iter().filter_map(|entry| entry.function).collect();
+        for function in &functions {
+            function.set(std::ptr::null());
+            function.leads(None, Then::Function);
+        }
+        self.give_back(functions.into_iter());
+    }
+}

@@ -1,0 +1,167 @@
+//! Switching tracing on and off: what has changed at all sites becomes one batch.
+
+use std::ops::Range;
+
+use modload_edit::{Edit, Sink};
+use modload_text::{TextLock, poke};
+
+use crate::error::TraceError;
+use crate::table::{Entry, Owner, Phase, Shown, Table, TracerId};
+use crate::trampoline::Function;
+use crate::trampoline::call::Group;
+use crate::trampoline::sets::Then;
+
+/// Entries that have changed: whose, and which of them.
+pub(crate) type Changed = Vec<(Owner, Vec<usize>)>;
+
+impl Table {
+    /// Has functions of a host shown to a tracer, or not any more; says which they are.
+    pub(crate) fn mark(&mut self, id: TracerId) -> Result<Changed, TraceError> {
+        let Some(tracer) = self.tracers.iter().find(|tracer| tracer.id == id) else { return Ok(Vec::new()) };
+        let redirecting: Vec<_> = self.tracers.iter().filter(|one| one.redirects).map(|one| one.id).collect();
+        let mut changed = Vec::new();
+        for (owner, part) in self.parts.iter_mut().filter(|(_, part)| part.host == tracer.host) {
+            let filter = tracer.filter.of_module(&part.module);
+            let meant = |(_, entry): &(usize, &Entry)| filter.matches(&entry.site.name);
+            let meant: Vec<usize> = part.entries.iter().enumerate().filter(meant).map(|(number, _)| number).collect();
+            let taken = |number: &&usize| part.entries[**number].tracers.iter().any(|id| redirecting.contains(id));
+            if let Some(number) = meant.iter().find(taken).filter(|_| tracer.redirects) {
+                let function = part.entries[*number].site.name.to_string();
+                return Err(TraceError::Redirected { module: part.module.to_string(), function });
+            }
+            if !meant.is_empty() {
+                changed.push((*owner, meant));
+            }
+        }
+        for (owner, entries) in &changed {
+            if let Some(part) = self.parts.get_mut(owner) {
+                entries.iter().for_each(|number| part.entries[*number].tracers.push(id));
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Has no function shown to a tracer any more; says which those were that had been.
+    pub(crate) fn unmark(&mut self, id: TracerId) -> Changed {
+        let mut changed = Vec::new();
+        for (owner, part) in &mut self.parts {
+            let mut of_part = Vec::new();
+            for (number, entry) in part.entries.iter_mut().enumerate() {
+                let before = entry.tracers.len();
+                entry.tracers.retain(|one| *one != id);
+                if entry.tracers.len() != before {
+                    of_part.push(number);
+                }
+            }
+            if !of_part.is_empty() {
+                changed.push((*owner, of_part));
+            }
+        }
+        changed
+    }
+
+    /// Has the functions of a host that a filter means recorded; says which they are.
+    pub(crate) fn record(&mut self, then: Then, meant: impl Fn(&str, &Entry) -> bool, host: crate::table::HostId) -> Changed {
+        let mut changed = Vec::new();
+        for (owner, part) in self.parts.iter_mut().filter(|(_, part)| part.host == host) {
+            let module = part.module.clone();
+            let mut of_part = Vec::new();
+            for (number, entry) in part.entries.iter_mut().enumerate() {
+                if entry.recorded != then && meant(&module, entry) {
+                    entry.recorded = then;
+                    of_part.push(number);
+                }
+            }
+            if !of_part.is_empty() {
+                changed.push((*owner, of_part));
+            }
+        }
+        changed
+    }
+
+    /// Makes what stands at these functions' sites what they want, and leads their calls where they want them.
+    ///
+    /// Functions get their stubs and their tracers before a site leads there, and lose them after none does.
+    pub(crate) fn switch(&mut self, changed: &Changed) -> Result<(), TraceError> {
+        for (owner, entries) in changed {
+            self.prepare(*owner, entries.iter().copied())?;
+        }
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.clear();
+        let made = changed.iter().try_for_each(|(owner, entries)| {
+            let part = self.parts.get(owner).filter(|part| part.phase == Phase::Published);
+            let entries = part.iter().flat_map(|part| entries.iter().map(|number| &part.entries[*number]));
+            entries.filter(|entry| entry.shown != entry.wanted()).try_for_each(|entry| {
+                let (old, new) = (entry.code(entry.shown), entry.code(entry.wanted()));
+                batch.edit(Edit { at: entry.site.at, old: old.bytes(), new: new.bytes(), why: entry.site.why })
+            })
+        });
+        self.batch = batch;
+        made?;
+        if !self.batch.is_empty() {
+            poke(&mut TextLock::take(), &self.batch, self.trap_mask)?;
+        }
+        for (owner, entries) in changed {
+            let Some(part) = self.parts.get_mut(owner).filter(|part| part.phase == Phase::Published) else { continue };
+            for number in entries {
+                let entry = &mut part.entries[*number];
+                entry.shown = entry.wanted();
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives functions all that their calls need before their sites lead there.
+    pub(crate) fn prepare(&mut self, owner: Owner, entries: impl Iterator<Item = usize> + Clone) -> Result<(), TraceError> {
+        let Some(mut part) = self.parts.remove(&owner) else { return Ok(()) };
+        for number in entries.clone() {
+            let entry = &mut part.entries[number];
+            if entry.wanted() != Shown::Nothing && entry.function.is_none() {
+                let function = self.function(&part.module, &entry.site.name);
+                function.stands(entry.site.entry, entry.site.at + u64::from(entry.site.len));
+                entry.function = Some(function);
+            }
+        }
+        let functions = entries.clone().filter_map(|number| part.entries[number].function);
+        let without: Vec<_> = functions.filter(|function| function.stub().is_none()).collect();
+        let made = self.stubs.make(&without);
+        if made.is_ok() {
+            for number in entries {
+                let entry = &part.entries[number];
+                let Some(function) = entry.function else { continue };
+                let group = self.group(&entry.tracers);
+                function.set(group.map_or(std::ptr::null(), Group::set));
+                function.leads(group.map(|group| (part.width, group.saved())), entry.recorded);
+            }
+        }
+        self.parts.insert(owner, part);
+        made
+    }
+
+    /// The group of these tracers.
+    fn group(&mut self, tracers: &[TracerId]) -> Option<&Group> {
+        if tracers.is_empty() {
+            return None;
+        }
+        if !self.groups.contains_key(tracers) {
+            let member = |id: &TracerId| self.tracers.iter().find(|one| one.id == *id).map(|one| one.member.clone());
+            let members = tracers.iter().filter_map(member).collect();
+            self.groups.insert(tracers.to_vec(), Group::new(members));
+        }
+        self.groups.get(tracers).map(|group| &**group)
+    }
+
+    /// Takes groups with this tracer out: no function has them any more.
+    pub(crate) fn retire(&mut self, id: TracerId) {
+        let with: Vec<_> = self.groups.keys().filter(|tracers| tracers.contains(&id)).cloned().collect();
+        for tracers in with {
+            let group = self.groups.remove(&tracers);
+            self.retired.extend(group.map(|group| (tracers, group)));
+        }
+    }
+}
+
+/// The functions of some entries.
+pub(crate) fn functions(entries: &[Entry], range: Range<usize>) -> impl Iterator<Item = &'static Function> {
+    entries[range].iter().filter_map(|entry| entry.function)
+}

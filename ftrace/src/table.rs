@@ -1,0 +1,257 @@
+//! All functions of the process that can be traced, and who traces them.
+//!
+//! There is one table for all hosts, because a thread runs through the modules of several. Its lock is taken before the text
+//! lock, and held over fork. Code that is traced never takes it.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+
+use modload_edit::{Addr, EditSet};
+use modload_loader::Module;
+use modload_text::{TrapMask, on_fork};
+
+use crate::filter::Filter;
+use crate::recording::Running;
+use crate::sites::Site;
+use crate::stubs::Stubs;
+use crate::trampoline::call::{Group, Member};
+use crate::trampoline::ring::Reader;
+use crate::trampoline::sets::Then;
+use crate::trampoline::{Function, Width, thread};
+
+static TABLE: Mutex<Table> = Mutex::new(Table::new());
+
+thread_local! {
+    static HELD: RefCell<Option<MutexGuard<'static, Table>>> = const { RefCell::new(None) };
+}
+
+/// A host, told from all that were ever there.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct HostId(u64);
+
+impl HostId {
+    pub(crate) fn new() -> HostId {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        HostId(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Whose functions they are: a module's, by its address while it is there, or a host's own.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Owner {
+    Module(usize),
+    Host(HostId),
+}
+
+impl Owner {
+    pub(crate) fn of(module: &Module) -> Owner {
+        Owner::Module(std::ptr::from_ref(module).addr())
+    }
+}
+
+/// A tracer, told from all that were ever there.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct TracerId(pub(crate) u64);
+
+/// Whether text can be poked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Phase {
+    /// It is still staged: what stands there is looked at again when it is published.
+    Staged,
+    /// It can.
+    Published,
+}
+
+/// What stands at a site.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Shown {
+    /// A NOP.
+    Nothing,
+    /// A call of the function's stub.
+    Called,
+    /// A jump to the second half of the function's stub.
+    Jumped,
+}
+
+/// A function that can be traced.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) site: Site,
+    /// From when it is traced first.
+    pub(crate) function: Option<&'static Function>,
+    /// Who wants to hear of its calls, in the order in which they came.
+    pub(crate) tracers: Vec<TracerId>,
+    /// What is recorded of it.
+    pub(crate) recorded: Then,
+    pub(crate) shown: Shown,
+}
+
+/// The functions of a module.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) host: HostId,
+    pub(crate) module: Arc<str>,
+    pub(crate) phase: Phase,
+    pub(crate) width: Width,
+    /// In order of their addresses.
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) untraceable: Vec<(Arc<str>, String)>,
+}
+
+/// Who traces what.
+#[derive(Debug)]
+pub(crate) struct Registered {
+    pub(crate) id: TracerId,
+    pub(crate) host: HostId,
+    pub(crate) filter: Filter,
+    pub(crate) member: Member,
+    pub(crate) redirects: bool,
+}
+
+/// What there is.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) parts: BTreeMap<Owner, Part>,
+    /// In the order in which they came.
+    pub(crate) tracers: Vec<Registered>,
+    /// By their members.
+    pub(crate) groups: BTreeMap<Vec<TracerId>, Box<Group>>,
+    /// Groups that no function has any more, and that threads may be in; with their members.
+    pub(crate) retired: Vec<(Vec<TracerId>, Box<Group>)>,
+    /// Functions whose modules are gone, for the next of the same name.
+    spare: Option<HashMap<(Arc<str>, Arc<str>), Vec<&'static Function>>>,
+    /// All that there are, by their numbers.
+    pub(crate) functions: Vec<&'static Function>,
+    pub(crate) stubs: Stubs,
+    /// Threads that have taken part in a recording.
+    pub(crate) readers: Vec<Reader>,
+    pub(crate) running: Option<Running>,
+    pub(crate) trap_mask: TrapMask,
+    /// The batch of the switch under way; kept for its memory.
+    pub(crate) batch: EditSet,
+    next_tracer: u64,
+    /// The number of the last recording.
+    pub(crate) last_session: u32,
+}
+
+impl Table {
+    const fn new() -> Table {
+        Table {
+            parts: BTreeMap::new(),
+            tracers: Vec::new(),
+            groups: BTreeMap::new(),
+            retired: Vec::new(),
+            spare: None,
+            functions: Vec::new(),
+            stubs: Stubs::new(),
+            readers: Vec::new(),
+            running: None,
+            trap_mask: TrapMask::Checked,
+            batch: EditSet::new(),
+            next_tracer: 0,
+            last_session: 0,
+        }
+    }
+
+    pub(crate) fn new_tracer(&mut self) -> TracerId {
+        self.next_tracer += 1;
+        TracerId(self.next_tracer)
+    }
+
+    /// A function that nobody looks at, for one of this name.
+    pub(crate) fn function(&mut self, module: &Arc<str>, name: &Arc<str>) -> &'static Function {
+        let spare = self.spare.get_or_insert_default();
+        if let Some(function) = spare.get_mut(&(module.clone(), name.clone())).and_then(Vec::pop) {
+            return function;
+        }
+        // Far fewer than names that would fit in memory.
+        let number = u32::try_from(self.functions.len()).unwrap_or(u32::MAX);
+        let function = Function::make(number, module.clone(), name.clone());
+        self.functions.push(function);
+        function
+    }
+
+    /// Gives functions back whose module is gone.
+    pub(crate) fn give_back(&mut self, functions: impl Iterator<Item = &'static Function>) {
+        let spare = self.spare.get_or_insert_default();
+        for function in functions {
+            spare.entry((function.module.clone(), function.name.clone())).or_default().push(function);
+        }
+    }
+}
+
+/// The table, for this thread alone.
+pub(crate) fn table() -> MutexGuard<'static, Table> {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        thread::prepare(Width::of_this_machine());
+        on_fork(|| HELD.set(Some(lock())), || HELD.set(None), || {
+            if let Some(mut table) = HELD.take() {
+                table.readers.extend(thread::take_new());
+                table.readers.iter().for_each(Reader::forked);
+            }
+        });
+    });
+    lock()
+}
+
+fn lock() -> MutexGuard<'static, Table> {
+    // Whole between any two statements that can panic.
+    TABLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Entry {
+    pub(crate) fn new(site: Site) -> Entry {
+        Entry { site, function: None, tracers: Vec::new(), recorded: Then::Function, shown: Shown::Nothing }
+    }
+
+    /// What is to stand at its site.
+    pub(crate) fn wanted(&self) -> Shown {
+        match (self.recorded, self.tracers.is_empty()) {
+            (Then::Graph, _) => Shown::Jumped,
+            (Then::Function, true) => Shown::Nothing,
+            _ => Shown::Called,
+        }
+    }
+
+    /// The bytes of its site.
+    pub(crate) fn code(&self, shown: Shown) -> SiteCode {
+        let stub = self.function.and_then(Function::stub).unwrap_or_default();
+        SiteCode::of(self.site.at, self.site.len, shown, stub)
+    }
+}
+
+/// The bytes of a site, which are one instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct SiteCode {
+    bytes: [u8; 6],
+    len: u8,
+}
+
+impl SiteCode {
+    fn of(at: Addr, len: u8, shown: Shown, stub: Addr) -> SiteCode {
+        let long = usize::from(len);
+        let mut bytes = [0; 6];
+        let (opcode, to) = match shown {
+            Shown::Nothing => {
+                bytes[..long].copy_from_slice(modload_edit::NOPS[long - 1]);
+                return SiteCode { bytes, len };
+            }
+            Shown::Called => (0xe8, stub),
+            Shown::Jumped => (0xe9, crate::trampoline::jumped(stub)),
+        };
+        // addr32, which a branch does not heed, where a byte is over.
+        bytes[0] = 0x67;
+        bytes[long - 5] = opcode;
+        // Stubs are near their functions.
+        let distance = i32::try_from(to - (at + u64::from(len))).unwrap_or_default();
+        bytes[long - 4..long].copy_from_slice(&distance.to_le_bytes());
+        SiteCode { bytes, len }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}

@@ -1,0 +1,176 @@
+//! Tracers come and go.
+
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Duration;
+
+use modload_edit::Addr;
+use modload_text::TrapMask;
+
+use crate::clock::Clock;
+use crate::error::TraceError;
+use crate::filter::Filter;
+use crate::recording::{FunctionTrace, TraceOptions};
+use crate::sites::Traceable;
+use crate::switch::Changed;
+use crate::table::{HostId, Registered, Table, TracerId, table};
+use crate::trace::Function;
+use crate::trampoline::call::{Member, Redirecting, Tracer};
+use crate::trampoline::sets::Saved;
+use crate::trampoline::thread::{Doing, doings, is_nested};
+
+/// Function tracing of one host's modules: its subscriber. Copies are the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ftrace {
+    pub(crate) host: HostId,
+}
+
+impl Default for Ftrace {
+    fn default() -> Ftrace {
+        Ftrace::new()
+    }
+}
+
+/// A tracer that is in force. Dropping it takes it back, and returns when no thread is in it any more; from within a tracer it
+/// returns at once, and the tracer itself is dropped later, at the next [`sweep`] that finds nobody in it.
+#[derive(Debug)]
+#[must_use = "dropping it takes the tracer back"]
+pub struct Tracing {
+    id: TracerId,
+}
+
+impl Ftrace {
+    /// That of a new host.
+    #[must_use]
+    pub fn new() -> Ftrace {
+        Clock::note();
+        Ftrace { host: HostId::new() }
+    }
+
+    /// Has a tracer hear of all calls of the functions that a filter means, of modules that are there and of those that come.
+    ///
+    /// # Errors
+    /// [`TraceError`].
+    pub fn trace(&self, filter: Filter, tracer: impl Tracer) -> Result<Tracing, TraceError> {
+        self.register(filter, Member::tracer(tracer, Saved::Arguments), false)
+    }
+
+    /// [`Ftrace::trace`], with all general registers in [`crate::Call::registers`].
+    ///
+    /// # Errors
+    /// [`TraceError`].
+    pub fn trace_with_registers(&self, filter: Filter, tracer: impl Tracer) -> Result<Tracing, TraceError> {
+        self.register(filter, Member::tracer(tracer, Saved::All), false)
+    }
+
+    /// Has the calls of functions redirected, as `redirecting` says.
+    ///
+    /// # Errors
+    /// [`TraceError`]; [`TraceError::Redirected`]: by somebody else already.
+    pub fn redirect(&self, filter: Filter, redirecting: Redirecting) -> Result<Tracing, TraceError> {
+        self.register(filter, redirecting.member, true)
+    }
+
+    fn register(&self, filter: Filter, member: Member, redirects: bool) -> Result<Tracing, TraceError> {
+        let mut table = table();
+        let id = table.new_tracer();
+        table.tracers.push(Registered { id, host: self.host, filter, member, redirects });
+        let switched = table.mark(id).and_then(|changed| table.switch(&changed));
+        if let Err(error) = switched {
+            table.take_back(id);
+            return Err(error);
+        }
+        Ok(Tracing { id })
+    }
+
+    /// Records the functions that are meant, in all threads. `name` names addresses that calls come from.
+    ///
+    /// # Errors
+    /// [`TraceError`]; [`TraceError::UnderWay`]: there is a recording already.
+    pub fn record(
+        &self,
+        options: &TraceOptions,
+        name: impl Fn(Addr) -> Option<String> + Send + Sync + 'static,
+    ) -> Result<FunctionTrace, TraceError> {
+        FunctionTrace::start(self.host, options, Arc::new(name))
+    }
+
+    /// The functions of its modules that have a record, in order of modules and addresses: those that can be traced, and those that
+    /// cannot.
+    #[must_use]
+    pub fn traceable(&self) -> Vec<Traceable> {
+        let table = table();
+        let mut all = Vec::new();
+        for part in table.parts.values().filter(|part| part.host == self.host) {
+            let function = |name: &str| Function { module: part.module.to_string(), name: name.to_owned() };
+            let sites = part.entries.iter().map(|entry| (&entry.site.name, None));
+            let others = part.untraceable.iter().map(|(name, why)| (name, Some(why.clone())));
+            all.extend(sites.chain(others).map(|(name, why_not)| Traceable { function: function(name), why_not }));
+        }
+        all
+    }
+}
+
+impl Table {
+    /// Has nobody hear of calls by this tracer any more. Threads may still be in it.
+    fn take_back(&mut self, id: TracerId) {
+        let changed: Changed = self.unmark(id);
+        if let Err(error) = self.switch(&changed) {
+            // They lead to stubs of functions that it does not hear of.
+            ::tracing::warn!(%error, "a tracer is taken back, and sites stay as they are");
+        }
+        self.tracers.retain(|tracer| tracer.id != id);
+        self.retire(id);
+    }
+}
+
+impl Drop for Tracing {
+    fn drop(&mut self) {
+        const FIRST: Duration = Duration::from_micros(50);
+        const MOST: Duration = Duration::from_millis(10);
+        table().take_back(self.id);
+        let mut pause = FIRST;
+        loop {
+            sweep();
+            let waits = table().retired.iter().any(|(tracers, _)| tracers.contains(&self.id));
+            if !waits || is_nested() {
+                return;
+            }
+            sleep(pause);
+            pause = (pause * 2).min(MOST);
+        }
+    }
+}
+
+/// Drops tracers that were taken back while somebody was in them, and that nobody is in any more. Says how many lists of tracers
+/// stay.
+pub fn sweep() -> usize {
+    let candidates: Vec<_> = table().retired.iter().map(|(_, group)| group.set()).collect();
+    if candidates.is_empty() {
+        return 0;
+    }
+    // No lock is held: who is asked may hold any.
+    let doings = match doings() {
+        Ok(doings) => doings,
+        Err(error) => {
+            ::tracing::warn!(%error, "threads cannot be asked whether they are in a tracer");
+            return candidates.len();
+        }
+    };
+    if doings.contains(&Doing::Something) {
+        return candidates.len();
+    }
+    let mut table = table();
+    let is_free = |set| candidates.contains(&set) && !doings.contains(&Doing::Running(set));
+    let free: Vec<_> = table.retired.extract_if(.., |(_, group)| is_free(group.set())).collect();
+    let left = table.retired.len();
+    // What tracers own is dropped without the lock.
+    drop(table);
+    drop(free);
+    left
+}
+
+/// How text is poked from now on when tracing is switched, in the whole process. [`TrapMask::Checked`] if nothing else is said.
+pub fn set_trap_mask(mask: TrapMask) {
+    table().trap_mask = mask;
+}

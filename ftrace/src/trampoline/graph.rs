@@ -1,0 +1,326 @@
+//! Recording entry and return: the function is called once more, from here, so that it returns to here.
+//!
+//! The site jumps, the return address of the function is taken from the stack and kept in the thread's return stack, and the
+//! function is called: the address that this pushes lies where the other one did, and arguments on the stack are where they
+//! were. Each `ret` meets the `call` that the processor expects.
+//!
+//! `rbx`, which every function preserves, leads back to the frame's place in the return stack. So the rows of this code can say
+//! in two expressions where the return address and `rbx` itself are: exceptions, cancellation and walks pass through, and need
+//! nothing of us but that the record is made ([`personality`]).
+//!
+//! A return stack is for one stack, the thread's own: a function that is called on another one is not recorded. So places lie in
+//! the order of their frames, and one whose frame is not above that of a function which is being entered is stale: `longjmp` has
+//! left it. Of a tail call both places have the same frame, and its return address is ours.
+
+use std::arch::global_asm;
+use std::ffi::{c_int, c_void};
+use std::mem::offset_of;
+use std::ptr;
+
+use modload_edit::Addr;
+
+use super::Function;
+use super::ring::{LEAVE, UNWOUND};
+use super::sets::address;
+use super::thread::{ASK, BUSY, CURRENT, NESTED, Place, SESSION, Thread};
+
+// DWARF: 0x10 register length 0x73 offset: the register is saved at rbx + offset (DW_CFA_expression, DW_OP_breg3);
+// 0x14 0x07 0x01: rsp is the CFA less 8 (DW_CFA_val_offset). While the function runs, and until its return address is on the
+// stack again, the CFA is the caller's stack pointer and 8 more: no two frames may have the same, for unwinders tell
+// frames by it.
+global_asm!(
+    r#"
+    .pushsection .text.modload_ftrace_graph, "ax", @progbits
+    .balign 64
+    .hidden modload_ftrace_graph
+    .globl modload_ftrace_graph
+    .type modload_ftrace_graph, @function
+modload_ftrace_graph:
+    .cfi_startproc
+    // DW_EH_PE_pcrel | DW_EH_PE_sdata4.
+    .cfi_personality 0x1b, {personality}
+    .cfi_def_cfa rsp, 0
+    .cfi_escape 0x10, 0x10, 0x02, 0x7b, {function_target}
+    push qword ptr [r11 + {function_target}]
+    .cfi_def_cfa_offset 8
+    .cfi_offset rip, -8
+    .hidden modload_ftrace_graph_behind
+    .globl modload_ftrace_graph_behind
+modload_ftrace_graph_behind:
+    push rax
+    .cfi_def_cfa_offset 16
+    push rdx
+    .cfi_def_cfa_offset 24
+    push rcx
+    .cfi_def_cfa_offset 32
+    .cfi_remember_state
+2:
+    mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
+    cmp dword ptr fs:[rcx + {busy}], 0
+    jne 18f
+    mov dword ptr fs:[rcx + {busy}], 2
+    mov eax, dword ptr [rip + {current}]
+    cmp eax, dword ptr fs:[rcx + {session}]
+    jne 17f
+    mov rcx, qword ptr fs:[rcx]
+    // Where the return address is: in the thread's own stack, and below the frame of whoever was entered before.
+    lea rax, [rsp + 32]
+    mov rdx, rax
+    sub rdx, qword ptr [rcx + {stack}]
+    cmp rdx, qword ptr [rcx + {stack_len}]
+    jae 14f
+    mov rdx, qword ptr [rcx + {top}]
+    cmp rax, qword ptr [rdx - {place} + {slot}]
+    jae 16f
+3:
+    cmp rdx, qword ptr [rcx + {limit}]
+    jae 15f
+    // A unit for this, one for its return, and one for each return to come.
+    mov rax, qword ptr [rcx + {head}]
+    sub rax, qword ptr [rcx + {tail}]
+    add rax, qword ptr [rcx + {open}]
+    cmp rax, qword ptr [rcx + {room}]
+    ja 13f
+    lea rax, [rsp + 32]
+    mov qword ptr [rdx + {slot}], rax
+    mov qword ptr [rdx + {saved}], rbx
+    mov qword ptr [rdx + {function}], r11
+    mov rax, qword ptr [rsp + 32]
+    mov qword ptr [rdx + {parent}], rax
+    mov rax, qword ptr [rsp + 24]
+    mov qword ptr [rdx + {target}], rax
+    mov eax, dword ptr [rcx + {thread_session}]
+    mov dword ptr [rdx + {place_session}], eax
+    lea rax, [rdx + {place}]
+    mov qword ptr [rcx + {top}], rax
+    mov rbx, rdx
+    .cfi_escape 0x10, 0x03, 0x02, 0x73, {saved}
+    mov eax, dword ptr [r11 + {number}]
+    mov r11, qword ptr [rcx + {head}]
+    and r11, qword ptr [rcx + {mask}]
+    shl r11, 4
+    add r11, qword ptr [rcx + {ring}]
+    mov qword ptr [r11 + 8], rax
+    rdtsc
+    shl rdx, 32
+    or rax, rdx
+    mov qword ptr [r11], rax
+    inc qword ptr [rcx + {open}]
+    // Who reads finds the unit when it finds this: stores are seen in their order.
+    inc qword ptr [rcx + {head}]
+    mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
+    mov dword ptr fs:[rcx + {busy}], 0
+    pop rcx
+    .cfi_def_cfa_offset 24
+    pop rdx
+    .cfi_def_cfa_offset 16
+    pop rax
+    .cfi_def_cfa_offset 8
+    lea rsp, [rsp + 16]
+    // Here the function is still to come: its return address is below rsp, where signals leave it alone.
+    .cfi_def_cfa_offset 0
+    .cfi_escape 0x10, 0x10, 0x02, 0x73, {target}
+    .cfi_escape 0x14, 0x07, 0x01
+    // call qword ptr [rbx + target]: from its second byte on the rows are those for the function's callers.
+    .byte 0xff
+    .cfi_def_cfa_offset 8
+    .cfi_escape 0x10, 0x10, 0x02, 0x73, {parent}
+    .byte 0x53, {target}
+    .hidden modload_ftrace_return
+    .globl modload_ftrace_return
+modload_ftrace_return:
+    push qword ptr [rbx + {parent}]
+    .cfi_def_cfa_offset 8
+    .cfi_restore rsp
+    .cfi_offset rip, -8
+    push rax
+    .cfi_def_cfa_offset 16
+    push rdx
+    .cfi_def_cfa_offset 24
+    push rcx
+    .cfi_def_cfa_offset 32
+    mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
+    mov dword ptr fs:[rcx + {busy}], 2
+    mov eax, dword ptr fs:[rcx + {session}]
+    mov rcx, qword ptr fs:[rcx]
+    cmp eax, dword ptr [rbx + {place_session}]
+    jne 4f
+    rdtsc
+    shl rdx, 32
+    or rax, rdx
+    mov rdx, qword ptr [rcx + {head}]
+    and rdx, qword ptr [rcx + {mask}]
+    shl rdx, 4
+    add rdx, qword ptr [rcx + {ring}]
+    mov qword ptr [rdx], rax
+    mov rax, qword ptr [rbx + {function}]
+    mov eax, dword ptr [rax + {number}]
+    mov dword ptr [rdx + 8], eax
+    mov dword ptr [rdx + 12], {leave}
+    dec qword ptr [rcx + {open}]
+    inc qword ptr [rcx + {head}]
+4:
+    mov qword ptr [rcx + {top}], rbx
+    mov rbx, qword ptr [rbx + {saved}]
+    .cfi_restore rbx
+    mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
+    mov dword ptr fs:[rcx + {busy}], 0
+    pop rcx
+    .cfi_def_cfa_offset 24
+    pop rdx
+    .cfi_def_cfa_offset 16
+    pop rax
+    .cfi_def_cfa_offset 8
+    ret
+
+    // The function runs, and is not recorded.
+    .cfi_restore_state
+13:
+    inc qword ptr [rcx + {dropped}]
+    jmp 19f
+14:
+    inc qword ptr [rcx + {elsewhere}]
+    jmp 19f
+15:
+    inc qword ptr [rcx + {deep}]
+    jmp 19f
+16:
+    // Not below: stale, unless it is the same frame and returns to us.
+    jne 17f
+    push rbx
+    .cfi_adjust_cfa_offset 8
+    lea rbx, [rip + modload_ftrace_return]
+    cmp rbx, qword ptr [rsp + 40]
+    pop rbx
+    .cfi_adjust_cfa_offset -8
+    je 3b
+17:
+    lea rax, [rsp + 32]
+    call qword ptr [rip + {ask}]
+    test eax, eax
+    mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
+    mov dword ptr fs:[rcx + {busy}], 0
+    jnz 2b
+    jmp 20f
+18:
+    lock inc qword ptr [rip + {nested}]
+    jmp 20f
+19:
+    mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
+    mov dword ptr fs:[rcx + {busy}], 0
+20:
+    pop rcx
+    .cfi_def_cfa_offset 24
+    pop rdx
+    .cfi_def_cfa_offset 16
+    pop rax
+    .cfi_def_cfa_offset 8
+    ret
+    .cfi_endproc
+    .size modload_ftrace_graph, . - modload_ftrace_graph
+
+    // Nobody looks: for who jumps late, and for who calls late.
+    .balign 16
+    .hidden modload_ftrace_pass_jump
+    .globl modload_ftrace_pass_jump
+modload_ftrace_pass_jump:
+    .cfi_startproc
+    .cfi_def_cfa rsp, 0
+    .cfi_escape 0x10, 0x10, 0x02, 0x7b, {function_target}
+    jmp qword ptr [r11 + {function_target}]
+    .cfi_endproc
+    .balign 16
+    .hidden modload_ftrace_pass_call
+    .globl modload_ftrace_pass_call
+modload_ftrace_pass_call:
+    .cfi_startproc
+    ret
+    .cfi_endproc
+    .popsection
+"#,
+    personality = sym personality,
+    busy = const BUSY,
+    session = const SESSION,
+    current = sym CURRENT,
+    nested = sym NESTED,
+    ask = sym ASK,
+    function_target = const offset_of!(Function, target),
+    number = const offset_of!(Function, number),
+    top = const offset_of!(Thread, top),
+    limit = const offset_of!(Thread, limit),
+    stack = const offset_of!(Thread, stack),
+    stack_len = const offset_of!(Thread, stack_len),
+    head = const offset_of!(Thread, head),
+    tail = const offset_of!(Thread, tail),
+    open = const offset_of!(Thread, open),
+    room = const offset_of!(Thread, room),
+    mask = const offset_of!(Thread, mask),
+    ring = const offset_of!(Thread, ring),
+    dropped = const offset_of!(Thread, dropped),
+    elsewhere = const offset_of!(Thread, elsewhere),
+    deep = const offset_of!(Thread, deep),
+    thread_session = const offset_of!(Thread, session),
+    place = const size_of::<Place>(),
+    parent = const offset_of!(Place, parent),
+    saved = const offset_of!(Place, saved),
+    slot = const offset_of!(Place, slot),
+    function = const offset_of!(Place, function),
+    target = const offset_of!(Place, target),
+    place_session = const offset_of!(Place, session),
+    leave = const LEAVE,
+);
+
+unsafe extern "C" {
+    static modload_ftrace_graph: u8;
+    static modload_ftrace_pass_jump: u8;
+    static modload_ftrace_pass_call: u8;
+}
+
+#[link(name = "gcc_s")]
+unsafe extern "C" {
+    fn _Unwind_GetGR(context: *mut c_void, register: c_int) -> usize;
+}
+
+/// The code that records entry and return.
+pub(crate) fn code() -> Addr {
+    address(&raw const modload_ftrace_graph)
+}
+
+/// The code for a function that nobody looks at, entered by a jump.
+pub(crate) fn pass_jump() -> Addr {
+    address(&raw const modload_ftrace_pass_jump)
+}
+
+/// The code for a function that nobody looks at, entered by a call.
+pub(crate) fn pass_call() -> Addr {
+    address(&raw const modload_ftrace_pass_call)
+}
+
+// Itanium C++ ABI, exception handling, 1.2 and 1.3.
+const CLEANUP_PHASE: c_int = 2;
+const CONTINUE_UNWIND: c_int = 8;
+const FATAL_PHASE1_ERROR: c_int = 3;
+/// The DWARF number of rbx.
+const RBX: c_int = 3;
+
+/// What an unwinder asks of the frame beneath a traced function: nothing is caught and nothing cleaned up, but that the function
+/// has been left is recorded. Its place is given back by the next function that is entered or left: the unwinder reads it after
+/// this.
+unsafe extern "C" fn personality(
+    version: c_int,
+    actions: c_int,
+    _class: u64,
+    _exception: *mut c_void,
+    context: *mut c_void,
+) -> c_int {
+    if version != 1 {
+        return FATAL_PHASE1_ERROR;
+    }
+    if actions & CLEANUP_PHASE != 0 {
+        // SAFETY: the unwinder's context of a frame of ours that calls the traced function: rbx is preserved by that.
+        let place = unsafe { _Unwind_GetGR(context, RBX) };
+        let place: *mut Place = ptr::with_exposed_provenance_mut(place);
+        super::thread::left(place, UNWOUND);
+    }
+    CONTINUE_UNWIND
+}

@@ -1,0 +1,111 @@
+//! Recording a call: a time, the function and where it was called from, into the thread's ring.
+
+use std::arch::global_asm;
+use std::mem::offset_of;
+
+use modload_edit::Addr;
+
+use super::Function;
+use super::ring::CALL;
+use super::sets::address;
+use super::thread::{ASK, BUSY, CURRENT, NESTED, SESSION, Thread};
+
+// Entered by a call: where the function goes on, and its return address, are on the stack.
+global_asm!(
+    r#"
+    .pushsection .text.modload_ftrace_record, "ax", @progbits
+    .balign 64
+    .hidden modload_ftrace_record
+    .globl modload_ftrace_record
+    .type modload_ftrace_record, @function
+modload_ftrace_record:
+    .cfi_startproc
+    push rax
+    .cfi_def_cfa_offset 16
+    push rdx
+    .cfi_def_cfa_offset 24
+    push rcx
+    .cfi_def_cfa_offset 32
+2:
+    mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
+    cmp dword ptr fs:[rcx + {busy}], 0
+    jne 8f
+    mov dword ptr fs:[rcx + {busy}], 2
+    mov eax, dword ptr [rip + {current}]
+    cmp eax, dword ptr fs:[rcx + {session}]
+    jne 7f
+    mov rcx, qword ptr fs:[rcx]
+    // Two units must be free.
+    mov rax, qword ptr [rcx + {head}]
+    sub rax, qword ptr [rcx + {tail}]
+    cmp rax, qword ptr [rcx + {room}]
+    ja 6f
+    rdtsc
+    shl rdx, 32
+    or rax, rdx
+    mov rdx, qword ptr [rcx + {head}]
+    and rdx, qword ptr [rcx + {mask}]
+    shl rdx, 4
+    add rdx, qword ptr [rcx + {ring}]
+    mov qword ptr [rdx], rax
+    mov eax, dword ptr [r11 + {number}]
+    mov dword ptr [rdx + 8], eax
+    mov dword ptr [rdx + 12], {call}
+    mov rax, qword ptr [rsp + 32]
+    mov qword ptr [rdx + 16], rax
+    // Who reads finds the units when it finds this: stores are seen in their order.
+    add qword ptr [rcx + {head}], 2
+3:
+    mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
+    mov dword ptr fs:[rcx + {busy}], 0
+4:
+    .cfi_remember_state
+    pop rcx
+    .cfi_def_cfa_offset 24
+    pop rdx
+    .cfi_def_cfa_offset 16
+    pop rax
+    .cfi_def_cfa_offset 8
+    ret
+6:
+    .cfi_restore_state
+    inc qword ptr [rcx + {dropped}]
+    jmp 3b
+7:
+    xor eax, eax
+    call qword ptr [rip + {ask}]
+    test eax, eax
+    mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
+    mov dword ptr fs:[rcx + {busy}], 0
+    jnz 2b
+    jmp 4b
+8:
+    lock inc qword ptr [rip + {nested}]
+    jmp 4b
+    .cfi_endproc
+    .size modload_ftrace_record, . - modload_ftrace_record
+    .popsection
+"#,
+    busy = const BUSY,
+    session = const SESSION,
+    current = sym CURRENT,
+    nested = sym NESTED,
+    ask = sym ASK,
+    head = const offset_of!(Thread, head),
+    tail = const offset_of!(Thread, tail),
+    room = const offset_of!(Thread, room),
+    mask = const offset_of!(Thread, mask),
+    ring = const offset_of!(Thread, ring),
+    dropped = const offset_of!(Thread, dropped),
+    number = const offset_of!(Function, number),
+    call = const CALL,
+);
+
+unsafe extern "C" {
+    static modload_ftrace_record: u8;
+}
+
+/// The code that records a call.
+pub(crate) fn code() -> Addr {
+    address(&raw const modload_ftrace_record)
+}

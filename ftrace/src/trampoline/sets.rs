@@ -1,0 +1,260 @@
+//! Calling tracers: registers that may hold arguments are saved, a callback gets a word of its own, the function and where it was
+//! called from, and all is as it was before.
+
+use std::arch::global_asm;
+use std::ffi::c_void;
+use std::mem::offset_of;
+
+use modload_edit::Addr;
+
+use super::thread::NESTED;
+use super::{Function, Width};
+
+/// The general registers of a thread at a function's entry. They can be looked at; where the function goes on is what a
+/// tracer may change ([`crate::Redirect`]).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(missing_docs, reason = "their names say it")]
+pub struct Registers {
+    pub flags: u64,
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub rbx: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    set: u64,
+    pub rax: u64,
+    /// What the stub has loaded: free at a function's entry.
+    function: u64,
+    pub rbp: u64,
+    target: u64,
+    parent: u64,
+}
+
+impl Registers {
+    /// The stack pointer at the function's entry: where its return address is.
+    #[must_use]
+    pub fn rsp(&self) -> Addr {
+        Addr::new(modload_edit::wide((&raw const self.parent).addr()))
+    }
+}
+
+/// What a set calls: with its word, the function, where that was called from, and the registers (null if they were not
+/// asked for). What it returns is where the function goes on; 0 for where it would.
+pub(crate) type Callback = unsafe extern "C" fn(*const c_void, *const Function, u64, *const Registers) -> u64;
+
+/// Whom the calls of a function are shown to. The first two fields are read by the code below.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Set {
+    call: Callback,
+    data: *const c_void,
+}
+
+impl Set {
+    pub(crate) const fn new(call: Callback, data: *const c_void) -> Set {
+        Set { call, data }
+    }
+}
+
+/// Which registers a set wants.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Saved {
+    /// Those that the function needs again.
+    Arguments,
+    /// All general ones, to be looked at.
+    All,
+}
+
+/// What comes after the tracers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Then {
+    /// The function.
+    Function,
+    /// The call is recorded.
+    Record,
+    /// Entry and return are recorded. The site is a jump.
+    Graph,
+}
+
+// One for each width, each `Saved` and each `Then`. `NAME_jump` is entered with nothing but the return address on the
+// stack. The frame is that of a function which the traced one has called: `rbp` is its base, its return address is where the
+// traced one goes on. Which set a thread is
+// in, it notes after it has noted that it is in one: who finds neither knows that it will read what the function has now.
+global_asm!(
+    r#"
+.macro modload_ftrace_set name:req, bytes:req, move:req, register:req, all:req, then:req
+    .balign 16
+    .hidden modload_ftrace_\name\()_jump
+    .globl modload_ftrace_\name\()_jump
+    .type modload_ftrace_\name\()_jump, @function
+modload_ftrace_\name\()_jump:
+    .cfi_startproc
+    .cfi_def_cfa rsp, 0
+    // rip is at [r11 + {target}]: DW_CFA_expression, DW_OP_breg11.
+    .cfi_escape 0x10, 0x10, 0x02, 0x7b, {target}
+    push qword ptr [r11 + {target}]
+    .cfi_def_cfa_offset 8
+    .cfi_offset rip, -8
+    .hidden modload_ftrace_\name
+    .globl modload_ftrace_\name
+modload_ftrace_\name:
+    push rbp
+    .cfi_def_cfa_offset 16
+    .cfi_offset rbp, -16
+    mov rbp, rsp
+    .cfi_def_cfa_register rbp
+    push r11
+    push rax
+    mov rax, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
+    cmp dword ptr fs:[rax + {busy}], 0
+    jne 8f
+    mov dword ptr fs:[rax + {busy}], 1
+    mov rax, qword ptr [r11 + {set}]
+    test rax, rax
+    jz 7f
+    push rax
+    push rdi
+    push rsi
+    push rdx
+    push rcx
+    push r8
+    push r9
+    push r10
+    mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
+    mov qword ptr fs:[rcx + {running}], rax
+    .if \all
+    push rbx
+    push r12
+    push r13
+    push r14
+    push r15
+    pushfq
+    mov rcx, rsp
+    .else
+    xor ecx, ecx
+    .endif
+    // Compilers may call what they know to need no alignment without any.
+    sub rsp, 8 * \bytes
+    and rsp, -64
+    .irp number, 0, 1, 2, 3, 4, 5, 6, 7
+    \move [rsp + \number * \bytes], \register\number
+    .endr
+    mov rdi, qword ptr [rax + {data}]
+    mov rsi, r11
+    mov rdx, qword ptr [rbp + 16]
+    call qword ptr [rax + {call}]
+    test rax, rax
+    jz 6f
+    mov qword ptr [rbp + 8], rax
+6:
+    .irp number, 0, 1, 2, 3, 4, 5, 6, 7
+    \move \register\number, [rsp + \number * \bytes]
+    .endr
+    lea rsp, [rbp - 80]
+    pop r10
+    pop r9
+    pop r8
+    pop rcx
+    pop rdx
+    pop rsi
+    pop rdi
+    pop rax
+7:
+    mov rax, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
+    mov qword ptr fs:[rax + {running}], 0
+    mov dword ptr fs:[rax + {busy}], 0
+    pop rax
+    pop r11
+    .cfi_remember_state
+    pop rbp
+    .cfi_def_cfa rsp, 8
+    .cfi_restore rbp
+    \then
+8:
+    .cfi_restore_state
+    lock inc qword ptr [rip + {nested}]
+    pop rax
+    pop r11
+    pop rbp
+    .cfi_def_cfa rsp, 8
+    .cfi_restore rbp
+    ret
+    .cfi_endproc
+    .size modload_ftrace_\name\()_jump, . - modload_ftrace_\name\()_jump
+.endm
+
+.macro modload_ftrace_sets name:req, bytes:req, move:req, register:req
+    modload_ftrace_set \name\()_args, \bytes, \move, \register, 0, "ret"
+    modload_ftrace_set \name\()_all, \bytes, \move, \register, 1, "ret"
+    modload_ftrace_set \name\()_args_record, \bytes, \move, \register, 0, "jmp modload_ftrace_record"
+    modload_ftrace_set \name\()_all_record, \bytes, \move, \register, 1, "jmp modload_ftrace_record"
+    modload_ftrace_set \name\()_args_graph, \bytes, \move, \register, 0, "jmp modload_ftrace_graph_behind"
+    modload_ftrace_set \name\()_all_graph, \bytes, \move, \register, 1, "jmp modload_ftrace_graph_behind"
+.endm
+
+    .pushsection .text.modload_ftrace_sets, "ax", @progbits
+    modload_ftrace_sets xmm, 16, movups, xmm
+    modload_ftrace_sets ymm, 32, vmovups, ymm
+    modload_ftrace_sets zmm, 64, vmovups, zmm
+    .popsection
+"#,
+    target = const offset_of!(Function, target),
+    set = const offset_of!(Function, set),
+    busy = const super::thread::BUSY,
+    running = const super::thread::RUNNING,
+    call = const offset_of!(Set, call),
+    data = const offset_of!(Set, data),
+    nested = sym NESTED,
+);
+
+/// Declares what is defined above, and finds it: by width, by what is saved, by what comes then.
+macro_rules! codes {
+    ($($width:ident: $args:ident $all:ident $args_record:ident $all_record:ident $args_graph:ident $all_graph:ident;)*) => {
+        unsafe extern "C" {
+            $(
+                static $args: u8;
+                static $all: u8;
+                static $args_record: u8;
+                static $all_record: u8;
+                static $args_graph: u8;
+                static $all_graph: u8;
+            )*
+        }
+
+        /// The code that calls a set.
+        pub(crate) fn code(width: Width, saved: Saved, then: Then) -> Addr {
+            address(match (width, saved, then) {
+                $(
+                    (Width::$width, Saved::Arguments, Then::Function) => &raw const $args,
+                    (Width::$width, Saved::All, Then::Function) => &raw const $all,
+                    (Width::$width, Saved::Arguments, Then::Record) => &raw const $args_record,
+                    (Width::$width, Saved::All, Then::Record) => &raw const $all_record,
+                    (Width::$width, Saved::Arguments, Then::Graph) => &raw const $args_graph,
+                    (Width::$width, Saved::All, Then::Graph) => &raw const $all_graph,
+                )*
+            })
+        }
+    };
+}
+
+codes! {
+    Xmm: modload_ftrace_xmm_args modload_ftrace_xmm_all modload_ftrace_xmm_args_record modload_ftrace_xmm_all_record
+        modload_ftrace_xmm_args_graph_jump modload_ftrace_xmm_all_graph_jump;
+    Ymm: modload_ftrace_ymm_args modload_ftrace_ymm_all modload_ftrace_ymm_args_record modload_ftrace_ymm_all_record
+        modload_ftrace_ymm_args_graph_jump modload_ftrace_ymm_all_graph_jump;
+    Zmm: modload_ftrace_zmm_args modload_ftrace_zmm_all modload_ftrace_zmm_args_record modload_ftrace_zmm_all_record
+        modload_ftrace_zmm_args_graph_jump modload_ftrace_zmm_all_graph_jump;
+}
+
+/// The address of a piece of code.
+pub(super) fn address(code: *const u8) -> Addr {
+    Addr::new(modload_edit::wide(code.expose_provenance()))
+}

@@ -1,0 +1,105 @@
+//! A thread's own stack, found without the allocator and without locks.
+//!
+//! glibc has a thread's static thread-local memory at the upper end of its stack; the first thread's stack is the one that the
+//! kernel names. The lower end is that of the mapping, beneath which there is a guard page. `pthread_getattr_np` would know, but
+//! it allocates.
+
+use std::ops::Range;
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::read;
+use rustix::process::{Resource, getrlimit};
+
+/// The first thread's stack grows; this is the most that it is taken to have, where its limit says more or nothing.
+const MOST: u64 = 1 << 30;
+
+/// A line of `/proc/self/maps` as it is read: its range, and how it ends.
+#[derive(Default)]
+struct Line {
+    start: u64,
+    end: u64,
+    /// Which number is being read, from 0; 2 when both are.
+    field: u8,
+    last: [u8; 7],
+}
+
+impl Line {
+    /// Takes a byte; says what the line was when it ends.
+    fn take(&mut self, byte: u8) -> Option<Line> {
+        match (self.field, byte) {
+            (_, b'\n') => return Some(std::mem::take(self)),
+            (0, b'-') | (1, b' ') => self.field += 1,
+            (0 | 1, digit) => {
+                let number = if self.field == 0 { &mut self.start } else { &mut self.end };
+                let digit = char::from(digit).to_digit(16).unwrap_or(0);
+                *number = *number << 4 | u64::from(digit);
+            }
+            _ => {
+                self.last.rotate_left(1);
+                self.last[6] = byte;
+            }
+        }
+        None
+    }
+
+    /// The stack that this thread has in it, if it is one of the two that it can have, and the thread is on it.
+    fn stack(&self, here: u64, local: u64) -> Option<Range<u64>> {
+        let range = self.start..self.end;
+        if !range.contains(&here) {
+            return None;
+        }
+        if &self.last == b"[stack]" {
+            let limit = getrlimit(Resource::Stack).current.unwrap_or(MOST).min(MOST);
+            return Some(self.end.saturating_sub(limit).min(self.start)..self.end);
+        }
+        (range.contains(&local) && here < local).then_some(self.start..local)
+    }
+}
+
+/// This thread's own stack: its lowest address, and how many bytes. `None` if it runs on another one just now. `local` is an
+/// address of its static thread-local memory.
+pub(super) fn own(local: u64) -> Option<(u64, u64)> {
+    let here = 0_u8;
+    let here = modload_edit::wide((&raw const here).addr());
+    let maps = open(c"/proc/self/maps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    // Small: it may be on a signal's stack.
+    let mut buffer = [0; 512];
+    let mut line = Line::default();
+    loop {
+        let got = read(&maps, &mut buffer).ok().filter(|got| *got != 0)?;
+        let found = buffer[..got].iter().find_map(|byte| line.take(*byte)?.stack(here, local));
+        if let Some(found) = found {
+            return Some((found.start, found.end - found.start));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Line;
+
+    fn stack(text: &[u8], here: u64, local: u64) -> Option<(u64, u64)> {
+        let mut line = Line::default();
+        let found = text.iter().find_map(|byte| line.take(*byte)?.stack(here, local))?;
+        Some((found.start, found.end))
+    }
+
+    const MAPS: &[u8] = b"00400000-00401000 r-xp 00000000 08:01 1234   /bin/[stack] no\n\
+        7f0000000000-7f0000800000 rw-p 00000000 00:00 0 \n\
+        7ffc00000000-7ffc00021000 rw-p 00000000 00:00 0                          [stack]\n";
+
+    #[test]
+    fn a_thread_is_on_its_own_stack_or_on_none() {
+        for (here, local, expected) in [
+            (0x7f00_0040_0000, 0x7f00_007f_f000, Some((0x7f00_0000_0000, 0x7f00_007f_f000))),
+            // Above its thread-local memory, or elsewhere altogether.
+            (0x7f00_007f_f800, 0x7f00_007f_f000, None),
+            (0x7f00_0040_0000, 0x40_0800, None),
+            (0x40_0800, 0x7f00_007f_f000, None),
+        ] {
+            assert_eq!(stack(MAPS, here, local), expected, "{here:#x}");
+        }
+        let (start, end) = stack(MAPS, 0x7ffc_0002_0000, 0x40_0800).unwrap();
+        assert!(start <= 0x7ffc_0000_0000 && end == 0x7ffc_0002_1000);
+    }
+}

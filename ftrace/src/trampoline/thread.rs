@@ -1,0 +1,484 @@
+//! What each thread has: whether it is within the tracing already, its ring, and its return stack.
+//!
+//! It is found by twenty-four bytes of thread-local memory, zero in each new thread. A thread takes part in a recording from the
+//! first traced function on that it calls in it ([`attach`]): that may be in a signal handler or inside of malloc, so nothing is
+//! allocated there and no lock is taken.
+
+use std::arch::global_asm;
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::mem::{offset_of, size_of};
+use std::ptr::{self, NonNull};
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use modload_edit::{index, wide};
+use modload_text::Pages;
+use modload_threads::{DEFAULT_LIMIT, Error, Interrupted, Probe, Tid, is_alone, run_in_each};
+
+use super::ring::{Reader, UNIT, UNWOUND, Unit};
+use super::sets::{Set, address};
+use super::{Function, Width};
+
+/// The recording under way: its number; [`OFF`] if there is none.
+pub(crate) static CURRENT: AtomicU32 = AtomicU32::new(OFF);
+
+/// There is no recording.
+pub(crate) const OFF: u32 = u32::MAX;
+
+/// The thread is ending, and takes part in nothing any more.
+const ENDING: u32 = u32::MAX - 1;
+
+/// Bytes of each thread's ring, for those that take part from now on; a power of two.
+pub(crate) static RING: AtomicU64 = AtomicU64::new(1 << 20);
+
+/// Calls from within the tracing itself, in the whole process.
+pub(crate) static NESTED: AtomicU64 = AtomicU64::new(0);
+
+/// Calls on another stack than the thread's own, of threads that do not take part yet.
+pub(crate) static STRANGERS: AtomicU64 = AtomicU64::new(0);
+
+/// The code that asks [`ask`] and preserves what a function may need.
+pub(super) static ASK: AtomicU64 = AtomicU64::new(0);
+
+/// How deep a return stack is.
+const DEPTH: usize = 1024;
+
+/// Thread-local memory.
+#[repr(C)]
+struct Local {
+    thread: Cell<*mut Thread>,
+    /// 1 while the thread is in tracers or about to be, 2 while it records, 0 else.
+    busy: Cell<u32>,
+    /// The recording that it takes part in; 0 if it never did.
+    session: Cell<u32>,
+    /// The tracers that it is in; null when it is in none, and for a moment when it is.
+    running: Cell<*const Set>,
+}
+
+pub(super) const RUNNING: usize = offset_of!(Local, running);
+pub(super) const BUSY: usize = offset_of!(Local, busy);
+pub(super) const SESSION: usize = offset_of!(Local, session);
+
+/// A thread's state. It alone writes, but for `tail`.
+#[repr(C)]
+pub(super) struct Thread {
+    /// The place for the next function that is entered.
+    pub(super) top: Cell<*mut Place>,
+    /// Behind the last place.
+    pub(super) limit: Cell<*mut Place>,
+    /// Its own stack: the lowest address, and how many bytes.
+    pub(super) stack: Cell<u64>,
+    pub(super) stack_len: Cell<u64>,
+    pub(super) ring: AtomicPtr<Unit>,
+    /// Units of the ring less 1.
+    pub(super) mask: AtomicU64,
+    /// Units that were written.
+    pub(super) head: AtomicU64,
+    /// Functions that it is in and that are recorded.
+    pub(super) open: Cell<u64>,
+    /// So many units may be taken, for two more to be had.
+    pub(super) room: Cell<u64>,
+    pub(super) dropped: AtomicU64,
+    pub(super) deep: AtomicU64,
+    pub(super) elsewhere: AtomicU64,
+    /// The recording that it takes part in.
+    pub(super) session: AtomicU32,
+    pub(super) tid: AtomicI32,
+    pub(super) ended: AtomicBool,
+    /// As prctl(2) gives it.
+    pub(super) name: Cell<[u8; 16]>,
+    /// The next of those that nobody has taken yet.
+    next: Cell<*mut Thread>,
+    /// What this stands in, and its ring.
+    home: Cell<Option<Pages>>,
+    ring_home: Cell<Option<Pages>>,
+    /// Units that were read. Apart from the rest, for another processor writes it.
+    pub(super) tail: Apart,
+}
+
+/// In a cache line of its own.
+#[repr(C, align(128))]
+pub(super) struct Apart(AtomicU64);
+
+impl std::ops::Deref for Apart {
+    type Target = AtomicU64;
+    fn deref(&self) -> &AtomicU64 {
+        &self.0
+    }
+}
+
+/// A function that a thread is in.
+#[repr(C)]
+pub(super) struct Place {
+    /// Where it returns to.
+    pub(super) parent: u64,
+    /// What its caller has in rbx.
+    pub(super) saved: u64,
+    /// Where its return address stands.
+    pub(super) slot: u64,
+    pub(super) function: *const Function,
+    /// Where it went on behind its site.
+    pub(super) target: u64,
+    /// In which recording; 0 if its end is recorded already.
+    pub(super) session: u32,
+}
+
+global_asm!(
+    r#"
+    .pushsection .tbss.modload_ftrace_thread, "awT", @nobits
+    .balign 8
+    .hidden modload_ftrace_thread
+    .globl modload_ftrace_thread
+    .type modload_ftrace_thread, @object
+    .size modload_ftrace_thread, 24
+modload_ftrace_thread:
+    .zero 24
+    .popsection
+
+    .pushsection .text.modload_ftrace_local, "ax", @progbits
+    .balign 16
+    .hidden modload_ftrace_local
+    .globl modload_ftrace_local
+    .type modload_ftrace_local, @function
+modload_ftrace_local:
+    .cfi_startproc
+    mov rax, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
+    add rax, qword ptr fs:[0]
+    ret
+    .cfi_endproc
+    .size modload_ftrace_local, . - modload_ftrace_local
+
+// rax is passed on, and the answer comes in rax; but for rcx and rdx, which the caller has saved, all else is preserved.
+.macro modload_ftrace_ask name:req, bytes:req, move:req, register:req
+    .balign 16
+    .hidden modload_ftrace_ask_\name
+    .globl modload_ftrace_ask_\name
+    .type modload_ftrace_ask_\name, @function
+modload_ftrace_ask_\name:
+    .cfi_startproc
+    push rbp
+    .cfi_def_cfa_offset 16
+    .cfi_offset rbp, -16
+    mov rbp, rsp
+    .cfi_def_cfa_register rbp
+    push rdi
+    push rsi
+    push r8
+    push r9
+    push r10
+    push r11
+    and rsp, -64
+    sub rsp, 8 * \bytes
+    .irp number, 0, 1, 2, 3, 4, 5, 6, 7
+    \move [rsp + \number * \bytes], \register\number
+    .endr
+    mov rdi, rax
+    call {ask}
+    .irp number, 0, 1, 2, 3, 4, 5, 6, 7
+    \move \register\number, [rsp + \number * \bytes]
+    .endr
+    lea rsp, [rbp - 48]
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rsi
+    pop rdi
+    pop rbp
+    .cfi_def_cfa rsp, 8
+    .cfi_restore rbp
+    ret
+    .cfi_endproc
+    .size modload_ftrace_ask_\name, . - modload_ftrace_ask_\name
+.endm
+    modload_ftrace_ask xmm, 16, movups, xmm
+    modload_ftrace_ask ymm, 32, vmovups, ymm
+    modload_ftrace_ask zmm, 64, vmovups, zmm
+    .popsection
+"#,
+    ask = sym ask,
+);
+
+unsafe extern "C" {
+    #[link_name = "modload_ftrace_local"]
+    safe fn local_address() -> *const c_void;
+    static modload_ftrace_ask_xmm: u8;
+    static modload_ftrace_ask_ymm: u8;
+    static modload_ftrace_ask_zmm: u8;
+}
+
+/// This thread's thread-local memory.
+fn local() -> &'static Local {
+    // SAFETY: twenty-four bytes of this thread's own, zero at first, which is a `Local`; nobody can hold the reference beyond the
+    // thread's end, for it does not leave this module.
+    unsafe { &*local_address().cast::<Local>() }
+}
+
+/// Whether this thread is in a tracer, or in code that records.
+pub(crate) fn is_nested() -> bool {
+    local().busy.get() != 0
+}
+
+/// What a thread is doing with tracers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Doing {
+    /// Nothing: whatever it is called with next, it reads then.
+    Nothing,
+    /// It is in the tracers of this set.
+    Running(*const Set),
+    /// It is about to be in tracers, or just has been; in which will be known in a moment.
+    Something,
+}
+
+// SAFETY: what the pointer points to is not looked at.
+unsafe impl Send for Doing {}
+
+fn doing() -> Doing {
+    let local = local();
+    match (local.busy.get(), local.running.get()) {
+        (1, set) if set.is_null() => Doing::Something,
+        (1, set) => Doing::Running(set),
+        _ => Doing::Nothing,
+    }
+}
+
+/// What every thread of the process is doing, this one first.
+///
+/// # Errors
+/// Threads that could not be asked.
+pub(crate) fn doings() -> Result<Vec<Doing>, Error> {
+    struct Ask;
+    // SAFETY: reads thread-local memory that is there from the thread's first instruction on, and nothing else.
+    unsafe impl Probe for Ask {
+        type Answer = Doing;
+        fn probe(&self, _: Interrupted<'_>) -> Doing {
+            doing()
+        }
+    }
+    let mut all = vec![doing()];
+    if !is_alone().unwrap_or(false) {
+        all.extend(run_in_each(&Ask, DEFAULT_LIMIT)?.into_iter().map(|(_, doing)| doing));
+    }
+    Ok(all)
+}
+
+/// What must be known before anything is traced: the widest vector registers, and how ends of threads are heard of.
+pub(crate) fn prepare(widest: Width) {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let code = match widest {
+            Width::Xmm => &raw const modload_ftrace_ask_xmm,
+            Width::Ymm => &raw const modload_ftrace_ask_ymm,
+            Width::Zmm => &raw const modload_ftrace_ask_zmm,
+        };
+        ASK.store(address(code).get(), Ordering::SeqCst);
+        let mut key = 0;
+        // SAFETY: `key` is ours, and `end` a function of that type.
+        let failed = unsafe { libc::pthread_key_create(&raw mut key, Some(end)) };
+        if failed == 0 {
+            KEY.store(wide(index(key.into())), Ordering::SeqCst);
+        }
+    });
+}
+
+/// The key by which the C library tells of a thread's end; `u64::MAX` if there is none.
+static KEY: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// Threads that take part and that nobody has taken yet.
+static NEW: AtomicPtr<Thread> = AtomicPtr::new(ptr::null_mut());
+
+const PASS: u64 = 0;
+const RETRY: u64 = 1;
+
+/// What to do about a function that cannot be recorded as things are: the thread does not take part in this recording yet, or
+/// has left functions by `longjmp`. `slot` is where its return address stands, 0 for a call. Async-signal-safe.
+extern "C" fn ask(slot: u64) -> u64 {
+    let local = local();
+    let current = CURRENT.load(Ordering::Acquire);
+    if current == OFF || local.session.get() == ENDING {
+        return PASS;
+    }
+    if local.session.get() != current {
+        return attach(local, current).map_or(PASS, |()| RETRY);
+    }
+    // SAFETY: a thread that takes part has a state, which is its own.
+    let Some(thread) = (unsafe { local.thread.get().as_ref() }) else { return PASS };
+    thread.forget_up_to(slot);
+    RETRY
+}
+
+impl Thread {
+    /// Gives back places of functions that are left: those whose frames are not above this address.
+    fn forget_up_to(&self, slot: u64) {
+        loop {
+            let last = self.top.get().wrapping_sub(1);
+            // SAFETY: places between the first, whose frame is above everything, and `top` are the thread's own and filled in.
+            if unsafe { (*last).slot } > slot {
+                return;
+            }
+            left(last, UNWOUND);
+            self.top.set(last);
+        }
+    }
+
+    /// # Safety
+    /// The thread has ended, and nobody else has a reference to this.
+    pub(super) unsafe fn free(thread: NonNull<Thread>) {
+        // SAFETY: the caller's.
+        let state = unsafe { thread.as_ref() };
+        let (home, ring) = (state.home.take(), state.ring_home.take());
+        drop(ring);
+        // What holds the state itself goes last.
+        drop(home);
+    }
+}
+
+/// Records that a function was left, once. Of this thread, in its order.
+pub(super) fn left(place: *mut Place, what: u32) {
+    let local = local();
+    let before = local.busy.replace(2);
+    // SAFETY: a thread that has places has a state, which is its own.
+    let thread = unsafe { local.thread.get().as_ref() };
+    // SAFETY: the caller's place of this thread, which is filled in; nothing else refers to it while `busy` is set.
+    let place = unsafe { &mut *place };
+    if let Some(thread) = thread.filter(|thread| place.session == thread.session.load(Ordering::Relaxed)) {
+        place.session = 0;
+        // SAFETY: functions live for ever.
+        let number = unsafe { (*place.function).number };
+        let head = thread.head.load(Ordering::Relaxed);
+        let unit = thread.ring.load(Ordering::Relaxed).wrapping_add(index(head & thread.mask.load(Ordering::Relaxed)));
+        // SAFETY: it was kept free when the function was entered.
+        unsafe { unit.write(Unit { time: now(), number, what }) };
+        thread.open.set(thread.open.get() - 1);
+        thread.head.store(head + 1, Ordering::Release);
+    }
+    local.busy.set(before);
+}
+
+/// The processor's time stamp.
+pub(crate) fn now() -> u64 {
+    // SAFETY: every x86-64 processor has it, and Linux lets processes use it.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+/// Has this thread take part in a recording. `None` if it cannot: it has no stack that is known, or there is no memory.
+fn attach(local: &Local, session: u32) -> Option<()> {
+    let known = NonNull::new(local.thread.get());
+    let (thread, is_new) = match known {
+        Some(thread) => (thread, false),
+        None => (make(local)?, true),
+    };
+    // SAFETY: this thread's own state, and what others read of it is atomic.
+    let state = unsafe { thread.as_ref() };
+    let bytes = RING.load(Ordering::Acquire);
+    let units = bytes / UNIT;
+    if state.mask.load(Ordering::Relaxed) + 1 != units {
+        // Nobody reads the old one: the recording that it was for is over (`Recording::finish`).
+        let pages = Pages::new(index(bytes)).ok()?;
+        state.ring.store(pages.as_mut_ptr().cast(), Ordering::Relaxed);
+        state.mask.store(units - 1, Ordering::Relaxed);
+        state.room.set(units - 2);
+        drop(state.ring_home.replace(Some(pages)));
+    }
+    state.head.store(0, Ordering::Relaxed);
+    state.tail.store(0, Ordering::Relaxed);
+    state.open.set(0);
+    for count in [&state.dropped, &state.deep, &state.elsewhere] {
+        count.store(0, Ordering::Relaxed);
+    }
+    let mut name = [0_u8; 16];
+    // SAFETY: sixteen bytes, as PR_GET_NAME wants them.
+    unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+    state.name.set(name);
+    // From here on it is read.
+    state.session.store(session, Ordering::Release);
+    local.session.set(session);
+    if is_new {
+        local.thread.set(thread.as_ptr());
+        let mut first = NEW.load(Ordering::Relaxed);
+        loop {
+            state.next.set(first);
+            match NEW.compare_exchange_weak(first, thread.as_ptr(), Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => break,
+                Err(now) => first = now,
+            }
+        }
+        if let Ok(key) = u32::try_from(KEY.load(Ordering::Relaxed)) {
+            // SAFETY: a key of ours; the C library has room for the first keys in the thread itself.
+            unsafe { libc::pthread_setspecific(key, thread.as_ptr().cast_const().cast()) };
+        }
+    }
+    Some(())
+}
+
+/// A state for this thread, without a ring.
+fn make(local: &Local) -> Option<NonNull<Thread>> {
+    let (stack, stack_len) = super::stack::own(wide(ptr::from_ref(local).addr())).or_else(|| {
+        STRANGERS.fetch_add(1, Ordering::Relaxed);
+        None
+    })?;
+    let places = size_of::<Thread>().next_multiple_of(align_of::<Place>());
+    let pages = Pages::new(places + (DEPTH + 1) * size_of::<Place>()).ok()?;
+    let thread: *mut Thread = pages.as_mut_ptr().cast();
+    let first: *mut Place = pages.as_mut_ptr().wrapping_add(places).cast();
+    let state = Thread {
+        top: Cell::new(first.wrapping_add(1)),
+        limit: Cell::new(first.wrapping_add(DEPTH + 1)),
+        stack: Cell::new(stack),
+        stack_len: Cell::new(stack_len),
+        ring: AtomicPtr::new(ptr::null_mut()),
+        mask: AtomicU64::new(0),
+        head: AtomicU64::new(0),
+        open: Cell::new(0),
+        room: Cell::new(0),
+        dropped: AtomicU64::new(0),
+        deep: AtomicU64::new(0),
+        elsewhere: AtomicU64::new(0),
+        session: AtomicU32::new(0),
+        tid: AtomicI32::new(Tid::current().get()),
+        ended: AtomicBool::new(false),
+        name: Cell::new([0; 16]),
+        next: Cell::new(ptr::null_mut()),
+        home: Cell::new(Some(pages)),
+        ring_home: Cell::new(None),
+        tail: Apart(AtomicU64::new(0)),
+    };
+    // SAFETY: fresh pages, large enough and aligned.
+    unsafe { thread.write(state) };
+    let bottom = Place { parent: 0, saved: 0, slot: u64::MAX, function: ptr::null(), target: 0, session: 0 };
+    // SAFETY: the first place of the same pages: above every frame.
+    unsafe { first.write(bottom) };
+    NonNull::new(thread)
+}
+
+/// Called by the C library when a thread that has taken part ends.
+extern "C" fn end(thread: *mut c_void) {
+    let local = local();
+    // SAFETY: the state that `attach` has given to the C library, of this thread.
+    let Some(state) = (unsafe { thread.cast::<Thread>().as_ref() }) else { return };
+    // Whatever it was in, it never returns to.
+    state.forget_up_to(u64::MAX - 1);
+    local.session.set(ENDING);
+    local.thread.set(ptr::null_mut());
+    state.ended.store(true, Ordering::Release);
+}
+
+/// Takes the threads that have begun to take part since this was called last.
+pub(crate) fn take_new() -> Vec<Reader> {
+    let mut next = NEW.swap(ptr::null_mut(), Ordering::Acquire);
+    let mut found = Vec::new();
+    while let Some(thread) = NonNull::new(next) {
+        // SAFETY: in the list once, and so it has no other reader.
+        found.push(unsafe { Reader::new(thread) });
+        // SAFETY: it lives until its reader frees it; `next` was written before it came into the list.
+        next = unsafe { thread.as_ref() }.next.get();
+    }
+    found
+}
+
+
+/// Whether a state is this thread's.
+pub(super) fn is_own(thread: *mut Thread) -> bool {
+    ptr::eq(local().thread.get(), thread)
+}
