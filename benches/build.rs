@@ -8,7 +8,7 @@ fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=floor");
     let out = env::var("OUT_DIR").unwrap_or_default();
-    for name in ["floor", "poke", "stores"] {
+    for name in ["floor", "poke", "stores", "trace"] {
         let object = Path::new(&out).join(format!("{name}.o"));
         let mut compile = Command::new("cc");
         compile.args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fPIC", "-pthread", "-c", "-o"]).arg(&object);

@@ -2,11 +2,11 @@
 
 use std::ffi::c_void;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::Arc;
 
 use modload_edit::Addr;
-use modload_threads::boundary::guard;
 
 use super::Function;
 use super::sets::{Callback, Registers, Saved, Set};
@@ -186,13 +186,13 @@ unsafe fn call<'a>(function: *const Function, parent: u64, registers: *const Reg
 }
 
 #[cold]
-fn failed(function: *const Function, thrown: &modload_threads::boundary::Thrown) {
+fn failed(function: *const Function) {
     // SAFETY: a function lives for ever.
     let function = unsafe { &*function };
-    tracing::error!(module = %function.module, function = %function.name, %thrown, "a tracer has failed");
+    tracing::error!(module = %function.module, function = %function.name, "a tracer has panicked");
 }
 
-unsafe extern "C" fn called<T: Tracer>(
+unsafe extern "C-unwind" fn called<T: Tracer>(
     data: *const c_void,
     function: *const Function,
     parent: u64,
@@ -202,13 +202,13 @@ unsafe extern "C" fn called<T: Tracer>(
     let tracer = unsafe { &*data.cast::<T>() };
     // SAFETY: called by the code of sets, or by `several`.
     let call = unsafe { call(function, parent, registers) };
-    if let Err(thrown) = guard(|| tracer.called(&call)) {
-        failed(function, &thrown);
+    if catch_unwind(AssertUnwindSafe(|| tracer.called(&call))).is_err() {
+        failed(function);
     }
     0
 }
 
-unsafe extern "C" fn redirected<T: Redirect>(
+unsafe extern "C-unwind" fn redirected<T: Redirect>(
     data: *const c_void,
     function: *const Function,
     parent: u64,
@@ -218,16 +218,16 @@ unsafe extern "C" fn redirected<T: Redirect>(
     let redirect = unsafe { &*data.cast::<T>() };
     // SAFETY: as in `called`.
     let call = unsafe { call(function, parent, registers) };
-    match guard(|| redirect.redirect(&call)) {
-        Ok(to) => to.map_or(0, Addr::get),
-        Err(thrown) => {
-            failed(function, &thrown);
+    catch_unwind(AssertUnwindSafe(|| redirect.redirect(&call))).map_or_else(
+        |_| {
+            failed(function);
             0
-        }
-    }
+        },
+        |to| to.map_or(0, Addr::get),
+    )
 }
 
-unsafe extern "C" fn several(
+unsafe extern "C-unwind" fn several(
     data: *const c_void,
     function: *const Function,
     parent: u64,

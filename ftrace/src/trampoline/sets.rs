@@ -48,7 +48,7 @@ impl Registers {
 
 /// What a set calls: with its word, the function, where that was called from, and the registers (null if they were not
 /// asked for). What it returns is where the function goes on; 0 for where it would.
-pub(crate) type Callback = unsafe extern "C" fn(*const c_void, *const Function, u64, *const Registers) -> u64;
+pub(crate) type Callback = unsafe extern "C-unwind" fn(*const c_void, *const Function, u64, *const Registers) -> u64;
 
 /// Whom the calls of a function are shown to. The first two fields are read by the code below.
 #[repr(C)]
