@@ -5,14 +5,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use modload::{Addr, Arena, Class, Host, Image, Module, StripeUsage};
-use modload_edit::{index, wide};
+use modload_edit::{Edit, EditSet, Engine, Sink, Why, index, wide};
 use modload_tests::{Case, Chance, Mapping, image, image_from_text, mappings};
+use modload_text::{Annex, TextLock, fill};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
         Case::new("protections_never_change_while_a_thousand_modules_come_and_go", a_thousand_modules)
             .within_seconds(240),
         Case::new("each_part_of_a_module_lies_in_its_stripe", parts_lie_in_their_stripes),
+        Case::new("annexes_are_code_and_never_writable", annexes),
         Case::new("ro_after_init_is_writable_in_init_only", ro_after_init_protection),
     ])
 }
@@ -113,6 +115,57 @@ fn a_thousand_modules() {
     assert!(rounds.into_inner() > 20, "the race was one");
     assert!(host.modules().is_empty());
 }
+
+/// The mapping of code that holds a function.
+fn code_of(function: *const ()) -> (Addr, Addr) {
+    let at = Addr::new(wide(function.expose_provenance()));
+    let mapping = mappings().into_iter().find(|mapping| mapping.overlaps(at, 1)).unwrap();
+    assert_eq!(mapping.access, "r-xp");
+    (Addr::new(mapping.start), Addr::new(mapping.end))
+}
+
+fn annexes() {
+    let stripes = Arena::get().unwrap().usage();
+    #[expect(clippy::as_conversions, reason = "functions become pointers by a cast alone")]
+    let near = [annexes as *const (), libc::getpid as *const ()].map(code_of);
+    let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
+    // Odd while an annex is there for certain, and where.
+    let (changes, place) = (AtomicU64::new(0), AtomicU64::new(0));
+    thread::scope(|scope| {
+        let racing = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let (change, at) = (changes.load(Ordering::SeqCst), Addr::new(place.load(Ordering::SeqCst)));
+                let now = mappings();
+                judge(&now, &stripes);
+                if change % 2 == 1 && changes.load(Ordering::SeqCst) == change {
+                    let here: Vec<_> = now.iter().filter(|mapping| mapping.overlaps(at, 1)).collect();
+                    assert!(matches!(here[..], [mapping] if mapping.access == "r-xp"), "{here:x?}");
+                    rounds.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        let mut number = 0;
+        while (number < 2000 || rounds.load(Ordering::Relaxed) < 100) && !racing.is_finished() {
+            assert!(std::time::Instant::now() < until);
+            let (start, end) = near[number % 2];
+            let annex = Annex::near(start, end, 4096).unwrap();
+            place.store(annex.addr().get(), Ordering::SeqCst);
+            changes.fetch_add(1, Ordering::SeqCst);
+            let code = [0xb8, 7, 0, 0, 0, 0xc3];
+            let mut edits = EditSet::new();
+            edits.edit(Edit { at: annex.addr(), old: &[0xcc; 6], new: &code, why: WHY }).unwrap();
+            fill(&mut TextLock::take(), &edits).unwrap();
+            changes.fetch_add(1, Ordering::SeqCst);
+            drop(annex);
+            number += 1;
+        }
+        stop.store(true, Ordering::Relaxed);
+        racing.join().expect("the racing thread has seen nothing but what it should");
+    });
+}
+
+const WHY: Why = Why { engine: Engine::JumpLabel, section: 0, record: 0 };
 
 /// Only what lies in the arena counts: the test's own threads and vectors have mappings, too.
 fn in_arena(mappings: &[Mapping]) -> usize {

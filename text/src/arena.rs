@@ -253,7 +253,10 @@ impl Arena {
             fork::install().map_err(|source| ArenaError::Handler { what: "fork handlers", source })
         };
         let built = Arena::build(reserved, low).and_then(|arena| installed().map(|()| arena));
-        let arena = built.inspect_err(|_| reserved.release())?;
+        let arena = built.inspect_err(|_| {
+            // Address space that stays reserved costs nothing, and the first failure is the one to tell.
+            let _ = reserved.release();
+        })?;
         let text = slot(Class::Text);
         TEXT_START.store(arena.starts[text].get(), Ordering::Relaxed);
         TEXT_END.store(arena.starts[text].get() + arena.lens[text], Ordering::Relaxed);

@@ -54,19 +54,20 @@ fn wait_until_none_is_in_flight() {
     }
 }
 
-/// How many threads are at this moment inside of our SIGTRAP handler, on their way from a trap in text that can be poked
-/// to where they go on. A trap that is somebody else's counts while it is looked at, and no longer when it is passed on.
-/// Async-signal-safe. In a forked child it begins with 0.
+/// How many threads are at this moment inside of our SIGTRAP handler, on their way from a trap in text that can be
+/// poked to where they go on. A trap that is somebody else's counts while it is looked at, and no longer when it is
+/// passed on. Async-signal-safe. In a forked child it begins with 0.
 ///
-/// For who wants to free code that sites have led to, a trampoline say: first [`crate::poke`] takes the last way there
-/// away, then this is 0 once, then every thread is held and no stack has a frame in that code; then nobody can come there
-/// again. For a thread that counts itself after the 0 was read loads the batch after the poke has taken it back (all of
-/// these are in one order: SeqCst), and goes on at the site. One that had counted itself before had also counted itself out,
-/// so where it goes on stands in its registers. And one that the kernel is still bringing here has not looked yet.
+/// For who wants to free code that sites have led to, a trampoline say: first [`crate::poke`] takes the last way
+/// there away, then this is 0 once, then every thread is held and no stack has a frame in that code; then nobody can
+/// come there again. For a thread that counts itself after the 0 was read loads the batch after the poke has taken it
+/// back (all of these are in one order: SeqCst), and goes on at the site. One that had counted itself before had also
+/// counted itself out, so where it goes on stands in its registers. And one that the kernel is still bringing here
+/// has not looked yet.
 ///
-/// A poke by traps waits for the same 0 before it returns, since it lends its edits; and nobody who is held is inside, for the
-/// handler blocks every signal. So whoever comes after that poke finds the second condition true, and asks in order not to
-/// depend on how it was poked.
+/// A poke by traps waits for the same 0 before it returns, since it lends its edits; and nobody who is held is
+/// inside, for the handler blocks every signal. So whoever comes after that poke finds the second condition true, and
+/// asks in order not to depend on how it was poked.
 #[must_use]
 pub fn traps_in_flight() -> usize {
     IN_FLIGHT.load(Ordering::SeqCst)

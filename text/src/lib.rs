@@ -8,6 +8,7 @@
 //! - [`Fresh`]: data that stands at its place from the start; [`Fresh::settle`] gives it to the module's code.
 //! - [`poke`]: changes published text while threads run through it, a batch of edits at a time. [`HostText`]: code of the
 //!   host itself that may be poked.
+//! - [`Annex`]: memory for code within reach of the host's own.
 //! - [`fill`]: changes published text that nobody can have entered, and constants.
 //! - [`traps_in_flight`]: how many threads are between a trap of a batch and where it leads them.
 //! - [`Pages`]: memory that is had without the allocator.
@@ -18,20 +19,24 @@
 //! address is ever writable and executable. Dropping any of the types above gives its memory back; freed text is
 //! filled with INT3 and all cores are synchronised before anybody else can get it.
 
+mod annex;
 mod arena;
 mod batch;
 mod emulate;
 mod fork;
 mod fill;
 mod host_text;
+mod maps;
 mod obstacle;
 mod owners;
 mod pages;
 mod place;
 mod poke;
+mod ranges;
 mod region;
 mod rendezvous;
 mod reserve;
+mod room;
 mod spans;
 mod staging;
 mod stripe;
@@ -40,6 +45,7 @@ mod trap;
 mod variables;
 mod write;
 
+pub use annex::{Annex, AnnexError};
 pub use arena::{Arena, ArenaError, Class, OutOfMemory, StripeUsage};
 pub use batch::traps_in_flight;
 pub use fill::fill;

@@ -11,9 +11,9 @@ use crate::PAGE;
 /// Whole pages of zeros, readable and writable and never executable, that belong to nobody else. Dropping them gives
 /// them back to the kernel.
 ///
-/// Having them and giving them back takes one system call each, and neither a lock nor the allocator, so both may be done in a
-/// signal handler that saves `errno`, and while threads are held. They are lent by a raw pointer alone: what several
-/// threads and handlers do with them at a time is for the owner to order, by atomics.
+/// Having them and giving them back takes one system call each, and neither a lock nor the allocator, so both may be
+/// done in a signal handler that saves `errno`, and while threads are held. They are lent by a raw pointer alone:
+/// what several threads and handlers do with them at a time is for the owner to order, by atomics.
 ///
 /// A forked child has a copy of its own, at the same address.
 pub struct Pages {

@@ -5,7 +5,7 @@ use modload_edit::{Addr, Edit, wide};
 use crate::arena::{Arena, Class};
 use crate::poke::PokeError;
 use crate::reserve::pointer;
-use crate::{host_text, owners};
+use crate::{annex, host_text, owners};
 
 /// The range that the last edit lay in; the next one mostly does, too.
 pub(crate) struct Region {
@@ -19,13 +19,13 @@ fn text(at: Addr) -> Option<(Addr, Addr)> {
     owners::published(at).or_else(|| host_text::containing(at))
 }
 
-/// The same, and data whose protection only this crate writes past.
-fn text_or_constants(at: Addr) -> Option<(Addr, Addr)> {
+/// The same, annexes, and data whose protection only this crate writes past.
+fn whatever_is_filled(at: Addr) -> Option<(Addr, Addr)> {
     let constants = || {
         let (class, rest) = Arena::existing()?.touched_from(at)?;
         matches!(class, Class::ReadOnly | Class::RoAfterInit).then_some((at, at + rest))
     };
-    text(at).or_else(constants)
+    text(at).or_else(|| annex::containing(at)).or_else(constants)
 }
 
 impl Region {
@@ -36,7 +36,7 @@ impl Region {
 
     /// Where [`crate::fill`] may write.
     pub(crate) fn filled() -> Region {
-        Region { start: Addr::NULL, end: Addr::NULL, find: text_or_constants }
+        Region { start: Addr::NULL, end: Addr::NULL, find: whatever_is_filled }
     }
 
     /// Looks whether the edit's bytes lie where they may, and whether the old ones are there.
@@ -48,7 +48,7 @@ impl Region {
                 return Err(PokeError::NotText { at, len: new.len(), why });
             }
         }
-        // SAFETY: published or registered text or constants, which are mapped and readable and, since the caller has
+        // SAFETY: published or registered text, an annex or constants, which are mapped and readable and, since the caller has
         // the lock, not being changed.
         let found = unsafe { std::slice::from_raw_parts(pointer(at).cast_const(), old.len()) };
         if found == old {

@@ -6,7 +6,7 @@ use modload_edit::{Addr, index, wide};
 
 use crate::PAGE;
 
-/// Address space that belongs to this process's arena and is never given back.
+/// Address space that is this crate's: the arena's, which is never given back, or an annex's.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reserved {
     pub(crate) start: Addr,
@@ -32,15 +32,22 @@ pub(crate) fn low(len: u64) -> Option<Reserved> {
     let pages = LOW_END.checked_sub(LOWEST)?.checked_sub(len)? / PAGE + 1;
     for _ in 0..TRIES {
         let start = LOWEST + random() % pages * PAGE;
-        if let Ok(reserved) = reserve(start, len, libc::MAP_FIXED_NOREPLACE) {
-            // A kernel that does not know the flag takes the address as a hint.
-            if reserved.start.get() == start {
-                return Some(reserved);
-            }
-            reserved.release();
+        if let Ok(Some(reserved)) = at(Addr::new(start), len) {
+            return Some(reserved);
         }
     }
     None
+}
+
+/// Reserves just this range; `None` if something is there.
+pub(crate) fn at(start: Addr, len: u64) -> io::Result<Option<Reserved>> {
+    match reserve(start.get(), len, libc::MAP_FIXED_NOREPLACE) {
+        Ok(reserved) if reserved.start == start => Ok(Some(reserved)),
+        // A kernel that does not know the flag takes the address as a hint.
+        Ok(elsewhere) => elsewhere.release().map(|()| None),
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reserves `len` bytes wherever the kernel likes.
@@ -60,11 +67,11 @@ fn reserve(start: u64, len: u64, flags: libc::c_int) -> io::Result<Reserved> {
 }
 
 impl Reserved {
-    /// Gives the space back. Only while nothing of it has been handed out.
-    pub(crate) fn release(self) {
-        // SAFETY: the range was reserved by `reserve`, and nobody else knows of it yet.
+    /// Gives the space back, whatever has been mapped into it. Only while nobody uses it.
+    pub(crate) fn release(self) -> io::Result<()> {
+        // SAFETY: the range was reserved by `reserve`, and the caller knows that nobody uses it (yet, or any more).
         let failed = unsafe { libc::munmap(pointer(self.start).cast(), index(self.len)) };
-        debug_assert_eq!(failed, 0, "a mapping of our own can be unmapped");
+        if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     /// Maps a part of the reserved space, once, with the access it keeps. The memory reads as zeros.

@@ -4,7 +4,7 @@ use modload_edit::{Addr, Edit, EditSet, index, wide};
 
 use crate::reserve::pointer;
 use crate::write::{TextLock, WriteFailed};
-use crate::{INT3, arena, host_text};
+use crate::{INT3, annex, arena, host_text};
 
 /// What a pass over a batch writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -122,6 +122,7 @@ impl Span<'_, '_> {
 
 /// Whether everything between two places is text that this crate may read and write.
 fn same_region(one: Addr, other: Addr) -> bool {
+    let hosts = || host_text::containing(one).or_else(|| annex::containing(one));
     arena::text_contains(one) && arena::text_contains(other)
-        || host_text::containing(one).is_some_and(|(start, end)| (start..end).contains(&other))
+        || hosts().is_some_and(|(start, end)| (start..end).contains(&other))
 }

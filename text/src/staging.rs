@@ -189,7 +189,7 @@ impl Drop for Published {
 static TRAPS: [u8; 0x1_0000] = [INT3; 0x1_0000];
 
 /// Fills text with INT3 and has every core notice.
-fn fill_with_traps(lock: &mut TextLock<'_>, at: Addr, len: u64) -> Result<(), WriteFailed> {
+pub(crate) fn fill_with_traps(lock: &mut TextLock<'_>, at: Addr, len: u64) -> Result<(), WriteFailed> {
     let mut done = 0;
     while done < len {
         let part = &TRAPS[..TRAPS.len().min(index(len - done))];

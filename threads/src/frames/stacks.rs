@@ -26,8 +26,8 @@ impl Stack<'_> {
         self.tid
     }
 
-    /// Walks it from its innermost frame outward and shows each frame to the visitor, until that breaks. A held thread's
-    /// first frame is where it was stopped; the holder's own is the caller of this function.
+    /// Walks it from its innermost frame outward and shows each frame to the visitor, until that breaks. A held
+    /// thread's first frame is where it was stopped; the holder's own is the caller of this function.
     ///
     /// # Errors
     /// [`WalkError`], as [`walk`]: the frames that were shown are right, and those behind them are not known.
@@ -51,9 +51,9 @@ const SPARE: u64 = 64;
 
 /// Holds every other thread for [`DEFAULT_LIMIT`] at most, shows each stack to `look`, and brings what that has found.
 ///
-/// What is found needs room, and none can be had while threads are held. So `room` makes it before, for as many stacks
-/// as it is told, and `look` has it in hand. If there are more threads than that by the time all stand still, everybody is let
-/// go, `room` is called again with a larger number, and nothing has been looked at.
+/// What is found needs room, and none can be had while threads are held. So `room` makes it before, for as many
+/// stacks as it is told, and `look` has it in hand. If there are more threads than that by the time all stand still,
+/// everybody is let go, `room` is called again with a larger number, and nothing has been looked at.
 ///
 /// `look` runs while everybody is held: it must not take memory or give it back, lock, print, log or panic ([`Held`]
 /// has the list). It may walk, and read and write memory of its own. Whatever it keeps of each stack must have its
