@@ -57,7 +57,7 @@ impl Clock {
     /// Nanoseconds from its start to a stamp; 0 for what was before.
     pub(crate) fn nanoseconds(&self, stamp: u64) -> u64 {
         let stamps = u128::from(stamp.saturating_sub(self.start));
-        u64::try_from(stamps * u128::from(self.scale) >> 32).unwrap_or(u64::MAX)
+        u64::try_from((stamps * u128::from(self.scale)) >> 32).unwrap_or(u64::MAX)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Why functions are not traced.
 
 use modload_edit::Rejected;
-use modload_text::{ArenaError, PokeError};
+use modload_text::{AnnexError, ArenaError, HostTextError, PokeError};
 use modload_threads::frames::BadRows;
 use thiserror::Error;
 
@@ -31,6 +31,18 @@ pub enum TraceError {
     Buffer {
         /// What was asked for.
         bytes: u64,
+    },
+    /// The host's own code cannot be poked there.
+    #[error("functions of the host's own cannot be traced")]
+    HostText(#[from] HostTextError),
+    /// There is no room for stubs near the host's own code.
+    #[error("functions of the host's own cannot be traced")]
+    Annex(#[from] AnnexError),
+    /// It is registered already, by this host or by another one.
+    #[error("{function} of the host's own is registered already")]
+    Registered {
+        /// The function.
+        function: String,
     },
     /// Text could not be changed.
     #[error(transparent)]

@@ -28,6 +28,7 @@ pub use error::TraceError;
 pub use filter::{BadPattern, Filter, Pattern};
 pub use recording::{FunctionTrace, Mode, TraceOptions};
 pub use sites::Traceable;
-pub use tracing::{Ftrace, Tracing, set_trap_mask, sweep};
+pub use tracing::{Ftrace, HOST, Tracing, set_trap_mask, sweep};
 pub use trampoline::call::{Call, Redirect, Redirecting, Tracer};
+pub use trampoline::host::HostFunction;
 pub use trampoline::sets::Registers;

@@ -10,7 +10,7 @@ use modload_text::shadow_stacks;
 use crate::clock::Clock;
 use crate::error::TraceError;
 use crate::filter::{BadPattern, Filter, Pattern};
-use crate::table::{HostId, Shown, Table, table};
+use crate::table::{HostId, Table, table};
 use crate::trace::{Batch, Function, Missed, Record, Thread, What};
 use crate::trampoline::ring::{CALL, ENTER, LEAVE, Told};
 use crate::trampoline::sets::Then;
@@ -176,7 +176,8 @@ impl Table {
             running.numbers.remove(&ended.key());
             ended.free();
         }
-        let unnamed = running.pending.iter_mut().filter(|pending| pending.told.what == CALL && pending.parent.is_none());
+        let unnamed =
+            running.pending.iter_mut().filter(|pending| pending.told.what == CALL && pending.parent.is_none());
         unnamed.for_each(|pending| pending.parent = parent(Addr::new(pending.told.parent)));
     }
 }
@@ -284,7 +285,6 @@ fn wide(len: usize) -> u32 {
 
 impl Table {
     /// What a recording has that was not told yet: records, threads from this number on, what was missed, and all functions.
-    #[expect(clippy::type_complexity, reason = "four things that are had under one lock")]
     fn take(
         &mut self,
         session: u32,
@@ -301,10 +301,5 @@ impl Table {
         missed.elsewhere += STRANGERS.load(Ordering::Relaxed) - running.strangers;
         let new = running.threads.get(threads..).unwrap_or_default().to_vec();
         (std::mem::take(&mut running.pending), new, missed, self.functions.clone())
-    }
-
-    /// Whether anything stands at a site.
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.parts.values().all(|part| part.entries.iter().all(|entry| entry.shown == Shown::Nothing))
     }
 }

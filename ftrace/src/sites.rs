@@ -42,7 +42,7 @@ pub(crate) struct Found {
     pub(crate) width: Option<Width>,
 }
 
-const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
+pub(crate) const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
 
 /// A function's NOPs may begin as far before it (`-fpatchable-function-entry=N,M`).
 const BEFORE: u64 = 64;
@@ -60,7 +60,6 @@ impl Found {
         for table in tables {
             for (record, bytes) in (0..).zip(table.bytes.chunks_exact(Record8::SIZE)) {
                 let why = Why { engine: Engine::Fentry, section: table.table.section, record };
-                let bytes = bytes.try_into().map_err(|_| Refusal::from(format!("{why}: it is no whole record")))?;
                 found.add(coming, &functions, Addr::new(Record8::read(bytes).site), why)?;
             }
         }
@@ -68,13 +67,7 @@ impl Found {
         Ok(Some(found))
     }
 
-    fn add(
-        &mut self,
-        coming: &Coming<'_>,
-        functions: &[FunctionSymbol],
-        at: Addr,
-        why: Why,
-    ) -> Result<(), Refusal> {
+    fn add(&mut self, coming: &Coming<'_>, functions: &[FunctionSymbol], at: Addr, why: Why) -> Result<(), Refusal> {
         let outside = || Refusal::from(format!("{why}: its site is not within text"));
         let (start, text) = coming.text(at).ok_or_else(outside)?;
         let code = text.get(index((at - start).cast_unsigned())..).ok_or_else(outside)?;
@@ -140,7 +133,8 @@ fn width(coming: &Coming<'_>, functions: &[FunctionSymbol]) -> Width {
         texts.extend(coming.text(function.addr));
     }
     let has = |text: &[u8]| {
-        memchr::memchr_iter(0x62, text).any(|at| matches!(text[at..], [_, p0, p1, ..] if p0 & 0x08 == 0 && p1 & 0x04 != 0))
+        memchr::memchr_iter(0x62, text)
+            .any(|at| matches!(text[at..], [_, p0, p1, ..] if p0 & 0x08 == 0 && p1 & 0x04 != 0))
     };
     if texts.iter().any(|(_, text)| has(text)) { Width::Zmm } else { Width::Ymm }
 }

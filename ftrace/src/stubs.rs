@@ -39,7 +39,13 @@ impl Stubs {
         Stubs { next: Addr::NULL, left: 0 }
     }
 
-    /// Gives each of these functions a stub in the arena, which every module's code reaches.
+    /// Room that is there already: as many as this from an address on, filled with INT3, for functions near that.
+    pub(crate) fn at(next: Addr, left: u64) -> Result<Stubs, TraceError> {
+        forget(Known::programmed(next.get()..next.get() + left * STUB, &stub_rows())?);
+        Ok(Stubs { next, left })
+    }
+
+    /// Gives each of these functions a stub; when there is no room any more, in the arena, which every module's code reaches.
     pub(crate) fn make(&mut self, functions: &[&'static Function]) -> Result<(), TraceError> {
         let (here, rest) = functions.split_at(functions.len().min(index(self.left)));
         self.fill(here)?;

@@ -23,12 +23,16 @@ impl Subscriber for Ftrace {
             width: found.width.unwrap_or(Width::Zmm),
             entries,
             untraceable: found.untraceable,
+            own: None,
         };
         let mut table = table();
         let all = 0..part.entries.len();
         table.parts.insert(owner, part);
-        let entered = table.enter(owner).and_then(|()| {
-            table.prepare(owner, all.clone()).map_err(|error| Refusal::from(format!("its functions cannot be traced: {error}")))?;
+        let twice = |function| Refusal::from(format!("{function} would be redirected twice"));
+        let entered = table.enter(owner).map_err(twice).and_then(|()| {
+            table
+                .prepare(owner, all.clone())
+                .map_err(|error| Refusal::from(format!("its functions cannot be traced: {error}")))?;
             table.show_staged(owner, coming)
         });
         if entered.is_err() {
@@ -64,8 +68,8 @@ impl Subscriber for Ftrace {
 }
 
 impl Table {
-    /// Marks a new module's functions for all who want them already.
-    fn enter(&mut self, owner: Owner) -> Result<(), Refusal> {
+    /// Marks a new module's functions for all who want them already; the error is one that two would redirect.
+    pub(crate) fn enter(&mut self, owner: Owner) -> Result<(), String> {
         let Some(part) = self.parts.get_mut(&owner) else { return Ok(()) };
         let mut redirected: Vec<usize> = Vec::new();
         for tracer in self.tracers.iter().filter(|tracer| tracer.host == part.host) {
@@ -76,7 +80,7 @@ impl Table {
                 }
                 if tracer.redirects {
                     if redirected.contains(&number) {
-                        return Err(Refusal::from(format!("{} would be redirected twice", entry.site.name)));
+                        return Err(entry.site.name.to_string());
                     }
                     redirected.push(number);
                 }
@@ -104,7 +108,7 @@ impl Table {
     }
 
     /// Makes the sites of a module that goes NOPs again: its text may stay, if somebody is in it.
-    fn silence(&mut self, owner: Owner) {
+    pub(crate) fn silence(&mut self, owner: Owner) {
         let Some(part) = self.parts.get_mut(&owner).filter(|part| part.phase == Phase::Published) else { return };
         self.batch.clear();
         for entry in part.entries.iter_mut().filter(|entry| entry.shown != Shown::Nothing) {
@@ -138,6 +142,9 @@ impl Table {
             function.set(std::ptr::null());
             function.leads(None, Then::Function);
         }
-        self.give_back(functions.into_iter());
+        match part.own {
+            None => self.give_back(functions.into_iter()),
+            Some(_) => self.own.extend(functions.into_iter().map(|function| (function.ip(), function))),
+        }
     }
 }

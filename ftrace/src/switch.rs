@@ -1,13 +1,10 @@
 //! Switching tracing on and off: what has changed at all sites becomes one batch.
 
-use std::ops::Range;
-
 use modload_edit::{Edit, Sink};
 use modload_text::{TextLock, poke};
 
 use crate::error::TraceError;
 use crate::table::{Entry, Owner, Phase, Shown, Table, TracerId};
-use crate::trampoline::Function;
 use crate::trampoline::call::Group;
 use crate::trampoline::sets::Then;
 
@@ -61,7 +58,12 @@ impl Table {
     }
 
     /// Has the functions of a host that a filter means recorded; says which they are.
-    pub(crate) fn record(&mut self, then: Then, meant: impl Fn(&str, &Entry) -> bool, host: crate::table::HostId) -> Changed {
+    pub(crate) fn record(
+        &mut self,
+        then: Then,
+        meant: impl Fn(&str, &Entry) -> bool,
+        host: crate::table::HostId,
+    ) -> Changed {
         let mut changed = Vec::new();
         for (owner, part) in self.parts.iter_mut().filter(|(_, part)| part.host == host) {
             let module = part.module.clone();
@@ -112,19 +114,28 @@ impl Table {
     }
 
     /// Gives functions all that their calls need before their sites lead there.
-    pub(crate) fn prepare(&mut self, owner: Owner, entries: impl Iterator<Item = usize> + Clone) -> Result<(), TraceError> {
+    pub(crate) fn prepare(
+        &mut self,
+        owner: Owner,
+        entries: impl Iterator<Item = usize> + Clone,
+    ) -> Result<(), TraceError> {
         let Some(mut part) = self.parts.remove(&owner) else { return Ok(()) };
         for number in entries.clone() {
             let entry = &mut part.entries[number];
             if entry.wanted() != Shown::Nothing && entry.function.is_none() {
-                let function = self.function(&part.module, &entry.site.name);
+                let (module, site) = (&part.module, &entry.site);
+                let function = match part.own {
+                    None => self.function(module, &site.name),
+                    Some(_) => self.own_function(module, &site.name, site.entry),
+                };
                 function.stands(entry.site.entry, entry.site.at + u64::from(entry.site.len));
                 entry.function = Some(function);
             }
         }
         let functions = entries.clone().filter_map(|number| part.entries[number].function);
         let without: Vec<_> = functions.filter(|function| function.stub().is_none()).collect();
-        let made = self.stubs.make(&without);
+        let stubs = part.own.as_mut().map_or(&mut self.stubs, |own| &mut own.stubs);
+        let made = stubs.make(&without);
         if made.is_ok() {
             for number in entries {
                 let entry = &part.entries[number];
@@ -159,9 +170,4 @@ impl Table {
             self.retired.extend(group.map(|group| (tracers, group)));
         }
     }
-}
-
-/// The functions of some entries.
-pub(crate) fn functions(entries: &[Entry], range: Range<usize>) -> impl Iterator<Item = &'static Function> {
-    entries[range].iter().filter_map(|entry| entry.function)
 }

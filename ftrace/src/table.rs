@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 use modload_edit::{Addr, EditSet};
 use modload_loader::Module;
-use modload_text::{TrapMask, on_fork};
+use modload_text::{HostText, TrapMask, on_fork};
 
 use crate::filter::Filter;
 use crate::recording::Running;
@@ -98,6 +98,17 @@ pub(crate) struct Part {
     /// In order of their addresses.
     pub(crate) entries: Vec<Entry>,
     pub(crate) untraceable: Vec<(Arc<str>, String)>,
+    /// If it is a host's own.
+    pub(crate) own: Option<Own>,
+}
+
+/// What a host's own functions need.
+#[derive(Debug)]
+pub(crate) struct Own {
+    /// Near them.
+    pub(crate) stubs: Stubs,
+    /// For as long as they may be poked.
+    pub(crate) _texts: Vec<HostText>,
 }
 
 /// Who traces what.
@@ -110,6 +121,9 @@ pub(crate) struct Registered {
     pub(crate) redirects: bool,
 }
 
+/// Functions by module and name.
+type Spare = HashMap<(Arc<str>, Arc<str>), Vec<&'static Function>>;
+
 /// What there is.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -121,7 +135,9 @@ pub(crate) struct Table {
     /// Groups that no function has any more, and that threads may be in; with their members.
     pub(crate) retired: Vec<(Vec<TracerId>, Box<Group>)>,
     /// Functions whose modules are gone, for the next of the same name.
-    spare: Option<HashMap<(Arc<str>, Arc<str>), Vec<&'static Function>>>,
+    spare: Option<Spare>,
+    /// Hosts' own functions that no host has registered, by their entries. Their stubs stay near them.
+    pub(crate) own: BTreeMap<Addr, &'static Function>,
     /// All that there are, by their numbers.
     pub(crate) functions: Vec<&'static Function>,
     pub(crate) stubs: Stubs,
@@ -144,6 +160,7 @@ impl Table {
             groups: BTreeMap::new(),
             retired: Vec::new(),
             spare: None,
+            own: BTreeMap::new(),
             functions: Vec::new(),
             stubs: Stubs::new(),
             readers: Vec::new(),
@@ -166,11 +183,20 @@ impl Table {
         if let Some(function) = spare.get_mut(&(module.clone(), name.clone())).and_then(Vec::pop) {
             return function;
         }
+        self.make(module, name)
+    }
+
+    fn make(&mut self, module: &Arc<str>, name: &Arc<str>) -> &'static Function {
         // Far fewer than names that would fit in memory.
         let number = u32::try_from(self.functions.len()).unwrap_or(u32::MAX);
         let function = Function::make(number, module.clone(), name.clone());
         self.functions.push(function);
         function
+    }
+
+    /// A function of the host's own.
+    pub(crate) fn own_function(&mut self, module: &Arc<str>, name: &Arc<str>, entry: Addr) -> &'static Function {
+        self.own.remove(&entry).unwrap_or_else(|| self.make(module, name))
     }
 
     /// Gives functions back whose module is gone.
@@ -187,12 +213,16 @@ pub(crate) fn table() -> MutexGuard<'static, Table> {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         thread::prepare(Width::of_this_machine());
-        on_fork(|| HELD.set(Some(lock())), || HELD.set(None), || {
-            if let Some(mut table) = HELD.take() {
-                table.readers.extend(thread::take_new());
-                table.readers.iter().for_each(Reader::forked);
-            }
-        });
+        on_fork(
+            || HELD.set(Some(lock())),
+            || HELD.set(None),
+            || {
+                if let Some(mut table) = HELD.take() {
+                    table.readers.extend(thread::take_new());
+                    table.readers.iter().for_each(Reader::forked);
+                }
+            },
+        );
     });
     lock()
 }

@@ -12,12 +12,18 @@ use crate::error::TraceError;
 use crate::filter::Filter;
 use crate::recording::{FunctionTrace, TraceOptions};
 use crate::sites::Traceable;
+use crate::stubs::Stubs;
 use crate::switch::Changed;
-use crate::table::{HostId, Registered, Table, TracerId, table};
+use crate::table::{Entry, HostId, Own, Owner, Part, Phase, Registered, Table, TracerId, table};
 use crate::trace::Function;
 use crate::trampoline::call::{Member, Redirecting, Tracer};
+use crate::trampoline::host::{HostFunction, HostPart};
 use crate::trampoline::sets::Saved;
 use crate::trampoline::thread::{Doing, doings, is_nested};
+use crate::trampoline::{STUB, Width};
+
+/// What the host's own functions are found under, as in Linux's livepatch.
+pub const HOST: &str = "vmlinux";
 
 /// Function tracing of one host's modules: its subscriber. Copies are the same.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,6 +99,66 @@ impl Ftrace {
         name: impl Fn(Addr) -> Option<String> + Send + Sync + 'static,
     ) -> Result<FunctionTrace, TraceError> {
         FunctionTrace::start(self.host, options, Arc::new(name))
+    }
+
+    /// Makes functions of the host's own traceable, as those of a module `vmlinux`. They are known until [`Ftrace::leave`].
+    ///
+    /// Five one-byte NOPs at an entry become one while all threads are held.
+    ///
+    /// # Errors
+    /// [`TraceError`]. A function that cannot be traced is no error: [`Ftrace::traceable`] lists it.
+    pub fn register_host_functions(&self, functions: Vec<HostFunction>) -> Result<(), TraceError> {
+        let mut table = table();
+        let owner = Owner::Host(self.host);
+        let known = |at| {
+            table
+                .parts
+                .values()
+                .filter(|part| part.own.is_some())
+                .flat_map(|part| &part.entries)
+                .find(|entry| entry.site.entry == at)
+        };
+        if table.parts.contains_key(&owner) {
+            let function = functions.first().map(|function| function.name().to_owned()).unwrap_or_default();
+            return Err(TraceError::Registered { function });
+        }
+        if let Some(entry) = functions.iter().find_map(|function| known(function.at())) {
+            return Err(TraceError::Registered { function: entry.site.name.to_string() });
+        }
+        let registered = HostPart::register(functions, STUB, table.trap_mask)?;
+        // It stays: threads may be in its stubs at any time, and they serve whoever registers the same functions again.
+        let stubs = match registered.annex.map(std::mem::ManuallyDrop::new) {
+            Some(annex) => Stubs::at(annex.addr(), annex.len() / STUB)?,
+            None => Stubs::new(),
+        };
+        let part = Part {
+            host: self.host,
+            module: HOST.into(),
+            phase: Phase::Published,
+            width: Width::of_this_machine(),
+            entries: registered.sites.into_iter().map(Entry::new).collect(),
+            untraceable: registered.untraceable,
+            own: Some(Own { stubs, _texts: registered.texts }),
+        };
+        table.parts.insert(owner, part);
+        let wanted = table.enter(owner);
+        let all = (0..table.parts[&owner].entries.len()).collect();
+        let entered = match wanted {
+            Ok(()) => table.switch(&vec![(owner, all)]),
+            Err(function) => Err(TraceError::Redirected { module: HOST.to_owned(), function }),
+        };
+        if entered.is_err() {
+            table.silence(owner);
+            table.forget(owner);
+        }
+        entered
+    }
+
+    /// Forgets the host's own functions: they are NOPs again.
+    pub fn leave(&self) {
+        let mut table = table();
+        table.silence(Owner::Host(self.host));
+        table.forget(Owner::Host(self.host));
     }
 
     /// The functions of its modules that have a record, in order of modules and addresses: those that can be traced, and those that

@@ -24,6 +24,7 @@
 
 pub(crate) mod call;
 pub(crate) mod graph;
+pub(crate) mod host;
 pub(crate) mod record;
 pub(crate) mod ring;
 pub(crate) mod sets;

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 
 use modload_edit::{Addr, index, wide};
-use modload_loader::{BUILTIN, Coming, Loader, Membership, Module, Order, Refusal, Subscriber};
 use modload_ftrace::Ftrace;
+use modload_loader::{BUILTIN, Coming, Loader, Membership, Module, Order, Refusal, Subscriber};
 use modload_static_keys::StaticKeys;
 use modload_text::on_fork;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use modload_edit::Addr;
 use modload_ftrace::{
-    Filter, FunctionTrace, Redirecting, TraceError, TraceOptions, Traceable, Tracer, Tracing,
+    Filter, FunctionTrace, HostFunction, Redirecting, TraceError, TraceOptions, Traceable, Tracer, Tracing,
 };
 use modload_loader::{
     Event, Explanation, Externals, Image, Input, Listening, LoadError, Loader, Membership, Module as ModuleInfo,
@@ -183,6 +183,14 @@ impl Host {
         self.inner.ftrace.record(options, name)
     }
 
+    /// Makes functions of the host's own traceable, as those of a module `vmlinux`: once for each host.
+    ///
+    /// # Errors
+    /// [`TraceError`]. A function that cannot be traced is no error: [`Host::traceable`] lists it with the reason.
+    pub fn register_host_functions(&self, functions: Vec<HostFunction>) -> Result<(), TraceError> {
+        self.inner.ftrace.register_host_functions(functions)
+    }
+
     /// The functions that can be traced, and those that cannot and why, of all modules that are compiled for it.
     #[must_use]
     pub fn traceable(&self) -> Vec<Traceable> {
@@ -217,6 +225,7 @@ impl Host {
     /// Frees what nobody is in any more of all that is quarantined in this process, as each load and each unload does;
     /// returns the names of the modules.
     pub fn sweep(&self) -> Vec<String> {
+        modload_ftrace::sweep();
         self.inner.loader.sweep()
     }
 
@@ -240,6 +249,7 @@ impl Drop for Host {
         // A subscriber that hears of it may have made another handle, and drops it meanwhile.
         if last && !self.inner.left.swap(true, Ordering::AcqRel) {
             self.inner.loader.abandon();
+            self.inner.ftrace.leave();
         }
     }
 }

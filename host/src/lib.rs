@@ -68,8 +68,8 @@ pub use host::{Host, WeakHost};
 pub use modload_alternatives::{Features, UnknownFeature};
 pub use modload_edit::{Addr, Edit, disassembled, formatter};
 pub use modload_ftrace::{
-    BadPattern, Call, Filter, FunctionTrace, Mode, Pattern, Redirect, Redirecting, Registers, TraceError, TraceOptions, Traceable,
-    Tracer, Tracing, trace,
+    BadPattern, Call, Filter, FunctionTrace, HostFunction, Mode, Pattern, Redirect, Redirecting, Registers, TraceError,
+    TraceOptions, Traceable, Tracer, Tracing, trace,
 };
 pub use modload_loader::{
     BUILTIN, Change, Check, Coming, Error, Event, EventKind, Explanation, FunctionBytes, Image, ImageSection, Input,

@@ -151,16 +151,24 @@ fn graphed() {
     assert!(entry(&module, "leaf").starts_with("jmp"), "{}", entry(&module, "leaf"));
     assert_eq!(call(&module, "all", 5), expected(5));
     let batch = trace.finish();
-    let shown: Vec<_> = batch.records.iter().map(|record| {
-        let name = &batch.functions[usize::try_from(record.function).unwrap()].name;
-        match record.what {
-            What::Enter => format!("{name} {{"),
-            _ => format!("}} {name}"),
-        }
-    }).collect();
-    assert_eq!(shown, [
-        "all {", "twice {", "leaf {", "} leaf", "leaf {", "} leaf", "} twice", "many {", "} many", "mixed {", "} mixed", "} all",
-    ]);
+    let shown: Vec<_> = batch
+        .records
+        .iter()
+        .map(|record| {
+            let name = &batch.functions[usize::try_from(record.function).unwrap()].name;
+            match record.what {
+                What::Enter => format!("{name} {{"),
+                _ => format!("}} {name}"),
+            }
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            "all {", "twice {", "leaf {", "} leaf", "leaf {", "} leaf", "} twice", "many {", "} many", "mixed {",
+            "} mixed", "} all",
+        ]
+    );
     assert!(batch.records.is_sorted_by_key(|record| record.at), "{:?}", batch.records);
     assert_eq!(call(&module, "all", 5), expected(5));
 }

@@ -477,7 +477,6 @@ pub(crate) fn take_new() -> Vec<Reader> {
     found
 }
 
-
 /// Whether a state is this thread's.
 pub(super) fn is_own(thread: *mut Thread) -> bool {
     ptr::eq(local().thread.get(), thread)
