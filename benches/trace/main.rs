@@ -92,5 +92,38 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         show("entry and return recorded", measure(run, traced, size, || drop(trace.drain())));
         println!("{:?}", trace.finish().missed);
     }
+    switching(&host, if measured { 51 } else { 1 })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Functions of about 180 bytes each.
+fn many() -> String {
+    let mut text = String::new();
+    for number in 0..1000 {
+        text += &format!(
+            "__attribute__((patchable_function_entry(5))) int f{number}(int a) {{ __asm__ volatile(\".fill 170, 1, 0x90\"); return a + {number}; }}\n"
+        );
+    }
+    text
+}
+
+/// What it takes to switch a thousand functions on and off.
+fn switching(host: &Host, rounds: usize) -> Result<(), Box<dyn Error>> {
+    let module = host.load(&image_from_text("many", &many()))?;
+    let (mut on, mut off) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let begun = Instant::now();
+        let tracing = host.trace("many:*".parse()?, |_: &Call<'_>| {})?;
+        on.push(begun.elapsed().as_nanos());
+        let begun = Instant::now();
+        drop(tracing);
+        off.push(begun.elapsed().as_nanos());
+    }
+    println!("first {} ns each", on[0] / 1000);
+    for (what, mut times) in [("on", on), ("off", off)] {
+        times.sort_unstable();
+        println!("switching 1000 functions {what}: {} ns each", times[times.len() / 2] / 1000);
+    }
+    drop(module);
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! Why functions are not traced.
 
-use modload_edit::Rejected;
+use modload_edit::{Addr, Rejected};
 use modload_text::{AnnexError, ArenaError, HostTextError, PokeError};
 use modload_threads::frames::BadRows;
 use thiserror::Error;
@@ -16,6 +16,14 @@ pub enum TraceError {
         module: String,
         /// The function.
         function: String,
+    },
+    /// Nothing at its entry can be made a jump.
+    #[error("the function at {entry} {why}")]
+    NoSite {
+        /// Its entry.
+        entry: Addr,
+        /// Why not.
+        why: &'static str,
     },
     /// There is one recording at a time.
     #[error("functions are being recorded already: one recording at a time")]

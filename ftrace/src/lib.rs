@@ -20,10 +20,12 @@ mod stubs;
 mod sites;
 mod table;
 mod switch;
+mod divert;
 mod recording;
 mod subscriber;
 mod tracing;
 
+pub use divert::{Divert, divert, divert_chosen, divert_staged, untraceable};
 pub use error::TraceError;
 pub use filter::{BadPattern, Filter, Pattern};
 pub use recording::{FunctionTrace, Mode, TraceOptions};

@@ -9,7 +9,6 @@ use crate::Ftrace;
 use crate::sites::Found;
 use crate::table::{Entry, Owner, Part, Phase, Shown, Table, table};
 use crate::trampoline::Width;
-use crate::trampoline::sets::Then;
 
 impl Subscriber for Ftrace {
     fn coming(&self, coming: &mut Coming<'_>) -> Result<(), Refusal> {
@@ -96,13 +95,13 @@ impl Table {
     }
 
     /// Makes staged sites what they want to be: plain stores.
-    fn show_staged(&mut self, owner: Owner, coming: &mut Coming<'_>) -> Result<(), Refusal> {
+    pub(crate) fn show_staged(&mut self, owner: Owner, coming: &mut Coming<'_>) -> Result<(), Refusal> {
         let Some(part) = self.parts.get_mut(&owner) else { return Ok(()) };
         for entry in part.entries.iter_mut().filter(|entry| entry.wanted() != Shown::Nothing) {
             let (old, new) = (entry.code(Shown::Nothing), entry.code(entry.wanted()));
             let edit = Edit { at: entry.site.at, old: old.bytes(), new: new.bytes(), why: entry.site.why };
             coming.edit(edit).map_err(|error| Refusal::from(error.to_string()))?;
-            entry.shown = entry.wanted();
+            entry.shows();
         }
         Ok(())
     }
@@ -140,7 +139,7 @@ impl Table {
         let functions: Vec<_> = gone.iter().filter_map(|entry| entry.function).collect();
         for function in &functions {
             function.set(std::ptr::null());
-            function.leads(None, Then::Function);
+            function.is_passed();
         }
         match part.own {
             None => self.give_back(functions.into_iter()),

@@ -6,7 +6,7 @@ use modload_text::{TextLock, poke};
 use crate::error::TraceError;
 use crate::table::{Entry, Owner, Phase, Shown, Table, TracerId};
 use crate::trampoline::call::Group;
-use crate::trampoline::sets::Then;
+use crate::trampoline::sets::{By, Then};
 
 /// Entries that have changed: whose, and which of them.
 pub(crate) type Changed = Vec<(Owner, Vec<usize>)>;
@@ -106,8 +106,7 @@ impl Table {
         for (owner, entries) in changed {
             let Some(part) = self.parts.get_mut(owner).filter(|part| part.phase == Phase::Published) else { continue };
             for number in entries {
-                let entry = &mut part.entries[*number];
-                entry.shown = entry.wanted();
+                part.entries[*number].shows();
             }
         }
         Ok(())
@@ -119,34 +118,65 @@ impl Table {
         owner: Owner,
         entries: impl Iterator<Item = usize> + Clone,
     ) -> Result<(), TraceError> {
-        let Some(mut part) = self.parts.remove(&owner) else { return Ok(()) };
-        for number in entries.clone() {
-            let entry = &mut part.entries[number];
-            if entry.wanted() != Shown::Nothing && entry.function.is_none() {
-                let (module, site) = (&part.module, &entry.site);
-                let function = match part.own {
-                    None => self.function(module, &site.name),
-                    Some(_) => self.own_function(module, &site.name, site.entry),
-                };
-                function.stands(entry.site.entry, entry.site.at + u64::from(entry.site.len));
-                entry.function = Some(function);
+        let Some(part) = self.parts.get(&owner) else { return Ok(()) };
+        let wanted: Vec<_> = entries.clone().map(|number| (number, part.entries[number].wanted())).collect();
+        self.give_stubs(owner, wanted.iter().copied())?;
+        for (number, wanted) in wanted {
+            match wanted {
+                Shown::Called => self.lead(owner, number, By::Call),
+                Shown::Jumped => self.lead(owner, number, By::Jump),
+                Shown::Nothing | Shown::Diverted(_) => self.pass(owner, number),
             }
         }
-        let functions = entries.clone().filter_map(|number| part.entries[number].function);
-        let without: Vec<_> = functions.filter(|function| function.stub().is_none()).collect();
+        Ok(())
+    }
+
+    /// Gives functions whose sites are to lead to stubs theirs.
+    pub(crate) fn give_stubs(
+        &mut self,
+        owner: Owner,
+        wanted: impl Iterator<Item = (usize, Shown)>,
+    ) -> Result<(), TraceError> {
+        let Some(mut part) = self.parts.remove(&owner) else { return Ok(()) };
+        let mut without = Vec::new();
+        for (number, wanted) in wanted {
+            let entry = &mut part.entries[number];
+            if matches!(wanted, Shown::Nothing | Shown::Diverted(_)) {
+                continue;
+            }
+            let function = *entry.function.get_or_insert_with(|| match part.own {
+                None => self.function(&part.module, &entry.site.name),
+                Some(_) => self.own_function(&part.module, &entry.site.name, entry.site.entry),
+            });
+            if function.stub().is_none() {
+                without.push(function);
+            }
+        }
         let stubs = part.own.as_mut().map_or(&mut self.stubs, |own| &mut own.stubs);
         let made = stubs.make(&without);
-        if made.is_ok() {
-            for number in entries {
-                let entry = &part.entries[number];
-                let Some(function) = entry.function else { continue };
-                let group = self.group(&entry.tracers);
-                function.set(group.map_or(std::ptr::null(), Group::set));
-                function.leads(group.map(|group| (part.width, group.saved())), entry.recorded);
-            }
-        }
         self.parts.insert(owner, part);
         made
+    }
+
+    /// Leads who comes by one half of a function's stub to its tracers and on.
+    pub(crate) fn lead(&mut self, owner: Owner, number: usize, by: By) {
+        let Some(part) = self.parts.get(&owner) else { return };
+        let entry = &part.entries[number];
+        let Some(function) = entry.function else { return };
+        let (width, recorded, tracers) = (part.width, entry.recorded, entry.tracers.clone());
+        function.stands(entry.site.entry, entry.target(entry.divert));
+        let group = self.group(&tracers);
+        function.set(group.map_or(std::ptr::null(), Group::set));
+        function.leads(by, group.map(|group| (width, group.saved())), recorded);
+    }
+
+    /// Has nobody look at a function's calls, however they come.
+    fn pass(&self, owner: Owner, number: usize) {
+        let entry = self.parts.get(&owner).map(|part| &part.entries[number]);
+        let Some((entry, function)) = entry.and_then(|entry| Some((entry, entry.function?))) else { return };
+        function.stands(entry.site.entry, entry.target(entry.divert));
+        function.set(std::ptr::null());
+        function.is_passed();
     }
 
     /// The group of these tracers.
@@ -168,6 +198,19 @@ impl Table {
         for tracers in with {
             let group = self.groups.remove(&tracers);
             self.retired.extend(group.map(|group| (tracers, group)));
+        }
+    }
+}
+
+impl Entry {
+    /// What it wants stands at its site now: who comes by another way is late, and looks at nothing.
+    pub(crate) fn shows(&mut self) {
+        self.shown = self.wanted();
+        let Some(function) = self.function else { return };
+        match self.shown {
+            Shown::Called => function.passes(By::Jump),
+            Shown::Jumped => function.passes(By::Call),
+            Shown::Nothing | Shown::Diverted(_) => function.is_passed(),
         }
     }
 }

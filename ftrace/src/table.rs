@@ -73,6 +73,8 @@ pub(crate) enum Shown {
     Called,
     /// A jump to the second half of the function's stub.
     Jumped,
+    /// A jump to other code, within reach.
+    Diverted(Addr),
 }
 
 /// A function that can be traced.
@@ -85,6 +87,8 @@ pub(crate) struct Entry {
     pub(crate) tracers: Vec<TracerId>,
     /// What is recorded of it.
     pub(crate) recorded: Then,
+    /// Where its calls go instead, if live patching says so.
+    pub(crate) divert: Option<Addr>,
     pub(crate) shown: Shown,
 }
 
@@ -234,16 +238,43 @@ fn lock() -> MutexGuard<'static, Table> {
 
 impl Entry {
     pub(crate) fn new(site: Site) -> Entry {
-        Entry { site, function: None, tracers: Vec::new(), recorded: Then::Function, shown: Shown::Nothing }
+        Entry {
+            site,
+            function: None,
+            tracers: Vec::new(),
+            recorded: Then::Function,
+            divert: None,
+            shown: Shown::Nothing,
+        }
     }
 
     /// What is to stand at its site.
     pub(crate) fn wanted(&self) -> Shown {
-        match (self.recorded, self.tracers.is_empty()) {
-            (Then::Graph, _) => Shown::Jumped,
-            (Then::Function, true) => Shown::Nothing,
+        self.wanted_with(self.divert)
+    }
+
+    /// What would be to stand there if its calls went elsewhere, or did not.
+    pub(crate) fn wanted_with(&self, divert: Option<Addr>) -> Shown {
+        match (self.recorded, self.tracers.is_empty(), divert) {
+            (Then::Function, true, None) => Shown::Nothing,
+            (Then::Function, true, Some(to)) if self.reaches(to) => Shown::Diverted(to),
+            (Then::Graph, ..) | (.., Some(_)) => Shown::Jumped,
             _ => Shown::Called,
         }
+    }
+
+    fn reaches(&self, to: Addr) -> bool {
+        i32::try_from(to - self.behind()).is_ok()
+    }
+
+    /// The address behind its site.
+    pub(crate) fn behind(&self) -> Addr {
+        self.site.at + u64::from(self.site.len)
+    }
+
+    /// Where its calls go on.
+    pub(crate) fn target(&self, divert: Option<Addr>) -> Addr {
+        divert.unwrap_or_else(|| self.behind())
     }
 
     /// The bytes of its site.
@@ -271,11 +302,12 @@ impl SiteCode {
             }
             Shown::Called => (0xe8, stub),
             Shown::Jumped => (0xe9, crate::trampoline::jumped(stub)),
+            Shown::Diverted(to) => (0xe9, to),
         };
         // addr32, which a branch does not heed, where a byte is over.
         bytes[0] = 0x67;
         bytes[long - 5] = opcode;
-        // Stubs are near their functions.
+        // Stubs are near their functions, and what is farther is not jumped to straight.
         let distance = i32::try_from(to - (at + u64::from(len))).unwrap_or_default();
         bytes[long - 4..long].copy_from_slice(&distance.to_le_bytes());
         SiteCode { bytes, len }

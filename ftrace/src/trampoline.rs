@@ -37,7 +37,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use modload_edit::{Addr, wide};
 
-use sets::{Saved, Set, Then};
+use sets::{By, Saved, Set, Then};
 
 /// What a function that is or was traced is known by. Code in assembler reads the first fields; none of them changes but by
 /// one store, and any mixture of old and new ones is right.
@@ -112,6 +112,11 @@ impl Function {
         self.target.store(target.get(), Ordering::Release);
     }
 
+    /// Where it goes on behind its site, or instead. May be called while threads are held.
+    pub(crate) fn goes_on(&self, target: Addr) {
+        self.target.store(target.get(), Ordering::Release);
+    }
+
     /// Its entry.
     pub(crate) fn ip(&self) -> Addr {
         Addr::new(self.ip.load(Ordering::Relaxed))
@@ -147,22 +152,33 @@ impl Function {
         self.set.store(set.cast_mut(), Ordering::Release);
     }
 
-    /// What those who come by its stub run through from now on: its tracers, and what comes then.
-    pub(crate) fn leads(&self, tracers: Option<(Width, Saved)>, then: Then) {
-        let (entry, code) = match (tracers, then) {
-            (Some((width, saved)), Then::Graph) => (&self.on_jump, sets::code(width, saved, then)),
-            (Some((width, saved)), _) => (&self.on_call, sets::code(width, saved, then)),
-            (None, Then::Function) => (&self.on_call, graph::pass_call()),
-            (None, Then::Record) => (&self.on_call, record::code()),
-            (None, Then::Graph) => (&self.on_jump, graph::code()),
+    /// What those who come by one half of its stub run through from now on: its tracers, and what comes then.
+    pub(crate) fn leads(&self, by: By, tracers: Option<(Width, Saved)>, then: Then) {
+        let code = match (tracers, then, by) {
+            // A site that calls cannot be returned to.
+            (_, Then::Graph, By::Call) => graph::pass_call(),
+            (Some((width, saved)), ..) => sets::code(width, saved, then, by),
+            (None, Then::Function, By::Call) => graph::pass_call(),
+            (None, Then::Function, By::Jump) => graph::pass_jump(),
+            (None, Then::Record, _) => record::code(by),
+            (None, Then::Graph, By::Jump) => graph::code(),
         };
-        entry.store(code.get(), Ordering::Release);
-        // Who comes by the other half is late, and looks at nothing.
-        let (other, code) = match then {
-            Then::Graph => (&self.on_call, graph::pass_call()),
-            Then::Function | Then::Record => (&self.on_jump, graph::pass_jump()),
+        let half = match by {
+            By::Call => &self.on_call,
+            By::Jump => &self.on_jump,
         };
-        other.store(code.get(), Ordering::Release);
+        half.store(code.get(), Ordering::Release);
+    }
+
+    /// Nobody looks at it any more, however they come.
+    pub(crate) fn is_passed(&self) {
+        self.passes(By::Call);
+        self.passes(By::Jump);
+    }
+
+    /// Those who come by one half look at nothing any more.
+    pub(crate) fn passes(&self, by: By) {
+        self.leads(by, None, Then::Function);
     }
 }
 

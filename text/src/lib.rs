@@ -55,7 +55,7 @@ pub use obstacle::{Because, shadow_stacks};
 pub use owners::Describe;
 pub use pages::Pages;
 pub use place::{Fresh, Placed, Protected};
-pub use poke::{PokeError, Poked, TrapMask, Way, poke};
+pub use poke::{PokeError, Poked, TrapMask, Way, poke, poke_chosen};
 pub use staging::{PublishFailed, Published, Staged};
 pub use variables::{load_u32, load_u64, store_u32, store_u64};
 pub use write::{TextLock, WriteFailed};

@@ -17,7 +17,7 @@ use std::io;
 
 use modload_edit::{Addr, Edit, EditSet, Step, Why, disassembled, is_one_instruction};
 use modload_threads::frames::{NoFinder, WalkError};
-use modload_threads::{Name, Tid};
+use modload_threads::{Held, Name, Tid};
 use thiserror::Error;
 
 use crate::batch::Announced;
@@ -177,6 +177,24 @@ pub fn poke(lock: &mut TextLock<'_>, edits: &EditSet, mask: TrapMask) -> Result<
         None => by_traps(lock, edits),
         Some(because) => rendezvous::write(lock, edits, because),
     }
+}
+
+/// Holds every other thread and has one of several batches chosen by how they stand; writes that one while nobody runs. `None`:
+/// none was chosen, and nothing was written.
+///
+/// `choose` runs while everybody is held, and must not take memory or give it back, lock, print, log or panic
+/// ([`modload_threads::Held`]).
+///
+/// # Errors
+/// [`PokeError`], whichever of the batches it concerns; but for [`PokeError::Stuck`], every byte is as it was. After
+/// [`PokeError::Write`] `choose` has been called, else not.
+pub fn poke_chosen(
+    lock: &mut TextLock<'_>,
+    batches: &[&EditSet],
+    choose: impl FnOnce(&Held) -> Option<usize>,
+) -> Result<Option<Poked>, PokeError> {
+    batches.iter().try_for_each(|edits| check(lock, edits))?;
+    rendezvous::chosen(lock, batches, Because::Asked, choose)
 }
 
 /// Compares every `old`, and demands one instruction before and after.

@@ -14,27 +14,44 @@ use crate::write::TextLock;
 
 /// Writes a batch while nobody runs. From the first signal to the release nothing is allocated and no lock is taken.
 pub(crate) fn write(lock: &mut TextLock<'_>, edits: &EditSet, because: Because) -> Result<Poked, PokeError> {
+    chosen(lock, &[edits], because, |_| Some(0))
+        .map(|poked| poked.unwrap_or(Poked { way: Way::Rendezvous(because), syncs: 0, writes: 0 }))
+}
+
+/// Holds everybody, has one of several batches chosen by how they stand, and writes that while nobody runs; `None` if none was
+/// chosen.
+pub(crate) fn chosen(
+    lock: &mut TextLock<'_>,
+    batches: &[&EditSet],
+    because: Because,
+    choose: impl FnOnce(&Held) -> Option<usize>,
+) -> Result<Option<Poked>, PokeError> {
     // A stale copy of what stands between two edits would bring a debugger's breakpoints back.
     let traced = status(Tid::current()).ok().flatten().is_some_and(|status| status.tracer != 0);
     let grouping = if traced { Grouping::Alone } else { Grouping::Spans };
     // A walk finds the process's own functions only when they are known.
-    if edits.iter().any(|edit| joins(edit.old)) {
+    if batches.iter().any(|edits| edits.iter().any(|edit| joins(edit.old))) {
         know_process().map_err(PokeError::NoRows)?;
     }
     lock.reserve_buffer();
     let held = hold(DEFAULT_LIMIT).map_err(|source| PokeError::Threads { because, source })?;
-    let written = match obstructing(&held, edits) {
-        Some(found) => Err(found),
-        None => spans::write(lock, edits, Pass::Whole, Side::New, grouping).map_err(|failed| {
-            let back = spans::write(lock, edits, Pass::Whole, Side::Old, grouping);
-            back.map_or_else(Obstruction::Stuck, |_| Obstruction::Write(failed))
-        }),
+    let found = batches.iter().find_map(|edits| obstructing(&held, edits));
+    let edits = if found.is_none() { choose(&held).and_then(|chosen| batches.get(chosen)) } else { None };
+    let written = match (found, edits) {
+        (Some(found), _) => Err(found),
+        (None, None) => Ok(None),
+        (None, Some(edits)) => {
+            spans::write(lock, edits, Pass::Whole, Side::New, grouping).map(Some).map_err(|failed| {
+                let back = spans::write(lock, edits, Pass::Whole, Side::Old, grouping);
+                back.map_or_else(Obstruction::Stuck, |_| Obstruction::Write(failed))
+            })
+        }
     };
     // What this core has fetched ahead is forgotten; the others do the same on their way out.
     __cpuid(0);
     drop(held);
     match written {
-        Ok(writes) => Ok(Poked { way: Way::Rendezvous(because), syncs: 1, writes }),
+        Ok(writes) => Ok(writes.map(|writes| Poked { way: Way::Rendezvous(because), syncs: 1, writes })),
         Err(Obstruction::Inside { tid, rip, edit }) => {
             let name = name(tid).ok().flatten();
             Err(PokeError::Inside { tid, name, rip, at: edit.at, why: edit.why })

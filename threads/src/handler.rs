@@ -159,6 +159,7 @@ fn answer(slot: &'static Slot, context: *mut libc::ucontext_t) {
     if work.is_null() {
         // From here to the gate's opening it is the holder's.
         slot.context.store(context, Ordering::Relaxed);
+        slot.word.store(std::ptr::from_ref(crate::word::own()).cast_mut(), Ordering::Relaxed);
         slot.put(asked.to(Phase::Here));
         round::one_less(asked.round);
         // The slot may be another thread's as soon as the gate is open.

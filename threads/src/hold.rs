@@ -199,6 +199,16 @@ impl Held {
         })
     }
 
+    /// The held threads' words, in the order of [`Held::threads`]. Takes no memory.
+    pub fn words(&self) -> impl Iterator<Item = (Tid, &AtomicU64)> {
+        self.round.come().filter_map(|slot| {
+            let word = slot.word.load(Ordering::Relaxed);
+            // SAFETY: the thread stored the address before it became Here, and stands in its handler while we live.
+            let word = unsafe { word.as_ref() };
+            word.map(|word| (Tid::new(slot.tid()), word))
+        })
+    }
+
     /// How many threads are held.
     #[must_use]
     pub fn count(&self) -> u64 {

@@ -8,6 +8,7 @@
 //! - [`use_signal`]: which real-time signal all this is done with; [`counts`]: what it did to others.
 //! - [`before_fork`] and what follows it: what a `pthread_atfork` handler calls.
 //! - [`boundary`]: where exceptions and panics of code that is called end.
+//! - [`word`]: a word of each thread, for who stops threads.
 //! - [`frames`]: one walker for every thread's stack. It reads call frame information and never guesses.
 //!
 //! A leaf crate: it imports nothing of modload's, and an address is a `u64` here.
@@ -32,6 +33,7 @@ mod hold;
 mod fork;
 pub mod boundary;
 pub mod frames;
+pub mod word;
 
 pub use alone::is_alone;
 pub use each::{Probe, run_here, run_in_each};

@@ -59,6 +59,8 @@ pub(crate) struct Slot {
     pub(crate) work: AtomicPtr<Work>,
     /// The frame of our signal on the thread's stack. Written before Here; good while the thread waits.
     pub(crate) context: AtomicPtr<libc::ucontext_t>,
+    /// The thread's own word ([`crate::word`]). As for the frame.
+    pub(crate) word: AtomicPtr<AtomicU64>,
 }
 
 /// A slot's state, taken apart.
@@ -93,6 +95,7 @@ impl Slot {
             tid: AtomicI32::new(0),
             work: AtomicPtr::new(ptr::null_mut()),
             context: AtomicPtr::new(ptr::null_mut()),
+            word: AtomicPtr::new(ptr::null_mut()),
         }
     }
 

@@ -7,19 +7,28 @@ use modload_edit::Addr;
 
 use super::Function;
 use super::ring::CALL;
-use super::sets::address;
+use super::sets::{By, address};
 use super::thread::{ASK, BUSY, CURRENT, NESTED, SESSION, Thread};
 
-// Entered by a call: where the function goes on, and its return address, are on the stack.
+// Where the function goes on, and its return address, are on the stack.
 global_asm!(
     r#"
     .pushsection .text.modload_ftrace_record, "ax", @progbits
     .balign 64
+    .hidden modload_ftrace_record_jump
+    .globl modload_ftrace_record_jump
+    .type modload_ftrace_record_jump, @function
+modload_ftrace_record_jump:
+    .cfi_startproc
+    .cfi_def_cfa rsp, 0
+    // rip is at [r11 + target]: DW_CFA_expression, DW_OP_breg11.
+    .cfi_escape 0x10, 0x10, 0x02, 0x7b, {target}
+    push qword ptr [r11 + {target}]
+    .cfi_def_cfa_offset 8
+    .cfi_offset rip, -8
     .hidden modload_ftrace_record
     .globl modload_ftrace_record
-    .type modload_ftrace_record, @function
 modload_ftrace_record:
-    .cfi_startproc
     push rax
     .cfi_def_cfa_offset 16
     push rdx
@@ -83,7 +92,7 @@ modload_ftrace_record:
     lock inc qword ptr [rip + {nested}]
     jmp 4b
     .cfi_endproc
-    .size modload_ftrace_record, . - modload_ftrace_record
+    .size modload_ftrace_record_jump, . - modload_ftrace_record_jump
     .popsection
 "#,
     busy = const BUSY,
@@ -97,15 +106,20 @@ modload_ftrace_record:
     mask = const offset_of!(Thread, mask),
     ring = const offset_of!(Thread, ring),
     dropped = const offset_of!(Thread, dropped),
+    target = const offset_of!(Function, target),
     number = const offset_of!(Function, number),
     call = const CALL,
 );
 
 unsafe extern "C" {
     static modload_ftrace_record: u8;
+    static modload_ftrace_record_jump: u8;
 }
 
-/// The code that records a call.
-pub(crate) fn code() -> Addr {
-    address(&raw const modload_ftrace_record)
+/// The code that records a call, for sites that call and for sites that jump.
+pub(crate) fn code(by: By) -> Addr {
+    address(match by {
+        By::Call => &raw const modload_ftrace_record,
+        By::Jump => &raw const modload_ftrace_record_jump,
+    })
 }

@@ -73,6 +73,15 @@ pub(crate) enum Saved {
     All,
 }
 
+/// How a site leads to its stub.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum By {
+    /// To its first half.
+    Call,
+    /// To its second half.
+    Jump,
+}
+
 /// What comes after the tracers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Then {
@@ -215,30 +224,22 @@ modload_ftrace_\name:
     nested = sym NESTED,
 );
 
-/// Declares what is defined above, and finds it: by width, by what is saved, by what comes then.
+/// Declares what is defined above, and finds it.
 macro_rules! codes {
-    ($($width:ident: $args:ident $all:ident $args_record:ident $all_record:ident $args_graph:ident $all_graph:ident;)*) => {
+    ($(($width:ident, $saved:ident, $then:ident): $called:ident $jumped:ident;)*) => {
         unsafe extern "C" {
             $(
-                static $args: u8;
-                static $all: u8;
-                static $args_record: u8;
-                static $all_record: u8;
-                static $args_graph: u8;
-                static $all_graph: u8;
+                static $called: u8;
+                static $jumped: u8;
             )*
         }
 
-        /// The code that calls a set.
-        pub(crate) fn code(width: Width, saved: Saved, then: Then) -> Addr {
-            address(match (width, saved, then) {
+        /// The code that calls a set, for sites that call and for sites that jump.
+        pub(crate) fn code(width: Width, saved: Saved, then: Then, by: By) -> Addr {
+            address(match (width, saved, then, by) {
                 $(
-                    (Width::$width, Saved::Arguments, Then::Function) => &raw const $args,
-                    (Width::$width, Saved::All, Then::Function) => &raw const $all,
-                    (Width::$width, Saved::Arguments, Then::Record) => &raw const $args_record,
-                    (Width::$width, Saved::All, Then::Record) => &raw const $all_record,
-                    (Width::$width, Saved::Arguments, Then::Graph) => &raw const $args_graph,
-                    (Width::$width, Saved::All, Then::Graph) => &raw const $all_graph,
+                    (Width::$width, Saved::$saved, Then::$then, By::Call) => &raw const $called,
+                    (Width::$width, Saved::$saved, Then::$then, By::Jump) => &raw const $jumped,
                 )*
             })
         }
@@ -246,12 +247,24 @@ macro_rules! codes {
 }
 
 codes! {
-    Xmm: modload_ftrace_xmm_args modload_ftrace_xmm_all modload_ftrace_xmm_args_record modload_ftrace_xmm_all_record
-        modload_ftrace_xmm_args_graph_jump modload_ftrace_xmm_all_graph_jump;
-    Ymm: modload_ftrace_ymm_args modload_ftrace_ymm_all modload_ftrace_ymm_args_record modload_ftrace_ymm_all_record
-        modload_ftrace_ymm_args_graph_jump modload_ftrace_ymm_all_graph_jump;
-    Zmm: modload_ftrace_zmm_args modload_ftrace_zmm_all modload_ftrace_zmm_args_record modload_ftrace_zmm_all_record
-        modload_ftrace_zmm_args_graph_jump modload_ftrace_zmm_all_graph_jump;
+    (Xmm, Arguments, Function): modload_ftrace_xmm_args modload_ftrace_xmm_args_jump;
+    (Xmm, Arguments, Record): modload_ftrace_xmm_args_record modload_ftrace_xmm_args_record_jump;
+    (Xmm, Arguments, Graph): modload_ftrace_xmm_args_graph modload_ftrace_xmm_args_graph_jump;
+    (Xmm, All, Function): modload_ftrace_xmm_all modload_ftrace_xmm_all_jump;
+    (Xmm, All, Record): modload_ftrace_xmm_all_record modload_ftrace_xmm_all_record_jump;
+    (Xmm, All, Graph): modload_ftrace_xmm_all_graph modload_ftrace_xmm_all_graph_jump;
+    (Ymm, Arguments, Function): modload_ftrace_ymm_args modload_ftrace_ymm_args_jump;
+    (Ymm, Arguments, Record): modload_ftrace_ymm_args_record modload_ftrace_ymm_args_record_jump;
+    (Ymm, Arguments, Graph): modload_ftrace_ymm_args_graph modload_ftrace_ymm_args_graph_jump;
+    (Ymm, All, Function): modload_ftrace_ymm_all modload_ftrace_ymm_all_jump;
+    (Ymm, All, Record): modload_ftrace_ymm_all_record modload_ftrace_ymm_all_record_jump;
+    (Ymm, All, Graph): modload_ftrace_ymm_all_graph modload_ftrace_ymm_all_graph_jump;
+    (Zmm, Arguments, Function): modload_ftrace_zmm_args modload_ftrace_zmm_args_jump;
+    (Zmm, Arguments, Record): modload_ftrace_zmm_args_record modload_ftrace_zmm_args_record_jump;
+    (Zmm, Arguments, Graph): modload_ftrace_zmm_args_graph modload_ftrace_zmm_args_graph_jump;
+    (Zmm, All, Function): modload_ftrace_zmm_all modload_ftrace_zmm_all_jump;
+    (Zmm, All, Record): modload_ftrace_zmm_all_record modload_ftrace_zmm_all_record_jump;
+    (Zmm, All, Graph): modload_ftrace_zmm_all_graph modload_ftrace_zmm_all_graph_jump;
 }
 
 /// The address of a piece of code.

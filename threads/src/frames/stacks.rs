@@ -1,6 +1,7 @@
 //! Every stack of the process at one moment: every other thread is held, and each stack is walked, this thread's too.
 
 use std::ops::ControlFlow;
+use std::sync::atomic::AtomicU64;
 
 use super::memory::ProcessMemory;
 use super::registers::Registers;
@@ -10,11 +11,13 @@ use crate::error::Error;
 use crate::handler::Interrupted;
 use crate::hold::{Held, hold};
 use crate::task::{Tasks, Tid};
+use crate::word;
 
 /// The stack of a thread, while every other thread is held.
 #[derive(Clone, Copy, Debug)]
 pub struct Stack<'h> {
     tid: Tid,
+    word: &'h AtomicU64,
     /// `None`: it is the holder's own.
     held: Option<Interrupted<'h>>,
 }
@@ -24,6 +27,12 @@ impl Stack<'_> {
     #[must_use]
     pub fn tid(&self) -> Tid {
         self.tid
+    }
+
+    /// Its thread's word: [`crate::word`].
+    #[must_use]
+    pub fn word(&self) -> &AtomicU64 {
+        self.word
     }
 
     /// Walks it from its innermost frame outward and shows each frame to the visitor, until that breaks. A held
@@ -42,8 +51,9 @@ impl Stack<'_> {
 /// The stacks of all threads: those that are held, and then the holder's, which is the thread that calls this. Takes
 /// no memory.
 pub fn stacks(held: &Held) -> impl Iterator<Item = Stack<'_>> {
-    let others = held.threads().map(|thread| Stack { tid: thread.tid(), held: Some(thread) });
-    others.chain(std::iter::once_with(|| Stack { tid: Tid::current(), held: None }))
+    let others = held.threads().zip(held.words());
+    let others = others.map(|(thread, (tid, word))| Stack { tid, word, held: Some(thread) });
+    others.chain(std::iter::once_with(|| Stack { tid: Tid::current(), word: word::own(), held: None }))
 }
 
 /// Threads that start while the others are being held need room, too.

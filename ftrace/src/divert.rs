@@ -1,0 +1,189 @@
+//! Functions whose calls go elsewhere, for live patching: a jump from the site, or by way of the stub where somebody traces the
+//! function, or where a jump does not reach.
+
+use modload_edit::{Addr, Edit, EditSet, Sink};
+use modload_loader::{Coming, Refusal};
+use modload_text::{TextLock, poke_chosen};
+use modload_threads::Held;
+
+use crate::error::TraceError;
+use crate::switch::Changed;
+use crate::table::{Entry, Owner, Phase, Shown, Table, table};
+use crate::trampoline::Function;
+use crate::trampoline::sets::By;
+
+/// Where a function's calls go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Divert {
+    /// Its entry.
+    pub entry: Addr,
+    /// Instead of where; `None`: to itself.
+    pub to: Option<Addr>,
+}
+
+/// An entry of the table, and what it is to become.
+type Found = (Owner, usize, Option<Addr>);
+
+/// Has functions' calls go elsewhere from now on. Calls that are under way are not looked at.
+///
+/// # Errors
+/// [`TraceError`]: nothing has changed.
+pub fn divert(diverts: &[Divert]) -> Result<(), TraceError> {
+    let mut table = table();
+    let found = table.find(diverts)?;
+    let before: Vec<_> =
+        found.iter().map(|&(owner, number, _)| table.entry(owner, number).and_then(|entry| entry.divert)).collect();
+    let changed: Changed = found.iter().map(|&(owner, number, _)| (owner, vec![number])).collect();
+    for &(owner, number, to) in &found {
+        table.set_divert(owner, number, to);
+    }
+    let switched = table.switch(&changed);
+    if switched.is_err() {
+        for (&(owner, number, _), before) in found.iter().zip(before) {
+            table.set_divert(owner, number, before);
+            // What cannot be made is what was there: its function has all that it needs.
+            let _ = table.prepare(owner, std::iter::once(number));
+        }
+    }
+    switched
+}
+
+/// Has one of several ways chosen, by how all threads of the process stand, and makes that while nobody runs; says which. `None`:
+/// none was chosen.
+///
+/// `choose` runs while everybody is held: [`modload_text::poke_chosen`].
+///
+/// # Errors
+/// [`TraceError`]: nothing has changed; `choose` may have been called if it is [`modload_text::PokeError::Write`].
+pub fn divert_chosen(
+    ways: &[Vec<Divert>],
+    choose: impl FnOnce(&Held) -> Option<usize>,
+) -> Result<Option<usize>, TraceError> {
+    let mut table = table();
+    let found: Vec<Vec<Found>> = ways.iter().map(|way| table.find(way)).collect::<Result<_, _>>()?;
+    for &(owner, number, to) in found.iter().flatten() {
+        table.prepare_jump(owner, number, to)?;
+    }
+    let batches: Vec<EditSet> = found.iter().map(|way| table.batch(way)).collect::<Result<_, _>>()?;
+    let targets: Vec<Vec<(&'static Function, Addr, Addr)>> = found.iter().map(|way| table.targets(way)).collect();
+    let references: Vec<&EditSet> = batches.iter().collect();
+    let mut chosen = None;
+    let poked = poke_chosen(&mut TextLock::take(), &references, |held| {
+        chosen = choose(held);
+        for (function, _, to) in chosen.and_then(|way| targets.get(way)).into_iter().flatten() {
+            function.goes_on(*to);
+        }
+        chosen
+    });
+    if let Err(error) = poked {
+        for (function, before, _) in chosen.and_then(|way| targets.get(way)).into_iter().flatten() {
+            function.goes_on(*before);
+        }
+        return Err(error.into());
+    }
+    for &(owner, number, to) in chosen.and_then(|way| found.get(way)).into_iter().flatten() {
+        table.set_divert(owner, number, to);
+        if let Some(part) = table.parts.get_mut(&owner) {
+            part.entries[number].shows();
+        }
+    }
+    Ok(chosen)
+}
+
+/// Has calls of functions of a module that is coming go elsewhere, before any of its code runs.
+///
+/// # Errors
+/// A [`Refusal`] that says which function cannot be diverted.
+pub fn divert_staged(coming: &mut Coming<'_>, diverts: &[Divert]) -> Result<(), Refusal> {
+    let mut table = table();
+    let owner = Owner::of(coming.module());
+    let found = table.find(diverts).map_err(|error| Refusal::from(error.to_string()))?;
+    for &(_, number, to) in &found {
+        let Some(part) = table.parts.get_mut(&owner) else { continue };
+        let entry = &part.entries[number];
+        let (shown, at, why) = (entry.code(entry.shown), entry.site.at, entry.site.why);
+        table.set_divert(owner, number, to);
+        table.prepare(owner, std::iter::once(number)).map_err(|error| Refusal::from(error.to_string()))?;
+        let Some(part) = table.parts.get_mut(&owner) else { continue };
+        let entry = &mut part.entries[number];
+        let wanted = entry.code(entry.wanted());
+        let edit = Edit { at, old: shown.bytes(), new: wanted.bytes(), why };
+        coming.edit(edit).map_err(|error| Refusal::from(error.to_string()))?;
+        entry.shows();
+    }
+    Ok(())
+}
+
+/// Why calls of a function cannot go elsewhere; `None` if they can.
+#[must_use]
+pub fn untraceable(entry: Addr) -> Option<TraceError> {
+    table().find(&[Divert { entry, to: None }]).err()
+}
+
+impl Table {
+    /// The entries of functions.
+    fn find(&self, diverts: &[Divert]) -> Result<Vec<Found>, TraceError> {
+        diverts.iter().map(|divert| self.find_one(divert)).collect()
+    }
+
+    fn find_one(&self, divert: &Divert) -> Result<Found, TraceError> {
+        let of = |(owner, part): (&Owner, &crate::table::Part)| {
+            // Sites are behind an ENDBR64 at most.
+            let first = part.entries.partition_point(|entry| entry.site.at < divert.entry);
+            let here = part.entries.get(first).filter(|entry| entry.site.entry == divert.entry)?;
+            Some((*owner, first, here.tracers.clone(), part.module.clone(), here.site.name.clone()))
+        };
+        let Some((owner, number, tracers, module, function)) = self.parts.iter().find_map(of) else {
+            let why = "cannot be traced: Host::traceable has the reason";
+            return Err(TraceError::NoSite { entry: divert.entry, why });
+        };
+        let redirects = |id| self.tracers.iter().any(|tracer| tracer.id == id && tracer.redirects);
+        if divert.to.is_some() && tracers.into_iter().any(redirects) {
+            return Err(TraceError::Redirected { module: module.to_string(), function: function.to_string() });
+        }
+        Ok((owner, number, divert.to))
+    }
+
+    fn entry(&self, owner: Owner, number: usize) -> Option<&Entry> {
+        self.parts.get(&owner)?.entries.get(number)
+    }
+
+    fn set_divert(&mut self, owner: Owner, number: usize, to: Option<Addr>) {
+        if let Some(part) = self.parts.get_mut(&owner) {
+            part.entries[number].divert = to;
+        }
+    }
+
+    /// Gives a function a stub, if its calls would go by that.
+    fn prepare_jump(&mut self, owner: Owner, number: usize, to: Option<Addr>) -> Result<(), TraceError> {
+        let Some(entry) = self.entry(owner, number) else { return Ok(()) };
+        if entry.wanted_with(to) != Shown::Jumped || entry.shown == Shown::Jumped {
+            return Ok(());
+        }
+        self.give_stubs(owner, std::iter::once((number, Shown::Jumped)))?;
+        self.lead(owner, number, By::Jump);
+        Ok(())
+    }
+
+    fn batch(&self, way: &[Found]) -> Result<EditSet, TraceError> {
+        let mut batch = EditSet::new();
+        for &(owner, number, to) in way {
+            let Some(part) = self.parts.get(&owner).filter(|part| part.phase == Phase::Published) else { continue };
+            let entry = &part.entries[number];
+            let (old, new) = (entry.code(entry.shown), entry.code(entry.wanted_with(to)));
+            if old != new {
+                batch.edit(Edit { at: entry.site.at, old: old.bytes(), new: new.bytes(), why: entry.site.why })?;
+            }
+        }
+        Ok(batch)
+    }
+
+    /// Functions that are there, where they go on, and where they would.
+    fn targets(&self, way: &[Found]) -> Vec<(&'static Function, Addr, Addr)> {
+        let target = |&(owner, number, to): &Found| {
+            let entry = self.entry(owner, number)?;
+            Some((entry.function?, entry.target(entry.divert), entry.target(to)))
+        };
+        way.iter().filter_map(target).collect()
+    }
+}

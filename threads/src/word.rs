@@ -1,0 +1,86 @@
+//! A word of each thread, for who stops threads: zero when a thread begins, read and written by the thread itself, by probes that
+//! run in it, and by who holds it.
+//!
+//! It is static thread-local memory, so that generated code reaches it by one instruction: `%fs:` and [`offset`]. What it means is
+//! its user's business; there is one, live patching.
+
+use std::arch::global_asm;
+use std::ffi::c_void;
+use std::sync::atomic::AtomicU64;
+
+global_asm!(
+    ".pushsection .tbss.modload_threads_word, \"awT\", @nobits",
+    ".balign 8",
+    ".hidden modload_threads_word",
+    ".globl modload_threads_word",
+    ".type modload_threads_word, @object",
+    ".size modload_threads_word, 8",
+    "modload_threads_word:",
+    ".zero 8",
+    ".popsection",
+    ".pushsection .text.modload_threads_own_word, \"ax\", @progbits",
+    ".balign 16",
+    ".hidden modload_threads_own_word",
+    ".globl modload_threads_own_word",
+    ".type modload_threads_own_word, @function",
+    "modload_threads_own_word:",
+    ".cfi_startproc",
+    "mov rax, qword ptr [rip + modload_threads_word@GOTTPOFF]",
+    "add rax, qword ptr fs:[0]",
+    "ret",
+    ".cfi_endproc",
+    ".size modload_threads_own_word, . - modload_threads_own_word",
+    ".hidden modload_threads_word_offset",
+    ".globl modload_threads_word_offset",
+    ".type modload_threads_word_offset, @function",
+    "modload_threads_word_offset:",
+    ".cfi_startproc",
+    "mov rax, qword ptr [rip + modload_threads_word@GOTTPOFF]",
+    "ret",
+    ".cfi_endproc",
+    ".size modload_threads_word_offset, . - modload_threads_word_offset",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    #[link_name = "modload_threads_own_word"]
+    safe fn own_address() -> *const c_void;
+    #[link_name = "modload_threads_word_offset"]
+    safe fn fs_offset() -> i64;
+}
+
+/// This thread's own word. Async-signal-safe.
+#[must_use]
+pub fn own() -> &'static AtomicU64 {
+    // SAFETY: eight aligned bytes of this thread's memory, which others reach atomically and only while it is held. The reference
+    // is good until the thread ends; nothing that outlives it is told of it but what holds it.
+    unsafe { &*own_address().cast::<AtomicU64>() }
+}
+
+/// How far from where `fs` points the word lies, in every thread of this process.
+///
+/// The psABI puts static thread-local memory less than 2 GiB below the thread's control block.
+#[must_use]
+pub fn offset() -> i64 {
+    fs_offset()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr;
+    use std::sync::atomic::Ordering;
+    use std::thread;
+
+    use super::{offset, own};
+
+    #[test]
+    fn each_thread_begins_with_zero_and_has_its_own() {
+        own().store(7, Ordering::Relaxed);
+        let (other, address) =
+            thread::spawn(|| (own().load(Ordering::Relaxed), ptr::from_ref(own()).addr())).join().unwrap();
+        assert_eq!((other, own().load(Ordering::Relaxed)), (0, 7));
+        assert_ne!(address, ptr::from_ref(own()).addr());
+        own().store(0, Ordering::Relaxed);
+        assert!(i32::try_from(offset()).is_ok_and(|offset| offset < 0));
+    }
+}
