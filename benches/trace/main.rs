@@ -63,6 +63,11 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let measured = asked("--bench") || asked("--check");
     let size = if measured { (20_000, 400) } else { (100, 1) };
     let host = Host::builder().trap_mask(TrapMask::Trusted).build()?;
+    if asked("--switching") {
+        // Nothing else, for a profile.
+        switching(&host, 5000)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let module = host.load(&image_from_text("leaves", TEXT))?;
     let (run, plain, traced): (Run, Leaf, Leaf) =
         (symbol(&module, "run")?, symbol(&module, "plain")?, symbol(&module, "traced")?);

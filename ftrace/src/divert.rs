@@ -10,7 +10,6 @@ use crate::error::TraceError;
 use crate::switch::Changed;
 use crate::table::{Entry, Owner, Phase, Shown, Table, table};
 use crate::trampoline::Function;
-use crate::trampoline::sets::By;
 
 /// Where a function's calls go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,7 +41,7 @@ pub fn divert(diverts: &[Divert]) -> Result<(), TraceError> {
         for (&(owner, number, _), before) in found.iter().zip(before) {
             table.set_divert(owner, number, before);
             // What cannot be made is what was there: its function has all that it needs.
-            let _ = table.prepare(owner, std::iter::once(number));
+            let _ = table.prepare(owner, &[number]);
         }
     }
     switched
@@ -62,7 +61,11 @@ pub fn divert_chosen(
     let mut table = table();
     let found: Vec<Vec<Found>> = ways.iter().map(|way| table.find(way)).collect::<Result<_, _>>()?;
     for &(owner, number, to) in found.iter().flatten() {
-        table.prepare_jump(owner, number, to)?;
+        // Those whose calls would go by their stubs, and do not yet.
+        let jumps = |entry: &Entry| entry.wanted_with(to) == Shown::Jumped && entry.shown != Shown::Jumped;
+        if table.entry(owner, number).is_some_and(jumps) {
+            table.prepare_jump(owner, number)?;
+        }
     }
     let batches: Vec<EditSet> = found.iter().map(|way| table.batch(way)).collect::<Result<_, _>>()?;
     let targets: Vec<Vec<(&'static Function, Addr, Addr)>> = found.iter().map(|way| table.targets(way)).collect();
@@ -103,7 +106,7 @@ pub fn divert_staged(coming: &mut Coming<'_>, diverts: &[Divert]) -> Result<(), 
         let entry = &part.entries[number];
         let (shown, at, why) = (entry.code(entry.shown), entry.site.at, entry.site.why);
         table.set_divert(owner, number, to);
-        table.prepare(owner, std::iter::once(number)).map_err(|error| Refusal::from(error.to_string()))?;
+        table.prepare(owner, &[number]).map_err(|error| Refusal::from(error.to_string()))?;
         let Some(part) = table.parts.get_mut(&owner) else { continue };
         let entry = &mut part.entries[number];
         let wanted = entry.code(entry.wanted());
@@ -152,17 +155,6 @@ impl Table {
         if let Some(part) = self.parts.get_mut(&owner) {
             part.entries[number].divert = to;
         }
-    }
-
-    /// Gives a function a stub, if its calls would go by that.
-    fn prepare_jump(&mut self, owner: Owner, number: usize, to: Option<Addr>) -> Result<(), TraceError> {
-        let Some(entry) = self.entry(owner, number) else { return Ok(()) };
-        if entry.wanted_with(to) != Shown::Jumped || entry.shown == Shown::Jumped {
-            return Ok(());
-        }
-        self.give_stubs(owner, std::iter::once((number, Shown::Jumped)))?;
-        self.lead(owner, number, By::Jump);
-        Ok(())
     }
 
     fn batch(&self, way: &[Found]) -> Result<EditSet, TraceError> {

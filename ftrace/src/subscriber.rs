@@ -25,12 +25,12 @@ impl Subscriber for Ftrace {
             own: None,
         };
         let mut table = table();
-        let all = 0..part.entries.len();
+        let all: Vec<usize> = (0..part.entries.len()).collect();
         table.parts.insert(owner, part);
         let twice = |function| Refusal::from(format!("{function} would be redirected twice"));
         let entered = table.enter(owner).map_err(twice).and_then(|()| {
             table
-                .prepare(owner, all.clone())
+                .prepare(owner, &all)
                 .map_err(|error| Refusal::from(format!("its functions cannot be traced: {error}")))?;
             table.show_staged(owner, coming)
         });

@@ -4,7 +4,7 @@ use modload_edit::{Edit, Sink};
 use modload_text::{TextLock, poke};
 
 use crate::error::TraceError;
-use crate::table::{Entry, Owner, Phase, Shown, Table, TracerId};
+use crate::table::{Entry, Owner, Part, Phase, Shown, Table, TracerId};
 use crate::trampoline::call::Group;
 use crate::trampoline::sets::{By, Then};
 
@@ -86,7 +86,7 @@ impl Table {
     /// Functions get their stubs and their tracers before a site leads there, and lose them after none does.
     pub(crate) fn switch(&mut self, changed: &Changed) -> Result<(), TraceError> {
         for (owner, entries) in changed {
-            self.prepare(*owner, entries.iter().copied())?;
+            self.prepare(*owner, entries)?;
         }
         let mut batch = std::mem::take(&mut self.batch);
         batch.clear();
@@ -113,35 +113,38 @@ impl Table {
     }
 
     /// Gives functions all that their calls need before their sites lead there.
-    pub(crate) fn prepare(
-        &mut self,
-        owner: Owner,
-        entries: impl Iterator<Item = usize> + Clone,
-    ) -> Result<(), TraceError> {
-        let Some(part) = self.parts.get(&owner) else { return Ok(()) };
-        let wanted: Vec<_> = entries.clone().map(|number| (number, part.entries[number].wanted())).collect();
-        self.give_stubs(owner, wanted.iter().copied())?;
-        for (number, wanted) in wanted {
-            match wanted {
-                Shown::Called => self.lead(owner, number, By::Call),
-                Shown::Jumped => self.lead(owner, number, By::Jump),
-                Shown::Nothing | Shown::Diverted(_) => self.pass(owner, number),
-            }
+    pub(crate) fn prepare(&mut self, owner: Owner, entries: &[usize]) -> Result<(), TraceError> {
+        let Some(mut part) = self.parts.remove(&owner) else { return Ok(()) };
+        let given = self.give_stubs(&mut part, entries, Entry::wanted);
+        if given.is_ok() {
+            self.lead(&part, entries, Entry::wanted);
         }
-        Ok(())
+        self.parts.insert(owner, part);
+        given
+    }
+
+    /// [`Table::prepare`] for one function that is to be jumped from.
+    pub(crate) fn prepare_jump(&mut self, owner: Owner, number: usize) -> Result<(), TraceError> {
+        let Some(mut part) = self.parts.remove(&owner) else { return Ok(()) };
+        let given = self.give_stubs(&mut part, &[number], |_| Shown::Jumped);
+        if given.is_ok() {
+            self.lead(&part, &[number], |_| Shown::Jumped);
+        }
+        self.parts.insert(owner, part);
+        given
     }
 
     /// Gives functions whose sites are to lead to stubs theirs.
-    pub(crate) fn give_stubs(
+    fn give_stubs(
         &mut self,
-        owner: Owner,
-        wanted: impl Iterator<Item = (usize, Shown)>,
+        part: &mut Part,
+        entries: &[usize],
+        wanted: impl Fn(&Entry) -> Shown,
     ) -> Result<(), TraceError> {
-        let Some(mut part) = self.parts.remove(&owner) else { return Ok(()) };
         let mut without = Vec::new();
-        for (number, wanted) in wanted {
-            let entry = &mut part.entries[number];
-            if matches!(wanted, Shown::Nothing | Shown::Diverted(_)) {
+        for number in entries {
+            let entry = &mut part.entries[*number];
+            if matches!(wanted(entry), Shown::Nothing | Shown::Diverted(_)) {
                 continue;
             }
             let function = *entry.function.get_or_insert_with(|| match part.own {
@@ -152,31 +155,31 @@ impl Table {
                 without.push(function);
             }
         }
-        let stubs = part.own.as_mut().map_or(&mut self.stubs, |own| &mut own.stubs);
-        let made = stubs.make(&without);
-        self.parts.insert(owner, part);
-        made
+        part.own.as_mut().map_or(&mut self.stubs, |own| &mut own.stubs).make(&without)
     }
 
-    /// Leads who comes by one half of a function's stub to its tracers and on.
-    pub(crate) fn lead(&mut self, owner: Owner, number: usize, by: By) {
-        let Some(part) = self.parts.get(&owner) else { return };
-        let entry = &part.entries[number];
-        let Some(function) = entry.function else { return };
-        let (width, recorded, tracers) = (part.width, entry.recorded, entry.tracers.clone());
-        function.stands(entry.site.entry, entry.target(entry.divert));
-        let group = self.group(&tracers);
-        function.set(group.map_or(std::ptr::null(), Group::set));
-        function.leads(by, group.map(|group| (width, group.saved())), recorded);
-    }
-
-    /// Has nobody look at a function's calls, however they come.
-    fn pass(&self, owner: Owner, number: usize) {
-        let entry = self.parts.get(&owner).map(|part| &part.entries[number]);
-        let Some((entry, function)) = entry.and_then(|entry| Some((entry, entry.function?))) else { return };
-        function.stands(entry.site.entry, entry.target(entry.divert));
-        function.set(std::ptr::null());
-        function.is_passed();
+    /// Leads who comes by a function's stub to its tracers and on, or past them.
+    fn lead(&mut self, part: &Part, entries: &[usize], wanted: impl Fn(&Entry) -> Shown) {
+        // Functions that lie side by side mostly have the same.
+        let mut last: (&[TracerId], _) = (&[], None);
+        for number in entries {
+            let entry = &part.entries[*number];
+            let Some(function) = entry.function else { continue };
+            if last.0 != entry.tracers {
+                last = (&entry.tracers, self.group(&entry.tracers).map(|group| (group.set(), group.saved())));
+            }
+            let (group, by) = match wanted(entry) {
+                Shown::Called => (last.1, Some(By::Call)),
+                Shown::Jumped => (last.1, Some(By::Jump)),
+                Shown::Nothing | Shown::Diverted(_) => (None, None),
+            };
+            function.stands(entry.site.entry, entry.target(entry.divert));
+            function.set(group.map_or(std::ptr::null(), |(set, _)| set));
+            match by {
+                Some(by) => function.leads(by, group.map(|(_, saved)| (part.width, saved)), entry.recorded),
+                None => function.is_passed(),
+            }
+        }
     }
 
     /// The group of these tracers.
