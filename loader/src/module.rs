@@ -16,6 +16,7 @@ use crate::names::{Names, SymbolKind};
 use crate::params::ParamInfo;
 use crate::policy::Proof;
 use crate::registry::{ModuleId, Registry, State};
+use crate::timeline::{EventKind, Recorder};
 use crate::unload::{self, Unless, Which};
 
 /// A symbol of a module.
@@ -197,6 +198,23 @@ impl Module {
         all.into_iter().map(symbol).collect()
     }
 
+    /// The addresses of its functions of this name, in the order of its symbol table: Linux's symbol positions, from 1.
+    #[must_use]
+    pub fn positions(&self, name: &str) -> Vec<Addr> {
+        let init = {
+            let _book = self.registry.lock();
+            lock(&self.init_names).clone()
+        };
+        let all = self.names.functions().chain(init.iter().flat_map(|names| names.functions()));
+        all.filter(|(of, ..)| *of == name.as_bytes()).map(|(_, addr, ..)| addr).collect()
+    }
+
+    /// Notes a line in the timeline, as this module's.
+    pub fn log(&self, message: impl Into<String>) {
+        let message = message.into();
+        Recorder { registry: self.registry, module: &self.name }.record(|| EventKind::Log { message });
+    }
+
     /// What the module exports under this name.
     fn exported(&self, name: &str) -> Option<Symbol> {
         let book = self.registry.lock();
@@ -344,8 +362,9 @@ impl Module {
         self.references.fetch_and(!CLOSED, Ordering::Release);
     }
 
-    /// Counts a reference, unless the module is going.
-    pub(crate) fn get(self: &Arc<Module>) -> Option<Reference> {
+    /// Counts a reference, unless the module is going: Linux's `try_module_get`. Of one that is COMING, too.
+    #[must_use]
+    pub fn get(self: &Arc<Module>) -> Option<Reference> {
         let more = |count: usize| (count & CLOSED == 0).then_some(count + 1);
         self.references.fetch_update(Ordering::Acquire, Ordering::Relaxed, more).ok()?;
         Some(Reference { module: self.clone() })

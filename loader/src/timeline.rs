@@ -107,6 +107,11 @@ pub enum EventKind {
         /// A sentence.
         message: String,
     },
+    /// A line of live patching's, or of the module's own: what Linux would have in its log.
+    Log {
+        /// It.
+        message: String,
+    },
     /// The load failed.
     Failed {
         /// In which stage.
@@ -162,6 +167,7 @@ impl fmt::Display for EventKind {
                 write!(f, "policy    {rule}: {verdict}: {reason}")
             }
             EventKind::Warning { message } => write!(f, "warning   {message}"),
+            EventKind::Log { message } => write!(f, "log       {message}"),
             EventKind::Failed { stage, error } => write!(f, "failed    {stage}: {error}"),
             EventKind::Freed => f.write_str("freed"),
             EventKind::Quarantined { threads } => write!(f, "quarantined: {threads} threads are in its text"),

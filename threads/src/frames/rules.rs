@@ -67,6 +67,17 @@ impl<M: Memory> Unwinder<M> {
         Unwinder { context: UnwindContext::new_in(), objects: Objects::default(), memory }
     }
 
+    /// The function whose rows hold an address: where it begins, and the address behind it.
+    pub(crate) fn range(&mut self, at: u64, tables: &Reading) -> Option<std::ops::Range<u64>> {
+        let (frames, bases, offset) = match tables.find(at) {
+            Some(listing) => listing.description(at)?,
+            None => self.objects.at(at)?.description(at)?,
+        };
+        let entry = frames.fde_from_offset(&bases, EhFrameOffset(offset), EhFrame::cie_from_offset).ok()?;
+        let range = entry.initial_address()..entry.initial_address().checked_add(entry.len())?;
+        range.contains(&at).then_some(range)
+    }
+
     /// Applies the row for `at`, an address in the function whose frame has these registers.
     pub(crate) fn unwind(&mut self, at: u64, registers: &Registers, tables: &Reading) -> Result<Unwound, Unknown> {
         let (frames, bases, offset) = match tables.find(at) {

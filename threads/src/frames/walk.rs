@@ -1,7 +1,7 @@
 //! The walk: from a thread's registers to its outermost frame.
 
 use std::fmt;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use thiserror::Error;
 
@@ -123,6 +123,12 @@ pub fn walk(
         is_exact = unwound.interrupts;
     }
     Err(WalkError::TooDeep)
+}
+
+/// The function that holds an address, by call frame information: its range. `None` if nothing describes it.
+#[must_use]
+pub fn function_at(at: u64) -> Option<Range<u64>> {
+    Unwinder::new(ProcessMemory::own()).range(at, &Reading::begin())
 }
 
 /// Walks this thread's own stack, from the caller of this function outward.
