@@ -66,7 +66,7 @@ pub use link::Input;
 pub use load::{Faults, Injected, Loader, NoFaults};
 pub use memory::{Coming, SectionBytes};
 pub use modload_notifier::Order;
-pub use module::{Module, Reference, SectionInfo, Symbol};
+pub use module::{FunctionSymbol, Module, Reference, SectionInfo, Symbol};
 pub use names::SymbolKind;
 pub use onlooker::{Kept, Onlooker, Seen, SeenFunction, SeenSection, Shown};
 pub use params::{ParamError, ParamInfo, ParamType};
