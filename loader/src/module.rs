@@ -8,7 +8,7 @@ use modload_edit::{Addr, NOPS, ZERO, index, wide};
 use modload_threads::frames::is_behind_call;
 
 use crate::chains::Accepted;
-use crate::error::UnloadError;
+use crate::error::{UnloadError, escaped};
 use crate::form::Functions;
 use crate::layout::Part;
 use crate::memory::{Core, Ranges};
@@ -30,15 +30,17 @@ pub struct Symbol {
     pub kind: SymbolKind,
 }
 
-/// A function of a module.
+/// A function of a module, by one of its names.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FunctionSymbol {
     /// Its name, escaped.
     pub name: String,
-    /// Its address.
+    /// Its address. For an STT_GNU_IFUNC symbol that of the entry by which it is called.
     pub addr: Addr,
     /// Its size in bytes, 0 if the file does not say.
     pub size: u64,
+    /// Whether it is one of init's, which go when `init` has returned.
+    pub is_init: bool,
 }
 
 /// A section of a module, in memory.
@@ -184,18 +186,22 @@ impl Module {
         self.names.find(name.as_bytes()).or_else(|| self.exported(name))
     }
 
-    /// Its functions and what else its symbols name that is no variable, in order of their addresses; of several names of one
-    /// address global ones come first, then by name. Those of init sections are there until `init` has returned.
+    /// Its functions by address, those of init as long as `init` has not returned. One that has several names is there
+    /// under each: global ones before local ones, and then by name. What a file in assembly gives no type is no function.
+    ///
+    /// The list is made anew each time, in O(n log n).
     #[must_use]
     pub fn functions(&self) -> Vec<FunctionSymbol> {
         let init = {
             let _book = self.registry.lock();
             lock(&self.init_names).clone()
         };
-        let mut all: Vec<_> = self.names.functions().chain(init.iter().flat_map(|names| names.functions())).collect();
-        all.sort_unstable_by_key(|&(name, addr, _, is_global)| (addr, !is_global, name));
-        let symbol = |(name, addr, size, _)| FunctionSymbol { name: crate::error::escaped(name), addr, size };
-        all.into_iter().map(symbol).collect()
+        let core = self.names.functions().map(|function| (function, false));
+        let of_init = init.iter().flat_map(|names| names.functions()).map(|function| (function, true));
+        let mut functions: Vec<_> = core.chain(of_init).collect();
+        functions.sort_unstable();
+        let symbol = |((addr, _, name, size), is_init)| FunctionSymbol { name: escaped(name), addr, size, is_init };
+        functions.into_iter().map(symbol).collect()
     }
 
     /// The addresses of its functions of this name, in the order of its symbol table: Linux's symbol positions, from 1.
@@ -206,7 +212,7 @@ impl Module {
             lock(&self.init_names).clone()
         };
         let all = self.names.functions().chain(init.iter().flat_map(|names| names.functions()));
-        all.filter(|(of, ..)| *of == name.as_bytes()).map(|(_, addr, ..)| addr).collect()
+        all.filter(|(_, _, of, _)| *of == name.as_bytes()).map(|(addr, ..)| addr).collect()
     }
 
     /// Notes a line in the timeline, as this module's.
@@ -337,7 +343,7 @@ impl Module {
         }
         let function = |names: &Names| {
             let (name, offset, size) = names.function_at(at)?;
-            Some(format!("{}+{:#x}/{size:#x}", crate::error::escaped(name), offset + distance))
+            Some(format!("{}+{:#x}/{size:#x}", escaped(name), offset + distance))
         };
         let init = || {
             let _book = self.registry.lock();
@@ -452,7 +458,7 @@ pub(crate) fn sections(
     let numbered = (0..).zip(file.sections.iter().zip(&layout.sections));
     let placed = numbered.filter_map(|(number, (section, spot))| {
         let spot = (*spot)?;
-        let name = crate::error::escaped(section.name);
+        let name = escaped(section.name);
         let info = SectionInfo { name, addr: memory.addr(spot), size: section.size.max(wide(section.data.len())) };
         Some(PlacedSection { number, info, part: spot.part })
     });

@@ -164,15 +164,15 @@ impl Names {
         self.entries.iter().filter_map(move |entry| Some((self.name(entry).strip_prefix(prefix)?, entry.addr)))
     }
 
+    /// The functions: address, whether the name is local, name, size. In this order they sort as people want them.
+    pub(crate) fn functions(&self) -> impl Iterator<Item = (Addr, bool, &[u8], u64)> {
+        let functions = self.entries.iter().filter(|entry| entry.kind == SymbolKind::Function);
+        functions.map(|entry| (entry.addr, entry.scope == Scope::Local, self.name(entry), entry.size))
+    }
+
     /// The addresses of everything that is no variable.
     pub(crate) fn code(&self) -> impl Iterator<Item = Addr> {
         self.entries.iter().filter(|entry| entry.kind != SymbolKind::Object).map(|entry| entry.addr)
-    }
-
-    /// Everything that is no variable: name, address and size, and whether it is global.
-    pub(crate) fn functions(&self) -> impl Iterator<Item = (&[u8], Addr, u64, bool)> {
-        let functions = self.entries.iter().filter(|entry| entry.kind != SymbolKind::Object);
-        functions.map(|entry| (self.name(entry), entry.addr, entry.size, entry.scope == Scope::Global))
     }
 
     /// The function that an address lies in, by the sizes that the file states: its name, the distance from its start, and
@@ -259,6 +259,27 @@ mod tests {
         ] {
             assert_eq!(names.function_at(Addr::new(at)), expected, "{at:#x}");
         }
+    }
+
+    #[test]
+    fn functions_sort_by_address_then_scope_then_name() {
+        let all = [(5, Scope::Local), (9, Scope::Global), (1, Scope::Global), (1, Scope::Local), (5, Scope::Global)];
+        let mut names = names(b"\0add\0sub\0mul\0", &all);
+        for (entry, (addr, kind)) in names.entries.iter_mut().zip([
+            (0x20, SymbolKind::Function),
+            (0x20, SymbolKind::Function),
+            (0x20, SymbolKind::Function),
+            (0x10, SymbolKind::Function),
+            (0x10, SymbolKind::Object),
+        ]) {
+            (entry.addr, entry.kind) = (Addr::new(addr), kind);
+        }
+        let mut functions: Vec<_> = names.functions().collect();
+        functions.sort_unstable();
+        let sorted: Vec<_> = functions.iter().map(|(addr, is_local, name, _)| (addr.get(), *is_local, *name)).collect();
+        let expected: [(u64, bool, &[u8]); 4] =
+            [(0x10, true, b"add"), (0x20, false, b"add"), (0x20, false, b"mul"), (0x20, true, b"sub")];
+        assert_eq!(sorted, expected);
     }
 
     #[test]

@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         Case::new("a_module_in_use_names_its_users", in_use_by_modules),
         Case::new("a_held_symbol_keeps_its_module", held_symbol),
         Case::new("a_symbol_of_init_cannot_be_held", init_symbol),
+        Case::new("functions_are_listed_under_each_of_their_names", functions),
         Case::new("dropping_the_host_unloads_in_reverse_order", host_drop_order),
         Case::new("dropping_the_host_leaves_what_is_held", host_drop_with_held_module),
         Case::new("what_is_not_there_cannot_be_unloaded", not_there),
@@ -198,6 +199,67 @@ fn init_symbol() {
     host.subscribe("hasty", Order::mirrored(0), Hasty(host.downgrade(), log.clone())).forget();
     host.load(&image("init_sections")).unwrap();
     assert_eq!(log.take(), ["init_sections has no symbol \"add_up\""]);
+}
+
+const FUNCTIONS: &str = r#"
+#define SITE __attribute__((patchable_function_entry(5), noinline))
+int beta(int x), gamma(int x), alpha(int x), variable = 7;
+static SITE int local(int x) { return x * 3 + variable; }
+SITE int beta(int x) { return local(x) + 1; }
+int gamma(int x) __attribute__((alias("beta")));
+int alpha(int x) __attribute__((alias("beta")));
+static int aardvark(int x) __attribute__((alias("beta"), used));
+__asm__(".text\n.globl \"q\tq\"\n.type \"q\tq\", @function\n\"q\tq\": ret\n.globl untyped\nuntyped: ret\n");
+int __attribute__((section(".init.text"))) init_module(void);
+int __attribute__((section(".init.text"))) init_module(void) { return 0; }
+"#;
+
+/// The functions of a module by address: its names, as they are sorted, and what is said of it.
+fn by_address(module: &modload::ModuleInfo) -> Vec<(Addr, Vec<String>, bool)> {
+    let functions = module.functions();
+    assert!(functions.is_sorted_by_key(|function| function.addr));
+    let of = |same: &[modload::FunctionSymbol]| {
+        let names = same.iter().map(|function| function.name.clone()).collect();
+        (same[0].addr, names, same[0].is_init)
+    };
+    functions.chunk_by(|one, other| one.addr == other.addr).map(of).collect()
+}
+
+/// Looks at a module while it is COMING: at its functions, and at the compiler's table of their sites.
+struct Tracer(Log);
+
+impl modload::Subscriber for Tracer {
+    fn coming(&self, coming: &mut modload::Coming<'_>) -> Result<(), modload::Refusal> {
+        let functions = by_address(coming.module());
+        for section in coming.sections("__patchable_function_entries") {
+            for record in section.bytes.chunks(8) {
+                let at = Addr::new(u64::from_le_bytes(record.try_into().unwrap()));
+                let function = functions.iter().find(|(addr, ..)| *addr == at).unwrap();
+                self.0.push(format!("site at {}", function.1.join("=")));
+            }
+        }
+        let init = functions.iter().filter(|(.., is_init)| *is_init);
+        init.for_each(|(_, names, _)| self.0.push(format!("init: {}", names.join("="))));
+        Ok(())
+    }
+}
+
+fn functions() {
+    let (host, log) = (host(), Log::default());
+    host.subscribe("tracer", Order::mirrored(0), Tracer(log.clone())).forget();
+    let module = host.load(&image_from_text("functions", FUNCTIONS)).unwrap();
+    let mut heard = log.take();
+    heard.sort();
+    assert_eq!(heard, ["init: init_module", "site at alpha=beta=gamma=aardvark", "site at local"]);
+    let mut names: Vec<_> = by_address(&module).into_iter().map(|(_, names, _)| names.join("=")).collect();
+    names.sort();
+    assert_eq!(names, ["alpha=beta=gamma=aardvark", "local", "q\\tq"], "what is init's is gone");
+    let functions = module.functions();
+    let sizes: Vec<_> = functions.iter().filter(|function| function.name != "local").map(|one| one.size).collect();
+    let stated = sizes.iter().filter(|size| **size > 5).count();
+    assert!(stated == 4 && sizes.contains(&0), "{sizes:?}");
+    assert!(functions.iter().all(|function| module.contains(function.addr)));
+    module.unload().unwrap();
 }
 
 fn used() -> [u64; 4] {
