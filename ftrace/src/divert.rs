@@ -123,6 +123,14 @@ pub fn untraceable(entry: Addr) -> Option<TraceError> {
     table().find(&[Divert { entry, to: None }]).err()
 }
 
+/// The address behind the site of a function.
+#[must_use]
+pub fn behind(entry: Addr) -> Option<Addr> {
+    let table = table();
+    let (owner, number, _) = table.find_one(&Divert { entry, to: None }).ok()?;
+    table.entry(owner, number).map(Entry::behind)
+}
+
 impl Table {
     /// The entries of functions.
     fn find(&self, diverts: &[Divert]) -> Result<Vec<Found>, TraceError> {

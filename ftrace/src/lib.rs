@@ -25,12 +25,13 @@ mod recording;
 mod subscriber;
 mod tracing;
 
-pub use divert::{Divert, divert, divert_chosen, divert_staged, untraceable};
+pub use divert::{Divert, behind, divert, divert_chosen, divert_staged, untraceable};
 pub use error::TraceError;
 pub use filter::{BadPattern, Filter, Pattern};
 pub use recording::{FunctionTrace, Mode, TraceOptions};
 pub use sites::Traceable;
 pub use tracing::{Ftrace, HOST, Tracing, set_trap_mask, sweep};
 pub use trampoline::call::{Call, Redirect, Redirecting, Tracer};
+pub use trampoline::event::{Event, event_code, on_event};
 pub use trampoline::host::HostFunction;
 pub use trampoline::sets::Registers;

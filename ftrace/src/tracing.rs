@@ -161,6 +161,15 @@ impl Ftrace {
         table.forget(Owner::Host(self.host));
     }
 
+    /// The entries of the host's own functions of this name, in the order of their addresses.
+    #[must_use]
+    pub fn host_functions(&self, name: &str) -> Vec<Addr> {
+        let table = table();
+        let part = table.parts.get(&Owner::Host(self.host));
+        let entries = part.into_iter().flat_map(|part| &part.entries);
+        entries.filter(|entry| &*entry.site.name == name).map(|entry| entry.site.entry).collect()
+    }
+
     /// The functions of its modules that have a record, in order of modules and addresses: those that can be traced, and those that
     /// cannot.
     #[must_use]

@@ -23,6 +23,7 @@
 #![expect(unsafe_code, reason = "code that stands between a caller and a function has no type")]
 
 pub(crate) mod call;
+pub(crate) mod event;
 pub(crate) mod graph;
 pub(crate) mod host;
 pub(crate) mod record;

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 
 use modload_edit::{Addr, index, wide};
 use modload_ftrace::Ftrace;
+use modload_livepatch::Livepatch;
 use modload_loader::{BUILTIN, Coming, Loader, Membership, Module, Order, Refusal, Subscriber};
 use modload_static_keys::StaticKeys;
 use modload_text::on_fork;
@@ -48,6 +49,8 @@ pub(crate) struct Inner {
     pub(crate) loader: Loader,
     /// What is traced in it.
     pub(crate) ftrace: Ftrace,
+    /// What is patched in it.
+    pub(crate) livepatch: Livepatch,
     /// How many [`crate::Host`]s there are; references of a moment's, as in [`owner`], are none.
     pub(crate) handles: AtomicUsize,
     /// Whether the last of them has been dropped once.
@@ -80,11 +83,13 @@ impl Inner {
     pub(crate) fn new(loader: Loader) -> Inner {
         let (handles, left) = (AtomicUsize::new(0), AtomicBool::new(false));
         let ftrace = Ftrace::new();
-        let [(tracing, first), _, (keys, third)] = BUILTIN;
+        let livepatch = Livepatch::new(ftrace);
+        let [(tracing, first), (patching, second), (keys, third)] = BUILTIN;
         // For as long as there is a module, which may be longer than the host.
         loader.subscribe(tracing, first, Arc::new(ftrace)).forget();
+        loader.subscribe(patching, second, Arc::new(livepatch)).forget();
         loader.subscribe(keys, third, Arc::new(StaticKeys)).forget();
-        Inner { loader, ftrace, handles, left, _notifiers: Notifiers }
+        Inner { loader, ftrace, livepatch, handles, left, _notifiers: Notifiers }
     }
 }
 

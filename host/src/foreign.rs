@@ -94,6 +94,11 @@ impl Module {
         Module { reference }
     }
 
+    /// Another reference to the same module.
+    pub(crate) fn reference(&self) -> Reference {
+        self.reference.clone()
+    }
+
     /// The symbol of this name, exported or not, unless it goes when `init` has returned.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use modload_edit::Addr;
 use modload_ftrace::{
     Filter, FunctionTrace, HostFunction, Redirecting, TraceError, TraceOptions, Traceable, Tracer, Tracing,
 };
+use modload_livepatch::{Log, PatchError, PatchSpec, PatchStatus};
 use modload_loader::{
     Event, Explanation, Externals, Image, Input, Listening, LoadError, Loader, Membership, Module as ModuleInfo,
     Onlooker, Order, Policy, Recording, State, Subscriber, UnloadError,
@@ -197,6 +198,62 @@ impl Host {
         self.inner.ftrace.traceable()
     }
 
+    /// Enables a patch: Linux's `klp_enable_patch`. Functions of modules that are there are redirected now, those of others when they
+    /// are loaded. When this returns, threads may still be on their way: [`Host::patches`]. `keep` stays loaded as long as the
+    /// patch is in force: the module whose functions take the place of others.
+    ///
+    /// # Errors
+    /// [`PatchError`].
+    pub fn enable_patch(&self, name: &str, patch: PatchSpec, keep: Option<&Module>) -> Result<(), PatchError> {
+        let keep = keep.map(Module::reference);
+        let log: Log = match &keep {
+            Some(module) => {
+                let module = module.clone();
+                Arc::new(move |line| module.log(line))
+            }
+            None => Arc::new(|_| {}),
+        };
+        self.inner.livepatch.enable(&self.inner.loader, name, patch, keep, log)
+    }
+
+    /// Disables a patch, or turns it round while it is being enabled.
+    ///
+    /// # Errors
+    /// [`PatchError`].
+    pub fn disable_patch(&self, name: &str) -> Result<(), PatchError> {
+        self.inner.livepatch.disable(name)
+    }
+
+    /// Turns the transition of a patch round.
+    ///
+    /// # Errors
+    /// [`PatchError`]; [`PatchError::NoTransition`].
+    pub fn reverse_patch(&self, name: &str) -> Result<(), PatchError> {
+        self.inner.livepatch.reverse(name)
+    }
+
+    /// Ends the transition of a patch, wherever threads are: those that are in old code finish it, and it stays for them.
+    ///
+    /// # Errors
+    /// [`PatchError`]; [`PatchError::NoTransition`].
+    pub fn force_patch(&self, name: &str) -> Result<(), PatchError> {
+        self.inner.livepatch.force(name)
+    }
+
+    /// The patches that are enabled or on their way, and who stands in their way.
+    ///
+    /// # Errors
+    /// [`PatchError::Nested`].
+    pub fn patches(&self) -> Result<Vec<PatchStatus>, PatchError> {
+        self.inner.livepatch.status()
+    }
+
+    /// A place where the calling thread can go over to what a patch brings, if it is in none of the functions that change. It costs a
+    /// load when no transition is under way. Says whether the thread is over.
+    pub fn checkpoint(&self) -> bool {
+        modload_livepatch::checkpoint()
+    }
+
     /// An address in one of its modules as Linux's `%pS` shows it: `func+0x12/0x40 [module]`. `None` for the rest of the
     /// process.
     #[must_use]
@@ -248,6 +305,8 @@ impl Drop for Host {
         let last = self.inner.handles.fetch_sub(1, Ordering::AcqRel) == 1;
         // A subscriber that hears of it may have made another handle, and drops it meanwhile.
         if last && !self.inner.left.swap(true, Ordering::AcqRel) {
+            // Patches hold their modules.
+            self.inner.livepatch.leave();
             self.inner.loader.abandon();
             self.inner.ftrace.leave();
         }

@@ -71,6 +71,9 @@ pub use modload_ftrace::{
     BadPattern, Call, Filter, FunctionTrace, HostFunction, Mode, Pattern, Redirect, Redirecting, Registers, TraceError,
     TraceOptions, Traceable, Tracer, Tracing, trace,
 };
+pub use modload_livepatch::{
+    Blocked, Callbacks, FuncSpec, ObjectSpec, ObjectStatus, PatchError, PatchSpec, PatchStatus, StateSpec, Target, Why,
+};
 pub use modload_loader::{
     BUILTIN, Change, Check, Coming, Error, Event, EventKind, Explanation, FunctionBytes, FunctionSymbol, Image,
     ImageSection, Input, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable, Inspection,

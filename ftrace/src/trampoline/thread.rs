@@ -294,6 +294,10 @@ const RETRY: u64 = 1;
 /// What to do about a function that cannot be recorded as things are: the thread does not take part in this recording yet, or
 /// has left functions by `longjmp`. `slot` is where its return address stands, 0 for a call. Async-signal-safe.
 extern "C" fn ask(slot: u64) -> u64 {
+    if slot == super::event::EVENT {
+        super::event::happened();
+        return PASS;
+    }
     let local = local();
     let current = CURRENT.load(Ordering::Acquire);
     if current == OFF || local.session.get() == ENDING {

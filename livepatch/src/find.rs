@@ -1,0 +1,80 @@
+//! Where functions are: those that are patched, by name and position, and how far code reaches.
+
+use std::ops::Range;
+
+use modload_edit::Addr;
+use modload_ftrace::{Ftrace, untraceable};
+use modload_loader::{FunctionSymbol, Module};
+use modload_threads::frames::function_at;
+
+use crate::error::PatchError;
+use crate::table::{Func, VMLINUX};
+
+/// Something that functions are looked for in.
+pub(crate) enum Place<'a> {
+    /// A module, and its functions by address.
+    Module(&'a Module, Vec<FunctionSymbol>),
+    /// The host's own.
+    Host(Ftrace),
+}
+
+impl<'a> Place<'a> {
+    pub(crate) fn module(module: &'a Module) -> Place<'a> {
+        Place::Module(module, module.functions())
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Place::Module(module, _) => module.name(),
+            Place::Host(_) => VMLINUX,
+        }
+    }
+
+    /// A function: its entry, and where it is.
+    pub(crate) fn function(&self, func: &Func) -> Result<(Addr, Vec<Range<u64>>), PatchError> {
+        let object = || self.name().to_owned();
+        let symbol = || func.old_name.to_string();
+        let all = match self {
+            Place::Module(module, _) => module.positions(&func.old_name),
+            Place::Host(ftrace) => ftrace.host_functions(&func.old_name),
+        };
+        let count = all.len();
+        let found = match func.old_sympos.checked_sub(1) {
+            None if count == 1 => all.first(),
+            None => None,
+            Some(position) => usize::try_from(position).ok().and_then(|position| all.get(position)),
+        };
+        let entry = match found {
+            Some(entry) => *entry,
+            None if count == 0 => return Err(PatchError::NotFound { object: object(), symbol: symbol() }),
+            None => {
+                let position = func.old_sympos;
+                return Err(PatchError::Position { object: object(), symbol: symbol(), position, count });
+            }
+        };
+        if let Some(source) = untraceable(entry) {
+            return Err(PatchError::Function { object: object(), symbol: symbol(), source: Box::new(source) });
+        }
+        let mut extent = vec![self.extent(entry)?];
+        if let Place::Module(_, functions) = self {
+            // What the compiler has put elsewhere because it is seldom run.
+            let cold = format!("{}.cold", func.old_name);
+            let parts = functions.iter().filter(|function| function.name.starts_with(&cold) && function.size != 0);
+            extent.extend(parts.map(|function| function.addr.get()..function.addr.get() + function.size));
+        }
+        Ok((entry, extent))
+    }
+
+    fn extent(&self, at: Addr) -> Result<Range<u64>, PatchError> {
+        let stated = match self {
+            Place::Module(_, functions) => functions.iter().find(|function| function.addr == at && function.size != 0),
+            Place::Host(_) => None,
+        };
+        stated.map_or_else(|| extent(at), |function| Ok(at.get()..at.get() + function.size))
+    }
+}
+
+/// Where the code of a function is, by call frame information.
+pub(crate) fn extent(at: Addr) -> Result<Range<u64>, PatchError> {
+    function_at(at.get()).ok_or(PatchError::NoExtent { at })
+}

@@ -1,0 +1,26 @@
+//! Live patching, with Linux's semantics (Documentation/livepatch) and threads for tasks.
+//!
+//! - [`Livepatch`]: the second subscriber of both chains; enables, disables, turns round and forces patches.
+//! - [`PatchSpec`], [`ObjectSpec`], [`FuncSpec`], [`Callbacks`], [`StateSpec`]: what a patch is to do.
+//! - [`PatchStatus`]: which patches there are, and who stands in the way of a transition.
+//! - [`checkpoint`]: where a thread can go over.
+
+#![deny(unsafe_code)]
+
+mod spec;
+mod error;
+mod stub;
+mod table;
+mod find;
+mod transition;
+mod operate;
+mod status;
+mod subscriber;
+
+pub use error::PatchError;
+pub use spec::{Callbacks, FuncSpec, ObjectSpec, PatchSpec, StateSpec};
+pub use status::{ObjectStatus, PatchStatus};
+pub use stub::StubError;
+pub use subscriber::Livepatch;
+pub use table::Log;
+pub use transition::{Blocked, Target, Why, checkpoint};

@@ -1,0 +1,52 @@
+//! What there is to know of patches.
+
+use crate::table::{Patch, Table};
+use crate::transition::{Blocked, Target};
+
+/// A patch.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PatchStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether it is enabled, or on its way to be.
+    pub enabled: bool,
+    /// Whether it replaced all others.
+    pub replace: bool,
+    /// Whether its transition, or that of who replaces it, was forced.
+    pub forced: bool,
+    /// If it is in transition: where to, and who was not over when everybody was looked at last.
+    pub transition: Option<(Target, Vec<Blocked>)>,
+    /// What it changes.
+    pub objects: Vec<ObjectStatus>,
+}
+
+/// An object of a patch.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ObjectStatus {
+    /// The module; `vmlinux` for the host's own functions.
+    pub name: String,
+    /// Whether it is there, and patched.
+    pub patched: bool,
+    /// Its functions: `NAME,POSITION` as in Linux's sysfs.
+    pub funcs: Vec<String>,
+}
+
+impl Table {
+    pub(crate) fn status(&self, patch: &Patch) -> PatchStatus {
+        let transition = self.transition.as_ref().filter(|transition| transition.patch == patch.id);
+        let objects = patch.objects.iter().map(|object| ObjectStatus {
+            name: object.name().to_owned(),
+            patched: object.patched,
+            // Linux counts from 1 where it is said to be the only one, too.
+            funcs: object.funcs.iter().map(|func| format!("{},{}", func.old_name, func.old_sympos.max(1))).collect(),
+        });
+        PatchStatus {
+            name: patch.name.to_string(),
+            enabled: patch.enabled,
+            replace: patch.replace,
+            forced: patch.forced,
+            transition: transition.map(|transition| (transition.target, transition.blocked.clone())),
+            objects: objects.collect(),
+        }
+    }
+}
