@@ -25,6 +25,8 @@ fn main() -> ExitCode {
     println!("cargo::rustc-link-search=native={}", out.display());
     // LLVM's linker takes a table that nothing but its own `__start_` symbol refers to for unused.
     println!("cargo::rustc-link-arg-tests=-Wl,-z,nostart-stop-gc");
+    // Segments that begin at large pages have unmapped ones between them.
+    println!("cargo::rustc-link-arg-bin=holes=-Wl,-z,max-page-size=0x200000");
     ExitCode::SUCCESS
 }
 

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Case::new("a_panic_passes_through_a_module_of_rust_that_unwinds", panic_passes_rust),
         Case::new("a_backtrace_names_the_modules_functions", backtrace),
         Case::new("backtraces_of_the_c_library_pass_through_modules", backtrace_of_the_c_library),
+        Case::new("a_program_with_holes_between_its_segments_is_walked", holes),
         Case::new("what_has_gone_is_not_unwound", gone).needing("g++"),
         Case::new("rows_that_are_stated_are_known_to_all", stated),
         Case::new("call_frame_information_that_is_wrong_is_refused_by_name", refused),
@@ -40,6 +41,11 @@ fn cxx(name: &str, text: &str) -> Image<'static> {
     let object = object_from_text(name, Language::Cxx, text, Compiler::Cc, &["-O2", "-fPIC"]).unwrap();
     // SAFETY: the texts are ours.
     unsafe { Image::trusted(std::fs::read(object).unwrap()) }.named(name)
+}
+
+fn holes() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_holes")).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
 }
 
 /// A host with the process's symbols; those of the C++ runtime are among them. Modules export what they say: of what C++

@@ -153,8 +153,10 @@ unsafe fn bytes_of(range: &Range<u64>) -> Option<&'static [u8]> {
     Some(unsafe { std::slice::from_raw_parts(start, len) })
 }
 
-/// The program headers of an object in memory: those of its first page, where every linker puts them.
+/// The program headers of an object in memory: those of its first page, where every linker puts them; of the program
+/// itself those that the kernel has told of.
 struct Segments {
+    /// The first page's beginning, or of the program the headers alone.
     page: [u8; 2048],
     /// What is added to the addresses of the file.
     bias: u64,
@@ -163,10 +165,38 @@ struct Segments {
 
 /// Size of an `Elf64_Phdr`.
 const HEADER: usize = 56;
+/// Types of segments: what is mapped, and where the headers are.
+const PT_LOAD: [u8; 4] = 1_u32.to_le_bytes();
+const PT_PHDR: [u8; 4] = 6_u32.to_le_bytes();
 
 impl Segments {
-    /// Reads them through the kernel, because nothing promises that a first segment can be read.
     fn of(map_start: u64) -> Option<Segments> {
+        Segments::of_object(map_start).or_else(|| Segments::of_program(map_start))
+    }
+
+    /// Those of the program, if this is where a segment of it begins. glibc tells of the program by its segments where
+    /// there are unmapped pages between them: now and then as LLVM's linker lays it out, and always with
+    /// `-z max-page-size=0x200000`. Libraries have their holes filled by the dynamic linker.
+    fn of_program(segment_start: u64) -> Option<Segments> {
+        // SAFETY: takes a number, and reads what the process was started with; no lock.
+        let [at, size, count] =
+            [libc::AT_PHDR, libc::AT_PHENT, libc::AT_PHNUM].map(|what| unsafe { libc::getauxval(what) });
+        let headers = 0..usize::try_from(count).ok()?.checked_mul(HEADER)?;
+        let mut segments = Segments { page: [0; 2048], bias: 0, headers };
+        let readable = ProcessMemory::own().read(at, segments.page.get_mut(segments.headers.clone())?);
+        if !readable || usize::try_from(size) != Ok(HEADER) {
+            return None;
+        }
+        let own = segments.headers.clone().step_by(HEADER).find(|at| segments.page[*at..].starts_with(&PT_PHDR))?;
+        segments.bias = at.wrapping_sub(segments.number(own + 16)?);
+        let in_file = segment_start.wrapping_sub(segments.bias);
+        let is_its = segments.loaded().any(|segment| segment.file.start & !4095 == in_file & !4095);
+        is_its.then_some(segments)
+    }
+
+    /// Those of an object that begins there with its first page. Reads them through the kernel, because nothing
+    /// promises that a first segment can be read.
+    fn of_object(map_start: u64) -> Option<Segments> {
         let mut segments = Segments { page: [0; 2048], bias: 0, headers: 0..0 };
         let readable = ProcessMemory::own().read(map_start, &mut segments.page);
         if !readable || !segments.page.starts_with(b"\x7fELF\x02\x01") {
@@ -193,7 +223,7 @@ impl Segments {
     fn loaded(&self) -> impl Iterator<Item = Segment> {
         self.headers.clone().step_by(HEADER).filter_map(|at| {
             let [kind, flags] = [at, at + 4].map(|at| self.page.get(at..at + 4));
-            if kind? != 1_u32.to_le_bytes() {
+            if kind? != PT_LOAD {
                 return None;
             }
             let (start, len) = (self.number(at + 16)?, self.number(at + 40)?);
