@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use modload::render::Form;
-use modload::{Mode, TraceOptions};
-use modload_control::protocol::MAX_TRACE_BUFFER;
+use modload::{BadPattern, Pattern};
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -44,9 +43,10 @@ pub(crate) struct Trace {
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) duration: Option<u64>,
 
-    /// The size of each thread's buffer. What does not fit into it between two looks, ten a second, is dropped and counted.
-    #[arg(long, value_name = "BYTES", value_parser = buffer)]
-    pub(crate) buffer: Option<usize>,
+    /// The size of each thread's buffer, from 4096 bytes to 1 GiB; else 1 MiB. What does not fit into it between two looks, ten a
+    /// second, is dropped and counted.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) buffer: Option<u64>,
 
     /// Write it into this file instead of the standard output stream.
     #[arg(long, value_name = "FILE")]
@@ -93,8 +93,8 @@ pub(crate) struct TraceFunctions {
     pub(crate) form: Option<TraceFormat>,
 
     /// The size of each thread's buffer, in bytes.
-    #[arg(long = "trace-buffer", value_name = "BYTES", value_parser = buffer, requires = "patterns")]
-    pub(crate) buffer: Option<usize>,
+    #[arg(long = "trace-buffer", value_name = "BYTES", requires = "patterns")]
+    pub(crate) buffer: Option<u64>,
 
     /// Write the trace into this file.
     #[arg(long = "trace-out", value_name = "FILE", requires = "patterns")]
@@ -149,12 +149,6 @@ impl TraceFunctions {
 }
 
 /// A pattern, checked.
-fn pattern(text: &str) -> Result<String, modload::BadPattern> {
-    TraceOptions::new(Mode::Calls).pattern(text).map(|_| text.to_owned())
-}
-
-/// A size of a buffer, checked.
-fn buffer(text: &str) -> Result<usize, String> {
-    let bytes = text.parse().ok().filter(|bytes| (1..=MAX_TRACE_BUFFER).contains(bytes));
-    bytes.ok_or_else(|| format!("a buffer has from 1 to {MAX_TRACE_BUFFER} bytes"))
+fn pattern(text: &str) -> Result<String, BadPattern> {
+    text.parse::<Pattern>().map(|_| text.to_owned())
 }

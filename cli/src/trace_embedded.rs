@@ -51,13 +51,8 @@ impl Embedded {
 }
 
 fn options(asked: &TraceFunctions) -> Result<TraceOptions, Failure> {
-    let all = asked.patterns.iter().all(|pattern| pattern.starts_with('!'));
-    let mode = if asked.graph { Mode::Graph } else { Mode::Calls };
-    let patterns = all.then_some("*").into_iter().chain(asked.patterns.iter().map(String::as_str));
-    let mut options = TraceOptions::new(mode);
-    for pattern in patterns {
-        options = options.pattern(pattern)?;
-    }
+    let options = TraceOptions::new(if asked.graph { Mode::Graph } else { Mode::Calls });
+    let options = asked.patterns.iter().try_fold(options, |options, pattern| options.pattern(pattern))?;
     Ok(asked.buffer.into_iter().fold(options, TraceOptions::buffer))
 }
 

@@ -48,9 +48,6 @@ pub const MAX_ANSWER: usize = 64 << 20;
 /// About how many bytes of a line a batch of a trace takes: a greater one comes in several.
 pub const TRACE_LINE: usize = 1 << 20;
 
-/// The most bytes of the buffer that each thread gets in a trace.
-pub const MAX_TRACE_BUFFER: usize = 256 << 20;
-
 /// The server's first line.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Greeting {
@@ -151,9 +148,9 @@ pub struct Trace {
     /// What is recorded.
     #[serde(default)]
     pub mode: TraceMode,
-    /// Bytes of each thread's buffer, up to [`MAX_TRACE_BUFFER`]; else what the engine thinks right.
+    /// Bytes of each thread's buffer, from 4096 to 1 GiB; else 1 MiB. An entry and a return take 16 bytes each, a call 32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub buffer: Option<usize>,
+    pub buffer: Option<u64>,
     /// For how many seconds; else until the client ends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds: Option<u64>,

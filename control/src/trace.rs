@@ -6,13 +6,13 @@
 use std::time::{Duration, Instant};
 
 use modload::trace::{Batch, Missed};
-use modload::{Host, Mode, TraceOptions, Traceable};
+use modload::{Filter, Host, Mode, Pattern, TraceOptions, Traceable};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
 use crate::error::Refusal;
 use crate::operation::Operation;
-use crate::protocol::{MAX_TRACE_BUFFER, TRACE_LINE, Trace, TraceMode, TraceableFunction, Traced, Tracing};
+use crate::protocol::{TRACE_LINE, Trace, TraceMode, TraceableFunction, Traced, Tracing};
 
 /// How often threads' buffers are drained.
 const TURN: Duration = Duration::from_millis(100);
@@ -21,11 +21,11 @@ impl Operation<'_> {
     /// Traces until it is over: what the client has sent by then is its next request.
     pub(crate) fn trace(&self, asked: &Trace) -> Result<Traced, Refusal> {
         let host = &self.shared.host;
-        let options = options(asked)?;
+        let (options, filter) = (options(asked)?, filter(&asked.patterns)?);
         // A time that the clock does not reach is none.
         let until = asked.seconds.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
         let mut trace = host.trace_functions(&options)?;
-        self.say_tracing(&options);
+        self.say_tracing(&filter);
         let mut told = Told::default();
         while self.goes_on(until) {
             self.say_batch(trace.drain(), &mut told);
@@ -50,9 +50,9 @@ impl Operation<'_> {
     }
 
     /// Tells the client that functions are traced from now on, of whom, and how many there are by now.
-    fn say_tracing(&self, options: &TraceOptions) {
-        let wanted = self.shared.host.traceable().into_iter();
-        let functions = wanted.filter(|it| it.why_not.is_none() && options.wants(&it.function)).count();
+    fn say_tracing(&self, filter: &Filter) {
+        let wanted = meant(&self.shared.host, filter);
+        let functions = wanted.filter(|traceable| traceable.why_not.is_none()).count();
         let tracing = Tracing { pid: std::process::id(), process: process_name(), functions };
         let text = format!("tracing {functions} functions of {} ({})", tracing.process, tracing.pid);
         let mut event = json!(tracing);
@@ -88,33 +88,28 @@ struct Told {
 
 /// Functions that patterns name, and whether they can be traced.
 pub(crate) fn traceable(host: &Host, patterns: &[String]) -> Result<Vec<TraceableFunction>, Refusal> {
-    let options = patterned(TraceOptions::new(Mode::Calls), patterns)?;
-    let wanted = host.traceable().into_iter().filter(|it| options.wants(&it.function));
-    Ok(wanted.map(|Traceable { function, why_not }| TraceableFunction { function, why_not }).collect())
+    let filter = filter(patterns)?;
+    let listed = |Traceable { function, why_not }| TraceableFunction { function, why_not };
+    Ok(meant(host, &filter).map(listed).collect())
+}
+
+fn meant(host: &Host, filter: &Filter) -> impl Iterator<Item = Traceable> {
+    let all = host.traceable().into_iter();
+    all.filter(|Traceable { function, .. }| filter.matches(&function.module, &function.name))
+}
+
+fn filter(patterns: &[String]) -> Result<Filter, Refusal> {
+    let patterns = patterns.iter().map(|pattern| pattern.parse::<Pattern>());
+    Ok(patterns.collect::<Result<Filter, _>>()?)
 }
 
 fn options(asked: &Trace) -> Result<TraceOptions, Refusal> {
-    let mode = match asked.mode {
+    let options = TraceOptions::new(match asked.mode {
         TraceMode::Calls => Mode::Calls,
         TraceMode::Graph => Mode::Graph,
-    };
-    let options = patterned(TraceOptions::new(mode), &asked.patterns)?;
-    match asked.buffer {
-        None => Ok(options),
-        Some(bytes) if (1..=MAX_TRACE_BUFFER).contains(&bytes) => Ok(options.buffer(bytes)),
-        Some(bytes) => {
-            let problem = format!("a buffer of {bytes} bytes for each thread: it has from 1 to {MAX_TRACE_BUFFER}");
-            Err(Refusal::BadRequest(problem))
-        }
-    }
-}
-
-/// Without a pattern that names functions all are meant, but those that a pattern leaves out.
-fn patterned(options: TraceOptions, patterns: &[String]) -> Result<TraceOptions, Refusal> {
-    let all = patterns.iter().all(|pattern| pattern.starts_with('!'));
-    let everything = all.then_some("*").into_iter();
-    let mut patterns = everything.chain(patterns.iter().map(String::as_str));
-    Ok(patterns.try_fold(options, |options, pattern| options.pattern(pattern))?)
+    });
+    let options = asked.patterns.iter().try_fold(options, |options, pattern| options.pattern(pattern))?;
+    Ok(asked.buffer.into_iter().fold(options, TraceOptions::buffer))
 }
 
 /// The process's name, as ps(1) shows it.
