@@ -21,7 +21,7 @@ pub(crate) fn run(arguments: &Trace) -> Result<(), Failure> {
     }
     // Before anything is switched on: a signal is never lost.
     let stop = signals::stop()?;
-    let client = connect_to(arguments.host.as_ref())?;
+    let client = connect_to(arguments.host.as_deref())?;
     let mut place = match &arguments.out {
         Some(path) => Some(Place::file(path)?),
         None => Some(Place::Stdout),
@@ -66,7 +66,7 @@ fn process(tracing: Tracing) -> Process {
 
 /// As Linux's `available_filter_functions` has them: the module behind the name.
 fn list(arguments: &Trace, output: &mut Output) -> Result<(), Failure> {
-    let mut client: Client = connect_to(arguments.host.as_ref())?;
+    let mut client: Client = connect_to(arguments.host.as_deref())?;
     let request = Request::Traceable { patterns: arguments.pattern.clone() };
     let found: Vec<TraceableFunction> = client.request(&request, &[], |_, _| {})?;
     output.value(&found)?;
