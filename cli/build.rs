@@ -13,7 +13,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         for input in fixture.inputs()? {
             println!("cargo::rerun-if-changed={}", input.display());
         }
-        let object = fixture.object(Compiler::Cc, &["-O2", "-fPIC", "-fvisibility=hidden"])?;
+        // The demo traces their functions.
+        let flags = ["-O2", "-fPIC", "-fvisibility=hidden", "-fpatchable-function-entry=5"];
+        let object = fixture.object(Compiler::Cc, &flags)?;
         std::fs::copy(object, Path::new(&out).join(format!("{name}.o")))?;
     }
     Ok(())

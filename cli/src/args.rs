@@ -9,6 +9,7 @@ use modload_control::{HOST_VARIABLE, host_of_environment};
 
 use crate::call::Call;
 use crate::host_options::HostOptions;
+use crate::trace_args::TraceFunctions;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,6 +25,8 @@ Examples:
       Loads two objects, and what they need of an archive, as one module.
   modload --host /run/modload.sock greet.o times=3
       Loads it into the host that modhost serve keeps there. modunload --host /run/modload.sock greet takes it out.
+  modload --trace-functions 'plain:*' --trace-graph --call add=2,3 plain.o
+      Shows which functions of it ran and for how long, if they are compiled with -fpatchable-function-entry=5.
   gdb -ex 'set breakpoint pending on' -ex 'break add' -ex run --args modload --gdb --call add=2,3 plain.o
       Stops in a module's function, in init's as well. With -g there are lines and variables.
   perf record -- modload --perf-map --call add=2,3 plain.o
@@ -60,6 +63,9 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     options: HostOptions,
 
+    #[command(flatten)]
+    functions: TraceFunctions,
+
     /// Load into the host that serves at this socket (modhost serve), where the modules stay, and make the calls
     /// there. The environment variable MODLOAD_HOST does the same.
     #[arg(long, value_name = "SOCKET")]
@@ -79,7 +85,7 @@ pub(crate) struct Arguments {
     deps: Option<PathBuf>,
 
     /// Load two modules that are part of this program, and show what happens.
-    #[arg(long, conflicts_with_all = ["call", "explain", "trace", "export_globals", "no_process_symbols", "policy", "vermagic", "block", "cpu", "gdb", "perf_map", "deps", "host", "name", "file"])]
+    #[arg(long, conflicts_with_all = ["call", "explain", "trace", "patterns", "export_globals", "no_process_symbols", "policy", "vermagic", "block", "cpu", "gdb", "perf_map", "deps", "host", "name", "file"])]
     demo: bool,
 
     /// The module's file. With --host and --call there need be none.
@@ -94,7 +100,7 @@ pub(crate) struct Arguments {
 #[derive(Debug)]
 pub(crate) enum Command {
     Demo { format: Format },
-    Load(Load),
+    Load(Box<Load>),
 }
 
 /// What is to be loaded and called.
@@ -107,6 +113,8 @@ pub(crate) struct Load {
     /// Functions to be explained.
     pub(crate) explain: Vec<String>,
     pub(crate) trace: Trace,
+    /// Functions to be traced, by an embedded host.
+    pub(crate) functions: TraceFunctions,
     pub(crate) format: Format,
     pub(crate) target: Target,
 }
@@ -221,6 +229,15 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command
         return Err(wrong(ErrorKind::ArgumentConflict, "with --deps modules have the names of their files".into()));
     }
     let served = parsed.host.or_else(host_of_environment);
+    let json = parsed.format == Format::Json;
+    parsed.functions.check(json).map_err(|message| wrong(ErrorKind::ArgumentConflict, message))?;
+    if served.is_some() && !parsed.functions.patterns.is_empty() {
+        let message = format!(
+            "--trace-functions is for the host that modload embeds, and --host (or {HOST_VARIABLE}) names another one: modhost \
+             trace traces that"
+        );
+        return Err(wrong(ErrorKind::ArgumentConflict, message));
+    }
     let target = match (served, parsed.options.given()) {
         (None, _) => Target::Embedded(parsed.options),
         (Some(_), Some(option)) => {
@@ -235,15 +252,16 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command
     if modules.is_empty() && !calls_only {
         return Err(wrong(ErrorKind::MissingRequiredArgument, "a FILE must be named".into()));
     }
-    Ok(Command::Load(Load {
+    Ok(Command::Load(Box::new(Load {
         modules,
         deps: parsed.deps,
         calls: parsed.call,
         explain: parsed.explain,
         trace: if parsed.trace { Trace::On } else { Trace::Off },
+        functions: parsed.functions,
         format: parsed.format,
         target,
-    }))
+    })))
 }
 
 #[cfg(test)]

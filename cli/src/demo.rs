@@ -1,8 +1,11 @@
 //! `modload --demo`: two modules that are part of this program, from before the first to after the last.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 
-use modload::{Coming, Host, ModuleInfo, Order, Refusal, Subscriber};
+use modload::render::{Form, Process};
+use modload::{Coming, Host, Mode, Module, ModuleInfo, Order, Refusal, Subscriber, TraceOptions, disassembled};
 
 use crate::args::Trace;
 use crate::call::Call;
@@ -46,6 +49,9 @@ pub(crate) fn run(output: &mut Output) -> Result<(), Failure> {
         make(&modules, &call, output)?;
     }
 
+    output.heading("Following: the same calls while somebody looks at every function of both")?;
+    trace(&host, &modules, output)?;
+
     output.heading("During: one mapping a stripe, none of them writable and executable")?;
     show_mappings(output, Some(&host))?;
 
@@ -60,6 +66,35 @@ pub(crate) fn run(output: &mut Output) -> Result<(), Failure> {
     output.heading("After: the same mappings, for the next module; what is left in them is the host's own")?;
     show_mappings(output, Some(&host))?;
     Ok(output.flush()?)
+}
+
+/// Calls into the modules while their functions are traced, and shows what stands at the entry of one before, meanwhile and after.
+fn trace(host: &Host, modules: &[Module], output: &mut Output) -> Result<(), Failure> {
+    show_entry(modules, "before   ", output)?;
+    let options = TraceOptions::new(Mode::Graph).pattern("gre*:*")?.pattern("guest:*")?;
+    let trace = match host.trace_functions(&options) {
+        Ok(trace) => trace,
+        // A machine without an even clock, a process with shadow stacks: the rest is worth seeing there, too.
+        Err(refused) => return Ok(output.say(&format!("not here: {refused}"))?),
+    };
+    show_entry(modules, "meanwhile", output)?;
+    for call in ["greet_hello", "guest_again"] {
+        make(modules, &call.parse().map_err(io::Error::other)?, output)?;
+    }
+    let recorded = trace.finish();
+    show_entry(modules, "after    ", output)?;
+    let process = Process { pid: std::process::id(), name: "modload".into() };
+    Form::Graph.whole(&process, [recorded.clone()]).lines().try_for_each(|line| output.say(line))?;
+    Ok(output.value(&recorded)?)
+}
+
+/// The first instruction of greet_hello, read from memory.
+fn show_entry(modules: &[Module], when: &str, output: &mut Output) -> Result<(), Failure> {
+    let found = modules.iter().find_map(|module| module.symbol_info("greet_hello"));
+    let at = found.ok_or_else(|| Failure::NoSymbol("greet_hello".into()))?.addr;
+    let mut bytes = [0; 5];
+    File::open("/proc/self/mem")?.read_exact_at(&mut bytes, at.get())?;
+    Ok(output.say(&format!("{when}  greet_hello: {}", disassembled(at, &bytes)))?)
 }
 
 /// The lines of /proc/self/maps that lie in the arena, and how many there are in all.

@@ -55,6 +55,12 @@ pub(crate) enum Failure {
     Held { held: Vec<UnloadError>, unfinished: usize },
     #[error("waiting for signals")]
     Signals(#[source] io::Error),
+    #[error(transparent)]
+    Pattern(#[from] modload::BadPattern),
+    #[error(transparent)]
+    Trace(#[from] modload::TraceError),
+    #[error("{}: {source}", shown(.file))]
+    Out { file: PathBuf, source: io::Error },
     #[error("{refused} of {of} files cannot be loaded")]
     Unloadable { refused: usize, of: usize },
     #[error("writing the output: {0}")]
@@ -81,6 +87,7 @@ impl Failure {
         if let Failure::Read { file, .. }
         | Failure::Load { file, .. }
         | Failure::Inspect { file, .. }
+        | Failure::Out { file, .. }
         | Failure::NoFunction { file, .. } = self
         {
             data.insert("file".into(), file.display().to_string().into());

@@ -3,7 +3,7 @@
 //! - `modload` loads modules into a host that lasts as long as the command, calls them, and unloads them; with `--host`
 //!   it loads them into a host that serves, where they stay.
 //! - `modunload` takes modules out of such a host.
-//! - `modhost serve` is one; `modhost list` and `modhost params` operate it.
+//! - `modhost serve` is one; `modhost list` and `modhost params` operate it, and `modhost trace` shows which functions run in it.
 //! - `modhost explain` shows a function before and after it is relocated and rewritten.
 //! - `modhost image` shows what a module would be in another machine's memory.
 //! - `modhost inspect` and `modhost check` look at module files, without running anything of them.
@@ -30,6 +30,11 @@ mod progress;
 mod remote;
 mod run;
 mod serve;
+mod signals;
+mod telling;
+mod trace;
+mod trace_args;
+mod trace_embedded;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -40,6 +45,7 @@ use crate::args::{Command, Format, Target};
 use crate::failure::Failure;
 use crate::operate_args::HostCommand;
 use crate::output::Output;
+use crate::trace_args::TraceFormat;
 
 /// What the three commands take, as their parsers have it: for man pages and completions.
 #[must_use]
@@ -86,6 +92,11 @@ pub fn modhost(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         HostCommand::Serve(serve) => end(Format::Text, serve::run(&serve)),
         HostCommand::List(list) => printed(list.connection.format, &|output| operate::list(&list, output)),
         HostCommand::Params(params) => printed(params.connection.format, &|output| operate::params(&params, output)),
+        // It prints as it comes, and not only on the standard output stream.
+        HostCommand::Trace(trace) => {
+            let json = trace.format == Some(TraceFormat::Json);
+            end(if json { Format::Json } else { Format::Text }, trace::run(&trace))
+        }
         HostCommand::Check(check) => printed(check.format, &|output| check::run(&check, output)),
         HostCommand::Explain(explain) => printed(explain.format, &|output| explain::run(&explain, output)),
         HostCommand::Image(image) => printed(image.format, &|output| image::run(&image, output)),

@@ -1,5 +1,7 @@
 //! What is asked of a host that serves: `modhost list`, `modhost params`, `modunload`.
 
+use std::path::Path;
+
 use modload_control::protocol::{Entry, Listing, Named, Param, Request};
 use modload_control::{Client, default_socket, host_of_environment};
 use serde_json::{Value, json};
@@ -10,7 +12,12 @@ use crate::operate_args::{Connection, List, Params, Unload};
 use crate::output::Output;
 
 fn connect(connection: &Connection) -> Result<Client, Failure> {
-    let named = connection.host.clone().or_else(host_of_environment);
+    connect_to(connection.host.as_deref())
+}
+
+/// Connects to the host that was named, else to that of the environment, else to the usual one.
+pub(crate) fn connect_to(host: Option<&Path>) -> Result<Client, Failure> {
+    let named = host.map(Path::to_owned).or_else(host_of_environment);
     let path = named.map_or_else(default_socket, Ok)?;
     Ok(Client::connect(&path)?)
 }

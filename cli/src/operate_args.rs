@@ -8,12 +8,14 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::args::{First, Format, ModuleArguments, groups, modules};
 use crate::host_options::HostOptions;
+use crate::trace_args::{self, Trace};
 
 const HOST_EXAMPLES: &str = "\
 Examples:
   modhost serve --socket ./host.sock greet.o times=3 &
   modhost list --host ./host.sock
   modhost params --host ./host.sock greet times=5
+  modhost trace --host ./host.sock -p 'greet:*'
   modhost check *.o
   modhost inspect --function greet_hello greet.o
 
@@ -125,6 +127,9 @@ pub(crate) enum HostCommand {
     /// Show or set parameters of a module.
     #[command(after_help = PARAMS_EXAMPLES)]
     Params(Params),
+    /// Show which functions run in a host, as it happens: calls, durations, tables, or trace events.
+    #[command(after_help = trace_args::EXAMPLES)]
+    Trace(Trace),
     /// Say of files whether they could be loaded, as far as their bytes tell. They need not be trusted.
     #[command(after_help = CHECK_EXAMPLES)]
     Check(Check),
@@ -321,7 +326,11 @@ pub(crate) struct Unload {
 pub(crate) fn parse_host(arguments: impl Iterator<Item = OsString>) -> Result<HostCommand, clap::Error> {
     let arguments: Vec<OsString> = arguments.collect();
     if arguments.get(1).is_none_or(|command| command != "serve") {
-        return HostArguments::try_parse_from(arguments).map(|arguments| arguments.command);
+        let command = HostArguments::try_parse_from(arguments)?.command;
+        if let HostCommand::Trace(trace) = &command {
+            trace.check().map_err(|message| HostArguments::command().error(ErrorKind::ArgumentConflict, message))?;
+        }
+        return Ok(command);
     }
     let mut groups = groups(&arguments);
     let matches = HostArguments::command().try_get_matches_from(groups.next().unwrap_or_default())?;

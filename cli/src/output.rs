@@ -38,6 +38,11 @@ impl Output {
         }
     }
 
+    /// Text as it is, whoever reads it.
+    pub(crate) fn text(&mut self, text: &str) -> io::Result<()> {
+        self.stream.write_all(text.as_bytes())
+    }
+
     /// A value that only programs read, in one line.
     pub(crate) fn value(&mut self, value: &impl serde::Serialize) -> io::Result<()> {
         match self.format {

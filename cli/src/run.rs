@@ -13,11 +13,14 @@ use crate::failure::{Failure, tell};
 use crate::host_options::HostOptions;
 use crate::output::Output;
 use crate::progress::Progress;
+use crate::trace_embedded::Embedded;
 
 /// `modload FILE ..`.
 pub(crate) fn load(load: &Load, options: &HostOptions, output: &mut Output) -> Result<(), Failure> {
     let host = options.builder()?.build()?;
     let mut session = Session { recording: host.record(), printed: 0, warned: 0, trace: load.trace };
+    // What constructors and init call is traced, too.
+    let functions = Embedded::begin(&host, &load.functions, load.format)?;
     let mut modules = Vec::new();
     let in_order = match &load.deps {
         None => load.modules.clone(),
@@ -35,6 +38,9 @@ pub(crate) fn load(load: &Load, options: &HostOptions, output: &mut Output) -> R
     }
     if result.is_ok() {
         result = load.calls.iter().try_for_each(|call| make(&modules, call, output));
+    }
+    if let Some(functions) = functions {
+        result = result.and(functions.end(output));
     }
     // Whatever happened, what was loaded goes, the last one first.
     for module in modules.into_iter().rev() {

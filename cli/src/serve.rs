@@ -3,24 +3,21 @@
 use std::io::{self, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use modload_control::{Ended, Listener, Server, default_socket};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
-use signal_hook::low_level::pipe;
 
 use crate::args::{Format, ModuleArguments, Trace};
 use crate::failure::Failure;
 use crate::operate_args::Serve;
 use crate::progress::Progress;
 use crate::run;
+use crate::signals;
 
 pub(crate) fn run(arguments: &Serve) -> Result<(), Failure> {
     // Before anything can take long: a signal is never lost.
-    let stop = signals().map_err(Failure::Signals)?;
+    let stop = signals::stop()?;
     let listener = listener(arguments)?;
     let mut builder = arguments.options.builder()?;
     if arguments.allow_force {
@@ -42,21 +39,6 @@ pub(crate) fn run(arguments: &Serve) -> Result<(), Failure> {
     let held = host.unload_all();
     let Ended { unfinished } = served?;
     if held.is_empty() { Ok(()) } else { Err(Failure::Held { held, unfinished }) }
-}
-
-/// Becomes readable with the first SIGTERM or SIGINT. The second one ends the process at once: an init that never returns
-/// must not keep it.
-fn signals() -> io::Result<UnixStream> {
-    let (stop, signalled) = UnixStream::pair()?;
-    let stopping = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT] {
-        // In this order: the first one only sets the flag.
-        flag::register_conditional_shutdown(signal, 1, stopping.clone())?;
-        flag::register(signal, stopping.clone())?;
-    }
-    pipe::register(SIGTERM, signalled.try_clone()?)?;
-    pipe::register(SIGINT, signalled)?;
-    Ok(stop)
 }
 
 /// The socket that was named; else the one that was inherited; else the one that is usual.

@@ -165,18 +165,28 @@ fn the_demo_shows_the_whole_life_of_two_modules() {
         "guest        notify    coming COMING -> inventory (10): ok",
         "guest        notify    coming COMING -> metrics (0): ok",
         "guest_again() = 8",
+        "before     greet_hello: nop",
+        "meanwhile  greet_hello: ",
+        "guest_again() = 12",
+        "after      greet_hello: nop",
+        "greet_hello [greet]();",
+        "guest_again [guest]() {",
+        "  greet_count [greet]();",
+        "} /* guest_again [guest] */",
         "r-xp  text",
         "unload greet -> greet: in use by guest",
         "guest        notify    going GOING -> metrics (-1): ok",
         "guest        notify    going GOING -> inventory (-11): ok",
         "greet        freed",
-        "text                   3 bytes used",
+        "read-only data         0 bytes used",
     ] {
         let at = rest.find(part).unwrap_or_else(|| panic!("{part}\n{demo}"));
         rest = &rest[at + part.len()..];
     }
     let json = json_lines(&modload(&["--demo", "--format", "json"]).stdout);
     assert!(json.iter().any(|event| event["event"] == "notify" && event["subscriber"] == "metrics"));
+    let records = json.iter().find_map(|value| value["records"].as_array()).expect("what was traced");
+    assert_eq!(records.len(), 8, "{records:?}");
 }
 
 #[test]

@@ -1,17 +1,23 @@
 //! The client: makes one request after the other.
 
 use std::io;
+use std::mem::take;
+use std::net::Shutdown;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Serialize;
+use modload::trace::Batch;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use crate::protocol::{GREETING_TIME, Greeting, MAX_ANSWER, MAX_DESCRIPTORS, Request, VERSION};
+use crate::protocol::{GREETING_TIME, Greeting, MAX_ANSWER, MAX_DESCRIPTORS, Request, Trace, Traced, Tracing, VERSION};
 use crate::wire::{Reader, WireError, send};
 
 /// A server's refusal.
@@ -70,6 +76,27 @@ pub struct Client {
     next_id: u64,
 }
 
+/// What a trace tells while it runs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Told {
+    /// It has begun.
+    Began(Tracing),
+    /// What is new. An empty one says that nothing older comes than what has come.
+    Batch(Batch),
+}
+
+/// A line of a trace: one of these.
+#[derive(Deserialize)]
+struct TraceLine {
+    id: Option<u64>,
+    trace: Option<Batch>,
+    #[serde(default)]
+    more: bool,
+    event: Option<Value>,
+    ok: Option<Traced>,
+    error: Option<Value>,
+}
+
 #[derive(Serialize)]
 struct Numbered<'a> {
     id: u64,
@@ -97,11 +124,11 @@ impl Client {
         client.reader.hurry(Some(patience));
         let line = match client.line() {
             Err(ClientError::Silent { .. }) => return Err(ClientError::Silent { path: path.to_owned(), patience }),
-            line => line?,
+            line => parse::<Value>(&line?)?,
         };
         client.reader.hurry(None);
-        if line.get("error").is_some() {
-            return Err(refused(&line).into());
+        if let Some(error) = line.get("error") {
+            return Err(refused(error).into());
         }
         match serde_json::from_value::<Greeting>(line) {
             Ok(Greeting { modload: VERSION, .. }) => Ok(client),
@@ -124,6 +151,94 @@ impl Client {
         if files.len() > MAX_DESCRIPTORS {
             return Err(ClientError::TooManyFiles(files.len()));
         }
+        let id = self.ask(request, files)?;
+        loop {
+            let mut line: Value = parse(&self.line()?)?;
+            if let Some(error) = line.get("error") {
+                return Err(refused(error).into());
+            }
+            if line.get("id").and_then(Value::as_u64) != Some(id) {
+                return Err(other_request());
+            }
+            if let Some(happened) = line.get("event") {
+                event(happened, line.get("text").and_then(Value::as_str).unwrap_or_default());
+                continue;
+            }
+            let answer = line.get_mut("ok").map(Value::take).unwrap_or_default();
+            return serde_json::from_value(answer).map_err(|error| ClientError::Protocol(error.to_string()));
+        }
+    }
+
+    /// Traces functions until the time that `asked` says is over, `stop` can be read from (or is closed), or `told` breaks off,
+    /// which gets what there is to tell. The last batch comes in each of the first two cases.
+    ///
+    /// # Errors
+    /// [`ClientError`]: the server refuses, goes away, or answers with something else.
+    pub fn trace(
+        mut self,
+        asked: &Trace,
+        stop: impl AsFd,
+        mut told: impl FnMut(Told) -> ControlFlow<()>,
+    ) -> Result<Traced, ClientError> {
+        let id = self.ask(&Request::Trace(asked.clone()), &[])?;
+        let mut ending = Ending::NotYet;
+        let mut batch = Batch::default();
+        loop {
+            if ending == Ending::NotYet && self.is_stopped(&stop)? {
+                ending = self.end_side()?;
+            }
+            let line: TraceLine = parse(&self.line()?)?;
+            if let Some(error) = line.error {
+                return Err(refused(&error).into());
+            }
+            if line.id != Some(id) {
+                return Err(other_request());
+            }
+            if let Some(traced) = line.ok {
+                return Ok(traced);
+            }
+            let news = match (line.trace, line.event) {
+                (Some(part), _) => {
+                    join(&mut batch, part);
+                    if line.more {
+                        continue;
+                    }
+                    Told::Batch(take(&mut batch))
+                }
+                // Other events are for clients that know them.
+                (None, event) => match event.map(serde_json::from_value) {
+                    Some(Ok(tracing)) => Told::Began(tracing),
+                    _ => continue,
+                },
+            };
+            if ending != Ending::BrokenOff && told(news).is_break() {
+                self.end_side()?;
+                ending = Ending::BrokenOff;
+            }
+        }
+    }
+
+    /// Waits until the server says something, or `stop` does.
+    fn is_stopped(&self, stop: &impl AsFd) -> Result<bool, ClientError> {
+        if self.reader.has_line() {
+            return Ok(false);
+        }
+        let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(&self.stream, PollFlags::IN)];
+        retry_on_intr(|| poll(&mut fds, None)).map_err(|errno| ClientError::Connection(errno.into()))?;
+        Ok(!fds[0].revents().is_empty())
+    }
+
+    /// Says that no more comes from here.
+    fn end_side(&self) -> Result<Ending, ClientError> {
+        match self.stream.shutdown(Shutdown::Write) {
+            // Whoever has gone has ended, too: what it said before can still be read.
+            Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(ClientError::Connection(error)),
+            _ => Ok(Ending::Stopped),
+        }
+    }
+
+    /// Makes a request: its number.
+    fn ask(&mut self, request: &Request, files: &[BorrowedFd<'_>]) -> Result<u64, ClientError> {
         let id = self.next_id;
         self.next_id += 1;
         let text = serde_json::to_string(&Numbered { id, request })
@@ -135,40 +250,49 @@ impl Client {
         if let Some(error) = sent.err().filter(|error| !closed(error)) {
             return Err(ClientError::Connection(error));
         }
-        loop {
-            let mut line = self.line()?;
-            if line.get("error").is_some() {
-                return Err(refused(&line).into());
-            }
-            if line.get("id").and_then(Value::as_u64) != Some(id) {
-                return Err(ClientError::Protocol("an answer to another request".into()));
-            }
-            if let Some(happened) = line.get("event") {
-                event(happened, line.get("text").and_then(Value::as_str).unwrap_or_default());
-                continue;
-            }
-            let answer = line.get_mut("ok").map(Value::take).unwrap_or_default();
-            return serde_json::from_value(answer).map_err(|error| ClientError::Protocol(error.to_string()));
-        }
+        Ok(id)
     }
 
-    fn line(&mut self) -> Result<Value, ClientError> {
-        let line = match self.reader.next(self.stream.as_fd()) {
-            Ok(Some(line)) => line,
-            Ok(None) | Err(WireError::CutOff) => return Err(ClientError::Gone),
-            Err(WireError::Io(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
-                return Err(ClientError::Gone);
-            }
-            Err(WireError::Io(error)) => return Err(ClientError::Connection(error)),
-            Err(WireError::TooSlow(patience)) => return Err(ClientError::Silent { path: PathBuf::new(), patience }),
-            Err(other) => return Err(ClientError::Protocol(other.to_string())),
-        };
-        serde_json::from_str(&line.text).map_err(|error| ClientError::Protocol(error.to_string()))
+    fn line(&mut self) -> Result<String, ClientError> {
+        match self.reader.next(self.stream.as_fd()) {
+            Ok(Some(line)) => Ok(line.text),
+            Ok(None) | Err(WireError::CutOff) => Err(ClientError::Gone),
+            Err(WireError::Io(error)) if error.kind() == io::ErrorKind::ConnectionReset => Err(ClientError::Gone),
+            Err(WireError::Io(error)) => Err(ClientError::Connection(error)),
+            Err(WireError::TooSlow(patience)) => Err(ClientError::Silent { path: PathBuf::new(), patience }),
+            Err(other) => Err(ClientError::Protocol(other.to_string())),
+        }
     }
 }
 
-fn refused(line: &Value) -> Refused {
-    let mut data = line.get("error").and_then(Value::as_object).cloned().unwrap_or_default();
+/// How a trace ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    NotYet,
+    /// The server has been told; the rest is waited for.
+    Stopped,
+    /// Nobody wants the rest.
+    BrokenOff,
+}
+
+/// Puts the next part of a batch behind the others.
+pub(crate) fn join(batch: &mut Batch, part: Batch) {
+    batch.functions.extend(part.functions);
+    batch.threads.extend(part.threads);
+    batch.records.extend(part.records);
+    batch.missed = part.missed;
+}
+
+fn parse<T: DeserializeOwned>(line: &str) -> Result<T, ClientError> {
+    serde_json::from_str(line).map_err(|error| ClientError::Protocol(error.to_string()))
+}
+
+fn other_request() -> ClientError {
+    ClientError::Protocol("an answer to another request".into())
+}
+
+fn refused(error: &Value) -> Refused {
+    let mut data = error.as_object().cloned().unwrap_or_default();
     let mut text = |key| data.remove(key).and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default();
     Refused { kind: text("kind"), message: text("message"), data }
 }

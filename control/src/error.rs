@@ -3,7 +3,9 @@
 use std::fmt;
 use std::io;
 
-use modload::{LoadError, Occupant, Occupies, ReadError, SetParamError, SymbolError, UnloadError};
+use modload::{
+    BadPattern, LoadError, Occupant, Occupies, ReadError, SetParamError, SymbolError, TraceError, UnloadError,
+};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
@@ -50,6 +52,10 @@ pub(crate) enum Refusal {
     Symbol(#[from] SymbolError),
     #[error(transparent)]
     Param(#[from] SetParamError),
+    #[error(transparent)]
+    Pattern(#[from] BadPattern),
+    #[error(transparent)]
+    Trace(#[from] TraceError),
     #[error("the server panicked over this request, and goes on")]
     Internal,
 }
@@ -96,6 +102,8 @@ impl Refusal {
             Refusal::NoSymbol(_) | Refusal::Symbol(SymbolError::NotFound { .. }) => "no_symbol",
             Refusal::Symbol(_) => "call",
             Refusal::Param(_) => "param",
+            Refusal::Pattern(_) => "pattern",
+            Refusal::Trace(_) => "trace",
             Refusal::Internal => "internal",
         }
     }

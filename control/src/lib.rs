@@ -50,9 +50,10 @@ mod listen;
 mod server;
 mod session;
 mod operation;
+mod trace;
 mod client;
 
-pub use client::{Client, ClientError, Refused};
+pub use client::{Client, ClientError, Refused, Told};
 pub use details::{error_details, load_details};
 pub use error::sentence;
 pub use listen::{HOST_VARIABLE, ListenError, Listener, NoSocket, default_socket, host_of_environment};

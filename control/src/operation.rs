@@ -14,12 +14,15 @@ use crate::error::{NotAFile, Refusal, occupants};
 use crate::protocol::{Called, Entry, Listing, Named, Param, Request, ResultType, Sizes, Stripe};
 use crate::server::Shared;
 use crate::session::{Answers, greeting};
+use crate::trace::traceable;
 
 /// A request under way.
 pub(crate) struct Operation<'a> {
     pub(crate) shared: &'a Shared,
     pub(crate) answers: &'a Answers,
     pub(crate) id: u64,
+    /// Whether the client has sent something behind this request already.
+    pub(crate) more_came: bool,
 }
 
 impl Operation<'_> {
@@ -51,6 +54,8 @@ impl Operation<'_> {
             Request::Call { symbol, module, result, arguments } => {
                 Ok(json!(self.call(&symbol, module.as_deref(), result, &arguments)?))
             }
+            Request::Trace(asked) => Ok(json!(self.trace(&asked)?)),
+            Request::Traceable { patterns } => Ok(json!(traceable(&self.shared.host, &patterns)?)),
         }
     }
 

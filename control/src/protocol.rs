@@ -6,12 +6,15 @@
 //! "text":".."}` and then one, `{"id":1,"ok":{..}}` or `{"id":1,"error":{"kind":..,"message":..}}`. A client waits for
 //! that before it makes the next request; who wants two at once connects twice.
 //!
-//! A client that goes away in the middle of a request changes nothing: the request is completed, as `finit_module(2)`
+//! A trace sends lines `{"id":1,"trace":{..}}` besides: see [`Request::Trace`].
+//!
+//! A client that goes away in the middle of another request changes nothing: the request is completed, as `finit_module(2)`
 //! would be, and its answer goes nowhere.
 
 use std::time::Duration;
 
 use modload::State;
+use modload::trace::{Function, Missed};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -41,6 +44,9 @@ pub const FINISH_TIME: Duration = Duration::from_secs(10);
 
 /// The most bytes of a line that a client takes from a server.
 pub const MAX_ANSWER: usize = 64 << 20;
+
+/// About how many bytes of a line a batch of a trace takes: a greater one comes in several.
+pub const TRACE_LINE: usize = 1 << 20;
 
 /// The server's first line.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -119,10 +125,80 @@ pub enum Request {
         #[serde(default)]
         arguments: Vec<u64>,
     },
+    /// Traces functions. First comes the event `tracing` ([`Tracing`]), then lines `{"id":1,"trace":{..}}`, each a
+    /// [`modload::trace::Batch`]; one with `"more":true` goes on in the next line. It ends when its time is over, or when the
+    /// client sends anything, which is its next request, or ends its side. Answer: [`Traced`].
+    Trace(Trace),
+    /// Which functions can be traced, and why others cannot. Answer: a list of [`TraceableFunction`].
+    Traceable {
+        /// As in [`Trace`].
+        #[serde(default)]
+        patterns: Vec<String>,
+    },
+}
+
+/// What is traced, and for how long.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Trace {
+    /// `[MODULE:]FUNCTION` with `*`, `?` and `[..]`, and with `!` in front to leave functions out. Without one that names any
+    /// all are meant. They hold for modules that are loaded later, too.
+    #[serde(default)]
+    pub patterns: Vec<String>,
+    /// What is recorded.
+    #[serde(default)]
+    pub mode: TraceMode,
+    /// Bytes of each thread's buffer, from 4096 to 1 GiB; else 1 MiB. An entry and a return take 16 bytes each, a call 32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buffer: Option<u64>,
+    /// For how many seconds; else until the client ends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<u64>,
+}
+
+/// What a trace records.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TraceMode {
+    /// Who called which function.
+    #[default]
+    Calls,
+    /// When functions were entered and left.
+    Graph,
+}
+
+/// A trace has begun: the functions that exist by now are switched.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Tracing {
+    /// The traced process's id, in its own namespace.
+    pub pid: u32,
+    /// Its name.
+    pub process: String,
+    /// How many functions the patterns name by now that can be traced.
+    pub functions: usize,
+}
+
+/// A trace is over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Traced {
+    /// What is not in it.
+    pub missed: Missed,
+}
+
+/// A function that patterns name.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TraceableFunction {
+    /// It.
+    #[serde(flatten)]
+    pub function: Function,
+    /// Why it cannot be traced, if it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why_not: Option<String>,
 }
 
 /// The values of `op`.
-pub(crate) const OPS: [&str; 8] = ["ping", "list", "info", "load", "unload", "params", "set_param", "call"];
+pub(crate) const OPS: [&str; 10] =
+    ["ping", "list", "info", "load", "unload", "params", "set_param", "call", "trace", "traceable"];
 
 /// The type of a call's result.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]

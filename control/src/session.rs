@@ -1,6 +1,6 @@
 //! One client: its requests, one after the other.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -41,6 +41,11 @@ impl Answers {
         self.gone.load(Ordering::Relaxed) || now.is_ok() && fds[0].revents().contains(PollFlags::HUP)
     }
 
+    /// For who wants to wait until the client says something.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
     /// Refuses a client, or a line of which no request's number can be told.
     pub(crate) fn refuse(&self, refusal: &Refusal) {
         self.say(&json!({ "id": null, "error": refusal.data() }));
@@ -74,7 +79,7 @@ fn request(shared: &Shared, answers: &Answers, line: Line) {
         Ok((id, parsed)) => (id, parsed),
         Err(refusal) => return answers.refuse(&refusal),
     };
-    let operation = Operation { shared, answers, id };
+    let operation = Operation { shared, answers, id, more_came: line.more_came };
     let answer = parsed.and_then(|request| {
         let run = AssertUnwindSafe(|| operation.answer(request, line.descriptors));
         // What a panic leaves half done is the request's own: the host keeps itself in order.

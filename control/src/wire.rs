@@ -63,6 +63,8 @@ impl From<Errno> for WireError {
 pub(crate) struct Line {
     pub(crate) text: String,
     pub(crate) descriptors: Vec<OwnedFd>,
+    /// Whether anything behind it has come by now.
+    pub(crate) more_came: bool,
 }
 
 /// What has come and is not a whole line yet.
@@ -114,18 +116,23 @@ impl Reader {
         }
     }
 
+    /// Whether the next line is here already.
+    pub(crate) fn has_line(&self) -> bool {
+        self.bytes[self.searched..].contains(&b'\n')
+    }
+
     fn line(&mut self, end: usize) -> Result<Line, WireError> {
         let rest = self.bytes.split_off(end + 1);
         let mut line = std::mem::replace(&mut self.bytes, rest);
         line.truncate(end);
         self.searched = 0;
         self.begun = (!self.bytes.is_empty()).then(Instant::now);
-        let descriptors = take(&mut self.descriptors);
+        let (descriptors, more_came) = (take(&mut self.descriptors), !self.bytes.is_empty());
         if line.len() > self.max_line {
             return Err(WireError::TooLong(self.max_line));
         }
         let text = String::from_utf8(line).map_err(|_| WireError::NotUtf8)?;
-        Ok(Line { text, descriptors })
+        Ok(Line { text, descriptors, more_came })
     }
 
     /// Sleeps until there is something to be read, or a line that was begun takes too long.

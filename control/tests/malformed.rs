@@ -3,10 +3,11 @@
 mod scene;
 
 use std::fs::{self, File};
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use modload_control::protocol::{Listing, Named, Request};
+use modload_control::protocol::{Listing, Named, Request, Trace};
 use scene::{Scene, object, until};
 
 const REQUESTS: usize = 10_000;
@@ -32,7 +33,7 @@ impl Chance {
 }
 
 /// Requests that are right but for what they name: no change of them can hit the one module there is.
-const VALID: [&str; 8] = [
+const VALID: [&str; 10] = [
     r#"{"id":1,"op":"ping"}"#,
     r#"{"id":2,"op":"list","modload":1}"#,
     r#"{"id":3,"op":"info","name":"nobody"}"#,
@@ -41,6 +42,8 @@ const VALID: [&str; 8] = [
     r#"{"id":6,"op":"params","name":"nobody"}"#,
     r#"{"id":7,"op":"set_param","name":"nobody","param":"a","value":"1"}"#,
     r#"{"id":8,"op":"call","symbol":"nobody","type":"i32","arguments":[1,2]}"#,
+    r#"{"id":9,"op":"trace","patterns":["greet:*","!*x"],"mode":"graph","buffer":65536,"seconds":1}"#,
+    r#"{"id":10,"op":"traceable","patterns":["greet:*"]}"#,
 ];
 
 const WRONG: [&str; 12] = [
@@ -117,6 +120,10 @@ fn ten_thousand_malformed_requests_change_nothing() {
         Request::Load { files: vec!["greet.o".into()], name: None, params: vec!["times=3".into()], want: vec![] };
     let loaded: Named = scene.client().request(&load, &[greet.as_fd()], |_, _| {}).unwrap();
     assert_eq!(loaded.module, "greet");
+    // What a function is traced by stays with its module.
+    let (stop, _stopper) = UnixStream::pair().unwrap();
+    let asked = Trace { seconds: Some(0), ..Trace::default() };
+    scene.client().trace(&asked, stop, |_| ControlFlow::Continue(())).unwrap();
     let list = || scene.client().request::<Listing>(&Request::List {}, &[], |_, _| {}).unwrap();
     let before = list();
     // Sessions of the clients so far end in their own time.

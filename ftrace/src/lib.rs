@@ -11,6 +11,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod render;
 pub mod trace;
 mod error;
 mod filter;

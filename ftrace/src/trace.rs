@@ -86,6 +86,7 @@ impl Missed {
     /// All of them.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.dropped + self.nested + self.deep + self.elsewhere
+        // They may have come from elsewhere.
+        [self.dropped, self.nested, self.deep, self.elsewhere].into_iter().fold(0, u64::saturating_add)
     }
 }

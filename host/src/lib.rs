@@ -69,7 +69,7 @@ pub use modload_alternatives::{Features, UnknownFeature};
 pub use modload_edit::{Addr, Edit, disassembled, formatter};
 pub use modload_ftrace::{
     BadPattern, Call, Filter, FunctionTrace, HostFunction, Mode, Pattern, Redirect, Redirecting, Registers, TraceError,
-    TraceOptions, Traceable, Tracer, Tracing, trace,
+    TraceOptions, Traceable, Tracer, Tracing, render, trace,
 };
 pub use modload_livepatch::{
     Blocked, Callbacks, FuncSpec, ObjectSpec, ObjectStatus, PatchError, PatchSpec, PatchStatus, StateSpec, Target, Why,

@@ -16,8 +16,10 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use serde_json::Value;
 use tempfile::TempDir;
 
+/// Compiled so that its functions can be traced.
 pub(crate) fn object(fixture: &str) -> PathBuf {
-    Fixture::new(fixture).object(Compiler::Cc, &["-O2", "-fPIC", "-fvisibility=hidden"]).unwrap()
+    let flags = ["-O2", "-fPIC", "-fvisibility=hidden", "-fpatchable-function-entry=5"];
+    Fixture::new(fixture).object(Compiler::Cc, &flags).unwrap()
 }
 
 /// A host that is served, until it is dropped.
@@ -112,7 +114,7 @@ impl Raw {
 }
 
 /// Waits until it is so, half a minute at most.
-pub(crate) fn until(what: &str, is: impl Fn() -> bool) {
+pub(crate) fn until(what: &str, mut is: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(30);
     while !is() {
         assert!(Instant::now() < end, "never: {what}");

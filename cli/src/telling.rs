@@ -1,0 +1,120 @@
+//! A trace on its way to where it is told: a file or the standard output stream, as it comes; or text that is kept.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::mem::take;
+use std::path::{Path, PathBuf};
+
+use modload::render::{Form, Process, Renderer};
+use modload::trace::{Batch, Missed};
+
+use crate::failure::{Failure, tell};
+
+/// Where a trace goes.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// The standard output stream, as it comes.
+    Stdout,
+    /// A file, as it comes.
+    File(PathBuf, File),
+    /// Nowhere yet.
+    Kept(String),
+}
+
+impl Place {
+    /// A file that is begun anew.
+    pub(crate) fn file(path: &Path) -> Result<Place, Failure> {
+        let created = File::create(path);
+        let file = created.map_err(|source| Failure::Out { file: path.to_owned(), source })?;
+        Ok(Place::File(path.to_owned(), file))
+    }
+
+    /// Writes a whole piece at once: nothing is buffered that could be lost.
+    fn put(&mut self, text: &str) -> Result<(), Failure> {
+        match self {
+            Place::Kept(kept) => kept.push_str(text),
+            Place::Stdout => {
+                let mut stdout = io::stdout().lock();
+                stdout.write_all(text.as_bytes())?;
+                stdout.flush()?;
+            }
+            Place::File(path, file) => {
+                let written = file.write_all(text.as_bytes());
+                written.map_err(|source| Failure::Out { file: path.clone(), source })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A trace that is being told.
+#[derive(Debug)]
+pub(crate) struct Telling {
+    renderer: Renderer,
+    place: Place,
+    missed: Missed,
+}
+
+impl Telling {
+    pub(crate) fn begin(form: Form, process: &Process, mut place: Place) -> Result<Telling, Failure> {
+        let mut text = String::new();
+        let renderer = Renderer::begin(form, process, &mut text).map_err(io::Error::other)?;
+        place.put(&text)?;
+        Ok(Telling { renderer, place, missed: Missed::default() })
+    }
+
+    pub(crate) fn batch(&mut self, batch: Batch) -> Result<(), Failure> {
+        let mut text = String::new();
+        self.missed = batch.missed;
+        self.renderer.batch(batch, &mut text).map_err(io::Error::other)?;
+        if text.is_empty() { Ok(()) } else { self.place.put(&text) }
+    }
+
+    /// Completes it. What was kept is given back, and what was missed is said to people.
+    pub(crate) fn end(mut self) -> Result<String, Failure> {
+        let mut text = String::new();
+        self.renderer.end(&mut text).map_err(io::Error::other)?;
+        self.place.put(&text)?;
+        if let Some(sentence) = sentence(&self.missed) {
+            tell(&sentence);
+        }
+        Ok(if let Place::Kept(kept) = &mut self.place { take(kept) } else { String::new() })
+    }
+}
+
+/// What is not in a trace, and why.
+fn sentence(missed: &Missed) -> Option<String> {
+    let all = missed.total();
+    let kinds = [
+        (missed.dropped, "for want of room in a thread's buffer (a larger one may help)"),
+        (missed.nested, "from within the tracing itself"),
+        (missed.deep, "deeper than the return stack"),
+        (missed.elsewhere, "on a stack that is not the thread's own"),
+    ];
+    let kinds = kinds.iter().filter(|(count, _)| *count != 0);
+    let kinds: Vec<String> = kinds.map(|(count, why)| format!("{count} {why}")).collect();
+    let calls = if all == 1 { "1 call is".into() } else { format!("{all} calls are") };
+    (all != 0).then(|| format!("{calls} missing: {}", kinds.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use modload::trace::Missed;
+
+    use super::sentence;
+
+    #[test]
+    fn what_is_missing_is_one_sentence() {
+        assert_eq!(sentence(&Missed::default()), None);
+        let missed = Missed { deep: 1, ..Missed::default() };
+        assert_eq!(sentence(&missed).as_deref(), Some("1 call is missing: 1 deeper than the return stack"));
+        let missed = Missed { dropped: 7, nested: 2, deep: 1, elsewhere: 3 };
+        assert_eq!(
+            sentence(&missed).as_deref(),
+            Some(
+                "13 calls are missing: 7 for want of room in a thread's buffer (a larger one may help), 2 from within the tracing \
+                 itself, 1 deeper than the return stack, 3 on a stack that is not the thread's own"
+            )
+        );
+    }
+}

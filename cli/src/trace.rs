@@ -1,0 +1,78 @@
+//! `modhost trace`: functions of a host that serves, live.
+
+use std::ops::ControlFlow;
+
+use modload::render::Process;
+use modload_control::protocol::{Request, Trace as Asked, TraceMode, TraceableFunction, Tracing};
+use modload_control::{Client, Told};
+
+use crate::args::Format;
+use crate::failure::{Failure, plain, tell};
+use crate::operate::connect_to;
+use crate::output::Output;
+use crate::signals;
+use crate::telling::{Place, Telling};
+use crate::trace_args::{Trace, TraceFormat};
+
+pub(crate) fn run(arguments: &Trace) -> Result<(), Failure> {
+    if arguments.list {
+        let json = arguments.format == Some(TraceFormat::Json);
+        return list(arguments, &mut Output::new(if json { Format::Json } else { Format::Text }));
+    }
+    // Before anything is switched on: a signal is never lost.
+    let stop = signals::stop()?;
+    let client = connect_to(arguments.host.as_deref())?;
+    let mut place = match &arguments.out {
+        Some(path) => Some(Place::file(path)?),
+        None => Some(Place::Stdout),
+    };
+    let form = arguments.format.unwrap_or(TraceFormat::usual(arguments.graph)).form();
+    let mut telling = None;
+    let mut told = Ok(());
+    let traced = client.trace(&asked(arguments), &stop, |news| {
+        told = match (news, &mut telling) {
+            (Told::Began(tracing), _) => place.take().map_or(Ok(()), |place| {
+                telling = Some(Telling::begin(form, &process(tracing), place)?);
+                Ok(())
+            }),
+            (Told::Batch(batch), Some(telling)) => telling.batch(batch),
+            (Told::Batch(_), None) => Ok(()),
+        };
+        if told.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    // Whatever has ended it, what there is becomes whole. Who could not be told before is told nothing more.
+    told?;
+    let ended = telling.map_or(Ok(String::new()), Telling::end);
+    traced?;
+    ended.map(drop)
+}
+
+fn asked(arguments: &Trace) -> Asked {
+    Asked {
+        patterns: arguments.pattern.clone(),
+        mode: if arguments.graph { TraceMode::Graph } else { TraceMode::Calls },
+        buffer: arguments.buffer,
+        seconds: arguments.duration,
+    }
+}
+
+/// Who is traced. People hear if that is nobody yet.
+fn process(tracing: Tracing) -> Process {
+    if tracing.functions == 0 {
+        tell("nothing that can be traced has such a name yet: modhost trace --list shows what there is");
+    }
+    Process { pid: tracing.pid, name: tracing.process }
+}
+
+/// As Linux's `available_filter_functions` has them: the module behind the name.
+fn list(arguments: &Trace, output: &mut Output) -> Result<(), Failure> {
+    let mut client: Client = connect_to(arguments.host.as_deref())?;
+    let request = Request::Traceable { patterns: arguments.pattern.clone() };
+    let found: Vec<TraceableFunction> = client.request(&request, &[], |_, _| {})?;
+    output.value(&found)?;
+    for TraceableFunction { function, why_not } in &found {
+        let why_not = why_not.as_ref().map(|why| format!("  cannot be traced: {why}")).unwrap_or_default();
+        output.say(&plain(&format!("{} [{}]{why_not}", function.name, function.module)))?;
+    }
+    Ok(output.flush()?)
+}

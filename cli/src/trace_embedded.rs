@@ -1,0 +1,65 @@
+//! `modload --trace-functions`: functions of the host that lasts as long as the command.
+
+use std::io;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use modload::render::Process;
+use modload::{FunctionTrace, Host, Mode, TraceOptions};
+
+use crate::args::Format;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::telling::{Place, Telling};
+use crate::trace_args::{TraceFormat, TraceFunctions};
+
+/// How often buffers are drained: a call may take long.
+const TURN: Duration = Duration::from_millis(100);
+
+/// A trace that runs beside the loads and calls.
+#[derive(Debug)]
+pub(crate) struct Embedded {
+    /// Dropped, it ends the trace.
+    going_on: Sender<()>,
+    draining: JoinHandle<Result<String, Failure>>,
+}
+
+impl Embedded {
+    /// Begins, if functions are to be traced.
+    pub(crate) fn begin(host: &Host, asked: &TraceFunctions, format: Format) -> Result<Option<Embedded>, Failure> {
+        if asked.patterns.is_empty() {
+            return Ok(None);
+        }
+        let place = asked.out.as_deref().map_or(Ok(Place::Kept(String::new())), Place::file)?;
+        let usual = if format == Format::Json { TraceFormat::Json } else { TraceFormat::usual(asked.graph) };
+        let form = asked.form.unwrap_or(usual).form();
+        let trace = host.trace_functions(&options(asked)?)?;
+        let telling = Telling::begin(form, &Process { pid: std::process::id(), name: "modload".into() }, place)?;
+        let (going_on, ended) = channel();
+        let drain = move || drain(trace, telling, || ended.recv_timeout(TURN) == Err(RecvTimeoutError::Timeout));
+        let draining = thread::Builder::new().name("modload-trace".into()).spawn(drain)?;
+        Ok(Some(Embedded { going_on, draining }))
+    }
+
+    /// Ends it, and prints what has not gone into a file.
+    pub(crate) fn end(self, output: &mut Output) -> Result<(), Failure> {
+        drop(self.going_on);
+        let text = self.draining.join().map_err(|_| io::Error::other("the trace panicked"))??;
+        Ok(output.text(&text)?)
+    }
+}
+
+fn options(asked: &TraceFunctions) -> Result<TraceOptions, Failure> {
+    let options = TraceOptions::new(if asked.graph { Mode::Graph } else { Mode::Calls });
+    let options = asked.patterns.iter().try_fold(options, |options, pattern| options.pattern(pattern))?;
+    Ok(asked.buffer.into_iter().fold(options, TraceOptions::buffer))
+}
+
+fn drain(mut trace: FunctionTrace, mut telling: Telling, goes_on: impl Fn() -> bool) -> Result<String, Failure> {
+    while goes_on() {
+        telling.batch(trace.drain())?;
+    }
+    telling.batch(trace.finish())?;
+    telling.end()
+}

@@ -1,0 +1,225 @@
+//! A trace of functions for a client: batch after batch, until its time is over or the client says anything.
+//!
+//! Nothing is queued here. While a client does not read, nobody drains, and the threads' buffers count what they drop; one that
+//! does not read for [`crate::protocol::WRITE_TIME`] counts as gone, and with it goes its trace.
+
+use std::time::{Duration, Instant};
+
+use modload::trace::{Batch, Missed};
+use modload::{Filter, Host, Mode, Pattern, TraceOptions, Traceable};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::json;
+
+use crate::error::Refusal;
+use crate::operation::Operation;
+use crate::protocol::{TRACE_LINE, Trace, TraceMode, TraceableFunction, Traced, Tracing};
+
+/// How often threads' buffers are drained.
+const TURN: Duration = Duration::from_millis(100);
+
+impl Operation<'_> {
+    /// Traces until it is over: what the client has sent by then is its next request.
+    pub(crate) fn trace(&self, asked: &Trace) -> Result<Traced, Refusal> {
+        let host = &self.shared.host;
+        let (options, filter) = (options(asked)?, filter(&asked.patterns)?);
+        // A time that the clock does not reach is none.
+        let until = asked.seconds.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
+        let mut trace = host.trace_functions(&options)?;
+        self.say_tracing(&filter);
+        let mut told = Told::default();
+        while self.goes_on(until) {
+            self.say_batch(trace.drain(), &mut told);
+        }
+        self.say_batch(trace.finish(), &mut told);
+        Ok(Traced { missed: told.missed })
+    }
+
+    /// Waits for the next turn, if there is one.
+    fn goes_on(&self, until: Option<Instant>) -> bool {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        if self.more_came || self.answers.is_gone() || self.shared.is_stopping() || left == Some(Duration::ZERO) {
+            return false;
+        }
+        let turn = left.map_or(TURN, |left| left.min(TURN));
+        // A request, the end of the client's side, a server that stops and has closed this side: all can be read.
+        let stream = self.answers.as_fd();
+        let mut fds = [PollFd::from_borrowed_fd(stream, PollFlags::IN | PollFlags::RDHUP)];
+        let timeout = Timespec::try_from(turn).ok();
+        // Interrupted, the turn is a shorter one.
+        poll(&mut fds, timeout.as_ref()).is_err() || fds[0].revents().is_empty()
+    }
+
+    /// Tells the client that functions are traced from now on, of whom, and how many there are by now.
+    fn say_tracing(&self, filter: &Filter) {
+        let wanted = meant(&self.shared.host, filter);
+        let functions = wanted.filter(|traceable| traceable.why_not.is_none()).count();
+        let tracing = Tracing { pid: std::process::id(), process: process_name(), functions };
+        let text = format!("tracing {functions} functions of {} ({})", tracing.process, tracing.pid);
+        let mut event = json!(tracing);
+        event["event"] = "tracing".into();
+        self.answers.say(&json!({ "id": self.id, "event": event, "text": text }));
+    }
+
+    /// Tells what a drain has found, in lines that are not too long. An empty one is told if the one before was not: until
+    /// then a client cannot know that nothing older comes.
+    fn say_batch(&self, batch: Batch, told: &mut Told) {
+        let news = !batch.records.is_empty() || batch.missed != told.missed;
+        told.missed = batch.missed;
+        if !std::mem::replace(&mut told.news, news) && !news {
+            return;
+        }
+        let mut parts = parts(batch).peekable();
+        while let Some(part) = parts.next() {
+            let mut line = json!({ "id": self.id, "trace": part });
+            if parts.peek().is_some() {
+                line["more"] = true.into();
+            }
+            self.answers.say(&line);
+        }
+    }
+}
+
+/// What the client has been told last.
+#[derive(Default)]
+struct Told {
+    news: bool,
+    missed: Missed,
+}
+
+/// Functions that patterns name, and whether they can be traced.
+pub(crate) fn traceable(host: &Host, patterns: &[String]) -> Result<Vec<TraceableFunction>, Refusal> {
+    let filter = filter(patterns)?;
+    let listed = |Traceable { function, why_not }| TraceableFunction { function, why_not };
+    Ok(meant(host, &filter).map(listed).collect())
+}
+
+fn meant(host: &Host, filter: &Filter) -> impl Iterator<Item = Traceable> {
+    let all = host.traceable().into_iter();
+    all.filter(|Traceable { function, .. }| filter.matches(&function.module, &function.name))
+}
+
+fn filter(patterns: &[String]) -> Result<Filter, Refusal> {
+    let patterns = patterns.iter().map(|pattern| pattern.parse::<Pattern>());
+    Ok(patterns.collect::<Result<Filter, _>>()?)
+}
+
+fn options(asked: &Trace) -> Result<TraceOptions, Refusal> {
+    let options = TraceOptions::new(match asked.mode {
+        TraceMode::Calls => Mode::Calls,
+        TraceMode::Graph => Mode::Graph,
+    });
+    let options = asked.patterns.iter().try_fold(options, |options, pattern| options.pattern(pattern))?;
+    Ok(asked.buffer.into_iter().fold(options, TraceOptions::buffer))
+}
+
+/// The process's name, as ps(1) shows it.
+fn process_name() -> String {
+    let name = std::fs::read_to_string("/proc/self/comm").unwrap_or_default();
+    name.trim_end_matches('\n').escape_debug().to_string()
+}
+
+/// A batch in pieces of about [`TRACE_LINE`] bytes as JSON: names first, then records, in their order. There is one at least.
+/// One name that is longer makes a piece of its own.
+fn parts(batch: Batch) -> impl Iterator<Item = Batch> {
+    let Batch { functions, threads, records, missed } = batch;
+    let (mut functions, mut threads, mut records) =
+        (functions.into_iter().peekable(), threads.into_iter().peekable(), records.into_iter().peekable());
+    let mut first = true;
+    std::iter::from_fn(move || {
+        let mut room = Room(TRACE_LINE);
+        let part = Batch {
+            functions: room.take(&mut functions, |function| text(&function.module) + text(&function.name)),
+            threads: room.take(&mut threads, |thread| text(&thread.name)),
+            records: room.take(&mut records, |record| match &record.what {
+                modload::trace::What::Call { parent } => text(parent),
+                _ => 0,
+            }),
+            missed,
+        };
+        let empty = part.functions.is_empty() && part.threads.is_empty() && part.records.is_empty();
+        (std::mem::take(&mut first) || !empty).then_some(part)
+    })
+}
+
+/// What a text takes in JSON at most: an escape of six bytes for each of its own.
+fn text(text: &str) -> usize {
+    6 * text.len()
+}
+
+/// How much room is left in a line, in bytes.
+struct Room(usize);
+
+impl Room {
+    /// More than the keys and numbers of any item take in JSON.
+    const ITEM: usize = 128;
+
+    fn take<T>(
+        &mut self,
+        items: &mut std::iter::Peekable<impl Iterator<Item = T>>,
+        texts: impl Fn(&T) -> usize,
+    ) -> Vec<T> {
+        let mut taken = Vec::new();
+        while let Some(needed) = items.peek().map(|item| Room::ITEM + texts(item)) {
+            // What does not fit into an empty line either goes alone.
+            if needed > self.0 && self.0 < TRACE_LINE {
+                // Nothing behind it may go before it.
+                self.0 = 0;
+                break;
+            }
+            self.0 = self.0.saturating_sub(needed);
+            taken.extend(items.next());
+        }
+        taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use modload::trace::{Batch, Function, Missed, Record, Thread, What};
+
+    use super::{TRACE_LINE, parts};
+    use crate::client::join;
+
+    fn check(batch: &Batch, longest: usize) -> usize {
+        let parts: Vec<Batch> = parts(batch.clone()).collect();
+        let mut joined = Batch::default();
+        for part in parts.iter().cloned() {
+            join(&mut joined, part);
+        }
+        assert_eq!(&joined, batch);
+        for part in &parts {
+            let length = serde_json::to_string(part).unwrap().len();
+            assert!(length <= longest, "{length}");
+        }
+        parts.len()
+    }
+
+    #[test]
+    fn a_batch_of_any_size_goes_in_lines_that_are_not_too_long() {
+        assert_eq!(check(&Batch::default(), TRACE_LINE), 1);
+        let missed = Missed { dropped: 3, ..Missed::default() };
+        assert_eq!(check(&Batch { missed, ..Batch::default() }, TRACE_LINE), 1);
+
+        let name = "\u{1}\"\\".repeat(100);
+        let function = |number: u32| Function { module: format!("m{number}"), name: name.clone() };
+        let thread = |tid| Thread { tid, name: name.clone() };
+        let record = |number: u32| Record {
+            thread: u32::MAX,
+            at: u64::MAX,
+            function: number,
+            what: if number.is_multiple_of(2) { What::Unwound } else { What::Call { parent: name.clone() } },
+        };
+        let batch = Batch {
+            functions: (0..3000).map(function).collect(),
+            threads: (0..3000).map(thread).collect(),
+            records: (0..10_000).map(record).collect(),
+            missed,
+        };
+        assert!(check(&batch, TRACE_LINE) > 5);
+
+        // One that is too long for a line of its kind stands alone.
+        let huge = Function { module: "m".into(), name: "x".repeat(TRACE_LINE) };
+        let batch = Batch { functions: vec![function(0), huge.clone(), function(1), huge], ..Batch::default() };
+        assert_eq!(check(&batch, TRACE_LINE + 1000), 4);
+    }
+}
