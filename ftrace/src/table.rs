@@ -212,13 +212,14 @@ impl Table {
     }
 }
 
-/// The table, for this thread alone.
-pub(crate) fn table() -> MutexGuard<'static, Table> {
+/// What must be there before anything is traced. Called when a host is made, and not when the table is first needed: a fork of another
+/// thread at that moment would leave the child waiting for ever.
+pub(crate) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         thread::prepare(Width::of_this_machine());
         on_fork(
-            || HELD.set(Some(lock())),
+            || HELD.set(Some(table())),
             || HELD.set(None),
             || {
                 if let Some(mut table) = HELD.take() {
@@ -228,10 +229,10 @@ pub(crate) fn table() -> MutexGuard<'static, Table> {
             },
         );
     });
-    lock()
 }
 
-fn lock() -> MutexGuard<'static, Table> {
+/// The table, for this thread alone.
+pub(crate) fn table() -> MutexGuard<'static, Table> {
     // Whole between any two statements that can panic.
     TABLE.lock().unwrap_or_else(PoisonError::into_inner)
 }

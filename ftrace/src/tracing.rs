@@ -14,7 +14,7 @@ use crate::recording::{FunctionTrace, TraceOptions};
 use crate::sites::Traceable;
 use crate::stubs::Stubs;
 use crate::switch::Changed;
-use crate::table::{Entry, HostId, Own, Owner, Part, Phase, Registered, Table, TracerId, table};
+use crate::table::{Entry, HostId, Own, Owner, Part, Phase, Registered, Table, TracerId, install, table};
 use crate::trace::Function;
 use crate::trampoline::call::{Member, Redirecting, Tracer};
 use crate::trampoline::host::{HostFunction, HostPart};
@@ -50,6 +50,7 @@ impl Ftrace {
     #[must_use]
     pub fn new() -> Ftrace {
         Clock::note();
+        install();
         Ftrace { host: HostId::new() }
     }
 

@@ -11,7 +11,7 @@ use crate::find::Place;
 use crate::operate::Wanted;
 use crate::spec::PatchSpec;
 use crate::status::PatchStatus;
-use crate::table::{HostId, Log, PatchId, table};
+use crate::table::{HostId, Log, PatchId, install, table};
 
 /// Live patching of one host's modules: its subscriber. Copies are the same.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +24,7 @@ impl Livepatch {
     /// That of a new host.
     #[must_use]
     pub fn new(ftrace: Ftrace) -> Livepatch {
+        install();
         Livepatch { host: HostId::new(), ftrace }
     }
 

@@ -177,15 +177,12 @@ impl std::ops::DerefMut for Locked {
     }
 }
 
-/// The table.
-///
-/// # Errors
-/// [`PatchError::Nested`]: this thread has it already, and is in a callback.
-pub(crate) fn table() -> Result<Locked, PatchError> {
+/// What must be there before anything is patched. Called when a host is made, as tracing's is.
+pub(crate) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         on_fork(
-            || HELD.set(lock().ok()),
+            || HELD.set(table().ok()),
             || HELD.set(None),
             || {
                 if let Some(mut table) = HELD.take() {
@@ -196,10 +193,13 @@ pub(crate) fn table() -> Result<Locked, PatchError> {
         );
         modload_ftrace::on_event(crate::transition::came_by);
     });
-    lock()
 }
 
-fn lock() -> Result<Locked, PatchError> {
+/// The table.
+///
+/// # Errors
+/// [`PatchError::Nested`]: this thread has it already, and is in a callback.
+pub(crate) fn table() -> Result<Locked, PatchError> {
     let me = Tid::current().get();
     if OWNER.load(Ordering::Relaxed) == me {
         return Err(PatchError::Nested);

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use modload_edit::Addr;
 use modload_ftrace::{Divert, divert_chosen, event_code};
-use modload_threads::frames::{Ended, Frame, Stack, WalkError, know_process, stacks, walk_here};
+use modload_threads::frames::{Ended, Frame, Stack, WalkError, Walker, know_process, stacks, walk_here};
 use modload_threads::{DEFAULT_LIMIT, Held, Tasks, Tid, hold, word};
 use rustix::thread::futex;
 
@@ -105,6 +105,7 @@ struct Seen {
     is_small: bool,
     /// Whether nobody at all was in a stub.
     stubs_are_empty: bool,
+    walker: Walker,
 }
 
 /// Looks at stacks while everybody is held: takes no memory.
@@ -119,7 +120,7 @@ fn look(held: &Held, whom: Whom, ranges: &Ranges, stubs: &Ranges, seen: &mut See
         if whom == Whom::Nobody {
             stack.word().store(0, Ordering::Relaxed);
         } else if whom == Whom::All || stack.word().load(Ordering::Relaxed) != 0 {
-            let (why, in_stub) = inside(&stack, ranges, stubs);
+            let (why, in_stub) = inside(&stack, &mut seen.walker, ranges, stubs);
             seen.stubs_are_empty &= !in_stub;
             stack.word().store(u64::from(why.is_some()), Ordering::Relaxed);
             seen.blocked.extend(why.map(|why| Blocked { tid: stack.tid(), why }));
@@ -128,9 +129,9 @@ fn look(held: &Held, whom: Whom, ranges: &Ranges, stubs: &Ranges, seen: &mut See
 }
 
 /// Whether a stack has one of the ranges on it, and whether it has a stub.
-fn inside(stack: &Stack<'_>, ranges: &Ranges, stubs: &Ranges) -> (Option<Why>, bool) {
+fn inside(stack: &Stack<'_>, walker: &mut Walker, ranges: &Ranges, stubs: &Ranges) -> (Option<Why>, bool) {
     let (mut found, mut in_stub) = (None, false);
-    let walked = stack.walk(|frame| {
+    let walked = stack.walk_by(walker, |frame| {
         in_stub |= holds(stubs, frame.pc);
         let here = holds(ranges, frame.inside()) || holds(ranges, frame.pc) && frame.is_exact;
         if here && found.is_none() {
@@ -195,7 +196,7 @@ impl Table {
         let mut room = Tasks::open().and_then(|tasks| tasks.count()).map_err(list)? + 64;
         let (chosen, seen) = loop {
             let blocked = Vec::with_capacity(modload_edit::index(room));
-            let mut seen = Seen { blocked, room, is_small: false, stubs_are_empty: false };
+            let mut seen = Seen { blocked, room, is_small: false, stubs_are_empty: false, walker: Walker::new() };
             let chosen = divert_chosen(&ways, |held| {
                 look(held, whom, &ranges, &stubs, &mut seen);
                 match (seen.is_small, seen.blocked.is_empty()) {

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use modload_edit::Addr;
-use modload_threads::frames::{self, Ended, Frame, Stack, WalkError};
+use modload_threads::frames::{self, Ended, Frame, Stack, WalkError, Walker};
 use modload_threads::{Tid, is_alone, name};
 
 use crate::module::Module;
@@ -98,7 +98,10 @@ struct Look {
 impl Look {
     /// Looks at all threads.
     fn at_all(text: &Range<u64>) -> Result<Look, modload_threads::Error> {
-        frames::each_stack(Look::with_room, |look, stack| look.sight(stack, text))
+        // What is met on one stack serves the others: threads that sleep mostly do so in the same place.
+        let room = |stacks| (Look::with_room(stacks), Walker::new());
+        let seen = frames::each_stack(room, |(look, walker), stack| look.sight(stack, walker, text));
+        seen.map(|(look, _)| look)
     }
 
     fn with_room(stacks: usize) -> Look {
@@ -106,12 +109,12 @@ impl Look {
     }
 
     /// Walks one stack, and keeps what there is to keep of it. Takes no memory: there is room for every thread.
-    fn sight(&mut self, stack: &Stack<'_>, text: &Range<u64>) {
+    fn sight(&mut self, stack: &Stack<'_>, walker: &mut Walker, text: &Range<u64>) {
         let tid = stack.tid();
         let mut sighting = Sighting { tid, inside: None, outer: [0; OUTER], outer_count: 0, ended: Ok(Ended::Early) };
         let mut has_begun = tid.is_first();
         let mut outermost = 0;
-        sighting.ended = stack.walk(|frame| {
+        sighting.ended = stack.walk_by(walker, |frame| {
             outermost = frame.pc;
             has_begun |= frames::first_returns().binary_search(&frame.pc).is_ok();
             if text.contains(&frame.inside()) || text.contains(&frame.pc) {

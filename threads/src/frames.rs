@@ -40,4 +40,4 @@ pub use registers::{Register, Registers};
 pub use section::Flaw;
 pub use stacks::{Stack, each_stack, stacks};
 pub use start::{first_returns, thread_starts};
-pub use walk::{DEEPEST, Ended, Frame, WalkError, function_at, walk, walk_here};
+pub use walk::{DEEPEST, Ended, Frame, WalkError, Walker, function_at, walk, walk_here};

@@ -9,7 +9,6 @@ use std::cell::Cell;
 use std::ffi::c_void;
 use std::mem::{offset_of, size_of};
 use std::ptr::{self, NonNull};
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use modload_edit::{index, wide};
@@ -263,23 +262,20 @@ pub(crate) fn doings() -> Result<Vec<Doing>, Error> {
     Ok(all)
 }
 
-/// What must be known before anything is traced: the widest vector registers, and how ends of threads are heard of.
+/// What must be known before anything is traced, once: the widest vector registers, and how ends of threads are heard of.
 pub(crate) fn prepare(widest: Width) {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let code = match widest {
-            Width::Xmm => &raw const modload_ftrace_ask_xmm,
-            Width::Ymm => &raw const modload_ftrace_ask_ymm,
-            Width::Zmm => &raw const modload_ftrace_ask_zmm,
-        };
-        ASK.store(address(code).get(), Ordering::SeqCst);
-        let mut key = 0;
-        // SAFETY: `key` is ours, and `end` a function of that type.
-        let failed = unsafe { libc::pthread_key_create(&raw mut key, Some(end)) };
-        if failed == 0 {
-            KEY.store(wide(index(key.into())), Ordering::SeqCst);
-        }
-    });
+    let code = match widest {
+        Width::Xmm => &raw const modload_ftrace_ask_xmm,
+        Width::Ymm => &raw const modload_ftrace_ask_ymm,
+        Width::Zmm => &raw const modload_ftrace_ask_zmm,
+    };
+    ASK.store(address(code).get(), Ordering::SeqCst);
+    let mut key = 0;
+    // SAFETY: `key` is ours, and `end` a function of that type.
+    let failed = unsafe { libc::pthread_key_create(&raw mut key, Some(end)) };
+    if failed == 0 {
+        KEY.store(wide(index(key.into())), Ordering::SeqCst);
+    }
 }
 
 /// The key by which the C library tells of a thread's end; `u64::MAX` if there is none.

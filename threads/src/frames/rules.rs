@@ -55,16 +55,129 @@ pub(crate) struct Unwound {
     pub(crate) caller: Option<Registers>,
 }
 
+/// A row of the kind that compilers make for nearly all code: registers are where they were, or on the stack.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plain {
+    cfa: (Register, i64),
+    saved: [(Register, i64); MOST_SAVED],
+    count: usize,
+    /// A bit for each register whose value is the caller's.
+    same: u32,
+    interrupts: bool,
+    is_outermost: bool,
+}
+
+/// The preserved registers and the return address, and one more.
+const MOST_SAVED: usize = 8;
+
+impl Plain {
+    fn of(row: &UnwindTableRow<usize, InPlace>, interrupts: bool) -> Option<Plain> {
+        let CfaRule::RegisterAndOffset { register, offset } = row.cfa() else { return None };
+        let cfa = (Register::numbered(register.0)?, *offset);
+        let mut plain =
+            Plain { cfa, saved: [(Register::RSP, 0); MOST_SAVED], count: 0, same: 0, interrupts, is_outermost: false };
+        for register in Register::ALL {
+            match row.register(gimli::Register(register.number().into())) {
+                None if register.is_preserved() => plain.same |= 1 << register.number(),
+                Some(RegisterRule::SameValue) => plain.same |= 1 << register.number(),
+                Some(RegisterRule::Undefined) if register == Register::RIP => plain.is_outermost = true,
+                None | Some(RegisterRule::Undefined) => {}
+                Some(RegisterRule::Offset(offset)) => {
+                    *plain.saved.get_mut(plain.count)? = (register, offset);
+                    plain.count += 1;
+                }
+                Some(_) => return None,
+            }
+        }
+        Some(plain)
+    }
+
+    fn apply(&self, registers: &Registers, memory: &mut impl Memory) -> Result<Unwound, Unknown> {
+        let (register, offset) = self.cfa;
+        let cfa = known(registers, register)?.wrapping_add_signed(offset);
+        check_cfa(cfa, self.interrupts, registers)?;
+        if self.is_outermost {
+            return Ok(Unwound { cfa, interrupts: self.interrupts, caller: None });
+        }
+        let mut caller = Registers::unknown();
+        caller.set(Register::RSP, cfa);
+        let same = Register::ALL.into_iter().filter(|register| self.same & 1 << register.number() != 0);
+        for (register, value) in same.filter_map(|register| Some((register, registers.get(register)?))) {
+            caller.set(register, value);
+        }
+        for (register, offset) in &self.saved[..self.count] {
+            let at = cfa.wrapping_add_signed(*offset);
+            caller.set(*register, memory.word(at).ok_or(Unknown::Unreadable(at))?);
+        }
+        caller.get(Register::RIP).ok_or(Unknown::NoRow)?;
+        Ok(Unwound { cfa, interrupts: self.interrupts, caller: Some(caller) })
+    }
+}
+
+/// Plain rows that were met, by the address that they were found for: threads that sleep mostly do so in the same place. They are
+/// good as long as nobody's rows change: while everybody is held.
+#[derive(Debug)]
+pub(crate) struct Met {
+    rows: Box<[Option<(u64, Plain)>]>,
+}
+
+/// A power of two.
+const ROOM: usize = 512;
+
+impl Met {
+    pub(crate) fn new() -> Met {
+        Met { rows: vec![None; ROOM].into() }
+    }
+
+    fn place(&mut self, at: u64) -> &mut Option<(u64, Plain)> {
+        let hash = at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 55;
+        let place = usize::try_from(hash).unwrap_or(0) % ROOM;
+        &mut self.rows[place]
+    }
+}
+
 /// What a walk needs to find and to apply rows. Nothing of it is allocated.
 pub(crate) struct Unwinder<M> {
     context: UnwindContext<usize, InPlace>,
     objects: Objects,
     memory: M,
+    /// The row that was applied last, if it is a plain one; kept if somebody wants it.
+    last: Option<Plain>,
+    keeps_last: bool,
 }
 
 impl<M: Memory> Unwinder<M> {
     pub(crate) fn new(memory: M) -> Unwinder<M> {
-        Unwinder { context: UnwindContext::new_in(), objects: Objects::default(), memory }
+        Unwinder {
+            context: UnwindContext::new_in(),
+            objects: Objects::default(),
+            memory,
+            last: None,
+            keeps_last: false,
+        }
+    }
+
+    /// [`Unwinder::unwind`], by a row that was met before, if there is one.
+    pub(crate) fn unwind_met(
+        &mut self,
+        met: &mut Met,
+        at: u64,
+        registers: &Registers,
+        tables: &Reading,
+    ) -> Result<Unwound, Unknown> {
+        let place = met.place(at);
+        if let Some((of, plain)) = place
+            && *of == at
+        {
+            return plain.apply(registers, &mut self.memory);
+        }
+        self.keeps_last = true;
+        self.last = None;
+        let unwound = self.unwind(at, registers, tables)?;
+        if let Some(plain) = self.last.take() {
+            *place = Some((at, plain));
+        }
+        Ok(unwound)
     }
 
     /// The function whose rows hold an address: where it begins, and the address behind it.
@@ -118,6 +231,9 @@ impl<M: Memory> Unwinder<M> {
             CfaRule::Expression(expression) => value_of(expression, None)?,
         };
         let interrupts = entry.is_signal_trampoline();
+        if self.keeps_last {
+            self.last = Plain::of(row, interrupts);
+        }
         check_cfa(cfa, interrupts, registers)?;
         let mut caller = Registers::unknown();
         // The psABI defines the CFA as the caller's stack pointer.

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::memory::ProcessMemory;
 use super::registers::Registers;
-use super::walk::{Ended, Frame, WalkError, walk, walk_here};
+use super::walk::{Ended, Frame, WalkError, Walker, walk, walk_here};
 use crate::DEFAULT_LIMIT;
 use crate::error::Error;
 use crate::handler::Interrupted;
@@ -43,6 +43,23 @@ impl Stack<'_> {
     pub fn walk(&self, visit: impl FnMut(&Frame) -> ControlFlow<()>) -> Result<Ended, WalkError> {
         match &self.held {
             Some(thread) => walk(&Registers::interrupted(thread.context()), ProcessMemory::own(), visit),
+            None => walk_here(visit),
+        }
+    }
+}
+
+impl Stack<'_> {
+    /// [`Stack::walk`], with what was met on other stacks while the same threads are held.
+    ///
+    /// # Errors
+    /// As [`Stack::walk`].
+    pub fn walk_by(
+        &self,
+        walker: &mut Walker,
+        visit: impl FnMut(&Frame) -> ControlFlow<()>,
+    ) -> Result<Ended, WalkError> {
+        match &self.held {
+            Some(thread) => walker.walk(&Registers::interrupted(thread.context()), visit),
             None => walk_here(visit),
         }
     }

@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::index::Reading;
 use super::memory::{Memory, ProcessMemory};
 use super::registers::{Register, Registers};
-use super::rules::{Unknown, Unwinder};
+use super::rules::{Met, Unknown, Unwinder, Unwound};
 
 /// How many frames a walk passes at most. A thread's usual stack of 8 MiB has room for half as many that hold nothing
 /// but a return address and eight bytes; what has more goes in circles, by signal frames.
@@ -99,15 +99,64 @@ pub fn walk(
     memory: impl Memory,
     mut visit: impl FnMut(&Frame) -> ControlFlow<()>,
 ) -> Result<Ended, WalkError> {
-    let tables = Reading::begin();
     let mut unwinder = Unwinder::new(memory);
+    steps(registers, &mut visit, |at, registers, tables| unwinder.unwind(at, registers, tables))
+}
+
+/// Walks of many stacks while everybody is held: what is found for one serves the others. Made before, for it takes memory, and
+/// dropped after, and never used across two holds: rows may have changed in between.
+pub struct Walker {
+    unwinder: Unwinder<ProcessMemory>,
+    met: Met,
+}
+
+impl fmt::Debug for Walker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Walker").finish_non_exhaustive()
+    }
+}
+
+impl Default for Walker {
+    fn default() -> Walker {
+        Walker::new()
+    }
+}
+
+impl Walker {
+    /// One that has met nothing yet.
+    #[must_use]
+    pub fn new() -> Walker {
+        Walker { unwinder: Unwinder::new(ProcessMemory::own()), met: Met::new() }
+    }
+
+    /// [`walk`] of a stack of this process.
+    ///
+    /// # Errors
+    /// As [`walk`].
+    pub fn walk(
+        &mut self,
+        registers: &Registers,
+        mut visit: impl FnMut(&Frame) -> ControlFlow<()>,
+    ) -> Result<Ended, WalkError> {
+        let Walker { unwinder, met } = self;
+        steps(registers, &mut visit, |at, registers, tables| unwinder.unwind_met(met, at, registers, tables))
+    }
+}
+
+/// Frame by frame, by whoever applies rows.
+fn steps(
+    registers: &Registers,
+    visit: &mut impl FnMut(&Frame) -> ControlFlow<()>,
+    mut unwind: impl FnMut(u64, &Registers, &Reading) -> Result<Unwound, Unknown>,
+) -> Result<Ended, WalkError> {
+    let tables = Reading::begin();
     let mut registers = *registers;
     let mut is_exact = true;
     registers.get(Register::RSP).ok_or(WalkError::NowhereToBegin)?;
     for _ in 0..DEEPEST {
         let pc = registers.get(Register::RIP).ok_or(WalkError::NowhereToBegin)?;
         let mut frame = Frame { pc, cfa: 0, is_exact, is_signal: false };
-        let unwound = unwinder.unwind(frame.inside(), &registers, &tables).map_err(|unknown| match unknown {
+        let unwound = unwind(frame.inside(), &registers, &tables).map_err(|unknown| match unknown {
             Unknown::NoRow => WalkError::NoRow { pc },
             Unknown::Register(register) => WalkError::UnknownRegister { pc, register },
             Unknown::Cfa(cfa) => WalkError::BadCfa { pc, cfa },
