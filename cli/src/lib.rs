@@ -25,6 +25,8 @@ mod image;
 mod inspect;
 mod operate;
 mod operate_args;
+mod patch;
+mod patch_args;
 mod output;
 mod progress;
 mod remote;
@@ -97,6 +99,7 @@ pub fn modhost(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             let json = trace.format == Some(TraceFormat::Json);
             end(if json { Format::Json } else { Format::Text }, trace::run(&trace))
         }
+        HostCommand::Patch(command) => printed(command.connection().format, &|output| patch::run(&command, output)),
         HostCommand::Check(check) => printed(check.format, &|output| check::run(&check, output)),
         HostCommand::Explain(explain) => printed(explain.format, &|output| explain::run(&explain, output)),
         HostCommand::Image(image) => printed(image.format, &|output| image::run(&image, output)),

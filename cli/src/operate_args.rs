@@ -8,6 +8,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::args::{First, Format, ModuleArguments, groups, modules};
 use crate::host_options::HostOptions;
+use crate::patch_args::{self, PatchCommand};
 use crate::trace_args::{self, Trace};
 
 const HOST_EXAMPLES: &str = "\
@@ -130,6 +131,9 @@ pub(crate) enum HostCommand {
     /// Show which functions run in a host, as it happens: calls, durations, tables, or trace events.
     #[command(after_help = trace_args::EXAMPLES)]
     Trace(Trace),
+    /// Show, enable, disable, turn round or force live patches.
+    #[command(after_help = patch_args::EXAMPLES, subcommand)]
+    Patch(PatchCommand),
     /// Say of files whether they could be loaded, as far as their bytes tell. They need not be trusted.
     #[command(after_help = CHECK_EXAMPLES)]
     Check(Check),

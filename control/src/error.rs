@@ -4,7 +4,8 @@ use std::fmt;
 use std::io;
 
 use modload::{
-    BadPattern, LoadError, Occupant, Occupies, ReadError, SetParamError, SymbolError, TraceError, UnloadError,
+    BadPattern, LoadError, Occupant, Occupies, PatchError, ReadError, SetParamError, SymbolError, TraceError,
+    UnloadError,
 };
 use serde_json::{Map, Value, json};
 use thiserror::Error;
@@ -56,6 +57,8 @@ pub(crate) enum Refusal {
     Pattern(#[from] BadPattern),
     #[error(transparent)]
     Trace(#[from] TraceError),
+    #[error(transparent)]
+    Patch(#[from] PatchError),
     #[error("the server panicked over this request, and goes on")]
     Internal,
 }
@@ -104,6 +107,8 @@ impl Refusal {
             Refusal::Param(_) => "param",
             Refusal::Pattern(_) => "pattern",
             Refusal::Trace(_) => "trace",
+            Refusal::Patch(PatchError::Unknown(_)) => "no_patch",
+            Refusal::Patch(_) => "patch",
             Refusal::Internal => "internal",
         }
     }

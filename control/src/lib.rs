@@ -50,6 +50,7 @@ mod listen;
 mod server;
 mod session;
 mod operation;
+mod patch;
 mod trace;
 mod client;
 

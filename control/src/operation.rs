@@ -11,6 +11,7 @@ use rustix::fs::{OFlags, fcntl_getfl};
 use serde_json::{Value, json};
 
 use crate::error::{NotAFile, Refusal, occupants};
+use crate::patch;
 use crate::protocol::{Called, Entry, Listing, Named, Param, Request, ResultType, Sizes, Stripe};
 use crate::server::Shared;
 use crate::session::{Answers, greeting};
@@ -55,6 +56,12 @@ impl Operation<'_> {
                 Ok(json!(self.call(&symbol, module.as_deref(), result, &arguments)?))
             }
             Request::Trace(asked) => Ok(json!(self.trace(&asked)?)),
+            Request::Patches {} => Ok(json!(patch::list(&self.shared.host)?)),
+            Request::PatchStatus { name } => Ok(json!(patch::status(&self.shared.host, &name)?)),
+            Request::Patch { name, action } => {
+                let _listening = self.listen();
+                Ok(json!(patch::act(&self.shared.host, &name, action)?))
+            }
             Request::Traceable { patterns } => Ok(json!(traceable(&self.shared.host, &patterns)?)),
         }
     }

@@ -135,6 +135,81 @@ pub enum Request {
         #[serde(default)]
         patterns: Vec<String>,
     },
+    /// The patches that are enabled or on their way. Answer: a list of [`PatchEntry`].
+    Patches {},
+    /// One of them, with the threads that stand in its way. Answer: [`PatchEntry`].
+    PatchStatus {
+        /// Its name.
+        name: String,
+    },
+    /// Disables a patch, turns its transition round, or ends that by force. Its lines come as events. Answer: [`PatchEntry`]; null if
+    /// it is gone by then.
+    Patch {
+        /// Its name.
+        name: String,
+        /// What is done.
+        action: PatchAction,
+    },
+}
+
+/// What is done with a patch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PatchAction {
+    /// It is disabled; while it is being enabled, it is turned round.
+    Disable,
+    /// Its transition is turned round.
+    Reverse,
+    /// Its transition is over, wherever threads are.
+    Force,
+}
+
+/// A patch.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PatchEntry {
+    /// Its name.
+    pub name: String,
+    /// Whether it is enabled, or on its way to be.
+    pub enabled: bool,
+    /// Whether it has replaced all others.
+    pub replace: bool,
+    /// Whether its transition was ended by force.
+    pub forced: bool,
+    /// `patching` or `unpatching`, if it is in transition.
+    pub transition: Option<String>,
+    /// What it changes.
+    pub objects: Vec<PatchObject>,
+    /// How many threads stood in its way when they were looked at last.
+    pub blocked: usize,
+    /// Those threads as they are now, if they were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blocking: Vec<Blocking>,
+}
+
+/// An object of a patch.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PatchObject {
+    /// The module; `vmlinux` for the host's own functions.
+    pub name: String,
+    /// Whether it is there, and patched.
+    pub patched: bool,
+    /// `NAME,POSITION` each.
+    pub funcs: Vec<String>,
+}
+
+/// A thread that stands in the way of a transition.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Blocking {
+    /// Its id, as gettid(2) gives it.
+    pub thread: i32,
+    /// Its name, escaped.
+    pub name: String,
+    /// What it does.
+    pub state: String,
+    /// The frame in the way; none if its stack cannot be walked to the end.
+    pub inside: Option<String>,
+    /// Its calls, innermost first: `func+0x12/0x40 [module]`, or an address.
+    pub backtrace: Vec<String>,
 }
 
 /// What is traced, and for how long.
@@ -197,8 +272,21 @@ pub struct TraceableFunction {
 }
 
 /// The values of `op`.
-pub(crate) const OPS: [&str; 10] =
-    ["ping", "list", "info", "load", "unload", "params", "set_param", "call", "trace", "traceable"];
+pub(crate) const OPS: [&str; 13] = [
+    "ping",
+    "list",
+    "info",
+    "load",
+    "unload",
+    "params",
+    "set_param",
+    "call",
+    "trace",
+    "traceable",
+    "patches",
+    "patch_status",
+    "patch",
+];
 
 /// The type of a call's result.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]

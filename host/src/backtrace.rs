@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::ControlFlow;
 
 use modload_edit::Addr;
-use modload_threads::frames::{self, Ended, WalkError};
+use modload_threads::frames::{self, Ended, Frame, WalkError};
 
 /// A frame of a [`Backtrace`].
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,6 +33,19 @@ impl Backtrace {
             ControlFlow::Continue(())
         });
         let named = found.into_iter().skip(1).map(|frame| {
+            let at = Addr::new(frame.pc);
+            BacktraceFrame { at, place: describe(at, !frame.is_exact) }
+        });
+        Backtrace { frames: named.collect(), ended }
+    }
+
+    /// That of another thread, as it was seen.
+    pub(crate) fn of(
+        frames: &[Frame],
+        ended: Result<Ended, WalkError>,
+        describe: impl Fn(Addr, bool) -> Option<String>,
+    ) -> Backtrace {
+        let named = frames.iter().map(|frame| {
             let at = Addr::new(frame.pc);
             BacktraceFrame { at, place: describe(at, !frame.is_exact) }
         });

@@ -8,7 +8,7 @@ use modload_edit::Addr;
 use modload_ftrace::{
     Filter, FunctionTrace, HostFunction, Redirecting, TraceError, TraceOptions, Traceable, Tracer, Tracing,
 };
-use modload_livepatch::{Log, PatchError, PatchSpec, PatchStatus};
+use modload_livepatch::{Log, PatchError, PatchSpec, PatchStatus, Standing, Why};
 use modload_loader::{
     Event, Explanation, Externals, Image, Input, Listening, LoadError, Loader, Membership, Module as ModuleInfo,
     Onlooker, Order, Policy, Recording, State, Subscriber, UnloadError,
@@ -19,6 +19,21 @@ use crate::backtrace::Backtrace;
 use crate::builder::HostBuilder;
 use crate::c_api::{self, Inner};
 use crate::foreign::Module;
+
+/// A thread that stands in the way of a transition.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BlockingThread {
+    /// Its id, as gettid(2) gives it.
+    pub thread: i32,
+    /// Its name, escaped.
+    pub name: String,
+    /// What it does, in a word: `sleeping`, say.
+    pub state: String,
+    /// The frame that stood in the way when it was looked at last; `None` if its stack could not be walked to the end.
+    pub inside: Option<String>,
+    /// Its calls as they are now.
+    pub backtrace: Backtrace,
+}
 
 /// Holds modules. Dropping it unloads them in reverse order; what is still held by a [`Module`] is left in memory, and
 /// the log has an error for it.
@@ -246,6 +261,42 @@ impl Host {
     /// [`PatchError::Nested`].
     pub fn patches(&self) -> Result<Vec<PatchStatus>, PatchError> {
         self.inner.livepatch.status()
+    }
+
+    /// The threads that stand in the way of a patch's transition, as they are now.
+    ///
+    /// # Errors
+    /// [`PatchError`]: there is no such patch, or threads cannot be held.
+    pub fn blocking(&self, name: &str) -> Result<Vec<BlockingThread>, PatchError> {
+        let patch = self.patches()?.into_iter().find(|patch| patch.name == name);
+        let patch = patch.ok_or_else(|| PatchError::Unknown(name.to_owned()))?;
+        let Some((_, blocked)) = patch.transition else { return Ok(Vec::new()) };
+        let tids: Vec<_> = blocked.iter().map(|blocked| blocked.tid).collect();
+        let standing = modload_livepatch::standing(&tids)?;
+        let describe = |at: Addr, is_return: bool| {
+            let module = self.inner.loader.module_at(if is_return { at.offset(-1) } else { at })?;
+            if is_return { module.describe_return(at) } else { module.describe(at) }
+        };
+        let thread = |one: Standing| {
+            let why = blocked.iter().find(|blocked| blocked.tid == one.tid)?.why;
+            let inside = match why {
+                Why::Inside(pc) => {
+                    let at = Addr::new(pc);
+                    Some(describe(at, true).or_else(|| describe(at, false)).unwrap_or_else(|| at.to_string()))
+                }
+                Why::Unknown(_) => None,
+            };
+            let state = modload_threads::status(one.tid).ok().flatten().map(|status| status.state);
+            let name = modload_threads::name(one.tid).ok().flatten().map(|name| name.to_string());
+            Some(BlockingThread {
+                thread: one.tid.get(),
+                name: name.unwrap_or_default(),
+                state: state.map(|state| state.to_string()).unwrap_or_default(),
+                inside,
+                backtrace: Backtrace::of(&one.frames, one.ended, describe),
+            })
+        };
+        Ok(standing.into_iter().filter_map(thread).collect())
     }
 
     /// A place where the calling thread can go over to what a patch brings, if it is in none of the functions that change. It costs a

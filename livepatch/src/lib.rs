@@ -19,7 +19,7 @@ mod subscriber;
 
 pub use error::PatchError;
 pub use spec::{Callbacks, FuncSpec, ObjectSpec, PatchSpec, StateSpec};
-pub use status::{ObjectStatus, PatchStatus};
+pub use status::{DEEPEST_SHOWN, ObjectStatus, PatchStatus, Standing, standing};
 pub use stub::StubError;
 pub use subscriber::Livepatch;
 pub use table::Log;

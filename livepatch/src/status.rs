@@ -1,5 +1,11 @@
 //! What there is to know of patches.
 
+use std::ops::ControlFlow;
+
+use modload_threads::Tid;
+use modload_threads::frames::{Ended, Frame, WalkError, Walker, each_stack};
+
+use crate::error::PatchError;
 use crate::table::{Patch, Table};
 use crate::transition::{Blocked, Target};
 
@@ -49,4 +55,42 @@ impl Table {
             objects: objects.collect(),
         }
     }
+}
+
+/// Where a thread stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Standing {
+    /// Which.
+    pub tid: Tid,
+    /// Its frames, innermost first; [`DEEPEST_SHOWN`] at most.
+    pub frames: Vec<Frame>,
+    /// How its stack ended.
+    pub ended: Result<Ended, WalkError>,
+}
+
+/// How many frames of a stack are kept.
+pub const DEEPEST_SHOWN: usize = 128;
+
+/// Where threads stand; those that have ended meanwhile are left out.
+///
+/// # Errors
+/// Threads could not be held.
+pub fn standing(tids: &[Tid]) -> Result<Vec<Standing>, PatchError> {
+    let room = |_| {
+        let standing =
+            |tid: &Tid| Standing { tid: *tid, frames: Vec::with_capacity(DEEPEST_SHOWN), ended: Ok(Ended::Early) };
+        (tids.iter().map(standing).collect::<Vec<_>>(), Walker::new())
+    };
+    let (mut found, _) = each_stack(room, |(found, walker), stack| {
+        let Some(standing) = found.iter_mut().find(|standing| standing.tid == stack.tid()) else { return };
+        let frames = &mut standing.frames;
+        standing.ended = stack.walk_by(walker, |frame| {
+            if frames.len() < DEEPEST_SHOWN {
+                frames.push(*frame);
+            }
+            ControlFlow::Continue(())
+        });
+    })?;
+    found.retain(|standing| !standing.frames.is_empty());
+    Ok(found)
 }

@@ -193,8 +193,8 @@ fn with_builtins() -> Vec<(&'static str, Order)> {
         ("same max", Order::same(i32::MAX)),
         ("same min", Order::same(i32::MIN)),
     ];
-    let [ftrace, livepatch, _] = BUILTIN;
-    ordinary.into_iter().chain([livepatch, ftrace]).collect()
+    let [(_, ftrace), (_, livepatch), _] = BUILTIN;
+    ordinary.into_iter().chain([("beside livepatch", livepatch), ("beside ftrace", ftrace)]).collect()
 }
 
 fn builtins_around() {

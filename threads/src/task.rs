@@ -167,6 +167,20 @@ pub enum State {
     Other(u8),
 }
 
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            State::Running => f.write_str("running"),
+            State::Sleeping => f.write_str("sleeping"),
+            State::Uninterruptible => f.write_str("sleeping uninterruptibly"),
+            State::Stopped => f.write_str("stopped"),
+            State::Traced => f.write_str("stopped by a tracer"),
+            State::Ended => f.write_str("ended"),
+            State::Other(letter) => write!(f, "{}", letter.escape_ascii()),
+        }
+    }
+}
+
 impl State {
     fn of(letter: u8) -> State {
         match letter {

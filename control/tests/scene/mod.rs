@@ -31,8 +31,13 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new() -> Scene {
+        let host = Host::builder().process_symbols().allow_forced_unload().build().unwrap();
+        Scene::of(Arc::new(host))
+    }
+
+    /// That of a host that is there already.
+    pub(crate) fn of(host: Arc<Host>) -> Scene {
         let dir = tempfile::tempdir().unwrap();
-        let host = Arc::new(Host::builder().process_symbols().allow_forced_unload().build().unwrap());
         let listener = Listener::bind(&dir.path().join("host.sock")).unwrap();
         let (stop, stopper) = UnixStream::pair().unwrap();
         // SAFETY: the clients are these tests, which load fixtures and call what these have.

@@ -1,0 +1,56 @@
+//! Patches of a host, for its clients.
+
+use modload::{BlockingThread, Host, ObjectStatus, PatchError, PatchStatus, Target};
+
+use crate::error::Refusal;
+use crate::protocol::{Blocking, PatchAction, PatchEntry, PatchObject};
+
+/// All patches.
+pub(crate) fn list(host: &Host) -> Result<Vec<PatchEntry>, Refusal> {
+    Ok(host.patches()?.into_iter().map(entry).collect())
+}
+
+/// One of them, with those who stand in its way.
+pub(crate) fn status(host: &Host, name: &str) -> Result<PatchEntry, Refusal> {
+    let mut found = find(host, name)?.ok_or_else(|| PatchError::Unknown(name.to_owned()))?;
+    found.blocking = host.blocking(name)?.into_iter().map(blocking).collect();
+    Ok(found)
+}
+
+/// Does something with a patch; says what it is then, if it is still there.
+pub(crate) fn act(host: &Host, name: &str, action: PatchAction) -> Result<Option<PatchEntry>, Refusal> {
+    match action {
+        PatchAction::Disable => host.disable_patch(name)?,
+        PatchAction::Reverse => host.reverse_patch(name)?,
+        PatchAction::Force => host.force_patch(name)?,
+    }
+    find(host, name)
+}
+
+fn find(host: &Host, name: &str) -> Result<Option<PatchEntry>, Refusal> {
+    Ok(host.patches()?.into_iter().find(|patch| patch.name == name).map(entry))
+}
+
+fn entry(patch: PatchStatus) -> PatchEntry {
+    let transition = patch.transition.as_ref().map(|(target, _)| match target {
+        Target::Patched => "patching".to_owned(),
+        Target::Unpatched => "unpatching".to_owned(),
+    });
+    let object = |object: ObjectStatus| PatchObject { name: object.name, patched: object.patched, funcs: object.funcs };
+    PatchEntry {
+        name: patch.name,
+        enabled: patch.enabled,
+        replace: patch.replace,
+        forced: patch.forced,
+        transition,
+        blocked: patch.transition.map_or(0, |(_, blocked)| blocked.len()),
+        objects: patch.objects.into_iter().map(object).collect(),
+        blocking: Vec::new(),
+    }
+}
+
+fn blocking(thread: BlockingThread) -> Blocking {
+    let BlockingThread { thread, name, state, inside, backtrace } = thread;
+    let backtrace = backtrace.to_string().lines().map(str::to_owned).collect();
+    Blocking { thread, name, state, inside, backtrace }
+}

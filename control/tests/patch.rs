@@ -1,0 +1,100 @@
+//! Patches over the socket: listed, looked at while a thread is in the way, turned round, forced and taken back.
+
+mod scene;
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use modload::{FuncSpec, Host, Image, Module, ObjectSpec, PatchSpec};
+use modload_control::protocol::{Called, PatchAction, PatchEntry, Request, ResultType};
+use modload_control::{Client, ClientError};
+use modload_fixtures::{Compiler, Language, object_from_text};
+use scene::Scene;
+
+const TARGET: &str = "
+static volatile int go;
+void release(void) { go = 1; }
+__attribute__((noinline)) int waits(int a) { while (!go) __builtin_ia32_pause(); __asm__ volatile(\"\"); return a; }
+int new_waits(int a) { return a + 100; }
+";
+
+fn load(host: &Host) -> Module {
+    let flags = ["-O2", "-fPIC", "-fvisibility=hidden", "-fpatchable-function-entry=5"];
+    let object = object_from_text("waiting", Language::C, TARGET, Compiler::Cc, &flags).unwrap();
+    // SAFETY: the text is ours.
+    host.load(&unsafe { Image::trusted(std::fs::read(object).unwrap()) }.named("waiting")).unwrap()
+}
+
+fn enable(host: &Host, module: &Module) {
+    let new_func = module.symbol_info("new_waits").unwrap().addr;
+    let func = FuncSpec { old_name: "waits".into(), old_sympos: 0, new_func };
+    let object = ObjectSpec { name: Some("waiting".into()), funcs: vec![func], ..ObjectSpec::default() };
+    host.enable_patch("fix", PatchSpec { objects: vec![object], ..PatchSpec::default() }, None).unwrap();
+}
+
+fn call(client: &mut Client, symbol: &str) -> i64 {
+    let request = Request::Call { symbol: symbol.into(), module: None, result: ResultType::I32, arguments: vec![1] };
+    client.request::<Called>(&request, &[], |_, _| {}).unwrap().result.as_i64().unwrap()
+}
+
+fn act(client: &mut Client, action: PatchAction) -> Result<Option<PatchEntry>, ClientError> {
+    client.request(&Request::Patch { name: "fix".into(), action }, &[], |_, _| {})
+}
+
+fn list(client: &mut Client) -> Vec<PatchEntry> {
+    client.request(&Request::Patches {}, &[], |_, _| {}).unwrap()
+}
+
+fn status(client: &mut Client) -> PatchEntry {
+    client.request(&Request::PatchStatus { name: "fix".into() }, &[], |_, _| {}).unwrap()
+}
+
+fn refused<T: std::fmt::Debug>(result: Result<T, ClientError>) -> String {
+    match result.unwrap_err() {
+        ClientError::Refused(refused) => refused.kind,
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_patch_is_looked_at_turned_round_and_forced() {
+    let host = Arc::new(Host::builder().process_symbols().build().unwrap());
+    let module = load(&host);
+    let scene = Scene::of(host.clone());
+    let mut client = scene.client();
+    assert_eq!(list(&mut client), []);
+    assert_eq!(refused(act(&mut client, PatchAction::Disable)), "no_patch");
+
+    // A call that does not come back.
+    let mut other = scene.client();
+    let waiting = thread::spawn(move || call(&mut other, "waits"));
+    thread::sleep(Duration::from_millis(100));
+    enable(&host, &module);
+    let patch = status(&mut client);
+    assert_eq!((patch.transition.as_deref(), patch.enabled, patch.blocked), (Some("patching"), true, 1));
+    assert_eq!(patch.objects[0].funcs, ["waits,1"]);
+    let [thread] = &patch.blocking[..] else { panic!("{patch:?}") };
+    assert_eq!(thread.state, "running");
+    assert!(thread.inside.as_ref().is_some_and(|frame| frame.starts_with("waits+")), "{thread:?}");
+    assert!(thread.backtrace[0].starts_with("waits+") && thread.backtrace.len() > 3, "{thread:?}");
+    assert_eq!(call(&mut client, "waits"), 101, "others are over");
+
+    // Turned round, nobody is in the way: it is gone.
+    assert_eq!(act(&mut client, PatchAction::Reverse).unwrap(), None);
+    assert_eq!(refused(act(&mut client, PatchAction::Reverse)), "no_patch");
+
+    enable(&host, &module);
+    let forced = act(&mut client, PatchAction::Force).unwrap().expect("it is enabled");
+    assert_eq!((forced.forced, forced.transition.as_deref(), forced.blocked), (true, None, 0));
+    assert_eq!(refused(act(&mut client, PatchAction::Force)), "patch");
+    call(&mut client, "release");
+    assert_eq!(waiting.join().unwrap(), 1, "who is in old code finishes it");
+    act(&mut client, PatchAction::Disable).unwrap();
+    let begun = Instant::now();
+    while !list(&mut client).is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", list(&mut client));
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(call(&mut client, "waits"), 1);
+}
