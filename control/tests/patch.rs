@@ -1,5 +1,6 @@
 //! Patches over the socket: listed, looked at while a thread is in the way, turned round, forced and taken back.
 
+#[allow(dead_code, reason = "the other tests need the rest of it")]
 mod scene;
 
 use std::sync::Arc;
