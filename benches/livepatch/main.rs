@@ -176,26 +176,6 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     // Threads that sleep.
     let sleeping: Vec<_> = (0..64).map(|_| thread::spawn(thread::park)).collect();
     thread::sleep(Duration::from_millis(50));
-    {
-        let (mut a, mut b) = (Vec::new(), Vec::new());
-        for _ in 0..rounds {
-            let begun = Instant::now();
-            drop(modload_threads::hold(Duration::from_secs(5))?);
-            a.push(begun.elapsed());
-            let begun = Instant::now();
-            modload_threads::frames::each_stack(
-                |_| 0_usize,
-                |n, stack| {
-                    let _ = stack.walk(|_| {
-                        *n += 1;
-                        std::ops::ControlFlow::Continue(())
-                    });
-                },
-            )?;
-            b.push(begun.elapsed());
-        }
-        println!("hold {:?} hold+walk {:?}", quantile(&mut a, 50), quantile(&mut b, 50));
-    }
     let (mut floors, mut ons, mut offs) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         let begun = Instant::now();

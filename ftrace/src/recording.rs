@@ -89,6 +89,9 @@ struct Pending {
 const LEAST: u64 = 4096;
 const MOST: u64 = 1 << 30;
 
+/// When so many records wait to be told, those in rings wait there: what does not fit is dropped by the threads, and counted.
+const MOST_PENDING: usize = 1 << 22;
+
 /// The one after the recording that was last.
 fn next_session(table: &mut Table) -> u32 {
     table.last_session = if table.last_session >= OFF - 2 { 1 } else { table.last_session + 1 };
@@ -148,6 +151,14 @@ impl Table {
         }
         CURRENT.store(OFF, Ordering::SeqCst);
         self.read_rings(|_| None);
+    }
+
+    /// Part of a module is about to go: calls that came from there get their names now. Functions keep theirs.
+    pub(crate) fn name_parents(&mut self, parent: impl Fn(Addr) -> Option<String>) {
+        let names = |running: &Running| running.then == Then::Record && running.pending.len() < MOST_PENDING;
+        if self.running.as_ref().is_none_or(names) {
+            self.read_rings(parent);
+        }
     }
 
     /// Reads what threads have recorded; `parent` names places of a module that is about to go.

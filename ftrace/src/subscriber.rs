@@ -53,14 +53,14 @@ impl Subscriber for Ftrace {
 
     fn live(&self, module: &Module) {
         let (owner, mut table) = (Owner::of(module), table());
-        table.read_rings(|at| module.describe_return(at));
+        table.name_parents(|at| module.describe_return(at));
         table.forget_entries(owner, |entry| entry.site.is_init);
     }
 
     fn going(&self, module: &Module) {
         let (owner, mut table) = (Owner::of(module), table());
         // Its addresses mean nothing soon.
-        table.read_rings(|at| module.describe_return(at));
+        table.name_parents(|at| module.describe_return(at));
         table.silence(owner);
         table.forget(owner);
     }
