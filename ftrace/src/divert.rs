@@ -61,10 +61,11 @@ pub fn divert_chosen(
     let mut table = table();
     let found: Vec<Vec<Found>> = ways.iter().map(|way| table.find(way)).collect::<Result<_, _>>()?;
     for &(owner, number, to) in found.iter().flatten() {
-        // Those whose calls would go by their stubs, and do not yet.
-        let jumps = |entry: &Entry| entry.wanted_with(to) == Shown::Jumped && entry.shown != Shown::Jumped;
-        if table.entry(owner, number).is_some_and(jumps) {
-            table.prepare_jump(owner, number)?;
+        let Some(entry) = table.entry(owner, number) else { continue };
+        let (shown, wanted) = (entry.shown, entry.wanted_with(to));
+        // Those whose calls would go by a half of their stubs that they do not go by yet.
+        if matches!(wanted, Shown::Called | Shown::Jumped) && wanted != shown {
+            table.prepare_as(owner, number, wanted)?;
         }
     }
     let batches: Vec<EditSet> = found.iter().map(|way| table.batch(way)).collect::<Result<_, _>>()?;

@@ -123,12 +123,12 @@ impl Table {
         given
     }
 
-    /// [`Table::prepare`] for one function that is to be jumped from.
-    pub(crate) fn prepare_jump(&mut self, owner: Owner, number: usize) -> Result<(), TraceError> {
+    /// [`Table::prepare`] for one function whose site may lead to its stub so.
+    pub(crate) fn prepare_as(&mut self, owner: Owner, number: usize, shown: Shown) -> Result<(), TraceError> {
         let Some(mut part) = self.parts.remove(&owner) else { return Ok(()) };
-        let given = self.give_stubs(&mut part, &[number], |_| Shown::Jumped);
+        let given = self.give_stubs(&mut part, &[number], |_| shown);
         if given.is_ok() {
-            self.lead(&part, &[number], |_| Shown::Jumped);
+            self.lead(&part, &[number], |_| shown);
         }
         self.parts.insert(owner, part);
         given

@@ -105,6 +105,7 @@ impl Livepatch {
     /// [`PatchError::Nested`].
     pub fn status(&self) -> Result<Vec<PatchStatus>, PatchError> {
         let table = table()?;
+        table.keep_working();
         Ok(table.patches.iter().filter(|patch| patch.host == self.host).map(|patch| table.status(patch)).collect())
     }
 

@@ -309,9 +309,14 @@ impl Table {
         self.attempt(Whom::Nobody)
     }
 
-    /// In the child of a fork: the threads that were not over are not here, but for the one that has forked.
+    /// In the child of a fork: the threads that were not over are not here, but for the one that has forked; nor is ours. It is
+    /// started when somebody asks for the first time: most children run another program soon.
     pub(crate) fn forked(&mut self) {
         WORKING.store(false, Ordering::Relaxed);
+    }
+
+    /// Sees to it that the transition under way, if there is one, is looked at again.
+    pub(crate) fn keep_working(&self) {
         if self.transition.is_some() {
             work();
         }

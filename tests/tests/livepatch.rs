@@ -6,7 +6,9 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use modload::{Callbacks, FuncSpec, Host, Image, Module, ObjectSpec, PatchSpec};
+use modload::{
+    Call, Callbacks, Filter, FuncSpec, Host, HostFunction, Image, Mode, Module, ObjectSpec, PatchSpec, TraceOptions,
+};
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::{Case, Chance};
 
@@ -21,6 +23,13 @@ fn main() -> ExitCode {
         Case::new("nobody_sees_new_then_old", witness).within_seconds(120),
         Case::new("every_result_is_allowed_and_every_transition_ends", under_load).within_seconds(240),
         Case::new("cycles_leave_nothing", cycles).within_seconds(240),
+        Case::new("functions_of_the_hosts_own_are_patched", hosts_own),
+        Case::new("a_patched_function_can_be_traced", traced),
+        Case::new("threads_are_born_and_end_in_mid_transition", born),
+        Case::new("a_tail_call_leaves_its_function", tail_call),
+        Case::new("what_is_thrown_passes_through_a_patched_function", thrown).needing("g++"),
+        Case::new("a_host_that_goes_takes_its_patches_along", dropped),
+        Case::new("what_cannot_be_patched_is_refused_by_name", refused),
     ])
 }
 
@@ -347,4 +356,252 @@ fn cycles() {
     assert_eq!((after.0, after.1, after.2), (used, mappings, descriptors));
     assert!(after.3 < resident + 64, "{resident} pages before, {} after", after.3);
     assert_eq!(call(&target, "both", 1), 2003);
+}
+
+#[link(name = "entries", kind = "static")]
+unsafe extern "C" {
+    static patchable_functions: [extern "C" fn(i32) -> i32; 8];
+}
+
+fn hosts_own() {
+    let host = host();
+    // SAFETY: written once, when the program is linked.
+    let functions = unsafe { patchable_functions };
+    #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
+    let registered = (1..).zip(functions).map(|(number, function)| {
+        // SAFETY: compiled with five NOPs at its entry, and there for as long as the process.
+        unsafe { HostFunction::new(format!("add_{number}"), function as *const ()) }
+    });
+    host.register_host_functions(registered.collect()).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    assert_eq!(functions.map(|function| function(10)), [11, 12, 13, 14, 15, 16, 17, 18]);
+    let object = ObjectSpec { funcs: vec![func("add_3", &new, "new_one")], ..ObjectSpec::default() };
+    host.enable_patch("first", PatchSpec { objects: vec![object], ..PatchSpec::default() }, Some(&new)).unwrap();
+    settled(&host);
+    assert_eq!(functions.map(|function| function(10)), [11, 12, 111, 14, 15, 16, 17, 18]);
+    assert_eq!(host.patches().unwrap()[0].objects[0].name, "vmlinux");
+    // By way of its tracer.
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    let tracing = host.trace("vmlinux:add_*".parse().unwrap(), |_: &Call<'_>| {
+        CALLS.fetch_add(1, Ordering::Relaxed);
+    });
+    assert_eq!(functions.map(|function| function(10)), [11, 12, 111, 14, 15, 16, 17, 18]);
+    assert_eq!(CALLS.load(Ordering::Relaxed), 8);
+    drop(tracing);
+    host.disable_patch("first").unwrap();
+    settled(&host);
+    assert_eq!(functions.map(|function| function(10)), [11, 12, 13, 14, 15, 16, 17, 18]);
+}
+
+fn traced() {
+    let host = host();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let count = Arc::new(AtomicUsize::new(0));
+    let tracer = || {
+        let count = count.clone();
+        move |_: &Call<'_>| {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let calls = |expected: i32, counted: usize| {
+        assert_eq!(call(&target, "one", 1), expected);
+        assert_eq!(count.swap(0, Ordering::Relaxed), counted);
+    };
+    let filter = || "target:one".parse::<Filter>().unwrap();
+    let enable = || host.enable_patch("first", patch("target", vec![func("one", &new, "new_one")]), None).unwrap();
+    // Traced first, patched first, and both taken back in both orders.
+    let tracing = host.trace(filter(), tracer()).unwrap();
+    calls(2, 1);
+    enable();
+    calls(102, 1);
+    drop(tracing);
+    calls(102, 0);
+    let tracing = host.trace_with_registers(filter(), tracer()).unwrap();
+    calls(102, 1);
+    host.disable_patch("first").unwrap();
+    calls(2, 1);
+    enable();
+    for mode in [Mode::Calls, Mode::Graph] {
+        let trace = host.trace_functions(&TraceOptions::new(mode).pattern("target:one").unwrap()).unwrap();
+        calls(102, 1);
+        let records = trace.finish().records.len();
+        assert_eq!(records, if mode == Mode::Calls { 1 } else { 2 });
+    }
+    drop(tracing);
+    calls(102, 0);
+    // In transition.
+    host.disable_patch("first").unwrap();
+    let thread = waiting(&target);
+    let tracing = host.trace(filter(), tracer()).unwrap();
+    let funcs = vec![func("one", &new, "new_one"), func("waits", &new, "new_waits")];
+    host.enable_patch("second", patch("target", funcs), None).unwrap();
+    assert!(host.patches().unwrap()[0].transition.is_some());
+    calls(102, 1);
+    call(&target, "release", 0);
+    assert_eq!(thread.join().unwrap(), 2);
+    assert_eq!(count.swap(0, Ordering::Relaxed), 1, "the call from old code");
+    settled(&host);
+    calls(102, 1);
+    drop(tracing);
+    // Somebody who redirects it cannot beside a patch.
+    struct Nowhere;
+    impl modload::Redirect for Nowhere {
+        fn redirect(&self, _: &Call<'_>) -> Option<modload::Addr> {
+            None
+        }
+    }
+    host.disable_patch("second").unwrap();
+    settled(&host);
+    // SAFETY: it redirects nothing.
+    let redirecting = host.redirect(filter(), unsafe { modload::Redirecting::new(Nowhere) }).unwrap();
+    let refused = host.enable_patch("third", patch("target", vec![func("one", &new, "new_one")]), None).unwrap_err();
+    assert!(format!("{refused:?}").contains("Redirected"), "{refused:?}");
+    drop(redirecting);
+    calls(2, 0);
+}
+
+fn born() {
+    let host = host();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let funcs = || vec![func("one", &new, "new_one"), func("waits", &new, "new_waits")];
+    for round in 0..20 {
+        call(&target, "again", 0);
+        let threads: Vec<_> = (0..4).map(|_| waiting(&target)).collect();
+        host.enable_patch("first", patch("target", funcs()), None).unwrap();
+        assert!(host.patches().unwrap()[0].transition.is_some());
+        for _ in 0..50 {
+            let target = target.clone();
+            assert_eq!(thread::spawn(move || call(&target, "one", 1)).join().unwrap(), 102);
+        }
+        call(&target, "release", 0);
+        for thread in threads {
+            assert_eq!(thread.join().unwrap(), 2, "round {round}");
+        }
+        // Nobody who was in the way is there any more.
+        settled(&host);
+        host.disable_patch("first").unwrap();
+        settled(&host);
+        assert_eq!(call(&target, "one", 1), 2);
+    }
+}
+
+fn tail_call() {
+    const TAILS: &str = "
+    static volatile int go;
+    void release(void) { go = 1; }
+    __attribute__((noinline)) int end(int a) { while (!go) __builtin_ia32_pause(); __asm__ volatile(\"\"); return a; }
+    __attribute__((noinline)) int tail(int a) { __asm__ volatile(\"\"); return end(a + 1); }
+    int new_tail(int a) { return a + 100; }
+    ";
+    let host = host();
+    let tails = host.load(&built("tails", TAILS)).unwrap();
+    let there = tails.clone();
+    let thread = thread::spawn(move || call(&there, "tail", 1));
+    thread::sleep(Duration::from_millis(50));
+    // It is in `end` by a jump from `tail`: that is on no stack.
+    host.enable_patch("first", patch("tails", vec![func("tail", &tails, "new_tail")]), None).unwrap();
+    assert!(host.patches().unwrap()[0].transition.is_none());
+    assert_eq!(call(&tails, "tail", 1), 101);
+    call(&tails, "release", 0);
+    assert_eq!(thread.join().unwrap(), 2);
+}
+
+fn thrown() {
+    const THROWING: &str = "
+    extern \"C\" {
+    __attribute__((noinline)) int throws(int a) { if (a == 1) throw 1; return a; }
+    int throws_more(int a) { if (a <= 2) throw 2; return a + 100; }
+    int catches(int a) { try { return throws(a); } catch (int thrown) { return -thrown; } }
+    }
+    ";
+    // SAFETY: the C++ runtime, whose initialisers ask for nothing.
+    let runtime = unsafe { libc::dlopen(c"libstdc++.so.6".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    assert!(!runtime.is_null());
+    let flags = ["-O2", "-fPIC", "-fpatchable-function-entry=5"];
+    let object = object_from_text("throwing", Language::Cxx, THROWING, Compiler::Cc, &flags).unwrap();
+    let host = host();
+    // SAFETY: the text is ours.
+    let throwing = host.load(&unsafe { Image::trusted(std::fs::read(object).unwrap()) }.named("throwing")).unwrap();
+    let results = || [1, 2, 3].map(|a| call(&throwing, "catches", a));
+    assert_eq!(results(), [-1, 2, 3]);
+    host.enable_patch("first", patch("throwing", vec![func("throws", &throwing, "throws_more")]), None).unwrap();
+    settled(&host);
+    assert_eq!(results(), [-2, -2, 103]);
+    host.disable_patch("first").unwrap();
+    settled(&host);
+    assert_eq!(results(), [-1, 2, 3]);
+}
+
+fn dropped() {
+    let host = host();
+    let used = || modload::Arena::get().unwrap().usage().map(|stripe| stripe.used);
+    let before = used();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let other = built("target", TARGET);
+    host.enable_patch("first", patch("target", vec![func("one", &new, "new_one")]), Some(&new)).unwrap();
+    // Another host has a module of that name, and nothing to do with it.
+    let second = Host::builder().process_symbols().build().unwrap();
+    let same = second.load(&other).unwrap();
+    assert_eq!((call(&target, "one", 1), call(&same, "one", 1)), (102, 2));
+    assert!(second.patches().unwrap().is_empty());
+    drop((target, new));
+    drop(host);
+    assert_eq!(call(&same, "one", 1), 2);
+    drop(same);
+    drop(second);
+    // Stubs stay; of modules nothing does.
+    assert!(used()[0] - before[0] <= 64 * 64, "{:?} {:?}", before, used());
+    assert_eq!(used()[1..], before[1..]);
+}
+
+fn refused() {
+    const TWICE: &str = "
+    static __attribute__((noinline)) int same(int a) { __asm__ volatile(\"\"); return a + 1; }
+    int first_same(int a) { return same(a); }
+    __attribute__((noinline, patchable_function_entry(0))) int plain(int a) { __asm__ volatile(\"\"); return a; }
+    int data = 7;
+    ";
+    let host = host();
+    let twice = host.load(&built("twice", TWICE)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let why = |name: &str, spec: PatchSpec| {
+        let mut error: &dyn std::error::Error = &host.enable_patch(name, spec, None).unwrap_err();
+        let mut text = error.to_string();
+        while let Some(source) = error.source() {
+            text = format!("{text}: {source}");
+            error = source;
+        }
+        text
+    };
+    let of = |old: &str, position: u64| {
+        patch("twice", vec![FuncSpec { old_sympos: position, ..func(old, &new, "new_one") }])
+    };
+    assert_eq!(why("p", of("nothing", 0)), "symbol 'nothing' not found in object 'twice'");
+    assert_eq!(why("p", of("data", 0)), "symbol 'data' not found in object 'twice'");
+    let position = why("p", of("same", 2));
+    assert_eq!(position, "symbol 'same' is there 1 times in object 'twice': position 2 is none of them");
+    assert!(why("p", of("plain", 0)).starts_with("function 'plain' of object 'twice' cannot be patched: "));
+    assert_eq!(why("p", PatchSpec::default()), "the patch has no objects");
+    assert_eq!(why("p", patch("twice", Vec::new())), "object 'twice' has no functions");
+    host.enable_patch("p", of("same", 1), None).unwrap();
+    assert_eq!(call(&twice, "first_same", 1), 102);
+    assert_eq!(why("p", of("same", 1)), "patch 'p' is enabled already");
+    let disabled = host.disable_patch("q").unwrap_err();
+    assert_eq!(disabled.to_string(), "there is no patch 'q'");
+    assert!(matches!(host.reverse_patch("p"), Err(modload::PatchError::NoTransition)));
+    assert!(matches!(host.force_patch("p"), Err(modload::PatchError::NoTransition)));
+    // A target whose patch does not fit it is refused, and says why.
+    host.enable_patch("late", patch("later", vec![func("missing", &new, "new_one")]), None).unwrap();
+    let refused = host.load(&built("later", "int there(int a) { return a; }")).unwrap_err().to_string();
+    assert!(refused.contains("patch 'late' failed for module 'later'") && refused.contains("'missing'"), "{refused}");
+    // Who refuses in a callback is named, too.
+    let callbacks = Callbacks { pre_patch: Some(Arc::new(|| Err(-19))), ..Callbacks::default() };
+    let funcs = vec![func("first_same", &new, "new_one")];
+    let object = ObjectSpec { name: Some("twice".into()), funcs, callbacks };
+    let text = why("c", PatchSpec { objects: vec![object], ..PatchSpec::default() });
+    assert_eq!(text, "pre-patch callback failed for object 'twice': it returned -19");
+    assert_eq!(call(&twice, "first_same", 1), 102);
 }
