@@ -40,6 +40,7 @@ struct NotifierBlock {
 #[repr(C)]
 struct CModule {
     name: [c_char; 56],
+    state: c_int,
 }
 
 /// What a host is made of.
@@ -186,7 +187,7 @@ impl CNotifier {
         // SAFETY: the block lies in the data of a module that is still there: it leaves the chains before it goes.
         let NotifierBlock { call, .. } = unsafe { ptr::read_unaligned(block) };
         let Some(call) = call else { return NOTIFY_OK };
-        let mut copy = CModule { name: [0; 56] };
+        let mut copy = CModule { name: [0; 56], state: c_int::try_from(action).unwrap_or_default() };
         let named = copy.name.iter_mut().zip(module.name().bytes());
         named.for_each(|(to, from)| *to = c_char::from_ne_bytes([from]));
         let data: *mut c_void = match module.this_module() {
