@@ -512,6 +512,14 @@ impl Table {
             patch.note(&format!("pre-patch callback failed for object '{module}'"));
             return Err(PatchError::Callback { object: module.to_owned(), errno });
         }
+        if let Err(error) = self.can_divert(id, number) {
+            if let Some(patch) = self.patch_mut(id) {
+                let (name, errno) = (&patch.name, error.errno());
+                patch.note(&format!("failed to apply patch '{name}' to module '{module}' (-{errno})"));
+                patch.objects[number].post_unpatch();
+            }
+            return Err(error);
+        }
         let mut entries = Vec::new();
         for (entry, patched) in found {
             entries.push(entry);
