@@ -124,6 +124,13 @@ pub fn untraceable(entry: Addr) -> Option<TraceError> {
     table().find(&[Divert { entry, to: None }]).err()
 }
 
+/// By whom calls of a function go elsewhere already, so that they cannot be diverted: a tracer that redirects.
+#[must_use]
+pub fn redirected(entry: Addr) -> Option<TraceError> {
+    let found = table().find(&[Divert { entry, to: Some(entry) }]);
+    found.err().filter(|error| matches!(error, TraceError::Redirected { .. }))
+}
+
 /// The address behind the site of a function.
 #[must_use]
 pub fn behind(entry: Addr) -> Option<Addr> {

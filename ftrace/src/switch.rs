@@ -21,7 +21,10 @@ impl Table {
             let filter = tracer.filter.of_module(&part.module);
             let meant = |(_, entry): &(usize, &Entry)| filter.matches(&entry.site.name);
             let meant: Vec<usize> = part.entries.iter().enumerate().filter(meant).map(|(number, _)| number).collect();
-            let taken = |number: &&usize| part.entries[**number].tracers.iter().any(|id| redirecting.contains(id));
+            let taken = |number: &&usize| {
+                let entry = &part.entries[**number];
+                entry.divert.is_some() || entry.tracers.iter().any(|id| redirecting.contains(id))
+            };
             if let Some(number) = meant.iter().find(taken).filter(|_| tracer.redirects) {
                 let function = part.entries[*number].site.name.to_string();
                 return Err(TraceError::Redirected { module: part.module.to_string(), function });

@@ -1,10 +1,10 @@
-//! What every host exports to modules: Linux's `register_module_notifier` and its inverse, and the functions behind
-//! static keys and static calls.
+//! What every host exports to modules: Linux's `register_module_notifier` and its inverse, `klp_enable_patch`, lines for the log,
+//! and the functions behind static keys, static calls and live patches.
 #![expect(unsafe_code, reason = "C callers pass pointers, and C callbacks take them")]
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::ffi::{c_char, c_int, c_ulong, c_void};
+use std::ffi::{CStr, c_char, c_int, c_ulong, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
@@ -40,6 +40,7 @@ struct NotifierBlock {
 #[repr(C)]
 struct CModule {
     name: [c_char; 56],
+    state: c_int,
 }
 
 /// What a host is made of.
@@ -126,15 +127,66 @@ fn owner(block: Addr) -> Option<(Arc<Inner>, Arc<Module>)> {
 
 /// The names and addresses of the functions below, and of those that switch keys.
 pub(crate) fn exports() -> impl Iterator<Item = (&'static str, Addr)> {
-    type Function = extern "C" fn(*mut NotifierBlock) -> c_int;
-    let address = |function: Function| {
-        #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
-        let pointer = function as *const ();
-        Addr::new(wide(pointer.expose_provenance()))
-    };
-    let notifiers =
-        [("register_module_notifier", address(register)), ("unregister_module_notifier", address(unregister))];
-    notifiers.into_iter().chain(modload_static_keys::exports())
+    type OfBlock = extern "C" fn(*mut NotifierBlock) -> c_int;
+    type OfPatch = extern "C" fn(*const c_void) -> c_int;
+    type OfText = extern "C" fn(*const c_void, c_int, *const c_char);
+    let address = |pointer: *const ()| Addr::new(wide(pointer.expose_provenance()));
+    #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
+    let [register, unregister, enable, log] = [
+        register as OfBlock as *const (),
+        unregister as OfBlock as *const (),
+        enable_patch as OfPatch as *const (),
+        log as OfText as *const (),
+    ];
+    let ours = [
+        ("register_module_notifier", address(register)),
+        ("unregister_module_notifier", address(unregister)),
+        ("klp_enable_patch", address(enable)),
+        ("modload_log", address(log)),
+    ];
+    ours.into_iter().chain(modload_static_keys::exports()).chain(modload_livepatch::exports())
+}
+
+/// `int klp_enable_patch(struct klp_patch *)`: from the init of the module in whose data the patch lies (-EINVAL).
+extern "C" fn enable_patch(patch: *const c_void) -> c_int {
+    let at = Addr::new(wide(patch.expose_provenance()));
+    let Some((host, module)) = owner(at) else { return -EINVAL };
+    match host.livepatch.enable_from_init(&host.loader, &module, at) {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::warn!(module = module.name(), %error, "a live patch is not enabled");
+            error.errno().saturating_neg()
+        }
+    }
+}
+
+/// `void modload_log(const struct module *, int level, const char *)`: a line in the timeline for each of the text's. Linux's levels.
+extern "C" fn log(module: *const c_void, level: c_int, text: *const c_char) {
+    const ERROR: c_int = 3;
+    const WARNING: c_int = 4;
+    let Some((_, module)) = owner(Addr::new(wide(module.expose_provenance()))) else { return };
+    if text.is_null() {
+        return;
+    }
+    // SAFETY: the C contract says that it is a string; it is not kept.
+    let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
+    for line in text.lines() {
+        // A terminal would take control characters for its own.
+        let mut shown = String::with_capacity(line.len());
+        for letter in line.chars() {
+            match letter {
+                '\t' => shown.push(letter),
+                control if control.is_control() => shown.extend(control.escape_debug()),
+                _ => shown.push(letter),
+            }
+        }
+        match level {
+            ..=ERROR => tracing::error!(module = module.name(), "{shown}"),
+            WARNING => tracing::warn!(module = module.name(), "{shown}"),
+            _ => tracing::info!(module = module.name(), "{shown}"),
+        }
+        module.log(shown);
+    }
 }
 
 /// `int register_module_notifier(struct notifier_block *)`: joins with `Order::same(priority)`. The block must lie in
@@ -186,7 +238,7 @@ impl CNotifier {
         // SAFETY: the block lies in the data of a module that is still there: it leaves the chains before it goes.
         let NotifierBlock { call, .. } = unsafe { ptr::read_unaligned(block) };
         let Some(call) = call else { return NOTIFY_OK };
-        let mut copy = CModule { name: [0; 56] };
+        let mut copy = CModule { name: [0; 56], state: c_int::try_from(action).unwrap_or_default() };
         let named = copy.name.iter_mut().zip(module.name().bytes());
         named.for_each(|(to, from)| *to = c_char::from_ne_bytes([from]));
         let data: *mut c_void = match module.this_module() {

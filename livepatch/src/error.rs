@@ -4,7 +4,9 @@ use modload_edit::Addr;
 use modload_ftrace::TraceError;
 use thiserror::Error;
 
+use crate::structs::StructError;
 use crate::stub::StubError;
+use crate::table::{Log, note};
 
 /// A patch was not enabled, disabled or reversed. All is as it was.
 #[derive(Debug, Error)]
@@ -31,12 +33,12 @@ pub enum PatchError {
     /// It has no objects.
     #[error("the patch has no objects")]
     Empty,
-    /// An object has no functions.
-    #[error("object '{object}' has no functions")]
-    NoFuncs {
-        /// The object.
-        object: String,
-    },
+    /// The records of a module are not what they must be.
+    #[error(transparent)]
+    Struct(#[from] StructError),
+    /// The module that enables a patch is going.
+    #[error("module '{0}' is going")]
+    Going(String),
     /// There is no function of this name.
     #[error("symbol '{symbol}' not found in object '{object}'")]
     NotFound {
@@ -99,6 +101,57 @@ pub enum PatchError {
     /// Stacks cannot be walked.
     #[error("stacks cannot be walked")]
     NoRows(#[from] modload_threads::frames::NoFinder),
+}
+
+impl PatchError {
+    /// The error number that Linux's `klp_enable_patch` would give for this, or the nearest there is.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        const ENOENT: i32 = 2;
+        const EAGAIN: i32 = 11;
+        const ENOMEM: i32 = 12;
+        const EBUSY: i32 = 16;
+        const EEXIST: i32 = 17;
+        const ENODEV: i32 = 19;
+        const EINVAL: i32 = 22;
+        const EDEADLK: i32 = 35;
+        match self {
+            PatchError::Callback { errno, .. } => *errno,
+            PatchError::Enabled(_) => EEXIST,
+            PatchError::InTransition(_) => EBUSY,
+            PatchError::Nested => EDEADLK,
+            PatchError::NoExtent { .. } | PatchError::Unknown(_) => ENOENT,
+            PatchError::Function { source, .. } | PatchError::Trace(source) => match **source {
+                TraceError::Redirected { .. } => EBUSY,
+                TraceError::NoSite { .. } => EINVAL,
+                _ => EAGAIN,
+            },
+            PatchError::Stub(_) => ENOMEM,
+            PatchError::Threads(_) => EAGAIN,
+            PatchError::NoRows(_) | PatchError::Going(_) => ENODEV,
+            _ => EINVAL,
+        }
+    }
+
+    /// Notes what Linux notes when a function cannot be found.
+    pub(crate) fn note(&self, log: &Log) {
+        match self {
+            PatchError::NotFound { symbol, .. } => note(log, &format!("symbol '{symbol}' not found in symbol table")),
+            PatchError::Position { object, symbol, position: 0, .. } => {
+                note(log, &format!("unresolvable ambiguity for symbol '{symbol}' in object '{object}'"));
+            }
+            PatchError::Position { object, symbol, position, .. } => {
+                note(
+                    log,
+                    &format!("symbol position '{position}' for symbol '{symbol}' in object '{object}' not found"),
+                );
+            }
+            PatchError::Function { symbol, .. } => {
+                note(log, &format!("failed to find location for function '{symbol}'"));
+            }
+            _ => {}
+        }
+    }
 }
 
 impl From<TraceError> for PatchError {

@@ -4,11 +4,15 @@
 //! - [`PatchSpec`], [`ObjectSpec`], [`FuncSpec`], [`Callbacks`], [`StateSpec`]: what a patch is to do.
 //! - [`PatchStatus`]: which patches there are, and who stands in the way of a transition.
 //! - [`checkpoint`]: where a thread can go over.
+//! - [`exports`]: what modules call; [`Livepatch::enable_from_init`] is behind the rest, `klp_enable_patch`.
 
 #![deny(unsafe_code)]
 
 mod spec;
 mod error;
+mod structs;
+mod shadow;
+mod previous;
 mod stub;
 mod table;
 mod find;
@@ -16,10 +20,13 @@ mod transition;
 mod operate;
 mod status;
 mod subscriber;
+mod exports;
 
 pub use error::PatchError;
+pub use exports::exports;
 pub use spec::{Callbacks, FuncSpec, ObjectSpec, PatchSpec, StateSpec};
 pub use status::{DEEPEST_SHOWN, ObjectStatus, PatchStatus, Standing, standing};
+pub use structs::StructError;
 pub use stub::StubError;
 pub use subscriber::Livepatch;
 pub use table::Log;

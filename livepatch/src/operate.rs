@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use modload_edit::Addr;
-use modload_ftrace::{Divert, divert};
-use modload_loader::Reference;
+use modload_ftrace::{Divert, divert, redirected};
+use modload_loader::{Module, Reference, Refusal, State};
 
 use crate::error::PatchError;
 use crate::find::{Place, extent};
+use crate::previous::Previous;
 use crate::spec::{ObjectSpec, PatchSpec};
-use crate::table::{Func, FuncId, HostId, Log, Object, Patch, PatchId, Patched, Table};
+use crate::structs::CObject;
+use crate::table::{Func, FuncId, HostId, Log, Object, Patch, PatchId, Patched, Table, note};
 use crate::transition::Target;
 
 /// A patch that is to be enabled.
@@ -17,16 +19,15 @@ pub(crate) struct Wanted {
     pub(crate) host: HostId,
     pub(crate) name: Arc<str>,
     pub(crate) spec: PatchSpec,
+    /// The records of a module whose init enables it: one for each object.
+    pub(crate) c_objects: Vec<CObject>,
+    pub(crate) c_states: Vec<(u64, Addr)>,
     pub(crate) keep: Option<Reference>,
     pub(crate) log: Log,
 }
 
-fn object(spec: ObjectSpec) -> Result<Object, PatchError> {
+fn object(spec: ObjectSpec, c: Option<CObject>) -> Result<Object, PatchError> {
     let name: Option<Arc<str>> = spec.name.map(Into::into);
-    if spec.funcs.is_empty() {
-        let object = name.as_deref().unwrap_or(crate::table::VMLINUX).to_owned();
-        return Err(PatchError::NoFuncs { object });
-    }
     let func = |func: crate::spec::FuncSpec| {
         let extent = vec![extent(func.new_func)?];
         let (old_name, old_sympos) = (func.old_name.into(), func.old_sympos);
@@ -34,10 +35,17 @@ fn object(spec: ObjectSpec) -> Result<Object, PatchError> {
     };
     let funcs = spec.funcs.into_iter().map(func).collect::<Result<_, PatchError>>()?;
     let callbacks = spec.callbacks;
-    Ok(Object { name, funcs, callbacks, loaded: false, patched: false, post_unpatch_enabled: false })
+    let object = Object::new(name, funcs);
+    Ok(Object { callbacks, c, ..object })
 }
 
 impl Object {
+    fn new(name: Option<Arc<str>>, funcs: Vec<Func>) -> Object {
+        let callbacks = crate::spec::Callbacks::default();
+        let (c, is_dynamic, loaded, patched, post_unpatch_enabled) = (None, false, false, false, false);
+        Object { name, funcs, callbacks, c, is_dynamic, loaded, patched, post_unpatch_enabled }
+    }
+
     /// Finds the functions of an object that is there: Linux's `klp_init_object_loaded`.
     fn is_loaded(&mut self, place: &Place<'_>) -> Result<Vec<(Addr, Patched)>, PatchError> {
         let mut found = Vec::new();
@@ -48,7 +56,17 @@ impl Object {
             found.push((entry, Patched { home, extent, stack: Vec::new() }));
         }
         self.loaded = true;
+        if let (Some(c), Place::Module(module, _)) = (&mut self.c, place) {
+            c.arrives(module);
+        }
         Ok(found)
+    }
+
+    /// It is not there any more.
+    fn is_unloaded(&mut self) {
+        self.loaded = false;
+        self.funcs.iter_mut().for_each(|func| func.old = None);
+        self.c.iter_mut().for_each(CObject::leaves);
     }
 
     fn pre_patch(&mut self) -> Result<(), i32> {
@@ -92,7 +110,7 @@ impl Table {
         wanted: Wanted,
         place: &mut dyn FnMut(Option<&str>) -> Option<Place<'a>>,
     ) -> Result<(), PatchError> {
-        let Wanted { host, name, spec, keep, log } = wanted;
+        let Wanted { host, name, spec, c_objects, c_states, keep, log } = wanted;
         if spec.objects.is_empty() {
             return Err(PatchError::Empty);
         }
@@ -108,20 +126,23 @@ impl Table {
             None => !replace,
         };
         if !self.patches.iter().filter(|patch| patch.host == host).flat_map(|patch| &patch.states).all(knows) {
+            note(&log, &format!("Livepatch patch ({name}) is not compatible with the already installed livepatches."));
             return Err(PatchError::Incompatible { patch: name.to_string() });
         }
-        let objects = objects.into_iter().map(object).collect::<Result<Vec<_>, _>>()?;
+        let records = c_objects.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+        let objects =
+            objects.into_iter().zip(records).map(|(spec, c)| object(spec, c)).collect::<Result<Vec<_>, _>>()?;
         self.last_patch += 1;
         let id = PatchId(self.last_patch);
         let mut patch =
-            Patch { id, host, name, objects, replace, states, enabled: false, forced: false, log, _keep: keep };
+            Patch { id, host, name, objects, replace, states, enabled: false, forced: false, log, c_states, keep };
         if replace {
             self.add_nops(&mut patch);
         }
         let mut found = Vec::new();
         for object in &mut patch.objects {
             if let Some(place) = place(object.name.as_deref()) {
-                found.extend(object.is_loaded(&place)?);
+                found.extend(object.is_loaded(&place).inspect_err(|error| error.note(&patch.log))?);
             }
         }
         patch.note(&format!("enabling patch '{}'", patch.name));
@@ -130,6 +151,7 @@ impl Table {
         for (entry, patched) in found {
             self.functions.entry(entry).or_insert(patched);
         }
+        let _previous = Previous::are(self.states_before(id));
         let enabled = self.enable_objects(id).and_then(|()| {
             self.note(id, "starting patching transition");
             self.begin(id, Target::Patched)
@@ -168,14 +190,8 @@ impl Table {
             for old_object in &old.objects {
                 let same = patch.objects.iter().position(|object| object.name == old_object.name);
                 let at = same.unwrap_or_else(|| {
-                    patch.objects.push(Object {
-                        name: old_object.name.clone(),
-                        funcs: Vec::new(),
-                        callbacks: crate::spec::Callbacks::default(),
-                        loaded: false,
-                        patched: false,
-                        post_unpatch_enabled: false,
-                    });
+                    let object = Object::new(old_object.name.clone(), Vec::new());
+                    patch.objects.push(Object { is_dynamic: true, ..object });
                     patch.objects.len() - 1
                 });
                 let object = &mut patch.objects[at];
@@ -205,7 +221,28 @@ impl Table {
                 }
                 return Err(PatchError::Callback { object: name, errno });
             }
+            if let Err(source) = self.can_divert(id, number) {
+                if let Some(patch) = self.patch(id) {
+                    patch.note(&format!("failed to patch object '{name}'"));
+                }
+                return Err(source);
+            }
             self.patch_object(id, number);
+        }
+        Ok(())
+    }
+
+    /// Looks whether somebody else redirects one of an object's functions, as far as that can be known before it is done.
+    fn can_divert(&self, id: PatchId, object: usize) -> Result<(), PatchError> {
+        let Some(patch) = self.patch(id) else { return Ok(()) };
+        let object = &patch.objects[object];
+        for func in &object.funcs {
+            let Some(source) = func.old.and_then(redirected) else { continue };
+            let symbol = func.old_name.to_string();
+            let error = PatchError::Function { object: object.name().to_owned(), symbol, source: Box::new(source) };
+            let (name, errno) = (&func.old_name, error.errno());
+            patch.note(&format!("failed to register ftrace handler for function '{name}' (-{errno})"));
+            return Err(error);
         }
         Ok(())
     }
@@ -266,6 +303,7 @@ impl Table {
 
     /// All threads are over: Linux's `klp_complete_transition`.
     pub(crate) fn complete(&mut self, id: PatchId, target: Target) {
+        let _previous = Previous::are(self.states_before(id));
         self.note(id, &format!("completing {} transition", named(target)));
         if let Some(transition) = self.transition.take() {
             self.stubs.retire(transition.moving.iter().map(|moving| moving.fork));
@@ -335,9 +373,8 @@ impl Table {
                 }
             }
         }
-        of.objects.retain(|object| {
-            !object.funcs.is_empty() || object.name.is_none() && object.patched && !object.funcs.is_empty()
-        });
+        // They came last, too.
+        of.objects.retain(|object| !object.is_dynamic);
         entries
     }
 
@@ -347,6 +384,7 @@ impl Table {
             return Err(PatchError::InTransition(self.name(transition.patch)));
         }
         self.note(id, "initializing unpatching transition");
+        let _previous = Previous::are(self.states_before(id));
         if let Some(patch) = self.patch(id) {
             patch.objects.iter().filter(|object| object.patched).for_each(Object::pre_unpatch);
         }
@@ -422,7 +460,8 @@ impl Table {
         host: HostId,
         place: &Place<'_>,
         module: &str,
-    ) -> Result<Vec<Divert>, String> {
+    ) -> Result<Vec<Divert>, Refusal> {
+        let _previous = self.transition.as_ref().map(|transition| Previous::are(self.states_before(transition.patch)));
         let ids: Vec<_> = self.patches.iter().filter(|patch| patch.host == host).map(|patch| patch.id).collect();
         let mut entries = Vec::new();
         for id in ids {
@@ -440,7 +479,8 @@ impl Table {
                         ));
                     }
                     self.undo_coming(host, module, id);
-                    return Err(format!("patch '{name}' failed for module '{module}': {error}"));
+                    let reason = format!("patch '{name}' failed for module '{module}': {error}");
+                    return Err(Refusal { reason, errno: Some(error.errno()) });
                 }
             }
         }
@@ -463,12 +503,22 @@ impl Table {
         let Some(patch) = self.patch_mut(id) else { return Ok(Vec::new()) };
         let found = patch.objects[number].is_loaded(place);
         let found = found.inspect_err(|error| {
-            patch.note(&format!("failed to initialize patch '{}' for module '{module}' ({error})", patch.name));
+            error.note(&patch.log);
+            let (name, errno) = (&patch.name, error.errno());
+            patch.note(&format!("failed to initialize patch '{name}' for module '{module}' (-{errno})"));
         })?;
         patch.note(&format!("applying patch '{}' to loading module '{module}'", patch.name));
         if let Err(errno) = patch.objects[number].pre_patch() {
             patch.note(&format!("pre-patch callback failed for object '{module}'"));
             return Err(PatchError::Callback { object: module.to_owned(), errno });
+        }
+        if let Err(error) = self.can_divert(id, number) {
+            if let Some(patch) = self.patch_mut(id) {
+                let (name, errno) = (&patch.name, error.errno());
+                patch.note(&format!("failed to apply patch '{name}' to module '{module}' (-{errno})"));
+                patch.objects[number].post_unpatch();
+            }
+            return Err(error);
         }
         let mut entries = Vec::new();
         for (entry, patched) in found {
@@ -488,21 +538,41 @@ impl Table {
     fn undo_coming(&mut self, host: HostId, module: &str, failed: PatchId) {
         self.cleanup(host, module, Some(failed));
         if let Some(patch) = self.patch_mut(failed) {
-            for object in patch.objects.iter_mut().filter(|object| object.name.as_deref() == Some(module)) {
-                object.loaded = false;
-                object.funcs.iter_mut().for_each(|func| func.old = None);
-            }
+            let of_module = patch.objects.iter_mut().filter(|object| object.name.as_deref() == Some(module));
+            of_module.for_each(Object::is_unloaded);
         }
     }
 
     /// A module goes: Linux's `klp_module_going`.
     pub(crate) fn module_going(&mut self, host: HostId, module: &str) {
+        let _previous = self.transition.as_ref().map(|transition| Previous::are(self.states_before(transition.patch)));
+        self.target_is(host, module, State::Going);
         let entries = self.cleanup(host, module, None);
         // Its text may stay, if somebody is in it.
         if let Err(error) = divert(&self.settle(&entries)) {
             tracing::error!(%module, %error, "sites of a module that goes stay as they are");
         }
         self.forget(&entries);
+    }
+
+    /// A module that patches name has this state now.
+    pub(crate) fn target_is(&self, host: HostId, module: &str, state: State) {
+        let objects = self.patches.iter().filter(|patch| patch.host == host).flat_map(|patch| &patch.objects);
+        let named = objects.filter(|object| object.name.as_deref() == Some(module));
+        named.filter_map(|object| object.c.as_ref()).for_each(|c| c.is_now(state));
+    }
+
+    /// A module goes: what it has enabled, and could not hold it, is not in force any more. That is one whose init has failed
+    /// behind klp_enable_patch, or that is unloaded by force.
+    pub(crate) fn abandon(&mut self, host: HostId, module: &Module) {
+        let is_kept = |patch: &Patch| {
+            let kept = patch.keep.as_deref();
+            patch.host == host && kept.is_some_and(|kept| std::ptr::eq(kept, module))
+        };
+        for name in self.patches.iter().filter(|patch| is_kept(patch)).map(|patch| patch.name.clone()) {
+            tracing::error!(patch = %name, "the module of a patch goes: it is not in force any more, whoever is in its functions");
+        }
+        self.withdraw(&is_kept);
     }
 
     /// Linux's `klp_cleanup_module_patches_limited`.
@@ -530,8 +600,7 @@ impl Table {
             if let Some(patch) = self.patch_mut(id) {
                 let object = &mut patch.objects[number];
                 object.post_unpatch();
-                object.loaded = false;
-                object.funcs.iter_mut().for_each(|func| func.old = None);
+                object.is_unloaded();
             }
         }
         entries.sort();
@@ -544,19 +613,26 @@ impl Table {
 
     /// A host goes: its patches are not in force any more, whoever is in them.
     pub(crate) fn leave(&mut self, host: HostId) {
-        let of_host = |patch: &Patch| patch.host == host;
-        if self.transition.as_ref().is_some_and(|transition| self.patch(transition.patch).is_some_and(of_host))
+        self.withdraw(&|patch: &Patch| patch.host == host);
+    }
+
+    /// Takes patches out of force at once.
+    fn withdraw(&mut self, which: &dyn Fn(&Patch) -> bool) {
+        if !self.patches.iter().any(which) {
+            return;
+        }
+        if self.transition.as_ref().is_some_and(|transition| self.patch(transition.patch).is_some_and(which))
             && let Err(error) = self.force_all()
         {
             tracing::error!(%error, "a transition cannot be ended");
         }
-        let ids: Vec<_> = self.patches.iter().rev().filter(|patch| patch.host == host).map(|patch| patch.id).collect();
+        let ids: Vec<_> = self.patches.iter().rev().filter(|patch| which(patch)).map(|patch| patch.id).collect();
         let entries: Vec<_> = ids.into_iter().flat_map(|id| self.unpatch_all(id)).collect();
         if let Err(error) = divert(&self.settle(&entries)) {
             tracing::error!(%error, "sites of functions that were patched stay as they are");
         }
         self.forget(&entries);
-        let gone: Vec<_> = self.patches.extract_if(.., |patch| patch.host == host).collect();
+        let gone: Vec<_> = self.patches.extract_if(.., |patch| which(patch)).collect();
         drop(gone);
     }
 }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use modload_edit::Addr;
 use modload_ftrace::{Ftrace, divert_staged};
 use modload_loader::{Coming, Loader, Module, Reference, Refusal, State, Subscriber};
 
@@ -11,6 +12,7 @@ use crate::find::Place;
 use crate::operate::Wanted;
 use crate::spec::PatchSpec;
 use crate::status::PatchStatus;
+use crate::structs::{self, CPatch, StructError};
 use crate::table::{HostId, Log, PatchId, install, table};
 
 /// Live patching of one host's modules: its subscriber. Copies are the same.
@@ -43,6 +45,40 @@ impl Livepatch {
         keep: Option<Reference>,
         log: Log,
     ) -> Result<(), PatchError> {
+        let wanted =
+            Wanted { host: self.host, name: name.into(), spec, c_objects: Vec::new(), c_states: Vec::new(), keep, log };
+        self.enable_wanted(loader, wanted)
+    }
+
+    /// The same from a module's init, which says at `patch` what it wants: `klp_enable_patch(struct klp_patch *)` of the SDK. The
+    /// patch has the module's name, holds it, and its lines are the module's.
+    ///
+    /// # Errors
+    /// [`PatchError`]; [`StructError`](crate::StructError): what the module says cannot be followed.
+    pub fn enable_from_init(&self, loader: &Loader, module: &Arc<Module>, patch: Addr) -> Result<(), PatchError> {
+        let name = || module.name().to_owned();
+        let records = match () {
+            () if !module.is_live_patch() => Err(StructError::NotMarked(name())),
+            () if !module.is_in_init_here() => Err(StructError::NotInInit(name())),
+            () => structs::read(module, patch),
+        };
+        let CPatch { spec, objects, states } =
+            records.inspect_err(|error| module.log(format!("livepatch: {error}")))?;
+        let keep = module.get().ok_or_else(|| PatchError::Going(name()))?;
+        let logging = keep.clone();
+        let wanted = Wanted {
+            host: self.host,
+            name: module.name().into(),
+            spec,
+            c_objects: objects,
+            c_states: states,
+            keep: Some(keep),
+            log: Arc::new(move |line| logging.log(line)),
+        };
+        self.enable_wanted(loader, wanted)
+    }
+
+    fn enable_wanted(&self, loader: &Loader, wanted: Wanted) -> Result<(), PatchError> {
         let modules: Vec<(Arc<Module>, State)> = loader.look();
         let mut table = table()?;
         let alive = table.alive.clone();
@@ -55,7 +91,7 @@ impl Livepatch {
                 modules.iter().find(is_it).map(|(module, _)| Place::module(module))
             }
         };
-        table.enable(Wanted { host: self.host, name: name.into(), spec, keep, log }, &mut place)
+        table.enable(wanted, &mut place)
     }
 
     /// Disables a patch; when it is on its way out already, or in, turns it round: what writing to Linux's
@@ -138,7 +174,7 @@ impl Subscriber for Livepatch {
             return Ok(());
         }
         let place = Place::module(module);
-        let diverts = table.module_coming(self.host, &place, &name).map_err(Refusal::from).inspect_err(|_| {
+        let diverts = table.module_coming(self.host, &place, &name).inspect_err(|_| {
             table.alive.pop();
         })?;
         drop(place);
@@ -149,5 +185,12 @@ impl Subscriber for Livepatch {
         let Ok(mut table) = table() else { return };
         table.alive.retain(|alive| *alive != address(module));
         table.module_going(self.host, module.name());
+        table.abandon(self.host, module);
+    }
+
+    fn live(&self, module: &Module) {
+        if let Ok(table) = table() {
+            table.target_is(self.host, module.name(), State::Live);
+        }
     }
 }

@@ -17,6 +17,7 @@ use modload_threads::Tid;
 
 use crate::error::PatchError;
 use crate::spec::{Callbacks, StateSpec};
+use crate::structs::CObject;
 use crate::stub::Stubs;
 use crate::transition::Transition;
 
@@ -57,8 +58,10 @@ pub(crate) struct Patch {
     pub(crate) enabled: bool,
     pub(crate) forced: bool,
     pub(crate) log: Log,
+    /// States in the module's own memory: number and address.
+    pub(crate) c_states: Vec<(u64, Addr)>,
     /// Its module stays as long as it is here.
-    pub(crate) _keep: Option<Reference>,
+    pub(crate) keep: Option<Reference>,
 }
 
 impl fmt::Debug for Patch {
@@ -70,9 +73,14 @@ impl fmt::Debug for Patch {
 impl Patch {
     /// Notes a line, in Linux's wording.
     pub(crate) fn note(&self, line: &str) {
-        tracing::info!("livepatch: {line}");
-        (self.log)(&format!("livepatch: {line}"));
+        note(&self.log, line);
     }
+}
+
+/// Notes a line of which no patch is there yet.
+pub(crate) fn note(log: &Log, line: &str) {
+    tracing::info!("livepatch: {line}");
+    log(&format!("livepatch: {line}"));
 }
 
 /// Something whose functions a patch changes.
@@ -82,6 +90,10 @@ pub(crate) struct Object {
     pub(crate) name: Option<Arc<str>>,
     pub(crate) funcs: Vec<Func>,
     pub(crate) callbacks: Callbacks,
+    /// The module's own record of it, if a module's init has enabled the patch.
+    pub(crate) c: Option<CObject>,
+    /// Whether it is here for no-op functions alone.
+    pub(crate) is_dynamic: bool,
     /// Whether it is there: its functions are known.
     pub(crate) loaded: bool,
     pub(crate) patched: bool,
@@ -217,6 +229,13 @@ impl Table {
 
     pub(crate) fn patch_mut(&mut self, id: PatchId) -> Option<&mut Patch> {
         self.patches.iter_mut().find(|patch| patch.id == id)
+    }
+
+    /// The states of the patches of its host that were there before a patch, the newest last.
+    pub(crate) fn states_before(&self, id: PatchId) -> Vec<(u64, Addr)> {
+        let host = self.patch(id).map(|patch| patch.host);
+        let before = self.patches.iter().take_while(|patch| patch.id != id);
+        before.filter(|patch| Some(patch.host) == host).flat_map(|patch| patch.c_states.iter().copied()).collect()
     }
 
     pub(crate) fn func(&self, id: FuncId) -> Option<&Func> {

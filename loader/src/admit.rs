@@ -17,17 +17,14 @@ pub(crate) fn admit<'a>(
     policy: &'a Policy,
     recorder: Recorder<'_>,
 ) -> Result<Judge<'a>, Error> {
-    check(file, info)?;
+    check(file)?;
     let judge = Judge::new(policy, file, info)?;
     judge.module(recorder)?;
     Ok(judge)
 }
 
-/// Refuses sections, symbols and modinfo that ask for what is not there.
-pub(crate) fn check(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), Error> {
-    if info.is_live_patch() {
-        return Err(unsupported("modinfo", b"livepatch", "live patching is not supported yet"));
-    }
+/// Refuses sections and symbols that ask for what is not there.
+pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
     for section in &file.sections {
         if section.name == section::GNU_STACK.as_bytes() && section.flags.contains(elf::SHF_EXECINSTR) {
             let why = "it asks for an executable stack; gcc does so for pointers to nested functions";
@@ -51,7 +48,7 @@ pub(crate) fn check(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), Error> {
             return refused(known.why);
         }
         if section.name.starts_with(section::KLP_RELA_PREFIX.as_bytes()) {
-            return refused("live patching is not supported yet");
+            return refused("relocations that wait for a live patch's target are not supported yet");
         }
     }
     for (_, symbol) in file.symbols() {

@@ -282,9 +282,7 @@ fn tell(recorder: Recorder<'_>, member: &Member<Arc<Seat>>, state: State, run: i
 
 /// The module is GOING from here on.
 pub(crate) fn set_going(recorder: Recorder<'_>, module: &Module) {
-    if let Some(entry) = recorder.registry.lock().by_id_mut(module.id) {
-        entry.state = State::Going;
-    }
+    recorder.registry.lock().set_state(module.id, State::Going);
     recorder.registry.wake();
     recorder.record(|| EventKind::State { state: State::Going });
 }

@@ -5,11 +5,13 @@ use std::borrow::Cow;
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::transmute;
 use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use modload_edit::{Addr, index, wide};
 use modload_threads::boundary::{self, Thrown};
 
 use crate::link::Input;
+use crate::registry::State;
 
 /// Bytes of a module whose author is trusted, with the name and the parameters it is to be loaded with.
 #[derive(Clone, Debug)]
@@ -82,6 +84,24 @@ pub(crate) type Entry = Addr;
 
 fn pointer(at: Addr) -> *const () {
     ptr::with_exposed_provenance(index(at.get()))
+}
+
+/// Writes a module's state where its own `struct module` has it. The module's memory is there: it is in the registry's book, which
+/// the caller has in hand.
+pub(crate) fn write_state(this_module: Addr, state: State) {
+    /// Behind the name.
+    const OFFSET: u64 = 56;
+    let state = match state {
+        State::Live => 0,
+        State::Coming => 1,
+        State::Going => 2,
+        State::Unformed => 3,
+    };
+    let at = ptr::with_exposed_provenance_mut(index((this_module + OFFSET).get()));
+    // SAFETY: the block is aligned to 16 and lies in the module's data, which is there and which nobody takes for anything else:
+    // stage *layout* has put it there. The module's code only reads it.
+    let word = unsafe { AtomicU32::from_ptr(at) };
+    word.store(state, Ordering::Release);
 }
 
 /// Calls `int init(void)`.

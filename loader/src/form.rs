@@ -105,6 +105,7 @@ impl Unformed<'_> {
             params,
             license: info.license().map(escaped),
             taint: judge.taint(),
+            is_live_patch: info.is_live_patch(),
             proof: policy.proof,
         }));
         let memory = memory.form(frames)?;
@@ -328,7 +329,7 @@ fn publish_exports(
 fn enter(registry: &Registry, id: ModuleId, module: &Arc<Module>) {
     let mut book = registry.lock();
     if let Some(entry) = book.by_id_mut(id) {
-        entry.state = State::Coming;
         entry.module = Some(module.clone());
     }
+    book.set_state(id, State::Coming);
 }

@@ -161,7 +161,7 @@ impl Inspection {
             modinfo::entries(&section).map(|entry| (escaped(entry.key), escaped(entry.value))).collect();
         let named = modinfo::get(&section, "name").map_or_else(|| escaped(stem.as_bytes()), escaped);
         let refused = match info::read(&file, stem) {
-            Ok(info) => admit::check(&file, &info).err(),
+            Ok(_) => admit::check(&file).err(),
             Err(error) => Some(error),
         };
         let placed = file.sections.iter().zip(&layout.sections).enumerate().skip(1);

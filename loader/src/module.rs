@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use modload_edit::{Addr, NOPS, ZERO, index, wide};
 use modload_threads::frames::is_behind_call;
@@ -84,6 +85,7 @@ pub struct Module {
     pub(crate) params: Mutex<Vec<ParamInfo>>,
     pub(crate) license: Option<String>,
     taint: String,
+    is_live_patch: bool,
     pub(crate) proof: Proof,
     /// From LIVE on.
     pub(crate) core: Mutex<Option<Core>>,
@@ -113,6 +115,7 @@ pub(crate) struct Parts {
     pub(crate) params: Vec<ParamInfo>,
     pub(crate) license: Option<String>,
     pub(crate) taint: String,
+    pub(crate) is_live_patch: bool,
     pub(crate) proof: Proof,
 }
 
@@ -136,6 +139,7 @@ impl Module {
             params: Mutex::new(parts.params),
             license: parts.license,
             taint: parts.taint,
+            is_live_patch: parts.is_live_patch,
             proof: parts.proof,
             core: Mutex::new(None),
             accepted: Mutex::new(Accepted::default()),
@@ -157,10 +161,24 @@ impl Module {
     }
 
     /// What it taints its host with, in Linux's letters: P for a licence that is not compatible with the GPL, F for a
-    /// rule that it breaks and the policy let pass.
+    /// rule that it breaks and the policy let pass, K for a live patch.
     #[must_use]
     pub fn taint(&self) -> &str {
         &self.taint
+    }
+
+    /// Whether its `.modinfo` says that it is a live patch.
+    #[must_use]
+    pub fn is_live_patch(&self) -> bool {
+        self.is_live_patch
+    }
+
+    /// Whether it is COMING, and this thread is the one that loads it: this is called from its `init`, or from what that calls.
+    #[must_use]
+    pub fn is_in_init_here(&self) -> bool {
+        let book = self.registry.lock();
+        let here = thread::current().id();
+        book.by_id(self.id).is_some_and(|entry| entry.state == State::Coming && entry.thread == here)
     }
 
     /// Its state; `None` once it is freed.
@@ -305,6 +323,29 @@ impl Module {
     pub fn contains(&self, at: Addr) -> bool {
         let mut ranges = Part::ALL.into_iter().zip(self.ranges).filter(|(part, _)| self.has(*part));
         ranges.any(|(_, (start, len))| at.checked_offset_from(start).is_some_and(|offset| offset < len))
+    }
+
+    /// Whether a range lies in one part of its memory: text, read-only data, variables.
+    #[must_use]
+    pub fn holds(&self, at: Addr, len: u64) -> bool {
+        Part::ALL.into_iter().any(|part| self.has(part) && self.part_holds(part, at, len))
+    }
+
+    /// Whether a range lies among its variables that are there, and can be written, for as long as the module is.
+    #[must_use]
+    pub fn holds_variable(&self, at: Addr, len: u64) -> bool {
+        self.part_holds(Part::Data, at, len)
+    }
+
+    /// Whether an address lies in its text, that of init aside.
+    #[must_use]
+    pub fn holds_code(&self, at: Addr) -> bool {
+        self.part_holds(Part::Text, at, 1)
+    }
+
+    fn part_holds(&self, part: Part, at: Addr, len: u64) -> bool {
+        let (start, size) = self.ranges[part.slot()];
+        at.checked_offset_from(start).is_some_and(|offset| size.checked_sub(offset).is_some_and(|left| len <= left))
     }
 
     /// Whether a part is still this module's.

@@ -63,7 +63,7 @@ impl Loader {
         let linked = link::link(inputs, &[function.to_owned()], policy.size_limit).map_err(failed(Stage::Link))?;
         let file = File::validate(&linked.bytes).map_err(failed(Stage::Validate))?;
         let info = modinfo::read(&file, stem).map_err(failed(Stage::Modinfo))?;
-        admit::check(&file, &info).map_err(failed(Stage::Admit))?;
+        admit::check(&file).map_err(failed(Stage::Admit))?;
         let judge = Judge::new(policy, &file, &info).map_err(failed(Stage::Admit))?;
         let operations = policy.rewriting.host_operations.as_ref();
         let layout = layout::plan(&file, policy.size_limit, operations).map_err(failed(Stage::Layout))?;

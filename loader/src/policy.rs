@@ -279,9 +279,10 @@ impl<'a> Judge<'a> {
     }
 
     /// What the module taints its host with, in Linux's letters: P for a licence that is not compatible with the GPL,
-    /// F for a rule that was broken and let pass.
+    /// F for a rule that was broken and let pass, K for a live patch.
     pub(crate) fn taint(&self) -> String {
-        let letters = [('P', !self.info.is_gpl_compatible()), ('F', self.forced.get())];
+        let info = self.info;
+        let letters = [('P', !info.is_gpl_compatible()), ('F', self.forced.get()), ('K', info.is_live_patch())];
         letters.into_iter().filter(|(_, set)| *set).map(|(letter, _)| letter).collect()
     }
 }

@@ -14,6 +14,7 @@ use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use serde::{Deserialize, Serialize};
 
 use crate::chains::Seat;
+use crate::entry;
 use crate::error::{Error, escaped};
 use crate::fork;
 use crate::module::{Module, Reference};
@@ -447,6 +448,16 @@ impl Book {
         self.chains.forget_other_threads(thread);
     }
 
+    /// A module has this state from here on, and its own `struct module` says so.
+    pub(crate) fn set_state(&mut self, id: ModuleId, state: State) {
+        if let Some(entry) = self.by_id_mut(id) {
+            entry.state = state;
+            if let Some(at) = entry.module.as_ref().and_then(|module| module.this_module()) {
+                entry::write_state(at, state);
+            }
+        }
+    }
+
     pub(crate) fn remove(&mut self, id: ModuleId) {
         if let Ok(at) = self.modules.binary_search_by_key(&id, |entry| entry.id) {
             let entry = self.modules.remove(at);
@@ -471,11 +482,9 @@ impl Reservation {
     pub(crate) fn live(self) {
         {
             let mut book = self.registry.lock();
-            if let Some(entry) = book.by_id_mut(self.id) {
-                entry.state = State::Live;
-                let module = entry.module.clone();
-                book.taint.extend(module.iter().flat_map(|module| module.taint().chars()));
-            }
+            book.set_state(self.id, State::Live);
+            let module = book.by_id(self.id).and_then(|entry| entry.module.clone());
+            book.taint.extend(module.iter().flat_map(|module| module.taint().chars()));
         }
         self.registry.wake();
         std::mem::forget(self);

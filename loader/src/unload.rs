@@ -129,9 +129,7 @@ fn close_when_left(registry: &'static Registry, which: Which<'_>, unless: Unless
 fn reopen(registry: &Registry, module: &Module) {
     {
         let mut book = registry.lock();
-        if let Some(entry) = book.by_id_mut(module.id) {
-            entry.state = State::Live;
-        }
+        book.set_state(module.id, State::Live);
         module.reopen();
     }
     registry.wake();
@@ -209,8 +207,8 @@ fn try_close(book: &mut Book, id: ModuleId, name: &str, unless: Unless) -> Resul
         Unless::Used | Unless::UsedFor(_) => module.close().map(|()| 0).map_err(in_use)?,
         Unless::UsedByModules => module.close_by_force(),
     };
+    book.set_state(id, State::Going);
     if let Some(entry) = book.by_id_mut(id) {
-        entry.state = State::Going;
         entry.thread = thread::current().id();
     }
     if held != 0 {

@@ -6,11 +6,13 @@
 //! - [`image`], [`Watcher`], [`Log`]: fixtures as images, subscribers that keep a log.
 //! - [`Sites`], [`fire`]: text of our own to poke, and poking it while everybody runs through it.
 //! - [`Crowd`], [`WhoAndWhere`], [`block`]: threads to be held or asked.
+//! - [`klp_scenes`]: the scenes of live patching that Linux judges, too.
 //! - [`mappings`], [`descriptors`], [`peek`]: what the kernel says of this process. [`handle`]: a signal's handler.
 
 mod case;
 mod crowd;
 mod forked;
+mod klp;
 mod process;
 mod scene;
 mod sites;
@@ -20,6 +22,7 @@ pub use case::{Case, run};
 pub use crowd::{Crowd, WhoAndWhere, block, unblock};
 pub use fire::{Fired, Until, fire};
 pub use forked::{Ended, in_fork};
+pub use klp::{KlpScene, klp_folder, klp_scenes};
 pub use process::{Mapping, descriptors, handle, mappings, peek};
 pub use scene::{Chance, Log, Watcher, image, image_from_text, loader, object};
 pub use sites::Sites;

@@ -54,9 +54,20 @@ extern "C" {
 
 #define MODULE_NAME_LEN 56
 
-/* A module, as far as modules see it. The loader's own part follows, so that sizeof says nothing. */
+enum module_state {
+	MODULE_STATE_LIVE,     /* init has returned */
+	MODULE_STATE_COMING,   /* formed; init has not run */
+	MODULE_STATE_GOING,    /* exit has run, or init has failed */
+	MODULE_STATE_UNFORMED, /* being set up; nobody is told of it */
+};
+
+/*
+ * A module, as far as modules see it. The loader's own part follows, so that sizeof says nothing. The loader writes the state
+ * whenever it changes: read it once, with __atomic_load_n, where another thread may load or unload the module.
+ */
 struct module {
 	char name[MODULE_NAME_LEN];
+	enum module_state state;
 };
 
 /* Supplied by the loader: each module has its own. */
@@ -282,13 +293,6 @@ extern const struct kernel_param_ops param_ops_bool, param_ops_invbool, param_op
 	MODLOAD__INFO("parmtype=" name ":" type)
 
 /* ---- Hearing of other modules ------------------------------------------------------------------------------ */
-
-enum module_state {
-	MODULE_STATE_LIVE,     /* init has returned */
-	MODULE_STATE_COMING,   /* formed; init has not run */
-	MODULE_STATE_GOING,    /* exit has run, or init has failed */
-	MODULE_STATE_UNFORMED, /* being set up; nobody is told of it */
-};
 
 /*
  * A callback on the chain of module notifiers. It is called with an enum module_state and the struct module * that

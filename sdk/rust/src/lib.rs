@@ -49,7 +49,12 @@ use core::ptr;
 #[derive(Debug)]
 pub struct Module {
     name: [c_char; 56],
+    /// The loader writes it whenever it changes.
+    state: UnsafeCell<c_int>,
 }
+
+// SAFETY: what the loader writes while others look is read by nobody through this type.
+unsafe impl Sync for Module {}
 
 /// The operations of a parameter's type; only its address is used.
 #[repr(C)]

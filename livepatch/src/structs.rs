@@ -1,0 +1,396 @@
+//! The C side: the records of a module that says what it patches, its callbacks, and the memory of shadow variables. The one file of
+//! this crate with unsafe code.
+//!
+//! Records are read at addresses that a module names. What does not lie in the module's own memory is refused, whatever it is: each
+//! record, each string up to its end, each function. What is written, `klp_object.mod`, must lie in variables that last.
+#![expect(unsafe_code, reason = "C structs are read where a module has them, and C functions are called")]
+
+use std::alloc::{self, Layout};
+use std::ffi::{c_char, c_int, c_ulong, c_void};
+use std::mem::{size_of, transmute};
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use modload_edit::{Addr, index, wide};
+use modload_loader::{Module, State};
+use modload_threads::boundary::{Thrown, guard};
+use thiserror::Error;
+
+use crate::spec::{Callbacks, FuncSpec, ObjectSpec, PatchSpec, StateSpec};
+
+/// Records of one kind that a patch may have.
+const MOST_RECORDS: usize = 4096;
+/// Bytes that a name may have: Linux's KSYM_NAME_LEN, and MODULE_NAME_LEN.
+const LONGEST: usize = 511;
+/// What a callback that throws is taken to have returned.
+const EIO: i32 = 5;
+
+/// `struct klp_func` of the SDK.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct KlpFunc {
+    old_name: usize,
+    new_func: usize,
+    old_sympos: c_ulong,
+    internal: [usize; 5],
+}
+
+/// `struct klp_object` of the SDK, with its `struct klp_callbacks`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct KlpObject {
+    name: usize,
+    funcs: usize,
+    /// `pre_patch`, `post_patch`, `pre_unpatch`, `post_unpatch`.
+    callbacks: [usize; 4],
+    callbacks_internal: usize,
+    module: usize,
+    internal: [usize; 4],
+}
+
+/// `struct klp_state` of the SDK.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct KlpState {
+    id: c_ulong,
+    version: u32,
+    padding: u32,
+    data: usize,
+}
+
+/// `struct klp_patch` of the SDK.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct KlpPatch {
+    module: usize,
+    objs: usize,
+    states: usize,
+    replace: u8,
+    padding: [u8; 7],
+    internal: [usize; 8],
+}
+
+const _: () = assert!(size_of::<KlpFunc>() == 64 && size_of::<KlpObject>() == 96);
+const _: () = assert!(size_of::<KlpState>() == 24 && size_of::<KlpPatch>() == 96);
+
+/// Integers and arrays of them: any bytes are one, and nothing of it is padding.
+trait Plain: Copy {}
+impl Plain for u8 {}
+impl Plain for KlpFunc {}
+impl Plain for KlpObject {}
+impl Plain for KlpState {}
+impl Plain for KlpPatch {}
+
+/// The records of a patch are not what they must be.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum StructError {
+    /// The module does not say that it is a live patch.
+    #[error("module {0} is not marked as a livepatch module: MODULE_INFO(livepatch, \"Y\") does that")]
+    NotMarked(String),
+    /// A patch is enabled by its module's init.
+    #[error("klp_enable_patch is called by {0}, but not from its init")]
+    NotInInit(String),
+    /// `mod` is another module, or NULL.
+    #[error("the patch's `mod` is not THIS_MODULE of {0}")]
+    OtherModule(String),
+    /// Something must be there.
+    #[error("{0} is NULL")]
+    Null(&'static str),
+    /// Something lies elsewhere.
+    #[error("{what} does not lie in the module's own memory, or not all of it")]
+    Outside {
+        /// What.
+        what: &'static str,
+    },
+    /// A record that is written lies where it cannot be, or not as long as the module is there.
+    #[error("{what} must be a variable: neither constant, nor __initdata, nor __ro_after_init")]
+    NoVariable {
+        /// What.
+        what: &'static str,
+    },
+    /// A pointer to a function leads elsewhere.
+    #[error("{what} is no function in the module's text that stays when init has returned")]
+    NoFunction {
+        /// What.
+        what: &'static str,
+    },
+    /// A name has no end.
+    #[error("{what} has more than {LONGEST} bytes")]
+    TooLong {
+        /// What.
+        what: &'static str,
+    },
+    /// An array has no end.
+    #[error("there are more than {MOST_RECORDS} {what}: an array ends with an empty record")]
+    TooMany {
+        /// What.
+        what: &'static str,
+    },
+}
+
+/// What a module's `struct klp_patch` says.
+#[derive(Debug)]
+pub(crate) struct CPatch {
+    pub(crate) spec: PatchSpec,
+    /// As the spec has them.
+    pub(crate) objects: Vec<CObject>,
+    /// Numbers of states, and where they are.
+    pub(crate) states: Vec<(u64, Addr)>,
+}
+
+/// The memory of one module, which is in `init`.
+struct Memory<'m>(&'m Module);
+
+impl Memory<'_> {
+    fn read<T: Plain>(&self, at: Addr, what: &'static str) -> Result<T, StructError> {
+        if !self.0.holds(at, wide(size_of::<T>())) {
+            return Err(StructError::Outside { what });
+        }
+        let from = ptr::with_exposed_provenance::<T>(index(at.get()));
+        // SAFETY: all of it lies in one part of the memory of a module that is there, and any bytes are a `T`.
+        Ok(unsafe { ptr::read_unaligned(from) })
+    }
+
+    fn string(&self, at: usize, what: &'static str) -> Result<String, StructError> {
+        let at = Addr::new(wide(at));
+        let mut bytes = Vec::new();
+        loop {
+            match self.read(at + wide(bytes.len()), what)? {
+                0 => return Ok(String::from_utf8_lossy(&bytes).into_owned()),
+                _ if bytes.len() == LONGEST => return Err(StructError::TooLong { what }),
+                byte => bytes.push(byte),
+            }
+        }
+    }
+
+    /// The records of an array, and where they are, up to one that is empty.
+    fn array<T: Plain>(
+        &self,
+        at: usize,
+        what: &'static str,
+        is_last: impl Fn(&T) -> bool,
+    ) -> Result<Vec<(Addr, T)>, StructError> {
+        let mut records = Vec::new();
+        loop {
+            let at = Addr::new(wide(at)) + wide(records.len() * size_of::<T>());
+            match self.read(at, what)? {
+                record if is_last(&record) => return Ok(records),
+                _ if records.len() == MOST_RECORDS => return Err(StructError::TooMany { what }),
+                record => records.push((at, record)),
+            }
+        }
+    }
+
+    fn variable(&self, at: Addr, len: usize, what: &'static str) -> Result<(), StructError> {
+        if self.0.holds_variable(at, wide(len)) { Ok(()) } else { Err(StructError::NoVariable { what }) }
+    }
+
+    fn code(&self, at: usize, what: &'static str) -> Result<Addr, StructError> {
+        let at = Addr::new(wide(at));
+        if self.0.holds_code(at) { Ok(at) } else { Err(StructError::NoFunction { what }) }
+    }
+
+    fn func(&self, func: &KlpFunc) -> Result<FuncSpec, StructError> {
+        if func.old_name == 0 {
+            return Err(StructError::Null("a function's `old_name`"));
+        }
+        let old_name = self.string(func.old_name, "a function's `old_name`")?;
+        let new_func = self.code(func.new_func, "`new_func`")?;
+        Ok(FuncSpec { old_name, old_sympos: func.old_sympos, new_func })
+    }
+
+    fn object(&self, at: Addr, object: &KlpObject) -> Result<(ObjectSpec, CObject), StructError> {
+        const CALLBACKS: [&str; 4] = ["`pre_patch`", "`post_patch`", "`pre_unpatch`", "`post_unpatch`"];
+        if object.funcs == 0 {
+            return Err(StructError::Null("an object's `funcs`"));
+        }
+        self.variable(at, size_of::<KlpObject>(), "an object")?;
+        let name = (object.name != 0).then(|| self.string(object.name, "an object's `name`")).transpose()?;
+        let no_func = |func: &KlpFunc| func.old_name == 0 && func.new_func == 0 && func.old_sympos == 0;
+        let funcs = self.array(object.funcs, "functions", no_func)?;
+        let funcs = funcs.iter().map(|(_, func)| self.func(func)).collect::<Result<_, _>>()?;
+        let mut callbacks = [None; 4];
+        for ((callback, pointer), what) in callbacks.iter_mut().zip(object.callbacks).zip(CALLBACKS) {
+            *callback = if pointer == 0 { None } else { Some(self.code(pointer, what)?) };
+        }
+        Ok((ObjectSpec { name, funcs, callbacks: called(callbacks, at) }, CObject { at, copy: None }))
+    }
+}
+
+/// Reads what a module wants patched, in its `init`.
+pub(crate) fn read(module: &Module, patch: Addr) -> Result<CPatch, StructError> {
+    let memory = Memory(module);
+    let own = module.this_module();
+    let KlpPatch { module: of, objs, states, replace, .. } = memory.read(patch, "the patch")?;
+    if own.is_none_or(|own| own != Addr::new(wide(of))) {
+        return Err(StructError::OtherModule(module.name().to_owned()));
+    }
+    if objs == 0 {
+        return Err(StructError::Null("the patch's `objs`"));
+    }
+    let no_object = |object: &KlpObject| object.funcs == 0 && object.name == 0;
+    let objects = memory.array(objs, "objects", no_object)?;
+    let objects = objects.iter().map(|(at, object)| memory.object(*at, object)).collect::<Result<Vec<_>, _>>()?;
+    let (specs, objects) = objects.into_iter().unzip();
+    let states =
+        if states == 0 { Vec::new() } else { memory.array(states, "states", |state: &KlpState| state.id == 0)? };
+    for (at, _) in &states {
+        memory.variable(*at, size_of::<KlpState>(), "a state")?;
+    }
+    let spec_of = |(_, state): &(Addr, KlpState)| StateSpec { id: state.id, version: state.version };
+    let spec = PatchSpec { objects: specs, replace: replace != 0, states: states.iter().map(spec_of).collect() };
+    Ok(CPatch { spec, objects, states: states.into_iter().map(|(at, state)| (state.id, at)).collect() })
+}
+
+/// `struct module` of the SDK, for modules that have none of their own.
+#[repr(C)]
+#[derive(Debug)]
+struct CModule {
+    name: [c_char; 56],
+    state: AtomicI32,
+}
+
+impl CModule {
+    fn of(module: &Module) -> CModule {
+        let mut name = [0; 56];
+        let named = name.iter_mut().zip(module.name().bytes());
+        named.for_each(|(to, from)| *to = c_char::from_ne_bytes([from]));
+        let state = module.state().unwrap_or(State::Going);
+        CModule { name, state: AtomicI32::new(number(state)) }
+    }
+}
+
+/// The value of an `enum module_state`.
+fn number(state: State) -> i32 {
+    match state {
+        State::Live => 0,
+        State::Coming => 1,
+        State::Going => 2,
+        State::Unformed => 3,
+    }
+}
+
+/// A `struct klp_object` in a patch's module, which is there as long as this is.
+#[derive(Debug)]
+pub(crate) struct CObject {
+    at: Addr,
+    /// What `mod` points to, if the target has no `struct module` of its own.
+    copy: Option<Arc<CModule>>,
+}
+
+impl CObject {
+    /// Its target is there.
+    pub(crate) fn arrives(&mut self, target: &Module) {
+        let own = target.this_module().map(|at| index(at.get()));
+        self.copy = own.is_none().then(|| Arc::new(CModule::of(target)));
+        let copy = || self.copy.as_deref().map_or(0, |copy| ptr::from_ref(copy).expose_provenance());
+        self.set_module(own.unwrap_or_else(copy));
+    }
+
+    /// Its target has this state now. Who has a `struct module` of its own is told by the loader.
+    pub(crate) fn is_now(&self, state: State) {
+        if let Some(copy) = &self.copy {
+            copy.state.store(number(state), Ordering::Release);
+        }
+    }
+
+    /// Its target is not there any more.
+    pub(crate) fn leaves(&mut self) {
+        self.set_module(0);
+        self.copy = None;
+    }
+
+    fn set_module(&self, module: usize) {
+        let object = ptr::with_exposed_provenance_mut::<KlpObject>(index(self.at.get()));
+        // SAFETY: the whole record lies among the module's variables (seen when it was read).
+        let field = unsafe { &raw mut (*object).module };
+        // SAFETY: as above. The module's code reads it in callbacks, which do not run meanwhile.
+        unsafe { field.write_unaligned(module) };
+    }
+}
+
+impl Drop for CObject {
+    fn drop(&mut self) {
+        self.leaves();
+    }
+}
+
+/// What is at an address in a module's text.
+fn code(at: Addr) -> *const () {
+    ptr::with_exposed_provenance(index(at.get()))
+}
+
+/// An object, as a callback takes it.
+fn pointer(at: Addr) -> *mut c_void {
+    ptr::with_exposed_provenance_mut(index(at.get()))
+}
+
+/// Callbacks of a C object that call its functions. They live in a patch, which holds its module.
+fn called([pre_patch, post_patch, pre_unpatch, post_unpatch]: [Option<Addr>; 4], object: Addr) -> Callbacks {
+    let thrown = |thrown: Thrown| {
+        tracing::error!(%thrown, "a callback of a live patch has thrown");
+        EIO
+    };
+    let plain = |at: Addr| -> Arc<dyn Fn() + Send + Sync> {
+        Arc::new(move || {
+            // SAFETY: it lies in the text of a module that is there, which says that it is such a function; `Image::trusted`
+            // vouches for what modules say.
+            let call = unsafe { transmute::<*const (), extern "C-unwind" fn(*mut c_void)>(code(at)) };
+            let _errno = guard(|| call(pointer(object))).map_err(thrown);
+        })
+    };
+    let refusing = |at: Addr| -> Arc<dyn Fn() -> Result<(), i32> + Send + Sync> {
+        Arc::new(move || {
+            // SAFETY: as above.
+            let call = unsafe { transmute::<*const (), extern "C-unwind" fn(*mut c_void) -> c_int>(code(at)) };
+            match guard(|| call(pointer(object))) {
+                Ok(0) => Ok(()),
+                // Linux takes any other number for a refusal, and hands on what it is.
+                Ok(result) => Err(result.saturating_neg()),
+                Err(what) => Err(thrown(what)),
+            }
+        })
+    };
+    Callbacks {
+        pre_patch: pre_patch.map(refusing),
+        post_patch: post_patch.map(plain),
+        pre_unpatch: pre_unpatch.map(plain),
+        post_unpatch: post_unpatch.map(plain),
+    }
+}
+
+/// The data of a shadow variable: zeros at first, aligned to 16.
+#[derive(Debug)]
+pub(crate) struct ShadowData {
+    at: usize,
+    layout: Layout,
+}
+
+impl ShadowData {
+    /// `None` if there is no memory. Of no size is as of one byte: each has an address of its own.
+    pub(crate) fn new(size: usize) -> Option<ShadowData> {
+        let layout = Layout::from_size_align(size.max(1), 16).ok()?;
+        // SAFETY: the size is not zero.
+        let at = unsafe { alloc::alloc_zeroed(layout) };
+        (!at.is_null()).then(|| ShadowData { at: at.expose_provenance(), layout })
+    }
+
+    /// For its users in C.
+    pub(crate) fn pointer(&self) -> *mut c_void {
+        ptr::with_exposed_provenance_mut(self.at)
+    }
+}
+
+impl Drop for ShadowData {
+    fn drop(&mut self) {
+        // SAFETY: it is of this allocator and this layout, and given back once. Who has its address has been told not to use it:
+        // the contract of klp_shadow_free.
+        unsafe { alloc::dealloc(self.pointer().cast(), self.layout) };
+    }
+}
+
+/// `klp_shadow_ctor_t` and `klp_shadow_dtor_t` of the SDK.
+pub(crate) type Constructor = extern "C-unwind" fn(*mut c_void, *mut c_void, *mut c_void) -> c_int;
+pub(crate) type Destructor = extern "C-unwind" fn(*mut c_void, *mut c_void);

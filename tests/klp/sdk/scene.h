@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+/* What the scenes' modules use of Linux beyond live patching, in a process: xtask/guest/klp/scene.h has the same in Linux. */
+#ifndef SCENE_H
+#define SCENE_H
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <modload/module.h>
+
+#define READ_ONCE(x) __atomic_load_n(&(x), __ATOMIC_ACQUIRE)
+#define WRITE_ONCE(x, value) __atomic_store_n(&(x), value, __ATOMIC_RELEASE)
+
+/* The scenes' host has these, in the place of what is read at /proc, and of how much the console shows. */
+struct seq_file;
+void seq_puts(struct seq_file *file, const char *text);
+extern int console_printk[4];
+#define console_loglevel (console_printk[0])
+#define CONSOLE_LOGLEVEL_MOTORMOUTH 15
+
+#define kzalloc(size, flags) calloc(1, size)
+#define kfree free
+#define msleep(milliseconds) usleep((milliseconds) * 1000)
+
+/* Work that runs in a thread of its own. */
+struct work_struct {
+	void (*function)(struct work_struct *work);
+	pthread_t thread;
+};
+#define DECLARE_WORK(name, work_function) struct work_struct name = { .function = (work_function) }
+
+static inline void *work_thread(void *data)
+{
+	struct work_struct *work = data;
+
+	work->function(work);
+	return NULL;
+}
+
+static inline void schedule_work(struct work_struct *work)
+{
+	if (pthread_create(&work->thread, NULL, work_thread, work))
+		abort();
+}
+
+/* Waits for its end, once. */
+static inline void flush_work(struct work_struct *work)
+{
+	if (work->thread)
+		pthread_join(work->thread, NULL);
+	work->thread = 0;
+}
+
+struct completion {
+	int done;
+};
+#define DECLARE_COMPLETION(name) struct completion name = { 0 }
+
+static inline void complete(struct completion *completion)
+{
+	WRITE_ONCE(completion->done, 1);
+}
+
+static inline void wait_for_completion(struct completion *completion)
+{
+	while (!READ_ONCE(completion->done))
+		usleep(100);
+}
+
+#endif
