@@ -66,6 +66,13 @@ const COMMANDS: &[Command] = &[
         run: oracle::compare,
     },
     Command {
+        name: "oracle-klp",
+        options: &[("out", ""), ("megabytes", "1024"), ("seconds", "900")],
+        help: "boot it once more, have it go through the scenes of tests/klp with its own live patching, and compare its log\n      \
+               with the snapshots of ours; the headers of its package are installed if they are missing",
+        run: oracle::live_patching,
+    },
+    Command {
         name: "poke",
         options: &[("seconds", "3600"), ("way", "traps")],
         help: "poke 10,000 sites under fire until SECONDS are over, on new sites each minute; way=held: by rendezvous",

@@ -19,6 +19,7 @@ mod checks;
 mod image;
 mod compare;
 mod ld;
+mod klp;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -76,6 +77,11 @@ pub(crate) fn link(options: &Options) -> Result<()> {
     if outcome.differences.is_empty() { Ok(()) } else { Err(outcome.differences.join("\n").into()) }
 }
 
+/// Has Linux go through the scenes of live patching, and compares its log with ours.
+pub(crate) fn live_patching(options: &Options) -> Result<()> {
+    klp::run(options)
+}
+
 /// The folder, if there is something in it.
 fn written(options: &Options) -> Result<PathBuf> {
     let folder = folder(options, boots::named(options.text("boot"))?);
@@ -101,17 +107,19 @@ fn dump(options: &Options, boot: &'static Boot, kernel: &Path, folder: &Path) ->
     eprintln!("{}: {count} modules, ordered in {:.1?}", boot.name, start.elapsed());
     let guest = Guest {
         boot,
+        program: "init.c",
         kernel,
         folder: folder.join("guest"),
         megabytes: options.number("megabytes")?,
         limit: Duration::from_secs(options.number("seconds")?),
     };
-    let (stamp, inputs) = (folder.join("inputs"), guest.inputs(&choice)?);
+    let (stamp, inputs) =
+        (folder.join("inputs"), format!("{}{:?}\n{:?}\n", guest.inputs()?, choice.before, choice.modules));
     if options.text("again") != "no" || fs::read_to_string(&stamp).ok().as_ref() != Some(&inputs) {
         if folder.exists() {
             fs::remove_dir_all(folder)?;
         }
-        guest.run(&choice)?;
+        guest.run(|archive| choice.pack(archive))?;
         fs::write(&stamp, inputs)?;
     }
     Ok(guest.disk())

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use modload::Catalog;
 use modload_fixtures::Kernel;
 
+use super::guest::Archive;
 use crate::Result;
 
 /// What the guest needs for its disk; then algorithms that other modules ask the kernel for by name at init, where no file
@@ -71,6 +72,20 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
+    /// Puts its modules into the guest's first file system, and the lists of their paths.
+    pub(crate) fn pack(&self, archive: &mut Archive) -> Result<()> {
+        for (list, modules) in [("before", &self.before), ("modules", &self.modules)] {
+            let mut lines = String::new();
+            for path in modules {
+                let name = path.file_name().ok_or("a module without a name")?.to_string_lossy();
+                archive.copy(&format!("ko/{name}"), path)?;
+                lines.push_str(&format!("/ko/{name}\n"));
+            }
+            archive.file(list, lines.as_bytes())?;
+        }
+        Ok(())
+    }
+
     /// `wanted` is a number, `all`, or names with commas between them.
     pub(crate) fn of(kernel: &Path, wanted: &str, scratch: &Path) -> Result<Choice> {
         let files = modules_by_name(kernel)?;

@@ -1,4 +1,4 @@
-//! A machine that does not exist boots Debian's kernel, loads modules and writes down what has become of them.
+//! A machine that does not exist boots Debian's kernel, whose only process is a program of ours.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use modload_fixtures::workspace_root;
 
 use super::boots::Boot;
-use super::choice::Choice;
 use super::initramfs::Initramfs;
 use crate::Result;
 use crate::process::{output, run};
@@ -20,9 +19,14 @@ const QEMU: &str = "qemu-system-x86_64";
 /// The disk's size. Its file takes the room of what is written only.
 const DISK: u64 = 8 << 30;
 
+/// The guest's first file system, while it is made.
+pub(crate) type Archive = Initramfs<BufWriter<File>>;
+
 /// What a boot needs.
 pub(crate) struct Guest<'g> {
     pub(crate) boot: &'static Boot,
+    /// The source of its program, in `xtask/guest`.
+    pub(crate) program: &'static str,
     /// The unpacked package.
     pub(crate) kernel: &'g Path,
     /// Where its files go.
@@ -40,21 +44,21 @@ impl Guest<'_> {
         self.folder.join("log")
     }
 
-    /// Everything that a dump depends on.
-    pub(crate) fn inputs(&self, choice: &Choice) -> Result<String> {
-        let init = fs::read_to_string(source())?;
+    /// Everything that its end depends on but the files that it gets.
+    pub(crate) fn inputs(&self) -> Result<String> {
+        let init = fs::read_to_string(self.source())?;
         let (boot, vmlinuz) = (self.boot, self.vmlinuz()?);
         let size = fs::metadata(&vmlinuz)?.len();
         let Boot { cpu, cpus, arguments, .. } = boot;
-        Ok(format!("{cpu} {cpus} {arguments}\n{vmlinuz:?} {size}\n{:?}\n{:?}\n{init}", choice.before, choice.modules))
+        Ok(format!("{cpu} {cpus} {arguments}\n{vmlinuz:?} {size}\n{init}"))
     }
 
-    /// Boots, and waits until the guest has turned its machine off.
-    pub(crate) fn run(&self, choice: &Choice) -> Result<()> {
+    /// Boots with the files that `fill` puts beside its program, and waits until the guest has turned its machine off.
+    pub(crate) fn run(&self, fill: impl FnOnce(&mut Archive) -> Result<()>) -> Result<()> {
         install()?;
         fs::create_dir_all(&self.folder)?;
         let start = Instant::now();
-        self.pack(choice)?;
+        self.pack(fill)?;
         eprintln!("{}: packed in {:.1?}", self.boot.name, start.elapsed());
         let disk = File::create(self.disk())?;
         disk.set_len(DISK)?;
@@ -76,21 +80,17 @@ impl Guest<'_> {
     }
 
     /// Builds the guest's program and its first file system.
-    fn pack(&self, choice: &Choice) -> Result<()> {
-        let init = self.folder.join("init");
-        run(Command::new("cc").args(["-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&init).arg(source()))?;
+    fn pack(&self, fill: impl FnOnce(&mut Archive) -> Result<()>) -> Result<()> {
+        let (init, source) = (self.folder.join("init"), self.source());
+        run(Command::new("cc").args(["-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&init).arg(source))?;
         let mut archive = Initramfs::new(BufWriter::new(File::create(self.initramfs())?))?;
         archive.copy("init", &init)?;
-        for (list, modules) in [("before", &choice.before), ("modules", &choice.modules)] {
-            let mut lines = String::new();
-            for path in modules {
-                let name = path.file_name().ok_or("a module without a name")?.to_string_lossy();
-                archive.copy(&format!("ko/{name}"), path)?;
-                lines.push_str(&format!("/ko/{name}\n"));
-            }
-            archive.file(list, lines.as_bytes())?;
-        }
+        fill(&mut archive)?;
         Ok(archive.finish()?)
+    }
+
+    fn source(&self) -> PathBuf {
+        workspace_root().join("xtask/guest").join(self.program)
     }
 
     fn command(&self) -> Result<Command> {
@@ -132,18 +132,18 @@ impl Guest<'_> {
     }
 }
 
-/// The source of the guest's program.
-fn source() -> PathBuf {
-    workspace_root().join("xtask/guest/init.c")
-}
-
 /// Installs QEMU if it is not there.
 fn install() -> Result<()> {
     if Command::new(QEMU).arg("--version").output().is_ok() {
         return Ok(());
     }
-    let words = ["install", "-qq", "-y", "--no-install-recommends", "qemu-system-x86"];
+    install_package(QEMU, "qemu-system-x86")
+}
+
+/// Installs a Debian package, for the sake of something that is missing.
+pub(crate) fn install_package(missing: &str, package: &str) -> Result<()> {
+    let words = ["install", "-qq", "-y", "--no-install-recommends", package];
     let installed = output(Command::new("apt-get").args(words).env("DEBIAN_FRONTEND", "noninteractive"));
-    let text = installed.map_err(|error| format!("{QEMU} is not there, and cannot be installed: {error}"))?;
+    let text = installed.map_err(|error| format!("{missing} is not there, and cannot be installed: {error}"))?;
     Ok(std::io::stderr().write_all(text.as_bytes())?)
 }
