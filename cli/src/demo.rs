@@ -16,6 +16,9 @@ use crate::run::{Session, make, own};
 const GREET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/greet.o"));
 const GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.o"));
 
+const GREET_FIX: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/greet_fix.o"));
+const GREET_REFIX: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/greet_refix.o"));
+
 /// Agrees to everything; the timeline shows that it was asked.
 struct Watcher;
 
@@ -52,6 +55,9 @@ pub(crate) fn run(output: &mut Output) -> Result<(), Failure> {
     output.heading("Following: the same calls while somebody looks at every function of both")?;
     trace(&host, &modules, output)?;
 
+    output.heading("Mending: a patch comes before its target is there, and another takes its place")?;
+    let modules = patch(&host, modules, &mut session, output)?;
+
     output.heading("During: one mapping a stripe, none of them writable and executable")?;
     show_mappings(output, Some(&host))?;
 
@@ -86,6 +92,36 @@ fn trace(host: &Host, modules: &[Module], output: &mut Output) -> Result<(), Fai
     let process = Process { pid: std::process::id(), name: "modload".into() };
     Form::Graph.whole(&process, [recorded.clone()]).lines().try_for_each(|line| output.say(line))?;
     Ok(output.value(&recorded)?)
+}
+
+/// Patches greet, which is loaded anew for it: patches may be first.
+fn patch(
+    host: &Host,
+    modules: [Module; 2],
+    session: &mut Session,
+    output: &mut Output,
+) -> Result<[Module; 2], Failure> {
+    let load = |file: &str, image| host.load(&image).map_err(|source| Failure::Load { file: file.into(), source });
+    let count: Call = "greet_count".parse().map_err(io::Error::other)?;
+    modules.into_iter().rev().try_for_each(Module::unload)?;
+    session.skip();
+    drop(load("greet_fix.o", own(GREET_FIX).named("greet_fix"))?);
+    let greet = load("greet.o", own(GREET).named("greet").param("times=2"))?;
+    session.print_order(output)?;
+    make(std::slice::from_ref(&greet), &count, output)?;
+    drop(load("greet_refix.o", own(GREET_REFIX).named("greet_refix"))?);
+    session.print_order(output)?;
+    make(std::slice::from_ref(&greet), &count, output)?;
+    host.unload("greet_fix")?;
+    greet.unload()?;
+    session.print_order(output)?;
+    host.disable_patch("greet_refix")?;
+    host.unload("greet_refix")?;
+    session.skip();
+    let greet = load("greet.o", own(GREET).named("greet").param("times=2").param("who=reader"))?;
+    let guest = load("guest.o", own(GUEST).named("guest"))?;
+    session.skip();
+    Ok([greet, guest])
 }
 
 /// The first instruction of greet_hello, read from memory.

@@ -159,6 +159,20 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    /// Prints of what is new only who heard of it, and in which order.
+    pub(crate) fn print_order(&mut self, output: &mut Output) -> Result<(), Failure> {
+        let timeline = self.recording.so_far();
+        let new = Timeline { events: timeline.events.get(self.printed..).unwrap_or_default().to_vec() };
+        self.printed = timeline.events.len();
+        output.timeline(&new.order(), 0)?;
+        Ok(())
+    }
+
+    /// What is new need not be printed.
+    pub(crate) fn skip(&mut self) {
+        self.printed = self.recording.so_far().events.len();
+    }
+
     /// Prints what is new: the timeline if it is wanted, and otherwise its warnings.
     pub(crate) fn print(&mut self, output: &mut Output) -> Result<(), Failure> {
         let timeline = self.recording.so_far();

@@ -7,9 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use modload::{
-    Call, Callbacks, Filter, FuncSpec, Host, HostFunction, Image, Mode, Module, ObjectSpec, PatchSpec, TraceOptions,
+    Call, Callbacks, EventKind, Filter, FuncSpec, Host, HostFunction, Image, Mode, Module, ObjectSpec, PatchSpec,
+    State, TraceOptions,
 };
-use modload_fixtures::{Compiler, Language, object_from_text};
+use modload_fixtures::{Compiler, Fixture, Language, object_from_text};
 use modload_tests::{Case, Chance};
 
 fn main() -> ExitCode {
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         Case::new("what_is_thrown_passes_through_a_patched_function", thrown).needing("g++"),
         Case::new("a_host_that_goes_takes_its_patches_along", dropped),
         Case::new("what_cannot_be_patched_is_refused_by_name", refused),
+        Case::new("seed_003_ftrace_klp_klp_ftrace_in_both_load_orders", seed_003),
     ])
 }
 
@@ -603,4 +605,51 @@ fn refused() {
     let text = why("c", PatchSpec { objects: vec![object], ..PatchSpec::default() });
     assert_eq!(text, "pre-patch callback failed for object 'twice': it returned -19");
     assert_eq!(call(&twice, "first_same", 1), 102);
+}
+
+/// What happens to `greet` and its patch, whichever comes first: of the timeline, what ftrace and live patching are told and say,
+/// and when code of a module runs.
+fn story(order: [&str; 2]) -> String {
+    let host = host();
+    let flags = ["-O2", "-fPIC", "-fpatchable-function-entry=5", "-fvisibility=hidden"];
+    let recording = host.record();
+    let load = |name: &str| {
+        let object = Fixture::new(name).object(Compiler::Cc, &flags).unwrap();
+        // SAFETY: fixtures of ours.
+        host.load(&unsafe { Image::trusted(std::fs::read(object).unwrap()) }.named(name)).unwrap()
+    };
+    let [first, second] = order.map(load);
+    let greet = if order[0] == "greet" { &first } else { &second };
+    assert_eq!(call(greet, "greet_count", 0), 42);
+    drop((first, second));
+    host.unload("greet").unwrap();
+    host.disable_patch("greet_fix").unwrap();
+    settled(&host);
+    host.unload("greet_fix").unwrap();
+    let timeline = recording.finish();
+    let told = timeline.events.iter().filter(|event| match &event.kind {
+        EventKind::Notify { state, subscriber, .. } => *state != State::Live && &**subscriber != "static_keys",
+        EventKind::State { .. } | EventKind::Log { .. } | EventKind::Init { .. } | EventKind::Publish => true,
+        _ => false,
+    });
+    told.map(|event| format!("{event}\n")).collect()
+}
+
+fn seed_003() {
+    let stories = [["greet_fix", "greet"], ["greet", "greet_fix"]].map(|order| {
+        let story = story(order);
+        // ftrace, klp | klp, ftrace.
+        let places = [
+            "greet        notify    coming COMING -> ftrace",
+            "greet        notify    coming COMING -> livepatch",
+            "greet        publish",
+            "greet        init",
+            "greet        notify    going GOING -> livepatch",
+            "greet        notify    going GOING -> ftrace",
+        ];
+        let places = places.map(|line| story.find(line).unwrap_or_else(|| panic!("{line}\n{story}")));
+        assert!(places.is_sorted(), "{story}");
+        format!("# {} first\n{story}", order[0])
+    });
+    insta::assert_snapshot!("seed_003", stories.join("\n"));
 }
