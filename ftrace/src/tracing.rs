@@ -50,6 +50,8 @@ impl Ftrace {
     #[must_use]
     pub fn new() -> Ftrace {
         Clock::note();
+        // What is around every fork from the first table on must not be half installed in a child.
+        drop(table());
         Ftrace { host: HostId::new() }
     }
 

@@ -24,6 +24,9 @@ impl Livepatch {
     /// That of a new host.
     #[must_use]
     pub fn new(ftrace: Ftrace) -> Livepatch {
+        // What is around every fork from the first table on must not be half installed in a child; and it prepares before
+        // tracing's, which has come first, because its lock is taken first.
+        drop(table());
         Livepatch { host: HostId::new(), ftrace }
     }
 

@@ -110,7 +110,8 @@ fn stacked() {
     let host = host();
     let target = host.load(&built("target", TARGET)).unwrap();
     let new = host.load(&built("new", NEW)).unwrap();
-    host.enable_patch("first", patch("target", vec![func("one", &new, "new_one"), func("two", &new, "new_two")]), None).unwrap();
+    host.enable_patch("first", patch("target", vec![func("one", &new, "new_one"), func("two", &new, "new_two")]), None)
+        .unwrap();
     settled(&host);
     assert_eq!(call(&target, "both", 1), 102_103);
     host.enable_patch("second", patch("target", vec![func("one", &new, "newer_one")]), None).unwrap();

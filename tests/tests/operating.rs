@@ -104,7 +104,9 @@ fn force() {
         "greet        state     GOING\n\
          greet        warning   unloaded by force (1 reference is held): its memory stays until they are dropped\n\
          greet        exit\n\
-         greet        notify    going GOING -> static_keys (-2147483646, builtin): ok\n"
+         greet        notify    going GOING -> static_keys (-2147483646, builtin): ok\n\
+         greet        notify    going GOING -> livepatch (-2147483647, builtin): ok\n\
+         greet        notify    going GOING -> ftrace (-2147483648, builtin): ok\n"
     );
     // Its name is free, its code and its data are still there.
     let again = host.load(&image("greet")).unwrap();
