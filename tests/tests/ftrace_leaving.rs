@@ -2,6 +2,7 @@
 //! way.
 
 use std::collections::BTreeMap;
+use std::panic::catch_unwind;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,12 +26,14 @@ fn main() -> ExitCode {
         Case::new("a_hundred_thousand_signals_on_another_stack", signals_elsewhere).within_seconds(240),
         Case::new("an_alternate_stack_within_the_threads_own", own_alternate_stack),
         Case::new("a_fork_in_the_middle", forked),
+        Case::new("exceptions_pass_and_are_caught", exceptions).needing("g++"),
+        Case::new("panics_pass_and_are_caught", panics).needing("g++"),
         Case::new("what_returns_twice_is_not_returned_to", twice),
         Case::new("a_system_call_goes_on_or_is_interrupted_as_ever", system_call),
     ])
 }
 
-/// The module of `leaving.c`, in a host.
+/// The module of `leaving.c` or of `throwing.cpp`, in a host.
 struct Leaving {
     host: Host,
     module: Module,
@@ -38,10 +41,20 @@ struct Leaving {
 
 impl Leaving {
     fn new() -> Leaving {
+        Leaving::of(Language::C, include_str!("../traced/leaving.c"))
+    }
+
+    fn throwing() -> Leaving {
+        // SAFETY: the C++ runtime, whose constructors do no harm.
+        let runtime = unsafe { libc::dlopen(c"libstdc++.so.6".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+        assert!(!runtime.is_null(), "the C++ runtime is there if its compiler is");
+        Leaving::of(Language::Cxx, include_str!("../traced/throwing.cpp"))
+    }
+
+    fn of(language: Language, text: &str) -> Leaving {
         let flags = ["-O2", "-fPIC", "-fpatchable-function-entry=5", "-pthread"];
-        let text = include_str!("../traced/leaving.c");
-        let object = object_from_text("leaving", Language::C, text, Compiler::Cc, &flags).unwrap();
-        // SAFETY: the text is ours.
+        let object = object_from_text("leaving", language, text, Compiler::Cc, &flags).unwrap();
+        // SAFETY: the texts are ours.
         let image = unsafe { Image::trusted(std::fs::read(object).unwrap()) }.named("leaving");
         let host = Host::builder().process_symbols().build().unwrap();
         let module = host.load(&image).unwrap();
@@ -251,6 +264,70 @@ fn forked() {
         assert_eq!((&seen.heard[0], &seen.recorded.unwrap().calls), (&counts(&[("leaf", 1)]), &counts(&[("leaf", 1)])));
     })
     .well();
+}
+
+fn exceptions() {
+    let leaving = Leaving::throwing();
+    let expected =
+        [("again", 100), ("cleans", 400), ("first", 400), ("second", 400), ("third", 400), ("traced_catcher", 200)];
+    leaving.check("check_exceptions", &expected, |watch, recorded| {
+        if watch.mode() != Some(Mode::Graph) {
+            return;
+        }
+        assert_eq!((&recorded.calls, recorded.missed.total()), (&counts(&expected), 0), "{watch:?}");
+        let unwound = counts(&[("again", 100), ("first", 300), ("second", 300), ("third", 300)]);
+        assert_eq!(recorded.unwound, unwound, "{watch:?}");
+        let into = ["first {", "second {", "third {"];
+        let thrown = ["~ third", "cleans {", "} cleans", "~ second", "~ first"];
+        let returned = ["} third", "cleans {", "} cleans", "} second", "} first"];
+        let round = [
+            &["traced_catcher {"][..],
+            &into,
+            &thrown,
+            &["} traced_catcher"],
+            &into,
+            &thrown,
+            &["again {"],
+            &into,
+            &thrown,
+            &["~ again", "traced_catcher {"],
+            &into,
+            &returned,
+            &["} traced_catcher"],
+        ];
+        assert_eq!(recorded.lines[0], round.concat().repeat(100), "{watch:?}");
+    });
+}
+
+/// What a module calls back.
+extern "C-unwind" fn back(argument: i64) -> i64 {
+    assert!(argument % 2 == 0, "odd");
+    argument + 1
+}
+
+fn panics() {
+    let leaving = Leaving::throwing();
+    std::panic::set_hook(Box::new(|_| ()));
+    #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
+    let address = u64::try_from((back as *const ()).expose_provenance()).unwrap();
+    let expected = counts(&[("calls_back", 100), ("calls_back_below", 100)]);
+    // SAFETY: the type of the function.
+    let below = unsafe { leaving.module.symbol::<extern "C-unwind" fn(u64, i64) -> i64>("calls_back_below") }.unwrap();
+    for watch in Watch::ALL {
+        let seen = watched(&leaving.host, watch, "leaving:*", || {
+            for argument in 0..100 {
+                let done = catch_unwind(|| below(address, argument)).ok();
+                assert_eq!(done, (argument % 2 == 0).then_some(argument + 1), "{watch:?}");
+            }
+        });
+        assert!(seen.heard.iter().all(|heard| *heard == expected), "{watch:?}");
+        let Some(recorded) = seen.recorded else { continue };
+        assert_eq!((&recorded.calls, recorded.missed.total()), (&expected, 0), "{watch:?}");
+        if watch.mode() == Some(Mode::Graph) {
+            assert_eq!(recorded.unwound, counts(&[("calls_back", 50), ("calls_back_below", 50)]));
+            all_end("panics", watch, &recorded);
+        }
+    }
 }
 
 /// Its calls are seen in every way but one.
