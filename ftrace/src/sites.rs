@@ -16,6 +16,18 @@ pub struct Traceable {
     pub function: crate::trace::Function,
     /// Why it cannot be traced, if it cannot.
     pub why_not: Option<String>,
+    /// Why its returns cannot be recorded, if only its calls can: [`crate::Mode::Graph`] leaves it out.
+    pub why_no_returns: Option<&'static str>,
+}
+
+/// Functions that return more than once, or on another stack than the one that they were called on, as gcc and the C library name
+/// them; up to two underscores may stand before. Their return address must be their caller's: they keep it.
+const RETURN_TWICE: [&str; 6] = ["getcontext", "savectx", "setjmp", "sigsetjmp", "swapcontext", "vfork"];
+
+/// Why returns of a function of this name cannot be recorded, if they cannot.
+pub(crate) fn why_no_returns(name: &str) -> Option<&'static str> {
+    let bare = ["__", "_"].iter().find_map(|before| name.strip_prefix(before)).unwrap_or(name);
+    RETURN_TWICE.contains(&bare).then_some("it may return more than once, or to another stack")
 }
 
 /// What a site is.

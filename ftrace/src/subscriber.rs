@@ -88,8 +88,8 @@ impl Table {
         }
         if let Some(running) = self.running.as_ref().filter(|running| running.host == part.host) {
             let filter = running.filter.of_module(&part.module);
-            let meant = part.entries.iter_mut().filter(|entry| filter.matches(&entry.site.name));
-            meant.for_each(|entry| entry.recorded = running.then);
+            let meant = |entry: &&mut Entry| filter.matches(&entry.site.name) && entry.can_be(running.then);
+            part.entries.iter_mut().filter(meant).for_each(|entry| entry.recorded = running.then);
         }
         Ok(())
     }

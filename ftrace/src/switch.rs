@@ -72,7 +72,7 @@ impl Table {
             let module = part.module.clone();
             let mut of_part = Vec::new();
             for (number, entry) in part.entries.iter_mut().enumerate() {
-                if entry.recorded != then && meant(&module, entry) {
+                if entry.recorded != then && meant(&module, entry) && entry.can_be(then) {
                     entry.recorded = then;
                     of_part.push(number);
                 }

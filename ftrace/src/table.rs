@@ -14,7 +14,7 @@ use modload_text::{HostText, TrapMask, on_fork};
 
 use crate::filter::Filter;
 use crate::recording::Running;
-use crate::sites::Site;
+use crate::sites::{Site, why_no_returns};
 use crate::stubs::Stubs;
 use crate::trampoline::call::{Group, Member};
 use crate::trampoline::ring::Reader;
@@ -247,6 +247,11 @@ impl Entry {
             divert: None,
             shown: Shown::Nothing,
         }
+    }
+
+    /// Whether this can be recorded of it.
+    pub(crate) fn can_be(&self, recorded: Then) -> bool {
+        recorded != Then::Graph || why_no_returns(&self.site.name).is_none()
     }
 
     /// What is to stand at its site.

@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::error::TraceError;
 use crate::filter::Filter;
 use crate::recording::{FunctionTrace, TraceOptions};
-use crate::sites::Traceable;
+use crate::sites::{Traceable, why_no_returns};
 use crate::stubs::Stubs;
 use crate::switch::Changed;
 use crate::table::{Entry, HostId, Own, Owner, Part, Phase, Registered, Table, TracerId, install, table};
@@ -181,7 +181,10 @@ impl Ftrace {
             let function = |name: &str| Function { module: part.module.to_string(), name: name.to_owned() };
             let sites = part.entries.iter().map(|entry| (&entry.site.name, None));
             let others = part.untraceable.iter().map(|(name, why)| (name, Some(why.clone())));
-            all.extend(sites.chain(others).map(|(name, why_not)| Traceable { function: function(name), why_not }));
+            all.extend(sites.chain(others).map(|(name, why_not)| {
+                let why_no_returns = why_no_returns(name).filter(|_| why_not.is_none());
+                Traceable { function: function(name), why_not, why_no_returns }
+            }));
         }
         all
     }

@@ -89,7 +89,7 @@ impl Inner {
         // For as long as there is a module, which may be longer than the host.
         loader.subscribe(tracing, first, Arc::new(ftrace)).forget();
         loader.subscribe(patching, second, Arc::new(livepatch)).forget();
-        loader.subscribe(keys, third, Arc::new(StaticKeys)).forget();
+        loader.subscribe(keys, third, Arc::new(StaticKeys::new())).forget();
         Inner { loader, ftrace, livepatch, handles, left, _notifiers: Notifiers }
     }
 }

@@ -189,7 +189,8 @@ impl std::ops::DerefMut for Locked {
     }
 }
 
-/// What must be there before anything is patched. Called when a host is made, as tracing's is.
+/// What must be there before anything is patched. Called when a host is made, after tracing's: it prepares for a fork before that,
+/// because its lock is taken first.
 pub(crate) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

@@ -17,8 +17,24 @@ use crate::switch::{KeyError, near, state, target};
 use crate::table::{Owner, Stay, Table, table};
 
 /// Static keys and static calls of modules. One for each host; what it knows is the process's.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct StaticKeys;
+
+impl Default for StaticKeys {
+    fn default() -> StaticKeys {
+        StaticKeys::new()
+    }
+}
+
+impl StaticKeys {
+    /// Those of a new host. What keys need around a fork is there from now on: a child never finds it half installed.
+    #[must_use]
+    pub fn new() -> StaticKeys {
+        drop(table());
+        StaticKeys
+    }
+}
 
 /// Staged text, and one section next to it, for the planners.
 struct Work<'w, 'm> {

@@ -7,6 +7,7 @@
 //! - [`Sites`], [`fire`]: text of our own to poke, and poking it while everybody runs through it.
 //! - [`Crowd`], [`WhoAndWhere`], [`block`]: threads to be held or asked.
 //! - [`klp_scenes`]: the scenes of live patching that Linux judges, too.
+//! - [`watched`], [`Watch`], [`Seen`]: calls of functions that are looked at in every way, and what was seen.
 //! - [`mappings`], [`descriptors`], [`peek`]: what the kernel says of this process. [`handle`]: a signal's handler.
 
 mod case;
@@ -17,6 +18,7 @@ mod process;
 mod scene;
 mod sites;
 mod fire;
+mod watch;
 
 pub use case::{Case, run};
 pub use crowd::{Crowd, WhoAndWhere, block, unblock};
@@ -26,3 +28,4 @@ pub use klp::{KlpScene, klp_folder, klp_scenes};
 pub use process::{Mapping, descriptors, handle, mappings, peek};
 pub use scene::{Chance, Log, Watcher, image, image_from_text, loader, object};
 pub use sites::Sites;
+pub use watch::{Recorded, Seen, Watch, watched};

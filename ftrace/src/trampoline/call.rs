@@ -14,7 +14,8 @@ use super::sets::{Callback, Registers, Saved, Set};
 /// Hears of each call of the functions that it is for, in the thread that makes the call, before the function begins.
 ///
 /// Functions that are called from within are not shown to anybody: each thread is in one tracer at a time. A panic ends here, and
-/// is an error in the log. A tracer must not end its thread, nor throw what is no panic.
+/// is an error in the log. A tracer must not end its thread, nor throw what is no panic; where threads are cancelled
+/// (pthread_cancel(3)), it calls nothing that is a cancellation point.
 pub trait Tracer: Send + Sync + 'static {
     /// A function is being called.
     fn called(&self, call: &Call<'_>);

@@ -10,7 +10,9 @@
 //!
 //! A return stack is for one stack, the thread's own: a function that is called on another one is not recorded. So places lie in
 //! the order of their frames, and one whose frame is not above that of a function which is being entered is stale: `longjmp` has
-//! left it. Of a tail call both places have the same frame, and its return address is ours.
+//! left it. So is one above that of a function which returns. Of a tail call both places have the same frame, and its return
+//! address is ours. An alternate signal stack may lie within the thread's own, which is found out before anything is taken for
+//! stale; that of a coroutine must not.
 
 use std::arch::global_asm;
 use std::ffi::{c_int, c_void};
@@ -20,9 +22,9 @@ use std::ptr;
 use modload_edit::Addr;
 
 use super::Function;
-use super::ring::{LEAVE, UNWOUND};
+use super::ring::LEAVE;
 use super::sets::address;
-use super::thread::{ASK, BUSY, CURRENT, NESTED, Place, SESSION, Thread};
+use super::thread::{ASK, BUSY, CURRENT, NESTED, Place, RETURNED, SESSION, Thread};
 
 // DWARF: 0x10 register length 0x73 offset: the register is saved at rbx + offset (DW_CFA_expression, DW_OP_breg3);
 // 0x14 0x07 0x01: rsp is the CFA less 8 (DW_CFA_val_offset). While the function runs, and until its return address is on the
@@ -139,8 +141,14 @@ modload_ftrace_return:
     .cfi_def_cfa_offset 24
     push rcx
     .cfi_def_cfa_offset 32
+    .cfi_remember_state
     mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
     mov dword ptr fs:[rcx + {busy}], 2
+    mov rdx, qword ptr fs:[rcx]
+    lea rax, [rbx + {place}]
+    cmp rax, qword ptr [rdx + {top}]
+    jne 21f
+5:
     mov eax, dword ptr fs:[rcx + {session}]
     mov rcx, qword ptr fs:[rcx]
     cmp eax, dword ptr [rbx + {place_session}]
@@ -172,6 +180,15 @@ modload_ftrace_return:
     pop rax
     .cfi_def_cfa_offset 8
     ret
+
+    // What it had called was left by longjmp.
+    .cfi_restore_state
+21:
+    mov rax, qword ptr [rbx + {slot}]
+    bts rax, {returned}
+    call qword ptr [rip + {ask}]
+    mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
+    jmp 5b
 
     // The function runs, and is not recorded.
     .cfi_restore_state
@@ -268,6 +285,7 @@ modload_ftrace_pass_call:
     target = const offset_of!(Place, target),
     place_session = const offset_of!(Place, session),
     leave = const LEAVE,
+    returned = const RETURNED,
 );
 
 unsafe extern "C" {
@@ -320,7 +338,7 @@ unsafe extern "C" fn personality(
         // SAFETY: the unwinder's context of a frame of ours that calls the traced function: rbx is preserved by that.
         let place = unsafe { _Unwind_GetGR(context, RBX) };
         let place: *mut Place = ptr::with_exposed_provenance_mut(place);
-        super::thread::left(place, UNWOUND);
+        super::thread::unwound(place);
     }
     CONTINUE_UNWIND
 }

@@ -5,6 +5,7 @@
 //! it allocates.
 
 use std::ops::Range;
+use std::os::fd::{BorrowedFd, IntoRawFd, RawFd};
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::read;
@@ -56,17 +57,40 @@ impl Line {
     }
 }
 
+/// `/proc/self/maps`. The system calls are made without the C library, whose close(2) is a cancellation point: where the thread is
+/// told to end there, its function would never begin.
+struct Maps(RawFd);
+
+impl Maps {
+    fn open() -> Option<Maps> {
+        let maps = open(c"/proc/self/maps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        Some(Maps(maps.into_raw_fd()))
+    }
+
+    fn borrow(&self) -> BorrowedFd<'_> {
+        // SAFETY: open until this is dropped.
+        unsafe { BorrowedFd::borrow_raw(self.0) }
+    }
+}
+
+impl Drop for Maps {
+    fn drop(&mut self) {
+        // SAFETY: it is open, and nobody else's.
+        unsafe { rustix::io::close(self.0) };
+    }
+}
+
 /// This thread's own stack: its lowest address, and how many bytes. `None` if it runs on another one just now. `local` is an
 /// address of its static thread-local memory.
 pub(super) fn own(local: u64) -> Option<(u64, u64)> {
     let here = 0_u8;
     let here = modload_edit::wide((&raw const here).addr());
-    let maps = open(c"/proc/self/maps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let maps = Maps::open()?;
     // Small: it may be on a signal's stack.
     let mut buffer = [0; 512];
     let mut line = Line::default();
     loop {
-        let got = read(&maps, &mut buffer).ok().filter(|got| *got != 0)?;
+        let got = read(maps.borrow(), &mut buffer).ok().filter(|got| *got != 0)?;
         let found = buffer[..got].iter().find_map(|byte| line.take(*byte)?.stack(here, local));
         if let Some(found) = found {
             return Some((found.start, found.end - found.start));

@@ -287,14 +287,25 @@ static NEW: AtomicPtr<Thread> = AtomicPtr::new(ptr::null_mut());
 const PASS: u64 = 0;
 const RETRY: u64 = 1;
 
+/// The bit of a slot, which no address has, that says that its function has returned.
+pub(super) const RETURNED: u32 = 63;
+
 /// What to do about a function that cannot be recorded as things are: the thread does not take part in this recording yet, or
-/// has left functions by `longjmp`. `slot` is where its return address stands, 0 for a call. Async-signal-safe.
+/// has left functions by `longjmp`. `slot` is where its return address stands, 0 for a call. With [`RETURNED`] it is that of a
+/// function which returns, and those that it had called have been left. Async-signal-safe, and no cancellation point.
 extern "C" fn ask(slot: u64) -> u64 {
     if slot == super::event::EVENT {
         super::event::happened();
         return PASS;
     }
     let local = local();
+    if slot >> RETURNED != 0 {
+        // SAFETY: a thread that has places has a state, which is its own.
+        if let Some(thread) = unsafe { local.thread.get().as_ref() } {
+            thread.forget_below(slot & !(1 << RETURNED));
+        }
+        return PASS;
+    }
     let current = CURRENT.load(Ordering::Acquire);
     if current == OFF || local.session.get() == ENDING {
         return PASS;
@@ -304,17 +315,30 @@ extern "C" fn ask(slot: u64) -> u64 {
     }
     // SAFETY: a thread that takes part has a state, which is its own.
     let Some(thread) = (unsafe { local.thread.get().as_ref() }) else { return PASS };
-    thread.forget_up_to(slot);
+    if is_on_signal_stack() {
+        thread.elsewhere.fetch_add(1, Ordering::Relaxed);
+        return PASS;
+    }
+    thread.forget_below(slot + 1);
     RETRY
 }
 
+/// Whether this thread is on its alternate signal stack: that may lie in the middle of its own one, where the places of
+/// functions beneath it look stale. Async-signal-safe.
+fn is_on_signal_stack() -> bool {
+    let mut stack = libc::stack_t { ss_sp: ptr::null_mut(), ss_flags: 0, ss_size: 0 };
+    // SAFETY: asks, and changes nothing; the kernel fills in what is ours.
+    let asked = unsafe { libc::sigaltstack(ptr::null(), &raw mut stack) };
+    asked == 0 && stack.ss_flags & libc::SS_ONSTACK != 0
+}
+
 impl Thread {
-    /// Gives back places of functions that are left: those whose frames are not above this address.
-    fn forget_up_to(&self, slot: u64) {
+    /// Gives back places of functions that are left: those whose return addresses are below this address.
+    fn forget_below(&self, slot: u64) {
         loop {
             let last = self.top.get().wrapping_sub(1);
             // SAFETY: places between the first, whose frame is above everything, and `top` are the thread's own and filled in.
-            if unsafe { (*last).slot } > slot {
+            if unsafe { (*last).slot } >= slot {
                 return;
             }
             left(last, UNWOUND);
@@ -334,8 +358,18 @@ impl Thread {
     }
 }
 
+/// Records that an unwinder has left a function, after those that it had called and that `longjmp` had left before.
+pub(super) fn unwound(place: *mut Place) {
+    // SAFETY: a thread that has places has a state, which is its own.
+    if let Some(thread) = unsafe { local().thread.get().as_ref() } {
+        // SAFETY: a place of this thread, which is filled in.
+        thread.forget_below(unsafe { (*place).slot });
+    }
+    left(place, UNWOUND);
+}
+
 /// Records that a function was left, once. Of this thread, in its order.
-pub(super) fn left(place: *mut Place, what: u32) {
+fn left(place: *mut Place, what: u32) {
     let local = local();
     let before = local.busy.replace(2);
     // SAFETY: a thread that has places has a state, which is its own.
@@ -458,7 +492,7 @@ extern "C" fn end(thread: *mut c_void) {
     // SAFETY: the state that `attach` has given to the C library, of this thread.
     let Some(state) = (unsafe { thread.cast::<Thread>().as_ref() }) else { return };
     // Whatever it was in, it never returns to.
-    state.forget_up_to(u64::MAX - 1);
+    state.forget_below(u64::MAX);
     local.session.set(ENDING);
     local.thread.set(ptr::null_mut());
     state.ended.store(true, Ordering::Release);
@@ -474,6 +508,8 @@ pub(crate) fn take_new() -> Vec<Reader> {
         // SAFETY: it lives until its reader frees it; `next` was written before it came into the list.
         next = unsafe { thread.as_ref() }.next.get();
     }
+    // The last that came is the list's first.
+    found.reverse();
     found
 }
 
