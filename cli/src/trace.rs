@@ -70,9 +70,10 @@ fn list(arguments: &Trace, output: &mut Output) -> Result<(), Failure> {
     let request = Request::Traceable { patterns: arguments.pattern.clone() };
     let found: Vec<TraceableFunction> = client.request(&request, &[], |_, _| {})?;
     output.value(&found)?;
-    for TraceableFunction { function, why_not } in &found {
+    for TraceableFunction { function, why_not, why_no_returns } in &found {
         let why_not = why_not.as_ref().map(|why| format!("  cannot be traced: {why}")).unwrap_or_default();
-        output.say(&plain(&format!("{} [{}]{why_not}", function.name, function.module)))?;
+        let no_returns = why_no_returns.as_ref().map(|why| format!("  not with --graph: {why}")).unwrap_or_default();
+        output.say(&plain(&format!("{} [{}]{why_not}{no_returns}", function.name, function.module)))?;
     }
     Ok(output.flush()?)
 }

@@ -269,6 +269,9 @@ pub struct TraceableFunction {
     /// Why it cannot be traced, if it cannot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why_not: Option<String>,
+    /// Why its returns cannot be recorded, if its calls can be and they cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why_no_returns: Option<String>,
 }
 
 /// The values of `op`.

@@ -89,7 +89,11 @@ struct Told {
 /// Functions that patterns name, and whether they can be traced.
 pub(crate) fn traceable(host: &Host, patterns: &[String]) -> Result<Vec<TraceableFunction>, Refusal> {
     let filter = filter(patterns)?;
-    let listed = |Traceable { function, why_not }| TraceableFunction { function, why_not };
+    let listed = |Traceable { function, why_not, why_no_returns }| TraceableFunction {
+        function,
+        why_not,
+        why_no_returns: why_no_returns.map(str::to_owned),
+    };
     Ok(meant(host, &filter).map(listed).collect())
 }
 
