@@ -63,6 +63,8 @@ pub(crate) enum Failure {
     Pattern(#[from] modload::BadPattern),
     #[error(transparent)]
     Trace(#[from] modload::TraceError),
+    #[error(transparent)]
+    Patch(#[from] modload::PatchError),
     #[error("{}: {source}", shown(.file))]
     Out { file: PathBuf, source: io::Error },
     #[error("{refused} of {of} files cannot be loaded")]

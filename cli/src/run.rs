@@ -4,6 +4,7 @@
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use modload::{Catalog, EventKind, Host, Image, Input, Module, ModuleFile, Recording, SIZE_LIMIT, Timeline, Trust};
 
@@ -14,6 +15,9 @@ use crate::host_options::HostOptions;
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::trace_embedded::Embedded;
+
+/// How long threads may take to leave what patches have put in place, when all patches are disabled at the end.
+pub(crate) const LEFT_WITHIN: Duration = Duration::from_secs(10);
 
 /// `modload FILE ..`.
 pub(crate) fn load(load: &Load, options: &HostOptions, output: &mut Output) -> Result<(), Failure> {
@@ -42,7 +46,8 @@ pub(crate) fn load(load: &Load, options: &HostOptions, output: &mut Output) -> R
     if let Some(functions) = functions {
         result = result.and(functions.end(output));
     }
-    // Whatever happened, what was loaded goes, the last one first.
+    // Whatever happened, what was loaded goes, the last one first. Patches hold their modules.
+    result = result.and(host.disable_patches(LEFT_WITHIN).map(drop).map_err(Failure::from));
     for module in modules.into_iter().rev() {
         let unloaded = module.unload().map_err(Failure::from);
         result = result.and(unloaded);

@@ -35,9 +35,11 @@ pub(crate) fn run(arguments: &Serve) -> Result<(), Failure> {
     });
     // Nobody may come any more who would find nothing.
     drop(listener);
-    // Whatever happened, what was loaded goes, the last one first.
+    // Whatever happened, what was loaded goes, the last one first. Patches hold their modules.
+    let disabled = host.disable_patches(run::LEFT_WITHIN);
     let held = host.unload_all();
     let Ended { unfinished } = served?;
+    disabled?;
     if held.is_empty() { Ok(()) } else { Err(Failure::Held { held, unfinished }) }
 }
 

@@ -2,7 +2,8 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use modload_edit::Addr;
 use modload_ftrace::{
@@ -237,6 +238,33 @@ impl Host {
     /// [`PatchError`].
     pub fn disable_patch(&self, name: &str) -> Result<(), PatchError> {
         self.inner.livepatch.disable(name)
+    }
+
+    /// Disables all patches, the newest first, each when the one before is gone, at most so long. Returns those that are still there:
+    /// somebody does not leave their functions.
+    ///
+    /// # Errors
+    /// [`PatchError`]: one cannot be disabled.
+    pub fn disable_patches(&self, at_most: Duration) -> Result<Vec<PatchStatus>, PatchError> {
+        const LONGEST: Duration = Duration::from_millis(50);
+        let (begun, mut pause) = (Instant::now(), Duration::from_micros(100));
+        loop {
+            let patches = self.patches()?;
+            let Some(newest) = patches.last() else { return Ok(patches) };
+            if newest.enabled {
+                match self.disable_patch(&newest.name) {
+                    // Gone by itself: nothing waits for that any more.
+                    Ok(()) | Err(PatchError::Unknown(_)) => continue,
+                    Err(PatchError::InTransition(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            if begun.elapsed() >= at_most {
+                return Ok(patches);
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST);
+        }
     }
 
     /// Turns the transition of a patch round.

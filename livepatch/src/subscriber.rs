@@ -65,7 +65,8 @@ impl Livepatch {
         let CPatch { spec, objects, states } =
             records.inspect_err(|error| module.log(format!("livepatch: {error}")))?;
         let keep = module.get().ok_or_else(|| PatchError::Going(name()))?;
-        let logging = keep.clone();
+        // No reference: those are counted, and shown to who wants to unload it.
+        let logging = module.clone();
         let wanted = Wanted {
             host: self.host,
             name: module.name().into(),

@@ -1,0 +1,388 @@
+//! Patches that are modules: what is refused of what they say, and what becomes of them where no scene of Linux's looks.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use modload::{Addr, Call, EventKind, Filter, Host, Image, Module, Redirect, Redirecting};
+use modload_fixtures::{Compiler, Language, object_from_text};
+use modload_tests::{Case, in_fork};
+
+fn main() -> ExitCode {
+    modload_tests::run(&[
+        Case::new("a_patch_is_a_module", patch),
+        Case::new("records_that_cannot_be_followed_are_refused_by_name", mistakes),
+        Case::new("only_init_enables_and_no_callback_does", not_in_init),
+        Case::new("a_patch_goes_with_an_init_that_fails_behind_it", init_fails),
+        Case::new("a_target_without_a_struct_module_is_told_of", plain_target),
+        Case::new("a_target_whose_function_a_tracer_redirects_is_refused", redirected_target),
+        Case::new("functions_that_are_not_there_are_refused_as_linux_does", not_found),
+        Case::new("a_callback_that_throws_refuses", thrown).needing("c++"),
+        Case::new("lines_of_modules_are_lines", lines),
+        Case::new("shadow_variables_are_there_in_a_child", forked_shadows),
+    ])
+}
+
+const LIMIT: Duration = Duration::from_secs(10);
+const FLAGS: [&str; 4] = ["-O2", "-fPIC", "-fvisibility=hidden", "-fpatchable-function-entry=5"];
+
+fn built(name: &str, language: Language, text: &str) -> Image<'static> {
+    let object = object_from_text(name, language, text, Compiler::Cc, &FLAGS).unwrap_or_else(|error| panic!("{error}"));
+    // SAFETY: the texts are ours.
+    unsafe { Image::trusted(std::fs::read(object).unwrap()) }.named(name)
+}
+
+fn host() -> Host {
+    Host::builder().process_symbols().build().unwrap()
+}
+
+const TARGET: &str = "
+__attribute__((noinline)) static int hidden(int a) { __asm__ volatile(\"\"); return a + 1; }
+__attribute__((visibility(\"default\"))) int answer(int a) { return hidden(a); }
+";
+
+const HEAD: &str = r#"
+#include <modload/livepatch.h>
+#include <modload/printk.h>
+MODULE_INFO(livepatch, "Y");
+MODULE_LICENSE("GPL");
+"#;
+
+/// A patch that is in order.
+const PATCH: &str = r#"
+static int new_hidden(int a) { return a + 101; }
+static struct klp_func funcs[] = { { .old_name = "hidden", .new_func = (void *)new_hidden }, {} };
+static struct klp_object objs[] = { { .name = "target", .funcs = funcs }, {} };
+static struct klp_state states[] = { { .id = 1, .version = 1 }, {} };
+static struct klp_patch patch = { .mod = THIS_MODULE, .objs = objs, .states = states };
+static int __init start(void) { return klp_enable_patch(&patch); }
+module_init(start);
+"#;
+
+fn text(of: &str) -> String {
+    format!("{HEAD}{of}")
+}
+
+fn answer(target: &Module, argument: u64) -> u64 {
+    // SAFETY: it is an `int answer(int)`.
+    unsafe { target.call("answer", &[argument]) }.unwrap() & 0xffff_ffff
+}
+
+/// The lines that a host has noted.
+fn log_of(events: &[modload::Event]) -> Vec<String> {
+    let line = |event: &modload::Event| match &event.kind {
+        EventKind::Log { message } => Some(format!("{}: {message}", event.module)),
+        _ => None,
+    };
+    events.iter().filter_map(line).collect()
+}
+
+fn patch() {
+    let host = host();
+    let target = host.load(&built("target", Language::C, TARGET)).unwrap();
+    assert_eq!(answer(&target, 1), 2);
+    let patch = host.load(&built("patch", Language::C, &text(PATCH))).unwrap();
+    assert_eq!(answer(&target, 1), 102);
+    assert_eq!((patch.taint(), host.taint().as_str()), ("K", "KP"), "as Linux's TAINT_LIVEPATCH");
+    drop(patch);
+    assert!(host.unload("patch").is_err(), "the patch holds its module");
+    host.disable_patch("patch").unwrap();
+    host.unload_within("patch", LIMIT).unwrap();
+    assert_eq!(answer(&target, 1), 2);
+}
+
+fn mistakes() {
+    let host = host();
+    let target = host.load(&built("target", Language::C, TARGET)).unwrap();
+    let long = format!(".old_name = \"{}\"", "n".repeat(600));
+    let endless = r#"static struct klp_func funcs[5000] = { [0 ... 4999] = { .old_name = "hidden", .new_func = (void *)new_hidden } };"#;
+    let funcs = PATCH.lines().find(|line| line.contains("struct klp_func")).unwrap();
+    let constant = "static struct klp_object objs[]";
+    for (mistake, made, why) in [
+        ("MODULE_INFO(livepatch, \"Y\");", "", "module patch is not marked as a livepatch module"),
+        (".mod = THIS_MODULE", ".mod = NULL", "the patch's `mod` is not THIS_MODULE of patch"),
+        (".objs = objs", ".objs = NULL", "the patch's `objs` is NULL"),
+        (
+            ".objs = objs",
+            ".objs = (struct klp_object *)64",
+            "objects does not lie in the module's own memory, or not all of it",
+        ),
+        (".funcs = funcs", ".funcs = NULL", "an object's `funcs` is NULL"),
+        (
+            ".name = \"target\"",
+            ".name = (const char *)64",
+            "an object's `name` does not lie in the module's own memory",
+        ),
+        (".old_name = \"hidden\"", ".old_name = NULL", "a function's `old_name` is NULL"),
+        (".old_name = \"hidden\"", &long, "a function's `old_name` has more than 511 bytes"),
+        ("(void *)new_hidden", "NULL", "`new_func` is no function in the module's text"),
+        ("(void *)new_hidden", "(void *)getenv", "`new_func` is no function in the module's text"),
+        ("int new_hidden", "int __init new_hidden", "`new_func` is no function in the module's text that stays"),
+        (
+            ".funcs = funcs }",
+            ".funcs = funcs, .callbacks = { .pre_patch = (void *)objs } }",
+            "`pre_patch` is no function",
+        ),
+        (
+            constant,
+            "static struct klp_object __initdata objs[]",
+            "an object must be a variable: neither constant, nor __initdata",
+        ),
+        (constant, "static struct klp_object __ro_after_init objs[]", "an object must be a variable"),
+        ("struct klp_state states[]", "struct klp_state __initdata states[]", "a state must be a variable"),
+        (funcs, endless, "there are more than 4096 functions: an array ends with an empty record"),
+    ] {
+        let right = text(&format!("char *getenv(const char *);\n{PATCH}"));
+        assert!(right.contains(mistake), "{mistake}");
+        let recording = host.record();
+        let error = host.load(&built("patch", Language::C, &right.replacen(mistake, made, 1))).expect_err(why);
+        assert_eq!((error.stage.to_string().as_str(), error.error.errno()), ("init", 22), "{made}: {error}");
+        let log = log_of(&recording.finish().events);
+        assert!(
+            matches!(&log[..], [line] if line.starts_with(&format!("patch: livepatch: {why}"))),
+            "{made}: {log:#?}"
+        );
+        assert!(host.patches().unwrap().is_empty() && answer(&target, 1) == 2 && host.modules().len() == 1);
+    }
+}
+
+fn not_in_init() {
+    let host = host();
+    let late = PATCH.replace("module_init(start);", "").replace(" __init", "");
+    let late = format!("{late} __attribute__((visibility(\"default\"))) int late(void) {{ return start(); }}");
+    let module = host.load(&built("patch", Language::C, &text(&late))).unwrap();
+    let recording = host.record();
+    // SAFETY: it is an `int late(void)`.
+    let result = unsafe { module.call("late", &[]) }.unwrap();
+    assert_eq!(result & 0xffff_ffff, u64::from((-22_i32).cast_unsigned()));
+    let line = "patch: livepatch: klp_enable_patch is called by patch, but not from its init";
+    assert_eq!(log_of(&recording.finish().events), [line]);
+    drop(module);
+    host.unload("patch").unwrap();
+
+    // -EDEADLK of the second one is what the first one's callback gives.
+    let nested = PATCH.replace(".funcs = funcs }", ".funcs = funcs, .callbacks = { .pre_patch = again } }");
+    let nested =
+        nested.replace("static struct klp_object", "static int again(struct klp_object *);\nstatic struct klp_object");
+    let nested = nested.replace(
+        "static int __init",
+        "static int again(struct klp_object *object) { (void)object; return klp_enable_patch(&patch); }\nstatic int __init",
+    );
+    let _target = host.load(&built("target", Language::C, TARGET)).unwrap();
+    let error = host.load(&built("patch", Language::C, &text(&nested))).expect_err("its callback refuses");
+    assert_eq!(error.error.errno(), 35, "{error}");
+    assert!(host.patches().unwrap().is_empty());
+}
+
+fn init_fails() {
+    let host = host();
+    let target = host.load(&built("target", Language::C, TARGET)).unwrap();
+    // What live patching takes for itself, it keeps.
+    host.load(&built("patch", Language::C, &text(PATCH))).unwrap();
+    host.disable_patch("patch").unwrap();
+    host.unload_within("patch", LIMIT).unwrap();
+    let before = host.memory();
+    let fails =
+        PATCH.replace("return klp_enable_patch(&patch);", "return klp_enable_patch(&patch) ? -EBUSY : -ENODEV;");
+    let error = host.load(&built("patch", Language::C, &text(&fails))).expect_err("it says so");
+    assert_eq!(error.error.errno(), 19, "{error}");
+    assert!(host.patches().unwrap().is_empty());
+    assert_eq!(answer(&target, 1), 2);
+    let used = |usage: [modload::StripeUsage; 4]| usage.map(|stripe| stripe.used);
+    assert_eq!(used(host.memory()), used(before), "nothing of it is left");
+    host.load(&built("patch", Language::C, &text(PATCH))).unwrap();
+    assert_eq!(answer(&target, 1), 102);
+}
+
+/// Tells its callbacks' targets: name and state.
+const TELLS: &str = r#"
+static int new_hidden(int a) { return a + 101; }
+static struct klp_func funcs[] = { { .old_name = "hidden", .new_func = (void *)new_hidden }, {} };
+static void tell(struct klp_object *object)
+{
+	if (object->mod)
+		pr_info("%s is %d\n", object->mod->name, object->mod->state);
+	else
+		pr_info("nobody\n");
+}
+static int tell_first(struct klp_object *object) { tell(object); return 0; }
+static struct klp_object objs[] = {
+	{ .name = "target", .funcs = funcs, .callbacks = { tell_first, tell, tell, tell } }, {}
+};
+static struct klp_patch patch = { .mod = THIS_MODULE, .objs = objs };
+static int __init start(void) { return klp_enable_patch(&patch); }
+module_init(start);
+__attribute__((visibility("default"))) int is_there(void) { return objs[0].mod != NULL; }
+"#;
+
+fn plain_target() {
+    let host = host();
+    let patch = host.load(&built("patch", Language::C, &text(TELLS))).unwrap();
+    // SAFETY: it is an `int is_there(void)`.
+    let is_there = || unsafe { patch.call("is_there", &[]) }.unwrap();
+    let recording = host.record();
+    for _ in 0..2 {
+        assert_eq!(is_there(), 0);
+        let target = host.load(&built("target", Language::C, TARGET)).unwrap();
+        assert!(target.this_module().is_none() && is_there() == 1);
+        target.unload().unwrap();
+    }
+    assert_eq!(is_there(), 0);
+    let target = host.load(&built("target", Language::C, TARGET)).unwrap();
+    host.disable_patch("patch").unwrap();
+    assert_eq!((answer(&target, 1), is_there()), (2, 0), "gone with its patch");
+    let told = log_of(&recording.finish().events).into_iter().filter(|line| line.contains(" is ")).collect::<Vec<_>>();
+    let (coming, going, live) = ("patch: target is 1", "patch: target is 2", "patch: target is 0");
+    assert_eq!(told, [coming, coming, going, going, coming, coming, going, going, coming, coming, live, live]);
+}
+
+/// Takes functions, and lets them go on where they would.
+struct Taken;
+
+impl Redirect for Taken {
+    fn redirect(&self, _: &Call<'_>) -> Option<Addr> {
+        None
+    }
+}
+
+fn redirected_target() {
+    let host = host();
+    host.load(&built("patch", Language::C, &text(TELLS))).unwrap();
+    let filter = || "target:hidden".parse::<Filter>().unwrap();
+    // SAFETY: it sends calls nowhere.
+    let redirecting = || unsafe { Redirecting::new(Taken) };
+    let taken = host.redirect(filter(), redirecting()).unwrap();
+    let recording = host.record();
+    let error = host.load(&built("target", Language::C, TARGET)).expect_err("two cannot say where its calls go");
+    assert_eq!(error.error.errno(), 16, "{error}");
+    assert_eq!(
+        log_of(&recording.finish().events),
+        [
+            "patch: livepatch: applying patch 'patch' to loading module 'target'",
+            "patch: target is 1",
+            "patch: livepatch: failed to register ftrace handler for function 'hidden' (-16)",
+            "patch: livepatch: failed to apply patch 'patch' to module 'target' (-16)",
+            "patch: target is 1",
+            "patch: livepatch: patch 'patch' failed for module 'target', refusing to load module 'target'",
+        ]
+    );
+    drop(taken);
+    let target = host.load(&built("target", Language::C, TARGET)).unwrap();
+    assert_eq!(answer(&target, 1), 102);
+    assert!(host.redirect(filter(), redirecting()).is_err(), "and the other way round");
+    host.disable_patch("patch").unwrap();
+    let _taken = host.redirect(filter(), redirecting()).unwrap();
+    assert_eq!(answer(&target, 1), 2);
+}
+
+fn not_found() {
+    const TWICE: &str = "
+    __attribute__((noinline)) static int hidden(int a) { __asm__ volatile(\"\"); return a + 1; }
+    int answer(int a) { return hidden(a); }
+    ";
+    let host = host();
+    let target = host.load(&built("target", Language::C, TARGET)).unwrap();
+    for (wrong, line) in [
+        (".old_name = \"gone\"", "symbol 'gone' not found in symbol table"),
+        (
+            ".old_sympos = 2, .old_name = \"hidden\"",
+            "symbol position '2' for symbol 'hidden' in object 'target' not found",
+        ),
+    ] {
+        let recording = host.record();
+        let module = built("patch", Language::C, &text(&PATCH.replace(".old_name = \"hidden\"", wrong)));
+        let error = host.load(&module).expect_err(line);
+        assert_eq!(error.error.errno(), 22, "{error}");
+        assert_eq!(log_of(&recording.finish().events), [format!("patch: livepatch: {line}")]);
+    }
+    target.unload().unwrap();
+
+    // Two functions of one name, from two files.
+    let objects = [TWICE, &TWICE.replace("answer", "other").replace("a + 1", "a + 2")]
+        .map(|text| object_from_text("target", Language::C, text, Compiler::Cc, &FLAGS).unwrap());
+    let inputs = objects
+        .iter()
+        .zip(["a.o", "b.o"])
+        .map(|(object, name)| modload::Input { name: name.into(), bytes: std::fs::read(object).unwrap().into() });
+    // SAFETY: the texts are ours.
+    let twice = unsafe { Image::trusted_unit(inputs.collect()) }.named("target");
+    let target = host.load(&twice).unwrap();
+    let recording = host.record();
+    let error = host.load(&built("patch", Language::C, &text(PATCH))).expect_err("it does not say which");
+    assert_eq!(error.error.errno(), 22, "{error}");
+    let line = "patch: livepatch: unresolvable ambiguity for symbol 'hidden' in object 'target'";
+    assert_eq!(log_of(&recording.finish().events), [line]);
+    let second = PATCH.replace(".old_name = \"hidden\"", ".old_sympos = 2, .old_name = \"hidden\"");
+    host.load(&built("patch", Language::C, &text(&second))).unwrap();
+    // SAFETY: both are `int f(int)`.
+    let results = ["answer", "other"].map(|name| unsafe { target.call(name, &[1]) }.unwrap());
+    assert_eq!(results, [2, 102]);
+}
+
+fn thrown() {
+    // SAFETY: the library's constructors ask for nothing.
+    let runtime = unsafe { libc::dlopen(c"libstdc++.so.6".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    assert!(!runtime.is_null(), "a C++ compiler brings it");
+    let host = host();
+    let throws = r#"
+#include <modload/livepatch.h>
+MODULE_INFO(livepatch, "Y");
+MODULE_LICENSE("GPL");
+static int pre_patch(struct klp_object *) { throw 1; }
+static struct klp_func funcs[] = { {} };
+static struct klp_object objs[] = { { nullptr, funcs, { pre_patch, nullptr, nullptr, nullptr, false }, nullptr, {} }, {} };
+static struct klp_patch patch = { THIS_MODULE, objs, nullptr, false, {} };
+static int __init start(void) { return klp_enable_patch(&patch); }
+module_init(start);
+"#;
+    let error = host.load(&built("patch", Language::Cxx, throws)).expect_err("its callback has thrown");
+    assert_eq!(error.error.errno(), 5, "{error}");
+    assert!(host.patches().unwrap().is_empty());
+}
+
+fn lines() {
+    let host = host();
+    let recording = host.record();
+    let says = r#"
+#include <modload/printk.h>
+static int __init start(void)
+{
+	pr_info("one %d %s\n", 1, "'two'");
+	pr_err("a\tb\nc");
+	pr_warn("\033[31mred\a\n");
+	pr_notice("%01500d\n", 0);
+	pr_info("");
+	return 0;
+}
+module_init(start);
+"#;
+    host.load(&built("says", Language::C, says)).unwrap();
+    let long = format!("says: {}", "0".repeat(1023));
+    let expected = ["says: one 1 'two'", "says: a\tb", "says: c", "says: \\u{1b}[31mred\\u{7}", &long];
+    assert_eq!(log_of(&recording.finish().events), expected);
+}
+
+fn forked_shadows() {
+    let host = host();
+    let keeps = r#"
+#include <modload/livepatch.h>
+static int object;
+static int fill(void *of, void *data, void *from) { (void)of; *(int *)data = *(int *)from; return 0; }
+__attribute__((visibility("default"))) int make(int value)
+{
+	int *data = klp_shadow_get_or_alloc(&object, 1, sizeof(int), GFP_KERNEL, fill, &value);
+	return data ? *data : -1;
+}
+__attribute__((visibility("default"))) int drop(void) { klp_shadow_free(&object, 1, NULL); return 0; }
+"#;
+    let module = host.load(&built("keeps", Language::C, keeps)).unwrap();
+    // SAFETY: they are an `int make(int)` and an `int drop(void)`.
+    let call = |name: &str, arguments: &[u64]| unsafe { module.call(name, arguments) }.unwrap();
+    assert_eq!(call("make", &[7]), 7);
+    let ended = in_fork(|| {
+        assert_eq!(call("make", &[8]), 7);
+        call("drop", &[]);
+        assert_eq!(call("make", &[8]), 8);
+    });
+    ended.well();
+    assert_eq!(call("make", &[9]), 7, "the child's is another");
+}
