@@ -25,8 +25,6 @@ pub(crate) enum Failure {
     NoFunction { file: PathBuf, function: String },
     #[error("no loaded module has a symbol \"{}\"", .0.escape_debug())]
     NoSymbol(String),
-    #[error(transparent)]
-    Patch(#[from] modload::PatchError),
     #[error("{} is loaded, and has enabled no patch: is it a live patch?", .0.escape_debug())]
     NoPatch(String),
     #[error("{}:{line}: {problem}", shown(.file))]
