@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use modload::trace::What;
-use modload::{Call, Filter, Host, Image, Mode, Module, TraceOptions, disassembled};
+use modload::{Addr, Call, Filter, Host, HostFunction, Image, Mode, Module, TraceOptions, disassembled};
 use modload_fixtures::{Compiler, Language, object_from_text};
-use modload_tests::{Case, peek};
+use modload_tests::{Case, Recorded, Watch, peek, watched};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
@@ -15,6 +15,12 @@ fn main() -> ExitCode {
         Case::new("several_hear_of_one_function", several),
         Case::new("calls_are_recorded", recorded),
         Case::new("entries_and_returns_are_recorded", graphed),
+        Case::new("tracing_is_first_on_coming_and_last_on_going", first_and_last),
+        Case::new("what_is_loaded_later_is_traced_before_its_init_runs", before_init),
+        Case::new("what_stands_at_entries", entries).needing("gcc"),
+        Case::new("functions_of_the_hosts_own_with_five_nops", || own(&patchable())),
+        Case::new("functions_of_the_hosts_own_that_call_fentry", || own(&counted())).needing("gcc"),
+        Case::new("what_cannot_be_traced_says_why", untraceable).needing("gcc"),
     ])
 }
 
@@ -171,4 +177,184 @@ fn graphed() {
     );
     assert!(batch.records.is_sorted_by_key(|record| record.at), "{:?}", batch.records);
     assert_eq!(call(&module, "all", 5), expected(5));
+}
+
+fn first_and_last() {
+    let host = host();
+    let recording = host.record();
+    let module = host.load(&built("sums", Compiler::Cc, PATCHABLE, SUMS)).unwrap();
+    module.unload().unwrap();
+    insta::assert_snapshot!("first_and_last", recording.finish().order());
+}
+
+fn before_init() {
+    const TEXT: &str = "
+#include <modload/module.h>
+__attribute__((noinline, noipa)) int helper(int a) { return a + 1; }
+static int __init later_init(void) { return helper(1) + helper(2) - 5; }
+static void __exit later_exit(void) { helper(3); }
+module_init(later_init);
+module_exit(later_exit);
+";
+    let host = host();
+    let heard: Arc<Mutex<Vec<String>>> = Arc::default();
+    let log = heard.clone();
+    let tracer = move |call: &Call<'_>| log.lock().unwrap().push(format!("{call:?}"));
+    let _tracing = host.trace("late?:*".parse().unwrap(), tracer).unwrap();
+    let trace = host.trace_functions(&TraceOptions::new(Mode::Graph).pattern("later:*").unwrap()).unwrap();
+    let module = host.load(&built("later", Compiler::Cc, PATCHABLE, TEXT)).unwrap();
+    module.unload().unwrap();
+    let recorded = Recorded::of(&trace.finish());
+    let all = [heard.lock().unwrap().join("\n"), recorded.lines.concat().join("\n")].join("\n\n");
+    insta::assert_snapshot!("before_init", all);
+}
+
+/// What the first bytes of a function are, from its entry to behind its site; without addresses.
+fn shown(module: &Module, function: &str) -> String {
+    let at = module.symbol_info(function).unwrap().addr;
+    let text = disassembled(at, &peek(at, 16));
+    let mut lines = Vec::new();
+    for line in text.split("; ") {
+        let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+        let is_site = !line.starts_with("endbr64");
+        let target = line.rsplit("0x").next().and_then(|hex| u64::from_str_radix(hex, 16).ok()).map(Addr::new);
+        let leads = line.contains("call") || line.contains("jmp");
+        lines.push(match target.filter(|_| leads && is_site) {
+            Some(to) => line.split("0x").next().unwrap().to_owned() + &place(to),
+            None => line,
+        });
+        if is_site {
+            break;
+        }
+    }
+    lines.join("; ")
+}
+
+/// Which half of a stub it is, for stubs begin at multiples of 32.
+fn place(to: Addr) -> String {
+    // movabs $function,%r11; jmp *(%r11)
+    assert_eq!(peek(to, 2), [0x49, 0xbb], "no stub");
+    format!("stub+{}", to.get() % 32)
+}
+
+fn entries() {
+    let mut lines = Vec::new();
+    for (way, flags) in [
+        ("five bytes", &["-O2", "-fno-pic", "-pg", "-mfentry", "-mrecord-mcount"][..]),
+        ("six bytes", &["-O2", "-fPIC", "-pg", "-mfentry", "-mrecord-mcount"]),
+        ("behind an ENDBR64", &["-O2", "-fPIC", "-fcf-protection", "-fpatchable-function-entry=5"]),
+    ] {
+        let host = host();
+        let module = host.load(&built("sums", Compiler::Gcc, flags, SUMS)).unwrap();
+        let before = shown(&module, "leaf");
+        let tracing = host.trace("sums:leaf".parse().unwrap(), |_: &Call<'_>| {}).unwrap();
+        let called = shown(&module, "leaf");
+        let trace = host.trace_functions(&TraceOptions::new(Mode::Graph)).unwrap();
+        let jumped = shown(&module, "leaf");
+        drop(trace);
+        assert_eq!(shown(&module, "leaf"), called);
+        drop(tracing);
+        let after = shown(&module, "leaf");
+        lines.push(format!("{way}\n  before  {before}\n  called  {called}\n  jumped  {jumped}\n  after   {after}"));
+    }
+    insta::assert_snapshot!("entries", lines.join("\n"));
+}
+
+const COUNT: usize = 8;
+
+// entries.c: functions that add 1 to 8, of both kinds.
+#[link(name = "entries", kind = "static")]
+unsafe extern "C" {
+    static patchable_functions: [Adds; COUNT];
+    static counted_functions: [Adds; COUNT];
+}
+
+type Adds = extern "C" fn(i32) -> i32;
+
+fn patchable() -> [Adds; COUNT] {
+    // SAFETY: a constant of entries.c, of the type that is stated.
+    unsafe { patchable_functions }
+}
+
+fn counted() -> [Adds; COUNT] {
+    // SAFETY: a constant of entries.c, of the type that is stated.
+    unsafe { counted_functions }
+}
+
+/// Functions of this program's own: heard of, recorded, and as they were when nobody looks.
+fn own(functions: &[Adds; COUNT]) {
+    let host = host();
+    let named = functions.iter().zip(1..).map(|(function, number)| {
+        #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
+        let at = *function as *const ();
+        // SAFETY: entries.c is compiled for it, and stays.
+        unsafe { HostFunction::new(format!("add_{number}"), at) }
+    });
+    let named: Vec<_> = named.collect();
+    host.register_host_functions(named.clone()).unwrap();
+    let traceable = host.traceable();
+    assert_eq!(traceable.len(), COUNT);
+    assert!(traceable.iter().all(|one| one.function.module == "vmlinux" && one.why_not.is_none()), "{traceable:?}");
+    let other = Host::builder().build().unwrap();
+    let refused = other.register_host_functions(named).unwrap_err();
+    assert_eq!(refused.to_string(), "add_1 of the host's own is registered already");
+    let call_all = || {
+        for (function, number) in functions.iter().zip(1..) {
+            assert_eq!(function(10), 10 + number);
+        }
+    };
+    let names: Vec<String> = (1..=COUNT).map(|number| format!("add_{number}")).collect();
+    for watch in Watch::ALL {
+        let seen = watched(&host, watch, "vmlinux:*", call_all);
+        for heard in &seen.heard {
+            assert!(
+                heard.iter().map(|(name, count)| (name, *count)).eq(names.iter().map(|name| (name, 1))),
+                "{watch:?}"
+            );
+        }
+        let Some(recorded) = seen.recorded else { continue };
+        let expected: Vec<String> = match watch.mode() {
+            Some(Mode::Graph) => names.iter().flat_map(|name| [format!("{name} {{"), format!("}} {name}")]).collect(),
+            _ => names.clone(),
+        };
+        assert_eq!((recorded.lines, recorded.missed.total()), (vec![expected], 0), "{watch:?}");
+    }
+    call_all();
+}
+
+fn untraceable() {
+    const BEHIND: &str = "
+.text
+.globl behind
+.type behind, @function
+behind:
+    mov %edi, %eax
+0:  nop; nop; nop; nop; nop
+    ret
+.size behind, . - behind
+.space 200, 0xcc
+1:  nop; nop; nop; nop; nop
+    ret
+.section __patchable_function_entries, \"aw\", @progbits
+.quad 0b, 1b
+";
+    const LEAF: &str = "int leaf(int a) { return a + 1; }";
+    let behind = object_from_text("behind", Language::Assembler, BEHIND, Compiler::Gcc, &[]).unwrap();
+    // SAFETY: the text is ours.
+    let behind = unsafe { Image::trusted(std::fs::read(behind).unwrap()) }.named("behind");
+    let mut lines = Vec::new();
+    for image in [
+        built("before", Compiler::Gcc, &["-O2", "-fPIC", "-fpatchable-function-entry=8,3"], LEAF),
+        built("few", Compiler::Gcc, &["-O2", "-fPIC", "-fpatchable-function-entry=2"], LEAF),
+        behind,
+    ] {
+        let host = host();
+        let _module = host.load(&image).unwrap();
+        lines.extend(
+            host.traceable().into_iter().map(|one| {
+                format!("{} [{}] {}", one.function.name, one.function.module, one.why_not.unwrap_or_default())
+            }),
+        );
+    }
+    insta::assert_snapshot!("untraceable", lines.join("\n"));
 }

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use modload_edit::{Addr, Edit, EditSet, Engine, NOPS, Rejected, Sink, Why, ZERO};
-use modload_tests::{Case, Sites, Until, block, fire, handle, in_fork, peek, unblock};
+use modload_tests::{Case, Crowd, Sites, Until, block, fire, handle, in_fork, peek, unblock};
 use modload_text::{
     Arena, Because, Class, HostText, PokeError, Poked, TextLock, TrapMask, Way, fill, poke, traps_in_flight,
 };
@@ -36,15 +36,25 @@ fn main() -> ExitCode {
 fn every_form() {
     let sites = Sites::publish(64, 61, None);
     let all = || 0..sites.len();
-    for state in [0, 1, 0, 1] {
+    let mut another = None;
+    for state in [0, 1, 0, 1, 0, 1] {
         assert!(all().all(|number| sites.call(number) == sites.returns(number)[state]), "{state}");
         let batch = if state == 0 { sites.on(all()) } else { sites.off(all()) };
-        poke(&mut TextLock::take(), &batch, TrapMask::Trusted).unwrap();
+        let poked = poke(&mut TextLock::take(), &batch, TrapMask::Trusted).unwrap();
+        assert_eq!(poked.way, if another.is_none() { Way::Alone } else { Way::Traps });
+        if state == 1 {
+            another.get_or_insert_with(|| Crowd::of(1, thread::yield_now));
+        }
     }
 }
 
 fn three_synchronisations() {
     let sites = Sites::publish(1000, 64, Some(0));
+    for batch in [sites.on(0..1000), sites.off(0..1000)] {
+        let poked = poke(&mut TextLock::take(), &batch, TrapMask::Trusted).unwrap();
+        assert_eq!((poked.way, poked.syncs, poked.writes), (Way::Alone, 1, 1), "nobody else is there");
+    }
+    let _another = Crowd::of(1, thread::yield_now);
     for count in [1, 10, 1000] {
         for batch in [sites.on(0..count), sites.off(0..count)] {
             let poked = poke(&mut TextLock::take(), &batch, TrapMask::Trusted).unwrap();
@@ -96,7 +106,7 @@ fn refusals() {
     let straddled = sites.on([5]).edit(Edit { at: nop6 + 2, old: &[0; 5], new: &[0; 5], why: WHY });
     assert!(matches!(straddled, Err(Rejected::Collision { .. })));
     let poked = poke(&mut TextLock::take(), &sites.on(0..8), TrapMask::Trusted).unwrap();
-    assert_eq!(poked.way, Way::Traps);
+    assert_eq!(poked.way, Way::Alone);
 }
 
 /// Turns all sites on and off again, looks at what they do, and says how it was done.
@@ -313,7 +323,7 @@ fn host_text() {
     let poked = poke(&mut TextLock::take(), &on, TrapMask::Trusted).unwrap();
     assert_eq!((poked.way, hosts()), (Way::Rendezvous(Because::Joined), 2));
     let poked = poke(&mut TextLock::take(), &one(at, &OVER, NOPS[4]), TrapMask::Trusted).unwrap();
-    assert_eq!((poked.way, hosts()), (Way::Traps, 1));
+    assert_eq!((poked.way, hosts()), (Way::Alone, 1));
     let past = one(at + 13, &[0x02, 0, 0, 0, 0xc3], NOPS[4]);
     assert!(matches!(poke(&mut TextLock::take(), &past, TrapMask::Trusted), Err(PokeError::NotText { .. })));
     drop(text);

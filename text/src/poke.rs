@@ -11,13 +11,16 @@
 //!
 //! INT3 kills where SIGTRAP does not reach our handler. There the batch is written while every other thread is held in
 //! a signal handler: the rendezvous.
+//!
+//! A process of one thread has nobody who could be in the middle of it: the batch is written once, whole, and this thread's
+//! core synchronises.
 
 use std::fmt;
 use std::io;
 
 use modload_edit::{Addr, Edit, EditSet, Step, Why, disassembled, is_one_instruction};
 use modload_threads::frames::{NoFinder, WalkError};
-use modload_threads::{Held, Name, Tid};
+use modload_threads::{Held, Name, Tid, is_alone};
 use thiserror::Error;
 
 use crate::batch::Announced;
@@ -48,6 +51,8 @@ pub enum Way {
     Traps,
     /// While every other thread was held.
     Rendezvous(Because),
+    /// At once: there was no other thread.
+    Alone,
 }
 
 /// How a batch was written.
@@ -174,6 +179,8 @@ fn code(at: Addr, bytes: &[u8]) -> impl fmt::Display {
 pub fn poke(lock: &mut TextLock<'_>, edits: &EditSet, mask: TrapMask) -> Result<Poked, PokeError> {
     check(lock, edits)?;
     match obstacle::find(edits, mask).map_err(PokeError::Look)? {
+        // If it cannot be asked, there may be others.
+        None if is_alone().unwrap_or(false) => alone(lock, edits),
         None => by_traps(lock, edits),
         Some(because) => rendezvous::write(lock, edits, because),
     }
@@ -222,6 +229,26 @@ fn unfit(edit: &Edit<'_>) -> PokeError {
         true => PokeError::NotEmulated { at, bytes, why },
         false => PokeError::NotOneInstruction { at, bytes, why },
     }
+}
+
+/// Writes a batch in a process whose only thread this is: with nobody else, nobody fetches an instruction that is half written. A
+/// signal handler of this thread runs before a write or after it, never in the middle of one, and an edit is never divided
+/// between two; so it finds each site as it was or as it is to be, and what it calls goes through. It cannot begin a thread
+/// (signal-safety(7)), and only this thread could.
+fn alone(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<Poked, PokeError> {
+    let mut whole = |side| {
+        let writes = spans::write(lock, edits, Pass::Whole, side, Grouping::Spans)?;
+        // The kernel has written by another address: the core has to be told, like all others that this thread moves to.
+        sync::all_cores().map_err(|source| WriteFailed::Sync { source })?;
+        Ok(Poked { way: Way::Alone, syncs: 1, writes })
+    };
+    let failed = match whole(Side::New) {
+        Ok(poked) => return Ok(poked),
+        Err(failed) => failed,
+    };
+    let Err(failed) = whole(Side::Old) else { return Err(PokeError::Write(failed)) };
+    lock.stuck();
+    Err(PokeError::Stuck(failed))
 }
 
 /// The protocol at the top of this file.

@@ -1,0 +1,95 @@
+//! Other tracers on the same function, in processes of their own. One that is missing is said to be, and has no figure.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// A tracer, and what it took.
+pub(crate) struct Other {
+    pub(crate) what: &'static str,
+    /// Nanoseconds a call, or why there are none.
+    pub(crate) measured: Result<f64, String>,
+}
+
+/// How the program is compiled and run.
+struct Way {
+    what: &'static str,
+    compiler: &'static str,
+    flags: &'static [&'static str],
+    /// What it is run by, if anything: with `DIR` for a directory of its own.
+    runner: &'static [&'static str],
+    environment: &'static [(&'static str, &'static str)],
+    /// Behind the number of calls.
+    arguments: &'static [&'static str],
+}
+
+const XRAY: &[&str] = &["-O2", "-DXRAY", "-fxray-instrument", "-fxray-instruction-threshold=1"];
+
+const WAYS: [Way; 4] = [
+    Way {
+        what: "uftrace, recorded",
+        compiler: "cc",
+        flags: &["-O2", "-pg"],
+        runner: &["uftrace", "record", "--no-libcall", "-d", "DIR"],
+        environment: &[],
+        arguments: &[],
+    },
+    Way {
+        what: "XRay, off",
+        compiler: "clang-19",
+        flags: XRAY,
+        runner: &[],
+        environment: &[("XRAY_OPTIONS", "patch_premain=false")],
+        arguments: &[],
+    },
+    Way {
+        what: "XRay, empty handler",
+        compiler: "clang-19",
+        flags: XRAY,
+        runner: &[],
+        environment: &[("XRAY_OPTIONS", "patch_premain=true")],
+        arguments: &["handler"],
+    },
+    Way {
+        what: "XRay, flight data recorder",
+        compiler: "clang-19",
+        flags: XRAY,
+        runner: &[],
+        // It logs into the working directory.
+        environment: &[("XRAY_OPTIONS", "patch_premain=true xray_mode=xray-fdr verbosity=0")],
+        arguments: &[],
+    },
+];
+
+/// Measures all of them, by so many calls a round.
+pub(crate) fn all(calls: u32) -> Vec<Other> {
+    WAYS.iter().map(|way| Other { what: way.what, measured: way.measure(calls) }).collect()
+}
+
+impl Way {
+    fn measure(&self, calls: u32) -> Result<f64, String> {
+        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let program = folder.path().join("other");
+        let mut compile = Command::new(self.compiler);
+        compile.args(self.flags).arg("-o").arg(&program).arg(concat!(env!("CARGO_MANIFEST_DIR"), "/trace/other.c"));
+        finished(&mut compile)?;
+        let data = folder.path().join("data");
+        let runner = self.runner.iter().map(|word| if *word == "DIR" { data.as_os_str() } else { word.as_ref() });
+        let words: Vec<_> = runner.chain([program.as_os_str()]).collect();
+        let mut run = Command::new(words[0]);
+        run.args(&words[1..]).arg(calls.to_string()).args(self.arguments);
+        run.envs(self.environment.iter().copied()).current_dir(Path::new(folder.path()));
+        let printed = finished(&mut run)?;
+        printed.trim().parse().map_err(|_| format!("it printed {printed:?}"))
+    }
+}
+
+/// What a program printed, if it ended well.
+fn finished(command: &mut Command) -> Result<String, String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{name}: {error}"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).lines().next_back().unwrap_or_default().to_owned();
+    Err(format!("{name}: {}: {said}", output.status))
+}
