@@ -39,11 +39,14 @@ unsafe extern "C" {}
 type Leaf = unsafe extern "C" fn(i32) -> i32;
 type Run = extern "C" fn(Leaf, i64) -> i32;
 
+/// What is done around a measurement, and what was not recorded.
+type With<'c> = dyn Fn(&mut dyn FnMut()) -> Result<Missed, Box<dyn Error>> + 'c;
+
 /// What is measured, round by round. `with` has tracing switched on, the function called by `time`, and what was recorded taken.
 struct Contender<'c> {
     what: &'static str,
     leaf: Leaf,
-    with: Box<dyn Fn(&mut dyn FnMut()) -> Result<Missed, Box<dyn Error>> + 'c>,
+    with: Box<With<'c>>,
     /// Nanoseconds a call, of each round.
     times: Vec<f64>,
     missed: u64,

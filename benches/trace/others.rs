@@ -90,6 +90,7 @@ fn finished(command: &mut Command) -> Result<String, String> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr).lines().next_back().unwrap_or_default().to_owned();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let said = said.lines().find(|line| line.contains("error") || line.contains("cannot")).unwrap_or_default();
     Err(format!("{name}: {}: {said}", output.status))
 }
