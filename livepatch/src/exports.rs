@@ -24,13 +24,10 @@ pub fn exports() -> [(&'static str, Addr); 6] {
     type FreeAll = extern "C-unwind" fn(u64, Option<Destructor>);
     let address = |pointer: *const ()| Addr::new(wide(pointer.expose_provenance()));
     #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
-    let [state, get, alloc, get_or_alloc] = [
-        get_prev_state as State as *const (),
-        shadow::get as Get as *const (),
-        shadow::alloc as Make as *const (),
-        shadow::get_or_alloc as Make as *const (),
-    ];
-    #[expect(clippy::as_conversions, reason = "the same")]
+    let [state, get] = [get_prev_state as State as *const (), shadow::get as Get as *const ()];
+    #[expect(clippy::as_conversions, reason = "as above")]
+    let [alloc, get_or_alloc] = [shadow::alloc as Make as *const (), shadow::get_or_alloc as Make as *const ()];
+    #[expect(clippy::as_conversions, reason = "as above")]
     let [free, free_all] = [shadow::free as Free as *const (), shadow::free_all as FreeAll as *const ()];
     [
         ("klp_get_prev_state", address(state)),
