@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         Case::new("exceptions_pass_and_are_caught", exceptions).needing("g++"),
         Case::new("panics_pass_and_are_caught", panics).needing("g++"),
         Case::new("what_returns_twice_is_not_returned_to", twice),
-        Case::new("a_system_call_goes_on_or_is_interrupted_as_ever", system_call),
+        Case::new("a_system_call_goes_on_or_is_interrupted_as_ever", system_call).within_seconds(180),
     ])
 }
 

@@ -1,6 +1,7 @@
 //! Who uses whom, what keeps a module, what is left when the host goes; and every fixture through the library.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use modload::{Addr, Arena, Error, EventKind, Host, Module, Order, Outcome, Stage, State, SymbolError, UnloadError};
 use modload_fixtures::{Case as FixtureCase, Compiler, Expectations, Fixture, Language};
@@ -123,6 +124,9 @@ fn one_fixture(fixture: &Fixture, case: &FixtureCase) {
         let said = timeline.lines().any(|line| line.contains("warning") && line.contains(warning));
         assert!(said, "{what}: {warning}:\n{timeline}");
     }
+    // A patch that is enabled keeps its module.
+    let left = host.disable_patches(Duration::from_secs(5)).unwrap();
+    assert!(left.is_empty(), "{what}: {left:?}");
     while let Some(module) = modules.pop() {
         module.unload().unwrap_or_else(|error| panic!("{what}: {error}"));
     }
