@@ -321,11 +321,16 @@ PLAIN long begin_read(void)
 PLAIN long end_read(long by_signal)
 {
 	void *got;
-	if (by_signal)
-		pthread_kill(reading, SIGUSR1);
-	else if (write(line[1], "x", 1) != 1)
+	if (!by_signal && write(line[1], "x", 1) != 1)
 		return -1;
-	pthread_join(reading, &got);
+	/* A signal that comes before the call begins, or begins again, interrupts nothing: then another one does. */
+	do {
+		if (by_signal)
+			pthread_kill(reading, SIGUSR1);
+		usleep(by_signal ? 10000 : 0);
+	} while (by_signal && pthread_tryjoin_np(reading, &got) != 0);
+	if (!by_signal)
+		pthread_join(reading, &got);
 	close(line[0]);
 	close(line[1]);
 	return (long)got;
