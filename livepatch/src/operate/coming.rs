@@ -1,0 +1,102 @@
+//! A module comes that patches name: it is patched before any of its code runs, or refused.
+
+use modload_edit::Addr;
+use modload_ftrace::Divert;
+use modload_loader::Refusal;
+
+use crate::error::PatchError;
+use crate::find::Place;
+use crate::previous::Previous;
+use crate::table::{HostId, Object, PatchId, Table};
+
+impl Table {
+    /// A module is coming: its functions are patched by all patches that name it, before any of its code runs. Linux's
+    /// `klp_module_coming`.
+    pub(crate) fn module_coming(
+        &mut self,
+        host: HostId,
+        place: &Place<'_>,
+        module: &str,
+    ) -> Result<Vec<Divert>, Refusal> {
+        let _previous = self.transition.as_ref().map(|transition| Previous::are(self.states_before(transition.patch)));
+        let ids: Vec<_> = self.patches.iter().filter(|patch| patch.host == host).map(|patch| patch.id).collect();
+        let mut entries = Vec::new();
+        for id in ids {
+            let patch = self.patches.iter_mut().find(|patch| patch.id == id);
+            let object =
+                patch.and_then(|patch| patch.objects.iter().position(|object| object.name.as_deref() == Some(module)));
+            let Some(number) = object else { continue };
+            match self.object_coming(id, number, place, module) {
+                Ok(more) => entries.extend(more),
+                Err(error) => {
+                    let name = self.name(id);
+                    if let Some(patch) = self.patch(id) {
+                        patch.note(&format!(
+                            "patch '{name}' failed for module '{module}', refusing to load module '{module}'"
+                        ));
+                    }
+                    self.undo_coming(host, module, id);
+                    let reason = format!("patch '{name}' failed for module '{module}': {error}");
+                    return Err(Refusal { reason, errno: Some(error.errno()) });
+                }
+            }
+        }
+        entries.sort();
+        entries.dedup();
+        let moving = self.transition.iter().flat_map(|transition| &transition.moving);
+        let stubs: std::collections::BTreeMap<_, _> = moving.map(|moving| (moving.entry, moving.fork.stub())).collect();
+        let to = |divert: Divert| Divert { to: stubs.get(&divert.entry).copied().or(divert.to), ..divert };
+        Ok(self.settle(&entries).into_iter().map(to).collect())
+    }
+
+    fn object_coming(
+        &mut self,
+        id: PatchId,
+        number: usize,
+        place: &Place<'_>,
+        module: &str,
+    ) -> Result<Vec<Addr>, PatchError> {
+        let in_transition = self.transition.as_ref().is_some_and(|transition| transition.patch == id);
+        let Some(patch) = self.patch_mut(id) else { return Ok(Vec::new()) };
+        let found = patch.objects[number].is_loaded(place);
+        let found = found.inspect_err(|error| {
+            error.note(&patch.log);
+            let (name, errno) = (&patch.name, error.errno());
+            patch.note(&format!("failed to initialize patch '{name}' for module '{module}' (-{errno})"));
+        })?;
+        patch.note(&format!("applying patch '{}' to loading module '{module}'", patch.name));
+        if let Err(errno) = patch.objects[number].pre_patch() {
+            patch.note(&format!("pre-patch callback failed for object '{module}'"));
+            return Err(PatchError::Callback { object: module.to_owned(), errno });
+        }
+        if let Err(error) = self.can_divert(id, number) {
+            if let Some(patch) = self.patch_mut(id) {
+                let (name, errno) = (&patch.name, error.errno());
+                patch.note(&format!("failed to apply patch '{name}' to module '{module}' (-{errno})"));
+                patch.objects[number].post_unpatch();
+            }
+            return Err(error);
+        }
+        let mut entries = Vec::new();
+        for (entry, patched) in found {
+            entries.push(entry);
+            self.functions.entry(entry).or_insert(patched);
+        }
+        self.patch_object(id, number);
+        if in_transition {
+            self.join(id)?;
+        } else if let Some(patch) = self.patch(id) {
+            patch.objects[number].post_patch();
+        }
+        Ok(entries)
+    }
+
+    /// A target is refused: those that have been applied to it are taken back.
+    fn undo_coming(&mut self, host: HostId, module: &str, failed: PatchId) {
+        self.cleanup(host, module, Some(failed));
+        if let Some(patch) = self.patch_mut(failed) {
+            let of_module = patch.objects.iter_mut().filter(|object| object.name.as_deref() == Some(module));
+            of_module.for_each(Object::is_unloaded);
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! An object of a patch: it is made from what the patch says, comes, goes, and has callbacks.
+
+use std::sync::Arc;
+
+use modload_edit::Addr;
+
+use crate::error::PatchError;
+use crate::find::{Place, extent};
+use crate::spec::ObjectSpec;
+use crate::structs::CObject;
+use crate::table::{Func, Object, Patched};
+
+pub(super) fn object(spec: ObjectSpec, c: Option<CObject>) -> Result<Object, PatchError> {
+    let name: Option<Arc<str>> = spec.name.map(Into::into);
+    let func = |func: crate::spec::FuncSpec| {
+        let extent = vec![extent(func.new_func)?];
+        let (old_name, old_sympos) = (func.old_name.into(), func.old_sympos);
+        Ok(Func { old_name, old_sympos, new_func: Some(func.new_func), old: None, extent, patched: false })
+    };
+    let funcs = spec.funcs.into_iter().map(func).collect::<Result<_, PatchError>>()?;
+    let callbacks = spec.callbacks;
+    let object = Object::new(name, funcs);
+    Ok(Object { callbacks, c, ..object })
+}
+
+impl Object {
+    pub(super) fn new(name: Option<Arc<str>>, funcs: Vec<Func>) -> Object {
+        let callbacks = crate::spec::Callbacks::default();
+        let (c, is_dynamic, loaded, patched, post_unpatch_enabled) = (None, false, false, false, false);
+        Object { name, funcs, callbacks, c, is_dynamic, loaded, patched, post_unpatch_enabled }
+    }
+
+    /// Finds the functions of an object that is there: Linux's `klp_init_object_loaded`.
+    pub(super) fn is_loaded(&mut self, place: &Place<'_>) -> Result<Vec<(Addr, Patched)>, PatchError> {
+        let mut found = Vec::new();
+        for func in &mut self.funcs {
+            let (entry, extent) = place.function(func)?;
+            func.old = Some(entry);
+            let home = modload_ftrace::behind(entry).unwrap_or(entry);
+            found.push((entry, Patched { home, extent, stack: Vec::new() }));
+        }
+        self.loaded = true;
+        if let (Some(c), Place::Module(module, _)) = (&mut self.c, place) {
+            c.arrives(module);
+        }
+        Ok(found)
+    }
+
+    /// It is not there any more.
+    pub(super) fn is_unloaded(&mut self) {
+        self.loaded = false;
+        self.funcs.iter_mut().for_each(|func| func.old = None);
+        self.c.iter_mut().for_each(CObject::leaves);
+    }
+
+    pub(super) fn pre_patch(&mut self) -> Result<(), i32> {
+        let result = self.callbacks.pre_patch.as_ref().map_or(Ok(()), |call| call());
+        self.post_unpatch_enabled = result.is_ok();
+        result
+    }
+
+    pub(super) fn post_patch(&self) {
+        if let Some(call) = &self.callbacks.post_patch {
+            call();
+        }
+    }
+
+    pub(super) fn pre_unpatch(&self) {
+        if let Some(call) = &self.callbacks.pre_unpatch {
+            call();
+        }
+    }
+
+    pub(super) fn post_unpatch(&mut self) {
+        if let Some(call) = self.callbacks.post_unpatch.as_ref().filter(|_| self.post_unpatch_enabled) {
+            call();
+        }
+        self.post_unpatch_enabled = false;
+    }
+}
