@@ -389,7 +389,10 @@ fn within_nops() {
         joined.edit(Edit { at: at + 5 * number, old: &[0x90; 5], new: NOPS[4], why: WHY }).unwrap();
     }
     let before = peek(at, 60);
+    // A signal that is pending when a handler returns interrupts the thread where the last one did.
+    let go_on = || thread::sleep(Duration::from_millis(1));
     let held_within = (0..200).any(|_| {
+        go_on();
         let poked = poke(&mut TextLock::take(), &joined, TrapMask::Trusted);
         match poked {
             Err(PokeError::Inside { name, rip, .. }) => {
@@ -410,6 +413,7 @@ fn within_nops() {
     // The same when the thread was interrupted there by a handler that it is in now.
     use std::os::unix::thread::JoinHandleExt;
     let interrupted_within = (0..200).any(|_| {
+        go_on();
         // SAFETY: a thread of ours, which never ends.
         unsafe { libc::pthread_kill(thread.as_pthread_t(), libc::SIGUSR1) };
         while !WITHIN.load(Ordering::SeqCst) {
