@@ -60,7 +60,7 @@ enum Kind {
 /// [`modload_edit::PlanError`]: the first record that cannot be followed.
 pub fn alternatives<C: Code>(table: &Table, profile: Profile, facts: &Facts, code: &mut C) -> Result<(), Error> {
     let size = profile.record_size();
-    for record in 0..table.len(size) {
+    for record in table.numbers(size) {
         let why = Why { engine: Engine::Alternative, section: table.section, record };
         let alternative = read(table, profile, record, code)
             .ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))?
@@ -68,7 +68,7 @@ pub fn alternatives<C: Code>(table: &Table, profile: Profile, facts: &Facts, cod
         alternative.apply(facts, code, why)?;
     }
     if !table.size.is_multiple_of(size) {
-        let why = Why { engine: Engine::Alternative, section: table.section, record: table.len(size) };
+        let why = Why { engine: Engine::Alternative, section: table.section, record: table.numbers(size).end };
         return Err(refused(code, why, table.at, 0, Problem::PartOfRecord));
     }
     Ok(())

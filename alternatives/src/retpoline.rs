@@ -22,7 +22,7 @@ const WHAT: &str = "a call, a jump or a conditional jump to a thunk";
 /// # Errors
 /// [`modload_edit::PlanError`]: the first record that cannot be followed.
 pub fn retpolines<C: Code>(table: &Table, facts: &Facts, code: &mut C) -> Result<(), Error> {
-    for record in 0..table.len(wide(RelativeSite::SIZE)) {
+    for record in table.numbers(wide(RelativeSite::SIZE)) {
         let why = Why { engine: Engine::Retpoline, section: table.section, record };
         let site = relative(table, record, why, code)?;
         let mut buffer = [0; 6];

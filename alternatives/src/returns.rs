@@ -20,7 +20,7 @@ const TRAMPOLINE: [u8; 3] = [0x0f, 0xb9, 0xcc];
 /// # Errors
 /// [`modload_edit::PlanError`]: the first record that cannot be followed.
 pub fn returns<C: Code>(table: &Table, facts: &Facts, code: &mut C) -> Result<(), Error> {
-    for record in 0..table.len(wide(RelativeSite::SIZE)) {
+    for record in table.numbers(wide(RelativeSite::SIZE)) {
         let why = Why { engine: Engine::Return, section: table.section, record };
         let site = relative(table, record, why, code)?;
         let new = plan(site, facts, code).map_err(|problem| refused(code, why, site, LEN, problem))?;

@@ -26,7 +26,7 @@ pub(crate) fn relative(table: &Table, record: u32, why: Why, code: &impl Code) -
 /// # Errors
 /// [`modload_edit::PlanError`]: the first record that cannot be followed.
 pub fn endbr_seals<C: Code>(table: &Table, code: &mut C) -> Result<(), Error> {
-    for record in 0..table.len(wide(RelativeSite::SIZE)) {
+    for record in table.numbers(wide(RelativeSite::SIZE)) {
         let why = Why { engine: Engine::Endbr, section: table.section, record };
         let site = relative(table, record, why, code)?;
         let stands = code.text(site, ENDBR64.len()).ok_or(Problem::SiteOutside(ENDBR64.len()));
@@ -52,7 +52,7 @@ pub fn smp_locks<C: Code>(table: &Table, text: (Addr, u64), facts: &Facts, code:
         Processors::One => DS,
         Processors::Several => LOCK,
     };
-    for record in 0..table.len(wide(RelativeSite::SIZE)) {
+    for record in table.numbers(wide(RelativeSite::SIZE)) {
         let why = Why { engine: Engine::SmpLock, section: table.section, record };
         let site = relative(table, record, why, code)?;
         // Init code runs once, and stays as it is.
@@ -75,7 +75,7 @@ pub fn smp_locks<C: Code>(table: &Table, text: (Addr, u64), facts: &Facts, code:
 /// # Errors
 /// [`modload_edit::PlanError`]: the first record that cannot be followed.
 pub fn function_entries<C: Code>(table: &Table, code: &mut C) -> Result<(), Error> {
-    for record in 0..table.len(wide(Site::SIZE)) {
+    for record in table.numbers(wide(Site::SIZE)) {
         let why = Why { engine: Engine::Fentry, section: table.section, record };
         let site = table.record::<{ Site::SIZE }>(code, record).map(|(_, bytes)| Addr::new(Site::read(&bytes).site));
         let site = site.ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))?;

@@ -34,7 +34,7 @@ fn record(feature: u16, flags: u16, site_len: u8, replacement_len: u8) -> Vec<u8
 /// Applies one record to a site; returns what the site has become.
 fn apply(site: &[u8], replacement: &[u8], record: Vec<u8>, features: &str) -> Result<String, PlanError<Problem>> {
     let mut space = Space::default();
-    let table = Table { section: 7, at: Addr::new(TABLE), size: u64::try_from(record.len()).unwrap() };
+    let table = Table::of_section(7, Addr::new(TABLE), u64::try_from(record.len()).unwrap());
     space.add(Addr::new(TEXT), PieceKind::Text, [site, &[0xc3]].concat()).unwrap();
     space.add(Addr::new(REPLACEMENTS), PieceKind::Text, replacement.to_vec()).unwrap();
     space.add(Addr::new(TABLE), PieceKind::Data, record).unwrap();

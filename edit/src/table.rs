@@ -11,13 +11,35 @@ use crate::{Addr, Code, Edit, Rejected, Why, disassembled, wide};
 pub struct Table {
     /// Index of the section (in the module's section header table); what the edits' [`Why`] says.
     pub section: u32,
-    /// Its address.
+    /// The number, in the section, of the first record that it has: 0, or more for a part of a section.
+    pub first: u32,
+    /// The address of that record.
     pub at: Addr,
     /// Its size in bytes.
     pub size: u64,
 }
 
 impl Table {
+    /// A whole section.
+    #[must_use]
+    pub fn of_section(section: u32, at: Addr, size: u64) -> Table {
+        Table { section, first: 0, at, size }
+    }
+
+    /// Its records `from..to`, of this size, by their numbers in the section.
+    #[must_use]
+    pub fn part(&self, record: u64, from: u32, to: u32) -> Table {
+        let skipped = record * u64::from(from.saturating_sub(self.first));
+        let size = record * u64::from(to.saturating_sub(from));
+        Table { first: from, at: self.at + skipped, size: size.min(self.size.saturating_sub(skipped)), ..*self }
+    }
+
+    /// The numbers of its records of this size, a part of one at the end left out.
+    #[must_use]
+    pub fn numbers(&self, record: u64) -> std::ops::Range<u32> {
+        self.first..self.first.saturating_add(self.len(record))
+    }
+
     /// How many records of this size it holds, a part of one at the end left out.
     #[must_use]
     pub fn len(&self, record: u64) -> u32 {
@@ -30,10 +52,10 @@ impl Table {
         self.size == 0
     }
 
-    /// Address and bytes of a record, copied, as the edits so far have left it.
+    /// Address and bytes of the record of this number, copied, as the edits so far have left it.
     #[must_use]
     pub fn record<const SIZE: usize>(&self, code: &(impl Code + ?Sized), number: u32) -> Option<(Addr, [u8; SIZE])> {
-        let at = self.at + wide(SIZE) * u64::from(number);
+        let at = self.at + wide(SIZE) * u64::from(number.checked_sub(self.first)?);
         Some((at, code.bytes(at, SIZE)?.try_into().ok()?))
     }
 }
@@ -91,3 +113,25 @@ pub fn write(code: &mut (impl Code + ?Sized), at: Addr, new: &[u8], why: Why) ->
 
 /// The most bytes that one record may rewrite: what its length, a byte, can say.
 pub const MAX_SITE: usize = 255;
+
+#[cfg(test)]
+mod tests {
+    use super::Table;
+    use crate::{Addr, PieceKind, Space};
+
+    #[test]
+    fn a_part_of_a_table_has_the_numbers_of_the_whole() {
+        let mut space = Space::default();
+        space.add(Addr::new(0x1000), PieceKind::Data, (0..10).collect()).unwrap();
+        let whole = Table::of_section(7, Addr::new(0x1000), 10);
+        let part = whole.part(2, 2, 4);
+        assert_eq!((part.numbers(2), part.at, part.size), (2..4, Addr::new(0x1004), 4));
+        assert_eq!(part.record::<2>(&space, 3), Some((Addr::new(0x1006), [6, 7])));
+        assert_eq!(part.record::<2>(&space, 1), None);
+        // The rest, with a part of a record if there is one; nothing behind it.
+        let rest = whole.part(4, 1, u32::MAX);
+        assert_eq!((rest.numbers(4), rest.at, rest.size), (1..2, Addr::new(0x1004), 6));
+        assert_eq!(whole.part(4, 3, 9).size, 0);
+        assert_eq!(rest.part(4, 2, 3), Table { section: 7, first: 2, at: Addr::new(0x1008), size: 2 });
+    }
+}

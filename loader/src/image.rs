@@ -243,5 +243,5 @@ fn table(file: &File<'_>, places: &[Option<Addr>], name: &str) -> Option<Table> 
     let mut found = found.filter(|(_, (section, _))| section.kept && section.name == name.as_bytes());
     let (index, (section, at)) = found.next()?;
     let size = if section.data.is_empty() { 0 } else { wide(section.data.len()) };
-    Some(Table { section: index, at: (*at)?, size })
+    Some(Table::of_section(index, (*at)?, size))
 }

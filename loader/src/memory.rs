@@ -433,7 +433,7 @@ impl Coming<'_> {
         of_name.filter_map(|placed| {
             let SectionInfo { addr, size, .. } = placed.info;
             let bytes = self.memory.read(addr, index(size))?;
-            Some(SectionBytes { table: Table { section: placed.number, at: addr, size }, bytes })
+            Some(SectionBytes { table: Table::of_section(placed.number, addr, size), bytes })
         })
     }
 

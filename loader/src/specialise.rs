@@ -121,7 +121,7 @@ pub(crate) fn specialise(
             text = (at, size);
         }
         if let Some((engine, name)) = TABLES.iter().find(|(_, table)| section.name == table.as_bytes()) {
-            tables.push((*engine, *name, Table { section: index, at, size }));
+            tables.push((*engine, *name, Table::of_section(index, at, size)));
         }
     }
     let mut facts = rewriting.facts.clone();

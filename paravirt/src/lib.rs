@@ -103,7 +103,7 @@ pub enum Problem {
 /// [`PlanError`]: the first record that cannot be followed.
 pub fn paravirt<C: Code>(table: &Table, operations: &Operations, code: &mut C) -> Result<(), PlanError<Problem>> {
     let size = wide(ParavirtSite::SIZE);
-    for number in 0..table.len(size) {
+    for number in table.numbers(size) {
         let why = Why { engine: Engine::Paravirt, section: table.section, record: number };
         let record = table.record::<{ ParavirtSite::SIZE }>(code, number);
         let record = record.map(|(_, bytes)| ParavirtSite::read(&bytes));
@@ -225,7 +225,7 @@ mod tests {
         let mut space = Space::default();
         space.add(TEXT, PieceKind::Text, text).unwrap();
         space.add(Addr::new(0x2000), PieceKind::Data, record).unwrap();
-        (space, Table { section: 4, at: Addr::new(0x2000), size: 16 })
+        (space, Table::of_section(4, Addr::new(0x2000), 16))
     }
 
     fn check(operation: Option<Operation>, expected: &str) {

@@ -50,7 +50,7 @@ impl std::ops::Deref for SiteBytes {
 /// # Errors
 /// [`modload_edit::PlanError`]: the first record that cannot be followed.
 pub fn jump_labels<C: Code>(table: &Table, mut state: impl FnMut(Addr) -> KeyState, code: &mut C) -> Result<(), Error> {
-    for number in 0..table.len(wide(JumpEntry::SIZE)) {
+    for number in table.numbers(wide(JumpEntry::SIZE)) {
         let record = JumpRecord::read(table, number, code)?;
         let state = state(record.key);
         if state != KeyState::Unknown {
@@ -66,7 +66,7 @@ pub fn jump_labels<C: Code>(table: &Table, mut state: impl FnMut(Addr) -> KeySta
 /// # Errors
 /// [`modload_edit::PlanError`]: the first record that cannot be followed.
 pub fn jump_sites<C: Code>(table: &Table, code: &C) -> Result<Vec<JumpSite>, Error> {
-    (0..table.len(wide(JumpEntry::SIZE))).map(|number| JumpRecord::read(table, number, code)?.site(code)).collect()
+    table.numbers(wide(JumpEntry::SIZE)).map(|number| JumpRecord::read(table, number, code)?.site(code)).collect()
 }
 
 /// A record with its distances followed.

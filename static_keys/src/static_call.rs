@@ -67,7 +67,7 @@ pub fn static_calls<C: Code>(
     mut target: impl FnMut(Addr) -> Target,
     code: &mut C,
 ) -> Result<(), Error> {
-    for number in 0..table.len(wide(StaticCallSite::SIZE)) {
+    for number in table.numbers(wide(StaticCallSite::SIZE)) {
         let site = CallSite::read(table, number, code)?;
         set_site(&site, target(site.key), calls, code)?;
     }
@@ -79,7 +79,7 @@ pub fn static_calls<C: Code>(
 /// # Errors
 /// [`modload_edit::PlanError`]: the table ends within a record.
 pub fn call_sites<C: Code>(table: &Table, code: &C) -> Result<Vec<CallSite>, Error> {
-    (0..table.len(wide(StaticCallSite::SIZE))).map(|number| CallSite::read(table, number, code)).collect()
+    table.numbers(wide(StaticCallSite::SIZE)).map(|number| CallSite::read(table, number, code)).collect()
 }
 
 /// Makes one site what its key's target wants.

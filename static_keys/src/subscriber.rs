@@ -173,7 +173,7 @@ impl Found {
     fn enter(self, coming: &mut Coming<'_>, table: &mut Table) -> Result<(), Refusal> {
         let Found { jumps, calls, trampolines, own } = self;
         let owner = Owner::of(coming.module());
-        let nothing = SectionBytes { table: Records { section: 0, at: Addr::NULL, size: 0 }, bytes: Vec::new() };
+        let nothing = SectionBytes { table: Records::of_section(0, Addr::NULL, 0), bytes: Vec::new() };
         let place = |coming: &Coming<'_>, at| coming.module().display_place(at).unwrap_or_else(|| at.to_string());
         let mut users: BTreeMap<(Addr, Stay), (bool, Vec<JumpSite>)> = BTreeMap::new();
         for site in jumps {

@@ -21,7 +21,7 @@ fn space(site: &[u8], record: &[u8]) -> (Space, Table) {
     let mut space = Space::default();
     space.add(TEXT, PieceKind::Text, text).unwrap();
     space.add(TABLE, PieceKind::Data, record.to_vec()).unwrap();
-    (space, Table { section: 3, at: TABLE, size: u64::try_from(record.len()).unwrap() })
+    (space, Table::of_section(3, TABLE, u64::try_from(record.len()).unwrap()))
 }
 
 fn distance(to: Addr, from: Addr) -> [u8; 4] {
