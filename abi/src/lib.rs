@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod livepatch;
 pub mod modinfo;
 pub mod record;
 pub mod section;

@@ -39,10 +39,21 @@ impl<'c, C: Code> Ledger<'c, C> {
         Ledger { code, edits: Edits::default() }
     }
 
+    /// A ledger that goes on where another was closed.
+    pub fn resume(code: &'c mut C, edits: Edits) -> Ledger<'c, C> {
+        Ledger { code, edits }
+    }
+
     /// What is edited.
     #[must_use]
     pub fn code(&self) -> &C {
         self.code
+    }
+
+    /// What was edited so far.
+    #[must_use]
+    pub fn edits(&self) -> &Edits {
+        &self.edits
     }
 
     /// What was edited.

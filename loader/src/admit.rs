@@ -4,6 +4,7 @@
 use modload_abi::section;
 use object::elf;
 
+use crate::deferred;
 use crate::error::{Error, escaped};
 use crate::file::{File, Place};
 use crate::modinfo::Modinfo;
@@ -18,6 +19,7 @@ pub(crate) fn admit<'a>(
     recorder: Recorder<'_>,
 ) -> Result<Judge<'a>, Error> {
     check(file)?;
+    deferred::check_symbols(file, info)?;
     let judge = Judge::new(policy, file, info)?;
     judge.module(recorder)?;
     Ok(judge)
@@ -47,9 +49,6 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
         if let Some(known) = known.filter(|_| section.size != 0) {
             return refused(known.why);
         }
-        if section.name.starts_with(section::KLP_RELA_PREFIX.as_bytes()) {
-            return refused("relocations that wait for a live patch's target are not supported yet");
-        }
     }
     for (_, symbol) in file.symbols() {
         let why = match symbol.kind {
@@ -62,7 +61,7 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
         };
         return Err(unsupported("symbol", symbol.name(), why));
     }
-    Ok(())
+    deferred::check(file)
 }
 
 fn unsupported(what: &'static str, name: &[u8], why: &'static str) -> Error {

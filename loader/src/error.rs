@@ -7,6 +7,7 @@ use modload_threads::boundary::Thrown;
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 
+use crate::deferred::DeferredError;
 use crate::inside::Occupant;
 use crate::params::ParamError;
 use crate::registry::State;
@@ -361,6 +362,9 @@ pub enum Error {
         /// Which record, and what is wrong.
         error: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// What waits for an object of a live patch cannot be held back.
+    #[error(transparent)]
+    Deferred(#[from] DeferredError),
     /// The module's call frame information cannot be used.
     #[error("section \"{section}\": {error}")]
     Frames {

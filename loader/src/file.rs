@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::ffi::CStr;
 
-use modload_abi::{Records, Rela};
+use modload_abi::{Records, Rela, section};
 use modload_edit::index;
 use object::LittleEndian as LE;
 use object::U32;
@@ -27,6 +27,8 @@ pub struct File<'a> {
     pub(crate) groups: Vec<Group<'a>>,
     /// The relocation sections whose target is kept.
     pub(crate) relas: Vec<Relas<'a>>,
+    /// The same that a live patch applies: `.klp.rela.OBJECT.SECTION`.
+    pub(crate) klp_relas: Vec<Relas<'a>>,
 }
 
 /// One section.
@@ -104,7 +106,14 @@ pub(crate) enum Place {
     Undefined,
     Absolute,
     Common,
+    /// A live patch's, which says in its name whose it is.
+    Livepatch,
     Section(u32),
+}
+
+/// Whether a section with this `sh_type` and these `sh_flags` holds relocations that a live patch applies.
+pub(crate) fn is_klp(kind: elf::SectionType, flags: elf::SectionFlags) -> bool {
+    kind == elf::SHT_RELA && flags.0 & section::SHF_RELA_LIVEPATCH != 0
 }
 
 impl<'a> File<'a> {
@@ -120,6 +129,7 @@ impl<'a> File<'a> {
             elf::SHN_UNDEF => Place::Undefined,
             elf::SHN_ABS => Place::Absolute,
             elf::SHN_COMMON => Place::Common,
+            elf::SymbolSection(section::SHN_LIVEPATCH) => Place::Livepatch,
             elf::SHN_XINDEX => Place::Section(self.extended.get(index(at.into()))?.get(LE)),
             section => Place::Section(section.0.into()),
         };

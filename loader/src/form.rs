@@ -6,6 +6,7 @@ use std::sync::Arc;
 use modload_abi::{ExportedSymbol, Param, Records, section};
 use modload_edit::{Addr, wide};
 
+use crate::deferred::Slices;
 use crate::error::{Error, escaped};
 use crate::file::{File, Place, Section};
 use crate::layout::{Layout, Spot};
@@ -72,6 +73,7 @@ pub(crate) struct Unformed<'a> {
     pub(crate) externals: &'a dyn Externals,
     pub(crate) policy: &'a Policy,
     pub(crate) judge: &'a Judge<'a>,
+    pub(crate) slices: Option<Box<Slices>>,
 }
 
 /// A module that others can find, and its memory.
@@ -84,7 +86,7 @@ pub(crate) struct NewModule {
 impl Unformed<'_> {
     /// Forms the module.
     pub(crate) fn form(self, mut memory: Staging) -> Result<NewModule, Error> {
-        let Unformed { file, info, layout, id, name, registry, externals, policy, judge } = self;
+        let Unformed { file, info, layout, id, name, registry, externals, policy, judge, slices } = self;
         let (names, init_names) = names::collect(file, layout, &memory, &name, policy.trap_descriptor);
         let (names, init_names) = (Arc::new(names), init_names.map(Arc::new));
         memory.own_text(&names, init_names.as_ref());
@@ -106,6 +108,7 @@ impl Unformed<'_> {
             license: info.license().map(escaped),
             taint: judge.taint(),
             is_live_patch: info.is_live_patch(),
+            slices,
             proof: policy.proof,
         }));
         let memory = memory.form(frames)?;

@@ -186,6 +186,10 @@ fn symbols(
     for (_, symbol) in file.symbols() {
         let (addr, kind) = match symbol.place {
             Place::Absolute => (Addr::new(symbol.value), SymbolKind::Absolute),
+            Place::Livepatch => {
+                let why = "what a live patch becomes depends on which of its objects are there";
+                return Err(Error::Unsupported { what: "symbol", name: escaped(symbol.name()), why });
+            }
             Place::Common => {
                 let why = "a COMMON symbol; Linux refuses these, compile with -fno-common";
                 return Err(Error::Unsupported { what: "symbol", name: escaped(symbol.name()), why });

@@ -276,7 +276,7 @@ fn needs(file: &File<'_>, layout: &layout::Layout) -> Vec<InspectedNeed> {
 
 fn relocations(file: &File<'_>) -> Vec<(String, u64)> {
     let mut counts = std::collections::BTreeMap::new();
-    for rela in file.relas.iter().flat_map(|relas| relas.records.iter()) {
+    for rela in file.relas.iter().chain(&file.klp_relas).flat_map(|relas| relas.records.iter()) {
         *counts.entry(rela.kind).or_insert(0) += 1;
     }
     let name = |kind: u32| modload_relocs::name(kind).map_or_else(|| format!("number {kind}"), str::to_owned);
@@ -325,11 +325,12 @@ impl FunctionBytes {
                 file.section(at).filter(|section| section.flags.contains(elf::SHF_EXECINSTR))?;
                 Some((at, symbol.value, file.extent(at, &symbol)?.to_vec()))
             }
-            Place::Undefined | Place::Absolute | Place::Common => None,
+            Place::Undefined | Place::Absolute | Place::Common | Place::Livepatch => None,
         });
         let Some((section, start, bytes)) = found else { return Ok(None) };
         let end = start + wide(bytes.len());
-        let records = file.relas.iter().filter(|relas| relas.target == section).flat_map(|relas| relas.records.iter());
+        let all = file.relas.iter().chain(&file.klp_relas);
+        let records = all.filter(|relas| relas.target == section).flat_map(|relas| relas.records.iter());
         let mut relocations: Vec<_> = records
             .filter(|rela| (start..end).contains(&rela.offset))
             .map(|rela| {

@@ -51,7 +51,7 @@ impl Part {
     }
 
     /// Where a section belongs.
-    fn of(section: &Section<'_>) -> Part {
+    pub(crate) fn of(section: &Section<'_>) -> Part {
         let named = |name: &str| section.name.starts_with(name.as_bytes());
         let is = |name: &str| {
             section.name.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.is_empty() || rest[0] == b'.')
@@ -149,6 +149,8 @@ pub(crate) struct Layout {
     pub(crate) commons: Vec<(u32, Spot)>,
     /// Undefined symbols, by index.
     pub(crate) undefined: Vec<u32>,
+    /// A live patch's symbols, by index.
+    pub(crate) livepatch: Vec<u32>,
     pub(crate) slots: SlotPlan,
     pub(crate) got: Spot,
     pub(crate) plt: Spot,
@@ -201,6 +203,7 @@ pub(crate) fn plan(file: &File<'_>, limit: u64, operations: Option<&HostOperatio
         sections: vec![None; file.sections.len()],
         commons: Vec::new(),
         undefined: Vec::new(),
+        livepatch: Vec::new(),
         slots: SlotPlan::new(file.symbol_count()),
         got: Spot { part: Part::ReadOnly, offset: 0 },
         plt: Spot { part: Part::Text, offset: 0 },
@@ -237,6 +240,7 @@ pub(crate) fn plan(file: &File<'_>, limit: u64, operations: Option<&HostOperatio
                     layout.indirect.add(at);
                 }
             }
+            Place::Livepatch => layout.livepatch.push(at),
             Place::Absolute | Place::Section(_) => {}
         }
     }
@@ -247,6 +251,10 @@ pub(crate) fn plan(file: &File<'_>, limit: u64, operations: Option<&HostOperatio
     }
     for relas in &file.relas {
         layout.slots.scan(relas.section, relas.records, |symbol| file.is_undefined(symbol));
+    }
+    // All of their symbols are some object's.
+    for relas in &file.klp_relas {
+        layout.slots.scan(relas.section, relas.records, |_| true);
     }
     layout.got = layout.add(Part::ReadOnly, layout.slots.got_size(), layout.slots.got_align(), limit)?;
     layout.plt = layout.add(Part::Text, layout.slots.plt_size(), layout.slots.plt_align(), limit)?;

@@ -32,6 +32,7 @@ mod memory;
 mod resolve;
 mod relocate;
 mod specialise;
+mod deferred;
 mod form;
 mod unwind;
 mod chains;
@@ -53,6 +54,7 @@ mod names;
 mod set_param;
 
 pub use chains::{BUILTIN, Membership, Refusal, Subscriber};
+pub use deferred::{DeferredError, Slice, SlicePlan, Slices, WantedSymbol};
 pub use entry::Image;
 pub use error::{Advice, Error, LoadError, Stage, UnloadError, Unresolved};
 pub use file::{File, Section};

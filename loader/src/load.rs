@@ -11,6 +11,7 @@ use modload_text::{Arena, ArenaError, StripeUsage};
 
 use crate::announced::{Announced, Constructed, Dropped, IndirectResolved};
 use crate::chains::{self, Membership, Subscriber};
+use crate::deferred::{Slices, Waiting};
 use crate::entry::Image;
 use crate::error::{Error, LoadError, Stage, UnloadError, escaped};
 use crate::file::File;
@@ -281,12 +282,17 @@ impl Loader {
         let resolved = run.stage(Stage::Resolve, || resolve::resolve(&file, &layout, &memory, scene))?;
         let low = arena.is_low();
         run.stage(Stage::Relocate, || relocate::relocate(&file, &layout, &resolved, &mut memory, low))?;
-        let Specialised { calls, .. } = run.stage(Stage::Specialise, || {
-            specialise::specialise(&file, &layout, &mut Ledger::new(&mut memory), &policy.rewriting)
+        let Specialised { calls, slices, .. } = run.stage(Stage::Specialise, || {
+            let waiting = Waiting::of(&file, &layout, &memory, policy.rewriting.profile)?;
+            let mut code = Ledger::new(&mut memory);
+            let specialised = specialise::specialise(&file, &layout, &mut code, &policy.rewriting, &waiting)?;
+            let slices = Slices::of(&waiting, &file, &layout, &resolved, &code, &policy.rewriting)?;
+            Ok(Specialised { slices, ..specialised })
         })?;
         let (file, info, layout, name) = (&file, &info, &layout, run.module.clone());
         let judge = &judge;
-        let unformed = Unformed { file, info, layout, id, name, registry, externals: &**externals, policy, judge };
+        let externals = &**externals;
+        let unformed = Unformed { file, info, layout, id, name, registry, externals, policy, judge, slices };
         let NewModule { module, memory } = run.stage(Stage::Form, || unformed.form(memory))?;
 
         // COMING: symbols are visible, relocations done, text still staged.

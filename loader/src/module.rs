@@ -9,6 +9,7 @@ use modload_edit::{Addr, NOPS, ZERO, index, wide};
 use modload_threads::frames::is_behind_call;
 
 use crate::chains::Accepted;
+use crate::deferred::Slices;
 use crate::error::{UnloadError, escaped};
 use crate::form::Functions;
 use crate::layout::Part;
@@ -86,6 +87,7 @@ pub struct Module {
     pub(crate) license: Option<String>,
     taint: String,
     is_live_patch: bool,
+    slices: Option<Box<Slices>>,
     pub(crate) proof: Proof,
     /// From LIVE on.
     pub(crate) core: Mutex<Option<Core>>,
@@ -116,6 +118,7 @@ pub(crate) struct Parts {
     pub(crate) license: Option<String>,
     pub(crate) taint: String,
     pub(crate) is_live_patch: bool,
+    pub(crate) slices: Option<Box<Slices>>,
     pub(crate) proof: Proof,
 }
 
@@ -140,6 +143,7 @@ impl Module {
             license: parts.license,
             taint: parts.taint,
             is_live_patch: parts.is_live_patch,
+            slices: parts.slices,
             proof: parts.proof,
             core: Mutex::new(None),
             accepted: Mutex::new(Accepted::default()),
@@ -171,6 +175,12 @@ impl Module {
     #[must_use]
     pub fn is_live_patch(&self) -> bool {
         self.is_live_patch
+    }
+
+    /// What of it waits for objects that it patches.
+    #[must_use]
+    pub fn slices(&self) -> Option<&Slices> {
+        self.slices.as_deref()
     }
 
     /// Whether it is COMING, and this thread is the one that loads it: this is called from its `init`, or from what that calls.

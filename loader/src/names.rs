@@ -75,7 +75,7 @@ pub(crate) fn collect(
                 layout.section(section).map(|spot| (memory.addr(spot) + symbol.value, spot.part))
             }
             Place::Common => layout.common(at).map(|spot| (memory.addr(spot), spot.part)),
-            Place::Undefined | Place::Absolute => None,
+            Place::Undefined | Place::Absolute | Place::Livepatch => None,
         };
         let Some((addr, part)) = spot else { continue };
         let kind = match symbol.kind {

@@ -8,6 +8,7 @@ use modload_edit::{Addr, Code, Edit, Edits, Engine, Ledger, Why, index, wide};
 use object::elf;
 use serde::Serialize;
 
+use crate::deferred::Waiting;
 use crate::error::{Error, LoadError, Stage, escaped};
 use crate::file::{File, Place};
 use crate::layout::{self, Layout};
@@ -83,7 +84,9 @@ impl Loader {
         let mut ledger = Ledger::new(&mut memory);
         relocate::relocate_kept(&file, &layout, &resolved, &mut ledger, arena.is_low())
             .map_err(failed(Stage::Relocate))?;
-        specialise(&file, &layout, &mut ledger, &policy.rewriting).map_err(failed(Stage::Specialise))?;
+        let waiting = Waiting::of(&file, &layout, ledger.code(), policy.rewriting.profile);
+        let waiting = waiting.map_err(failed(Stage::Specialise))?;
+        specialise(&file, &layout, &mut ledger, &policy.rewriting, &waiting).map_err(failed(Stage::Specialise))?;
         let edits = ledger.close();
         let plan = Plan { file: &file, layout: &layout, memory: &memory, edits: &edits, rewriting: &policy.rewriting };
         plan.explain(function).ok_or_else(|| {

@@ -4,8 +4,9 @@ use modload_abi::section;
 use modload_edit::Ledger;
 use modload_relocs::{Counts, OnDiscarded, Slots, Target};
 
+use crate::deferred::awaited;
 use crate::error::{Advice, Error};
-use crate::file::{File, Section};
+use crate::file::{File, Relas, Section};
 use crate::layout::Layout;
 use crate::memory::Staging;
 use crate::resolve::Resolved;
@@ -22,7 +23,7 @@ pub(crate) fn relocate(
     let symbols = &resolved.symbols[..];
     fill(&slots, file, layout, symbols, memory).map_err(|source| explain(file, source, low))?;
     let mut counts = Counts::default();
-    for relas in &file.relas {
+    for relas in early(file) {
         let (Some(section), Some(spot)) = (file.section(relas.target), layout.section(relas.target)) else { continue };
         let (addr, discarded) = (memory.addr(spot), on_discarded(section));
         let target = Target { section: relas.section, addr, bytes: section.data, discarded };
@@ -51,7 +52,7 @@ pub(crate) fn relocate_kept(
     let (entries, pointers) = (addr(ledger, layout.indirect_plt), addr(ledger, layout.indirect_slots));
     layout.indirect.fill_plt(entries, pointers, file.symbol_table, ledger).map_err(explained)?;
     layout.indirect.fill_slots(entries, pointers, file.symbol_table, ledger).map_err(explained)?;
-    for relas in &file.relas {
+    for relas in early(file) {
         let (Some(section), Some(spot)) = (file.section(relas.target), layout.section(relas.target)) else { continue };
         let target = Target {
             section: relas.section,
@@ -62,6 +63,11 @@ pub(crate) fn relocate_kept(
         modload_relocs::apply(&target, relas.records, symbols, &slots, ledger).map_err(explained)?;
     }
     Ok(())
+}
+
+/// What is relocated with the module itself: a live patch's relocations against the host, too, which is always there.
+fn early<'f, 'a>(file: &'f File<'a>) -> impl Iterator<Item = &'f Relas<'a>> {
+    file.relas.iter().chain(file.klp_relas.iter().filter(|relas| awaited(file, relas).is_none()))
 }
 
 /// Rows for functions that are not there do no harm.
@@ -96,7 +102,8 @@ fn fill(
 
 pub(crate) fn explain(file: &File<'_>, source: modload_relocs::Error, low: bool) -> Error {
     let site = source.site();
-    let target = file.relas.iter().find(|relas| relas.section == site.section).map_or(0, |relas| relas.target);
+    let mut all = file.relas.iter().chain(&file.klp_relas);
+    let target = all.find(|relas| relas.section == site.section).map_or(0, |relas| relas.target);
     let overflow = matches!(source, modload_relocs::Error::Overflow { .. });
     Error::Relocation {
         place: file.display_place(target, site.offset),

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use modload_abi::livepatch::{self, KlpSymbol};
 use modload_abi::section;
 use modload_edit::{Addr, index};
 use modload_relocs::{Symbol, SymbolKind};
@@ -35,6 +36,13 @@ pub trait Externals: Send + Sync {
 
     /// Symbols that come last, when no module has one of that name: those of the process.
     fn fallback(&self, name: &[u8]) -> Option<External>;
+
+    /// The addresses of the host's own symbols of this name, in the order of its symbol table, whether it exports them or
+    /// not: what a live patch's symbols of `vmlinux` mean.
+    fn own(&self, name: &[u8]) -> Vec<Addr> {
+        let _ = name;
+        Vec::new()
+    }
 
     /// The names behind [`Externals::exported`], to suggest one that is like what was asked for.
     fn names(&self) -> Vec<String>;
@@ -110,10 +118,28 @@ pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene:
             symbols[index(at.into())] = Symbol { addr, size: symbol.size, kind };
         }
     }
+    for &at in &layout.livepatch {
+        let Some(symbol) = file.symbol(at) else { continue };
+        let klp = KlpSymbol::parse(symbol.name()).filter(|klp| klp.object == livepatch::VMLINUX);
+        let Some(klp) = klp else { continue };
+        match picked(&scene.externals.own(klp.name), klp.position) {
+            Some(addr) => symbols[index(at.into())] = Symbol { addr, size: symbol.size, kind: SymbolKind::External },
+            None => missing.push((at, Some("the host has none of this name and position"))),
+        }
+    }
     if missing.is_empty() {
         return Ok(Resolved { symbols, external });
     }
     Err(Error::Unresolved(missing.iter().map(|&(at, because)| report(file, at, because, scene)).collect()))
+}
+
+/// Which of several a symbol's position means: the only one, or that of this number, from 1.
+pub(crate) fn picked(all: &[Addr], position: u64) -> Option<Addr> {
+    match (position, all) {
+        (0, [only]) => Some(*only),
+        (0, _) => None,
+        (number, all) => all.get(index(number - 1)).copied(),
+    }
 }
 
 fn defined(symbol: &Sym<'_>, layout: &Layout, memory: &Staging) -> Symbol {
@@ -121,6 +147,7 @@ fn defined(symbol: &Sym<'_>, layout: &Layout, memory: &Staging) -> Symbol {
         Place::Absolute => (Addr::new(symbol.value), SymbolKind::Absolute),
         Place::Common => (Addr::NULL, SymbolKind::Defined),
         Place::Undefined => (Addr::NULL, SymbolKind::UndefinedWeak),
+        Place::Livepatch => (Addr::NULL, SymbolKind::Waiting),
         Place::Section(section) => match layout.section(section) {
             Some(spot) => (memory.addr(spot) + symbol.value, SymbolKind::Defined),
             None => (Addr::NULL, SymbolKind::Discarded),
@@ -191,7 +218,7 @@ fn outside(symbol: &Sym<'_>, scene: Scene<'_>) -> Result<Result<Addr, Option<&'s
 
 fn report(file: &File<'_>, at: u32, because: Option<&'static str>, scene: Scene<'_>) -> Unresolved {
     let symbol = file.display_name(at);
-    let mut uses = file.relas.iter().flat_map(|relas| {
+    let mut uses = file.relas.iter().chain(&file.klp_relas).flat_map(|relas| {
         relas.records.iter().filter(move |rela| rela.symbol == at).map(move |rela| (relas.target, rela.offset))
     });
     let first = uses.next();

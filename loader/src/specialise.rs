@@ -1,12 +1,13 @@
 //! Stage *specialise*: code is made for the machine it will run on, by the engines in their order. The same engines,
 //! with another machine's facts, are behind [`crate::MemoryImage`].
 
-use modload_abi::section;
+use modload_abi::{Rela, section};
 use modload_alternatives::{self as alternatives, Facts, Profile};
 use modload_edit::{Addr, Code, Engine, Ledger, ORDER, Step, Table, Why, index, wide};
 use modload_paravirt::{Direct, Operations, call_directly, paravirt};
 use modload_relocs::Value;
 
+use crate::deferred::{Slices, Waiting};
 use crate::error::Error;
 use crate::file::File;
 use crate::layout::{Layout, THUNK, THUNKS};
@@ -48,12 +49,14 @@ impl Default for Rewriting {
 }
 
 /// What the engines have found.
-#[derive(Clone, Default, Debug)]
+#[derive(Default, Debug)]
 pub(crate) struct Specialised {
     /// How many records each has followed.
     pub(crate) followed: Vec<(&'static str, u64)>,
     /// Calls of static calls' trampolines, if the file marks itself as having such.
     pub(crate) calls: Vec<TrampolineCall>,
+    /// What waits for objects of a live patch.
+    pub(crate) slices: Option<Box<Slices>>,
 }
 
 /// A call of a static call's trampoline, known by its relocation: what `objtool` would have made a record of
@@ -97,6 +100,7 @@ pub(crate) fn specialise(
     layout: &Layout,
     code: &mut Ledger<'_, Staging>,
     rewriting: &Rewriting,
+    waiting: &Waiting<'_>,
 ) -> Result<Specialised, Error> {
     let mut specialised = Specialised::default();
     if let (Some(operations), Some((symbol, table))) = (&rewriting.host_operations, layout.operations) {
@@ -104,7 +108,7 @@ pub(crate) fn specialise(
         let direct = call_operations(file, layout, symbol, table, operations, code)?;
         specialised.followed.push(("direct calls", direct));
     }
-    if file.sections.iter().any(|section| section.name == section::STATIC_CALL_MARK.as_bytes()) {
+    if is_marked(file) {
         specialised.calls = trampoline_calls(file, layout, code);
     }
     let memory = code.code();
@@ -124,6 +128,24 @@ pub(crate) fn specialise(
             tables.push((*engine, *name, Table::of_section(index, at, size)));
         }
     }
+    let facts = facts(layout, memory, rewriting);
+    for (engine, name, table) in in_order(&tables) {
+        let mut followed = 0;
+        for run in waiting.left(table, record_size(engine, rewriting.profile)) {
+            followed += follow(engine, name, &run, text, &facts, rewriting, code)?;
+        }
+        specialised.followed.push((name, followed));
+    }
+    Ok(specialised)
+}
+
+/// Whether a file marks itself as having calls of trampolines without records.
+pub(crate) fn is_marked(file: &File<'_>) -> bool {
+    file.sections.iter().any(|section| section.name == section::STATIC_CALL_MARK.as_bytes())
+}
+
+/// What is known of the machine, and of the module's own thunks.
+pub(crate) fn facts(layout: &Layout, memory: &Staging, rewriting: &Rewriting) -> Facts {
     let mut facts = rewriting.facts.clone();
     if let Some(thunks) = layout.thunks {
         let thunks = memory.addr(thunks);
@@ -132,11 +154,17 @@ pub(crate) fn specialise(
         facts.returns.compiled = Some(compiled);
         facts.returns.thunk = facts.returns.thunk.or(Some(compiled));
     }
-    for (engine, name, table) in in_order(&tables) {
-        let followed = follow(engine, name, &table, text, &facts, rewriting, code)?;
-        specialised.followed.push((name, followed));
+    facts
+}
+
+/// The size of the records that an engine follows.
+pub(crate) fn record_size(engine: Engine, profile: Profile) -> u64 {
+    match engine {
+        Engine::Paravirt | Engine::JumpLabel => 16,
+        Engine::Fentry | Engine::StaticCall => 8,
+        Engine::Alternative => profile.record_size(),
+        _ => 4,
     }
-    Ok(specialised)
 }
 
 /// Makes calls through the host's operations table direct: they are known by their relocations. Says how many.
@@ -191,26 +219,36 @@ fn trampoline_calls(file: &File<'_>, layout: &Layout, code: &Ledger<'_, Staging>
         let Some(spot) = layout.section(relas.target).filter(|spot| spot.part.is_text()) else { continue };
         let section = code.code().addr(spot);
         for (record, rela) in (0..).zip(relas.records.iter()) {
-            let row = modload_relocs::row(rela.kind).map(|row| row.value);
-            if !matches!(row, Some(Value::SymbolMinusPlace | Value::CallMinusPlace)) || rela.addend != -4 {
-                continue;
-            }
             let named = file.symbol(rela.symbol);
             let prefix = section::STATIC_CALL_TRAMPOLINE_PREFIX.as_bytes();
-            if !named.is_some_and(|symbol| symbol.name().starts_with(prefix)) {
-                continue;
+            if named.is_some_and(|symbol| symbol.name().starts_with(prefix)) {
+                calls.extend(trampoline_call(section, relas.section, record, &rela, code));
             }
-            let site = (section + rela.offset).offset(-1);
-            let branch = match code.text(site, 5).map(|bytes| Step::of(site, bytes)) {
-                Some(Some(Step::Call { to, .. })) => (to, Branch::Call),
-                Some(Some(Step::Jump(to))) => (to, Branch::Jump),
-                _ => continue,
-            };
-            let why = Why { engine: Engine::StaticCall, section: relas.section, record };
-            calls.push(TrampolineCall { site, trampoline: branch.0, branch: branch.1, why });
         }
     }
     calls
+}
+
+/// The call that a relocation against a trampoline belongs to. `target` is where the section stands that is relocated.
+pub(crate) fn trampoline_call(
+    target: Addr,
+    section: u32,
+    record: u32,
+    rela: &Rela,
+    code: &impl Code,
+) -> Option<TrampolineCall> {
+    let row = modload_relocs::row(rela.kind).map(|row| row.value);
+    if !matches!(row, Some(Value::SymbolMinusPlace | Value::CallMinusPlace)) || rela.addend != -4 {
+        return None;
+    }
+    let site = (target + rela.offset).offset(-1);
+    let (trampoline, branch) = match Step::of(site, code.text(site, 5)?)? {
+        Step::Call { to, .. } => (to, Branch::Call),
+        Step::Jump(to) => (to, Branch::Jump),
+        _ => return None,
+    };
+    let why = Why { engine: Engine::StaticCall, section, record };
+    Some(TrampolineCall { site, trampoline, branch, why })
 }
 
 /// Tables in the order in which the engines work.
@@ -233,35 +271,35 @@ pub(crate) fn follow(
 ) -> Result<u64, Error> {
     let Rewriting { profile, operations, .. } = rewriting;
     let rewritten = |error| Error::Rewrite { section: name, error };
-    let records = |size| Ok(u64::from(table.len(size)));
+    let records = Ok(u64::from(table.len(record_size(engine, *profile))));
     match engine {
         Engine::Paravirt => {
             paravirt(table, operations, code).map_err(|error| rewritten(error.into()))?;
-            records(16)
+            records
         }
         Engine::Retpoline => {
             alternatives::retpolines(table, facts, code).map_err(|error| rewritten(error.into()))?;
-            records(4)
+            records
         }
         Engine::Return => {
             alternatives::returns(table, facts, code).map_err(|error| rewritten(error.into()))?;
-            records(4)
+            records
         }
         Engine::Alternative => {
             alternatives::alternatives(table, *profile, facts, code).map_err(|error| rewritten(error.into()))?;
-            records(profile.record_size())
+            records
         }
         Engine::Endbr => {
             alternatives::endbr_seals(table, code).map_err(|error| rewritten(error.into()))?;
-            records(4)
+            records
         }
         Engine::SmpLock => {
             alternatives::smp_locks(table, text, facts, code).map_err(|error| rewritten(error.into()))?;
-            records(4)
+            records
         }
         Engine::Fentry => {
             alternatives::function_entries(table, code).map_err(|error| rewritten(error.into()))?;
-            records(8)
+            records
         }
         // Relocations are done; keys and calls are for those who know them; the rest has no table.
         Engine::Relocation

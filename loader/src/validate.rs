@@ -3,13 +3,14 @@
 use std::collections::HashSet;
 
 use modload_abi::Records;
+use modload_abi::section::SHN_LIVEPATCH;
 use modload_edit::{index, wide};
 use object::LittleEndian as LE;
 use object::elf;
 use object::{U32, pod};
 
 use crate::error::Error;
-use crate::file::{File, Group, Place, Relas, Section, string};
+use crate::file::{File, Group, Place, Relas, Section, is_klp, string};
 
 /// The largest alignment a section may ask for.
 const MAX_ALIGN: u64 = 1 << 21;
@@ -74,6 +75,7 @@ impl<'a> File<'a> {
             extended: &[],
             groups: Vec::new(),
             relas: Vec::new(),
+            klp_relas: Vec::new(),
         };
         file.read_symbols(headers)?;
         file.check_symbols()?;
@@ -119,16 +121,12 @@ impl<'a> File<'a> {
             let place = symbol.st_shndx.get(LE);
             let known = match place {
                 elf::SHN_UNDEF | elf::SHN_ABS | elf::SHN_COMMON => true,
+                elf::SymbolSection(SHN_LIVEPATCH) => true,
                 elf::SHN_XINDEX => self.extended.get(at).is_some_and(|to| index(to.get(LE).into()) < sections),
                 place => usize::from(place.0) < sections,
             };
             if !known {
-                let problem = if place.0 == modload_abi::section::SHN_LIVEPATCH {
-                    "a live patch's symbol; live patching is not supported yet"
-                } else {
-                    "there is no such section"
-                };
-                return Err(malformed("symbol", at, "st_shndx", place.0.into(), problem));
+                return Err(malformed("symbol", at, "st_shndx", place.0.into(), "there is no such section"));
             }
             let align = symbol.st_value.get(LE);
             if place == elf::SHN_COMMON && (!align.is_power_of_two() || align > MAX_ALIGN) {
@@ -216,7 +214,8 @@ impl<'a> File<'a> {
                 malformed("section header", at, "sh_size", header.sh_size.get(LE), "no whole number of relocations")
             })?;
             let section = u32::try_from(at).unwrap_or(u32::MAX);
-            self.relas.push(Relas { section, target, records });
+            let relas = if is_klp(kind, self.sections[at].flags) { &mut self.klp_relas } else { &mut self.relas };
+            relas.push(Relas { section, target, records });
         }
         Ok(())
     }
@@ -372,7 +371,9 @@ fn section<'a>(
     let align = header.sh_addralign.get(LE).max(1);
     let flags = header.sh_flags.get(LE);
     let kind = header.sh_type.get(LE);
-    let kept = flags.contains(elf::SHF_ALLOC) && !flags.contains(elf::SHF_EXCLUDE) && at != 0;
+    // Linux keeps relocations that a live patch applies in memory; here they are read from the file.
+    let allocated = flags.contains(elf::SHF_ALLOC) && !is_klp(kind, flags);
+    let kept = allocated && !flags.contains(elf::SHF_EXCLUDE) && at != 0;
     if kept && (!align.is_power_of_two() || align > MAX_ALIGN) {
         return Err(field("sh_addralign", align, "no power of two up to 2 MiB"));
     }

@@ -82,7 +82,7 @@ impl Relocation<'_> {
         let Some(row) = row(self.rela.kind) else { return Err(self.unsupported(Reason::Unknown)) };
         if row.before == Before::Zeros
             && let Some(symbol) = symbols.symbol(self.rela.symbol)
-            && symbol.kind != SymbolKind::Discarded
+            && symbol.kind.has_address()
         {
             let value = self.near(row, &symbol);
             if row.field.fits(value) {
@@ -121,6 +121,9 @@ impl Relocation<'_> {
                 return Ok(());
             }
             return Err(self.discarded());
+        }
+        if symbol.kind == SymbolKind::Waiting && row.value != Value::Nothing {
+            return Err(Error::Waiting { site: self.site() });
         }
 
         let addend = self.rela.addend;

@@ -100,6 +100,12 @@ pub enum Error {
         /// Which relocation.
         site: Site,
     },
+    /// The object of the symbol is not there yet.
+    #[error("{site}: the object of symbol {} is not there yet", .site.symbol)]
+    Waiting {
+        /// Which relocation.
+        site: Site,
+    },
     /// The relocation is none of those that this crate does.
     #[error("{site}: {reason}")]
     Unsupported {
@@ -141,6 +147,7 @@ impl Error {
             | Error::NoOpcode { site, .. }
             | Error::NoSymbol { site }
             | Error::Discarded { site }
+            | Error::Waiting { site }
             | Error::Unsupported { site, .. }
             | Error::MissingSlot { site }
             | Error::Rejected { site, .. } => site,

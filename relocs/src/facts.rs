@@ -39,6 +39,17 @@ pub enum SymbolKind {
     UndefinedWeak,
     /// A section of this module that was not kept; its address means nothing.
     Discarded,
+    /// An object that is not there yet; its address means nothing until it comes.
+    Waiting,
+}
+
+impl SymbolKind {
+    /// Whether its address means something.
+    #[must_use]
+    #[inline]
+    pub fn has_address(self) -> bool {
+        !matches!(self, SymbolKind::Discarded | SymbolKind::Waiting)
+    }
 }
 
 /// What a relocation must know about its symbol.

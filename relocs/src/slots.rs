@@ -5,7 +5,7 @@ use modload_abi::{Records, Rela};
 use modload_edit::{Addr, Edit, Engine, Sink, Why, index, wide};
 
 use crate::row::{Value, row};
-use crate::{Advice, Error, Field, Site, SymbolKind, Symbols};
+use crate::{Advice, Error, Field, Site, Symbols};
 
 /// Size of a GOT slot: one address.
 pub(crate) const SLOT: u64 = 8;
@@ -181,7 +181,7 @@ impl Slots {
     }
 
     /// Writes the address of its symbol into each GOT slot, all of which must be zero before. The slot of a symbol
-    /// whose section was not kept stays zero.
+    /// whose section was not kept, or whose object is not there yet, stays zero.
     ///
     /// # Errors
     /// [`Error::NoSymbol`] or [`Error::Rejected`], with the relocation that was the first to need the slot.
@@ -193,7 +193,7 @@ impl Slots {
         let mut at = self.got;
         for &site in &self.plan.got {
             let symbol = symbols.symbol(site.symbol).ok_or(Error::NoSymbol { site })?;
-            if symbol.kind != SymbolKind::Discarded {
+            if symbol.kind.has_address() {
                 let new = symbol.addr.get().to_le_bytes();
                 put(Edit { at, old: &[0; 8], new: &new, why: why(site) }, site, sink)?;
             }

@@ -70,7 +70,7 @@ impl<'a> Archive<'a> {
                 let global = file.symbols().skip(1).filter(|(_, symbol)| symbol.bind != elf::STB_LOCAL);
                 for (_, symbol) in global {
                     let kind = match symbol.place {
-                        Place::Undefined => continue,
+                        Place::Undefined | Place::Livepatch => continue,
                         Place::Common => OfferKind::Soft,
                         _ if symbol.bind == elf::STB_WEAK => OfferKind::Soft,
                         Place::Absolute | Place::Section(_) => OfferKind::Definition,

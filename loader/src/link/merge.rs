@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use modload_abi::{Records, Rela, section};
+use modload_abi::{Records, Rela};
 use modload_edit::{index, wide};
 use object::elf;
 use object::write::elf::Rel;
@@ -127,6 +127,12 @@ impl<'a> Merged<'a> {
 
     /// Gives each section of an object its place.
     fn place(&mut self, number: usize, object: &Object<'a>) -> Result<(), Error> {
+        let file = &object.file;
+        if let Some(section) = file.klp_relas.first().and_then(|relas| file.section(relas.section)) {
+            let why =
+                "a live patch cannot be linked with other objects: link them first, and then use `modhost klp-link`";
+            return Err(Error::Unsupported { what: "section", name: escaped(section.name), why });
+        }
         let mut pieces = Vec::with_capacity(object.file.sections.len());
         for (at, section) in (0..).zip(&object.file.sections) {
             let contents = contents(number, at, section);
@@ -137,10 +143,6 @@ impl<'a> Merged<'a> {
     }
 
     fn place_one(&mut self, section: &Section<'a>, contents: Contents) -> Result<Piece, Error> {
-        if section.name.starts_with(section::KLP_RELA_PREFIX.as_bytes()) {
-            let why = "a live patch cannot be linked with other objects";
-            return Err(Error::Unsupported { what: "section", name: escaped(section.name), why });
-        }
         let limit = self.limit;
         let output = self.output(Key { name: section.name, flags: known(section.flags), contents }, section.kind);
         let into = &mut self.outputs[output];
@@ -181,7 +183,7 @@ impl<'a> Merged<'a> {
             let symbols = object.file.symbols().skip(1);
             for (at, symbol) in symbols.filter(|(_, symbol)| symbol.bind == elf::STB_LOCAL) {
                 let (place, value) = match symbol.place {
-                    Place::Undefined => continue,
+                    Place::Undefined | Place::Livepatch => continue,
                     Place::Absolute => (At::Special(elf::SHN_ABS), symbol.value),
                     Place::Common => (At::Special(elf::SHN_COMMON), symbol.value),
                     Place::Section(section) => self.placed(objects, number, section, symbol.value),

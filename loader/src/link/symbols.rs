@@ -136,7 +136,7 @@ impl<'a> Symbols<'a> {
 fn of(object: &Object<'_>, symbol: &Sym<'_>, definition: Definition) -> State {
     let strength = if symbol.bind == elf::STB_WEAK { Strength::Weak } else { Strength::Strong };
     match symbol.place {
-        Place::Undefined => State::Undefined(strength),
+        Place::Undefined | Place::Livepatch => State::Undefined(strength),
         Place::Common => State::Common { size: symbol.size, align: symbol.value },
         // The definition in the group that was kept is meant.
         Place::Section(section) if object.file.section(section).is_some_and(|section| section.repeated) => {

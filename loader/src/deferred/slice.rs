@@ -1,0 +1,348 @@
+//! What waits for one object: its relocations, the GOT slots of its symbols, and the records that depend on them, kept
+//! apart from the file they came from. Once the addresses of the symbols are known it becomes a plan of edits.
+
+use modload_abi::livepatch::KlpSymbol;
+use modload_abi::{Records, Rela};
+use modload_alternatives::Facts;
+use modload_edit::{
+    Addr, Code, Edit, EditSet, Edits, Engine, Ledger, PieceKind, Rejected, Sink, Space, Table, Why, index,
+};
+use modload_relocs::{OnDiscarded, Slots, Symbol, SymbolKind, Target};
+
+use super::{Waiting, awaited};
+use crate::error::{Advice, Error, escaped};
+use crate::file::File;
+use crate::layout::{Layout, Part};
+use crate::memory::Staging;
+use crate::resolve::Resolved;
+use crate::specialise::{self, Rewriting, TrampolineCall};
+
+/// All that waits in a module, by object.
+#[derive(Debug)]
+pub struct Slices {
+    slices: Vec<Slice>,
+    /// By the symbol's index; those that wait are [`SymbolKind::Waiting`].
+    symbols: Vec<Symbol>,
+    slots: Slots,
+    /// The module as its own stages have left it.
+    before: Space,
+    facts: Facts,
+    rewriting: Rewriting,
+    /// Whether calls of trampolines are known by their relocations.
+    is_marked: bool,
+}
+
+/// What waits for one object.
+#[derive(Debug)]
+pub struct Slice {
+    object: String,
+    relas: Vec<OwnRelas>,
+    wanted: Vec<WantedSymbol>,
+    tables: Vec<(Engine, &'static str, Table)>,
+}
+
+/// A symbol of an object that is not there yet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WantedSymbol {
+    /// Its index in the patch's symbol table.
+    index: u32,
+    /// Its name.
+    pub name: Vec<u8>,
+    /// Which of several of that name, from 1, in the order of the object's symbol table; 0: there is one.
+    pub position: u64,
+}
+
+/// Relocations of one section, with what the file has in it.
+#[derive(Debug)]
+struct OwnRelas {
+    /// Index of the section that holds them.
+    section: u32,
+    /// Name of the section that they relocate, escaped.
+    target: String,
+    is_text: bool,
+    addr: Addr,
+    bytes: Vec<u8>,
+    records: Vec<u8>,
+}
+
+impl OwnRelas {
+    fn records(&self) -> impl Iterator<Item = Rela> {
+        // A whole number of records, as they came.
+        Records::<Rela>::new(&self.records).into_iter().flat_map(|records| records.iter())
+    }
+}
+
+impl Slices {
+    /// Keeps what waits. `ledger` knows what the engines have written.
+    pub(crate) fn of(
+        waiting: &Waiting<'_>,
+        file: &File<'_>,
+        layout: &Layout,
+        resolved: &Resolved,
+        ledger: &Ledger<'_, Staging>,
+        rewriting: &Rewriting,
+    ) -> Result<Option<Box<Slices>>, Error> {
+        if waiting.objects.is_empty() {
+            return Ok(None);
+        }
+        let memory = ledger.code();
+        waiting.check(file, memory, ledger.edits())?;
+        let objects = waiting.objects.iter().enumerate();
+        let slices = objects.map(|(number, object)| {
+            let relas = relas_of(object, file, layout, memory);
+            let mut wanted: Vec<_> = relas.iter().flat_map(OwnRelas::records).map(|rela| rela.symbol).collect();
+            wanted.sort_unstable();
+            wanted.dedup();
+            let wanted = wanted.into_iter().filter_map(|at| wanted_symbol(file, at)).collect();
+            let tables = waiting.tables(number, rewriting.profile);
+            Slice { object: (*object).to_owned(), relas, wanted, tables }
+        });
+        let slices = slices.collect();
+        let mut before = Space::default();
+        for part in Part::ALL.into_iter().filter(|part| !part.is_init()) {
+            let kind = if part.is_text() { PieceKind::Text } else { PieceKind::Data };
+            // Parts of a module do not overlap.
+            let _ = before.add(memory.base(part), kind, memory.bytes(part).to_vec());
+        }
+        Ok(Some(Box::new(Slices {
+            slices,
+            symbols: resolved.symbols.clone(),
+            slots: layout.slots.clone().place(memory.addr(layout.got), memory.addr(layout.plt)),
+            before,
+            facts: specialise::facts(layout, memory, rewriting),
+            rewriting: rewriting.clone(),
+            is_marked: specialise::is_marked(file),
+        })))
+    }
+
+    /// What waits, by object.
+    pub fn iter(&self) -> impl Iterator<Item = &Slice> {
+        self.slices.iter()
+    }
+
+    /// What waits for the object of this name.
+    #[must_use]
+    pub fn of_object(&self, object: &str) -> Option<&Slice> {
+        self.slices.iter().find(|slice| slice.object == object)
+    }
+
+    /// What is to be written now that the symbols of an object have addresses: `found` has one for each that the slice
+    /// [wants](Slice::wanted). The same stages run as when a module is loaded, in the same order.
+    ///
+    /// # Errors
+    /// [`Error::Relocation`], [`Error::Rewrite`]: as of a load.
+    pub fn plan(&self, slice: &Slice, found: &[Addr]) -> Result<SlicePlan<'_>, Error> {
+        let mut symbols = self.symbols.clone();
+        for (wanted, addr) in slice.wanted.iter().zip(found) {
+            if let Some(symbol) = symbols.get_mut(index(wanted.index.into())) {
+                (symbol.addr, symbol.kind) = (*addr, SymbolKind::External);
+            }
+        }
+        let mut plan = SlicePlan {
+            before: &self.before,
+            after: self.before.clone(),
+            edits: Edits::default(),
+            tables: Vec::new(),
+            calls: Vec::new(),
+        };
+        for relas in &slice.relas {
+            let target = Target {
+                section: relas.section,
+                addr: relas.addr,
+                bytes: &relas.bytes,
+                discarded: OnDiscarded::Refuse,
+            };
+            let Ok(records) = Records::<Rela>::new(&relas.records) else { continue };
+            let applied = modload_relocs::apply(&target, records, &symbols[..], &self.slots, &mut plan);
+            applied.map_err(|error| slice.failed(relas, error))?;
+        }
+        for (wanted, addr) in slice.wanted.iter().zip(found) {
+            let Some(at) = self.slots.slot(wanted.index) else { continue };
+            let why = Why { engine: Engine::Slot, section: 0, record: wanted.index };
+            let edit = Edit { at, old: &[0; 8], new: &addr.get().to_le_bytes(), why };
+            plan.edit(edit).map_err(|error| slice.not_written(&wanted.name, error))?;
+        }
+        for (engine, name, table) in &slice.tables {
+            if matches!(engine, Engine::JumpLabel | Engine::StaticCall) {
+                plan.tables.push((*engine, *table));
+                continue;
+            }
+            let nowhere = (Addr::NULL, 0);
+            specialise::follow(*engine, name, table, nowhere, &self.facts, &self.rewriting, &mut plan)?;
+        }
+        if self.is_marked {
+            let trampolines: Vec<u32> = slice.trampolines().map(|symbol| symbol.index).collect();
+            for relas in slice.relas.iter().filter(|relas| relas.is_text) {
+                let marked = (0..).zip(relas.records()).filter(|(_, rela)| trampolines.contains(&rela.symbol));
+                let calls = marked.filter_map(|(record, rela)| {
+                    specialise::trampoline_call(relas.addr, relas.section, record, &rela, &plan)
+                });
+                let calls: Vec<_> = calls.collect();
+                plan.calls.extend(calls);
+            }
+        }
+        Ok(plan)
+    }
+}
+
+fn relas_of(object: &str, file: &File<'_>, layout: &Layout, memory: &Staging) -> Vec<OwnRelas> {
+    let of_object = file.klp_relas.iter().filter(|relas| awaited(file, relas) == Some(object));
+    let own = of_object.filter_map(|relas| {
+        let (spot, target) = (layout.section(relas.target)?, file.section(relas.target)?);
+        Some(OwnRelas {
+            section: relas.section,
+            target: escaped(target.name),
+            is_text: spot.part.is_text(),
+            addr: memory.addr(spot),
+            bytes: target.data.to_vec(),
+            records: file.section(relas.section)?.data.to_vec(),
+        })
+    });
+    own.collect()
+}
+
+fn wanted_symbol(file: &File<'_>, at: u32) -> Option<WantedSymbol> {
+    let symbol = file.symbol(at)?;
+    let KlpSymbol { name, position, .. } = KlpSymbol::parse(symbol.name())?;
+    Some(WantedSymbol { index: at, name: name.to_vec(), position })
+}
+
+impl Slice {
+    /// The object: a module's name.
+    #[must_use]
+    pub fn object(&self) -> &str {
+        &self.object
+    }
+
+    /// The symbols of the object that are needed.
+    #[must_use]
+    pub fn wanted(&self) -> &[WantedSymbol] {
+        &self.wanted
+    }
+
+    /// Those that are trampolines of static calls.
+    pub fn trampolines(&self) -> impl Iterator<Item = &WantedSymbol> {
+        let prefix = modload_abi::section::STATIC_CALL_TRAMPOLINE_PREFIX.as_bytes();
+        self.wanted.iter().filter(move |symbol| symbol.name.starts_with(prefix))
+    }
+
+    /// The places in code that its relocations write.
+    pub fn places(&self) -> impl Iterator<Item = Addr> {
+        let text = self.relas.iter().filter(|relas| relas.is_text);
+        text.flat_map(|relas| relas.records().map(|rela| relas.addr + rela.offset))
+    }
+
+    fn failed(&self, relas: &OwnRelas, error: modload_relocs::Error) -> Error {
+        let site = *error.site();
+        let named = self.wanted.iter().find(|symbol| symbol.index == site.symbol);
+        Error::Relocation {
+            place: format!("{}+{:#x}", relas.target, site.offset),
+            symbol: named.map_or_else(String::new, |symbol| escaped(&symbol.name)),
+            error: Box::new(error),
+            advice: Advice::None,
+        }
+    }
+
+    fn not_written(&self, symbol: &[u8], error: Rejected) -> Error {
+        let name = format!("{} of {}", escaped(symbol), self.object);
+        Error::Rewrite { section: ".got", error: format!("the slot of {name}: {error}").into() }
+    }
+}
+
+/// What is to be written into a live patch when an object comes. As [`Code`] it is the module as it will be.
+#[derive(Debug)]
+pub struct SlicePlan<'s> {
+    before: &'s Space,
+    after: Space,
+    edits: Edits,
+    /// What is left to those who know keys: records of `__jump_table` and `.static_call_sites`.
+    tables: Vec<(Engine, Table)>,
+    calls: Vec<TrampolineCall>,
+}
+
+impl SlicePlan<'_> {
+    /// The records of static keys and static calls that wait for the object, a table each.
+    #[must_use]
+    pub fn tables(&self) -> &[(Engine, Table)] {
+        &self.tables
+    }
+
+    /// Calls of static calls' trampolines that no record tells of.
+    #[must_use]
+    pub fn trampoline_calls(&self) -> &[TrampolineCall] {
+        &self.calls
+    }
+
+    /// All that is to be written, each byte once.
+    ///
+    /// # Errors
+    /// [`Rejected`]: a place lies in none of the module's parts.
+    pub fn net(&self) -> Result<EditSet, Rejected> {
+        let mut touched: Vec<_> = self.edits.iter().map(|edit| (edit.at, edit.end(), edit.why)).collect();
+        touched.sort_by_key(|(at, ..)| *at);
+        let mut net = EditSet::new();
+        let mut touched = touched.into_iter().peekable();
+        while let Some((at, mut end, mut why)) = touched.next() {
+            while let Some((_, further, last)) = touched.next_if(|(next, ..)| *next < end) {
+                end = end.max(further);
+                why = last;
+            }
+            let len = index((end - at).cast_unsigned());
+            let (Some(old), Some(new)) = (self.before.bytes(at, len), self.after.bytes(at, len)) else {
+                return Err(Rejected::Outside { at, len, start: at, end: at, why });
+            };
+            if old != new {
+                net.edit(Edit { at, old, new, why })?;
+            }
+        }
+        Ok(net)
+    }
+}
+
+impl Sink for SlicePlan<'_> {
+    fn edit(&mut self, edit: Edit<'_>) -> Result<(), Rejected> {
+        let mut ledger = Ledger::resume(&mut self.after, std::mem::take(&mut self.edits));
+        let taken = ledger.edit(edit);
+        self.edits = ledger.close();
+        taken
+    }
+}
+
+impl Code for SlicePlan<'_> {
+    fn bytes(&self, at: Addr, len: usize) -> Option<&[u8]> {
+        self.after.bytes(at, len)
+    }
+
+    fn text(&self, at: Addr, len: usize) -> Option<&[u8]> {
+        self.after.text(at, len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Code, Edit, Edits, Engine, PieceKind, Sink, SlicePlan, Space, Why};
+    use modload_edit::Addr;
+
+    #[test]
+    fn each_byte_is_written_once_and_only_if_it_changes() {
+        let mut before = Space::default();
+        before.add(Addr::new(0x1000), PieceKind::Text, vec![0xe8, 0, 0, 0, 0, 0xc3, 0x90, 0x90]).unwrap();
+        let (after, edits) = (before.clone(), Edits::default());
+        let mut plan = SlicePlan { before: &before, after, edits, tables: Vec::new(), calls: Vec::new() };
+        let why = |engine| Why { engine, section: 3, record: 1 };
+        let mut edit = |engine, at, old: &[u8], new: &[u8]| {
+            plan.edit(Edit { at: Addr::new(at), old, new, why: why(engine) }).unwrap();
+        };
+        // A call that a static call's key makes a NOP, and a byte that comes back to what it was.
+        edit(Engine::Relocation, 0x1001, &[0; 4], &[1, 2, 3, 4]);
+        edit(Engine::StaticCall, 0x1000, &[0xe8, 1, 2, 3, 4], &[0x0f, 0x1f, 0x44, 0, 0]);
+        edit(Engine::Alternative, 0x1006, &[0x90], &[0xf4]);
+        edit(Engine::Alternative, 0x1006, &[0xf4], &[0x90]);
+        let net = plan.net().unwrap();
+        let seen: Vec<_> =
+            net.iter().map(|edit| (edit.at.get(), edit.old.to_vec(), edit.new.to_vec(), edit.why)).collect();
+        let call = (0x1000, vec![0xe8, 0, 0, 0, 0], vec![0x0f, 0x1f, 0x44, 0, 0], why(Engine::StaticCall));
+        assert_eq!(seen, [call]);
+        assert_eq!(plan.text(Addr::new(0x1005), 2), Some(&[0xc3, 0x90][..]));
+    }
+}
