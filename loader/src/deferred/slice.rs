@@ -278,15 +278,16 @@ impl SlicePlan<'_> {
     /// # Errors
     /// [`Rejected`]: a place lies in none of the module's parts.
     pub fn net(&self) -> Result<EditSet, Rejected> {
-        let mut touched: Vec<_> = self.edits.iter().map(|edit| (edit.at, edit.end(), edit.why)).collect();
-        touched.sort_by_key(|(at, ..)| *at);
+        let mut touched: Vec<_> =
+            self.edits.iter().enumerate().map(|(made, edit)| (edit.at, edit.end(), made)).collect();
+        touched.sort_unstable();
         let mut net = EditSet::new();
         let mut touched = touched.into_iter().peekable();
-        while let Some((at, mut end, mut why)) = touched.next() {
-            while let Some((_, further, last)) = touched.next_if(|(next, ..)| *next < end) {
-                end = end.max(further);
-                why = last;
+        while let Some((at, mut end, mut made)) = touched.next() {
+            while let Some((_, further, other)) = touched.next_if(|(next, ..)| *next < end) {
+                (end, made) = (end.max(further), made.max(other));
             }
+            let Some(Edit { why, .. }) = self.edits.iter().nth(made) else { continue };
             let len = index((end - at).cast_unsigned());
             let (Some(old), Some(new)) = (self.before.bytes(at, len), self.after.bytes(at, len)) else {
                 return Err(Rejected::Outside { at, len, start: at, end: at, why });
