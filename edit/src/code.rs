@@ -60,6 +60,13 @@ impl Space {
         Ok(())
     }
 
+    /// The piece of text that holds an address: where it begins, and its bytes.
+    #[must_use]
+    pub fn text_around(&self, at: Addr) -> Option<(Addr, &[u8])> {
+        let piece = self.holds(at).filter(|piece| piece.kind == PieceKind::Text)?;
+        Some((piece.at, &piece.bytes))
+    }
+
     fn holds(&self, at: Addr) -> Option<&Piece> {
         let before = self.pieces.partition_point(|piece| piece.at <= at).checked_sub(1)?;
         Some(&self.pieces[before]).filter(|piece| piece.offset(at).is_some())

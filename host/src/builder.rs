@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use crate::debugger::Debugger;
 use crate::host::Host;
+use crate::own_symbols::own_symbols;
 use crate::perf_map::{PerfMap, PerfMapError};
 use crate::{c_api, foreign};
 
@@ -276,6 +277,13 @@ impl Externals for HostSymbols {
         match self.process {
             Process::Offered => foreign::process_symbol(name).map(|addr| External { addr, gpl_only: false, crc: None }),
             Process::Hidden => None,
+        }
+    }
+
+    fn own(&self, name: &[u8]) -> Vec<Addr> {
+        match self.exports.get(name) {
+            Some(exported) => vec![exported.addr],
+            None => own_symbols(name),
         }
     }
 

@@ -55,6 +55,7 @@ mod foreign;
 mod host;
 mod jit_list;
 mod onlookers;
+mod own_symbols;
 mod perf_map;
 mod symbol_file;
 

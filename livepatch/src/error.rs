@@ -89,6 +89,40 @@ pub enum PatchError {
         /// The patch.
         patch: String,
     },
+    /// Its module waits for an object that the patch does not have.
+    #[error("the module has relocations for object '{object}', which the patch does not patch")]
+    NoObject {
+        /// The object.
+        object: String,
+    },
+    /// A function of one object waits for another: it would run before that is there.
+    #[error("what replaces '{function}' of object '{object}' has relocations for object '{awaited}'")]
+    OtherObject {
+        /// The function that is replaced.
+        function: String,
+        /// Its object.
+        object: String,
+        /// The object that the relocations wait for.
+        awaited: String,
+    },
+    /// What was written for an object that has gone could not be taken back.
+    #[error("somebody is still in what patch '{patch}' had relocated for object '{object}' when it was there before")]
+    Stale {
+        /// The patch.
+        patch: String,
+        /// The object.
+        object: String,
+    },
+    /// What waits for an object cannot be written.
+    #[error("patch '{patch}' cannot be relocated for object '{object}'")]
+    Slice {
+        /// The patch.
+        patch: String,
+        /// The object.
+        object: String,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Sites could not be switched.
     #[error(transparent)]
     Trace(Box<TraceError>),
@@ -127,7 +161,7 @@ impl PatchError {
                 _ => EAGAIN,
             },
             PatchError::Stub(_) => ENOMEM,
-            PatchError::Threads(_) => EAGAIN,
+            PatchError::Threads(_) | PatchError::Stale { .. } => EAGAIN,
             PatchError::NoRows(_) | PatchError::Going(_) => ENODEV,
             _ => EINVAL,
         }

@@ -16,6 +16,7 @@ mod previous;
 mod stub;
 mod table;
 mod find;
+mod slices;
 mod transition;
 mod operate;
 mod status;

@@ -1,6 +1,7 @@
 //! The second subscriber of both chains: a module is patched before anybody else hears of it, and unpatched after everybody else
 //! but tracing has heard that it goes.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use modload_edit::Addr;
@@ -187,6 +188,10 @@ impl Subscriber for Livepatch {
         table.alive.retain(|alive| *alive != address(module));
         table.module_going(self.host, module.name());
         table.abandon(self.host, module);
+    }
+
+    fn stand_ins(&self, module: &Module) -> Vec<Range<u64>> {
+        table().map(|table| table.stand_ins(self.host, module.name())).unwrap_or_default()
     }
 
     fn live(&self, module: &Module) {

@@ -16,6 +16,7 @@ use modload_text::on_fork;
 use modload_threads::Tid;
 
 use crate::error::PatchError;
+use crate::slices::Written;
 use crate::spec::{Callbacks, StateSpec};
 use crate::structs::CObject;
 use crate::stub::Stubs;
@@ -144,6 +145,8 @@ pub(crate) struct Table {
     pub(crate) functions: BTreeMap<Addr, Patched>,
     pub(crate) transition: Option<Transition>,
     pub(crate) stubs: Stubs,
+    /// What patches' modules have got for objects that are there.
+    pub(crate) written: Vec<Written>,
     /// Modules that were announced to us and have not gone, by their address.
     pub(crate) alive: Vec<usize>,
     pub(crate) last_patch: u64,
@@ -154,6 +157,7 @@ static TABLE: Mutex<Table> = Mutex::new(Table {
     functions: BTreeMap::new(),
     transition: None,
     stubs: Stubs::new(),
+    written: Vec::new(),
     alive: Vec::new(),
     last_patch: 0,
 });
@@ -194,6 +198,8 @@ impl std::ops::DerefMut for Locked {
 pub(crate) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        // The lock of keys is taken within this one.
+        let _ = modload_static_keys::StaticKeys::new();
         on_fork(
             || HELD.set(table().ok()),
             || HELD.set(None),

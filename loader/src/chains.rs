@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -67,6 +68,13 @@ pub trait Subscriber: Send + Sync {
     /// The module is LIVE: its `init` has returned.
     fn live(&self, module: &Module) {
         let _ = module;
+    }
+
+    /// Code elsewhere that stands in for functions of a module: nobody may be in it when the module goes. Asked for
+    /// modules only of which somebody has said so ([`Module::expect_stand_ins`]).
+    fn stand_ins(&self, module: &Module) -> Vec<Range<u64>> {
+        let _ = module;
+        Vec::new()
     }
 
     /// The module is GOING: its `exit` has returned, or it was never called because the load failed.
@@ -255,6 +263,20 @@ pub(crate) fn live(recorder: Recorder<'_>, module: &Module) {
     for member in &members {
         tell(recorder, member, State::Live, |subscriber| subscriber.live(module));
     }
+}
+
+/// Asks those who accepted a LIVE module for what stands in for its code.
+pub(crate) fn ask_for_stand_ins(registry: &Registry, module: &Module) {
+    if !module.has_stand_ins() {
+        return;
+    }
+    let members = {
+        let _book = registry.lock();
+        lock(&module.accepted).members.clone()
+    };
+    let asked = members.iter().filter_map(|member| call(registry, member, |subscriber| subscriber.stand_ins(module)));
+    let code = asked.filter_map(Result::ok).flatten().collect();
+    module.set_stand_ins(code);
 }
 
 /// Tells those who accepted that the module is GOING, in going order.

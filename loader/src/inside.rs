@@ -97,10 +97,10 @@ struct Look {
 
 impl Look {
     /// Looks at all threads.
-    fn at_all(text: &Range<u64>) -> Result<Look, modload_threads::Error> {
+    fn at_all(code: &[Range<u64>]) -> Result<Look, modload_threads::Error> {
         // What is met on one stack serves the others: threads that sleep mostly do so in the same place.
         let room = |stacks| (Look::with_room(stacks), Walker::new());
-        let seen = frames::each_stack(room, |(look, walker), stack| look.sight(stack, walker, text));
+        let seen = frames::each_stack(room, |(look, walker), stack| look.sight(stack, walker, code));
         seen.map(|(look, _)| look)
     }
 
@@ -109,7 +109,7 @@ impl Look {
     }
 
     /// Walks one stack, and keeps what there is to keep of it. Takes no memory: there is room for every thread.
-    fn sight(&mut self, stack: &Stack<'_>, walker: &mut Walker, text: &Range<u64>) {
+    fn sight(&mut self, stack: &Stack<'_>, walker: &mut Walker, code: &[Range<u64>]) {
         let tid = stack.tid();
         let mut sighting = Sighting { tid, inside: None, outer: [0; OUTER], outer_count: 0, ended: Ok(Ended::Early) };
         let mut has_begun = tid.is_first();
@@ -117,7 +117,7 @@ impl Look {
         sighting.ended = stack.walk_by(walker, |frame| {
             outermost = frame.pc;
             has_begun |= frames::first_returns().binary_search(&frame.pc).is_ok();
-            if text.contains(&frame.inside()) || text.contains(&frame.pc) {
+            if code.iter().any(|code| code.contains(&frame.inside()) || code.contains(&frame.pc)) {
                 sighting.inside = sighting.inside.or(Some(*frame));
                 sighting.outer_count = 0;
             } else if sighting.inside.is_some() {
@@ -178,20 +178,25 @@ const LOOK: Duration = Duration::from_millis(1);
 /// How long threads are looked at again whose stacks cannot be walked.
 const PASSING: Duration = Duration::from_millis(100);
 
-/// Proves that nobody is inside of a module. Where stacks cannot be walked at all, the promise of
+/// Proves that nobody is inside of a module, or of what stands in for its functions. Where stacks cannot be walked at all, the promise of
 /// [`crate::Image::trusted`] stands in.
 ///
 /// A thread that the module has created and that has not begun has no frame in it yet. So for a module that nobody may
 /// be in any more, those that were seen between beginning and end are waited for. Who is created later is not the
 /// module's: nobody was in it.
 pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -> Result<Seen, Occupied> {
-    let Some(text) = module.text() else { return Ok(Seen::Nobody) };
+    let stand_ins = module.stand_ins();
+    let code: Vec<_> = module.text().into_iter().chain(stand_ins.iter().cloned()).collect();
+    if code.is_empty() {
+        return Ok(Seen::Nobody);
+    }
     if module.proof == Proof::Promise || !can_look() {
         return Ok(Seen::ItsOwn);
     }
     // The usual case of a small program: nobody else is there, and nothing on this stack can be a return into the module.
-    let returned_to = |at| module.may_be_returned_to(Addr::new(at));
-    if is_alone().unwrap_or(false) && frames::may_return(&text, returned_to) == Some(false) {
+    let returned_to = |at| !module.holds_code(Addr::new(at)) || module.may_be_returned_to(Addr::new(at));
+    let left = |code| frames::may_return(code, returned_to) == Some(false);
+    if is_alone().unwrap_or(false) && code.iter().all(left) {
         return Ok(Seen::Nobody);
     }
     // Found out before anybody is held.
@@ -199,7 +204,7 @@ pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -
     let begun = Instant::now();
     let mut unsettled: Option<Vec<Tid>> = None;
     loop {
-        let Look { inside, between } = Look::at_all(&text).map_err(|error| Occupied::NotHeld(error.to_string()))?;
+        let Look { inside, between } = Look::at_all(&code).map_err(|error| Occupied::NotHeld(error.to_string()))?;
         let matters = |sighting: &&Sighting| except == Except::Nobody || !sighting.is_its_own();
         let mut occupants: Vec<_> = inside.iter().filter(matters).map(|sighting| occupant(sighting, module)).collect();
         if !occupants.is_empty() {
@@ -229,6 +234,15 @@ pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -
     }
 }
 
+/// Who is inside of some code, or may be: `module` is whose it is.
+pub(crate) fn occupants(module: &Module, code: &[Range<u64>]) -> Result<Vec<Occupant>, modload_threads::Error> {
+    if is_alone().unwrap_or(false) && code.iter().all(|code| frames::may_return(code, |_| true) == Some(false)) {
+        return Ok(Vec::new());
+    }
+    let Look { inside, .. } = Look::at_all(code)?;
+    Ok(inside.iter().map(|sighting| occupant(sighting, module)).collect())
+}
+
 fn name_of(tid: Tid) -> String {
     name(tid).ok().flatten().map(|name| name.to_string()).unwrap_or_default()
 }
@@ -236,7 +250,11 @@ fn name_of(tid: Tid) -> String {
 fn occupant(sighting: &Sighting, module: &Module) -> Occupant {
     let describe = |frame: &Frame| {
         let at = Addr::new(frame.pc);
-        let described = if frame.is_exact { module.describe(at) } else { module.describe_return(at) };
+        // What stands in for a module's function is another's.
+        let other = || module.registry.lock().module_at(at);
+        let of = if module.contains(at) { None } else { other() };
+        let of = of.as_deref().unwrap_or(module);
+        let described = if frame.is_exact { of.describe(at) } else { of.describe_return(at) };
         described.unwrap_or_else(|| format!("{at} [{}]", module.name()))
     };
     let why = match (&sighting.inside, sighting.ended) {

@@ -351,8 +351,7 @@ impl Loader {
     /// The module in whose memory an address lies, COMING and GOING ones among them.
     #[must_use]
     pub fn module_at(&self, at: Addr) -> Option<Arc<Module>> {
-        let book = self.registry.lock();
-        book.modules.iter().filter_map(|entry| entry.module.as_ref()).find(|module| module.contains(at)).cloned()
+        self.registry.lock().module_at(at)
     }
 
     /// Records the events of all modules from now on.

@@ -1,6 +1,7 @@
 //! A module that is there, and the references that keep it there.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -12,6 +13,7 @@ use crate::chains::Accepted;
 use crate::deferred::Slices;
 use crate::error::{UnloadError, escaped};
 use crate::form::Functions;
+use crate::inside::{self, Occupant};
 use crate::layout::Part;
 use crate::memory::{Core, Ranges};
 use crate::names::{Names, SymbolKind};
@@ -88,6 +90,9 @@ pub struct Module {
     taint: String,
     is_live_patch: bool,
     slices: Option<Box<Slices>>,
+    /// Whether code elsewhere may stand in for its own.
+    has_stand_ins: AtomicBool,
+    stand_ins: Mutex<Vec<Range<u64>>>,
     pub(crate) proof: Proof,
     /// From LIVE on.
     pub(crate) core: Mutex<Option<Core>>,
@@ -144,6 +149,8 @@ impl Module {
             taint: parts.taint,
             is_live_patch: parts.is_live_patch,
             slices: parts.slices,
+            has_stand_ins: AtomicBool::new(false),
+            stand_ins: Mutex::new(Vec::new()),
             proof: parts.proof,
             core: Mutex::new(None),
             accepted: Mutex::new(Accepted::default()),
@@ -241,6 +248,45 @@ impl Module {
         };
         let all = self.names.functions().chain(init.iter().flat_map(|names| names.functions()));
         all.filter(|(_, _, of, _)| *of == name.as_bytes()).map(|(addr, ..)| addr).collect()
+    }
+
+    /// The addresses of its symbols of this name, in the order of its symbol table, variables among them. Those of init's
+    /// sections are left out: they go.
+    #[must_use]
+    pub fn symbol_positions(&self, name: &[u8]) -> Vec<Addr> {
+        self.names.all(name).collect()
+    }
+
+    /// Has those who accepted it asked, when it goes, for code elsewhere that stands in for its own:
+    /// [`Subscriber::stand_ins`](crate::Subscriber::stand_ins).
+    pub fn expect_stand_ins(&self) {
+        self.has_stand_ins.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn has_stand_ins(&self) -> bool {
+        self.has_stand_ins.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_stand_ins(&self, code: Vec<Range<u64>>) {
+        let _book = self.registry.lock();
+        *lock(&self.stand_ins) = code;
+    }
+
+    /// What was said to stand in for its code when it was last asked.
+    pub(crate) fn stand_ins(&self) -> Vec<Range<u64>> {
+        if !self.has_stand_ins() {
+            return Vec::new();
+        }
+        let _book = self.registry.lock();
+        lock(&self.stand_ins).clone()
+    }
+
+    /// The threads that are inside of some of its code, or may be.
+    ///
+    /// # Errors
+    /// Threads cannot be held.
+    pub fn occupants(&self, code: &[Range<u64>]) -> Result<Vec<Occupant>, modload_threads::Error> {
+        inside::occupants(self, code)
     }
 
     /// Notes a line in the timeline, as this module's.
@@ -409,7 +455,7 @@ impl Module {
     }
 
     /// Where its text is, if it has any.
-    pub(crate) fn text(&self) -> Option<std::ops::Range<u64>> {
+    pub(crate) fn text(&self) -> Option<Range<u64>> {
         let (start, len) = self.ranges[Part::Text.slot()];
         (len != 0).then(|| start.get()..start.get() + len)
     }

@@ -170,6 +170,11 @@ impl Names {
         functions.map(|entry| (entry.addr, entry.scope == Scope::Local, self.name(entry), entry.size))
     }
 
+    /// The addresses of all symbols of a name.
+    pub(crate) fn all(&self, name: &[u8]) -> impl Iterator<Item = Addr> {
+        self.entries.iter().filter(move |entry| self.name(entry) == name).map(|entry| entry.addr)
+    }
+
     /// The addresses of everything that is no variable.
     pub(crate) fn code(&self) -> impl Iterator<Item = Addr> {
         self.entries.iter().filter(|entry| entry.kind != SymbolKind::Object).map(|entry| entry.addr)

@@ -345,6 +345,11 @@ impl Registry {
 }
 
 impl Book {
+    /// The module in whose memory an address lies, COMING and GOING ones among them.
+    pub(crate) fn module_at(&self, at: Addr) -> Option<Arc<Module>> {
+        self.modules.iter().filter_map(|entry| entry.module.as_ref()).find(|module| module.contains(at)).cloned()
+    }
+
     /// Enters a module of the name that is made for its number.
     fn reserve(&mut self, thread: ThreadId, name: impl FnOnce(u64) -> Arc<str>) -> (ModuleId, Arc<str>) {
         let id = ModuleId(self.next);

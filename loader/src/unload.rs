@@ -45,6 +45,7 @@ pub(crate) fn unload_module(registry: &'static Registry, which: Which<'_>, unles
     }
     exit(recorder, &module);
     destruct(recorder, &module);
+    chains::ask_for_stand_ins(registry, &module);
     let accepted = std::mem::take(&mut *lock(&module.accepted));
     chains::going(recorder, &module, accepted);
     chains::evict(recorder, &module);
@@ -107,6 +108,7 @@ fn close_when_left(registry: &'static Registry, which: Which<'_>, unless: Unless
         if closed.held != 0 {
             return Ok(closed);
         }
+        chains::ask_for_stand_ins(registry, &closed.module);
         let occupied = match inside::prove_empty(&closed.module, Except::ItsOwn, Patience::Some) {
             Ok(seen) => return Ok(Closed { seen, ..closed }),
             Err(occupied) => occupied,

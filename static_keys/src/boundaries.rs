@@ -2,16 +2,49 @@
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use modload_edit::{Addr, Why, disassembled, index, wide};
-use modload_loader::{Coming, Refusal};
+use modload_loader::{Module, Refusal};
+use thiserror::Error;
 
-/// Demands that an instruction begins at every site.
-pub(crate) fn check(coming: &Coming<'_>, mut sites: Vec<(Addr, Why)>) -> Result<(), Refusal> {
+/// A record's site is none.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum NotAnInstruction {
+    /// It is not in text.
+    #[error("{0}: its site is not within text")]
+    Outside(Why),
+    /// It is within an instruction.
+    #[error("{why}: its site is byte {inside} of the instruction at {place} ({instruction})")]
+    Inside {
+        /// The record.
+        why: Why,
+        /// At which of its bytes.
+        inside: i64,
+        /// Where the instruction begins.
+        place: String,
+        /// What it is.
+        instruction: String,
+    },
+}
+
+impl From<NotAnInstruction> for Refusal {
+    fn from(problem: NotAnInstruction) -> Refusal {
+        problem.to_string().into()
+    }
+}
+
+/// Demands that an instruction begins at every site. `functions` are where those of the module begin, sorted; `text` gives
+/// the text around an address, and where it begins.
+pub(crate) fn check<'t>(
+    module: &Module,
+    functions: &[Addr],
+    text: &dyn Fn(Addr) -> Option<(Addr, &'t [u8])>,
+    mut sites: Vec<(Addr, Why)>,
+) -> Result<(), NotAnInstruction> {
     sites.sort_unstable_by_key(|(at, _)| *at);
-    let functions = coming.functions();
     let mut sites = sites.iter().peekable();
     while let Some(&&(first, why)) = sites.peek() {
-        let outside = || Refusal::from(format!("{why}: its site is not within text"));
-        let (start, text) = coming.text(first).ok_or_else(outside)?;
+        let outside = || NotAnInstruction::Outside(why);
+        let (start, text) = text(first).ok_or_else(outside)?;
         // Code before the first function of a part begins with the part.
         let place = functions.partition_point(|function| *function <= first);
         let begin = place.checked_sub(1).map_or(start, |before| functions[before].max(start));
@@ -29,10 +62,9 @@ pub(crate) fn check(coming: &Coming<'_>, mut sites: Vec<(Addr, Why)>) -> Result<
                 let cut = Addr::new(instruction.ip());
                 let from = index((cut - start).cast_unsigned());
                 let bytes = text.get(from..from + instruction.len()).unwrap_or_default();
-                let place = coming.module().display_place(cut).unwrap_or_else(|| cut.to_string());
-                let shown = disassembled(cut, bytes);
-                let inside = *at - cut;
-                return Err(format!("{why}: its site is byte {inside} of the instruction at {place} ({shown})").into());
+                let place = module.display_place(cut).unwrap_or_else(|| cut.to_string());
+                let (why, inside, instruction) = (*why, *at - cut, disassembled(cut, bytes));
+                return Err(NotAnInstruction::Inside { why, inside, place, instruction });
             }
         }
     }

@@ -5,6 +5,7 @@
 //!   changed in all modules at once when a key is switched.
 //! - [`enable`], [`disable`], [`increment`], [`decrement`]: switch a key, the host's or a module's, by its address.
 //! - [`update_static_call`]: has a static call call another function.
+//! - [`write_slice`]: sites of a live patch whose keys are another module's.
 //! - [`StaticKey`], [`StaticCall`]: keys that the host owns.
 //! - [`jump_labels`], [`static_calls`], [`trampoline`]: the pure planners behind it. What stands at a site for a state of
 //!   its key; they read and edit a [`modload_edit::Code`].
@@ -22,6 +23,7 @@ mod table;
 mod switch;
 mod boundaries;
 mod subscriber;
+mod slice;
 mod exports;
 
 pub use jump_label::{JumpSite, KeyState, SiteBytes, jump_labels, jump_sites};
@@ -29,9 +31,11 @@ pub use static_call::{
     CallKind, CallSite, StaticCalls, Target, call_code, call_sites, set_site, static_calls, trampoline,
 };
 
+pub use boundaries::NotAnInstruction;
 pub use exports::exports;
 pub use far::return0;
 pub use host_key::{StaticCall, StaticKey};
+pub use slice::{SliceError, SliceSites, write_slice};
 pub use subscriber::StaticKeys;
 pub use switch::{
     KeyError, count, decrement, disable, enable, increment, set_trap_mask, static_call_function, update_static_call,

@@ -67,7 +67,7 @@ impl Subscriber for StaticKeys {
     fn coming(&self, coming: &mut Coming<'_>) -> Result<(), Refusal> {
         let found = Found::read(coming)?;
         if !found.is_empty() {
-            boundaries::check(coming, found.sites())?;
+            boundaries::check(coming.module(), &coming.functions(), &|at| coming.text(at), found.sites())?;
             found.enter(coming, &mut table())?;
             coming.tell_when_published();
         }

@@ -212,7 +212,7 @@ impl Table {
 }
 
 /// What stands at the site of a static call for a target, however far away that is.
-fn code_at(far: &mut Far, facts: &Facts, site: &CallSite, target: Target) -> Result<[u8; 5], KeyError> {
+pub(crate) fn code_at(far: &mut Far, facts: &Facts, site: &CallSite, target: Target) -> Result<[u8; 5], KeyError> {
     let target = near(far, site, target)?;
     let calls = StaticCalls { facts, return0: far.return0 };
     call_code(site.at, site.kind, target, calls).map_err(|problem| KeyError::Site { at: site.at, problem })

@@ -38,7 +38,7 @@ pub(crate) struct Table {
     pub(crate) batch: EditSet,
 }
 
-/// A module, told from others while it is there.
+/// A module, or a slice of one, told from others while it is there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Owner(usize);
 
@@ -47,7 +47,11 @@ impl Owner {
     pub(crate) const HOST: Owner = Owner(0);
 
     pub(crate) fn of(module: &Module) -> Owner {
-        Owner(ptr::from_ref(module).addr())
+        Owner::at(ptr::from_ref(module).addr())
+    }
+
+    pub(crate) fn at(address: usize) -> Owner {
+        Owner(address)
     }
 }
 
@@ -103,6 +107,12 @@ impl<S, V> Users<S, V> {
     /// The groups of a key, to be changed.
     pub(crate) fn of_mut(&mut self, key: Addr) -> &mut [Group<S, V>] {
         self.groups.get_mut(&key).map_or(&mut [], Vec::as_mut_slice)
+    }
+
+    /// The groups of an owner.
+    pub(crate) fn of_owner(&self, owner: Owner) -> impl Iterator<Item = &Group<S, V>> {
+        let keys = self.keys.get(&owner).into_iter().flatten();
+        keys.flat_map(|key| self.of(*key)).filter(move |group| group.owner == owner)
     }
 
     /// Adds a group, which has sites.

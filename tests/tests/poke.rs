@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use modload_edit::{Addr, Edit, EditSet, Engine, NOPS, Rejected, Sink, Why, ZERO};
 use modload_tests::{Case, Crowd, Sites, Until, block, fire, handle, in_fork, peek, unblock};
 use modload_text::{
-    Arena, Because, Class, HostText, PokeError, Poked, TextLock, TrapMask, Way, fill, poke, traps_in_flight,
+    Arena, Because, Class, HostText, PokeError, Poked, TextLock, TrapMask, Way, fill, filled, poke, traps_in_flight,
 };
 
 fn main() -> ExitCode {
@@ -344,7 +344,7 @@ fn filled() {
     assert_eq!(fill(&mut TextLock::take(), &edits).unwrap(), 1);
     assert!((0..96).step_by(8).all(|number| sites.call(number) == 3));
     assert!(matches!(fill(&mut TextLock::take(), &edits), Err(PokeError::Mismatch { .. })));
-    // Constants, but no variables.
+    // Constants and variables, but nothing that is nobody's.
     let arena = Arena::get().unwrap();
     let mut constants = arena.stage_read_only(64, 8).unwrap();
     constants.bytes_mut().fill(7);
@@ -355,7 +355,13 @@ fn filled() {
     let at = (0..constant.1).map(|offset| constant.0 + offset).find(|at| constants.read(*at, 64).is_some()).unwrap();
     assert_eq!(fill(&mut TextLock::take(), &one(at, &[7; 3], &[8; 3])).unwrap(), 1);
     assert_eq!(constants.read(at, 4).unwrap(), [8, 8, 8, 7]);
-    let refused = fill(&mut TextLock::take(), &one(data.addr(), &[0; 3], &[8; 3]));
+    assert_eq!(fill(&mut TextLock::take(), &one(data.addr(), &[0; 3], &[8; 3])).unwrap(), 1);
+    let lock = TextLock::take();
+    assert_eq!(filled(&lock, data.addr(), 4).unwrap(), [8, 8, 8, 0]);
+    drop(lock);
+    let beyond = stripe(Class::Data);
+    let beyond = beyond.start + beyond.touched;
+    let refused = fill(&mut TextLock::take(), &one(beyond, &[0; 3], &[8; 3]));
     assert!(matches!(refused, Err(PokeError::NotText { .. })), "{refused:?}");
 }
 

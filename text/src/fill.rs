@@ -8,7 +8,7 @@ use crate::spans::{self, Grouping, Pass, Side};
 use crate::sync;
 use crate::write::{TextLock, WriteFailed};
 
-/// Changes published text that nobody can have entered, and read-only or ro_after_init data, all edits as one batch with
+/// Changes published text that nobody can have entered, and data of any kind, all edits as one batch with
 /// one synchronisation: the slice of a live patch whose functions were never enabled, a trampoline that nobody has been
 /// led to. An edit is any number of bytes. Returns how many writes it took.
 ///

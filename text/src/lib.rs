@@ -56,6 +56,7 @@ pub use owners::Describe;
 pub use pages::Pages;
 pub use place::{Fresh, Placed, Protected};
 pub use poke::{PokeError, Poked, TrapMask, Way, poke, poke_chosen};
+pub use region::filled;
 pub use staging::{PublishFailed, Published, Staged};
 pub use variables::{load_u32, load_u64, store_u32, store_u64};
 pub use write::{TextLock, WriteFailed};

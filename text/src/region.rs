@@ -1,10 +1,13 @@
 //! Where a batch may write, and what is there before.
 
+use std::sync::atomic::{AtomicU8, Ordering};
+
 use modload_edit::{Addr, Edit, wide};
 
 use crate::arena::{Arena, Class};
 use crate::poke::PokeError;
 use crate::reserve::pointer;
+use crate::write::TextLock;
 use crate::{annex, host_text, owners};
 
 /// The range that the last edit lay in; the next one mostly does, too.
@@ -19,13 +22,31 @@ fn text(at: Addr) -> Option<(Addr, Addr)> {
     owners::published(at).or_else(|| host_text::containing(at))
 }
 
-/// The same, annexes, and data whose protection only this crate writes past.
+/// The same, annexes, and data of all kinds.
 fn whatever_is_filled(at: Addr) -> Option<(Addr, Addr)> {
-    let constants = || {
+    let data = || {
         let (class, rest) = Arena::existing()?.touched_from(at)?;
-        matches!(class, Class::ReadOnly | Class::RoAfterInit).then_some((at, at + rest))
+        (class != Class::Text).then_some((at, at + rest))
     };
-    text(at).or_else(|| annex::containing(at)).or_else(constants)
+    text(at).or_else(|| annex::containing(at)).or_else(data)
+}
+
+/// `len` bytes, read one by one: variables may be written meanwhile, by code of which nothing better can be said. That
+/// all of them are mapped and readable, the caller has seen.
+fn bytes(at: Addr, len: usize) -> impl Iterator<Item = u8> {
+    (0..len).map(move |offset| {
+        // SAFETY: see above; published or registered text, an annex or data.
+        let byte = unsafe { AtomicU8::from_ptr(pointer(at + wide(offset))) };
+        byte.load(Ordering::Relaxed)
+    })
+}
+
+/// What stands at a place that [`crate::fill`] may write; `None` if it is none, or only a part of it is.
+#[must_use]
+pub fn filled(_lock: &TextLock<'_>, at: Addr, len: usize) -> Option<Vec<u8>> {
+    let (start, end) = whatever_is_filled(at)?;
+    let holds = start <= at && at < end && wide(len) <= (end - at).cast_unsigned();
+    holds.then(|| bytes(at, len).collect())
 }
 
 impl Region {
@@ -48,13 +69,11 @@ impl Region {
                 return Err(PokeError::NotText { at, len: new.len(), why });
             }
         }
-        // SAFETY: published or registered text, an annex or constants, which are mapped and readable and, since the caller has
-        // the lock, not being changed.
-        let found = unsafe { std::slice::from_raw_parts(pointer(at).cast_const(), old.len()) };
-        if found == old {
+        if bytes(at, old.len()).eq(old.iter().copied()) {
             return Ok(());
         }
-        Err(PokeError::Mismatch { at, expected: old.to_vec(), found: found.to_vec(), why })
+        let found = bytes(at, old.len()).collect();
+        Err(PokeError::Mismatch { at, expected: old.to_vec(), found, why })
     }
 
     fn holds(&self, edit: &Edit<'_>) -> bool {

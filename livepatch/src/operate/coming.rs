@@ -7,6 +7,7 @@ use modload_loader::Refusal;
 use crate::error::PatchError;
 use crate::find::Place;
 use crate::previous::Previous;
+use crate::slices::Proof;
 use crate::table::{HostId, Object, PatchId, Table};
 
 impl Table {
@@ -57,8 +58,13 @@ impl Table {
         module: &str,
     ) -> Result<Vec<Addr>, PatchError> {
         let in_transition = self.transition.as_ref().is_some_and(|transition| transition.patch == id);
+        let keep = self.patch(id).and_then(|patch| patch.keep.clone());
+        let written = match (&keep, place) {
+            (Some(keep), Place::Module(target, _)) => self.write_slice(id, keep, target),
+            _ => Ok(()),
+        };
         let Some(patch) = self.patch_mut(id) else { return Ok(Vec::new()) };
-        let found = patch.objects[number].is_loaded(place);
+        let found = written.and_then(|()| patch.objects[number].is_loaded(place));
         let found = found.inspect_err(|error| {
             error.note(&patch.log);
             let (name, errno) = (&patch.name, error.errno());
@@ -98,5 +104,7 @@ impl Table {
             let of_module = patch.objects.iter_mut().filter(|object| object.name.as_deref() == Some(module));
             of_module.for_each(Object::is_unloaded);
         }
+        // None of the module's code has run.
+        self.object_goes(failed, module, Proof::Had);
     }
 }

@@ -3,6 +3,7 @@
 use crate::error::PatchError;
 use crate::operate::named;
 use crate::previous::Previous;
+use crate::slices::Proof;
 use crate::table::{PatchId, Table};
 use crate::transition::Target;
 
@@ -60,6 +61,10 @@ impl Table {
         self.note(id, &format!("{} complete", named(target)));
         if target == Target::Unpatched {
             replaced.extend(self.patches.extract_if(.., |patch| patch.id == id));
+        }
+        for patch in &replaced {
+            // Who was forced over may be anywhere.
+            self.take_all_back(patch, if patch.forced { Proof::Needed } else { Proof::Had });
         }
         // Their modules may go now.
         drop(replaced);

@@ -9,9 +9,10 @@ use crate::error::PatchError;
 use crate::find::Place;
 use crate::operate::object::object;
 use crate::previous::Previous;
+use crate::slices::{self, Proof};
 use crate::spec::PatchSpec;
 use crate::structs::CObject;
-use crate::table::{Func, HostId, Log, Object, Patch, PatchId, Table, note};
+use crate::table::{Func, HostId, Log, Object, Patch, PatchId, Patched, Table, note};
 use crate::transition::Target;
 
 /// A patch that is to be enabled.
@@ -62,12 +63,15 @@ impl Table {
         if replace {
             self.add_nops(&mut patch);
         }
-        let mut found = Vec::new();
-        for object in &mut patch.objects {
-            if let Some(place) = place(object.name.as_deref()) {
-                found.extend(object.is_loaded(&place).inspect_err(|error| error.note(&patch.log))?);
+        slices::check(&patch)?;
+        let found = match self.find_objects(&mut patch, place) {
+            Ok(found) => found,
+            Err(error) => {
+                error.note(&patch.log);
+                self.take_all_back(&patch, Proof::Had);
+                return Err(error);
             }
-        }
+        };
         patch.note(&format!("enabling patch '{}'", patch.name));
         patch.note(&format!("'{}': initializing patching transition", patch.name));
         self.patches.push(patch);
@@ -94,6 +98,23 @@ impl Table {
                 Err(error)
             }
         }
+    }
+
+    /// Finds what is there of a patch that is being enabled.
+    fn find_objects<'a>(
+        &mut self,
+        patch: &mut Patch,
+        place: &mut dyn FnMut(Option<&str>) -> Option<Place<'a>>,
+    ) -> Result<Vec<(Addr, Patched)>, PatchError> {
+        let mut found = Vec::new();
+        for object in &mut patch.objects {
+            let Some(place) = place(object.name.as_deref()) else { continue };
+            if let (Some(module), Place::Module(target, _)) = (&patch.keep, &place) {
+                self.write_slice(patch.id, module, target)?;
+            }
+            found.extend(object.is_loaded(&place)?);
+        }
+        Ok(found)
     }
 
     /// Functions that patches of the same host have changed and this one does not: it puts the originals back.

@@ -5,6 +5,7 @@ use modload_ftrace::divert;
 use modload_loader::{Module, State};
 
 use crate::previous::Previous;
+use crate::slices::Proof;
 use crate::table::{HostId, Patch, PatchId, Table};
 
 impl Table {
@@ -18,6 +19,9 @@ impl Table {
             tracing::error!(%module, %error, "sites of a module that goes stay as they are");
         }
         self.forget(&entries);
+        // Nobody comes by what has replaced its functions any more.
+        let patches: Vec<_> = self.patches.iter().filter(|patch| patch.host == host).map(|patch| patch.id).collect();
+        patches.into_iter().for_each(|patch| self.object_goes(patch, module, Proof::Needed));
     }
 
     /// A module that patches name has this state now.
@@ -98,6 +102,6 @@ impl Table {
         }
         self.forget(&entries);
         let gone: Vec<_> = self.patches.extract_if(.., |patch| which(patch)).collect();
-        drop(gone);
+        gone.iter().for_each(|patch| self.take_all_back(patch, Proof::Needed));
     }
 }

@@ -40,8 +40,9 @@ impl Object {
             found.push((entry, Patched { home, extent, stack: Vec::new() }));
         }
         self.loaded = true;
-        if let (Some(c), Place::Module(module, _)) = (&mut self.c, place) {
-            c.arrives(module);
+        if let Place::Module(module, _) = place {
+            module.expect_stand_ins();
+            self.c.iter_mut().for_each(|c| c.arrives(module));
         }
         Ok(found)
     }

@@ -14,7 +14,7 @@ use crate::error::{Advice, Error, escaped};
 use crate::file::File;
 use crate::layout::{Layout, Part};
 use crate::memory::Staging;
-use crate::resolve::Resolved;
+use crate::resolve::{Resolved, picked};
 use crate::specialise::{self, Rewriting, TrampolineCall};
 
 /// All that waits in a module, by object.
@@ -50,6 +50,14 @@ pub struct WantedSymbol {
     pub name: Vec<u8>,
     /// Which of several of that name, from 1, in the order of the object's symbol table; 0: there is one.
     pub position: u64,
+}
+
+impl WantedSymbol {
+    /// Which of all symbols of its name it is; `None` if its position is none of theirs, or says of several that there is one.
+    #[must_use]
+    pub fn pick(&self, all: &[Addr]) -> Option<Addr> {
+        picked(all, self.position)
+    }
 }
 
 /// Relocations of one section, with what the file has in it.
@@ -271,6 +279,12 @@ impl SlicePlan<'_> {
     #[must_use]
     pub fn trampoline_calls(&self) -> &[TrampolineCall] {
         &self.calls
+    }
+
+    /// The text that holds an address, as it will be: where it begins, and its bytes.
+    #[must_use]
+    pub fn text_around(&self, at: Addr) -> Option<(Addr, &[u8])> {
+        self.after.text_around(at)
     }
 
     /// All that is to be written, each byte once.

@@ -1,0 +1,56 @@
+//! The symbols of the program itself, whether it exports them or not: what a live patch's symbols of `vmlinux` mean.
+
+use std::fs::{self, File};
+
+use modload_edit::Addr;
+use object::elf::{FileHeader64, SymbolType};
+use object::read::elf::{ElfFile, FileHeader, Sym};
+use object::{LittleEndian, ReadCache, elf};
+
+/// `AT_ENTRY` of `<linux/auxvec.h>`: where the program begins.
+const AT_ENTRY: u64 = 9;
+
+/// Functions and variables of this name, in the order of the program's symbol table; none if that has been stripped.
+pub(crate) fn own_symbols(name: &[u8]) -> Vec<Addr> {
+    // What cannot be read has no symbols; who needs one is refused by its name.
+    let Ok(program) = File::open("/proc/self/exe") else { return Vec::new() };
+    let cache = ReadCache::new(program);
+    let Ok(file) = ElfFile::<FileHeader64<LittleEndian>, _>::parse(&cache) else { return Vec::new() };
+    let Some(entry) = entry() else { return Vec::new() };
+    let bias = entry.wrapping_sub(file.elf_header().e_entry(LittleEndian));
+    let table = file.elf_symbol_table();
+    let of_name = table.symbols().iter().filter(|symbol| {
+        let is_there = !symbol.is_undefined(LittleEndian) && symbol.st_shndx(LittleEndian) != elf::SHN_ABS;
+        is_kind(symbol.st_type()) && is_there && table.symbol_name(LittleEndian, symbol) == Ok(name)
+    });
+    of_name.map(|symbol| Addr::new(symbol.st_value(LittleEndian).wrapping_add(bias))).collect()
+}
+
+fn is_kind(kind: SymbolType) -> bool {
+    matches!(kind, elf::STT_FUNC | elf::STT_OBJECT | elf::STT_NOTYPE)
+}
+
+/// Where this process begins to run the program, by its auxiliary vector.
+fn entry() -> Option<u64> {
+    let vector = fs::read("/proc/self/auxv").ok()?;
+    let number = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_ne_bytes);
+    let mut pairs = vector.chunks_exact(16).map(|pair| pair.split_at(8));
+    pairs.find(|(kind, _)| number(kind) == AT_ENTRY).map(|(_, value)| number(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use modload_edit::{Addr, wide};
+
+    use super::own_symbols;
+
+    #[unsafe(no_mangle)]
+    static MODLOAD_OWN_SYMBOL: u32 = 7;
+
+    #[test]
+    fn the_program_has_its_own_symbols() {
+        let address = Addr::new(wide(std::ptr::from_ref(&MODLOAD_OWN_SYMBOL).addr()));
+        assert_eq!(own_symbols(b"MODLOAD_OWN_SYMBOL"), [address]);
+        assert!(own_symbols(b"there_is_none_of_this_name").is_empty());
+    }
+}

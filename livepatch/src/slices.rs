@@ -1,0 +1,205 @@
+//! What of a patch's module waits for its objects: it is written when an object comes, before its functions are looked for,
+//! and taken back when the object goes. Linux's `klp_apply_object_relocs` and `klp_clear_object_relocs`, with the records of
+//! special sections that depend on the relocations.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use modload_abi::section;
+use modload_edit::{Addr, Edit, EditSet, Sink, wide};
+use modload_loader::{Module, Slice};
+use modload_static_keys::{SliceSites, write_slice};
+use modload_text::{TextLock, fill, filled};
+
+use crate::error::PatchError;
+use crate::find::extent;
+use crate::table::{HostId, Object, Patch, PatchId, Table};
+
+/// A slice that has been written for an object that is, or was, there.
+#[derive(Debug)]
+pub(crate) struct Written {
+    patch: PatchId,
+    object: Arc<str>,
+    edits: EditSet,
+    /// Gone when nobody may switch them any more, though what stands there could not be taken back.
+    sites: Option<SliceSites>,
+    /// The functions that have been written in.
+    code: Vec<Range<u64>>,
+}
+
+/// Refuses a patch whose module waits for what the patch does not patch, or waits in a function of another object.
+pub(crate) fn check(patch: &Patch) -> Result<(), PatchError> {
+    let Some(slices) = patch.keep.as_deref().and_then(Module::slices) else { return Ok(()) };
+    for slice in slices.iter() {
+        let is_for = |object: &&Object| object.name.as_deref() == Some(slice.object());
+        if !patch.objects.iter().any(|object| is_for(&object)) {
+            return Err(PatchError::NoObject { object: slice.object().to_owned() });
+        }
+        for object in patch.objects.iter().filter(|object| !is_for(object)) {
+            let waits = |extent: &Range<u64>| slice.places().any(|at| extent.contains(&at.get()));
+            if let Some(func) = object.funcs.iter().find(|func| func.extent.iter().any(waits)) {
+                let (function, object) = (func.old_name.to_string(), object.name().to_owned());
+                return Err(PatchError::OtherObject { function, object, awaited: slice.object().to_owned() });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where the symbols are that a slice wants, in its order.
+fn find(slice: &Slice, target: &Module) -> Result<Vec<Addr>, PatchError> {
+    let find = |wanted: &modload_loader::WantedSymbol| {
+        let all = target.symbol_positions(&wanted.name);
+        let (object, symbol) = (target.name().to_owned(), wanted.name.escape_ascii().to_string());
+        match wanted.pick(&all) {
+            Some(addr) => Ok(addr),
+            None if all.is_empty() => Err(PatchError::NotFound { object, symbol }),
+            None => Err(PatchError::Position { object, symbol, position: wanted.position, count: all.len() }),
+        }
+    };
+    slice.wanted().iter().map(find).collect()
+}
+
+/// The key of a trampoline among what a slice has found: the two have one name, and prefixes of their own.
+fn key_of(slice: &Slice, found: &[Addr], target: &Module, trampoline: Addr) -> Option<Addr> {
+    let mut named = slice.wanted().iter().zip(found).filter(|(_, addr)| **addr == trampoline);
+    let prefix = section::STATIC_CALL_TRAMPOLINE_PREFIX.as_bytes();
+    let name = named.find_map(|(wanted, _)| wanted.name.strip_prefix(prefix))?;
+    let key = [section::STATIC_CALL_KEY_PREFIX.as_bytes(), name].concat();
+    target.symbol_positions(&key).first().copied()
+}
+
+impl Table {
+    /// Writes what waits for an object in a patch's module, if anything does.
+    pub(crate) fn write_slice(&mut self, patch: PatchId, module: &Module, target: &Module) -> Result<(), PatchError> {
+        let Some(slices) = module.slices() else { return Ok(()) };
+        let Some(slice) = slices.of_object(target.name()) else { return Ok(()) };
+        // What could not be taken back when the object went.
+        self.take_back(patch, module, target.name(), Proof::Needed);
+        if self.written.iter().any(|written| written.is(patch, target.name())) {
+            return Err(PatchError::Stale { patch: module.name().to_owned(), object: target.name().to_owned() });
+        }
+        let found = find(slice, target)?;
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| PatchError::Slice {
+            patch: module.name().to_owned(),
+            object: target.name().to_owned(),
+            source,
+        };
+        let plan = slices.plan(slice, &found).map_err(|error| failed(error.into()))?;
+        let written = write_slice(module, slice, plan, &|at| key_of(slice, &found, target, at));
+        let (edits, sites) = written.map_err(|error| failed(error.into()))?;
+        let mut code: Vec<Range<u64>> = Vec::new();
+        for at in edits.iter().map(|edit| edit.at).filter(|at| module.holds_code(*at)) {
+            if !code.iter().any(|code| code.contains(&at.get())) {
+                // Of a place whose function is not known, at least itself.
+                code.push(extent(at).unwrap_or(at.get()..at.get() + 1));
+            }
+        }
+        tracing::debug!(patch = module.name(), object = target.name(), edits = edits.len(), "relocated for its object");
+        self.written.push(Written { patch, object: target.name().into(), edits, sites: Some(sites), code });
+        Ok(())
+    }
+
+    /// Takes back what was written for an object. If somebody is in it, it stays, and keys do not change it any more.
+    fn take_back(&mut self, patch: PatchId, module: &Module, object: &str, proof: Proof) {
+        let Some(at) = self.written.iter().position(|written| written.is(patch, object)) else { return };
+        let written = &mut self.written[at];
+        if proof == Proof::Needed {
+            let inside = match module.occupants(&written.code) {
+                Ok(occupants) => occupants.first().map(ToString::to_string),
+                Err(error) => Some(format!("threads cannot be held: {error}")),
+            };
+            if let Some(who) = inside {
+                tracing::warn!(patch = module.name(), %object, %who, "what was relocated for an object stays while somebody is in it");
+                written.sites = None;
+                return;
+            }
+        }
+        if let Err(error) = written.undo(module) {
+            tracing::error!(patch = module.name(), %object, %error, "what was relocated for an object stays");
+            written.sites = None;
+            return;
+        }
+        self.written.remove(at);
+    }
+
+    /// An object of a patch goes, and no call comes to what has replaced its functions any more.
+    pub(crate) fn object_goes(&mut self, patch: PatchId, object: &str, proof: Proof) {
+        let keep = self.patch(patch).and_then(|patch| patch.keep.clone());
+        if let Some(module) = keep {
+            self.take_back(patch, &module, object, proof);
+        }
+    }
+
+    /// A patch goes: nothing of its module is written for others any more.
+    pub(crate) fn take_all_back(&mut self, patch: &Patch, proof: Proof) {
+        let Some(module) = patch.keep.as_deref() else { return };
+        let objects: Vec<_> = self
+            .written
+            .iter()
+            .filter(|written| written.patch == patch.id)
+            .map(|written| written.object.clone())
+            .collect();
+        objects.iter().for_each(|object| self.take_back(patch.id, module, object, proof));
+        self.written.retain(|written| written.patch != patch.id);
+    }
+
+    /// The code that stands in for a module's own: the functions that replace them, and those with its addresses.
+    pub(crate) fn stand_ins(&self, host: HostId, module: &str) -> Vec<Range<u64>> {
+        let mut code = Vec::new();
+        for patch in self.patches.iter().filter(|patch| patch.host == host) {
+            let named = |object: &&Object| object.name.as_deref() == Some(module);
+            let funcs = patch.objects.iter().filter(named).flat_map(|object| &object.funcs);
+            code.extend(funcs.flat_map(|func| func.extent.iter().cloned()));
+            let written = self.written.iter().filter(|written| written.is(patch.id, module));
+            code.extend(written.flat_map(|written| written.code.iter().cloned()));
+        }
+        code
+    }
+}
+
+/// Whether it is known that nobody runs what is taken back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Proof {
+    /// It is to be seen.
+    Needed,
+    /// A transition is over, or nothing has begun.
+    Had,
+}
+
+impl Written {
+    fn is(&self, patch: PatchId, object: &str) -> bool {
+        self.patch == patch && &*self.object == object
+    }
+
+    /// The exact inverse of what was written, but for keys that have been switched since, and for variables that the module
+    /// has given other values: those are its own by now.
+    fn undo(&self, module: &Module) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let shown = self.sites.as_ref().map(SliceSites::shown).transpose()?.unwrap_or_default();
+        let mut lock = TextLock::take();
+        let mut undo = EditSet::new();
+        for edit in self.edits.iter() {
+            let mut there = edit.new.to_vec();
+            for (at, bytes) in &shown {
+                let overlap = (0_u64..).zip(bytes).filter_map(|(offset, byte)| {
+                    let offset = (*at + offset).checked_offset_from(edit.at)?;
+                    Some((modload_edit::index(offset), *byte))
+                });
+                for (offset, byte) in overlap {
+                    if let Some(place) = there.get_mut(offset) {
+                        *place = byte;
+                    }
+                }
+            }
+            let is_variable = module.holds_variable(edit.at, wide(edit.new.len()));
+            if is_variable && filled(&lock, edit.at, there.len()).is_some_and(|found| found != there) {
+                let place = module.display_place(edit.at).unwrap_or_default();
+                tracing::warn!(patch = module.name(), %place, "a variable that pointed to an object which goes has been changed: it stays");
+                continue;
+            }
+            undo.edit(Edit { old: &there, new: edit.old, ..edit })?;
+        }
+        fill(&mut lock, &undo)?;
+        Ok(())
+    }
+}
