@@ -34,6 +34,10 @@ pub const RELOCATED_READ_ONLY: &str = ".data.rel.ro";
 pub const INIT_PREFIX: &str = ".init.";
 /// Relocations that wait until the object they name is there: `.klp.rela.OBJECT.SECTION`.
 pub const KLP_RELA_PREFIX: &str = ".klp.rela.";
+/// Symbols that a live patch resolves: `.klp.sym.OBJECT.NAME,POSITION`.
+pub const KLP_SYMBOL_PREFIX: &str = ".klp.sym.";
+/// What the SDK's `KLP_SYMBOL` makes of a symbol, for `modhost klp-link`: `.modload.klp.OBJECT.NAME.POSITION`.
+pub const KLP_MARK_PREFIX: &str = ".modload.klp.";
 /// Before the name of the section that it relocates.
 pub const RELA_PREFIX: &str = ".rela";
 /// Before the name of any section, to which `__start_` and `__stop_` then refer.
@@ -142,3 +146,6 @@ pub const UNSUPPORTED: &[Unsupported] = &[
 
 /// `st_shndx` of a symbol that a live patch resolves when its object is there.
 pub const SHN_LIVEPATCH: u16 = 0xff20;
+
+/// `sh_flags` of a section of relocations that a live patch applies: [`KLP_RELA_PREFIX`].
+pub const SHF_RELA_LIVEPATCH: u64 = 0x0010_0000;
