@@ -36,6 +36,8 @@ pub const INIT_PREFIX: &str = ".init.";
 pub const KLP_RELA_PREFIX: &str = ".klp.rela.";
 /// Symbols that a live patch resolves: `.klp.sym.OBJECT.NAME,POSITION`.
 pub const KLP_SYMBOL_PREFIX: &str = ".klp.sym.";
+/// What the SDK's `KLP_SYMBOL` makes of a symbol, for `modhost klp-link`: `.modload.klp.OBJECT.NAME.POSITION`.
+pub const KLP_MARK_PREFIX: &str = ".modload.klp.";
 /// Before the name of the section that it relocates.
 pub const RELA_PREFIX: &str = ".rela";
 /// Before the name of any section, to which `__start_` and `__stop_` then refer.

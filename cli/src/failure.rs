@@ -21,6 +21,10 @@ pub(crate) enum Failure {
     Load { file: PathBuf, source: LoadError },
     #[error("{}: {source}", shown(.file))]
     Inspect { file: PathBuf, source: Error },
+    #[error("{}: {source}", shown(.file))]
+    Link { file: PathBuf, source: modload::klp_link::Error },
+    #[error("{} is what is to be linked: name another file with -o", shown(.0))]
+    SameFile(PathBuf),
     #[error("{}: it has no function \"{}\"", shown(.file), .function.escape_debug())]
     NoFunction { file: PathBuf, function: String },
     #[error("no loaded module has a symbol \"{}\"", .0.escape_debug())]
@@ -91,6 +95,8 @@ impl Failure {
         if let Failure::Read { file, .. }
         | Failure::Load { file, .. }
         | Failure::Inspect { file, .. }
+        | Failure::Link { file, .. }
+        | Failure::SameFile(file)
         | Failure::Out { file, .. }
         | Failure::NoFunction { file, .. } = self
         {

@@ -6,6 +6,7 @@
 //! - `modhost serve` is one; `modhost list` and `modhost params` operate it, and `modhost trace` shows which functions run in it.
 //! - `modhost explain` shows a function before and after it is relocated and rewritten.
 //! - `modhost image` shows what a module would be in another machine's memory.
+//! - `modhost klp-link` makes live patches of objects.
 //! - `modhost inspect` and `modhost check` look at module files, without running anything of them.
 //!
 //! Exit status: 0 done, 1 refused or failed, 2 wrong usage.
@@ -23,6 +24,7 @@ mod failure;
 mod host_options;
 mod image;
 mod inspect;
+mod klp_link;
 mod operate;
 mod operate_args;
 mod patch;
@@ -100,6 +102,7 @@ pub fn modhost(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             end(if json { Format::Json } else { Format::Text }, trace::run(&trace))
         }
         HostCommand::Patch(command) => printed(command.connection().format, &|output| patch::run(&command, output)),
+        HostCommand::KlpLink(link) => printed(link.format, &|output| klp_link::run(&link, output)),
         HostCommand::Check(check) => printed(check.format, &|output| check::run(&check, output)),
         HostCommand::Explain(explain) => printed(explain.format, &|output| explain::run(&explain, output)),
         HostCommand::Image(image) => printed(image.format, &|output| image::run(&image, output)),

@@ -63,6 +63,15 @@ Examples:
 
 Exit status: 0 done and nothing differs, 1 refused, failed or different, 2 wrong usage.";
 
+const KLP_LINK_EXAMPLES: &str = "\
+Examples:
+  cc -O2 -fPIC -fvisibility=hidden -I sdk/include -c fix.c && modhost klp-link fix.o -o fix.ko
+      fix.c declares what it uses of others: extern int count KLP_SYMBOL(target, count, 0);
+  modhost klp-link --format json fix.o -o fix.ko | jq '.objects[].symbols'
+
+The file is a live patch for Linux 6.1, too, if it was compiled with Linux's headers.
+Exit status: 0 done, 1 refused or failed, 2 wrong usage.";
+
 const SERVE_EXAMPLES: &str = "\
 Examples:
   modhost serve --socket ./host.sock
@@ -134,6 +143,10 @@ pub(crate) enum HostCommand {
     /// Show, enable, disable, turn round or force live patches.
     #[command(after_help = patch_args::EXAMPLES, subcommand)]
     Patch(PatchCommand),
+    /// Make a live patch of an object that marks references to other objects with KLP_SYMBOL (modload/livepatch.h): they wait
+    /// until their object is there.
+    #[command(after_help = KLP_LINK_EXAMPLES)]
+    KlpLink(KlpLink),
     /// Say of files whether they could be loaded, as far as their bytes tell. They need not be trusted.
     #[command(after_help = CHECK_EXAMPLES)]
     Check(Check),
@@ -285,6 +298,22 @@ pub(crate) struct Check {
     /// Module files, compressed perhaps.
     #[arg(required = true)]
     pub(crate) files: Vec<PathBuf>,
+
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+/// What is to be linked.
+#[derive(clap::Args, Debug)]
+pub(crate) struct KlpLink {
+    /// The object, as a compiler has made it.
+    #[arg(value_name = "IN")]
+    pub(crate) input: PathBuf,
+
+    /// The patch. It takes its place when it is complete, and never that of the object.
+    #[arg(short, long, value_name = "OUT")]
+    pub(crate) output: PathBuf,
 
     /// How to print.
     #[arg(long, value_enum, default_value_t = Format::Text)]

@@ -33,6 +33,7 @@
 //! - [`Inspection`], [`ModuleFile`]: what a file holds, without loading it; the file need not be trusted.
 //! - [`Catalog`]: the modules of a folder, and the order in which they load.
 //! - [`Timeline`], [`Recording`]: what happened, in order, without addresses and times: made for snapshot tests.
+//! - [`klp_link`]: an object whose references to other objects are marked becomes a live patch that loads before they do.
 //! - [`Backtrace`]: the calls a thread is in, with the modules' functions by name.
 //! - [`LoadError`], [`UnloadError`]: which module, which stage, which section and symbol, and the way out.
 //!
@@ -72,6 +73,7 @@ pub use modload_ftrace::{
     BadPattern, Call, Filter, FunctionTrace, HostFunction, Mode, Pattern, Redirect, Redirecting, Registers, TraceError,
     TraceOptions, Traceable, Tracer, Tracing, render, trace,
 };
+pub use modload_livepatch::link as klp_link;
 pub use modload_livepatch::{
     Blocked, Callbacks, FuncSpec, ObjectSpec, ObjectStatus, PatchError, PatchSpec, PatchStatus, StateSpec, Target, Why,
 };

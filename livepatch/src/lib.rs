@@ -4,9 +4,12 @@
 //! - [`PatchSpec`], [`ObjectSpec`], [`FuncSpec`], [`Callbacks`], [`StateSpec`]: what a patch is to do.
 //! - [`PatchStatus`]: which patches there are, and who stands in the way of a transition.
 //! - [`checkpoint`]: where a thread can go over.
+//! - [`link`]: an object in which references to other objects are marked becomes a patch whose relocations wait for them.
 //! - [`exports`]: what modules call; [`Livepatch::enable_from_init`] is behind the rest, `klp_enable_patch`.
 
 #![deny(unsafe_code)]
+
+pub mod link;
 
 mod spec;
 mod error;

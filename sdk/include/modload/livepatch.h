@@ -85,6 +85,26 @@ MODLOAD__ASSERT(sizeof(struct klp_state) == 24 && sizeof(struct klp_patch) == 96
  */
 int klp_enable_patch(struct klp_patch *patch);
 
+/*
+ * Behind a declaration: what is declared is a symbol of an object that the object need not export, a static one perhaps.
+ *
+ *     extern int count KLP_SYMBOL(target, count, 0);
+ *     int refill(struct pool *pool) KLP_SYMBOL(target, refill, 2);
+ *
+ * object: a module's name, or vmlinux for the host. name: as its symbol table has it (that of a function of C++ is mangled). pos: a
+ * plain decimal number: which of several symbols of that name, from 1; 0: there is one. A name that is no identifier is a string:
+ *
+ *     int step(int n) KLP_SYMBOL_NAMED(target, "step.isra.0", 0);
+ *
+ * `modhost klp-link IN.o -o OUT.ko` turns these references into relocations that are applied when the object is there. Before that
+ * they lead nowhere: only what replaces the object's own functions may follow them, and never what is __init.
+ *
+ * The mark is a symbol's name that needs no quotes. A quoted one, as later versions of Linux have it, keeps its quotes with clang,
+ * and GNU as 2.40 takes none before @PLT.
+ */
+#define KLP_SYMBOL(object, name, pos) __asm__(".modload.klp." #object "." #name "." #pos)
+#define KLP_SYMBOL_NAMED(object, name, pos) __asm__(".modload.klp." #object "." name "." #pos)
+
 /* The state of a patch, NULL if it has none of this number. */
 static inline struct klp_state *klp_get_state(struct klp_patch *patch, unsigned long id)
 {

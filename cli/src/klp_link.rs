@@ -1,0 +1,91 @@
+//! `modhost klp-link`: an object of a compiler becomes a live patch. The file is there when it is complete, or not at all.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use modload::klp_link::{self, Linked, LinkedObject, LinkedSymbol};
+use modload::{ModuleFile, SIZE_LIMIT};
+use serde_json::{Value, json};
+
+use crate::failure::{Failure, shown};
+use crate::operate_args::KlpLink;
+use crate::output::Output;
+
+pub(crate) fn run(arguments: &KlpLink, output: &mut Output) -> Result<(), Failure> {
+    let KlpLink { input, output: path, .. } = arguments;
+    let file = ModuleFile::read(input, SIZE_LIMIT);
+    let file = file.map_err(|source| Failure::Read { file: input.clone(), source })?;
+    let linked = klp_link::link(&file.bytes).map_err(|source| Failure::Link { file: input.clone(), source })?;
+    if same_file(input, path) {
+        return Err(Failure::SameFile(path.clone()));
+    }
+    write(path, &linked.bytes).map_err(|source| Failure::Out { file: path.clone(), source })?;
+    show(path, &linked, output)?;
+    Ok(output.flush()?)
+}
+
+/// Whether two names are one file's.
+fn same_file(one: &Path, other: &Path) -> bool {
+    let number = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    number(one).is_some_and(|one| Some(one) == number(other))
+}
+
+/// A file that is being written. It goes with the value.
+struct Unfinished {
+    path: PathBuf,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // It is not there any more when it has been moved.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Writes a file beside its place, and moves it there.
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    // A device, or a link to one, is not to be replaced by a file.
+    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
+        return Err(io::Error::other("is there already, and is no regular file"));
+    }
+    let name = path.file_name().ok_or_else(|| io::Error::other("is no name of a file"))?;
+    let beside = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
+    let mut file = File::create_new(&beside)?;
+    let unfinished = Unfinished { path: beside };
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&unfinished.path, path)
+}
+
+fn show(path: &Path, linked: &Linked, output: &mut Output) -> Result<(), Failure> {
+    for object in &linked.objects {
+        let symbols: Vec<String> = object.symbols.iter().map(symbol).collect();
+        let sections = object.sections.iter().map(|section| format!("{} in {}", section.relocations, section.name));
+        let sections: Vec<String> = sections.collect();
+        output.say(&format!("{}: waits for {}", shown(path), object.name))?;
+        output.say(&format!("  symbols      {}", symbols.join(", ")))?;
+        output.say(&format!(
+            "  relocations  {}",
+            if sections.is_empty() { "none".into() } else { sections.join(", ") }
+        ))?;
+    }
+    let objects: Vec<Value> = linked.objects.iter().map(data).collect();
+    Ok(output.value(&json!({ "file": path.to_string_lossy(), "objects": objects }))?)
+}
+
+/// A symbol, and which one of that name if there are several.
+fn symbol(symbol: &LinkedSymbol) -> String {
+    match symbol {
+        LinkedSymbol { name, position: 0 } => name.clone(),
+        LinkedSymbol { name, position } => format!("{name} (number {position})"),
+    }
+}
+
+fn data(object: &LinkedObject) -> Value {
+    let symbols = object.symbols.iter().map(|symbol| json!({ "name": symbol.name, "position": symbol.position }));
+    let sections =
+        object.sections.iter().map(|section| json!({ "name": section.name, "relocations": section.relocations }));
+    json!({ "name": object.name, "symbols": symbols.collect::<Value>(), "sections": sections.collect::<Value>() })
+}

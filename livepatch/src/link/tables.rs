@@ -1,0 +1,227 @@
+//! A relocatable object's tables, to be edited: section headers, the contents of sections, symbols and strings. Sections and symbols
+//! keep their indices; strings, sections and members of groups can be added. It writes what it has read, section by section, in the
+//! order of the file.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use modload_abi::section::SHF_RELA_LIVEPATCH;
+use modload_edit::{index, wide};
+use modload_loader::File;
+use object::LittleEndian as LE;
+use object::elf;
+use object::pod;
+use object::read::elf::{FileHeader as _, SectionHeader as _};
+
+use super::error::{Error, shown};
+
+/// The most bytes that all new names together may have: those of the file may overlap, so that few bytes can name very much.
+const NAMES_LIMIT: u64 = 64 << 20;
+
+/// As far as contents are aligned in the file. What memory needs stands in `sh_addralign`.
+const ALIGN_IN_FILE: u64 = 16;
+
+/// Of a `Elf64_Rela`.
+pub(super) const RELA_SIZE: u64 = 24;
+
+/// An object, to be edited.
+#[derive(Debug)]
+pub(super) struct Tables<'a> {
+    header: elf::FileHeader64<LE>,
+    /// By index, the null section first.
+    pub(super) sections: Vec<Section<'a>>,
+    pub(super) symbols: Vec<elf::Sym64<LE>>,
+    /// The symbols' strings as they were.
+    pub(super) strings: &'a [u8],
+    /// The sections' names as they were.
+    names: &'a [u8],
+    /// Where these three are; the last two may be one.
+    symbol_table: usize,
+    string_table: usize,
+    name_table: usize,
+    /// Which section is the group of which member.
+    groups: HashMap<[u8; 4], usize>,
+    /// Bytes of names that have been added.
+    added: u64,
+}
+
+/// A section.
+#[derive(Clone, Debug)]
+pub(super) struct Section<'a> {
+    pub(super) header: elf::SectionHeader64<LE>,
+    /// Empty for SHT_NOBITS.
+    pub(super) data: Cow<'a, [u8]>,
+}
+
+impl Section<'_> {
+    pub(super) fn kind(&self) -> elf::SectionType {
+        self.header.sh_type.get(LE)
+    }
+
+    pub(super) fn has(&self, flag: elf::SectionFlags) -> bool {
+        self.header.sh_flags.get(LE).contains(flag)
+    }
+
+    /// Whether it is part of the module when that is loaded.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.has(elf::SHF_ALLOC) && !self.has(elf::SHF_EXCLUDE)
+    }
+}
+
+/// The name of the first section that begins so, of a file that need not be sound.
+pub(super) fn section_named(input: &[u8], prefix: &[u8]) -> Option<String> {
+    let header = elf::FileHeader64::<LE>::parse(input).ok()?;
+    let sections = header.sections(LE, input).ok()?;
+    let mut names = sections.iter().filter_map(|section| sections.section_name(LE, section).ok());
+    names.find(|name| name.starts_with(prefix)).map(shown)
+}
+
+impl<'a> Tables<'a> {
+    /// Reads an object that the loader has found sound.
+    pub(super) fn read(input: &'a [u8], _sound: &File<'_>) -> Result<Tables<'a>, Error> {
+        let header = elf::FileHeader64::<LE>::parse(input)?;
+        let table = header.sections(LE, input)?;
+        let mut sections = Vec::with_capacity(table.len());
+        for header in table.iter() {
+            // The null section may count the others, which makes no contents.
+            let data = if header.sh_type(LE) == elf::SHT_NULL { &[] } else { header.data(LE, input)? };
+            sections.push(Section { header: *header, data: Cow::Borrowed(data) });
+        }
+        let (bytes, file) = (sections.iter().map(|section| wide(section.data.len())).sum(), wide(input.len()));
+        if bytes > file {
+            return Err(Error::Overlap { bytes, file });
+        }
+        let symbols = table.symbols(LE, input, elf::SHT_SYMTAB)?;
+        let (symbol_table, string_table) = (symbols.section().0, symbols.string_section().0);
+        let name_table = index(header.shstrndx(LE, input)?.into());
+        Ok(Tables {
+            header: *header,
+            symbols: symbols.symbols().to_vec(),
+            strings: strings(input, &sections, string_table)?,
+            names: strings(input, &sections, name_table)?,
+            groups: groups(&sections),
+            sections,
+            symbol_table,
+            string_table,
+            name_table,
+            added: 0,
+        })
+    }
+
+    /// The name of a section that was there from the beginning.
+    pub(super) fn name_of(&self, section: &Section<'_>) -> &'a [u8] {
+        until_nul(self.names.get(index(section.header.sh_name.get(LE).into())..).unwrap_or_default())
+    }
+
+    /// Adds a symbol's name; returns its offset.
+    pub(super) fn add_string(&mut self, string: &[u8]) -> Result<u32, Error> {
+        self.add(self.string_table, string)
+    }
+
+    fn add(&mut self, table: usize, string: &[u8]) -> Result<u32, Error> {
+        self.added = self.added.saturating_add(wide(string.len()) + 1);
+        let bytes = &mut self.sections[table].data;
+        let too_large = |bytes, limit| Err(Error::TooLarge { bytes, limit });
+        if self.added > NAMES_LIMIT {
+            return too_large(self.added, NAMES_LIMIT);
+        }
+        let Ok(offset) = u32::try_from(bytes.len()) else {
+            return too_large(wide(bytes.len()), u32::MAX.into());
+        };
+        bytes.to_mut().extend_from_slice(string);
+        bytes.to_mut().push(0);
+        Ok(offset)
+    }
+
+    /// Has a section of relocations hold those of a live patch for the section that it relocates.
+    pub(super) fn make_waiting(&mut self, at: usize, name: &[u8]) -> Result<(), Error> {
+        let sh_name = self.add(self.name_table, name)?;
+        let header = &mut self.sections[at].header;
+        let group = header.sh_flags.get(LE) & elf::SHF_GROUP;
+        let flags = elf::SHF_ALLOC | elf::SHF_INFO_LINK | elf::SectionFlags(SHF_RELA_LIVEPATCH);
+        header.sh_name.set(LE, sh_name);
+        header.sh_flags.set(LE, flags | group);
+        header.sh_addralign.set(LE, 8);
+        header.sh_entsize.set(LE, RELA_SIZE);
+        Ok(())
+    }
+
+    /// Adds a section like another one, which holds something else. It is a member of the same group.
+    pub(super) fn add_section_like(&mut self, at: usize, data: Vec<u8>) -> Result<usize, Error> {
+        let new = self.sections.len();
+        let mut section = Section { header: self.sections[at].header, data: Cow::Owned(data) };
+        // Behind all others.
+        section.header.sh_offset.set(LE, u64::MAX);
+        self.sections.push(section);
+        let number = |at| u32::try_from(at).map_err(|_| Error::Malformed { section: at, problem: "too many sections" });
+        if let Some(&group) = self.groups.get(&number(at)?.to_le_bytes()) {
+            self.sections[group].data.to_mut().extend_from_slice(&number(new)?.to_le_bytes());
+        }
+        Ok(new)
+    }
+
+    /// The file. It has a symbol table, for something in it was marked.
+    pub(super) fn write(mut self) -> Vec<u8> {
+        self.sections[self.symbol_table].data = pod::bytes_of_slice(&self.symbols).to_vec().into();
+        let mut order: Vec<usize> = (0..self.sections.len()).collect();
+        order.sort_by_key(|&at| self.sections[at].header.sh_offset.get(LE));
+        let mut bytes = pod::bytes_of(&self.header).to_vec();
+        for at in order {
+            let Section { header, data } = &mut self.sections[at];
+            if matches!(header.sh_type.get(LE), elf::SHT_NULL | elf::SHT_NOBITS) {
+                continue;
+            }
+            // What asks for no power of two is not loaded, and stands where it happens to.
+            let align = header.sh_addralign.get(LE).min(ALIGN_IN_FILE);
+            pad(&mut bytes, if align.is_power_of_two() { align } else { 1 });
+            header.sh_offset.set(LE, wide(bytes.len()));
+            header.sh_size.set(LE, wide(data.len()));
+            bytes.extend_from_slice(data);
+        }
+        pad(&mut bytes, 8);
+        self.header.e_shoff.set(LE, wide(bytes.len()));
+        self.count_sections();
+        self.sections.iter().for_each(|section| bytes.extend_from_slice(pod::bytes_of(&section.header)));
+        bytes[..size_of_val(&self.header)].copy_from_slice(pod::bytes_of(&self.header));
+        bytes
+    }
+
+    /// A number of sections that does not fit `e_shnum` stands in the null section.
+    fn count_sections(&mut self) {
+        let count = self.sections.len();
+        match u16::try_from(count) {
+            Ok(count) if count < elf::SHN_LORESERVE && self.header.e_shnum.get(LE) != 0 => {
+                self.header.e_shnum.set(LE, count);
+            }
+            _ => {
+                self.header.e_shnum.set(LE, 0);
+                self.sections[0].header.sh_size.set(LE, wide(count));
+            }
+        }
+    }
+}
+
+/// The groups of sections. The first word of a group is its flags.
+fn groups(sections: &[Section<'_>]) -> HashMap<[u8; 4], usize> {
+    let groups = sections.iter().enumerate().filter(|(_, section)| section.kind() == elf::SHT_GROUP);
+    let members = groups.flat_map(|(at, group)| group.data.chunks_exact(4).skip(1).map(move |member| (member, at)));
+    members.filter_map(|(member, at)| Some((member.try_into().ok()?, at))).collect()
+}
+
+/// A string table as it is in the file.
+fn strings<'a>(input: &'a [u8], sections: &[Section<'a>], at: usize) -> Result<&'a [u8], Error> {
+    match sections.get(at) {
+        Some(section) if at != 0 => Ok(section.header.data(LE, input)?),
+        // Nothing in the file has a name then.
+        _ => Ok(&[]),
+    }
+}
+
+fn pad(bytes: &mut Vec<u8>, align: u64) {
+    bytes.resize(bytes.len().next_multiple_of(index(align)), 0);
+}
+
+/// The first of some strings.
+pub(super) fn until_nul(strings: &[u8]) -> &[u8] {
+    strings.split(|&byte| byte == 0).next().unwrap_or_default()
+}
