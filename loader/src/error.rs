@@ -364,7 +364,7 @@ pub enum Error {
     },
     /// What waits for an object of a live patch cannot be held back.
     #[error(transparent)]
-    Deferred(#[from] DeferredError),
+    Deferred(Box<DeferredError>),
     /// The module's call frame information cannot be used.
     #[error("section \"{section}\": {error}")]
     Frames {
@@ -453,6 +453,12 @@ fn errno_name(result: i32) -> &'static str {
         -22 => " (EINVAL)",
         -95 => " (EOPNOTSUPP)",
         _ => "",
+    }
+}
+
+impl From<DeferredError> for Error {
+    fn from(error: DeferredError) -> Error {
+        Error::Deferred(Box::new(error))
     }
 }
 

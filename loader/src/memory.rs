@@ -10,7 +10,7 @@ use modload_text::{Arena, Fresh, INT3, Placed, Protected, PublishFailed, Publish
 use crate::error::Error;
 use crate::file::File;
 use crate::layout::{Layout, Part, Space, Spot, THUNK, THUNKS, thunk_code};
-use crate::module::{Module, SectionInfo, lock};
+use crate::module::{Module, lock};
 use crate::names::Names;
 use crate::onlooker::{AllShown, Kept};
 use crate::specialise::{HostOperations, TrampolineCall};
@@ -427,13 +427,19 @@ impl Coming<'_> {
         self.module
     }
 
-    /// The sections of this name, relocated, in the order of the file.
+    /// The sections of this name, relocated, in the order of the file. Of one some of whose records wait for an object of a
+    /// live patch, the parts that do not.
     pub fn sections(&self, name: &str) -> impl Iterator<Item = SectionBytes> {
         let of_name = self.module.placed.iter().filter(move |placed| placed.info.name == name);
-        of_name.filter_map(|placed| {
-            let SectionInfo { addr, size, .. } = placed.info;
-            let bytes = self.memory.read(addr, index(size))?;
-            Some(SectionBytes { table: Table::of_section(placed.number, addr, size), bytes })
+        let whole = of_name.map(|placed| Table::of_section(placed.number, placed.info.addr, placed.info.size));
+        let parts = whole.flat_map(move |table| {
+            let slices = self.module.slices();
+            let left = slices.into_iter().flat_map(move |slices| slices.left(name, table));
+            Some(table).filter(|_| slices.is_none()).into_iter().chain(left)
+        });
+        parts.filter_map(|table| {
+            let bytes = self.memory.read(table.at, index(table.size))?;
+            Some(SectionBytes { table, bytes })
         })
     }
 

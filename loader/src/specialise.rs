@@ -108,7 +108,7 @@ pub(crate) fn specialise(
         let direct = call_operations(file, layout, symbol, table, operations, code)?;
         specialised.followed.push(("direct calls", direct));
     }
-    if is_marked(file) {
+    if file.sections.iter().any(|section| section.name == section::STATIC_CALL_MARK.as_bytes()) {
         specialised.calls = trampoline_calls(file, layout, code);
     }
     let memory = code.code();
@@ -137,11 +137,6 @@ pub(crate) fn specialise(
         specialised.followed.push((name, followed));
     }
     Ok(specialised)
-}
-
-/// Whether a file marks itself as having calls of trampolines without records.
-pub(crate) fn is_marked(file: &File<'_>) -> bool {
-    file.sections.iter().any(|section| section.name == section::STATIC_CALL_MARK.as_bytes())
 }
 
 /// What is known of the machine, and of the module's own thunks.

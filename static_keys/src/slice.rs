@@ -12,7 +12,7 @@ use modload_text::{PokeError, TextLock, fill, load_u32, load_u64};
 use thiserror::Error;
 
 use crate::boundaries::{self, NotAnInstruction};
-use crate::jump_label::{JumpSite, jump_sites};
+use crate::jump_label::{JumpSite, KeyState, jump_sites};
 use crate::static_call::{CallKind, CallSite, StaticCalls, Target, call_sites, set_site};
 use crate::switch::{KeyError, code_at, near, state, target};
 use crate::table::{Group, Owner, Phase, Stay, Table, Users, table};
@@ -82,6 +82,13 @@ pub fn write_slice(
     let mut table = table();
     let jumps = plan_jumps(jumps, &mut plan)?;
     let calls = plan_calls(calls, &mut plan, &mut table, key_of)?;
+    // Those that are right as they are will not stay so.
+    for site in jumps.values().flat_map(|(_, sites)| sites) {
+        plan.include(site.at, site.code(KeyState::Unknown).len(), site.why)?;
+    }
+    for site in calls.values().flat_map(|(_, sites)| sites) {
+        plan.include(site.at, CALL, site.why)?;
+    }
     let written = plan.net()?;
     fill(&mut TextLock::take(), &written)?;
     let owner = Owner::of_slice(slice);
@@ -90,6 +97,9 @@ pub fn write_slice(
     drop(table);
     Ok((written, SliceSites { owner }))
 }
+
+/// Bytes of a static call's site.
+const CALL: usize = 5;
 
 /// Sites by their keys, with what they show.
 type Shown<S, V> = BTreeMap<Addr, (V, Vec<S>)>;

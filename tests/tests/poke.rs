@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use modload_edit::{Addr, Edit, EditSet, Engine, NOPS, Rejected, Sink, Why, ZERO};
 use modload_tests::{Case, Crowd, Sites, Until, block, fire, handle, in_fork, peek, unblock};
 use modload_text::{
-    Arena, Because, Class, HostText, PokeError, Poked, TextLock, TrapMask, Way, fill, filled, poke, traps_in_flight,
+    Arena, Because, Class, HostText, PokeError, Poked, TextLock, TrapMask, Way, fill, poke, traps_in_flight,
 };
 
 fn main() -> ExitCode {
@@ -357,7 +357,7 @@ fn filled() {
     assert_eq!(constants.read(at, 4).unwrap(), [8, 8, 8, 7]);
     assert_eq!(fill(&mut TextLock::take(), &one(data.addr(), &[0; 3], &[8; 3])).unwrap(), 1);
     let lock = TextLock::take();
-    assert_eq!(filled(&lock, data.addr(), 4).unwrap(), [8, 8, 8, 0]);
+    assert_eq!(modload_text::filled(&lock, data.addr(), 4).unwrap(), [8, 8, 8, 0]);
     drop(lock);
     let beyond = stripe(Class::Data);
     let beyond = beyond.start + beyond.touched;

@@ -5,22 +5,25 @@ use modload_abi::livepatch::KlpSymbol;
 use modload_abi::{Records, Rela};
 use modload_alternatives::Facts;
 use modload_edit::{
-    Addr, Code, Edit, EditSet, Edits, Engine, Ledger, PieceKind, Rejected, Sink, Space, Table, Why, index,
+    Addr, Code, Edit, EditSet, Edits, Engine, Ledger, PieceKind, Rejected, Sink, Space, Table, Why, index, wide,
 };
 use modload_relocs::{OnDiscarded, Slots, Symbol, SymbolKind, Target};
 
+use super::waiting::{TABLES, left};
 use super::{Waiting, awaited};
 use crate::error::{Advice, Error, escaped};
 use crate::file::File;
 use crate::layout::{Layout, Part};
 use crate::memory::Staging;
 use crate::resolve::{Resolved, picked};
-use crate::specialise::{self, Rewriting, TrampolineCall};
+use crate::specialise::{self, Rewriting, TrampolineCall, record_size};
 
 /// All that waits in a module, by object.
 #[derive(Debug)]
 pub struct Slices {
     slices: Vec<Slice>,
+    /// Sections and numbers of all records that wait.
+    left_out: Vec<(u32, u32)>,
     /// By the symbol's index; those that wait are [`SymbolKind::Waiting`].
     symbols: Vec<Symbol>,
     slots: Slots,
@@ -28,8 +31,6 @@ pub struct Slices {
     before: Space,
     facts: Facts,
     rewriting: Rewriting,
-    /// Whether calls of trampolines are known by their relocations.
-    is_marked: bool,
 }
 
 /// What waits for one object.
@@ -114,13 +115,21 @@ impl Slices {
         }
         Ok(Some(Box::new(Slices {
             slices,
+            left_out: waiting.left_out().to_vec(),
             symbols: resolved.symbols.clone(),
             slots: layout.slots.clone().place(memory.addr(layout.got), memory.addr(layout.plt)),
             before,
             facts: specialise::facts(layout, memory, rewriting),
             rewriting: rewriting.clone(),
-            is_marked: specialise::is_marked(file),
         })))
+    }
+
+    /// What of a section of this name does not wait.
+    pub(crate) fn left(&self, name: &str, table: Table) -> impl Iterator<Item = Table> {
+        let engine = TABLES.iter().find(|(_, of)| *of == name).map(|(engine, _)| *engine);
+        // Of other tables all is left.
+        let record = engine.map_or(1, |engine| record_size(engine, self.rewriting.profile));
+        left(&self.left_out, table, record)
     }
 
     /// What waits, by object.
@@ -168,7 +177,7 @@ impl Slices {
             let Some(at) = self.slots.slot(wanted.index) else { continue };
             let why = Why { engine: Engine::Slot, section: 0, record: wanted.index };
             let edit = Edit { at, old: &[0; 8], new: &addr.get().to_le_bytes(), why };
-            plan.edit(edit).map_err(|error| slice.not_written(&wanted.name, error))?;
+            plan.edit(edit).map_err(|error| slice.not_written(&wanted.name, &error))?;
         }
         for (engine, name, table) in &slice.tables {
             if matches!(engine, Engine::JumpLabel | Engine::StaticCall) {
@@ -178,16 +187,15 @@ impl Slices {
             let nowhere = (Addr::NULL, 0);
             specialise::follow(*engine, name, table, nowhere, &self.facts, &self.rewriting, &mut plan)?;
         }
-        if self.is_marked {
-            let trampolines: Vec<u32> = slice.trampolines().map(|symbol| symbol.index).collect();
-            for relas in slice.relas.iter().filter(|relas| relas.is_text) {
-                let marked = (0..).zip(relas.records()).filter(|(_, rela)| trampolines.contains(&rela.symbol));
-                let calls = marked.filter_map(|(record, rela)| {
-                    specialise::trampoline_call(relas.addr, relas.section, record, &rela, &plan)
-                });
-                let calls: Vec<_> = calls.collect();
-                plan.calls.extend(calls);
-            }
+        // They need no mark: who names a trampoline of another module's by position means it.
+        let trampolines: Vec<u32> = slice.trampolines().map(|symbol| symbol.index).collect();
+        for relas in slice.relas.iter().filter(|relas| relas.is_text) {
+            let of_trampolines = (0..).zip(relas.records()).filter(|(_, rela)| trampolines.contains(&rela.symbol));
+            let calls = of_trampolines.filter_map(|(record, rela)| {
+                specialise::trampoline_call(relas.addr, relas.section, record, &rela, &plan)
+            });
+            let calls: Vec<_> = calls.collect();
+            plan.calls.extend(calls);
         }
         Ok(plan)
     }
@@ -251,7 +259,7 @@ impl Slice {
         }
     }
 
-    fn not_written(&self, symbol: &[u8], error: Rejected) -> Error {
+    fn not_written(&self, symbol: &[u8], error: &Rejected) -> Error {
         let name = format!("{} of {}", escaped(symbol), self.object);
         Error::Rewrite { section: ".got", error: format!("the slot of {name}: {error}").into() }
     }
@@ -287,6 +295,18 @@ impl SlicePlan<'_> {
         self.after.text_around(at)
     }
 
+    /// Counts bytes as written that stay as they are for now, so that what becomes of them later can be taken back.
+    ///
+    /// # Errors
+    /// [`Rejected`]: there are none.
+    pub fn include(&mut self, at: Addr, len: usize, why: Why) -> Result<(), Rejected> {
+        if !self.edits.touching(at, wide(len)).is_empty() {
+            return Ok(());
+        }
+        let there = self.bytes(at, len).ok_or(Rejected::Outside { at, len, start: at, end: at, why })?.to_vec();
+        self.edit(Edit { at, old: &there, new: &there, why })
+    }
+
     /// All that is to be written, each byte once.
     ///
     /// # Errors
@@ -306,9 +326,7 @@ impl SlicePlan<'_> {
             let (Some(old), Some(new)) = (self.before.bytes(at, len), self.after.bytes(at, len)) else {
                 return Err(Rejected::Outside { at, len, start: at, end: at, why });
             };
-            if old != new {
-                net.edit(Edit { at, old, new, why })?;
-            }
+            net.edit(Edit { at, old, new, why })?;
         }
         Ok(net)
     }
@@ -339,7 +357,7 @@ mod tests {
     use modload_edit::Addr;
 
     #[test]
-    fn each_byte_is_written_once_and_only_if_it_changes() {
+    fn each_byte_is_written_once() {
         let mut before = Space::default();
         before.add(Addr::new(0x1000), PieceKind::Text, vec![0xe8, 0, 0, 0, 0, 0xc3, 0x90, 0x90]).unwrap();
         let (after, edits) = (before.clone(), Edits::default());
@@ -348,16 +366,20 @@ mod tests {
         let mut edit = |engine, at, old: &[u8], new: &[u8]| {
             plan.edit(Edit { at: Addr::new(at), old, new, why: why(engine) }).unwrap();
         };
-        // A call that a static call's key makes a NOP, and a byte that comes back to what it was.
+        // A call that a static call's key makes a NOP, a byte that comes back to what it was, and one that stays.
         edit(Engine::Relocation, 0x1001, &[0; 4], &[1, 2, 3, 4]);
         edit(Engine::StaticCall, 0x1000, &[0xe8, 1, 2, 3, 4], &[0x0f, 0x1f, 0x44, 0, 0]);
         edit(Engine::Alternative, 0x1006, &[0x90], &[0xf4]);
         edit(Engine::Alternative, 0x1006, &[0xf4], &[0x90]);
+        plan.include(Addr::new(0x1005), 1, why(Engine::JumpLabel)).unwrap();
+        plan.include(Addr::new(0x1003), 3, why(Engine::JumpLabel)).unwrap();
         let net = plan.net().unwrap();
         let seen: Vec<_> =
             net.iter().map(|edit| (edit.at.get(), edit.old.to_vec(), edit.new.to_vec(), edit.why)).collect();
         let call = (0x1000, vec![0xe8, 0, 0, 0, 0], vec![0x0f, 0x1f, 0x44, 0, 0], why(Engine::StaticCall));
-        assert_eq!(seen, [call]);
+        let stays = (0x1005, vec![0xc3], vec![0xc3], why(Engine::JumpLabel));
+        let back = (0x1006, vec![0x90], vec![0x90], why(Engine::Alternative));
+        assert_eq!(seen, [call, stays, back]);
         assert_eq!(plan.text(Addr::new(0x1005), 2), Some(&[0xc3, 0x90][..]));
     }
 }

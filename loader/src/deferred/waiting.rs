@@ -15,7 +15,7 @@ use crate::memory::Staging;
 use crate::specialise::record_size;
 
 /// The tables whose records can wait.
-const TABLES: [(Engine, &str); 4] = [
+pub(super) const TABLES: [(Engine, &str); 4] = [
     (Engine::Paravirt, section::PARAINSTRUCTIONS),
     (Engine::Alternative, section::ALTINSTRUCTIONS),
     (Engine::JumpLabel, section::JUMP_TABLE),
@@ -58,6 +58,8 @@ pub(crate) struct Waiting<'a> {
     fields: Vec<Field>,
     /// With the number of its object; by section, then by number.
     entries: Vec<(Entry, usize)>,
+    /// Sections and numbers of the same.
+    left_out: Vec<(u32, u32)>,
 }
 
 /// The longest that a relocation writes, with what it may rewrite before its place.
@@ -183,6 +185,7 @@ impl<'a> Waiting<'a> {
             return Err(DeferredError::InitSite { section, record, object }.into());
         }
         self.entries.sort_by_key(|(entry, _)| (entry.section, entry.number));
+        self.left_out = self.entries.iter().map(|(entry, _)| (entry.section, entry.number)).collect();
         Ok(())
     }
 
@@ -212,16 +215,12 @@ impl<'a> Waiting<'a> {
 
     /// What is left of a table when the records that wait are taken out: runs of those that do not.
     pub(crate) fn left(&self, table: Table, record: u64) -> impl Iterator<Item = Table> {
-        let from = self.entries.partition_point(|(entry, _)| entry.section < table.section);
-        let to = self.entries.partition_point(|(entry, _)| entry.section <= table.section);
-        let waits = &self.entries[from..to];
-        let all = waits.is_empty();
-        let runs = (0..=waits.len()).map(move |run| {
-            let start = run.checked_sub(1).map_or(table.first, |before| waits[before].0.number + 1);
-            let end = waits.get(run).map_or(u32::MAX, |(entry, _)| entry.number);
-            if all { table } else { table.part(record, start, end) }
-        });
-        runs.filter(move |run| all || !run.is_empty())
+        left(&self.left_out, table, record)
+    }
+
+    /// Sections and numbers of the records that wait, sorted.
+    pub(super) fn left_out(&self) -> &[(u32, u32)] {
+        &self.left_out
     }
 
     /// The records that wait for an object, as tables, in the order in which their engines work.
@@ -269,6 +268,19 @@ impl<'a> Waiting<'a> {
         let (old, new) = (shown(first.old), shown(new.unwrap_or(first.new)));
         DeferredError::Rewritten { relocation, object, first: first.why.to_string(), old, new }.into()
     }
+}
+
+/// The runs of a table's records between those that are left out: sections and numbers, sorted.
+pub(super) fn left(left_out: &[(u32, u32)], table: Table, record: u64) -> impl Iterator<Item = Table> {
+    let from = left_out.partition_point(|(section, _)| *section < table.section);
+    let to = left_out.partition_point(|(section, _)| *section <= table.section);
+    let out = &left_out[from..to];
+    let runs = (0..=out.len()).map(move |run| {
+        let start = run.checked_sub(1).map_or(table.first, |before| out[before].1 + 1);
+        let end = out.get(run).map_or(u32::MAX, |(_, number)| *number);
+        if out.is_empty() { table } else { table.part(record, start, end) }
+    });
+    runs.filter(move |run| out.is_empty() || !run.is_empty())
 }
 
 /// The place of an engine among all.
