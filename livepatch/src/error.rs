@@ -167,6 +167,18 @@ impl PatchError {
         }
     }
 
+    /// Its sentence, and those of what is behind it.
+    pub(crate) fn with_sources(&self) -> String {
+        let mut said = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            said.push_str(": ");
+            said.push_str(&error.to_string());
+            source = error.source();
+        }
+        said
+    }
+
     /// Notes what Linux notes when a function cannot be found.
     pub(crate) fn note(&self, log: &Log) {
         match self {
@@ -183,6 +195,10 @@ impl PatchError {
             PatchError::Function { symbol, .. } => {
                 note(log, &format!("failed to find location for function '{symbol}'"));
             }
+            PatchError::NoObject { .. }
+            | PatchError::OtherObject { .. }
+            | PatchError::Stale { .. }
+            | PatchError::Slice { .. } => note(log, &self.with_sources()),
             _ => {}
         }
     }

@@ -104,7 +104,8 @@ impl Table {
     fn take_back(&mut self, patch: PatchId, module: &Module, object: &str, proof: Proof) {
         let Some(at) = self.written.iter().position(|written| written.is(patch, object)) else { return };
         let written = &mut self.written[at];
-        if proof == Proof::Needed {
+        // Of what could not be taken back once, nothing is known.
+        if proof == Proof::Needed || written.sites.is_none() {
             let inside = match module.occupants(&written.code) {
                 Ok(occupants) => occupants.first().map(ToString::to_string),
                 Err(error) => Some(format!("threads cannot be held: {error}")),

@@ -65,12 +65,12 @@ pub enum DeferredError {
     },
     /// A place that waits has been rewritten by an engine that does not: what it was for is not there any more.
     #[error(
-        "{relocation} waits for \"{object}\", but {first} of the same module has rewritten its place already: \
+        "{late} waits for \"{object}\", but {first} of the same module has rewritten its place already: \
          {old} became {new}; what is relocated with the module itself comes early enough"
     )]
     Rewritten {
-        /// What would come late: relocation, place and symbol; or a record.
-        relocation: String,
+        /// What would come late: a relocation with its place, its symbol and how much it writes, or a record.
+        late: String,
         /// What it waits for.
         object: String,
         /// Which engine's record has been followed.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use modload_abi::livepatch::{self, KlpSymbol};
 use modload_abi::section;
 use modload_edit::index;
 use modload_relocs::{IndirectPlan, SlotPlan};
@@ -219,15 +220,16 @@ pub(crate) fn plan(file: &File<'_>, limit: u64, operations: Option<&HostOperatio
     let mut wants_thunks = false;
     let mut wants_operations = None;
     for (at, symbol) in file.symbols().skip(1) {
+        let table = |name: &[u8]| {
+            let named = operations.filter(|operations| name == operations.symbol.as_bytes())?;
+            Some((at, 8 * modload_edit::wide(named.entries.len())))
+        };
         match symbol.place {
             Place::Undefined => {
                 layout.undefined.push(at);
                 wants_own_block |= symbol.is_named(section::THIS_MODULE_SYMBOL.as_bytes())
                     || symbol.is_named(section::DSO_HANDLE_SYMBOL.as_bytes());
-                if let Some(operations) = operations.filter(|operations| symbol.is_named(operations.symbol.as_bytes()))
-                {
-                    wants_operations = Some((at, 8 * modload_edit::wide(operations.entries.len())));
-                }
+                wants_operations = table(symbol.name()).or(wants_operations);
                 wants_thunks |= thunk(symbol.name()).is_some();
                 wants_bounds |= bounded_section(symbol.name()).is_some();
             }
@@ -240,7 +242,11 @@ pub(crate) fn plan(file: &File<'_>, limit: u64, operations: Option<&HostOperatio
                     layout.indirect.add(at);
                 }
             }
-            Place::Livepatch => layout.livepatch.push(at),
+            Place::Livepatch => {
+                layout.livepatch.push(at);
+                let of_host = KlpSymbol::parse(symbol.name()).filter(|klp| klp.object == livepatch::VMLINUX);
+                wants_operations = of_host.and_then(|klp| table(klp.name)).or(wants_operations);
+            }
             Place::Absolute | Place::Section(_) => {}
         }
     }

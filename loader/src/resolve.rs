@@ -122,7 +122,8 @@ pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene:
         let Some(symbol) = file.symbol(at) else { continue };
         let klp = KlpSymbol::parse(symbol.name()).filter(|klp| klp.object == livepatch::VMLINUX);
         let Some(klp) = klp else { continue };
-        match picked(&scene.externals.own(klp.name), klp.position) {
+        let operations = layout.operations.filter(|(table, _)| *table == at).map(|(_, spot)| memory.addr(spot));
+        match operations.or_else(|| picked(&scene.externals.own(klp.name), klp.position)) {
             Some(addr) => symbols[index(at.into())] = Symbol { addr, size: symbol.size, kind: SymbolKind::External },
             None => missing.push((at, Some("the host has none of this name and position"))),
         }
@@ -188,6 +189,9 @@ fn supplied(name: &[u8], file: &File<'_>, layout: &Layout, memory: &Staging) -> 
 fn outside(symbol: &Sym<'_>, scene: Scene<'_>) -> Result<Result<Addr, Option<&'static str>>, Error> {
     if symbol.name().is_empty() {
         return Ok(Err(Some("it has no name")));
+    }
+    if symbol.name().starts_with(section::KLP_MARK_PREFIX.as_bytes()) {
+        return Ok(Err(Some("it is marked for `modhost klp-link`, which makes a live patch of such an object")));
     }
     let recorder = Recorder { registry: scene.registry, module: scene.name };
     let usable = |external: External| {

@@ -37,7 +37,7 @@ impl Table {
                         ));
                     }
                     self.undo_coming(host, module, id);
-                    let reason = format!("patch '{name}' failed for module '{module}': {error}");
+                    let reason = format!("patch '{name}' failed for module '{module}': {}", error.with_sources());
                     return Err(Refusal { reason, errno: Some(error.errno()) });
                 }
             }

@@ -63,7 +63,7 @@ impl Table {
         if replace {
             self.add_nops(&mut patch);
         }
-        slices::check(&patch)?;
+        slices::check(&patch).inspect_err(|error| error.note(&patch.log))?;
         let found = match self.find_objects(&mut patch, place) {
             Ok(found) => found,
             Err(error) => {

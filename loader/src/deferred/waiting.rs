@@ -248,8 +248,9 @@ impl<'a> Waiting<'a> {
                 let place = file.display_place(field.target, offset);
                 let function =
                     file.function_at(field.target, offset).map_or_else(String::new, |name| format!(" in {name}"));
-                let relocation = format!("{kind} at {place}{function} against \"{}\"", file.display_name(symbol));
-                return Err(self.rewritten(relocation, field.object, first, memory));
+                let (name, len) = (file.display_name(symbol), field.extent.1);
+                let late = format!("{kind} at {place}{function} against \"{name}\", which writes {len} bytes,");
+                return Err(self.rewritten(late, field.object, first, memory));
             }
         }
         for (entry, object) in &self.entries {
@@ -262,11 +263,11 @@ impl<'a> Waiting<'a> {
         Ok(())
     }
 
-    fn rewritten(&self, relocation: String, object: usize, first: &Edit<'_>, memory: &Staging) -> Error {
+    fn rewritten(&self, late: String, object: usize, first: &Edit<'_>, memory: &Staging) -> Error {
         let shown = |bytes: &[u8]| format!("{bytes:02x?} ({})", disassembled(first.at, bytes));
         let (object, new) = (self.objects[object].to_owned(), Code::bytes(memory, first.at, first.new.len()));
         let (old, new) = (shown(first.old), shown(new.unwrap_or(first.new)));
-        DeferredError::Rewritten { relocation, object, first: first.why.to_string(), old, new }.into()
+        DeferredError::Rewritten { late, object, first: first.why.to_string(), old, new }.into()
     }
 }
 

@@ -1,0 +1,96 @@
+//! Who is in what stands in for a module's function keeps the module.
+
+use std::io::{PipeReader, PipeWriter, Write};
+use std::os::fd::AsRawFd;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use modload::{Host, Module, UnloadError};
+
+use crate::scene::{TAIL, WAYS, built, bytes, call, linked};
+use crate::target::TARGET;
+
+/// Sleeps in a replacement that refers to the target, or in a function that it calls and that does so.
+const PATCH: &str = r#"
+long read(int, void *, unsigned long);
+extern int count KLP_SYMBOL(target, count, 0);
+static int asleep;
+static __attribute__((noinline)) int sleeps(int n) { char byte; asleep++; read(n, &byte, 1); return count++; }
+static int new_answer(int n) { return sleeps(n) + 1; }
+__attribute__((visibility("default"))) int sleepers(int n) { (void)n; return asleep; }
+"#;
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A target with somebody in what stands in for its function, who goes on when a byte is written.
+struct Sleeper {
+    patch: Module,
+    wakes: PipeWriter,
+    thread: JoinHandle<i32>,
+    _end: PipeReader,
+}
+
+impl Sleeper {
+    fn new(host: &Host, patch: Module) -> Sleeper {
+        let (end, wakes) = std::io::pipe().unwrap();
+        let target = host.load(&built("target", TARGET)).unwrap();
+        // SAFETY: it is an `int ask(int)`, and its module stays as long as somebody is in it: that is what is tested.
+        let ask = unsafe { target.symbol::<extern "C" fn(i32) -> i32>("ask").unwrap() };
+        let (ask, descriptor) = (*ask, end.as_raw_fd());
+        let before = call(&patch, "sleepers", 0);
+        let thread = thread::Builder::new().name("sleeper".into()).spawn(move || ask(descriptor)).unwrap();
+        let begun = Instant::now();
+        while call(&patch, "sleepers", 0) == before {
+            assert!(begun.elapsed() < LIMIT);
+            thread::yield_now();
+        }
+        Sleeper { patch, wakes, thread, _end: end }
+    }
+
+    fn wake(mut self) -> (Module, i32) {
+        self.wakes.write_all(b"x").unwrap();
+        (self.patch, self.thread.join().unwrap())
+    }
+}
+
+fn host() -> Host {
+    Host::builder().process_symbols().allow_forced_unload().build().unwrap()
+}
+
+pub(crate) fn inside() {
+    let host = host();
+    let patch = host.load(&linked("patch", &format!("{PATCH}{TAIL}"), WAYS[0])).unwrap();
+    let untouched = bytes(&patch, &[".text"]);
+    let sleeper = Sleeper::new(&host, patch);
+    let refused = host.unload("target").unwrap_err();
+    assert!(matches!(&refused, UnloadError::Occupied { threads, .. } if threads.len() == 1), "{refused}");
+    let said = refused.to_string();
+    assert!(said.contains("\"sleeper\" is in ") && said.contains("sleeps+0x") && said.contains(" [patch]"), "{said}");
+    let (patch, result) = sleeper.wake();
+    assert_eq!(result, 41);
+    host.unload("target").unwrap();
+    assert!(bytes(&patch, &[".text"]) == untouched);
+}
+
+/// By force a target goes all the same: then what was written for it stays, and the next of its name has to wait.
+pub(crate) fn stale() {
+    let host = host();
+    let patch = host.load(&linked("patch", &format!("{PATCH}{TAIL}"), WAYS[0])).unwrap();
+    let untouched = bytes(&patch, &[".text"]);
+    let sleeper = Sleeper::new(&host, patch);
+    let held = host.module("target").unwrap();
+    host.unload_by_force("target").unwrap();
+    assert!(bytes(&sleeper.patch, &[".text"]) != untouched, "somebody is in it");
+    let refused = host.load(&built("target", TARGET)).unwrap_err();
+    let said = refused.to_string();
+    let why = "somebody is still in what patch 'patch' had relocated for object 'target' when it was there before";
+    assert!(said.contains(why) && refused.error.errno() == 11, "{said}");
+    // Its memory stays as long as it is held.
+    let (patch, result) = sleeper.wake();
+    assert_eq!(result, 41);
+    drop(held);
+    let target = host.load(&built("target", TARGET)).unwrap();
+    assert!(bytes(&patch, &[".text"]) != untouched);
+    target.unload().unwrap();
+    assert!(bytes(&patch, &[".text"]) == untouched);
+}

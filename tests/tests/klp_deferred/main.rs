@@ -1,0 +1,32 @@
+//! Patches that refer to what their objects do not export: what waits for an object is written when it comes and taken back when
+//! it goes, with the records of special sections that depend on it.
+
+mod keys;
+mod leaving;
+mod named;
+mod refusals;
+mod scene;
+mod target;
+
+use std::process::ExitCode;
+
+use modload_tests::Case;
+
+fn main() -> ExitCode {
+    modload_tests::run(&[
+        Case::new("what_is_not_exported_is_there_when_the_object_is", target::comes_and_goes).within_seconds(120),
+        Case::new("a_patch_is_as_it_was_when_it_is_disabled", target::disabled),
+        Case::new("static_keys_and_calls_of_an_absent_module", keys::comes_and_goes).within_seconds(120),
+        Case::new("patches_come_and_go_while_keys_are_switched", keys::under_fire).within_seconds(120),
+        Case::new("alternatives_that_call_an_absent_module", named::alternatives),
+        Case::new("kpatch_580_a_relocation_onto_a_rewritten_site", named::kpatch_580),
+        Case::new("kpatch_944_jump_labels_before_their_relocations", named::kpatch_944),
+        Case::new("kpatch_699_the_targets_init_fails", named::kpatch_699),
+        Case::new("who_is_in_a_replacement_keeps_its_target", leaving::inside),
+        Case::new("what_could_not_be_taken_back_is_waited_for", leaving::stale),
+        Case::new("a_target_that_a_patch_does_not_fit_is_refused", refusals::targets),
+        Case::new("files_that_ask_for_what_cannot_wait_are_refused", refusals::files),
+        Case::new("patches_that_wait_in_the_wrong_place_are_refused", refusals::patches),
+        Case::new("a_symbol_that_the_host_does_not_have_is_named", refusals::vmlinux),
+    ])
+}

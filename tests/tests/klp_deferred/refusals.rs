@@ -1,0 +1,144 @@
+//! What is refused, and by what name.
+
+use modload::{Event, EventKind};
+
+use crate::scene::{HEAD, TAIL, WAYS, built, bytes, call, host, linked, linked_bytes, loaded};
+use crate::target::{PATCH, TARGET};
+
+fn lines(events: &[Event]) -> Vec<String> {
+    let line = |event: &Event| match &event.kind {
+        EventKind::Log { message } => Some(message.clone()),
+        _ => None,
+    };
+    events.iter().filter_map(line).collect()
+}
+
+/// The target has not what the patch wants, or several of it: the target is refused, and the patch waits as before.
+pub(crate) fn targets() {
+    let host = host();
+    let patch = host.load(&linked("patch", &format!("{PATCH}{TAIL}"), WAYS[0])).unwrap();
+    let untouched = bytes(&patch, &["."]);
+    for (without, line, reason) in [
+        (
+            TARGET.replace("count", "other"),
+            "symbol 'count' not found in symbol table",
+            "symbol 'count' not found in object 'target'",
+        ),
+        (TARGET.replace("twice", "thrice"), "symbol 'twice' not found in symbol table", "symbol 'twice' not found"),
+        (
+            TARGET.replace("answer", "reply"),
+            "symbol 'answer' not found in symbol table",
+            "symbol 'answer' not found in object 'target'",
+        ),
+    ] {
+        let recording = host.record();
+        let refused = host.load(&built("target", &without)).unwrap_err();
+        assert_eq!((refused.stage.to_string().as_str(), refused.error.errno()), ("coming", 22), "{refused}");
+        let said = refused.to_string();
+        assert!(said.contains(&format!("patch 'patch' failed for module 'target': {reason}")), "{said}");
+        let lines = lines(&recording.finish().events);
+        let failed = "failed to initialize patch 'patch' for module 'target' (-22)";
+        let refusing = "patch 'patch' failed for module 'target', refusing to load module 'target'";
+        assert_eq!(lines, [line, failed, refusing].map(|line| format!("livepatch: {line}")));
+        assert!(bytes(&patch, &["."]) == untouched, "what was written before the rest failed is taken back");
+    }
+    // The patch is refused where its target is there already.
+    drop(patch);
+    host.disable_patch("patch").unwrap();
+    host.unload("patch").unwrap();
+    let target = host.load(&built("target", &TARGET.replace("count", "other"))).unwrap();
+    let refused = host.load(&linked("patch", &format!("{PATCH}{TAIL}"), WAYS[0])).unwrap_err();
+    assert_eq!((refused.stage.to_string().as_str(), refused.error.errno()), ("init", 22), "{refused}");
+    assert_eq!(call(&target, "ask", 3), 4);
+}
+
+/// Changes a byte string that is there, once.
+fn changed(file: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let places: Vec<_> = (0..file.len()).filter(|at| file[*at..].starts_with(from)).collect();
+    assert_eq!((places.len(), from.len()), (1, to.len()), "{}", from.escape_ascii());
+    let mut file = file.to_vec();
+    file[places[0]..places[0] + to.len()].copy_from_slice(to);
+    file
+}
+
+pub(crate) fn files() {
+    let host = host();
+    let text = format!(
+        "extern int count KLP_SYMBOL(target, count, 0);\nstatic int new_answer(int n) {{ return n + count; }}{TAIL}"
+    );
+    let file = linked_bytes(&text, WAYS[0]);
+    let flags = 0x0010_0042_u64.to_le_bytes(); // SHF_RELA_LIVEPATCH, SHF_INFO_LINK, SHF_ALLOC
+    for (from, to, why) in [
+        (
+            &b"livepatch=Y"[..],
+            &b"livepotch=Y"[..],
+            "symbol \".klp.sym.target.count,0\": only a module whose .modinfo says livepatch=Y",
+        ),
+        (b".klp.rela.target..text", b".klp.rela.targets_text", "stand in `.klp.rela.OBJECT.SECTION`"),
+        (b".klp.rela.target.", b".klp.rela.tarket.", "a relocation of one object is of a symbol of another"),
+        (b".klp.sym.target.count,0", b".klp.sym.target.count,x", "are called `.klp.sym.OBJECT.NAME,POSITION`"),
+        (&flags, &0x42_u64.to_le_bytes(), "it does not say with SHF_RELA_LIVEPATCH that a live patch applies it"),
+    ] {
+        let refused = host.load(&loaded("patch", changed(&file, from, to))).unwrap_err();
+        assert_eq!(refused.stage.to_string(), "admit", "{refused}");
+        assert!(refused.to_string().contains(why), "{why}: {refused}");
+    }
+    // It is there all the same, and looking at it takes nothing.
+    let inspection = modload::Inspection::of(&file, "patch", 1 << 20).unwrap();
+    assert_eq!(inspection.refused, None);
+    host.load(&loaded("patch", file)).unwrap();
+}
+
+/// Records and sections of which only a part waits.
+pub(crate) fn patches() {
+    let host = host();
+    let no_object = TAIL.replace("\"target\"", "\"elsewhere\"");
+    let both = TAIL.replace("{ .name = \"target\", .funcs = funcs }", "{ .name = \"target\", .funcs = funcs }, { .name = \"third\", .funcs = others }")
+        .replace("static struct klp_object", "static int new_other(int n) { return n + *hidden(); }\nstatic struct klp_func others[] = { { .old_name = \"other\", .new_func = (void *)new_other }, {} };\nstatic struct klp_object");
+    let plain = "extern int count KLP_SYMBOL(target, count, 0);\nstatic inline __attribute__((always_inline)) int *hidden(void) { return &count; }\nstatic int new_answer(int n) { return n + *hidden(); }";
+    let twofold = "int one(int) KLP_SYMBOL(target, one, 0);\nstatic int new_answer(int n) { __asm__ volatile(\"1: call .modload.klp.target.one.0\\n2:\\n\
+        .pushsection .altinstr_replacement, \\\"ax\\\"\\n3: call .modload.klp.third.two.0\\n4:\\n.popsection\\n\
+        .pushsection .altinstructions, \\\"a\\\"\\n.long 1b - ., 3b - .\\n.word 0\\n.byte 5, 5\\n.popsection\" ::: \"memory\"); return n; }";
+    let elsewhere = "extern int count KLP_SYMBOL(target, count, 0);\nstatic int new_answer(int n) { __asm__ volatile(\"\\n\
+        .pushsection .static_call_sites, \\\"a\\\"\\n.long .modload.klp.target.code.0 - ., .modload.klp.target.key.0 - .\\n.popsection\"); return n + count; }";
+    for (text, tail, stage, why) in [
+        (
+            plain,
+            no_object.as_str(),
+            "init",
+            "the module has relocations for object 'target', which the patch does not patch",
+        ),
+        (plain, &both, "init", "what replaces 'other' of object 'third' has relocations for object 'target'"),
+        (
+            twofold,
+            TAIL,
+            "specialise",
+            "record 0 of section \".altinstructions\" depends on \"target\" and on \"third\"",
+        ),
+        (elsewhere, TAIL, "specialise", "record 0 of section \".static_call_sites\" is about code of \"target\""),
+    ] {
+        let refused = {
+            let recording = host.record();
+            let refused = host.load(&linked("patch", &format!("{text}{tail}"), WAYS[2])).unwrap_err();
+            assert_eq!(refused.stage.to_string(), stage, "{refused}");
+            format!("{refused} {:?}", lines(&recording.finish().events))
+        };
+        assert!(refused.contains(why), "{why}: {refused}");
+        assert!(host.modules().is_empty() && host.patches().unwrap().is_empty());
+    }
+    // Not made by `modhost klp-link`: the linker of modules sees a name that nobody has.
+    let unlinked = host.load(&built("patch", &format!("{HEAD}{plain}{TAIL}"))).unwrap_err().to_string();
+    assert!(unlinked.contains("\".modload.klp.target.count.0\" (it is marked for `modhost klp-link`"), "{unlinked}");
+}
+
+pub(crate) fn vmlinux() {
+    let host = host();
+    let text = "int no_such_function(int n) KLP_SYMBOL(vmlinux, no_such_function, 3);\nstatic int new_answer(int n) { return no_such_function(n); }";
+    let refused = host.load(&linked("patch", &format!("{text}{TAIL}"), WAYS[0])).unwrap_err();
+    let said = refused.to_string();
+    assert!(
+        said.contains("\".klp.sym.vmlinux.no_such_function,3\" (the host has none of this name and position)"),
+        "{said}"
+    );
+    assert_eq!(refused.error.errno(), 2);
+}

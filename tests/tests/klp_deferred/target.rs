@@ -1,0 +1,76 @@
+//! Functions and variables that a target does not export.
+
+use std::time::Duration;
+
+use crate::scene::{TAIL, WAYS, built, bytes, call, host, linked};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+pub(crate) const TARGET: &str = r#"
+static __attribute__((used)) int count = 40;
+static __attribute__((noinline, used)) int twice(int n) { __asm__ volatile(""); return 2 * n; }
+static __attribute__((noinline, used)) int answer(int n) { __asm__ volatile(""); return n + 1; }
+__attribute__((visibility("default"))) int ask(int n) { return answer(n); }
+__attribute__((visibility("default"))) int recount(int n) { return count = n; }
+"#;
+
+/// Refers to both in every way that compilers have: a call, a tail call, an address, a value, from data.
+pub(crate) const PATCH: &str = r#"
+extern int count KLP_SYMBOL(target, count, 0);
+int twice(int n) KLP_SYMBOL(target, twice, 0);
+static int (*volatile by_address)(int) = twice;
+static int *const constant = &count;
+static int (*pick(void))(int) { return twice; }
+static __attribute__((noinline)) int tail(int n) { return twice(n); }
+static int new_answer(int n)
+{
+	int sum = twice(n) + tail(n) + by_address(n) + pick()(n);
+	return 1000 * sum + *constant + count++;
+}
+"#;
+
+fn expected(n: u64, count: u64) -> u64 {
+    8000 * n + 2 * count
+}
+
+pub(crate) fn comes_and_goes() {
+    for way in WAYS {
+        let host = host();
+        let text = format!("{PATCH}{TAIL}");
+        // The patch first: it waits.
+        let patch = host.load(&linked("patch", &text, way)).unwrap_or_else(|error| panic!("{way:?}: {error}"));
+        let untouched = bytes(&patch, &["."]);
+        for round in 0..3 {
+            let target = host.load(&built("target", TARGET)).unwrap_or_else(|error| panic!("{way:?}: {error}"));
+            assert_eq!(call(&target, "ask", 3), expected(3, 40), "{way:?}");
+            assert_eq!(call(&target, "ask", 4), expected(4, 41), "{way:?}");
+            call(&target, "recount", 7);
+            assert_eq!(call(&target, "ask", 5 + round), expected(5 + round, 7), "{way:?}");
+            assert!(bytes(&patch, &["."]) != untouched);
+            target.unload().unwrap();
+            assert!(bytes(&patch, &["."]) == untouched, "{way:?}: taken back");
+        }
+        // Its target is there already.
+        host.disable_patch("patch").unwrap();
+        drop(patch);
+        host.unload_within("patch", LIMIT).unwrap();
+        let target = host.load(&built("target", TARGET)).unwrap();
+        assert_eq!(call(&target, "ask", 3), 4);
+        host.load(&linked("patch", &text, way)).unwrap();
+        assert_eq!(call(&target, "ask", 3), expected(3, 40), "{way:?}");
+    }
+}
+
+pub(crate) fn disabled() {
+    let host = host();
+    let patch = host.load(&linked("patch", &format!("{PATCH}{TAIL}"), WAYS[0])).unwrap();
+    let untouched = bytes(&patch, &["."]);
+    let target = host.load(&built("target", TARGET)).unwrap();
+    assert_eq!(call(&target, "ask", 3), expected(3, 40));
+    host.disable_patch("patch").unwrap();
+    assert_eq!(call(&target, "ask", 3), 4);
+    assert!(bytes(&patch, &["."]) == untouched, "nothing of it is for the target any more");
+    target.unload().unwrap();
+    drop(patch);
+    host.unload_within("patch", LIMIT).unwrap();
+}
