@@ -218,7 +218,7 @@ fn wrong_fields_of_sections_and_symbols_are_named() {
         (symtab + 56, &23_u64.to_le_bytes(), "sh_entsize is 0x17: not the size of an entry"),
         (symbols + 24, &u32::MAX.to_le_bytes(), "symbol 1: st_name is 0xffffffff: lies behind the string table"),
         (symbols + 24 + 6, &9999_u16.to_le_bytes(), "symbol 1: st_shndx is 0x270f: there is no such section"),
-        (symbols + 24 + 6, &0xff20_u16.to_le_bytes(), "live patching is not supported yet"),
+        (symbols + 24 + 6, &0xff20_u16.to_le_bytes(), "only a module whose .modinfo says livepatch=Y has symbols"),
         (rela + 44, &9999_u32.to_le_bytes(), "sh_info is 0x270f: there is no such section"),
         (rela + 40, &1_u32.to_le_bytes(), "sh_link is 0x1: not the symbol table"),
         (relocations, &u64::MAX.to_le_bytes(), "do not lie within a section"),
