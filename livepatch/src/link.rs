@@ -34,9 +34,6 @@ use mark::Mark;
 use split::Moved;
 use tables::Tables;
 
-/// The object that is there from the beginning: Linux itself, or the host.
-const VMLINUX: &[u8] = b"vmlinux";
-
 /// A patch whose references wait for their objects.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Linked {

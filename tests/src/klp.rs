@@ -14,12 +14,6 @@ pub struct KlpScene {
     pub steps: Vec<Vec<String>>,
 }
 
-/// Scenes that Linux alone can run so far, by their names: relocations that wait for their object are not applied here yet. Their
-/// snapshots have been written by hand, and are held against Linux's logs like all others. Without its name here a scene runs here,
-/// too.
-pub const KLP_AWAITED: &[&str] =
-    &["klp_link_target_module_before_livepatch", "klp_link_livepatch_before_target_module"];
-
 /// The folder of the scenes and their modules.
 #[must_use]
 pub fn klp_folder() -> PathBuf {
@@ -52,12 +46,6 @@ impl KlpScene {
     pub fn name(&self) -> String {
         let plain = self.title.replace(|letter: char| !letter.is_ascii_alphanumeric(), " ");
         plain.split_whitespace().collect::<Vec<_>>().join("_").to_ascii_lowercase()
-    }
-
-    /// Whether only Linux can run it: [`KLP_AWAITED`].
-    #[must_use]
-    pub fn is_awaited(&self) -> bool {
-        KLP_AWAITED.contains(&&*self.name())
     }
 
     /// Where its log is, as it came out here when it was accepted.

@@ -24,7 +24,7 @@ pub use case::{Case, run};
 pub use crowd::{Crowd, WhoAndWhere, block, unblock};
 pub use fire::{Fired, Until, fire};
 pub use forked::{Ended, in_fork};
-pub use klp::{KLP_AWAITED, KlpScene, klp_folder, klp_scenes};
+pub use klp::{KlpScene, klp_folder, klp_scenes};
 pub use process::{Mapping, descriptors, handle, mappings, peek};
 pub use scene::{Chance, Log, Watcher, image, image_from_text, loader, object};
 pub use sites::Sites;
