@@ -1,11 +1,12 @@
 //! `modhost klp-link`: a patch is made, or nothing is.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use modload_fixtures::{Compiler, Language, object_from_text};
+use modload_fixtures::{Compiler, Language, WAYS, object_from_text};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -16,6 +17,28 @@ int scale(int n) KLP_SYMBOL(target, scale, 2);
 int show(void) KLP_SYMBOL(vmlinux, show, 0);
 int *where = &count;
 int new_scale(int n) { return scale(n) + show(); }
+MODULE_INFO(livepatch, "Y");
+"#;
+
+const TARGET: &str = "
+static int count = 40;
+__attribute__((noinline)) static int scale(int n) { __asm__ volatile(\"\"); return 2 * n + count; }
+int answer(int n) { count++; return scale(n) + 1; }
+";
+
+/// Uses both statics of the target, one of them through an address in its data.
+const DEEPER: &str = r#"
+#include <modload/livepatch.h>
+extern int count KLP_SYMBOL(target, count, 0);
+int scale(int n) KLP_SYMBOL(target, scale, 1);
+static int *volatile where = &count;
+static int new_answer(int n) { count += 100; *where += 200; return scale(n); }
+static struct klp_func funcs[] = { { .old_name = "answer", .new_func = (void *)new_answer }, {} };
+static struct klp_object objs[] = { { .name = "target", .funcs = funcs }, {} };
+static struct klp_patch patch = { .mod = THIS_MODULE, .objs = objs };
+static int __init start(void) { return klp_enable_patch(&patch); }
+module_init(start);
+MODULE_LICENSE("GPL");
 MODULE_INFO(livepatch, "Y");
 "#;
 
@@ -76,6 +99,36 @@ fn a_patch_is_made_and_told_of() {
     assert_eq!(text.replace("count, scale (number 2)", "scale (number 2), count"), expected);
     assert_eq!(fs::read(scene.path("fix.ko")).unwrap(), linked(&scene.path("fix.o")));
     assert_eq!(scene.files().len(), 2, "nothing else is left");
+}
+
+#[test]
+fn a_patch_runs_whoever_compiled_it_and_how() {
+    let flags = ["-O2", "-fPIC", "-fno-optimize-sibling-calls", "-fpatchable-function-entry=5"];
+    let target = object_from_text("target", Language::C, TARGET, Compiler::Cc, &flags).unwrap();
+    let target = target.to_str().unwrap();
+    let mut patches = 0;
+    for &compiler in Compiler::for_language(Language::C) {
+        if compiler.find().is_none() {
+            writeln!(std::io::stderr().lock(), "SKIPPED patches by {compiler}: it is not there").unwrap();
+            continue;
+        }
+        for way in WAYS.iter().filter(|way| !way.halves) {
+            let object = object_from_text("deeper", Language::C, DEEPER, compiler, way.flags).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let patch = folder.path().join("deeper.ko");
+            fs::write(&patch, linked(&object)).unwrap();
+            let patch = patch.to_str().unwrap();
+            for files in [[patch, "--", target], [target, "--", patch]] {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_modload"));
+                let output = command.args(["--call", "answer=2", "--call", "answer=3"]).args(files).output().unwrap();
+                let told = String::from_utf8_lossy(&output.stdout);
+                let error = String::from_utf8_lossy(&output.stderr);
+                assert_eq!(told, "answer(2) = 344\nanswer(3) = 646\n", "{compiler} {}: {error}", way.name);
+            }
+            patches += 1;
+        }
+    }
+    assert!(patches >= 10, "{patches} patches");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The patch of docs/live-patching.md, by the commands that stand there.
+//! The patches of docs/live-patching.md, by the commands that stand there.
 
 use std::fs;
 use std::io::Write as _;
@@ -28,10 +28,10 @@ fn the_document_says_what_happens() {
     let root = workspace_root();
     let document = fs::read_to_string(root.join("docs/live-patching.md")).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    for (name, block) in ["target.c", "fix.c"].iter().zip(blocks(&document, "c")) {
+    for (name, block) in ["target.c", "fix.c", "deeper.c"].iter().zip(blocks(&document, "c")) {
         fs::write(folder.path().join(name), block).unwrap();
     }
-    let commands = &blocks(&document, "sh")[0];
+    let commands = blocks(&document, "sh").concat();
     let mut called = 0;
     for line in commands.lines() {
         let (words, comment) = line.split_once('#').unwrap_or((line, ""));
@@ -43,13 +43,21 @@ fn the_document_says_what_happens() {
             run(cc.current_dir(folder.path()));
             continue;
         }
-        assert_eq!(words[0], "modload");
-        let mut modload = Command::new(env!("CARGO_BIN_EXE_modload"));
-        let output = run(modload.args(&words[1..]).current_dir(folder.path()));
+        let program = match words[0] {
+            "modload" => env!("CARGO_BIN_EXE_modload"),
+            "modhost" => env!("CARGO_BIN_EXE_modhost"),
+            other => panic!("{other}: what is that?"),
+        };
+        let output = run(Command::new(program).args(&words[1..]).current_dir(folder.path()));
+        let text = String::from_utf8_lossy(&output.stdout);
+        if words[0] == "modhost" {
+            assert_eq!(text.lines().next(), Some(comment.trim()), "{line}");
+            continue;
+        }
         let expected = if words.len() == 4 { "answer(2) = 5\n" } else { "answer(2) = 42\n" };
-        assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{line}");
+        assert_eq!(text, expected, "{line}");
         assert!(comment.contains(expected.trim_end()) || comment.contains("the same"), "{line}");
         called += 1;
     }
-    assert_eq!(called, 3);
+    assert_eq!(called, 5);
 }

@@ -12,8 +12,7 @@
 //!
 //! `object::build::elf::Builder` is not what holds the file meanwhile: it refuses section groups and clang's `.llvm_addrsig`, does
 //! not write files whose sections and symbols share a string table (clang's), takes relocations of an allocated section for a
-//! dynamic linker's, and numbers symbols anew. Tables are few here and their indices never change, so they are edited in place
-//! ([`tables`]).
+//! dynamic linker's, and numbers symbols anew. Tables are few here and their indices never change, so they are edited in place.
 
 mod error;
 mod mark;
@@ -34,9 +33,6 @@ use error::shown;
 use mark::Mark;
 use split::Moved;
 use tables::Tables;
-
-/// The object that is there from the beginning: Linux itself, or the host.
-const VMLINUX: &[u8] = b"vmlinux";
 
 /// A patch whose references wait for their objects.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -82,12 +78,12 @@ pub struct LinkedSection {
 /// [`Error`]: it is no relocatable object for x86-64, no live patch, linked already, nothing is marked, or a mark asks for what
 /// cannot be.
 pub fn link(input: &[u8]) -> Result<Linked, Error> {
-    let file = File::validate(input).map_err(Box::new);
+    // First, for the loader need not take what such files hold.
     if let Some(section) = tables::section_named(input, KLP_RELA_PREFIX.as_bytes()) {
-        // Also where the loader does not take what such files hold.
         return Err(Error::LinkedAlready { section });
     }
-    let mut tables = Tables::read(input, &file?)?;
+    let file = File::validate(input).map_err(Box::new)?;
+    let mut tables = Tables::read(input, &file)?;
     let marks = mark::find(&tables)?;
     if marks.is_empty() {
         return Err(Error::NothingMarked);

@@ -8,7 +8,7 @@ use modload_fixtures::workspace_root;
 /// A scene.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KlpScene {
-    /// `SCRIPT: TITLE` of Linux's selftests.
+    /// `SCRIPT: TITLE` of Linux's selftests, or a command of ours in the place of the script.
     pub title: String,
     /// Its steps: words, a verb first.
     pub steps: Vec<Vec<String>>,

@@ -1,5 +1,5 @@
-//! The scenes of Linux 6.1's own live patching selftests, with modules of ours: a snapshot of the log for each. Linux itself is asked
-//! for the same by `cargo xtask oracle-klp`.
+//! The scenes of Linux 6.1's own live patching selftests, and more, with modules of ours: a snapshot of the log for each. Linux itself
+//! is asked for the same by `cargo xtask oracle-klp`.
 
 use std::arch::naked_asm;
 use std::collections::BTreeSet;
@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use modload::{
     Addr, Call, EventKind, Filter, Host, HostFunction, Image, PatchStatus, Recording, Redirect, Redirecting,
-    TraceError, Tracing,
+    TraceError, Tracing, klp_link,
 };
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::{Case, klp_folder, klp_scenes};
 
 /// The scenes by the names that their titles make, in the order of `scenes.txt`.
-const NAMES: [&str; 22] = [
+const NAMES: [&str; 24] = [
     "test_livepatch_basic_function_patching",
     "test_livepatch_multiple_livepatches",
     "test_livepatch_atomic_replace_livepatch",
@@ -41,6 +41,8 @@ const NAMES: [&str; 22] = [
     "test_ftrace_livepatch_interaction_with_ftrace_enabled_sysctl",
     "test_sysfs_sysfs_test",
     "test_sysfs_sysfs_test_object_patched",
+    "klp_link_target_module_before_livepatch",
+    "klp_link_livepatch_before_target_module",
 ];
 
 fn main() -> ExitCode {
@@ -50,10 +52,10 @@ fn main() -> ExitCode {
 }
 
 /// A case has no arguments: one function for each number.
-const RUNS: [fn(); 22] = [
+const RUNS: [fn(); 24] = [
     run::<0>, run::<1>, run::<2>, run::<3>, run::<4>, run::<5>, run::<6>, run::<7>, run::<8>, run::<9>, run::<10>,
     run::<11>, run::<12>, run::<13>, run::<14>, run::<15>, run::<16>, run::<17>, run::<18>, run::<19>, run::<20>,
-    run::<21>,
+    run::<21>, run::<22>, run::<23>,
 ];
 
 fn each_is_run() {
@@ -97,7 +99,9 @@ unsafe extern "C" fn seq_puts(file: *mut SeqFile, text: *const c_char) {
     unsafe { (*file).push_str(text) };
 }
 
-/// `int cmdline_proc_show(struct seq_file *, void *)`, a function of the host's with room for a jump.
+/// `int cmdline_proc_show(struct seq_file *, void *)`, a function of the host's with room for a jump. Its name is that of a symbol of
+/// the program, which a patch may refer to.
+#[unsafe(no_mangle)]
 #[unsafe(naked)]
 extern "C" fn cmdline_proc_show(file: *mut SeqFile, unused: *mut c_void) -> c_int {
     naked_asm!(
@@ -110,6 +114,7 @@ extern "C" fn cmdline_proc_show(file: *mut SeqFile, unused: *mut c_void) -> c_in
 }
 
 /// The same, another one.
+#[unsafe(no_mangle)]
 #[unsafe(naked)]
 extern "C" fn meminfo_proc_show(file: *mut SeqFile, unused: *mut c_void) -> c_int {
     naked_asm!(
@@ -262,8 +267,14 @@ fn image(module: &str, params: &[&str]) -> Image<'static> {
         ["-O2", "-fPIC", "-fvisibility=hidden", "-fpatchable-function-entry=5", "-Wall", "-Wextra", "-Werror", &name];
     let object =
         object_from_text(module, Language::C, &text, Compiler::Cc, &flags).unwrap_or_else(|error| panic!("{error}"));
+    let object = fs::read(object).unwrap();
+    let object = match klp_link::link(&object) {
+        Ok(linked) => linked.bytes,
+        Err(klp_link::Error::NothingMarked) => object,
+        Err(refused) => panic!("{module}: {refused}"),
+    };
     // SAFETY: the scenes' modules are ours.
-    let image = unsafe { Image::trusted(fs::read(object).unwrap()) }.named(module);
+    let image = unsafe { Image::trusted(object) }.named(module);
     params.iter().fold(image, |image, param| image.param(*param))
 }
 

@@ -16,7 +16,7 @@ type Wrap = fn(&Seed) -> io::Result<Vec<Vec<u8>>>;
 
 /// The fuzz targets.
 pub(crate) const TARGETS: &[(&str, Wrap)] =
-    &[("inspect", plain), ("load", plain), ("function", named), ("file", packed)];
+    &[("inspect", plain), ("load", plain), ("function", named), ("file", packed), ("klp_link", plain)];
 
 /// A file, and the name of a function in it.
 pub(crate) struct Seed {

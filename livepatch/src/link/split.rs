@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use modload_abi::Rela;
+use modload_abi::livepatch::VMLINUX;
 use modload_abi::record::Record as _;
 use modload_abi::section::{INIT_SECTION_PREFIX, KLP_RELA_PREFIX};
 use modload_edit::index;
@@ -10,7 +11,6 @@ use modload_relocs::{Reason, Value, row};
 use object::LittleEndian as LE;
 use object::elf;
 
-use super::VMLINUX;
 use super::error::{Error, shown};
 use super::mark::Mark;
 use super::tables::Tables;

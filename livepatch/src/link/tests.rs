@@ -1,6 +1,8 @@
 //! Objects of each compiler and of the assembler, what becomes of them, and what is refused.
 
 mod faithful;
+mod mutants;
+mod refused;
 
 use std::fs;
 use std::io::Write as _;
@@ -11,7 +13,7 @@ use object::elf;
 use object::write::{self, Object, Relocation, RelocationFlags, Symbol, SymbolSection};
 use object::{Architecture, BinaryFormat, Endianness, SectionKind, SymbolFlags, SymbolKind, SymbolScope};
 
-use super::{Error, Linked, LinkedObject, link};
+use super::{Linked, LinkedObject, link};
 
 /// Every kind of reference: calls, tail calls, data, addresses in data; a name with dots, a symbol that is declared twice.
 const PATCH: &str = r#"
@@ -99,6 +101,22 @@ fn every_compiler_in_every_way() {
         }
     }
     assert!(done >= WAYS.len(), "{done} objects");
+}
+
+#[test]
+fn files_that_ld_has_merged_share_their_marks() {
+    let texts =
+        ["call .modload.klp.greet.hello.0\nret", ".data\n.quad .modload.klp.greet.hello.0, .modload.klp.greet.count.0"];
+    let folder = tempfile::tempdir().unwrap();
+    let names = ["one.o", "two.o"];
+    names.iter().zip(texts).for_each(|(name, text)| fs::write(folder.path().join(name), assembled(text)).unwrap());
+    let merged = Command::new("ld").args(["-r", "-o", "all.o"]).args(names).current_dir(folder.path()).status();
+    assert!(merged.unwrap_or_else(|error| panic!("cannot run `ld`, which is part of binutils: {error}")).success());
+    let linked = check(&fs::read(folder.path().join("all.o")).unwrap());
+    assert_eq!(symbols(&linked.objects[0]), ["count,0", "hello,0"]);
+    let sections: Vec<_> =
+        linked.objects[0].sections.iter().map(|section| (&*section.name, section.relocations)).collect();
+    assert_eq!(sections, [(".text", 1), (".data", 2)]);
 }
 
 /// Two sections of relocations: one that all leave, for one object, and one that some leave, for two.
@@ -230,93 +248,6 @@ fn positions_and_names_may_be_as_long_as_linux_takes_them() {
     assert_eq!((&linked.objects[0].name, symbols(&linked.objects[0])), (&object, vec![format!("{name},{}", u64::MAX)]));
 }
 
-#[test]
-fn what_cannot_be_is_refused_by_name() {
-    let long = |letter: &str, count: usize| letter.repeat(count);
-    let cases = [
-        ("call elsewhere".to_owned(), "nothing in it is marked: declare"),
-        ("call .modload.klp.greet".into(), "it names an object alone"),
-        ("call .modload.klp.greet.hello".into(), "it has no position"),
-        ("call .modload.klp.greet.hello.".into(), "its position is no number"),
-        ("call .modload.klp.greet.hello.x".into(), "its position is no number"),
-        ("call .modload.klp.greet.hello.01".into(), "its position is no number"),
-        ("call .modload.klp.greet.hello.18446744073709551616".into(), "its position is no number"),
-        ("call .modload.klp..hello.0".into(), "it names no object"),
-        ("call .modload.klp.greet..0".into(), "it names no symbol"),
-        ("call \".modload.klp.greet.a,b.0\"".into(), "there is a comma in its name"),
-        (format!("call .modload.klp.{}.hello.0", long("o", 56)), "its object's name has 56 bytes, and Linux takes 55"),
-        (format!("call .modload.klp.{}", long("o", 700)), "its object's name has"),
-        (
-            format!("call .modload.klp.greet.{}.0", long("n", 512)),
-            "its symbol's name has 512 bytes, and Linux takes 511",
-        ),
-        (format!("call .modload.klp.greet.{}.0", long("n", 900)), "and Linux takes 511"),
-        (".globl .modload.klp.greet.hello.0\n.modload.klp.greet.hello.0: ret".into(), "is defined here"),
-        (".comm .modload.klp.greet.count.0, 4".into(), "is defined here"),
-        ("movq .modload.klp.greet.own.0@gottpoff(%rip), %rax".into(), "\".modload.klp.greet.own.0\" is thread-local"),
-        (
-            ".section .init.text,\"ax\"\ncall .modload.klp.greet.hello.0".into(),
-            ".init.text refers to \"hello\", and is gone when greet comes",
-        ),
-        (".section .init.data,\"aw\"\n.quad .modload.klp.greet.count.0".into(), ".init.data refers to \"count\""),
-    ];
-    for (text, why) in cases {
-        let refused = link(&assembled(&text)).expect_err(&text).to_string();
-        assert!(refused.contains(why), "{text}: {refused}");
-    }
-    check(&assembled(".section .init.text,\"ax\"\ncall .modload.klp.vmlinux.hello.0"));
-}
-
-#[test]
-fn what_is_no_patch_is_refused() {
-    let object = assembled(LAYOUT);
-    let with = |at: usize, bytes: &[u8]| {
-        let mut object = object.clone();
-        object[at..at + bytes.len()].copy_from_slice(bytes);
-        link(&object).unwrap_err().to_string()
-    };
-    for (refused, why) in [
-        (link(b"").unwrap_err().to_string(), "an empty file"),
-        (link(b"!<arch>\n").unwrap_err().to_string(), "archive"),
-        (with(4, &[1]), "32-bit"),
-        (with(16, &[3, 0]), "a shared object"),
-        (with(18, &[183, 0]), "AArch64"),
-    ] {
-        assert!(refused.contains(why), "{why}: {refused}");
-    }
-    let plain = compiled(Language::Assembler, "call .modload.klp.greet.hello.0", Compiler::Cc, &[]);
-    let refused = link(&plain).unwrap_err();
-    assert!(
-        matches!(refused, Error::NoLivePatch) && refused.to_string().contains("MODULE_INFO(livepatch"),
-        "{refused}"
-    );
-    let linked = link(&object).unwrap();
-    match link(&linked.bytes).unwrap_err() {
-        Error::LinkedAlready { section } => assert_eq!(section, ".klp.rela.greet..data"),
-        refused => panic!("{refused}"),
-    }
-}
-
-/// A symbol and relocations that no assembler writes.
-#[test]
-fn a_relocation_and_a_symbol_that_belie_their_marks_are_refused() {
-    let made = |kind: elf::RelocationType, symbol: &dyn Fn(&mut Symbol)| {
-        let (mut object, text, mark) = marked_object();
-        symbol(object.symbol_mut(mark));
-        relocate(&mut object, text, mark, 0, kind);
-        link(&object.write().unwrap()).map(drop).map_err(|error| error.to_string())
-    };
-    assert_eq!(made(elf::R_X86_64_PC32, &|_| {}), Ok(()));
-    let refused = made(elf::R_X86_64_TPOFF32, &|_| {}).unwrap_err();
-    assert!(refused.contains("\"hello\" is thread-local"), "{refused}");
-    let (st_info, st_other) = (elf::SymbolInfo::new(elf::STB_LOCAL, elf::STT_NOTYPE), elf::SymbolOther(0));
-    let local = made(elf::R_X86_64_PC32, &|symbol| symbol.flags = SymbolFlags::Elf { st_info, st_other });
-    let refused = local.unwrap_err();
-    assert!(refused.contains("is a local symbol that nothing defines"), "{refused}");
-    let weak = made(elf::R_X86_64_PC32, &|symbol| symbol.weak = true);
-    assert_eq!(weak, Ok(()), "a weak reference waits like any other");
-}
-
 fn undefined(name: &str) -> Symbol {
     Symbol {
         name: name.as_bytes().to_vec(),
@@ -370,52 +301,4 @@ fn sections_may_become_more_than_the_header_counts() {
     assert_eq!(u16::from_le_bytes([object[60], object[61]]), 0xfeff);
     assert_eq!(u16::from_le_bytes([linked.bytes[60], linked.bytes[61]]), 0, "the null section counts them");
     assert_eq!(faithful::View::new(&linked.bytes).sections.len(), 0xff00);
-}
-
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        usize::try_from(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16).unwrap() % bound.max(1)
-    }
-}
-
-#[test]
-fn mutants_never_do_more_than_fail() {
-    let group =
-        ".section .text.shared,\"axG\",@progbits,shared,comdat\nshared: call .modload.klp.guest.hello.0\njmp shared2";
-    let mut objects = vec![assembled(LAYOUT), assembled(group)];
-    let compilers = [Compiler::Gcc, Compiler::Clang].into_iter().filter(|compiler| compiler.find().is_some());
-    objects.extend(compilers.map(|compiler| compiled(Language::C, PATCH, compiler, &["-O2", "-fPIC"])));
-    let mut random = Random(0x6d6f_646c_6f61_6421);
-    let (mut refused, rounds) = (0, 40_000);
-    for round in 0..rounds {
-        let object = &objects[round % objects.len()];
-        let mut mutant = object.clone();
-        if random.below(16) == 0 {
-            mutant.truncate(random.below(object.len()));
-        }
-        let table = usize::try_from(u64::from_le_bytes(object[40..48].try_into().unwrap())).unwrap();
-        for _ in 0..=random.below(3) {
-            let end = mutant.len();
-            // Most of them where the tables are.
-            let from = if random.below(2) == 0 { table.min(end) } else { 0 };
-            let at = from + random.below(end - from);
-            let value = [0, 0xff, 1 << random.below(8), random.below(256)][random.below(4)];
-            if let Some(byte) = mutant.get_mut(at) {
-                *byte = u8::try_from(value).unwrap();
-            }
-        }
-        match link(&mutant) {
-            // Names are what makes it larger, and sections for objects.
-            Ok(linked) => assert!(linked.bytes.len() < 4 * mutant.len() + (64 << 10), "round {round}"),
-            Err(_) => refused += 1,
-        }
-    }
-    println!("{refused} of {rounds} mutants of {} objects are refused", objects.len());
-    assert!(refused > rounds / 8 && refused < rounds, "{refused} of {rounds} are refused");
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use modload::klp_link;
 use modload_fixtures::workspace_root;
 use modload_tests::{KlpScene, klp_folder, klp_scenes};
 
@@ -81,8 +82,21 @@ fn build(folder: &Path, release: &str) -> Result<Vec<PathBuf>> {
     let objects: Vec<String> = names.iter().map(|name| format!("{name}.o")).collect();
     fs::write(folder.join("Kbuild"), format!("obj-m := {}\nccflags-y := -I$(src)\n", objects.join(" ")))?;
     let of_module = format!("M={}", folder.canonicalize()?.display());
-    run_command(Command::new("make").arg("-s").arg("-C").arg(&headers).args([&of_module, "modules"]))?;
-    Ok(names.iter().map(|name| folder.join(format!("{name}.ko"))).collect())
+    // What a patch marks is defined nowhere, which modpost would otherwise refuse.
+    let words = [&of_module, "KBUILD_MODPOST_WARN=1", "modules"];
+    run_command(Command::new("make").arg("-s").arg("-C").arg(&headers).args(words))?;
+    let modules: Vec<PathBuf> = names.iter().map(|name| folder.join(format!("{name}.ko"))).collect();
+    modules.iter().try_for_each(|module| link(module))?;
+    Ok(modules)
+}
+
+/// Makes references wait that a module marks, if it does.
+fn link(module: &Path) -> Result<()> {
+    match klp_link::link(&fs::read(module)?) {
+        Ok(linked) => Ok(fs::write(module, linked.bytes)?),
+        Err(klp_link::Error::NothingMarked) => Ok(()),
+        Err(refused) => Err(format!("{}: {refused}", module.display()).into()),
+    }
 }
 
 /// The modules' names, by their sources.
@@ -151,7 +165,19 @@ fn difference(ours: &[String], theirs: &[String]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::{difference, of_linux};
+    use modload_fixtures::workspace_root;
     use modload_tests::KlpScene;
+
+    #[test]
+    fn marks_are_those_of_the_sdk() {
+        let marks = |header: &str| -> Vec<String> {
+            let text = std::fs::read_to_string(workspace_root().join(header)).unwrap();
+            text.lines().filter(|line| line.starts_with("#define KLP_SYMBOL")).map(str::to_owned).collect()
+        };
+        let sdk = marks("sdk/include/modload/livepatch.h");
+        assert_eq!(sdk.len(), 2);
+        assert_eq!(marks("xtask/guest/klp/modload/livepatch.h"), sdk);
+    }
 
     #[test]
     fn a_scene_is_what_stands_between_two_titles() {

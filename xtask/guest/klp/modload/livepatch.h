@@ -1,3 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* The scenes' modules are compiled for Linux itself. */
+/* The scenes' modules are compiled for Linux itself. What it does not have is as in the SDK. */
 #include <linux/livepatch.h>
+
+#define KLP_SYMBOL(object, name, pos) __asm__(".modload.klp." #object "." #name "." #pos)
+#define KLP_SYMBOL_NAMED(object, name, pos) __asm__(".modload.klp." #object "." name "." #pos)

@@ -1,0 +1,12 @@
+//! Any file can be linked as a live patch, or refused; what comes out is not linked again.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use modload::klp_link::link;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Ok(linked) = link(bytes) {
+        assert!(link(&linked.bytes).is_err(), "it has been linked twice");
+    }
+});
