@@ -2,14 +2,17 @@
 //!
 //! - `replacing`: when nothing is in transition.
 //! - `transitions`: while a thread is in the way, and what becomes of it.
+//! - `checkpoints`: where threads go over at checkpoints alone, and nobody is sent a signal.
 //! - `fire`: while everybody calls, over and over.
 //! - `tracing`: beside ftrace, and in which order the two are told of modules.
 //! - `refusals`: what cannot be patched.
-//! - `scene`: the modules of all these.
+//! - `scene`: the modules of all these; `other`: a thread that does what it is told.
 
 mod scene;
+mod other;
 mod replacing;
 mod transitions;
+mod checkpoints;
 mod fire;
 mod tracing;
 mod refusals;
@@ -35,6 +38,15 @@ fn main() -> ExitCode {
         Case::new("a_tail_call_leaves_its_function", transitions::tail_call),
         Case::new("what_is_thrown_passes_through_a_patched_function", replacing::thrown).needing("g++"),
         Case::new("a_host_that_goes_takes_its_patches_along", replacing::dropped),
+        Case::new("at_checkpoints_nobody_is_sent_a_signal", checkpoints::no_signal),
+        Case::new("a_thread_that_comes_to_no_checkpoint_stays_and_is_named", checkpoints::stays),
+        Case::new("a_checkpoint_within_a_patched_function_is_none", checkpoints::within),
+        Case::new("a_transition_at_checkpoints_is_turned_round", checkpoints::reversed),
+        Case::new("a_transition_at_checkpoints_is_forced", checkpoints::forced),
+        Case::new("a_child_goes_on_with_a_transition_at_checkpoints", checkpoints::forked),
+        Case::new("between_two_checkpoints_nothing_changes", checkpoints::requests).within_seconds(120),
+        Case::new("cycles_at_checkpoints_leave_nothing", checkpoints::cycles).within_seconds(120),
+        Case::new("where_traps_cannot_be_used_checkpoints_alone_are_refused", checkpoints::refused),
         Case::new("what_cannot_be_patched_is_refused_by_name", refusals::refused),
         Case::new("seed_003_ftrace_klp_klp_ftrace_in_both_load_orders", tracing::seed_003),
     ])
