@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Case::new("longjmp_from_far_below", longjmp_from_far_below),
         Case::new("threads_are_cancelled", cancelled),
         Case::new("threads_exit", exited),
+        Case::new("what_ending_threads_call_is_counted", ending),
         Case::new("coroutines_switch_in_the_middle", coroutines),
         Case::new("a_hundred_thousand_signals", signals).within_seconds(240),
         Case::new("a_hundred_thousand_signals_on_another_stack", signals_elsewhere).within_seconds(240),
@@ -156,6 +157,17 @@ fn exited() {
             }
         }
     });
+}
+
+fn ending() {
+    let leaving = Leaving::new();
+    for watch in Watch::ALL {
+        let seen = watched(&leaving.host, watch, "leaving:*", || assert_eq!(leaving.call("check_destructors", &[]), 0));
+        assert!(seen.heard.iter().all(|heard| *heard == counts(&[("leaf", 20)])), "{watch:?}");
+        let Some(recorded) = seen.recorded else { continue };
+        assert_eq!(recorded.calls, counts(&[("leaf", 10)]), "{watch:?}");
+        assert_eq!((recorded.missed.elsewhere, recorded.missed.total()), (10, 10), "{watch:?}");
+    }
 }
 
 fn coroutines() {

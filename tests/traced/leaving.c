@@ -149,6 +149,27 @@ PLAIN long check_exit(void)
 	return 0;
 }
 
+/* A destructor of a thread's data, which runs after what the thread has recorded is closed. */
+static pthread_key_t key;
+PLAIN void destroy(void *data) { leaf((long)data); }
+PLAIN void *destroyed(void *data)
+{
+	pthread_setspecific(key, data);
+	return (void *)leaf(1);
+}
+PLAIN long check_destructors(void)
+{
+	DEMAND(pthread_key_create(&key, destroy) == 0);
+	for (int i = 0; i < 10; i++) {
+		pthread_t thread;
+		void *result;
+		DEMAND(pthread_create(&thread, NULL, destroyed, (void *)5) == 0);
+		DEMAND(pthread_join(thread, &result) == 0 && result == (void *)2);
+	}
+	DEMAND(pthread_key_delete(key) == 0);
+	return 0;
+}
+
 /* Coroutines: each calls, and switches in the middle of a function. */
 static ucontext_t home, contexts[3];
 static long switched;
