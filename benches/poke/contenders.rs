@@ -58,6 +58,7 @@ impl Contender for Modload {
             TrapMask::Trusted => "modload, trusted",
             TrapMask::Checked => "modload, checked",
             TrapMask::Held => "modload, held",
+            TrapMask::Unheld => "modload, never held",
         }
     }
 

@@ -85,11 +85,7 @@ fn summary(patch: &PatchEntry) -> impl Iterator<Item = String> {
 fn blocking(patch: &PatchEntry) -> impl Iterator<Item = String> {
     patch.blocking.iter().flat_map(|thread| {
         let name = if thread.name.is_empty() { String::new() } else { format!(" \"{}\"", thread.name) };
-        let inside = match &thread.inside {
-            Some(frame) => format!("is in {frame}"),
-            None => "has a stack that cannot be walked to its end".to_owned(),
-        };
-        let first = format!("thread {}{name}, {}, {inside}", thread.thread, thread.state);
+        let first = format!("thread {}{name}, {}, {}", thread.thread, thread.state, thread.why);
         std::iter::once(first).chain(thread.backtrace.iter().map(|frame| format!("    {frame}")))
     })
 }

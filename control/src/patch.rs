@@ -50,7 +50,7 @@ fn entry(patch: PatchStatus) -> PatchEntry {
 }
 
 fn blocking(thread: BlockingThread) -> Blocking {
-    let BlockingThread { thread, name, state, inside, backtrace } = thread;
+    let BlockingThread { thread, name, state, inside, why, backtrace } = thread;
     let backtrace = backtrace.to_string().lines().map(str::to_owned).collect();
-    Blocking { thread, name, state, inside, backtrace }
+    Blocking { thread, name, state, inside, why, backtrace }
 }

@@ -206,8 +206,10 @@ pub struct Blocking {
     pub name: String,
     /// What it does.
     pub state: String,
-    /// The frame in the way; none if its stack cannot be walked to the end.
+    /// The frame in the way; none if no such frame is known.
     pub inside: Option<String>,
+    /// Why it stands in the way: `is in func+0x12/0x40 [module]`, `has not come to a checkpoint`.
+    pub why: String,
     /// Its calls, innermost first: `func+0x12/0x40 [module]`, or an address.
     pub backtrace: Vec<String>,
 }

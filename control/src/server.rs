@@ -79,6 +79,8 @@ impl Server {
         loop {
             let mut fds = [PollFd::new(&stop, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
             retry_on_intr(|| poll(&mut fds, None)).map_err(io::Error::from)?;
+            // Between two clients: this thread is in nobody's way for long.
+            self.shared.host.checkpoint();
             let [stop, _] = fds;
             if !stop.revents().is_empty() {
                 return Ok(self.finish());

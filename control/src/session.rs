@@ -62,6 +62,8 @@ pub(crate) fn run(shared: &Shared, stream: &Arc<UnixStream>) {
     answers.say(&json!(greeting()));
     let mut reader = Reader::new(MAX_LINE, MAX_DESCRIPTORS, Some(LINE_TIME));
     loop {
+        // Between two requests this thread is in nobody's functions.
+        shared.host.checkpoint();
         match reader.next(stream.as_fd()) {
             Ok(Some(line)) => request(shared, &answers, line),
             Ok(None) | Err(WireError::CutOff | WireError::Io(_)) => return,

@@ -3,7 +3,7 @@
 
 use modload_edit::{Addr, Edit, EditSet, Sink};
 use modload_loader::{Coming, Refusal};
-use modload_text::{TextLock, poke_chosen};
+use modload_text::{TextLock, TrapMask, poke_chosen};
 use modload_threads::Held;
 
 use crate::error::TraceError;
@@ -28,6 +28,19 @@ type Found = (Owner, usize, Option<Addr>);
 /// # Errors
 /// [`TraceError`]: nothing has changed.
 pub fn divert(diverts: &[Divert]) -> Result<(), TraceError> {
+    let mask = table().trap_mask;
+    divert_by(diverts, mask)
+}
+
+/// [`divert`] that sends no signal to any thread, whatever [`crate::set_trap_mask`] says.
+///
+/// # Errors
+/// [`TraceError`]: nothing has changed; [`modload_text::PokeError::Unheld`] where text cannot be changed so.
+pub fn divert_unheld(diverts: &[Divert]) -> Result<(), TraceError> {
+    divert_by(diverts, TrapMask::Unheld)
+}
+
+fn divert_by(diverts: &[Divert], mask: TrapMask) -> Result<(), TraceError> {
     let mut table = table();
     let found = table.find(diverts)?;
     let before: Vec<_> =
@@ -36,7 +49,7 @@ pub fn divert(diverts: &[Divert]) -> Result<(), TraceError> {
     for &(owner, number, to) in &found {
         table.set_divert(owner, number, to);
     }
-    let switched = table.switch(&changed);
+    let switched = table.switch_by(&changed, mask);
     if switched.is_err() {
         for (&(owner, number, _), before) in found.iter().zip(before) {
             table.set_divert(owner, number, before);

@@ -26,7 +26,7 @@ mod recording;
 mod subscriber;
 mod tracing;
 
-pub use divert::{Divert, behind, divert, divert_chosen, divert_staged, redirected, untraceable};
+pub use divert::{Divert, behind, divert, divert_chosen, divert_staged, divert_unheld, redirected, untraceable};
 pub use error::TraceError;
 pub use filter::{BadPattern, Filter, Pattern};
 pub use recording::{FunctionTrace, Mode, TraceOptions};

@@ -1,7 +1,7 @@
 //! Switching tracing on and off: what has changed at all sites becomes one batch.
 
 use modload_edit::{Edit, Sink};
-use modload_text::{TextLock, poke};
+use modload_text::{TextLock, TrapMask, poke};
 
 use crate::error::TraceError;
 use crate::table::{Entry, Owner, Part, Phase, Shown, Table, TracerId};
@@ -88,6 +88,11 @@ impl Table {
     ///
     /// Functions get their stubs and their tracers before a site leads there, and lose them after none does.
     pub(crate) fn switch(&mut self, changed: &Changed) -> Result<(), TraceError> {
+        self.switch_by(changed, self.trap_mask)
+    }
+
+    /// [`Table::switch`], with what is known of SIGTRAP.
+    pub(crate) fn switch_by(&mut self, changed: &Changed, mask: TrapMask) -> Result<(), TraceError> {
         for (owner, entries) in changed {
             self.prepare(*owner, entries)?;
         }
@@ -104,7 +109,7 @@ impl Table {
         self.batch = batch;
         made?;
         if !self.batch.is_empty() {
-            poke(&mut TextLock::take(), &self.batch, self.trap_mask)?;
+            poke(&mut TextLock::take(), &self.batch, mask)?;
         }
         for (owner, entries) in changed {
             let Some(part) = self.parts.get_mut(owner).filter(|part| part.phase == Phase::Published) else { continue };

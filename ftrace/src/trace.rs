@@ -78,7 +78,8 @@ pub struct Missed {
     pub nested: u64,
     /// Calls that were deeper than the return stack.
     pub deep: u64,
-    /// Calls on a stack that is not the thread's own: a coroutine's, or an alternate signal stack.
+    /// Calls on a stack that is not the thread's own: a coroutine's, or an alternate signal stack. Calls of a thread that has
+    /// ended but for destructors of its data, and of one for which there is no memory, are among them.
     pub elsewhere: u64,
 }
 

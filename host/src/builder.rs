@@ -6,6 +6,7 @@ use std::sync::Arc;
 use modload_abi::section::{self, PV_OPS_SYMBOL as PV_OPS};
 use modload_alternatives::Features;
 use modload_edit::{Addr, wide};
+use modload_livepatch::Transition;
 use modload_loader::{Check, Exports, External, Externals, ForcedUnload, HostOperations, Onlooker, Policy, Rule};
 use modload_paravirt::{LINUX_OPERATIONS, Operations};
 use modload_static_keys::{StaticCall, StaticKey};
@@ -35,6 +36,7 @@ pub struct HostBuilder {
     calls: Vec<(String, &'static StaticCall)>,
     pub(crate) policy: Policy,
     onlookers: Vec<Arc<dyn Onlooker>>,
+    transition: Transition,
 }
 
 impl Default for HostBuilder {
@@ -43,7 +45,14 @@ impl Default for HostBuilder {
         for (name, addr) in c_api::exports() {
             symbols.exports.insert(name.as_bytes().into(), External { addr, gpl_only: false, crc: None });
         }
-        HostBuilder { symbols, keys: Vec::new(), calls: Vec::new(), policy: Policy::default(), onlookers: Vec::new() }
+        HostBuilder {
+            symbols,
+            keys: Vec::new(),
+            calls: Vec::new(),
+            policy: Policy::default(),
+            onlookers: Vec::new(),
+            transition: Transition::Anywhere,
+        }
     }
 }
 
@@ -231,6 +240,13 @@ impl HostBuilder {
         self
     }
 
+    /// How threads go over to what this host's live patches bring. [`Transition::Anywhere`] if nothing else is said.
+    #[must_use]
+    pub fn transition(mut self, how: Transition) -> HostBuilder {
+        self.transition = how;
+        self
+    }
+
     /// Makes the host, and the process's arena if this is the first one.
     ///
     /// # Errors
@@ -246,7 +262,7 @@ impl HostBuilder {
             self.symbols.place(format!("{}{name}", section::STATIC_CALL_KEY_PREFIX), key);
             self.symbols.place(format!("{}{name}", section::STATIC_CALL_TRAMPOLINE_PREFIX), trampoline);
         }
-        Host::new(Arc::new(self.symbols), self.policy, self.onlookers)
+        Host::new(Arc::new(self.symbols), self.policy, self.onlookers, self.transition)
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 
 use modload_edit::{Addr, index, wide};
 use modload_ftrace::Ftrace;
-use modload_livepatch::Livepatch;
+use modload_livepatch::{Livepatch, Transition};
 use modload_loader::{BUILTIN, Coming, Loader, Membership, Module, Order, Refusal, Subscriber};
 use modload_static_keys::StaticKeys;
 use modload_text::on_fork;
@@ -81,10 +81,10 @@ impl Drop for Notifiers {
 }
 
 impl Inner {
-    pub(crate) fn new(loader: Loader) -> Inner {
+    pub(crate) fn new(loader: Loader, transition: Transition) -> Inner {
         let (handles, left) = (AtomicUsize::new(0), AtomicBool::new(false));
         let ftrace = Ftrace::new();
-        let livepatch = Livepatch::new(ftrace);
+        let livepatch = Livepatch::new(ftrace, transition);
         let [(tracing, first), (patching, second), (keys, third)] = BUILTIN;
         // For as long as there is a module, which may be longer than the host.
         loader.subscribe(tracing, first, Arc::new(ftrace)).forget();

@@ -9,7 +9,7 @@ use modload_edit::Addr;
 use modload_ftrace::{
     Filter, FunctionTrace, HostFunction, Redirecting, TraceError, TraceOptions, Traceable, Tracer, Tracing,
 };
-use modload_livepatch::{Log, PatchError, PatchSpec, PatchStatus, Standing, Why};
+use modload_livepatch::{Log, PatchError, PatchSpec, PatchStatus, Standing, Transition, Why};
 use modload_loader::{
     Event, Explanation, Externals, Image, Input, Listening, LoadError, Loader, Membership, Module as ModuleInfo,
     Onlooker, Order, Policy, Recording, State, Subscriber, UnloadError,
@@ -30,9 +30,11 @@ pub struct BlockingThread {
     pub name: String,
     /// What it does, in a word: `sleeping`, say.
     pub state: String,
-    /// The frame that stood in the way when it was looked at last; `None` if its stack could not be walked to the end.
+    /// The frame that stood in the way when it was looked at last; `None` if no such frame is known.
     pub inside: Option<String>,
-    /// Its calls as they are now.
+    /// Why it stands in the way, as it is said of it: `is in slow+0x1c/0x40 [target]`, `has not come to a checkpoint`.
+    pub why: String,
+    /// Its calls as they are now. Empty where threads go over at checkpoints alone: it is not held to be asked.
     pub backtrace: Backtrace,
 }
 
@@ -54,9 +56,10 @@ impl Host {
         externals: Arc<dyn Externals>,
         policy: Policy,
         onlookers: Vec<Arc<dyn Onlooker>>,
+        transition: Transition,
     ) -> Result<Host, ArenaError> {
         let loader = onlookers.into_iter().fold(Loader::new(externals, policy)?, Loader::with_onlooker);
-        let inner = Arc::new(Inner::new(loader));
+        let inner = Arc::new(Inner::new(loader, transition));
         c_api::enter(&inner);
         Ok(Host::handle(inner))
     }
@@ -241,7 +244,7 @@ impl Host {
     }
 
     /// Disables all patches, the newest first, each when the one before is gone, at most so long. Returns those that are still there:
-    /// somebody does not leave their functions.
+    /// somebody does not leave their functions, or does not come to a checkpoint. While it waits, the calling thread comes to some.
     ///
     /// # Errors
     /// [`PatchError`]: one cannot be disabled.
@@ -262,6 +265,7 @@ impl Host {
             if begun.elapsed() >= at_most {
                 return Ok(patches);
             }
+            self.checkpoint();
             thread::sleep(pause);
             pause = (pause * 2).min(LONGEST);
         }
@@ -291,7 +295,8 @@ impl Host {
         self.inner.livepatch.status()
     }
 
-    /// The threads that stand in the way of a patch's transition, as they are now.
+    /// The threads that stand in the way of a patch's transition, as they are now. They are held for a moment to be asked where they
+    /// are, but for [`Transition::CheckpointsOnly`].
     ///
     /// # Errors
     /// [`PatchError`]: there is no such patch, or threads cannot be held.
@@ -299,20 +304,30 @@ impl Host {
         let patch = self.patches()?.into_iter().find(|patch| patch.name == name);
         let patch = patch.ok_or_else(|| PatchError::Unknown(name.to_owned()))?;
         let Some((_, blocked)) = patch.transition else { return Ok(Vec::new()) };
-        let tids: Vec<_> = blocked.iter().map(|blocked| blocked.tid).collect();
-        let standing = modload_livepatch::standing(&tids)?;
+        let tids = blocked.iter().map(|blocked| blocked.tid);
+        let standing = match patch.how {
+            Transition::Anywhere => modload_livepatch::standing(&tids.collect::<Vec<_>>())?,
+            Transition::CheckpointsOnly => tids.map(Standing::unknown).collect(),
+        };
         let describe = |at: Addr, is_return: bool| {
             let module = self.inner.loader.module_at(if is_return { at.offset(-1) } else { at })?;
             if is_return { module.describe_return(at) } else { module.describe(at) }
         };
         let thread = |one: Standing| {
             let why = blocked.iter().find(|blocked| blocked.tid == one.tid)?.why;
-            let inside = match why {
-                Why::Inside(pc) => {
-                    let at = Addr::new(pc);
-                    Some(describe(at, true).or_else(|| describe(at, false)).unwrap_or_else(|| at.to_string()))
+            let named = |pc| {
+                let at = Addr::new(pc);
+                describe(at, true).or_else(|| describe(at, false)).unwrap_or_else(|| at.to_string())
+            };
+            let inside = if let Why::Inside(pc) = why { Some(named(pc)) } else { None };
+            let why = match (&inside, why, patch.how) {
+                (Some(frame), _, Transition::Anywhere) => format!("is in {frame}"),
+                (Some(frame), _, Transition::CheckpointsOnly) => format!("was in {frame} at its last checkpoint"),
+                (None, Why::NoCheckpoint, _) => "has not come to a checkpoint".to_owned(),
+                (None, Why::Unwalked, _) => {
+                    "came to a checkpoint with a stack that cannot be walked to its end".to_owned()
                 }
-                Why::Unknown(_) => None,
+                (None, ..) => "has a stack that cannot be walked to its end".to_owned(),
             };
             let state = modload_threads::status(one.tid).ok().flatten().map(|status| status.state);
             let name = modload_threads::name(one.tid).ok().flatten().map(|name| name.to_string());
@@ -321,14 +336,21 @@ impl Host {
                 name: name.unwrap_or_default(),
                 state: state.map(|state| state.to_string()).unwrap_or_default(),
                 inside,
+                why,
                 backtrace: Backtrace::of(&one.frames, one.ended, describe),
             })
         };
         Ok(standing.into_iter().filter_map(thread).collect())
     }
 
-    /// A place where the calling thread can go over to what a patch brings, if it is in none of the functions that change. It costs a
-    /// load when no transition is under way. Says whether the thread is over.
+    /// A place where the calling thread can go over to what a patch brings: with [`Transition::CheckpointsOnly`] the only one. The
+    /// thread walks its own stack here, so that this may be called from anywhere, from a patched function, too; it goes over if none
+    /// of the functions that change is on the stack. When no transition is under way this costs a load and a branch. Says whether
+    /// the thread is over, or need not be.
+    ///
+    /// What the embedder says by the place that he chooses is more than that: what the thread does between two checkpoints (one
+    /// request, say) is done by the old functions or by the new ones.
+    #[inline]
     pub fn checkpoint(&self) -> bool {
         modload_livepatch::checkpoint()
     }

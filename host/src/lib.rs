@@ -75,7 +75,8 @@ pub use modload_ftrace::{
 };
 pub use modload_livepatch::link as klp_link;
 pub use modload_livepatch::{
-    Blocked, Callbacks, FuncSpec, ObjectSpec, ObjectStatus, PatchError, PatchSpec, PatchStatus, StateSpec, Target, Why,
+    Blocked, Callbacks, FuncSpec, ObjectSpec, ObjectStatus, PatchError, PatchSpec, PatchStatus, StateSpec, Target,
+    Transition, Why,
 };
 pub use modload_loader::{
     BUILTIN, Change, Check, Coming, Error, Event, EventKind, Explanation, FunctionBytes, FunctionSymbol, Image,

@@ -129,7 +129,20 @@ pub enum PatchError {
     /// No stubs can be had.
     #[error(transparent)]
     Stub(Box<StubError>),
-    /// Threads could not be held.
+    /// Threads that go over at checkpoints alone look at their stacks themselves, for so many ranges of addresses at most.
+    #[error(
+        "the patch changes too many functions for checkpoints alone: {ranges} ranges of addresses, and {most} at most"
+    )]
+    TooMany {
+        /// How many ranges its functions are, with what belongs to transitions.
+        ranges: usize,
+        /// How many there can be.
+        most: usize,
+    },
+    /// Their numbers are used up.
+    #[error("there were two thousand million transitions at checkpoints alone in this process: there can be no more")]
+    Exhausted,
+    /// Threads could not be held, or listed.
     #[error("threads cannot be held")]
     Threads(#[source] Box<modload_threads::Error>),
     /// Stacks cannot be walked.
@@ -160,7 +173,7 @@ impl PatchError {
                 TraceError::NoSite { .. } => EINVAL,
                 _ => EAGAIN,
             },
-            PatchError::Stub(_) => ENOMEM,
+            PatchError::Stub(_) | PatchError::TooMany { .. } | PatchError::Exhausted => ENOMEM,
             PatchError::Threads(_) | PatchError::Stale { .. } => EAGAIN,
             PatchError::NoRows(_) | PatchError::Going(_) => ENODEV,
             _ => EINVAL,

@@ -1,7 +1,8 @@
 //! Live patching, with Linux's semantics (Documentation/livepatch) and threads for tasks.
 //!
 //! - [`Livepatch`]: the second subscriber of both chains; enables, disables, turns round and forces patches.
-//! - [`PatchSpec`], [`ObjectSpec`], [`FuncSpec`], [`Callbacks`], [`StateSpec`]: what a patch is to do.
+//! - [`PatchSpec`], [`ObjectSpec`], [`FuncSpec`], [`Callbacks`], [`StateSpec`]: what a patch is to do; [`Transition`]: how threads
+//!   go over to it.
 //! - [`PatchStatus`]: which patches there are, and who stands in the way of a transition.
 //! - [`checkpoint`]: where a thread can go over.
 //! - [`link`]: an object in which references to other objects are marked becomes a patch whose relocations wait for them.
@@ -28,7 +29,7 @@ mod exports;
 
 pub use error::PatchError;
 pub use exports::exports;
-pub use spec::{Callbacks, FuncSpec, ObjectSpec, PatchSpec, StateSpec};
+pub use spec::{Callbacks, FuncSpec, ObjectSpec, PatchSpec, StateSpec, Transition};
 pub use status::{DEEPEST_SHOWN, ObjectStatus, PatchStatus, Standing, standing};
 pub use structs::StructError;
 pub use stub::StubError;

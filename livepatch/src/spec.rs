@@ -5,6 +5,20 @@ use std::sync::Arc;
 
 use modload_edit::Addr;
 
+/// How threads go over to what a patch brings.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Transition {
+    /// Wherever they are: each is held for a moment by a signal, and its stack is walked. Mostly that is all.
+    #[default]
+    Anywhere,
+    /// Where they come to a [`checkpoint`](crate::checkpoint), and nowhere else. No thread is held or sent a signal, not even one that
+    /// never comes to any: it stays in the way of the transition until it ends. Threads that are born meanwhile are over.
+    ///
+    /// Sites are poked by traps alone: where these cannot be used, because a thread blocks SIGTRAP for example, patches are
+    /// refused by name.
+    CheckpointsOnly,
+}
+
 /// A patch.
 #[derive(Clone, Default, Debug)]
 pub struct PatchSpec {

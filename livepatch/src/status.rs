@@ -6,6 +6,7 @@ use modload_threads::Tid;
 use modload_threads::frames::{Ended, Frame, WalkError, Walker, each_stack};
 
 use crate::error::PatchError;
+use crate::spec::Transition;
 use crate::table::{Patch, Table};
 use crate::transition::{Blocked, Target};
 
@@ -20,6 +21,8 @@ pub struct PatchStatus {
     pub replace: bool,
     /// Whether its transition, or that of who replaces it, was forced.
     pub forced: bool,
+    /// How threads go over to it.
+    pub how: Transition,
     /// If it is in transition: where to, and who was not over when everybody was looked at last.
     pub transition: Option<(Target, Vec<Blocked>)>,
     /// What it changes.
@@ -51,7 +54,8 @@ impl Table {
             enabled: patch.enabled,
             replace: patch.replace,
             forced: patch.forced,
-            transition: transition.map(|transition| (transition.target, transition.blocked.clone())),
+            how: patch.host.transition,
+            transition: transition.map(|transition| (transition.target, transition.blocked())),
             objects: objects.collect(),
         }
     }
@@ -66,6 +70,14 @@ pub struct Standing {
     pub frames: Vec<Frame>,
     /// How its stack ended.
     pub ended: Result<Ended, WalkError>,
+}
+
+impl Standing {
+    /// That of a thread that is not asked.
+    #[must_use]
+    pub fn unknown(tid: Tid) -> Standing {
+        Standing { tid, frames: Vec::new(), ended: Ok(Ended::Early) }
+    }
 }
 
 /// How many frames of a stack are kept.

@@ -11,7 +11,7 @@ use modload_loader::{Coming, Loader, Module, Reference, Refusal, State, Subscrib
 use crate::error::PatchError;
 use crate::find::Place;
 use crate::operate::Wanted;
-use crate::spec::PatchSpec;
+use crate::spec::{PatchSpec, Transition};
 use crate::status::PatchStatus;
 use crate::structs::{self, CPatch, StructError};
 use crate::table::{HostId, Log, PatchId, install, table};
@@ -24,11 +24,11 @@ pub struct Livepatch {
 }
 
 impl Livepatch {
-    /// That of a new host.
+    /// That of a new host, and how threads go over to what its patches bring.
     #[must_use]
-    pub fn new(ftrace: Ftrace) -> Livepatch {
+    pub fn new(ftrace: Ftrace, transition: Transition) -> Livepatch {
         install();
-        Livepatch { host: HostId::new(), ftrace }
+        Livepatch { host: HostId::new(transition), ftrace }
     }
 
     /// Enables a patch: Linux's `klp_enable_patch`. Objects that are there are patched now, others when they come. When this

@@ -17,19 +17,23 @@ use modload_threads::Tid;
 
 use crate::error::PatchError;
 use crate::slices::Written;
-use crate::spec::{Callbacks, StateSpec};
+use crate::spec::{Callbacks, StateSpec, Transition};
 use crate::structs::CObject;
 use crate::stub::Stubs;
-use crate::transition::Transition;
+use crate::transition::UnderWay;
 
 /// A host, told from all that were ever there.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct HostId(u64);
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct HostId {
+    number: u64,
+    /// How threads go over to what its patches bring.
+    pub(crate) transition: Transition,
+}
 
 impl HostId {
-    pub(crate) fn new() -> HostId {
+    pub(crate) fn new(transition: Transition) -> HostId {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        HostId(NEXT.fetch_add(1, Ordering::Relaxed))
+        HostId { number: NEXT.fetch_add(1, Ordering::Relaxed), transition }
     }
 }
 
@@ -143,7 +147,7 @@ pub(crate) struct Table {
     pub(crate) patches: Vec<Patch>,
     /// By their entries.
     pub(crate) functions: BTreeMap<Addr, Patched>,
-    pub(crate) transition: Option<Transition>,
+    pub(crate) transition: Option<UnderWay>,
     pub(crate) stubs: Stubs,
     /// What patches' modules have got for objects that are there.
     pub(crate) written: Vec<Written>,
@@ -205,8 +209,9 @@ pub(crate) fn install() {
             || HELD.set(None),
             || {
                 if let Some(mut table) = HELD.take() {
-                    OWNER.store(Tid::current().get(), Ordering::Relaxed);
-                    table.forked();
+                    // Who had the table before the fork is this thread.
+                    let before = OWNER.swap(Tid::current().get(), Ordering::Relaxed);
+                    table.forked(before);
                 }
             },
         );

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     modload_tests::run(&[
         Case::new("no_call_is_lost_or_counted_twice", || fire(Duration::from_secs(60))).within_seconds(240),
         Case::new("tracers_come_and_go_ten_thousand_times", ten_thousand).within_seconds(300),
+        Case::new("tracers_that_come_and_go_leave_nothing", nothing_stays).within_seconds(120),
         Case::new("a_tracer_takes_itself_back", itself),
         Case::new("one_redirects_at_a_time", redirects),
     ])
@@ -289,6 +290,31 @@ fn ten_thousand() {
     assert_eq!((last.1, last.2), (first.1, first.2), "descriptors and arena");
     assert!(last.3 < first.3 + (256 << 10), "heap {} then {}", first.3, last.3);
     assert!(count.load(Ordering::SeqCst) > 100);
+}
+
+/// Nobody else is there who might take memory.
+fn nothing_stays() {
+    let host = host();
+    let module = host.load(&image("left")).unwrap();
+    let count = Arc::default();
+    let mut then = Vec::new();
+    for cycle in 0..10_000 {
+        if cycle == 100 {
+            then.push(taken());
+        }
+        let tracing = host.trace("left:*".parse().unwrap(), Counter::new(&count, 0)).unwrap();
+        top(&module)(1);
+        drop(tracing);
+        if cycle % 100 == 0 {
+            drop(host.trace_functions(&TraceOptions::new(Mode::Graph)).unwrap().finish());
+        }
+    }
+    then.push(taken());
+    println!("{then:?}");
+    assert_eq!(count.load(Ordering::SeqCst), 90_000);
+    assert_eq!((then[0].0, then[0].1, then[0].2), (then[1].0, then[1].1, then[1].2), "mappings, descriptors, arena");
+    // What a table keeps for the next batch may have grown.
+    assert!(then[1].3 <= then[0].3 + 4096, "heap {} then {}", then[0].3, then[1].3);
 }
 
 type Slot = Arc<Mutex<Option<Tracing>>>;

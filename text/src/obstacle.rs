@@ -60,18 +60,16 @@ const PASSES: u32 = 3;
 
 /// What stands in the way, if anything does.
 pub(crate) fn find(edits: &EditSet, mask: TrapMask) -> io::Result<Option<Because>> {
+    let looks = matches!(mask, TrapMask::Checked | TrapMask::Unheld);
     let certain = [
         (mask == TrapMask::Held, Because::Asked),
         (!sync::by_membarrier(), Because::NoMembarrier),
         (shadow_stacks(), Because::ShadowStack),
         (edits.iter().any(|edit| joins(edit.old)), Because::Joined),
-        (mask == TrapMask::Checked && !trap::is_installed(), Because::Handler),
+        (looks && !trap::is_installed(), Because::Handler),
     ];
     let certain = certain.into_iter().find(|(so, _)| *so).map(|(_, because)| because);
-    match (certain, mask) {
-        (None, TrapMask::Checked) => threads(),
-        (certain, _) => Ok(certain),
-    }
+    if certain.is_none() && looks { threads() } else { Ok(certain) }
 }
 
 /// Whether several NOPs of one byte would become one instruction.

@@ -17,10 +17,12 @@
 
 use std::fmt;
 use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use modload_edit::{Addr, Edit, EditSet, Step, Why, disassembled, is_one_instruction};
 use modload_threads::frames::{NoFinder, WalkError};
-use modload_threads::{Held, Name, Tid, is_alone};
+use modload_threads::{DEFAULT_LIMIT, Held, Name, Tid, is_alone};
 use thiserror::Error;
 
 use crate::batch::Announced;
@@ -42,6 +44,9 @@ pub enum TrapMask {
     Trusted,
     /// Nothing: always the rendezvous.
     Held,
+    /// As [`TrapMask::Checked`], but never the rendezvous: where traps cannot be used, the batch is refused by name, and no
+    /// thread is sent a signal. A thread that meets a trap gets its SIGTRAP from the processor.
+    Unheld,
 }
 
 /// By which protocol a batch was written.
@@ -122,6 +127,12 @@ pub enum PokeError {
         /// Who could not be held.
         source: modload_threads::Error,
     },
+    /// Traps cannot be used, and nobody is to be held: [`TrapMask::Unheld`].
+    #[error("traps cannot be used, because {because}, and no thread may be held")]
+    Unheld {
+        /// Why traps cannot be used.
+        because: Because,
+    },
     /// A thread stands where it would go on within the new instruction.
     #[error("{why} at {at}: thread {tid}{} stands at {rip}, within it", named(.name))]
     Inside {
@@ -178,11 +189,31 @@ fn code(at: Addr, bytes: &[u8]) -> impl fmt::Display {
 /// [`PokeError`]; but for [`PokeError::Stuck`], every byte is as it was.
 pub fn poke(lock: &mut TextLock<'_>, edits: &EditSet, mask: TrapMask) -> Result<Poked, PokeError> {
     check(lock, edits)?;
-    match obstacle::find(edits, mask).map_err(PokeError::Look)? {
+    match obstacle(edits, mask)? {
         // If it cannot be asked, there may be others.
         None if is_alone().unwrap_or(false) => alone(lock, edits),
         None => by_traps(lock, edits),
+        Some(because) if mask == TrapMask::Unheld => Err(PokeError::Unheld { because }),
         Some(because) => rendezvous::write(lock, edits, because),
+    }
+}
+
+/// How long it is waited that nobody blocks SIGTRAP, where nobody is to be held: starting and ending a thread blocks all signals for a
+/// moment.
+const LIMIT: Duration = DEFAULT_LIMIT;
+/// How often it is looked whether anybody still does.
+const LOOK: Duration = Duration::from_micros(200);
+
+/// What stands in the way of traps for as long as that is waited for.
+fn obstacle(edits: &EditSet, mask: TrapMask) -> Result<Option<Because>, PokeError> {
+    let begun = Instant::now();
+    loop {
+        let found = obstacle::find(edits, mask).map_err(PokeError::Look)?;
+        let may_pass = matches!(found, Some(Because::Blocked { .. } | Because::Restless));
+        if mask != TrapMask::Unheld || !may_pass || begun.elapsed() >= LIMIT {
+            return Ok(found);
+        }
+        thread::sleep(LOOK);
     }
 }
 

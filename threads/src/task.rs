@@ -31,7 +31,9 @@ impl Tid {
         self.0
     }
 
-    pub(crate) fn new(number: i32) -> Tid {
+    /// The thread of this id, if there is one.
+    #[must_use]
+    pub fn new(number: i32) -> Tid {
         Tid(number)
     }
 }

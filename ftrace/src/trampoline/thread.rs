@@ -34,7 +34,7 @@ pub(crate) static RING: AtomicU64 = AtomicU64::new(1 << 20);
 /// Calls from within the tracing itself, in the whole process.
 pub(crate) static NESTED: AtomicU64 = AtomicU64::new(0);
 
-/// Calls on another stack than the thread's own, of threads that do not take part yet.
+/// Calls of threads that cannot take part: they are on another stack than their own, are ending, or there is no memory.
 pub(crate) static STRANGERS: AtomicU64 = AtomicU64::new(0);
 
 /// The code that asks [`ask`] and preserves what a function may need.
@@ -307,11 +307,15 @@ extern "C" fn ask(slot: u64) -> u64 {
         return PASS;
     }
     let current = CURRENT.load(Ordering::Acquire);
-    if current == OFF || local.session.get() == ENDING {
+    if current == OFF {
         return PASS;
     }
     if local.session.get() != current {
-        return attach(local, current).map_or(PASS, |()| RETRY);
+        let attached = if local.session.get() == ENDING { None } else { attach(local, current) };
+        if attached.is_none() {
+            STRANGERS.fetch_add(1, Ordering::Relaxed);
+        }
+        return attached.map_or(PASS, |()| RETRY);
     }
     // SAFETY: a thread that takes part has a state, which is its own.
     let Some(thread) = (unsafe { local.thread.get().as_ref() }) else { return PASS };
@@ -448,10 +452,7 @@ fn attach(local: &Local, session: u32) -> Option<()> {
 
 /// A state for this thread, without a ring.
 fn make(local: &Local) -> Option<NonNull<Thread>> {
-    let (stack, stack_len) = super::stack::own(wide(ptr::from_ref(local).addr())).or_else(|| {
-        STRANGERS.fetch_add(1, Ordering::Relaxed);
-        None
-    })?;
+    let (stack, stack_len) = super::stack::own(wide(ptr::from_ref(local).addr()))?;
     let places = size_of::<Thread>().next_multiple_of(align_of::<Place>());
     let pages = Pages::new(places + (DEPTH + 1) * size_of::<Place>()).ok()?;
     let thread: *mut Thread = pages.as_mut_ptr().cast();

@@ -116,6 +116,13 @@ static inline struct klp_state *klp_get_state(struct klp_patch *patch, unsigned 
 	return NULL;
 }
 
+/*
+ * A place where the calling thread can go over to what a patch brings, if none of the functions that change is on its stack: in hosts
+ * where threads go over at checkpoints alone, no other does. A load and a branch when no transition is under way, and the call.
+ * Says whether the thread is over, or need not be.
+ */
+bool klp_checkpoint(void);
+
 /* From a callback only: the newest state of this number of the patches that were there before the one in transition, or NULL. */
 struct klp_state *klp_get_prev_state(unsigned long id);
 

@@ -1,0 +1,80 @@
+//! The ranges of a transition, for threads that look at their own stacks, wherever they are: read without a lock.
+
+use std::ops::{ControlFlow, Range};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use modload_threads::frames::{Frame, walk_here};
+
+/// How many there are at most; of a transition of more, threads are looked at by others alone.
+pub(super) const MOST_SHOWN: usize = 4096;
+
+pub(super) struct Shown {
+    /// Odd while it is being written.
+    version: AtomicU32,
+    len: AtomicUsize,
+    ends: [[AtomicU64; 2]; MOST_SHOWN],
+}
+
+pub(super) static SHOWN: Shown = Shown {
+    version: AtomicU32::new(0),
+    len: AtomicUsize::new(0),
+    ends: [const { [const { AtomicU64::new(0) }; 2] }; MOST_SHOWN],
+};
+
+/// What a thread has seen of its own stack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Looked {
+    /// None of the ranges.
+    Clear,
+    /// One of them: where it goes on there.
+    Inside(u64),
+    /// It cannot be walked to its end.
+    Unwalked,
+    /// The ranges are changing, or there are too many.
+    Changing,
+}
+
+impl Shown {
+    /// Who writes has the table.
+    pub(super) fn show(&self, ranges: &[Range<u64>]) {
+        self.version.fetch_add(1, Ordering::AcqRel);
+        for (ends, range) in self.ends.iter().zip(ranges) {
+            ends[0].store(range.start, Ordering::Relaxed);
+            ends[1].store(range.end, Ordering::Relaxed);
+        }
+        self.len.store(ranges.len(), Ordering::Relaxed);
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    pub(super) fn clear(&self) {
+        self.show(&[]);
+    }
+
+    /// What of them is on this thread's stack, frames aside that are skipped.
+    pub(super) fn look(&self, mut skip: impl FnMut(&Frame) -> bool) -> Looked {
+        let version = self.version.load(Ordering::Acquire);
+        let Some(ranges) = self.ends.get(..self.len.load(Ordering::Relaxed)) else { return Looked::Changing };
+        if !version.is_multiple_of(2) || ranges.is_empty() {
+            return Looked::Changing;
+        }
+        let holds = |at: u64| {
+            let behind = ranges.partition_point(|[start, _]| start.load(Ordering::Relaxed) <= at);
+            behind.checked_sub(1).is_some_and(|last| at < ranges[last][1].load(Ordering::Relaxed))
+        };
+        let mut found = None;
+        let walked = walk_here(|frame| {
+            if !skip(frame) && (holds(frame.inside()) || frame.is_exact && holds(frame.pc)) {
+                found = Some(frame.pc);
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        });
+        let same = self.version.load(Ordering::Acquire) == version;
+        match (walked, found) {
+            _ if !same => Looked::Changing,
+            (Ok(_), None) => Looked::Clear,
+            (Ok(_), Some(pc)) => Looked::Inside(pc),
+            (Err(_), _) => Looked::Unwalked,
+        }
+    }
+}

@@ -1,0 +1,370 @@
+//! Threads go over at checkpoints alone: who has, who has not, and that nobody is sent a signal.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use modload::{Host, Module, PatchError, Target, Transition, Why};
+use modload_tests::Chance;
+
+use crate::other::{Other, mask, pending, witness};
+use crate::scene::{NEW, TARGET, built, call, func, patch};
+
+fn host() -> Arc<Host> {
+    Arc::new(Host::builder().process_symbols().transition(Transition::CheckpointsOnly).build().unwrap())
+}
+
+/// Comes to checkpoints until no patch is in transition.
+fn settled(host: &Host) {
+    let begun = Instant::now();
+    while host.patches().unwrap().iter().any(|patch| patch.transition.is_some()) {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:#?}", host.patches());
+        host.checkpoint();
+        thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Why so many threads are not over, by their names, once they are so many: the thread that looks after transitions needs a moment
+/// until it is known to be none of them.
+fn left(host: &Host, count: usize) -> Vec<(String, String)> {
+    let patches = host.patches().unwrap();
+    let begun = Instant::now();
+    loop {
+        let threads = host.blocking(&patches.last().unwrap().name).unwrap();
+        let mut threads: Vec<_> = threads.into_iter().map(|thread| (thread.name, thread.why)).collect();
+        if threads.len() == count {
+            threads.sort();
+            return threads;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(5), "{count}: {threads:?}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+pub(crate) fn no_signal() {
+    let host = host();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let witness = witness();
+    let sent = || witness.does(|| i32::try_from(pending().len()).unwrap());
+    let one = || patch("target", vec![func("one", &new, "new_one")]);
+    for round in 0..20 {
+        host.enable_patch("first", one(), Some(&new)).unwrap();
+        assert_eq!((call(&target, "one", 1), witness.calls(&target, "one")), (2, 2), "round {round}");
+        assert!(host.checkpoint());
+        assert_eq!((call(&target, "one", 1), witness.calls(&target, "one")), (102, 2));
+        left(&host, 1);
+        host.reverse_patch("first").unwrap();
+        host.reverse_patch("first").unwrap();
+        assert!(host.checkpoint() && witness.comes_to_a_checkpoint(&host));
+        settled(&host);
+        assert_eq!((call(&target, "one", 1), witness.calls(&target, "one")), (102, 102));
+        host.disable_patch("first").unwrap();
+        assert!(witness.comes_to_a_checkpoint(&host));
+        assert_eq!((call(&target, "one", 1), witness.calls(&target, "one")), (102, 2));
+        settled(&host);
+        assert_eq!((call(&target, "one", 1), witness.calls(&target, "one")), (2, 2));
+        host.enable_patch("forced", one(), None).unwrap();
+        host.force_patch("forced").unwrap();
+        assert_eq!(witness.calls(&target, "one"), 102);
+        host.disable_patch("forced").unwrap();
+        host.force_patch("forced").unwrap();
+        assert_eq!(witness.calls(&target, "one"), 2);
+    }
+    assert_eq!(sent(), 0, "no signal was sent");
+    assert_eq!(modload_threads::signal(), None, "none was even chosen");
+    // And this is what it would look like.
+    let others = Host::builder().process_symbols().build().unwrap();
+    let target = others.load(&built("target", TARGET)).unwrap();
+    let refused = others.enable_patch("second", patch("target", vec![func("one", &target, "two")]), None).unwrap_err();
+    assert!(matches!(refused, PatchError::Trace(_) | PatchError::Threads(_)), "{refused:?}");
+    assert_eq!(sent(), 1, "the witness was sent a signal, and is one");
+    witness.ends();
+}
+
+pub(crate) fn stays() {
+    let host = host();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let (stays, ends) = (Other::new(), Other::new());
+    host.enable_patch("first", patch("target", vec![func("one", &new, "new_one")]), None).unwrap();
+    assert!(left(&host, 3).iter().all(|(_, why)| why == "has not come to a checkpoint"));
+    let status = host.patches().unwrap().remove(0);
+    assert_eq!(status.how, Transition::CheckpointsOnly);
+    let (to, blocked) = status.transition.unwrap();
+    assert!(to == Target::Patched && blocked.iter().all(|blocked| blocked.why == Why::NoCheckpoint), "{blocked:?}");
+    assert!(host.checkpoint());
+    // Calls alone, be there ever so many, bring nobody over.
+    let module = target.clone();
+    assert_eq!(stays.does(move || (0..100_000).map(|_| call(&module, "one", 1)).max().unwrap()), 2);
+    assert_eq!(call(&target, "one", 1), 102);
+    // Who is born is over, and a thread that comes to no checkpoint is not waited for when it has ended.
+    let born = Other::new();
+    assert_eq!(born.calls(&target, "one"), 102);
+    ends.ends();
+    assert_eq!(left(&host, 1), [("other".to_owned(), "has not come to a checkpoint".to_owned())]);
+    let thread = host.blocking("first").unwrap().remove(0);
+    assert!(
+        thread.backtrace.frames().is_empty() && thread.inside.is_none() && thread.state == "sleeping",
+        "{thread:?}"
+    );
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(stays.calls(&target, "one"), 2, "time alone does not, either");
+    stays.ends();
+    settled(&host);
+    assert_eq!((call(&target, "both", 1), born.calls(&target, "one")), (102_003, 102));
+    born.ends();
+    // Who waits for a patch to be gone comes to checkpoints.
+    assert!(host.disable_patches(Duration::from_secs(20)).unwrap().is_empty());
+    assert_eq!(call(&target, "one", 1), 2);
+}
+
+pub(crate) fn within() {
+    const WITHIN: &str = "
+    _Bool klp_checkpoint(void);
+    __attribute__((noinline)) int within(int a) { __asm__ volatile(\"\"); return a + klp_checkpoint() * 10; }
+    int new_within(int a) { return a + 100; }
+    int outside(int a) { return klp_checkpoint() ? a : -1; }
+    ";
+    let host = host();
+    let module = host.load(&built("module", WITHIN)).unwrap();
+    assert_eq!(call(&module, "within", 1), 11, "nothing is under way");
+    let other = Other::new();
+    host.enable_patch("first", patch("module", vec![func("within", &module, "new_within")]), None).unwrap();
+    assert_eq!(other.calls(&module, "within"), 1, "it is in the function that changes");
+    let (_, why) = left(&host, 2).into_iter().find(|(name, _)| name == "other").unwrap();
+    assert!(why.starts_with("was in within+0x") && why.ends_with(" [module] at its last checkpoint"), "{why}");
+    assert_eq!((other.calls(&module, "outside"), other.calls(&module, "within")), (1, 101));
+    settled(&host);
+    other.ends();
+}
+
+pub(crate) fn reversed() {
+    let host = host();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let (other, idle) = (Other::new(), Other::new());
+    let both = || patch("target", vec![func("one", &new, "new_one"), func("two", &new, "new_two")]);
+    host.enable_patch("first", both(), None).unwrap();
+    assert!(other.comes_to_a_checkpoint(&host));
+    let born = Other::new();
+    assert_eq!(
+        (other.calls(&target, "both"), born.calls(&target, "both"), idle.calls(&target, "both")),
+        (102_103, 102_103, 2003)
+    );
+    // Turned round: who had not gone over is over, and the others stay where they are until they come to a checkpoint.
+    host.disable_patch("first").unwrap();
+    left(&host, 2);
+    assert_eq!(
+        (other.calls(&target, "both"), born.calls(&target, "both"), call(&target, "both", 1)),
+        (102_103, 102_103, 2003)
+    );
+    assert!(born.comes_to_a_checkpoint(&host));
+    assert_eq!((other.calls(&target, "both"), born.calls(&target, "both")), (102_103, 2003));
+    // And once more: those who have gone back have to come again.
+    host.reverse_patch("first").unwrap();
+    assert_eq!(
+        (other.calls(&target, "both"), born.calls(&target, "both"), idle.calls(&target, "both")),
+        (102_103, 2003, 2003)
+    );
+    assert!(host.checkpoint() && idle.comes_to_a_checkpoint(&host));
+    assert_eq!(
+        (call(&target, "both", 1), idle.calls(&target, "both"), born.calls(&target, "both")),
+        (102_103, 102_103, 2003)
+    );
+    assert!(born.comes_to_a_checkpoint(&host));
+    settled(&host);
+    // Turned round at last, with somebody who never comes.
+    host.disable_patch("first").unwrap();
+    host.disable_patch("first").unwrap_err();
+    assert!(born.comes_to_a_checkpoint(&host));
+    assert_eq!((born.calls(&target, "both"), idle.calls(&target, "both")), (2003, 102_103));
+    host.reverse_patch("first").unwrap();
+    assert!(born.comes_to_a_checkpoint(&host));
+    settled(&host);
+    assert_eq!((born.calls(&target, "both"), idle.calls(&target, "both")), (102_103, 102_103));
+    assert!(host.patches().unwrap()[0].enabled);
+    [other, idle, born].into_iter().for_each(Other::ends);
+}
+
+pub(crate) fn forced() {
+    let host = host();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let idle = Other::new();
+    host.enable_patch("first", patch("target", vec![func("one", &new, "new_one")]), None).unwrap();
+    assert_eq!(idle.calls(&target, "one"), 2);
+    host.force_patch("first").unwrap();
+    let status = host.patches().unwrap();
+    assert!(status[0].forced && status[0].transition.is_none());
+    assert_eq!((idle.calls(&target, "one"), call(&target, "one", 1)), (102, 102));
+    // What was forced can be followed by what is not.
+    host.enable_patch("second", patch("target", vec![func("one", &new, "newer_one")]), None).unwrap();
+    assert_eq!((idle.calls(&target, "one"), call(&target, "one", 1)), (102, 102));
+    assert!(idle.comes_to_a_checkpoint(&host));
+    assert_eq!((idle.calls(&target, "one"), call(&target, "one", 1)), (202, 102));
+    settled(&host);
+    assert_eq!(call(&target, "one", 1), 202);
+    idle.ends();
+}
+
+pub(crate) fn forked() {
+    let host = host();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let idle = Other::new();
+    host.enable_patch("first", patch("target", vec![func("one", &new, "new_one")]), None).unwrap();
+    // SAFETY: the child calls what is there, and ends.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // It is the only one there, and not over under its new id, either; not even `idle` is in its way.
+        let before = call(&target, "one", 1);
+        settled(&host);
+        let after = call(&target, "one", 1);
+        // SAFETY: ends the process at once.
+        unsafe { libc::_exit(if (before, after) == (2, 102) { 42 } else { 1 }) }
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child; the status is ours.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 42, "{status:#x}");
+    assert!(host.checkpoint());
+    assert_eq!((call(&target, "one", 1), idle.calls(&target, "one")), (102, 2));
+    idle.ends();
+    settled(&host);
+}
+
+/// Two functions that change together, and one that calls both.
+const PAIR: &str = "
+__attribute__((noinline)) int first(void) { __asm__ volatile(\"\"); return 0; }
+__attribute__((noinline)) int second(void) { __asm__ volatile(\"\"); return 0; }
+int new_first(void) { return 1; }
+int new_second(void) { return 1; }
+__attribute__((noinline)) int look(int unused) { int a = first(), b = second(); return a * 2 + b; }
+";
+
+pub(crate) fn requests() {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    static OLD: AtomicUsize = AtomicUsize::new(0);
+    static ALL: AtomicUsize = AtomicUsize::new(0);
+    let host = host();
+    let pair = host.load(&built("pair", PAIR)).unwrap();
+    // A request sees the same from its beginning to its end, and old or new of both.
+    fn request(pair: &Module, chance: &mut Chance) {
+        let seen = call(pair, "look", 0);
+        assert!(seen == 0 || seen == 3, "{seen}");
+        for _ in 0..chance.below(200) {
+            assert_eq!(call(pair, "look", 0), seen);
+        }
+        ALL.fetch_add(1, Ordering::Relaxed);
+        OLD.fetch_add(usize::from(seen == 0), Ordering::Relaxed);
+    }
+    let serve = |seed: u64| {
+        let (host, pair) = (host.clone(), pair.clone());
+        move || {
+            let mut chance = Chance::new(seed);
+            while !STOP.load(Ordering::Relaxed) {
+                request(&pair, &mut chance);
+                host.checkpoint();
+            }
+        }
+    };
+    let mut threads: Vec<_> = (1..4).map(|seed| thread::spawn(serve(seed))).collect();
+    // And one whose threads are born and end all the time.
+    let (host_of_born, pair_of_born) = (host.clone(), pair.clone());
+    threads.push(thread::spawn(move || {
+        for seed in 10.. {
+            if STOP.load(Ordering::Relaxed) {
+                return;
+            }
+            let pair = pair_of_born.clone();
+            thread::spawn(move || request(&pair, &mut Chance::new(seed))).join().unwrap();
+            host_of_born.checkpoint();
+        }
+    }));
+    let mut chance = Chance::new(7);
+    let (mut done, mut turned) = (0, 0);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(10) {
+        let funcs = vec![func("first", &pair, "new_first"), func("second", &pair, "new_second")];
+        host.enable_patch("first", patch("pair", funcs), None).unwrap();
+        while chance.below(3) == 0 && host.reverse_patch("first").is_ok() {
+            turned += 1;
+        }
+        settled(&host);
+        if host.patches().unwrap().is_empty() {
+            continue;
+        }
+        assert_eq!(call(&pair, "look", 0), 3);
+        host.disable_patch("first").unwrap();
+        while chance.below(3) == 0 && host.reverse_patch("first").is_ok() {
+            turned += 1;
+        }
+        settled(&host);
+        if !host.patches().unwrap().is_empty() {
+            host.disable_patch("first").unwrap();
+            settled(&host);
+        }
+        assert_eq!(call(&pair, "look", 0), 0);
+        done += 1;
+    }
+    STOP.store(true, Ordering::Relaxed);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    println!("{done} times there and back, {turned} turns, {ALL:?} requests, {OLD:?} of them by the old functions");
+    let (all, old) = (ALL.load(Ordering::Relaxed), OLD.load(Ordering::Relaxed));
+    assert!(done > 50 && turned > 20 && old > 0 && old < all, "{done} {turned} {old} {all}");
+}
+
+pub(crate) fn cycles() {
+    let host = host();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let other = Other::new();
+    let both = || vec![func("one", &new, "new_one"), func("two", &new, "new_two")];
+    let cycle = |count: usize| {
+        for _ in 0..count {
+            host.enable_patch("first", patch("target", both()), Some(&new)).unwrap();
+            assert!(other.comes_to_a_checkpoint(&host));
+            settled(&host);
+            host.disable_patch("first").unwrap();
+            assert!(other.comes_to_a_checkpoint(&host));
+            settled(&host);
+        }
+        let used = modload::Arena::get().unwrap().usage().map(|stripe| stripe.used);
+        (used, modload_tests::mappings().len(), modload_tests::descriptors())
+    };
+    let before = cycle(100);
+    let begun = Instant::now();
+    let after = cycle(2000);
+    println!("{:?} for 2,000 cycles; {} mappings before, {} after", begun.elapsed(), before.1, after.1);
+    assert_eq!((after.0, after.2), (before.0, before.2));
+    // The thread that looks after transitions comes and goes, with a stack and an arena of the C library's, two mappings each.
+    assert!(after.1 <= before.1 + 4);
+    assert_eq!((call(&target, "both", 1), other.calls(&target, "both")), (2003, 2003));
+    other.ends();
+}
+
+pub(crate) fn refused() {
+    let host = host();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let other = Other::new();
+    other.does(|| {
+        mask(libc::SIG_BLOCK, &[libc::SIGTRAP]);
+        0
+    });
+    let one = || patch("target", vec![func("one", &new, "new_one")]);
+    let refused = host.enable_patch("first", one(), None).unwrap_err().to_string();
+    assert!(refused.contains("\"other\" blocks SIGTRAP, and no thread may be held"), "{refused}");
+    assert!(host.patches().unwrap().is_empty() && host.checkpoint());
+    assert_eq!((call(&target, "one", 1), other.calls(&target, "one")), (2, 2));
+    other.does(|| {
+        mask(libc::SIG_UNBLOCK, &[libc::SIGTRAP]);
+        0
+    });
+    host.enable_patch("first", one(), None).unwrap();
+    other.ends();
+    settled(&host);
+    assert_eq!(call(&target, "one", 1), 102);
+}

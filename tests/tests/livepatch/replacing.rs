@@ -1,0 +1,145 @@
+//! Functions are replaced, of modules and of the host's own, and put back.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use modload::{Call, Host, HostFunction, Image, ObjectSpec, PatchSpec};
+use modload_fixtures::{Compiler, Language, object_from_text};
+
+use crate::scene::{NEW, TARGET, built, call, func, host, patch, settled};
+
+pub(crate) fn replaced() {
+    let host = host();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    assert_eq!(call(&target, "one", 1), 2);
+    host.enable_patch("first", patch("target", vec![func("one", &new, "new_one")]), Some(&new)).unwrap();
+    settled(&host);
+    assert_eq!((call(&target, "one", 1), call(&target, "both", 1)), (102, 102_003));
+    assert!(new.unload().is_err(), "a patch keeps its module");
+    host.disable_patch("first").unwrap();
+    settled(&host);
+    assert_eq!((call(&target, "one", 1), call(&target, "both", 1)), (2, 2003));
+    host.unload("new").unwrap();
+    target.unload().unwrap();
+    assert!(matches!(host.disable_patch("first"), Err(modload::PatchError::Unknown(_))));
+}
+
+pub(crate) fn waits() {
+    let host = host();
+    let new = host.load(&built("new", NEW)).unwrap();
+    host.enable_patch("first", patch("target", vec![func("one", &new, "new_one")]), Some(&new)).unwrap();
+    for _ in 0..3 {
+        let target = host.load(&built("target", TARGET)).unwrap();
+        assert_eq!(call(&target, "both", 1), 102_003);
+        target.unload().unwrap();
+    }
+    host.disable_patch("first").unwrap();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    assert_eq!(call(&target, "both", 1), 2003);
+}
+
+pub(crate) fn stacked() {
+    let host = host();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    host.enable_patch("first", patch("target", vec![func("one", &new, "new_one"), func("two", &new, "new_two")]), None)
+        .unwrap();
+    settled(&host);
+    assert_eq!(call(&target, "both", 1), 102_103);
+    host.enable_patch("second", patch("target", vec![func("one", &new, "newer_one")]), None).unwrap();
+    settled(&host);
+    assert_eq!(call(&target, "both", 1), 202_103);
+    let third = PatchSpec { replace: true, ..patch("target", vec![func("two", &new, "new_two")]) };
+    host.enable_patch("third", third, None).unwrap();
+    settled(&host);
+    assert_eq!(call(&target, "both", 1), 2103);
+    let names: Vec<_> = host.patches().unwrap().into_iter().map(|patch| patch.name).collect();
+    assert_eq!(names, ["third"]);
+    host.disable_patch("third").unwrap();
+    settled(&host);
+    assert_eq!(call(&target, "both", 1), 2003);
+}
+
+#[link(name = "entries", kind = "static")]
+unsafe extern "C" {
+    static patchable_functions: [extern "C" fn(i32) -> i32; 8];
+}
+
+pub(crate) fn hosts_own() {
+    let host = host();
+    // SAFETY: written once, when the program is linked.
+    let functions = unsafe { patchable_functions };
+    #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
+    let registered = (1..).zip(functions).map(|(number, function)| {
+        // SAFETY: compiled with five NOPs at its entry, and there for as long as the process.
+        unsafe { HostFunction::new(format!("add_{number}"), function as *const ()) }
+    });
+    host.register_host_functions(registered.collect()).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    assert_eq!(functions.map(|function| function(10)), [11, 12, 13, 14, 15, 16, 17, 18]);
+    let object = ObjectSpec { funcs: vec![func("add_3", &new, "new_one")], ..ObjectSpec::default() };
+    host.enable_patch("first", PatchSpec { objects: vec![object], ..PatchSpec::default() }, Some(&new)).unwrap();
+    settled(&host);
+    assert_eq!(functions.map(|function| function(10)), [11, 12, 111, 14, 15, 16, 17, 18]);
+    assert_eq!(host.patches().unwrap()[0].objects[0].name, "vmlinux");
+    // By way of its tracer.
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    let tracing = host.trace("vmlinux:add_*".parse().unwrap(), |_: &Call<'_>| {
+        CALLS.fetch_add(1, Ordering::Relaxed);
+    });
+    assert_eq!(functions.map(|function| function(10)), [11, 12, 111, 14, 15, 16, 17, 18]);
+    assert_eq!(CALLS.load(Ordering::Relaxed), 8);
+    drop(tracing);
+    host.disable_patch("first").unwrap();
+    settled(&host);
+    assert_eq!(functions.map(|function| function(10)), [11, 12, 13, 14, 15, 16, 17, 18]);
+}
+
+pub(crate) fn thrown() {
+    const THROWING: &str = "
+    extern \"C\" {
+    __attribute__((noinline)) int throws(int a) { if (a == 1) throw 1; return a; }
+    int throws_more(int a) { if (a <= 2) throw 2; return a + 100; }
+    int catches(int a) { try { return throws(a); } catch (int thrown) { return -thrown; } }
+    }
+    ";
+    // SAFETY: the C++ runtime, whose initialisers ask for nothing.
+    let runtime = unsafe { libc::dlopen(c"libstdc++.so.6".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    assert!(!runtime.is_null());
+    let flags = ["-O2", "-fPIC", "-fpatchable-function-entry=5"];
+    let object = object_from_text("throwing", Language::Cxx, THROWING, Compiler::Cc, &flags).unwrap();
+    let host = host();
+    // SAFETY: the text is ours.
+    let throwing = host.load(&unsafe { Image::trusted(std::fs::read(object).unwrap()) }.named("throwing")).unwrap();
+    let results = || [1, 2, 3].map(|a| call(&throwing, "catches", a));
+    assert_eq!(results(), [-1, 2, 3]);
+    host.enable_patch("first", patch("throwing", vec![func("throws", &throwing, "throws_more")]), None).unwrap();
+    settled(&host);
+    assert_eq!(results(), [-2, -2, 103]);
+    host.disable_patch("first").unwrap();
+    settled(&host);
+    assert_eq!(results(), [-1, 2, 3]);
+}
+
+pub(crate) fn dropped() {
+    let host = host();
+    let used = || modload::Arena::get().unwrap().usage().map(|stripe| stripe.used);
+    let before = used();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let other = built("target", TARGET);
+    host.enable_patch("first", patch("target", vec![func("one", &new, "new_one")]), Some(&new)).unwrap();
+    // Another host has a module of that name, and nothing to do with it.
+    let second = Host::builder().process_symbols().build().unwrap();
+    let same = second.load(&other).unwrap();
+    assert_eq!((call(&target, "one", 1), call(&same, "one", 1)), (102, 2));
+    assert!(second.patches().unwrap().is_empty());
+    drop((target, new));
+    drop(host);
+    assert_eq!(call(&same, "one", 1), 2);
+    drop(same);
+    drop(second);
+    // Stubs stay; of modules nothing does.
+    assert!(used()[0] - before[0] <= 64 * 64, "{:?} {:?}", before, used());
+    assert_eq!(used()[1..], before[1..]);
+}

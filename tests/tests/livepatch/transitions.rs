@@ -1,0 +1,103 @@
+//! A thread is in the way: others go over, it does not, and the transition is turned round, forced, or waits.
+
+use std::thread;
+use std::time::Duration;
+
+use crate::scene::{NEW, TARGET, built, call, func, host, patch, settled, waiting};
+
+pub(crate) fn blocked() {
+    let host = host();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let thread = waiting(&target);
+    let funcs = vec![func("one", &new, "new_one"), func("waits", &new, "new_waits")];
+    host.enable_patch("first", patch("target", funcs), None).unwrap();
+    let status = host.patches().unwrap();
+    let (_, blocked) = status[0].transition.clone().expect("a thread is in the way");
+    assert_eq!(blocked.len(), 1);
+    // Others are over, and new threads begin there.
+    assert_eq!((call(&target, "one", 1), call(&target, "waits", 1)), (102, 501));
+    let other = target.clone();
+    assert_eq!(thread::spawn(move || call(&other, "one", 1)).join().unwrap(), 102);
+    call(&target, "release", 0);
+    assert_eq!(thread.join().unwrap(), 2, "it calls the old one from the old one");
+    settled(&host);
+    assert_eq!(call(&target, "waits", 1), 501);
+}
+
+pub(crate) fn reversed() {
+    let host = host();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let thread = waiting(&target);
+    let funcs = vec![func("one", &new, "new_one"), func("waits", &new, "new_waits")];
+    host.enable_patch("first", patch("target", funcs), None).unwrap();
+    assert_eq!(call(&target, "one", 1), 102);
+    host.disable_patch("first").unwrap();
+    settled(&host);
+    assert_eq!(call(&target, "one", 1), 2);
+    call(&target, "release", 0);
+    assert_eq!(thread.join().unwrap(), 2);
+    assert!(host.patches().unwrap().is_empty());
+}
+
+pub(crate) fn forced() {
+    let host = host();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let thread = waiting(&target);
+    let funcs = vec![func("one", &new, "new_one"), func("waits", &new, "new_waits")];
+    host.enable_patch("first", patch("target", funcs), None).unwrap();
+    host.force_patch("first").unwrap();
+    let status = host.patches().unwrap();
+    assert!(status[0].forced && status[0].transition.is_none());
+    call(&target, "release", 0);
+    assert_eq!(thread.join().unwrap(), 102, "forced, it calls the new one from the old one");
+}
+
+pub(crate) fn born() {
+    let host = host();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let funcs = || vec![func("one", &new, "new_one"), func("waits", &new, "new_waits")];
+    for round in 0..20 {
+        call(&target, "again", 0);
+        let threads: Vec<_> = (0..4).map(|_| waiting(&target)).collect();
+        host.enable_patch("first", patch("target", funcs()), None).unwrap();
+        assert!(host.patches().unwrap()[0].transition.is_some());
+        for _ in 0..50 {
+            let target = target.clone();
+            assert_eq!(thread::spawn(move || call(&target, "one", 1)).join().unwrap(), 102);
+        }
+        call(&target, "release", 0);
+        for thread in threads {
+            assert_eq!(thread.join().unwrap(), 2, "round {round}");
+        }
+        // Nobody who was in the way is there any more.
+        settled(&host);
+        host.disable_patch("first").unwrap();
+        settled(&host);
+        assert_eq!(call(&target, "one", 1), 2);
+    }
+}
+
+pub(crate) fn tail_call() {
+    const TAILS: &str = "
+    static volatile int go;
+    void release(void) { go = 1; }
+    __attribute__((noinline)) int end(int a) { while (!go) __builtin_ia32_pause(); __asm__ volatile(\"\"); return a; }
+    __attribute__((noinline)) int tail(int a) { __asm__ volatile(\"\"); return end(a + 1); }
+    int new_tail(int a) { return a + 100; }
+    ";
+    let host = host();
+    let tails = host.load(&built("tails", TAILS)).unwrap();
+    let there = tails.clone();
+    let thread = thread::spawn(move || call(&there, "tail", 1));
+    thread::sleep(Duration::from_millis(50));
+    // It is in `end` by a jump from `tail`: that is on no stack.
+    host.enable_patch("first", patch("tails", vec![func("tail", &tails, "new_tail")]), None).unwrap();
+    assert!(host.patches().unwrap()[0].transition.is_none());
+    assert_eq!(call(&tails, "tail", 1), 101);
+    call(&tails, "release", 0);
+    assert_eq!(thread.join().unwrap(), 2);
+}
