@@ -75,7 +75,7 @@ impl Table {
         let Some(slices) = module.slices() else { return Ok(()) };
         let Some(slice) = slices.of_object(target.name()) else { return Ok(()) };
         // What could not be taken back when the object went.
-        self.take_back(patch, module, target.name(), Proof::Needed);
+        self.take_slice_back(patch, module, target.name(), Proof::Needed);
         if self.written.iter().any(|written| written.is(patch, target.name())) {
             return Err(PatchError::Stale { patch: module.name().to_owned(), object: target.name().to_owned() });
         }
@@ -101,7 +101,7 @@ impl Table {
     }
 
     /// Takes back what was written for an object. If somebody is in it, it stays, and keys do not change it any more.
-    fn take_back(&mut self, patch: PatchId, module: &Module, object: &str, proof: Proof) {
+    fn take_slice_back(&mut self, patch: PatchId, module: &Module, object: &str, proof: Proof) {
         let Some(at) = self.written.iter().position(|written| written.is(patch, object)) else { return };
         let written = &mut self.written[at];
         // Of what could not be taken back once, nothing is known.
@@ -128,12 +128,12 @@ impl Table {
     pub(crate) fn object_goes(&mut self, patch: PatchId, object: &str, proof: Proof) {
         let keep = self.patch(patch).and_then(|patch| patch.keep.clone());
         if let Some(module) = keep {
-            self.take_back(patch, &module, object, proof);
+            self.take_slice_back(patch, &module, object, proof);
         }
     }
 
     /// A patch goes: nothing of its module is written for others any more.
-    pub(crate) fn take_all_back(&mut self, patch: &Patch, proof: Proof) {
+    pub(crate) fn take_slices_back(&mut self, patch: &Patch, proof: Proof) {
         let Some(module) = patch.keep.as_deref() else { return };
         let objects: Vec<_> = self
             .written
@@ -141,7 +141,7 @@ impl Table {
             .filter(|written| written.patch == patch.id)
             .map(|written| written.object.clone())
             .collect();
-        objects.iter().for_each(|object| self.take_back(patch.id, module, object, proof));
+        objects.iter().for_each(|object| self.take_slice_back(patch.id, module, object, proof));
         self.written.retain(|written| written.patch != patch.id);
     }
 

@@ -64,7 +64,7 @@ impl Table {
         }
         for patch in &replaced {
             // Who was forced over may be anywhere.
-            self.take_all_back(patch, if patch.forced { Proof::Needed } else { Proof::Had });
+            self.take_slices_back(patch, if patch.forced { Proof::Needed } else { Proof::Had });
         }
         // Their modules may go now.
         drop(replaced);

@@ -68,7 +68,7 @@ impl Table {
             Ok(found) => found,
             Err(error) => {
                 error.note(&patch.log);
-                self.take_all_back(&patch, Proof::Had);
+                self.take_slices_back(&patch, Proof::Had);
                 return Err(error);
             }
         };

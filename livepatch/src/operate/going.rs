@@ -102,6 +102,6 @@ impl Table {
         }
         self.forget(&entries);
         let gone: Vec<_> = self.patches.extract_if(.., |patch| which(patch)).collect();
-        gone.iter().for_each(|patch| self.take_all_back(patch, Proof::Needed));
+        gone.iter().for_each(|patch| self.take_slices_back(patch, Proof::Needed));
     }
 }
