@@ -160,12 +160,14 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
 /// Refuses live patching's symbols in what is no live patch, and in relocations that do not wait.
 pub(crate) fn check_symbols(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), Error> {
     let refused = |name: &[u8], why| Err(Error::Unsupported { what: "symbol", name: escaped(name), why });
-    let mut symbols = file.symbols().filter(|(_, symbol)| symbol.place == Place::Livepatch).peekable();
-    let Some((_, first)) = symbols.peek() else { return Ok(()) };
-    if !info.is_live_patch() {
+    if !file.has_klp_symbols {
+        return Ok(());
+    }
+    let symbols = || file.symbols().filter(|(_, symbol)| symbol.place == Place::Livepatch);
+    if let Some((_, first)) = symbols().next().filter(|_| !info.is_live_patch()) {
         return refused(first.name(), "only a module whose .modinfo says livepatch=Y has symbols of live patching");
     }
-    let klp: Vec<u32> = symbols.map(|(at, _)| at).collect();
+    let klp: Vec<u32> = symbols().map(|(at, _)| at).collect();
     let early =
         file.relas.iter().flat_map(|relas| relas.records.iter()).find(|rela| klp.binary_search(&rela.symbol).is_ok());
     match early.and_then(|rela| file.symbol(rela.symbol)) {

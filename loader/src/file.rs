@@ -24,6 +24,8 @@ pub struct File<'a> {
     pub(crate) strings: &'a [u8],
     /// Section indices of symbols that do not fit `st_shndx`, by symbol; empty if there are none.
     pub(crate) extended: &'a [U32<LE>],
+    /// Whether any symbol is a live patch's.
+    pub(crate) has_klp_symbols: bool,
     pub(crate) groups: Vec<Group<'a>>,
     /// The relocation sections whose target is kept.
     pub(crate) relas: Vec<Relas<'a>>,

@@ -73,6 +73,7 @@ impl<'a> File<'a> {
             symbols: &[],
             strings: &[],
             extended: &[],
+            has_klp_symbols: false,
             groups: Vec::new(),
             relas: Vec::new(),
             klp_relas: Vec::new(),
@@ -111,8 +112,9 @@ impl<'a> File<'a> {
         Ok(())
     }
 
-    fn check_symbols(&self) -> Result<(), Error> {
+    fn check_symbols(&mut self) -> Result<(), Error> {
         let sections = self.sections.len();
+        let mut is_klp = false;
         for (at, symbol) in self.symbols.iter().enumerate() {
             let name = symbol.st_name.get(LE);
             if index(name.into()) >= self.strings.len() && name != 0 {
@@ -128,11 +130,13 @@ impl<'a> File<'a> {
             if !known {
                 return Err(malformed("symbol", at, "st_shndx", place.0.into(), "there is no such section"));
             }
+            is_klp |= place.0 == SHN_LIVEPATCH;
             let align = symbol.st_value.get(LE);
             if place == elf::SHN_COMMON && (!align.is_power_of_two() || align > MAX_ALIGN) {
                 return Err(malformed("symbol", at, "st_value", align, "no alignment: no power of two up to 2 MiB"));
             }
         }
+        self.has_klp_symbols = is_klp;
         Ok(())
     }
 
