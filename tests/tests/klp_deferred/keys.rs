@@ -33,7 +33,7 @@ __attribute__((visibility("default"))) int switch_op(int two)
 MODULE_LICENSE("GPL");
 "#;
 
-const PATCH: &str = r#"
+pub(crate) const PATCH: &str = r#"
 DECLARE_STATIC_KEY_FALSE(feature) KLP_SYMBOL(target, feature, 0);
 DECLARE_STATIC_KEY_TRUE(usual) KLP_SYMBOL(target, usual, 0);
 int plus_one(int n);

@@ -3,6 +3,7 @@
 
 mod keys;
 mod leaving;
+mod mutants;
 mod named;
 mod refusals;
 mod scene;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         Case::new("kpatch_699_the_targets_init_fails", named::kpatch_699),
         Case::new("who_is_in_a_replacement_keeps_its_target", leaving::inside),
         Case::new("what_could_not_be_taken_back_is_waited_for", leaving::stale),
+        Case::new("mutants_of_a_patch_never_do_more_than_fail", mutants::never_do_more_than_fail).within_seconds(120),
         Case::new("a_target_that_a_patch_does_not_fit_is_refused", refusals::targets),
         Case::new("files_that_ask_for_what_cannot_wait_are_refused", refusals::files),
         Case::new("patches_that_wait_in_the_wrong_place_are_refused", refusals::patches),

@@ -9,7 +9,7 @@ use crate::target::TARGET;
 const WAY: usize = 2;
 
 /// An alternative whose replacement, or whose site, calls a function of the target.
-const ALTERNATIVE: &str = r#"
+pub(crate) const ALTERNATIVE: &str = r#"
 #define CALLED(site, feature, replacement) ({ int result;                                                    \
 	__asm__ volatile("1: " site "\n2:\n"                                                                   \
 		".pushsection .altinstr_replacement, \"ax\"\n3: " replacement "\n4:\n.popsection\n"             \
