@@ -54,6 +54,10 @@ fn show(inspection: &Inspection, output: &mut Output) -> io::Result<()> {
     section(output, "needs", &inspection.needs, |need| {
         format!("{}{}", need.name, if need.weak { " (weak)" } else { "" })
     })?;
+    section(output, "waits for", &inspection.waits, |wait| {
+        let position = if wait.position == 0 { String::new() } else { format!(",{}", wait.position) };
+        format!("{}: {}{position}", wait.object, wait.name)
+    })?;
     section(output, "memory", &inspection.parts, |(part, size)| format!("{size:>8} bytes of {part}"))?;
     section(output, "sections", &inspection.sections, |section| {
         let place = section.place.map_or_else(|| "-".into(), |(part, offset)| format!("{part}+{offset:#x}"));

@@ -80,10 +80,10 @@ pub use modload_livepatch::{
 };
 pub use modload_loader::{
     BUILTIN, Change, Check, Coming, Error, Event, EventKind, Explanation, FunctionBytes, FunctionSymbol, Image,
-    ImageSection, Input, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable, Inspection,
-    Kallsyms, Listening, LoadError, MachineError, Membership, MemoryImage, Module as ModuleInfo, Occupant, Occupies,
-    Order, Outcome, ParamError, ParamInfo, ParamType, Recording, Refusal, Rule, SectionInfo, SetParamError, Stage,
-    State, Subscriber, SymbolKind, Timeline, UnloadError, Unresolved, Verdict,
+    ImageSection, Input, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable,
+    InspectedWait, Inspection, Kallsyms, Listening, LoadError, MachineError, Membership, MemoryImage,
+    Module as ModuleInfo, Occupant, Occupies, Order, Outcome, ParamError, ParamInfo, ParamType, Recording, Refusal,
+    Rule, SectionInfo, SetParamError, Stage, State, Subscriber, SymbolKind, Timeline, UnloadError, Unresolved, Verdict,
 };
 pub use modload_static_keys::{KeyError, StaticCall, StaticKey};
 pub use modload_text::{Arena, ArenaError, Class, PokeError, StripeUsage, TrapMask};

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use modload_abi::livepatch::KlpSymbol;
 use modload_abi::{Rela, modinfo, section};
 use modload_edit::{index, wide};
 use object::elf;
@@ -30,6 +31,8 @@ pub struct Inspection {
     pub exports: Vec<InspectedExport>,
     /// What it needs from others.
     pub needs: Vec<InspectedNeed>,
+    /// What a live patch refers to in its objects, and gets when they are there.
+    pub waits: Vec<InspectedWait>,
     /// All sections but the null one.
     pub sections: Vec<InspectedSection>,
     /// Bytes of each part of the module's memory, by name, empty ones left out.
@@ -75,6 +78,17 @@ pub struct InspectedNeed {
     pub name: String,
     /// Whether the module can do without.
     pub weak: bool,
+}
+
+/// A symbol of an object of a live patch.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct InspectedWait {
+    /// The object: a module's name, or `vmlinux`.
+    pub object: String,
+    /// Its name.
+    pub name: String,
+    /// Which of several of that name, from 1; 0: there is one.
+    pub position: u64,
 }
 
 /// A section.
@@ -172,6 +186,7 @@ impl Inspection {
             modinfo: entries,
             exports: exports(&file),
             needs: needs(&file, &layout),
+            waits: waits(&file, &layout),
             sections: placed
                 .map(|(index, (section, spot))| InspectedSection {
                     index,
@@ -196,7 +211,8 @@ impl Inspection {
 
 fn bound_names(file: &File<'_>, layout: &layout::Layout) -> Result<(), Error> {
     let sections = file.sections.iter().map(|section| section.name.len());
-    let needs = layout.undefined.iter().filter_map(|&at| file.symbol(at)).map(|symbol| symbol.name().len());
+    let outside = layout.undefined.iter().chain(&layout.livepatch);
+    let needs = outside.filter_map(|&at| file.symbol(at)).map(|symbol| symbol.name().len());
     let exports = file.relas.iter().filter(|relas| export_table(file, relas).is_some()).flat_map(|relas| {
         relas.records.iter().filter(|rela| rela.offset % 12 == 4).filter_map(|rela| Some(name_at(file, &rela)?.len()))
     });
@@ -272,6 +288,15 @@ fn needs(file: &File<'_>, layout: &layout::Layout) -> Vec<InspectedNeed> {
         .filter(|symbol| symbol.place == Place::Undefined && !symbol.name().is_empty())
         .map(|symbol| InspectedNeed { name: escaped(symbol.name()), weak: symbol.bind == elf::STB_WEAK })
         .collect()
+}
+
+fn waits(file: &File<'_>, layout: &layout::Layout) -> Vec<InspectedWait> {
+    let waiting = layout.livepatch.iter().filter_map(|&at| file.symbol(at));
+    let named = waiting.filter_map(|symbol| {
+        let KlpSymbol { object, name, position } = KlpSymbol::parse(symbol.name())?;
+        Some(InspectedWait { object: escaped(object), name: escaped(name), position })
+    });
+    named.collect()
 }
 
 fn relocations(file: &File<'_>) -> Vec<(String, u64)> {

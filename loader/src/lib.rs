@@ -62,7 +62,8 @@ pub use form::Exports;
 pub use image::{ImageComing, ImageSection, Kallsyms, Machine, MachineError, MemoryImage, Placement, hexadecimal};
 pub use inside::{Occupant, Occupies};
 pub use inspect::{
-    FunctionBytes, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable, Inspection,
+    FunctionBytes, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable, InspectedWait,
+    Inspection,
 };
 pub use link::Input;
 pub use load::{Faults, Injected, Loader, NoFaults};

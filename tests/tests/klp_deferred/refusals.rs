@@ -86,6 +86,8 @@ pub(crate) fn files() {
     // It is there all the same, and looking at it takes nothing.
     let inspection = modload::Inspection::of(&file, "patch", 1 << 20).unwrap();
     assert_eq!(inspection.refused, None);
+    let [wait] = &inspection.waits[..] else { panic!("{:?}", inspection.waits) };
+    assert_eq!((wait.object.as_str(), wait.name.as_str(), wait.position), ("target", "count", 0));
     host.load(&loaded("patch", file)).unwrap();
 }
 
