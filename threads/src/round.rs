@@ -5,7 +5,7 @@
 
 use std::io;
 use std::ptr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::{Straggler, Stragglers, Why};
@@ -69,11 +69,16 @@ fn word() -> *const u32 {
     OUTSTANDING.as_ptr().cast()
 }
 
-/// Waits until the round is over.
-pub(crate) fn wait_at_gate(round: u32) {
+/// Whether threads that are let go have to serialise their cores themselves. Who reads that of a later round has been serialised with
+/// that, or does it once too often.
+static SERIALISE: AtomicBool = AtomicBool::new(false);
+
+/// Waits until the round is over. Says whether the thread has to serialise its core before it goes on.
+pub(crate) fn wait_at_gate(round: u32) -> bool {
     while GATE.load(Ordering::Acquire) == round {
         system::wait(GATE.as_ptr(), round, None);
     }
+    SERIALISE.load(Ordering::Relaxed)
 }
 
 /// What a thread is to do: the beginning of a larger structure, which `run` knows.
@@ -354,6 +359,11 @@ impl Drop for Round {
         if count_of(OUTSTANDING.load(Ordering::Acquire)) != 0 || self.count(Phase::Absent) != 0 {
             self.give_up();
             self.settle();
+        }
+        if self.top != 0 {
+            // One call of the kernel's for all of them: where processors are virtual, CPUID leaves the machine, which takes as long as
+            // a signal does.
+            SERIALISE.store(system::sync_cores().is_err(), Ordering::Relaxed);
         }
         GATE.store(self.number.wrapping_add(1), Ordering::Release);
         if self.top != 0 {

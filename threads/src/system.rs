@@ -56,6 +56,16 @@ fn int(result: usize) -> i32 {
     i32::try_from(result).unwrap_or(i32::MAX)
 }
 
+/// <linux/membarrier.h>: `MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE`.
+const SYNC_CORE: usize = 1 << 5;
+
+/// Has each core execute a core-serialising instruction before it next runs user code of this process (membarrier(2)). Fails where
+/// the kernel cannot, and where the process has not been registered for it.
+pub(crate) fn sync_cores() -> io::Result<()> {
+    // SAFETY: membarrier takes numbers only and has no effect on memory contents.
+    unsafe { call(libc::SYS_membarrier, [SYNC_CORE, 0, 0, 0, 0, 0]) }.map(drop)
+}
+
 /// The calling thread's id.
 pub(crate) fn gettid() -> i32 {
     // SAFETY: gettid takes nothing and cannot fail.

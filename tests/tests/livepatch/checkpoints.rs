@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use modload::{Host, Module, PatchError, Target, Transition, Why};
+use modload::{Host, Module, PatchError, PatchSpec, Target, Transition, Why};
 use modload_tests::Chance;
 
 use crate::other::{Other, mask, pending, witness};
@@ -186,6 +186,33 @@ pub(crate) fn reversed() {
     assert_eq!((born.calls(&target, "both"), idle.calls(&target, "both")), (102_103, 102_103));
     assert!(host.patches().unwrap()[0].enabled);
     [other, idle, born].into_iter().for_each(Other::ends);
+}
+
+pub(crate) fn joined() {
+    let host = host();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let (over, idle) = (Other::new(), Other::new());
+    let late = "__attribute__((noinline)) int late(int a) { __asm__ volatile(\"\"); return a; }";
+    let mut objects = patch("target", vec![func("one", &new, "new_one")]).objects;
+    objects.extend(patch("late", vec![func("late", &new, "new_two")]).objects);
+    host.enable_patch("first", PatchSpec { objects, ..PatchSpec::default() }, None).unwrap();
+    assert!(over.comes_to_a_checkpoint(&host));
+    // A module that comes in mid-transition takes part: each thread calls what it calls of the others.
+    let module = host.load(&built("late", late)).unwrap();
+    assert_eq!((over.calls(&module, "late"), idle.calls(&module, "late")), (103, 1));
+    module.unload().unwrap();
+    // Also when the transition has been turned round.
+    host.reverse_patch("first").unwrap();
+    let module = host.load(&built("late", late)).unwrap();
+    assert_eq!((over.calls(&module, "late"), idle.calls(&module, "late")), (103, 1));
+    assert_eq!((over.calls(&target, "one"), idle.calls(&target, "one")), (102, 2));
+    assert!(over.comes_to_a_checkpoint(&host));
+    assert_eq!((over.calls(&module, "late"), over.calls(&target, "one")), (1, 2));
+    settled(&host);
+    assert!(host.patches().unwrap().is_empty());
+    assert_eq!((over.calls(&module, "late"), idle.calls(&module, "late")), (1, 1));
+    [over, idle].into_iter().for_each(Other::ends);
 }
 
 pub(crate) fn forced() {

@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         Case::new("a_thread_that_comes_to_no_checkpoint_stays_and_is_named", checkpoints::stays),
         Case::new("a_checkpoint_within_a_patched_function_is_none", checkpoints::within),
         Case::new("a_transition_at_checkpoints_is_turned_round", checkpoints::reversed),
+        Case::new("targets_come_and_go_in_a_transition_at_checkpoints", checkpoints::joined),
         Case::new("a_transition_at_checkpoints_is_forced", checkpoints::forced),
         Case::new("a_child_goes_on_with_a_transition_at_checkpoints", checkpoints::forked),
         Case::new("between_two_checkpoints_nothing_changes", checkpoints::requests).within_seconds(120),
