@@ -8,7 +8,7 @@ use std::sync::Arc;
 use modload_abi::section;
 use modload_edit::{Addr, Edit, EditSet, Sink, wide};
 use modload_loader::{Module, Slice};
-use modload_static_keys::{SliceSites, write_slice};
+use modload_static_keys::{KeyError, SliceSites, write_slice};
 use modload_text::{TextLock, fill, filled};
 
 use crate::error::PatchError;
@@ -21,10 +21,18 @@ pub(crate) struct Written {
     patch: PatchId,
     object: Arc<str>,
     edits: EditSet,
-    /// Gone when nobody may switch them any more, though what stands there could not be taken back.
-    sites: Option<SliceSites>,
+    sites: Sites,
     /// The functions that have been written in.
     code: Vec<Range<u64>>,
+}
+
+/// The sites of the object's keys in it.
+#[derive(Debug)]
+enum Sites {
+    /// They are switched with all others.
+    Switched(SliceSites),
+    /// The object has gone, and what was written could not be taken back: they stay as they are.
+    Left(Vec<(Addr, Vec<u8>)>),
 }
 
 /// Refuses a patch whose module waits for what the patch does not patch, or waits in a function of another object.
@@ -96,7 +104,7 @@ impl Table {
             }
         }
         tracing::debug!(patch = module.name(), object = target.name(), edits = edits.len(), "relocated for its object");
-        self.written.push(Written { patch, object: target.name().into(), edits, sites: Some(sites), code });
+        self.written.push(Written { patch, object: target.name().into(), edits, sites: Sites::Switched(sites), code });
         Ok(())
     }
 
@@ -105,20 +113,20 @@ impl Table {
         let Some(at) = self.written.iter().position(|written| written.is(patch, object)) else { return };
         let written = &mut self.written[at];
         // Of what could not be taken back once, nothing is known.
-        if proof == Proof::Needed || written.sites.is_none() {
+        if proof == Proof::Needed || matches!(written.sites, Sites::Left(_)) {
             let inside = match module.occupants(&written.code) {
                 Ok(occupants) => occupants.first().map(ToString::to_string),
                 Err(error) => Some(format!("threads cannot be held: {error}")),
             };
             if let Some(who) = inside {
                 tracing::warn!(patch = module.name(), %object, %who, "what was relocated for an object stays while somebody is in it");
-                written.sites = None;
+                written.leave();
                 return;
             }
         }
         if let Err(error) = written.undo(module) {
             tracing::error!(patch = module.name(), %object, %error, "what was relocated for an object stays");
-            written.sites = None;
+            written.leave();
             return;
         }
         self.written.remove(at);
@@ -173,10 +181,24 @@ impl Written {
         self.patch == patch && &*self.object == object
     }
 
+    /// What stands at the sites of keys.
+    fn shown(&self) -> Result<Vec<(Addr, Vec<u8>)>, KeyError> {
+        match &self.sites {
+            Sites::Switched(sites) => sites.shown(),
+            Sites::Left(shown) => Ok(shown.clone()),
+        }
+    }
+
+    /// Its keys go: nobody switches what stays.
+    fn leave(&mut self) {
+        // Without it the sites are taken for what was written, and nothing is taken back that is not.
+        self.sites = Sites::Left(self.shown().unwrap_or_default());
+    }
+
     /// The exact inverse of what was written, but for keys that have been switched since, and for variables that the module
     /// has given other values: those are its own by now.
     fn undo(&self, module: &Module) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let shown = self.sites.as_ref().map(SliceSites::shown).transpose()?.unwrap_or_default();
+        let shown = self.shown()?;
         let mut lock = TextLock::take();
         let mut undo = EditSet::new();
         for edit in self.edits.iter() {

@@ -8,14 +8,34 @@ use std::time::{Duration, Instant};
 use modload::{Host, Module, UnloadError};
 
 use crate::scene::{TAIL, WAYS, built, bytes, call, linked};
-use crate::target::TARGET;
+
+const TARGET: &str = r#"
+#include <modload/module.h>
+#include <modload/jump_label.h>
+static __attribute__((used)) int count = 40;
+static __attribute__((used)) DEFINE_STATIC_KEY_FALSE(feature);
+static __attribute__((noinline, used)) int answer(int n) { __asm__ volatile(""); return n + 1; }
+__attribute__((visibility("default"))) int ask(int n) { return answer(n); }
+__attribute__((visibility("default"))) int switch_feature(int on)
+{
+	return on ? static_branch_enable(&feature) : static_branch_disable(&feature);
+}
+MODULE_LICENSE("GPL");
+"#;
 
 /// Sleeps in a replacement that refers to the target, or in a function that it calls and that does so.
 const PATCH: &str = r#"
 long read(int, void *, unsigned long);
 extern int count KLP_SYMBOL(target, count, 0);
+DECLARE_STATIC_KEY_FALSE(feature) KLP_SYMBOL(target, feature, 0);
 static int asleep;
-static __attribute__((noinline)) int sleeps(int n) { char byte; asleep++; read(n, &byte, 1); return count++; }
+static __attribute__((noinline)) int sleeps(int n)
+{
+	char byte;
+	asleep++;
+	read(n, &byte, 1);
+	return count++ + (static_branch_unlikely(&feature) ? 100 : 0);
+}
 static int new_answer(int n) { return sleeps(n) + 1; }
 __attribute__((visibility("default"))) int sleepers(int n) { (void)n; return asleep; }
 "#;
@@ -79,6 +99,8 @@ pub(crate) fn stale() {
     let untouched = bytes(&patch, &[".text"]);
     let sleeper = Sleeper::new(&host, patch);
     let held = host.module("target").unwrap();
+    // A key that has been switched since, and stays so.
+    call(&held, "switch_feature", 1);
     host.unload_by_force("target").unwrap();
     assert!(bytes(&sleeper.patch, &[".text"]) != untouched, "somebody is in it");
     let refused = host.load(&built("target", TARGET)).unwrap_err();
@@ -87,7 +109,7 @@ pub(crate) fn stale() {
     assert!(said.contains(why) && refused.error.errno() == 11, "{said}");
     // Its memory stays as long as it is held.
     let (patch, result) = sleeper.wake();
-    assert_eq!(result, 41);
+    assert_eq!(result, 141);
     drop(held);
     let target = host.load(&built("target", TARGET)).unwrap();
     assert!(bytes(&patch, &[".text"]) != untouched);
