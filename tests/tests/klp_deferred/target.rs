@@ -74,3 +74,30 @@ pub(crate) fn disabled() {
     drop(patch);
     host.unload_within("patch", LIMIT).unwrap();
 }
+
+/// What the patch itself has put into a variable that pointed to the target is nobody else's to change.
+pub(crate) fn changed_variable() {
+    const POINTS: &str = r#"
+extern int count KLP_SYMBOL(target, count, 0);
+static int own;
+static int *volatile where = &count;
+static int new_answer(int n) { return n + *where; }
+__attribute__((visibility("default"))) int point(int to) { where = to ? &own : 0; return 0; }
+"#;
+    let host = host();
+    let patch = host.load(&linked("patch", &format!("{POINTS}{TAIL}"), WAYS[0])).unwrap();
+    let untouched = bytes(&patch, &[".text"]);
+    for _ in 0..2 {
+        let target = host.load(&built("target", TARGET)).unwrap();
+        assert_eq!(call(&target, "ask", 1), 41);
+        call(&patch, "point", 1);
+        assert_eq!(call(&target, "ask", 1), 1);
+        target.unload().unwrap();
+        assert!(bytes(&patch, &[".text"]) == untouched);
+        let refused = host.load(&built("target", TARGET)).unwrap_err().to_string();
+        let why = "patch 'patch' cannot be relocated for object 'target': relocation 0 of section ";
+        assert!(refused.contains(why) && refused.contains("expected [00, 00, 00, 00, 00, 00, 00, 00]"), "{refused}");
+        assert!(bytes(&patch, &[".text"]) == untouched, "nothing was written");
+        call(&patch, "point", 0);
+    }
+}
