@@ -4,9 +4,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use modload::PatchSpec;
+use modload::{Module, PatchSpec};
 use modload_tests::Chance;
 
+use crate::checkpoints;
+use crate::other::Other;
 use crate::scene::{NEW, TARGET, built, call, func, host, patch, settled};
 
 /// Two functions that change together, and one that calls both, first the one and then the other.
@@ -162,4 +164,105 @@ pub(crate) fn cycles() {
     assert_eq!((after.0, after.1, after.2), (used, mappings, descriptors));
     assert!(after.3 < resident + 64, "{resident} pages before, {} after", after.3);
     assert_eq!(call(&target, "both", 1), 2003);
+}
+
+pub(crate) fn requests() {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    static OLD: AtomicUsize = AtomicUsize::new(0);
+    static ALL: AtomicUsize = AtomicUsize::new(0);
+    let host = checkpoints::host();
+    let pair = host.load(&built("pair", PAIR)).unwrap();
+    // A request sees the same from its beginning to its end, and old or new of both.
+    fn request(pair: &Module, chance: &mut Chance) {
+        let seen = call(pair, "look", 0);
+        assert!(seen == 0 || seen == 3, "{seen}");
+        for _ in 0..chance.below(200) {
+            assert_eq!(call(pair, "look", 0), seen);
+        }
+        ALL.fetch_add(1, Ordering::Relaxed);
+        OLD.fetch_add(usize::from(seen == 0), Ordering::Relaxed);
+    }
+    let serve = |seed: u64| {
+        let (host, pair) = (host.clone(), pair.clone());
+        move || {
+            let mut chance = Chance::new(seed);
+            while !STOP.load(Ordering::Relaxed) {
+                request(&pair, &mut chance);
+                host.checkpoint();
+            }
+        }
+    };
+    let mut threads: Vec<_> = (1..4).map(|seed| thread::spawn(serve(seed))).collect();
+    // And one whose threads are born and end all the time.
+    let (host_of_born, pair_of_born) = (host.clone(), pair.clone());
+    threads.push(thread::spawn(move || {
+        for seed in 10.. {
+            if STOP.load(Ordering::Relaxed) {
+                return;
+            }
+            let pair = pair_of_born.clone();
+            thread::spawn(move || request(&pair, &mut Chance::new(seed))).join().unwrap();
+            host_of_born.checkpoint();
+        }
+    }));
+    let mut chance = Chance::new(7);
+    let (mut done, mut turned) = (0, 0);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(10) {
+        let funcs = vec![func("first", &pair, "new_first"), func("second", &pair, "new_second")];
+        host.enable_patch("first", patch("pair", funcs), None).unwrap();
+        while chance.below(3) == 0 && host.reverse_patch("first").is_ok() {
+            turned += 1;
+        }
+        checkpoints::settled(&host);
+        if host.patches().unwrap().is_empty() {
+            continue;
+        }
+        assert_eq!(call(&pair, "look", 0), 3);
+        host.disable_patch("first").unwrap();
+        while chance.below(3) == 0 && host.reverse_patch("first").is_ok() {
+            turned += 1;
+        }
+        checkpoints::settled(&host);
+        if !host.patches().unwrap().is_empty() {
+            host.disable_patch("first").unwrap();
+            checkpoints::settled(&host);
+        }
+        assert_eq!(call(&pair, "look", 0), 0);
+        done += 1;
+    }
+    STOP.store(true, Ordering::Relaxed);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    println!("{done} times there and back, {turned} turns, {ALL:?} requests, {OLD:?} of them by the old functions");
+    let (all, old) = (ALL.load(Ordering::Relaxed), OLD.load(Ordering::Relaxed));
+    assert!(done > 50 && turned > 20 && old > 0 && old < all, "{done} {turned} {old} {all}");
+}
+
+pub(crate) fn cycles_at_checkpoints() {
+    let host = checkpoints::host();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let other = Other::new();
+    let both = || vec![func("one", &new, "new_one"), func("two", &new, "new_two")];
+    let cycle = |count: usize| {
+        for _ in 0..count {
+            host.enable_patch("first", patch("target", both()), Some(&new)).unwrap();
+            assert!(other.comes_to_a_checkpoint(&host));
+            checkpoints::settled(&host);
+            host.disable_patch("first").unwrap();
+            assert!(other.comes_to_a_checkpoint(&host));
+            checkpoints::settled(&host);
+        }
+        let used = modload::Arena::get().unwrap().usage().map(|stripe| stripe.used);
+        (used, modload_tests::mappings().len(), modload_tests::descriptors())
+    };
+    let before = cycle(100);
+    let begun = Instant::now();
+    let after = cycle(2000);
+    println!("{:?} for 2,000 cycles; {} mappings before, {} after", begun.elapsed(), before.1, after.1);
+    assert_eq!((after.0, after.2), (before.0, before.2));
+    // The thread that looks after transitions comes and goes, with a stack and an arena of the C library's, two mappings each.
+    assert!(after.1 <= before.1 + 4);
+    assert_eq!((call(&target, "both", 1), other.calls(&target, "both")), (2003, 2003));
+    other.ends();
 }
