@@ -3,8 +3,8 @@
 //! Everybody is held for a moment, and each stack is walked. Threads in whose stacks none of the functions is are over; if these are
 //! all, sites become jumps to the new code in that same moment, and that was it. Otherwise sites become jumps to stubs, which send
 //! a thread by its word: to the old code as long as it has not gone over. Who has not is looked at again: when it comes by a
-//! stub, at a checkpoint (`pass`), and by a thread of ours that holds everybody now and then, the more seldom the longer it takes
-//! (`worker`). New threads begin with a word of 0: they are over.
+//! stub, at a checkpoint (`pass`), and by a thread of ours that holds everybody when one has ended that was in the way (`events`), and
+//! now and then, the more seldom the longer it takes (`worker`). New threads begin with a word of 0: they are over.
 //!
 //! Where the host says that threads go over at checkpoints alone, nobody is held: `checkpoints`.
 
@@ -13,6 +13,7 @@ mod shown;
 mod pass;
 mod roll;
 mod checkpoints;
+mod events;
 mod worker;
 
 use std::ops::Range;

@@ -1,17 +1,16 @@
 //! The thread that looks at a transition again and again: when something has happened, and now and then.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use modload_threads::Tid;
-use rustix::thread::futex;
 
+use super::UnderWay;
+use super::events::{Waiter, tell};
 use super::pass::checkpoint;
 use crate::table::table;
 
-/// Changed when a thread has gone over by itself: who waits looks again.
-static EVENT: AtomicU32 = AtomicU32::new(0);
 /// Whether the thread is there.
 static WORKING: AtomicBool = AtomicBool::new(false);
 /// Its id.
@@ -25,8 +24,7 @@ pub(super) fn is(tid: Tid) -> bool {
 
 /// Something has happened that may complete the transition. Async-signal-safe.
 pub(super) fn wake() {
-    EVENT.fetch_add(1, Ordering::Release);
-    let _woken = futex::wake(&EVENT, futex::Flags::PRIVATE, 1);
+    tell();
 }
 
 /// In the child of a fork the thread is not there.
@@ -44,15 +42,10 @@ pub(super) fn work() {
         const FIRST: Duration = Duration::from_millis(1);
         const LONGEST: Duration = Duration::from_secs(1);
         let mut pause = FIRST;
+        let mut waiter = Waiter::new();
         WORKER.store(Tid::current().get(), Ordering::Release);
         loop {
-            let before = EVENT.load(Ordering::Acquire);
-            let timeout = futex::Timespec {
-                tv_sec: pause.as_secs().try_into().unwrap_or(1),
-                tv_nsec: pause.subsec_nanos().into(),
-            };
-            let _woken = futex::wait(&EVENT, futex::Flags::PRIVATE, before, Some(&timeout));
-            let happened = EVENT.load(Ordering::Acquire) != before;
+            let happened = waiter.wait(pause);
             pause = if happened { FIRST } else { (pause * 2).min(LONGEST) };
             // It may have been there as a thread that nobody knew yet.
             checkpoint();
@@ -65,6 +58,9 @@ pub(super) fn work() {
             if let Err(error) = table.go_on() {
                 tracing::warn!(%error, "a transition cannot be completed yet");
             }
+            let blocked = table.transition.as_ref().map(UnderWay::blocked).unwrap_or_default();
+            drop(table);
+            waiter.watch(&blocked);
         }
     });
     if let Err(error) = begun {

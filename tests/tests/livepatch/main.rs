@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         Case::new("threads_are_born_and_end_in_mid_transition", transitions::born),
         Case::new("a_recursion_is_of_one_kind_at_every_depth", stacks::recursion),
         Case::new("who_is_cancelled_asleep_is_out_of_the_way", stacks::cancelled),
+        Case::new("the_end_of_a_thread_is_not_left_to_the_clock", stacks::ended),
         Case::new("a_tail_call_leaves_its_function", transitions::tail_call),
         Case::new("what_is_thrown_passes_through_a_patched_function", replacing::thrown).needing("g++"),
         Case::new("a_host_that_goes_takes_its_patches_along", replacing::dropped),

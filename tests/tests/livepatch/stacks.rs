@@ -157,3 +157,28 @@ pub(crate) fn cancelled() {
     drop((deep, new));
     assert!(host.unload("new").is_ok() && host.unload("deep").is_ok());
 }
+
+/// The longer a transition takes, the more seldom it is looked at: but when a thread ends that was in the way, it is at once.
+pub(crate) fn ended() {
+    // SAFETY: a number and a flag; what comes back is closed with the process.
+    let end = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::gettid(), libc::O_EXCL) };
+    if end < 0 {
+        println!("SKIPPED: this kernel has no pidfds of threads (Linux 6.9): the clock tells of their ends");
+        return;
+    }
+    let host = host();
+    let [deep, new] = modules(&host);
+    for _ in 0..3 {
+        asleep(&deep);
+        enable(&host, &new);
+        thread::sleep(Duration::from_millis(2200));
+        let begun = Instant::now();
+        assert!(is_blocked(&host));
+        assert_eq!(call(&deep, "finish", 1), -1);
+        settled(&host);
+        // Every second by the clock alone.
+        assert!(begun.elapsed() < Duration::from_millis(400), "{:?}", begun.elapsed());
+        host.disable_patch("first").unwrap();
+        settled(&host);
+    }
+}
