@@ -13,12 +13,18 @@ use modload_text::{TextLock, fill, filled};
 
 use crate::error::PatchError;
 use crate::find::extent;
-use crate::table::{HostId, Object, Patch, PatchId, Table};
+use crate::spec::Transition;
+use crate::table::{HostId, Object, Patch, PatchId, Table, address};
+use crate::transition::Target;
 
-/// A slice that has been written for an object that is, or was, there.
+/// A slice that has been written for an object that is, or was, there. It outlives its patch if that went by force and somebody
+/// may be in it: whoever is there needs the object.
 #[derive(Debug)]
 pub(crate) struct Written {
+    host: HostId,
     patch: PatchId,
+    /// The patch's module, told from others while it is there.
+    module: usize,
     object: Arc<str>,
     edits: EditSet,
     sites: Sites,
@@ -79,7 +85,13 @@ fn key_of(slice: &Slice, found: &[Addr], target: &Module, trampoline: Addr) -> O
 
 impl Table {
     /// Writes what waits for an object in a patch's module, if anything does.
-    pub(crate) fn write_slice(&mut self, patch: PatchId, module: &Module, target: &Module) -> Result<(), PatchError> {
+    pub(crate) fn write_slice(
+        &mut self,
+        host: HostId,
+        patch: PatchId,
+        module: &Module,
+        target: &Module,
+    ) -> Result<(), PatchError> {
         let Some(slices) = module.slices() else { return Ok(()) };
         let Some(slice) = slices.of_object(target.name()) else { return Ok(()) };
         // What could not be taken back when the object went.
@@ -104,7 +116,8 @@ impl Table {
             }
         }
         tracing::debug!(patch = module.name(), object = target.name(), edits = edits.len(), "relocated for its object");
-        self.written.push(Written { patch, object: target.name().into(), edits, sites: Sites::Switched(sites), code });
+        let (module, object, sites) = (address(module), target.name().into(), Sites::Switched(sites));
+        self.written.push(Written { host, patch, module, object, edits, sites, code });
         Ok(())
     }
 
@@ -112,6 +125,10 @@ impl Table {
     fn take_slice_back(&mut self, patch: PatchId, module: &Module, object: &str, proof: Proof) {
         let Some(at) = self.written.iter().position(|written| written.is(patch, object)) else { return };
         let written = &mut self.written[at];
+        if proof == Proof::Missing {
+            written.leave();
+            return;
+        }
         // Of what could not be taken back once, nothing is known.
         if proof == Proof::Needed || matches!(written.sites, Sites::Left(_)) {
             let inside = match module.occupants(&written.code) {
@@ -140,7 +157,7 @@ impl Table {
         }
     }
 
-    /// A patch goes: nothing of its module is written for others any more.
+    /// A patch goes: nothing of its module is written for others any more. What somebody may be in stays for good.
     pub(crate) fn take_slices_back(&mut self, patch: &Patch, proof: Proof) {
         let Some(module) = patch.keep.as_deref() else { return };
         let objects: Vec<_> = self
@@ -150,7 +167,34 @@ impl Table {
             .map(|written| written.object.clone())
             .collect();
         objects.iter().for_each(|object| self.take_slice_back(patch.id, module, object, proof));
-        self.written.retain(|written| written.patch != patch.id);
+    }
+
+    /// An object has gone: what was written for it by patches that went before keeps nothing any more.
+    pub(crate) fn forget_left_for(&mut self, host: HostId, object: &str) {
+        let patches: Vec<_> = self.patches.iter().map(|patch| patch.id).collect();
+        let is_for = |written: &Written| written.host == host && &*written.object == object;
+        self.written.retain(|written| patches.contains(&written.patch) || !is_for(written));
+    }
+
+    /// The module of a patch goes, and so does what was left in it, but for what somebody is in: that keeps its object.
+    pub(crate) fn forget_left_in(&mut self, module: &Module) {
+        let is_empty = |code: &[Range<u64>]| module.occupants(code).is_ok_and(|occupants| occupants.is_empty());
+        self.written.retain(|written| written.module != address(module) || !is_empty(&written.code));
+    }
+
+    /// Code that is taken back when the transition under way is over: that of patches that go then, which refers to their
+    /// objects. Nobody may be in it, however he came there.
+    pub(crate) fn code_that_goes(&self) -> impl Iterator<Item = Range<u64>> {
+        let transition = self.transition.as_ref();
+        let patch = transition.and_then(|transition| self.patch(transition.patch));
+        let goes = transition.zip(patch).map(|(transition, patch)| {
+            move |written: &&Written| match transition.target {
+                Target::Unpatched => written.patch == patch.id,
+                Target::Patched => patch.replace && written.host == patch.host && written.patch != patch.id,
+            }
+        });
+        let written = goes.into_iter().flat_map(|goes| self.written.iter().filter(goes));
+        written.flat_map(|written| written.code.iter().cloned())
     }
 
     /// The code that stands in for a module's own: the functions that replace them, and those with its addresses.
@@ -160,9 +204,9 @@ impl Table {
             let named = |object: &&Object| object.name.as_deref() == Some(module);
             let funcs = patch.objects.iter().filter(named).flat_map(|object| &object.funcs);
             code.extend(funcs.flat_map(|func| func.extent.iter().cloned()));
-            let written = self.written.iter().filter(|written| written.is(patch.id, module));
-            code.extend(written.flat_map(|written| written.code.iter().cloned()));
         }
+        let written = self.written.iter().filter(|written| written.host == host && &*written.object == module);
+        code.extend(written.flat_map(|written| written.code.iter().cloned()));
         code
     }
 }
@@ -174,6 +218,20 @@ pub(crate) enum Proof {
     Needed,
     /// A transition is over, or nothing has begun.
     Had,
+    /// It cannot be seen: threads have been forced over, and are not to be held.
+    Missing,
+}
+
+impl Proof {
+    /// That of a transition which has ended, of a patch that goes by it.
+    pub(crate) fn by_transition(patch: &Patch) -> Proof {
+        match patch.host.transition {
+            _ if !patch.forced => Proof::Had,
+            // Who was forced over may be anywhere.
+            Transition::Anywhere => Proof::Needed,
+            Transition::CheckpointsOnly => Proof::Missing,
+        }
+    }
 }
 
 impl Written {

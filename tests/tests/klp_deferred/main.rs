@@ -28,8 +28,11 @@ fn main() -> ExitCode {
         Case::new("what_could_not_be_taken_back_is_waited_for", leaving::stale),
         Case::new("mutants_of_a_patch_never_do_more_than_fail", mutants::never_do_more_than_fail).within_seconds(120),
         Case::new("a_target_that_a_patch_does_not_fit_is_refused", refusals::targets),
+        Case::new("a_target_that_is_refused_midway_leaves_nothing", refusals::midway),
         Case::new("files_that_ask_for_what_cannot_wait_are_refused", refusals::files),
         Case::new("patches_that_wait_in_the_wrong_place_are_refused", refusals::patches),
         Case::new("a_symbol_that_the_host_does_not_have_is_named", refusals::vmlinux),
+        Case::new("who_is_in_what_refers_to_a_target_keeps_its_patch_enabled", leaving::disabled_meanwhile),
+        Case::new("who_is_in_what_was_disabled_by_force_keeps_its_target", leaving::disabled_by_force),
     ])
 }
