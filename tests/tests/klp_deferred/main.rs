@@ -3,6 +3,7 @@
 
 mod keys;
 mod leaving;
+mod model;
 mod mutants;
 mod named;
 mod refusals;
@@ -20,6 +21,8 @@ fn main() -> ExitCode {
         Case::new("a_variable_that_the_patch_has_changed_is_its_own", target::changed_variable),
         Case::new("static_keys_and_calls_of_an_absent_module", keys::comes_and_goes).within_seconds(120),
         Case::new("patches_come_and_go_while_keys_are_switched", keys::under_fire).within_seconds(120),
+        Case::new("all_comes_and_goes_in_any_order", model::anywhere).within_seconds(120),
+        Case::new("all_comes_and_goes_at_checkpoints", model::at_checkpoints).within_seconds(120),
         Case::new("alternatives_that_call_an_absent_module", named::alternatives),
         Case::new("kpatch_580_a_relocation_onto_a_rewritten_site", named::kpatch_580),
         Case::new("kpatch_944_jump_labels_before_their_relocations", named::kpatch_944),
