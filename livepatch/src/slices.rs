@@ -2,12 +2,13 @@
 //! and taken back when the object goes. Linux's `klp_apply_object_relocs` and `klp_clear_object_relocs`, with the records of
 //! special sections that depend on the relocations.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use modload_abi::section;
 use modload_edit::{Addr, Edit, EditSet, Sink, wide};
-use modload_loader::{Module, Slice};
+use modload_loader::{Module, Slice, WantedSymbol};
 use modload_static_keys::{KeyError, SliceSites, write_slice};
 use modload_text::{TextLock, fill, filled};
 
@@ -60,27 +61,38 @@ pub(crate) fn check(patch: &Patch) -> Result<(), PatchError> {
     Ok(())
 }
 
-/// Where the symbols are that a slice wants, in its order.
-fn find(slice: &Slice, target: &Module) -> Result<Vec<Addr>, PatchError> {
-    let find = |wanted: &modload_loader::WantedSymbol| {
-        let all = target.symbol_positions(&wanted.name);
-        let (object, symbol) = (target.name().to_owned(), wanted.name.escape_ascii().to_string());
-        match wanted.pick(&all) {
-            Some(addr) => Ok(addr),
-            None if all.is_empty() => Err(PatchError::NotFound { object, symbol }),
-            None => Err(PatchError::Position { object, symbol, position: wanted.position, count: all.len() }),
-        }
-    };
-    slice.wanted().iter().map(find).collect()
+/// What a slice wants of its object.
+struct Found {
+    /// Where its symbols are, in the slice's order.
+    symbols: Vec<Addr>,
+    /// The keys of trampolines among them: the two have one name, and prefixes of their own.
+    keys: BTreeMap<Addr, Addr>,
 }
 
-/// The key of a trampoline among what a slice has found: the two have one name, and prefixes of their own.
-fn key_of(slice: &Slice, found: &[Addr], target: &Module, trampoline: Addr) -> Option<Addr> {
-    let mut named = slice.wanted().iter().zip(found).filter(|(_, addr)| **addr == trampoline);
-    let prefix = section::STATIC_CALL_TRAMPOLINE_PREFIX.as_bytes();
-    let name = named.find_map(|(wanted, _)| wanted.name.strip_prefix(prefix))?;
-    let key = [section::STATIC_CALL_KEY_PREFIX.as_bytes(), name].concat();
-    target.symbol_positions(&key).first().copied()
+fn find(slice: &Slice, target: &Module) -> Result<Found, PatchError> {
+    let key_of = |trampoline: &WantedSymbol| {
+        let name = trampoline.name.strip_prefix(section::STATIC_CALL_TRAMPOLINE_PREFIX.as_bytes())?;
+        Some([section::STATIC_CALL_KEY_PREFIX.as_bytes(), name].concat())
+    };
+    let key_names: Vec<_> = slice.wanted().iter().map(key_of).collect();
+    let names = slice.wanted().iter().map(|wanted| &*wanted.name);
+    let positions = target.symbol_positions(names.chain(key_names.iter().flatten().map(Vec::as_slice)));
+    let all = |name: &[u8]| positions.get(name).map_or(&[][..], Vec::as_slice);
+    let mut found = Found { symbols: Vec::with_capacity(slice.wanted().len()), keys: BTreeMap::new() };
+    for (wanted, key) in slice.wanted().iter().zip(&key_names) {
+        let all_of_name = all(&wanted.name);
+        let Some(addr) = wanted.pick(all_of_name) else {
+            let (object, symbol) = (target.name().to_owned(), wanted.name.escape_ascii().to_string());
+            return Err(match all_of_name.len() {
+                0 => PatchError::NotFound { object, symbol },
+                count => PatchError::Position { object, symbol, position: wanted.position, count },
+            });
+        };
+        found.symbols.push(addr);
+        let key = key.as_deref().and_then(|key| all(key).first());
+        found.keys.extend(key.map(|key| (addr, *key)));
+    }
+    Ok(found)
 }
 
 impl Table {
@@ -105,12 +117,13 @@ impl Table {
             object: target.name().to_owned(),
             source,
         };
-        let plan = slices.plan(slice, &found).map_err(|error| failed(error.into()))?;
-        let written = write_slice(module, slice, plan, &|at| key_of(slice, &found, target, at));
+        let plan = slices.plan(slice, &found.symbols).map_err(|error| failed(error.into()))?;
+        let written = write_slice(module, slice, plan, &|at| found.keys.get(&at).copied());
         let (edits, sites) = written.map_err(|error| failed(error.into()))?;
         let mut code: Vec<Range<u64>> = Vec::new();
         for at in edits.iter().map(|edit| edit.at).filter(|at| module.holds_code(*at)) {
-            if !code.iter().any(|code| code.contains(&at.get())) {
+            // They are in order.
+            if !code.last().is_some_and(|code| code.contains(&at.get())) {
                 // Of a place whose function is not known, at least itself.
                 code.push(extent(at).unwrap_or(at.get()..at.get() + 1));
             }
@@ -256,12 +269,15 @@ impl Written {
     /// The exact inverse of what was written, but for keys that have been switched since, and for variables that the module
     /// has given other values: those are its own by now.
     fn undo(&self, module: &Module) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let shown = self.shown()?;
+        let mut shown = self.shown()?;
+        shown.sort_unstable();
         let mut lock = TextLock::take();
         let mut undo = EditSet::new();
         for edit in self.edits.iter() {
             let mut there = edit.new.to_vec();
-            for (at, bytes) in &shown {
+            // No two sites lie on one another.
+            let first = shown.partition_point(|(at, bytes)| *at + wide(bytes.len()) <= edit.at);
+            for (at, bytes) in shown[first..].iter().take_while(|(at, _)| *at < edit.end()) {
                 let overlap = (0_u64..).zip(bytes).filter_map(|(offset, byte)| {
                     let offset = (*at + offset).checked_offset_from(edit.at)?;
                     Some((modload_edit::index(offset), *byte))

@@ -316,13 +316,14 @@ impl SlicePlan<'_> {
         let mut touched: Vec<_> =
             self.edits.iter().enumerate().map(|(made, edit)| (edit.at, edit.end(), made)).collect();
         touched.sort_unstable();
+        let edits: Vec<_> = self.edits.iter().collect();
         let mut net = EditSet::new();
         let mut touched = touched.into_iter().peekable();
         while let Some((at, mut end, mut made)) = touched.next() {
             while let Some((_, further, other)) = touched.next_if(|(next, ..)| *next < end) {
                 (end, made) = (end.max(further), made.max(other));
             }
-            let Some(Edit { why, .. }) = self.edits.iter().nth(made) else { continue };
+            let why = edits[made].why;
             let len = index((end - at).cast_unsigned());
             let (Some(old), Some(new)) = (self.before.bytes(at, len), self.after.bytes(at, len)) else {
                 return Err(Rejected::Outside { at, len, start: at, end: at, why });
