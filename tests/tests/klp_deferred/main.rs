@@ -8,6 +8,7 @@ mod model;
 mod mutants;
 mod named;
 mod refusals;
+mod program;
 mod scene;
 mod target;
 
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Case::new("a_target_that_is_refused_midway_leaves_nothing", refusals::midway),
         Case::new("files_that_ask_for_what_cannot_wait_are_refused", refusals::files),
         Case::new("patches_that_wait_in_the_wrong_place_are_refused", refusals::patches),
+        Case::new("what_the_program_does_not_export", program::symbols).within_seconds(60),
         Case::new("a_symbol_that_the_host_does_not_have_is_named", refusals::vmlinux),
         Case::new("who_is_in_what_refers_to_a_target_keeps_its_patch_enabled", leaving::disabled_meanwhile),
         Case::new("who_is_in_what_was_disabled_by_force_keeps_its_target", leaving::disabled_by_force),
