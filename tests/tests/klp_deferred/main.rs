@@ -4,6 +4,7 @@
 mod keys;
 mod large;
 mod leaving;
+mod meanwhile;
 mod model;
 mod mutants;
 mod named;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Case::new("who_is_in_a_replacement_keeps_its_target", leaving::inside),
         Case::new("what_could_not_be_taken_back_is_waited_for", leaving::stale),
         Case::new("mutants_of_a_patch_never_do_more_than_fail", mutants::never_do_more_than_fail).within_seconds(120),
+        Case::new("targets_come_and_go_in_mid_transition", meanwhile::comes_and_goes).within_seconds(60),
         Case::new("a_target_that_a_patch_does_not_fit_is_refused", refusals::targets),
         Case::new("a_target_that_is_refused_midway_leaves_nothing", refusals::midway),
         Case::new("files_that_ask_for_what_cannot_wait_are_refused", refusals::files),
