@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Case::new("all_comes_and_goes_in_any_order", model::anywhere).within_seconds(120),
         Case::new("all_comes_and_goes_at_checkpoints", model::at_checkpoints).within_seconds(120),
         Case::new("thousands_of_places_that_wait", large::patches).within_seconds(120),
+        Case::new("targets_and_patches_come_and_go_at_once", keys::at_once).within_seconds(120),
         Case::new("alternatives_that_call_an_absent_module", named::alternatives),
         Case::new("kpatch_580_a_relocation_onto_a_rewritten_site", named::kpatch_580),
         Case::new("kpatch_944_jump_labels_before_their_relocations", named::kpatch_944),
