@@ -100,7 +100,8 @@ pub fn divert_chosen(
     }
     for &(owner, number, to) in chosen.and_then(|way| found.get(way)).into_iter().flatten() {
         table.set_divert(owner, number, to);
-        if let Some(part) = table.parts.get_mut(&owner) {
+        // What is staged was not written: that is looked at again when it is published.
+        if let Some(part) = table.parts.get_mut(&owner).filter(|part| part.phase == Phase::Published) {
             part.entries[number].shows();
         }
     }

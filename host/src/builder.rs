@@ -1,6 +1,6 @@
 //! What a host offers and allows.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use modload_abi::section::{self, PV_OPS_SYMBOL as PV_OPS};
@@ -296,11 +296,11 @@ impl Externals for HostSymbols {
         }
     }
 
-    fn own(&self, name: &[u8]) -> Vec<Addr> {
-        match self.exports.get(name) {
-            Some(exported) => vec![exported.addr],
-            None => own_symbols(name),
-        }
+    fn own<'n>(&self, names: &BTreeSet<&'n [u8]>) -> BTreeMap<&'n [u8], Vec<Addr>> {
+        let mut own = own_symbols(names);
+        let exported = names.iter().filter_map(|name| Some((*name, vec![self.exports.get(*name)?.addr])));
+        own.extend(exported);
+        own
     }
 
     fn names(&self) -> Vec<String> {

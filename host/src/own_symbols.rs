@@ -1,5 +1,6 @@
 //! The symbols of the program itself, whether it exports them or not: what a live patch's symbols of `vmlinux` mean.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 
 use modload_edit::Addr;
@@ -10,20 +11,27 @@ use object::{LittleEndian, ReadCache, elf};
 /// `AT_ENTRY` of `<linux/auxvec.h>`: where the program begins.
 const AT_ENTRY: u64 = 9;
 
-/// Functions and variables of this name, in the order of the program's symbol table; none if that has been stripped.
-pub(crate) fn own_symbols(name: &[u8]) -> Vec<Addr> {
+/// Functions and variables of these names, in the order of the program's symbol table; none if that has been stripped.
+pub(crate) fn own_symbols<'n>(names: &BTreeSet<&'n [u8]>) -> BTreeMap<&'n [u8], Vec<Addr>> {
+    let mut own = BTreeMap::<_, Vec<_>>::new();
     // What cannot be read has no symbols; who needs one is refused by its name.
-    let Ok(program) = File::open("/proc/self/exe") else { return Vec::new() };
+    let Ok(program) = File::open("/proc/self/exe") else { return own };
     let cache = ReadCache::new(program);
-    let Ok(file) = ElfFile::<FileHeader64<LittleEndian>, _>::parse(&cache) else { return Vec::new() };
-    let Some(entry) = entry() else { return Vec::new() };
+    let Ok(file) = ElfFile::<FileHeader64<LittleEndian>, _>::parse(&cache) else { return own };
+    let Some(entry) = entry() else { return own };
     let bias = entry.wrapping_sub(file.elf_header().e_entry(LittleEndian));
     let table = file.elf_symbol_table();
-    let of_name = table.symbols().iter().filter(|symbol| {
+    for symbol in table.symbols().iter() {
         let is_there = !symbol.is_undefined(LittleEndian) && symbol.st_shndx(LittleEndian) != elf::SHN_ABS;
-        is_kind(symbol.st_type()) && is_there && table.symbol_name(LittleEndian, symbol) == Ok(name)
-    });
-    of_name.map(|symbol| Addr::new(symbol.st_value(LittleEndian).wrapping_add(bias))).collect()
+        if !is_kind(symbol.st_type()) || !is_there {
+            continue;
+        }
+        let wanted = table.symbol_name(LittleEndian, symbol).ok().and_then(|name| names.get(name));
+        if let Some(name) = wanted {
+            own.entry(*name).or_default().push(Addr::new(symbol.st_value(LittleEndian).wrapping_add(bias)));
+        }
+    }
+    own
 }
 
 fn is_kind(kind: SymbolType) -> bool {
@@ -47,7 +55,8 @@ mod tests {
     #[test]
     fn the_program_has_its_own_symbols() {
         // Where the kernel has begun to run it is where the C library's startup code stands.
-        assert_eq!(own_symbols(b"_start"), [Addr::new(entry().unwrap())]);
-        assert!(own_symbols(b"there_is_none_of_this_name").is_empty());
+        let (start, none): (&[u8], &[u8]) = (b"_start", b"there_is_none_of_this_name");
+        let own = own_symbols(&[start, none].into());
+        assert_eq!(own, [(start, vec![Addr::new(entry().unwrap())])].into());
     }
 }

@@ -57,10 +57,7 @@ impl<'a> Place<'a> {
         }
         let mut extent = vec![self.extent(entry)?];
         if let Place::Module(_, functions) = self {
-            // What the compiler has put elsewhere because it is seldom run.
-            let cold = format!("{}.cold", func.old_name);
-            let parts = functions.iter().filter(|function| function.name.starts_with(&cold) && function.size != 0);
-            extent.extend(parts.map(|function| function.addr.get()..function.addr.get() + function.size));
+            extent.extend(cold_parts(functions, &func.old_name));
         }
         Ok((entry, extent))
     }
@@ -72,6 +69,13 @@ impl<'a> Place<'a> {
         };
         stated.map_or_else(|| extent(at), |function| Ok(at.get()..at.get() + function.size))
     }
+}
+
+/// What of a function the compiler has put elsewhere because it is seldom run.
+pub(crate) fn cold_parts(functions: &[FunctionSymbol], name: &str) -> impl Iterator<Item = Range<u64>> {
+    let cold = format!("{name}.cold");
+    let parts = functions.iter().filter(move |function| function.name.starts_with(&cold) && function.size != 0);
+    parts.map(|function| function.addr.get()..function.addr.get() + function.size)
 }
 
 /// Where the code of a function is, by call frame information.

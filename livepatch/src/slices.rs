@@ -2,23 +2,30 @@
 //! and taken back when the object goes. Linux's `klp_apply_object_relocs` and `klp_clear_object_relocs`, with the records of
 //! special sections that depend on the relocations.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use modload_abi::section;
 use modload_edit::{Addr, Edit, EditSet, Sink, wide};
-use modload_loader::{Module, Slice};
+use modload_loader::{Module, Slice, WantedSymbol};
 use modload_static_keys::{KeyError, SliceSites, write_slice};
 use modload_text::{TextLock, fill, filled};
 
 use crate::error::PatchError;
 use crate::find::extent;
-use crate::table::{HostId, Object, Patch, PatchId, Table};
+use crate::spec::Transition;
+use crate::table::{HostId, Object, Patch, PatchId, Table, address};
+use crate::transition::Target;
 
-/// A slice that has been written for an object that is, or was, there.
+/// A slice that has been written for an object that is, or was, there. It outlives its patch if that went by force and somebody
+/// may be in it: whoever is there needs the object.
 #[derive(Debug)]
 pub(crate) struct Written {
+    host: HostId,
     patch: PatchId,
+    /// The patch's module, told from others while it is there.
+    module: usize,
     object: Arc<str>,
     edits: EditSet,
     sites: Sites,
@@ -54,32 +61,49 @@ pub(crate) fn check(patch: &Patch) -> Result<(), PatchError> {
     Ok(())
 }
 
-/// Where the symbols are that a slice wants, in its order.
-fn find(slice: &Slice, target: &Module) -> Result<Vec<Addr>, PatchError> {
-    let find = |wanted: &modload_loader::WantedSymbol| {
-        let all = target.symbol_positions(&wanted.name);
-        let (object, symbol) = (target.name().to_owned(), wanted.name.escape_ascii().to_string());
-        match wanted.pick(&all) {
-            Some(addr) => Ok(addr),
-            None if all.is_empty() => Err(PatchError::NotFound { object, symbol }),
-            None => Err(PatchError::Position { object, symbol, position: wanted.position, count: all.len() }),
-        }
-    };
-    slice.wanted().iter().map(find).collect()
+/// What a slice wants of its object.
+struct Found {
+    /// Where its symbols are, in the slice's order.
+    symbols: Vec<Addr>,
+    /// The keys of trampolines among them: the two have one name, and prefixes of their own.
+    keys: BTreeMap<Addr, Addr>,
 }
 
-/// The key of a trampoline among what a slice has found: the two have one name, and prefixes of their own.
-fn key_of(slice: &Slice, found: &[Addr], target: &Module, trampoline: Addr) -> Option<Addr> {
-    let mut named = slice.wanted().iter().zip(found).filter(|(_, addr)| **addr == trampoline);
-    let prefix = section::STATIC_CALL_TRAMPOLINE_PREFIX.as_bytes();
-    let name = named.find_map(|(wanted, _)| wanted.name.strip_prefix(prefix))?;
-    let key = [section::STATIC_CALL_KEY_PREFIX.as_bytes(), name].concat();
-    target.symbol_positions(&key).first().copied()
+fn find(slice: &Slice, target: &Module) -> Result<Found, PatchError> {
+    let key_of = |trampoline: &WantedSymbol| {
+        let name = trampoline.name.strip_prefix(section::STATIC_CALL_TRAMPOLINE_PREFIX.as_bytes())?;
+        Some([section::STATIC_CALL_KEY_PREFIX.as_bytes(), name].concat())
+    };
+    let key_names: Vec<_> = slice.wanted().iter().map(key_of).collect();
+    let names = slice.wanted().iter().map(|wanted| &*wanted.name);
+    let positions = target.symbol_positions(names.chain(key_names.iter().flatten().map(Vec::as_slice)));
+    let all = |name: &[u8]| positions.get(name).map_or(&[][..], Vec::as_slice);
+    let mut found = Found { symbols: Vec::with_capacity(slice.wanted().len()), keys: BTreeMap::new() };
+    for (wanted, key) in slice.wanted().iter().zip(&key_names) {
+        let all_of_name = all(&wanted.name);
+        let Some(addr) = wanted.pick(all_of_name) else {
+            let (object, symbol) = (target.name().to_owned(), wanted.name.escape_ascii().to_string());
+            return Err(match all_of_name.len() {
+                0 => PatchError::NotFound { object, symbol },
+                count => PatchError::Position { object, symbol, position: wanted.position, count },
+            });
+        };
+        found.symbols.push(addr);
+        let key = key.as_deref().and_then(|key| all(key).first());
+        found.keys.extend(key.map(|key| (addr, *key)));
+    }
+    Ok(found)
 }
 
 impl Table {
     /// Writes what waits for an object in a patch's module, if anything does.
-    pub(crate) fn write_slice(&mut self, patch: PatchId, module: &Module, target: &Module) -> Result<(), PatchError> {
+    pub(crate) fn write_slice(
+        &mut self,
+        host: HostId,
+        patch: PatchId,
+        module: &Module,
+        target: &Module,
+    ) -> Result<(), PatchError> {
         let Some(slices) = module.slices() else { return Ok(()) };
         let Some(slice) = slices.of_object(target.name()) else { return Ok(()) };
         // What could not be taken back when the object went.
@@ -93,18 +117,20 @@ impl Table {
             object: target.name().to_owned(),
             source,
         };
-        let plan = slices.plan(slice, &found).map_err(|error| failed(error.into()))?;
-        let written = write_slice(module, slice, plan, &|at| key_of(slice, &found, target, at));
+        let plan = slices.plan(slice, &found.symbols).map_err(|error| failed(error.into()))?;
+        let written = write_slice(module, slice, plan, &|at| found.keys.get(&at).copied());
         let (edits, sites) = written.map_err(|error| failed(error.into()))?;
         let mut code: Vec<Range<u64>> = Vec::new();
         for at in edits.iter().map(|edit| edit.at).filter(|at| module.holds_code(*at)) {
-            if !code.iter().any(|code| code.contains(&at.get())) {
+            // They are in order.
+            if !code.last().is_some_and(|code| code.contains(&at.get())) {
                 // Of a place whose function is not known, at least itself.
                 code.push(extent(at).unwrap_or(at.get()..at.get() + 1));
             }
         }
         tracing::debug!(patch = module.name(), object = target.name(), edits = edits.len(), "relocated for its object");
-        self.written.push(Written { patch, object: target.name().into(), edits, sites: Sites::Switched(sites), code });
+        let (module, object, sites) = (address(module), target.name().into(), Sites::Switched(sites));
+        self.written.push(Written { host, patch, module, object, edits, sites, code });
         Ok(())
     }
 
@@ -112,6 +138,10 @@ impl Table {
     fn take_slice_back(&mut self, patch: PatchId, module: &Module, object: &str, proof: Proof) {
         let Some(at) = self.written.iter().position(|written| written.is(patch, object)) else { return };
         let written = &mut self.written[at];
+        if proof == Proof::Missing {
+            written.leave();
+            return;
+        }
         // Of what could not be taken back once, nothing is known.
         if proof == Proof::Needed || matches!(written.sites, Sites::Left(_)) {
             let inside = match module.occupants(&written.code) {
@@ -140,7 +170,7 @@ impl Table {
         }
     }
 
-    /// A patch goes: nothing of its module is written for others any more.
+    /// A patch goes: nothing of its module is written for others any more. What somebody may be in stays for good.
     pub(crate) fn take_slices_back(&mut self, patch: &Patch, proof: Proof) {
         let Some(module) = patch.keep.as_deref() else { return };
         let objects: Vec<_> = self
@@ -150,7 +180,34 @@ impl Table {
             .map(|written| written.object.clone())
             .collect();
         objects.iter().for_each(|object| self.take_slice_back(patch.id, module, object, proof));
-        self.written.retain(|written| written.patch != patch.id);
+    }
+
+    /// An object has gone: what was written for it by patches that went before keeps nothing any more.
+    pub(crate) fn forget_left_for(&mut self, host: HostId, object: &str) {
+        let patches: Vec<_> = self.patches.iter().map(|patch| patch.id).collect();
+        let is_for = |written: &Written| written.host == host && &*written.object == object;
+        self.written.retain(|written| patches.contains(&written.patch) || !is_for(written));
+    }
+
+    /// The module of a patch goes, and so does what was left in it, but for what somebody is in: that keeps its object.
+    pub(crate) fn forget_left_in(&mut self, module: &Module) {
+        let is_empty = |code: &[Range<u64>]| module.occupants(code).is_ok_and(|occupants| occupants.is_empty());
+        self.written.retain(|written| written.module != address(module) || !is_empty(&written.code));
+    }
+
+    /// Code that is taken back when the transition under way is over: that of patches that go then, which refers to their
+    /// objects. Nobody may be in it, however he came there.
+    pub(crate) fn code_that_goes(&self) -> impl Iterator<Item = Range<u64>> {
+        let transition = self.transition.as_ref();
+        let patch = transition.and_then(|transition| self.patch(transition.patch));
+        let goes = transition.zip(patch).map(|(transition, patch)| {
+            move |written: &&Written| match transition.target {
+                Target::Unpatched => written.patch == patch.id,
+                Target::Patched => patch.replace && written.host == patch.host && written.patch != patch.id,
+            }
+        });
+        let written = goes.into_iter().flat_map(|goes| self.written.iter().filter(goes));
+        written.flat_map(|written| written.code.iter().cloned())
     }
 
     /// The code that stands in for a module's own: the functions that replace them, and those with its addresses.
@@ -160,9 +217,9 @@ impl Table {
             let named = |object: &&Object| object.name.as_deref() == Some(module);
             let funcs = patch.objects.iter().filter(named).flat_map(|object| &object.funcs);
             code.extend(funcs.flat_map(|func| func.extent.iter().cloned()));
-            let written = self.written.iter().filter(|written| written.is(patch.id, module));
-            code.extend(written.flat_map(|written| written.code.iter().cloned()));
         }
+        let written = self.written.iter().filter(|written| written.host == host && &*written.object == module);
+        code.extend(written.flat_map(|written| written.code.iter().cloned()));
         code
     }
 }
@@ -174,6 +231,20 @@ pub(crate) enum Proof {
     Needed,
     /// A transition is over, or nothing has begun.
     Had,
+    /// It cannot be seen: threads have been forced over, and are not to be held.
+    Missing,
+}
+
+impl Proof {
+    /// That of a transition which has ended, of a patch that goes by it.
+    pub(crate) fn by_transition(patch: &Patch) -> Proof {
+        match patch.host.transition {
+            _ if !patch.forced => Proof::Had,
+            // Who was forced over may be anywhere.
+            Transition::Anywhere => Proof::Needed,
+            Transition::CheckpointsOnly => Proof::Missing,
+        }
+    }
 }
 
 impl Written {
@@ -198,12 +269,15 @@ impl Written {
     /// The exact inverse of what was written, but for keys that have been switched since, and for variables that the module
     /// has given other values: those are its own by now.
     fn undo(&self, module: &Module) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let shown = self.shown()?;
+        let mut shown = self.shown()?;
+        shown.sort_unstable();
         let mut lock = TextLock::take();
         let mut undo = EditSet::new();
         for edit in self.edits.iter() {
             let mut there = edit.new.to_vec();
-            for (at, bytes) in &shown {
+            // No two sites lie on one another.
+            let first = shown.partition_point(|(at, bytes)| *at + wide(bytes.len()) <= edit.at);
+            for (at, bytes) in shown[first..].iter().take_while(|(at, _)| *at < edit.end()) {
                 let overlap = (0_u64..).zip(bytes).filter_map(|(offset, byte)| {
                     let offset = (*at + offset).checked_offset_from(edit.at)?;
                     Some((modload_edit::index(offset), *byte))

@@ -14,7 +14,7 @@ use crate::operate::Wanted;
 use crate::spec::{PatchSpec, Transition};
 use crate::status::PatchStatus;
 use crate::structs::{self, CPatch, StructError};
-use crate::table::{HostId, Log, PatchId, install, table};
+use crate::table::{HostId, Log, PatchId, address, install, table};
 
 /// Live patching of one host's modules: its subscriber. Copies are the same.
 #[derive(Clone, Copy, Debug)]
@@ -160,10 +160,6 @@ impl Livepatch {
     }
 }
 
-fn address(module: &Module) -> usize {
-    std::ptr::from_ref(module).addr()
-}
-
 impl Subscriber for Livepatch {
     fn coming(&self, coming: &mut Coming<'_>) -> Result<(), Refusal> {
         let mut table = table().map_err(|error| Refusal::from(error.to_string()))?;
@@ -180,7 +176,10 @@ impl Subscriber for Livepatch {
             table.alive.pop();
         })?;
         drop(place);
-        divert_staged(coming, &diverts)
+        divert_staged(coming, &diverts).inspect_err(|_| {
+            table.alive.pop();
+            table.undo_coming(self.host, &name, None);
+        })
     }
 
     fn going(&self, module: &Module) {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 use modload_edit::Addr;
-use modload_loader::Reference;
+use modload_loader::{Module, Reference};
 use modload_text::on_fork;
 use modload_threads::Tid;
 
@@ -232,6 +232,11 @@ pub(crate) fn table() -> Result<Locked, PatchError> {
     let guard = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
     OWNER.store(me, Ordering::Relaxed);
     Ok(Locked { guard })
+}
+
+/// What a module is told by from others that are there.
+pub(crate) fn address(module: &Module) -> usize {
+    std::ptr::from_ref(module).addr()
 }
 
 impl Table {

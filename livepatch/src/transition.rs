@@ -233,12 +233,18 @@ impl Table {
         self.functions.get(&entry).map_or(entry, |function| function.home)
     }
 
-    /// Where no frame may be for a thread to be over.
+    /// Where no frame may be for a thread to be over, sorted: functions that change, code that is changed when all are over, stubs.
     fn sight(&self) -> Ranges {
         let moving = self.transition.iter().flat_map(|transition| &transition.moving);
         let mut ranges: Ranges = moving.flat_map(|moving| moving.from_extent.iter().cloned()).collect();
+        ranges.extend(self.code_that_goes());
         ranges.extend(self.stubs.sight());
         ranges.sort_by_key(|range| range.start);
+        ranges.dedup_by(|next, range| {
+            let more = next.start <= range.end;
+            range.end = if more { range.end.max(next.end) } else { range.end };
+            more
+        });
         ranges
     }
 

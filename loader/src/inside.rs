@@ -87,6 +87,33 @@ struct Sighting {
     ended: Result<Ended, WalkError>,
 }
 
+/// Ranges of code in order, of which none touches another: there may be thousands, and each frame is looked for in them.
+struct Places(Vec<Range<u64>>);
+
+impl Places {
+    fn of(code: impl IntoIterator<Item = Range<u64>>) -> Places {
+        let mut ranges: Vec<_> = code.into_iter().filter(|range| !range.is_empty()).collect();
+        ranges.sort_unstable_by_key(|range| range.start);
+        ranges.dedup_by(|next, range| {
+            let touches = next.start <= range.end;
+            range.end = if touches { range.end.max(next.end) } else { range.end };
+            touches
+        });
+        Places(ranges)
+    }
+
+    fn hold(&self, at: u64) -> bool {
+        let behind = self.0.partition_point(|range| range.start <= at);
+        behind.checked_sub(1).is_some_and(|last| at < self.0[last].end)
+    }
+
+    /// Whether nothing on this thread's stack is a return into them.
+    fn are_left(&self, returned_to: impl Fn(u64) -> bool) -> bool {
+        let (Some(first), Some(last)) = (self.0.first(), self.0.last()) else { return true };
+        frames::may_return(&(first.start..last.end), |at| self.hold(at) && returned_to(at)) == Some(false)
+    }
+}
+
 /// What a look at all threads has found.
 struct Look {
     /// Who is inside, or may be. Whoever is not among them is not.
@@ -97,7 +124,7 @@ struct Look {
 
 impl Look {
     /// Looks at all threads.
-    fn at_all(code: &[Range<u64>]) -> Result<Look, modload_threads::Error> {
+    fn at_all(code: &Places) -> Result<Look, modload_threads::Error> {
         // What is met on one stack serves the others: threads that sleep mostly do so in the same place.
         let room = |stacks| (Look::with_room(stacks), Walker::new());
         let seen = frames::each_stack(room, |(look, walker), stack| look.sight(stack, walker, code));
@@ -109,7 +136,7 @@ impl Look {
     }
 
     /// Walks one stack, and keeps what there is to keep of it. Takes no memory: there is room for every thread.
-    fn sight(&mut self, stack: &Stack<'_>, walker: &mut Walker, code: &[Range<u64>]) {
+    fn sight(&mut self, stack: &Stack<'_>, walker: &mut Walker, code: &Places) {
         let tid = stack.tid();
         let mut sighting = Sighting { tid, inside: None, outer: [0; OUTER], outer_count: 0, ended: Ok(Ended::Early) };
         let mut has_begun = tid.is_first();
@@ -117,7 +144,7 @@ impl Look {
         sighting.ended = stack.walk_by(walker, |frame| {
             outermost = frame.pc;
             has_begun |= frames::first_returns().binary_search(&frame.pc).is_ok();
-            if code.iter().any(|code| code.contains(&frame.inside()) || code.contains(&frame.pc)) {
+            if code.hold(frame.inside()) || code.hold(frame.pc) {
                 sighting.inside = sighting.inside.or(Some(*frame));
                 sighting.outer_count = 0;
             } else if sighting.inside.is_some() {
@@ -186,8 +213,8 @@ const PASSING: Duration = Duration::from_millis(100);
 /// module's: nobody was in it.
 pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -> Result<Seen, Occupied> {
     let stand_ins = module.stand_ins();
-    let code: Vec<_> = module.text().into_iter().chain(stand_ins.iter().cloned()).collect();
-    if code.is_empty() {
+    let code = Places::of(module.text().into_iter().chain(stand_ins));
+    if code.0.is_empty() {
         return Ok(Seen::Nobody);
     }
     if module.proof == Proof::Promise || !can_look() {
@@ -195,8 +222,7 @@ pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -
     }
     // The usual case of a small program: nobody else is there, and nothing on this stack can be a return into the module.
     let returned_to = |at| !module.holds_code(Addr::new(at)) || module.may_be_returned_to(Addr::new(at));
-    let left = |code| frames::may_return(code, returned_to) == Some(false);
-    if is_alone().unwrap_or(false) && code.iter().all(left) {
+    if is_alone().unwrap_or(false) && code.are_left(returned_to) {
         return Ok(Seen::Nobody);
     }
     // Found out before anybody is held.
@@ -236,10 +262,11 @@ pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -
 
 /// Who is inside of some code, or may be: `module` is whose it is.
 pub(crate) fn occupants(module: &Module, code: &[Range<u64>]) -> Result<Vec<Occupant>, modload_threads::Error> {
-    if is_alone().unwrap_or(false) && code.iter().all(|code| frames::may_return(code, |_| true) == Some(false)) {
+    let code = Places::of(code.iter().cloned());
+    if is_alone().unwrap_or(false) && code.are_left(|_| true) {
         return Ok(Vec::new());
     }
-    let Look { inside, .. } = Look::at_all(code)?;
+    let Look { inside, .. } = Look::at_all(&code)?;
     Ok(inside.iter().map(|sighting| occupant(sighting, module)).collect())
 }
 

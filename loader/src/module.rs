@@ -1,5 +1,6 @@
 //! A module that is there, and the references that keep it there.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -250,11 +251,13 @@ impl Module {
         all.filter(|(_, _, of, _)| *of == name.as_bytes()).map(|(addr, ..)| addr).collect()
     }
 
-    /// The addresses of its symbols of this name, in the order of its symbol table, variables among them. Those of init's
-    /// sections are left out: they go.
+    /// For each of these names the addresses of its symbols of that name, in the order of its symbol table, variables among
+    /// them. Those of init's sections are left out: they go.
     #[must_use]
-    pub fn symbol_positions(&self, name: &[u8]) -> Vec<Addr> {
-        self.names.all(name).collect()
+    pub fn symbol_positions<'n>(&self, names: impl IntoIterator<Item = &'n [u8]>) -> BTreeMap<&'n [u8], Vec<Addr>> {
+        let mut positions = names.into_iter().map(|name| (name, Vec::new())).collect();
+        self.names.enter_all(&mut positions);
+        positions
     }
 
     /// Has those who accepted it asked, when it goes, for code elsewhere that stands in for its own:

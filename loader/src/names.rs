@@ -1,5 +1,6 @@
 //! The symbols of a module that is there, by name and by address.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -170,9 +171,11 @@ impl Names {
         functions.map(|entry| (entry.addr, entry.scope == Scope::Local, self.name(entry), entry.size))
     }
 
-    /// The addresses of all symbols of a name.
-    pub(crate) fn all(&self, name: &[u8]) -> impl Iterator<Item = Addr> {
-        self.entries.iter().filter(move |entry| self.name(entry) == name).map(|entry| entry.addr)
+    /// Enters the addresses of all symbols of the names that are there.
+    pub(crate) fn enter_all(&self, names: &mut BTreeMap<&[u8], Vec<Addr>>) {
+        for entry in &self.entries {
+            names.get_mut(self.name(entry)).into_iter().for_each(|all| all.push(entry.addr));
+        }
     }
 
     /// The addresses of everything that is no variable.

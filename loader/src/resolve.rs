@@ -1,5 +1,6 @@
 //! Stage *resolve*: every symbol gets its address; what nobody defines is reported all at once.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -37,11 +38,12 @@ pub trait Externals: Send + Sync {
     /// Symbols that come last, when no module has one of that name: those of the process.
     fn fallback(&self, name: &[u8]) -> Option<External>;
 
-    /// The addresses of the host's own symbols of this name, in the order of its symbol table, whether it exports them or
-    /// not: what a live patch's symbols of `vmlinux` mean.
-    fn own(&self, name: &[u8]) -> Vec<Addr> {
-        let _ = name;
-        Vec::new()
+    /// For each of these names the addresses of the host's own symbols of that name, in the order of its symbol table,
+    /// whether it exports them or not: what a live patch's symbols of `vmlinux` mean. Names that it does not have may be
+    /// left out.
+    fn own<'n>(&self, names: &BTreeSet<&'n [u8]>) -> BTreeMap<&'n [u8], Vec<Addr>> {
+        let _ = names;
+        BTreeMap::new()
     }
 
     /// The names behind [`Externals::exported`], to suggest one that is like what was asked for.
@@ -118,12 +120,18 @@ pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene:
             symbols[index(at.into())] = Symbol { addr, size: symbol.size, kind };
         }
     }
-    for &at in &layout.livepatch {
-        let Some(symbol) = file.symbol(at) else { continue };
-        let klp = KlpSymbol::parse(symbol.name()).filter(|klp| klp.object == livepatch::VMLINUX);
-        let Some(klp) = klp else { continue };
+    let of_host = layout.livepatch.iter().filter_map(|&at| {
+        let symbol = file.symbol(at)?;
+        let klp = KlpSymbol::parse(symbol.name()).filter(|klp| klp.object == livepatch::VMLINUX)?;
+        Some((at, symbol, klp))
+    });
+    let of_host: Vec<_> = of_host.collect();
+    // It may have to read a large file for it, so it is asked once.
+    let names: BTreeSet<_> = of_host.iter().map(|(.., klp)| klp.name).collect();
+    let own = if names.is_empty() { BTreeMap::new() } else { scene.externals.own(&names) };
+    for (at, symbol, klp) in of_host {
         let operations = layout.operations.filter(|(table, _)| *table == at).map(|(_, spot)| memory.addr(spot));
-        match operations.or_else(|| picked(&scene.externals.own(klp.name), klp.position)) {
+        match operations.or_else(|| picked(own.get(klp.name)?, klp.position)) {
             Some(addr) => symbols[index(at.into())] = Symbol { addr, size: symbol.size, kind: SymbolKind::External },
             None => missing.push((at, Some("the host has none of this name and position"))),
         }

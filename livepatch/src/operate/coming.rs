@@ -8,7 +8,7 @@ use crate::error::PatchError;
 use crate::find::Place;
 use crate::previous::Previous;
 use crate::slices::Proof;
-use crate::table::{HostId, Object, PatchId, Table};
+use crate::table::{HostId, PatchId, Table};
 
 impl Table {
     /// A module is coming: its functions are patched by all patches that name it, before any of its code runs. Linux's
@@ -27,7 +27,7 @@ impl Table {
             let object =
                 patch.and_then(|patch| patch.objects.iter().position(|object| object.name.as_deref() == Some(module)));
             let Some(number) = object else { continue };
-            match self.object_coming(id, number, place, module) {
+            match self.object_coming((host, id), number, place, module) {
                 Ok(more) => entries.extend(more),
                 Err(error) => {
                     let name = self.name(id);
@@ -36,7 +36,7 @@ impl Table {
                             "patch '{name}' failed for module '{module}', refusing to load module '{module}'"
                         ));
                     }
-                    self.undo_coming(host, module, id);
+                    self.undo_coming(host, module, Some((id, number)));
                     let reason = format!("patch '{name}' failed for module '{module}': {}", error.with_sources());
                     return Err(Refusal { reason, errno: Some(error.errno()) });
                 }
@@ -52,7 +52,7 @@ impl Table {
 
     fn object_coming(
         &mut self,
-        id: PatchId,
+        (host, id): (HostId, PatchId),
         number: usize,
         place: &Place<'_>,
         module: &str,
@@ -60,7 +60,7 @@ impl Table {
         let in_transition = self.transition.as_ref().is_some_and(|transition| transition.patch == id);
         let keep = self.patch(id).and_then(|patch| patch.keep.clone());
         let written = match (&keep, place) {
-            (Some(keep), Place::Module(target, _)) => self.write_slice(id, keep, target),
+            (Some(keep), Place::Module(target, _)) => self.write_slice(host, id, keep, target),
             _ => Ok(()),
         };
         let Some(patch) = self.patch_mut(id) else { return Ok(Vec::new()) };
@@ -97,14 +97,23 @@ impl Table {
         Ok(entries)
     }
 
-    /// A target is refused: those that have been applied to it are taken back.
-    fn undo_coming(&mut self, host: HostId, module: &str, failed: PatchId) {
-        self.cleanup(host, module, Some(failed));
-        if let Some(patch) = self.patch_mut(failed) {
-            let of_module = patch.objects.iter_mut().filter(|object| object.name.as_deref() == Some(module));
-            of_module.for_each(Object::is_unloaded);
+    /// A target is refused: the patches that have been applied to it are taken back, up to the one that has failed, of which an
+    /// object was to be applied; all if none has.
+    pub(crate) fn undo_coming(&mut self, host: HostId, module: &str, failed: Option<(PatchId, usize)>) {
+        let mut entries = Vec::new();
+        if let Some((id, number)) = failed {
+            let gone = self.unpatch_object(id, number);
+            self.part(&gone);
+            entries = gone;
+            if let Some(patch) = self.patch_mut(id) {
+                patch.objects[number].post_unpatch();
+                patch.objects[number].is_unloaded();
+            }
         }
+        entries.extend(self.cleanup(host, module, failed.map(|(id, _)| id)));
+        self.forget(&entries);
         // None of the module's code has run.
-        self.object_goes(failed, module, Proof::Had);
+        let patches: Vec<_> = self.patches.iter().filter(|patch| patch.host == host).map(|patch| patch.id).collect();
+        patches.into_iter().for_each(|patch| self.object_goes(patch, module, Proof::Had));
     }
 }

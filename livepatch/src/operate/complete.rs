@@ -63,8 +63,7 @@ impl Table {
             replaced.extend(self.patches.extract_if(.., |patch| patch.id == id));
         }
         for patch in &replaced {
-            // Who was forced over may be anywhere.
-            self.take_slices_back(patch, if patch.forced { Proof::Needed } else { Proof::Had });
+            self.take_slices_back(patch, Proof::by_transition(patch));
         }
         // Their modules may go now.
         drop(replaced);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use modload_edit::Addr;
-use modload_loader::Reference;
+use modload_loader::{Module, Reference};
 
 use crate::error::PatchError;
 use crate::find::Place;
@@ -54,8 +54,9 @@ impl Table {
             return Err(PatchError::Incompatible { patch: name.to_string() });
         }
         let records = c_objects.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+        let own = keep.as_deref().map(Module::functions).unwrap_or_default();
         let objects =
-            objects.into_iter().zip(records).map(|(spec, c)| object(spec, c)).collect::<Result<Vec<_>, _>>()?;
+            objects.into_iter().zip(records).map(|(spec, c)| object(spec, c, &own)).collect::<Result<Vec<_>, _>>()?;
         self.last_patch += 1;
         let id = PatchId(self.last_patch);
         let mut patch =
@@ -110,7 +111,7 @@ impl Table {
         for object in &mut patch.objects {
             let Some(place) = place(object.name.as_deref()) else { continue };
             if let (Some(module), Place::Module(target, _)) = (&patch.keep, &place) {
-                self.write_slice(patch.id, module, target)?;
+                self.write_slice(patch.host, patch.id, module, target)?;
             }
             found.extend(object.is_loaded(&place)?);
         }

@@ -22,6 +22,7 @@ impl Table {
         // Nobody comes by what has replaced its functions any more.
         let patches: Vec<_> = self.patches.iter().filter(|patch| patch.host == host).map(|patch| patch.id).collect();
         patches.into_iter().for_each(|patch| self.object_goes(patch, module, Proof::Needed));
+        self.forget_left_for(host, module);
     }
 
     /// A module that patches name has this state now.
@@ -61,9 +62,6 @@ impl Table {
         }
         entries.sort();
         entries.dedup();
-        if limit.is_some() {
-            self.forget(&entries);
-        }
         entries
     }
 
@@ -78,6 +76,7 @@ impl Table {
             tracing::error!(patch = %name, "the module of a patch goes: it is not in force any more, whoever is in its functions");
         }
         self.withdraw(&is_kept);
+        self.forget_left_in(module);
     }
 
     /// A host goes: its patches are not in force any more, whoever is in them.

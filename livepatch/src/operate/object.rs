@@ -3,17 +3,21 @@
 use std::sync::Arc;
 
 use modload_edit::Addr;
+use modload_loader::FunctionSymbol;
 
 use crate::error::PatchError;
-use crate::find::{Place, extent};
+use crate::find::{Place, cold_parts, extent};
 use crate::spec::ObjectSpec;
 use crate::structs::CObject;
 use crate::table::{Func, Object, Patched};
 
-pub(super) fn object(spec: ObjectSpec, c: Option<CObject>) -> Result<Object, PatchError> {
+/// `own` are the functions of the patch's module.
+pub(super) fn object(spec: ObjectSpec, c: Option<CObject>, own: &[FunctionSymbol]) -> Result<Object, PatchError> {
     let name: Option<Arc<str>> = spec.name.map(Into::into);
     let func = |func: crate::spec::FuncSpec| {
-        let extent = vec![extent(func.new_func)?];
+        let mut extent = vec![extent(func.new_func)?];
+        let named = own.iter().filter(|symbol| symbol.addr == func.new_func);
+        extent.extend(named.flat_map(|symbol| cold_parts(own, &symbol.name)));
         let (old_name, old_sympos) = (func.old_name.into(), func.old_sympos);
         Ok(Func { old_name, old_sympos, new_func: Some(func.new_func), old: None, extent, patched: false })
     };

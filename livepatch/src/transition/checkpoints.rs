@@ -50,8 +50,9 @@ impl Table {
             return Err(PatchError::TooMany { ranges: ranges.len(), most: MOST_SHOWN });
         }
         let retired = self.stubs.retired();
+        let nothing_goes = self.code_that_goes().next().is_none();
         let Some(transition) = &mut self.transition else { return Ok(true) };
-        if transition.moving.is_empty() {
+        if transition.moving.is_empty() && nothing_goes {
             return Ok(true);
         }
         let phase = roll::open().ok_or(PatchError::Exhausted)?;

@@ -295,12 +295,13 @@ impl SlicePlan<'_> {
         self.after.text_around(at)
     }
 
-    /// Counts bytes as written that stay as they are for now, so that what becomes of them later can be taken back.
+    /// Counts bytes as written that stay as they are for now, so that what becomes of them later can be taken back: all of
+    /// them, if something has written a part.
     ///
     /// # Errors
-    /// [`Rejected`]: there are none.
+    /// [`Rejected`]: there are none, or a part of them is another engine's.
     pub fn include(&mut self, at: Addr, len: usize, why: Why) -> Result<(), Rejected> {
-        if !self.edits.touching(at, wide(len)).is_empty() {
+        if self.edits.touching(at, wide(len)).iter().any(|edit| edit.at <= at && at + wide(len) <= edit.end()) {
             return Ok(());
         }
         let there = self.bytes(at, len).ok_or(Rejected::Outside { at, len, start: at, end: at, why })?.to_vec();
@@ -315,13 +316,14 @@ impl SlicePlan<'_> {
         let mut touched: Vec<_> =
             self.edits.iter().enumerate().map(|(made, edit)| (edit.at, edit.end(), made)).collect();
         touched.sort_unstable();
+        let edits: Vec<_> = self.edits.iter().collect();
         let mut net = EditSet::new();
         let mut touched = touched.into_iter().peekable();
         while let Some((at, mut end, mut made)) = touched.next() {
             while let Some((_, further, other)) = touched.next_if(|(next, ..)| *next < end) {
                 (end, made) = (end.max(further), made.max(other));
             }
-            let Some(Edit { why, .. }) = self.edits.iter().nth(made) else { continue };
+            let why = edits[made].why;
             let len = index((end - at).cast_unsigned());
             let (Some(old), Some(new)) = (self.before.bytes(at, len), self.after.bytes(at, len)) else {
                 return Err(Rejected::Outside { at, len, start: at, end: at, why });
@@ -353,33 +355,40 @@ impl Code for SlicePlan<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Code, Edit, Edits, Engine, PieceKind, Sink, SlicePlan, Space, Why};
+    use super::{Code, Edit, Edits, Engine, PieceKind, Rejected, Sink, SlicePlan, Space, Why};
     use modload_edit::Addr;
 
     #[test]
     fn each_byte_is_written_once() {
         let mut before = Space::default();
-        before.add(Addr::new(0x1000), PieceKind::Text, vec![0xe8, 0, 0, 0, 0, 0xc3, 0x90, 0x90]).unwrap();
+        let text = [0xe8, 0, 0, 0, 0, 0xc3, 0x90, 0x90, 0xe8, 0, 0, 0, 0];
+        before.add(Addr::new(0x1000), PieceKind::Text, text.to_vec()).unwrap();
         let (after, edits) = (before.clone(), Edits::default());
         let mut plan = SlicePlan { before: &before, after, edits, tables: Vec::new(), calls: Vec::new() };
         let why = |engine| Why { engine, section: 3, record: 1 };
-        let mut edit = |engine, at, old: &[u8], new: &[u8]| {
+        let edit = |plan: &mut SlicePlan<'_>, engine, at, old: &[u8], new: &[u8]| {
             plan.edit(Edit { at: Addr::new(at), old, new, why: why(engine) }).unwrap();
         };
         // A call that a static call's key makes a NOP, a byte that comes back to what it was, and one that stays.
-        edit(Engine::Relocation, 0x1001, &[0; 4], &[1, 2, 3, 4]);
-        edit(Engine::StaticCall, 0x1000, &[0xe8, 1, 2, 3, 4], &[0x0f, 0x1f, 0x44, 0, 0]);
-        edit(Engine::Alternative, 0x1006, &[0x90], &[0xf4]);
-        edit(Engine::Alternative, 0x1006, &[0xf4], &[0x90]);
+        edit(&mut plan, Engine::Relocation, 0x1001, &[0; 4], &[1, 2, 3, 4]);
+        edit(&mut plan, Engine::StaticCall, 0x1000, &[0xe8, 1, 2, 3, 4], &[0x0f, 0x1f, 0x44, 0, 0]);
+        edit(&mut plan, Engine::Alternative, 0x1006, &[0x90], &[0xf4]);
+        edit(&mut plan, Engine::Alternative, 0x1006, &[0xf4], &[0x90]);
         plan.include(Addr::new(0x1005), 1, why(Engine::JumpLabel)).unwrap();
-        plan.include(Addr::new(0x1003), 3, why(Engine::JumpLabel)).unwrap();
+        plan.include(Addr::new(0x1000), 5, why(Engine::StaticCall)).unwrap();
+        // A call that is right as it has been relocated, and may become something else.
+        edit(&mut plan, Engine::Relocation, 0x1009, &[0; 4], &[5, 6, 7, 8]);
+        plan.include(Addr::new(0x1008), 5, why(Engine::StaticCall)).unwrap();
+        // Two keys for one place.
+        assert!(matches!(plan.include(Addr::new(0x1003), 3, why(Engine::JumpLabel)), Err(Rejected::Clash { .. })));
         let net = plan.net().unwrap();
         let seen: Vec<_> =
             net.iter().map(|edit| (edit.at.get(), edit.old.to_vec(), edit.new.to_vec(), edit.why)).collect();
         let call = (0x1000, vec![0xe8, 0, 0, 0, 0], vec![0x0f, 0x1f, 0x44, 0, 0], why(Engine::StaticCall));
         let stays = (0x1005, vec![0xc3], vec![0xc3], why(Engine::JumpLabel));
         let back = (0x1006, vec![0x90], vec![0x90], why(Engine::Alternative));
-        assert_eq!(seen, [call, stays, back]);
+        let right = (0x1008, vec![0xe8, 0, 0, 0, 0], vec![0xe8, 5, 6, 7, 8], why(Engine::StaticCall));
+        assert_eq!(seen, [call, stays, back, right]);
         assert_eq!(plan.text(Addr::new(0x1005), 2), Some(&[0xc3, 0x90][..]));
     }
 }

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use modload_tests::in_fork;
+
 use crate::scene::{TAIL, WAYS, built, bytes, call, host, linked};
 
 const TARGET: &str = r#"
@@ -136,4 +138,51 @@ pub(crate) fn under_fire() {
         println!("{} calls, {patched} of the patch, {switched} switches", calls.load(Ordering::Relaxed));
         assert!(patched != 0 && switched != 0);
     });
+}
+
+/// A target and a patch of it come and go in two threads, neither of which knows of the other; a third forks.
+pub(crate) fn at_once() {
+    const CYCLES: usize = 200;
+    let host = host();
+    let (target, patch) = (built("target", TARGET), linked("patch", &format!("{PATCH}{TAIL}"), WAYS[0]));
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let forker = scope.spawn(|| {
+            let mut forks = 0;
+            while !over.load(Ordering::Relaxed) {
+                // Whatever was being done by others: it is whole, and can be taken back.
+                let child = in_fork(|| assert!(host.disable_patches(Duration::from_secs(5)).unwrap().is_empty()));
+                child.well();
+                thread::sleep(Duration::from_millis(20));
+                forks += 1;
+            }
+            forks
+        });
+        let targets = scope.spawn(|| {
+            let mut patched = 0;
+            for cycle in 0..CYCLES {
+                let there = host.load(&target).unwrap();
+                call(&there, "switch_feature", 1);
+                let result = call(&there, "ask", 3);
+                assert!(result == 3 || result == 321_040, "{cycle}: {result}");
+                patched += usize::from(result != 3);
+                drop(there);
+                host.unload_within("target", Duration::from_secs(10)).unwrap();
+            }
+            patched
+        });
+        let patches = scope.spawn(|| {
+            for _ in 0..CYCLES {
+                let there = host.load(&patch).unwrap();
+                drop(there);
+                host.disable_patches(Duration::from_secs(10)).unwrap();
+                host.unload_within("patch", Duration::from_secs(10)).unwrap();
+            }
+        });
+        patches.join().unwrap();
+        let patched = targets.join().unwrap();
+        over.store(true, Ordering::Relaxed);
+        println!("{patched} of {CYCLES} calls were the patch's, {} forks", forker.join().unwrap());
+    });
+    assert!(host.modules().is_empty() && host.patches().unwrap().is_empty());
 }

@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use modload::{Host, Module, UnloadError};
+use modload::{Host, Module, Transition, UnloadError};
 
 use crate::scene::{TAIL, WAYS, built, bytes, call, linked};
 
@@ -115,4 +115,87 @@ pub(crate) fn stale() {
     assert!(bytes(&patch, &[".text"]) != untouched);
     target.unload().unwrap();
     assert!(bytes(&patch, &[".text"]) == untouched);
+}
+
+/// Functions that sleep and then want what is the target's, and of which the replacement is not on the stack of who sleeps: it
+/// has jumped there.
+const TAIL_CALL: &str = "static int new_answer(int n) { return sleeps(n); }\n";
+/// Sleeps in a part of the replacement that the compiler has put elsewhere, and which refers to nothing.
+const COLD: &str = r#"
+static __attribute__((noinline, cold)) int seldom(int n)
+{
+	char byte;
+	asleep++;
+	return read(n, &byte, 1);
+}
+static int new_answer(int n) { return n < 0 ? sleeps(n) : seldom(n) + 1000; }
+"#;
+const SLEEPS: &str = r#"
+long read(int, void *, unsigned long);
+extern int count KLP_SYMBOL(target, count, 0);
+static int asleep;
+static __attribute__((noinline)) int sleeps(int n)
+{
+	char byte;
+	asleep++;
+	read(n, &byte, 1);
+	return count++;
+}
+__attribute__((visibility("default"))) int sleepers(int n) { (void)n; return asleep; }
+"#;
+
+fn wait(what: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !what() {
+        assert!(begun.elapsed() < LIMIT);
+        thread::yield_now();
+    }
+}
+
+/// Who is in what refers to the target keeps the patch in force, however he came there.
+pub(crate) fn disabled_meanwhile() {
+    for (replacement, expected, frame) in [(TAIL_CALL, 40, "sleeps+0x"), (COLD, 1001, "new_answer.cold+0x")] {
+        let host = host();
+        let text = format!("{SLEEPS}{replacement}{TAIL}");
+        let patch = host.load(&linked("patch", &text, WAYS[0])).unwrap();
+        let untouched = bytes(&patch, &[".text"]);
+        let sleeper = Sleeper::new(&host, patch);
+        host.disable_patch("patch").unwrap();
+        let blocking = host.blocking("patch").unwrap();
+        let [blocked] = &blocking[..] else { panic!("{frame}: {blocking:?}") };
+        assert!(blocked.inside.as_ref().is_some_and(|inside| inside.starts_with(frame)), "{blocked:?}");
+        assert!(bytes(&sleeper.patch, &[".text"]) != untouched, "somebody is in it");
+        let (patch, result) = sleeper.wake();
+        assert_eq!(result, expected);
+        wait(|| host.patches().unwrap().is_empty());
+        assert!(bytes(&patch, &[".text"]) == untouched, "taken back");
+    }
+}
+
+/// A patch that is disabled by force has somebody in it who needs the target still.
+pub(crate) fn disabled_by_force() {
+    for transition in [Transition::Anywhere, Transition::CheckpointsOnly] {
+        let host = Host::builder().process_symbols().transition(transition).build().unwrap();
+        let patch = host.load(&linked("patch", &format!("{SLEEPS}{TAIL_CALL}{TAIL}"), WAYS[0])).unwrap();
+        let sleeper = Sleeper::new(&host, patch);
+        host.disable_patch("patch").unwrap();
+        host.force_patch("patch").unwrap();
+        assert!(host.patches().unwrap().is_empty());
+        let target = host.module("target").unwrap();
+        assert_eq!(call(&target, "ask", 3), 4);
+        drop(target);
+        let refused = host.unload("target").unwrap_err().to_string();
+        assert!(refused.contains("\"sleeper\" is in ") && refused.contains("sleeps+0x"), "{refused}");
+        let (patch, result) = sleeper.wake();
+        assert_eq!(result, 40);
+        // With the patch's module goes what was left in it; the target goes first here, and then last.
+        if transition == Transition::Anywhere {
+            host.unload("target").unwrap();
+        }
+        drop(patch);
+        host.unload_within("patch", LIMIT).unwrap();
+        if transition == Transition::CheckpointsOnly {
+            host.unload("target").unwrap();
+        }
+    }
 }

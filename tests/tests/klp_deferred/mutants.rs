@@ -1,6 +1,7 @@
 //! Mutants of a patch, through everything that takes its bytes and runs nothing: the loader up to the coming chain, and what waits
 //! as if its object had come. No panic, nothing left behind.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use modload::{Coming, Image, Refusal, Subscriber, klp_link};
@@ -24,8 +25,9 @@ impl Externals for Everything {
         Some(External { addr: Addr::new(0x1234_5678), gpl_only: false, crc: None })
     }
 
-    fn own(&self, name: &[u8]) -> Vec<Addr> {
-        (0..4).map(|number| Addr::new(0x2345_6780 + number)).take(name.len() % 4).collect()
+    fn own<'n>(&self, names: &BTreeSet<&'n [u8]>) -> BTreeMap<&'n [u8], Vec<Addr>> {
+        let some = |name: &[u8]| (0..4).map(|number| Addr::new(0x2345_6780 + number)).take(name.len() % 4).collect();
+        names.iter().map(|name| (*name, some(name))).collect()
     }
 
     fn names(&self) -> Vec<String> {

@@ -1,6 +1,9 @@
 //! What is refused, and by what name.
 
-use modload::{Event, EventKind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use modload::{Coming, Event, EventKind, Order, Refusal, Subscriber};
 
 use crate::scene::{HEAD, TAIL, WAYS, built, bytes, call, host, linked, linked_bytes, loaded};
 use crate::target::{PATCH, TARGET};
@@ -143,4 +146,58 @@ pub(crate) fn vmlinux() {
         "{said}"
     );
     assert_eq!(refused.error.errno(), 2);
+}
+
+/// Refuses every module, if it is told to.
+struct Late(Arc<AtomicBool>);
+
+impl Subscriber for Late {
+    fn coming(&self, _: &mut Coming<'_>) -> Result<(), Refusal> {
+        if self.0.load(Ordering::Relaxed) { Err("not now".into()) } else { Ok(()) }
+    }
+}
+
+/// A target is refused when the first of two patches has got what waits for it, by the other one or by somebody else.
+pub(crate) fn midway() {
+    let host = host();
+    let refuses = Arc::new(AtomicBool::new(false));
+    let _late = host.subscribe("late", Order::mirrored(0), Late(refuses.clone()));
+    let key = "DECLARE_STATIC_KEY_FALSE(feature) KLP_SYMBOL(target, feature, 0);\n\
+        static int new_answer(int n) { return static_branch_unlikely(&feature) ? 100 : n + 10; }";
+    let feature = "#include <modload/module.h>\n#include <modload/jump_label.h>\nMODULE_LICENSE(\"GPL\");\n\
+        static __attribute__((used)) DEFINE_STATIC_KEY_TRUE(feature);";
+    let first = host.load(&linked("patch", &format!("{key}{TAIL}"), WAYS[0])).unwrap();
+    let callback = TAIL
+        .replace(".funcs = funcs", ".funcs = funcs, .callbacks = { .pre_patch = asked }")
+        .replace("static struct klp_object", "static int refusing;\nstatic int asked(struct klp_object *object) { (void)object; return refusing; }\n\
+            __attribute__((visibility(\"default\"))) int refuse(int with) { refusing = with; return 0; }\nstatic struct klp_object");
+    let second = host.load(&linked("second", &format!("{PATCH}{callback}"), WAYS[0])).unwrap();
+    let untouched = || [&first, &second].map(|patch| bytes(patch, &["."]));
+    let before = untouched();
+    let target = |text: &str| host.load(&built("target", &format!("{feature}{text}")));
+    for reason in ["symbol 'count' not found", "pre-patch callback failed", "not now", "init returned -5"] {
+        let failing = match reason {
+            "symbol 'count' not found" => TARGET.replace("count", "other"),
+            "init returned -5" => {
+                format!("{TARGET}static int __init fails(void) {{ return -5; }}\nmodule_init(fails);")
+            }
+            _ => TARGET.to_owned(),
+        };
+        let refusing = if reason == "pre-patch callback failed" { 0_u64.wrapping_sub(16) } else { 0 };
+        call(&second, "refuse", refusing);
+        refuses.store(reason == "not now", Ordering::Relaxed);
+        let refused = target(&failing).unwrap_err().to_string();
+        assert!(refused.contains(reason), "{reason}: {refused}");
+        call(&second, "refuse", 0);
+        assert!(untouched() == before, "{reason}");
+    }
+    refuses.store(false, Ordering::Relaxed);
+    let there = target(TARGET).unwrap();
+    assert_eq!(call(&there, "ask", 3), 8000 * 3 + 2 * 40);
+    host.disable_patch("second").unwrap();
+    assert_eq!(call(&there, "ask", 3), 100, "the first is in force");
+    assert!(untouched() != before);
+    drop(there);
+    host.unload("target").unwrap();
+    assert!(untouched() == before);
 }
