@@ -160,8 +160,9 @@ pub(crate) fn cancelled() {
 
 /// The longer a transition takes, the more seldom it is looked at: but when a thread ends that was in the way, it is at once.
 pub(crate) fn ended() {
+    let this = modload_threads::Tid::current().get();
     // SAFETY: a number and a flag; what comes back is closed with the process.
-    let end = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::gettid(), libc::O_EXCL) };
+    let end = unsafe { libc::syscall(libc::SYS_pidfd_open, this, libc::O_EXCL) };
     if end < 0 {
         println!("SKIPPED: this kernel has no pidfds of threads (Linux 6.9): the clock tells of their ends");
         return;
