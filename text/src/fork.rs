@@ -33,6 +33,8 @@ thread_local! {
 /// Makes the C library call us around every fork.
 pub(crate) fn install() -> io::Result<()> {
     static INSTALLED: OnceLock<i32> = OnceLock::new();
+    // Their lock is taken within all of ours, and those of our hooks.
+    modload_threads::frames::install_fork_handlers()?;
     // SAFETY: the three functions are `extern "C"`, take nothing, and live as long as the program.
     let failed = *INSTALLED.get_or_init(|| unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) });
     if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }

@@ -30,7 +30,7 @@ mod section;
 mod stacks;
 mod walk;
 
-pub use index::{Known, Overlap};
+pub use index::{Known, Overlap, install_fork_handlers};
 pub use listing::{Malformed, Planned, plan};
 pub use made::{BadRows, Row};
 pub use memory::{Memory, ProcessMemory};

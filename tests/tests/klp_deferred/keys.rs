@@ -153,7 +153,7 @@ pub(crate) fn at_once() {
                 // Whatever was being done by others: it is whole, and can be taken back.
                 let child = in_fork(|| assert!(host.disable_patches(Duration::from_secs(5)).unwrap().is_empty()));
                 child.well();
-                thread::sleep(Duration::from_millis(20));
+                thread::sleep(Duration::from_millis(1));
                 forks += 1;
             }
             forks

@@ -244,7 +244,13 @@ thread_local! {
 }
 
 /// Fork waits for a writer; the child has no readers but those of its own thread, of which there are none.
-pub(crate) fn install_fork_handlers() -> io::Result<()> {
+///
+/// Rows are made known by who has locks of his own. Who holds those over a fork calls this before he calls `pthread_atfork`: who
+/// came first prepares last, and nobody holds this lock while he waits for another.
+///
+/// # Errors
+/// `pthread_atfork` has no memory.
+pub fn install_fork_handlers() -> io::Result<()> {
     static INSTALLED: OnceLock<i32> = OnceLock::new();
     // SAFETY: the three functions are `extern "C"`, take nothing, and live as long as the program.
     let failed = *INSTALLED.get_or_init(|| unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) });
