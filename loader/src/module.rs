@@ -340,7 +340,7 @@ impl Module {
     /// before it, or what a static call leaves where it calls nothing; anywhere else one may.
     pub(crate) fn may_be_returned_to(&self, at: Addr) -> bool {
         const LONGEST_CALL: u64 = 8;
-        if !self.names.code().any(|function| function == at) && at != self.ranges[Part::Text.slot()].0 {
+        if !self.names.begins_at(at) && at != self.ranges[Part::Text.slot()].0 {
             return true;
         }
         let core = lock(&self.core);

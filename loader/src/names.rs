@@ -52,6 +52,9 @@ pub(crate) struct Names {
     strings: Box<[u8]>,
     lookups: AtomicU32,
     by_name: OnceLock<(RandomState, HashTable<u32>)>,
+    questions: AtomicU32,
+    /// The addresses of [`Names::code`], sorted.
+    starts: OnceLock<Box<[Addr]>>,
 }
 
 /// So many lookups are made by walking the table; then an index is worth its making.
@@ -100,6 +103,8 @@ pub(crate) fn collect(
         strings: file.strings.into(),
         lookups: AtomicU32::new(0),
         by_name: OnceLock::new(),
+        questions: AtomicU32::new(0),
+        starts: OnceLock::new(),
     };
     let init = (!init.is_empty()).then(|| names(init));
     (names(core), init)
@@ -183,6 +188,20 @@ impl Names {
         self.entries.iter().filter(|entry| entry.kind != SymbolKind::Object).map(|entry| entry.addr)
     }
 
+    /// Whether one of them begins at an address.
+    pub(crate) fn begins_at(&self, at: Addr) -> bool {
+        if self.questions.fetch_add(1, Ordering::Relaxed) < WALKS {
+            return self.code().any(|start| start == at);
+        }
+        if self.starts.get().is_none() {
+            let mut starts: Box<[Addr]> = self.code().collect();
+            starts.sort_unstable();
+            // Made outside of the cell, as the index of names is.
+            let _ = self.starts.set(starts);
+        }
+        self.starts.get().is_some_and(|starts| starts.binary_search(&at).is_ok())
+    }
+
     /// The function that an address lies in, by the sizes that the file states: its name, the distance from its start, and
     /// its size. Of several the one with the nearest start, a global one before a local one.
     pub(crate) fn function_at(&self, at: Addr) -> Option<(&[u8], u64, u64)> {
@@ -233,6 +252,8 @@ mod tests {
             strings: strings.into(),
             lookups: AtomicU32::new(0),
             by_name: OnceLock::new(),
+            questions: AtomicU32::new(0),
+            starts: OnceLock::new(),
         }
     }
 
@@ -267,6 +288,23 @@ mod tests {
         ] {
             assert_eq!(names.function_at(Addr::new(at)), expected, "{at:#x}");
         }
+    }
+
+    #[test]
+    fn whether_code_begins_somewhere_is_the_same_by_walking_and_by_the_index() {
+        let mut names = names(b"\0add\0sub\0", &[(1, Scope::Local), (5, Scope::Global), (1, Scope::Local)]);
+        for (entry, (addr, kind)) in names.entries.iter_mut().zip([
+            (0x20, SymbolKind::Function),
+            (0x10, SymbolKind::Other),
+            (0x18, SymbolKind::Object),
+        ]) {
+            (entry.addr, entry.kind) = (Addr::new(addr), kind);
+        }
+        for _ in 0..=WALKS {
+            let found = [0xf, 0x10, 0x18, 0x1f, 0x20, 0x21].map(|at| names.begins_at(Addr::new(at)));
+            assert_eq!(found, [false, true, false, false, true, false]);
+        }
+        assert!(names.starts.get().is_some());
     }
 
     #[test]
