@@ -95,6 +95,12 @@ pub enum PatchError {
         /// The object.
         object: String,
     },
+    /// What replaces a function is in a module that waits for objects, and the patch does not hold it.
+    #[error("functions of module '{module}' wait for their objects: it must be the one that the patch holds")]
+    NotHeld {
+        /// The module.
+        module: String,
+    },
     /// A function of one object waits for another: it would run before that is there.
     #[error("what replaces '{function}' of object '{object}' has relocations for object '{awaited}'")]
     OtherObject {

@@ -46,6 +46,13 @@ impl Livepatch {
         keep: Option<Reference>,
         log: Log,
     ) -> Result<(), PatchError> {
+        // What waits in a module is written for patches that hold it.
+        let funcs = spec.objects.iter().flat_map(|object| &object.funcs);
+        let of = funcs.filter_map(|func| loader.module_at(func.new_func)).filter(|module| module.slices().is_some());
+        let held = |module: &Arc<Module>| keep.as_deref().is_some_and(|keep| std::ptr::eq(keep, &**module));
+        if let Some(module) = of.into_iter().find(|module| !held(module)) {
+            return Err(PatchError::NotHeld { module: module.name().to_owned() });
+        }
         let wanted =
             Wanted { host: self.host, name: name.into(), spec, c_objects: Vec::new(), c_states: Vec::new(), keep, log };
         self.enable_wanted(loader, wanted)

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use modload::{Callbacks, FuncSpec, ObjectSpec, PatchSpec};
+
 use crate::scene::{TAIL, WAYS, built, bytes, call, host, linked};
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -100,4 +102,29 @@ __attribute__((visibility("default"))) int point(int to) { where = to ? &own : 0
         assert!(bytes(&patch, &[".text"]) == untouched, "nothing was written");
         call(&patch, "point", 0);
     }
+}
+
+/// A patch that the host enables writes what waits in the module that it holds, and is refused if it holds another, or none.
+pub(crate) fn enabled_by_the_host() {
+    let host = host();
+    let text = format!("{PATCH}{}", TAIL.replace("return klp_enable_patch(&patch);", "(void)patch; return 0;"));
+    let text = text.replace("static int new_answer", "__attribute__((used)) static int new_answer");
+    let module = host.load(&linked("patch", &text, WAYS[0])).unwrap();
+    let target = host.load(&built("target", TARGET)).unwrap();
+    let new_func = module.symbol_info("new_answer").unwrap().addr;
+    let funcs = vec![FuncSpec { old_name: "answer".into(), old_sympos: 0, new_func }];
+    let object = ObjectSpec { name: Some("target".into()), funcs, callbacks: Callbacks::default() };
+    let spec = PatchSpec { objects: vec![object], ..PatchSpec::default() };
+    for keep in [None, Some(&target)] {
+        let refused = host.enable_patch("own", spec.clone(), keep).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "functions of module 'patch' wait for their objects: it must be the one that the patch holds"
+        );
+    }
+    assert_eq!(call(&target, "ask", 3), 4);
+    host.enable_patch("own", spec, Some(&module)).unwrap();
+    assert_eq!(call(&target, "ask", 3), expected(3, 40));
+    host.disable_patch("own").unwrap();
+    assert_eq!(call(&target, "ask", 3), 4);
 }
