@@ -7,7 +7,7 @@ use crate::section::{KLP_RELA_PREFIX, KLP_SYMBOL_PREFIX};
 pub const VMLINUX: &[u8] = b"vmlinux";
 
 /// Names of objects have at most so many bytes: Linux's `MODULE_NAME_LEN`, less the NUL.
-const MAX_OBJECT: usize = 55;
+pub const MAX_OBJECT: usize = 55;
 
 /// A symbol of an object, which may be one of several of its name: `.klp.sym.OBJECT.NAME,POSITION`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,6 +1,7 @@
 //! Marks: `.modload.klp.OBJECT.NAME.POSITION`, what the SDK's `KLP_SYMBOL` calls a symbol. An object has no dot in its name, and a
 //! position is a number, so that the name in between may have any.
 
+use modload_abi::livepatch::MAX_OBJECT;
 use modload_abi::section::{KLP_MARK_PREFIX, KLP_SYMBOL_PREFIX, SHN_LIVEPATCH};
 use modload_edit::index;
 use object::LittleEndian as LE;
@@ -9,14 +10,12 @@ use object::elf;
 use super::error::{Error, shown};
 use super::tables::{Tables, until_nul};
 
-/// Linux's MODULE_NAME_LEN for livepatch, less the closing NUL: it reads `%55[^.]`.
-const LONGEST_OBJECT: usize = 55;
 /// Linux 6.1's KSYM_NAME_LEN, less the closing NUL: it reads `%511[^,]`.
 const LONGEST_NAME: usize = 511;
 /// The digits of the largest position, Linux's unsigned long.
 const LONGEST_POSITION: usize = 20;
 /// Names that are longer are no mark that is taken. Names may overlap in the string table: nobody looks further in each.
-const LONGEST: usize = KLP_MARK_PREFIX.len() + LONGEST_OBJECT + 1 + LONGEST_NAME + 1 + LONGEST_POSITION;
+const LONGEST: usize = KLP_MARK_PREFIX.len() + MAX_OBJECT + 1 + LONGEST_NAME + 1 + LONGEST_POSITION;
 
 /// A marked symbol.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +49,7 @@ fn parse(symbol: &[u8], at: usize) -> Result<Mark<'_>, Error> {
     let Some(dot) = rest.iter().position(|&byte| byte == b'.') else {
         return match rest.len() {
             // Cut off, perhaps.
-            bytes if bytes > LONGEST_OBJECT => too_long("object's name", bytes, LONGEST_OBJECT),
+            bytes if bytes > MAX_OBJECT => too_long("object's name", bytes, MAX_OBJECT),
             _ => wrong("it names an object alone", "a name and a position, too"),
         };
     };
@@ -58,8 +57,8 @@ fn parse(symbol: &[u8], at: usize) -> Result<Mark<'_>, Error> {
     if object.is_empty() {
         return wrong("it names no object", "a module's name or vmlinux");
     }
-    if object.len() > LONGEST_OBJECT {
-        return too_long("object's name", object.len(), LONGEST_OBJECT);
+    if object.len() > MAX_OBJECT {
+        return too_long("object's name", object.len(), MAX_OBJECT);
     }
     if symbol.len() > LONGEST {
         return too_long("symbol's name", rest.len(), LONGEST_NAME);
