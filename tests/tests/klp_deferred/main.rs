@@ -1,6 +1,7 @@
 //! Patches that refer to what their objects do not export: what waits for an object is written when it comes and taken back when
 //! it goes, with the records of special sections that depend on it.
 
+mod faults;
 mod keys;
 mod large;
 mod leaving;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Case::new("targets_come_and_go_in_mid_transition", meanwhile::comes_and_goes).within_seconds(60),
         Case::new("a_target_that_a_patch_does_not_fit_is_refused", refusals::targets),
         Case::new("a_target_that_is_refused_midway_leaves_nothing", refusals::midway),
+        Case::new("each_stage_of_a_targets_load_fails_in_turn", faults::each_stage),
         Case::new("files_that_ask_for_what_cannot_wait_are_refused", refusals::files),
         Case::new("patches_that_wait_in_the_wrong_place_are_refused", refusals::patches),
         Case::new("what_the_program_does_not_export", program::symbols).within_seconds(60),
