@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Case::new("a_patch_is_as_it_was_when_it_is_disabled", target::disabled),
         Case::new("a_variable_that_the_patch_has_changed_is_its_own", target::changed_variable),
         Case::new("a_patch_that_the_host_enables_holds_its_module", target::enabled_by_the_host),
+        Case::new("a_host_that_goes_leaves_nothing_written", target::host_dropped),
         Case::new("static_keys_and_calls_of_an_absent_module", keys::comes_and_goes).within_seconds(120),
         Case::new("patches_come_and_go_while_keys_are_switched", keys::under_fire).within_seconds(120),
         Case::new("all_comes_and_goes_in_any_order", model::anywhere).within_seconds(120),

@@ -128,3 +128,23 @@ pub(crate) fn enabled_by_the_host() {
     host.disable_patch("own").unwrap();
     assert_eq!(call(&target, "ask", 3), 4);
 }
+
+/// A host goes while what waits is written: nothing of it is left, and the next one begins anew.
+pub(crate) fn host_dropped() {
+    let round = |patch_first: bool| {
+        let host = host();
+        let (patch, target) = (linked("patch", &format!("{PATCH}{TAIL}"), WAYS[0]), built("target", TARGET));
+        let order = if patch_first { [&patch, &target] } else { [&target, &patch] };
+        let modules = order.map(|image| host.load(image).unwrap());
+        let target = if patch_first { &modules[1] } else { &modules[0] };
+        assert_eq!(call(target, "ask", 3), expected(3, 40));
+        drop(modules);
+        drop(host);
+        modload::Arena::get().unwrap().usage().map(|stripe| stripe.used)
+    };
+    // Live patching keeps the stubs that it has made.
+    let [_, after] = [true, false].map(round);
+    for patch_first in [true, false, true, false] {
+        assert_eq!(round(patch_first), after);
+    }
+}
