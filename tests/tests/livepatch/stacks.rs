@@ -169,7 +169,7 @@ pub(crate) fn ended() {
     }
     let host = host();
     let [deep, new] = modules(&host);
-    for _ in 0..3 {
+    let mut took = [(); 4].map(|()| {
         asleep(&deep);
         enable(&host, &new);
         thread::sleep(Duration::from_millis(2200));
@@ -177,9 +177,12 @@ pub(crate) fn ended() {
         assert!(is_blocked(&host));
         assert_eq!(call(&deep, "finish", 1), -1);
         settled(&host);
-        // Every second by the clock alone.
-        assert!(begun.elapsed() < Duration::from_millis(400), "{:?}", begun.elapsed());
+        let took = begun.elapsed();
         host.disable_patch("first").unwrap();
         settled(&host);
-    }
+        took
+    });
+    // By the clock alone it is any part of a second. A busy machine may be late once.
+    took.sort_unstable();
+    assert!(took[2] < Duration::from_millis(300), "{took:?}");
 }
