@@ -100,6 +100,11 @@ impl UnderWay {
         self.roll.as_ref().map_or_else(|| self.blocked.clone(), |roll| roll::left(roll.phase))
     }
 
+    /// Where its functions' calls are to go.
+    fn diverts(&self, to: impl Fn(&Moving) -> Option<Addr>) -> Vec<Divert> {
+        self.moving.iter().map(|moving| Divert { entry: moving.entry, to: to(moving) }).collect()
+    }
+
     /// Exchanges where it leads and where from.
     fn swap(&mut self) {
         self.target = match self.target {
@@ -166,11 +171,10 @@ impl Table {
             return self.attempt_at_checkpoints(whom);
         }
         let mark = transition.mark;
-        let settled: Vec<Divert> =
-            transition.moving.iter().map(|moving| Divert { entry: moving.entry, to: moving.to }).collect();
-        let forked = transition.moving.iter();
-        let forked = forked.map(|moving| Divert { entry: moving.entry, to: Some(moving.fork.stub()) }).collect();
-        let ways = if whom == Whom::All { vec![settled, forked] } else { vec![settled] };
+        let mut ways = vec![transition.diverts(|moving| moving.to)];
+        if whom == Whom::All {
+            ways.push(transition.diverts(|moving| Some(moving.fork.stub())));
+        }
         let ranges = self.sight();
         let stubs = self.stubs.sight();
         let list = |source| modload_threads::Error::List { source };

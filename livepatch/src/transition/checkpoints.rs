@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use modload_edit::{Addr, wide};
-use modload_ftrace::{Divert, divert_unheld};
+use modload_ftrace::divert_unheld;
 use modload_threads::{DEFAULT_LIMIT, Tasks, Tid};
 
 use super::roll::{self, Phase, Way};
@@ -58,9 +58,7 @@ impl Table {
         let phase = roll::open().ok_or(PatchError::Exhausted)?;
         transition.moving.iter().for_each(|moving| moving.fork.is_of(phase.tag()));
         SHOWN.show(&ranges);
-        let forked = transition.moving.iter();
-        let forked: Vec<_> =
-            forked.map(|moving| Divert { entry: moving.entry, to: Some(moving.fork.stub()) }).collect();
+        let forked = transition.diverts(|moving| Some(moving.fork.stub()));
         let there = match divert_unheld(&forked).map_err(PatchError::from).and_then(|()| everybody()) {
             Ok(there) => there,
             Err(error) => {
@@ -88,9 +86,7 @@ impl Table {
             moving.fork.settles(home, moving.from.unwrap_or(home));
         }
         let Some(transition) = &mut self.transition else { return };
-        let before: Vec<_> =
-            transition.moving.iter().map(|moving| Divert { entry: moving.entry, to: moving.from }).collect();
-        if let Err(error) = divert_unheld(&before) {
+        if let Err(error) = divert_unheld(&transition.diverts(|moving| moving.from)) {
             // Their stubs are not used again.
             tracing::error!(%error, "sites of a transition that could not begin stay where they are");
             transition.moving.clear();
@@ -112,9 +108,7 @@ impl Table {
                 return Ok(false);
             }
         }
-        let settled: Vec<_> =
-            transition.moving.iter().map(|moving| Divert { entry: moving.entry, to: moving.to }).collect();
-        divert_unheld(&settled)?;
+        divert_unheld(&transition.diverts(|moving| moving.to))?;
         self.settle_stubs();
         roll::close();
         SHOWN.clear();
