@@ -1,19 +1,19 @@
 //! Keys of another module in a live patch: what waited for that module is planned and written here, with the sites of its
 //! keys as these are at that moment, and the sites are switched with all others from then on. Linux refuses such patches.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ptr;
 
 use modload_alternatives::Facts;
 use modload_edit::{Addr, EditSet, Engine, Rejected, write};
-use modload_loader::{Branch, Module, Slice, SlicePlan};
+use modload_loader::{Module, Slice, SlicePlan};
 use modload_text::{PokeError, TextLock, fill, load_u32, load_u64};
 use thiserror::Error;
 
 use crate::boundaries::{self, NotAnInstruction};
 use crate::jump_label::{JumpSite, KeyState, jump_sites};
-use crate::static_call::{CallKind, CallSite, StaticCalls, Target, call_sites, set_site};
+use crate::static_call::{CallSite, StaticCalls, Target, add_unrecorded, call_sites, set_site};
 use crate::switch::{KeyError, code_at, near, state, target};
 use crate::table::{Group, Owner, Phase, Stay, Table, Users, table};
 
@@ -68,11 +68,7 @@ pub fn write_slice(
             _ => calls.extend(call_sites(records, &plan)?),
         }
     }
-    let recorded: BTreeSet<_> = calls.iter().map(|site| site.at).collect();
-    for call in plan.trampoline_calls().iter().filter(|call| !recorded.contains(&call.site)) {
-        let kind = if call.branch == Branch::Call { CallKind::Call } else { CallKind::Tail };
-        calls.push(CallSite { at: call.site, kind, why: call.why, key: call.trampoline });
-    }
+    add_unrecorded(&mut calls, plan.trampoline_calls());
     let starts = jumps.iter().map(|site| (site.at, site.why)).chain(calls.iter().map(|site| (site.at, site.why)));
     let mut functions: Vec<_> = patch.functions().into_iter().map(|function| function.addr).collect();
     functions.sort_unstable();

@@ -1,8 +1,11 @@
 //! `.static_call_sites`: calls of what a key's function is at the time.
 
+use std::collections::BTreeSet;
+
 use modload_abi::record::{Record, StaticCallSite};
 use modload_alternatives::{Facts, return_at};
 use modload_edit::{Addr, Code, Engine, NOPS, Table, Why, ZERO, refused, wide, write};
+use modload_loader::{Branch, TrampolineCall};
 
 use crate::{Error, Problem};
 
@@ -80,6 +83,16 @@ pub fn static_calls<C: Code>(
 /// [`modload_edit::PlanError`]: the table ends within a record.
 pub fn call_sites<C: Code>(table: &Table, code: &C) -> Result<Vec<CallSite>, Error> {
     table.numbers(wide(StaticCallSite::SIZE)).map(|number| CallSite::read(table, number, code)).collect()
+}
+
+/// Adds the calls of trampolines that no record tells of: a site each, by the trampoline.
+pub(crate) fn add_unrecorded(sites: &mut Vec<CallSite>, calls: &[TrampolineCall]) {
+    let recorded: BTreeSet<_> = sites.iter().map(|site| site.at).collect();
+    let unrecorded = calls.iter().filter(|call| !recorded.contains(&call.site));
+    sites.extend(unrecorded.map(|call| {
+        let kind = if call.branch == Branch::Call { CallKind::Call } else { CallKind::Tail };
+        CallSite { at: call.site, kind, why: call.why, key: call.trampoline }
+    }));
 }
 
 /// Makes one site what its key's target wants.

@@ -1,18 +1,18 @@
 //! The subscriber of both chains: makes a module's sites right before anyone's own notifier runs, and forgets them when
 //! they go.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use modload_abi::section;
 use modload_alternatives::Facts;
 use modload_edit::{Addr, Code, Edit, Engine, Rejected, Sink, Table as Records, Why};
-use modload_loader::{Branch, Coming, Module, Refusal, SectionBytes, Subscriber};
+use modload_loader::{Coming, Module, Refusal, SectionBytes, Subscriber};
 use modload_text::{TextLock, load_u32, load_u64};
 
 use crate::boundaries;
 use crate::jump_label::{JumpSite, jump_sites};
-use crate::static_call::{CallKind, CallSite, StaticCalls, Target, call_sites, set_site, trampoline};
+use crate::static_call::{CallKind, CallSite, StaticCalls, Target, add_unrecorded, call_sites, set_site, trampoline};
 use crate::switch::{KeyError, near, state, target};
 use crate::table::{Owner, Stay, Table, table};
 
@@ -139,11 +139,7 @@ impl Found {
             let sites = sites.map_err(|error| refused(section::STATIC_CALL_TRAMP_KEY, error))?;
             found.trampolines.extend(sites.iter().map(|record| (record.at, record.key)));
         }
-        let recorded: BTreeSet<_> = found.calls.iter().map(|site| site.at).collect();
-        for call in coming.trampoline_calls().iter().filter(|call| !recorded.contains(&call.site)) {
-            let kind = if call.branch == Branch::Call { CallKind::Call } else { CallKind::Tail };
-            found.calls.push(CallSite { at: call.site, kind, why: call.why, key: call.trampoline });
-        }
+        add_unrecorded(&mut found.calls, coming.trampoline_calls());
         // Where trampolines are: nobody looks through all symbols for nothing.
         if !coming.module().sections().any(|placed| placed.name == section::STATIC_CALL_TEXT) {
             return Ok(found);
