@@ -83,7 +83,7 @@ pub enum DeferredError {
 }
 
 /// Tables that are read when the module is formed, or before: a relocation in one of them would come too late.
-const READ_EARLY: [&str; 17] = [
+const READ_EARLY: [&str; 19] = [
     section::MODINFO,
     section::VERSIONS,
     section::KSYMTAB,
@@ -101,6 +101,8 @@ const READ_EARLY: [&str; 17] = [
     section::IBT_ENDBR_SEAL,
     section::SMP_LOCKS,
     section::STATIC_CALL_TRAMP_KEY,
+    section::MCOUNT_LOC,
+    section::PATCHABLE_FUNCTION_ENTRIES,
 ];
 
 /// The object for which a section of relocations waits; `None` for those of the host, which is always there.
@@ -129,7 +131,6 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
             return refuse("relocations that a live patch applies stand in `.klp.rela.OBJECT.SECTION`");
         };
         if object != livepatch::VMLINUX {
-            let early = READ_EARLY.iter().chain(&[section::MCOUNT_LOC, section::PATCHABLE_FUNCTION_ENTRIES]);
             let is = |name: &str| {
                 let rest = target.name.strip_prefix(name.as_bytes());
                 rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'.')
@@ -137,7 +138,7 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
             if Part::of(target).is_init() {
                 return refuse("what goes when init has returned cannot wait for an object");
             }
-            if early.into_iter().any(|name| is(name)) {
+            if READ_EARLY.into_iter().any(is) {
                 return refuse("what it relocates is read when the module is loaded, and cannot wait for an object");
             }
         }
