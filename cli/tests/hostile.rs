@@ -1,14 +1,18 @@
 //! Hosts, modules and surroundings that mean no good, each in processes of their own.
 
+mod waiting;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use modload_fixtures::{Compiler, Language, object_from_text};
 use tempfile::TempDir;
+
+use waiting::until;
 
 fn object(name: &str, source: &str) -> String {
     let path = object_from_text(name, Language::C, source, Compiler::Cc, &["-O2", "-fPIC"]).unwrap();
@@ -17,14 +21,6 @@ fn object(name: &str, source: &str) -> String {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-fn until(what: &str, mut is: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !is() {
-        assert!(Instant::now() < end, "never: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// A host, which does not outlive its test.

@@ -1,19 +1,23 @@
 //! `modhost serve` and who operates it, in processes of their own: what clients do to each other, and how it ends.
 
+mod child;
+mod waiting;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use modload_fixtures::{Compiler, Fixture, Language, object_from_text};
 use serde_json::Value;
 use tempfile::TempDir;
 
-const LIMIT: Duration = Duration::from_secs(30);
+use child::Guard;
+use waiting::{LIMIT, until};
 
 fn object(name: &str) -> String {
     let path = Fixture::new(name).object(Compiler::Cc, &["-O2", "-fPIC", "-fvisibility=hidden"]).unwrap();
@@ -22,42 +26,6 @@ fn object(name: &str) -> String {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-/// Waits until it is so.
-fn until(what: &str, mut is: impl FnMut() -> bool) {
-    let end = Instant::now() + LIMIT;
-    while !is() {
-        assert!(Instant::now() < end, "never: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// A child that does not outlive its test.
-struct Guard(Child);
-
-impl Guard {
-    fn signal(&self, name: &str) {
-        let kill = format!("kill -s {name} {}", self.0.id());
-        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
-    }
-
-    /// Waits for its end: its status, and what it has written to standard error.
-    fn ended(mut self) -> (std::process::ExitStatus, String) {
-        until("the process ends", || self.0.try_wait().unwrap().is_some());
-        let mut stderr = String::new();
-        if let Some(mut pipe) = self.0.stderr.take() {
-            pipe.read_to_string(&mut stderr).unwrap();
-        }
-        (self.0.wait().unwrap(), stderr)
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// A host in a process of its own, and a folder for it.

@@ -1,16 +1,19 @@
 //! `modhost trace` and `modload --trace-functions`: what they print, and that it is whole however they end.
 
+mod child;
+mod waiting;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output, Stdio};
 
 use modload_fixtures::{Compiler, Fixture};
 use serde_json::Value;
 use tempfile::TempDir;
 
-const LIMIT: Duration = Duration::from_secs(30);
+use child::Guard;
+use waiting::until;
 
 fn traced() -> String {
     let flags = ["-O2", "-fPIC", "-fpatchable-function-entry=5"];
@@ -21,38 +24,10 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Waits until it is so.
-fn until(what: &str, mut is: impl FnMut() -> bool) {
-    let end = Instant::now() + LIMIT;
-    while !is() {
-        assert!(Instant::now() < end, "never: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// A child that does not outlive its test.
-struct Guard(Child);
-
-impl Guard {
-    fn signal(&self, name: &str) {
-        let kill = format!("kill -s {name} {}", self.0.id());
-        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
-    }
-
-    /// Waits for its end: its status, and what it has written to standard error.
-    fn ended(mut self) -> (Option<i32>, String) {
-        until("the process ends", || self.0.try_wait().unwrap().is_some());
-        let mut stderr = String::new();
-        self.0.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-        (self.0.wait().unwrap().code(), stderr)
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// How a child has ended, and what it has written to standard error.
+fn ended(child: Guard) -> (Option<i32>, String) {
+    let (status, said) = child.ended();
+    (status.code(), said)
 }
 
 /// A host in a process of its own that has the module.
@@ -147,7 +122,7 @@ fn calls_stream_as_they_come_and_ctrl_c_ends_them() {
     tracing.signal("INT");
     let mut rest = String::new();
     lines.read_to_string(&mut rest).unwrap();
-    assert_eq!((tracing.ended(), rest.as_str()), ((Some(0), String::new()), ""));
+    assert_eq!((ended(tracing), rest.as_str()), ((Some(0), String::new()), ""));
     // Nothing is left of it: another one can begin.
     assert_eq!(served.modhost(&["trace", "--duration", "1"]).status.code(), Some(0));
 }
@@ -159,7 +134,7 @@ fn the_last_batch_is_fetched_and_files_are_whole() {
         let tracing = served.trace(&["--graph"], "graph");
         served.call("traced_outer=2");
         tracing.signal(signal);
-        assert_eq!(tracing.ended(), (Some(0), String::new()));
+        assert_eq!(ended(tracing), (Some(0), String::new()));
         let expected = [
             "  traced_outer [traced]() {",
             "    traced_leaf [traced]();",
@@ -175,7 +150,7 @@ fn the_last_batch_is_fetched_and_files_are_whole() {
     let tracing = served.trace(&["--graph", "--format", "chrome"], "chrome");
     served.call("traced_fib=5");
     tracing.signal("INT");
-    assert_eq!(tracing.ended(), (Some(0), String::new()));
+    assert_eq!(ended(tracing), (Some(0), String::new()));
     let trace: Value = serde_json::from_str(&served.read("chrome")).unwrap();
     let events = trace["traceEvents"].as_array().unwrap();
     let count = |phase: &str| events.iter().filter(|event| event["ph"] == phase).count();
@@ -191,7 +166,7 @@ fn a_host_that_goes_away_leaves_a_whole_file() {
     served.call("traced_fib=5");
     until("the calls come", || served.read("chrome").contains("traced_fib"));
     served.server.signal("KILL");
-    let (status, said) = tracing.ended();
+    let (status, said) = ended(tracing);
     assert_eq!(status, Some(1));
     assert!(said.contains("the host went away"), "{said}");
     let trace: Value = serde_json::from_str(&served.read("chrome")).unwrap();
@@ -202,7 +177,7 @@ fn a_host_that_goes_away_leaves_a_whole_file() {
     let tracing = served.trace(&[], "calls");
     served.call("traced_leaf=1");
     served.server.signal("TERM");
-    assert_eq!(tracing.ended(), (Some(0), String::new()));
+    assert_eq!(ended(tracing), (Some(0), String::new()));
     assert_eq!(stable(&served.read("calls")), ["traced_leaf [traced] <-"]);
 }
 
@@ -218,7 +193,7 @@ fn tables_add_up() {
     until("it begins", || served.modhost(&other).status.code() == Some(1));
     served.call("traced_outer=1000");
     served.call("traced_fib=10");
-    assert_eq!(tracing.ended(), (Some(0), String::new()));
+    assert_eq!(ended(tracing), (Some(0), String::new()));
     let table: Value = serde_json::from_str(&served.read("table")).unwrap();
     let row = |name: &str| table["functions"].as_array().unwrap().iter().find(|row| row["function"] == name).unwrap();
     let number = |name: &str, key: &str| row(name)[key].as_u64().unwrap();
@@ -238,7 +213,7 @@ fn what_is_missing_is_told() {
     let tracing = served.trace(&["--buffer", "4096", "--graph"], "graph");
     served.call("traced_outer=100000");
     tracing.signal("INT");
-    let (status, said) = tracing.ended();
+    let (status, said) = ended(tracing);
     assert_eq!(status, Some(0));
     let trace = served.read("graph");
     let leaves = trace.matches("traced_leaf [traced]();").count();
@@ -260,7 +235,7 @@ fn a_reader_that_goes_away_ends_the_trace() {
         served.call("traced_outer=10");
         piped.0.try_wait().unwrap().is_some()
     });
-    let (_, said) = piped.ended();
+    let (_, said) = ended(piped);
     assert_eq!(said, "", "nobody wants to read about it");
     until("the trace has ended", || served.modhost(&["trace", "--duration", "1"]).status.code() == Some(0));
 }
