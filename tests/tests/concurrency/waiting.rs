@@ -1,0 +1,117 @@
+//! Loads of one name and of what others need: who waits for whom, and is told what.
+
+use std::sync::{Arc, OnceLock};
+use std::thread;
+
+use modload::{Error, LoadError, Module, ModuleInfo, Order, Refusal, Stage, State, Subscriber, WeakHost};
+use modload_tests::image;
+
+use crate::scene::{Gate, a_while, host};
+
+fn errors_of(first: Result<(), Refusal>) -> (Result<Module, LoadError>, LoadError) {
+    let host = host();
+    let (gate, is_inside, go) = Gate::new("ordtarget");
+    let _gate = host.subscribe("gate", Order::mirrored(0), gate);
+    thread::scope(|scope| {
+        let loading = scope.spawn(|| host.load(&image("ordtarget")));
+        is_inside.recv().unwrap();
+        let second = scope.spawn(|| host.load(&image("ordtarget")));
+        a_while();
+        assert!(!second.is_finished(), "it waits");
+        assert_eq!(host.modules(), [("ordtarget".to_owned(), State::Coming)]);
+        go.send(first).unwrap();
+        (loading.join().unwrap(), second.join().unwrap().unwrap_err())
+    })
+}
+
+pub(crate) fn second_load_finds_it() {
+    let (first, second) = errors_of(Ok(()));
+    first.unwrap();
+    assert_eq!(second.stage, Stage::Reserve);
+    assert!(matches!(*second.error, Error::Exists), "{second}");
+    assert_eq!(second.error.errno(), libc::EEXIST);
+}
+
+pub(crate) fn second_load_is_busy() {
+    let (first, second) = errors_of(Err("not today".into()));
+    assert!(matches!(*first.unwrap_err().error, Error::Refused { .. }));
+    assert!(matches!(*second.error, Error::Busy), "{second}");
+    assert_eq!(second.error.errno(), libc::EBUSY);
+}
+
+/// Loads, in the going of one module, the module itself; keeps the answer.
+struct Reviver {
+    host: WeakHost,
+    answer: Arc<OnceLock<String>>,
+}
+
+impl Subscriber for Reviver {
+    fn going(&self, module: &ModuleInfo) {
+        let answer = self.host.upgrade().unwrap().load(&image(module.name())).unwrap_err().to_string();
+        self.answer.set(answer).unwrap();
+    }
+}
+
+pub(crate) fn going_is_busy() {
+    let host = host();
+    let answer = Arc::new(OnceLock::new());
+    let reviver = Reviver { host: host.downgrade(), answer: answer.clone() };
+    let member = host.subscribe("reviver", Order::mirrored(0), reviver);
+    host.load(&image("ordtarget")).unwrap().unload().unwrap();
+    assert!(answer.get().unwrap().contains("being unloaded"), "{answer:?}");
+    member.leave();
+    host.load(&image("ordtarget")).unwrap().unload().unwrap();
+}
+
+fn user_and_provider(provider: Result<(), Refusal>) -> Result<Module, LoadError> {
+    let host = host();
+    let (gate, is_inside, go) = Gate::new("greet");
+    let _gate = host.subscribe("gate", Order::mirrored(0), gate);
+    thread::scope(|scope| {
+        let loading = scope.spawn(|| drop(host.load(&image("greet"))));
+        is_inside.recv().unwrap();
+        let user = scope.spawn(|| host.load(&image("guest")));
+        a_while();
+        assert!(!user.is_finished(), "it waits");
+        go.send(provider).unwrap();
+        loading.join().unwrap();
+        let user = user.join().unwrap();
+        if let Ok(user) = &user {
+            assert_eq!(user.uses(), ["greet"]);
+            // SAFETY: `int guest_heard(void)`.
+            assert_eq!(unsafe { user.call("guest_heard", &[]) }.unwrap(), 2);
+        }
+        user
+    })
+}
+
+pub(crate) fn woken_by_unformed() {
+    let host = host();
+    let (gate, is_inside, go) = Gate::new("greet");
+    let _gate = host.subscribe("gate", Order::mirrored(0), gate);
+    thread::scope(|scope| {
+        let provider = scope.spawn(|| host.load(&image("greet")).unwrap_err());
+        is_inside.recv().unwrap();
+        // UNFORMED, and waiting for its provider; and one more that waits for this one.
+        let user = scope.spawn(|| host.load(&image("guest")).unwrap_err());
+        a_while();
+        let second = scope.spawn(|| host.load(&image("guest")).unwrap_err());
+        a_while();
+        go.send(Err("not today".into())).unwrap();
+        provider.join().unwrap();
+        assert_eq!(user.join().unwrap().stage, Stage::Resolve);
+        let second = second.join().unwrap();
+        assert!(matches!(*second.error, Error::Busy), "{second}");
+    });
+}
+
+pub(crate) fn user_waits() {
+    assert_eq!(user_and_provider(Ok(())).unwrap().name(), "guest");
+}
+
+pub(crate) fn user_of_failed_provider() {
+    let refused = user_and_provider(Err("not today".into())).unwrap_err();
+    assert_eq!(refused.stage, Stage::Resolve);
+    assert!(matches!(*refused.error, Error::Unresolved(_)), "{refused}");
+    assert!(refused.to_string().contains("greet_hello"), "{refused}");
+}
