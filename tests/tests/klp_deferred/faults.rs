@@ -8,7 +8,7 @@ use modload_livepatch::Livepatch;
 use modload_loader::{Faults, Injected, Reference, Stage};
 use modload_static_keys::StaticKeys;
 
-use crate::scene::{TAIL, WAYS, built, linked};
+use crate::scene::{WAYS, built, linked, not_enabling};
 use crate::target::{PATCH, TARGET};
 
 struct At(Stage);
@@ -32,8 +32,7 @@ pub(crate) fn each_stage() {
     loader.subscribe(tracing, first, Arc::new(ftrace)).forget();
     loader.subscribe(patching, second, Arc::new(livepatch)).forget();
     loader.subscribe(keys, third, Arc::new(StaticKeys::new())).forget();
-    let text = PATCH.replace("static int new_answer", "__attribute__((used)) static int new_answer");
-    let text = format!("{text}{}", TAIL.replace("return klp_enable_patch(&patch);", "(void)patch; return 0;"));
+    let text = not_enabling(PATCH);
     let mut patches = Vec::new();
     for name in ["first", "second"] {
         let patch = loader.load_module(&linked(name, &text, WAYS[0])).unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use modload::{Callbacks, FuncSpec, ObjectSpec, PatchSpec};
 
-use crate::scene::{TAIL, WAYS, built, bytes, call, host, linked};
+use crate::scene::{TAIL, WAYS, built, bytes, call, host, linked, not_enabling};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -107,9 +107,7 @@ __attribute__((visibility("default"))) int point(int to) { where = to ? &own : 0
 /// A patch that the host enables writes what waits in the module that it holds, and is refused if it holds another, or none.
 pub(crate) fn enabled_by_the_host() {
     let host = host();
-    let text = format!("{PATCH}{}", TAIL.replace("return klp_enable_patch(&patch);", "(void)patch; return 0;"));
-    let text = text.replace("static int new_answer", "__attribute__((used)) static int new_answer");
-    let module = host.load(&linked("patch", &text, WAYS[0])).unwrap();
+    let module = host.load(&linked("patch", &not_enabling(PATCH), WAYS[0])).unwrap();
     let target = host.load(&built("target", TARGET)).unwrap();
     let new_func = module.symbol_info("new_answer").unwrap().addr;
     let funcs = vec![FuncSpec { old_name: "answer".into(), old_sympos: 0, new_func }];

@@ -1,17 +1,25 @@
 //! A thread is in the way: others go over, it does not, and the transition is turned round, forced, or waits.
 
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
+
+use modload::{Host, Module};
 
 use crate::scene::{NEW, TARGET, built, call, func, host, patch, settled, waiting};
 
-pub(crate) fn blocked() {
-    let host = host();
+/// A patch is enabled while a thread is in what it changes: the target, what takes the place of its functions, and the thread.
+fn in_the_way(host: &Host) -> (Module, Module, JoinHandle<i32>) {
     let target = host.load(&built("target", TARGET)).unwrap();
     let new = host.load(&built("new", NEW)).unwrap();
     let thread = waiting(&target);
     let funcs = vec![func("one", &new, "new_one"), func("waits", &new, "new_waits")];
     host.enable_patch("first", patch("target", funcs), None).unwrap();
+    (target, new, thread)
+}
+
+pub(crate) fn blocked() {
+    let host = host();
+    let (target, _new, thread) = in_the_way(&host);
     let status = host.patches().unwrap();
     let (_, blocked) = status[0].transition.clone().expect("a thread is in the way");
     assert_eq!(blocked.len(), 1);
@@ -27,11 +35,7 @@ pub(crate) fn blocked() {
 
 pub(crate) fn reversed() {
     let host = host();
-    let target = host.load(&built("target", TARGET)).unwrap();
-    let new = host.load(&built("new", NEW)).unwrap();
-    let thread = waiting(&target);
-    let funcs = vec![func("one", &new, "new_one"), func("waits", &new, "new_waits")];
-    host.enable_patch("first", patch("target", funcs), None).unwrap();
+    let (target, _new, thread) = in_the_way(&host);
     assert_eq!(call(&target, "one", 1), 102);
     host.disable_patch("first").unwrap();
     settled(&host);
@@ -43,11 +47,7 @@ pub(crate) fn reversed() {
 
 pub(crate) fn forced() {
     let host = host();
-    let target = host.load(&built("target", TARGET)).unwrap();
-    let new = host.load(&built("new", NEW)).unwrap();
-    let thread = waiting(&target);
-    let funcs = vec![func("one", &new, "new_one"), func("waits", &new, "new_waits")];
-    host.enable_patch("first", patch("target", funcs), None).unwrap();
+    let (target, _new, thread) = in_the_way(&host);
     host.force_patch("first").unwrap();
     let status = host.patches().unwrap();
     assert!(status[0].forced && status[0].transition.is_none());
