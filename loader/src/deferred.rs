@@ -13,6 +13,7 @@ use modload_abi::section;
 use modload_edit::Addr;
 use thiserror::Error;
 
+pub(crate) use slice::left;
 pub use slice::{Slice, SlicePlan, Slices, WantedSymbol};
 pub(crate) use waiting::Waiting;
 

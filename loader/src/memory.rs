@@ -7,6 +7,7 @@ use std::sync::Arc;
 use modload_edit::{Addr, Code, Edit, Rejected, Sink, Table, Window, index, wide};
 use modload_text::{Arena, Fresh, INT3, Placed, Protected, PublishFailed, Published, Staged, TextLock};
 
+use crate::deferred;
 use crate::error::Error;
 use crate::file::File;
 use crate::layout::{Layout, Part, Space, Spot, THUNK, THUNKS, thunk_code};
@@ -432,11 +433,7 @@ impl Coming<'_> {
     pub fn sections(&self, name: &str) -> impl Iterator<Item = SectionBytes> {
         let of_name = self.module.placed.iter().filter(move |placed| placed.info.name == name);
         let whole = of_name.map(|placed| Table::of_section(placed.number, placed.info.addr, placed.info.size));
-        let parts = whole.flat_map(move |table| {
-            let slices = self.module.slices();
-            let left = slices.into_iter().flat_map(move |slices| slices.left(name, table));
-            Some(table).filter(|_| slices.is_none()).into_iter().chain(left)
-        });
+        let parts = whole.flat_map(move |table| deferred::left(self.module.slices(), name, table));
         parts.filter_map(|table| {
             let bytes = self.memory.read(table.at, index(table.size))?;
             Some(SectionBytes { table, bytes })

@@ -9,8 +9,8 @@ use modload_edit::{
 };
 use modload_relocs::{OnDiscarded, Slots, Symbol, SymbolKind, Target};
 
-use super::waiting::{TABLES, left};
-use super::{Waiting, awaited};
+use super::waiting::TABLES;
+use super::{Waiting, awaited, waiting};
 use crate::error::{Advice, Error, escaped};
 use crate::file::File;
 use crate::layout::{Layout, Part};
@@ -124,14 +124,6 @@ impl Slices {
         })))
     }
 
-    /// What of a section of this name does not wait.
-    pub(crate) fn left(&self, name: &str, table: Table) -> impl Iterator<Item = Table> {
-        let engine = TABLES.iter().find(|(_, of)| *of == name).map(|(engine, _)| *engine);
-        // Of other tables all is left.
-        let record = engine.map_or(1, |engine| record_size(engine, self.rewriting.profile));
-        left(&self.left_out, table, record)
-    }
-
     /// What waits, by object.
     pub fn iter(&self) -> impl Iterator<Item = &Slice> {
         self.slices.iter()
@@ -199,6 +191,14 @@ impl Slices {
         }
         Ok(plan)
     }
+}
+
+/// What of a section of this name does not wait: all of it in a module without slices.
+pub(crate) fn left<'s>(slices: Option<&'s Slices>, name: &str, table: Table) -> impl Iterator<Item = Table> + use<'s> {
+    let engine = TABLES.iter().find(|(_, of)| *of == name).map(|(engine, _)| *engine);
+    // Of other tables all is left.
+    let record = slices.zip(engine).map_or(1, |(slices, engine)| record_size(engine, slices.rewriting.profile));
+    waiting::left(slices.map_or(&[], |slices| &slices.left_out), table, record)
 }
 
 fn relas_of(object: &str, file: &File<'_>, layout: &Layout, memory: &Staging) -> Vec<OwnRelas> {
