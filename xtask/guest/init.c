@@ -16,26 +16,17 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
-#include <sys/reboot.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "guest.h"
+
 enum { BLOCK = 512, CHUNK = 1 << 20 };
 
 static int disk = -1;
 static char chunk[CHUNK];
-
-// Says why, and turns the machine off: its host looks for the last line.
-static void fail(const char *what)
-{
-	printf("ORACLE FAILED %s: %s\n", what, strerror(errno));
-	sync();
-	reboot(RB_POWER_OFF);
-	for (;;)
-		pause();
-}
 
 static double now(void)
 {
@@ -239,8 +230,5 @@ int main(void)
 		fail("the disk");
 	printf("ORACLE DUMPED %.1f\n", now() - loaded);
 	printf("ORACLE DONE\n");
-	sync();
-	reboot(RB_POWER_OFF);
-	for (;;)
-		pause();
+	turn_off();
 }

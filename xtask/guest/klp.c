@@ -13,24 +13,15 @@
 #include <string.h>
 #include <sys/klog.h>
 #include <sys/mount.h>
-#include <sys/reboot.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "guest.h"
 
 enum { LIMIT = 120 * 1000, PAUSE = 20, MOST_WORDS = 8, CONSOLE_OFF = 6 };
 
 static FILE *notes;
 static int kmsg = -1;
-
-// Says why, and turns the machine off: its host looks for the last line.
-static void fail(const char *what)
-{
-	printf("ORACLE FAILED %s: %s\n", what, strerror(errno));
-	sync();
-	reboot(RB_POWER_OFF);
-	for (;;)
-		pause();
-}
 
 static void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 static void note(const char *format, ...)
@@ -240,8 +231,5 @@ int main(void)
 			printf("KLP|%s\n", each);
 	printf("ORACLE DONE\n");
 	fflush(stdout);
-	sync();
-	reboot(RB_POWER_OFF);
-	for (;;)
-		pause();
+	turn_off();
 }
