@@ -5,7 +5,7 @@ use std::io;
 
 use modload::{
     BadPattern, LoadError, Occupant, Occupies, PatchError, ReadError, SetParamError, SymbolError, TraceError,
-    UnloadError,
+    UnloadError, sentence,
 };
 use serde_json::{Map, Value, json};
 use thiserror::Error;
@@ -144,22 +144,6 @@ impl Refusal {
         data.insert("message".into(), sentence(self).into());
         data.into()
     }
-}
-
-/// An error and the whole chain of its causes in one line.
-#[must_use]
-pub fn sentence(error: &dyn std::error::Error) -> String {
-    let mut sentence = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !sentence.contains(&text) {
-            sentence.push_str(": ");
-            sentence.push_str(&text);
-        }
-        cause = error.source();
-    }
-    sentence
 }
 
 /// Threads that are in a module's code, or may be.

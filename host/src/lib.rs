@@ -84,6 +84,7 @@ pub use modload_loader::{
     InspectedWait, Inspection, Kallsyms, Listening, LoadError, MachineError, Membership, MemoryImage,
     Module as ModuleInfo, Occupant, Occupies, Order, Outcome, ParamError, ParamInfo, ParamType, Recording, Refusal,
     Rule, SectionInfo, SetParamError, Stage, State, Subscriber, SymbolKind, Timeline, UnloadError, Unresolved, Verdict,
+    sentence,
 };
 pub use modload_static_keys::{KeyError, StaticCall, StaticKey};
 pub use modload_text::{Arena, ArenaError, Class, PokeError, StripeUsage, TrapMask};

@@ -2,6 +2,7 @@
 
 use modload_edit::Addr;
 use modload_ftrace::TraceError;
+use modload_loader::sentence;
 use thiserror::Error;
 
 use crate::structs::StructError;
@@ -186,18 +187,6 @@ impl PatchError {
         }
     }
 
-    /// Its sentence, and those of what is behind it.
-    pub(crate) fn with_sources(&self) -> String {
-        let mut said = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(error) = source {
-            said.push_str(": ");
-            said.push_str(&error.to_string());
-            source = error.source();
-        }
-        said
-    }
-
     /// Notes what Linux notes when a function cannot be found.
     pub(crate) fn note(&self, log: &Log) {
         match self {
@@ -217,7 +206,7 @@ impl PatchError {
             PatchError::NoObject { .. }
             | PatchError::OtherObject { .. }
             | PatchError::Stale { .. }
-            | PatchError::Slice { .. } => note(log, &self.with_sources()),
+            | PatchError::Slice { .. } => note(log, &sentence(self)),
             _ => {}
         }
     }

@@ -431,6 +431,22 @@ pub enum Error {
     Injected,
 }
 
+/// An error and the whole chain of its causes in one line.
+#[must_use]
+pub fn sentence(error: &dyn std::error::Error) -> String {
+    let mut sentence = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !sentence.contains(&text) {
+            sentence.push_str(": ");
+            sentence.push_str(&text);
+        }
+        cause = error.source();
+    }
+    sentence
+}
+
 fn relocation(place: &str, symbol: &str, source: &modload_relocs::Error) -> String {
     // The relocation's own error begins "R_X86_64_PLT32 at +0x1c: "; names make it "at .text+0x1c against ...".
     let text = source.to_string();

@@ -56,7 +56,7 @@ mod set_param;
 pub use chains::{BUILTIN, Membership, Refusal, Subscriber};
 pub use deferred::{DeferredError, Slice, SlicePlan, Slices, WantedSymbol};
 pub use entry::Image;
-pub use error::{Advice, Error, LoadError, Stage, UnloadError, Unresolved};
+pub use error::{Advice, Error, LoadError, Stage, UnloadError, Unresolved, sentence};
 pub use file::{File, Section};
 pub use form::Exports;
 pub use image::{ImageComing, ImageSection, Kallsyms, Machine, MachineError, MemoryImage, Placement, hexadecimal};

@@ -2,7 +2,7 @@
 
 use modload_edit::Addr;
 use modload_ftrace::Divert;
-use modload_loader::Refusal;
+use modload_loader::{Refusal, sentence};
 
 use crate::error::PatchError;
 use crate::find::Place;
@@ -37,7 +37,7 @@ impl Table {
                         ));
                     }
                     self.undo_coming(host, module, Some((id, number)));
-                    let reason = format!("patch '{name}' failed for module '{module}': {}", error.with_sources());
+                    let reason = format!("patch '{name}' failed for module '{module}': {}", sentence(&error));
                     return Err(Refusal { reason, errno: Some(error.errno()) });
                 }
             }
