@@ -15,6 +15,7 @@ use modload_loader::{
     Onlooker, Order, Policy, Recording, State, Subscriber, UnloadError,
 };
 use modload_text::{ArenaError, StripeUsage};
+use modload_threads::boundary;
 
 use crate::backtrace::Backtrace;
 use crate::builder::HostBuilder;
@@ -69,12 +70,17 @@ impl Host {
         Host { inner }
     }
 
-    /// Loads a module: it is LIVE when this returns, and as if it had never been there when it fails.
+    /// Loads a module: it is LIVE when this returns, and as if it had never been there when it fails, but for memory in which threads
+    /// are that it has started: that is [quarantined](Host::quarantined). A cancellation of this thread that comes while the module's
+    /// code runs is an error of this load, and then ends the thread, if its own frames allow that ([`Module::call`]).
     ///
     /// # Errors
     /// [`LoadError`]: the module, the stage and the reason.
     pub fn load(&self, image: &Image<'_>) -> Result<Module, LoadError> {
-        self.inner.loader.load_module(image).map(Module::new)
+        let loaded = self.inner.loader.load_module(image).map(Module::new);
+        // After a cancellation in init, which has been taken back.
+        boundary::end_if_cancelled();
+        loaded
     }
 
     /// What a function of a link unit would become in this host, and why: every byte that relocations, alternatives and
@@ -91,7 +97,9 @@ impl Host {
     /// # Errors
     /// [`UnloadError`]: it is in use (and by whom), not LIVE, or not there.
     pub fn unload(&self, name: &str) -> Result<(), UnloadError> {
-        self.inner.loader.unload_module(name)
+        let unloaded = self.inner.loader.unload_module(name);
+        boundary::end_if_cancelled();
+        unloaded
     }
 
     /// [`Host::unload`], which waits until nobody uses the module, at most so long.

@@ -48,6 +48,7 @@
 mod backtrace;
 mod builder;
 mod c_api;
+mod c_library;
 mod catalog;
 mod debugger;
 mod elsewhere;
@@ -81,7 +82,7 @@ pub use modload_livepatch::{
 pub use modload_loader::{
     BUILTIN, Change, Check, Coming, Error, Event, EventKind, Explanation, FunctionBytes, FunctionSymbol, Image,
     ImageSection, Input, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable,
-    InspectedWait, Inspection, Kallsyms, Listening, LoadError, MachineError, Membership, MemoryImage,
+    InspectedWait, Inspection, Kallsyms, LeftBy, Listening, LoadError, MachineError, Membership, MemoryImage,
     Module as ModuleInfo, Occupant, Occupies, Order, Outcome, ParamError, ParamInfo, ParamType, Recording, Refusal,
     Rule, SectionInfo, SetParamError, Stage, State, Subscriber, SymbolKind, Timeline, UnloadError, Unresolved, Verdict,
     sentence,
@@ -89,6 +90,6 @@ pub use modload_loader::{
 pub use modload_static_keys::{KeyError, StaticCall, StaticKey};
 pub use modload_text::{Arena, ArenaError, Class, PokeError, StripeUsage, TrapMask};
 pub use modload_threads::Error as SignalError;
-pub use modload_threads::boundary::Thrown;
+pub use modload_threads::boundary::{Exception, Thrown};
 pub use modload_threads::frames::{Ended, WalkError};
 pub use perf_map::PerfMapError;

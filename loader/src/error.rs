@@ -3,12 +3,12 @@
 use std::fmt;
 
 use modload_text::{OutOfMemory, PublishFailed};
-use modload_threads::boundary::Thrown;
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 
 use crate::deferred::DeferredError;
 use crate::inside::Occupant;
+use crate::left::LeftBy;
 use crate::params::ParamError;
 use crate::registry::State;
 
@@ -373,13 +373,13 @@ pub enum Error {
         /// What is wrong with it.
         error: modload_threads::frames::Malformed,
     },
-    /// Code of the module was left by an exception or a panic instead of a return.
+    /// Code of the module was left by an exception, a panic, or the end of its thread, instead of a return.
     #[error("{function} was left by {thrown}")]
     Thrown {
         /// Which: `init`, a constructor, the resolver of an indirect function.
         function: &'static str,
-        /// What was thrown; it has been caught.
-        thrown: Thrown,
+        /// What was thrown, and where; it has been caught.
+        thrown: Box<LeftBy>,
     },
     /// A record of one of the module's own tables is wrong.
     #[error("record {record} of section \"{section}\": {problem}")]

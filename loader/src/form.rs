@@ -31,6 +31,8 @@ pub(crate) struct Functions {
     pub(crate) constructors: Vec<Addr>,
     /// In order of their calls.
     pub(crate) destructors: Vec<Addr>,
+    /// Its `struct module`.
+    pub(crate) this_module: Option<Addr>,
     /// What `__cxa_finalize` knows the module by.
     pub(crate) dso_handle: Option<Addr>,
 }
@@ -93,7 +95,7 @@ impl Unformed<'_> {
         let exports = exports(file, layout, &memory, &names, policy.exports)?;
         let functions = functions(file, layout, &memory, &names, init_names.as_deref())?;
         let params = params(file, layout, &memory)?;
-        name_this_module(layout, &mut memory, &name);
+        fill_own_block(layout, &mut memory, &name);
         let frames = unwind::plan(file, layout, &memory)?;
         let module = Arc::new(Module::new(Parts {
             id,
@@ -226,7 +228,8 @@ fn functions(
         resolvers: resolvers(file, layout, memory)?,
         constructors: arrays(file, layout, memory, section::INIT_ARRAY, section::CTORS)?,
         destructors,
-        dso_handle: layout.this_module.map(|spot| memory.addr(spot)),
+        this_module: layout.this_module.map(|spot| memory.addr(spot)),
+        dso_handle: layout.dso_handle().map(|spot| memory.addr(spot)),
     })
 }
 
@@ -288,12 +291,16 @@ fn arrays(
     Ok(found.into_iter().flat_map(|(_, functions)| functions).collect())
 }
 
-/// Writes the module's name into its `struct module`.
-fn name_this_module(layout: &Layout, memory: &mut Staging, name: &str) {
-    let Some(spot) = layout.this_module else { return };
-    let start = modload_edit::index(spot.offset);
-    if let Some(block) = memory.bytes_mut(spot.part).get_mut(start..start + name.len()) {
-        block.copy_from_slice(name.as_bytes());
+/// Writes the module's name into its `struct module`, and its own address into its `__dso_handle`, as gcc's `crtbeginS.o` has it:
+/// `atexit`, `at_quick_exit` and `pthread_atfork` of glibc's `libc_nonshared.a` pass the value on.
+fn fill_own_block(layout: &Layout, memory: &mut Staging, name: &str) {
+    let handle = layout.dso_handle().map(|spot| (spot, memory.addr(spot).get().to_le_bytes()));
+    let handle = handle.as_ref().map(|(spot, address)| (*spot, &address[..]));
+    for (spot, bytes) in layout.this_module.map(|spot| (spot, name.as_bytes())).into_iter().chain(handle) {
+        let start = modload_edit::index(spot.offset);
+        if let Some(block) = memory.bytes_mut(spot.part).get_mut(start..start + bytes.len()) {
+            block.copy_from_slice(bytes);
+        }
     }
 }
 

@@ -102,8 +102,9 @@ pub(crate) struct Spot {
     pub(crate) offset: u64,
 }
 
-/// Size of what `__this_module` and `__dso_handle` refer to: a `struct module` of the SDK's.
-pub(crate) const THIS_MODULE_SIZE: u64 = 64;
+/// Size of what `__this_module` refers to, a `struct module` of the SDK's. Behind it stands what `__dso_handle` refers to.
+const THIS_MODULE_SIZE: u64 = 64;
+const DSO_HANDLE_SIZE: u64 = 8;
 
 /// Size of a thunk, and distance of two.
 pub(crate) const THUNK: u64 = 32;
@@ -189,6 +190,11 @@ impl Layout {
 
     pub(crate) fn section(&self, at: u32) -> Option<Spot> {
         self.sections.get(index(at.into())).copied().flatten()
+    }
+
+    /// Where what `__dso_handle` refers to is.
+    pub(crate) fn dso_handle(&self) -> Option<Spot> {
+        self.this_module.map(|Spot { part, offset }| Spot { part, offset: offset + THIS_MODULE_SIZE })
     }
 }
 
@@ -277,7 +283,7 @@ pub(crate) fn plan(file: &File<'_>, limit: u64, operations: Option<&HostOperatio
         layout.thunks = Some(layout.add(Part::Text, THUNK * (THUNKS + 1), THUNK, limit)?);
     }
     if wants_own_block {
-        layout.this_module = Some(layout.add(Part::Data, THIS_MODULE_SIZE, 16, limit)?);
+        layout.this_module = Some(layout.add(Part::Data, THIS_MODULE_SIZE + DSO_HANDLE_SIZE, 16, limit)?);
     }
     Ok(layout)
 }

@@ -42,6 +42,7 @@ mod params;
 mod entry;
 mod load;
 mod inside;
+mod left;
 mod quarantine;
 mod unload;
 mod inspect;
@@ -60,11 +61,12 @@ pub use error::{Advice, Error, LoadError, Stage, UnloadError, Unresolved, senten
 pub use file::{File, Section};
 pub use form::Exports;
 pub use image::{ImageComing, ImageSection, Kallsyms, Machine, MachineError, MemoryImage, Placement, hexadecimal};
-pub use inside::{Occupant, Occupies};
+pub use inside::{CannotLook, LookError, Occupant, Occupies, can_look};
 pub use inspect::{
     FunctionBytes, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable, InspectedWait,
     Inspection,
 };
+pub use left::LeftBy;
 pub use link::Input;
 pub use load::{Faults, Injected, Loader, NoFaults};
 pub use memory::{Coming, SectionBytes};

@@ -170,8 +170,11 @@ fn supplied(name: &[u8], file: &File<'_>, layout: &Layout, memory: &Staging) -> 
     if name == section::GOT_SYMBOL.as_bytes() {
         return Some(memory.addr(layout.got));
     }
-    if name == section::DSO_HANDLE_SYMBOL.as_bytes() || name == section::THIS_MODULE_SYMBOL.as_bytes() {
+    if name == section::THIS_MODULE_SYMBOL.as_bytes() {
         return layout.this_module.map(|spot| memory.addr(spot));
+    }
+    if name == section::DSO_HANDLE_SYMBOL.as_bytes() {
+        return layout.dso_handle().map(|spot| memory.addr(spot));
     }
     if let Some(ops) = name.strip_prefix(section::PARAM_OPS_PREFIX.as_bytes()) {
         return params::ops(ops);

@@ -92,6 +92,9 @@ pub enum ArenaError {
          (boot option proc_mem.force_override=never or =ptrace, or a seccomp rule)"
     )]
     ForceOverride(#[source] WriteFailed),
+    /// Threads or their stacks cannot be looked at, so that no unload could prove that its text is left.
+    #[error("threads cannot be looked at, and unloading has to; `unload_unseen` promises what it would prove")]
+    Look(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The signal handler or the fork handlers cannot be installed.
     #[error("installing the {what}")]
     Handler {
