@@ -283,7 +283,7 @@ pub(crate) fn read(module: &Module, patch: Addr) -> Result<CPatch, StructError> 
 #[derive(Debug)]
 enum CModule {
     Sdk(SdkModule),
-    Linux(LinuxModule),
+    Linux(Box<LinuxModule>),
 }
 
 /// `struct module` of the SDK.
@@ -312,19 +312,21 @@ impl CModule {
         let state = AtomicI32::new(number(module.state().unwrap_or(State::Going)));
         match header {
             Header::Sdk => CModule::Sdk(SdkModule { name, state }),
-            Header::Linux => CModule::Linux(LinuxModule { state, list: [0; 2], name, rest: [0; 128] }),
+            Header::Linux => CModule::Linux(Box::new(LinuxModule { state, list: [0; 2], name, rest: [0; 128] })),
         }
     }
 
     fn state(&self) -> &AtomicI32 {
-        let (CModule::Sdk(SdkModule { state, .. }) | CModule::Linux(LinuxModule { state, .. })) = self;
-        state
+        match self {
+            CModule::Sdk(module) => &module.state,
+            CModule::Linux(module) => &module.state,
+        }
     }
 
     fn address(&self) -> usize {
         match self {
             CModule::Sdk(module) => ptr::from_ref(module).expose_provenance(),
-            CModule::Linux(module) => ptr::from_ref(module).expose_provenance(),
+            CModule::Linux(module) => ptr::from_ref(&**module).expose_provenance(),
         }
     }
 }

@@ -68,6 +68,7 @@ const UNSAFE: [&str; 11] = [
     "loader/src/entry.rs",
     "host/src/foreign.rs",
     "host/src/c_api.rs",
+    "host/src/aligned.rs",
     "host/src/jit_list.rs",
     "cli/src/run.rs",
     "ftrace/src/trampoline.rs",

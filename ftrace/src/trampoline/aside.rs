@@ -111,7 +111,8 @@ fn run_of<F: FnMut(&Frame) -> ControlFlow<()>>(_: &Walk<F>) -> unsafe extern "C"
 /// Blocks all signals but those that an instruction causes.
 fn block() -> libc::sigset_t {
     // SAFETY: a set of bits, for which zeros are a value.
-    let (mut all, mut before) = unsafe { (mem::zeroed::<libc::sigset_t>(), mem::zeroed::<libc::sigset_t>()) };
+    let mut all: libc::sigset_t = unsafe { mem::zeroed() };
+    let mut before = all;
     // SAFETY: a set of ours.
     unsafe { libc::sigfillset(&raw mut all) };
     for caused in [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGSYS] {

@@ -538,9 +538,9 @@ impl Thread {
     /// own: the walk from it comes to the frame of a function that is below it, or ends elsewhere than where threads begin.
     fn is_on_inner_stack(&self, slot: u64) -> bool {
         let inner = self.inner.get();
-        let newest = self.top.get();
         // SAFETY: the thread's own, and filled in.
-        let (top, top_slot, parent) = unsafe { (newest.addr(), (*newest).slot, (*newest).parent) };
+        let newest = unsafe { &*self.top.get() };
+        let (top, top_slot, parent) = (ptr::from_ref(newest).addr(), newest.slot, newest.parent);
         let is_same = (inner.top, inner.slot, inner.parent) == (top, top_slot, parent);
         if is_same && (inner.low..=inner.high).contains(&slot) {
             return true;
