@@ -6,6 +6,7 @@ use std::fmt;
 use thiserror::Error;
 
 use crate::features::{FEATURES, WORDS};
+use crate::user_space::{Must, ROWS, Row};
 
 /// The features of a processor: Linux's `x86_capability`, words of capabilities and then of bugs.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -18,10 +19,6 @@ pub struct Features {
 #[error("there is no feature {0:?}; names are those of Linux's cpufeatures.h, without X86_FEATURE_")]
 pub struct UnknownFeature(pub String);
 
-/// What Linux sets by itself and code for user space may rely on.
-const ALWAYS: u16 = 3 * 32 + 21;
-const NOPL: u16 = 3 * 32 + 20;
-
 /// What is asked at every site of a table, where looking for the name would be most of the work.
 pub(crate) const RETPOLINE: u16 = 11 * 32 + 12;
 pub(crate) const RETPOLINE_LFENCE: u16 = 11 * 32 + 13;
@@ -30,13 +27,6 @@ pub(crate) const INDIRECT_THUNK_ITS: u16 = 21 * 32 + 5;
 
 /// Words that Linux fills by itself: what is in them says how code should be, not what a processor can do.
 const LINUX_WORDS: [usize; 7] = [3, 7, 8, 11, 21, 22, 23];
-
-/// Features whose instructions only a kernel may use.
-const PRIVILEGED: [&str; 8] = ["SMAP", "SMEP", "PCID", "INVPCID", "XSAVES", "MWAIT", "VMX", "SVM"];
-
-/// Features that need registers which the system must save, and the one that tells whether it does.
-const NEED_AVX: &[&str] = &["AVX", "FMA", "F16C", "AVX2", "XOP", "FMA4", "VAES", "VPCLMULQDQ", "AVX_VNNI", "GFNI"];
-const NEED_AVX512: &str = "AVX512";
 
 impl Features {
     /// None at all.
@@ -51,9 +41,21 @@ impl Features {
     }
 
     /// Those of the processor this runs on, as far as code in user space may use them. Of the words that Linux fills by
-    /// itself only what holds everywhere is set: none of its mitigations, and no bugs.
+    /// itself only what user space must have is set: none of its mitigations, and no bugs.
     #[must_use]
     pub fn of_this_machine() -> Features {
+        Features::of_this_processor().for_user_space()
+    }
+
+    /// Why user space must not have a feature, or `None` if it may.
+    #[must_use]
+    pub fn why_not_in_user_space(name: &str) -> Option<&'static str> {
+        let is_it = |row: &&Row| row.features.contains(&name) && matches!(row.must, Must::NotBeThere);
+        ROWS.iter().find(is_it).map(|row| row.because)
+    }
+
+    /// What CPUID says; nothing in the words that Linux fills by itself.
+    fn of_this_processor() -> Features {
         let highest = __cpuid(0).eax;
         let highest_extended = __cpuid(0x8000_0000).eax;
         let leaf = |leaf: u32, sub: u32| {
@@ -78,19 +80,25 @@ impl Features {
         words[17] = leaf(0x8000_0007, 0).map_or(0, |power| power.ebx);
         words[19] = leaf(0x8000_001f, 0).map_or(0, |encryption| encryption.eax);
         words[20] = leaf(0x8000_0021, 0).map_or(0, |more| more.eax);
-        let mut features = Features { words };
-        features.set(ALWAYS);
-        features.set(NOPL);
-        // What the system does not save cannot be used.
-        let avx = std::is_x86_feature_detected!("avx");
-        let avx512 = std::is_x86_feature_detected!("avx512f");
-        for (number, name) in numbered() {
-            let unsaved = (!avx && NEED_AVX.contains(&name)) || (!avx512 && name.starts_with(NEED_AVX512));
-            if unsaved || PRIVILEGED.contains(&name) {
-                features.clear(number);
+        Features { words }
+    }
+
+    /// Those of this processor with what user space must have and must not have: each row of a table, with its reason. A list of
+    /// one's own may leave out what it likes of the rest.
+    #[must_use]
+    pub fn for_user_space(mut self) -> Features {
+        for row in ROWS {
+            for name in row.features {
+                let Some(number) = Features::number(name) else { continue };
+                match row.must {
+                    Must::BeThere => self.set(number),
+                    Must::NotBeThere => self.clear(number),
+                    Must::BeSaved(is_saved) if !is_saved() => self.clear(number),
+                    Must::BeSaved(_) => {}
+                }
             }
         }
-        features
+        self
     }
 
     /// Those that are named, separated by commas or blanks.
@@ -172,7 +180,8 @@ impl fmt::Debug for Features {
 
 #[cfg(test)]
 mod tests {
-    use super::{ALWAYS, FEATURES, Features, INDIRECT_THUNK_ITS, NOPL, RETHUNK, RETPOLINE, RETPOLINE_LFENCE, numbered};
+    use super::{FEATURES, Features, INDIRECT_THUNK_ITS, LINUX_WORDS, RETHUNK, RETPOLINE, RETPOLINE_LFENCE, numbered};
+    use crate::user_space::{Must, ROWS};
 
     #[test]
     fn the_table_has_each_bit_and_each_name_once_and_in_order() {
@@ -190,8 +199,6 @@ mod tests {
             assert_eq!(Features::name(number), Some(name));
         }
         for (number, name) in [
-            (ALWAYS, "ALWAYS"),
-            (NOPL, "NOPL"),
             (RETPOLINE, "RETPOLINE"),
             (RETPOLINE_LFENCE, "RETPOLINE_LFENCE"),
             (RETHUNK, "RETHUNK"),
@@ -211,6 +218,47 @@ mod tests {
         assert_eq!(Features::named("FPU ERMS AVX RETPOLINE BUG_ITS").unwrap().beyond(&named), ["AVX"]);
         let refused = Features::named("fpu,sse9").unwrap_err().to_string();
         assert!(refused.contains("\"sse9\""), "{refused}");
+    }
+
+    /// Each feature of the table, on a processor that has everything, on one that has nothing, and on this one: it is as a row says,
+    /// with a reason, or as the processor says, and what Linux would set by itself is not there.
+    #[test]
+    fn every_feature_is_as_user_space_needs_it() {
+        let mut rows = std::collections::BTreeMap::new();
+        for row in ROWS {
+            assert!(row.because.len() > 20, "{}", row.because);
+            for name in row.features {
+                assert!(Features::number(name).is_some(), "{name} is a feature");
+                assert!(rows.insert(*name, row.must).is_none(), "{name} is in one row");
+            }
+        }
+        let everything = Features::from_words(&[u32::MAX; 24]);
+        let (with_all, with_none) = (everything.for_user_space(), Features::NONE.for_user_space());
+        let (processor, here) = (Features::of_this_processor(), Features::of_this_machine());
+        for (number, name) in numbered() {
+            let [all, none, processor, here] =
+                [&with_all, &with_none, &processor, &here].map(|features| features.has(number).unwrap());
+            let expected = match rows.get(name) {
+                Some(Must::BeThere) => (true, true, true),
+                Some(Must::NotBeThere) => (false, false, false),
+                Some(Must::BeSaved(is_saved)) => (is_saved(), false, processor && is_saved()),
+                None => (true, false, processor),
+            };
+            assert_eq!((all, none, here), expected, "{name}");
+            let is_linuxs_own = LINUX_WORDS.contains(&usize::from(number / 32));
+            assert!(!(is_linuxs_own && processor), "{name} is for Linux to set, and CPUID does not say it");
+        }
+        let avx512: Vec<_> = numbered().filter(|(_, name)| name.starts_with("AVX512")).collect();
+        assert!(avx512.iter().all(|(_, name)| rows.contains_key(name)), "{avx512:?}");
+        assert!(Features::why_not_in_user_space("SMAP").is_some_and(|why| why.contains("stac")));
+        assert_eq!(Features::why_not_in_user_space("XENPV"), None);
+        // What the instructions are that would stand in code otherwise.
+        for name in ["XENPV", "ALWAYS"] {
+            assert!(here.has_named(name), "{name}");
+        }
+        for name in ["SMAP", "INVPCID", "USE_IBPB", "RETPOLINE", "PTI"] {
+            assert!(!here.has_named(name), "{name}");
+        }
     }
 
     #[test]

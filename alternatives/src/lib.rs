@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod features;
+mod user_space;
 mod cpu;
 mod facts;
 mod nops;

@@ -34,6 +34,10 @@ fn what_this_machine_cannot_run_is_refused() {
     let output = modload("FPU,IA64", &["alt_present"]);
     assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), String::new()));
     assert_eq!(text(&output.stderr), "modload: this machine does not have IA64\n");
+    let output = modload("FPU,SMAP", &["alt_present"]);
+    let why =
+        "modload: this machine does not have SMAP (no process has it: stac and clac fault outside of the kernel)\n";
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(1), why));
     let output = modload("FPU,sse9", &[]);
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("there is no feature \"sse9\""), "{}", text(&output.stderr));

@@ -194,3 +194,75 @@ fn a_bad_entry_of_a_list_does_not_stop_the_others() {
     let said = text(&scene.run(&["--batch", "list"]).stderr);
     assert!(said.contains("list:1: expected FILE ADDRESSES [FACTS [DIR]]"), "{said}");
 }
+
+/// A module whose sites of static calls name trampolines: two of the kernel's keys are not exported, one key is another module's
+/// of a name that two modules have, and one is its own.
+const CALLS: &str = "
+.text
+.globl start
+start:
+1:  call __SCT__probe
+2:  jmp __SCT__probe
+3:  call __SCT__shared
+4:  call __SCT__own
+.section .static_call.text,\"ax\"
+.globl __SCT__own
+__SCT__own:
+    .byte 0xe9
+    .long 0
+    ud1 %esp, %ecx
+.section .static_call_sites,\"aw\"
+    .long 1b - ., __SCT__probe - .
+    .long 2b - ., __SCT__probe - . + 1
+    .long 3b - ., __SCT__shared - .
+    .long 4b - ., __SCT__own - .
+.data
+.globl __SCK__own
+__SCK__own:
+    .quad 0, 0
+";
+
+/// The key of a site that names its trampoline is the trampoline's key: a fact about it holds, however it names the key.
+#[test]
+fn a_fact_about_a_key_holds_where_a_site_names_its_trampoline() {
+    let scene = Scene::new();
+    let object = object_from_text("calls", Language::Assembler, CALLS, Compiler::Cc, &[]).unwrap();
+    let object = object.display().to_string();
+    let addresses = ".text ffffffffc0000000\n.static_call.text ffffffffc0001000\n.static_call_sites ffffffffc0002000\n\
+                     .data ffffffffc0003000\n";
+    scene.write("addresses", addresses);
+    // Of `shared`, which two modules have, this one's symbols are those of the module that exports the trampoline.
+    let symbols = "ffffffff81000000 T __SCT__probe\nffffffff82000000 D __SCK__probe\nffffffff81000100 T target\n\
+                   ffffffffc1000000 t __SCT__shared\t[other]\nffffffffc1001000 d __SCK__shared\t[other]\n\
+                   ffffffffc2000000 t __SCT__shared\t[exporter]\nffffffffc2001000 d __SCK__shared\t[exporter]\n\
+                   ffffffffc2002000 r __ksymtab___SCT__shared\t[exporter]\n";
+    scene.write("symbols", symbols);
+    let made = |facts: &str| {
+        scene.write("facts", facts);
+        let output = scene.run(&[&object, "--addresses", "addresses", "--out", "made"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        fs::read(scene.path("made/.text")).unwrap()
+    };
+    let compiled = made("");
+    // `nopl 0(%rax,%rax)`, `jmp target`, `call target`, and the module's own: `call target`.
+    let to = |opcode: u8, site: i64| {
+        let distance = i32::try_from(
+            0xffff_ffff_8100_0100_u64.cast_signed() - (0xffff_ffff_c000_0000_u64.cast_signed() + site + 5),
+        );
+        [&[opcode][..], &distance.unwrap().to_le_bytes()].concat()
+    };
+    let nop = vec![0x0f, 0x1f, 0x44, 0x00, 0x00];
+    let expected = [to(0xe8, 0), to(0xe9, 5), nop, to(0xe8, 15)].concat();
+    for key in ["0xffffffff82000000", "__SCK__probe", "0xffffffff81000000", "__SCT__probe"] {
+        for shared in ["0xffffffffc2001000", "0xffffffffc2000000", "__SCT__shared"] {
+            let facts = format!(
+                "static_call {key} target\nstatic_call {shared} 0\nstatic_call 0xffffffffc1001000 target\n\
+                 static_call 0xffffffffc0003000 target\n"
+            );
+            assert_eq!(made(&facts), expected, "{key} {shared}");
+        }
+    }
+    // Nothing is known of the others: they are as compiled.
+    let one = made("static_call __SCK__probe target\n");
+    assert_eq!((&one[..10], &one[10..]), (&expected[..10], &compiled[10..]));
+}

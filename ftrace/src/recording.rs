@@ -12,6 +12,7 @@ use crate::error::TraceError;
 use crate::filter::{BadPattern, Filter, Pattern};
 use crate::table::{HostId, Table, table};
 use crate::trace::{Batch, Function, Missed, Record, Thread, What};
+use crate::trampoline::aside;
 use crate::trampoline::ring::{CALL, ENTER, LEAVE, Told};
 use crate::trampoline::sets::Then;
 use crate::trampoline::thread::{self, CURRENT, NESTED, OFF, RING, STRANGERS};
@@ -106,7 +107,10 @@ pub(crate) fn start(host: HostId, options: &TraceOptions) -> Result<(u32, Clock)
     let then = match options.mode {
         Mode::Calls => Then::Record,
         Mode::Graph if shadow_stacks() => return Err(TraceError::ShadowStack),
-        Mode::Graph => Then::Graph,
+        Mode::Graph => {
+            aside::know_starts();
+            Then::Graph
+        }
     };
     let clock = Clock::start().ok_or(TraceError::NoClock)?;
     let mut table = table();

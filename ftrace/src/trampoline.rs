@@ -16,12 +16,14 @@
 //! - [`sets`]: calls the tracers of a function, with the registers that it may have arguments in saved.
 //! - [`record`]: writes a call into the thread's ring.
 //! - [`graph`]: writes entry and return; has a frame of its own beneath the function's, by whose rows exceptions pass.
+//! - [`aside`]: walks of the stack that a thread is on, made on another one.
 //! - [`thread`]: the state of a thread: its ring, its return stack, and whether it is within all this already.
 //!
 //! `r11` alone is free at a function's entry (psABI, figure 3.4): it belongs to PLTs. All else that may hold an argument is
 //! preserved: general registers, `al`, the static chain, and vector registers 0 to 7 in the width that is asked for.
 #![expect(unsafe_code, reason = "code that stands between a caller and a function has no type")]
 
+pub(crate) mod aside;
 pub(crate) mod call;
 pub(crate) mod event;
 pub(crate) mod graph;

@@ -22,10 +22,19 @@ use crate::{c_api, c_library, foreign};
 
 /// Code for a processor that this machine is not.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-#[error("this machine does not have {}", .missing.join(", "))]
+#[error("this machine does not have {}", lacking(.missing))]
 pub struct OtherCpu {
     /// The features that it lacks.
     pub missing: Vec<&'static str>,
+}
+
+/// The names of features, each with the reason if user space must not have it anywhere.
+fn lacking(missing: &[&'static str]) -> String {
+    let shown = missing.iter().map(|name| match Features::why_not_in_user_space(name) {
+        Some(why) => format!("{name} (no process has it: {why})"),
+        None => (*name).to_owned(),
+    });
+    shown.collect::<Vec<_>>().join(", ")
 }
 
 /// Makes a [`Host`].
@@ -143,7 +152,8 @@ impl HostBuilder {
         self
     }
 
-    /// Makes modules' code for these features instead of all that this machine has.
+    /// Makes modules' code for these features instead of all that this machine has, and for those that user space must have
+    /// ([`Features::for_user_space`]).
     ///
     /// # Errors
     /// [`OtherCpu`]: this machine does not have all of them, and code that is made for them might not run.
@@ -152,7 +162,7 @@ impl HostBuilder {
         if !missing.is_empty() {
             return Err(OtherCpu { missing });
         }
-        self.policy.rewriting.facts.features = features;
+        self.policy.rewriting.facts.features = features.for_user_space();
         Ok(self)
     }
 

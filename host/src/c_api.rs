@@ -16,6 +16,8 @@ use modload_loader::{BUILTIN, Coming, Loader, Membership, Module, Order, Refusal
 use modload_static_keys::StaticKeys;
 use modload_text::on_fork;
 
+use crate::aligned;
+
 const MODULE_STATE_LIVE: c_ulong = 0;
 const MODULE_STATE_COMING: c_ulong = 1;
 const MODULE_STATE_GOING: c_ulong = 2;
@@ -125,7 +127,7 @@ pub(crate) fn owner(block: Addr) -> Option<(Arc<Inner>, Arc<Module>)> {
     hosts.into_iter().find_map(|host| host.loader.module_at(block).map(|module| (host, module)))
 }
 
-/// The names and addresses of the functions below, and of those that switch keys.
+/// The names of the functions below and of those that switch keys, and their entries for modules.
 pub(crate) fn exports() -> impl Iterator<Item = (&'static str, Addr)> {
     type OfBlock = extern "C" fn(*mut NotifierBlock) -> c_int;
     type OfPatch = extern "C" fn(*const c_void) -> c_int;
@@ -144,7 +146,8 @@ pub(crate) fn exports() -> impl Iterator<Item = (&'static str, Addr)> {
         ("klp_enable_patch", address(enable)),
         ("modload_log", address(log)),
     ];
-    ours.into_iter().chain(modload_static_keys::exports()).chain(modload_livepatch::exports())
+    let all = ours.into_iter().chain(modload_static_keys::exports()).chain(modload_livepatch::exports());
+    all.map(|(name, function)| (name, aligned::entry(function)))
 }
 
 /// `int klp_enable_patch(struct klp_patch *)`: from the init of the module in whose data the patch lies (-EINVAL).

@@ -17,6 +17,9 @@ pub struct Elsewhere {
     machine: Machine,
     keys: HashMap<Addr, KeyState>,
     calls: HashMap<Addr, Target>,
+    /// The key of each trampoline: a site names the trampoline where its module must not name the key, and Linux looks the key up
+    /// (`tramp_key_lookup`).
+    keys_of_trampolines: Arc<HashMap<Addr, Addr>>,
     return0: Option<Addr>,
     percpu: Option<Addr>,
 }
@@ -25,14 +28,16 @@ impl Elsewhere {
     /// A machine with these symbols and features; everything else is as compiled.
     #[must_use]
     pub fn new(symbols: Arc<Kallsyms>, features: Features) -> Elsewhere {
+        let pairs = symbols.pairs(section::STATIC_CALL_TRAMPOLINE_PREFIX, section::STATIC_CALL_KEY_PREFIX);
+        let keys_of_trampolines = Arc::new(pairs.collect());
         let machine = Machine::new(symbols, features);
         let return0 = machine.address("__static_call_return0");
-        Elsewhere { machine, keys: HashMap::new(), calls: HashMap::new(), return0, percpu: None }
+        Elsewhere { machine, keys: HashMap::new(), calls: HashMap::new(), keys_of_trampolines, return0, percpu: None }
     }
 
     /// Takes what else the bytes depend on, a line each: `percpu HEX`, `smp 0|1`, `static_call KEY TARGET` (0: NULL),
-    /// `static_key KEY 0|1`, `return_thunk TARGET`, `pv_op N TARGET`. KEY and TARGET are symbols or 0x addresses; what
-    /// is not listed is as compiled.
+    /// `static_key KEY 0|1`, `return_thunk TARGET`, `pv_op N TARGET`. KEY and TARGET are symbols or 0x addresses; the key of a
+    /// static call may be given by its trampoline. What is not listed is as compiled.
     ///
     /// # Errors
     /// [`MachineError`]: the first line that is none of these.
@@ -68,12 +73,9 @@ impl Elsewhere {
                     Addr::NULL => Target::Null,
                     function => Target::Function(function),
                 };
-                // Sites that may not name the key name its trampoline.
-                let name = key.strip_prefix(section::STATIC_CALL_KEY_PREFIX);
-                let trampoline = name.map(|name| format!("{}{name}", section::STATIC_CALL_TRAMPOLINE_PREFIX));
-                let trampoline = trampoline.and_then(|trampoline| self.machine.address(&trampoline));
                 let key = address(key)?;
-                self.calls.extend([Some(key), trampoline].into_iter().flatten().map(|at| (at, target)));
+                let key = self.keys_of_trampolines.get(&key).copied().unwrap_or(key);
+                self.calls.insert(key, target);
             }
             _ => self.machine.take_fact(words)?,
         }
@@ -115,14 +117,22 @@ impl Elsewhere {
                 .map_err(|error| refused(section::JUMP_TABLE, error))?;
         }
         let calls = StaticCalls { facts: self.machine.facts(), return0: self.return0 };
-        let target = |key| self.calls.get(&key).copied().unwrap_or(Target::Unknown);
+        let keys: HashMap<Vec<u8>, Addr> = module.symbols(section::STATIC_CALL_KEY_PREFIX).into_iter().collect();
+        let trampolines = module.symbols(section::STATIC_CALL_TRAMPOLINE_PREFIX);
+        let own = trampolines.iter().filter_map(|(name, at)| Some((*at, *keys.get(name)?)));
+        let own: HashMap<Addr, Addr> = own.collect();
+        // A fact about the key holds for what names its trampoline.
+        let target = |key: Addr| {
+            let of_trampoline = || own.get(&key).or_else(|| self.keys_of_trampolines.get(&key));
+            let said = self.calls.get(&key).or_else(|| self.calls.get(of_trampoline()?));
+            said.copied().unwrap_or(Target::Unknown)
+        };
         if let Some(table) = module.table(section::STATIC_CALL_SITES) {
             static_keys::static_calls(&table, calls, target, module.code)
                 .map_err(|error| refused(section::STATIC_CALL_SITES, error))?;
         }
         // The module's own trampolines lead where its keys do.
-        let keys: HashMap<Vec<u8>, Addr> = module.symbols(section::STATIC_CALL_KEY_PREFIX).into_iter().collect();
-        for (record, (name, at)) in (0..).zip(module.symbols(section::STATIC_CALL_TRAMPOLINE_PREFIX)) {
+        for (record, (name, at)) in (0..).zip(trampolines) {
             let Some(key) = keys.get(&name) else { continue };
             let why = Why { engine: Engine::StaticCall, section: module.symbol_table(), record };
             static_keys::trampoline(at, target(*key), calls, why, module.code)

@@ -47,6 +47,7 @@
 
 mod backtrace;
 mod builder;
+mod aligned;
 mod c_api;
 mod c_library;
 mod catalog;

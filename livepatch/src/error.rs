@@ -60,6 +60,24 @@ pub enum PatchError {
         /// How many there are.
         count: usize,
     },
+    /// A function can be replaced once by one patch.
+    #[error(
+        "the patch replaces a function of object '{object}' twice, as '{first}' and as '{second}': leave one of its records out"
+    )]
+    FunctionTwice {
+        /// The object.
+        object: String,
+        /// The name of its first record.
+        first: String,
+        /// The name of its second record.
+        second: String,
+    },
+    /// The functions of an object belong into one record.
+    #[error("the patch has two records for object '{object}': make them one")]
+    ObjectTwice {
+        /// The object.
+        object: String,
+    },
     /// Where a function ends is not known, so that nobody can see who is in it.
     #[error("where the function at {at} ends is said neither by a symbol nor by call frame information")]
     NoExtent {
@@ -171,7 +189,7 @@ impl PatchError {
         const EDEADLK: i32 = 35;
         match self {
             PatchError::Callback { errno, .. } => *errno,
-            PatchError::Enabled(_) => EEXIST,
+            PatchError::Enabled(_) | PatchError::FunctionTwice { .. } | PatchError::ObjectTwice { .. } => EEXIST,
             PatchError::InTransition(_) => EBUSY,
             PatchError::Nested => EDEADLK,
             PatchError::NoExtent { .. } | PatchError::Unknown(_) => ENOENT,

@@ -15,6 +15,7 @@ pub mod link;
 mod spec;
 mod error;
 mod structs;
+mod record_sizes;
 mod shadow;
 mod previous;
 mod stub;

@@ -17,6 +17,7 @@ use modload_loader::{Module, State};
 use modload_threads::boundary::{Left, guard};
 use thiserror::Error;
 
+use crate::record_sizes::{Header, Known, RecordSizes};
 use crate::spec::{Callbacks, FuncSpec, ObjectSpec, PatchSpec, StateSpec};
 
 /// Records of one kind that a patch may have.
@@ -26,17 +27,16 @@ const LONGEST: usize = 511;
 /// What a callback that throws is taken to have returned.
 const EIO: i32 = 5;
 
-/// `struct klp_func` of the SDK.
+/// What is read of a `struct klp_func`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct KlpFunc {
     old_name: usize,
     new_func: usize,
     old_sympos: c_ulong,
-    internal: [usize; 5],
 }
 
-/// `struct klp_object` of the SDK, with its `struct klp_callbacks`.
+/// What is read of a `struct klp_object`, with its `struct klp_callbacks`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct KlpObject {
@@ -44,12 +44,9 @@ struct KlpObject {
     funcs: usize,
     /// `pre_patch`, `post_patch`, `pre_unpatch`, `post_unpatch`.
     callbacks: [usize; 4],
-    callbacks_internal: usize,
-    module: usize,
-    internal: [usize; 4],
 }
 
-/// `struct klp_state` of the SDK.
+/// `struct klp_state`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct KlpState {
@@ -59,7 +56,7 @@ struct KlpState {
     data: usize,
 }
 
-/// `struct klp_patch` of the SDK.
+/// What is read of a `struct klp_patch`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct KlpPatch {
@@ -68,11 +65,11 @@ struct KlpPatch {
     states: usize,
     replace: u8,
     padding: [u8; 7],
-    internal: [usize; 8],
 }
 
-const _: () = assert!(size_of::<KlpFunc>() == 64 && size_of::<KlpObject>() == 96);
-const _: () = assert!(size_of::<KlpState>() == 24 && size_of::<KlpPatch>() == 96);
+const _: () = assert!(size_of::<KlpState>() == STATE);
+/// Bytes of a `struct klp_state`, with every header.
+const STATE: usize = 24;
 
 /// Integers and arrays of them: any bytes are one, and nothing of it is padding.
 trait Plain: Copy {}
@@ -81,6 +78,9 @@ impl Plain for KlpFunc {}
 impl Plain for KlpObject {}
 impl Plain for KlpState {}
 impl Plain for KlpPatch {}
+
+/// The sizes that records can have, in errors: `HEADERS` of `record_sizes`.
+const SIZES: &str = "modload/livepatch.h (64, 96, 96) or Linux 6.1 (152, 168, 200)";
 
 /// The records of a patch are not what they must be.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -116,6 +116,29 @@ pub enum StructError {
         /// What.
         what: &'static str,
     },
+    /// Nothing tells how large the records are.
+    #[error(
+        "the size of the module's records of live patching is not known: include modload/livepatch.h, which states it in .modinfo, \
+         or keep the symbol of the struct klp_patch (strip --strip-debug does)"
+    )]
+    UnknownSize,
+    /// `.modinfo` states sizes that no header has.
+    #[error(
+        "the module's records of live patching have the sizes {0} (klp_func, klp_object, klp_patch), and none of {SIZES}: compile it \
+         with one of these headers"
+    )]
+    StatedSizes(String),
+    /// A variable has a size that no header gives it.
+    #[error(
+        "the module's variable of type {what} has {size} bytes, which is no size of its records: they can be those of {SIZES}; \
+         compile it with one of these headers"
+    )]
+    Size {
+        /// The type.
+        what: &'static str,
+        /// Its size in bytes.
+        size: u64,
+    },
     /// A name has no end.
     #[error("{what} has more than {LONGEST} bytes")]
     TooLong {
@@ -145,7 +168,12 @@ struct Memory<'m>(&'m Module);
 
 impl Memory<'_> {
     fn read<T: Plain>(&self, at: Addr, what: &'static str) -> Result<T, StructError> {
-        if !self.0.holds(at, wide(size_of::<T>())) {
+        self.read_first(at, wide(size_of::<T>()), what)
+    }
+
+    /// Reads the first bytes of a record of that size, which is at least a `T`'s.
+    fn read_first<T: Plain>(&self, at: Addr, size: u64, what: &'static str) -> Result<T, StructError> {
+        if !self.0.holds(at, size.max(wide(size_of::<T>()))) {
             return Err(StructError::Outside { what });
         }
         let from = ptr::with_exposed_provenance::<T>(index(at.get()));
@@ -169,13 +197,14 @@ impl Memory<'_> {
     fn array<T: Plain>(
         &self,
         at: usize,
+        size: u64,
         what: &'static str,
         is_last: impl Fn(&T) -> bool,
     ) -> Result<Vec<(Addr, T)>, StructError> {
         let mut records = Vec::new();
         loop {
-            let at = Addr::new(wide(at)) + wide(records.len() * size_of::<T>());
-            match self.read(at, what)? {
+            let at = Addr::new(wide(at)) + wide(records.len()) * size;
+            match self.read_first(at, size, what)? {
                 record if is_last(&record) => return Ok(records),
                 _ if records.len() == MOST_RECORDS => return Err(StructError::TooMany { what }),
                 record => records.push((at, record)),
@@ -183,8 +212,8 @@ impl Memory<'_> {
         }
     }
 
-    fn variable(&self, at: Addr, len: usize, what: &'static str) -> Result<(), StructError> {
-        if self.0.holds_variable(at, wide(len)) { Ok(()) } else { Err(StructError::NoVariable { what }) }
+    fn variable(&self, at: Addr, len: u64, what: &'static str) -> Result<(), StructError> {
+        if self.0.holds_variable(at, len) { Ok(()) } else { Err(StructError::NoVariable { what }) }
     }
 
     fn code(&self, at: usize, what: &'static str) -> Result<Addr, StructError> {
@@ -201,21 +230,23 @@ impl Memory<'_> {
         Ok(FuncSpec { old_name, old_sympos: func.old_sympos, new_func })
     }
 
-    fn object(&self, at: Addr, object: &KlpObject) -> Result<(ObjectSpec, CObject), StructError> {
+    fn object(&self, known: &Known, at: Addr, object: &KlpObject) -> Result<(ObjectSpec, CObject), StructError> {
+        let sizes = known.sizes;
         const CALLBACKS: [&str; 4] = ["`pre_patch`", "`post_patch`", "`pre_unpatch`", "`post_unpatch`"];
         if object.funcs == 0 {
             return Err(StructError::Null("an object's `funcs`"));
         }
-        self.variable(at, size_of::<KlpObject>(), "an object")?;
+        self.variable(at, sizes.object, "an object")?;
         let name = (object.name != 0).then(|| self.string(object.name, "an object's `name`")).transpose()?;
         let no_func = |func: &KlpFunc| func.old_name == 0 && func.new_func == 0 && func.old_sympos == 0;
-        let funcs = self.array(object.funcs, "functions", no_func)?;
+        let funcs = self.array(object.funcs, sizes.func, "functions", no_func)?;
+        known.agrees(self.0, Addr::new(wide(object.funcs)), "struct klp_func", sizes.func)?;
         let funcs = funcs.iter().map(|(_, func)| self.func(func)).collect::<Result<_, _>>()?;
         let mut callbacks = [None; 4];
         for ((callback, pointer), what) in callbacks.iter_mut().zip(object.callbacks).zip(CALLBACKS) {
             *callback = if pointer == 0 { None } else { Some(self.code(pointer, what)?) };
         }
-        Ok((ObjectSpec { name, funcs, callbacks: called(callbacks, at) }, CObject { at, copy: None }))
+        Ok((ObjectSpec { name, funcs, callbacks: called(callbacks, at) }, CObject { at, sizes, copy: None }))
     }
 }
 
@@ -230,35 +261,73 @@ pub(crate) fn read(module: &Module, patch: Addr) -> Result<CPatch, StructError> 
     if objs == 0 {
         return Err(StructError::Null("the patch's `objs`"));
     }
+    let known = Known::of(module, patch)?;
+    memory.read_first::<KlpPatch>(patch, known.sizes.patch, "the patch")?;
     let no_object = |object: &KlpObject| object.funcs == 0 && object.name == 0;
-    let objects = memory.array(objs, "objects", no_object)?;
-    let objects = objects.iter().map(|(at, object)| memory.object(*at, object)).collect::<Result<Vec<_>, _>>()?;
+    let of_array = memory.array(objs, known.sizes.object, "objects", no_object)?;
+    known.agrees(module, Addr::new(wide(objs)), "struct klp_object", known.sizes.object)?;
+    let objects =
+        of_array.iter().map(|(at, object)| memory.object(&known, *at, object)).collect::<Result<Vec<_>, _>>()?;
     let (specs, objects) = objects.into_iter().unzip();
-    let states =
-        if states == 0 { Vec::new() } else { memory.array(states, "states", |state: &KlpState| state.id == 0)? };
+    let no_state = |state: &KlpState| state.id == 0;
+    let states = if states == 0 { Vec::new() } else { memory.array(states, wide(STATE), "states", no_state)? };
     for (at, _) in &states {
-        memory.variable(*at, size_of::<KlpState>(), "a state")?;
+        memory.variable(*at, wide(STATE), "a state")?;
     }
     let spec_of = |(_, state): &(Addr, KlpState)| StateSpec { id: state.id, version: state.version };
     let spec = PatchSpec { objects: specs, replace: replace != 0, states: states.iter().map(spec_of).collect() };
     Ok(CPatch { spec, objects, states: states.into_iter().map(|(at, state)| (state.id, at)).collect() })
 }
 
-/// `struct module` of the SDK, for modules that have none of their own.
+/// What `klp_object.mod` points to where the target has no `struct module` of the header that the patch was compiled with.
+#[derive(Debug)]
+enum CModule {
+    Sdk(SdkModule),
+    Linux(Box<LinuxModule>),
+}
+
+/// `struct module` of the SDK.
 #[repr(C)]
 #[derive(Debug)]
-struct CModule {
+struct SdkModule {
     name: [c_char; 56],
     state: AtomicI32,
 }
 
+/// `struct module` of Linux 6.1, as far as there is anything to say; zeros in place of the rest.
+#[repr(C)]
+#[derive(Debug)]
+struct LinuxModule {
+    state: AtomicI32,
+    list: [usize; 2],
+    name: [c_char; 56],
+    rest: [usize; 128],
+}
+
 impl CModule {
-    fn of(module: &Module) -> CModule {
+    fn of(module: &Module, header: Header) -> CModule {
         let mut name = [0; 56];
         let named = name.iter_mut().zip(module.name().bytes());
         named.for_each(|(to, from)| *to = c_char::from_ne_bytes([from]));
-        let state = module.state().unwrap_or(State::Going);
-        CModule { name, state: AtomicI32::new(number(state)) }
+        let state = AtomicI32::new(number(module.state().unwrap_or(State::Going)));
+        match header {
+            Header::Sdk => CModule::Sdk(SdkModule { name, state }),
+            Header::Linux => CModule::Linux(Box::new(LinuxModule { state, list: [0; 2], name, rest: [0; 128] })),
+        }
+    }
+
+    fn state(&self) -> &AtomicI32 {
+        match self {
+            CModule::Sdk(module) => &module.state,
+            CModule::Linux(module) => &module.state,
+        }
+    }
+
+    fn address(&self) -> usize {
+        match self {
+            CModule::Sdk(module) => ptr::from_ref(module).expose_provenance(),
+            CModule::Linux(module) => ptr::from_ref(&**module).expose_provenance(),
+        }
     }
 }
 
@@ -276,6 +345,7 @@ fn number(state: State) -> i32 {
 #[derive(Debug)]
 pub(crate) struct CObject {
     at: Addr,
+    sizes: RecordSizes,
     /// What `mod` points to, if the target has no `struct module` of its own.
     copy: Option<Arc<CModule>>,
 }
@@ -283,16 +353,16 @@ pub(crate) struct CObject {
 impl CObject {
     /// Its target is there.
     pub(crate) fn arrives(&mut self, target: &Module) {
-        let own = target.this_module().map(|at| index(at.get()));
-        self.copy = own.is_none().then(|| Arc::new(CModule::of(target)));
-        let copy = || self.copy.as_deref().map_or(0, |copy| ptr::from_ref(copy).expose_provenance());
+        let own = target.this_module().filter(|_| self.sizes.header == Header::Sdk).map(|at| index(at.get()));
+        self.copy = own.is_none().then(|| Arc::new(CModule::of(target, self.sizes.header)));
+        let copy = || self.copy.as_deref().map_or(0, CModule::address);
         self.set_module(own.unwrap_or_else(copy));
     }
 
     /// Its target has this state now. Who has a `struct module` of its own is told by the loader.
     pub(crate) fn is_now(&self, state: State) {
         if let Some(copy) = &self.copy {
-            copy.state.store(number(state), Ordering::Release);
+            copy.state().store(number(state), Ordering::Release);
         }
     }
 
@@ -303,10 +373,9 @@ impl CObject {
     }
 
     fn set_module(&self, module: usize) {
-        let object = ptr::with_exposed_provenance_mut::<KlpObject>(index(self.at.get()));
-        // SAFETY: the whole record lies among the module's variables (seen when it was read).
-        let field = unsafe { &raw mut (*object).module };
-        // SAFETY: as above. The module's code reads it in callbacks, which do not run meanwhile.
+        let field = ptr::with_exposed_provenance_mut::<usize>(index((self.at + self.sizes.module).get()));
+        // SAFETY: the whole record lies among the module's variables (seen when it was read), and `mod` within it. The module's
+        // code reads it in callbacks, which do not run meanwhile.
         unsafe { field.write_unaligned(module) };
     }
 }

@@ -129,6 +129,14 @@ pub(crate) struct Func {
     pub(crate) patched: bool,
 }
 
+impl Func {
+    /// What names it within its object: name and position from 1, as in the names of Linux's sysfs folders. Positions 0 and 1 mean
+    /// the same function, because 0 is valid only if there is one of that name.
+    pub(crate) fn named(&self) -> (&str, u64) {
+        (&self.old_name, self.old_sympos.max(1))
+    }
+}
+
 /// A function that is patched.
 #[derive(Debug)]
 pub(crate) struct Patched {

@@ -110,6 +110,7 @@ impl Unformed<'_> {
             license: info.license().map(escaped),
             taint: judge.taint(),
             is_live_patch: info.is_live_patch(),
+            patch_record_sizes: info.patch_record_sizes(),
             slices,
             proof: policy.proof,
         }));

@@ -1,6 +1,7 @@
 //! Stage *modinfo*: what the module says of itself.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use modload_abi::{modinfo, section};
 
@@ -33,6 +34,13 @@ impl Modinfo<'_> {
 
     pub(crate) fn is_live_patch(&self) -> bool {
         self.get("livepatch").is_some()
+    }
+
+    /// What it says of the sizes of live patching's records; several values, from files with several headers, are one that is none.
+    pub(crate) fn patch_record_sizes(&self) -> Option<String> {
+        let stated = modinfo::entries(&self.bytes).filter(|entry| entry.key == b"klp_records");
+        let stated: BTreeSet<String> = stated.map(|entry| escaped(entry.value)).collect();
+        (!stated.is_empty()).then(|| stated.into_iter().collect::<Vec<_>>().join(" and "))
     }
 
     pub(crate) fn is_gpl_compatible(&self) -> bool {

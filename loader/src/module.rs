@@ -93,6 +93,7 @@ pub struct Module {
     pub(crate) license: Option<String>,
     taint: String,
     is_live_patch: bool,
+    patch_record_sizes: Option<String>,
     slices: Option<Box<Slices>>,
     /// Whether code elsewhere may stand in for its own.
     has_stand_ins: AtomicBool,
@@ -129,6 +130,7 @@ pub(crate) struct Parts {
     pub(crate) license: Option<String>,
     pub(crate) taint: String,
     pub(crate) is_live_patch: bool,
+    pub(crate) patch_record_sizes: Option<String>,
     pub(crate) slices: Option<Box<Slices>>,
     pub(crate) proof: Proof,
 }
@@ -154,6 +156,7 @@ impl Module {
             license: parts.license,
             taint: parts.taint,
             is_live_patch: parts.is_live_patch,
+            patch_record_sizes: parts.patch_record_sizes,
             slices: parts.slices,
             has_stand_ins: AtomicBool::new(false),
             stand_ins: Mutex::new(Vec::new()),
@@ -191,6 +194,12 @@ impl Module {
         self.is_live_patch
     }
 
+    /// The sizes of its `struct klp_func`, `struct klp_object` and `struct klp_patch`, with commas between them, as its `.modinfo` says.
+    #[must_use]
+    pub fn patch_record_sizes(&self) -> Option<&str> {
+        self.patch_record_sizes.as_deref()
+    }
+
     /// What of it waits for objects that it patches.
     #[must_use]
     pub fn slices(&self) -> Option<&Slices> {
@@ -226,6 +235,13 @@ impl Module {
     #[must_use]
     pub fn lasting_symbol(&self, name: &str) -> Option<Symbol> {
         self.names.find(name.as_bytes()).or_else(|| self.exported(name))
+    }
+
+    /// The symbol at this address, a global one before a local one, and one whose size is known before others. Nothing of its init
+    /// sections.
+    #[must_use]
+    pub fn symbol_at(&self, at: Addr) -> Option<Symbol> {
+        self.names.at(at)
     }
 
     /// Its functions by address, those of init as long as `init` has not returned. One that has several names is there

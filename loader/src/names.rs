@@ -139,6 +139,13 @@ impl Names {
         entry.map(|entry| Symbol { addr: entry.addr, size: entry.size, kind: entry.kind })
     }
 
+    /// The symbol at an address: one whose size is known before others, and then a global one before a local one.
+    pub(crate) fn at(&self, at: Addr) -> Option<Symbol> {
+        let there = self.entries.iter().filter(|entry| entry.addr == at);
+        let best = there.min_by_key(|entry| (entry.size == 0, entry.scope == Scope::Local))?;
+        Some(Symbol { addr: best.addr, size: best.size, kind: best.kind })
+    }
+
     fn walk(&self, name: &[u8]) -> Option<&Entry> {
         let mut local = None;
         for entry in self.entries.iter().filter(|entry| self.is_named(entry, name)) {

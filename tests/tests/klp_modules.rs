@@ -11,6 +11,9 @@ fn main() -> ExitCode {
     modload_tests::run(&[
         Case::new("a_patch_is_a_module", patch),
         Case::new("records_that_cannot_be_followed_are_refused_by_name", mistakes),
+        Case::new("records_of_linux_are_read_by_their_size", records_of_linux),
+        Case::new("records_of_a_stripped_patch_are_read_by_what_it_states", stripped).needing("strip"),
+        Case::new("records_of_unknown_size_are_refused_by_name", unknown_sizes),
         Case::new("only_init_enables_and_no_callback_does", not_in_init),
         Case::new("a_patch_goes_with_an_init_that_fails_behind_it", init_fails),
         Case::new("a_target_without_a_struct_module_is_told_of", plain_target),
@@ -142,6 +145,127 @@ fn mistakes() {
             "{made}: {log:#?}"
         );
         assert!(host.patches().unwrap().is_empty() && answer(&target, 1) == 2 && host.modules().len() == 1);
+    }
+}
+
+/// A patch with the records of a header that is not the SDK's: two objects with two functions each. A callback reads the state of
+/// the first target from Linux's `struct module`, where it comes first.
+fn foreign(func: usize, object: usize, patch: usize) -> String {
+    let [func, object, patch] = [func - 24, object - 56, patch - 32];
+    format!(
+        r#"
+#include <modload/module.h>
+MODULE_INFO(livepatch, "Y");
+MODULE_LICENSE("GPL");
+struct func {{ const char *old_name; void *new_func; unsigned long sympos; char internal[{func}]; }};
+struct object {{ const char *name; struct func *funcs; void *callbacks[4]; _Bool enabled; char internal[{object}]; }};
+struct patch {{ struct module *mod; struct object *objs; void *states; _Bool replace; char internal[{patch}]; }};
+int klp_enable_patch(void *);
+static int new_hidden(int a) {{ return a + 101; }}
+static int new_shown(int a) {{ return a + 102; }}
+static int state = -1;
+static char seen[8];
+static void post_patch(struct object *object)
+{{
+	const char *target = *(const char **)((char *)object + 152);
+	state = *(const int *)target;
+	for (int at = 0; at < 7; at++)
+		seen[at] = target[24 + at];
+}}
+__attribute__((visibility("default"))) int state_is(int letter) {{ return state == 0 && seen[0] == letter; }}
+static struct func funcs[] = {{
+	{{ .old_name = "hidden", .new_func = (void *)new_hidden }}, {{ .old_name = "shown", .new_func = (void *)new_shown }}, {{}}
+}};
+static struct func second[] = {{
+	{{ .old_name = "hidden", .new_func = (void *)new_hidden }}, {{ .old_name = "shown", .new_func = (void *)new_shown }}, {{}}
+}};
+static struct object objs[] = {{
+	{{ .name = "target", .funcs = funcs, .callbacks = {{ 0, (void *)post_patch }} }}, {{ .name = "other", .funcs = second }}, {{}}
+}};
+static struct patch patch = {{ .mod = THIS_MODULE, .objs = objs }};
+static int __init start(void) {{ return klp_enable_patch(&patch); }}
+module_init(start);
+"#
+    )
+}
+
+const TWO: &str = "
+__attribute__((noinline)) static int hidden(int a) { __asm__ volatile(\"\"); return a + 1; }
+__attribute__((noinline)) static int shown(int a) { __asm__ volatile(\"\"); return a + 2; }
+__attribute__((visibility(\"default\"))) int answer(int a) { return hidden(a) * 1000 + shown(a); }
+";
+
+fn records_of_linux() {
+    let host = host();
+    let target = host.load(&built("target", Language::C, TWO)).unwrap();
+    let other = host.load(&built("other", Language::C, TWO)).unwrap();
+    let patch = host.load(&built("patch", Language::C, &foreign(152, 168, 200))).unwrap();
+    assert_eq!((answer(&target, 1), answer(&other, 1)), (102_103, 102_103), "no record is lost");
+    // SAFETY: it is an `int state_is(int)`.
+    let is_told = unsafe { patch.call("state_is", &[u64::from(b't')]) }.unwrap();
+    assert_eq!(is_told & 0xffff_ffff, 1, "MODULE_STATE_LIVE, and the target's name, where Linux has them");
+    drop(patch);
+    host.disable_patch("patch").unwrap();
+    host.unload_within("patch", LIMIT).unwrap();
+    assert_eq!((answer(&target, 1), answer(&other, 1)), (2003, 2003));
+}
+
+fn stripped() {
+    let host = host();
+    let target = host.load(&built("target", Language::C, TARGET)).unwrap();
+    let object = object_from_text("patch", Language::C, &text(PATCH), Compiler::Cc, &FLAGS).unwrap();
+    let bare = object.with_extension("stripped.o");
+    let strip = std::process::Command::new("strip").arg("--strip-unneeded").arg("-o").arg(&bare).arg(&object).status();
+    assert!(strip.unwrap().success());
+    // SAFETY: the text is ours.
+    let image = unsafe { Image::trusted(std::fs::read(bare).unwrap()) }.named("patch");
+    let _patch = host.load(&image).unwrap();
+    assert_eq!(answer(&target, 1), 102);
+}
+
+fn unknown_sizes() {
+    let host = host();
+    let target = host.load(&built("target", Language::C, TWO)).unwrap();
+    let can_be = "they can be those of modload/livepatch.h (64, 96, 96) or Linux 6.1 (152, 168, 200); compile it with one of these \
+                  headers";
+    let size = |what: &str, size: usize| {
+        format!("the module's variable of type {what} has {size} bytes, which is no size of its records: {can_be}")
+    };
+    let unknown = "the size of the module's records of live patching is not known: include modload/livepatch.h, which states it in \
+                   .modinfo, or keep the symbol of the struct klp_patch (strip --strip-debug does)";
+    let linux = foreign(152, 168, 200);
+    // The patch lies in the middle of a variable.
+    let within = linux.replace(
+        "static int __init start(void) { return klp_enable_patch(&patch); }",
+        "static char room[400];\nstatic int __init start(void)\n{\n\t__builtin_memcpy(room + 8, &patch, sizeof(patch));\n\t\
+         return klp_enable_patch(room + 8);\n}",
+    );
+    let stated = linux.replace("MODULE_LICENSE", "MODULE_INFO(klp_records, \"160,168,200\");\nMODULE_LICENSE");
+    let two = linux.replace(
+        "MODULE_LICENSE",
+        "MODULE_INFO(klp_records, \"64,96,96\");\nMODULE_INFO(klp_records, \"152,168,200\");\nMODULE_LICENSE",
+    );
+    let wrong = linux.replace("MODULE_LICENSE", "MODULE_INFO(klp_records, \"64,96,96\");\nMODULE_LICENSE");
+    let of_sizes = |sizes: &str| {
+        format!(
+            "the module's records of live patching have the sizes {sizes} (klp_func, klp_object, klp_patch), and none of \
+             modload/livepatch.h (64, 96, 96) or Linux 6.1 (152, 168, 200): compile it with one of these headers"
+        )
+    };
+    for (made, why) in [
+        (foreign(152, 168, 208), size("struct klp_patch", 208)),
+        (foreign(152, 184, 200), size("struct klp_object", 552)),
+        (foreign(160, 168, 200), size("struct klp_func", 480)),
+        (within, unknown.to_owned()),
+        (stated, of_sizes("160,168,200")),
+        (two, of_sizes("152,168,200 and 64,96,96")),
+        (wrong, size("struct klp_patch", 200)),
+    ] {
+        let recording = host.record();
+        let error = host.load(&built("patch", Language::C, &made)).expect_err(&why);
+        assert_eq!((error.stage.to_string().as_str(), error.error.errno()), ("init", 22), "{error}");
+        assert_eq!(log_of(&recording.finish().events), [format!("patch: livepatch: {why}")]);
+        assert!(host.patches().unwrap().is_empty() && answer(&target, 1) == 2003 && host.modules().len() == 1);
     }
 }
 

@@ -30,6 +30,7 @@ use checks::Checks;
 use choice::Choice;
 use compare::{Ours, write_differences};
 use dump::Dump;
+use facts::Named;
 use guest::Guest;
 use image::Modhost;
 use judged::Texts;
@@ -147,6 +148,7 @@ fn decode(disk: &Path, kernel: &Path, folder: &Path) -> Result<()> {
         sections += folder::write_module(folder, module, &ko, &machine, &dump.memory, &symbols)?;
         checks.module(module, &ko, &dump.memory, &symbols, &exports)?;
     }
+    checks.trampolines();
     folder::write_machine(folder, &texts, &machine)?;
     folder::write_lists(folder, &attempts)?;
     let refused = attempts.iter().filter(|attempt| attempt.errno != 0).count();
@@ -172,18 +174,21 @@ fn decode(disk: &Path, kernel: &Path, folder: &Path) -> Result<()> {
 
 /// Compares, and prints the figures.
 fn report(kernel: &Path, folder: &Path, ours: &Ours) -> Result<()> {
-    let start = Instant::now();
     let boot = compare::Boot { folder, kernel };
-    if let Ours::Image(modhost) = ours {
-        let made = boot.make(modhost)?;
-        eprint!("{made}");
+    let Ours::Image(modhost) = ours else { return report_one(&boot, ours, "changed-by-linux.txt") };
+    for named in Named::ALL {
+        let made = boot.make(modhost, named)?;
+        eprint!("keys by {named:?}\n{made}");
+        report_one(&boot, ours, "differences.txt")?;
     }
+    Ok(())
+}
+
+/// Compares what has been made, writes the differences into a file, and prints the figures.
+fn report_one(boot: &compare::Boot<'_>, ours: &Ours, differences: &str) -> Result<()> {
+    let start = Instant::now();
     let outcome = boot.compare(ours)?;
-    let name = match ours {
-        Ours::File => "changed-by-linux.txt",
-        Ours::Image(_) => "differences.txt",
-    };
-    let path = write_differences(folder, &outcome, name)?;
+    let path = write_differences(boot.folder, &outcome, differences)?;
     print!("{}", outcome.report());
     eprintln!("compared in {:.1?}; every difference is in {}", start.elapsed(), path.display());
     if outcome.is_empty() {

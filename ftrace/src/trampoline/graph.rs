@@ -9,10 +9,13 @@
 //! nothing of us but that the record is made ([`personality`]).
 //!
 //! A return stack is for one stack, the thread's own: a function that is called on another one is not recorded. So places lie in
-//! the order of their frames, and one whose frame is not above that of a function which is being entered is stale: `longjmp` has
-//! left it. So is one above that of a function which returns. Of a tail call both places have the same frame, and its return
-//! address is ours. An alternate signal stack may lie within the thread's own, which is found out before anything is taken for
-//! stale; that of a coroutine must not.
+//! the order of their frames, and one whose frame is not above that of a function which is being entered is stale, if `longjmp`
+//! has left it, or alive, if the thread is on the stack of a coroutine that lies within its own ([`super::thread`] tells the two
+//! apart). So is one above that of a function which returns.
+//!
+//! Of a tail call both places have the same frame, and its return address is ours. To unwinders the two are one frame, the newer
+//! one's: [`Place::outer`] and [`Place::outer_saved`] are those of the oldest. Frames are told apart by their CFA, and two frames of
+//! ours for one return address would have the same one as the frame that called the first function.
 
 use std::arch::global_asm;
 use std::ffi::{c_int, c_void};
@@ -72,29 +75,38 @@ modload_ftrace_graph_behind:
     cmp rdx, qword ptr [rcx + {stack_len}]
     jae 14f
     mov rdx, qword ptr [rcx + {top}]
-    cmp rax, qword ptr [rdx - {place} + {slot}]
+    cmp rax, qword ptr [rdx + {slot}]
     jae 16f
 3:
-    cmp rdx, qword ptr [rcx + {limit}]
-    jae 15f
     // A unit for this, one for its return, and one for each return to come.
     mov rax, qword ptr [rcx + {head}]
     sub rax, qword ptr [rcx + {tail}]
     add rax, qword ptr [rcx + {open}]
     cmp rax, qword ptr [rcx + {room}]
     ja 13f
+    mov rdx, qword ptr [rcx + {free}]
+    test rdx, rdx
+    jz 17f
+    mov rax, qword ptr [rdx + {next}]
+    mov qword ptr [rcx + {free}], rax
+    mov rax, qword ptr [rcx + {top}]
+    mov qword ptr [rdx + {next}], rax
+    mov qword ptr [rcx + {top}], rdx
     lea rax, [rsp + 32]
     mov qword ptr [rdx + {slot}], rax
     mov qword ptr [rdx + {saved}], rbx
     mov qword ptr [rdx + {function}], r11
-    mov rax, qword ptr [rsp + 32]
-    mov qword ptr [rdx + {parent}], rax
     mov rax, qword ptr [rsp + 24]
     mov qword ptr [rdx + {target}], rax
     mov eax, dword ptr [rcx + {thread_session}]
     mov dword ptr [rdx + {place_session}], eax
-    lea rax, [rdx + {place}]
-    mov qword ptr [rcx + {top}], rax
+    mov rax, qword ptr [rsp + 32]
+    mov qword ptr [rdx + {parent}], rax
+    cmp rax, qword ptr [rcx + {returns}]
+    je 15f
+    mov qword ptr [rdx + {outer}], rax
+    mov qword ptr [rdx + {outer_saved}], rbx
+12:
     mov rbx, rdx
     .cfi_escape 0x10, 0x03, 0x02, 0x73, {saved}
     mov eax, dword ptr [r11 + {number}]
@@ -126,7 +138,8 @@ modload_ftrace_graph_behind:
     // call qword ptr [rbx + target]: from its second byte on the rows are those for the function's callers.
     .byte 0xff
     .cfi_def_cfa_offset 8
-    .cfi_escape 0x10, 0x10, 0x02, 0x73, {parent}
+    .cfi_escape 0x10, 0x10, 0x02, 0x73, {outer}
+    .cfi_escape 0x10, 0x03, 0x02, 0x73, {outer_saved}
     .byte 0x53, {target}
     .hidden modload_ftrace_return
     .globl modload_ftrace_return
@@ -135,6 +148,7 @@ modload_ftrace_return:
     .cfi_def_cfa_offset 8
     .cfi_restore rsp
     .cfi_offset rip, -8
+    .cfi_escape 0x10, 0x03, 0x02, 0x73, {saved}
     push rax
     .cfi_def_cfa_offset 16
     push rdx
@@ -145,8 +159,7 @@ modload_ftrace_return:
     mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
     mov dword ptr fs:[rcx + {busy}], 2
     mov rdx, qword ptr fs:[rcx]
-    lea rax, [rbx + {place}]
-    cmp rax, qword ptr [rdx + {top}]
+    cmp rbx, qword ptr [rdx + {top}]
     jne 21f
 5:
     mov eax, dword ptr fs:[rcx + {session}]
@@ -168,7 +181,12 @@ modload_ftrace_return:
     dec qword ptr [rcx + {open}]
     inc qword ptr [rcx + {head}]
 4:
-    mov qword ptr [rcx + {top}], rbx
+    mov rax, qword ptr [rbx + {next}]
+    mov qword ptr [rcx + {top}], rax
+    mov rax, qword ptr [rcx + {free}]
+    mov qword ptr [rbx + {next}], rax
+    mov qword ptr [rcx + {free}], rbx
+6:
     mov rbx, qword ptr [rbx + {saved}]
     .cfi_restore rbx
     mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
@@ -181,14 +199,26 @@ modload_ftrace_return:
     .cfi_def_cfa_offset 8
     ret
 
-    // What it had called was left by longjmp.
+    // What it had called was left by longjmp, or it was taken for left itself: then its place has been given back.
     .cfi_restore_state
 21:
-    mov rax, qword ptr [rbx + {slot}]
+    mov rax, rbx
     bts rax, {returned}
     call qword ptr [rip + {ask}]
+    test eax, eax
     mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
-    jmp 5b
+    jz 5b
+    jmp 6b
+
+    // A tail call of a function that is recorded: rbx is its place.
+    .cfi_restore_state
+    .cfi_remember_state
+15:
+    mov rax, qword ptr [rbx + {outer}]
+    mov qword ptr [rdx + {outer}], rax
+    mov rax, qword ptr [rbx + {outer_saved}]
+    mov qword ptr [rdx + {outer_saved}], rax
+    jmp 12b
 
     // The function runs, and is not recorded.
     .cfi_restore_state
@@ -198,18 +228,11 @@ modload_ftrace_return:
 14:
     inc qword ptr [rcx + {elsewhere}]
     jmp 19f
-15:
-    inc qword ptr [rcx + {deep}]
-    jmp 19f
 16:
     // Not below: stale, unless it is the same frame and returns to us.
     jne 17f
-    push rbx
-    .cfi_adjust_cfa_offset 8
-    lea rbx, [rip + modload_ftrace_return]
-    cmp rbx, qword ptr [rsp + 40]
-    pop rbx
-    .cfi_adjust_cfa_offset -8
+    mov rdx, qword ptr [rcx + {returns}]
+    cmp rdx, qword ptr [rsp + 32]
     je 3b
 17:
     lea rax, [rsp + 32]
@@ -264,7 +287,8 @@ modload_ftrace_pass_call:
     function_target = const offset_of!(Function, target),
     number = const offset_of!(Function, number),
     top = const offset_of!(Thread, top),
-    limit = const offset_of!(Thread, limit),
+    free = const offset_of!(Thread, free),
+    returns = const offset_of!(Thread, returns),
     stack = const offset_of!(Thread, stack),
     stack_len = const offset_of!(Thread, stack_len),
     head = const offset_of!(Thread, head),
@@ -275,9 +299,10 @@ modload_ftrace_pass_call:
     ring = const offset_of!(Thread, ring),
     dropped = const offset_of!(Thread, dropped),
     elsewhere = const offset_of!(Thread, elsewhere),
-    deep = const offset_of!(Thread, deep),
     thread_session = const offset_of!(Thread, session),
-    place = const size_of::<Place>(),
+    next = const offset_of!(Place, next),
+    outer = const offset_of!(Place, outer),
+    outer_saved = const offset_of!(Place, outer_saved),
     parent = const offset_of!(Place, parent),
     saved = const offset_of!(Place, saved),
     slot = const offset_of!(Place, slot),
@@ -292,6 +317,7 @@ unsafe extern "C" {
     static modload_ftrace_graph: u8;
     static modload_ftrace_pass_jump: u8;
     static modload_ftrace_pass_call: u8;
+    static modload_ftrace_return: u8;
 }
 
 #[link(name = "gcc_s")]
@@ -302,6 +328,11 @@ unsafe extern "C" {
 /// The code that records entry and return.
 pub(crate) fn code() -> Addr {
     address(&raw const modload_ftrace_graph)
+}
+
+/// Where recorded functions return to.
+pub(super) fn returns() -> u64 {
+    address(&raw const modload_ftrace_return).get()
 }
 
 /// The code for a function that nobody looks at, entered by a jump.

@@ -8,11 +8,13 @@ use std::arch::global_asm;
 use std::cell::Cell;
 use std::ffi::c_void;
 use std::mem::{offset_of, size_of};
+use std::ops::ControlFlow;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use modload_edit::{index, wide};
 use modload_text::Pages;
+use modload_threads::frames::Ended;
 use modload_threads::{DEFAULT_LIMIT, Error, Interrupted, Probe, Tid, is_alone, run_in_each};
 
 use super::ring::{Reader, UNIT, UNWOUND, Unit};
@@ -62,10 +64,21 @@ pub(super) const SESSION: usize = offset_of!(Local, session);
 /// A thread's state. It alone writes, but for `tail`.
 #[repr(C)]
 pub(super) struct Thread {
-    /// The place for the next function that is entered.
+    /// The places of the functions that it is in: the newest one.
     pub(super) top: Cell<*mut Place>,
-    /// Behind the last place.
-    pub(super) limit: Cell<*mut Place>,
+    /// Places that nothing is in.
+    pub(super) free: Cell<*mut Place>,
+    /// Places that have never been used, and behind the last of them.
+    fresh: Cell<*mut Place>,
+    limit: Cell<*mut Place>,
+    /// Places of functions that were taken for left, and may be alive all the same.
+    pub(super) lost: Cell<*mut Place>,
+    /// The address that recorded functions return to.
+    pub(super) returns: Cell<u64>,
+    /// Where it was found on the stack of a coroutine last.
+    inner: Cell<Inner>,
+    /// The end of a stack for walks: the one that it is on may be small.
+    aside: Cell<*mut u8>,
     /// Its own stack: the lowest address, and how many bytes.
     pub(super) stack: Cell<u64>,
     pub(super) stack_len: Cell<u64>,
@@ -114,13 +127,61 @@ pub(super) struct Place {
     pub(super) parent: u64,
     /// What its caller has in rbx.
     pub(super) saved: u64,
+    /// `parent` and `saved` of the oldest of the functions that have the same frame by tail calls.
+    pub(super) outer: u64,
+    pub(super) outer_saved: u64,
+    /// Where it went on behind its site.
+    pub(super) target: u64,
     /// Where its return address stands.
     pub(super) slot: u64,
     pub(super) function: *const Function,
-    /// Where it went on behind its site.
-    pub(super) target: u64,
+    /// The next one in the same list: of the places of functions, the one that was entered before.
+    pub(super) next: *mut Place,
     /// In which recording; 0 if its end is recorded already.
     pub(super) session: u32,
+    /// How it stands with it.
+    is: Is,
+}
+
+impl Place {
+    fn unused(slot: u64) -> Place {
+        let (function, next) = (ptr::null(), ptr::null_mut());
+        Place {
+            parent: 0,
+            saved: 0,
+            outer: 0,
+            outer_saved: 0,
+            target: 0,
+            slot,
+            function,
+            next,
+            session: 0,
+            is: Is::Open,
+        }
+    }
+}
+
+/// How it stands with a place.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Is {
+    /// A function is in it, or `longjmp` has left it. Free places are so, too.
+    Open = 0,
+    /// An unwinder has left the function.
+    Unwound,
+    /// It was taken for left. If it returns, nothing is recorded of it.
+    Lost,
+}
+
+/// Where a thread was found on the stack of a coroutine: between these two addresses, when this place was the newest.
+#[derive(Clone, Copy, Default)]
+struct Inner {
+    low: u64,
+    high: u64,
+    top: usize,
+    /// The newest place's, for places are used again.
+    slot: u64,
+    parent: u64,
 }
 
 global_asm!(
@@ -286,13 +347,16 @@ static NEW: AtomicPtr<Thread> = AtomicPtr::new(ptr::null_mut());
 
 const PASS: u64 = 0;
 const RETRY: u64 = 1;
+/// Of a function that returns: its end is recorded, and its place given back.
+const DONE: u64 = 1;
 
-/// The bit of a slot, which no address has, that says that its function has returned.
+/// The bit, which no address has, that says that a function has returned.
 pub(super) const RETURNED: u32 = 63;
 
-/// What to do about a function that cannot be recorded as things are: the thread does not take part in this recording yet, or
-/// has left functions by `longjmp`. `slot` is where its return address stands, 0 for a call. With [`RETURNED`] it is that of a
-/// function which returns, and those that it had called have been left. Async-signal-safe, and no cancellation point.
+/// What to do about a function that cannot be recorded as things are: the thread does not take part in this recording yet, has
+/// left functions by `longjmp`, is on a coroutine's stack, or has no free places. `slot` is where its return address stands, 0 for a
+/// call. With [`RETURNED`] it is the place of a function that returns and is not the newest. Async-signal-safe, and no cancellation
+/// point.
 extern "C" fn ask(slot: u64) -> u64 {
     if slot == super::event::EVENT {
         super::event::happened();
@@ -300,11 +364,9 @@ extern "C" fn ask(slot: u64) -> u64 {
     }
     let local = local();
     if slot >> RETURNED != 0 {
+        let place = ptr::with_exposed_provenance_mut(index(slot & !(1 << RETURNED)));
         // SAFETY: a thread that has places has a state, which is its own.
-        if let Some(thread) = unsafe { local.thread.get().as_ref() } {
-            thread.forget_below(slot & !(1 << RETURNED));
-        }
-        return PASS;
+        return unsafe { local.thread.get().as_ref() }.map_or(DONE, |thread| thread.returned(place));
     }
     let current = CURRENT.load(Ordering::Acquire);
     if current == OFF {
@@ -323,8 +385,7 @@ extern "C" fn ask(slot: u64) -> u64 {
         thread.elsewhere.fetch_add(1, Ordering::Relaxed);
         return PASS;
     }
-    thread.forget_below(slot + 1);
-    RETRY
+    thread.make_way(slot)
 }
 
 /// Whether this thread is on its alternate signal stack: that may lie in the middle of its own one, where the places of
@@ -337,17 +398,175 @@ fn is_on_signal_stack() -> bool {
 }
 
 impl Thread {
-    /// Gives back places of functions that are left: those whose return addresses are below this address.
-    fn forget_below(&self, slot: u64) {
-        loop {
-            let last = self.top.get().wrapping_sub(1);
-            // SAFETY: places between the first, whose frame is above everything, and `top` are the thread's own and filled in.
-            if unsafe { (*last).slot } >= slot {
+    /// Makes way for a function that is entered: gives back the places of those that were left and are not above it. Says whether it
+    /// can be recorded.
+    fn make_way(&self, slot: u64) -> u64 {
+        let is_tail_call = self.is_intact(slot);
+        let is_in_the_way = |place: &Place| place.slot < slot || (place.slot == slot && !is_tail_call);
+        // Whatever has left its return address where it was may be alive, but for what an unwinder has left.
+        let is_uncertain = |place: &Place| place.is == Is::Open && self.is_intact(place.slot);
+        if self.places().take_while(|place| is_in_the_way(place)).any(is_uncertain) && self.is_on_inner_stack(slot) {
+            self.elsewhere.fetch_add(1, Ordering::Relaxed);
+            return PASS;
+        }
+        while self.places().next().is_some_and(is_in_the_way) {
+            self.leave_newest();
+        }
+        if self.free.get().is_null() {
+            self.sweep();
+        }
+        if self.free.get().is_null() {
+            self.take_fresh();
+        }
+        if self.free.get().is_null() {
+            self.deep.fetch_add(1, Ordering::Relaxed);
+            return PASS;
+        }
+        RETRY
+    }
+
+    /// A function returns whose place is not the newest. Says whether that was all.
+    fn returned(&self, place: *mut Place) -> u64 {
+        // SAFETY: the place that a function of this thread was called with, which is given back by this alone.
+        if unsafe { (*place).is } == Is::Lost {
+            self.take_from_lost(place);
+            self.give_back(place);
+            return DONE;
+        }
+        while !ptr::eq(self.top.get(), place) && self.places().next().is_some_and(|newest| newest.slot != u64::MAX) {
+            self.leave_newest();
+        }
+        PASS
+    }
+
+    /// Gives back the newest place, whose function has been left. If the function may be alive, which only its return address
+    /// tells, the place is kept for its return.
+    fn leave_newest(&self) {
+        let place = self.top.get();
+        left(place, UNWOUND);
+        // SAFETY: the thread's own, and filled in.
+        let newest = unsafe { &mut *place };
+        self.top.set(newest.next);
+        if newest.is == Is::Unwound || !self.is_intact(newest.slot) {
+            return self.give_back(place);
+        }
+        // Of two with one return address the older one has been left, unless the newer one is its tail call.
+        let (slot, callee) = (newest.slot, newest.parent == self.returns.get());
+        if !callee {
+            self.drop_lost(|lost| lost.slot == slot);
+        }
+        newest.is = Is::Lost;
+        newest.next = self.lost.get();
+        self.lost.set(place);
+    }
+
+    fn give_back(&self, place: *mut Place) {
+        // SAFETY: the thread's own, and in no list.
+        let free = unsafe { &mut *place };
+        free.is = Is::Open;
+        free.next = self.free.get();
+        self.free.set(place);
+    }
+
+    /// Gives back the lost places whose return address is not there any more: their functions are not, either.
+    fn sweep(&self) {
+        self.drop_lost(|lost| !self.is_intact(lost.slot));
+    }
+
+    /// Takes some of the places that have never been used: their memory is not touched before.
+    fn take_fresh(&self) {
+        const SOME: usize = 32;
+        for _ in 0..SOME {
+            let place = self.fresh.get();
+            if ptr::eq(place, self.limit.get()) {
                 return;
             }
-            left(last, UNWOUND);
-            self.top.set(last);
+            self.fresh.set(place.wrapping_add(1));
+            // SAFETY: within the thread's own pages, aligned, and in no list.
+            unsafe { place.write(Place::unused(0)) };
+            self.give_back(place);
         }
+    }
+
+    fn take_from_lost(&self, place: *mut Place) {
+        let mut rest = self.lost.replace(ptr::null_mut());
+        // SAFETY: a list of the thread's own places.
+        while let Some(lost) = unsafe { rest.as_mut() } {
+            let this = std::mem::replace(&mut rest, lost.next);
+            if !ptr::eq(this, place) {
+                lost.next = self.lost.replace(this);
+            }
+        }
+    }
+
+    fn drop_lost(&self, is_gone: impl Fn(&Place) -> bool) {
+        let mut rest = self.lost.replace(ptr::null_mut());
+        // SAFETY: a list of the thread's own places.
+        while let Some(lost) = unsafe { rest.as_mut() } {
+            let this = std::mem::replace(&mut rest, lost.next);
+            if is_gone(lost) {
+                self.give_back(this);
+            } else {
+                lost.next = self.lost.replace(this);
+            }
+        }
+    }
+
+    /// The places of the functions that it is in, the newest first, and then the one that is above every frame.
+    fn places(&self) -> impl Iterator<Item = &Place> {
+        let mut next = self.top.get();
+        std::iter::from_fn(move || {
+            // SAFETY: a list of the thread's own places, which are filled in. It does not change while this is looked at.
+            let place = unsafe { next.as_ref() }?;
+            next = place.next;
+            Some(place)
+        })
+    }
+
+    /// Whether a return address that leads to the code of a recorded function's end stands at an address within the thread's own
+    /// stack: always while the function is alive, and afterwards until something else is written there.
+    fn is_intact(&self, slot: u64) -> bool {
+        if slot.wrapping_sub(self.stack.get()) >= self.stack_len.get() {
+            return false;
+        }
+        let at: *const u64 = ptr::with_exposed_provenance(index(slot));
+        // SAFETY: in the thread's own stack, where a function of it had its return address: mapped, and aligned.
+        unsafe { at.read_volatile() == self.returns.get() }
+    }
+
+    /// Whether the function whose return address is here has been called on the stack of a coroutine that lies within the thread's
+    /// own: the walk from it comes to the frame of a function that is below it, or ends elsewhere than where threads begin.
+    fn is_on_inner_stack(&self, slot: u64) -> bool {
+        let inner = self.inner.get();
+        // SAFETY: the thread's own, and filled in.
+        let newest = unsafe { &*self.top.get() };
+        let (top, top_slot, parent) = (ptr::from_ref(newest).addr(), newest.slot, newest.parent);
+        let is_same = (inner.top, inner.slot, inner.parent) == (top, top_slot, parent);
+        if is_same && (inner.low..=inner.high).contains(&slot) {
+            return true;
+        }
+        let mut met = None;
+        let mut outermost = (0, 0);
+        let walked = super::aside::walk(self.aside.get(), |frame| {
+            outermost = (frame.pc, frame.cfa);
+            if frame.pc == self.returns.get() && !frame.is_exact {
+                // The caller's stack pointer before the call, and 8 more: the rows of `graph`.
+                met = Some(frame.cfa - 16);
+            }
+            if met.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        let is_own = match (met, walked) {
+            // It is called by one that is above it.
+            (Some(met), _) => met > slot && self.places().any(|place| place.slot == met),
+            (None, Ok(Ended::Outermost)) => super::aside::is_start(outermost.0),
+            // Nothing is known.
+            _ => false,
+        };
+        if !is_own && walked == Ok(Ended::Outermost) {
+            let low = if is_same && inner.high == outermost.1 { inner.low.min(slot) } else { slot };
+            self.inner.set(Inner { low, high: outermost.1, top, slot: top_slot, parent });
+        }
+        !is_own
     }
 
     /// # Safety
@@ -362,14 +581,23 @@ impl Thread {
     }
 }
 
-/// Records that an unwinder has left a function, after those that it had called and that `longjmp` had left before.
+/// Records that an unwinder has left a function, after those that it had called and that `longjmp` had left before, and then those
+/// whose tail call it was. Their places are given back by the next function that is entered or left: the unwinder reads them after
+/// this.
 pub(super) fn unwound(place: *mut Place) {
+    // SAFETY: a place of this thread, which is filled in.
+    let slot = unsafe { (*place).slot };
     // SAFETY: a thread that has places has a state, which is its own.
-    if let Some(thread) = unsafe { local().thread.get().as_ref() } {
-        // SAFETY: a place of this thread, which is filled in.
-        thread.forget_below(unsafe { (*place).slot });
+    let Some(thread) = (unsafe { local().thread.get().as_ref() }) else { return };
+    let mut next = thread.top.get();
+    // SAFETY: a list of the thread's own places, which are filled in; the last is above every frame.
+    while let Some(newer) = unsafe { next.as_mut() }.filter(|newer| newer.slot <= slot) {
+        left(next, UNWOUND);
+        if newer.slot == slot {
+            newer.is = Is::Unwound;
+        }
+        next = newer.next;
     }
-    left(place, UNWOUND);
 }
 
 /// Records that a function was left, once. Of this thread, in its order.
@@ -454,12 +682,20 @@ fn attach(local: &Local, session: u32) -> Option<()> {
 fn make(local: &Local) -> Option<NonNull<Thread>> {
     let (stack, stack_len) = super::stack::own(wide(ptr::from_ref(local).addr()))?;
     let places = size_of::<Thread>().next_multiple_of(align_of::<Place>());
-    let pages = Pages::new(places + (DEPTH + 1) * size_of::<Place>()).ok()?;
+    let all = places + (DEPTH + 1) * size_of::<Place>();
+    let aside = all.next_multiple_of(super::aside::PAGE) + super::aside::PAGE;
+    let pages = Pages::new(aside + super::aside::STACK).ok()?;
     let thread: *mut Thread = pages.as_mut_ptr().cast();
     let first: *mut Place = pages.as_mut_ptr().wrapping_add(places).cast();
     let state = Thread {
-        top: Cell::new(first.wrapping_add(1)),
+        top: Cell::new(first),
+        free: Cell::new(ptr::null_mut()),
+        fresh: Cell::new(first.wrapping_add(1)),
         limit: Cell::new(first.wrapping_add(DEPTH + 1)),
+        lost: Cell::new(ptr::null_mut()),
+        returns: Cell::new(super::graph::returns()),
+        inner: Cell::new(Inner::default()),
+        aside: Cell::new(pages.as_mut_ptr().wrapping_add(aside + super::aside::STACK)),
         stack: Cell::new(stack),
         stack_len: Cell::new(stack_len),
         ring: AtomicPtr::new(ptr::null_mut()),
@@ -481,9 +717,8 @@ fn make(local: &Local) -> Option<NonNull<Thread>> {
     };
     // SAFETY: fresh pages, large enough and aligned.
     unsafe { thread.write(state) };
-    let bottom = Place { parent: 0, saved: 0, slot: u64::MAX, function: ptr::null(), target: 0, session: 0 };
-    // SAFETY: the first place of the same pages: above every frame.
-    unsafe { first.write(bottom) };
+    // SAFETY: within the same pages, aligned, and nobody's yet. It is above every frame.
+    unsafe { first.write(Place::unused(u64::MAX)) };
     NonNull::new(thread)
 }
 
@@ -493,7 +728,9 @@ extern "C" fn end(thread: *mut c_void) {
     // SAFETY: the state that `attach` has given to the C library, of this thread.
     let Some(state) = (unsafe { thread.cast::<Thread>().as_ref() }) else { return };
     // Whatever it was in, it never returns to.
-    state.forget_below(u64::MAX);
+    while state.places().next().is_some_and(|place| place.slot != u64::MAX) {
+        state.leave_newest();
+    }
     local.session.set(ENDING);
     local.thread.set(ptr::null_mut());
     state.ended.store(true, Ordering::Release);

@@ -1,5 +1,6 @@
 //! A patch is enabled.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use modload_edit::Addr;
@@ -57,6 +58,10 @@ impl Table {
         let own = keep.as_deref().map(Module::functions).unwrap_or_default();
         let objects =
             objects.into_iter().zip(records).map(|(spec, c)| object(spec, c, &own)).collect::<Result<Vec<_>, _>>()?;
+        let mut names = BTreeSet::new();
+        if let Some(object) = objects.iter().find(|object| !names.insert(object.name())) {
+            return Err(PatchError::ObjectTwice { object: object.name().to_owned() });
+        }
         self.last_patch += 1;
         let id = PatchId(self.last_patch);
         let mut patch =
@@ -130,8 +135,8 @@ impl Table {
                 });
                 let object = &mut patch.objects[at];
                 for old in &old_object.funcs {
-                    let is_old = |func: &Func| func.old_name == old.old_name && func.old_sympos == old.old_sympos;
-                    if !object.funcs.iter().any(is_old) {
+                    // What has another name but the same address is found out when the object is there (`Object::is_loaded`).
+                    if !object.funcs.iter().any(|func| func.named() == old.named()) {
                         let nop = Func { new_func: None, old: None, extent: Vec::new(), patched: false, ..old.clone() };
                         object.funcs.push(nop);
                     }

@@ -1,5 +1,6 @@
 //! An object of a patch: it is made from what the patch says, comes, goes, and has callbacks.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use modload_edit::Addr;
@@ -9,7 +10,7 @@ use crate::error::PatchError;
 use crate::find::{Place, cold_parts, extent};
 use crate::spec::ObjectSpec;
 use crate::structs::CObject;
-use crate::table::{Func, Object, Patched};
+use crate::table::{Func, Object, Patched, VMLINUX};
 
 /// `own` are the functions of the patch's module.
 pub(super) fn object(spec: ObjectSpec, c: Option<CObject>, own: &[FunctionSymbol]) -> Result<Object, PatchError> {
@@ -21,10 +22,26 @@ pub(super) fn object(spec: ObjectSpec, c: Option<CObject>, own: &[FunctionSymbol
         let (old_name, old_sympos) = (func.old_name.into(), func.old_sympos);
         Ok(Func { old_name, old_sympos, new_func: Some(func.new_func), old: None, extent, patched: false })
     };
-    let funcs = spec.funcs.into_iter().map(func).collect::<Result<_, PatchError>>()?;
+    let funcs = spec.funcs.into_iter().map(func).collect::<Result<Vec<_>, PatchError>>()?;
+    named_once(name.as_deref().unwrap_or(VMLINUX), &funcs)?;
     let callbacks = spec.callbacks;
     let object = Object::new(name, funcs);
     Ok(Object { callbacks, c, ..object })
+}
+
+/// Refuses a function that is named twice, also where its object is not there yet. Positions 0 and 1 name the same function: 0 is
+/// valid only if there is one.
+fn named_once(object: &str, funcs: &[Func]) -> Result<(), PatchError> {
+    let mut named = BTreeSet::new();
+    match funcs.iter().find(|func| !named.insert(func.named())) {
+        Some(func) => Err(twice(object, func, func)),
+        None => Ok(()),
+    }
+}
+
+fn twice(object: &str, first: &Func, second: &Func) -> PatchError {
+    let [first, second] = [first, second].map(|func| func.old_name.to_string());
+    PatchError::FunctionTwice { object: object.to_owned(), first, second }
 }
 
 impl Object {
@@ -34,21 +51,36 @@ impl Object {
         Object { name, funcs, callbacks, c, is_dynamic, loaded, patched, post_unpatch_enabled }
     }
 
-    /// Finds the functions of an object that is there: Linux's `klp_init_object_loaded`.
+    /// Finds the functions of an object that is there: Linux's `klp_init_object_loaded`. What two of them mean is compared by their
+    /// addresses, since a function may have several names. A function that the patch replaces needs no no-op function.
+    ///
+    /// # Errors
+    /// A function that cannot be found, or that the patch replaces twice.
     pub(super) fn is_loaded(&mut self, place: &Place<'_>) -> Result<Vec<(Addr, Patched)>, PatchError> {
-        let mut found = Vec::new();
-        for func in &mut self.funcs {
-            let (entry, extent) = place.function(func)?;
+        let mut found: BTreeMap<Addr, Patched> = BTreeMap::new();
+        let mut funcs: Vec<Func> = Vec::with_capacity(self.funcs.len());
+        // No-op functions come last.
+        for mut func in std::mem::take(&mut self.funcs) {
+            let (entry, extent) = place.function(&func)?;
             func.old = Some(entry);
+            if found.contains_key(&entry) {
+                if func.new_func.is_none() {
+                    continue;
+                }
+                let first = funcs.iter().find(|func| func.old == Some(entry)).unwrap_or(&func);
+                return Err(twice(self.name(), first, &func));
+            }
             let home = modload_ftrace::behind(entry).unwrap_or(entry);
-            found.push((entry, Patched { home, extent, stack: Vec::new() }));
+            found.insert(entry, Patched { home, extent, stack: Vec::new() });
+            funcs.push(func);
         }
+        self.funcs = funcs;
         self.loaded = true;
         if let Place::Module(module, _) = place {
             module.expect_stand_ins();
             self.c.iter_mut().for_each(|c| c.arrives(module));
         }
-        Ok(found)
+        Ok(found.into_iter().collect())
     }
 
     /// It is not there any more.

@@ -67,6 +67,19 @@ impl Kallsyms {
         Ok(symbols)
     }
 
+    /// For each symbol whose name has the prefix `from`, its address and that of its owner's symbol of the same name with the prefix
+    /// `to`. A name may be there in several modules.
+    pub fn pairs<'s>(&'s self, from: &'s str, to: &'s str) -> impl Iterator<Item = (Addr, Addr)> + 's {
+        let named = self.by_name.iter().filter_map(move |(name, all)| Some((name.strip_prefix(from.as_bytes())?, all)));
+        let others =
+            named.filter_map(move |(rest, all)| Some((all, self.by_name.get(&[to.as_bytes(), rest].concat()[..])?)));
+        others.flat_map(|(all, others)| {
+            let of =
+                move |known: &Known| others.iter().find(|other| other.module == known.module).map(|other| other.addr);
+            all.iter().filter_map(move |known| Some((known.addr, of(known)?)))
+        })
+    }
+
     /// The address of what a module means that needs this symbol: the one whose owner exports it (it has a
     /// `__ksymtab_NAME`), else a global one, else any.
     #[must_use]

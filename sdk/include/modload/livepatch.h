@@ -78,6 +78,8 @@ struct klp_patch {
 MODLOAD__ASSERT(sizeof(struct klp_func) == 64 && sizeof(struct klp_callbacks) == 40, "struct klp_func, struct klp_callbacks");
 MODLOAD__ASSERT(sizeof(struct klp_object) == 96 && offsetof(struct klp_object, mod) == 56, "struct klp_object");
 MODLOAD__ASSERT(sizeof(struct klp_state) == 24 && sizeof(struct klp_patch) == 96, "struct klp_state, struct klp_patch");
+/* The sizes of klp_func, klp_object and klp_patch: Linux's records have others, and a stripped module no symbols that tell. */
+MODULE_INFO(klp_records, "64,96,96");
 
 /*
  * From init only: 0, or a negative error number, with which init should return. The patch stays enabled until the host disables

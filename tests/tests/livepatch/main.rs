@@ -27,6 +27,8 @@ fn main() -> ExitCode {
         Case::new("a_function_is_replaced_and_put_back", replacing::replaced),
         Case::new("a_patch_waits_for_its_target", replacing::waits),
         Case::new("patches_stack_up_and_are_replaced_at_once", replacing::stacked),
+        Case::new("replacing_compares_functions_by_address", replacing::named_otherwise),
+        Case::new("replacing_compares_functions_of_a_target_that_comes_late", replacing::named_otherwise_in_transition),
         Case::new("a_thread_that_is_in_old_code_stays_there", transitions::blocked),
         Case::new("a_transition_is_turned_round", transitions::reversed),
         Case::new("a_transition_is_forced", transitions::forced),
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Case::new("cycles_at_checkpoints_leave_nothing", fire::cycles_at_checkpoints).within_seconds(120),
         Case::new("where_traps_cannot_be_used_checkpoints_alone_are_refused", checkpoints::refused),
         Case::new("what_cannot_be_patched_is_refused_by_name", refusals::refused),
+        Case::new("a_function_named_twice_is_refused", refusals::twice),
         Case::new("seed_003_ftrace_klp_klp_ftrace_in_both_load_orders", tracing::seed_003),
     ])
 }

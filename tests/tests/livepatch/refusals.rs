@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use modload::{Callbacks, FuncSpec, ObjectSpec, PatchSpec};
 
-use crate::scene::{NEW, built, call, func, host, patch};
+use crate::scene::{NEW, TARGET, built, call, func, host, patch};
 
 pub(crate) fn refused() {
     const TWICE: &str = "
@@ -52,4 +52,49 @@ pub(crate) fn refused() {
     let text = why("c", PatchSpec { objects: vec![object], ..PatchSpec::default() });
     assert_eq!(text, "pre-patch callback failed for object 'twice': it returned -19");
     assert_eq!(call(&twice, "first_same", 1), 102);
+}
+
+/// Linux gives EEXIST, since two of its sysfs folders would have one name. Two names of one address are refused, too.
+pub(crate) fn twice() {
+    const EEXIST: i32 = 17;
+    let aliased = format!("{TARGET}\nextern __typeof__(one) also_one __attribute__((alias(\"one\")));\n");
+    let host = host();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let funcs = |second: &str, position: u64| {
+        let second = FuncSpec { old_sympos: position, ..func(second, &new, "newer_one") };
+        vec![func("one", &new, "new_one"), func("two", &new, "new_two"), second]
+    };
+    let by_name = |position| patch("target", funcs("one", position));
+    let by_alias = patch("target", funcs("also_one", 0));
+    let mut objects = patch("target", vec![func("one", &new, "new_one")]);
+    objects.objects.extend(patch("target", vec![func("two", &new, "new_two")]).objects);
+    let twice = |second: &str| {
+        format!(
+            "the patch replaces a function of object 'target' twice, as 'one' and as '{second}': leave one of its records out"
+        )
+    };
+    let refused = |spec: PatchSpec, why: &str| {
+        let error = host.enable_patch("p", spec, None).unwrap_err();
+        assert_eq!((error.to_string().as_str(), error.errno()), (why, EEXIST));
+        assert!(host.patches().unwrap().is_empty());
+    };
+    let two_objects = "the patch has two records for object 'target': make them one";
+    for is_there in [false, true] {
+        let target = is_there.then(|| host.load(&built("target", &aliased)).unwrap());
+        for position in [0, 1] {
+            refused(by_name(position), &twice("one"));
+        }
+        refused(objects.clone(), two_objects);
+        if let Some(target) = target {
+            refused(by_alias.clone(), &twice("also_one"));
+            assert_eq!(call(&target, "both", 1), 2003);
+            drop(target);
+            host.unload("target").unwrap();
+        }
+    }
+    // What is known when the target comes only, refuses the target.
+    host.enable_patch("late", by_alias, None).unwrap();
+    let error = host.load(&built("target", &aliased)).unwrap_err();
+    assert!(error.to_string().contains(&twice("also_one")), "{error}");
+    assert_eq!(error.error.errno(), EEXIST);
 }

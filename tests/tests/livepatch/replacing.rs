@@ -2,10 +2,10 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use modload::{Call, Host, HostFunction, Image, ObjectSpec, PatchSpec};
+use modload::{Call, FuncSpec, Host, HostFunction, Image, Module, ObjectSpec, PatchSpec};
 use modload_fixtures::{Compiler, Language, object_from_text};
 
-use crate::scene::{NEW, TARGET, built, call, func, host, patch, settled};
+use crate::scene::{NEW, TARGET, built, call, func, host, patch, settled, waiting};
 
 pub(crate) fn replaced() {
     let host = host();
@@ -58,6 +58,62 @@ pub(crate) fn stacked() {
     host.disable_patch("third").unwrap();
     settled(&host);
     assert_eq!(call(&target, "both", 1), 2003);
+}
+
+/// A patch of one function, found at a position.
+fn positioned(new: &Module, (old, position): (&str, u64), function: &str) -> PatchSpec {
+    let func = FuncSpec { old_sympos: position, ..func(old, new, function) };
+    PatchSpec { replace: true, ..patch("target", vec![func]) }
+}
+
+/// Two records mean one function: by positions 0 and 1, or by two names of one address. The newer patch has replaced the older
+/// one, and the original does not come back, wherever the target is when the patches are enabled.
+pub(crate) fn named_otherwise() {
+    let aliased = format!("{TARGET}\nextern __typeof__(one) also_one __attribute__((alias(\"one\")));\n");
+    let ways = [("one", 0), ("one", 1), ("also_one", 0), ("also_one", 1)];
+    for (older, newer) in ways.iter().flat_map(|older| ways.iter().map(move |newer| (*older, *newer))) {
+        for target_comes in ["first", "between", "last"] {
+            let host = host();
+            let new = host.load(&built("new", NEW)).unwrap();
+            let mut target = None;
+            let mut comes = |when| {
+                if when == target_comes {
+                    target = Some(host.load(&built("target", &aliased)).unwrap());
+                }
+            };
+            comes("first");
+            host.enable_patch("older", positioned(&new, older, "new_one"), None).unwrap();
+            comes("between");
+            host.enable_patch("newer", positioned(&new, newer, "newer_one"), None).unwrap();
+            comes("last");
+            settled(&host);
+            let target = target.unwrap();
+            assert_eq!(call(&target, "one", 1), 202, "{older:?} {newer:?}: the target comes {target_comes}");
+            host.disable_patch("newer").unwrap();
+            settled(&host);
+            assert_eq!(call(&target, "one", 1), 2, "{older:?} {newer:?}: the target comes {target_comes}");
+        }
+    }
+}
+
+/// The target comes while the patch that replaces another one is still in transition, so that its no-op functions are there, too.
+pub(crate) fn named_otherwise_in_transition() {
+    let host = host();
+    let new = host.load(&built("new", NEW)).unwrap();
+    let other = host.load(&built("other", TARGET)).unwrap();
+    host.enable_patch("older", positioned(&new, ("one", 0), "new_one"), None).unwrap();
+    let thread = waiting(&other);
+    let mut newer = positioned(&new, ("one", 1), "newer_one");
+    newer.objects.extend(patch("other", vec![func("waits", &new, "new_waits")]).objects);
+    host.enable_patch("newer", newer, None).unwrap();
+    assert!(host.patches().unwrap().iter().any(|patch| patch.transition.is_some()), "a thread is in its way");
+    let target = host.load(&built("target", TARGET)).unwrap();
+    // The older one's, or the newer one's: this thread may be over. The original's never.
+    assert!([102, 202].contains(&call(&target, "one", 1)), "the original has run");
+    call(&other, "release", 0);
+    assert_eq!(thread.join().unwrap(), 2);
+    settled(&host);
+    assert_eq!(call(&target, "one", 1), 202);
 }
 
 #[link(name = "entries", kind = "static")]

@@ -47,6 +47,8 @@ pub(crate) struct Checks {
     made: BTreeMap<&'static str, u64>,
     /// Relocations against symbols whose names say too little.
     unresolved: usize,
+    /// Static call sites whose file names the trampoline, not the key.
+    by_trampoline: usize,
     rewriting: BTreeMap<String, Rewriting>,
     pub(crate) failed: Vec<String>,
 }
@@ -66,7 +68,14 @@ impl Checks {
             "  {:>8} relocations not checked: the names of their symbols say too little\n",
             self.unresolved
         ));
+        lines.push_str(&format!("  {:>8} static call sites name a trampoline in their file\n", self.by_trampoline));
         lines
+    }
+
+    /// A recording without such sites would say nothing about them.
+    pub(crate) fn trampolines(&mut self) {
+        let holds = Holds::of(self.by_trampoline != 0);
+        self.check("some static call sites name a trampoline", holds, || "none does: choose other modules".into());
     }
 
     /// What Linux did, by section; those that it never touches are in the sum only.
@@ -120,6 +129,7 @@ impl Checks {
         exports: &HashMap<&str, u64>,
     ) -> Result<()> {
         self.layout(loaded, ko);
+        self.by_trampoline += sites_by_trampoline(ko)?;
         let addresses = loaded.addresses(ko);
         self.symbols(loaded, ko, &addresses, symbols)?;
         let places = Places { addresses, percpu: loaded.percpu(ko, symbols)?, ko, symbols, exports };
@@ -214,6 +224,17 @@ impl Checks {
         self.check(what, as_relocated, || format!("{module} {name}"));
         Ok(())
     }
+}
+
+/// How many records of a file's `.static_call_sites` name a trampoline where the key would be.
+fn sites_by_trampoline(ko: &Ko<'_>) -> Result<usize> {
+    let mut found = 0;
+    for (index, _) in ko.numbered().filter(|(_, section)| section.name == ".static_call_sites") {
+        for relocation in ko.relocations(index)?.iter().filter(|relocation| relocation.offset % 8 == 4) {
+            found += usize::from(ko.symbol(relocation.symbol)?.name.starts_with("__SCT__"));
+        }
+    }
+    Ok(found)
 }
 
 /// The outcome of a check.

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use super::facts::Named;
 use super::image::{Extent, Modhost};
 use super::judged::{safe, write};
 use super::ko::Ko;
@@ -111,8 +112,9 @@ impl Boot<'_> {
         self.folder.join("modules").join(name).join(OURS)
     }
 
-    /// Lets `modhost image` make all modules, and returns what it printed.
-    pub(crate) fn make(&self, modhost: &Modhost) -> Result<String> {
+    /// Lets `modhost image` make all modules, by facts that name their keys so, and returns what it printed.
+    pub(crate) fn make(&self, modhost: &Modhost, named: Named) -> Result<String> {
+        let facts = named.file();
         let mut lines = String::new();
         for (name, path) in self.list()? {
             let (file, ours) = (self.kernel.join(path), self.ours(&name));
@@ -120,7 +122,7 @@ impl Boot<'_> {
                 fs::remove_dir_all(ours)?;
             }
             let folder = format!("modules/{name}");
-            lines.push_str(&format!("{} {folder}/addresses {folder}/facts {folder}/{OURS}\n", file.display()));
+            lines.push_str(&format!("{} {folder}/addresses {folder}/{facts} {folder}/{OURS}\n", file.display()));
         }
         let list = self.folder.join("batch.txt");
         write(&list, lines)?;

@@ -8,6 +8,27 @@ use super::layout::{self, Half};
 use super::symbols::Symbols;
 use crate::Result;
 
+/// How facts name the keys that they are about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Named {
+    /// By address.
+    Address,
+    /// By the kernel's symbol, where nothing else has its name.
+    Symbol,
+}
+
+impl Named {
+    pub(crate) const ALL: [Named; 2] = [Named::Address, Named::Symbol];
+
+    /// The file of facts that are named so, in the folder of a module.
+    pub(crate) fn file(self) -> &'static str {
+        match self {
+            Named::Address => "facts",
+            Named::Symbol => "facts-by-name",
+        }
+    }
+}
+
 /// A module that has been loaded.
 pub(crate) struct Loaded<'d> {
     pub(crate) name: &'d str,
@@ -44,22 +65,30 @@ impl Loaded<'_> {
         addresses
     }
 
-    /// The facts about this module alone, as `modhost image --facts` takes them.
-    pub(crate) fn facts_file(&self, ko: &Ko<'_>, memory: &Memory, symbols: &Symbols<'_>) -> Result<String> {
+    /// The facts about this module alone, as `modhost image --facts` takes them. Of a static call the key alone is named, also where
+    /// the module's file names the trampoline, as all do whose key is not exported: Linux has put the key there.
+    pub(crate) fn facts_file(
+        &self,
+        ko: &Ko<'_>,
+        memory: &Memory,
+        symbols: &Symbols<'_>,
+        named: Named,
+    ) -> Result<String> {
+        let word = |key: u64| match symbols.unique_name(key).filter(|_| named == Named::Symbol) {
+            Some(name) => name.to_owned(),
+            None => format!("{key:#x}"),
+        };
         let mut text = String::new();
         if let Some(base) = self.percpu(ko, symbols)? {
             text.push_str(&format!("percpu {base:#x}\n"));
         }
         for key in self.static_call_keys(ko, memory, symbols) {
             let Some(target) = memory.u64_at(key) else { continue };
-            // Where a key is not exported, the file's sites name its trampoline; Linux has put the key there.
-            for at in [Some(key), symbols.trampoline(key)].into_iter().flatten() {
-                text.push_str(&format!("static_call {at:#x} {}\n", target_word(target)));
-            }
+            text.push_str(&format!("static_call {} {}\n", word(key), target_word(target)));
         }
         for key in self.records(ko, "__jump_table", 16).filter_map(|record| jump_key(memory, record)) {
             if let Some(enabled) = memory.i32_at(key) {
-                text.push_str(&format!("static_key {key:#x} {}\n", u8::from(enabled > 0)));
+                text.push_str(&format!("static_key {} {}\n", word(key), u8::from(enabled > 0)));
             }
         }
         Ok(unique_lines(&text))

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::dump::Memory;
-use super::facts::Loaded;
+use super::facts::{Loaded, Named};
 use super::judged::{Attempt, Texts, safe, write};
 use super::ko::Ko;
 use super::machine::Machine;
@@ -66,7 +66,9 @@ pub(crate) fn write_module(
         }
     }
     write(&folder.join("addresses"), lines)?;
-    let facts = loaded.facts_file(ko, memory, symbols)?;
-    write(&folder.join("facts"), machine.facts_file() + &facts)?;
+    for named in Named::ALL {
+        let facts = loaded.facts_file(ko, memory, symbols, named)?;
+        write(&folder.join(named.file()), machine.facts_file() + &facts)?;
+    }
     Ok(sections)
 }

@@ -1,6 +1,6 @@
 //! What the guest's /proc/kallsyms says.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::Result;
 
@@ -11,8 +11,8 @@ pub(crate) struct Symbols<'t> {
     modules: HashMap<&'t str, Vec<(&'t str, u64)>>,
     /// Those of the kernel's that are not local.
     globals: HashMap<&'t str, u64>,
-    /// The kernel's keys for static calls: their names without `__SCK__`.
-    calls: HashMap<u64, &'t str>,
+    /// Names of the kernel's that nothing else has, by address.
+    names: HashMap<u64, &'t str>,
 }
 
 impl<'t> Symbols<'t> {
@@ -31,7 +31,6 @@ impl<'t> Symbols<'t> {
                     if kind.starts_with(|letter: char| letter.is_ascii_uppercase()) {
                         symbols.globals.insert(name, address);
                     }
-                    symbols.calls.extend(name.strip_prefix("__SCK__").map(|call| (address, call)));
                 }
                 Some(module) => {
                     let module = module.trim_start_matches('[').trim_end_matches(']');
@@ -39,6 +38,12 @@ impl<'t> Symbols<'t> {
                 }
             }
         }
+        let of_modules: HashSet<&str> = symbols.modules.values().flatten().map(|(name, _)| *name).collect();
+        let unique = symbols.kernel.iter().filter(|(name, places)| places.len() == 1 && !of_modules.contains(**name));
+        // Of several names of one address the first in order.
+        let mut names: Vec<_> = unique.map(|(name, places)| (places[0], *name)).collect();
+        names.sort_unstable_by(|one, other| other.cmp(one));
+        symbols.names = names.into_iter().collect();
         Ok(symbols)
     }
 
@@ -63,10 +68,9 @@ impl<'t> Symbols<'t> {
         self.kernel.iter().filter(|(_, places)| places.contains(&address)).map(|(name, _)| *name).min()
     }
 
-    /// The trampoline of a key of the kernel's own for static calls, which is named as the key is.
-    pub(crate) fn trampoline(&self, key: u64) -> Option<u64> {
-        let name = self.calls.get(&key)?;
-        self.unique(&format!("__SCT__{name}"))
+    /// The name of what stands at an address, if it is the kernel's and nothing else has the name.
+    pub(crate) fn unique_name(&self, address: u64) -> Option<&'t str> {
+        self.names.get(&address).copied()
     }
 
     /// The symbols of a module.
@@ -91,11 +95,12 @@ mod tests {
     use super::Symbols;
 
     #[test]
-    fn trampolines_are_named_as_their_keys_are() {
-        let text = "ffffffff81000000 T __SCT__call\nffffffff82000000 D __SCK__call\nffffffff82000008 D __SCK__other\n";
+    fn a_name_is_given_only_if_nothing_else_has_it() {
+        let text = "ffffffff82000000 D __SCK__call\nffffffff82000008 d key\nffffffff82000010 d key\nffffffff82000018 d own\n\
+                    ffffffff82000020 D b\nffffffff82000020 D a\nffffffffc0000000 d own\t[m]\n";
         let symbols = Symbols::parse(text).unwrap();
-        assert_eq!(symbols.trampoline(0xffff_ffff_8200_0000), Some(0xffff_ffff_8100_0000));
-        assert_eq!(symbols.trampoline(0xffff_ffff_8200_0008), None);
+        let names = [0, 8, 0x10, 0x18, 0x20].map(|at| symbols.unique_name(0xffff_ffff_8200_0000 + at));
+        assert_eq!(names, [Some("__SCK__call"), None, None, None, Some("a")]);
     }
 
     #[test]

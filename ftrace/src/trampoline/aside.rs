@@ -1,0 +1,168 @@
+//! Walks of the stack that a thread is on, made on another one: a function may be called on a coroutine's stack of a few KiB, and a
+//! walk would not fit.
+
+use std::arch::global_asm;
+use std::ffi::c_void;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::{mem, ptr, thread};
+
+use modload_threads::frames::{
+    Ended, Frame, ProcessMemory, Register, Registers, WalkError, function_at, walk as walk_from, walk_here,
+};
+
+/// Bytes of a stack for walks. Every signal that a thread can wait for is blocked meanwhile, so that no handler needs it.
+pub(super) const STACK: usize = 1 << 16;
+/// Left free below it.
+pub(super) const PAGE: usize = 4096;
+
+/// Registers as the code below writes them down: numbers of DWARF.
+const WRITTEN: [usize; 8] = [16, 7, 6, 3, 12, 13, 14, 15];
+
+// rdi: what the function is given; rsi: the function; rdx: the end of its stack. The function gets the registers of the caller, too.
+global_asm!(
+    r#"
+    .pushsection .text.modload_ftrace_aside, "ax", @progbits
+    .balign 16
+    .hidden modload_ftrace_aside
+    .globl modload_ftrace_aside
+    .type modload_ftrace_aside, @function
+modload_ftrace_aside:
+    .cfi_startproc
+    push rbp
+    .cfi_def_cfa_offset 16
+    .cfi_offset rbp, -16
+    mov rbp, rsp
+    .cfi_def_cfa_register rbp
+    and rdx, -16
+    lea rax, [rdx - 64]
+    mov rcx, qword ptr [rbp + 8]
+    mov qword ptr [rax], rcx
+    lea rcx, [rbp + 16]
+    mov qword ptr [rax + 8], rcx
+    mov rcx, qword ptr [rbp]
+    mov qword ptr [rax + 16], rcx
+    mov qword ptr [rax + 24], rbx
+    mov qword ptr [rax + 32], r12
+    mov qword ptr [rax + 40], r13
+    mov qword ptr [rax + 48], r14
+    mov qword ptr [rax + 56], r15
+    mov rcx, rsi
+    mov rsi, rax
+    mov rsp, rax
+    call rcx
+    mov rsp, rbp
+    pop rbp
+    .cfi_def_cfa rsp, 8
+    .cfi_restore rbp
+    ret
+    .cfi_endproc
+    .size modload_ftrace_aside, . - modload_ftrace_aside
+    .popsection
+"#
+);
+
+unsafe extern "C" {
+    fn modload_ftrace_aside(
+        data: *mut c_void,
+        function: unsafe extern "C" fn(*mut c_void, *const [u64; 8]),
+        stack: *mut u8,
+    );
+}
+
+/// A walk that is to be made.
+struct Walk<F> {
+    visit: F,
+    walked: Result<Ended, WalkError>,
+}
+
+unsafe extern "C" fn run<F: FnMut(&Frame) -> ControlFlow<()>>(data: *mut c_void, registers: *const [u64; 8]) {
+    // SAFETY: what `walk` passes, which waits for this.
+    let this = unsafe { &mut *data.cast::<Walk<F>>() };
+    // SAFETY: eight registers, above this function's frame.
+    let values = unsafe { registers.read() };
+    let written = WRITTEN.into_iter().zip(values);
+    let registers =
+        written.fold(Registers::unknown(), |registers, (number, value)| registers.with(Register::ALL[number], value));
+    this.walked = walk_from(&registers, ProcessMemory::own(), &mut this.visit);
+}
+
+/// Walks this thread's stack outward from the caller of this function, on the stack that ends at `stack`. Async-signal-safe.
+///
+/// # Errors
+/// [`WalkError`]: a frame whose caller is not known.
+#[inline(never)]
+pub(super) fn walk(stack: *mut u8, visit: impl FnMut(&Frame) -> ControlFlow<()>) -> Result<Ended, WalkError> {
+    let before = block();
+    let walked = Err(WalkError::NowhereToBegin);
+    let mut walk = Walk { visit, walked };
+    let function = run_of(&walk);
+    // SAFETY: the function takes what it is given, and the stack is this thread's own, of [`STACK`] bytes, with nothing on it: no
+    // signal handler runs meanwhile that could come here a second time.
+    unsafe { modload_ftrace_aside(ptr::from_mut(&mut walk).cast(), function, stack) };
+    unblock(&before);
+    walk.walked
+}
+
+fn run_of<F: FnMut(&Frame) -> ControlFlow<()>>(_: &Walk<F>) -> unsafe extern "C" fn(*mut c_void, *const [u64; 8]) {
+    run::<F>
+}
+
+/// Blocks all signals but those that an instruction causes.
+fn block() -> libc::sigset_t {
+    // SAFETY: a set of bits, for which zeros are a value.
+    let mut all: libc::sigset_t = unsafe { mem::zeroed() };
+    let mut before = all;
+    // SAFETY: a set of ours.
+    unsafe { libc::sigfillset(&raw mut all) };
+    for caused in [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGSYS] {
+        // SAFETY: as above.
+        unsafe { libc::sigdelset(&raw mut all, caused) };
+    }
+    // SAFETY: two sets of ours.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) };
+    before
+}
+
+fn unblock(before: &libc::sigset_t) {
+    // SAFETY: the set that was in force.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before, ptr::null_mut()) };
+}
+
+/// The functions below every other one of a stack that the C library has started: of the process's first thread, and of others.
+/// Where each begins and ends; zeros while it is not known.
+static STARTS: [[AtomicU64; 2]; 2] = [const { [const { AtomicU64::new(0) }; 2] }; 2];
+
+/// Whether an address is in a function by which a thread begins.
+pub(super) fn is_start(pc: u64) -> bool {
+    let is_in = |[start, end]: &[AtomicU64; 2]| {
+        (start.load(Ordering::Relaxed)..end.load(Ordering::Relaxed)).contains(&pc.wrapping_sub(1))
+    };
+    STARTS.iter().any(is_in)
+}
+
+/// Finds out by which functions threads begin, if that is not known yet: a thread of ours looks below itself. Without it nothing is
+/// recorded of what a thread calls after a `longjmp`, until something is written where it was. Not for signal handlers.
+pub(crate) fn know_starts() {
+    let [first, others] = &STARTS;
+    let know = |of: &[AtomicU64; 2], function: Option<std::ops::Range<u64>>| {
+        let Some(function) = function else { return };
+        of[0].store(function.start, Ordering::Relaxed);
+        of[1].store(function.end, Ordering::Relaxed);
+    };
+    // SAFETY: asks for a word of the auxiliary vector.
+    know(first, function_at(unsafe { libc::getauxval(libc::AT_ENTRY) }));
+    if others[1].load(Ordering::Relaxed) != 0 {
+        return;
+    }
+    let look = || {
+        let mut outermost = 0;
+        let walked = walk_here(|frame| {
+            outermost = frame.pc;
+            ControlFlow::Continue(())
+        });
+        if walked == Ok(Ended::Outermost) { function_at(outermost.wrapping_sub(1)) } else { None }
+    };
+    let thread = thread::Builder::new().name("modload-start".into()).stack_size(4 * STACK).spawn(look);
+    know(others, thread.ok().and_then(|thread| thread.join().ok()).flatten());
+}

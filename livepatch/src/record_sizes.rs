@@ -1,0 +1,112 @@
+//! How large the records of a module's patch are. A module that was compiled with the SDK says so in `.modinfo`; of others the
+//! sizes of their symbols tell. Nothing is assumed: with a wrong size all records of an array after its first would be lost.
+
+use std::fmt;
+
+use modload_edit::Addr;
+use modload_loader::{Module, SymbolKind};
+
+use crate::structs::StructError;
+
+/// Whose `struct module` the records refer to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Header {
+    /// `modload/module.h`: its name, then its state.
+    Sdk,
+    /// Linux's: its state first, its name at 24.
+    Linux,
+}
+
+/// The records of one header.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RecordSizes {
+    pub(crate) header: Header,
+    /// Bytes of a `struct klp_func`, `struct klp_object` and `struct klp_patch`. What is read of them lies at the same offsets in all
+    /// sizess.
+    pub(crate) func: u64,
+    pub(crate) object: u64,
+    pub(crate) patch: u64,
+    /// The offset of `klp_object.mod`.
+    pub(crate) module: u64,
+}
+
+/// `modload/livepatch.h`, and Linux 6.1 as Debian configures it: `struct kobject` has 64 bytes there.
+const HEADERS: [RecordSizes; 2] = [
+    RecordSizes { header: Header::Sdk, func: 64, object: 96, patch: 96, module: 56 },
+    RecordSizes { header: Header::Linux, func: 152, object: 168, patch: 200, module: 152 },
+];
+
+impl fmt::Display for RecordSizes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{},{},{}", self.func, self.object, self.patch)
+    }
+}
+
+/// What is known of a module's records.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Known {
+    pub(crate) sizes: RecordSizes,
+    /// Whether the module says it. What is concluded from a symbol's size must agree with the sizes of all others.
+    is_stated: bool,
+}
+
+impl Known {
+    /// Finds out the sizes of the records of the patch at an address.
+    ///
+    /// # Errors
+    /// [`StructError`]: they are not known, or are none of those that can be read.
+    pub(crate) fn of(module: &Module, patch: Addr) -> Result<Known, StructError> {
+        let measured = variable(module, patch);
+        let has = |size: u64| move |sizes: &&RecordSizes| sizes.patch == size;
+        if let Some(stated) = module.patch_record_sizes() {
+            let sizes = HEADERS.iter().find(|sizes| sizes.to_string() == stated);
+            let sizes = *sizes.ok_or_else(|| StructError::StatedSizes(stated.to_owned()))?;
+            // An array of patches is larger; a symbol of another header's size means that another file has another header.
+            let other = measured.filter(|&size| size < sizes.patch || HEADERS.iter().any(|other| other.patch == size));
+            return match other.filter(|&size| size != sizes.patch) {
+                Some(size) => Err(StructError::Size { what: "struct klp_patch", size }),
+                None => Ok(Known { sizes, is_stated: true }),
+            };
+        }
+        let size = measured.ok_or(StructError::UnknownSize)?;
+        let sizes = HEADERS.iter().find(has(size)).ok_or(StructError::Size { what: "struct klp_patch", size })?;
+        Ok(Known { sizes: *sizes, is_stated: false })
+    }
+
+    /// Compares the size of records with that of the array that begins at an address, if this has a symbol.
+    ///
+    /// # Errors
+    /// [`StructError::Size`]: it is no whole number of them.
+    pub(crate) fn agrees(
+        &self,
+        module: &Module,
+        array: Addr,
+        what: &'static str,
+        size: u64,
+    ) -> Result<(), StructError> {
+        match variable(module, array).filter(|_| !self.is_stated) {
+            Some(all) if all % size != 0 => Err(StructError::Size { what, size: all }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The size of the variable that begins at an address, if the module's symbol table has it.
+fn variable(module: &Module, at: Addr) -> Option<u64> {
+    let symbol = module.symbol_at(at).filter(|symbol| symbol.kind == SymbolKind::Object);
+    symbol.map(|symbol| symbol.size).filter(|size| *size != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::HEADERS;
+
+    #[test]
+    fn no_two_headers_have_the_same_sizes() {
+        let [ours, linux] = HEADERS;
+        assert_eq!((ours.to_string().as_str(), linux.to_string().as_str()), ("64,96,96", "152,168,200"));
+        assert!(ours.patch != linux.patch && ours.object != linux.object && ours.func != linux.func);
+        // `mod` lies within the record.
+        assert!(HEADERS.iter().all(|sizes| sizes.module + 8 <= sizes.object));
+    }
+}
