@@ -30,6 +30,7 @@ mod layout;
 mod registry;
 mod memory;
 mod resolve;
+mod vague;
 mod relocate;
 mod specialise;
 mod deferred;
@@ -45,6 +46,7 @@ mod inside;
 mod quarantine;
 mod unload;
 mod inspect;
+mod check;
 mod plan;
 mod image;
 
@@ -52,6 +54,7 @@ mod fork;
 mod module;
 mod names;
 mod set_param;
+mod suggest;
 
 pub use chains::{BUILTIN, Membership, Refusal, Subscriber};
 pub use deferred::{DeferredError, Slice, SlicePlan, Slices, WantedSymbol};
