@@ -1,6 +1,7 @@
 //! Typed symbols of modules, integer calls, module files, and the process's own dynamic symbols.
 #![expect(unsafe_code, reason = "nothing can check the type of a symbol, nor what a file's code does")]
 
+use std::ffi::CString;
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::{size_of, transmute, transmute_copy};
@@ -222,12 +223,27 @@ impl Trust {
     }
 }
 
-/// A dynamic symbol of the program or of one of its libraries.
+/// A dynamic symbol of the program or of one of its libraries: the default version of it or, for `NAME@VERSION`, that version, as
+/// an assembler writes it for `.symver`.
 pub(crate) fn process_symbol(name: &[u8]) -> Option<Addr> {
+    if let Some(at) = name.iter().position(|byte| *byte == b'@') {
+        let version = &name[at + 1..];
+        let version = version.strip_prefix(b"@").unwrap_or(version);
+        return versioned_symbol(&name[..at], version);
+    }
     let process = libloading::os::unix::Library::this();
     // SAFETY: only the address is taken, and nothing is read or called through it here.
     let symbol = unsafe { process.get::<*const ()>(name) }.ok()?;
     let address = symbol.into_raw();
+    Some(Addr::new(wide(address.expose_provenance()))).filter(|addr| *addr != Addr::NULL)
+}
+
+/// A dynamic symbol of this version.
+fn versioned_symbol(name: &[u8], version: &[u8]) -> Option<Addr> {
+    let (name, version) = (CString::new(name).ok()?, CString::new(version).ok()?);
+    // SAFETY: both are strings that end, and the handle is one of those that dlvsym(3) names. Nothing is read or called through
+    // the address here.
+    let address = unsafe { libc::dlvsym(libc::RTLD_DEFAULT, name.as_ptr(), version.as_ptr()) };
     Some(Addr::new(wide(address.expose_provenance()))).filter(|addr| *addr != Addr::NULL)
 }
 

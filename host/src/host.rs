@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use modload_abi::modinfo::is_same_name;
 use modload_edit::Addr;
 use modload_ftrace::{
     Filter, FunctionTrace, HostFunction, Redirecting, TraceError, TraceOptions, Traceable, Tracer, Tracing,
@@ -81,6 +82,15 @@ impl Host {
         // After a cancellation in init, which has been taken back.
         boundary::end_if_cancelled();
         loaded
+    }
+
+    /// Whether a link unit could be loaded into this host, as far as its bytes tell: everything that a load does before any of
+    /// the module's code runs is done, and given back.
+    ///
+    /// # Errors
+    /// [`LoadError`]: the stage that a load would not get past, and why.
+    pub fn check(&self, inputs: &[Input<'_>], stem: &str) -> Result<(), LoadError> {
+        self.inner.loader.check(inputs, stem)
     }
 
     /// What a function of a link unit would become in this host, and why: every byte that relocations, alternatives and
@@ -309,7 +319,7 @@ impl Host {
     /// # Errors
     /// [`PatchError`]: there is no such patch, or threads cannot be held.
     pub fn blocking(&self, name: &str) -> Result<Vec<BlockingThread>, PatchError> {
-        let patch = self.patches()?.into_iter().find(|patch| patch.name == name);
+        let patch = self.patches()?.into_iter().find(|patch| is_same_name(&patch.name, name));
         let patch = patch.ok_or_else(|| PatchError::Unknown(name.to_owned()))?;
         let Some((_, blocked)) = patch.transition else { return Ok(Vec::new()) };
         let tids = blocked.iter().map(|blocked| blocked.tid);

@@ -69,6 +69,7 @@ pub use elsewhere::Elsewhere;
 pub use file::{Compression, ModuleFile, ReadError, SIZE_LIMIT};
 pub use foreign::{Module, Symbol, SymbolError, Trust, read_trusted, set_static_call};
 pub use host::{BlockingThread, Host, WeakHost};
+pub use modload_abi::modinfo::is_same_name;
 pub use modload_alternatives::{Features, UnknownFeature};
 pub use modload_edit::{Addr, Edit, disassembled, formatter};
 pub use modload_ftrace::{

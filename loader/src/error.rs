@@ -224,6 +224,40 @@ pub enum Error {
         /// What is not done.
         why: &'static str,
     },
+    /// A section has a type that cannot be followed.
+    #[error("section \"{section}\": its type is {number:#x}{}: {why}", .kind.map_or_else(String::new, |kind| format!(" ({kind})")))]
+    SectionType {
+        /// The section's name, escaped.
+        section: String,
+        /// `sh_type`.
+        number: u32,
+        /// The type's name, if it has one.
+        kind: Option<&'static str>,
+        /// Why not.
+        why: &'static str,
+    },
+    /// A table ends within a record.
+    #[error(
+        "section \"{section}\": it has {size} bytes, which is no whole number of records of {record}: \
+         the last {} would be passed over",
+        .size % .record
+    )]
+    PartOfRecord {
+        /// The section's name, escaped.
+        section: String,
+        /// Its size in bytes.
+        size: u64,
+        /// The size of a record.
+        record: u64,
+    },
+    /// A section of compact relocations cannot be read.
+    #[error("section \"{section}\" of compact relocations (SHT_CREL): {problem}")]
+    Crel {
+        /// The section's name, escaped.
+        section: String,
+        /// What is wrong with it.
+        problem: modload_abi::crel::Problem,
+    },
     /// The file's sections are larger than the policy allows.
     #[error("its sections take {bytes} bytes, and the limit is {limit}")]
     TooLarge {

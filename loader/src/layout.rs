@@ -12,6 +12,7 @@ use object::elf;
 use crate::error::Error;
 use crate::file::{File, Place, Section};
 use crate::specialise::HostOperations;
+use crate::vague::{self, Shared};
 
 /// A part of a module's memory: one range of one stripe.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -202,8 +203,13 @@ impl Layout {
 const ADDRESS_SPACE: u64 = 1 << 47;
 
 /// Lays a file out within `limit` bytes. Who refers to the host's operations table gets a copy of it, because the host
-/// may be out of reach.
-pub(crate) fn plan(file: &File<'_>, limit: u64, operations: Option<&HostOperations>) -> Result<Layout, Error> {
+/// may be out of reach. Of what `shared` says it may turn out to use another's definitions.
+pub(crate) fn plan(
+    file: &File<'_>,
+    limit: u64,
+    operations: Option<&HostOperations>,
+    shared: Shared,
+) -> Result<Layout, Error> {
     let limit = limit.min(ADDRESS_SPACE);
     let mut layout = Layout {
         parts: [Space::EMPTY; Part::COUNT],
@@ -262,7 +268,9 @@ pub(crate) fn plan(file: &File<'_>, limit: u64, operations: Option<&HostOperatio
         layout.sections[at] = Some(spot);
     }
     for relas in &file.relas {
-        layout.slots.scan(relas.section, relas.records, |symbol| file.is_undefined(symbol));
+        layout.slots.scan(relas.section, relas.records, |symbol| {
+            file.is_from_outside(symbol) || vague::may_be_elsewhere(file, symbol, shared)
+        });
     }
     // All of their symbols are some object's.
     for relas in &file.klp_relas {

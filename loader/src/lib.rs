@@ -30,6 +30,7 @@ mod layout;
 mod registry;
 mod memory;
 mod resolve;
+mod vague;
 mod relocate;
 mod specialise;
 mod deferred;
@@ -46,6 +47,7 @@ mod left;
 mod quarantine;
 mod unload;
 mod inspect;
+mod check;
 mod plan;
 mod image;
 
@@ -53,6 +55,7 @@ mod fork;
 mod module;
 mod names;
 mod set_param;
+mod suggest;
 
 pub use chains::{BUILTIN, Membership, Refusal, Subscriber};
 pub use deferred::{DeferredError, Slice, SlicePlan, Slices, WantedSymbol};

@@ -29,6 +29,7 @@ use crate::resolve::{self, Absent, Externals, Resolved, Scene};
 use crate::specialise::{self, Specialised};
 use crate::timeline::{Event, EventKind, Listening, Recorder, Recording};
 use crate::unload::{self, Unless, Which};
+use crate::vague::Shared;
 use crate::{admit, layout, link, modinfo, quarantine, relocate};
 
 /// Loads and unloads modules. Dropping it unloads them all in reverse order and leaks, with an error in the log, what
@@ -268,7 +269,8 @@ impl Loader {
         run.module = info.name.as_str().into();
         let judge = run.stage(Stage::Admit, || admit::admit(&file, &info, policy, run.recorder()))?;
         let operations = policy.rewriting.host_operations.as_ref();
-        let layout = run.stage(Stage::Layout, || layout::plan(&file, policy.size_limit, operations))?;
+        let shared = Shared::of(&file, policy.exports);
+        let layout = run.stage(Stage::Layout, || layout::plan(&file, policy.size_limit, operations, shared))?;
 
         // UNFORMED: the name is ours, and nobody sees more than that.
         let mut gone = Gone(None);
@@ -285,6 +287,7 @@ impl Loader {
             externals: &**externals,
             judge: &judge,
             absent: Absent::Refused,
+            shared,
         };
         let resolved = run.stage(Stage::Resolve, || resolve::resolve(&file, &layout, &memory, scene))?;
         let low = arena.is_low();
@@ -299,7 +302,9 @@ impl Loader {
         let (file, info, layout, name) = (&file, &info, &layout, run.module.clone());
         let judge = &judge;
         let externals = &**externals;
-        let unformed = Unformed { file, info, layout, id, name, registry, externals, policy, judge, slices };
+        let elsewhere = &resolved.elsewhere;
+        let unformed =
+            Unformed { file, info, layout, id, name, registry, externals, policy, judge, slices, shared, elsewhere };
         let NewModule { module, memory } = run.stage(Stage::Form, || unformed.form(memory))?;
 
         // COMING: symbols are visible, relocations done, text still staged.

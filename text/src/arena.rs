@@ -286,7 +286,7 @@ impl Arena {
             lens[slot(class)] = len;
             at += len + GAP;
         }
-        let mut stripes = lens.map(Stripe::new);
+        let mut stripes = Class::ALL.map(|class| Stripe::new(starts[slot(class)].get(), lens[slot(class)]));
         for class in Class::ALL {
             touch(&mut TextLock::take(), class, starts[slot(class)], EXTENT).map_err(|failed| match failed {
                 TouchFailed::Fill(source) => ArenaError::ForceOverride(source),
