@@ -128,6 +128,9 @@ global_asm!(
     ".hidden modload_threads_begin",
     ".globl modload_threads_begin",
     ".type modload_threads_begin, @function",
+    ".hidden modload_threads_begin_start",
+    ".globl modload_threads_begin_start",
+    "modload_threads_begin_start:",
     "modload_threads_begin:",
     ".cfi_startproc",
     "sub rsp, 8",
@@ -168,8 +171,8 @@ global_asm!(
 unsafe extern "C" {
     #[link_name = "modload_threads_begin"]
     fn begin(beginning: *mut c_void) -> *mut c_void;
-    /// The same address, and the one behind all this.
-    #[link_name = "modload_threads_begin"]
+    /// The first address of all this, and the one behind it.
+    #[link_name = "modload_threads_begin_start"]
     static BEGIN: u8;
     #[link_name = "modload_threads_begin_end"]
     static END: u8;
