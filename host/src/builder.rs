@@ -230,9 +230,9 @@ impl HostBuilder {
         self
     }
 
-    /// The real-time signal by which threads are stopped for a moment, in the whole process: where text cannot be changed
-    /// by traps, and where it must be known who is in a module. Without this the highest one that nobody uses is taken
-    /// when the first is needed.
+    /// Names the real-time signal by which threads are stopped for a moment, in the whole process: where text cannot be changed
+    /// by traps, and where it must be known whether a thread is in a module. Without this it is signal 33, which glibc keeps open in
+    /// every thread; threads may block one that is named here.
     ///
     /// # Errors
     /// [`SignalError`]: it is none, in use, or another one is being used already.

@@ -30,8 +30,7 @@ impl<'a> Image<'a> {
     /// it: that its relocations and tables say what its compiler meant, that its functions keep to the C ABI and leave
     /// the host's memory alone (they may throw: what leaves `init` fails the load); and that nobody calls them, by an
     /// address that was kept, when the module goes or has gone. Threads that are in its code then are found by their
-    /// stacks, but not who is suspended in it on a stack of its own (a coroutine). Where stacks cannot be walked (before glibc 2.35), and when a load fails after some of the module's code
-    /// has run, it vouches that no thread is left in it, too.
+    /// stacks, but not a coroutine that is suspended in it on a stack of its own.
     #[must_use]
     pub unsafe fn trusted(bytes: impl Into<Cow<'a, [u8]>>) -> Image<'a> {
         let input = Input { name: String::new(), bytes: bytes.into() };

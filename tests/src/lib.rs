@@ -25,7 +25,7 @@ pub use crowd::{Crowd, WhoAndWhere, bit, block, mask, unblock};
 pub use fire::{Fired, Until, fire};
 pub use forked::{Ended, in_fork};
 pub use klp::{KlpScene, klp_folder, klp_scenes};
-pub use process::{Mapping, descriptors, handle, mappings, peek};
+pub use process::{Mapping, descriptors, handle, mappings, peek, until_in};
 pub use scene::{Chance, Log, Watcher, image, image_from_text, loader, object};
 pub use sites::Sites;
 pub use watch::{Recorded, Seen, Watch, watched};

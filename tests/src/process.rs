@@ -2,8 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use modload::Addr;
+use modload_threads::Tid;
 
 /// A line of `/proc/self/maps`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -66,4 +69,17 @@ pub fn handle(signal: libc::c_int, handler: extern "C" fn(libc::c_int)) {
     let handler = handler as libc::sighandler_t;
     // SAFETY: a function of the type that the kernel calls.
     unsafe { libc::signal(signal, handler) };
+}
+
+/// Waits until a thread sleeps in a system call of this number.
+///
+/// # Panics
+/// If it does not within twenty seconds.
+pub fn until_in(tid: Tid, call: libc::c_long) {
+    let begun = Instant::now();
+    let path = format!("/proc/self/task/{tid}/syscall");
+    while !std::fs::read_to_string(&path).unwrap().starts_with(&format!("{call} ")) {
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        thread::sleep(Duration::from_millis(1));
+    }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use modload::{Host, Module, Occupies, UnloadError};
 use modload_fixtures::{Compiler, Language, object_from_text};
-use modload_tests::{Case, Crowd, image_from_text, mask, run};
+use modload_tests::{Case, Crowd, image_from_text, mask, run, until_in};
 use modload_threads::frames::{Words, know_process, thread_starts, words};
 use modload_threads::{DEFAULT_LIMIT, Sleeper, Tid, hold, hold_or_look, status};
 
@@ -68,16 +68,6 @@ fn deaf(name: &str, run: impl FnOnce() + Send + 'static) -> (thread::JoinHandle<
     };
     let thread = thread::Builder::new().name(name.into()).spawn(run).unwrap();
     (thread, told.recv().unwrap())
-}
-
-/// Waits until a thread sleeps in a system call of this number.
-fn until_in(tid: Tid, call: libc::c_long) {
-    let begun = Instant::now();
-    let path = format!("/proc/self/task/{tid}/syscall");
-    while !std::fs::read_to_string(&path).unwrap().starts_with(&format!("{call} ")) {
-        assert!(begun.elapsed() < Duration::from_secs(20));
-        thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// A pipe: its reading and its writing end.

@@ -1,0 +1,111 @@
+//! Where a system call is denied: what can be done in another way is, and what cannot is said by name, when the host is built if it can be
+//! known then.
+
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
+
+use modload::{Host, UnloadError};
+use modload_tests::{Case, Crowd, image_from_text, run, until_in};
+use modload_threads::Tid;
+
+fn main() -> ExitCode {
+    run(&[
+        Case::new("stacks_are_read_where_process_vm_readv_is_denied", no_process_vm_readv),
+        Case::new("a_host_that_can_open_nothing_is_not_built", no_openat),
+        Case::new("a_host_without_proc_is_not_built", no_proc),
+        Case::new("what_is_denied_later_keeps_the_module", denied_later),
+    ])
+}
+
+/// Has a system call fail, from here on, for this process.
+fn deny(call: libc::c_long, errno: i32) {
+    let [call, errno] = [u32::try_from(call).unwrap(), 0x0005_0000 | u32::try_from(errno).unwrap()];
+    let code = |code: u16, jt: u8, jf: u8, k: u32| libc::sock_filter { code, jt, jf, k };
+    let mut filter =
+        [code(0x20, 0, 0, 0), code(0x15, 0, 1, call), code(0x06, 0, 0, errno), code(0x06, 0, 0, 0x7fff_0000)];
+    let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
+    // SAFETY: sets a flag of this process's.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+    let (mode, all) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_TSYNC);
+    // SAFETY: a filter of four well-formed instructions, which the kernel copies; it is for every thread.
+    assert_eq!(unsafe { libc::syscall(libc::SYS_seccomp, mode, all, &raw const program) }, 0);
+}
+
+const SPINS: &str = "
+    #include <unistd.h>
+    long sleeps(long end) { char byte; return read((int)end, &byte, 1); }
+    void cleanup_module(void) {}";
+
+/// The address of a function, for a thread that holds no reference.
+fn function(host: &Host, name: &str) -> extern "C" fn(u64) -> u64 {
+    let at = host.look().into_iter().find_map(|(module, _)| module.symbol_info(name)).unwrap().addr.get();
+    // SAFETY: the text above has it.
+    unsafe { std::mem::transmute(usize::try_from(at).unwrap()) }
+}
+
+fn no_process_vm_readv() {
+    let host = Host::builder().process_symbols().build().unwrap();
+    let _crowd = Crowd::of(2, thread::yield_now);
+    drop(host.load(&image_from_text("spins", SPINS)).unwrap());
+    let sleeps = function(&host, "sleeps");
+    let mut ends = [0; 2];
+    // SAFETY: it has room for two descriptors.
+    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+    let (tell, told) = mpsc::channel();
+    let thread = thread::spawn(move || {
+        tell.send(Tid::current()).unwrap();
+        sleeps(u64::try_from(ends[0]).unwrap())
+    });
+    until_in(told.recv().unwrap(), libc::SYS_read);
+    deny(libc::SYS_process_vm_readv, libc::EPERM);
+    let refused = host.unload("spins").unwrap_err();
+    let UnloadError::Occupied { threads, .. } = refused else { panic!("{refused}") };
+    assert!(threads[0].to_string().contains("sleeps+0x"), "{}", threads[0]);
+    // SAFETY: ours, and closed once.
+    unsafe { libc::close(ends[1]) };
+    thread.join().unwrap();
+    host.unload("spins").unwrap();
+    let module = host.load(&image_from_text("spins", SPINS)).unwrap();
+    module.unload().unwrap();
+    assert!(host.quarantined().is_empty());
+}
+
+/// An error with its causes.
+fn whole(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+fn no_openat() {
+    deny(libc::SYS_openat, libc::EACCES);
+    let refused = whole(&Host::builder().build().unwrap_err());
+    assert!(refused.contains("/proc/self/mem cannot be opened"), "{refused}");
+}
+
+fn no_proc() {
+    let empty = tempfile::tempdir().unwrap();
+    let path = std::ffi::CString::new(empty.path().to_str().unwrap()).unwrap();
+    // SAFETY: a path that ends.
+    if unsafe { libc::chroot(path.as_ptr()) } != 0 {
+        eprintln!("SKIPPED a host without /proc: only root may change the root folder");
+        return;
+    }
+    let refused = whole(&Host::builder().build().unwrap_err());
+    assert!(
+        refused.contains("/proc/self/mem cannot be opened") && refused.contains("/proc must be mounted"),
+        "{refused}"
+    );
+}
+
+fn denied_later() {
+    let host = Host::builder().process_symbols().build().unwrap();
+    let crowd = Crowd::of(1, thread::yield_now);
+    drop(host.load(&image_from_text("spins", SPINS)).unwrap());
+    deny(libc::SYS_openat, libc::EACCES);
+    let refused = host.unload("spins").unwrap_err();
+    let UnloadError::NotSeen { why, .. } = &refused else { panic!("{refused}") };
+    assert!(why.contains("/proc/self/task"), "{why}");
+    assert_eq!(host.modules().len(), 1);
+    drop(crowd);
+}
