@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod crel;
+pub mod known;
 pub mod livepatch;
 pub mod modinfo;
 pub mod record;

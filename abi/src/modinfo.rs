@@ -1,5 +1,6 @@
 //! `.modinfo`: strings of the form `key=value`, each ended by a NUL, with NULs between them for alignment.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// One entry, not checked to be UTF-8.
@@ -41,9 +42,28 @@ pub fn is_gpl_compatible(license: &[u8]) -> bool {
     COMPATIBLE.contains(&license)
 }
 
+/// A module's name as Linux compares it: `-` is the same as `_`, because a file's name may have the one and a C identifier the
+/// other only.
+#[must_use]
+pub fn canonical(name: &str) -> Cow<'_, str> {
+    if name.contains('-') { Cow::Owned(name.replace('-', "_")) } else { Cow::Borrowed(name) }
+}
+
+/// Whether two names mean one module.
+#[must_use]
+pub fn is_same_name(a: &str, b: &str) -> bool {
+    canonical(a) == canonical(b)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{entries, get, is_gpl_compatible};
+    use super::{entries, get, is_gpl_compatible, is_same_name};
+
+    #[test]
+    fn dashes_and_underscores_are_alike() {
+        assert!(is_same_name("my-mod_x", "my_mod-x") && is_same_name("a", "a"));
+        assert!(!is_same_name("my-mod", "mymod") && !is_same_name("my-mod", "my.mod"));
+    }
 
     #[test]
     fn entries_are_separated_by_any_number_of_nuls() {

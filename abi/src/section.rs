@@ -22,6 +22,14 @@ pub const FINI_ARRAY: &str = ".fini_array";
 pub const CTORS: &str = ".ctors";
 /// The older form of [`FINI_ARRAY`], called from first to last.
 pub const DTORS: &str = ".dtors";
+/// Constructors of a program, called before those of its libraries.
+pub const PREINIT_ARRAY: &str = ".preinit_array";
+/// Pieces of the function `_init` of old: the linker lays them between those of `crti.o` and `crtn.o`.
+pub const INIT: &str = ".init";
+/// The same for `_fini`.
+pub const FINI: &str = ".fini";
+/// What begins so is taken once of all sections of the name: the older form of COMDAT groups.
+pub const LINKONCE_PREFIX: &str = ".gnu.linkonce.";
 /// Empty; its flags say whether the code wants an executable stack.
 pub const GNU_STACK: &str = ".note.GNU-stack";
 /// Call frame information.
@@ -117,32 +125,8 @@ pub const TEXT: &str = ".text";
 /// Trampolines of static calls.
 pub const STATIC_CALL_TEXT: &str = ".static_call.text";
 
-/// A section that this version cannot do right by.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Unsupported {
-    /// Its name.
-    pub name: &'static str,
-    /// What is not done.
-    pub why: &'static str,
-    /// The size of its records in Linux 6.1, if they have one.
-    pub record: Option<u64>,
-}
-
-/// Sections for machinery that this version does not have. A module with one of them that is not empty must be refused:
-/// to pass over it would be to run code that is not what its author meant.
-pub const UNSUPPORTED: &[Unsupported] = &[
-    Unsupported { name: EX_TABLE, why: "exception tables are not supported yet", record: Some(12) },
-    Unsupported { name: BUG_TABLE, why: "bug tables are not supported yet", record: Some(12) },
-    Unsupported { name: ORC_UNWIND, why: "ORC unwind tables are not supported", record: Some(6) },
-    Unsupported { name: ORC_UNWIND_IP, why: "ORC unwind tables are not supported", record: Some(4) },
-    Unsupported { name: PERCPU, why: "per-CPU data is not supported yet", record: None },
-    Unsupported {
-        name: LINUX_THIS_MODULE,
-        why: "a struct module of Linux's own layout is not supported",
-        record: None,
-    },
-    Unsupported { name: TRACEPOINTS, why: "tracepoints are not supported yet", record: None },
-];
+/// `st_shndx` of a COMMON symbol that may stand anywhere: gcc's `-mcmodel=medium`.
+pub const SHN_X86_64_LCOMMON: u16 = 0xff02;
 
 /// `st_shndx` of a symbol that a live patch resolves when its object is there.
 pub const SHN_LIVEPATCH: u16 = 0xff20;

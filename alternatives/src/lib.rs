@@ -32,4 +32,4 @@ pub use facts::{Facts, Problem, Processors, Returns};
 pub use features::WORDS;
 pub use retpoline::retpolines;
 pub use returns::{return_at, returns};
-pub use sites::{endbr_seals, function_entries, smp_locks};
+pub use sites::{Boundaries, endbr_seals, function_entries, smp_locks};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use modload::{Inspection, ModuleFile, SIZE_LIMIT};
+use modload::{Host, ModuleFile, SIZE_LIMIT};
 use serde_json::json;
 
 use crate::failure::{Failure, shown};
@@ -10,9 +10,10 @@ use crate::operate_args::Check;
 use crate::output::Output;
 
 pub(crate) fn run(arguments: &Check, output: &mut Output) -> Result<(), Failure> {
+    let host = Host::builder().build()?;
     let mut refused = 0;
     for file in &arguments.files {
-        let why = why_not(file);
+        let why = why_not(&host, file);
         output.value(&json!({ "file": file.to_string_lossy(), "refused": why }))?;
         output.say(&format!("{}: {}", shown(file), why.as_deref().unwrap_or("can be loaded")))?;
         refused += usize::from(why.is_some());
@@ -25,14 +26,11 @@ pub(crate) fn run(arguments: &Check, output: &mut Output) -> Result<(), Failure>
 }
 
 /// Why a file would be refused, if its bytes say so.
-fn why_not(file: &Path) -> Option<String> {
+fn why_not(host: &Host, file: &Path) -> Option<String> {
     let file = match ModuleFile::read(file, SIZE_LIMIT) {
         Ok(file) => file,
         Err(error) => return Some(modload_control::sentence(&error)),
     };
     let stem = file.stem.clone();
-    match Inspection::of_unit(&[file.into_input()], &stem, SIZE_LIMIT) {
-        Ok(inspection) => inspection.refused,
-        Err(error) => Some(modload_control::sentence(&error)),
-    }
+    host.check(&[file.into_input()], &stem).err().map(|error| modload_control::sentence(&*error.error))
 }

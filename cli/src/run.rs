@@ -64,7 +64,7 @@ pub(crate) fn with_deps(folder: &Path, named: &[ModuleArguments]) -> Result<Vec<
     let wanted: Vec<&str> = names.iter().map(String::as_str).collect();
     let order = catalog.order(&wanted)?;
     let params = |name: &str| {
-        let given = names.iter().zip(named).filter(|(wanted, _)| *wanted == name);
+        let given = names.iter().zip(named).filter(|(wanted, _)| catalog.named(wanted).contains(&name));
         given.flat_map(|(_, module)| module.params.clone()).collect()
     };
     let module = |(name, path): (&str, &Path)| {

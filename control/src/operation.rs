@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use modload::{Image, Module, ModuleFile, ModuleInfo, SIZE_LIMIT, State, UnloadError};
+use modload::{Image, Module, ModuleFile, ModuleInfo, SIZE_LIMIT, State, UnloadError, is_same_name};
 use rustix::fs::{OFlags, fcntl_getfl};
 use serde_json::{Value, json};
 
@@ -85,7 +85,7 @@ impl Operation<'_> {
 
     /// A module, without a reference that would keep another client from unloading it.
     fn look(&self, name: &str) -> Result<(Arc<ModuleInfo>, State), Refusal> {
-        let found = self.shared.host.look().into_iter().find(|(module, _)| module.name() == name);
+        let found = self.shared.host.look().into_iter().find(|(module, _)| is_same_name(module.name(), name));
         found.ok_or_else(|| Refusal::NoModule(name.into()))
     }
 

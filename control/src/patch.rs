@@ -1,6 +1,6 @@
 //! Patches of a host, for its clients.
 
-use modload::{BlockingThread, Host, ObjectStatus, PatchError, PatchStatus, Target};
+use modload::{BlockingThread, Host, ObjectStatus, PatchError, PatchStatus, Target, is_same_name};
 
 use crate::error::Refusal;
 use crate::protocol::{Blocking, PatchAction, PatchEntry, PatchObject};
@@ -28,7 +28,7 @@ pub(crate) fn act(host: &Host, name: &str, action: PatchAction) -> Result<Option
 }
 
 fn find(host: &Host, name: &str) -> Result<Option<PatchEntry>, Refusal> {
-    Ok(host.patches()?.into_iter().find(|patch| patch.name == name).map(entry))
+    Ok(host.patches()?.into_iter().find(|patch| is_same_name(&patch.name, name)).map(entry))
 }
 
 fn entry(patch: PatchStatus) -> PatchEntry {

@@ -54,6 +54,9 @@ pub(crate) struct Found {
     pub(crate) width: Option<Width>,
 }
 
+/// A NOP of one byte.
+const NOP: u8 = 0x90;
+
 pub(crate) const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
 
 /// A function's NOPs may begin as far before it (`-fpatchable-function-entry=N,M`).
@@ -80,6 +83,10 @@ impl Found {
     }
 
     fn add(&mut self, coming: &Coming<'_>, functions: &[FunctionSymbol], at: Addr, why: Why) -> Result<(), Refusal> {
+        if at == Addr::NULL {
+            // Of a function that a linker has dropped: the loader passes over it, too.
+            return Ok(());
+        }
         let outside = || Refusal::from(format!("{why}: its site is not within text"));
         let (start, text) = coming.text(at).ok_or_else(outside)?;
         let code = text.get(index((at - start).cast_unsigned())..).ok_or_else(outside)?;
@@ -95,10 +102,13 @@ impl Found {
             (Some(function), Some(0)) => (function.name.clone(), None),
             (Some(function), Some(4)) if is_endbr() => (function.name.clone(), None),
             _ => match functions.get(behind).filter(|next| next.addr - at <= BEFORE.cast_signed()) {
-                Some(next) if before.is_none_or(|before| at >= before.addr + before.size) => {
-                    let distance = next.addr - at;
-                    let why = format!("its record means {distance} bytes before its entry, where calls do not pass");
-                    (next.name.clone(), Some(why))
+                // In front of an entry stand NOPs, which the loader leaves as they are. Anything else is the code of a function
+                // that has no name any more, because another object's took its place.
+                Some(next)
+                    if before.is_none_or(|before| at >= before.addr + before.size)
+                        && code.iter().take(index((next.addr - at).cast_unsigned())).all(|byte| *byte == NOP) =>
+                {
+                    return self.add_behind(coming, next, at, why);
                 }
                 _ => match before.filter(|before| at < before.addr + before.size.max(1)) {
                     Some(function) => {
@@ -126,6 +136,41 @@ impl Found {
             }
             (why_not, _) => self.untraceable.push((name, why_not.unwrap_or_default())),
         }
+        Ok(())
+    }
+}
+
+impl Found {
+    /// Takes a record of NOPs that begin in front of a function's entry: calls pass those behind it, where the loader has made one
+    /// of five.
+    fn add_behind(
+        &mut self,
+        coming: &Coming<'_>,
+        function: &FunctionSymbol,
+        record: Addr,
+        why: Why,
+    ) -> Result<(), Refusal> {
+        let code = |at: Addr| {
+            let (start, text) = coming.text(at)?;
+            text.get(index(at.checked_offset_from(start)?)..)
+        };
+        let entry = function.addr;
+        let is_endbr = code(entry).is_some_and(|code| code.starts_with(&ENDBR64));
+        let at = if is_endbr { entry + wide(ENDBR64.len()) } else { entry };
+        let behind = code(at).unwrap_or_default();
+        let name: Arc<str> = function.name.as_str().into();
+        if let Some(len) = [5_u8, 6].into_iter().find(|len| behind.starts_with(NOPS[usize::from(*len) - 1])) {
+            self.sites.push(Site { at, len, entry, name, is_init: coming.is_init(at), why });
+            return Ok(());
+        }
+        let room = entry - record;
+        let why_not = format!(
+            "its record means {room} bytes before its entry, and the NOPs behind the entry, where calls pass, have no room for a \
+             jump of 5 bytes; a short jump into the room before the entry is not supported \
+             (-fpatchable-function-entry={},{room} would leave room)",
+            room + 5
+        );
+        self.untraceable.push((name, why_not));
         Ok(())
     }
 }

@@ -18,7 +18,7 @@ use crate::debugger::Debugger;
 use crate::host::Host;
 use crate::own_symbols::own_symbols;
 use crate::perf_map::{PerfMap, PerfMapError};
-use crate::{c_api, foreign};
+use crate::{c_api, c_library, foreign};
 
 /// Code for a processor that this machine is not.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -301,7 +301,10 @@ impl Externals for HostSymbols {
 
     fn fallback(&self, name: &[u8]) -> Option<External> {
         match self.process {
-            Process::Offered => foreign::process_symbol(name).map(|addr| External { addr, gpl_only: false, crc: None }),
+            Process::Offered => foreign::process_symbol(name).map(|original| {
+                let addr = c_library::instead_of(name, original);
+                External { addr, gpl_only: false, crc: None }
+            }),
             Process::Hidden => None,
         }
     }

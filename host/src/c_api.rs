@@ -122,7 +122,7 @@ pub(crate) fn enter(inner: &Arc<Inner>) {
     hosts.all.push(Arc::downgrade(inner));
 }
 
-fn owner(block: Addr) -> Option<(Arc<Inner>, Arc<Module>)> {
+pub(crate) fn owner(block: Addr) -> Option<(Arc<Inner>, Arc<Module>)> {
     let hosts: Vec<_> = hosts().all.iter().filter_map(Weak::upgrade).collect();
     hosts.into_iter().find_map(|host| host.loader.module_at(block).map(|module| (host, module)))
 }

@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use modload_abi::modinfo;
 use modload_loader::Inspection;
-use petgraph::algo::{tarjan_scc, toposort};
+use petgraph::algo::{has_path_connecting, tarjan_scc, toposort};
 use petgraph::graph::{DiGraph, NodeIndex};
 use thiserror::Error;
 
@@ -15,15 +17,33 @@ use crate::file::{ModuleFile, ReadError, SIZE_LIMIT};
 /// The modules of a folder, by name.
 #[derive(Clone, Debug)]
 pub struct Catalog {
+    /// By their canonical names.
     modules: BTreeMap<String, Entry>,
     /// Who exports a symbol: the names of the modules.
     exporters: HashMap<String, Vec<String>>,
+    /// Files that are no modules, or of which another has the name: an error only for who wants one of them.
+    unusable: Vec<Unusable>,
+}
+
+#[derive(Clone, Default, Debug)]
+struct Entry {
+    path: PathBuf,
+    /// Symbols.
+    needs: Vec<String>,
+    /// `depends=`: modules that come before it.
+    depends: Vec<String>,
+    /// `softdep=pre: ..`: modules that come before it, if they are there.
+    before: Vec<String>,
+    /// `softdep=.. post: ..`: modules that come after it, if they are there.
+    after: Vec<String>,
+    /// `alias=`: patterns of other names that it goes by.
+    aliases: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
-struct Entry {
-    path: PathBuf,
-    needs: Vec<String>,
+struct Unusable {
+    name: String,
+    error: Arc<CatalogError>,
 }
 
 /// The modules of a folder cannot be ordered.
@@ -64,8 +84,20 @@ pub enum CatalogError {
         second: PathBuf,
     },
     /// There is no module of this name.
-    #[error("there is no module \"{0}\" in the folder")]
-    NotFound(String),
+    #[error("there is no module \"{name}\" in the folder{}", match .unusable {
+        0 => String::new(),
+        1 => ", of which one file is no module".to_owned(),
+        count => format!(", of which {count} files are no modules"),
+    })]
+    NotFound {
+        /// What was asked for.
+        name: String,
+        /// How many files of the folder could not be used.
+        unusable: usize,
+    },
+    /// The file of the module that is wanted cannot be used.
+    #[error(transparent)]
+    Unusable(Arc<CatalogError>),
     /// Two modules export what a third needs.
     #[error("\"{user}\" needs \"{symbol}\", which \"{first}\" and \"{second}\" both export")]
     Ambiguous {
@@ -104,30 +136,76 @@ impl Catalog {
         paths.retain(|path| is_module(path));
         // The order of a folder's entries is the file system's own affair.
         paths.sort();
-        let mut catalog = Catalog { modules: BTreeMap::new(), exporters: HashMap::new() };
+        let mut catalog = Catalog { modules: BTreeMap::new(), exporters: HashMap::new(), unusable: Vec::new() };
         for path in paths {
-            catalog.add(path)?;
+            catalog.add(path);
         }
         Ok(catalog)
     }
 
-    fn add(&mut self, path: PathBuf) -> Result<(), CatalogError> {
-        let file = ModuleFile::read(&path, SIZE_LIMIT);
-        let file = file.map_err(|source| CatalogError::Read { file: path.clone(), source })?;
-        let inspection = Inspection::of(&file.bytes, &file.stem, SIZE_LIMIT);
-        let inspection =
-            inspection.map_err(|source| CatalogError::Inspect { file: path.clone(), source: Box::new(source) })?;
-        let Inspection { name, needs, exports, .. } = inspection;
-        if let Some(other) = self.modules.get(&name) {
-            return Err(CatalogError::SameName { name, first: other.path.clone(), second: path });
-        }
+    /// Takes a file. One that cannot be used is no concern of who wants others.
+    fn add(&mut self, path: PathBuf) {
+        let (name, error) = match ModuleFile::read(&path, SIZE_LIMIT) {
+            Err(source) => (file_stem(&path), CatalogError::Read { file: path, source }),
+            Ok(file) => match Inspection::of(&file.bytes, &file.stem, SIZE_LIMIT) {
+                Err(source) => {
+                    let source = Box::new(source);
+                    (modinfo::canonical(&file.stem).into_owned(), CatalogError::Inspect { file: path, source })
+                }
+                Ok(inspection) => match self.modules.get(&inspection.name) {
+                    None => return self.enter(path, inspection),
+                    Some(other) => {
+                        let (name, first) = (inspection.name, other.path.clone());
+                        (name.clone(), CatalogError::SameName { name, first, second: path })
+                    }
+                },
+            },
+        };
+        self.unusable.push(Unusable { name, error: Arc::new(error) });
+    }
+
+    fn enter(&mut self, path: PathBuf, inspection: Inspection) {
+        let Inspection { name, needs, exports, modinfo, .. } = inspection;
         for export in exports {
             self.exporters.entry(export.name).or_default().push(name.clone());
         }
         // A module can do without what it needs weakly, so nobody is loaded for that.
         let needs = needs.into_iter().filter(|need| !need.weak).map(|need| need.name).collect();
-        self.modules.insert(name, Entry { path, needs });
-        Ok(())
+        let mut entry = Entry { path, needs, ..Entry::default() };
+        for (key, value) in &modinfo {
+            entry.take(key, value);
+        }
+        self.modules.insert(name, entry);
+    }
+
+    /// The modules that a name means: the one that is called so or, if none is, those that have it as an alias.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Vec<&str> {
+        let name = modinfo::canonical(name);
+        if let Some((name, _)) = self.modules.get_key_value(&*name) {
+            return vec![name];
+        }
+        let has = |entry: &Entry| entry.aliases.iter().any(|alias| matches(alias.as_bytes(), name.as_bytes()));
+        self.modules.iter().filter(|(_, entry)| has(entry)).map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// The modules that a name means, or why there is none.
+    fn wanted(&self, name: &str) -> Result<Vec<&str>, CatalogError> {
+        let canonical = modinfo::canonical(name);
+        let is_taken = |unusable: &&Unusable| {
+            let twice = matches!(*unusable.error, CatalogError::SameName { .. });
+            unusable.name == canonical && (twice || !self.modules.contains_key(&*canonical))
+        };
+        if let Some(unusable) = self.unusable.iter().find(is_taken) {
+            return Err(CatalogError::Unusable(unusable.error.clone()));
+        }
+        match self.named(name) {
+            none if none.is_empty() => {
+                let (name, unusable) = (name.escape_debug().to_string(), self.unusable.len());
+                Err(CatalogError::NotFound { name, unusable })
+            }
+            found => Ok(found),
+        }
     }
 
     /// The modules wanted and all that they need, each before those that need it: names and files.
@@ -135,35 +213,42 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError`]: one is not there, two export the same, or they need each other.
     pub fn order(&self, wanted: &[&str]) -> Result<Vec<(&str, &Path)>, CatalogError> {
-        let mut graph = DiGraph::new();
-        let mut nodes: BTreeMap<&str, NodeIndex> = BTreeMap::new();
-        let mut open = Vec::new();
+        let mut order = Order::default();
         for name in wanted {
-            let (name, entry) = self
-                .modules
-                .get_key_value(*name)
-                .ok_or_else(|| CatalogError::NotFound(name.escape_debug().to_string()))?;
-            nodes.entry(name).or_insert_with(|| {
-                open.push((name.as_str(), entry));
-                graph.add_node(name.as_str())
-            });
+            for module in self.wanted(name)? {
+                order.node(module);
+            }
         }
-        while let Some((user, entry)) = open.pop() {
+        let mut soft = Vec::new();
+        while let Some(user) = order.open.pop() {
+            let entry = &self.modules[user];
             for provider in self.providers(user, entry)? {
-                let node = *nodes.entry(provider).or_insert_with(|| {
-                    open.push((provider, &self.modules[provider]));
-                    graph.add_node(provider)
-                });
-                graph.add_edge(node, nodes[user], ());
+                let (before, after) = (order.node(provider), order.node(user));
+                order.graph.add_edge(before, after, ());
+            }
+            for before in entry.before.iter().flat_map(|name| self.named(name)) {
+                soft.push((order.node(before), order.node(user)));
+            }
+            for after in entry.after.iter().flat_map(|name| self.named(name)) {
+                soft.push((order.node(user), order.node(after)));
+            }
+        }
+        let mut graph = order.graph;
+        toposort(&graph, None).map_err(|_| CatalogError::Cycle(cycle(&graph)))?;
+        // What is only wished for must not stand in the way of what is needed.
+        for (before, after) in soft {
+            if !has_path_connecting(&graph, after, before, None) {
+                graph.add_edge(before, after, ());
             }
         }
         let sorted = toposort(&graph, None).map_err(|_| CatalogError::Cycle(cycle(&graph)))?;
         Ok(sorted.into_iter().map(|node| (graph[node], self.modules[graph[node]].path.as_path())).collect())
     }
 
-    /// The modules whose exports this one needs, each once.
+    /// The modules whose exports this one needs, or that it depends on, each once.
     fn providers(&self, user: &str, entry: &Entry) -> Result<BTreeSet<&str>, CatalogError> {
-        let mut providers = BTreeSet::new();
+        // One that is not there may have been loaded before.
+        let mut providers: BTreeSet<&str> = entry.depends.iter().flat_map(|name| self.named(name)).collect();
         for symbol in &entry.needs {
             match self.exporters.get(symbol).map(Vec::as_slice) {
                 // The host or the process may have it; if not, the load says so.
@@ -179,6 +264,126 @@ impl Catalog {
         }
         Ok(providers)
     }
+}
+
+/// The modules that are to be ordered, and those of them whose needs have not been looked at.
+#[derive(Default)]
+struct Order<'c> {
+    graph: DiGraph<&'c str, ()>,
+    nodes: BTreeMap<&'c str, NodeIndex>,
+    open: Vec<&'c str>,
+}
+
+impl<'c> Order<'c> {
+    fn node(&mut self, module: &'c str) -> NodeIndex {
+        *self.nodes.entry(module).or_insert_with(|| {
+            self.open.push(module);
+            self.graph.add_node(module)
+        })
+    }
+}
+
+impl Entry {
+    /// Takes an entry of `.modinfo`.
+    fn take(&mut self, key: &str, value: &str) {
+        let owned = |name: &str| modinfo::canonical(name).into_owned();
+        match key {
+            "alias" => self.aliases.push(canonical_pattern(value)),
+            "depends" => self.depends.extend(value.split(',').filter(|name| !name.is_empty()).map(owned)),
+            "softdep" => {
+                let mut into = None;
+                for word in value.split_whitespace() {
+                    match (word, into) {
+                        ("pre:" | "post:", _) => into = Some(word),
+                        (name, Some("pre:")) => self.before.push(owned(name)),
+                        (name, Some(_)) => self.after.push(owned(name)),
+                        (_, None) => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A pattern with `_` for each `-` that is not between brackets.
+fn canonical_pattern(pattern: &str) -> String {
+    let mut inside = false;
+    let letter = |letter| {
+        inside = match letter {
+            '[' => true,
+            ']' => false,
+            _ => inside,
+        };
+        if letter == '-' && !inside { '_' } else { letter }
+    };
+    pattern.chars().map(letter).collect()
+}
+
+/// Whether a name is one of those that a pattern of `*`, `?` and `[a-z]` means: fnmatch(3).
+fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    let (mut at, mut from) = (0, 0);
+    // Where the last star stands, and what it has taken.
+    let mut star: Option<(usize, usize)> = None;
+    loop {
+        let rest = &pattern[at..];
+        match (rest.first(), name.get(from)) {
+            (Some(b'*'), _) => {
+                star = Some((at, from));
+                at += 1;
+                continue;
+            }
+            (None, None) => return true,
+            (Some(_), Some(letter)) => {
+                if let Some(len) = one(rest, *letter) {
+                    at += len;
+                    from += 1;
+                    continue;
+                }
+            }
+            _ => {}
+        }
+        // The star takes one more.
+        match star {
+            Some((stands, taken)) if taken < name.len() => {
+                star = Some((stands, taken + 1));
+                (at, from) = (stands + 1, taken + 1);
+            }
+            _ => return false,
+        }
+    }
+}
+
+/// How long the part of a pattern is that stands for one letter, if it means this one.
+fn one(pattern: &[u8], letter: u8) -> Option<usize> {
+    let end = pattern.iter().skip(2).position(|byte| *byte == b']').map(|end| end + 2);
+    match (pattern, end) {
+        ([b'?', ..], _) => Some(1),
+        ([b'[', ..], Some(end)) => {
+            let (not, mut set) = match &pattern[1..end] {
+                [b'!' | b'^', set @ ..] => (true, set),
+                set => (false, set),
+            };
+            let mut found = false;
+            while let [first, rest @ ..] = set {
+                (found, set) = match rest {
+                    [b'-', last, rest @ ..] => (found || (*first..=*last).contains(&letter), rest),
+                    _ => (found || *first == letter, rest),
+                };
+            }
+            (found != not).then_some(end + 1)
+        }
+        ([own, ..], _) => (*own == letter).then_some(1),
+        ([], _) => None,
+    }
+}
+
+/// The name that a module in this file would have.
+fn file_stem(path: &Path) -> String {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let plain = [".gz", ".xz", ".zst"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
+    let stem = [".ko", ".o"].iter().find_map(|end| plain.strip_suffix(end)).unwrap_or(plain);
+    modinfo::canonical(stem).into_owned()
 }
 
 /// One way round a cycle of the graph, from user to provider, the first module named again at the end.
@@ -202,11 +407,11 @@ fn cycle(graph: &DiGraph<&str, ()>) -> Vec<String> {
 mod tests {
     use std::collections::{BTreeMap, HashMap};
 
-    use super::{Catalog, Entry};
+    use super::{Catalog, Entry, canonical_pattern, matches};
 
-    /// A catalogue from lines `name: needs -> exports`.
+    /// A catalogue from lines `name: needs -> exports`. A need that holds `=` is an entry of `.modinfo`, with commas for blanks.
     fn catalog(lines: &[&str]) -> Catalog {
-        let mut catalog = Catalog { modules: BTreeMap::new(), exporters: HashMap::new() };
+        let mut catalog = Catalog { modules: BTreeMap::new(), exporters: HashMap::new(), unusable: Vec::new() };
         for line in lines {
             let (name, rest) = line.split_once(':').unwrap();
             let (needs, exports) = rest.split_once("->").unwrap();
@@ -214,7 +419,12 @@ mod tests {
             for export in words(exports) {
                 catalog.exporters.entry(export).or_default().push(name.into());
             }
-            catalog.modules.insert(name.into(), Entry { path: format!("{name}.o").into(), needs: words(needs) });
+            let (entries, needs): (Vec<_>, Vec<_>) = words(needs).into_iter().partition(|word| word.contains('='));
+            let mut entry = Entry { path: format!("{name}.o").into(), needs, ..Entry::default() };
+            for (key, value) in entries.iter().filter_map(|entry| entry.split_once('=')) {
+                entry.take(key, &if key == "softdep" { value.replace(',', " ") } else { value.to_owned() });
+            }
+            catalog.modules.insert(name.into(), entry);
         }
         catalog
     }
@@ -231,6 +441,44 @@ mod tests {
         check(&chain, &["c"], "a b c");
         check(&chain, &["c", "a"], "a b c");
         check(&chain, &["b"], "a b");
+    }
+
+    #[test]
+    fn names_are_compared_as_linux_does_and_may_be_aliases() {
+        let lines =
+            ["my_mod: -> f", "net_pf_1: alias=net-pf-*-proto-[0-9] alias=other ->", "user: f depends=net-pf-1 ->"];
+        check(&lines, &["my-mod"], "my_mod");
+        check(&lines, &["net_pf-3-proto_7"], "net_pf_1");
+        check(&lines, &["other", "user"], "my_mod net_pf_1 user");
+        check(&lines, &["net-pf-3-proto-x"], "there is no module \"net-pf-3-proto-x\" in the folder");
+    }
+
+    #[test]
+    fn soft_dependencies_come_before_and_behind_if_they_are_there_and_can() {
+        check(&["a: softdep=pre:,b,none,post:,c-x ->", "b: ->", "c_x: ->"], &["a"], "b a c_x");
+        // What is needed comes first, whatever is wished for.
+        check(&["a: fb softdep=post:,b -> fa", "b: softdep=post:,a -> fb"], &["a"], "b a");
+        check(&["a: softdep=pre:,b ->", "b: softdep=pre:,a ->"], &["a"], "b a");
+    }
+
+    #[test]
+    fn patterns_mean_what_fnmatch_says() {
+        for (pattern, name, expected) in [
+            ("*", "", true),
+            ("a*b*c", "axxbyybzc", true),
+            ("a*b*c", "axxbyyb", false),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("[ab]x", "bx", true),
+            ("[!ab]x", "bx", false),
+            ("[0-9]*[!0-9]", "7x", true),
+            ("[]]", "]", true),
+            ("[a", "[a", true),
+            ("pci:v*d*", "pci:v00008086d0000", true),
+        ] {
+            assert_eq!(matches(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} {name}");
+        }
+        assert_eq!(canonical_pattern("a-b[0-9]-c"), "a_b[0-9]_c");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Typed symbols of modules, integer calls, module files, and the process's own dynamic symbols.
 #![expect(unsafe_code, reason = "nothing can check the type of a symbol, nor what a file's code does")]
 
+use std::ffi::CString;
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::{size_of, transmute, transmute_copy};
@@ -9,8 +10,9 @@ use std::path::Path;
 use std::ptr;
 
 use modload_edit::{Addr, index, wide};
-use modload_loader::{Image, Input, Proof, Reference, SymbolKind, UnloadError};
+use modload_loader::{Image, Input, LeftBy, Proof, Reference, SymbolKind, UnloadError};
 use modload_static_keys::{KeyError, StaticCall};
+use modload_threads::boundary;
 use thiserror::Error;
 
 use crate::builder::HostBuilder;
@@ -49,6 +51,16 @@ pub enum SymbolError {
         module: String,
         /// What was asked for.
         symbol: String,
+    },
+    /// It was called, and left other than by returning.
+    #[error("\"{symbol}\" of {module} was left by {left}")]
+    Left {
+        /// The module.
+        module: String,
+        /// What was called.
+        symbol: String,
+        /// By what, and where.
+        left: Box<LeftBy>,
     },
     /// More arguments than are passed in registers.
     #[error("\"{symbol}\" of {module} cannot be called with {count} arguments: six at most")]
@@ -115,12 +127,14 @@ impl Module {
         Ok(Symbol { value, module: PhantomData })
     }
 
-    /// Calls a function with integers, as many as its type has, and returns what stands in the result register. What it
-    /// throws is thrown here: a panic of this process's code can be caught by `catch_unwind`, an exception of another
-    /// language passes through, and ends the process if it meets `catch_unwind` or the end of its thread.
+    /// Calls a function with integers, as many as its type has, and returns what stands in the result register.
+    ///
+    /// Whatever leaves the function other than by returning ends here and is an error of this call: an exception, a panic,
+    /// `pthread_exit`, the cancellation of this thread. After a cancellation the thread ends, if its own frames allow that: those of
+    /// the process's first thread and of Rust's `std::thread` do not.
     ///
     /// # Errors
-    /// [`SymbolError`]: there is no such function, or more than six arguments.
+    /// [`SymbolError`]: there is no such function, there are more than six arguments, or the function was left so.
     ///
     /// # Safety
     /// The function must take integers or pointers only, not more than are given, and these must be what it demands.
@@ -140,7 +154,9 @@ impl Module {
         // SAFETY: a function of the module's published text; with the System V ABI integer arguments are in six
         // registers, and a function that takes fewer does not look at the others. The caller vouches for the type.
         let function = unsafe { transmute::<*const (), Function>(pointer) };
-        Ok(function(a, b, c, d, e, f))
+        let called = self.guard(|| function(a, b, c, d, e, f));
+        boundary::end_if_cancelled();
+        called.map_err(|left| SymbolError::Left { module: module(), symbol: symbol(), left: Box::new(left) })
     }
 
     fn address(&self, name: &str) -> Result<(SymbolKind, *const ()), SymbolError> {
@@ -200,19 +216,34 @@ impl Trust {
     /// [`Module::call`].
     ///
     /// # Errors
-    /// [`SymbolError`]: there is no such function, or more than six arguments.
+    /// As [`Module::call`].
     pub fn call(self, module: &Module, name: &str, arguments: &[u64]) -> Result<u64, SymbolError> {
         // SAFETY: promised to `Trust::new`.
         unsafe { module.call(name, arguments) }
     }
 }
 
-/// A dynamic symbol of the program or of one of its libraries.
+/// A dynamic symbol of the program or of one of its libraries: the default version of it or, for `NAME@VERSION`, that version, as
+/// an assembler writes it for `.symver`.
 pub(crate) fn process_symbol(name: &[u8]) -> Option<Addr> {
+    if let Some(at) = name.iter().position(|byte| *byte == b'@') {
+        let version = &name[at + 1..];
+        let version = version.strip_prefix(b"@").unwrap_or(version);
+        return versioned_symbol(&name[..at], version);
+    }
     let process = libloading::os::unix::Library::this();
     // SAFETY: only the address is taken, and nothing is read or called through it here.
     let symbol = unsafe { process.get::<*const ()>(name) }.ok()?;
     let address = symbol.into_raw();
+    Some(Addr::new(wide(address.expose_provenance()))).filter(|addr| *addr != Addr::NULL)
+}
+
+/// A dynamic symbol of this version.
+fn versioned_symbol(name: &[u8], version: &[u8]) -> Option<Addr> {
+    let (name, version) = (CString::new(name).ok()?, CString::new(version).ok()?);
+    // SAFETY: both are strings that end, and the handle is one of those that dlvsym(3) names. Nothing is read or called through
+    // the address here.
+    let address = unsafe { libc::dlvsym(libc::RTLD_DEFAULT, name.as_ptr(), version.as_ptr()) };
     Some(Addr::new(wide(address.expose_provenance()))).filter(|addr| *addr != Addr::NULL)
 }
 

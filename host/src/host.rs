@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use modload_abi::modinfo::is_same_name;
 use modload_edit::Addr;
 use modload_ftrace::{
     Filter, FunctionTrace, HostFunction, Redirecting, TraceError, TraceOptions, Traceable, Tracer, Tracing,
@@ -15,6 +16,7 @@ use modload_loader::{
     Onlooker, Order, Policy, Recording, State, Subscriber, UnloadError,
 };
 use modload_text::{ArenaError, StripeUsage};
+use modload_threads::boundary;
 
 use crate::backtrace::Backtrace;
 use crate::builder::HostBuilder;
@@ -69,12 +71,26 @@ impl Host {
         Host { inner }
     }
 
-    /// Loads a module: it is LIVE when this returns, and as if it had never been there when it fails.
+    /// Loads a module: it is LIVE when this returns, and as if it had never been there when it fails, but for memory in which threads
+    /// are that it has started: that is [quarantined](Host::quarantined). A cancellation of this thread that comes while the module's
+    /// code runs is an error of this load, and then ends the thread, if its own frames allow that ([`Module::call`]).
     ///
     /// # Errors
     /// [`LoadError`]: the module, the stage and the reason.
     pub fn load(&self, image: &Image<'_>) -> Result<Module, LoadError> {
-        self.inner.loader.load_module(image).map(Module::new)
+        let loaded = self.inner.loader.load_module(image).map(Module::new);
+        // After a cancellation in init, which has been taken back.
+        boundary::end_if_cancelled();
+        loaded
+    }
+
+    /// Whether a link unit could be loaded into this host, as far as its bytes tell: everything that a load does before any of
+    /// the module's code runs is done, and given back.
+    ///
+    /// # Errors
+    /// [`LoadError`]: the stage that a load would not get past, and why.
+    pub fn check(&self, inputs: &[Input<'_>], stem: &str) -> Result<(), LoadError> {
+        self.inner.loader.check(inputs, stem)
     }
 
     /// What a function of a link unit would become in this host, and why: every byte that relocations, alternatives and
@@ -91,7 +107,9 @@ impl Host {
     /// # Errors
     /// [`UnloadError`]: it is in use (and by whom), not LIVE, or not there.
     pub fn unload(&self, name: &str) -> Result<(), UnloadError> {
-        self.inner.loader.unload_module(name)
+        let unloaded = self.inner.loader.unload_module(name);
+        boundary::end_if_cancelled();
+        unloaded
     }
 
     /// [`Host::unload`], which waits until nobody uses the module, at most so long.
@@ -301,7 +319,7 @@ impl Host {
     /// # Errors
     /// [`PatchError`]: there is no such patch, or threads cannot be held.
     pub fn blocking(&self, name: &str) -> Result<Vec<BlockingThread>, PatchError> {
-        let patch = self.patches()?.into_iter().find(|patch| patch.name == name);
+        let patch = self.patches()?.into_iter().find(|patch| is_same_name(&patch.name, name));
         let patch = patch.ok_or_else(|| PatchError::Unknown(name.to_owned()))?;
         let Some((_, blocked)) = patch.transition else { return Ok(Vec::new()) };
         let tids = blocked.iter().map(|blocked| blocked.tid);

@@ -49,6 +49,7 @@ mod backtrace;
 mod builder;
 mod aligned;
 mod c_api;
+mod c_library;
 mod catalog;
 mod debugger;
 mod elsewhere;
@@ -68,6 +69,7 @@ pub use elsewhere::Elsewhere;
 pub use file::{Compression, ModuleFile, ReadError, SIZE_LIMIT};
 pub use foreign::{Module, Symbol, SymbolError, Trust, read_trusted, set_static_call};
 pub use host::{BlockingThread, Host, WeakHost};
+pub use modload_abi::modinfo::is_same_name;
 pub use modload_alternatives::{Features, UnknownFeature};
 pub use modload_edit::{Addr, Edit, disassembled, formatter};
 pub use modload_ftrace::{
@@ -82,7 +84,7 @@ pub use modload_livepatch::{
 pub use modload_loader::{
     BUILTIN, Change, Check, Coming, Error, Event, EventKind, Explanation, FunctionBytes, FunctionSymbol, Image,
     ImageSection, Input, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable,
-    InspectedWait, Inspection, Kallsyms, Listening, LoadError, MachineError, Membership, MemoryImage,
+    InspectedWait, Inspection, Kallsyms, LeftBy, Listening, LoadError, MachineError, Membership, MemoryImage,
     Module as ModuleInfo, Occupant, Occupies, Order, Outcome, ParamError, ParamInfo, ParamType, Recording, Refusal,
     Rule, SectionInfo, SetParamError, Stage, State, Subscriber, SymbolKind, Timeline, UnloadError, Unresolved, Verdict,
     sentence,
@@ -90,6 +92,6 @@ pub use modload_loader::{
 pub use modload_static_keys::{KeyError, StaticCall, StaticKey};
 pub use modload_text::{Arena, ArenaError, Class, PokeError, StripeUsage, TrapMask};
 pub use modload_threads::Error as SignalError;
-pub use modload_threads::boundary::Thrown;
+pub use modload_threads::boundary::{Exception, Thrown};
 pub use modload_threads::frames::{Ended, WalkError};
 pub use perf_map::PerfMapError;

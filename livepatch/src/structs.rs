@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use modload_edit::{Addr, index, wide};
 use modload_loader::{Module, State};
-use modload_threads::boundary::{Thrown, guard};
+use modload_threads::boundary::{Left, guard};
 use thiserror::Error;
 
 use crate::record_sizes::{Header, Known, RecordSizes};
@@ -398,7 +398,7 @@ fn pointer(at: Addr) -> *mut c_void {
 
 /// Callbacks of a C object that call its functions. They live in a patch, which holds its module.
 fn called([pre_patch, post_patch, pre_unpatch, post_unpatch]: [Option<Addr>; 4], object: Addr) -> Callbacks {
-    let thrown = |thrown: Thrown| {
+    let thrown = |Left { thrown, .. }: Left| {
         tracing::error!(%thrown, "a callback of a live patch has thrown");
         EIO
     };

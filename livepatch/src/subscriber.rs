@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use modload_abi::modinfo::is_same_name;
 use modload_edit::Addr;
 use modload_ftrace::{Ftrace, divert_staged};
 use modload_loader::{Coming, Loader, Module, Reference, Refusal, State, Subscriber};
@@ -95,7 +96,7 @@ impl Livepatch {
             None => Some(Place::Host(self.ftrace)),
             Some(name) => {
                 let is_it = |(module, state): &&(Arc<Module>, State)| {
-                    module.name() == name && *state != State::Going && alive.contains(&address(module))
+                    is_same_name(module.name(), name) && *state != State::Going && alive.contains(&address(module))
                 };
                 modules.iter().find(is_it).map(|(module, _)| Place::module(module))
             }
@@ -162,7 +163,7 @@ impl Livepatch {
     }
 
     fn find(&self, table: &crate::table::Table, name: &str) -> Result<(PatchId, bool), PatchError> {
-        let found = table.patches.iter().find(|patch| patch.host == self.host && &*patch.name == name);
+        let found = table.patches.iter().find(|patch| patch.host == self.host && is_same_name(&patch.name, name));
         found.map(|patch| (patch.id, patch.enabled)).ok_or_else(|| PatchError::Unknown(name.to_owned()))
     }
 }

@@ -21,7 +21,8 @@ use std::sync::atomic::Ordering;
 
 use modload_edit::Addr;
 use modload_ftrace::{Divert, divert_chosen};
-use modload_threads::frames::{WalkError, Walker, know_process, stacks};
+use modload_threads::frames::{WalkError, Walker, know_process};
+use modload_threads::word::own;
 use modload_threads::{DEFAULT_LIMIT, Tasks, Tid, hold};
 
 pub(crate) use pass::came_by;
@@ -301,9 +302,9 @@ impl Table {
             return Ok(());
         }
         let held = hold(DEFAULT_LIMIT)?;
-        for stack in stacks(&held) {
-            let was_over = is_over(stack.word().load(Ordering::Relaxed));
-            stack.word().store(if was_over { transition.mark } else { 0 }, Ordering::Relaxed);
+        for word in held.words().map(|(_, word)| word).chain(std::iter::once(own())) {
+            let was_over = is_over(word.load(Ordering::Relaxed));
+            word.store(if was_over { transition.mark } else { 0 }, Ordering::Relaxed);
         }
         transition.moving.iter().for_each(|moving| moving.fork.reverse());
         drop(held);
@@ -341,6 +342,6 @@ impl Table {
 /// Nobody is in any transition.
 fn clear_words() -> Result<(), PatchError> {
     let held = hold(DEFAULT_LIMIT)?;
-    stacks(&held).for_each(|stack| stack.word().store(0, Ordering::Relaxed));
+    held.words().map(|(_, word)| word).chain(std::iter::once(own())).for_each(|word| word.store(0, Ordering::Relaxed));
     Ok(())
 }

@@ -1,12 +1,13 @@
 //! Stage *admit*: what this version cannot load rightly, and what the host does not want, is turned away by name, before
 //! anything is done for it.
 
+use modload_abi::known::{Contents, FLAGS, Treatment, section_name, section_type};
 use modload_abi::section;
 use object::elf;
 
 use crate::deferred;
 use crate::error::{Error, escaped};
-use crate::file::{File, Place};
+use crate::file::{File, Place, Section};
 use crate::modinfo::Modinfo;
 use crate::policy::{Judge, Policy};
 use crate::timeline::Recorder;
@@ -27,6 +28,7 @@ pub(crate) fn admit<'a>(
 
 /// Refuses sections and symbols that ask for what is not there.
 pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
+    check_sections(file)?;
     for section in &file.sections {
         if section.name == section::GNU_STACK.as_bytes() && section.flags.contains(elf::SHF_EXECINSTR) {
             let why = "it asks for an executable stack; gcc does so for pointers to nested functions";
@@ -45,10 +47,6 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
         if has(elf::SHF_COMPRESSED) {
             return refused("compressed sections can only hold debug information");
         }
-        let known = section::UNSUPPORTED.iter().find(|known| section.name == known.name.as_bytes());
-        if let Some(known) = known.filter(|_| section.size != 0) {
-            return refused(known.why);
-        }
     }
     for (_, symbol) in file.symbols() {
         let why = match symbol.kind {
@@ -62,6 +60,83 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
         return Err(unsupported("symbol", symbol.name(), why));
     }
     deferred::check(file)
+}
+
+/// Refuses sections of which something would be passed over in silence. Of several objects each is asked: when they are one,
+/// the end of one table lies within another, and what only linkers read is gone.
+pub(crate) fn check_sections(file: &File<'_>) -> Result<(), Error> {
+    for section in file.sections.iter().skip(1).filter(|section| !section.repeated) {
+        check_type(section)?;
+        check_name(section)?;
+        check_records(section)?;
+    }
+    Ok(())
+}
+
+/// Refuses types that nobody knows, whether they are allocated or not: they might hold relocations.
+pub(crate) fn check_type(section: &Section<'_>) -> Result<(), Error> {
+    let known = section_type(section.kind.0);
+    let refused = |why| {
+        let (number, kind) = (section.kind.0, known.map(|known| known.name));
+        Err(Error::SectionType { section: escaped(section.name), number, kind, why })
+    };
+    match known.map(|known| known.treatment) {
+        None => refused("no section type with this number is known, and what it holds must not be passed over"),
+        Some(Treatment::Refused(why)) => refused(why),
+        Some(Treatment::Named(names)) => {
+            let known = section_name(section.name);
+            let is_named = known.is_some_and(|known| names.contains(&known.name));
+            if is_named || !section.kept { Ok(()) } else { refused("its name is not one under which it would be read") }
+        }
+        Some(Treatment::Table) if section.kept => {
+            refused("such a table is read from the file, and this one is allocated")
+        }
+        Some(Treatment::Plain | Treatment::Table | Treatment::Hint) => Ok(()),
+    }
+}
+
+/// Refuses what there is no machinery for.
+fn check_name(section: &Section<'_>) -> Result<(), Error> {
+    let refused = |why| Err(unsupported("section", section.name, why));
+    if section.kept && section.flags.0 & !FLAGS != 0 {
+        return refused("it has flags (sh_flags) that are not known");
+    }
+    match section_name(section.name).map(|known| known.contents) {
+        Some(Contents::Refused { why, .. }) if section.kept && section.size != 0 => refused(why),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses parts of records, and records that are not in memory or not in the file. A linker leaves out what has SHF_EXCLUDE,
+/// and so does the loader.
+pub(crate) fn check_records(section: &Section<'_>) -> Result<(), Error> {
+    let sizes = match section_name(section.name).map(|known| known.contents) {
+        Some(Contents::Records(sizes)) => sizes,
+        Some(Contents::Functions) => &[8],
+        Some(Contents::Strings | Contents::Frames) => &[1],
+        Some(Contents::Placed | Contents::Mark | Contents::Refused { .. }) | None => return Ok(()),
+    };
+    if section.size == 0 || section.flags.contains(elf::SHF_EXCLUDE) {
+        return Ok(());
+    }
+    let refused = |why| Err(unsupported("section", section.name, why));
+    if !section.kept {
+        return refused("it is not allocated (SHF_ALLOC), and so would not be read");
+    }
+    if section.kind == elf::SHT_NOBITS {
+        return refused("it has no contents (SHT_NOBITS), and so would not be read");
+    }
+    whole_records(section, sizes)
+}
+
+/// Refuses a table that is no whole number of records of any of these sizes.
+pub(crate) fn whole_records(section: &Section<'_>, sizes: &[u64]) -> Result<(), Error> {
+    match sizes.first() {
+        Some(record) if !sizes.iter().any(|size| section.size.is_multiple_of(*size)) => {
+            Err(Error::PartOfRecord { section: escaped(section.name), size: section.size, record: *record })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn unsupported(what: &'static str, name: &[u8], why: &'static str) -> Error {

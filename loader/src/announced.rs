@@ -3,18 +3,22 @@
 //! [`Announced`] owns the module's memory. Whatever fails, and wherever it is dropped, first its code does what it must
 //! still do and those who accepted the module are told that it is GOING, and only then its memory is freed.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use modload_edit::Addr;
+use modload_threads::boundary::Left;
 
 use crate::chains::{self, Accepted};
 use crate::entry;
 use crate::error::Error;
+use crate::left::LeftBy;
 use crate::memory::{Formed, Init, Installed};
 use crate::module::{Module, Reference, lock};
 use crate::onlooker::{self, Made, Onlooker, Seen};
 use crate::params::{self, ParamsSet};
+use crate::quarantine::Memory;
 use crate::specialise::TrampolineCall;
 use crate::timeline::{EventKind, Recorder};
 use crate::unload;
@@ -83,11 +87,12 @@ impl<'a> Announced<'a, Formed> {
     }
 
     /// Stage *publish*: brings the text to its place, readable and executable.
-    pub(crate) fn publish(self) -> Result<Announced<'a, Installed>, Error> {
+    pub(crate) fn publish(self) -> Result<Announced<'a, Leaving<'a>>, Error> {
         let Announced { guard, memory } = self;
         match memory.publish() {
             Ok(memory) => {
                 guard.recorder.record(|| EventKind::Publish);
+                let memory = Leaving::new(guard.recorder, &guard.module, memory);
                 let announced = Announced { guard, memory };
                 let Guard { recorder, module, accepted, .. } = &announced.guard;
                 accepted.as_ref().map_or(Ok(()), |accepted| chains::published(*recorder, module, accepted))?;
@@ -103,18 +108,61 @@ impl<'a> Announced<'a, Formed> {
     }
 }
 
-impl Announced<'_, Installed> {
+/// Memory of a module whose code can run. When it is dropped, and some of that code has run, threads are looked for in it: it is freed
+/// only if none is inside.
+pub(crate) struct Leaving<'a> {
+    recorder: Recorder<'a>,
+    module: Arc<Module>,
+    /// `None` once the module is LIVE.
+    installed: Option<Installed>,
+    has_run: Cell<bool>,
+}
+
+impl<'a> Leaving<'a> {
+    fn new(recorder: Recorder<'a>, module: &Arc<Module>, installed: Installed) -> Leaving<'a> {
+        Leaving { recorder, module: module.clone(), installed: Some(installed), has_run: Cell::new(false) }
+    }
+
+    /// Some of the module's code is about to run.
+    fn runs(&self) {
+        self.has_run.set(true);
+    }
+
+    fn write(&self, at: Addr, bytes: &[u8]) -> Option<()> {
+        self.installed.as_ref()?.write(at, bytes)
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        let Some(installed) = self.installed.take() else { return };
+        if self.has_run.get() {
+            unload::free_or_keep(self.recorder, &self.module, Memory::Failed(installed));
+        }
+    }
+}
+
+impl Announced<'_, Leaving<'_>> {
+    /// How a function was left, as the error of this load.
+    fn left(&self, function: &'static str) -> impl FnOnce(Left) -> Error + use<> {
+        let registry = self.guard.module.registry;
+        move |left| Error::Thrown { function, thrown: Box::new(LeftBy::describe(registry, left)) }
+    }
+
     /// Shows the module to whoever looks, now that its text is there and before its code runs.
     pub(crate) fn show(&mut self, onlookers: &[Arc<dyn Onlooker>], made: Made<'_>) {
-        self.memory.keep(onlooker::show(onlookers, Seen { module: &self.guard.module, made }));
+        let shown = onlooker::show(onlookers, Seen { module: &self.guard.module, made });
+        if let Some(installed) = &mut self.memory.installed {
+            installed.keep(shown);
+        }
     }
 
     /// Stage *indirect*: has each resolver pick its function.
     pub(crate) fn resolve_indirect(&self) -> Result<IndirectResolved, Error> {
         let module = &self.guard.module;
         for &(resolver, slot) in &module.functions.resolvers {
-            let thrown = |thrown| Error::Thrown { function: "the resolver of an indirect function", thrown };
-            let picked = entry::resolver(resolver).map_err(thrown)?;
+            self.memory.runs();
+            let picked = entry::resolver(resolver).map_err(self.left("the resolver of an indirect function"))?;
             let written = Some(picked).filter(|picked| *picked != Addr::NULL);
             if written.and_then(|picked| self.memory.write(slot, &picked.get().to_le_bytes())).is_none() {
                 return Err(Error::NotPicked { resolver: module.display_place(resolver).unwrap_or_default() });
@@ -139,9 +187,12 @@ impl Announced<'_, Installed> {
     /// Stage *constructors*. If one throws, destructors run all the same, and what the others have registered with
     /// `__cxa_atexit`: it must not be called when the module is gone.
     pub(crate) fn construct(&mut self) -> Result<Constructed, Error> {
-        let constructors = &self.guard.module.functions.constructors;
         self.guard.ran = Ran::Constructors;
-        entry::constructors(constructors).map_err(|thrown| Error::Thrown { function: "a constructor", thrown })?;
+        let constructors = &self.guard.module.functions.constructors;
+        if !constructors.is_empty() {
+            self.memory.runs();
+        }
+        entry::constructors(constructors).map_err(self.left("a constructor"))?;
         Ok(Constructed(constructors.len()))
     }
 
@@ -149,7 +200,8 @@ impl Announced<'_, Installed> {
     pub(crate) fn init(&mut self) -> Result<(), Error> {
         if let Some(init) = self.guard.module.functions.init {
             let recorder = self.guard.recorder;
-            let result = entry::init(init).map_err(|thrown| Error::Thrown { function: "init", thrown })?;
+            self.memory.runs();
+            let result = entry::init(init).map_err(self.left("init"))?;
             recorder.record(|| EventKind::Init { result });
             match result {
                 ..0 => return Err(Error::Init(result)),
@@ -165,11 +217,14 @@ impl Announced<'_, Installed> {
 
     /// Stage *protect*: makes ro_after_init data read-only and puts everything into the module's own hands.
     pub(crate) fn protect(self) -> Result<(Reference, Dropped), Error> {
-        let Announced { mut guard, memory } = self;
-        let (core, init) = match memory.protect() {
+        let Announced { mut guard, mut memory } = self;
+        // It is there until here.
+        let Some(installed) = memory.installed.take() else { return Err(Error::Busy) };
+        let (core, init) = match installed.protect() {
             Ok(parts) => parts,
             Err(failed) => {
-                let (memory, failed) = *failed;
+                let (installed, failed) = *failed;
+                memory.installed = Some(installed);
                 drop(guard);
                 drop(memory);
                 return Err(Error::Protect(failed));

@@ -131,6 +131,9 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
         let Some(object) = object.filter(|object| std::str::from_utf8(object).is_ok()) else {
             return refuse("relocations that a live patch applies stand in `.klp.rela.OBJECT.SECTION`");
         };
+        if object.contains(&b'-') {
+            return refuse("its object's name has a dash, and modules are called with `_` in the place of each");
+        }
         if object != livepatch::VMLINUX {
             let is = |name: &str| {
                 let rest = target.name.strip_prefix(name.as_bytes());

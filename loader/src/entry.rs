@@ -8,7 +8,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use modload_edit::{Addr, index, wide};
-use modload_threads::boundary::{self, Thrown};
+use modload_threads::boundary::{self, Left};
 
 use crate::link::Input;
 use crate::registry::State;
@@ -105,7 +105,7 @@ pub(crate) fn write_state(this_module: Addr, state: State) {
 }
 
 /// Calls `int init(void)`.
-pub(crate) fn init(at: Entry) -> Result<i32, Thrown> {
+pub(crate) fn init(at: Entry) -> Result<i32, Left> {
     // SAFETY: the address lies in published text and is named `init_module`; `Image::trusted` vouches for its type.
     let init = unsafe { transmute::<*const (), extern "C-unwind" fn() -> c_int>(pointer(at)) };
     boundary::guard(|| init())
@@ -113,7 +113,7 @@ pub(crate) fn init(at: Entry) -> Result<i32, Thrown> {
 
 /// Calls the resolver of an indirect function; returns the address of the function that it picks. GNU's ABI extensions,
 /// STT_GNU_IFUNC: on x86-64 a resolver has no arguments.
-pub(crate) fn resolver(at: Entry) -> Result<Addr, Thrown> {
+pub(crate) fn resolver(at: Entry) -> Result<Addr, Left> {
     // SAFETY: the address lies in published text and is the value of an STT_GNU_IFUNC symbol; `Image::trusted` vouches
     // for its type.
     let resolver = unsafe { transmute::<*const (), extern "C-unwind" fn() -> *const ()>(pointer(at)) };
@@ -121,7 +121,7 @@ pub(crate) fn resolver(at: Entry) -> Result<Addr, Thrown> {
 }
 
 /// Calls `void exit(void)`.
-pub(crate) fn exit(at: Entry) -> Result<(), Thrown> {
+pub(crate) fn exit(at: Entry) -> Result<(), Left> {
     // SAFETY: as in `init`; it is named `cleanup_module`.
     let exit = unsafe { transmute::<*const (), extern "C-unwind" fn()>(pointer(at)) };
     boundary::guard(|| exit())
@@ -129,7 +129,7 @@ pub(crate) fn exit(at: Entry) -> Result<(), Thrown> {
 
 /// Calls constructors in order, up to the first that throws. They get what glibc gives: argc, argv and envp, here of
 /// nothing.
-pub(crate) fn constructors(functions: &[Entry]) -> Result<(), Thrown> {
+pub(crate) fn constructors(functions: &[Entry]) -> Result<(), Left> {
     type Constructor = extern "C-unwind" fn(c_int, *const *const c_char, *const *const c_char);
     let nothing = [ptr::null::<c_char>()];
     for &at in functions {
@@ -142,7 +142,7 @@ pub(crate) fn constructors(functions: &[Entry]) -> Result<(), Thrown> {
 }
 
 /// Calls what the module registered with `__cxa_atexit`, and then destructors in order: all of them, whatever they throw.
-pub(crate) fn destructors(functions: &[Entry], dso_handle: Option<Addr>, mut thrown: impl FnMut(Thrown)) {
+pub(crate) fn destructors(functions: &[Entry], dso_handle: Option<Addr>, mut thrown: impl FnMut(Left)) {
     // The other way round than `__cxa_atexit` would have it: what it registered came after `.init_array` began, so it
     // goes before `.fini_array`.
     if let Some(handle) = dso_handle {

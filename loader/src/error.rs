@@ -3,12 +3,12 @@
 use std::fmt;
 
 use modload_text::{OutOfMemory, PublishFailed};
-use modload_threads::boundary::Thrown;
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 
 use crate::deferred::DeferredError;
 use crate::inside::Occupant;
+use crate::left::LeftBy;
 use crate::params::ParamError;
 use crate::registry::State;
 
@@ -224,6 +224,40 @@ pub enum Error {
         /// What is not done.
         why: &'static str,
     },
+    /// A section has a type that cannot be followed.
+    #[error("section \"{section}\": its type is {number:#x}{}: {why}", .kind.map_or_else(String::new, |kind| format!(" ({kind})")))]
+    SectionType {
+        /// The section's name, escaped.
+        section: String,
+        /// `sh_type`.
+        number: u32,
+        /// The type's name, if it has one.
+        kind: Option<&'static str>,
+        /// Why not.
+        why: &'static str,
+    },
+    /// A table ends within a record.
+    #[error(
+        "section \"{section}\": it has {size} bytes, which is no whole number of records of {record}: \
+         the last {} would be passed over",
+        .size % .record
+    )]
+    PartOfRecord {
+        /// The section's name, escaped.
+        section: String,
+        /// Its size in bytes.
+        size: u64,
+        /// The size of a record.
+        record: u64,
+    },
+    /// A section of compact relocations cannot be read.
+    #[error("section \"{section}\" of compact relocations (SHT_CREL): {problem}")]
+    Crel {
+        /// The section's name, escaped.
+        section: String,
+        /// What is wrong with it.
+        problem: modload_abi::crel::Problem,
+    },
     /// The file's sections are larger than the policy allows.
     #[error("its sections take {bytes} bytes, and the limit is {limit}")]
     TooLarge {
@@ -373,13 +407,13 @@ pub enum Error {
         /// What is wrong with it.
         error: modload_threads::frames::Malformed,
     },
-    /// Code of the module was left by an exception or a panic instead of a return.
+    /// Code of the module was left by an exception, a panic, or the end of its thread, instead of a return.
     #[error("{function} was left by {thrown}")]
     Thrown {
         /// Which: `init`, a constructor, the resolver of an indirect function.
         function: &'static str,
-        /// What was thrown; it has been caught.
-        thrown: Thrown,
+        /// What was thrown, and where; it has been caught.
+        thrown: Box<LeftBy>,
     },
     /// A record of one of the module's own tables is wrong.
     #[error("record {record} of section \"{section}\": {problem}")]

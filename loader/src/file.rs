@@ -2,6 +2,7 @@
 //! here indexes by a number that they have not seen.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::ffi::CStr;
 
 use modload_abi::{Records, Rela, section};
@@ -56,6 +57,8 @@ pub struct Section<'a> {
     pub kept: bool,
     /// Whether it is of a group that another one has taken the place of.
     pub(crate) repeated: bool,
+    /// Whether it is of a COMDAT group: other modules may define the same.
+    pub(crate) comdat: bool,
 }
 
 /// A COMDAT group that has been kept: of several with one signature, in one link unit, only the first is.
@@ -132,6 +135,7 @@ impl<'a> File<'a> {
             elf::SHN_ABS => Place::Absolute,
             elf::SHN_COMMON => Place::Common,
             elf::SymbolSection(section::SHN_LIVEPATCH) => Place::Livepatch,
+            elf::SymbolSection(section::SHN_X86_64_LCOMMON) => Place::Common,
             elf::SHN_XINDEX => Place::Section(self.extended.get(index(at.into()))?.get(LE)),
             section => Place::Section(section.0.into()),
         };
@@ -146,9 +150,11 @@ impl<'a> File<'a> {
         })
     }
 
+    /// Whether a symbol's address is none of the module's own: it is undefined, or a mere number.
     #[inline]
-    pub(crate) fn is_undefined(&self, at: u32) -> bool {
-        self.symbols.get(index(at.into())).is_some_and(|symbol| symbol.st_shndx.get(LE) == elf::SHN_UNDEF)
+    pub(crate) fn is_from_outside(&self, at: u32) -> bool {
+        let place = self.symbols.get(index(at.into())).map(|symbol| symbol.st_shndx.get(LE));
+        place.is_some_and(|place| place == elf::SHN_UNDEF || place == elf::SHN_ABS)
     }
 
     #[inline]
@@ -175,6 +181,21 @@ impl<'a> File<'a> {
                 section.kept = false;
             }
         }
+    }
+
+    /// Of several sections of one name that begins with `.gnu.linkonce.` keeps the first, those in `known` counted; enters the
+    /// others there. Says whether any was dropped.
+    pub(crate) fn drop_repeated_linkonce(&mut self, known: &mut HashSet<&'a [u8]>) -> bool {
+        let mut dropped = false;
+        for section in self.sections.iter_mut().filter(|section| !section.repeated) {
+            let once = section.name.starts_with(section::LINKONCE_PREFIX.as_bytes());
+            if once && section.name != section::LINUX_THIS_MODULE.as_bytes() && !known.insert(section.name) {
+                section.repeated = true;
+                section.kept = false;
+                dropped = true;
+            }
+        }
+        dropped
     }
 
     /// Drops what tells of sections that were dropped with their groups: SHF_LINK_ORDER.

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use modload_abi::{ExportedSymbol, Param, Records, section};
 use modload_edit::{Addr, wide};
+use object::elf;
 
 use crate::deferred::Slices;
 use crate::error::{Error, escaped};
-use crate::file::{File, Place, Section};
+use crate::file::{File, Place, Sym};
 use crate::layout::{Layout, Spot};
 use crate::memory::{Formed, Staging};
 use crate::modinfo::Modinfo;
@@ -19,6 +20,7 @@ use crate::policy::{Judge, Policy};
 use crate::registry::{Export, ModuleId, Registry, State};
 use crate::resolve::Externals;
 use crate::unwind;
+use crate::vague::{self, Shared, Strength, Table};
 
 /// Functions that the loader itself calls, by address.
 #[derive(Clone, Default, Debug)]
@@ -31,6 +33,8 @@ pub(crate) struct Functions {
     pub(crate) constructors: Vec<Addr>,
     /// In order of their calls.
     pub(crate) destructors: Vec<Addr>,
+    /// Its `struct module`.
+    pub(crate) this_module: Option<Addr>,
     /// What `__cxa_finalize` knows the module by.
     pub(crate) dso_handle: Option<Addr>,
 }
@@ -50,6 +54,16 @@ struct NewExport {
     gpl_only: bool,
     namespace: Box<[u8]>,
     crc: Option<u32>,
+    strength: Strength,
+}
+
+/// What a module defines for others.
+#[derive(Default, Debug)]
+struct NewExports {
+    /// What it exports.
+    exports: Vec<NewExport>,
+    /// What is one for the process, exported or not.
+    uniques: Vec<NewExport>,
 }
 
 /// Which symbols of a module others may use.
@@ -58,7 +72,7 @@ pub enum Exports {
     /// Those it exports: `EXPORT_SYMBOL`.
     #[default]
     Declared,
-    /// If it declares none: all its global functions and variables.
+    /// If it declares none: all its global functions, variables and numbers that are not hidden.
     GlobalsOfPlainObjects,
 }
 
@@ -74,6 +88,9 @@ pub(crate) struct Unformed<'a> {
     pub(crate) policy: &'a Policy,
     pub(crate) judge: &'a Judge<'a>,
     pub(crate) slices: Option<Box<Slices>>,
+    pub(crate) shared: Shared,
+    /// The symbols that mean another's definition.
+    pub(crate) elsewhere: &'a [u32],
 }
 
 /// A module that others can find, and its memory.
@@ -83,18 +100,45 @@ pub(crate) struct NewModule {
     pub(crate) memory: Formed,
 }
 
+/// What stands in a module's own tables, relocated.
+pub(crate) struct Tables {
+    names: Arc<Names>,
+    init_names: Option<Arc<Names>>,
+    exports: NewExports,
+    functions: Functions,
+    params: Vec<ParamInfo>,
+    frames: unwind::Plan,
+}
+
+impl Tables {
+    /// Reads all of them, and enters the module's name where it says what it is called.
+    pub(crate) fn read(
+        file: &File<'_>,
+        layout: &Layout,
+        memory: &mut Staging,
+        name: &Arc<str>,
+        policy: &Policy,
+        shared: Shared,
+        elsewhere: &[u32],
+    ) -> Result<Tables, Error> {
+        let (names, init_names) = names::collect(file, layout, memory, name, policy.trap_descriptor);
+        let (names, init_names) = (Arc::new(names), init_names.map(Arc::new));
+        memory.own_text(&names, init_names.as_ref());
+        let exports = exports(file, layout, memory, shared, elsewhere)?;
+        let functions = functions(file, layout, memory, &names, init_names.as_deref())?;
+        let params = params(file, layout, memory)?;
+        fill_own_block(layout, memory, name);
+        let frames = unwind::plan(file, layout, memory)?;
+        Ok(Tables { names, init_names, exports, functions, params, frames })
+    }
+}
+
 impl Unformed<'_> {
     /// Forms the module.
     pub(crate) fn form(self, mut memory: Staging) -> Result<NewModule, Error> {
-        let Unformed { file, info, layout, id, name, registry, externals, policy, judge, slices } = self;
-        let (names, init_names) = names::collect(file, layout, &memory, &name, policy.trap_descriptor);
-        let (names, init_names) = (Arc::new(names), init_names.map(Arc::new));
-        memory.own_text(&names, init_names.as_ref());
-        let exports = exports(file, layout, &memory, &names, policy.exports)?;
-        let functions = functions(file, layout, &memory, &names, init_names.as_deref())?;
-        let params = params(file, layout, &memory)?;
-        name_this_module(layout, &mut memory, &name);
-        let frames = unwind::plan(file, layout, &memory)?;
+        let Unformed { file, info, layout, id, name, registry, externals, policy, judge, slices, .. } = self;
+        let tables = Tables::read(file, layout, &mut memory, &name, policy, self.shared, self.elsewhere)?;
+        let Tables { names, init_names, exports, functions, params, frames } = tables;
         let module = Arc::new(Module::new(Parts {
             id,
             name,
@@ -125,12 +169,22 @@ pub(crate) fn tables<'f>(
     layout: &'f Layout,
     memory: &'f Staging,
     name: &'f str,
-) -> impl Iterator<Item = (&'f Section<'f>, Addr, &'f [u8])> {
-    file.sections.iter().zip(&layout.sections).filter_map(move |(section, spot)| {
+) -> impl Iterator<Item = (Addr, &'f [u8])> {
+    numbered_tables(file, layout, memory, name).map(|(_, at, bytes)| (at, bytes))
+}
+
+/// The same, with their numbers in the file.
+fn numbered_tables<'f>(
+    file: &'f File<'_>,
+    layout: &'f Layout,
+    memory: &'f Staging,
+    name: &'f str,
+) -> impl Iterator<Item = (u32, Addr, &'f [u8])> {
+    (0..).zip(file.sections.iter().zip(&layout.sections)).filter_map(move |(number, (section, spot))| {
         let Spot { part, offset } = (*spot).filter(|_| section.name == name.as_bytes())?;
         let start = modload_edit::index(offset);
         let bytes = memory.bytes(part).get(start..start + modload_edit::index(section.size))?;
-        Some((section, memory.addr(Spot { part, offset }), bytes))
+        Some((number, memory.addr(Spot { part, offset }), bytes))
     })
 }
 
@@ -139,24 +193,26 @@ fn exports(
     file: &File<'_>,
     layout: &Layout,
     memory: &Staging,
-    names: &Names,
-    which: Exports,
-) -> Result<Vec<NewExport>, Error> {
+    shared: Shared,
+    elsewhere: &[u32],
+) -> Result<NewExports, Error> {
     let mut exports = Vec::new();
-    let mut declares = false;
     for (table, crcs, gpl_only) in
         [(section::KSYMTAB, section::KCRCTAB, false), (section::KSYMTAB_GPL, section::KCRCTAB_GPL, true)]
     {
         // In the order of the records, whatever sections both are spread over.
-        let mut crcs = tables(file, layout, memory, crcs).flat_map(|(_, _, bytes)| bytes.chunks_exact(4));
-        for (_, start, bytes) in tables(file, layout, memory, table) {
-            declares = true;
+        let crc_table = crcs;
+        let mut crcs = tables(file, layout, memory, crcs).flat_map(|(_, bytes)| bytes.chunks_exact(4)).peekable();
+        let has_crcs = crcs.peek().is_some();
+        let first = exports.len();
+        for (number, start, bytes) in numbered_tables(file, layout, memory, table) {
             let bad = |record, problem| Error::BadRecord { section: table, record, problem };
             let records = Records::<ExportedSymbol>::new(bytes).map_err(|_| bad(0, "its size is no multiple of 12"))?;
             for (at, record) in records.iter().enumerate() {
                 let place = start + 12 * wide(at);
                 let addr = place.offset(record.value.into());
-                if memory.at(addr).is_none_or(|(part, _)| part.is_init()) {
+                let is_number = || is_absolute(file, number, 12 * wide(at));
+                if memory.at(addr).map_or_else(|| !is_number(), |(part, _)| part.is_init()) {
                     return Err(bad(at, "the symbol does not lie in this module, or is dropped after init"));
                 }
                 let name = memory.string((place + 4).offset(record.name.into()));
@@ -169,28 +225,62 @@ fn exports(
                 let namespace = namespace.ok_or_else(|| bad(at, "the namespace is not in this module"))?;
                 let crc = crcs.next().and_then(|crc| Some(u32::from_le_bytes(crc.try_into().ok()?)));
                 let (name, namespace) = (name.into(), namespace.into());
-                exports.push(NewExport { name, addr, gpl_only, namespace, crc });
+                let strength = Strength::Strong;
+                exports.push(NewExport { name, addr, gpl_only, namespace, crc, strength });
             }
         }
+        let without = exports[first..].iter().position(|export| has_crcs && export.crc.is_none());
+        if let Some(record) = without.or_else(|| crcs.next().map(|_| exports.len() - first)) {
+            let problem = "there is not one CRC for each exported symbol";
+            return Err(Error::BadRecord { section: crc_table, record, problem });
+        }
     }
-    if !declares && which == Exports::GlobalsOfPlainObjects {
-        let entry = |name: &[u8]| name == section::INIT_SYMBOL.as_bytes() || name == section::EXIT_SYMBOL.as_bytes();
-        let globals = names.globals().filter(|(name, _)| !entry(name));
-        exports.extend(globals.map(|(name, symbol)| NewExport {
-            name: name.into(),
-            addr: symbol.addr,
-            gpl_only: false,
-            namespace: [].into(),
-            crc: None,
-        }));
+    let mut all = NewExports { exports, uniques: Vec::new() };
+    for (at, symbol) in file.symbols().skip(1).filter(|(at, _)| elsewhere.binary_search(at).is_err()) {
+        let Some(strength) = vague::strength(file, &symbol) else { continue };
+        let Some(addr) = address(&symbol, at, layout, memory) else { continue };
+        let name = symbol.name();
+        let export =
+            || NewExport { name: name.into(), addr, gpl_only: false, namespace: [].into(), crc: None, strength };
+        let entry = name == section::INIT_SYMBOL.as_bytes() || name == section::EXIT_SYMBOL.as_bytes();
+        if shared == Shared::Globals && !entry && !name.is_empty() {
+            all.exports.push(export());
+        }
+        if strength == Strength::Unique {
+            all.uniques.push(export());
+        }
     }
-    Ok(exports)
+    Ok(all)
+}
+
+/// The address of a definition for others; `None` for what goes when `init` has returned, or is neither code, data nor a
+/// number.
+fn address(symbol: &Sym<'_>, at: u32, layout: &Layout, memory: &Staging) -> Option<Addr> {
+    let kinds = [elf::STT_FUNC, elf::STT_GNU_IFUNC, elf::STT_OBJECT, elf::STT_COMMON, elf::STT_NOTYPE];
+    if !kinds.contains(&symbol.kind) {
+        return None;
+    }
+    let lasting = |spot: Spot| (!spot.part.is_init()).then(|| memory.addr(spot));
+    match symbol.place {
+        Place::Section(_) if symbol.kind == elf::STT_GNU_IFUNC => lasting(layout.indirect(at)?),
+        Place::Section(section) => lasting(layout.section(section)?).map(|start| start + symbol.value),
+        Place::Common => lasting(layout.common(at)?),
+        Place::Absolute => Some(Addr::new(symbol.value)),
+        Place::Undefined | Place::Livepatch => None,
+    }
+}
+
+/// Whether a place of a section is relocated against a mere number.
+fn is_absolute(file: &File<'_>, section: u32, offset: u64) -> bool {
+    let of_section = file.relas.iter().filter(|relas| relas.target == section);
+    let mut here = of_section.flat_map(|relas| relas.records.iter()).filter(|rela| rela.offset == offset);
+    here.any(|rela| file.symbol(rela.symbol).is_some_and(|symbol| symbol.place == Place::Absolute))
 }
 
 /// Reads `__param`.
 fn params(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<ParamInfo>, Error> {
     let mut params = Vec::new();
-    for (_, _, bytes) in tables(file, layout, memory, section::PARAM) {
+    for (_, bytes) in tables(file, layout, memory, section::PARAM) {
         let bad = |record, problem| Error::BadRecord { section: section::PARAM, record, problem };
         let records = Records::<Param>::new(bytes).map_err(|_| bad(0, "its size is no multiple of 40"))?;
         for (at, record) in records.iter().enumerate() {
@@ -227,7 +317,8 @@ fn functions(
         resolvers: resolvers(file, layout, memory)?,
         constructors: arrays(file, layout, memory, section::INIT_ARRAY, section::CTORS)?,
         destructors,
-        dso_handle: layout.this_module.map(|spot| memory.addr(spot)),
+        this_module: layout.this_module.map(|spot| memory.addr(spot)),
+        dso_handle: layout.dso_handle().map(|spot| memory.addr(spot)),
     })
 }
 
@@ -289,44 +380,50 @@ fn arrays(
     Ok(found.into_iter().flat_map(|(_, functions)| functions).collect())
 }
 
-/// Writes the module's name into its `struct module`.
-fn name_this_module(layout: &Layout, memory: &mut Staging, name: &str) {
-    let Some(spot) = layout.this_module else { return };
-    let start = modload_edit::index(spot.offset);
-    if let Some(block) = memory.bytes_mut(spot.part).get_mut(start..start + name.len()) {
-        block.copy_from_slice(name.as_bytes());
+/// Writes the module's name into its `struct module`, and its own address into its `__dso_handle`, as gcc's `crtbeginS.o` has it:
+/// `atexit`, `at_quick_exit` and `pthread_atfork` of glibc's `libc_nonshared.a` pass the value on.
+fn fill_own_block(layout: &Layout, memory: &mut Staging, name: &str) {
+    let handle = layout.dso_handle().map(|spot| (spot, memory.addr(spot).get().to_le_bytes()));
+    let handle = handle.as_ref().map(|(spot, address)| (*spot, &address[..]));
+    for (spot, bytes) in layout.this_module.map(|spot| (spot, name.as_bytes())).into_iter().chain(handle) {
+        let start = modload_edit::index(spot.offset);
+        if let Some(block) = memory.bytes_mut(spot.part).get_mut(start..start + bytes.len()) {
+            block.copy_from_slice(bytes);
+        }
     }
 }
 
-/// Enters the module's exports. All or none.
-fn publish_exports(
-    registry: &Registry,
-    externals: &dyn Externals,
-    id: ModuleId,
-    exports: Vec<NewExport>,
-) -> Result<(), Error> {
+/// Enters the module's exports. All or none. What is vague and another's by now has become so since this module's own
+/// definition was chosen: another load was faster.
+fn publish_exports(registry: &Registry, externals: &dyn Externals, id: ModuleId, new: NewExports) -> Result<(), Error> {
     let duplicate = |export: &NewExport, owner: String| Error::DuplicateExport { symbol: escaped(&export.name), owner };
     // Asked before the lock is taken: what the host does to answer is not ours to know.
-    if let Some(export) = exports.iter().find(|export| externals.exported(&export.name).is_some()) {
+    if let Some(export) = new.exports.iter().find(|export| externals.exported(&export.name).is_some()) {
         return Err(duplicate(export, "the host".into()));
     }
     let mut book = registry.lock();
-    let mut taken = Vec::with_capacity(exports.len());
-    let mut refused = None;
-    for export in exports {
-        if let Some(owner) = book.exporter(&export.name) {
-            refused = Some(duplicate(&export, owner));
-            break;
+    let mut refused = Ok(());
+    let tables = [(Table::Exports, new.exports), (Table::Uniques, new.uniques)];
+    for (table, exports) in tables {
+        let mut taken = Vec::with_capacity(exports.len());
+        for export in exports {
+            if let Some(owner) = book.owner(table, &export.name) {
+                refused = refused.and(Err(duplicate(&export, owner)));
+                break;
+            }
+            let NewExport { name, addr, gpl_only, namespace, crc, strength } = export;
+            taken.push(name.clone());
+            book.enter(table, name, Export { module: id, addr, gpl_only, namespace, crc, strength });
         }
-        let NewExport { name, addr, gpl_only, namespace, crc } = export;
-        taken.push(name.clone());
-        book.exports.insert(name, Export { module: id, addr, gpl_only, namespace, crc });
+        // Whatever happens next, what is noted here goes when the reservation goes.
+        if let Some(entry) = book.by_id_mut(id) {
+            match table {
+                Table::Exports => entry.exports = taken,
+                Table::Uniques => entry.uniques = taken,
+            }
+        }
     }
-    // Whatever happens next, what is noted here goes when the reservation goes.
-    if let Some(entry) = book.by_id_mut(id) {
-        entry.exports = taken;
-    }
-    refused.map_or(Ok(()), Err)
+    refused
 }
 
 /// The module can be found from here on.

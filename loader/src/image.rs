@@ -15,6 +15,7 @@ use object::elf;
 
 pub use machine::{Kallsyms, Machine, MachineError, hexadecimal};
 
+use crate::admit;
 use crate::error::{Error, Unresolved, escaped};
 use crate::file::{File, Place};
 
@@ -106,7 +107,7 @@ impl MemoryImage {
         coming: impl FnOnce(&mut ImageComing<'_, '_>) -> Result<(), Error>,
         mut share: impl FnMut(&'static str),
     ) -> Result<MemoryImage, Error> {
-        let file = File::validate(placement.bytes)?;
+        let file = validated(placement)?;
         share("validate");
         let (places, mut space) = placed(&file, placement)?;
         share("place");
@@ -127,7 +128,7 @@ impl MemoryImage {
     /// # Errors
     /// [`Error`]: the file is malformed, a symbol or an address is missing, or a relocation cannot be done.
     pub fn relocated(placement: &Placement<'_>, machine: &Machine) -> Result<MemoryImage, Error> {
-        let file = File::validate(placement.bytes)?;
+        let file = validated(placement)?;
         let (places, mut space) = placed(&file, placement)?;
         let symbols = symbols(&file, &places, placement.percpu, machine)?;
         let mut ledger = Ledger::new(&mut space);
@@ -149,6 +150,16 @@ impl MemoryImage {
         });
         MemoryImage { sections: sections.collect(), edits }
     }
+}
+
+/// The file, if nothing of it would be passed over in silence.
+fn validated<'a>(placement: &Placement<'a>) -> Result<File<'a>, Error> {
+    let file = File::validate(placement.bytes)?;
+    for section in file.sections.iter().skip(1).filter(|section| !section.repeated) {
+        admit::check_type(section)?;
+        admit::check_records(section)?;
+    }
+    Ok(file)
 }
 
 /// Where the sections stand, and what the file has of them there.

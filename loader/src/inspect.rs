@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use modload_abi::known::{Contents, section_name};
 use modload_abi::livepatch::KlpSymbol;
 use modload_abi::{Rela, modinfo, section};
 use modload_edit::{index, wide};
@@ -13,6 +14,7 @@ use crate::error::{Error, escaped};
 use crate::file::{File, Place, Relas};
 use crate::layout::{self, Part};
 use crate::link::{self, Input, NAMES_LIMIT};
+use crate::vague::Shared;
 use crate::{admit, modinfo as info};
 
 /// What is to be known of a module without loading it. All names are escaped.
@@ -117,28 +119,6 @@ pub struct InspectedTable {
     pub records: Option<u64>,
 }
 
-/// The tables that the loader reads, and the sizes of their records.
-const TABLES: &[(&str, u64)] = &[
-    (section::KSYMTAB, 12),
-    (section::KSYMTAB_GPL, 12),
-    (section::PARAM, 40),
-    (section::PARAINSTRUCTIONS, 16),
-    (section::RETPOLINE_SITES, 4),
-    (section::RETURN_SITES, 4),
-    (section::ALTINSTRUCTIONS, 12),
-    (section::IBT_ENDBR_SEAL, 4),
-    (section::SMP_LOCKS, 4),
-    (section::MCOUNT_LOC, 8),
-    (section::PATCHABLE_FUNCTION_ENTRIES, 8),
-    (section::JUMP_TABLE, 16),
-    (section::STATIC_CALL_SITES, 8),
-    (section::STATIC_CALL_TRAMP_KEY, 8),
-    (section::INIT_ARRAY, 8),
-    (section::FINI_ARRAY, 8),
-    (section::CTORS, 8),
-    (section::DTORS, 8),
-];
-
 fn part_name(part: Part) -> &'static str {
     match part {
         Part::Text => "text",
@@ -168,12 +148,13 @@ impl Inspection {
     pub fn of_unit(inputs: &[Input<'_>], stem: &str, limit: u64) -> Result<Inspection, Error> {
         let linked = link::link(inputs, &[], limit)?;
         let file = File::validate(&linked.bytes)?;
-        let layout = layout::plan(&file, limit, None)?;
+        let layout = layout::plan(&file, limit, None, Shared::Uniques)?;
         bound_names(&file, &layout)?;
         let section = file.contents(section::MODINFO);
         let entries: Vec<_> =
             modinfo::entries(&section).map(|entry| (escaped(entry.key), escaped(entry.value))).collect();
         let named = modinfo::get(&section, "name").map_or_else(|| escaped(stem.as_bytes()), escaped);
+        let named = modinfo::canonical(&named).into_owned();
         let refused = match info::read(&file, stem) {
             Ok(_) => admit::check(&file).err(),
             Err(error) => Some(error),
@@ -309,17 +290,17 @@ fn relocations(file: &File<'_>) -> Vec<(String, u64)> {
 }
 
 fn special(file: &File<'_>) -> Vec<InspectedTable> {
-    let known = |name: &[u8]| {
-        let read = TABLES.iter().find(|(table, _)| name == table.as_bytes()).map(|(_, size)| Some(*size));
-        let other = || section::UNSUPPORTED.iter().find(|known| name == known.name.as_bytes());
-        read.or_else(|| other().map(|known| known.record))
-    };
     let tables = file.sections.iter().filter(|section| section.kept && section.size != 0);
     tables
         .filter_map(|section| {
-            let size = known(section.name)?;
-            let records = size.filter(|size| section.size.is_multiple_of(*size)).map(|size| section.size / size);
-            Some(InspectedTable { section: escaped(section.name), records })
+            let sizes: &[u64] = match &section_name(section.name)?.contents {
+                Contents::Records(sizes) => sizes,
+                Contents::Functions => &[8],
+                Contents::Refused { record, .. } => record.as_slice(),
+                Contents::Strings | Contents::Frames | Contents::Placed | Contents::Mark => return None,
+            };
+            let size = sizes.iter().find(|size| section.size.is_multiple_of(**size));
+            Some(InspectedTable { section: escaped(section.name), records: size.map(|size| section.size / size) })
         })
         .collect()
 }

@@ -12,6 +12,7 @@ use object::elf;
 use crate::error::Error;
 use crate::file::{File, Place, Section};
 use crate::specialise::HostOperations;
+use crate::vague::{self, Shared};
 
 /// A part of a module's memory: one range of one stripe.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -102,8 +103,9 @@ pub(crate) struct Spot {
     pub(crate) offset: u64,
 }
 
-/// Size of what `__this_module` and `__dso_handle` refer to: a `struct module` of the SDK's.
-pub(crate) const THIS_MODULE_SIZE: u64 = 64;
+/// Size of what `__this_module` refers to, a `struct module` of the SDK's. Behind it stands what `__dso_handle` refers to.
+const THIS_MODULE_SIZE: u64 = 64;
+const DSO_HANDLE_SIZE: u64 = 8;
 
 /// Size of a thunk, and distance of two.
 pub(crate) const THUNK: u64 = 32;
@@ -190,14 +192,24 @@ impl Layout {
     pub(crate) fn section(&self, at: u32) -> Option<Spot> {
         self.sections.get(index(at.into())).copied().flatten()
     }
+
+    /// Where what `__dso_handle` refers to is.
+    pub(crate) fn dso_handle(&self) -> Option<Spot> {
+        self.this_module.map(|Spot { part, offset }| Spot { part, offset: offset + THIS_MODULE_SIZE })
+    }
 }
 
 /// No module is larger than what a process can address, whatever the policy says.
 const ADDRESS_SPACE: u64 = 1 << 47;
 
 /// Lays a file out within `limit` bytes. Who refers to the host's operations table gets a copy of it, because the host
-/// may be out of reach.
-pub(crate) fn plan(file: &File<'_>, limit: u64, operations: Option<&HostOperations>) -> Result<Layout, Error> {
+/// may be out of reach. Of what `shared` says it may turn out to use another's definitions.
+pub(crate) fn plan(
+    file: &File<'_>,
+    limit: u64,
+    operations: Option<&HostOperations>,
+    shared: Shared,
+) -> Result<Layout, Error> {
     let limit = limit.min(ADDRESS_SPACE);
     let mut layout = Layout {
         parts: [Space::EMPTY; Part::COUNT],
@@ -256,7 +268,9 @@ pub(crate) fn plan(file: &File<'_>, limit: u64, operations: Option<&HostOperatio
         layout.sections[at] = Some(spot);
     }
     for relas in &file.relas {
-        layout.slots.scan(relas.section, relas.records, |symbol| file.is_undefined(symbol));
+        layout.slots.scan(relas.section, relas.records, |symbol| {
+            file.is_from_outside(symbol) || vague::may_be_elsewhere(file, symbol, shared)
+        });
     }
     // All of their symbols are some object's.
     for relas in &file.klp_relas {
@@ -277,7 +291,7 @@ pub(crate) fn plan(file: &File<'_>, limit: u64, operations: Option<&HostOperatio
         layout.thunks = Some(layout.add(Part::Text, THUNK * (THUNKS + 1), THUNK, limit)?);
     }
     if wants_own_block {
-        layout.this_module = Some(layout.add(Part::Data, THIS_MODULE_SIZE, 16, limit)?);
+        layout.this_module = Some(layout.add(Part::Data, THIS_MODULE_SIZE + DSO_HANDLE_SIZE, 16, limit)?);
     }
     Ok(layout)
 }

@@ -30,6 +30,7 @@ mod layout;
 mod registry;
 mod memory;
 mod resolve;
+mod vague;
 mod relocate;
 mod specialise;
 mod deferred;
@@ -42,9 +43,11 @@ mod params;
 mod entry;
 mod load;
 mod inside;
+mod left;
 mod quarantine;
 mod unload;
 mod inspect;
+mod check;
 mod plan;
 mod image;
 
@@ -52,6 +55,7 @@ mod fork;
 mod module;
 mod names;
 mod set_param;
+mod suggest;
 
 pub use chains::{BUILTIN, Membership, Refusal, Subscriber};
 pub use deferred::{DeferredError, Slice, SlicePlan, Slices, WantedSymbol};
@@ -60,11 +64,12 @@ pub use error::{Advice, Error, LoadError, Stage, UnloadError, Unresolved, senten
 pub use file::{File, Section};
 pub use form::Exports;
 pub use image::{ImageComing, ImageSection, Kallsyms, Machine, MachineError, MemoryImage, Placement, hexadecimal};
-pub use inside::{Occupant, Occupies};
+pub use inside::{CannotLook, LookError, Occupant, Occupies, can_look};
 pub use inspect::{
     FunctionBytes, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable, InspectedWait,
     Inspection,
 };
+pub use left::LeftBy;
 pub use link::Input;
 pub use load::{Faults, Injected, Loader, NoFaults};
 pub use memory::{Coming, SectionBytes};

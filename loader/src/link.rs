@@ -2,6 +2,7 @@
 //! `ld -r` makes it. A file that is one object already passes through untouched.
 
 mod archive;
+mod crel;
 mod merge;
 mod symbols;
 mod write;
@@ -11,6 +12,7 @@ mod tests;
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
 
+use crate::admit;
 use crate::error::{Error, escaped};
 use crate::file::File;
 use crate::link::archive::Archive;
@@ -69,11 +71,14 @@ pub(crate) struct Linked<'a> {
 pub(crate) fn link<'a>(inputs: &'a [Input<'a>], wanted: &[String], limit: u64) -> Result<Linked<'a>, Error> {
     match inputs {
         [Input { bytes, .. }] if !archive::is_archive(bytes) => {
-            return Ok(Linked { bytes: Cow::Borrowed(bytes), objects: Vec::new() });
+            let bytes = crel::written_out(bytes, limit)?.map_or(Cow::Borrowed(&**bytes), Cow::Owned);
+            return Ok(Linked { bytes, objects: Vec::new() });
         }
         _ => {}
     }
-    let sources: Vec<Source<'_>> = inputs.iter().map(Source::read).collect::<Result<_, _>>()?;
+    let plain: Vec<Plain> = inputs.iter().map(|input| Plain::of(input, limit)).collect::<Result<_, _>>()?;
+    let sources = inputs.iter().zip(&plain).map(|(input, plain)| Source::read(input, plain));
+    let sources: Vec<Source<'_>> = sources.collect::<Result<_, _>>()?;
     let Unit { objects, symbols, .. } = select(sources, wanted)?;
     if objects.is_empty() {
         return Err(Error::NotAnObject("an archive without any object"));
@@ -83,19 +88,37 @@ pub(crate) fn link<'a>(inputs: &'a [Input<'a>], wanted: &[String], limit: u64) -
     Ok(Linked { bytes: Cow::Owned(bytes), objects })
 }
 
+/// The objects of an input whose compact relocations have been written out, if there are any.
+enum Plain {
+    Object(Option<Vec<u8>>),
+    /// By member.
+    Archive(Vec<archive::Plain>),
+}
+
+impl Plain {
+    fn of(input: &Input<'_>, limit: u64) -> Result<Plain, Error> {
+        if archive::is_archive(&input.bytes) {
+            return Ok(Plain::Archive(archive::written_out(&input.bytes, limit)));
+        }
+        let name = escaped(input.name.as_bytes());
+        crel::written_out(&input.bytes, limit).map(Plain::Object).map_err(|error| inside(&name, error))
+    }
+}
+
 enum Source<'a> {
     Object(Object<'a>),
     Archive(Archive<'a>),
 }
 
 impl<'a> Source<'a> {
-    fn read(input: &'a Input<'_>) -> Result<Source<'a>, Error> {
+    fn read(input: &'a Input<'_>, plain: &'a Plain) -> Result<Source<'a>, Error> {
         let name = escaped(input.name.as_bytes());
-        if archive::is_archive(&input.bytes) {
-            return Archive::read(&name, &input.bytes).map(Source::Archive).map_err(|error| inside(&name, error));
-        }
-        let file = File::validate(&input.bytes).map_err(|error| inside(&name, error))?;
-        Ok(Source::Object(Object { name, file }))
+        let read = match plain {
+            Plain::Archive(members) => Archive::read(&name, &input.bytes, members).map(Source::Archive),
+            Plain::Object(plain) => File::validate(plain.as_deref().unwrap_or(&input.bytes))
+                .map(|file| Source::Object(Object { name: name.clone(), file })),
+        };
+        read.map_err(|error| inside(&name, error))
     }
 }
 
@@ -106,6 +129,8 @@ struct Unit<'a> {
     symbols: Symbols<'a>,
     /// The signatures of all COMDAT groups.
     groups: HashSet<&'a [u8]>,
+    /// The names of all sections of their older form.
+    linkonce: HashSet<&'a [u8]>,
 }
 
 impl<'a> Unit<'a> {
@@ -113,9 +138,12 @@ impl<'a> Unit<'a> {
         let groups = std::mem::take(&mut object.file.groups).into_iter();
         let repeated: Vec<_> = groups.filter(|group| !self.groups.insert(group.signature)).collect();
         repeated.iter().for_each(|group| object.file.drop_group(group.members));
-        if !repeated.is_empty() {
+        let linkonce = object.file.drop_repeated_linkonce(&mut self.linkonce);
+        if linkonce || !repeated.is_empty() {
             object.file.drop_linked();
         }
+        // Before what it asks for is gone, or stands in the middle of another object's.
+        admit::check_sections(&object.file).map_err(|error| object.failed(error))?;
         self.symbols.add(&self.objects, &object)?;
         self.objects.push(object);
         Ok(())

@@ -23,12 +23,13 @@ use crate::modinfo::Modinfo;
 use crate::module::{Module, Reference};
 use crate::onlooker::{Made, Onlooker};
 use crate::params::ParamsSet;
-use crate::policy::{ForcedUnload, Judge, Policy};
-use crate::registry::{Registry, Reservation, State};
+use crate::policy::{ForcedUnload, Judge, Policy, Proof};
+use crate::registry::{ModuleId, Registry, Reservation, State};
 use crate::resolve::{self, Absent, Externals, Resolved, Scene};
 use crate::specialise::{self, Specialised};
 use crate::timeline::{Event, EventKind, Listening, Recorder, Recording};
 use crate::unload::{self, Unless, Which};
+use crate::vague::Shared;
 use crate::{admit, layout, link, modinfo, quarantine, relocate};
 
 /// Loads and unloads modules. Dropping it unloads them all in reverse order and leaks, with an error in the log, what
@@ -205,12 +206,14 @@ impl Counted for ParamsSet {
     }
 }
 
-/// Says that nothing is left, when it is dropped after everything else.
-struct Gone<'a, F: Faults>(Option<&'a Run<'a, F>>);
+/// Says that nothing is left, when it is dropped after everything else, unless a thread that the module's code has started keeps it.
+struct Gone<'a, F: Faults>(Option<(&'a Run<'a, F>, ModuleId)>);
 
 impl<F: Faults> Drop for Gone<'_, F> {
     fn drop(&mut self) {
-        if let Some(run) = self.0 {
+        if let Some((run, id)) = self.0
+            && !quarantine::holds(run.registry, id)
+        {
             run.recorder().record(|| EventKind::Freed);
         }
     }
@@ -223,9 +226,13 @@ impl Loader {
     /// [`ArenaError`] names the rule of the system that stands in the way.
     pub fn new(externals: Arc<dyn Externals>, policy: Policy) -> Result<Loader, ArenaError> {
         let arena = Arena::get()?;
-        // Modules run without it; walks through the host's own frames do not.
-        if let Err(missing) = modload_threads::frames::know_process() {
-            tracing::warn!(%missing, "stacks cannot be walked");
+        let sees = modload_threads::can_see().map_err(|error| Box::new(error).into());
+        let walks = || modload_threads::frames::know_process().map_err(|missing| Box::new(missing).into());
+        match sees.and_then(|()| walks()) {
+            Err(missing) if policy.proof == Proof::Stacks => return Err(ArenaError::Look(missing)),
+            // Modules run without it; walks through the host's own frames do not.
+            Err(missing) => tracing::warn!(%missing, "stacks cannot be walked"),
+            Ok(()) => {}
         }
         Ok(Loader { registry: Registry::acquire(), arena, externals, policy, onlookers: Vec::new() })
     }
@@ -237,7 +244,8 @@ impl Loader {
         self
     }
 
-    /// Loads a module: UNFORMED, COMING, LIVE. When it returns an error, nothing of the module is left.
+    /// Loads a module: UNFORMED, COMING, LIVE. When it returns an error, nothing of the module is left, but its memory if threads that
+    /// its code has started are still inside: that is in [quarantine](Loader::quarantined).
     ///
     /// # Errors
     /// [`LoadError`] says in which stage and why.
@@ -261,14 +269,15 @@ impl Loader {
         run.module = info.name.as_str().into();
         let judge = run.stage(Stage::Admit, || admit::admit(&file, &info, policy, run.recorder()))?;
         let operations = policy.rewriting.host_operations.as_ref();
-        let layout = run.stage(Stage::Layout, || layout::plan(&file, policy.size_limit, operations))?;
+        let shared = Shared::of(&file, policy.exports);
+        let layout = run.stage(Stage::Layout, || layout::plan(&file, policy.size_limit, operations, shared))?;
 
         // UNFORMED: the name is ours, and nobody sees more than that.
         let mut gone = Gone(None);
         let reservation = run.stage(Stage::Reserve, || registry.reserve(&run.module))?;
-        gone.0 = Some(&run);
-        run.state(State::Unformed);
         let id = reservation.id;
+        gone.0 = Some((&run, id));
+        run.state(State::Unformed);
         let mut memory = run.stage(Stage::Allocate, || memory::allocate(arena, &layout))?;
         run.stage(Stage::Copy, || Ok(memory::copy(&file, &layout, operations, &mut memory)))?;
         let scene = Scene {
@@ -278,6 +287,7 @@ impl Loader {
             externals: &**externals,
             judge: &judge,
             absent: Absent::Refused,
+            shared,
         };
         let resolved = run.stage(Stage::Resolve, || resolve::resolve(&file, &layout, &memory, scene))?;
         let low = arena.is_low();
@@ -292,7 +302,9 @@ impl Loader {
         let (file, info, layout, name) = (&file, &info, &layout, run.module.clone());
         let judge = &judge;
         let externals = &**externals;
-        let unformed = Unformed { file, info, layout, id, name, registry, externals, policy, judge, slices };
+        let elsewhere = &resolved.elsewhere;
+        let unformed =
+            Unformed { file, info, layout, id, name, registry, externals, policy, judge, slices, shared, elsewhere };
         let NewModule { module, memory } = run.stage(Stage::Form, || unformed.form(memory))?;
 
         // COMING: symbols are visible, relocations done, text still staged.

@@ -57,7 +57,8 @@ impl Modinfo<'_> {
     }
 }
 
-/// Reads `.modinfo`. Without a `name=` the module is called `stem`.
+/// Reads `.modinfo`. Without a `name=` the module is called `stem`. The name is the canonical one: so all that is asked of a
+/// module by its name is asked under that.
 pub(crate) fn read<'a>(file: &File<'a>, stem: &str) -> Result<Modinfo<'a>, Error> {
     let bytes = file.contents(section::MODINFO);
     let name = checked(modinfo::get(&bytes, "name").unwrap_or(stem.as_bytes()))?;
@@ -76,7 +77,9 @@ fn checked(name: &[u8]) -> Result<String, Error> {
         return Err(bad("it holds a slash"));
     }
     match std::str::from_utf8(name) {
-        Ok(name) if !name.chars().any(|c| c.is_control() || c.is_whitespace()) => Ok(name.to_owned()),
+        Ok(name) if !name.chars().any(|c| c.is_control() || c.is_whitespace()) => {
+            Ok(modinfo::canonical(name).into_owned())
+        }
         Ok(_) => Err(bad("it holds a blank or a control character")),
         Err(_) => Err(bad("it is not UTF-8")),
     }

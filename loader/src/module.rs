@@ -8,14 +8,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use modload_edit::{Addr, NOPS, ZERO, index, wide};
+use modload_threads::boundary;
+use modload_threads::creation::Creator;
 use modload_threads::frames::is_behind_call;
 
 use crate::chains::Accepted;
 use crate::deferred::Slices;
 use crate::error::{UnloadError, escaped};
 use crate::form::Functions;
-use crate::inside::{self, Occupant};
+use crate::inside::{self, LookError, Occupant};
 use crate::layout::Part;
+use crate::left::LeftBy;
 use crate::memory::{Core, Ranges};
 use crate::names::{Names, SymbolKind};
 use crate::params::ParamInfo;
@@ -96,6 +99,8 @@ pub struct Module {
     has_stand_ins: AtomicBool,
     stand_ins: Mutex<Vec<Range<u64>>>,
     pub(crate) proof: Proof,
+    /// By its number threads know that the module has created them, and destructors of threads that they are the module's.
+    pub(crate) creator: Arc<Creator>,
     /// From LIVE on.
     pub(crate) core: Mutex<Option<Core>>,
     pub(crate) accepted: Mutex<Accepted>,
@@ -156,6 +161,7 @@ impl Module {
             has_stand_ins: AtomicBool::new(false),
             stand_ins: Mutex::new(Vec::new()),
             proof: parts.proof,
+            creator: Arc::new(Creator::new()),
             core: Mutex::new(None),
             accepted: Mutex::new(Accepted::default()),
             init_dropped: AtomicBool::new(false),
@@ -304,7 +310,7 @@ impl Module {
     ///
     /// # Errors
     /// Threads cannot be held.
-    pub fn occupants(&self, code: &[Range<u64>]) -> Result<Vec<Occupant>, modload_threads::Error> {
+    pub fn occupants(&self, code: &[Range<u64>]) -> Result<Vec<Occupant>, LookError> {
         inside::occupants(self, code)
     }
 
@@ -390,7 +396,21 @@ impl Module {
     /// The address of its `struct module`, if it refers to it.
     #[must_use]
     pub fn this_module(&self) -> Option<Addr> {
-        self.functions.dso_handle
+        self.functions.this_module
+    }
+
+    /// What threads that it creates know it by.
+    #[must_use]
+    pub fn creator(&self) -> Arc<Creator> {
+        self.creator.clone()
+    }
+
+    /// Runs something that may call the module's code: what that throws ends here.
+    ///
+    /// # Errors
+    /// [`LeftBy`]: how the code was left, other than by returning, and where.
+    pub fn guard<R>(&self, run: impl FnOnce() -> R) -> Result<R, LeftBy> {
+        boundary::guard(run).map_err(|left| LeftBy::describe(self.registry, left))
     }
 
     /// Whether an address lies in the module's memory. That of its init sections is others' when `init` has returned.

@@ -220,12 +220,6 @@ impl Names {
         let found = self.entries.iter().filter(holds).max_by_key(rank)?;
         Some((self.name(found), at.checked_offset_from(found.addr)?, found.size))
     }
-
-    /// Names and addresses of all global symbols.
-    pub(crate) fn globals(&self) -> impl Iterator<Item = (&[u8], Symbol)> {
-        let globals = self.entries.iter().filter(|entry| entry.scope == Scope::Global);
-        globals.map(|entry| (self.name(entry), Symbol { addr: entry.addr, size: entry.size, kind: entry.kind }))
-    }
 }
 
 impl Describe for Names {

@@ -20,6 +20,7 @@ use crate::policy::Judge;
 use crate::relocate;
 use crate::resolve::{self, Absent, Scene};
 use crate::specialise::{Rewriting, specialise};
+use crate::vague::Shared;
 use crate::{Input, admit};
 
 /// One function, before and after.
@@ -67,7 +68,8 @@ impl Loader {
         admit::check(&file).map_err(failed(Stage::Admit))?;
         let judge = Judge::new(policy, &file, &info).map_err(failed(Stage::Admit))?;
         let operations = policy.rewriting.host_operations.as_ref();
-        let layout = layout::plan(&file, policy.size_limit, operations).map_err(failed(Stage::Layout))?;
+        let shared = Shared::of(&file, policy.exports);
+        let layout = layout::plan(&file, policy.size_limit, operations, shared).map_err(failed(Stage::Layout))?;
         let (reservation, name) = self.registry.reserve_to_look(&info.name);
         let arena = self.arena();
         let mut memory = memory::allocate(arena, &layout).map_err(failed(Stage::Allocate))?;
@@ -79,6 +81,7 @@ impl Loader {
             externals: self.externals(),
             judge: &judge,
             absent: Absent::Somewhere,
+            shared,
         };
         let resolved = resolve::resolve(&file, &layout, &memory, scene).map_err(failed(Stage::Resolve))?;
         let mut ledger = Ledger::new(&mut memory);

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fmt;
 
-use modload_abi::{Records, Version, section};
+use modload_abi::{Records, Version, modinfo, section};
 use serde::{Serialize, Serializer};
 
 use crate::error::{Error, escaped};
@@ -213,7 +213,8 @@ impl<'a> Judge<'a> {
     /// The rules that concern the module as a whole.
     pub(crate) fn module(&self, recorder: Recorder<'_>) -> Result<(), Error> {
         if !self.policy.blocked.is_empty() {
-            let blocked = || self.policy.blocked.contains(&self.info.name).then_some(Error::Blocked);
+            let is_blocked = self.policy.blocked.iter().any(|name| modinfo::is_same_name(name, &self.info.name));
+            let blocked = || is_blocked.then_some(Error::Blocked);
             self.rule(recorder, Rule::Blocklist, blocked)?;
         }
         if let Some(expected) = &self.policy.expected_vermagic {

@@ -7,16 +7,25 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::inside::{self, Except, Patience};
-use crate::memory::Core;
+use crate::memory::{Core, Installed};
 use crate::module::{Module, Reference};
-use crate::registry::Registry;
+use crate::registry::{ModuleId, Registry};
 use crate::timeline::{EventKind, Recorder};
+
+/// Memory of a module that has gone. Held for its drop.
+#[expect(dead_code, reason = "each is held for its drop")]
+pub(crate) enum Memory {
+    /// That of a module that was LIVE.
+    Live(Core),
+    /// That of a module whose load has failed after some of its code had run.
+    Failed(Installed),
+}
 
 /// A module's memory that stays.
 pub(crate) struct Quarantined {
     module: Arc<Module>,
     /// Dropped first.
-    core: Core,
+    memory: Memory,
     /// The modules whose symbols it uses: they stay, too.
     providers: Vec<Reference>,
     /// Whose timeline hears that it is freed; none when that host is gone.
@@ -37,22 +46,38 @@ pub(crate) fn quarantine() -> MutexGuard<'static, Vec<Quarantined>> {
 }
 
 /// Puts a module's memory there.
-pub(crate) fn put(registry: &'static Registry, module: Arc<Module>, core: Core, providers: Vec<Reference>) {
-    quarantine().push(Quarantined { module, core, providers, registry: Some(registry) });
+pub(crate) fn put(registry: &'static Registry, module: Arc<Module>, memory: Memory, providers: Vec<Reference>) {
+    quarantine().push(Quarantined { module, memory, providers, registry: Some(registry) });
+}
+
+/// Whether the memory of a registry's module is there.
+pub(crate) fn holds(registry: &'static Registry, id: ModuleId) -> bool {
+    let is = |one: &Quarantined| one.module.id == id && one.registry.is_some_and(|its| std::ptr::eq(its, registry));
+    quarantine().iter().any(is)
+}
+
+/// What a sweep has taken out. What it has not freed goes back, if a proof panics, too.
+struct Taken(Vec<Quarantined>);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        quarantine().append(&mut self.0);
+    }
 }
 
 /// Frees what nobody is in any more; returns the names of the modules, and leaves the rest.
 pub(crate) fn sweep() -> Vec<String> {
     // Taken out, so that two sweeps do not look at the same.
-    let all = std::mem::take(&mut *quarantine());
+    let mut taken = Taken(std::mem::take(&mut *quarantine()));
     let mut freed = Vec::new();
-    for one in all {
+    let mut at = 0;
+    while let Some(one) = taken.0.get(at) {
         if inside::prove_empty(&one.module, Except::Nobody, Patience::Once).is_err() {
-            quarantine().push(one);
+            at += 1;
             continue;
         }
-        let Quarantined { module, core, providers, registry } = one;
-        drop(core);
+        let Quarantined { module, memory, providers, registry } = taken.0.swap_remove(at);
+        drop(memory);
         drop(providers);
         if let Some(registry) = registry {
             Recorder { registry, module: &module.name }.record(|| EventKind::Freed);

@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
+use modload_abi::modinfo;
 use modload_edit::Addr;
 use modload_notifier::{Chains, Member};
 use petgraph::Direction;
@@ -15,11 +16,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::chains::Seat;
 use crate::entry;
-use crate::error::{Error, escaped};
+use crate::error::Error;
 use crate::fork;
 use crate::module::{Module, Reference};
 use crate::quarantine::{Quarantined, quarantine};
 use crate::timeline::Ear;
+use crate::vague::{Strength, Table};
 
 /// The states of a module, as Linux has them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -63,6 +65,8 @@ pub(crate) struct Entry {
     pub(crate) module: Option<Arc<Module>>,
     /// The names under which its symbols stand in [`Book::exports`].
     pub(crate) exports: Vec<Box<[u8]>>,
+    /// The same for [`Book::uniques`].
+    pub(crate) uniques: Vec<Box<[u8]>>,
 }
 
 /// A symbol that a module exports.
@@ -75,6 +79,8 @@ pub(crate) struct Export {
     pub(crate) namespace: Box<[u8]>,
     /// What `__kcrctab` says of it.
     pub(crate) crc: Option<u32>,
+    /// Whether other modules may define it, too.
+    pub(crate) strength: Strength,
 }
 
 #[derive(Default)]
@@ -84,6 +90,8 @@ pub(crate) struct Book {
     names: HashMap<Arc<str>, ModuleId>,
     next: u64,
     pub(crate) exports: HashMap<Box<[u8]>, Export>,
+    /// STB_GNU_UNIQUE definitions, exported or not.
+    pub(crate) uniques: HashMap<Box<[u8]>, Export>,
     /// From the user of a symbol to its provider.
     uses: StableDiGraph<ModuleId, ()>,
     /// Which thread waits for which module: the wait-for graph, whose other edges are [`Entry::thread`].
@@ -307,19 +315,36 @@ pub(crate) enum Found {
 impl Registry {
     /// An export and the name of its module.
     pub(crate) fn export(&self, name: &[u8]) -> Option<(Export, Arc<str>)> {
+        self.export_of(Table::Exports, name)
+    }
+
+    /// What a table has of a name, and the name of its module.
+    pub(crate) fn export_of(&self, table: Table, name: &[u8]) -> Option<(Export, Arc<str>)> {
         let book = self.lock();
-        let export = book.exports.get(name)?;
+        let export = book.exported(table, name)?;
         Some((export.clone(), book.by_id(export.module)?.name.clone()))
     }
 
     /// Waits until the module of an export is LIVE, and notes that `user` uses it.
     pub(crate) fn use_export(&self, user: ModuleId, name: &[u8], judged: &Export) -> Result<Found, Error> {
+        self.use_export_of(Table::Exports, user, name, judged)
+    }
+
+    /// The same for what a table has.
+    pub(crate) fn use_export_of(
+        &self,
+        table: Table,
+        user: ModuleId,
+        name: &[u8],
+        judged: &Export,
+    ) -> Result<Found, Error> {
         let thread = thread::current().id();
         let until = Instant::now() + PATIENCE;
         let mut book = self.lock();
         loop {
             // It may have gone since it was judged, and another one of its name have come.
-            let Some(export) = book.exports.get(name).filter(|export| export.module == judged.module).cloned() else {
+            let export = book.exported(table, name).filter(|export| export.module == judged.module);
+            let Some(export) = export.cloned() else {
                 return Ok(Found::Nothing);
             };
             let Some(provider) = book.by_id(export.module) else { return Ok(Found::Nothing) };
@@ -357,8 +382,16 @@ impl Book {
         self.next += 1;
         let node = self.uses.add_node(id);
         self.names.insert(name.clone(), id);
-        let entry =
-            Entry { id, name: name.clone(), state: State::Unformed, thread, node, module: None, exports: Vec::new() };
+        let entry = Entry {
+            id,
+            name: name.clone(),
+            state: State::Unformed,
+            thread,
+            node,
+            module: None,
+            exports: Vec::new(),
+            uniques: Vec::new(),
+        };
         self.modules.push(entry);
         (id, name)
     }
@@ -373,7 +406,7 @@ impl Book {
     }
 
     pub(crate) fn by_name(&self, name: &str) -> Option<&Entry> {
-        self.by_id(*self.names.get(name)?)
+        self.by_id(*self.names.get(&*modinfo::canonical(name))?)
     }
 
     pub(crate) fn by_id(&self, id: ModuleId) -> Option<&Entry> {
@@ -426,15 +459,10 @@ impl Book {
         self.modules.iter().rev().find(busy).map(|entry| format!("\"{}\"", entry.name))
     }
 
-    /// Who exports this name.
-    pub(crate) fn exporter(&self, name: &[u8]) -> Option<String> {
-        let export = self.exports.get(name)?;
-        Some(self.by_id(export.module).map_or_else(String::new, |entry| entry.name.to_string()))
-    }
-
-    /// All exported names, escaped.
-    pub(crate) fn export_names(&self) -> impl Iterator<Item = String> {
-        self.exports.keys().map(|name| escaped(name))
+    /// Calls what it is given with every exported name that can be shown as it is: others nobody types.
+    pub(crate) fn export_names(&self, each: &mut dyn FnMut(&str)) {
+        let shown = |name: &&str| name.bytes().all(|byte| byte.is_ascii_graphic());
+        self.exports.keys().filter_map(|name| std::str::from_utf8(name).ok()).filter(shown).for_each(each);
     }
 
     /// After fork: the threads of all loads but this one's do not exist. What they had in hand never ends, and is
@@ -469,6 +497,9 @@ impl Book {
             self.names.remove(&entry.name);
             for name in &entry.exports {
                 self.exports.remove(name);
+            }
+            for name in &entry.uniques {
+                self.uniques.remove(name);
             }
             self.uses.remove_node(entry.node);
         }

@@ -70,9 +70,10 @@ fn early<'f, 'a>(file: &'f File<'a>) -> impl Iterator<Item = &'f Relas<'a>> {
     file.relas.iter().chain(file.klp_relas.iter().filter(|relas| awaited(file, relas).is_none()))
 }
 
-/// Rows for functions that are not there do no harm.
+/// Rows and records of entries for functions that are not there do no harm.
 fn on_discarded(section: &Section<'_>) -> OnDiscarded {
-    if section.name == section::EH_FRAME.as_bytes() { OnDiscarded::LeaveZero } else { OnDiscarded::Refuse }
+    let of_functions = [section::EH_FRAME, section::PATCHABLE_FUNCTION_ENTRIES, section::MCOUNT_LOC].map(str::as_bytes);
+    if of_functions.contains(&section.name) { OnDiscarded::LeaveZero } else { OnDiscarded::Refuse }
 }
 
 fn fill(

@@ -17,7 +17,9 @@ use crate::memory::Staging;
 use crate::params;
 use crate::policy::{Judge, Wanted};
 use crate::registry::{Found, ModuleId, Registry};
+use crate::suggest::Suggestions;
 use crate::timeline::Recorder;
+use crate::vague::{self, Shared};
 
 /// A symbol that comes from outside all modules.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,6 +64,8 @@ pub(crate) struct Resolved {
     pub(crate) symbols: Vec<Symbol>,
     /// How many came from outside the module.
     pub(crate) external: u64,
+    /// The symbols that the module defines, and that mean another's definition all the same, in order.
+    pub(crate) elsewhere: Vec<u32>,
 }
 
 /// Who asks, and whom.
@@ -73,6 +77,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) externals: &'a dyn Externals,
     pub(crate) judge: &'a Judge<'a>,
     pub(crate) absent: Absent,
+    /// Which of its definitions the module shares with others.
+    pub(crate) shared: Shared,
 }
 
 /// What is done about symbols that nobody has.
@@ -95,6 +101,15 @@ pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene:
     }
     let mut missing = Vec::new();
     let mut external = 0;
+    let mut elsewhere = Vec::new();
+    for (at, symbol) in file.symbols() {
+        let Some(strength) = vague::strength(file, &symbol) else { continue };
+        if let Some(addr) = vague::elsewhere(&symbol, strength, scene.shared, scene)? {
+            symbols[index(at.into())] = Symbol { addr, size: symbol.size, kind: SymbolKind::External };
+            elsewhere.push(at);
+            external += 1;
+        }
+    }
     for &at in &layout.undefined {
         let Some(symbol) = file.symbol(at) else { continue };
         let operations = layout.operations.filter(|(table, _)| *table == at).map(|(_, spot)| memory.addr(spot));
@@ -133,13 +148,23 @@ pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene:
         let operations = layout.operations.filter(|(table, _)| *table == at).map(|(_, spot)| memory.addr(spot));
         match operations.or_else(|| picked(own.get(klp.name)?, klp.position)) {
             Some(addr) => symbols[index(at.into())] = Symbol { addr, size: symbol.size, kind: SymbolKind::External },
+            None if scene.absent == Absent::Somewhere => {
+                let addr = memory.addr(layout.got);
+                symbols[index(at.into())] = Symbol { addr, size: symbol.size, kind: SymbolKind::External };
+            }
             None => missing.push((at, Some("the host has none of this name and position"))),
         }
     }
     if missing.is_empty() {
-        return Ok(Resolved { symbols, external });
+        return Ok(Resolved { symbols, external, elsewhere });
     }
-    Err(Error::Unresolved(missing.iter().map(|&(at, because)| report(file, at, because, scene)).collect()))
+    let names = |each: &mut dyn FnMut(&str)| {
+        scene.externals.names().iter().for_each(|name| each(name));
+        scene.registry.lock().export_names(each);
+    };
+    let mut suggestions = Suggestions::among(names);
+    let reports = missing.iter().map(|&(at, because)| report(file, at, because, &mut suggestions));
+    Err(Error::Unresolved(reports.collect()))
 }
 
 /// Which of several a symbol's position means: the only one, or that of this number, from 1.
@@ -170,8 +195,11 @@ fn supplied(name: &[u8], file: &File<'_>, layout: &Layout, memory: &Staging) -> 
     if name == section::GOT_SYMBOL.as_bytes() {
         return Some(memory.addr(layout.got));
     }
-    if name == section::DSO_HANDLE_SYMBOL.as_bytes() || name == section::THIS_MODULE_SYMBOL.as_bytes() {
+    if name == section::THIS_MODULE_SYMBOL.as_bytes() {
         return layout.this_module.map(|spot| memory.addr(spot));
+    }
+    if name == section::DSO_HANDLE_SYMBOL.as_bytes() {
+        return layout.dso_handle().map(|spot| memory.addr(spot));
     }
     if let Some(ops) = name.strip_prefix(section::PARAM_OPS_PREFIX.as_bytes()) {
         return params::ops(ops);
@@ -228,7 +256,12 @@ fn outside(symbol: &Sym<'_>, scene: Scene<'_>) -> Result<Result<Addr, Option<&'s
     scene.externals.fallback(symbol.name()).map_or(Ok(Err(None)), usable)
 }
 
-fn report(file: &File<'_>, at: u32, because: Option<&'static str>, scene: Scene<'_>) -> Unresolved {
+fn report(
+    file: &File<'_>,
+    at: u32,
+    because: Option<&'static str>,
+    suggestions: &mut Suggestions<impl Fn(&mut dyn FnMut(&str))>,
+) -> Unresolved {
     let symbol = file.display_name(at);
     let mut uses = file.relas.iter().chain(&file.klp_relas).flat_map(|relas| {
         relas.records.iter().filter(move |rela| rela.symbol == at).map(move |rela| (relas.target, rela.offset))
@@ -239,13 +272,8 @@ fn report(file: &File<'_>, at: u32, because: Option<&'static str>, scene: Scene<
         file.function_at(section, offset).map_or(place.clone(), |function| format!("{place} in {function}"))
     });
     let others = uses.count();
-    let mut known = scene.externals.names();
-    known.extend(scene.registry.lock().export_names());
-    known.sort_unstable();
-    let likeness = |name: &String| strsim::normalized_damerau_levenshtein(&symbol, name);
-    let alike = known.into_iter().map(|name| (likeness(&name), name)).filter(|(likeness, _)| *likeness >= 0.7);
     // What is there and cannot be had needs no suggestion.
-    let nearest = alike.filter(|_| because.is_none()).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name);
+    let nearest = because.is_none().then(|| suggestions.nearest(&symbol)).flatten();
     let uses = modload_edit::wide(others) + u64::from(first.is_some());
     Unresolved { symbol, used_at, uses, nearest, because }
 }

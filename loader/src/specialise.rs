@@ -2,14 +2,16 @@
 //! with another machine's facts, are behind [`crate::MemoryImage`].
 
 use modload_abi::{Rela, section};
-use modload_alternatives::{self as alternatives, Facts, Profile};
+use modload_alternatives::{self as alternatives, Boundaries, Facts, Profile};
 use modload_edit::{Addr, Code, Engine, Ledger, ORDER, Step, Table, Why, index, wide};
 use modload_paravirt::{Direct, Operations, call_directly, paravirt};
 use modload_relocs::Value;
+use object::elf;
 
+use crate::admit;
 use crate::deferred::{Slices, Waiting};
 use crate::error::Error;
-use crate::file::File;
+use crate::file::{File, Place, Relas, Sym};
 use crate::layout::{Layout, THUNK, THUNKS};
 use crate::memory::Staging;
 
@@ -125,18 +127,69 @@ pub(crate) fn specialise(
             text = (at, size);
         }
         if let Some((engine, name)) = TABLES.iter().find(|(_, table)| section.name == table.as_bytes()) {
+            admit::whole_records(section, &[record_size(*engine, rewriting.profile)])?;
             tables.push((*engine, *name, Table::of_section(index, at, size)));
         }
     }
     let facts = facts(layout, memory, rewriting);
+    let has_entries = tables.iter().any(|(_, name, _)| *name == section::PATCHABLE_FUNCTION_ENTRIES);
+    let boundaries = if has_entries { boundaries(file, layout, memory) } else { Boundaries::default() };
     for (engine, name, table) in in_order(&tables) {
         let mut followed = 0;
         for run in waiting.left(table, record_size(engine, rewriting.profile)) {
-            followed += follow(engine, name, &run, text, &facts, rewriting, code)?;
+            followed += match engine {
+                Engine::Fentry => entries(name, &run, &boundaries, code)?,
+                _ => follow(engine, name, &run, text, &facts, rewriting, code)?,
+            };
         }
         specialised.followed.push((name, followed));
     }
     Ok(specialised)
+}
+
+/// Has the records of function entries followed; says how many there were.
+fn entries(
+    name: &'static str,
+    table: &Table,
+    boundaries: &Boundaries,
+    code: &mut Ledger<'_, Staging>,
+) -> Result<u64, Error> {
+    let done = alternatives::function_entries(table, boundaries, code);
+    done.map_err(|error| Error::Rewrite { section: name, error: error.into() })?;
+    Ok(u64::from(table.len(8)))
+}
+
+/// What means an address in the module's text: its symbols, and its relocations, those of the rows of its frames among them
+/// but not those of the tables of entries.
+fn boundaries(file: &File<'_>, layout: &Layout, memory: &Staging) -> Boundaries {
+    let text = |at: u32| layout.section(at).filter(|spot| spot.part.is_text()).map(|spot| memory.addr(spot));
+    let start = |symbol: &Sym<'_>| match symbol.place {
+        Place::Section(section) => Some(text(section)? + symbol.value),
+        _ => None,
+    };
+    let (mut starts, mut others) = (Vec::new(), Vec::new());
+    for (_, symbol) in file.symbols().skip(1).filter(|(_, symbol)| symbol.kind != elf::STT_SECTION) {
+        let is_start = symbol.kind == elf::STT_FUNC || symbol.bind != elf::STB_LOCAL;
+        if is_start { &mut starts } else { &mut others }.extend(start(&symbol));
+    }
+    let is_table = |relas: &Relas<'_>| {
+        let tables = [section::PATCHABLE_FUNCTION_ENTRIES, section::MCOUNT_LOC].map(str::as_bytes);
+        file.section(relas.target).is_some_and(|target| tables.contains(&target.name))
+    };
+    for relas in file.relas.iter().filter(|relas| !is_table(relas)) {
+        let is_code = text(relas.target).is_some();
+        // Their only relocations against code are those of where functions begin.
+        let of_frames = file.section(relas.target).is_some_and(|target| target.name == section::EH_FRAME.as_bytes());
+        for rela in relas.records.iter() {
+            let Some(at) = file.symbol(rela.symbol).as_ref().and_then(start) else { continue };
+            let value = modload_relocs::row(rela.kind).map(|row| row.value);
+            // An instruction reckons from its end, and a branch's operand ends it.
+            let is_branch = is_code && matches!(value, Some(Value::SymbolMinusPlace | Value::CallMinusPlace));
+            let target = at.offset(rela.addend.saturating_add(if is_branch { 4 } else { 0 }));
+            if of_frames { &mut starts } else { &mut others }.push(target);
+        }
+    }
+    Boundaries::new(starts, &others)
 }
 
 /// What is known of the machine, and of the module's own thunks.
@@ -293,7 +346,8 @@ pub(crate) fn follow(
             records
         }
         Engine::Fentry => {
-            alternatives::function_entries(table, code).map_err(|error| rewritten(error.into()))?;
+            alternatives::function_entries(table, &Boundaries::default(), code)
+                .map_err(|error| rewritten(error.into()))?;
             records
         }
         // Relocations are done; keys and calls are for those who know them; the rest has no table.

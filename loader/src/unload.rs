@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use modload_threads::{boundary, thread_exit};
+
 use crate::chains;
 use crate::entry;
 use crate::error::{self, UnloadError};
 use crate::inside::{self, Except, Occupied, Patience, Seen};
+use crate::left::LeftBy;
 use crate::module::{Module, lock};
-use crate::quarantine;
+use crate::quarantine::{self, Memory};
 use crate::registry::{Book, ModuleId, Registry, State};
 use crate::timeline::{EventKind, Recorder};
 
@@ -65,14 +68,22 @@ pub(crate) fn unload_module(registry: &'static Registry, which: Which<'_>, unles
 fn free(recorder: Recorder<'_>, module: &Arc<Module>, seen: Seen) {
     // Nobody was inside when it was closed, and none of its code has run since.
     let nothing_ran = seen == Seen::Nobody && module.functions.nothing_at_the_end();
-    let proven =
-        if nothing_ran { Ok(Seen::Nobody) } else { inside::prove_empty(module, Except::Nobody, Patience::Some) };
     let core = lock(&module.core).take();
     let Some(core) = core else { return };
-    let threads = match proven {
+    if nothing_ran {
+        drop(core);
+        recorder.record(|| EventKind::Freed);
+    } else if free_or_keep(recorder, module, Memory::Live(core)) {
+        recorder.record(|| EventKind::Freed);
+    }
+}
+
+/// Frees a module's memory if no thread is inside of it, and returns whether it has; puts it into quarantine otherwise.
+pub(crate) fn free_or_keep(recorder: Recorder<'_>, module: &Arc<Module>, memory: Memory) -> bool {
+    let threads = match inside::prove_empty(module, Except::Nobody, Patience::Some) {
         Ok(_) => {
-            drop(core);
-            return recorder.record(|| EventKind::Freed);
+            drop(memory);
+            return true;
         }
         Err(Occupied::By(threads)) => threads,
         Err(Occupied::NotHeld(why)) => {
@@ -85,8 +96,9 @@ fn free(recorder: Recorder<'_>, module: &Arc<Module>, seen: Seen) {
     }
     // Its threads may call them still.
     let providers = recorder.registry.hold_providers(module.id);
-    quarantine::put(recorder.registry, module.clone(), core, providers);
+    quarantine::put(recorder.registry, module.clone(), memory, providers);
     recorder.record(|| EventKind::Quarantined { threads: threads.len() });
+    false
 }
 
 /// How long is waited between two looks at the threads, at first and at most.
@@ -113,6 +125,13 @@ fn close_when_left(registry: &'static Registry, which: Which<'_>, unless: Unless
             Ok(seen) => return Ok(Closed { seen, ..closed }),
             Err(occupied) => occupied,
         };
+        if matches!(unless, Unless::UsedByModules) {
+            // It stays in quarantine for as long as threads are inside.
+            let recorder = Recorder { registry, module: &closed.module.name };
+            recorder.warn(format!("unloaded by force, though {occupied}"));
+            registry.lock().taint.insert('R');
+            return Ok(closed);
+        }
         reopen(registry, &closed.module);
         if left.is_zero() {
             let module = closed.module.name.to_string();
@@ -140,7 +159,9 @@ fn reopen(registry: &Registry, module: &Module) {
 /// Calls `exit`. It cannot fail: what it throws is a warning.
 pub(crate) fn exit(recorder: Recorder<'_>, module: &Module) {
     if let Some(exit) = module.functions.exit {
-        entry::exit(exit).unwrap_or_else(|thrown| recorder.warn(format!("exit was left by {thrown}")));
+        entry::exit(exit).unwrap_or_else(|left| {
+            recorder.warn(format!("exit was left by {}", LeftBy::describe(recorder.registry, left)));
+        });
         recorder.record(|| EventKind::Exit);
     }
 }
@@ -148,7 +169,11 @@ pub(crate) fn exit(recorder: Recorder<'_>, module: &Module) {
 /// Calls destructors, which cannot fail either.
 pub(crate) fn destruct(recorder: Recorder<'_>, module: &Module) {
     let functions = &module.functions;
-    let thrown = |thrown| recorder.warn(format!("a destructor was left by {thrown}"));
+    let thrown = |left| {
+        recorder.warn(format!("a destructor was left by {}", LeftBy::describe(recorder.registry, left)));
+    };
+    // As at the end of a program: this thread's variables go before what was registered for the program's end.
+    thread_exit::call_own(module.creator.number(), |destructor| boundary::guard(destructor).unwrap_or_else(thrown));
     entry::destructors(&functions.destructors, functions.dso_handle, thrown);
 }
 

@@ -30,7 +30,7 @@ pub(crate) fn plan(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result
         let (start, len) = ranges[part.slot()];
         start.get()..start.get() + len
     });
-    let sections = tables(file, layout, memory, section::EH_FRAME).map(|(_, at, bytes)| (bytes, at.get()));
+    let sections = tables(file, layout, memory, section::EH_FRAME).map(|(at, bytes)| (bytes, at.get()));
     let branches = branches(layout).map(|(spot, size)| {
         let start = memory.addr(spot).get();
         start..start + size

@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use modload_abi::Records;
-use modload_abi::section::SHN_LIVEPATCH;
+use modload_abi::known::section_name;
+use modload_abi::section::{LINKONCE_PREFIX, SHN_LIVEPATCH, SHN_X86_64_LCOMMON};
 use modload_edit::{index, wide};
 use object::LittleEndian as LE;
 use object::elf;
@@ -123,7 +124,7 @@ impl<'a> File<'a> {
             let place = symbol.st_shndx.get(LE);
             let known = match place {
                 elf::SHN_UNDEF | elf::SHN_ABS | elf::SHN_COMMON => true,
-                elf::SymbolSection(SHN_LIVEPATCH) => true,
+                elf::SymbolSection(SHN_LIVEPATCH | SHN_X86_64_LCOMMON) => true,
                 elf::SHN_XINDEX => self.extended.get(at).is_some_and(|to| index(to.get(LE).into()) < sections),
                 place => usize::from(place.0) < sections,
             };
@@ -132,7 +133,8 @@ impl<'a> File<'a> {
             }
             is_klp |= place.0 == SHN_LIVEPATCH;
             let align = symbol.st_value.get(LE);
-            if place == elf::SHN_COMMON && (!align.is_power_of_two() || align > MAX_ALIGN) {
+            let is_common = place == elf::SHN_COMMON || place.0 == SHN_X86_64_LCOMMON;
+            if is_common && (!align.is_power_of_two() || align > MAX_ALIGN) {
                 return Err(malformed("symbol", at, "st_value", align, "no alignment: no power of two up to 2 MiB"));
             }
         }
@@ -172,12 +174,16 @@ impl<'a> File<'a> {
             if flags.get(LE) & elf::GRP_COMDAT.0 != 0 {
                 if first {
                     self.groups.push(Group { signature, members });
+                    for member in members {
+                        self.sections[index(member.get(LE).into())].comdat = true;
+                    }
                 } else {
                     self.drop_group(members);
                     dropped = true;
                 }
             }
         }
+        dropped |= self.drop_repeated_linkonce(&mut HashSet::new());
         if dropped {
             self.drop_linked();
         }
@@ -194,6 +200,9 @@ impl<'a> File<'a> {
             let Some(section) = self.sections.get(index(target.into())) else {
                 return Err(malformed("section header", at, "sh_info", target.into(), "there is no such section"));
             };
+            if target == 0 && header.sh_size.get(LE) != 0 {
+                return Err(malformed("section header", at, "sh_info", 0, "its relocations are of no section"));
+            }
             if !section.kept {
                 continue;
             }
@@ -392,6 +401,7 @@ fn section<'a>(
         info: header.sh_info.get(LE),
         kept,
         repeated: false,
+        comdat: section_name(string(names, name)).is_some_and(|known| known.name == LINKONCE_PREFIX),
     })
 }
 

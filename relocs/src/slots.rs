@@ -51,16 +51,16 @@ impl SlotPlan {
     }
 
     /// Counts what the relocations of one section need: a GOT slot for each symbol that is referred to by way of one,
-    /// and a PLT entry with a GOT slot for each undefined symbol that is called. `section` is the index of the section
+    /// and a PLT entry with a GOT slot for each symbol that is called and may be out of reach. `section` is the index of the section
     /// that holds the records. A data reference (`R_X86_64_PC32`) may not be redirected and needs nothing.
     ///
     /// Records that [`crate::apply`] refuses are passed over here.
-    pub fn scan(&mut self, section: u32, relas: Records<'_, Rela>, mut is_undefined: impl FnMut(u32) -> bool) {
+    pub fn scan(&mut self, section: u32, relas: Records<'_, Rela>, mut may_be_far: impl FnMut(u32) -> bool) {
         for (record, rela) in (0..).zip(relas.iter()) {
             let site = || Site { section, record, raw: rela.kind, offset: rela.offset, symbol: rela.symbol };
             match row(rela.kind).map(|row| row.value) {
                 Some(Value::SlotMinusPlace | Value::SlotMinusGot) => self.need_slot(site()),
-                Some(Value::CallMinusPlace) if is_undefined(rela.symbol) => self.need_entry(site()),
+                Some(Value::CallMinusPlace) if may_be_far(rela.symbol) => self.need_entry(site()),
                 _ => {}
             }
         }

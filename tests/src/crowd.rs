@@ -1,6 +1,5 @@
 //! Threads to be held or asked: crowds of them, and what they block.
 
-use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread::{self, JoinHandle};
@@ -66,31 +65,30 @@ unsafe impl Probe for WhoAndWhere {
     }
 }
 
-fn set_of(signal: i32) -> libc::sigset_t {
-    // SAFETY: a signal set is integers; sigemptyset fills it in.
-    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the set is ours.
-    unsafe { libc::sigemptyset(&raw mut set) };
-    // SAFETY: the set is ours, and has been filled in.
-    unsafe { libc::sigaddset(&raw mut set, signal) };
-    set
+/// Changes this thread's signal mask by the system call itself, and returns what it was. The C library's functions leave out its own
+/// signals, one of which modload uses.
+pub fn mask(how: i32, signals: u64) -> u64 {
+    let mut before = 0_u64;
+    let size = size_of::<u64>();
+    // SAFETY: the kernel reads a set of 64 signals and writes one.
+    let failed = unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, &raw const signals, &raw mut before, size) };
+    assert_eq!(failed, 0);
+    before
+}
+
+/// A signal's bit in a mask of the kernel's.
+#[must_use]
+pub fn bit(signal: i32) -> u64 {
+    1 << (signal - 1)
 }
 
 /// Blocks a signal in this thread; whether it was blocked before.
 #[must_use]
 pub fn block(signal: i32) -> bool {
-    let set = set_of(signal);
-    let mut before = set_of(signal);
-    // SAFETY: both sets are ours.
-    let failed = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before) };
-    assert_eq!(failed, 0);
-    // SAFETY: the set is ours and filled in.
-    unsafe { libc::sigismember(&raw const before, signal) == 1 }
+    mask(libc::SIG_BLOCK, bit(signal)) & bit(signal) != 0
 }
 
 /// Unblocks a signal in this thread.
 pub fn unblock(signal: i32) {
-    let set = set_of(signal);
-    // SAFETY: the set is ours.
-    assert_eq!(unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut()) }, 0);
+    let _ = mask(libc::SIG_UNBLOCK, bit(signal));
 }

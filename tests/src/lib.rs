@@ -22,7 +22,7 @@ mod fire;
 mod watch;
 
 pub use case::{Case, run};
-pub use crowd::{Crowd, WhoAndWhere, block, unblock};
+pub use crowd::{Crowd, WhoAndWhere, bit, block, mask, unblock};
 pub use fire::{Fired, Until, fire};
 pub use forked::{Ended, in_fork};
 pub use klp::{KlpScene, klp_folder, klp_scenes};

@@ -344,7 +344,7 @@ behind:
     let behind = unsafe { Image::trusted(std::fs::read(behind).unwrap()) }.named("behind");
     let mut lines = Vec::new();
     for image in [
-        built("before", Compiler::Gcc, &["-O2", "-fPIC", "-fpatchable-function-entry=8,3"], LEAF),
+        built("before", Compiler::Gcc, &["-O2", "-fPIC", "-fpatchable-function-entry=16,14"], LEAF),
         built("few", Compiler::Gcc, &["-O2", "-fPIC", "-fpatchable-function-entry=2"], LEAF),
         behind,
     ] {

@@ -92,6 +92,9 @@ pub enum ArenaError {
          (boot option proc_mem.force_override=never or =ptrace, or a seccomp rule)"
     )]
     ForceOverride(#[source] WriteFailed),
+    /// Threads or their stacks cannot be looked at, so that no unload could prove that its text is left.
+    #[error("threads cannot be looked at, and unloading has to; `unload_unseen` promises what it would prove")]
+    Look(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The signal handler or the fork handlers cannot be installed.
     #[error("installing the {what}")]
     Handler {
@@ -283,7 +286,7 @@ impl Arena {
             lens[slot(class)] = len;
             at += len + GAP;
         }
-        let mut stripes = lens.map(Stripe::new);
+        let mut stripes = Class::ALL.map(|class| Stripe::new(starts[slot(class)].get(), lens[slot(class)]));
         for class in Class::ALL {
             touch(&mut TextLock::take(), class, starts[slot(class)], EXTENT).map_err(|failed| match failed {
                 TouchFailed::Fill(source) => ArenaError::ForceOverride(source),

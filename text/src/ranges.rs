@@ -39,9 +39,11 @@ impl Ranges {
         let node = unused.unwrap_or_else(|| {
             let next = self.first.load(Ordering::SeqCst).cast_const();
             let (version, start, end) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-            let node = Box::leak(Box::new(Node { version, start, end, next }));
-            self.first.store(ptr::from_mut(node), Ordering::SeqCst);
-            node
+            // Only the pointer is kept, which allows what readers do with it: a reference from before it was shared would not.
+            let node = Box::into_raw(Box::new(Node { version, start, end, next }));
+            self.first.store(node, Ordering::SeqCst);
+            // SAFETY: a node, which lives for ever and is never borrowed mutably.
+            unsafe { &*node }
         });
         node.start.store(start.get(), Ordering::SeqCst);
         node.end.store(end.get(), Ordering::SeqCst);

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A stripe of `len` bytes, by offsets from its start. Takes the smallest free range that fits, lowest first among
+/// A stripe of `len` bytes, by offsets from its start, whose address is `start`. Takes the smallest free range that fits, lowest first among
 /// equals, so that a freed module's place is used again before new pages are.
 #[derive(Debug)]
 pub(crate) struct Stripe {
+    /// Address of its first byte: an alignment above a page is one of the address, not of the offset.
+    start: u64,
     len: u64,
     /// Free ranges: start to length; no two touch.
     by_start: BTreeMap<u64, u64>,
@@ -25,14 +27,14 @@ pub(crate) struct Taken {
 }
 
 impl Stripe {
-    pub(crate) fn new(len: u64) -> Stripe {
-        Stripe { len, by_start: [(0, len)].into(), by_len: [(len, 0)].into(), touched: 0, used: 0 }
+    pub(crate) fn new(start: u64, len: u64) -> Stripe {
+        Stripe { start, len, by_start: [(0, len)].into(), by_len: [(len, 0)].into(), touched: 0, used: 0 }
     }
 
-    /// Takes `len` bytes, aligned; the stripe is made ready in steps of `extent`.
+    /// Takes `len` bytes, whose address is a multiple of `align`; the stripe is made ready in steps of `extent`.
     pub(crate) fn take(&mut self, len: u64, align: u64, extent: u64) -> Option<Taken> {
         let fits = |&(free, start): &(u64, u64)| {
-            let at = start.checked_next_multiple_of(align)?;
+            let at = self.start.checked_add(start)?.checked_next_multiple_of(align)? - self.start;
             let end = at.checked_add(len)?;
             (end <= start + free).then_some((start, free, at, end))
         };
@@ -98,7 +100,7 @@ mod tests {
 
     #[test]
     fn ranges_are_packed_aligned_and_merged_again() {
-        let mut stripe = Stripe::new(0x10000);
+        let mut stripe = Stripe::new(0, 0x10000);
         let mut take = |len, align| stripe.take(len, align, 0x1000).map(|taken| taken.start);
         let taken = [take(10, 1), take(100, 64), take(7, 16), take(0x20000, 1)];
         assert_eq!(taken, [Some(0), Some(64), Some(16), None], "the gap before an aligned range is used");
@@ -110,8 +112,17 @@ mod tests {
     }
 
     #[test]
+    fn the_address_is_aligned_and_not_the_offset() {
+        let mut stripe = Stripe::new(0x7000, 0x40_0000);
+        for align in [0x1000, 0x2000, 0x1_0000, 0x20_0000] {
+            let taken = stripe.take(16, align, 0x1000).unwrap();
+            assert_eq!((0x7000 + taken.start) % align, 0, "{taken:?}");
+        }
+    }
+
+    #[test]
     fn the_smallest_hole_that_fits_is_taken() {
-        let mut stripe = Stripe::new(0x1000);
+        let mut stripe = Stripe::new(0, 0x1000);
         let starts: Vec<_> = (0..6).map(|_| stripe.take(0x100, 1, 0x1000).unwrap().start).collect();
         stripe.give(starts[0], 0x100);
         stripe.give(starts[1], 0x100);
@@ -122,7 +133,7 @@ mod tests {
 
     #[test]
     fn pages_are_made_ready_once_and_in_extents() {
-        let mut stripe = Stripe::new(0x3800);
+        let mut stripe = Stripe::new(0, 0x3800);
         assert_eq!(stripe.take(16, 1, 0x1000), Some(Taken { start: 0, touch: Some((0, 0x1000)) }));
         stripe.touched_to(0x1000);
         assert_eq!(stripe.take(16, 1, 0x1000), Some(Taken { start: 16, touch: None }));
@@ -135,7 +146,7 @@ mod tests {
 
     #[test]
     fn impossible_alignments_are_refused() {
-        let mut stripe = Stripe::new(0x1000);
+        let mut stripe = Stripe::new(0, 0x1000);
         stripe.take(1, 1, 0x1000).unwrap();
         assert_eq!(stripe.take(1, 1 << 63, 0x1000), None);
         assert_eq!(stripe.take(u64::MAX, 1, 0x1000), None);

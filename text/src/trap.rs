@@ -12,6 +12,7 @@ use std::ptr;
 use std::sync::OnceLock;
 
 use modload_edit::Addr;
+use modload_threads::frames::{Memory, ProcessMemory};
 
 use crate::batch::InFlight;
 use crate::owners::{self, Owner, Phase};
@@ -79,7 +80,7 @@ extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
         return;
     }
     let ours = code == libc::SI_KERNEL && arena::text_contains(at);
-    let met = if code == libc::SI_KERNEL && is_int3(at) { Met::Int3 } else { Met::Nothing };
+    let met = if code == libc::SI_KERNEL && was_int3(at) { Met::Int3 } else { Met::Nothing };
     if ours {
         report(at);
     }
@@ -167,10 +168,17 @@ enum Met {
     Nothing,
 }
 
-/// Whether the instruction that the processor has just executed is the one-byte INT3; `int $3` has two.
+/// Whether a byte of ours, or of registered text, is the one-byte INT3; `int $3` has two.
 fn is_int3(at: Addr) -> bool {
-    // SAFETY: the processor has executed an instruction that ends with this byte, so it can be read.
+    // SAFETY: a byte of text that is mapped and readable.
     unsafe { ptr::read_volatile(pointer(at)) == INT3 }
+}
+
+/// Whether the instruction that the processor has just executed, anywhere, is the one-byte INT3. What was executed need not be readable,
+/// so the kernel reads it; what it cannot read was something else.
+fn was_int3(at: Addr) -> bool {
+    let mut byte = [0];
+    ProcessMemory::own().read(at.get(), &mut byte) && byte == [INT3]
 }
 
 /// Whether an address lies in text that a batch may change: that of modules, or registered text of the host's.

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use modload_edit::{Addr, wide};
+use modload_threads::frames;
 use thiserror::Error;
 
 use crate::spans::CHUNK;
@@ -91,6 +92,8 @@ impl TextLock<'_> {
         self.writer.memory = None;
         // The standard library opens with O_CLOEXEC.
         let file = OpenOptions::new().read(true).write(true).open("/proc/self/mem")?;
+        // Where the usual way to read stacks is denied, walks read them through this one.
+        frames::read_through(&file);
         self.writer.memory = Some(Memory { file, opened_by: std::process::id() });
         Ok(())
     }

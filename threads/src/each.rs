@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::error::Error;
 use crate::handler::Interrupted;
 use crate::hold::{deadline, queue_full};
-use crate::round::{self, Asked, Round, Work};
+use crate::round::{self, Asked, Round, Sleepers, Work};
 use crate::signal;
 use crate::slot;
 use crate::system;
@@ -142,12 +142,12 @@ fn ask<P: Probe>(
     let mut answers = Vec::with_capacity(tids.len());
     // Some slots may be in use for threads that have not come yet when they were asked before.
     slot::reserve(u64::try_from(tids.len()).unwrap_or(u64::MAX).saturating_add(round::debts()));
-    let mut round = Round::begin(signal);
+    let mut round = Round::begin(signal, Sleepers::Asked);
     for (tid, question) in tids.iter().zip(&questions) {
         let work = ptr::from_ref(question).cast_mut().cast();
         loop {
             match round.ask(*tid, work).map_err(list)? {
-                Asked::Well => break,
+                Asked::Well | Asked::Unasked => break,
                 // Nobody waits for anybody, so memory may be taken.
                 Asked::Crowded => slot::reserve(u64::from(slot::capacity()) + 1),
                 Asked::QueueFull => return Err(Error::NotReached { stragglers: Box::new(queue_full(*tid)), limit }),

@@ -94,6 +94,16 @@ pub enum Error {
         /// How long was waited.
         limit: Duration,
     },
+    /// A thread that cannot be asked was looked at where it slept, and ran before the look was over, each time.
+    #[error("thread {tid} \"{}\" cannot be asked, and ran during each look at it within {limit:?}", shown(*name))]
+    Awake {
+        /// The thread.
+        tid: Tid,
+        /// Its name, if it could be read.
+        name: Option<Name>,
+        /// For how long it was looked at.
+        limit: Duration,
+    },
     /// Threads start and end faster than they can be counted.
     #[error("within {limit:?} it could not be made sure that all of {counted} threads are known; {known} are")]
     Restless {
@@ -106,12 +116,21 @@ pub enum Error {
     },
 }
 
+fn shown(name: Option<Name>) -> String {
+    name.map(|name| name.to_string()).unwrap_or_default()
+}
+
 /// Why a thread did not come to our handler.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Why {
     /// It blocks our signal.
     Blocks {
+        /// The signal.
+        signal: i32,
+    },
+    /// It waits for our signal, by sigwait(3) say, and would take it for another's.
+    Waits {
         /// The signal.
         signal: i32,
     },
@@ -139,6 +158,7 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Why::Blocks { signal } => write!(f, "blocks signal {signal}"),
+            Why::Waits { signal } => write!(f, "waits for signal {signal} by rt_sigtimedwait"),
             Why::Traced { by } => write!(f, "is stopped by its tracer, process {by}"),
             Why::Stopped => f.write_str("is stopped by job control"),
             Why::Uninterruptible => f.write_str("waits in the kernel uninterruptibly, in vfork say"),

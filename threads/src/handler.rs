@@ -3,21 +3,85 @@
 
 use std::arch::x86_64::__cpuid;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::round;
+use crate::signal::SHARED;
 use crate::slot::{self, Phase, Slot};
-use crate::system::{self, Info};
-use crate::task::Tid;
+use crate::system::{self, Action, Info};
+use crate::task::{self, Tid};
 
-type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+unsafe extern "C" {
+    /// The handler. Calls [`on_signal`]; if that returns an address, jumps there as if the kernel had called it: a handler
+    /// that ends the thread by unwinding, or looks at its frames, finds the kernel's frame below itself and none of ours.
+    #[link_name = "modload_threads_handler"]
+    static HANDLER: u8;
+}
 
-/// The handler's address, as sigaction(2) takes it.
+std::arch::global_asm!(
+    ".pushsection .text.modload_threads_handler, \"ax\", @progbits",
+    ".balign 16",
+    ".hidden modload_threads_handler",
+    ".globl modload_threads_handler",
+    ".type modload_threads_handler, @function",
+    "modload_threads_handler:",
+    ".cfi_startproc",
+    "push rdi",
+    ".cfi_def_cfa_offset 16",
+    "push rsi",
+    ".cfi_def_cfa_offset 24",
+    "push rdx",
+    ".cfi_def_cfa_offset 32",
+    "call {on_signal}",
+    "pop rdx",
+    ".cfi_def_cfa_offset 24",
+    "pop rsi",
+    ".cfi_def_cfa_offset 16",
+    "pop rdi",
+    ".cfi_def_cfa_offset 8",
+    "test rax, rax",
+    "jnz 2f",
+    "ret",
+    "2:",
+    "jmp rax",
+    ".cfi_endproc",
+    ".size modload_threads_handler, . - modload_threads_handler",
+    ".popsection",
+    on_signal = sym on_signal,
+);
+
+/// Returns the handler's address, as sigaction(2) takes it.
 pub(crate) fn address() -> usize {
-    let handler: Handler = on_signal;
-    #[expect(clippy::as_conversions, reason = "sigaction takes the handler's address as an integer")]
-    let address = handler as libc::sighandler_t;
-    address
+    (&raw const HANDLER).expose_provenance()
+}
+
+/// The handler of other senders' signals, and the signals that are blocked while it runs. Written in one's turn, the handler
+/// last; a signal that comes in between finds the old handler or the new one, both of which are glibc's.
+static FORWARDED_TO: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
+static FORWARDED_MASK: AtomicU64 = AtomicU64::new(0);
+
+/// Names the action that was in force before ours, to which other senders' signals go.
+pub(crate) fn forward_to(action: Action) {
+    FORWARDED_MASK.store(action.mask, Ordering::Relaxed);
+    FORWARDED_TO.store(action.handler, Ordering::Release);
+}
+
+/// Returns the handler to which a signal of another sender goes, after having blocked what the kernel would block for that
+/// handler; 0 if there is none.
+fn forward(signal: i32, context: *mut libc::c_void) -> usize {
+    let to = FORWARDED_TO.load(Ordering::Acquire);
+    if signal != SHARED || matches!(to, libc::SIG_DFL | libc::SIG_IGN) {
+        STRAY.fetch_add(1, Ordering::Relaxed);
+        return 0;
+    }
+    // SAFETY: with SA_SIGINFO the kernel passes a ucontext_t.
+    let context: &libc::ucontext_t = unsafe { &*context.cast() };
+    // SAFETY: the kernel's set has 64 signals, and stands at the beginning of the C library's.
+    let interrupted = unsafe { std::ptr::from_ref(&context.uc_sigmask).cast::<u64>().read() };
+    let mask = interrupted | FORWARDED_MASK.load(Ordering::Relaxed) | task::bit(signal);
+    // Cannot fail: the arguments are good.
+    let _ = system::mask(libc::SIG_SETMASK, mask);
+    to
 }
 
 /// A thread where our signal has found it.
@@ -89,7 +153,7 @@ pub struct Counts {
     pub interrupted: u64,
     /// Signals that came when nobody asked any more.
     pub late: u64,
-    /// Signals of our number that somebody else has sent. They do nothing.
+    /// Signals of our number that another sender has sent and that no other handler is for. They do nothing.
     pub stray: u64,
 }
 
@@ -107,18 +171,17 @@ pub fn counts() -> Counts {
     Counts { interrupted: read(&INTERRUPTED), late: read(&LATE), stray: read(&STRAY) }
 }
 
-extern "C" fn on_signal(_signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+/// Returns 0, or the handler that the signal is for.
+extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) -> usize {
     // SAFETY: with SA_SIGINFO the kernel passes a siginfo_t, which has the size and alignment of Info, all integers.
     let info: &Info = unsafe { &*info.cast() };
     let tid = system::gettid();
-    let Some(slot) = addressed(info, tid) else {
-        STRAY.fetch_add(1, Ordering::Relaxed);
-        return;
-    };
+    let Some(slot) = addressed(info, tid) else { return forward(signal, context) };
     let context: *mut libc::ucontext_t = context.cast();
     // SAFETY: with SA_SIGINFO the kernel passes a ucontext_t on this thread's stack. Nobody else knows of it yet.
     count_interruption(&Interrupted::new(Tid::new(tid), unsafe { &*context }));
     answer(slot, context);
+    0
 }
 
 /// The slot that the signal speaks of, if we have sent it to this thread.
@@ -159,7 +222,7 @@ fn answer(slot: &'static Slot, context: *mut libc::ucontext_t) {
     if work.is_null() {
         // From here to the gate's opening it is the holder's.
         slot.context.store(context, Ordering::Relaxed);
-        slot.word.store(std::ptr::from_ref(crate::word::own()).cast_mut(), Ordering::Relaxed);
+        slot.words.store(std::ptr::from_ref(crate::word::own_words()).cast_mut(), Ordering::Relaxed);
         slot.put(asked.to(Phase::Here));
         round::one_less(asked.round);
         // The slot may be another thread's as soon as the gate is open.

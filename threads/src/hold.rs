@@ -1,5 +1,6 @@
 //! Every other thread stands still.
 
+use std::io;
 use std::ops::ControlFlow;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,11 +9,13 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Straggler, Stragglers, Why};
 use crate::handler::Interrupted;
-use crate::round::{self, Asked, Round};
+use crate::round::{self, Asked, Round, Sleepers};
 use crate::signal;
+use crate::sleeper::Sleeper;
 use crate::slot;
 use crate::task::{self, Tasks, Tid};
 use crate::turn::Turn;
+use crate::word::Words;
 
 /// How long the first attempt waits before it lets everybody go again; each one after it waits twice as long. Where the
 /// last hold took longer, because there are more busy threads than processors, the next begins with what that took.
@@ -62,6 +65,20 @@ pub struct Held {
 /// `limit`, [`Error::Nested`] if this one does. [`Error::Replaced`] if somebody has taken our signal. Nobody is held
 /// then.
 pub fn hold(limit: Duration) -> Result<Held, Error> {
+    stop(limit, Sleepers::Asked)
+}
+
+/// [`hold`], where a thread that blocks the signal, waits for it, or sleeps uninterruptibly, is not held but looked at where it sleeps in
+/// the kernel: [`Held::sleepers`]. Whatever is found out of such a thread holds if [`Held::have_slept`] says so afterwards.
+///
+/// # Errors
+///
+/// As [`hold`]: such a thread that runs all the time is named.
+pub fn hold_or_look(limit: Duration) -> Result<Held, Error> {
+    stop(limit, Sleepers::LookedAt)
+}
+
+fn stop(limit: Duration, sleepers: Sleepers) -> Result<Held, Error> {
     let begin = Instant::now();
     let turn = Turn::take(Some(limit))?;
     let signal = signal::ready()?;
@@ -73,7 +90,7 @@ pub fn hold(limit: Duration) -> Result<Held, Error> {
         let count = tasks.count().map_err(list)?;
         slot::reserve(count + count / 4 + 16 + round::debts());
         let left = limit.saturating_sub(begin.elapsed());
-        let mut round = Round::begin(signal);
+        let mut round = Round::begin(signal, sleepers);
         // The last attempt takes what is left, so that none is too short to mean anything.
         let wait = if left < patience * 2 { left } else { patience };
         let attempt = Instant::now();
@@ -140,7 +157,7 @@ fn everybody(tasks: &Tasks, round: &mut Round, until: Instant) -> Result<(), Fai
                 return ControlFlow::Continue(());
             }
             match round.ask(tid, ptr::null_mut()) {
-                Ok(Asked::Well) => ControlFlow::Continue(()),
+                Ok(Asked::Well | Asked::Unasked) => ControlFlow::Continue(()),
                 Ok(Asked::Crowded) => ControlFlow::Break(Failure::Crowded),
                 Ok(Asked::QueueFull) => ControlFlow::Break(Failure::Late(queue_full(tid))),
                 Err(source) => ControlFlow::Break(Failure::Error(Error::List { source })),
@@ -154,9 +171,11 @@ fn everybody(tasks: &Tasks, round: &mut Round, until: Instant) -> Result<(), Fai
         {
             return Err(Failure::Late(stragglers));
         }
+        // Before counting: a thread that runs may create others.
+        let asleep = round.refresh().map_err(list)?;
         let counted = tasks.count().map_err(list)?;
-        let known = 1 + round.here() + round.still_absent();
-        if known == counted && round.wait(until).map_err(list)? {
+        let known = 1 + round.here() + round.asleep() + round.still_absent();
+        if asleep && known == counted && round.wait(until).map_err(list)? {
             return Ok(());
         }
         if Instant::now() >= until {
@@ -178,7 +197,9 @@ fn wait_for(stragglers: &Stragglers, signal: i32, deadline: Instant) -> Option<S
         thread::sleep(LOOK.min(deadline.saturating_duration_since(Instant::now())));
         let mut blocking = Stragglers::new();
         let again = stragglers.iter().filter_map(|straggler| round::straggler(straggler.tid, signal));
-        again.filter(|straggler| matches!(straggler.why, Why::Blocks { .. })).for_each(|one| blocking.push(one));
+        again
+            .filter(|straggler| matches!(straggler.why, Why::Blocks { .. } | Why::Waits { .. }))
+            .for_each(|one| blocking.push(one));
         if blocking.count() == 0 {
             return None;
         }
@@ -202,12 +223,37 @@ impl Held {
 
     /// The held threads' words, in the order of [`Held::threads`]. Takes no memory.
     pub fn words(&self) -> impl Iterator<Item = (Tid, &AtomicU64)> {
+        self.own_words().map(|(tid, words)| (tid, &words.word))
+    }
+
+    /// What each of the held threads has of its own, in the order of [`Held::threads`].
+    pub(crate) fn own_words(&self) -> impl Iterator<Item = (Tid, &Words)> {
         self.round.come().filter_map(|slot| {
-            let word = slot.word.load(Ordering::Relaxed);
+            let words = slot.words.load(Ordering::Relaxed);
             // SAFETY: the thread stored the address before it became Here, and stands in its handler while we live.
-            let word = unsafe { word.as_ref() };
-            word.map(|word| (Tid::new(slot.tid()), word))
+            let words = unsafe { words.as_ref() };
+            words.map(|words| (Tid::new(slot.tid()), words))
         })
+    }
+
+    /// The threads that are not held but were looked at where they sleep, for [`hold_or_look`]. Takes no memory.
+    pub fn sleepers(&self) -> impl Iterator<Item = Sleeper> {
+        self.round.sleepers()
+    }
+
+    /// Whether each of the [sleepers](Held::sleepers) has slept all the time, from before it was looked at until now: then there was
+    /// a moment in which all that was found of all threads was so.
+    ///
+    /// # Errors
+    ///
+    /// What open(2) or read(2) says of the files in `/proc`.
+    pub fn have_slept(&self) -> io::Result<bool> {
+        for sleeper in self.sleepers() {
+            if !sleeper.has_slept()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// How many threads are held.

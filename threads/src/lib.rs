@@ -8,6 +8,7 @@
 //! - [`use_signal`]: which real-time signal all this is done with; [`counts`]: what it did to others.
 //! - [`before_fork`] and what follows it: what a `pthread_atfork` handler calls.
 //! - [`boundary`]: where exceptions and panics of code that is called end.
+//! - [`creation`]: threads that are known by who created them; [`thread_exit`]: what is to be called when a thread ends, and whose it is.
 //! - [`word`]: a word of each thread, for who stops threads.
 //! - [`frames`]: one walker for every thread's stack. It reads call frame information and never guesses.
 //!
@@ -26,12 +27,16 @@ mod error;
 mod signal;
 mod turn;
 mod slot;
+mod sleeper;
+mod clear;
 mod handler;
 mod round;
 mod each;
 mod hold;
 mod fork;
 pub mod boundary;
+pub mod creation;
+pub mod thread_exit;
 pub mod frames;
 pub mod word;
 
@@ -40,8 +45,9 @@ pub use each::{Probe, run_here, run_in_each};
 pub use error::{Error, Straggler, Stragglers, Why};
 pub use fork::{after_fork_in_child, after_fork_in_parent, before_fork};
 pub use handler::{Counts, Interrupted, counts};
-pub use hold::{Held, hold};
-pub use signal::{signal, use_signal};
+pub use hold::{Held, hold, hold_or_look};
+pub use signal::{can_see, signal, use_signal};
+pub use sleeper::Sleeper;
 pub use task::{Name, State, Status, Tasks, Tid, name, status};
 
 /// How long threads are waited for, unless the caller says otherwise. Starting and ending a thread blocks all signals

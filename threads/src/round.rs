@@ -8,8 +8,10 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::clear;
 use crate::error::{Straggler, Stragglers, Why};
 use crate::handler::Interrupted;
+use crate::sleeper::{self, Sight, Sleeper};
 use crate::slot::{self, At, Phase, Slot};
 use crate::system;
 use crate::task::{self, Presence, State, Tid};
@@ -118,7 +120,21 @@ pub(crate) enum Asked {
     Crowded,
     /// The kernel queues no more signals.
     QueueFull,
+    /// It is sent no signal, because it blocks it or waits for it. It is asked when it no longer does.
+    Unasked,
 }
+
+/// Whether a thread that cannot be asked may be looked at instead, while it sleeps in the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Sleepers {
+    /// No: each thread has to come.
+    Asked,
+    /// Yes.
+    LookedAt,
+}
+
+/// How long a thread that was ever found to wait for the signal is not sent it while it runs.
+const SHY: Duration = Duration::from_millis(3);
 
 /// The beginning of a wait, and how much longer each part of it is than the one before.
 const FIRST_LOOK: Duration = Duration::from_micros(500);
@@ -128,6 +144,8 @@ const FIRST_LOOK: Duration = Duration::from_micros(500);
 pub(crate) struct Round {
     number: u32,
     signal: i32,
+    sleepers: Sleepers,
+    begun: Instant,
     /// Slots of this round lie before it.
     top: u32,
     /// The next slot to look at for one that is free.
@@ -138,10 +156,10 @@ pub(crate) struct Round {
 
 impl Round {
     /// Begins a round, in one's turn.
-    pub(crate) fn begin(signal: i32) -> Round {
+    pub(crate) fn begin(signal: i32, sleepers: Sleepers) -> Round {
         let number = GATE.load(Ordering::Relaxed);
         OUTSTANDING.store(u64::from(number) << 32, Ordering::Relaxed);
-        let round = Round { number, signal, top: 0, next: 0, hint: 0 };
+        let round = Round { number, signal, sleepers, begun: Instant::now(), top: 0, next: 0, hint: 0 };
         if DEBTS.load(Ordering::Relaxed) != 0 {
             round.forget_the_dead();
         }
@@ -205,9 +223,34 @@ impl Round {
         found.is_some()
     }
 
+    /// How many threads were looked at where they sleep.
+    pub(crate) fn asleep(&self) -> u64 {
+        self.count(Phase::Asleep)
+    }
+
+    /// Looks once more at the threads that were looked at where they sleep: what is known of them is as late as can be. Returns whether all
+    /// still sleep.
+    pub(crate) fn refresh(&self) -> io::Result<bool> {
+        for (slot, at) in self.slots().filter(|(_, at)| at.phase == Phase::Asleep) {
+            let Sight::Asleep(sleeper) = sleeper::look(Tid::new(slot.tid()))? else {
+                slot.put(at.to(Phase::Unasked));
+                return Ok(false);
+            };
+            slot.set_sleeper(&sleeper);
+        }
+        Ok(true)
+    }
+
+    /// The threads that were looked at where they sleep.
+    pub(crate) fn sleepers(&self) -> impl Iterator<Item = Sleeper> {
+        self.slots().filter(|(_, at)| at.phase == Phase::Asleep).map(|(slot, _)| slot.sleeper())
+    }
+
     /// Asks a thread that this round does not know.
     pub(crate) fn ask(&mut self, tid: Tid, work: *mut Work) -> io::Result<Asked> {
-        if DEBTS.load(Ordering::Relaxed) != 0
+        let may_be_asked = self.may_be_asked(tid)?;
+        if may_be_asked
+            && DEBTS.load(Ordering::Relaxed) != 0
             && let Some(asked) = self.ask_debtor(tid, work)?
         {
             return Ok(asked);
@@ -216,9 +259,94 @@ impl Round {
         // A slot that was just found.
         let Some(slot) = slot::get(number) else { return Ok(Asked::Crowded) };
         slot.work.store(work, Ordering::Relaxed);
+        if !may_be_asked {
+            slot.put(self.at(Phase::Unasked));
+            return Ok(Asked::Unasked);
+        }
         OUTSTANDING.fetch_add(1, Ordering::Relaxed);
         slot.put(self.at(Phase::Asked));
         self.send(number, slot)
+    }
+
+    /// Whether a thread may be sent the signal: it neither blocks it nor waits for it. One that has ended may.
+    fn may_be_asked(&self, tid: Tid) -> io::Result<bool> {
+        if clear::is(tid, self.signal) {
+            return Ok(true);
+        }
+        let Some(status) = task::status(tid)? else { return Ok(true) };
+        // It may begin to wait between this look and the signal. Where a look at it will do, it is given time to fall asleep first.
+        if self.sleepers == Sleepers::LookedAt && clear::is_forbidden(tid) && self.begun.elapsed() < SHY {
+            return Ok(false);
+        }
+        // In vfork, say: the signal would wait for as long as the thread does.
+        let sleeps_on = status.state == State::Uninterruptible && self.sleepers == Sleepers::LookedAt;
+        if status.blocks(self.signal) {
+            clear::forbid(tid);
+            return Ok(false);
+        }
+        if sleeps_on {
+            return Ok(false);
+        }
+        // While a thread waits for signals, the kernel takes them out of its mask.
+        let waits = status.state == State::Sleeping
+            && matches!(sleeper::look(tid)?, Sight::Asleep(sleeper) if sleeper.waits_for(self.signal));
+        if waits {
+            clear::forbid(tid);
+        } else {
+            clear::set(tid);
+        }
+        Ok(!waits)
+    }
+
+    /// Looks again at the threads that were not asked: asks those that may be asked by now, and, where that will do, notes where
+    /// the others sleep. Returns whether any of them is left.
+    fn look_at_unasked(&self) -> io::Result<bool> {
+        let mut left = false;
+        for number in 0..self.top {
+            let Some(slot) = slot::get(number) else { continue };
+            if slot.at() != self.at(Phase::Unasked) {
+                continue;
+            }
+            let tid = Tid::new(slot.tid());
+            match task::presence(tid)? {
+                Presence::Present => {}
+                Presence::Absent => {
+                    slot.put(self.at(Phase::Absent));
+                    continue;
+                }
+                Presence::Gone => {
+                    slot.put(self.at(Phase::Free));
+                    continue;
+                }
+            }
+            if self.may_be_asked(tid)? {
+                OUTSTANDING.fetch_add(1, Ordering::Relaxed);
+                slot.put(self.at(Phase::Asked));
+                if self.send(number, slot)? == Asked::Well {
+                    continue;
+                }
+                slot.put(self.at(Phase::Unasked));
+            } else if self.sleepers == Sleepers::LookedAt {
+                match sleeper::look(tid)? {
+                    Sight::Asleep(sleeper) => {
+                        slot.set_sleeper(&sleeper);
+                        slot.put(self.at(Phase::Asleep));
+                        continue;
+                    }
+                    Sight::Kernel => {
+                        slot.put(self.at(Phase::Absent));
+                        continue;
+                    }
+                    Sight::Gone => {
+                        slot.put(self.at(Phase::Free));
+                        continue;
+                    }
+                    Sight::Running | Sight::Uncounted => {}
+                }
+            }
+            left = true;
+        }
+        Ok(left)
     }
 
     fn free_slot(&mut self, tid: Tid) -> Option<u32> {
@@ -281,12 +409,14 @@ impl Round {
         if waits || slot.at() != to { Ok(Some(Asked::Well)) } else { self.send(number, slot).map(Some) }
     }
 
-    /// Waits until everyone asked has come, has ended, or is known never to come; `false` if `until` passes before.
+    /// Waits until each thread that was asked has come, has ended, or is known never to come, and each thread that was not asked
+    /// is known to sleep, where that will do; `false` if `until` passes before.
     pub(crate) fn wait(&self, until: Instant) -> io::Result<bool> {
         let mut look = FIRST_LOOK;
         loop {
+            let unasked = self.look_at_unasked()?;
             let count = count_of(OUTSTANDING.load(Ordering::Acquire));
-            if count == 0 {
+            if count == 0 && !unasked {
                 return Ok(true);
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -296,7 +426,7 @@ impl Round {
             system::wait(word(), count, Some(look.min(left)));
             if count_of(OUTSTANDING.load(Ordering::Acquire)) == count {
                 self.give_up_the_absent()?;
-                look *= 2;
+                look = if unasked { FIRST_LOOK } else { look * 2 };
             }
         }
     }
@@ -318,8 +448,9 @@ impl Round {
     /// Who has been asked and has not come, and why; `None` if all have by now.
     pub(crate) fn stragglers(&self) -> Option<Stragglers> {
         let mut stragglers = Stragglers::new();
-        for (slot, _) in self.slots().filter(|(_, at)| at.phase == Phase::Asked) {
+        for (slot, _) in self.slots().filter(|(_, at)| matches!(at.phase, Phase::Asked | Phase::Unasked)) {
             let tid = Tid::new(slot.tid());
+            clear::forget(tid);
             if !stragglers.has_room() {
                 stragglers.push_nameless();
             } else if let Some(straggler) = straggler(tid, self.signal) {
@@ -388,7 +519,10 @@ pub(crate) fn straggler(tid: Tid, signal: i32) -> Option<Straggler> {
             State::Stopped => Why::Stopped,
             State::Uninterruptible => Why::Uninterruptible,
             _ if status.blocks(signal) => Why::Blocks { signal },
-            state => Why::Late { state },
+            state => match sleeper::look(tid) {
+                Ok(Sight::Asleep(sleeper)) if sleeper.waits_for(signal) => Why::Waits { signal },
+                _ => Why::Late { state },
+            },
         },
     };
     Some(Straggler { tid, name: task::name(tid).ok().flatten(), why })

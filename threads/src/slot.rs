@@ -11,6 +11,8 @@
 //! | HERE | the handler has no more business with the slot; the thread waits in it, or has answered | the next round: as FREE |
 //! | ABSENT | the thread is listed but never comes | the asker, at the end of the round: OWED |
 //! | OWED | nobody waits for the thread, but a signal is under way to it | its handler: FREE; the asker, who asks it again |
+//! | UNASKED | the thread blocks the signal or waits for it, and is sent none | the asker: ASKED, ABSENT, ASLEEP; the next round: as FREE |
+//! | ASLEEP | the thread is sent no signal: where it sleeps is in the slot | the asker: UNASKED; the next round: as FREE |
 //!
 //! An OWED slot keeps signals from piling up: a thread that blocks the signal has at most one waiting for it, however
 //! often it is asked, and when it comes late it finds that nobody asks.
@@ -19,6 +21,8 @@ use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use crate::round::Work;
+use crate::sleeper::{self, Sleeper};
+use crate::word::Words;
 
 /// A phase of a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,11 +33,22 @@ pub(crate) enum Phase {
     Here,
     Absent,
     Owed,
+    Unasked,
+    Asleep,
 }
 
 impl Phase {
     /// In the order of their numbers.
-    const ALL: [Phase; 6] = [Phase::Free, Phase::Asked, Phase::Claimed, Phase::Here, Phase::Absent, Phase::Owed];
+    const ALL: [Phase; 8] = [
+        Phase::Free,
+        Phase::Asked,
+        Phase::Claimed,
+        Phase::Here,
+        Phase::Absent,
+        Phase::Owed,
+        Phase::Unasked,
+        Phase::Asleep,
+    ];
 
     fn number(self) -> u64 {
         match self {
@@ -43,11 +58,13 @@ impl Phase {
             Phase::Here => 3,
             Phase::Absent => 4,
             Phase::Owed => 5,
+            Phase::Unasked => 6,
+            Phase::Asleep => 7,
         }
     }
 }
 
-/// Two cache lines, so that threads that answer at the same time do not wait for each other.
+/// Whole cache lines, two at least, so that threads that answer at the same time do not wait for each other.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct Slot {
@@ -59,8 +76,10 @@ pub(crate) struct Slot {
     pub(crate) work: AtomicPtr<Work>,
     /// The frame of our signal on the thread's stack. Written before Here; good while the thread waits.
     pub(crate) context: AtomicPtr<libc::ucontext_t>,
-    /// The thread's own word ([`crate::word`]). As for the frame.
-    pub(crate) word: AtomicPtr<AtomicU64>,
+    /// The thread's own words ([`crate::word`]). As for the frame.
+    pub(crate) words: AtomicPtr<Words>,
+    /// Where the thread sleeps, in phase Asleep. Used by the asker alone.
+    sleeper: [AtomicU64; sleeper::WORDS],
 }
 
 /// A slot's state, taken apart.
@@ -95,7 +114,19 @@ impl Slot {
             tid: AtomicI32::new(0),
             work: AtomicPtr::new(ptr::null_mut()),
             context: AtomicPtr::new(ptr::null_mut()),
-            word: AtomicPtr::new(ptr::null_mut()),
+            words: AtomicPtr::new(ptr::null_mut()),
+            sleeper: [const { AtomicU64::new(0) }; sleeper::WORDS],
+        }
+    }
+
+    /// Where the thread sleeps, as it was last [stored](Slot::set_sleeper).
+    pub(crate) fn sleeper(&self) -> Sleeper {
+        Sleeper::unpack(self.sleeper.each_ref().map(|word| word.load(Ordering::Relaxed)))
+    }
+
+    pub(crate) fn set_sleeper(&self, sleeper: &Sleeper) {
+        for (word, value) in self.sleeper.iter().zip(sleeper.pack()) {
+            word.store(value, Ordering::Relaxed);
         }
     }
 
@@ -120,7 +151,8 @@ impl Slot {
     /// Whether the asker may give it to a thread in this round.
     fn is_free(&self, round: u32) -> bool {
         let at = self.at();
-        at.phase == Phase::Free || at.phase == Phase::Here && at.round != round
+        let left_behind = matches!(at.phase, Phase::Here | Phase::Unasked | Phase::Asleep);
+        at.phase == Phase::Free || left_behind && at.round != round
     }
 
     /// Gives a free slot to a thread, which nobody has been told of yet.

@@ -84,6 +84,24 @@ fn getuid() -> u32 {
     unsafe { call(libc::SYS_getuid, [0; 6]) }.map_or(0, |uid| u32::try_from(uid).unwrap_or(u32::MAX))
 }
 
+/// Reads memory of a process, process_vm_readv(2); returns how many bytes were read.
+pub(crate) fn read_memory(process: i32, at: usize, into: &mut [u8]) -> io::Result<usize> {
+    let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    // The kernel alone follows this address.
+    let remote = libc::iovec { iov_base: ptr::without_provenance_mut(at), iov_len: into.len() };
+    let (local, remote) = ((&raw const local).expose_provenance(), (&raw const remote).expose_provenance());
+    // SAFETY: one vector of each kind; the local one is `into`, which is ours. What the remote one names is read by the kernel, which
+    // refuses what is not mapped.
+    unsafe { call(libc::SYS_process_vm_readv, [register(process), local, 1, remote, 1, 0]) }
+}
+
+/// Reads from a place of an open file, pread64(2).
+pub(crate) fn read_at(descriptor: i32, at: usize, into: &mut [u8]) -> io::Result<usize> {
+    let arguments = [register(descriptor), into.as_mut_ptr().expose_provenance(), into.len(), at, 0, 0];
+    // SAFETY: the kernel writes at most `len` bytes into the buffer, which is ours.
+    unsafe { call(libc::SYS_pread64, arguments) }
+}
+
 /// An open file, closed when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Descriptor(i32);
@@ -162,6 +180,48 @@ pub(crate) fn queue(tid: i32, signal: i32, value: u64) -> io::Result<()> {
     let info = (&raw const info).expose_provenance();
     // SAFETY: the kernel reads one siginfo_t, which Info has the size of.
     unsafe { call(libc::SYS_rt_tgsigqueueinfo, [register(pid), register(tid), register(signal), info, 0, 0]) }.map(drop)
+}
+
+/// A signal's action as rt_sigaction(2) has it: the kernel's layout, not the C library's.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Action {
+    pub(crate) handler: usize,
+    pub(crate) flags: u64,
+    pub(crate) restorer: usize,
+    pub(crate) mask: u64,
+}
+
+/// <asm/signal.h>: the action names the code that a handler returns to.
+pub(crate) const SA_RESTORER: u64 = 0x0400_0000;
+
+/// Returns a signal's action. Works for the C library's own signals, which its `sigaction` refuses.
+pub(crate) fn action(signal: i32) -> io::Result<Action> {
+    let mut action = Action { handler: 0, flags: 0, restorer: 0, mask: 0 };
+    let arguments = [register(signal), 0, (&raw mut action).expose_provenance(), size_of::<u64>(), 0, 0];
+    // SAFETY: no new action; the kernel writes the old one, whose layout this is, with a mask of 8 bytes.
+    unsafe { call(libc::SYS_rt_sigaction, arguments) }?;
+    Ok(action)
+}
+
+/// Sets a signal's action.
+///
+/// # Safety
+///
+/// The handler is a signal handler as the flags describe it, and the restorer calls rt_sigreturn(2).
+pub(crate) unsafe fn set_action(signal: i32, action: &Action) -> io::Result<()> {
+    let new = ptr::from_ref(action).expose_provenance();
+    // SAFETY: the kernel reads one action, whose layout this is; what it says is the caller's promise.
+    unsafe { call(libc::SYS_rt_sigaction, [register(signal), new, 0, size_of::<u64>(), 0, 0]) }.map(drop)
+}
+
+/// Returns a thread's list of robust futexes, get_robust_list(2): the address of its head, 0 if the thread has none.
+pub(crate) fn robust_list(tid: i32) -> io::Result<u64> {
+    let (mut head, mut length) = (0_u64, 0_usize);
+    let (at, len) = ((&raw mut head).expose_provenance(), (&raw mut length).expose_provenance());
+    // SAFETY: the kernel writes a pointer and a size into variables of ours.
+    unsafe { call(libc::SYS_get_robust_list, [register(tid), at, len, 0, 0, 0]) }?;
+    Ok(head)
 }
 
 /// Changes the calling thread's signal mask, as rt_sigprocmask(2) with `how`, and returns what it was.

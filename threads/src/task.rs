@@ -118,7 +118,7 @@ fn first_record(records: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// A decimal number that is all of `text`.
-fn number<N: std::str::FromStr>(text: &[u8]) -> Option<N> {
+pub(crate) fn number<N: std::str::FromStr>(text: &[u8]) -> Option<N> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
@@ -241,6 +241,12 @@ pub fn status(tid: Tid) -> io::Result<Option<Status>> {
     gone_is_none(read_status(tid))
 }
 
+/// Reads a small file of a thread's folder, or as much of it as fits; `None` if the thread has ended.
+pub(crate) fn read_file<'b>(tid: Tid, file: &str, buffer: &'b mut [u8]) -> io::Result<Option<&'b [u8]>> {
+    let read = gone_is_none(open(tid, file).and_then(|file| file.read(buffer)))?;
+    Ok(read.map(|read| &buffer[..read]))
+}
+
 fn gone_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -302,7 +308,8 @@ impl Found {
     }
 }
 
-fn hex(text: &[u8]) -> Option<u64> {
+/// A hexadecimal number that is all of `text`.
+pub(crate) fn hex(text: &[u8]) -> Option<u64> {
     u64::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok()
 }
 
@@ -335,9 +342,25 @@ pub(crate) enum Presence {
     Gone,
 }
 
-// Task flags of the kernel, as the ninth field of /proc/PID/stat shows them.
+// Task flags of the kernel, as the ninth field of /proc/PID/stat shows them. Other threads of the kernel's in a process
+// (PF_USER_WORKER, of vhost) have a flag that meant something else before Linux 6.4: a look at their stack tells them.
 const PF_EXITING: u64 = 0x4;
 const PF_IO_WORKER: u64 = 0x10;
+
+/// Where the process's first thread has the beginning of its stack, the highest address: the 28th field of its `stat`. `None` if the
+/// thread has ended.
+pub(crate) fn start_of_stack(tid: Tid) -> io::Result<Option<u64>> {
+    let mut buffer = [0; 1024];
+    let Some(text) = read_file(tid, "stat", &mut buffer)? else { return Ok(None) };
+    // The 26th behind the name.
+    fields_behind_name(text).nth(25).and_then(number).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// The fields of a `stat` from the third on. The name before them stands in parentheses, and may hold some.
+fn fields_behind_name(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let behind_name = text.iter().rposition(|byte| *byte == b')').map_or(0, |at| at + 1);
+    text[behind_name..].split(|byte| *byte == b' ').filter(|field| !field.is_empty())
+}
 
 /// Whether this thread can come to our handler.
 pub(crate) fn presence(tid: Tid) -> io::Result<Presence> {
@@ -349,9 +372,7 @@ fn read_presence(tid: Tid) -> io::Result<Presence> {
     let mut buffer = [0; 512];
     let read = file.read(&mut buffer)?;
     let text = &buffer[..read];
-    // The name stands in parentheses, and may hold some.
-    let behind_name = text.iter().rposition(|byte| *byte == b')').map_or(0, |at| at + 1);
-    let mut fields = text[behind_name..].split(|byte| *byte == b' ').filter(|field| !field.is_empty());
+    let mut fields = fields_behind_name(text);
     // After the name: state ppid pgrp session tty tpgid flags.
     let state = fields.next().and_then(|field| field.first()).map(|letter| State::of(*letter));
     let flags: Option<u64> = fields.nth(5).and_then(number);

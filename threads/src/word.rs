@@ -14,9 +14,9 @@ global_asm!(
     ".hidden modload_threads_word",
     ".globl modload_threads_word",
     ".type modload_threads_word, @object",
-    ".size modload_threads_word, 8",
+    ".size modload_threads_word, 16",
     "modload_threads_word:",
-    ".zero 8",
+    ".zero 16",
     ".popsection",
     ".pushsection .text.modload_threads_own_word, \"ax\", @progbits",
     ".balign 16",
@@ -49,12 +49,27 @@ unsafe extern "C" {
     safe fn fs_offset() -> i64;
 }
 
+/// What each thread has of its own for those that hold it.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Words {
+    /// The word.
+    pub(crate) word: AtomicU64,
+    /// Who has created the thread: [`crate::creation`]; 0 if that is not known.
+    pub(crate) creator: AtomicU64,
+}
+
 /// This thread's own word. Async-signal-safe.
 #[must_use]
 pub fn own() -> &'static AtomicU64 {
-    // SAFETY: eight aligned bytes of this thread's memory, which others reach atomically and only while it is held. The reference
+    &own_words().word
+}
+
+/// What this thread has of its own. Async-signal-safe.
+pub(crate) fn own_words() -> &'static Words {
+    // SAFETY: sixteen aligned bytes of this thread's memory, which others reach atomically and only while it is held. The reference
     // is good until the thread ends; nothing that outlives it is told of it but what holds it.
-    unsafe { &*own_address().cast::<AtomicU64>() }
+    unsafe { &*own_address().cast::<Words>() }
 }
 
 /// How far from where `fs` points the word lies, in every thread of this process.

@@ -5,6 +5,7 @@
 mod fuzz;
 mod kernel;
 mod mutants;
+mod odd;
 mod oracle;
 mod options;
 mod pages;
@@ -45,6 +46,13 @@ const COMMANDS: &[Command] = &[
         options: &[("count", "1000000"), ("seed", "1"), ("seconds", "0")],
         help: "COUNT mutants with SEED, then with the seeds after it until SECONDS are over",
         run: mutants::run_test,
+    },
+    Command {
+        name: "odd",
+        options: &[("count", "100000"), ("seed", "1")],
+        help: "make COUNT objects that are valid and odd, from set SEED on; load and call them, link them with GNU ld into a\n      \
+               program, and compare what both compute",
+        run: odd::run_test,
     },
     Command {
         name: "fuzz",

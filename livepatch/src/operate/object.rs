@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use modload_abi::modinfo;
 use modload_edit::Addr;
 use modload_loader::FunctionSymbol;
 
@@ -14,7 +15,7 @@ use crate::table::{Func, Object, Patched, VMLINUX};
 
 /// `own` are the functions of the patch's module.
 pub(super) fn object(spec: ObjectSpec, c: Option<CObject>, own: &[FunctionSymbol]) -> Result<Object, PatchError> {
-    let name: Option<Arc<str>> = spec.name.map(Into::into);
+    let name: Option<Arc<str>> = spec.name.map(|name| modinfo::canonical(&name).into());
     let func = |func: crate::spec::FuncSpec| {
         let mut extent = vec![extent(func.new_func)?];
         let named = own.iter().filter(|symbol| symbol.addr == func.new_func);

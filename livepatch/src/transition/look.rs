@@ -62,12 +62,14 @@ pub(super) fn look(held: &Held, whom: Whom, ranges: &Ranges, stubs: &Ranges, see
         return;
     }
     for stack in stacks(held) {
+        // A transition holds every thread, so that each has a word.
+        let Some(word) = stack.word() else { continue };
         if whom == Whom::Nobody {
-            stack.word().store(0, Ordering::Relaxed);
-        } else if whom == Whom::All || !is_over(stack.word().load(Ordering::Relaxed)) {
+            word.store(0, Ordering::Relaxed);
+        } else if whom == Whom::All || !is_over(word.load(Ordering::Relaxed)) {
             let (why, in_stub) = inside(&stack, &mut seen.walker, ranges, stubs);
             seen.stubs_are_empty &= !in_stub;
-            stack.word().store(if why.is_some() { seen.mark } else { 0 }, Ordering::Relaxed);
+            word.store(if why.is_some() { seen.mark } else { 0 }, Ordering::Relaxed);
             seen.blocked.extend(why.map(|why| Blocked { tid: stack.tid(), why }));
         }
     }

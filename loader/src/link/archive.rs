@@ -6,7 +6,7 @@ use object::read::archive::{ArchiveFile, ArchiveKind};
 
 use crate::error::{Error, escaped};
 use crate::file::{File, Place};
-use crate::link::{NAMES_LIMIT, Object, inside};
+use crate::link::{NAMES_LIMIT, Object, crel, inside};
 
 use modload_edit::wide;
 use object::elf;
@@ -26,6 +26,18 @@ pub(super) struct Archive<'a> {
     index: Vec<Offer<'a>>,
     /// Where a name stands in the index.
     places: HashMap<&'a [u8], Vec<usize>>,
+}
+
+/// A member's compact relocations, written out: the object they make; `None` if it has none. An error is kept with the limit
+/// under which it came, to be had again for who needs the member.
+pub(super) type Plain = Result<Option<Vec<u8>>, u64>;
+
+/// Writes out the compact relocations of all members. What is no archive has none: [`Archive::read`] says so.
+pub(super) fn written_out(bytes: &[u8], limit: u64) -> Vec<Plain> {
+    let Ok(archive) = ArchiveFile::parse(bytes) else { return Vec::new() };
+    let members = archive.members().map_while(Result::ok);
+    let plain = |data: &[u8]| crel::written_out(data, limit).map_err(|_| limit);
+    members.map(|member| member.data(bytes).map_or(Ok(None), plain)).collect()
 }
 
 /// What a member defines.
@@ -50,8 +62,8 @@ struct Member<'a> {
 }
 
 impl<'a> Archive<'a> {
-    /// Reads an archive. `name` is what errors call it.
-    pub(super) fn read(name: &str, bytes: &'a [u8]) -> Result<Archive<'a>, Error> {
+    /// Reads an archive. `name` is what errors call it; `plain` has its members' relocations written out.
+    pub(super) fn read(name: &str, bytes: &'a [u8], plain: &'a [Plain]) -> Result<Archive<'a>, Error> {
         let damaged = |_| Error::NotAnObject("a damaged archive");
         let archive = ArchiveFile::parse(bytes).map_err(damaged)?;
         if archive.is_thin() {
@@ -62,9 +74,14 @@ impl<'a> Archive<'a> {
         }
         let mut found = Archive { members: Vec::new(), index: Vec::new(), places: HashMap::new() };
         let mut names = 0;
-        for member in archive.members() {
+        for (number, member) in archive.members().enumerate() {
             let member = member.map_err(damaged)?;
-            let file = File::validate(member.data(bytes).map_err(damaged)?);
+            let data = member.data(bytes).map_err(damaged)?;
+            let file = match plain.get(number) {
+                Some(Ok(Some(plain))) => File::validate(plain),
+                Some(Err(limit)) => crel::written_out(data, *limit).and_then(|_| File::validate(data)),
+                Some(Ok(None)) | None => File::validate(data),
+            };
             if let Ok(file) = &file {
                 let at = found.members.len();
                 let global = file.symbols().skip(1).filter(|(_, symbol)| symbol.bind != elf::STB_LOCAL);

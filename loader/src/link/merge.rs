@@ -3,13 +3,15 @@
 
 use std::collections::HashMap;
 
+use modload_abi::known::{self, section_name};
+use modload_abi::section::EH_FRAME;
 use modload_abi::{Records, Rela};
 use modload_edit::{index, wide};
 use object::elf;
 use object::write::elf::Rel;
 
 use crate::error::{Error, escaped};
-use crate::file::{Place, Section};
+use crate::file::{Place, Section, Sym};
 use crate::link::symbols::{Definition, Global, State, Strength, Symbols};
 use crate::link::{Object, write};
 
@@ -144,6 +146,7 @@ impl<'a> Merged<'a> {
 
     fn place_one(&mut self, section: &Section<'a>, contents: Contents) -> Result<Piece, Error> {
         let limit = self.limit;
+        let section = &without_terminator(section);
         let output = self.output(Key { name: section.name, flags: known(section.flags), contents }, section.kind);
         let into = &mut self.outputs[output];
         // Only of kept sections has it been checked.
@@ -240,7 +243,9 @@ impl<'a> Merged<'a> {
                         Place::Section(section) => self.placed(objects, object, section, symbol.value),
                         _ => (At::Special(elf::SHN_ABS), symbol.value),
                     };
-                    (symbol.bind, symbol.kind, at, value, symbol.size)
+                    // There are no groups any more: what was in one gives way to other modules' all the same.
+                    let bind = if is_comdat(objects, object, &symbol) { elf::STB_WEAK } else { symbol.bind };
+                    (bind, symbol.kind, at, value, symbol.size)
                 }
             };
             indices.push(next);
@@ -285,10 +290,42 @@ impl<'a> Merged<'a> {
     }
 }
 
+/// Whether a strong definition is of a COMDAT group.
+fn is_comdat(objects: &[Object<'_>], object: usize, symbol: &Sym<'_>) -> bool {
+    let Place::Section(section) = symbol.place else { return false };
+    let section = objects.get(object).and_then(|object| object.file.section(section));
+    symbol.bind == elf::STB_GLOBAL && section.is_some_and(|section| section.comdat)
+}
+
+/// A section of call frame information without what ends it: behind it come other objects' rows.
+fn without_terminator<'a>(section: &Section<'a>) -> Section<'a> {
+    let frames = section.name == EH_FRAME.as_bytes() && section.kind != elf::SHT_NOBITS;
+    let end = if frames { entries_end(section.data) } else { section.data.len() };
+    Section { size: if frames { wide(end) } else { section.size }, data: &section.data[..end], ..*section }
+}
+
+/// Where the last entry ends, if nothing but zeros stands behind it; else the end.
+fn entries_end(frames: &[u8]) -> usize {
+    let mut end = 0;
+    while let Some(len) = frames.get(end..end + 4).and_then(|len| len.try_into().ok()).map(u32::from_le_bytes) {
+        let next = usize::try_from(len).ok().and_then(|len| (end + 4).checked_add(len));
+        match next.filter(|next| *next <= frames.len()) {
+            Some(next) if len != 0 => end = next,
+            _ => break,
+        }
+    }
+    if frames[end..].iter().all(|byte| *byte == 0) { end } else { frames.len() }
+}
+
 /// Those of the flags that mean something to a loader.
 fn known(flags: elf::SectionFlags) -> elf::SectionFlags {
     let kept = FLAGS.iter().filter(|flag| flags.contains(**flag));
     kept.fold(elf::SectionFlags(0), |all, flag| all | *flag)
+}
+
+/// Whether a section is one of constructors or destructors.
+fn is_array(section: &Section<'_>) -> bool {
+    section_name(section.name).is_some_and(|known| known.contents == known::Contents::Functions)
 }
 
 /// What a section holds; `None` for tables that the result gets anew, for what only linkers read, and for what a group
@@ -301,6 +338,8 @@ fn contents(object: usize, at: u32, section: &Section<'_>) -> Option<Contents> {
         }
         elf::SHT_NOBITS => Some(Contents::Zeros),
         _ if section.flags.contains(elf::SHF_COMPRESSED) || section.align > PAGE => Some(Contents::Alone(object, at)),
+        // Each `.ctors` is called from its own end, and in its place among the `.init_array` of all objects.
+        _ if is_array(section) => Some(Contents::Alone(object, at)),
         elf::SHT_PROGBITS | elf::SHT_NOTE => Some(Contents::Bytes),
         _ => section.flags.contains(elf::SHF_ALLOC).then_some(Contents::Bytes),
     }

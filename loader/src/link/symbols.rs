@@ -120,7 +120,11 @@ impl<'a> Symbols<'a> {
             let asked = global.asks();
             let definition = Definition { object: before.len(), symbol: symbol_index };
             global.visibility = stricter(global.visibility, symbol.visibility);
-            global.state = global.state.with(of(object, &symbol, definition)).map_err(|earlier| {
+            let said = of(object, &symbol, definition);
+            if said_already(before, global.state, &symbol) {
+                continue;
+            }
+            global.state = global.state.with(said).map_err(|earlier| {
                 let first = before.get(earlier.object).map_or_else(|| object.name.clone(), |first| first.name.clone());
                 Error::DefinedTwice { symbol: escaped(name), first, second: object.name.clone() }
             })?;
@@ -130,6 +134,15 @@ impl<'a> Symbols<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether an absolute symbol has been defined before as the same number, which GNU ld takes for one definition.
+fn said_already(before: &[Object<'_>], state: State, symbol: &Sym<'_>) -> bool {
+    let State::Defined(_, Definition { object, symbol: earlier }) = state else { return false };
+    let earlier = before.get(object).and_then(|object| object.file.symbol(earlier));
+    earlier.is_some_and(|earlier| {
+        (earlier.place, symbol.place) == (Place::Absolute, Place::Absolute) && earlier.value == symbol.value
+    })
 }
 
 /// What a symbol of an object's says.

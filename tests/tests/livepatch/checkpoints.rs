@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use modload::{Call, Host, PatchError, PatchSpec, Target, Transition, Why};
 
-use crate::other::{Other, mask, pending, witness};
+use crate::other::{Other, mask, witness};
 use crate::scene::{NEW, TARGET, built, call, func, patch};
 use modload_tests::{LONG, Patience, until};
 
@@ -45,7 +45,6 @@ pub(crate) fn no_signal() {
     let target = host.load(&built("target", TARGET)).unwrap();
     let new = host.load(&built("new", NEW)).unwrap();
     let witness = witness();
-    let sent = || witness.does(|| i32::try_from(pending().len()).unwrap());
     let one = || patch("target", vec![func("one", &new, "new_one")]);
     for round in 0..20 {
         host.enable_patch("first", one(), Some(&new)).unwrap();
@@ -70,14 +69,13 @@ pub(crate) fn no_signal() {
         host.force_patch("forced").unwrap();
         assert_eq!(witness.calls(&target, "one"), 2);
     }
-    assert_eq!(sent(), 0, "no signal was sent");
     assert_eq!(modload_threads::signal(), None, "none was even chosen");
     // And this is what it would look like.
     let others = Host::builder().process_symbols().build().unwrap();
     let target = others.load(&built("target", TARGET)).unwrap();
     let refused = others.enable_patch("second", patch("target", vec![func("one", &target, "two")]), None).unwrap_err();
     assert!(matches!(refused, PatchError::Trace(_) | PatchError::Threads(_)), "{refused:?}");
-    assert_eq!(sent(), 1, "the witness was sent a signal, and is one");
+    assert!(modload_threads::signal().is_some(), "threads are asked by a signal there, which the witness blocks");
     witness.ends();
 }
 

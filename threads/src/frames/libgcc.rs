@@ -197,8 +197,14 @@ enum Overlapping {
 /// One common entry and one description of 16 bytes, whose address is filled in.
 #[repr(align(8))]
 struct Trial {
-    run: [u8; 64],
+    run: UnsafeCell<[u8; 64]>,
 }
+
+// SAFETY: written in `ask` alone, whose callers wait for one another, and read by libgcc.
+unsafe impl Sync for Trial {}
+
+/// It stands for the code, too, which no thread runs. libgcc may keep it.
+static TRIAL: Trial = Trial { run: UnsafeCell::new([0; 64]) };
 
 impl Overlapping {
     fn of_this_libgcc() -> Overlapping {
@@ -208,19 +214,22 @@ impl Overlapping {
 
     /// Registers two tables for the same 16 bytes, takes the first back, and looks whether the second one is there.
     fn ask() -> Overlapping {
-        // It stands for the code, too: nobody runs it. All of it is leaked: libgcc may keep the second one.
-        let trial = Box::leak(Box::new(Trial { run: [0; 64] }));
-        let code = u64::try_from((&raw const *trial).expose_provenance()).unwrap_or_default();
+        static ASKS: Mutex<()> = Mutex::new(());
+        let _one_at_a_time = ASKS.lock().unwrap_or_else(PoisonError::into_inner);
+        let code = u64::try_from((&raw const TRIAL).expose_provenance()).unwrap_or_default();
+        let mut filled = [0; 64];
         let common = [
             20, 0, 0, 0, 0, 0, 0, 0, // length, common information
             1, b'z', b'R', 0, 1, 0x78, 16, 1, 0, // version, "zR", factors 1 and -8, rip, absolute addresses
             0x0c, 7, 8, 0x90, 1, 0, 0, // def_cfa rsp+8; offset rip, cfa-8; nop; nop
         ];
-        trial.run[..24].copy_from_slice(&common);
-        trial.run[24..32].copy_from_slice(&[28, 0, 0, 0, 28, 0, 0, 0]);
-        trial.run[32..40].copy_from_slice(&code.to_le_bytes());
-        trial.run[40..48].copy_from_slice(&16_u64.to_le_bytes());
-        let run = || Run { at: trial.run.as_ptr(), earlier: Vec::new() };
+        filled[..24].copy_from_slice(&common);
+        filled[24..32].copy_from_slice(&[28, 0, 0, 0, 28, 0, 0, 0]);
+        filled[32..40].copy_from_slice(&code.to_le_bytes());
+        filled[40..48].copy_from_slice(&16_u64.to_le_bytes());
+        // SAFETY: under the lock, and what libgcc may have kept of an earlier call has the same bytes.
+        unsafe { TRIAL.run.get().write(filled) };
+        let run = || Run { at: TRIAL.run.get().cast(), earlier: Vec::new() };
         // SAFETY: 24 bytes of common information, 32 of a description (no augmentation data, nops), and zeros.
         let first = unsafe { Table::register(vec![run()]) };
         // SAFETY: the same.
@@ -228,7 +237,7 @@ impl Overlapping {
         Table::withdraw(&first.pointers, &first.object);
         let mut bases = [ptr::null(); 3];
         // SAFETY: any address may be looked for; `bases` has room for three of them.
-        let found = unsafe { _Unwind_Find_FDE((&raw const *trial).cast(), &raw mut bases) };
+        let found = unsafe { _Unwind_Find_FDE((&raw const TRIAL).cast(), &raw mut bases) };
         if found.is_null() {
             // Not known to libgcc, which ends the process if it is asked to forget it.
             std::mem::forget(second);

@@ -8,6 +8,7 @@
 //! A description's program is run when a walk comes through its function, not before: a module has many functions, and
 //! few of them are ever walked through.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use gimli::{BaseAddresses, EhFrame, EndianSlice, LittleEndian};
@@ -138,7 +139,11 @@ fn add_branches(range: &Range<u64>, planned: &mut [Planned]) -> Result<(), Malfo
     if len == 0 {
         return Ok(());
     }
-    home.ok_or(elsewhere)?.add(0, &Function { start: range.start, len, lsda: 0, program: &[] }, &AT_ENTRY)
+    home.ok_or(elsewhere)?.add(
+        0,
+        &Function { start: range.start, len, lsda: 0, program: Cow::Borrowed(&[]) },
+        &AT_ENTRY,
+    )
 }
 
 fn add_section(section: Section<'_>, planned: &mut [Planned]) -> Result<(), Malformed> {
@@ -149,10 +154,13 @@ fn add_section(section: Section<'_>, planned: &mut [Planned]) -> Result<(), Malf
         text.copy.reserve(section.bytes.len() + section.bytes.len() / 2);
     }
     let mut known: Option<Common<'_>> = None;
-    let mut at = 0;
+    let mut from = 0;
     loop {
+        let cut_off = |flaw| Malformed::Entry { at: from, flaw };
+        let Some((entry, next)) = section.entry(from).map_err(cut_off)? else { return Ok(()) };
+        from = next;
+        let at = entry.at;
         let malformed = |flaw| Malformed::Entry { at, flaw };
-        let Some((entry, next)) = section.entry(at).map_err(malformed)? else { return Ok(()) };
         if entry.is_common().map_err(malformed)? {
             // Those that nobody refers to are checked, too.
             known = Some(section.common(entry).map_err(malformed)?);
@@ -165,14 +173,13 @@ fn add_section(section: Section<'_>, planned: &mut [Planned]) -> Result<(), Malf
             };
             let function = section.function(entry, common).map_err(malformed)?;
             if function.len != 0 && function.start != 0 {
-                let Function { start, len, .. } = function;
+                let (start, len) = (function.start, function.len);
                 let elsewhere = Malformed::Elsewhere { at, start, end: start.wrapping_add(len) };
                 let Some(end) = start.checked_add(len) else { return Err(elsewhere) };
                 let home = planned.iter_mut().find(|home| home.text.start <= start && end <= home.text.end);
                 home.ok_or(elsewhere)?.add(at, &function, common)?;
             }
         }
-        at = next;
     }
 }
 
@@ -182,7 +189,8 @@ fn add_section(section: Section<'_>, planned: &mut [Planned]) -> Result<(), Malf
 /// [`Malformed::TooLarge`].
 pub(crate) fn described(text: Range<u64>, program: &[u8]) -> Result<Planned, Malformed> {
     let common = Common { factors: &[1, 1, 16], program: &[], ..AT_ENTRY };
-    let function = Function { start: text.start, len: text.end.saturating_sub(text.start), lsda: 0, program };
+    let function =
+        Function { start: text.start, len: text.end.saturating_sub(text.start), lsda: 0, program: program.into() };
     let mut planned = Planned { text, copy: Vec::new(), common: None, descriptions: Vec::new() };
     if function.len != 0 {
         planned.add(0, &function, &common)?;
@@ -325,7 +333,7 @@ fn write_function(copy: &mut Vec<u8>, common_at: usize, function: &Function<'_>,
             }
         };
         copy.extend_from_slice(&fixed[..used]);
-        copy.extend_from_slice(function.program);
+        copy.extend_from_slice(&function.program);
     })
 }
 

@@ -1,5 +1,11 @@
 //! Reads of a stack that may be corrupted: they fail, they never fault.
 
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::system;
+
 /// Where a walk reads stacks.
 pub trait Memory {
     /// Fills `into` with what stands at `at`, or says that it cannot.
@@ -18,6 +24,30 @@ const WINDOW: usize = 512;
 /// No read crosses a multiple of this: what lies behind may not be mapped.
 const PAGE: u64 = 4096;
 
+/// The process that has opened `/proc/self/mem` in the upper half, and the descriptor in the lower; 0: none.
+static THROUGH: AtomicU64 = AtomicU64::new(0);
+
+/// Names a descriptor of `/proc/self/mem`, opened by this process, that stays open: where process_vm_readv(2) is denied, by a seccomp
+/// filter say, the process's own stacks are read through it.
+pub fn read_through(memory: &impl AsRawFd) {
+    let [process, descriptor] = [system::getpid(), memory.as_raw_fd()].map(|number| u64::from(number.cast_unsigned()));
+    THROUGH.store(process << 32 | descriptor, Ordering::Relaxed);
+}
+
+/// Reads at most as many bytes as there is room for; returns how many could be read.
+fn read(process: i32, at: usize, into: &mut [u8]) -> io::Result<usize> {
+    let error = match system::read_memory(process, at, into) {
+        Err(error) if error.raw_os_error() != Some(libc::EFAULT) => error,
+        done => return done,
+    };
+    let [.., a, b, c, d] = THROUGH.load(Ordering::Relaxed).to_be_bytes();
+    let opened_by = THROUGH.load(Ordering::Relaxed) >> 32;
+    if opened_by == 0 || opened_by != u64::from(process.cast_unsigned()) || process != system::getpid() {
+        return Err(error);
+    }
+    system::read_at(i32::from_be_bytes([a, b, c, d]), at, into)
+}
+
 /// The memory of a process, by `process_vm_readv(2)`: a system call, safe in signal handlers, that fails where a load
 /// would fault. It costs about as much as a frame's row, and is made once for several frames.
 ///
@@ -34,8 +64,7 @@ impl ProcessMemory {
     /// That of this process.
     #[must_use]
     pub fn own() -> ProcessMemory {
-        // SAFETY: getpid takes nothing and cannot fail.
-        ProcessMemory::of(unsafe { libc::getpid() })
+        ProcessMemory::of(system::getpid())
     }
 
     /// That of a process that this one may trace; of a child that was forked without exec, its stacks unwind by this
@@ -45,19 +74,19 @@ impl ProcessMemory {
         ProcessMemory { process, window: [0; WINDOW], start: 0, len: 0 }
     }
 
+    /// Fills `into` by one read, without the window.
+    pub(super) fn read_once(&mut self, at: u64, into: &mut [u8]) -> bool {
+        let Ok(from) = usize::try_from(at) else { return false };
+        read(self.process, from, into).is_ok_and(|count| count == into.len())
+    }
+
     /// Reads a piece that does not cross a page; nothing, if nothing is there.
     fn fill(&mut self, at: u64) {
         let room = usize::try_from(PAGE - at % PAGE).unwrap_or(WINDOW).min(WINDOW);
         self.start = at;
         self.len = 0;
         let Ok(remote) = usize::try_from(at) else { return };
-        let local = libc::iovec { iov_base: self.window.as_mut_ptr().cast(), iov_len: room };
-        // The kernel alone follows this address.
-        let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(remote), iov_len: room };
-        // SAFETY: one vector of each kind; the local one is a part of `window`, which is ours. What the remote one
-        // names is read by the kernel, which refuses what is not mapped.
-        let read = unsafe { libc::process_vm_readv(self.process, &raw const local, 1, &raw const remote, 1, 0) };
-        self.len = usize::try_from(read).unwrap_or(0);
+        self.len = read(self.process, remote, &mut self.window[..room]).unwrap_or(0);
     }
 
     /// What the window has from `at` on.

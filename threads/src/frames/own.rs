@@ -5,6 +5,11 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::{mem, ptr};
 
+use super::memory::ProcessMemory;
+
+/// How much is read at once.
+const CHUNK: usize = 4096;
+
 /// Stacks with more on them are not looked at word by word: a walk is cheaper.
 const DEEPEST: u64 = 1 << 16;
 
@@ -37,16 +42,25 @@ pub fn may_return(range: &Range<u64>, returned_to: impl Fn(u64) -> bool) -> Opti
     if !(low..high).contains(&rsp) || high - rsp > DEEPEST {
         return None;
     }
+    // The kernel reads: what stands there is other functions' business, of which sanitizers and valgrind keep books.
+    let mut memory = ProcessMemory::own();
+    let mut chunk = [0; CHUNK];
+    let (mut at, end) = (rsp.next_multiple_of(8), high & !7);
     let mut found = false;
-    for at in (rsp.next_multiple_of(8)..high & !7).step_by(8) {
-        let at = ptr::with_exposed_provenance::<u64>(usize::try_from(at).unwrap_or_default());
-        // SAFETY: an aligned word of this thread's own stack, between its stack pointer and its end, which is mapped.
-        // Volatile: what stands there is other functions' business.
-        let word = unsafe { at.read_volatile() };
-        if word == SEGMENTS || word & 0xffff_ffff == XSTATE {
+    while at < end {
+        let len = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
+        let words = chunk.get_mut(..len)?;
+        if !memory.read_once(at, words) {
             return None;
         }
-        found |= range.contains(&word) && returned_to(word);
+        for word in words.chunks_exact(8) {
+            let word = u64::from_le_bytes(word.try_into().unwrap_or_default());
+            if word == SEGMENTS || word & 0xffff_ffff == XSTATE {
+                return None;
+            }
+            found |= range.contains(&word) && returned_to(word);
+        }
+        at += u64::try_from(len).unwrap_or(u64::MAX);
     }
     Some(found)
 }

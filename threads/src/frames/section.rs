@@ -1,6 +1,8 @@
 //! The entries of an `.eh_frame`, read and checked before anybody relies on them (System V ABI, x86-64 psABI 4.2.4; LSB
 //! core, 10.6; DWARF 5, 6.4.2).
 
+use std::borrow::Cow;
+
 use thiserror::Error;
 
 /// What is wrong with an entry.
@@ -27,6 +29,9 @@ pub enum Flaw {
     /// The return address is not in column 16.
     #[error("it has the return address in column {0}, not 16")]
     ReturnAddress(u8),
+    /// DW_CFA_set_loc goes to an address that is not the function's.
+    #[error("its call frame instruction DW_CFA_set_loc goes to {0:#x}, which is not in the function")]
+    Location(u64),
     /// An instruction that is not known.
     #[error("it has the call frame instruction {0:#04x}, which is not known or not supported")]
     Instruction(u8),
@@ -52,14 +57,15 @@ pub(crate) struct Common<'a> {
 }
 
 /// The description of a function.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Function<'a> {
     /// The first address; 0 if a linker has dropped the function.
     pub(crate) start: u64,
     pub(crate) len: u64,
     /// Where its language's data is; 0 if it has none.
     pub(crate) lsda: u64,
-    pub(crate) program: &'a [u8],
+    /// The addresses in it are absolute.
+    pub(crate) program: Cow<'a, [u8]>,
 }
 
 /// An entry: its offset, and what stands behind its length.
@@ -134,19 +140,26 @@ pub(crate) struct Section<'a> {
 }
 
 impl<'a> Section<'a> {
-    /// The entry at an offset, and where the next one is; `None` at the end, or at an entry without length, which is
-    /// the end too.
-    pub(crate) fn entry(&self, at: usize) -> Result<Option<(Entry<'a>, usize)>, Flaw> {
-        let mut cursor = Cursor { rest: self.bytes.get(at..).ok_or(Flaw::CutOff)? };
-        if cursor.rest.is_empty() {
-            return Ok(None);
+    /// The next entry from an offset on, and where the one behind it is; `None` at the end. An entry without length ends
+    /// the section for an unwinder, and may stand before rows of other objects, which were linked behind it: it is passed over,
+    /// as linkers leave it out.
+    pub(crate) fn entry(&self, mut at: usize) -> Result<Option<(Entry<'a>, usize)>, Flaw> {
+        loop {
+            let mut cursor = Cursor { rest: self.bytes.get(at..).ok_or(Flaw::CutOff)? };
+            if cursor.rest.is_empty() {
+                return Ok(None);
+            }
+            let len = u32::from_le_bytes(cursor.array()?);
+            if len == u32::MAX {
+                return Err(Flaw::Wide);
+            }
+            let body = cursor.take(usize::try_from(len).map_err(|_| Flaw::CutOff)?)?;
+            let next = at + 4 + body.len();
+            if len != 0 {
+                return Ok(Some((Entry { at, body }, next)));
+            }
+            at = next;
         }
-        let len = u32::from_le_bytes(cursor.array()?);
-        if len == u32::MAX {
-            return Err(Flaw::Wide);
-        }
-        let body = cursor.take(usize::try_from(len).map_err(|_| Flaw::CutOff)?)?;
-        Ok((len != 0).then_some((Entry { at, body }, at + 4 + body.len())))
     }
 
     /// A pointer, which stands at the beginning of what the cursor has left. One that is zero is none, whatever it is
@@ -212,14 +225,17 @@ impl<'a> Section<'a> {
             }
         }
         common.program = cursor.rest;
-        check_program(common.program)?;
-        Ok(common)
+        match check_program(common.program, common.pointers)? {
+            Addresses::None => Ok(common),
+            // It is of no function.
+            Addresses::Some => Err(Flaw::Instruction(SET_LOC)),
+        }
     }
 
     /// The common information of an entry that describes a function, by its offset.
     pub(crate) fn common_at(&self, at: usize) -> Result<Common<'a>, Flaw> {
         let (entry, _) = self.entry(at).map_err(|_| Flaw::NoCommon)?.ok_or(Flaw::NoCommon)?;
-        if entry.is_common()? { self.common(entry) } else { Err(Flaw::NoCommon) }
+        if entry.at == at && entry.is_common()? { self.common(entry) } else { Err(Flaw::NoCommon) }
     }
 
     /// What an entry says of a function with this common information.
@@ -237,8 +253,32 @@ impl<'a> Section<'a> {
                 lsda = self.pointer(&mut data, encoding)?;
             }
         }
-        check_program(cursor.rest)?;
-        Ok(Function { start, len, lsda, program: cursor.rest })
+        let program = match check_program(cursor.rest, common.pointers)? {
+            Addresses::Some if start != 0 => Cow::Owned(self.absolute(cursor.rest, common.pointers, start, len)?),
+            Addresses::None | Addresses::Some => Cow::Borrowed(cursor.rest),
+        };
+        Ok(Function { start, len, lsda, program })
+    }
+
+    /// A program that has been checked, of a function of `len` bytes at `start`, with absolute addresses.
+    fn absolute(&self, program: &'a [u8], encoding: u8, start: u64, len: u64) -> Result<Vec<u8>, Flaw> {
+        let mut copy = Vec::with_capacity(program.len() + 8);
+        let mut at = 0;
+        while at < program.len() {
+            let next = behind_instruction(program, at, encoding)?;
+            if program[at] == SET_LOC {
+                let to = self.pointer(&mut Cursor { rest: &program[at + 1..] }, encoding)?;
+                if to.checked_sub(start).is_none_or(|offset| offset > len) {
+                    return Err(Flaw::Location(to));
+                }
+                copy.push(SET_LOC);
+                copy.extend(to.to_le_bytes());
+            } else {
+                copy.extend(&program[at..next]);
+            }
+            at = next;
+        }
+        Ok(copy)
     }
 }
 
@@ -275,14 +315,27 @@ enum Operands {
     Numbers(u8),
     /// So many numbers, and then a block with its length.
     Block(u8),
+    /// An address, encoded as that of the function.
+    Address,
     /// It is not known, or none that compilers write here.
     Unknown,
 }
 
+/// DW_CFA_set_loc. Compilers write advances instead; assemblers and other tools need not.
+const SET_LOC: u8 = 0x01;
+
+/// Whether a program has addresses in it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Addresses {
+    None,
+    Some,
+}
+
 /// Instructions by their opcodes (DWARF 5, table 7.29; LSB core, table 10-6). Those that carry an operand in the opcode
-/// are not here, nor is DW_CFA_set_loc, which no compiler writes here.
-const INSTRUCTIONS: [(u8, Operands); 23] = [
+/// are not here.
+const INSTRUCTIONS: [(u8, Operands); 24] = [
     (0x00, Operands::Bytes(0)),   // nop
+    (SET_LOC, Operands::Address), // set_loc
     (0x02, Operands::Bytes(1)),   // advance_loc1
     (0x03, Operands::Bytes(2)),   // advance_loc2
     (0x04, Operands::Bytes(4)),   // advance_loc4
@@ -331,30 +384,45 @@ const BY_OPCODE: [Operands; 256] = {
     table
 };
 
-/// Whether each instruction of a program is known and whole. What it does is seen when a walk comes through.
+/// Whether each instruction of a program is known and whole; says whether there are addresses in it, which are encoded like
+/// this. What it does is seen when a walk comes through.
 ///
 /// Each instruction of each function that is loaded comes through here: hence the offsets in place of a cursor.
-fn check_program(program: &[u8]) -> Result<(), Flaw> {
+fn check_program(program: &[u8], encoding: u8) -> Result<Addresses, Flaw> {
     // What stands behind the last byte that is not zero is nops, or the last one's operands.
     let end = program.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     let mut at = 0;
+    let mut addresses = Addresses::None;
     while at < end {
-        let opcode = program[at];
-        at += 1;
-        match BY_OPCODE[usize::from(opcode)] {
-            Operands::Bytes(len) => at += len,
-            Operands::Numbers(count) => at = behind_numbers(program, at, count)?,
-            Operands::Block(count) => {
-                at = behind_numbers(program, at, count)?;
-                let mut cursor = Cursor { rest: &program[at..] };
-                let len = cursor.length()?;
-                cursor.take(len)?;
-                at = program.len() - cursor.rest.len();
-            }
-            Operands::Unknown => return Err(Flaw::Instruction(opcode)),
+        if program[at] == SET_LOC {
+            addresses = Addresses::Some;
         }
+        at = behind_instruction(program, at, encoding)?;
     }
-    if at <= program.len() { Ok(()) } else { Err(Flaw::CutOff) }
+    if at <= program.len() { Ok(addresses) } else { Err(Flaw::CutOff) }
+}
+
+/// The offset behind the instruction at another one. It may lie behind the program's end.
+#[inline]
+fn behind_instruction(program: &[u8], at: usize, encoding: u8) -> Result<usize, Flaw> {
+    let opcode = program[at];
+    let at = at + 1;
+    Ok(match BY_OPCODE[usize::from(opcode)] {
+        Operands::Bytes(len) => at + len,
+        Operands::Numbers(count) => behind_numbers(program, at, count)?,
+        Operands::Block(count) => {
+            let mut cursor = Cursor { rest: &program[behind_numbers(program, at, count)?..] };
+            let len = cursor.length()?;
+            cursor.take(len)?;
+            program.len() - cursor.rest.len()
+        }
+        Operands::Address => {
+            let mut cursor = Cursor { rest: program.get(at..).ok_or(Flaw::CutOff)? };
+            cursor.value(encoding)?;
+            program.len() - cursor.rest.len()
+        }
+        Operands::Unknown => return Err(Flaw::Instruction(opcode)),
+    })
 }
 
 /// The offset behind so many numbers of variable length.

@@ -1,7 +1,8 @@
 //! Every stack of the process at one moment: every other thread is held, and each stack is walked, this thread's too.
 
 use std::ops::ControlFlow;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use super::memory::ProcessMemory;
 use super::registers::Registers;
@@ -9,17 +10,27 @@ use super::walk::{Ended, Frame, WalkError, Walker, walk, walk_here};
 use crate::DEFAULT_LIMIT;
 use crate::error::Error;
 use crate::handler::Interrupted;
-use crate::hold::{Held, hold};
-use crate::task::{Tasks, Tid};
-use crate::word;
+use crate::hold::{Held, hold_or_look};
+use crate::sleeper::Sleeper;
+use crate::task::{self, Tasks, Tid};
+use crate::word::{self, Words};
 
-/// The stack of a thread, while every other thread is held.
+/// The stack of a thread, while every other thread is held or sleeps.
 #[derive(Clone, Copy, Debug)]
 pub struct Stack<'h> {
     tid: Tid,
-    word: &'h AtomicU64,
-    /// `None`: it is the holder's own.
-    held: Option<Interrupted<'h>>,
+    whose: Whose<'h>,
+}
+
+/// Whose stack it is.
+#[derive(Clone, Copy, Debug)]
+enum Whose<'h> {
+    /// The holder's own.
+    Own,
+    /// That of a thread that is held, and what the thread has of its own.
+    Held(Interrupted<'h>, &'h Words),
+    /// That of a thread that was looked at where it sleeps.
+    Asleep(Sleeper),
 }
 
 impl Stack<'_> {
@@ -29,10 +40,33 @@ impl Stack<'_> {
         self.tid
     }
 
-    /// Its thread's word: [`crate::word`].
+    /// Its thread's word ([`crate::word`]); `None` if the thread is not held.
     #[must_use]
-    pub fn word(&self) -> &AtomicU64 {
-        self.word
+    pub fn word(&self) -> Option<&AtomicU64> {
+        match self.whose {
+            Whose::Own => Some(word::own()),
+            Whose::Held(_, words) => Some(&words.word),
+            Whose::Asleep(_) => None,
+        }
+    }
+
+    /// Who has created its thread ([`crate::creation`]), 0 if it was not created so; `None` if that is not known.
+    #[must_use]
+    pub fn creator(&self) -> Option<u64> {
+        match self.whose {
+            Whose::Own => Some(word::own_words().creator.load(Ordering::Relaxed)),
+            Whose::Held(_, words) => Some(words.creator.load(Ordering::Relaxed)),
+            Whose::Asleep(sleeper) => sleeper.creator(),
+        }
+    }
+
+    /// Where its thread sleeps, if it was looked at and not held: then few registers are known, and a walk may fail for that.
+    #[must_use]
+    pub fn sleeper(&self) -> Option<&Sleeper> {
+        match &self.whose {
+            Whose::Asleep(sleeper) => Some(sleeper),
+            Whose::Own | Whose::Held(..) => None,
+        }
     }
 
     /// Walks it from its innermost frame outward and shows each frame to the visitor, until that breaks. A held
@@ -41,9 +75,10 @@ impl Stack<'_> {
     /// # Errors
     /// [`WalkError`], as [`walk`]: the frames that were shown are right, and those behind them are not known.
     pub fn walk(&self, visit: impl FnMut(&Frame) -> ControlFlow<()>) -> Result<Ended, WalkError> {
-        match &self.held {
-            Some(thread) => walk(&Registers::interrupted(thread.context()), ProcessMemory::own(), visit),
-            None => walk_here(visit),
+        match &self.whose {
+            Whose::Own => walk_here(visit),
+            Whose::Held(thread, _) => walk(&Registers::interrupted(thread.context()), ProcessMemory::own(), visit),
+            Whose::Asleep(sleeper) => walk(&sleeper.registers(), ProcessMemory::own(), visit),
         }
     }
 }
@@ -58,53 +93,73 @@ impl Stack<'_> {
         walker: &mut Walker,
         visit: impl FnMut(&Frame) -> ControlFlow<()>,
     ) -> Result<Ended, WalkError> {
-        match &self.held {
-            Some(thread) => walker.walk(&Registers::interrupted(thread.context()), visit),
-            None => walk_here(visit),
+        match &self.whose {
+            Whose::Own => walk_here(visit),
+            Whose::Held(thread, _) => walker.walk(&Registers::interrupted(thread.context()), visit),
+            Whose::Asleep(sleeper) => walker.walk(&sleeper.registers(), visit),
         }
     }
 }
 
-/// The stacks of all threads: those that are held, and then the holder's, which is the thread that calls this. Takes
-/// no memory.
+/// The stacks of all threads: of those that are held, of those that were looked at where they sleep, and then the holder's, which is
+/// the thread that calls this. Takes no memory.
 pub fn stacks(held: &Held) -> impl Iterator<Item = Stack<'_>> {
-    let others = held.threads().zip(held.words());
-    let others = others.map(|(thread, (tid, word))| Stack { tid, word, held: Some(thread) });
-    others.chain(std::iter::once_with(|| Stack { tid: Tid::current(), word: word::own(), held: None }))
+    let others = held.threads().zip(held.own_words());
+    let others = others.map(|(thread, (tid, words))| Stack { tid, whose: Whose::Held(thread, words) });
+    let asleep = held.sleepers().map(|sleeper| Stack { tid: sleeper.tid(), whose: Whose::Asleep(sleeper) });
+    others.chain(asleep).chain(std::iter::once_with(|| Stack { tid: Tid::current(), whose: Whose::Own }))
 }
 
 /// Threads that start while the others are being held need room, too.
 const SPARE: u64 = 64;
 
-/// Holds every other thread for [`DEFAULT_LIMIT`] at most, shows each stack to `look`, and brings what that has found.
+/// Shows each stack of the process at one moment to `look`, and returns what that has found. Every other thread is held for
+/// [`DEFAULT_LIMIT`] at most; one that cannot be asked is looked at where it sleeps ([`hold_or_look`]).
 ///
 /// What is found needs room, and none can be had while threads are held. So `room` makes it before, for as many
-/// stacks as it is told, and `look` has it in hand. If there are more threads than that by the time all stand still,
-/// everybody is let go, `room` is called again with a larger number, and nothing has been looked at.
+/// stacks as it is told, and `look` has it in hand. If there are more threads than that by the time all stand still, or if a
+/// thread that was looked at has run meanwhile, all are let go, `room` is called again, and what was found is dropped.
 ///
-/// `look` runs while everybody is held: it must not take memory or give it back, lock, print, log or panic ([`Held`]
+/// `look` runs while all are held: it must not take memory or give it back, lock, print, log or panic ([`Held`]
 /// has the list). It may walk, and read and write memory of its own. Whatever it keeps of each stack must have its
 /// place in what `room` has made.
 ///
 /// With no other thread in the process no signal is sent. [`super::know_process`] has been called before.
 ///
 /// # Errors
-/// As [`hold`]; [`Error::List`] if threads cannot be counted. Nobody is held then, and `look` was not called.
+/// As [`hold_or_look`]; [`Error::List`] if threads cannot be counted; [`Error::Awake`] if a thread that could only be looked at ran
+/// each time.
 pub fn each_stack<R>(mut room: impl FnMut(usize) -> R, mut look: impl FnMut(&mut R, &Stack<'_>)) -> Result<R, Error> {
     let list = |source| Error::List { source };
+    let begun = Instant::now();
     let mut stacks_at_most = Tasks::open().and_then(|tasks| tasks.count()).map_err(list)? + SPARE;
     loop {
         let mut found = room(usize::try_from(stacks_at_most).unwrap_or(usize::MAX));
-        let held = hold(DEFAULT_LIMIT)?;
-        // Those held, and this one.
-        let stacks_here = held.count() + 1;
-        if stacks_here <= stacks_at_most {
-            stacks(&held).for_each(|stack| look(&mut found, &stack));
+        let held = hold_or_look(DEFAULT_LIMIT)?;
+        // Those held, those asleep, and this one.
+        let stacks_here = held.count() + wide(held.sleepers().count()) + 1;
+        if stacks_here > stacks_at_most {
+            // Before `found`, which gives memory back.
             drop(held);
-            return Ok(found);
+            stacks_at_most = stacks_here + SPARE;
+            continue;
         }
-        // Before `found`, which gives memory back.
+        stacks(&held).for_each(|stack| look(&mut found, &stack));
+        // After the last stack was read.
+        let slept = held.have_slept();
+        let awake =
+            held.sleepers().find(|sleeper| !matches!(sleeper.has_slept(), Ok(true))).map(|sleeper| sleeper.tid());
         drop(held);
-        stacks_at_most = stacks_here + SPARE;
+        match (slept.map_err(list)?, awake) {
+            (true, _) => return Ok(found),
+            (false, Some(tid)) if begun.elapsed() > DEFAULT_LIMIT => {
+                return Err(Error::Awake { tid, name: task::name(tid).ok().flatten(), limit: DEFAULT_LIMIT });
+            }
+            (false, _) => {}
+        }
     }
+}
+
+fn wide(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
 }

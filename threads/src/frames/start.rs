@@ -9,6 +9,8 @@ use std::ops::ControlFlow;
 use std::ptr;
 use std::sync::OnceLock;
 
+use thiserror::Error;
+
 use super::walk::{Ended, walk_here};
 
 /// How deep below its first function a thread may begin. glibc needs two frames: `start_thread` and `clone3`.
@@ -48,19 +50,60 @@ extern "C" fn look(below: *mut c_void, from: u64) -> *mut c_void {
 
 /// `pthread_create` without attributes, and C11's `thrd_create`, which the C library calls from another place. That one's
 /// functions return an int: the lower half of ours.
-type Create = unsafe fn(&mut libc::pthread_t, *mut c_void) -> Option<libc::c_int>;
-const WAYS: [Create; 2] = [by_pthread, by_c11];
+type Create = unsafe fn(&mut libc::pthread_t, *mut c_void) -> Created;
+
+/// Whether a thread was created.
+enum Created {
+    Yes,
+    No(i32),
+    /// The C library does not have the function.
+    NoSuchWay,
+}
+
+impl Created {
+    fn of(failed: libc::c_int) -> Created {
+        if failed == 0 { Created::Yes } else { Created::No(failed) }
+    }
+}
+
+const WAYS: [(Create, Join); 2] = [(by_pthread, join_pthread), (by_c11, join_c11)];
+
+/// Waits for a thread's end, by the function that belongs to the one that created it: tools that watch threads mind.
+type Join = unsafe fn(libc::pthread_t);
 
 /// # Safety
 /// `below` is a [`Below`] that lives, and that nobody uses, until the thread has been joined.
-unsafe fn by_pthread(thread: &mut libc::pthread_t, below: *mut c_void) -> Option<libc::c_int> {
+unsafe fn by_pthread(thread: &mut libc::pthread_t, below: *mut c_void) -> Created {
     // SAFETY: the function has the type that is asked for; the rest is the caller's promise.
-    Some(unsafe { libc::pthread_create(thread, ptr::null(), first, below) })
+    Created::of(unsafe { libc::pthread_create(thread, ptr::null(), first, below) })
+}
+
+/// # Safety
+/// [`by_pthread`] has created it, and nothing else joins it.
+unsafe fn join_pthread(thread: libc::pthread_t) {
+    // SAFETY: the caller's.
+    unsafe { libc::pthread_join(thread, ptr::null_mut()) };
+}
+
+/// # Safety
+/// [`by_c11`] has created it, and nothing else joins it.
+unsafe fn join_c11(thread: libc::pthread_t) {
+    type ThreadJoin = unsafe extern "C" fn(libc::pthread_t, *mut libc::c_int) -> libc::c_int;
+    // SAFETY: a name that ends with NUL, in the default scope.
+    let join = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"thrd_join".as_ptr()) };
+    if join.is_null() {
+        // SAFETY: the caller's; to the C library it is one of its threads.
+        return unsafe { join_pthread(thread) };
+    }
+    // SAFETY: the C standard's function of this name.
+    let join = unsafe { std::mem::transmute::<*mut c_void, ThreadJoin>(join) };
+    // SAFETY: the caller's.
+    unsafe { join(thread, ptr::null_mut()) };
 }
 
 /// # Safety
 /// As for [`by_pthread`].
-unsafe fn by_c11(thread: &mut libc::pthread_t, below: *mut c_void) -> Option<libc::c_int> {
+unsafe fn by_c11(thread: &mut libc::pthread_t, below: *mut c_void) -> Created {
     type ThreadCreate = unsafe extern "C" fn(
         *mut libc::pthread_t,
         extern "C" fn(*mut c_void) -> *mut c_void,
@@ -69,59 +112,94 @@ unsafe fn by_c11(thread: &mut libc::pthread_t, below: *mut c_void) -> Option<lib
     // SAFETY: a name that ends with NUL, in the default scope.
     let create = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"thrd_create".as_ptr()) };
     if create.is_null() {
-        return None;
+        return Created::NoSuchWay;
     }
     // SAFETY: the C standard's function of this name, but for the result of what it starts, of which it reads the lower
     // half of the same register.
     let create = unsafe { std::mem::transmute::<*mut c_void, ThreadCreate>(create) };
     // SAFETY: the caller's promise.
-    Some(unsafe { create(thread, first, below) })
+    Created::of(unsafe { create(thread, first, below) })
 }
 
 /// The frames by which threads begin.
 #[derive(Debug, Default)]
-struct Starts {
+pub struct Starts {
     all: Vec<u64>,
-    /// Of each way, the one that is nearest to the thread's first function.
     first: Vec<u64>,
 }
 
-fn starts() -> &'static Starts {
-    static STARTS: OnceLock<Starts> = OnceLock::new();
-    STARTS.get_or_init(|| {
-        let mut starts = Starts::default();
-        for create in WAYS {
-            let mut below = Below { frames: [0; DEEPEST], count: 0 };
-            let mut thread = 0;
-            // SAFETY: it lives to the end of this loop's body, and the thread is joined before it is looked at.
-            let failed = unsafe { create(&mut thread, (&raw mut below).cast()) };
-            if failed == Some(0) {
-                // SAFETY: the thread has just been started, and nobody else joins it.
-                unsafe { libc::pthread_join(thread, ptr::null_mut()) };
-                let frames = &below.frames[..below.count];
-                starts.all.extend_from_slice(frames);
-                starts.first.extend(frames.first());
-            }
-        }
-        for list in [&mut starts.all, &mut starts.first] {
-            list.sort_unstable();
-            list.dedup();
-        }
-        starts
-    })
+impl Starts {
+    /// The return addresses below the first function of a thread that `pthread_create` or `thrd_create` has started: the
+    /// frames by which a thread begins, and nothing of the code that wanted it. Sorted.
+    #[must_use]
+    pub fn all(&self) -> &[u64] {
+        &self.all
+    }
+
+    /// Those of [`Starts::all`] that a thread's first function itself returns to: a thread without such a frame has not
+    /// begun it yet, or has returned from it, or was not started so. Sorted.
+    #[must_use]
+    pub fn first(&self) -> &[u64] {
+        &self.first
+    }
 }
 
-/// The return addresses below the first function of a thread that `pthread_create` or `thrd_create` has started: the
-/// frames by which a thread begins, and nothing of whoever wanted it. Sorted. Empty if no thread can be started or walked.
+/// The frames by which threads begin are not known, since no thread could be started and walked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum StartsUnknown {
+    /// A thread could not be created.
+    #[error("a thread that shows how threads begin cannot be created: {}", std::io::Error::from_raw_os_error(*error))]
+    NotCreated {
+        /// The error's number, as `pthread_create` returns it.
+        error: i32,
+    },
+    /// Its stack could not be walked to its end.
+    #[error("the stack of a new thread cannot be walked to its end")]
+    NotWalked,
+}
+
+static STARTS: OnceLock<Starts> = OnceLock::new();
+
+/// Returns the frames by which threads begin.
 ///
-/// Starts two threads when it is first called, and waits until they have ended. Not for signal handlers, and not while
-/// threads are held. [`super::know_process`] has been called before.
-pub fn thread_starts() -> &'static [u64] {
-    &starts().all
+/// Starts two threads when it is called for the first time, and waits until they have ended. Not for signal handlers, and not
+/// while threads are held. [`super::know_process`] has been called before.
+///
+/// # Errors
+/// [`StartsUnknown`]. A failure is not remembered: the next call tries again.
+pub fn thread_starts() -> Result<&'static Starts, StartsUnknown> {
+    if let Some(starts) = STARTS.get() {
+        return Ok(starts);
+    }
+    let starts = learn()?;
+    Ok(STARTS.get_or_init(|| starts))
 }
 
-/// Those of [`thread_starts`] that a thread's first function itself returns to: a thread without such a frame has not
-/// begun it yet, or has returned from it, or was not started so. Sorted.
-pub fn first_returns() -> &'static [u64] {
-    &starts().first
+/// [`Starts::first`], if they are known; nothing if not.
+pub(super) fn known_first_returns() -> &'static [u64] {
+    STARTS.get().map(Starts::first).unwrap_or_default()
+}
+
+fn learn() -> Result<Starts, StartsUnknown> {
+    let mut starts = Starts::default();
+    for (create, join) in WAYS {
+        let mut below = Below { frames: [0; DEEPEST], count: 0 };
+        let mut thread = 0;
+        // SAFETY: it lives to the end of this loop's body, and the thread is joined before it is looked at.
+        match unsafe { create(&mut thread, (&raw mut below).cast()) } {
+            Created::Yes => {}
+            Created::NoSuchWay => continue,
+            Created::No(error) => return Err(StartsUnknown::NotCreated { error }),
+        }
+        // SAFETY: the thread has just been started in this way, and nothing else joins it.
+        unsafe { join(thread) };
+        let frames = &below.frames[..below.count];
+        starts.first.push(*frames.first().ok_or(StartsUnknown::NotWalked)?);
+        starts.all.extend_from_slice(frames);
+    }
+    for list in [&mut starts.all, &mut starts.first] {
+        list.sort_unstable();
+        list.dedup();
+    }
+    Ok(starts)
 }

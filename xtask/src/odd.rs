@@ -1,0 +1,13 @@
+//! Longer runs of `tests/tests/odd_objects`: valid but odd objects, next to what GNU ld and exec make of them.
+
+use crate::Result;
+use crate::options::Options;
+use crate::process::{cargo, run};
+
+/// Runs it once.
+pub(crate) fn run_test(options: &Options) -> Result<()> {
+    // What is wrong with either shows before a build.
+    let (count, seed): (u64, u64) = (options.number("count")?, options.number("seed")?);
+    let words = ["test", "--release", "--locked", "-p", "modload-tests", "--test", "odd_objects", "--", "--nocapture"];
+    run(cargo().args(words).env("MODLOAD_ODD", count.to_string()).env("MODLOAD_SEED", seed.to_string()))
+}
