@@ -7,9 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
 
-use modload_fixtures::workspace_root;
+use modload_fixtures::{LONG, workspace_root};
 
 /// A command of the document, and the lines that it prints.
 struct Step {
@@ -88,7 +87,7 @@ impl Shell {
         writeln!(input, "{}\nstatus=$?; echo '{DONE}'; (exit $status)", step.command).unwrap();
         let (mut printed, mut done) = (Vec::new(), false);
         while !done || printed.len() < step.expected.len() {
-            match self.lines.recv_timeout(Duration::from_secs(30)) {
+            match self.lines.recv_timeout(LONG) {
                 Ok(line) if line == DONE => done = true,
                 Ok(line) => printed.push(line),
                 Err(_) => break,

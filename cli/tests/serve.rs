@@ -17,7 +17,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use child::Guard;
-use waiting::{LIMIT, until};
+use waiting::until;
 
 fn object(name: &str) -> String {
     let path = Fixture::new(name).object(Compiler::Cc, &["-O2", "-fPIC", "-fvisibility=hidden"]).unwrap();
@@ -360,7 +360,7 @@ fn a_socket_can_be_inherited_and_readiness_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let (socket, notify) = (dir.path().join("host.sock"), dir.path().join("notify"));
     let told = UnixDatagram::bind(&notify).unwrap();
-    told.set_read_timeout(Some(LIMIT)).unwrap();
+    told.set_read_timeout(Some(modload_fixtures::LONG)).unwrap();
     let listener = std::os::fd::OwnedFd::from(UnixListener::bind(&socket).unwrap());
     let server = ready(activated(listener).env("NOTIFY_SOCKET", &notify), "listening on the inherited socket\n");
     let mut message = [0; 64];

@@ -60,7 +60,7 @@ fn line_with(what: &str) -> usize {
 /// Runs gdb on a program, with commands; an error ends it. Returns all that it said.
 fn gdb(commands: &[&str], program: &[&str]) -> String {
     let mut gdb = Command::new("timeout");
-    gdb.args(["--signal=KILL", "120", "gdb", "--batch", "--nx", "--quiet"]);
+    gdb.args(["--signal=KILL", "1200", "gdb", "--batch", "--nx", "--quiet"]);
     for command in ["set pagination off", "set confirm off", "set breakpoint pending on", "set width 0"] {
         gdb.args(["-ex", command]);
     }
@@ -213,7 +213,7 @@ fn attached() -> Result<(), Failed> {
     let mut said = String::new();
     for _ in 0..40 {
         let mut gdb = Command::new("timeout");
-        gdb.args(["--signal=KILL", "60", "gdb", "--batch", "--nx", "--quiet", "-ex", "backtrace 2", "-p", &pid]);
+        gdb.args(["--signal=KILL", "600", "gdb", "--batch", "--nx", "--quiet", "-ex", "backtrace 2", "-p", &pid]);
         said = self::said(&gdb.env("DEBUGINFOD_URLS", "").output()?);
         if said.contains("watched_spin") || said.contains("ptrace: Operation not permitted") {
             break;
@@ -237,7 +237,7 @@ fn reported() -> Result<(), Failed> {
     let data = folder.path().join("perf.data");
     let object = object(&[]);
     let mut perf = Command::new("timeout");
-    perf.args(["--signal=KILL", "60", "perf", "record", "-q", "-e", "cpu-clock", "-F", "1000", "-o"]);
+    perf.args(["--signal=KILL", "600", "perf", "record", "-q", "-e", "cpu-clock", "-F", "1000", "-o"]);
     perf.arg(&data).args(["--", MODLOAD, "--perf-map", "--call", "watched_spin=300"]).arg(object);
     let output = perf.output()?;
     in_order(&said(&output), &["watched_spin(300) = 0"])?;

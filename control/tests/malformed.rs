@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use modload_control::protocol::{Listing, Named, Request, Trace};
-use scene::{Scene, object, until};
+use modload_fixtures::until;
+use scene::{Scene, object};
 
 const REQUESTS: usize = 10_000;
 

@@ -5,18 +5,18 @@ mod scene;
 
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use modload::{FuncSpec, Host, Image, Module, ObjectSpec, PatchSpec};
 use modload_control::protocol::{Called, PatchAction, PatchEntry, Request, ResultType};
 use modload_control::{Client, ClientError};
-use modload_fixtures::{Compiler, Language, object_from_text};
+use modload_fixtures::{Compiler, Language, object_from_text, until};
 use scene::Scene;
 
 const TARGET: &str = "
-static volatile int go;
+static volatile int go, there;
 void release(void) { go = 1; }
-__attribute__((noinline)) int waits(int a) { while (!go) __builtin_ia32_pause(); __asm__ volatile(\"\"); return a; }
+int arrived(int a) { return a + there; }
+__attribute__((noinline)) int waits(int a) { there = 1; while (!go) __builtin_ia32_pause(); __asm__ volatile(\"\"); return a; }
 int new_waits(int a) { return a + 100; }
 ";
 
@@ -70,7 +70,7 @@ fn a_patch_is_looked_at_turned_round_and_forced() {
     // A call that does not come back.
     let mut other = scene.client();
     let waiting = thread::spawn(move || call(&mut other, "waits"));
-    thread::sleep(Duration::from_millis(100));
+    until("the call is under way", || call(&mut client, "arrived") == 2);
     enable(&host, &module);
     let patch = status(&mut client);
     assert_eq!((patch.transition.as_deref(), patch.enabled, patch.blocked), (Some("patching"), true, 1));
@@ -92,10 +92,6 @@ fn a_patch_is_looked_at_turned_round_and_forced() {
     call(&mut client, "release");
     assert_eq!(waiting.join().unwrap(), 1, "who is in old code finishes it");
     act(&mut client, PatchAction::Disable).unwrap();
-    let begun = Instant::now();
-    while !list(&mut client).is_empty() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", list(&mut client));
-        thread::sleep(Duration::from_millis(1));
-    }
+    until("the patch is gone", || list(&mut client).is_empty());
     assert_eq!(call(&mut client, "waits"), 1);
 }

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use modload_control::protocol::{Called, Entry, Listing, Named, Param, Request, ResultType};
 use modload_control::{Client, ClientError, Ended, ListenError, Listener, Refused};
+use modload_fixtures::until;
 use modload_fixtures::{Compiler, Language, object_from_text};
-use scene::{Raw, Scene, object, until};
+use scene::{Raw, Scene, object};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 

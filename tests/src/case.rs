@@ -12,7 +12,10 @@ use libtest_mimic::{Arguments, Failed, Trial};
 /// Names the case that this process is to run.
 const CASE: &str = "MODLOAD_TESTS_CASE";
 
-/// A test that runs in a process of its own.
+/// How long a case may rest: what takes no processor's time waits for something that does not come.
+const REST: Duration = Duration::from_secs(60);
+
+/// A test that runs in a process of its own. Its time is the processors', so that it has as much of it on a busy machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     name: &'static str,
@@ -22,7 +25,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// A case that may take a minute.
+    /// A case that may take a minute of each processor.
     #[must_use]
     pub fn new(name: &'static str, run: fn()) -> Case {
         Case { name, run, limit: Duration::from_secs(60), needs: None }
@@ -77,18 +80,17 @@ fn alone(case: Case) -> Result<(), Failed> {
         .stderr(output.try_clone()?)
         .process_group(0)
         .spawn()?;
-    let until = Instant::now() + case.limit;
+    let group = i32::try_from(child.id())?;
+    let mut progress = Progress::new(case.limit);
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if Instant::now() > until {
-            let group = i32::try_from(child.id())?;
+        if let Some(why) = progress.is_over(group) {
             // SAFETY: the group of a child that has not been waited for.
             unsafe { libc::kill(-group, libc::SIGKILL) };
             child.wait()?;
-            let limit = case.limit;
-            return Err(format!("not done after {limit:?}: a deadlock?\n{}", text(&mut output)?).into());
+            return Err(format!("not done: {why}\n{}", text(&mut output)?).into());
         }
         thread::sleep(Duration::from_millis(2));
     };
@@ -97,6 +99,55 @@ fn alone(case: Case) -> Result<(), Failed> {
     }
     let how = status.signal().map_or_else(|| status.to_string(), |signal| format!("killed by signal {signal}"));
     Err(format!("{how}\n{}", text(&mut output)?).into())
+}
+
+/// What a case has done so far: how much of the processors' time its processes have taken.
+struct Progress {
+    limit: Duration,
+    looked: Instant,
+    taken: Duration,
+    changed: Instant,
+}
+
+impl Progress {
+    fn new(limit: Duration) -> Progress {
+        let now = Instant::now();
+        Progress { limit, looked: now, taken: Duration::ZERO, changed: now }
+    }
+
+    /// Why it has to end, if it has to.
+    fn is_over(&mut self, group: i32) -> Option<String> {
+        if self.looked.elapsed() < Duration::from_millis(250) {
+            return None;
+        }
+        self.looked = Instant::now();
+        // A process that has ended without being waited for takes what it had along.
+        let taken = taken_by(group).max(self.taken);
+        if taken != self.taken {
+            (self.taken, self.changed) = (taken, self.looked);
+        }
+        let all = self.limit * u32::try_from(thread::available_parallelism().map_or(1, usize::from)).unwrap_or(1);
+        if taken > all {
+            return Some(format!("it has taken {taken:?} of the processors' time, and may take {all:?}"));
+        }
+        let rest = self.changed.elapsed();
+        (rest > REST).then(|| format!("it has not taken any processor's time for {rest:?}: a deadlock?"))
+    }
+}
+
+/// The processors' time that the processes of a group have taken, and those that they have waited for.
+fn taken_by(group: i32) -> Duration {
+    const TICKS: u64 = 100;
+    let of = |entry: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        // Behind the name, which may hold anything: state, parent, group, ..
+        let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+        let is_in_it = fields.get(2)?.parse::<i32>().ok()? == group;
+        let times = fields.get(11..15)?.iter().filter_map(|time| time.parse::<u64>().ok());
+        is_in_it.then(|| times.sum::<u64>())
+    };
+    let ticks = std::fs::read_dir("/proc").map(|all| all.flatten().filter_map(of).sum::<u64>()).unwrap_or_default();
+    Duration::from_millis(ticks * 1000 / TICKS)
 }
 
 fn text(output: &mut File) -> std::io::Result<String> {

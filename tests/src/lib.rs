@@ -8,6 +8,7 @@
 //! - [`Crowd`], [`WhoAndWhere`], [`block`]: threads to be held or asked.
 //! - [`klp_scenes`]: the scenes of live patching that Linux judges, too.
 //! - [`watched`], [`Watch`], [`Seen`]: calls of functions that are looked at in every way, and what was seen.
+//! - [`until`], [`Patience`], [`LONG`]: waits that follow progress, not the clock; [`cpu_time`]: what work took, whoever else worked.
 //! - [`mappings`], [`descriptors`], [`peek`]: what the kernel says of this process. [`handle`]: a signal's handler.
 
 mod case;
@@ -25,7 +26,8 @@ pub use crowd::{Crowd, WhoAndWhere, bit, block, mask, unblock};
 pub use fire::{Fired, Until, fire};
 pub use forked::{Ended, in_fork};
 pub use klp::{KlpScene, klp_folder, klp_scenes};
-pub use process::{Mapping, descriptors, handle, mappings, peek, until_in};
+pub use modload_fixtures::{LONG, Patience, until};
+pub use process::{Mapping, cpu_time, descriptors, handle, mappings, peek, until_in};
 pub use scene::{Chance, Log, Watcher, image, image_from_text, loader, object};
 pub use sites::Sites;
 pub use watch::{Recorded, Seen, Watch, watched};

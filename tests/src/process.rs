@@ -27,6 +27,18 @@ impl Mapping {
     }
 }
 
+/// The processors' time that this process has taken: what something costs, however busy the machine is.
+///
+/// # Panics
+/// Without such a clock.
+#[must_use]
+pub fn cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: fills in what is ours.
+    assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) }, 0);
+    Duration::new(u64::try_from(time.tv_sec).unwrap(), u32::try_from(time.tv_nsec).unwrap())
+}
+
 /// All mappings of this process.
 ///
 /// # Panics

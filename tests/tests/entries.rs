@@ -6,10 +6,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use modload_edit::{Addr, Edit, EditSet, Engine, NOPS, Sink, Why, index, wide};
-use modload_tests::{Case, peek};
+use modload_tests::{Case, Patience, peek};
 use modload_text::{
     Annex, Arena, Because, Describe, HostText, INT3, PokeError, Poked, Published, TextLock, TrapMask, Way, fill, poke,
     traps_in_flight,
@@ -180,12 +179,13 @@ const WHY: Why = Why { engine: Engine::JumpLabel, section: 0, record: 0 };
 /// Pokes. Where a thread stands between two NOPs that would be joined, or did not get a processor in time, nothing is
 /// written, and it is tried again.
 fn patiently(edits: &EditSet, mask: TrapMask) -> Poked {
-    let until = Instant::now() + Duration::from_secs(60);
+    let mut patience = Patience::new();
     loop {
         match poke(&mut TextLock::take(), edits, mask) {
             Ok(poked) => return poked,
-            Err(PokeError::Inside { .. } | PokeError::Threads { .. } | PokeError::NoWalk { .. })
-                if Instant::now() < until => {}
+            Err(why @ (PokeError::Inside { .. } | PokeError::Threads { .. } | PokeError::NoWalk { .. })) => {
+                patience.turn(|| why.to_string());
+            }
             Err(other) => panic!("{other}: {:?}", std::error::Error::source(&other).map(ToString::to_string)),
         }
     }
@@ -193,7 +193,7 @@ fn patiently(edits: &EditSet, mask: TrapMask) -> Poked {
 
 /// Returns when nobody is in code that no site leads to any more, nor on the way there.
 fn nobody_is_in(ranges: &[Range<u64>]) {
-    let until = Instant::now() + Duration::from_secs(60);
+    let mut patience = Patience::new();
     loop {
         // Who has no rows, in the trampoline say, is looked at again.
         let clear = traps_in_flight() == 0
@@ -211,7 +211,7 @@ fn nobody_is_in(ranges: &[Range<u64>]) {
         if clear {
             return;
         }
-        assert!(Instant::now() < until, "somebody stays in a trampoline");
+        patience.turn(|| "everybody has left the trampoline".to_owned());
     }
 }
 

@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     ])
 }
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = modload_tests::LONG;
 const FLAGS: [&str; 4] = ["-O2", "-fPIC", "-fvisibility=hidden", "-fpatchable-function-entry=5"];
 
 fn built(name: &str, language: Language, text: &str) -> Image<'static> {

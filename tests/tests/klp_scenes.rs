@@ -8,14 +8,14 @@ use std::fs;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicI32;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use modload::{
     Addr, Call, EventKind, Filter, Host, HostFunction, Image, PatchStatus, Recording, Redirect, Redirecting,
     TraceError, Tracing, klp_link,
 };
 use modload_fixtures::{Compiler, Language, object_from_text};
-use modload_tests::{Case, klp_folder, klp_scenes};
+use modload_tests::{Case, LONG, Patience, klp_folder, klp_scenes};
 
 /// The scenes by the names that their titles make, in the order of `scenes.txt`.
 const NAMES: [&str; 24] = [
@@ -152,9 +152,6 @@ struct Stage {
     taken: Option<Tracing>,
 }
 
-/// For as long as everything takes that ends by itself.
-const LIMIT: Duration = Duration::from_secs(20);
-
 impl Stage {
     fn new() -> Stage {
         #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
@@ -199,7 +196,7 @@ impl Stage {
                 self.note_lines();
                 self.log.push(format!("% errno {}", error.errno()));
             }
-            ["unload", module] => self.host.unload_within(module, LIMIT).unwrap(),
+            ["unload", module] => self.host.unload_within(module, LONG).unwrap(),
             ["disable", patch] => {
                 self.host.disable_patch(patch).unwrap();
                 self.wait(|stage| stage.patch(patch).is_none());
@@ -240,10 +237,9 @@ impl Stage {
     }
 
     fn wait(&self, until: impl Fn(&Stage) -> bool) {
-        let begun = Instant::now();
+        let mut patience = Patience::new();
         while !until(self) {
-            assert!(begun.elapsed() < LIMIT, "{:#?}", self.host.patches());
-            thread::sleep(Duration::from_millis(1));
+            patience.turn(|| format!("{:#?}", self.host.patches()));
         }
     }
 }

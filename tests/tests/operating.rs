@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use modload::{Arena, Host, State, UnloadError};
-use modload_tests::{Case, Log, image, image_from_text};
+use modload_tests::{Case, LONG, Log, image, image_from_text};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
@@ -21,8 +21,6 @@ fn main() -> ExitCode {
         Case::new("a_host_says_what_stays", unload_all),
     ])
 }
-
-const SECOND: Duration = Duration::from_secs(1);
 
 fn host() -> Host {
     Host::builder().build().unwrap()
@@ -40,7 +38,7 @@ fn waits_for_all() {
         guest.unload().unwrap();
         assert!(host.module("greet").is_some(), "it gives references meanwhile");
         drop(greet);
-        assert_eq!(done.1.recv_timeout(50 * SECOND), Ok(Ok(())));
+        assert_eq!(done.1.recv_timeout(LONG), Ok(Ok(())));
     });
     assert!(host.modules().is_empty());
 }
@@ -49,7 +47,7 @@ fn gives_up() {
     let host = host();
     let greet = host.load(&image("greet")).unwrap();
     thread::scope(|scope| {
-        let long = scope.spawn(|| host.unload_within("greet", 60 * SECOND).map_err(|error| error.to_string()));
+        let long = scope.spawn(|| host.unload_within("greet", LONG).map_err(|error| error.to_string()));
         let short = host.unload_within("greet", Duration::from_millis(20)).unwrap_err();
         assert!(matches!(short, UnloadError::InUse { references: 1, .. }), "{short}");
         drop(greet);
@@ -64,7 +62,7 @@ fn many_wait() {
     for _ in 0..50 {
         let greet = host.load(&image("greet")).unwrap();
         let unloaded = thread::scope(|scope| {
-            let wait = || scope.spawn(|| host.unload_within("greet", 60 * SECOND).is_ok());
+            let wait = || scope.spawn(|| host.unload_within("greet", LONG).is_ok());
             let waiting = [wait(), wait(), wait()];
             drop(greet);
             waiting.map(|waiting| waiting.join().unwrap()).into_iter().filter(|unloaded| *unloaded).count()

@@ -1,7 +1,6 @@
 //! Who uses whom, what keeps a module, what is left when the host goes; and every fixture through the library.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use modload::{Addr, Arena, Error, EventKind, Host, Module, Order, Outcome, Stage, State, SymbolError, UnloadError};
 use modload_fixtures::{Case as FixtureCase, Compiler, Expectations, Fixture, Language};
@@ -125,7 +124,7 @@ fn one_fixture(fixture: &Fixture, case: &FixtureCase) {
         assert!(said, "{what}: {warning}:\n{timeline}");
     }
     // A patch that is enabled keeps its module.
-    let left = host.disable_patches(Duration::from_secs(5)).unwrap();
+    let left = host.disable_patches(modload_tests::LONG).unwrap();
     assert!(left.is_empty(), "{what}: {left:?}");
     while let Some(module) = modules.pop() {
         module.unload().unwrap_or_else(|error| panic!("{what}: {error}"));

@@ -6,10 +6,10 @@ use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use modload_edit::wide;
-use modload_tests::{Case, Crowd, WhoAndWhere, block, run, unblock};
+use modload_tests::{Case, Crowd, LONG, Patience, WhoAndWhere, block, run, unblock, until};
 use modload_threads::{
     DEFAULT_LIMIT, Error, State, Tasks, Tid, Why, counts, hold, name, run_here, run_in_each, signal, status, use_signal,
 };
@@ -67,10 +67,7 @@ fn everybody_is_listed_and_described() {
     assert!(!before && status(Tid::current()).unwrap().unwrap().blocks(libc::SIGUSR1));
     stop.wait();
     thread.join().unwrap();
-    let gone = Instant::now();
-    while status(tid).unwrap().is_some() {
-        assert!(gone.elapsed() < Duration::from_secs(5));
-    }
+    until("it is gone", || status(tid).unwrap().is_none());
     assert!(name(tid).unwrap().is_none());
 }
 
@@ -168,8 +165,18 @@ fn who_blocks_the_signal_is_named_and_nobody_stays_held() {
     });
     let limit = Duration::from_millis(100);
     let says = format!("not reached within 100ms: thread {tid} \"stubborn\" blocks signal {number}");
-    let check = |error: Error| {
-        assert_eq!(error.to_string(), says);
+    // On a busy machine others may not be reached in time, either: then it is asked once more.
+    let check = |ask: &dyn Fn() -> Error| {
+        let mut patience = Patience::new();
+        let error = loop {
+            let error = ask();
+            if error.to_string() == says {
+                break error;
+            }
+            let Error::NotReached { stragglers, .. } = &error else { panic!("{error}") };
+            assert!(stragglers.count() > 1, "{error}");
+            patience.turn(|| error.to_string());
+        };
         let Error::NotReached { stragglers, .. } = error else { unreachable!() };
         let straggler = stragglers.iter().next().unwrap();
         assert_eq!((stragglers.count(), straggler.tid, straggler.why), (1, tid, Why::Blocks { signal: number }));
@@ -179,8 +186,8 @@ fn who_blocks_the_signal_is_named_and_nobody_stays_held() {
         }
     };
     for _ in 0..5 {
-        check(hold(limit).unwrap_err());
-        check(run_in_each(&WhoAndWhere, limit).unwrap_err());
+        check(&|| hold(limit).unwrap_err());
+        check(&|| run_in_each(&WhoAndWhere, limit).unwrap_err());
     }
     // However often it should have been asked, it was sent nothing.
     assert_eq!(status(tid).unwrap().unwrap().pending & 1 << (number - 1), 0);
@@ -188,11 +195,11 @@ fn who_blocks_the_signal_is_named_and_nobody_stays_held() {
     told.recv().unwrap();
     assert_eq!((status(tid).unwrap().unwrap().pending, counts().stray), (0, 0));
     // Asked again, it comes when it unblocks the signal.
-    check(hold(limit).unwrap_err());
+    check(&|| hold(limit).unwrap_err());
     let seen = Arc::new(AtomicU64::new(0));
-    let (asker_seen, begun) = (seen.clone(), Instant::now());
+    let asker_seen = seen.clone();
     let asker = thread::spawn(move || {
-        let held = hold(Duration::from_secs(20)).unwrap();
+        let held = hold(LONG).unwrap();
         asker_seen.store(held.count(), Ordering::Relaxed);
         // Long enough to be found holding: the main thread is held.
         (0..1000).for_each(|_| std::hint::spin_loop());
@@ -202,7 +209,7 @@ fn who_blocks_the_signal_is_named_and_nobody_stays_held() {
     go.send(false).unwrap();
     asker.join().unwrap();
     stubborn.join().unwrap();
-    assert!(seen.load(Ordering::Relaxed) >= 3 && begun.elapsed() < Duration::from_secs(5));
+    assert!(seen.load(Ordering::Relaxed) >= 3);
 }
 
 fn a_main_thread_that_has_ended_is_not_waited_for() {

@@ -1,15 +1,14 @@
 //! A module's text goes when nobody is in it: who is inside is named, and what cannot be freed yet is kept.
 
 use std::process::ExitCode;
-use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use modload::{EventKind, Host, Module, Occupies, State, UnloadError, WeakHost};
-use modload_tests::{Case, block, image_from_text, run};
-use modload_threads::{Tid, signal};
+use modload_tests::{Case, LONG, block, image_from_text, run, until};
+use modload_threads::{Tid, signal, status};
 
 fn main() -> ExitCode {
     run(&[
@@ -44,7 +43,7 @@ static volatile int turns;
 
 void stop(void) { stopped = 1; }
 int spin(void) { while (!stopped) turns++; return turns != 0; }
-int sleeps(int end) { char byte; return (int)read(end, &byte, 1); }
+int sleeps(int end) { char byte; turns++; return (int)read(end, &byte, 1); }
 
 static void *own(void *nothing)
 {
@@ -78,7 +77,7 @@ int leave(void) { return host_unload() + 1; }
 
 /* Its stack is not where its row says. */
 __asm__(".globl lost\n.type lost, @function\nlost:\n.cfi_startproc\n.cfi_undefined rbx\n.cfi_def_cfa rbx, 16\n"
-	"movl $0, %eax\n1: cmpl $0, (%rdi)\nje 1b\nret\n.cfi_endproc\n.size lost, . - lost\n");
+	"movl $1, 4(%rdi)\nmovl $0, %eax\n1: cmpl $0, (%rdi)\nje 1b\nret\n.cfi_endproc\n.size lost, . - lost\n");
 "#;
 
 fn host() -> Host {
@@ -122,6 +121,12 @@ fn variable(at: usize) -> &'static AtomicU32 {
     unsafe { AtomicU32::from_ptr(function()) }
 }
 
+/// Whether a number of the module's goes up.
+fn turning(turns: usize) -> impl Fn(Tid) -> bool {
+    let (turns, before) = (variable(turns), variable(turns).load(Ordering::Relaxed));
+    move |_| turns.load(Ordering::Relaxed) != before
+}
+
 fn occupants(refused: UnloadError) -> Vec<(i32, String, String)> {
     let UnloadError::Occupied { module, threads } = refused else { unreachable!("{refused}") };
     assert_eq!(module, "inside");
@@ -135,8 +140,12 @@ fn occupants(refused: UnloadError) -> Vec<(i32, String, String)> {
     threads.into_iter().map(one).collect()
 }
 
-/// A thread of the host's in a function of the module's, and its id.
-fn enter(name: &str, run: impl FnOnce() -> i32 + Send + 'static) -> (thread::JoinHandle<i32>, Tid) {
+/// A thread of the host's in a function of the module's, and its id. `is_there` says that it has come there.
+fn enter(
+    name: &str,
+    is_there: impl Fn(Tid) -> bool,
+    run: impl FnOnce() -> i32 + Send + 'static,
+) -> (thread::JoinHandle<i32>, Tid) {
     let (tell, told) = mpsc::channel();
     let run = move || {
         tell.send(Tid::current()).unwrap();
@@ -144,7 +153,7 @@ fn enter(name: &str, run: impl FnOnce() -> i32 + Send + 'static) -> (thread::Joi
     };
     let thread = thread::Builder::new().name(name.into()).spawn(run).unwrap();
     let tid = told.recv().unwrap();
-    thread::sleep(Duration::from_millis(20));
+    until("the thread is there", || is_there(tid));
     (thread, tid)
 }
 
@@ -153,7 +162,7 @@ fn in_a_function() {
     let (module, at) = loaded(&host);
     let recording = host.record();
     let (spin, stop) = (at("spin"), at("stop"));
-    let (thread, tid) = enter("spinner", move || call(spin, 0));
+    let (thread, tid) = enter("spinner", turning(at("turns_at")), move || call(spin, 0));
     let refused = module.unload().unwrap_err();
     let said = refused.to_string();
     assert!(
@@ -180,7 +189,7 @@ fn will_return() {
     // SAFETY: pipe writes two descriptors.
     assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
     let sleeps = at("sleeps");
-    let (thread, tid) = enter("sleeper", move || call(sleeps, ends[0]) + 1);
+    let (thread, tid) = enter("sleeper", turning(at("turns_at")), move || call(sleeps, ends[0]) + 1);
     let found = occupants(module.unload().unwrap_err());
     assert_eq!((found.len(), found[0].0), (1, tid.get()));
     assert!(found[0].2.starts_with("sleeps+0x"), "{found:?}");
@@ -239,11 +248,7 @@ fn leaves() {
     }
     assert!(host.sweep().is_empty() && host.quarantined().len() == 1);
     stopped.store(1, Ordering::Relaxed);
-    let begun = Instant::now();
-    while host.sweep() != ["inside"] {
-        assert!(begun.elapsed() < Duration::from_secs(10));
-        thread::yield_now();
-    }
+    until("it is freed", || host.sweep() == ["inside"]);
     assert!(matches!(recording.so_far().events.last().unwrap().kind, EventKind::Freed));
     assert_eq!(host.memory(), before);
 }
@@ -262,11 +267,7 @@ fn left_behind() {
         thread::yield_now();
     }
     stopped.store(1, Ordering::Relaxed);
-    let begun = Instant::now();
-    while second.sweep() != ["inside"] {
-        assert!(begun.elapsed() < Duration::from_secs(10));
-        thread::yield_now();
-    }
+    until("it is freed", || second.sweep() == ["inside"]);
 }
 
 static GO_ON: AtomicU32 = AtomicU32::new(1);
@@ -294,12 +295,10 @@ fn late_host() -> Host {
 }
 
 fn sweep_until_freed(host: &Host) {
-    let begun = Instant::now();
-    while !host.quarantined().is_empty() {
-        assert!(begun.elapsed() < Duration::from_secs(10));
+    until("all is freed", || {
         host.sweep();
-        thread::yield_now();
-    }
+        host.quarantined().is_empty()
+    });
 }
 
 fn not_begun() {
@@ -357,12 +356,16 @@ fn unseen() {
     drop(modload_threads::hold(modload_threads::DEFAULT_LIMIT).unwrap());
     let number = signal().unwrap();
     let (end, wait) = mpsc::channel::<()>();
-    let (thread, tid) = enter("stubborn", move || {
-        let _ = block(number);
-        // It never sleeps.
-        while wait.try_recv() == Err(mpsc::TryRecvError::Empty) {}
-        1
-    });
+    let (thread, tid) = enter(
+        "stubborn",
+        |tid| status(tid).unwrap().unwrap().blocks(number),
+        move || {
+            let _ = block(number);
+            // It never sleeps.
+            while wait.try_recv() == Err(mpsc::TryRecvError::Empty) {}
+            1
+        },
+    );
     let refused = module.unload().unwrap_err();
     let UnloadError::NotSeen { module, why } = &refused else { unreachable!("{refused}") };
     assert_eq!(module, "inside");
@@ -377,12 +380,14 @@ fn unwalkable() {
     let host = host();
     let (module, at) = loaded(&host);
     let other = host.load(&image_from_text("other", "int one(void) { return 1; }")).unwrap();
-    let flag: &'static AtomicU32 = Box::leak(Box::new(AtomicU32::new(0)));
+    let flags: &'static [AtomicU32; 2] = Box::leak(Box::default());
+    let [flag, there] = flags;
     let lost = at("lost");
-    let (thread, tid) = enter("lost", move || {
-        // SAFETY: it reads the flag until that is not 0.
+    let is_there = |_| there.load(Ordering::Relaxed) == 1;
+    let (thread, tid) = enter("lost", is_there, move || {
+        // SAFETY: it writes the second flag, and reads the first one until that is not 0.
         let function: extern "C" fn(*const AtomicU32) -> i32 = unsafe { std::mem::transmute(lost) };
-        function(ptr::from_ref(flag))
+        function(flags.as_ptr())
     });
     let refused = other.unload().unwrap_err();
     let said = refused.to_string();
@@ -398,7 +403,7 @@ fn waits() {
     let (module, at) = loaded(&host);
     drop(module);
     let (spin, stop) = (at("spin"), at("stop"));
-    let (thread, _) = enter("spinner", move || call(spin, 0));
+    let (thread, _) = enter("spinner", turning(at("turns_at")), move || call(spin, 0));
     let begun = Instant::now();
     let short = host.unload_within("inside", Duration::from_millis(50)).unwrap_err();
     assert!(begun.elapsed() >= Duration::from_millis(50));
@@ -407,7 +412,7 @@ fn waits() {
         thread::sleep(Duration::from_millis(100));
         call(stop, 0)
     });
-    host.unload_within("inside", Duration::from_secs(30)).unwrap();
+    host.unload_within("inside", LONG).unwrap();
     stopper.join().unwrap();
     assert_eq!(thread.join().unwrap(), 1);
 }

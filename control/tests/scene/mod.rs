@@ -7,11 +7,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use modload::{Host, Trust};
 use modload_control::{Client, Ended, Listener, Server};
-use modload_fixtures::{Compiler, Fixture};
+use modload_fixtures::{Compiler, Fixture, LONG};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -80,7 +79,7 @@ impl Raw {
     pub(crate) fn connect(path: &Path) -> Raw {
         let stream = UnixStream::connect(path).unwrap();
         // A server that says nothing is a failure, not a test that never ends.
-        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
         let lines = BufReader::new(stream.try_clone().unwrap());
         let mut raw = Raw { stream, lines };
         let greeting = raw.line().expect("a greeting");
@@ -115,14 +114,5 @@ impl Raw {
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => None,
             Err(error) => panic!("{error}"),
         }
-    }
-}
-
-/// Waits until it is so, half a minute at most.
-pub(crate) fn until(what: &str, mut is: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !is() {
-        assert!(Instant::now() < end, "never: {what}");
-        std::thread::sleep(Duration::from_millis(2));
     }
 }

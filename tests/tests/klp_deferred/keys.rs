@@ -97,7 +97,7 @@ pub(crate) fn under_fire() {
         let patch = host.load(&module).unwrap();
         host.disable_patch("patch").unwrap();
         drop(patch);
-        host.unload_within("patch", Duration::from_secs(10)).unwrap();
+        host.unload_within("patch", modload_tests::LONG).unwrap();
     };
     let over = AtomicBool::new(false);
     let calls = AtomicU64::new(0);
@@ -151,7 +151,7 @@ pub(crate) fn at_once() {
             let mut forks = 0;
             while !over.load(Ordering::Relaxed) {
                 // Whatever was being done by others: it is whole, and can be taken back.
-                let child = in_fork(|| assert!(host.disable_patches(Duration::from_secs(5)).unwrap().is_empty()));
+                let child = in_fork(|| assert!(host.disable_patches(modload_tests::LONG).unwrap().is_empty()));
                 child.well();
                 thread::sleep(Duration::from_millis(1));
                 forks += 1;
@@ -167,7 +167,7 @@ pub(crate) fn at_once() {
                 assert!(result == 3 || result == 321_040, "{cycle}: {result}");
                 patched += usize::from(result != 3);
                 drop(there);
-                host.unload_within("target", Duration::from_secs(10)).unwrap();
+                host.unload_within("target", modload_tests::LONG).unwrap();
             }
             patched
         });
@@ -175,8 +175,8 @@ pub(crate) fn at_once() {
             for _ in 0..CYCLES {
                 let there = host.load(&patch).unwrap();
                 drop(there);
-                host.disable_patches(Duration::from_secs(10)).unwrap();
-                host.unload_within("patch", Duration::from_secs(10)).unwrap();
+                host.disable_patches(modload_tests::LONG).unwrap();
+                host.unload_within("patch", modload_tests::LONG).unwrap();
             }
         });
         patches.join().unwrap();

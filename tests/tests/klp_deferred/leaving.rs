@@ -3,7 +3,7 @@
 use std::io::{PipeReader, PipeWriter, Write};
 use std::os::fd::AsRawFd;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use modload::{Host, Module, Transition, UnloadError};
 
@@ -40,7 +40,7 @@ static int new_answer(int n) { return sleeps(n) + 1; }
 __attribute__((visibility("default"))) int sleepers(int n) { (void)n; return asleep; }
 "#;
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = modload_tests::LONG;
 
 /// A target with somebody in what stands in for its function, who goes on when a byte is written.
 struct Sleeper {
@@ -59,11 +59,7 @@ impl Sleeper {
         let (ask, descriptor) = (*ask, end.as_raw_fd());
         let before = call(&patch, "sleepers", 0);
         let thread = thread::Builder::new().name("sleeper".into()).spawn(move || ask(descriptor)).unwrap();
-        let begun = Instant::now();
-        while call(&patch, "sleepers", 0) == before {
-            assert!(begun.elapsed() < LIMIT);
-            thread::yield_now();
-        }
+        modload_tests::until("somebody sleeps", || call(&patch, "sleepers", 0) != before);
         Sleeper { patch, wakes, thread, _end: end }
     }
 
@@ -145,11 +141,7 @@ __attribute__((visibility("default"))) int sleepers(int n) { (void)n; return asl
 "#;
 
 fn wait(what: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !what() {
-        assert!(begun.elapsed() < LIMIT);
-        thread::yield_now();
-    }
+    modload_tests::until("it is so", what);
 }
 
 /// Who is in what refers to the target keeps the patch in force, however he came there.

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use modload::{Host, Transition};
 
@@ -32,14 +32,10 @@ __attribute__((visibility("default"))) int sleepers(int n) { (void)n; return asl
 static struct klp_func naps[] = { { .old_name = "nap", .new_func = (void *)new_nap }, {} };
 "#;
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = modload_tests::LONG;
 
 fn wait(what: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !what() {
-        assert!(begun.elapsed() < LIMIT);
-        thread::yield_now();
-    }
+    modload_tests::until("it is so", what);
 }
 
 pub(crate) fn comes_and_goes() {

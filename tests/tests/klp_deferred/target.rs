@@ -6,7 +6,7 @@ use modload::{Callbacks, FuncSpec, ObjectSpec, PatchSpec};
 
 use crate::scene::{TAIL, WAYS, built, bytes, call, host, linked, not_enabling};
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = modload_tests::LONG;
 
 pub(crate) const TARGET: &str = r#"
 static __attribute__((used)) int count = 40;

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use modload::{Call, Host, PatchError, PatchSpec, Target, Transition, Why};
 
 use crate::other::{Other, mask, witness};
 use crate::scene::{NEW, TARGET, built, call, func, patch};
+use modload_tests::{LONG, Patience, until};
 
 pub(crate) fn host() -> Arc<Host> {
     Arc::new(Host::builder().process_symbols().transition(Transition::CheckpointsOnly).build().unwrap())
@@ -16,11 +17,10 @@ pub(crate) fn host() -> Arc<Host> {
 
 /// Comes to checkpoints until no patch is in transition.
 pub(crate) fn settled(host: &Host) {
-    let begun = Instant::now();
+    let mut patience = Patience::new();
     while host.patches().unwrap().iter().any(|patch| patch.transition.is_some()) {
-        assert!(begun.elapsed() < Duration::from_secs(20), "{:#?}", host.patches());
         host.checkpoint();
-        thread::sleep(Duration::from_micros(200));
+        patience.turn(|| format!("{:#?}", host.patches()));
     }
 }
 
@@ -28,7 +28,7 @@ pub(crate) fn settled(host: &Host) {
 /// until it is known to be none of them.
 fn left(host: &Host, count: usize) -> Vec<(String, String)> {
     let patches = host.patches().unwrap();
-    let begun = Instant::now();
+    let mut patience = Patience::new();
     loop {
         let threads = host.blocking(&patches.last().unwrap().name).unwrap();
         let mut threads: Vec<_> = threads.into_iter().map(|thread| (thread.name, thread.why)).collect();
@@ -36,8 +36,7 @@ fn left(host: &Host, count: usize) -> Vec<(String, String)> {
             threads.sort();
             return threads;
         }
-        assert!(begun.elapsed() < Duration::from_secs(5), "{count}: {threads:?}");
-        thread::sleep(Duration::from_millis(1));
+        patience.turn(|| format!("{count}: {threads:?}"));
     }
 }
 
@@ -101,11 +100,10 @@ pub(crate) fn stays() {
     assert_eq!(born.calls(&target, "one"), 102);
     ends.ends();
     assert_eq!(left(&host, 1), [("other".to_owned(), "has not come to a checkpoint".to_owned())]);
-    let thread = host.blocking("first").unwrap().remove(0);
-    assert!(
-        thread.backtrace.frames().is_empty() && thread.inside.is_none() && thread.state == "sleeping",
-        "{thread:?}"
-    );
+    let thread = || host.blocking("first").unwrap().remove(0);
+    until("it sleeps", || thread().state == "sleeping");
+    let thread = thread();
+    assert!(thread.backtrace.frames().is_empty() && thread.inside.is_none(), "{thread:?}");
     thread::sleep(Duration::from_millis(300));
     assert_eq!(stays.calls(&target, "one"), 2, "time alone does not, either");
     stays.ends();
@@ -113,7 +111,7 @@ pub(crate) fn stays() {
     assert_eq!((call(&target, "both", 1), born.calls(&target, "one")), (102_003, 102));
     born.ends();
     // Who waits for a patch to be gone comes to checkpoints.
-    assert!(host.disable_patches(Duration::from_secs(20)).unwrap().is_empty());
+    assert!(host.disable_patches(LONG).unwrap().is_empty());
     assert_eq!(call(&target, "one", 1), 2);
 }
 

@@ -43,7 +43,7 @@ pub(crate) fn witness() {
     let threads: Vec<_> = (0..4).map(|_| thread::spawn(look())).collect();
     let begun = Instant::now();
     let mut cycles = 0;
-    while begun.elapsed() < Duration::from_secs(10) {
+    while begun.elapsed() < Duration::from_secs(10) || cycles <= 10 {
         let funcs = vec![func("first", &pair, "new_first"), func("second", &pair, "new_second")];
         PHASE.fetch_add(1, Ordering::SeqCst);
         host.enable_patch("first", patch("pair", funcs), None).unwrap();
@@ -108,7 +108,7 @@ pub(crate) fn under_load() {
     let mut chance = Chance::new(7);
     let (mut turned, mut done) = (0, 0);
     let begun = Instant::now();
-    while done < 1000 || CALLS.load(Ordering::Relaxed) < 10_000_000 {
+    while done < 1000 || turned <= 10 || CALLS.load(Ordering::Relaxed) < 10_000_000 {
         host.enable_patch("first", patch("versions", both(1)), None).unwrap();
         if chance.below(3) == 0 && host.reverse_patch("first").is_ok() {
             turned += 1;
@@ -210,7 +210,7 @@ pub(crate) fn requests() {
     let mut chance = Chance::new(7);
     let (mut done, mut turned) = (0, 0);
     let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(10) {
+    while begun.elapsed() < Duration::from_secs(10) || done <= 50 || turned <= 20 || OLD.load(Ordering::Relaxed) == 0 {
         let funcs = vec![func("first", &pair, "new_first"), func("second", &pair, "new_second")];
         host.enable_patch("first", patch("pair", funcs), None).unwrap();
         while chance.below(3) == 0 && host.reverse_patch("first").is_ok() {

@@ -1,11 +1,10 @@
 //! A target, what takes the place of its functions, and how they are called.
 
-use std::sync::{Arc, Barrier};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use modload::{Callbacks, FuncSpec, Host, Image, Module, ObjectSpec, PatchSpec};
 use modload_fixtures::{Compiler, Language, object_from_text};
+use modload_tests::{Patience, until};
 
 pub(crate) fn built(name: &str, text: &str) -> Image<'static> {
     let flags = ["-O2", "-fPIC", "-fpatchable-function-entry=5", "-fvisibility=hidden"];
@@ -15,12 +14,13 @@ pub(crate) fn built(name: &str, text: &str) -> Image<'static> {
 }
 
 pub(crate) const TARGET: &str = "
-static volatile int go;
+static volatile int go, inside;
 void release(void) { go = 1; }
+int arrived(int a) { return a + inside; }
 void again(void) { go = 0; }
 __attribute__((noinline)) int one(int a) { __asm__ volatile(\"\"); return a + 1; }
 __attribute__((noinline)) int two(int a) { __asm__ volatile(\"\"); return a + 2; }
-__attribute__((noinline)) int waits(int a) { while (!go) __builtin_ia32_pause(); int b = one(a); __asm__ volatile(\"\"); return b; }
+__attribute__((noinline)) int waits(int a) { __atomic_add_fetch(&inside, 1, __ATOMIC_SEQ_CST); while (!go) __builtin_ia32_pause(); int b = one(a); __asm__ volatile(\"\"); return b; }
 int both(int a) { return one(a) * 1000 + two(a); }
 ";
 
@@ -53,23 +53,23 @@ pub(crate) fn patch(object: &str, funcs: Vec<FuncSpec>) -> PatchSpec {
 
 /// Waits until no patch is in transition.
 pub(crate) fn settled(host: &Host) {
-    let begun = Instant::now();
+    settled_after(host);
+}
+
+/// The same; says how many turns of waiting that took.
+pub(crate) fn settled_after(host: &Host) -> u32 {
+    let mut patience = Patience::new();
     while host.patches().unwrap().iter().any(|patch| patch.transition.is_some()) {
-        assert!(begun.elapsed() < Duration::from_secs(20), "{:#?}", host.patches());
-        thread::sleep(Duration::from_millis(1));
+        patience.turn(|| format!("{:#?}", host.patches()));
     }
+    patience.turns()
 }
 
 /// A thread that is in `waits` until it is released.
 pub(crate) fn waiting(target: &Module) -> thread::JoinHandle<i32> {
-    let target = target.clone();
-    let there = Arc::new(Barrier::new(2));
-    let arrived = there.clone();
-    let thread = thread::spawn(move || {
-        arrived.wait();
-        call(&target, "waits", 1)
-    });
-    there.wait();
-    thread::sleep(Duration::from_millis(20));
+    let before = call(target, "arrived", 0);
+    let there = target.clone();
+    let thread = thread::spawn(move || call(&there, "waits", 1));
+    until("it is in `waits`", || call(target, "arrived", 0) != before);
     thread
 }

@@ -1,11 +1,11 @@
 //! A thread is in the way: others go over, it does not, and the transition is turned round, forced, or waits.
 
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use modload::{Host, Module};
 
 use crate::scene::{NEW, TARGET, built, call, func, host, patch, settled, waiting};
+use modload_tests::until;
 
 /// A patch is enabled while a thread is in what it changes: the target, what takes the place of its functions, and the thread.
 fn in_the_way(host: &Host) -> (Module, Module, JoinHandle<i32>) {
@@ -83,9 +83,10 @@ pub(crate) fn born() {
 
 pub(crate) fn tail_call() {
     const TAILS: &str = "
-    static volatile int go;
+    static volatile int go, there;
     void release(void) { go = 1; }
-    __attribute__((noinline)) int end(int a) { while (!go) __builtin_ia32_pause(); __asm__ volatile(\"\"); return a; }
+    int arrived(int a) { return a + there; }
+    __attribute__((noinline)) int end(int a) { there = 1; while (!go) __builtin_ia32_pause(); __asm__ volatile(\"\"); return a; }
     __attribute__((noinline)) int tail(int a) { __asm__ volatile(\"\"); return end(a + 1); }
     int new_tail(int a) { return a + 100; }
     ";
@@ -93,7 +94,7 @@ pub(crate) fn tail_call() {
     let tails = host.load(&built("tails", TAILS)).unwrap();
     let there = tails.clone();
     let thread = thread::spawn(move || call(&there, "tail", 1));
-    thread::sleep(Duration::from_millis(50));
+    until("it is there", || call(&tails, "arrived", 0) == 1);
     // It is in `end` by a jump from `tail`: that is on no stack.
     host.enable_patch("first", patch("tails", vec![func("tail", &tails, "new_tail")]), None).unwrap();
     assert!(host.patches().unwrap()[0].transition.is_none());
