@@ -94,10 +94,8 @@ pub(crate) fn elsewhere(
     scene: Scene<'_>,
 ) -> Result<Option<Addr>, Error> {
     let name = symbol.name();
-    if symbol.visibility != elf::STV_DEFAULT
-        || name.is_empty()
-        || (strength, shared) == (Strength::Strong, Shared::Uniques)
-    {
+    let is_shared = strength == Strength::Unique || shared == Shared::Globals;
+    if symbol.visibility != elf::STV_DEFAULT || name.is_empty() || !is_shared {
         return Ok(None);
     }
     if let Some(external) = scene.externals.exported(name).filter(|_| strength != Strength::Strong) {
