@@ -127,16 +127,16 @@ mod tests {
     fn each_record_says_what_changes() {
         // Three records with addends, offsets divided by 4.
         let section = [
-            3 << 3 | 4 | 2, // header
-            0b0_0001_111,   // offset 1, symbol, kind, addend
-            2,              // symbol 2
-            4,              // kind 4
-            0x7c,           // addend -4
-            0b0_0010_000,   // offset 1 + 2, the rest as before
-            0b1_1111_101,   // offset's low bits 15, symbol, addend; more of the offset follows
-            1,              // 1 << 4
-            0x7f,           // symbol 2 - 1
-            0xe4,           // addend -4 + 100, in two bytes
+            3 << 3 | 4 | 2,         // header
+            1 << 3 | 0b111,         // offset 1, symbol, kind, addend
+            2,                      // symbol 2
+            4,                      // kind 4
+            0x7c,                   // addend -4
+            2 << 3,                 // offset 1 + 2, the rest as before
+            0x80 | 15 << 3 | 0b101, // offset's low bits 15, symbol, addend; more of the offset follows
+            1,                      // 1 << 4
+            0x7f,                   // symbol 2 - 1
+            0xe4,                   // addend -4 + 100, in two bytes
             0,
         ];
         let rela = |offset, kind, symbol, addend| Rela { offset, kind, symbol, addend };

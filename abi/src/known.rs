@@ -1,22 +1,22 @@
-//! All section types and all section names that mean something, and what is done with each. What is in neither table is
-//! not known: a type that nobody knows is refused, and a section of another name is data or code like any other.
+//! All section types and all section names that have a meaning, and what the loader does with each. An unknown type is
+//! refused. A section with an unknown name is plain data or code.
 //!
-//! Stage *admit* walks these tables, and so does a test: nothing that they name can be passed over in silence.
+//! Stage *admit* looks up every section here. A test walks both tables, so that the loader cannot skip a section in silence.
 
 use crate::section;
 
-/// What is done with the sections of a type.
+/// What the loader does with the sections of a type.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Treatment {
-    /// They stand in the module's memory if they are allocated; else they are for debuggers and linkers.
+    /// Loaded into the module's memory if allocated. Otherwise for debuggers and linkers.
     Plain,
-    /// They tell of the file itself, and are read from it.
+    /// A table about the file itself. The loader reads it from the file.
     Table,
-    /// The same as [`Treatment::Plain`], but only under these names is anything done with them.
+    /// Like [`Treatment::Plain`], but the loader reads such a section only under one of these names.
     Named(&'static [&'static str]),
-    /// They tell linkers and tools what they may do; code means the same without them.
+    /// A hint for linkers and tools. Ignoring it does not change what the code computes.
     Hint,
-    /// A module that has one cannot be loaded, for this reason.
+    /// Not supported, for this reason. A module with such a section is refused.
     Refused(&'static str),
 }
 

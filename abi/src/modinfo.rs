@@ -49,6 +49,21 @@ pub fn canonical(name: &str) -> Cow<'_, str> {
     if name.contains('-') { Cow::Owned(name.replace('-', "_")) } else { Cow::Borrowed(name) }
 }
 
+/// A pattern with `_` for each `-` that is not between brackets.
+#[must_use]
+pub fn canonical_pattern(pattern: &str) -> String {
+    let mut inside = false;
+    let letter = |letter| {
+        inside = match letter {
+            '[' => true,
+            ']' => false,
+            _ => inside,
+        };
+        if letter == '-' && !inside { '_' } else { letter }
+    };
+    pattern.chars().map(letter).collect()
+}
+
 /// Whether two names mean one module.
 #[must_use]
 pub fn is_same_name(a: &str, b: &str) -> bool {
@@ -57,11 +72,12 @@ pub fn is_same_name(a: &str, b: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{entries, get, is_gpl_compatible, is_same_name};
+    use super::{canonical_pattern, entries, get, is_gpl_compatible, is_same_name};
 
     #[test]
     fn dashes_and_underscores_are_alike() {
         assert!(is_same_name("my-mod_x", "my_mod-x") && is_same_name("a", "a"));
+        assert_eq!(canonical_pattern("a-b[0-9]-c"), "a_b[0-9]_c");
         assert!(!is_same_name("my-mod", "mymod") && !is_same_name("my-mod", "my.mod"));
     }
 

@@ -420,7 +420,7 @@ fn entries_with_any_number_of_nops_are_called_traced_and_patched_where_that_can_
                 let form = format!("{} {nops},{before} {extra}", compiler.name());
                 let plain = modload("--call probe=1 --name entry @0", &[&file]);
                 let traced = modload("--trace-functions leaf --call probe=1 --name entry @0", &[&file]);
-                let patched = modload("--call probe=1 --name entry @0 -- --name fix @1", &[&file, &fix]);
+                let patched = modload("--trace --call probe=1 --name entry @0 -- --name fix @1", &[&file, &fix]);
                 if text(&plain.stdout) != "probe(1) = 4\n" {
                     wrong.push(format!("{form}: called: {}{}", text(&plain.stdout), text(&plain.stderr)));
                 }
@@ -429,8 +429,14 @@ fn entries_with_any_number_of_nops_are_called_traced_and_patched_where_that_can_
                     wrong.push(format!("{form}: traced: {}{}", text(&traced.stdout), text(&traced.stderr)));
                 }
                 let patch_is_right = match can {
-                    true => text(&patched.stdout) == "probe(1) = 2002\n",
-                    false => text(&patched.stderr).contains("fix: init: init returned -22 (EINVAL)"),
+                    true => text(&patched.stdout).contains("probe(1) = 2002\n"),
+                    // The reason is told with what Linux says.
+                    false => {
+                        let told = text(&patched.stdout) + &text(&patched.stderr);
+                        told.contains("fix: init: init returned -22 (EINVAL)")
+                            && told.contains("failed to find location for function 'leaf': ")
+                            && told.contains("-fpatchable-function-entry=")
+                    }
                 };
                 if !patch_is_right {
                     wrong.push(format!("{form}: patched: {}{}", text(&patched.stdout), text(&patched.stderr)));

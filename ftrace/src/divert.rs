@@ -132,10 +132,19 @@ pub fn divert_staged(coming: &mut Coming<'_>, diverts: &[Divert]) -> Result<(), 
     Ok(())
 }
 
-/// Why calls of a function cannot go elsewhere; `None` if they can.
+/// Why calls of a function cannot go elsewhere, by its entry, module and name; `None` if they can.
 #[must_use]
-pub fn untraceable(entry: Addr) -> Option<TraceError> {
-    table().find(&[Divert { entry, to: None }]).err()
+pub fn untraceable(entry: Addr, module: &str, function: &str) -> Option<TraceError> {
+    let table = table();
+    let error = table.find(&[Divert { entry, to: None }]).err()?;
+    let parts = table.parts.values().filter(|part| &*part.module == module);
+    let mut reasons = parts.flat_map(|part| &part.untraceable).filter(|(name, _)| &**name == function);
+    match (&error, reasons.next()) {
+        (TraceError::NoSite { .. }, Some((_, why))) => {
+            Some(TraceError::NoSite { entry, why: format!("cannot be traced: {why}").into() })
+        }
+        _ => Some(error),
+    }
 }
 
 /// By whom calls of a function go elsewhere already, so that they cannot be diverted: a tracer that redirects.
@@ -167,7 +176,7 @@ impl Table {
             Some((*owner, first, here.tracers.clone(), part.module.clone(), here.site.name.clone()))
         };
         let Some((owner, number, tracers, module, function)) = self.parts.iter().find_map(of) else {
-            let why = "cannot be traced: Host::traceable has the reason";
+            let why = "cannot be traced: Host::traceable has the reason".into();
             return Err(TraceError::NoSite { entry: divert.entry, why });
         };
         let redirects = |id| self.tracers.iter().any(|tracer| tracer.id == id && tracer.redirects);

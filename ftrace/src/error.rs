@@ -1,5 +1,7 @@
 //! Why functions are not traced.
 
+use std::borrow::Cow;
+
 use modload_edit::{Addr, Rejected};
 use modload_text::{AnnexError, ArenaError, HostTextError, PokeError};
 use modload_threads::frames::BadRows;
@@ -23,7 +25,7 @@ pub enum TraceError {
         /// Its entry.
         entry: Addr,
         /// Why not.
-        why: &'static str,
+        why: Cow<'static, str>,
     },
     /// There is one recording at a time.
     #[error("functions are being recorded already: one recording at a time")]

@@ -3,6 +3,7 @@
 
 use std::str::FromStr;
 
+use modload_abi::modinfo;
 use thiserror::Error;
 
 /// `[!][MODULE:]FUNCTION`, each a pattern with `*`, `?`, `[abc]`, `[a-c]` and `[!a]`; without a module, those of all, the host's
@@ -60,8 +61,10 @@ impl FromStr for Pattern {
     fn from_str(text: &str) -> Result<Pattern, BadPattern> {
         let (leaves_out, rest) = text.strip_prefix('!').map_or((false, text), |rest| (true, rest));
         let (module, function) = rest.split_once(':').unwrap_or(("*", rest));
-        let part = |part| Part::parse(part).map_err(|why| BadPattern { pattern: text.to_owned(), why });
-        Ok(Pattern { leaves_out, module: part(module)?, function: part(function)? })
+        let part = |part: &str| Part::parse(part).map_err(|why| BadPattern { pattern: text.to_owned(), why });
+        // Modules are called with `_` for each `-` of their files.
+        let module = modinfo::canonical_pattern(module);
+        Ok(Pattern { leaves_out, module: part(&module)?, function: part(function)? })
     }
 }
 
@@ -147,6 +150,7 @@ mod tests {
             (&["greet_*"], "greet:greet_hello", true),
             (&["greet_*"], "other:greet_hello", true),
             (&["greet:*"], "greet:x", true),
+            (&["my-mod:*"], "my_mod:x", true),
             (&["greet:*"], "greeter:x", false),
             (&["gre?t:h[a-e]llo"], "great:hello", true),
             (&["gre?t:h[!a-e]llo"], "great:hello", false),

@@ -21,7 +21,7 @@ pub struct Catalog {
     modules: BTreeMap<String, Entry>,
     /// Who exports a symbol: the names of the modules.
     exporters: HashMap<String, Vec<String>>,
-    /// Files that are no modules, or of which another has the name: an error only for who wants one of them.
+    /// Files that cannot be read as modules, and second files of one module name. An error only if such a module is wanted.
     unusable: Vec<Unusable>,
 }
 
@@ -143,7 +143,7 @@ impl Catalog {
         Ok(catalog)
     }
 
-    /// Takes a file. One that cannot be used is no concern of who wants others.
+    /// Adds a file. A file that cannot be used is noted, and does not affect other modules.
     fn add(&mut self, path: PathBuf) {
         let (name, error) = match ModuleFile::read(&path, SIZE_LIMIT) {
             Err(source) => (file_stem(&path), CatalogError::Read { file: path, source }),
@@ -235,7 +235,7 @@ impl Catalog {
         }
         let mut graph = order.graph;
         toposort(&graph, None).map_err(|_| CatalogError::Cycle(cycle(&graph)))?;
-        // What is only wished for must not stand in the way of what is needed.
+        // A soft dependency gives way if it would make a cycle.
         for (before, after) in soft {
             if !has_path_connecting(&graph, after, before, None) {
                 graph.add_edge(before, after, ());
@@ -288,7 +288,7 @@ impl Entry {
     fn take(&mut self, key: &str, value: &str) {
         let owned = |name: &str| modinfo::canonical(name).into_owned();
         match key {
-            "alias" => self.aliases.push(canonical_pattern(value)),
+            "alias" => self.aliases.push(modinfo::canonical_pattern(value)),
             "depends" => self.depends.extend(value.split(',').filter(|name| !name.is_empty()).map(owned)),
             "softdep" => {
                 let mut into = None;
@@ -304,20 +304,6 @@ impl Entry {
             _ => {}
         }
     }
-}
-
-/// A pattern with `_` for each `-` that is not between brackets.
-fn canonical_pattern(pattern: &str) -> String {
-    let mut inside = false;
-    let letter = |letter| {
-        inside = match letter {
-            '[' => true,
-            ']' => false,
-            _ => inside,
-        };
-        if letter == '-' && !inside { '_' } else { letter }
-    };
-    pattern.chars().map(letter).collect()
 }
 
 /// Whether a name is one of those that a pattern of `*`, `?` and `[a-z]` means: fnmatch(3).
@@ -407,7 +393,7 @@ fn cycle(graph: &DiGraph<&str, ()>) -> Vec<String> {
 mod tests {
     use std::collections::{BTreeMap, HashMap};
 
-    use super::{Catalog, Entry, canonical_pattern, matches};
+    use super::{Catalog, Entry, matches};
 
     /// A catalogue from lines `name: needs -> exports`. A need that holds `=` is an entry of `.modinfo`, with commas for blanks.
     fn catalog(lines: &[&str]) -> Catalog {
@@ -478,7 +464,6 @@ mod tests {
         ] {
             assert_eq!(matches(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} {name}");
         }
-        assert_eq!(canonical_pattern("a-b[0-9]-c"), "a_b[0-9]_c");
     }
 
     #[test]

@@ -84,8 +84,8 @@ impl Host {
         loaded
     }
 
-    /// Whether a link unit could be loaded into this host, as far as its bytes tell: everything that a load does before any of
-    /// the module's code runs is done, and given back.
+    /// Checks whether a link unit could be loaded into this host. Runs every stage of a load that comes before the coming chain,
+    /// and discards the result. No code of the module runs, and no subscriber is called.
     ///
     /// # Errors
     /// [`LoadError`]: the stage that a load would not get past, and why.

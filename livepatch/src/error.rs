@@ -218,8 +218,8 @@ impl PatchError {
                     &format!("symbol position '{position}' for symbol '{symbol}' in object '{object}' not found"),
                 );
             }
-            PatchError::Function { symbol, .. } => {
-                note(log, &format!("failed to find location for function '{symbol}'"));
+            PatchError::Function { symbol, source, .. } => {
+                note(log, &format!("failed to find location for function '{symbol}': {source}"));
             }
             PatchError::NoObject { .. }
             | PatchError::OtherObject { .. }

@@ -52,7 +52,7 @@ impl<'a> Place<'a> {
                 return Err(PatchError::Position { object: object(), symbol: symbol(), position, count });
             }
         };
-        if let Some(source) = untraceable(entry) {
+        if let Some(source) = untraceable(entry, self.name(), &func.old_name) {
             return Err(PatchError::Function { object: object(), symbol: symbol(), source: Box::new(source) });
         }
         let mut extent = vec![self.extent(entry)?];

@@ -23,6 +23,7 @@ mod tests;
 
 use std::collections::HashMap;
 
+use modload_abi::known::SHT_CREL;
 use modload_abi::modinfo;
 use modload_abi::section::{KLP_RELA_PREFIX, MODINFO};
 use modload_loader::File;
@@ -84,6 +85,11 @@ pub fn link(input: &[u8]) -> Result<Linked, Error> {
     }
     let file = File::validate(input).map_err(Box::new)?;
     let mut tables = Tables::read(input, &file)?;
+    if let Some(section) = tables.sections.iter().position(|section| section.kind().0 == SHT_CREL) {
+        // What they refer to would wait for no object.
+        let problem = "compact relocations (SHT_CREL) cannot be linked: compile without --crel";
+        return Err(Error::Malformed { section, problem });
+    }
     let marks = mark::find(&tables)?;
     if marks.is_empty() {
         return Err(Error::NothingMarked);

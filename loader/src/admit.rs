@@ -62,8 +62,8 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
     deferred::check(file)
 }
 
-/// Refuses sections of which something would be passed over in silence. Of several objects each is asked: when they are one,
-/// the end of one table lies within another, and what only linkers read is gone.
+/// Refuses sections that the loader would skip, completely or in part. In a link unit each object is checked before it is merged,
+/// because merging hides incomplete records and drops sections that are not loaded.
 pub(crate) fn check_sections(file: &File<'_>) -> Result<(), Error> {
     for section in file.sections.iter().skip(1).filter(|section| !section.repeated) {
         check_type(section)?;
@@ -73,7 +73,7 @@ pub(crate) fn check_sections(file: &File<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses types that nobody knows, whether they are allocated or not: they might hold relocations.
+/// Refuses unknown section types, allocated or not: such a section might hold relocations.
 pub(crate) fn check_type(section: &Section<'_>) -> Result<(), Error> {
     let known = section_type(section.kind.0);
     let refused = |why| {
@@ -81,7 +81,7 @@ pub(crate) fn check_type(section: &Section<'_>) -> Result<(), Error> {
         Err(Error::SectionType { section: escaped(section.name), number, kind, why })
     };
     match known.map(|known| known.treatment) {
-        None => refused("no section type with this number is known, and what it holds must not be passed over"),
+        None => refused("no section type with this number is known, and its contents must not be skipped"),
         Some(Treatment::Refused(why)) => refused(why),
         Some(Treatment::Named(names)) => {
             let known = section_name(section.name);
@@ -95,7 +95,7 @@ pub(crate) fn check_type(section: &Section<'_>) -> Result<(), Error> {
     }
 }
 
-/// Refuses what there is no machinery for.
+/// Refuses unknown flags, and names for which this version has no support.
 fn check_name(section: &Section<'_>) -> Result<(), Error> {
     let refused = |why| Err(unsupported("section", section.name, why));
     if section.kept && section.flags.0 & !FLAGS != 0 {
@@ -107,8 +107,8 @@ fn check_name(section: &Section<'_>) -> Result<(), Error> {
     }
 }
 
-/// Refuses parts of records, and records that are not in memory or not in the file. A linker leaves out what has SHF_EXCLUDE,
-/// and so does the loader.
+/// Refuses incomplete records, and tables that are not allocated or have no contents. A section with SHF_EXCLUDE is left out, as
+/// linkers do.
 pub(crate) fn check_records(section: &Section<'_>) -> Result<(), Error> {
     let sizes = match section_name(section.name).map(|known| known.contents) {
         Some(Contents::Records(sizes)) => sizes,

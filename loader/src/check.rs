@@ -1,5 +1,5 @@
-//! Whether a module could be loaded into this host: every stage that a load goes through before any of the module's code
-//! runs or anybody hears of it, in memory that is given back.
+//! Checks whether a module could be loaded into this host: runs every stage up to *form* in temporary memory. No code of the
+//! module runs, and no subscriber is called.
 
 use modload_edit::Ledger;
 
@@ -14,8 +14,8 @@ use crate::vague::Shared;
 use crate::{Input, admit, deferred, layout, link, memory, modinfo, relocate, resolve, specialise};
 
 impl Loader {
-    /// Goes through the stages *link* to *form* with a link unit, publishes nothing and runs nothing. Symbols that nobody has
-    /// are taken to be somewhere in reach: another module may bring them.
+    /// Runs the stages *link* to *form* on a link unit and discards the result. Nothing is published and no code runs. Undefined
+    /// symbols count as functions within reach, because another module may export them.
     ///
     /// # Errors
     /// [`LoadError`]: the stage that a load would not get past, and why.

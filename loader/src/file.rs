@@ -198,10 +198,14 @@ impl<'a> File<'a> {
         dropped
     }
 
-    /// Drops what tells of sections that were dropped with their groups: SHF_LINK_ORDER.
+    /// Drops what tells of sections that were dropped with their groups: SHF_LINK_ORDER. A table of function entries stays, since
+    /// gcc 12 writes records of other functions into it: those of dropped functions are left zero.
     pub(crate) fn drop_linked(&mut self) {
         for at in 0..self.sections.len() {
-            let Section { flags, link, .. } = self.sections[at];
+            let Section { flags, link, name, .. } = self.sections[at];
+            if name == section::PATCHABLE_FUNCTION_ENTRIES.as_bytes() {
+                continue;
+            }
             let linked = flags.contains(elf::SHF_LINK_ORDER).then(|| self.section(link)).flatten();
             if linked.is_some_and(|linked| linked.repeated) {
                 self.sections[at].repeated = true;

@@ -459,7 +459,7 @@ impl Book {
         self.modules.iter().rev().find(busy).map(|entry| format!("\"{}\"", entry.name))
     }
 
-    /// Calls what it is given with every exported name that can be shown as it is: others nobody types.
+    /// Calls `each` with every exported name of printable ASCII letters.
     pub(crate) fn export_names(&self, each: &mut dyn FnMut(&str)) {
         let shown = |name: &&str| name.bytes().all(|byte| byte.is_ascii_graphic());
         self.exports.keys().filter_map(|name| std::str::from_utf8(name).ok()).filter(shown).for_each(each);

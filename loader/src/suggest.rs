@@ -1,25 +1,25 @@
-//! What a misspelt symbol may have been meant to be. To say so is a courtesy, and must cost nothing next to the load: names that
-//! are compared are alike in length and begin alike, and there is a bound for how many are.
+//! Suggestions for misspelt symbols ("did you mean"). Their cost is bounded: only names of similar length with the same first
+//! letter are compared, and the number of comparisons in a load has a limit.
 
 use strsim::normalized_damerau_levenshtein;
 
-/// Longer names are compared with none: a comparison takes the product of both lengths. Mangled names are that long, and
-/// nobody types them.
+/// Longer names get no suggestion: the time of a comparison is the product of both lengths. Longer names are mangled ones, which
+/// are seldom misspelt.
 const LONGEST: usize = 64;
 
-/// For so many symbols of a load a suggestion is looked for.
+/// How many undefined symbols of a load get a suggestion.
 const SYMBOLS: usize = 8;
 
-/// So many names are compared in a load.
+/// How many names are compared in a load.
 const COMPARISONS: usize = 2000;
 
 /// How alike names must be, from 0 to 1.
 const ALIKE: f64 = 0.7;
 
-/// The names that there are, and how much may still be done with them.
+/// All known names, and the comparisons that are left.
 #[derive(Debug)]
 pub(crate) struct Suggestions<N> {
-    /// Calls what it is given with every name; it is asked for a symbol that is looked for.
+    /// Calls its argument with every known name.
     names: N,
     symbols: usize,
     comparisons: usize,
@@ -30,7 +30,7 @@ impl<N: Fn(&mut dyn FnMut(&str))> Suggestions<N> {
         Suggestions { names, symbols: SYMBOLS, comparisons: COMPARISONS }
     }
 
-    /// The name that is most like this one, if any is like it. Of several the first by the alphabet.
+    /// Returns the most similar name, or `None` if no name is similar enough. Of equally similar names the first by the alphabet.
     pub(crate) fn nearest(&mut self, symbol: &str) -> Option<String> {
         if symbol.is_empty() || symbol.len() > LONGEST || self.symbols == 0 || self.comparisons == 0 {
             return None;
@@ -53,11 +53,11 @@ impl<N: Fn(&mut dyn FnMut(&str))> Suggestions<N> {
     }
 }
 
-/// Whether a name could be like another one, by what costs nothing: its first letter, underscores left out, and its length.
+/// Whether two names are worth a comparison: same first letter after underscores, and similar length.
 fn may_be_alike(symbol: &str, name: &str) -> bool {
     let first = |name: &str| name.bytes().find(|byte| *byte != b'_');
     let (short, long) = (symbol.len().min(name.len()), symbol.len().max(name.len()));
-    // Each byte that one has more is a difference of at most one byte's worth.
+    // Each additional byte is one edit, and at most 30 % may differ.
     long <= LONGEST && 10 * (long - short) <= 3 * long && first(symbol) == first(name)
 }
 

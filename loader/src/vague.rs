@@ -1,15 +1,15 @@
-//! Definitions that several modules may have: one of them counts.
+//! Symbols that several modules may define: which definition is used.
 //!
 //! The rule is that of the dynamic linker, because C++ relies on it: an inline function, a template's static variable or a
 //! type's `typeinfo` is compiled into each object that uses it, and there must be one of it in a process. So:
 //!
-//! - A symbol whose visibility is hidden or internal is its module's alone: no other sees it, and it is never exchanged.
+//! - A symbol with hidden or internal visibility is visible in its own module only, and is never replaced.
 //! - A *vague* definition is a weak one, one of a COMDAT group, or an STB_GNU_UNIQUE one. Of two modules that export all
 //!   their globals the first that is loaded defines a vague symbol, and the second refers to that and holds its module.
 //! - An STB_GNU_UNIQUE definition is one for the whole process: modules that export nothing share it too, and it gives way to
 //!   that of the program's own libraries.
-//! - Two definitions that are not vague are a mistake, and the second load is refused. A dynamic linker takes the first in
-//!   silence; here nothing is.
+//! - Two definitions that are not vague are a mistake, and the second load is refused. A dynamic linker uses the first one in
+//!   silence.
 //! - A protected symbol is seen by others, but its own module always means its own.
 
 use modload_edit::Addr;
@@ -25,28 +25,28 @@ use crate::timeline::Recorder;
 
 use modload_abi::section;
 
-/// How a definition stands to others of its name.
+/// Whether other modules may define the same symbol.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Strength {
-    /// There may be no other.
+    /// A second definition is an error.
     Strong,
-    /// The first counts.
+    /// The first module's definition is used.
     Vague,
-    /// The first of the whole process counts.
+    /// The first definition in the process is used.
     Unique,
 }
 
-/// Which of a module's definitions other modules may have, too.
+/// Which of a module's definitions are shared with other modules.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Shared {
-    /// Those that are one for the process.
+    /// STB_GNU_UNIQUE definitions only.
     Uniques,
-    /// All that it exports, which is all that are global.
+    /// All global definitions, which the module exports.
     Globals,
 }
 
 impl Shared {
-    /// What a module shares: a table of exports says what it exports instead.
+    /// What a module shares. A module with a table of exports shares STB_GNU_UNIQUE definitions only.
     pub(crate) fn of(file: &File<'_>, exports: Exports) -> Shared {
         let tables = [section::KSYMTAB, section::KSYMTAB_GPL].map(str::as_bytes);
         let declares = || file.sections.iter().any(|section| section.kept && tables.contains(&section.name));
@@ -57,7 +57,7 @@ impl Shared {
     }
 }
 
-/// How a definition that other modules may see stands to others; `None` for what is no such definition.
+/// Returns the strength of a definition that is visible to other modules, or `None` for any other symbol.
 pub(crate) fn strength(file: &File<'_>, symbol: &Sym<'_>) -> Option<Strength> {
     if symbol.bind == elf::STB_LOCAL || matches!(symbol.visibility, elf::STV_HIDDEN | elf::STV_INTERNAL) {
         return None;
@@ -75,7 +75,7 @@ pub(crate) fn strength(file: &File<'_>, symbol: &Sym<'_>) -> Option<Strength> {
     })
 }
 
-/// Whether a definition may turn out to be another's, which may be out of reach.
+/// Whether another module's or a library's definition may replace this one. That definition may be out of reach.
 pub(crate) fn may_be_elsewhere(file: &File<'_>, at: u32, shared: Shared) -> bool {
     let Some(symbol) = file.symbol(at).filter(|symbol| symbol.visibility == elf::STV_DEFAULT) else { return false };
     match strength(file, &symbol) {
@@ -85,8 +85,8 @@ pub(crate) fn may_be_elsewhere(file: &File<'_>, at: u32, shared: Shared) -> bool
     }
 }
 
-/// The definition that counts in the place of this one, if there is one: the host's, a module's, which is used from now on, or
-/// that of a library of the process.
+/// Returns the definition that replaces this one, if there is one: the host's, another module's, or that of a library of the
+/// process. Another module is held from now on.
 pub(crate) fn elsewhere(
     symbol: &Sym<'_>,
     strength: Strength,
@@ -94,10 +94,8 @@ pub(crate) fn elsewhere(
     scene: Scene<'_>,
 ) -> Result<Option<Addr>, Error> {
     let name = symbol.name();
-    if symbol.visibility != elf::STV_DEFAULT
-        || name.is_empty()
-        || (strength, shared) == (Strength::Strong, Shared::Uniques)
-    {
+    let is_shared = strength == Strength::Unique || shared == Shared::Globals;
+    if symbol.visibility != elf::STV_DEFAULT || name.is_empty() || !is_shared {
         return Ok(None);
     }
     if let Some(external) = scene.externals.exported(name).filter(|_| strength != Strength::Strong) {
@@ -128,17 +126,17 @@ fn judge(wanted: &Wanted<'_>, scene: Scene<'_>) -> Result<(), Error> {
     scene.judge.symbol(Recorder { registry: scene.registry, module: scene.name }, wanted)
 }
 
-/// Where a registry keeps what modules define for others.
+/// The registry's tables of definitions that other modules may use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Table {
-    /// What any module may use.
+    /// Exports, for any module.
     Exports,
-    /// What is one for the process: for other definitions of the same name alone.
+    /// STB_GNU_UNIQUE definitions, for other definitions of the same name only.
     Uniques,
 }
 
 impl Book {
-    /// What a table has of a name.
+    /// The definition of a name in a table.
     pub(crate) fn exported(&self, table: Table, name: &[u8]) -> Option<&Export> {
         match table {
             Table::Exports => self.exports.get(name),
@@ -146,13 +144,13 @@ impl Book {
         }
     }
 
-    /// The name of the module of which a table has this name.
+    /// The name of the module that has entered a name in a table.
     pub(crate) fn owner(&self, table: Table, name: &[u8]) -> Option<String> {
         let export = self.exported(table, name)?;
         Some(self.by_id(export.module).map_or_else(String::new, |entry| entry.name.to_string()))
     }
 
-    /// Enters a definition into a table.
+    /// Enters a definition in a table.
     pub(crate) fn enter(&mut self, table: Table, name: Box<[u8]>, export: Export) {
         match table {
             Table::Exports => self.exports.insert(name, export),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use modload::trace::What;
-use modload::{Addr, Call, Filter, Host, HostFunction, Image, Mode, Module, TraceOptions, disassembled};
+use modload::{Addr, Call, Filter, Host, HostFunction, Image, Input, Mode, Module, TraceOptions, disassembled};
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::{Case, Recorded, Watch, peek, watched};
 
@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Case::new("what_stands_at_entries", entries).needing("gcc"),
         Case::new("functions_of_the_hosts_own_with_five_nops", || own(&patchable())),
         Case::new("functions_of_the_hosts_own_that_call_fentry", || own(&counted())).needing("gcc"),
+        Case::new("records_of_functions_that_are_not_there_are_not_told_of_others", nameless).needing("g++"),
         Case::new("what_cannot_be_traced_says_why", untraceable).needing("gcc"),
     ])
 }
@@ -320,6 +321,45 @@ fn own(functions: &[Adds; COUNT]) {
         assert_eq!((recorded.lines, recorded.missed.total()), (vec![expected], 0), "{watch:?}");
     }
     call_all();
+}
+
+/// Records of functions that are not there: one that another object's definition has taken the place of has no name, and one of a
+/// repeated COMDAT group has no code. Neither is told of a neighbour, and their neighbours' records stay.
+fn nameless() {
+    const WEAK: &str = "int first(int n) { return n; } __attribute__((weak)) int which(int n) { return n + 1; }
+        int after(int n) { return n + 2; }";
+    const STRONG: &str = "int which(int n) { return n + 100; }";
+    const INLINE: &str = "inline int __attribute__((noinline)) twice(int n) { __asm__ volatile(\"\"); return 2 * n; }
+        extern \"C\" int NAME(int n) { return twice(n) + 1; }";
+    for form in ["5", "16,11", "8,3", "5,3", "16,14"] {
+        let flag = format!("-fpatchable-function-entry={form}");
+        let object = |name: &str, language, text: &str| {
+            let compiled =
+                object_from_text(name, language, text, Compiler::Gcc, &["-O2", "-fPIC", "-w", &flag]).unwrap();
+            Input { name: name.to_owned(), bytes: std::fs::read(compiled).unwrap().into() }
+        };
+        let inline = |name| object(name, Language::Cxx, &INLINE.replace("NAME", name));
+        for (inputs, expected) in [
+            (
+                vec![object("weak", Language::C, WEAK), object("strong", Language::C, STRONG)],
+                ["after", "first", "which"],
+            ),
+            (vec![inline("one"), inline("two")], ["_Z5twicei", "one", "two"]),
+        ] {
+            let host = host();
+            // SAFETY: the texts are ours.
+            let _module = host.load(&unsafe { Image::trusted_unit(inputs) }.named("unit")).unwrap();
+            let (named, others): (Vec<_>, Vec<_>) =
+                host.traceable().into_iter().partition(|one| expected.contains(&&*one.function.name));
+            let mut names: Vec<&str> = named.iter().map(|one| &*one.function.name).collect();
+            names.sort_unstable();
+            assert_eq!(names, expected, "{form}: {named:?}, {others:?}");
+            let nameless = "no symbol says that a function begins there";
+            assert!(others.iter().all(|one| one.why_not.as_deref() == Some(nameless)), "{form}: {others:?}");
+            let can = !["5,3", "16,14"].contains(&form);
+            assert!(named.iter().all(|one| one.why_not.is_none() == can), "{form}: {named:?}");
+        }
+    }
 }
 
 fn untraceable() {

@@ -1,5 +1,5 @@
-//! Every section type and every section name that `abi` knows, and numbers that nobody knows: what the tables say is what
-//! `check` and a load do. Nothing of the modules is called.
+//! Every section type and every section name in the tables of `abi`, and unknown type numbers: a load and `check` do what the
+//! tables say. No code of the modules runs.
 
 use std::fs;
 
@@ -55,7 +55,7 @@ fn every_type_is_placed_read_known_to_be_harmless_or_refused_by_its_number() {
     numbers.extend(0x6fff_4c00..0x6fff_4c20);
     numbers.extend(0x6fff_fff0..=0x6fff_ffff);
     numbers.extend([0x7000_0000, 0x7000_0001, 0x7000_0002, 0x7fff_ffff, 0x8000_0000, 0x8000_0001, u32::MAX]);
-    // And some that nobody has thought of.
+    // Arbitrary numbers.
     numbers.extend((1_u32..200).map(|round| round.wrapping_mul(0x9e37_79b9)));
     for number in numbers {
         let [kept, other] = [&kept, &other].map(|bytes| refusal(&retyped(bytes.clone(), number)));
@@ -70,7 +70,7 @@ fn every_type_is_placed_read_known_to_be_harmless_or_refused_by_its_number() {
                 assert!(names_it(&kept) && names_it(&other), "{number:#x}: {kept:?}, {other:?}");
             }
             Some(Treatment::Named(_)) => {
-                assert!(names_it(&kept) && other.is_none(), "{number:#x}: {kept:?}, {other:?}")
+                assert!(names_it(&kept) && other.is_none(), "{number:#x}: {kept:?}, {other:?}");
             }
             Some(Treatment::Plain | Treatment::Hint) => assert_eq!((kept, other), (None, None), "{number:#x}"),
             // Of most of these 24 zeros are no sound one.
@@ -138,7 +138,7 @@ fn every_name_is_followed_to_its_last_byte_or_refused() {
 }
 
 #[test]
-fn flags_that_nobody_knows_are_refused() {
+fn unknown_flags_are_refused() {
     let bytes = object(".section .probe,\"a\",@progbits\n.zero 24");
     let headers = word(&bytes, 0x28);
     let count = usize::from(u16::from_le_bytes(bytes[0x3c..0x3e].try_into().unwrap()));

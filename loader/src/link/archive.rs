@@ -28,8 +28,8 @@ pub(super) struct Archive<'a> {
     places: HashMap<&'a [u8], Vec<usize>>,
 }
 
-/// A member's compact relocations, written out: the object they make; `None` if it has none. An error is kept with the limit
-/// under which it came, to be had again for who needs the member.
+/// A member with its compact relocations converted; `None` if it has none. `Err` holds the size limit with which the conversion
+/// failed, so that [`Archive::read`] can report the error if the member is needed.
 pub(super) type Plain = Result<Option<Vec<u8>>, u64>;
 
 /// Writes out the compact relocations of all members. What is no archive has none: [`Archive::read`] says so.

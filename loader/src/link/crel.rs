@@ -1,4 +1,4 @@
-//! Compact relocations, written out: what is behind this stage knows one kind of records.
+//! Converts compact relocations (SHT_CREL) to SHT_RELA, the only kind that later stages read.
 
 use modload_abi::crel::decode;
 use modload_abi::known::SHT_CREL;
@@ -17,8 +17,8 @@ const SIZE: usize = 32;
 const ALIGN: usize = 48;
 const ENTRY_SIZE: usize = 56;
 
-/// The object with its sections of type SHT_CREL as ones of type SHT_RELA, the records behind everything else; `None` if it
-/// has none. What is not even a table of sections is left to stage *validate*. The result has at most `limit` bytes.
+/// Returns the object with each SHT_CREL section converted to SHT_RELA, or `None` if it has none. The new records are appended to
+/// the file. A file without a readable section table is left to stage *validate*. The result has at most `limit` bytes.
 pub(super) fn written_out(bytes: &[u8], limit: u64) -> Result<Option<Vec<u8>>, Error> {
     let Some((table, headers)) = headers(bytes) else { return Ok(None) };
     let compact = |header: &&elf::SectionHeader64<LE>| header.sh_type.get(LE).0 == SHT_CREL;
@@ -54,7 +54,7 @@ pub(super) fn written_out(bytes: &[u8], limit: u64) -> Result<Option<Vec<u8>>, E
     Ok(Some(new))
 }
 
-/// Where the section headers begin, and they.
+/// The offset of the section header table, and the headers.
 fn headers(bytes: &[u8]) -> Option<(usize, &[elf::SectionHeader64<LE>])> {
     let (header, _) = pod::from_bytes::<elf::FileHeader64<LE>>(bytes).ok()?;
     let ident = header.e_ident;
@@ -69,7 +69,7 @@ fn headers(bytes: &[u8]) -> Option<(usize, &[elf::SectionHeader64<LE>])> {
     Some((table, headers))
 }
 
-/// The names of sections; empty if they cannot be had.
+/// The section name string table; empty if the file has no valid one.
 fn names<'a>(bytes: &'a [u8], headers: &[elf::SectionHeader64<LE>]) -> &'a [u8] {
     let (header, _) = match pod::from_bytes::<elf::FileHeader64<LE>>(bytes) {
         Ok(header) => header,

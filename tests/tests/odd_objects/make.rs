@@ -30,7 +30,7 @@ pub(crate) struct Set {
     pub(crate) objects: Vec<Object>,
     /// The function to call.
     pub(crate) run: String,
-    /// Which oddities it has, for who wants to know why it is wrong.
+    /// Which oddities it has, for messages.
     pub(crate) made_of: Vec<&'static str>,
 }
 
@@ -349,15 +349,15 @@ fn weak(scene: &mut Scene<'_>) {
     }
 }
 
-/// A weak reference that nobody satisfies, and one that somebody does.
+/// A weak reference without a definition, and one with a definition.
 fn undefined_weak(scene: &mut Scene<'_>) {
-    let (nobody, somebody) = (scene.name("nobody"), scene.name("somebody"));
+    let (absent, present) = (scene.name("absent"), scene.name("present"));
     let owner = scene.any();
     let text = scene.objects[owner].section(".text", PROGBITS, ALLOC | EXEC, 1, constant(5));
-    scene.objects[owner].define(&somebody, Bind::Global, text, 0, 6, 2);
+    scene.objects[owner].define(&present, Bind::Global, text, 0, 6, 2);
     for at in 0..scene.objects.len() {
         let object = &mut scene.objects[at];
-        for name in [&nobody, &somebody] {
+        for name in [&absent, &present] {
             let known = object.object.symbols.iter().position(|symbol| symbol.name == *name);
             let symbol = known.unwrap_or_else(|| object.symbol(name, Bind::Weak, Home::Undefined, 0, 0, 0));
             object.emit(&[0x48, 0x8b, 0x05]); // mov sym@GOTPCREL(%rip),%rax

@@ -47,6 +47,17 @@ fn what_cannot_be_is_refused_by_name() {
 }
 
 #[test]
+fn compact_relocations_are_refused_by_their_section() {
+    let mut object = assembled(LAYOUT);
+    let headers = usize::try_from(u64::from_le_bytes(object[0x28..0x30].try_into().unwrap())).unwrap();
+    let is_rela = |at: &usize| object[headers + 64 * at + 4..][..4] == elf::SHT_RELA.0.to_le_bytes();
+    let at = (0..).find(is_rela).unwrap();
+    object[headers + 64 * at + 4..][..4].copy_from_slice(&modload_abi::known::SHT_CREL.to_le_bytes());
+    let refused = link(&object).unwrap_err().to_string();
+    assert!(refused.contains(&format!("section {at}: compact relocations (SHT_CREL) cannot be linked")), "{refused}");
+}
+
+#[test]
 fn what_is_no_patch_is_refused() {
     let object = assembled(LAYOUT);
     let with = |at: usize, bytes: &[u8]| {
