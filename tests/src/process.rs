@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use modload::Addr;
+use modload_fixtures::until;
 use modload_threads::Tid;
 
 /// A line of `/proc/self/maps`.
@@ -86,12 +86,8 @@ pub fn handle(signal: libc::c_int, handler: extern "C" fn(libc::c_int)) {
 /// Waits until a thread sleeps in a system call of this number.
 ///
 /// # Panics
-/// If it does not within twenty seconds.
+/// It never does.
 pub fn until_in(tid: Tid, call: libc::c_long) {
-    let begun = Instant::now();
-    let path = format!("/proc/self/task/{tid}/syscall");
-    while !std::fs::read_to_string(&path).unwrap().starts_with(&format!("{call} ")) {
-        assert!(begun.elapsed() < Duration::from_secs(20));
-        thread::sleep(Duration::from_millis(1));
-    }
+    let (path, begins) = (format!("/proc/self/task/{tid}/syscall"), format!("{call} "));
+    until("the thread sleeps in its system call", || fs::read_to_string(&path).unwrap().starts_with(&begins));
 }
