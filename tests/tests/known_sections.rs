@@ -70,7 +70,7 @@ fn every_type_is_placed_read_known_to_be_harmless_or_refused_by_its_number() {
                 assert!(names_it(&kept) && names_it(&other), "{number:#x}: {kept:?}, {other:?}");
             }
             Some(Treatment::Named(_)) => {
-                assert!(names_it(&kept) && other.is_none(), "{number:#x}: {kept:?}, {other:?}")
+                assert!(names_it(&kept) && other.is_none(), "{number:#x}: {kept:?}, {other:?}");
             }
             Some(Treatment::Plain | Treatment::Hint) => assert_eq!((kept, other), (None, None), "{number:#x}"),
             // Of most of these 24 zeros are no sound one.
