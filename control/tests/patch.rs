@@ -6,10 +6,10 @@ mod scene;
 use std::sync::Arc;
 use std::thread;
 
-use modload::{FuncSpec, Host, Image, Module, ObjectSpec, PatchSpec};
+use modload::{FuncSpec, Host, Image, Module, ObjectSpec, PatchError, PatchSpec};
 use modload_control::protocol::{Called, PatchAction, PatchEntry, Request, ResultType};
 use modload_control::{Client, ClientError};
-use modload_fixtures::{Compiler, Language, object_from_text, until};
+use modload_fixtures::{Compiler, Language, Patience, is_for_want_of_a_processor, object_from_text, until};
 use scene::Scene;
 
 const TARGET: &str = "
@@ -31,7 +31,13 @@ fn enable(host: &Host, module: &Module) {
     let new_func = module.symbol_info("new_waits").unwrap().addr;
     let func = FuncSpec { old_name: "waits".into(), old_sympos: 0, new_func };
     let object = ObjectSpec { name: Some("waiting".into()), funcs: vec![func], ..ObjectSpec::default() };
-    host.enable_patch("fix", PatchSpec { objects: vec![object], ..PatchSpec::default() }, None).unwrap();
+    let spec = PatchSpec { objects: vec![object], ..PatchSpec::default() };
+    let mut patience = Patience::new();
+    while let Err(error) = host.enable_patch("fix", spec.clone(), None) {
+        // On a busy machine a thread may not get a processor in time.
+        assert!(matches!(error, PatchError::Threads(_)), "{error:?}");
+        patience.turn(|| error.to_string());
+    }
 }
 
 fn call(client: &mut Client, symbol: &str) -> i64 {
@@ -48,7 +54,16 @@ fn list(client: &mut Client) -> Vec<PatchEntry> {
 }
 
 fn status(client: &mut Client) -> PatchEntry {
-    client.request(&Request::PatchStatus { name: "fix".into() }, &[], |_, _| {}).unwrap()
+    let mut patience = Patience::new();
+    loop {
+        match client.request(&Request::PatchStatus { name: "fix".into() }, &[], |_, _| {}) {
+            Ok(status) => return status,
+            Err(error) => {
+                assert!(is_for_want_of_a_processor(&error.to_string()), "{error}");
+                patience.turn(|| error.to_string());
+            }
+        }
+    }
 }
 
 fn refused<T: std::fmt::Debug>(result: Result<T, ClientError>) -> String {

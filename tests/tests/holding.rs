@@ -16,8 +16,7 @@ use modload_edit::wide;
 use modload_tests::{Case, Crowd, LONG, WhoAndWhere, run, until};
 use modload_threads::frames::{Ended, Stack, WalkError, each_stack, know_process};
 use modload_threads::{
-    DEFAULT_LIMIT, Error, Interrupted, Probe, Tid, after_fork_in_child, after_fork_in_parent, before_fork, counts,
-    hold, run_in_each,
+    Error, Interrupted, Probe, Tid, after_fork_in_child, after_fork_in_parent, before_fork, counts, hold, run_in_each,
 };
 
 fn main() -> ExitCode {
@@ -85,7 +84,7 @@ fn the_saved_rip_is_right_and_can_be_changed() {
         held.threads().all(|thread| spin_range().contains(&thread.rip()))
     });
     for _ in 0..1000 {
-        let held = hold(DEFAULT_LIMIT).unwrap();
+        let held = hold(LONG).unwrap();
         let all: Vec<_> =
             held.threads().map(|thread| (thread.tid(), thread.rip(), thread.register(libc::REG_RDI))).collect();
         drop(held);
@@ -93,11 +92,11 @@ fn the_saved_rip_is_right_and_can_be_changed() {
         assert!(all[0].0 == tid && spin_range().contains(&all[0].1), "{all:x?} {:x?}", spin_range());
         assert_eq!(all[0].2, u64::try_from(Arc::as_ptr(&flag).expose_provenance()).unwrap());
     }
-    for (tid, answer) in run_in_each(&WhoAndWhere, DEFAULT_LIMIT).unwrap() {
+    for (tid, answer) in run_in_each(&WhoAndWhere, LONG).unwrap() {
         assert_eq!((tid, tid), (answer.0, answer.1));
         assert!(spin_range().contains(&answer.2));
     }
-    let mut held = hold(DEFAULT_LIMIT).unwrap();
+    let mut held = hold(LONG).unwrap();
     #[expect(clippy::as_conversions, reason = "functions become pointers by a cast alone")]
     let other = address(spin::spin_other as *const ());
     // SAFETY: `spin_other` takes the flag in rdi, as the loop does, and returns as the loop would.
@@ -275,7 +274,7 @@ fn system_calls_go_on_or_are_counted() {
         wanted.iter().all(|number| count(*number) >= wanted.iter().filter(|other| *other == number).count())
     });
     assert_eq!(counts().interrupted, 0);
-    let held = hold(DEFAULT_LIMIT).unwrap();
+    let held = hold(LONG).unwrap();
     let count = held.count();
     drop(held);
     assert_eq!(count, 5);
@@ -283,8 +282,8 @@ fn system_calls_go_on_or_are_counted() {
     assert_eq!(poller.join().unwrap(), (-1, Some(libc::EINTR)));
     assert_eq!(counts().interrupted, 2, "just these two");
     for _ in 0..1000 {
-        drop(hold(DEFAULT_LIMIT).unwrap());
-        run_in_each(&WhoAndWhere, DEFAULT_LIMIT).unwrap();
+        drop(hold(LONG).unwrap());
+        run_in_each(&WhoAndWhere, LONG).unwrap();
     }
     assert_eq!(counts().interrupted, 2, "what is restarted is not counted");
     assert!(!reader.is_finished() && !locker.is_finished() && !pthread.is_finished());
@@ -367,11 +366,11 @@ fn a_small_alternate_stack_will_do() {
         thread::yield_now();
     }
     for _ in 0..100 {
-        let held = hold(DEFAULT_LIMIT).unwrap();
+        let held = hold(LONG).unwrap();
         let count = held.count();
         drop(held);
         assert_eq!(count, 2);
-        assert_eq!(run_in_each(&SpoilErrno, DEFAULT_LIMIT).unwrap().len(), 2);
+        assert_eq!(run_in_each(&SpoilErrno, LONG).unwrap().len(), 2);
     }
     LEAVE_HANDLER.store(true, Ordering::Relaxed);
     let used: Vec<_> = threads
