@@ -28,6 +28,8 @@ pub(crate) fn admit<'a>(
 
 /// Refuses sections and symbols that ask for what is not there.
 pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
+    // First, because it has the better reason for relocations of a live patch that are not marked as such.
+    deferred::check(file)?;
     check_sections(file)?;
     for section in &file.sections {
         if section.name == section::GNU_STACK.as_bytes() && section.flags.contains(elf::SHF_EXECINSTR) {
@@ -59,7 +61,7 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
         };
         return Err(unsupported("symbol", symbol.name(), why));
     }
-    deferred::check(file)
+    Ok(())
 }
 
 /// Refuses sections that the loader would skip, completely or in part. In a link unit each object is checked before it is merged,
