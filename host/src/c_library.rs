@@ -67,7 +67,9 @@ pub(crate) fn instead_of(name: &[u8], original: Addr) -> Addr {
         let at = std::ptr::with_exposed_provenance_mut(modload_edit::index(original.get()));
         place.0.store(at, Ordering::Release);
     };
-    let function: unsafe extern "C-unwind" fn() = match name {
+    // A reference may name a version: all versions of these functions do the same.
+    let plain = name.split(|byte| *byte == b'@').next().unwrap_or(name);
+    let function: unsafe extern "C-unwind" fn() = match plain {
         b"pthread_create" => pthread_create,
         b"thrd_create" => {
             keep(&THRD_CREATE);
@@ -83,7 +85,7 @@ pub(crate) fn instead_of(name: &[u8], original: Addr) -> Addr {
             Some(at) => return instead_of(b"__cxa_thread_atexit_impl", at),
             None => return original,
         },
-        name if name == START_STD_THREAD.as_bytes() => {
+        plain if plain == START_STD_THREAD.as_bytes() => {
             keep(&STD_THREAD);
             start_std_thread
         }
