@@ -1,4 +1,4 @@
-//! Whose thread it is: known by who has created it, whatever lies between the thread's beginning and the module's code.
+//! A thread belongs to the module that created it, whatever lies between the thread's beginning and the module's code.
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -2,8 +2,8 @@
 //!
 //! A thread is looked at before it is sent a signal: one that blocks it or waits for it is sent none. The look costs as much as the
 //! signal. For the [shared](crate::signal) signal it is made once for each thread, since only a system call that goes around the C
-//! library can change what it found; it is made again for one that did not come in time, and each time for one that was ever
-//! found to block the signal or to wait for it. For any other signal it is made each time.
+//! library can change what it found; it is made again for one that did not come in time or blocks the signal, and each time for one
+//! that was ever found to wait for it. For any other signal it is made each time.
 
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -23,7 +23,7 @@ pub(crate) fn is(tid: Tid, signal: i32) -> bool {
     signal == SHARED && place(tid).is_some_and(|place| place.load(Ordering::Relaxed) == tid.get())
 }
 
-/// Remembers that a thread neither blocks the signal nor waits for it, if it was never found to do so.
+/// Remembers that a thread neither blocks the signal nor waits for it, if it was never found to wait for it.
 pub(crate) fn set(tid: Tid) {
     if let Some(place) = place(tid)
         && place.load(Ordering::Relaxed) != never(tid)
@@ -32,7 +32,7 @@ pub(crate) fn set(tid: Tid) {
     }
 }
 
-/// Whether a thread was ever found to block the signal or to wait for it.
+/// Whether a thread was ever found to wait for the signal.
 pub(crate) fn is_forbidden(tid: Tid) -> bool {
     place(tid).is_some_and(|place| place.load(Ordering::Relaxed) == never(tid))
 }

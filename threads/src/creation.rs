@@ -1,6 +1,6 @@
-//! Threads that are known by who created them.
+//! Threads that are known by their creator.
 //!
-//! A thread's frames do not say who wanted the thread: between the C library's start of a thread and the code that the thread is for
+//! A thread's frames do not say what wanted the thread: between the C library's start of a thread and the code that the thread is for
 //! may lie frames of a library (libstdc++'s, of a `std::thread`) or of a tracer. So a [`Creator`] has a number, and a thread that it
 //! creates has the number in its [own memory](crate::word) from before its first function on, for as long as it lives:
 //! [`Stack::creator`](crate::frames::Stack::creator).

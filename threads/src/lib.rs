@@ -8,7 +8,7 @@
 //! - [`use_signal`]: which real-time signal all this is done with; [`counts`]: what it did to others.
 //! - [`before_fork`] and what follows it: what a `pthread_atfork` handler calls.
 //! - [`boundary`]: where exceptions and panics of code that is called end.
-//! - [`creation`]: threads that are known by who created them; [`thread_exit`]: what is to be called when a thread ends, and whose it is.
+//! - [`creation`]: threads that are known by their creator; [`thread_exit`]: destructors to be called when a thread ends, by owner.
 //! - [`word`]: a word of each thread, for who stops threads.
 //! - [`frames`]: one walker for every thread's stack. It reads call frame information and never guesses.
 //!

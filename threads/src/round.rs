@@ -280,11 +280,8 @@ impl Round {
         }
         // In vfork, say: the signal would wait for as long as the thread does.
         let sleeps_on = status.state == State::Uninterruptible && self.sleepers == Sleepers::LookedAt;
-        if status.blocks(self.signal) {
-            clear::forbid(tid);
-            return Ok(false);
-        }
-        if sleeps_on {
+        // The C library blocks all signals for a moment where a thread starts, ends or creates another one.
+        if status.blocks(self.signal) || sleeps_on {
             return Ok(false);
         }
         // While a thread waits for signals, the kernel takes them out of its mask.

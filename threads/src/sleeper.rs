@@ -168,7 +168,7 @@ impl Sleeper {
         Ok(ran(self.tid)? == Some(self.ran))
     }
 
-    /// Who has created the thread ([`crate::creation`]), 0 if it was not created so; `None` if that cannot be read.
+    /// The number of the thread's creator ([`crate::creation`]), 0 if the thread was not created so; `None` if that cannot be read.
     ///
     /// glibc has the list of robust futexes at the same distance from each thread's control block, which thread-local variables
     /// of programs lie below.

@@ -1,4 +1,4 @@
-//! What is to be called when a thread ends, and whose it is.
+//! Destructors to be called when a thread ends, and the owner of each.
 //!
 //! A module registers destructors of its thread-local variables with the C library's `__cxa_thread_atexit_impl`. The C library does
 //! not know modules, and would call a destructor whose code is gone. So each is registered with an owner's number, and [`open`] says

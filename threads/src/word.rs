@@ -55,7 +55,7 @@ unsafe extern "C" {
 pub(crate) struct Words {
     /// The word.
     pub(crate) word: AtomicU64,
-    /// Who has created the thread: [`crate::creation`]; 0 if that is not known.
+    /// The number of the thread's creator: [`crate::creation`]; 0 if there is none.
     pub(crate) creator: AtomicU64,
 }
 

@@ -50,7 +50,7 @@ impl Stack<'_> {
         }
     }
 
-    /// Who has created its thread ([`crate::creation`]), 0 if it was not created so; `None` if that is not known.
+    /// The number of its thread's creator ([`crate::creation`]), 0 if the thread was not created so; `None` if that is not known.
     #[must_use]
     pub fn creator(&self) -> Option<u64> {
         match self.whose {
