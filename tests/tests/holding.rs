@@ -277,7 +277,8 @@ fn system_calls_go_on_or_are_counted() {
     let held = hold(LONG).unwrap();
     let count = held.count();
     drop(held);
-    assert_eq!(count, 5);
+    // On a busy machine an attempt may fail after it has interrupted these two, and they have ended by the next one.
+    assert!((3..=5).contains(&count), "{count}");
     assert_eq!(sleeper.join().unwrap(), (-1, Some(libc::EINTR)));
     assert_eq!(poller.join().unwrap(), (-1, Some(libc::EINTR)));
     assert_eq!(counts().interrupted, 2, "just these two");
