@@ -70,10 +70,13 @@ fn free(recorder: Recorder<'_>, module: &Arc<Module>, seen: Seen) {
     let nothing_ran = seen == Seen::Nobody && module.functions.nothing_at_the_end();
     let core = lock(&module.core).take();
     let Some(core) = core else { return };
-    if nothing_ran {
+    let freed = if nothing_ran {
         drop(core);
-        recorder.record(|| EventKind::Freed);
-    } else if free_or_keep(recorder, module, Memory::Live(core)) {
+        true
+    } else {
+        free_or_keep(recorder, module, Memory::Live(core))
+    };
+    if freed {
         recorder.record(|| EventKind::Freed);
     }
 }

@@ -69,7 +69,7 @@ pub fn hold(limit: Duration) -> Result<Held, Error> {
 }
 
 /// [`hold`], where a thread that blocks the signal, waits for it, or sleeps uninterruptibly, is not held but looked at where it sleeps in
-/// the kernel: [`Held::sleepers`]. Whatever is found out of such a thread holds if [`Held::have_slept`] says so afterwards.
+/// the kernel: [`Held::sleepers`]. Whatever is found out of such a thread holds if [`Held::awake`] names none afterwards.
 ///
 /// # Errors
 ///
@@ -241,19 +241,24 @@ impl Held {
         self.round.sleepers()
     }
 
-    /// Whether each of the [sleepers](Held::sleepers) has slept all the time, from before it was looked at until now: then there was
-    /// a moment in which all that was found of all threads was so.
+    /// One of the [sleepers](Held::sleepers) that has run since it was looked at. If there is none, there was a moment in which all
+    /// that was found of all threads was so.
     ///
     /// # Errors
     ///
     /// What open(2) or read(2) says of the files in `/proc`.
-    pub fn have_slept(&self) -> io::Result<bool> {
+    pub fn awake(&self) -> io::Result<Option<Tid>> {
         for sleeper in self.sleepers() {
             if !sleeper.has_slept()? {
-                return Ok(false);
+                return Ok(Some(sleeper.tid()));
             }
         }
-        Ok(true)
+        Ok(None)
+    }
+
+    /// How many threads were looked at where they sleep.
+    pub(crate) fn asleep(&self) -> u64 {
+        self.round.asleep()
     }
 
     /// How many threads are held.

@@ -40,8 +40,9 @@ fn read(process: i32, at: usize, into: &mut [u8]) -> io::Result<usize> {
         Err(error) if error.raw_os_error() != Some(libc::EFAULT) => error,
         done => return done,
     };
-    let [.., a, b, c, d] = THROUGH.load(Ordering::Relaxed).to_be_bytes();
-    let opened_by = THROUGH.load(Ordering::Relaxed) >> 32;
+    let through = THROUGH.load(Ordering::Relaxed);
+    let [.., a, b, c, d] = through.to_be_bytes();
+    let opened_by = through >> 32;
     if opened_by == 0 || opened_by != u64::from(process.cast_unsigned()) || process != system::getpid() {
         return Err(error);
     }

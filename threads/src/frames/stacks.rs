@@ -137,7 +137,7 @@ pub fn each_stack<R>(mut room: impl FnMut(usize) -> R, mut look: impl FnMut(&mut
         let mut found = room(usize::try_from(stacks_at_most).unwrap_or(usize::MAX));
         let held = hold_or_look(DEFAULT_LIMIT)?;
         // Those held, those asleep, and this one.
-        let stacks_here = held.count() + wide(held.sleepers().count()) + 1;
+        let stacks_here = held.count() + held.asleep() + 1;
         if stacks_here > stacks_at_most {
             // Before `found`, which gives memory back.
             drop(held);
@@ -146,20 +146,14 @@ pub fn each_stack<R>(mut room: impl FnMut(usize) -> R, mut look: impl FnMut(&mut
         }
         stacks(&held).for_each(|stack| look(&mut found, &stack));
         // After the last stack was read.
-        let slept = held.have_slept();
-        let awake =
-            held.sleepers().find(|sleeper| !matches!(sleeper.has_slept(), Ok(true))).map(|sleeper| sleeper.tid());
+        let awake = held.awake();
         drop(held);
-        match (slept.map_err(list)?, awake) {
-            (true, _) => return Ok(found),
-            (false, Some(tid)) if begun.elapsed() > DEFAULT_LIMIT => {
+        match awake.map_err(list)? {
+            None => return Ok(found),
+            Some(tid) if begun.elapsed() > DEFAULT_LIMIT => {
                 return Err(Error::Awake { tid, name: task::name(tid).ok().flatten(), limit: DEFAULT_LIMIT });
             }
-            (false, _) => {}
+            Some(_) => {}
         }
     }
-}
-
-fn wide(count: usize) -> u64 {
-    u64::try_from(count).unwrap_or(u64::MAX)
 }
