@@ -21,7 +21,7 @@ use serde_json::Value;
 /// One recording at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Nobody else's recording is under way while this is held. When it is given up, by a case that fails as well, all that the case has
+/// No other recording is under way while this is held. When it is given up, by a case that fails as well, all that the case has
 /// begun is over: its clients are gone by then, which ends their traces.
 struct Alone(#[expect(dead_code, reason = "it is held")] MutexGuard<'static, ()>);
 

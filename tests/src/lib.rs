@@ -27,7 +27,7 @@ pub use fire::{Fired, Until, fire};
 pub use forked::{Ended, in_fork};
 pub use klp::{KlpScene, klp_folder, klp_scenes};
 pub use modload_fixtures::{LONG, Patience, until};
-pub use process::{Mapping, cpu_time, descriptors, handle, mappings, peek, until_in};
+pub use process::{Mapping, cpu_time, deny, descriptors, handle, mappings, peek, until_in};
 pub use scene::{Chance, Log, Watcher, image, image_from_text, loader, object};
 pub use sites::Sites;
 pub use watch::{Recorded, Seen, Watch, watched};

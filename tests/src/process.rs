@@ -91,3 +91,20 @@ pub fn until_in(tid: Tid, call: libc::c_long) {
     let (path, begins) = (format!("/proc/self/task/{tid}/syscall"), format!("{call} "));
     until("the thread sleeps in its system call", || fs::read_to_string(&path).unwrap().starts_with(&begins));
 }
+
+/// Has a system call fail, from here on, for each thread of this process.
+///
+/// # Panics
+/// Filters of system calls cannot be set.
+pub fn deny(call: libc::c_long, errno: i32) {
+    let [call, errno] = [u32::try_from(call).unwrap(), 0x0005_0000 | u32::try_from(errno).unwrap()];
+    let code = |code: u16, jt: u8, jf: u8, k: u32| libc::sock_filter { code, jt, jf, k };
+    let mut filter =
+        [code(0x20, 0, 0, 0), code(0x15, 0, 1, call), code(0x06, 0, 0, errno), code(0x06, 0, 0, 0x7fff_0000)];
+    let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
+    // SAFETY: sets a flag of this process's.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+    let (mode, all) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_TSYNC);
+    // SAFETY: a filter of four well-formed instructions, which the kernel copies; it is for every thread.
+    assert_eq!(unsafe { libc::syscall(libc::SYS_seccomp, mode, all, &raw const program) }, 0);
+}

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use modload::{Host, UnloadError};
-use modload_tests::{Case, Crowd, image_from_text, run, until_in};
+use modload_tests::{Case, Crowd, deny, image_from_text, run, until_in};
 use modload_threads::Tid;
 
 fn main() -> ExitCode {
@@ -16,20 +16,6 @@ fn main() -> ExitCode {
         Case::new("a_host_without_proc_is_not_built", no_proc),
         Case::new("what_is_denied_later_keeps_the_module", denied_later),
     ])
-}
-
-/// Has a system call fail, from here on, for this process.
-fn deny(call: libc::c_long, errno: i32) {
-    let [call, errno] = [u32::try_from(call).unwrap(), 0x0005_0000 | u32::try_from(errno).unwrap()];
-    let code = |code: u16, jt: u8, jf: u8, k: u32| libc::sock_filter { code, jt, jf, k };
-    let mut filter =
-        [code(0x20, 0, 0, 0), code(0x15, 0, 1, call), code(0x06, 0, 0, errno), code(0x06, 0, 0, 0x7fff_0000)];
-    let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
-    // SAFETY: sets a flag of this process's.
-    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
-    let (mode, all) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_TSYNC);
-    // SAFETY: a filter of four well-formed instructions, which the kernel copies; it is for every thread.
-    assert_eq!(unsafe { libc::syscall(libc::SYS_seccomp, mode, all, &raw const program) }, 0);
 }
 
 const SPINS: &str = "

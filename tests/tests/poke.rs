@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use modload_edit::{Addr, Edit, EditSet, Engine, NOPS, Rejected, Sink, Why, ZERO};
-use modload_tests::{Case, Crowd, Patience, Sites, Until, block, fire, handle, in_fork, peek, unblock, until};
+use modload_tests::{Case, Crowd, Patience, Sites, Until, block, deny, fire, handle, in_fork, peek, unblock, until};
 use modload_text::{
     Arena, Because, Class, HostText, PokeError, Poked, TextLock, TrapMask, Way, fill, poke, traps_in_flight,
 };
@@ -231,23 +231,9 @@ fn everything_blocked() {
     flip(&sites, TrapMask::Held).unwrap();
 }
 
-/// Has membarrier(2) fail as on a kernel without it, from here on, for this process.
-fn forbid_membarrier() {
-    // Loads the number of the call; ENOSYS if it is membarrier's; all others are allowed.
-    let membarrier = u32::try_from(libc::SYS_membarrier).unwrap();
-    let enosys = 0x0005_0000 | u32::try_from(libc::ENOSYS).unwrap();
-    let code = |code: u16, jt: u8, jf: u8, k: u32| libc::sock_filter { code, jt, jf, k };
-    let mut filter =
-        [code(0x20, 0, 0, 0), code(0x15, 0, 1, membarrier), code(0x06, 0, 0, enosys), code(0x06, 0, 0, 0x7fff_0000)];
-    let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
-    // SAFETY: sets a flag of this process's.
-    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
-    // SAFETY: a filter of four well-formed instructions, which the kernel copies.
-    assert_eq!(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) }, 0);
-}
-
 fn without_membarrier() {
-    forbid_membarrier();
+    // As on a kernel without it.
+    deny(libc::SYS_membarrier, libc::ENOSYS);
     let sites = Sites::publish(1000, 61, None);
     let poked = with_a_caller(&sites, None, || flip(&sites, TrapMask::Trusted)).unwrap();
     assert_eq!(poked.way, Way::Rendezvous(Because::NoMembarrier));
