@@ -72,7 +72,7 @@ pub fn smp_locks<C: Code>(table: &Table, text: (Addr, u64), facts: &Facts, code:
 /// `__mcount_loc` and `__patchable_function_entries`: calls of `__fentry__`, through a pointer too, and NOPs side by side
 /// become one NOP each; NOPs of another length stay. Linux's `ftrace_make_nop`.
 ///
-/// A record is written over only where nothing refers to the middle of what is written: [`entry_site`]. One that is 0 was of a
+/// A record is written over only where nothing refers to the middle of what is written. One that is 0 was of a
 /// function that a linker has dropped, and is passed over, as Linux does.
 ///
 /// # Errors
