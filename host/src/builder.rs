@@ -3,17 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use modload_abi::section::{self, PV_OPS_SYMBOL as PV_OPS};
+use modload_abi::section::PV_OPS_SYMBOL as PV_OPS;
 use modload_alternatives::Features;
 use modload_edit::{Addr, wide};
-use modload_livepatch::Transition;
 use modload_loader::{Check, Exports, External, Externals, ForcedUnload, HostOperations, Onlooker, Policy, Rule};
 use modload_paravirt::{LINUX_OPERATIONS, Operations};
-use modload_static_keys::{StaticCall, StaticKey};
 use modload_text::{ArenaError, TrapMask};
 use modload_threads::Error as SignalError;
 use thiserror::Error;
 
+use crate::built_in::{self, BuiltInOptions};
 use crate::debugger::Debugger;
 use crate::host::Host;
 use crate::own_symbols::own_symbols;
@@ -41,11 +40,9 @@ fn lacking(missing: &[&'static str]) -> String {
 #[derive(Debug)]
 pub struct HostBuilder {
     symbols: HostSymbols,
-    keys: Vec<(String, &'static StaticKey)>,
-    calls: Vec<(String, &'static StaticCall)>,
     pub(crate) policy: Policy,
     onlookers: Vec<Arc<dyn Onlooker>>,
-    transition: Transition,
+    pub(crate) built_in: BuiltInOptions,
 }
 
 impl Default for HostBuilder {
@@ -54,14 +51,7 @@ impl Default for HostBuilder {
         for (name, addr) in c_api::exports() {
             symbols.exports.insert(name.as_bytes().into(), External { addr, gpl_only: false, crc: None });
         }
-        HostBuilder {
-            symbols,
-            keys: Vec::new(),
-            calls: Vec::new(),
-            policy: Policy::default(),
-            onlookers: Vec::new(),
-            transition: Transition::Anywhere,
-        }
+        HostBuilder { symbols, policy: Policy::default(), onlookers: Vec::new(), built_in: BuiltInOptions::default() }
     }
 }
 
@@ -215,21 +205,6 @@ impl HostBuilder {
         Ok(self)
     }
 
-    /// Exports a static key of the host's: modules branch on it with `static_branch_likely` and `static_branch_unlikely`.
-    #[must_use]
-    pub fn static_key(mut self, name: &str, key: &'static StaticKey) -> HostBuilder {
-        self.keys.push((name.to_owned(), key));
-        self
-    }
-
-    /// Exports a static call of the host's, for modules to call with `static_call`: its key as `__SCK__NAME` and its
-    /// trampoline as `__SCT__NAME`. It calls nothing until [`set_static_call`](crate::set_static_call).
-    #[must_use]
-    pub fn static_call(mut self, name: &str, call: &'static StaticCall) -> HostBuilder {
-        self.calls.push((name.to_owned(), call));
-        self
-    }
-
     /// Names the real-time signal by which threads are stopped for a moment, in the whole process: where text cannot be changed
     /// by traps, and where it must be known whether a thread is in a module. Without this it is signal 33, which glibc keeps open in
     /// every thread; threads may block one that is named here.
@@ -245,15 +220,7 @@ impl HostBuilder {
     /// is said.
     #[must_use]
     pub fn trap_mask(self, mask: TrapMask) -> HostBuilder {
-        modload_static_keys::set_trap_mask(mask);
-        modload_ftrace::set_trap_mask(mask);
-        self
-    }
-
-    /// How threads go over to what this host's live patches bring. [`Transition::Anywhere`] if nothing else is said.
-    #[must_use]
-    pub fn transition(mut self, how: Transition) -> HostBuilder {
-        self.transition = how;
+        built_in::set_trap_mask(mask);
         self
     }
 
@@ -262,17 +229,10 @@ impl HostBuilder {
     /// # Errors
     /// [`ArenaError`] names the rule of the system that stands in the way.
     pub fn build(mut self) -> Result<Host, ArenaError> {
-        // In the arena, where every module's code reaches them.
-        self.symbols.place("__static_call_return0".into(), modload_static_keys::return0()?);
-        for (name, key) in std::mem::take(&mut self.keys) {
-            self.symbols.place(name, key.addr()?);
+        for (name, addr) in self.built_in.symbols()? {
+            self.symbols.place(name, addr);
         }
-        for (name, call) in std::mem::take(&mut self.calls) {
-            let (key, trampoline) = call.addrs()?;
-            self.symbols.place(format!("{}{name}", section::STATIC_CALL_KEY_PREFIX), key);
-            self.symbols.place(format!("{}{name}", section::STATIC_CALL_TRAMPOLINE_PREFIX), trampoline);
-        }
-        Host::new(Arc::new(self.symbols), self.policy, self.onlookers, self.transition)
+        Host::new(Arc::new(self.symbols), self.policy, self.onlookers, &self.built_in)
     }
 }
 

@@ -10,13 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 
 use modload_edit::{Addr, index, wide};
-use modload_ftrace::Ftrace;
-use modload_livepatch::{Livepatch, Transition};
-use modload_loader::{BUILTIN, Coming, Loader, Membership, Module, Order, Refusal, Subscriber};
-use modload_static_keys::StaticKeys;
+use modload_loader::{Coming, Loader, Membership, Module, Order, Refusal, Subscriber};
 use modload_text::on_fork;
 
 use crate::aligned;
+use crate::built_in::{self, BuiltIn, BuiltInOptions};
 
 const MODULE_STATE_LIVE: c_ulong = 0;
 const MODULE_STATE_COMING: c_ulong = 1;
@@ -25,7 +23,7 @@ const MODULE_STATE_GOING: c_ulong = 2;
 const NOTIFY_OK: c_int = 1;
 const NOTIFY_STOP_MASK: c_int = 0x8000;
 
-const EINVAL: c_int = 22;
+pub(crate) const EINVAL: c_int = 22;
 const EEXIST: c_int = 17;
 const ENOENT: c_int = 2;
 
@@ -50,10 +48,8 @@ struct CModule {
 pub(crate) struct Inner {
     /// Dropped first: whoever is still in the chains hears of the modules' going.
     pub(crate) loader: Loader,
-    /// What is traced in it.
-    pub(crate) ftrace: Ftrace,
-    /// What is patched in it.
-    pub(crate) livepatch: Livepatch,
+    /// The subscribers that every host has.
+    pub(crate) built_in: BuiltIn,
     /// How many [`crate::Host`]s there are; references of a moment's, as in [`owner`], are none.
     pub(crate) handles: AtomicUsize,
     /// Whether the last of them has been dropped once.
@@ -83,16 +79,10 @@ impl Drop for Notifiers {
 }
 
 impl Inner {
-    pub(crate) fn new(loader: Loader, transition: Transition) -> Inner {
+    pub(crate) fn new(loader: Loader, options: &BuiltInOptions) -> Inner {
         let (handles, left) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let ftrace = Ftrace::new();
-        let livepatch = Livepatch::new(ftrace, transition);
-        let [(tracing, first), (patching, second), (keys, third)] = BUILTIN;
-        // For as long as there is a module, which may be longer than the host.
-        loader.subscribe(tracing, first, Arc::new(ftrace)).forget();
-        loader.subscribe(patching, second, Arc::new(livepatch)).forget();
-        loader.subscribe(keys, third, Arc::new(StaticKeys::new())).forget();
-        Inner { loader, ftrace, livepatch, handles, left, _notifiers: Notifiers }
+        let built_in = BuiltIn::join(&loader, options);
+        Inner { loader, built_in, handles, left, _notifiers: Notifiers }
     }
 }
 
@@ -130,37 +120,18 @@ pub(crate) fn owner(block: Addr) -> Option<(Arc<Inner>, Arc<Module>)> {
 /// The names of the functions below and of those that switch keys, and their entries for modules.
 pub(crate) fn exports() -> impl Iterator<Item = (&'static str, Addr)> {
     type OfBlock = extern "C" fn(*mut NotifierBlock) -> c_int;
-    type OfPatch = extern "C" fn(*const c_void) -> c_int;
     type OfText = extern "C" fn(*const c_void, c_int, *const c_char);
     let address = |pointer: *const ()| Addr::new(wide(pointer.expose_provenance()));
     #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
-    let [register, unregister, enable, log] = [
-        register as OfBlock as *const (),
-        unregister as OfBlock as *const (),
-        enable_patch as OfPatch as *const (),
-        log as OfText as *const (),
-    ];
+    let [register, unregister, log] =
+        [register as OfBlock as *const (), unregister as OfBlock as *const (), log as OfText as *const ()];
     let ours = [
         ("register_module_notifier", address(register)),
         ("unregister_module_notifier", address(unregister)),
-        ("klp_enable_patch", address(enable)),
         ("modload_log", address(log)),
     ];
-    let all = ours.into_iter().chain(modload_static_keys::exports()).chain(modload_livepatch::exports());
+    let all = ours.into_iter().chain(built_in::exports());
     all.map(|(name, function)| (name, aligned::entry(function)))
-}
-
-/// `int klp_enable_patch(struct klp_patch *)`: from the init of the module in whose data the patch lies (-EINVAL).
-extern "C" fn enable_patch(patch: *const c_void) -> c_int {
-    let at = Addr::new(wide(patch.expose_provenance()));
-    let Some((host, module)) = owner(at) else { return -EINVAL };
-    match host.livepatch.enable_from_init(&host.loader, &module, at) {
-        Ok(()) => 0,
-        Err(error) => {
-            tracing::warn!(module = module.name(), %error, "a live patch is not enabled");
-            error.errno().saturating_neg()
-        }
-    }
 }
 
 /// `void modload_log(const struct module *, int level, const char *)`: a line in the timeline for each of the text's. Linux's levels.

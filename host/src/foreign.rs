@@ -11,7 +11,6 @@ use std::ptr;
 
 use modload_edit::{Addr, index, wide};
 use modload_loader::{Image, Input, LeftBy, Proof, Reference, SymbolKind, UnloadError};
-use modload_static_keys::{KeyError, StaticCall};
 use modload_threads::boundary;
 use thiserror::Error;
 
@@ -245,19 +244,6 @@ fn versioned_symbol(name: &[u8], version: &[u8]) -> Option<Addr> {
     // the address here.
     let address = unsafe { libc::dlvsym(libc::RTLD_DEFAULT, name.as_ptr(), version.as_ptr()) };
     Some(Addr::new(wide(address.expose_provenance()))).filter(|addr| *addr != Addr::NULL)
-}
-
-/// Has a static call of the host's call another function from now on; null for none.
-///
-/// # Errors
-/// [`KeyError`]: it calls what it called before.
-///
-/// # Safety
-/// The function has the type that modules declare the call with, and stays until another one is set and nobody is in it. A
-/// module that has gone, in quarantine or by force, goes on to call what was set when it went.
-pub unsafe fn set_static_call(call: &'static StaticCall, function: *const ()) -> Result<(), KeyError> {
-    let (key, _) = call.addrs()?;
-    modload_static_keys::update_static_call(key, Addr::new(wide(function.expose_provenance())))
 }
 
 /// The promises that a host may be built on.

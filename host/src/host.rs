@@ -2,15 +2,9 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use modload_abi::modinfo::is_same_name;
 use modload_edit::Addr;
-use modload_ftrace::{
-    Filter, FunctionTrace, HostFunction, Redirecting, TraceError, TraceOptions, Traceable, Tracer, Tracing,
-};
-use modload_livepatch::{Log, PatchError, PatchSpec, PatchStatus, Standing, Transition, Why};
 use modload_loader::{
     Event, Explanation, Externals, Image, Input, Listening, LoadError, Loader, Membership, Module as ModuleInfo,
     Onlooker, Order, Policy, Recording, State, Subscriber, UnloadError,
@@ -20,31 +14,15 @@ use modload_threads::boundary;
 
 use crate::backtrace::Backtrace;
 use crate::builder::HostBuilder;
+use crate::built_in::{self, BuiltInOptions};
 use crate::c_api::{self, Inner};
 use crate::foreign::Module;
-
-/// A thread that stands in the way of a transition.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct BlockingThread {
-    /// Its id, as gettid(2) gives it.
-    pub thread: i32,
-    /// Its name, escaped.
-    pub name: String,
-    /// What it does, in a word: `sleeping`, say.
-    pub state: String,
-    /// The frame that stood in the way when it was looked at last; `None` if no such frame is known.
-    pub inside: Option<String>,
-    /// Why it stands in the way, as it is said of it: `is in slow+0x1c/0x40 [target]`, `has not come to a checkpoint`.
-    pub why: String,
-    /// Its calls as they are now. Empty where threads go over at checkpoints alone: it is not held to be asked.
-    pub backtrace: Backtrace,
-}
 
 /// Holds modules. Dropping it unloads them in reverse order; what is still held by a [`Module`] is left in memory, and
 /// the log has an error for it.
 #[derive(Debug)]
 pub struct Host {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 impl Host {
@@ -58,10 +36,10 @@ impl Host {
         externals: Arc<dyn Externals>,
         policy: Policy,
         onlookers: Vec<Arc<dyn Onlooker>>,
-        transition: Transition,
+        options: &BuiltInOptions,
     ) -> Result<Host, ArenaError> {
         let loader = onlookers.into_iter().fold(Loader::new(externals, policy)?, Loader::with_onlooker);
-        let inner = Arc::new(Inner::new(loader, transition));
+        let inner = Arc::new(Inner::new(loader, options));
         c_api::enter(&inner);
         Ok(Host::handle(inner))
     }
@@ -182,197 +160,6 @@ impl Host {
         self.inner.loader.record()
     }
 
-    /// Has a tracer hear of all calls of the functions that a filter means, in all threads: of modules that are there, and of
-    /// those that are loaded while it is in force. `docs/tracing.md` says how modules are compiled for it.
-    ///
-    /// # Errors
-    /// [`TraceError`].
-    pub fn trace(&self, filter: Filter, tracer: impl Tracer) -> Result<Tracing, TraceError> {
-        self.inner.ftrace.trace(filter, tracer)
-    }
-
-    /// [`Host::trace`], with all general registers.
-    ///
-    /// # Errors
-    /// [`TraceError`].
-    pub fn trace_with_registers(&self, filter: Filter, tracer: impl Tracer) -> Result<Tracing, TraceError> {
-        self.inner.ftrace.trace_with_registers(filter, tracer)
-    }
-
-    /// Has calls of functions go on elsewhere: [`modload_ftrace::Redirecting`] promises that they may.
-    ///
-    /// # Errors
-    /// [`TraceError`]; [`TraceError::Redirected`]: by somebody else already.
-    pub fn redirect(&self, filter: Filter, redirecting: Redirecting) -> Result<Tracing, TraceError> {
-        self.inner.ftrace.redirect(filter, redirecting)
-    }
-
-    /// Records calls, or entries and returns, of functions of its modules in all threads, until what this returns is dropped.
-    ///
-    /// # Errors
-    /// [`TraceError`]; [`TraceError::UnderWay`]: there is one recording at a time in a process.
-    pub fn trace_functions(&self, options: &TraceOptions) -> Result<FunctionTrace, TraceError> {
-        let host = self.downgrade();
-        let name = move |at: Addr| {
-            // No handle: the last of them may not be dropped by who reads.
-            let inner = host.inner.upgrade()?;
-            inner.loader.module_at(at.offset(-1))?.describe_return(at)
-        };
-        self.inner.ftrace.record(options, name)
-    }
-
-    /// Makes functions of the host's own traceable, as those of a module `vmlinux`: once for each host.
-    ///
-    /// # Errors
-    /// [`TraceError`]. A function that cannot be traced is no error: [`Host::traceable`] lists it with the reason.
-    pub fn register_host_functions(&self, functions: Vec<HostFunction>) -> Result<(), TraceError> {
-        self.inner.ftrace.register_host_functions(functions)
-    }
-
-    /// The functions that can be traced, and those that cannot and why, of all modules that are compiled for it.
-    #[must_use]
-    pub fn traceable(&self) -> Vec<Traceable> {
-        self.inner.ftrace.traceable()
-    }
-
-    /// Enables a patch: Linux's `klp_enable_patch`. Functions of modules that are there are redirected now, those of others when they
-    /// are loaded. When this returns, threads may still be on their way: [`Host::patches`]. `keep` stays loaded as long as the
-    /// patch is in force: the module whose functions take the place of others.
-    ///
-    /// # Errors
-    /// [`PatchError`].
-    pub fn enable_patch(&self, name: &str, patch: PatchSpec, keep: Option<&Module>) -> Result<(), PatchError> {
-        let keep = keep.map(Module::reference);
-        let log: Log = match &keep {
-            Some(module) => {
-                let module = module.clone();
-                Arc::new(move |line| module.log(line))
-            }
-            None => Arc::new(|_| {}),
-        };
-        self.inner.livepatch.enable(&self.inner.loader, name, patch, keep, log)
-    }
-
-    /// Disables a patch, or turns it round while it is being enabled.
-    ///
-    /// # Errors
-    /// [`PatchError`].
-    pub fn disable_patch(&self, name: &str) -> Result<(), PatchError> {
-        self.inner.livepatch.disable(name)
-    }
-
-    /// Disables all patches, the newest first, each when the one before is gone, at most so long. Returns those that are still there:
-    /// somebody does not leave their functions, or does not come to a checkpoint. While it waits, the calling thread comes to some.
-    ///
-    /// # Errors
-    /// [`PatchError`]: one cannot be disabled.
-    pub fn disable_patches(&self, at_most: Duration) -> Result<Vec<PatchStatus>, PatchError> {
-        const LONGEST: Duration = Duration::from_millis(50);
-        let (begun, mut pause) = (Instant::now(), Duration::from_micros(100));
-        loop {
-            let patches = self.patches()?;
-            let Some(newest) = patches.last() else { return Ok(patches) };
-            if newest.enabled {
-                match self.disable_patch(&newest.name) {
-                    // Gone by itself: nothing waits for that any more.
-                    Ok(()) | Err(PatchError::Unknown(_)) => continue,
-                    Err(PatchError::InTransition(_)) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            if begun.elapsed() >= at_most {
-                return Ok(patches);
-            }
-            self.checkpoint();
-            thread::sleep(pause);
-            pause = (pause * 2).min(LONGEST);
-        }
-    }
-
-    /// Turns the transition of a patch round.
-    ///
-    /// # Errors
-    /// [`PatchError`]; [`PatchError::NoTransition`].
-    pub fn reverse_patch(&self, name: &str) -> Result<(), PatchError> {
-        self.inner.livepatch.reverse(name)
-    }
-
-    /// Ends the transition of a patch, wherever threads are: those that are in old code finish it, and it stays for them.
-    ///
-    /// # Errors
-    /// [`PatchError`]; [`PatchError::NoTransition`].
-    pub fn force_patch(&self, name: &str) -> Result<(), PatchError> {
-        self.inner.livepatch.force(name)
-    }
-
-    /// The patches that are enabled or on their way, and who stands in their way.
-    ///
-    /// # Errors
-    /// [`PatchError::Nested`].
-    pub fn patches(&self) -> Result<Vec<PatchStatus>, PatchError> {
-        self.inner.livepatch.status()
-    }
-
-    /// The threads that stand in the way of a patch's transition, as they are now. They are held for a moment to be asked where they
-    /// are, but for [`Transition::CheckpointsOnly`].
-    ///
-    /// # Errors
-    /// [`PatchError`]: there is no such patch, or threads cannot be held.
-    pub fn blocking(&self, name: &str) -> Result<Vec<BlockingThread>, PatchError> {
-        let patch = self.patches()?.into_iter().find(|patch| is_same_name(&patch.name, name));
-        let patch = patch.ok_or_else(|| PatchError::Unknown(name.to_owned()))?;
-        let Some((_, blocked)) = patch.transition else { return Ok(Vec::new()) };
-        let tids = blocked.iter().map(|blocked| blocked.tid);
-        let standing = match patch.how {
-            Transition::Anywhere => modload_livepatch::standing(&tids.collect::<Vec<_>>())?,
-            Transition::CheckpointsOnly => tids.map(Standing::unknown).collect(),
-        };
-        let describe = |at: Addr, is_return: bool| {
-            let module = self.inner.loader.module_at(if is_return { at.offset(-1) } else { at })?;
-            if is_return { module.describe_return(at) } else { module.describe(at) }
-        };
-        let thread = |one: Standing| {
-            let why = blocked.iter().find(|blocked| blocked.tid == one.tid)?.why;
-            let named = |pc| {
-                let at = Addr::new(pc);
-                describe(at, true).or_else(|| describe(at, false)).unwrap_or_else(|| at.to_string())
-            };
-            let inside = if let Why::Inside(pc) = why { Some(named(pc)) } else { None };
-            let why = match (&inside, why, patch.how) {
-                (Some(frame), _, Transition::Anywhere) => format!("is in {frame}"),
-                (Some(frame), _, Transition::CheckpointsOnly) => format!("was in {frame} at its last checkpoint"),
-                (None, Why::NoCheckpoint, _) => "has not come to a checkpoint".to_owned(),
-                (None, Why::Unwalked, _) => {
-                    "came to a checkpoint with a stack that cannot be walked to its end".to_owned()
-                }
-                (None, ..) => "has a stack that cannot be walked to its end".to_owned(),
-            };
-            let state = modload_threads::status(one.tid).ok().flatten().map(|status| status.state);
-            let name = modload_threads::name(one.tid).ok().flatten().map(|name| name.to_string());
-            Some(BlockingThread {
-                thread: one.tid.get(),
-                name: name.unwrap_or_default(),
-                state: state.map(|state| state.to_string()).unwrap_or_default(),
-                inside,
-                why,
-                backtrace: Backtrace::of(&one.frames, one.ended, describe),
-            })
-        };
-        Ok(standing.into_iter().filter_map(thread).collect())
-    }
-
-    /// A place where the calling thread can go over to what a patch brings: with [`Transition::CheckpointsOnly`] the only one. The
-    /// thread walks its own stack here, so that this may be called from anywhere, from a patched function, too; it goes over if none
-    /// of the functions that change is on the stack. When no transition is under way this costs a load and a branch. Says whether
-    /// the thread is over, or need not be.
-    ///
-    /// What the embedder says by the place that he chooses is more than that: what the thread does between two checkpoints (one
-    /// request, say) is done by the old functions or by the new ones.
-    #[inline]
-    pub fn checkpoint(&self) -> bool {
-        modload_livepatch::checkpoint()
-    }
-
     /// An address in one of its modules as Linux's `%pS` shows it: `func+0x12/0x40 [module]`. `None` for the rest of the
     /// process.
     #[must_use]
@@ -401,7 +188,7 @@ impl Host {
     /// Frees what nobody is in any more of all that is quarantined in this process, as each load and each unload does;
     /// returns the names of the modules.
     pub fn sweep(&self) -> Vec<String> {
-        modload_ftrace::sweep();
+        built_in::sweep();
         self.inner.loader.sweep()
     }
 
@@ -424,10 +211,9 @@ impl Drop for Host {
         let last = self.inner.handles.fetch_sub(1, Ordering::AcqRel) == 1;
         // A subscriber that hears of it may have made another handle, and drops it meanwhile.
         if last && !self.inner.left.swap(true, Ordering::AcqRel) {
-            // Patches hold their modules.
-            self.inner.livepatch.leave();
+            self.inner.built_in.release_modules();
             self.inner.loader.abandon();
-            self.inner.ftrace.leave();
+            self.inner.built_in.leave();
         }
     }
 }
@@ -435,7 +221,7 @@ impl Drop for Host {
 /// A handle to a host that does not keep it.
 #[derive(Clone, Debug)]
 pub struct WeakHost {
-    inner: Weak<Inner>,
+    pub(crate) inner: Weak<Inner>,
 }
 
 impl WeakHost {

@@ -47,6 +47,7 @@
 
 mod backtrace;
 mod builder;
+mod built_in;
 mod aligned;
 mod c_api;
 mod c_library;
@@ -57,24 +58,28 @@ mod file;
 mod foreign;
 mod host;
 mod jit_list;
+mod keys;
 mod onlookers;
 mod own_symbols;
+mod patch;
 mod perf_map;
 mod symbol_file;
+pub mod trace;
 
 pub use backtrace::{Backtrace, BacktraceFrame};
 pub use builder::{HostBuilder, OtherCpu};
 pub use catalog::{Catalog, CatalogError};
 pub use elsewhere::Elsewhere;
 pub use file::{Compression, ModuleFile, ReadError, SIZE_LIMIT};
-pub use foreign::{Module, Symbol, SymbolError, Trust, read_trusted, set_static_call};
-pub use host::{BlockingThread, Host, WeakHost};
+pub use foreign::{Module, Symbol, SymbolError, Trust, read_trusted};
+pub use host::{Host, WeakHost};
+pub use keys::set_static_call;
 pub use modload_abi::modinfo::is_same_name;
 pub use modload_alternatives::{Features, UnknownFeature};
 pub use modload_edit::{Addr, Edit, disassembled, formatter};
 pub use modload_ftrace::{
     BadPattern, Call, Filter, FunctionTrace, HostFunction, Mode, Pattern, Redirect, Redirecting, Registers, TraceError,
-    TraceOptions, Traceable, Tracer, Tracing, render, trace,
+    TraceOptions, Traceable, Tracer, Tracing, render,
 };
 pub use modload_livepatch::link as klp_link;
 pub use modload_livepatch::{
@@ -94,4 +99,5 @@ pub use modload_text::{Arena, ArenaError, Class, PokeError, StripeUsage, TrapMas
 pub use modload_threads::Error as SignalError;
 pub use modload_threads::boundary::{Exception, Thrown};
 pub use modload_threads::frames::{Ended, WalkError};
+pub use patch::BlockingThread;
 pub use perf_map::PerfMapError;
