@@ -11,7 +11,8 @@ use std::process::Command;
 use std::thread;
 
 use modload::trace::{Batch, Function, Thread, What};
-use modload::{Host, Image, Mode, TraceOptions};
+use modload::trace::{Mode, TraceOptions};
+use modload::{Host, Image};
 
 /// Sorts by quicksort, and has something to do for each element.
 const PLUGIN: &str = "\

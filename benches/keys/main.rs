@@ -8,7 +8,9 @@ use std::hint::black_box;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use modload::{Host, StaticKey, Symbol, TrapMask};
+use modload::keys::StaticKey;
+use modload::text::TrapMask;
+use modload::{Host, Symbol};
 use modload_tests::image_from_text;
 
 /// Loops that do one thing each time, and nothing else.
@@ -58,7 +60,8 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let asked = |option: &str| std::env::args().any(|argument| argument == option);
     let measured = asked("--bench") || asked("--check");
     let (iterations, rounds) = if measured { (2_000_000, 201) } else { (1000, 1) };
-    let host = Host::builder().static_key("hosts_key", &HOSTS_KEY).trap_mask(TrapMask::Trusted).build()?;
+    modload::process().trap_mask(TrapMask::Trusted);
+    let host = Host::builder().static_key("hosts_key", &HOSTS_KEY).build()?;
     let module = host.load(&image_from_text("loops", LOOPS))?;
     let mut loops = Vec::new();
     for name in NAMES {

@@ -13,7 +13,10 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use modload::{Addr, Call, Callbacks, FuncSpec, Host, Module, ObjectSpec, PatchSpec, Redirect, Redirecting, TrapMask};
+use modload::patch::{Callbacks, FuncSpec, ObjectSpec, PatchSpec};
+use modload::text::{Addr, TrapMask};
+use modload::trace::{Call, Redirect, Redirecting};
+use modload::{Host, Module};
 use modload_tests::image_from_text;
 use modload_threads::{Interrupted, Probe, hold, run_in_each};
 
@@ -151,7 +154,8 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let (iterations, rounds) = if measured { (20_000, 400) } else { (100, 1) };
     let effort = Effort { iterations, rounds };
     let mut figures = Figures { missed: String::new() };
-    let host = Host::builder().process_symbols().trap_mask(TrapMask::Trusted).build()?;
+    modload::process().trap_mask(TrapMask::Trusted);
+    let host = Host::builder().process_symbols().build()?;
     let module = host.load(&image_from_text("leaves", TEXT))?;
     if !asked("--transitions") {
         calls(&host, &module, effort, &mut figures)?;

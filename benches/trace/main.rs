@@ -10,8 +10,10 @@ use std::hint::black_box;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use modload::text::TrapMask;
 use modload::trace::Missed;
-use modload::{Call, Filter, Host, Mode, Module, TraceOptions, TrapMask};
+use modload::trace::{Call, Filter, Mode, TraceOptions};
+use modload::{Host, Module};
 use modload_tests::image_from_text;
 
 const TEXT: &str = "
@@ -143,7 +145,8 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let asked = |option: &str| std::env::args().any(|argument| argument == option);
     let measured = asked("--bench") || asked("--check");
     let (iterations, rounds) = if measured { (20_000, 300) } else { (100, 1) };
-    let host = Host::builder().trap_mask(TrapMask::Trusted).build()?;
+    modload::process().trap_mask(TrapMask::Trusted);
+    let host = Host::builder().build()?;
     if asked("--switching") {
         // Nothing else, for a profile.
         switching(&host, 5000)?;

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use modload::{Host, ModuleFile, SIZE_LIMIT};
+use modload::Host;
+use modload::file::{ModuleFile, SIZE_LIMIT};
 use serde_json::json;
 
 use crate::failure::{Failure, shown};

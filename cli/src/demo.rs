@@ -4,8 +4,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use modload::render::{Form, Process};
-use modload::{Coming, Host, Mode, Module, ModuleInfo, Order, Refusal, Subscriber, TraceOptions, disassembled};
+use modload::text::disassembled;
+use modload::trace::render::{Form, Process};
+use modload::trace::{Mode, TraceOptions};
+use modload::{Coming, Host, Module, ModuleInfo, Order, Refusal, Subscriber};
 
 use crate::args::Trace;
 use crate::call::Call;

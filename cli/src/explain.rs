@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use anstyle::{AnsiColor, Style};
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction};
-use modload::{Change, Explanation, Host, formatter};
+use modload::Host;
+use modload::inspect::{Change, Explanation};
+use modload::text::formatter;
 
 use crate::failure::Failure;
 use crate::operate_args::Explain;

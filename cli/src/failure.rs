@@ -3,7 +3,10 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use modload::{ArenaError, CatalogError, Error, LoadError, ReadError, SymbolError, UnloadError};
+use modload::error::ArenaError;
+use modload::file::ReadError;
+use modload::inspect::CatalogError;
+use modload::{Error, LoadError, SymbolError, UnloadError};
 use modload_control::{ClientError, ListenError, NoSocket, ServeError, error_details, load_details, sentence};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
@@ -22,7 +25,7 @@ pub(crate) enum Failure {
     #[error("{}: {source}", shown(.file))]
     Inspect { file: PathBuf, source: Error },
     #[error("{}: {source}", shown(.file))]
-    Link { file: PathBuf, source: modload::klp_link::Error },
+    Link { file: PathBuf, source: modload::patch::link::Error },
     #[error("{} is what is to be linked: name another file with -o", shown(.0))]
     SameFile(PathBuf),
     #[error("{}: it has no function \"{}\"", shown(.file), .function.escape_debug())]
@@ -38,9 +41,9 @@ pub(crate) enum Failure {
     #[error("{different} of {compared} sections differ")]
     Differs { different: usize, compared: usize },
     #[error(transparent)]
-    Cpu(#[from] modload::OtherCpu),
+    Cpu(#[from] modload::error::OtherCpu),
     #[error(transparent)]
-    PerfMap(#[from] modload::PerfMapError),
+    PerfMap(#[from] modload::error::PerfMapError),
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     #[error(transparent)]
@@ -62,11 +65,11 @@ pub(crate) enum Failure {
     #[error("waiting for signals")]
     Signals(#[source] io::Error),
     #[error(transparent)]
-    Pattern(#[from] modload::BadPattern),
+    Pattern(#[from] modload::trace::BadPattern),
     #[error(transparent)]
-    Trace(#[from] modload::TraceError),
+    Trace(#[from] modload::trace::TraceError),
     #[error(transparent)]
-    Patch(#[from] modload::PatchError),
+    Patch(#[from] modload::patch::PatchError),
     #[error("{}: {source}", shown(.file))]
     Out { file: PathBuf, source: io::Error },
     #[error("{refused} of {of} files cannot be loaded")]

@@ -1,6 +1,7 @@
 //! What the hosts that these commands make offer and allow.
 
-use modload::{Check, Features, Host, HostBuilder, Rule, UnknownFeature};
+use modload::error::UnknownFeature;
+use modload::{Check, Features, Host, HostBuilder, Rule};
 
 use crate::failure::Failure;
 

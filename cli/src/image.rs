@@ -7,7 +7,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use modload::{Elsewhere, ImageSection, MemoryImage, ModuleFile, SIZE_LIMIT};
+use modload::file::{ModuleFile, SIZE_LIMIT};
+use modload::image::{Elsewhere, ImageSection, MemoryImage};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 

@@ -3,7 +3,8 @@
 use std::io;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter, Instruction};
-use modload::{FunctionBytes, Inspection, ModuleFile, SIZE_LIMIT};
+use modload::file::{ModuleFile, SIZE_LIMIT};
+use modload::inspect::{FunctionBytes, Inspection};
 use serde::Serialize;
 
 use crate::failure::Failure;

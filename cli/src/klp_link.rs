@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use modload::klp_link::{self, Linked, LinkedObject, LinkedSymbol};
-use modload::{ModuleFile, SIZE_LIMIT};
+use modload::file::{ModuleFile, SIZE_LIMIT};
+use modload::patch::link::{Linked, LinkedObject, LinkedSymbol};
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, shown};
@@ -17,7 +17,7 @@ pub(crate) fn run(arguments: &KlpLink, output: &mut Output) -> Result<(), Failur
     let KlpLink { input, output: path, .. } = arguments;
     let file = ModuleFile::read(input, SIZE_LIMIT);
     let file = file.map_err(|source| Failure::Read { file: input.clone(), source })?;
-    let linked = klp_link::link(&file.bytes).map_err(|source| Failure::Link { file: input.clone(), source })?;
+    let linked = modload::patch::link::link(&file.bytes).map_err(|source| Failure::Link { file: input.clone(), source })?;
     if same_file(input, path) {
         return Err(Failure::SameFile(path.clone()));
     }

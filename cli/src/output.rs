@@ -4,7 +4,8 @@ use std::io::{self, Write};
 
 use anstream::AutoStream;
 use anstyle::{AnsiColor, Style};
-use modload::{Event, EventKind, Outcome, State, Timeline, Verdict};
+use modload::State;
+use modload::timeline::{Event, EventKind, Outcome, Timeline, Verdict};
 use modload_control::protocol::ResultType;
 use serde_json::json;
 

@@ -6,7 +6,10 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use modload::{Catalog, EventKind, Host, Image, Input, Module, ModuleFile, Recording, SIZE_LIMIT, Timeline, Trust};
+use modload::file::{ModuleFile, SIZE_LIMIT};
+use modload::inspect::Catalog;
+use modload::timeline::{EventKind, Recording, Timeline};
+use modload::{Host, Image, Input, Module, Trust};
 
 use crate::args::{Load, ModuleArguments, Trace};
 use crate::call::Call;

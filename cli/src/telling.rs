@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::mem::take;
 use std::path::{Path, PathBuf};
 
-use modload::render::{Form, Process, Renderer};
+use modload::trace::render::{Form, Process, Renderer};
 use modload::trace::{Batch, Missed};
 
 use crate::failure::{Failure, tell};

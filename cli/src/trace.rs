@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use modload::render::Process;
+use modload::trace::render::Process;
 use modload_control::protocol::{Request, Trace as Asked, TraceMode, TraceableFunction, Tracing};
 use modload_control::{Client, Told};
 

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use modload::render::Form;
-use modload::{BadPattern, Pattern};
+use modload::trace::render::Form;
+use modload::trace::{BadPattern, Pattern};
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:

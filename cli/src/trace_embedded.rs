@@ -5,8 +5,9 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use modload::render::Process;
-use modload::{FunctionTrace, Host, Mode, TraceOptions};
+use modload::Host;
+use modload::trace::render::Process;
+use modload::trace::{FunctionTrace, Mode, TraceOptions};
 
 use crate::args::Format;
 use crate::failure::Failure;

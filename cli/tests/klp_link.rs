@@ -84,7 +84,7 @@ impl Scene {
 }
 
 fn linked(object: &Path) -> Vec<u8> {
-    modload::klp_link::link(&fs::read(object).unwrap()).unwrap().bytes
+    modload::patch::link::link(&fs::read(object).unwrap()).unwrap().bytes
 }
 
 #[test]

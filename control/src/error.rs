@@ -3,10 +3,12 @@
 use std::fmt;
 use std::io;
 
-use modload::{
-    BadPattern, LoadError, Occupant, Occupies, PatchError, ReadError, SetParamError, SymbolError, TraceError,
-    UnloadError, sentence,
-};
+use modload::error::{SetParamError, sentence};
+use modload::file::ReadError;
+use modload::module::{Occupant, Occupies};
+use modload::patch::PatchError;
+use modload::trace::{BadPattern, TraceError};
+use modload::{LoadError, SymbolError, UnloadError};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 

@@ -57,5 +57,5 @@ mod client;
 pub use client::{Client, ClientError, Refused, Told};
 pub use details::{error_details, load_details};
 pub use listen::{HOST_VARIABLE, ListenError, Listener, NoSocket, default_socket, host_of_environment};
-pub use modload::sentence;
+pub use modload::error::sentence;
 pub use server::{Ended, ServeError, Server};

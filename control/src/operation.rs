@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use modload::{Image, Module, ModuleFile, ModuleInfo, SIZE_LIMIT, State, UnloadError, is_same_name};
+use modload::file::{ModuleFile, SIZE_LIMIT};
+use modload::module::is_same_name;
+use modload::{Image, Module, ModuleInfo, State, UnloadError};
 use rustix::fs::{OFlags, fcntl_getfl};
 use serde_json::{Value, json};
 
@@ -70,7 +72,7 @@ impl Operation<'_> {
         let host = &self.shared.host;
         // What can be freed by now is not shown.
         host.sweep();
-        let stripe = |stripe: modload::StripeUsage| Stripe {
+        let stripe = |stripe: modload::text::StripeUsage| Stripe {
             stripe: stripe.class.to_string(),
             used: stripe.used,
             touched: stripe.touched,
@@ -95,7 +97,7 @@ impl Operation<'_> {
     }
 
     /// Has the client told what its request does to modules.
-    fn listen(&self) -> modload::Listening {
+    fn listen(&self) -> modload::timeline::Listening {
         let (answers, id) = (self.answers.clone(), self.id);
         self.shared.host.listen(move |event| {
             answers.say(&json!({ "id": id, "event": event, "text": event.to_string() }));
@@ -244,7 +246,7 @@ fn params(module: &ModuleInfo) -> Vec<Param> {
     module.params().iter().filter(|info| info.perm != 0).map(|info| param(module, info)).collect()
 }
 
-fn param(module: &ModuleInfo, info: &modload::ParamInfo) -> Param {
+fn param(module: &ModuleInfo, info: &modload::module::ParamInfo) -> Param {
     /// Any read bit.
     const READ: u16 = 0o444;
     let value = (info.perm & READ != 0).then(|| module.param(&info.name)).flatten();

@@ -1,6 +1,8 @@
 //! Patches of a host, for its clients.
 
-use modload::{BlockingThread, Host, ObjectStatus, PatchError, PatchStatus, Target, is_same_name};
+use modload::Host;
+use modload::module::is_same_name;
+use modload::patch::{BlockingThread, ObjectStatus, PatchError, PatchStatus, Target};
 
 use crate::error::Refusal;
 use crate::protocol::{Blocking, PatchAction, PatchEntry, PatchObject};

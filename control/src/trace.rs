@@ -5,8 +5,9 @@
 
 use std::time::{Duration, Instant};
 
+use modload::Host;
 use modload::trace::{Batch, Missed};
-use modload::{Filter, Host, Mode, Pattern, TraceOptions, Traceable};
+use modload::trace::{Filter, Mode, Pattern, TraceOptions, Traceable};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 

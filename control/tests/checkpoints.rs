@@ -5,7 +5,8 @@ mod scene;
 
 use std::sync::Arc;
 
-use modload::{FuncSpec, Host, Image, ObjectSpec, PatchSpec, Transition};
+use modload::patch::{FuncSpec, ObjectSpec, PatchSpec, Transition};
+use modload::{Host, Image};
 use modload_control::Client;
 use modload_control::protocol::{Called, PatchAction, PatchEntry, Request, ResultType};
 use modload_fixtures::{Compiler, Language, object_from_text};

@@ -6,7 +6,8 @@ mod scene;
 use std::sync::Arc;
 use std::thread;
 
-use modload::{FuncSpec, Host, Image, Module, ObjectSpec, PatchError, PatchSpec};
+use modload::patch::{FuncSpec, ObjectSpec, PatchError, PatchSpec};
+use modload::{Host, Image, Module};
 use modload_control::protocol::{Called, PatchAction, PatchEntry, Request, ResultType};
 use modload_control::{Client, ClientError};
 use modload_fixtures::{Compiler, Language, Patience, is_for_want_of_a_processor, object_from_text, until};

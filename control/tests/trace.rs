@@ -10,8 +10,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use modload::Host;
 use modload::trace::{Batch, Record, What};
-use modload::{Host, Mode, TraceOptions};
+use modload::trace::{Mode, TraceOptions};
 use modload_control::protocol::{Called, Named, Request, ResultType, Trace, TraceMode, TraceableFunction};
 use modload_control::{Client, ClientError, Told};
 use modload_fixtures::until;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use modload::ModuleFile;
+use modload::file::ModuleFile;
 
 const LIMIT: u64 = 1 << 20;
 

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use modload::klp_link::link;
+use modload::patch::link::link;
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(linked) = link(bytes) {

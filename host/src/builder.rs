@@ -8,11 +8,10 @@ use modload_alternatives::Features;
 use modload_edit::{Addr, wide};
 use modload_loader::{Check, Exports, External, Externals, ForcedUnload, HostOperations, Onlooker, Policy, Rule};
 use modload_paravirt::{LINUX_OPERATIONS, Operations};
-use modload_text::{ArenaError, TrapMask};
-use modload_threads::Error as SignalError;
+use modload_text::ArenaError;
 use thiserror::Error;
 
-use crate::built_in::{self, BuiltInOptions};
+use crate::built_in::BuiltInOptions;
 use crate::debugger::Debugger;
 use crate::host::Host;
 use crate::own_symbols::own_symbols;
@@ -36,6 +35,42 @@ fn lacking(missing: &[&'static str]) -> String {
     shown.collect::<Vec<_>>().join(", ")
 }
 
+/// A function or a variable that a host exports to modules.
+///
+/// ```
+/// use modload::{Export, Host};
+///
+/// extern "C" fn log_level() -> i32 { 4 }
+///
+/// # fn main() -> Result<(), modload::error::ArenaError> {
+/// let address = log_level as extern "C" fn() -> i32 as *const ();
+/// let host = Host::builder().export("log_level", Export::new(address).crc(0x1234_5678)).build()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Export(External);
+
+impl Export {
+    /// An export of what lies at this address.
+    #[must_use]
+    pub fn new<T>(address: *const T) -> Export {
+        Export(External { addr: Addr::new(wide(address.expose_provenance())), gpl_only: false, crc: None })
+    }
+
+    /// Gives the symbol a CRC. The `__versions` section of a module that uses the symbol must have the same CRC.
+    #[must_use]
+    pub fn crc(self, crc: u32) -> Export {
+        Export(External { crc: Some(crc), ..self.0 })
+    }
+}
+
+impl<T> From<*const T> for Export {
+    fn from(address: *const T) -> Export {
+        Export::new(address)
+    }
+}
+
 /// Makes a [`Host`].
 #[derive(Debug)]
 pub struct HostBuilder {
@@ -56,32 +91,19 @@ impl Default for HostBuilder {
 }
 
 impl HostBuilder {
-    /// Exports a function or a variable to modules. It comes before a module's export of the same name.
+    /// Exports a function or a variable to modules: its address, or an [`Export`] that says more. The host's export takes
+    /// precedence over a module's export of the same name.
     #[must_use]
-    pub fn export<T>(self, name: &str, address: *const T) -> HostBuilder {
-        self.add(name, address, false)
-    }
-
-    /// Exports it to modules with a GPL-compatible licence only.
-    #[must_use]
-    pub fn export_gpl<T>(self, name: &str, address: *const T) -> HostBuilder {
-        self.add(name, address, true)
-    }
-
-    fn add<T>(mut self, name: &str, address: *const T, gpl_only: bool) -> HostBuilder {
-        let addr = Addr::new(wide(address.expose_provenance()));
-        self.symbols.exports.insert(name.as_bytes().into(), External { addr, gpl_only, crc: None });
+    pub fn export(mut self, name: &str, export: impl Into<Export>) -> HostBuilder {
+        self.symbols.exports.insert(name.as_bytes().into(), export.into().0);
         self
     }
 
-    /// Gives a symbol that has been exported a CRC, which the `__versions` of a module that uses it must have, too. What
-    /// has not been exported before this call has none.
+    /// Exports a function or a variable to modules with a GPL-compatible licence only. Linux's `EXPORT_SYMBOL_GPL`.
     #[must_use]
-    pub fn version(mut self, name: &str, crc: u32) -> HostBuilder {
-        if let Some(export) = self.symbols.exports.get_mut(name.as_bytes()) {
-            export.crc = Some(crc);
-        }
-        self
+    pub fn export_gpl(self, name: &str, export: impl Into<Export>) -> HostBuilder {
+        let Export(external) = export.into();
+        self.export(name, Export(External { gpl_only: true, ..external }))
     }
 
     /// What `vermagic=` of a module must be. If nothing is said, none is looked at.
@@ -203,25 +225,6 @@ impl HostBuilder {
     pub fn perf_map(mut self) -> Result<HostBuilder, PerfMapError> {
         self.onlookers.push(Arc::new(PerfMap::open()?));
         Ok(self)
-    }
-
-    /// Names the real-time signal by which threads are stopped for a moment, in the whole process: where text cannot be changed
-    /// by traps, and where it must be known whether a thread is in a module. Without this it is signal 33, which glibc keeps open in
-    /// every thread; threads may block one that is named here.
-    ///
-    /// # Errors
-    /// [`SignalError`]: it is none, in use, or another one is being used already.
-    pub fn signal(self, signal: i32) -> Result<HostBuilder, SignalError> {
-        modload_threads::use_signal(signal)?;
-        Ok(self)
-    }
-
-    /// How text is poked when keys are switched, in the whole process from now on. [`TrapMask::Checked`] if nothing else
-    /// is said.
-    #[must_use]
-    pub fn trap_mask(self, mask: TrapMask) -> HostBuilder {
-        built_in::set_trap_mask(mask);
-        self
     }
 
     /// Makes the host, and the process's arena if this is the first one.

@@ -71,7 +71,7 @@ impl Compression {
     }
 }
 
-/// What a module file holds. To look at, not to run: see [`crate::Inspection`].
+/// What a module file holds. To look at, not to run: see [`crate::inspect::Inspection`].
 #[derive(Clone, Debug)]
 pub struct ModuleFile {
     /// The object or the archive, decompressed.

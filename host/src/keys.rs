@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "nothing can check the type of a static call's function")]
 
 use modload_edit::{Addr, wide};
-use modload_static_keys::{KeyError, StaticCall, StaticKey};
+pub use modload_static_keys::{KeyError, StaticCall, StaticKey};
 
 use crate::builder::HostBuilder;
 
@@ -15,7 +15,7 @@ impl HostBuilder {
     }
 
     /// Exports a static call of the host's, for modules to call with `static_call`: its key as `__SCK__NAME` and its
-    /// trampoline as `__SCT__NAME`. It calls nothing until [`set_static_call`](crate::set_static_call).
+    /// trampoline as `__SCT__NAME`. It calls nothing until [`set_static_call`](set_static_call).
     #[must_use]
     pub fn static_call(mut self, name: &str, call: &'static StaticCall) -> HostBuilder {
         self.built_in.calls.push((name.to_owned(), call));

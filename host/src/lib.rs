@@ -25,17 +25,30 @@
 //! }
 //! ```
 //!
-//! - [`Host`], [`HostBuilder`]: holds modules; what it exports to them, and what it allows.
+//! The types that most programs need are at the root:
+//!
+//! - [`Host`], [`HostBuilder`]: holds modules; exports symbols to them; decides what modules may do.
 //! - [`Image`]: the bytes of a module whose author is trusted, its name and its parameters.
-//! - [`Module`]: a counted reference to a loaded module. As long as one is held, the module stays.
-//! - [`Symbol`]: a typed function or variable of a module, borrowed from the [`Module`], so that it cannot outlive it.
-//! - [`Subscriber`], [`Order`]: hears of modules that come and go, in an order of its own choice; can refuse them.
-//! - [`Inspection`], [`ModuleFile`]: what a file holds, without loading it; the file need not be trusted.
-//! - [`Catalog`]: the modules of a folder, and the order in which they load.
-//! - [`Timeline`], [`Recording`]: what happened, in order, without addresses and times: made for snapshot tests.
-//! - [`klp_link`]: an object whose references to other objects are marked becomes a live patch that loads before they do.
-//! - [`Backtrace`]: the calls a thread is in, with the modules' functions by name.
-//! - [`LoadError`], [`UnloadError`]: which module, which stage, which section and symbol, and the way out.
+//! - [`Module`]: a counted reference to a loaded module. The module stays loaded while such a reference exists.
+//! - [`Symbol`]: a typed function or variable of a module. It borrows the [`Module`], and so cannot outlive the module.
+//! - [`Subscriber`], [`Order`]: is called when modules come and go, in an order that the subscriber chooses; can refuse a module.
+//! - [`LoadError`], [`UnloadError`]: which module, which stage, which section and symbol, and what to do about it.
+//! - [`process()`]: settings of the process that all hosts share.
+//!
+//! The others are in modules, by what they are for:
+//!
+//! | module | what is in it |
+//! |---|---|
+//! | [`module`] | functions, sections and parameters of a loaded module, and the threads inside it |
+//! | [`error`] | parts of errors |
+//! | [`mod@file`] | reads module files, compressed ones too |
+//! | [`inspect`] | what a module file holds, the modules of a folder and the order in which they load |
+//! | [`timeline`] | what happened, in order, without addresses and times: made for snapshot tests |
+//! | [`text`] | code memory, and how a subscriber changes code before it is published |
+//! | [`keys`] | static keys and static calls of the host |
+//! | [`trace`] | function tracing, as Linux's ftrace |
+//! | [`patch`] | live patching, as Linux's |
+//! | [`image`] | what a module would be in the memory of another machine |
 //!
 //! Running foreign code is unsafe, in two places: [`Image::trusted`] and [`Module::symbol`] (with their variants
 //! [`read_trusted`] and [`Module::call`], and [`Trust`] for both). Everything else is safe to call.
@@ -45,59 +58,40 @@
 
 #![deny(unsafe_code)]
 
+mod aligned;
 mod backtrace;
 mod builder;
 mod built_in;
-mod aligned;
 mod c_api;
 mod c_library;
 mod catalog;
 mod debugger;
-mod elsewhere;
-mod file;
+pub mod error;
+pub mod file;
 mod foreign;
 mod host;
+pub mod image;
+pub mod inspect;
 mod jit_list;
-mod keys;
+pub mod keys;
+pub mod module;
 mod onlookers;
 mod own_symbols;
-mod patch;
+pub mod patch;
 mod perf_map;
+mod process;
 mod symbol_file;
+pub mod text;
+pub mod timeline;
 pub mod trace;
 
-pub use backtrace::{Backtrace, BacktraceFrame};
-pub use builder::{HostBuilder, OtherCpu};
-pub use catalog::{Catalog, CatalogError};
-pub use elsewhere::Elsewhere;
-pub use file::{Compression, ModuleFile, ReadError, SIZE_LIMIT};
+pub use backtrace::Backtrace;
+pub use builder::{Export, HostBuilder};
 pub use foreign::{Module, Symbol, SymbolError, Trust, read_trusted};
 pub use host::{Host, WeakHost};
-pub use keys::set_static_call;
-pub use modload_abi::modinfo::is_same_name;
-pub use modload_alternatives::{Features, UnknownFeature};
-pub use modload_edit::{Addr, Edit, disassembled, formatter};
-pub use modload_ftrace::{
-    BadPattern, Call, Filter, FunctionTrace, HostFunction, Mode, Pattern, Redirect, Redirecting, Registers, TraceError,
-    TraceOptions, Traceable, Tracer, Tracing, render,
-};
-pub use modload_livepatch::link as klp_link;
-pub use modload_livepatch::{
-    Blocked, Callbacks, FuncSpec, ObjectSpec, ObjectStatus, PatchError, PatchSpec, PatchStatus, StateSpec, Target,
-    Transition, Why,
-};
+pub use modload_alternatives::Features;
 pub use modload_loader::{
-    BUILTIN, Change, Check, Coming, Error, Event, EventKind, Explanation, FunctionBytes, FunctionSymbol, Image,
-    ImageSection, Input, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable,
-    InspectedWait, Inspection, Kallsyms, LeftBy, Listening, LoadError, MachineError, Membership, MemoryImage,
-    Module as ModuleInfo, Occupant, Occupies, Order, Outcome, ParamError, ParamInfo, ParamType, Recording, Refusal,
-    Rule, SectionInfo, SetParamError, Stage, State, Subscriber, SymbolKind, Timeline, UnloadError, Unresolved, Verdict,
-    sentence,
+    BUILTIN, Check, Coming, Error, Image, Input, LoadError, Membership, Module as ModuleInfo, Order, Refusal, Rule,
+    Stage, State, Subscriber, UnloadError,
 };
-pub use modload_static_keys::{KeyError, StaticCall, StaticKey};
-pub use modload_text::{Arena, ArenaError, Class, PokeError, StripeUsage, TrapMask};
-pub use modload_threads::Error as SignalError;
-pub use modload_threads::boundary::{Exception, Thrown};
-pub use modload_threads::frames::{Ended, WalkError};
-pub use patch::BlockingThread;
-pub use perf_map::PerfMapError;
+pub use process::{Process, process};

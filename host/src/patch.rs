@@ -7,7 +7,12 @@ use std::time::{Duration, Instant};
 
 use modload_abi::modinfo::is_same_name;
 use modload_edit::{Addr, wide};
-use modload_livepatch::{Log, PatchError, PatchSpec, PatchStatus, Standing, Transition, Why};
+pub use modload_livepatch::link;
+pub use modload_livepatch::{
+    Blocked, Callbacks, FuncSpec, ObjectSpec, ObjectStatus, PatchError, PatchSpec, PatchStatus, StateSpec, Target,
+    Transition, Why,
+};
+use modload_livepatch::{Log, Standing};
 
 use crate::backtrace::Backtrace;
 use crate::builder::HostBuilder;

@@ -1,11 +1,11 @@
 //! Function tracing, as Linux's ftrace: which functions of modules are called, by which thread, and when.
 
 use modload_edit::Addr;
-use modload_ftrace::{
-    Filter, FunctionTrace, HostFunction, Redirecting, TraceError, TraceOptions, Traceable, Tracer, Tracing,
-};
-
 pub use modload_ftrace::trace::{Batch, Function, Missed, Record, Thread, What};
+pub use modload_ftrace::{
+    BadPattern, Call, Filter, FunctionTrace, HostFunction, Mode, Pattern, Redirect, Redirecting, Registers, TraceError,
+    TraceOptions, Traceable, Tracer, Tracing, render,
+};
 
 use crate::host::Host;
 

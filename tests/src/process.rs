@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use modload::Addr;
+use modload::text::Addr;
 use modload_fixtures::until;
 use modload_threads::Tid;
 

@@ -4,8 +4,9 @@ use std::arch::asm;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use modload::Host;
 use modload::trace::{Batch, Missed, What};
-use modload::{Call, Filter, FunctionTrace, Host, Mode, TraceOptions, Tracing};
+use modload::trace::{Call, Filter, FunctionTrace, Mode, TraceOptions, Tracing};
 
 /// How calls are looked at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -6,7 +6,9 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use modload::{Host, Image, Mode, Occupies, TraceOptions, UnloadError};
+use modload::module::Occupies;
+use modload::trace::{Mode, TraceOptions};
+use modload::{Host, Image, UnloadError};
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::{Case, Crowd, image_from_text, run};
 use modload_threads::frames::{StartsUnknown, thread_starts};

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
-use modload::{Arena, Coming, Error, Image, ModuleInfo, Order, Refusal, Stage, State, Subscriber};
+use modload::text::Arena;
+use modload::{Coming, Error, Image, ModuleInfo, Order, Refusal, Stage, State, Subscriber};
 use modload_loader::{Faults, Injected, Loader};
 use modload_tests::{Case, Chance, descriptors, image, image_from_text, loader, mappings};
 

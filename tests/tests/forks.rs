@@ -6,7 +6,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use modload::{Arena, Coming, Host, Module, Order, Refusal, State, Subscriber};
+use modload::text::Arena;
+use modload::{Coming, Host, Module, Order, Refusal, State, Subscriber};
 use modload_edit::index;
 use modload_tests::{Case, image, image_from_text, in_fork, peek};
 
@@ -173,7 +174,7 @@ fn forks_and_loads() {
     });
     assert!(loads.into_inner() > 50);
     assert!(host.modules().is_empty());
-    let used = |usage: &[modload::StripeUsage; 4]| usage.each_ref().map(|stripe| stripe.used);
+    let used = |usage: &[modload::text::StripeUsage; 4]| usage.each_ref().map(|stripe| stripe.used);
     assert_eq!(used(&Arena::get().unwrap().usage()), used(&usage));
 }
 

@@ -4,8 +4,10 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use modload::text::{Addr, disassembled};
 use modload::trace::What;
-use modload::{Addr, Call, Filter, Host, HostFunction, Image, Input, Mode, Module, TraceOptions, disassembled};
+use modload::trace::{Call, Filter, HostFunction, Mode, TraceOptions};
+use modload::{Host, Image, Input, Module};
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::{Case, Recorded, Watch, peek, watched};
 

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use modload::{Host, Image, Mode, Module};
+use modload::trace::Mode;
+use modload::{Host, Image, Module};
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::{Case, Seen, Watch, watched};
 

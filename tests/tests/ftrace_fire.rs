@@ -8,8 +8,10 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use modload::text::Arena;
 use modload::trace::{Batch, What};
-use modload::{Arena, Call, Filter, Host, Image, Mode, Module, Redirect, Redirecting, TraceOptions, Tracer, Tracing};
+use modload::trace::{Call, Filter, Mode, Redirect, Redirecting, TraceOptions, Tracer, Tracing};
+use modload::{Host, Image, Module};
 use modload_edit::{Addr, wide};
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::{Case, Chance, Recorded, descriptors, mappings};

@@ -10,7 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use modload::trace::Batch;
-use modload::{Call, Filter, Host, Image, Mode, Module, TraceOptions};
+use modload::trace::{Call, Filter, Mode, TraceOptions};
+use modload::{Host, Image, Module};
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::{Case, Recorded, Watch, watched};
 

@@ -5,7 +5,8 @@ use std::thread;
 use std::time::Duration;
 
 use modload::trace::{Batch, Missed, What};
-use modload::{Host, Image, Mode, Module, TraceOptions};
+use modload::trace::{Mode, TraceOptions};
+use modload::{Host, Image, Module};
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::Case;
 

@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use modload::{Addr, Call, EventKind, Filter, Host, Image, Module, Redirect, Redirecting};
+use modload::text::Addr;
+use modload::timeline::EventKind;
+use modload::trace::{Call, Filter, Redirect, Redirecting};
+use modload::{Host, Image, Module};
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::{Case, in_fork};
 
@@ -71,8 +74,8 @@ fn answer(target: &Module, argument: u64) -> u64 {
 }
 
 /// The lines that a host has noted.
-fn log_of(events: &[modload::Event]) -> Vec<String> {
-    let line = |event: &modload::Event| match &event.kind {
+fn log_of(events: &[modload::timeline::Event]) -> Vec<String> {
+    let line = |event: &modload::timeline::Event| match &event.kind {
         EventKind::Log { message } => Some(format!("{}: {message}", event.module)),
         _ => None,
     };
@@ -311,7 +314,7 @@ fn init_fails() {
     assert_eq!(error.error.errno(), 19, "{error}");
     assert!(host.patches().unwrap().is_empty());
     assert_eq!(answer(&target, 1), 2);
-    let used = |usage: [modload::StripeUsage; 4]| usage.map(|stripe| stripe.used);
+    let used = |usage: [modload::text::StripeUsage; 4]| usage.map(|stripe| stripe.used);
     assert_eq!(used(host.memory()), used(before), "nothing of it is left");
     host.load(&built("patch", Language::C, &text(PATCH))).unwrap();
     assert_eq!(answer(&target, 1), 102);

@@ -10,10 +10,11 @@ use std::sync::atomic::AtomicI32;
 use std::thread;
 use std::time::Duration;
 
-use modload::{
-    Addr, Call, EventKind, Filter, Host, HostFunction, Image, PatchStatus, Recording, Redirect, Redirecting,
-    TraceError, Tracing, klp_link,
-};
+use modload::patch::{PatchStatus, link as klp_link};
+use modload::text::Addr;
+use modload::timeline::{EventKind, Recording};
+use modload::trace::{Call, Filter, HostFunction, Redirect, Redirecting, TraceError, Tracing};
+use modload::{Host, Image};
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::{Case, LONG, Patience, klp_folder, klp_scenes};
 

@@ -3,7 +3,8 @@
 
 use std::fs;
 
-use modload::{Host, Image, Input, Inspection};
+use modload::inspect::Inspection;
+use modload::{Host, Image, Input};
 use modload_abi::known::{Contents, NAMES, Names, TYPES, Treatment, section_type};
 use modload_abi::section::{STATIC_CALL_TRAMP_KEY, VERSIONS};
 use modload_fixtures::{Compiler, Language, object_from_text};

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use modload::{Error, Host, Image, Module, Stage, SymbolError, Thrown};
+use modload::error::Thrown;
+use modload::{Error, Host, Image, Module, Stage, SymbolError};
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::{Case, image_from_text, run};
 

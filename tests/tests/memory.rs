@@ -4,7 +4,8 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use modload::{Addr, Arena, Class, Host, Image, Module, StripeUsage};
+use modload::text::{Addr, Arena, Class, StripeUsage};
+use modload::{Host, Image, Module};
 use modload_edit::{Edit, EditSet, Engine, Sink, Why, index, wide};
 use modload_tests::{Case, Chance, Mapping, image, image_from_text, mappings};
 use modload_text::{Annex, TextLock, fill};

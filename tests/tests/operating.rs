@@ -6,7 +6,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use modload::{Arena, Host, State, UnloadError};
+use modload::text::Arena;
+use modload::{Host, State, UnloadError};
 use modload_tests::{Case, LONG, Log, image, image_from_text};
 
 fn main() -> ExitCode {

@@ -5,9 +5,8 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
-use modload::{
-    BUILTIN, Coming, EventKind, Host, Image, Membership, ModuleInfo, Order, Outcome, Refusal, Subscriber, Timeline,
-};
+use modload::timeline::{EventKind, Outcome, Timeline};
+use modload::{BUILTIN, Coming, Host, Image, Membership, ModuleInfo, Order, Refusal, Subscriber};
 use modload_notifier::Chains;
 use modload_tests::{Case, Log, Watcher, image};
 

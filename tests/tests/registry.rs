@@ -2,7 +2,9 @@
 
 use std::process::ExitCode;
 
-use modload::{Addr, Arena, Error, EventKind, Host, Module, Order, Outcome, Stage, State, SymbolError, UnloadError};
+use modload::text::{Addr, Arena};
+use modload::timeline::{EventKind, Outcome};
+use modload::{Error, Host, Module, Order, Stage, State, SymbolError, UnloadError};
 use modload_fixtures::{Case as FixtureCase, Compiler, Expectations, Fixture, Language};
 use modload_tests::{Case, Log, Watcher, image, image_from_text, in_fork, object};
 
@@ -221,7 +223,7 @@ int __attribute__((section(".init.text"))) init_module(void) { return 0; }
 fn by_address(module: &modload::ModuleInfo) -> Vec<(Addr, Vec<String>, bool)> {
     let functions = module.functions();
     assert!(functions.is_sorted_by_key(|function| function.addr));
-    let of = |same: &[modload::FunctionSymbol]| {
+    let of = |same: &[modload::module::FunctionSymbol]| {
         let names = same.iter().map(|function| function.name.clone()).collect();
         (same[0].addr, names, same[0].is_init)
     };

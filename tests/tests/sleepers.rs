@@ -7,7 +7,8 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use modload::{Host, Module, Occupies, UnloadError};
+use modload::module::Occupies;
+use modload::{Host, Module, UnloadError};
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::{Case, Crowd, image_from_text, mask, run, until_in};
 use modload_threads::frames::{Words, know_process, thread_starts, words};
@@ -287,7 +288,7 @@ fn race() {
     assert_eq!((missed, by_looks), (0, 0));
 }
 
-fn occupied(refused: UnloadError) -> Vec<modload::Occupant> {
+fn occupied(refused: UnloadError) -> Vec<modload::module::Occupant> {
     let UnloadError::Occupied { threads, .. } = refused else { panic!("{refused}") };
     threads
 }

@@ -4,10 +4,9 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use modload::{
-    Coming, Host, Image, KeyError, Module, Order, Refusal, StaticCall, StaticKey, Subscriber, disassembled,
-    set_static_call,
-};
+use modload::keys::{KeyError, StaticCall, StaticKey, set_static_call};
+use modload::text::disassembled;
+use modload::{Coming, Host, Image, Module, Order, Refusal, Subscriber};
 use modload_tests::{Case, image_from_text, peek};
 
 fn main() -> ExitCode {

@@ -9,9 +9,10 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 
-use modload::render::{Form, Process};
 use modload::trace::Batch;
-use modload::{Host, Image, Mode, Module, TraceOptions};
+use modload::trace::render::{Form, Process};
+use modload::trace::{Mode, TraceOptions};
+use modload::{Host, Image, Module};
 use modload_fixtures::{Compiler, Fixture, Language, object_from_text};
 use modload_tests::Case;
 use serde::Deserialize;

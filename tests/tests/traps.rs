@@ -4,7 +4,8 @@ use std::io::{Read, Seek};
 use std::os::fd::AsRawFd;
 use std::process::{Command, ExitCode};
 
-use modload::{Addr, Coming, Host, Order, Refusal, Subscriber};
+use modload::text::Addr;
+use modload::{Coming, Host, Order, Refusal, Subscriber};
 use modload_edit::index;
 use modload_tests::{Case, Ended, image, in_fork};
 

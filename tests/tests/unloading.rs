@@ -6,7 +6,9 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use modload::{EventKind, Host, Module, Occupies, State, UnloadError, WeakHost};
+use modload::module::Occupies;
+use modload::timeline::EventKind;
+use modload::{Host, Module, State, UnloadError, WeakHost};
 use modload_tests::{Case, LONG, block, image_from_text, run, until};
 use modload_threads::{Tid, signal, status};
 
@@ -130,7 +132,7 @@ fn turning(turns: usize) -> impl Fn(Tid) -> bool {
 fn occupants(refused: UnloadError) -> Vec<(i32, String, String)> {
     let UnloadError::Occupied { module, threads } = refused else { unreachable!("{refused}") };
     assert_eq!(module, "inside");
-    let one = |occupant: modload::Occupant| {
+    let one = |occupant: modload::module::Occupant| {
         let why = match occupant.why {
             Occupies::Inside(frame) => frame,
             other => format!("{other:?}"),

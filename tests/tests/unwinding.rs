@@ -7,7 +7,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use modload::{Ended, Error, Event, EventKind, Host, HostBuilder, Image, LoadError, Module, Stage, Thrown};
+use modload::error::{Ended, Thrown};
+use modload::timeline::{Event, EventKind};
+use modload::{Error, Host, HostBuilder, Image, LoadError, Module, Stage};
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::{Case, image, image_from_text, peek};
 use modload_threads::frames::{Known, ProcessMemory, Register, Registers, Row, WalkError, walk};
@@ -300,7 +302,7 @@ fn backtrace() {
     let last = at.size - 1;
     assert_eq!(host.describe(at.addr + last), Some(format!("caller+{last:#x}/{:#x} [caller]", at.size)));
     let here: u64 = u64::try_from(address(looks).expose_provenance()).unwrap();
-    assert_eq!(host.describe(modload::Addr::new(here)), None, "the host's own function");
+    assert_eq!(host.describe(modload::text::Addr::new(here)), None, "the host's own function");
     *HOST.lock().unwrap() = Some(host);
     assert_eq!(call(&module, "caller", 4), 5);
     assert_eq!(functions(&SEEN.lock().unwrap()), ["inner [caller]", "caller [caller]"]);
@@ -320,7 +322,7 @@ extern "C-unwind" fn looks_by_the_c_library() -> c_int {
         addresses[1..count].iter().map(|address| u64::try_from(address.expose_provenance()).unwrap()).collect();
     let ours_behind: Vec<u64> = ours.frames()[1..].iter().map(|frame| frame.at.get()).collect();
     assert_eq!(theirs, ours_behind);
-    let named = theirs.iter().filter_map(|at| host.describe(modload::Addr::new(*at - 1)));
+    let named = theirs.iter().filter_map(|at| host.describe(modload::text::Addr::new(*at - 1)));
     *SEEN.lock().unwrap() = named.collect();
     let by_rust = std::backtrace::Backtrace::force_capture().to_string();
     assert!(by_rust.contains("main"), "Rust's own goes through to main:\n{by_rust}");
@@ -366,7 +368,7 @@ fn gone() {
     assert_eq!(is_known(init), (false, false), "gone with init");
     module.unload().unwrap();
     assert_eq!(is_known(core), (false, false));
-    assert_eq!(peek(modload::Addr::new(core), 1), [0xcc]);
+    assert_eq!(peek(modload::text::Addr::new(core), 1), [0xcc]);
 }
 
 fn stated() {

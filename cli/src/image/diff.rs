@@ -4,7 +4,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use modload::{ImageSection, MemoryImage, disassembled};
+use modload::image::{ImageSection, MemoryImage};
+use modload::text::disassembled;
 use serde_json::json;
 
 use crate::failure::Failure;

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use modload::{Addr, Elsewhere, Features, Kallsyms};
+use modload::Features;
+use modload::image::{Elsewhere, Kallsyms};
+use modload::text::Addr;
 
 use crate::failure::Failure;
 use crate::image::One;

@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use modload::{Arena, Coming, Error, Membership, ModuleInfo, Order, Refusal, State, Subscriber, WeakHost};
+use modload::text::Arena;
+use modload::{Coming, Error, Membership, ModuleInfo, Order, Refusal, State, Subscriber, WeakHost};
 use modload_tests::{Log, Watcher, image};
 
 use crate::scene::{Gate, a_while, host};

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
-use modload::{Arena, Coming, Error, Host, Module, ModuleInfo, Order, Refusal, Subscriber};
+use modload::text::Arena;
+use modload::{Coming, Error, Host, Module, ModuleInfo, Order, Refusal, Subscriber};
 use modload_tests::{Chance, image, image_from_text};
 
 use crate::inside::USER;

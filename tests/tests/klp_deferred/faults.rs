@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use modload::{BUILTIN, Callbacks, FuncSpec, ObjectSpec, PatchSpec, Transition};
+use modload::BUILTIN;
+use modload::patch::{Callbacks, FuncSpec, ObjectSpec, PatchSpec, Transition};
 use modload_ftrace::Ftrace;
 use modload_livepatch::Livepatch;
 use modload_loader::{Faults, Injected, Reference, Stage};

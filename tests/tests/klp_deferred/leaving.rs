@@ -5,7 +5,8 @@ use std::os::fd::AsRawFd;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use modload::{Host, Module, Transition, UnloadError};
+use modload::patch::Transition;
+use modload::{Host, Module, UnloadError};
 
 use crate::scene::{TAIL, WAYS, built, bytes, call, linked};
 

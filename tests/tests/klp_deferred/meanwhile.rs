@@ -5,7 +5,8 @@ use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Duration;
 
-use modload::{Host, Transition};
+use modload::Host;
+use modload::patch::Transition;
 
 use crate::scene::{TAIL, WAYS, built, bytes, call, linked};
 use crate::target::{PATCH, TARGET};

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use modload::{Host, Image, Module, Transition};
+use modload::patch::Transition;
+use modload::{Host, Image, Module};
 use modload_tests::Chance;
 
 use crate::scene::{WAYS, built, bytes, call, linked_bytes, loaded};

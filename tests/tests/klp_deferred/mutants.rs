@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use modload::{Coming, Image, Refusal, Subscriber, klp_link};
+use modload::patch::link as klp_link;
+use modload::{Coming, Image, Refusal, Subscriber};
 use modload_edit::Addr;
 use modload_loader::{External, Externals, Faults, Injected, Loader, Order, Policy, Stage};
 use modload_static_keys::StaticKeys;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use modload::{Coming, Event, EventKind, Order, Refusal, Subscriber};
+use modload::timeline::{Event, EventKind};
+use modload::{Coming, Order, Refusal, Subscriber};
 
 use crate::scene::{HEAD, TAIL, WAYS, built, bytes, call, host, linked, linked_bytes, loaded};
 use crate::target::{PATCH, TARGET};
@@ -87,7 +88,7 @@ pub(crate) fn files() {
         assert!(refused.to_string().contains(why), "{why}: {refused}");
     }
     // It is there all the same, and looking at it takes nothing.
-    let inspection = modload::Inspection::of(&file, "patch", 1 << 20).unwrap();
+    let inspection = modload::inspect::Inspection::of(&file, "patch", 1 << 20).unwrap();
     assert_eq!(inspection.refused, None);
     let [wait] = &inspection.waits[..] else { panic!("{:?}", inspection.waits) };
     assert_eq!((wait.object.as_str(), wait.name.as_str(), wait.position), ("target", "count", 0));

@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use modload::{Host, Image, Module, klp_link};
+use modload::patch::link as klp_link;
+use modload::{Host, Image, Module};
 use modload_fixtures::{Compiler, Language, object_from_text};
 
 /// How a patch may be compiled: with tables, without, for the low 2 GiB, without optimisation.

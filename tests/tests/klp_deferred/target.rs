@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use modload::{Callbacks, FuncSpec, ObjectSpec, PatchSpec};
+use modload::patch::{Callbacks, FuncSpec, ObjectSpec, PatchSpec};
 
 use crate::scene::{TAIL, WAYS, built, bytes, call, host, linked, not_enabling};
 
@@ -138,7 +138,7 @@ pub(crate) fn host_dropped() {
         assert_eq!(call(target, "ask", 3), expected(3, 40));
         drop(modules);
         drop(host);
-        modload::Arena::get().unwrap().usage().map(|stripe| stripe.used)
+        modload::text::Arena::get().unwrap().usage().map(|stripe| stripe.used)
     };
     // Live patching keeps the stubs that it has made.
     let [_, after] = [true, false].map(round);

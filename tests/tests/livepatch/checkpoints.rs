@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use modload::{Call, Host, PatchError, PatchSpec, Target, Transition, Why};
+use modload::Host;
+use modload::patch::{PatchError, PatchSpec, Target, Transition, Why};
+use modload::trace::Call;
 
 use crate::other::{Other, mask, witness};
 use crate::scene::{NEW, TARGET, built, call, func, patch};

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use modload::{Module, PatchSpec};
+use modload::Module;
+use modload::patch::PatchSpec;
 use modload_tests::Chance;
 
 use crate::checkpoints;
@@ -152,7 +153,7 @@ pub(crate) fn cycles() {
             host.enable_patch("first", patch("target", both()), Some(&new)).unwrap();
             host.disable_patch("first").unwrap();
         }
-        let used = modload::Arena::get().unwrap().usage().map(|stripe| stripe.used);
+        let used = modload::text::Arena::get().unwrap().usage().map(|stripe| stripe.used);
         // Pages of files come and go as the kernel likes.
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let own = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.strip_suffix("kB")).unwrap();
@@ -255,7 +256,7 @@ pub(crate) fn cycles_at_checkpoints() {
             assert!(other.comes_to_a_checkpoint(&host));
             checkpoints::settled(&host);
         }
-        let used = modload::Arena::get().unwrap().usage().map(|stripe| stripe.used);
+        let used = modload::text::Arena::get().unwrap().usage().map(|stripe| stripe.used);
         (used, modload_tests::mappings().len(), modload_tests::descriptors())
     };
     let before = cycle(100);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use modload::{Callbacks, FuncSpec, ObjectSpec, PatchSpec};
+use modload::patch::{Callbacks, FuncSpec, ObjectSpec, PatchSpec};
 
 use crate::scene::{NEW, TARGET, built, call, func, host, patch};
 
@@ -39,8 +39,8 @@ pub(crate) fn refused() {
     assert_eq!(why("p", of("same", 1)), "patch 'p' is enabled already");
     let disabled = host.disable_patch("q").unwrap_err();
     assert_eq!(disabled.to_string(), "there is no patch 'q'");
-    assert!(matches!(host.reverse_patch("p"), Err(modload::PatchError::NoTransition)));
-    assert!(matches!(host.force_patch("p"), Err(modload::PatchError::NoTransition)));
+    assert!(matches!(host.reverse_patch("p"), Err(modload::patch::PatchError::NoTransition)));
+    assert!(matches!(host.force_patch("p"), Err(modload::patch::PatchError::NoTransition)));
     // A target whose patch does not fit it is refused, and says why.
     host.enable_patch("late", patch("later", vec![func("missing", &new, "new_one")]), None).unwrap();
     let refused = host.load(&built("later", "int there(int a) { return a; }")).unwrap_err().to_string();

@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use modload::{Call, FuncSpec, Host, HostFunction, Image, Module, ObjectSpec, PatchSpec};
+use modload::patch::{FuncSpec, ObjectSpec, PatchSpec};
+use modload::trace::{Call, HostFunction};
+use modload::{Host, Image, Module};
 use modload_fixtures::{Compiler, Language, object_from_text};
 
 use crate::scene::{NEW, TARGET, built, call, func, host, patch, settled, waiting};
@@ -21,7 +23,7 @@ pub(crate) fn replaced() {
     assert_eq!((call(&target, "one", 1), call(&target, "both", 1)), (2, 2003));
     host.unload("new").unwrap();
     target.unload().unwrap();
-    assert!(matches!(host.disable_patch("first"), Err(modload::PatchError::Unknown(_))));
+    assert!(matches!(host.disable_patch("first"), Err(modload::patch::PatchError::Unknown(_))));
 }
 
 pub(crate) fn waits() {
@@ -179,7 +181,7 @@ pub(crate) fn thrown() {
 
 pub(crate) fn dropped() {
     let host = host();
-    let used = || modload::Arena::get().unwrap().usage().map(|stripe| stripe.used);
+    let used = || modload::text::Arena::get().unwrap().usage().map(|stripe| stripe.used);
     let before = used();
     let target = host.load(&built("target", TARGET)).unwrap();
     let new = host.load(&built("new", NEW)).unwrap();

@@ -2,7 +2,8 @@
 
 use std::thread;
 
-use modload::{Callbacks, FuncSpec, Host, Image, Module, ObjectSpec, PatchSpec};
+use modload::patch::{Callbacks, FuncSpec, ObjectSpec, PatchSpec};
+use modload::{Host, Image, Module};
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::{Patience, until};
 

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use modload::{Call, EventKind, Filter, Image, Mode, State, TraceOptions};
+use modload::timeline::EventKind;
+use modload::trace::{Call, Filter, Mode, TraceOptions};
+use modload::{Image, State};
 use modload_fixtures::{Compiler, Fixture};
 
 use crate::scene::{NEW, TARGET, built, call, func, host, patch, settled, waiting};
@@ -61,15 +63,15 @@ pub(crate) fn traced() {
     drop(tracing);
     // Somebody who redirects it cannot beside a patch.
     struct Nowhere;
-    impl modload::Redirect for Nowhere {
-        fn redirect(&self, _: &Call<'_>) -> Option<modload::Addr> {
+    impl modload::trace::Redirect for Nowhere {
+        fn redirect(&self, _: &Call<'_>) -> Option<modload::text::Addr> {
             None
         }
     }
     host.disable_patch("second").unwrap();
     settled(&host);
     // SAFETY: it redirects nothing.
-    let redirecting = host.redirect(filter(), unsafe { modload::Redirecting::new(Nowhere) }).unwrap();
+    let redirecting = host.redirect(filter(), unsafe { modload::trace::Redirecting::new(Nowhere) }).unwrap();
     let refused = host.enable_patch("third", patch("target", vec![func("one", &new, "new_one")]), None).unwrap_err();
     assert!(format!("{refused:?}").contains("Redirected"), "{refused:?}");
     drop(redirecting);

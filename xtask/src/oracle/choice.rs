@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use modload::Catalog;
+use modload::inspect::Catalog;
 use modload_fixtures::Kernel;
 
 use super::guest::Archive;

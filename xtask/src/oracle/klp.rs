@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use modload::klp_link;
+use modload::patch::link;
 use modload_fixtures::workspace_root;
 use modload_tests::{KlpScene, klp_folder, klp_scenes};
 
@@ -92,9 +92,9 @@ fn build(folder: &Path, release: &str) -> Result<Vec<PathBuf>> {
 
 /// Makes references wait that a module marks, if it does.
 fn link(module: &Path) -> Result<()> {
-    match klp_link::link(&fs::read(module)?) {
+    match link::link(&fs::read(module)?) {
         Ok(linked) => Ok(fs::write(module, linked.bytes)?),
-        Err(klp_link::Error::NothingMarked) => Ok(()),
+        Err(link::Error::NothingMarked) => Ok(()),
         Err(refused) => Err(format!("{}: {refused}", module.display()).into()),
     }
 }

@@ -1,4 +1,4 @@
-//! Somebody else's machine: what a module would be in its memory.
+//! What a module would be in the memory of another machine, a Linux kernel for example: the bytes of every section, computed here.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,8 +6,10 @@ use std::sync::Arc;
 use modload_abi::section;
 use modload_alternatives::Features;
 use modload_edit::{Addr, Engine, Why};
-use modload_loader::{Error, ImageComing, Kallsyms, Machine, MachineError, MemoryImage, Placement, hexadecimal};
+use modload_loader::{Error, ImageComing, Machine, Placement, hexadecimal};
 use modload_static_keys::{self as static_keys, KeyState, StaticCalls, Target};
+
+pub use modload_loader::{ImageSection, Kallsyms, MachineError, MemoryImage};
 
 use crate::file::SIZE_LIMIT;
 
