@@ -17,7 +17,8 @@ pub(crate) fn run(arguments: &KlpLink, output: &mut Output) -> Result<(), Failur
     let KlpLink { input, output: path, .. } = arguments;
     let file = ModuleFile::read(input, SIZE_LIMIT);
     let file = file.map_err(|source| Failure::Read { file: input.clone(), source })?;
-    let linked = modload::patch::link::link(&file.bytes).map_err(|source| Failure::Link { file: input.clone(), source })?;
+    let linked =
+        modload::patch::link::link(&file.bytes).map_err(|source| Failure::Link { file: input.clone(), source })?;
     if same_file(input, path) {
         return Err(Failure::SameFile(path.clone()));
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::ControlFlow;
 
 use modload_edit::Addr;
-use modload_threads::frames::{self, Ended, Frame, WalkError};
+use modload_threads::frames::{self, Ended, WalkError};
 
 /// A frame of a [`Backtrace`].
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -39,9 +39,10 @@ impl Backtrace {
         Backtrace { frames: named.collect(), ended }
     }
 
-    /// That of another thread, as it was seen.
+    /// Returns the backtrace of another thread, from the frames that were found.
+    #[cfg(feature = "livepatch")]
     pub(crate) fn of(
-        frames: &[Frame],
+        frames: &[frames::Frame],
         ended: Result<Ended, WalkError>,
         describe: impl Fn(Addr, bool) -> Option<String>,
     ) -> Backtrace {

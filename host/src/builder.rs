@@ -12,11 +12,9 @@ use modload_text::ArenaError;
 use thiserror::Error;
 
 use crate::built_in::BuiltInOptions;
-use crate::debugger::Debugger;
+use crate::c_api;
 use crate::host::Host;
 use crate::own_symbols::own_symbols;
-use crate::perf_map::{PerfMap, PerfMapError};
-use crate::{c_api, c_library, foreign};
 
 /// Code for a processor that this machine is not.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -74,15 +72,15 @@ impl<T> From<*const T> for Export {
 /// Makes a [`Host`].
 #[derive(Debug)]
 pub struct HostBuilder {
-    symbols: HostSymbols,
+    pub(crate) symbols: HostSymbols,
     pub(crate) policy: Policy,
-    onlookers: Vec<Arc<dyn Onlooker>>,
+    pub(crate) onlookers: Vec<Arc<dyn Onlooker>>,
     pub(crate) built_in: BuiltInOptions,
 }
 
 impl Default for HostBuilder {
     fn default() -> HostBuilder {
-        let mut symbols = HostSymbols { exports: HashMap::new(), process: Process::Hidden };
+        let mut symbols = HostSymbols { exports: HashMap::new(), fallback: |_| None };
         for (name, addr) in c_api::exports() {
             symbols.exports.insert(name.as_bytes().into(), External { addr, gpl_only: false, crc: None });
         }
@@ -124,14 +122,6 @@ impl HostBuilder {
     #[must_use]
     pub fn policy(mut self, rule: Rule, check: Check) -> HostBuilder {
         *self.policy.check_mut(rule) = check;
-        self
-    }
-
-    /// Offers the process's own dynamic symbols (the C library's, the program's exported ones) for what neither the
-    /// host nor a module exports.
-    #[must_use]
-    pub fn process_symbols(mut self) -> HostBuilder {
-        self.symbols.process = Process::Offered;
         self
     }
 
@@ -203,30 +193,6 @@ impl HostBuilder {
         self
     }
 
-    /// Tells gdb of each module, by its JIT interface: functions have names in it, frames can be unwound, breakpoints can
-    /// be set (before the module is loaded, too, where `set breakpoint pending on` says so), and with debug information
-    /// there are lines and variables. A module is known from before its first instruction until after its last, and to a
-    /// gdb that attaches later as well.
-    ///
-    /// Each module then keeps a copy of its symbols and its debug information in memory. gdb itself takes a while for
-    /// each: a load under gdb stops the process.
-    #[must_use]
-    pub fn debugger(mut self) -> HostBuilder {
-        self.onlookers.push(Arc::new(Debugger));
-        self
-    }
-
-    /// Writes the functions of each module into `/tmp/perf-PID.map`, where `perf report` looks for them. The file is this
-    /// user's alone, and stays when the process ends, for the report to be made. Addresses that a second module gets
-    /// after a first one has gone count as the second's, whenever a sample was taken.
-    ///
-    /// # Errors
-    /// [`PerfMapError`]: it cannot be opened, or is somebody else's.
-    pub fn perf_map(mut self) -> Result<HostBuilder, PerfMapError> {
-        self.onlookers.push(Arc::new(PerfMap::open()?));
-        Ok(self)
-    }
-
     /// Makes the host, and the process's arena if this is the first one.
     ///
     /// # Errors
@@ -240,15 +206,10 @@ impl HostBuilder {
 }
 
 #[derive(Debug)]
-struct HostSymbols {
+pub(crate) struct HostSymbols {
     exports: HashMap<Box<[u8]>, External>,
-    process: Process,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Process {
-    Offered,
-    Hidden,
+    /// Finds symbols that neither the host nor a module exports.
+    pub(crate) fallback: fn(&[u8]) -> Option<External>,
 }
 
 impl HostSymbols {
@@ -263,13 +224,7 @@ impl Externals for HostSymbols {
     }
 
     fn fallback(&self, name: &[u8]) -> Option<External> {
-        match self.process {
-            Process::Offered => foreign::process_symbol(name).map(|original| {
-                let addr = c_library::instead_of(name, original);
-                External { addr, gpl_only: false, crc: None }
-            }),
-            Process::Hidden => None,
-        }
+        (self.fallback)(name)
     }
 
     fn own<'n>(&self, names: &BTreeSet<&'n [u8]>) -> BTreeMap<&'n [u8], Vec<Addr>> {

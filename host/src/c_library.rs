@@ -81,7 +81,7 @@ pub(crate) fn instead_of(name: &[u8], original: Addr) -> Addr {
             thread_atexit
         }
         // libstdc++'s passes on to the C library's.
-        b"__cxa_thread_atexit" => match crate::foreign::process_symbol(b"__cxa_thread_atexit_impl") {
+        b"__cxa_thread_atexit" => match crate::process_symbols::process_symbol(b"__cxa_thread_atexit_impl") {
             Some(at) => return instead_of(b"__cxa_thread_atexit_impl", at),
             None => return original,
         },

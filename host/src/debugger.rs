@@ -7,8 +7,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use modload_loader::{Kept, Onlooker, Seen, Shown};
 
+use crate::builder::HostBuilder;
 use crate::onlookers::told;
 use crate::symbol_file::{self, Parts};
+
+impl HostBuilder {
+    /// Tells gdb of each module, by its JIT interface: functions have names in it, frames can be unwound, breakpoints can
+    /// be set (before the module is loaded, too, where `set breakpoint pending on` says so), and with debug information
+    /// there are lines and variables. A module is known from before its first instruction until after its last, and to a
+    /// gdb that attaches later as well.
+    ///
+    /// Each module then keeps a copy of its symbols and its debug information in memory. gdb itself takes a while for
+    /// each: a load under gdb stops the process.
+    #[must_use]
+    pub fn debugger(mut self) -> HostBuilder {
+        self.onlookers.push(Arc::new(Debugger));
+        self
+    }
+}
 
 /// Registers the symbol file of each module.
 #[derive(Debug)]

@@ -8,4 +8,5 @@ pub use modload_threads::boundary::{Exception, Thrown};
 pub use modload_threads::frames::{Ended, WalkError};
 
 pub use crate::builder::OtherCpu;
+#[cfg(feature = "debuggers")]
 pub use crate::perf_map::PerfMapError;

@@ -6,15 +6,11 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use liblzma::stream::{CONCATENATED, Stream};
 use modload_loader::Input;
 use thiserror::Error;
 
 /// The most bytes a module file may hold, decompressed.
 pub const SIZE_LIMIT: u64 = 1 << 30;
-
-/// The most memory that decompressing .xz may take; the file says how much it wants. `xz -9` wants 65 MiB.
-const XZ_MEMORY: u64 = 128 << 20;
 
 /// A module file cannot be had.
 #[derive(Debug, Error)]
@@ -29,6 +25,14 @@ pub enum ReadError {
         format: Compression,
         /// What is wrong.
         source: io::Error,
+    },
+    /// The file is compressed, and this build of the crate decompresses nothing.
+    #[error(
+        "its data is compressed with {format}, and this program was built without the feature \"compressed\"; decompress the file"
+    )]
+    Compressed {
+        /// How the file is compressed.
+        format: Compression,
     },
     /// It holds more than the limit.
     #[error("it holds more than {limit} bytes")]
@@ -134,8 +138,24 @@ impl Read for FromStart<'_> {
 /// Decompresses bytes that are compressed, once.
 fn unpack(bytes: Vec<u8>, limit: u64) -> Result<Vec<u8>, ReadError> {
     let Some(format) = Compression::of(&bytes) else { return Ok(bytes) };
+    unpack_as(format, &bytes, limit)
+}
+
+/// Fails: this build decompresses nothing.
+#[cfg(not(feature = "compressed"))]
+fn unpack_as(format: Compression, _packed: &[u8], _limit: u64) -> Result<Vec<u8>, ReadError> {
+    Err(ReadError::Compressed { format })
+}
+
+/// Decompresses bytes of this format.
+#[cfg(feature = "compressed")]
+fn unpack_as(format: Compression, packed: &[u8], limit: u64) -> Result<Vec<u8>, ReadError> {
+    use liblzma::stream::{CONCATENATED, Stream};
+
+    /// The most memory in bytes that decompressing .xz may take. The file says how much it needs: 65 MiB for `xz -9`.
+    const XZ_MEMORY: u64 = 128 << 20;
+
     let damaged = |source| ReadError::Damaged { format, source };
-    let packed = &bytes[..];
     match format {
         Compression::Gzip => bounded(Vec::new(), flate2::read::MultiGzDecoder::new(packed), limit, damaged),
         Compression::Xz => {

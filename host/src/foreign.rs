@@ -1,7 +1,6 @@
 //! Typed symbols of modules, integer calls, module files, and the process's own dynamic symbols.
 #![expect(unsafe_code, reason = "nothing can check the type of a symbol, nor what a file's code does")]
 
-use std::ffi::CString;
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::{size_of, transmute, transmute_copy};
@@ -9,7 +8,7 @@ use std::ops::Deref;
 use std::path::Path;
 use std::ptr;
 
-use modload_edit::{Addr, index, wide};
+use modload_edit::index;
 use modload_loader::{Image, Input, LeftBy, Proof, Reference, SymbolKind, UnloadError};
 use modload_threads::boundary;
 use thiserror::Error;
@@ -105,7 +104,8 @@ impl Module {
         Module { reference }
     }
 
-    /// Another reference to the same module.
+    /// Returns another reference to the same module.
+    #[cfg(feature = "livepatch")]
     pub(crate) fn reference(&self) -> Reference {
         self.reference.clone()
     }
@@ -220,30 +220,6 @@ impl Trust {
         // SAFETY: promised to `Trust::new`.
         unsafe { module.call(name, arguments) }
     }
-}
-
-/// A dynamic symbol of the program or of one of its libraries: the default version of it or, for `NAME@VERSION`, that version, as
-/// an assembler writes it for `.symver`.
-pub(crate) fn process_symbol(name: &[u8]) -> Option<Addr> {
-    if let Some(at) = name.iter().position(|byte| *byte == b'@') {
-        let version = &name[at + 1..];
-        let version = version.strip_prefix(b"@").unwrap_or(version);
-        return versioned_symbol(&name[..at], version);
-    }
-    let process = libloading::os::unix::Library::this();
-    // SAFETY: only the address is taken, and nothing is read or called through it here.
-    let symbol = unsafe { process.get::<*const ()>(name) }.ok()?;
-    let address = symbol.into_raw();
-    Some(Addr::new(wide(address.expose_provenance()))).filter(|addr| *addr != Addr::NULL)
-}
-
-/// A dynamic symbol of this version.
-fn versioned_symbol(name: &[u8], version: &[u8]) -> Option<Addr> {
-    let (name, version) = (CString::new(name).ok()?, CString::new(version).ok()?);
-    // SAFETY: both are strings that end, and the handle is one of those that dlvsym(3) names. Nothing is read or called through
-    // the address here.
-    let address = unsafe { libc::dlvsym(libc::RTLD_DEFAULT, name.as_ptr(), version.as_ptr()) };
-    Some(Addr::new(wide(address.expose_provenance()))).filter(|addr| *addr != Addr::NULL)
 }
 
 /// The promises that a host may be built on.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use modload_edit::Addr;
 use modload_loader::{
-    Event, Explanation, Externals, Image, Input, Listening, LoadError, Loader, Membership, Module as ModuleInfo,
-    Onlooker, Order, Policy, Recording, State, Subscriber, UnloadError,
+    Event, Externals, Image, Input, Listening, LoadError, Loader, Membership, Module as ModuleInfo, Onlooker, Order,
+    Policy, Recording, State, Subscriber, UnloadError,
 };
 use modload_text::{ArenaError, StripeUsage};
 use modload_threads::boundary;
@@ -69,15 +69,6 @@ impl Host {
     /// [`LoadError`]: the stage that a load would not get past, and why.
     pub fn check(&self, inputs: &[Input<'_>], stem: &str) -> Result<(), LoadError> {
         self.inner.loader.check(inputs, stem)
-    }
-
-    /// What a function of a link unit would become in this host, and why: every byte that relocations, alternatives and
-    /// the other engines would change. Nothing is loaded, and nothing of it is run.
-    ///
-    /// # Errors
-    /// [`LoadError`]: the stage that cannot be done and the reason.
-    pub fn explain(&self, inputs: &[Input<'_>], stem: &str, function: &str) -> Result<Explanation, LoadError> {
-        self.inner.loader.explain(inputs, stem, function)
     }
 
     /// Unloads the module of this name.

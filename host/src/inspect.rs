@@ -5,5 +5,19 @@ pub use modload_loader::{
     Change, Explanation, FunctionBytes, InspectedExport, InspectedNeed, InspectedParam, InspectedSection,
     InspectedTable, InspectedWait, Inspection,
 };
+use modload_loader::{Input, LoadError};
 
 pub use crate::catalog::{Catalog, CatalogError};
+
+use crate::host::Host;
+
+impl Host {
+    /// What a function of a link unit would become in this host, and why: every byte that relocations, alternatives and
+    /// the other engines would change. Nothing is loaded, and nothing of it is run.
+    ///
+    /// # Errors
+    /// [`LoadError`]: the stage that cannot be done and the reason.
+    pub fn explain(&self, inputs: &[Input<'_>], stem: &str, function: &str) -> Result<Explanation, LoadError> {
+        self.inner.loader.explain(inputs, stem, function)
+    }
+}

@@ -63,26 +63,40 @@ mod backtrace;
 mod builder;
 mod built_in;
 mod c_api;
+#[cfg(feature = "process-symbols")]
 mod c_library;
+#[cfg(feature = "inspect")]
 mod catalog;
+#[cfg(feature = "debuggers")]
 mod debugger;
 pub mod error;
 pub mod file;
 mod foreign;
 mod host;
+#[cfg(feature = "inspect")]
 pub mod image;
+#[cfg(feature = "inspect")]
 pub mod inspect;
+#[cfg(feature = "debuggers")]
 mod jit_list;
+#[cfg(feature = "keys")]
 pub mod keys;
 pub mod module;
+#[cfg(feature = "debuggers")]
 mod onlookers;
 mod own_symbols;
+#[cfg(feature = "livepatch")]
 pub mod patch;
+#[cfg(feature = "debuggers")]
 mod perf_map;
 mod process;
+#[cfg(feature = "process-symbols")]
+mod process_symbols;
+#[cfg(feature = "debuggers")]
 mod symbol_file;
 pub mod text;
 pub mod timeline;
+#[cfg(feature = "trace")]
 pub mod trace;
 
 pub use backtrace::Backtrace;

@@ -187,8 +187,16 @@ impl HostBuilder {
     }
 }
 
+/// Returns the name and the address of the function by which a module enables its live patch.
+pub(crate) fn enable_patch_export() -> (&'static str, Addr) {
+    type Function = extern "C" fn(*const c_void) -> c_int;
+    #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
+    let function = enable_patch as Function as *const ();
+    ("klp_enable_patch", Addr::new(wide(function.expose_provenance())))
+}
+
 /// `int klp_enable_patch(struct klp_patch *)`: from the init of the module in whose data the patch lies (-EINVAL).
-pub(crate) extern "C" fn enable_patch(patch: *const c_void) -> c_int {
+extern "C" fn enable_patch(patch: *const c_void) -> c_int {
     let at = Addr::new(wide(patch.expose_provenance()));
     let Some((host, module)) = c_api::owner(at) else { return -c_api::EINVAL };
     match host.built_in.livepatch.enable_from_init(&host.loader, &module, at) {

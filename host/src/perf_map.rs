@@ -13,6 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use modload_edit::wide;
@@ -21,7 +22,21 @@ use rustix::fs::OFlags;
 use rustix::process::geteuid;
 use thiserror::Error;
 
+use crate::builder::HostBuilder;
 use crate::onlookers::told;
+
+impl HostBuilder {
+    /// Writes the functions of each module into `/tmp/perf-PID.map`, where `perf report` looks for them. The file is this
+    /// user's alone, and stays when the process ends, for the report to be made. Addresses that a second module gets
+    /// after a first one has gone count as the second's, whenever a sample was taken.
+    ///
+    /// # Errors
+    /// [`PerfMapError`]: it cannot be opened, or is somebody else's.
+    pub fn perf_map(mut self) -> Result<HostBuilder, PerfMapError> {
+        self.onlookers.push(Arc::new(PerfMap::open()?));
+        Ok(self)
+    }
+}
 
 /// The map for `perf` cannot be written.
 #[derive(Debug, Error)]

@@ -7,8 +7,6 @@
 //! A pure function from bytes and addresses to bytes. What cannot be made (a compression that we do not know, say) is
 //! left out: the debugger then knows less, and the module loads all the same.
 
-use std::io::Read;
-
 use modload_abi::{Records, Rela};
 use modload_edit::{Addr, Window, index, wide};
 use modload_loader::{Seen, SeenSection};
@@ -30,9 +28,6 @@ type Sym = elf::Sym64<LE>;
 
 /// Size of the records of a SHT_RELA section.
 const RELA: usize = 24;
-
-/// Debug information is not larger than this, decompressed: 1 GiB.
-const LIMIT: u64 = 1 << 30;
 
 /// The sections of the module that `init` alone needs, if there are any: then [`Parts`] makes a difference.
 pub(crate) fn has_init(seen: &Seen<'_>) -> bool {
@@ -199,8 +194,20 @@ fn relocated(
     Some(bytes)
 }
 
-/// Debug information is compressed by section: a header, and a zlib or zstd stream.
+/// Returns `None`: this build decompresses nothing, and debuggers do without compressed debug information.
+#[cfg(not(feature = "compressed"))]
+fn decompressed(_raw: &[u8]) -> Option<Vec<u8>> {
+    None
+}
+
+/// Decompresses a section of debug information: a header, and a zlib or zstd stream.
+#[cfg(feature = "compressed")]
 fn decompressed(raw: &[u8]) -> Option<Vec<u8>> {
+    use std::io::Read;
+
+    /// The most bytes of debug information in a section, decompressed.
+    const LIMIT: u64 = 1 << 30;
+
     let (header, stream) = pod::from_bytes::<elf::CompressionHeader64<LE>>(raw).ok()?;
     let size = header.ch_size.get(LE);
     if size > LIMIT {

@@ -1,0 +1,50 @@
+//! The dynamic symbols of the process, for modules to use.
+#![expect(unsafe_code, reason = "the C library finds symbols")]
+
+use std::ffi::CString;
+
+use modload_edit::{Addr, wide};
+use modload_loader::External;
+
+use crate::builder::HostBuilder;
+use crate::c_library;
+
+impl HostBuilder {
+    /// Offers the process's own dynamic symbols (the C library's, the program's exported ones) for what neither the
+    /// host nor a module exports.
+    #[must_use]
+    pub fn process_symbols(mut self) -> HostBuilder {
+        self.symbols.fallback = find;
+        self
+    }
+}
+
+/// Finds a symbol of the process. Some functions of the C library are replaced: [`c_library`] says by what.
+fn find(name: &[u8]) -> Option<External> {
+    let addr = c_library::instead_of(name, process_symbol(name)?);
+    Some(External { addr, gpl_only: false, crc: None })
+}
+
+/// A dynamic symbol of the program or of one of its libraries: the default version of it or, for `NAME@VERSION`, that version, as
+/// an assembler writes it for `.symver`.
+pub(crate) fn process_symbol(name: &[u8]) -> Option<Addr> {
+    if let Some(at) = name.iter().position(|byte| *byte == b'@') {
+        let version = &name[at + 1..];
+        let version = version.strip_prefix(b"@").unwrap_or(version);
+        return versioned_symbol(&name[..at], version);
+    }
+    let process = libloading::os::unix::Library::this();
+    // SAFETY: only the address is taken, and nothing is read or called through it here.
+    let symbol = unsafe { process.get::<*const ()>(name) }.ok()?;
+    let address = symbol.into_raw();
+    Some(Addr::new(wide(address.expose_provenance()))).filter(|addr| *addr != Addr::NULL)
+}
+
+/// A dynamic symbol of this version.
+fn versioned_symbol(name: &[u8], version: &[u8]) -> Option<Addr> {
+    let (name, version) = (CString::new(name).ok()?, CString::new(version).ok()?);
+    // SAFETY: both are strings that end, and the handle is one of those that dlvsym(3) names. Nothing is read or called through
+    // the address here.
+    let address = unsafe { libc::dlvsym(libc::RTLD_DEFAULT, name.as_ptr(), version.as_ptr()) };
+    Some(Addr::new(wide(address.expose_provenance()))).filter(|addr| *addr != Addr::NULL)
+}
