@@ -1,19 +1,19 @@
-//! CREL, the compact form of relocations: what LLVM's assembler writes with `--crel`
-//! (<https://maskray.me/blog/2024-03-09-a-compact-relocation-format-for-elf>). Numbers are LEB128; each record says what
-//! changes from the one before it.
+//! CREL, the compact form of relocations that LLVM's assembler writes with `--crel`
+//! (<https://maskray.me/blog/2024-03-09-a-compact-relocation-format-for-elf>). Numbers are LEB128. Each record holds
+//! only the differences from the record before.
 
 use std::fmt;
 
 use crate::Rela;
 
-/// What is wrong with a section of such relocations.
+/// Why a section of compact relocations cannot be decoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Problem {
-    /// It ends within a record.
+    /// The section ends within a record.
     CutOff,
-    /// Bytes are left behind its last record.
+    /// Bytes follow the last record.
     Trailing,
-    /// It says that it holds more records than it has bytes.
+    /// The header announces more records than the section has bytes.
     Count(u64),
     /// A number has more than 64 bits.
     TooWide,
@@ -32,7 +32,7 @@ impl fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
-/// Reads forward.
+/// A position in the section, which moves forward.
 struct Cursor<'a> {
     rest: &'a [u8],
 }
@@ -44,7 +44,7 @@ impl Cursor<'_> {
         Ok(*first)
     }
 
-    /// A number without a sign. What lies above 64 bits must be zero.
+    /// Reads an unsigned LEB128 number. Bits above the 64th must be zero.
     fn unsigned(&mut self) -> Result<u64, Problem> {
         let (mut value, mut shift) = (0_u64, 0_u32);
         loop {
@@ -59,7 +59,7 @@ impl Cursor<'_> {
         }
     }
 
-    /// A number with a sign, in two's complement.
+    /// Reads a signed LEB128 number, in two's complement.
     fn signed(&mut self) -> Result<u64, Problem> {
         let (mut value, mut shift) = (0_u64, 0_u32);
         loop {
@@ -77,7 +77,7 @@ impl Cursor<'_> {
     }
 }
 
-/// The relocations of a section of type SHT_CREL.
+/// Returns the relocations of a section of type SHT_CREL.
 ///
 /// # Errors
 /// [`Problem`].
@@ -85,9 +85,9 @@ pub fn decode(section: &[u8]) -> Result<Vec<Rela>, Problem> {
     let mut cursor = Cursor { rest: section };
     let header = cursor.unsigned()?;
     let (count, has_addends, shift) = (header >> 3, header & 4 != 0, header & 3);
-    // In each record's first byte: two or three flags, and above them the low bits of the offset.
+    // The first byte of a record holds two or three flags, and above them the low bits of the offset.
     let flags = if has_addends { 3 } else { 2 };
-    // Each record has one byte at least.
+    // A record takes at least one byte.
     if usize::try_from(count).ok().is_none_or(|count| count > cursor.rest.len()) {
         return Err(Problem::Count(count));
     }
@@ -132,8 +132,8 @@ mod tests {
             2,                      // symbol 2
             4,                      // kind 4
             0x7c,                   // addend -4
-            2 << 3,                 // offset 1 + 2, the rest as before
-            0x80 | 15 << 3 | 0b101, // offset's low bits 15, symbol, addend; more of the offset follows
+            2 << 3,                 // offset 1 + 2, all else as before
+            0x80 | 15 << 3 | 0b101, // low bits of the offset 15, symbol, addend; more of the offset follows
             1,                      // 1 << 4
             0x7f,                   // symbol 2 - 1
             0xe4,                   // addend -4 + 100, in two bytes
