@@ -1,29 +1,30 @@
-//! What an engine works on: bytes at their addresses, read and edited in turn.
+//! The memory that an engine works on: bytes at addresses, which an engine reads and edits in turn.
 
 use crate::{Addr, Edit, Rejected, Sink, Window, index, wide};
 
-/// Bytes at addresses, as the edits so far have left them.
+/// Bytes at addresses, with all edits so far applied.
 pub trait Code: Sink {
-    /// `len` bytes from `at` on, if all of them are there, text or data.
+    /// Returns `len` bytes from `at` on, of text or data. Returns `None` if not all of them are present.
     fn bytes(&self, at: Addr, len: usize) -> Option<&[u8]>;
 
-    /// The same for text alone; fewer than `len` bytes where the text ends before, but never none.
+    /// Returns bytes of text only. Returns fewer than `len` bytes if the text ends before, and `None` instead of no
+    /// bytes.
     fn text(&self, at: Addr, len: usize) -> Option<&[u8]>;
 }
 
-/// What the bytes of a piece are.
+/// The kind of the bytes in a piece.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PieceKind {
-    /// Code.
+    /// Machine code.
     Text,
-    /// Anything else.
+    /// All other bytes.
     Data,
 }
 
-/// Pieces of memory in a buffer each, addressed as if they already stood at their places.
+/// Pieces of memory, each in a buffer of its own. Every piece is addressed by its final address.
 #[derive(Clone, Default, Debug)]
 pub struct Space {
-    /// By address; none overlaps another.
+    /// Sorted by address. No piece overlaps another.
     pieces: Vec<Piece>,
 }
 
@@ -41,10 +42,10 @@ impl Piece {
 }
 
 impl Space {
-    /// Adds a piece. One without bytes is nowhere.
+    /// Adds a piece. A piece without bytes is not recorded.
     ///
     /// # Errors
-    /// The bytes come back if they overlap another piece, or reach beyond the end of all addresses.
+    /// Returns the bytes if they overlap another piece, or reach beyond the end of the address space.
     pub fn add(&mut self, at: Addr, kind: PieceKind, bytes: Vec<u8>) -> Result<(), Vec<u8>> {
         if bytes.is_empty() {
             return Ok(());
@@ -60,7 +61,7 @@ impl Space {
         Ok(())
     }
 
-    /// The piece of text that holds an address: where it begins, and its bytes.
+    /// Returns the start and the bytes of the text piece that holds an address.
     #[must_use]
     pub fn text_around(&self, at: Addr) -> Option<(Addr, &[u8])> {
         let piece = self.holds(at).filter(|piece| piece.kind == PieceKind::Text)?;

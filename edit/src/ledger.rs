@@ -1,27 +1,27 @@
-//! Who wrote what: edits on their way to the code, kept, so that two that must not meet do not.
+//! A record of all edits, so that two engines overwrite the same bytes only where a rule allows this.
 
 use std::collections::BTreeSet;
 
 use crate::order::may_follow;
 use crate::{Addr, Code, Edit, Rejected, Sink, Why, wide};
 
-/// Passes edits on and keeps them. An edit of bytes that another one has written is refused, unless
-/// [`crate::YIELDS`] says that its engine may follow.
+/// Passes edits on and keeps a copy of each. An edit of bytes that another edit has written is refused, unless
+/// [`crate::YIELDS`] lists the pair of their engines.
 #[derive(Debug)]
 pub struct Ledger<'c, C> {
     code: &'c mut C,
     edits: Edits,
 }
 
-/// Edits in the order in which they were made, which may have overwritten one another.
+/// Edits in the order in which they were made. A later edit may have overwritten an earlier edit.
 #[derive(Clone, Default, Debug)]
 pub struct Edits {
     entries: Vec<Entry>,
     /// `old` and then `new` of each entry.
     bytes: Vec<u8>,
-    /// Numbers of entries by address.
+    /// The numbers of the entries, sorted by address.
     by_address: BTreeSet<(Addr, usize)>,
-    /// The longest of all.
+    /// The length of the longest edit.
     longest: u64,
 }
 
@@ -34,29 +34,29 @@ struct Entry {
 }
 
 impl<'c, C: Code> Ledger<'c, C> {
-    /// A ledger without edits.
+    /// Starts a ledger without edits.
     pub fn new(code: &'c mut C) -> Ledger<'c, C> {
         Ledger { code, edits: Edits::default() }
     }
 
-    /// A ledger that goes on where another was closed.
+    /// Continues the ledger that ended with `edits`.
     pub fn resume(code: &'c mut C, edits: Edits) -> Ledger<'c, C> {
         Ledger { code, edits }
     }
 
-    /// What is edited.
+    /// Returns the code that is edited.
     #[must_use]
     pub fn code(&self) -> &C {
         self.code
     }
 
-    /// What was edited so far.
+    /// Returns the edits so far.
     #[must_use]
     pub fn edits(&self) -> &Edits {
         &self.edits
     }
 
-    /// What was edited.
+    /// Ends the ledger and returns all edits.
     #[must_use]
     pub fn close(self) -> Edits {
         self.edits
@@ -70,12 +70,12 @@ impl Edits {
         Edit { at, old, new, why }
     }
 
-    /// All of them, in the order in which they were made.
+    /// Returns all edits, in the order in which they were made.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Edit<'_>> {
         (0..self.entries.len()).map(|number| self.get(number))
     }
 
-    /// Those that wrote any of `len` bytes from `at` on, in the order in which they were made.
+    /// Returns the edits that wrote any of the `len` bytes from `at` on, in the order in which they were made.
     #[must_use]
     pub fn touching(&self, at: Addr, len: u64) -> Vec<Edit<'_>> {
         let from = Addr::new(at.get().saturating_sub(self.longest));
@@ -88,7 +88,7 @@ impl Edits {
         numbers.into_iter().map(|number| self.get(number)).collect()
     }
 
-    /// Enters an edit that has been made.
+    /// Records an edit that has been made.
     fn enter(&mut self, edit: &Edit<'_>) {
         let entry = Entry { at: edit.at, start: self.bytes.len(), len: edit.new.len(), why: edit.why };
         self.bytes.extend_from_slice(edit.old);

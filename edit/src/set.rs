@@ -1,22 +1,22 @@
-//! A plan: edits that are sorted by address and do not overlap.
+//! A plan: edits sorted by address, without overlaps.
 
 use crate::sink::check_lengths;
 use crate::{Addr, Edit, Rejected, Sink, Why, wide};
 
-/// Edits sorted by address, none touching a byte of another. As a sink it takes them in any order and refuses the
-/// second of two that overlap.
+/// Edits sorted by address, without overlaps. As a sink, an `EditSet` takes edits in any order and refuses an edit that
+/// overlaps an earlier one.
 #[derive(Clone, Default, Debug)]
 pub struct EditSet {
     /// Sorted by `at`.
     entries: Vec<Entry>,
-    /// `old` and then `new` of each entry, in order of arrival.
+    /// `old` and then `new` of each entry, in the order in which the edits were added.
     bytes: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     at: Addr,
-    /// Index of `old` in `bytes`.
+    /// The index of `old` in `bytes`.
     start: usize,
     len: usize,
     why: Why,
@@ -29,37 +29,37 @@ impl Entry {
 }
 
 impl EditSet {
-    /// No edits.
+    /// Makes a set without edits.
     #[must_use]
     pub const fn new() -> EditSet {
         EditSet { entries: Vec::new(), bytes: Vec::new() }
     }
 
-    /// How many edits there are.
+    /// Returns the number of edits.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether the set is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// The edits in order of their addresses.
+    /// Returns the edits in order of their addresses.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Edit<'_>> {
         self.entries.iter().map(|entry| self.of(entry))
     }
 
-    /// The edit that begins at `at`. Allocates nothing and takes no lock: a signal handler may ask.
+    /// Returns the edit that begins at `at`. Allocates nothing and takes no lock, so a signal handler may call this.
     #[must_use]
     pub fn find(&self, at: Addr) -> Option<Edit<'_>> {
         let place = self.entries.binary_search_by_key(&at, |entry| entry.at).ok()?;
         Some(self.of(&self.entries[place]))
     }
 
-    /// The edit that has `at` among its bytes, behind the first.
+    /// Returns the edit that covers `at` with a byte other than its first.
     #[must_use]
     pub fn across(&self, at: Addr) -> Option<Edit<'_>> {
         let before = self.entries.partition_point(|entry| entry.at < at).checked_sub(1)?;
@@ -71,13 +71,13 @@ impl EditSet {
         Edit { at: entry.at, old, new, why: entry.why }
     }
 
-    /// Room for so many more edits of so many bytes each.
+    /// Reserves memory for `edits` more edits of `len` bytes each.
     pub fn reserve(&mut self, edits: usize, len: usize) {
         self.entries.reserve(edits);
         self.bytes.reserve(edits.saturating_mul(2 * len));
     }
 
-    /// Takes all edits out and keeps their memory.
+    /// Removes all edits and keeps the memory.
     pub fn clear(&mut self) {
         self.entries.clear();
         self.bytes.clear();
@@ -87,7 +87,7 @@ impl EditSet {
 impl Sink for EditSet {
     fn edit(&mut self, edit: Edit<'_>) -> Result<(), Rejected> {
         check_lengths(&edit)?;
-        // Planners mostly work upwards, so the place is nearly always the end.
+        // Planners mostly add edits by rising addresses, so the place is nearly always the end.
         let place = match self.entries.last() {
             Some(last) if last.at < edit.at => self.entries.len(),
             _ => self.entries.partition_point(|entry| entry.at < edit.at),

@@ -1,37 +1,37 @@
-//! What an instruction does to a thread, for the few whose effect can be had without running them.
+//! The effect of an instruction on a thread, for the few instructions that a trap handler can emulate.
 
 use iced_x86::{Decoder, DecoderOptions};
 
 use crate::{Addr, NOPS, wide};
 
-/// The effect of an instruction that stands at a site which is being changed: what a thread that meets the trap there
-/// is made to do in its place.
+/// The effect of an instruction at a site that is being changed. A thread that meets the INT3 at the site is given this
+/// effect instead of executing the instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
-    /// A NOP: goes on at this address.
+    /// A NOP: continues at this address.
     Next(Addr),
-    /// `jmp`: goes on at this address.
+    /// `jmp`: continues at this address.
     Jump(Addr),
-    /// `jmp *slot(%rip)`: goes on at the address that stands in the slot.
+    /// `jmp *slot(%rip)`: continues at the address in the slot.
     JumpThrough(Addr),
-    /// `call`: pushes `back` and goes on at `to`.
+    /// `call`: pushes `back` and continues at `to`.
     Call {
-        /// The function.
+        /// The address of the function.
         to: Addr,
-        /// Where it returns to.
+        /// The return address.
         back: Addr,
     },
-    /// `call *slot(%rip)`: pushes `back` and goes on at the address that stands in the slot.
+    /// `call *slot(%rip)`: pushes `back` and continues at the address in the slot.
     CallThrough {
-        /// Where the function's address stands.
+        /// The address of the slot, which holds the function's address.
         slot: Addr,
-        /// Where it returns to.
+        /// The return address.
         back: Addr,
     },
     /// `ret`.
     Return,
-    /// `xor %eax,%eax`, with the prefixes that make it as long as a call: what stands for a call of a function that
-    /// returns 0.
+    /// `xor %eax,%eax`, with prefixes that make the instruction as long as a call: the replacement of a call of a
+    /// function that returns 0.
     Zero(Addr),
 }
 
@@ -39,13 +39,13 @@ pub enum Step {
 pub const ZERO: [u8; 5] = [0x2e, 0x2e, 0x2e, 0x31, 0xc0];
 
 const INT3: u8 = 0xcc;
-/// Makes a call or a jump with a 32-bit distance a byte longer, and nothing else: the address size of a branch's
-/// operand, of which it has none.
+/// The address-size prefix. A branch with a 32-bit displacement has no memory operand, so this prefix only makes the
+/// branch a byte longer.
 const ADDR32: u8 = 0x67;
 
 impl Step {
-    /// The effect of `bytes` at `at`, if they are exactly one instruction that this enum has; behind one that does not
-    /// go on to the next, any number of INT3 may stand.
+    /// Returns the effect of `bytes` at `at` if they are exactly one instruction of this enum. Any number of INT3 may
+    /// follow an instruction after which execution does not fall through.
     #[must_use]
     #[inline]
     pub fn of(at: Addr, bytes: &[u8]) -> Option<Step> {
@@ -66,8 +66,8 @@ impl Step {
         }
     }
 
-    /// An instruction that does not go on to the next, and INT3 behind it. The last bytes of a distance may be INT3,
-    /// too: it is one reading only if the instruction has a length of its own.
+    /// Decodes an instruction that does not fall through, followed by INT3. The last bytes of a displacement may be
+    /// INT3 too, so only instructions with a length that the first bytes determine are accepted.
     fn padded(at: Addr, bytes: &[u8]) -> Option<Step> {
         let len = match bytes[0] {
             0xc3 => 1,
@@ -88,8 +88,8 @@ fn near(behind: Addr, distance: [u8; 4]) -> Addr {
     behind.offset(i32::from_le_bytes(distance).into())
 }
 
-/// Whether `bytes` at `at` are exactly one instruction, of any kind; or one that does not go on to the next, and INT3
-/// behind it.
+/// Returns whether `bytes` at `at` are exactly one instruction of any kind. INT3 may follow an instruction that does
+/// not fall through.
 #[must_use]
 #[inline]
 pub fn is_one_instruction(at: Addr, bytes: &[u8]) -> bool {
@@ -111,7 +111,7 @@ mod tests {
 
     const AT: Addr = Addr::new(0x40_0ff0);
 
-    /// What iced-x86 makes of the same bytes.
+    /// Returns the effect that iced-x86 decodes from the same bytes.
     fn decoded(bytes: &[u8]) -> Option<Step> {
         let instruction = Decoder::with_ip(64, bytes, AT.get(), DecoderOptions::NONE).decode();
         let behind = AT + crate::wide(instruction.len());
