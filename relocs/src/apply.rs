@@ -1,4 +1,4 @@
-//! From records to edits, and back.
+//! Converts relocation records to edits, and to the inverse edits.
 
 use modload_abi::{Records, Rela};
 use modload_edit::{Addr, Edit, Engine, Rejected, Sink, Why, index, wide};
@@ -8,14 +8,14 @@ use crate::relax::Form;
 use crate::row::{Before, Reason, Row, Value, row};
 use crate::{Counts, Error, Field, OnDiscarded, Site, Slots, Symbol, SymbolKind, Symbols, Target};
 
-/// Turns the records of one section into edits of the section they relocate.
+/// Converts the records of one section to edits of the section that they relocate.
 ///
-/// Edits come in the order of the records, at most one each. They overlap only in a malformed module: an
-/// [`modload_edit::EditSet`] always refuses that, a [`modload_edit::Window`] if the bytes have changed. When an error
-/// comes back, the edits of the records before it have been taken.
+/// Edits are made in the order of the records, at most one per record. Edits overlap only in a malformed module. An
+/// [`modload_edit::EditSet`] always refuses an overlap; a [`modload_edit::Window`] refuses it if the bytes have
+/// changed. If this function fails, the sink has taken the edits of the earlier records.
 ///
 /// # Errors
-/// [`Error`]: the first relocation that cannot be done.
+/// [`Error`]: the first relocation that cannot be applied.
 pub fn apply<Y, S>(
     target: &Target<'_>,
     relas: Records<'_, Rela>,
@@ -34,10 +34,11 @@ where
     Ok(counts)
 }
 
-/// The exact inverse of [`apply`] with the same arguments: every edit with `old` and `new` exchanged.
+/// Makes the exact inverse of the edits of [`apply`] with the same arguments: every edit with `old` and `new`
+/// exchanged.
 ///
 /// # Errors
-/// As [`apply`].
+/// As for [`apply`].
 pub fn clear<Y, S>(
     target: &Target<'_>,
     relas: Records<'_, Rela>,
@@ -62,7 +63,8 @@ impl<S: Sink + ?Sized> Sink for Inverse<'_, S> {
     }
 }
 
-/// One record of the section's. What is `inline(always)` is the loop's body; a call there costs as much as the work.
+/// One record of the section. The `inline(always)` functions are the body of the loop: a call costs as much there as
+/// the work itself.
 #[derive(Clone, Copy)]
 struct Relocation<'t> {
     target: &'t Target<'t>,
@@ -71,8 +73,9 @@ struct Relocation<'t> {
 }
 
 impl Relocation<'_> {
-    /// The short way, which nearly all relocations go: one of the six rows that Linux has, a symbol that is there, a
-    /// value that fits. In it nothing depends on the row that a processor would have to guess, except the width.
+    /// The fast path, for nearly all relocations: one of the six relocations that Linux supports, a symbol that exists
+    /// and a value that fits. The fast path has no branch that depends on the row except for the width, so the
+    /// processor has little to predict.
     #[inline(always)]
     fn apply<Y, S>(self, symbols: &Y, slots: &Slots, sink: &mut S, counts: &mut Counts) -> Result<(), Error>
     where
@@ -96,7 +99,7 @@ impl Relocation<'_> {
         self.apply_any(row, symbols, slots, sink, counts)
     }
 
-    /// The long way: any row, any symbol, any value.
+    /// The slow path: any row, any symbol, any value.
     #[inline(never)]
     fn apply_any<Y, S>(
         self,
@@ -143,7 +146,7 @@ impl Relocation<'_> {
             Value::Size => symbol.size.wrapping_add_signed(addend).cast_signed(),
         };
         let value = if row.field.fits(value) { value } else { self.through_plt(row, &symbol, value, slots, counts)? };
-        // The width is a constant in each arm, so that checking and storing are single instructions.
+        // The width is a constant in each arm, so that comparing and storing the bytes are single instructions.
         match row.field.width() {
             0 => Ok(()),
             1 => self.write::<1, S>(row, value, sink),
@@ -153,26 +156,26 @@ impl Relocation<'_> {
         }
     }
 
-    /// The value of a row that refers to the symbol itself, from nowhere or from the place.
+    /// Computes the value of a row that uses the symbol's address itself, absolute or relative to the place.
     #[inline]
     fn near(self, row: &Row, symbol: &Symbol) -> i64 {
         let from = if row.value == Value::Symbol { Addr::NULL } else { self.place() };
         symbol.addr.offset(self.rela.addend) - from
     }
 
-    /// The address that is relocated.
+    /// Returns the address of the place.
     #[inline]
     fn place(self) -> Addr {
         self.target.addr + self.rela.offset
     }
 
-    /// The GOT slot of the symbol.
+    /// Returns the GOT slot of the symbol.
     #[inline]
     fn slot(self, slots: &Slots) -> Result<Addr, Error> {
         slots.slot(self.rela.symbol).ok_or_else(|| Error::MissingSlot { site: self.site() })
     }
 
-    /// The distance of a call to the symbol's PLT entry, now that the symbol itself has been found to be out of reach.
+    /// Returns the distance to the symbol's PLT entry, for a call whose direct distance to the symbol does not fit.
     fn through_plt(
         self,
         row: &Row,
@@ -192,17 +195,18 @@ impl Relocation<'_> {
         Ok(distance)
     }
 
-    /// Rewrites the instruction whose operand is a GOT slot so that it refers to the symbol itself. Says whether it
-    /// did: else the slot is needed after all.
+    /// Relaxes an instruction whose operand is a GOT slot: rewrites the instruction to use the symbol's address itself.
+    /// Returns whether it was rewritten; if not, the instruction uses the slot.
     #[inline]
     fn relax<S: Sink + ?Sized>(self, row: &Row, symbol: &Symbol, sink: &mut S) -> Result<bool, Error> {
         let Some(start) = self.rela.offset.checked_sub(u64::from(row.opcode)) else {
             return Err(Error::NoOpcode { site: self.site(), opcode: row.opcode });
         };
-        // Opcode and ModRM byte are the two bytes before the field; a REX prefix stands before them and stays.
+        // The opcode and the ModRM byte are the two bytes before the field. A REX prefix before them stays unchanged.
         let opcode = self.rela.offset - 2;
         let Some(old) = self.bytes::<6>(opcode) else { return Err(self.outside(row.field.width())) };
-        // Any other addend: the operand is not the last part of the instruction, or not the slot itself.
+        // With another addend the displacement is not the last part of the instruction, or the operand is not the slot
+        // itself.
         if symbol.kind == SymbolKind::UndefinedWeak || self.rela.addend != -4 {
             return Ok(false);
         }
@@ -220,7 +224,7 @@ impl Relocation<'_> {
         Ok(true)
     }
 
-    /// Writes the low `N` bytes of the value, which has been found to fit.
+    /// Writes the low `N` bytes of a value that fits.
     #[inline(always)]
     fn write<const N: usize, S: Sink + ?Sized>(self, row: &Row, value: i64, sink: &mut S) -> Result<(), Error> {
         let Some(file) = self.bytes::<N>(self.rela.offset) else { return Err(self.outside(row.field.width())) };
@@ -233,7 +237,7 @@ impl Relocation<'_> {
         self.put(Edit { at: self.place(), old, new: &new, why: self.why() }, sink)
     }
 
-    /// `N` bytes of the section as the file has them.
+    /// Returns `N` bytes of the section as in the file.
     #[inline]
     fn bytes<const N: usize>(&self, offset: u64) -> Option<&[u8; N]> {
         self.target.bytes.get(index(offset)..)?.first_chunk()

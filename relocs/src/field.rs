@@ -1,35 +1,35 @@
-//! Where a value goes, and the one overflow check of this crate.
+//! The field that takes a relocated value, and the only overflow check of this crate.
 
-/// What takes a relocation's value. The ranges are those of GNU ld.
+/// The width and the signedness of the field at a place. The ranges are those of GNU ld.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Field {
-    /// Nothing is written.
+    /// No field: nothing is written.
     Nowhere,
-    /// Eight bytes: takes everything.
+    /// Eight bytes. Every value fits.
     I64,
     /// Four bytes, zero-extended when they are read.
     U32,
     /// Four bytes, sign-extended when they are read.
     I32,
-    /// Two bytes that may be read either way: -2^16 to 2^16 - 1.
+    /// Two bytes that the code may read as signed or unsigned: -2^16 to 2^16 - 1.
     Bits16,
-    /// One byte that may be read either way: -2^8 to 2^8 - 1.
+    /// One byte that the code may read as signed or unsigned: -2^8 to 2^8 - 1.
     Bits8,
     /// One byte, sign-extended when it is read.
     I8,
 }
 
-/// The difference of a value and what a field can hold.
+/// A value that does not fit, and its distance from the range of the field.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Beyond {
-    /// The value, as the field would have it read.
+    /// The value, read with the signedness of the field.
     pub(crate) value: i128,
-    /// By how much it is too large or too small.
+    /// The distance from the nearest value that fits.
     pub(crate) by: u64,
 }
 
 impl Field {
-    /// Its width in bytes.
+    /// Returns the width in bytes.
     #[must_use]
     #[inline]
     pub const fn width(self) -> u8 {
@@ -42,7 +42,7 @@ impl Field {
         }
     }
 
-    /// Its width in bits.
+    /// Returns the width in bits.
     #[must_use]
     #[inline]
     pub const fn bits(self) -> u32 {
@@ -55,7 +55,7 @@ impl Field {
         }
     }
 
-    /// The smallest and the largest value it takes.
+    /// Returns the smallest and the largest value that fit.
     #[must_use]
     #[inline]
     pub const fn range(self) -> (i64, i64) {
@@ -69,7 +69,7 @@ impl Field {
         }
     }
 
-    /// Whether it takes `value`, a result of 64-bit arithmetic that wraps.
+    /// Returns whether `value` fits. `value` is the result of 64-bit arithmetic that wraps.
     #[must_use]
     #[inline]
     pub const fn fits(self, value: i64) -> bool {
@@ -77,7 +77,7 @@ impl Field {
         value.wrapping_sub(min).cast_unsigned() <= max.wrapping_sub(min).cast_unsigned()
     }
 
-    /// By how much `value`, which does not fit, misses.
+    /// Returns the distance between a `value` that does not fit and the range of this field.
     #[cold]
     pub(crate) fn beyond(self, value: i64) -> Beyond {
         let (min, max) = self.range();

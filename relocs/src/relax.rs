@@ -1,7 +1,7 @@
-//! Instructions that load an address from a GOT slot, rewritten to refer to the symbol itself, as GNU ld does when it
-//! links a position-independent executable.
+//! Relaxation: instructions that load an address from a GOT slot are rewritten to use the symbol's address itself, as
+//! GNU ld does when it links a position-independent executable.
 
-/// An instruction with a rip-relative operand that ends with its 32-bit displacement.
+/// An instruction with a rip-relative operand whose last part is the 32-bit displacement.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Form {
     /// `mov foo@GOTPCREL(%rip), %reg` becomes `lea foo(%rip), %reg`.
@@ -13,7 +13,7 @@ pub(crate) enum Form {
 }
 
 impl Form {
-    /// The form of the instruction whose opcode and ModRM byte these are, if it can be rewritten.
+    /// Returns the form of the instruction with this opcode and this ModRM byte, or `None` if it cannot be rewritten.
     #[inline]
     pub(crate) fn of(opcode: u8, modrm: u8) -> Option<Form> {
         match (opcode, modrm) {
@@ -24,17 +24,17 @@ impl Form {
         }
     }
 
-    /// How much further from the symbol the place of the new displacement is than that of the old one.
+    /// Returns how many bytes lower the new displacement is than the old one.
     #[inline]
     pub(crate) fn nearer(self) -> i64 {
         match self {
             Form::Mov | Form::Call => 0,
-            // One byte of opcode where there were two: the displacement moves down by one.
+            // The new opcode has one byte instead of two, so the displacement moves down by one.
             Form::Jmp => 1,
         }
     }
 
-    /// Opcode, ModRM byte and displacement of the new instruction.
+    /// Returns opcode, ModRM byte and displacement of the new instruction.
     #[inline]
     pub(crate) fn encode(self, modrm: u8, displacement: [u8; 4]) -> [u8; 6] {
         let [a, b, c, d] = displacement;

@@ -1,4 +1,4 @@
-//! Records are untrusted input: whatever they say, the answer is an edit within the section or an error.
+//! Records are untrusted input: every record results in an edit within the section or in an error.
 
 use modload_abi::{Records, Rela};
 use modload_edit::{Addr, EditSet, Rejected, Window, wide};
@@ -16,7 +16,7 @@ fn symbol(addr: u64, size: u64, kind: SymbolKind) -> Symbol {
     Symbol { addr: Addr::new(addr), size, kind }
 }
 
-/// Plans, applies and clears, as a loader would, at any addresses.
+/// Plans, applies and clears as a loader does, at the given addresses.
 fn run(file: &[u8], relas: &[u8], symbols: &[Symbol], [text, got, plt]: [Addr; 3]) -> Result<(), Error> {
     let records = Records::<Rela>::new(relas).unwrap();
     let mut plan = SlotPlan::new(u32::try_from(symbols.len()).unwrap());
@@ -40,14 +40,14 @@ fn a_place_must_lie_within_its_section() {
     let symbols = [symbol(0x10_0010, 0x10, SymbolKind::Defined); 2];
     for row in ROWS.iter().filter(|row| row.field != Field::Nowhere) {
         let width = u64::from(row.field.width());
-        // The last place that fits; an addend that keeps every value small enough is another test's business.
+        // The last place that fits. Large addends are covered by another test.
         let last = run(&[0; 32], &record(32 - width, row.raw, 1, 0), &symbols, USUAL);
         assert!(matches!(last, Ok(()) | Err(Error::Overflow { .. })), "{}: {last:?}", row.name);
         let addend = if let Err(Error::Overflow { value, .. }) = last { -i64::try_from(value).unwrap() } else { 0 };
         for offset in [33 - width, 31 + u64::from(width == 1), 32, 33, 1 << 32, 1 << 63, u64::MAX - width + 1, u64::MAX]
         {
             let refused = run(&[0; 32], &record(offset, row.raw, 1, addend), &symbols, USUAL).unwrap_err();
-            // A value that is relative to the place may be what fails first.
+            // A value that is relative to the place may overflow first.
             let named = matches!(refused, Error::Outside { .. } | Error::Overflow { .. });
             assert!(named, "{} at {offset:#x}: {refused}", row.name);
             assert_eq!(refused.site().offset, offset);
@@ -74,7 +74,7 @@ fn a_symbol_must_be_in_the_table() {
     }
 }
 
-/// A window cannot tell a place that somebody has written zeros to from one that nobody has; a plan can.
+/// A window cannot distinguish a place that was rewritten with zeros from an untouched place. A plan can.
 #[test]
 fn two_relocations_of_one_place_are_refused() {
     let twice = [record(8, 2, 0, 0), record(10, 2, 0, 0)].concat();
@@ -91,7 +91,7 @@ fn two_relocations_of_one_place_are_refused() {
     assert!(matches!(refused, Error::Rejected { source: Rejected::Collision { .. }, .. }), "{refused}");
 }
 
-/// Marsaglia's xorshift: the same numbers every time.
+/// Marsaglia's xorshift generator, which returns the same numbers in every run.
 struct Numbers(u64);
 
 impl Numbers {
@@ -106,7 +106,7 @@ impl Numbers {
         self.next() % end
     }
 
-    /// Mostly a number where something ends.
+    /// Returns a number near a power of two in most cases.
     fn extreme(&mut self) -> u64 {
         let power = 1_u64 << self.below(64);
         match self.below(8) {
@@ -139,7 +139,7 @@ fn nothing_makes_it_panic() {
     let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
     let (mut done, mut refused) = (0, 0);
     for _ in 0..200_000 {
-        // Opcodes that can be relaxed are everywhere, so that those paths run too.
+        // Relaxable opcodes occur often, so that those code paths run too.
         let size = numbers.below(48);
         let opcodes = [0x48, 0x8b, 0x05, 0xff, 0x15, 0x25, 0x00, 0x00];
         let file: Vec<u8> = (0..size).map(|_| opcodes[usize::try_from(numbers.below(8)).unwrap()]).collect();

@@ -1,4 +1,4 @@
-//! Every row of the table, by itself: what fits, what is one too far, and the way back.
+//! Every row of the table by itself: the values that just fit, the first values that do not fit, and the inverse edits.
 
 use modload_abi::{Records, Rela};
 use modload_edit::{Addr, Counter, Edit, EditSet, Rejected, Sink, Window};
@@ -12,7 +12,7 @@ const GOT: Addr = Addr::new(0x30_0000);
 const PLT: Addr = Addr::new(0x20_0000);
 const OFFSET: u64 = 8;
 const SECTION: u32 = 5;
-/// Index 0 is the null symbol, index 1 is what the tests refer to.
+/// The null symbol at index 0, and the symbol of the tests at index 1.
 const SYMBOLS: [Symbol; 2] = [
     Symbol { addr: Addr::NULL, size: 0, kind: SymbolKind::Absolute },
     Symbol { addr: Addr::new(0x40_0000), size: 0x20, kind: SymbolKind::Defined },
@@ -40,7 +40,7 @@ fn slots(relas: &[u8]) -> Slots {
     plan.place(GOT, PLT)
 }
 
-/// Applies one relocation of the section `file`.
+/// Applies one relocation to the section `file`.
 fn one(file: &[u8], rela: &[u8], symbol: Symbol) -> Result<Vec<u8>, Error> {
     let mut bytes = file.to_vec();
     let symbols = [SYMBOLS[0], symbol];
@@ -48,12 +48,12 @@ fn one(file: &[u8], rela: &[u8], symbol: Symbol) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-/// Rows that write something.
+/// Returns the rows that write a value.
 fn written() -> impl Iterator<Item = &'static Row> {
     ROWS.iter().filter(|row| row.field != Field::Nowhere)
 }
 
-/// The value of a row with addend 0.
+/// Returns the value of a row with addend 0.
 fn base(row: &Row) -> i64 {
     let place = TEXT + OFFSET;
     let symbol = SYMBOLS[1].addr;
@@ -62,7 +62,7 @@ fn base(row: &Row) -> i64 {
         Value::Symbol => symbol - Addr::NULL,
         Value::SymbolMinusPlace | Value::CallMinusPlace => symbol - place,
         Value::SymbolMinusGot => symbol - GOT,
-        // The first slot stands at the start of the GOT.
+        // The first slot is at the start of the GOT.
         Value::SlotMinusPlace | Value::GotMinusPlace => GOT - place,
         Value::SlotMinusGot => 0,
         Value::Size => 0x20,
@@ -252,7 +252,7 @@ fn counts_of_sections_add_up() {
     assert_eq!(sum.iter().collect::<Vec<_>>(), [("R_X86_64_64", 2), ("R_X86_64_PC32", 4)]);
 }
 
-/// A sink of another crate's: the error it gives comes back with the relocation it was about.
+/// A sink of another crate. Its error must come back with the relocation that caused it.
 struct Full;
 
 impl Sink for Full {

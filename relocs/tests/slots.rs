@@ -1,4 +1,4 @@
-//! GOT slots, PLT entries, and the instructions that can do without.
+//! GOT slots, PLT entries, and the instructions that can do without them.
 
 use modload_abi::{Records, Rela};
 use modload_edit::{Addr, EditSet, Engine, Rejected, Window};
@@ -21,7 +21,7 @@ const PLTOFF64: u32 = 31;
 const GOTPCRELX: u32 = 41;
 const REX_GOTPCRELX: u32 = 42;
 
-/// Records of number, offset and symbol, with the addend of an operand at the end of its instruction.
+/// Returns records with this number, offset and symbol, and the addend of an operand at the end of its instruction.
 fn relas(rows: &[(u32, u64, u32)]) -> Vec<u8> {
     with_addend(rows, -4)
 }
@@ -55,7 +55,7 @@ fn text(bytes: &[u8]) -> Target<'_> {
     Target { section: 5, addr: TEXT, bytes, discarded: OnDiscarded::Refuse }
 }
 
-/// Relocates `file`, checks that clearing it restores it, and returns what it became.
+/// Relocates `file`, checks that clearing restores it, and returns the relocated bytes.
 fn relocate(file: &[u8], relas: &[u8], slots: &Slots, symbol: Symbol) -> Result<(Vec<u8>, Counts), Error> {
     let symbols = [symbol; 8];
     let mut bytes = file.to_vec();
@@ -73,9 +73,9 @@ fn a_plan_counts_each_symbol_once() {
         (REX_GOTPCRELX, 4, 3),
         (GOT64, 8, 2),
         (GOTPLT64, 16, 2),
-        (PLT32, 24, 4), // undefined: an entry and its slot
+        (PLT32, 24, 4), // undefined: an entry and a slot
         (PLT32, 28, 4),
-        (PLT32, 32, 3), // undefined: an entry; the slot is there
+        (PLT32, 32, 3), // undefined: an entry; the slot exists already
         (PLT32, 36, 5), // defined
         (PLTOFF64, 40, 6),
         (PC32, 48, 6), // a data reference may not be redirected
@@ -120,7 +120,7 @@ fn slots_hold_addresses_and_entries_jump_through_them() {
     ];
     assert_eq!(plt, expected);
 
-    // Each says which relocation was the first to need it.
+    // Each edit names the relocation that first needed the entry.
     let mut plan = EditSet::new();
     slots.fill_plt(&mut plan).unwrap();
     slots.fill_got(&symbols[..], &mut plan).unwrap();
@@ -186,7 +186,7 @@ fn a_slot_that_was_not_planned_is_missing() {
     }
 }
 
-/// One instruction, the kind of its relocation and its offset.
+/// Relocates one instruction by a relocation of this kind and offset.
 fn relaxed(file: &[u8], raw: u32, offset: u64, addend: i64, kind: SymbolKind) -> (Vec<u8>, u32) {
     let relas = with_addend(&[(raw, offset, 1)], addend);
     let slots = plan(&relas, |_| true).place(GOT, PLT);
@@ -248,7 +248,7 @@ fn a_kind_that_belongs_to_an_instruction_needs_room_for_one() {
     }
 }
 
-/// The first of two edits of a relaxed jump would cover the place of the second.
+/// If a relaxed jump were two edits, the first would cover the place of the second.
 #[test]
 fn a_relaxed_instruction_is_one_edit() {
     let relas = relas(&[(GOTPCRELX, 2, 1)]);
@@ -284,7 +284,7 @@ fn an_indirect_function_is_an_entry_whose_slot_traps_until_it_is_resolved() {
     let first_int3 = (PLT + 16 + 10).get().to_le_bytes();
     assert_eq!(slots[8..], first_int3);
 
-    // Each says whose it is.
+    // Each edit names the symbol of its entry.
     let mut edits = EditSet::new();
     plan.fill_plt(PLT, GOT, 9, &mut edits).unwrap();
     let whys: Vec<_> = edits.iter().map(|edit| (edit.why.engine, edit.why.section, edit.why.record)).collect();

@@ -1,5 +1,5 @@
-//! Where a field ends: for each row narrower than 64 bits the smallest and the largest value that ld takes, and their
-//! neighbours, which it refuses. We must take and refuse the same, and make the same bytes of what we take.
+//! The limits of a field: for each row narrower than 64 bits the smallest and the largest value that ld accepts, and
+//! their neighbours, which ld refuses. This crate must accept and refuse the same values, and write the same bytes.
 
 use modload_relocs::{Advice, Error, Field, ROWS, Row, Value};
 
@@ -9,11 +9,11 @@ use crate::tools::{Layout, assemble, link};
 const PLACE: u64 = 0x10_0008;
 const SYMBOL: u64 = 0x20_0000;
 const GOT: u64 = 0x30_0000;
-/// Behind the three that ld reserves once somebody has named `_GLOBAL_OFFSET_TABLE_`.
+/// The slot after the three that ld reserves once an object refers to `_GLOBAL_OFFSET_TABLE_`.
 const SLOT: u64 = GOT + 24;
 const SIZE: u64 = 0x20;
 
-/// The value of a row in [`source`] when the addend is 0.
+/// Returns the value of a row in [`source`] with addend 0.
 fn base(row: &Row) -> i64 {
     let of = |to: u64, from: u64| to.wrapping_sub(from).cast_signed();
     match row.value {
@@ -28,7 +28,7 @@ fn base(row: &Row) -> i64 {
     }
 }
 
-/// One relocation, at 8 bytes into `.text`, whose addend makes its value what we want; every place is zero.
+/// Returns one relocation at offset 8 of `.text`, with an addend that results in the wanted value. Every place is zero.
 fn source(row: &Row, addend: i64) -> String {
     let name = row.name;
     let symbol = if matches!(row.value, Value::GotMinusPlace) { "_GLOBAL_OFFSET_TABLE_" } else { "symbol" };
@@ -81,10 +81,11 @@ fn a_field_ends_where_ld_says_it_does() {
     assert_eq!(cases, 23 * 6);
 }
 
-/// An instruction whose operand stands exactly at the end of its reach and one byte behind it.
+/// An instruction whose operand is exactly at the end of its reach, and one byte beyond.
 struct Far {
     instruction: &'static str,
-    /// Addresses of `.text` and of what the instruction refers to: the last that fits, and the first that does not.
+    /// The addresses of `.text` and of the instruction's operand: the last pair that fits, and the first pair that does
+    /// not.
     fits: (u64, u64),
     misses: (u64, u64),
     advice: Advice,
@@ -93,7 +94,7 @@ struct Far {
 #[test]
 fn an_instruction_reaches_as_far_as_ld_says_it_does() {
     const TEXT: u64 = 0x1_0010_0000;
-    /// Behind an instruction of five, six, seven bytes at the start of the text.
+    /// The limit for an instruction of five, six or seven bytes at the start of the text.
     const REACH: u64 = TEXT + 0x7fff_ffff;
     const BACK: u64 = TEXT - 0x8000_0000;
     let far = |instruction, fits, misses, advice| Far { instruction, fits, misses, advice };
@@ -112,7 +113,7 @@ fn an_instruction_reaches_as_far_as_ld_says_it_does() {
             let layout = Layout::new("-static", &[(".text", text)], &[("far", addr)]);
             let object = assemble(&format!(".text; .globl _start; _start: {}\n", case.instruction));
             let theirs = link(&object, &layout);
-            // No PLT here: the symbol is not undefined as far as the plan knows, so a call must reach it.
+            // There is no PLT here: for the plan the symbol is defined, so that a call must reach it.
             let ours = Module::new(&object, &layout).without_plt().relocate(0);
             agree(&format!("{} at {addr:#x}", case.instruction), ours, theirs, fits, case.advice);
         }
@@ -121,7 +122,7 @@ fn an_instruction_reaches_as_far_as_ld_says_it_does() {
 
 #[test]
 fn a_slot_is_within_reach_as_long_as_ld_says_it_is() {
-    // Slots are multiples of 8, so it is the text that moves by one.
+    // Slots are multiples of 8, so the text moves by one byte instead.
     for instruction in ["mov far@GOTPCREL(%rip), %rax", "call *far@GOTPCREL(%rip)", "add far@GOTPCREL(%rip), %rax"] {
         let length = if instruction.starts_with("call") { 6 } else { 7 };
         let got = 0x2_0000_0000;
@@ -163,8 +164,8 @@ fn an_instruction_is_relaxed_as_long_as_ld_can_do_it() {
             let relaxed = link(&object, &layout);
             let theirs = match &relaxed {
                 Ok(relaxed) => relaxed.clone(),
-                // ld decides before it knows the distance and cannot go back; it says so. We go through the slot, as it
-                // does when told not to relax.
+                // ld decides before it knows the distance and cannot go back, and reports this. This crate uses the
+                // slot, as ld does when told not to relax.
                 Err(said) => {
                     assert!(said.contains("relink with --no-relax"), "{name}: {said}");
                     let layout = Layout::new("-pie --no-dynamic-linker --no-relax", &sections, &[]);

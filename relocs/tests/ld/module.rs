@@ -1,5 +1,5 @@
-//! The part of a loader that this crate leaves to its caller: reads an object, gives it the addresses of a
-//! [`Layout`], and has it relocated.
+//! The part of a loader that this crate leaves to its caller: reads an object, assigns the addresses of a [`Layout`],
+//! and relocates the object.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ pub(crate) struct Module {
     relocations: Vec<Relocations>,
     symbols: Vec<Symbol>,
     layout: Layout,
-    /// Whether calls of undefined functions may have PLT entries.
+    /// Whether calls of undefined functions may use PLT entries.
     plt: bool,
 }
 
@@ -28,18 +28,18 @@ struct Relocations {
     records: Vec<u8>,
 }
 
-/// What this crate makes of a module.
+/// A relocated module.
 pub(crate) struct Relocated {
     /// The sections that have relocations, `.got` without its reserved slots, and the PLT as `.plt.got`.
     pub(crate) sections: BTreeMap<String, Vec<u8>>,
-    /// What was done.
+    /// The statistics.
     pub(crate) counts: Counts,
-    /// The slots.
+    /// The GOT slots and PLT entries.
     pub(crate) slots: Slots,
 }
 
 impl Module {
-    /// Reads the object and gives it its addresses.
+    /// Reads the object and assigns its addresses.
     pub(crate) fn new(object: &[u8], layout: &Layout) -> Module {
         let file = ElfFile64::<Endianness>::parse(object).unwrap();
         let mut module = Module {
@@ -84,7 +84,7 @@ impl Module {
         module
     }
 
-    /// The same without PLT entries: every call must reach its function.
+    /// Returns this module without PLT entries: every call must reach its function.
     pub(crate) fn without_plt(self) -> Module {
         Module { plt: false, ..self }
     }
@@ -93,17 +93,17 @@ impl Module {
         self.relocations.iter().map(|table| (table, Records::new(&table.records).unwrap()))
     }
 
-    /// The names of the relocations that occur.
+    /// Returns the names of the relocations that occur.
     pub(crate) fn rows(&self) -> BTreeSet<&'static str> {
         self.tables().flat_map(|(_, records)| records.iter().map(|rela| name(rela.kind).unwrap())).collect()
     }
 
-    /// How many GOT slots the module needs, the reserved ones not counted.
+    /// Returns how many GOT slots the module needs, without the reserved ones.
     pub(crate) fn slots(&self) -> u64 {
         self.plan(0).got_size() / 8
     }
 
-    /// Plans the slots; `reserved` made-up symbols get the first of them, as ld keeps that many for itself.
+    /// Plans the slots. The first `reserved` slots go to invented symbols, because ld reserves that many for itself.
     fn plan(&self, reserved: u32) -> SlotPlan {
         let symbols = u32::try_from(self.symbols.len()).unwrap();
         let mut plan = SlotPlan::new(symbols + reserved);
@@ -122,7 +122,7 @@ impl Module {
         plan
     }
 
-    /// Relocates it, checks that [`clear`] restores every byte and that the edits are disjoint.
+    /// Relocates the module. Checks that [`clear`] restores every byte and that the edits are disjoint.
     pub(crate) fn relocate(&self, reserved: u32) -> Result<Relocated, Error> {
         let address = |name: &str| Addr::new(self.layout.sections.get(name).copied().unwrap_or_default());
         let plan = self.plan(reserved);
