@@ -1,4 +1,4 @@
-//! `.altinstructions`: places for which there is something better where a feature is present, or absent.
+//! `.altinstructions`: code that is replaced if a processor feature is present, or absent.
 
 use modload_abi::record::{AltInstr, AltInstr63, Record};
 use modload_edit::{Addr, Code, Engine, MAX_SITE, Table, Why, fill_with_nops, refused, write};
@@ -8,18 +8,18 @@ use crate::moved::{call_through, first, is_whole, reaim};
 use crate::nops::optimize;
 use crate::{Facts, Features, Problem};
 
-/// Which layout the records have.
+/// The layout of the records.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Profile {
-    /// 12 bytes, the flag NOT in the feature's number.
+    /// 12 bytes, with the flag NOT as a bit of the feature number.
     #[default]
     Linux61,
-    /// 14 bytes, flags of their own.
+    /// 14 bytes, with a field for flags.
     Linux63,
 }
 
 impl Profile {
-    /// Size of a record in bytes.
+    /// Returns the size of a record in bytes.
     #[must_use]
     pub fn record_size(self) -> u64 {
         modload_edit::wide(match self {
@@ -29,7 +29,7 @@ impl Profile {
     }
 }
 
-/// A record of either layout.
+/// A record, decoded from either layout.
 #[derive(Clone, Copy, Debug)]
 struct Alternative {
     site: Addr,
@@ -53,11 +53,11 @@ enum Kind {
     DirectCall,
 }
 
-/// Puts the better code in its place, in the order of the records: a later one holds. What stays and what comes is
+/// Applies the records in order, so that a later record of the same site wins. Unchanged sites and replacements are
 /// padded with the best NOPs. Linux's `apply_alternatives`.
 ///
 /// # Errors
-/// [`modload_edit::PlanError`]: the first record that cannot be followed.
+/// [`modload_edit::PlanError`]: the first record that cannot be applied.
 pub fn alternatives<C: Code>(table: &Table, profile: Profile, facts: &Facts, code: &mut C) -> Result<(), Error> {
     let size = profile.record_size();
     for record in table.numbers(size) {
@@ -119,7 +119,7 @@ impl Alternative {
         Ok(write(code, self.site, new, why)?)
     }
 
-    /// What is to stand at the site.
+    /// Computes the bytes of the site into `new`.
     fn compute(&self, facts: &Facts, code: &impl Code, new: &mut [u8]) -> Result<(), Problem> {
         let site = code.text(self.site, self.site_len).filter(|site| site.len() == self.site_len);
         let site = site.ok_or(Problem::SiteOutside(self.site_len))?;
@@ -129,7 +129,7 @@ impl Alternative {
         new.copy_from_slice(site);
         let has = facts.features.has(self.feature).filter(|_| Features::name(self.feature).is_some());
         let has = has.ok_or(Problem::UnknownFeature(self.feature))?;
-        // What is not wanted here must be right all the same: it may be elsewhere.
+        // The replacement is checked even if it is not used here: another processor may use it.
         let replacement = self.replacement(code)?;
         if has == (self.wanted == Wanted::Present) {
             let (copy, rest) = new.split_at_mut(replacement.len());
@@ -137,7 +137,7 @@ impl Alternative {
             rest.fill(0x90);
             match (self.kind, copy) {
                 (Kind::DirectCall, copy) => direct_call(copy, site, self.site, code)?,
-                // The only jump that becomes shorter.
+                // The only jump that can become shorter.
                 (Kind::Replacement, &mut [0xe9, a, b, c, d]) => {
                     let distance = i32::from_le_bytes([a, b, c, d]);
                     jump(&mut new[..5], self.site, (self.replacement + 5).offset(distance.into()))?;
@@ -163,8 +163,8 @@ impl Alternative {
     }
 }
 
-/// A jump from `at` to `target` in five bytes: a short one with a NOP behind it if that reaches, but only forwards, as
-/// Linux has it.
+/// Encodes a jump from `at` to `target` in five bytes. As in Linux, a short jump followed by a NOP is used if the
+/// target is in reach and not before `at`.
 fn jump(new: &mut [u8], at: Addr, target: Addr) -> Result<(), Problem> {
     let distance = target - at;
     match i8::try_from(distance - 2) {
@@ -182,8 +182,8 @@ fn jump(new: &mut [u8], at: Addr, target: Addr) -> Result<(), Problem> {
     Ok(())
 }
 
-/// What the site calls through a pointer is called directly: Linux's `alt_replace_call`. `copy` is a call of five bytes
-/// to be aimed.
+/// Replaces a call through a pointer by a direct call: Linux's `alt_replace_call`. `copy` is a call of five bytes,
+/// whose target is filled in here.
 fn direct_call(copy: &mut [u8], site: &[u8], at: Addr, code: &impl Code) -> Result<(), Problem> {
     let pointer = first(at, site).and_then(|call| call_through(&call));
     let pointer = pointer.ok_or(Problem::OtherInstruction("a call through a pointer"))?;

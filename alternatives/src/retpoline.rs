@@ -1,4 +1,4 @@
-//! `.retpoline_sites`: branches through a register that the compiler made calls of a thunk.
+//! `.retpoline_sites`: branches through a register that the compiler has written as calls of a thunk.
 
 use iced_x86::Instruction;
 use modload_abi::record::{Record, RelativeSite};
@@ -11,16 +11,16 @@ use crate::nops::optimize;
 use crate::sites::relative;
 use crate::{Facts, Problem};
 
-/// Distance of two thunks.
+/// The distance between two thunks in bytes.
 const THUNK: i64 = 32;
 
 const WHAT: &str = "a call, a jump or a conditional jump to a thunk";
 
-/// Makes branches through a register of calls of thunks, where the features do not want the thunks. Linux's
+/// Replaces calls of thunks by branches through a register if the features do not require thunks. Linux's
 /// `apply_retpolines`.
 ///
 /// # Errors
-/// [`modload_edit::PlanError`]: the first record that cannot be followed.
+/// [`modload_edit::PlanError`]: the first record that cannot be applied.
 pub fn retpolines<C: Code>(table: &Table, facts: &Facts, code: &mut C) -> Result<(), Error> {
     for record in table.numbers(wide(RelativeSite::SIZE)) {
         let why = Why { engine: Engine::Retpoline, section: table.section, record };
@@ -35,7 +35,7 @@ pub fn retpolines<C: Code>(table: &Table, facts: &Facts, code: &mut C) -> Result
     Ok(())
 }
 
-/// What is to stand at a site; `None` if it stays.
+/// Returns the new bytes of a site, or `None` if the site stays unchanged.
 fn plan<'b>(at: Addr, facts: &Facts, code: &impl Code, new: &'b mut [u8; 6]) -> Result<Option<&'b [u8]>, Problem> {
     let site = code.text(at, 15).ok_or(Problem::SiteOutside(5))?;
     let branch = first(at, site).ok_or(Problem::OtherInstruction(WHAT))?;
@@ -67,7 +67,7 @@ fn plan<'b>(at: Addr, facts: &Facts, code: &impl Code, new: &'b mut [u8; 6]) -> 
     if !call && bytes.len() < len {
         bytes.push(0xcc); // int3
     }
-    // What is too long leaves the site as it is.
+    // If the new code is too long, the site stays unchanged.
     let Some(new) = new.get_mut(..len).filter(|new| bytes.len() <= new.len()) else { return Ok(None) };
     new.fill(0x90);
     new[..bytes.len()].copy_from_slice(&bytes);
@@ -75,13 +75,13 @@ fn plan<'b>(at: Addr, facts: &Facts, code: &impl Code, new: &'b mut [u8; 6]) -> 
     Ok(Some(new))
 }
 
-/// The number of the register that the thunk branches to.
+/// Returns the number of the register that the thunk branches to.
 fn register(branch: &Instruction, facts: &Facts) -> Result<u8, Problem> {
     let thunks = facts.indirect_thunks.ok_or(Problem::Missing("__x86_indirect_thunk_array"))?;
     let target = Addr::new(branch.near_branch_target());
     let distance = target - thunks;
     let register = u8::try_from(distance / THUNK).ok().filter(|register| {
-        // %rsp cannot be branched to.
+        // No thunk branches to %rsp.
         distance % THUNK == 0 && *register < 16 && *register != 4
     });
     register.ok_or(Problem::NoThunk(target))

@@ -1,17 +1,18 @@
-//! What user space must have, and must not have, whatever the processor says.
+//! The features that user space must have or must not have, independent of the processor.
 
-/// What must be so.
+/// The rule for a feature.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Must {
-    /// It is there.
+    /// The feature is set.
     BeThere,
-    /// It is not.
+    /// The feature is not set.
     NotBeThere,
-    /// It is as the processor says if the system saves what it needs when threads change, and not there otherwise.
+    /// The feature is as the processor says if the operating system saves the needed registers at a context switch.
+    /// Otherwise it is not set.
     BeSaved(fn() -> bool),
 }
 
-/// Some features, and why.
+/// A rule for some features, with its reason.
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) features: &'static [&'static str],
@@ -33,7 +34,7 @@ fn avx512() -> bool {
 
 use Must::{BeSaved, BeThere, NotBeThere};
 
-/// Each feature once.
+/// The rules. Each feature occurs once.
 #[rustfmt::skip]
 pub(crate) const ROWS: &[Row] = &[
     row(&["ALWAYS"], BeThere,

@@ -1,4 +1,4 @@
-//! Records as Linux has them since 6.3: 14 bytes, flags of their own, calls through pointers that become direct ones.
+//! Records of Linux since 6.3: 14 bytes, a field for flags, and calls through pointers that become direct calls.
 
 use modload_alternatives::{Facts, Features, Problem, Processors, Profile, Returns, alternatives};
 use modload_edit::{Addr, Code, Ledger, PieceKind, PlanError, Space, Table, disassembled};
@@ -31,7 +31,7 @@ fn record(feature: u16, flags: u16, site_len: u8, replacement_len: u8) -> Vec<u8
     record
 }
 
-/// Applies one record to a site; returns what the site has become.
+/// Applies one record to a site. Returns the resulting bytes of the site.
 fn apply(site: &[u8], replacement: &[u8], record: Vec<u8>, features: &str) -> Result<String, PlanError<Problem>> {
     let mut space = Space::default();
     let table = Table::of_section(7, Addr::new(TABLE), u64::try_from(record.len()).unwrap());
@@ -72,7 +72,7 @@ fn a_call_through_a_pointer_becomes_a_direct_one() {
 
 #[test]
 fn what_is_no_such_call_is_refused() {
-    let elsewhere = [0xff, 0x15, 0xfa, 0x4f, 0, 0]; // call *0x4fff(%rip), where nothing is
+    let elsewhere = [0xff, 0x15, 0xfa, 0x4f, 0, 0]; // call *0x4fff(%rip), an address without memory
     for (site, replacement, flags, why) in [
         (&MOVE_1[..], &CALL[..], DIRECT_CALL, "its site is not a call through a pointer"),
         (&CALL_THROUGH, &MOVE_2, DIRECT_CALL, "its site is not one whose replacement is a call"),
