@@ -1,9 +1,11 @@
-//! Calls through an operations table: a module calls `*ops+8*N`, and the table says what becomes of operation N.
+//! Calls through an operations table. A module calls `*ops+8*N`, and the table decides how the call of operation N is
+//! rewritten.
 //!
-//! [`paravirt`] follows `.parainstructions`; [`Operations`] is the table, and [`Operation`] one entry of it: a function
-//! to be called directly, code that takes the call's place, nothing at all, or the call as it is. Two tables are built
-//! in, for the operations of Linux: [`Operations::native`] and [`Operations::user`]. It works before
-//! alternatives do: [`modload_edit::ORDER`] says why. Behaviour is that of Linux 6.1's `apply_paravirt`.
+//! [`paravirt`] applies the records of `.parainstructions`. [`Operations`] is the table. [`Operation`] is one entry: a
+//! function to call directly, code that replaces the call, nothing at all, or the unchanged call. Two tables for
+//! Linux's operations are built in: [`Operations::native`] and [`Operations::user`]. Paravirt sites are rewritten
+//! before alternatives, for the reason in [`modload_edit::ORDER`]. The behaviour is that of Linux 6.1's
+//! `apply_paravirt`.
 //!
 //! This crate never sees a pointer, a file or mapped memory.
 
@@ -20,87 +22,87 @@ use modload_abi::record::{ParavirtSite, Record};
 use modload_edit::{Addr, Code, Engine, MAX_SITE, PlanError, Table, Why, fill_with_nops, refused, wide, write};
 use thiserror::Error;
 
-/// What becomes of the calls of an operation.
+/// How calls of an operation are rewritten.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Operation {
-    /// They stay calls through the table.
+    /// The calls stay calls through the table.
     Leave,
-    /// They go away.
+    /// The calls are replaced by NOPs.
     Nop,
-    /// They become direct calls of this function.
+    /// The calls become direct calls of this function.
     Call(Addr),
-    /// They become this code, which must keep to what the caller expects of the call.
+    /// The calls are replaced by this code, which must follow the calling convention of the call.
     Inline(Vec<u8>),
-    /// There is nothing that they could become: a module that makes one is refused. This is the operation's name.
+    /// The operation is not possible here: a module that calls it is refused. The string is the operation's name.
     Refuse(&'static str),
 }
 
 /// An operations table.
 #[derive(Clone, Default, Debug)]
 pub struct Operations {
-    /// Where the module believes the table to be. If it is known, a site must call through the entry that its record
-    /// names.
+    /// The address of the table, as the module sees it. If it is known, the site of each record must call through the
+    /// entry that the record names.
     pub base: Option<Addr>,
-    /// By number. What is not here stays a call through the table.
+    /// The entries by operation number. Calls of an operation without an entry stay calls through the table.
     pub operations: BTreeMap<u8, Operation>,
 }
 
-/// What is wrong with a record, or with the place it means.
+/// Why a record cannot be applied.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum Problem {
     /// The record cannot be read.
     #[error("its section is no whole number of records")]
     PartOfRecord,
-    /// The site is not in text, or not all of it.
+    /// The site is not completely within text.
     #[error("its site of {0} bytes is not within text")]
     SiteOutside(usize),
-    /// The instruction at the site is another one.
+    /// The instruction at the site is not a call through a pointer.
     #[error("its site is not a call through a pointer, in {0} bytes")]
     OtherInstruction(usize),
-    /// The site calls through another entry.
+    /// The site calls through another entry than the record says.
     #[error("its site calls through {found}, and operation {op} is at {expected}")]
     OtherEntry {
-        /// The record's operation.
+        /// The operation of the record.
         op: u8,
-        /// Where its entry is.
+        /// The address of its entry.
         expected: Addr,
-        /// What the site calls through.
+        /// The address of the entry that the site calls through.
         found: Addr,
     },
-    /// There is nothing that the call could become.
-    #[error("operation {op} is {name}, for which there is nothing here")]
+    /// The operation is not possible here.
+    #[error("operation {op} is {name}, which user space cannot do")]
     Refused {
-        /// The record's operation.
+        /// The operation of the record.
         op: u8,
-        /// Its name.
+        /// The name of the operation.
         name: &'static str,
     },
-    /// The function is too far away.
+    /// The function is too far from the site.
     #[error("operation {op} at {target} is {beyond:#x} beyond the reach of a call")]
     OutOfReach {
-        /// The record's operation.
+        /// The operation of the record.
         op: u8,
-        /// Its function.
+        /// The address of the function.
         target: Addr,
-        /// By how much.
+        /// The distance beyond the reach of a call, in bytes.
         beyond: u64,
     },
-    /// What is to stand there is longer than the site.
+    /// The new code is longer than the site.
     #[error("operation {op} takes {len} bytes, and its site has {room}")]
     TooLong {
-        /// The record's operation.
+        /// The operation of the record.
         op: u8,
-        /// How many bytes it takes.
+        /// The length of the new code in bytes.
         len: usize,
-        /// How many there are.
+        /// The length of the site in bytes.
         room: usize,
     },
 }
 
-/// Makes calls through the table what the table says, padded with NOPs. Linux's `apply_paravirt`.
+/// Rewrites calls through the table as the table says, padded with NOPs. Linux's `apply_paravirt`.
 ///
 /// # Errors
-/// [`PlanError`]: the first record that cannot be followed.
+/// [`PlanError`]: the first record that cannot be applied.
 pub fn paravirt<C: Code>(table: &Table, operations: &Operations, code: &mut C) -> Result<(), PlanError<Problem>> {
     let size = wide(ParavirtSite::SIZE);
     for number in table.numbers(size) {
@@ -120,11 +122,12 @@ pub fn paravirt<C: Code>(table: &Table, operations: &Operations, code: &mut C) -
     Ok(())
 }
 
-/// Makes a call or a jump through an entry of a table direct, whose displacement stands at `operand`, if it is one and
-/// `target`, what the entry holds, is in reach of it. Says whether it was.
+/// Replaces a call or a jump through an entry of a table by a direct one. `operand` is the address of the instruction's
+/// displacement, and `target` is the address in the entry. The instruction stays unchanged if it is of another kind or
+/// if `target` is out of reach. Returns whether it was replaced.
 ///
 /// # Errors
-/// [`modload_edit::Rejected`]: the sink does not take it.
+/// [`modload_edit::Rejected`]: the sink has refused the edit.
 pub fn call_directly<C: Code>(
     operand: Addr,
     target: Addr,
@@ -143,12 +146,12 @@ pub fn call_directly<C: Code>(
     Ok(Direct::Yes)
 }
 
-/// Whether a call became a direct one.
+/// Whether a call has become a direct call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Direct {
-    /// It stays a call through its entry: that is too far away, or it is another instruction.
+    /// The call stays a call through its entry: the target is too far away, or the instruction is of another kind.
     No,
-    /// It did.
+    /// The call is direct now.
     Yes,
 }
 
@@ -192,7 +195,7 @@ fn plan(record: &ParavirtSite, operations: &Operations, code: &impl Code, new: &
     Ok(Planned::Changed)
 }
 
-/// The pointer through which the one instruction that these bytes are calls.
+/// Returns the address of the pointer that a call uses, if these bytes are exactly one indirect call.
 fn called_through(at: Addr, site: &[u8]) -> Option<Addr> {
     let call = Decoder::with_ip(64, site, at.get(), DecoderOptions::NONE).decode();
     if call.mnemonic() != Mnemonic::Call || call.op0_kind() != OpKind::Memory || call.len() != site.len() {
@@ -214,7 +217,7 @@ mod tests {
     const TEXT: Addr = Addr::new(0x1000);
     const OPS: Addr = Addr::new(0x8000);
 
-    /// `call *OPS+8*op(%rip)` at the beginning of the text, and a record of it.
+    /// Returns `call *OPS+8*op(%rip)` at the beginning of the text, and a record of this call.
     fn space(op: u8, len: u8) -> (Space, Table) {
         let displacement = OPS + 8 * u64::from(op) - (TEXT + 6);
         let mut text = vec![0xff, 0x15];
@@ -263,7 +266,7 @@ mod tests {
             (refusal((3, 7), call(), OPS), "in 7 bytes; at 0x1000 stands"),
             (refusal((3, 200), call(), OPS), "its site of 200 bytes is not within text"),
             (refusal((3, 0), call(), OPS), "its site of 0 bytes"),
-            (refusal((3, 6), Operation::Refuse("cpu.read_msr"), OPS), "operation 3 is cpu.read_msr, for which there"),
+            (refusal((3, 6), Operation::Refuse("cpu.read_msr"), OPS), "operation 3 is cpu.read_msr, which user space"),
             (refusal((3, 6), Operation::Inline(vec![0x90; 7]), OPS), "operation 3 takes 7 bytes, and its site has 6"),
             (refusal((3, 6), Operation::Call(Addr::new(0x1_0000_1005)), OPS), "is 0x80000000 beyond the reach"),
         ] {

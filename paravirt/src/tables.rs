@@ -1,5 +1,5 @@
-//! Linux 6.1's operations, as a kernel with `CONFIG_PARAVIRT_XXL` numbers them, and two tables for them: what Linux makes
-//! of their calls on bare metal, and what a process can make of them.
+//! Linux 6.1's operations, numbered as by a kernel with `CONFIG_PARAVIRT_XXL`, and two tables for them: how Linux
+//! rewrites the calls on bare metal, and how this loader rewrites them for a process.
 
 use std::collections::BTreeMap;
 
@@ -7,33 +7,33 @@ use modload_edit::Addr;
 
 use crate::{Operation, Operations};
 
-/// What an operation is without a hypervisor.
+/// An operation on bare metal, without a hypervisor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Native {
-    /// Nothing.
+    /// The operation does nothing.
     Nop,
-    /// Gives back its argument.
+    /// The operation returns its argument.
     Identity,
-    /// This function.
+    /// The operation is this function.
     Function(&'static str),
 }
 
-/// What an operation is in a process.
+/// An operation in a process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum User {
-    /// Nothing.
+    /// The operation does nothing.
     Nop,
-    /// These instructions.
+    /// The operation is these instructions.
     Code(&'static [u8]),
-    /// There is nothing like it.
+    /// The operation has no equivalent in user space.
     Nothing,
 }
 
 use Native::{Function, Identity, Nop};
 
-/// An operation.
+/// An operation of Linux.
 struct Row {
-    /// As the member of Linux's `struct paravirt_patch_template`.
+    /// The name as a member of Linux's `struct paravirt_patch_template`.
     name: &'static str,
     native: Native,
     user: User,
@@ -50,7 +50,7 @@ const ZERO: User = User::Code(&[0x31, 0xc0]); // xor %eax,%eax
 const PAUSE: User = User::Code(&[0xf3, 0x90]); // pause
 const UNLOCK: User = User::Code(&[0xc6, 0x07, 0x00]); // movb $0,(%rdi)
 
-/// By number.
+/// The operations by number.
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
     row("cpu.io_delay", Function("native_io_delay"), User::Nop),
@@ -139,7 +139,7 @@ const ROWS: &[Row] = &[
     row("lock.vcpu_is_preempted", Function("__raw_callee_save___native_vcpu_is_preempted"), ZERO),
 ];
 
-/// How many operations Linux 6.1 has.
+/// The number of operations of Linux 6.1.
 pub const LINUX_OPERATIONS: usize = ROWS.len();
 
 fn by_number(operation: impl Fn(&Row) -> Option<Operation>) -> BTreeMap<u8, Operation> {
@@ -147,9 +147,9 @@ fn by_number(operation: impl Fn(&Row) -> Option<Operation>) -> BTreeMap<u8, Oper
 }
 
 impl Operations {
-    /// What Linux makes of the calls on bare metal: direct calls of the native functions, whose addresses `address`
-    /// knows, and nothing at all where they do nothing. `base` is the address of `pv_ops`. What has no address stays a
-    /// call through the table.
+    /// Returns Linux's table for bare metal: direct calls of the native functions, whose addresses `address` returns,
+    /// and NOPs for operations that do nothing. `base` is the address of `pv_ops`. A function without an address stays
+    /// a call through the table.
     #[must_use]
     pub fn native(base: Option<Addr>, address: impl Fn(&str) -> Option<Addr>) -> Operations {
         let call = |name| address(name).map(Operation::Call);
@@ -161,8 +161,9 @@ impl Operations {
         Operations { base, operations }
     }
 
-    /// What a process can make of the calls: flags are those of user space, interrupts and caches are not its own, page
-    /// tables are memory like any other. What only a kernel can do is refused by name.
+    /// Returns the table for a process. Flags are those of user space. Interrupts and caches do not belong to the
+    /// process, so their operations do nothing. Page tables are plain memory. Operations that only a kernel can do are
+    /// refused by name.
     #[must_use]
     pub fn user(base: Option<Addr>) -> Operations {
         let operations = by_number(|row| {
