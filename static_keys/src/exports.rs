@@ -1,4 +1,5 @@
-//! What every host exports to modules: the functions behind the SDK's macros. They take addresses and follow none.
+//! The functions that every host exports to modules, for the SDK's macros. They take addresses and never read through
+//! them without checking.
 
 use std::ffi::{c_int, c_void};
 
@@ -15,7 +16,7 @@ fn address(at: Key) -> Addr {
     Addr::new(wide(at.expose_provenance()))
 }
 
-/// 0, or a negative error number and a line in the log.
+/// Returns 0, or logs a failure and returns a negative error number.
 fn outcome(function: &str, outcome: Result<(), KeyError>) -> c_int {
     let Err(error) = outcome else { return 0 };
     tracing::warn!(function, %error, "not switched");
@@ -46,12 +47,12 @@ extern "C" fn static_key_count(key: Key) -> c_int {
     c_int::try_from(count).unwrap_or(c_int::MAX)
 }
 
-/// The trampoline is found by the key.
+/// `_trampoline` is unused: the table finds the trampoline by the key.
 extern "C" fn static_call_update(key: Key, _trampoline: Key, function: Key) -> c_int {
     outcome("__static_call_update", switch::update_static_call(address(key), address(function)))
 }
 
-/// The names and addresses of what is exported, [`return0`](crate::return0) apart.
+/// Returns the names and addresses of the exported functions, except [`return0`](crate::return0).
 #[must_use]
 pub fn exports() -> [(&'static str, Addr); 6] {
     type OfKey = extern "C" fn(Key) -> c_int;

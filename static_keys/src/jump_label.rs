@@ -1,4 +1,4 @@
-//! `__jump_table`: branches that static keys decide.
+//! `__jump_table`: branches that static keys control.
 
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use modload_abi::record::{JumpEntry, Record};
@@ -9,22 +9,22 @@ use crate::{Error, Problem};
 /// The state of a static key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum KeyState {
-    /// Its count is 0.
+    /// The count is 0.
     Disabled,
-    /// Its count is not 0.
+    /// The count is not 0.
     Enabled,
-    /// Not known: the site stays as it is.
+    /// The state is not known: sites stay unchanged.
     Unknown,
 }
 
-/// A site whose key decides what stands there.
+/// A site that is a jump or a NOP, as its key's state requires.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct JumpSite {
-    /// Where it is.
+    /// The address of the site.
     pub at: Addr,
     /// The record.
     pub why: Why,
-    /// The key's address.
+    /// The address of the key.
     pub key: Addr,
     likely: bool,
     jump: SiteBytes,
@@ -44,11 +44,11 @@ impl std::ops::Deref for SiteBytes {
     }
 }
 
-/// Makes each site a jump or a NOP, as its key's state and the branch's likelihood want it. `state` is asked with the
-/// address of a key. Linux's `jump_label_add_module` and `arch_jump_label_transform`.
+/// Makes each site a jump or a NOP, as the state of its key and the likelihood of the branch require. `state` returns
+/// the state of the key at an address. Linux's `jump_label_add_module` and `arch_jump_label_transform`.
 ///
 /// # Errors
-/// [`modload_edit::PlanError`]: the first record that cannot be followed.
+/// [`modload_edit::PlanError`]: the first record that cannot be applied.
 pub fn jump_labels<C: Code>(table: &Table, mut state: impl FnMut(Addr) -> KeyState, code: &mut C) -> Result<(), Error> {
     for number in table.numbers(wide(JumpEntry::SIZE)) {
         let record = JumpRecord::read(table, number, code)?;
@@ -61,15 +61,15 @@ pub fn jump_labels<C: Code>(table: &Table, mut state: impl FnMut(Addr) -> KeySta
     Ok(())
 }
 
-/// All sites of a table, as they stand in the code.
+/// Returns all sites of a table.
 ///
 /// # Errors
-/// [`modload_edit::PlanError`]: the first record that cannot be followed.
+/// [`modload_edit::PlanError`]: the first record that cannot be applied.
 pub fn jump_sites<C: Code>(table: &Table, code: &C) -> Result<Vec<JumpSite>, Error> {
     table.numbers(wide(JumpEntry::SIZE)).map(|number| JumpRecord::read(table, number, code)?.site(code)).collect()
 }
 
-/// A record with its distances followed.
+/// A record with its distances converted to addresses.
 struct JumpRecord {
     why: Why,
     at: Addr,
@@ -103,7 +103,7 @@ impl JumpRecord {
 }
 
 impl JumpSite {
-    /// What stands there in a state of its key; for one that is not known, what stands there for one that is disabled.
+    /// Returns the bytes of the site for a state of its key. [`KeyState::Unknown`] counts as disabled.
     #[must_use]
     pub fn code(&self, state: KeyState) -> SiteBytes {
         if (state == KeyState::Enabled) != self.likely {
@@ -115,7 +115,7 @@ impl JumpSite {
     }
 }
 
-/// How long the site is: 2 or 5. It must be a NOP or the jump that belongs there.
+/// Returns the length of the site: 2 or 5 bytes. Fails unless the site is a NOP or the jump to `target`.
 fn length(site: Addr, target: Addr, code: &impl Code) -> Result<usize, Problem> {
     let bytes = code.text(site, 15).ok_or(Problem::SiteOutside)?;
     let instruction = Decoder::with_ip(64, bytes, site.get(), DecoderOptions::NONE).decode();

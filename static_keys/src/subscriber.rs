@@ -1,5 +1,5 @@
-//! The subscriber of both chains: makes a module's sites right before anyone's own notifier runs, and forgets them when
-//! they go.
+//! The subscriber of both chains. It sets the sites of a module before any other notifier runs, and forgets the sites
+//! when the module goes.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::static_call::{CallKind, CallSite, StaticCalls, Target, add_unrecorded
 use crate::switch::{KeyError, near, state, target};
 use crate::table::{Owner, Stay, Table, table};
 
-/// Static keys and static calls of modules. One for each host; what it knows is the process's.
+/// Static keys and static calls of modules. Each host has a value of this type, but the table behind is the process's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct StaticKeys;
@@ -28,7 +28,8 @@ impl Default for StaticKeys {
 }
 
 impl StaticKeys {
-    /// Those of a new host. What keys need around a fork is there from now on: a child never finds it half installed.
+    /// Makes the subscriber of a new host. Installs the fork handlers of the table, so that a child never finds them
+    /// half installed.
     #[must_use]
     pub fn new() -> StaticKeys {
         drop(table());
@@ -36,7 +37,7 @@ impl StaticKeys {
     }
 }
 
-/// Staged text, and one section next to it, for the planners.
+/// Staged text, and one section beside it, for the planners.
 struct Work<'w, 'm> {
     coming: &'w mut Coming<'m>,
     section: SectionBytes,
@@ -105,12 +106,12 @@ impl Subscriber for StaticKeys {
     }
 }
 
-/// What a module's tables and symbols say.
+/// The sites and keys in a module's tables and symbols.
 #[derive(Default)]
 struct Found {
     jumps: Vec<JumpSite>,
     calls: Vec<CallSite>,
-    /// Trampolines and their keys; those that are the module's own are sites, too.
+    /// Trampolines and their keys. The module's own trampolines are sites, too.
     trampolines: Vec<(Addr, Addr)>,
     own: Vec<CallSite>,
 }
@@ -140,7 +141,7 @@ impl Found {
             found.trampolines.extend(sites.iter().map(|record| (record.at, record.key)));
         }
         add_unrecorded(&mut found.calls, coming.trampoline_calls());
-        // Where trampolines are: nobody looks through all symbols for nothing.
+        // Searching all symbols is slow, so it is done only if the module has trampolines.
         if !coming.module().sections().any(|placed| placed.name == section::STATIC_CALL_TEXT) {
             return Ok(found);
         }
@@ -159,13 +160,13 @@ impl Found {
         self.jumps.is_empty() && self.calls.is_empty() && self.trampolines.is_empty()
     }
 
-    /// Where instructions must begin, and what says so.
+    /// Returns the addresses at which instructions must begin, with the record of each.
     fn sites(&self) -> Vec<(Addr, Why)> {
         let jumps = self.jumps.iter().map(|site| (site.at, site.why));
         jumps.chain(self.calls.iter().chain(&self.own).map(|site| (site.at, site.why))).collect()
     }
 
-    /// Makes every site what its key wants, and enters all of them.
+    /// Writes every site as its key requires, and adds all sites to the table.
     fn enter(self, coming: &mut Coming<'_>, table: &mut Table) -> Result<(), Refusal> {
         let Found { jumps, calls, trampolines, own } = self;
         let owner = Owner::of(coming.module());
@@ -180,7 +181,12 @@ impl Found {
             })?;
             if coming.is_init(key) && !coming.is_init(site.at) {
                 let why = site.why;
-                return Err(refused(section::JUMP_TABLE, format!("{why}: its key goes with init, and its site stays")));
+                return Err(refused(
+                    section::JUMP_TABLE,
+                    format!(
+                        "{why}: its key is freed with the init sections, but its site is not; move the key out of init data"
+                    ),
+                ));
             }
             let enabled = count != 0;
             let mut work = Work { coming, section: nothing.clone() };
@@ -195,7 +201,7 @@ impl Found {
         let own = own.into_iter().map(|site| (site, Named::Trampoline));
         for (site, named) in calls.into_iter().map(|site| (site, Named::Site)).chain(own) {
             let failed = |error: &dyn fmt::Display| refused(section::STATIC_CALL_SITES, error);
-            // Who may not name the key names its trampoline.
+            // A module that may not name a key names the key's trampoline instead.
             let named_by = known.get(&site.key).or_else(|| table.trampolines.get(&site.key));
             let key = named_by.copied().unwrap_or(site.key);
             let function = load_u64(key).ok_or_else(|| {
@@ -204,7 +210,9 @@ impl Found {
             })?;
             if coming.is_init(key) && !coming.is_init(site.at) {
                 let why = site.why;
-                return Err(failed(&format_args!("{why}: its key goes with init, and its site stays")));
+                return Err(failed(&format_args!(
+                    "{why}: its key is freed with the init sections, but its site is not; move the key out of init data"
+                )));
             }
             let shown = target(Addr::new(function));
             let reached = near(&mut table.far, &site, shown).map_err(|error| failed(&error))?;
@@ -223,7 +231,7 @@ impl Found {
     }
 }
 
-/// How a place that calls is known.
+/// How the table knows a place that calls.
 enum Named {
     Site,
     Trampoline,

@@ -1,4 +1,4 @@
-//! What stands at a site for each state of its key.
+//! The bytes of a site for each state of its key.
 
 use modload_alternatives::{Facts, Features, Processors, Returns};
 use modload_edit::{Addr, Code, Engine, Ledger, PieceKind, Space, Table, Why, disassembled};
@@ -28,7 +28,7 @@ fn distance(to: Addr, from: Addr) -> [u8; 4] {
     i32::try_from(to - from).unwrap().to_le_bytes()
 }
 
-/// A record for a jump to 0x1010, likely or not.
+/// Returns a record for a jump to 0x1010, likely or not.
 fn entry(likely: i64) -> Vec<u8> {
     let key = (KEY - (TABLE + 8)) | likely;
     [&distance(TEXT, TABLE)[..], &distance(TEXT + 0x10, TABLE + 4), &key.to_le_bytes()].concat()
@@ -62,7 +62,7 @@ fn a_site_is_a_jump_or_a_nop_of_its_length() {
     ] {
         assert_eq!(jump_label(site, likely, state).unwrap(), expected, "{site:02x?} {likely} {state:?}");
     }
-    // A long one stays long.
+    // A site of five bytes stays five bytes long.
     let (mut space, table) = space(NOP5, &entry(0));
     jump_labels(&table, |_| Enabled, &mut space).unwrap();
     assert_eq!(space.bytes(TEXT, 5), Some(JUMP5));
