@@ -1,4 +1,4 @@
-//! The client: makes one request after the other.
+//! The client of the control socket. It makes one request at a time.
 
 use std::io;
 use std::mem::take;
@@ -20,50 +20,50 @@ use thiserror::Error;
 use crate::protocol::{GREETING_TIME, Greeting, MAX_ANSWER, MAX_DESCRIPTORS, Request, Trace, Traced, Tracing, VERSION};
 use crate::wire::{Reader, WireError, send};
 
-/// A server's refusal.
+/// A refusal by the server.
 #[derive(Clone, PartialEq, Debug, Error)]
 #[error("{message}")]
 pub struct Refused {
-    /// What kind it is: `docs/protocol.md` lists them.
+    /// The kind of the refusal, for programs. `docs/protocol.md` lists all kinds.
     pub kind: String,
-    /// A sentence.
+    /// A sentence for people.
     pub message: String,
-    /// What else the server knows of it, by name.
+    /// More facts about the refusal, by name.
     pub data: Map<String, Value>,
 }
 
 /// A request has no answer.
 #[derive(Debug, Error)]
 pub enum ClientError {
-    /// Nobody serves there.
+    /// No host serves this socket.
     #[error("{}: no host serves there", .path.display())]
     Connect {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
-    /// Whoever has the socket says nothing.
-    #[error("{}: nobody greets within {} s: it is no host, or one that still loads what it begins with", .path.display(), .patience.as_secs())]
+    /// The process that listens on the socket has sent no greeting.
+    #[error("{}: no greeting within {} s: either this socket is not a host's, or the host is still loading its first modules; try again later", .path.display(), .patience.as_secs())]
     Silent {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
-        /// How long was waited.
+        /// How long the client has waited.
         patience: Duration,
     },
-    /// More files than one request carries.
+    /// More files than one request can carry.
     #[error("{0} files, and a host takes {MAX_DESCRIPTORS} at once: merge some with ld -r or ar")]
     TooManyFiles(usize),
-    /// The server said no.
+    /// The server has refused the request.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// The connection broke.
+    /// The connection failed.
     #[error("the connection to the host broke")]
     Connection(#[source] io::Error),
-    /// The server went away in the middle of the request. What it did of it is not known.
+    /// The server has closed the connection during the request. Which part of the request it has done is not known.
     #[error("the host went away before it answered")]
     Gone,
-    /// The server says what this client does not understand.
+    /// The server has sent a line that this client does not understand.
     #[error("the host does not speak version {VERSION} of the protocol: {0}")]
     Protocol(String),
 }
@@ -76,16 +76,16 @@ pub struct Client {
     next_id: u64,
 }
 
-/// What a trace tells while it runs.
+/// A message of a running trace.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Told {
-    /// It has begun.
+    /// The trace has begun.
     Began(Tracing),
-    /// What is new. An empty one says that nothing older comes than what has come.
+    /// New records. An empty batch means that no later batch has a record older than those received so far.
     Batch(Batch),
 }
 
-/// A line of a trace: one of these.
+/// A line of a trace. Exactly one of `trace`, `event`, `ok` and `error` is present.
 #[derive(Deserialize)]
 struct TraceLine {
     id: Option<u64>,
@@ -105,15 +105,16 @@ struct Numbered<'a> {
 }
 
 impl Client {
-    /// Connects to the server that serves there, and hears its greeting.
+    /// Connects to the server of a socket, and reads the greeting.
     ///
     /// # Errors
-    /// [`ClientError`]: nobody serves there, it does not want this client, or speaks another version.
+    /// [`ClientError`]: no host serves this socket, the server refuses this client, or the server speaks another
+    /// version.
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
         Client::connect_within(path, GREETING_TIME)
     }
 
-    /// [`Client::connect`], with another patience than [`GREETING_TIME`].
+    /// Like [`Client::connect`], but waits for the greeting for `patience` instead of [`GREETING_TIME`].
     ///
     /// # Errors
     /// [`ClientError`].
@@ -137,11 +138,11 @@ impl Client {
         }
     }
 
-    /// Makes a request, and passes `files` with it. `event` gets each event that comes before the answer: the object,
-    /// and a line for people.
+    /// Makes a request, and passes `files` with it. `event` is called for each event before the answer, with the event
+    /// object and a line for people.
     ///
     /// # Errors
-    /// [`ClientError`]: the server refuses, goes away, or answers with something else.
+    /// [`ClientError`]: the server refuses, closes the connection, or sends another answer than expected.
     pub fn request<A: DeserializeOwned>(
         &mut self,
         request: &Request,
@@ -169,11 +170,12 @@ impl Client {
         }
     }
 
-    /// Traces functions until the time that `asked` says is over, `stop` can be read from (or is closed), or `told` breaks off,
-    /// which gets what there is to tell. The last batch comes in each of the first two cases.
+    /// Traces functions until the time in `asked` is over, `stop` becomes readable (or is closed), or `told` returns a
+    /// break. `told` is called with each message. In the first two cases the last batch is received before this
+    /// function returns.
     ///
     /// # Errors
-    /// [`ClientError`]: the server refuses, goes away, or answers with something else.
+    /// [`ClientError`]: the server refuses, closes the connection, or sends another answer than expected.
     pub fn trace(
         mut self,
         asked: &Trace,
@@ -218,7 +220,7 @@ impl Client {
         }
     }
 
-    /// Waits until the server says something, or `stop` does.
+    /// Waits until the server sends something or `stop` becomes readable. Returns whether `stop` is readable.
     fn is_stopped(&self, stop: &impl AsFd) -> Result<bool, ClientError> {
         if self.reader.has_line() {
             return Ok(false);
@@ -228,16 +230,17 @@ impl Client {
         Ok(!fds[0].revents().is_empty())
     }
 
-    /// Says that no more comes from here.
+    /// Ends the client's side of the connection, which tells the server to stop the trace.
     fn end_side(&self) -> Result<Ending, ClientError> {
         match self.stream.shutdown(Shutdown::Write) {
-            // Whoever has gone has ended, too: what it said before can still be read.
+            // If the server has closed the connection, the trace has ended too, and the lines sent before can still be
+            // read.
             Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(ClientError::Connection(error)),
             _ => Ok(Ending::Stopped),
         }
     }
 
-    /// Makes a request: its number.
+    /// Sends a request. Returns its id.
     fn ask(&mut self, request: &Request, files: &[BorrowedFd<'_>]) -> Result<u64, ClientError> {
         let id = self.next_id;
         self.next_id += 1;
@@ -246,7 +249,8 @@ impl Client {
         let sent = send(&self.stream, &text, files);
         let closed =
             |error: &io::Error| matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
-        // A server that has closed the connection may have said why; no other answers what it never got.
+        // A server that has closed the connection may have sent its reason before. No other error has an answer,
+        // because the server has not received the request.
         if let Some(error) = sent.err().filter(|error| !closed(error)) {
             return Err(ClientError::Connection(error));
         }
@@ -269,13 +273,13 @@ impl Client {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ending {
     NotYet,
-    /// The server has been told; the rest is waited for.
+    /// The server knows that the trace shall stop. The client waits for the remaining messages.
     Stopped,
-    /// Nobody wants the rest.
+    /// The client ignores the remaining messages.
     BrokenOff,
 }
 
-/// Puts the next part of a batch behind the others.
+/// Appends the next part of a batch.
 pub(crate) fn join(batch: &mut Batch, part: Batch) {
     batch.functions.extend(part.functions);
     batch.threads.extend(part.threads);
@@ -288,7 +292,7 @@ fn parse<T: DeserializeOwned>(line: &str) -> Result<T, ClientError> {
 }
 
 fn other_request() -> ClientError {
-    ClientError::Protocol("an answer to another request".into())
+    ClientError::Protocol("the id in an answer is not that of the request".into())
 }
 
 fn refused(error: &Value) -> Refused {

@@ -1,4 +1,4 @@
-//! Why a request was refused: its kind for programs, a sentence for people, and what else is known.
+//! The reasons why the server refuses a request: a kind for programs, a sentence for people, and more facts.
 
 use std::fmt;
 use std::io;
@@ -14,28 +14,28 @@ use crate::details::load_details;
 use crate::protocol::{MAX_CLIENTS, MAX_DESCRIPTORS, OPS, VERSION};
 use crate::wire::WireError;
 
-/// Why a request, or a client, was refused.
+/// Why the server has refused a request or a client.
 #[derive(Debug, Error)]
 pub(crate) enum Refusal {
     #[error("user {uid} may not operate this host: it serves its own user and root")]
     NotPermitted { uid: u32 },
     #[error("there are {MAX_CLIENTS} clients already, and no more are served at once")]
     TooManyClients,
-    #[error("the server is stopping")]
+    #[error("the server is stopping and takes no more requests")]
     Stopping,
     #[error(transparent)]
     Wire(#[from] WireError),
     #[error("the request is no JSON object: {0}")]
     Malformed(String),
-    #[error("a request has an id, an integer from 0")]
+    #[error("a request needs an \"id\", an integer from 0")]
     NoId,
     #[error("the client speaks version {0} of the protocol, and the server {VERSION}")]
     Version(Value),
     #[error("\"{}\" is none of the requests {}", .0.escape_debug(), OPS.join(", "))]
     UnknownOp(String),
-    #[error("the request is not as it should be: {0}")]
+    #[error("the fields of the request are wrong: {0}")]
     BadRequest(String),
-    #[error("{given} descriptors came with the request, and {wanted} belong to it")]
+    #[error("{given} descriptors came with the request, but it needs {wanted}")]
     Descriptors { given: usize, wanted: usize },
     #[error("{}: {why}", .file.escape_debug())]
     NotAFile { file: String, why: NotAFile },
@@ -59,11 +59,11 @@ pub(crate) enum Refusal {
     Trace(#[from] TraceError),
     #[error(transparent)]
     Patch(#[from] PatchError),
-    #[error("the server panicked over this request, and goes on")]
+    #[error("the server panicked while it processed this request; it still serves other requests")]
     Internal,
 }
 
-/// What a descriptor is instead of a regular file that is open for reading.
+/// Why a descriptor is not a regular file that is open for reading.
 #[derive(Debug)]
 pub(crate) enum NotAFile {
     Special,
@@ -74,15 +74,15 @@ pub(crate) enum NotAFile {
 impl fmt::Display for NotAFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            NotAFile::Special => f.write_str("its descriptor is not that of a regular file"),
+            NotAFile::Special => f.write_str("its descriptor is not a regular file"),
             NotAFile::NotOpenForReading => f.write_str("its descriptor is not open for reading"),
-            NotAFile::Unknown(error) => write!(f, "its descriptor cannot be looked at: {error}"),
+            NotAFile::Unknown(error) => write!(f, "its descriptor cannot be examined: {error}"),
         }
     }
 }
 
 impl Refusal {
-    /// Its name for programs: `docs/protocol.md` lists them.
+    /// Returns the kind of the refusal, for programs. `docs/protocol.md` lists all kinds.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Refusal::NotPermitted { .. } => "not_permitted",
@@ -113,7 +113,7 @@ impl Refusal {
         }
     }
 
-    /// The object that stands under `error`.
+    /// Returns the value of the field `error` in the answer.
     pub(crate) fn data(&self) -> Value {
         let mut data = Map::new();
         match self {
@@ -146,7 +146,7 @@ impl Refusal {
     }
 }
 
-/// Threads that are in a module's code, or may be.
+/// Returns the threads that are, or may be, in a module's code.
 pub(crate) fn occupants(threads: &[Occupant]) -> Value {
     let one = |occupant: &Occupant| {
         let (key, value) = match &occupant.why {

@@ -1,4 +1,4 @@
-//! What a request does with the host.
+//! Performs a request on the host.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -17,17 +17,17 @@ use crate::server::Shared;
 use crate::session::{Answers, greeting};
 use crate::trace::traceable;
 
-/// A request under way.
+/// A request that is being processed.
 pub(crate) struct Operation<'a> {
     pub(crate) shared: &'a Shared,
     pub(crate) answers: &'a Answers,
     pub(crate) id: u64,
-    /// Whether the client has sent something behind this request already.
+    /// Whether the client has sent more bytes after this request.
     pub(crate) more_came: bool,
 }
 
 impl Operation<'_> {
-    /// Does what is asked.
+    /// Performs the request and returns the answer.
     pub(crate) fn answer(&self, request: Request, descriptors: Vec<OwnedFd>) -> Result<Value, Refusal> {
         let wanted = if let Request::Load { files, .. } = &request { files.len() } else { 0 };
         if descriptors.len() != wanted {
@@ -68,7 +68,7 @@ impl Operation<'_> {
 
     fn list(&self) -> Listing {
         let host = &self.shared.host;
-        // What can be freed by now is not shown.
+        // Frees quarantined modules that no thread is in any more, so that the list does not show them.
         host.sweep();
         let stripe = |stripe: modload::StripeUsage| Stripe {
             stripe: stripe.class.to_string(),
@@ -83,7 +83,7 @@ impl Operation<'_> {
         }
     }
 
-    /// A module, without a reference that would keep another client from unloading it.
+    /// Returns a module without taking a reference, which would keep other clients from unloading it.
     fn look(&self, name: &str) -> Result<(Arc<ModuleInfo>, State), Refusal> {
         let found = self.shared.host.look().into_iter().find(|(module, _)| is_same_name(module.name(), name));
         found.ok_or_else(|| Refusal::NoModule(name.into()))
@@ -94,7 +94,7 @@ impl Operation<'_> {
         Ok(entry(&module, state))
     }
 
-    /// Has the client told what its request does to modules.
+    /// Sends the client events about the changes that its request makes to modules.
     fn listen(&self) -> modload::Listening {
         let (answers, id) = (self.answers.clone(), self.id);
         self.shared.host.listen(move |event| {
@@ -102,7 +102,7 @@ impl Operation<'_> {
         })
     }
 
-    /// What becomes one module.
+    /// Reads the files that become one module.
     fn image(
         &self,
         files: &[String],
@@ -120,7 +120,7 @@ impl Operation<'_> {
         let _listening = self.listen();
         let loaded = self.shared.host.load(image);
         let file = || files.first().cloned().unwrap_or_default();
-        // It stays without a reference, which would keep others from unloading it.
+        // Drops the reference, which would keep other clients from unloading the module.
         let module = loaded.map_err(|source| Refusal::Load { file: file(), source })?.name().to_owned();
         Ok(Named { module })
     }
@@ -133,21 +133,21 @@ impl Operation<'_> {
         }
     }
 
-    /// Waits, and says for whom when that changes. A server that stops does not wait any longer, nor does one whose
-    /// client is gone.
+    /// Waits until the module can be unloaded. Reports the current users to the client each time they change. Stops
+    /// waiting if the server stops or the client is gone.
     fn unload_within(&self, name: &str, wait: Duration) -> Result<(), UnloadError> {
         const TURN: Duration = Duration::from_millis(250);
         let begun = Instant::now();
         let mut known = None;
         loop {
             let left = wait.saturating_sub(begun.elapsed());
-            // Not at all at first: who has to wait hears it at once.
+            // The first attempt does not wait, so that the client is told at once why it has to wait.
             let turn = if known.is_none() { Duration::ZERO } else { left.min(TURN) };
             let refused = match self.shared.host.unload_within(name, turn) {
                 Err(refused @ (UnloadError::InUse { .. } | UnloadError::Occupied { .. })) => refused,
                 done => return done,
             };
-            // A client that was interrupted wants no unload later.
+            // A client that was interrupted does not expect a later unload.
             if left.is_zero() || self.shared.is_stopping() || self.answers.is_gone() {
                 return Err(refused);
             }
@@ -202,14 +202,14 @@ impl Operation<'_> {
     }
 }
 
-/// Whether a module goes although it is held.
+/// Whether a module is unloaded despite references to it.
 #[derive(Clone, Copy)]
 enum Insist {
     Not,
     Force,
 }
 
-/// Reads a file from a descriptor of the client's: a regular one, from which a read comes back.
+/// Reads a file from a client's descriptor. Only a regular file is accepted, so that the read cannot block for ever.
 fn read(name: &str, descriptor: OwnedFd) -> Result<ModuleFile, Refusal> {
     let refused = |why| Refusal::NotAFile { file: name.to_owned(), why };
     let flags = fcntl_getfl(&descriptor).map_err(|errno| refused(NotAFile::Unknown(errno.into())))?;
@@ -239,19 +239,20 @@ fn entry(module: &ModuleInfo, state: State) -> Entry {
     }
 }
 
-/// The parameters that sysfs would show: those that have any permission.
+/// Returns the parameters that sysfs would show: those with any permission.
 fn params(module: &ModuleInfo) -> Vec<Param> {
     module.params().iter().filter(|info| info.perm != 0).map(|info| param(module, info)).collect()
 }
 
 fn param(module: &ModuleInfo, info: &modload::ParamInfo) -> Param {
-    /// Any read bit.
+    /// All read permissions.
     const READ: u16 = 0o444;
     let value = (info.perm & READ != 0).then(|| module.param(&info.name)).flatten();
     Param { name: info.name.clone(), kind: info.kind.to_string(), perm: format!("{:04o}", info.perm), value }
 }
 
-/// For whom an unload waits: not where a thread happens to be, which changes at each look.
+/// Returns the text that identifies the users for whom an unload waits. It does not contain the places of threads,
+/// which differ at each look.
 fn awaited(refused: &UnloadError) -> String {
     match refused {
         UnloadError::Occupied { threads, .. } => {

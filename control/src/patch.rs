@@ -1,23 +1,23 @@
-//! Patches of a host, for its clients.
+//! The live patches of a host, as its clients see them.
 
 use modload::{BlockingThread, Host, ObjectStatus, PatchError, PatchStatus, Target, is_same_name};
 
 use crate::error::Refusal;
 use crate::protocol::{Blocking, PatchAction, PatchEntry, PatchObject};
 
-/// All patches.
+/// Returns all patches.
 pub(crate) fn list(host: &Host) -> Result<Vec<PatchEntry>, Refusal> {
     Ok(host.patches()?.into_iter().map(entry).collect())
 }
 
-/// One of them, with those who stand in its way.
+/// Returns one patch, with the threads that block its transition.
 pub(crate) fn status(host: &Host, name: &str) -> Result<PatchEntry, Refusal> {
     let mut found = find(host, name)?.ok_or_else(|| PatchError::Unknown(name.to_owned()))?;
     found.blocking = host.blocking(name)?.into_iter().map(blocking).collect();
     Ok(found)
 }
 
-/// Does something with a patch; says what it is then, if it is still there.
+/// Performs an action on a patch. Returns the patch afterwards, if it still exists.
 pub(crate) fn act(host: &Host, name: &str, action: PatchAction) -> Result<Option<PatchEntry>, Refusal> {
     match action {
         PatchAction::Disable => host.disable_patch(name)?,

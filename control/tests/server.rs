@@ -1,4 +1,4 @@
-//! What the server refuses and how, who may be served, whose socket it is, and how it stops.
+//! Which requests and clients the server refuses, which socket files it replaces, and how it stops.
 
 mod scene;
 
@@ -17,7 +17,7 @@ use scene::{Raw, Scene, object};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// The answer to a line, after any events.
+/// Returns the answer to a line, after any events.
 fn ask(raw: &mut Raw, line: &str, descriptors: &[BorrowedFd<'_>]) -> Value {
     raw.send(format!("{line}\n").as_bytes(), descriptors);
     loop {
@@ -28,7 +28,7 @@ fn ask(raw: &mut Raw, line: &str, descriptors: &[BorrowedFd<'_>]) -> Value {
     }
 }
 
-/// The kind of the refusal that a line gets.
+/// Returns the kind of the refusal of a line.
 fn kind(raw: &mut Raw, line: &str, descriptors: &[BorrowedFd<'_>]) -> String {
     let answer = ask(raw, line, descriptors);
     answer["error"]["kind"].as_str().unwrap_or_else(|| panic!("{line}: {answer}")).to_owned()
@@ -159,7 +159,7 @@ fn what_is_wrong_with_a_request_has_a_name_and_the_connection_goes_on() {
     }
     raw.send(b"{\"id\":1,\"op\":\"\xff\"}\n", &[]);
     assert_eq!(raw.line().unwrap()["error"]["kind"], "not_utf8");
-    // Piece by piece, and two at once.
+    // In pieces, and two lines at once.
     for piece in ["{\"id\":7,", "\"op\":\"ping\"}", "\n{\"id\":8,\"op\":\"ping\"}\n"] {
         raw.send(piece.as_bytes(), &[]);
     }
@@ -182,7 +182,7 @@ fn a_client_that_says_too_much_or_too_slowly_is_closed() {
     let mut many = scene.raw();
     assert_eq!(kind(&mut many, r#"{"id":1,"op":"list"}"#, &[null.as_fd(); 65]), "too_many_descriptors");
     assert_eq!(many.line(), None);
-    // One that only waits may do so.
+    // A client that only waits may do so for any time.
     let mut idle = scene.raw();
     let mut slow = scene.raw();
     let begun = Instant::now();
@@ -201,9 +201,9 @@ fn a_descriptor_that_is_no_file_to_read_is_refused_without_waiting() {
     let (pipe, _writer) = std::io::pipe().unwrap();
     let opaque = rustix::fs::open(&path, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
     let kinds: [(OwnedFd, &str); 6] = [
-        (pipe.into(), "not that of a regular file"),
-        (File::open("/dev/zero").unwrap().into(), "not that of a regular file"),
-        (File::open(scene.dir.path()).unwrap().into(), "not that of a regular file"),
+        (pipe.into(), "is not a regular file"),
+        (File::open("/dev/zero").unwrap().into(), "is not a regular file"),
+        (File::open(scene.dir.path()).unwrap().into(), "is not a regular file"),
         (File::options().write(true).open(&path).unwrap().into(), "not open for reading"),
         (opaque, "not open for reading"),
         (File::open(&path).unwrap().into(), "not a relocatable ELF object"),
@@ -227,7 +227,7 @@ fn there_is_an_end_to_how_many_are_served() {
     until("there is room again", || Client::connect(&scene.socket()).is_ok());
 }
 
-/// A module whose `wait_for` returns when a file is there, and whose init does so if it is told which.
+/// A module whose `wait_for` returns once a file exists. Its init waits too, if a parameter names the file.
 const WAITER: &str = "
 #include <modload/module.h>
 int access(const char *path, int mode);
@@ -263,7 +263,7 @@ fn who_waits_for_an_unload_is_told_for_whom_and_force_does_not_wait() {
         });
         let refused = request::<Named>(&mut client, &unload(&name, 0)).unwrap_err();
         assert_eq!((refused.kind.as_str(), &refused.data["references"]), ("in_use", &Value::from(1)));
-        // The waiter is told, and what it is told ends the waiting.
+        // The waiting client receives an event, and the event ends the waiting.
         let go = |event: &Value, _: &str| {
             if event["event"] == "waiting" {
                 assert_eq!(event["references"], 1);
@@ -275,7 +275,7 @@ fn who_waits_for_an_unload_is_told_for_whom_and_force_does_not_wait() {
         assert_eq!(called.join().unwrap().unwrap().result, Value::from(42));
         fs::remove_file(&path).unwrap();
 
-        // By force: the call goes on in memory that stays for it.
+        // An unload by force: the running call continues in memory that is kept for it.
         load_file(&mut client, &waiter(), &[&param]).unwrap();
         let mut caller = scene.client();
         let called = scope.spawn(move || request::<Called>(&mut caller, &call("wait_for", &[])));
@@ -307,7 +307,7 @@ fn a_server_that_stops_finishes_what_is_under_way_and_begins_nothing() {
     });
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // It ends for those who only wait, and then the one who does not may go on.
+            // Connections of clients that only wait are closed. Then the running request may end.
             assert_eq!(idle.line(), None);
             File::create(&path).unwrap();
         });
@@ -324,7 +324,7 @@ fn a_socket_is_private_and_only_what_nobody_answers_on_is_taken_over() {
     let listener = Listener::bind(&path).unwrap();
     assert_eq!(fs::symlink_metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
     assert!(matches!(Listener::bind(&path), Err(ListenError::Served(_))));
-    // Somebody has put another one there: it is not ours to remove.
+    // Another socket has this path now, so the listener must not remove it.
     fs::remove_file(&path).unwrap();
     let other = UnixListener::bind(&path).unwrap();
     drop(listener);
@@ -346,7 +346,7 @@ fn of_two_servers_that_race_one_serves() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
     for _ in 0..50 {
-        // What a server that was killed leaves.
+        // The file that a killed server leaves behind.
         drop(UnixListener::bind(&path).unwrap());
         let listeners: Vec<_> = std::thread::scope(|scope| {
             let racers: Vec<_> = (0..4).map(|_| scope.spawn(|| Listener::bind(&path).ok())).collect();
