@@ -1,4 +1,4 @@
-//! `modhost check`: whether files could be loaded, as far as their bytes tell.
+//! `modhost check`: checks whether files could be loaded, as far as this depends only on their bytes.
 
 use std::path::Path;
 
@@ -25,7 +25,7 @@ pub(crate) fn run(arguments: &Check, output: &mut Output) -> Result<(), Failure>
     }
 }
 
-/// Why a file would be refused, if its bytes say so.
+/// Returns why the bytes of a file would be refused, or `None`.
 fn why_not(host: &Host, file: &Path) -> Option<String> {
     let file = match ModuleFile::read(file, SIZE_LIMIT) {
         Ok(file) => file,

@@ -1,4 +1,4 @@
-//! `modload --demo`: two modules that are part of this program, from before the first to after the last.
+//! `modload --demo`: shows the whole life of two modules that are built into this program.
 
 use std::fs::File;
 use std::io;
@@ -19,7 +19,7 @@ const GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.o"));
 const GREET_FIX: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/greet_fix.o"));
 const GREET_REFIX: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/greet_refix.o"));
 
-/// Agrees to everything; the timeline shows that it was asked.
+/// A subscriber that accepts every module. The timeline shows its calls.
 struct Watcher;
 
 impl Subscriber for Watcher {
@@ -52,36 +52,38 @@ pub(crate) fn run(output: &mut Output) -> Result<(), Failure> {
         make(&modules, &call, output)?;
     }
 
-    output.heading("Following: the same calls while somebody looks at every function of both")?;
+    output.heading("Tracing: the same calls while every function of both modules is traced")?;
     trace(&host, &modules, output)?;
 
-    output.heading("Mending: a patch comes before its target is there, and another takes its place")?;
+    output.heading("Patching: a patch is loaded before its target, and another patch replaces it")?;
     let modules = patch(&host, modules, &mut session, output)?;
 
-    output.heading("During: one mapping a stripe, none of them writable and executable")?;
+    output.heading("While loaded: one mapping per stripe, none of them both writable and executable")?;
     show_mappings(output, Some(&host))?;
 
     output.heading("Unloading: guest first, because it uses greet")?;
-    let refused = host.unload("greet").map_or_else(|refused| refused.to_string(), |()| "it went".into());
+    let refused = host.unload("greet").map_or_else(|refused| refused.to_string(), |()| "it was unloaded".into());
     output.say(&format!("unload greet -> {refused}"))?;
     for module in modules.into_iter().rev() {
         module.unload()?;
     }
     session.print(output)?;
 
-    output.heading("After: the same mappings, for the next module; what is left in them is the host's own")?;
+    output.heading("After: the same mappings, for the next module; the bytes still in use belong to the host")?;
     show_mappings(output, Some(&host))?;
     Ok(output.flush()?)
 }
 
-/// Calls into the modules while their functions are traced, and shows what stands at the entry of one before, meanwhile and after.
+/// Calls into the modules while their functions are traced. Shows the instruction at the entry of one function before,
+/// during and after tracing.
 fn trace(host: &Host, modules: &[Module], output: &mut Output) -> Result<(), Failure> {
     show_entry(modules, "before   ", output)?;
     let options = TraceOptions::new(Mode::Graph).pattern("gre*:*")?.pattern("guest:*")?;
     let trace = match host.trace_functions(&options) {
         Ok(trace) => trace,
-        // A machine without an even clock, a process with shadow stacks: the rest is worth seeing there, too.
-        Err(refused) => return Ok(output.say(&format!("not here: {refused}"))?),
+        // Tracing is refused on a machine without a clock that runs evenly on all processors, and in a process with shadow stacks. The rest of
+        // the demo works there too.
+        Err(refused) => return Ok(output.say(&format!("cannot trace on this machine: {refused}"))?),
     };
     show_entry(modules, "meanwhile", output)?;
     for call in ["greet_hello", "guest_again"] {
@@ -94,7 +96,7 @@ fn trace(host: &Host, modules: &[Module], output: &mut Output) -> Result<(), Fai
     Ok(output.value(&recorded)?)
 }
 
-/// Patches greet, which is loaded anew for it: patches may be first.
+/// Patches greet, which is loaded again after its patch: a patch may be loaded before its target.
 fn patch(
     host: &Host,
     modules: [Module; 2],
@@ -124,7 +126,7 @@ fn patch(
     Ok([greet, guest])
 }
 
-/// The first instruction of greet_hello, read from memory.
+/// Shows the first instruction of greet_hello, read from memory.
 fn show_entry(modules: &[Module], when: &str, output: &mut Output) -> Result<(), Failure> {
     let found = modules.iter().find_map(|module| module.symbol_info("greet_hello"));
     let at = found.ok_or_else(|| Failure::NoSymbol("greet_hello".into()))?.addr;
@@ -133,7 +135,7 @@ fn show_entry(modules: &[Module], when: &str, output: &mut Output) -> Result<(),
     Ok(output.say(&format!("{when}  greet_hello: {}", disassembled(at, &bytes)))?)
 }
 
-/// The lines of /proc/self/maps that lie in the arena, and how many there are in all.
+/// Shows the lines of /proc/self/maps for the arena, and the number of all mappings.
 fn show_mappings(output: &mut Output, host: Option<&Host>) -> Result<(), Failure> {
     let maps = std::fs::read_to_string("/proc/self/maps")?;
     if let Some(host) = host {

@@ -1,4 +1,5 @@
-//! `modhost explain` and `modload --explain`: one function before and after, and who changed which bytes.
+//! `modhost explain` and `modload --explain`: one function before and after loading, with the record behind each
+//! change.
 
 use std::io;
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use crate::run::read;
 const CHANGED: Style = AnsiColor::Yellow.on_default();
 const DIM: Style = Style::new().dimmed();
 
-/// `modhost explain`: in a host of its own.
+/// Runs `modhost explain`, in a host of its own.
 pub(crate) fn run(arguments: &Explain, output: &mut Output) -> Result<(), Failure> {
     let host = arguments.options.builder()?.build()?;
     show(&host, None, std::slice::from_ref(&arguments.file), &arguments.symbol, output)
@@ -38,14 +39,14 @@ pub(crate) fn show(
     Ok(output.flush()?)
 }
 
-/// An instruction.
+/// One disassembled instruction.
 struct Line {
     offset: usize,
     len: usize,
     text: String,
 }
 
-/// As if the function stood at 0: what is shown is the same in every run.
+/// Disassembles a function as if its address were 0, so that the output is the same in every run.
 fn disassemble(bytes: &[u8]) -> Vec<Line> {
     let mut decoder = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE);
     let mut formatter = formatter();
@@ -61,7 +62,7 @@ fn disassemble(bytes: &[u8]) -> Vec<Line> {
     lines
 }
 
-/// Both sides, in step where an instruction begins on both.
+/// Prints both sides. Rows are aligned where an instruction begins on both sides.
 fn table(explained: &Explanation, output: &mut Output) -> io::Result<()> {
     let Explanation { function, place, before, after, changes } = explained;
     output.heading(&format!("{function} at {place}"))?;
@@ -69,7 +70,7 @@ fn table(explained: &Explanation, output: &mut Output) -> io::Result<()> {
     let mut offsets: Vec<usize> = left.iter().chain(&right).map(|line| line.offset).collect();
     offsets.sort_unstable();
     offsets.dedup();
-    // By where they begin, and of one place in their order.
+    // Sorted by start offset. Changes with the same start keep their order.
     let mut begun: Vec<(usize, usize)> = changes
         .iter()
         .enumerate()

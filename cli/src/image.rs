@@ -1,4 +1,4 @@
-//! `modhost image`: what a module would be in somebody else's memory, byte for byte. Nothing of it is run.
+//! `modhost image`: computes the bytes of a module in the memory of another machine. No code of the module runs.
 
 mod diff;
 mod inputs;
@@ -33,13 +33,13 @@ pub(crate) fn run(arguments: &Image, output: &mut Output) -> Result<(), Failure>
     batch(list, &maker, output)
 }
 
-/// For which machine, and how far.
+/// The machine, and how far the work goes.
 struct Maker {
     machine: Elsewhere,
     extent: Extent,
 }
 
-/// Where it stops.
+/// The last step of the work.
 #[derive(Clone, Copy)]
 enum Extent {
     Relocated,
@@ -53,7 +53,7 @@ impl Maker {
     }
 }
 
-/// All modules of a list, in this one process.
+/// Makes the images of all modules in a list, in this one process.
 fn batch(list: &Path, maker: &Maker, output: &mut Output) -> Result<(), Failure> {
     let (mut shares, mut failed, mut sections) = (Shares::default(), 0, 0);
     let all = inputs::list(list)?;
@@ -77,7 +77,7 @@ fn batch(list: &Path, maker: &Maker, output: &mut Output) -> Result<(), Failure>
         let percent = 100.0 * time.as_secs_f64() / total.as_secs_f64().max(f64::MIN_POSITIVE);
         output.say(&format!("{name:<16} {:>12} {percent:>5.1} %", shown(*time)))?;
     }
-    let peak = inputs::peak_memory().map_or_else(String::new, |kib| format!(", {} MiB at most", kib / 1024));
+    let peak = inputs::peak_memory().map_or_else(String::new, |kib| format!(", peak memory {} MiB", kib / 1024));
     output.say(&format!("{:<16} {:>12}{peak}", "in all", shown(total)))?;
     let times: serde_json::Map<_, _> =
         shares.times.iter().map(|(name, time)| ((*name).to_owned(), json!(time.as_micros()))).collect();
@@ -89,7 +89,7 @@ fn batch(list: &Path, maker: &Maker, output: &mut Output) -> Result<(), Failure>
     if failed == 0 { Ok(()) } else { Err(Failure::NotLinked { failed, of: all.len() }) }
 }
 
-/// How much time each part of the work took.
+/// The time that each part of the work took.
 #[derive(Default)]
 struct Shares {
     times: Vec<(&'static str, Duration)>,
@@ -108,7 +108,7 @@ impl Shares {
     }
 }
 
-/// One module: its file, where its sections stand, what else is known of it, where its bytes go.
+/// One module: its file, the addresses of its sections, further facts, and the folder for its bytes.
 struct One {
     file: PathBuf,
     addresses: PathBuf,
@@ -143,7 +143,7 @@ impl One {
         image.map_err(|source| Failure::Inspect { file: self.file.clone(), source })
     }
 
-    /// Writes the sections' bytes under safe names.
+    /// Writes the bytes of the sections to files with safe names.
     fn write(&self, image: &MemoryImage) -> Result<(), Failure> {
         let Some(folder) = &self.out else { return Ok(()) };
         std::fs::create_dir_all(folder)?;
@@ -154,7 +154,7 @@ impl One {
     }
 }
 
-/// A section's name as that of a file: what could lead elsewhere is escaped.
+/// Returns a section's name as a file name. Characters that could lead to another folder are escaped.
 fn safe_name(section: &ImageSection) -> String {
     let mut name = String::new();
     for c in section.name.chars() {
@@ -164,7 +164,7 @@ fn safe_name(section: &ImageSection) -> String {
             let _ = write!(name, "%{:02x}", u32::from(c));
         }
     }
-    // These two are folders.
+    // These two names are folders.
     if matches!(&*name, "." | "..") { name.replace('.', "%2e") } else { name }
 }
 

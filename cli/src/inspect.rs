@@ -1,4 +1,5 @@
-//! `modhost inspect`: what a module file holds. Nothing of it is run, and all that is printed of it is escaped.
+//! `modhost inspect`: shows the contents of a module file. No code of the file runs, and all text of the file is
+//! escaped.
 
 use std::io;
 
@@ -71,7 +72,7 @@ fn show(inspection: &Inspection, output: &mut Output) -> io::Result<()> {
     })
 }
 
-/// A heading and a line for each item; nothing if there are none.
+/// Prints a heading and a line per item. Prints nothing if there are no items.
 fn section<T>(output: &mut Output, title: &str, items: &[T], line: impl Fn(&T) -> String) -> io::Result<()> {
     if items.is_empty() {
         return Ok(());
@@ -91,11 +92,11 @@ struct Listing<'a> {
 /// One instruction.
 #[derive(Serialize)]
 struct Line {
-    /// From the function's beginning.
+    /// The offset from the start of the function.
     offset: u64,
     bytes: String,
     text: String,
-    /// What will change it when it is loaded.
+    /// The relocations that change the instruction when the module is loaded.
     relocations: Vec<String>,
 }
 
@@ -106,7 +107,7 @@ fn disassemble(function: &FunctionBytes) -> Vec<Line> {
     formatter.options_mut().set_uppercase_hex(false);
     let mut instruction = Instruction::default();
     let mut lines = Vec::new();
-    // Both are in order of their offsets.
+    // Both lists are sorted by offset.
     let mut relocations = function.relocations.iter().peekable();
     while decoder.can_decode() {
         let start = decoder.position();

@@ -1,4 +1,4 @@
-//! `modhost klp-link`: an object of a compiler becomes a live patch. The file is there when it is complete, or not at all.
+//! `modhost klp-link`: makes a live patch of a compiler's object. The output file is either complete or not created.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -26,31 +26,31 @@ pub(crate) fn run(arguments: &KlpLink, output: &mut Output) -> Result<(), Failur
     Ok(output.flush()?)
 }
 
-/// Whether two names are one file's.
+/// Returns whether two paths name the same file.
 fn same_file(one: &Path, other: &Path) -> bool {
     let number = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
     number(one).is_some_and(|one| Some(one) == number(other))
 }
 
-/// A file that is being written. It goes with the value.
+/// A file that is being written. Dropping this removes the file.
 struct Unfinished {
     path: PathBuf,
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        // It is not there any more when it has been moved.
+        // After the file has been renamed, nothing is left to remove.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Writes a file beside its place, and moves it there.
+/// Writes a file beside its final path and renames it.
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // A device, or a link to one, is not to be replaced by a file.
+    // A device, or a symbolic link to one, must not be replaced by a file.
     if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
-        return Err(io::Error::other("is there already, and is no regular file"));
+        return Err(io::Error::other("is there already, and is no regular file: name another file with -o"));
     }
-    let name = path.file_name().ok_or_else(|| io::Error::other("is no name of a file"))?;
+    let name = path.file_name().ok_or_else(|| io::Error::other("is not the name of a file"))?;
     let beside = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
     let mut file = File::create_new(&beside)?;
     let unfinished = Unfinished { path: beside };
@@ -75,7 +75,7 @@ fn show(path: &Path, linked: &Linked, output: &mut Output) -> Result<(), Failure
     Ok(output.value(&json!({ "file": path.to_string_lossy(), "objects": objects }))?)
 }
 
-/// A symbol, and which one of that name if there are several.
+/// Formats a symbol, with its position if there are several of that name.
 fn symbol(symbol: &LinkedSymbol) -> String {
     match symbol {
         LinkedSymbol { name, position: 0 } => name.clone(),

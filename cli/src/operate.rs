@@ -1,4 +1,4 @@
-//! What is asked of a host that serves: `modhost list`, `modhost params`, `modunload`.
+//! Requests to a running host: `modhost list`, `modhost params`, `modunload`.
 
 use std::path::Path;
 
@@ -15,17 +15,17 @@ fn connect(connection: &Connection) -> Result<Client, Failure> {
     connect_to(connection.host.as_deref())
 }
 
-/// Connects to the host that was named, else to that of the environment, else to the usual one.
+/// Connects to the given host. The default is the host of the environment variable, then the default socket.
 pub(crate) fn connect_to(host: Option<&Path>) -> Result<Client, Failure> {
     let named = host.map(Path::to_owned).or_else(host_of_environment);
     let path = named.map_or_else(default_socket, Ok)?;
     Ok(Client::connect(&path)?)
 }
 
-/// Events that nobody asked for.
+/// Ignores events of a request that has none for the user.
 fn nothing(_: &Value, _: &str) {}
 
-/// `modhost list`.
+/// Runs `modhost list`.
 pub(crate) fn list(arguments: &List, output: &mut Output) -> Result<(), Failure> {
     let mut client = connect(&arguments.connection)?;
     match &arguments.name {
@@ -64,7 +64,7 @@ fn table(listing: &Listing) -> Vec<String> {
     }
     if !listing.quarantined.is_empty() {
         let names = listing.quarantined.join(", ");
-        lines.push(format!("in quarantine, because threads are still in their code: {names}"));
+        lines.push(format!("in quarantine until no thread is in their code: {names}"));
     }
     lines
 }
@@ -73,7 +73,7 @@ fn or_dash(text: &str) -> &str {
     if text.is_empty() { "-" } else { text }
 }
 
-/// Rows of one width a column, two blanks between them.
+/// Aligns the columns of all rows, with two blanks between columns.
 fn columns<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
     let widths: Vec<usize> = (0..N).map(width).collect();
@@ -108,7 +108,7 @@ fn shown(param: &Param) -> String {
     format!("{} ({}, {}) {value}", param.name, param.kind, param.perm)
 }
 
-/// `modhost params`.
+/// Runs `modhost params`.
 pub(crate) fn params(arguments: &Params, output: &mut Output) -> Result<(), Failure> {
     let mut client = connect(&arguments.connection)?;
     let name = || arguments.name.clone();
@@ -130,7 +130,7 @@ fn say(param: &Param, output: &mut Output) -> Result<(), Failure> {
     Ok(output.say(&plain(&shown(param)))?)
 }
 
-/// `modunload`. All are tried, as `rmmod` does.
+/// Runs `modunload`. Tries to unload every module even if one fails, as `rmmod` does.
 pub(crate) fn unload(arguments: &Unload, output: &mut Output) -> Result<(), Failure> {
     let mut client = connect(&arguments.connection)?;
     let format = arguments.connection.format;
@@ -140,7 +140,7 @@ pub(crate) fn unload(arguments: &Unload, output: &mut Output) -> Result<(), Fail
         match client.request::<Named>(&request, &[], |event, text| warn(event, text, format)) {
             Ok(Named { module }) => output.value(&json!({ "event": "unloaded", "module": module }))?,
             Err(refused) => {
-                // The last one is the command's own failure.
+                // The last failure becomes the result of the command.
                 if let Err(before) = std::mem::replace(&mut result, Err(Failure::from(refused))) {
                     before.report(format);
                 }
@@ -151,7 +151,7 @@ pub(crate) fn unload(arguments: &Unload, output: &mut Output) -> Result<(), Fail
     result
 }
 
-/// Tells people what an unload waits for, and what else they should know.
+/// Prints warnings, and what an unload waits for.
 pub(crate) fn warn(event: &Value, text: &str, format: Format) {
     let kind = event.get("event").and_then(Value::as_str).unwrap_or_default();
     let of_interest = format == Format::Text && ["warning", "waiting"].contains(&kind);

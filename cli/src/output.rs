@@ -1,4 +1,4 @@
-//! What goes to the standard output stream, for people or for programs.
+//! The standard output stream, for people or for programs.
 
 use std::io::{self, Write};
 
@@ -12,7 +12,7 @@ use crate::args::Format;
 use crate::call::Call;
 use crate::failure::plain;
 
-/// The standard output stream. Colours are for terminals, and NO_COLOR turns them off.
+/// The standard output stream. Colours are used on terminals only, and NO_COLOR turns them off.
 pub(crate) struct Output {
     stream: AutoStream<io::StdoutLock<'static>>,
     format: Format,
@@ -30,7 +30,7 @@ impl Output {
         Output { stream: AutoStream::auto(io::stdout()).lock(), format }
     }
 
-    /// A line that only people read.
+    /// Prints a line in text format only.
     pub(crate) fn say(&mut self, line: &str) -> io::Result<()> {
         match self.format {
             Format::Text => writeln!(self.stream, "{line}"),
@@ -38,12 +38,12 @@ impl Output {
         }
     }
 
-    /// Text as it is, whoever reads it.
+    /// Prints text unchanged, in both formats.
     pub(crate) fn text(&mut self, text: &str) -> io::Result<()> {
         self.stream.write_all(text.as_bytes())
     }
 
-    /// A value that only programs read, in one line.
+    /// Prints a value as one line, in JSON format only.
     pub(crate) fn value(&mut self, value: &impl serde::Serialize) -> io::Result<()> {
         match self.format {
             Format::Text => Ok(()),
@@ -51,12 +51,12 @@ impl Output {
         }
     }
 
-    /// A heading that only people read.
+    /// Prints a heading, in text format only.
     pub(crate) fn heading(&mut self, line: &str) -> io::Result<()> {
         self.say(&format!("\n{BOLD}{line}{BOLD:#}"))
     }
 
-    /// The events from number `from` on. Returns the number of the next one.
+    /// Prints the events from number `from` on. Returns the number of the next event.
     pub(crate) fn timeline(&mut self, timeline: &Timeline, from: usize) -> io::Result<usize> {
         for event in timeline.events.iter().skip(from) {
             match self.format {
@@ -70,7 +70,7 @@ impl Output {
         Ok(timeline.events.len())
     }
 
-    /// An event that a host told of, as data and as a line.
+    /// Prints an event of a host, as data or as a line.
     pub(crate) fn event(&mut self, event: &serde_json::Value, text: &str) -> io::Result<()> {
         match self.format {
             Format::Json => writeln!(self.stream, "{event}"),
@@ -78,7 +78,7 @@ impl Output {
         }
     }
 
-    /// A call and its result.
+    /// Prints a call and its result.
     pub(crate) fn call(&mut self, module: &str, call: &Call, result: &serde_json::Value) -> io::Result<()> {
         match self.format {
             Format::Text if call.result == ResultType::Void => writeln!(self.stream, "{call}")?,
@@ -89,7 +89,7 @@ impl Output {
                 writeln!(self.stream, "{line}")?;
             }
         }
-        // A later call may end the process.
+        // A later call may end the process, so the line is written out now.
         self.stream.flush()
     }
 

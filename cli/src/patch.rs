@@ -1,4 +1,4 @@
-//! `modhost patch`: live patches of a host that serves.
+//! `modhost patch`: operates live patches of a running host.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -36,7 +36,7 @@ pub(crate) fn run(command: &PatchCommand, output: &mut Output) -> Result<(), Fai
     Ok(output.flush()?)
 }
 
-/// A patch is a module that enables itself.
+/// Loads a patch, which is a module that enables itself.
 fn enable(client: &mut Client, file: &Path, output: &mut Output) -> Result<(), Failure> {
     let opened = File::open(file).map_err(|error| Failure::Read { file: file.to_owned(), source: error.into() })?;
     let files = vec![file.to_string_lossy().into_owned()];
@@ -61,27 +61,27 @@ fn act(client: &mut Client, name: &str, action: PatchAction, output: &mut Output
     Ok(())
 }
 
-/// A line for the patch, and one for each object.
+/// Returns a line for the patch, and one for each object.
 fn summary(patch: &PatchEntry) -> impl Iterator<Item = String> {
     let threads = match patch.blocked {
         1 => "1 thread is".to_owned(),
         count => format!("{count} threads are"),
     };
     let state = match (&patch.transition, patch.enabled) {
-        (Some(transition), _) => format!("{transition}: {threads} not over"),
+        (Some(transition), _) => format!("{transition}: {threads} still in the old state"),
         (None, true) => "enabled".to_owned(),
         (None, false) => "disabled".to_owned(),
     };
     let replace = if patch.replace { ", replaces all others" } else { "" };
     let forced = if patch.forced { ", forced" } else { "" };
     let objects = patch.objects.iter().map(|object| {
-        let there = if object.patched { "" } else { " (not there)" };
+        let there = if object.patched { "" } else { " (not loaded)" };
         format!("    {}{there}: {}", object.name, object.funcs.join(" "))
     });
     std::iter::once(format!("{}  {state}{replace}{forced}", patch.name)).chain(objects.collect::<Vec<_>>())
 }
 
-/// Who stands in the way, and where.
+/// Returns the threads that block the transition, with their stacks.
 fn blocking(patch: &PatchEntry) -> impl Iterator<Item = String> {
     patch.blocking.iter().flat_map(|thread| {
         let name = if thread.name.is_empty() { String::new() } else { format!(" \"{}\"", thread.name) };

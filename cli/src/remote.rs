@@ -1,4 +1,4 @@
-//! `modload --host`: files are opened here and passed to the host that serves; the modules stay there.
+//! `modload --host`: opens files and passes them to a running host. The modules stay loaded there.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -17,14 +17,14 @@ use crate::output::Output;
 use crate::progress::Progress;
 use crate::run::with_deps;
 
-/// Loads, then calls. What has been loaded when something fails stays, as with `insmod`.
+/// Loads modules, then makes the calls. If a step fails, the modules loaded before stay, as with `insmod`.
 pub(crate) fn load(load: &Load, socket: &Path, output: &mut Output) -> Result<(), Failure> {
     let mut client = Client::connect(socket)?;
     let in_order = match &load.deps {
         None => load.modules.clone(),
         Some(folder) => {
             let listing: Listing = client.request(&Request::List {}, &[], |_, _| {})?;
-            // Who needs one that is COMING waits for it; one that is GOING has to come again.
+            // A load waits for a needed module that is COMING. A module that is GOING must be loaded again.
             let there = listing.modules.iter().filter(|entry| entry.state != State::Going);
             let there: Vec<&str> = there.map(|entry| entry.name.as_str()).collect();
             let wanted = with_deps(folder, &load.modules)?;
@@ -70,7 +70,7 @@ fn load_one(
     Ok(loaded?.module)
 }
 
-/// Makes a call in the first of these modules that has the function, else in the first one of the host.
+/// Makes a call in the first of these modules that has the function, or else in the first such module of the host.
 fn make(client: &mut Client, modules: &[String], call: &Call, output: &mut Output) -> Result<(), Failure> {
     let mut places = modules.iter().cloned().map(Some).chain([None]);
     loop {

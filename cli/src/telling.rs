@@ -1,4 +1,4 @@
-//! A trace on its way to where it is told: a file or the standard output stream, as it comes; or text that is kept.
+//! The output of a trace: to a file or the standard output stream as records arrive, or to a string.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -10,26 +10,26 @@ use modload::trace::{Batch, Missed};
 
 use crate::failure::{Failure, tell};
 
-/// Where a trace goes.
+/// The destination of a trace.
 #[derive(Debug)]
 pub(crate) enum Place {
-    /// The standard output stream, as it comes.
+    /// The standard output stream, as records arrive.
     Stdout,
-    /// A file, as it comes.
+    /// A file, as records arrive.
     File(PathBuf, File),
-    /// Nowhere yet.
+    /// A string that the caller prints at the end.
     Kept(String),
 }
 
 impl Place {
-    /// A file that is begun anew.
+    /// Creates the file, or truncates it.
     pub(crate) fn file(path: &Path) -> Result<Place, Failure> {
         let created = File::create(path);
         let file = created.map_err(|source| Failure::Out { file: path.to_owned(), source })?;
         Ok(Place::File(path.to_owned(), file))
     }
 
-    /// Writes a whole piece at once: nothing is buffered that could be lost.
+    /// Writes a complete piece in one call, so that no buffered text can be lost.
     fn put(&mut self, text: &str) -> Result<(), Failure> {
         match self {
             Place::Kept(kept) => kept.push_str(text),
@@ -47,7 +47,7 @@ impl Place {
     }
 }
 
-/// A trace that is being told.
+/// A trace that is being written.
 #[derive(Debug)]
 pub(crate) struct Telling {
     renderer: Renderer,
@@ -70,7 +70,7 @@ impl Telling {
         if text.is_empty() { Ok(()) } else { self.place.put(&text) }
     }
 
-    /// Completes it. What was kept is given back, and what was missed is said to people.
+    /// Completes the trace. Returns the text of [`Place::Kept`]. Reports missing calls to the user.
     pub(crate) fn end(mut self) -> Result<String, Failure> {
         let mut text = String::new();
         self.renderer.end(&mut text).map_err(io::Error::other)?;
@@ -82,7 +82,7 @@ impl Telling {
     }
 }
 
-/// What is not in a trace, and why.
+/// Returns a sentence about the missing calls and the reasons.
 fn sentence(missed: &Missed) -> Option<String> {
     let all = missed.total();
     let kinds = [

@@ -1,4 +1,4 @@
-//! `modhost trace`: functions of a host that serves, live.
+//! `modhost trace`: traces functions of a running host, live.
 
 use std::ops::ControlFlow;
 
@@ -19,7 +19,7 @@ pub(crate) fn run(arguments: &Trace) -> Result<(), Failure> {
         let json = arguments.format == Some(TraceFormat::Json);
         return list(arguments, &mut Output::new(if json { Format::Json } else { Format::Text }));
     }
-    // Before anything is switched on: a signal is never lost.
+    // Installed before tracing is switched on, so that no signal is lost.
     let stop = signals::stop()?;
     let client = connect_to(arguments.host.as_deref())?;
     let mut place = match &arguments.out {
@@ -40,7 +40,7 @@ pub(crate) fn run(arguments: &Trace) -> Result<(), Failure> {
         };
         if told.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
-    // Whatever has ended it, what there is becomes whole. Who could not be told before is told nothing more.
+    // The output is completed in every case. If writing has failed before, nothing more is written.
     told?;
     let ended = telling.map_or(Ok(String::new()), Telling::end);
     traced?;
@@ -56,15 +56,15 @@ fn asked(arguments: &Trace) -> Asked {
     }
 }
 
-/// Who is traced. People hear if that is nobody yet.
+/// Returns the traced process. Tells the user if no function matches yet.
 fn process(tracing: Tracing) -> Process {
     if tracing.functions == 0 {
-        tell("nothing that can be traced has such a name yet: modhost trace --list shows what there is");
+        tell("nothing that can be traced has such a name yet: modhost trace --list shows the functions");
     }
     Process { pid: tracing.pid, name: tracing.process }
 }
 
-/// As Linux's `available_filter_functions` has them: the module behind the name.
+/// Lists functions like Linux's `available_filter_functions`: the name, then the module.
 fn list(arguments: &Trace, output: &mut Output) -> Result<(), Failure> {
     let mut client: Client = connect_to(arguments.host.as_deref())?;
     let request = Request::Traceable { patterns: arguments.pattern.clone() };

@@ -1,4 +1,4 @@
-//! `modload --trace-functions`: functions of the host that lasts as long as the command.
+//! `modload --trace-functions`: traces functions of the host inside this process.
 
 use std::io;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -14,19 +14,19 @@ use crate::output::Output;
 use crate::telling::{Place, Telling};
 use crate::trace_args::{TraceFormat, TraceFunctions};
 
-/// How often buffers are drained: a call may take long.
+/// The interval at which buffers are drained, also during a long call.
 const TURN: Duration = Duration::from_millis(100);
 
-/// A trace that runs beside the loads and calls.
+/// A trace that runs in parallel to the loads and calls.
 #[derive(Debug)]
 pub(crate) struct Embedded {
-    /// Dropped, it ends the trace.
+    /// Dropping this ends the trace.
     going_on: Sender<()>,
     draining: JoinHandle<Result<String, Failure>>,
 }
 
 impl Embedded {
-    /// Begins, if functions are to be traced.
+    /// Begins a trace if functions are to be traced.
     pub(crate) fn begin(host: &Host, asked: &TraceFunctions, format: Format) -> Result<Option<Embedded>, Failure> {
         if asked.patterns.is_empty() {
             return Ok(None);
@@ -42,7 +42,7 @@ impl Embedded {
         Ok(Some(Embedded { going_on, draining }))
     }
 
-    /// Ends it, and prints what has not gone into a file.
+    /// Ends the trace, and prints it if it has not gone to a file.
     pub(crate) fn end(self, output: &mut Output) -> Result<(), Failure> {
         drop(self.going_on);
         let text = self.draining.join().map_err(|_| io::Error::other("the trace panicked"))??;

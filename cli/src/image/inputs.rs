@@ -1,4 +1,4 @@
-//! The files that describe a machine and where modules stand in it.
+//! Reads the files that describe a machine and the addresses of modules in it.
 
 use std::collections::HashMap;
 use std::fs;
@@ -23,7 +23,7 @@ fn bad(file: &Path, line: usize, problem: impl Into<String>) -> Failure {
     Failure::BadLine { file: file.to_owned(), line, problem: problem.into() }
 }
 
-/// The machine that the options describe.
+/// Returns the machine that the options describe.
 pub(super) fn machine(arguments: &Image) -> Result<Elsewhere, Failure> {
     let symbols = Kallsyms::parse(&read(&arguments.symbols)?)
         .map_err(|error| bad(&arguments.symbols, error.line, error.problem))?;
@@ -38,24 +38,24 @@ pub(super) fn machine(arguments: &Image) -> Result<Elsewhere, Failure> {
     }
 }
 
-/// A machine of which more is known.
+/// Returns a machine with further facts.
 pub(super) fn with_facts(mut machine: Elsewhere, facts: &Path) -> Result<Elsewhere, Failure> {
     machine.take_facts(&read_text(facts)?).map_err(|error| bad(facts, error.line, error.problem))?;
     Ok(machine)
 }
 
-/// Hexadecimal words of 32 bits.
+/// Parses hexadecimal words of 32 bits.
 fn words(file: &Path) -> Result<Vec<u32>, Failure> {
     let text = read_text(file)?;
     let word = |(line, word): (usize, &str)| {
         let digits = word.strip_prefix("0x").unwrap_or(word);
-        u32::from_str_radix(digits, 16).map_err(|_| bad(file, line, format!("{word:?} is no hexadecimal word")))
+        u32::from_str_radix(digits, 16).map_err(|_| bad(file, line, format!("{word:?} is not a hexadecimal word")))
     };
     let words = (1..).zip(text.lines()).flat_map(|(line, text)| text.split_whitespace().map(move |word| (line, word)));
     words.map(word).collect()
 }
 
-/// Lines of `SECTION HEXADDRESS`.
+/// Parses lines of `SECTION HEXADDRESS`.
 pub(super) fn addresses(file: &Path) -> Result<HashMap<String, Addr>, Failure> {
     let text = read_text(file)?;
     let mut addresses = HashMap::new();
@@ -72,7 +72,7 @@ pub(super) fn addresses(file: &Path) -> Result<HashMap<String, Addr>, Failure> {
     Ok(addresses)
 }
 
-/// Lines of `FILE ADDRESSES [FACTS [DIR]]`, where `-` stands for none.
+/// Parses lines of `FILE ADDRESSES [FACTS [DIR]]`. A `-` means none.
 pub(super) fn list(file: &Path) -> Result<Vec<One>, Failure> {
     let text = read_text(file)?;
     let folder = file.parent().unwrap_or(Path::new(""));
@@ -88,7 +88,7 @@ pub(super) fn list(file: &Path) -> Result<Vec<One>, Failure> {
     (1..).zip(text.lines()).filter(|(_, text)| !text.trim().is_empty()).map(one).collect()
 }
 
-/// The most memory that this process has had at once, in KiB.
+/// Returns the peak memory of this process in KiB.
 pub(super) fn peak_memory() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
