@@ -1,4 +1,4 @@
-//! What a host offers and allows.
+//! The builder of a host: the symbols that it offers and the modules that it allows.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,15 +20,15 @@ use crate::own_symbols::own_symbols;
 use crate::perf_map::{PerfMap, PerfMapError};
 use crate::{c_api, c_library, foreign};
 
-/// Code for a processor that this machine is not.
+/// Code for processor features that this machine does not have.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("this machine does not have {}", lacking(.missing))]
 pub struct OtherCpu {
-    /// The features that it lacks.
+    /// The missing features.
     pub missing: Vec<&'static str>,
 }
 
-/// The names of features, each with the reason if user space must not have it anywhere.
+/// Lists the names of features, with the reason for each feature that no process can use.
 fn lacking(missing: &[&'static str]) -> String {
     let shown = missing.iter().map(|name| match Features::why_not_in_user_space(name) {
         Some(why) => format!("{name} (no process has it: {why})"),
@@ -66,13 +66,14 @@ impl Default for HostBuilder {
 }
 
 impl HostBuilder {
-    /// Exports a function or a variable to modules. It comes before a module's export of the same name.
+    /// Exports a function or a variable to modules. This export takes precedence over a module's export of the same
+    /// name.
     #[must_use]
     pub fn export<T>(self, name: &str, address: *const T) -> HostBuilder {
         self.add(name, address, false)
     }
 
-    /// Exports it to modules with a GPL-compatible licence only.
+    /// Exports a function or a variable to modules with a GPL-compatible licence only.
     #[must_use]
     pub fn export_gpl<T>(self, name: &str, address: *const T) -> HostBuilder {
         self.add(name, address, true)
@@ -84,8 +85,8 @@ impl HostBuilder {
         self
     }
 
-    /// Gives a symbol that has been exported a CRC, which the `__versions` of a module that uses it must have, too. What
-    /// has not been exported before this call has none.
+    /// Sets the CRC of an exported symbol. A module that uses the symbol must have the same CRC in its `__versions`.
+    /// Does nothing if the symbol has not been exported before this call.
     #[must_use]
     pub fn version(mut self, name: &str, crc: u32) -> HostBuilder {
         if let Some(export) = self.symbols.exports.get_mut(name.as_bytes()) {
@@ -94,29 +95,29 @@ impl HostBuilder {
         self
     }
 
-    /// What `vermagic=` of a module must be. If nothing is said, none is looked at.
+    /// Sets the required `vermagic=` of modules. By default vermagic is not checked.
     #[must_use]
     pub fn vermagic(mut self, expected: impl Into<String>) -> HostBuilder {
         self.policy.expected_vermagic = Some(expected.into());
         self
     }
 
-    /// Puts a module's name on the blocklist.
+    /// Adds a module's name to the blocklist.
     #[must_use]
     pub fn block(mut self, name: impl Into<String>) -> HostBuilder {
         self.policy.blocked.insert(name.into());
         self
     }
 
-    /// What is done about a module that breaks a rule: nothing, a warning or a refusal.
+    /// Sets how a module that breaks a rule is treated: accepted, accepted with a warning, or refused.
     #[must_use]
     pub fn policy(mut self, rule: Rule, check: Check) -> HostBuilder {
         *self.policy.check_mut(rule) = check;
         self
     }
 
-    /// Offers the process's own dynamic symbols (the C library's, the program's exported ones) for what neither the
-    /// host nor a module exports.
+    /// Offers the process's own dynamic symbols (of the C library, and the program's exported ones) for names that
+    /// neither the host nor a module exports.
     #[must_use]
     pub fn process_symbols(mut self) -> HostBuilder {
         self.symbols.process = Process::Offered;
@@ -130,33 +131,33 @@ impl HostBuilder {
         self
     }
 
-    /// Lets [`Host::unload_by_force`] unload modules that are held, as Linux's `CONFIG_MODULE_FORCE_UNLOAD` does.
+    /// Lets [`Host::unload_by_force`] unload modules that are in use, as Linux's `CONFIG_MODULE_FORCE_UNLOAD` does.
     #[must_use]
     pub fn allow_forced_unload(mut self) -> HostBuilder {
         self.policy.forced_unload = ForcedUnload::Allowed;
         self
     }
 
-    /// The largest size of a module in memory, in bytes. 1 GiB if nothing else is said.
+    /// Sets the largest size of a module in memory, in bytes. The default is 1 GiB.
     #[must_use]
     pub fn size_limit(mut self, bytes: u64) -> HostBuilder {
         self.policy.size_limit = bytes;
         self
     }
 
-    /// The file descriptor that takes the one line about a call into text that is not published yet or not there any
-    /// more, before SIGTRAP takes its course. 2 if nothing else is said.
+    /// Sets the file descriptor for the one-line message about a call into text that is not published yet, or not
+    /// mapped any more. The message is written before SIGTRAP is handled as usual. The default is 2.
     #[must_use]
     pub fn trap_descriptor(mut self, descriptor: std::os::fd::RawFd) -> HostBuilder {
         self.policy.trap_descriptor = descriptor;
         self
     }
 
-    /// Makes modules' code for these features instead of all that this machine has, and for those that user space must have
-    /// ([`Features::for_user_space`]).
+    /// Adapts the code of modules to these features, and to those that user space must have
+    /// ([`Features::for_user_space`]), instead of all features of this machine.
     ///
     /// # Errors
-    /// [`OtherCpu`]: this machine does not have all of them, and code that is made for them might not run.
+    /// [`OtherCpu`]: this machine lacks some of the features, so that code for them might not run.
     pub fn cpu(mut self, features: Features) -> Result<HostBuilder, OtherCpu> {
         let missing = features.beyond(&Features::of_this_machine());
         if !missing.is_empty() {
@@ -166,23 +167,22 @@ impl HostBuilder {
         Ok(self)
     }
 
-    /// Offers Linux's operations table `pv_ops`, and makes modules' calls through it, of which `.parainstructions` tells,
-    /// what a process can make of them: [`modload_paravirt::Operations::user`]. What only a kernel can do is refused by
-    /// name.
+    /// Offers Linux's operations table `pv_ops`, and rewrites the calls through the table that `.parainstructions`
+    /// lists, as [`modload_paravirt::Operations::user`] says. A module that uses an operation which only a kernel can
+    /// do is refused by name.
     #[must_use]
     pub fn linux_operations(mut self) -> HostBuilder {
-        // The table itself is empty: a call of which no record tells goes nowhere.
+        // The table itself is empty: a call without a record would jump to address 0.
         let entries = vec![Addr::NULL; LINUX_OPERATIONS];
         self.policy.rewriting.host_operations = Some(HostOperations { symbol: PV_OPS.into(), entries });
         self.policy.rewriting.operations = Operations::user(None);
         self
     }
 
-    /// Offers an operations table: functions that modules call through it, in C
-    /// `extern const struct host_ops host_ops __attribute__((visibility("hidden")))` and `host_ops.function(..)`. Each
-    /// module gets a copy of its own. Where a function is in reach of the module (it
-    /// is a module's of this process, say), its calls become direct ones when the module is loaded; elsewhere they stay
-    /// calls through the table.
+    /// Offers an operations table: functions that modules call through the table, in C `extern const struct host_ops
+    /// host_ops __attribute__((visibility("hidden")))` and `host_ops.function(..)`. Each module gets its own copy. If a
+    /// function is in reach of the module (for example because it lies in another module), its calls become direct
+    /// calls when the module is loaded. Otherwise they stay calls through the table.
     #[must_use]
     pub fn operations(mut self, name: impl Into<String>, functions: &[*const ()]) -> HostBuilder {
         let address = |function: &*const ()| Addr::new(wide(function.expose_provenance()));
@@ -191,58 +191,59 @@ impl HostBuilder {
         self
     }
 
-    /// Tells gdb of each module, by its JIT interface: functions have names in it, frames can be unwound, breakpoints can
-    /// be set (before the module is loaded, too, where `set breakpoint pending on` says so), and with debug information
-    /// there are lines and variables. A module is known from before its first instruction until after its last, and to a
-    /// gdb that attaches later as well.
+    /// Tells gdb about each module through gdb's JIT interface: gdb then shows function names, unwinds frames and sets
+    /// breakpoints (also before the module is loaded, with `set breakpoint pending on`). With debug information it also
+    /// shows lines and variables. gdb knows a module from before its first instruction until after its last, also if
+    /// gdb attaches later.
     ///
-    /// Each module then keeps a copy of its symbols and its debug information in memory. gdb itself takes a while for
-    /// each: a load under gdb stops the process.
+    /// Each module then keeps a copy of its symbols and debug information in memory. gdb needs some time per module: a
+    /// load under gdb stops the process.
     #[must_use]
     pub fn debugger(mut self) -> HostBuilder {
         self.onlookers.push(Arc::new(Debugger));
         self
     }
 
-    /// Writes the functions of each module into `/tmp/perf-PID.map`, where `perf report` looks for them. The file is this
-    /// user's alone, and stays when the process ends, for the report to be made. Addresses that a second module gets
-    /// after a first one has gone count as the second's, whenever a sample was taken.
+    /// Writes the functions of each module to `/tmp/perf-PID.map`, where `perf report` looks for them. Only this user
+    /// can read the file, and it stays after the process has ended, for the report. If a second module is loaded at the
+    /// addresses of an unloaded one, all samples there count as the second module's.
     ///
     /// # Errors
-    /// [`PerfMapError`]: it cannot be opened, or is somebody else's.
+    /// [`PerfMapError`]: the file cannot be opened, or belongs to another user.
     pub fn perf_map(mut self) -> Result<HostBuilder, PerfMapError> {
         self.onlookers.push(Arc::new(PerfMap::open()?));
         Ok(self)
     }
 
-    /// Exports a static key of the host's: modules branch on it with `static_branch_likely` and `static_branch_unlikely`.
+    /// Exports a static key of the host. Modules branch on it with `static_branch_likely` and `static_branch_unlikely`.
     #[must_use]
     pub fn static_key(mut self, name: &str, key: &'static StaticKey) -> HostBuilder {
         self.keys.push((name.to_owned(), key));
         self
     }
 
-    /// Exports a static call of the host's, for modules to call with `static_call`: its key as `__SCK__NAME` and its
-    /// trampoline as `__SCT__NAME`. It calls nothing until [`set_static_call`](crate::set_static_call).
+    /// Exports a static call of the host, which modules call with `static_call`: its key as `__SCK__NAME` and its
+    /// trampoline as `__SCT__NAME`. The static call has no function until [`set_static_call`](crate::set_static_call).
     #[must_use]
     pub fn static_call(mut self, name: &str, call: &'static StaticCall) -> HostBuilder {
         self.calls.push((name.to_owned(), call));
         self
     }
 
-    /// Names the real-time signal by which threads are stopped for a moment, in the whole process: where text cannot be changed
-    /// by traps, and where it must be known whether a thread is in a module. Without this it is signal 33, which glibc keeps open in
-    /// every thread; threads may block one that is named here.
+    /// Sets the real-time signal with which threads are stopped for a short time, in the whole process: to change text
+    /// that traps cannot change, and to find out whether a thread is in a module. The default is signal 33, which glibc
+    /// keeps unblocked in every thread. Threads may block a signal that is set here.
     ///
     /// # Errors
-    /// [`SignalError`]: it is none, in use, or another one is being used already.
+    /// [`SignalError`]: the number is not a real-time signal, the signal is in use, or another signal has been used
+    /// already.
     pub fn signal(self, signal: i32) -> Result<HostBuilder, SignalError> {
         modload_threads::use_signal(signal)?;
         Ok(self)
     }
 
-    /// How text is poked when keys are switched, in the whole process from now on. [`TrapMask::Checked`] if nothing else
-    /// is said.
+    /// Sets how text is poked when keys are switched and functions traced, in the whole process from now on. The
+    /// default is [`TrapMask::Checked`].
     #[must_use]
     pub fn trap_mask(self, mask: TrapMask) -> HostBuilder {
         modload_static_keys::set_trap_mask(mask);
@@ -250,19 +251,19 @@ impl HostBuilder {
         self
     }
 
-    /// How threads go over to what this host's live patches bring. [`Transition::Anywhere`] if nothing else is said.
+    /// Sets how threads migrate to the functions of this host's live patches. The default is [`Transition::Anywhere`].
     #[must_use]
     pub fn transition(mut self, how: Transition) -> HostBuilder {
         self.transition = how;
         self
     }
 
-    /// Makes the host, and the process's arena if this is the first one.
+    /// Makes the host, and the process's arena with the first host.
     ///
     /// # Errors
-    /// [`ArenaError`] names the rule of the system that stands in the way.
+    /// [`ArenaError`] names the system rule that forbids the arena.
     pub fn build(mut self) -> Result<Host, ArenaError> {
-        // In the arena, where every module's code reaches them.
+        // These symbols are in the arena, within reach of every module's code.
         self.symbols.place("__static_call_return0".into(), modload_static_keys::return0()?);
         for (name, key) in std::mem::take(&mut self.keys) {
             self.symbols.place(name, key.addr()?);

@@ -1,5 +1,5 @@
-//! What every host exports to modules: Linux's `register_module_notifier` and its inverse, `klp_enable_patch`, lines for the log,
-//! and the functions behind static keys, static calls and live patches.
+//! The functions that every host exports to modules: Linux's `register_module_notifier` and its inverse,
+//! `klp_enable_patch`, a function for log lines, and the functions behind static keys, static calls and live patches.
 #![expect(unsafe_code, reason = "C callers pass pointers, and C callbacks take them")]
 
 use std::cell::RefCell;
@@ -45,25 +45,25 @@ struct CModule {
     state: c_int,
 }
 
-/// What a host is made of.
+/// The parts of a host.
 #[derive(Debug)]
 pub(crate) struct Inner {
-    /// Dropped first: whoever is still in the chains hears of the modules' going.
+    /// Dropped first, so that subscribers still in the chains are called for each module that goes.
     pub(crate) loader: Loader,
-    /// What is traced in it.
+    /// The tracing of this host.
     pub(crate) ftrace: Ftrace,
-    /// What is patched in it.
+    /// The live patches of this host.
     pub(crate) livepatch: Livepatch,
-    /// How many [`crate::Host`]s there are; references of a moment's, as in [`owner`], are none.
+    /// The number of [`crate::Host`] values. Temporary references, as in [`owner`], do not count.
     pub(crate) handles: AtomicUsize,
-    /// Whether the last of them has been dropped once.
+    /// Whether the last of these values has been dropped before.
     pub(crate) left: AtomicBool,
     /// Dropped last.
     _notifiers: Notifiers,
 }
 
-/// Takes the C notifiers of a host out of the chains when it is dropped: those that its modules, held by somebody,
-/// still have.
+/// Removes the C notifiers of a host from the chains when it is dropped: those of its modules that are still
+/// referenced.
 #[derive(Debug)]
 struct Notifiers;
 
@@ -77,7 +77,7 @@ impl Drop for Notifiers {
             hosts.notifiers = there;
             gone.into_values().collect()
         };
-        // Without the lock: leaving may wait for a call that wants it.
+        // Dropped without the lock of `HOSTS`: leaving the chains may wait for a call that takes this lock.
         drop(gone);
     }
 }
@@ -88,7 +88,7 @@ impl Inner {
         let ftrace = Ftrace::new();
         let livepatch = Livepatch::new(ftrace, transition);
         let [(tracing, first), (patching, second), (keys, third)] = BUILTIN;
-        // For as long as there is a module, which may be longer than the host.
+        // These subscribers stay as long as there is a module, which may be longer than the host exists.
         loader.subscribe(tracing, first, Arc::new(ftrace)).forget();
         loader.subscribe(patching, second, Arc::new(livepatch)).forget();
         loader.subscribe(keys, third, Arc::new(StaticKeys::new())).forget();
@@ -96,11 +96,11 @@ impl Inner {
     }
 }
 
-/// All hosts of the process: a C caller does not say which one it means, but its notifier block lies in one of its
-/// modules. The lock is taken before those of registries, never with one in hand, and held over fork.
+/// All hosts of the process. A C caller does not name its host, but its notifier block lies in a module of that host.
+/// The lock is taken before the locks of registries, never while one of them is held, and held during a fork.
 struct Hosts {
     all: Vec<Weak<Inner>>,
-    /// By the address of the block.
+    /// The memberships by the address of the notifier block.
     notifiers: BTreeMap<Addr, (Weak<Inner>, Membership)>,
 }
 
@@ -127,7 +127,8 @@ pub(crate) fn owner(block: Addr) -> Option<(Arc<Inner>, Arc<Module>)> {
     hosts.into_iter().find_map(|host| host.loader.module_at(block).map(|module| (host, module)))
 }
 
-/// The names of the functions below and of those that switch keys, and their entries for modules.
+/// Returns the names and the entry points of the exported C functions: those below, and those for keys and live
+/// patches.
 pub(crate) fn exports() -> impl Iterator<Item = (&'static str, Addr)> {
     type OfBlock = extern "C" fn(*mut NotifierBlock) -> c_int;
     type OfPatch = extern "C" fn(*const c_void) -> c_int;
@@ -150,20 +151,22 @@ pub(crate) fn exports() -> impl Iterator<Item = (&'static str, Addr)> {
     all.map(|(name, function)| (name, aligned::entry(function)))
 }
 
-/// `int klp_enable_patch(struct klp_patch *)`: from the init of the module in whose data the patch lies (-EINVAL).
+/// `int klp_enable_patch(struct klp_patch *)`. Must be called from the init of the module whose data holds the patch
+/// (else -EINVAL).
 extern "C" fn enable_patch(patch: *const c_void) -> c_int {
     let at = Addr::new(wide(patch.expose_provenance()));
     let Some((host, module)) = owner(at) else { return -EINVAL };
     match host.livepatch.enable_from_init(&host.loader, &module, at) {
         Ok(()) => 0,
         Err(error) => {
-            tracing::warn!(module = module.name(), %error, "a live patch is not enabled");
+            tracing::warn!(module = module.name(), %error, "a live patch was not enabled");
             error.errno().saturating_neg()
         }
     }
 }
 
-/// `void modload_log(const struct module *, int level, const char *)`: a line in the timeline for each of the text's. Linux's levels.
+/// `void modload_log(const struct module *, int level, const char *)`: adds each line of the text to the timeline. The
+/// levels are Linux's.
 extern "C" fn log(module: *const c_void, level: c_int, text: *const c_char) {
     const ERROR: c_int = 3;
     const WARNING: c_int = 4;
@@ -171,10 +174,10 @@ extern "C" fn log(module: *const c_void, level: c_int, text: *const c_char) {
     if text.is_null() {
         return;
     }
-    // SAFETY: the C contract says that it is a string; it is not kept.
+    // SAFETY: by the C contract this is a NUL-terminated string. It is not kept.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
     for line in text.lines() {
-        // A terminal would take control characters for its own.
+        // A terminal would interpret control characters.
         let mut shown = String::with_capacity(line.len());
         for letter in line.chars() {
             match letter {
@@ -192,12 +195,12 @@ extern "C" fn log(module: *const c_void, level: c_int, text: *const c_char) {
     }
 }
 
-/// `int register_module_notifier(struct notifier_block *)`: joins with `Order::same(priority)`. The block must lie in
-/// the data of a module of a host (-EINVAL) and not be registered already (-EEXIST).
+/// `int register_module_notifier(struct notifier_block *)`: joins the chains with `Order::same(priority)`. The block
+/// must lie in the data of a module of a host (else -EINVAL) and must not be registered already (else -EEXIST).
 extern "C" fn register(block: *mut NotifierBlock) -> c_int {
     let at = Addr::new(wide(block.expose_provenance()));
     let Some((host, module)) = owner(at) else { return -EINVAL };
-    // SAFETY: the block lies in a module's memory (found above), and the C contract says that it is one.
+    // SAFETY: the block lies in a module's memory (checked above), and by the C contract it is a notifier block.
     let NotifierBlock { call, priority, .. } = unsafe { ptr::read_unaligned(block) };
     if call.is_none() {
         return -EINVAL;
@@ -216,14 +219,15 @@ extern "C" fn register(block: *mut NotifierBlock) -> c_int {
     0
 }
 
-/// `int unregister_module_notifier(struct notifier_block *)`: returns when no other thread is in a call of it.
+/// `int unregister_module_notifier(struct notifier_block *)`: returns once no other thread is in a call of this
+/// notifier.
 extern "C" fn unregister(block: *mut NotifierBlock) -> c_int {
     let at = Addr::new(wide(block.expose_provenance()));
     if owner(at).is_none() {
         return -EINVAL;
     }
     let found = hosts().notifiers.remove(&at);
-    // Dropped without the lock: leaving may wait for a call that wants it.
+    // Dropped without the lock: leaving the chains may wait for a call that takes this lock.
     found.map_or(-ENOENT, |(_, membership)| {
         membership.leave();
         0
@@ -238,7 +242,7 @@ struct CNotifier {
 impl CNotifier {
     fn call(&self, action: c_ulong, module: &Module) -> c_int {
         let block: *mut NotifierBlock = ptr::with_exposed_provenance_mut(index(self.block.get()));
-        // SAFETY: the block lies in the data of a module that is still there: it leaves the chains before it goes.
+        // SAFETY: the block lies in the data of a loaded module: the notifier leaves the chains before the module goes.
         let NotifierBlock { call, .. } = unsafe { ptr::read_unaligned(block) };
         let Some(call) = call else { return NOTIFY_OK };
         let mut copy = CModule { name: [0; 56], state: c_int::try_from(action).unwrap_or_default() };
@@ -255,8 +259,8 @@ impl CNotifier {
 impl Subscriber for CNotifier {
     fn coming(&self, coming: &mut Coming<'_>) -> Result<(), Refusal> {
         let result = self.call(MODULE_STATE_COMING, coming.module());
-        // As Linux's notifier_to_errno: NOTIFY_STOP_MASK | (NOTIFY_OK - errno). A stop without an error does not hide
-        // the module from those who come after.
+        // As Linux's notifier_to_errno: NOTIFY_STOP_MASK | (NOTIFY_OK - errno). A stop without an error does not keep
+        // later subscribers from being called.
         match (result & !NOTIFY_STOP_MASK).wrapping_sub(NOTIFY_OK) {
             errno @ 1.. if result & NOTIFY_STOP_MASK != 0 => {
                 Err(Refusal { reason: format!("error {errno}"), errno: Some(errno) })

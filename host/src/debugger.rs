@@ -10,7 +10,7 @@ use modload_loader::{Kept, Onlooker, Seen, Shown};
 use crate::onlookers::told;
 use crate::symbol_file::{self, Parts};
 
-/// Registers the symbol file of each module.
+/// An onlooker that registers the symbol file of each module.
 #[derive(Debug)]
 pub(crate) struct Debugger;
 
@@ -32,15 +32,15 @@ impl Onlooker for Debugger {
     }
 }
 
-/// The number of the symbol file that is registered for a module. Changed under the lock of the files.
+/// The number of the symbol file that is registered for a module. Changed only under the lock of the files.
 #[derive(Clone, Debug)]
 struct Current(Arc<AtomicU64>);
 
 impl Current {
-    /// Takes the registration back, and then makes the next one, if the first was still there and there is a next one.
+    /// Removes the registered file. Then registers `image`, if there is one and the first file was still registered.
     fn replace(&self, image: Option<Box<[u8]>>) {
         let files = &mut told().files;
-        // In this order: two files never claim the same addresses.
+        // In this order, so that no two files claim the same addresses.
         if files.remove(self.0.load(Ordering::Relaxed))
             && let Some(image) = image
         {
@@ -49,8 +49,8 @@ impl Current {
     }
 }
 
-/// Dropped with the init sections: from then on their addresses may be another module's, and so may the breakpoints that
-/// gdb would set there.
+/// Dropped with the init sections. From then on their addresses may belong to another module, and so may breakpoints
+/// that gdb would set there.
 #[derive(Debug)]
 struct Replacement {
     current: Current,
@@ -63,7 +63,7 @@ impl Drop for Replacement {
     }
 }
 
-/// Dropped before the text is unpublished, while gdb can still take its breakpoints out.
+/// Dropped before the text is unpublished, while gdb can still remove its breakpoints.
 #[derive(Debug)]
 struct Gone(Current);
 

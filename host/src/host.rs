@@ -1,4 +1,4 @@
-//! The host: the only place where the parts are put together.
+//! The host, which combines all parts.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -23,32 +23,33 @@ use crate::builder::HostBuilder;
 use crate::c_api::{self, Inner};
 use crate::foreign::Module;
 
-/// A thread that stands in the way of a transition.
+/// A thread that blocks a transition.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BlockingThread {
-    /// Its id, as gettid(2) gives it.
+    /// The thread's id, as returned by gettid(2).
     pub thread: i32,
-    /// Its name, escaped.
+    /// The thread's name, escaped.
     pub name: String,
-    /// What it does, in a word: `sleeping`, say.
+    /// The thread's state in one word, for example `sleeping`.
     pub state: String,
-    /// The frame that stood in the way when it was looked at last; `None` if no such frame is known.
+    /// The frame that blocked the transition at the last check, or `None` if it is not known.
     pub inside: Option<String>,
-    /// Why it stands in the way, as it is said of it: `is in slow+0x1c/0x40 [target]`, `has not come to a checkpoint`.
+    /// Why the thread blocks the transition, as text: `is in slow+0x1c/0x40 [target]`, `has not come to a checkpoint`.
     pub why: String,
-    /// Its calls as they are now. Empty where threads go over at checkpoints alone: it is not held to be asked.
+    /// The thread's current stack. Empty if threads migrate at checkpoints only, because such a thread is not held for
+    /// this.
     pub backtrace: Backtrace,
 }
 
-/// Holds modules. Dropping it unloads them in reverse order; what is still held by a [`Module`] is left in memory, and
-/// the log has an error for it.
+/// Holds modules. Dropping the last handle of a host unloads the modules in reverse order. A module with a remaining
+/// [`Module`] reference stays in memory, and an error is logged for it.
 #[derive(Debug)]
 pub struct Host {
     inner: Arc<Inner>,
 }
 
 impl Host {
-    /// A host that exports nothing of its own.
+    /// Returns a builder for a host without exports of its own.
     #[must_use]
     pub fn builder() -> HostBuilder {
         HostBuilder::default()
@@ -71,15 +72,16 @@ impl Host {
         Host { inner }
     }
 
-    /// Loads a module: it is LIVE when this returns, and as if it had never been there when it fails, but for memory in which threads
-    /// are that it has started: that is [quarantined](Host::quarantined). A cancellation of this thread that comes while the module's
-    /// code runs is an error of this load, and then ends the thread, if its own frames allow that ([`Module::call`]).
+    /// Loads a module. When this returns, the module is LIVE. If it fails, no trace of the module remains, except for
+    /// memory with threads that the module has started: that memory is [quarantined](Host::quarantined). A cancellation
+    /// of this thread while the module's code runs is an error of this load; afterwards it ends the thread, if the
+    /// thread's own frames allow that ([`Module::call`]).
     ///
     /// # Errors
     /// [`LoadError`]: the module, the stage and the reason.
     pub fn load(&self, image: &Image<'_>) -> Result<Module, LoadError> {
         let loaded = self.inner.loader.load_module(image).map(Module::new);
-        // After a cancellation in init, which has been taken back.
+        // Acts on a cancellation during init, which the load has caught.
         boundary::end_if_cancelled();
         loaded
     }
@@ -88,16 +90,16 @@ impl Host {
     /// and discards the result. No code of the module runs, and no subscriber is called.
     ///
     /// # Errors
-    /// [`LoadError`]: the stage that a load would not get past, and why.
+    /// [`LoadError`]: the stage in which a load would fail, and the reason.
     pub fn check(&self, inputs: &[Input<'_>], stem: &str) -> Result<(), LoadError> {
         self.inner.loader.check(inputs, stem)
     }
 
-    /// What a function of a link unit would become in this host, and why: every byte that relocations, alternatives and
-    /// the other engines would change. Nothing is loaded, and nothing of it is run.
+    /// Explains how a function of a link unit would change in this host: every byte that relocations, alternatives and
+    /// the other engines would change, with the reason. Nothing is loaded, and no code of the module runs.
     ///
     /// # Errors
-    /// [`LoadError`]: the stage that cannot be done and the reason.
+    /// [`LoadError`]: the stage that failed and the reason.
     pub fn explain(&self, inputs: &[Input<'_>], stem: &str, function: &str) -> Result<Explanation, LoadError> {
         self.inner.loader.explain(inputs, stem, function)
     }
@@ -105,85 +107,85 @@ impl Host {
     /// Unloads the module of this name.
     ///
     /// # Errors
-    /// [`UnloadError`]: it is in use (and by whom), not LIVE, or not there.
+    /// [`UnloadError`]: the module is in use (with its users), not LIVE, or not found.
     pub fn unload(&self, name: &str) -> Result<(), UnloadError> {
         let unloaded = self.inner.loader.unload_module(name);
         boundary::end_if_cancelled();
         unloaded
     }
 
-    /// [`Host::unload`], which waits until nobody uses the module, at most so long.
+    /// Like [`Host::unload`], but waits up to `at_most` until the module is not in use.
     ///
     /// # Errors
-    /// [`UnloadError`]: it is still in use (and by whom), not LIVE, or not there.
+    /// [`UnloadError`]: the module is still in use (with its users), not LIVE, or not found.
     pub fn unload_within(&self, name: &str, at_most: Duration) -> Result<(), UnloadError> {
         self.inner.loader.unload_module_within(name, at_most)
     }
 
-    /// [`Host::unload`] of a module that is held by [`Module`]s, if [`HostBuilder::allow_forced_unload`] was called. Its
-    /// `exit` and the going chain run now, and its memory stays until the last of them is dropped: their symbols can
-    /// still be called, but what `exit` has taken down is not there. Taints the host with R. Other modules that use it
-    /// are never overridden.
+    /// Unloads a module despite [`Module`] references to it, if [`HostBuilder::allow_forced_unload`] was called. Its
+    /// `exit` and the going chain run now. Its memory stays until the last reference is dropped: its symbols can still
+    /// be called, but find everything as `exit` has left it. Taints the host with R. A module that other modules use is
+    /// still refused.
     ///
     /// # Errors
-    /// [`UnloadError`]: it is not allowed, other modules use it, it is not LIVE, or not there.
+    /// [`UnloadError`]: forced unloading is not allowed, other modules use the module, it is not LIVE, or not found.
     pub fn unload_by_force(&self, name: &str) -> Result<(), UnloadError> {
         self.inner.loader.unload_module_by_force(name)
     }
 
-    /// Unloads all modules, the last one first. Returns what stays, and why.
-    #[must_use = "what is in use stays"]
+    /// Unloads all modules, the last one first. Returns the reason for each module that stays.
+    #[must_use = "modules in use stay loaded"]
     pub fn unload_all(&self) -> Vec<UnloadError> {
         self.inner.loader.unload_all()
     }
 
-    /// The LIVE module of this name.
+    /// Returns the LIVE module of this name.
     #[must_use]
     pub fn module(&self, name: &str) -> Option<Module> {
         self.inner.loader.module(name).map(Module::new)
     }
 
-    /// Names and states of all modules, in order of their loading.
+    /// Returns the names and states of all modules, in order of loading.
     #[must_use]
     pub fn modules(&self) -> Vec<(String, State)> {
         self.inner.loader.modules()
     }
 
-    /// All modules that are COMING, LIVE or GOING and their states, in order of their loading. Looking at them does not
-    /// keep them: that takes a [`Module`].
+    /// Returns all modules that are COMING, LIVE or GOING and their states, in order of loading. The result does not
+    /// keep modules loaded; only a [`Module`] does.
     #[must_use]
     pub fn look(&self) -> Vec<(Arc<ModuleInfo>, State)> {
         self.inner.loader.look()
     }
 
-    /// What it is tainted with, in Linux's letters: those of all modules that were ever LIVE in it, and R if one that
-    /// was held has been unloaded by force.
+    /// Returns the host's taint in Linux's letters: the taints of all modules that were ever LIVE in it, and R if a
+    /// module in use was unloaded by force.
     #[must_use]
     pub fn taint(&self) -> String {
         self.inner.loader.taint()
     }
 
-    /// Has a function told, as they happen, the events of what this thread does with modules. No lock is held when it
-    /// is called, and the thread goes on when it returns.
+    /// Calls a function with each event of what this thread does with modules, as it happens. The function is called
+    /// without any lock held, and the thread continues when it returns.
     #[must_use = "dropping it ends the listening"]
     pub fn listen(&self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Listening {
         self.inner.loader.listen(listener)
     }
 
-    /// Has a subscriber join the coming and the going chain.
+    /// Adds a subscriber to the coming and the going chain.
     #[must_use = "dropping the membership leaves the chains"]
     pub fn subscribe(&self, name: &str, order: Order, subscriber: impl Subscriber + 'static) -> Membership {
         self.inner.loader.subscribe(name, order, Arc::new(subscriber))
     }
 
-    /// Records what happens to all modules of this host from now on.
+    /// Records the events of all modules of this host from now on.
     #[must_use]
     pub fn record(&self) -> Recording {
         self.inner.loader.record()
     }
 
-    /// Has a tracer hear of all calls of the functions that a filter means, in all threads: of modules that are there, and of
-    /// those that are loaded while it is in force. `docs/tracing.md` says how modules are compiled for it.
+    /// Calls a tracer for every call of the functions that match a filter, in all threads: functions of loaded modules,
+    /// and of modules that are loaded later. `docs/tracing.md` says how modules must be compiled.
     ///
     /// # Errors
     /// [`TraceError`].
@@ -191,7 +193,7 @@ impl Host {
         self.inner.ftrace.trace(filter, tracer)
     }
 
-    /// [`Host::trace`], with all general registers.
+    /// Like [`Host::trace`], with all general registers.
     ///
     /// # Errors
     /// [`TraceError`].
@@ -199,45 +201,47 @@ impl Host {
         self.inner.ftrace.trace_with_registers(filter, tracer)
     }
 
-    /// Has calls of functions go on elsewhere: [`modload_ftrace::Redirecting`] promises that they may.
+    /// Redirects calls of functions to other code. [`modload_ftrace::Redirecting`] is the promise that this is valid.
     ///
     /// # Errors
-    /// [`TraceError`]; [`TraceError::Redirected`]: by somebody else already.
+    /// [`TraceError`]; [`TraceError::Redirected`] if the calls are redirected already.
     pub fn redirect(&self, filter: Filter, redirecting: Redirecting) -> Result<Tracing, TraceError> {
         self.inner.ftrace.redirect(filter, redirecting)
     }
 
-    /// Records calls, or entries and returns, of functions of its modules in all threads, until what this returns is dropped.
+    /// Records calls, or entries and returns, of functions of this host's modules in all threads, until the returned
+    /// value is dropped.
     ///
     /// # Errors
-    /// [`TraceError`]; [`TraceError::UnderWay`]: there is one recording at a time in a process.
+    /// [`TraceError`]; [`TraceError::UnderWay`] if another recording exists in the process: only one is possible.
     pub fn trace_functions(&self, options: &TraceOptions) -> Result<FunctionTrace, TraceError> {
         let host = self.downgrade();
         let name = move |at: Addr| {
-            // No handle: the last of them may not be dropped by who reads.
+            // No `Host` value is made here: the reader of a trace must not drop the last one.
             let inner = host.inner.upgrade()?;
             inner.loader.module_at(at.offset(-1))?.describe_return(at)
         };
         self.inner.ftrace.record(options, name)
     }
 
-    /// Makes functions of the host's own traceable, as those of a module `vmlinux`: once for each host.
+    /// Makes functions of the host itself traceable, as functions of a module `vmlinux`. Can be called once per host.
     ///
     /// # Errors
-    /// [`TraceError`]. A function that cannot be traced is no error: [`Host::traceable`] lists it with the reason.
+    /// [`TraceError`]. A function that cannot be traced is not an error: [`Host::traceable`] lists it with the reason.
     pub fn register_host_functions(&self, functions: Vec<HostFunction>) -> Result<(), TraceError> {
         self.inner.ftrace.register_host_functions(functions)
     }
 
-    /// The functions that can be traced, and those that cannot and why, of all modules that are compiled for it.
+    /// Returns the functions of all modules compiled for tracing: those that can be traced, and those that cannot, with
+    /// the reason.
     #[must_use]
     pub fn traceable(&self) -> Vec<Traceable> {
         self.inner.ftrace.traceable()
     }
 
-    /// Enables a patch: Linux's `klp_enable_patch`. Functions of modules that are there are redirected now, those of others when they
-    /// are loaded. When this returns, threads may still be on their way: [`Host::patches`]. `keep` stays loaded as long as the
-    /// patch is in force: the module whose functions take the place of others.
+    /// Enables a patch: Linux's `klp_enable_patch`. Functions of loaded modules are redirected now, functions of other
+    /// modules when those are loaded. When this returns, threads may still be migrating: see [`Host::patches`]. `keep`
+    /// is the module with the replacement functions. It stays loaded as long as the patch is enabled.
     ///
     /// # Errors
     /// [`PatchError`].
@@ -253,7 +257,7 @@ impl Host {
         self.inner.livepatch.enable(&self.inner.loader, name, patch, keep, log)
     }
 
-    /// Disables a patch, or turns it round while it is being enabled.
+    /// Disables a patch. If the patch is just being enabled, reverses its transition.
     ///
     /// # Errors
     /// [`PatchError`].
@@ -261,11 +265,12 @@ impl Host {
         self.inner.livepatch.disable(name)
     }
 
-    /// Disables all patches, the newest first, each when the one before is gone, at most so long. Returns those that are still there:
-    /// somebody does not leave their functions, or does not come to a checkpoint. While it waits, the calling thread comes to some.
+    /// Disables all patches, the newest first, each after the one before is gone, for at most `at_most`. Returns the
+    /// patches that remain: a thread does not leave their functions, or does not reach a checkpoint. While this
+    /// function waits, it calls [`Host::checkpoint`] for the calling thread.
     ///
     /// # Errors
-    /// [`PatchError`]: one cannot be disabled.
+    /// [`PatchError`]: a patch cannot be disabled.
     pub fn disable_patches(&self, at_most: Duration) -> Result<Vec<PatchStatus>, PatchError> {
         const LONGEST: Duration = Duration::from_millis(50);
         let (begun, mut pause) = (Instant::now(), Duration::from_micros(100));
@@ -274,7 +279,7 @@ impl Host {
             let Some(newest) = patches.last() else { return Ok(patches) };
             if newest.enabled {
                 match self.disable_patch(&newest.name) {
-                    // Gone by itself: nothing waits for that any more.
+                    // The patch has gone meanwhile, so there is nothing to wait for.
                     Ok(()) | Err(PatchError::Unknown(_)) => continue,
                     Err(PatchError::InTransition(_)) => {}
                     Err(error) => return Err(error),
@@ -289,7 +294,7 @@ impl Host {
         }
     }
 
-    /// Turns the transition of a patch round.
+    /// Reverses the transition of a patch.
     ///
     /// # Errors
     /// [`PatchError`]; [`PatchError::NoTransition`].
@@ -297,7 +302,8 @@ impl Host {
         self.inner.livepatch.reverse(name)
     }
 
-    /// Ends the transition of a patch, wherever threads are: those that are in old code finish it, and it stays for them.
+    /// Ends the transition of a patch without waiting for the remaining threads. Threads in old code finish that code,
+    /// which is kept for them.
     ///
     /// # Errors
     /// [`PatchError`]; [`PatchError::NoTransition`].
@@ -305,7 +311,7 @@ impl Host {
         self.inner.livepatch.force(name)
     }
 
-    /// The patches that are enabled or on their way, and who stands in their way.
+    /// Returns the patches that are enabled or in transition, with the threads that block each transition.
     ///
     /// # Errors
     /// [`PatchError::Nested`].
@@ -313,8 +319,8 @@ impl Host {
         self.inner.livepatch.status()
     }
 
-    /// The threads that stand in the way of a patch's transition, as they are now. They are held for a moment to be asked where they
-    /// are, but for [`Transition::CheckpointsOnly`].
+    /// Returns the threads that block a patch's transition now. They are held for a short time to examine their stacks,
+    /// except with [`Transition::CheckpointsOnly`].
     ///
     /// # Errors
     /// [`PatchError`]: there is no such patch, or threads cannot be held.
@@ -361,27 +367,27 @@ impl Host {
         Ok(standing.into_iter().filter_map(thread).collect())
     }
 
-    /// A place where the calling thread can go over to what a patch brings: with [`Transition::CheckpointsOnly`] the only one. The
-    /// thread walks its own stack here, so that this may be called from anywhere, from a patched function, too; it goes over if none
-    /// of the functions that change is on the stack. When no transition is under way this costs a load and a branch. Says whether
-    /// the thread is over, or need not be.
+    /// A checkpoint: a place where the calling thread may migrate to a patch. With [`Transition::CheckpointsOnly`]
+    /// threads migrate nowhere else. The thread walks its own stack and migrates if no function that changes is on the
+    /// stack. So this may be called from anywhere, also from a patched function. Without a transition a checkpoint
+    /// costs a load and a branch. Returns whether the thread has migrated or has no need to.
     ///
-    /// What the embedder says by the place that he chooses is more than that: what the thread does between two checkpoints (one
-    /// request, say) is done by the old functions or by the new ones.
+    /// By choosing the place of checkpoints, the embedder also guarantees consistency: between two checkpoints (for
+    /// example during one request) the thread runs only old functions or only new ones.
     #[inline]
     pub fn checkpoint(&self) -> bool {
         modload_livepatch::checkpoint()
     }
 
-    /// An address in one of its modules as Linux's `%pS` shows it: `func+0x12/0x40 [module]`. `None` for the rest of the
-    /// process.
+    /// Returns an address in a module of this host as Linux's `%pS` shows it: `func+0x12/0x40 [module]`. Returns `None`
+    /// for any other address.
     #[must_use]
     pub fn describe(&self, at: Addr) -> Option<String> {
         self.inner.loader.module_at(at)?.describe(at)
     }
 
-    /// The calls that this thread is in, innermost first, from the caller of this function on. Frames are found by call
-    /// frame information alone; where there is none, the backtrace ends and says so.
+    /// Returns the stack of this thread, innermost frame first, beginning with the caller of this function. Frames are
+    /// found by call frame information only. Where there is none, the backtrace ends with an error.
     #[must_use]
     #[inline(never)]
     pub fn backtrace(&self) -> Backtrace {
@@ -391,27 +397,27 @@ impl Host {
         })
     }
 
-    /// The modules that have gone while somebody was in their text: a thread that `exit` did not end, say. Their memory
-    /// stays, with the rows to unwind it, until nobody is.
+    /// Returns the quarantined modules: those that were unloaded while a thread was in their text, for example a thread
+    /// that `exit` did not end. Their memory and their unwind rows stay until no thread is in their text.
     #[must_use]
     pub fn quarantined(&self) -> Vec<Arc<ModuleInfo>> {
         self.inner.loader.quarantined()
     }
 
-    /// Frees what nobody is in any more of all that is quarantined in this process, as each load and each unload does;
-    /// returns the names of the modules.
+    /// Frees the quarantined memory of this process that no thread is in any more, as each load and unload does.
+    /// Returns the names of the freed modules.
     pub fn sweep(&self) -> Vec<String> {
         modload_ftrace::sweep();
         self.inner.loader.sweep()
     }
 
-    /// How the memory that all hosts of the process share is used, by stripe.
+    /// Returns how the memory that all hosts of the process share is used, by stripe.
     #[must_use]
     pub fn memory(&self) -> [StripeUsage; 4] {
         self.inner.loader.memory()
     }
 
-    /// A handle that does not keep the host: for subscribers that load and unload.
+    /// Returns a handle that does not keep the host alive: for subscribers that load and unload modules.
     #[must_use]
     pub fn downgrade(&self) -> WeakHost {
         WeakHost { inner: Arc::downgrade(&self.inner) }
@@ -420,11 +426,11 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // While the host can still be found, so that a module's exit can take back what its init did.
+        // Done while the host can still be found, so that the exit of a module can undo what its init did.
         let last = self.inner.handles.fetch_sub(1, Ordering::AcqRel) == 1;
-        // A subscriber that hears of it may have made another handle, and drops it meanwhile.
+        // A subscriber that is called here may make another `Host` value, and drop it meanwhile.
         if last && !self.inner.left.swap(true, Ordering::AcqRel) {
-            // Patches hold their modules.
+            // Patches must go first, because they hold their modules.
             self.inner.livepatch.leave();
             self.inner.loader.abandon();
             self.inner.ftrace.leave();
@@ -432,14 +438,14 @@ impl Drop for Host {
     }
 }
 
-/// A handle to a host that does not keep it.
+/// A handle that does not keep its host alive.
 #[derive(Clone, Debug)]
 pub struct WeakHost {
     inner: Weak<Inner>,
 }
 
 impl WeakHost {
-    /// The host, if it is still there.
+    /// Returns the host, if it still exists.
     #[must_use]
     pub fn upgrade(&self) -> Option<Host> {
         self.inner.upgrade().map(Host::handle)

@@ -6,17 +6,17 @@
 //! use modload::{Host, Image};
 //!
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     // A plugin, compiled as plainly as can be.
+//!     // A plugin, compiled without any special option.
 //!     let dir = tempfile::tempdir()?;
 //!     let (source, object) = (dir.path().join("adder.c"), dir.path().join("adder.o"));
 //!     std::fs::write(&source, "int add(int a, int b) { return a + b; }")?;
 //!     assert!(Command::new("cc").args(["-O2", "-c", "-o"]).arg(&object).arg(&source).status()?.success());
 //!
-//!     // A host loads it, calls it, and lets it go.
+//!     // A host loads the plugin, calls a function of it, and unloads it.
 //!     let host = Host::builder().process_symbols().build()?;
-//!     // SAFETY: the plugin is ours: it does what is written above.
+//!     // SAFETY: the plugin is the code above.
 //!     let adder = host.load(&unsafe { Image::trusted(std::fs::read(&object)?) }.named("adder"))?;
-//!     // SAFETY: that is the type of the function above.
+//!     // SAFETY: this is the type of the function above.
 //!     let add = unsafe { adder.symbol::<extern "C" fn(i32, i32) -> i32>("add")? };
 //!     assert_eq!(add(2, 3), 5);
 //!     adder.unload()?;
@@ -25,23 +25,27 @@
 //! }
 //! ```
 //!
-//! - [`Host`], [`HostBuilder`]: holds modules; what it exports to them, and what it allows.
+//! - [`Host`], [`HostBuilder`]: holds modules; its exports to modules, and the modules that it allows.
 //! - [`Image`]: the bytes of a module whose author is trusted, its name and its parameters.
-//! - [`Module`]: a counted reference to a loaded module. As long as one is held, the module stays.
-//! - [`Symbol`]: a typed function or variable of a module, borrowed from the [`Module`], so that it cannot outlive it.
-//! - [`Subscriber`], [`Order`]: hears of modules that come and go, in an order of its own choice; can refuse them.
-//! - [`Inspection`], [`ModuleFile`]: what a file holds, without loading it; the file need not be trusted.
-//! - [`Catalog`]: the modules of a folder, and the order in which they load.
-//! - [`Timeline`], [`Recording`]: what happened, in order, without addresses and times: made for snapshot tests.
-//! - [`klp_link`]: an object whose references to other objects are marked becomes a live patch that loads before they do.
-//! - [`Backtrace`]: the calls a thread is in, with the modules' functions by name.
-//! - [`LoadError`], [`UnloadError`]: which module, which stage, which section and symbol, and the way out.
+//! - [`Module`]: a counted reference to a loaded module. While a reference exists, the module stays loaded.
+//! - [`Symbol`]: a typed function or variable of a module, borrowed from the [`Module`], so that it cannot outlive the
+//!   module.
+//! - [`Subscriber`], [`Order`]: is called for each module that comes or goes, in an order of its own choice; can refuse
+//!   a module.
+//! - [`Inspection`], [`ModuleFile`]: the contents of a file, without loading it. The file need not be trusted.
+//! - [`Catalog`]: the modules of a folder, and their load order.
+//! - [`Timeline`], [`Recording`]: the events of modules in order, without addresses and times, for snapshot tests.
+//! - [`klp_link`]: makes a live patch of an object that marks its references to other objects. The patch can be loaded
+//!   before those objects.
+//! - [`Backtrace`]: the stack of a thread, with the names of modules' functions.
+//! - [`LoadError`], [`UnloadError`]: the module, the stage, the section and symbol, and what to do next.
 //!
 //! Running foreign code is unsafe, in two places: [`Image::trusted`] and [`Module::symbol`] (with their variants
-//! [`read_trusted`] and [`Module::call`], and [`Trust`] for both). Everything else is safe to call.
+//! [`read_trusted`] and [`Module::call`], and [`Trust`] for both). All other functions are safe, except
+//! [`set_static_call`] and [`HostBuilder::unload_unseen`].
 //!
-//! Modules written against the SDK (`sdk/include/modload/module.h`) may call `register_module_notifier`, which every
-//! host exports.
+//! Modules written with the SDK (`sdk/include/modload/module.h`) may call `register_module_notifier`, which every host
+//! exports.
 
 #![deny(unsafe_code)]
 
