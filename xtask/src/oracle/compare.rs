@@ -1,4 +1,4 @@
-//! Our bytes next to Linux's: each read-only section of each module of a boot.
+//! Compares our bytes with Linux's: every read-only section of every module of a boot.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,14 +13,14 @@ use super::judged::{safe, write};
 use super::ko::Ko;
 use crate::Result;
 
-/// In a module's folder, ours.
+/// The folder, within a module's folder, for our sections.
 const OURS: &str = "ours";
 
-/// Where our bytes come from.
+/// The source of our bytes.
 pub(crate) enum Ours {
-    /// The module's file as it is: what no rewriting would give.
+    /// The unchanged file of the module: the result without any rewriting.
     File,
-    /// `modhost image`.
+    /// The image of `modhost image`.
     Image(Modhost),
 }
 
@@ -30,12 +30,12 @@ pub(crate) struct Boot<'b> {
     pub(crate) kernel: &'b Path,
 }
 
-/// Sections of one name.
+/// The numbers of sections of one name.
 #[derive(Clone, Copy, Default)]
 struct Count {
     compared: usize,
     identical: usize,
-    /// Those that are not as in the file.
+    /// Sections that differ from the file.
     changed: usize,
     changed_identical: usize,
 }
@@ -49,15 +49,15 @@ impl Count {
     }
 }
 
-/// What came out.
+/// The result of a comparison.
 #[derive(Default)]
 pub(crate) struct Outcome {
     modules: usize,
     identical: usize,
     sections: BTreeMap<String, Count>,
-    /// A line each: module, section, offset, ours, theirs.
+    /// One line each: module, section, offset, our bytes, their bytes.
     pub(crate) differences: Vec<String>,
-    /// Modules that we could not make: why.
+    /// Modules for which we could not make an image, with the reason.
     pub(crate) failures: Vec<String>,
 }
 
@@ -72,12 +72,12 @@ impl Outcome {
         self.failures.extend(other.failures);
     }
 
-    /// Whether no section has been compared.
+    /// Returns whether no section has been compared.
     pub(crate) fn is_empty(&self) -> bool {
         self.sections.is_empty()
     }
 
-    /// The figures: all sections, then by name those of which some differ.
+    /// Returns the statistics: all sections, then by name the sections of which some differ.
     pub(crate) fn report(&self) -> String {
         let mut all = Count::default();
         self.sections.values().for_each(|count| all.add(*count));
@@ -100,19 +100,19 @@ impl Outcome {
 }
 
 impl Boot<'_> {
-    /// The modules: name, and path below the package's folder.
+    /// Returns the modules: name, and path below the package's folder.
     pub(crate) fn list(&self) -> Result<Vec<(String, PathBuf)>> {
         let list = fs::read_to_string(self.folder.join("modules.txt"))?;
         let named = |line: &str| line.split_once(' ').map(|(name, path)| (name.to_owned(), path.into()));
         Ok(list.lines().filter_map(named).collect())
     }
 
-    /// Where our sections of a module are.
+    /// Returns the folder with our sections of a module.
     fn ours(&self, name: &str) -> PathBuf {
         self.folder.join("modules").join(name).join(OURS)
     }
 
-    /// Lets `modhost image` make all modules, by facts that name their keys so, and returns what it printed.
+    /// Runs `modhost image` for all modules, with facts that name keys in this way. Returns its output.
     pub(crate) fn make(&self, modhost: &Modhost, named: Named) -> Result<String> {
         let facts = named.file();
         let mut lines = String::new();
@@ -159,7 +159,7 @@ impl Boot<'_> {
         let ko = Ko::parse(&bytes)?;
         let made = self.ours(name);
         if matches!(ours, Ours::Image(_)) && !made.exists() {
-            return Err("modhost has not made it, and has said why".into());
+            return Err("modhost has made no image, for the reason printed above".into());
         }
         let mut outcome = Outcome { modules: 1, ..Outcome::default() };
         for (index, section) in ko.numbered().filter(|(_, section)| section.is_judged()) {
@@ -178,7 +178,7 @@ impl Boot<'_> {
             }
         }
         outcome.identical = usize::from(outcome.differences.is_empty());
-        // Nobody needs to look at what is as it should be.
+        // Files of identical modules are removed, because they are of no interest.
         if outcome.differences.is_empty() && made.exists() {
             fs::remove_dir_all(made)?;
         }
@@ -186,7 +186,7 @@ impl Boot<'_> {
     }
 }
 
-/// Where two sections begin to differ, and what stands there.
+/// Returns a line about the first difference of two sections.
 fn difference(module: &str, section: &str, ours: &[u8], theirs: &[u8]) -> String {
     if ours.len() != theirs.len() {
         return format!("{module} {section} ours has {} bytes, theirs {}", ours.len(), theirs.len());
@@ -199,7 +199,7 @@ fn difference(module: &str, section: &str, ours: &[u8], theirs: &[u8]) -> String
     format!("{module} {section}+{at:#x} ours {} theirs {} ({count} bytes differ)", hex(ours), hex(theirs))
 }
 
-/// Writes all differences and failures into a file of the folder, and returns its path.
+/// Writes all differences and failures to a file of the folder. Returns its path.
 pub(crate) fn write_differences(folder: &Path, outcome: &Outcome, name: &str) -> Result<PathBuf> {
     let path = folder.join(name);
     let lines = outcome.failures.iter().chain(&outcome.differences);

@@ -1,4 +1,4 @@
-//! The folder of a boot, as `modhost image` and people take it.
+//! The folder of a boot, in the format of `modhost image`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ use super::machine::Machine;
 use super::symbols::Symbols;
 use crate::Result;
 
-/// What is true of the whole boot.
+/// Writes the files for the whole boot.
 pub(crate) fn write_machine(folder: &Path, texts: &Texts, machine: &Machine) -> Result<()> {
     write(&folder.join("symbols"), &texts.kallsyms)?;
     write(&folder.join("cpu-caps"), machine.caps_file())?;
@@ -20,7 +20,7 @@ pub(crate) fn write_machine(folder: &Path, texts: &Texts, machine: &Machine) -> 
     write(&folder.join("kernel"), format!("{}{}", texts.version, texts.cmdline))
 }
 
-/// `modules.txt`: name and file of each module that is there, in load order. `refused.txt`: errno, name and file.
+/// Writes `modules.txt` (name and file of each loaded module, in load order) and `refused.txt` (errno, name and file).
 pub(crate) fn write_lists(folder: &Path, attempts: &[Attempt]) -> Result<()> {
     let (mut there, mut refused) = (String::new(), String::new());
     for Attempt { errno, name, path, .. } in attempts {
@@ -33,7 +33,7 @@ pub(crate) fn write_lists(folder: &Path, attempts: &[Attempt]) -> Result<()> {
     write(&folder.join("refused.txt"), refused)
 }
 
-/// How often each errno was the answer.
+/// Returns how often each errno occurred.
 pub(crate) fn refusals(attempts: &[Attempt]) -> String {
     let mut counts: BTreeMap<i32, usize> = BTreeMap::new();
     for attempt in attempts.iter().filter(|attempt| attempt.errno != 0) {
@@ -43,7 +43,7 @@ pub(crate) fn refusals(attempts: &[Attempt]) -> String {
     counts.join(", ")
 }
 
-/// A module's folder: addresses, facts, and the bytes of its sections as they are in memory. Returns how many sections.
+/// Writes a module's folder: addresses, facts, and the bytes of its sections in memory. Returns the number of sections.
 pub(crate) fn write_module(
     folder: &Path,
     loaded: &Loaded<'_>,

@@ -1,4 +1,4 @@
-//! A module's file, as far as the judge reads it: sections, symbols, relocations.
+//! The file of a module, as far as the comparison needs it: sections, symbols, relocations.
 
 use object::LittleEndian as LE;
 use object::elf;
@@ -22,7 +22,7 @@ pub(crate) struct Section {
 #[derive(Clone, Debug)]
 pub(crate) struct Symbol {
     pub(crate) name: String,
-    /// 0: undefined.
+    /// 0 for an undefined symbol.
     pub(crate) section: elf::SymbolSection,
     pub(crate) value: u64,
 }
@@ -49,13 +49,13 @@ impl Section {
         self.flags.0 & flag.0 != 0
     }
 
-    /// Whether it is kept in memory and listed in sysfs if it is not empty: `.modinfo` and `__versions` are only read, and
-    /// each CPU has its own `.data..percpu`.
+    /// Returns whether the section is kept in memory and, unless empty, listed in sysfs. `.modinfo` and `__versions`
+    /// are only read, and `.data..percpu` has a copy per CPU.
     pub(crate) fn is_kept(&self) -> bool {
         self.has(elf::SHF_ALLOC) && ![".modinfo", "__versions", PERCPU].contains(&self.name.as_str())
     }
 
-    /// Whether its memory is given back after init.
+    /// Returns whether the section's memory is freed after init.
     pub(crate) fn is_init(&self) -> bool {
         self.name.starts_with(".init")
     }
@@ -68,13 +68,13 @@ impl Section {
         self.has(elf::SHF_EXECINSTR)
     }
 
-    /// Whether its bytes are to be judged: read-only, and still there after init.
+    /// Returns whether the section's bytes are compared: it is read-only, and still in memory after init.
     pub(crate) fn is_judged(&self) -> bool {
         self.is_kept() && !self.is_init() && !self.is_writable() && self.kind != elf::SHT_NOBITS && self.size > 0
     }
 }
 
-/// The section of which each CPU has its own.
+/// The section with a copy per CPU.
 pub(crate) const PERCPU: &str = ".data..percpu";
 
 impl<'b> Ko<'b> {
@@ -95,12 +95,12 @@ impl<'b> Ko<'b> {
         Ok(Ko { bytes, sections, table, symbols })
     }
 
-    /// Its sections with their indices.
+    /// Returns the sections with their indices.
     pub(crate) fn numbered(&self) -> impl Iterator<Item = (usize, &Section)> {
         self.sections.iter().enumerate()
     }
 
-    /// What the file holds of a section.
+    /// Returns the bytes of a section in the file.
     pub(crate) fn bytes_of(&self, section: usize) -> Result<&'b [u8]> {
         Ok(self.table.section(object::SectionIndex(section))?.data(LE, self.bytes)?)
     }
@@ -114,12 +114,12 @@ impl<'b> Ko<'b> {
         })
     }
 
-    /// All symbols but the null one.
+    /// Returns all symbols except the null symbol.
     pub(crate) fn symbols(&self) -> impl Iterator<Item = Result<Symbol>> {
         (1..self.symbols.len()).map(|index| self.symbol(index))
     }
 
-    /// The relocations of a section.
+    /// Returns the relocations of a section.
     pub(crate) fn relocations(&self, section: usize) -> Result<Vec<Relocation>> {
         let mut found = Vec::new();
         for header in self.table.iter() {

@@ -1,5 +1,5 @@
-//! What a module's sections would be if Linux relocated them and did nothing else. Written apart from the product's own
-//! relocations, for Linux's few types only.
+//! The sections of a module as if Linux only relocated them. Implemented independently of the product's own
+//! relocations, for the few types that Linux supports.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,16 +9,16 @@ use super::ko::{Ko, PERCPU, Relocation, Symbol};
 use super::symbols::Symbols;
 use crate::Result;
 
-/// A section as its relocations make it.
+/// A relocated section.
 pub(crate) struct Relocated {
     pub(crate) bytes: Vec<u8>,
-    /// The fields: where, and how many bytes.
+    /// The relocated fields: offset and width in bytes.
     pub(crate) fields: Vec<(usize, usize)>,
-    /// Fields that are as in the file, because the names of their symbols say too little.
+    /// The fields that are as in the file, because the names of their symbols are ambiguous.
     pub(crate) unresolved: Vec<(usize, usize)>,
 }
 
-/// Where a module's symbols are.
+/// The addresses of a module's symbols.
 pub(crate) struct Places<'p> {
     pub(crate) addresses: BTreeMap<usize, u64>,
     pub(crate) percpu: Option<u64>,
@@ -28,7 +28,7 @@ pub(crate) struct Places<'p> {
 }
 
 impl Places<'_> {
-    /// A section of the file, relocated.
+    /// Returns a section of the file, relocated.
     pub(crate) fn relocated(&self, section: usize) -> Result<Relocated> {
         let bytes = self.ko.bytes_of(section)?.to_vec();
         let mut relocated = Relocated { bytes, fields: Vec::new(), unresolved: Vec::new() };
@@ -51,7 +51,7 @@ impl Places<'_> {
         Ok(relocated)
     }
 
-    /// The value of a relocated field; `None` if its symbol is not known.
+    /// Returns the value of a relocated field, or `None` if its symbol is not known.
     fn value(&self, relocation: &Relocation, section: u64) -> Result<Option<u64>> {
         let Some(symbol) = self.address(&self.ko.symbol(relocation.symbol)?) else { return Ok(None) };
         let (value, place) = (symbol.wrapping_add_signed(relocation.addend), section.wrapping_add(relocation.offset));

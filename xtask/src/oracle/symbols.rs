@@ -1,4 +1,4 @@
-//! What the guest's /proc/kallsyms says.
+//! The symbols in the guest's /proc/kallsyms.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,20 +9,20 @@ use crate::Result;
 pub(crate) struct Symbols<'t> {
     kernel: HashMap<&'t str, Vec<u64>>,
     modules: HashMap<&'t str, Vec<(&'t str, u64)>>,
-    /// Those of the kernel's that are not local.
+    /// The symbols of the kernel that are not local.
     globals: HashMap<&'t str, u64>,
-    /// Names of the kernel's that nothing else has, by address.
+    /// The unambiguous names of the kernel's symbols, by address.
     names: HashMap<u64, &'t str>,
 }
 
 impl<'t> Symbols<'t> {
-    /// Lines `ADDRESS TYPE NAME [MODULE]`.
+    /// Parses lines `ADDRESS TYPE NAME [MODULE]`.
     pub(crate) fn parse(text: &'t str) -> Result<Symbols<'t>> {
         let mut symbols = Symbols::default();
         for line in text.lines() {
             let mut words = line.split_whitespace();
             let (Some(address), Some(kind), Some(name)) = (words.next(), words.next(), words.next()) else {
-                return Err(format!("no line of /proc/kallsyms: {line}").into());
+                return Err(format!("not a line of /proc/kallsyms: {line}").into());
             };
             let address = u64::from_str_radix(address, 16)?;
             match words.next() {
@@ -40,45 +40,45 @@ impl<'t> Symbols<'t> {
         }
         let of_modules: HashSet<&str> = symbols.modules.values().flatten().map(|(name, _)| *name).collect();
         let unique = symbols.kernel.iter().filter(|(name, places)| places.len() == 1 && !of_modules.contains(**name));
-        // Of several names of one address the first in order.
+        // If an address has several names, the first in alphabetical order is used.
         let mut names: Vec<_> = unique.map(|(name, places)| (places[0], *name)).collect();
         names.sort_unstable_by(|one, other| other.cmp(one));
         symbols.names = names.into_iter().collect();
         Ok(symbols)
     }
 
-    /// A symbol of the kernel's own, if it has one of this name.
+    /// Returns the address of a symbol of the kernel itself, if exactly one has this name.
     pub(crate) fn unique(&self, name: &str) -> Option<u64> {
         let [address] = self.kernel.get(name)?[..] else { return None };
         Some(address)
     }
 
-    /// One that is not local, and may have the name of others that are.
+    /// Returns the address of a symbol that is not local. Local symbols may have the same name.
     pub(crate) fn global(&self, name: &str) -> Option<u64> {
         self.globals.get(name).copied()
     }
 
-    /// One that has to be there.
+    /// Returns the address of a symbol that must exist.
     pub(crate) fn kernel(&self, name: &str) -> Result<u64> {
         self.unique(name).ok_or_else(|| format!("the kernel has no symbol {name}, or several").into())
     }
 
-    /// A name of what stands there in the kernel itself, the first in order.
+    /// Returns the first name, in alphabetical order, of the kernel's symbols at an address.
     pub(crate) fn name_at(&self, address: u64) -> Option<&'t str> {
         self.kernel.iter().filter(|(_, places)| places.contains(&address)).map(|(name, _)| *name).min()
     }
 
-    /// The name of what stands at an address, if it is the kernel's and nothing else has the name.
+    /// Returns the name of the kernel's symbol at an address, if no other symbol has this name.
     pub(crate) fn unique_name(&self, address: u64) -> Option<&'t str> {
         self.names.get(&address).copied()
     }
 
-    /// The symbols of a module.
+    /// Returns the symbols of a module.
     pub(crate) fn of_module(&self, module: &str) -> &[(&'t str, u64)] {
         self.modules.get(module).map_or(&[], Vec::as_slice)
     }
 
-    /// Those of a module's symbols that others may use, by name: what has a `__ksymtab_` entry.
+    /// Returns the exported symbols of modules, by name: those with a `__ksymtab_` entry.
     pub(crate) fn exports(&self) -> HashMap<&'t str, u64> {
         let mut exports = HashMap::new();
         for symbols in self.modules.values() {
