@@ -8,7 +8,7 @@ use crate::Rela;
 
 /// Why a section of compact relocations cannot be decoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Problem {
+pub enum CrelError {
     /// The section ends within a record.
     CutOff,
     /// Bytes follow the last record.
@@ -19,39 +19,39 @@ pub enum Problem {
     TooWide,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for CrelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Problem::CutOff => f.write_str("it ends within a record"),
-            Problem::Trailing => f.write_str("bytes are left behind its last record"),
-            Problem::Count(count) => write!(f, "it says that it holds {count} records, more than it has bytes"),
-            Problem::TooWide => f.write_str("a number in it has more than 64 bits"),
+            CrelError::CutOff => f.write_str("it ends within a record"),
+            CrelError::Trailing => f.write_str("bytes are left behind its last record"),
+            CrelError::Count(count) => write!(f, "it says that it holds {count} records, more than it has bytes"),
+            CrelError::TooWide => f.write_str("a number in it has more than 64 bits"),
         }
     }
 }
 
-impl std::error::Error for Problem {}
+impl std::error::Error for CrelError {}
 
 /// A position in the section, which moves forward.
-struct Cursor<'a> {
+struct CrelCursor<'a> {
     rest: &'a [u8],
 }
 
-impl Cursor<'_> {
-    fn byte(&mut self) -> Result<u8, Problem> {
-        let (first, rest) = self.rest.split_first().ok_or(Problem::CutOff)?;
+impl CrelCursor<'_> {
+    fn byte(&mut self) -> Result<u8, CrelError> {
+        let (first, rest) = self.rest.split_first().ok_or(CrelError::CutOff)?;
         self.rest = rest;
         Ok(*first)
     }
 
     /// Reads an unsigned LEB128 number. Bits above the 64th must be zero.
-    fn unsigned(&mut self) -> Result<u64, Problem> {
+    fn unsigned(&mut self) -> Result<u64, CrelError> {
         let (mut value, mut shift) = (0_u64, 0_u32);
         loop {
             let byte = self.byte()?;
             let bits = u64::from(byte & 0x7f);
             let placed = bits.checked_shl(shift).filter(|placed| placed >> shift == bits);
-            value |= placed.or((bits == 0).then_some(0)).ok_or(Problem::TooWide)?;
+            value |= placed.or((bits == 0).then_some(0)).ok_or(CrelError::TooWide)?;
             if byte & 0x80 == 0 {
                 return Ok(value);
             }
@@ -60,12 +60,12 @@ impl Cursor<'_> {
     }
 
     /// Reads a signed LEB128 number, in two's complement.
-    fn signed(&mut self) -> Result<u64, Problem> {
+    fn signed(&mut self) -> Result<u64, CrelError> {
         let (mut value, mut shift) = (0_u64, 0_u32);
         loop {
             let byte = self.byte()?;
             if shift >= u64::BITS {
-                return Err(Problem::TooWide);
+                return Err(CrelError::TooWide);
             }
             value |= u64::from(byte & 0x7f) << shift;
             shift += 7;
@@ -80,16 +80,16 @@ impl Cursor<'_> {
 /// Returns the relocations of a section of type SHT_CREL.
 ///
 /// # Errors
-/// [`Problem`].
-pub fn decode(section: &[u8]) -> Result<Vec<Rela>, Problem> {
-    let mut cursor = Cursor { rest: section };
+/// [`CrelError`].
+pub fn decode(section: &[u8]) -> Result<Vec<Rela>, CrelError> {
+    let mut cursor = CrelCursor { rest: section };
     let header = cursor.unsigned()?;
     let (count, has_addends, shift) = (header >> 3, header & 4 != 0, header & 3);
     // The first byte of a record holds two or three flags, and above them the low bits of the offset.
     let flags = if has_addends { 3 } else { 2 };
     // A record takes at least one byte.
     if usize::try_from(count).ok().is_none_or(|count| count > cursor.rest.len()) {
-        return Err(Problem::Count(count));
+        return Err(CrelError::Count(count));
     }
     let mut relas = Vec::new();
     let (mut offset, mut symbol, mut kind, mut addend) = (0_u64, 0_u64, 0_u64, 0_u64);
@@ -107,7 +107,7 @@ pub fn decode(section: &[u8]) -> Result<Vec<Rela>, Problem> {
         if has_addends && first & 4 != 0 {
             addend = addend.wrapping_add(cursor.signed()?);
         }
-        let narrow = |number: u64| u32::try_from(number).map_err(|_| Problem::TooWide);
+        let narrow = |number: u64| u32::try_from(number).map_err(|_| CrelError::TooWide);
         relas.push(Rela {
             offset: offset.wrapping_shl(u32::try_from(shift).unwrap_or(0)),
             kind: narrow(kind)?,
@@ -115,12 +115,12 @@ pub fn decode(section: &[u8]) -> Result<Vec<Rela>, Problem> {
             addend: addend.cast_signed(),
         });
     }
-    if cursor.rest.is_empty() { Ok(relas) } else { Err(Problem::Trailing) }
+    if cursor.rest.is_empty() { Ok(relas) } else { Err(CrelError::Trailing) }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Problem, decode};
+    use super::{CrelError, decode};
     use crate::Rela;
 
     #[test]
@@ -147,14 +147,14 @@ mod tests {
     #[test]
     fn what_is_no_section_of_relocations_is_named() {
         for (section, problem) in [
-            (&[][..], Problem::CutOff),
-            (&[0x80], Problem::CutOff),
-            (&[1 << 3 | 4, 1], Problem::CutOff),
-            (&[2 << 3, 0], Problem::Count(2)),
-            (&[1 << 3, 0, 0], Problem::Trailing),
-            (&[0, 0], Problem::Trailing),
-            (&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f], Problem::TooWide),
-            (&[1 << 3, 1, 0x7f], Problem::TooWide), // symbol -1
+            (&[][..], CrelError::CutOff),
+            (&[0x80], CrelError::CutOff),
+            (&[1 << 3 | 4, 1], CrelError::CutOff),
+            (&[2 << 3, 0], CrelError::Count(2)),
+            (&[1 << 3, 0, 0], CrelError::Trailing),
+            (&[0, 0], CrelError::Trailing),
+            (&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f], CrelError::TooWide),
+            (&[1 << 3, 1, 0x7f], CrelError::TooWide), // symbol -1
         ] {
             assert_eq!(decode(section), Err(problem), "{section:x?}");
         }

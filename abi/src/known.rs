@@ -107,7 +107,7 @@ pub const FLAGS: u64 = 0x0ef7 | 0x20_0000 | 0x1000_0000 | section::SHF_RELA_LIVE
 
 /// The contents of a section, as its name says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Contents {
+pub enum SectionContents {
     /// Records that a stage or a subscriber reads. Each size in the list belongs to one record layout.
     Records(&'static [u64]),
     /// Pointers to functions, which the loader calls.
@@ -132,7 +132,7 @@ pub enum Contents {
 
 /// Which section names a row matches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Names {
+pub enum NameMatch {
     /// Only the row's name.
     One,
     /// The row's name, and all names that begin with the row's name and a dot: `.init_array.100`.
@@ -147,9 +147,9 @@ pub struct KnownName {
     /// The name.
     pub name: &'static str,
     /// Which section names this row matches.
-    pub names: Names,
+    pub names: NameMatch,
     /// The contents of such a section.
-    pub contents: Contents,
+    pub contents: SectionContents,
 }
 
 impl KnownName {
@@ -158,9 +158,9 @@ impl KnownName {
     pub fn is(&self, name: &[u8]) -> bool {
         let rest = name.strip_prefix(self.name.as_bytes());
         rest.is_some_and(|rest| match self.names {
-            Names::One => rest.is_empty(),
-            Names::Dotted => rest.is_empty() || rest[0] == b'.',
-            Names::Prefix => true,
+            NameMatch::One => rest.is_empty(),
+            NameMatch::Dotted => rest.is_empty() || rest[0] == b'.',
+            NameMatch::Prefix => true,
         })
     }
 }
@@ -170,24 +170,24 @@ const PIECES: &str = "its code is a piece of a function that crti.o and crtn.o w
                       .init_array or .fini_array";
 
 const fn records(name: &'static str, sizes: &'static [u64]) -> KnownName {
-    KnownName { name, names: Names::One, contents: Contents::Records(sizes) }
+    KnownName { name, names: NameMatch::One, contents: SectionContents::Records(sizes) }
 }
 
 const fn functions(name: &'static str) -> KnownName {
-    KnownName { name, names: Names::Dotted, contents: Contents::Functions }
+    KnownName { name, names: NameMatch::Dotted, contents: SectionContents::Functions }
 }
 
 const fn refused(name: &'static str, why: &'static str, record: Option<u64>) -> KnownName {
-    KnownName { name, names: Names::One, contents: Contents::Refused { why, record } }
+    KnownName { name, names: NameMatch::One, contents: SectionContents::Refused { why, record } }
 }
 
-const fn placed(name: &'static str, names: Names) -> KnownName {
-    KnownName { name, names, contents: Contents::Placed }
+const fn placed(name: &'static str, names: NameMatch) -> KnownName {
+    KnownName { name, names, contents: SectionContents::Placed }
 }
 
 /// All known names. If several rows match a name, the first row counts.
 pub const NAMES: &[KnownName] = &[
-    KnownName { name: section::MODINFO, names: Names::One, contents: Contents::Strings },
+    KnownName { name: section::MODINFO, names: NameMatch::One, contents: SectionContents::Strings },
     records(section::KSYMTAB, &[12]),
     records(section::KSYMTAB_GPL, &[12]),
     records(section::KCRCTAB, &[4]),
@@ -198,9 +198,9 @@ pub const NAMES: &[KnownName] = &[
     functions(section::FINI_ARRAY),
     functions(section::CTORS),
     functions(section::DTORS),
-    KnownName { name: section::EH_FRAME, names: Names::One, contents: Contents::Frames },
-    KnownName { name: section::GNU_STACK, names: Names::One, contents: Contents::Mark },
-    KnownName { name: section::STATIC_CALL_MARK, names: Names::One, contents: Contents::Mark },
+    KnownName { name: section::EH_FRAME, names: NameMatch::One, contents: SectionContents::Frames },
+    KnownName { name: section::GNU_STACK, names: NameMatch::One, contents: SectionContents::Mark },
+    KnownName { name: section::STATIC_CALL_MARK, names: NameMatch::One, contents: SectionContents::Mark },
     // The record of Linux 6.1, and the larger record since Linux 6.3.
     records(section::ALTINSTRUCTIONS, &[12, 14]),
     records(section::PARAINSTRUCTIONS, &[16]),
@@ -220,15 +220,15 @@ pub const NAMES: &[KnownName] = &[
     refused(section::PERCPU, "per-CPU data is not supported yet", None),
     refused(section::LINUX_THIS_MODULE, "a struct module of Linux's own layout is not supported", None),
     refused(section::TRACEPOINTS, "tracepoints are not supported yet", None),
-    KnownName { names: Names::Dotted, ..refused(section::PREINIT_ARRAY, PREINIT, Some(8)) },
+    KnownName { names: NameMatch::Dotted, ..refused(section::PREINIT_ARRAY, PREINIT, Some(8)) },
     refused(section::INIT, PIECES, None),
     refused(section::FINI, PIECES, None),
-    placed(section::RO_AFTER_INIT, Names::Dotted),
-    placed(section::RELOCATED_READ_ONLY, Names::Dotted),
-    placed(section::INIT_PREFIX, Names::Prefix),
-    placed(section::LINKONCE_PREFIX, Names::Prefix),
-    placed(section::STATIC_CALL_TEXT, Names::One),
-    placed(section::TEXT, Names::Dotted),
+    placed(section::RO_AFTER_INIT, NameMatch::Dotted),
+    placed(section::RELOCATED_READ_ONLY, NameMatch::Dotted),
+    placed(section::INIT_PREFIX, NameMatch::Prefix),
+    placed(section::LINKONCE_PREFIX, NameMatch::Prefix),
+    placed(section::STATIC_CALL_TEXT, NameMatch::One),
+    placed(section::TEXT, NameMatch::Dotted),
 ];
 
 /// Returns the first row that matches a section name.
@@ -241,7 +241,7 @@ pub fn section_name(name: &[u8]) -> Option<&'static KnownName> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{NAMES, Names, TYPES};
+    use super::{NAMES, NameMatch, TYPES};
 
     #[test]
     fn every_name_of_a_section_that_is_spelt_is_in_the_table() {
@@ -285,7 +285,7 @@ mod tests {
             let first = NAMES.iter().position(|row| row.is(known.name.as_bytes()));
             assert_eq!(first, Some(at), "{}", known.name);
             let dotted = format!("{}.x", known.name);
-            assert_eq!(known.is(dotted.as_bytes()), known.names != Names::One, "{dotted}");
+            assert_eq!(known.is(dotted.as_bytes()), known.names != NameMatch::One, "{dotted}");
         }
     }
 }

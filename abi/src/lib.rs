@@ -12,4 +12,4 @@ pub mod modinfo;
 pub mod record;
 pub mod section;
 
-pub use record::{Param, Records, Rela, Symbol as ExportedSymbol, Version};
+pub use record::{ExportedSymbol, KernelParam, Records, Rela, Version};

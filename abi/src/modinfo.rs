@@ -5,25 +5,25 @@ use std::fmt;
 
 /// One entry. Its bytes need not be UTF-8.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Entry<'a> {
+pub struct ModinfoEntry<'a> {
     /// The bytes before the first `=`.
     pub key: &'a [u8],
     /// The bytes after the first `=`. Empty if the entry has no `=`.
     pub value: &'a [u8],
 }
 
-impl fmt::Debug for Entry<'_> {
+impl fmt::Debug for ModinfoEntry<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}={}", self.key.escape_ascii(), self.value.escape_ascii())
     }
 }
 
 /// Returns the entries of a `.modinfo` section, in order. A last string without a closing NUL counts as an entry.
-pub fn entries(section: &[u8]) -> impl Iterator<Item = Entry<'_>> {
+pub fn entries(section: &[u8]) -> impl Iterator<Item = ModinfoEntry<'_>> {
     section.split(|&byte| byte == 0).filter(|string| !string.is_empty()).map(|string| {
         let equals = string.iter().position(|&byte| byte == b'=');
         let (key, value) = equals.map_or((string, &[][..]), |at| (&string[..at], &string[at + 1..]));
-        Entry { key, value }
+        ModinfoEntry { key, value }
     })
 }
 

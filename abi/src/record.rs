@@ -3,11 +3,11 @@
 use thiserror::Error;
 
 /// A record of fixed size.
-pub trait Record: Sized {
+pub trait FixedRecord: Sized {
     /// The size of a record in bytes.
     const SIZE: usize;
 
-    /// Decodes a record from exactly [`Record::SIZE`] bytes.
+    /// Decodes a record from exactly [`FixedRecord::SIZE`] bytes.
     fn read(bytes: &[u8]) -> Self;
 }
 
@@ -36,7 +36,7 @@ impl<R> Clone for Records<'_, R> {
 
 impl<R> Copy for Records<'_, R> {}
 
-impl<'a, R: Record> Records<'a, R> {
+impl<'a, R: FixedRecord> Records<'a, R> {
     /// Wraps the records that fill `bytes`.
     ///
     /// # Errors
@@ -87,7 +87,7 @@ pub struct Rela {
     pub addend: i64,
 }
 
-impl Record for Rela {
+impl FixedRecord for Rela {
     const SIZE: usize = 24;
 
     #[inline]
@@ -104,7 +104,7 @@ impl Record for Rela {
 /// An exported symbol: Linux's `struct kernel_symbol` with relative references, 12 bytes. Each field is the distance
 /// from the field itself to the thing it refers to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Symbol {
+pub struct ExportedSymbol {
     /// The distance from byte 0 of the record to the symbol.
     pub value: i32,
     /// The distance from byte 4 of the record to the symbol's name.
@@ -113,11 +113,11 @@ pub struct Symbol {
     pub namespace: i32,
 }
 
-impl Record for Symbol {
+impl FixedRecord for ExportedSymbol {
     const SIZE: usize = 12;
 
-    fn read(bytes: &[u8]) -> Symbol {
-        Symbol {
+    fn read(bytes: &[u8]) -> ExportedSymbol {
+        ExportedSymbol {
             value: i32::from_le_bytes(field(bytes, 0)),
             name: i32::from_le_bytes(field(bytes, 4)),
             namespace: i32::from_le_bytes(field(bytes, 8)),
@@ -142,7 +142,7 @@ impl Version {
     }
 }
 
-impl Record for Version {
+impl FixedRecord for Version {
     const SIZE: usize = 64;
 
     fn read(bytes: &[u8]) -> Version {
@@ -153,7 +153,7 @@ impl Record for Version {
 /// A module parameter: Linux's `struct kernel_param`, 40 bytes. The loader reads the record after its pointers have
 /// been relocated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Param {
+pub struct KernelParam {
     /// The address of the parameter's name.
     pub name: u64,
     /// The address of the module to which the parameter belongs.
@@ -170,11 +170,11 @@ pub struct Param {
     pub arg: u64,
 }
 
-impl Record for Param {
+impl FixedRecord for KernelParam {
     const SIZE: usize = 40;
 
-    fn read(bytes: &[u8]) -> Param {
-        Param {
+    fn read(bytes: &[u8]) -> KernelParam {
+        KernelParam {
             name: u64::from_le_bytes(field(bytes, 0)),
             module: u64::from_le_bytes(field(bytes, 8)),
             ops: u64::from_le_bytes(field(bytes, 16)),
@@ -195,7 +195,7 @@ pub struct KparamString {
     pub string: u64,
 }
 
-impl Record for KparamString {
+impl FixedRecord for KparamString {
     const SIZE: usize = 16;
 
     fn read(bytes: &[u8]) -> KparamString {
@@ -218,7 +218,7 @@ pub struct KparamArray {
     pub elem: u64,
 }
 
-impl Record for KparamArray {
+impl FixedRecord for KparamArray {
     const SIZE: usize = 32;
 
     fn read(bytes: &[u8]) -> KparamArray {
@@ -252,7 +252,7 @@ impl AltInstr {
     pub const NOT: u16 = 1 << 15;
 }
 
-impl Record for AltInstr {
+impl FixedRecord for AltInstr {
     const SIZE: usize = 12;
 
     fn read(bytes: &[u8]) -> AltInstr {
@@ -290,7 +290,7 @@ impl AltInstr63 {
     pub const DIRECT_CALL: u16 = 1 << 1;
 }
 
-impl Record for AltInstr63 {
+impl FixedRecord for AltInstr63 {
     const SIZE: usize = 14;
 
     fn read(bytes: &[u8]) -> AltInstr63 {
@@ -316,7 +316,7 @@ pub struct ParavirtSite {
     pub len: u8,
 }
 
-impl Record for ParavirtSite {
+impl FixedRecord for ParavirtSite {
     const SIZE: usize = 16;
 
     fn read(bytes: &[u8]) -> ParavirtSite {
@@ -332,7 +332,7 @@ pub struct RelativeSite {
     pub site: i32,
 }
 
-impl Record for RelativeSite {
+impl FixedRecord for RelativeSite {
     const SIZE: usize = 4;
 
     fn read(bytes: &[u8]) -> RelativeSite {
@@ -342,16 +342,16 @@ impl Record for RelativeSite {
 
 /// A piece of code, given by its address: 8 bytes. `__mcount_loc`, `__patchable_function_entries`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Site {
+pub struct AddressSite {
     /// The address of the site.
     pub site: u64,
 }
 
-impl Record for Site {
+impl FixedRecord for AddressSite {
     const SIZE: usize = 8;
 
-    fn read(bytes: &[u8]) -> Site {
-        Site { site: u64::from_le_bytes(field(bytes, 0)) }
+    fn read(bytes: &[u8]) -> AddressSite {
+        AddressSite { site: u64::from_le_bytes(field(bytes, 0)) }
     }
 }
 
@@ -366,7 +366,7 @@ pub struct JumpEntry {
     pub key: i64,
 }
 
-impl Record for JumpEntry {
+impl FixedRecord for JumpEntry {
     const SIZE: usize = 16;
 
     fn read(bytes: &[u8]) -> JumpEntry {
@@ -388,7 +388,7 @@ pub struct StaticCallSite {
     pub key: i32,
 }
 
-impl Record for StaticCallSite {
+impl FixedRecord for StaticCallSite {
     const SIZE: usize = 8;
 
     fn read(bytes: &[u8]) -> StaticCallSite {
@@ -398,7 +398,7 @@ impl Record for StaticCallSite {
 
 #[cfg(test)]
 mod tests {
-    use super::{Param, Partial, Record, Records, Rela};
+    use super::{FixedRecord, KernelParam, Partial, Records, Rela};
 
     #[test]
     fn a_rela_is_read_field_by_field() {
@@ -419,7 +419,7 @@ mod tests {
     #[test]
     fn a_param_has_a_hole_before_its_argument() {
         let bytes: Vec<u8> = (0..40).collect();
-        let param = Param::read(&bytes);
+        let param = KernelParam::read(&bytes);
         assert_eq!(param.perm, 0x1918);
         assert_eq!((param.level, param.flags), (0x1a, 0x1b));
         assert_eq!(param.arg, 0x2726_2524_2322_2120);

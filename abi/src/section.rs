@@ -12,7 +12,7 @@ pub const KCRCTAB: &str = "__kcrctab";
 pub const KCRCTAB_GPL: &str = "__kcrctab_gpl";
 /// The CRCs of the imported symbols, as of the module's build: [`crate::Version`].
 pub const VERSIONS: &str = "__versions";
-/// The parameters of a module: [`crate::Param`].
+/// The parameters of a module: [`crate::KernelParam`].
 pub const PARAM: &str = "__param";
 /// Constructors: an array of function pointers, called from first to last. Sections `.init_array.N` are called before,
 /// by rising N.
@@ -81,9 +81,9 @@ pub const RETPOLINE_SITES: &str = ".retpoline_sites";
 pub const RETURN_SITES: &str = ".return_sites";
 /// ENDBR instructions that are not needed: [`crate::record::RelativeSite`].
 pub const IBT_ENDBR_SEAL: &str = ".ibt_endbr_seal";
-/// Calls of `__fentry__` at the beginning of functions: [`crate::record::Site`].
+/// Calls of `__fentry__` at the beginning of functions: [`crate::record::AddressSite`].
 pub const MCOUNT_LOC: &str = "__mcount_loc";
-/// NOPs at the beginning of functions: [`crate::record::Site`].
+/// NOPs at the beginning of functions: [`crate::record::AddressSite`].
 pub const PATCHABLE_FUNCTION_ENTRIES: &str = "__patchable_function_entries";
 /// Branches that static keys control: [`crate::record::JumpEntry`].
 pub const JUMP_TABLE: &str = "__jump_table";

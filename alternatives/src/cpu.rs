@@ -6,7 +6,7 @@ use std::fmt;
 use thiserror::Error;
 
 use crate::features::{FEATURES, WORDS};
-use crate::user_space::{Must, ROWS, Row};
+use crate::user_space::{FeatureRule, Must, ROWS};
 
 /// The features of a processor: Linux's `x86_capability`, words of capabilities followed by words of bugs.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl Features {
     /// Returns why user space must not have a feature, or `None` if it may have it.
     #[must_use]
     pub fn why_not_in_user_space(name: &str) -> Option<&'static str> {
-        let is_it = |row: &&Row| row.features.contains(&name) && matches!(row.must, Must::NotBeThere);
+        let is_it = |row: &&FeatureRule| row.features.contains(&name) && matches!(row.must, Must::NotBeThere);
         ROWS.iter().find(is_it).map(|row| row.because)
     }
 

@@ -53,7 +53,7 @@ impl Facts {
 
 /// Why a record cannot be applied.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-pub enum Problem {
+pub enum RewriteProblem {
     /// The section ends within the record.
     #[error("its section is no whole number of records")]
     PartOfRecord,
@@ -104,4 +104,4 @@ pub enum Problem {
 }
 
 /// The error of the engines of this crate.
-pub(crate) type Error = modload_edit::PlanError<Problem>;
+pub(crate) type RewriteError = modload_edit::PlanError<RewriteProblem>;

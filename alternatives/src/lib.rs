@@ -8,7 +8,7 @@
 //!   one processor, and replace calls of `__fentry__` by NOPs until the function is traced.
 //! - [`Facts`]: all inputs besides the code.
 //!
-//! Each function takes a [`modload_edit::Table`] and a [`modload_edit::Code`], which it reads and edits record by
+//! Each function takes a [`modload_edit::RecordTable`] and a [`modload_edit::Code`], which it reads and edits record by
 //! record. Each fails with a [`modload_edit::PlanError`], which names the record and shows the bytes of its site.
 //! [`modload_edit::ORDER`] is the order of the functions. The behaviour is that of Linux 6.1's
 //! `arch/x86/kernel/alternative.c`.
@@ -30,7 +30,7 @@ mod sites;
 
 pub use alternative::{Profile, alternatives};
 pub use cpu::{Features, UnknownFeature};
-pub use facts::{Facts, Problem, Processors, Returns};
+pub use facts::{Facts, Processors, Returns, RewriteProblem};
 pub use features::WORDS;
 pub use retpoline::retpolines;
 pub use returns::{return_at, returns};

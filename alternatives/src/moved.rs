@@ -3,7 +3,7 @@
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
 use modload_edit::Addr;
 
-use crate::Problem;
+use crate::RewriteProblem;
 
 /// Returns the length of the first instruction.
 pub(crate) fn length(bytes: &[u8]) -> Option<usize> {
@@ -30,7 +30,7 @@ pub(crate) fn is_whole(bytes: &[u8]) -> bool {
 
 /// Adjusts instructions that were copied from `from` to `to`, so that they refer to the same targets as before:
 /// relative branches that leave the copy, and operands relative to the instruction pointer.
-pub(crate) fn reaim(bytes: &mut [u8], from: Addr, to: Addr) -> Result<(), Problem> {
+pub(crate) fn retarget(bytes: &mut [u8], from: Addr, to: Addr) -> Result<(), RewriteProblem> {
     let source = bytes.to_vec();
     let end = from + modload_edit::wide(source.len());
     let mut decoder = Decoder::with_ip(64, &source, from.get(), DecoderOptions::NONE);
@@ -39,7 +39,7 @@ pub(crate) fn reaim(bytes: &mut [u8], from: Addr, to: Addr) -> Result<(), Proble
         let start = decoder.position();
         decoder.decode_out(&mut instruction);
         if instruction.is_invalid() {
-            return Err(Problem::ReplacementCut);
+            return Err(RewriteProblem::ReplacementCut);
         }
         let fields = decoder.get_constant_offsets(&instruction);
         let (offset, size, target) = if instruction.is_ip_rel_memory_operand() {
@@ -63,7 +63,7 @@ pub(crate) fn reaim(bytes: &mut [u8], from: Addr, to: Addr) -> Result<(), Proble
             _ => false,
         };
         if !fits {
-            return Err(Problem::OutOfReach(target));
+            return Err(RewriteProblem::OutOfReach(target));
         }
         field.copy_from_slice(&moved.to_le_bytes()[..size]);
     }
@@ -77,22 +77,22 @@ fn is_relative_branch(instruction: &Instruction) -> bool {
 
 /// The kind of a near branch with a displacement.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Branch {
+pub(crate) enum NearBranch {
     Call,
     Jump,
     Conditional,
 }
 
 /// Returns the kind of a near branch with a 32-bit displacement.
-pub(crate) fn near_branch(instruction: &Instruction) -> Option<Branch> {
+pub(crate) fn near_branch(instruction: &Instruction) -> Option<NearBranch> {
     if !is_relative_branch(instruction) || !matches!(instruction.len(), 5 | 6) {
         return None;
     }
     match instruction.mnemonic() {
-        Mnemonic::Call => Some(Branch::Call),
-        Mnemonic::Jmp => Some(Branch::Jump),
+        Mnemonic::Call => Some(NearBranch::Call),
+        Mnemonic::Jmp => Some(NearBranch::Jump),
         Mnemonic::Xbegin => None,
-        _ => Some(Branch::Conditional),
+        _ => Some(NearBranch::Conditional),
     }
 }
 

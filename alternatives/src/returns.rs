@@ -1,14 +1,14 @@
 //! `.return_sites`: returns that the compiler has written as jumps to a thunk.
 
-use modload_abi::record::{Record, RelativeSite};
+use modload_abi::record::{FixedRecord, RelativeSite};
 use modload_abi::section;
-use modload_edit::{Addr, Code, Engine, Table, Why, refused, wide, write};
+use modload_edit::{Addr, Code, EditOrigin, Engine, RecordTable, refused, wide, write};
 
 use crate::cpu;
-use crate::facts::Error;
-use crate::moved::{Branch, first, near_branch};
+use crate::facts::RewriteError;
+use crate::moved::{NearBranch, first, near_branch};
 use crate::sites::relative;
-use crate::{Facts, Problem};
+use crate::{Facts, RewriteProblem};
 
 /// The length of a site in bytes.
 const LEN: usize = 5;
@@ -19,9 +19,9 @@ const TRAMPOLINE: [u8; 3] = [0x0f, 0xb9, 0xcc];
 ///
 /// # Errors
 /// [`modload_edit::PlanError`]: the first record that cannot be applied.
-pub fn returns<C: Code>(table: &Table, facts: &Facts, code: &mut C) -> Result<(), Error> {
+pub fn returns<C: Code>(table: &RecordTable, facts: &Facts, code: &mut C) -> Result<(), RewriteError> {
     for record in table.numbers(wide(RelativeSite::SIZE)) {
-        let why = Why { engine: Engine::Return, section: table.section, record };
+        let why = EditOrigin { engine: Engine::Return, section: table.section, record };
         let site = relative(table, record, why, code)?;
         let new = plan(site, facts, code).map_err(|problem| refused(code, why, site, LEN, problem))?;
         write(code, site, &new, why)?;
@@ -30,16 +30,16 @@ pub fn returns<C: Code>(table: &Table, facts: &Facts, code: &mut C) -> Result<()
 }
 
 /// Returns the new bytes of a site.
-fn plan(at: Addr, facts: &Facts, code: &impl Code) -> Result<[u8; LEN], Problem> {
+fn plan(at: Addr, facts: &Facts, code: &impl Code) -> Result<[u8; LEN], RewriteProblem> {
     let site = code.text(at, LEN + TRAMPOLINE.len()).filter(|site| site.len() >= LEN);
-    let site = site.ok_or(Problem::SiteOutside(LEN))?;
-    let compiled = facts.returns.compiled.ok_or(Problem::Missing(section::RETURN_THUNK_SYMBOL))?;
-    let jump = first(at, site).filter(|jump| near_branch(jump) == Some(Branch::Jump) && jump.len() == LEN);
+    let site = site.ok_or(RewriteProblem::SiteOutside(LEN))?;
+    let compiled = facts.returns.compiled.ok_or(RewriteProblem::Missing(section::RETURN_THUNK_SYMBOL))?;
+    let jump = first(at, site).filter(|jump| near_branch(jump) == Some(NearBranch::Jump) && jump.len() == LEN);
     let to_thunk = jump.is_some_and(|jump| Addr::new(jump.near_branch_target()) == compiled);
     // A trampoline without a target may have become a return before.
     let trampoline = site[LEN..] == TRAMPOLINE && site[0] == 0xc3;
     if !to_thunk && !trampoline {
-        return Err(Problem::OtherInstruction("a jump to __x86_return_thunk"));
+        return Err(RewriteProblem::OtherInstruction("a jump to __x86_return_thunk"));
     }
     return_at(at, facts)
 }
@@ -47,13 +47,13 @@ fn plan(at: Addr, facts: &Facts, code: &impl Code) -> Result<[u8; LEN], Problem>
 /// Returns the five bytes of a return at this address.
 ///
 /// # Errors
-/// [`Problem`]: the address of the return thunk is not known, or is out of reach.
-pub fn return_at(at: Addr, facts: &Facts) -> Result<[u8; LEN], Problem> {
+/// [`RewriteProblem`]: the address of the return thunk is not known, or is out of reach.
+pub fn return_at(at: Addr, facts: &Facts) -> Result<[u8; LEN], RewriteProblem> {
     if !wants_thunk(at, facts) {
         return Ok([0xc3, 0xcc, 0xcc, 0xcc, 0xcc]); // ret; int3
     }
-    let thunk = facts.returns.thunk.ok_or(Problem::Missing("x86_return_thunk"))?;
-    let distance = i32::try_from(thunk - (at + wide(LEN))).map_err(|_| Problem::OutOfReach(thunk))?;
+    let thunk = facts.returns.thunk.ok_or(RewriteProblem::Missing("x86_return_thunk"))?;
+    let distance = i32::try_from(thunk - (at + wide(LEN))).map_err(|_| RewriteProblem::OutOfReach(thunk))?;
     let [a, b, c, d] = distance.to_le_bytes();
     Ok([0xe9, a, b, c, d]) // jmp thunk
 }

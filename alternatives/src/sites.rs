@@ -1,12 +1,12 @@
 //! Tables whose records hold only an address: ENDBRs, lock prefixes, function entries.
 
 use iced_x86::Mnemonic;
-use modload_abi::record::{Record, RelativeSite, Site};
-use modload_edit::{Addr, Code, Engine, NOPS, Table, Why, fill_with_nops, refused, wide, write};
+use modload_abi::record::{AddressSite, FixedRecord, RelativeSite};
+use modload_edit::{Addr, Code, EditOrigin, Engine, NOPS, RecordTable, fill_with_nops, refused, wide, write};
 
-use crate::facts::Error;
-use crate::moved::{Branch, call_through, first, near_branch};
-use crate::{Facts, Problem, Processors};
+use crate::facts::RewriteError;
+use crate::moved::{NearBranch, call_through, first, near_branch};
+use crate::{Facts, Processors, RewriteProblem};
 
 /// endbr64
 const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
@@ -14,10 +14,15 @@ const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
 const SEALED: [u8; 4] = [0x66, 0x0f, 0x1f, 0x00];
 
 /// Returns the address that a record gives as a distance.
-pub(crate) fn relative(table: &Table, record: u32, why: Why, code: &impl Code) -> Result<Addr, Error> {
+pub(crate) fn relative(
+    table: &RecordTable,
+    record: u32,
+    why: EditOrigin,
+    code: &impl Code,
+) -> Result<Addr, RewriteError> {
     let site = table.record::<{ RelativeSite::SIZE }>(code, record);
     let site = site.map(|(at, bytes)| at.offset(RelativeSite::read(&bytes).site.into()));
-    site.ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))
+    site.ok_or_else(|| refused(code, why, table.at, 0, RewriteProblem::PartOfRecord))
 }
 
 /// `.ibt_endbr_seal`: removes the ENDBRs of functions that are never called through a pointer. Linux's
@@ -25,14 +30,14 @@ pub(crate) fn relative(table: &Table, record: u32, why: Why, code: &impl Code) -
 ///
 /// # Errors
 /// [`modload_edit::PlanError`]: the first record that cannot be applied.
-pub fn endbr_seals<C: Code>(table: &Table, code: &mut C) -> Result<(), Error> {
+pub fn endbr_seals<C: Code>(table: &RecordTable, code: &mut C) -> Result<(), RewriteError> {
     for record in table.numbers(wide(RelativeSite::SIZE)) {
-        let why = Why { engine: Engine::Endbr, section: table.section, record };
+        let why = EditOrigin { engine: Engine::Endbr, section: table.section, record };
         let site = relative(table, record, why, code)?;
-        let stands = code.text(site, ENDBR64.len()).ok_or(Problem::SiteOutside(ENDBR64.len()));
+        let stands = code.text(site, ENDBR64.len()).ok_or(RewriteProblem::SiteOutside(ENDBR64.len()));
         let is_endbr = stands.and_then(|stands| {
             let endbr = stands == ENDBR64 || stands == SEALED;
-            if endbr { Ok(()) } else { Err(Problem::OtherInstruction("endbr64")) }
+            if endbr { Ok(()) } else { Err(RewriteProblem::OtherInstruction("endbr64")) }
         });
         is_endbr.map_err(|problem| refused(code, why, site, ENDBR64.len(), problem))?;
         write(code, site, &SEALED, why)?;
@@ -46,7 +51,12 @@ pub fn endbr_seals<C: Code>(table: &Table, code: &mut C) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`modload_edit::PlanError`]: the first record that cannot be applied.
-pub fn smp_locks<C: Code>(table: &Table, text: (Addr, u64), facts: &Facts, code: &mut C) -> Result<(), Error> {
+pub fn smp_locks<C: Code>(
+    table: &RecordTable,
+    text: (Addr, u64),
+    facts: &Facts,
+    code: &mut C,
+) -> Result<(), RewriteError> {
     const LOCK: u8 = 0xf0;
     const DS: u8 = 0x3e;
     let new = match facts.processors {
@@ -54,7 +64,7 @@ pub fn smp_locks<C: Code>(table: &Table, text: (Addr, u64), facts: &Facts, code:
         Processors::Several => LOCK,
     };
     for record in table.numbers(wide(RelativeSite::SIZE)) {
-        let why = Why { engine: Engine::SmpLock, section: table.section, record };
+        let why = EditOrigin { engine: Engine::SmpLock, section: table.section, record };
         let site = relative(table, record, why, code)?;
         let stands = code.text(site, 1).and_then(|stands| stands.first().copied());
         // Init code runs once, so it stays unchanged.
@@ -63,8 +73,8 @@ pub fn smp_locks<C: Code>(table: &Table, text: (Addr, u64), facts: &Facts, code:
         }
         match stands {
             Some(LOCK | DS) => write(code, site, &[new], why)?,
-            Some(_) => return Err(refused(code, why, site, 8, Problem::OtherInstruction("a lock prefix"))),
-            None => return Err(refused(code, why, site, 1, Problem::SiteOutside(1))),
+            Some(_) => return Err(refused(code, why, site, 8, RewriteProblem::OtherInstruction("a lock prefix"))),
+            None => return Err(refused(code, why, site, 1, RewriteProblem::SiteOutside(1))),
         }
     }
     Ok(())
@@ -78,11 +88,17 @@ pub fn smp_locks<C: Code>(table: &Table, text: (Addr, u64), facts: &Facts, code:
 ///
 /// # Errors
 /// [`modload_edit::PlanError`]: the first record that cannot be applied.
-pub fn function_entries<C: Code>(table: &Table, boundaries: &Boundaries, code: &mut C) -> Result<(), Error> {
-    for record in table.numbers(wide(Site::SIZE)) {
-        let why = Why { engine: Engine::Fentry, section: table.section, record };
-        let site = table.record::<{ Site::SIZE }>(code, record).map(|(_, bytes)| Addr::new(Site::read(&bytes).site));
-        let site = site.ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))?;
+pub fn function_entries<C: Code>(
+    table: &RecordTable,
+    boundaries: &Boundaries,
+    code: &mut C,
+) -> Result<(), RewriteError> {
+    for record in table.numbers(wide(AddressSite::SIZE)) {
+        let why = EditOrigin { engine: Engine::Fentry, section: table.section, record };
+        let site = table
+            .record::<{ AddressSite::SIZE }>(code, record)
+            .map(|(_, bytes)| Addr::new(AddressSite::read(&bytes).site));
+        let site = site.ok_or_else(|| refused(code, why, table.at, 0, RewriteProblem::PartOfRecord))?;
         if site == Addr::NULL {
             continue;
         }
@@ -161,20 +177,20 @@ const ROOM: usize = 64;
 /// A record refers to the start of a function's NOPs, which may lie before the function's entry
 /// (`-fpatchable-function-entry=N,M` with M > 0). The rewritten site must be executed by every call of the entry. So it
 /// lies in the NOPs after the entry, and never covers a referenced address.
-fn entry(at: Addr, boundaries: &Boundaries, code: &impl Code) -> Result<Option<(Addr, usize)>, Problem> {
-    let stands = code.text(at, LONGEST).ok_or(Problem::SiteOutside(BRANCH))?;
+fn entry(at: Addr, boundaries: &Boundaries, code: &impl Code) -> Result<Option<(Addr, usize)>, RewriteProblem> {
+    let stands = code.text(at, LONGEST).ok_or(RewriteProblem::SiteOutside(BRANCH))?;
     let what = "a call of __fentry__ or a NOP";
-    let instruction = first(at, stands).ok_or(Problem::OtherInstruction(what))?;
+    let instruction = first(at, stands).ok_or(RewriteProblem::OtherInstruction(what))?;
     // Either `call __fentry__`, or `call *__fentry__@GOTPCREL(%rip)`, which relaxation may have replaced by `addr32
     // call __fentry__`.
-    let call = near_branch(&instruction) == Some(Branch::Call) || call_through(&instruction).is_some();
+    let call = near_branch(&instruction) == Some(NearBranch::Call) || call_through(&instruction).is_some();
     let (site, len) = match (call, instruction.mnemonic()) {
         (true, _) => (at, Some(instruction.len()).filter(|len| [5, 6].contains(len))),
         (false, Mnemonic::Nop) => {
             let site = behind_entry(at, boundaries, code);
             (site, nops_at(site, code))
         }
-        (false, _) => return Err(Problem::OtherInstruction(what)),
+        (false, _) => return Err(RewriteProblem::OtherInstruction(what)),
     };
     // The NOPs of -fpatchable-function-entry=2 only have room for a short jump.
     Ok(len.filter(|len| !boundaries.is_cut(site, *len)).map(|len| (site, len)))
@@ -210,7 +226,7 @@ fn behind_entry(at: Addr, boundaries: &Boundaries, code: &impl Code) -> Addr {
 
 #[cfg(test)]
 mod tests {
-    use modload_edit::{Addr, Code, PieceKind, Space, Table};
+    use modload_edit::{Addr, Code, CodeBuffers, PieceKind, RecordTable};
 
     use super::{Boundaries, ENDBR64, function_entries};
 
@@ -219,14 +235,14 @@ mod tests {
     /// Returns the rewritten text for one record at an offset, with these function starts and other referenced
     /// addresses.
     fn made(text: &[u8], record: u64, starts: &[u64], others: &[u64]) -> String {
-        let mut space = Space::default();
+        let mut space = CodeBuffers::default();
         let mut bytes = text.to_vec();
         bytes.resize(64, 0xcc);
         space.add(Addr::new(TEXT), PieceKind::Text, bytes).unwrap();
         space.add(Addr::new(0x2000), PieceKind::Data, (TEXT + record).to_le_bytes().to_vec()).unwrap();
         let addresses = |offsets: &[u64]| offsets.iter().map(|at| Addr::new(TEXT + at)).collect::<Vec<_>>();
         let boundaries = Boundaries::new(addresses(starts), &addresses(others));
-        function_entries(&Table::of_section(1, Addr::new(0x2000), 8), &boundaries, &mut space).unwrap();
+        function_entries(&RecordTable::of_section(1, Addr::new(0x2000), 8), &boundaries, &mut space).unwrap();
         let new = space.bytes(Addr::new(TEXT), text.len()).unwrap();
         let letter = |(old, new): (&u8, &u8)| match (old, new) {
             (0x90, 0x90) => '.',

@@ -14,14 +14,14 @@ pub(crate) enum Must {
 
 /// A rule for some features, with its reason.
 #[derive(Debug)]
-pub(crate) struct Row {
+pub(crate) struct FeatureRule {
     pub(crate) features: &'static [&'static str],
     pub(crate) must: Must,
     pub(crate) because: &'static str,
 }
 
-const fn row(features: &'static [&'static str], must: Must, because: &'static str) -> Row {
-    Row { features, must, because }
+const fn row(features: &'static [&'static str], must: Must, because: &'static str) -> FeatureRule {
+    FeatureRule { features, must, because }
 }
 
 fn avx() -> bool {
@@ -36,7 +36,7 @@ use Must::{BeSaved, BeThere, NotBeThere};
 
 /// The rules. Each feature occurs once.
 #[rustfmt::skip]
-pub(crate) const ROWS: &[Row] = &[
+pub(crate) const ROWS: &[FeatureRule] = &[
     row(&["ALWAYS"], BeThere,
         "Linux sets it on every processor: without it static_cpu_has() asks boot_cpu_data, and fillings of return stacks take place"),
     row(&["NOPL"], BeThere,

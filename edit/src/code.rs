@@ -23,25 +23,25 @@ pub enum PieceKind {
 
 /// Pieces of memory, each in a buffer of its own. Every piece is addressed by its final address.
 #[derive(Clone, Default, Debug)]
-pub struct Space {
+pub struct CodeBuffers {
     /// Sorted by address. No piece overlaps another.
-    pieces: Vec<Piece>,
+    pieces: Vec<BufferedPiece>,
 }
 
 #[derive(Clone, Debug)]
-struct Piece {
+struct BufferedPiece {
     at: Addr,
     kind: PieceKind,
     bytes: Vec<u8>,
 }
 
-impl Piece {
+impl BufferedPiece {
     fn offset(&self, at: Addr) -> Option<usize> {
         at.checked_offset_from(self.at).map(index).filter(|offset| *offset < self.bytes.len())
     }
 }
 
-impl Space {
+impl CodeBuffers {
     /// Adds a piece. A piece without bytes is not recorded.
     ///
     /// # Errors
@@ -57,7 +57,7 @@ impl Space {
         if before || behind {
             return Err(bytes);
         }
-        self.pieces.insert(place, Piece { at, kind, bytes });
+        self.pieces.insert(place, BufferedPiece { at, kind, bytes });
         Ok(())
     }
 
@@ -68,13 +68,13 @@ impl Space {
         Some((piece.at, &piece.bytes))
     }
 
-    fn holds(&self, at: Addr) -> Option<&Piece> {
+    fn holds(&self, at: Addr) -> Option<&BufferedPiece> {
         let before = self.pieces.partition_point(|piece| piece.at <= at).checked_sub(1)?;
         Some(&self.pieces[before]).filter(|piece| piece.offset(at).is_some())
     }
 }
 
-impl Sink for Space {
+impl Sink for CodeBuffers {
     fn edit(&mut self, edit: Edit<'_>) -> Result<(), Rejected> {
         let before = self.pieces.partition_point(|piece| piece.at <= edit.at).checked_sub(1);
         match before.and_then(|before| self.pieces.get_mut(before)) {
@@ -84,7 +84,7 @@ impl Sink for Space {
     }
 }
 
-impl Code for Space {
+impl Code for CodeBuffers {
     fn bytes(&self, at: Addr, len: usize) -> Option<&[u8]> {
         let piece = self.holds(at)?;
         let start = piece.offset(at)?;
@@ -100,11 +100,11 @@ impl Code for Space {
 
 #[cfg(test)]
 mod tests {
-    use super::{Code, PieceKind, Space};
-    use crate::{Addr, Edit, Engine, Rejected, Sink, Why};
+    use super::{Code, CodeBuffers, PieceKind};
+    use crate::{Addr, Edit, EditOrigin, Engine, Rejected, Sink};
 
-    fn space() -> Space {
-        let mut space = Space::default();
+    fn space() -> CodeBuffers {
+        let mut space = CodeBuffers::default();
         space.add(Addr::new(0x2000), PieceKind::Data, vec![7; 8]).unwrap();
         space.add(Addr::new(0x1000), PieceKind::Text, vec![0x90; 16]).unwrap();
         space
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn edits_are_stored_where_they_belong() {
         let mut space = space();
-        let why = Why { engine: Engine::Alternative, section: 1, record: 0 };
+        let why = EditOrigin { engine: Engine::Alternative, section: 1, record: 0 };
         space.edit(Edit { at: Addr::new(0x1002), old: &[0x90; 2], new: &[0x66, 0x90], why }).unwrap();
         assert_eq!(space.bytes(Addr::new(0x1001), 4), Some(&[0x90, 0x66, 0x90, 0x90][..]));
         for at in [0xfff, 0x100f, 0x1800] {

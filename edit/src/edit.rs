@@ -58,7 +58,7 @@ impl fmt::Display for Engine {
 /// The origin of an edit: a record in a section of the module's file. Small, and copied freely. Names are looked up
 /// only when an explanation is needed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Why {
+pub struct EditOrigin {
     /// The engine that read the record.
     pub engine: Engine,
     /// The index, in the module's section header table, of the section that holds the record.
@@ -67,7 +67,7 @@ pub struct Why {
     pub record: u32,
 }
 
-impl fmt::Display for Why {
+impl fmt::Display for EditOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} of section {}", self.engine, self.record, self.section)
     }
@@ -83,7 +83,7 @@ pub struct Edit<'a> {
     /// The bytes after the edit.
     pub new: &'a [u8],
     /// The record that the edit comes from.
-    pub why: Why,
+    pub why: EditOrigin,
 }
 
 impl Edit<'_> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::order::may_follow;
-use crate::{Addr, Code, Edit, Rejected, Sink, Why, wide};
+use crate::{Addr, Code, Edit, EditOrigin, Rejected, Sink, wide};
 
 /// Passes edits on and keeps a copy of each. An edit of bytes that another edit has written is refused, unless
 /// [`crate::YIELDS`] lists the pair of their engines.
@@ -16,7 +16,7 @@ pub struct Ledger<'c, C> {
 /// Edits in the order in which they were made. A later edit may have overwritten an earlier edit.
 #[derive(Clone, Default, Debug)]
 pub struct Edits {
-    entries: Vec<Entry>,
+    entries: Vec<LedgerEntry>,
     /// `old` and then `new` of each entry.
     bytes: Vec<u8>,
     /// The numbers of the entries, sorted by address.
@@ -26,11 +26,11 @@ pub struct Edits {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct LedgerEntry {
     at: Addr,
     start: usize,
     len: usize,
-    why: Why,
+    why: EditOrigin,
 }
 
 impl<'c, C: Code> Ledger<'c, C> {
@@ -65,7 +65,7 @@ impl<'c, C: Code> Ledger<'c, C> {
 
 impl Edits {
     fn get(&self, number: usize) -> Edit<'_> {
-        let Entry { at, start, len, why } = self.entries[number];
+        let LedgerEntry { at, start, len, why } = self.entries[number];
         let (old, new) = self.bytes[start..start + 2 * len].split_at(len);
         Edit { at, old, new, why }
     }
@@ -90,7 +90,7 @@ impl Edits {
 
     /// Records an edit that has been made.
     fn enter(&mut self, edit: &Edit<'_>) {
-        let entry = Entry { at: edit.at, start: self.bytes.len(), len: edit.new.len(), why: edit.why };
+        let entry = LedgerEntry { at: edit.at, start: self.bytes.len(), len: edit.new.len(), why: edit.why };
         self.bytes.extend_from_slice(edit.old);
         self.bytes.extend_from_slice(edit.new);
         self.by_address.insert((edit.at, self.entries.len()));
@@ -130,15 +130,15 @@ impl<C: Code> Code for Ledger<'_, C> {
 #[cfg(test)]
 mod tests {
     use super::Ledger;
-    use crate::{Addr, Edit, Engine, PieceKind, Rejected, Sink, Space, Why};
+    use crate::{Addr, CodeBuffers, Edit, EditOrigin, Engine, PieceKind, Rejected, Sink};
 
     fn edit(engine: Engine, at: u64, old: &'static [u8], new: &'static [u8]) -> Edit<'static> {
-        Edit { at: Addr::new(at), old, new, why: Why { engine, section: 3, record: 1 } }
+        Edit { at: Addr::new(at), old, new, why: EditOrigin { engine, section: 3, record: 1 } }
     }
 
     #[test]
     fn a_relocation_comes_before_an_alternative_and_not_after_it() {
-        let mut space = Space::default();
+        let mut space = CodeBuffers::default();
         space.add(Addr::new(0x1000), PieceKind::Text, vec![0xe8, 0, 0, 0, 0, 0xc3]).unwrap();
         let mut ledger = Ledger::new(&mut space);
         ledger.edit(edit(Engine::Relocation, 0x1001, &[0; 4], &[1, 2, 3, 4])).unwrap();

@@ -1,28 +1,28 @@
 //! A plan: edits sorted by address, without overlaps.
 
 use crate::sink::check_lengths;
-use crate::{Addr, Edit, Rejected, Sink, Why, wide};
+use crate::{Addr, Edit, EditOrigin, Rejected, Sink, wide};
 
 /// Edits sorted by address, without overlaps. As a sink, an `EditSet` takes edits in any order and refuses an edit that
 /// overlaps an earlier one.
 #[derive(Clone, Default, Debug)]
 pub struct EditSet {
     /// Sorted by `at`.
-    entries: Vec<Entry>,
+    entries: Vec<PlannedEdit>,
     /// `old` and then `new` of each entry, in the order in which the edits were added.
     bytes: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct PlannedEdit {
     at: Addr,
     /// The index of `old` in `bytes`.
     start: usize,
     len: usize,
-    why: Why,
+    why: EditOrigin,
 }
 
-impl Entry {
+impl PlannedEdit {
     fn end(&self) -> Addr {
         self.at + wide(self.len)
     }
@@ -66,7 +66,7 @@ impl EditSet {
         Some(&self.entries[before]).filter(|entry| entry.end() > at).map(|entry| self.of(entry))
     }
 
-    fn of(&self, entry: &Entry) -> Edit<'_> {
+    fn of(&self, entry: &PlannedEdit) -> Edit<'_> {
         let (old, new) = self.bytes[entry.start..entry.start + 2 * entry.len].split_at(entry.len);
         Edit { at: entry.at, old, new, why: entry.why }
     }
@@ -97,7 +97,7 @@ impl Sink for EditSet {
         if let Some(other) = before.or(behind) {
             return Err(Rejected::Collision { at: edit.at, first: other.why, second: edit.why });
         }
-        let entry = Entry { at: edit.at, start: self.bytes.len(), len: edit.new.len(), why: edit.why };
+        let entry = PlannedEdit { at: edit.at, start: self.bytes.len(), len: edit.new.len(), why: edit.why };
         self.bytes.extend_from_slice(edit.old);
         self.bytes.extend_from_slice(edit.new);
         self.entries.insert(place, entry);
@@ -108,10 +108,10 @@ impl Sink for EditSet {
 #[cfg(test)]
 mod tests {
     use super::EditSet;
-    use crate::{Addr, Edit, Engine, Rejected, Sink, Why};
+    use crate::{Addr, Edit, EditOrigin, Engine, Rejected, Sink};
 
     fn push(set: &mut EditSet, at: u64, len: usize, record: u32) -> Result<(), Rejected> {
-        let why = Why { engine: Engine::Relocation, section: 1, record };
+        let why = EditOrigin { engine: Engine::Relocation, section: 1, record };
         set.edit(Edit { at: Addr::new(at), old: &[0; 16][..len], new: &[1; 16][..len], why })
     }
 

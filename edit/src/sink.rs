@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::{Addr, Edit, Engine, Why, disassembled, index, wide};
+use crate::{Addr, Edit, EditOrigin, Engine, disassembled, index, wide};
 
 /// A receiver of the edits of an engine, one by one, in the order in which the engine makes them.
 pub trait Sink {
@@ -26,7 +26,7 @@ pub enum Rejected {
         /// The bytes in memory.
         found: Vec<u8>,
         /// The origin of the edit.
-        why: Why,
+        why: EditOrigin,
     },
     /// The edit lies outside the addresses of this sink.
     #[error("{why} at {at}: {len} bytes do not lie within {start}..{end}")]
@@ -40,7 +40,7 @@ pub enum Rejected {
         /// The address after the last one of the sink.
         end: Addr,
         /// The origin of the edit.
-        why: Why,
+        why: EditOrigin,
     },
     /// An earlier edit covers some of these bytes.
     #[error("{second} at {at} collides with {first}")]
@@ -48,9 +48,9 @@ pub enum Rejected {
         /// The address of the second edit.
         at: Addr,
         /// The origin of the first edit.
-        first: Why,
+        first: EditOrigin,
         /// The origin of the second edit, which is refused.
-        second: Why,
+        second: EditOrigin,
     },
     /// Another engine has written these bytes, and this engine may not overwrite them.
     #[error(
@@ -60,11 +60,11 @@ pub enum Rejected {
     )]
     Clash {
         /// The origin of the first edit.
-        first: Why,
+        first: EditOrigin,
         /// The address and the bytes of the first edit.
         first_bytes: (Addr, Vec<u8>),
         /// The origin of the second edit, which is refused.
-        second: Why,
+        second: EditOrigin,
         /// The address and the bytes of the second edit.
         second_bytes: (Addr, Vec<u8>),
     },
@@ -78,12 +78,12 @@ pub enum Rejected {
         /// The length of `new`.
         new: usize,
         /// The origin of the edit.
-        why: Why,
+        why: EditOrigin,
     },
 }
 
 /// Returns bytes with their disassembly. A relocation writes no whole instruction, so its bytes are not disassembled.
-fn shown(why: &Why, (at, bytes): &(Addr, Vec<u8>)) -> String {
+fn shown(why: &EditOrigin, (at, bytes): &(Addr, Vec<u8>)) -> String {
     match why.engine {
         Engine::Relocation | Engine::Slot => format!("{bytes:02x?} at {at}"),
         _ => format!("{bytes:02x?} at {at} ({})", disassembled(*at, bytes)),
@@ -177,9 +177,9 @@ impl Sink for Counter {
 #[cfg(test)]
 mod tests {
     use super::{Counter, Rejected, Sink, Window};
-    use crate::{Addr, Edit, Engine, Why};
+    use crate::{Addr, Edit, EditOrigin, Engine};
 
-    const WHY: Why = Why { engine: Engine::Relocation, section: 2, record: 7 };
+    const WHY: EditOrigin = EditOrigin { engine: Engine::Relocation, section: 2, record: 7 };
 
     fn edit<'a>(at: u64, old: &'a [u8], new: &'a [u8]) -> Edit<'a> {
         Edit { at: Addr::new(at), old, new, why: WHY }

@@ -4,12 +4,12 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::{Addr, Code, Edit, Rejected, Why, disassembled, wide};
+use crate::{Addr, Code, Edit, EditOrigin, Rejected, disassembled, wide};
 
 /// A section of records, with its address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Table {
-    /// The index of the section in the module's section header table, as in the [`Why`] of the edits.
+pub struct RecordTable {
+    /// The index of the section in the module's section header table, as in the [`EditOrigin`] of the edits.
     pub section: u32,
     /// The number, within the section, of the first record of this table: 0 for a whole section, more for a part.
     pub first: u32,
@@ -19,19 +19,19 @@ pub struct Table {
     pub size: u64,
 }
 
-impl Table {
+impl RecordTable {
     /// Describes a whole section.
     #[must_use]
-    pub fn of_section(section: u32, at: Addr, size: u64) -> Table {
-        Table { section, first: 0, at, size }
+    pub fn of_section(section: u32, at: Addr, size: u64) -> RecordTable {
+        RecordTable { section, first: 0, at, size }
     }
 
     /// Returns the part with the records `from..to`, numbered as in the section. `record` is the size of a record.
     #[must_use]
-    pub fn part(&self, record: u64, from: u32, to: u32) -> Table {
+    pub fn part(&self, record: u64, from: u32, to: u32) -> RecordTable {
         let skipped = record * u64::from(from.saturating_sub(self.first));
         let size = record * u64::from(to.saturating_sub(from));
-        Table { first: from, at: self.at + skipped, size: size.min(self.size.saturating_sub(skipped)), ..*self }
+        RecordTable { first: from, at: self.at + skipped, size: size.min(self.size.saturating_sub(skipped)), ..*self }
     }
 
     /// Returns the numbers of the complete records. `record` is the size of a record.
@@ -67,7 +67,7 @@ pub enum PlanError<P: fmt::Debug + fmt::Display> {
     #[error("{why}: {problem}{}", place(.site))]
     Refused {
         /// The engine, the section and the record.
-        why: Why,
+        why: EditOrigin,
         /// The address that the record names, and the bytes there, if there are any.
         site: Option<(Addr, Vec<u8>)>,
         /// The rule that the record violates.
@@ -88,7 +88,7 @@ fn place(site: &Option<(Addr, Vec<u8>)>) -> String {
 /// Returns the error for a refused record, with up to `len` bytes of its site.
 pub fn refused<P: fmt::Debug + fmt::Display>(
     code: &(impl Code + ?Sized),
-    why: Why,
+    why: EditOrigin,
     site: Addr,
     len: usize,
     problem: P,
@@ -101,7 +101,7 @@ pub fn refused<P: fmt::Debug + fmt::Display>(
 ///
 /// # Errors
 /// [`Rejected`]: the sink has refused the edit.
-pub fn write(code: &mut (impl Code + ?Sized), at: Addr, new: &[u8], why: Why) -> Result<(), Rejected> {
+pub fn write(code: &mut (impl Code + ?Sized), at: Addr, new: &[u8], why: EditOrigin) -> Result<(), Rejected> {
     let mut old = [0; MAX_SITE];
     let found = code.bytes(at, new.len());
     let (Some(old), Some(found)) = (old.get_mut(..new.len()), found) else {
@@ -116,14 +116,14 @@ pub const MAX_SITE: usize = 255;
 
 #[cfg(test)]
 mod tests {
-    use super::Table;
-    use crate::{Addr, PieceKind, Space};
+    use super::RecordTable;
+    use crate::{Addr, CodeBuffers, PieceKind};
 
     #[test]
     fn a_part_of_a_table_has_the_numbers_of_the_whole() {
-        let mut space = Space::default();
+        let mut space = CodeBuffers::default();
         space.add(Addr::new(0x1000), PieceKind::Data, (0..10).collect()).unwrap();
-        let whole = Table::of_section(7, Addr::new(0x1000), 10);
+        let whole = RecordTable::of_section(7, Addr::new(0x1000), 10);
         let part = whole.part(2, 2, 4);
         assert_eq!((part.numbers(2), part.at, part.size), (2..4, Addr::new(0x1004), 4));
         assert_eq!(part.record::<2>(&space, 3), Some((Addr::new(0x1006), [6, 7])));
@@ -132,6 +132,6 @@ mod tests {
         let rest = whole.part(4, 1, u32::MAX);
         assert_eq!((rest.numbers(4), rest.at, rest.size), (1..2, Addr::new(0x1004), 6));
         assert_eq!(whole.part(4, 3, 9).size, 0);
-        assert_eq!(rest.part(4, 2, 3), Table { section: 7, first: 2, at: Addr::new(0x1008), size: 2 });
+        assert_eq!(rest.part(4, 2, 3), RecordTable { section: 7, first: 2, at: Addr::new(0x1008), size: 2 });
     }
 }

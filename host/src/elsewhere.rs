@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use modload_abi::section;
 use modload_alternatives::Features;
-use modload_edit::{Addr, Engine, Why};
+use modload_edit::{Addr, EditOrigin, Engine};
 use modload_loader::{Error, ImageComing, Kallsyms, Machine, MachineError, MemoryImage, Placement, hexadecimal};
-use modload_static_keys::{self as static_keys, KeyState, StaticCalls, Target};
+use modload_static_keys::{self as static_keys, CallTarget, KeyState, StaticCalls};
 
 use crate::file::SIZE_LIMIT;
 
@@ -17,7 +17,7 @@ use crate::file::SIZE_LIMIT;
 pub struct Elsewhere {
     machine: Machine,
     keys: HashMap<Addr, KeyState>,
-    calls: HashMap<Addr, Target>,
+    calls: HashMap<Addr, CallTarget>,
     /// The key of each trampoline. A module that must not name the key names its trampoline instead, and Linux looks
     /// the key up (`tramp_key_lookup`).
     keys_of_trampolines: Arc<HashMap<Addr, Addr>>,
@@ -71,8 +71,8 @@ impl Elsewhere {
             }
             ["static_call", key, target] => {
                 let target = match address(target)? {
-                    Addr::NULL => Target::Null,
-                    function => Target::Function(function),
+                    Addr::NULL => CallTarget::Null,
+                    function => CallTarget::Function(function),
                 };
                 let key = address(key)?;
                 let key = self.keys_of_trampolines.get(&key).copied().unwrap_or(key);
@@ -126,7 +126,7 @@ impl Elsewhere {
         let target = |key: Addr| {
             let of_trampoline = || own.get(&key).or_else(|| self.keys_of_trampolines.get(&key));
             let said = self.calls.get(&key).or_else(|| self.calls.get(of_trampoline()?));
-            said.copied().unwrap_or(Target::Unknown)
+            said.copied().unwrap_or(CallTarget::Unknown)
         };
         if let Some(table) = module.table(section::STATIC_CALL_SITES) {
             static_keys::static_calls(&table, calls, target, module.code)
@@ -135,7 +135,7 @@ impl Elsewhere {
         // The module's own trampolines jump to the targets of their keys.
         for (record, (name, at)) in (0..).zip(trampolines) {
             let Some(key) = keys.get(&name) else { continue };
-            let why = Why { engine: Engine::StaticCall, section: module.symbol_table(), record };
+            let why = EditOrigin { engine: Engine::StaticCall, section: module.symbol_table(), record };
             static_keys::trampoline(at, target(*key), calls, why, module.code)
                 .map_err(|error| refused(section::STATIC_CALL_TEXT, error))?;
         }

@@ -13,7 +13,7 @@ use std::io::Read;
 use modload_abi::{Records, Rela};
 use modload_edit::{Addr, Window, index, wide};
 use modload_loader::{Seen, SeenSection};
-use modload_relocs::{OnDiscarded, SlotPlan, Slots, Symbol, SymbolKind, Target, apply};
+use modload_relocs::{OnDiscarded, RelocSymbol, RelocSymbolKind, RelocatedSection, SlotPlan, Slots, apply};
 use object::LittleEndian as LE;
 use object::{elf, pod};
 
@@ -150,22 +150,23 @@ fn contents<'a>(object: &'a [u8], header: &Header) -> Option<&'a [u8]> {
 
 /// Returns the symbols as debug information uses them: symbols in debug sections, which have no address, count as
 /// offsets.
-fn symbols(seen: &Seen<'_>, headers: &[Header], place: &impl Fn(usize) -> Option<SeenSection>) -> Vec<Symbol> {
+fn symbols(seen: &Seen<'_>, headers: &[Header], place: &impl Fn(usize) -> Option<SeenSection>) -> Vec<RelocSymbol> {
     let table = headers.iter().find(|header| header.sh_type.get(LE) == elf::SHT_SYMTAB);
     let bytes = table.and_then(|table| contents(seen.object(), table)).unwrap_or_default();
     let symbols = bytes.as_chunks::<{ size_of::<Sym>() }>().0.iter();
-    let meant = |(bytes, resolved): (&[u8; size_of::<Sym>()], &Symbol)| {
+    let meant = |(bytes, resolved): (&[u8; size_of::<Sym>()], &RelocSymbol)| {
         let mut symbol = *resolved;
         let Ok((entry, _)) = pod::from_bytes::<Sym>(bytes) else { return symbol };
         let section = usize::from(entry.st_shndx.get(LE).0);
         let Some(header) = headers.get(section).filter(|_| section != 0) else { return symbol };
         let debug = !header.sh_flags.get(LE).contains(elf::SHF_ALLOC);
         if let Some(section) = place(section) {
-            symbol = Symbol { addr: section.addr + entry.st_value.get(LE), kind: SymbolKind::Defined, ..symbol };
+            symbol =
+                RelocSymbol { addr: section.addr + entry.st_value.get(LE), kind: RelocSymbolKind::Defined, ..symbol };
         } else if debug && !seen.is_repeated(u32::try_from(section).unwrap_or(u32::MAX)) {
-            symbol = Symbol { addr: Addr::new(entry.st_value.get(LE)), kind: SymbolKind::Absolute, ..symbol };
+            symbol = RelocSymbol { addr: Addr::new(entry.st_value.get(LE)), kind: RelocSymbolKind::Absolute, ..symbol };
         } else {
-            symbol.kind = SymbolKind::Discarded;
+            symbol.kind = RelocSymbolKind::Discarded;
         }
         symbol
     };
@@ -179,7 +180,7 @@ fn relocated(
     headers: &[Header],
     at: usize,
     addr: Addr,
-    symbols: &[Symbol],
+    symbols: &[RelocSymbol],
     slots: &Slots,
 ) -> Option<Vec<u8>> {
     let header = headers.get(at)?;
@@ -187,7 +188,12 @@ fn relocated(
     let compressed = header.sh_flags.get(LE).contains(elf::SHF_COMPRESSED);
     let mut bytes = if compressed { decompressed(raw)? } else { raw.to_vec() };
     let original = bytes.clone();
-    let target = Target { section: u32::try_from(at).ok()?, addr, bytes: &original, discarded: OnDiscarded::LeaveZero };
+    let target = RelocatedSection {
+        section: u32::try_from(at).ok()?,
+        addr,
+        bytes: &original,
+        discarded: OnDiscarded::LeaveZero,
+    };
     let relas = headers.iter().filter(|relas| {
         relas.sh_type.get(LE) == elf::SHT_RELA && u32::try_from(at).is_ok_and(|at| relas.sh_info.get(LE) == at)
     });
@@ -223,7 +229,7 @@ fn decompressed(raw: &[u8]) -> Option<Vec<u8>> {
 fn symbol_table(
     bytes: &[u8],
     headers: &[Header],
-    symbols: &[Symbol],
+    symbols: &[RelocSymbol],
     place: &impl Fn(usize) -> Option<SeenSection>,
 ) -> Vec<u8> {
     let mut table = bytes.to_vec();

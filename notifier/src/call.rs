@@ -1,13 +1,13 @@
 //! Calls a chain and undoes the calls if a member refuses, like Linux's `notifier_call_chain_robust`. One thing
 //! differs: Linux undoes in the order of the coming chain, this crate in the order of the going chain.
 
-use crate::Member;
+use crate::ChainMember;
 
 /// A member has refused. The accepting members before this one have been called again, to undo.
 #[derive(Debug)]
-pub struct Refused<S, E> {
+pub struct ChainRefused<S, E> {
     /// The member that refused.
-    pub by: Member<S>,
+    pub by: ChainMember<S>,
     /// The reason that this member gave.
     pub reason: E,
 }
@@ -18,21 +18,21 @@ pub struct Refused<S, E> {
 ///
 /// `up` returns `Ok(false)` for a member that has left the chains meanwhile. Such a member counts as not called.
 /// # Errors
-/// [`Refused`] holds the refusing member and the reason.
+/// [`ChainRefused`] holds the refusing member and the reason.
 pub fn call_robust<S: Clone, E>(
-    coming: Vec<Member<S>>,
-    mut up: impl FnMut(&Member<S>) -> Result<bool, E>,
-    down: impl FnMut(&Member<S>),
-) -> Result<Vec<Member<S>>, Refused<S, E>> {
+    coming: Vec<ChainMember<S>>,
+    mut up: impl FnMut(&ChainMember<S>) -> Result<bool, E>,
+    down: impl FnMut(&ChainMember<S>),
+) -> Result<Vec<ChainMember<S>>, ChainRefused<S, E>> {
     let mut accepted = Vec::with_capacity(coming.len());
     for member in coming {
         match up(&member) {
             Ok(true) => accepted.push(member),
             Ok(false) => {}
             Err(reason) => {
-                accepted.sort_by_key(Member::going_rank);
+                accepted.sort_by_key(ChainMember::going_rank);
                 accepted.iter().for_each(down);
-                return Err(Refused { by: member, reason });
+                return Err(ChainRefused { by: member, reason });
             }
         }
     }

@@ -10,7 +10,7 @@ pub struct MemberId(u64);
 
 /// A subscriber that has joined the chains.
 #[derive(Clone, Debug)]
-pub struct Member<S> {
+pub struct ChainMember<S> {
     /// The id of this member.
     pub id: MemberId,
     /// The order given to [`Chains::join`].
@@ -19,7 +19,7 @@ pub struct Member<S> {
     pub subscriber: S,
 }
 
-impl<S> Member<S> {
+impl<S> ChainMember<S> {
     /// Returns the place of this member in the going chain.
     #[must_use]
     pub fn going_rank(&self) -> Rank {
@@ -38,9 +38,9 @@ impl<S> Member<S> {
 #[derive(Debug)]
 pub struct Chains<S> {
     /// Sorted by rank.
-    coming: Vec<Member<S>>,
+    coming: Vec<ChainMember<S>>,
     /// Sorted by rank.
-    going: Vec<Member<S>>,
+    going: Vec<ChainMember<S>>,
     calls: Vec<(MemberId, ThreadId)>,
     joined: u64,
 }
@@ -56,7 +56,7 @@ impl<S: Clone> Chains<S> {
     pub fn join(&mut self, order: Order, subscriber: S) -> MemberId {
         let id = MemberId(self.joined);
         self.joined += 1;
-        let member = Member { id, order, subscriber };
+        let member = ChainMember { id, order, subscriber };
         let at = self.going.partition_point(|other| other.going_rank() < member.going_rank());
         self.going.insert(at, member.clone());
         let at = self.coming.partition_point(|other| other.coming_rank() < member.coming_rank());
@@ -70,7 +70,7 @@ impl<S: Clone> Chains<S> {
     /// Returns the member. The caller drops this value after releasing the lock of the chains: the destructor of the
     /// subscriber may take that lock.
     #[must_use = "to be dropped without the lock of the chains"]
-    pub fn leave(&mut self, id: MemberId) -> Option<Member<S>> {
+    pub fn leave(&mut self, id: MemberId) -> Option<ChainMember<S>> {
         self.going.retain(|member| member.id != id);
         let at = self.coming.iter().position(|member| member.id == id)?;
         Some(self.coming.remove(at))
@@ -78,20 +78,20 @@ impl<S: Clone> Chains<S> {
 
     /// Removes and returns all members, as [`Chains::leave`] does for one. Ids are not used again.
     #[must_use = "to be dropped without the lock of the chains"]
-    pub fn clear(&mut self) -> Vec<Member<S>> {
+    pub fn clear(&mut self) -> Vec<ChainMember<S>> {
         let empty = Chains { joined: self.joined, ..Chains::default() };
         std::mem::replace(self, empty).coming
     }
 
     /// Returns a snapshot of the coming chain, in order.
     #[must_use]
-    pub fn coming(&self) -> Vec<Member<S>> {
+    pub fn coming(&self) -> Vec<ChainMember<S>> {
         self.coming.clone()
     }
 
     /// Returns the members of the going chain for which `choose` returns `true`, in order.
     #[must_use]
-    pub fn going(&self, choose: impl Fn(&Member<S>) -> bool) -> Vec<Member<S>> {
+    pub fn going(&self, choose: impl Fn(&ChainMember<S>) -> bool) -> Vec<ChainMember<S>> {
         self.going.iter().filter(|member| choose(member)).cloned().collect()
     }
 
@@ -135,8 +135,9 @@ mod tests {
         let low = chains.join(Order::mirrored(-1), "low");
         chains.join(Order::mirrored(5), "high");
         chains.join(Order::mirrored(-1), "low too");
-        let names =
-            |members: Vec<super::Member<&str>>| members.iter().map(|m| m.subscriber).collect::<Vec<_>>().join(", ");
+        let names = |members: Vec<super::ChainMember<&str>>| {
+            members.iter().map(|m| m.subscriber).collect::<Vec<_>>().join(", ")
+        };
         assert_eq!(names(chains.coming()), "high, low, low too");
         assert_eq!(names(chains.going(|_| true)), "low too, low, high");
         assert_eq!(chains.leave(low).map(|member| member.subscriber), Some("low"));

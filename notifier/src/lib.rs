@@ -15,6 +15,6 @@ mod call;
 mod chains;
 mod order;
 
-pub use call::{Refused, call_robust};
-pub use chains::{Chains, Member, MemberId};
+pub use call::{ChainRefused, call_robust};
+pub use chains::{ChainMember, Chains, MemberId};
 pub use order::{Order, Rank};

@@ -14,12 +14,12 @@ use std::cmp::Reverse;
 /// are called first, in reverse order of joining, and then the `same` members in order of joining.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Order {
-    kind: Kind,
+    kind: OrderKind,
     coming: i32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Kind {
+enum OrderKind {
     Mirrored,
     Same,
     Builtin,
@@ -30,13 +30,13 @@ impl Order {
     /// when a module comes is called last when the module goes.
     #[must_use]
     pub const fn mirrored(priority: i32) -> Order {
-        Order { kind: Kind::Mirrored, coming: priority }
+        Order { kind: OrderKind::Mirrored, coming: priority }
     }
 
     /// Uses the same priority in both chains, as Linux's module notifier chain does.
     #[must_use]
     pub const fn same(priority: i32) -> Order {
-        Order { kind: Kind::Same, coming: priority }
+        Order { kind: OrderKind::Same, coming: priority }
     }
 
     /// Places a member before all others in the coming chain and after all others in the going chain. `place` 0 is
@@ -45,13 +45,13 @@ impl Order {
     pub const fn builtin(place: u8) -> Order {
         // Widening in const context; From is not const.
         let place = i32::from_le_bytes([place, 0, 0, 0]);
-        Order { kind: Kind::Builtin, coming: i32::MAX - place }
+        Order { kind: OrderKind::Builtin, coming: i32::MAX - place }
     }
 
     /// Returns whether this order was made by [`Order::builtin`].
     #[must_use]
     pub const fn is_builtin(self) -> bool {
-        matches!(self.kind, Kind::Builtin)
+        matches!(self.kind, OrderKind::Builtin)
     }
 
     /// Returns the priority in the coming chain, as shown to users.
@@ -64,8 +64,8 @@ impl Order {
     #[must_use]
     pub const fn going(self) -> i32 {
         match self.kind {
-            Kind::Mirrored | Kind::Builtin => !self.coming,
-            Kind::Same => self.coming,
+            OrderKind::Mirrored | OrderKind::Builtin => !self.coming,
+            OrderKind::Same => self.coming,
         }
     }
 
@@ -81,8 +81,8 @@ impl Order {
     pub fn going_rank(self, joined: u64) -> Rank {
         let tier = if self.is_builtin() { Tier::Below } else { Tier::Between };
         let tie = match self.kind {
-            Kind::Mirrored | Kind::Builtin => Tie::Backward(Reverse(joined)),
-            Kind::Same => Tie::Forward(joined),
+            OrderKind::Mirrored | OrderKind::Builtin => Tie::Backward(Reverse(joined)),
+            OrderKind::Same => Tie::Forward(joined),
         };
         Rank { tier: Reverse(tier), priority: Reverse(self.going()), tie }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use modload_edit::Addr;
 
-use crate::{Operation, Operations};
+use crate::{Operations, ParavirtOperation};
 
 /// An operation on bare metal, without a hypervisor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,15 +32,15 @@ enum User {
 use Native::{Function, Identity, Nop};
 
 /// An operation of Linux.
-struct Row {
+struct OperationRow {
     /// The name as a member of Linux's `struct paravirt_patch_template`.
     name: &'static str,
     native: Native,
     user: User,
 }
 
-const fn row(name: &'static str, native: Native, user: User) -> Row {
-    Row { name, native, user }
+const fn row(name: &'static str, native: Native, user: User) -> OperationRow {
+    OperationRow { name, native, user }
 }
 
 const IDENTITY: User = User::Code(&[0x48, 0x89, 0xf8]); // mov %rdi,%rax
@@ -52,7 +52,7 @@ const UNLOCK: User = User::Code(&[0xc6, 0x07, 0x00]); // movb $0,(%rdi)
 
 /// The operations by number.
 #[rustfmt::skip]
-const ROWS: &[Row] = &[
+const ROWS: &[OperationRow] = &[
     row("cpu.io_delay", Function("native_io_delay"), User::Nop),
     row("cpu.get_debugreg", Function("pv_native_get_debugreg"), User::Nothing),
     row("cpu.set_debugreg", Function("pv_native_set_debugreg"), User::Nothing),
@@ -142,7 +142,7 @@ const ROWS: &[Row] = &[
 /// The number of operations of Linux 6.1.
 pub const LINUX_OPERATIONS: usize = ROWS.len();
 
-fn by_number(operation: impl Fn(&Row) -> Option<Operation>) -> BTreeMap<u8, Operation> {
+fn by_number(operation: impl Fn(&OperationRow) -> Option<ParavirtOperation>) -> BTreeMap<u8, ParavirtOperation> {
     (0..).zip(ROWS).filter_map(|(number, row)| Some((number, operation(row)?))).collect()
 }
 
@@ -152,9 +152,9 @@ impl Operations {
     /// a call through the table.
     #[must_use]
     pub fn native(base: Option<Addr>, address: impl Fn(&str) -> Option<Addr>) -> Operations {
-        let call = |name| address(name).map(Operation::Call);
+        let call = |name| address(name).map(ParavirtOperation::Call);
         let operations = by_number(|row| match row.native {
-            Native::Nop => Some(Operation::Nop),
+            Native::Nop => Some(ParavirtOperation::Nop),
             Native::Identity => call("_paravirt_ident_64"),
             Native::Function(name) => call(name),
         });
@@ -168,9 +168,9 @@ impl Operations {
     pub fn user(base: Option<Addr>) -> Operations {
         let operations = by_number(|row| {
             Some(match row.user {
-                User::Nop => Operation::Nop,
-                User::Code(code) => Operation::Inline(code.to_vec()),
-                User::Nothing => Operation::Refuse(row.name),
+                User::Nop => ParavirtOperation::Nop,
+                User::Code(code) => ParavirtOperation::Inline(code.to_vec()),
+                User::Nothing => ParavirtOperation::Refuse(row.name),
             })
         });
         Operations { base, operations }
@@ -179,7 +179,7 @@ impl Operations {
 
 #[cfg(test)]
 mod tests {
-    use super::{LINUX_OPERATIONS, Operation, Operations, ROWS};
+    use super::{LINUX_OPERATIONS, Operations, ParavirtOperation, ROWS};
     use modload_edit::{Addr, disassembled};
 
     #[test]
@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(number("mmu.set_pte"), Some(58));
         assert_eq!(number("lock.vcpu_is_preempted"), Some(83));
         for operation in Operations::user(None).operations.values() {
-            if let Operation::Inline(code) = operation {
+            if let ParavirtOperation::Inline(code) = operation {
                 assert!(code.len() <= 6 && !disassembled(Addr::NULL, code).contains("(bad)"), "{code:02x?}");
             }
         }
@@ -200,9 +200,9 @@ mod tests {
     #[test]
     fn native_functions_are_called_and_the_rest_goes() {
         let native = Operations::native(None, |name| (name == "native_write_cr2").then_some(Addr::new(7)));
-        assert_eq!(native.operations.get(&16), Some(&Operation::Nop));
+        assert_eq!(native.operations.get(&16), Some(&ParavirtOperation::Nop));
         assert_eq!(native.operations.get(&43), None);
         let native = Operations::native(None, |name| (name == "pv_native_write_cr2").then_some(Addr::new(7)));
-        assert_eq!(native.operations.get(&43), Some(&Operation::Call(Addr::new(7))));
+        assert_eq!(native.operations.get(&43), Some(&ParavirtOperation::Call(Addr::new(7))));
     }
 }

@@ -10,7 +10,7 @@ use crate::row::COUNT;
 /// The number of relocations of each kind, and of those with a special outcome. Counts of several sections can be
 /// added.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Counts {
+pub struct RelocCounts {
     /// The number of relocations by relocation number.
     by_row: [u32; COUNT],
     /// Relocations that were not applied because the section of their symbol was discarded.
@@ -21,13 +21,13 @@ pub struct Counts {
     pub through_plt: u32,
 }
 
-impl Default for Counts {
-    fn default() -> Counts {
-        Counts { by_row: [0; COUNT], skipped: 0, relaxed: 0, through_plt: 0 }
+impl Default for RelocCounts {
+    fn default() -> RelocCounts {
+        RelocCounts { by_row: [0; COUNT], skipped: 0, relaxed: 0, through_plt: 0 }
     }
 }
 
-impl Counts {
+impl RelocCounts {
     /// Counts one more relocation of this number.
     #[inline]
     pub(crate) fn add_one(&mut self, raw: u32) {
@@ -48,8 +48,8 @@ impl Counts {
     }
 }
 
-impl AddAssign for Counts {
-    fn add_assign(&mut self, other: Counts) {
+impl AddAssign for RelocCounts {
+    fn add_assign(&mut self, other: RelocCounts) {
         for (count, more) in self.by_row.iter_mut().zip(other.by_row) {
             *count += more;
         }

@@ -7,11 +7,11 @@ use modload_edit::Rejected;
 use thiserror::Error;
 
 use crate::field::Beyond;
-use crate::{Field, Reason, name};
+use crate::{Reason, RelocField, name};
 
 /// One relocation of a module.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Site {
+pub struct RelocSite {
     /// The index of the section that holds the record.
     pub section: u32,
     /// The index of the record in this section.
@@ -24,7 +24,7 @@ pub struct Site {
     pub symbol: u32,
 }
 
-impl fmt::Display for Site {
+impl fmt::Display for RelocSite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match name(self.raw) {
             Some(name) => write!(f, "{name} at +{:#x}", self.offset),
@@ -35,7 +35,7 @@ impl fmt::Display for Site {
 
 /// How the author of a module can make a value fit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Advice {
+pub enum RelocAdvice {
     /// The code uses a short reference to a far symbol. Position-independent code refers to the symbol by the GOT.
     PositionIndependent,
     /// Two sections of the module are too far from each other.
@@ -44,24 +44,24 @@ pub enum Advice {
     Wider,
 }
 
-impl fmt::Display for Advice {
+impl fmt::Display for RelocAdvice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Advice::PositionIndependent => "compile with -fPIC",
-            Advice::Nearer => "place the module's sections nearer to each other",
-            Advice::Wider => "use a wider field",
+            RelocAdvice::PositionIndependent => "compile with -fPIC",
+            RelocAdvice::Nearer => "place the module's sections nearer to each other",
+            RelocAdvice::Wider => "use a wider field",
         })
     }
 }
 
 /// A relocation that cannot be applied.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-pub enum Error {
+pub enum RelocError {
     /// The value does not fit into the field.
     #[error("{site}: {} is {beyond:#x} beyond its {bits}-bit field; {advice}", Hex(*.value))]
     Overflow {
         /// The relocation.
-        site: Site,
+        site: RelocSite,
         /// The value that does not fit.
         value: i128,
         /// The distance from the value to the nearest value that fits.
@@ -69,13 +69,13 @@ pub enum Error {
         /// The width of the field in bits.
         bits: u32,
         /// How to make the value fit.
-        advice: Advice,
+        advice: RelocAdvice,
     },
     /// Some byte of the place lies outside the section.
     #[error("{site}: its {width} bytes do not lie within a section of {size:#x}")]
     Outside {
         /// The relocation.
-        site: Site,
+        site: RelocSite,
         /// The number of bytes that the relocation writes.
         width: u8,
         /// The size of the section in bytes.
@@ -85,7 +85,7 @@ pub enum Error {
     #[error("{site}: no room for the {opcode} bytes of an instruction before it")]
     NoOpcode {
         /// The relocation.
-        site: Site,
+        site: RelocSite,
         /// The number of bytes that must come before the place.
         opcode: u8,
     },
@@ -93,25 +93,25 @@ pub enum Error {
     #[error("{site}: there is no symbol {}", .site.symbol)]
     NoSymbol {
         /// The relocation.
-        site: Site,
+        site: RelocSite,
     },
     /// The section of the symbol was discarded.
     #[error("{site}: the section of symbol {} was not kept", .site.symbol)]
     Discarded {
         /// The relocation.
-        site: Site,
+        site: RelocSite,
     },
     /// The object of the symbol is not loaded yet.
     #[error("{site}: the object of symbol {} is not there yet", .site.symbol)]
     Waiting {
         /// The relocation.
-        site: Site,
+        site: RelocSite,
     },
     /// This crate does not support the relocation.
     #[error("{site}: {reason}")]
     Unsupported {
         /// The relocation.
-        site: Site,
+        site: RelocSite,
         /// The reason.
         reason: Reason,
     },
@@ -119,47 +119,47 @@ pub enum Error {
     #[error("{site}: symbol {} has no GOT slot", .site.symbol)]
     MissingSlot {
         /// The relocation.
-        site: Site,
+        site: RelocSite,
     },
     /// The sink has refused the edit. In most cases the place holds other bytes than expected.
-    #[error("{site}: {}", Refusal(.source))]
+    #[error("{site}: {}", SinkRefusal(.source))]
     Rejected {
         /// The relocation.
-        site: Site,
+        site: RelocSite,
         /// The reason of the sink.
         source: Rejected,
     },
 }
 
-impl Error {
+impl RelocError {
     /// Makes the error for a `value` that does not fit into this field.
     #[cold]
-    pub(crate) fn overflow(site: Site, field: Field, value: i64, advice: Advice) -> Error {
+    pub(crate) fn overflow(site: RelocSite, field: RelocField, value: i64, advice: RelocAdvice) -> RelocError {
         let Beyond { value, by: beyond } = field.beyond(value);
-        Error::Overflow { site, value, beyond, bits: field.bits(), advice }
+        RelocError::Overflow { site, value, beyond, bits: field.bits(), advice }
     }
 
     /// Returns the relocation.
     #[must_use]
-    pub fn site(&self) -> &Site {
+    pub fn site(&self) -> &RelocSite {
         match self {
-            Error::Overflow { site, .. }
-            | Error::Outside { site, .. }
-            | Error::NoOpcode { site, .. }
-            | Error::NoSymbol { site }
-            | Error::Discarded { site }
-            | Error::Waiting { site }
-            | Error::Unsupported { site, .. }
-            | Error::MissingSlot { site }
-            | Error::Rejected { site, .. } => site,
+            RelocError::Overflow { site, .. }
+            | RelocError::Outside { site, .. }
+            | RelocError::NoOpcode { site, .. }
+            | RelocError::NoSymbol { site }
+            | RelocError::Discarded { site }
+            | RelocError::Waiting { site }
+            | RelocError::Unsupported { site, .. }
+            | RelocError::MissingSlot { site }
+            | RelocError::Rejected { site, .. } => site,
         }
     }
 }
 
 /// Formats the reason of a sink without addresses and found bytes, so that the text is the same in every run.
-struct Refusal<'a>(&'a Rejected);
+struct SinkRefusal<'a>(&'a Rejected);
 
-impl fmt::Display for Refusal<'_> {
+impl fmt::Display for SinkRefusal<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Rejected::Mismatch { expected, .. } => write!(

@@ -14,9 +14,9 @@ pub enum OnDiscarded {
 
 /// A section that is relocated.
 #[derive(Clone, Copy, Debug)]
-pub struct Target<'a> {
+pub struct RelocatedSection<'a> {
     /// The index, in the module's section header table, of the section that holds the *relocations*, as in the
-    /// [`modload_edit::Why`] of the edits.
+    /// [`modload_edit::EditOrigin`] of the edits.
     pub section: u32,
     /// The final address of the relocated section.
     pub addr: Addr,
@@ -28,7 +28,7 @@ pub struct Target<'a> {
 
 /// The origin of a symbol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SymbolKind {
+pub enum RelocSymbolKind {
     /// The symbol lies in a section of this module.
     Defined,
     /// The symbol is a number, which serves as its address. The null symbol (index 0) is an absolute 0.
@@ -43,35 +43,35 @@ pub enum SymbolKind {
     Waiting,
 }
 
-impl SymbolKind {
+impl RelocSymbolKind {
     /// Returns whether the address of such a symbol has a meaning.
     #[must_use]
     #[inline]
     pub fn has_address(self) -> bool {
-        !matches!(self, SymbolKind::Discarded | SymbolKind::Waiting)
+        !matches!(self, RelocSymbolKind::Discarded | RelocSymbolKind::Waiting)
     }
 }
 
 /// The facts about a symbol that a relocation needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Symbol {
+pub struct RelocSymbol {
     /// The address of the symbol.
     pub addr: Addr,
     /// The size in bytes, as in the symbol table.
     pub size: u64,
     /// The origin of the symbol.
-    pub kind: SymbolKind,
+    pub kind: RelocSymbolKind,
 }
 
 /// The symbols of one module, by index in its symbol table.
-pub trait Symbols {
+pub trait RelocSymbols {
     /// Returns the symbol at this index, or `None` if the table ends before it.
-    fn symbol(&self, index: u32) -> Option<Symbol>;
+    fn symbol(&self, index: u32) -> Option<RelocSymbol>;
 }
 
-impl Symbols for [Symbol] {
+impl RelocSymbols for [RelocSymbol] {
     #[inline]
-    fn symbol(&self, index: u32) -> Option<Symbol> {
+    fn symbol(&self, index: u32) -> Option<RelocSymbol> {
         self.get(usize::try_from(index).ok()?).copied()
     }
 }

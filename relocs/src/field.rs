@@ -2,7 +2,7 @@
 
 /// The width and the signedness of the field at a place. The ranges are those of GNU ld.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Field {
+pub enum RelocField {
     /// No field: nothing is written.
     Nowhere,
     /// Eight bytes. Every value fits.
@@ -28,17 +28,17 @@ pub(crate) struct Beyond {
     pub(crate) by: u64,
 }
 
-impl Field {
+impl RelocField {
     /// Returns the width in bytes.
     #[must_use]
     #[inline]
     pub const fn width(self) -> u8 {
         match self {
-            Field::Nowhere => 0,
-            Field::Bits8 | Field::I8 => 1,
-            Field::Bits16 => 2,
-            Field::U32 | Field::I32 => 4,
-            Field::I64 => 8,
+            RelocField::Nowhere => 0,
+            RelocField::Bits8 | RelocField::I8 => 1,
+            RelocField::Bits16 => 2,
+            RelocField::U32 | RelocField::I32 => 4,
+            RelocField::I64 => 8,
         }
     }
 
@@ -60,12 +60,12 @@ impl Field {
     #[inline]
     pub const fn range(self) -> (i64, i64) {
         match self {
-            Field::Nowhere | Field::I64 => (i64::MIN, i64::MAX),
-            Field::U32 => (0, 0xffff_ffff),
-            Field::I32 => (-0x8000_0000, 0x7fff_ffff),
-            Field::Bits16 => (-0x1_0000, 0xffff),
-            Field::Bits8 => (-0x100, 0xff),
-            Field::I8 => (-0x80, 0x7f),
+            RelocField::Nowhere | RelocField::I64 => (i64::MIN, i64::MAX),
+            RelocField::U32 => (0, 0xffff_ffff),
+            RelocField::I32 => (-0x8000_0000, 0x7fff_ffff),
+            RelocField::Bits16 => (-0x1_0000, 0xffff),
+            RelocField::Bits8 => (-0x100, 0xff),
+            RelocField::I8 => (-0x80, 0x7f),
         }
     }
 
@@ -92,25 +92,25 @@ impl Field {
 
 #[cfg(test)]
 mod tests {
-    use super::{Beyond, Field};
+    use super::{Beyond, RelocField};
 
     #[test]
     fn the_bounds_fit_and_their_neighbours_do_not() {
-        for field in [Field::U32, Field::I32, Field::Bits16, Field::Bits8, Field::I8] {
+        for field in [RelocField::U32, RelocField::I32, RelocField::Bits16, RelocField::Bits8, RelocField::I8] {
             let (min, max) = field.range();
             assert!(field.fits(min) && field.fits(max) && field.fits(0), "{field:?}");
             assert!(!field.fits(min - 1) && !field.fits(max + 1), "{field:?}");
             assert!(!field.fits(i64::MIN) && !field.fits(i64::MAX), "{field:?}");
             assert_eq!(field.beyond(max + 1).by, 1, "{field:?}");
         }
-        assert!(Field::I64.fits(i64::MIN) && Field::I64.fits(i64::MAX));
+        assert!(RelocField::I64.fits(i64::MIN) && RelocField::I64.fits(i64::MAX));
     }
 
     #[test]
     fn the_distance_is_counted_from_the_nearer_end() {
-        assert_eq!(Field::I32.beyond(-0x8000_0001), Beyond { value: -0x8000_0001, by: 1 });
-        assert_eq!(Field::I32.beyond(0x1_0000_0010), Beyond { value: 0x1_0000_0010, by: 0x8000_0011 });
-        assert_eq!(Field::U32.beyond(-1), Beyond { value: 0xffff_ffff_ffff_ffff, by: 0xffff_ffff_0000_0000 });
-        assert_eq!(Field::I32.beyond(i64::MIN).by, 0x7fff_ffff_8000_0000);
+        assert_eq!(RelocField::I32.beyond(-0x8000_0001), Beyond { value: -0x8000_0001, by: 1 });
+        assert_eq!(RelocField::I32.beyond(0x1_0000_0010), Beyond { value: 0x1_0000_0010, by: 0x8000_0011 });
+        assert_eq!(RelocField::U32.beyond(-1), Beyond { value: 0xffff_ffff_ffff_ffff, by: 0xffff_ffff_0000_0000 });
+        assert_eq!(RelocField::I32.beyond(i64::MIN).by, 0x7fff_ffff_8000_0000);
     }
 }

@@ -2,10 +2,10 @@
 //! address of the function to call. All references to the symbol use a PLT entry, so that the symbol's address never
 //! changes. The slot of the entry is filled once the resolver can run.
 
-use modload_edit::{Addr, Edit, Engine, Sink, Why, wide};
+use modload_edit::{Addr, Edit, EditOrigin, Engine, Sink, wide};
 
 use crate::slots::{DISPLACEMENT, ENTRY, PLT_ENTRY, SLOT};
-use crate::{Advice, Error, Field, Site};
+use crate::{RelocAdvice, RelocError, RelocField, RelocSite};
 
 /// R_X86_64_PC32: the kind of the displacement in an entry's jump.
 const PC32: u32 = 2;
@@ -69,16 +69,22 @@ impl IndirectPlan {
     }
 
     /// Writes the entries over the INT3 (0xcc) with which text memory is filled initially. Each entry jumps through its
-    /// slot. `section` is the index of the symbol table. The [`Why`] of the edits names this section, and the symbol as
-    /// the record.
+    /// slot. `section` is the index of the symbol table. The [`EditOrigin`] of the edits names this section, and the
+    /// symbol as the record.
     ///
     /// # Errors
-    /// [`Error::Overflow`] if the slots are out of reach, or [`Error::Rejected`].
-    pub fn fill_plt<S: Sink + ?Sized>(&self, plt: Addr, slots: Addr, section: u32, sink: &mut S) -> Result<(), Error> {
+    /// [`RelocError::Overflow`] if the slots are out of reach, or [`RelocError::Rejected`].
+    pub fn fill_plt<S: Sink + ?Sized>(
+        &self,
+        plt: Addr,
+        slots: Addr,
+        section: u32,
+        sink: &mut S,
+    ) -> Result<(), RelocError> {
         for (entry, slot, site) in self.sites(plt, slots, section) {
             let value = slot - (entry + wide(DISPLACEMENT.end));
-            if !Field::I32.fits(value) {
-                return Err(Error::overflow(site, Field::I32, value, Advice::Nearer));
+            if !RelocField::I32.fits(value) {
+                return Err(RelocError::overflow(site, RelocField::I32, value, RelocAdvice::Nearer));
             }
             let mut new = PLT_ENTRY;
             new[DISPLACEMENT].copy_from_slice(&value.to_le_bytes()[..4]);
@@ -91,14 +97,14 @@ impl IndirectPlan {
     /// before it is resolved traps there.
     ///
     /// # Errors
-    /// [`Error::Rejected`].
+    /// [`RelocError::Rejected`].
     pub fn fill_slots<S: Sink + ?Sized>(
         &self,
         plt: Addr,
         slots: Addr,
         section: u32,
         sink: &mut S,
-    ) -> Result<(), Error> {
+    ) -> Result<(), RelocError> {
         for (entry, slot, site) in self.sites(plt, slots, section) {
             let new = (entry + TRAP).get().to_le_bytes();
             put(Edit { at: slot, old: &[0; 8], new: &new, why: why(site) }, site, sink)?;
@@ -107,18 +113,18 @@ impl IndirectPlan {
     }
 
     /// Returns each entry, its slot and its origin for errors.
-    fn sites(&self, plt: Addr, slots: Addr, section: u32) -> impl Iterator<Item = (Addr, Addr, Site)> {
+    fn sites(&self, plt: Addr, slots: Addr, section: u32) -> impl Iterator<Item = (Addr, Addr, RelocSite)> {
         (0..).zip(&self.symbols).map(move |(at, &symbol)| {
             let offset = ENTRY * at;
-            (plt + offset, slots + SLOT * at, Site { section, record: symbol, raw: PC32, offset, symbol })
+            (plt + offset, slots + SLOT * at, RelocSite { section, record: symbol, raw: PC32, offset, symbol })
         })
     }
 }
 
-fn why(site: Site) -> Why {
-    Why { engine: Engine::Indirect, section: site.section, record: site.record }
+fn why(site: RelocSite) -> EditOrigin {
+    EditOrigin { engine: Engine::Indirect, section: site.section, record: site.record }
 }
 
-fn put<S: Sink + ?Sized>(edit: Edit<'_>, site: Site, sink: &mut S) -> Result<(), Error> {
-    sink.edit(edit).map_err(|source| Error::Rejected { site, source })
+fn put<S: Sink + ?Sized>(edit: Edit<'_>, site: RelocSite, sink: &mut S) -> Result<(), RelocError> {
+    sink.edit(edit).map_err(|source| RelocError::Rejected { site, source })
 }

@@ -1,21 +1,21 @@
 //! Relocations of x86-64 modules: the rows of the System V ABI's table, the GOT slots and PLT entries that they need,
 //! and two pure functions that convert records to edits and to the inverse edits.
 //!
-//! - [`ROWS`]: one [`Row`] for each relocation number, with the computed [`Value`] and the [`Field`] that takes it. The
-//!   table also has a row for each relocation that a loader of relocatable objects does not support, with the
-//!   [`Reason`].
+//! - [`ROWS`]: one [`RelocRow`] for each relocation number, with the computed [`RelocFormula`] and the [`RelocField`]
+//!   that takes it. The table also has a row for each relocation that a loader of relocatable objects does not support,
+//!   with the [`Reason`].
 //! - [`SlotPlan`]: the symbols that need a GOT slot or a PLT entry, counted before any address is known. Once the two
 //!   tables have addresses, the plan becomes [`Slots`].
 //! - [`IndirectPlan`]: the entries and slots of the indirect functions that a module defines.
-//! - [`apply`] reads the records of one section ([`Target`]) and passes edits to a [`modload_edit::Sink`]; [`clear`]
-//!   passes the exact inverse. A [`Symbols`] provides the facts about symbols.
-//! - [`Error`]: which relocation, and by how much a value misses, as data. The caller adds the names of section and
-//!   symbol.
+//! - [`apply`] reads the records of one section ([`RelocatedSection`]) and passes edits to a [`modload_edit::Sink`];
+//!   [`clear`] passes the exact inverse. A [`RelocSymbols`] provides the facts about symbols.
+//! - [`RelocError`]: which relocation, and by how much a value misses, as data. The caller adds the names of section
+//!   and symbol.
 //!
 //! ```
 //! use modload_abi::{Records, Rela};
 //! use modload_edit::{Addr, Window};
-//! use modload_relocs::{OnDiscarded, SlotPlan, Symbol, SymbolKind, Target, apply};
+//! use modload_relocs::{OnDiscarded, SlotPlan, RelocSymbol, RelocSymbolKind, RelocatedSection, apply};
 //!
 //! let file = [0xe8, 0, 0, 0, 0]; // call callee
 //! let mut rela = Vec::new(); // R_X86_64_PLT32 callee-4 at +1
@@ -44,10 +44,10 @@ mod row;
 mod slots;
 
 pub use apply::{apply, clear};
-pub use counts::Counts;
-pub use error::{Advice, Error, Site};
-pub use facts::{OnDiscarded, Symbol, SymbolKind, Symbols, Target};
-pub use field::Field;
+pub use counts::RelocCounts;
+pub use error::{RelocAdvice, RelocError, RelocSite};
+pub use facts::{OnDiscarded, RelocSymbol, RelocSymbolKind, RelocSymbols, RelocatedSection};
+pub use field::RelocField;
 pub use indirect::IndirectPlan;
-pub use row::{Before, ROWS, Reason, Row, Value, name, row};
+pub use row::{Before, ROWS, Reason, RelocFormula, RelocRow, name, row};
 pub use slots::{SlotPlan, Slots};

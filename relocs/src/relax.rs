@@ -3,7 +3,7 @@
 
 /// An instruction with a rip-relative operand whose last part is the 32-bit displacement.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Form {
+pub(crate) enum RelaxableForm {
     /// `mov foo@GOTPCREL(%rip), %reg` becomes `lea foo(%rip), %reg`.
     Mov,
     /// `call *foo@GOTPCREL(%rip)` becomes `addr32 call foo`.
@@ -12,25 +12,25 @@ pub(crate) enum Form {
     Jmp,
 }
 
-impl Form {
+impl RelaxableForm {
     /// Returns the form of the instruction with this opcode and this ModRM byte, or `None` if it cannot be rewritten.
     #[inline]
-    pub(crate) fn of(opcode: u8, modrm: u8) -> Option<Form> {
+    pub(crate) fn of(opcode: u8, modrm: u8) -> Option<RelaxableForm> {
         match (opcode, modrm) {
-            (0x8b, _) if modrm & 0xc7 == 0x05 => Some(Form::Mov),
-            (0xff, 0x15) => Some(Form::Call),
-            (0xff, 0x25) => Some(Form::Jmp),
+            (0x8b, _) if modrm & 0xc7 == 0x05 => Some(RelaxableForm::Mov),
+            (0xff, 0x15) => Some(RelaxableForm::Call),
+            (0xff, 0x25) => Some(RelaxableForm::Jmp),
             _ => None,
         }
     }
 
     /// Returns how many bytes lower the new displacement is than the old one.
     #[inline]
-    pub(crate) fn nearer(self) -> i64 {
+    pub(crate) fn displacement_shift(self) -> i64 {
         match self {
-            Form::Mov | Form::Call => 0,
+            RelaxableForm::Mov | RelaxableForm::Call => 0,
             // The new opcode has one byte instead of two, so the displacement moves down by one.
-            Form::Jmp => 1,
+            RelaxableForm::Jmp => 1,
         }
     }
 
@@ -39,9 +39,9 @@ impl Form {
     pub(crate) fn encode(self, modrm: u8, displacement: [u8; 4]) -> [u8; 6] {
         let [a, b, c, d] = displacement;
         match self {
-            Form::Mov => [0x8d, modrm, a, b, c, d], // lea disp(%rip), %reg
-            Form::Call => [0x67, 0xe8, a, b, c, d], // addr32 call disp
-            Form::Jmp => [0xe9, a, b, c, d, 0x90],  // jmp disp; nop
+            RelaxableForm::Mov => [0x8d, modrm, a, b, c, d], // lea disp(%rip), %reg
+            RelaxableForm::Call => [0x67, 0xe8, a, b, c, d], // addr32 call disp
+            RelaxableForm::Jmp => [0xe9, a, b, c, d, 0x90],  // jmp disp; nop
         }
     }
 }

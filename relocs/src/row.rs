@@ -3,13 +3,13 @@
 
 use std::fmt;
 
-use crate::Field;
-use crate::Field::{Bits8, Bits16, I8, I32, I64, Nowhere, U32};
+use crate::RelocField;
+use crate::RelocField::{Bits8, Bits16, I8, I32, I64, Nowhere, U32};
 
 /// The formula of a relocation. `S` is the symbol's address, `A` the addend, `P` the address of the place, `GOT` the
 /// address of the global offset table, `G` the address of the symbol's GOT slot, `Z` the symbol's size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Value {
+pub enum RelocFormula {
     /// No value: the place stays unchanged.
     Nothing,
     /// `S + A`
@@ -75,15 +75,15 @@ pub enum Before {
 
 /// One row of the table: a relocation and how it is applied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Row {
+pub struct RelocRow {
     /// The relocation's number in the file.
     pub raw: u32,
     /// The relocation's name in the ABI.
     pub name: &'static str,
     /// The formula.
-    pub value: Value,
+    pub value: RelocFormula,
     /// The field that takes the value. The field determines the range.
-    pub field: Field,
+    pub field: RelocField,
     /// The bytes that must be at the place before.
     pub before: Before,
     /// The number of bytes of the instruction (prefix, opcode, ModRM) before the field that may be rewritten to use the
@@ -91,45 +91,45 @@ pub struct Row {
     pub opcode: u8,
 }
 
-const fn row_of(raw: u32, name: &'static str, value: Value, field: Field) -> Row {
-    Row { raw, name, value, field, before: Before::File, opcode: 0 }
+const fn row_of(raw: u32, name: &'static str, value: RelocFormula, field: RelocField) -> RelocRow {
+    RelocRow { raw, name, value, field, before: Before::File, opcode: 0 }
 }
 
-const fn over_zeros(raw: u32, name: &'static str, value: Value, field: Field) -> Row {
-    Row { before: Before::Zeros, ..row_of(raw, name, value, field) }
+const fn row_over_zeros(raw: u32, name: &'static str, value: RelocFormula, field: RelocField) -> RelocRow {
+    RelocRow { before: Before::Zeros, ..row_of(raw, name, value, field) }
 }
 
-const fn relaxable(raw: u32, name: &'static str, opcode: u8) -> Row {
-    Row { opcode, ..row_of(raw, name, Value::SlotMinusPlace, I32) }
+const fn relaxable(raw: u32, name: &'static str, opcode: u8) -> RelocRow {
+    RelocRow { opcode, ..row_of(raw, name, RelocFormula::SlotMinusPlace, I32) }
 }
 
-const fn refused(raw: u32, name: &'static str, reason: Reason) -> Row {
-    row_of(raw, name, Value::Refused(reason), Nowhere)
+const fn refused(raw: u32, name: &'static str, reason: Reason) -> RelocRow {
+    row_of(raw, name, RelocFormula::Refused(reason), Nowhere)
 }
 
 /// The number of rows in [`ROWS`].
 pub(crate) const COUNT: usize = 52;
 
 /// All relocations of the ABI. The index of a row is its relocation number.
-pub const ROWS: &[Row; COUNT] = {
+pub const ROWS: &[RelocRow; COUNT] = {
     use Reason::{Apx, LinkedObject, ThreadLocal, Withdrawn};
-    use Value::{
+    use RelocFormula::{
         CallMinusPlace, GotMinusPlace, Nothing, Size, SlotMinusGot, SlotMinusPlace, Symbol, SymbolMinusGot,
         SymbolMinusPlace,
     };
     &[
         row_of(0, "R_X86_64_NONE", Nothing, Nowhere),
-        over_zeros(1, "R_X86_64_64", Symbol, I64),
-        over_zeros(2, "R_X86_64_PC32", SymbolMinusPlace, I32),
+        row_over_zeros(1, "R_X86_64_64", Symbol, I64),
+        row_over_zeros(2, "R_X86_64_PC32", SymbolMinusPlace, I32),
         row_of(3, "R_X86_64_GOT32", SlotMinusGot, I32),
-        over_zeros(4, "R_X86_64_PLT32", CallMinusPlace, I32),
+        row_over_zeros(4, "R_X86_64_PLT32", CallMinusPlace, I32),
         refused(5, "R_X86_64_COPY", LinkedObject),
         refused(6, "R_X86_64_GLOB_DAT", LinkedObject),
         refused(7, "R_X86_64_JUMP_SLOT", LinkedObject),
         refused(8, "R_X86_64_RELATIVE", LinkedObject),
         row_of(9, "R_X86_64_GOTPCREL", SlotMinusPlace, I32),
-        over_zeros(10, "R_X86_64_32", Symbol, U32),
-        over_zeros(11, "R_X86_64_32S", Symbol, I32),
+        row_over_zeros(10, "R_X86_64_32", Symbol, U32),
+        row_over_zeros(11, "R_X86_64_32S", Symbol, I32),
         row_of(12, "R_X86_64_16", Symbol, Bits16),
         row_of(13, "R_X86_64_PC16", SymbolMinusPlace, Bits16),
         row_of(14, "R_X86_64_8", Symbol, Bits8),
@@ -142,7 +142,7 @@ pub const ROWS: &[Row; COUNT] = {
         refused(21, "R_X86_64_DTPOFF32", ThreadLocal),
         refused(22, "R_X86_64_GOTTPOFF", ThreadLocal),
         refused(23, "R_X86_64_TPOFF32", ThreadLocal),
-        over_zeros(24, "R_X86_64_PC64", SymbolMinusPlace, I64),
+        row_over_zeros(24, "R_X86_64_PC64", SymbolMinusPlace, I64),
         row_of(25, "R_X86_64_GOTOFF64", SymbolMinusGot, I64),
         row_of(26, "R_X86_64_GOTPC32", GotMinusPlace, I32),
         row_of(27, "R_X86_64_GOT64", SlotMinusGot, I64),
@@ -174,7 +174,7 @@ pub const ROWS: &[Row; COUNT] = {
 };
 
 /// GNU's two additional relocations, whose numbers are far from the others.
-const VIRTUAL_TABLES: [Row; 2] = [
+const VIRTUAL_TABLES: [RelocRow; 2] = [
     refused(250, "R_X86_64_GNU_VTINHERIT", Reason::VirtualTable),
     refused(251, "R_X86_64_GNU_VTENTRY", Reason::VirtualTable),
 ];
@@ -182,7 +182,7 @@ const VIRTUAL_TABLES: [Row; 2] = [
 /// Returns the row of this relocation number, or `None` if the ABI has no such number.
 #[must_use]
 #[inline]
-pub fn row(raw: u32) -> Option<&'static Row> {
+pub fn row(raw: u32) -> Option<&'static RelocRow> {
     match usize::try_from(raw).ok().and_then(|at| ROWS.get(at)) {
         None => VIRTUAL_TABLES.iter().find(|row| row.raw == raw),
         found => found,

@@ -1,10 +1,10 @@
 //! GOT slots and PLT entries. They are counted before any address is known, and written once all addresses are known.
 
 use modload_abi::{Records, Rela};
-use modload_edit::{Addr, Edit, Engine, Sink, Why, index, wide};
+use modload_edit::{Addr, Edit, EditOrigin, Engine, Sink, index, wide};
 
-use crate::row::{Value, row};
-use crate::{Advice, Error, Field, Site, Symbols};
+use crate::row::{RelocFormula, row};
+use crate::{RelocAdvice, RelocError, RelocField, RelocSite, RelocSymbols};
 
 /// The size of a GOT slot: one address.
 pub(crate) const SLOT: u64 = 8;
@@ -37,9 +37,9 @@ pub struct SlotPlan {
     /// By symbol index. Empty until the first symbol needs an entry.
     entries: Vec<Entries>,
     /// The relocation that first needed each GOT slot.
-    got: Vec<Site>,
+    got: Vec<RelocSite>,
     /// The relocation that first needed each PLT entry.
-    plt: Vec<Site>,
+    plt: Vec<RelocSite>,
 }
 
 impl SlotPlan {
@@ -57,10 +57,10 @@ impl SlotPlan {
     /// Records that [`crate::apply`] refuses are ignored here.
     pub fn scan(&mut self, section: u32, relas: Records<'_, Rela>, mut may_be_far: impl FnMut(u32) -> bool) {
         for (record, rela) in (0..).zip(relas.iter()) {
-            let site = || Site { section, record, raw: rela.kind, offset: rela.offset, symbol: rela.symbol };
+            let site = || RelocSite { section, record, raw: rela.kind, offset: rela.offset, symbol: rela.symbol };
             match row(rela.kind).map(|row| row.value) {
-                Some(Value::SlotMinusPlace | Value::SlotMinusGot) => self.need_slot(site()),
-                Some(Value::CallMinusPlace) if may_be_far(rela.symbol) => self.need_entry(site()),
+                Some(RelocFormula::SlotMinusPlace | RelocFormula::SlotMinusGot) => self.need_slot(site()),
+                Some(RelocFormula::CallMinusPlace) if may_be_far(rela.symbol) => self.need_entry(site()),
                 _ => {}
             }
         }
@@ -76,7 +76,7 @@ impl SlotPlan {
         self.entries.get_mut(index(symbol.into()))
     }
 
-    fn need_slot(&mut self, site: Site) {
+    fn need_slot(&mut self, site: RelocSite) {
         let next = number(self.got.len());
         if let Some(entries) = self.entries_of(site.symbol).filter(|entries| entries.got == 0) {
             entries.got = next;
@@ -84,7 +84,7 @@ impl SlotPlan {
         }
     }
 
-    fn need_entry(&mut self, site: Site) {
+    fn need_entry(&mut self, site: RelocSite) {
         let next = number(self.plt.len());
         if let Some(entries) = self.entries_of(site.symbol).filter(|entries| entries.plt == 0) {
             entries.plt = next;
@@ -184,15 +184,15 @@ impl Slots {
     /// symbol's section was discarded, or if the symbol's object is not loaded yet.
     ///
     /// # Errors
-    /// [`Error::NoSymbol`] or [`Error::Rejected`], with the relocation that first needed the slot.
-    pub fn fill_got<Y, S>(&self, symbols: &Y, sink: &mut S) -> Result<(), Error>
+    /// [`RelocError::NoSymbol`] or [`RelocError::Rejected`], with the relocation that first needed the slot.
+    pub fn fill_got<Y, S>(&self, symbols: &Y, sink: &mut S) -> Result<(), RelocError>
     where
-        Y: Symbols + ?Sized,
+        Y: RelocSymbols + ?Sized,
         S: Sink + ?Sized,
     {
         let mut at = self.got;
         for &site in &self.plan.got {
-            let symbol = symbols.symbol(site.symbol).ok_or(Error::NoSymbol { site })?;
+            let symbol = symbols.symbol(site.symbol).ok_or(RelocError::NoSymbol { site })?;
             if symbol.kind.has_address() {
                 let new = symbol.addr.get().to_le_bytes();
                 put(Edit { at, old: &[0; 8], new: &new, why: why(site) }, site, sink)?;
@@ -205,16 +205,15 @@ impl Slots {
     /// Writes the PLT entries over the INT3 (0xcc) with which text memory is filled initially. Each entry jumps through
     /// the GOT slot of its symbol.
     ///
-    /// # Errors
-    /// [`Error::Overflow`] if the GOT is out of reach, or [`Error::Rejected`], with the relocation that first needed
-    /// the entry.
-    pub fn fill_plt<S: Sink + ?Sized>(&self, sink: &mut S) -> Result<(), Error> {
+    /// # Errors [`RelocError::Overflow`] if the GOT is out of reach, or [`RelocError::Rejected`], with the relocation
+    /// that first needed the entry.
+    pub fn fill_plt<S: Sink + ?Sized>(&self, sink: &mut S) -> Result<(), RelocError> {
         let mut at = self.plt;
         for &site in &self.plan.plt {
-            let slot = self.slot(site.symbol).ok_or(Error::MissingSlot { site })?;
+            let slot = self.slot(site.symbol).ok_or(RelocError::MissingSlot { site })?;
             let value = slot - (at + wide(DISPLACEMENT.end));
-            if !Field::I32.fits(value) {
-                return Err(Error::overflow(site, Field::I32, value, Advice::Nearer));
+            if !RelocField::I32.fits(value) {
+                return Err(RelocError::overflow(site, RelocField::I32, value, RelocAdvice::Nearer));
             }
             let mut new = PLT_ENTRY;
             new[DISPLACEMENT].copy_from_slice(&value.to_le_bytes()[..4]);
@@ -225,10 +224,10 @@ impl Slots {
     }
 }
 
-fn why(site: Site) -> Why {
-    Why { engine: Engine::Slot, section: site.section, record: site.record }
+fn why(site: RelocSite) -> EditOrigin {
+    EditOrigin { engine: Engine::Slot, section: site.section, record: site.record }
 }
 
-fn put<S: Sink + ?Sized>(edit: Edit<'_>, site: Site, sink: &mut S) -> Result<(), Error> {
-    sink.edit(edit).map_err(|source| Error::Rejected { site, source })
+fn put<S: Sink + ?Sized>(edit: Edit<'_>, site: RelocSite, sink: &mut S) -> Result<(), RelocError> {
+    sink.edit(edit).map_err(|source| RelocError::Rejected { site, source })
 }

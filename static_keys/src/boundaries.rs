@@ -2,7 +2,7 @@
 //! byte.
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
-use modload_edit::{Addr, Why, disassembled, index, wide};
+use modload_edit::{Addr, EditOrigin, disassembled, index, wide};
 use modload_loader::{Module, Refusal};
 use thiserror::Error;
 
@@ -12,12 +12,12 @@ use thiserror::Error;
 pub enum NotAnInstruction {
     /// The site is not within text.
     #[error("{0}: its site is not within text")]
-    Outside(Why),
+    Outside(EditOrigin),
     /// The site lies within an instruction.
     #[error("{why}: its site is byte {inside} of the instruction at {place} ({instruction})")]
     Inside {
         /// The record.
-        why: Why,
+        why: EditOrigin,
         /// The offset of the site within the instruction, in bytes.
         inside: i64,
         /// The place of the instruction, as symbol and offset.
@@ -39,7 +39,7 @@ pub(crate) fn check<'t>(
     module: &Module,
     functions: &[Addr],
     text: &dyn Fn(Addr) -> Option<(Addr, &'t [u8])>,
-    mut sites: Vec<(Addr, Why)>,
+    mut sites: Vec<(Addr, EditOrigin)>,
 ) -> Result<(), NotAnInstruction> {
     sites.sort_unstable_by_key(|(at, _)| *at);
     let mut sites = sites.iter().peekable();

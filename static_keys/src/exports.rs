@@ -10,9 +10,9 @@ use crate::switch::{self, KeyError};
 const EAGAIN: c_int = 11;
 const EINVAL: c_int = 22;
 
-type Key = *const c_void;
+type KeyAddress = *const c_void;
 
-fn address(at: Key) -> Addr {
+fn address(at: KeyAddress) -> Addr {
     Addr::new(wide(at.expose_provenance()))
 }
 
@@ -26,37 +26,37 @@ fn outcome(function: &str, outcome: Result<(), KeyError>) -> c_int {
     }
 }
 
-extern "C" fn static_key_enable(key: Key) -> c_int {
+extern "C" fn static_key_enable(key: KeyAddress) -> c_int {
     outcome("static_key_enable", switch::enable(address(key)))
 }
 
-extern "C" fn static_key_disable(key: Key) -> c_int {
+extern "C" fn static_key_disable(key: KeyAddress) -> c_int {
     outcome("static_key_disable", switch::disable(address(key)))
 }
 
-extern "C" fn static_key_slow_inc(key: Key) -> c_int {
+extern "C" fn static_key_slow_inc(key: KeyAddress) -> c_int {
     outcome("static_key_slow_inc", switch::increment(address(key)))
 }
 
-extern "C" fn static_key_slow_dec(key: Key) -> c_int {
+extern "C" fn static_key_slow_dec(key: KeyAddress) -> c_int {
     outcome("static_key_slow_dec", switch::decrement(address(key)))
 }
 
-extern "C" fn static_key_count(key: Key) -> c_int {
+extern "C" fn static_key_count(key: KeyAddress) -> c_int {
     let count = switch::count(address(key)).unwrap_or_default();
     c_int::try_from(count).unwrap_or(c_int::MAX)
 }
 
 /// `_trampoline` is unused: the table finds the trampoline by the key.
-extern "C" fn static_call_update(key: Key, _trampoline: Key, function: Key) -> c_int {
+extern "C" fn static_call_update(key: KeyAddress, _trampoline: KeyAddress, function: KeyAddress) -> c_int {
     outcome("__static_call_update", switch::update_static_call(address(key), address(function)))
 }
 
 /// Returns the names and addresses of the exported functions, except [`return0`](crate::return0).
 #[must_use]
 pub fn exports() -> [(&'static str, Addr); 6] {
-    type OfKey = extern "C" fn(Key) -> c_int;
-    type OfCall = extern "C" fn(Key, Key, Key) -> c_int;
+    type OfKey = extern "C" fn(KeyAddress) -> c_int;
+    type OfCall = extern "C" fn(KeyAddress, KeyAddress, KeyAddress) -> c_int;
     #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
     let of_key = |function: OfKey| address((function as *const ()).cast());
     #[expect(clippy::as_conversions, reason = "as above")]

@@ -17,7 +17,7 @@ const JUMP: [u8; 6] = [0xff, 0x25, 0, 0, 0, 0];
 /// All jumps so far. They are never freed: a thread may be in one of them at any time. There are at most as many jumps
 /// as functions that static calls were ever set to.
 #[derive(Debug)]
-pub(crate) struct Far {
+pub(crate) struct FarJumps {
     /// The address of the jump to each function.
     jumps: BTreeMap<Addr, Addr>,
     /// The address of `__static_call_return0`, once a host has asked for it.
@@ -28,9 +28,9 @@ pub(crate) struct Far {
 const RETURN0: [u8; 3] = [0x31, 0xc0, 0xc3];
 
 /// The owner of this code, for symbol lookup.
-struct Name;
+struct StaticCallCode;
 
-impl Describe for Name {
+impl Describe for StaticCallCode {
     fn module(&self) -> &'static str {
         "static calls"
     }
@@ -45,7 +45,7 @@ pub(crate) fn publish(code: &[u8]) -> Result<Addr, ArenaError> {
     let mut staged = Arena::get()?.stage_text(wide(code.len()), 16)?;
     let at = staged.addr();
     staged.bytes_mut().copy_from_slice(code);
-    staged.owner(Arc::new(Name));
+    staged.owner(Arc::new(StaticCallCode));
     forget(staged.publish(&mut TextLock::take())?);
     // The stack of a thread in this code holds only the return address.
     match Known::stated(at.get()..at.get() + wide(code.len()), &[Row::at_entry()]) {
@@ -55,9 +55,9 @@ pub(crate) fn publish(code: &[u8]) -> Result<Addr, ArenaError> {
     Ok(at)
 }
 
-impl Far {
-    pub(crate) const fn new() -> Far {
-        Far { jumps: BTreeMap::new(), return0: None }
+impl FarJumps {
+    pub(crate) const fn new() -> FarJumps {
+        FarJumps { jumps: BTreeMap::new(), return0: None }
     }
 
     /// Returns the address that a site at `at` must call to reach `function`: the function itself if it is in reach, or

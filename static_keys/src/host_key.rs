@@ -4,13 +4,13 @@
 use std::mem::forget;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use modload_edit::{Addr, Engine, Why};
+use modload_edit::{Addr, EditOrigin, Engine};
 use modload_text::{Arena, ArenaError, INT3, load_u32, load_u64};
 
 use crate::far::publish;
-use crate::static_call::{CallKind, CallSite, TRAMPOLINE, Target};
+use crate::static_call::{CallKind, CallSite, CallTarget, TRAMPOLINE};
 use crate::switch::{KeyError, decrement, disable, enable, increment};
-use crate::table::{Group, Owner, Phase, Stay, table};
+use crate::table::{SiteGroup, SiteOwner, Stay, TextPhase, table};
 
 /// A static key of the host. Modules branch on it at the cost of a NOP.
 ///
@@ -135,10 +135,10 @@ impl StaticCall {
         let key = place(&[])?;
         // ret; int3, followed by the bytes that mark a trampoline.
         let at = publish(&[&[0xc3, INT3, INT3, INT3, INT3][..], &TRAMPOLINE].concat())?;
-        let why = Why { engine: Engine::StaticCall, section: 0, record: 0 };
+        let why = EditOrigin { engine: Engine::StaticCall, section: 0, record: 0 };
         let sites = vec![CallSite { at, kind: CallKind::Tail, why, key }];
-        let (stay, phase, shown) = (Stay::Core, Phase::Published, Target::Null);
-        table.calls.add(key, Group { owner: Owner::HOST, stay, phase, shown, sites }, |site| site.at);
+        let (stay, phase, shown) = (Stay::Core, TextPhase::Published, CallTarget::Null);
+        table.calls.add(key, SiteGroup { owner: SiteOwner::HOST, stay, phase, shown, sites }, |site| site.at);
         table.trampolines.insert(at, key);
         self.trampoline.store(at.get(), Ordering::Release);
         self.home.store(key.get(), Ordering::Release);

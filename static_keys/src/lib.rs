@@ -28,7 +28,7 @@ mod exports;
 
 pub use jump_label::{JumpSite, KeyState, SiteBytes, jump_labels, jump_sites};
 pub use static_call::{
-    CallKind, CallSite, StaticCalls, Target, call_code, call_sites, set_site, static_calls, trampoline,
+    CallKind, CallSite, CallTarget, StaticCalls, call_code, call_sites, set_site, static_calls, trampoline,
 };
 
 pub use boundaries::NotAnInstruction;
@@ -46,7 +46,7 @@ use thiserror::Error;
 
 /// Why a record cannot be applied.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-pub enum Problem {
+pub enum KeySiteProblem {
     /// The record cannot be read.
     #[error("its section is no whole number of records")]
     PartOfRecord,
@@ -64,8 +64,8 @@ pub enum Problem {
     OutOfReach(Addr),
     /// A return at the site needs a thunk whose address is not known.
     #[error(transparent)]
-    Return(#[from] modload_alternatives::Problem),
+    Return(#[from] modload_alternatives::RewriteProblem),
 }
 
 /// The error of the planners of this crate.
-pub(crate) type Error = modload_edit::PlanError<Problem>;
+pub(crate) type KeyPlanError = modload_edit::PlanError<KeySiteProblem>;

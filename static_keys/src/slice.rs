@@ -14,16 +14,16 @@ use thiserror::Error;
 
 use crate::boundaries::{self, NotAnInstruction};
 use crate::jump_label::{JumpSite, KeyState, jump_sites};
-use crate::static_call::{CallSite, StaticCalls, Target, add_unrecorded, call_sites, set_site};
+use crate::static_call::{CallSite, CallTarget, StaticCalls, add_unrecorded, call_sites, set_site};
 use crate::switch::{KeyError, code_at, near, state, target};
-use crate::table::{Group, Owner, Phase, Stay, Table, Users, table};
+use crate::table::{KeyTable, SiteGroup, SiteOwner, Stay, TextPhase, Users, table};
 
 /// The slice was not written. Nothing has changed.
 #[derive(Debug, Error)]
 pub enum SliceError {
     /// A record cannot be applied.
     #[error(transparent)]
-    Record(#[from] modload_edit::PlanError<crate::Problem>),
+    Record(#[from] modload_edit::PlanError<crate::KeySiteProblem>),
     /// No instruction begins at a site.
     #[error(transparent)]
     Boundary(#[from] NotAnInstruction),
@@ -41,7 +41,7 @@ pub enum SliceError {
 /// The sites in a written slice. Dropping this value forgets the sites: later switches of their keys do not change
 /// them.
 pub struct SliceSites {
-    owner: Owner,
+    owner: SiteOwner,
 }
 
 impl fmt::Debug for SliceSites {
@@ -90,7 +90,7 @@ pub fn write_slice(
     }
     let written = plan.net()?;
     fill(&mut TextLock::take(), &written)?;
-    let owner = Owner::of_slice(slice);
+    let owner = SiteOwner::of_slice(slice);
     enter(&mut table.keys, owner, jumps, |site| site.at);
     enter(&mut table.calls, owner, calls, |site| site.at);
     drop(table);
@@ -101,10 +101,10 @@ pub fn write_slice(
 const CALL: usize = 5;
 
 /// Sites by their keys, with the key's value for which each site is written.
-type Shown<S, V> = BTreeMap<Addr, (V, Vec<S>)>;
+type SitesByKey<S, V> = BTreeMap<Addr, (V, Vec<S>)>;
 
-fn plan_jumps(sites: Vec<JumpSite>, plan: &mut SlicePlan<'_>) -> Result<Shown<JumpSite, bool>, SliceError> {
-    let mut users: Shown<JumpSite, bool> = BTreeMap::new();
+fn plan_jumps(sites: Vec<JumpSite>, plan: &mut SlicePlan<'_>) -> Result<SitesByKey<JumpSite, bool>, SliceError> {
+    let mut users: SitesByKey<JumpSite, bool> = BTreeMap::new();
     for site in sites {
         let count = load_u32(site.key).ok_or(KeyError::Unknown { at: site.key })?;
         let enabled = count != 0;
@@ -117,11 +117,11 @@ fn plan_jumps(sites: Vec<JumpSite>, plan: &mut SlicePlan<'_>) -> Result<Shown<Ju
 fn plan_calls(
     sites: Vec<CallSite>,
     plan: &mut SlicePlan<'_>,
-    table: &mut Table,
+    table: &mut KeyTable,
     key_of: &dyn Fn(Addr) -> Option<Addr>,
-) -> Result<Shown<CallSite, Target>, SliceError> {
+) -> Result<SitesByKey<CallSite, CallTarget>, SliceError> {
     let facts = Facts::of_this_machine();
-    let mut callers: Shown<CallSite, Target> = BTreeMap::new();
+    let mut callers: SitesByKey<CallSite, CallTarget> = BTreeMap::new();
     for site in sites {
         // A module that may not name a key names the key's trampoline instead.
         let key = key_of(site.key).or_else(|| table.trampolines.get(&site.key).copied()).unwrap_or(site.key);
@@ -135,17 +135,17 @@ fn plan_calls(
     Ok(callers)
 }
 
-fn enter<S, V>(users: &mut Users<S, V>, owner: Owner, found: Shown<S, V>, at: impl Fn(&S) -> Addr) {
+fn enter<S, V>(users: &mut Users<S, V>, owner: SiteOwner, found: SitesByKey<S, V>, at: impl Fn(&S) -> Addr) {
     for (key, (shown, mut sites)) in found {
         sites.sort_by_key(&at);
-        users.add(key, Group { owner, stay: Stay::Core, phase: Phase::Published, shown, sites }, &at);
+        users.add(key, SiteGroup { owner, stay: Stay::Core, phase: TextPhase::Published, shown, sites }, &at);
     }
 }
 
-impl Owner {
-    fn of_slice(slice: &Slice) -> Owner {
+impl SiteOwner {
+    fn of_slice(slice: &Slice) -> SiteOwner {
         // A slice is a part of its module, so no module has the same address.
-        Owner::at(ptr::from_ref(slice).addr())
+        SiteOwner::at(ptr::from_ref(slice).addr())
     }
 }
 
@@ -156,8 +156,8 @@ impl SliceSites {
     /// [`KeyError`].
     pub fn shown(&self) -> Result<Vec<(Addr, Vec<u8>)>, KeyError> {
         let mut table = table();
-        let Table { keys, calls, far, .. } = &mut *table;
-        let of_key = |group: &Group<JumpSite, bool>| {
+        let KeyTable { keys, calls, far, .. } = &mut *table;
+        let of_key = |group: &SiteGroup<JumpSite, bool>| {
             let now = state(group.shown);
             group.sites.iter().map(|site| (site.at, site.code(now).to_vec())).collect::<Vec<_>>()
         };

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use modload_abi::record::{Record, StaticCallSite};
+use modload_abi::record::{FixedRecord, StaticCallSite};
 use modload_alternatives::{Facts, return_at};
-use modload_edit::{Addr, Code, Engine, NOPS, Table, Why, ZERO, refused, wide, write};
+use modload_edit::{Addr, Code, EditOrigin, Engine, NOPS, RecordTable, ZERO, refused, wide, write};
 use modload_loader::{Branch, TrampolineCall};
 
-use crate::{Error, Problem};
+use crate::{KeyPlanError, KeySiteProblem};
 
 /// The target of a static call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Target {
+pub enum CallTarget {
     /// No function: `NULL`.
     Null,
     /// A function.
@@ -46,7 +46,7 @@ pub struct CallSite {
     /// The kind of the site.
     pub kind: CallKind,
     /// The record.
-    pub why: Why,
+    pub why: EditOrigin,
     /// The address of the key, or of a trampoline if the record names only that.
     pub key: Addr,
 }
@@ -65,11 +65,11 @@ const RETURN: u8 = 0xc3;
 /// # Errors
 /// [`modload_edit::PlanError`]: the first record that cannot be applied.
 pub fn static_calls<C: Code>(
-    table: &Table,
+    table: &RecordTable,
     calls: StaticCalls<'_>,
-    mut target: impl FnMut(Addr) -> Target,
+    mut target: impl FnMut(Addr) -> CallTarget,
     code: &mut C,
-) -> Result<(), Error> {
+) -> Result<(), KeyPlanError> {
     for number in table.numbers(wide(StaticCallSite::SIZE)) {
         let site = CallSite::read(table, number, code)?;
         set_site(&site, target(site.key), calls, code)?;
@@ -81,7 +81,7 @@ pub fn static_calls<C: Code>(
 ///
 /// # Errors
 /// [`modload_edit::PlanError`]: the table ends within a record.
-pub fn call_sites<C: Code>(table: &Table, code: &C) -> Result<Vec<CallSite>, Error> {
+pub fn call_sites<C: Code>(table: &RecordTable, code: &C) -> Result<Vec<CallSite>, KeyPlanError> {
     table.numbers(wide(StaticCallSite::SIZE)).map(|number| CallSite::read(table, number, code)).collect()
 }
 
@@ -99,9 +99,14 @@ pub(crate) fn add_unrecorded(sites: &mut Vec<CallSite>, calls: &[TrampolineCall]
 ///
 /// # Errors
 /// [`modload_edit::PlanError`]: the site has unexpected bytes.
-pub fn set_site<C: Code>(site: &CallSite, target: Target, calls: StaticCalls<'_>, code: &mut C) -> Result<(), Error> {
+pub fn set_site<C: Code>(
+    site: &CallSite,
+    target: CallTarget,
+    calls: StaticCalls<'_>,
+    code: &mut C,
+) -> Result<(), KeyPlanError> {
     let &CallSite { at, kind, why, .. } = site;
-    if target == Target::Unknown {
+    if target == CallTarget::Unknown {
         return Ok(());
     }
     let new = is_site(at, kind, code).and_then(|()| call_code(at, kind, target, calls));
@@ -115,22 +120,22 @@ pub fn set_site<C: Code>(site: &CallSite, target: Target, calls: StaticCalls<'_>
 /// [`modload_edit::PlanError`]: the bytes there are not a trampoline.
 pub fn trampoline<C: Code>(
     at: Addr,
-    target: Target,
+    target: CallTarget,
     calls: StaticCalls<'_>,
-    why: Why,
+    why: EditOrigin,
     code: &mut C,
-) -> Result<(), Error> {
-    if target != Target::Unknown && code.text(at + 5, TRAMPOLINE.len()) != Some(&TRAMPOLINE) {
-        return Err(refused(code, why, at, 8, Problem::OtherInstruction("a trampoline")));
+) -> Result<(), KeyPlanError> {
+    if target != CallTarget::Unknown && code.text(at + 5, TRAMPOLINE.len()) != Some(&TRAMPOLINE) {
+        return Err(refused(code, why, at, 8, KeySiteProblem::OtherInstruction("a trampoline")));
     }
     set_site(&CallSite { at, kind: CallKind::Tail, why, key: Addr::NULL }, target, calls, code)
 }
 
 impl CallSite {
-    fn read(table: &Table, number: u32, code: &impl Code) -> Result<CallSite, Error> {
-        let why = Why { engine: Engine::StaticCall, section: table.section, record: number };
+    fn read(table: &RecordTable, number: u32, code: &impl Code) -> Result<CallSite, KeyPlanError> {
+        let why = EditOrigin { engine: Engine::StaticCall, section: table.section, record: number };
         let record = table.record::<{ StaticCallSite::SIZE }>(code, number);
-        let (at, bytes) = record.ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))?;
+        let (at, bytes) = record.ok_or_else(|| refused(code, why, table.at, 0, KeySiteProblem::PartOfRecord))?;
         let record = StaticCallSite::read(&bytes);
         // The flags are the low bits of the sum, not of the distance, because the table need not be aligned.
         let key = (at + 4).offset(record.key.into());
@@ -140,8 +145,8 @@ impl CallSite {
 }
 
 /// Fails unless the site is one of the instructions that a static call can be.
-fn is_site(at: Addr, kind: CallKind, code: &impl Code) -> Result<(), Problem> {
-    let site = code.text(at, 5).filter(|site| site.len() == 5).ok_or(Problem::SiteOutside)?;
+fn is_site(at: Addr, kind: CallKind, code: &impl Code) -> Result<(), KeySiteProblem> {
+    let site = code.text(at, 5).filter(|site| site.len() == 5).ok_or(KeySiteProblem::SiteOutside)?;
     let known = match kind {
         CallKind::Call => site[0] == CALL || site == NOPS[4] || site == ZERO,
         CallKind::Tail => site[0] == JUMP || site[0] == RETURN,
@@ -149,7 +154,7 @@ fn is_site(at: Addr, kind: CallKind, code: &impl Code) -> Result<(), Problem> {
     if known {
         return Ok(());
     }
-    Err(Problem::OtherInstruction(match kind {
+    Err(KeySiteProblem::OtherInstruction(match kind {
         CallKind::Call => "a call, the NOP of 5 bytes or a zero",
         CallKind::Tail => "a jump or a return",
     }))
@@ -158,19 +163,24 @@ fn is_site(at: Addr, kind: CallKind, code: &impl Code) -> Result<(), Problem> {
 /// Returns the bytes of a site, or of a trampoline, for this target. An unknown target counts as none.
 ///
 /// # Errors
-/// [`Problem`]: the target is out of reach, or a return needs a thunk whose address is not known.
-pub fn call_code(at: Addr, kind: CallKind, target: Target, calls: StaticCalls<'_>) -> Result<[u8; 5], Problem> {
+/// [`KeySiteProblem`]: the target is out of reach, or a return needs a thunk whose address is not known.
+pub fn call_code(
+    at: Addr,
+    kind: CallKind,
+    target: CallTarget,
+    calls: StaticCalls<'_>,
+) -> Result<[u8; 5], KeySiteProblem> {
     match (kind, target) {
-        (CallKind::Call, Target::Function(function)) if Some(function) == calls.return0 => Ok(ZERO),
-        (CallKind::Call, Target::Function(function)) => branch(CALL, at, function),
-        (CallKind::Tail, Target::Function(function)) => branch(JUMP, at, function),
+        (CallKind::Call, CallTarget::Function(function)) if Some(function) == calls.return0 => Ok(ZERO),
+        (CallKind::Call, CallTarget::Function(function)) => branch(CALL, at, function),
+        (CallKind::Tail, CallTarget::Function(function)) => branch(JUMP, at, function),
         (CallKind::Tail, _) => Ok(return_at(at, calls.facts)?),
         (CallKind::Call, _) => Ok([NOPS[4][0], NOPS[4][1], NOPS[4][2], NOPS[4][3], NOPS[4][4]]),
     }
 }
 
-fn branch(opcode: u8, at: Addr, to: Addr) -> Result<[u8; 5], Problem> {
-    let distance = i32::try_from(to - (at + 5)).map_err(|_| Problem::OutOfReach(to))?;
+fn branch(opcode: u8, at: Addr, to: Addr) -> Result<[u8; 5], KeySiteProblem> {
+    let distance = i32::try_from(to - (at + 5)).map_err(|_| KeySiteProblem::OutOfReach(to))?;
     let [a, b, c, d] = distance.to_le_bytes();
     Ok([opcode, a, b, c, d])
 }

@@ -7,11 +7,11 @@ use modload_text::{
 };
 use thiserror::Error;
 
-use crate::Problem;
-use crate::far::Far;
+use crate::KeySiteProblem;
+use crate::far::FarJumps;
 use crate::jump_label::KeyState;
-use crate::static_call::{CallKind, CallSite, StaticCalls, Target, call_code};
-use crate::table::{Phase, Table, table};
+use crate::static_call::{CallKind, CallSite, CallTarget, StaticCalls, call_code};
+use crate::table::{KeyTable, TextPhase, table};
 
 /// A key was not switched. The key and all text are unchanged, except with [`KeyError::Write`].
 #[derive(Debug, Error)]
@@ -36,7 +36,7 @@ pub enum KeyError {
         /// The address of the site.
         at: Addr,
         /// The reason.
-        problem: Problem,
+        problem: KeySiteProblem,
     },
     /// The edits of two sites overlap.
     #[error(transparent)]
@@ -156,12 +156,12 @@ pub(crate) fn state(enabled: bool) -> KeyState {
     if enabled { KeyState::Enabled } else { KeyState::Disabled }
 }
 
-impl Table {
+impl KeyTable {
     /// Writes all published sites of a key for the enabled or the disabled state.
     pub(crate) fn show_key(&mut self, lock: &mut TextLock<'_>, key: Addr, enabled: bool) -> Result<(), KeyError> {
         self.batch.clear();
         for group in self.keys.of(key) {
-            if group.phase == Phase::Published && group.shown != enabled {
+            if group.phase == TextPhase::Published && group.shown != enabled {
                 for site in &group.sites {
                     let (old, new) = (site.code(state(!enabled)), site.code(state(enabled)));
                     self.batch.edit(Edit { at: site.at, old: &old, new: &new, why: site.why })?;
@@ -170,7 +170,7 @@ impl Table {
         }
         self.poke(lock)?;
         for group in self.keys.of_mut(key) {
-            if group.phase == Phase::Published {
+            if group.phase == TextPhase::Published {
                 group.shown = enabled;
             }
         }
@@ -178,12 +178,12 @@ impl Table {
     }
 
     /// Writes all published sites and trampolines of a static call for a new target.
-    pub(crate) fn show_call(&mut self, key: Addr, target: Target) -> Result<(), KeyError> {
+    pub(crate) fn show_call(&mut self, key: Addr, target: CallTarget) -> Result<(), KeyError> {
         self.batch.clear();
         let facts = Facts::of_this_machine();
         let mut batch = std::mem::take(&mut self.batch);
         for group in self.calls.of(key) {
-            if group.phase == Phase::Published && group.shown != target {
+            if group.phase == TextPhase::Published && group.shown != target {
                 for site in &group.sites {
                     let old = code_at(&mut self.far, &facts, site, group.shown)?;
                     let new = code_at(&mut self.far, &facts, site, target)?;
@@ -196,7 +196,7 @@ impl Table {
         self.batch = batch;
         self.poke(&mut TextLock::take())?;
         for group in self.calls.of_mut(key) {
-            if group.phase == Phase::Published {
+            if group.phase == TextPhase::Published {
                 group.shown = target;
             }
         }
@@ -212,22 +212,27 @@ impl Table {
 }
 
 /// Returns the bytes of a static call's site for a target at any distance.
-pub(crate) fn code_at(far: &mut Far, facts: &Facts, site: &CallSite, target: Target) -> Result<[u8; 5], KeyError> {
+pub(crate) fn code_at(
+    far: &mut FarJumps,
+    facts: &Facts,
+    site: &CallSite,
+    target: CallTarget,
+) -> Result<[u8; 5], KeyError> {
     let target = near(far, site, target)?;
     let calls = StaticCalls { facts, return0: far.return0 };
     call_code(site.at, site.kind, target, calls).map_err(|problem| KeyError::Site { at: site.at, problem })
 }
 
 /// Returns a target within reach of the site.
-pub(crate) fn near(far: &mut Far, site: &CallSite, target: Target) -> Result<Target, KeyError> {
+pub(crate) fn near(far: &mut FarJumps, site: &CallSite, target: CallTarget) -> Result<CallTarget, KeyError> {
     match target {
         // The site does not call this function; see [`StaticCalls::return0`].
-        Target::Function(function) if site.kind == CallKind::Call && Some(function) == far.return0 => Ok(target),
-        Target::Function(function) => {
+        CallTarget::Function(function) if site.kind == CallKind::Call && Some(function) == far.return0 => Ok(target),
+        CallTarget::Function(function) => {
             let near = far.near(site.at, function).map_err(|source| KeyError::NoJump { function, source })?;
-            Ok(Target::Function(near))
+            Ok(CallTarget::Function(near))
         }
-        Target::Null | Target::Unknown => Ok(target),
+        CallTarget::Null | CallTarget::Unknown => Ok(target),
     }
 }
 
@@ -254,6 +259,6 @@ pub fn static_call_function(key: Addr) -> Result<Addr, KeyError> {
     load_u64(key).map(Addr::new).ok_or(KeyError::Unknown { at: key })
 }
 
-pub(crate) fn target(function: Addr) -> Target {
-    if function == Addr::NULL { Target::Null } else { Target::Function(function) }
+pub(crate) fn target(function: Addr) -> CallTarget {
+    if function == Addr::NULL { CallTarget::Null } else { CallTarget::Function(function) }
 }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use modload_relocs::{Field, ROWS, Value};
+use modload_relocs::{ROWS, RelocField, RelocFormula};
 
 use crate::module::Module;
 use crate::tools::{Layout, assemble, link};
@@ -102,7 +102,9 @@ fn every_fixture_becomes_what_ld_makes_of_it() {
 fn every_row_that_is_done_has_a_fixture() {
     let fixtures = Fixture::all();
     let covered: BTreeSet<&str> = fixtures.iter().flat_map(Fixture::rows).collect();
-    for row in ROWS.iter().filter(|row| !matches!(row.value, Value::Refused(_)) && row.field != Field::Nowhere) {
+    for row in
+        ROWS.iter().filter(|row| !matches!(row.value, RelocFormula::Refused(_)) && row.field != RelocField::Nowhere)
+    {
         assert!(covered.contains(row.name), "{} has no fixture", row.name);
     }
 }

@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use modload_abi::{Records, Rela};
 use modload_edit::{Addr, EditSet, Window, wide};
-use modload_relocs::{Counts, Error, OnDiscarded, SlotPlan, Slots, Symbol, SymbolKind, Target, apply, clear, name};
+use modload_relocs::{
+    OnDiscarded, RelocCounts, RelocError, RelocSymbol, RelocSymbolKind, RelocatedSection, SlotPlan, Slots, apply,
+    clear, name,
+};
 use object::elf::{SHN_ABS, SHN_UNDEF, STB_WEAK};
 use object::read::elf::{ElfFile64, SectionHeader, Sym};
 use object::{Endianness, Object, ObjectSection};
@@ -16,7 +19,7 @@ use crate::tools::Layout;
 pub(crate) struct Module {
     sections: BTreeMap<String, Vec<u8>>,
     relocations: Vec<Relocations>,
-    symbols: Vec<Symbol>,
+    symbols: Vec<RelocSymbol>,
     layout: Layout,
     /// Whether calls of undefined functions may use PLT entries.
     plt: bool,
@@ -33,7 +36,7 @@ pub(crate) struct Relocated {
     /// The sections that have relocations, `.got` without its reserved slots, and the PLT as `.plt.got`.
     pub(crate) sections: BTreeMap<String, Vec<u8>>,
     /// The statistics.
-    pub(crate) counts: Counts,
+    pub(crate) counts: RelocCounts,
     /// The GOT slots and PLT entries.
     pub(crate) slots: Slots,
 }
@@ -66,20 +69,20 @@ impl Module {
             let own = symbol.st_value(file.endian());
             let given = layout.symbols.get(std::str::from_utf8(at).unwrap()).copied();
             let (addr, kind) = match symbol.st_shndx(file.endian()) {
-                SHN_UNDEF if at.is_empty() => (0, SymbolKind::Absolute),
-                SHN_UNDEF if at == b"_GLOBAL_OFFSET_TABLE_" => (layout.sections[".got"], SymbolKind::Defined),
+                SHN_UNDEF if at.is_empty() => (0, RelocSymbolKind::Absolute),
+                SHN_UNDEF if at == b"_GLOBAL_OFFSET_TABLE_" => (layout.sections[".got"], RelocSymbolKind::Defined),
                 SHN_UNDEF => match given {
-                    Some(given) => (given, SymbolKind::External),
-                    None if symbol.st_bind() == STB_WEAK => (0, SymbolKind::UndefinedWeak),
+                    Some(given) => (given, RelocSymbolKind::External),
+                    None if symbol.st_bind() == STB_WEAK => (0, RelocSymbolKind::UndefinedWeak),
                     None => panic!("the layout does not define {}", at.escape_ascii()),
                 },
-                SHN_ABS => (own, SymbolKind::Absolute),
+                SHN_ABS => (own, RelocSymbolKind::Absolute),
                 section => {
                     let base = layout.sections.get(&names[usize::from(section.0)]).copied().unwrap_or_default();
-                    (base.wrapping_add(own), SymbolKind::Defined)
+                    (base.wrapping_add(own), RelocSymbolKind::Defined)
                 }
             };
-            module.symbols.push(Symbol { addr: Addr::new(addr), size: symbol.st_size(file.endian()), kind });
+            module.symbols.push(RelocSymbol { addr: Addr::new(addr), size: symbol.st_size(file.endian()), kind });
         }
         module
     }
@@ -116,30 +119,30 @@ impl Module {
         }
         for (table, records) in self.tables() {
             plan.scan(table.section, records, |symbol| {
-                self.plt && self.symbols[usize::try_from(symbol).unwrap()].kind == SymbolKind::External
+                self.plt && self.symbols[usize::try_from(symbol).unwrap()].kind == RelocSymbolKind::External
             });
         }
         plan
     }
 
     /// Relocates the module. Checks that [`clear`] restores every byte and that the edits are disjoint.
-    pub(crate) fn relocate(&self, reserved: u32) -> Result<Relocated, Error> {
+    pub(crate) fn relocate(&self, reserved: u32) -> Result<Relocated, RelocError> {
         let address = |name: &str| Addr::new(self.layout.sections.get(name).copied().unwrap_or_default());
         let plan = self.plan(reserved);
         let mut got = vec![0; usize::try_from(plan.got_size()).unwrap()];
         let mut plt = vec![0xcc; usize::try_from(plan.plt_size()).unwrap()];
         let slots = plan.place(address(".got"), address(".plt.got"));
         let mut symbols = self.symbols.clone();
-        let nothing = Symbol { addr: Addr::NULL, size: 0, kind: SymbolKind::Absolute };
+        let nothing = RelocSymbol { addr: Addr::NULL, size: 0, kind: RelocSymbolKind::Absolute };
         symbols.extend((0..reserved).map(|_| nothing));
         slots.fill_got(&symbols[..], &mut Window::new(slots.got(), &mut got))?;
         slots.fill_plt(&mut Window::new(slots.plt(), &mut plt))?;
 
-        let mut relocated = Relocated { sections: BTreeMap::new(), counts: Counts::default(), slots };
+        let mut relocated = Relocated { sections: BTreeMap::new(), counts: RelocCounts::default(), slots };
         for (table, records) in self.tables() {
             let file = &self.sections[&table.target];
             let addr = address(&table.target);
-            let target = Target { section: table.section, addr, bytes: file, discarded: OnDiscarded::Refuse };
+            let target = RelocatedSection { section: table.section, addr, bytes: file, discarded: OnDiscarded::Refuse };
             let slots = &relocated.slots;
             let mut bytes = file.clone();
             let mut window = Window::new(addr, &mut bytes);
