@@ -22,14 +22,14 @@ use crate::{c_api, c_library, foreign};
 
 /// Code for processor features that this machine does not have.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-#[error("this machine does not have {}", lacking(.missing))]
+#[error("this machine does not have {}", missing_features(.missing))]
 pub struct OtherCpu {
     /// The missing features.
     pub missing: Vec<&'static str>,
 }
 
 /// Lists the names of features, with the reason for each feature that no process can use.
-fn lacking(missing: &[&'static str]) -> String {
+fn missing_features(missing: &[&'static str]) -> String {
     let shown = missing.iter().map(|name| match Features::why_not_in_user_space(name) {
         Some(why) => format!("{name} (no process has it: {why})"),
         None => (*name).to_owned(),
@@ -50,7 +50,7 @@ pub struct HostBuilder {
 
 impl Default for HostBuilder {
     fn default() -> HostBuilder {
-        let mut symbols = HostSymbols { exports: HashMap::new(), process: Process::Hidden };
+        let mut symbols = HostSymbols { exports: HashMap::new(), process: ProcessSymbols::Hidden };
         for (name, addr) in c_api::exports() {
             symbols.exports.insert(name.as_bytes().into(), External { addr, gpl_only: false, crc: None });
         }
@@ -120,7 +120,7 @@ impl HostBuilder {
     /// neither the host nor a module exports.
     #[must_use]
     pub fn process_symbols(mut self) -> HostBuilder {
-        self.symbols.process = Process::Offered;
+        self.symbols.process = ProcessSymbols::Offered;
         self
     }
 
@@ -280,11 +280,11 @@ impl HostBuilder {
 #[derive(Debug)]
 struct HostSymbols {
     exports: HashMap<Box<[u8]>, External>,
-    process: Process,
+    process: ProcessSymbols,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Process {
+enum ProcessSymbols {
     Offered,
     Hidden,
 }
@@ -302,11 +302,11 @@ impl Externals for HostSymbols {
 
     fn fallback(&self, name: &[u8]) -> Option<External> {
         match self.process {
-            Process::Offered => foreign::process_symbol(name).map(|original| {
+            ProcessSymbols::Offered => foreign::process_symbol(name).map(|original| {
                 let addr = c_library::instead_of(name, original);
                 External { addr, gpl_only: false, crc: None }
             }),
-            Process::Hidden => None,
+            ProcessSymbols::Hidden => None,
         }
     }
 

@@ -40,14 +40,14 @@ struct NotifierBlock {
 
 /// `struct module` of the SDK.
 #[repr(C)]
-struct CModule {
+struct CallbackModule {
     name: [c_char; 56],
     state: c_int,
 }
 
 /// The parts of a host.
 #[derive(Debug)]
-pub(crate) struct Inner {
+pub(crate) struct HostState {
     /// Dropped first, so that subscribers still in the chains are called for each module that goes.
     pub(crate) loader: Loader,
     /// The tracing of this host.
@@ -71,10 +71,10 @@ impl Drop for Notifiers {
     fn drop(&mut self) {
         let gone: Vec<_> = {
             let mut hosts = hosts();
-            let (gone, there) = std::mem::take(&mut hosts.notifiers)
+            let (gone, remaining) = std::mem::take(&mut hosts.notifiers)
                 .into_iter()
                 .partition::<BTreeMap<_, _>, _>(|(_, (host, _))| host.strong_count() == 0);
-            hosts.notifiers = there;
+            hosts.notifiers = remaining;
             gone.into_values().collect()
         };
         // Dropped without the lock of `HOSTS`: leaving the chains may wait for a call that takes this lock.
@@ -82,8 +82,8 @@ impl Drop for Notifiers {
     }
 }
 
-impl Inner {
-    pub(crate) fn new(loader: Loader, transition: Transition) -> Inner {
+impl HostState {
+    pub(crate) fn new(loader: Loader, transition: Transition) -> HostState {
         let (handles, left) = (AtomicUsize::new(0), AtomicBool::new(false));
         let ftrace = Ftrace::new();
         let livepatch = Livepatch::new(ftrace, transition);
@@ -92,16 +92,16 @@ impl Inner {
         loader.subscribe(tracing, first, Arc::new(ftrace)).forget();
         loader.subscribe(patching, second, Arc::new(livepatch)).forget();
         loader.subscribe(keys, third, Arc::new(StaticKeys::new())).forget();
-        Inner { loader, ftrace, livepatch, handles, left, _notifiers: Notifiers }
+        HostState { loader, ftrace, livepatch, handles, left, _notifiers: Notifiers }
     }
 }
 
 /// All hosts of the process. A C caller does not name its host, but its notifier block lies in a module of that host.
 /// The lock is taken before the locks of registries, never while one of them is held, and held during a fork.
 struct Hosts {
-    all: Vec<Weak<Inner>>,
+    all: Vec<Weak<HostState>>,
     /// The memberships by the address of the notifier block.
-    notifiers: BTreeMap<Addr, (Weak<Inner>, Membership)>,
+    notifiers: BTreeMap<Addr, (Weak<HostState>, Membership)>,
 }
 
 static HOSTS: Mutex<Hosts> = Mutex::new(Hosts { all: Vec::new(), notifiers: BTreeMap::new() });
@@ -114,7 +114,7 @@ fn hosts() -> MutexGuard<'static, Hosts> {
     HOSTS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub(crate) fn enter(inner: &Arc<Inner>) {
+pub(crate) fn enter(inner: &Arc<HostState>) {
     static FORK: Once = Once::new();
     FORK.call_once(|| on_fork(|| HELD.set(Some(hosts())), || HELD.set(None), || HELD.set(None)));
     let mut hosts = hosts();
@@ -122,7 +122,7 @@ pub(crate) fn enter(inner: &Arc<Inner>) {
     hosts.all.push(Arc::downgrade(inner));
 }
 
-pub(crate) fn owner(block: Addr) -> Option<(Arc<Inner>, Arc<Module>)> {
+pub(crate) fn owner(block: Addr) -> Option<(Arc<HostState>, Arc<Module>)> {
     let hosts: Vec<_> = hosts().all.iter().filter_map(Weak::upgrade).collect();
     hosts.into_iter().find_map(|host| host.loader.module_at(block).map(|module| (host, module)))
 }
@@ -245,7 +245,7 @@ impl CNotifier {
         // SAFETY: the block lies in the data of a loaded module: the notifier leaves the chains before the module goes.
         let NotifierBlock { call, .. } = unsafe { ptr::read_unaligned(block) };
         let Some(call) = call else { return NOTIFY_OK };
-        let mut copy = CModule { name: [0; 56], state: c_int::try_from(action).unwrap_or_default() };
+        let mut copy = CallbackModule { name: [0; 56], state: c_int::try_from(action).unwrap_or_default() };
         let named = copy.name.iter_mut().zip(module.name().bytes());
         named.for_each(|(to, from)| *to = c_char::from_ne_bytes([from]));
         let data: *mut c_void = match module.this_module() {

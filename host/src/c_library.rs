@@ -26,11 +26,11 @@ use crate::c_api;
 const START_STD_THREAD: &str = "_ZNSt6thread15_M_start_threadESt10unique_ptrINS_6_StateESt14default_deleteIS1_EEPFvvE";
 
 /// A function of the C library or of libstdc++, found when a module was linked to the replacement here.
-struct Original(AtomicPtr<c_void>);
+struct OriginalFunction(AtomicPtr<c_void>);
 
-impl Original {
-    const fn new() -> Original {
-        Original(AtomicPtr::new(std::ptr::null_mut()))
+impl OriginalFunction {
+    const fn new() -> OriginalFunction {
+        OriginalFunction(AtomicPtr::new(std::ptr::null_mut()))
     }
 
     fn get(&self) -> *const c_void {
@@ -38,9 +38,9 @@ impl Original {
     }
 }
 
-static THRD_CREATE: Original = Original::new();
-static STD_THREAD: Original = Original::new();
-static THREAD_ATEXIT: Original = Original::new();
+static THRD_CREATE: OriginalFunction = OriginalFunction::new();
+static STD_THREAD: OriginalFunction = OriginalFunction::new();
+static THREAD_ATEXIT: OriginalFunction = OriginalFunction::new();
 
 /// Defines a function that continues in another function, with its caller's return address as an additional argument.
 macro_rules! with_caller {
@@ -65,7 +65,7 @@ with_caller!(thread_atexit, "rcx", thread_atexit_from);
 /// Returns the address that a module gets for a symbol of the process at `original`: a replacement, or `original`
 /// itself.
 pub(crate) fn instead_of(name: &[u8], original: Addr) -> Addr {
-    let keep = |place: &Original| {
+    let keep = |place: &OriginalFunction| {
         let at = std::ptr::with_exposed_provenance_mut(modload_edit::index(original.get()));
         place.0.store(at, Ordering::Release);
     };

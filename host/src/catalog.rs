@@ -18,7 +18,7 @@ use crate::file::{ModuleFile, ReadError, SIZE_LIMIT};
 #[derive(Clone, Debug)]
 pub struct Catalog {
     /// The modules by canonical name.
-    modules: BTreeMap<String, Entry>,
+    modules: BTreeMap<String, CatalogEntry>,
     /// The names of the modules that export each symbol.
     exporters: HashMap<String, Vec<String>>,
     /// Files that cannot be read as modules, and second files of the same module name. They cause an error only if such
@@ -27,7 +27,7 @@ pub struct Catalog {
 }
 
 #[derive(Clone, Default, Debug)]
-struct Entry {
+struct CatalogEntry {
     path: PathBuf,
     /// The undefined symbols.
     needs: Vec<String>,
@@ -172,7 +172,7 @@ impl Catalog {
         }
         // A module can do without its weak undefined symbols, so no module is loaded for them.
         let needs = needs.into_iter().filter(|need| !need.weak).map(|need| need.name).collect();
-        let mut entry = Entry { path, needs, ..Entry::default() };
+        let mut entry = CatalogEntry { path, needs, ..CatalogEntry::default() };
         for (key, value) in &modinfo {
             entry.take(key, value);
         }
@@ -186,7 +186,7 @@ impl Catalog {
         if let Some((name, _)) = self.modules.get_key_value(&*name) {
             return vec![name];
         }
-        let has = |entry: &Entry| entry.aliases.iter().any(|alias| matches(alias.as_bytes(), name.as_bytes()));
+        let has = |entry: &CatalogEntry| entry.aliases.iter().any(|alias| matches(alias.as_bytes(), name.as_bytes()));
         self.modules.iter().filter(|(_, entry)| has(entry)).map(|(name, _)| name.as_str()).collect()
     }
 
@@ -215,7 +215,7 @@ impl Catalog {
     /// [`CatalogError`]: a module is missing or cannot be used, two modules export the same symbol, or modules need
     /// each other.
     pub fn order(&self, wanted: &[&str]) -> Result<Vec<(&str, &Path)>, CatalogError> {
-        let mut order = Order::default();
+        let mut order = LoadOrder::default();
         for name in wanted {
             for module in self.wanted(name)? {
                 order.node(module);
@@ -248,7 +248,7 @@ impl Catalog {
     }
 
     /// Returns the modules whose exports this module needs, or that it depends on, each once.
-    fn providers(&self, user: &str, entry: &Entry) -> Result<BTreeSet<&str>, CatalogError> {
+    fn providers(&self, user: &str, entry: &CatalogEntry) -> Result<BTreeSet<&str>, CatalogError> {
         // A dependency that the folder does not have may be loaded already.
         let mut providers: BTreeSet<&str> = entry.depends.iter().flat_map(|name| self.named(name)).collect();
         for symbol in &entry.needs {
@@ -270,13 +270,13 @@ impl Catalog {
 
 /// The modules that are ordered, and those whose dependencies have not been examined yet.
 #[derive(Default)]
-struct Order<'c> {
+struct LoadOrder<'c> {
     graph: DiGraph<&'c str, ()>,
     nodes: BTreeMap<&'c str, NodeIndex>,
     open: Vec<&'c str>,
 }
 
-impl<'c> Order<'c> {
+impl<'c> LoadOrder<'c> {
     fn node(&mut self, module: &'c str) -> NodeIndex {
         *self.nodes.entry(module).or_insert_with(|| {
             self.open.push(module);
@@ -285,7 +285,7 @@ impl<'c> Order<'c> {
     }
 }
 
-impl Entry {
+impl CatalogEntry {
     /// Processes an entry of `.modinfo`.
     fn take(&mut self, key: &str, value: &str) {
         let owned = |name: &str| modinfo::canonical(name).into_owned();
@@ -395,7 +395,7 @@ fn cycle(graph: &DiGraph<&str, ()>) -> Vec<String> {
 mod tests {
     use std::collections::{BTreeMap, HashMap};
 
-    use super::{Catalog, Entry, matches};
+    use super::{Catalog, CatalogEntry, matches};
 
     /// Makes a catalog from lines `name: needs -> exports`. A need with `=` is an entry of `.modinfo`, with commas for
     /// blanks.
@@ -409,7 +409,7 @@ mod tests {
                 catalog.exporters.entry(export).or_default().push(name.into());
             }
             let (entries, needs): (Vec<_>, Vec<_>) = words(needs).into_iter().partition(|word| word.contains('='));
-            let mut entry = Entry { path: format!("{name}.o").into(), needs, ..Entry::default() };
+            let mut entry = CatalogEntry { path: format!("{name}.o").into(), needs, ..CatalogEntry::default() };
             for (key, value) in entries.iter().filter_map(|entry| entry.split_once('=')) {
                 entry.take(key, &if key == "softdep" { value.replace(',', " ") } else { value.to_owned() });
             }

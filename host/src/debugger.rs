@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use modload_loader::{Kept, Onlooker, Seen, Shown};
 
-use crate::onlookers::told;
-use crate::symbol_file::{self, Parts};
+use crate::onlookers::onlooker_data;
+use crate::symbol_file::{self, SymbolFileParts};
 
 /// An onlooker that registers the symbol file of each module.
 #[derive(Debug)]
@@ -16,30 +16,30 @@ pub(crate) struct Debugger;
 
 impl Onlooker for Debugger {
     fn published(&self, seen: &Seen<'_>) -> Shown {
-        let Some(image) = symbol_file::image(seen, Parts::All) else {
+        let Some(image) = symbol_file::image(seen, SymbolFileParts::All) else {
             tracing::warn!(module = seen.module().name(), "no symbol file could be made for debuggers");
             return Shown::default();
         };
-        let lasting = symbol_file::has_init(seen).then(|| symbol_file::image(seen, Parts::Lasting)).flatten();
-        let current = Current(Arc::new(AtomicU64::new(told().files.add(image))));
+        let lasting = symbol_file::has_init(seen).then(|| symbol_file::image(seen, SymbolFileParts::Lasting)).flatten();
+        let current = CurrentFile(Arc::new(AtomicU64::new(onlooker_data().files.add(image))));
         Shown {
             until_init: lasting.map(|image| {
                 let kept: Box<dyn Kept> = Box::new(Replacement { current: current.clone(), image: Some(image) });
                 kept
             }),
-            until_gone: Some(Box::new(Gone(current))),
+            until_gone: Some(Box::new(RegistrationEnd(current))),
         }
     }
 }
 
 /// The number of the symbol file that is registered for a module. Changed only under the lock of the files.
 #[derive(Clone, Debug)]
-struct Current(Arc<AtomicU64>);
+struct CurrentFile(Arc<AtomicU64>);
 
-impl Current {
+impl CurrentFile {
     /// Removes the registered file. Then registers `image`, if there is one and the first file was still registered.
     fn replace(&self, image: Option<Box<[u8]>>) {
-        let files = &mut told().files;
+        let files = &mut onlooker_data().files;
         // In this order, so that no two files claim the same addresses.
         if files.remove(self.0.load(Ordering::Relaxed))
             && let Some(image) = image
@@ -53,7 +53,7 @@ impl Current {
 /// that gdb would set there.
 #[derive(Debug)]
 struct Replacement {
-    current: Current,
+    current: CurrentFile,
     image: Option<Box<[u8]>>,
 }
 
@@ -65,9 +65,9 @@ impl Drop for Replacement {
 
 /// Dropped before the text is unpublished, while gdb can still remove its breakpoints.
 #[derive(Debug)]
-struct Gone(Current);
+struct RegistrationEnd(CurrentFile);
 
-impl Drop for Gone {
+impl Drop for RegistrationEnd {
     fn drop(&mut self) {
         self.0.replace(None);
     }

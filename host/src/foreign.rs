@@ -140,7 +140,7 @@ impl Module {
     /// The function must take integers or pointers only, not more than are given, and the arguments must be valid for
     /// it.
     pub unsafe fn call(&self, name: &str, arguments: &[u64]) -> Result<u64, SymbolError> {
-        type Function = extern "C-unwind" fn(u64, u64, u64, u64, u64, u64) -> u64;
+        type IntegerFunction = extern "C-unwind" fn(u64, u64, u64, u64, u64, u64) -> u64;
         let (kind, pointer) = self.address(name)?;
         let (module, symbol) = (|| self.name().to_owned(), || name.escape_debug().to_string());
         if kind == SymbolKind::Object {
@@ -155,7 +155,7 @@ impl Module {
         // SAFETY: this is a function in the module's published text. By the System V ABI the first six integer
         // arguments are in registers, and a function with fewer parameters ignores the others. The caller guarantees
         // the type.
-        let function = unsafe { transmute::<*const (), Function>(pointer) };
+        let function = unsafe { transmute::<*const (), IntegerFunction>(pointer) };
         let called = self.guard(|| function(a, b, c, d, e, f));
         boundary::end_if_cancelled();
         called.map_err(|left| SymbolError::Left { module: module(), symbol: symbol(), left: Box::new(left) })

@@ -20,7 +20,7 @@ use modload_threads::boundary;
 
 use crate::backtrace::Backtrace;
 use crate::builder::HostBuilder;
-use crate::c_api::{self, Inner};
+use crate::c_api::{self, HostState};
 use crate::foreign::Module;
 
 /// A thread that blocks a transition.
@@ -45,7 +45,7 @@ pub struct BlockingThread {
 /// [`Module`] reference stays in memory, and an error is logged for it.
 #[derive(Debug)]
 pub struct Host {
-    inner: Arc<Inner>,
+    inner: Arc<HostState>,
 }
 
 impl Host {
@@ -62,12 +62,12 @@ impl Host {
         transition: Transition,
     ) -> Result<Host, ArenaError> {
         let loader = onlookers.into_iter().fold(Loader::new(externals, policy)?, Loader::with_onlooker);
-        let inner = Arc::new(Inner::new(loader, transition));
+        let inner = Arc::new(HostState::new(loader, transition));
         c_api::enter(&inner);
         Ok(Host::handle(inner))
     }
 
-    fn handle(inner: Arc<Inner>) -> Host {
+    fn handle(inner: Arc<HostState>) -> Host {
         inner.handles.fetch_add(1, Ordering::Relaxed);
         Host { inner }
     }
@@ -441,7 +441,7 @@ impl Drop for Host {
 /// A handle that does not keep its host alive.
 #[derive(Clone, Debug)]
 pub struct WeakHost {
-    inner: Weak<Inner>,
+    inner: Weak<HostState>,
 }
 
 impl WeakHost {

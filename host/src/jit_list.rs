@@ -38,18 +38,18 @@ std::arch::global_asm!(
 );
 
 unsafe extern "C" {
-    static mut __jit_debug_descriptor: Descriptor;
+    static mut __jit_debug_descriptor: JitDescriptor;
     fn __jit_debug_register_code();
 }
 
 /// `struct jit_descriptor`.
 #[repr(C)]
-struct Descriptor {
+struct JitDescriptor {
     version: u32,
     /// The change of `relevant`: 0 none, 1 registered, 2 unregistered.
     action: u32,
-    relevant: *mut Entry,
-    first: *mut Entry,
+    relevant: *mut JitEntry,
+    first: *mut JitEntry,
 }
 
 const REGISTER: u32 = 1;
@@ -58,35 +58,35 @@ const UNREGISTER: u32 = 2;
 /// `struct jit_code_entry`.
 #[repr(C)]
 #[derive(Debug)]
-struct Entry {
-    next: *mut Entry,
-    prev: *mut Entry,
+struct JitEntry {
+    next: *mut JitEntry,
+    prev: *mut JitEntry,
     file: *const u8,
     size: u64,
 }
 
 /// A registered symbol file.
 #[derive(Debug)]
-struct Registered {
+struct RegisteredFile {
     /// From a `Box`. Linked in gdb's list.
-    entry: *mut Entry,
+    entry: *mut JitEntry,
     /// From a `Box`. The entry points to it.
     file: *mut [u8],
 }
 
 // SAFETY: this value owns both, and no other code writes to them.
-unsafe impl Send for Registered {}
+unsafe impl Send for RegisteredFile {}
 
 /// The registered symbol files, by number. There is one such list in the process, and its owner may change gdb's list.
 #[derive(Debug)]
-pub(crate) struct List {
-    registered: BTreeMap<u64, Registered>,
+pub(crate) struct SymbolFileList {
+    registered: BTreeMap<u64, RegisteredFile>,
     next: u64,
 }
 
-impl List {
-    pub(crate) const fn new() -> List {
-        List { registered: BTreeMap::new(), next: 0 }
+impl SymbolFileList {
+    pub(crate) const fn new() -> SymbolFileList {
+        SymbolFileList { registered: BTreeMap::new(), next: 0 }
     }
 
     /// Registers a symbol file. Returns its number. The entry becomes the first of gdb's list, so that the time does
@@ -94,18 +94,18 @@ impl List {
     pub(crate) fn add(&mut self, file: Box<[u8]>) -> u64 {
         let size = wide(file.len());
         let file = Box::into_raw(file);
-        let entry = Entry { next: ptr::null_mut(), prev: ptr::null_mut(), file: file.cast_const().cast(), size };
+        let entry = JitEntry { next: ptr::null_mut(), prev: ptr::null_mut(), file: file.cast_const().cast(), size };
         let entry = Box::into_raw(Box::new(entry));
         self.push(entry);
         let number = self.next;
         self.next += 1;
-        self.registered.insert(number, Registered { entry, file });
+        self.registered.insert(number, RegisteredFile { entry, file });
         number
     }
 
     /// Removes a symbol file. Returns `false` if the file is not registered.
     pub(crate) fn remove(&mut self, number: u64) -> bool {
-        let Some(Registered { entry, file }) = self.registered.remove(&number) else { return false };
+        let Some(RegisteredFile { entry, file }) = self.registered.remove(&number) else { return false };
         self.take(entry);
         // SAFETY: the entry came from a box, and is in no list any more.
         drop(unsafe { Box::from_raw(entry) });
@@ -114,13 +114,13 @@ impl List {
         true
     }
 
-    fn descriptor() -> *mut Descriptor {
+    fn descriptor() -> *mut JitDescriptor {
         &raw mut __jit_debug_descriptor
     }
 
     /// Links an entry as the first one, and notifies gdb.
-    fn push(&mut self, entry: *mut Entry) {
-        let descriptor = List::descriptor();
+    fn push(&mut self, entry: *mut JitEntry) {
+        let descriptor = SymbolFileList::descriptor();
         // SAFETY: the descriptor is a static of this layout, and the owner of `self` may read it.
         let first = unsafe { (*descriptor).first };
         // SAFETY: the entry belongs to the caller, and is not in the list yet.
@@ -135,7 +135,7 @@ impl List {
     }
 
     /// Unlinks an entry, and notifies gdb.
-    fn take(&mut self, entry: *mut Entry) {
+    fn take(&mut self, entry: *mut JitEntry) {
         // SAFETY: the entry is alive and in the list.
         let next = unsafe { (*entry).next };
         // SAFETY: as above.
@@ -146,7 +146,7 @@ impl List {
         }
         if prev.is_null() {
             // SAFETY: the descriptor is a static of this layout, and this thread owns the list.
-            unsafe { (*List::descriptor()).first = next };
+            unsafe { (*SymbolFileList::descriptor()).first = next };
         } else {
             // SAFETY: entries in the list are alive.
             unsafe { (*prev).next = next };
@@ -155,8 +155,8 @@ impl List {
     }
 
     /// Notifies gdb, which stops at the function's first instruction and reads the descriptor.
-    fn tell(&mut self, action: u32, entry: *mut Entry) {
-        let descriptor = List::descriptor();
+    fn tell(&mut self, action: u32, entry: *mut JitEntry) {
+        let descriptor = SymbolFileList::descriptor();
         // SAFETY: the descriptor is a static of this layout, and this thread owns the list.
         unsafe { (*descriptor).relevant = entry };
         // SAFETY: as above.

@@ -5,29 +5,29 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use modload_text::on_fork;
 
-use crate::jit_list::List;
+use crate::jit_list::SymbolFileList;
 use crate::perf_map::Map;
 
 /// The data for debugger and profiler.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct OnlookerData {
     /// The symbol files for gdb.
-    pub(crate) files: List,
+    pub(crate) files: SymbolFileList,
     /// The map for perf, if a host writes one.
     pub(crate) map: Option<Map>,
 }
 
-static TOLD: Mutex<Told> = Mutex::new(Told { files: List::new(), map: None });
+static TOLD: Mutex<OnlookerData> = Mutex::new(OnlookerData { files: SymbolFileList::new(), map: None });
 
 /// Locks and returns the data.
-pub(crate) fn told() -> MutexGuard<'static, Told> {
+pub(crate) fn onlooker_data() -> MutexGuard<'static, OnlookerData> {
     static FORKS: Once = Once::new();
     FORKS.call_once(|| on_fork(before_fork, after_fork, after_fork));
     TOLD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 thread_local! {
-    static HELD: RefCell<Option<MutexGuard<'static, Told>>> = const { RefCell::new(None) };
+    static HELD: RefCell<Option<MutexGuard<'static, OnlookerData>>> = const { RefCell::new(None) };
 }
 
 /// Takes the lock before a fork, so that the child finds both parts consistent and the lock free.

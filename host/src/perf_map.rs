@@ -21,7 +21,7 @@ use rustix::fs::OFlags;
 use rustix::process::geteuid;
 use thiserror::Error;
 
-use crate::onlookers::told;
+use crate::onlookers::onlooker_data;
 
 /// The map for `perf` cannot be written.
 #[derive(Debug, Error)]
@@ -62,7 +62,7 @@ pub(crate) struct PerfMap;
 impl PerfMap {
     /// Opens the process's map, if no host has done so before.
     pub(crate) fn open() -> Result<PerfMap, PerfMapError> {
-        let map = &mut told().map;
+        let map = &mut onlooker_data().map;
         if map.is_none() {
             *map = Some(Map::open(Path::new(FOLDER))?);
         }
@@ -74,13 +74,13 @@ impl Onlooker for PerfMap {
     fn published(&self, seen: &Seen<'_>) -> Shown {
         let module = seen.module().name();
         let functions = seen.functions().filter(|function| function.size != 0);
-        let lines = functions.map(|function| Function {
+        let lines = functions.map(|function| MapFunction {
             start: function.addr.get(),
             size: function.size,
             text: line(function.addr.get(), function.size, function.name, module),
         });
         let lines = lines.collect();
-        let added = told().map.as_mut().map_or(Ok(()), |map| map.add(lines));
+        let added = onlooker_data().map.as_mut().map_or(Ok(()), |map| map.add(lines));
         // A module is not refused because its functions cannot be written to the map.
         if let Err(error) = added {
             tracing::warn!(module, %error, "the map for perf could not be written");
@@ -97,7 +97,7 @@ fn line(start: u64, size: u64, name: &[u8], module: &str) -> String {
 
 /// A function to write to the map.
 #[derive(Debug)]
-struct Function {
+struct MapFunction {
     start: u64,
     size: u64,
     text: String,
@@ -105,7 +105,7 @@ struct Function {
 
 /// A line in the map.
 #[derive(Debug)]
-struct Line {
+struct MapLine {
     size: u64,
     /// The offset of the line in the file.
     at: u64,
@@ -120,7 +120,7 @@ pub(crate) struct Map {
     /// The process to which the map belongs.
     pid: u32,
     /// The lines by the function's first address.
-    lines: BTreeMap<u64, Line>,
+    lines: BTreeMap<u64, MapLine>,
 }
 
 impl Map {
@@ -130,7 +130,7 @@ impl Map {
     }
 
     /// Appends lines, after clearing the lines that they replace.
-    fn add(&mut self, mut functions: Vec<Function>) -> io::Result<()> {
+    fn add(&mut self, mut functions: Vec<MapFunction>) -> io::Result<()> {
         self.follow_fork()?;
         // If functions share an address or overlap, only the first is written.
         functions.sort_by_key(|function| function.start);
@@ -143,13 +143,13 @@ impl Map {
             is_apart
         });
         for function in &functions {
-            self.blot_out(function)?;
+            self.clear_overlapping(function)?;
         }
         let text: String = functions.iter().map(|function| function.text.as_str()).collect();
         let mut at = self.append(&text)?;
-        for Function { start, size, text } in functions {
+        for MapFunction { start, size, text } in functions {
             let len = wide(text.len());
-            self.lines.insert(start, Line { size, at, text });
+            self.lines.insert(start, MapLine { size, at, text });
             at += len;
         }
         Ok(())
@@ -163,7 +163,7 @@ impl Map {
     }
 
     /// Clears the lines that overlap a new one.
-    fn blot_out(&mut self, new: &Function) -> io::Result<()> {
+    fn clear_overlapping(&mut self, new: &MapFunction) -> io::Result<()> {
         let end = new.start.saturating_add(new.size);
         // Existing lines do not overlap each other, because each has been added by this function. So the lines that
         // overlap the new one are the last before its end.
@@ -242,8 +242,8 @@ mod tests {
 
     use super::*;
 
-    fn function(start: u64, size: u64, name: &str) -> Function {
-        Function { start, size, text: line(start, size, name.as_bytes(), "m") }
+    fn function(start: u64, size: u64, name: &str) -> MapFunction {
+        MapFunction { start, size, text: line(start, size, name.as_bytes(), "m") }
     }
 
     fn lines(folder: &Path) -> Vec<String> {

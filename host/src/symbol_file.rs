@@ -19,7 +19,7 @@ use object::{elf, pod};
 
 /// The sections whose addresses the symbol file gives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Parts {
+pub(crate) enum SymbolFileParts {
     /// All sections.
     All,
     /// The sections that remain after `init` has returned. The addresses of init sections may belong to another module
@@ -27,8 +27,8 @@ pub(crate) enum Parts {
     Lasting,
 }
 
-type Header = elf::SectionHeader64<LE>;
-type Sym = elf::Sym64<LE>;
+type ElfSectionHeader = elf::SectionHeader64<LE>;
+type ElfSymbol = elf::Sym64<LE>;
 
 /// The size of the records of a SHT_RELA section.
 const RELA: usize = 24;
@@ -36,9 +36,9 @@ const RELA: usize = 24;
 /// The maximum size of a section of debug information, decompressed: 1 GiB.
 const LIMIT: u64 = 1 << 30;
 
-/// Returns whether the module has init sections. Only then [`Parts`] makes a difference.
+/// Returns whether the module has init sections. Only then [`SymbolFileParts`] makes a difference.
 pub(crate) fn has_init(seen: &Seen<'_>) -> bool {
-    let sections = sections(seen.object()).map_or(0, <[Header]>::len);
+    let sections = sections(seen.object()).map_or(0, <[ElfSectionHeader]>::len);
     (0..sections).any(|at| section(seen, at).is_some_and(|section| section.is_init))
 }
 
@@ -46,22 +46,22 @@ fn section(seen: &Seen<'_>, at: usize) -> Option<SeenSection> {
     seen.section(u32::try_from(at).ok()?)
 }
 
-fn sections(object: &[u8]) -> Option<&[Header]> {
+fn sections(object: &[u8]) -> Option<&[ElfSectionHeader]> {
     let (header, _) = pod::from_bytes::<elf::FileHeader64<LE>>(object).ok()?;
     let table = object.get(index(header.e_shoff.get(LE))..)?;
     // With 65,280 sections or more, the first section header holds their number.
     let count = match header.e_shnum.get(LE) {
-        0 => index(pod::from_bytes::<Header>(table).ok()?.0.sh_size.get(LE)),
+        0 => index(pod::from_bytes::<ElfSectionHeader>(table).ok()?.0.sh_size.get(LE)),
         count => usize::from(count),
     };
     Some(pod::slice_from_bytes(table, count).ok()?.0)
 }
 
 /// Makes the image. Returns `None` for an object that was never validated.
-pub(crate) fn image(seen: &Seen<'_>, parts: Parts) -> Option<Box<[u8]>> {
+pub(crate) fn image(seen: &Seen<'_>, parts: SymbolFileParts) -> Option<Box<[u8]>> {
     let object = seen.object();
     let headers = sections(object)?;
-    let place = |at: usize| section(seen, at).filter(|section| parts == Parts::All || !section.is_init);
+    let place = |at: usize| section(seen, at).filter(|section| parts == SymbolFileParts::All || !section.is_init);
     let symbols = symbols(seen, headers, &place);
     let slots = SlotPlan::new(0).place(Addr::NULL, Addr::NULL);
     let (mut file, _) = pod::from_bytes::<elf::FileHeader64<LE>>(object).ok().map(|(file, rest)| (*file, rest))?;
@@ -121,7 +121,7 @@ enum Role {
     Nothing,
 }
 
-fn role(seen: &Seen<'_>, at: usize, header: &Header) -> Role {
+fn role(seen: &Seen<'_>, at: usize, header: &ElfSectionHeader) -> Role {
     let number = u32::try_from(at).unwrap_or(u32::MAX);
     let allocated = header.sh_flags.get(LE).contains(elf::SHF_ALLOC);
     let unwind = seen.section_name(number) == modload_abi::section::EH_FRAME.as_bytes();
@@ -137,26 +137,30 @@ fn role(seen: &Seen<'_>, at: usize, header: &Header) -> Role {
 }
 
 /// Leaves a section out, except for its number.
-fn leave_out(header: &mut Header) -> Vec<u8> {
+fn leave_out(header: &mut ElfSectionHeader) -> Vec<u8> {
     header.sh_type.set(LE, elf::SHT_NULL);
     header.sh_flags.set(LE, elf::SectionFlags(0));
     Vec::new()
 }
 
-fn contents<'a>(object: &'a [u8], header: &Header) -> Option<&'a [u8]> {
+fn contents<'a>(object: &'a [u8], header: &ElfSectionHeader) -> Option<&'a [u8]> {
     let start = index(header.sh_offset.get(LE));
     object.get(start..start.checked_add(index(header.sh_size.get(LE)))?)
 }
 
 /// Returns the symbols as debug information uses them: symbols in debug sections, which have no address, count as
 /// offsets.
-fn symbols(seen: &Seen<'_>, headers: &[Header], place: &impl Fn(usize) -> Option<SeenSection>) -> Vec<RelocSymbol> {
+fn symbols(
+    seen: &Seen<'_>,
+    headers: &[ElfSectionHeader],
+    place: &impl Fn(usize) -> Option<SeenSection>,
+) -> Vec<RelocSymbol> {
     let table = headers.iter().find(|header| header.sh_type.get(LE) == elf::SHT_SYMTAB);
     let bytes = table.and_then(|table| contents(seen.object(), table)).unwrap_or_default();
-    let symbols = bytes.as_chunks::<{ size_of::<Sym>() }>().0.iter();
-    let meant = |(bytes, resolved): (&[u8; size_of::<Sym>()], &RelocSymbol)| {
+    let symbols = bytes.as_chunks::<{ size_of::<ElfSymbol>() }>().0.iter();
+    let debug_symbol = |(bytes, resolved): (&[u8; size_of::<ElfSymbol>()], &RelocSymbol)| {
         let mut symbol = *resolved;
-        let Ok((entry, _)) = pod::from_bytes::<Sym>(bytes) else { return symbol };
+        let Ok((entry, _)) = pod::from_bytes::<ElfSymbol>(bytes) else { return symbol };
         let section = usize::from(entry.st_shndx.get(LE).0);
         let Some(header) = headers.get(section).filter(|_| section != 0) else { return symbol };
         let debug = !header.sh_flags.get(LE).contains(elf::SHF_ALLOC);
@@ -170,14 +174,14 @@ fn symbols(seen: &Seen<'_>, headers: &[Header], place: &impl Fn(usize) -> Option
         }
         symbol
     };
-    symbols.zip(seen.symbols()).map(meant).collect()
+    symbols.zip(seen.symbols()).map(debug_symbol).collect()
 }
 
 /// Returns the contents of a section, decompressed and relocated. A field that cannot be relocated (for example a
 /// thread-local variable's offset) stays zero.
 fn relocated(
     object: &[u8],
-    headers: &[Header],
+    headers: &[ElfSectionHeader],
     at: usize,
     addr: Addr,
     symbols: &[RelocSymbol],
@@ -228,13 +232,13 @@ fn decompressed(raw: &[u8]) -> Option<Vec<u8>> {
 /// debugger would find them.
 fn symbol_table(
     bytes: &[u8],
-    headers: &[Header],
+    headers: &[ElfSectionHeader],
     symbols: &[RelocSymbol],
     place: &impl Fn(usize) -> Option<SeenSection>,
 ) -> Vec<u8> {
     let mut table = bytes.to_vec();
-    for (entry, symbol) in table.as_chunks_mut::<{ size_of::<Sym>() }>().0.iter_mut().zip(symbols) {
-        let Ok((entry, _)) = pod::from_bytes_mut::<Sym>(entry) else { continue };
+    for (entry, symbol) in table.as_chunks_mut::<{ size_of::<ElfSymbol>() }>().0.iter_mut().zip(symbols) {
+        let Ok((entry, _)) = pod::from_bytes_mut::<ElfSymbol>(entry) else { continue };
         let number = entry.st_shndx.get(LE);
         let section = usize::from(number.0);
         match number {
