@@ -23,7 +23,7 @@
 //! ```
 //!
 //! - [`module!`]: declares the module. Use it once, at the top of the crate.
-//! - [`Value`]: the variable of a parameter. Types: bool, u8, i16, u16, i32, u32, i64, u64.
+//! - [`ParamVariable`]: the variable of a parameter. Types: bool, u8, i16, u16, i32, u32, i64, u64.
 //! - [`StaticKey`], [`static_branch_likely!`], [`static_branch_unlikely!`]: branches that cost a NOP.
 //! - [`static_call!`]: calls of a changeable function that cost a direct call.
 //! - Error numbers that `init` may return: [`EINVAL`] and its neighbours.
@@ -47,14 +47,14 @@ use core::ptr;
 /// `struct module` of the C SDK.
 #[repr(C)]
 #[derive(Debug)]
-pub struct Module {
+pub struct ThisModule {
     name: [c_char; 56],
     /// The state. The loader writes it whenever it changes.
     state: UnsafeCell<c_int>,
 }
 
 // SAFETY: the loader writes `state` while other threads may read it, but no code reads it through this type.
-unsafe impl Sync for Module {}
+unsafe impl Sync for ThisModule {}
 
 /// The operations of a parameter type. Only the address is used.
 #[repr(C)]
@@ -65,7 +65,7 @@ pub struct ParamOps {
 
 unsafe extern "C" {
     /// The module's own `struct module`. The loader provides it.
-    pub safe static __this_module: Module;
+    pub safe static __this_module: ThisModule;
     safe static param_ops_bool: ParamOps;
     safe static param_ops_byte: ParamOps;
     safe static param_ops_short: ParamOps;
@@ -86,12 +86,12 @@ pub const ENODEV: i32 = 19;
 pub const EINVAL: i32 = 22;
 
 mod sealed {
-    /// Keeps other crates from implementing [`ParamType`](crate::ParamType).
+    /// Keeps other crates from implementing [`ParamKind`](crate::ParamType).
     pub trait Sealed {}
 }
 
 /// A type that a parameter may have.
-pub trait ParamType: sealed::Sealed + Copy {
+pub trait ParamKind: sealed::Sealed + Copy {
     /// The name of the type, as in `module_param(name, type, perm)`.
     const NAME: &'static str;
     /// The operations of the type.
@@ -102,7 +102,7 @@ macro_rules! param_types {
     ($($kind:ty, $name:literal, $ops:ident;)*) => {
         $(
             impl sealed::Sealed for $kind {}
-            impl ParamType for $kind {
+            impl ParamKind for $kind {
                 const NAME: &'static str = $name;
                 const OPS: *const ParamOps = &raw const $ops;
             }
@@ -125,15 +125,15 @@ param_types! {
 /// later.
 #[repr(transparent)]
 #[derive(Debug)]
-pub struct Value<T>(UnsafeCell<T>);
+pub struct ParamVariable<T>(UnsafeCell<T>);
 
 // SAFETY: the module only reads the whole value, volatile. Only the loader writes it, with one store of its size.
-unsafe impl<T: ParamType> Sync for Value<T> {}
+unsafe impl<T: ParamKind> Sync for ParamVariable<T> {}
 
-impl<T: ParamType> Value<T> {
+impl<T: ParamKind> ParamVariable<T> {
     /// Makes a variable with this default value.
-    pub const fn new(value: T) -> Value<T> {
-        Value(UnsafeCell::new(value))
+    pub const fn new(value: T) -> ParamVariable<T> {
+        ParamVariable(UnsafeCell::new(value))
     }
 
     /// Returns the current value.
@@ -149,7 +149,7 @@ impl<T: ParamType> Value<T> {
 #[derive(Debug)]
 pub struct ParamRecord {
     name: *const u8,
-    module: *const Module,
+    module: *const ThisModule,
     ops: *const ParamOps,
     perm: u16,
     level: i8,
@@ -162,7 +162,7 @@ unsafe impl Sync for ParamRecord {}
 
 impl ParamRecord {
     /// Makes the record of a parameter. `name` must end with a NUL.
-    pub const fn new<T: ParamType>(name: &'static str, perm: u16, value: &'static Value<T>) -> ParamRecord {
+    pub const fn new<T: ParamKind>(name: &'static str, perm: u16, value: &'static ParamVariable<T>) -> ParamRecord {
         let (name, arg) = (name.as_ptr(), ptr::from_ref(value).cast());
         ParamRecord { name, module: &raw const __this_module, ops: T::OPS, perm, level: -1, flags: 0, arg }
     }
@@ -232,7 +232,7 @@ macro_rules! module {
         )?
         $($(
             #[allow(non_upper_case_globals, reason = "the static has the name that users write")]
-            static $param: $crate::Value<$kind> = $crate::Value::new($default);
+            static $param: $crate::ParamVariable<$kind> = $crate::ParamVariable::new($default);
             const _: () = {
                 #[used]
                 #[unsafe(link_section = "__param")]
