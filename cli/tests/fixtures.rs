@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Output};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use modload_fixtures::{Case, Compiler, Fixture, Language, Load};
+use modload_fixtures::{Case, Compiler, Fixture, FixtureLoad, Language};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 }
 
 /// Returns the object of another fixture that this one needs, compiled as it expects.
-fn companion(load: &Load, compiler: Compiler) -> Result<Vec<String>, Failed> {
+fn companion(load: &FixtureLoad, compiler: Compiler) -> Result<Vec<String>, Failed> {
     let fixture = Fixture::new(&load.fixture);
     let case = fixture.cases()?.into_iter().next().ok_or("a fixture without cases")?;
     let compiler = if fixture.language()? == Language::Rust { Compiler::Rustc } else { compiler };
