@@ -30,13 +30,13 @@ use checks::Checks;
 use choice::Choice;
 use compare::{Ours, write_differences};
 use dump::Dump;
-use facts::Named;
+use facts::KeyNaming;
 use guest::Guest;
 use image::Modhost;
 use judged::Texts;
 use ko::Ko;
-use machine::Machine;
-use symbols::Symbols;
+use machine::KernelState;
+use symbols::GuestSymbols;
 
 use crate::options::Options;
 use crate::process::target_folder;
@@ -68,11 +68,11 @@ pub(crate) fn compare(options: &Options) -> Result<()> {
 /// Links some of the modules of a folder that `run` has written with GNU ld, and compares.
 pub(crate) fn link(options: &Options) -> Result<()> {
     let (folder, kernel, count) = (written(options)?, kernel::folder()?, options.number::<usize>("modules")?);
-    let (start, all) = (Instant::now(), compare::Boot { folder: &folder, kernel: &kernel }.list()?);
+    let (start, all) = (Instant::now(), compare::BootFolder { folder: &folder, kernel: &kernel }.list()?);
     // Evenly distributed in load order.
     let count = count.min(all.len());
     let modules = (0..count).map(|number| all[number * all.len() / count].clone()).collect();
-    let outcome = ld::Linked { folder: &folder, kernel: &kernel, modules }.compare(&Modhost::build()?)?;
+    let outcome = ld::LdLink { folder: &folder, kernel: &kernel, modules }.compare(&Modhost::build()?)?;
     print!("{}", outcome.report());
     eprintln!("linked and compared in {:.1?}", start.elapsed());
     if outcome.differences.is_empty() { Ok(()) } else { Err(outcome.differences.join("\n").into()) }
@@ -132,8 +132,8 @@ fn decode(disk: &Path, kernel: &Path, folder: &Path) -> Result<()> {
     let dump = Dump::read(disk)?;
     let texts = Texts::of(&dump)?;
     let (attempts, loaded) = (texts.attempts(&judged::files(kernel)?)?, texts.loaded()?);
-    let symbols = Symbols::parse(&texts.kallsyms)?;
-    let machine = Machine::read(&dump.memory, &symbols)?;
+    let symbols = GuestSymbols::parse(&texts.kallsyms)?;
+    let machine = KernelState::read(&dump.memory, &symbols)?;
     let (mut checks, exports) = (Checks::default(), symbols.exports());
     checks.machine(&machine, &texts, &dump.memory, &symbols)?;
     let mut sections = 0;
@@ -174,9 +174,9 @@ fn decode(disk: &Path, kernel: &Path, folder: &Path) -> Result<()> {
 
 /// Compares, and prints the statistics.
 fn report(kernel: &Path, folder: &Path, ours: &Ours) -> Result<()> {
-    let boot = compare::Boot { folder, kernel };
+    let boot = compare::BootFolder { folder, kernel };
     let Ours::Image(modhost) = ours else { return report_one(&boot, ours, "changed-by-linux.txt") };
-    for named in Named::ALL {
+    for named in KeyNaming::ALL {
         let made = boot.make(modhost, named)?;
         eprint!("keys by {named:?}\n{made}");
         report_one(&boot, ours, "differences.txt")?;
@@ -185,7 +185,7 @@ fn report(kernel: &Path, folder: &Path, ours: &Ours) -> Result<()> {
 }
 
 /// Compares the images, writes the differences to a file, and prints the statistics.
-fn report_one(boot: &compare::Boot<'_>, ours: &Ours, differences: &str) -> Result<()> {
+fn report_one(boot: &compare::BootFolder<'_>, ours: &Ours, differences: &str) -> Result<()> {
     let start = Instant::now();
     let outcome = boot.compare(ours)?;
     let path = write_differences(boot.folder, &outcome, differences)?;

@@ -43,7 +43,7 @@ struct Type<'b> {
 
 /// The place of a member.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Member {
+pub(crate) struct BtfMember {
     /// The offset in bytes from the start of the structure.
     pub(crate) offset: u64,
     /// The number of elements, if the member is an array.
@@ -100,12 +100,12 @@ impl<'b> Btf<'b> {
     }
 
     /// Returns a member of a structure, or of an anonymous structure within it.
-    pub(crate) fn member(&self, structure: &str, member: &str) -> Result<Member> {
+    pub(crate) fn member(&self, structure: &str, member: &str) -> Result<BtfMember> {
         let found = self.member_of(self.structure(structure)?, member)?;
         found.ok_or_else(|| format!("{structure} has no member {member}").into())
     }
 
-    fn member_of(&self, structure: &Type<'b>, member: &str) -> Result<Option<Member>> {
+    fn member_of(&self, structure: &Type<'b>, member: &str) -> Result<Option<BtfMember>> {
         for part in 0..structure.parts {
             let (name, kind) = (number(structure.following, part * 12)?, number(structure.following, part * 12 + 4)?);
             let place = word(structure.following, part * 12 + 8)?;
@@ -114,12 +114,12 @@ impl<'b> Btf<'b> {
             let of = self.types.get(kind).ok_or("BTF names a type that it does not have")?;
             if name != 0 && self.name(name) == member.as_bytes() {
                 let elements = if of.kind == ARRAY { Some(word(of.following, 8)?) } else { None };
-                return Ok(Some(Member { offset, elements }));
+                return Ok(Some(BtfMember { offset, elements }));
             }
             let has_no_name = name == 0 && [STRUCT, UNION].contains(&of.kind);
             let inner = if has_no_name { self.member_of(of, member)? } else { None };
             if let Some(inner) = inner {
-                return Ok(Some(Member { offset: offset + inner.offset, ..inner }));
+                return Ok(Some(BtfMember { offset: offset + inner.offset, ..inner }));
             }
         }
         Ok(None)
@@ -128,7 +128,7 @@ impl<'b> Btf<'b> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Btf, MAGIC, Member};
+    use super::{Btf, BtfMember, MAGIC};
 
     /// Returns types, given as words, with a header before and these names after.
     fn btf(types: &[u32], names: &str) -> Vec<u8> {
@@ -147,8 +147,8 @@ mod tests {
         let structure = [1, 4 << 24 | 2, 100, 3, 1, 0, 0, 3, 32];
         let bytes = btf(&[&integer[..], &array, &union, &structure].concat(), "\0s\0a\0b\0");
         let btf = Btf::parse(&bytes).unwrap();
-        assert_eq!(btf.member("s", "a").unwrap(), Member { offset: 0, elements: None });
-        assert_eq!(btf.member("s", "b").unwrap(), Member { offset: 4, elements: Some(24) });
+        assert_eq!(btf.member("s", "a").unwrap(), BtfMember { offset: 0, elements: None });
+        assert_eq!(btf.member("s", "b").unwrap(), BtfMember { offset: 4, elements: Some(24) });
         assert_eq!(btf.size("s").unwrap(), 100);
         assert_eq!(btf.member("s", "c").unwrap_err().to_string(), "s has no member c");
         assert!(btf.size("t").is_err() && Btf::parse(&bytes[..60]).is_err() && Btf::parse(&[]).is_err());

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::dump::Memory;
+use super::dump::KernelMemory;
 use super::facts::Loaded;
 use super::judged::Texts;
-use super::ko::{Ko, Section};
+use super::ko::{Ko, KoSection};
 use super::layout::{self, Half};
-use super::machine::Machine;
-use super::relocated::Places;
-use super::symbols::Symbols;
+use super::machine::KernelState;
+use super::relocated::ModulePlaces;
+use super::symbols::GuestSymbols;
 use crate::Result;
 
 /// Sections that Linux only relocates. (It sorts others, and rewrites code.)
@@ -34,7 +34,7 @@ const AS_IN_THE_FILE: [&str; 2] = [".rodata.str", ".note"];
 
 /// The numbers of sections of one name, by the change that Linux made.
 #[derive(Default)]
-struct Rewriting {
+struct RewriteCounts {
     all: usize,
     as_in_the_file: usize,
     as_relocated: usize,
@@ -49,7 +49,7 @@ pub(crate) struct Checks {
     unresolved: usize,
     /// Static call sites that name the trampoline instead of the key in the file.
     by_trampoline: usize,
-    rewriting: BTreeMap<String, Rewriting>,
+    rewriting: BTreeMap<String, RewriteCounts>,
     pub(crate) failed: Vec<String>,
 }
 
@@ -82,9 +82,9 @@ impl Checks {
     pub(crate) fn rewriting(&self) -> String {
         let mut text =
             String::from("  section                     all   as in the file   only relocated   rewritten\n");
-        let sum = |of: fn(&Rewriting) -> usize| self.rewriting.values().map(of).sum();
+        let sum = |of: fn(&RewriteCounts) -> usize| self.rewriting.values().map(of).sum();
         let (all, rewritten) = (sum(|it| it.all), sum(|it| it.rewritten));
-        let sum = Rewriting {
+        let sum = RewriteCounts {
             all,
             as_in_the_file: sum(|it| it.as_in_the_file),
             as_relocated: sum(|it| it.as_relocated),
@@ -92,7 +92,7 @@ impl Checks {
         };
         let rows = self.rewriting.iter().map(|(name, row)| (name.as_str(), row)).chain([("together", &sum)]);
         for (name, row) in rows.filter(|(_, row)| row.as_in_the_file < row.all) {
-            let Rewriting { all, as_in_the_file, as_relocated, rewritten } = row;
+            let RewriteCounts { all, as_in_the_file, as_relocated, rewritten } = row;
             text.push_str(&format!("  {name:24} {all:>6} {as_in_the_file:>16} {as_relocated:>16} {rewritten:>11}\n"));
         }
         text
@@ -101,10 +101,10 @@ impl Checks {
     /// Compares the words of capabilities with /proc/cpuinfo, which the kernel prints from its own tables.
     pub(crate) fn machine(
         &mut self,
-        machine: &Machine,
+        machine: &KernelState,
         texts: &Texts,
-        memory: &Memory,
-        symbols: &Symbols<'_>,
+        memory: &KernelMemory,
+        symbols: &GuestSymbols<'_>,
     ) -> Result<()> {
         let (features, bugs) = machine.names(memory, symbols)?;
         for (key, names) in [("flags", features), ("bugs", bugs)] {
@@ -124,15 +124,15 @@ impl Checks {
         &mut self,
         loaded: &Loaded<'_>,
         ko: &Ko<'_>,
-        memory: &Memory,
-        symbols: &Symbols<'_>,
+        memory: &KernelMemory,
+        symbols: &GuestSymbols<'_>,
         exports: &HashMap<&str, u64>,
     ) -> Result<()> {
         self.layout(loaded, ko);
         self.by_trampoline += sites_by_trampoline(ko)?;
         let addresses = loaded.addresses(ko);
         self.symbols(loaded, ko, &addresses, symbols)?;
-        let places = Places { addresses, percpu: loaded.percpu(ko, symbols)?, ko, symbols, exports };
+        let places = ModulePlaces { addresses, percpu: loaded.percpu(ko, symbols)?, ko, symbols, exports };
         for (index, section) in ko.numbered().filter(|(_, section)| section.is_judged()) {
             self.contents(loaded.name, index, section, &places, memory)?;
         }
@@ -163,7 +163,7 @@ impl Checks {
         loaded: &Loaded<'_>,
         ko: &Ko<'_>,
         addresses: &BTreeMap<usize, u64>,
-        symbols: &Symbols<'_>,
+        symbols: &GuestSymbols<'_>,
     ) -> Result<()> {
         let mut expected: HashMap<String, Vec<u64>> = HashMap::new();
         for symbol in ko.symbols() {
@@ -189,9 +189,9 @@ impl Checks {
         &mut self,
         module: &str,
         index: usize,
-        section: &Section,
-        places: &Places<'_>,
-        memory: &Memory,
+        section: &KoSection,
+        places: &ModulePlaces<'_>,
+        memory: &KernelMemory,
     ) -> Result<()> {
         let mut relocated = places.relocated(index)?;
         let Some(there) = memory.bytes(places.addresses[&index], section.size) else { return Ok(()) };

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use modload::Catalog;
 use modload_fixtures::Kernel;
 
-use super::guest::Archive;
+use super::guest::InitramfsArchive;
 use crate::Result;
 
 /// The modules that the guest needs for its disk, and algorithms that other modules request from the kernel by name at
@@ -73,7 +73,7 @@ pub(crate) struct Choice {
 
 impl Choice {
     /// Adds the modules and the lists of their paths to the guest's initial file system.
-    pub(crate) fn pack(&self, archive: &mut Archive) -> Result<()> {
+    pub(crate) fn pack(&self, archive: &mut InitramfsArchive) -> Result<()> {
         for (list, modules) in [("before", &self.before), ("modules", &self.modules)] {
             let mut lines = String::new();
             for path in modules {

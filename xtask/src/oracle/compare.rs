@@ -7,8 +7,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use super::facts::Named;
-use super::image::{Extent, Modhost};
+use super::facts::KeyNaming;
+use super::image::{BatchExtent, Modhost};
 use super::judged::{safe, write};
 use super::ko::Ko;
 use crate::Result;
@@ -25,7 +25,7 @@ pub(crate) enum Ours {
 }
 
 /// The folder of a boot, and the unpacked package.
-pub(crate) struct Boot<'b> {
+pub(crate) struct BootFolder<'b> {
     pub(crate) folder: &'b Path,
     pub(crate) kernel: &'b Path,
 }
@@ -51,7 +51,7 @@ impl Count {
 
 /// The result of a comparison.
 #[derive(Default)]
-pub(crate) struct Outcome {
+pub(crate) struct ComparisonOutcome {
     modules: usize,
     identical: usize,
     sections: BTreeMap<String, Count>,
@@ -61,8 +61,8 @@ pub(crate) struct Outcome {
     pub(crate) failures: Vec<String>,
 }
 
-impl Outcome {
-    fn add(&mut self, other: Outcome) {
+impl ComparisonOutcome {
+    fn add(&mut self, other: ComparisonOutcome) {
         self.modules += other.modules;
         self.identical += other.identical;
         for (name, count) in other.sections {
@@ -99,7 +99,7 @@ impl Outcome {
     }
 }
 
-impl Boot<'_> {
+impl BootFolder<'_> {
     /// Returns the modules: name, and path below the package's folder.
     pub(crate) fn list(&self) -> Result<Vec<(String, PathBuf)>> {
         let list = fs::read_to_string(self.folder.join("modules.txt"))?;
@@ -113,7 +113,7 @@ impl Boot<'_> {
     }
 
     /// Runs `modhost image` for all modules, with facts that name keys in this way. Returns its output.
-    pub(crate) fn make(&self, modhost: &Modhost, named: Named) -> Result<String> {
+    pub(crate) fn make(&self, modhost: &Modhost, named: KeyNaming) -> Result<String> {
         let facts = named.file();
         let mut lines = String::new();
         for (name, path) in self.list()? {
@@ -126,20 +126,20 @@ impl Boot<'_> {
         }
         let list = self.folder.join("batch.txt");
         write(&list, lines)?;
-        modhost.images(&list, self.folder, Extent::Rewritten)
+        modhost.images(&list, self.folder, BatchExtent::Rewritten)
     }
 
     /// Compares all modules of `modules.txt`, on all CPUs.
-    pub(crate) fn compare(&self, ours: &Ours) -> Result<Outcome> {
+    pub(crate) fn compare(&self, ours: &Ours) -> Result<ComparisonOutcome> {
         let modules = self.list()?;
-        let (next, total) = (AtomicUsize::new(0), Mutex::new(Outcome::default()));
+        let (next, total) = (AtomicUsize::new(0), Mutex::new(ComparisonOutcome::default()));
         thread::scope(|scope| {
             for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
                 scope.spawn(|| {
                     while let Some((name, path)) = modules.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let outcome = self.module(name, path, ours).unwrap_or_else(|error| Outcome {
+                        let outcome = self.module(name, path, ours).unwrap_or_else(|error| ComparisonOutcome {
                             failures: vec![format!("{name}: {error}")],
-                            ..Outcome::default()
+                            ..ComparisonOutcome::default()
                         });
                         if let Ok(mut total) = total.lock() {
                             total.add(outcome);
@@ -154,14 +154,14 @@ impl Boot<'_> {
         Ok(outcome)
     }
 
-    fn module(&self, name: &str, path: &Path, ours: &Ours) -> Result<Outcome> {
+    fn module(&self, name: &str, path: &Path, ours: &Ours) -> Result<ComparisonOutcome> {
         let bytes = fs::read(self.kernel.join(path))?;
         let ko = Ko::parse(&bytes)?;
         let made = self.ours(name);
         if matches!(ours, Ours::Image(_)) && !made.exists() {
             return Err("modhost has made no image, for the reason printed above".into());
         }
-        let mut outcome = Outcome { modules: 1, ..Outcome::default() };
+        let mut outcome = ComparisonOutcome { modules: 1, ..ComparisonOutcome::default() };
         for (index, section) in ko.numbered().filter(|(_, section)| section.is_judged()) {
             let file = safe(&section.name);
             let theirs = fs::read(self.folder.join("modules").join(name).join("sections").join(&file))?;
@@ -200,7 +200,7 @@ fn difference(module: &str, section: &str, ours: &[u8], theirs: &[u8]) -> String
 }
 
 /// Writes all differences and failures to a file of the folder. Returns its path.
-pub(crate) fn write_differences(folder: &Path, outcome: &Outcome, name: &str) -> Result<PathBuf> {
+pub(crate) fn write_differences(folder: &Path, outcome: &ComparisonOutcome, name: &str) -> Result<PathBuf> {
     let path = folder.join(name);
     let lines = outcome.failures.iter().chain(&outcome.differences);
     write(&path, lines.map(|line| format!("{line}\n")).collect::<String>())?;

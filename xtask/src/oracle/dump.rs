@@ -17,12 +17,12 @@ const MAGIC: &str = "ORACLE1";
 #[derive(Default)]
 pub(crate) struct Dump {
     files: BTreeMap<String, Vec<u8>>,
-    pub(crate) memory: Memory,
+    pub(crate) memory: KernelMemory,
 }
 
 /// Ranges of a kernel's memory, by address.
 #[derive(Default)]
-pub(crate) struct Memory(BTreeMap<u64, Vec<u8>>);
+pub(crate) struct KernelMemory(BTreeMap<u64, Vec<u8>>);
 
 impl Dump {
     pub(crate) fn read(disk: &Path) -> Result<Dump> {
@@ -59,7 +59,7 @@ impl Dump {
     }
 }
 
-impl Memory {
+impl KernelMemory {
     /// Returns the bytes at an address, or `None` if the dump does not have all of them.
     pub(crate) fn bytes(&self, address: u64, length: u64) -> Option<&[u8]> {
         let (start, range) = self.0.range(..=address).next_back()?;

@@ -2,29 +2,29 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::dump::Memory;
+use super::dump::KernelMemory;
 use super::ko::{Ko, PERCPU};
 use super::layout::{self, Half};
-use super::symbols::Symbols;
+use super::symbols::GuestSymbols;
 use crate::Result;
 
 /// How facts identify keys.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Named {
+pub(crate) enum KeyNaming {
     /// By address.
     Address,
     /// By the name of the kernel's symbol, if no other symbol has this name.
     Symbol,
 }
 
-impl Named {
-    pub(crate) const ALL: [Named; 2] = [Named::Address, Named::Symbol];
+impl KeyNaming {
+    pub(crate) const ALL: [KeyNaming; 2] = [KeyNaming::Address, KeyNaming::Symbol];
 
     /// Returns the name of the file with such facts, in the folder of a module.
     pub(crate) fn file(self) -> &'static str {
         match self {
-            Named::Address => "facts",
-            Named::Symbol => "facts-by-name",
+            KeyNaming::Address => "facts",
+            KeyNaming::Symbol => "facts-by-name",
         }
     }
 }
@@ -72,11 +72,11 @@ impl Loaded<'_> {
     pub(crate) fn facts_file(
         &self,
         ko: &Ko<'_>,
-        memory: &Memory,
-        symbols: &Symbols<'_>,
-        named: Named,
+        memory: &KernelMemory,
+        symbols: &GuestSymbols<'_>,
+        named: KeyNaming,
     ) -> Result<String> {
-        let word = |key: u64| match symbols.unique_name(key).filter(|_| named == Named::Symbol) {
+        let word = |key: u64| match symbols.unique_name(key).filter(|_| named == KeyNaming::Symbol) {
             Some(name) => name.to_owned(),
             None => format!("{key:#x}"),
         };
@@ -97,7 +97,7 @@ impl Loaded<'_> {
     }
 
     /// Returns the address of its per-CPU data, computed from the kernel's symbols. All of them must agree.
-    pub(crate) fn percpu(&self, ko: &Ko<'_>, symbols: &Symbols<'_>) -> Result<Option<u64>> {
+    pub(crate) fn percpu(&self, ko: &Ko<'_>, symbols: &GuestSymbols<'_>) -> Result<Option<u64>> {
         let mine: BTreeMap<_, _> = symbols.of_module(self.name).iter().copied().collect();
         let mut bases = BTreeSet::new();
         for symbol in ko.symbols() {
@@ -115,7 +115,7 @@ impl Loaded<'_> {
     }
 
     /// Returns the keys that its sites name, and those that it defines.
-    fn static_call_keys(&self, ko: &Ko<'_>, memory: &Memory, symbols: &Symbols<'_>) -> BTreeSet<u64> {
+    fn static_call_keys(&self, ko: &Ko<'_>, memory: &KernelMemory, symbols: &GuestSymbols<'_>) -> BTreeSet<u64> {
         let sites = self.records(ko, ".static_call_sites", 8);
         let mut keys: BTreeSet<u64> =
             sites.filter_map(|record| call_key(record + 4, memory.i32_at(record + 4)?)).collect();
@@ -133,7 +133,7 @@ impl Loaded<'_> {
 }
 
 /// Returns the key of a record of `__jump_table`.
-fn jump_key(memory: &Memory, record: u64) -> Option<u64> {
+fn jump_key(memory: &KernelMemory, record: u64) -> Option<u64> {
     let bytes = memory.bytes(record + 8, 8)?.first_chunk()?;
     distant_key(record + 8, i64::from_le_bytes(*bytes))
 }

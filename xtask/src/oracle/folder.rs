@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use super::dump::Memory;
-use super::facts::{Loaded, Named};
+use super::dump::KernelMemory;
+use super::facts::{KeyNaming, Loaded};
 use super::judged::{Attempt, Texts, safe, write};
 use super::ko::Ko;
-use super::machine::Machine;
-use super::symbols::Symbols;
+use super::machine::KernelState;
+use super::symbols::GuestSymbols;
 use crate::Result;
 
 /// Writes the files for the whole boot.
-pub(crate) fn write_machine(folder: &Path, texts: &Texts, machine: &Machine) -> Result<()> {
+pub(crate) fn write_machine(folder: &Path, texts: &Texts, machine: &KernelState) -> Result<()> {
     write(&folder.join("symbols"), &texts.kallsyms)?;
     write(&folder.join("cpu-caps"), machine.caps_file())?;
     write(&folder.join("facts"), machine.facts_file())?;
@@ -48,9 +48,9 @@ pub(crate) fn write_module(
     folder: &Path,
     loaded: &Loaded<'_>,
     ko: &Ko<'_>,
-    machine: &Machine,
-    memory: &Memory,
-    symbols: &Symbols<'_>,
+    machine: &KernelState,
+    memory: &KernelMemory,
+    symbols: &GuestSymbols<'_>,
 ) -> Result<usize> {
     let folder = folder.join("modules").join(loaded.name);
     let (mut lines, mut sections) = (String::new(), 0);
@@ -66,7 +66,7 @@ pub(crate) fn write_module(
         }
     }
     write(&folder.join("addresses"), lines)?;
-    for named in Named::ALL {
+    for named in KeyNaming::ALL {
         let facts = loaded.facts_file(ko, memory, symbols, named)?;
         write(&folder.join(named.file()), machine.facts_file() + &facts)?;
     }

@@ -20,7 +20,7 @@ const QEMU: &str = "qemu-system-x86_64";
 const DISK: u64 = 8 << 30;
 
 /// The guest's initial file system while it is written.
-pub(crate) type Archive = Initramfs<BufWriter<File>>;
+pub(crate) type InitramfsArchive = Initramfs<BufWriter<File>>;
 
 /// The inputs of a boot.
 pub(crate) struct Guest<'g> {
@@ -55,7 +55,7 @@ impl Guest<'_> {
 
     /// Boots with the files that `fill` adds to the guest's program, and waits until the guest has turned its machine
     /// off.
-    pub(crate) fn run(&self, fill: impl FnOnce(&mut Archive) -> Result<()>) -> Result<()> {
+    pub(crate) fn run(&self, fill: impl FnOnce(&mut InitramfsArchive) -> Result<()>) -> Result<()> {
         install()?;
         fs::create_dir_all(&self.folder)?;
         let start = Instant::now();
@@ -81,7 +81,7 @@ impl Guest<'_> {
     }
 
     /// Builds the guest's program and its initial file system.
-    fn pack(&self, fill: impl FnOnce(&mut Archive) -> Result<()>) -> Result<()> {
+    fn pack(&self, fill: impl FnOnce(&mut InitramfsArchive) -> Result<()>) -> Result<()> {
         let (init, source) = (self.folder.join("init"), self.source());
         run(Command::new("cc").args(["-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&init).arg(source))?;
         let mut archive = Initramfs::new(BufWriter::new(File::create(self.initramfs())?))?;

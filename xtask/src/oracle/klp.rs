@@ -156,8 +156,8 @@ fn difference(ours: &[String], theirs: &[String]) -> Option<String> {
     const SHOWN: usize = 4;
     let first = (0..ours.len().max(theirs.len())).find(|&line| ours.get(line) != theirs.get(line))?;
     let from = first.saturating_sub(1);
-    let some = |who: &str, lines: &[String]| -> String {
-        lines.iter().skip(from).take(SHOWN).map(|line| format!("  {who} {line}\n")).collect()
+    let some = |label: &str, lines: &[String]| -> String {
+        lines.iter().skip(from).take(SHOWN).map(|line| format!("  {label} {line}\n")).collect()
     };
     Some(format!("  from line {} on\n{}{}", first + 1, some("ours ", ours), some("Linux", theirs)))
 }

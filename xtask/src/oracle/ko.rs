@@ -6,11 +6,11 @@ use object::read::elf::{FileHeader, Rela, SectionHeader, SectionTable, Sym, Symb
 
 use crate::Result;
 
-type Header = elf::FileHeader64<LE>;
+type ElfFileHeader = elf::FileHeader64<LE>;
 
 /// A section of a file.
 #[derive(Clone, Debug)]
-pub(crate) struct Section {
+pub(crate) struct KoSection {
     pub(crate) name: String,
     pub(crate) kind: elf::SectionType,
     pub(crate) flags: elf::SectionFlags,
@@ -20,7 +20,7 @@ pub(crate) struct Section {
 
 /// A symbol of a file.
 #[derive(Clone, Debug)]
-pub(crate) struct Symbol {
+pub(crate) struct KoSymbol {
     pub(crate) name: String,
     /// 0 for an undefined symbol.
     pub(crate) section: elf::SymbolSection,
@@ -29,7 +29,7 @@ pub(crate) struct Symbol {
 
 /// One relocation.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Relocation {
+pub(crate) struct KoRelocation {
     pub(crate) offset: u64,
     pub(crate) raw: elf::RelocationType,
     pub(crate) symbol: usize,
@@ -39,12 +39,12 @@ pub(crate) struct Relocation {
 /// A module's file.
 pub(crate) struct Ko<'b> {
     bytes: &'b [u8],
-    pub(crate) sections: Vec<Section>,
-    table: SectionTable<'b, Header>,
-    symbols: SymbolTable<'b, Header>,
+    pub(crate) sections: Vec<KoSection>,
+    table: SectionTable<'b, ElfFileHeader>,
+    symbols: SymbolTable<'b, ElfFileHeader>,
 }
 
-impl Section {
+impl KoSection {
     fn has(&self, flag: elf::SectionFlags) -> bool {
         self.flags.0 & flag.0 != 0
     }
@@ -79,12 +79,12 @@ pub(crate) const PERCPU: &str = ".data..percpu";
 
 impl<'b> Ko<'b> {
     pub(crate) fn parse(bytes: &'b [u8]) -> Result<Ko<'b>> {
-        let header = Header::parse(bytes)?;
+        let header = ElfFileHeader::parse(bytes)?;
         let table = header.sections(LE, bytes)?;
         let symbols = table.symbols(LE, bytes, elf::SHT_SYMTAB)?;
         let mut sections = Vec::new();
         for section in table.iter() {
-            sections.push(Section {
+            sections.push(KoSection {
                 name: String::from_utf8(table.section_name(LE, section)?.to_vec())?,
                 kind: section.sh_type(LE),
                 flags: section.sh_flags(LE),
@@ -96,7 +96,7 @@ impl<'b> Ko<'b> {
     }
 
     /// Returns the sections with their indices.
-    pub(crate) fn numbered(&self) -> impl Iterator<Item = (usize, &Section)> {
+    pub(crate) fn numbered(&self) -> impl Iterator<Item = (usize, &KoSection)> {
         self.sections.iter().enumerate()
     }
 
@@ -105,9 +105,9 @@ impl<'b> Ko<'b> {
         Ok(self.table.section(object::SectionIndex(section))?.data(LE, self.bytes)?)
     }
 
-    pub(crate) fn symbol(&self, index: usize) -> Result<Symbol> {
+    pub(crate) fn symbol(&self, index: usize) -> Result<KoSymbol> {
         let symbol = self.symbols.symbol(object::SymbolIndex(index))?;
-        Ok(Symbol {
+        Ok(KoSymbol {
             name: String::from_utf8_lossy(symbol.name(LE, self.symbols.strings())?).into_owned(),
             section: symbol.st_shndx(LE),
             value: symbol.st_value(LE),
@@ -115,12 +115,12 @@ impl<'b> Ko<'b> {
     }
 
     /// Returns all symbols except the null symbol.
-    pub(crate) fn symbols(&self) -> impl Iterator<Item = Result<Symbol>> {
+    pub(crate) fn symbols(&self) -> impl Iterator<Item = Result<KoSymbol>> {
         (1..self.symbols.len()).map(|index| self.symbol(index))
     }
 
     /// Returns the relocations of a section.
-    pub(crate) fn relocations(&self, section: usize) -> Result<Vec<Relocation>> {
+    pub(crate) fn relocations(&self, section: usize) -> Result<Vec<KoRelocation>> {
         let mut found = Vec::new();
         for header in self.table.iter() {
             if usize::try_from(header.sh_info(LE)) != Ok(section) {
@@ -128,7 +128,7 @@ impl<'b> Ko<'b> {
             }
             let Some((records, _)) = header.rela(LE, self.bytes)? else { continue };
             for record in records {
-                found.push(Relocation {
+                found.push(KoRelocation {
                     offset: record.r_offset(LE),
                     raw: record.r_type(LE, false),
                     symbol: usize::try_from(record.r_sym(LE, false))?,

@@ -2,7 +2,7 @@
 //! sysfs does not list although symbols lie in them. That sysfs agrees for all other sections shows that the dump
 //! belongs to the file.
 
-use super::ko::{Ko, Section};
+use super::ko::{Ko, KoSection};
 
 /// The page size. Each group begins on a new page.
 const PAGE: u64 = 4096;
@@ -12,22 +12,22 @@ const RO_AFTER_INIT: [&str; 2] = [".data..ro_after_init", "__jump_table"];
 
 /// The groups of sections by permission, in the order in which they are placed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Group {
+enum PermissionGroup {
     Text,
     ReadOnly,
     RoAfterInit,
     Writable,
 }
 
-fn group(section: &Section) -> Group {
+fn group(section: &KoSection) -> PermissionGroup {
     if section.is_executable() {
-        Group::Text
+        PermissionGroup::Text
     } else if !section.is_writable() {
-        Group::ReadOnly
+        PermissionGroup::ReadOnly
     } else if RO_AFTER_INIT.contains(&section.name.as_str()) {
-        Group::RoAfterInit
+        PermissionGroup::RoAfterInit
     } else {
-        Group::Writable
+        PermissionGroup::Writable
     }
 }
 
@@ -43,7 +43,9 @@ pub(crate) enum Half {
 pub(crate) fn offsets(ko: &Ko<'_>, half: Half) -> Vec<(usize, u64)> {
     let mut placed = Vec::new();
     let mut end: u64 = 0;
-    for part in [Group::Text, Group::ReadOnly, Group::RoAfterInit, Group::Writable] {
+    for part in
+        [PermissionGroup::Text, PermissionGroup::ReadOnly, PermissionGroup::RoAfterInit, PermissionGroup::Writable]
+    {
         for (index, section) in ko.numbered().filter(|(_, section)| section.is_kept() && group(section) == part) {
             if section.is_init() == (half == Half::Init) {
                 let start = end.next_multiple_of(section.align);

@@ -8,10 +8,10 @@ use std::process::Command;
 
 use object::elf;
 
-use super::image::{Extent, Modhost};
+use super::image::{BatchExtent, Modhost};
 use super::judged::{safe, write};
 use super::ko::{Ko, PERCPU};
-use super::symbols::Symbols;
+use super::symbols::GuestSymbols;
 use crate::Result;
 
 /// The folder, within a module's folder, for our output and for the input and output of ld.
@@ -21,7 +21,7 @@ const FOLDER: &str = "relocated";
 const LDS_OWN: [&str; 2] = [".note.gnu.property", ".note.gnu.build-id"];
 
 /// The modules of a boot that ld links.
-pub(crate) struct Linked<'l> {
+pub(crate) struct LdLink<'l> {
     pub(crate) folder: &'l Path,
     pub(crate) kernel: &'l Path,
     /// The names, and the paths below the package's folder.
@@ -30,7 +30,7 @@ pub(crate) struct Linked<'l> {
 
 /// The result of a comparison.
 #[derive(Default)]
-pub(crate) struct Outcome {
+pub(crate) struct LdOutcome {
     modules: usize,
     sections: usize,
     /// Sections that relocations have changed.
@@ -39,9 +39,9 @@ pub(crate) struct Outcome {
     pub(crate) differences: Vec<String>,
 }
 
-impl Outcome {
+impl LdOutcome {
     pub(crate) fn report(&self) -> String {
-        let Outcome { modules, sections, relocated, differences } = self;
+        let LdOutcome { modules, sections, relocated, differences } = self;
         let different = differences.len();
         format!(
             "{modules} modules linked by ld, {sections} sections, {relocated} of them relocated; {different} differ\n"
@@ -49,13 +49,13 @@ impl Outcome {
     }
 }
 
-impl Linked<'_> {
+impl LdLink<'_> {
     /// Links all modules both ways, and compares.
-    pub(crate) fn compare(&self, modhost: &Modhost) -> Result<Outcome> {
+    pub(crate) fn compare(&self, modhost: &Modhost) -> Result<LdOutcome> {
         eprint!("{}", self.make(modhost)?);
         let text = fs::read_to_string(self.folder.join("symbols"))?;
-        let symbols = Symbols::parse(&text)?;
-        let (exports, mut outcome) = (symbols.exports(), Outcome::default());
+        let symbols = GuestSymbols::parse(&text)?;
+        let (exports, mut outcome) = (symbols.exports(), LdOutcome::default());
         for (name, path) in &self.modules {
             let place = |symbol: &str| symbols.global(symbol).or_else(|| exports.get(symbol).copied());
             self.module(name, path, place, &mut outcome).map_err(|error| format!("{name}: {error}"))?;
@@ -75,7 +75,7 @@ impl Linked<'_> {
         }
         let list = self.folder.join("ld.txt");
         write(&list, lines)?;
-        modhost.images(&list, self.folder, Extent::Relocated)
+        modhost.images(&list, self.folder, BatchExtent::Relocated)
     }
 
     fn module(
@@ -83,7 +83,7 @@ impl Linked<'_> {
         name: &str,
         path: &Path,
         place: impl Fn(&str) -> Option<u64>,
-        outcome: &mut Outcome,
+        outcome: &mut LdOutcome,
     ) -> Result<()> {
         let bytes = fs::read(self.kernel.join(path))?;
         let (ko, folder) = (Ko::parse(&bytes)?, self.module_folder(name));

@@ -6,7 +6,7 @@ use crate::Result;
 
 /// Addresses by name: of the kernel, and of each module.
 #[derive(Default)]
-pub(crate) struct Symbols<'t> {
+pub(crate) struct GuestSymbols<'t> {
     kernel: HashMap<&'t str, Vec<u64>>,
     modules: HashMap<&'t str, Vec<(&'t str, u64)>>,
     /// The symbols of the kernel that are not local.
@@ -15,10 +15,10 @@ pub(crate) struct Symbols<'t> {
     names: HashMap<u64, &'t str>,
 }
 
-impl<'t> Symbols<'t> {
+impl<'t> GuestSymbols<'t> {
     /// Parses lines `ADDRESS TYPE NAME [MODULE]`.
-    pub(crate) fn parse(text: &'t str) -> Result<Symbols<'t>> {
-        let mut symbols = Symbols::default();
+    pub(crate) fn parse(text: &'t str) -> Result<GuestSymbols<'t>> {
+        let mut symbols = GuestSymbols::default();
         for line in text.lines() {
             let mut words = line.split_whitespace();
             let (Some(address), Some(kind), Some(name)) = (words.next(), words.next(), words.next()) else {
@@ -92,13 +92,13 @@ impl<'t> Symbols<'t> {
 
 #[cfg(test)]
 mod tests {
-    use super::Symbols;
+    use super::GuestSymbols;
 
     #[test]
     fn a_name_is_given_only_if_nothing_else_has_it() {
         let text = "ffffffff82000000 D __SCK__call\nffffffff82000008 d key\nffffffff82000010 d key\nffffffff82000018 d own\n\
                     ffffffff82000020 D b\nffffffff82000020 D a\nffffffffc0000000 d own\t[m]\n";
-        let symbols = Symbols::parse(text).unwrap();
+        let symbols = GuestSymbols::parse(text).unwrap();
         let names = [0, 8, 0x10, 0x18, 0x20].map(|at| symbols.unique_name(0xffff_ffff_8200_0000 + at));
         assert_eq!(names, [Some("__SCK__call"), None, None, None, Some("a")]);
     }
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn a_global_symbol_may_have_the_name_of_a_local_one() {
         let text = "ffffffff81000000 t read\nffffffff81000010 T read\nffffffff81000020 t own\n";
-        let symbols = Symbols::parse(text).unwrap();
+        let symbols = GuestSymbols::parse(text).unwrap();
         assert_eq!((symbols.global("read"), symbols.unique("read")), (Some(0xffff_ffff_8100_0010), None));
         assert_eq!(symbols.global("own"), None);
     }
@@ -116,11 +116,11 @@ mod tests {
         let text = "ffffffff81000000 T start\nffffffff81000000 T twice\nffffffff81000010 t twice\n\
                     ffffffffc0000000 t offered\t[m]\nffffffffc0000010 r __ksymtab_offered\t[m]\n\
                     ffffffffc0000020 t own\t[m]\n";
-        let symbols = Symbols::parse(text).unwrap();
+        let symbols = GuestSymbols::parse(text).unwrap();
         assert_eq!(symbols.unique("start"), Some(0xffff_ffff_8100_0000));
         assert_eq!(symbols.unique("twice"), None);
         assert_eq!(symbols.of_module("m").len(), 3);
         assert_eq!(symbols.exports().into_iter().collect::<Vec<_>>(), [("offered", 0xffff_ffff_c000_0000)]);
-        assert!(Symbols::parse("ffffffff81000000 T").is_err());
+        assert!(GuestSymbols::parse("ffffffff81000000 T").is_err());
     }
 }
