@@ -7,7 +7,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use modload_control::{HOST_VARIABLE, host_of_environment};
 
-use crate::call::Call;
+use crate::call::CallOption;
 use crate::host_options::HostOptions;
 use crate::trace_args::TraceFunctions;
 
@@ -50,7 +50,7 @@ pub(crate) struct Arguments {
     /// Call a function with up to six integers (decimal or 0x..) after all loads, and print the result. TYPE is the
     /// type of the result: i32 (the default), u32, i64, u64 or void. May be repeated.
     #[arg(long, value_name = "SYMBOL[:TYPE][=ARG,..]", allow_hyphen_values = true)]
-    call: Vec<Call>,
+    call: Vec<CallOption>,
 
     /// Print all events in order.
     #[arg(long)]
@@ -100,30 +100,30 @@ pub(crate) struct Arguments {
 
 /// The task of the command.
 #[derive(Debug)]
-pub(crate) enum Command {
+pub(crate) enum ModloadCommand {
     Demo { format: Format },
-    Load(Box<Load>),
+    Load(Box<LoadCommand>),
 }
 
 /// The modules to load and the calls to make.
 #[derive(Debug)]
-pub(crate) struct Load {
+pub(crate) struct LoadCommand {
     pub(crate) modules: Vec<ModuleArguments>,
     /// The folder with the modules, if `modules` holds names.
     pub(crate) deps: Option<PathBuf>,
-    pub(crate) calls: Vec<Call>,
+    pub(crate) calls: Vec<CallOption>,
     /// The functions to explain.
     pub(crate) explain: Vec<String>,
-    pub(crate) trace: Trace,
+    pub(crate) trace: PrintEvents,
     /// The functions to trace, in an embedded host.
     pub(crate) functions: TraceFunctions,
     pub(crate) format: Format,
-    pub(crate) target: Target,
+    pub(crate) target: LoadTarget,
 }
 
 /// The host into which modules are loaded.
 #[derive(Debug)]
-pub(crate) enum Target {
+pub(crate) enum LoadTarget {
     /// A host inside this process.
     Embedded(HostOptions),
     /// The host that listens on this socket.
@@ -166,7 +166,7 @@ pub(crate) enum Format {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Trace {
+pub(crate) enum PrintEvents {
     Off,
     On,
 }
@@ -179,19 +179,21 @@ pub(crate) fn groups(arguments: &[OsString]) -> impl Iterator<Item = &[OsString]
 /// Returns the modules of all groups. `first` is the group before the first `--`, parsed by clap. Every other group is
 /// a file with its parameters.
 pub(crate) fn modules<'a>(
-    first: First,
+    first: FirstModule,
     groups: impl Iterator<Item = &'a [OsString]>,
 ) -> Result<Vec<ModuleArguments>, String> {
     let first = match first {
-        First { name: Some(_), file: None, .. } => return Err("--name needs the files of its module after it".into()),
-        First { file: None, .. } => None,
-        First { name, file: Some(file), params } => Some(Ok(ModuleArguments::new(name, file, params))),
+        FirstModule { name: Some(_), file: None, .. } => {
+            return Err("--name needs the files of its module after it".into());
+        }
+        FirstModule { file: None, .. } => None,
+        FirstModule { name, file: Some(file), params } => Some(Ok(ModuleArguments::new(name, file, params))),
     };
     first.into_iter().chain(groups.map(module)).collect()
 }
 
 /// The first module, as parsed by clap.
-pub(crate) struct First {
+pub(crate) struct FirstModule {
     pub(crate) name: Option<String>,
     pub(crate) file: Option<PathBuf>,
     pub(crate) params: Vec<String>,
@@ -213,19 +215,19 @@ fn module(group: &[OsString]) -> Result<ModuleArguments, String> {
 }
 
 /// Parses the command line. The arguments after the first `--` are split without clap.
-pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command, clap::Error> {
+pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<ModloadCommand, clap::Error> {
     let arguments: Vec<OsString> = arguments.collect();
     let mut groups = groups(&arguments);
     let matches = Arguments::command().try_get_matches_from(groups.next().unwrap_or_default())?;
     let parsed = Arguments::from_arg_matches(&matches)?;
     let wrong = |kind, message: String| Arguments::command().error(kind, message);
-    let first = First { name: parsed.name, file: parsed.file, params: parsed.params };
+    let first = FirstModule { name: parsed.name, file: parsed.file, params: parsed.params };
     let modules = modules(first, groups).map_err(|message| wrong(ErrorKind::ValueValidation, message))?;
     if parsed.demo {
         if !modules.is_empty() {
             return Err(wrong(ErrorKind::ValueValidation, "--demo takes no files".into()));
         }
-        return Ok(Command::Demo { format: parsed.format });
+        return Ok(ModloadCommand::Demo { format: parsed.format });
     }
     if parsed.deps.is_some() && modules.iter().any(|module| module.name.is_some()) {
         return Err(wrong(
@@ -244,24 +246,24 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command
         return Err(wrong(ErrorKind::ArgumentConflict, message));
     }
     let target = match (served, parsed.options.given()) {
-        (None, _) => Target::Embedded(parsed.options),
+        (None, _) => LoadTarget::Embedded(parsed.options),
         (Some(_), Some(option)) => {
             let message =
                 format!("{option} applies to a host inside modload, but --host (or {HOST_VARIABLE}) names another one");
             return Err(wrong(ErrorKind::ArgumentConflict, message));
         }
-        (Some(socket), None) => Target::Served(socket),
+        (Some(socket), None) => LoadTarget::Served(socket),
     };
-    let calls_only = matches!(target, Target::Served(_)) && !parsed.call.is_empty();
+    let calls_only = matches!(target, LoadTarget::Served(_)) && !parsed.call.is_empty();
     if modules.is_empty() && !calls_only {
         return Err(wrong(ErrorKind::MissingRequiredArgument, "a FILE must be named".into()));
     }
-    Ok(Command::Load(Box::new(Load {
+    Ok(ModloadCommand::Load(Box::new(LoadCommand {
         modules,
         deps: parsed.deps,
         calls: parsed.call,
         explain: parsed.explain,
-        trace: if parsed.trace { Trace::On } else { Trace::Off },
+        trace: if parsed.trace { PrintEvents::On } else { PrintEvents::Off },
         functions: parsed.functions,
         format: parsed.format,
         target,
@@ -270,14 +272,14 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command
 
 #[cfg(test)]
 mod tests {
-    use super::{Command, parse};
+    use super::{ModloadCommand, parse};
 
     fn modules(line: &str) -> Result<Vec<(String, Vec<String>)>, String> {
         match parse(line.split(' ').map(Into::into)) {
-            Ok(Command::Load(load)) => {
+            Ok(ModloadCommand::Load(load)) => {
                 Ok(load.modules.into_iter().map(|module| (module.file.display().to_string(), module.params)).collect())
             }
-            Ok(Command::Demo { .. }) => Ok(vec![]),
+            Ok(ModloadCommand::Demo { .. }) => Ok(vec![]),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -295,7 +297,7 @@ mod tests {
     #[test]
     fn with_a_name_words_are_files_up_to_the_first_value() {
         let parsed = parse("modload --name m a.o b.o x=1 flag -- --name n c.o d.a".split(' ').map(Into::into)).unwrap();
-        let Command::Load(load) = parsed else { panic!("{parsed:?}") };
+        let ModloadCommand::Load(load) = parsed else { panic!("{parsed:?}") };
         let modules: Vec<_> = load
             .modules
             .iter()

@@ -7,7 +7,7 @@ use modload_control::protocol::ResultType;
 
 /// A call: `SYMBOL[:TYPE][=ARG,..]`.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Call {
+pub(crate) struct CallOption {
     pub(crate) symbol: String,
     pub(crate) result: ResultType,
     /// The arguments as written on the command line.
@@ -15,10 +15,10 @@ pub(crate) struct Call {
     pub(crate) arguments: Vec<u64>,
 }
 
-impl FromStr for Call {
+impl FromStr for CallOption {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Call, String> {
+    fn from_str(text: &str) -> Result<CallOption, String> {
         let (name, arguments) = text.split_once('=').map_or((text, None), |(name, rest)| (name, Some(rest)));
         let (symbol, kind) = name.split_once(':').unwrap_or((name, "i32"));
         if symbol.is_empty() {
@@ -39,7 +39,7 @@ impl FromStr for Call {
         let number =
             |text: &String| integer(text).ok_or_else(|| format!("\"{text}\" is not an integer of at most 64 bits"));
         let arguments = written.iter().map(number).collect::<Result<_, _>>()?;
-        Ok(Call { symbol: symbol.into(), result, written, arguments })
+        Ok(CallOption { symbol: symbol.into(), result, written, arguments })
     }
 }
 
@@ -58,7 +58,7 @@ fn integer(text: &str) -> Option<u64> {
     (number <= 1 << 63).then(|| number.wrapping_neg())
 }
 
-impl fmt::Display for Call {
+impl fmt::Display for CallOption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}({})", self.symbol, self.written.join(", "))
     }
@@ -66,10 +66,10 @@ impl fmt::Display for Call {
 
 #[cfg(test)]
 mod tests {
-    use super::{Call, ResultType};
+    use super::{CallOption, ResultType};
 
     fn call(text: &str) -> Result<(String, ResultType, Vec<u64>), String> {
-        text.parse::<Call>().map(|call| (call.to_string(), call.result, call.arguments))
+        text.parse::<CallOption>().map(|call| (call.to_string(), call.result, call.arguments))
     }
 
     #[test]

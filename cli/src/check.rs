@@ -5,11 +5,11 @@ use std::path::Path;
 use modload::{Host, ModuleFile, SIZE_LIMIT};
 use serde_json::json;
 
-use crate::failure::{Failure, shown};
-use crate::operate_args::Check;
-use crate::output::Output;
+use crate::failure::{CommandFailure, shown};
+use crate::operate_args::CheckArguments;
+use crate::output::CommandOutput;
 
-pub(crate) fn run(arguments: &Check, output: &mut Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &CheckArguments, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let host = Host::builder().build()?;
     let mut refused = 0;
     for file in &arguments.files {
@@ -21,7 +21,7 @@ pub(crate) fn run(arguments: &Check, output: &mut Output) -> Result<(), Failure>
     output.flush()?;
     match refused {
         0 => Ok(()),
-        refused => Err(Failure::Unloadable { refused, of: arguments.files.len() }),
+        refused => Err(CommandFailure::Unloadable { refused, of: arguments.files.len() }),
     }
 }
 

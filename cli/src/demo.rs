@@ -7,10 +7,10 @@ use std::os::unix::fs::FileExt;
 use modload::render::{Form, Process};
 use modload::{Coming, Host, Mode, Module, ModuleInfo, Order, Refusal, Subscriber, TraceOptions, disassembled};
 
-use crate::args::Trace;
-use crate::call::Call;
-use crate::failure::Failure;
-use crate::output::Output;
+use crate::args::PrintEvents;
+use crate::call::CallOption;
+use crate::failure::CommandFailure;
+use crate::output::CommandOutput;
 use crate::run::{Session, make, own};
 
 const GREET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/greet.o"));
@@ -30,16 +30,17 @@ impl Subscriber for Watcher {
     fn going(&self, _: &ModuleInfo) {}
 }
 
-pub(crate) fn run(output: &mut Output) -> Result<(), Failure> {
+pub(crate) fn run(output: &mut CommandOutput) -> Result<(), CommandFailure> {
     output.heading("Before: no arena, no module")?;
     show_mappings(output, None)?;
 
     let host = Host::builder().build()?;
     let _inventory = host.subscribe("inventory", Order::mirrored(10), Watcher);
     let _metrics = host.subscribe("metrics", Order::mirrored(0), Watcher);
-    let mut session = Session { recording: host.record(), printed: 0, warned: 0, trace: Trace::On };
+    let mut session = Session { recording: host.record(), printed: 0, warned: 0, trace: PrintEvents::On };
 
-    let load = |file: &str, image| host.load(&image).map_err(|source| Failure::Load { file: file.into(), source });
+    let load =
+        |file: &str, image| host.load(&image).map_err(|source| CommandFailure::Load { file: file.into(), source });
     output.heading("Loading greet (times=2), then guest, which uses what greet exports")?;
     let greet = load("greet.o", own(GREET).named("greet").param("times=2").param("who=reader"))?;
     let guest = load("guest.o", own(GUEST).named("guest"))?;
@@ -48,7 +49,7 @@ pub(crate) fn run(output: &mut Output) -> Result<(), Failure> {
     output.heading("Calling into them")?;
     let modules = [greet, guest];
     for call in ["greet_hello", "guest_again", "greet_count"] {
-        let call: Call = call.parse().map_err(io::Error::other)?;
+        let call: CallOption = call.parse().map_err(io::Error::other)?;
         make(&modules, &call, output)?;
     }
 
@@ -76,7 +77,7 @@ pub(crate) fn run(output: &mut Output) -> Result<(), Failure> {
 
 /// Calls into the modules while their functions are traced. Shows the instruction at the entry of one function before,
 /// during and after tracing.
-fn trace(host: &Host, modules: &[Module], output: &mut Output) -> Result<(), Failure> {
+fn trace(host: &Host, modules: &[Module], output: &mut CommandOutput) -> Result<(), CommandFailure> {
     show_entry(modules, "before   ", output)?;
     let options = TraceOptions::new(Mode::Graph).pattern("gre*:*")?.pattern("guest:*")?;
     let trace = match host.trace_functions(&options) {
@@ -101,10 +102,11 @@ fn patch(
     host: &Host,
     modules: [Module; 2],
     session: &mut Session,
-    output: &mut Output,
-) -> Result<[Module; 2], Failure> {
-    let load = |file: &str, image| host.load(&image).map_err(|source| Failure::Load { file: file.into(), source });
-    let count: Call = "greet_count".parse().map_err(io::Error::other)?;
+    output: &mut CommandOutput,
+) -> Result<[Module; 2], CommandFailure> {
+    let load =
+        |file: &str, image| host.load(&image).map_err(|source| CommandFailure::Load { file: file.into(), source });
+    let count: CallOption = "greet_count".parse().map_err(io::Error::other)?;
     modules.into_iter().rev().try_for_each(Module::unload)?;
     session.skip();
     drop(load("greet_fix.o", own(GREET_FIX).named("greet_fix"))?);
@@ -127,16 +129,16 @@ fn patch(
 }
 
 /// Shows the first instruction of greet_hello, read from memory.
-fn show_entry(modules: &[Module], when: &str, output: &mut Output) -> Result<(), Failure> {
+fn show_entry(modules: &[Module], when: &str, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let found = modules.iter().find_map(|module| module.symbol_info("greet_hello"));
-    let at = found.ok_or_else(|| Failure::NoSymbol("greet_hello".into()))?.addr;
+    let at = found.ok_or_else(|| CommandFailure::NoSymbol("greet_hello".into()))?.addr;
     let mut bytes = [0; 5];
     File::open("/proc/self/mem")?.read_exact_at(&mut bytes, at.get())?;
     Ok(output.say(&format!("{when}  greet_hello: {}", disassembled(at, &bytes)))?)
 }
 
 /// Shows the lines of /proc/self/maps for the arena, and the number of all mappings.
-fn show_mappings(output: &mut Output, host: Option<&Host>) -> Result<(), Failure> {
+fn show_mappings(output: &mut CommandOutput, host: Option<&Host>) -> Result<(), CommandFailure> {
     let maps = std::fs::read_to_string("/proc/self/maps")?;
     if let Some(host) = host {
         for stripe in host.memory() {

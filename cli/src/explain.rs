@@ -8,16 +8,16 @@ use anstyle::{AnsiColor, Style};
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction};
 use modload::{Change, Explanation, Host, formatter};
 
-use crate::failure::Failure;
+use crate::failure::CommandFailure;
 use crate::operate_args::Explain;
-use crate::output::Output;
+use crate::output::CommandOutput;
 use crate::run::read;
 
 const CHANGED: Style = AnsiColor::Yellow.on_default();
 const DIM: Style = Style::new().dimmed();
 
 /// Runs `modhost explain`, in a host of its own.
-pub(crate) fn run(arguments: &Explain, output: &mut Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Explain, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let host = arguments.options.builder()?.build()?;
     show(&host, None, std::slice::from_ref(&arguments.file), &arguments.symbol, output)
 }
@@ -28,26 +28,26 @@ pub(crate) fn show(
     name: Option<&str>,
     files: &[PathBuf],
     function: &str,
-    output: &mut Output,
-) -> Result<(), Failure> {
+    output: &mut CommandOutput,
+) -> Result<(), CommandFailure> {
     let (inputs, stem) = read(files.iter().map(PathBuf::as_path))?;
     let explained = host.explain(&inputs, name.unwrap_or(&stem), function);
     let file = files.first().cloned().unwrap_or_default();
-    let explained = explained.map_err(|source| Failure::Load { file, source })?;
+    let explained = explained.map_err(|source| CommandFailure::Load { file, source })?;
     output.value(&explained)?;
     table(&explained, output)?;
     Ok(output.flush()?)
 }
 
 /// One disassembled instruction.
-struct Line {
+struct ComparedInstruction {
     offset: usize,
     len: usize,
     text: String,
 }
 
 /// Disassembles a function as if its address were 0, so that the output is the same in every run.
-fn disassemble(bytes: &[u8]) -> Vec<Line> {
+fn disassemble(bytes: &[u8]) -> Vec<ComparedInstruction> {
     let mut decoder = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE);
     let mut formatter = formatter();
     let mut instruction = Instruction::default();
@@ -57,13 +57,13 @@ fn disassemble(bytes: &[u8]) -> Vec<Line> {
         decoder.decode_out(&mut instruction);
         let mut text = String::new();
         formatter.format(&instruction, &mut text);
-        lines.push(Line { offset, len: decoder.position() - offset, text });
+        lines.push(ComparedInstruction { offset, len: decoder.position() - offset, text });
     }
     lines
 }
 
 /// Prints both sides. Rows are aligned where an instruction begins on both sides.
-fn table(explained: &Explanation, output: &mut Output) -> io::Result<()> {
+fn table(explained: &Explanation, output: &mut CommandOutput) -> io::Result<()> {
     let Explanation { function, place, before, after, changes } = explained;
     output.heading(&format!("{function} at {place}"))?;
     let (left, right) = (disassemble(before), disassemble(after));
@@ -81,7 +81,7 @@ fn table(explained: &Explanation, output: &mut Output) -> io::Result<()> {
     for offset in offsets {
         let old = left.next_if(|line| line.offset == offset);
         let new = right.next_if(|line| line.offset == offset);
-        let shown = |line: &Option<Line>, bytes: &[u8]| {
+        let shown = |line: &Option<ComparedInstruction>, bytes: &[u8]| {
             line.as_ref().map_or_else(String::new, |line| {
                 let hex: Vec<String> =
                     bytes[line.offset..line.offset + line.len].iter().map(|byte| format!("{byte:02x}")).collect();

@@ -12,7 +12,7 @@ use crate::args::Format;
 
 /// Why the command failed.
 #[derive(Debug, Error)]
-pub(crate) enum Failure {
+pub(crate) enum CommandFailure {
     #[error("{}: {source}", shown(.file))]
     Read { file: PathBuf, source: ReadError },
     #[error(transparent)]
@@ -75,11 +75,11 @@ pub(crate) enum Failure {
     Output(#[from] io::Error),
 }
 
-impl Failure {
+impl CommandFailure {
     /// Writes the failure to the standard error stream.
     pub(crate) fn report(&self, format: Format) {
         // The reader of the output has closed it, so a message has no use.
-        if matches!(self, Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe) {
+        if matches!(self, CommandFailure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe) {
             return;
         }
         match format {
@@ -92,27 +92,27 @@ impl Failure {
     fn data(&self) -> Value {
         let mut data = Map::new();
         data.insert("message".into(), sentence(self).into());
-        if let Failure::Read { file, .. }
-        | Failure::Load { file, .. }
-        | Failure::Inspect { file, .. }
-        | Failure::Link { file, .. }
-        | Failure::SameFile(file)
-        | Failure::Out { file, .. }
-        | Failure::NoFunction { file, .. } = self
+        if let CommandFailure::Read { file, .. }
+        | CommandFailure::Load { file, .. }
+        | CommandFailure::Inspect { file, .. }
+        | CommandFailure::Link { file, .. }
+        | CommandFailure::SameFile(file)
+        | CommandFailure::Out { file, .. }
+        | CommandFailure::NoFunction { file, .. } = self
         {
             data.insert("file".into(), file.display().to_string().into());
         }
-        if let Failure::Client(ClientError::Refused(refused)) = self {
+        if let CommandFailure::Client(ClientError::Refused(refused)) = self {
             data.append(&mut refused.data.clone());
             data.insert("kind".into(), refused.kind.clone().into());
         }
-        if let Failure::Held { held, .. } = self {
+        if let CommandFailure::Held { held, .. } = self {
             data.insert("held".into(), held.iter().map(ToString::to_string).collect());
         }
-        if let Failure::Inspect { source, .. } = self {
+        if let CommandFailure::Inspect { source, .. } = self {
             error_details(source, &mut data);
         }
-        if let Failure::Load { source, .. } = self {
+        if let CommandFailure::Load { source, .. } = self {
             data.append(&mut load_details(source));
         }
         data.into()

@@ -2,7 +2,7 @@
 
 use modload::{Check, Features, Host, HostBuilder, Rule, UnknownFeature};
 
-use crate::failure::Failure;
+use crate::failure::CommandFailure;
 
 /// The options of a host inside this process.
 #[derive(clap::Args, Debug)]
@@ -44,7 +44,7 @@ pub(crate) struct HostOptions {
 
 impl HostOptions {
     /// Returns a builder of a host with these options.
-    pub(crate) fn builder(&self) -> Result<HostBuilder, Failure> {
+    pub(crate) fn builder(&self) -> Result<HostBuilder, CommandFailure> {
         let mut builder = Host::builder().linux_operations();
         if !self.no_process_symbols {
             builder = builder.process_symbols();

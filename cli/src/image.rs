@@ -11,11 +11,11 @@ use modload::{Elsewhere, ImageSection, MemoryImage, ModuleFile, SIZE_LIMIT};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::failure::Failure;
-use crate::operate_args::Image;
-use crate::output::Output;
+use crate::failure::CommandFailure;
+use crate::operate_args::ImageArguments;
+use crate::output::CommandOutput;
 
-pub(crate) fn run(arguments: &Image, output: &mut Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &ImageArguments, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let maker = Maker::of(arguments)?;
     let Some(list) = &arguments.batch else {
         let file = arguments.file.clone().unwrap_or_default();
@@ -36,25 +36,25 @@ pub(crate) fn run(arguments: &Image, output: &mut Output) -> Result<(), Failure>
 /// The machine, and how far the work goes.
 struct Maker {
     machine: Elsewhere,
-    extent: Extent,
+    extent: ImageExtent,
 }
 
 /// The last step of the work.
 #[derive(Clone, Copy)]
-enum Extent {
+enum ImageExtent {
     Relocated,
     Rewritten,
 }
 
 impl Maker {
-    fn of(arguments: &Image) -> Result<Maker, Failure> {
-        let extent = if arguments.only_relocate { Extent::Relocated } else { Extent::Rewritten };
+    fn of(arguments: &ImageArguments) -> Result<Maker, CommandFailure> {
+        let extent = if arguments.only_relocate { ImageExtent::Relocated } else { ImageExtent::Rewritten };
         Ok(Maker { machine: inputs::machine(arguments)?, extent })
     }
 }
 
 /// Makes the images of all modules in a list, in this one process.
-fn batch(list: &Path, maker: &Maker, output: &mut Output) -> Result<(), Failure> {
+fn batch(list: &Path, maker: &Maker, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let (mut shares, mut failed, mut sections) = (Shares::default(), 0, 0);
     let all = inputs::list(list)?;
     for one in &all {
@@ -86,7 +86,7 @@ fn batch(list: &Path, maker: &Maker, output: &mut Output) -> Result<(), Failure>
         &json!({ "modules": all.len(), "refused": failed, "sections": sections, "us": times, "peak_kib": peak }),
     )?;
     output.flush()?;
-    if failed == 0 { Ok(()) } else { Err(Failure::NotLinked { failed, of: all.len() }) }
+    if failed == 0 { Ok(()) } else { Err(CommandFailure::NotLinked { failed, of: all.len() }) }
 }
 
 /// The time that each part of the work took.
@@ -117,14 +117,14 @@ struct One {
 }
 
 impl One {
-    fn link(&self, maker: &Maker, shares: &mut Shares) -> Result<MemoryImage, Failure> {
+    fn link(&self, maker: &Maker, shares: &mut Shares) -> Result<MemoryImage, CommandFailure> {
         let mut last = Instant::now();
         let mut share = |name| {
             shares.add(name, last.elapsed());
             last = Instant::now();
         };
         let read = ModuleFile::read(&self.file, SIZE_LIMIT);
-        let file = read.map_err(|source| Failure::Read { file: self.file.clone(), source })?;
+        let file = read.map_err(|source| CommandFailure::Read { file: self.file.clone(), source })?;
         let addresses = inputs::addresses(&self.addresses)?;
         let with_facts = match &self.facts {
             None => None,
@@ -133,18 +133,18 @@ impl One {
         share("read");
         let machine = with_facts.as_ref().unwrap_or(&maker.machine);
         let image = match maker.extent {
-            Extent::Rewritten => machine.image(&file.bytes, &addresses, share),
-            Extent::Relocated => {
+            ImageExtent::Rewritten => machine.image(&file.bytes, &addresses, share),
+            ImageExtent::Relocated => {
                 let image = machine.relocated(&file.bytes, &addresses);
                 share("relocated");
                 image
             }
         };
-        image.map_err(|source| Failure::Inspect { file: self.file.clone(), source })
+        image.map_err(|source| CommandFailure::Inspect { file: self.file.clone(), source })
     }
 
     /// Writes the bytes of the sections to files with safe names.
-    fn write(&self, image: &MemoryImage) -> Result<(), Failure> {
+    fn write(&self, image: &MemoryImage) -> Result<(), CommandFailure> {
         let Some(folder) = &self.out else { return Ok(()) };
         std::fs::create_dir_all(folder)?;
         for section in &image.sections {
@@ -168,7 +168,7 @@ fn safe_name(section: &ImageSection) -> String {
     if matches!(&*name, "." | "..") { name.replace('.', "%2e") } else { name }
 }
 
-fn show(image: &MemoryImage, output: &mut Output) -> Result<(), Failure> {
+fn show(image: &MemoryImage, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     for section in &image.sections {
         let digest = Sha256::digest(&section.bytes);
         let hash = digest.iter().fold(String::new(), |hash, byte| hash + &format!("{byte:02x}"));

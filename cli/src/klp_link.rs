@@ -9,19 +9,19 @@ use modload::klp_link::{self, Linked, LinkedObject, LinkedSymbol};
 use modload::{ModuleFile, SIZE_LIMIT};
 use serde_json::{Value, json};
 
-use crate::failure::{Failure, shown};
+use crate::failure::{CommandFailure, shown};
 use crate::operate_args::KlpLink;
-use crate::output::Output;
+use crate::output::CommandOutput;
 
-pub(crate) fn run(arguments: &KlpLink, output: &mut Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &KlpLink, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let KlpLink { input, output: path, .. } = arguments;
     let file = ModuleFile::read(input, SIZE_LIMIT);
-    let file = file.map_err(|source| Failure::Read { file: input.clone(), source })?;
-    let linked = klp_link::link(&file.bytes).map_err(|source| Failure::Link { file: input.clone(), source })?;
+    let file = file.map_err(|source| CommandFailure::Read { file: input.clone(), source })?;
+    let linked = klp_link::link(&file.bytes).map_err(|source| CommandFailure::Link { file: input.clone(), source })?;
     if same_file(input, path) {
-        return Err(Failure::SameFile(path.clone()));
+        return Err(CommandFailure::SameFile(path.clone()));
     }
-    write(path, &linked.bytes).map_err(|source| Failure::Out { file: path.clone(), source })?;
+    write(path, &linked.bytes).map_err(|source| CommandFailure::Out { file: path.clone(), source })?;
     show(path, &linked, output)?;
     Ok(output.flush()?)
 }
@@ -47,7 +47,7 @@ impl Drop for Unfinished {
 /// Writes a file beside its final path and renames it.
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // A device, or a symbolic link to one, must not be replaced by a file.
-    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
+    if fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
         return Err(io::Error::other("is there already, and is no regular file: name another file with -o"));
     }
     let name = path.file_name().ok_or_else(|| io::Error::other("is not the name of a file"))?;
@@ -59,7 +59,7 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::rename(&unfinished.path, path)
 }
 
-fn show(path: &Path, linked: &Linked, output: &mut Output) -> Result<(), Failure> {
+fn show(path: &Path, linked: &Linked, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     for object in &linked.objects {
         let symbols: Vec<String> = object.symbols.iter().map(symbol).collect();
         let sections = object.sections.iter().map(|section| format!("{} in {}", section.relocations, section.name));

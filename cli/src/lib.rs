@@ -46,10 +46,10 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 
-use crate::args::{Command, Format, Target};
-use crate::failure::Failure;
+use crate::args::{Format, LoadTarget, ModloadCommand};
+use crate::failure::CommandFailure;
 use crate::operate_args::HostCommand;
-use crate::output::Output;
+use crate::output::CommandOutput;
 use crate::trace_args::TraceFormat;
 
 /// Returns the parsers of the three commands, for man pages and completions.
@@ -62,12 +62,12 @@ pub fn commands() -> [clap::Command; 3] {
 pub fn modload(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match args::parse(arguments) {
         Err(printed) => usage(&printed),
-        Ok(Command::Demo { format }) => end(format, demo::run(&mut Output::new(format))),
-        Ok(Command::Load(load)) => {
-            let mut output = Output::new(load.format);
+        Ok(ModloadCommand::Demo { format }) => end(format, demo::run(&mut CommandOutput::new(format))),
+        Ok(ModloadCommand::Load(load)) => {
+            let mut output = CommandOutput::new(load.format);
             let result = match &load.target {
-                Target::Embedded(options) => run::load(&load, options, &mut output),
-                Target::Served(socket) => remote::load(&load, socket, &mut output),
+                LoadTarget::Embedded(options) => run::load(&load, options, &mut output),
+                LoadTarget::Served(socket) => remote::load(&load, socket, &mut output),
             };
             end(load.format, result)
         }
@@ -80,7 +80,7 @@ pub fn modunload(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Err(printed) => usage(&printed),
         Ok(unload) => {
             let format = unload.connection.format;
-            end(format, operate::unload(&unload, &mut Output::new(format)))
+            end(format, operate::unload(&unload, &mut CommandOutput::new(format)))
         }
     }
 }
@@ -91,7 +91,9 @@ pub fn modhost(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Err(printed) => return usage(&printed),
         Ok(command) => command,
     };
-    let printed = |format, run: &dyn Fn(&mut Output) -> Result<(), Failure>| end(format, run(&mut Output::new(format)));
+    let printed = |format, run: &dyn Fn(&mut CommandOutput) -> Result<(), CommandFailure>| {
+        end(format, run(&mut CommandOutput::new(format)))
+    };
     match command {
         // `serve` locks the standard output stream only while it writes a line.
         HostCommand::Serve(serve) => end(Format::Text, serve::run(&serve)),
@@ -121,7 +123,7 @@ fn usage(printed: &clap::Error) -> ExitCode {
     }
 }
 
-fn end(format: Format, result: Result<(), Failure>) -> ExitCode {
+fn end(format: Format, result: Result<(), CommandFailure>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::args::{First, Format, ModuleArguments, groups, modules};
+use crate::args::{FirstModule, Format, ModuleArguments, groups, modules};
 use crate::host_options::HostOptions;
 use crate::patch_args::{self, PatchCommand};
-use crate::trace_args::{self, Trace};
+use crate::trace_args::{self, TraceArguments};
 
 const HOST_EXAMPLES: &str = "\
 Examples:
@@ -133,13 +133,13 @@ pub(crate) enum HostCommand {
     Serve(Serve),
     /// Show the modules of a host: states, references, users, sizes, taints, parameters.
     #[command(after_help = LIST_EXAMPLES)]
-    List(List),
+    List(ListArguments),
     /// Show or set parameters of a module.
     #[command(after_help = PARAMS_EXAMPLES)]
     Params(Params),
     /// Show which functions run in a host, as it happens: calls, durations, tables, or trace events.
     #[command(after_help = trace_args::EXAMPLES)]
-    Trace(Trace),
+    Trace(TraceArguments),
     /// Show, enable, disable, reverse or force live patches.
     #[command(after_help = patch_args::EXAMPLES, subcommand)]
     Patch(PatchCommand),
@@ -149,7 +149,7 @@ pub(crate) enum HostCommand {
     KlpLink(KlpLink),
     /// Check whether files could be loaded, as far as this depends only on their bytes. The files need not be trusted.
     #[command(after_help = CHECK_EXAMPLES)]
-    Check(Check),
+    Check(CheckArguments),
     /// Show one function before and after loading: every byte that relocations, alternatives and the like change, and
     /// why. No code of the module runs.
     #[command(after_help = EXPLAIN_EXAMPLES)]
@@ -157,7 +157,7 @@ pub(crate) enum HostCommand {
     /// Show the bytes of a module in the memory of another machine. The profile is linux-6.1. No code of the module
     /// runs.
     #[command(after_help = IMAGE_EXAMPLES)]
-    Image(Image),
+    Image(ImageArguments),
     /// Show the contents of a module file without running any of its code. The file need not be trusted.
     #[command(after_help = INSPECT_EXAMPLES)]
     Inspect(Inspect),
@@ -182,7 +182,7 @@ pub(crate) struct Explain {
 
 /// A module, and the machine in whose memory it is placed.
 #[derive(clap::Args, Debug)]
-pub(crate) struct Image {
+pub(crate) struct ImageArguments {
     /// The file of the module.
     #[arg(required_unless_present = "batch")]
     pub(crate) file: Option<PathBuf>,
@@ -273,7 +273,7 @@ pub(crate) struct Serve {
 
 /// The options of `modhost list`.
 #[derive(clap::Args, Debug)]
-pub(crate) struct List {
+pub(crate) struct ListArguments {
     #[command(flatten)]
     pub(crate) connection: Connection,
 
@@ -297,7 +297,7 @@ pub(crate) struct Params {
 
 /// The options of `modhost check`.
 #[derive(clap::Args, Debug)]
-pub(crate) struct Check {
+pub(crate) struct CheckArguments {
     /// Module files, which may be compressed.
     #[arg(required = true)]
     pub(crate) files: Vec<PathBuf>,
@@ -375,7 +375,7 @@ pub(crate) fn parse_host(arguments: impl Iterator<Item = OsString>) -> Result<Ho
     if let HostCommand::Serve(serve) = &mut command {
         let wrong = |message| HostArguments::command().error(ErrorKind::ValueValidation, message);
         let (name, file) = (serve.name.take(), serve.file.take());
-        let first = First { name, file, params: std::mem::take(&mut serve.params) };
+        let first = FirstModule { name, file, params: std::mem::take(&mut serve.params) };
         serve.modules = modules(first, groups).map_err(wrong)?;
     }
     Ok(command)

@@ -9,11 +9,11 @@ use modload_control::protocol::ResultType;
 use serde_json::json;
 
 use crate::args::Format;
-use crate::call::Call;
+use crate::call::CallOption;
 use crate::failure::plain;
 
 /// The standard output stream. Colours are used on terminals only, and NO_COLOR turns them off.
-pub(crate) struct Output {
+pub(crate) struct CommandOutput {
     stream: AutoStream<io::StdoutLock<'static>>,
     format: Format,
 }
@@ -25,9 +25,9 @@ const UNDER_WAY: Style = AnsiColor::Yellow.on_default();
 const LEAVING: Style = AnsiColor::Magenta.on_default();
 const BAD: Style = AnsiColor::Red.on_default();
 
-impl Output {
-    pub(crate) fn new(format: Format) -> Output {
-        Output { stream: AutoStream::auto(io::stdout()).lock(), format }
+impl CommandOutput {
+    pub(crate) fn new(format: Format) -> CommandOutput {
+        CommandOutput { stream: AutoStream::auto(io::stdout()).lock(), format }
     }
 
     /// Prints a line in text format only.
@@ -79,7 +79,7 @@ impl Output {
     }
 
     /// Prints a call and its result.
-    pub(crate) fn call(&mut self, module: &str, call: &Call, result: &serde_json::Value) -> io::Result<()> {
+    pub(crate) fn call(&mut self, module: &str, call: &CallOption, result: &serde_json::Value) -> io::Result<()> {
         match self.format {
             Format::Text if call.result == ResultType::Void => writeln!(self.stream, "{call}")?,
             Format::Text => writeln!(self.stream, "{call} = {result}")?,

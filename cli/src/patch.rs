@@ -5,14 +5,14 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use modload_control::Client;
-use modload_control::protocol::{Named, PatchAction, PatchEntry, Request};
+use modload_control::protocol::{ModuleName, PatchAction, PatchEntry, Request};
 
-use crate::failure::{Failure, plain};
+use crate::failure::{CommandFailure, plain};
 use crate::operate::connect_to;
-use crate::output::Output;
+use crate::output::CommandOutput;
 use crate::patch_args::PatchCommand;
 
-pub(crate) fn run(command: &PatchCommand, output: &mut Output) -> Result<(), Failure> {
+pub(crate) fn run(command: &PatchCommand, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let mut client = connect_to(command.connection().host.as_deref())?;
     match command {
         PatchCommand::List { .. } => {
@@ -37,20 +37,21 @@ pub(crate) fn run(command: &PatchCommand, output: &mut Output) -> Result<(), Fai
 }
 
 /// Loads a patch, which is a module that enables itself.
-fn enable(client: &mut Client, file: &Path, output: &mut Output) -> Result<(), Failure> {
-    let opened = File::open(file).map_err(|error| Failure::Read { file: file.to_owned(), source: error.into() })?;
+fn enable(client: &mut Client, file: &Path, output: &mut CommandOutput) -> Result<(), CommandFailure> {
+    let opened =
+        File::open(file).map_err(|error| CommandFailure::Read { file: file.to_owned(), source: error.into() })?;
     let files = vec![file.to_string_lossy().into_owned()];
     let request = Request::Load { files, name: None, params: Vec::new(), want: Vec::new() };
-    let loaded: Named = client.request(&request, &[opened.as_fd()], |_, _| {})?;
+    let loaded: ModuleName = client.request(&request, &[opened.as_fd()], |_, _| {})?;
     let patches: Vec<PatchEntry> = client.request(&Request::Patches {}, &[], |_, _| {})?;
     let patch = patches.into_iter().find(|patch| patch.name == loaded.module);
-    let patch = patch.ok_or_else(|| Failure::NoPatch(loaded.module))?;
+    let patch = patch.ok_or_else(|| CommandFailure::NoPatch(loaded.module))?;
     output.value(&patch)?;
     summary(&patch).try_for_each(|line| output.say(&plain(&line)))?;
     Ok(())
 }
 
-fn act(client: &mut Client, name: &str, action: PatchAction, output: &mut Output) -> Result<(), Failure> {
+fn act(client: &mut Client, name: &str, action: PatchAction, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let request = Request::Patch { name: name.to_owned(), action };
     let patch: Option<PatchEntry> = client.request(&request, &[], |_, _| {})?;
     output.value(&patch)?;
@@ -75,8 +76,8 @@ fn summary(patch: &PatchEntry) -> impl Iterator<Item = String> {
     let replace = if patch.replace { ", replaces all others" } else { "" };
     let forced = if patch.forced { ", forced" } else { "" };
     let objects = patch.objects.iter().map(|object| {
-        let there = if object.patched { "" } else { " (not loaded)" };
-        format!("    {}{there}: {}", object.name, object.funcs.join(" "))
+        let suffix = if object.patched { "" } else { " (not loaded)" };
+        format!("    {}{suffix}: {}", object.name, object.funcs.join(" "))
     });
     std::iter::once(format!("{}  {state}{replace}{forced}", patch.name)).chain(objects.collect::<Vec<_>>())
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::args::{Format, Trace};
+use crate::args::{Format, PrintEvents};
 use crate::failure::shown;
 
 /// So many modules load before a user begins to wait.
@@ -18,8 +18,8 @@ pub(crate) struct Progress(ProgressBar);
 
 impl Progress {
     /// Starts a bar for this many modules. With a trace or with JSON output, no bar is drawn.
-    pub(crate) fn new(modules: usize, format: Format, trace: Trace) -> Progress {
-        if modules <= FEW || format != Format::Text || trace != Trace::Off {
+    pub(crate) fn new(modules: usize, format: Format, trace: PrintEvents) -> Progress {
+        if modules <= FEW || format != Format::Text || trace != PrintEvents::Off {
             return Progress(ProgressBar::hidden());
         }
         // The target draws nothing without a terminal, or on a dumb one.

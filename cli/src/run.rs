@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use modload::{Catalog, EventKind, Host, Image, Input, Module, ModuleFile, Recording, SIZE_LIMIT, Timeline, Trust};
 
-use crate::args::{Load, ModuleArguments, Trace};
-use crate::call::Call;
-use crate::failure::{Failure, tell};
+use crate::args::{LoadCommand, ModuleArguments, PrintEvents};
+use crate::call::CallOption;
+use crate::failure::{CommandFailure, tell};
 use crate::host_options::HostOptions;
-use crate::output::Output;
+use crate::output::CommandOutput;
 use crate::progress::Progress;
 use crate::trace_embedded::Embedded;
 
@@ -20,7 +20,11 @@ use crate::trace_embedded::Embedded;
 pub(crate) const LEFT_WITHIN: Duration = Duration::from_secs(10);
 
 /// Runs `modload FILE ..`.
-pub(crate) fn load(load: &Load, options: &HostOptions, output: &mut Output) -> Result<(), Failure> {
+pub(crate) fn load(
+    load: &LoadCommand,
+    options: &HostOptions,
+    output: &mut CommandOutput,
+) -> Result<(), CommandFailure> {
     let host = options.builder()?.build()?;
     let mut session = Session { recording: host.record(), printed: 0, warned: 0, trace: load.trace };
     // Begins before the loads, so that the functions which constructors and init call are traced too.
@@ -48,9 +52,9 @@ pub(crate) fn load(load: &Load, options: &HostOptions, output: &mut Output) -> R
     }
     // Unloads all modules even after a failure, the last one first. Patches must be disabled before, because they hold
     // their modules.
-    result = result.and(host.disable_patches(LEFT_WITHIN).map(drop).map_err(Failure::from));
+    result = result.and(host.disable_patches(LEFT_WITHIN).map(drop).map_err(CommandFailure::from));
     for module in modules.into_iter().rev() {
-        let unloaded = module.unload().map_err(Failure::from);
+        let unloaded = module.unload().map_err(CommandFailure::from);
         result = result.and(unloaded);
     }
     session.print(output)?;
@@ -59,7 +63,10 @@ pub(crate) fn load(load: &Load, options: &HostOptions, output: &mut Output) -> R
 }
 
 /// Returns the named modules and all modules that they need, by name and as files, in load order.
-pub(crate) fn with_deps(folder: &Path, named: &[ModuleArguments]) -> Result<Vec<(String, ModuleArguments)>, Failure> {
+pub(crate) fn with_deps(
+    folder: &Path,
+    named: &[ModuleArguments],
+) -> Result<Vec<(String, ModuleArguments)>, CommandFailure> {
     let catalog = Catalog::read(folder)?;
     let names: Vec<String> = named.iter().map(|module| module.file.to_string_lossy().into_owned()).collect();
     let wanted: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -75,12 +82,12 @@ pub(crate) fn with_deps(folder: &Path, named: &[ModuleArguments]) -> Result<Vec<
 }
 
 /// Reads the files of a link unit. Returns them with the stem of the last file.
-pub(crate) fn read<'a>(files: impl Iterator<Item = &'a Path>) -> Result<(Vec<Input<'static>>, String), Failure> {
+pub(crate) fn read<'a>(files: impl Iterator<Item = &'a Path>) -> Result<(Vec<Input<'static>>, String), CommandFailure> {
     let mut inputs = Vec::new();
     let mut stem = String::new();
     for file in files {
         let read = ModuleFile::read(file, SIZE_LIMIT);
-        let read = read.map_err(|source| Failure::Read { file: file.to_owned(), source })?;
+        let read = read.map_err(|source| CommandFailure::Read { file: file.to_owned(), source })?;
         stem.clone_from(&read.stem);
         inputs.push(read.into_input());
     }
@@ -93,29 +100,33 @@ fn explain(
     modules: &[Module],
     loaded: &[ModuleArguments],
     function: &str,
-    output: &mut Output,
-) -> Result<(), Failure> {
+    output: &mut CommandOutput,
+) -> Result<(), CommandFailure> {
     let mut named = modules.iter().zip(loaded).filter(|(module, _)| module.symbol_info(function).is_some());
-    let (_, arguments) = named.next().ok_or_else(|| Failure::NoSymbol(function.to_owned()))?;
+    let (_, arguments) = named.next().ok_or_else(|| CommandFailure::NoSymbol(function.to_owned()))?;
     let files: Vec<_> = arguments.files().map(Path::to_owned).collect();
     crate::explain::show(host, arguments.name.as_deref(), &files, function, output)
 }
 
 /// Loads files as one module into a host of this process. Members of archives are linked in if a call needs them.
-pub(crate) fn load_one(host: &Host, arguments: &ModuleArguments, calls: &[Call]) -> Result<Module, Failure> {
+pub(crate) fn load_one(
+    host: &Host,
+    arguments: &ModuleArguments,
+    calls: &[CallOption],
+) -> Result<Module, CommandFailure> {
     let ModuleArguments { name, file, params, .. } = arguments;
     let (inputs, stem) = read(arguments.files())?;
     // SAFETY: the user of this command asked for the code of these files to be run.
     let image = unsafe { Image::trusted_unit(inputs) }.named(name.clone().unwrap_or(stem));
     let image = params.iter().fold(image, |image, param| image.param(param));
     let image = calls.iter().fold(image, |image, call| image.want(&call.symbol));
-    host.load(&image).map_err(|source| Failure::Load { file: file.clone(), source })
+    host.load(&image).map_err(|source| CommandFailure::Load { file: file.clone(), source })
 }
 
 /// Makes a call in the first module that has the symbol.
-pub(crate) fn make(modules: &[Module], call: &Call, output: &mut Output) -> Result<(), Failure> {
+pub(crate) fn make(modules: &[Module], call: &CallOption, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let has = |module: &&Module| module.symbol_info(&call.symbol).is_some();
-    let module = modules.iter().find(has).ok_or_else(|| Failure::NoSymbol(call.symbol.clone()))?;
+    let module = modules.iter().find(has).ok_or_else(|| CommandFailure::NoSymbol(call.symbol.clone()))?;
     // SAFETY: the user of this command states that the function takes these integers.
     let result = unsafe { module.call(&call.symbol, &call.arguments)? };
     Ok(output.call(module.name(), call, &call.result.value(result))?)
@@ -130,7 +141,7 @@ pub(crate) fn trust() -> Trust {
 
 /// Returns the socket that systemd passes, as `sd_listen_fds(3)` does. Removes the environment variables, so that
 /// neither this process nor its children find the socket again.
-pub(crate) fn inherited_socket() -> Result<Option<OwnedFd>, Failure> {
+pub(crate) fn inherited_socket() -> Result<Option<OwnedFd>, CommandFailure> {
     const FIRST: i32 = 3;
     let number = |name| std::env::var(name).ok().and_then(|text: String| text.parse::<u32>().ok());
     let (pid, count) = (number("LISTEN_PID"), number("LISTEN_FDS"));
@@ -141,13 +152,13 @@ pub(crate) fn inherited_socket() -> Result<Option<OwnedFd>, Failure> {
         // SAFETY: no other thread has been started yet.
         unsafe { std::env::remove_var(name) };
     }
-    let there = std::fs::symlink_metadata(format!("/proc/self/fd/{FIRST}")).is_ok();
+    let is_open = std::fs::symlink_metadata(format!("/proc/self/fd/{FIRST}")).is_ok();
     match count {
         None | Some(0) => Ok(None),
         // SAFETY: the descriptor is open, and systemd has passed it to this process for this purpose only.
-        Some(1) if there => Ok(Some(unsafe { OwnedFd::from_raw_fd(FIRST) })),
-        Some(1) => Err(Failure::Inherited("it is not open; start this command by systemd, or use --socket")),
-        Some(_) => Err(Failure::Inherited("there are several, but only one socket can be served")),
+        Some(1) if is_open => Ok(Some(unsafe { OwnedFd::from_raw_fd(FIRST) })),
+        Some(1) => Err(CommandFailure::Inherited("it is not open; start this command by systemd, or use --socket")),
+        Some(_) => Err(CommandFailure::Inherited("there are several, but only one socket can be served")),
     }
 }
 
@@ -162,12 +173,12 @@ pub(crate) struct Session {
     pub(crate) recording: Recording,
     pub(crate) printed: usize,
     pub(crate) warned: usize,
-    pub(crate) trace: Trace,
+    pub(crate) trace: PrintEvents,
 }
 
 impl Session {
     /// Prints only the order in which subscribers were called, for the new events.
-    pub(crate) fn print_order(&mut self, output: &mut Output) -> Result<(), Failure> {
+    pub(crate) fn print_order(&mut self, output: &mut CommandOutput) -> Result<(), CommandFailure> {
         let timeline = self.recording.so_far();
         let new = Timeline { events: timeline.events.get(self.printed..).unwrap_or_default().to_vec() };
         self.printed = timeline.events.len();
@@ -181,11 +192,11 @@ impl Session {
     }
 
     /// Prints the new events: the timeline with `--trace`, otherwise only the warnings.
-    pub(crate) fn print(&mut self, output: &mut Output) -> Result<(), Failure> {
+    pub(crate) fn print(&mut self, output: &mut CommandOutput) -> Result<(), CommandFailure> {
         let timeline = self.recording.so_far();
         match self.trace {
-            Trace::On => self.printed = output.timeline(&timeline, self.printed)?,
-            Trace::Off => self.warned = warn(&timeline, self.warned),
+            PrintEvents::On => self.printed = output.timeline(&timeline, self.printed)?,
+            PrintEvents::Off => self.warned = warn(&timeline, self.warned),
         }
         Ok(())
     }

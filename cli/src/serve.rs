@@ -6,16 +6,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 
-use modload_control::{Ended, Listener, Server, default_socket};
+use modload_control::{Listener, ServeOutcome, Server, default_socket};
 
-use crate::args::{Format, ModuleArguments, Trace};
-use crate::failure::Failure;
+use crate::args::{Format, ModuleArguments, PrintEvents};
+use crate::failure::CommandFailure;
 use crate::operate_args::Serve;
 use crate::progress::Progress;
 use crate::run;
 use crate::signals;
 
-pub(crate) fn run(arguments: &Serve) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Serve) -> Result<(), CommandFailure> {
     // Installed before any long step, so that no signal is lost.
     let stop = signals::stop()?;
     let listener = listener(arguments)?;
@@ -25,7 +25,7 @@ pub(crate) fn run(arguments: &Serve) -> Result<(), Failure> {
     }
     let host = Arc::new(builder.build()?);
     // The handles are dropped at once, so that clients can unload these modules.
-    let progress = Progress::new(arguments.modules.len(), Format::Text, Trace::Off);
+    let progress = Progress::new(arguments.modules.len(), Format::Text, PrintEvents::Off);
     let load = |module: &ModuleArguments| progress.module(&module.file, || run::load_one(&host, module, &[])).map(drop);
     let loaded = arguments.modules.iter().try_for_each(load);
     drop(progress);
@@ -39,13 +39,13 @@ pub(crate) fn run(arguments: &Serve) -> Result<(), Failure> {
     // their modules.
     let disabled = host.disable_patches(run::LEFT_WITHIN);
     let held = host.unload_all();
-    let Ended { unfinished } = served?;
+    let ServeOutcome { unfinished } = served?;
     disabled?;
-    if held.is_empty() { Ok(()) } else { Err(Failure::Held { held, unfinished }) }
+    if held.is_empty() { Ok(()) } else { Err(CommandFailure::Held { held, unfinished }) }
 }
 
 /// Returns the named socket, else the inherited socket, else the default socket.
-fn listener(arguments: &Serve) -> Result<Listener, Failure> {
+fn listener(arguments: &Serve) -> Result<Listener, CommandFailure> {
     if let Some(path) = &arguments.socket {
         return Ok(Listener::bind(path)?);
     }
@@ -56,7 +56,7 @@ fn listener(arguments: &Serve) -> Result<Listener, Failure> {
 }
 
 /// Reports that clients are served from now on: to the user, and to systemd if it asks.
-fn ready(listener: &Listener) -> Result<(), Failure> {
+fn ready(listener: &Listener) -> Result<(), CommandFailure> {
     let place = listener.path().map_or_else(|| "the inherited socket".into(), crate::failure::shown);
     let mut stdout = io::stdout();
     writeln!(stdout, "listening on {place}")?;

@@ -9,12 +9,12 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::low_level::pipe;
 
-use crate::failure::Failure;
+use crate::failure::CommandFailure;
 
 /// Returns a descriptor that becomes readable with the first SIGTERM or SIGINT. The second signal ends the process at
 /// once, so that an init that never returns cannot block it.
-pub(crate) fn stop() -> Result<UnixStream, Failure> {
-    register().map_err(Failure::Signals)
+pub(crate) fn stop() -> Result<UnixStream, CommandFailure> {
+    register().map_err(CommandFailure::Signals)
 }
 
 fn register() -> io::Result<UnixStream> {

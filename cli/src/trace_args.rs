@@ -24,7 +24,7 @@ Exit status: 0 done, 1 refused or failed, 2 wrong usage.";
 
 /// The functions to trace, and the output.
 #[derive(clap::Args, Debug)]
-pub(crate) struct Trace {
+pub(crate) struct TraceArguments {
     /// The socket of the host. Default: MODLOAD_HOST if set, else $XDG_RUNTIME_DIR/modload.sock, or /run/modload.sock
     /// for root.
     #[arg(long, value_name = "SOCKET")]
@@ -118,7 +118,7 @@ impl TraceFormat {
     }
 }
 
-impl Trace {
+impl TraceArguments {
     /// Checks the combination of options.
     pub(crate) fn check(&self) -> Result<(), String> {
         match self.format {

@@ -17,13 +17,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use crate::protocol::{GREETING_TIME, Greeting, MAX_ANSWER, MAX_DESCRIPTORS, Request, Trace, Traced, Tracing, VERSION};
-use crate::wire::{Reader, WireError, send};
+use crate::protocol::{
+    GREETING_TIME, Greeting, MAX_ANSWER, MAX_DESCRIPTORS, Request, TraceRequest, TraceStarted, Traced, VERSION,
+};
+use crate::wire::{LineReader, WireError, send};
 
 /// A refusal by the server.
 #[derive(Clone, PartialEq, Debug, Error)]
 #[error("{message}")]
-pub struct Refused {
+pub struct RequestRefused {
     /// The kind of the refusal, for programs. `docs/protocol.md` lists all kinds.
     pub kind: String,
     /// A sentence for people.
@@ -56,7 +58,7 @@ pub enum ClientError {
     TooManyFiles(usize),
     /// The server has refused the request.
     #[error(transparent)]
-    Refused(#[from] Refused),
+    Refused(#[from] RequestRefused),
     /// The connection failed.
     #[error("the connection to the host broke")]
     Connection(#[source] io::Error),
@@ -72,15 +74,15 @@ pub enum ClientError {
 #[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
-    reader: Reader,
+    reader: LineReader,
     next_id: u64,
 }
 
 /// A message of a running trace.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Told {
+pub enum TraceNews {
     /// The trace has begun.
-    Began(Tracing),
+    Began(TraceStarted),
     /// New records. An empty batch means that no later batch has a record older than those received so far.
     Batch(Batch),
 }
@@ -121,13 +123,13 @@ impl Client {
     pub fn connect_within(path: &Path, patience: Duration) -> Result<Client, ClientError> {
         let connected = UnixStream::connect(path);
         let stream = connected.map_err(|source| ClientError::Connect { path: path.to_owned(), source })?;
-        let mut client = Client { stream, reader: Reader::new(MAX_ANSWER, 0, None), next_id: 1 };
-        client.reader.hurry(Some(patience));
+        let mut client = Client { stream, reader: LineReader::new(MAX_ANSWER, 0, None), next_id: 1 };
+        client.reader.limit_line_time(Some(patience));
         let line = match client.line() {
             Err(ClientError::Silent { .. }) => return Err(ClientError::Silent { path: path.to_owned(), patience }),
             line => parse::<Value>(&line?)?,
         };
-        client.reader.hurry(None);
+        client.reader.limit_line_time(None);
         if let Some(error) = line.get("error") {
             return Err(refused(error).into());
         }
@@ -170,24 +172,24 @@ impl Client {
         }
     }
 
-    /// Traces functions until the time in `asked` is over, `stop` becomes readable (or is closed), or `told` returns a
-    /// break. `told` is called with each message. In the first two cases the last batch is received before this
+    /// Traces functions until the time in `asked` is over, `stop` becomes readable (or is closed), or `on_news` returns
+    /// a break. `on_news` is called with each message. In the first two cases the last batch is received before this
     /// function returns.
     ///
     /// # Errors
     /// [`ClientError`]: the server refuses, closes the connection, or sends another answer than expected.
     pub fn trace(
         mut self,
-        asked: &Trace,
+        asked: &TraceRequest,
         stop: impl AsFd,
-        mut told: impl FnMut(Told) -> ControlFlow<()>,
+        mut on_news: impl FnMut(TraceNews) -> ControlFlow<()>,
     ) -> Result<Traced, ClientError> {
         let id = self.ask(&Request::Trace(asked.clone()), &[])?;
         let mut ending = Ending::NotYet;
         let mut batch = Batch::default();
         loop {
             if ending == Ending::NotYet && self.is_stopped(&stop)? {
-                ending = self.end_side()?;
+                ending = self.end_sending()?;
             }
             let line: TraceLine = parse(&self.line()?)?;
             if let Some(error) = line.error {
@@ -205,16 +207,16 @@ impl Client {
                     if line.more {
                         continue;
                     }
-                    Told::Batch(take(&mut batch))
+                    TraceNews::Batch(take(&mut batch))
                 }
                 // Other events are for clients that know them.
                 (None, event) => match event.map(serde_json::from_value) {
-                    Some(Ok(tracing)) => Told::Began(tracing),
+                    Some(Ok(tracing)) => TraceNews::Began(tracing),
                     _ => continue,
                 },
             };
-            if ending != Ending::BrokenOff && told(news).is_break() {
-                self.end_side()?;
+            if ending != Ending::BrokenOff && on_news(news).is_break() {
+                self.end_sending()?;
                 ending = Ending::BrokenOff;
             }
         }
@@ -231,7 +233,7 @@ impl Client {
     }
 
     /// Ends the client's side of the connection, which tells the server to stop the trace.
-    fn end_side(&self) -> Result<Ending, ClientError> {
+    fn end_sending(&self) -> Result<Ending, ClientError> {
         match self.stream.shutdown(Shutdown::Write) {
             // If the server has closed the connection, the trace has ended too, and the lines sent before can still be
             // read.
@@ -295,8 +297,8 @@ fn other_request() -> ClientError {
     ClientError::Protocol("the id in an answer is not that of the request".into())
 }
 
-fn refused(error: &Value) -> Refused {
+fn refused(error: &Value) -> RequestRefused {
     let mut data = error.as_object().cloned().unwrap_or_default();
     let mut text = |key| data.remove(key).and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default();
-    Refused { kind: text("kind"), message: text("message"), data }
+    RequestRefused { kind: text("kind"), message: text("message"), data }
 }

@@ -16,7 +16,7 @@ use crate::wire::WireError;
 
 /// Why the server has refused a request or a client.
 #[derive(Debug, Error)]
-pub(crate) enum Refusal {
+pub(crate) enum RequestRefusal {
     #[error("user {uid} may not operate this host: it serves its own user and root")]
     NotPermitted { uid: u32 },
     #[error("there are {MAX_CLIENTS} clients already, and no more are served at once")]
@@ -81,35 +81,36 @@ impl fmt::Display for NotAFile {
     }
 }
 
-impl Refusal {
+impl RequestRefusal {
     /// Returns the kind of the refusal, for programs. `docs/protocol.md` lists all kinds.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
-            Refusal::NotPermitted { .. } => "not_permitted",
-            Refusal::TooManyClients => "too_many_clients",
-            Refusal::Stopping => "stopping",
-            Refusal::Wire(error) => error.kind(),
-            Refusal::Malformed(_) => "malformed",
-            Refusal::NoId => "no_id",
-            Refusal::Version(_) => "version",
-            Refusal::UnknownOp(_) => "unknown_op",
-            Refusal::BadRequest(_) => "bad_request",
-            Refusal::Descriptors { .. } => "descriptors",
-            Refusal::NotAFile { .. } | Refusal::Read { .. } => "file",
-            Refusal::Load { .. } => "load",
-            Refusal::Unload(UnloadError::NotFound(_)) | Refusal::NoModule(_) => "no_module",
-            Refusal::Unload(UnloadError::InUse { .. }) => "in_use",
-            Refusal::Unload(UnloadError::Occupied { .. } | UnloadError::NotSeen { .. }) => "occupied",
-            Refusal::Unload(UnloadError::ForceRefused(_)) => "force_refused",
-            Refusal::Unload(UnloadError::NotLive { .. }) | Refusal::Param(SetParamError::NotLive { .. }) => "not_live",
-            Refusal::NoSymbol(_) | Refusal::Symbol(SymbolError::NotFound { .. }) => "no_symbol",
-            Refusal::Symbol(_) => "call",
-            Refusal::Param(_) => "param",
-            Refusal::Pattern(_) => "pattern",
-            Refusal::Trace(_) => "trace",
-            Refusal::Patch(PatchError::Unknown(_)) => "no_patch",
-            Refusal::Patch(_) => "patch",
-            Refusal::Internal => "internal",
+            RequestRefusal::NotPermitted { .. } => "not_permitted",
+            RequestRefusal::TooManyClients => "too_many_clients",
+            RequestRefusal::Stopping => "stopping",
+            RequestRefusal::Wire(error) => error.kind(),
+            RequestRefusal::Malformed(_) => "malformed",
+            RequestRefusal::NoId => "no_id",
+            RequestRefusal::Version(_) => "version",
+            RequestRefusal::UnknownOp(_) => "unknown_op",
+            RequestRefusal::BadRequest(_) => "bad_request",
+            RequestRefusal::Descriptors { .. } => "descriptors",
+            RequestRefusal::NotAFile { .. } | RequestRefusal::Read { .. } => "file",
+            RequestRefusal::Load { .. } => "load",
+            RequestRefusal::Unload(UnloadError::NotFound(_)) | RequestRefusal::NoModule(_) => "no_module",
+            RequestRefusal::Unload(UnloadError::InUse { .. }) => "in_use",
+            RequestRefusal::Unload(UnloadError::Occupied { .. } | UnloadError::NotSeen { .. }) => "occupied",
+            RequestRefusal::Unload(UnloadError::ForceRefused(_)) => "force_refused",
+            RequestRefusal::Unload(UnloadError::NotLive { .. })
+            | RequestRefusal::Param(SetParamError::NotLive { .. }) => "not_live",
+            RequestRefusal::NoSymbol(_) | RequestRefusal::Symbol(SymbolError::NotFound { .. }) => "no_symbol",
+            RequestRefusal::Symbol(_) => "call",
+            RequestRefusal::Param(_) => "param",
+            RequestRefusal::Pattern(_) => "pattern",
+            RequestRefusal::Trace(_) => "trace",
+            RequestRefusal::Patch(PatchError::Unknown(_)) => "no_patch",
+            RequestRefusal::Patch(_) => "patch",
+            RequestRefusal::Internal => "internal",
         }
     }
 
@@ -117,23 +118,23 @@ impl Refusal {
     pub(crate) fn data(&self) -> Value {
         let mut data = Map::new();
         match self {
-            Refusal::Load { file, source } => {
+            RequestRefusal::Load { file, source } => {
                 data.insert("file".into(), file.as_str().into());
                 data.append(&mut load_details(source));
             }
-            Refusal::NotAFile { file, .. } | Refusal::Read { file, .. } => {
+            RequestRefusal::NotAFile { file, .. } | RequestRefusal::Read { file, .. } => {
                 data.insert("file".into(), file.as_str().into());
             }
-            Refusal::Unload(UnloadError::InUse { module, by, references }) => {
+            RequestRefusal::Unload(UnloadError::InUse { module, by, references }) => {
                 data.insert("module".into(), module.as_str().into());
                 data.insert("used_by".into(), json!(by));
                 data.insert("references".into(), json!(references));
             }
-            Refusal::Unload(UnloadError::Occupied { module, threads }) => {
+            RequestRefusal::Unload(UnloadError::Occupied { module, threads }) => {
                 data.insert("module".into(), module.as_str().into());
                 data.insert("threads".into(), occupants(threads));
             }
-            Refusal::Descriptors { given, wanted } => {
+            RequestRefusal::Descriptors { given, wanted } => {
                 data.insert("given".into(), json!(given));
                 data.insert("wanted".into(), json!(wanted));
                 data.insert("limit".into(), MAX_DESCRIPTORS.into());

@@ -6,7 +6,7 @@
 //! use std::thread;
 //!
 //! use modload::{Host, Trust};
-//! use modload_control::protocol::{Listing, Request};
+//! use modload_control::protocol::{ModuleListing, Request};
 //! use modload_control::{Client, Listener, Server};
 //!
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -22,7 +22,7 @@
 //!     let serving = thread::spawn(move || server.serve(&listener, &stop));
 //!
 //!     // Usually in another process: `modhost list --host app.sock`.
-//!     let listing: Listing = Client::connect(&path)?.request(&Request::List {}, &[], |_, _| {})?;
+//!     let listing: ModuleListing = Client::connect(&path)?.request(&Request::List {}, &[], |_, _| {})?;
 //!     assert!(listing.modules.is_empty());
 //!
 //!     // The server stops when `stop` becomes readable, or its other end is closed.
@@ -55,8 +55,8 @@ mod patch;
 mod trace;
 mod client;
 
-pub use client::{Client, ClientError, Refused, Told};
+pub use client::{Client, ClientError, RequestRefused, TraceNews};
 pub use details::{error_details, load_details};
 pub use listen::{HOST_VARIABLE, ListenError, Listener, NoSocket, default_socket, host_of_environment};
 pub use modload::sentence;
-pub use server::{Ended, ServeError, Server};
+pub use server::{ServeError, ServeOutcome, Server};

@@ -2,23 +2,23 @@
 
 use modload::{BlockingThread, Host, ObjectStatus, PatchError, PatchStatus, Target, is_same_name};
 
-use crate::error::Refusal;
+use crate::error::RequestRefusal;
 use crate::protocol::{Blocking, PatchAction, PatchEntry, PatchObject};
 
 /// Returns all patches.
-pub(crate) fn list(host: &Host) -> Result<Vec<PatchEntry>, Refusal> {
+pub(crate) fn list(host: &Host) -> Result<Vec<PatchEntry>, RequestRefusal> {
     Ok(host.patches()?.into_iter().map(entry).collect())
 }
 
 /// Returns one patch, with the threads that block its transition.
-pub(crate) fn status(host: &Host, name: &str) -> Result<PatchEntry, Refusal> {
+pub(crate) fn status(host: &Host, name: &str) -> Result<PatchEntry, RequestRefusal> {
     let mut found = find(host, name)?.ok_or_else(|| PatchError::Unknown(name.to_owned()))?;
     found.blocking = host.blocking(name)?.into_iter().map(blocking).collect();
     Ok(found)
 }
 
 /// Performs an action on a patch. Returns the patch afterwards, if it still exists.
-pub(crate) fn act(host: &Host, name: &str, action: PatchAction) -> Result<Option<PatchEntry>, Refusal> {
+pub(crate) fn act(host: &Host, name: &str, action: PatchAction) -> Result<Option<PatchEntry>, RequestRefusal> {
     match action {
         PatchAction::Disable => host.disable_patch(name)?,
         PatchAction::Reverse => host.reverse_patch(name)?,
@@ -27,7 +27,7 @@ pub(crate) fn act(host: &Host, name: &str, action: PatchAction) -> Result<Option
     find(host, name)
 }
 
-fn find(host: &Host, name: &str) -> Result<Option<PatchEntry>, Refusal> {
+fn find(host: &Host, name: &str) -> Result<Option<PatchEntry>, RequestRefusal> {
     Ok(host.patches()?.into_iter().find(|patch| is_same_name(&patch.name, name)).map(entry))
 }
 

@@ -64,14 +64,14 @@ pub struct Greeting {
 pub enum Request {
     /// Checks that the server answers. Answer: [`Greeting`].
     Ping {},
-    /// Lists the contents of the host. Answer: [`Listing`].
+    /// Lists the contents of the host. Answer: [`ModuleListing`].
     List {},
-    /// Describes one module. Answer: [`Entry`].
+    /// Describes one module. Answer: [`ModuleEntry`].
     Info {
         /// The name of the module.
         name: String,
     },
-    /// Loads a module. The events are those of the module's timeline. Answer: [`Named`].
+    /// Loads a module. The events are those of the module's timeline. Answer: [`ModuleName`].
     Load {
         /// The names of the files. Their descriptors are sent in the same order. Each must be a regular file that is
         /// open for reading. Several files are linked into one module.
@@ -87,7 +87,7 @@ pub enum Request {
         want: Vec<String>,
     },
     /// Unloads a module. The events are those of the module's timeline, and `waiting` with the users of the module.
-    /// Answer: [`Named`].
+    /// Answer: [`ModuleName`].
     Unload {
         /// The name of the module.
         name: String,
@@ -98,12 +98,12 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
-    /// Lists the parameters of a module. Answer: a list of [`Param`].
+    /// Lists the parameters of a module. Answer: a list of [`ParamEntry`].
     Params {
         /// The name of the module.
         name: String,
     },
-    /// Sets a parameter. Answer: [`Param`].
+    /// Sets a parameter. Answer: [`ParamEntry`].
     SetParam {
         /// The name of the module.
         name: String,
@@ -127,15 +127,15 @@ pub enum Request {
         #[serde(default)]
         arguments: Vec<u64>,
     },
-    /// Traces functions. The server first sends the event `tracing` ([`Tracing`]), then lines `{"id":1,"trace":{..}}`,
-    /// each a [`modload::trace::Batch`]. A line with `"more":true` is continued in the next line. The trace ends when
-    /// its time is over, when the client sends anything (which is its next request), or when the client ends its side
-    /// of the connection. Answer: [`Traced`].
-    Trace(Trace),
+    /// Traces functions. The server first sends the event `tracing` ([`TraceStarted`]), then lines
+    /// `{"id":1,"trace":{..}}`, each a [`modload::trace::Batch`]. A line with `"more":true` is continued in the next
+    /// line. The trace ends when its time is over, when the client sends anything (which is its next request), or when
+    /// the client ends its side of the connection. Answer: [`Traced`].
+    Trace(TraceRequest),
     /// Lists the functions that can be traced, and those that cannot, with the reason. Answer: a list of
     /// [`TraceableFunction`].
     Traceable {
-        /// Patterns as in [`Trace`].
+        /// Patterns as in [`TraceRequest`].
         #[serde(default)]
         patterns: Vec<String>,
     },
@@ -221,7 +221,7 @@ pub struct Blocking {
 /// The functions to trace, and for how long.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Trace {
+pub struct TraceRequest {
     /// Patterns of the form `[MODULE:]FUNCTION` with `*`, `?` and `[..]`. A pattern with a leading `!` excludes
     /// functions. If all patterns exclude, all other functions are traced. The patterns also apply to modules that are
     /// loaded later.
@@ -252,7 +252,7 @@ pub enum TraceMode {
 
 /// The first event of a trace: all matching functions that exist now are being traced.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Tracing {
+pub struct TraceStarted {
     /// The id of the traced process, in its own PID namespace.
     pub pid: u32,
     /// The name of the process.
@@ -334,7 +334,7 @@ impl ResultType {
 
 /// The name of a module.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Named {
+pub struct ModuleName {
     /// The name.
     pub module: String,
 }
@@ -350,13 +350,13 @@ pub struct Called {
 
 /// The contents of a host.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Listing {
+pub struct ModuleListing {
     /// The modules in any state from COMING to GOING, in order of loading.
-    pub modules: Vec<Entry>,
+    pub modules: Vec<ModuleEntry>,
     /// The host's own taint: the taints of all modules since its start, and R after an unload by force.
     pub taint: String,
     /// The memory of all modules of the process.
-    pub memory: Vec<Stripe>,
+    pub memory: Vec<StripeEntry>,
     /// The names of quarantined modules: they were unloaded while threads were in their code, and their memory is kept
     /// until those threads have left it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -365,7 +365,7 @@ pub struct Listing {
 
 /// A module.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Entry {
+pub struct ModuleEntry {
     /// The name of the module.
     pub name: String,
     /// The state, for example `LIVE`.
@@ -383,7 +383,7 @@ pub struct Entry {
     /// The licence, escaped, if the module states one.
     pub license: Option<String>,
     /// The visible parameters.
-    pub params: Vec<Param>,
+    pub params: Vec<ParamEntry>,
 }
 
 /// The sizes of a module's memory in bytes, by stripe.
@@ -398,7 +398,7 @@ pub struct Sizes {
 
 /// A parameter of a LIVE module.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Param {
+pub struct ParamEntry {
     /// The name of the parameter.
     pub name: String,
     /// The type, as in `module_param`.
@@ -412,7 +412,7 @@ pub struct Param {
 
 /// A stripe of the process's memory for modules.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Stripe {
+pub struct StripeEntry {
     /// The name of the stripe, for example `text`.
     pub stripe: String,
     /// How many bytes modules use.

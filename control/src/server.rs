@@ -17,7 +17,7 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
 use thiserror::Error;
 
-use crate::error::Refusal;
+use crate::error::RequestRefusal;
 use crate::listen::Listener;
 use crate::protocol::{FINISH_TIME, MAX_CLIENTS, WRITE_TIME};
 use crate::session::{self, Answers};
@@ -25,12 +25,12 @@ use crate::session::{self, Answers};
 /// A server for the clients of a socket.
 #[derive(Debug)]
 pub struct Server {
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
 }
 
 /// The state that all sessions share.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct ServerState {
     pub(crate) host: Arc<Host>,
     pub(crate) trust: Trust,
     stopping: AtomicBool,
@@ -52,7 +52,7 @@ pub struct ServeError(#[from] io::Error);
 
 /// The result of [`Server::serve`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ended {
+pub struct ServeOutcome {
     /// The number of clients whose request was still being processed [`FINISH_TIME`] after the server was told to stop.
     /// The threads of these requests still exist and still hold the modules they call.
     pub unfinished: usize,
@@ -67,7 +67,7 @@ impl Server {
     #[must_use]
     pub fn new(host: Arc<Host>, trust: Trust) -> Server {
         let (stopping, clients, gone) = (AtomicBool::new(false), Mutex::default(), Condvar::new());
-        Server { shared: Arc::new(Shared { host, trust, stopping, clients, gone }) }
+        Server { shared: Arc::new(ServerState { host, trust, stopping, clients, gone }) }
     }
 
     /// Serves until `stop` becomes readable (or is closed). Then accepts no more clients, and waits up to
@@ -76,7 +76,7 @@ impl Server {
     ///
     /// # Errors
     /// [`ServeError`]: waiting for clients failed.
-    pub fn serve(self, listener: &Listener, stop: impl AsFd) -> Result<Ended, ServeError> {
+    pub fn serve(self, listener: &Listener, stop: impl AsFd) -> Result<ServeOutcome, ServeError> {
         loop {
             let mut fds = [PollFd::new(&stop, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
             retry_on_intr(|| poll(&mut fds, None)).map_err(io::Error::from)?;
@@ -106,8 +106,8 @@ impl Server {
         }
     }
 
-    fn start(&self, stream: &UnixStream) -> Result<(), Refusal> {
-        let system = |error| Refusal::Wire(crate::wire::WireError::Io(error));
+    fn start(&self, stream: &UnixStream) -> Result<(), RequestRefusal> {
+        let system = |error| RequestRefusal::Wire(crate::wire::WireError::Io(error));
         // Reads need no limit here: each waits for its data with a limit of its own.
         stream.set_write_timeout(Some(WRITE_TIME)).map_err(system)?;
         permit(stream)?;
@@ -115,7 +115,7 @@ impl Server {
         let id = self.shared.enter(stream.clone())?;
         let shared = self.shared.clone();
         let session = move || {
-            let left = Left { shared: &shared, id };
+            let left = SessionGuard { shared: &shared, id };
             session::run(&shared, &stream);
             drop(left);
         };
@@ -127,7 +127,7 @@ impl Server {
     }
 
     /// Waits for the requests that are being processed.
-    fn finish(&self) -> Ended {
+    fn finish(&self) -> ServeOutcome {
         self.shared.stopping.store(true, Ordering::Release);
         let mut clients = self.shared.clients();
         // Ends the sessions that wait for a client's next request.
@@ -138,7 +138,7 @@ impl Server {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             if clients.streams.is_empty() || left.is_zero() {
-                return Ended { unfinished: clients.streams.len() };
+                return ServeOutcome { unfinished: clients.streams.len() };
             }
             clients = self.shared.gone.wait_timeout(clients, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -147,15 +147,15 @@ impl Server {
 
 /// A client that can load a file can run code as this process's user. So only this user is allowed, and root, who can
 /// run such code anyway.
-fn permit(stream: &UnixStream) -> Result<(), Refusal> {
-    let peer = socket_peercred(stream).map_err(|errno| Refusal::Wire(errno.into()))?;
+fn permit(stream: &UnixStream) -> Result<(), RequestRefusal> {
+    let peer = socket_peercred(stream).map_err(|errno| RequestRefusal::Wire(errno.into()))?;
     if peer.uid == geteuid() || peer.uid.is_root() {
         return Ok(());
     }
-    Err(Refusal::NotPermitted { uid: peer.uid.as_raw() })
+    Err(RequestRefusal::NotPermitted { uid: peer.uid.as_raw() })
 }
 
-impl Shared {
+impl ServerState {
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
@@ -164,10 +164,10 @@ impl Shared {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, stream: Arc<UnixStream>) -> Result<u64, Refusal> {
+    fn enter(&self, stream: Arc<UnixStream>) -> Result<u64, RequestRefusal> {
         let mut clients = self.clients();
         if clients.streams.len() >= MAX_CLIENTS {
-            return Err(Refusal::TooManyClients);
+            return Err(RequestRefusal::TooManyClients);
         }
         let id = clients.next;
         clients.next += 1;
@@ -182,12 +182,12 @@ impl Shared {
 }
 
 /// Removes a session from the table when it ends, also by a panic.
-struct Left<'a> {
-    shared: &'a Shared,
+struct SessionGuard<'a> {
+    shared: &'a ServerState,
     id: u64,
 }
 
-impl Drop for Left<'_> {
+impl Drop for SessionGuard<'_> {
     fn drop(&mut self) {
         self.shared.leave(self.id);
     }

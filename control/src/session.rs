@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
-use crate::error::Refusal;
+use crate::error::RequestRefusal;
 use crate::operation::Operation;
 use crate::protocol::{Greeting, LINE_TIME, MAX_DESCRIPTORS, MAX_LINE, OPS, Request, VERSION};
-use crate::server::Shared;
-use crate::wire::{Line, Reader, WireError, send};
+use crate::server::ServerState;
+use crate::wire::{LineReader, WireError, WireLine, send};
 
 /// Sends answers to a client. After a failed write, sends no more.
 #[derive(Clone, Debug)]
@@ -47,7 +47,7 @@ impl Answers {
     }
 
     /// Refuses a client, or a line without a readable request id.
-    pub(crate) fn refuse(&self, refusal: &Refusal) {
+    pub(crate) fn refuse(&self, refusal: &RequestRefusal) {
         self.say(&json!({ "id": null, "error": refusal.data() }));
     }
 }
@@ -57,10 +57,10 @@ pub(crate) fn greeting() -> Greeting {
 }
 
 /// Serves a client until it closes the connection or sends a line that cannot be read.
-pub(crate) fn run(shared: &Shared, stream: &Arc<UnixStream>) {
+pub(crate) fn run(shared: &ServerState, stream: &Arc<UnixStream>) {
     let answers = Answers::new(stream.clone());
     answers.say(&json!(greeting()));
-    let mut reader = Reader::new(MAX_LINE, MAX_DESCRIPTORS, Some(LINE_TIME));
+    let mut reader = LineReader::new(MAX_LINE, MAX_DESCRIPTORS, Some(LINE_TIME));
     loop {
         // Between two requests this thread is in no module function, so this is a checkpoint.
         shared.host.checkpoint();
@@ -76,7 +76,7 @@ pub(crate) fn run(shared: &Shared, stream: &Arc<UnixStream>) {
     }
 }
 
-fn request(shared: &Shared, answers: &Answers, line: Line) {
+fn request(shared: &ServerState, answers: &Answers, line: WireLine) {
     let (id, parsed) = match parse(&line.text) {
         Ok((id, parsed)) => (id, parsed),
         Err(refusal) => return answers.refuse(&refusal),
@@ -85,7 +85,7 @@ fn request(shared: &Shared, answers: &Answers, line: Line) {
     let answer = parsed.and_then(|request| {
         let run = AssertUnwindSafe(|| operation.answer(request, line.descriptors));
         // A panic leaves only the request's own state incomplete: the host keeps its state consistent.
-        catch_unwind(run).unwrap_or(Err(Refusal::Internal))
+        catch_unwind(run).unwrap_or(Err(RequestRefusal::Internal))
     });
     answers.say(&match answer {
         Ok(ok) => json!({ "id": id, "ok": ok }),
@@ -94,21 +94,21 @@ fn request(shared: &Shared, answers: &Answers, line: Line) {
 }
 
 /// Returns the id of a request, and the request.
-fn parse(text: &str) -> Result<(u64, Result<Request, Refusal>), Refusal> {
-    let value: Value = serde_json::from_str(text).map_err(|error| Refusal::Malformed(error.to_string()))?;
+fn parse(text: &str) -> Result<(u64, Result<Request, RequestRefusal>), RequestRefusal> {
+    let value: Value = serde_json::from_str(text).map_err(|error| RequestRefusal::Malformed(error.to_string()))?;
     let Value::Object(mut fields) = value else {
-        return Err(Refusal::Malformed("it is a JSON value of another type".into()));
+        return Err(RequestRefusal::Malformed("it is a JSON value of another type".into()));
     };
-    let id = fields.remove("id").and_then(|id| id.as_u64()).ok_or(Refusal::NoId)?;
+    let id = fields.remove("id").and_then(|id| id.as_u64()).ok_or(RequestRefusal::NoId)?;
     let version = fields.remove("modload").filter(|version| *version != json!(VERSION));
     if let Some(version) = version {
-        return Ok((id, Err(Refusal::Version(version))));
+        return Ok((id, Err(RequestRefusal::Version(version))));
     }
     let op = fields.get("op").and_then(Value::as_str).unwrap_or_default();
     if !OPS.contains(&op) {
         let op = op.to_owned();
-        return Ok((id, Err(Refusal::UnknownOp(op))));
+        return Ok((id, Err(RequestRefusal::UnknownOp(op))));
     }
     let request = serde_json::from_value(fields.into());
-    Ok((id, request.map_err(|error: serde_json::Error| Refusal::BadRequest(error.to_string()))))
+    Ok((id, request.map_err(|error: serde_json::Error| RequestRefusal::BadRequest(error.to_string()))))
 }

@@ -11,28 +11,28 @@ use modload::{Filter, Host, Mode, Pattern, TraceOptions, Traceable};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
-use crate::error::Refusal;
+use crate::error::RequestRefusal;
 use crate::operation::Operation;
-use crate::protocol::{TRACE_LINE, Trace, TraceMode, TraceableFunction, Traced, Tracing};
+use crate::protocol::{TRACE_LINE, TraceMode, TraceRequest, TraceStarted, TraceableFunction, Traced};
 
 /// The interval at which the threads' buffers are drained.
 const TURN: Duration = Duration::from_millis(100);
 
 impl Operation<'_> {
     /// Traces until the end. Bytes that the client has sent by then are its next request.
-    pub(crate) fn trace(&self, asked: &Trace) -> Result<Traced, Refusal> {
+    pub(crate) fn trace(&self, asked: &TraceRequest) -> Result<Traced, RequestRefusal> {
         let host = &self.shared.host;
         let (options, filter) = (options(asked)?, filter(&asked.patterns)?);
         // A time beyond the range of the clock means no limit.
         let until = asked.seconds.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
         let mut trace = host.trace_functions(&options)?;
         self.say_tracing(&filter);
-        let mut told = Told::default();
+        let mut sent = LastSent::default();
         while self.goes_on(until) {
-            self.say_batch(trace.drain(), &mut told);
+            self.say_batch(trace.drain(), &mut sent);
         }
-        self.say_batch(trace.finish(), &mut told);
-        Ok(Traced { missed: told.missed })
+        self.say_batch(trace.finish(), &mut sent);
+        Ok(Traced { missed: sent.missed })
     }
 
     /// Waits for the next interval. Returns `false` if the trace ends.
@@ -53,9 +53,9 @@ impl Operation<'_> {
 
     /// Tells the client that tracing has begun, in which process, and how many functions match now.
     fn say_tracing(&self, filter: &Filter) {
-        let wanted = meant(&self.shared.host, filter);
+        let wanted = matching_functions(&self.shared.host, filter);
         let functions = wanted.filter(|traceable| traceable.why_not.is_none()).count();
-        let tracing = Tracing { pid: std::process::id(), process: process_name(), functions };
+        let tracing = TraceStarted { pid: std::process::id(), process: process_name(), functions };
         let text = format!("tracing {functions} functions of {} ({})", tracing.process, tracing.pid);
         let mut event = json!(tracing);
         event["event"] = "tracing".into();
@@ -64,10 +64,10 @@ impl Operation<'_> {
 
     /// Sends the records of a drain, in lines of limited length. An empty batch is sent only after one that was not
     /// empty: it tells the client that no older records follow.
-    fn say_batch(&self, batch: Batch, told: &mut Told) {
-        let news = !batch.records.is_empty() || batch.missed != told.missed;
-        told.missed = batch.missed;
-        if !std::mem::replace(&mut told.news, news) && !news {
+    fn say_batch(&self, batch: Batch, sent: &mut LastSent) {
+        let news = !batch.records.is_empty() || batch.missed != sent.missed;
+        sent.missed = batch.missed;
+        if !std::mem::replace(&mut sent.news, news) && !news {
             return;
         }
         let mut parts = parts(batch).peekable();
@@ -83,33 +83,33 @@ impl Operation<'_> {
 
 /// The latest state that the client knows.
 #[derive(Default)]
-struct Told {
+struct LastSent {
     news: bool,
     missed: Missed,
 }
 
 /// Returns the functions that match the patterns, and whether each can be traced.
-pub(crate) fn traceable(host: &Host, patterns: &[String]) -> Result<Vec<TraceableFunction>, Refusal> {
+pub(crate) fn traceable(host: &Host, patterns: &[String]) -> Result<Vec<TraceableFunction>, RequestRefusal> {
     let filter = filter(patterns)?;
     let listed = |Traceable { function, why_not, why_no_returns }| TraceableFunction {
         function,
         why_not,
         why_no_returns: why_no_returns.map(str::to_owned),
     };
-    Ok(meant(host, &filter).map(listed).collect())
+    Ok(matching_functions(host, &filter).map(listed).collect())
 }
 
-fn meant(host: &Host, filter: &Filter) -> impl Iterator<Item = Traceable> {
+fn matching_functions(host: &Host, filter: &Filter) -> impl Iterator<Item = Traceable> {
     let all = host.traceable().into_iter();
     all.filter(|Traceable { function, .. }| filter.matches(&function.module, &function.name))
 }
 
-fn filter(patterns: &[String]) -> Result<Filter, Refusal> {
+fn filter(patterns: &[String]) -> Result<Filter, RequestRefusal> {
     let patterns = patterns.iter().map(|pattern| pattern.parse::<Pattern>());
     Ok(patterns.collect::<Result<Filter, _>>()?)
 }
 
-fn options(asked: &Trace) -> Result<TraceOptions, Refusal> {
+fn options(asked: &TraceRequest) -> Result<TraceOptions, RequestRefusal> {
     let options = TraceOptions::new(match asked.mode {
         TraceMode::Calls => Mode::Calls,
         TraceMode::Graph => Mode::Graph,
@@ -132,7 +132,7 @@ fn parts(batch: Batch) -> impl Iterator<Item = Batch> {
         (functions.into_iter().peekable(), threads.into_iter().peekable(), records.into_iter().peekable());
     let mut first = true;
     std::iter::from_fn(move || {
-        let mut room = Room(TRACE_LINE);
+        let mut room = LineRoom(TRACE_LINE);
         let part = Batch {
             functions: room.take(&mut functions, |function| text(&function.module) + text(&function.name)),
             threads: room.take(&mut threads, |thread| text(&thread.name)),
@@ -153,9 +153,9 @@ fn text(text: &str) -> usize {
 }
 
 /// The number of bytes left in a line.
-struct Room(usize);
+struct LineRoom(usize);
 
-impl Room {
+impl LineRoom {
     /// More bytes than the keys and numbers of any item take in JSON.
     const ITEM: usize = 128;
 
@@ -165,7 +165,7 @@ impl Room {
         texts: impl Fn(&T) -> usize,
     ) -> Vec<T> {
         let mut taken = Vec::new();
-        while let Some(needed) = items.peek().map(|item| Room::ITEM + texts(item)) {
+        while let Some(needed) = items.peek().map(|item| LineRoom::ITEM + texts(item)) {
             // An item that does not fit even into an empty line is sent alone.
             if needed > self.0 && self.0 < TRACE_LINE {
                 // Later items must not overtake this one.

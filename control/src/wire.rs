@@ -61,7 +61,7 @@ impl From<Errno> for WireError {
 
 /// A line without its newline, and the descriptors that had arrived with it.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct WireLine {
     pub(crate) text: String,
     pub(crate) descriptors: Vec<OwnedFd>,
     /// Whether more bytes have arrived after this line.
@@ -70,7 +70,7 @@ pub(crate) struct Line {
 
 /// Bytes and descriptors that have arrived but are not a complete line yet.
 #[derive(Debug)]
-pub(crate) struct Reader {
+pub(crate) struct LineReader {
     bytes: Vec<u8>,
     /// The number of leading bytes that are known to hold no newline.
     searched: usize,
@@ -82,21 +82,21 @@ pub(crate) struct Reader {
     begun: Option<Instant>,
 }
 
-impl Reader {
-    pub(crate) fn new(max_line: usize, max_descriptors: usize, line_time: Option<Duration>) -> Reader {
+impl LineReader {
+    pub(crate) fn new(max_line: usize, max_descriptors: usize, line_time: Option<Duration>) -> LineReader {
         let (bytes, descriptors) = (Vec::new(), Vec::new());
-        Reader { bytes, searched: 0, descriptors, max_line, max_descriptors, line_time, begun: None }
+        LineReader { bytes, searched: 0, descriptors, max_line, max_descriptors, line_time, begun: None }
     }
 
     /// Sets the maximum time for a line. For the next line, the time starts now.
-    pub(crate) fn hurry(&mut self, line_time: Option<Duration>) {
+    pub(crate) fn limit_line_time(&mut self, line_time: Option<Duration>) {
         self.line_time = line_time;
         self.begun = line_time.map(|_| Instant::now());
     }
 
     /// Returns the next line, or `None` when the other side has ended. After an error other than [`WireError::NotUtf8`]
     /// the start of the next line is not known.
-    pub(crate) fn next(&mut self, socket: BorrowedFd<'_>) -> Result<Option<Line>, WireError> {
+    pub(crate) fn next(&mut self, socket: BorrowedFd<'_>) -> Result<Option<WireLine>, WireError> {
         loop {
             if let Some(at) = self.bytes[self.searched..].iter().position(|&byte| byte == b'\n') {
                 return self.line(self.searched + at).map(Some);
@@ -122,7 +122,7 @@ impl Reader {
         self.bytes[self.searched..].contains(&b'\n')
     }
 
-    fn line(&mut self, end: usize) -> Result<Line, WireError> {
+    fn line(&mut self, end: usize) -> Result<WireLine, WireError> {
         let rest = self.bytes.split_off(end + 1);
         let mut line = std::mem::replace(&mut self.bytes, rest);
         line.truncate(end);
@@ -133,7 +133,7 @@ impl Reader {
             return Err(WireError::TooLong(self.max_line));
         }
         let text = String::from_utf8(line).map_err(|_| WireError::NotUtf8)?;
-        Ok(Line { text, descriptors, more_came })
+        Ok(WireLine { text, descriptors, more_came })
     }
 
     /// Waits for data, or until the current line takes too long.

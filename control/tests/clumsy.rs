@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use modload_control::protocol::{Entry, Listing, Named, Request};
+use modload_control::protocol::{ModuleEntry, ModuleListing, ModuleName, Request};
 use modload_control::{Client, ClientError};
 use modload_fixtures::{Compiler, Language, is_for_want_of_a_processor, object_from_text, until};
 use scene::{Raw, Scene, object};
@@ -67,9 +67,9 @@ fn a_client_may_vanish_at_any_byte() {
         assert_eq!(answered, at == LOAD.len(), "{at}");
     }
     let mut client = scene.client();
-    let listing: Listing = request(&mut client, &Request::List {});
+    let listing: ModuleListing = request(&mut client, &Request::List {});
     assert_eq!(listing.modules.len(), 1);
-    let unloaded: Named = request(&mut client, &Request::Unload { name: "greet".into(), wait: 5, force: false });
+    let unloaded: ModuleName = request(&mut client, &Request::Unload { name: "greet".into(), wait: 5, force: false });
     assert_eq!(unloaded.module, "greet");
 }
 
@@ -86,7 +86,7 @@ fn who_does_not_listen_keeps_nobody_else_waiting() {
     deaf.send(load.as_bytes(), &[greet.as_fd()]);
     let mut client = scene.client();
     let state = |client: &mut Client| {
-        let listing: Listing = request(client, &Request::List {});
+        let listing: ModuleListing = request(client, &Request::List {});
         listing.modules.into_iter().map(|entry| format!("{} {}", entry.name, entry.state)).collect::<Vec<_>>()
     };
     until("it is being told", || state(&mut scene.client()) == ["greet COMING"]);
@@ -97,8 +97,8 @@ fn who_does_not_listen_keeps_nobody_else_waiting() {
     let mut rounds = 0;
     while state(&mut client) == ["greet COMING"] {
         let load = Request::Load { files: vec!["aside.o".into()], name: None, params: vec![], want: vec![] };
-        let _: Named = client.request(&load, &[plain.as_fd()], |_, _| {}).unwrap();
-        let _: Named = request(&mut client, &Request::Unload { name: "aside".into(), wait: 0, force: false });
+        let _: ModuleName = client.request(&load, &[plain.as_fd()], |_, _| {}).unwrap();
+        let _: ModuleName = request(&mut client, &Request::Unload { name: "aside".into(), wait: 0, force: false });
         rounds += 1;
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -137,8 +137,8 @@ fn an_unload_whose_client_has_gone_does_not_happen_later() {
         params: vec![format!("path={}", go.display())],
         want: vec![],
     };
-    let _: Named = scene.client().request(&load, &[File::open(object).unwrap().as_fd()], |_, _| {}).unwrap();
-    let entry = || request::<Entry>(&mut scene.client(), &Request::Info { name: "awaited".into() });
+    let _: ModuleName = scene.client().request(&load, &[File::open(object).unwrap().as_fd()], |_, _| {}).unwrap();
+    let entry = || request::<ModuleEntry>(&mut scene.client(), &Request::Info { name: "awaited".into() });
     std::thread::scope(|scope| {
         let mut caller = scene.raw();
         let called = scope.spawn(move || {
@@ -189,13 +189,13 @@ fn what_one_request_cannot_carry_is_refused_and_the_client_goes_on() {
         let files = vec!["null.o".to_owned(); count];
         let load = Request::Load { files, name: None, params: vec![], want: vec![] };
         let descriptors: Vec<BorrowedFd<'_>> = vec![null.as_fd(); count];
-        let refused = client.request::<Named>(&load, &descriptors, |_, _| {}).unwrap_err();
+        let refused = client.request::<ModuleName>(&load, &descriptors, |_, _| {}).unwrap_err();
         assert!(matches!(refused, ClientError::TooManyFiles(given) if given == count), "{refused}");
     }
-    let listing: Listing = request(&mut client, &Request::List {});
+    let listing: ModuleListing = request(&mut client, &Request::List {});
     assert!(listing.modules.is_empty());
     // The server refuses a line that is too long, and closes the connection while the client still writes.
     let long = Request::Info { name: "x".repeat(10 << 20) };
-    let refused = client.request::<Entry>(&long, &[], |_, _| {}).unwrap_err();
+    let refused = client.request::<ModuleEntry>(&long, &[], |_, _| {}).unwrap_err();
     assert!(refused.to_string().contains("a line of more than 65536 bytes"), "{refused}");
 }

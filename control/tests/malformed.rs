@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use modload_control::protocol::{Listing, Named, Request, Trace};
+use modload_control::protocol::{ModuleListing, ModuleName, Request, TraceRequest};
 use modload_fixtures::until;
 use scene::{Scene, object};
 
@@ -119,13 +119,13 @@ fn ten_thousand_malformed_requests_change_nothing() {
     let greet = File::open(object("greet")).unwrap();
     let load =
         Request::Load { files: vec!["greet.o".into()], name: None, params: vec!["times=3".into()], want: vec![] };
-    let loaded: Named = scene.client().request(&load, &[greet.as_fd()], |_, _| {}).unwrap();
+    let loaded: ModuleName = scene.client().request(&load, &[greet.as_fd()], |_, _| {}).unwrap();
     assert_eq!(loaded.module, "greet");
     // The trampoline of a traced function stays with its module, so it must exist before counting.
     let (stop, _stopper) = UnixStream::pair().unwrap();
-    let asked = Trace { seconds: Some(0), ..Trace::default() };
+    let asked = TraceRequest { seconds: Some(0), ..TraceRequest::default() };
     scene.client().trace(&asked, stop, |_| ControlFlow::Continue(())).unwrap();
-    let list = || scene.client().request::<Listing>(&Request::List {}, &[], |_, _| {}).unwrap();
+    let list = || scene.client().request::<ModuleListing>(&Request::List {}, &[], |_, _| {}).unwrap();
     let before = list();
     // The sessions of earlier clients end at their own pace.
     until("their threads are gone", || count("task") == threads);
@@ -178,6 +178,6 @@ fn ten_thousand_malformed_requests_change_nothing() {
     until("all threads are gone", || count("task") == threads);
     until("all descriptors are closed", || count("fd") == open);
     let unload = Request::Unload { name: "greet".into(), wait: 0, force: false };
-    let _: Named = scene.client().request(&unload, &[], |_, _| {}).unwrap();
+    let _: ModuleName = scene.client().request(&unload, &[], |_, _| {}).unwrap();
     assert!(list().modules.is_empty());
 }

@@ -9,8 +9,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-use modload_control::protocol::{Called, Entry, Listing, Named, Param, Request, ResultType};
-use modload_control::{Client, ClientError, Ended, ListenError, Listener, Refused};
+use modload_control::protocol::{Called, ModuleEntry, ModuleListing, ModuleName, ParamEntry, Request, ResultType};
+use modload_control::{Client, ClientError, ListenError, Listener, RequestRefused, ServeOutcome};
 use modload_fixtures::until;
 use modload_fixtures::{Compiler, Language, object_from_text};
 use scene::{Raw, Scene, object};
@@ -34,7 +34,7 @@ fn kind(raw: &mut Raw, line: &str, descriptors: &[BorrowedFd<'_>]) -> String {
     answer["error"]["kind"].as_str().unwrap_or_else(|| panic!("{line}: {answer}")).to_owned()
 }
 
-fn request<A: DeserializeOwned>(client: &mut Client, request: &Request) -> Result<A, Refused> {
+fn request<A: DeserializeOwned>(client: &mut Client, request: &Request) -> Result<A, RequestRefused> {
     match client.request(request, &[], |_, _| {}) {
         Ok(answer) => Ok(answer),
         Err(ClientError::Refused(refused)) => Err(refused),
@@ -42,16 +42,16 @@ fn request<A: DeserializeOwned>(client: &mut Client, request: &Request) -> Resul
     }
 }
 
-fn load(client: &mut Client, name: &str, params: &[&str]) -> Result<String, Refused> {
+fn load(client: &mut Client, name: &str, params: &[&str]) -> Result<String, RequestRefused> {
     load_file(client, &object(name), params)
 }
 
-fn load_file(client: &mut Client, path: &std::path::Path, params: &[&str]) -> Result<String, Refused> {
+fn load_file(client: &mut Client, path: &std::path::Path, params: &[&str]) -> Result<String, RequestRefused> {
     let file = File::open(path).unwrap();
     let params = params.iter().map(|&param| param.to_owned()).collect();
     let load = Request::Load { files: vec![path.display().to_string()], name: None, params, want: vec![] };
-    match client.request::<Named>(&load, &[file.as_fd()], |_, _| {}) {
-        Ok(Named { module }) => Ok(module),
+    match client.request::<ModuleName>(&load, &[file.as_fd()], |_, _| {}) {
+        Ok(ModuleName { module }) => Ok(module),
         Err(ClientError::Refused(refused)) => Err(refused),
         Err(error) => panic!("{error}"),
     }
@@ -66,7 +66,7 @@ fn unload(name: &str, wait: u64) -> Request {
 }
 
 fn names(client: &mut Client) -> Vec<String> {
-    let listing: Listing = request(client, &Request::List {}).unwrap();
+    let listing: ModuleListing = request(client, &Request::List {}).unwrap();
     listing.modules.into_iter().map(|entry| entry.name).collect()
 }
 
@@ -85,9 +85,9 @@ fn requests_do_what_they_say() {
         param: param.into(),
         value: Some(value.into()),
     };
-    let param: Param = request(&mut client, &set("times", "5")).unwrap();
+    let param: ParamEntry = request(&mut client, &set("times", "5")).unwrap();
     assert_eq!((param.value.as_deref(), param.perm.as_str()), (Some("5"), "0644"));
-    let entry: Entry = request(&mut client, &Request::Info { name: "greet".into() }).unwrap();
+    let entry: ModuleEntry = request(&mut client, &Request::Info { name: "greet".into() }).unwrap();
     assert_eq!((entry.used_by, entry.references), (vec!["guest".to_owned()], 0));
     for (wrong, kind, says) in [
         (set("who", "me"), "param", "0444"),
@@ -106,7 +106,7 @@ fn requests_do_what_they_say() {
     assert_eq!((refused.kind.as_str(), &refused.data["stage"]), ("load", &Value::from("resolve")));
     assert!(refused.data["unresolved"].is_array(), "{refused:?}");
     for name in ["guest", "greet"] {
-        let _: Named = request(&mut client, &unload(name, 0)).unwrap();
+        let _: ModuleName = request(&mut client, &unload(name, 0)).unwrap();
     }
     assert_eq!(names(&mut client), [""; 0]);
 }
@@ -121,7 +121,7 @@ fn a_load_tells_its_own_events_in_order() {
         assert_eq!(event["seq"], told.len() + 1);
         told.push(text.split_whitespace().skip(1).collect::<Vec<_>>().join(" "));
     };
-    let _: Named = scene.client().request(&load, &[file.as_fd()], event).unwrap();
+    let _: ModuleName = scene.client().request(&load, &[file.as_fd()], event).unwrap();
     for line in ["state COMING", "warning unknown parameter \"nope\" ignored", "init returned 0", "state LIVE"] {
         assert!(told.contains(&line.to_owned()), "{line}: {told:?}");
     }
@@ -258,10 +258,10 @@ fn who_waits_for_an_unload_is_told_for_whom_and_force_does_not_wait() {
         let mut caller = scene.client();
         let called = scope.spawn(move || request::<Called>(&mut caller, &call("wait_for", &[])));
         until("the call is under way", || {
-            let entry: Entry = request(&mut scene.client(), &Request::Info { name: name.clone() }).unwrap();
+            let entry: ModuleEntry = request(&mut scene.client(), &Request::Info { name: name.clone() }).unwrap();
             entry.references == 1
         });
-        let refused = request::<Named>(&mut client, &unload(&name, 0)).unwrap_err();
+        let refused = request::<ModuleName>(&mut client, &unload(&name, 0)).unwrap_err();
         assert_eq!((refused.kind.as_str(), &refused.data["references"]), ("in_use", &Value::from(1)));
         // The waiting client receives an event, and the event ends the waiting.
         let go = |event: &Value, _: &str| {
@@ -270,7 +270,7 @@ fn who_waits_for_an_unload_is_told_for_whom_and_force_does_not_wait() {
                 File::create(&path).unwrap();
             }
         };
-        let unloaded: Named = client.request(&unload(&name, 60), &[], go).unwrap();
+        let unloaded: ModuleName = client.request(&unload(&name, 60), &[], go).unwrap();
         assert_eq!(unloaded.module, name);
         assert_eq!(called.join().unwrap().unwrap().result, Value::from(42));
         fs::remove_file(&path).unwrap();
@@ -280,12 +280,12 @@ fn who_waits_for_an_unload_is_told_for_whom_and_force_does_not_wait() {
         let mut caller = scene.client();
         let called = scope.spawn(move || request::<Called>(&mut caller, &call("wait_for", &[])));
         until("the call is under way", || {
-            let entry: Entry = request(&mut scene.client(), &Request::Info { name: name.clone() }).unwrap();
+            let entry: ModuleEntry = request(&mut scene.client(), &Request::Info { name: name.clone() }).unwrap();
             entry.references == 1
         });
         let by_force = Request::Unload { name: name.clone(), wait: 0, force: true };
-        let _: Named = request(&mut client, &by_force).unwrap();
-        let listing: Listing = request(&mut client, &Request::List {}).unwrap();
+        let _: ModuleName = request(&mut client, &by_force).unwrap();
+        let listing: ModuleListing = request(&mut client, &Request::List {}).unwrap();
         assert_eq!((listing.modules.len(), listing.taint.contains('R')), (0, true));
         File::create(&path).unwrap();
         assert_eq!(called.join().unwrap().unwrap().result, Value::from(42));
@@ -302,7 +302,7 @@ fn a_server_that_stops_finishes_what_is_under_way_and_begins_nothing() {
     let mut caller = scene.client();
     let called = std::thread::spawn(move || request::<Called>(&mut caller, &call("wait_for", &[])));
     until("the call is under way", || {
-        let listing: Listing = request(&mut scene.client(), &Request::List {}).unwrap();
+        let listing: ModuleListing = request(&mut scene.client(), &Request::List {}).unwrap();
         listing.modules[0].references == 1
     });
     std::thread::scope(|scope| {
@@ -311,7 +311,7 @@ fn a_server_that_stops_finishes_what_is_under_way_and_begins_nothing() {
             assert_eq!(idle.line(), None);
             File::create(&path).unwrap();
         });
-        assert_eq!(scene.stop(), Some(Ended { unfinished: 0 }));
+        assert_eq!(scene.stop(), Some(ServeOutcome { unfinished: 0 }));
     });
     assert_eq!(called.join().unwrap().unwrap().result, Value::from(42));
     assert!(!scene.socket().exists());
@@ -387,7 +387,7 @@ fn clients_that_do_everything_at_once_leave_nothing() {
                         }
                     }
                     if (number + round) % 2 == 0 {
-                        let unloaded = request::<Named>(&mut client, &unload("greet", 5));
+                        let unloaded = request::<ModuleName>(&mut client, &unload("greet", 5));
                         let kind = unloaded.as_ref().err().map(|refused| refused.kind.as_str());
                         assert!([None, Some("no_module"), Some("not_live")].contains(&kind), "{unloaded:?}");
                     }
@@ -397,8 +397,8 @@ fn clients_that_do_everything_at_once_leave_nothing() {
     });
     let mut client = scene.client();
     if !names(&mut client).is_empty() {
-        let _: Named = request(&mut client, &unload("greet", 5)).unwrap();
+        let _: ModuleName = request(&mut client, &unload("greet", 5)).unwrap();
     }
-    let listing: Listing = request(&mut client, &Request::List {}).unwrap();
+    let listing: ModuleListing = request(&mut client, &Request::List {}).unwrap();
     assert!(listing.modules.is_empty() && listing.taint.is_empty(), "{listing:?}");
 }

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use modload::trace::{Batch, Record, What};
 use modload::{Host, Mode, TraceOptions};
-use modload_control::protocol::{Called, Named, Request, ResultType, Trace, TraceMode, TraceableFunction};
-use modload_control::{Client, ClientError, Told};
+use modload_control::protocol::{Called, ModuleName, Request, ResultType, TraceMode, TraceRequest, TraceableFunction};
+use modload_control::{Client, ClientError, TraceNews};
 use modload_fixtures::until;
 use scene::{Raw, Scene, object};
 use serde_json::Value;
@@ -44,7 +44,7 @@ fn scene() -> (Scene, Alone) {
     let scene = Scene::new();
     let file = File::open(object("traced")).unwrap();
     let load = Request::Load { files: vec!["traced.o".into()], name: None, params: vec![], want: vec![] };
-    scene.client().request::<Named>(&load, &[file.as_fd()], |_, _| {}).unwrap();
+    scene.client().request::<ModuleName>(&load, &[file.as_fd()], |_, _| {}).unwrap();
     (scene, alone)
 }
 
@@ -54,9 +54,9 @@ fn call(client: &mut Client, symbol: &str, argument: u64) {
     client.request::<Called>(&request, &[], |_, _| {}).unwrap();
 }
 
-fn graph(patterns: &[&str], seconds: Option<u64>) -> Trace {
+fn graph(patterns: &[&str], seconds: Option<u64>) -> TraceRequest {
     let patterns = patterns.iter().map(|&pattern| pattern.to_owned()).collect();
-    Trace { patterns, mode: TraceMode::Graph, buffer: None, seconds }
+    TraceRequest { patterns, mode: TraceMode::Graph, buffer: None, seconds }
 }
 
 /// Sends a request, and waits until the trace has begun.
@@ -82,12 +82,12 @@ fn every_call_is_told_in_order() {
     let (mut whole, mut begun) = (Batch::default(), None);
     let traced = scene.client().trace(&graph(&["traced:traced_[lo]*"], None), stop, |told| {
         match told {
-            Told::Began(tracing) => {
+            TraceNews::Began(tracing) => {
                 begun = Some(tracing);
                 call(&mut caller, "traced_outer", 5);
                 call(&mut caller, "traced_fib", 5);
             }
-            Told::Batch(batch) => {
+            TraceNews::Batch(batch) => {
                 whole.functions.extend(batch.functions);
                 whole.threads.extend(batch.threads);
                 whole.records.extend(batch.records);
@@ -199,14 +199,14 @@ fn a_client_that_does_not_read_loses_its_trace_and_nobody_waits() {
 #[test]
 fn a_great_batch_comes_in_parts_and_is_one_for_the_client() {
     let (scene, _alone) = scene();
-    let asked = Trace { buffer: Some(8 << 20), ..graph(&["traced_outer", "traced_leaf"], None) };
+    let asked = TraceRequest { buffer: Some(8 << 20), ..graph(&["traced_outer", "traced_leaf"], None) };
     let (stop, stopper) = UnixStream::pair().unwrap();
     let (mut stopper, mut caller) = (Some(stopper), scene.client());
     let (mut entered, mut left, mut batches) = (0, 0, 0);
     let traced = scene.client().trace(&asked, stop, |told| {
         match told {
-            Told::Began(_) => call(&mut caller, "traced_outer", 60_000),
-            Told::Batch(batch) => {
+            TraceNews::Began(_) => call(&mut caller, "traced_outer", 60_000),
+            TraceNews::Batch(batch) => {
                 let count = |what: &What| batch.records.iter().filter(|record| record.what == *what).count();
                 entered += count(&What::Enter);
                 left += count(&What::Leave);

@@ -7,9 +7,9 @@ use std::path::Path;
 use modload::{ImageSection, MemoryImage, disassembled};
 use serde_json::json;
 
-use crate::failure::Failure;
+use crate::failure::CommandFailure;
 use crate::image::safe_name;
-use crate::output::Output;
+use crate::output::CommandOutput;
 
 /// The maximum number of differences shown per section.
 const SHOWN: usize = 20;
@@ -18,7 +18,7 @@ const AROUND: usize = 8;
 
 /// Compares with the sections in a folder, named as by `--out`. Sections without a file are not compared, nor are
 /// sections that the module itself writes.
-pub(super) fn show(image: &MemoryImage, folder: &Path, output: &mut Output) -> Result<(), Failure> {
+pub(super) fn show(image: &MemoryImage, folder: &Path, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let (mut compared, mut different) = (0, 0);
     for section in image.sections.iter().filter(|section| !section.is_writable) {
         let memory = match fs::read(folder.join(safe_name(section))) {
@@ -38,7 +38,7 @@ pub(super) fn show(image: &MemoryImage, folder: &Path, output: &mut Output) -> R
     }
     output.say(&format!("{compared} sections compared, {different} differ"))?;
     output.flush()?;
-    if different == 0 { Ok(()) } else { Err(Failure::Differs { different, compared }) }
+    if different == 0 { Ok(()) } else { Err(CommandFailure::Differs { different, compared }) }
 }
 
 /// Returns ranges of differing bytes. Ranges close together become one.
@@ -61,7 +61,7 @@ fn one(
     section: &ImageSection,
     memory: &[u8],
     run: std::ops::Range<usize>,
-    output: &mut Output,
+    output: &mut CommandOutput,
 ) -> io::Result<()> {
     let offset = u64::try_from(run.start).unwrap_or(u64::MAX);
     let len = u64::try_from(run.len()).unwrap_or(u64::MAX);

@@ -7,24 +7,24 @@ use std::sync::Arc;
 
 use modload::{Addr, Elsewhere, Features, Kallsyms};
 
-use crate::failure::Failure;
+use crate::failure::CommandFailure;
 use crate::image::One;
-use crate::operate_args::Image;
+use crate::operate_args::ImageArguments;
 
-fn read(file: &Path) -> Result<Vec<u8>, Failure> {
-    fs::read(file).map_err(|error| Failure::Read { file: file.to_owned(), source: error.into() })
+fn read(file: &Path) -> Result<Vec<u8>, CommandFailure> {
+    fs::read(file).map_err(|error| CommandFailure::Read { file: file.to_owned(), source: error.into() })
 }
 
-fn read_text(file: &Path) -> Result<String, Failure> {
+fn read_text(file: &Path) -> Result<String, CommandFailure> {
     String::from_utf8(read(file)?).map_err(|_| bad(file, 1, "it is not UTF-8"))
 }
 
-fn bad(file: &Path, line: usize, problem: impl Into<String>) -> Failure {
-    Failure::BadLine { file: file.to_owned(), line, problem: problem.into() }
+fn bad(file: &Path, line: usize, problem: impl Into<String>) -> CommandFailure {
+    CommandFailure::BadLine { file: file.to_owned(), line, problem: problem.into() }
 }
 
 /// Returns the machine that the options describe.
-pub(super) fn machine(arguments: &Image) -> Result<Elsewhere, Failure> {
+pub(super) fn machine(arguments: &ImageArguments) -> Result<Elsewhere, CommandFailure> {
     let symbols = Kallsyms::parse(&read(&arguments.symbols)?)
         .map_err(|error| bad(&arguments.symbols, error.line, error.problem))?;
     let features = match &arguments.cpu_caps {
@@ -39,13 +39,13 @@ pub(super) fn machine(arguments: &Image) -> Result<Elsewhere, Failure> {
 }
 
 /// Returns a machine with further facts.
-pub(super) fn with_facts(mut machine: Elsewhere, facts: &Path) -> Result<Elsewhere, Failure> {
+pub(super) fn with_facts(mut machine: Elsewhere, facts: &Path) -> Result<Elsewhere, CommandFailure> {
     machine.take_facts(&read_text(facts)?).map_err(|error| bad(facts, error.line, error.problem))?;
     Ok(machine)
 }
 
 /// Parses hexadecimal words of 32 bits.
-fn words(file: &Path) -> Result<Vec<u32>, Failure> {
+fn words(file: &Path) -> Result<Vec<u32>, CommandFailure> {
     let text = read_text(file)?;
     let word = |(line, word): (usize, &str)| {
         let digits = word.strip_prefix("0x").unwrap_or(word);
@@ -56,7 +56,7 @@ fn words(file: &Path) -> Result<Vec<u32>, Failure> {
 }
 
 /// Parses lines of `SECTION HEXADDRESS`.
-pub(super) fn addresses(file: &Path) -> Result<HashMap<String, Addr>, Failure> {
+pub(super) fn addresses(file: &Path) -> Result<HashMap<String, Addr>, CommandFailure> {
     let text = read_text(file)?;
     let mut addresses = HashMap::new();
     for (line, text) in (1..).zip(text.lines()).filter(|(_, text)| !text.trim().is_empty()) {
@@ -73,7 +73,7 @@ pub(super) fn addresses(file: &Path) -> Result<HashMap<String, Addr>, Failure> {
 }
 
 /// Parses lines of `FILE ADDRESSES [FACTS [DIR]]`. A `-` means none.
-pub(super) fn list(file: &Path) -> Result<Vec<One>, Failure> {
+pub(super) fn list(file: &Path) -> Result<Vec<One>, CommandFailure> {
     let text = read_text(file)?;
     let folder = file.parent().unwrap_or(Path::new(""));
     let one = |(line, text): (usize, &str)| {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use modload::{Host, Trust};
-use modload_control::{Client, Ended, Listener, Server};
+use modload_control::{Client, Listener, ServeOutcome, Server};
 use modload_fixtures::{Compiler, Fixture, LONG};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::Value;
@@ -25,7 +25,7 @@ pub(crate) fn object(fixture: &str) -> PathBuf {
 pub(crate) struct Scene {
     pub(crate) dir: TempDir,
     stopper: Option<UnixStream>,
-    serving: Option<JoinHandle<Ended>>,
+    serving: Option<JoinHandle<ServeOutcome>>,
 }
 
 impl Scene {
@@ -57,7 +57,7 @@ impl Scene {
         Raw::connect(&self.socket())
     }
 
-    pub(crate) fn stop(&mut self) -> Option<Ended> {
+    pub(crate) fn stop(&mut self) -> Option<ServeOutcome> {
         self.stopper = None;
         self.serving.take().map(|serving| serving.join().unwrap())
     }
