@@ -1,4 +1,4 @@
-//! Compiles the floors into a static library each.
+//! Compiles each floor (the minimal implementation of a task in C) to a static library.
 
 use std::env;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Compiles the modules that `modload --demo` carries.
+//! Compiles the modules that are built into `modload --demo`.
 
 use std::error::Error;
 use std::path::Path;
@@ -13,7 +13,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         for input in fixture.inputs()? {
             println!("cargo::rerun-if-changed={}", input.display());
         }
-        // The demo traces and patches their functions.
+        // The demo traces and patches functions of these modules.
         let flags = ["-O2", "-fPIC", "-fvisibility=hidden", "-fpatchable-function-entry=5"];
         let object = fixture.object(Compiler::Cc, &flags)?;
         std::fs::copy(object, Path::new(&out).join(format!("{name}.o")))?;

@@ -1,5 +1,5 @@
-//! A host whose plugins call its operations through a table, and what such a call costs: through a pointer to the table,
-//! through the table (which the loader makes a direct call), and directly.
+//! A host whose plugins call its operations through a table, and the cost of such a call: through a pointer to the
+//! table, through the table (where the loader makes it a direct call), and directly.
 
 use std::error::Error;
 use std::path::Path;
@@ -10,7 +10,7 @@ use modload::{Host, Image, Module};
 
 const ROUNDS: i64 = 20;
 
-/// The operations. They are a module, so that they lie in reach of other modules.
+/// The operations. They are a module, so that they are in reach of other modules.
 const PROVIDER: &str = "long op_add(long a, long b) { return a + b; }\n";
 
 const PLUGIN: &str = "\
@@ -34,15 +34,15 @@ fn compiled(folder: &Path, name: &str, text: &str) -> Result<Image<'static>, Box
     if !Command::new("cc").args(["-O2", "-c", "-o"]).arg(&object).arg(&source).status()?.success() {
         return Err("cc cannot compile it".into());
     }
-    // SAFETY: it is the text above.
+    // SAFETY: the object is compiled from the text above.
     Ok(unsafe { Image::trusted(std::fs::read(object)?) }.named(name))
 }
 
-/// Nanoseconds a call.
+/// Returns nanoseconds per call.
 fn measure(plugin: &Module, name: &str, calls: i64) -> Result<f64, Box<dyn Error>> {
-    // SAFETY: that is the type of all three loops.
+    // SAFETY: all three loops have this type.
     let run = unsafe { plugin.symbol::<extern "C" fn(i64) -> i64>(name)? };
-    // Each adds up what it counts down, and one more for each call.
+    // Each loop adds the counter down to 0, and one more per call.
     assert_eq!(run(10), 45 + 10);
     let begun = Instant::now();
     run(calls);
@@ -55,7 +55,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     let operations = Host::builder().build()?;
     let provider = operations.load(&compiled(folder.path(), "provider", PROVIDER)?)?;
-    // SAFETY: only its address is taken.
+    // SAFETY: only the address is taken.
     let add = *unsafe { provider.symbol::<*const ()>("op_add")? };
 
     let host = Host::builder().operations("host_ops", &[add]).build()?;
@@ -65,7 +65,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("through the table, made direct", "loop_through_table"),
         ("directly", "loop_directly"),
     ];
-    // In turn, and the best of several rounds: what else the machine does is not our affair.
+    // Alternating, with the best of several rounds, to exclude the effects of other work on the machine.
     let mut best = [f64::INFINITY; 3];
     for _ in 0..ROUNDS {
         for ((_, name), best) in ways.iter().zip(&mut best) {

@@ -1,5 +1,5 @@
-//! Runs a plugin in two threads, records when its functions are entered and left, and draws that as a flame chart: time to the
-//! right, calls below their callers.
+//! Runs a plugin in two threads, records the entries and returns of its functions, and draws them as a flame chart:
+//! time to the right, calls below their callers.
 //!
 //! `cargo run --example trace_chart -- chart.svg`
 
@@ -14,7 +14,7 @@ use modload::trace::{Batch, Function, Thread, What};
 use modload::trace::{Mode, TraceOptions};
 use modload::{Host, Image};
 
-/// Sorts by quicksort, and has something to do for each element.
+/// A plugin that sorts by quicksort, with some work for each element.
 const PLUGIN: &str = "\
 #define NOINLINE __attribute__((noinline))
 static unsigned random_state = 1;
@@ -58,12 +58,12 @@ int run(int count)
 fn compiled(folder: &Path) -> Result<Image<'static>, Box<dyn Error>> {
     let (source, object) = (folder.join("sorter.c"), folder.join("sorter.o"));
     std::fs::write(&source, PLUGIN)?;
-    // The room at each function's entry is what makes it traceable.
+    // The NOPs at each function's entry make it traceable.
     let flags = ["-O2", "-fPIC", "-fpatchable-function-entry=5", "-c", "-o"];
     if !Command::new("cc").args(flags).arg(&object).arg(&source).status()?.success() {
         return Err("cc cannot compile it".into());
     }
-    // SAFETY: it is the text above.
+    // SAFETY: the object is compiled from the text above.
     Ok(unsafe { Image::trusted(std::fs::read(object)?) }.named("sorter"))
 }
 
@@ -76,7 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                // SAFETY: that is its type.
+                // SAFETY: `run` has this type.
                 let run = unsafe { sorter.symbol::<extern "C" fn(i32) -> i32>("run") }.expect("it is there");
                 assert_eq!(run(60), 1);
             });
@@ -92,14 +92,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 struct Bar {
     thread: u32,
     function: u32,
-    /// How many calls it is in.
+    /// The number of enclosing calls.
     depth: usize,
     /// Nanoseconds.
     from: u64,
     to: u64,
 }
 
-/// A whole recording, drawn by [`fmt::Display`] as SVG.
+/// A whole recording. [`fmt::Display`] draws it as SVG.
 struct Chart {
     functions: Vec<Function>,
     threads: Vec<Thread>,
@@ -126,7 +126,7 @@ impl Chart {
                 What::Call { .. } => {}
             }
         }
-        // Who had not returned was there until the end.
+        // A call without a return lasts until the end.
         let end = batch.records.iter().map(|record| record.at).max().unwrap_or_default();
         open.into_values().flatten().for_each(|bar| bars[bar].to = end);
         let (functions, threads) = (batch.functions.clone(), batch.threads.clone());
@@ -144,7 +144,7 @@ impl fmt::Display for Chart {
         let begin = self.bars.iter().map(|bar| bar.from).min().unwrap_or_default();
         let end = self.bars.iter().map(|bar| bar.to).max().unwrap_or_default();
         let scale = WIDTH / pixels(end - begin).max(1.0);
-        // A row for each thread's name, and those of its calls below it.
+        // A row for each thread's name, followed by the rows of its calls.
         let deepest = |thread: u32| self.bars.iter().filter(|bar| bar.thread == thread).map(|bar| bar.depth + 1).max();
         let mut tops = Vec::new();
         let mut rows = 0;
@@ -179,7 +179,7 @@ impl fmt::Display for Chart {
     }
 }
 
-/// A number to be drawn.
+/// Converts a number for drawing.
 fn pixels(number: u64) -> f64 {
     let [high, low] = [number >> 32, number & 0xffff_ffff].map(|half| u32::try_from(half).unwrap_or(u32::MAX));
     f64::from(high) * 4_294_967_296.0 + f64::from(low)
@@ -189,7 +189,7 @@ fn wide(number: usize) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
 
-/// Names come from a file that somebody else made.
+/// Escapes a name, which comes from a file of another author.
 fn escaped(text: &str) -> String {
     let mut escaped = String::new();
     for letter in text.chars() {
@@ -198,7 +198,7 @@ fn escaped(text: &str) -> String {
             '<' => escaped.push_str("&lt;"),
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
-            // XML has no way to write most of them.
+            // XML cannot represent most control characters.
             letter if letter.is_control() => write!(escaped, "\\u{{{:x}}}", u32::from(letter)).unwrap_or_default(),
             letter => escaped.push(letter),
         }

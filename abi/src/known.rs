@@ -1,14 +1,15 @@
-//! All section types and all section names that have a meaning, and what the loader does with each. An unknown type is
-//! refused. A section with an unknown name is plain data or code.
+//! All section types and all section names that have a meaning, and the treatment of each by the loader. A section of
+//! an unknown type is refused. A section with an unknown name is plain data or code.
 //!
-//! Stage *admit* looks up every section here. A test walks both tables, so that the loader cannot skip a section in silence.
+//! Stage *admit* looks up every section here. A test walks both tables, so that the loader cannot skip a section in
+//! silence.
 
 use crate::section;
 
-/// What the loader does with the sections of a type.
+/// How the loader treats the sections of one type.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Treatment {
-    /// Loaded into the module's memory if allocated. Otherwise for debuggers and linkers.
+    /// The section is loaded into the module's memory if it is allocated. Otherwise it is for debuggers and linkers.
     Plain,
     /// A table about the file itself. The loader reads it from the file.
     Table,
@@ -25,13 +26,13 @@ pub enum Treatment {
 pub struct KnownType {
     /// `sh_type`.
     pub number: u32,
-    /// Its name in the ABI or in LLVM's documentation.
+    /// The type's name in the ABI or in LLVM's documentation.
     pub name: &'static str,
-    /// What is done with sections of this type.
+    /// How the loader treats sections of this type.
     pub treatment: Treatment,
 }
 
-/// `sh_type` of compact relocations. The number is LLVM's, for trying them out.
+/// `sh_type` of compact relocations. LLVM chose this number for the experimental phase of the format.
 pub const SHT_CREL: u32 = 0x4000_0014;
 
 const fn known(number: u32, name: &'static str, treatment: Treatment) -> KnownType {
@@ -39,9 +40,9 @@ const fn known(number: u32, name: &'static str, treatment: Treatment) -> KnownTy
 }
 
 const LINKED: Treatment = Treatment::Refused("only linked files have one");
-const NO_ADDENDS: &str = "it holds relocations of a kind that is not supported; x86-64 objects have those of SHT_RELA";
+const NO_ADDENDS: &str = "it holds relocations of a kind that is not supported; x86-64 objects use SHT_RELA";
 
-/// Types by their numbers (gABI, figure 4-9; GNU's and LLVM's extensions).
+/// All known types, sorted by number (gABI, figure 4-9; extensions of GNU and LLVM).
 pub const TYPES: &[KnownType] = &[
     known(0, "SHT_NULL", Treatment::Table),
     known(1, "SHT_PROGBITS", Treatment::Plain),
@@ -52,7 +53,7 @@ pub const TYPES: &[KnownType] = &[
     known(6, "SHT_DYNAMIC", LINKED),
     known(7, "SHT_NOTE", Treatment::Plain),
     known(8, "SHT_NOBITS", Treatment::Plain),
-    // Refused when it relocates what is kept: stage *validate*.
+    // Stage *validate* refuses SHT_REL if it relocates a section that is kept.
     known(9, "SHT_REL", Treatment::Table),
     known(10, "SHT_SHLIB", Treatment::Refused("its meaning is not specified")),
     known(11, "SHT_DYNSYM", LINKED),
@@ -62,7 +63,7 @@ pub const TYPES: &[KnownType] = &[
     known(17, "SHT_GROUP", Treatment::Table),
     known(18, "SHT_SYMTAB_SHNDX", Treatment::Table),
     known(19, "SHT_RELR", Treatment::Refused(NO_ADDENDS)),
-    // Written out as SHT_RELA in stage *link*; what gets past that is refused.
+    // Stage *link* rewrites SHT_CREL as SHT_RELA. A section that reaches stage *admit* in this form is refused.
     known(SHT_CREL, "SHT_CREL", Treatment::Refused("compact relocations are read when a file is loaded only")),
     known(0x6000_0001, "SHT_ANDROID_REL", Treatment::Refused(NO_ADDENDS)),
     known(0x6000_0002, "SHT_ANDROID_RELA", Treatment::Refused(NO_ADDENDS)),
@@ -80,7 +81,7 @@ pub const TYPES: &[KnownType] = &[
     known(0x6fff_4c09, "SHT_LLVM_CALL_GRAPH_PROFILE", Treatment::Hint),
     known(0x6fff_4c0a, "SHT_LLVM_BB_ADDR_MAP", Treatment::Hint),
     known(0x6fff_4c0b, "SHT_LLVM_OFFLOADING", Treatment::Refused("it holds code for other processors")),
-    // Beside code of the object's own, or else a symbol says that there is none.
+    // The object also holds its own machine code, or a symbol says that it holds none.
     known(0x6fff_4c0c, "SHT_LLVM_LTO", Treatment::Hint),
     known(0x6fff_4c0d, "SHT_LLVM_JT_SIZES", Treatment::Hint),
     known(0x6fff_fff4, "SHT_GNU_SFRAME", Treatment::Plain),
@@ -93,72 +94,73 @@ pub const TYPES: &[KnownType] = &[
     known(0x7000_0001, "SHT_X86_64_UNWIND", Treatment::Named(&[section::EH_FRAME])),
 ];
 
-/// The row of a type.
+/// Returns the row of a section type.
 #[must_use]
 pub fn section_type(number: u32) -> Option<&'static KnownType> {
     TYPES.iter().find(|known| known.number == number)
 }
 
-/// `sh_flags` that are known: those of the gABI but SHF_OS_NONCONFORMING, GNU's SHF_GNU_RETAIN, SHF_X86_64_LARGE, whose sections may stand anywhere and
-/// so among the others, SHF_RELA_LIVEPATCH and SHF_EXCLUDE.
+/// The known bits of `sh_flags`: all bits of the gABI except SHF_OS_NONCONFORMING, GNU's SHF_GNU_RETAIN,
+/// SHF_X86_64_LARGE, SHF_RELA_LIVEPATCH and SHF_EXCLUDE. Sections with SHF_X86_64_LARGE may lie anywhere, so the loader
+/// places them like all other sections.
 pub const FLAGS: u64 = 0x0ef7 | 0x20_0000 | 0x1000_0000 | section::SHF_RELA_LIVEPATCH | 0x8000_0000;
 
-/// What a section of a name is.
+/// The contents of a section, as its name says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Contents {
-    /// Records of one of these sizes, which a stage or a subscriber follows: one layout each.
+pub enum SectionContents {
+    /// Records that a stage or a subscriber reads. Each size in the list belongs to one record layout.
     Records(&'static [u64]),
-    /// Pointers to functions that are called.
+    /// Pointers to functions, which the loader calls.
     Functions,
-    /// Strings that are read.
+    /// Strings, which the loader reads.
     Strings,
-    /// Call frame information: entries of different sizes, which are read.
+    /// Call frame information: entries of different sizes, which the loader reads.
     Frames,
-    /// Code or data, for which the name decides where it stands and how long it lasts.
+    /// Code or data. The name decides where the section is placed and how long it lives.
     Placed,
-    /// Nothing: its being there says something.
+    /// No contents. The presence of the section is the information.
     Mark,
-    /// For machinery that this version does not have. A module with one that is not empty is refused for this reason: to
-    /// pass over it would be to run something else than its author meant.
+    /// Data for a mechanism that this version does not have. A module with such a section is refused with this reason
+    /// unless the section is empty: without the mechanism the module would not run as its author meant.
     Refused {
-        /// What is not done.
+        /// The reason: the mechanism that is missing.
         why: &'static str,
-        /// The size of its records in Linux 6.1, if they have one.
+        /// The size of a record in Linux 6.1, if the section consists of records.
         record: Option<u64>,
     },
 }
 
-/// Which names a row means.
+/// Which section names a row matches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Names {
-    /// This one alone.
+pub enum NameMatch {
+    /// Only the row's name.
     One,
-    /// It, and all that begin with it and a dot: `.init_array.100`.
+    /// The row's name, and all names that begin with the row's name and a dot: `.init_array.100`.
     Dotted,
-    /// All that begin with it.
+    /// All names that begin with the row's name.
     Prefix,
 }
 
-/// A section name.
+/// A section name with a meaning.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct KnownName {
     /// The name.
     pub name: &'static str,
-    /// Which names are meant.
-    pub names: Names,
-    /// What stands there.
-    pub contents: Contents,
+    /// Which section names this row matches.
+    pub names: NameMatch,
+    /// The contents of such a section.
+    pub contents: SectionContents,
 }
 
 impl KnownName {
-    /// Whether a section of this name is meant.
+    /// Returns whether this row matches a section name.
     #[must_use]
     pub fn is(&self, name: &[u8]) -> bool {
         let rest = name.strip_prefix(self.name.as_bytes());
         rest.is_some_and(|rest| match self.names {
-            Names::One => rest.is_empty(),
-            Names::Dotted => rest.is_empty() || rest[0] == b'.',
-            Names::Prefix => true,
+            NameMatch::One => rest.is_empty(),
+            NameMatch::Dotted => rest.is_empty() || rest[0] == b'.',
+            NameMatch::Prefix => true,
         })
     }
 }
@@ -168,24 +170,24 @@ const PIECES: &str = "its code is a piece of a function that crti.o and crtn.o w
                       .init_array or .fini_array";
 
 const fn records(name: &'static str, sizes: &'static [u64]) -> KnownName {
-    KnownName { name, names: Names::One, contents: Contents::Records(sizes) }
+    KnownName { name, names: NameMatch::One, contents: SectionContents::Records(sizes) }
 }
 
 const fn functions(name: &'static str) -> KnownName {
-    KnownName { name, names: Names::Dotted, contents: Contents::Functions }
+    KnownName { name, names: NameMatch::Dotted, contents: SectionContents::Functions }
 }
 
 const fn refused(name: &'static str, why: &'static str, record: Option<u64>) -> KnownName {
-    KnownName { name, names: Names::One, contents: Contents::Refused { why, record } }
+    KnownName { name, names: NameMatch::One, contents: SectionContents::Refused { why, record } }
 }
 
-const fn placed(name: &'static str, names: Names) -> KnownName {
-    KnownName { name, names, contents: Contents::Placed }
+const fn placed(name: &'static str, names: NameMatch) -> KnownName {
+    KnownName { name, names, contents: SectionContents::Placed }
 }
 
-/// Names. Of several rows that mean a name the first counts.
+/// All known names. If several rows match a name, the first row counts.
 pub const NAMES: &[KnownName] = &[
-    KnownName { name: section::MODINFO, names: Names::One, contents: Contents::Strings },
+    KnownName { name: section::MODINFO, names: NameMatch::One, contents: SectionContents::Strings },
     records(section::KSYMTAB, &[12]),
     records(section::KSYMTAB_GPL, &[12]),
     records(section::KCRCTAB, &[4]),
@@ -196,10 +198,10 @@ pub const NAMES: &[KnownName] = &[
     functions(section::FINI_ARRAY),
     functions(section::CTORS),
     functions(section::DTORS),
-    KnownName { name: section::EH_FRAME, names: Names::One, contents: Contents::Frames },
-    KnownName { name: section::GNU_STACK, names: Names::One, contents: Contents::Mark },
-    KnownName { name: section::STATIC_CALL_MARK, names: Names::One, contents: Contents::Mark },
-    // Linux 6.1's and, since 6.3, a larger one.
+    KnownName { name: section::EH_FRAME, names: NameMatch::One, contents: SectionContents::Frames },
+    KnownName { name: section::GNU_STACK, names: NameMatch::One, contents: SectionContents::Mark },
+    KnownName { name: section::STATIC_CALL_MARK, names: NameMatch::One, contents: SectionContents::Mark },
+    // The record of Linux 6.1, and the larger record since Linux 6.3.
     records(section::ALTINSTRUCTIONS, &[12, 14]),
     records(section::PARAINSTRUCTIONS, &[16]),
     records(section::SMP_LOCKS, &[4]),
@@ -218,18 +220,18 @@ pub const NAMES: &[KnownName] = &[
     refused(section::PERCPU, "per-CPU data is not supported yet", None),
     refused(section::LINUX_THIS_MODULE, "a struct module of Linux's own layout is not supported", None),
     refused(section::TRACEPOINTS, "tracepoints are not supported yet", None),
-    KnownName { names: Names::Dotted, ..refused(section::PREINIT_ARRAY, PREINIT, Some(8)) },
+    KnownName { names: NameMatch::Dotted, ..refused(section::PREINIT_ARRAY, PREINIT, Some(8)) },
     refused(section::INIT, PIECES, None),
     refused(section::FINI, PIECES, None),
-    placed(section::RO_AFTER_INIT, Names::Dotted),
-    placed(section::RELOCATED_READ_ONLY, Names::Dotted),
-    placed(section::INIT_PREFIX, Names::Prefix),
-    placed(section::LINKONCE_PREFIX, Names::Prefix),
-    placed(section::STATIC_CALL_TEXT, Names::One),
-    placed(section::TEXT, Names::Dotted),
+    placed(section::RO_AFTER_INIT, NameMatch::Dotted),
+    placed(section::RELOCATED_READ_ONLY, NameMatch::Dotted),
+    placed(section::INIT_PREFIX, NameMatch::Prefix),
+    placed(section::LINKONCE_PREFIX, NameMatch::Prefix),
+    placed(section::STATIC_CALL_TEXT, NameMatch::One),
+    placed(section::TEXT, NameMatch::Dotted),
 ];
 
-/// The row that means a name.
+/// Returns the first row that matches a section name.
 #[must_use]
 pub fn section_name(name: &[u8]) -> Option<&'static KnownName> {
     NAMES.iter().find(|known| known.is(name))
@@ -239,11 +241,11 @@ pub fn section_name(name: &[u8]) -> Option<&'static KnownName> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{NAMES, Names, TYPES};
+    use super::{NAMES, NameMatch, TYPES};
 
     #[test]
     fn every_name_of_a_section_that_is_spelt_is_in_the_table() {
-        // What stands in section.rs besides: prefixes of relocation sections, and names of symbols.
+        // The other constants of section.rs: prefixes of relocation sections, and names of symbols.
         const OTHERS: [&str; 7] = [
             "RELA_PREFIX",
             "KLP_RELA_PREFIX",
@@ -283,7 +285,7 @@ mod tests {
             let first = NAMES.iter().position(|row| row.is(known.name.as_bytes()));
             assert_eq!(first, Some(at), "{}", known.name);
             let dotted = format!("{}.x", known.name);
-            assert_eq!(known.is(dotted.as_bytes()), known.names != Names::One, "{dotted}");
+            assert_eq!(known.is(dotted.as_bytes()), known.names != NameMatch::One, "{dotted}");
         }
     }
 }

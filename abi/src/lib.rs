@@ -1,7 +1,7 @@
-//! What is written in a module file: the names of its sections, the layouts of the records in them, and `.modinfo`.
+//! The contents of a module file: the names of its sections, the layouts of the records in them, and `.modinfo`.
 //!
-//! Everything is decoded from `&[u8]`, little-endian, field by field; nothing is transmuted, so any alignment will
-//! do. Layouts are those of Linux 6.1 for x86-64 and of the System V ABI for x86-64, version 1.0.
+//! Everything is decoded from `&[u8]`, little-endian, field by field. Nothing is transmuted, so the bytes need no
+//! alignment. Layouts are those of Linux 6.1 for x86-64 and of the System V ABI for x86-64, version 1.0.
 
 #![forbid(unsafe_code)]
 
@@ -12,4 +12,4 @@ pub mod modinfo;
 pub mod record;
 pub mod section;
 
-pub use record::{Param, Records, Rela, Symbol as ExportedSymbol, Version};
+pub use record::{ExportedSymbol, KernelParam, Records, Rela, Version};

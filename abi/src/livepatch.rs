@@ -1,27 +1,28 @@
-//! What a live patch's names say: those of its symbols and of its sections of relocations, as
-//! Documentation/livepatch/module-elf-format.rst of Linux 6.1 has them.
+//! Decodes the names of a live patch's symbols and of its sections of relocations, as
+//! Documentation/livepatch/module-elf-format.rst of Linux 6.1 defines them.
 
 use crate::section::{KLP_RELA_PREFIX, KLP_SYMBOL_PREFIX};
 
-/// The object that the host itself is.
+/// The name of the object that stands for the host itself.
 pub const VMLINUX: &[u8] = b"vmlinux";
 
-/// Names of objects have at most so many bytes: Linux's `MODULE_NAME_LEN`, less the NUL.
+/// The maximum length of an object's name in bytes: Linux's `MODULE_NAME_LEN` without the NUL.
 pub const MAX_OBJECT: usize = 55;
 
-/// A symbol of an object, which may be one of several of its name: `.klp.sym.OBJECT.NAME,POSITION`.
+/// A symbol that belongs to an object: `.klp.sym.OBJECT.NAME,POSITION`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct KlpSymbol<'a> {
     /// The object.
     pub object: &'a [u8],
     /// The symbol's own name.
     pub name: &'a [u8],
-    /// Which of several of that name, from 1, in the order of the object's symbol table; 0: there is one.
+    /// The position among the object's symbols of that name, from 1, in the order of the object's symbol table. 0 if
+    /// there must be only one.
     pub position: u64,
 }
 
 impl<'a> KlpSymbol<'a> {
-    /// What a name in the symbol table means; `None` if it is none of these.
+    /// Decodes a name of the symbol table. Returns `None` if the name has another form.
     #[must_use]
     pub fn parse(name: &'a [u8]) -> Option<KlpSymbol<'a>> {
         let (object, rest) = object(name.strip_prefix(KLP_SYMBOL_PREFIX.as_bytes())?)?;
@@ -33,13 +34,13 @@ impl<'a> KlpSymbol<'a> {
     }
 }
 
-/// The object for which a section of relocations waits: `.klp.rela.OBJECT.SECTION`.
+/// Returns the object whose coming applies a section of relocations: `.klp.rela.OBJECT.SECTION`.
 #[must_use]
 pub fn object_of_relocations(section: &[u8]) -> Option<&[u8]> {
     object(section.strip_prefix(KLP_RELA_PREFIX.as_bytes())?).map(|(object, _)| object)
 }
 
-/// The object before the next dot, and what is behind that.
+/// Splits at the next dot: returns the object's name and the rest after the dot.
 fn object(rest: &[u8]) -> Option<(&[u8], &[u8])> {
     let dot = rest.iter().position(|byte| *byte == b'.')?;
     (1..=MAX_OBJECT).contains(&dot).then(|| (&rest[..dot], &rest[dot + 1..]))

@@ -1,39 +1,39 @@
-//! `.modinfo`: strings of the form `key=value`, each ended by a NUL, with NULs between them for alignment.
+//! `.modinfo`: strings of the form `key=value`, each ended by a NUL. More NULs may lie between them for alignment.
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// One entry, not checked to be UTF-8.
+/// One entry. Its bytes need not be UTF-8.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Entry<'a> {
-    /// What stands before the first `=`.
+pub struct ModinfoEntry<'a> {
+    /// The bytes before the first `=`.
     pub key: &'a [u8],
-    /// What stands behind it; empty if there is none.
+    /// The bytes after the first `=`. Empty if the entry has no `=`.
     pub value: &'a [u8],
 }
 
-impl fmt::Debug for Entry<'_> {
+impl fmt::Debug for ModinfoEntry<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}={}", self.key.escape_ascii(), self.value.escape_ascii())
     }
 }
 
-/// The entries of a `.modinfo` section, in order. A last string without its NUL counts as one.
-pub fn entries(section: &[u8]) -> impl Iterator<Item = Entry<'_>> {
+/// Returns the entries of a `.modinfo` section, in order. A last string without a closing NUL counts as an entry.
+pub fn entries(section: &[u8]) -> impl Iterator<Item = ModinfoEntry<'_>> {
     section.split(|&byte| byte == 0).filter(|string| !string.is_empty()).map(|string| {
         let equals = string.iter().position(|&byte| byte == b'=');
         let (key, value) = equals.map_or((string, &[][..]), |at| (&string[..at], &string[at + 1..]));
-        Entry { key, value }
+        ModinfoEntry { key, value }
     })
 }
 
-/// The value of the first entry with this key.
+/// Returns the value of the first entry with this key.
 #[must_use]
 pub fn get<'a>(section: &'a [u8], key: &str) -> Option<&'a [u8]> {
     entries(section).find(|entry| entry.key == key.as_bytes()).map(|entry| entry.value)
 }
 
-/// Whether Linux counts this licence as compatible with the GPL (`license_is_gpl_compatible`,
+/// Returns whether Linux counts this licence as compatible with the GPL (`license_is_gpl_compatible`,
 /// include/linux/license.h).
 #[must_use]
 pub fn is_gpl_compatible(license: &[u8]) -> bool {
@@ -42,14 +42,14 @@ pub fn is_gpl_compatible(license: &[u8]) -> bool {
     COMPATIBLE.contains(&license)
 }
 
-/// A module's name as Linux compares it: `-` is the same as `_`, because a file's name may have the one and a C identifier the
-/// other only.
+/// Returns a module's name in the form in which Linux compares names, with `_` for each `-`. A file name may contain
+/// `-`, but a C identifier cannot.
 #[must_use]
 pub fn canonical(name: &str) -> Cow<'_, str> {
     if name.contains('-') { Cow::Owned(name.replace('-', "_")) } else { Cow::Borrowed(name) }
 }
 
-/// A pattern with `_` for each `-` that is not between brackets.
+/// Returns a pattern with `_` for each `-` outside of brackets.
 #[must_use]
 pub fn canonical_pattern(pattern: &str) -> String {
     let mut inside = false;
@@ -64,7 +64,7 @@ pub fn canonical_pattern(pattern: &str) -> String {
     pattern.chars().map(letter).collect()
 }
 
-/// Whether two names mean one module.
+/// Returns whether two names mean the same module.
 #[must_use]
 pub fn is_same_name(a: &str, b: &str) -> bool {
     canonical(a) == canonical(b)

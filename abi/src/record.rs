@@ -1,27 +1,27 @@
-//! Record layouts, one row each of the table in the System V ABI or in Linux 6.1's headers.
+//! Record layouts. Each follows a table of the System V ABI or a struct in the headers of Linux 6.1.
 
 use thiserror::Error;
 
 /// A record of fixed size.
-pub trait Record: Sized {
-    /// Its size in bytes.
+pub trait FixedRecord: Sized {
+    /// The size of a record in bytes.
     const SIZE: usize;
 
-    /// Reads it from exactly [`Record::SIZE`] bytes.
+    /// Decodes a record from exactly [`FixedRecord::SIZE`] bytes.
     fn read(bytes: &[u8]) -> Self;
 }
 
-/// A section whose size is no multiple of its record's.
+/// The size of a section is not a multiple of the size of its records.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[error("{bytes} bytes are no whole number of {record}-byte records")]
 pub struct Partial {
-    /// Size of the section.
+    /// The size of the section in bytes.
     pub bytes: usize,
-    /// Size of one record.
+    /// The size of one record in bytes.
     pub record: usize,
 }
 
-/// The records of a section, in order. Cheap to copy; reads each record when it is asked for.
+/// The records of a section, in order. Cheap to copy. Each record is decoded when the iterator reaches it.
 #[derive(Debug)]
 pub struct Records<'a, R> {
     bytes: &'a [u8],
@@ -36,11 +36,11 @@ impl<R> Clone for Records<'_, R> {
 
 impl<R> Copy for Records<'_, R> {}
 
-impl<'a, R: Record> Records<'a, R> {
-    /// The records that fill `bytes`.
+impl<'a, R: FixedRecord> Records<'a, R> {
+    /// Wraps the records that fill `bytes`.
     ///
     /// # Errors
-    /// [`Partial`] if a part of a record is left over.
+    /// [`Partial`] if the last record is incomplete.
     pub fn new(bytes: &'a [u8]) -> Result<Records<'a, R>, Partial> {
         if bytes.len().is_multiple_of(R::SIZE) {
             return Ok(Records { bytes, record: std::marker::PhantomData });
@@ -48,19 +48,19 @@ impl<'a, R: Record> Records<'a, R> {
         Err(Partial { bytes: bytes.len(), record: R::SIZE })
     }
 
-    /// How many there are.
+    /// Returns the number of records.
     #[must_use]
     pub fn len(&self) -> usize {
         self.bytes.len() / R::SIZE
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no records.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// The records from first to last.
+    /// Returns the records, from the first to the last.
     #[inline]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = R> + use<'a, R> {
         self.bytes.chunks_exact(R::SIZE).map(R::read)
@@ -77,17 +77,17 @@ fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 /// A relocation with addend: `Elf64_Rela`, 24 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rela {
-    /// Offset of the place in the section that is relocated.
+    /// The offset of the place within the section that is relocated.
     pub offset: u64,
-    /// The relocation's number: low half of `r_info`.
+    /// The relocation's number: the low half of `r_info`.
     pub kind: u32,
-    /// Index of the symbol: high half of `r_info`.
+    /// The index of the symbol: the high half of `r_info`.
     pub symbol: u32,
     /// The constant addend.
     pub addend: i64,
 }
 
-impl Record for Rela {
+impl FixedRecord for Rela {
     const SIZE: usize = 24;
 
     #[inline]
@@ -102,22 +102,22 @@ impl Record for Rela {
 }
 
 /// An exported symbol: Linux's `struct kernel_symbol` with relative references, 12 bytes. Each field is the distance
-/// from itself to what it refers to.
+/// from the field itself to the thing it refers to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Symbol {
-    /// Distance from the record's byte 0 to the symbol.
+pub struct ExportedSymbol {
+    /// The distance from byte 0 of the record to the symbol.
     pub value: i32,
-    /// Distance from the record's byte 4 to its name.
+    /// The distance from byte 4 of the record to the symbol's name.
     pub name: i32,
-    /// Distance from the record's byte 8 to its namespace, or 0 for none.
+    /// The distance from byte 8 of the record to the symbol's namespace. 0 if the symbol has none.
     pub namespace: i32,
 }
 
-impl Record for Symbol {
+impl FixedRecord for ExportedSymbol {
     const SIZE: usize = 12;
 
-    fn read(bytes: &[u8]) -> Symbol {
-        Symbol {
+    fn read(bytes: &[u8]) -> ExportedSymbol {
+        ExportedSymbol {
             value: i32::from_le_bytes(field(bytes, 0)),
             name: i32::from_le_bytes(field(bytes, 4)),
             namespace: i32::from_le_bytes(field(bytes, 8)),
@@ -130,19 +130,19 @@ impl Record for Symbol {
 pub struct Version {
     /// The CRC that the module was built against.
     pub crc: u64,
-    /// The symbol's name, filled up with NULs.
+    /// The symbol's name, padded with NULs.
     pub name: [u8; 56],
 }
 
 impl Version {
-    /// Whether this is the entry of the symbol of this name.
+    /// Returns whether this record is for the symbol of this name.
     #[must_use]
     pub fn is_for(&self, name: &[u8]) -> bool {
         self.name.starts_with(name) && self.name[name.len()..].iter().all(|&byte| byte == 0)
     }
 }
 
-impl Record for Version {
+impl FixedRecord for Version {
     const SIZE: usize = 64;
 
     fn read(bytes: &[u8]) -> Version {
@@ -150,30 +150,31 @@ impl Record for Version {
     }
 }
 
-/// A module parameter: Linux's `struct kernel_param`, 40 bytes. Pointers are relocated before they are read.
+/// A module parameter: Linux's `struct kernel_param`, 40 bytes. The loader reads the record after its pointers have
+/// been relocated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Param {
-    /// Address of the parameter's name.
+pub struct KernelParam {
+    /// The address of the parameter's name.
     pub name: u64,
-    /// Address of the module it belongs to.
+    /// The address of the module to which the parameter belongs.
     pub module: u64,
-    /// Address of the operations of its type (`param_ops_int`).
+    /// The address of the operations of the parameter's type (`param_ops_int`).
     pub ops: u64,
-    /// Permission bits, as of a file.
+    /// The permission bits, as for a file.
     pub perm: u16,
-    /// Initcall level; -1 in a module.
+    /// The initcall level. -1 in a module.
     pub level: i8,
     /// `KERNEL_PARAM_FL_*`.
     pub flags: u8,
-    /// Address of the variable, or of a [`KparamArray`] or [`KparamString`].
+    /// The address of the variable, or of a [`KparamArray`] or [`KparamString`].
     pub arg: u64,
 }
 
-impl Record for Param {
+impl FixedRecord for KernelParam {
     const SIZE: usize = 40;
 
-    fn read(bytes: &[u8]) -> Param {
-        Param {
+    fn read(bytes: &[u8]) -> KernelParam {
+        KernelParam {
             name: u64::from_le_bytes(field(bytes, 0)),
             module: u64::from_le_bytes(field(bytes, 8)),
             ops: u64::from_le_bytes(field(bytes, 16)),
@@ -185,16 +186,16 @@ impl Record for Param {
     }
 }
 
-/// What a parameter of type string refers to: Linux's `struct kparam_string`, 16 bytes.
+/// The target of `arg` for a parameter of type string: Linux's `struct kparam_string`, 16 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct KparamString {
-    /// Size of the buffer, its closing NUL included.
+    /// The size of the buffer in bytes, including the closing NUL.
     pub maxlen: u32,
-    /// Address of the buffer.
+    /// The address of the buffer.
     pub string: u64,
 }
 
-impl Record for KparamString {
+impl FixedRecord for KparamString {
     const SIZE: usize = 16;
 
     fn read(bytes: &[u8]) -> KparamString {
@@ -202,22 +203,22 @@ impl Record for KparamString {
     }
 }
 
-/// What a parameter of type array refers to: Linux's `struct kparam_array`, 32 bytes.
+/// The target of `arg` for a parameter of type array: Linux's `struct kparam_array`, 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct KparamArray {
-    /// How many elements there is room for.
+    /// The number of elements that fit into the array.
     pub max: u32,
-    /// Size of one element in bytes.
+    /// The size of one element in bytes.
     pub elemsize: u32,
-    /// Address of an `unsigned int` that takes the number of elements given, or 0.
+    /// The address of an `unsigned int` that receives the number of elements given. 0 if there is none.
     pub num: u64,
-    /// Address of the operations of the elements' type.
+    /// The address of the operations of the elements' type.
     pub ops: u64,
-    /// Address of the first element.
+    /// The address of the first element.
     pub elem: u64,
 }
 
-impl Record for KparamArray {
+impl FixedRecord for KparamArray {
     const SIZE: usize = 32;
 
     fn read(bytes: &[u8]) -> KparamArray {
@@ -231,27 +232,27 @@ impl Record for KparamArray {
     }
 }
 
-/// An alternative for a place of code: Linux 6.1's `struct alt_instr`, 12 bytes.
+/// An alternative for a piece of code: Linux 6.1's `struct alt_instr`, 12 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AltInstr {
-    /// Distance from the record's byte 0 to the site.
+    /// The distance from byte 0 of the record to the site.
     pub site: i32,
-    /// Distance from the record's byte 4 to the replacement.
+    /// The distance from byte 4 of the record to the replacement.
     pub replacement: i32,
-    /// The feature's number; [`AltInstr::NOT`] is set if the feature must be absent.
+    /// The number of the processor feature. [`AltInstr::NOT`] is set if the feature must be absent.
     pub feature: u16,
-    /// Bytes of the site.
+    /// The length of the site in bytes.
     pub site_len: u8,
-    /// Bytes of the replacement.
+    /// The length of the replacement in bytes.
     pub replacement_len: u8,
 }
 
 impl AltInstr {
-    /// In `feature`: replaced if the feature is absent. `ALTINSTR_FLAG_INV`.
+    /// A bit of `feature`: the site is replaced if the feature is absent. `ALTINSTR_FLAG_INV`.
     pub const NOT: u16 = 1 << 15;
 }
 
-impl Record for AltInstr {
+impl FixedRecord for AltInstr {
     const SIZE: usize = 12;
 
     fn read(bytes: &[u8]) -> AltInstr {
@@ -265,31 +266,31 @@ impl Record for AltInstr {
     }
 }
 
-/// The same since Linux 6.3, 14 bytes: flags have a field of their own.
+/// An alternative since Linux 6.3, 14 bytes: the flags have a field of their own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AltInstr63 {
-    /// Distance from the record's byte 0 to the site.
+    /// The distance from byte 0 of the record to the site.
     pub site: i32,
-    /// Distance from the record's byte 4 to the replacement.
+    /// The distance from byte 4 of the record to the replacement.
     pub replacement: i32,
-    /// The feature's number.
+    /// The number of the processor feature.
     pub feature: u16,
     /// [`AltInstr63::NOT`] and [`AltInstr63::DIRECT_CALL`].
     pub flags: u16,
-    /// Bytes of the site.
+    /// The length of the site in bytes.
     pub site_len: u8,
-    /// Bytes of the replacement.
+    /// The length of the replacement in bytes.
     pub replacement_len: u8,
 }
 
 impl AltInstr63 {
-    /// Replaced if the feature is absent. `ALT_FLAG_NOT`.
+    /// The site is replaced if the feature is absent. `ALT_FLAG_NOT`.
     pub const NOT: u16 = 1 << 0;
-    /// The site is an indirect call through a pointer; it becomes a direct one. `ALT_FLAG_DIRECT_CALL`.
+    /// The site is an indirect call through a pointer and becomes a direct call. `ALT_FLAG_DIRECT_CALL`.
     pub const DIRECT_CALL: u16 = 1 << 1;
 }
 
-impl Record for AltInstr63 {
+impl FixedRecord for AltInstr63 {
     const SIZE: usize = 14;
 
     fn read(bytes: &[u8]) -> AltInstr63 {
@@ -307,15 +308,15 @@ impl Record for AltInstr63 {
 /// A call through an operations table: Linux 6.1's `struct paravirt_patch_site`, 16 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ParavirtSite {
-    /// Address of the site.
+    /// The address of the site.
     pub site: u64,
-    /// Which operation: its offset in `pv_ops`, divided by 8.
+    /// The operation: its offset in `pv_ops`, divided by 8.
     pub op: u8,
-    /// Bytes of the site.
+    /// The length of the site in bytes.
     pub len: u8,
 }
 
-impl Record for ParavirtSite {
+impl FixedRecord for ParavirtSite {
     const SIZE: usize = 16;
 
     fn read(bytes: &[u8]) -> ParavirtSite {
@@ -323,14 +324,15 @@ impl Record for ParavirtSite {
     }
 }
 
-/// A place of code by its distance: 4 bytes. `.retpoline_sites`, `.return_sites`, `.smp_locks`, `.ibt_endbr_seal`.
+/// A piece of code, given by its distance from the record: 4 bytes. `.retpoline_sites`, `.return_sites`, `.smp_locks`,
+/// `.ibt_endbr_seal`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RelativeSite {
-    /// Distance from the record to the site.
+    /// The distance from the record to the site.
     pub site: i32,
 }
 
-impl Record for RelativeSite {
+impl FixedRecord for RelativeSite {
     const SIZE: usize = 4;
 
     fn read(bytes: &[u8]) -> RelativeSite {
@@ -338,33 +340,33 @@ impl Record for RelativeSite {
     }
 }
 
-/// A place of code by its address: 8 bytes. `__mcount_loc`, `__patchable_function_entries`.
+/// A piece of code, given by its address: 8 bytes. `__mcount_loc`, `__patchable_function_entries`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Site {
-    /// Address of the site.
+pub struct AddressSite {
+    /// The address of the site.
     pub site: u64,
 }
 
-impl Record for Site {
+impl FixedRecord for AddressSite {
     const SIZE: usize = 8;
 
-    fn read(bytes: &[u8]) -> Site {
-        Site { site: u64::from_le_bytes(field(bytes, 0)) }
+    fn read(bytes: &[u8]) -> AddressSite {
+        AddressSite { site: u64::from_le_bytes(field(bytes, 0)) }
     }
 }
 
-/// A branch that a static key decides: Linux's `struct jump_entry`, 16 bytes.
+/// A branch that a static key controls: Linux's `struct jump_entry`, 16 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct JumpEntry {
-    /// Distance from the record's byte 0 to the site.
+    /// The distance from byte 0 of the record to the site.
     pub code: i32,
-    /// Distance from the record's byte 4 to where it jumps.
+    /// The distance from byte 4 of the record to the branch's target.
     pub target: i32,
-    /// Distance from the record's byte 8 to the key. Bit 0: the branch is likely; bit 1: the site is init code.
+    /// The distance from byte 8 of the record to the key. Bit 0: the branch is likely. Bit 1: the site is init code.
     pub key: i64,
 }
 
-impl Record for JumpEntry {
+impl FixedRecord for JumpEntry {
     const SIZE: usize = 16;
 
     fn read(bytes: &[u8]) -> JumpEntry {
@@ -379,14 +381,14 @@ impl Record for JumpEntry {
 /// A static call: Linux's `struct static_call_site`, 8 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct StaticCallSite {
-    /// Distance from the record's byte 0 to the site.
+    /// The distance from byte 0 of the record to the site.
     pub site: i32,
-    /// Distance from the record's byte 4 to the key. Of the sum, bit 0 means a tail call, bit 1 that the site is init
-    /// code.
+    /// The distance from byte 4 of the record to the key. Two bits of the resulting address are flags: bit 0 for a tail
+    /// call, bit 1 for a site in init code.
     pub key: i32,
 }
 
-impl Record for StaticCallSite {
+impl FixedRecord for StaticCallSite {
     const SIZE: usize = 8;
 
     fn read(bytes: &[u8]) -> StaticCallSite {
@@ -396,7 +398,7 @@ impl Record for StaticCallSite {
 
 #[cfg(test)]
 mod tests {
-    use super::{Param, Partial, Record, Records, Rela};
+    use super::{FixedRecord, KernelParam, Partial, Records, Rela};
 
     #[test]
     fn a_rela_is_read_field_by_field() {
@@ -417,7 +419,7 @@ mod tests {
     #[test]
     fn a_param_has_a_hole_before_its_argument() {
         let bytes: Vec<u8> = (0..40).collect();
-        let param = Param::read(&bytes);
+        let param = KernelParam::read(&bytes);
         assert_eq!(param.perm, 0x1918);
         assert_eq!((param.level, param.flags), (0x1a, 0x1b));
         assert_eq!(param.arg, 0x2726_2524_2322_2120);

@@ -1,22 +1,23 @@
-//! Section names, each spelt once.
+//! All section names, each spelt once.
 
 /// `key=value` strings, each ended by a NUL.
 pub const MODINFO: &str = ".modinfo";
-/// Records of the symbols a module exports: [`crate::ExportedSymbol`].
+/// The exported symbols of a module: [`crate::ExportedSymbol`].
 pub const KSYMTAB: &str = "__ksymtab";
-/// The same for symbols that only modules with a GPL-compatible licence may use.
+/// Exported symbols that only modules with a GPL-compatible licence may use. The layout of [`KSYMTAB`].
 pub const KSYMTAB_GPL: &str = "__ksymtab_gpl";
-/// For each record of [`KSYMTAB`], in the same order, the CRC of its symbol: 4 bytes.
+/// The CRCs of the symbols in [`KSYMTAB`], in the same order, 4 bytes each.
 pub const KCRCTAB: &str = "__kcrctab";
-/// The same for [`KSYMTAB_GPL`].
+/// The CRCs of the symbols in [`KSYMTAB_GPL`], in the same order, 4 bytes each.
 pub const KCRCTAB_GPL: &str = "__kcrctab_gpl";
-/// The CRCs of the symbols that the module was built against: [`crate::Version`].
+/// The CRCs of the imported symbols, as of the module's build: [`crate::Version`].
 pub const VERSIONS: &str = "__versions";
-/// Records of a module's parameters: [`crate::Param`].
+/// The parameters of a module: [`crate::KernelParam`].
 pub const PARAM: &str = "__param";
-/// Constructors, an array of function pointers, called from first to last; `.init_array.N` by rising N before it.
+/// Constructors: an array of function pointers, called from first to last. Sections `.init_array.N` are called before,
+/// by rising N.
 pub const INIT_ARRAY: &str = ".init_array";
-/// Destructors, an array of function pointers, called from last to first.
+/// Destructors: an array of function pointers, called from last to first.
 pub const FINI_ARRAY: &str = ".fini_array";
 /// The older form of [`INIT_ARRAY`], called from last to first.
 pub const CTORS: &str = ".ctors";
@@ -24,111 +25,113 @@ pub const CTORS: &str = ".ctors";
 pub const DTORS: &str = ".dtors";
 /// Constructors of a program, called before those of its libraries.
 pub const PREINIT_ARRAY: &str = ".preinit_array";
-/// Pieces of the function `_init` of old: the linker lays them between those of `crti.o` and `crtn.o`.
+/// Pieces of the old function `_init`. The linker places them between the pieces of `crti.o` and of `crtn.o`.
 pub const INIT: &str = ".init";
-/// The same for `_fini`.
+/// Pieces of the old function `_fini`, as [`INIT`].
 pub const FINI: &str = ".fini";
-/// What begins so is taken once of all sections of the name: the older form of COMDAT groups.
+/// The prefix of sections of which the linker keeps one per name: the older form of COMDAT groups.
 pub const LINKONCE_PREFIX: &str = ".gnu.linkonce.";
-/// Empty; its flags say whether the code wants an executable stack.
+/// An empty section. Its flags say whether the code needs an executable stack.
 pub const GNU_STACK: &str = ".note.GNU-stack";
 /// Call frame information.
 pub const EH_FRAME: &str = ".eh_frame";
-/// Data that is written until `init` has returned and never again.
+/// Data that is written until `init` has returned, and never again.
 pub const RO_AFTER_INIT: &str = ".data..ro_after_init";
 /// Data that only relocations write: `.data.rel.ro` and `.data.rel.ro.*`.
 pub const RELOCATED_READ_ONLY: &str = ".data.rel.ro";
-/// What begins so is dropped when `init` has returned (`.init.text`, `.init.data`, `.init.rodata`).
+/// The prefix of sections that are freed when `init` has returned (`.init.text`, `.init.data`, `.init.rodata`).
 pub const INIT_PREFIX: &str = ".init.";
-/// Relocations that wait until the object they name is there: `.klp.rela.OBJECT.SECTION`.
+/// The prefix of relocations that are applied when the named object is loaded: `.klp.rela.OBJECT.SECTION`.
 pub const KLP_RELA_PREFIX: &str = ".klp.rela.";
-/// Symbols that a live patch resolves: `.klp.sym.OBJECT.NAME,POSITION`.
+/// The prefix of symbols that a live patch resolves: `.klp.sym.OBJECT.NAME,POSITION`.
 pub const KLP_SYMBOL_PREFIX: &str = ".klp.sym.";
-/// What the SDK's `KLP_SYMBOL` makes of a symbol, for `modhost klp-link`: `.modload.klp.OBJECT.NAME.POSITION`.
+/// The prefix that the SDK's `KLP_SYMBOL` gives to a symbol, for `modhost klp-link`:
+/// `.modload.klp.OBJECT.NAME.POSITION`.
 pub const KLP_MARK_PREFIX: &str = ".modload.klp.";
-/// Before the name of the section that it relocates.
+/// The prefix of a section of relocations, followed by the name of the section that they relocate.
 pub const RELA_PREFIX: &str = ".rela";
-/// Before the name of any section, to which `__start_` and `__stop_` then refer.
+/// The prefix of a symbol for the beginning of a section: `__start_SECTION`.
 pub const START_PREFIX: &str = "__start_";
-/// See [`START_PREFIX`].
+/// The prefix of a symbol for the end of a section: `__stop_SECTION`.
 pub const STOP_PREFIX: &str = "__stop_";
 
-/// The symbol of the function that is called when a module becomes LIVE: `int init_module(void)`.
+/// The symbol of the function that the loader calls before a module becomes LIVE: `int init_module(void)`.
 pub const INIT_SYMBOL: &str = "init_module";
-/// The symbol of the function that is called when it goes: `void cleanup_module(void)`.
+/// The symbol of the function that the loader calls when a module is unloaded: `void cleanup_module(void)`.
 pub const EXIT_SYMBOL: &str = "cleanup_module";
-/// The address of the module's global offset table.
+/// The symbol for the address of the module's global offset table.
 pub const GOT_SYMBOL: &str = "_GLOBAL_OFFSET_TABLE_";
-/// An address of the module's own, by which `__cxa_atexit` and `__cxa_finalize` know it.
+/// The symbol for an address that identifies the module to `__cxa_atexit` and `__cxa_finalize`.
 pub const DSO_HANDLE_SYMBOL: &str = "__dso_handle";
-/// The module's own `struct module`, `THIS_MODULE` in C.
+/// The symbol of the module's own `struct module`, `THIS_MODULE` in C.
 pub const THIS_MODULE_SYMBOL: &str = "__this_module";
-/// Before the name of the operations of a parameter's type: `param_ops_int`.
+/// The prefix of the operations of a parameter's type: `param_ops_int`.
 pub const PARAM_OPS_PREFIX: &str = "param_ops_";
-/// The operations of a parameter that is an array.
+/// The symbol of the operations of a parameter of type array.
 pub const PARAM_ARRAY_OPS_SYMBOL: &str = "param_array_ops";
-/// Alternatives for places of code: [`crate::record::AltInstr`].
+/// Alternatives for pieces of code: [`crate::record::AltInstr`].
 pub const ALTINSTRUCTIONS: &str = ".altinstructions";
 /// Calls through an operations table: [`crate::record::ParavirtSite`].
 pub const PARAINSTRUCTIONS: &str = ".parainstructions";
 /// Lock prefixes: [`crate::record::RelativeSite`].
 pub const SMP_LOCKS: &str = ".smp_locks";
-/// Branches through thunks: [`crate::record::RelativeSite`].
+/// Indirect branches through thunks: [`crate::record::RelativeSite`].
 pub const RETPOLINE_SITES: &str = ".retpoline_sites";
 /// Returns through a thunk: [`crate::record::RelativeSite`].
 pub const RETURN_SITES: &str = ".return_sites";
-/// ENDBRs that nobody needs: [`crate::record::RelativeSite`].
+/// ENDBR instructions that are not needed: [`crate::record::RelativeSite`].
 pub const IBT_ENDBR_SEAL: &str = ".ibt_endbr_seal";
-/// Calls at the beginning of functions: [`crate::record::Site`].
+/// Calls of `__fentry__` at the beginning of functions: [`crate::record::AddressSite`].
 pub const MCOUNT_LOC: &str = "__mcount_loc";
-/// NOPs at the beginning of functions: [`crate::record::Site`].
+/// NOPs at the beginning of functions: [`crate::record::AddressSite`].
 pub const PATCHABLE_FUNCTION_ENTRIES: &str = "__patchable_function_entries";
-/// Branches that static keys decide: [`crate::record::JumpEntry`].
+/// Branches that static keys control: [`crate::record::JumpEntry`].
 pub const JUMP_TABLE: &str = "__jump_table";
 /// Static calls: [`crate::record::StaticCallSite`].
 pub const STATIC_CALL_SITES: &str = ".static_call_sites";
-/// Which key a trampoline is for.
+/// Pairs of a static call's trampoline and its key.
 pub const STATIC_CALL_TRAMP_KEY: &str = ".static_call_tramp_key";
-/// Says that calls of static calls' trampolines are to be found by their relocations: no tool has made records of them.
-/// It holds nothing.
+/// An empty section. It says that no tool has written [`STATIC_CALL_SITES`], so that the loader must find the calls of
+/// trampolines by their relocations.
 pub const STATIC_CALL_MARK: &str = ".modload.static_calls";
-/// What to do about a fault at an instruction; 12 bytes a record.
+/// The handling of a fault at an instruction; 12 bytes a record.
 pub const EX_TABLE: &str = "__ex_table";
-/// What an instruction that traps means.
+/// The meaning of an instruction that traps.
 pub const BUG_TABLE: &str = "__bug_table";
-/// How Linux's unwinder gets from a place of code to its caller; 6 bytes a record.
+/// The rows of Linux's ORC unwinder; 6 bytes a record.
 pub const ORC_UNWIND: &str = ".orc_unwind";
-/// For each record of [`ORC_UNWIND`], its place: the distance from itself, 4 bytes.
+/// The code address of each record of [`ORC_UNWIND`]: the distance from the entry, 4 bytes.
 pub const ORC_UNWIND_IP: &str = ".orc_unwind_ip";
-/// Variables of which each processor has its own.
+/// Variables with one copy per processor.
 pub const PERCPU: &str = ".data..percpu";
 /// Linux's `struct module`.
 pub const LINUX_THIS_MODULE: &str = ".gnu.linkonce.this_module";
 /// Tracepoints.
 pub const TRACEPOINTS: &str = "__tracepoints";
-/// What begins so Linux drops when `init` has returned.
+/// The prefix of sections that Linux frees when `init` has returned.
 pub const INIT_SECTION_PREFIX: &str = ".init";
-/// Before the name of a register: the function that branches through it. `array` is the first of all.
+/// The prefix of the thunk that branches through a register, followed by the register's name.
+/// `__x86_indirect_thunk_array` is the start of all thunks.
 pub const INDIRECT_THUNK_PREFIX: &str = "__x86_indirect_thunk_";
 /// Linux's operations table.
 pub const PV_OPS_SYMBOL: &str = "pv_ops";
-/// The function that returns for others.
+/// The symbol of the thunk that replaces a return instruction.
 pub const RETURN_THUNK_SYMBOL: &str = "__x86_return_thunk";
-/// What functions call first that may be traced.
+/// The symbol of the function that a traceable function calls first.
 pub const FENTRY_SYMBOL: &str = "__fentry__";
-/// Before the name of a static call, that of its trampoline.
+/// The prefix of a static call's trampoline, followed by the name of the static call.
 pub const STATIC_CALL_TRAMPOLINE_PREFIX: &str = "__SCT__";
-/// Before the name of a static call, that of its key.
+/// The prefix of a static call's key, followed by the name of the static call.
 pub const STATIC_CALL_KEY_PREFIX: &str = "__SCK__";
 /// Code.
 pub const TEXT: &str = ".text";
 /// Trampolines of static calls.
 pub const STATIC_CALL_TEXT: &str = ".static_call.text";
 
-/// `st_shndx` of a COMMON symbol that may stand anywhere: gcc's `-mcmodel=medium`.
+/// `st_shndx` of a COMMON symbol that may lie anywhere: gcc's `-mcmodel=medium`.
 pub const SHN_X86_64_LCOMMON: u16 = 0xff02;
 
-/// `st_shndx` of a symbol that a live patch resolves when its object is there.
+/// `st_shndx` of a symbol that a live patch resolves when its object is loaded.
 pub const SHN_LIVEPATCH: u16 = 0xff20;
 
 /// `sh_flags` of a section of relocations that a live patch applies: [`KLP_RELA_PREFIX`].

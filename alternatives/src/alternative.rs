@@ -1,25 +1,25 @@
-//! `.altinstructions`: places for which there is something better where a feature is present, or absent.
+//! `.altinstructions`: code that is replaced if a processor feature is present, or absent.
 
-use modload_abi::record::{AltInstr, AltInstr63, Record};
-use modload_edit::{Addr, Code, Engine, MAX_SITE, Table, Why, fill_with_nops, refused, write};
+use modload_abi::record::{AltInstr, AltInstr63, FixedRecord};
+use modload_edit::{Addr, Code, EditOrigin, Engine, MAX_SITE, RecordTable, fill_with_nops, refused, write};
 
-use crate::facts::Error;
-use crate::moved::{call_through, first, is_whole, reaim};
+use crate::facts::RewriteError;
+use crate::moved::{call_through, first, is_whole, retarget};
 use crate::nops::optimize;
-use crate::{Facts, Features, Problem};
+use crate::{Facts, Features, RewriteProblem};
 
-/// Which layout the records have.
+/// The layout of the records.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Profile {
-    /// 12 bytes, the flag NOT in the feature's number.
+    /// 12 bytes, with the flag NOT as a bit of the feature number.
     #[default]
     Linux61,
-    /// 14 bytes, flags of their own.
+    /// 14 bytes, with a field for flags.
     Linux63,
 }
 
 impl Profile {
-    /// Size of a record in bytes.
+    /// Returns the size of a record in bytes.
     #[must_use]
     pub fn record_size(self) -> u64 {
         modload_edit::wide(match self {
@@ -29,52 +29,62 @@ impl Profile {
     }
 }
 
-/// A record of either layout.
+/// A record, decoded from either layout.
 #[derive(Clone, Copy, Debug)]
 struct Alternative {
     site: Addr,
     replacement: Addr,
     feature: u16,
-    wanted: Wanted,
-    kind: Kind,
+    wanted: WantedState,
+    kind: AlternativeKind,
     site_len: usize,
     replacement_len: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Wanted {
+enum WantedState {
     Present,
     Absent,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
+enum AlternativeKind {
     Replacement,
     DirectCall,
 }
 
-/// Puts the better code in its place, in the order of the records: a later one holds. What stays and what comes is
+/// Applies the records in order, so that a later record of the same site wins. Unchanged sites and replacements are
 /// padded with the best NOPs. Linux's `apply_alternatives`.
 ///
 /// # Errors
-/// [`modload_edit::PlanError`]: the first record that cannot be followed.
-pub fn alternatives<C: Code>(table: &Table, profile: Profile, facts: &Facts, code: &mut C) -> Result<(), Error> {
+/// [`modload_edit::PlanError`]: the first record that cannot be applied.
+pub fn alternatives<C: Code>(
+    table: &RecordTable,
+    profile: Profile,
+    facts: &Facts,
+    code: &mut C,
+) -> Result<(), RewriteError> {
     let size = profile.record_size();
     for record in table.numbers(size) {
-        let why = Why { engine: Engine::Alternative, section: table.section, record };
+        let why = EditOrigin { engine: Engine::Alternative, section: table.section, record };
         let alternative = read(table, profile, record, code)
-            .ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))?
+            .ok_or_else(|| refused(code, why, table.at, 0, RewriteProblem::PartOfRecord))?
             .map_err(|problem| refused(code, why, table.at, 0, problem))?;
         alternative.apply(facts, code, why)?;
     }
     if !table.size.is_multiple_of(size) {
-        let why = Why { engine: Engine::Alternative, section: table.section, record: table.numbers(size).end };
-        return Err(refused(code, why, table.at, 0, Problem::PartOfRecord));
+        let why = EditOrigin { engine: Engine::Alternative, section: table.section, record: table.numbers(size).end };
+        return Err(refused(code, why, table.at, 0, RewriteProblem::PartOfRecord));
     }
     Ok(())
 }
 
-fn read(table: &Table, profile: Profile, number: u32, code: &impl Code) -> Option<Result<Alternative, Problem>> {
+fn read(
+    table: &RecordTable,
+    profile: Profile,
+    number: u32,
+    code: &impl Code,
+) -> Option<Result<Alternative, RewriteProblem>> {
     Some(Ok(match profile {
         Profile::Linux61 => {
             let (at, bytes) = table.record::<{ AltInstr::SIZE }>(code, number)?;
@@ -84,8 +94,8 @@ fn read(table: &Table, profile: Profile, number: u32, code: &impl Code) -> Optio
                 site: at.offset(record.site.into()),
                 replacement: (at + 4).offset(record.replacement.into()),
                 feature: record.feature & !AltInstr::NOT,
-                wanted: if not { Wanted::Absent } else { Wanted::Present },
-                kind: Kind::Replacement,
+                wanted: if not { WantedState::Absent } else { WantedState::Present },
+                kind: AlternativeKind::Replacement,
                 site_len: record.site_len.into(),
                 replacement_len: record.replacement_len.into(),
             }
@@ -94,7 +104,7 @@ fn read(table: &Table, profile: Profile, number: u32, code: &impl Code) -> Optio
             let (at, bytes) = table.record::<{ AltInstr63::SIZE }>(code, number)?;
             let record = AltInstr63::read(&bytes);
             if record.flags & !(AltInstr63::NOT | AltInstr63::DIRECT_CALL) != 0 {
-                return Some(Err(Problem::UnknownFlags(record.flags)));
+                return Some(Err(RewriteProblem::UnknownFlags(record.flags)));
             }
             let direct = record.flags & AltInstr63::DIRECT_CALL != 0;
             let not = record.flags & AltInstr63::NOT != 0;
@@ -102,8 +112,8 @@ fn read(table: &Table, profile: Profile, number: u32, code: &impl Code) -> Optio
                 site: at.offset(record.site.into()),
                 replacement: (at + 4).offset(record.replacement.into()),
                 feature: record.feature,
-                wanted: if not { Wanted::Absent } else { Wanted::Present },
-                kind: if direct { Kind::DirectCall } else { Kind::Replacement },
+                wanted: if not { WantedState::Absent } else { WantedState::Present },
+                kind: if direct { AlternativeKind::DirectCall } else { AlternativeKind::Replacement },
                 site_len: record.site_len.into(),
                 replacement_len: record.replacement_len.into(),
             }
@@ -112,60 +122,60 @@ fn read(table: &Table, profile: Profile, number: u32, code: &impl Code) -> Optio
 }
 
 impl Alternative {
-    fn apply<C: Code>(&self, facts: &Facts, code: &mut C, why: Why) -> Result<(), Error> {
+    fn apply<C: Code>(&self, facts: &Facts, code: &mut C, why: EditOrigin) -> Result<(), RewriteError> {
         let mut buffer = [0; MAX_SITE];
         let new = &mut buffer[..self.site_len];
         self.compute(facts, code, new).map_err(|problem| refused(code, why, self.site, self.site_len, problem))?;
         Ok(write(code, self.site, new, why)?)
     }
 
-    /// What is to stand at the site.
-    fn compute(&self, facts: &Facts, code: &impl Code, new: &mut [u8]) -> Result<(), Problem> {
+    /// Computes the bytes of the site into `new`.
+    fn compute(&self, facts: &Facts, code: &impl Code, new: &mut [u8]) -> Result<(), RewriteProblem> {
         let site = code.text(self.site, self.site_len).filter(|site| site.len() == self.site_len);
-        let site = site.ok_or(Problem::SiteOutside(self.site_len))?;
+        let site = site.ok_or(RewriteProblem::SiteOutside(self.site_len))?;
         if !is_whole(site) {
-            return Err(Problem::SiteCut(self.site_len));
+            return Err(RewriteProblem::SiteCut(self.site_len));
         }
         new.copy_from_slice(site);
         let has = facts.features.has(self.feature).filter(|_| Features::name(self.feature).is_some());
-        let has = has.ok_or(Problem::UnknownFeature(self.feature))?;
-        // What is not wanted here must be right all the same: it may be elsewhere.
+        let has = has.ok_or(RewriteProblem::UnknownFeature(self.feature))?;
+        // The replacement is checked even if it is not used here: another processor may use it.
         let replacement = self.replacement(code)?;
-        if has == (self.wanted == Wanted::Present) {
+        if has == (self.wanted == WantedState::Present) {
             let (copy, rest) = new.split_at_mut(replacement.len());
             copy.copy_from_slice(replacement);
             rest.fill(0x90);
             match (self.kind, copy) {
-                (Kind::DirectCall, copy) => direct_call(copy, site, self.site, code)?,
-                // The only jump that becomes shorter.
-                (Kind::Replacement, &mut [0xe9, a, b, c, d]) => {
+                (AlternativeKind::DirectCall, copy) => direct_call(copy, site, self.site, code)?,
+                // The only jump that can become shorter.
+                (AlternativeKind::Replacement, &mut [0xe9, a, b, c, d]) => {
                     let distance = i32::from_le_bytes([a, b, c, d]);
                     jump(&mut new[..5], self.site, (self.replacement + 5).offset(distance.into()))?;
                 }
-                (Kind::Replacement, copy) => reaim(copy, self.replacement, self.site)?,
+                (AlternativeKind::Replacement, copy) => retarget(copy, self.replacement, self.site)?,
             }
         }
         optimize(new);
         Ok(())
     }
 
-    fn replacement<'c>(&self, code: &'c impl Code) -> Result<&'c [u8], Problem> {
+    fn replacement<'c>(&self, code: &'c impl Code) -> Result<&'c [u8], RewriteProblem> {
         if self.replacement_len > self.site_len {
-            return Err(Problem::TooLong { replacement: self.replacement_len, site: self.site_len });
+            return Err(RewriteProblem::TooLong { replacement: self.replacement_len, site: self.site_len });
         }
         if self.replacement_len == 0 {
             return Ok(&[]);
         }
         let bytes = code.text(self.replacement, self.replacement_len);
         let bytes = bytes.filter(|bytes| bytes.len() == self.replacement_len);
-        let bytes = bytes.ok_or(Problem::ReplacementOutside(self.replacement_len))?;
-        if is_whole(bytes) { Ok(bytes) } else { Err(Problem::ReplacementCut) }
+        let bytes = bytes.ok_or(RewriteProblem::ReplacementOutside(self.replacement_len))?;
+        if is_whole(bytes) { Ok(bytes) } else { Err(RewriteProblem::ReplacementCut) }
     }
 }
 
-/// A jump from `at` to `target` in five bytes: a short one with a NOP behind it if that reaches, but only forwards, as
-/// Linux has it.
-fn jump(new: &mut [u8], at: Addr, target: Addr) -> Result<(), Problem> {
+/// Encodes a jump from `at` to `target` in five bytes. As in Linux, a short jump followed by a NOP is used if the
+/// target is in reach and not before `at`.
+fn jump(new: &mut [u8], at: Addr, target: Addr) -> Result<(), RewriteProblem> {
     let distance = target - at;
     match i8::try_from(distance - 2) {
         Ok(short) if distance >= 0 => {
@@ -174,7 +184,7 @@ fn jump(new: &mut [u8], at: Addr, target: Addr) -> Result<(), Problem> {
             fill_with_nops(&mut new[2..]);
         }
         _ => {
-            let near = i32::try_from(distance - 5).map_err(|_| Problem::OutOfReach(target))?;
+            let near = i32::try_from(distance - 5).map_err(|_| RewriteProblem::OutOfReach(target))?;
             new[0] = 0xe9; // jmp
             new[1..].copy_from_slice(&near.to_le_bytes());
         }
@@ -182,18 +192,18 @@ fn jump(new: &mut [u8], at: Addr, target: Addr) -> Result<(), Problem> {
     Ok(())
 }
 
-/// What the site calls through a pointer is called directly: Linux's `alt_replace_call`. `copy` is a call of five bytes
-/// to be aimed.
-fn direct_call(copy: &mut [u8], site: &[u8], at: Addr, code: &impl Code) -> Result<(), Problem> {
+/// Replaces a call through a pointer by a direct call: Linux's `alt_replace_call`. `copy` is a call of five bytes,
+/// whose target is filled in here.
+fn direct_call(copy: &mut [u8], site: &[u8], at: Addr, code: &impl Code) -> Result<(), RewriteProblem> {
     let pointer = first(at, site).and_then(|call| call_through(&call));
-    let pointer = pointer.ok_or(Problem::OtherInstruction("a call through a pointer"))?;
+    let pointer = pointer.ok_or(RewriteProblem::OtherInstruction("a call through a pointer"))?;
     let [0xe8, a, b, c, d] = copy else {
-        return Err(Problem::OtherInstruction("one whose replacement is a call"));
+        return Err(RewriteProblem::OtherInstruction("one whose replacement is a call"));
     };
     let bytes: [u8; 8] =
-        code.bytes(pointer, 8).and_then(|bytes| bytes.try_into().ok()).ok_or(Problem::NoPointer(pointer))?;
+        code.bytes(pointer, 8).and_then(|bytes| bytes.try_into().ok()).ok_or(RewriteProblem::NoPointer(pointer))?;
     let target = Addr::new(u64::from_le_bytes(bytes));
-    let distance = i32::try_from(target - (at + 5)).map_err(|_| Problem::OutOfReach(target))?;
+    let distance = i32::try_from(target - (at + 5)).map_err(|_| RewriteProblem::OutOfReach(target))?;
     [*a, *b, *c, *d] = distance.to_le_bytes();
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Which features a processor has.
+//! The features of a processor.
 
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::fmt;
@@ -6,33 +6,33 @@ use std::fmt;
 use thiserror::Error;
 
 use crate::features::{FEATURES, WORDS};
-use crate::user_space::{Must, ROWS, Row};
+use crate::user_space::{FeatureRule, Must, ROWS};
 
-/// The features of a processor: Linux's `x86_capability`, words of capabilities and then of bugs.
+/// The features of a processor: Linux's `x86_capability`, words of capabilities followed by words of bugs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Features {
     words: [u32; WORDS],
 }
 
-/// A feature that is not in the table.
+/// A feature name that is not in the table.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("there is no feature {0:?}; names are those of Linux's cpufeatures.h, without X86_FEATURE_")]
 pub struct UnknownFeature(pub String);
 
-/// What is asked at every site of a table, where looking for the name would be most of the work.
+/// Features that are tested at every site of a table. Looking up their names each time would be most of the work.
 pub(crate) const RETPOLINE: u16 = 11 * 32 + 12;
 pub(crate) const RETPOLINE_LFENCE: u16 = 11 * 32 + 13;
 pub(crate) const RETHUNK: u16 = 11 * 32 + 14;
 pub(crate) const INDIRECT_THUNK_ITS: u16 = 21 * 32 + 5;
 
-/// Words that Linux fills by itself: what is in them says how code should be, not what a processor can do.
+/// The words that Linux fills itself: they hold Linux's choices for code, not features of a processor.
 const LINUX_WORDS: [usize; 7] = [3, 7, 8, 11, 21, 22, 23];
 
 impl Features {
-    /// None at all.
+    /// No features.
     pub const NONE: Features = Features { words: [0; WORDS] };
 
-    /// Those with these words, missing ones being 0.
+    /// Makes features of these words. Missing words are 0.
     #[must_use]
     pub fn from_words(given: &[u32]) -> Features {
         let mut words = [0; WORDS];
@@ -40,21 +40,21 @@ impl Features {
         Features { words }
     }
 
-    /// Those of the processor this runs on, as far as code in user space may use them. Of the words that Linux fills by
-    /// itself only what user space must have is set: none of its mitigations, and no bugs.
+    /// Returns the features of this processor that code in user space may use. In the words that Linux fills itself,
+    /// only the features that user space must have are set: no mitigations and no bugs.
     #[must_use]
     pub fn of_this_machine() -> Features {
         Features::of_this_processor().for_user_space()
     }
 
-    /// Why user space must not have a feature, or `None` if it may.
+    /// Returns why user space must not have a feature, or `None` if it may have it.
     #[must_use]
     pub fn why_not_in_user_space(name: &str) -> Option<&'static str> {
-        let is_it = |row: &&Row| row.features.contains(&name) && matches!(row.must, Must::NotBeThere);
+        let is_it = |row: &&FeatureRule| row.features.contains(&name) && matches!(row.must, Must::NotBeThere);
         ROWS.iter().find(is_it).map(|row| row.because)
     }
 
-    /// What CPUID says; nothing in the words that Linux fills by itself.
+    /// Returns the features that CPUID reports. The words that Linux fills itself stay empty.
     fn of_this_processor() -> Features {
         let highest = __cpuid(0).eax;
         let highest_extended = __cpuid(0x8000_0000).eax;
@@ -83,8 +83,8 @@ impl Features {
         Features { words }
     }
 
-    /// Those of this processor with what user space must have and must not have: each row of a table, with its reason. A list of
-    /// one's own may leave out what it likes of the rest.
+    /// Sets the features that user space must have and clears those it must not have. Each row of a table gives the
+    /// reason. A list that a user provides may omit any other feature.
     #[must_use]
     pub fn for_user_space(mut self) -> Features {
         for row in ROWS {
@@ -101,7 +101,7 @@ impl Features {
         self
     }
 
-    /// Those that are named, separated by commas or blanks.
+    /// Returns the features with these names, separated by commas or blanks.
     ///
     /// # Errors
     /// [`UnknownFeature`]: the first name that is not in the table.
@@ -113,34 +113,34 @@ impl Features {
         Ok(features)
     }
 
-    /// The number of a feature, by its name in any case of letters.
+    /// Returns the number of a feature. Upper and lower case of the name do not matter.
     #[must_use]
     pub fn number(name: &str) -> Option<u16> {
         numbered().find(|(_, known)| known.eq_ignore_ascii_case(name)).map(|(number, _)| number)
     }
 
-    /// The name of the feature with this number, if it is in the table.
+    /// Returns the name of the feature with this number, if the table has one.
     #[must_use]
     pub fn name(number: u16) -> Option<&'static str> {
         let bits = FEATURES.get(usize::from(number / 32))?.bits;
         bits.iter().find(|(bit, _)| u16::from(*bit) == number % 32).map(|(_, name)| *name)
     }
 
-    /// Whether the feature with this number is there; `None` if there is none of this number.
+    /// Returns whether the feature with this number is present, or `None` if the number is too large.
     #[must_use]
     pub fn has(&self, number: u16) -> Option<bool> {
         let word = self.words.get(usize::from(number / 32))?;
         Some(word >> (number % 32) & 1 == 1)
     }
 
-    /// Whether the feature of this name is there.
+    /// Returns whether the feature of this name is present.
     #[must_use]
     pub fn has_named(&self, name: &str) -> bool {
         Features::number(name).and_then(|number| self.has(number)).unwrap_or_default()
     }
 
-    /// The features of a processor that are not `others`, by name. What Linux adds by itself, its mitigations above
-    /// all, is no feature of a processor.
+    /// Returns the names of the processor features that are set here but not in `others`. Features that Linux sets
+    /// itself, mostly mitigations, are no processor features.
     #[must_use]
     pub fn beyond(&self, others: &Features) -> Vec<&'static str> {
         let of_processor = numbered().filter(|(number, _)| !LINUX_WORDS.contains(&usize::from(number / 32)));
@@ -148,7 +148,7 @@ impl Features {
         beyond.map(|(_, name)| name).collect()
     }
 
-    /// The words, those of bugs last.
+    /// Returns the words. The words of bugs come last.
     #[must_use]
     pub fn words(&self) -> &[u32; WORDS] {
         &self.words
@@ -163,14 +163,14 @@ impl Features {
     }
 }
 
-/// All features with their numbers.
+/// Returns all features with their numbers.
 fn numbered() -> impl Iterator<Item = (u16, &'static str)> {
     (0_u16..)
         .zip(FEATURES)
         .flat_map(|(word, features)| features.bits.iter().map(move |(bit, name)| (32 * word + u16::from(*bit), *name)))
 }
 
-/// The names, separated by blanks.
+/// Writes the names, separated by blanks.
 impl fmt::Debug for Features {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let here = numbered().filter(|(number, _)| self.has(*number) == Some(true));
@@ -192,7 +192,7 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), all.len());
         assert!(FEATURES.iter().flat_map(|word| word.bits).all(|(bit, _)| *bit < 32));
-        // As in Linux's header.
+        // The numbers of Linux's header.
         for (name, number) in [("FPU", 0), ("XMM2", 26), ("ERMS", 9 * 32 + 9), ("SMAP", 9 * 32 + 20), ("BUG_F00F", 704)]
         {
             assert_eq!(Features::number(name), Some(number));
@@ -220,8 +220,9 @@ mod tests {
         assert!(refused.contains("\"sse9\""), "{refused}");
     }
 
-    /// Each feature of the table, on a processor that has everything, on one that has nothing, and on this one: it is as a row says,
-    /// with a reason, or as the processor says, and what Linux would set by itself is not there.
+    /// Checks each feature of the table on a processor with all features, on one with none, and on this processor. A
+    /// feature is as its row says, with a reason, or as the processor says; and no feature that Linux would set itself
+    /// is set.
     #[test]
     fn every_feature_is_as_user_space_needs_it() {
         let mut rows = std::collections::BTreeMap::new();
@@ -252,7 +253,7 @@ mod tests {
         assert!(avx512.iter().all(|(_, name)| rows.contains_key(name)), "{avx512:?}");
         assert!(Features::why_not_in_user_space("SMAP").is_some_and(|why| why.contains("stac")));
         assert_eq!(Features::why_not_in_user_space("XENPV"), None);
-        // What the instructions are that would stand in code otherwise.
+        // The instructions that the code would contain otherwise.
         for name in ["XENPV", "ALWAYS"] {
             assert!(here.has_named(name), "{name}");
         }

@@ -1,45 +1,45 @@
-//! What the result depends on besides the code, and what can be wrong with a record.
+//! The inputs of the engines besides the code, and the errors of records.
 
 use modload_edit::Addr;
 use thiserror::Error;
 
 use crate::Features;
 
-/// How many processors there are.
+/// The number of processors, as far as lock prefixes are concerned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Processors {
-    /// Lock prefixes are of no use.
+    /// One processor: lock prefixes have no use.
     One,
-    /// They stay.
+    /// Several processors: lock prefixes are needed.
     Several,
 }
 
-/// Where returns lead that the compiler made a jump to `__x86_return_thunk`.
+/// The thunks of returns. With some options a compiler writes a jump to `__x86_return_thunk` instead of a return.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Returns {
-    /// The address of `__x86_return_thunk`, by which a site is known.
+    /// The address of `__x86_return_thunk`, the jump target that marks a return site.
     pub compiled: Option<Addr>,
-    /// The value of the variable `x86_return_thunk`: where sites lead if the features want a thunk.
+    /// The value of the variable `x86_return_thunk`: the jump target of return sites if the features require a thunk.
     pub thunk: Option<Addr>,
-    /// The address of `its_return_thunk`. If that is the thunk, sites with bit 5 of their address set do without.
+    /// The address of `its_return_thunk`. If it equals `thunk`, sites whose address has bit 5 set use a plain return.
     pub its: Option<Addr>,
 }
 
-/// What the engines of this crate must know.
+/// The inputs of the engines of this crate.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// The processor's features, Linux's choice of mitigations among them.
+    /// The processor's features, including Linux's choice of mitigations.
     pub features: Features,
-    /// How many processors.
+    /// The number of processors.
     pub processors: Processors,
     /// The address of `__x86_indirect_thunk_array`: 16 thunks of 32 bytes, one for each register.
     pub indirect_thunks: Option<Addr>,
-    /// Where returns lead.
+    /// The thunks of returns.
     pub returns: Returns,
 }
 
 impl Facts {
-    /// Those of a process on this machine: branches and returns without thunks, several processors.
+    /// Returns the facts for a process on this machine: branches and returns without thunks, several processors.
     #[must_use]
     pub fn of_this_machine() -> Facts {
         Facts {
@@ -51,16 +51,16 @@ impl Facts {
     }
 }
 
-/// What is wrong with a record, or with the place it means.
+/// Why a record cannot be applied.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-pub enum Problem {
-    /// The section ends within it.
+pub enum RewriteProblem {
+    /// The section ends within the record.
     #[error("its section is no whole number of records")]
     PartOfRecord,
-    /// The site is not in text, or not all of it.
+    /// The site is not completely within text.
     #[error("its site of {0} bytes is not within text")]
     SiteOutside(usize),
-    /// The replacement is not in text, or not all of it.
+    /// The replacement is not completely within text.
     #[error("its replacement of {0} bytes is not within text")]
     ReplacementOutside(usize),
     /// The site ends within an instruction.
@@ -72,36 +72,36 @@ pub enum Problem {
     /// The replacement is longer than the site.
     #[error("its replacement of {replacement} bytes is longer than its site of {site}")]
     TooLong {
-        /// Bytes of the replacement.
+        /// The length of the replacement in bytes.
         replacement: usize,
-        /// Bytes of the site.
+        /// The length of the site in bytes.
         site: usize,
     },
-    /// There is no such feature.
+    /// The feature number is not in the table.
     #[error("there is no feature number {}*32+{}", .0 / 32, .0 % 32)]
     UnknownFeature(u16),
-    /// Something refers to an address that it cannot reach from the site.
+    /// An operand of the replacement cannot reach its target from the site.
     #[error("an operand of its replacement does not reach {0} from the site")]
     OutOfReach(Addr),
-    /// What the flags ask for is not known.
+    /// The record has unknown flags.
     #[error("its flags {0:#x} are not known")]
     UnknownFlags(u16),
-    /// The instruction at the site is not one that this kind of record is about.
+    /// The instruction at the site is of another kind than this record requires.
     #[error("its site is not {0}")]
     OtherInstruction(&'static str),
-    /// The pointer that a call goes through cannot be read.
+    /// The pointer of an indirect call cannot be read.
     #[error("the pointer at {0} that its call goes through is not known")]
     NoPointer(Addr),
-    /// The target is none of the thunks.
+    /// The target of the branch is not a thunk.
     #[error("its target {0} is no thunk")]
     NoThunk(Addr),
-    /// It is needed and was not given.
+    /// An address is needed and was not given.
     #[error("the address of {0} is needed, and not known")]
     Missing(&'static str),
-    /// What Linux does for this feature is not done here.
+    /// Linux supports this feature, this crate does not.
     #[error("{0} is not supported")]
     Unsupported(&'static str),
 }
 
-/// Why an engine of this crate stopped.
-pub(crate) type Error = modload_edit::PlanError<Problem>;
+/// The error of the engines of this crate.
+pub(crate) type RewriteError = modload_edit::PlanError<RewriteProblem>;

@@ -1,16 +1,17 @@
-//! The table of features: numbers and names as in Linux 6.1's `cpufeatures.h`, with Debian's backports of 2026.
+//! The table of processor features: numbers and names as in Linux 6.1's `cpufeatures.h`, with Debian's backports of
+//! 2026.
 
-/// A word of features, 32 bits.
+/// One word of 32 features.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Word {
-    /// Bit and name, by bit. Bugs have `BUG_` in front.
+    /// Bit numbers and names, sorted by bit number. Names of bugs begin with `BUG_`.
     pub(crate) bits: &'static [(u8, &'static str)],
 }
 
-/// How many words there are: 22 of capabilities, then those of bugs.
+/// The number of words: 22 words of capabilities, then the words of bugs.
 pub const WORDS: usize = 24;
 
-/// All of them. A feature's number is 32 times its word plus its bit.
+/// All features. The number of a feature is 32 times the index of its word plus its bit number.
 #[rustfmt::skip]
 pub(crate) const FEATURES: &[Word; WORDS] = &[
     // 0: CPUID 1, EDX

@@ -1,15 +1,17 @@
-//! Code made for this machine: the tables by which Linux's modules ask for it, and pure functions that follow them.
+//! Adapts code to this machine: the tables in which Linux's modules list the sites, and pure functions that apply them.
 //!
-//! - [`Features`]: what a processor has, as Linux counts it; this one's, or another's by names or words.
-//! - [`alternatives`]: `.altinstructions`. The layout of its records is a [`Profile`].
-//! - [`retpolines`], [`returns`]: branches and returns through thunks, as the features want them.
-//! - [`endbr_seals`], [`smp_locks`], [`function_entries`]: ENDBRs nobody needs, lock prefixes on one processor, calls of
-//!   `__fentry__` that are NOPs until somebody looks.
-//! - [`Facts`]: all that the result depends on besides the code.
+//! - [`Features`]: the features of a processor, with Linux's numbers. They come from this processor, or from a list of
+//!   names or words.
+//! - [`alternatives`]: applies `.altinstructions`. The layout of the records is a [`Profile`].
+//! - [`retpolines`], [`returns`]: rewrite branches and returns through thunks, as the features require.
+//! - [`endbr_seals`], [`smp_locks`], [`function_entries`]: remove ENDBRs that are not needed, remove lock prefixes on
+//!   one processor, and replace calls of `__fentry__` by NOPs until the function is traced.
+//! - [`Facts`]: all inputs besides the code.
 //!
-//! Each takes a [`modload_edit::Table`] and a [`modload_edit::Code`], which it reads and edits record by record, and
-//! fails with a [`modload_edit::PlanError`] that names the record and shows what stands at its place. The order in which
-//! they work is [`modload_edit::ORDER`]. Behaviour is that of Linux 6.1's `arch/x86/kernel/alternative.c`.
+//! Each function takes a [`modload_edit::RecordTable`] and a [`modload_edit::Code`], which it reads and edits record by
+//! record. Each fails with a [`modload_edit::PlanError`], which names the record and shows the bytes of its site.
+//! [`modload_edit::ORDER`] is the order of the functions. The behaviour is that of Linux 6.1's
+//! `arch/x86/kernel/alternative.c`.
 //!
 //! This crate never sees a pointer, a file or mapped memory.
 
@@ -28,7 +30,7 @@ mod sites;
 
 pub use alternative::{Profile, alternatives};
 pub use cpu::{Features, UnknownFeature};
-pub use facts::{Facts, Problem, Processors, Returns};
+pub use facts::{Facts, Processors, Returns, RewriteProblem};
 pub use features::WORDS;
 pub use retpoline::retpolines;
 pub use returns::{return_at, returns};

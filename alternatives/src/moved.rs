@@ -1,22 +1,22 @@
-//! Instructions that are copied to another place and must mean the same there.
+//! Instructions that are copied to another address without changing their meaning.
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
 use modload_edit::Addr;
 
-use crate::Problem;
+use crate::RewriteProblem;
 
-/// The length of the first instruction.
+/// Returns the length of the first instruction.
 pub(crate) fn length(bytes: &[u8]) -> Option<usize> {
     first(Addr::NULL, bytes).map(|instruction| instruction.len())
 }
 
-/// The first instruction, if there is a whole one.
+/// Decodes the first instruction, if it is complete.
 pub(crate) fn first(at: Addr, bytes: &[u8]) -> Option<Instruction> {
     let instruction = Decoder::with_ip(64, bytes, at.get(), DecoderOptions::NONE).decode();
     (!instruction.is_invalid()).then_some(instruction)
 }
 
-/// Whether these bytes are whole instructions.
+/// Returns whether these bytes are a sequence of complete instructions.
 pub(crate) fn is_whole(bytes: &[u8]) -> bool {
     let mut rest = bytes;
     while !rest.is_empty() {
@@ -28,9 +28,9 @@ pub(crate) fn is_whole(bytes: &[u8]) -> bool {
     true
 }
 
-/// Makes instructions that were copied from `from` to `to` refer to what they referred to before: relative branches
-/// that leave the copy, and operands relative to the instruction pointer.
-pub(crate) fn reaim(bytes: &mut [u8], from: Addr, to: Addr) -> Result<(), Problem> {
+/// Adjusts instructions that were copied from `from` to `to`, so that they refer to the same targets as before:
+/// relative branches that leave the copy, and operands relative to the instruction pointer.
+pub(crate) fn retarget(bytes: &mut [u8], from: Addr, to: Addr) -> Result<(), RewriteProblem> {
     let source = bytes.to_vec();
     let end = from + modload_edit::wide(source.len());
     let mut decoder = Decoder::with_ip(64, &source, from.get(), DecoderOptions::NONE);
@@ -39,7 +39,7 @@ pub(crate) fn reaim(bytes: &mut [u8], from: Addr, to: Addr) -> Result<(), Proble
         let start = decoder.position();
         decoder.decode_out(&mut instruction);
         if instruction.is_invalid() {
-            return Err(Problem::ReplacementCut);
+            return Err(RewriteProblem::ReplacementCut);
         }
         let fields = decoder.get_constant_offsets(&instruction);
         let (offset, size, target) = if instruction.is_ip_rel_memory_operand() {
@@ -63,40 +63,41 @@ pub(crate) fn reaim(bytes: &mut [u8], from: Addr, to: Addr) -> Result<(), Proble
             _ => false,
         };
         if !fits {
-            return Err(Problem::OutOfReach(target));
+            return Err(RewriteProblem::OutOfReach(target));
         }
         field.copy_from_slice(&moved.to_le_bytes()[..size]);
     }
     Ok(())
 }
 
-/// Whether it is a near branch with a displacement.
+/// Returns whether an instruction is a near branch with a displacement.
 fn is_relative_branch(instruction: &Instruction) -> bool {
     instruction.op_count() != 0 && instruction.op0_kind() == OpKind::NearBranch64
 }
 
-/// What a near branch with a displacement is.
+/// The kind of a near branch with a displacement.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Branch {
+pub(crate) enum NearBranch {
     Call,
     Jump,
     Conditional,
 }
 
-/// The kind of a near branch with a displacement of 32 bits.
-pub(crate) fn near_branch(instruction: &Instruction) -> Option<Branch> {
+/// Returns the kind of a near branch with a 32-bit displacement.
+pub(crate) fn near_branch(instruction: &Instruction) -> Option<NearBranch> {
     if !is_relative_branch(instruction) || !matches!(instruction.len(), 5 | 6) {
         return None;
     }
     match instruction.mnemonic() {
-        Mnemonic::Call => Some(Branch::Call),
-        Mnemonic::Jmp => Some(Branch::Jump),
+        Mnemonic::Call => Some(NearBranch::Call),
+        Mnemonic::Jmp => Some(NearBranch::Jump),
         Mnemonic::Xbegin => None,
-        _ => Some(Branch::Conditional),
+        _ => Some(NearBranch::Conditional),
     }
 }
 
-/// The address of the pointer that a call goes through, if it is one through a pointer at a distance from itself.
+/// Returns the address of the pointer that a call uses, if the call is indirect through a pointer relative to the
+/// instruction pointer.
 pub(crate) fn call_through(instruction: &Instruction) -> Option<Addr> {
     let call = instruction.mnemonic() == Mnemonic::Call && instruction.is_ip_rel_memory_operand();
     call.then(|| Addr::new(instruction.ip_rel_memory_address()))

@@ -1,9 +1,9 @@
-//! Runs of NOPs.
+//! Sequences of NOPs.
 
 use modload_edit::fill_with_nops;
 
-/// Makes long NOPs of the runs of one-byte ones among instructions: Linux's `optimize_nops`. What is no instruction
-/// ends it.
+/// Replaces runs of one-byte NOPs between instructions by long NOPs: Linux's `optimize_nops`. Stops at bytes that are
+/// no instruction.
 pub(crate) fn optimize(bytes: &mut [u8]) {
     let mut at = 0;
     while at < bytes.len() {

@@ -1,29 +1,29 @@
-//! `.retpoline_sites`: branches through a register that the compiler made calls of a thunk.
+//! `.retpoline_sites`: branches through a register that the compiler has written as calls of a thunk.
 
 use iced_x86::Instruction;
-use modload_abi::record::{Record, RelativeSite};
-use modload_edit::{Addr, Code, Engine, Table, Why, refused, wide, write};
+use modload_abi::record::{FixedRecord, RelativeSite};
+use modload_edit::{Addr, Code, EditOrigin, Engine, RecordTable, refused, wide, write};
 
 use crate::cpu;
-use crate::facts::Error;
-use crate::moved::{Branch, first, near_branch};
+use crate::facts::RewriteError;
+use crate::moved::{NearBranch, first, near_branch};
 use crate::nops::optimize;
 use crate::sites::relative;
-use crate::{Facts, Problem};
+use crate::{Facts, RewriteProblem};
 
-/// Distance of two thunks.
+/// The distance between two thunks in bytes.
 const THUNK: i64 = 32;
 
 const WHAT: &str = "a call, a jump or a conditional jump to a thunk";
 
-/// Makes branches through a register of calls of thunks, where the features do not want the thunks. Linux's
+/// Replaces calls of thunks by branches through a register if the features do not require thunks. Linux's
 /// `apply_retpolines`.
 ///
 /// # Errors
-/// [`modload_edit::PlanError`]: the first record that cannot be followed.
-pub fn retpolines<C: Code>(table: &Table, facts: &Facts, code: &mut C) -> Result<(), Error> {
+/// [`modload_edit::PlanError`]: the first record that cannot be applied.
+pub fn retpolines<C: Code>(table: &RecordTable, facts: &Facts, code: &mut C) -> Result<(), RewriteError> {
     for record in table.numbers(wide(RelativeSite::SIZE)) {
-        let why = Why { engine: Engine::Retpoline, section: table.section, record };
+        let why = EditOrigin { engine: Engine::Retpoline, section: table.section, record };
         let site = relative(table, record, why, code)?;
         let mut buffer = [0; 6];
         let new = plan(site, facts, code, &mut buffer);
@@ -35,11 +35,16 @@ pub fn retpolines<C: Code>(table: &Table, facts: &Facts, code: &mut C) -> Result
     Ok(())
 }
 
-/// What is to stand at a site; `None` if it stays.
-fn plan<'b>(at: Addr, facts: &Facts, code: &impl Code, new: &'b mut [u8; 6]) -> Result<Option<&'b [u8]>, Problem> {
-    let site = code.text(at, 15).ok_or(Problem::SiteOutside(5))?;
-    let branch = first(at, site).ok_or(Problem::OtherInstruction(WHAT))?;
-    let kind = near_branch(&branch).ok_or(Problem::OtherInstruction(WHAT))?;
+/// Returns the new bytes of a site, or `None` if the site stays unchanged.
+fn plan<'b>(
+    at: Addr,
+    facts: &Facts,
+    code: &impl Code,
+    new: &'b mut [u8; 6],
+) -> Result<Option<&'b [u8]>, RewriteProblem> {
+    let site = code.text(at, 15).ok_or(RewriteProblem::SiteOutside(5))?;
+    let branch = first(at, site).ok_or(RewriteProblem::OtherInstruction(WHAT))?;
+    let kind = near_branch(&branch).ok_or(RewriteProblem::OtherInstruction(WHAT))?;
     let register = register(&branch, facts)?;
     let has = |feature| facts.features.has(feature) == Some(true);
     let lfence = has(cpu::RETPOLINE_LFENCE);
@@ -47,11 +52,11 @@ fn plan<'b>(at: Addr, facts: &Facts, code: &impl Code, new: &'b mut [u8; 6]) -> 
         return Ok(None);
     }
     if has(cpu::INDIRECT_THUNK_ITS) {
-        return Err(Problem::Unsupported("the feature INDIRECT_THUNK_ITS, which takes new thunks"));
+        return Err(RewriteProblem::Unsupported("the feature INDIRECT_THUNK_ITS, which takes new thunks"));
     }
     let len = branch.len();
     let mut bytes = Vec::with_capacity(16);
-    if kind == Branch::Conditional {
+    if kind == NearBranch::Conditional {
         // The opposite condition jumps over the branch.
         let condition = site.get(len - 5).map_or(0, |byte| byte & 0xf) ^ 1;
         bytes.extend([0x70 + condition, u8::try_from(len - 2).unwrap_or_default()]);
@@ -62,12 +67,12 @@ fn plan<'b>(at: Addr, facts: &Facts, code: &impl Code, new: &'b mut [u8; 6]) -> 
     if register >= 8 {
         bytes.push(0x41); // REX.B
     }
-    let call = kind == Branch::Call;
+    let call = kind == NearBranch::Call;
     bytes.extend([0xff, if call { 0xd0 } else { 0xe0 } + register % 8]); // call *%reg, jmp *%reg
     if !call && bytes.len() < len {
         bytes.push(0xcc); // int3
     }
-    // What is too long leaves the site as it is.
+    // If the new code is too long, the site stays unchanged.
     let Some(new) = new.get_mut(..len).filter(|new| bytes.len() <= new.len()) else { return Ok(None) };
     new.fill(0x90);
     new[..bytes.len()].copy_from_slice(&bytes);
@@ -75,14 +80,14 @@ fn plan<'b>(at: Addr, facts: &Facts, code: &impl Code, new: &'b mut [u8; 6]) -> 
     Ok(Some(new))
 }
 
-/// The number of the register that the thunk branches to.
-fn register(branch: &Instruction, facts: &Facts) -> Result<u8, Problem> {
-    let thunks = facts.indirect_thunks.ok_or(Problem::Missing("__x86_indirect_thunk_array"))?;
+/// Returns the number of the register that the thunk branches to.
+fn register(branch: &Instruction, facts: &Facts) -> Result<u8, RewriteProblem> {
+    let thunks = facts.indirect_thunks.ok_or(RewriteProblem::Missing("__x86_indirect_thunk_array"))?;
     let target = Addr::new(branch.near_branch_target());
     let distance = target - thunks;
     let register = u8::try_from(distance / THUNK).ok().filter(|register| {
-        // %rsp cannot be branched to.
+        // No thunk branches to %rsp.
         distance % THUNK == 0 && *register < 16 && *register != 4
     });
-    register.ok_or(Problem::NoThunk(target))
+    register.ok_or(RewriteProblem::NoThunk(target))
 }

@@ -1,26 +1,27 @@
-//! What user space must have, and must not have, whatever the processor says.
+//! The features that user space must have or must not have, independent of the processor.
 
-/// What must be so.
+/// The rule for a feature.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Must {
-    /// It is there.
+    /// The feature is set.
     BeThere,
-    /// It is not.
+    /// The feature is not set.
     NotBeThere,
-    /// It is as the processor says if the system saves what it needs when threads change, and not there otherwise.
+    /// The feature is as the processor says if the operating system saves the needed registers at a context switch.
+    /// Otherwise it is not set.
     BeSaved(fn() -> bool),
 }
 
-/// Some features, and why.
+/// A rule for some features, with its reason.
 #[derive(Debug)]
-pub(crate) struct Row {
+pub(crate) struct FeatureRule {
     pub(crate) features: &'static [&'static str],
     pub(crate) must: Must,
     pub(crate) because: &'static str,
 }
 
-const fn row(features: &'static [&'static str], must: Must, because: &'static str) -> Row {
-    Row { features, must, because }
+const fn row(features: &'static [&'static str], must: Must, because: &'static str) -> FeatureRule {
+    FeatureRule { features, must, because }
 }
 
 fn avx() -> bool {
@@ -33,9 +34,9 @@ fn avx512() -> bool {
 
 use Must::{BeSaved, BeThere, NotBeThere};
 
-/// Each feature once.
+/// The rules. Each feature occurs once.
 #[rustfmt::skip]
-pub(crate) const ROWS: &[Row] = &[
+pub(crate) const ROWS: &[FeatureRule] = &[
     row(&["ALWAYS"], BeThere,
         "Linux sets it on every processor: without it static_cpu_has() asks boot_cpu_data, and fillings of return stacks take place"),
     row(&["NOPL"], BeThere,

@@ -1,7 +1,7 @@
-//! Records as Linux has them since 6.3: 14 bytes, flags of their own, calls through pointers that become direct ones.
+//! Records of Linux since 6.3: 14 bytes, a field for flags, and calls through pointers that become direct calls.
 
-use modload_alternatives::{Facts, Features, Problem, Processors, Profile, Returns, alternatives};
-use modload_edit::{Addr, Code, Ledger, PieceKind, PlanError, Space, Table, disassembled};
+use modload_alternatives::{Facts, Features, Processors, Profile, Returns, RewriteProblem, alternatives};
+use modload_edit::{Addr, Code, CodeBuffers, Ledger, PieceKind, PlanError, RecordTable, disassembled};
 
 const TEXT: u64 = 0x1000;
 const REPLACEMENTS: u64 = 0x1800;
@@ -31,10 +31,15 @@ fn record(feature: u16, flags: u16, site_len: u8, replacement_len: u8) -> Vec<u8
     record
 }
 
-/// Applies one record to a site; returns what the site has become.
-fn apply(site: &[u8], replacement: &[u8], record: Vec<u8>, features: &str) -> Result<String, PlanError<Problem>> {
-    let mut space = Space::default();
-    let table = Table::of_section(7, Addr::new(TABLE), u64::try_from(record.len()).unwrap());
+/// Applies one record to a site. Returns the resulting bytes of the site.
+fn apply(
+    site: &[u8],
+    replacement: &[u8],
+    record: Vec<u8>,
+    features: &str,
+) -> Result<String, PlanError<RewriteProblem>> {
+    let mut space = CodeBuffers::default();
+    let table = RecordTable::of_section(7, Addr::new(TABLE), u64::try_from(record.len()).unwrap());
     space.add(Addr::new(TEXT), PieceKind::Text, [site, &[0xc3]].concat()).unwrap();
     space.add(Addr::new(REPLACEMENTS), PieceKind::Text, replacement.to_vec()).unwrap();
     space.add(Addr::new(TABLE), PieceKind::Data, record).unwrap();
@@ -64,15 +69,15 @@ fn the_flag_not_is_no_part_of_the_number() {
 
 #[test]
 fn a_call_through_a_pointer_becomes_a_direct_one() {
-    let became = apply(&CALL_THROUGH, &CALL, record(FPU, DIRECT_CALL, 6, 5), "FPU");
-    assert_eq!(became.unwrap(), "call 0x1400; nop");
+    let replaced = apply(&CALL_THROUGH, &CALL, record(FPU, DIRECT_CALL, 6, 5), "FPU");
+    assert_eq!(replaced.unwrap(), "call 0x1400; nop");
     let stays = apply(&CALL_THROUGH, &CALL, record(FPU, DIRECT_CALL, 6, 5), "");
     assert_eq!(stays.unwrap(), "callq *0x1ffa(%rip)");
 }
 
 #[test]
 fn what_is_no_such_call_is_refused() {
-    let elsewhere = [0xff, 0x15, 0xfa, 0x4f, 0, 0]; // call *0x4fff(%rip), where nothing is
+    let elsewhere = [0xff, 0x15, 0xfa, 0x4f, 0, 0]; // call *0x4fff(%rip), an address without memory
     for (site, replacement, flags, why) in [
         (&MOVE_1[..], &CALL[..], DIRECT_CALL, "its site is not a call through a pointer"),
         (&CALL_THROUGH, &MOVE_2, DIRECT_CALL, "its site is not one whose replacement is a call"),

@@ -1,8 +1,8 @@
 /*
- * The floor: the least that a loader which keeps modload's memory rules can do. Text is never writable, read-only
- * data neither, both are staged in private and written once through /proc/self/mem; freed text is INT3. But nothing
- * is checked, nothing is registered, memory is a bump allocator, and it knows just the relocations of the benches'
- * objects. Any other object makes it trap, or worse.
+ * The floor: the least work of a loader that keeps modload's memory rules. Text and read-only data are never writable;
+ * both are staged in private memory and written once through /proc/self/mem; freed text is INT3. But the floor checks
+ * and registers nothing, memory is a bump allocator, and it knows only the relocations of the benches' objects. Any
+ * other object makes it trap, or worse.
  */
 #define _GNU_SOURCE
 #include "floor.h"
@@ -20,7 +20,7 @@
 enum { STRIPE = 4 << 20, INT3 = 0xcc };
 enum { TEXT, RODATA, DATA, STRIPES };
 
-/* Where a stripe is, where its bytes are written first (data: at their place), and how much of it is used. */
+/* The address of a stripe, the address where its bytes are written first (data: in place), and the used size. */
 static struct {
 	unsigned char *place, *staging;
 	size_t used;
@@ -30,7 +30,7 @@ static unsigned char traps[STRIPE];
 static unsigned char *file_buffer;
 static int memory = -1;
 
-/* The module. Sections that are not there, and SHN_ABS, are at 0. */
+/* The module. Missing sections and SHN_ABS have the address 0. */
 static const unsigned char *image;
 static const Elf64_Sym *symbols, *symbols_end;
 static const char *strings;
@@ -68,7 +68,7 @@ int floor_open(void)
 			stripes[stripe].staging = map(NULL, PROT_READ | PROT_WRITE, MAP_POPULATE);
 		if (!stripes[stripe].place || !stripes[stripe].staging)
 			return -1;
-		/* Faults the pages in: as traps where there will be text, zeros elsewhere. */
+		/* Touches the pages: as traps for text, as zeros otherwise. */
 		stripes[stripe].used = STRIPE;
 		if (put(stripe, stripe == TEXT ? traps : file_buffer))
 			return -1;

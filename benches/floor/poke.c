@@ -138,7 +138,7 @@ int poke_stores(size_t sites, int on)
 		size_t inside = site * apart % 8;
 		uint64_t *at = (uint64_t *)(void *)(alias + site * apart - inside);
 
-		/* A site that crosses eight aligned bytes is not for one store. */
+		/* A site that crosses eight aligned bytes cannot be changed by one store. */
 		if (inside + sizeof nop > sizeof *at)
 			return -1;
 		__atomic_store_n(at, (*at & ~(all << 8 * inside)) | new << 8 * inside, __ATOMIC_RELAXED);

@@ -18,7 +18,7 @@ static const unsigned char rest[12] = { 0xb8, 1, 0, 0, 0, 0xc3, 0xb8, 2, 0, 0, 0
 
 static unsigned char *text, *alias;
 static size_t first;
-/* Twice the number of the flip when it is complete, one more while the next is under way. */
+/* Twice the number of completed flips, plus one while a flip is in progress. */
 static uint64_t state;
 static int stop;
 
@@ -48,7 +48,7 @@ static int make_text(void)
 	return 0;
 }
 
-/* Changes a site by one store, of the aligned bytes around it where they hold it all. */
+/* Changes a site by one store: of the aligned eight bytes if they hold the whole site, else of the eight bytes from it on. */
 static void one_store(unsigned char *site, const unsigned char *new)
 {
 	size_t inside = (uintptr_t)site & 7;
@@ -59,7 +59,7 @@ static void one_store(unsigned char *site, const unsigned char *new)
 	memcpy(bytes, at, sizeof bytes);
 	memcpy(bytes + (site - at), new, 5);
 	memcpy(&word, bytes, sizeof word);
-	/* One instruction whatever the compiler thinks of memory that is not aligned. */
+	/* Assembler guarantees a single instruction also for memory that is not aligned. */
 	__asm__ volatile("movq %1, (%0)" : : "r"(at), "r"(word) : "memory");
 }
 

@@ -1,6 +1,6 @@
 /*
- * Sites that are changed while threads run through them, by stores that no manual of Intel's allows: what a processor
- * makes of that. Nothing of this is part of the product.
+ * Sites that are changed while threads run through them, by stores that Intel's manuals do not allow: tests what a
+ * processor does then. This code is not part of the product.
  */
 #ifndef STORES_H
 #define STORES_H
@@ -10,28 +10,28 @@
 
 /* How a site is changed. */
 enum stores_how {
-	/* By one store of eight bytes: the aligned ones in which it lies, or, where it crosses them, those it begins. */
+	/* By one store of eight bytes: the aligned bytes that hold the site or, if it crosses them, the bytes from it on. */
 	STORES_ONE,
-	/* By a store for each of its bytes: what must go wrong, or nothing here would be seen. */
+	/* By a store for each byte. This must fail, otherwise the test would not detect errors. */
 	STORES_BYTES,
 };
 
-/* What has been seen, in memory that outlives a child. */
+/* The observations, in memory that outlives a child. */
 struct stores_seen {
-	uint64_t flips;   /* sites that were changed */
-	uint64_t calls;   /* calls through them meanwhile */
-	uint64_t neither; /* calls that did neither what the old nor what the new instruction does */
+	uint64_t flips;   /* changed sites */
+	uint64_t calls;   /* calls through the sites meanwhile */
+	uint64_t neither; /* calls with neither the old nor the new result */
 	uint64_t settled; /* calls that began after all cores were synchronised and ended before the next store */
-	uint64_t stale;   /* of these, calls that did the old */
+	uint64_t stale;   /* of these, calls with the old result */
 };
 
-/* Zeros, which a child shares. NULL if there is no memory. */
+/* Returns zeroed memory that a child shares, or NULL. */
 struct stores_seen *stores_open(void);
 
 /*
- * Flips 16 sites, 64 bytes apart and `offset` bytes behind that, for so many milliseconds, with a synchronisation of all
- * cores and about a microsecond of rest behind every 16; a thread for each other CPU calls them. -1 if the system does not let us. To be called in a
- * process of its own, once.
+ * Flips 16 sites, 64 bytes apart and starting at `offset`, for `milliseconds`. After every 16 sites it synchronises all
+ * cores and rests about a microsecond. A thread for each other CPU calls the sites. Returns -1 if a system call fails.
+ * Must be called only once, in a process of its own.
  */
 int stores_run(int how, size_t offset, unsigned milliseconds, struct stores_seen *seen);
 

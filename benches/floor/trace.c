@@ -1,7 +1,7 @@
 /*
- * The floors of tracing: a function whose entry calls a callback that does nothing, with the general registers saved that may
- * hold arguments; and one whose entry and return are recorded, a time stamp and a word each, in a ring of 1 MiB. Nobody asks
- * whether there is room, on whose stack it runs, or whether the thread is there already.
+ * The floors of tracing: a function whose entry calls a callback that does nothing, with all general registers saved that
+ * may hold arguments; and a function whose entry and return are recorded, as a time stamp and a word each, in a ring of
+ * 1 MiB. They do not check whether there is room, on which stack they run, or whether the thread is in the tracer already.
  */
 #include "trace.h"
 

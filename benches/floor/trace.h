@@ -1,4 +1,4 @@
-/* What tracing must cost at least: no checks, nothing that can be switched. */
+/* The minimal cost of tracing: without checks, and without a way to switch it off. */
 #pragma once
 
 int floor_callback(int a);

@@ -1,7 +1,7 @@
-//! What a static key that is off and a static call cost, next to a NOP and a direct call, in one run, in turn; and what
-//! switching a key with one site costs.
+//! Measures a disabled static key and a static call, compared with a NOP and a direct call, in one run and alternating;
+//! and the switching of a key with one site.
 //!
-//! `cargo bench` measures and prints; with `--check` it fails if a target is missed. `cargo test` runs each once.
+//! `cargo bench` measures and prints. With `--check` it fails if a target is missed. `cargo test` runs each loop once.
 
 use std::error::Error;
 use std::hint::black_box;
@@ -13,7 +13,7 @@ use modload::text::TrapMask;
 use modload::{Host, Symbol};
 use modload_tests::image_from_text;
 
-/// Loops that do one thing each time, and nothing else.
+/// Loops, each with one operation per iteration.
 const LOOPS: &str = "
 #include <modload/jump_label.h>
 #include <modload/static_call.h>
@@ -53,7 +53,7 @@ const NAMES: [&str; 7] =
 
 static HOSTS_KEY: StaticKey = StaticKey::disabled();
 
-/// A target: of these two loops, the first takes at most so much of the second.
+/// The targets: the first loop takes at most this multiple of the second.
 const TARGETS: [(&str, &str, f64); 2] = [("key_off", "nop", 1.02), ("static_call_of_it", "direct_call", 1.02)];
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
@@ -86,7 +86,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     if !measured {
         return Ok(ExitCode::SUCCESS);
     }
-    // i64 to f64 without a cast: the number is a small power of ten.
+    // Converts i64 to f64 without a cast: the number is a small power of ten.
     let per_loop = 1e9 / f64::from(i32::try_from(iterations)?);
     let medians: Vec<_> = loops.into_iter().map(|(name, _, times)| (name, median(times) * per_loop)).collect();
     println!("Medians of {rounds} rounds, ns per iteration; each loop's own cost is that of `nothing`.\n");

@@ -1,8 +1,9 @@
-//! What a call of a patched function costs: settled, in transition, stacked; next to a plain call, and to a handler that is called
-//! and picks, as the kernel's does. And how long transitions take, next to signalling all threads and hearing back.
+//! Measures the call of a patched function: after a transition, during a transition, and with stacked patches. It is
+//! compared with a plain call and with a handler that chooses the function, as in the kernel. Also measures the time of
+//! transitions, compared with signalling all threads and waiting for their answers.
 //!
-//! `cargo bench` measures and prints; with `--check` it fails if a figure is far from what is wanted. `--transitions`: no calls, for a
-//! profile. `cargo test` runs each once.
+//! `cargo bench` measures and prints. With `--check` it fails if a result is far from its target. `--transitions` skips
+//! the calls, for profiling. `cargo test` runs each measurement once.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -71,7 +72,7 @@ fn settle(host: &Host) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Picks as Linux's `klp_ftrace_handler` does.
+/// A handler that chooses the function like Linux's `klp_ftrace_handler`.
 struct Handler {
     to: Addr,
     moved: AtomicBool,
@@ -83,7 +84,7 @@ impl Redirect for Handler {
     }
 }
 
-/// Nanoseconds a call.
+/// Returns nanoseconds per call.
 fn once(run: Run, leaf: Leaf, iterations: i64) -> f64 {
     let begun = Instant::now();
     black_box(run(leaf, black_box(iterations)));
@@ -92,7 +93,7 @@ fn once(run: Run, leaf: Leaf, iterations: i64) -> f64 {
     begun.elapsed().as_secs_f64() * 1e9 / calls
 }
 
-/// Nanoseconds a checkpoint, with what goes round.
+/// Returns nanoseconds per checkpoint, including the loop.
 fn checkpoint(host: &Host, iterations: i64) -> f64 {
     let begun = Instant::now();
     for _ in 0..iterations {
@@ -115,14 +116,14 @@ fn quantile(times: &mut [Duration], hundredths: usize) -> Duration {
 
 struct Nothing;
 
-// SAFETY: does nothing.
+// SAFETY: the probe does nothing.
 unsafe impl Probe for Nothing {
     type Answer = ();
     fn probe(&self, _: Interrupted<'_>) {}
 }
 
-/// What a figure is to be at most, of what it is next to: what is wanted, and what `--check` takes on a machine that does other things,
-/// too.
+/// Compares results with their reference: the target, and the limit for `--check`, which allows for other load on the
+/// machine.
 struct Figures {
     missed: String,
 }
@@ -136,7 +137,7 @@ impl Figures {
     }
 }
 
-/// How often a loop goes round, and how often each is measured.
+/// The number of iterations of a loop, and the number of repetitions.
 #[derive(Clone, Copy)]
 struct Effort {
     iterations: i64,
@@ -169,7 +170,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Calls of a function that is patched, or is not, next to calls of one that cannot be.
+/// Measures calls of a function that is patched or not, compared with calls of a function that cannot be patched.
 fn calls(host: &Host, module: &Module, effort: Effort, figures: &mut Figures) -> Result<(), Box<dyn Error>> {
     let (run, plain, patched, handled): (Run, Leaf, Leaf, Leaf) =
         (symbol(module, "run")?, symbol(module, "plain")?, symbol(module, "patched")?, symbol(module, "handled")?);
@@ -188,7 +189,7 @@ fn calls(host: &Host, module: &Module, effort: Effort, figures: &mut Figures) ->
     show("not patched", beside_plain(patched), CALL);
     let mut checkpoints: Vec<_> = (0..effort.rounds).map(|_| checkpoint(host, effort.iterations)).collect();
     println!("{:24} {:6.2} ns", "a checkpoint", median(&mut checkpoints));
-    // A jump takes a cycle more or not, by where the code lies that it leads to: five of them.
+    // A jump may take a cycle more, depending on the alignment of its target. So five targets are measured.
     let mut settled = Vec::new();
     for number in 0..5 {
         host.enable_patch("p", patch(module, &[("patched", &format!("new{number}"))])?, None)?;
@@ -223,7 +224,7 @@ fn calls(host: &Host, module: &Module, effort: Effort, figures: &mut Figures) ->
     thread::sleep(Duration::from_millis(20));
     host.enable_patch("open", patch(module, &[("patched", "new0"), ("waits", "new_waits")])?, None)?;
     show("in transition, over", beside_plain(patched), CALL_IN_TRANSITION);
-    // SAFETY: `new0` is made as `handled` is.
+    // SAFETY: `new0` has the type of `handled`.
     let handler = unsafe {
         Redirecting::new(Handler { to: module.symbol_info("new0").ok_or("new0")?.addr, moved: AtomicBool::new(true) })
     };
@@ -238,7 +239,7 @@ fn calls(host: &Host, module: &Module, effort: Effort, figures: &mut Figures) ->
     settle(host)
 }
 
-/// There and back.
+/// Enables and disables a patch once.
 fn there_and_back(
     host: &Host,
     module: &Module,
@@ -257,7 +258,8 @@ fn there_and_back(
     Ok(())
 }
 
-/// Transitions of a process whose threads sleep, next to signalling them all and hearing back, and to holding them.
+/// Measures transitions of a process with sleeping threads, compared with signalling all threads and waiting for their
+/// answers, and with holding them.
 fn transitions(host: &Host, module: &Module, effort: Effort, figures: &mut Figures) -> Result<(), Box<dyn Error>> {
     let sleeping: Vec<_> = (0..64).map(|_| thread::spawn(thread::park)).collect();
     thread::sleep(Duration::from_millis(50));
@@ -290,7 +292,7 @@ fn transitions(host: &Host, module: &Module, effort: Effort, figures: &mut Figur
     Ok(())
 }
 
-/// Transitions of a process of one thread.
+/// Measures transitions of a process with one thread.
 fn alone(host: &Host, module: &Module, effort: Effort, figures: &mut Figures) -> Result<(), Box<dyn Error>> {
     let (mut ons, mut offs) = (Vec::new(), Vec::new());
     for _ in 0..effort.rounds {

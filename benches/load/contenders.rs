@@ -1,4 +1,4 @@
-//! Who is measured: each loads, looks up, calls and unloads once when asked.
+//! The contenders. Each performs one load, look-up, call and unload on request.
 #![expect(unsafe_code, reason = "all of them run foreign code, and two are called by C's rules")]
 
 use std::error::Error;
@@ -14,7 +14,7 @@ use modload::{Host, Image, read_trusted};
 
 use crate::objects::{Function, Linked, Object};
 
-/// Where the bytes come from.
+/// The source of the object's bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
     File,
@@ -30,10 +30,10 @@ impl fmt::Display for Source {
     }
 }
 
-/// One load, look-up, call and unload.
+/// The times of one load, look-up, call and unload.
 #[derive(Clone, Copy)]
 pub(crate) struct Cycle {
-    /// What the call returned.
+    /// The result of the call.
     pub(crate) result: i32,
     pub(crate) load: Duration,
     pub(crate) symbol: Duration,
@@ -70,7 +70,7 @@ pub(crate) trait Contender {
     fn cycle(&self) -> Result<Cycle, Box<dyn Error>>;
 }
 
-/// Ours, as an embedder uses it.
+/// modload, as an embedder uses it.
 pub(crate) struct Modload<'a> {
     pub(crate) host: &'a Host,
     pub(crate) object: &'a Object,
@@ -98,7 +98,7 @@ impl Contender for Modload<'_> {
     }
 }
 
-/// The C library's.
+/// The C library's dlopen.
 pub(crate) struct Dlopen<'a> {
     pub(crate) linked: &'a Linked,
     pub(crate) source: Source,
@@ -118,12 +118,12 @@ impl Contender for Dlopen<'_> {
             }
         };
         let symbol = |library: &Library| {
-            // SAFETY: the handle is open, the name ends with a NUL.
+            // SAFETY: the handle is open, and the name ends with a NUL.
             let symbol = unsafe { libc::dlsym(library.0, c"add".as_ptr()) };
             function(symbol)
         };
         let unload = |library: Library| {
-            // SAFETY: the handle is open and not used again; nothing of the library is running.
+            // SAFETY: the handle is open and not used again, and no code of the library is running.
             if unsafe { libc::dlclose(library.0) } == 0 { Ok(()) } else { Err("dlclose fails".into()) }
         };
         Cycle::measure(load, symbol, unload)
@@ -134,7 +134,7 @@ impl Contender for Dlopen<'_> {
 struct Library(*mut c_void);
 
 fn dlopen(path: &CStr) -> Result<Library, Box<dyn Error>> {
-    // SAFETY: the path ends with a NUL; the library is the benches' own and does nothing when it is loaded.
+    // SAFETY: the path ends with a NUL. The library is the benches' own and runs no code when it is loaded.
     let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
     if handle.is_null() {
         Err(format!("dlopen of {} fails", path.to_string_lossy()).into())
@@ -143,27 +143,27 @@ fn dlopen(path: &CStr) -> Result<Library, Box<dyn Error>> {
     }
 }
 
-/// A file without a name. It can be closed once its library is open.
+/// Makes a file without a name. It can be closed once its library is open.
 fn memory_file(bytes: &[u8]) -> io::Result<std::fs::File> {
     // SAFETY: the name ends with a NUL.
     let descriptor = unsafe { libc::memfd_create(c"bench".as_ptr(), libc::MFD_CLOEXEC) };
     if descriptor < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: it has just been made, and nobody else knows of it.
+    // SAFETY: the descriptor is new and has no other owner.
     let mut file = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
     file.write_all(bytes)?;
     Ok(file)
 }
 
-/// The least that a loader can do: `floor/floor.c`.
+/// The minimal loader: `floor/floor.c`.
 pub(crate) struct Floor<'a> {
     pub(crate) arena: FloorArena,
     pub(crate) object: &'a Object,
     pub(crate) source: Source,
 }
 
-/// The floor's memory is there.
+/// Proof that the floor's memory exists.
 #[derive(Clone, Copy)]
 pub(crate) struct FloorArena(());
 
@@ -177,9 +177,9 @@ unsafe extern "C" {
 }
 
 impl FloorArena {
-    /// Called once, by the only thread.
+    /// Makes the memory. Called once, by the only thread.
     pub(crate) fn open() -> Result<FloorArena, Box<dyn Error>> {
-        // SAFETY: it takes nothing and touches only what is its own.
+        // SAFETY: the function takes no argument and touches only its own memory.
         if unsafe { floor_open() } == 0 { Ok(FloorArena(())) } else { Err("the floor's arena cannot be had".into()) }
     }
 }
@@ -195,7 +195,7 @@ impl Contender for Floor<'_> {
             let failed = match self.source {
                 Source::File => {
                     let path = CString::new(self.object.path.as_os_str().as_bytes())?;
-                    // SAFETY: the arena is there and holds no module; the object is the benches' own.
+                    // SAFETY: the arena exists and holds no module; the object is the benches' own.
                     unsafe { floor_load_file(path.as_ptr()) }
                 }
                 // SAFETY: as above, and the bytes outlive the module, which is unloaded below.
@@ -204,19 +204,19 @@ impl Contender for Floor<'_> {
             if failed == 0 { Ok(()) } else { Err("the floor cannot load".into()) }
         };
         let symbol = |(): &()| {
-            // SAFETY: a module is loaded, the name ends with a NUL.
+            // SAFETY: a module is loaded, and the name ends with a NUL.
             let symbol = unsafe { floor_symbol(c"add".as_ptr()) };
             function(symbol)
         };
         let unload = |()| {
-            // SAFETY: a module is loaded, and nothing of it is running.
+            // SAFETY: a module is loaded, and no code of it is running.
             if unsafe { floor_unload() } == 0 { Ok(()) } else { Err("the floor cannot unload".into()) }
         };
         Cycle::measure(load, symbol, unload)
     }
 }
 
-/// What was looked up under the name `add`.
+/// Converts the symbol `add` to a function.
 fn function(symbol: *mut c_void) -> Result<Function, Box<dyn Error>> {
     if symbol.is_null() {
         return Err("there is no symbol add".into());

@@ -1,8 +1,9 @@
-//! What it costs to load an object, look a symbol up, call it and unload: modload next to dlopen of the same code and
-//! next to the floor, in one process and one run, round by round in turn. Only the ratios mean anything elsewhere.
+//! Measures loading an object, looking up a symbol, calling it and unloading: modload compared with dlopen of the same
+//! code and with the floor, in one process and one run, alternating in each round. On another machine only the ratios
+//! are meaningful.
 //!
-//! `cargo bench` measures and prints; with `--check` it fails if a target is missed. `cargo test` runs each cycle
-//! once and looks at nothing but the results of the calls.
+//! `cargo bench` measures and prints. With `--check` it fails if a target is missed. `cargo test` runs each cycle once
+//! and checks only the results of the calls.
 
 #![deny(unsafe_code)]
 
@@ -18,20 +19,20 @@ use modload::Host;
 use objects::Object;
 use report::Case;
 
-/// Rounds that are run and not measured.
+/// The number of rounds before measuring.
 const WARM_UP: usize = 50;
-/// Rounds whose medians are printed.
+/// The number of measured rounds.
 const ROUNDS: usize = 3000;
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let asked = |option: &str| std::env::args().any(|argument| argument == option);
-    // Cargo says `--bench` for `cargo bench` and nothing for `cargo test`.
+    // Cargo passes `--bench` for `cargo bench`, and no option for `cargo test`.
     let (warm_up, rounds) = if asked("--bench") || asked("--check") { (WARM_UP, ROUNDS) } else { (0, 1) };
 
     let folder = tempfile::tempdir()?;
     let tiny = Object::tiny(folder.path())?;
     let medium = Object::medium(folder.path())?;
-    // The floor comes first: it is content with what little of the low 2 GiB lies at their end.
+    // The floor allocates first, because it needs little memory and takes it at the end of the low 2 GiB.
     let arena = FloorArena::open()?;
     let host = Host::builder().process_symbols().build()?;
 
@@ -55,7 +56,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     Ok(if met || !asked("--check") { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs the contenders in turn, each round beginning with another one; gives the cycles of each.
+/// Runs the contenders in turn, and begins each round with another one. Returns the cycles of each contender.
 fn run(contenders: &[&dyn Contender], warm_up: usize, rounds: usize) -> Result<Vec<Vec<Cycle>>, Box<dyn Error>> {
     let mut cycles = vec![Vec::with_capacity(rounds); contenders.len()];
     let mut expected = None;

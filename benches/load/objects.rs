@@ -1,4 +1,4 @@
-//! The objects that are loaded: a tiny and a medium one, compiled once and linked for dlopen.
+//! The loaded objects: a tiny and a medium one, compiled once and also linked for dlopen.
 
 use std::error::Error;
 use std::fs;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use modload_fixtures::{Compiler, Language, generate_medium, object_from_text};
 
-/// What is called: `int add(int, int)`.
+/// The type of the called function: `int add(int, int)`.
 pub(crate) type Function = extern "C" fn(i32, i32) -> i32;
 
 /// An object and its shared libraries.
@@ -18,7 +18,7 @@ pub(crate) struct Object {
     pub(crate) linked: Vec<Linked>,
 }
 
-/// The same code as a shared library.
+/// The code of an object as a shared library.
 pub(crate) struct Linked {
     pub(crate) contender: &'static str,
     pub(crate) path: PathBuf,
@@ -38,7 +38,7 @@ __attribute__((visibility("default"))) int add(int a, int b)
 }
 "#;
 
-/// What is called of the medium object.
+/// The called function of the medium object.
 const ENTRY: &str = r#"
 __attribute__((visibility("default"))) int add(int a, int b)
 {
@@ -67,7 +67,7 @@ impl Object {
         folder: &Path,
     ) -> Result<Object, Box<dyn Error>> {
         let compile = |flags| object_from_text(name, Language::C, source, Compiler::Gcc, flags);
-        // Objects and libraries are read from the same file system.
+        // Objects and libraries are on the same file system.
         let path = folder.join(format!("{name}.o"));
         fs::copy(compile(HIDDEN)?, &path)?;
         let mut linked = Vec::new();

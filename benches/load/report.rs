@@ -1,10 +1,10 @@
-//! The tables, and whether the targets are met.
+//! Prints the tables and checks the targets.
 
 use std::time::Duration;
 
 use crate::contenders::{Contender, Cycle};
 
-/// What was measured of one object from one source: a row for each contender, modload's first.
+/// The results for one object from one source: a row for each contender, modload's first.
 pub(crate) struct Case {
     name: String,
     rows: Vec<Row>,
@@ -21,7 +21,7 @@ struct Row {
     unload: f64,
 }
 
-/// What is wanted: modload's total as a multiple of another contender's.
+/// A target: modload's total time as a multiple of another contender's.
 struct Target {
     case: &'static str,
     contender: &'static str,
@@ -41,7 +41,7 @@ impl Case {
         Case { name, rows: rows.collect() }
     }
 
-    /// What modload takes as a multiple of what another one takes.
+    /// Returns modload's time as a multiple of another contender's.
     fn ratio(&self, contender: &str) -> Option<f64> {
         let total = |name| self.rows.iter().find(|row| row.contender == name).map(|row| row.total);
         Some(total("modload")? / total(contender)?)
@@ -69,12 +69,12 @@ impl Row {
     }
 }
 
-/// The value with so many quarters of the sorted values below it.
+/// Returns the quantile of sorted values, in quarters.
 fn quantile(sorted: &[f64], quarters: usize) -> f64 {
     sorted.get(sorted.len() * quarters / 4).copied().unwrap_or(f64::NAN)
 }
 
-/// Prints all there is to say, and says whether every target is met.
+/// Prints all results. Returns whether every target is met.
 pub(crate) fn print(cases: &[Case], rounds: usize) -> bool {
     println!(
         "Medians in us of {rounds} rounds in turn; \"modload is\": modload's total as a multiple of this one's.\n"
@@ -105,7 +105,7 @@ pub(crate) fn print(cases: &[Case], rounds: usize) -> bool {
     let mut met = true;
     for Target { case, contender, at_most } in TARGETS {
         let measured = cases.iter().find(|measured| measured.name == case).and_then(|case| case.ratio(contender));
-        // A target that nothing was measured for is missed.
+        // A target without a measurement is missed.
         let ratio = measured.unwrap_or(f64::INFINITY);
         let verdict = if ratio <= at_most { "met" } else { "MISSED" };
         let margin = (at_most / ratio - 1.0) * 100.0;

@@ -1,4 +1,4 @@
-//! Who changes the sites: each turns all of its sites on, or off, when asked.
+//! The contenders. Each turns all of its sites on or off on request.
 #![expect(unsafe_code, reason = "the floor is C, and its functions are called")]
 
 use std::error::Error;
@@ -17,12 +17,12 @@ type Outcome = Result<(), Box<dyn Error>>;
 pub(crate) trait Contender: Sync {
     fn name(&self) -> &'static str;
 
-    /// Whether a thread may run through the sites meanwhile.
+    /// Returns whether a thread may execute the sites meanwhile.
     fn may_be_running(&self) -> bool {
         true
     }
 
-    /// What must be so before it can turn anything, and is taken back at its end.
+    /// Prepares for the turns. [`Contender::end`] undoes this.
     fn begin(&self) -> Outcome {
         Ok(())
     }
@@ -33,13 +33,13 @@ pub(crate) trait Contender: Sync {
 
     fn turn(&self, on: bool) -> Outcome;
 
-    /// Runs through a site.
+    /// Calls the function of a site.
     fn call(&self, sites: &Sites, _floor: &Floor, site: usize) {
         black_box(sites.call(site));
     }
 }
 
-/// Ours: one batch.
+/// modload, with all sites in one batch.
 pub(crate) struct Modload {
     on: EditSet,
     off: EditSet,
@@ -68,7 +68,7 @@ impl Contender for Modload {
     }
 }
 
-/// Ours, a batch for each site.
+/// modload, with a batch for each site.
 pub(crate) struct OneByOne {
     batches: Vec<[EditSet; 2]>,
 }
@@ -110,7 +110,7 @@ fn done(result: c_int) -> Outcome {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error().into()) }
 }
 
-/// The text of the floor, one at a time.
+/// The text of the floor. Only the last opened one is used.
 pub(crate) struct Floor {
     text: *const u8,
     stride: usize,
@@ -119,7 +119,7 @@ pub(crate) struct Floor {
 impl Floor {
     pub(crate) fn open(sites: usize, stride: u64) -> Result<Floor, Box<dyn Error>> {
         let stride = index(stride);
-        // SAFETY: maps new memory; a text that was opened before stays mapped and is used no more.
+        // SAFETY: maps new memory. A text that was opened before stays mapped and is not used any more.
         let text = unsafe { poke_open(sites, stride) };
         if text.is_null() {
             return Err(io::Error::last_os_error().into());
@@ -133,10 +133,10 @@ impl Floor {
     }
 }
 
-// SAFETY: the text is read and called only, by any thread.
+// SAFETY: threads only read and call the text.
 unsafe impl Sync for Floor {}
 
-/// A way of the floor's.
+/// A way in which the floor changes sites.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum How {
     Passes,
@@ -146,7 +146,7 @@ pub(crate) enum How {
     Flips,
 }
 
-/// The floor's text, changed in one of its ways.
+/// A contender that changes the floor's text in one of its ways.
 pub(crate) struct FloorTurns {
     how: How,
     count: usize,
@@ -188,7 +188,7 @@ impl Contender for FloorTurns {
 
     fn call(&self, _: &Sites, floor: &Floor, site: usize) {
         let at = floor.text.wrapping_add(site * floor.stride).cast::<()>();
-        // SAFETY: `int f(void)` stands there, whether its site is off or on.
+        // SAFETY: the text there is an `int f(void)`, whether its site is off or on.
         let function = unsafe { transmute::<*const (), extern "C" fn() -> c_int>(at) };
         black_box(function());
     }

@@ -1,8 +1,9 @@
-//! What it costs to change published text: ns per site, modload next to the same three passes in C that check nothing,
-//! to chunks of 256 as Linux makes them, to one site at a time, to one store a site,
-//! and to flipped protections. One run, in turn.
+//! Measures changes of published text in ns per site. modload is compared with the same three passes in C without
+//! checks, with chunks of 256 sites as in Linux, with one site at a time, with one store per site, and with changed
+//! protections. All in one run, alternating.
 //!
-//! `cargo bench` measures and prints; with `--check` it fails if a target is missed. `cargo test` runs each once.
+//! `cargo bench` measures and prints. With `--check` it fails if a target is missed. `cargo test` runs each contender
+//! once.
 
 #![deny(unsafe_code)]
 
@@ -21,7 +22,7 @@ use modload_tests::Sites;
 use modload_text::TrapMask;
 use report::{Load, Row};
 
-/// Distances between two sites: a function's, and a page's.
+/// The distances between two sites: typical of functions, and a page.
 const CLOSE: u64 = 64;
 const PAGE: u64 = 4096;
 
@@ -29,13 +30,13 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let asked = |option: &str| std::env::args().any(|argument| argument == option);
     let measured = asked("--bench") || asked("--check");
     let mut rows = Vec::new();
-    // Somebody who waits all the time: a process of one thread is poked another way.
+    // A second thread, which waits all the time: in a process of one thread text is poked in another way.
     let (other, others) = channel::<()>();
     let waiting = thread::spawn(move || others.recv());
     measure(CLOSE, &[1, 100, 10_000, 50_000], measured, &mut rows)?;
     measure(PAGE, &[1, 100, 10_000], measured, &mut rows)?;
     drop(other);
-    // What it waited for has gone, which is no error.
+    // The receiver ends with an error when the sender is dropped, as intended.
     let _ = waiting.join();
     if !measured {
         return Ok(ExitCode::SUCCESS);
@@ -44,8 +45,8 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     Ok(if met || !asked("--check") { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// All contenders on sites that are `stride` bytes apart, for each number of them, idle and with a thread that runs
-/// through the first of them all the time.
+/// Measures all contenders on sites `stride` bytes apart, for each number of sites: idle, and with a thread that
+/// executes the sites all the time.
 fn measure(stride: u64, counts: &[usize], measured: bool, rows: &mut Vec<Row>) -> Result<(), Box<dyn Error>> {
     let most = counts.iter().copied().max().unwrap_or(0);
     let sites = Sites::publish(most, stride, Some(0));
@@ -78,10 +79,10 @@ fn measure(stride: u64, counts: &[usize], measured: bool, rows: &mut Vec<Row>) -
     Ok(())
 }
 
-/// A contender's name, and the seconds of each of its turns.
+/// The name of a contender, and the seconds of each of its turns.
 type Times = (&'static str, Vec<f64>);
 
-/// Turns the sites on and off again, contender by contender; gives the seconds of each turn.
+/// Turns the sites on and off again, contender by contender. Returns the seconds of each turn.
 fn run(
     contenders: &[Box<dyn Contender + '_>],
     sites: &Sites,

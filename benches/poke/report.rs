@@ -1,14 +1,14 @@
-//! The table, and whether the targets are met.
+//! Prints the table and checks the targets.
 
-/// What other threads do meanwhile.
+/// The activity of other threads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Load {
     Idle,
-    /// One runs through the sites.
+    /// One thread executes the sites.
     Busy,
 }
 
-/// A contender's median time for a site.
+/// The median time of a contender per site.
 pub(crate) struct Row {
     pub(crate) contender: &'static str,
     pub(crate) stride: u64,
@@ -21,7 +21,7 @@ pub(crate) fn number(count: usize) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
-/// Prints all there is to say, and says whether every target is met.
+/// Prints all results. Returns whether every target is met.
 pub(crate) fn print(rows: &[Row]) -> bool {
     println!("Medians, ns per site; sites 64 bytes apart, and one a page.\n");
     println!("{:<26} {:>6} {:>8} {:>12} {:>12}", "", "apart", "sites", "idle", "busy");

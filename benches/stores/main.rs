@@ -1,7 +1,8 @@
-//! Whether one store of eight bytes would be enough to change a site, which is not offered: what this processor makes of
-//! it, and for how many sites it could be used. `docs/poke.md` has what came out.
+//! Tests whether one store of eight bytes would be enough to change a site (which modload does not offer): how this
+//! processor behaves, and for how many sites it could be used. `docs/poke.md` has the results.
 //!
-//! `cargo bench --bench stores` takes half a minute; `cargo test` runs each way for some milliseconds and measures nothing.
+//! `cargo bench --bench stores` takes half a minute. `cargo test` runs each way for some milliseconds and measures
+//! nothing.
 
 mod probe;
 mod share;
@@ -19,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Which processor this is, as /proc/cpuinfo has it.
+/// Returns the processor's name, from /proc/cpuinfo.
 fn processor() -> Result<String, Box<dyn Error>> {
     let info = fs::read_to_string("/proc/cpuinfo")?;
     let value = |name: &str| {

@@ -1,4 +1,4 @@
-//! Threads run through sites that are changed without INT3: what they see.
+//! Threads execute sites that are changed without INT3. Records the results of their calls.
 #![expect(unsafe_code, reason = "the probe is C, and its functions are called")]
 
 use std::error::Error;
@@ -12,7 +12,7 @@ use modload_tests::in_fork;
 const ONE: c_int = 0;
 const BYTES: c_int = 1;
 
-/// What is tried: a name, how a site is changed, and where it begins in its line of 64 bytes.
+/// The variants: a name, the kind of change, and the offset of the site in its line of 64 bytes.
 const TRIED: [(&str, c_int, usize); 7] = [
     ("one store, bytes 0 to 4 of 8", ONE, 0),
     ("one store, bytes 1 to 5 of 8", ONE, 1),
@@ -40,7 +40,7 @@ unsafe extern "C" {
     fn stores_run(how: c_int, offset: usize, milliseconds: c_uint, seen: *mut Seen) -> c_int;
 }
 
-/// Tries each for so long in a child, which some of them kill.
+/// Runs each variant for this time in a child process, which some of them kill.
 pub(crate) fn table(milliseconds: c_uint) -> Result<String, Box<dyn Error>> {
     let mut table = format!("{:<30}", "");
     for head in ["flips", "calls", "settled", "neither", "stale"] {
@@ -53,11 +53,11 @@ pub(crate) fn table(milliseconds: c_uint) -> Result<String, Box<dyn Error>> {
             return Err(io::Error::last_os_error().into());
         }
         let ended = in_fork(|| {
-            // SAFETY: in a process of its own, once; `seen` was just opened, and is shared with it.
+            // SAFETY: called once, in a process of its own. `seen` was just opened, and is shared with this process.
             let result = unsafe { stores_run(how, offset, milliseconds, seen) };
             assert_eq!(result, 0, "{}", io::Error::last_os_error());
         });
-        // SAFETY: was opened above, and the child, which alone wrote it, has ended.
+        // SAFETY: opened above, and the child, which alone wrote to it, has ended.
         let seen = unsafe { seen.read() };
         let how = match (ended.status, ended.signal) {
             (Some(0), _) if seen.flips == 0 => return Err(format!("{name}: nothing was flipped").into()),

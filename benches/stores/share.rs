@@ -1,4 +1,4 @@
-//! How many sites lie within eight aligned bytes, so that one store could change them.
+//! Counts the sites that lie within eight aligned bytes, so that one store could change them.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -11,25 +11,26 @@ use object::elf::{R_X86_64_PC32, R_X86_64_PLT32};
 use object::read::elf::ElfFile64;
 use object::{Object, ObjectSection, ObjectSymbol, RelocationFlags, RelocationTarget, SectionIndex, SectionKind};
 
-/// Tables of sites: how far apart their records are, each of which begins with the site's address.
+/// Tables of sites, with the distance of their records in bytes. Each record begins with the site's address.
 const TABLES: [(&str, u64); 4] =
     [("__mcount_loc", 8), ("__patchable_function_entries", 8), ("__jump_table", 16), (".static_call_sites", 8)];
 const CALLS: &str = "direct calls";
 
-/// The sites of one kind.
+/// The statistics of sites of one kind.
 #[derive(Default)]
 struct Share {
-    /// How many begin at each byte of aligned eight.
+    /// The number of sites that begin at each byte of eight aligned ones.
     begin: [u64; 8],
-    /// How many lie within them.
+    /// The number of sites within eight aligned bytes.
     within: u64,
-    /// How many are in sections that may be placed anywhere.
+    /// The number of sites in sections with a smaller alignment, whose places are not known.
     anywhere: u64,
 }
 
 type Shares = BTreeMap<&'static str, Share>;
 
-/// The generated object with places for function NOPs, without and with ENDBR64 in front of them; and Debian's modules.
+/// Returns the table for the generated object with function NOPs, without and with ENDBR64 before them, and for
+/// Debian's modules.
 pub(crate) fn table(with_kernel: bool) -> Result<String, Box<dyn Error>> {
     let mut table =
         format!("{:<58} {:>9} {:>9} {:>7}  begin at byte 0 .. 7 of eight\n", "", "sites", "within", "share");
@@ -102,7 +103,7 @@ fn is_near(flags: RelocationFlags) -> bool {
     matches!(flags, RelocationFlags::Elf { r_type: R_X86_64_PC32 | R_X86_64_PLT32 })
 }
 
-/// Which section a record means, and where in it.
+/// Returns the section and the offset to which a record refers.
 fn target(file: &ElfFile64<'_>, relocation: &object::Relocation) -> Result<(SectionIndex, u64), Box<dyn Error>> {
     let RelocationTarget::Symbol(symbol) = relocation.target() else { return Err("a record without a symbol".into()) };
     let symbol = file.symbol_by_index(symbol)?;
@@ -110,7 +111,7 @@ fn target(file: &ElfFile64<'_>, relocation: &object::Relocation) -> Result<(Sect
     Ok((section, symbol.address().wrapping_add_signed(relocation.addend())))
 }
 
-/// The bytes of a site: a jump of two, a NOP of two, or what is five long.
+/// Returns the length of a site: a jump or a NOP of two bytes, or an instruction of five bytes.
 fn length(site: &[u8]) -> u64 {
     match site {
         [0xeb, ..] | [0x66, 0x90, ..] => 2,

@@ -1,7 +1,8 @@
-//! What a call of a traced function costs, in all ways of tracing it, next to the plain call, to the floors, and to other tracers
-//! on the same function; and what switching a thousand functions costs.
+//! Measures the call of a traced function, for all ways of tracing, compared with the plain call, the floors, and other
+//! tracers on the same function. Also measures the switching of a thousand functions.
 //!
-//! `cargo bench` measures and prints; with `--check` it fails if a target is missed. `cargo test` runs each once.
+//! `cargo bench` measures and prints. With `--check` it fails if a target is missed. `cargo test` runs each measurement
+//! once.
 
 mod others;
 
@@ -41,15 +42,16 @@ unsafe extern "C" {}
 type Leaf = unsafe extern "C" fn(i32) -> i32;
 type Run = extern "C" fn(Leaf, i64) -> i32;
 
-/// What is done around a measurement, and what was not recorded.
+/// The actions around a measurement. Returns the calls that were not recorded.
 type With<'c> = dyn Fn(&mut dyn FnMut()) -> Result<Missed, Box<dyn Error>> + 'c;
 
-/// What is measured, round by round. `with` has tracing switched on, the function called by `time`, and what was recorded taken.
+/// A measurement, run in every round. `with` switches tracing on, calls its argument to time the function, and takes
+/// the recorded calls.
 struct Contender<'c> {
     what: &'static str,
     leaf: Leaf,
     with: Box<With<'c>>,
-    /// Nanoseconds a call, of each round.
+    /// Nanoseconds per call, of each round.
     times: Vec<f64>,
     missed: u64,
 }
@@ -73,7 +75,7 @@ impl<'c> Contender<'c> {
     fn round(&mut self, run: Run, iterations: u32) -> Result<(), Box<dyn Error>> {
         let (leaf, times) = (self.leaf, &mut self.times);
         let mut time = || {
-            // Once before, for what is new to the processor.
+            // Runs once before, to warm up the processor's caches and predictors.
             black_box(run(leaf, black_box(i64::from(iterations / 20))));
             let begun = Instant::now();
             let result = black_box(run(leaf, black_box(i64::from(iterations))));
@@ -90,7 +92,7 @@ impl<'c> Contender<'c> {
     }
 }
 
-/// What is measured, in the order of the table.
+/// Returns the contenders, in the order of the table.
 fn contenders(host: &Host, plain: Leaf, traced: Leaf) -> Vec<Contender<'_>> {
     fn nobody(_: &Call<'_>) {}
     let filter = || "leaves:traced".parse::<Filter>();
@@ -126,14 +128,14 @@ fn contenders(host: &Host, plain: Leaf, traced: Leaf) -> Vec<Contender<'_>> {
     ]
 }
 
-/// What is to be so many times another at most.
+/// The targets: the first takes at most this multiple of the second.
 const TARGETS: [(&str, &str, f64); 3] = [
     ("site off", "plain", 1.01),
     ("empty callback", "floor of a callback", 1.5),
     ("entry and return recorded", "floor of entry and return", 1.3),
 ];
 
-/// Nanoseconds at most, for each of a thousand functions that are switched.
+/// The limit in nanoseconds for switching each of a thousand functions.
 const SWITCHED: u128 = 150;
 
 fn symbol<F: Copy>(module: &Module, name: &str) -> Result<F, Box<dyn Error>> {
@@ -148,7 +150,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     modload::process().trap_mask(TrapMask::Trusted);
     let host = Host::builder().build()?;
     if asked("--switching") {
-        // Nothing else, for a profile.
+        // Only switching, for profiling.
         switching(&host, 5000)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -189,7 +191,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     Ok(if met || !asked("--check") { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Functions of about 180 bytes each.
+/// Returns functions of about 180 bytes each.
 fn many() -> String {
     let mut text = String::new();
     for number in 0..1000 {
@@ -200,7 +202,7 @@ fn many() -> String {
     text
 }
 
-/// What it takes to switch a thousand functions on, and off: nanoseconds for each of them, the medians of rounds.
+/// Measures switching a thousand functions on and off. Returns nanoseconds for each function, as medians.
 fn switching(host: &Host, rounds: usize) -> Result<[u128; 2], Box<dyn Error>> {
     let _module = host.load(&image_from_text("many", &many()))?;
     let mut times = [Vec::new(), Vec::new()];

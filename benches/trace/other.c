@@ -1,4 +1,4 @@
-/* What other tracers are measured on: the function of the bench, called as there. Prints ns a call. */
+/* The program for other tracers: the function of the bench, called in the same way. Prints ns per call. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>

@@ -1,12 +1,12 @@
-//! Other tracers on the same function, in processes of their own. One that is missing is said to be, and has no figure.
+//! Other tracers on the same function, in processes of their own. A missing tracer is reported and has no result.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// A tracer, and what it took.
+/// A tracer, and its result.
 pub(crate) struct Other {
     pub(crate) what: &'static str,
-    /// Nanoseconds a call, or why there are none.
+    /// Nanoseconds per call, or the reason why there is no result.
     pub(crate) measured: Result<f64, String>,
 }
 
@@ -15,10 +15,10 @@ struct Way {
     what: &'static str,
     compiler: &'static str,
     flags: &'static [&'static str],
-    /// What it is run by, if anything: with `DIR` for a directory of its own.
+    /// The command that runs the program, if any. `DIR` stands for a new directory.
     runner: &'static [&'static str],
     environment: &'static [(&'static str, &'static str)],
-    /// Behind the number of calls.
+    /// Arguments after the number of calls.
     arguments: &'static [&'static str],
 }
 
@@ -54,13 +54,13 @@ const WAYS: [Way; 4] = [
         compiler: "clang-19",
         flags: XRAY,
         runner: &[],
-        // It logs into the working directory.
+        // XRay logs to the working directory.
         environment: &[("XRAY_OPTIONS", "patch_premain=true xray_mode=xray-fdr verbosity=0")],
         arguments: &[],
     },
 ];
 
-/// Measures all of them, by so many calls a round.
+/// Measures all tracers, with this number of calls per round.
 pub(crate) fn all(calls: u32) -> Vec<Other> {
     WAYS.iter().map(|way| Other { what: way.what, measured: way.measure(calls) }).collect()
 }
@@ -83,7 +83,7 @@ impl Way {
     }
 }
 
-/// What a program printed, if it ended well.
+/// Returns the output of a program that ended successfully.
 fn finished(command: &mut Command) -> Result<String, String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{name}: {error}"))?;

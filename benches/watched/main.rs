@@ -1,5 +1,5 @@
-//! What it costs to be looked at: loads and unloads with and without gdb's list and perf's map, next to few and to many
-//! modules that are there already. No gdb is attached: what that takes is its own.
+//! Measures the cost of debuggers and profilers: loads and unloads with and without gdb's list and perf's map, with few
+//! and with many loaded modules. No gdb is attached, so gdb's own time is not included.
 
 use std::time::{Duration, Instant};
 

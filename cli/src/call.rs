@@ -1,4 +1,4 @@
-//! `--call`: which function, with what, and of which type its result is.
+//! The option `--call`: a function, its arguments, and the type of its result.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,18 +7,18 @@ use modload_control::protocol::ResultType;
 
 /// A call: `SYMBOL[:TYPE][=ARG,..]`.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Call {
+pub(crate) struct CallOption {
     pub(crate) symbol: String,
     pub(crate) result: ResultType,
-    /// As they were written.
+    /// The arguments as written on the command line.
     pub(crate) written: Vec<String>,
     pub(crate) arguments: Vec<u64>,
 }
 
-impl FromStr for Call {
+impl FromStr for CallOption {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Call, String> {
+    fn from_str(text: &str) -> Result<CallOption, String> {
         let (name, arguments) = text.split_once('=').map_or((text, None), |(name, rest)| (name, Some(rest)));
         let (symbol, kind) = name.split_once(':').unwrap_or((name, "i32"));
         if symbol.is_empty() {
@@ -30,19 +30,20 @@ impl FromStr for Call {
             "i64" => ResultType::I64,
             "u64" => ResultType::U64,
             "void" => ResultType::Void,
-            other => return Err(format!("\"{other}\" is none of the types i32, u32, i64, u64 and void")),
+            other => return Err(format!("\"{other}\" is not a type: use i32, u32, i64, u64 or void")),
         };
         let written: Vec<String> = arguments.map_or_else(Vec::new, |text| text.split(',').map(str::to_owned).collect());
         if written.len() > 6 {
-            return Err(format!("{} arguments, and six is the most", written.len()));
+            return Err(format!("{} arguments: a call takes at most six", written.len()));
         }
-        let number = |text: &String| integer(text).ok_or_else(|| format!("\"{text}\" is no integer of up to 64 bits"));
+        let number =
+            |text: &String| integer(text).ok_or_else(|| format!("\"{text}\" is not an integer of at most 64 bits"));
         let arguments = written.iter().map(number).collect::<Result<_, _>>()?;
-        Ok(Call { symbol: symbol.into(), result, written, arguments })
+        Ok(CallOption { symbol: symbol.into(), result, written, arguments })
     }
 }
 
-/// A 64-bit integer, decimal or hexadecimal with 0x, perhaps with a sign.
+/// Parses a 64-bit integer, decimal or hexadecimal with 0x, with an optional minus sign.
 fn integer(text: &str) -> Option<u64> {
     let (negative, digits) = text.strip_prefix('-').map_or((false, text), |digits| (true, digits));
     let number = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
@@ -53,11 +54,11 @@ fn integer(text: &str) -> Option<u64> {
     if !negative {
         return Some(number);
     }
-    // Down to i64::MIN.
+    // The smallest value is i64::MIN.
     (number <= 1 << 63).then(|| number.wrapping_neg())
 }
 
-impl fmt::Display for Call {
+impl fmt::Display for CallOption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}({})", self.symbol, self.written.join(", "))
     }
@@ -65,10 +66,10 @@ impl fmt::Display for Call {
 
 #[cfg(test)]
 mod tests {
-    use super::{Call, ResultType};
+    use super::{CallOption, ResultType};
 
     fn call(text: &str) -> Result<(String, ResultType, Vec<u64>), String> {
-        text.parse::<Call>().map(|call| (call.to_string(), call.result, call.arguments))
+        text.parse::<CallOption>().map(|call| (call.to_string(), call.result, call.arguments))
     }
 
     #[test]
@@ -83,15 +84,15 @@ mod tests {
         for (text, why) in [
             ("", "begins with the name"),
             ("=1", "begins with the name"),
-            ("f:float", "none of the types"),
-            ("f=", "no integer"),
-            ("f=1,", "no integer"),
-            ("f=1.5", "no integer"),
-            ("f=--1", "no integer"),
-            ("f=0x", "no integer"),
-            ("f=18446744073709551616", "no integer"),
-            ("f=-9223372036854775809", "no integer"),
-            ("f=1,2,3,4,5,6,7", "six is the most"),
+            ("f:float", "is not a type"),
+            ("f=", "is not an integer"),
+            ("f=1,", "is not an integer"),
+            ("f=1.5", "is not an integer"),
+            ("f=--1", "is not an integer"),
+            ("f=0x", "is not an integer"),
+            ("f=18446744073709551616", "is not an integer"),
+            ("f=-9223372036854775809", "is not an integer"),
+            ("f=1,2,3,4,5,6,7", "at most six"),
         ] {
             let refused = call(text).unwrap_err();
             assert!(refused.contains(why), "{text:?}: {refused}");

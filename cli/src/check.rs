@@ -1,4 +1,4 @@
-//! `modhost check`: whether files could be loaded, as far as their bytes tell.
+//! `modhost check`: checks whether files could be loaded, as far as this depends only on their bytes.
 
 use std::path::Path;
 
@@ -6,11 +6,11 @@ use modload::Host;
 use modload::file::{ModuleFile, SIZE_LIMIT};
 use serde_json::json;
 
-use crate::failure::{Failure, shown};
-use crate::operate_args::Check;
-use crate::output::Output;
+use crate::failure::{CommandFailure, shown};
+use crate::operate_args::CheckArguments;
+use crate::output::CommandOutput;
 
-pub(crate) fn run(arguments: &Check, output: &mut Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &CheckArguments, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let host = Host::builder().build()?;
     let mut refused = 0;
     for file in &arguments.files {
@@ -22,11 +22,11 @@ pub(crate) fn run(arguments: &Check, output: &mut Output) -> Result<(), Failure>
     output.flush()?;
     match refused {
         0 => Ok(()),
-        refused => Err(Failure::Unloadable { refused, of: arguments.files.len() }),
+        refused => Err(CommandFailure::Unloadable { refused, of: arguments.files.len() }),
     }
 }
 
-/// Why a file would be refused, if its bytes say so.
+/// Returns why the bytes of a file would be refused, or `None`.
 fn why_not(host: &Host, file: &Path) -> Option<String> {
     let file = match ModuleFile::read(file, SIZE_LIMIT) {
         Ok(file) => file,

@@ -1,4 +1,4 @@
-//! What the help of every command promises: its examples are its own command lines.
+//! Checks that the examples in the help of every command are valid command lines.
 
 use std::ffi::OsString;
 
@@ -6,7 +6,7 @@ use clap::Command;
 
 use crate::{args, commands, operate_args};
 
-/// All commands and subcommands, with their names as they are typed.
+/// Returns all commands and subcommands, with their names as typed.
 fn all() -> Vec<(String, Command)> {
     let mut all = Vec::new();
     for mut command in commands() {
@@ -19,7 +19,7 @@ fn all() -> Vec<(String, Command)> {
     all
 }
 
-/// The commands of a line of a shell, as words. It knows of quotes, and of what separates commands.
+/// Splits a shell line into commands and words. Understands quotes and the separators of commands.
 fn shell(line: &str) -> Vec<Vec<String>> {
     let mut commands = vec![Vec::new()];
     let (mut word, mut quote) = (String::new(), None);
@@ -40,7 +40,7 @@ fn shell(line: &str) -> Vec<Vec<String>> {
     commands
 }
 
-/// Parses a command line with its own command's parser; what is none of ours is not looked at.
+/// Parses a command line with the parser of its command. Returns `None` for other programs.
 fn parse(words: &[String]) -> Option<Result<(), clap::Error>> {
     let arguments = words.iter().map(OsString::from);
     Some(match words.first()?.as_str() {
@@ -64,7 +64,7 @@ fn every_command_has_examples_that_it_takes() {
         );
         let examples = help.lines().skip(1).take_while(|line| !line.is_empty());
         let mut own = 0;
-        // What stands further to the right explains.
+        // Lines with more indentation are explanations.
         for line in examples.filter(|line| !line.starts_with("   ")) {
             for words in shell(line) {
                 own += usize::from(words.join(" ").contains(name.as_str()));

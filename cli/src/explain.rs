@@ -1,4 +1,5 @@
-//! `modhost explain` and `modload --explain`: one function before and after, and who changed which bytes.
+//! `modhost explain` and `modload --explain`: one function before and after loading, with the record behind each
+//! change.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,16 +10,16 @@ use modload::Host;
 use modload::inspect::{Change, Explanation};
 use modload::text::formatter;
 
-use crate::failure::Failure;
+use crate::failure::CommandFailure;
 use crate::operate_args::Explain;
-use crate::output::Output;
+use crate::output::CommandOutput;
 use crate::run::read;
 
 const CHANGED: Style = AnsiColor::Yellow.on_default();
 const DIM: Style = Style::new().dimmed();
 
-/// `modhost explain`: in a host of its own.
-pub(crate) fn run(arguments: &Explain, output: &mut Output) -> Result<(), Failure> {
+/// Runs `modhost explain`, in a host of its own.
+pub(crate) fn run(arguments: &Explain, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let host = arguments.options.builder()?.build()?;
     show(&host, None, std::slice::from_ref(&arguments.file), &arguments.symbol, output)
 }
@@ -29,26 +30,26 @@ pub(crate) fn show(
     name: Option<&str>,
     files: &[PathBuf],
     function: &str,
-    output: &mut Output,
-) -> Result<(), Failure> {
+    output: &mut CommandOutput,
+) -> Result<(), CommandFailure> {
     let (inputs, stem) = read(files.iter().map(PathBuf::as_path))?;
     let explained = host.explain(&inputs, name.unwrap_or(&stem), function);
     let file = files.first().cloned().unwrap_or_default();
-    let explained = explained.map_err(|source| Failure::Load { file, source })?;
+    let explained = explained.map_err(|source| CommandFailure::Load { file, source })?;
     output.value(&explained)?;
     table(&explained, output)?;
     Ok(output.flush()?)
 }
 
-/// An instruction.
-struct Line {
+/// One disassembled instruction.
+struct ComparedInstruction {
     offset: usize,
     len: usize,
     text: String,
 }
 
-/// As if the function stood at 0: what is shown is the same in every run.
-fn disassemble(bytes: &[u8]) -> Vec<Line> {
+/// Disassembles a function as if its address were 0, so that the output is the same in every run.
+fn disassemble(bytes: &[u8]) -> Vec<ComparedInstruction> {
     let mut decoder = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE);
     let mut formatter = formatter();
     let mut instruction = Instruction::default();
@@ -58,20 +59,20 @@ fn disassemble(bytes: &[u8]) -> Vec<Line> {
         decoder.decode_out(&mut instruction);
         let mut text = String::new();
         formatter.format(&instruction, &mut text);
-        lines.push(Line { offset, len: decoder.position() - offset, text });
+        lines.push(ComparedInstruction { offset, len: decoder.position() - offset, text });
     }
     lines
 }
 
-/// Both sides, in step where an instruction begins on both.
-fn table(explained: &Explanation, output: &mut Output) -> io::Result<()> {
+/// Prints both sides. Rows are aligned where an instruction begins on both sides.
+fn table(explained: &Explanation, output: &mut CommandOutput) -> io::Result<()> {
     let Explanation { function, place, before, after, changes } = explained;
     output.heading(&format!("{function} at {place}"))?;
     let (left, right) = (disassemble(before), disassemble(after));
     let mut offsets: Vec<usize> = left.iter().chain(&right).map(|line| line.offset).collect();
     offsets.sort_unstable();
     offsets.dedup();
-    // By where they begin, and of one place in their order.
+    // Sorted by start offset. Changes with the same start keep their order.
     let mut begun: Vec<(usize, usize)> = changes
         .iter()
         .enumerate()
@@ -82,7 +83,7 @@ fn table(explained: &Explanation, output: &mut Output) -> io::Result<()> {
     for offset in offsets {
         let old = left.next_if(|line| line.offset == offset);
         let new = right.next_if(|line| line.offset == offset);
-        let shown = |line: &Option<Line>, bytes: &[u8]| {
+        let shown = |line: &Option<ComparedInstruction>, bytes: &[u8]| {
             line.as_ref().map_or_else(String::new, |line| {
                 let hex: Vec<String> =
                     bytes[line.offset..line.offset + line.len].iter().map(|byte| format!("{byte:02x}")).collect();

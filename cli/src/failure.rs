@@ -1,4 +1,4 @@
-//! What went wrong, in one sentence or as data.
+//! The failures of the commands, as a sentence or as data.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::args::Format;
 
 /// Why the command failed.
 #[derive(Debug, Error)]
-pub(crate) enum Failure {
+pub(crate) enum CommandFailure {
     #[error("{}: {source}", shown(.file))]
     Read { file: PathBuf, source: ReadError },
     #[error(transparent)]
@@ -26,13 +26,13 @@ pub(crate) enum Failure {
     Inspect { file: PathBuf, source: Error },
     #[error("{}: {source}", shown(.file))]
     Link { file: PathBuf, source: modload::patch::link::Error },
-    #[error("{} is what is to be linked: name another file with -o", shown(.0))]
+    #[error("{} is the input file: name another file with -o", shown(.0))]
     SameFile(PathBuf),
-    #[error("{}: it has no function \"{}\"", shown(.file), .function.escape_debug())]
+    #[error("{}: the file has no function \"{}\"", shown(.file), .function.escape_debug())]
     NoFunction { file: PathBuf, function: String },
     #[error("no loaded module has a symbol \"{}\"", .0.escape_debug())]
     NoSymbol(String),
-    #[error("{} is loaded, and has enabled no patch: is it a live patch?", .0.escape_debug())]
+    #[error("{} is loaded and stays loaded, but has enabled no patch: a live patch calls klp_enable_patch() in its init", .0.escape_debug())]
     NoPatch(String),
     #[error("{}:{line}: {problem}", shown(.file))]
     BadLine { file: PathBuf, line: usize, problem: String },
@@ -62,7 +62,7 @@ pub(crate) enum Failure {
     Serve(#[from] ServeError),
     #[error("stopped, but {}{}", sentences(.held), requests(*.unfinished))]
     Held { held: Vec<UnloadError>, unfinished: usize },
-    #[error("waiting for signals")]
+    #[error("signal handlers could not be installed")]
     Signals(#[source] io::Error),
     #[error(transparent)]
     Pattern(#[from] modload::trace::BadPattern),
@@ -74,20 +74,20 @@ pub(crate) enum Failure {
     Out { file: PathBuf, source: io::Error },
     #[error("{refused} of {of} files cannot be loaded")]
     Unloadable { refused: usize, of: usize },
-    #[error("writing the output: {0}")]
+    #[error("the output could not be written: {0}")]
     Output(#[from] io::Error),
 }
 
-impl Failure {
-    /// Writes it to the standard error stream.
+impl CommandFailure {
+    /// Writes the failure to the standard error stream.
     pub(crate) fn report(&self, format: Format) {
-        // Whoever closed our output does not want to read about it.
-        if matches!(self, Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe) {
+        // The reader of the output has closed it, so a message has no use.
+        if matches!(self, CommandFailure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe) {
             return;
         }
         match format {
             Format::Text => tell(&sentence(self)),
-            // Where nobody can be told, the exit status tells.
+            // If this write fails too, the exit status still tells.
             Format::Json => drop(writeln!(anstream::stderr(), "{}", json!({ "error": self.data() }))),
         }
     }
@@ -95,40 +95,40 @@ impl Failure {
     fn data(&self) -> Value {
         let mut data = Map::new();
         data.insert("message".into(), sentence(self).into());
-        if let Failure::Read { file, .. }
-        | Failure::Load { file, .. }
-        | Failure::Inspect { file, .. }
-        | Failure::Link { file, .. }
-        | Failure::SameFile(file)
-        | Failure::Out { file, .. }
-        | Failure::NoFunction { file, .. } = self
+        if let CommandFailure::Read { file, .. }
+        | CommandFailure::Load { file, .. }
+        | CommandFailure::Inspect { file, .. }
+        | CommandFailure::Link { file, .. }
+        | CommandFailure::SameFile(file)
+        | CommandFailure::Out { file, .. }
+        | CommandFailure::NoFunction { file, .. } = self
         {
             data.insert("file".into(), file.display().to_string().into());
         }
-        if let Failure::Client(ClientError::Refused(refused)) = self {
+        if let CommandFailure::Client(ClientError::Refused(refused)) = self {
             data.append(&mut refused.data.clone());
             data.insert("kind".into(), refused.kind.clone().into());
         }
-        if let Failure::Held { held, .. } = self {
+        if let CommandFailure::Held { held, .. } = self {
             data.insert("held".into(), held.iter().map(ToString::to_string).collect());
         }
-        if let Failure::Inspect { source, .. } = self {
+        if let CommandFailure::Inspect { source, .. } = self {
             error_details(source, &mut data);
         }
-        if let Failure::Load { source, .. } = self {
+        if let CommandFailure::Load { source, .. } = self {
             data.append(&mut load_details(source));
         }
         data.into()
     }
 }
 
-/// A line for people on the standard error stream.
+/// Writes a line for people to the standard error stream.
 pub(crate) fn tell(text: &str) {
-    // Where nobody can be told, the exit status tells.
+    // If this write fails, the exit status still tells.
     let _ = writeln!(anstream::stderr(), "{}: {}", plain(&command()), plain(text));
 }
 
-/// The command's own name.
+/// Returns the name under which this command was started.
 fn command() -> String {
     let path = std::env::args_os().next().map(PathBuf::from);
     let name = path.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
@@ -142,17 +142,17 @@ fn sentences(held: &[UnloadError]) -> String {
 fn requests(count: usize) -> String {
     match count {
         0 => String::new(),
-        1 => " (1 client's request never ended)".into(),
-        count => format!(" ({count} clients' requests never ended)"),
+        1 => " (1 client's request did not end)".into(),
+        count => format!(" ({count} clients' requests did not end)"),
     }
 }
 
-/// A path fit for a terminal.
+/// Escapes a path for a terminal.
 pub(crate) fn shown(file: &Path) -> String {
     plain(&file.to_string_lossy())
 }
 
-/// Text fit for a terminal: what a host says, too, which may be somebody else's.
+/// Escapes text for a terminal, also text from a host, which may come from another user.
 pub(crate) fn plain(text: &str) -> String {
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }

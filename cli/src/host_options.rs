@@ -1,51 +1,51 @@
-//! What the hosts that these commands make offer and allow.
+//! The options of the hosts that these commands create.
 
 use modload::error::UnknownFeature;
 use modload::{Check, Features, Host, HostBuilder, Rule};
 
-use crate::failure::Failure;
+use crate::failure::CommandFailure;
 
-/// What a host that this program makes offers and allows.
+/// The options of a host inside this process.
 #[derive(clap::Args, Debug)]
 pub(crate) struct HostOptions {
     /// Let modules use all global symbols of objects that declare no exports.
     #[arg(long)]
     export_globals: bool,
 
-    /// Do not offer the process's own symbols (libc, libm) to modules.
+    /// Do not offer the symbols of this process (libc, libm) to modules.
     #[arg(long)]
     no_process_symbols: bool,
 
-    /// What to do about modules that break a rule. RULE is versions, vermagic, namespaces, license or blocklist, CHECK
-    /// is off, warn or enforce. May be repeated.
+    /// How to treat modules that break a rule. RULE is versions, vermagic, namespaces, license or blocklist. CHECK is
+    /// off, warn or enforce. May be repeated.
     #[arg(long, value_name = "RULE=CHECK", value_parser = policy)]
     policy: Vec<(Rule, Check)>,
 
-    /// What a module's vermagic must be.
+    /// The vermagic that every module must have.
     #[arg(long, value_name = "TEXT")]
     vermagic: Option<String>,
 
-    /// A module that must not be loaded. May be repeated.
+    /// Refuse a module of this name. May be repeated.
     #[arg(long, value_name = "NAME")]
     block: Vec<String>,
 
-    /// Make modules' code for these processor features (names of Linux's cpufeatures.h, separated by commas) instead of
-    /// all that this machine has. It must have them.
+    /// Adapt the code of modules to these processor features (names of Linux's cpufeatures.h, separated by commas)
+    /// instead of all features of this machine. The machine must have them.
     #[arg(long, value_name = "FEATURES", value_parser = cpu)]
     cpu: Option<Box<Features>>,
 
-    /// Tell gdb of each module: names, lines, breakpoints.
+    /// Tell gdb about each module: names, lines, breakpoints.
     #[arg(long)]
     gdb: bool,
 
-    /// Write modules' functions down for perf report, into /tmp/perf-PID.map.
+    /// Write the functions of modules for perf report to /tmp/perf-PID.map.
     #[arg(long)]
     perf_map: bool,
 }
 
 impl HostOptions {
-    /// A host as they say.
-    pub(crate) fn builder(&self) -> Result<HostBuilder, Failure> {
+    /// Returns a builder of a host with these options.
+    pub(crate) fn builder(&self) -> Result<HostBuilder, CommandFailure> {
         let mut builder = Host::builder().linux_operations();
         if !self.no_process_symbols {
             builder = builder.process_symbols();
@@ -70,7 +70,7 @@ impl HostOptions {
         }
     }
 
-    /// The first one that was given.
+    /// Returns the first option that was given.
     pub(crate) fn given(&self) -> Option<&'static str> {
         let given = [
             (self.export_globals, "--export-globals"),
@@ -93,16 +93,15 @@ fn cpu(names: &str) -> Result<Box<Features>, UnknownFeature> {
 /// Parses `RULE=CHECK`.
 fn policy(text: &str) -> Result<(Rule, Check), String> {
     const RULES: [Rule; 5] = [Rule::Versions, Rule::Vermagic, Rule::Namespaces, Rule::License, Rule::Blocklist];
-    let (rule, check) = text.split_once('=').ok_or("a policy is RULE=CHECK")?;
+    let (rule, check) = text.split_once('=').ok_or("a policy has the form RULE=CHECK")?;
     let known = RULES.into_iter().find(|known| known.name() == rule);
-    let rule = known.ok_or_else(|| {
-        format!("\"{rule}\" is none of the rules versions, vermagic, namespaces, license and blocklist")
-    })?;
+    let rule = known
+        .ok_or_else(|| format!("\"{rule}\" is not a rule: use versions, vermagic, namespaces, license or blocklist"))?;
     let check = match check {
         "off" => Check::Off,
         "warn" => Check::Warn,
         "enforce" => Check::Enforce,
-        other => return Err(format!("\"{other}\" is none of off, warn and enforce")),
+        other => return Err(format!("\"{other}\" is not a check: use off, warn or enforce")),
     };
     Ok((rule, check))
 }

@@ -1,4 +1,4 @@
-//! `modhost image`: what a module would be in somebody else's memory, byte for byte. Nothing of it is run.
+//! `modhost image`: computes the bytes of a module in the memory of another machine. No code of the module runs.
 
 mod diff;
 mod inputs;
@@ -12,11 +12,11 @@ use modload::image::{Elsewhere, ImageSection, MemoryImage};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::failure::Failure;
-use crate::operate_args::Image;
-use crate::output::Output;
+use crate::failure::CommandFailure;
+use crate::operate_args::ImageArguments;
+use crate::output::CommandOutput;
 
-pub(crate) fn run(arguments: &Image, output: &mut Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &ImageArguments, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let maker = Maker::of(arguments)?;
     let Some(list) = &arguments.batch else {
         let file = arguments.file.clone().unwrap_or_default();
@@ -34,28 +34,28 @@ pub(crate) fn run(arguments: &Image, output: &mut Output) -> Result<(), Failure>
     batch(list, &maker, output)
 }
 
-/// For which machine, and how far.
+/// The machine, and how far the work goes.
 struct Maker {
     machine: Elsewhere,
-    extent: Extent,
+    extent: ImageExtent,
 }
 
-/// Where it stops.
+/// The last step of the work.
 #[derive(Clone, Copy)]
-enum Extent {
+enum ImageExtent {
     Relocated,
     Rewritten,
 }
 
 impl Maker {
-    fn of(arguments: &Image) -> Result<Maker, Failure> {
-        let extent = if arguments.only_relocate { Extent::Relocated } else { Extent::Rewritten };
+    fn of(arguments: &ImageArguments) -> Result<Maker, CommandFailure> {
+        let extent = if arguments.only_relocate { ImageExtent::Relocated } else { ImageExtent::Rewritten };
         Ok(Maker { machine: inputs::machine(arguments)?, extent })
     }
 }
 
-/// All modules of a list, in this one process.
-fn batch(list: &Path, maker: &Maker, output: &mut Output) -> Result<(), Failure> {
+/// Makes the images of all modules in a list, in this one process.
+fn batch(list: &Path, maker: &Maker, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let (mut shares, mut failed, mut sections) = (Shares::default(), 0, 0);
     let all = inputs::list(list)?;
     for one in &all {
@@ -78,7 +78,7 @@ fn batch(list: &Path, maker: &Maker, output: &mut Output) -> Result<(), Failure>
         let percent = 100.0 * time.as_secs_f64() / total.as_secs_f64().max(f64::MIN_POSITIVE);
         output.say(&format!("{name:<16} {:>12} {percent:>5.1} %", shown(*time)))?;
     }
-    let peak = inputs::peak_memory().map_or_else(String::new, |kib| format!(", {} MiB at most", kib / 1024));
+    let peak = inputs::peak_memory().map_or_else(String::new, |kib| format!(", peak memory {} MiB", kib / 1024));
     output.say(&format!("{:<16} {:>12}{peak}", "in all", shown(total)))?;
     let times: serde_json::Map<_, _> =
         shares.times.iter().map(|(name, time)| ((*name).to_owned(), json!(time.as_micros()))).collect();
@@ -87,10 +87,10 @@ fn batch(list: &Path, maker: &Maker, output: &mut Output) -> Result<(), Failure>
         &json!({ "modules": all.len(), "refused": failed, "sections": sections, "us": times, "peak_kib": peak }),
     )?;
     output.flush()?;
-    if failed == 0 { Ok(()) } else { Err(Failure::NotLinked { failed, of: all.len() }) }
+    if failed == 0 { Ok(()) } else { Err(CommandFailure::NotLinked { failed, of: all.len() }) }
 }
 
-/// How much time each part of the work took.
+/// The time that each part of the work took.
 #[derive(Default)]
 struct Shares {
     times: Vec<(&'static str, Duration)>,
@@ -109,7 +109,7 @@ impl Shares {
     }
 }
 
-/// One module: its file, where its sections stand, what else is known of it, where its bytes go.
+/// One module: its file, the addresses of its sections, further facts, and the folder for its bytes.
 struct One {
     file: PathBuf,
     addresses: PathBuf,
@@ -118,14 +118,14 @@ struct One {
 }
 
 impl One {
-    fn link(&self, maker: &Maker, shares: &mut Shares) -> Result<MemoryImage, Failure> {
+    fn link(&self, maker: &Maker, shares: &mut Shares) -> Result<MemoryImage, CommandFailure> {
         let mut last = Instant::now();
         let mut share = |name| {
             shares.add(name, last.elapsed());
             last = Instant::now();
         };
         let read = ModuleFile::read(&self.file, SIZE_LIMIT);
-        let file = read.map_err(|source| Failure::Read { file: self.file.clone(), source })?;
+        let file = read.map_err(|source| CommandFailure::Read { file: self.file.clone(), source })?;
         let addresses = inputs::addresses(&self.addresses)?;
         let with_facts = match &self.facts {
             None => None,
@@ -134,18 +134,18 @@ impl One {
         share("read");
         let machine = with_facts.as_ref().unwrap_or(&maker.machine);
         let image = match maker.extent {
-            Extent::Rewritten => machine.image(&file.bytes, &addresses, share),
-            Extent::Relocated => {
+            ImageExtent::Rewritten => machine.image(&file.bytes, &addresses, share),
+            ImageExtent::Relocated => {
                 let image = machine.relocated(&file.bytes, &addresses);
                 share("relocated");
                 image
             }
         };
-        image.map_err(|source| Failure::Inspect { file: self.file.clone(), source })
+        image.map_err(|source| CommandFailure::Inspect { file: self.file.clone(), source })
     }
 
-    /// Writes the sections' bytes under safe names.
-    fn write(&self, image: &MemoryImage) -> Result<(), Failure> {
+    /// Writes the bytes of the sections to files with safe names.
+    fn write(&self, image: &MemoryImage) -> Result<(), CommandFailure> {
         let Some(folder) = &self.out else { return Ok(()) };
         std::fs::create_dir_all(folder)?;
         for section in &image.sections {
@@ -155,7 +155,7 @@ impl One {
     }
 }
 
-/// A section's name as that of a file: what could lead elsewhere is escaped.
+/// Returns a section's name as a file name. Characters that could lead to another folder are escaped.
 fn safe_name(section: &ImageSection) -> String {
     let mut name = String::new();
     for c in section.name.chars() {
@@ -165,11 +165,11 @@ fn safe_name(section: &ImageSection) -> String {
             let _ = write!(name, "%{:02x}", u32::from(c));
         }
     }
-    // These two are folders.
+    // These two names are folders.
     if matches!(&*name, "." | "..") { name.replace('.', "%2e") } else { name }
 }
 
-fn show(image: &MemoryImage, output: &mut Output) -> Result<(), Failure> {
+fn show(image: &MemoryImage, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     for section in &image.sections {
         let digest = Sha256::digest(&section.bytes);
         let hash = digest.iter().fold(String::new(), |hash, byte| hash + &format!("{byte:02x}"));

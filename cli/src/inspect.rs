@@ -1,4 +1,5 @@
-//! `modhost inspect`: what a module file holds. Nothing of it is run, and all that is printed of it is escaped.
+//! `modhost inspect`: shows the contents of a module file. No code of the file runs, and all text of the file is
+//! escaped.
 
 use std::io;
 
@@ -7,15 +8,15 @@ use modload::file::{ModuleFile, SIZE_LIMIT};
 use modload::inspect::{FunctionBytes, Inspection};
 use serde::Serialize;
 
-use crate::failure::Failure;
+use crate::failure::CommandFailure;
 use crate::operate_args::Inspect;
-use crate::output::Output;
+use crate::output::CommandOutput;
 
-pub(crate) fn run(arguments: &Inspect, output: &mut Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Inspect, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let path = || arguments.file.clone();
     let file = ModuleFile::read(&arguments.file, SIZE_LIMIT);
-    let file = file.map_err(|source| Failure::Read { file: path(), source })?;
-    let failed = |source| Failure::Inspect { file: path(), source };
+    let file = file.map_err(|source| CommandFailure::Read { file: path(), source })?;
+    let failed = |source| CommandFailure::Inspect { file: path(), source };
     match &arguments.function {
         None => {
             let stem = file.stem.clone();
@@ -25,8 +26,10 @@ pub(crate) fn run(arguments: &Inspect, output: &mut Output) -> Result<(), Failur
         }
         Some(name) => {
             let function = FunctionBytes::of(&file.bytes, name, SIZE_LIMIT).map_err(failed)?;
-            let function = function.ok_or_else(|| Failure::NoFunction { file: path(), function: name.clone() })?;
-            let listing = Listing { function: name, place: &function.place, instructions: disassemble(&function) };
+            let function =
+                function.ok_or_else(|| CommandFailure::NoFunction { file: path(), function: name.clone() })?;
+            let listing =
+                FunctionListing { function: name, place: &function.place, instructions: disassemble(&function) };
             output.value(&listing)?;
             list(&listing, output)?;
         }
@@ -34,7 +37,7 @@ pub(crate) fn run(arguments: &Inspect, output: &mut Output) -> Result<(), Failur
     Ok(output.flush()?)
 }
 
-fn show(inspection: &Inspection, output: &mut Output) -> io::Result<()> {
+fn show(inspection: &Inspection, output: &mut CommandOutput) -> io::Result<()> {
     output.say(&format!("name         {}", inspection.name))?;
     for (key, value) in
         inspection.modinfo.iter().filter(|(key, _)| !matches!(key.as_str(), "name" | "parm" | "parmtype"))
@@ -72,8 +75,8 @@ fn show(inspection: &Inspection, output: &mut Output) -> io::Result<()> {
     })
 }
 
-/// A heading and a line for each item; nothing if there are none.
-fn section<T>(output: &mut Output, title: &str, items: &[T], line: impl Fn(&T) -> String) -> io::Result<()> {
+/// Prints a heading and a line per item. Prints nothing if there are no items.
+fn section<T>(output: &mut CommandOutput, title: &str, items: &[T], line: impl Fn(&T) -> String) -> io::Result<()> {
     if items.is_empty() {
         return Ok(());
     }
@@ -83,31 +86,31 @@ fn section<T>(output: &mut Output, title: &str, items: &[T], line: impl Fn(&T) -
 
 /// A disassembled function.
 #[derive(Serialize)]
-struct Listing<'a> {
+struct FunctionListing<'a> {
     function: &'a str,
     place: &'a str,
-    instructions: Vec<Line>,
+    instructions: Vec<ListedInstruction>,
 }
 
 /// One instruction.
 #[derive(Serialize)]
-struct Line {
-    /// From the function's beginning.
+struct ListedInstruction {
+    /// The offset from the start of the function.
     offset: u64,
     bytes: String,
     text: String,
-    /// What will change it when it is loaded.
+    /// The relocations that change the instruction when the module is loaded.
     relocations: Vec<String>,
 }
 
-fn disassemble(function: &FunctionBytes) -> Vec<Line> {
+fn disassemble(function: &FunctionBytes) -> Vec<ListedInstruction> {
     let mut decoder = Decoder::with_ip(64, &function.bytes, 0, DecoderOptions::NONE);
     let mut formatter = GasFormatter::new();
     formatter.options_mut().set_branch_leading_zeros(false);
     formatter.options_mut().set_uppercase_hex(false);
     let mut instruction = Instruction::default();
     let mut lines = Vec::new();
-    // Both are in order of their offsets.
+    // Both lists are sorted by offset.
     let mut relocations = function.relocations.iter().peekable();
     while decoder.can_decode() {
         let start = decoder.position();
@@ -116,7 +119,7 @@ fn disassemble(function: &FunctionBytes) -> Vec<Line> {
         let mut text = String::new();
         formatter.format(&instruction, &mut text);
         let inside = std::iter::from_fn(|| relocations.next_if(|(at, _)| *at < instruction.next_ip()));
-        lines.push(Line {
+        lines.push(ListedInstruction {
             offset: instruction.ip(),
             bytes: bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" "),
             text,
@@ -126,7 +129,7 @@ fn disassemble(function: &FunctionBytes) -> Vec<Line> {
     lines
 }
 
-fn list(listing: &Listing<'_>, output: &mut Output) -> io::Result<()> {
+fn list(listing: &FunctionListing<'_>, output: &mut CommandOutput) -> io::Result<()> {
     output.say(&format!("{} at {}", listing.function.escape_debug(), listing.place))?;
     for line in &listing.instructions {
         let relocations = line.relocations.iter().map(|text| format!("   # {text}")).collect::<String>();

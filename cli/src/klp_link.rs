@@ -1,4 +1,4 @@
-//! `modhost klp-link`: an object of a compiler becomes a live patch. The file is there when it is complete, or not at all.
+//! `modhost klp-link`: makes a live patch of a compiler's object. The output file is either complete or not created.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -9,49 +9,49 @@ use modload::file::{ModuleFile, SIZE_LIMIT};
 use modload::patch::link::{Linked, LinkedObject, LinkedSymbol};
 use serde_json::{Value, json};
 
-use crate::failure::{Failure, shown};
+use crate::failure::{CommandFailure, shown};
 use crate::operate_args::KlpLink;
-use crate::output::Output;
+use crate::output::CommandOutput;
 
-pub(crate) fn run(arguments: &KlpLink, output: &mut Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &KlpLink, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let KlpLink { input, output: path, .. } = arguments;
     let file = ModuleFile::read(input, SIZE_LIMIT);
-    let file = file.map_err(|source| Failure::Read { file: input.clone(), source })?;
-    let linked =
-        modload::patch::link::link(&file.bytes).map_err(|source| Failure::Link { file: input.clone(), source })?;
+    let file = file.map_err(|source| CommandFailure::Read { file: input.clone(), source })?;
+    let linked = modload::patch::link::link(&file.bytes)
+        .map_err(|source| CommandFailure::Link { file: input.clone(), source })?;
     if same_file(input, path) {
-        return Err(Failure::SameFile(path.clone()));
+        return Err(CommandFailure::SameFile(path.clone()));
     }
-    write(path, &linked.bytes).map_err(|source| Failure::Out { file: path.clone(), source })?;
+    write(path, &linked.bytes).map_err(|source| CommandFailure::Out { file: path.clone(), source })?;
     show(path, &linked, output)?;
     Ok(output.flush()?)
 }
 
-/// Whether two names are one file's.
+/// Returns whether two paths name the same file.
 fn same_file(one: &Path, other: &Path) -> bool {
     let number = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
     number(one).is_some_and(|one| Some(one) == number(other))
 }
 
-/// A file that is being written. It goes with the value.
+/// A file that is being written. Dropping this removes the file.
 struct Unfinished {
     path: PathBuf,
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        // It is not there any more when it has been moved.
+        // After the file has been renamed, nothing is left to remove.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Writes a file beside its place, and moves it there.
+/// Writes a file beside its final path and renames it.
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // A device, or a link to one, is not to be replaced by a file.
-    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
-        return Err(io::Error::other("is there already, and is no regular file"));
+    // A device, or a symbolic link to one, must not be replaced by a file.
+    if fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(io::Error::other("is there already, and is no regular file: name another file with -o"));
     }
-    let name = path.file_name().ok_or_else(|| io::Error::other("is no name of a file"))?;
+    let name = path.file_name().ok_or_else(|| io::Error::other("is not the name of a file"))?;
     let beside = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
     let mut file = File::create_new(&beside)?;
     let unfinished = Unfinished { path: beside };
@@ -60,7 +60,7 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::rename(&unfinished.path, path)
 }
 
-fn show(path: &Path, linked: &Linked, output: &mut Output) -> Result<(), Failure> {
+fn show(path: &Path, linked: &Linked, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     for object in &linked.objects {
         let symbols: Vec<String> = object.symbols.iter().map(symbol).collect();
         let sections = object.sections.iter().map(|section| format!("{} in {}", section.relocations, section.name));
@@ -76,7 +76,7 @@ fn show(path: &Path, linked: &Linked, output: &mut Output) -> Result<(), Failure
     Ok(output.value(&json!({ "file": path.to_string_lossy(), "objects": objects }))?)
 }
 
-/// A symbol, and which one of that name if there are several.
+/// Formats a symbol, with its position if there are several of that name.
 fn symbol(symbol: &LinkedSymbol) -> String {
     match symbol {
         LinkedSymbol { name, position: 0 } => name.clone(),

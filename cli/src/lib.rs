@@ -1,13 +1,14 @@
 //! The commands.
 //!
-//! - `modload` loads modules into a host that lasts as long as the command, calls them, and unloads them; with `--host`
-//!   it loads them into a host that serves, where they stay.
-//! - `modunload` takes modules out of such a host.
-//! - `modhost serve` is one; `modhost list` and `modhost params` operate it, and `modhost trace` shows which functions run in it.
-//! - `modhost explain` shows a function before and after it is relocated and rewritten.
-//! - `modhost image` shows what a module would be in another machine's memory.
+//! - `modload` loads modules into a host inside its process, calls them, and unloads them. With `--host` it loads them
+//!   into a running `modhost serve`, where they stay.
+//! - `modunload` unloads modules from such a host.
+//! - `modhost serve` runs such a host. `modhost list` and `modhost params` operate it, and `modhost trace` shows the
+//!   functions that run in it.
+//! - `modhost explain` shows a function before and after relocation and rewriting.
+//! - `modhost image` shows the bytes of a module in the memory of another machine.
 //! - `modhost klp-link` makes live patches of objects.
-//! - `modhost inspect` and `modhost check` look at module files, without running anything of them.
+//! - `modhost inspect` and `modhost check` examine module files without running any of their code.
 //!
 //! Exit status: 0 done, 1 refused or failed, 2 wrong usage.
 
@@ -45,58 +46,60 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 
-use crate::args::{Command, Format, Target};
-use crate::failure::Failure;
+use crate::args::{Format, LoadTarget, ModloadCommand};
+use crate::failure::CommandFailure;
 use crate::operate_args::HostCommand;
-use crate::output::Output;
+use crate::output::CommandOutput;
 use crate::trace_args::TraceFormat;
 
-/// What the three commands take, as their parsers have it: for man pages and completions.
+/// Returns the parsers of the three commands, for man pages and completions.
 #[must_use]
 pub fn commands() -> [clap::Command; 3] {
     [args::Arguments::command(), operate_args::HostArguments::command(), operate_args::Unload::command()]
 }
 
-/// The command `modload`, with its own name as the first argument.
+/// Runs the command `modload`. The first argument is the name of the command.
 pub fn modload(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match args::parse(arguments) {
         Err(printed) => usage(&printed),
-        Ok(Command::Demo { format }) => end(format, demo::run(&mut Output::new(format))),
-        Ok(Command::Load(load)) => {
-            let mut output = Output::new(load.format);
+        Ok(ModloadCommand::Demo { format }) => end(format, demo::run(&mut CommandOutput::new(format))),
+        Ok(ModloadCommand::Load(load)) => {
+            let mut output = CommandOutput::new(load.format);
             let result = match &load.target {
-                Target::Embedded(options) => run::load(&load, options, &mut output),
-                Target::Served(socket) => remote::load(&load, socket, &mut output),
+                LoadTarget::Embedded(options) => run::load(&load, options, &mut output),
+                LoadTarget::Served(socket) => remote::load(&load, socket, &mut output),
             };
             end(load.format, result)
         }
     }
 }
 
-/// The command `modunload`, with its own name as the first argument.
+/// Runs the command `modunload`. The first argument is the name of the command.
 pub fn modunload(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match operate_args::parse_unload(arguments) {
         Err(printed) => usage(&printed),
         Ok(unload) => {
             let format = unload.connection.format;
-            end(format, operate::unload(&unload, &mut Output::new(format)))
+            end(format, operate::unload(&unload, &mut CommandOutput::new(format)))
         }
     }
 }
 
-/// The command `modhost`, with its own name as the first argument.
+/// Runs the command `modhost`. The first argument is the name of the command.
 pub fn modhost(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let command = match operate_args::parse_host(arguments) {
         Err(printed) => return usage(&printed),
         Ok(command) => command,
     };
-    let printed = |format, run: &dyn Fn(&mut Output) -> Result<(), Failure>| end(format, run(&mut Output::new(format)));
+    let printed = |format, run: &dyn Fn(&mut CommandOutput) -> Result<(), CommandFailure>| {
+        end(format, run(&mut CommandOutput::new(format)))
+    };
     match command {
-        // It holds the standard output stream for the length of a line.
+        // `serve` locks the standard output stream only while it writes a line.
         HostCommand::Serve(serve) => end(Format::Text, serve::run(&serve)),
         HostCommand::List(list) => printed(list.connection.format, &|output| operate::list(&list, output)),
         HostCommand::Params(params) => printed(params.connection.format, &|output| operate::params(&params, output)),
-        // It prints as it comes, and not only on the standard output stream.
+        // `trace` prints records as they arrive, and not only to the standard output stream.
         HostCommand::Trace(trace) => {
             let json = trace.format == Some(TraceFormat::Json);
             end(if json { Format::Json } else { Format::Text }, trace::run(&trace))
@@ -110,17 +113,17 @@ pub fn modhost(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Prints help, the version, or what is wrong.
+/// Prints help, the version, or the error in the command line.
 fn usage(printed: &clap::Error) -> ExitCode {
     match (printed.print(), printed.exit_code()) {
         (Ok(()), 0) => ExitCode::SUCCESS,
-        // Help that cannot be had is a failure, as any other output is.
+        // Help that cannot be written is a failure, like any other output.
         (Err(error), 0) => end(Format::Text, Err(error.into())),
         (_, _) => ExitCode::from(2),
     }
 }
 
-fn end(format: Format, result: Result<(), Failure>) -> ExitCode {
+fn end(format: Format, result: Result<(), CommandFailure>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -1,41 +1,41 @@
-//! What is asked of a host that serves: `modhost list`, `modhost params`, `modunload`.
+//! Requests to a running host: `modhost list`, `modhost params`, `modunload`.
 
 use std::path::Path;
 
-use modload_control::protocol::{Entry, Listing, Named, Param, Request};
+use modload_control::protocol::{ModuleEntry, ModuleListing, ModuleName, ParamEntry, Request};
 use modload_control::{Client, default_socket, host_of_environment};
 use serde_json::{Value, json};
 
 use crate::args::Format;
-use crate::failure::{Failure, plain, tell};
-use crate::operate_args::{Connection, List, Params, Unload};
-use crate::output::Output;
+use crate::failure::{CommandFailure, plain, tell};
+use crate::operate_args::{Connection, ListArguments, Params, Unload};
+use crate::output::CommandOutput;
 
-fn connect(connection: &Connection) -> Result<Client, Failure> {
+fn connect(connection: &Connection) -> Result<Client, CommandFailure> {
     connect_to(connection.host.as_deref())
 }
 
-/// Connects to the host that was named, else to that of the environment, else to the usual one.
-pub(crate) fn connect_to(host: Option<&Path>) -> Result<Client, Failure> {
+/// Connects to the given host. The default is the host of the environment variable, then the default socket.
+pub(crate) fn connect_to(host: Option<&Path>) -> Result<Client, CommandFailure> {
     let named = host.map(Path::to_owned).or_else(host_of_environment);
     let path = named.map_or_else(default_socket, Ok)?;
     Ok(Client::connect(&path)?)
 }
 
-/// Events that nobody asked for.
+/// Ignores events of a request that has none for the user.
 fn nothing(_: &Value, _: &str) {}
 
-/// `modhost list`.
-pub(crate) fn list(arguments: &List, output: &mut Output) -> Result<(), Failure> {
+/// Runs `modhost list`.
+pub(crate) fn list(arguments: &ListArguments, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let mut client = connect(&arguments.connection)?;
     match &arguments.name {
         None => {
-            let listing: Listing = client.request(&Request::List {}, &[], nothing)?;
+            let listing: ModuleListing = client.request(&Request::List {}, &[], nothing)?;
             output.value(&listing)?;
             table(&listing).iter().try_for_each(|line| output.say(&plain(line)))?;
         }
         Some(name) => {
-            let entry: Entry = client.request(&Request::Info { name: name.clone() }, &[], nothing)?;
+            let entry: ModuleEntry = client.request(&Request::Info { name: name.clone() }, &[], nothing)?;
             output.value(&entry)?;
             details(&entry).iter().try_for_each(|line| output.say(&plain(line)))?;
         }
@@ -43,9 +43,9 @@ pub(crate) fn list(arguments: &List, output: &mut Output) -> Result<(), Failure>
     Ok(output.flush()?)
 }
 
-fn table(listing: &Listing) -> Vec<String> {
+fn table(listing: &ModuleListing) -> Vec<String> {
     let headings = ["MODULE", "STATE", "REFERENCES", "SIZE", "TAINT", "USED BY"].map(str::to_owned);
-    let row = |entry: &Entry| {
+    let row = |entry: &ModuleEntry| {
         let sizes = entry.sizes;
         let size = sizes.text + sizes.read_only + sizes.data + sizes.ro_after_init;
         [
@@ -64,7 +64,7 @@ fn table(listing: &Listing) -> Vec<String> {
     }
     if !listing.quarantined.is_empty() {
         let names = listing.quarantined.join(", ");
-        lines.push(format!("in quarantine, because threads are still in their code: {names}"));
+        lines.push(format!("in quarantine until no thread is in their code: {names}"));
     }
     lines
 }
@@ -73,7 +73,7 @@ fn or_dash(text: &str) -> &str {
     if text.is_empty() { "-" } else { text }
 }
 
-/// Rows of one width a column, two blanks between them.
+/// Aligns the columns of all rows, with two blanks between columns.
 fn columns<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
     let widths: Vec<usize> = (0..N).map(width).collect();
@@ -84,7 +84,7 @@ fn columns<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
     rows.iter().map(line).collect()
 }
 
-fn details(entry: &Entry) -> Vec<String> {
+fn details(entry: &ModuleEntry) -> Vec<String> {
     let sizes = entry.sizes;
     let mut lines = vec![
         format!("module      {}", entry.name),
@@ -103,17 +103,17 @@ fn details(entry: &Entry) -> Vec<String> {
     lines
 }
 
-fn shown(param: &Param) -> String {
+fn shown(param: &ParamEntry) -> String {
     let value = param.value.as_ref().map_or_else(|| "cannot be read".into(), |value| format!("= {value}"));
     format!("{} ({}, {}) {value}", param.name, param.kind, param.perm)
 }
 
-/// `modhost params`.
-pub(crate) fn params(arguments: &Params, output: &mut Output) -> Result<(), Failure> {
+/// Runs `modhost params`.
+pub(crate) fn params(arguments: &Params, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let mut client = connect(&arguments.connection)?;
     let name = || arguments.name.clone();
     if arguments.set.is_empty() {
-        let params: Vec<Param> = client.request(&Request::Params { name: name() }, &[], nothing)?;
+        let params: Vec<ParamEntry> = client.request(&Request::Params { name: name() }, &[], nothing)?;
         params.iter().try_for_each(|param| say(param, output))?;
     }
     for given in &arguments.set {
@@ -125,23 +125,23 @@ pub(crate) fn params(arguments: &Params, output: &mut Output) -> Result<(), Fail
     Ok(output.flush()?)
 }
 
-fn say(param: &Param, output: &mut Output) -> Result<(), Failure> {
+fn say(param: &ParamEntry, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     output.value(param)?;
     Ok(output.say(&plain(&shown(param)))?)
 }
 
-/// `modunload`. All are tried, as `rmmod` does.
-pub(crate) fn unload(arguments: &Unload, output: &mut Output) -> Result<(), Failure> {
+/// Runs `modunload`. Tries to unload every module even if one fails, as `rmmod` does.
+pub(crate) fn unload(arguments: &Unload, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let mut client = connect(&arguments.connection)?;
     let format = arguments.connection.format;
     let mut result = Ok(());
     for name in &arguments.names {
         let request = Request::Unload { name: name.clone(), wait: arguments.wait, force: arguments.force };
-        match client.request::<Named>(&request, &[], |event, text| warn(event, text, format)) {
-            Ok(Named { module }) => output.value(&json!({ "event": "unloaded", "module": module }))?,
+        match client.request::<ModuleName>(&request, &[], |event, text| warn(event, text, format)) {
+            Ok(ModuleName { module }) => output.value(&json!({ "event": "unloaded", "module": module }))?,
             Err(refused) => {
-                // The last one is the command's own failure.
-                if let Err(before) = std::mem::replace(&mut result, Err(Failure::from(refused))) {
+                // The last failure becomes the result of the command.
+                if let Err(before) = std::mem::replace(&mut result, Err(CommandFailure::from(refused))) {
                     before.report(format);
                 }
             }
@@ -151,7 +151,7 @@ pub(crate) fn unload(arguments: &Unload, output: &mut Output) -> Result<(), Fail
     result
 }
 
-/// Tells people what an unload waits for, and what else they should know.
+/// Prints warnings, and what an unload waits for.
 pub(crate) fn warn(event: &Value, text: &str, format: Format) {
     let kind = event.get("event").and_then(Value::as_str).unwrap_or_default();
     let of_interest = format == Format::Text && ["warning", "waiting"].contains(&kind);

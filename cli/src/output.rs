@@ -1,4 +1,4 @@
-//! What goes to the standard output stream, for people or for programs.
+//! The standard output stream, for people or for programs.
 
 use std::io::{self, Write};
 
@@ -10,11 +10,11 @@ use modload_control::protocol::ResultType;
 use serde_json::json;
 
 use crate::args::Format;
-use crate::call::Call;
+use crate::call::CallOption;
 use crate::failure::plain;
 
-/// The standard output stream. Colours are for terminals, and NO_COLOR turns them off.
-pub(crate) struct Output {
+/// The standard output stream. Colours are used on terminals only, and NO_COLOR turns them off.
+pub(crate) struct CommandOutput {
     stream: AutoStream<io::StdoutLock<'static>>,
     format: Format,
 }
@@ -26,12 +26,12 @@ const UNDER_WAY: Style = AnsiColor::Yellow.on_default();
 const LEAVING: Style = AnsiColor::Magenta.on_default();
 const BAD: Style = AnsiColor::Red.on_default();
 
-impl Output {
-    pub(crate) fn new(format: Format) -> Output {
-        Output { stream: AutoStream::auto(io::stdout()).lock(), format }
+impl CommandOutput {
+    pub(crate) fn new(format: Format) -> CommandOutput {
+        CommandOutput { stream: AutoStream::auto(io::stdout()).lock(), format }
     }
 
-    /// A line that only people read.
+    /// Prints a line in text format only.
     pub(crate) fn say(&mut self, line: &str) -> io::Result<()> {
         match self.format {
             Format::Text => writeln!(self.stream, "{line}"),
@@ -39,12 +39,12 @@ impl Output {
         }
     }
 
-    /// Text as it is, whoever reads it.
+    /// Prints text unchanged, in both formats.
     pub(crate) fn text(&mut self, text: &str) -> io::Result<()> {
         self.stream.write_all(text.as_bytes())
     }
 
-    /// A value that only programs read, in one line.
+    /// Prints a value as one line, in JSON format only.
     pub(crate) fn value(&mut self, value: &impl serde::Serialize) -> io::Result<()> {
         match self.format {
             Format::Text => Ok(()),
@@ -52,12 +52,12 @@ impl Output {
         }
     }
 
-    /// A heading that only people read.
+    /// Prints a heading, in text format only.
     pub(crate) fn heading(&mut self, line: &str) -> io::Result<()> {
         self.say(&format!("\n{BOLD}{line}{BOLD:#}"))
     }
 
-    /// The events from number `from` on. Returns the number of the next one.
+    /// Prints the events from number `from` on. Returns the number of the next event.
     pub(crate) fn timeline(&mut self, timeline: &Timeline, from: usize) -> io::Result<usize> {
         for event in timeline.events.iter().skip(from) {
             match self.format {
@@ -71,7 +71,7 @@ impl Output {
         Ok(timeline.events.len())
     }
 
-    /// An event that a host told of, as data and as a line.
+    /// Prints an event of a host, as data or as a line.
     pub(crate) fn event(&mut self, event: &serde_json::Value, text: &str) -> io::Result<()> {
         match self.format {
             Format::Json => writeln!(self.stream, "{event}"),
@@ -79,8 +79,8 @@ impl Output {
         }
     }
 
-    /// A call and its result.
-    pub(crate) fn call(&mut self, module: &str, call: &Call, result: &serde_json::Value) -> io::Result<()> {
+    /// Prints a call and its result.
+    pub(crate) fn call(&mut self, module: &str, call: &CallOption, result: &serde_json::Value) -> io::Result<()> {
         match self.format {
             Format::Text if call.result == ResultType::Void => writeln!(self.stream, "{call}")?,
             Format::Text => writeln!(self.stream, "{call} = {result}")?,
@@ -90,7 +90,7 @@ impl Output {
                 writeln!(self.stream, "{line}")?;
             }
         }
-        // A later call may end the process.
+        // A later call may end the process, so the line is written out now.
         self.stream.flush()
     }
 

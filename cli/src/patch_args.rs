@@ -12,15 +12,15 @@ Examples:
       Loads a live patch, which enables itself.
   modhost patch list
   modhost patch status fix
-      Which threads are not over yet, what they do, and which frame is in the way.
+      Shows the threads that block the transition, with their states and stacks.
   modhost patch disable fix && modunload --wait 10 fix
-      Takes it back, and unloads it when everybody has left it.
+      Disables the patch, and unloads it when no thread is in its code.
   modhost patch list --format json | jq -r '.[].name'
 
-A patch that is on its way can be turned round (reverse) or, if a thread stays in old code for ever, be ended (force).
+A transition can be reversed (reverse), or ended if a thread never leaves the old code (force).
 Exit status: 0 done, 1 refused or failed, 2 wrong usage.";
 
-/// What is done with live patches.
+/// An operation on live patches.
 #[derive(Subcommand, Debug)]
 pub(crate) enum PatchCommand {
     /// Show the patches of a host.
@@ -29,12 +29,12 @@ pub(crate) enum PatchCommand {
         #[command(flatten)]
         connection: Connection,
     },
-    /// Show one patch, and each thread that stands in its way.
+    /// Show one patch, and each thread that blocks its transition.
     #[command(after_help = EXAMPLES)]
     Status {
         #[command(flatten)]
         connection: Connection,
-        /// Its name.
+        /// The name of the patch.
         name: String,
     },
     /// Load a live patch into a host.
@@ -45,34 +45,35 @@ pub(crate) enum PatchCommand {
         /// The module file.
         file: PathBuf,
     },
-    /// Disable a patch; one that is being enabled is turned round.
+    /// Disable a patch. If the patch is just being enabled, its transition is reversed.
     #[command(after_help = EXAMPLES)]
     Disable {
         #[command(flatten)]
         connection: Connection,
-        /// Its name.
+        /// The name of the patch.
         name: String,
     },
-    /// Turn the transition of a patch round.
+    /// Reverse the transition of a patch.
     #[command(after_help = EXAMPLES)]
     Reverse {
         #[command(flatten)]
         connection: Connection,
-        /// Its name.
+        /// The name of the patch.
         name: String,
     },
-    /// End the transition of a patch, wherever threads are: who is in old code finishes it.
+    /// End the transition of a patch without waiting for the remaining threads. A thread in old code finishes that
+    /// code.
     #[command(after_help = EXAMPLES)]
     Force {
         #[command(flatten)]
         connection: Connection,
-        /// Its name.
+        /// The name of the patch.
         name: String,
     },
 }
 
 impl PatchCommand {
-    /// The host it is for, and how to print.
+    /// Returns the host and the output format.
     pub(crate) fn connection(&self) -> &Connection {
         match self {
             PatchCommand::List { connection }

@@ -1,28 +1,28 @@
-//! How far the loading of many modules is: on the standard error stream, if that is a terminal that somebody watches.
+//! A progress bar for the loading of many modules, on the standard error stream if that is a terminal.
 
 use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::args::{Format, Trace};
+use crate::args::{Format, PrintEvents};
 use crate::failure::shown;
 
-/// As many load before anybody has begun to wait.
+/// So many modules load before a user begins to wait.
 const FEW: usize = 8;
 
-/// How often it is drawn in a second, at most.
+/// The maximum number of redraws per second.
 const RATE: u8 = 20;
 
-/// A bar that is gone when it is dropped. It has no colours.
+/// A progress bar without colours, which is erased when it is dropped.
 pub(crate) struct Progress(ProgressBar);
 
 impl Progress {
-    /// For so many modules. A trace shows more than a bar does, and who asks for JSON is no person.
-    pub(crate) fn new(modules: usize, format: Format, trace: Trace) -> Progress {
-        if modules <= FEW || format != Format::Text || trace != Trace::Off {
+    /// Starts a bar for this many modules. With a trace or with JSON output, no bar is drawn.
+    pub(crate) fn new(modules: usize, format: Format, trace: PrintEvents) -> Progress {
+        if modules <= FEW || format != Format::Text || trace != PrintEvents::Off {
             return Progress(ProgressBar::hidden());
         }
-        // It draws nothing where there is no terminal, or a dumb one.
+        // The target draws nothing without a terminal, or on a dumb one.
         let target = ProgressDrawTarget::stderr_with_hz(RATE);
         let length = u64::try_from(modules).unwrap_or(u64::MAX);
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {wide_msg}");
@@ -30,7 +30,7 @@ impl Progress {
         Progress(ProgressBar::with_draw_target(Some(length), target).with_style(style))
     }
 
-    /// A module that is loaded now, and then is done.
+    /// Shows the module that is being loaded, and counts it afterwards.
     pub(crate) fn module<T>(&self, file: &Path, load: impl FnOnce() -> T) -> T {
         self.0.set_message(shown(file));
         let loaded = load();
@@ -38,7 +38,7 @@ impl Progress {
         loaded
     }
 
-    /// Lets others write to the terminal.
+    /// Hides the bar while `write` writes to the terminal.
     pub(crate) fn suspend(&self, write: impl FnOnce()) {
         self.0.suspend(write);
     }

@@ -1,34 +1,38 @@
-//! `modload --host`: files are opened here and passed to the host that serves; the modules stay there.
+//! `modload --host`: opens files and passes them to a running host. The modules stay loaded there.
 
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
 
 use modload::State;
-use modload_control::protocol::{Called, Listing, Named, Request};
+use modload_control::protocol::{Called, ModuleListing, ModuleName, Request};
 use modload_control::{Client, ClientError};
 use serde_json::Value;
 
-use crate::args::{Load, ModuleArguments, Trace};
-use crate::call::Call;
-use crate::failure::Failure;
+use crate::args::{LoadCommand, ModuleArguments, PrintEvents};
+use crate::call::CallOption;
+use crate::failure::CommandFailure;
 use crate::operate::warn;
-use crate::output::Output;
+use crate::output::CommandOutput;
 use crate::progress::Progress;
 use crate::run::with_deps;
 
-/// Loads, then calls. What has been loaded when something fails stays, as with `insmod`.
-pub(crate) fn load(load: &Load, socket: &Path, output: &mut Output) -> Result<(), Failure> {
+/// Loads modules, then makes the calls. If a step fails, the modules loaded before stay, as with `insmod`.
+pub(crate) fn load(load: &LoadCommand, socket: &Path, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let mut client = Client::connect(socket)?;
     let in_order = match &load.deps {
         None => load.modules.clone(),
         Some(folder) => {
-            let listing: Listing = client.request(&Request::List {}, &[], |_, _| {})?;
-            // Who needs one that is COMING waits for it; one that is GOING has to come again.
-            let there = listing.modules.iter().filter(|entry| entry.state != State::Going);
-            let there: Vec<&str> = there.map(|entry| entry.name.as_str()).collect();
+            let listing: ModuleListing = client.request(&Request::List {}, &[], |_, _| {})?;
+            // A load waits for a needed module that is COMING. A module that is GOING must be loaded again.
+            let loaded_names = listing.modules.iter().filter(|entry| entry.state != State::Going);
+            let loaded_names: Vec<&str> = loaded_names.map(|entry| entry.name.as_str()).collect();
             let wanted = with_deps(folder, &load.modules)?;
-            wanted.into_iter().filter(|(name, _)| !there.contains(&name.as_str())).map(|(_, module)| module).collect()
+            wanted
+                .into_iter()
+                .filter(|(name, _)| !loaded_names.contains(&name.as_str()))
+                .map(|(_, module)| module)
+                .collect()
         }
     };
     let mut modules = Vec::new();
@@ -44,13 +48,14 @@ pub(crate) fn load(load: &Load, socket: &Path, output: &mut Output) -> Result<()
 
 fn load_one(
     client: &mut Client,
-    load: &Load,
+    load: &LoadCommand,
     module: &ModuleArguments,
     progress: &Progress,
-    output: &mut Output,
-) -> Result<String, Failure> {
-    let open =
-        |file: &Path| File::open(file).map_err(|error| Failure::Read { file: file.to_owned(), source: error.into() });
+    output: &mut CommandOutput,
+) -> Result<String, CommandFailure> {
+    let open = |file: &Path| {
+        File::open(file).map_err(|error| CommandFailure::Read { file: file.to_owned(), source: error.into() })
+    };
     let opened = module.files().map(open).collect::<Result<Vec<_>, _>>()?;
     let descriptors: Vec<_> = opened.iter().map(AsFd::as_fd).collect();
     let request = Request::Load {
@@ -61,22 +66,27 @@ fn load_one(
     };
     let mut printed = Ok(());
     let event = |event: &Value, text: &str| match load.trace {
-        Trace::On if printed.is_ok() => printed = output.event(event, text),
-        Trace::On => {}
-        Trace::Off => progress.suspend(|| warn(event, text, load.format)),
+        PrintEvents::On if printed.is_ok() => printed = output.event(event, text),
+        PrintEvents::On => {}
+        PrintEvents::Off => progress.suspend(|| warn(event, text, load.format)),
     };
-    let loaded: Result<Named, ClientError> = client.request(&request, &descriptors, event);
+    let loaded: Result<ModuleName, ClientError> = client.request(&request, &descriptors, event);
     printed?;
     Ok(loaded?.module)
 }
 
-/// Makes a call in the first of these modules that has the function, else in the first one of the host.
-fn make(client: &mut Client, modules: &[String], call: &Call, output: &mut Output) -> Result<(), Failure> {
+/// Makes a call in the first of these modules that has the function, or else in the first such module of the host.
+fn make(
+    client: &mut Client,
+    modules: &[String],
+    call: &CallOption,
+    output: &mut CommandOutput,
+) -> Result<(), CommandFailure> {
     let mut places = modules.iter().cloned().map(Some).chain([None]);
     loop {
         let module = places.next().flatten();
         let anywhere = module.is_none();
-        let Call { symbol, result, arguments, .. } = call.clone();
+        let CallOption { symbol, result, arguments, .. } = call.clone();
         let request = Request::Call { symbol, module, result, arguments };
         match client.request::<Called>(&request, &[], |_, _| {}) {
             Err(ClientError::Refused(refused)) if refused.kind == "no_symbol" && !anywhere => {}

@@ -1,4 +1,4 @@
-//! `modhost serve`: a host that lasts until it is told to stop.
+//! `modhost serve`: runs a host until it is told to stop.
 
 use std::io::{self, Write};
 use std::os::linux::net::SocketAddrExt;
@@ -6,17 +6,17 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 
-use modload_control::{Ended, Listener, Server, default_socket};
+use modload_control::{Listener, ServeOutcome, Server, default_socket};
 
-use crate::args::{Format, ModuleArguments, Trace};
-use crate::failure::Failure;
+use crate::args::{Format, ModuleArguments, PrintEvents};
+use crate::failure::CommandFailure;
 use crate::operate_args::Serve;
 use crate::progress::Progress;
 use crate::run;
 use crate::signals;
 
-pub(crate) fn run(arguments: &Serve) -> Result<(), Failure> {
-    // Before anything can take long: a signal is never lost.
+pub(crate) fn run(arguments: &Serve) -> Result<(), CommandFailure> {
+    // Installed before any long step, so that no signal is lost.
     let stop = signals::stop()?;
     let listener = listener(arguments)?;
     let mut builder = arguments.options.builder()?;
@@ -24,8 +24,8 @@ pub(crate) fn run(arguments: &Serve) -> Result<(), Failure> {
         builder = builder.allow_forced_unload();
     }
     let host = Arc::new(builder.build()?);
-    // Nobody holds them: clients may unload them.
-    let progress = Progress::new(arguments.modules.len(), Format::Text, Trace::Off);
+    // The handles are dropped at once, so that clients can unload these modules.
+    let progress = Progress::new(arguments.modules.len(), Format::Text, PrintEvents::Off);
     let load = |module: &ModuleArguments| progress.module(&module.file, || run::load_one(&host, module, &[])).map(drop);
     let loaded = arguments.modules.iter().try_for_each(load);
     drop(progress);
@@ -33,18 +33,19 @@ pub(crate) fn run(arguments: &Serve) -> Result<(), Failure> {
         ready(&listener)?;
         Ok(Server::new(host.clone(), run::trust()).serve(&listener, &stop)?)
     });
-    // Nobody may come any more who would find nothing.
+    // Removes the socket first, so that no client connects to a host that is being cleared.
     drop(listener);
-    // Whatever happened, what was loaded goes, the last one first. Patches hold their modules.
+    // Unloads all modules even after a failure, the last one first. Patches must be disabled before, because they hold
+    // their modules.
     let disabled = host.disable_patches(run::LEFT_WITHIN);
     let held = host.unload_all();
-    let Ended { unfinished } = served?;
+    let ServeOutcome { unfinished } = served?;
     disabled?;
-    if held.is_empty() { Ok(()) } else { Err(Failure::Held { held, unfinished }) }
+    if held.is_empty() { Ok(()) } else { Err(CommandFailure::Held { held, unfinished }) }
 }
 
-/// The socket that was named; else the one that was inherited; else the one that is usual.
-fn listener(arguments: &Serve) -> Result<Listener, Failure> {
+/// Returns the named socket, else the inherited socket, else the default socket.
+fn listener(arguments: &Serve) -> Result<Listener, CommandFailure> {
     if let Some(path) = &arguments.socket {
         return Ok(Listener::bind(path)?);
     }
@@ -54,8 +55,8 @@ fn listener(arguments: &Serve) -> Result<Listener, Failure> {
     }
 }
 
-/// Says that clients are served from now on: to people, and to systemd if it asks.
-fn ready(listener: &Listener) -> Result<(), Failure> {
+/// Reports that clients are served from now on: to the user, and to systemd if it asks.
+fn ready(listener: &Listener) -> Result<(), CommandFailure> {
     let place = listener.path().map_or_else(|| "the inherited socket".into(), crate::failure::shown);
     let mut stdout = io::stdout();
     writeln!(stdout, "listening on {place}")?;
@@ -65,7 +66,7 @@ fn ready(listener: &Listener) -> Result<(), Failure> {
             Some(name) => SocketAddr::from_abstract_name(name),
             None => SocketAddr::from_pathname(&place),
         };
-        // As with sd_notify(3), who does not listen any more need not be told.
+        // A failure is ignored, as sd_notify(3) does if the receiver is gone.
         let _ = UnixDatagram::unbound().and_then(|socket| socket.send_to_addr(b"READY=1", &address?));
     }
     Ok(())

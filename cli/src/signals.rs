@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT, as something that can be waited for.
+//! SIGTERM and SIGINT as a descriptor that can be waited for.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -9,19 +9,19 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::low_level::pipe;
 
-use crate::failure::Failure;
+use crate::failure::CommandFailure;
 
-/// Becomes readable with the first SIGTERM or SIGINT. The second one ends the process at once: an init that never returns
-/// must not keep it.
-pub(crate) fn stop() -> Result<UnixStream, Failure> {
-    register().map_err(Failure::Signals)
+/// Returns a descriptor that becomes readable with the first SIGTERM or SIGINT. The second signal ends the process at
+/// once, so that an init that never returns cannot block it.
+pub(crate) fn stop() -> Result<UnixStream, CommandFailure> {
+    register().map_err(CommandFailure::Signals)
 }
 
 fn register() -> io::Result<UnixStream> {
     let (stop, signalled) = UnixStream::pair()?;
     let stopping = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
-        // In this order: the first one only sets the flag.
+        // The order matters: at the first signal the shutdown handler still sees an unset flag.
         flag::register_conditional_shutdown(signal, 1, stopping.clone())?;
         flag::register(signal, stopping.clone())?;
     }

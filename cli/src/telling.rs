@@ -1,4 +1,4 @@
-//! A trace on its way to where it is told: a file or the standard output stream, as it comes; or text that is kept.
+//! The output of a trace: to a file or the standard output stream as records arrive, or to a string.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -8,81 +8,81 @@ use std::path::{Path, PathBuf};
 use modload::trace::render::{Form, Process, Renderer};
 use modload::trace::{Batch, Missed};
 
-use crate::failure::{Failure, tell};
+use crate::failure::{CommandFailure, tell};
 
-/// Where a trace goes.
+/// The destination of a trace.
 #[derive(Debug)]
-pub(crate) enum Place {
-    /// The standard output stream, as it comes.
+pub(crate) enum TraceOutput {
+    /// The standard output stream, as records arrive.
     Stdout,
-    /// A file, as it comes.
+    /// A file, as records arrive.
     File(PathBuf, File),
-    /// Nowhere yet.
+    /// A string that the caller prints at the end.
     Kept(String),
 }
 
-impl Place {
-    /// A file that is begun anew.
-    pub(crate) fn file(path: &Path) -> Result<Place, Failure> {
+impl TraceOutput {
+    /// Creates the file, or truncates it.
+    pub(crate) fn file(path: &Path) -> Result<TraceOutput, CommandFailure> {
         let created = File::create(path);
-        let file = created.map_err(|source| Failure::Out { file: path.to_owned(), source })?;
-        Ok(Place::File(path.to_owned(), file))
+        let file = created.map_err(|source| CommandFailure::Out { file: path.to_owned(), source })?;
+        Ok(TraceOutput::File(path.to_owned(), file))
     }
 
-    /// Writes a whole piece at once: nothing is buffered that could be lost.
-    fn put(&mut self, text: &str) -> Result<(), Failure> {
+    /// Writes a complete piece in one call, so that no buffered text can be lost.
+    fn put(&mut self, text: &str) -> Result<(), CommandFailure> {
         match self {
-            Place::Kept(kept) => kept.push_str(text),
-            Place::Stdout => {
+            TraceOutput::Kept(kept) => kept.push_str(text),
+            TraceOutput::Stdout => {
                 let mut stdout = io::stdout().lock();
                 stdout.write_all(text.as_bytes())?;
                 stdout.flush()?;
             }
-            Place::File(path, file) => {
+            TraceOutput::File(path, file) => {
                 let written = file.write_all(text.as_bytes());
-                written.map_err(|source| Failure::Out { file: path.clone(), source })?;
+                written.map_err(|source| CommandFailure::Out { file: path.clone(), source })?;
             }
         }
         Ok(())
     }
 }
 
-/// A trace that is being told.
+/// A trace that is being written.
 #[derive(Debug)]
 pub(crate) struct Telling {
     renderer: Renderer,
-    place: Place,
+    place: TraceOutput,
     missed: Missed,
 }
 
 impl Telling {
-    pub(crate) fn begin(form: Form, process: &Process, mut place: Place) -> Result<Telling, Failure> {
+    pub(crate) fn begin(form: Form, process: &Process, mut place: TraceOutput) -> Result<Telling, CommandFailure> {
         let mut text = String::new();
         let renderer = Renderer::begin(form, process, &mut text).map_err(io::Error::other)?;
         place.put(&text)?;
         Ok(Telling { renderer, place, missed: Missed::default() })
     }
 
-    pub(crate) fn batch(&mut self, batch: Batch) -> Result<(), Failure> {
+    pub(crate) fn batch(&mut self, batch: Batch) -> Result<(), CommandFailure> {
         let mut text = String::new();
         self.missed = batch.missed;
         self.renderer.batch(batch, &mut text).map_err(io::Error::other)?;
         if text.is_empty() { Ok(()) } else { self.place.put(&text) }
     }
 
-    /// Completes it. What was kept is given back, and what was missed is said to people.
-    pub(crate) fn end(mut self) -> Result<String, Failure> {
+    /// Completes the trace. Returns the text of [`TraceOutput::Kept`]. Reports missing calls to the user.
+    pub(crate) fn end(mut self) -> Result<String, CommandFailure> {
         let mut text = String::new();
         self.renderer.end(&mut text).map_err(io::Error::other)?;
         self.place.put(&text)?;
         if let Some(sentence) = sentence(&self.missed) {
             tell(&sentence);
         }
-        Ok(if let Place::Kept(kept) = &mut self.place { take(kept) } else { String::new() })
+        Ok(if let TraceOutput::Kept(kept) = &mut self.place { take(kept) } else { String::new() })
     }
 }
 
-/// What is not in a trace, and why.
+/// Returns a sentence about the missing calls and the reasons.
 fn sentence(missed: &Missed) -> Option<String> {
     let all = missed.total();
     let kinds = [

@@ -1,54 +1,54 @@
-//! `modhost trace`: functions of a host that serves, live.
+//! `modhost trace`: traces functions of a running host, live.
 
 use std::ops::ControlFlow;
 
 use modload::trace::render::Process;
-use modload_control::protocol::{Request, Trace as Asked, TraceMode, TraceableFunction, Tracing};
-use modload_control::{Client, Told};
+use modload_control::protocol::{Request, TraceMode, TraceRequest, TraceStarted, TraceableFunction};
+use modload_control::{Client, TraceNews};
 
 use crate::args::Format;
-use crate::failure::{Failure, plain, tell};
+use crate::failure::{CommandFailure, plain, tell};
 use crate::operate::connect_to;
-use crate::output::Output;
+use crate::output::CommandOutput;
 use crate::signals;
-use crate::telling::{Place, Telling};
-use crate::trace_args::{Trace, TraceFormat};
+use crate::telling::{Telling, TraceOutput};
+use crate::trace_args::{TraceArguments, TraceFormat};
 
-pub(crate) fn run(arguments: &Trace) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &TraceArguments) -> Result<(), CommandFailure> {
     if arguments.list {
         let json = arguments.format == Some(TraceFormat::Json);
-        return list(arguments, &mut Output::new(if json { Format::Json } else { Format::Text }));
+        return list(arguments, &mut CommandOutput::new(if json { Format::Json } else { Format::Text }));
     }
-    // Before anything is switched on: a signal is never lost.
+    // Installed before tracing is switched on, so that no signal is lost.
     let stop = signals::stop()?;
     let client = connect_to(arguments.host.as_deref())?;
     let mut place = match &arguments.out {
-        Some(path) => Some(Place::file(path)?),
-        None => Some(Place::Stdout),
+        Some(path) => Some(TraceOutput::file(path)?),
+        None => Some(TraceOutput::Stdout),
     };
     let form = arguments.format.unwrap_or(TraceFormat::usual(arguments.graph)).form();
     let mut telling = None;
-    let mut told = Ok(());
+    let mut written = Ok(());
     let traced = client.trace(&asked(arguments), &stop, |news| {
-        told = match (news, &mut telling) {
-            (Told::Began(tracing), _) => place.take().map_or(Ok(()), |place| {
+        written = match (news, &mut telling) {
+            (TraceNews::Began(tracing), _) => place.take().map_or(Ok(()), |place| {
                 telling = Some(Telling::begin(form, &process(tracing), place)?);
                 Ok(())
             }),
-            (Told::Batch(batch), Some(telling)) => telling.batch(batch),
-            (Told::Batch(_), None) => Ok(()),
+            (TraceNews::Batch(batch), Some(telling)) => telling.batch(batch),
+            (TraceNews::Batch(_), None) => Ok(()),
         };
-        if told.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
-    // Whatever has ended it, what there is becomes whole. Who could not be told before is told nothing more.
-    told?;
+    // The output is completed in every case. If writing has failed before, nothing more is written.
+    written?;
     let ended = telling.map_or(Ok(String::new()), Telling::end);
     traced?;
     ended.map(drop)
 }
 
-fn asked(arguments: &Trace) -> Asked {
-    Asked {
+fn asked(arguments: &TraceArguments) -> TraceRequest {
+    TraceRequest {
         patterns: arguments.pattern.clone(),
         mode: if arguments.graph { TraceMode::Graph } else { TraceMode::Calls },
         buffer: arguments.buffer,
@@ -56,16 +56,16 @@ fn asked(arguments: &Trace) -> Asked {
     }
 }
 
-/// Who is traced. People hear if that is nobody yet.
-fn process(tracing: Tracing) -> Process {
+/// Returns the traced process. Tells the user if no function matches yet.
+fn process(tracing: TraceStarted) -> Process {
     if tracing.functions == 0 {
-        tell("nothing that can be traced has such a name yet: modhost trace --list shows what there is");
+        tell("nothing that can be traced has such a name yet: modhost trace --list shows the functions");
     }
     Process { pid: tracing.pid, name: tracing.process }
 }
 
-/// As Linux's `available_filter_functions` has them: the module behind the name.
-fn list(arguments: &Trace, output: &mut Output) -> Result<(), Failure> {
+/// Lists functions like Linux's `available_filter_functions`: the name, then the module.
+fn list(arguments: &TraceArguments, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let mut client: Client = connect_to(arguments.host.as_deref())?;
     let request = Request::Traceable { patterns: arguments.pattern.clone() };
     let found: Vec<TraceableFunction> = client.request(&request, &[], |_, _| {})?;

@@ -1,4 +1,4 @@
-//! What the commands take that trace functions.
+//! The options for tracing functions.
 
 use std::path::PathBuf;
 
@@ -9,64 +9,64 @@ use modload::trace::{BadPattern, Pattern};
 pub(crate) const EXAMPLES: &str = "\
 Examples:
   modhost trace -p 'greet:*'
-      Every call of a function of the module greet as it happens, until ctrl-C.
+      Shows every call of a function of the module greet live, until ctrl-C.
   modhost trace --graph -p 'greet:*' -p guest_again -p '!*_lock'
-      Calls within calls and how long they took, without functions whose names end in _lock.
+      Shows nested calls with their durations, without functions whose names end in _lock.
   modhost trace --graph --duration 10 --format chrome --out trace.json
-      Ten seconds of all functions that can be traced, for ui.perfetto.dev or chrome://tracing.
+      Records all traceable functions for ten seconds, for ui.perfetto.dev or chrome://tracing.
   modhost trace --graph --duration 10 --format summary
       A table: calls, total, self, p50, p99.
   modhost trace --list -p 'greet:*'
-      What can be traced, and why the rest cannot.
+      Lists the functions, with a reason for each that cannot be traced.
 
-Functions can be traced if they are compiled so: cc -fpatchable-function-entry=5, or -pg -mfentry -mrecord-mcount.
+Functions can be traced if compiled with -fpatchable-function-entry=5, or with -pg -mfentry -mrecord-mcount.
 Exit status: 0 done, 1 refused or failed, 2 wrong usage.";
 
-/// Which functions of which host are traced, and how that is told.
+/// The functions to trace, and the output.
 #[derive(clap::Args, Debug)]
-pub(crate) struct Trace {
-    /// The socket it serves at. MODLOAD_HOST if that is set, else $XDG_RUNTIME_DIR/modload.sock, else
-    /// /run/modload.sock for root.
+pub(crate) struct TraceArguments {
+    /// The socket of the host. Default: MODLOAD_HOST if set, else $XDG_RUNTIME_DIR/modload.sock, or /run/modload.sock
+    /// for root.
     #[arg(long, value_name = "SOCKET")]
     pub(crate) host: Option<PathBuf>,
 
-    /// Functions by name, [MODULE:]FUNCTION with *, ? and [..], also of modules that are loaded later; with ! in front, those
-    /// that are left out. Without it, all. May be repeated.
+    /// Trace functions that match [MODULE:]FUNCTION with *, ? and [..], also of modules that are loaded later. A
+    /// pattern with a leading ! excludes functions. Without this option all functions are traced. May be repeated.
     #[arg(short, long, value_name = "GLOB", value_parser = pattern)]
     pub(crate) pattern: Vec<String>,
 
-    /// Record when functions return, too.
+    /// Also record when functions return.
     #[arg(long)]
     pub(crate) graph: bool,
 
-    /// For so many seconds; else until ctrl-C.
+    /// Stop after so many seconds. Without this option the trace runs until ctrl-C.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) duration: Option<u64>,
 
-    /// The size of each thread's buffer, from 4096 bytes to 1 GiB; else 1 MiB. What does not fit into it between two looks, ten a
-    /// second, is dropped and counted.
+    /// The size of each thread's buffer, from 4096 bytes to 1 GiB. The default is 1 MiB. Buffers are read ten times a
+    /// second. Records that do not fit are dropped and counted.
     #[arg(long, value_name = "BYTES")]
     pub(crate) buffer: Option<u64>,
 
-    /// Write it into this file instead of the standard output stream.
+    /// Write the trace to this file instead of the standard output stream.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
 
-    /// How to tell it: function, or graph with --graph, if nothing else is said.
+    /// The output format. Default: function, or graph with --graph.
     #[arg(long, value_enum)]
     pub(crate) format: Option<TraceFormat>,
 
-    /// Only say which functions can be traced, and why others cannot.
+    /// Only list the functions that can be traced, and why others cannot.
     #[arg(long, conflicts_with_all = ["graph", "duration", "buffer", "out"])]
     pub(crate) list: bool,
 }
 
-/// How a trace is told.
+/// The output format of a trace.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
 pub(crate) enum TraceFormat {
-    /// A line for each call, as Linux's function tracer has it.
+    /// A line per call, like Linux's function tracer.
     Function,
-    /// Calls within calls and their durations, as Linux's function_graph tracer has it.
+    /// Nested calls with durations, like Linux's function_graph tracer.
     Graph,
     /// Trace events for Perfetto and chrome://tracing.
     Chrome,
@@ -76,33 +76,33 @@ pub(crate) enum TraceFormat {
     Json,
 }
 
-/// What `modload` traces in the host that it embeds.
+/// The tracing options of `modload`, for the host inside its process.
 #[derive(clap::Args, Debug)]
 pub(crate) struct TraceFunctions {
-    /// Trace these functions while the modules are loaded and called, and print the trace after the calls: [MODULE:]FUNCTION
-    /// with *, ? and [..]; with ! in front, those that are left out. May be repeated.
+    /// Trace these functions while modules are loaded and called, and print the trace after the calls. Patterns have
+    /// the form [MODULE:]FUNCTION with *, ? and [..]. A pattern with a leading ! excludes functions. May be repeated.
     #[arg(long = "trace-functions", value_name = "GLOB", value_parser = pattern)]
     pub(crate) patterns: Vec<String>,
 
-    /// Record when functions return, too.
+    /// Also record when functions return.
     #[arg(long = "trace-graph", requires = "patterns")]
     pub(crate) graph: bool,
 
-    /// How to tell the trace: function, or graph with --trace-graph, or json with --format json, if nothing else is said.
+    /// The output format of the trace. Default: function, or graph with --trace-graph, or json with --format json.
     #[arg(long = "trace-format", value_enum, value_name = "FORMAT", requires = "patterns")]
     pub(crate) form: Option<TraceFormat>,
 
-    /// The size of each thread's buffer, in bytes.
+    /// The size of each thread's buffer in bytes.
     #[arg(long = "trace-buffer", value_name = "BYTES", requires = "patterns")]
     pub(crate) buffer: Option<u64>,
 
-    /// Write the trace into this file.
+    /// Write the trace to this file.
     #[arg(long = "trace-out", value_name = "FILE", requires = "patterns")]
     pub(crate) out: Option<PathBuf>,
 }
 
 impl TraceFormat {
-    /// What is told if nothing else is said.
+    /// Returns the default format.
     pub(crate) fn usual(graph: bool) -> TraceFormat {
         if graph { TraceFormat::Graph } else { TraceFormat::Function }
     }
@@ -118,15 +118,16 @@ impl TraceFormat {
     }
 }
 
-impl Trace {
-    /// What no single option can know.
+impl TraceArguments {
+    /// Checks the combination of options.
     pub(crate) fn check(&self) -> Result<(), String> {
         match self.format {
             Some(format) if self.list && format != TraceFormat::Json => {
-                Err("--list is told as text, or with --format json".into())
+                Err("--list is told as text or as JSON: leave --format out, or use --format json".into())
             }
             Some(TraceFormat::Graph) if !self.graph => {
-                Err("--format graph tells when functions return, and only --graph has that recorded".into())
+                Err("--format graph shows when functions return, and only --graph has that recorded: add --graph"
+                    .into())
             }
             _ => Ok(()),
         }
@@ -134,21 +135,21 @@ impl Trace {
 }
 
 impl TraceFunctions {
-    /// The same for `modload`, whose standard output stream has more than the trace.
+    /// Checks the combination of options for `modload`, which also prints other things to the standard output stream.
     pub(crate) fn check(&self, json: bool) -> Result<(), String> {
         match self.form {
             Some(TraceFormat::Graph) if !self.graph => {
-                Err("--trace-format graph tells when functions return, and only --trace-graph has that recorded".into())
+                Err("--trace-format graph shows when functions return, and only --trace-graph has that recorded: add --trace-graph".into())
             }
             Some(form) if json && form != TraceFormat::Json && self.out.is_none() => {
-                Err("with --format json another --trace-format goes into a file: --trace-out FILE".into())
+                Err("with --format json another --trace-format must go to a file: add --trace-out FILE".into())
             }
             _ => Ok(()),
         }
     }
 }
 
-/// A pattern, checked.
+/// Checks a pattern.
 fn pattern(text: &str) -> Result<String, BadPattern> {
     text.parse::<Pattern>().map(|_| text.to_owned())
 }

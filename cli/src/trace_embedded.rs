@@ -1,4 +1,4 @@
-//! `modload --trace-functions`: functions of the host that lasts as long as the command.
+//! `modload --trace-functions`: traces functions of the host inside this process.
 
 use std::io;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -10,29 +10,33 @@ use modload::trace::render::Process;
 use modload::trace::{FunctionTrace, Mode, TraceOptions};
 
 use crate::args::Format;
-use crate::failure::Failure;
-use crate::output::Output;
-use crate::telling::{Place, Telling};
+use crate::failure::CommandFailure;
+use crate::output::CommandOutput;
+use crate::telling::{Telling, TraceOutput};
 use crate::trace_args::{TraceFormat, TraceFunctions};
 
-/// How often buffers are drained: a call may take long.
+/// The interval at which buffers are drained, also during a long call.
 const TURN: Duration = Duration::from_millis(100);
 
-/// A trace that runs beside the loads and calls.
+/// A trace that runs in parallel to the loads and calls.
 #[derive(Debug)]
 pub(crate) struct Embedded {
-    /// Dropped, it ends the trace.
+    /// Dropping this ends the trace.
     going_on: Sender<()>,
-    draining: JoinHandle<Result<String, Failure>>,
+    draining: JoinHandle<Result<String, CommandFailure>>,
 }
 
 impl Embedded {
-    /// Begins, if functions are to be traced.
-    pub(crate) fn begin(host: &Host, asked: &TraceFunctions, format: Format) -> Result<Option<Embedded>, Failure> {
+    /// Begins a trace if functions are to be traced.
+    pub(crate) fn begin(
+        host: &Host,
+        asked: &TraceFunctions,
+        format: Format,
+    ) -> Result<Option<Embedded>, CommandFailure> {
         if asked.patterns.is_empty() {
             return Ok(None);
         }
-        let place = asked.out.as_deref().map_or(Ok(Place::Kept(String::new())), Place::file)?;
+        let place = asked.out.as_deref().map_or(Ok(TraceOutput::Kept(String::new())), TraceOutput::file)?;
         let usual = if format == Format::Json { TraceFormat::Json } else { TraceFormat::usual(asked.graph) };
         let form = asked.form.unwrap_or(usual).form();
         let trace = host.trace_functions(&options(asked)?)?;
@@ -43,21 +47,21 @@ impl Embedded {
         Ok(Some(Embedded { going_on, draining }))
     }
 
-    /// Ends it, and prints what has not gone into a file.
-    pub(crate) fn end(self, output: &mut Output) -> Result<(), Failure> {
+    /// Ends the trace, and prints it if it has not gone to a file.
+    pub(crate) fn end(self, output: &mut CommandOutput) -> Result<(), CommandFailure> {
         drop(self.going_on);
         let text = self.draining.join().map_err(|_| io::Error::other("the trace panicked"))??;
         Ok(output.text(&text)?)
     }
 }
 
-fn options(asked: &TraceFunctions) -> Result<TraceOptions, Failure> {
+fn options(asked: &TraceFunctions) -> Result<TraceOptions, CommandFailure> {
     let options = TraceOptions::new(if asked.graph { Mode::Graph } else { Mode::Calls });
     let options = asked.patterns.iter().try_fold(options, |options, pattern| options.pattern(pattern))?;
     Ok(asked.buffer.into_iter().fold(options, TraceOptions::buffer))
 }
 
-fn drain(mut trace: FunctionTrace, mut telling: Telling, goes_on: impl Fn() -> bool) -> Result<String, Failure> {
+fn drain(mut trace: FunctionTrace, mut telling: Telling, goes_on: impl Fn() -> bool) -> Result<String, CommandFailure> {
     while goes_on() {
         telling.batch(trace.drain())?;
     }

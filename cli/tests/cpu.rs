@@ -1,4 +1,4 @@
-//! `modload --cpu`: the same object for several processors, run where this machine can.
+//! `modload --cpu`: one object adapted to several processors, and run if this machine supports it.
 
 use std::process::{Command, Output};
 

@@ -15,7 +15,7 @@ fn name(i: usize) -> String {
     format!("m{i:04}")
 }
 
-/// A module that exports `f_i`: 1 more than the sum of what it gets from those it needs.
+/// Returns a module that exports `f_i`, which returns 1 more than the sum of the results of the modules it needs.
 fn module(i: usize, needs: &[usize]) -> Vec<u8> {
     let mut object = Object::new(BinaryFormat::Elf, Architecture::X86_64, Endianness::Little);
     let symbol = |object: &mut Object<'_>, name: String, section, size| {
@@ -81,7 +81,7 @@ fn modload(dir: &Path, options: &[&str], names: impl Iterator<Item = String>) ->
     command.output().unwrap()
 }
 
-/// The names of the modules in the order in which they get to a state.
+/// Returns the names of the modules in the order in which they reach a state.
 fn order(output: &Output, state: &str) -> Vec<String> {
     let lines = String::from_utf8(output.stdout.clone()).unwrap();
     let events = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());

@@ -1,4 +1,4 @@
-//! `modhost explain` and `modload --explain`: a function before and after.
+//! `modhost explain` and `modload --explain`: a function before and after loading.
 
 use std::process::{Command, Output};
 
@@ -35,7 +35,7 @@ fn both_sides_and_who_changed_them() {
 fn another_processor_has_another_text() {
     let shown = text(&modhost(&["explain", "--cpu", "XMM2", &object("alternatives"), "alt_present"]).stdout);
     assert!(shown.contains("mov $1,%eax                       | b8 01 00 00 00           mov $1,%eax"), "{shown}");
-    // A place for which nothing better is found has its NOPs joined all the same.
+    // A site whose alternative does not apply still gets long NOPs.
     let shown = text(&modhost(&["explain", "--cpu", "", &object("alternatives"), "alt_jump_far"]).stdout);
     assert!(shown.contains("alternative: for a processor with FPU; this one has not"), "{shown}");
     let refused = modhost(&["explain", "--cpu", "IA64", &object("alternatives"), "alt_present"]);
@@ -56,7 +56,7 @@ fn relocations_are_named_and_the_same_is_data() {
         assert!(change["because"].as_str().unwrap().starts_with("R_X86_64_"), "{change}");
         assert_eq!(change["old"].as_array().unwrap().len(), change["new"].as_array().unwrap().len());
     }
-    // Every byte that differs is one that a change has written.
+    // Every differing byte belongs to a listed change.
     let bytes = |side: &str| explained[side].as_array().unwrap().clone();
     for (at, (before, after)) in (0..).zip(bytes("before").iter().zip(&bytes("after"))) {
         let written = changes.iter().any(|change| {
@@ -96,7 +96,7 @@ fn what_is_not_there_is_said() {
     }
 }
 
-/// What changes at each of very many places is not looked for among all of them.
+/// The changes of a site are found by binary search, not among all changes.
 #[test]
 fn a_function_with_very_many_changes_is_explained() {
     let text: String = (0..60_000).map(|_| "incl x(%rip)\n").collect();

@@ -1,11 +1,11 @@
-//! Every fixture, in each of its ways, by each compiler it is for, through the `modload` command: what its first lines
-//! expect is what must happen. One test a way.
+//! Every fixture, with each set of options and each compiler that it names, through the `modload` command. The first
+//! lines of a fixture state the expected results. Each combination is a test.
 
 use std::path::Path;
 use std::process::{Command, ExitCode, Output};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use modload_fixtures::{Case, Compiler, Fixture, Language, Load};
+use modload_fixtures::{Case, Compiler, Fixture, FixtureLoad, Language};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -16,7 +16,7 @@ fn main() -> ExitCode {
             for &compiler in &case.compilers {
                 let name = format!("{}::{}::{}", fixture.name(), case.way, compiler.name());
                 if compiler.find_for(language).is_none() {
-                    // Past the harness's capture: nobody may take this for a pass.
+                    // Written past the test harness's capture, so that the skipped test is visible.
                     eprintln!("SKIPPED {name}: {} is not installed", compiler.name());
                     continue;
                 }
@@ -28,8 +28,8 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// The object of a fixture that goes with another one: compiled as it expects to be.
-fn companion(load: &Load, compiler: Compiler) -> Result<Vec<String>, Failed> {
+/// Returns the object of another fixture that this one needs, compiled as it expects.
+fn companion(load: &FixtureLoad, compiler: Compiler) -> Result<Vec<String>, Failed> {
     let fixture = Fixture::new(&load.fixture);
     let case = fixture.cases()?.into_iter().next().ok_or("a fixture without cases")?;
     let compiler = if fixture.language()? == Language::Rust { Compiler::Rustc } else { compiler };
@@ -61,7 +61,7 @@ fn run(fixture: &Fixture, case: &Case, compiler: Compiler) -> Result<(), Failed>
         command.args(group);
     }
     let output = command.output()?;
-    // What only a special host supplies is missing here, and the refusal must name all of it.
+    // Symbols that only a special host provides are missing here, and the refusal must name all of them.
     if expect.host.is_empty() {
         judge(&output, expect.calls.iter().map(|call| call.line()), &expect.errors)?;
     } else {

@@ -1,4 +1,4 @@
-//! Hosts, modules and surroundings that mean no good, each in processes of their own.
+//! Hostile hosts, modules and environments, each in processes of their own.
 
 mod waiting;
 
@@ -23,7 +23,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// A host, which does not outlive its test.
+/// A host that is killed when its test ends.
 struct Served {
     server: Child,
     dir: TempDir,
@@ -37,7 +37,7 @@ impl Drop for Served {
 }
 
 impl Served {
-    /// By `sh`, which may change its surroundings first.
+    /// Starts the host by `sh`, after a setup command.
     fn after(setup: &str) -> Served {
         let dir = tempfile::tempdir().unwrap();
         let script = format!("{setup}; exec \"$0\" serve --allow-force --socket host.sock");
@@ -64,7 +64,7 @@ impl Served {
     }
 }
 
-/// A host that greets and then says what it likes.
+/// A host that greets and then sends any text.
 fn false_host(path: &Path, says: &'static str) {
     let listener = UnixListener::bind(path).unwrap();
     std::thread::spawn(move || {
@@ -138,13 +138,13 @@ fn descriptors_that_the_host_cannot_have_are_missed_by_name() {
     arguments.extend(parts.iter().map(String::as_str));
     let output = served.modload(&arguments);
     let said = text(&output.stderr);
-    assert!(output.status.code() == Some(1) && said.contains("descriptors that came with a line are lost"), "{said}");
-    // Others are served, and few files fit.
+    assert!(output.status.code() == Some(1) && said.contains("the descriptors of a line are lost"), "{said}");
+    // Other clients are served, and only few files fit.
     let output = served.modload(&["--call", "part_1", "--name", "half", &parts[0], &parts[1]]);
     assert_eq!(text(&output.stdout), "part_1() = 1\n", "{}", text(&output.stderr));
 }
 
-/// A module that is a client of its own host. `REQUEST` is what it asks; it gives back whether that was granted.
+/// A module that is a client of its own host. `REQUEST` is its request. It returns whether the request was granted.
 const CLIENT: &str = r#"
 int socket(int, int, int);
 int connect(int, const void *, unsigned int);
@@ -210,7 +210,7 @@ fn a_second_signal_ends_a_host_whose_first_module_never_begins() {
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     };
     signal("TERM");
-    // Two of one kind that are pending at once are one.
+    // Two pending signals of the same kind are one.
     std::thread::sleep(Duration::from_millis(50));
     assert!(server.try_wait().unwrap().is_none());
     signal("INT");

@@ -1,4 +1,4 @@
-//! `modhost image`: a small object in a machine that is made up, and inputs that are wrong.
+//! `modhost image`: a small object in an invented machine, and wrong inputs.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use modload_fixtures::{Compiler, Language, object_from_text};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A call, a return that the machine has a thunk for or not, and data under a name that is no file's.
+/// A call, a return with or without a thunk on the machine, and data in a section whose name is not a file name.
 const TEXT: &str = "
 .text
 .globl start
@@ -30,7 +30,7 @@ const SYMBOLS: &str = "ffffffff81000100 T helper\nffffffff81000200 T __x86_retur
 /// `call helper`, `ret`, four `int3`.
 const CODE: [u8; 10] = [0xe8, 0xfb, 0x00, 0x00, 0xc1, 0xc3, 0xcc, 0xcc, 0xcc, 0xcc];
 
-/// A folder with the files that describe a machine, and the object.
+/// A folder with the object and the files that describe a machine.
 struct Scene {
     dir: TempDir,
     object: String,
@@ -60,7 +60,7 @@ impl Scene {
         fs::write(self.path(name), contents).unwrap();
     }
 
-    /// Runs the command in the folder: all files are named as they are there.
+    /// Runs the command in the folder, so that files have short names.
     fn run(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_modhost"));
         command.current_dir(&self.dir).args(["image", "--symbols", "symbols", "--cpu-caps", "caps"]);
@@ -71,7 +71,7 @@ impl Scene {
         self.run(&[&[&*self.object, "--addresses", "addresses"], arguments].concat())
     }
 
-    /// What it says when it fails.
+    /// Returns the error message of a failing command.
     fn refused(&self) -> String {
         let output = self.image(&[]);
         assert!(!output.status.success(), "{}", text(&output.stdout));
@@ -88,7 +88,7 @@ fn sections_are_written_under_safe_names() {
     assert_eq!(fs::read(scene.path("out/odd%2fname")).unwrap(), 0xffff_ffff_c000_0000_u64.to_le_bytes());
     let shown = text(&output.stdout);
     assert!(shown.starts_with(".text 0xffffffffc0000000 10 "), "{shown}");
-    // With the thunk as compiled, only the relocations are done.
+    // With --only-relocate, returns still go through the thunk as compiled.
     let relocated = scene.image(&["--only-relocate", "--out", "relocated"]);
     assert!(relocated.status.success(), "{}", text(&relocated.stderr));
     let code = fs::read(scene.path("relocated/.text")).unwrap();
@@ -113,8 +113,8 @@ fn a_line_that_cannot_be_read_is_named() {
         ("addresses", ".text 0\n.text 1\n", "addresses:2: a second address for \".text\""),
         ("symbols", "ffffffff81000100 T helper\nffffffff81000200 T\n", "symbols:2: expected HEXADDRESS TYPE NAME"),
         ("symbols", "here T helper\n", "symbols:1: here is no address"),
-        ("caps", "0\n0 0xfpu\n", "caps:2: \"0xfpu\" is no hexadecimal word"),
-        ("caps", "123456789\n", "caps:1: \"123456789\" is no hexadecimal word"),
+        ("caps", "0\n0 0xfpu\n", "caps:2: \"0xfpu\" is not a hexadecimal word"),
+        ("caps", "123456789\n", "caps:1: \"123456789\" is not a hexadecimal word"),
         ("facts", "smp 1\nsmp 2\n", "facts:2: \"smp 2\" is no fact"),
         ("facts", "weather fine\n", "facts:1: \"weather fine\" is no fact"),
         ("facts", "static_key helper 2\n", "facts:1: a static key is 0 or 1"),
@@ -140,7 +140,7 @@ fn a_line_that_cannot_be_read_is_named() {
 fn what_is_missing_or_in_the_way_is_named() {
     let scene = Scene::new();
     scene.write("addresses", ".return_sites ffffffffc0001000\n.data ffffffffc0002000\n");
-    // One tells where the others are that lie in the same memory.
+    // One symbol table gives the addresses of all modules in the same memory.
     let output = scene.image(&[]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     scene.write("addresses", "");
@@ -157,7 +157,7 @@ fn a_difference_is_explained_by_the_edit_that_wrote_there() {
     let scene = Scene::new();
     assert!(scene.image(&["--out", "memory"]).status.success());
     assert!(scene.image(&["--diff", "memory"]).status.success());
-    // What the module writes itself is not compared.
+    // Sections that the module itself writes are not compared.
     fs::write(scene.path("memory/.data"), [0; 8]).unwrap();
     for (at, why) in [(2, "written by relocation 0 of section "), (6, "written by relocation 1 of section ")] {
         let mut code = CODE;
@@ -195,8 +195,8 @@ fn a_bad_entry_of_a_list_does_not_stop_the_others() {
     assert!(said.contains("list:1: expected FILE ADDRESSES [FACTS [DIR]]"), "{said}");
 }
 
-/// A module whose sites of static calls name trampolines: two of the kernel's keys are not exported, one key is another module's
-/// of a name that two modules have, and one is its own.
+/// A module whose static call sites name trampolines: two keys of the kernel are not exported, one key belongs to a
+/// module but two modules have this name, and one key is the module's own.
 const CALLS: &str = "
 .text
 .globl start
@@ -222,7 +222,7 @@ __SCK__own:
     .quad 0, 0
 ";
 
-/// The key of a site that names its trampoline is the trampoline's key: a fact about it holds, however it names the key.
+/// The key of a site that names its trampoline is the trampoline's key. A fact about the key applies to such sites too.
 #[test]
 fn a_fact_about_a_key_holds_where_a_site_names_its_trampoline() {
     let scene = Scene::new();
@@ -231,7 +231,7 @@ fn a_fact_about_a_key_holds_where_a_site_names_its_trampoline() {
     let addresses = ".text ffffffffc0000000\n.static_call.text ffffffffc0001000\n.static_call_sites ffffffffc0002000\n\
                      .data ffffffffc0003000\n";
     scene.write("addresses", addresses);
-    // Of `shared`, which two modules have, this one's symbols are those of the module that exports the trampoline.
+    // Two modules have the name `shared`. The symbols of the module that exports the trampoline are used.
     let symbols = "ffffffff81000000 T __SCT__probe\nffffffff82000000 D __SCK__probe\nffffffff81000100 T target\n\
                    ffffffffc1000000 t __SCT__shared\t[other]\nffffffffc1001000 d __SCK__shared\t[other]\n\
                    ffffffffc2000000 t __SCT__shared\t[exporter]\nffffffffc2001000 d __SCK__shared\t[exporter]\n\
@@ -262,7 +262,7 @@ fn a_fact_about_a_key_holds_where_a_site_names_its_trampoline() {
             assert_eq!(made(&facts), expected, "{key} {shared}");
         }
     }
-    // Nothing is known of the others: they are as compiled.
+    // Without facts the other sites stay as compiled.
     let one = made("static_call __SCK__probe target\n");
     assert_eq!((&one[..10], &one[10..]), (&expected[..10], &compiled[10..]));
 }

@@ -1,4 +1,4 @@
-//! `modhost klp-link`: a patch is made, or nothing is.
+//! `modhost klp-link`: a patch is written completely, or not at all.
 
 use std::fs;
 use std::io::Write as _;
@@ -26,7 +26,7 @@ __attribute__((noinline)) static int scale(int n) { __asm__ volatile(\"\"); retu
 int answer(int n) { count++; return scale(n) + 1; }
 ";
 
-/// Uses both statics of the target, one of them through an address in its data.
+/// A patch that uses both statics of the target, one of them through an address in its data.
 const DEEPER: &str = r#"
 #include <modload/livepatch.h>
 extern int count KLP_SYMBOL(target, count, 0);
@@ -60,13 +60,13 @@ impl Scene {
         self.dir.path().join(name)
     }
 
-    /// In the folder, where all names are short.
+    /// Runs the command in the folder, so that files have short names.
     fn run(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_modhost"));
         command.current_dir(self.dir.path()).arg("klp-link").args(arguments).output().unwrap()
     }
 
-    /// What it says when it refuses, having written nothing.
+    /// Returns the error message of a refused command, which must not have written any file.
     fn refused(&self, arguments: &[&str]) -> String {
         let before = self.files();
         let output = self.run(arguments);
@@ -134,7 +134,7 @@ fn a_patch_runs_whoever_compiled_it_and_how() {
 #[test]
 fn the_same_as_data() {
     let scene = Scene::new(FIX);
-    // A file that is there is replaced.
+    // An existing file is replaced.
     fs::write(scene.path("fix.ko"), "old").unwrap();
     let output = scene.run(&["--format", "json", "fix.o", "-o", "fix.ko"]);
     let data: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -158,8 +158,8 @@ fn what_is_refused_leaves_all_as_it_was() {
     symlink("/dev/null", scene.path("null")).unwrap();
     fs::create_dir(scene.path("folder")).unwrap();
     for (arguments, why) in [
-        (["fix.o", "-o", "fix.o"], "fix.o is what is to be linked: name another file"),
-        (["fix.o", "-o", "other"], "other is what is to be linked"),
+        (["fix.o", "-o", "fix.o"], "fix.o is the input file: name another file"),
+        (["fix.o", "-o", "other"], "other is the input file"),
         (["fix.o", "-o", "null"], "null: is there already, and is no regular file"),
         (["fix.o", "-o", "folder"], "folder: is there already, and is no regular file"),
         (["fix.o", "-o", ".."], "no regular file"),

@@ -11,7 +11,7 @@ fn compiled(name: &str, text: &str) -> PathBuf {
     object_from_text(name, Language::C, text, Compiler::Cc, &["-O2", "-fPIC", "-w"]).unwrap()
 }
 
-/// Both have a `secret` of their own and count together.
+/// Returns two objects. Each has its own `secret`, and they share a counter.
 fn pair() -> [PathBuf; 2] {
     [
         compiled(
@@ -43,7 +43,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Runs it and expects these lines.
+/// Runs the command and expects these lines.
 fn check(options: &[&str], files: &[&Path], expected: &str) {
     let files = files.iter().map(|file| file.as_os_str());
     let output = run(options.iter().map(std::ffi::OsStr::new).chain(files));
@@ -51,7 +51,7 @@ fn check(options: &[&str], files: &[&Path], expected: &str) {
     assert_eq!(text(&output.stdout), expected, "{options:?}");
 }
 
-/// Runs it and expects this refusal.
+/// Runs the command and expects this refusal.
 fn refused(options: &[&str], files: &[&Path], why: &str) {
     let files = files.iter().map(|file| file.as_os_str());
     let output = run(options.iter().map(std::ffi::OsStr::new).chain(files));
@@ -64,7 +64,7 @@ fn local_symbols_stay_apart_and_global_ones_are_one_anothers() {
     let [first, second] = pair();
     let calls = ["--name", "both", "--call", "first=1", "--call", "counted"];
     for order in [[&*first, &*second], [&*second, &*first]] {
-        // 2 * 1 + 100 from the second, 7 from the first, and the strong answer before the weak one.
+        // 2 * 1 + 100 from the second, 7 from the first, and the strong answer takes precedence over the weak one.
         check(&calls, &order, "first(1) = 151\ncounted() = 2\n");
     }
     refused(&["--name", "half", "--call", "first=1"], &[&first], "unresolved");
@@ -92,7 +92,7 @@ fn the_halves_of_a_program_are_the_program() {
             .map(|option| (*option).to_owned())
             .chain([one.display().to_string(), two.display().to_string()]));
         assert!(output.status.success(), "{}", text(&output.stderr));
-        // Arguments are printed as they were written.
+        // Arguments are printed as written.
         let decimal = |line: &str| line.replace("0x10000000", "268435456");
         assert_eq!(decimal(&text(&output.stdout)), decimal(&lines));
     }
@@ -104,17 +104,17 @@ fn of_an_archive_what_is_needed_is_loaded() {
     let [first, second] = pair();
     let broken = compiled("broken", "int nobody_has(void); int broken(void) { return nobody_has(); }");
     let archive = ar(folder.path(), &[first.clone(), broken, second]);
-    // What is called is needed, and what that needs; the broken member is not.
+    // The called function and the members it needs are linked; the broken member is not.
     check(&["--call", "first=1"], &[&archive], "first(1) = 151\n");
     check(&["--call", "second=1"], &[&archive], "second(1) = 102\n");
-    // Nothing in particular is: all of it is the module.
+    // Without a call, the whole archive is the module.
     refused(&[], &[&archive], "\"nobody_has\"");
-    // An object is there: what it needs.
+    // With an object, only the members that it needs are linked.
     let user = compiled("user", "int second(int); int used(void) { return second(20); }");
     check(&["--name", "user", "--call", "used"], &[&user, &archive], "used() = 140\n");
-    // As ld has it, an archive is of no use to what comes behind it.
+    // As for ld, an archive does not serve files after it.
     refused(&["--name", "user", "--no-process-symbols", "--call", "used"], &[&archive, &user], "\"second\"");
-    // Compressed, it is the same.
+    // A compressed archive gives the same result.
     let packed = folder.path().join("libmade.a.gz");
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     std::io::Write::write_all(&mut encoder, &fs::read(&archive).unwrap()).unwrap();
@@ -148,7 +148,7 @@ fn an_archive_with_an_init_is_the_module_that_init_needs() {
     assert_eq!(inspected["params"][0]["name"], "times");
 }
 
-/// Together they have more sections than 16 bits can number.
+/// Together the objects have more sections than a 16-bit number can count.
 #[test]
 fn very_many_sections_are_linked() {
     let object = |own: &str, other: &str| {
@@ -169,7 +169,7 @@ fn very_many_sections_are_linked() {
     );
 }
 
-/// Functions for several processors ask libgcc's archive which one this is.
+/// Functions with clones for several processors call libgcc's archive to identify the processor.
 #[test]
 fn clones_for_processors_use_the_compilers_archive() {
     let Some(gcc) = Compiler::Gcc.find() else { return eprintln!("SKIPPED: gcc is not there") };
@@ -189,7 +189,7 @@ fn clones_for_processors_use_the_compilers_archive() {
     check(&options, &[&clones, Path::new(archive.trim())], "total(100) = 4950\n");
 }
 
-/// A relocation of a compressed section stands where it will be when the section is not compressed any more.
+/// A relocation of a compressed section gives its place in the uncompressed section.
 #[test]
 fn objects_with_compressed_debug_information_are_linked() {
     for compiler in [Compiler::Gcc, Compiler::Clang] {
@@ -207,7 +207,7 @@ fn objects_with_compressed_debug_information_are_linked() {
     }
 }
 
-/// Both objects have a function that is kept once, and both tell of its entry.
+/// Both objects have a function that is kept once, and both have a record of its entry.
 #[test]
 fn what_tells_of_a_dropped_function_is_dropped_with_it() {
     for compiler in [Compiler::Gcc, Compiler::Clang] {
@@ -228,7 +228,7 @@ fn what_tells_of_a_dropped_function_is_dropped_with_it() {
     }
 }
 
-/// Of a set with bounds one object has rows that are constant, the other one rows that are not.
+/// In one object the rows of a set with bounds are constant, in the other they are variable.
 #[test]
 fn a_set_of_constants_and_variables_is_one_range() {
     let row = "__attribute__((section(\"set\"), used)) static";
@@ -279,7 +279,7 @@ fn what_cannot_be_linked_names_its_object() {
     fs::create_dir(&nested).unwrap();
     let inner = ar(&nested, &[first]);
     refused(&[], &[&ar(folder.path(), &[inner])], "libmade.a(libmade.a): ");
-    // A name is needed for more than one file, and names a module, not a folder's.
+    // A name is required for several files, and names a module, so it cannot be used with a folder.
     assert_eq!(run(["--name", "none"]).status.code(), Some(2));
     assert_eq!(run(["--name", "both", "--deps", ".", "x"]).status.code(), Some(2));
     refused(&["--name", "a/b"], &[&second], "it holds a slash");

@@ -1,4 +1,4 @@
-//! The patches of docs/live-patching.md, by the commands that stand there.
+//! The patches of docs/live-patching.md, run by the commands in that document.
 
 use std::fs;
 use std::io::Write as _;
@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use modload_fixtures::{Compiler, workspace_root};
 
-/// The texts of the document in a language.
+/// Returns the code blocks of the document in one language.
 fn blocks(text: &str, language: &str) -> Vec<String> {
     let parts = text.split("\n```");
     let of = parts.filter_map(|part| part.strip_prefix(&format!("{language}\n")));

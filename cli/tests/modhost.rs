@@ -1,4 +1,4 @@
-//! `modhost inspect`: what it shows of known modules, and of files that are none.
+//! `modhost inspect`: its output for known modules, and for files that are not modules.
 
 use std::process::{Command, Output};
 
@@ -86,7 +86,7 @@ fn a_function_is_disassembled_with_its_relocations() {
     assert!(lines.iter().any(|line| line["relocations"][0] == "R_X86_64_PLT32 greet_hello-0x4"), "{listing}");
     let missing = modhost(&["inspect", "--function", "nobody", &guest]);
     assert_eq!(missing.status.code(), Some(1));
-    assert!(text(&missing.stderr).ends_with("it has no function \"nobody\"\n"), "{}", text(&missing.stderr));
+    assert!(text(&missing.stderr).ends_with("the file has no function \"nobody\"\n"), "{}", text(&missing.stderr));
 }
 
 #[test]

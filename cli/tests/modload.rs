@@ -1,4 +1,4 @@
-//! The `modload` command as an operator meets it: help, wrong usage, refusals, formats, the demo.
+//! The `modload` command: help, wrong usage, refusals, formats, the demo.
 
 use std::io::Read;
 use std::process::{Command, Output, Stdio};
@@ -44,7 +44,7 @@ fn wrong_usage_is_status_2_and_says_what_is_wrong() {
     for (arguments, says) in [
         (&[][..], "FILE"),
         (&["--nonsense", "a.o"], "--nonsense"),
-        (&["--call", "f:float", "a.o"], "none of the types"),
+        (&["--call", "f:float", "a.o"], "is not a type"),
         (&["--format", "xml", "a.o"], "xml"),
         (&["a.o", "--"], "must be followed by a file"),
         (&["--demo", "a.o"], "--demo"),

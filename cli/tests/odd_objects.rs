@@ -1,5 +1,5 @@
-//! Objects that are valid and odd: what linkers take and few compilers write. Each is computed with, or refused by name; and
-//! `modhost check` refuses what a load refuses.
+//! Objects that are valid but unusual: linkers accept them, but few compilers write them. Each is loaded and computes
+//! the right result, or is refused by name. `modhost check` refuses the same objects as a load.
 
 use std::fs;
 use std::io::{self, Write};
@@ -26,7 +26,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Runs `modload` with libstdc++ in its process. Words that begin with `@` are the files, by their numbers.
+/// Runs `modload` with libstdc++ in its process. Words that begin with `@` are file numbers.
 fn modload(words: &str, files: &[&Path]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_modload"));
     command.env("LD_PRELOAD", "libstdc++.so.6");
@@ -51,7 +51,7 @@ fn refused(words: &str, files: &[&Path], why: &str) {
     assert!(text(&output.stderr).contains(why), "{words}: {} does not say {why}", text(&output.stderr));
 }
 
-/// Refused by a load and by `modhost check`, for the same reason.
+/// Checks that a load and `modhost check` refuse a file for the same reason.
 fn checked(file: &Path, why: &str) {
     refused("@0", &[file], why);
     let output = Command::new(env!("CARGO_BIN_EXE_modhost")).arg("check").arg(file).output().unwrap();
@@ -88,7 +88,7 @@ fn compact_relocations_are_read_alone_in_units_and_in_archives() {
     let archive = dir.path().join("libcrel.a");
     assert!(Command::new("ar").arg("rcs").arg(&archive).args([&table, &other]).status().unwrap().success());
     computes("--call far=0 --name m @0", &[&archive], "far(0) = 8\n");
-    // Cut short, they are refused by their section.
+    // Truncated, such a section is refused by name.
     let mut cut = fs::read(&other).unwrap();
     let headers = usize::try_from(u64::from_le_bytes(cut[0x28..0x30].try_into().unwrap())).unwrap();
     let count = usize::from(u16::from_le_bytes(cut[0x3c..0x3e].try_into().unwrap()));
@@ -134,14 +134,14 @@ fn code_that_nothing_would_call_is_refused_by_its_section() {
     ] {
         let file = assembled("unread", &format!(".text\n.globl f\nf: ret\n.section {section}"));
         checked(&file, why);
-        // In a link unit it is the object that is named.
+        // In a link unit the error names the object.
         let other = c("unread_other", "int other;", &[]);
         refused("--name m @0 @1", &[&other, &file], "m: link: unread.o: ");
         refused("--name m @0 @1", &[&other, &file], why);
     }
 }
 
-/// A function that throws, and one that catches what another object throws.
+/// A function that throws, and one that catches an exception from another object.
 const THROWER: &str = "extern \"C\" int thrower(int n) { if (n > 3) throw n; return n; }
     extern \"C\" int catcher(int n) { try { return thrower(n); } catch (int caught) { return caught + 37; } }";
 
@@ -151,7 +151,7 @@ fn a_terminator_hides_no_rows_behind_it() {
     for (name, frames) in [
         ("terminator", ".long 0"),
         ("terminators", ".long 0, 0, 0, 0"),
-        // Rows of its own before it, and none.
+        // With rows of its own before the terminator, and without.
         (
             "rows",
             ".long 20, 0\n.byte 1\n.asciz \"zR\"\n.uleb128 1\n.sleb128 -8\n.byte 16, 1, 0x1b, 0x0c, 7, 8, 0x90, 1\n.long 0",
@@ -161,7 +161,7 @@ fn a_terminator_hides_no_rows_behind_it() {
         let hand = assembled(name, &text);
         computes("--name m --call catcher=5 --call hand @0 @1", &[&hand, &thrower], "catcher(5) = 42\nhand() = 1\n");
         computes("--name m --call catcher=5 --call hand @1 @0", &[&hand, &thrower], "catcher(5) = 42\nhand() = 1\n");
-        // As `ld -r` of old merged them: the terminator stands in the middle of one section.
+        // Old `ld -r` merged sections in this way: the terminator is in the middle of one section.
         let dir = tempfile::tempdir().unwrap();
         let merged = dir.path().join("merged.o");
         let bytes = fs::read(&thrower).unwrap();
@@ -170,7 +170,7 @@ fn a_terminator_hides_no_rows_behind_it() {
     }
 }
 
-/// The object with a terminator behind the first entry of its `.eh_frame`, which takes the place of padding.
+/// Returns the object with a terminator after the first entry of its `.eh_frame`, in place of padding.
 fn with_terminator(object: &[u8]) -> Vec<u8> {
     use object::read::elf::ElfFile64;
     use object::{Object, ObjectSection};
@@ -178,7 +178,7 @@ fn with_terminator(object: &[u8]) -> Vec<u8> {
     let (offset, size) = file.section_by_name(".eh_frame").unwrap().file_range().unwrap();
     let (offset, size) = (usize::try_from(offset).unwrap(), usize::try_from(size).unwrap());
     let mut bytes = object.to_vec();
-    // The last entry of a section ends with no-operations; so many of its bytes become an entry of no length.
+    // The last entry of a section ends with no-operations. Some of these bytes become an entry of length zero.
     let section = &mut bytes[offset..offset + size];
     let mut at = 0;
     let mut entries = Vec::new();
@@ -199,7 +199,7 @@ fn with_terminator(object: &[u8]) -> Vec<u8> {
 
 #[test]
 fn a_row_that_goes_to_an_address_is_followed() {
-    // As gas makes it of .cfi directives, but for the advance: an address, relative to itself.
+    // The row that gas makes of .cfi directives, except for the advance: an address relative to itself.
     let row = |to: &str| {
         format!(
             ".text\n.globl deep\n.type deep,@function\ndeep: sub $24,%rsp\n0: mov %rdi,8(%rsp)\ncall thrower\nadd $24,%rsp\n1: ret\n\
@@ -262,10 +262,10 @@ fn of_vague_definitions_the_first_counts() {
     ] {
         computes(&words(calls), &files.map(PathBuf::as_path), expected);
     }
-    // Modules that export nothing share nothing but what is one for the process.
+    // Modules without exports share only definitions that must be unique in the process.
     computes("--call f1 --call f2 --name a @0 -- --name b @1", &[&one, &two], "f1() = 11\nf2() = 22\n");
     refused(&words(""), &[&strong, &stronger], "exports \"which\", which a exports already");
-    // A protected one is its module's own, and the first for others.
+    // A protected symbol binds within its module, and is the first definition for other modules.
     let protected = module("__attribute__((weak, visibility(\"protected\")))", 5);
     refused(&words("--call f1"), &[&one, &protected], "which a exports already");
 }
@@ -285,7 +285,7 @@ fn a_unique_definition_is_one_for_all_modules_and_the_process() {
         let words = format!("{policy} --call f1 --call f2 --call f1 --name a @0 -- --name b @1");
         computes(&words, &[&one, &two], "f1() = 101\nf2() = 102\nf1() = 103\n");
     }
-    // libstdc++ has this one, as an STB_GNU_UNIQUE object.
+    // libstdc++ defines this symbol as an STB_GNU_UNIQUE object.
     let name = "_ZNSs4_Rep20_S_empty_rep_storageE";
     let text = format!(
         ".text\n.globl own\nown: mov {name}@GOTPCREL(%rip),%rax\nlea copy(%rip),%rcx\ncmp %rax,%rcx\nsete %al\nmovzbl %al,%eax\n\
@@ -306,12 +306,12 @@ fn absolute_symbols_are_exported_and_reached_from_anywhere() {
     let expected = "s() = 4660\nl() = 140733498807928\n";
     computes("--export-globals --call s:i64 --call l:i64 --name a @0 -- --name b @1", &[&numbers, &user], expected);
     computes("--call s:i64 --call l:i64 --name a @0 @1", &[&numbers, &user], expected);
-    // The same number twice is one definition, as for GNU ld; another number is another.
+    // The same number twice counts as one definition, as for GNU ld. A different number is a second definition.
     let same = assembled("numbers_same", ".globl small\n.set small, 0x1234\n.text\nret");
     computes("--call s:i64 --name a @0 @2 @1", &[&numbers, &user, &same], "s() = 4660\n");
     let other = assembled("numbers_other", ".globl small\n.set small, 0x1235\n.text\nret");
     refused("--name a @0 @1", &[&numbers, &other], "\"small\" is defined in ");
-    // A call of one that is out of reach goes by way of a PLT entry.
+    // A call of a function out of reach uses a PLT entry.
     let far = assembled("numbers_far", ".globl far\n.set far, 0x7fff12345678\n.text\nret");
     let go = ".text\n.globl go\ngo: test %edi,%edi\nje 1f\ncall far@PLT\n1: mov $5,%eax\nret";
     computes("--name a --call go=0 @0 @1", &[&far, &assembled("numbers_call", go)], "go(0) = 5\n");
@@ -383,7 +383,7 @@ fn names_are_compared_as_linux_compares_them() {
     refused("--deps @0 junk", &[&folder], "no ELF file at all");
 }
 
-/// Calls, traces and patches a function whose entry has N NOPs, M of them in front.
+/// Calls, traces and patches a function whose entry has N NOPs, M of them before the entry.
 #[test]
 fn entries_with_any_number_of_nops_are_called_traced_and_patched_where_that_can_be() {
     const TEXT: &str = "__attribute__((noinline)) int before(int n) { return n + 100; }
@@ -407,13 +407,13 @@ fn entries_with_any_number_of_nops_are_called_traced_and_patched_where_that_can_
         }
         for (nops, before) in (1..=16).flat_map(|nops| (0..=nops).map(move |before| (nops, before))) {
             for extra in ["-fcf-protection=none", "-fcf-protection=full"] {
-                // The larger half of the matrix is the same with ENDBR64.
+                // The larger half of the combinations has the same results with ENDBR64.
                 if extra.ends_with("full") && nops % 4 != 0 {
                     continue;
                 }
                 let entry = format!("-fpatchable-function-entry={nops},{before}");
                 let mut flags = vec!["-O1", "-fPIC", &entry, extra];
-                // What replaces a function may use registers that the function itself leaves alone.
+                // A replacement function may use registers that the original function preserves.
                 flags.extend((compiler == Compiler::Gcc).then_some("-fno-ipa-ra"));
                 let file = object_from_text("entry", Language::C, TEXT, compiler, &flags).unwrap();
                 let can = nops - before >= 5;
@@ -430,7 +430,7 @@ fn entries_with_any_number_of_nops_are_called_traced_and_patched_where_that_can_
                 }
                 let patch_is_right = match can {
                     true => text(&patched.stdout).contains("probe(1) = 2002\n"),
-                    // The reason is told with what Linux says.
+                    // The reason is printed together with Linux's message.
                     false => {
                         let told = text(&patched.stdout) + &text(&patched.stderr);
                         told.contains("fix: init: init returned -22 (EINVAL)")

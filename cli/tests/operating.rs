@@ -1,4 +1,4 @@
-//! docs/operating.md is true: its commands are run, one after the other in one shell, and print what stands there.
+//! Checks docs/operating.md: runs its commands in one shell, in order, and compares their output with the document.
 
 use std::fmt::Write;
 use std::fs;
@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use modload_fixtures::{LONG, workspace_root};
 
-/// A command of the document, and the lines that it prints.
+/// A command of the document, with the lines that it prints.
 struct Step {
     command: String,
     expected: Vec<String>,
@@ -30,7 +30,8 @@ fn steps(document: &str) -> Vec<Step> {
     steps
 }
 
-/// A line without what depends on the compiler: sizes (`816 B`), and the blanks of the columns around them.
+/// Returns a line without the parts that depend on the compiler: sizes (`816 B`), and the blanks of the columns around
+/// them.
 fn stable(line: &str) -> String {
     let words: Vec<&str> = line.split_whitespace().collect();
     let mut stable = String::new();
@@ -42,7 +43,7 @@ fn stable(line: &str) -> String {
     stable
 }
 
-/// A shell and whatever it has started.
+/// A shell and all processes that it has started.
 struct Shell {
     child: Child,
     lines: Receiver<String>,
@@ -50,7 +51,7 @@ struct Shell {
 
 impl Drop for Shell {
     fn drop(&mut self) {
-        // The whole group: a host that still serves when the document is wrong, too.
+        // Kills the whole process group: if the document is wrong, a host may still be running.
         let kill = format!("kill -s KILL -- -{}", self.child.id());
         let _ = Command::new("sh").args(["-c", &kill]).status();
         let _ = self.child.wait();
@@ -81,7 +82,7 @@ impl Shell {
         Shell { child, lines }
     }
 
-    /// What a command prints; one in the background as much as is expected.
+    /// Returns the output of a command. For a command in the background, reads as many lines as expected.
     fn run(&mut self, step: &Step) -> Vec<String> {
         let mut input = self.child.stdin.as_ref().unwrap();
         writeln!(input, "{}\nstatus=$?; echo '{DONE}'; (exit $status)", step.command).unwrap();

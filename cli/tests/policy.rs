@@ -1,21 +1,21 @@
-//! Each rule with a policy: a module that keeps it, and one that breaks it under off, warn and enforce.
+//! Each rule of a policy: a module that follows the rule, and one that breaks it under off, warn and enforce.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use modload_fixtures::{Compiler, Language, object_from_text};
 
-/// An object from assembler text.
+/// Returns an object made of assembler text.
 fn object(name: &str, text: &str) -> PathBuf {
     object_from_text(name, Language::Assembler, text, Compiler::Cc, &[]).unwrap()
 }
 
-/// Modinfo, from `key=value` strings.
+/// Returns modinfo of `key=value` strings.
 fn modinfo(entries: &[&str]) -> String {
     entries.iter().map(|entry| format!(".section .modinfo,\"a\"\n.asciz \"{entry}\"\n")).collect()
 }
 
-/// Exports `thing`, with a namespace and a CRC perhaps.
+/// Exports `thing`, optionally with a namespace and a CRC.
 fn exporter(namespace: &str, crc: Option<u32>) -> String {
     let crc = crc.map_or_else(String::new, |crc| format!(".section __kcrctab,\"a\"\n.long {crc:#x}\n"));
     format!(
@@ -26,12 +26,12 @@ fn exporter(namespace: &str, crc: Option<u32>) -> String {
     )
 }
 
-/// Calls `thing`, with more of its own.
+/// Calls `thing`, with additional text.
 fn user(more: &str, info: &[&str]) -> String {
     format!(".text\n.globl use\n.type use,@function\nuse: jmp thing@PLT\n.size use,.-use\n{more}{}", modinfo(info))
 }
 
-/// `__versions` with an entry for `thing`.
+/// Returns `__versions` with an entry for `thing`.
 fn versions(crc: u32) -> String {
     format!(".section __versions,\"a\"\n.quad {crc:#x}\n1: .asciz \"thing\"\n.zero 56 - (. - 1b)\n")
 }
@@ -48,7 +48,8 @@ fn modload(options: &[&str], files: &[&Path]) -> Output {
     command.output().unwrap()
 }
 
-/// Loads `files` under each check: what breaks the rule is refused, let pass with a warning, or not looked at.
+/// Loads `files` under each check: a module that breaks the rule is refused, accepted with a warning, or accepted
+/// silently.
 fn broken(rule: &str, options: &[&str], files: &[&Path], says: &str) {
     for check in ["enforce", "warn", "off"] {
         let policy = format!("--policy={rule}={check}");

@@ -1,4 +1,4 @@
-//! `modhost serve` and who operates it, in processes of their own: what clients do to each other, and how it ends.
+//! `modhost serve` and its clients, in processes of their own: how clients affect each other, and how the server ends.
 
 mod child;
 mod waiting;
@@ -63,7 +63,7 @@ impl Served {
         self.command(env!("CARGO_BIN_EXE_modhost"), arguments).output().unwrap()
     }
 
-    /// Names and states.
+    /// Returns names and states.
     fn list(&self) -> Vec<String> {
         let output = self.modhost(&["list", "--format", "json"]);
         assert!(output.status.success(), "{}", text(&output.stderr));
@@ -73,7 +73,7 @@ impl Served {
         modules.iter().map(|entry| format!("{} {}", word(&entry["name"]), word(&entry["state"]))).collect()
     }
 
-    /// Ends it as an operator does.
+    /// Stops the server with SIGTERM, as an operator does.
     fn stop(self) -> (std::process::ExitStatus, String) {
         self.server.signal("TERM");
         let socket = self.socket();
@@ -100,20 +100,20 @@ fn ready(command: &mut Command, says: &str) -> Guard {
     server
 }
 
-/// What a command that must succeed has printed.
+/// Returns the output of a command that must succeed.
 fn done(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     assert_eq!(text(&output.stderr), "");
     text(&output.stdout)
 }
 
-/// What a command that must be refused has said.
+/// Returns the error message of a command that must be refused.
 fn refused(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{}{}", text(&output.stdout), text(&output.stderr));
     text(&output.stderr)
 }
 
-/// A module whose init says that it is under way and then waits for a file; and which says so when it goes.
+/// A module whose init creates a file and then waits for another file. Its exit writes a line.
 const SLOW: &str = "
 #include <modload/module.h>
 int access(const char *path, int mode);
@@ -137,7 +137,7 @@ static void __exit slow_exit(void)
 module_exit(slow_exit);
 ";
 
-/// The object, and parameters that name files of a folder.
+/// Returns the object, and parameters that name files of a folder.
 fn slow(dir: &Path) -> (String, [String; 2]) {
     let object = object_from_text("slow", Language::C, SLOW, Compiler::Cc, &["-O2", "-fPIC"]).unwrap();
     let param = |name: &str| format!("{name}={}", dir.join(name).display());
@@ -180,7 +180,7 @@ fn a_client_that_is_killed_in_mid_load_harms_nobody() {
     assert_eq!(served.list(), ["slow COMING"]);
     client.signal("KILL");
     assert_eq!(client.ended().0.signal(), Some(9));
-    // The others are served, and the load goes on.
+    // Other clients are served while the load continues.
     done(&served.modload(&[&self::object("greet")]));
     assert_eq!(served.list(), ["slow COMING", "greet LIVE"]);
     fs::write(served.dir.path().join("go"), "").unwrap();
@@ -203,7 +203,7 @@ fn of_two_clients_that_load_one_name_one_does() {
     assert_eq!(ends[0], (0, String::new()));
     assert!(ends[1].0 == 1 && ends[1].1.contains("already loaded"), "{ends:?}");
     assert_eq!(served.list(), ["slow LIVE"]);
-    // And the other way round: it unloads for one of two.
+    // Two concurrent unloads: one succeeds.
     let unloads = [served.modunload(&["slow"]), served.modunload(&["slow"])].map(|output| output.status.code());
     assert_eq!(unloads, [Some(0), Some(1)]);
     assert!(served.list().is_empty());
@@ -212,13 +212,13 @@ fn of_two_clients_that_load_one_name_one_does() {
 #[test]
 fn a_client_of_another_user_is_refused() {
     if !is_root() {
-        // Past the harness's capture: nobody may take this for a pass.
+        // Written past the test harness's capture, so that the skipped test is visible.
         writeln!(std::io::stderr(), "SKIPPED a_client_of_another_user_is_refused: only root can be another user")
             .unwrap();
         return;
     }
     let served = Served::new(&[&object("greet")]);
-    // What the file system would refuse is let through, so that the server itself has to.
+    // The file permissions admit other users, so that the server itself has to refuse them.
     fs::set_permissions(served.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(served.socket(), fs::Permissions::from_mode(0o666)).unwrap();
     let program = served.dir.path().join("modhost");
@@ -226,18 +226,18 @@ fn a_client_of_another_user_is_refused() {
     let mut list = served.command(&program.display().to_string(), &["list"]);
     let said = refused(&list.uid(65534).gid(65534).output().unwrap());
     assert!(said.contains("user 65534 may not operate this host"), "{said}");
-    // The same from a client that says nothing of itself: the list is right.
+    // A client of the same user still gets the right list.
     assert_eq!(served.list(), ["greet LIVE"]);
 }
 
-/// Whether this process may become another user.
+/// Returns whether this process may become another user.
 fn is_root() -> bool {
     std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap()) == 0
 }
 
 #[test]
 fn sigterm_unloads_in_mirror_order() {
-    // Each module says when it goes, in a file that outlives the host.
+    // Each module writes a line to a file that outlives the host when it is unloaded.
     const TELLING: &str = "
 #include <modload/module.h>
 int open(const char *path, int flags, ...);
@@ -284,7 +284,7 @@ fn what_is_held_when_it_stops_is_named() {
     let load = served.command(env!("CARGO_BIN_EXE_modload"), &[&object, &params[0], &params[1]]).spawn().unwrap();
     let _client = Guard(load);
     until("init is under way", || served.dir.path().join("begun").exists());
-    // It waits for the request under way, but not for ever.
+    // The server waits for the running request, but not for ever.
     let begun = Instant::now();
     let (status, stderr) = served.stop();
     assert!(begun.elapsed() >= Duration::from_secs(10));
@@ -314,7 +314,7 @@ fn a_stale_socket_is_taken_over_and_a_live_one_is_not() {
     let second = second.arg("serve").arg("--socket").arg(served.socket()).output().unwrap();
     assert!(refused(&second).ends_with("host.sock: another host serves there\n"));
     assert_eq!(served.list(), ["greet LIVE"]);
-    // Killed, it leaves its socket.
+    // A killed server leaves its socket file behind.
     let (socket, Served { server, dir }) = (served.socket(), served);
     server.signal("KILL");
     assert_eq!(server.ended().0.signal(), Some(9));
@@ -332,9 +332,9 @@ fn what_is_no_socket_is_left_alone() {
     let file = dir.path().join("precious");
     fs::write(&file, "data").unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_modhost")).args(["serve", "--socket"]).arg(&file).output().unwrap();
-    assert!(refused(&output).contains("not a socket of this user's"));
+    assert!(refused(&output).contains("not a socket of this user"));
     assert_eq!(fs::read_to_string(&file).unwrap(), "data");
-    // Nor is a lock left for a socket that cannot be.
+    // No lock file is left for a socket that cannot be created.
     let long = dir.path().join("x".repeat(108));
     let output = Command::new(env!("CARGO_BIN_EXE_modhost")).args(["serve", "--socket"]).arg(long).output().unwrap();
     assert!(refused(&output).contains("naming the socket"));
@@ -347,7 +347,7 @@ fn an_empty_variable_names_no_host() {
     assert_eq!(done(&output.unwrap()), "");
 }
 
-/// Runs `modhost serve` with what `exec`s it: LISTEN_PID must be its own, which a shell knows.
+/// Runs `modhost serve` by `exec` in a shell, because LISTEN_PID must be the process's own id.
 fn activated(descriptor: impl Into<Stdio>) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" serve"]);
@@ -459,7 +459,7 @@ fn files_are_checked_without_a_host() {
     assert!(data["refused"].as_str().unwrap().contains("thread-local"), "{data}");
 }
 
-/// A module with a function that returns when a file is there, and makes another one when it is called.
+/// A module with a function that creates a file when it is called, and returns once another file exists.
 const WAITER: &str = "
 #include <modload/module.h>
 int access(const char *path, int mode);
@@ -503,7 +503,7 @@ fn what_a_call_holds_is_waited_for_or_forced() {
             output.status.code() == Some(status) && said.contains(&says.replace("waiter", &name)),
             "{options:?}: {said}"
         );
-        // The call returns all the same, to code that is still there.
+        // The call still returns, to code that is still mapped.
         fs::write(file("go"), "").unwrap();
         assert_eq!(call.ended().0.code(), Some(0));
         let listing = text(&served.modhost(&["list"]).stdout);
@@ -512,7 +512,7 @@ fn what_a_call_holds_is_waited_for_or_forced() {
     }
 }
 
-/// A module that leaves a thread behind, which ends when a file is there.
+/// A module that leaves a thread behind. The thread ends once a file exists.
 const LEAVER: &str = "
 #include <modload/module.h>
 #include <pthread.h>
@@ -546,7 +546,7 @@ fn a_module_that_leaves_a_thread_is_shown_in_quarantine() {
     done(&served.modload(&[&object.display().to_string(), &format!("go={}", go.display())]));
     assert_eq!(served.modunload(&["leaver"]).status.code(), Some(0));
     assert!(served.list().is_empty(), "its name is free");
-    let says = "in quarantine, because threads are still in their code: leaver";
+    let says = "in quarantine until no thread is in their code: leaver";
     let listed = || done(&served.modhost(&["list"]));
     for _ in 0..3 {
         assert!(listed().lines().any(|line| line == says), "{}", listed());

@@ -1,4 +1,4 @@
-//! The exit status of every command: 0 done, 1 refused or failed, 2 wrong usage; and where nobody reads what it says.
+//! The exit status of every command: 0 done, 1 refused or failed, 2 wrong usage; also if the output cannot be written.
 
 use std::fs::File;
 use std::process::{Command, Output, Stdio};
@@ -14,7 +14,7 @@ fn program(name: &str) -> &'static str {
     }
 }
 
-/// A command line; GREET and TLS are modules: one that loads, one that does not.
+/// Returns a command line. GREET is a module that loads, TLS is one that does not.
 fn command(line: &str) -> Command {
     let object = |name: &str| Fixture::new(name).object(Compiler::Cc, &["-O2", "-fPIC", "-fvisibility=hidden"]);
     let word = |word: &str| match word {
@@ -33,7 +33,7 @@ fn run(line: &str) -> Output {
     command(line).stdin(Stdio::null()).output().unwrap()
 }
 
-/// Exit status, command lines.
+/// Exit status and command lines.
 const TABLE: [(i32, &[&str]); 3] = [
     (
         0,
@@ -143,7 +143,8 @@ fn every_command_ends_with_the_status_that_its_end_has() {
         for line in lines {
             let output = run(line);
             let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-            // Who fails says why, and nothing else; who does not is silent there.
+            // A failing command prints its reason to standard error and nothing else; a succeeding one prints nothing
+            // there.
             let right = match status {
                 0 => stderr.is_empty(),
                 1 => stderr.starts_with(&format!("{}: ", line.split(' ').next().unwrap())),
@@ -157,7 +158,7 @@ fn every_command_ends_with_the_status_that_its_end_has() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// What prints something.
+/// Commands that print something.
 const PRINTS: [&str; 7] = [
     "modload --help",
     "modload --version",
@@ -179,7 +180,7 @@ fn output_that_nobody_reads_is_a_failure_and_no_panic() {
         let output = command(line).stdout(full).stderr(Stdio::piped()).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(
-            output.status.code() == Some(1) && said.contains("writing the output: No space left"),
+            output.status.code() == Some(1) && said.contains("the output could not be written: No space left"),
             "{line}: {said}"
         );
     }

@@ -1,4 +1,4 @@
-//! What the commands do where a person watches: a terminal that the test reads.
+//! The behaviour of the commands on a terminal, which the test reads.
 
 use std::fs;
 use std::io::Read;
@@ -12,20 +12,20 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use tempfile::TempDir;
 
-/// What a command has written: to the terminal, and to what is none.
+/// The output of a command: on the terminal, and on the other stream.
 struct Written {
     terminal: String,
     piped: String,
 }
 
-/// Which of a command's streams the terminal is; the other one is a pipe.
+/// Which stream of a command is the terminal. The other one is a pipe.
 #[derive(Clone, Copy)]
 enum Terminal {
     Output,
     Errors,
 }
 
-/// Runs a command with a terminal of 100 columns.
+/// Runs a command on a terminal of 100 columns.
 fn watched(mut command: Command, terminal: Terminal) -> Written {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&ours).unwrap();
@@ -39,7 +39,7 @@ fn watched(mut command: Command, terminal: Terminal) -> Written {
     };
     let reading = std::thread::spawn(move || until_hung_up(ours));
     let mut child = command.spawn().unwrap();
-    // Its copy of the terminal's other end.
+    // Closes the command's copy of the terminal's other end.
     drop(command);
     let mut piped = String::new();
     match terminal {
@@ -50,7 +50,7 @@ fn watched(mut command: Command, terminal: Terminal) -> Written {
     Written { terminal: reading.join().unwrap(), piped }
 }
 
-/// A terminal ends with an error when nobody has its other end any more.
+/// Reads a terminal, which ends with an error once its other end is closed.
 fn until_hung_up(terminal: OwnedFd) -> String {
     let (mut bytes, mut chunk) = (Vec::new(), [0; 4096]);
     let mut terminal = fs::File::from(terminal);
@@ -60,7 +60,7 @@ fn until_hung_up(terminal: OwnedFd) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// A folder of modules that do nothing: plain_0.o and so on.
+/// Returns a folder of modules that do nothing: plain_0.o and so on.
 fn modules(count: usize) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let source = "int nothing(void) { return 0; }";
@@ -74,7 +74,7 @@ fn modules(count: usize) -> TempDir {
 fn modload(options: &[&str], folder: &Path, count: usize) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_modload"));
     command.args(options).current_dir(folder).env("TERM", "xterm");
-    // Where CI is set, a terminal is taken to have colours whatever TERM says.
+    // If CI is set, a terminal counts as coloured regardless of TERM.
     for variable in ["MODLOAD_HOST", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI"] {
         command.env_remove(variable);
     }
@@ -95,7 +95,7 @@ fn the_loading_of_many_modules_is_watched() {
     for options in [&["--call", "nothing"][..], &["--call", "nothing", "--deps", "."]] {
         let many = watched(options, 40);
         assert!(many.terminal.contains("/40 ") && many.terminal.contains("plain_"), "{:?}", many.terminal);
-        // It is gone at the end: the last thing is an empty line.
+        // The bar is erased at the end: the last line is empty.
         let last = many.terminal.rsplit("\u{1b}[2K").next().unwrap();
         assert_eq!(last.trim_matches(['\r', '\n']), "", "{:?}", many.terminal);
         assert_eq!(many.piped, "nothing() = 0\n");
@@ -103,10 +103,10 @@ fn the_loading_of_many_modules_is_watched() {
     for (options, count) in [(&[][..], 8), (&["--trace"], 40), (&["--format", "json"], 40)] {
         assert_eq!(watched(options, count).terminal, "", "{options:?}");
     }
-    // No terminal, nothing.
+    // Without a terminal no bar is drawn.
     let output = modload(&[], dir.path(), 40).output().unwrap();
     assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
-    // A bar is no colour.
+    // The bar has no colours.
     let mut plain = modload(&[], dir.path(), 40);
     plain.env("NO_COLOR", "1");
     assert!(self::watched(plain, Terminal::Errors).terminal.contains("/40 "));
@@ -132,7 +132,7 @@ fn a_host_that_begins_with_many_and_one_that_is_sent_many_are_watched() {
         command.current_dir(dir.path()).env("TERM", "xterm");
         command
     };
-    // It ends because of its last module.
+    // The command fails because of its last module.
     let begun = watched(modhost(&[&files[..], &["nowhere.o".into()]].concat()), Terminal::Errors).terminal;
     assert!(begun.contains("/21 ") && begun.contains("modhost: nowhere.o: No such file"), "{begun:?}");
 
@@ -146,7 +146,7 @@ fn a_host_that_begins_with_many_and_one_that_is_sent_many_are_watched() {
     assert!(sent.contains("/20 ") && !sent.contains("modload: "), "{sent:?}");
 }
 
-/// Colours as terminals understand them.
+/// Returns whether text contains colours for terminals.
 fn coloured(text: &str) -> bool {
     text.split("\u{1b}[")
         .skip(1)
@@ -158,7 +158,7 @@ fn colours_are_for_terminals_and_can_be_turned_off() {
     let dir = modules(0);
     let greet = Fixture::new("greet").object(Compiler::Cc, &["-O2", "-fPIC", "-fvisibility=hidden"]).unwrap();
     let greet = greet.display().to_string();
-    // What is coloured at all: timelines and headings, help, and what clap says of wrong usage.
+    // Texts with colours: timelines and headings, help, and clap's error messages.
     let lines: [(&[&str], Terminal); 4] = [
         (&["--trace", &greet], Terminal::Output),
         (&["--demo"], Terminal::Output),
@@ -180,7 +180,7 @@ fn colours_are_for_terminals_and_can_be_turned_off() {
             assert_eq!(coloured(&terminal), colours, "{line:?} {variable}={value}: {terminal:?}");
             assert!(!coloured(&piped) && !terminal.is_empty(), "{line:?} {variable}={value}");
         }
-        // A pipe has them only by force.
+        // A pipe gets colours only if forced.
         let output = modload(line, dir.path(), 0).output().unwrap();
         let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
         assert!(!coloured(&text), "{line:?}");

@@ -1,4 +1,4 @@
-//! `modhost trace` and `modload --trace-functions`: what they print, and that it is whole however they end.
+//! `modhost trace` and `modload --trace-functions`: their output, and that it is complete in every kind of ending.
 
 mod child;
 mod waiting;
@@ -24,13 +24,13 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// How a child has ended, and what it has written to standard error.
+/// Returns the exit code of a child, and its standard error output.
 fn ended(child: Guard) -> (Option<i32>, String) {
     let (status, said) = child.ended();
     (status.code(), said)
 }
 
-/// A host in a process of its own that has the module.
+/// A host in a process of its own, with the module loaded.
 struct Served {
     server: Guard,
     dir: TempDir,
@@ -62,12 +62,12 @@ impl Served {
         self.command(env!("CARGO_BIN_EXE_modhost"), arguments).output().unwrap()
     }
 
-    /// Starts `modhost trace --out FILE`, and waits until it has begun.
+    /// Starts `modhost trace --out FILE`, and waits until the trace has begun.
     fn trace(&self, arguments: &[&str], file: &str) -> Guard {
         let _ = fs::remove_file(self.path(file));
         let all = [&["trace", "--out", file], arguments].concat();
         let tracing = start(&mut self.command(env!("CARGO_BIN_EXE_modhost"), &all));
-        // A summary has nothing to say when it begins, and is not waited for.
+        // A summary has no first line to wait for.
         until("it begins", || fs::read(self.path(file)).is_ok_and(|bytes| !bytes.is_empty()));
         tracing
     }
@@ -86,12 +86,12 @@ fn start(command: &mut Command) -> Guard {
     Guard(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
 }
 
-/// Lines without times, threads and addresses.
+/// Returns lines without times, threads and addresses.
 fn stable(trace: &str) -> Vec<String> {
     let lines = trace.lines().filter(|line| !line.starts_with('#'));
     let line = |line: &str| match line.split_once(": ").or_else(|| line.split_once("|  ")) {
         Some((_, what)) if what.contains("<-0x") => what.split_once("0x").unwrap().0.to_owned(),
-        // Offsets differ from one compiler to another.
+        // Offsets differ between compilers.
         Some((_, what)) => what.split('+').next().unwrap().to_owned(),
         None => String::new(),
     };
@@ -113,7 +113,7 @@ fn calls_stream_as_they_come_and_ctrl_c_ends_them() {
     let header = std::iter::repeat_with(&mut line).take_while(|line| !line.contains("| |")).count();
     assert!(header < 10);
     served.call("traced_outer=2");
-    // They are here while it goes on.
+    // The lines arrive while the trace is running.
     let live: String = (0..3).map(|_| line()).collect();
     let expected =
         ["traced_outer [traced] <-", "traced_leaf [traced] <-traced_outer", "traced_leaf [traced] <-traced_outer"];
@@ -123,7 +123,7 @@ fn calls_stream_as_they_come_and_ctrl_c_ends_them() {
     let mut rest = String::new();
     lines.read_to_string(&mut rest).unwrap();
     assert_eq!((ended(tracing), rest.as_str()), ((Some(0), String::new()), ""));
-    // Nothing is left of it: another one can begin.
+    // The trace has ended completely: another one can begin.
     assert_eq!(served.modhost(&["trace", "--duration", "1"]).status.code(), Some(0));
 }
 
@@ -172,7 +172,7 @@ fn a_host_that_goes_away_leaves_a_whole_file() {
     let trace: Value = serde_json::from_str(&served.read("chrome")).unwrap();
     assert_eq!(trace["traceEvents"].as_array().unwrap().iter().filter(|event| event["ph"] == "E").count(), 15);
 
-    // One that is told to stop ends the trace in order.
+    // A server that is told to stop ends the trace in order.
     let served = Served::new();
     let tracing = served.trace(&[], "calls");
     served.call("traced_leaf=1");
@@ -187,7 +187,7 @@ fn tables_add_up() {
     let out = served.path("table");
     let arguments = ["trace", "--graph", "--duration", "2", "--format", "json", "--out", out.to_str().unwrap()];
     let tracing = start(&mut served.command(env!("CARGO_BIN_EXE_modhost"), &arguments));
-    // It has asked for its trace when its file is there, and the trace is on when another is refused.
+    // The file exists once the trace has been requested. The trace is running once another is refused.
     until("it asks", || out.exists());
     let other = ["trace", "--duration", "1"];
     until("it begins", || served.modhost(&other).status.code() == Some(1));
@@ -198,10 +198,10 @@ fn tables_add_up() {
     let row = |name: &str| table["functions"].as_array().unwrap().iter().find(|row| row["function"] == name).unwrap();
     let number = |name: &str, key: &str| row(name)[key].as_u64().unwrap();
     assert_eq!(["traced_outer", "traced_leaf", "traced_fib"].map(|name| number(name, "calls")), [1, 1000, 177]);
-    // What the function took in all is its own time and that of what it called.
+    // The total time of a function is its own time plus that of the functions it called.
     let outer = number("traced_outer", "self") + number("traced_leaf", "total");
     assert_eq!(number("traced_outer", "total"), outer);
-    // One that calls itself has no time but its own.
+    // A recursive function has only its own time.
     assert_eq!(number("traced_fib", "total"), number("traced_fib", "self"));
     assert!(number("traced_leaf", "p50") <= number("traced_leaf", "p99"));
     assert_eq!(table["missed"]["dropped"], 0);
@@ -217,7 +217,7 @@ fn what_is_missing_is_told() {
     assert_eq!(status, Some(0));
     let trace = served.read("graph");
     let leaves = trace.matches("traced_leaf [traced]();").count();
-    // Every call is told or counted.
+    // Every call is printed or counted.
     let counted: usize = said.split_whitespace().nth(1).unwrap().parse().unwrap();
     assert!(said.contains("for want of room in a thread's buffer"), "{said}");
     let outer = usize::from(trace.contains("} /* traced_outer [traced] */"));
@@ -307,7 +307,7 @@ fn an_embedded_host_is_traced_from_before_the_first_load() {
         events.iter().filter(|event| event["ph"] == "B").map(|event| event["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["traced_outer", "traced_leaf", "traced_leaf"]);
 
-    // As JSON it is one more line of data.
+    // In JSON format the trace is one more line.
     let output = modload(&["--format", "json", "--trace-functions", "*", "--call", "traced_fib=9", &traced]);
     let lines: Vec<Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((lines.len(), &lines[1]["functions"][0]["calls"]), (2, &109.into()));
@@ -315,7 +315,7 @@ fn an_embedded_host_is_traced_from_before_the_first_load() {
 
 #[test]
 fn a_long_call_is_drained_while_it_runs() {
-    // Far more than a buffer holds at once, over many turns.
+    // Far more calls than a buffer holds, drained many times.
     let calls = 3_000_000;
     let call = format!("traced_outer={calls}");
     let output = modload(&[

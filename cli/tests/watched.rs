@@ -1,4 +1,4 @@
-//! Modules under a debugger and a profiler: `modload --gdb` and `--perf-map`, with gdb and perf themselves.
+//! Modules under a debugger and a profiler: `modload --gdb` and `--perf-map`, with the real gdb and perf.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     let mut test = |name: &str, missing: Option<String>, run: fn() -> Result<(), Failed>| {
         if let Some(why) = &missing {
-            // Past the harness's capture: nobody may take this for a pass.
+            // Written past the test harness's capture, so that the skipped test is visible.
             eprintln!("SKIPPED {name}: {why}");
         }
         trials.push(Trial::test(name, run).with_ignored_flag(missing.is_some()));
@@ -34,7 +34,7 @@ fn no_gdb() -> Option<String> {
     (!version.is_ok_and(|status| status.success())).then(|| "gdb is not installed".into())
 }
 
-/// Why perf cannot record here, if it cannot.
+/// Returns why perf cannot record here, or `None`.
 fn no_perf() -> Option<String> {
     let record = ["record", "-e", "cpu-clock", "-o", "/dev/null", "--", "true"];
     match Command::new("perf").args(record).output() {
@@ -51,13 +51,13 @@ fn object(flags: &[&str]) -> PathBuf {
     Fixture::new("watched").object(Compiler::Cc, &flags).unwrap()
 }
 
-/// The number of the fixture's line that has this in it.
+/// Returns the number of the fixture's line that contains this text.
 fn line_with(what: &str) -> usize {
     let source = fs::read_to_string(Fixture::new("watched").folder().join("watched.c")).unwrap();
     source.lines().position(|line| line.contains(what)).unwrap() + 1
 }
 
-/// Runs gdb on a program, with commands; an error ends it. Returns all that it said.
+/// Runs gdb with commands on a program. An error ends gdb. Returns its output.
 fn gdb(commands: &[&str], program: &[&str]) -> String {
     let mut gdb = Command::new("timeout");
     gdb.args(["--signal=KILL", "1200", "gdb", "--batch", "--nx", "--quiet"]);
@@ -75,7 +75,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// Each of these is in the text, one behind the other.
+/// Checks that these texts occur in this order.
 fn in_order(text: &str, expected: &[&str]) -> Result<(), Failed> {
     let mut rest = text;
     for expected in expected {
@@ -138,7 +138,7 @@ fn compressed() -> Result<(), Failed> {
     in_order(&said, &["Breakpoint 1, watched_inner (a=", "#1  0x", "in watched_outer (a=", &line])
 }
 
-/// Under gdb without debug information of the module's: names and frames are there all the same.
+/// Under gdb without debug information of the module: names and frames still exist.
 fn forgotten() -> Result<(), Failed> {
     let object = object(&[]);
     let commands = [
@@ -152,7 +152,7 @@ fn forgotten() -> Result<(), Failed> {
         "continue",
         "info symbol $at",
         "finish",
-        // The module's memory has been given back when the command has ended its work.
+        // By the time the command flushes its output, the module's memory has been freed.
         "break modload_cli::output::Output::flush",
         "continue",
         "info symbol $at",
@@ -166,7 +166,7 @@ fn forgotten() -> Result<(), Failed> {
             "#1  0x",
             "in watched_outer ()",
             "#2  0x",
-            // Of init's two names, without debug information, either.
+            // One of init's two names, also without debug information.
             " ()",
             "watched_inner in section .text of <in-memory@0x",
             "watched_inner in section .text of <in-memory@0x",
@@ -175,7 +175,8 @@ fn forgotten() -> Result<(), Failed> {
     )
 }
 
-/// A breakpoint in init, of a module that is LIVE, is none: what comes to its address later is left alone.
+/// A breakpoint in init code is removed once the module is LIVE: code that is later loaded at its address is not
+/// changed.
 fn init_forgotten() -> Result<(), Failed> {
     let object = object(&["-g"]);
     let commands = [
@@ -202,10 +203,10 @@ fn init_forgotten() -> Result<(), Failed> {
     )
 }
 
-/// A gdb that comes later finds what is there.
+/// A gdb that attaches later finds the modules.
 fn attached() -> Result<(), Failed> {
     let object = object(&["-g"]);
-    // The module's own call is what it is attached to.
+    // gdb attaches during a call of the module.
     let mut modload = Command::new(MODLOAD);
     let mut modload =
         modload.args(["--gdb", "--call", "watched_spin=2000000"]).arg(object).stdin(Stdio::null()).spawn()?;

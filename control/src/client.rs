@@ -1,4 +1,4 @@
-//! The client: makes one request after the other.
+//! The client of the control socket. It makes one request at a time.
 
 use std::io;
 use std::mem::take;
@@ -17,53 +17,55 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use crate::protocol::{GREETING_TIME, Greeting, MAX_ANSWER, MAX_DESCRIPTORS, Request, Trace, Traced, Tracing, VERSION};
-use crate::wire::{Reader, WireError, send};
+use crate::protocol::{
+    GREETING_TIME, Greeting, MAX_ANSWER, MAX_DESCRIPTORS, Request, TraceRequest, TraceStarted, Traced, VERSION,
+};
+use crate::wire::{LineReader, WireError, send};
 
-/// A server's refusal.
+/// A refusal by the server.
 #[derive(Clone, PartialEq, Debug, Error)]
 #[error("{message}")]
-pub struct Refused {
-    /// What kind it is: `docs/protocol.md` lists them.
+pub struct RequestRefused {
+    /// The kind of the refusal, for programs. `docs/protocol.md` lists all kinds.
     pub kind: String,
-    /// A sentence.
+    /// A sentence for people.
     pub message: String,
-    /// What else the server knows of it, by name.
+    /// More facts about the refusal, by name.
     pub data: Map<String, Value>,
 }
 
 /// A request has no answer.
 #[derive(Debug, Error)]
 pub enum ClientError {
-    /// Nobody serves there.
+    /// No host serves this socket.
     #[error("{}: no host serves there", .path.display())]
     Connect {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
-    /// Whoever has the socket says nothing.
-    #[error("{}: nobody greets within {} s: it is no host, or one that still loads what it begins with", .path.display(), .patience.as_secs())]
+    /// The process that listens on the socket has sent no greeting.
+    #[error("{}: no greeting within {} s: either this socket is not a host's, or the host is still loading its first modules; try again later", .path.display(), .patience.as_secs())]
     Silent {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
-        /// How long was waited.
+        /// How long the client has waited.
         patience: Duration,
     },
-    /// More files than one request carries.
+    /// More files than one request can carry.
     #[error("{0} files, and a host takes {MAX_DESCRIPTORS} at once: merge some with ld -r or ar")]
     TooManyFiles(usize),
-    /// The server said no.
+    /// The server has refused the request.
     #[error(transparent)]
-    Refused(#[from] Refused),
-    /// The connection broke.
+    Refused(#[from] RequestRefused),
+    /// The connection failed.
     #[error("the connection to the host broke")]
     Connection(#[source] io::Error),
-    /// The server went away in the middle of the request. What it did of it is not known.
+    /// The server has closed the connection during the request. Which part of the request it has done is not known.
     #[error("the host went away before it answered")]
     Gone,
-    /// The server says what this client does not understand.
+    /// The server has sent a line that this client does not understand.
     #[error("the host does not speak version {VERSION} of the protocol: {0}")]
     Protocol(String),
 }
@@ -72,20 +74,20 @@ pub enum ClientError {
 #[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
-    reader: Reader,
+    reader: LineReader,
     next_id: u64,
 }
 
-/// What a trace tells while it runs.
+/// A message of a running trace.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Told {
-    /// It has begun.
-    Began(Tracing),
-    /// What is new. An empty one says that nothing older comes than what has come.
+pub enum TraceNews {
+    /// The trace has begun.
+    Began(TraceStarted),
+    /// New records. An empty batch means that no later batch has a record older than those received so far.
     Batch(Batch),
 }
 
-/// A line of a trace: one of these.
+/// A line of a trace. Exactly one of `trace`, `event`, `ok` and `error` is present.
 #[derive(Deserialize)]
 struct TraceLine {
     id: Option<u64>,
@@ -105,28 +107,29 @@ struct Numbered<'a> {
 }
 
 impl Client {
-    /// Connects to the server that serves there, and hears its greeting.
+    /// Connects to the server of a socket, and reads the greeting.
     ///
     /// # Errors
-    /// [`ClientError`]: nobody serves there, it does not want this client, or speaks another version.
+    /// [`ClientError`]: no host serves this socket, the server refuses this client, or the server speaks another
+    /// version.
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
         Client::connect_within(path, GREETING_TIME)
     }
 
-    /// [`Client::connect`], with another patience than [`GREETING_TIME`].
+    /// Like [`Client::connect`], but waits for the greeting for `patience` instead of [`GREETING_TIME`].
     ///
     /// # Errors
     /// [`ClientError`].
     pub fn connect_within(path: &Path, patience: Duration) -> Result<Client, ClientError> {
         let connected = UnixStream::connect(path);
         let stream = connected.map_err(|source| ClientError::Connect { path: path.to_owned(), source })?;
-        let mut client = Client { stream, reader: Reader::new(MAX_ANSWER, 0, None), next_id: 1 };
-        client.reader.hurry(Some(patience));
+        let mut client = Client { stream, reader: LineReader::new(MAX_ANSWER, 0, None), next_id: 1 };
+        client.reader.limit_line_time(Some(patience));
         let line = match client.line() {
             Err(ClientError::Silent { .. }) => return Err(ClientError::Silent { path: path.to_owned(), patience }),
             line => parse::<Value>(&line?)?,
         };
-        client.reader.hurry(None);
+        client.reader.limit_line_time(None);
         if let Some(error) = line.get("error") {
             return Err(refused(error).into());
         }
@@ -137,11 +140,11 @@ impl Client {
         }
     }
 
-    /// Makes a request, and passes `files` with it. `event` gets each event that comes before the answer: the object,
-    /// and a line for people.
+    /// Makes a request, and passes `files` with it. `event` is called for each event before the answer, with the event
+    /// object and a line for people.
     ///
     /// # Errors
-    /// [`ClientError`]: the server refuses, goes away, or answers with something else.
+    /// [`ClientError`]: the server refuses, closes the connection, or sends another answer than expected.
     pub fn request<A: DeserializeOwned>(
         &mut self,
         request: &Request,
@@ -169,23 +172,24 @@ impl Client {
         }
     }
 
-    /// Traces functions until the time that `asked` says is over, `stop` can be read from (or is closed), or `told` breaks off,
-    /// which gets what there is to tell. The last batch comes in each of the first two cases.
+    /// Traces functions until the time in `asked` is over, `stop` becomes readable (or is closed), or `on_news` returns
+    /// a break. `on_news` is called with each message. In the first two cases the last batch is received before this
+    /// function returns.
     ///
     /// # Errors
-    /// [`ClientError`]: the server refuses, goes away, or answers with something else.
+    /// [`ClientError`]: the server refuses, closes the connection, or sends another answer than expected.
     pub fn trace(
         mut self,
-        asked: &Trace,
+        asked: &TraceRequest,
         stop: impl AsFd,
-        mut told: impl FnMut(Told) -> ControlFlow<()>,
+        mut on_news: impl FnMut(TraceNews) -> ControlFlow<()>,
     ) -> Result<Traced, ClientError> {
         let id = self.ask(&Request::Trace(asked.clone()), &[])?;
         let mut ending = Ending::NotYet;
         let mut batch = Batch::default();
         loop {
             if ending == Ending::NotYet && self.is_stopped(&stop)? {
-                ending = self.end_side()?;
+                ending = self.end_sending()?;
             }
             let line: TraceLine = parse(&self.line()?)?;
             if let Some(error) = line.error {
@@ -203,22 +207,22 @@ impl Client {
                     if line.more {
                         continue;
                     }
-                    Told::Batch(take(&mut batch))
+                    TraceNews::Batch(take(&mut batch))
                 }
                 // Other events are for clients that know them.
                 (None, event) => match event.map(serde_json::from_value) {
-                    Some(Ok(tracing)) => Told::Began(tracing),
+                    Some(Ok(tracing)) => TraceNews::Began(tracing),
                     _ => continue,
                 },
             };
-            if ending != Ending::BrokenOff && told(news).is_break() {
-                self.end_side()?;
+            if ending != Ending::BrokenOff && on_news(news).is_break() {
+                self.end_sending()?;
                 ending = Ending::BrokenOff;
             }
         }
     }
 
-    /// Waits until the server says something, or `stop` does.
+    /// Waits until the server sends something or `stop` becomes readable. Returns whether `stop` is readable.
     fn is_stopped(&self, stop: &impl AsFd) -> Result<bool, ClientError> {
         if self.reader.has_line() {
             return Ok(false);
@@ -228,16 +232,17 @@ impl Client {
         Ok(!fds[0].revents().is_empty())
     }
 
-    /// Says that no more comes from here.
-    fn end_side(&self) -> Result<Ending, ClientError> {
+    /// Ends the client's side of the connection, which tells the server to stop the trace.
+    fn end_sending(&self) -> Result<Ending, ClientError> {
         match self.stream.shutdown(Shutdown::Write) {
-            // Whoever has gone has ended, too: what it said before can still be read.
+            // If the server has closed the connection, the trace has ended too, and the lines sent before can still be
+            // read.
             Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(ClientError::Connection(error)),
             _ => Ok(Ending::Stopped),
         }
     }
 
-    /// Makes a request: its number.
+    /// Sends a request. Returns its id.
     fn ask(&mut self, request: &Request, files: &[BorrowedFd<'_>]) -> Result<u64, ClientError> {
         let id = self.next_id;
         self.next_id += 1;
@@ -246,7 +251,8 @@ impl Client {
         let sent = send(&self.stream, &text, files);
         let closed =
             |error: &io::Error| matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
-        // A server that has closed the connection may have said why; no other answers what it never got.
+        // A server that has closed the connection may have sent its reason before. No other error has an answer,
+        // because the server has not received the request.
         if let Some(error) = sent.err().filter(|error| !closed(error)) {
             return Err(ClientError::Connection(error));
         }
@@ -269,13 +275,13 @@ impl Client {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ending {
     NotYet,
-    /// The server has been told; the rest is waited for.
+    /// The server knows that the trace shall stop. The client waits for the remaining messages.
     Stopped,
-    /// Nobody wants the rest.
+    /// The client ignores the remaining messages.
     BrokenOff,
 }
 
-/// Puts the next part of a batch behind the others.
+/// Appends the next part of a batch.
 pub(crate) fn join(batch: &mut Batch, part: Batch) {
     batch.functions.extend(part.functions);
     batch.threads.extend(part.threads);
@@ -288,11 +294,11 @@ fn parse<T: DeserializeOwned>(line: &str) -> Result<T, ClientError> {
 }
 
 fn other_request() -> ClientError {
-    ClientError::Protocol("an answer to another request".into())
+    ClientError::Protocol("the id in an answer is not that of the request".into())
 }
 
-fn refused(error: &Value) -> Refused {
+fn refused(error: &Value) -> RequestRefused {
     let mut data = error.as_object().cloned().unwrap_or_default();
     let mut text = |key| data.remove(key).and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default();
-    Refused { kind: text("kind"), message: text("message"), data }
+    RequestRefused { kind: text("kind"), message: text("message"), data }
 }

@@ -1,9 +1,9 @@
-//! Errors of the loader as data: the same on the control socket and in `--format json`.
+//! The loader's errors as data, in the same form on the control socket and in `--format json`.
 
 use modload::{Error, LoadError};
 use serde_json::{Map, Value, json};
 
-/// What a refused load knows besides its sentence: module, stage and errno, and what its cause knows.
+/// Returns the facts about a refused load: module, stage and errno, and the facts about its cause.
 #[must_use]
 pub fn load_details(error: &LoadError) -> Map<String, Value> {
     let mut data = Map::new();
@@ -14,7 +14,7 @@ pub fn load_details(error: &LoadError) -> Map<String, Value> {
     data
 }
 
-/// What an error knows besides its sentence, by name: section, place, symbol, and the like.
+/// Adds the facts about an error, by name: section, place, symbol, and the like.
 pub fn error_details(error: &Error, data: &mut Map<String, Value>) {
     let mut put = |key: &str, value: Value| drop(data.insert(key.into(), value));
     match error {

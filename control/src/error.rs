@@ -1,4 +1,4 @@
-//! Why a request was refused: its kind for programs, a sentence for people, and what else is known.
+//! The reasons why the server refuses a request: a kind for programs, a sentence for people, and more facts.
 
 use std::fmt;
 use std::io;
@@ -16,28 +16,28 @@ use crate::details::load_details;
 use crate::protocol::{MAX_CLIENTS, MAX_DESCRIPTORS, OPS, VERSION};
 use crate::wire::WireError;
 
-/// Why a request, or a client, was refused.
+/// Why the server has refused a request or a client.
 #[derive(Debug, Error)]
-pub(crate) enum Refusal {
+pub(crate) enum RequestRefusal {
     #[error("user {uid} may not operate this host: it serves its own user and root")]
     NotPermitted { uid: u32 },
     #[error("there are {MAX_CLIENTS} clients already, and no more are served at once")]
     TooManyClients,
-    #[error("the server is stopping")]
+    #[error("the server is stopping and takes no more requests")]
     Stopping,
     #[error(transparent)]
     Wire(#[from] WireError),
     #[error("the request is no JSON object: {0}")]
     Malformed(String),
-    #[error("a request has an id, an integer from 0")]
+    #[error("a request needs an \"id\", an integer from 0")]
     NoId,
     #[error("the client speaks version {0} of the protocol, and the server {VERSION}")]
     Version(Value),
     #[error("\"{}\" is none of the requests {}", .0.escape_debug(), OPS.join(", "))]
     UnknownOp(String),
-    #[error("the request is not as it should be: {0}")]
+    #[error("the fields of the request are wrong: {0}")]
     BadRequest(String),
-    #[error("{given} descriptors came with the request, and {wanted} belong to it")]
+    #[error("{given} descriptors came with the request, but it needs {wanted}")]
     Descriptors { given: usize, wanted: usize },
     #[error("{}: {why}", .file.escape_debug())]
     NotAFile { file: String, why: NotAFile },
@@ -61,11 +61,11 @@ pub(crate) enum Refusal {
     Trace(#[from] TraceError),
     #[error(transparent)]
     Patch(#[from] PatchError),
-    #[error("the server panicked over this request, and goes on")]
+    #[error("the server panicked while it processed this request; it still serves other requests")]
     Internal,
 }
 
-/// What a descriptor is instead of a regular file that is open for reading.
+/// Why a descriptor is not a regular file that is open for reading.
 #[derive(Debug)]
 pub(crate) enum NotAFile {
     Special,
@@ -76,66 +76,67 @@ pub(crate) enum NotAFile {
 impl fmt::Display for NotAFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            NotAFile::Special => f.write_str("its descriptor is not that of a regular file"),
+            NotAFile::Special => f.write_str("its descriptor is not a regular file"),
             NotAFile::NotOpenForReading => f.write_str("its descriptor is not open for reading"),
-            NotAFile::Unknown(error) => write!(f, "its descriptor cannot be looked at: {error}"),
+            NotAFile::Unknown(error) => write!(f, "its descriptor cannot be examined: {error}"),
         }
     }
 }
 
-impl Refusal {
-    /// Its name for programs: `docs/protocol.md` lists them.
+impl RequestRefusal {
+    /// Returns the kind of the refusal, for programs. `docs/protocol.md` lists all kinds.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
-            Refusal::NotPermitted { .. } => "not_permitted",
-            Refusal::TooManyClients => "too_many_clients",
-            Refusal::Stopping => "stopping",
-            Refusal::Wire(error) => error.kind(),
-            Refusal::Malformed(_) => "malformed",
-            Refusal::NoId => "no_id",
-            Refusal::Version(_) => "version",
-            Refusal::UnknownOp(_) => "unknown_op",
-            Refusal::BadRequest(_) => "bad_request",
-            Refusal::Descriptors { .. } => "descriptors",
-            Refusal::NotAFile { .. } | Refusal::Read { .. } => "file",
-            Refusal::Load { .. } => "load",
-            Refusal::Unload(UnloadError::NotFound(_)) | Refusal::NoModule(_) => "no_module",
-            Refusal::Unload(UnloadError::InUse { .. }) => "in_use",
-            Refusal::Unload(UnloadError::Occupied { .. } | UnloadError::NotSeen { .. }) => "occupied",
-            Refusal::Unload(UnloadError::ForceRefused(_)) => "force_refused",
-            Refusal::Unload(UnloadError::NotLive { .. }) | Refusal::Param(SetParamError::NotLive { .. }) => "not_live",
-            Refusal::NoSymbol(_) | Refusal::Symbol(SymbolError::NotFound { .. }) => "no_symbol",
-            Refusal::Symbol(_) => "call",
-            Refusal::Param(_) => "param",
-            Refusal::Pattern(_) => "pattern",
-            Refusal::Trace(_) => "trace",
-            Refusal::Patch(PatchError::Unknown(_)) => "no_patch",
-            Refusal::Patch(_) => "patch",
-            Refusal::Internal => "internal",
+            RequestRefusal::NotPermitted { .. } => "not_permitted",
+            RequestRefusal::TooManyClients => "too_many_clients",
+            RequestRefusal::Stopping => "stopping",
+            RequestRefusal::Wire(error) => error.kind(),
+            RequestRefusal::Malformed(_) => "malformed",
+            RequestRefusal::NoId => "no_id",
+            RequestRefusal::Version(_) => "version",
+            RequestRefusal::UnknownOp(_) => "unknown_op",
+            RequestRefusal::BadRequest(_) => "bad_request",
+            RequestRefusal::Descriptors { .. } => "descriptors",
+            RequestRefusal::NotAFile { .. } | RequestRefusal::Read { .. } => "file",
+            RequestRefusal::Load { .. } => "load",
+            RequestRefusal::Unload(UnloadError::NotFound(_)) | RequestRefusal::NoModule(_) => "no_module",
+            RequestRefusal::Unload(UnloadError::InUse { .. }) => "in_use",
+            RequestRefusal::Unload(UnloadError::Occupied { .. } | UnloadError::NotSeen { .. }) => "occupied",
+            RequestRefusal::Unload(UnloadError::ForceRefused(_)) => "force_refused",
+            RequestRefusal::Unload(UnloadError::NotLive { .. })
+            | RequestRefusal::Param(SetParamError::NotLive { .. }) => "not_live",
+            RequestRefusal::NoSymbol(_) | RequestRefusal::Symbol(SymbolError::NotFound { .. }) => "no_symbol",
+            RequestRefusal::Symbol(_) => "call",
+            RequestRefusal::Param(_) => "param",
+            RequestRefusal::Pattern(_) => "pattern",
+            RequestRefusal::Trace(_) => "trace",
+            RequestRefusal::Patch(PatchError::Unknown(_)) => "no_patch",
+            RequestRefusal::Patch(_) => "patch",
+            RequestRefusal::Internal => "internal",
         }
     }
 
-    /// The object that stands under `error`.
+    /// Returns the value of the field `error` in the answer.
     pub(crate) fn data(&self) -> Value {
         let mut data = Map::new();
         match self {
-            Refusal::Load { file, source } => {
+            RequestRefusal::Load { file, source } => {
                 data.insert("file".into(), file.as_str().into());
                 data.append(&mut load_details(source));
             }
-            Refusal::NotAFile { file, .. } | Refusal::Read { file, .. } => {
+            RequestRefusal::NotAFile { file, .. } | RequestRefusal::Read { file, .. } => {
                 data.insert("file".into(), file.as_str().into());
             }
-            Refusal::Unload(UnloadError::InUse { module, by, references }) => {
+            RequestRefusal::Unload(UnloadError::InUse { module, by, references }) => {
                 data.insert("module".into(), module.as_str().into());
                 data.insert("used_by".into(), json!(by));
                 data.insert("references".into(), json!(references));
             }
-            Refusal::Unload(UnloadError::Occupied { module, threads }) => {
+            RequestRefusal::Unload(UnloadError::Occupied { module, threads }) => {
                 data.insert("module".into(), module.as_str().into());
                 data.insert("threads".into(), occupants(threads));
             }
-            Refusal::Descriptors { given, wanted } => {
+            RequestRefusal::Descriptors { given, wanted } => {
                 data.insert("given".into(), json!(given));
                 data.insert("wanted".into(), json!(wanted));
                 data.insert("limit".into(), MAX_DESCRIPTORS.into());
@@ -148,7 +149,7 @@ impl Refusal {
     }
 }
 
-/// Threads that are in a module's code, or may be.
+/// Returns the threads that are, or may be, in a module's code.
 pub(crate) fn occupants(threads: &[Occupant]) -> Value {
     let one = |occupant: &Occupant| {
         let (key, value) = match &occupant.why {

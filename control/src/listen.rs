@@ -1,4 +1,4 @@
-//! The socket: who may open it, who takes it over, who removes it.
+//! The socket: its permissions, and the creation, replacement and removal of its file.
 
 use std::env;
 use std::fs::{self, File, OpenOptions};
@@ -18,18 +18,18 @@ use thiserror::Error;
 
 use crate::protocol::MAX_CLIENTS;
 
-/// The environment variable that names the socket of the host to talk to.
+/// The environment variable with the path of the host's socket.
 pub const HOST_VARIABLE: &str = "MODLOAD_HOST";
 
-/// Nothing says where the socket is.
+/// No path for the socket is known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-#[error("no socket: XDG_RUNTIME_DIR is not set; name one")]
+#[error("the path of the control socket is not known: XDG_RUNTIME_DIR is not set; name a socket")]
 pub struct NoSocket;
 
-/// Where the socket is if nothing else is said: `modload.sock` in `$XDG_RUNTIME_DIR`, else in `/run` for root.
+/// Returns the default path of the socket: `modload.sock` in `$XDG_RUNTIME_DIR`, or in `/run` for root.
 ///
 /// # Errors
-/// [`NoSocket`]: neither.
+/// [`NoSocket`]: XDG_RUNTIME_DIR is not set, and the user is not root.
 pub fn default_socket() -> Result<PathBuf, NoSocket> {
     match env::var_os("XDG_RUNTIME_DIR") {
         Some(folder) if !folder.is_empty() => Ok(Path::new(&folder).join("modload.sock")),
@@ -38,72 +38,72 @@ pub fn default_socket() -> Result<PathBuf, NoSocket> {
     }
 }
 
-/// The socket that [`HOST_VARIABLE`] names. Empty, it names none.
+/// Returns the path in [`HOST_VARIABLE`], or `None` if the variable is not set or empty.
 #[must_use]
 pub fn host_of_environment() -> Option<PathBuf> {
     env::var_os(HOST_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
-/// There is no socket to serve on.
+/// The server has no socket to listen on.
 #[derive(Debug, Error)]
 pub enum ListenError {
-    /// Somebody serves there.
+    /// Another server listens on this socket.
     #[error("{}: another host serves there", .0.display())]
     Served(PathBuf),
-    /// Something else has that name, and is not touched.
-    #[error("{}: there is something there that is not a socket of this user's", .0.display())]
+    /// Another file has this path. It is left unchanged.
+    #[error("{}: a file exists there that is not a socket of this user; remove it or name another path", .0.display())]
     Occupied(PathBuf),
-    /// The system refuses.
+    /// A system call has failed.
     #[error("{}: {what}", .path.display())]
     System {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
-        /// What was tried.
+        /// The operation that failed.
         what: &'static str,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
-    /// An inherited descriptor is something else.
+    /// An inherited descriptor is not a listening socket.
     #[error("the inherited descriptor is not a listening Unix stream socket")]
     NotASocket,
 }
 
-/// A socket that is listened on. Dropping it removes its file, if that is still its own.
+/// A listening socket. Dropping it removes the socket's file, unless the file has been replaced.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
-    /// `None`: it was inherited, and its file is somebody else's.
+    /// `None` if the socket was inherited. Then its file belongs to another process.
     bound: Option<Bound>,
 }
 
 #[derive(Debug)]
 struct Bound {
     path: PathBuf,
-    /// Device and inode of the socket's file.
+    /// The device and inode numbers of the socket's file.
     identity: Option<(u64, u64)>,
-    /// Holds the lock that keeps two servers from taking one socket over. Its file stays: who removes it may remove
-    /// it from under a server that has just opened it.
+    /// The lock that keeps two servers from replacing the same socket file. The lock file is never removed: another
+    /// server may have opened it already, and would lock a file that no longer has a name.
     _lock: File,
 }
 
 impl Listener {
-    /// Makes a socket with mode 0600, from the moment it exists. One of this user's on which nobody answers is taken
-    /// over. A file `PATH.lock` is made, and stays.
+    /// Makes a socket whose mode is 0600 from the moment it exists. Replaces a socket file of this user on which no
+    /// server listens. Creates a file `PATH.lock`, which is not removed.
     ///
     /// # Errors
     /// [`ListenError`].
     pub fn bind(path: &Path) -> Result<Listener, ListenError> {
         let failed = |what| move |errno: Errno| system(path, what, errno.into());
         let address = SocketAddrUnix::new(path).map_err(failed("naming the socket"))?;
-        // Where there can be no socket, no lock is left behind.
+        // Checked before the lock file is created, so that no lock file is left behind where no socket can be.
         our_socket(path)?;
         let lock = take_lock(path)?;
         remove_stale(path, &address)?;
         let socket = stream_socket().map_err(failed("making the socket"))?;
-        // The file gets the socket's own mode when it is bound: there is no moment at which others could open it.
+        // The socket's own mode becomes the mode of the file when it is bound, so that other users can never open it.
         fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(failed("making the socket private"))?;
         bind(&socket, &address).map_err(failed("binding the socket"))?;
-        // From here on its file is removed whatever happens.
+        // From here on, dropping the listener removes the file.
         let bound = Bound { path: path.to_owned(), identity: identity(path), _lock: lock };
         let listener = Listener { socket: socket.into(), bound: Some(bound) };
         let backlog = i32::try_from(MAX_CLIENTS).unwrap_or(i32::MAX);
@@ -111,8 +111,8 @@ impl Listener {
         Ok(listener)
     }
 
-    /// A socket that whoever started this process listens on: systemd, say. Who may open it is his affair; who is
-    /// served is not. Its file is left alone.
+    /// Takes a listening socket from the process that started this one, for example systemd. That process decides which
+    /// users may open the socket; this server still decides which users it serves. The socket's file is left unchanged.
     ///
     /// # Errors
     /// [`ListenError::NotASocket`].
@@ -120,17 +120,17 @@ impl Listener {
         let listens = sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX)
             && sockopt::socket_type(&socket) == Ok(SocketType::STREAM)
             && sockopt::socket_acceptconn(&socket) == Ok(true);
-        // No program that a module starts inherits it in its turn.
+        // Programs that a module starts must not inherit the socket.
         if !listens || fcntl_setfd(&socket, FdFlags::CLOEXEC).is_err() {
             return Err(ListenError::NotASocket);
         }
         let socket = UnixListener::from(socket);
-        // A client that is gone again must not make the server wait in accept.
+        // The socket is not blocking, so that the server does not hang in accept if a client is gone again.
         socket.set_nonblocking(true).map_err(|_| ListenError::NotASocket)?;
         Ok(Listener { socket, bound: None })
     }
 
-    /// Where it is, if it was not inherited.
+    /// Returns the path of the socket, or `None` if it was inherited.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         self.bound.as_ref().map(|bound| bound.path.as_path())
@@ -154,7 +154,7 @@ impl Drop for Listener {
             && identity(&bound.path) == bound.identity
             && let Err(error) = fs::remove_file(&bound.path)
         {
-            tracing::error!(%error, path = %bound.path.display(), "the socket stays");
+            tracing::error!(%error, path = %bound.path.display(), "the socket's file could not be removed");
         }
     }
 }
@@ -175,7 +175,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 fn take_lock(path: &Path) -> Result<File, ListenError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
-    // Never through a symbolic link, which somebody else may have put there.
+    // Does not follow a symbolic link, which another user may have placed there.
     let nofollow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
     let opened = OpenOptions::new().write(true).create(true).mode(0o600).custom_flags(nofollow).open(&name);
     let lock = opened.map_err(|error| system(Path::new(&name), "making the lock file", error))?;
@@ -186,29 +186,29 @@ fn take_lock(path: &Path) -> Result<File, ListenError> {
     }
 }
 
-/// Whether there is a socket of ours. Anything else is not touched.
+/// Returns whether a socket of this user has this path. Any other file is an error and is left unchanged.
 fn our_socket(path: &Path) -> Result<bool, ListenError> {
     match fs::symlink_metadata(path) {
         Ok(file) if file.file_type().is_socket() && file.uid() == geteuid().as_raw() => Ok(true),
         Ok(_) => Err(ListenError::Occupied(path.to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(system(path, "looking at what is there", error)),
+        Err(error) => Err(system(path, "examining the file there", error)),
     }
 }
 
-/// Removes a socket of ours on which nobody answers.
+/// Removes a socket file of this user on which no server listens.
 fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), ListenError> {
     if !our_socket(path)? {
         return Ok(());
     }
     let probe = stream_socket().map_err(|errno| system(path, "making a socket", errno.into()))?;
     match connect(&probe, address) {
-        // Who has a queue that is full is there, too.
+        // A server whose queue of connections is full exists too.
         Ok(()) | Err(Errno::AGAIN) => Err(ListenError::Served(path.to_owned())),
         Err(Errno::CONNREFUSED) => {
-            tracing::info!(path = %path.display(), "nobody answers: taken over");
-            fs::remove_file(path).map_err(|error| system(path, "removing the socket that nobody answers on", error))
+            tracing::info!(path = %path.display(), "no server listens on this socket file: it is replaced");
+            fs::remove_file(path).map_err(|error| system(path, "removing the unused socket file", error))
         }
-        Err(errno) => Err(system(path, "asking whether anybody serves there", errno.into())),
+        Err(errno) => Err(system(path, "checking whether a server listens there", errno.into())),
     }
 }

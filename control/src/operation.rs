@@ -1,4 +1,4 @@
-//! What a request does with the host.
+//! Performs a request on the host.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -12,31 +12,33 @@ use modload::{Image, Module, ModuleInfo, State, UnloadError};
 use rustix::fs::{OFlags, fcntl_getfl};
 use serde_json::{Value, json};
 
-use crate::error::{NotAFile, Refusal, occupants};
+use crate::error::{NotAFile, RequestRefusal, occupants};
 use crate::patch;
-use crate::protocol::{Called, Entry, Listing, Named, Param, Request, ResultType, Sizes, Stripe};
-use crate::server::Shared;
+use crate::protocol::{
+    Called, ModuleEntry, ModuleListing, ModuleName, ParamEntry, Request, ResultType, Sizes, StripeEntry,
+};
+use crate::server::ServerState;
 use crate::session::{Answers, greeting};
 use crate::trace::traceable;
 
-/// A request under way.
+/// A request that is being processed.
 pub(crate) struct Operation<'a> {
-    pub(crate) shared: &'a Shared,
+    pub(crate) shared: &'a ServerState,
     pub(crate) answers: &'a Answers,
     pub(crate) id: u64,
-    /// Whether the client has sent something behind this request already.
+    /// Whether the client has sent more bytes after this request.
     pub(crate) more_came: bool,
 }
 
 impl Operation<'_> {
-    /// Does what is asked.
-    pub(crate) fn answer(&self, request: Request, descriptors: Vec<OwnedFd>) -> Result<Value, Refusal> {
+    /// Performs the request and returns the answer.
+    pub(crate) fn answer(&self, request: Request, descriptors: Vec<OwnedFd>) -> Result<Value, RequestRefusal> {
         let wanted = if let Request::Load { files, .. } = &request { files.len() } else { 0 };
         if descriptors.len() != wanted {
-            return Err(Refusal::Descriptors { given: descriptors.len(), wanted });
+            return Err(RequestRefusal::Descriptors { given: descriptors.len(), wanted });
         }
         if self.shared.is_stopping() {
-            return Err(Refusal::Stopping);
+            return Err(RequestRefusal::Stopping);
         }
         match request {
             Request::Ping {} => Ok(json!(greeting())),
@@ -49,8 +51,8 @@ impl Operation<'_> {
                 Ok(json!(self.load(&files, &image)?))
             }
             Request::Unload { name, wait, force } => {
-                self.unload(&name, Duration::from_secs(wait), if force { Insist::Force } else { Insist::Not })?;
-                Ok(json!(Named { module: name }))
+                self.unload(&name, Duration::from_secs(wait), if force { Force::Force } else { Force::Not })?;
+                Ok(json!(ModuleName { module: name }))
             }
             Request::Params { name } => Ok(json!(params(&self.look(&name)?.0))),
             Request::SetParam { name, param, value } => Ok(json!(self.set_param(&name, &param, value.as_deref())?)),
@@ -68,16 +70,16 @@ impl Operation<'_> {
         }
     }
 
-    fn list(&self) -> Listing {
+    fn list(&self) -> ModuleListing {
         let host = &self.shared.host;
-        // What can be freed by now is not shown.
+        // Frees quarantined modules that no thread is in any more, so that the list does not show them.
         host.sweep();
-        let stripe = |stripe: modload::text::StripeUsage| Stripe {
+        let stripe = |stripe: modload::text::StripeUsage| StripeEntry {
             stripe: stripe.class.to_string(),
             used: stripe.used,
             touched: stripe.touched,
         };
-        Listing {
+        ModuleListing {
             modules: host.look().iter().map(|(module, state)| entry(module, *state)).collect(),
             taint: host.taint(),
             memory: host.memory().map(stripe).into(),
@@ -85,18 +87,18 @@ impl Operation<'_> {
         }
     }
 
-    /// A module, without a reference that would keep another client from unloading it.
-    fn look(&self, name: &str) -> Result<(Arc<ModuleInfo>, State), Refusal> {
+    /// Returns a module without taking a reference, which would keep other clients from unloading it.
+    fn look(&self, name: &str) -> Result<(Arc<ModuleInfo>, State), RequestRefusal> {
         let found = self.shared.host.look().into_iter().find(|(module, _)| is_same_name(module.name(), name));
-        found.ok_or_else(|| Refusal::NoModule(name.into()))
+        found.ok_or_else(|| RequestRefusal::NoModule(name.into()))
     }
 
-    fn info(&self, name: &str) -> Result<Entry, Refusal> {
+    fn info(&self, name: &str) -> Result<ModuleEntry, RequestRefusal> {
         let (module, state) = self.look(name)?;
         Ok(entry(&module, state))
     }
 
-    /// Has the client told what its request does to modules.
+    /// Sends the client events about the changes that its request makes to modules.
     fn listen(&self) -> modload::timeline::Listening {
         let (answers, id) = (self.answers.clone(), self.id);
         self.shared.host.listen(move |event| {
@@ -104,59 +106,59 @@ impl Operation<'_> {
         })
     }
 
-    /// What becomes one module.
+    /// Reads the files that become one module.
     fn image(
         &self,
         files: &[String],
         descriptors: Vec<OwnedFd>,
         name: Option<String>,
-    ) -> Result<Image<'static>, Refusal> {
+    ) -> Result<Image<'static>, RequestRefusal> {
         let read = files.iter().zip(descriptors).map(|(file, descriptor)| read(file, descriptor));
         let read = read.collect::<Result<Vec<_>, _>>()?;
-        let last = read.last().ok_or_else(|| Refusal::BadRequest("a load needs a file".into()))?;
+        let last = read.last().ok_or_else(|| RequestRefusal::BadRequest("a load needs a file".into()))?;
         let name = name.unwrap_or_else(|| last.stem.clone());
         Ok(self.shared.trust.unit(read.into_iter().map(ModuleFile::into_input).collect()).named(name))
     }
 
-    fn load(&self, files: &[String], image: &Image<'_>) -> Result<Named, Refusal> {
+    fn load(&self, files: &[String], image: &Image<'_>) -> Result<ModuleName, RequestRefusal> {
         let _listening = self.listen();
         let loaded = self.shared.host.load(image);
         let file = || files.first().cloned().unwrap_or_default();
-        // It stays without a reference, which would keep others from unloading it.
-        let module = loaded.map_err(|source| Refusal::Load { file: file(), source })?.name().to_owned();
-        Ok(Named { module })
+        // Drops the reference, which would keep other clients from unloading the module.
+        let module = loaded.map_err(|source| RequestRefusal::Load { file: file(), source })?.name().to_owned();
+        Ok(ModuleName { module })
     }
 
-    fn unload(&self, name: &str, wait: Duration, insist: Insist) -> Result<(), Refusal> {
+    fn unload(&self, name: &str, wait: Duration, force_mode: Force) -> Result<(), RequestRefusal> {
         let _listening = self.listen();
-        match (self.unload_within(name, wait), insist) {
-            (Err(UnloadError::InUse { .. }), Insist::Force) => Ok(self.shared.host.unload_by_force(name)?),
+        match (self.unload_within(name, wait), force_mode) {
+            (Err(UnloadError::InUse { .. }), Force::Force) => Ok(self.shared.host.unload_by_force(name)?),
             (result, _) => Ok(result?),
         }
     }
 
-    /// Waits, and says for whom when that changes. A server that stops does not wait any longer, nor does one whose
-    /// client is gone.
+    /// Waits until the module can be unloaded. Reports the current users to the client each time they change. Stops
+    /// waiting if the server stops or the client is gone.
     fn unload_within(&self, name: &str, wait: Duration) -> Result<(), UnloadError> {
         const TURN: Duration = Duration::from_millis(250);
         let begun = Instant::now();
         let mut known = None;
         loop {
             let left = wait.saturating_sub(begun.elapsed());
-            // Not at all at first: who has to wait hears it at once.
+            // The first attempt does not wait, so that the client is told at once why it has to wait.
             let turn = if known.is_none() { Duration::ZERO } else { left.min(TURN) };
             let refused = match self.shared.host.unload_within(name, turn) {
                 Err(refused @ (UnloadError::InUse { .. } | UnloadError::Occupied { .. })) => refused,
                 done => return done,
             };
-            // A client that was interrupted wants no unload later.
+            // A client that was interrupted does not expect a later unload.
             if left.is_zero() || self.shared.is_stopping() || self.answers.is_gone() {
                 return Err(refused);
             }
-            let whom = awaited(&refused);
-            if known.as_ref() != Some(&whom) {
+            let users = users_text(&refused);
+            if known.as_ref() != Some(&users) {
                 self.say_waiting(&refused);
-                known = Some(whom);
+                known = Some(users);
             }
         }
     }
@@ -174,12 +176,12 @@ impl Operation<'_> {
         self.answers.say(&json!({ "id": self.id, "event": event, "text": format!("waiting: {refused}") }));
     }
 
-    fn set_param(&self, name: &str, param: &str, value: Option<&str>) -> Result<Param, Refusal> {
+    fn set_param(&self, name: &str, param: &str, value: Option<&str>) -> Result<ParamEntry, RequestRefusal> {
         let (module, _) = self.look(name)?;
         module.set_param(param, value)?;
         tracing::info!(module = name, param, "set");
         let set = module.params().into_iter().find(|info| info.is_named(param));
-        set.map(|info| self::param(&module, &info)).ok_or_else(|| Refusal::NoModule(name.into()))
+        set.map(|info| self::param(&module, &info)).ok_or_else(|| RequestRefusal::NoModule(name.into()))
     }
 
     fn call(
@@ -188,15 +190,15 @@ impl Operation<'_> {
         module: Option<&str>,
         result: ResultType,
         arguments: &[u64],
-    ) -> Result<Called, Refusal> {
+    ) -> Result<Called, RequestRefusal> {
         let host = &self.shared.host;
         let module: Module = match module {
-            Some(name) => host.module(name).ok_or_else(|| Refusal::NoModule(name.into()))?,
+            Some(name) => host.module(name).ok_or_else(|| RequestRefusal::NoModule(name.into()))?,
             None => {
                 let has = |module: &Arc<ModuleInfo>| module.lasting_symbol(symbol).is_some();
                 let mut modules = host.look().into_iter().map(|(module, _)| module).filter(has);
                 let found = modules.find_map(|module| host.module(module.name()));
-                found.ok_or_else(|| Refusal::NoSymbol(symbol.into()))?
+                found.ok_or_else(|| RequestRefusal::NoSymbol(symbol.into()))?
             }
         };
         let register = self.shared.trust.call(&module, symbol, arguments)?;
@@ -204,16 +206,16 @@ impl Operation<'_> {
     }
 }
 
-/// Whether a module goes although it is held.
+/// Whether a module is unloaded despite references to it.
 #[derive(Clone, Copy)]
-enum Insist {
+enum Force {
     Not,
     Force,
 }
 
-/// Reads a file from a descriptor of the client's: a regular one, from which a read comes back.
-fn read(name: &str, descriptor: OwnedFd) -> Result<ModuleFile, Refusal> {
-    let refused = |why| Refusal::NotAFile { file: name.to_owned(), why };
+/// Reads a file from a client's descriptor. Only a regular file is accepted, so that the read cannot block for ever.
+fn read(name: &str, descriptor: OwnedFd) -> Result<ModuleFile, RequestRefusal> {
+    let refused = |why| RequestRefusal::NotAFile { file: name.to_owned(), why };
     let flags = fcntl_getfl(&descriptor).map_err(|errno| refused(NotAFile::Unknown(errno.into())))?;
     let file = File::from(descriptor);
     if !file.metadata().map_err(|error| refused(NotAFile::Unknown(error)))?.is_file() {
@@ -223,12 +225,12 @@ fn read(name: &str, descriptor: OwnedFd) -> Result<ModuleFile, Refusal> {
         return Err(refused(NotAFile::NotOpenForReading));
     }
     let read = ModuleFile::read_open(&file, Path::new(name), SIZE_LIMIT);
-    read.map_err(|source| Refusal::Read { file: name.to_owned(), source })
+    read.map_err(|source| RequestRefusal::Read { file: name.to_owned(), source })
 }
 
-fn entry(module: &ModuleInfo, state: State) -> Entry {
+fn entry(module: &ModuleInfo, state: State) -> ModuleEntry {
     let [text, read_only, data, ro_after_init] = module.sizes();
-    Entry {
+    ModuleEntry {
         name: module.name().to_owned(),
         state,
         references: module.references(),
@@ -241,20 +243,21 @@ fn entry(module: &ModuleInfo, state: State) -> Entry {
     }
 }
 
-/// The parameters that sysfs would show: those that have any permission.
-fn params(module: &ModuleInfo) -> Vec<Param> {
+/// Returns the parameters that sysfs would show: those with any permission.
+fn params(module: &ModuleInfo) -> Vec<ParamEntry> {
     module.params().iter().filter(|info| info.perm != 0).map(|info| param(module, info)).collect()
 }
 
-fn param(module: &ModuleInfo, info: &modload::module::ParamInfo) -> Param {
-    /// Any read bit.
+fn param(module: &ModuleInfo, info: &modload::module::ParamInfo) -> ParamEntry {
+    /// All read permissions.
     const READ: u16 = 0o444;
     let value = (info.perm & READ != 0).then(|| module.param(&info.name)).flatten();
-    Param { name: info.name.clone(), kind: info.kind.to_string(), perm: format!("{:04o}", info.perm), value }
+    ParamEntry { name: info.name.clone(), kind: info.kind.to_string(), perm: format!("{:04o}", info.perm), value }
 }
 
-/// For whom an unload waits: not where a thread happens to be, which changes at each look.
-fn awaited(refused: &UnloadError) -> String {
+/// Returns the text that identifies the users for whom an unload waits. It does not contain the places of threads,
+/// which differ at each look.
+fn users_text(refused: &UnloadError) -> String {
     match refused {
         UnloadError::Occupied { threads, .. } => {
             threads.iter().map(|occupant| format!("thread {} ", occupant.thread)).collect()

@@ -1,26 +1,26 @@
-//! Patches of a host, for its clients.
+//! The live patches of a host, as its clients see them.
 
 use modload::Host;
 use modload::module::is_same_name;
 use modload::patch::{BlockingThread, ObjectStatus, PatchError, PatchStatus, Target};
 
-use crate::error::Refusal;
+use crate::error::RequestRefusal;
 use crate::protocol::{Blocking, PatchAction, PatchEntry, PatchObject};
 
-/// All patches.
-pub(crate) fn list(host: &Host) -> Result<Vec<PatchEntry>, Refusal> {
+/// Returns all patches.
+pub(crate) fn list(host: &Host) -> Result<Vec<PatchEntry>, RequestRefusal> {
     Ok(host.patches()?.into_iter().map(entry).collect())
 }
 
-/// One of them, with those who stand in its way.
-pub(crate) fn status(host: &Host, name: &str) -> Result<PatchEntry, Refusal> {
+/// Returns one patch, with the threads that block its transition.
+pub(crate) fn status(host: &Host, name: &str) -> Result<PatchEntry, RequestRefusal> {
     let mut found = find(host, name)?.ok_or_else(|| PatchError::Unknown(name.to_owned()))?;
     found.blocking = host.blocking(name)?.into_iter().map(blocking).collect();
     Ok(found)
 }
 
-/// Does something with a patch; says what it is then, if it is still there.
-pub(crate) fn act(host: &Host, name: &str, action: PatchAction) -> Result<Option<PatchEntry>, Refusal> {
+/// Performs an action on a patch. Returns the patch afterwards, if it still exists.
+pub(crate) fn act(host: &Host, name: &str, action: PatchAction) -> Result<Option<PatchEntry>, RequestRefusal> {
     match action {
         PatchAction::Disable => host.disable_patch(name)?,
         PatchAction::Reverse => host.reverse_patch(name)?,
@@ -29,7 +29,7 @@ pub(crate) fn act(host: &Host, name: &str, action: PatchAction) -> Result<Option
     find(host, name)
 }
 
-fn find(host: &Host, name: &str) -> Result<Option<PatchEntry>, Refusal> {
+fn find(host: &Host, name: &str) -> Result<Option<PatchEntry>, RequestRefusal> {
     Ok(host.patches()?.into_iter().find(|patch| is_same_name(&patch.name, name)).map(entry))
 }
 

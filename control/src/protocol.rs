@@ -1,15 +1,16 @@
-//! What server and client say to each other, version [`VERSION`]. `docs/protocol.md` has it with examples.
+//! The protocol between server and client, version [`VERSION`]. `docs/protocol.md` describes it with examples.
 //!
-//! Each line is one JSON object, UTF-8, ended by a newline, of [`MAX_LINE`] bytes at most in a request. The server
-//! begins with a [`Greeting`]. A request is one line, `{"id":1,"op":"list"}`, whose other fields are those of
-//! [`Request`]; its descriptors travel with it (`SCM_RIGHTS`). It gets any number of lines `{"id":1,"event":{..},
-//! "text":".."}` and then one, `{"id":1,"ok":{..}}` or `{"id":1,"error":{"kind":..,"message":..}}`. A client waits for
-//! that before it makes the next request; who wants two at once connects twice.
+//! Each line is one JSON object in UTF-8, ended by a newline. A line of a request has at most [`MAX_LINE`] bytes. The
+//! server begins with a [`Greeting`]. A request is one line, `{"id":1,"op":"list"}`, whose other fields are those of
+//! [`Request`]. Its descriptors are sent with it (`SCM_RIGHTS`). The answer is any number of lines
+//! `{"id":1,"event":{..}, "text":".."}` and then one line `{"id":1,"ok":{..}}` or
+//! `{"id":1,"error":{"kind":..,"message":..}}`. A client waits for this last line before it sends the next request. For
+//! two requests at the same time, a client opens two connections.
 //!
-//! A trace sends lines `{"id":1,"trace":{..}}` besides: see [`Request::Trace`].
+//! A trace also sends lines `{"id":1,"trace":{..}}`: see [`Request::Trace`].
 //!
-//! A client that goes away in the middle of another request changes nothing: the request is completed, as `finit_module(2)`
-//! would be, and its answer goes nowhere.
+//! If a client closes the connection during another request, the server still completes the request, as
+//! `finit_module(2)` would be, and drops the answer.
 
 use std::time::Duration;
 
@@ -18,34 +19,34 @@ use modload::trace::{Function, Missed};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// The version that this crate speaks. What is added compatibly does not change it.
+/// The version of the protocol. Compatible additions do not change it.
 pub const VERSION: u32 = 1;
 
-/// The most bytes of a request's line, its newline not counted.
+/// The maximum length of a request's line in bytes, without the newline.
 pub const MAX_LINE: usize = 64 << 10;
 
-/// The most descriptors that come with one request.
+/// The maximum number of descriptors with one request.
 pub const MAX_DESCRIPTORS: usize = 64;
 
-/// The most clients at once; each has a thread.
+/// The maximum number of clients at the same time. Each has a thread.
 pub const MAX_CLIENTS: usize = 64;
 
-/// How long a client may take from the first byte of a request's line to its end.
+/// The maximum time from the first byte of a request's line to its newline.
 pub const LINE_TIME: Duration = Duration::from_secs(10);
 
-/// How long a client waits for the greeting. A host that still loads what it begins with gives none yet.
+/// How long a client waits for the greeting. A host sends none while it loads its first modules.
 pub const GREETING_TIME: Duration = Duration::from_secs(30);
 
-/// How long a client may leave what it is told unread before it counts as gone.
+/// How long a client may leave messages unread before the server treats it as gone.
 pub const WRITE_TIME: Duration = Duration::from_secs(10);
 
-/// How long a server that stops waits for the requests under way.
+/// How long a stopping server waits for requests that are being processed.
 pub const FINISH_TIME: Duration = Duration::from_secs(10);
 
-/// The most bytes of a line that a client takes from a server.
+/// The maximum length in bytes of a line from a server.
 pub const MAX_ANSWER: usize = 64 << 20;
 
-/// About how many bytes of a line a batch of a trace takes: a greater one comes in several.
+/// The approximate maximum length in bytes of a trace line. A larger batch is sent in several lines.
 pub const TRACE_LINE: usize = 1 << 20;
 
 /// The server's first line.
@@ -53,135 +54,138 @@ pub const TRACE_LINE: usize = 1 << 20;
 pub struct Greeting {
     /// [`VERSION`].
     pub modload: u32,
-    /// The server's own version, for people.
+    /// The version of the server program, for people.
     pub version: String,
 }
 
-/// What is asked: the fields of a request besides its `id`.
+/// A request: its fields except `id`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// Whether anybody is there. Answer: [`Greeting`].
+    /// Checks that the server answers. Answer: [`Greeting`].
     Ping {},
-    /// What is in the host. Answer: [`Listing`].
+    /// Lists the contents of the host. Answer: [`ModuleListing`].
     List {},
-    /// One module. Answer: [`Entry`].
+    /// Describes one module. Answer: [`ModuleEntry`].
     Info {
-        /// Its name.
+        /// The name of the module.
         name: String,
     },
-    /// Loads a module. Its timeline comes as events. Answer: [`Named`].
+    /// Loads a module. The events are those of the module's timeline. Answer: [`ModuleName`].
     Load {
-        /// The names of the files, whose descriptors come in the same order: regular files, open for reading. Several
-        /// are linked into one module.
+        /// The names of the files. Their descriptors are sent in the same order. Each must be a regular file that is
+        /// open for reading. Several files are linked into one module.
         files: Vec<String>,
-        /// The module's name, if its `.modinfo` has none; else the file's stem.
+        /// The module's name, if `.modinfo` has none. The default is the name of the last file without its extension.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<String>,
-        /// `name=value` each.
+        /// The parameters, each as `name=value`.
         #[serde(default)]
         params: Vec<String>,
-        /// Symbols for whose sake members of archives are taken.
+        /// Symbols for which members of archives are linked in.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         want: Vec<String>,
     },
-    /// Unloads a module. Its timeline comes as events, and while it waits, who uses the module. Answer: [`Named`].
+    /// Unloads a module. The events are those of the module's timeline, and `waiting` with the users of the module.
+    /// Answer: [`ModuleName`].
     Unload {
-        /// Its name.
+        /// The name of the module.
         name: String,
-        /// How many seconds to wait until nobody uses it.
+        /// How many seconds to wait until the module is not in use.
         #[serde(default)]
         wait: u64,
-        /// Whether to unload it although it is held, if the host allows that.
+        /// Whether to unload the module despite references to it, if the host allows this.
         #[serde(default)]
         force: bool,
     },
-    /// A module's parameters. Answer: a list of [`Param`].
+    /// Lists the parameters of a module. Answer: a list of [`ParamEntry`].
     Params {
-        /// The module's name.
+        /// The name of the module.
         name: String,
     },
-    /// Sets a parameter. Answer: [`Param`].
+    /// Sets a parameter. Answer: [`ParamEntry`].
     SetParam {
-        /// The module's name.
+        /// The name of the module.
         name: String,
-        /// The parameter's.
+        /// The name of the parameter.
         param: String,
-        /// Its value; a bool may go without.
+        /// The value. A bool needs none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         value: Option<String>,
     },
     /// Calls a function with integers. Answer: [`Called`].
     Call {
-        /// Its name.
+        /// The name of the function.
         symbol: String,
-        /// In which module; else in the first that has it, in order of their loading.
+        /// The module of the function. The default is the first module that has the function, in order of loading.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         module: Option<String>,
-        /// The type of its result.
+        /// The type of the result.
         #[serde(default, rename = "type")]
         result: ResultType,
-        /// Up to six; negative numbers as 64-bit two's complement.
+        /// Up to six arguments. Negative numbers are 64-bit two's complement.
         #[serde(default)]
         arguments: Vec<u64>,
     },
-    /// Traces functions. First comes the event `tracing` ([`Tracing`]), then lines `{"id":1,"trace":{..}}`, each a
-    /// [`modload::trace::Batch`]; one with `"more":true` goes on in the next line. It ends when its time is over, or when the
-    /// client sends anything, which is its next request, or ends its side. Answer: [`Traced`].
-    Trace(Trace),
-    /// Which functions can be traced, and why others cannot. Answer: a list of [`TraceableFunction`].
+    /// Traces functions. The server first sends the event `tracing` ([`TraceStarted`]), then lines
+    /// `{"id":1,"trace":{..}}`, each a [`modload::trace::Batch`]. A line with `"more":true` is continued in the next
+    /// line. The trace ends when its time is over, when the client sends anything (which is its next request), or when
+    /// the client ends its side of the connection. Answer: [`Traced`].
+    Trace(TraceRequest),
+    /// Lists the functions that can be traced, and those that cannot, with the reason. Answer: a list of
+    /// [`TraceableFunction`].
     Traceable {
-        /// As in [`Trace`].
+        /// Patterns as in [`TraceRequest`].
         #[serde(default)]
         patterns: Vec<String>,
     },
-    /// The patches that are enabled or on their way. Answer: a list of [`PatchEntry`].
+    /// Lists the patches that are enabled or in transition. Answer: a list of [`PatchEntry`].
     Patches {},
-    /// One of them, with the threads that stand in its way. Answer: [`PatchEntry`].
+    /// Describes one patch, with the threads that block its transition. Answer: [`PatchEntry`].
     PatchStatus {
-        /// Its name.
+        /// The name of the patch.
         name: String,
     },
-    /// Disables a patch, turns its transition round, or ends that by force. Its lines come as events. Answer: [`PatchEntry`]; null if
-    /// it is gone by then.
+    /// Disables a patch, or reverses or forces its transition. The events are those of the patch. Answer:
+    /// [`PatchEntry`], or null if the patch is gone afterwards.
     Patch {
-        /// Its name.
+        /// The name of the patch.
         name: String,
-        /// What is done.
+        /// The action.
         action: PatchAction,
     },
 }
 
-/// What is done with a patch.
+/// An action on a patch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PatchAction {
-    /// It is disabled; while it is being enabled, it is turned round.
+    /// Disables the patch. If the patch is just being enabled, its transition is reversed.
     Disable,
-    /// Its transition is turned round.
+    /// Reverses the transition.
     Reverse,
-    /// Its transition is over, wherever threads are.
+    /// Ends the transition without waiting for the remaining threads.
     Force,
 }
 
-/// A patch.
+/// A live patch.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PatchEntry {
-    /// Its name.
+    /// The name of the patch.
     pub name: String,
-    /// Whether it is enabled, or on its way to be.
+    /// Whether the patch is enabled or being enabled.
     pub enabled: bool,
-    /// Whether it has replaced all others.
+    /// Whether the patch has replaced all other patches.
     pub replace: bool,
     /// Whether its transition was ended by force.
     pub forced: bool,
-    /// `patching` or `unpatching`, if it is in transition.
+    /// `patching` or `unpatching` during a transition.
     pub transition: Option<String>,
-    /// What it changes.
+    /// The objects that the patch changes.
     pub objects: Vec<PatchObject>,
-    /// How many threads stood in its way when they were looked at last.
+    /// How many threads blocked the transition at the last check.
     pub blocked: usize,
-    /// Those threads as they are now, if they were asked for.
+    /// The threads that block the transition now. Only sent if the request asks for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blocking: Vec<Blocking>,
 }
@@ -189,89 +193,91 @@ pub struct PatchEntry {
 /// An object of a patch.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PatchObject {
-    /// The module; `vmlinux` for the host's own functions.
+    /// The name of the module, or `vmlinux` for the functions of the host itself.
     pub name: String,
-    /// Whether it is there, and patched.
+    /// Whether the object is loaded and patched.
     pub patched: bool,
-    /// `NAME,POSITION` each.
+    /// The functions, each as `NAME,POSITION`.
     pub funcs: Vec<String>,
 }
 
-/// A thread that stands in the way of a transition.
+/// A thread that blocks a transition.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Blocking {
-    /// Its id, as gettid(2) gives it.
+    /// The thread's id, as returned by gettid(2).
     pub thread: i32,
-    /// Its name, escaped.
+    /// The thread's name, escaped.
     pub name: String,
-    /// What it does.
+    /// The state of the thread.
     pub state: String,
-    /// The frame in the way; none if no such frame is known.
+    /// The stack frame that blocks the transition, if it is known.
     pub inside: Option<String>,
-    /// Why it stands in the way: `is in func+0x12/0x40 [module]`, `has not come to a checkpoint`.
+    /// Why the thread blocks the transition: `is in func+0x12/0x40 [module]`, `has not come to a checkpoint`.
     pub why: String,
-    /// Its calls, innermost first: `func+0x12/0x40 [module]`, or an address.
+    /// The thread's stack, innermost frame first: `func+0x12/0x40 [module]`, or an address.
     pub backtrace: Vec<String>,
 }
 
-/// What is traced, and for how long.
+/// The functions to trace, and for how long.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Trace {
-    /// `[MODULE:]FUNCTION` with `*`, `?` and `[..]`, and with `!` in front to leave functions out. Without one that names any
-    /// all are meant. They hold for modules that are loaded later, too.
+pub struct TraceRequest {
+    /// Patterns of the form `[MODULE:]FUNCTION` with `*`, `?` and `[..]`. A pattern with a leading `!` excludes
+    /// functions. If all patterns exclude, all other functions are traced. The patterns also apply to modules that are
+    /// loaded later.
     #[serde(default)]
     pub patterns: Vec<String>,
-    /// What is recorded.
+    /// The kind of records.
     #[serde(default)]
     pub mode: TraceMode,
-    /// Bytes of each thread's buffer, from 4096 to 1 GiB; else 1 MiB. An entry and a return take 16 bytes each, a call 32.
+    /// The size of each thread's buffer in bytes, from 4096 to 1 GiB. The default is 1 MiB. An entry and a return take
+    /// 16 bytes each, a call 32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub buffer: Option<u64>,
-    /// For how many seconds; else until the client ends it.
+    /// The duration in seconds. By default the trace runs until the client ends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds: Option<u64>,
 }
 
-/// What a trace records.
+/// The kind of records in a trace.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TraceMode {
-    /// Who called which function.
+    /// Each call with its caller.
     #[default]
     Calls,
-    /// When functions were entered and left.
+    /// The times of entry and return.
     Graph,
 }
 
-/// A trace has begun: the functions that exist by now are switched.
+/// The first event of a trace: all matching functions that exist now are being traced.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Tracing {
-    /// The traced process's id, in its own namespace.
+pub struct TraceStarted {
+    /// The id of the traced process, in its own PID namespace.
     pub pid: u32,
-    /// Its name.
+    /// The name of the process.
     pub process: String,
-    /// How many functions the patterns name by now that can be traced.
+    /// How many traceable functions match the patterns now.
     pub functions: usize,
 }
 
-/// A trace is over.
+/// The end of a trace.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Traced {
-    /// What is not in it.
+    /// The records that were lost.
     pub missed: Missed,
 }
 
-/// A function that patterns name.
+/// A function that matches the patterns.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TraceableFunction {
-    /// It.
+    /// The function.
     #[serde(flatten)]
     pub function: Function,
-    /// Why it cannot be traced, if it cannot.
+    /// Why the function cannot be traced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why_not: Option<String>,
-    /// Why its returns cannot be recorded, if its calls can be and they cannot.
+    /// Why the returns of the function cannot be recorded, if its calls can be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why_no_returns: Option<String>,
 }
@@ -306,12 +312,12 @@ pub enum ResultType {
     I64,
     /// `unsigned long`, or a pointer.
     U64,
-    /// Nothing.
+    /// No result.
     Void,
 }
 
 impl ResultType {
-    /// What stands in the result register, as this type: a number, or null.
+    /// Converts the result register to this type: a number, or null.
     #[must_use]
     pub fn value(self, register: u64) -> Value {
         let [a, b, c, d, ..] = register.to_le_bytes();
@@ -326,60 +332,61 @@ impl ResultType {
     }
 }
 
-/// A module's name.
+/// The name of a module.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Named {
-    /// It.
+pub struct ModuleName {
+    /// The name.
     pub module: String,
 }
 
-/// What a call returned.
+/// The result of a call.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Called {
-    /// The module it was made in.
+    /// The module of the called function.
     pub module: String,
     /// A number, or null for void.
     pub result: Value,
 }
 
-/// What is in a host.
+/// The contents of a host.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Listing {
-    /// The modules from COMING to GOING, in order of their loading.
-    pub modules: Vec<Entry>,
-    /// The host's own taint: that of all modules it ever had, and R after an unload by force.
+pub struct ModuleListing {
+    /// The modules in any state from COMING to GOING, in order of loading.
+    pub modules: Vec<ModuleEntry>,
+    /// The host's own taint: the taints of all modules since its start, and R after an unload by force.
     pub taint: String,
     /// The memory of all modules of the process.
-    pub memory: Vec<Stripe>,
-    /// Names of modules that have gone while threads were in their code: their memory stays until those have left it.
+    pub memory: Vec<StripeEntry>,
+    /// The names of quarantined modules: they were unloaded while threads were in their code, and their memory is kept
+    /// until those threads have left it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub quarantined: Vec<String>,
 }
 
 /// A module.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Entry {
-    /// Its name.
+pub struct ModuleEntry {
+    /// The name of the module.
     pub name: String,
-    /// `LIVE`, say.
+    /// The state, for example `LIVE`.
     pub state: State,
-    /// How many hold it: calls under way, and the host program's own handles.
+    /// The number of references: calls under way, and handles of the host program.
     pub references: usize,
-    /// The modules that use its symbols.
+    /// The modules that use symbols of this module.
     pub used_by: Vec<String>,
-    /// The modules whose symbols it uses.
+    /// The modules whose symbols this module uses.
     pub uses: Vec<String>,
-    /// Its memory, in bytes.
+    /// The size of its memory in bytes.
     pub sizes: Sizes,
-    /// Linux's letters.
+    /// The taint, as Linux's letters.
     pub taint: String,
-    /// Its licence, escaped, if it states one.
+    /// The licence, escaped, if the module states one.
     pub license: Option<String>,
-    /// Those that can be seen.
-    pub params: Vec<Param>,
+    /// The visible parameters.
+    pub params: Vec<ParamEntry>,
 }
 
-/// Bytes by stripe.
+/// The sizes of a module's memory in bytes, by stripe.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "their names say it")]
 pub struct Sizes {
@@ -391,26 +398,26 @@ pub struct Sizes {
 
 /// A parameter of a LIVE module.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Param {
-    /// Its name.
+pub struct ParamEntry {
+    /// The name of the parameter.
     pub name: String,
-    /// As in `module_param`.
+    /// The type, as in `module_param`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Its permission bits, octal: `0644`.
+    /// The permission bits, octal: `0644`.
     pub perm: String,
-    /// Its value, escaped; none if it may not be read.
+    /// The value, escaped. `None` if the permissions forbid reading.
     pub value: Option<String>,
 }
 
 /// A stripe of the process's memory for modules.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Stripe {
-    /// `text`, say.
+pub struct StripeEntry {
+    /// The name of the stripe, for example `text`.
     pub stripe: String,
-    /// Bytes that modules have.
+    /// How many bytes modules use.
     pub used: u64,
-    /// Bytes whose pages are there.
+    /// How many bytes have been touched, so that their pages exist.
     pub touched: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The server: accepts, and lets nobody take more than his part.
+//! The server. It accepts clients and limits what each of them can use.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,25 +17,25 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
 use thiserror::Error;
 
-use crate::error::Refusal;
+use crate::error::RequestRefusal;
 use crate::listen::Listener;
 use crate::protocol::{FINISH_TIME, MAX_CLIENTS, WRITE_TIME};
 use crate::session::{self, Answers};
 
-/// Serves the clients of a socket.
+/// A server for the clients of a socket.
 #[derive(Debug)]
 pub struct Server {
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
 }
 
-/// What sessions share.
+/// The state that all sessions share.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct ServerState {
     pub(crate) host: Arc<Host>,
     pub(crate) trust: Trust,
     stopping: AtomicBool,
     clients: Mutex<Clients>,
-    /// A client is gone.
+    /// Notified when a client is gone.
     gone: Condvar,
 }
 
@@ -45,41 +45,42 @@ struct Clients {
     next: u64,
 }
 
-/// The server cannot go on.
+/// The server cannot continue.
 #[derive(Debug, Error)]
-#[error("waiting for clients")]
+#[error("the server could not wait for clients")]
 pub struct ServeError(#[from] io::Error);
 
-/// How serving has ended.
+/// The result of [`Server::serve`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ended {
-    /// How many clients' requests were still under way [`FINISH_TIME`] after the server was told to stop. Their threads
-    /// are still there, and hold what they call.
+pub struct ServeOutcome {
+    /// The number of clients whose request was still being processed [`FINISH_TIME`] after the server was told to stop.
+    /// The threads of these requests still exist and still hold the modules they call.
     pub unfinished: usize,
 }
 
-/// How long to wait when there are no descriptors left for another client.
+/// How long the server pauses if it has no descriptors left for another client.
 const PAUSE: Duration = Duration::from_millis(50);
 
 impl Server {
-    /// A server for a host. `trust` is the promise that its clients, who are this process's user and root, choose
-    /// modules and calls as it demands.
+    /// Makes a server for a host. Its clients run as this process's user or as root. `trust` is the promise that they
+    /// load and call only what [`Trust`] allows.
     #[must_use]
     pub fn new(host: Arc<Host>, trust: Trust) -> Server {
         let (stopping, clients, gone) = (AtomicBool::new(false), Mutex::default(), Condvar::new());
-        Server { shared: Arc::new(Shared { host, trust, stopping, clients, gone }) }
+        Server { shared: Arc::new(ServerState { host, trust, stopping, clients, gone }) }
     }
 
-    /// Serves until `stop` can be read from (or is closed): then accepts no more, and waits for the requests under way,
-    /// for [`FINISH_TIME`] at most. Modules stay: what becomes of them is for the caller to say.
+    /// Serves until `stop` becomes readable (or is closed). Then accepts no more clients, and waits up to
+    /// [`FINISH_TIME`] for the requests that are being processed. Modules stay loaded; the caller decides whether to
+    /// unload them.
     ///
     /// # Errors
-    /// [`ServeError`]: the system does not let it wait for clients.
-    pub fn serve(self, listener: &Listener, stop: impl AsFd) -> Result<Ended, ServeError> {
+    /// [`ServeError`]: waiting for clients failed.
+    pub fn serve(self, listener: &Listener, stop: impl AsFd) -> Result<ServeOutcome, ServeError> {
         loop {
             let mut fds = [PollFd::new(&stop, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
             retry_on_intr(|| poll(&mut fds, None)).map_err(io::Error::from)?;
-            // Between two clients: this thread is in nobody's way for long.
+            // Between two clients this thread is in no module function, so this is a checkpoint.
             self.shared.host.checkpoint();
             let [stop, _] = fds;
             if !stop.revents().is_empty() {
@@ -87,7 +88,7 @@ impl Server {
             }
             match listener.socket().accept() {
                 Ok((stream, _)) => self.admit(stream),
-                // It is gone again.
+                // The client is gone again.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
                     tracing::warn!(%error, "a client could not be accepted");
@@ -97,7 +98,7 @@ impl Server {
         }
     }
 
-    /// Starts a session, or says why not.
+    /// Starts a session for a client, or sends the reason why not.
     fn admit(&self, stream: UnixStream) {
         if let Err(refusal) = self.start(&stream) {
             tracing::warn!(%refusal, "a client was refused");
@@ -105,16 +106,16 @@ impl Server {
         }
     }
 
-    fn start(&self, stream: &UnixStream) -> Result<(), Refusal> {
-        let system = |error| Refusal::Wire(crate::wire::WireError::Io(error));
-        // Reads are preceded by a wait, and writes have a limit.
+    fn start(&self, stream: &UnixStream) -> Result<(), RequestRefusal> {
+        let system = |error| RequestRefusal::Wire(crate::wire::WireError::Io(error));
+        // Reads need no limit here: each waits for its data with a limit of its own.
         stream.set_write_timeout(Some(WRITE_TIME)).map_err(system)?;
         permit(stream)?;
         let stream = Arc::new(stream.try_clone().map_err(system)?);
         let id = self.shared.enter(stream.clone())?;
         let shared = self.shared.clone();
         let session = move || {
-            let left = Left { shared: &shared, id };
+            let left = SessionGuard { shared: &shared, id };
             session::run(&shared, &stream);
             drop(left);
         };
@@ -125,11 +126,11 @@ impl Server {
         })
     }
 
-    /// Waits for the requests under way.
-    fn finish(&self) -> Ended {
+    /// Waits for the requests that are being processed.
+    fn finish(&self) -> ServeOutcome {
         self.shared.stopping.store(true, Ordering::Release);
         let mut clients = self.shared.clients();
-        // Who waits for a client's next request hears that there is none.
+        // Ends the sessions that wait for a client's next request.
         for stream in clients.streams.values() {
             let _ = stream.shutdown(Shutdown::Read);
         }
@@ -137,23 +138,24 @@ impl Server {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             if clients.streams.is_empty() || left.is_zero() {
-                return Ended { unfinished: clients.streams.len() };
+                return ServeOutcome { unfinished: clients.streams.len() };
             }
             clients = self.shared.gone.wait_timeout(clients, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
 
-/// Whoever can make this process load a file runs code as its user: that user himself, and root, who can in any case.
-fn permit(stream: &UnixStream) -> Result<(), Refusal> {
-    let peer = socket_peercred(stream).map_err(|errno| Refusal::Wire(errno.into()))?;
+/// A client that can load a file can run code as this process's user. So only this user is allowed, and root, who can
+/// run such code anyway.
+fn permit(stream: &UnixStream) -> Result<(), RequestRefusal> {
+    let peer = socket_peercred(stream).map_err(|errno| RequestRefusal::Wire(errno.into()))?;
     if peer.uid == geteuid() || peer.uid.is_root() {
         return Ok(());
     }
-    Err(Refusal::NotPermitted { uid: peer.uid.as_raw() })
+    Err(RequestRefusal::NotPermitted { uid: peer.uid.as_raw() })
 }
 
-impl Shared {
+impl ServerState {
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
@@ -162,10 +164,10 @@ impl Shared {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, stream: Arc<UnixStream>) -> Result<u64, Refusal> {
+    fn enter(&self, stream: Arc<UnixStream>) -> Result<u64, RequestRefusal> {
         let mut clients = self.clients();
         if clients.streams.len() >= MAX_CLIENTS {
-            return Err(Refusal::TooManyClients);
+            return Err(RequestRefusal::TooManyClients);
         }
         let id = clients.next;
         clients.next += 1;
@@ -179,13 +181,13 @@ impl Shared {
     }
 }
 
-/// A session that is over, however it ends.
-struct Left<'a> {
-    shared: &'a Shared,
+/// Removes a session from the table when it ends, also by a panic.
+struct SessionGuard<'a> {
+    shared: &'a ServerState,
     id: u64,
 }
 
-impl Drop for Left<'_> {
+impl Drop for SessionGuard<'_> {
     fn drop(&mut self) {
         self.shared.leave(self.id);
     }

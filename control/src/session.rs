@@ -1,4 +1,4 @@
-//! One client: its requests, one after the other.
+//! Serves one client: its requests, one at a time.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
-use crate::error::Refusal;
+use crate::error::RequestRefusal;
 use crate::operation::Operation;
 use crate::protocol::{Greeting, LINE_TIME, MAX_DESCRIPTORS, MAX_LINE, OPS, Request, VERSION};
-use crate::server::Shared;
-use crate::wire::{Line, Reader, WireError, send};
+use crate::server::ServerState;
+use crate::wire::{LineReader, WireError, WireLine, send};
 
-/// Where a client hears of its request. One that does not listen any more is spoken to no more.
+/// Sends answers to a client. After a failed write, sends no more.
 #[derive(Clone, Debug)]
 pub(crate) struct Answers {
     stream: Arc<UnixStream>,
@@ -28,26 +28,26 @@ impl Answers {
     }
 
     pub(crate) fn say(&self, line: &Value) {
-        // After a line that was cut off no other can be understood.
+        // After an incomplete line the client cannot understand any further line.
         if !self.gone.load(Ordering::Relaxed) && send(&self.stream, &line.to_string(), &[]).is_err() {
             self.gone.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Whether nobody is left to answer. A client that has only ended its side still is.
+    /// Returns whether the client has closed the connection. A client that has only ended its sending side still reads.
     pub(crate) fn is_gone(&self) -> bool {
         let mut fds = [PollFd::new(&self.stream, PollFlags::empty())];
         let now = poll(&mut fds, Some(&Timespec::default()));
         self.gone.load(Ordering::Relaxed) || now.is_ok() && fds[0].revents().contains(PollFlags::HUP)
     }
 
-    /// For who wants to wait until the client says something.
+    /// Returns the descriptor that becomes readable when the client sends something.
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
 
-    /// Refuses a client, or a line of which no request's number can be told.
-    pub(crate) fn refuse(&self, refusal: &Refusal) {
+    /// Refuses a client, or a line without a readable request id.
+    pub(crate) fn refuse(&self, refusal: &RequestRefusal) {
         self.say(&json!({ "id": null, "error": refusal.data() }));
     }
 }
@@ -56,13 +56,13 @@ pub(crate) fn greeting() -> Greeting {
     Greeting { modload: VERSION, version: env!("CARGO_PKG_VERSION").into() }
 }
 
-/// Serves a client until it goes, or says what cannot be understood.
-pub(crate) fn run(shared: &Shared, stream: &Arc<UnixStream>) {
+/// Serves a client until it closes the connection or sends a line that cannot be read.
+pub(crate) fn run(shared: &ServerState, stream: &Arc<UnixStream>) {
     let answers = Answers::new(stream.clone());
     answers.say(&json!(greeting()));
-    let mut reader = Reader::new(MAX_LINE, MAX_DESCRIPTORS, Some(LINE_TIME));
+    let mut reader = LineReader::new(MAX_LINE, MAX_DESCRIPTORS, Some(LINE_TIME));
     loop {
-        // Between two requests this thread is in nobody's functions.
+        // Between two requests this thread is in no module function, so this is a checkpoint.
         shared.host.checkpoint();
         match reader.next(stream.as_fd()) {
             Ok(Some(line)) => request(shared, &answers, line),
@@ -76,7 +76,7 @@ pub(crate) fn run(shared: &Shared, stream: &Arc<UnixStream>) {
     }
 }
 
-fn request(shared: &Shared, answers: &Answers, line: Line) {
+fn request(shared: &ServerState, answers: &Answers, line: WireLine) {
     let (id, parsed) = match parse(&line.text) {
         Ok((id, parsed)) => (id, parsed),
         Err(refusal) => return answers.refuse(&refusal),
@@ -84,8 +84,8 @@ fn request(shared: &Shared, answers: &Answers, line: Line) {
     let operation = Operation { shared, answers, id, more_came: line.more_came };
     let answer = parsed.and_then(|request| {
         let run = AssertUnwindSafe(|| operation.answer(request, line.descriptors));
-        // What a panic leaves half done is the request's own: the host keeps itself in order.
-        catch_unwind(run).unwrap_or(Err(Refusal::Internal))
+        // A panic leaves only the request's own state incomplete: the host keeps its state consistent.
+        catch_unwind(run).unwrap_or(Err(RequestRefusal::Internal))
     });
     answers.say(&match answer {
         Ok(ok) => json!({ "id": id, "ok": ok }),
@@ -93,20 +93,22 @@ fn request(shared: &Shared, answers: &Answers, line: Line) {
     });
 }
 
-/// The number of a request, and what it asks.
-fn parse(text: &str) -> Result<(u64, Result<Request, Refusal>), Refusal> {
-    let value: Value = serde_json::from_str(text).map_err(|error| Refusal::Malformed(error.to_string()))?;
-    let Value::Object(mut fields) = value else { return Err(Refusal::Malformed("it is another value".into())) };
-    let id = fields.remove("id").and_then(|id| id.as_u64()).ok_or(Refusal::NoId)?;
+/// Returns the id of a request, and the request.
+fn parse(text: &str) -> Result<(u64, Result<Request, RequestRefusal>), RequestRefusal> {
+    let value: Value = serde_json::from_str(text).map_err(|error| RequestRefusal::Malformed(error.to_string()))?;
+    let Value::Object(mut fields) = value else {
+        return Err(RequestRefusal::Malformed("it is a JSON value of another type".into()));
+    };
+    let id = fields.remove("id").and_then(|id| id.as_u64()).ok_or(RequestRefusal::NoId)?;
     let version = fields.remove("modload").filter(|version| *version != json!(VERSION));
     if let Some(version) = version {
-        return Ok((id, Err(Refusal::Version(version))));
+        return Ok((id, Err(RequestRefusal::Version(version))));
     }
     let op = fields.get("op").and_then(Value::as_str).unwrap_or_default();
     if !OPS.contains(&op) {
         let op = op.to_owned();
-        return Ok((id, Err(Refusal::UnknownOp(op))));
+        return Ok((id, Err(RequestRefusal::UnknownOp(op))));
     }
     let request = serde_json::from_value(fields.into());
-    Ok((id, request.map_err(|error: serde_json::Error| Refusal::BadRequest(error.to_string()))))
+    Ok((id, request.map_err(|error: serde_json::Error| RequestRefusal::BadRequest(error.to_string()))))
 }

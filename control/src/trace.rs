@@ -1,7 +1,8 @@
-//! A trace of functions for a client: batch after batch, until its time is over or the client says anything.
+//! Traces functions for a client, one batch after the other, until the time is over or the client sends anything.
 //!
-//! Nothing is queued here. While a client does not read, nobody drains, and the threads' buffers count what they drop; one that
-//! does not read for [`crate::protocol::WRITE_TIME`] counts as gone, and with it goes its trace.
+//! This module queues nothing. While a client does not read, the buffers are not drained, and the traced threads count
+//! the records that they drop. A client that does not read for [`crate::protocol::WRITE_TIME`] is treated as gone, and
+//! its trace ends.
 
 use std::time::{Duration, Instant};
 
@@ -11,62 +12,63 @@ use modload::trace::{Filter, Mode, Pattern, TraceOptions, Traceable};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
-use crate::error::Refusal;
+use crate::error::RequestRefusal;
 use crate::operation::Operation;
-use crate::protocol::{TRACE_LINE, Trace, TraceMode, TraceableFunction, Traced, Tracing};
+use crate::protocol::{TRACE_LINE, TraceMode, TraceRequest, TraceStarted, TraceableFunction, Traced};
 
-/// How often threads' buffers are drained.
+/// The interval at which the threads' buffers are drained.
 const TURN: Duration = Duration::from_millis(100);
 
 impl Operation<'_> {
-    /// Traces until it is over: what the client has sent by then is its next request.
-    pub(crate) fn trace(&self, asked: &Trace) -> Result<Traced, Refusal> {
+    /// Traces until the end. Bytes that the client has sent by then are its next request.
+    pub(crate) fn trace(&self, asked: &TraceRequest) -> Result<Traced, RequestRefusal> {
         let host = &self.shared.host;
         let (options, filter) = (options(asked)?, filter(&asked.patterns)?);
-        // A time that the clock does not reach is none.
+        // A time beyond the range of the clock means no limit.
         let until = asked.seconds.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
         let mut trace = host.trace_functions(&options)?;
         self.say_tracing(&filter);
-        let mut told = Told::default();
+        let mut sent = LastSent::default();
         while self.goes_on(until) {
-            self.say_batch(trace.drain(), &mut told);
+            self.say_batch(trace.drain(), &mut sent);
         }
-        self.say_batch(trace.finish(), &mut told);
-        Ok(Traced { missed: told.missed })
+        self.say_batch(trace.finish(), &mut sent);
+        Ok(Traced { missed: sent.missed })
     }
 
-    /// Waits for the next turn, if there is one.
+    /// Waits for the next interval. Returns `false` if the trace ends.
     fn goes_on(&self, until: Option<Instant>) -> bool {
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
         if self.more_came || self.answers.is_gone() || self.shared.is_stopping() || left == Some(Duration::ZERO) {
             return false;
         }
         let turn = left.map_or(TURN, |left| left.min(TURN));
-        // A request, the end of the client's side, a server that stops and has closed this side: all can be read.
+        // A request, the end of the client's side and a stopping server, which closes this side, all make the socket
+        // readable.
         let stream = self.answers.as_fd();
         let mut fds = [PollFd::from_borrowed_fd(stream, PollFlags::IN | PollFlags::RDHUP)];
         let timeout = Timespec::try_from(turn).ok();
-        // Interrupted, the turn is a shorter one.
+        // An interrupted wait only makes the interval shorter.
         poll(&mut fds, timeout.as_ref()).is_err() || fds[0].revents().is_empty()
     }
 
-    /// Tells the client that functions are traced from now on, of whom, and how many there are by now.
+    /// Tells the client that tracing has begun, in which process, and how many functions match now.
     fn say_tracing(&self, filter: &Filter) {
-        let wanted = meant(&self.shared.host, filter);
+        let wanted = matching_functions(&self.shared.host, filter);
         let functions = wanted.filter(|traceable| traceable.why_not.is_none()).count();
-        let tracing = Tracing { pid: std::process::id(), process: process_name(), functions };
+        let tracing = TraceStarted { pid: std::process::id(), process: process_name(), functions };
         let text = format!("tracing {functions} functions of {} ({})", tracing.process, tracing.pid);
         let mut event = json!(tracing);
         event["event"] = "tracing".into();
         self.answers.say(&json!({ "id": self.id, "event": event, "text": text }));
     }
 
-    /// Tells what a drain has found, in lines that are not too long. An empty one is told if the one before was not: until
-    /// then a client cannot know that nothing older comes.
-    fn say_batch(&self, batch: Batch, told: &mut Told) {
-        let news = !batch.records.is_empty() || batch.missed != told.missed;
-        told.missed = batch.missed;
-        if !std::mem::replace(&mut told.news, news) && !news {
+    /// Sends the records of a drain, in lines of limited length. An empty batch is sent only after one that was not
+    /// empty: it tells the client that no older records follow.
+    fn say_batch(&self, batch: Batch, sent: &mut LastSent) {
+        let news = !batch.records.is_empty() || batch.missed != sent.missed;
+        sent.missed = batch.missed;
+        if !std::mem::replace(&mut sent.news, news) && !news {
             return;
         }
         let mut parts = parts(batch).peekable();
@@ -80,35 +82,35 @@ impl Operation<'_> {
     }
 }
 
-/// What the client has been told last.
+/// The latest state that the client knows.
 #[derive(Default)]
-struct Told {
+struct LastSent {
     news: bool,
     missed: Missed,
 }
 
-/// Functions that patterns name, and whether they can be traced.
-pub(crate) fn traceable(host: &Host, patterns: &[String]) -> Result<Vec<TraceableFunction>, Refusal> {
+/// Returns the functions that match the patterns, and whether each can be traced.
+pub(crate) fn traceable(host: &Host, patterns: &[String]) -> Result<Vec<TraceableFunction>, RequestRefusal> {
     let filter = filter(patterns)?;
     let listed = |Traceable { function, why_not, why_no_returns }| TraceableFunction {
         function,
         why_not,
         why_no_returns: why_no_returns.map(str::to_owned),
     };
-    Ok(meant(host, &filter).map(listed).collect())
+    Ok(matching_functions(host, &filter).map(listed).collect())
 }
 
-fn meant(host: &Host, filter: &Filter) -> impl Iterator<Item = Traceable> {
+fn matching_functions(host: &Host, filter: &Filter) -> impl Iterator<Item = Traceable> {
     let all = host.traceable().into_iter();
     all.filter(|Traceable { function, .. }| filter.matches(&function.module, &function.name))
 }
 
-fn filter(patterns: &[String]) -> Result<Filter, Refusal> {
+fn filter(patterns: &[String]) -> Result<Filter, RequestRefusal> {
     let patterns = patterns.iter().map(|pattern| pattern.parse::<Pattern>());
     Ok(patterns.collect::<Result<Filter, _>>()?)
 }
 
-fn options(asked: &Trace) -> Result<TraceOptions, Refusal> {
+fn options(asked: &TraceRequest) -> Result<TraceOptions, RequestRefusal> {
     let options = TraceOptions::new(match asked.mode {
         TraceMode::Calls => Mode::Calls,
         TraceMode::Graph => Mode::Graph,
@@ -117,21 +119,21 @@ fn options(asked: &Trace) -> Result<TraceOptions, Refusal> {
     Ok(asked.buffer.into_iter().fold(options, TraceOptions::buffer))
 }
 
-/// The process's name, as ps(1) shows it.
+/// Returns the name of the process, as shown by ps(1).
 fn process_name() -> String {
     let name = std::fs::read_to_string("/proc/self/comm").unwrap_or_default();
     name.trim_end_matches('\n').escape_debug().to_string()
 }
 
-/// A batch in pieces of about [`TRACE_LINE`] bytes as JSON: names first, then records, in their order. There is one at least.
-/// One name that is longer makes a piece of its own.
+/// Splits a batch into parts of about [`TRACE_LINE`] bytes of JSON each: names first, then records, in order. Returns
+/// at least one part. A name that is longer than a line becomes a part of its own.
 fn parts(batch: Batch) -> impl Iterator<Item = Batch> {
     let Batch { functions, threads, records, missed } = batch;
     let (mut functions, mut threads, mut records) =
         (functions.into_iter().peekable(), threads.into_iter().peekable(), records.into_iter().peekable());
     let mut first = true;
     std::iter::from_fn(move || {
-        let mut room = Room(TRACE_LINE);
+        let mut room = LineRoom(TRACE_LINE);
         let part = Batch {
             functions: room.take(&mut functions, |function| text(&function.module) + text(&function.name)),
             threads: room.take(&mut threads, |thread| text(&thread.name)),
@@ -146,16 +148,16 @@ fn parts(batch: Batch) -> impl Iterator<Item = Batch> {
     })
 }
 
-/// What a text takes in JSON at most: an escape of six bytes for each of its own.
+/// Returns the maximum length of a string in JSON: each byte may become an escape of six bytes.
 fn text(text: &str) -> usize {
     6 * text.len()
 }
 
-/// How much room is left in a line, in bytes.
-struct Room(usize);
+/// The number of bytes left in a line.
+struct LineRoom(usize);
 
-impl Room {
-    /// More than the keys and numbers of any item take in JSON.
+impl LineRoom {
+    /// More bytes than the keys and numbers of any item take in JSON.
     const ITEM: usize = 128;
 
     fn take<T>(
@@ -164,10 +166,10 @@ impl Room {
         texts: impl Fn(&T) -> usize,
     ) -> Vec<T> {
         let mut taken = Vec::new();
-        while let Some(needed) = items.peek().map(|item| Room::ITEM + texts(item)) {
-            // What does not fit into an empty line either goes alone.
+        while let Some(needed) = items.peek().map(|item| LineRoom::ITEM + texts(item)) {
+            // An item that does not fit even into an empty line is sent alone.
             if needed > self.0 && self.0 < TRACE_LINE {
-                // Nothing behind it may go before it.
+                // Later items must not overtake this one.
                 self.0 = 0;
                 break;
             }

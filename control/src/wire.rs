@@ -1,4 +1,5 @@
-//! Lines with descriptors over a Unix socket: bounded, and never blocked for long by the other side.
+//! Transfers lines and descriptors over a Unix socket. Lengths are limited, and the other side cannot block a transfer
+//! for long.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::{MaybeUninit, take};
@@ -14,13 +15,13 @@ use rustix::net::{
 };
 use thiserror::Error;
 
-/// The most descriptors that Linux passes in one message (`SCM_MAX_FD`).
+/// The maximum number of descriptors that Linux passes in one message (`SCM_MAX_FD`).
 const PER_MESSAGE: usize = 253;
 
-/// How much is asked for at once, in bytes.
+/// The size of one read in bytes.
 const CHUNK: usize = 16 << 10;
 
-/// A line cannot be had from the other side.
+/// Why no line could be read.
 #[derive(Debug, Error)]
 pub(crate) enum WireError {
     #[error("a line of more than {0} bytes")]
@@ -29,7 +30,7 @@ pub(crate) enum WireError {
     TooSlow(Duration),
     #[error("more than {0} descriptors with a line")]
     TooManyDescriptors(usize),
-    #[error("descriptors that came with a line are lost: this process can have no more")]
+    #[error("the descriptors of a line are lost: this process has reached its limit of open descriptors")]
     DescriptorsLost,
     #[error("a line that is not UTF-8")]
     NotUtf8,
@@ -58,44 +59,44 @@ impl From<Errno> for WireError {
     }
 }
 
-/// A line without its newline, and the descriptors that had come when it was read.
+/// A line without its newline, and the descriptors that had arrived with it.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct WireLine {
     pub(crate) text: String,
     pub(crate) descriptors: Vec<OwnedFd>,
-    /// Whether anything behind it has come by now.
+    /// Whether more bytes have arrived after this line.
     pub(crate) more_came: bool,
 }
 
-/// What has come and is not a whole line yet.
+/// Bytes and descriptors that have arrived but are not a complete line yet.
 #[derive(Debug)]
-pub(crate) struct Reader {
+pub(crate) struct LineReader {
     bytes: Vec<u8>,
-    /// How many of them are known to hold no newline.
+    /// The number of leading bytes that are known to hold no newline.
     searched: usize,
     descriptors: Vec<OwnedFd>,
     max_line: usize,
     max_descriptors: usize,
-    /// How long a line may take from its first byte on.
+    /// The maximum time for a line, counted from its first byte.
     line_time: Option<Duration>,
     begun: Option<Instant>,
 }
 
-impl Reader {
-    pub(crate) fn new(max_line: usize, max_descriptors: usize, line_time: Option<Duration>) -> Reader {
+impl LineReader {
+    pub(crate) fn new(max_line: usize, max_descriptors: usize, line_time: Option<Duration>) -> LineReader {
         let (bytes, descriptors) = (Vec::new(), Vec::new());
-        Reader { bytes, searched: 0, descriptors, max_line, max_descriptors, line_time, begun: None }
+        LineReader { bytes, searched: 0, descriptors, max_line, max_descriptors, line_time, begun: None }
     }
 
-    /// From now on a line may take this long; the next one is begun.
-    pub(crate) fn hurry(&mut self, line_time: Option<Duration>) {
+    /// Sets the maximum time for a line. For the next line, the time starts now.
+    pub(crate) fn limit_line_time(&mut self, line_time: Option<Duration>) {
         self.line_time = line_time;
         self.begun = line_time.map(|_| Instant::now());
     }
 
-    /// The next line; `None` when the other side has ended. After an error other than [`WireError::NotUtf8`] nothing
-    /// can be said of where the next line begins.
-    pub(crate) fn next(&mut self, socket: BorrowedFd<'_>) -> Result<Option<Line>, WireError> {
+    /// Returns the next line, or `None` when the other side has ended. After an error other than [`WireError::NotUtf8`]
+    /// the start of the next line is not known.
+    pub(crate) fn next(&mut self, socket: BorrowedFd<'_>) -> Result<Option<WireLine>, WireError> {
         loop {
             if let Some(at) = self.bytes[self.searched..].iter().position(|&byte| byte == b'\n') {
                 return self.line(self.searched + at).map(Some);
@@ -116,12 +117,12 @@ impl Reader {
         }
     }
 
-    /// Whether the next line is here already.
+    /// Returns whether a complete line has arrived already.
     pub(crate) fn has_line(&self) -> bool {
         self.bytes[self.searched..].contains(&b'\n')
     }
 
-    fn line(&mut self, end: usize) -> Result<Line, WireError> {
+    fn line(&mut self, end: usize) -> Result<WireLine, WireError> {
         let rest = self.bytes.split_off(end + 1);
         let mut line = std::mem::replace(&mut self.bytes, rest);
         line.truncate(end);
@@ -132,10 +133,10 @@ impl Reader {
             return Err(WireError::TooLong(self.max_line));
         }
         let text = String::from_utf8(line).map_err(|_| WireError::NotUtf8)?;
-        Ok(Line { text, descriptors, more_came })
+        Ok(WireLine { text, descriptors, more_came })
     }
 
-    /// Sleeps until there is something to be read, or a line that was begun takes too long.
+    /// Waits for data, or until the current line takes too long.
     fn wait(&self, socket: BorrowedFd<'_>) -> Result<(), WireError> {
         let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
         let Some((begun, at_most)) = self.begun.zip(self.line_time) else {
@@ -146,7 +147,7 @@ impl Reader {
         let timeout = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
         match poll(&mut fds, Some(&timeout)) {
             Ok(0) => Err(WireError::TooSlow(at_most)),
-            // The time that is left is counted anew.
+            // The remaining time is computed again.
             Err(Errno::INTR) => self.wait(socket),
             ready => Ok(ready.map(drop)?),
         }
@@ -164,7 +165,7 @@ impl Reader {
                 self.descriptors.extend(descriptors);
             }
         }
-        // There is room for as many as Linux passes, but not always for them in the process.
+        // The buffer has room for the maximum number of descriptors, but the process may have reached its own limit.
         if received.flags.contains(ReturnFlags::CTRUNC) {
             return Err(WireError::DescriptorsLost);
         }
@@ -176,7 +177,7 @@ impl Reader {
     }
 }
 
-/// Sends a line, and descriptors with its first byte. A signal for a pipe that nobody reads is not wanted.
+/// Sends a line, and descriptors with its first byte. Suppresses the signal SIGPIPE.
 pub(crate) fn send(socket: impl AsFd, line: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PER_MESSAGE))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -188,8 +189,8 @@ pub(crate) fn send(socket: impl AsFd, line: &str, descriptors: &[BorrowedFd<'_>]
     let mut progress = Instant::now();
     while !rest.is_empty() {
         let sent = match sendmsg(&socket, &[IoSlice::new(rest)], &mut control, SendFlags::NOSIGNAL) {
-            // The kernel counts a time limit anew in each call. Signals that come all the time, because modules are
-            // unloaded all the time, must not put it off for ever.
+            // The kernel starts a new time limit with each call. Frequent signals, which unloading of modules causes,
+            // must not extend the limit for ever.
             Err(Errno::INTR) => match socket_timeout(&socket, Timeout::Send)? {
                 Some(limit) if progress.elapsed() >= limit => return Err(Errno::AGAIN.into()),
                 _ => continue,
@@ -197,7 +198,7 @@ pub(crate) fn send(socket: impl AsFd, line: &str, descriptors: &[BorrowedFd<'_>]
             sent => sent?,
         };
         progress = Instant::now();
-        // They have gone with what was sent.
+        // The descriptors have been sent with the first bytes.
         control.clear();
         rest = &rest[sent..];
     }

@@ -1,4 +1,4 @@
-//! A host whose threads go over at checkpoints alone: what its clients see of those who have not come to one.
+//! A host in which threads migrate at checkpoints only: its clients see the threads that have not reached one.
 
 #[allow(dead_code, reason = "the other tests need the rest of it")]
 mod scene;
@@ -22,7 +22,7 @@ fn threads_that_come_to_no_checkpoint_are_named() {
     let host = Arc::new(Host::builder().process_symbols().transition(Transition::CheckpointsOnly).build().unwrap());
     let flags = ["-O2", "-fPIC", "-fvisibility=hidden", "-fpatchable-function-entry=5"];
     let object = object_from_text("answering", Language::C, TARGET, Compiler::Cc, &flags).unwrap();
-    // SAFETY: the text is ours.
+    // SAFETY: the code is this test's.
     let image = unsafe { Image::trusted(std::fs::read(object).unwrap()) };
     let module = host.load(&image.named("answering")).unwrap();
     let scene = Scene::of(host.clone());
@@ -40,11 +40,11 @@ fn threads_that_come_to_no_checkpoint_are_named() {
     let func = FuncSpec { old_name: "answer".into(), old_sympos: 0, new_func };
     let object = ObjectSpec { name: Some("answering".into()), funcs: vec![func], ..ObjectSpec::default() };
     host.enable_patch("fix", PatchSpec { objects: vec![object], ..PatchSpec::default() }, None).unwrap();
-    // Behind each request the session comes to a checkpoint, if not in front of this one, where it may still be on its way to one.
+    // The session reaches a checkpoint after each request, but perhaps not before this one.
     let first = call(&mut client);
     assert!(first == 1 || first == 101, "{first}");
     assert_eq!(call(&mut client), 101);
-    // This thread has not come to one, nor has the one that waits for it.
+    // This thread has not reached a checkpoint, nor has the thread that waits for it.
     let patch = status(&mut client);
     assert_eq!(patch.transition.as_deref(), Some("patching"));
     assert!(patch.blocking.len() >= 2 && patch.blocked == patch.blocking.len(), "{patch:?}");

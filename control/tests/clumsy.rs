@@ -1,4 +1,4 @@
-//! Clients that do everything at an odd moment: in pieces, without listening, without waiting.
+//! Clients that behave badly at any moment: they send in pieces, do not read, and do not wait.
 
 mod scene;
 
@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use modload_control::protocol::{Entry, Listing, Named, Request};
+use modload_control::protocol::{ModuleEntry, ModuleListing, ModuleName, Request};
 use modload_control::{Client, ClientError};
 use modload_fixtures::{Compiler, Language, is_for_want_of_a_processor, object_from_text, until};
 use scene::{Raw, Scene, object};
@@ -18,7 +18,7 @@ use serde_json::Value;
 const LOAD: &str = "{\"id\":1,\"op\":\"load\",\"files\":[\"greet.o\"]}\n";
 const UNLOAD: &str = "{\"id\":2,\"op\":\"unload\",\"name\":\"greet\"}\n";
 
-/// The answer, after any events.
+/// Returns the answer, after any events.
 fn answer(raw: &mut Raw) -> Value {
     std::iter::from_fn(|| raw.line()).find(|line| line["event"].is_null()).expect("an answer")
 }
@@ -37,7 +37,7 @@ fn a_descriptor_may_come_with_any_byte_of_its_line() {
         raw.send(before.as_bytes(), &[]);
         raw.send(with.as_bytes(), &[greet.as_fd()]);
         raw.send(behind.as_bytes(), &[]);
-        // The same descriptor each time: reading it has not moved it, nor does it matter where it stands.
+        // The same descriptor each time: reading has not changed its file offset, and the offset does not matter.
         let loaded = answer(&mut raw);
         assert_eq!(loaded["ok"]["module"], "greet", "byte {at}: {loaded}");
         assert_eq!(greet.stream_position().unwrap(), if at == 0 { 0 } else { 7 });
@@ -59,7 +59,7 @@ fn a_client_may_vanish_at_any_byte() {
     let greet = File::open(object("greet")).unwrap();
     for at in 1..=LOAD.len() {
         scene.raw().send(&LOAD.as_bytes()[..at], &[greet.as_fd()]);
-        // Its end alone, and what it had asked is answered.
+        // The client ends only its sending side. Its request is answered.
         let mut half = scene.raw();
         half.send(&LOAD.as_bytes()[..at], &[greet.as_fd()]);
         half.stream.shutdown(std::net::Shutdown::Write).unwrap();
@@ -67,9 +67,9 @@ fn a_client_may_vanish_at_any_byte() {
         assert_eq!(answered, at == LOAD.len(), "{at}");
     }
     let mut client = scene.client();
-    let listing: Listing = request(&mut client, &Request::List {});
+    let listing: ModuleListing = request(&mut client, &Request::List {});
     assert_eq!(listing.modules.len(), 1);
-    let unloaded: Named = request(&mut client, &Request::Unload { name: "greet".into(), wait: 5, force: false });
+    let unloaded: ModuleName = request(&mut client, &Request::Unload { name: "greet".into(), wait: 5, force: false });
     assert_eq!(unloaded.module, "greet");
 }
 
@@ -78,7 +78,7 @@ fn who_does_not_listen_keeps_nobody_else_waiting() {
     let scene = Scene::new();
     let mut deaf = scene.raw();
     let greet = File::open(object("greet")).unwrap();
-    // A warning for each of them: far more than a socket takes in.
+    // Each parameter causes a warning: together far more bytes than a socket buffers.
     let params: Vec<String> = (0..6000).map(|at| format!("\"p{at}\"")).collect();
     let load = format!("{{\"id\":1,\"op\":\"load\",\"files\":[\"greet.o\"],\"params\":[{}]}}\n", params.join(","));
     assert!(load.len() < 65_536);
@@ -86,31 +86,31 @@ fn who_does_not_listen_keeps_nobody_else_waiting() {
     deaf.send(load.as_bytes(), &[greet.as_fd()]);
     let mut client = scene.client();
     let state = |client: &mut Client| {
-        let listing: Listing = request(client, &Request::List {});
+        let listing: ModuleListing = request(client, &Request::List {});
         listing.modules.into_iter().map(|entry| format!("{} {}", entry.name, entry.state)).collect::<Vec<_>>()
     };
     until("it is being told", || state(&mut scene.client()) == ["greet COMING"]);
-    // Everybody else is served meanwhile: they look, load, call and unload.
+    // All other clients are served meanwhile: they list, load, call and unload.
     let plain =
         object_from_text("aside", Language::C, "int aside(void) { return 7; }", Compiler::Cc, &["-O2", "-fPIC"]);
     let plain = File::open(plain.unwrap()).unwrap();
     let mut rounds = 0;
     while state(&mut client) == ["greet COMING"] {
         let load = Request::Load { files: vec!["aside.o".into()], name: None, params: vec![], want: vec![] };
-        let _: Named = client.request(&load, &[plain.as_fd()], |_, _| {}).unwrap();
-        let _: Named = request(&mut client, &Request::Unload { name: "aside".into(), wait: 0, force: false });
+        let _: ModuleName = client.request(&load, &[plain.as_fd()], |_, _| {}).unwrap();
+        let _: ModuleName = request(&mut client, &Request::Unload { name: "aside".into(), wait: 0, force: false });
         rounds += 1;
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(rounds > 0);
-    // It counts as gone, and its load is completed.
+    // The client counts as gone, and its load is completed.
     assert!(begun.elapsed() >= Duration::from_secs(9));
     until("the load is completed", || state(&mut scene.client()) == ["greet LIVE"]);
-    // What it reads now ends in the middle of a line, or behind one.
+    // The remaining bytes end within a line or after one.
     assert!(deaf.stream.read_to_end(&mut Vec::new()).is_ok());
 }
 
-/// A module whose `wait_for` returns when a file is there.
+/// A module whose `wait_for` returns once a file exists.
 const WAITER: &str = "
 #include <modload/module.h>
 int access(const char *path, int mode);
@@ -137,8 +137,8 @@ fn an_unload_whose_client_has_gone_does_not_happen_later() {
         params: vec![format!("path={}", go.display())],
         want: vec![],
     };
-    let _: Named = scene.client().request(&load, &[File::open(object).unwrap().as_fd()], |_, _| {}).unwrap();
-    let entry = || request::<Entry>(&mut scene.client(), &Request::Info { name: "awaited".into() });
+    let _: ModuleName = scene.client().request(&load, &[File::open(object).unwrap().as_fd()], |_, _| {}).unwrap();
+    let entry = || request::<ModuleEntry>(&mut scene.client(), &Request::Info { name: "awaited".into() });
     std::thread::scope(|scope| {
         let mut caller = scene.raw();
         let called = scope.spawn(move || {
@@ -150,7 +150,7 @@ fn an_unload_whose_client_has_gone_does_not_happen_later() {
         let wait = format!("{{\"id\":1,\"op\":\"unload\",\"name\":\"awaited\",\"wait\":{}}}\n", u64::MAX);
         interrupted.send(wait.as_bytes(), &[]);
         assert_eq!(interrupted.line().unwrap()["event"]["event"], "waiting");
-        // All places but those two are taken, so that one that is free is that of the one who waited.
+        // All places but two are taken, so a free place is that of the waiting client.
         let is_free = || Client::connect(&scene.socket()).is_ok();
         let mut others = Vec::new();
         while others.len() < 62 {
@@ -175,7 +175,7 @@ fn who_has_the_socket_and_says_nothing_is_no_host() {
     assert!(
         refused
             .to_string()
-            .ends_with("silent: nobody greets within 0 s: it is no host, or one that still loads what it begins with"),
+            .ends_with("silent: no greeting within 0 s: either this socket is not a host's, or the host is still loading its first modules; try again later"),
         "{refused}"
     );
 }
@@ -189,13 +189,13 @@ fn what_one_request_cannot_carry_is_refused_and_the_client_goes_on() {
         let files = vec!["null.o".to_owned(); count];
         let load = Request::Load { files, name: None, params: vec![], want: vec![] };
         let descriptors: Vec<BorrowedFd<'_>> = vec![null.as_fd(); count];
-        let refused = client.request::<Named>(&load, &descriptors, |_, _| {}).unwrap_err();
+        let refused = client.request::<ModuleName>(&load, &descriptors, |_, _| {}).unwrap_err();
         assert!(matches!(refused, ClientError::TooManyFiles(given) if given == count), "{refused}");
     }
-    let listing: Listing = request(&mut client, &Request::List {});
+    let listing: ModuleListing = request(&mut client, &Request::List {});
     assert!(listing.modules.is_empty());
-    // One that is too long is refused by the server, which closes while the client still writes.
+    // The server refuses a line that is too long, and closes the connection while the client still writes.
     let long = Request::Info { name: "x".repeat(10 << 20) };
-    let refused = client.request::<Entry>(&long, &[], |_, _| {}).unwrap_err();
+    let refused = client.request::<ModuleEntry>(&long, &[], |_, _| {}).unwrap_err();
     assert!(refused.to_string().contains("a line of more than 65536 bytes"), "{refused}");
 }

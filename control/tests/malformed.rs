@@ -1,4 +1,4 @@
-//! Ten thousand requests that are not as they should be, the same ones each time: the host stays as it was.
+//! Ten thousand invalid requests, the same ones in every run. They must not change the host.
 
 mod scene;
 
@@ -7,13 +7,13 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use modload_control::protocol::{Listing, Named, Request, Trace};
+use modload_control::protocol::{ModuleListing, ModuleName, Request, TraceRequest};
 use modload_fixtures::until;
 use scene::{Scene, object};
 
 const REQUESTS: usize = 10_000;
 
-/// Chance that is the same each time: xorshift64*.
+/// A random number generator with the same numbers in every run: xorshift64*.
 struct Chance(u64);
 
 impl Chance {
@@ -33,7 +33,7 @@ impl Chance {
     }
 }
 
-/// Requests that are right but for what they name: no change of them can hit the one module there is.
+/// Valid requests whose names match nothing: no mutation of them can hit the only loaded module.
 const VALID: [&str; 10] = [
     r#"{"id":1,"op":"ping"}"#,
     r#"{"id":2,"op":"list","modload":1}"#,
@@ -65,7 +65,7 @@ const WRONG: [&str; 12] = [
 fn mutated(chance: &mut Chance) -> Vec<u8> {
     let mut bytes = chance.of(&VALID).as_bytes().to_vec();
     for _ in 0..=chance.below(4) {
-        // An insertion, if there is nothing left.
+        // An insertion, if no bytes are left.
         bytes.extend(bytes.is_empty().then_some(b'{'));
         let at = chance.below(bytes.len());
         match chance.below(4) {
@@ -89,7 +89,7 @@ fn line(chance: &mut Chance) -> Vec<u8> {
     }
 }
 
-/// Descriptors of every kind that is no module.
+/// Returns descriptors of every kind that is not a module file.
 fn descriptors(dir: &std::path::Path) -> Vec<OwnedFd> {
     fs::write(dir.join("text.o"), "no module").unwrap();
     let (socket, _) = UnixStream::pair().unwrap();
@@ -106,7 +106,7 @@ fn descriptors(dir: &std::path::Path) -> Vec<OwnedFd> {
     ]
 }
 
-/// How many entries a folder of /proc/self has.
+/// Returns the number of entries in a folder of /proc/self.
 fn count(what: &str) -> usize {
     fs::read_dir(format!("/proc/self/{what}")).unwrap().count()
 }
@@ -119,15 +119,15 @@ fn ten_thousand_malformed_requests_change_nothing() {
     let greet = File::open(object("greet")).unwrap();
     let load =
         Request::Load { files: vec!["greet.o".into()], name: None, params: vec!["times=3".into()], want: vec![] };
-    let loaded: Named = scene.client().request(&load, &[greet.as_fd()], |_, _| {}).unwrap();
+    let loaded: ModuleName = scene.client().request(&load, &[greet.as_fd()], |_, _| {}).unwrap();
     assert_eq!(loaded.module, "greet");
-    // What a function is traced by stays with its module.
+    // The trampoline of a traced function stays with its module, so it must exist before counting.
     let (stop, _stopper) = UnixStream::pair().unwrap();
-    let asked = Trace { seconds: Some(0), ..Trace::default() };
+    let asked = TraceRequest { seconds: Some(0), ..TraceRequest::default() };
     scene.client().trace(&asked, stop, |_| ControlFlow::Continue(())).unwrap();
-    let list = || scene.client().request::<Listing>(&Request::List {}, &[], |_, _| {}).unwrap();
+    let list = || scene.client().request::<ModuleListing>(&Request::List {}, &[], |_, _| {}).unwrap();
     let before = list();
-    // Sessions of the clients so far end in their own time.
+    // The sessions of earlier clients end at their own pace.
     until("their threads are gone", || count("task") == threads);
     let open = count("fd");
 
@@ -143,7 +143,7 @@ fn ten_thousand_malformed_requests_change_nothing() {
         };
         let with: Vec<BorrowedFd<'_>> = (0..with).map(|_| chance.of(&descriptors).as_fd()).collect();
         if chance.below(20) == 0 {
-            // A client that goes away in the middle of a line, or just after it.
+            // A client that closes the connection within a line, or just after one.
             raw.send(&bytes, &with);
             raw = scene.raw();
             continue;
@@ -178,6 +178,6 @@ fn ten_thousand_malformed_requests_change_nothing() {
     until("all threads are gone", || count("task") == threads);
     until("all descriptors are closed", || count("fd") == open);
     let unload = Request::Unload { name: "greet".into(), wait: 0, force: false };
-    let _: Named = scene.client().request(&unload, &[], |_, _| {}).unwrap();
+    let _: ModuleName = scene.client().request(&unload, &[], |_, _| {}).unwrap();
     assert!(list().modules.is_empty());
 }

@@ -1,4 +1,4 @@
-//! Patches over the socket: listed, looked at while a thread is in the way, turned round, forced and taken back.
+//! Patches over the socket: listed, shown while a thread blocks the transition, reversed, forced and disabled.
 
 #[allow(dead_code, reason = "the other tests need the rest of it")]
 mod scene;
@@ -24,7 +24,7 @@ int new_waits(int a) { return a + 100; }
 fn load(host: &Host) -> Module {
     let flags = ["-O2", "-fPIC", "-fvisibility=hidden", "-fpatchable-function-entry=5"];
     let object = object_from_text("waiting", Language::C, TARGET, Compiler::Cc, &flags).unwrap();
-    // SAFETY: the text is ours.
+    // SAFETY: the code is this test's.
     host.load(&unsafe { Image::trusted(std::fs::read(object).unwrap()) }.named("waiting")).unwrap()
 }
 
@@ -35,7 +35,7 @@ fn enable(host: &Host, module: &Module) {
     let spec = PatchSpec { objects: vec![object], ..PatchSpec::default() };
     let mut patience = Patience::new();
     while let Err(error) = host.enable_patch("fix", spec.clone(), None) {
-        // On a busy machine a thread may not get a processor in time.
+        // On a busy machine a thread may not run in time.
         assert!(matches!(error, PatchError::Threads(_)), "{error:?}");
         patience.turn(|| error.to_string());
     }
@@ -83,7 +83,7 @@ fn a_patch_is_looked_at_turned_round_and_forced() {
     assert_eq!(list(&mut client), []);
     assert_eq!(refused(act(&mut client, PatchAction::Disable)), "no_patch");
 
-    // A call that does not come back.
+    // A call that does not return.
     let mut other = scene.client();
     let waiting = thread::spawn(move || call(&mut other, "waits"));
     until("the call is under way", || call(&mut client, "arrived") == 2);
@@ -97,7 +97,7 @@ fn a_patch_is_looked_at_turned_round_and_forced() {
     assert!(thread.backtrace[0].starts_with("waits+") && thread.backtrace.len() > 3, "{thread:?}");
     assert_eq!(call(&mut client, "waits"), 101, "others are over");
 
-    // Turned round, nobody is in the way: it is gone.
+    // No thread blocks the reversed transition, so it ends at once.
     assert_eq!(act(&mut client, PatchAction::Reverse).unwrap(), None);
     assert_eq!(refused(act(&mut client, PatchAction::Reverse)), "no_patch");
 

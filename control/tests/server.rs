@@ -1,4 +1,4 @@
-//! What the server refuses and how, who may be served, whose socket it is, and how it stops.
+//! Which requests and clients the server refuses, which socket files it replaces, and how it stops.
 
 mod scene;
 
@@ -9,15 +9,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-use modload_control::protocol::{Called, Entry, Listing, Named, Param, Request, ResultType};
-use modload_control::{Client, ClientError, Ended, ListenError, Listener, Refused};
+use modload_control::protocol::{Called, ModuleEntry, ModuleListing, ModuleName, ParamEntry, Request, ResultType};
+use modload_control::{Client, ClientError, ListenError, Listener, RequestRefused, ServeOutcome};
 use modload_fixtures::until;
 use modload_fixtures::{Compiler, Language, object_from_text};
 use scene::{Raw, Scene, object};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// The answer to a line, after any events.
+/// Returns the answer to a line, after any events.
 fn ask(raw: &mut Raw, line: &str, descriptors: &[BorrowedFd<'_>]) -> Value {
     raw.send(format!("{line}\n").as_bytes(), descriptors);
     loop {
@@ -28,13 +28,13 @@ fn ask(raw: &mut Raw, line: &str, descriptors: &[BorrowedFd<'_>]) -> Value {
     }
 }
 
-/// The kind of the refusal that a line gets.
+/// Returns the kind of the refusal of a line.
 fn kind(raw: &mut Raw, line: &str, descriptors: &[BorrowedFd<'_>]) -> String {
     let answer = ask(raw, line, descriptors);
     answer["error"]["kind"].as_str().unwrap_or_else(|| panic!("{line}: {answer}")).to_owned()
 }
 
-fn request<A: DeserializeOwned>(client: &mut Client, request: &Request) -> Result<A, Refused> {
+fn request<A: DeserializeOwned>(client: &mut Client, request: &Request) -> Result<A, RequestRefused> {
     match client.request(request, &[], |_, _| {}) {
         Ok(answer) => Ok(answer),
         Err(ClientError::Refused(refused)) => Err(refused),
@@ -42,16 +42,16 @@ fn request<A: DeserializeOwned>(client: &mut Client, request: &Request) -> Resul
     }
 }
 
-fn load(client: &mut Client, name: &str, params: &[&str]) -> Result<String, Refused> {
+fn load(client: &mut Client, name: &str, params: &[&str]) -> Result<String, RequestRefused> {
     load_file(client, &object(name), params)
 }
 
-fn load_file(client: &mut Client, path: &std::path::Path, params: &[&str]) -> Result<String, Refused> {
+fn load_file(client: &mut Client, path: &std::path::Path, params: &[&str]) -> Result<String, RequestRefused> {
     let file = File::open(path).unwrap();
     let params = params.iter().map(|&param| param.to_owned()).collect();
     let load = Request::Load { files: vec![path.display().to_string()], name: None, params, want: vec![] };
-    match client.request::<Named>(&load, &[file.as_fd()], |_, _| {}) {
-        Ok(Named { module }) => Ok(module),
+    match client.request::<ModuleName>(&load, &[file.as_fd()], |_, _| {}) {
+        Ok(ModuleName { module }) => Ok(module),
         Err(ClientError::Refused(refused)) => Err(refused),
         Err(error) => panic!("{error}"),
     }
@@ -66,7 +66,7 @@ fn unload(name: &str, wait: u64) -> Request {
 }
 
 fn names(client: &mut Client) -> Vec<String> {
-    let listing: Listing = request(client, &Request::List {}).unwrap();
+    let listing: ModuleListing = request(client, &Request::List {}).unwrap();
     listing.modules.into_iter().map(|entry| entry.name).collect()
 }
 
@@ -85,9 +85,9 @@ fn requests_do_what_they_say() {
         param: param.into(),
         value: Some(value.into()),
     };
-    let param: Param = request(&mut client, &set("times", "5")).unwrap();
+    let param: ParamEntry = request(&mut client, &set("times", "5")).unwrap();
     assert_eq!((param.value.as_deref(), param.perm.as_str()), (Some("5"), "0644"));
-    let entry: Entry = request(&mut client, &Request::Info { name: "greet".into() }).unwrap();
+    let entry: ModuleEntry = request(&mut client, &Request::Info { name: "greet".into() }).unwrap();
     assert_eq!((entry.used_by, entry.references), (vec!["guest".to_owned()], 0));
     for (wrong, kind, says) in [
         (set("who", "me"), "param", "0444"),
@@ -106,7 +106,7 @@ fn requests_do_what_they_say() {
     assert_eq!((refused.kind.as_str(), &refused.data["stage"]), ("load", &Value::from("resolve")));
     assert!(refused.data["unresolved"].is_array(), "{refused:?}");
     for name in ["guest", "greet"] {
-        let _: Named = request(&mut client, &unload(name, 0)).unwrap();
+        let _: ModuleName = request(&mut client, &unload(name, 0)).unwrap();
     }
     assert_eq!(names(&mut client), [""; 0]);
 }
@@ -121,7 +121,7 @@ fn a_load_tells_its_own_events_in_order() {
         assert_eq!(event["seq"], told.len() + 1);
         told.push(text.split_whitespace().skip(1).collect::<Vec<_>>().join(" "));
     };
-    let _: Named = scene.client().request(&load, &[file.as_fd()], event).unwrap();
+    let _: ModuleName = scene.client().request(&load, &[file.as_fd()], event).unwrap();
     for line in ["state COMING", "warning unknown parameter \"nope\" ignored", "init returned 0", "state LIVE"] {
         assert!(told.contains(&line.to_owned()), "{line}: {told:?}");
     }
@@ -159,7 +159,7 @@ fn what_is_wrong_with_a_request_has_a_name_and_the_connection_goes_on() {
     }
     raw.send(b"{\"id\":1,\"op\":\"\xff\"}\n", &[]);
     assert_eq!(raw.line().unwrap()["error"]["kind"], "not_utf8");
-    // Piece by piece, and two at once.
+    // In pieces, and two lines at once.
     for piece in ["{\"id\":7,", "\"op\":\"ping\"}", "\n{\"id\":8,\"op\":\"ping\"}\n"] {
         raw.send(piece.as_bytes(), &[]);
     }
@@ -182,7 +182,7 @@ fn a_client_that_says_too_much_or_too_slowly_is_closed() {
     let mut many = scene.raw();
     assert_eq!(kind(&mut many, r#"{"id":1,"op":"list"}"#, &[null.as_fd(); 65]), "too_many_descriptors");
     assert_eq!(many.line(), None);
-    // One that only waits may do so.
+    // A client that only waits may do so for any time.
     let mut idle = scene.raw();
     let mut slow = scene.raw();
     let begun = Instant::now();
@@ -201,9 +201,9 @@ fn a_descriptor_that_is_no_file_to_read_is_refused_without_waiting() {
     let (pipe, _writer) = std::io::pipe().unwrap();
     let opaque = rustix::fs::open(&path, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
     let kinds: [(OwnedFd, &str); 6] = [
-        (pipe.into(), "not that of a regular file"),
-        (File::open("/dev/zero").unwrap().into(), "not that of a regular file"),
-        (File::open(scene.dir.path()).unwrap().into(), "not that of a regular file"),
+        (pipe.into(), "is not a regular file"),
+        (File::open("/dev/zero").unwrap().into(), "is not a regular file"),
+        (File::open(scene.dir.path()).unwrap().into(), "is not a regular file"),
         (File::options().write(true).open(&path).unwrap().into(), "not open for reading"),
         (opaque, "not open for reading"),
         (File::open(&path).unwrap().into(), "not a relocatable ELF object"),
@@ -227,7 +227,7 @@ fn there_is_an_end_to_how_many_are_served() {
     until("there is room again", || Client::connect(&scene.socket()).is_ok());
 }
 
-/// A module whose `wait_for` returns when a file is there, and whose init does so if it is told which.
+/// A module whose `wait_for` returns once a file exists. Its init waits too, if a parameter names the file.
 const WAITER: &str = "
 #include <modload/module.h>
 int access(const char *path, int mode);
@@ -258,34 +258,34 @@ fn who_waits_for_an_unload_is_told_for_whom_and_force_does_not_wait() {
         let mut caller = scene.client();
         let called = scope.spawn(move || request::<Called>(&mut caller, &call("wait_for", &[])));
         until("the call is under way", || {
-            let entry: Entry = request(&mut scene.client(), &Request::Info { name: name.clone() }).unwrap();
+            let entry: ModuleEntry = request(&mut scene.client(), &Request::Info { name: name.clone() }).unwrap();
             entry.references == 1
         });
-        let refused = request::<Named>(&mut client, &unload(&name, 0)).unwrap_err();
+        let refused = request::<ModuleName>(&mut client, &unload(&name, 0)).unwrap_err();
         assert_eq!((refused.kind.as_str(), &refused.data["references"]), ("in_use", &Value::from(1)));
-        // The waiter is told, and what it is told ends the waiting.
+        // The waiting client receives an event, and the event ends the waiting.
         let go = |event: &Value, _: &str| {
             if event["event"] == "waiting" {
                 assert_eq!(event["references"], 1);
                 File::create(&path).unwrap();
             }
         };
-        let unloaded: Named = client.request(&unload(&name, 60), &[], go).unwrap();
+        let unloaded: ModuleName = client.request(&unload(&name, 60), &[], go).unwrap();
         assert_eq!(unloaded.module, name);
         assert_eq!(called.join().unwrap().unwrap().result, Value::from(42));
         fs::remove_file(&path).unwrap();
 
-        // By force: the call goes on in memory that stays for it.
+        // An unload by force: the running call continues in memory that is kept for it.
         load_file(&mut client, &waiter(), &[&param]).unwrap();
         let mut caller = scene.client();
         let called = scope.spawn(move || request::<Called>(&mut caller, &call("wait_for", &[])));
         until("the call is under way", || {
-            let entry: Entry = request(&mut scene.client(), &Request::Info { name: name.clone() }).unwrap();
+            let entry: ModuleEntry = request(&mut scene.client(), &Request::Info { name: name.clone() }).unwrap();
             entry.references == 1
         });
         let by_force = Request::Unload { name: name.clone(), wait: 0, force: true };
-        let _: Named = request(&mut client, &by_force).unwrap();
-        let listing: Listing = request(&mut client, &Request::List {}).unwrap();
+        let _: ModuleName = request(&mut client, &by_force).unwrap();
+        let listing: ModuleListing = request(&mut client, &Request::List {}).unwrap();
         assert_eq!((listing.modules.len(), listing.taint.contains('R')), (0, true));
         File::create(&path).unwrap();
         assert_eq!(called.join().unwrap().unwrap().result, Value::from(42));
@@ -302,16 +302,16 @@ fn a_server_that_stops_finishes_what_is_under_way_and_begins_nothing() {
     let mut caller = scene.client();
     let called = std::thread::spawn(move || request::<Called>(&mut caller, &call("wait_for", &[])));
     until("the call is under way", || {
-        let listing: Listing = request(&mut scene.client(), &Request::List {}).unwrap();
+        let listing: ModuleListing = request(&mut scene.client(), &Request::List {}).unwrap();
         listing.modules[0].references == 1
     });
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // It ends for those who only wait, and then the one who does not may go on.
+            // Connections of clients that only wait are closed. Then the running request may end.
             assert_eq!(idle.line(), None);
             File::create(&path).unwrap();
         });
-        assert_eq!(scene.stop(), Some(Ended { unfinished: 0 }));
+        assert_eq!(scene.stop(), Some(ServeOutcome { unfinished: 0 }));
     });
     assert_eq!(called.join().unwrap().unwrap().result, Value::from(42));
     assert!(!scene.socket().exists());
@@ -324,7 +324,7 @@ fn a_socket_is_private_and_only_what_nobody_answers_on_is_taken_over() {
     let listener = Listener::bind(&path).unwrap();
     assert_eq!(fs::symlink_metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
     assert!(matches!(Listener::bind(&path), Err(ListenError::Served(_))));
-    // Somebody has put another one there: it is not ours to remove.
+    // Another socket has this path now, so the listener must not remove it.
     fs::remove_file(&path).unwrap();
     let other = UnixListener::bind(&path).unwrap();
     drop(listener);
@@ -346,7 +346,7 @@ fn of_two_servers_that_race_one_serves() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
     for _ in 0..50 {
-        // What a server that was killed leaves.
+        // The file that a killed server leaves behind.
         drop(UnixListener::bind(&path).unwrap());
         let listeners: Vec<_> = std::thread::scope(|scope| {
             let racers: Vec<_> = (0..4).map(|_| scope.spawn(|| Listener::bind(&path).ok())).collect();
@@ -387,7 +387,7 @@ fn clients_that_do_everything_at_once_leave_nothing() {
                         }
                     }
                     if (number + round) % 2 == 0 {
-                        let unloaded = request::<Named>(&mut client, &unload("greet", 5));
+                        let unloaded = request::<ModuleName>(&mut client, &unload("greet", 5));
                         let kind = unloaded.as_ref().err().map(|refused| refused.kind.as_str());
                         assert!([None, Some("no_module"), Some("not_live")].contains(&kind), "{unloaded:?}");
                     }
@@ -397,8 +397,8 @@ fn clients_that_do_everything_at_once_leave_nothing() {
     });
     let mut client = scene.client();
     if !names(&mut client).is_empty() {
-        let _: Named = request(&mut client, &unload("greet", 5)).unwrap();
+        let _: ModuleName = request(&mut client, &unload("greet", 5)).unwrap();
     }
-    let listing: Listing = request(&mut client, &Request::List {}).unwrap();
+    let listing: ModuleListing = request(&mut client, &Request::List {}).unwrap();
     assert!(listing.modules.is_empty() && listing.taint.is_empty(), "{listing:?}");
 }

@@ -1,4 +1,4 @@
-//! Traces over the socket: how they begin, what they say, and all the ways in which they end.
+//! Traces over the socket: how they begin, their messages, and all the ways in which they end.
 
 mod scene;
 
@@ -13,22 +13,22 @@ use std::time::{Duration, Instant};
 use modload::Host;
 use modload::trace::{Batch, Record, What};
 use modload::trace::{Mode, TraceOptions};
-use modload_control::protocol::{Called, Named, Request, ResultType, Trace, TraceMode, TraceableFunction};
-use modload_control::{Client, ClientError, Told};
+use modload_control::protocol::{Called, ModuleName, Request, ResultType, TraceMode, TraceRequest, TraceableFunction};
+use modload_control::{Client, ClientError, TraceNews};
 use modload_fixtures::until;
 use scene::{Raw, Scene, object};
 use serde_json::Value;
 
-/// One recording at a time.
+/// Only one recording at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// No other recording is under way while this is held. When it is given up, by a case that fails as well, all that the case has
-/// begun is over: its clients are gone by then, which ends their traces.
+/// Ensures that no other recording is running while this is held. When it is dropped, also by a failing case, all
+/// traces of the case have ended: its clients are gone by then, which ends their traces.
 struct Alone(#[expect(dead_code, reason = "it is held")] MutexGuard<'static, ()>);
 
 impl Drop for Alone {
     fn drop(&mut self) {
-        // A panic here would end the program, and hide what the case has failed of.
+        // A panic here would abort the program and hide the reason why the case has failed.
         let Ok(host) = Host::builder().build() else { return };
         for _ in 0..60_000 {
             if host.trace_functions(&TraceOptions::new(Mode::Calls)).is_ok() {
@@ -39,13 +39,13 @@ impl Drop for Alone {
     }
 }
 
-/// A host that has the module, served, and no other test that traces meanwhile.
+/// Returns a served host with the module, while no other test traces.
 fn scene() -> (Scene, Alone) {
     let alone = Alone(ALONE.lock().unwrap_or_else(PoisonError::into_inner));
     let scene = Scene::new();
     let file = File::open(object("traced")).unwrap();
     let load = Request::Load { files: vec!["traced.o".into()], name: None, params: vec![], want: vec![] };
-    scene.client().request::<Named>(&load, &[file.as_fd()], |_, _| {}).unwrap();
+    scene.client().request::<ModuleName>(&load, &[file.as_fd()], |_, _| {}).unwrap();
     (scene, alone)
 }
 
@@ -55,9 +55,9 @@ fn call(client: &mut Client, symbol: &str, argument: u64) {
     client.request::<Called>(&request, &[], |_, _| {}).unwrap();
 }
 
-fn graph(patterns: &[&str], seconds: Option<u64>) -> Trace {
+fn graph(patterns: &[&str], seconds: Option<u64>) -> TraceRequest {
     let patterns = patterns.iter().map(|&pattern| pattern.to_owned()).collect();
-    Trace { patterns, mode: TraceMode::Graph, buffer: None, seconds }
+    TraceRequest { patterns, mode: TraceMode::Graph, buffer: None, seconds }
 }
 
 /// Sends a request, and waits until the trace has begun.
@@ -67,7 +67,7 @@ fn begin(raw: &mut Raw, line: &str) {
     assert_eq!(line["event"]["event"], "tracing", "{line}");
 }
 
-/// The answer, after all batches.
+/// Returns the answer, after all batches.
 fn answer(raw: &mut Raw) -> Value {
     std::iter::from_fn(|| raw.line()).find(|line| line["trace"].is_null()).expect("an answer")
 }
@@ -83,16 +83,16 @@ fn every_call_is_told_in_order() {
     let (mut whole, mut begun) = (Batch::default(), None);
     let traced = scene.client().trace(&graph(&["traced:traced_[lo]*"], None), stop, |told| {
         match told {
-            Told::Began(tracing) => {
+            TraceNews::Began(tracing) => {
                 begun = Some(tracing);
                 call(&mut caller, "traced_outer", 5);
                 call(&mut caller, "traced_fib", 5);
             }
-            Told::Batch(batch) => {
+            TraceNews::Batch(batch) => {
                 whole.functions.extend(batch.functions);
                 whole.threads.extend(batch.threads);
                 whole.records.extend(batch.records);
-                // From now on it ends.
+                // From now on the trace ends.
                 stopper = None;
             }
         }
@@ -131,12 +131,12 @@ fn it_ends_when_the_client_says_anything() {
     assert!(line["id"] == 1 && line["ok"]["missed"]["dropped"].is_u64(), "{line}");
     assert_eq!(raw.line().unwrap()["id"], 2, "it is the next request");
 
-    // Said in one breath, it is not overlooked.
+    // A second request in the same write ends the trace.
     begin(&mut raw, &format!("{TRACE}\n{{\"id\":2,\"op\":\"ping\"}}"));
     assert_eq!(answer(&mut raw)["id"], 1);
     assert_eq!(raw.line().unwrap()["id"], 2);
 
-    // One byte is enough, and so is the end of the client's side.
+    // One byte ends the trace, and so does the end of the client's side.
     begin(&mut raw, TRACE);
     raw.send(b"{", &[]);
     assert_eq!(answer(&mut raw)["id"], 1);
@@ -173,7 +173,7 @@ fn a_client_that_does_not_read_loses_its_trace_and_nobody_waits() {
         other.send(format!("{TRACE}\n").as_bytes(), &[]);
         let is_over = other.line().unwrap()["error"].is_null();
         if is_over {
-            // It has begun one itself, and ends it.
+            // This client has begun a trace itself, and ends it.
             other.send(b"{\"id\":2,\"op\":\"ping\"}\n", &[]);
             assert_eq!(answer(&mut other)["id"], 1);
             assert_eq!(other.line().unwrap()["id"], 2);
@@ -183,7 +183,8 @@ fn a_client_that_does_not_read_loses_its_trace_and_nobody_waits() {
     until("callers are done before its trace is given up", || {
         let mut deaf = scene.raw();
         begin(&mut deaf, r#"{"id":1,"op":"trace","patterns":["traced:*"],"mode":"graph","buffer":8388608}"#);
-        // More than any socket holds. Those who call go on at their own pace, which on a busy machine may be slow.
+        // More records than any socket buffers. The calling threads continue at their own pace, which may be slow on a
+        // busy machine.
         for _ in 0..10 {
             call(&mut caller, "traced_outer", 100_000);
         }
@@ -199,14 +200,14 @@ fn a_client_that_does_not_read_loses_its_trace_and_nobody_waits() {
 #[test]
 fn a_great_batch_comes_in_parts_and_is_one_for_the_client() {
     let (scene, _alone) = scene();
-    let asked = Trace { buffer: Some(8 << 20), ..graph(&["traced_outer", "traced_leaf"], None) };
+    let asked = TraceRequest { buffer: Some(8 << 20), ..graph(&["traced_outer", "traced_leaf"], None) };
     let (stop, stopper) = UnixStream::pair().unwrap();
     let (mut stopper, mut caller) = (Some(stopper), scene.client());
     let (mut entered, mut left, mut batches) = (0, 0, 0);
     let traced = scene.client().trace(&asked, stop, |told| {
         match told {
-            Told::Began(_) => call(&mut caller, "traced_outer", 60_000),
-            Told::Batch(batch) => {
+            TraceNews::Began(_) => call(&mut caller, "traced_outer", 60_000),
+            TraceNews::Batch(batch) => {
                 let count = |what: &What| batch.records.iter().filter(|record| record.what == *what).count();
                 entered += count(&What::Enter);
                 left += count(&What::Leave);
@@ -220,7 +221,7 @@ fn a_great_batch_comes_in_parts_and_is_one_for_the_client() {
     assert_eq!((entered, left), (60_001, 60_001), "{missed:?}");
     assert!(batches < 10, "{batches}");
 
-    // On the wire there are several, each of them bounded.
+    // The batch is sent in several lines of limited length.
     let mut raw = scene.raw();
     begin(&mut raw, &format!(r#"{{"id":1,"op":"trace","patterns":["traced:*"],"mode":"graph","buffer":{}}}"#, 8 << 20));
     call(&mut caller, "traced_outer", 60_000);
@@ -284,7 +285,7 @@ fn nonsense_is_refused() {
         assert_eq!(kind(&format!(r#"{{"id":1,"op":"trace",{fields}}}"#)), expected, "{fields}");
     }
     assert_eq!(kind(r#"{"id":1,"op":"traceable","patterns":["["]}"#), "pattern");
-    // A time beyond all clocks is no time at all.
+    // A time beyond the range of the clock means no limit.
     begin(&mut raw, r#"{"id":1,"op":"trace","seconds":18446744073709551615}"#);
 }
 

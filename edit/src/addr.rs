@@ -1,40 +1,41 @@
-//! Addresses as a type of their own.
+//! The type of an address.
 
 use std::fmt;
 use std::ops::{Add, AddAssign, Sub};
 
-/// An address in the space a module runs in, which need not be the space of this process.
+/// An address in the address space of a module, which need not be the address space of this process.
 ///
-/// `Addr - Addr` is an `i64`, `Addr + u64` an `Addr`; both wrap, as address arithmetic on x86-64 does.
+/// `Addr - Addr` is an `i64`, `Addr + u64` is an `Addr`. Both wrap, as address arithmetic on x86-64 does.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Addr(u64);
 
 impl Addr {
-    /// The address zero: a weak symbol that nobody defines.
+    /// The address zero: the address of a weak symbol without a definition.
     pub const NULL: Addr = Addr(0);
 
-    /// The address with this value.
+    /// Makes an address of this value.
     #[must_use]
     #[inline]
     pub const fn new(value: u64) -> Addr {
         Addr(value)
     }
 
-    /// Its value.
+    /// Returns the address as a number.
     #[must_use]
     #[inline]
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// This address moved by a signed distance; wraps.
+    /// Returns this address moved by a signed distance. Wraps.
     #[must_use]
     #[inline]
     pub const fn offset(self, by: i64) -> Addr {
         Addr(self.0.wrapping_add_signed(by))
     }
 
-    /// The next address that is a multiple of `align`, which must be a power of two. `None` past the end of the space.
+    /// Returns the next address that is a multiple of `align`, which must be a power of two. Returns `None` past the
+    /// end of the address space.
     #[must_use]
     #[inline]
     pub const fn align_up(self, align: u64) -> Option<Addr> {
@@ -44,7 +45,7 @@ impl Addr {
         }
     }
 
-    /// How far this address lies behind `base`, if it does.
+    /// Returns the distance from `base` to this address, or `None` if this address lies before `base`.
     #[must_use]
     #[inline]
     pub const fn checked_offset_from(self, base: Addr) -> Option<u64> {

@@ -1,50 +1,51 @@
-//! What an engine works on: bytes at their addresses, read and edited in turn.
+//! The memory that an engine works on: bytes at addresses, which an engine reads and edits in turn.
 
 use crate::{Addr, Edit, Rejected, Sink, Window, index, wide};
 
-/// Bytes at addresses, as the edits so far have left them.
+/// Bytes at addresses, with all edits so far applied.
 pub trait Code: Sink {
-    /// `len` bytes from `at` on, if all of them are there, text or data.
+    /// Returns `len` bytes from `at` on, of text or data. Returns `None` if not all of them are present.
     fn bytes(&self, at: Addr, len: usize) -> Option<&[u8]>;
 
-    /// The same for text alone; fewer than `len` bytes where the text ends before, but never none.
+    /// Returns bytes of text only. Returns fewer than `len` bytes if the text ends before, and `None` instead of no
+    /// bytes.
     fn text(&self, at: Addr, len: usize) -> Option<&[u8]>;
 }
 
-/// What the bytes of a piece are.
+/// The kind of the bytes in a piece.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PieceKind {
-    /// Code.
+    /// Machine code.
     Text,
-    /// Anything else.
+    /// All other bytes.
     Data,
 }
 
-/// Pieces of memory in a buffer each, addressed as if they already stood at their places.
+/// Pieces of memory, each in a buffer of its own. Every piece is addressed by its final address.
 #[derive(Clone, Default, Debug)]
-pub struct Space {
-    /// By address; none overlaps another.
-    pieces: Vec<Piece>,
+pub struct CodeBuffers {
+    /// Sorted by address. No piece overlaps another.
+    pieces: Vec<BufferedPiece>,
 }
 
 #[derive(Clone, Debug)]
-struct Piece {
+struct BufferedPiece {
     at: Addr,
     kind: PieceKind,
     bytes: Vec<u8>,
 }
 
-impl Piece {
+impl BufferedPiece {
     fn offset(&self, at: Addr) -> Option<usize> {
         at.checked_offset_from(self.at).map(index).filter(|offset| *offset < self.bytes.len())
     }
 }
 
-impl Space {
-    /// Adds a piece. One without bytes is nowhere.
+impl CodeBuffers {
+    /// Adds a piece. A piece without bytes is not recorded.
     ///
     /// # Errors
-    /// The bytes come back if they overlap another piece, or reach beyond the end of all addresses.
+    /// Returns the bytes if they overlap another piece, or reach beyond the end of the address space.
     pub fn add(&mut self, at: Addr, kind: PieceKind, bytes: Vec<u8>) -> Result<(), Vec<u8>> {
         if bytes.is_empty() {
             return Ok(());
@@ -56,24 +57,24 @@ impl Space {
         if before || behind {
             return Err(bytes);
         }
-        self.pieces.insert(place, Piece { at, kind, bytes });
+        self.pieces.insert(place, BufferedPiece { at, kind, bytes });
         Ok(())
     }
 
-    /// The piece of text that holds an address: where it begins, and its bytes.
+    /// Returns the start and the bytes of the text piece that holds an address.
     #[must_use]
     pub fn text_around(&self, at: Addr) -> Option<(Addr, &[u8])> {
         let piece = self.holds(at).filter(|piece| piece.kind == PieceKind::Text)?;
         Some((piece.at, &piece.bytes))
     }
 
-    fn holds(&self, at: Addr) -> Option<&Piece> {
+    fn holds(&self, at: Addr) -> Option<&BufferedPiece> {
         let before = self.pieces.partition_point(|piece| piece.at <= at).checked_sub(1)?;
         Some(&self.pieces[before]).filter(|piece| piece.offset(at).is_some())
     }
 }
 
-impl Sink for Space {
+impl Sink for CodeBuffers {
     fn edit(&mut self, edit: Edit<'_>) -> Result<(), Rejected> {
         let before = self.pieces.partition_point(|piece| piece.at <= edit.at).checked_sub(1);
         match before.and_then(|before| self.pieces.get_mut(before)) {
@@ -83,7 +84,7 @@ impl Sink for Space {
     }
 }
 
-impl Code for Space {
+impl Code for CodeBuffers {
     fn bytes(&self, at: Addr, len: usize) -> Option<&[u8]> {
         let piece = self.holds(at)?;
         let start = piece.offset(at)?;
@@ -99,11 +100,11 @@ impl Code for Space {
 
 #[cfg(test)]
 mod tests {
-    use super::{Code, PieceKind, Space};
-    use crate::{Addr, Edit, Engine, Rejected, Sink, Why};
+    use super::{Code, CodeBuffers, PieceKind};
+    use crate::{Addr, Edit, EditOrigin, Engine, Rejected, Sink};
 
-    fn space() -> Space {
-        let mut space = Space::default();
+    fn space() -> CodeBuffers {
+        let mut space = CodeBuffers::default();
         space.add(Addr::new(0x2000), PieceKind::Data, vec![7; 8]).unwrap();
         space.add(Addr::new(0x1000), PieceKind::Text, vec![0x90; 16]).unwrap();
         space
@@ -127,7 +128,7 @@ mod tests {
     #[test]
     fn edits_are_stored_where_they_belong() {
         let mut space = space();
-        let why = Why { engine: Engine::Alternative, section: 1, record: 0 };
+        let why = EditOrigin { engine: Engine::Alternative, section: 1, record: 0 };
         space.edit(Edit { at: Addr::new(0x1002), old: &[0x90; 2], new: &[0x66, 0x90], why }).unwrap();
         assert_eq!(space.bytes(Addr::new(0x1001), 4), Some(&[0x90, 0x66, 0x90, 0x90][..]));
         for at in [0xfff, 0x100f, 0x1800] {

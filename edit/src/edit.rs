@@ -1,17 +1,17 @@
-//! One edit, and the reason it carries.
+//! An edit, and the record that it comes from.
 
 use std::fmt;
 
 use crate::{Addr, wide};
 
-/// Which engine made an edit.
+/// The engine that made an edit.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Engine {
     /// A relocation of a `.rela` section.
     Relocation,
-    /// A GOT slot or a PLT entry that the loader supplies.
+    /// A GOT slot or a PLT entry that the loader provides.
     Slot,
-    /// An indirect function's PLT entry, or the slot it jumps through.
+    /// The PLT entry of an indirect function, or the slot of this entry.
     Indirect,
     /// A record of `.parainstructions`.
     Paravirt,
@@ -25,7 +25,7 @@ pub enum Engine {
     Endbr,
     /// A record of `.smp_locks`.
     SmpLock,
-    /// A table that is sorted where it stands.
+    /// A table that the loader sorts in place.
     Sort,
     /// A record of `__mcount_loc` or `__patchable_function_entries`.
     Fentry,
@@ -55,46 +55,46 @@ impl fmt::Display for Engine {
     }
 }
 
-/// Where an edit comes from: a record of a section of the module's file. Small and copied freely; the names are
-/// looked up only when somebody asks for an explanation.
+/// The origin of an edit: a record in a section of the module's file. Small, and copied freely. Names are looked up
+/// only when an explanation is needed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Why {
+pub struct EditOrigin {
     /// The engine that read the record.
     pub engine: Engine,
-    /// Index of the section (in the module's section header table) that holds the record.
+    /// The index, in the module's section header table, of the section that holds the record.
     pub section: u32,
-    /// Index of the record in that section.
+    /// The index of the record in that section.
     pub record: u32,
 }
 
-impl fmt::Display for Why {
+impl fmt::Display for EditOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} of section {}", self.engine, self.record, self.section)
     }
 }
 
-/// At `at`, the bytes `old` become `new`. Both have the same length, which is not zero.
+/// Replaces the bytes `old` at `at` by the bytes `new`. Both have the same length, which is not zero.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Edit<'a> {
-    /// Address of the first byte.
+    /// The address of the first byte.
     pub at: Addr,
-    /// What must stand there before.
+    /// The bytes that must be present before the edit.
     pub old: &'a [u8],
-    /// What stands there afterwards.
+    /// The bytes after the edit.
     pub new: &'a [u8],
-    /// Who wants it.
-    pub why: Why,
+    /// The record that the edit comes from.
+    pub why: EditOrigin,
 }
 
 impl Edit<'_> {
-    /// The address behind the last byte.
+    /// Returns the address after the last byte.
     #[must_use]
     pub fn end(&self) -> Addr {
         self.at + wide(self.new.len())
     }
 }
 
-/// The edit that takes `edit` back: `old` and `new` change places.
+/// Returns the inverse of an edit: `old` and `new` exchanged.
 impl std::ops::Not for Edit<'_> {
     type Output = Self;
     fn not(self) -> Self {

@@ -1,62 +1,62 @@
-//! Who wrote what: edits on their way to the code, kept, so that two that must not meet do not.
+//! A record of all edits, so that two engines overwrite the same bytes only where a rule allows this.
 
 use std::collections::BTreeSet;
 
 use crate::order::may_follow;
-use crate::{Addr, Code, Edit, Rejected, Sink, Why, wide};
+use crate::{Addr, Code, Edit, EditOrigin, Rejected, Sink, wide};
 
-/// Passes edits on and keeps them. An edit of bytes that another one has written is refused, unless
-/// [`crate::YIELDS`] says that its engine may follow.
+/// Passes edits on and keeps a copy of each. An edit of bytes that another edit has written is refused, unless
+/// [`crate::YIELDS`] lists the pair of their engines.
 #[derive(Debug)]
 pub struct Ledger<'c, C> {
     code: &'c mut C,
     edits: Edits,
 }
 
-/// Edits in the order in which they were made, which may have overwritten one another.
+/// Edits in the order in which they were made. A later edit may have overwritten an earlier edit.
 #[derive(Clone, Default, Debug)]
 pub struct Edits {
-    entries: Vec<Entry>,
+    entries: Vec<LedgerEntry>,
     /// `old` and then `new` of each entry.
     bytes: Vec<u8>,
-    /// Numbers of entries by address.
+    /// The numbers of the entries, sorted by address.
     by_address: BTreeSet<(Addr, usize)>,
-    /// The longest of all.
+    /// The length of the longest edit.
     longest: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct LedgerEntry {
     at: Addr,
     start: usize,
     len: usize,
-    why: Why,
+    why: EditOrigin,
 }
 
 impl<'c, C: Code> Ledger<'c, C> {
-    /// A ledger without edits.
+    /// Starts a ledger without edits.
     pub fn new(code: &'c mut C) -> Ledger<'c, C> {
         Ledger { code, edits: Edits::default() }
     }
 
-    /// A ledger that goes on where another was closed.
+    /// Continues the ledger that ended with `edits`.
     pub fn resume(code: &'c mut C, edits: Edits) -> Ledger<'c, C> {
         Ledger { code, edits }
     }
 
-    /// What is edited.
+    /// Returns the code that is edited.
     #[must_use]
     pub fn code(&self) -> &C {
         self.code
     }
 
-    /// What was edited so far.
+    /// Returns the edits so far.
     #[must_use]
     pub fn edits(&self) -> &Edits {
         &self.edits
     }
 
-    /// What was edited.
+    /// Ends the ledger and returns all edits.
     #[must_use]
     pub fn close(self) -> Edits {
         self.edits
@@ -65,17 +65,17 @@ impl<'c, C: Code> Ledger<'c, C> {
 
 impl Edits {
     fn get(&self, number: usize) -> Edit<'_> {
-        let Entry { at, start, len, why } = self.entries[number];
+        let LedgerEntry { at, start, len, why } = self.entries[number];
         let (old, new) = self.bytes[start..start + 2 * len].split_at(len);
         Edit { at, old, new, why }
     }
 
-    /// All of them, in the order in which they were made.
+    /// Returns all edits, in the order in which they were made.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Edit<'_>> {
         (0..self.entries.len()).map(|number| self.get(number))
     }
 
-    /// Those that wrote any of `len` bytes from `at` on, in the order in which they were made.
+    /// Returns the edits that wrote any of the `len` bytes from `at` on, in the order in which they were made.
     #[must_use]
     pub fn touching(&self, at: Addr, len: u64) -> Vec<Edit<'_>> {
         let from = Addr::new(at.get().saturating_sub(self.longest));
@@ -88,9 +88,9 @@ impl Edits {
         numbers.into_iter().map(|number| self.get(number)).collect()
     }
 
-    /// Enters an edit that has been made.
+    /// Records an edit that has been made.
     fn enter(&mut self, edit: &Edit<'_>) {
-        let entry = Entry { at: edit.at, start: self.bytes.len(), len: edit.new.len(), why: edit.why };
+        let entry = LedgerEntry { at: edit.at, start: self.bytes.len(), len: edit.new.len(), why: edit.why };
         self.bytes.extend_from_slice(edit.old);
         self.bytes.extend_from_slice(edit.new);
         self.by_address.insert((edit.at, self.entries.len()));
@@ -130,15 +130,15 @@ impl<C: Code> Code for Ledger<'_, C> {
 #[cfg(test)]
 mod tests {
     use super::Ledger;
-    use crate::{Addr, Edit, Engine, PieceKind, Rejected, Sink, Space, Why};
+    use crate::{Addr, CodeBuffers, Edit, EditOrigin, Engine, PieceKind, Rejected, Sink};
 
     fn edit(engine: Engine, at: u64, old: &'static [u8], new: &'static [u8]) -> Edit<'static> {
-        Edit { at: Addr::new(at), old, new, why: Why { engine, section: 3, record: 1 } }
+        Edit { at: Addr::new(at), old, new, why: EditOrigin { engine, section: 3, record: 1 } }
     }
 
     #[test]
     fn a_relocation_comes_before_an_alternative_and_not_after_it() {
-        let mut space = Space::default();
+        let mut space = CodeBuffers::default();
         space.add(Addr::new(0x1000), PieceKind::Text, vec![0xe8, 0, 0, 0, 0, 0xc3]).unwrap();
         let mut ledger = Ledger::new(&mut space);
         ledger.edit(edit(Engine::Relocation, 0x1001, &[0; 4], &[1, 2, 3, 4])).unwrap();

@@ -1,15 +1,18 @@
-//! The one language of all rewriting: *at this address, these bytes become those, and this is why*.
+//! The one form in which all engines rewrite code: *at this address, replace these bytes by those, because of this
+//! record*.
 //!
-//! - [`Addr`]: an address in the space a module will run in; the difference of two is an `i64`.
-//! - [`Edit`]: `at`, `old`, `new`, `why`. The engines (relocations, alternatives, paravirt, static keys,
-//!   tracing, live patching) are pure functions that feed edits to a [`Sink`].
-//! - The sinks: [`EditSet`] keeps edits sorted and disjoint (plans, collisions, explanations),
-//!   [`Window`] checks `old` and stores into a buffer (a load), [`Counter`] only counts.
+//! - [`Addr`]: an address in the address space of a module. The difference of two addresses is an `i64`.
+//! - [`Edit`]: `at`, `old`, `new`, `why`. The engines (relocations, alternatives, paravirt, static keys, tracing, live
+//!   patching) are pure functions that pass edits to a [`Sink`].
+//! - The sinks: [`EditSet`] keeps edits sorted and disjoint (for plans, collisions and explanations). [`Window`] checks
+//!   `old` and stores `new` into a buffer (for a load). [`Counter`] only counts.
 //!
-//! - [`Code`]: what an engine reads and edits in turn. [`Space`] is one made of buffers, [`Ledger`] one that keeps who
-//!   wrote what and refuses what must not meet; [`ORDER`] and [`YIELDS`] are the rules.
-//! - [`Step`]: what an instruction does to a thread, for those at sites that change while threads run.
-//! - [`disassembled`]: bytes of code for people.
+//! - [`Code`]: memory that an engine reads and edits in turn. [`CodeBuffers`] is such memory in buffers. [`Ledger`]
+//!   records which engine wrote which bytes and refuses an edit that may not overwrite another. [`ORDER`] and
+//!   [`YIELDS`] are the rules.
+//! - [`InstructionEffect`]: the effect of an instruction on a thread, for instructions at sites that change while
+//!   threads run.
+//! - [`disassembled`]: code in readable form.
 //!
 //! This crate never sees a pointer, a file or mapped memory.
 
@@ -29,14 +32,14 @@ mod table;
 mod width;
 
 pub use addr::Addr;
-pub use code::{Code, PieceKind, Space};
-pub use edit::{Edit, Engine, Why};
+pub use code::{Code, CodeBuffers, PieceKind};
+pub use edit::{Edit, EditOrigin, Engine};
 pub use ledger::{Edits, Ledger};
 pub use listing::{disassembled, formatter};
 pub use nops::{NOPS, fill_with_nops};
 pub use order::{ORDER, YIELDS, Yields, may_follow};
 pub use set::EditSet;
 pub use sink::{Counter, Rejected, Sink, Window};
-pub use step::{Step, ZERO, is_one_instruction};
-pub use table::{MAX_SITE, PlanError, Table, refused, write};
+pub use step::{InstructionEffect, ZERO, is_one_instruction};
+pub use table::{MAX_SITE, PlanError, RecordTable, refused, write};
 pub use width::{index, wide};

@@ -1,10 +1,10 @@
-//! Bytes of code for people.
+//! Code in readable form.
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter, Instruction};
 
 use crate::Addr;
 
-/// The instructions that `bytes` at `at` are, in the syntax of GNU as, separated by `; `.
+/// Returns the instructions in `bytes` at `at`, in the syntax of GNU as, separated by `; `.
 #[must_use]
 pub fn disassembled(at: Addr, bytes: &[u8]) -> String {
     let mut decoder = Decoder::with_ip(64, bytes, at.get(), DecoderOptions::NONE);
@@ -21,7 +21,7 @@ pub fn disassembled(at: Addr, bytes: &[u8]) -> String {
     text
 }
 
-/// A formatter that writes as GNU as reads it.
+/// Returns a formatter that writes the syntax of GNU as.
 #[must_use]
 pub fn formatter() -> GasFormatter {
     let mut formatter = GasFormatter::new();

@@ -1,6 +1,6 @@
-//! The NOPs of x86-64, one of each length, and how Linux fills with them.
+//! The NOPs of x86-64, one of each length, and Linux's way to fill a range with them.
 
-/// NOPs of 1 to 8 bytes; the one of `n` bytes stands at `n - 1`. Those that Intel recommends.
+/// The NOPs of 1 to 8 bytes that Intel recommends. The NOP of `n` bytes is at index `n - 1`.
 pub const NOPS: [&[u8]; 8] = [
     &[0x90],                                           // nop
     &[0x66, 0x90],                                     // xchg %ax,%ax
@@ -12,7 +12,7 @@ pub const NOPS: [&[u8]; 8] = [
     &[0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00], // nopl 0L(%rax,%rax,1)
 ];
 
-/// Fills with the longest NOPs first and the rest last: Linux's `add_nops`.
+/// Fills a range with NOPs, the longest first, like Linux's `add_nops`.
 pub fn fill_with_nops(mut bytes: &mut [u8]) {
     while !bytes.is_empty() {
         let len = bytes.len().min(NOPS.len());

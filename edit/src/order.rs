@@ -1,30 +1,35 @@
-//! In which order engines rewrite code, and who may write over whom. Each rule once, with its reason.
+//! The order in which engines rewrite code, and the pairs of engines that may overwrite each other's bytes. Each rule
+//! is written once, with its reason.
 
 use crate::Engine;
 
-/// The engines in the order in which they work on a module, as Linux's `module_finalize` and what follows it do.
+/// The engines in the order in which they process a module, as in Linux's `module_finalize` and the steps that follow
+/// it.
 pub const ORDER: &[(Engine, &str)] = &[
-    (Engine::Relocation, "everything else reads addresses that only relocations make right"),
-    (Engine::Paravirt, "alternatives may replace what was a call through an operations table: paravirt goes first"),
-    (Engine::Retpoline, "alternatives may copy an indirect branch: what they copy is final"),
-    (Engine::Return, "alternatives may copy a return: what they copy is final"),
-    (Engine::Alternative, "its replacements are final by now"),
-    (Engine::Endbr, "alternatives may bring in the beginning of a function"),
-    (Engine::SmpLock, "alternatives may bring in locked instructions"),
-    (Engine::Sort, "the tables are not read by position any more"),
+    (Engine::Relocation, "all other engines read addresses that relocations write"),
+    (
+        Engine::Paravirt,
+        "alternatives may replace a site that was a call through an operations table: paravirt goes first",
+    ),
+    (Engine::Retpoline, "alternatives may copy an indirect branch, which must be final before"),
+    (Engine::Return, "alternatives may copy a return, which must be final before"),
+    (Engine::Alternative, "the replacements are final now"),
+    (Engine::Endbr, "alternatives may copy an ENDBR into a function"),
+    (Engine::SmpLock, "alternatives may copy locked instructions"),
+    (Engine::Sort, "no engine after this one reads the tables by position"),
     (Engine::Fentry, "tracing is the first subscriber of COMING"),
-    (Engine::JumpLabel, "static keys come after tracing, whose sites are other ones"),
-    (Engine::StaticCall, "with static keys"),
+    (Engine::JumpLabel, "the subscriber of static keys follows tracing; their sites differ"),
+    (Engine::StaticCall, "the same subscriber as static keys"),
 ];
 
-/// An engine whose bytes another one, which works later, may write over.
+/// A pair of engines of which the later one may overwrite bytes that the earlier one wrote.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Yields {
-    /// Who wrote first.
+    /// The engine that wrote first.
     pub first: Engine,
-    /// Who writes over it.
+    /// The engine that overwrites those bytes.
     pub then: Engine,
-    /// Why that is right.
+    /// Why this is correct.
     pub because: &'static str,
 }
 
@@ -32,24 +37,32 @@ const fn row(first: Engine, then: Engine, because: &'static str) -> Yields {
     Yields { first, then, because }
 }
 
-/// All that may overlap. Any other pair on the same bytes is an error.
+/// All pairs of engines whose edits may overlap. An overlap of any other pair is an error.
 pub const YIELDS: &[Yields] = &[
     row(Engine::Relocation, Engine::Paravirt, "the site's operand named the table; it is read and replaced"),
     row(Engine::Relocation, Engine::Retpoline, "the site's operand named the thunk; it is read and replaced"),
     row(Engine::Relocation, Engine::Return, "the site's operand named the return thunk; it is read and replaced"),
-    row(Engine::Relocation, Engine::Alternative, "the site's own operands go with the instruction they belong to"),
-    row(Engine::Relocation, Engine::Sort, "records move with what relocations wrote into them"),
-    row(Engine::Relocation, Engine::Fentry, "the site's operand named __fentry__; nobody calls it"),
+    row(Engine::Relocation, Engine::Alternative, "the site's operands are replaced together with their instruction"),
+    row(Engine::Relocation, Engine::Sort, "records move together with their relocated fields"),
+    row(Engine::Relocation, Engine::Fentry, "the site's operand named __fentry__; the call becomes a NOP"),
     row(Engine::Relocation, Engine::StaticCall, "the site's operand named the trampoline; it is replaced"),
-    row(Engine::Paravirt, Engine::Alternative, "Linux's irq-flag sites: first a direct call, then the instruction"),
-    row(Engine::Retpoline, Engine::Alternative, "a site within a place for which there is something better"),
-    row(Engine::Return, Engine::Alternative, "a return within a place for which there is something better"),
-    row(Engine::Return, Engine::StaticCall, "a trampoline without a target is a return, until it has one"),
-    row(Engine::Alternative, Engine::Alternative, "several records for one place: a later one holds"),
+    row(
+        Engine::Paravirt,
+        Engine::Alternative,
+        "Linux's irq-flag sites: first a direct call, then the instruction itself",
+    ),
+    row(Engine::Retpoline, Engine::Alternative, "a site within code that an alternative replaces"),
+    row(Engine::Return, Engine::Alternative, "a return within code that an alternative replaces"),
+    row(
+        Engine::Return,
+        Engine::StaticCall,
+        "a trampoline without a target is a return, until the static call has a target",
+    ),
+    row(Engine::Alternative, Engine::Alternative, "several records for one site: the last matching record applies"),
     row(Engine::Sort, Engine::Sort, "two tables that are sorted together"),
 ];
 
-/// Whether `then` may write over what `first` wrote.
+/// Returns whether `then` may overwrite bytes that `first` wrote.
 #[must_use]
 pub fn may_follow(first: Engine, then: Engine) -> bool {
     YIELDS.iter().any(|row| row.first == first && row.then == then)

@@ -1,83 +1,83 @@
-//! A plan: edits that are sorted by address and do not overlap.
+//! A plan: edits sorted by address, without overlaps.
 
 use crate::sink::check_lengths;
-use crate::{Addr, Edit, Rejected, Sink, Why, wide};
+use crate::{Addr, Edit, EditOrigin, Rejected, Sink, wide};
 
-/// Edits sorted by address, none touching a byte of another. As a sink it takes them in any order and refuses the
-/// second of two that overlap.
+/// Edits sorted by address, without overlaps. As a sink, an `EditSet` takes edits in any order and refuses an edit that
+/// overlaps an earlier one.
 #[derive(Clone, Default, Debug)]
 pub struct EditSet {
     /// Sorted by `at`.
-    entries: Vec<Entry>,
-    /// `old` and then `new` of each entry, in order of arrival.
+    entries: Vec<PlannedEdit>,
+    /// `old` and then `new` of each entry, in the order in which the edits were added.
     bytes: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct PlannedEdit {
     at: Addr,
-    /// Index of `old` in `bytes`.
+    /// The index of `old` in `bytes`.
     start: usize,
     len: usize,
-    why: Why,
+    why: EditOrigin,
 }
 
-impl Entry {
+impl PlannedEdit {
     fn end(&self) -> Addr {
         self.at + wide(self.len)
     }
 }
 
 impl EditSet {
-    /// No edits.
+    /// Makes a set without edits.
     #[must_use]
     pub const fn new() -> EditSet {
         EditSet { entries: Vec::new(), bytes: Vec::new() }
     }
 
-    /// How many edits there are.
+    /// Returns the number of edits.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether the set is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// The edits in order of their addresses.
+    /// Returns the edits in order of their addresses.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Edit<'_>> {
         self.entries.iter().map(|entry| self.of(entry))
     }
 
-    /// The edit that begins at `at`. Allocates nothing and takes no lock: a signal handler may ask.
+    /// Returns the edit that begins at `at`. Allocates nothing and takes no lock, so a signal handler may call this.
     #[must_use]
     pub fn find(&self, at: Addr) -> Option<Edit<'_>> {
         let place = self.entries.binary_search_by_key(&at, |entry| entry.at).ok()?;
         Some(self.of(&self.entries[place]))
     }
 
-    /// The edit that has `at` among its bytes, behind the first.
+    /// Returns the edit that covers `at` with a byte other than its first.
     #[must_use]
     pub fn across(&self, at: Addr) -> Option<Edit<'_>> {
         let before = self.entries.partition_point(|entry| entry.at < at).checked_sub(1)?;
         Some(&self.entries[before]).filter(|entry| entry.end() > at).map(|entry| self.of(entry))
     }
 
-    fn of(&self, entry: &Entry) -> Edit<'_> {
+    fn of(&self, entry: &PlannedEdit) -> Edit<'_> {
         let (old, new) = self.bytes[entry.start..entry.start + 2 * entry.len].split_at(entry.len);
         Edit { at: entry.at, old, new, why: entry.why }
     }
 
-    /// Room for so many more edits of so many bytes each.
+    /// Reserves memory for `edits` more edits of `len` bytes each.
     pub fn reserve(&mut self, edits: usize, len: usize) {
         self.entries.reserve(edits);
         self.bytes.reserve(edits.saturating_mul(2 * len));
     }
 
-    /// Takes all edits out and keeps their memory.
+    /// Removes all edits and keeps the memory.
     pub fn clear(&mut self) {
         self.entries.clear();
         self.bytes.clear();
@@ -87,7 +87,7 @@ impl EditSet {
 impl Sink for EditSet {
     fn edit(&mut self, edit: Edit<'_>) -> Result<(), Rejected> {
         check_lengths(&edit)?;
-        // Planners mostly work upwards, so the place is nearly always the end.
+        // Planners mostly add edits by rising addresses, so the place is nearly always the end.
         let place = match self.entries.last() {
             Some(last) if last.at < edit.at => self.entries.len(),
             _ => self.entries.partition_point(|entry| entry.at < edit.at),
@@ -97,7 +97,7 @@ impl Sink for EditSet {
         if let Some(other) = before.or(behind) {
             return Err(Rejected::Collision { at: edit.at, first: other.why, second: edit.why });
         }
-        let entry = Entry { at: edit.at, start: self.bytes.len(), len: edit.new.len(), why: edit.why };
+        let entry = PlannedEdit { at: edit.at, start: self.bytes.len(), len: edit.new.len(), why: edit.why };
         self.bytes.extend_from_slice(edit.old);
         self.bytes.extend_from_slice(edit.new);
         self.entries.insert(place, entry);
@@ -108,10 +108,10 @@ impl Sink for EditSet {
 #[cfg(test)]
 mod tests {
     use super::EditSet;
-    use crate::{Addr, Edit, Engine, Rejected, Sink, Why};
+    use crate::{Addr, Edit, EditOrigin, Engine, Rejected, Sink};
 
     fn push(set: &mut EditSet, at: u64, len: usize, record: u32) -> Result<(), Rejected> {
-        let why = Why { engine: Engine::Relocation, section: 1, record };
+        let why = EditOrigin { engine: Engine::Relocation, section: 1, record };
         set.edit(Edit { at: Addr::new(at), old: &[0; 16][..len], new: &[1; 16][..len], why })
     }
 

@@ -1,89 +1,89 @@
-//! What takes edits.
+//! The receivers of edits.
 
 use thiserror::Error;
 
-use crate::{Addr, Edit, Engine, Why, disassembled, index, wide};
+use crate::{Addr, Edit, EditOrigin, Engine, disassembled, index, wide};
 
-/// Takes the edits of an engine, one by one, in the order in which the engine makes them.
+/// A receiver of the edits of an engine, one by one, in the order in which the engine makes them.
 pub trait Sink {
-    /// Takes one edit, or says why it cannot be.
+    /// Takes one edit.
     ///
     /// # Errors
-    /// [`Rejected`]: nothing of this edit has been taken.
+    /// [`Rejected`]: the sink has taken no part of this edit.
     fn edit(&mut self, edit: Edit<'_>) -> Result<(), Rejected>;
 }
 
 /// An edit that a sink did not take.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum Rejected {
-    /// The bytes that are there are not those that the edit replaces.
+    /// The bytes in memory differ from `old` of the edit.
     #[error("{why} at {at}: expected {expected:02x?}, found {found:02x?}")]
     Mismatch {
-        /// Where.
+        /// The address of the edit.
         at: Addr,
         /// `old` of the edit.
         expected: Vec<u8>,
-        /// What is there.
+        /// The bytes in memory.
         found: Vec<u8>,
-        /// The edit's reason.
-        why: Why,
+        /// The origin of the edit.
+        why: EditOrigin,
     },
-    /// The edit lies outside what this sink covers.
+    /// The edit lies outside the addresses of this sink.
     #[error("{why} at {at}: {len} bytes do not lie within {start}..{end}")]
     Outside {
-        /// Where.
+        /// The address of the edit.
         at: Addr,
-        /// How many bytes.
+        /// The length of the edit in bytes.
         len: usize,
-        /// First address covered.
+        /// The first address of the sink.
         start: Addr,
-        /// First address behind.
+        /// The address after the last one of the sink.
         end: Addr,
-        /// The edit's reason.
-        why: Why,
+        /// The origin of the edit.
+        why: EditOrigin,
     },
-    /// Another edit has these bytes already.
+    /// An earlier edit covers some of these bytes.
     #[error("{second} at {at} collides with {first}")]
     Collision {
-        /// Where the second one begins.
+        /// The address of the second edit.
         at: Addr,
-        /// The reason of the one that was there first.
-        first: Why,
-        /// The reason of the one that is refused.
-        second: Why,
+        /// The origin of the first edit.
+        first: EditOrigin,
+        /// The origin of the second edit, which is refused.
+        second: EditOrigin,
     },
-    /// Another engine has written there, and this one may not write over it.
+    /// Another engine has written these bytes, and this engine may not overwrite them.
     #[error(
         "{second} would write {} over {first}, which wrote {}",
         shown(.second, .second_bytes),
         shown(.first, .first_bytes)
     )]
     Clash {
-        /// The reason of the one that was there first.
-        first: Why,
-        /// Where it wrote what.
+        /// The origin of the first edit.
+        first: EditOrigin,
+        /// The address and the bytes of the first edit.
         first_bytes: (Addr, Vec<u8>),
-        /// The reason of the one that is refused.
-        second: Why,
-        /// Where it would write what.
+        /// The origin of the second edit, which is refused.
+        second: EditOrigin,
+        /// The address and the bytes of the second edit.
         second_bytes: (Addr, Vec<u8>),
     },
     /// `old` and `new` differ in length, or are empty.
     #[error("{why} at {at}: {old} bytes cannot become {new}")]
     Lengths {
-        /// Where.
+        /// The address of the edit.
         at: Addr,
-        /// Length of `old`.
+        /// The length of `old`.
         old: usize,
-        /// Length of `new`.
+        /// The length of `new`.
         new: usize,
-        /// The edit's reason.
-        why: Why,
+        /// The origin of the edit.
+        why: EditOrigin,
     },
 }
 
-/// Bytes, and what they are as code; a relocation writes no whole instruction.
-fn shown(why: &Why, (at, bytes): &(Addr, Vec<u8>)) -> String {
+/// Returns bytes with their disassembly. A relocation writes no whole instruction, so its bytes are not disassembled.
+fn shown(why: &EditOrigin, (at, bytes): &(Addr, Vec<u8>)) -> String {
     match why.engine {
         Engine::Relocation | Engine::Slot => format!("{bytes:02x?} at {at}"),
         _ => format!("{bytes:02x?} at {at} ({})", disassembled(*at, bytes)),
@@ -97,7 +97,7 @@ pub(crate) fn check_lengths(edit: &Edit<'_>) -> Result<(), Rejected> {
     Err(Rejected::Lengths { at: edit.at, old: edit.old.len(), new: edit.new.len(), why: edit.why })
 }
 
-/// A buffer that is addressed as if it already stood at `base`: stores each edit at once and keeps nothing.
+/// A buffer that is addressed by its final address `base`. Stores each edit at once and keeps no record of edits.
 #[derive(Debug)]
 pub struct Window<'b> {
     base: Addr,
@@ -105,7 +105,7 @@ pub struct Window<'b> {
 }
 
 impl<'b> Window<'b> {
-    /// The bytes, whose first one is to stand at `base`.
+    /// Wraps the bytes, of which the first has the final address `base`.
     #[inline]
     pub fn new(base: Addr, bytes: &'b mut [u8]) -> Window<'b> {
         Window { base, bytes }
@@ -143,12 +143,12 @@ impl Sink for Window<'_> {
         let place = at.checked_add(edit.new.len()).and_then(|end| self.bytes.get_mut(at..end));
         match place {
             Some(place) if *place == *edit.old && !edit.new.is_empty() => {
-                // Equal slices have equal lengths, and `place` is as long as `new`.
+                // Equal slices have equal lengths, so `place` is as long as `new`.
                 place.copy_from_slice(edit.new);
                 Ok(())
             }
             _ => {
-                // Put together anew, so that an edit which is taken need never lie in memory.
+                // A new `Edit` is built here, so that the compiler never has to store an accepted edit in memory.
                 let Edit { at, old, new, why } = edit;
                 Err(self.refuse(&Edit { at, old, new, why }))
             }
@@ -156,12 +156,12 @@ impl Sink for Window<'_> {
     }
 }
 
-/// Counts edits and bytes and takes everything.
+/// Counts edits and bytes, and accepts every edit.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Counter {
-    /// How many edits came.
+    /// The number of edits.
     pub edits: u64,
-    /// How many bytes they write.
+    /// The number of bytes that they write.
     pub bytes: u64,
 }
 
@@ -177,9 +177,9 @@ impl Sink for Counter {
 #[cfg(test)]
 mod tests {
     use super::{Counter, Rejected, Sink, Window};
-    use crate::{Addr, Edit, Engine, Why};
+    use crate::{Addr, Edit, EditOrigin, Engine};
 
-    const WHY: Why = Why { engine: Engine::Relocation, section: 2, record: 7 };
+    const WHY: EditOrigin = EditOrigin { engine: Engine::Relocation, section: 2, record: 7 };
 
     fn edit<'a>(at: u64, old: &'a [u8], new: &'a [u8]) -> Edit<'a> {
         Edit { at: Addr::new(at), old, new, why: WHY }

@@ -1,37 +1,37 @@
-//! What an instruction does to a thread, for the few whose effect can be had without running them.
+//! The effect of an instruction on a thread, for the few instructions that a trap handler can emulate.
 
 use iced_x86::{Decoder, DecoderOptions};
 
 use crate::{Addr, NOPS, wide};
 
-/// The effect of an instruction that stands at a site which is being changed: what a thread that meets the trap there
-/// is made to do in its place.
+/// The effect of an instruction at a site that is being changed. A thread that meets the INT3 at the site is given this
+/// effect instead of executing the instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Step {
-    /// A NOP: goes on at this address.
+pub enum InstructionEffect {
+    /// A NOP: continues at this address.
     Next(Addr),
-    /// `jmp`: goes on at this address.
+    /// `jmp`: continues at this address.
     Jump(Addr),
-    /// `jmp *slot(%rip)`: goes on at the address that stands in the slot.
+    /// `jmp *slot(%rip)`: continues at the address in the slot.
     JumpThrough(Addr),
-    /// `call`: pushes `back` and goes on at `to`.
+    /// `call`: pushes `back` and continues at `to`.
     Call {
-        /// The function.
+        /// The address of the function.
         to: Addr,
-        /// Where it returns to.
+        /// The return address.
         back: Addr,
     },
-    /// `call *slot(%rip)`: pushes `back` and goes on at the address that stands in the slot.
+    /// `call *slot(%rip)`: pushes `back` and continues at the address in the slot.
     CallThrough {
-        /// Where the function's address stands.
+        /// The address of the slot, which holds the function's address.
         slot: Addr,
-        /// Where it returns to.
+        /// The return address.
         back: Addr,
     },
     /// `ret`.
     Return,
-    /// `xor %eax,%eax`, with the prefixes that make it as long as a call: what stands for a call of a function that
-    /// returns 0.
+    /// `xor %eax,%eax`, with prefixes that make the instruction as long as a call: the replacement of a call of a
+    /// function that returns 0.
     Zero(Addr),
 }
 
@@ -39,36 +39,42 @@ pub enum Step {
 pub const ZERO: [u8; 5] = [0x2e, 0x2e, 0x2e, 0x31, 0xc0];
 
 const INT3: u8 = 0xcc;
-/// Makes a call or a jump with a 32-bit distance a byte longer, and nothing else: the address size of a branch's
-/// operand, of which it has none.
+/// The address-size prefix. A branch with a 32-bit displacement has no memory operand, so this prefix only makes the
+/// branch a byte longer.
 const ADDR32: u8 = 0x67;
 
-impl Step {
-    /// The effect of `bytes` at `at`, if they are exactly one instruction that this enum has; behind one that does not
-    /// go on to the next, any number of INT3 may stand.
+impl InstructionEffect {
+    /// Returns the effect of `bytes` at `at` if they are exactly one instruction of this enum. Any number of INT3 may
+    /// follow an instruction after which execution does not fall through.
     #[must_use]
     #[inline]
-    pub fn of(at: Addr, bytes: &[u8]) -> Option<Step> {
+    pub fn of(at: Addr, bytes: &[u8]) -> Option<InstructionEffect> {
         let behind = at + wide(bytes.len());
         match *bytes {
-            [0xe9, a, b, c, d] => Some(Step::Jump(near(behind, [a, b, c, d]))),
-            [0xe8, a, b, c, d] => Some(Step::Call { to: near(behind, [a, b, c, d]), back: behind }),
-            [0xeb, short] => Some(Step::Jump(behind.offset(i8::from_le_bytes([short]).into()))),
-            _ if NOPS.get(bytes.len().wrapping_sub(1)).is_some_and(|nop| *nop == bytes) => Some(Step::Next(behind)),
-            [ADDR32, 0xe9, a, b, c, d] => Some(Step::Jump(near(behind, [a, b, c, d]))),
-            [ADDR32, 0xe8, a, b, c, d] => Some(Step::Call { to: near(behind, [a, b, c, d]), back: behind }),
-            [0xff, 0x25, a, b, c, d] => Some(Step::JumpThrough(near(behind, [a, b, c, d]))),
-            [0xff, 0x15, a, b, c, d] => Some(Step::CallThrough { slot: near(behind, [a, b, c, d]), back: behind }),
-            [0xc3] => Some(Step::Return),
-            _ if bytes == ZERO => Some(Step::Zero(behind)),
-            [0xc3 | 0xe9 | 0xeb | 0xff, .., INT3] => Step::padded(at, bytes),
+            [0xe9, a, b, c, d] => Some(InstructionEffect::Jump(near(behind, [a, b, c, d]))),
+            [0xe8, a, b, c, d] => Some(InstructionEffect::Call { to: near(behind, [a, b, c, d]), back: behind }),
+            [0xeb, short] => Some(InstructionEffect::Jump(behind.offset(i8::from_le_bytes([short]).into()))),
+            _ if NOPS.get(bytes.len().wrapping_sub(1)).is_some_and(|nop| *nop == bytes) => {
+                Some(InstructionEffect::Next(behind))
+            }
+            [ADDR32, 0xe9, a, b, c, d] => Some(InstructionEffect::Jump(near(behind, [a, b, c, d]))),
+            [ADDR32, 0xe8, a, b, c, d] => {
+                Some(InstructionEffect::Call { to: near(behind, [a, b, c, d]), back: behind })
+            }
+            [0xff, 0x25, a, b, c, d] => Some(InstructionEffect::JumpThrough(near(behind, [a, b, c, d]))),
+            [0xff, 0x15, a, b, c, d] => {
+                Some(InstructionEffect::CallThrough { slot: near(behind, [a, b, c, d]), back: behind })
+            }
+            [0xc3] => Some(InstructionEffect::Return),
+            _ if bytes == ZERO => Some(InstructionEffect::Zero(behind)),
+            [0xc3 | 0xe9 | 0xeb | 0xff, .., INT3] => InstructionEffect::padded(at, bytes),
             _ => None,
         }
     }
 
-    /// An instruction that does not go on to the next, and INT3 behind it. The last bytes of a distance may be INT3,
-    /// too: it is one reading only if the instruction has a length of its own.
-    fn padded(at: Addr, bytes: &[u8]) -> Option<Step> {
+    /// Decodes an instruction that does not fall through, followed by INT3. The last bytes of a displacement may be
+    /// INT3 too, so only instructions with a length that the first bytes determine are accepted.
+    fn padded(at: Addr, bytes: &[u8]) -> Option<InstructionEffect> {
         let len = match bytes[0] {
             0xc3 => 1,
             0xeb => 2,
@@ -80,7 +86,7 @@ impl Step {
         if rest.is_empty() || rest.iter().any(|byte| *byte != INT3) {
             return None;
         }
-        Step::of(at, instruction)
+        InstructionEffect::of(at, instruction)
     }
 }
 
@@ -88,12 +94,12 @@ fn near(behind: Addr, distance: [u8; 4]) -> Addr {
     behind.offset(i32::from_le_bytes(distance).into())
 }
 
-/// Whether `bytes` at `at` are exactly one instruction, of any kind; or one that does not go on to the next, and INT3
-/// behind it.
+/// Returns whether `bytes` at `at` are exactly one instruction of any kind. INT3 may follow an instruction that does
+/// not fall through.
 #[must_use]
 #[inline]
 pub fn is_one_instruction(at: Addr, bytes: &[u8]) -> bool {
-    Step::of(at, bytes).is_some() || decodes_as_one(at, bytes)
+    InstructionEffect::of(at, bytes).is_some() || decodes_as_one(at, bytes)
 }
 
 #[cold]
@@ -106,26 +112,26 @@ fn decodes_as_one(at: Addr, bytes: &[u8]) -> bool {
 mod tests {
     use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 
-    use super::{Step, ZERO, is_one_instruction};
+    use super::{InstructionEffect, ZERO, is_one_instruction};
     use crate::{Addr, NOPS, index};
 
     const AT: Addr = Addr::new(0x40_0ff0);
 
-    /// What iced-x86 makes of the same bytes.
-    fn decoded(bytes: &[u8]) -> Option<Step> {
+    /// Returns the effect that iced-x86 decodes from the same bytes.
+    fn decoded(bytes: &[u8]) -> Option<InstructionEffect> {
         let instruction = Decoder::with_ip(64, bytes, AT.get(), DecoderOptions::NONE).decode();
         let behind = AT + crate::wide(instruction.len());
         let near = Addr::new(instruction.near_branch_target());
         let slot = || Addr::new(instruction.ip_rel_memory_address());
         let relative = instruction.op0_kind() == OpKind::Memory && instruction.memory_base() == Register::RIP;
         match instruction.mnemonic() {
-            Mnemonic::Jmp if relative => Some(Step::JumpThrough(slot())),
-            Mnemonic::Jmp => Some(Step::Jump(near)),
-            Mnemonic::Call if relative => Some(Step::CallThrough { slot: slot(), back: behind }),
-            Mnemonic::Call => Some(Step::Call { to: near, back: behind }),
-            Mnemonic::Ret if instruction.op_count() == 0 => Some(Step::Return),
-            Mnemonic::Nop | Mnemonic::Xchg => Some(Step::Next(behind)),
-            Mnemonic::Xor => Some(Step::Zero(behind)),
+            Mnemonic::Jmp if relative => Some(InstructionEffect::JumpThrough(slot())),
+            Mnemonic::Jmp => Some(InstructionEffect::Jump(near)),
+            Mnemonic::Call if relative => Some(InstructionEffect::CallThrough { slot: slot(), back: behind }),
+            Mnemonic::Call => Some(InstructionEffect::Call { to: near, back: behind }),
+            Mnemonic::Ret if instruction.op_count() == 0 => Some(InstructionEffect::Return),
+            Mnemonic::Nop | Mnemonic::Xchg => Some(InstructionEffect::Next(behind)),
+            Mnemonic::Xor => Some(InstructionEffect::Zero(behind)),
             _ => None,
         }
     }
@@ -149,8 +155,8 @@ mod tests {
             &[0xe9, 0x10, 0, 0, 0, 0xcc],
         ];
         for form in forms.into_iter().chain(NOPS) {
-            assert_eq!(Step::of(AT, form), decoded(form), "{form:02x?}");
-            assert!(Step::of(AT, form).is_some() && is_one_instruction(AT, form), "{form:02x?}");
+            assert_eq!(InstructionEffect::of(AT, form), decoded(form), "{form:02x?}");
+            assert!(InstructionEffect::of(AT, form).is_some() && is_one_instruction(AT, form), "{form:02x?}");
         }
     }
 
@@ -170,14 +176,18 @@ mod tests {
             &[0x0f, 0x1f, 0x44, 0x00],
         ];
         for other in others {
-            assert_eq!((Step::of(AT, other), is_one_instruction(AT, other)), (None, false), "{other:02x?}");
+            assert_eq!(
+                (InstructionEffect::of(AT, other), is_one_instruction(AT, other)),
+                (None, false),
+                "{other:02x?}"
+            );
         }
     }
 
     #[test]
     fn any_other_instruction_counts_as_one_and_has_no_step() {
         for other in [&[0x48, 0x89, 0xe5][..], &[0xcc], &[0x0f, 0x0b], &[0xf3, 0x0f, 0x1e, 0xfa], &[0xff, 0xd0]] {
-            assert_eq!((Step::of(AT, other), is_one_instruction(AT, other)), (None, true), "{other:02x?}");
+            assert_eq!((InstructionEffect::of(AT, other), is_one_instruction(AT, other)), (None, true), "{other:02x?}");
         }
     }
 
@@ -191,7 +201,7 @@ mod tests {
             let mut bytes = word;
             bytes[0] = opcodes[index(u64::from(word[0])) % opcodes.len()];
             let bytes = &bytes[..1 + index(u64::from(word[7])) % 7];
-            if let Some(step) = Step::of(AT, bytes) {
+            if let Some(step) = InstructionEffect::of(AT, bytes) {
                 assert_eq!(Some(step), decoded(bytes), "{bytes:02x?}");
             }
         }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use modload_abi::record::{Record, Site as Record8};
+use modload_abi::record::{AddressSite, FixedRecord};
 use modload_abi::section;
-use modload_edit::{Addr, Engine, NOPS, Why, index, wide};
+use modload_edit::{Addr, EditOrigin, Engine, NOPS, index, wide};
 use modload_loader::{Coming, FunctionSymbol, Refusal};
 
 use crate::trampoline::Width;
@@ -41,7 +41,7 @@ pub(crate) struct Site {
     pub(crate) name: Arc<str>,
     /// Whether it goes when `init` has returned.
     pub(crate) is_init: bool,
-    pub(crate) why: Why,
+    pub(crate) why: EditOrigin,
 }
 
 /// What a module's tables say.
@@ -73,16 +73,22 @@ impl Found {
         let functions = coming.module().functions();
         let mut found = Found { width: Some(width(coming, &functions)), ..Found::default() };
         for table in tables {
-            for (record, bytes) in (0..).zip(table.bytes.chunks_exact(Record8::SIZE)) {
-                let why = Why { engine: Engine::Fentry, section: table.table.section, record };
-                found.add(coming, &functions, Addr::new(Record8::read(bytes).site), why)?;
+            for (record, bytes) in (0..).zip(table.bytes.chunks_exact(AddressSite::SIZE)) {
+                let why = EditOrigin { engine: Engine::Fentry, section: table.table.section, record };
+                found.add(coming, &functions, Addr::new(AddressSite::read(bytes).site), why)?;
             }
         }
         found.sites.sort_by_key(|site| site.at);
         Ok(Some(found))
     }
 
-    fn add(&mut self, coming: &Coming<'_>, functions: &[FunctionSymbol], at: Addr, why: Why) -> Result<(), Refusal> {
+    fn add(
+        &mut self,
+        coming: &Coming<'_>,
+        functions: &[FunctionSymbol],
+        at: Addr,
+        why: EditOrigin,
+    ) -> Result<(), Refusal> {
         if at == Addr::NULL {
             // Of a function that a linker has dropped: the loader passes over it, too.
             return Ok(());
@@ -148,7 +154,7 @@ impl Found {
         coming: &Coming<'_>,
         function: &FunctionSymbol,
         record: Addr,
-        why: Why,
+        why: EditOrigin,
     ) -> Result<(), Refusal> {
         let code = |at: Addr| {
             let (start, text) = coming.text(at)?;

@@ -3,7 +3,7 @@
 use std::mem::forget;
 use std::sync::Arc;
 
-use modload_edit::{Addr, Edit, EditSet, Engine, Sink, Why, index, wide};
+use modload_edit::{Addr, Edit, EditOrigin, EditSet, Engine, Sink, index, wide};
 use modload_text::{Arena, ArenaError, Describe, INT3, TextLock, fill};
 use modload_threads::frames::Known;
 
@@ -73,7 +73,7 @@ impl Stubs {
         if functions.is_empty() {
             return Ok(());
         }
-        let why = Why { engine: Engine::Fentry, section: 0, record: 0 };
+        let why = EditOrigin { engine: Engine::Fentry, section: 0, record: 0 };
         let mut batch = EditSet::new();
         for (number, function) in (0..).zip(functions) {
             let (at, old, new) = (self.next + number * STUB, [INT3; 32], function.stub_code());

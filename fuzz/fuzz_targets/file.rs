@@ -1,4 +1,4 @@
-//! Any file can be read: what is compressed is decompressed within a bound.
+//! Any file can be read. Compressed files are decompressed up to a limit.
 
 #![no_main]
 
@@ -13,7 +13,7 @@ use modload::file::ModuleFile;
 
 const LIMIT: u64 = 1 << 20;
 
-/// One file for all runs, which the kernel forgets when we end.
+/// One file for all runs. The kernel deletes it when this process ends.
 static FILE: LazyLock<File> = LazyLock::new(|| tempfile::tempfile().expect("a temporary file"));
 
 fuzz_target!(|bytes: &[u8]| {

@@ -1,4 +1,4 @@
-//! Any function of any file can be looked at: its name, a NUL, the file.
+//! Any function of any file can be examined. The input is the function's name, a NUL, and the file.
 
 #![no_main]
 

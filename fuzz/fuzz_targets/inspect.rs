@@ -1,4 +1,4 @@
-//! Any file can be looked at.
+//! Any file can be inspected.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Any file can be linked as a live patch, or refused; what comes out is not linked again.
+//! Any file is linked as a live patch or refused. The result cannot be linked again.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Any file can be loaded as far as nothing of it is run: an error, and nothing left behind.
+//! Any file can be loaded up to the point where its code would run: the result is an error, and nothing is left behind.
 
 #![no_main]
 
@@ -19,7 +19,7 @@ static LOADER: LazyLock<Loader> = LazyLock::new(|| {
     Loader::new(Arc::new(Everything), policy).expect("the arena can be had")
 });
 
-/// What is taken of each stripe.
+/// Returns the used bytes of each stripe.
 fn used() -> Vec<u64> {
     let arena = Arena::get().expect("the loader has it");
     arena.usage().iter().map(|stripe| stripe.used).collect()
@@ -28,7 +28,7 @@ fn used() -> Vec<u64> {
 fuzz_target!(|bytes: &[u8]| {
     let loader = &*LOADER;
     let before = used();
-    // SAFETY: nothing of it is run: see `BeforeRunning`.
+    // SAFETY: no code of it is run: see `BeforeRunning`.
     let image = unsafe { Image::trusted(bytes) }.named("module");
     let loaded = largest::within_bound(bytes, || loader.load_module_with(&image, &BeforeRunning));
     assert!(loaded.is_err(), "it is made to fail at the latest");

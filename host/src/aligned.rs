@@ -1,7 +1,7 @@
-//! Entries of the functions that hosts export to modules. Code of a kernel's aligns its stack to eight bytes only, and the host's own
-//! to sixteen, as the ABI says: an entry aligns the stack and calls the function.
+//! Entry points of the functions that hosts export to modules. Kernel code aligns its stack to eight bytes only, but
+//! the ABI and the host's own code require sixteen. An entry point aligns the stack and calls the function.
 //!
-//! Such a function has at most six arguments, and all of them integers or pointers: none is on the stack.
+//! Such a function has at most six arguments, all of them integers or pointers, so that no argument is on the stack.
 #![expect(unsafe_code, reason = "code that aligns a stack has no type")]
 
 use std::arch::global_asm;
@@ -10,12 +10,12 @@ use std::sync::{Mutex, PoisonError};
 
 use modload_edit::{Addr, wide};
 
-/// How many entries there are. Each exported function takes one for the process's life.
+/// The number of entry points. Each exported function occupies one for the lifetime of the process.
 const ENTRIES: usize = 64;
-/// Bytes of an entry.
+/// The length of an entry point in bytes.
 const ENTRY: usize = 32;
 
-/// The functions that the entries call.
+/// The functions that the entry points call.
 static FUNCTIONS: [AtomicU64; ENTRIES] = [const { AtomicU64::new(0) }; ENTRIES];
 
 global_asm!(
@@ -57,10 +57,11 @@ unsafe extern "C" {
     static modload_aligned: u8;
 }
 
-/// The entry of a function that is exported to modules, the same one each time.
+/// Returns the entry point of a function that is exported to modules. The same function always has the same entry
+/// point.
 ///
 /// # Panics
-/// There are more functions than [`ENTRIES`]: a number to be raised when one is added.
+/// Panics if there are more functions than [`ENTRIES`]. Raise this number when a function is added.
 pub(crate) fn entry(function: Addr) -> Addr {
     static TAKEN: Mutex<usize> = Mutex::new(0);
     let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -82,7 +83,7 @@ mod tests {
 
     use super::{ENTRIES, ENTRY};
 
-    /// Whether an address is that of an entry.
+    /// Returns whether an address is that of an entry point.
     fn is_entry(at: Addr) -> bool {
         let offset = index(at.get()).wrapping_sub((&raw const super::modload_aligned).addr());
         offset < ENTRIES * ENTRY && offset.is_multiple_of(ENTRY)
@@ -98,7 +99,7 @@ mod tests {
         let entries: BTreeSet<_> = exports.iter().map(|(_, at)| *at).collect();
         assert_eq!(entries.len(), exports.len());
         assert_eq!(crate::c_api::exports().collect::<Vec<_>>(), exports, "they stay where they are");
-        // SAFETY: the code of an entry.
+        // SAFETY: the address is that of an entry point's code.
         let code = unsafe { (&raw const super::modload_aligned).cast::<[u8; ENTRY]>().read() };
         // endbr64; push %rbp; mov %rsp,%rbp; and $-16,%rsp; call *FUNCTIONS(%rip)
         assert_eq!(code[..14], [0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xe4, 0xf0, 0xff, 0x15]);

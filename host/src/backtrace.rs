@@ -1,4 +1,4 @@
-//! The calls that a thread is in, with the modules' functions by name.
+//! The stack of a thread, with the names of modules' functions.
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -9,13 +9,13 @@ use modload_threads::frames::{self, Ended, WalkError};
 /// A frame of a [`Backtrace`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BacktraceFrame {
-    /// Where it will go on.
+    /// The address at which the thread will continue in this frame.
     pub at: Addr,
-    /// `func+0x12/0x40 [module]`, if that is in a module of the host.
+    /// The place as `func+0x12/0x40 [module]`, if the address is in a module of the host.
     pub place: Option<String>,
 }
 
-/// The calls that a thread is in, innermost first. As text: a line each.
+/// The stack of a thread, innermost frame first. The text form has a line per frame.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Backtrace {
     frames: Vec<BacktraceFrame>,
@@ -23,8 +23,8 @@ pub struct Backtrace {
 }
 
 impl Backtrace {
-    /// Leaves out its caller, of which it is a part. Addresses are named by `describe`, which is told whether it is a return
-    /// address that it is given.
+    /// Returns the stack of this thread without its innermost frame, which belongs to this module. `describe` names an
+    /// address; its second argument tells whether the address is a return address.
     #[inline(always)]
     pub(crate) fn of_this_thread(describe: impl Fn(Addr, bool) -> Option<String>) -> Backtrace {
         let mut found = Vec::new();
@@ -39,7 +39,7 @@ impl Backtrace {
         Backtrace { frames: named.collect(), ended }
     }
 
-    /// Returns the backtrace of another thread, from the frames that were found.
+    /// Returns the recorded stack of another thread.
     #[cfg(feature = "livepatch")]
     pub(crate) fn of(
         frames: &[frames::Frame],
@@ -53,16 +53,16 @@ impl Backtrace {
         Backtrace { frames: named.collect(), ended }
     }
 
-    /// The frames, innermost first.
+    /// Returns the frames, innermost first.
     #[must_use]
     pub fn frames(&self) -> &[BacktraceFrame] {
         &self.frames
     }
 
-    /// How it has ended: with the outermost frame, or at one whose caller is not known.
+    /// Returns how the walk has ended: at the outermost frame, or at a frame whose caller is not known.
     ///
     /// # Errors
-    /// [`WalkError`]: at which frame, and why.
+    /// [`WalkError`]: the frame at which the walk failed, and the reason.
     pub fn ended(&self) -> Result<Ended, WalkError> {
         self.ended
     }

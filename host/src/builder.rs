@@ -1,4 +1,4 @@
-//! What a host offers and allows.
+//! The builder of a host: the symbols that it offers and the modules that it allows.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,16 +16,16 @@ use crate::c_api;
 use crate::host::Host;
 use crate::own_symbols::own_symbols;
 
-/// Code for a processor that this machine is not.
+/// Code for processor features that this machine does not have.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-#[error("this machine does not have {}", lacking(.missing))]
+#[error("this machine does not have {}", missing_features(.missing))]
 pub struct OtherCpu {
-    /// The features that it lacks.
+    /// The missing features.
     pub missing: Vec<&'static str>,
 }
 
-/// The names of features, each with the reason if user space must not have it anywhere.
-fn lacking(missing: &[&'static str]) -> String {
+/// Lists the names of features, with the reason for each feature that no process can use.
+fn missing_features(missing: &[&'static str]) -> String {
     let shown = missing.iter().map(|name| match Features::why_not_in_user_space(name) {
         Some(why) => format!("{name} (no process has it: {why})"),
         None => (*name).to_owned(),
@@ -104,21 +104,21 @@ impl HostBuilder {
         self.export(name, Export(External { gpl_only: true, ..external }))
     }
 
-    /// What `vermagic=` of a module must be. If nothing is said, none is looked at.
+    /// Sets the required `vermagic=` of modules. By default vermagic is not checked.
     #[must_use]
     pub fn vermagic(mut self, expected: impl Into<String>) -> HostBuilder {
         self.policy.expected_vermagic = Some(expected.into());
         self
     }
 
-    /// Puts a module's name on the blocklist.
+    /// Adds a module's name to the blocklist.
     #[must_use]
     pub fn block(mut self, name: impl Into<String>) -> HostBuilder {
         self.policy.blocked.insert(name.into());
         self
     }
 
-    /// What is done about a module that breaks a rule: nothing, a warning or a refusal.
+    /// Sets how a module that breaks a rule is treated: accepted, accepted with a warning, or refused.
     #[must_use]
     pub fn policy(mut self, rule: Rule, check: Check) -> HostBuilder {
         *self.policy.check_mut(rule) = check;
@@ -132,33 +132,33 @@ impl HostBuilder {
         self
     }
 
-    /// Lets [`Host::unload_by_force`] unload modules that are held, as Linux's `CONFIG_MODULE_FORCE_UNLOAD` does.
+    /// Lets [`Host::unload_by_force`] unload modules that are in use, as Linux's `CONFIG_MODULE_FORCE_UNLOAD` does.
     #[must_use]
     pub fn allow_forced_unload(mut self) -> HostBuilder {
         self.policy.forced_unload = ForcedUnload::Allowed;
         self
     }
 
-    /// The largest size of a module in memory, in bytes. 1 GiB if nothing else is said.
+    /// Sets the largest size of a module in memory, in bytes. The default is 1 GiB.
     #[must_use]
     pub fn size_limit(mut self, bytes: u64) -> HostBuilder {
         self.policy.size_limit = bytes;
         self
     }
 
-    /// The file descriptor that takes the one line about a call into text that is not published yet or not there any
-    /// more, before SIGTRAP takes its course. 2 if nothing else is said.
+    /// Sets the file descriptor for the one-line message about a call into text that is not published yet, or not
+    /// mapped any more. The message is written before SIGTRAP is handled as usual. The default is 2.
     #[must_use]
     pub fn trap_descriptor(mut self, descriptor: std::os::fd::RawFd) -> HostBuilder {
         self.policy.trap_descriptor = descriptor;
         self
     }
 
-    /// Makes modules' code for these features instead of all that this machine has, and for those that user space must have
-    /// ([`Features::for_user_space`]).
+    /// Adapts the code of modules to these features, and to those that user space must have
+    /// ([`Features::for_user_space`]), instead of all features of this machine.
     ///
     /// # Errors
-    /// [`OtherCpu`]: this machine does not have all of them, and code that is made for them might not run.
+    /// [`OtherCpu`]: this machine lacks some of the features, so that code for them might not run.
     pub fn cpu(mut self, features: Features) -> Result<HostBuilder, OtherCpu> {
         let missing = features.beyond(&Features::of_this_machine());
         if !missing.is_empty() {
@@ -168,23 +168,22 @@ impl HostBuilder {
         Ok(self)
     }
 
-    /// Offers Linux's operations table `pv_ops`, and makes modules' calls through it, of which `.parainstructions` tells,
-    /// what a process can make of them: [`modload_paravirt::Operations::user`]. What only a kernel can do is refused by
-    /// name.
+    /// Offers Linux's operations table `pv_ops`, and rewrites the calls through the table that `.parainstructions`
+    /// lists, as [`modload_paravirt::Operations::user`] says. A module that uses an operation which only a kernel can
+    /// do is refused by name.
     #[must_use]
     pub fn linux_operations(mut self) -> HostBuilder {
-        // The table itself is empty: a call of which no record tells goes nowhere.
+        // The table itself is empty: a call without a record would jump to address 0.
         let entries = vec![Addr::NULL; LINUX_OPERATIONS];
         self.policy.rewriting.host_operations = Some(HostOperations { symbol: PV_OPS.into(), entries });
         self.policy.rewriting.operations = Operations::user(None);
         self
     }
 
-    /// Offers an operations table: functions that modules call through it, in C
-    /// `extern const struct host_ops host_ops __attribute__((visibility("hidden")))` and `host_ops.function(..)`. Each
-    /// module gets a copy of its own. Where a function is in reach of the module (it
-    /// is a module's of this process, say), its calls become direct ones when the module is loaded; elsewhere they stay
-    /// calls through the table.
+    /// Offers an operations table: functions that modules call through the table, in C `extern const struct host_ops
+    /// host_ops __attribute__((visibility("hidden")))` and `host_ops.function(..)`. Each module gets its own copy. If a
+    /// function is in reach of the module (for example because it lies in another module), its calls become direct
+    /// calls when the module is loaded. Otherwise they stay calls through the table.
     #[must_use]
     pub fn operations(mut self, name: impl Into<String>, functions: &[*const ()]) -> HostBuilder {
         let address = |function: &*const ()| Addr::new(wide(function.expose_provenance()));
@@ -194,9 +193,10 @@ impl HostBuilder {
     }
 
     /// Makes the host, and the process's arena if this is the first one.
+    /// Makes the host, and the process's arena with the first host.
     ///
     /// # Errors
-    /// [`ArenaError`] names the rule of the system that stands in the way.
+    /// [`ArenaError`] names the system rule that forbids the arena.
     pub fn build(mut self) -> Result<Host, ArenaError> {
         for (name, addr) in self.built_in.symbols()? {
             self.symbols.place(name, addr);

@@ -1,5 +1,5 @@
-//! What every host exports to modules: Linux's `register_module_notifier` and its inverse, `klp_enable_patch`, lines for the log,
-//! and the functions behind static keys, static calls and live patches.
+//! The functions that every host exports to modules: Linux's `register_module_notifier` and its inverse,
+//! `klp_enable_patch`, a function for log lines, and the functions behind static keys, static calls and live patches.
 #![expect(unsafe_code, reason = "C callers pass pointers, and C callbacks take them")]
 
 use std::cell::RefCell;
@@ -38,28 +38,28 @@ struct NotifierBlock {
 
 /// `struct module` of the SDK.
 #[repr(C)]
-struct CModule {
+struct CallbackModule {
     name: [c_char; 56],
     state: c_int,
 }
 
-/// What a host is made of.
+/// The parts of a host.
 #[derive(Debug)]
-pub(crate) struct Inner {
-    /// Dropped first: whoever is still in the chains hears of the modules' going.
+pub(crate) struct HostState {
+    /// Dropped first, so that subscribers still in the chains are called for each module that goes.
     pub(crate) loader: Loader,
     /// The subscribers that every host has.
     pub(crate) built_in: BuiltIn,
-    /// How many [`crate::Host`]s there are; references of a moment's, as in [`owner`], are none.
+    /// The number of [`crate::Host`] values. Temporary references, as in [`owner`], do not count.
     pub(crate) handles: AtomicUsize,
-    /// Whether the last of them has been dropped once.
+    /// Whether the last of these values has been dropped before.
     pub(crate) left: AtomicBool,
     /// Dropped last.
     _notifiers: Notifiers,
 }
 
-/// Takes the C notifiers of a host out of the chains when it is dropped: those that its modules, held by somebody,
-/// still have.
+/// Removes the C notifiers of a host from the chains when it is dropped: those of its modules that are still
+/// referenced.
 #[derive(Debug)]
 struct Notifiers;
 
@@ -67,31 +67,31 @@ impl Drop for Notifiers {
     fn drop(&mut self) {
         let gone: Vec<_> = {
             let mut hosts = hosts();
-            let (gone, there) = std::mem::take(&mut hosts.notifiers)
+            let (gone, remaining) = std::mem::take(&mut hosts.notifiers)
                 .into_iter()
                 .partition::<BTreeMap<_, _>, _>(|(_, (host, _))| host.strong_count() == 0);
-            hosts.notifiers = there;
+            hosts.notifiers = remaining;
             gone.into_values().collect()
         };
-        // Without the lock: leaving may wait for a call that wants it.
+        // Dropped without the lock of `HOSTS`: leaving the chains may wait for a call that takes this lock.
         drop(gone);
     }
 }
 
-impl Inner {
-    pub(crate) fn new(loader: Loader, options: &BuiltInOptions) -> Inner {
+impl HostState {
+    pub(crate) fn new(loader: Loader, options: &BuiltInOptions) -> HostState {
         let (handles, left) = (AtomicUsize::new(0), AtomicBool::new(false));
         let built_in = BuiltIn::join(&loader, options);
-        Inner { loader, built_in, handles, left, _notifiers: Notifiers }
+        HostState { loader, built_in, handles, left, _notifiers: Notifiers }
     }
 }
 
-/// All hosts of the process: a C caller does not say which one it means, but its notifier block lies in one of its
-/// modules. The lock is taken before those of registries, never with one in hand, and held over fork.
+/// All hosts of the process. A C caller does not name its host, but its notifier block lies in a module of that host.
+/// The lock is taken before the locks of registries, never while one of them is held, and held during a fork.
 struct Hosts {
-    all: Vec<Weak<Inner>>,
-    /// By the address of the block.
-    notifiers: BTreeMap<Addr, (Weak<Inner>, Membership)>,
+    all: Vec<Weak<HostState>>,
+    /// The memberships by the address of the notifier block.
+    notifiers: BTreeMap<Addr, (Weak<HostState>, Membership)>,
 }
 
 static HOSTS: Mutex<Hosts> = Mutex::new(Hosts { all: Vec::new(), notifiers: BTreeMap::new() });
@@ -104,7 +104,7 @@ fn hosts() -> MutexGuard<'static, Hosts> {
     HOSTS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub(crate) fn enter(inner: &Arc<Inner>) {
+pub(crate) fn enter(inner: &Arc<HostState>) {
     static FORK: Once = Once::new();
     FORK.call_once(|| on_fork(|| HELD.set(Some(hosts())), || HELD.set(None), || HELD.set(None)));
     let mut hosts = hosts();
@@ -112,12 +112,13 @@ pub(crate) fn enter(inner: &Arc<Inner>) {
     hosts.all.push(Arc::downgrade(inner));
 }
 
-pub(crate) fn owner(block: Addr) -> Option<(Arc<Inner>, Arc<Module>)> {
+pub(crate) fn owner(block: Addr) -> Option<(Arc<HostState>, Arc<Module>)> {
     let hosts: Vec<_> = hosts().all.iter().filter_map(Weak::upgrade).collect();
     hosts.into_iter().find_map(|host| host.loader.module_at(block).map(|module| (host, module)))
 }
 
-/// The names of the functions below and of those that switch keys, and their entries for modules.
+/// Returns the names and the entry points of the exported C functions: those below, and those for keys and live
+/// patches.
 pub(crate) fn exports() -> impl Iterator<Item = (&'static str, Addr)> {
     type OfBlock = extern "C" fn(*mut NotifierBlock) -> c_int;
     type OfText = extern "C" fn(*const c_void, c_int, *const c_char);
@@ -134,7 +135,8 @@ pub(crate) fn exports() -> impl Iterator<Item = (&'static str, Addr)> {
     all.map(|(name, function)| (name, aligned::entry(function)))
 }
 
-/// `void modload_log(const struct module *, int level, const char *)`: a line in the timeline for each of the text's. Linux's levels.
+/// `void modload_log(const struct module *, int level, const char *)`: adds each line of the text to the timeline. The
+/// levels are Linux's.
 extern "C" fn log(module: *const c_void, level: c_int, text: *const c_char) {
     const ERROR: c_int = 3;
     const WARNING: c_int = 4;
@@ -142,10 +144,10 @@ extern "C" fn log(module: *const c_void, level: c_int, text: *const c_char) {
     if text.is_null() {
         return;
     }
-    // SAFETY: the C contract says that it is a string; it is not kept.
+    // SAFETY: by the C contract this is a NUL-terminated string. It is not kept.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
     for line in text.lines() {
-        // A terminal would take control characters for its own.
+        // A terminal would interpret control characters.
         let mut shown = String::with_capacity(line.len());
         for letter in line.chars() {
             match letter {
@@ -163,12 +165,12 @@ extern "C" fn log(module: *const c_void, level: c_int, text: *const c_char) {
     }
 }
 
-/// `int register_module_notifier(struct notifier_block *)`: joins with `Order::same(priority)`. The block must lie in
-/// the data of a module of a host (-EINVAL) and not be registered already (-EEXIST).
+/// `int register_module_notifier(struct notifier_block *)`: joins the chains with `Order::same(priority)`. The block
+/// must lie in the data of a module of a host (else -EINVAL) and must not be registered already (else -EEXIST).
 extern "C" fn register(block: *mut NotifierBlock) -> c_int {
     let at = Addr::new(wide(block.expose_provenance()));
     let Some((host, module)) = owner(at) else { return -EINVAL };
-    // SAFETY: the block lies in a module's memory (found above), and the C contract says that it is one.
+    // SAFETY: the block lies in a module's memory (checked above), and by the C contract it is a notifier block.
     let NotifierBlock { call, priority, .. } = unsafe { ptr::read_unaligned(block) };
     if call.is_none() {
         return -EINVAL;
@@ -187,14 +189,15 @@ extern "C" fn register(block: *mut NotifierBlock) -> c_int {
     0
 }
 
-/// `int unregister_module_notifier(struct notifier_block *)`: returns when no other thread is in a call of it.
+/// `int unregister_module_notifier(struct notifier_block *)`: returns once no other thread is in a call of this
+/// notifier.
 extern "C" fn unregister(block: *mut NotifierBlock) -> c_int {
     let at = Addr::new(wide(block.expose_provenance()));
     if owner(at).is_none() {
         return -EINVAL;
     }
     let found = hosts().notifiers.remove(&at);
-    // Dropped without the lock: leaving may wait for a call that wants it.
+    // Dropped without the lock: leaving the chains may wait for a call that takes this lock.
     found.map_or(-ENOENT, |(_, membership)| {
         membership.leave();
         0
@@ -209,10 +212,10 @@ struct CNotifier {
 impl CNotifier {
     fn call(&self, action: c_ulong, module: &Module) -> c_int {
         let block: *mut NotifierBlock = ptr::with_exposed_provenance_mut(index(self.block.get()));
-        // SAFETY: the block lies in the data of a module that is still there: it leaves the chains before it goes.
+        // SAFETY: the block lies in the data of a loaded module: the notifier leaves the chains before the module goes.
         let NotifierBlock { call, .. } = unsafe { ptr::read_unaligned(block) };
         let Some(call) = call else { return NOTIFY_OK };
-        let mut copy = CModule { name: [0; 56], state: c_int::try_from(action).unwrap_or_default() };
+        let mut copy = CallbackModule { name: [0; 56], state: c_int::try_from(action).unwrap_or_default() };
         let named = copy.name.iter_mut().zip(module.name().bytes());
         named.for_each(|(to, from)| *to = c_char::from_ne_bytes([from]));
         let data: *mut c_void = match module.this_module() {
@@ -226,8 +229,8 @@ impl CNotifier {
 impl Subscriber for CNotifier {
     fn coming(&self, coming: &mut Coming<'_>) -> Result<(), Refusal> {
         let result = self.call(MODULE_STATE_COMING, coming.module());
-        // As Linux's notifier_to_errno: NOTIFY_STOP_MASK | (NOTIFY_OK - errno). A stop without an error does not hide
-        // the module from those who come after.
+        // As Linux's notifier_to_errno: NOTIFY_STOP_MASK | (NOTIFY_OK - errno). A stop without an error does not keep
+        // later subscribers from being called.
         match (result & !NOTIFY_STOP_MASK).wrapping_sub(NOTIFY_OK) {
             errno @ 1.. if result & NOTIFY_STOP_MASK != 0 => {
                 Err(Refusal { reason: format!("error {errno}"), errno: Some(errno) })

@@ -1,13 +1,14 @@
-//! Functions of the C library and of libstdc++ that modules get in their place: those by which a module starts or ends threads, or
-//! has something called at a thread's end. The process's own calls of them are not concerned.
+//! Functions of the C library and of libstdc++ that modules get in another form: those that start or end threads, or
+//! register a call for the end of a thread. Calls from the rest of the process are not affected.
 //!
-//! | function | what is different |
+//! | function | difference |
 //! |---|---|
-//! | `pthread_create`, `thrd_create`, `std::thread`'s start | the new thread knows which module has created it |
-//! | `pthread_exit`, `thrd_exit` | in a call, a load or an unload by the host it ends that, with an error, and not the thread |
-//! | `__cxa_thread_atexit_impl`, `__cxa_thread_atexit` | the module stays until the destructor was called |
+//! | `pthread_create`, `thrd_create`, `std::thread`'s start | the new thread knows the module that has created it |
+//! | `pthread_exit`, `thrd_exit` | during a call, load or unload by the host, ends this call with an error, and not the thread |
+//! | `__cxa_thread_atexit_impl`, `__cxa_thread_atexit` | the module is not freed before the destructor has been called |
 //!
-//! Which module calls is known by the return address, or, where the call was a jump, by the function that is passed.
+//! The calling module is found by the return address or, if the call was a jump, by the function pointer that it
+//! passes.
 #![expect(unsafe_code, reason = "C callers pass pointers, and what they call is the C library's")]
 
 use std::ffi::{c_int, c_void};
@@ -24,12 +25,12 @@ use crate::c_api;
 /// libstdc++'s `std::thread::_M_start_thread(std::unique_ptr<_State>, void (*)())`.
 const START_STD_THREAD: &str = "_ZNSt6thread15_M_start_threadESt10unique_ptrINS_6_StateESt14default_deleteIS1_EEPFvvE";
 
-/// A function of another's, as it was found when a module was linked to ours.
-struct Original(AtomicPtr<c_void>);
+/// A function of the C library or of libstdc++, found when a module was linked to the replacement here.
+struct OriginalFunction(AtomicPtr<c_void>);
 
-impl Original {
-    const fn new() -> Original {
-        Original(AtomicPtr::new(std::ptr::null_mut()))
+impl OriginalFunction {
+    const fn new() -> OriginalFunction {
+        OriginalFunction(AtomicPtr::new(std::ptr::null_mut()))
     }
 
     fn get(&self) -> *const c_void {
@@ -37,11 +38,11 @@ impl Original {
     }
 }
 
-static THRD_CREATE: Original = Original::new();
-static STD_THREAD: Original = Original::new();
-static THREAD_ATEXIT: Original = Original::new();
+static THRD_CREATE: OriginalFunction = OriginalFunction::new();
+static STD_THREAD: OriginalFunction = OriginalFunction::new();
+static THREAD_ATEXIT: OriginalFunction = OriginalFunction::new();
 
-/// A function that goes on in another one, with its caller's return address as one argument more.
+/// Defines a function that continues in another function, with its caller's return address as an additional argument.
 macro_rules! with_caller {
     ($name:ident, $register:literal, $next:ident) => {
         #[unsafe(naked)]
@@ -61,13 +62,14 @@ with_caller!(start_std_thread, "rcx", start_std_thread_from);
 with_caller!(pthread_exit, "rsi", pthread_exit_from);
 with_caller!(thread_atexit, "rcx", thread_atexit_from);
 
-/// What a module gets in place of a symbol of the process's, which is at `original`; `original` itself if nothing.
+/// Returns the address that a module gets for a symbol of the process at `original`: a replacement, or `original`
+/// itself.
 pub(crate) fn instead_of(name: &[u8], original: Addr) -> Addr {
-    let keep = |place: &Original| {
+    let keep = |place: &OriginalFunction| {
         let at = std::ptr::with_exposed_provenance_mut(modload_edit::index(original.get()));
         place.0.store(at, Ordering::Release);
     };
-    // A reference may name a version: all versions of these functions do the same.
+    // A reference may name a symbol version. All versions of these functions behave the same.
     let plain = name.split(|byte| *byte == b'@').next().unwrap_or(name);
     let function: unsafe extern "C-unwind" fn() = match plain {
         b"pthread_create" => pthread_create,
@@ -80,7 +82,7 @@ pub(crate) fn instead_of(name: &[u8], original: Addr) -> Addr {
             keep(&THREAD_ATEXIT);
             thread_atexit
         }
-        // libstdc++'s passes on to the C library's.
+        // The function of libstdc++ calls that of the C library.
         b"__cxa_thread_atexit" => match crate::process_symbols::process_symbol(b"__cxa_thread_atexit_impl") {
             Some(at) => return instead_of(b"__cxa_thread_atexit_impl", at),
             None => return original,
@@ -100,10 +102,10 @@ fn module_at(at: *const c_void) -> Option<Arc<Module>> {
     c_api::owner(Addr::new(wide(at.expose_provenance()))).map(|(_, module)| module)
 }
 
-/// The module that calls, as a creator of threads: by the return address, or else by something of its own that it passes. One that is
-/// neither's is nothing that a module's number stands for.
+/// Returns the calling module as a creator of threads: found by the return address, or by a pointer that it passes. If
+/// neither is in a module, returns a new creator that belongs to no module.
 fn creator(caller: *const c_void, passed: *const c_void) -> Arc<Creator> {
-    // A return address may be behind the last instruction of the caller's memory.
+    // The return address may be just after the end of the caller's memory.
     let module = module_at(caller.wrapping_byte_sub(1)).or_else(|| module_at(passed));
     module.map_or_else(|| Arc::new(Creator::new()), |module| module.creator())
 }
@@ -115,7 +117,7 @@ unsafe extern "C-unwind" fn pthread_create_from(
     argument: *mut c_void,
     caller: *const c_void,
 ) -> c_int {
-    // SAFETY: the caller's, who calls `pthread_create`.
+    // SAFETY: the caller fulfils the contract of `pthread_create`.
     unsafe { creation::create(creator(caller, first), thread, attributes, first, argument) }
 }
 
@@ -125,7 +127,7 @@ unsafe extern "C-unwind" fn thrd_create_from(
     argument: *mut c_void,
     caller: *const c_void,
 ) -> c_int {
-    // SAFETY: the caller's, who calls `thrd_create`, which this is.
+    // SAFETY: the caller fulfils the contract of `thrd_create`, which this function implements.
     unsafe { creation::create_c11(creator(caller, first), THRD_CREATE.get(), thread, first, argument) }
 }
 
@@ -135,12 +137,13 @@ unsafe extern "C-unwind" fn start_std_thread_from(
     depend: *const c_void,
     caller: *const c_void,
 ) {
-    // SAFETY: the caller passes a state that lives, as libstdc++'s header does.
+    // SAFETY: the caller passes a live state, as libstdc++'s header does.
     let object = unsafe { state.read() };
-    // SAFETY: an object with virtual functions begins with a pointer to them, which the module has compiled.
+    // SAFETY: an object with virtual functions begins with a pointer to its table, which the module's compiler has
+    // generated.
     let functions = unsafe { object.cast::<*const c_void>().read() };
     let creator = creator(caller, functions);
-    // SAFETY: the caller's, who calls this function of libstdc++'s.
+    // SAFETY: the caller fulfils the contract of this function of libstdc++.
     unsafe { creation::start_std_thread(creator, STD_THREAD.get(), thread, state, depend) };
 }
 
@@ -151,10 +154,11 @@ unsafe extern "C-unwind" {
 
 unsafe extern "C-unwind" fn pthread_exit_from(value: *mut c_void, _caller: *const c_void) -> ! {
     if boundary::is_beneath() {
-        // SAFETY: the caller calls `pthread_exit`, so that its frames may be unwound by force; a boundary is beneath.
+        // SAFETY: the caller calls `pthread_exit`, so that its frames allow forced unwinding; a boundary is below them
+        // on the stack.
         unsafe { boundary::leave() }
     }
-    // SAFETY: the caller's.
+    // SAFETY: the caller fulfils the contract of `pthread_exit`.
     unsafe { end_thread(value) }
 }
 
@@ -166,6 +170,7 @@ unsafe extern "C-unwind" fn thread_atexit_from(
 ) -> c_int {
     let module = module_at(handle).or_else(|| module_at(destructor)).or_else(|| module_at(caller.wrapping_byte_sub(1)));
     let owner = module.map_or(0, |module| module.creator().number());
-    // SAFETY: the caller's, who calls `__cxa_thread_atexit_impl`, which this is. A module is not freed while it has any.
+    // SAFETY: the caller fulfils the contract of `__cxa_thread_atexit_impl`, which this function implements. A module
+    // is not freed while one of its destructors is registered.
     unsafe { thread_exit::register(owner, destructor, object, THREAD_ATEXIT.get()) }
 }

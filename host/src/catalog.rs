@@ -1,5 +1,5 @@
-//! The modules of a folder: who needs whom, and in which order they load. What `modprobe` asks `depmod`'s tables, this
-//! asks the files themselves.
+//! The modules of a folder: their dependencies and their load order. Unlike `modprobe`, which reads the tables of
+//! `depmod`, this module reads the files themselves.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -17,26 +17,27 @@ use crate::file::{ModuleFile, ReadError, SIZE_LIMIT};
 /// The modules of a folder, by name.
 #[derive(Clone, Debug)]
 pub struct Catalog {
-    /// By their canonical names.
-    modules: BTreeMap<String, Entry>,
-    /// Who exports a symbol: the names of the modules.
+    /// The modules by canonical name.
+    modules: BTreeMap<String, CatalogEntry>,
+    /// The names of the modules that export each symbol.
     exporters: HashMap<String, Vec<String>>,
-    /// Files that cannot be read as modules, and second files of one module name. An error only if such a module is wanted.
+    /// Files that cannot be read as modules, and second files of the same module name. They cause an error only if such
+    /// a module is requested.
     unusable: Vec<Unusable>,
 }
 
 #[derive(Clone, Default, Debug)]
-struct Entry {
+struct CatalogEntry {
     path: PathBuf,
-    /// Symbols.
+    /// The undefined symbols.
     needs: Vec<String>,
-    /// `depends=`: modules that come before it.
+    /// `depends=`: modules that are loaded before this one.
     depends: Vec<String>,
-    /// `softdep=pre: ..`: modules that come before it, if they are there.
+    /// `softdep=pre: ..`: modules that are loaded before this one if the folder has them.
     before: Vec<String>,
-    /// `softdep=.. post: ..`: modules that come after it, if they are there.
+    /// `softdep=.. post: ..`: modules that are loaded after this one if the folder has them.
     after: Vec<String>,
-    /// `alias=`: patterns of other names that it goes by.
+    /// `alias=`: patterns of further names of the module.
     aliases: Vec<String>,
 }
 
@@ -46,76 +47,76 @@ struct Unusable {
     error: Arc<CatalogError>,
 }
 
-/// The modules of a folder cannot be ordered.
+/// The modules of a folder cannot be put in order.
 #[derive(Debug, Error)]
 pub enum CatalogError {
     /// The folder cannot be read.
     #[error("{}", .folder.display())]
     Folder {
-        /// Which.
+        /// The path of the folder.
         folder: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
-    /// One of its modules cannot be read.
+    /// A file cannot be read.
     #[error("{}", .file.display())]
     Read {
-        /// Which.
+        /// The path of the file.
         file: PathBuf,
-        /// Why not.
+        /// The reason.
         source: ReadError,
     },
-    /// One of its modules is no module.
+    /// A file is not a module.
     #[error("{}", .file.display())]
     Inspect {
-        /// Which.
+        /// The path of the file.
         file: PathBuf,
-        /// Why not.
+        /// The reason.
         source: Box<modload_loader::Error>,
     },
-    /// Two files hold modules of one name.
+    /// Two files hold modules of the same name.
     #[error("{} and {} both hold a module \"{name}\"", .first.display(), .second.display())]
     SameName {
         /// The name.
         name: String,
-        /// One of them.
+        /// The path of one file.
         first: PathBuf,
-        /// The other.
+        /// The path of the other file.
         second: PathBuf,
     },
-    /// There is no module of this name.
+    /// The folder has no module of this name.
     #[error("there is no module \"{name}\" in the folder{}", match .unusable {
         0 => String::new(),
-        1 => ", of which one file is no module".to_owned(),
-        count => format!(", of which {count} files are no modules"),
+        1 => ", of which one file is not a module".to_owned(),
+        count => format!(", of which {count} files are not modules"),
     })]
     NotFound {
-        /// What was asked for.
+        /// The requested name.
         name: String,
         /// How many files of the folder could not be used.
         unusable: usize,
     },
-    /// The file of the module that is wanted cannot be used.
+    /// The file of the requested module cannot be used.
     #[error(transparent)]
     Unusable(Arc<CatalogError>),
-    /// Two modules export what a third needs.
+    /// Two modules export a symbol that a third module needs.
     #[error("\"{user}\" needs \"{symbol}\", which \"{first}\" and \"{second}\" both export")]
     Ambiguous {
-        /// Who needs it.
+        /// The module that needs the symbol.
         user: String,
-        /// What.
+        /// The symbol.
         symbol: String,
         /// One exporter.
         first: String,
-        /// Another.
+        /// The other exporter.
         second: String,
     },
-    /// Modules need each other.
+    /// Modules need each other in a cycle.
     #[error("modules need each other: {}", .0.join(", which needs "))]
     Cycle(Vec<String>),
 }
 
-/// Whether a file is called like a module.
+/// Returns whether a file has a name like a module.
 fn is_module(path: &Path) -> bool {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let plain = [".gz", ".xz", ".zst"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
@@ -123,10 +124,10 @@ fn is_module(path: &Path) -> bool {
 }
 
 impl Catalog {
-    /// Looks at every `.o` and `.ko` of a folder, compressed or not. Nothing of them is run.
+    /// Examines every `.o` and `.ko` of a folder, compressed or not. Runs no code of them.
     ///
     /// # Errors
-    /// [`CatalogError`]: the folder or one of its modules cannot be read, or two have one name.
+    /// [`CatalogError`]: the folder cannot be read.
     pub fn read(folder: &Path) -> Result<Catalog, CatalogError> {
         let failed = |source| CatalogError::Folder { folder: folder.to_owned(), source };
         let mut paths = Vec::new();
@@ -134,7 +135,7 @@ impl Catalog {
             paths.push(entry.map_err(failed)?.path());
         }
         paths.retain(|path| is_module(path));
-        // The order of a folder's entries is the file system's own affair.
+        // The order of a folder's entries depends on the file system.
         paths.sort();
         let mut catalog = Catalog { modules: BTreeMap::new(), exporters: HashMap::new(), unusable: Vec::new() };
         for path in paths {
@@ -143,7 +144,7 @@ impl Catalog {
         Ok(catalog)
     }
 
-    /// Adds a file. A file that cannot be used is noted, and does not affect other modules.
+    /// Adds a file. A file that cannot be used is recorded, and does not affect other modules.
     fn add(&mut self, path: PathBuf) {
         let (name, error) = match ModuleFile::read(&path, SIZE_LIMIT) {
             Err(source) => (file_stem(&path), CatalogError::Read { file: path, source }),
@@ -169,27 +170,27 @@ impl Catalog {
         for export in exports {
             self.exporters.entry(export.name).or_default().push(name.clone());
         }
-        // A module can do without what it needs weakly, so nobody is loaded for that.
+        // A module can do without its weak undefined symbols, so no module is loaded for them.
         let needs = needs.into_iter().filter(|need| !need.weak).map(|need| need.name).collect();
-        let mut entry = Entry { path, needs, ..Entry::default() };
+        let mut entry = CatalogEntry { path, needs, ..CatalogEntry::default() };
         for (key, value) in &modinfo {
             entry.take(key, value);
         }
         self.modules.insert(name, entry);
     }
 
-    /// The modules that a name means: the one that is called so or, if none is, those that have it as an alias.
+    /// Returns the modules of a name: the module with this name or, if there is none, all modules with this alias.
     #[must_use]
     pub fn named(&self, name: &str) -> Vec<&str> {
         let name = modinfo::canonical(name);
         if let Some((name, _)) = self.modules.get_key_value(&*name) {
             return vec![name];
         }
-        let has = |entry: &Entry| entry.aliases.iter().any(|alias| matches(alias.as_bytes(), name.as_bytes()));
+        let has = |entry: &CatalogEntry| entry.aliases.iter().any(|alias| matches(alias.as_bytes(), name.as_bytes()));
         self.modules.iter().filter(|(_, entry)| has(entry)).map(|(name, _)| name.as_str()).collect()
     }
 
-    /// The modules that a name means, or why there is none.
+    /// Returns the modules of a name, or the reason why there is none.
     fn wanted(&self, name: &str) -> Result<Vec<&str>, CatalogError> {
         let canonical = modinfo::canonical(name);
         let is_taken = |unusable: &&Unusable| {
@@ -208,12 +209,13 @@ impl Catalog {
         }
     }
 
-    /// The modules wanted and all that they need, each before those that need it: names and files.
+    /// Returns the requested modules and all modules they need, with their files, in load order.
     ///
     /// # Errors
-    /// [`CatalogError`]: one is not there, two export the same, or they need each other.
+    /// [`CatalogError`]: a module is missing or cannot be used, two modules export the same symbol, or modules need
+    /// each other.
     pub fn order(&self, wanted: &[&str]) -> Result<Vec<(&str, &Path)>, CatalogError> {
-        let mut order = Order::default();
+        let mut order = LoadOrder::default();
         for name in wanted {
             for module in self.wanted(name)? {
                 order.node(module);
@@ -235,7 +237,7 @@ impl Catalog {
         }
         let mut graph = order.graph;
         toposort(&graph, None).map_err(|_| CatalogError::Cycle(cycle(&graph)))?;
-        // A soft dependency gives way if it would make a cycle.
+        // A soft dependency that would make a cycle is ignored.
         for (before, after) in soft {
             if !has_path_connecting(&graph, after, before, None) {
                 graph.add_edge(before, after, ());
@@ -245,13 +247,13 @@ impl Catalog {
         Ok(sorted.into_iter().map(|node| (graph[node], self.modules[graph[node]].path.as_path())).collect())
     }
 
-    /// The modules whose exports this one needs, or that it depends on, each once.
-    fn providers(&self, user: &str, entry: &Entry) -> Result<BTreeSet<&str>, CatalogError> {
-        // One that is not there may have been loaded before.
+    /// Returns the modules whose exports this module needs, or that it depends on, each once.
+    fn providers(&self, user: &str, entry: &CatalogEntry) -> Result<BTreeSet<&str>, CatalogError> {
+        // A dependency that the folder does not have may be loaded already.
         let mut providers: BTreeSet<&str> = entry.depends.iter().flat_map(|name| self.named(name)).collect();
         for symbol in &entry.needs {
             match self.exporters.get(symbol).map(Vec::as_slice) {
-                // The host or the process may have it; if not, the load says so.
+                // The host or the process may define the symbol. If not, the load reports it.
                 None | Some([]) => {}
                 Some([provider]) => {
                     providers.insert(provider.as_str());
@@ -266,15 +268,15 @@ impl Catalog {
     }
 }
 
-/// The modules that are to be ordered, and those of them whose needs have not been looked at.
+/// The modules that are ordered, and those whose dependencies have not been examined yet.
 #[derive(Default)]
-struct Order<'c> {
+struct LoadOrder<'c> {
     graph: DiGraph<&'c str, ()>,
     nodes: BTreeMap<&'c str, NodeIndex>,
     open: Vec<&'c str>,
 }
 
-impl<'c> Order<'c> {
+impl<'c> LoadOrder<'c> {
     fn node(&mut self, module: &'c str) -> NodeIndex {
         *self.nodes.entry(module).or_insert_with(|| {
             self.open.push(module);
@@ -283,8 +285,8 @@ impl<'c> Order<'c> {
     }
 }
 
-impl Entry {
-    /// Takes an entry of `.modinfo`.
+impl CatalogEntry {
+    /// Processes an entry of `.modinfo`.
     fn take(&mut self, key: &str, value: &str) {
         let owned = |name: &str| modinfo::canonical(name).into_owned();
         match key {
@@ -306,10 +308,10 @@ impl Entry {
     }
 }
 
-/// Whether a name is one of those that a pattern of `*`, `?` and `[a-z]` means: fnmatch(3).
+/// Returns whether a name matches a pattern with `*`, `?` and `[a-z]`, as fnmatch(3).
 fn matches(pattern: &[u8], name: &[u8]) -> bool {
     let (mut at, mut from) = (0, 0);
-    // Where the last star stands, and what it has taken.
+    // The position of the last star, and the end of the text that it has matched.
     let mut star: Option<(usize, usize)> = None;
     loop {
         let rest = &pattern[at..];
@@ -329,7 +331,7 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
             }
             _ => {}
         }
-        // The star takes one more.
+        // The star matches one more letter.
         match star {
             Some((stands, taken)) if taken < name.len() => {
                 star = Some((stands, taken + 1));
@@ -340,7 +342,7 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
     }
 }
 
-/// How long the part of a pattern is that stands for one letter, if it means this one.
+/// Returns the length of the pattern's first element, if that element matches this letter.
 fn one(pattern: &[u8], letter: u8) -> Option<usize> {
     let end = pattern.iter().skip(2).position(|byte| *byte == b']').map(|end| end + 2);
     match (pattern, end) {
@@ -364,7 +366,7 @@ fn one(pattern: &[u8], letter: u8) -> Option<usize> {
     }
 }
 
-/// The name that a module in this file would have.
+/// Returns the name of the module in a file without a name in its modinfo.
 fn file_stem(path: &Path) -> String {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let plain = [".gz", ".xz", ".zst"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
@@ -372,7 +374,7 @@ fn file_stem(path: &Path) -> String {
     modinfo::canonical(stem).into_owned()
 }
 
-/// One way round a cycle of the graph, from user to provider, the first module named again at the end.
+/// Returns a cycle of the graph, from user to provider. The first module is repeated at the end.
 fn cycle(graph: &DiGraph<&str, ()>) -> Vec<String> {
     let knot = tarjan_scc(graph).into_iter().find(|knot| knot.len() > 1 || graph.contains_edge(knot[0], knot[0]));
     let Some(knot) = knot else { return Vec::new() };
@@ -393,9 +395,10 @@ fn cycle(graph: &DiGraph<&str, ()>) -> Vec<String> {
 mod tests {
     use std::collections::{BTreeMap, HashMap};
 
-    use super::{Catalog, Entry, matches};
+    use super::{Catalog, CatalogEntry, matches};
 
-    /// A catalogue from lines `name: needs -> exports`. A need that holds `=` is an entry of `.modinfo`, with commas for blanks.
+    /// Makes a catalog from lines `name: needs -> exports`. A need with `=` is an entry of `.modinfo`, with commas for
+    /// blanks.
     fn catalog(lines: &[&str]) -> Catalog {
         let mut catalog = Catalog { modules: BTreeMap::new(), exporters: HashMap::new(), unusable: Vec::new() };
         for line in lines {
@@ -406,7 +409,7 @@ mod tests {
                 catalog.exporters.entry(export).or_default().push(name.into());
             }
             let (entries, needs): (Vec<_>, Vec<_>) = words(needs).into_iter().partition(|word| word.contains('='));
-            let mut entry = Entry { path: format!("{name}.o").into(), needs, ..Entry::default() };
+            let mut entry = CatalogEntry { path: format!("{name}.o").into(), needs, ..CatalogEntry::default() };
             for (key, value) in entries.iter().filter_map(|entry| entry.split_once('=')) {
                 entry.take(key, &if key == "softdep" { value.replace(',', " ") } else { value.to_owned() });
             }
@@ -442,7 +445,7 @@ mod tests {
     #[test]
     fn soft_dependencies_come_before_and_behind_if_they_are_there_and_can() {
         check(&["a: softdep=pre:,b,none,post:,c-x ->", "b: ->", "c_x: ->"], &["a"], "b a c_x");
-        // What is needed comes first, whatever is wished for.
+        // Hard dependencies take precedence over soft ones.
         check(&["a: fb softdep=post:,b -> fa", "b: softdep=post:,a -> fb"], &["a"], "b a");
         check(&["a: softdep=pre:,b ->", "b: softdep=pre:,a ->"], &["a"], "b a");
     }

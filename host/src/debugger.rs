@@ -8,17 +8,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use modload_loader::{Kept, Onlooker, Seen, Shown};
 
 use crate::builder::HostBuilder;
-use crate::onlookers::told;
-use crate::symbol_file::{self, Parts};
+use crate::onlookers::onlooker_data;
+use crate::symbol_file::{self, SymbolFileParts};
 
 impl HostBuilder {
-    /// Tells gdb of each module, by its JIT interface: functions have names in it, frames can be unwound, breakpoints can
-    /// be set (before the module is loaded, too, where `set breakpoint pending on` says so), and with debug information
-    /// there are lines and variables. A module is known from before its first instruction until after its last, and to a
-    /// gdb that attaches later as well.
+    /// Tells gdb about each module through gdb's JIT interface: gdb then shows function names, unwinds frames and sets
+    /// breakpoints (also before the module is loaded, with `set breakpoint pending on`). With debug information it also
+    /// shows lines and variables. gdb knows a module from before its first instruction until after its last, also if
+    /// gdb attaches later.
     ///
-    /// Each module then keeps a copy of its symbols and its debug information in memory. gdb itself takes a while for
-    /// each: a load under gdb stops the process.
+    /// Each module then keeps a copy of its symbols and debug information in memory. gdb needs some time per module: a
+    /// load under gdb stops the process.
     #[must_use]
     pub fn debugger(mut self) -> HostBuilder {
         self.onlookers.push(Arc::new(Debugger));
@@ -26,37 +26,37 @@ impl HostBuilder {
     }
 }
 
-/// Registers the symbol file of each module.
+/// An onlooker that registers the symbol file of each module.
 #[derive(Debug)]
 pub(crate) struct Debugger;
 
 impl Onlooker for Debugger {
     fn published(&self, seen: &Seen<'_>) -> Shown {
-        let Some(image) = symbol_file::image(seen, Parts::All) else {
+        let Some(image) = symbol_file::image(seen, SymbolFileParts::All) else {
             tracing::warn!(module = seen.module().name(), "no symbol file could be made for debuggers");
             return Shown::default();
         };
-        let lasting = symbol_file::has_init(seen).then(|| symbol_file::image(seen, Parts::Lasting)).flatten();
-        let current = Current(Arc::new(AtomicU64::new(told().files.add(image))));
+        let lasting = symbol_file::has_init(seen).then(|| symbol_file::image(seen, SymbolFileParts::Lasting)).flatten();
+        let current = CurrentFile(Arc::new(AtomicU64::new(onlooker_data().files.add(image))));
         Shown {
             until_init: lasting.map(|image| {
                 let kept: Box<dyn Kept> = Box::new(Replacement { current: current.clone(), image: Some(image) });
                 kept
             }),
-            until_gone: Some(Box::new(Gone(current))),
+            until_gone: Some(Box::new(RegistrationEnd(current))),
         }
     }
 }
 
-/// The number of the symbol file that is registered for a module. Changed under the lock of the files.
+/// The number of the symbol file that is registered for a module. Changed only under the lock of the files.
 #[derive(Clone, Debug)]
-struct Current(Arc<AtomicU64>);
+struct CurrentFile(Arc<AtomicU64>);
 
-impl Current {
-    /// Takes the registration back, and then makes the next one, if the first was still there and there is a next one.
+impl CurrentFile {
+    /// Removes the registered file. Then registers `image`, if there is one and the first file was still registered.
     fn replace(&self, image: Option<Box<[u8]>>) {
-        let files = &mut told().files;
-        // In this order: two files never claim the same addresses.
+        let files = &mut onlooker_data().files;
+        // In this order, so that no two files claim the same addresses.
         if files.remove(self.0.load(Ordering::Relaxed))
             && let Some(image) = image
         {
@@ -65,11 +65,11 @@ impl Current {
     }
 }
 
-/// Dropped with the init sections: from then on their addresses may be another module's, and so may the breakpoints that
-/// gdb would set there.
+/// Dropped with the init sections. From then on their addresses may belong to another module, and so may breakpoints
+/// that gdb would set there.
 #[derive(Debug)]
 struct Replacement {
-    current: Current,
+    current: CurrentFile,
     image: Option<Box<[u8]>>,
 }
 
@@ -79,11 +79,11 @@ impl Drop for Replacement {
     }
 }
 
-/// Dropped before the text is unpublished, while gdb can still take its breakpoints out.
+/// Dropped before the text is unpublished, while gdb can still remove its breakpoints.
 #[derive(Debug)]
-struct Gone(Current);
+struct RegistrationEnd(CurrentFile);
 
-impl Drop for Gone {
+impl Drop for RegistrationEnd {
     fn drop(&mut self) {
         self.0.replace(None);
     }

@@ -1,4 +1,4 @@
-//! Module files: read, and decompressed if they are `.gz`, `.xz` or `.zst`, within a bound.
+//! Reads module files, and decompresses `.gz`, `.xz` and `.zst` files, up to a maximum size.
 
 use std::fmt;
 use std::fs::File;
@@ -9,10 +9,10 @@ use std::path::Path;
 use modload_loader::Input;
 use thiserror::Error;
 
-/// The most bytes a module file may hold, decompressed.
+/// The maximum size of a module file in bytes, decompressed.
 pub const SIZE_LIMIT: u64 = 1 << 30;
 
-/// A module file cannot be had.
+/// A module file cannot be read.
 #[derive(Debug, Error)]
 pub enum ReadError {
     /// The file cannot be read.
@@ -21,9 +21,9 @@ pub enum ReadError {
     /// The compressed bytes are damaged.
     #[error("its {format} data cannot be decompressed")]
     Damaged {
-        /// How it is compressed.
+        /// The compression format.
         format: Compression,
-        /// What is wrong.
+        /// The reason.
         source: io::Error,
     },
     /// The file is compressed, and this build of the crate decompresses nothing.
@@ -34,22 +34,22 @@ pub enum ReadError {
         /// How the file is compressed.
         format: Compression,
     },
-    /// It holds more than the limit.
+    /// The file is larger than the limit.
     #[error("it holds more than {limit} bytes")]
     TooLarge {
-        /// The limit.
+        /// The limit in bytes.
         limit: u64,
     },
 }
 
-/// How a module file is compressed.
+/// The compression format of a module file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Compression {
-    /// RFC 1952, several members perhaps.
+    /// RFC 1952. There may be several members.
     Gzip,
     /// The .xz format.
     Xz,
-    /// RFC 8878, several frames perhaps.
+    /// RFC 8878. There may be several frames.
     Zstd,
 }
 
@@ -64,7 +64,7 @@ impl fmt::Display for Compression {
 }
 
 impl Compression {
-    /// Judged by the first bytes, whatever the file is called.
+    /// Recognises the format by the first bytes. The name of the file does not matter.
     fn of(bytes: &[u8]) -> Option<Compression> {
         match bytes {
             [0x1f, 0x8b, ..] => Some(Compression::Gzip),
@@ -75,7 +75,8 @@ impl Compression {
     }
 }
 
-/// What a module file holds. To look at, not to run: see [`crate::inspect::Inspection`].
+/// The contents of a module file. For examination only: see [`crate::inspect::Inspection`]. Running needs an
+/// [`Image`](crate::Image).
 #[derive(Clone, Debug)]
 pub struct ModuleFile {
     /// The object or the archive, decompressed.
@@ -90,23 +91,23 @@ impl ModuleFile {
     /// Reads a file of at most `limit` bytes, compressed and decompressed.
     ///
     /// # Errors
-    /// [`ReadError`]: it cannot be read or decompressed, or is too large.
+    /// [`ReadError`]: the file cannot be read or decompressed, or is too large.
     pub fn read(path: &Path, limit: u64) -> Result<ModuleFile, ReadError> {
         let file = File::open(path)?;
         ModuleFile::read_all(&file, file.metadata()?.len(), path, limit)
     }
 
-    /// [`ModuleFile::read`] of a regular file that is open. It is read from its beginning, wherever it stands, and
-    /// stays there: others may share it. Only the stem of `path` is used.
+    /// Like [`ModuleFile::read`], for an open regular file. Reads from the beginning regardless of the file offset and
+    /// does not change the offset, which other processes may share. Only the file name of `path` is used.
     ///
     /// # Errors
-    /// [`ReadError`]: it cannot be read or decompressed, or is too large.
+    /// [`ReadError`]: the file cannot be read or decompressed, or is too large.
     pub fn read_open(file: &File, path: &Path, limit: u64) -> Result<ModuleFile, ReadError> {
         ModuleFile::read_all(FromStart { file, at: 0 }, file.metadata()?.len(), path, limit)
     }
 
     fn read_all(file: impl Read, len: u64, path: &Path, limit: u64) -> Result<ModuleFile, ReadError> {
-        // One allocation for an ordinary file, if it can be had; a special file has length 0.
+        // Allocates memory for an ordinary file once, if possible. A special file has length 0.
         let mut bytes = Vec::new();
         let _ = bytes.try_reserve_exact(modload_edit::index(len.min(limit).saturating_add(1)));
         let bytes = bounded(bytes, file, limit, ReadError::Io)?;
@@ -114,14 +115,14 @@ impl ModuleFile {
         Ok(ModuleFile { bytes: unpack(bytes, limit)?, stem: stem(&name), name })
     }
 
-    /// The file as part of a link unit.
+    /// Converts the file to an input of a link unit.
     #[must_use]
     pub fn into_input(self) -> Input<'static> {
         Input { name: self.name, bytes: self.bytes.into() }
     }
 }
 
-/// Reads a file without moving it.
+/// A reader that does not change the file offset.
 struct FromStart<'a> {
     file: &'a File,
     at: u64,
@@ -135,7 +136,7 @@ impl Read for FromStart<'_> {
     }
 }
 
-/// Decompresses bytes that are compressed, once.
+/// Decompresses bytes, if they are compressed. Does this only once.
 fn unpack(bytes: Vec<u8>, limit: u64) -> Result<Vec<u8>, ReadError> {
     let Some(format) = Compression::of(&bytes) else { return Ok(bytes) };
     unpack_as(format, &bytes, limit)
@@ -169,7 +170,7 @@ fn unpack_as(format: Compression, packed: &[u8], limit: u64) -> Result<Vec<u8>, 
     }
 }
 
-/// Reads to the end, but never more than `limit` bytes, into an empty buffer.
+/// Reads to the end into an empty buffer. Fails after more than `limit` bytes.
 fn bounded(
     mut bytes: Vec<u8>,
     from: impl Read,

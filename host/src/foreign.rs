@@ -1,4 +1,4 @@
-//! Typed symbols of modules, integer calls, module files, and the process's own dynamic symbols.
+//! Typed symbols of modules, calls with integer arguments, trusted module files, and the process's own dynamic symbols.
 #![expect(unsafe_code, reason = "nothing can check the type of a symbol, nor what a file's code does")]
 
 use std::fmt;
@@ -16,14 +16,14 @@ use thiserror::Error;
 use crate::builder::HostBuilder;
 use crate::file::{ModuleFile, ReadError, SIZE_LIMIT};
 
-/// A loaded module. It stays as long as this, a clone of it, or a [`Symbol`] of it is held; letting go of it does not
-/// unload it.
+/// A reference to a loaded module. The module cannot be unloaded while this value, a clone of it, or a [`Symbol`] of it
+/// exists. Dropping the last reference does not unload the module.
 #[derive(Clone, Debug)]
 pub struct Module {
     reference: Reference,
 }
 
-/// What a module has to say of itself.
+/// Gives access to the facts about the module.
 impl Deref for Module {
     type Target = modload_loader::Module;
     fn deref(&self) -> &modload_loader::Module {
@@ -31,48 +31,48 @@ impl Deref for Module {
     }
 }
 
-/// A symbol cannot be had.
+/// A symbol cannot be used.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum SymbolError {
-    /// The module has none of this name.
+    /// The module has no symbol of this name.
     #[error("{module} has no symbol \"{symbol}\"")]
     NotFound {
         /// The module.
         module: String,
-        /// What was asked for.
+        /// The name of the symbol.
         symbol: String,
     },
-    /// It is a variable, and a function was asked for.
+    /// The symbol is a variable, but a function was requested.
     #[error("\"{symbol}\" of {module} is a variable, not a function")]
     NotAFunction {
         /// The module.
         module: String,
-        /// What was asked for.
+        /// The name of the symbol.
         symbol: String,
     },
-    /// It was called, and left other than by returning.
+    /// The function did not return normally.
     #[error("\"{symbol}\" of {module} was left by {left}")]
     Left {
         /// The module.
         module: String,
-        /// What was called.
+        /// The name of the function.
         symbol: String,
-        /// By what, and where.
+        /// How and where the function was left.
         left: Box<LeftBy>,
     },
-    /// More arguments than are passed in registers.
+    /// There are more arguments than registers for them.
     #[error("\"{symbol}\" of {module} cannot be called with {count} arguments: six at most")]
     TooManyArguments {
         /// The module.
         module: String,
-        /// What was asked for.
+        /// The name of the function.
         symbol: String,
-        /// How many were given.
+        /// The number of given arguments.
         count: usize,
     },
 }
 
-/// A function or a variable of a module, by its address: `F` is a function pointer or a raw pointer.
+/// A function or a variable of a module. `F` is a function pointer or a raw pointer.
 pub struct Symbol<'m, F> {
     value: F,
     module: PhantomData<&'m Module>,
@@ -110,35 +110,36 @@ impl Module {
         self.reference.clone()
     }
 
-    /// The symbol of this name, exported or not, unless it goes when `init` has returned.
+    /// Returns the symbol of this name, exported or not, unless it lies in an init section.
     ///
     /// # Errors
     /// [`SymbolError::NotFound`].
     ///
     /// # Safety
-    /// Nothing checks `F`. It must be a function pointer of exactly the function's type (`extern "C"`), or a raw
-    /// pointer to the variable's type; what the function demands of its callers is the caller's to keep.
+    /// `F` is not checked. It must be a function pointer of exactly the function's type (`extern "C"`), or a raw
+    /// pointer to the variable's type. The caller must follow the requirements of the function.
     pub unsafe fn symbol<F: Copy>(&self, name: &str) -> Result<Symbol<'_, F>, SymbolError> {
         const { assert!(size_of::<F>() == size_of::<*const ()>(), "a symbol is a function pointer or a raw pointer") };
         let pointer = self.address(name)?.1;
-        // SAFETY: `F` is as large as a pointer (checked when this is compiled); the caller vouches for the rest.
+        // SAFETY: `F` is as large as a pointer (checked at compile time). The caller guarantees the rest.
         let value = unsafe { transmute_copy::<*const (), F>(&pointer) };
         Ok(Symbol { value, module: PhantomData })
     }
 
-    /// Calls a function with integers, as many as its type has, and returns what stands in the result register.
+    /// Calls a function with as many integers as its type has parameters. Returns the contents of the result register.
     ///
-    /// Whatever leaves the function other than by returning ends here and is an error of this call: an exception, a panic,
-    /// `pthread_exit`, the cancellation of this thread. After a cancellation the thread ends, if its own frames allow that: those of
-    /// the process's first thread and of Rust's `std::thread` do not.
+    /// If the function ends other than by returning, this ends here and is an error of this call: an exception, a
+    /// panic, `pthread_exit`, or the cancellation of this thread. After a cancellation the thread ends if its own
+    /// frames allow that. The frames of the process's first thread and of Rust's `std::thread` do not.
     ///
     /// # Errors
-    /// [`SymbolError`]: there is no such function, there are more than six arguments, or the function was left so.
+    /// [`SymbolError`]: there is no such function, there are more than six arguments, or the function did not return.
     ///
     /// # Safety
-    /// The function must take integers or pointers only, not more than are given, and these must be what it demands.
+    /// The function must take integers or pointers only, not more than are given, and the arguments must be valid for
+    /// it.
     pub unsafe fn call(&self, name: &str, arguments: &[u64]) -> Result<u64, SymbolError> {
-        type Function = extern "C-unwind" fn(u64, u64, u64, u64, u64, u64) -> u64;
+        type IntegerFunction = extern "C-unwind" fn(u64, u64, u64, u64, u64, u64) -> u64;
         let (kind, pointer) = self.address(name)?;
         let (module, symbol) = (|| self.name().to_owned(), || name.escape_debug().to_string());
         if kind == SymbolKind::Object {
@@ -150,9 +151,10 @@ impl Module {
         };
         given.copy_from_slice(arguments);
         let [a, b, c, d, e, f] = registers;
-        // SAFETY: a function of the module's published text; with the System V ABI integer arguments are in six
-        // registers, and a function that takes fewer does not look at the others. The caller vouches for the type.
-        let function = unsafe { transmute::<*const (), Function>(pointer) };
+        // SAFETY: this is a function in the module's published text. By the System V ABI the first six integer
+        // arguments are in registers, and a function with fewer parameters ignores the others. The caller guarantees
+        // the type.
+        let function = unsafe { transmute::<*const (), IntegerFunction>(pointer) };
         let called = self.guard(|| function(a, b, c, d, e, f));
         boundary::end_if_cancelled();
         called.map_err(|left| SymbolError::Left { module: module(), symbol: symbol(), left: Box::new(left) })
@@ -166,10 +168,10 @@ impl Module {
         Ok((symbol.kind, ptr::with_exposed_provenance(index(symbol.addr.get()))))
     }
 
-    /// Lets go of the module and unloads it.
+    /// Drops this reference and unloads the module.
     ///
     /// # Errors
-    /// [`UnloadError`]: somebody else uses it.
+    /// [`UnloadError`]: the module is in use.
     pub fn unload(self) -> Result<(), UnloadError> {
         self.reference.unload()
     }
@@ -185,34 +187,35 @@ impl Module {
 pub unsafe fn read_trusted(path: impl AsRef<Path>) -> Result<Image<'static>, ReadError> {
     let file = ModuleFile::read(path.as_ref(), SIZE_LIMIT)?;
     let stem = file.stem.clone();
-    // SAFETY: the caller's.
+    // SAFETY: the caller fulfils the contract.
     Ok(unsafe { Image::trusted_unit(vec![file.into_input()]) }.named(stem))
 }
 
-/// The promise that those whom a part of a program serves are trusted: with one, files can be loaded and functions
-/// called at their word without unsafe code. It is made once, where it is decided who they are; `modload-control`'s
-/// server asks for one.
+/// The promise that the clients of a part of a program are trusted. With this value, files can be loaded and functions
+/// called for these clients without unsafe code. The promise is made once, where the program decides who its clients
+/// are. The server of `modload-control` requires a `Trust`.
 #[derive(Clone, Copy, Debug)]
 pub struct Trust(());
 
 impl Trust {
-    /// Trusts whoever can reach this value or what it is given to: the clients of a control socket, say.
+    /// Trusts all code that can reach this value, and all clients for which that code acts, such as the clients of a
+    /// control socket.
     ///
     /// # Safety
-    /// They choose modules as [`Image::trusted`] demands, and call functions as [`Module::call`] demands.
+    /// These clients must choose modules as [`Image::trusted`] demands, and call functions as [`Module::call`] demands.
     #[must_use]
     pub unsafe fn new() -> Trust {
         Trust(())
     }
 
-    /// [`Image::trusted_unit`].
+    /// Like [`Image::trusted_unit`], by this promise.
     #[must_use]
     pub fn unit(self, inputs: Vec<Input<'_>>) -> Image<'_> {
         // SAFETY: promised to `Trust::new`.
         unsafe { Image::trusted_unit(inputs) }
     }
 
-    /// [`Module::call`].
+    /// Like [`Module::call`], by this promise.
     ///
     /// # Errors
     /// As [`Module::call`].
@@ -222,14 +225,14 @@ impl Trust {
     }
 }
 
-/// The promises that a host may be built on.
+/// Options that are promises by the caller.
 impl HostBuilder {
-    /// Unloads without looking at stacks. A look takes the time in which every busy thread of the process gets a
-    /// processor: microseconds where there are enough of them, milliseconds where there are not.
+    /// Unloads modules without examining the stacks of threads. An examination takes until every busy thread of the
+    /// process has run once: microseconds if there are enough processors, milliseconds if not.
     ///
     /// # Safety
-    /// Whoever unloads a module of this host vouches that no thread is in its code when it goes: that its own threads are
-    /// gone when its `exit` returns, and others before it is called.
+    /// The caller guarantees for every unload that no thread is in the module's code when it goes: threads of the
+    /// module must have ended when its `exit` returns, and other threads must have left before it is called.
     #[must_use]
     pub unsafe fn unload_unseen(mut self) -> HostBuilder {
         self.policy.proof = Proof::Promise;

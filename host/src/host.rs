@@ -1,4 +1,4 @@
-//! The host: the only place where the parts are put together.
+//! The host, which combines all parts.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -15,18 +15,18 @@ use modload_threads::boundary;
 use crate::backtrace::Backtrace;
 use crate::builder::HostBuilder;
 use crate::built_in::{self, BuiltInOptions};
-use crate::c_api::{self, Inner};
+use crate::c_api::{self, HostState};
 use crate::foreign::Module;
 
 /// Holds modules. Dropping it unloads them in reverse order; what is still held by a [`Module`] is left in memory, and
 /// the log has an error for it.
 #[derive(Debug)]
 pub struct Host {
-    pub(crate) inner: Arc<Inner>,
+    pub(crate) inner: Arc<HostState>,
 }
 
 impl Host {
-    /// A host that exports nothing of its own.
+    /// Returns a builder for a host without exports of its own.
     #[must_use]
     pub fn builder() -> HostBuilder {
         HostBuilder::default()
@@ -39,25 +39,26 @@ impl Host {
         options: &BuiltInOptions,
     ) -> Result<Host, ArenaError> {
         let loader = onlookers.into_iter().fold(Loader::new(externals, policy)?, Loader::with_onlooker);
-        let inner = Arc::new(Inner::new(loader, options));
+        let inner = Arc::new(HostState::new(loader, options));
         c_api::enter(&inner);
         Ok(Host::handle(inner))
     }
 
-    fn handle(inner: Arc<Inner>) -> Host {
+    fn handle(inner: Arc<HostState>) -> Host {
         inner.handles.fetch_add(1, Ordering::Relaxed);
         Host { inner }
     }
 
-    /// Loads a module: it is LIVE when this returns, and as if it had never been there when it fails, but for memory in which threads
-    /// are that it has started: that is [quarantined](Host::quarantined). A cancellation of this thread that comes while the module's
-    /// code runs is an error of this load, and then ends the thread, if its own frames allow that ([`Module::call`]).
+    /// Loads a module. When this returns, the module is LIVE. If it fails, no trace of the module remains, except for
+    /// memory with threads that the module has started: that memory is [quarantined](Host::quarantined). A cancellation
+    /// of this thread while the module's code runs is an error of this load; afterwards it ends the thread, if the
+    /// thread's own frames allow that ([`Module::call`]).
     ///
     /// # Errors
     /// [`LoadError`]: the module, the stage and the reason.
     pub fn load(&self, image: &Image<'_>) -> Result<Module, LoadError> {
         let loaded = self.inner.loader.load_module(image).map(Module::new);
-        // After a cancellation in init, which has been taken back.
+        // Acts on a cancellation during init, which the load has caught.
         boundary::end_if_cancelled();
         loaded
     }
@@ -66,7 +67,7 @@ impl Host {
     /// and discards the result. No code of the module runs, and no subscriber is called.
     ///
     /// # Errors
-    /// [`LoadError`]: the stage that a load would not get past, and why.
+    /// [`LoadError`]: the stage in which a load would fail, and the reason.
     pub fn check(&self, inputs: &[Input<'_>], stem: &str) -> Result<(), LoadError> {
         self.inner.loader.check(inputs, stem)
     }
@@ -74,92 +75,92 @@ impl Host {
     /// Unloads the module of this name.
     ///
     /// # Errors
-    /// [`UnloadError`]: it is in use (and by whom), not LIVE, or not there.
+    /// [`UnloadError`]: the module is in use (with its users), not LIVE, or not found.
     pub fn unload(&self, name: &str) -> Result<(), UnloadError> {
         let unloaded = self.inner.loader.unload_module(name);
         boundary::end_if_cancelled();
         unloaded
     }
 
-    /// [`Host::unload`], which waits until nobody uses the module, at most so long.
+    /// Like [`Host::unload`], but waits up to `at_most` until the module is not in use.
     ///
     /// # Errors
-    /// [`UnloadError`]: it is still in use (and by whom), not LIVE, or not there.
+    /// [`UnloadError`]: the module is still in use (with its users), not LIVE, or not found.
     pub fn unload_within(&self, name: &str, at_most: Duration) -> Result<(), UnloadError> {
         self.inner.loader.unload_module_within(name, at_most)
     }
 
-    /// [`Host::unload`] of a module that is held by [`Module`]s, if [`HostBuilder::allow_forced_unload`] was called. Its
-    /// `exit` and the going chain run now, and its memory stays until the last of them is dropped: their symbols can
-    /// still be called, but what `exit` has taken down is not there. Taints the host with R. Other modules that use it
-    /// are never overridden.
+    /// Unloads a module despite [`Module`] references to it, if [`HostBuilder::allow_forced_unload`] was called. Its
+    /// `exit` and the going chain run now. Its memory stays until the last reference is dropped: its symbols can still
+    /// be called, but find everything as `exit` has left it. Taints the host with R. A module that other modules use is
+    /// still refused.
     ///
     /// # Errors
-    /// [`UnloadError`]: it is not allowed, other modules use it, it is not LIVE, or not there.
+    /// [`UnloadError`]: forced unloading is not allowed, other modules use the module, it is not LIVE, or not found.
     pub fn unload_by_force(&self, name: &str) -> Result<(), UnloadError> {
         self.inner.loader.unload_module_by_force(name)
     }
 
-    /// Unloads all modules, the last one first. Returns what stays, and why.
-    #[must_use = "what is in use stays"]
+    /// Unloads all modules, the last one first. Returns the reason for each module that stays.
+    #[must_use = "modules in use stay loaded"]
     pub fn unload_all(&self) -> Vec<UnloadError> {
         self.inner.loader.unload_all()
     }
 
-    /// The LIVE module of this name.
+    /// Returns the LIVE module of this name.
     #[must_use]
     pub fn module(&self, name: &str) -> Option<Module> {
         self.inner.loader.module(name).map(Module::new)
     }
 
-    /// Names and states of all modules, in order of their loading.
+    /// Returns the names and states of all modules, in order of loading.
     #[must_use]
     pub fn modules(&self) -> Vec<(String, State)> {
         self.inner.loader.modules()
     }
 
-    /// All modules that are COMING, LIVE or GOING and their states, in order of their loading. Looking at them does not
-    /// keep them: that takes a [`Module`].
+    /// Returns all modules that are COMING, LIVE or GOING and their states, in order of loading. The result does not
+    /// keep modules loaded; only a [`Module`] does.
     #[must_use]
     pub fn look(&self) -> Vec<(Arc<ModuleInfo>, State)> {
         self.inner.loader.look()
     }
 
-    /// What it is tainted with, in Linux's letters: those of all modules that were ever LIVE in it, and R if one that
-    /// was held has been unloaded by force.
+    /// Returns the host's taint in Linux's letters: the taints of all modules that were ever LIVE in it, and R if a
+    /// module in use was unloaded by force.
     #[must_use]
     pub fn taint(&self) -> String {
         self.inner.loader.taint()
     }
 
-    /// Has a function told, as they happen, the events of what this thread does with modules. No lock is held when it
-    /// is called, and the thread goes on when it returns.
+    /// Calls a function with each event of what this thread does with modules, as it happens. The function is called
+    /// without any lock held, and the thread continues when it returns.
     #[must_use = "dropping it ends the listening"]
     pub fn listen(&self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Listening {
         self.inner.loader.listen(listener)
     }
 
-    /// Has a subscriber join the coming and the going chain.
+    /// Adds a subscriber to the coming and the going chain.
     #[must_use = "dropping the membership leaves the chains"]
     pub fn subscribe(&self, name: &str, order: Order, subscriber: impl Subscriber + 'static) -> Membership {
         self.inner.loader.subscribe(name, order, Arc::new(subscriber))
     }
 
-    /// Records what happens to all modules of this host from now on.
+    /// Records the events of all modules of this host from now on.
     #[must_use]
     pub fn record(&self) -> Recording {
         self.inner.loader.record()
     }
 
-    /// An address in one of its modules as Linux's `%pS` shows it: `func+0x12/0x40 [module]`. `None` for the rest of the
-    /// process.
+    /// Returns an address in a module of this host as Linux's `%pS` shows it: `func+0x12/0x40 [module]`. Returns `None`
+    /// for any other address.
     #[must_use]
     pub fn describe(&self, at: Addr) -> Option<String> {
         self.inner.loader.module_at(at)?.describe(at)
     }
 
-    /// The calls that this thread is in, innermost first, from the caller of this function on. Frames are found by call
-    /// frame information alone; where there is none, the backtrace ends and says so.
+    /// Returns the stack of this thread, innermost frame first, beginning with the caller of this function. Frames are
+    /// found by call frame information only. Where there is none, the backtrace ends with an error.
     #[must_use]
     #[inline(never)]
     pub fn backtrace(&self) -> Backtrace {
@@ -169,27 +170,27 @@ impl Host {
         })
     }
 
-    /// The modules that have gone while somebody was in their text: a thread that `exit` did not end, say. Their memory
-    /// stays, with the rows to unwind it, until nobody is.
+    /// Returns the quarantined modules: those that were unloaded while a thread was in their text, for example a thread
+    /// that `exit` did not end. Their memory and their unwind rows stay until no thread is in their text.
     #[must_use]
     pub fn quarantined(&self) -> Vec<Arc<ModuleInfo>> {
         self.inner.loader.quarantined()
     }
 
-    /// Frees what nobody is in any more of all that is quarantined in this process, as each load and each unload does;
-    /// returns the names of the modules.
+    /// Frees the quarantined memory of this process that no thread is in any more, as each load and unload does.
+    /// Returns the names of the freed modules.
     pub fn sweep(&self) -> Vec<String> {
         built_in::sweep();
         self.inner.loader.sweep()
     }
 
-    /// How the memory that all hosts of the process share is used, by stripe.
+    /// Returns how the memory that all hosts of the process share is used, by stripe.
     #[must_use]
     pub fn memory(&self) -> [StripeUsage; 4] {
         self.inner.loader.memory()
     }
 
-    /// A handle that does not keep the host: for subscribers that load and unload.
+    /// Returns a handle that does not keep the host alive: for subscribers that load and unload modules.
     #[must_use]
     pub fn downgrade(&self) -> WeakHost {
         WeakHost { inner: Arc::downgrade(&self.inner) }
@@ -198,9 +199,9 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // While the host can still be found, so that a module's exit can take back what its init did.
+        // Done while the host can still be found, so that the exit of a module can undo what its init did.
         let last = self.inner.handles.fetch_sub(1, Ordering::AcqRel) == 1;
-        // A subscriber that hears of it may have made another handle, and drops it meanwhile.
+        // A subscriber that is called here may make another `Host` value, and drop it meanwhile.
         if last && !self.inner.left.swap(true, Ordering::AcqRel) {
             self.inner.built_in.release_modules();
             self.inner.loader.abandon();
@@ -209,14 +210,14 @@ impl Drop for Host {
     }
 }
 
-/// A handle to a host that does not keep it.
+/// A handle that does not keep its host alive.
 #[derive(Clone, Debug)]
 pub struct WeakHost {
-    pub(crate) inner: Weak<Inner>,
+    pub(crate) inner: Weak<HostState>,
 }
 
 impl WeakHost {
-    /// The host, if it is still there.
+    /// Returns the host, if it still exists.
     #[must_use]
     pub fn upgrade(&self) -> Option<Host> {
         self.inner.upgrade().map(Host::handle)

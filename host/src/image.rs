@@ -5,29 +5,30 @@ use std::sync::Arc;
 
 use modload_abi::section;
 use modload_alternatives::Features;
-use modload_edit::{Addr, Engine, Why};
+use modload_edit::{Addr, EditOrigin, Engine};
 use modload_loader::{Error, ImageComing, Machine, Placement, hexadecimal};
-use modload_static_keys::{self as static_keys, KeyState, StaticCalls, Target};
+use modload_static_keys::{self as static_keys, CallTarget, KeyState, StaticCalls};
 
 pub use modload_loader::{ImageSection, Kallsyms, MachineError, MemoryImage};
 
 use crate::file::SIZE_LIMIT;
 
-/// A machine that is described by its symbols, its features and what else a module's bytes depend on. Cheap to clone.
+/// A machine, described by its symbols, its features and further facts on which a module's bytes depend. Cheap to
+/// clone.
 #[derive(Clone, Debug)]
 pub struct Elsewhere {
     machine: Machine,
     keys: HashMap<Addr, KeyState>,
-    calls: HashMap<Addr, Target>,
-    /// The key of each trampoline: a site names the trampoline where its module must not name the key, and Linux looks the key up
-    /// (`tramp_key_lookup`).
+    calls: HashMap<Addr, CallTarget>,
+    /// The key of each trampoline. A module that must not name the key names its trampoline instead, and Linux looks
+    /// the key up (`tramp_key_lookup`).
     keys_of_trampolines: Arc<HashMap<Addr, Addr>>,
     return0: Option<Addr>,
     percpu: Option<Addr>,
 }
 
 impl Elsewhere {
-    /// A machine with these symbols and features; everything else is as compiled.
+    /// Makes a machine with these symbols and features. Everything else stays as compiled.
     #[must_use]
     pub fn new(symbols: Arc<Kallsyms>, features: Features) -> Elsewhere {
         let pairs = symbols.pairs(section::STATIC_CALL_TRAMPOLINE_PREFIX, section::STATIC_CALL_KEY_PREFIX);
@@ -37,12 +38,12 @@ impl Elsewhere {
         Elsewhere { machine, keys: HashMap::new(), calls: HashMap::new(), keys_of_trampolines, return0, percpu: None }
     }
 
-    /// Takes what else the bytes depend on, a line each: `percpu HEX`, `smp 0|1`, `static_call KEY TARGET` (0: NULL),
-    /// `static_key KEY 0|1`, `return_thunk TARGET`, `pv_op N TARGET`. KEY and TARGET are symbols or 0x addresses; the key of a
-    /// static call may be given by its trampoline. What is not listed is as compiled.
+    /// Adds further facts, one per line: `percpu HEX`, `smp 0|1`, `static_call KEY TARGET` (0: NULL), `static_key KEY
+    /// 0|1`, `return_thunk TARGET`, `pv_op N TARGET`. KEY and TARGET are symbols or 0x addresses. A static call's
+    /// trampoline may be given instead of its key. Without a fact, code stays as compiled.
     ///
     /// # Errors
-    /// [`MachineError`]: the first line that is none of these.
+    /// [`MachineError`]: the first line of another form.
     pub fn take_facts(&mut self, text: &str) -> Result<(), MachineError> {
         for (number, line) in text.lines().enumerate() {
             let words: Vec<&str> = line.split_whitespace().collect();
@@ -72,8 +73,8 @@ impl Elsewhere {
             }
             ["static_call", key, target] => {
                 let target = match address(target)? {
-                    Addr::NULL => Target::Null,
-                    function => Target::Function(function),
+                    Addr::NULL => CallTarget::Null,
+                    function => CallTarget::Function(function),
                 };
                 let key = address(key)?;
                 let key = self.keys_of_trampolines.get(&key).copied().unwrap_or(key);
@@ -84,11 +85,11 @@ impl Elsewhere {
         Ok(())
     }
 
-    /// A module's sections in that machine's memory. `addresses` says where they stand, by name; `share` is called with
-    /// the name of each part of the work that has been done.
+    /// Returns the sections of a module in the memory of this machine. `addresses` gives the addresses of the sections
+    /// by name. `share` is called with the name of each part of the work after it is done.
     ///
     /// # Errors
-    /// [`Error`]: the file is malformed, a symbol or an address is missing, or a stage cannot be done.
+    /// [`Error`]: the file is malformed, a symbol or an address is missing, or a stage has failed.
     pub fn image(
         &self,
         bytes: &[u8],
@@ -99,10 +100,10 @@ impl Elsewhere {
         MemoryImage::of(&self.placement(bytes, addresses), &self.machine, coming, share)
     }
 
-    /// The same before anything is rewritten or sorted.
+    /// Returns the sections after relocation, before any code is rewritten or any table is sorted.
     ///
     /// # Errors
-    /// [`Error`]: the file is malformed, a symbol or an address is missing, or a relocation cannot be done.
+    /// [`Error`]: the file is malformed, a symbol or an address is missing, or a relocation has failed.
     pub fn relocated(&self, bytes: &[u8], addresses: &HashMap<String, Addr>) -> Result<MemoryImage, Error> {
         MemoryImage::relocated(&self.placement(bytes, addresses), &self.machine)
     }
@@ -111,7 +112,7 @@ impl Elsewhere {
         Placement { bytes, addresses, percpu: self.percpu, size_limit: SIZE_LIMIT }
     }
 
-    /// What the subscriber of static keys and static calls does when the module is COMING.
+    /// Does the work of the subscriber of static keys and static calls for a COMING module.
     fn coming(&self, module: &mut ImageComing<'_, '_>) -> Result<(), Error> {
         if let Some(table) = module.table(section::JUMP_TABLE) {
             let state = |key| self.keys.get(&key).copied().unwrap_or(KeyState::Unknown);
@@ -123,20 +124,20 @@ impl Elsewhere {
         let trampolines = module.symbols(section::STATIC_CALL_TRAMPOLINE_PREFIX);
         let own = trampolines.iter().filter_map(|(name, at)| Some((*at, *keys.get(name)?)));
         let own: HashMap<Addr, Addr> = own.collect();
-        // A fact about the key holds for what names its trampoline.
+        // A fact about the key also applies to sites that name its trampoline.
         let target = |key: Addr| {
             let of_trampoline = || own.get(&key).or_else(|| self.keys_of_trampolines.get(&key));
             let said = self.calls.get(&key).or_else(|| self.calls.get(of_trampoline()?));
-            said.copied().unwrap_or(Target::Unknown)
+            said.copied().unwrap_or(CallTarget::Unknown)
         };
         if let Some(table) = module.table(section::STATIC_CALL_SITES) {
             static_keys::static_calls(&table, calls, target, module.code)
                 .map_err(|error| refused(section::STATIC_CALL_SITES, error))?;
         }
-        // The module's own trampolines lead where its keys do.
+        // The module's own trampolines jump to the targets of their keys.
         for (record, (name, at)) in (0..).zip(trampolines) {
             let Some(key) = keys.get(&name) else { continue };
-            let why = Why { engine: Engine::StaticCall, section: module.symbol_table(), record };
+            let why = EditOrigin { engine: Engine::StaticCall, section: module.symbol_table(), record };
             static_keys::trampoline(at, target(*key), calls, why, module.code)
                 .map_err(|error| refused(section::STATIC_CALL_TEXT, error))?;
         }
@@ -144,7 +145,7 @@ impl Elsewhere {
     }
 }
 
-/// A record that cannot be followed.
+/// Makes the error for a record that cannot be applied.
 fn refused(section: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::Rewrite { section, error: Box::new(error) }
 }

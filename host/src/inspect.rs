@@ -12,11 +12,11 @@ pub use crate::catalog::{Catalog, CatalogError};
 use crate::host::Host;
 
 impl Host {
-    /// What a function of a link unit would become in this host, and why: every byte that relocations, alternatives and
-    /// the other engines would change. Nothing is loaded, and nothing of it is run.
+    /// Explains how a function of a link unit would change in this host: every byte that relocations, alternatives and
+    /// the other engines would change, with the reason. Nothing is loaded, and no code of the module runs.
     ///
     /// # Errors
-    /// [`LoadError`]: the stage that cannot be done and the reason.
+    /// [`LoadError`]: the stage that failed and the reason.
     pub fn explain(&self, inputs: &[Input<'_>], stem: &str, function: &str) -> Result<Explanation, LoadError> {
         self.inner.loader.explain(inputs, stem, function)
     }

@@ -1,10 +1,10 @@
-//! The list of symbol files that gdb knows by the name `__jit_debug_descriptor`, and the function on which it has its
-//! breakpoint.
+//! The list of symbol files that gdb finds by the symbol `__jit_debug_descriptor`, and the function on which gdb sets
+//! its breakpoint.
 //!
-//! Both symbols are weak: whatever else in the program has them as well (LLVM's JIT, say) shares the list, as the
-//! interface means it to be, if it is linked statically. A shared library has a list of its own then, and gdb follows
-//! both, from version 11 on. Each part of the program keeps the others' entries linked, but the interface has no lock:
-//! two that change one list at the same time, from two threads, spoil it. Ours is changed under a lock (`onlookers.rs`).
+//! Both symbols are weak. If other code that is linked statically into the program defines them too (for example LLVM's
+//! JIT), both share one list, as the interface intends. A shared library has a list of its own; gdb follows both lists
+//! since version 11. Each user of a list keeps the entries of others linked. But the interface has no lock: two threads
+//! that change one list at the same time destroy it. This crate changes the list under a lock (`onlookers.rs`).
 #![expect(unsafe_code, reason = "gdb reads a linked list of C structures")]
 
 use std::collections::BTreeMap;
@@ -12,7 +12,8 @@ use std::ptr;
 
 use modload_edit::wide;
 
-// The interface's two symbols. The function must not be inlined, and each call must be seen: so it is not Rust's.
+// The two symbols of the interface. The function must not be inlined and no call of it may be removed, so it is not
+// written in Rust.
 std::arch::global_asm!(
     ".pushsection .text.__jit_debug_register_code, \"ax\", @progbits",
     ".weak __jit_debug_register_code",
@@ -37,18 +38,18 @@ std::arch::global_asm!(
 );
 
 unsafe extern "C" {
-    static mut __jit_debug_descriptor: Descriptor;
+    static mut __jit_debug_descriptor: JitDescriptor;
     fn __jit_debug_register_code();
 }
 
 /// `struct jit_descriptor`.
 #[repr(C)]
-struct Descriptor {
+struct JitDescriptor {
     version: u32,
-    /// What has happened to `relevant`: 0 nothing, 1 it is new, 2 it goes.
+    /// The change of `relevant`: 0 none, 1 registered, 2 unregistered.
     action: u32,
-    relevant: *mut Entry,
-    first: *mut Entry,
+    relevant: *mut JitEntry,
+    first: *mut JitEntry,
 }
 
 const REGISTER: u32 = 1;
@@ -57,75 +58,75 @@ const UNREGISTER: u32 = 2;
 /// `struct jit_code_entry`.
 #[repr(C)]
 #[derive(Debug)]
-struct Entry {
-    next: *mut Entry,
-    prev: *mut Entry,
+struct JitEntry {
+    next: *mut JitEntry,
+    prev: *mut JitEntry,
     file: *const u8,
     size: u64,
 }
 
-/// A symbol file that gdb knows.
+/// A registered symbol file.
 #[derive(Debug)]
-struct Registered {
-    /// From a `Box`; in gdb's list.
-    entry: *mut Entry,
-    /// From a `Box`; what the entry points to.
+struct RegisteredFile {
+    /// From a `Box`. Linked in gdb's list.
+    entry: *mut JitEntry,
+    /// From a `Box`. The entry points to it.
     file: *mut [u8],
 }
 
-// SAFETY: both are owned, and nobody else writes to them.
-unsafe impl Send for Registered {}
+// SAFETY: this value owns both, and no other code writes to them.
+unsafe impl Send for RegisteredFile {}
 
-/// The symbol files that are registered, by number. There is one list in the process, and who has it may change gdb's.
+/// The registered symbol files, by number. There is one such list in the process, and its owner may change gdb's list.
 #[derive(Debug)]
-pub(crate) struct List {
-    registered: BTreeMap<u64, Registered>,
+pub(crate) struct SymbolFileList {
+    registered: BTreeMap<u64, RegisteredFile>,
     next: u64,
 }
 
-impl List {
-    pub(crate) const fn new() -> List {
-        List { registered: BTreeMap::new(), next: 0 }
+impl SymbolFileList {
+    pub(crate) const fn new() -> SymbolFileList {
+        SymbolFileList { registered: BTreeMap::new(), next: 0 }
     }
 
-    /// Registers a symbol file; returns its number. gdb's list has it in front, so that this takes the same time however
-    /// many there are.
+    /// Registers a symbol file. Returns its number. The entry becomes the first of gdb's list, so that the time does
+    /// not depend on the length of the list.
     pub(crate) fn add(&mut self, file: Box<[u8]>) -> u64 {
         let size = wide(file.len());
         let file = Box::into_raw(file);
-        let entry = Entry { next: ptr::null_mut(), prev: ptr::null_mut(), file: file.cast_const().cast(), size };
+        let entry = JitEntry { next: ptr::null_mut(), prev: ptr::null_mut(), file: file.cast_const().cast(), size };
         let entry = Box::into_raw(Box::new(entry));
         self.push(entry);
         let number = self.next;
         self.next += 1;
-        self.registered.insert(number, Registered { entry, file });
+        self.registered.insert(number, RegisteredFile { entry, file });
         number
     }
 
-    /// Takes a symbol file out; `false` if it is not there.
+    /// Removes a symbol file. Returns `false` if the file is not registered.
     pub(crate) fn remove(&mut self, number: u64) -> bool {
-        let Some(Registered { entry, file }) = self.registered.remove(&number) else { return false };
+        let Some(RegisteredFile { entry, file }) = self.registered.remove(&number) else { return false };
         self.take(entry);
-        // SAFETY: it came from a box, and is in no list any more.
+        // SAFETY: the entry came from a box, and is in no list any more.
         drop(unsafe { Box::from_raw(entry) });
-        // SAFETY: it came from a box, and the entry that pointed to it is gone.
+        // SAFETY: the file came from a box, and the entry that pointed to it is gone.
         drop(unsafe { Box::from_raw(file) });
         true
     }
 
-    fn descriptor() -> *mut Descriptor {
+    fn descriptor() -> *mut JitDescriptor {
         &raw mut __jit_debug_descriptor
     }
 
-    /// Puts an entry in front, and tells gdb.
-    fn push(&mut self, entry: *mut Entry) {
-        let descriptor = List::descriptor();
-        // SAFETY: the descriptor is a static of this layout, and whoever has the list may read it.
+    /// Links an entry as the first one, and notifies gdb.
+    fn push(&mut self, entry: *mut JitEntry) {
+        let descriptor = SymbolFileList::descriptor();
+        // SAFETY: the descriptor is a static of this layout, and the owner of `self` may read it.
         let first = unsafe { (*descriptor).first };
-        // SAFETY: the entry is the caller's, and not in the list yet.
+        // SAFETY: the entry belongs to the caller, and is not in the list yet.
         unsafe { (*entry).next = first };
         if !first.is_null() {
-            // SAFETY: what is in the list lives.
+            // SAFETY: entries in the list are alive.
             unsafe { (*first).prev = entry };
         }
         // SAFETY: as above.
@@ -133,36 +134,36 @@ impl List {
         self.tell(REGISTER, entry);
     }
 
-    /// Takes an entry out, and tells gdb.
-    fn take(&mut self, entry: *mut Entry) {
-        // SAFETY: the entry lives and is in the list.
+    /// Unlinks an entry, and notifies gdb.
+    fn take(&mut self, entry: *mut JitEntry) {
+        // SAFETY: the entry is alive and in the list.
         let next = unsafe { (*entry).next };
         // SAFETY: as above.
         let prev = unsafe { (*entry).prev };
         if !next.is_null() {
-            // SAFETY: what is in the list lives.
+            // SAFETY: entries in the list are alive.
             unsafe { (*next).prev = prev };
         }
         if prev.is_null() {
-            // SAFETY: the descriptor is a static of this layout, and we have the list.
-            unsafe { (*List::descriptor()).first = next };
+            // SAFETY: the descriptor is a static of this layout, and this thread owns the list.
+            unsafe { (*SymbolFileList::descriptor()).first = next };
         } else {
-            // SAFETY: what is in the list lives.
+            // SAFETY: entries in the list are alive.
             unsafe { (*prev).next = next };
         }
         self.tell(UNREGISTER, entry);
     }
 
-    /// gdb stops at the function's first instruction and looks at the descriptor.
-    fn tell(&mut self, action: u32, entry: *mut Entry) {
-        let descriptor = List::descriptor();
-        // SAFETY: the descriptor is a static of this layout, and we have the list.
+    /// Notifies gdb, which stops at the function's first instruction and reads the descriptor.
+    fn tell(&mut self, action: u32, entry: *mut JitEntry) {
+        let descriptor = SymbolFileList::descriptor();
+        // SAFETY: the descriptor is a static of this layout, and this thread owns the list.
         unsafe { (*descriptor).relevant = entry };
         // SAFETY: as above.
         unsafe { (*descriptor).action = action };
-        // SAFETY: it does nothing.
+        // SAFETY: the function does nothing.
         unsafe { __jit_debug_register_code() };
-        // SAFETY: as above. Who attaches later must not take it for news.
+        // SAFETY: as above. A debugger that attaches later must not take this action for a new one.
         unsafe { (*descriptor).action = 0 };
         // SAFETY: as above.
         unsafe { (*descriptor).relevant = ptr::null_mut() };

@@ -6,17 +6,17 @@
 //! use modload::{Host, Image};
 //!
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     // A plugin, compiled as plainly as can be.
+//!     // A plugin, compiled without any special option.
 //!     let dir = tempfile::tempdir()?;
 //!     let (source, object) = (dir.path().join("adder.c"), dir.path().join("adder.o"));
 //!     std::fs::write(&source, "int add(int a, int b) { return a + b; }")?;
 //!     assert!(Command::new("cc").args(["-O2", "-c", "-o"]).arg(&object).arg(&source).status()?.success());
 //!
-//!     // A host loads it, calls it, and lets it go.
+//!     // A host loads the plugin, calls a function of it, and unloads it.
 //!     let host = Host::builder().process_symbols().build()?;
-//!     // SAFETY: the plugin is ours: it does what is written above.
+//!     // SAFETY: the plugin is the code above.
 //!     let adder = host.load(&unsafe { Image::trusted(std::fs::read(&object)?) }.named("adder"))?;
-//!     // SAFETY: that is the type of the function above.
+//!     // SAFETY: this is the type of the function above.
 //!     let add = unsafe { adder.symbol::<extern "C" fn(i32, i32) -> i32>("add")? };
 //!     assert_eq!(add(2, 3), 5);
 //!     adder.unload()?;
@@ -51,10 +51,11 @@
 //! | [`image`] | what a module would be in the memory of another machine |
 //!
 //! Running foreign code is unsafe, in two places: [`Image::trusted`] and [`Module::symbol`] (with their variants
-//! [`read_trusted`] and [`Module::call`], and [`Trust`] for both). Everything else is safe to call.
+//! [`read_trusted`] and [`Module::call`], and [`Trust`] for both). All other functions are safe, except
+//! [`keys::set_static_call`] and [`HostBuilder::unload_unseen`].
 //!
-//! Modules written against the SDK (`sdk/include/modload/module.h`) may call `register_module_notifier`, which every
-//! host exports.
+//! Modules written with the SDK (`sdk/include/modload/module.h`) may call `register_module_notifier`, which every host
+//! exports.
 
 #![deny(unsafe_code)]
 

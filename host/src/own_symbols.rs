@@ -1,4 +1,4 @@
-//! The symbols of the program itself, whether it exports them or not: what a live patch's symbols of `vmlinux` mean.
+//! The symbols of the program itself, exported or not. A live patch's symbols of `vmlinux` refer to them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -8,13 +8,14 @@ use object::elf::{FileHeader64, SymbolType};
 use object::read::elf::{ElfFile, FileHeader, Sym};
 use object::{LittleEndian, ReadCache, elf};
 
-/// `AT_ENTRY` of `<linux/auxvec.h>`: where the program begins.
+/// `AT_ENTRY` of `<linux/auxvec.h>`: the entry point of the program.
 const AT_ENTRY: u64 = 9;
 
-/// Functions and variables of these names, in the order of the program's symbol table; none if that has been stripped.
+/// Returns the functions and variables of these names, in the order of the program's symbol table. Returns none if the
+/// table was stripped.
 pub(crate) fn own_symbols<'n>(names: &BTreeSet<&'n [u8]>) -> BTreeMap<&'n [u8], Vec<Addr>> {
     let mut own = BTreeMap::<_, Vec<_>>::new();
-    // What cannot be read has no symbols; who needs one is refused by its name.
+    // A file that cannot be read has no symbols. A patch that needs one is refused with its name.
     let Ok(program) = File::open("/proc/self/exe") else { return own };
     let cache = ReadCache::new(program);
     let Ok(file) = ElfFile::<FileHeader64<LittleEndian>, _>::parse(&cache) else { return own };
@@ -38,7 +39,7 @@ fn is_kind(kind: SymbolType) -> bool {
     matches!(kind, elf::STT_FUNC | elf::STT_OBJECT | elf::STT_NOTYPE)
 }
 
-/// Where this process begins to run the program, by its auxiliary vector.
+/// Returns the entry point of the running program, from the auxiliary vector.
 fn entry() -> Option<u64> {
     let vector = fs::read("/proc/self/auxv").ok()?;
     let number = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_ne_bytes);
@@ -54,7 +55,7 @@ mod tests {
 
     #[test]
     fn the_program_has_its_own_symbols() {
-        // Where the kernel has begun to run it is where the C library's startup code stands.
+        // The program's entry point is the C library's startup code.
         let (start, none): (&[u8], &[u8]) = (b"_start", b"there_is_none_of_this_name");
         let own = own_symbols(&[start, none].into());
         assert_eq!(own, [(start, vec![Addr::new(entry().unwrap())])].into());

@@ -20,28 +20,29 @@ use crate::c_api;
 use crate::foreign::Module;
 use crate::host::Host;
 
-/// A thread that stands in the way of a transition.
+/// A thread that blocks a transition.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BlockingThread {
-    /// Its id, as gettid(2) gives it.
+    /// The thread's id, as returned by gettid(2).
     pub thread: i32,
-    /// Its name, escaped.
+    /// The file's name.
     pub name: String,
-    /// What it does, in a word: `sleeping`, say.
+    /// The thread's state in one word, for example `sleeping`.
     pub state: String,
-    /// The frame that stood in the way when it was looked at last; `None` if no such frame is known.
+    /// The frame that blocked the transition at the last check, or `None` if it is not known.
     pub inside: Option<String>,
-    /// Why it stands in the way, as it is said of it: `is in slow+0x1c/0x40 [target]`, `has not come to a checkpoint`.
+    /// Why the thread blocks the transition, as text: `is in slow+0x1c/0x40 [target]`, `has not come to a checkpoint`.
     pub why: String,
-    /// Its calls as they are now. Empty where threads go over at checkpoints alone: it is not held to be asked.
+    /// The thread's current stack. Empty if threads migrate at checkpoints only, because such a thread is not held for
+    /// this.
     pub backtrace: Backtrace,
 }
 
 /// Live patching.
 impl Host {
-    /// Enables a patch: Linux's `klp_enable_patch`. Functions of modules that are there are redirected now, those of others when they
-    /// are loaded. When this returns, threads may still be on their way: [`Host::patches`]. `keep` stays loaded as long as the
-    /// patch is in force: the module whose functions take the place of others.
+    /// Enables a patch: Linux's `klp_enable_patch`. Functions of loaded modules are redirected now, functions of other
+    /// modules when those are loaded. When this returns, threads may still be migrating: see [`Host::patches`]. `keep`
+    /// is the module with the replacement functions. It stays loaded as long as the patch is enabled.
     ///
     /// # Errors
     /// [`PatchError`].
@@ -57,7 +58,7 @@ impl Host {
         self.inner.built_in.livepatch.enable(&self.inner.loader, name, patch, keep, log)
     }
 
-    /// Disables a patch, or turns it round while it is being enabled.
+    /// Disables a patch. If the patch is just being enabled, reverses its transition.
     ///
     /// # Errors
     /// [`PatchError`].
@@ -65,11 +66,12 @@ impl Host {
         self.inner.built_in.livepatch.disable(name)
     }
 
-    /// Disables all patches, the newest first, each when the one before is gone, at most so long. Returns those that are still there:
-    /// somebody does not leave their functions, or does not come to a checkpoint. While it waits, the calling thread comes to some.
+    /// Disables all patches, the newest first, each after the one before is gone, for at most `at_most`. Returns the
+    /// patches that remain: a thread does not leave their functions, or does not reach a checkpoint. While this
+    /// function waits, it calls [`Host::checkpoint`] for the calling thread.
     ///
     /// # Errors
-    /// [`PatchError`]: one cannot be disabled.
+    /// [`PatchError`]: a patch cannot be disabled.
     pub fn disable_patches(&self, at_most: Duration) -> Result<Vec<PatchStatus>, PatchError> {
         const LONGEST: Duration = Duration::from_millis(50);
         let (begun, mut pause) = (Instant::now(), Duration::from_micros(100));
@@ -93,7 +95,7 @@ impl Host {
         }
     }
 
-    /// Turns the transition of a patch round.
+    /// Reverses the transition of a patch.
     ///
     /// # Errors
     /// [`PatchError`]; [`PatchError::NoTransition`].
@@ -101,7 +103,8 @@ impl Host {
         self.inner.built_in.livepatch.reverse(name)
     }
 
-    /// Ends the transition of a patch, wherever threads are: those that are in old code finish it, and it stays for them.
+    /// Ends the transition of a patch without waiting for the remaining threads. Threads in old code finish that code,
+    /// which is kept for them.
     ///
     /// # Errors
     /// [`PatchError`]; [`PatchError::NoTransition`].
@@ -109,7 +112,7 @@ impl Host {
         self.inner.built_in.livepatch.force(name)
     }
 
-    /// The patches that are enabled or on their way, and who stands in their way.
+    /// Returns the patches that are enabled or in transition, with the threads that block each transition.
     ///
     /// # Errors
     /// [`PatchError::Nested`].
@@ -117,8 +120,8 @@ impl Host {
         self.inner.built_in.livepatch.status()
     }
 
-    /// The threads that stand in the way of a patch's transition, as they are now. They are held for a moment to be asked where they
-    /// are, but for [`Transition::CheckpointsOnly`].
+    /// Returns the threads that block a patch's transition now. They are held for a short time to examine their stacks,
+    /// except with [`Transition::CheckpointsOnly`].
     ///
     /// # Errors
     /// [`PatchError`]: there is no such patch, or threads cannot be held.
@@ -165,13 +168,13 @@ impl Host {
         Ok(standing.into_iter().filter_map(thread).collect())
     }
 
-    /// A place where the calling thread can go over to what a patch brings: with [`Transition::CheckpointsOnly`] the only one. The
-    /// thread walks its own stack here, so that this may be called from anywhere, from a patched function, too; it goes over if none
-    /// of the functions that change is on the stack. When no transition is under way this costs a load and a branch. Says whether
-    /// the thread is over, or need not be.
+    /// A checkpoint: a place where the calling thread may migrate to a patch. With [`Transition::CheckpointsOnly`]
+    /// threads migrate nowhere else. The thread walks its own stack and migrates if no function that changes is on the
+    /// stack. So this may be called from anywhere, also from a patched function. Without a transition a checkpoint
+    /// costs a load and a branch. Returns whether the thread has migrated or has no need to.
     ///
-    /// What the embedder says by the place that he chooses is more than that: what the thread does between two checkpoints (one
-    /// request, say) is done by the old functions or by the new ones.
+    /// By choosing the place of checkpoints, the embedder also guarantees consistency: between two checkpoints (for
+    /// example during one request) the thread runs only old functions or only new ones.
     #[inline]
     pub fn checkpoint(&self) -> bool {
         modload_livepatch::checkpoint()
@@ -179,7 +182,7 @@ impl Host {
 }
 
 impl HostBuilder {
-    /// How threads go over to what this host's live patches bring. [`Transition::Anywhere`] if nothing else is said.
+    /// Sets how threads migrate to the functions of this host's live patches. The default is [`Transition::Anywhere`].
     #[must_use]
     pub fn transition(mut self, how: Transition) -> HostBuilder {
         self.built_in.transition = how;
@@ -195,7 +198,8 @@ pub(crate) fn enable_patch_export() -> (&'static str, Addr) {
     ("klp_enable_patch", Addr::new(wide(function.expose_provenance())))
 }
 
-/// `int klp_enable_patch(struct klp_patch *)`: from the init of the module in whose data the patch lies (-EINVAL).
+/// `int klp_enable_patch(struct klp_patch *)`. Must be called from the init of the module whose data holds the patch
+/// (else -EINVAL).
 extern "C" fn enable_patch(patch: *const c_void) -> c_int {
     let at = Addr::new(wide(patch.expose_provenance()));
     let Some((host, module)) = c_api::owner(at) else { return -c_api::EINVAL };

@@ -1,12 +1,12 @@
-//! The map by which `perf report` finds names for code that is in no file: `/tmp/perf-PID.map`, a line
-//! `START SIZE NAME [MODULE]` for each function, in hexadecimal without `0x`.
+//! The map in which `perf report` finds names for code that is in no file: `/tmp/perf-PID.map`, with a line `START SIZE
+//! NAME [MODULE]` for each function, in hexadecimal without `0x`.
 //!
-//! perf reads it when it makes its report, not while it records, and knows no times: a line cannot be withdrawn, and of
-//! two lines for one address either may be taken. So the lines of a module stay when it goes, for the samples that were
-//! taken of it, and are blotted out when their addresses are another module's. Samples of the first are then shown as
-//! the second's: the price of an address used twice.
+//! perf reads the map when it makes its report, not while it records, and the map has no times. So a line cannot be
+//! withdrawn, and of two lines for one address perf may use either. Therefore the lines of a module stay when the
+//! module goes, for the samples taken in it, and are replaced by empty lines when another module uses the addresses.
+//! Samples of the first module are then shown as samples of the second: this is the price of reusing an address.
 //!
-//! Other code generators of the process may write into the same file. Nothing of theirs is changed.
+//! Other code generators of the process may write to the same file. Their lines are not changed.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -23,15 +23,15 @@ use rustix::process::geteuid;
 use thiserror::Error;
 
 use crate::builder::HostBuilder;
-use crate::onlookers::told;
+use crate::onlookers::onlooker_data;
 
 impl HostBuilder {
-    /// Writes the functions of each module into `/tmp/perf-PID.map`, where `perf report` looks for them. The file is this
-    /// user's alone, and stays when the process ends, for the report to be made. Addresses that a second module gets
-    /// after a first one has gone count as the second's, whenever a sample was taken.
+    /// Writes the functions of each module to `/tmp/perf-PID.map`, where `perf report` looks for them. Only this user
+    /// can read the file, and it stays after the process has ended, for the report. If a second module is loaded at the
+    /// addresses of an unloaded one, all samples there count as the second module's.
     ///
     /// # Errors
-    /// [`PerfMapError`]: it cannot be opened, or is somebody else's.
+    /// [`PerfMapError`]: the file cannot be opened, or belongs to another user.
     pub fn perf_map(mut self) -> Result<HostBuilder, PerfMapError> {
         self.onlookers.push(Arc::new(PerfMap::open()?));
         Ok(self)
@@ -41,25 +41,25 @@ impl HostBuilder {
 /// The map for `perf` cannot be written.
 #[derive(Debug, Error)]
 pub enum PerfMapError {
-    /// It cannot be opened.
+    /// The map cannot be opened.
     #[error("opening {}", .path.display())]
     Open {
         /// The map.
         path: PathBuf,
-        /// What the kernel said; that a link is not followed, say.
+        /// The reason.
         source: io::Error,
     },
-    /// It is there already and somebody else's. `perf` would not read it either.
+    /// The map exists already and belongs to another user. `perf` would not read it either.
     #[error("{} belongs to user {owner}, and this process runs as user {here}; remove it", .path.display())]
     NotOurs {
         /// The map.
         path: PathBuf,
-        /// Whose it is.
+        /// The owner's user id.
         owner: u32,
-        /// Who we are.
+        /// This process's user id.
         here: u32,
     },
-    /// It is there already and not a file, or one that has other names, too.
+    /// The map exists already and is not a regular file, or has another hard link.
     #[error("{} is not a plain file of that name alone; remove it", .path.display())]
     NotPlain {
         /// The map.
@@ -67,17 +67,17 @@ pub enum PerfMapError {
     },
 }
 
-/// Where `perf` looks for maps.
+/// The folder in which `perf` looks for maps.
 const FOLDER: &str = "/tmp";
 
-/// Writes down the functions of each module.
+/// An onlooker that writes the functions of each module to the map.
 #[derive(Debug)]
 pub(crate) struct PerfMap;
 
 impl PerfMap {
-    /// Opens the process's map, if no host has done so.
+    /// Opens the process's map, if no host has done so before.
     pub(crate) fn open() -> Result<PerfMap, PerfMapError> {
-        let map = &mut told().map;
+        let map = &mut onlooker_data().map;
         if map.is_none() {
             *map = Some(Map::open(Path::new(FOLDER))?);
         }
@@ -89,14 +89,14 @@ impl Onlooker for PerfMap {
     fn published(&self, seen: &Seen<'_>) -> Shown {
         let module = seen.module().name();
         let functions = seen.functions().filter(|function| function.size != 0);
-        let lines = functions.map(|function| Function {
+        let lines = functions.map(|function| MapFunction {
             start: function.addr.get(),
             size: function.size,
             text: line(function.addr.get(), function.size, function.name, module),
         });
         let lines = lines.collect();
-        let added = told().map.as_mut().map_or(Ok(()), |map| map.add(lines));
-        // A module is not refused because nobody can profile it.
+        let added = onlooker_data().map.as_mut().map_or(Ok(()), |map| map.add(lines));
+        // A module is not refused because its functions cannot be written to the map.
         if let Err(error) = added {
             tracing::warn!(module, %error, "the map for perf could not be written");
         }
@@ -104,37 +104,38 @@ impl Onlooker for PerfMap {
     }
 }
 
-/// A line. Names are any bytes in a file: what could end the line, or be taken for something else, is escaped.
+/// Formats a line. The name in a module file may have any bytes. Bytes that could end the line or be misread are
+/// escaped.
 fn line(start: u64, size: u64, name: &[u8], module: &str) -> String {
     format!("{start:x} {size:x} {} [{module}]\n", name.escape_ascii())
 }
 
-/// A function to be written down.
+/// A function to write to the map.
 #[derive(Debug)]
-struct Function {
+struct MapFunction {
     start: u64,
     size: u64,
     text: String,
 }
 
-/// A line that is there.
+/// A line in the map.
 #[derive(Debug)]
-struct Line {
+struct MapLine {
     size: u64,
-    /// Where it begins in the file.
+    /// The offset of the line in the file.
     at: u64,
     text: String,
 }
 
-/// The map of a process; all its hosts share it.
+/// The map of a process. All hosts of the process share it.
 #[derive(Debug)]
 pub(crate) struct Map {
     folder: PathBuf,
     file: File,
-    /// The process that it belongs to.
+    /// The process to which the map belongs.
     pid: u32,
-    /// By the function's first address.
-    lines: BTreeMap<u64, Line>,
+    /// The lines by the function's first address.
+    lines: BTreeMap<u64, MapLine>,
 }
 
 impl Map {
@@ -143,10 +144,10 @@ impl Map {
         Ok(Map { folder: folder.to_owned(), file: open(folder, pid)?, pid, lines: BTreeMap::new() })
     }
 
-    /// Adds lines at the end, after those that they take the place of are gone.
-    fn add(&mut self, mut functions: Vec<Function>) -> io::Result<()> {
+    /// Appends lines, after clearing the lines that they replace.
+    fn add(&mut self, mut functions: Vec<MapFunction>) -> io::Result<()> {
         self.follow_fork()?;
-        // Of several names for one function, and of functions in functions, one is written down.
+        // If functions share an address or overlap, only the first is written.
         functions.sort_by_key(|function| function.start);
         let mut end = 0;
         functions.retain(|function| {
@@ -157,29 +158,30 @@ impl Map {
             is_apart
         });
         for function in &functions {
-            self.blot_out(function)?;
+            self.clear_overlapping(function)?;
         }
         let text: String = functions.iter().map(|function| function.text.as_str()).collect();
         let mut at = self.append(&text)?;
-        for Function { start, size, text } in functions {
+        for MapFunction { start, size, text } in functions {
             let len = wide(text.len());
-            self.lines.insert(start, Line { size, at, text });
+            self.lines.insert(start, MapLine { size, at, text });
             at += len;
         }
         Ok(())
     }
 
-    /// Writes at the end, wherever that is by now; returns where it was.
+    /// Appends text at the current end of the file. Returns the offset of the text.
     fn append(&mut self, text: &str) -> io::Result<u64> {
         let at = self.file.seek(SeekFrom::End(0))?;
         self.file.write_all(text.as_bytes())?;
         Ok(at)
     }
 
-    /// Makes empty lines of those that overlap a new one.
-    fn blot_out(&mut self, new: &Function) -> io::Result<()> {
+    /// Clears the lines that overlap a new one.
+    fn clear_overlapping(&mut self, new: &MapFunction) -> io::Result<()> {
         let end = new.start.saturating_add(new.size);
-        // Lines that are there do not overlap each other, for each has gone through here: those that reach into the new one are the last before its end.
+        // Existing lines do not overlap each other, because each has been added by this function. So the lines that
+        // overlap the new one are the last before its end.
         loop {
             let last = self.lines.range(..end).next_back();
             let Some((&start, line)) = last.filter(|(start, line)| *start + line.size > new.start) else {
@@ -191,7 +193,7 @@ impl Map {
         }
     }
 
-    /// A child has a map of its own, with all that it has inherited.
+    /// After a fork, opens a map for the child and writes all inherited lines to it.
     fn follow_fork(&mut self) -> io::Result<()> {
         let pid = std::process::id();
         if pid == self.pid {
@@ -209,14 +211,14 @@ impl Map {
     }
 }
 
-/// Opens the map of a process, which is in a folder that others can write to: no link is followed, and a file that is
-/// not ours is refused. What a process of the same number has left behind is dropped.
+/// Opens the map of a process. Other users can write to the folder, so no symbolic link is followed, and a file of
+/// another user is refused. Lines that an earlier process with the same id has left are removed.
 fn open(folder: &Path, pid: u32) -> Result<File, PerfMapError> {
     let path = folder.join(format!("perf-{pid}.map"));
     let failed = |source| PerfMapError::Open { path: path.clone(), source };
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600);
-    // Nor is anybody waited for who should read a pipe of that name.
+    // With NONBLOCK, opening a pipe of that name does not wait for a reader.
     options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
     let file = options.open(&path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
@@ -234,12 +236,12 @@ fn open(folder: &Path, pid: u32) -> Result<File, PerfMapError> {
     Ok(file)
 }
 
-/// When this process began, at the latest: what was written before is not its own.
+/// Returns the latest time at which this process can have started. A file that was modified before is not its own.
 fn process_began() -> Option<SystemTime> {
     // Clock ticks of proc(5) are 100 a second on x86-64.
     const TICK: Duration = Duration::from_millis(10);
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    // After the name: field 3 is the first, and 22 the one that we want.
+    // After the name in parentheses the first field is field 3. The start time is field 22.
     let (_, fields) = stat.rsplit_once(')')?;
     let ticks: u32 = fields.split_whitespace().nth(19)?.parse().ok()?;
     let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
@@ -255,8 +257,8 @@ mod tests {
 
     use super::*;
 
-    fn function(start: u64, size: u64, name: &str) -> Function {
-        Function { start, size, text: line(start, size, name.as_bytes(), "m") }
+    fn function(start: u64, size: u64, name: &str) -> MapFunction {
+        MapFunction { start, size, text: line(start, size, name.as_bytes(), "m") }
     }
 
     fn lines(folder: &Path) -> Vec<String> {
@@ -272,11 +274,11 @@ mod tests {
         map.add(vec![function(0x1000, 0x10, "a"), function(0x1010, 0x10, "b"), function(0x1020, 0x10, "c")]).unwrap();
         map.add(vec![function(0x1018, 0x10, "d")]).unwrap();
         assert_eq!(lines(folder.path()), ["1000 10 a [m]", "1018 10 d [m]"]);
-        // Of two names for one place, and of one within another, the first is taken.
+        // Of two names for one address, and of two overlapping functions, the first is written.
         map.add(vec![function(0x2000, 8, "whole"), function(0x2000, 8, "alias"), function(0x2004, 2, "part")]).unwrap();
         assert_eq!(lines(folder.path()).last().unwrap(), "2000 8 whole [m]");
         map.add(vec![function(0x2004, 0x10, "next")]).unwrap();
-        // What merely touches stays, and another writer's lines are left alone.
+        // A line that is merely adjacent stays, and lines of another writer are not changed.
         let path = folder.path().join(format!("perf-{}.map", std::process::id()));
         OpenOptions::new().append(true).open(path).unwrap().write_all(b"1018 10 other\n").unwrap();
         map.add(vec![function(0x1028, 0x8, "e"), function(0x1000, 0x1, "f")]).unwrap();
@@ -312,7 +314,7 @@ mod tests {
     fn what_a_process_of_the_same_number_has_left_is_dropped() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(format!("perf-{}.map", std::process::id()));
-        // Written by this process: another code generator's.
+        // Written by this process: the line of another code generator.
         fs::write(&path, "1000 10 other\n").unwrap();
         let mut map = Map::open(folder.path()).unwrap();
         map.add(vec![function(0x2000, 1, "a")]).unwrap();

@@ -10,8 +10,8 @@ use crate::builder::HostBuilder;
 use crate::c_library;
 
 impl HostBuilder {
-    /// Offers the process's own dynamic symbols (the C library's, the program's exported ones) for what neither the
-    /// host nor a module exports.
+    /// Offers the process's own dynamic symbols (of the C library, and the program's exported ones) for names that
+    /// neither the host nor a module exports.
     #[must_use]
     pub fn process_symbols(mut self) -> HostBuilder {
         self.symbols.fallback = find;
@@ -25,8 +25,8 @@ fn find(name: &[u8]) -> Option<External> {
     Some(External { addr, gpl_only: false, crc: None })
 }
 
-/// A dynamic symbol of the program or of one of its libraries: the default version of it or, for `NAME@VERSION`, that version, as
-/// an assembler writes it for `.symver`.
+/// Returns the address of a dynamic symbol of the program or of one of its libraries: its default version or, for
+/// `NAME@VERSION` as in an assembler's `.symver`, that version.
 pub(crate) fn process_symbol(name: &[u8]) -> Option<Addr> {
     if let Some(at) = name.iter().position(|byte| *byte == b'@') {
         let version = &name[at + 1..];
@@ -40,7 +40,7 @@ pub(crate) fn process_symbol(name: &[u8]) -> Option<Addr> {
     Some(Addr::new(wide(address.expose_provenance()))).filter(|addr| *addr != Addr::NULL)
 }
 
-/// A dynamic symbol of this version.
+/// Returns the address of a dynamic symbol of this version.
 fn versioned_symbol(name: &[u8], version: &[u8]) -> Option<Addr> {
     let (name, version) = (CString::new(name).ok()?, CString::new(version).ok()?);
     // SAFETY: both are strings that end, and the handle is one of those that dlvsym(3) names. Nothing is read or called through

@@ -1,37 +1,39 @@
-//! The symbol file of a module for a debugger: an ELF image in memory that says what stands where.
+//! The symbol file of a module for a debugger: an ELF image in memory with the addresses of sections and symbols.
 //!
-//! It is the module's object, made into a linked file: sections have their addresses, symbols their values, and
-//! relocations of debug information and of `.eh_frame` are done, so that a reader needs to know nothing of ours. Section
-//! numbers are those of the object. Contents that are in the process's memory anyway are left out.
+//! The image is the module's object, converted to a linked file: sections have their addresses, symbols have their
+//! values, and the relocations of debug information and of `.eh_frame` are applied, so that a reader needs no knowledge
+//! of this project. Section numbers are those of the object. The contents of sections in the process's memory are left
+//! out.
 //!
-//! A pure function from bytes and addresses to bytes. What cannot be made (a compression that we do not know, say) is
-//! left out: the debugger then knows less, and the module loads all the same.
+//! This is a pure function from bytes and addresses to bytes. A part that cannot be converted (for example because of
+//! an unknown compression) is left out: then the debugger knows less, and the module is loaded anyway.
 
 use modload_abi::{Records, Rela};
 use modload_edit::{Addr, Window, index, wide};
 use modload_loader::{Seen, SeenSection};
-use modload_relocs::{OnDiscarded, SlotPlan, Slots, Symbol, SymbolKind, Target, apply};
+use modload_relocs::{OnDiscarded, RelocSymbol, RelocSymbolKind, RelocatedSection, SlotPlan, Slots, apply};
 use object::LittleEndian as LE;
 use object::{elf, pod};
 
-/// Whose addresses are to be known.
+/// The sections whose addresses the symbol file gives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Parts {
-    /// All sections'.
+pub(crate) enum SymbolFileParts {
+    /// All sections.
     All,
-    /// Those of sections that stay when `init` has returned. The others' addresses may be another module's then.
+    /// The sections that remain after `init` has returned. The addresses of init sections may belong to another module
+    /// then.
     Lasting,
 }
 
-type Header = elf::SectionHeader64<LE>;
-type Sym = elf::Sym64<LE>;
+type ElfSectionHeader = elf::SectionHeader64<LE>;
+type ElfSymbol = elf::Sym64<LE>;
 
-/// Size of the records of a SHT_RELA section.
+/// The size of the records of a SHT_RELA section.
 const RELA: usize = 24;
 
-/// The sections of the module that `init` alone needs, if there are any: then [`Parts`] makes a difference.
+/// Returns whether the module has init sections. Only then [`SymbolFileParts`] makes a difference.
 pub(crate) fn has_init(seen: &Seen<'_>) -> bool {
-    let sections = sections(seen.object()).map_or(0, <[Header]>::len);
+    let sections = sections(seen.object()).map_or(0, <[ElfSectionHeader]>::len);
     (0..sections).any(|at| section(seen, at).is_some_and(|section| section.is_init))
 }
 
@@ -39,22 +41,22 @@ fn section(seen: &Seen<'_>, at: usize) -> Option<SeenSection> {
     seen.section(u32::try_from(at).ok()?)
 }
 
-fn sections(object: &[u8]) -> Option<&[Header]> {
+fn sections(object: &[u8]) -> Option<&[ElfSectionHeader]> {
     let (header, _) = pod::from_bytes::<elf::FileHeader64<LE>>(object).ok()?;
     let table = object.get(index(header.e_shoff.get(LE))..)?;
-    // With 65,280 sections or more the number stands in the first one.
+    // With 65,280 sections or more, the first section header holds their number.
     let count = match header.e_shnum.get(LE) {
-        0 => index(pod::from_bytes::<Header>(table).ok()?.0.sh_size.get(LE)),
+        0 => index(pod::from_bytes::<ElfSectionHeader>(table).ok()?.0.sh_size.get(LE)),
         count => usize::from(count),
     };
     Some(pod::slice_from_bytes(table, count).ok()?.0)
 }
 
-/// Makes the image; `None` for an object that was never validated.
-pub(crate) fn image(seen: &Seen<'_>, parts: Parts) -> Option<Box<[u8]>> {
+/// Makes the image. Returns `None` for an object that was never validated.
+pub(crate) fn image(seen: &Seen<'_>, parts: SymbolFileParts) -> Option<Box<[u8]>> {
     let object = seen.object();
     let headers = sections(object)?;
-    let place = |at: usize| section(seen, at).filter(|section| parts == Parts::All || !section.is_init);
+    let place = |at: usize| section(seen, at).filter(|section| parts == SymbolFileParts::All || !section.is_init);
     let symbols = symbols(seen, headers, &place);
     let slots = SlotPlan::new(0).place(Addr::NULL, Addr::NULL);
     let (mut file, _) = pod::from_bytes::<elf::FileHeader64<LE>>(object).ok().map(|(file, rest)| (*file, rest))?;
@@ -62,7 +64,7 @@ pub(crate) fn image(seen: &Seen<'_>, parts: Parts) -> Option<Box<[u8]>> {
     let mut table = Vec::with_capacity(headers.len());
     for (at, header) in headers.iter().enumerate() {
         let mut header = *header;
-        // Contents are decompressed, and groups are no matter any more.
+        // Contents are stored decompressed, and groups have no meaning in a linked file.
         let flags = header.sh_flags.get(LE).0 & !(elf::SHF_COMPRESSED.0 | elf::SHF_GROUP.0);
         header.sh_flags.set(LE, elf::SectionFlags(flags));
         let contents = match (role(seen, at, &header), place(at)) {
@@ -84,7 +86,7 @@ pub(crate) fn image(seen: &Seen<'_>, parts: Parts) -> Option<Box<[u8]>> {
             _ => leave_out(&mut header),
         };
         if header.sh_type.get(LE) != elf::SHT_NOBITS {
-            // Tables of records are aligned as they want to be.
+            // Tables of records need this alignment.
             image.resize(image.len().next_multiple_of(16), 0);
             header.sh_size.set(LE, wide(contents.len()));
         }
@@ -100,21 +102,21 @@ pub(crate) fn image(seen: &Seen<'_>, parts: Parts) -> Option<Box<[u8]>> {
     Some(image.into_boxed_slice())
 }
 
-/// What a section is for in the image.
+/// The use of a section in the image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Role {
-    /// In the process's memory.
+    /// The section is in the process's memory.
     Part,
-    /// In memory as well, but debuggers read it from the file.
+    /// The section is in the process's memory, but debuggers read it from the file.
     Unwind,
     Debug,
     Symbols,
     Strings,
-    /// Relocations, which are done, and what tells a linker something.
+    /// Relocations, which have been applied, and sections for linkers.
     Nothing,
 }
 
-fn role(seen: &Seen<'_>, at: usize, header: &Header) -> Role {
+fn role(seen: &Seen<'_>, at: usize, header: &ElfSectionHeader) -> Role {
     let number = u32::try_from(at).unwrap_or(u32::MAX);
     let allocated = header.sh_flags.get(LE).contains(elf::SHF_ALLOC);
     let unwind = seen.section_name(number) == modload_abi::section::EH_FRAME.as_bytes();
@@ -129,49 +131,55 @@ fn role(seen: &Seen<'_>, at: usize, header: &Header) -> Role {
     }
 }
 
-/// A section that keeps its number and nothing else.
-fn leave_out(header: &mut Header) -> Vec<u8> {
+/// Leaves a section out, except for its number.
+fn leave_out(header: &mut ElfSectionHeader) -> Vec<u8> {
     header.sh_type.set(LE, elf::SHT_NULL);
     header.sh_flags.set(LE, elf::SectionFlags(0));
     Vec::new()
 }
 
-fn contents<'a>(object: &'a [u8], header: &Header) -> Option<&'a [u8]> {
+fn contents<'a>(object: &'a [u8], header: &ElfSectionHeader) -> Option<&'a [u8]> {
     let start = index(header.sh_offset.get(LE));
     object.get(start..start.checked_add(index(header.sh_size.get(LE)))?)
 }
 
-/// Symbols as debug information means them: it counts offsets in its own sections, which stand nowhere.
-fn symbols(seen: &Seen<'_>, headers: &[Header], place: &impl Fn(usize) -> Option<SeenSection>) -> Vec<Symbol> {
+/// Returns the symbols as debug information uses them: symbols in debug sections, which have no address, count as
+/// offsets.
+fn symbols(
+    seen: &Seen<'_>,
+    headers: &[ElfSectionHeader],
+    place: &impl Fn(usize) -> Option<SeenSection>,
+) -> Vec<RelocSymbol> {
     let table = headers.iter().find(|header| header.sh_type.get(LE) == elf::SHT_SYMTAB);
     let bytes = table.and_then(|table| contents(seen.object(), table)).unwrap_or_default();
-    let symbols = bytes.as_chunks::<{ size_of::<Sym>() }>().0.iter();
-    let meant = |(bytes, resolved): (&[u8; size_of::<Sym>()], &Symbol)| {
+    let symbols = bytes.as_chunks::<{ size_of::<ElfSymbol>() }>().0.iter();
+    let debug_symbol = |(bytes, resolved): (&[u8; size_of::<ElfSymbol>()], &RelocSymbol)| {
         let mut symbol = *resolved;
-        let Ok((entry, _)) = pod::from_bytes::<Sym>(bytes) else { return symbol };
+        let Ok((entry, _)) = pod::from_bytes::<ElfSymbol>(bytes) else { return symbol };
         let section = usize::from(entry.st_shndx.get(LE).0);
         let Some(header) = headers.get(section).filter(|_| section != 0) else { return symbol };
         let debug = !header.sh_flags.get(LE).contains(elf::SHF_ALLOC);
         if let Some(section) = place(section) {
-            symbol = Symbol { addr: section.addr + entry.st_value.get(LE), kind: SymbolKind::Defined, ..symbol };
+            symbol =
+                RelocSymbol { addr: section.addr + entry.st_value.get(LE), kind: RelocSymbolKind::Defined, ..symbol };
         } else if debug && !seen.is_repeated(u32::try_from(section).unwrap_or(u32::MAX)) {
-            symbol = Symbol { addr: Addr::new(entry.st_value.get(LE)), kind: SymbolKind::Absolute, ..symbol };
+            symbol = RelocSymbol { addr: Addr::new(entry.st_value.get(LE)), kind: RelocSymbolKind::Absolute, ..symbol };
         } else {
-            symbol.kind = SymbolKind::Discarded;
+            symbol.kind = RelocSymbolKind::Discarded;
         }
         symbol
     };
-    symbols.zip(seen.symbols()).map(meant).collect()
+    symbols.zip(seen.symbols()).map(debug_symbol).collect()
 }
 
-/// A section's contents with its relocations done, decompressed. What cannot be relocated (a thread-local variable's
-/// offset) stays zero.
+/// Returns the contents of a section, decompressed and relocated. A field that cannot be relocated (for example a
+/// thread-local variable's offset) stays zero.
 fn relocated(
     object: &[u8],
-    headers: &[Header],
+    headers: &[ElfSectionHeader],
     at: usize,
     addr: Addr,
-    symbols: &[Symbol],
+    symbols: &[RelocSymbol],
     slots: &Slots,
 ) -> Option<Vec<u8>> {
     let header = headers.get(at)?;
@@ -179,7 +187,12 @@ fn relocated(
     let compressed = header.sh_flags.get(LE).contains(elf::SHF_COMPRESSED);
     let mut bytes = if compressed { decompressed(raw)? } else { raw.to_vec() };
     let original = bytes.clone();
-    let target = Target { section: u32::try_from(at).ok()?, addr, bytes: &original, discarded: OnDiscarded::LeaveZero };
+    let target = RelocatedSection {
+        section: u32::try_from(at).ok()?,
+        addr,
+        bytes: &original,
+        discarded: OnDiscarded::LeaveZero,
+    };
     let relas = headers.iter().filter(|relas| {
         relas.sh_type.get(LE) == elf::SHT_RELA && u32::try_from(at).is_ok_and(|at| relas.sh_info.get(LE) == at)
     });
@@ -187,7 +200,7 @@ fn relocated(
         let records = contents(object, relas)?;
         for record in records.as_chunks::<RELA>().0 {
             let Ok(record) = Records::<Rela>::new(record) else { continue };
-            // One by one: one that cannot be done must not keep the others from being done.
+            // Records are applied one by one, so that a failing one does not stop the others.
             let _ = apply(&target, record, symbols, slots, &mut Window::new(addr, &mut bytes));
         }
     }
@@ -222,16 +235,17 @@ fn decompressed(raw: &[u8]) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The symbol table with addresses for values. Symbols of what is not there are none: their names would be found.
+/// Returns the symbol table with addresses as values. Names of symbols in missing sections are removed, because a
+/// debugger would find them.
 fn symbol_table(
     bytes: &[u8],
-    headers: &[Header],
-    symbols: &[Symbol],
+    headers: &[ElfSectionHeader],
+    symbols: &[RelocSymbol],
     place: &impl Fn(usize) -> Option<SeenSection>,
 ) -> Vec<u8> {
     let mut table = bytes.to_vec();
-    for (entry, symbol) in table.as_chunks_mut::<{ size_of::<Sym>() }>().0.iter_mut().zip(symbols) {
-        let Ok((entry, _)) = pod::from_bytes_mut::<Sym>(entry) else { continue };
+    for (entry, symbol) in table.as_chunks_mut::<{ size_of::<ElfSymbol>() }>().0.iter_mut().zip(symbols) {
+        let Ok((entry, _)) = pod::from_bytes_mut::<ElfSymbol>(entry) else { continue };
         let number = entry.st_shndx.get(LE);
         let section = usize::from(number.0);
         match number {
@@ -241,7 +255,7 @@ fn symbol_table(
                 entry.st_value.set(LE, symbol.addr.get());
             }
             _ if place(section).is_some() => entry.st_value.set(LE, symbol.addr.get()),
-            // Of debug information, or of what is not there any more.
+            // The section is debug information, or does not exist any more.
             _ if section < headers.len() => {
                 entry.st_shndx.set(LE, elf::SHN_UNDEF);
                 entry.st_name.set(LE, 0);

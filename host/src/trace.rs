@@ -11,8 +11,8 @@ use crate::host::Host;
 
 /// Tracing.
 impl Host {
-    /// Has a tracer hear of all calls of the functions that a filter means, in all threads: of modules that are there, and of
-    /// those that are loaded while it is in force. `docs/tracing.md` says how modules are compiled for it.
+    /// Calls a tracer for every call of the functions that match a filter, in all threads: functions of loaded modules,
+    /// and of modules that are loaded later. `docs/tracing.md` says how modules must be compiled.
     ///
     /// # Errors
     /// [`TraceError`].
@@ -20,7 +20,7 @@ impl Host {
         self.inner.built_in.ftrace.trace(filter, tracer)
     }
 
-    /// [`Host::trace`], with all general registers.
+    /// Like [`Host::trace`], with all general registers.
     ///
     /// # Errors
     /// [`TraceError`].
@@ -28,18 +28,19 @@ impl Host {
         self.inner.built_in.ftrace.trace_with_registers(filter, tracer)
     }
 
-    /// Has calls of functions go on elsewhere: [`modload_ftrace::Redirecting`] promises that they may.
+    /// Redirects calls of functions to other code. [`modload_ftrace::Redirecting`] is the promise that this is valid.
     ///
     /// # Errors
-    /// [`TraceError`]; [`TraceError::Redirected`]: by somebody else already.
+    /// [`TraceError`]; [`TraceError::Redirected`] if the calls are redirected already.
     pub fn redirect(&self, filter: Filter, redirecting: Redirecting) -> Result<Tracing, TraceError> {
         self.inner.built_in.ftrace.redirect(filter, redirecting)
     }
 
-    /// Records calls, or entries and returns, of functions of its modules in all threads, until what this returns is dropped.
+    /// Records calls, or entries and returns, of functions of this host's modules in all threads, until the returned
+    /// value is dropped.
     ///
     /// # Errors
-    /// [`TraceError`]; [`TraceError::UnderWay`]: there is one recording at a time in a process.
+    /// [`TraceError`]; [`TraceError::UnderWay`] if another recording exists in the process: only one is possible.
     pub fn trace_functions(&self, options: &TraceOptions) -> Result<FunctionTrace, TraceError> {
         let host = self.downgrade();
         let name = move |at: Addr| {
@@ -50,15 +51,16 @@ impl Host {
         self.inner.built_in.ftrace.record(options, name)
     }
 
-    /// Makes functions of the host's own traceable, as those of a module `vmlinux`: once for each host.
+    /// Makes functions of the host itself traceable, as functions of a module `vmlinux`. Can be called once per host.
     ///
     /// # Errors
-    /// [`TraceError`]. A function that cannot be traced is no error: [`Host::traceable`] lists it with the reason.
+    /// [`TraceError`]. A function that cannot be traced is not an error: [`Host::traceable`] lists it with the reason.
     pub fn register_host_functions(&self, functions: Vec<HostFunction>) -> Result<(), TraceError> {
         self.inner.built_in.ftrace.register_host_functions(functions)
     }
 
-    /// The functions that can be traced, and those that cannot and why, of all modules that are compiled for it.
+    /// Returns the functions of all modules compiled for tracing: those that can be traced, and those that cannot, with
+    /// the reason.
     #[must_use]
     pub fn traceable(&self) -> Vec<Traceable> {
         self.inner.built_in.ftrace.traceable()

@@ -1,7 +1,7 @@
 //! Stage *admit*: what this version cannot load rightly, and what the host does not want, is turned away by name, before
 //! anything is done for it.
 
-use modload_abi::known::{Contents, FLAGS, Treatment, section_name, section_type};
+use modload_abi::known::{FLAGS, SectionContents, Treatment, section_name, section_type};
 use modload_abi::section;
 use object::elf;
 
@@ -104,7 +104,7 @@ fn check_name(section: &Section<'_>) -> Result<(), Error> {
         return refused("it has flags (sh_flags) that are not known");
     }
     match section_name(section.name).map(|known| known.contents) {
-        Some(Contents::Refused { why, .. }) if section.kept && section.size != 0 => refused(why),
+        Some(SectionContents::Refused { why, .. }) if section.kept && section.size != 0 => refused(why),
         _ => Ok(()),
     }
 }
@@ -113,10 +113,10 @@ fn check_name(section: &Section<'_>) -> Result<(), Error> {
 /// linkers do.
 pub(crate) fn check_records(section: &Section<'_>) -> Result<(), Error> {
     let sizes = match section_name(section.name).map(|known| known.contents) {
-        Some(Contents::Records(sizes)) => sizes,
-        Some(Contents::Functions) => &[8],
-        Some(Contents::Strings | Contents::Frames) => &[1],
-        Some(Contents::Placed | Contents::Mark | Contents::Refused { .. }) | None => return Ok(()),
+        Some(SectionContents::Records(sizes)) => sizes,
+        Some(SectionContents::Functions) => &[8],
+        Some(SectionContents::Strings | SectionContents::Frames) => &[1],
+        Some(SectionContents::Placed | SectionContents::Mark | SectionContents::Refused { .. }) | None => return Ok(()),
     };
     if section.size == 0 || section.flags.contains(elf::SHF_EXCLUDE) {
         return Ok(());

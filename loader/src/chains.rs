@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
-use modload_notifier::{Member, MemberId, Order, Refused, call_robust};
+use modload_notifier::{ChainMember, ChainRefused, MemberId, Order, call_robust};
 
 use crate::error::Error;
 use crate::memory::{Coming, Formed};
@@ -159,9 +159,9 @@ pub(crate) fn evict(recorder: Recorder<'_>, module: &Module) {
 /// Who accepted a module's COMING, in coming order.
 #[derive(Default)]
 pub(crate) struct Accepted {
-    members: Vec<Member<Arc<Seat>>>,
+    members: Vec<ChainMember<Arc<Seat>>>,
     /// Those of them who want to hear when its text is published.
-    when_published: Vec<Member<Arc<Seat>>>,
+    when_published: Vec<ChainMember<Arc<Seat>>>,
 }
 
 impl fmt::Debug for Accepted {
@@ -173,7 +173,7 @@ impl fmt::Debug for Accepted {
 /// Calls one member, if it has not left. `None`: it has.
 fn call<R>(
     registry: &Registry,
-    member: &Member<Arc<Seat>>,
+    member: &ChainMember<Arc<Seat>>,
     run: impl FnOnce(&dyn Subscriber) -> R,
 ) -> Option<Result<R, String>> {
     let here = thread::current().id();
@@ -192,7 +192,7 @@ fn message(panic: &(dyn Any + Send)) -> String {
     text.unwrap_or("a panic without a message").to_owned()
 }
 
-fn notified(member: &Member<Arc<Seat>>, state: State, result: Outcome) -> EventKind {
+fn notified(member: &ChainMember<Arc<Seat>>, state: State, result: Outcome) -> EventKind {
     let (chain, priority) = match state {
         State::Going => ("going", member.order.going()),
         _ => ("coming", member.order.coming()),
@@ -211,7 +211,7 @@ pub(crate) fn coming(
     let registry = recorder.registry;
     let members = registry.lock().chains.coming();
     let mut when_published = Vec::new();
-    let announce = |member: &Member<Arc<Seat>>| {
+    let announce = |member: &ChainMember<Arc<Seat>>| {
         let mut coming = Coming { module, memory: &mut *memory, calls, tell_when_published: false };
         let (outcome, refusal) = match call(registry, member, |subscriber| subscriber.coming(&mut coming)) {
             None => return Ok(false),
@@ -230,13 +230,13 @@ pub(crate) fn coming(
         set_going(recorder, module);
         Err(refusal)
     };
-    let undo = |member: &Member<Arc<Seat>>| tell_going(recorder, module, member);
+    let undo = |member: &ChainMember<Arc<Seat>>| tell_going(recorder, module, member);
     let accepted = call_robust(members, announce, undo);
-    let members = accepted.map_err(|Refused { by, reason }| refused(&by, reason))?;
+    let members = accepted.map_err(|ChainRefused { by, reason }| refused(&by, reason))?;
     Ok(Accepted { members, when_published })
 }
 
-fn refused(by: &Member<Arc<Seat>>, reason: Refusal) -> Error {
+fn refused(by: &ChainMember<Arc<Seat>>, reason: Refusal) -> Error {
     Error::Refused { subscriber: by.subscriber.name.to_string(), reason: reason.reason, errno: reason.errno }
 }
 
@@ -282,15 +282,15 @@ pub(crate) fn ask_for_stand_ins(registry: &Registry, module: &Module) {
 /// Tells those who accepted that the module is GOING, in going order.
 pub(crate) fn going(recorder: Recorder<'_>, module: &Module, accepted: Accepted) {
     let mut members = accepted.members;
-    members.sort_by_key(Member::going_rank);
+    members.sort_by_key(ChainMember::going_rank);
     members.iter().for_each(|member| tell_going(recorder, module, member));
 }
 
-fn tell_going(recorder: Recorder<'_>, module: &Module, member: &Member<Arc<Seat>>) {
+fn tell_going(recorder: Recorder<'_>, module: &Module, member: &ChainMember<Arc<Seat>>) {
     tell(recorder, member, State::Going, |subscriber| subscriber.going(module));
 }
 
-fn tell(recorder: Recorder<'_>, member: &Member<Arc<Seat>>, state: State, run: impl FnOnce(&dyn Subscriber)) {
+fn tell(recorder: Recorder<'_>, member: &ChainMember<Arc<Seat>>, state: State, run: impl FnOnce(&dyn Subscriber)) {
     let outcome = match call(recorder.registry, member, run) {
         None => return,
         Some(Ok(())) => Outcome::Ok,

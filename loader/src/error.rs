@@ -256,7 +256,7 @@ pub enum Error {
         /// The section's name, escaped.
         section: String,
         /// What is wrong with it.
-        problem: modload_abi::crel::Problem,
+        problem: modload_abi::crel::CrelError,
     },
     /// The file's sections are larger than the policy allows.
     #[error("its sections take {bytes} bytes, and the limit is {limit}")]
@@ -352,7 +352,7 @@ pub enum Error {
         /// The symbol's name, escaped; a section's own name for its section symbol.
         symbol: String,
         /// Which and why.
-        error: Box<modload_relocs::Error>,
+        error: Box<modload_relocs::RelocError>,
         /// More to say.
         advice: Advice,
     },
@@ -481,7 +481,7 @@ pub fn sentence(error: &dyn std::error::Error) -> String {
     sentence
 }
 
-fn relocation(place: &str, symbol: &str, source: &modload_relocs::Error) -> String {
+fn relocation(place: &str, symbol: &str, source: &modload_relocs::RelocError) -> String {
     // The relocation's own error begins "R_X86_64_PLT32 at +0x1c: "; names make it "at .text+0x1c against ...".
     let text = source.to_string();
     let kind = text.split(" at ").next().unwrap_or_default();

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use modload_abi::{ExportedSymbol, Param, Records, section};
+use modload_abi::{ExportedSymbol, KernelParam, Records, section};
 use modload_edit::{Addr, wide};
 use object::elf;
 
@@ -282,7 +282,7 @@ fn params(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<Para
     let mut params = Vec::new();
     for (_, bytes) in tables(file, layout, memory, section::PARAM) {
         let bad = |record, problem| Error::BadRecord { section: section::PARAM, record, problem };
-        let records = Records::<Param>::new(bytes).map_err(|_| bad(0, "its size is no multiple of 40"))?;
+        let records = Records::<KernelParam>::new(bytes).map_err(|_| bad(0, "its size is no multiple of 40"))?;
         for (at, record) in records.iter().enumerate() {
             let name =
                 memory.string(Addr::new(record.name)).ok_or_else(|| bad(at, "the name is not in this module"))?;

@@ -9,8 +9,8 @@ mod sort;
 use std::collections::HashMap;
 
 use modload_abi::section;
-use modload_edit::{Addr, Edits, Ledger, PieceKind, Space, Table, wide};
-use modload_relocs::{OnDiscarded, SlotPlan, Symbol, SymbolKind, Target};
+use modload_edit::{Addr, CodeBuffers, Edits, Ledger, PieceKind, RecordTable, wide};
+use modload_relocs::{OnDiscarded, RelocSymbol, RelocSymbolKind, RelocatedSection, SlotPlan};
 use object::elf;
 
 pub use machine::{Kallsyms, Machine, MachineError, hexadecimal};
@@ -66,13 +66,13 @@ pub struct ImageComing<'a, 'c> {
     file: &'a File<'a>,
     places: &'a [Option<Addr>],
     /// Its text and data.
-    pub code: &'a mut Ledger<'c, Space>,
+    pub code: &'a mut Ledger<'c, CodeBuffers>,
 }
 
 impl ImageComing<'_, '_> {
     /// The section of this name as a table, if it is there and not empty.
     #[must_use]
-    pub fn table(&self, name: &str) -> Option<Table> {
+    pub fn table(&self, name: &str) -> Option<RecordTable> {
         table(self.file, self.places, name).filter(|table| !table.is_empty())
     }
 
@@ -138,7 +138,7 @@ impl MemoryImage {
     }
 
     /// The sections that have a place, as they are there.
-    fn read(file: &File<'_>, places: &[Option<Addr>], space: &Space, edits: Edits) -> MemoryImage {
+    fn read(file: &File<'_>, places: &[Option<Addr>], space: &CodeBuffers, edits: Edits) -> MemoryImage {
         let placed = (0..).zip(file.sections.iter().zip(places));
         let sections = placed.filter_map(|(index, (section, at))| {
             let at = (*at)?;
@@ -163,9 +163,9 @@ fn validated<'a>(placement: &Placement<'a>) -> Result<File<'a>, Error> {
 }
 
 /// Where the sections stand, and what the file has of them there.
-fn placed(file: &File<'_>, placement: &Placement<'_>) -> Result<(Vec<Option<Addr>>, Space), Error> {
+fn placed(file: &File<'_>, placement: &Placement<'_>) -> Result<(Vec<Option<Addr>>, CodeBuffers), Error> {
     let places = place::places(file, placement.addresses)?;
-    let (mut space, mut bytes, limit) = (Space::default(), 0_u64, placement.size_limit);
+    let (mut space, mut bytes, limit) = (CodeBuffers::default(), 0_u64, placement.size_limit);
     for (section, at) in file.sections.iter().zip(&places) {
         let Some(at) = *at else { continue };
         bytes = bytes.saturating_add(section.size);
@@ -191,12 +191,12 @@ fn symbols(
     places: &[Option<Addr>],
     percpu: Option<Addr>,
     machine: &Machine,
-) -> Result<Vec<Symbol>, Error> {
+) -> Result<Vec<RelocSymbol>, Error> {
     let mut symbols = Vec::with_capacity(modload_edit::index(file.symbol_count().into()));
     let mut missing = Vec::new();
     for (_, symbol) in file.symbols() {
         let (addr, kind) = match symbol.place {
-            Place::Absolute => (Addr::new(symbol.value), SymbolKind::Absolute),
+            Place::Absolute => (Addr::new(symbol.value), RelocSymbolKind::Absolute),
             Place::Livepatch => {
                 let why = "what a live patch becomes depends on which of its objects are there";
                 return Err(Error::Unsupported { what: "symbol", name: escaped(symbol.name()), why });
@@ -205,10 +205,10 @@ fn symbols(
                 let why = "a COMMON symbol; Linux refuses these, compile with -fno-common";
                 return Err(Error::Unsupported { what: "symbol", name: escaped(symbol.name()), why });
             }
-            Place::Undefined if symbol.name().is_empty() => (Addr::NULL, SymbolKind::Absolute),
+            Place::Undefined if symbol.name().is_empty() => (Addr::NULL, RelocSymbolKind::Absolute),
             Place::Undefined => match machine.symbols.exported(symbol.name()) {
-                Some(addr) => (addr, SymbolKind::External),
-                None if symbol.bind == elf::STB_WEAK => (Addr::NULL, SymbolKind::UndefinedWeak),
+                Some(addr) => (addr, RelocSymbolKind::External),
+                None if symbol.bind == elf::STB_WEAK => (Addr::NULL, RelocSymbolKind::UndefinedWeak),
                 None => {
                     missing.push(Unresolved {
                         symbol: escaped(symbol.name()),
@@ -226,10 +226,10 @@ fn symbols(
                     None if named(section::PERCPU) => percpu,
                     at => at,
                 };
-                at.map_or((Addr::NULL, SymbolKind::Discarded), |at| (at + symbol.value, SymbolKind::Defined))
+                at.map_or((Addr::NULL, RelocSymbolKind::Discarded), |at| (at + symbol.value, RelocSymbolKind::Defined))
             }
         };
-        symbols.push(Symbol { addr, size: symbol.size, kind });
+        symbols.push(RelocSymbol { addr, size: symbol.size, kind });
     }
     if missing.is_empty() { Ok(symbols) } else { Err(Error::Unresolved(missing)) }
 }
@@ -237,15 +237,16 @@ fn symbols(
 fn relocate(
     file: &File<'_>,
     places: &[Option<Addr>],
-    symbols: &[Symbol],
-    ledger: &mut Ledger<'_, Space>,
+    symbols: &[RelocSymbol],
+    ledger: &mut Ledger<'_, CodeBuffers>,
 ) -> Result<(), Error> {
     // A linker's tables are not for kernels: who needs a slot is refused.
     let slots = SlotPlan::new(file.symbol_count()).place(Addr::NULL, Addr::NULL);
     for relas in &file.relas {
         let at = places.get(modload_edit::index(relas.target.into())).copied().flatten();
         let (Some(section), Some(addr)) = (file.section(relas.target), at) else { continue };
-        let target = Target { section: relas.section, addr, bytes: section.data, discarded: OnDiscarded::Refuse };
+        let target =
+            RelocatedSection { section: relas.section, addr, bytes: section.data, discarded: OnDiscarded::Refuse };
         modload_relocs::apply(&target, relas.records, symbols, &slots, ledger)
             .map_err(|source| crate::relocate::explain(file, source, true))?;
     }
@@ -253,10 +254,10 @@ fn relocate(
 }
 
 /// The table that a section is, if it is there.
-fn table(file: &File<'_>, places: &[Option<Addr>], name: &str) -> Option<Table> {
+fn table(file: &File<'_>, places: &[Option<Addr>], name: &str) -> Option<RecordTable> {
     let found = (0..).zip(file.sections.iter().zip(places));
     let mut found = found.filter(|(_, (section, _))| section.kept && section.name == name.as_bytes());
     let (index, (section, at)) = found.next()?;
     let size = if section.data.is_empty() { 0 } else { wide(section.data.len()) };
-    Some(Table::of_section(index, (*at)?, size))
+    Some(RecordTable::of_section(index, (*at)?, size))
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use modload_abi::known::{Contents, section_name};
+use modload_abi::known::{SectionContents, section_name};
 use modload_abi::livepatch::KlpSymbol;
 use modload_abi::{Rela, modinfo, section};
 use modload_edit::{index, wide};
@@ -294,10 +294,13 @@ fn special(file: &File<'_>) -> Vec<InspectedTable> {
     tables
         .filter_map(|section| {
             let sizes: &[u64] = match &section_name(section.name)?.contents {
-                Contents::Records(sizes) => sizes,
-                Contents::Functions => &[8],
-                Contents::Refused { record, .. } => record.as_slice(),
-                Contents::Strings | Contents::Frames | Contents::Placed | Contents::Mark => return None,
+                SectionContents::Records(sizes) => sizes,
+                SectionContents::Functions => &[8],
+                SectionContents::Refused { record, .. } => record.as_slice(),
+                SectionContents::Strings
+                | SectionContents::Frames
+                | SectionContents::Placed
+                | SectionContents::Mark => return None,
             };
             let size = sizes.iter().find(|size| section.size.is_multiple_of(**size));
             Some(InspectedTable { section: escaped(section.name), records: size.map(|size| section.size / size) })

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use modload_edit::{Addr, Ledger, wide};
 use modload_notifier::Order;
-use modload_relocs::Counts;
+use modload_relocs::RelocCounts;
 use modload_text::{Arena, ArenaError, StripeUsage};
 
 use crate::announced::{Announced, Constructed, Dropped, IndirectResolved};
@@ -166,7 +166,7 @@ impl Counted for Resolved {
     }
 }
 
-impl Counted for Counts {
+impl Counted for RelocCounts {
     fn counts(&self) -> Vec<(&'static str, u64)> {
         self.iter().map(|(name, count)| (name, count.into())).collect()
     }

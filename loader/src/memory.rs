@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
-use modload_edit::{Addr, Code, Edit, Rejected, Sink, Table, Window, index, wide};
+use modload_edit::{Addr, Code, Edit, RecordTable, Rejected, Sink, Window, index, wide};
 use modload_text::{Arena, Fresh, INT3, Placed, Protected, PublishFailed, Published, Staged, TextLock};
 
 use crate::deferred;
@@ -416,7 +416,7 @@ pub struct Coming<'m> {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SectionBytes {
     /// Its number, address and size.
-    pub table: Table,
+    pub table: RecordTable,
     /// Its bytes.
     pub bytes: Vec<u8>,
 }
@@ -432,7 +432,7 @@ impl Coming<'_> {
     /// live patch, the parts that do not.
     pub fn sections(&self, name: &str) -> impl Iterator<Item = SectionBytes> {
         let of_name = self.module.placed.iter().filter(move |placed| placed.info.name == name);
-        let whole = of_name.map(|placed| Table::of_section(placed.number, placed.info.addr, placed.info.size));
+        let whole = of_name.map(|placed| RecordTable::of_section(placed.number, placed.info.addr, placed.info.size));
         let parts = whole.flat_map(move |table| deferred::left(self.module.slices(), name, table));
         parts.filter_map(|table| {
             let bytes = self.memory.read(table.at, index(table.size))?;

@@ -12,7 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use modload_edit::Addr;
-use modload_relocs::Symbol;
+use modload_relocs::RelocSymbol;
 use object::elf;
 
 use crate::file::{File, Place};
@@ -118,7 +118,7 @@ impl<'a> Seen<'a> {
 
     /// The addresses of all symbols by their index in the object's symbol table.
     #[must_use]
-    pub fn symbols(&self) -> &'a [Symbol] {
+    pub fn symbols(&self) -> &'a [RelocSymbol] {
         &self.made.resolved.symbols
     }
 

@@ -3,8 +3,8 @@
 use std::ffi::CString;
 use std::fmt;
 
-use modload_abi::Param;
-use modload_abi::record::{KparamArray, KparamString, Record};
+use modload_abi::KernelParam;
+use modload_abi::record::{FixedRecord, KparamArray, KparamString};
 use modload_edit::{Addr, index, wide};
 use thiserror::Error;
 
@@ -155,7 +155,7 @@ const MAX_STRING: usize = 1024;
 
 impl ParamInfo {
     /// Reads a record of `__param`.
-    pub(crate) fn read(name: String, record: &Param, memory: &Staging) -> Result<ParamInfo, &'static str> {
+    pub(crate) fn read(name: String, record: &KernelParam, memory: &Staging) -> Result<ParamInfo, &'static str> {
         let arg = Addr::new(record.arg);
         let (kind_name, kind) =
             type_of(record.ops).ok_or("parameters with operations of their own are not supported")?;

@@ -2,9 +2,9 @@
 //! memory that is given back, with everything that was written kept. Nothing is published, announced or run.
 
 use modload_abi::Rela;
-use modload_abi::record::{AltInstr, AltInstr63, ParavirtSite, Record};
+use modload_abi::record::{AltInstr, AltInstr63, FixedRecord, ParavirtSite};
 use modload_alternatives::{Features, Profile};
-use modload_edit::{Addr, Code, Edit, Edits, Engine, Ledger, Why, index, wide};
+use modload_edit::{Addr, Code, Edit, EditOrigin, Edits, Engine, Ledger, index, wide};
 use object::elf;
 use serde::Serialize;
 
@@ -140,7 +140,7 @@ impl Plan<'_> {
     }
 
     /// The record that an edit comes from, for people.
-    fn because(&self, why: Why) -> Option<String> {
+    fn because(&self, why: EditOrigin) -> Option<String> {
         let section = self.file.section(why.section)?;
         let record = |size: usize| {
             let start = index(u64::from(why.record)) * size;

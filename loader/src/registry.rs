@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use modload_abi::modinfo;
 use modload_edit::Addr;
-use modload_notifier::{Chains, Member};
+use modload_notifier::{ChainMember, Chains};
 use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use serde::{Deserialize, Serialize};
@@ -398,7 +398,7 @@ impl Book {
 
     /// Forgets everything but the numbers that were given out, which must never be given twice. The members of the
     /// chains are for the caller to drop, without the lock.
-    fn clear(&mut self) -> Vec<Member<Arc<Seat>>> {
+    fn clear(&mut self) -> Vec<ChainMember<Arc<Seat>>> {
         let mut chains = std::mem::take(&mut self.chains);
         let members = chains.clear();
         *self = Book { next: self.next, next_recording: self.next_recording, chains, ..Book::default() };

@@ -2,7 +2,7 @@
 
 use modload_abi::section;
 use modload_edit::Ledger;
-use modload_relocs::{Counts, OnDiscarded, Slots, Target};
+use modload_relocs::{OnDiscarded, RelocCounts, RelocatedSection, Slots};
 
 use crate::deferred::awaited;
 use crate::error::{Advice, Error};
@@ -18,15 +18,15 @@ pub(crate) fn relocate(
     resolved: &Resolved,
     memory: &mut Staging,
     low: bool,
-) -> Result<Counts, Error> {
+) -> Result<RelocCounts, Error> {
     let slots = layout.slots.clone().place(memory.addr(layout.got), memory.addr(layout.plt));
     let symbols = &resolved.symbols[..];
     fill(&slots, file, layout, symbols, memory).map_err(|source| explain(file, source, low))?;
-    let mut counts = Counts::default();
+    let mut counts = RelocCounts::default();
     for relas in early(file) {
         let (Some(section), Some(spot)) = (file.section(relas.target), layout.section(relas.target)) else { continue };
         let (addr, discarded) = (memory.addr(spot), on_discarded(section));
-        let target = Target { section: relas.section, addr, bytes: section.data, discarded };
+        let target = RelocatedSection { section: relas.section, addr, bytes: section.data, discarded };
         let mut window = memory.window(spot, section.size);
         let applied = modload_relocs::apply(&target, relas.records, symbols, &slots, &mut window);
         counts += applied.map_err(|source| explain(file, source, low))?;
@@ -54,7 +54,7 @@ pub(crate) fn relocate_kept(
     layout.indirect.fill_slots(entries, pointers, file.symbol_table, ledger).map_err(explained)?;
     for relas in early(file) {
         let (Some(section), Some(spot)) = (file.section(relas.target), layout.section(relas.target)) else { continue };
-        let target = Target {
+        let target = RelocatedSection {
             section: relas.section,
             addr: addr(ledger, spot),
             bytes: section.data,
@@ -80,9 +80,9 @@ fn fill(
     slots: &Slots,
     file: &File<'_>,
     layout: &Layout,
-    symbols: &[modload_relocs::Symbol],
+    symbols: &[modload_relocs::RelocSymbol],
     memory: &mut Staging,
-) -> Result<(), modload_relocs::Error> {
+) -> Result<(), modload_relocs::RelocError> {
     let (got, plt) = (layout.slots.got_size(), layout.slots.plt_size());
     if got != 0 {
         slots.fill_got(symbols, &mut memory.window(layout.got, got))?;
@@ -101,11 +101,11 @@ fn fill(
     Ok(())
 }
 
-pub(crate) fn explain(file: &File<'_>, source: modload_relocs::Error, low: bool) -> Error {
+pub(crate) fn explain(file: &File<'_>, source: modload_relocs::RelocError, low: bool) -> Error {
     let site = source.site();
     let mut all = file.relas.iter().chain(&file.klp_relas);
     let target = all.find(|relas| relas.section == site.section).map_or(0, |relas| relas.target);
-    let overflow = matches!(source, modload_relocs::Error::Overflow { .. });
+    let overflow = matches!(source, modload_relocs::RelocError::Overflow { .. });
     Error::Relocation {
         place: file.display_place(target, site.offset),
         symbol: file.display_name(site.symbol),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use modload_abi::livepatch::{self, KlpSymbol};
 use modload_abi::section;
 use modload_edit::{Addr, index};
-use modload_relocs::{Symbol, SymbolKind};
+use modload_relocs::{RelocSymbol, RelocSymbolKind};
 use object::elf;
 
 use crate::error::{Error, Unresolved};
@@ -61,7 +61,7 @@ impl fmt::Debug for dyn Externals {
 /// The addresses of all symbols of a module, by their index.
 #[derive(Debug)]
 pub(crate) struct Resolved {
-    pub(crate) symbols: Vec<Symbol>,
+    pub(crate) symbols: Vec<RelocSymbol>,
     /// How many came from outside the module.
     pub(crate) external: u64,
     /// The symbols that the module defines, and that mean another's definition all the same, in order.
@@ -90,7 +90,7 @@ pub(crate) enum Absent {
 }
 
 pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene: Scene<'_>) -> Result<Resolved, Error> {
-    let mut symbols: Vec<Symbol> = file.symbols().map(|(_, symbol)| defined(&symbol, layout, memory)).collect();
+    let mut symbols: Vec<RelocSymbol> = file.symbols().map(|(_, symbol)| defined(&symbol, layout, memory)).collect();
     for &(at, spot) in &layout.commons {
         symbols[index(at.into())].addr = memory.addr(spot);
     }
@@ -105,7 +105,7 @@ pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene:
     for (at, symbol) in file.symbols() {
         let Some(strength) = vague::strength(file, &symbol) else { continue };
         if let Some(addr) = vague::elsewhere(&symbol, strength, scene.shared, scene)? {
-            symbols[index(at.into())] = Symbol { addr, size: symbol.size, kind: SymbolKind::External };
+            symbols[index(at.into())] = RelocSymbol { addr, size: symbol.size, kind: RelocSymbolKind::External };
             elsewhere.push(at);
             external += 1;
         }
@@ -114,15 +114,15 @@ pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene:
         let Some(symbol) = file.symbol(at) else { continue };
         let operations = layout.operations.filter(|(table, _)| *table == at).map(|(_, spot)| memory.addr(spot));
         let resolved = match operations.or_else(|| supplied(symbol.name(), file, layout, memory)) {
-            Some(addr) => Some((addr, SymbolKind::Defined)),
+            Some(addr) => Some((addr, RelocSymbolKind::Defined)),
             None => {
                 let found = outside(&symbol, scene)?;
                 external += u64::from(found.is_ok());
                 match found {
-                    Ok(addr) => Some((addr, SymbolKind::External)),
-                    Err(_) if symbol.bind == elf::STB_WEAK => Some((Addr::NULL, SymbolKind::UndefinedWeak)),
+                    Ok(addr) => Some((addr, RelocSymbolKind::External)),
+                    Err(_) if symbol.bind == elf::STB_WEAK => Some((Addr::NULL, RelocSymbolKind::UndefinedWeak)),
                     Err(_) if scene.absent == Absent::Somewhere => {
-                        Some((memory.addr(layout.got), SymbolKind::External))
+                        Some((memory.addr(layout.got), RelocSymbolKind::External))
                     }
                     Err(because) => {
                         missing.push((at, because));
@@ -132,7 +132,7 @@ pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene:
             }
         };
         if let Some((addr, kind)) = resolved {
-            symbols[index(at.into())] = Symbol { addr, size: symbol.size, kind };
+            symbols[index(at.into())] = RelocSymbol { addr, size: symbol.size, kind };
         }
     }
     let of_host = layout.livepatch.iter().filter_map(|&at| {
@@ -147,10 +147,12 @@ pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene:
     for (at, symbol, klp) in of_host {
         let operations = layout.operations.filter(|(table, _)| *table == at).map(|(_, spot)| memory.addr(spot));
         match operations.or_else(|| picked(own.get(klp.name)?, klp.position)) {
-            Some(addr) => symbols[index(at.into())] = Symbol { addr, size: symbol.size, kind: SymbolKind::External },
+            Some(addr) => {
+                symbols[index(at.into())] = RelocSymbol { addr, size: symbol.size, kind: RelocSymbolKind::External }
+            }
             None if scene.absent == Absent::Somewhere => {
                 let addr = memory.addr(layout.got);
-                symbols[index(at.into())] = Symbol { addr, size: symbol.size, kind: SymbolKind::External };
+                symbols[index(at.into())] = RelocSymbol { addr, size: symbol.size, kind: RelocSymbolKind::External };
             }
             None => missing.push((at, Some("the host has none of this name and position"))),
         }
@@ -176,18 +178,18 @@ pub(crate) fn picked(all: &[Addr], position: u64) -> Option<Addr> {
     }
 }
 
-fn defined(symbol: &Sym<'_>, layout: &Layout, memory: &Staging) -> Symbol {
+fn defined(symbol: &Sym<'_>, layout: &Layout, memory: &Staging) -> RelocSymbol {
     let (addr, kind) = match symbol.place {
-        Place::Absolute => (Addr::new(symbol.value), SymbolKind::Absolute),
-        Place::Common => (Addr::NULL, SymbolKind::Defined),
-        Place::Undefined => (Addr::NULL, SymbolKind::UndefinedWeak),
-        Place::Livepatch => (Addr::NULL, SymbolKind::Waiting),
+        Place::Absolute => (Addr::new(symbol.value), RelocSymbolKind::Absolute),
+        Place::Common => (Addr::NULL, RelocSymbolKind::Defined),
+        Place::Undefined => (Addr::NULL, RelocSymbolKind::UndefinedWeak),
+        Place::Livepatch => (Addr::NULL, RelocSymbolKind::Waiting),
         Place::Section(section) => match layout.section(section) {
-            Some(spot) => (memory.addr(spot) + symbol.value, SymbolKind::Defined),
-            None => (Addr::NULL, SymbolKind::Discarded),
+            Some(spot) => (memory.addr(spot) + symbol.value, RelocSymbolKind::Defined),
+            None => (Addr::NULL, RelocSymbolKind::Discarded),
         },
     };
-    Symbol { addr, size: symbol.size, kind }
+    RelocSymbol { addr, size: symbol.size, kind }
 }
 
 /// What a linker would define.

@@ -3,9 +3,9 @@
 
 use modload_abi::{Rela, section};
 use modload_alternatives::{self as alternatives, Boundaries, Facts, Profile};
-use modload_edit::{Addr, Code, Engine, Ledger, ORDER, Step, Table, Why, index, wide};
+use modload_edit::{Addr, Code, EditOrigin, Engine, InstructionEffect, Ledger, ORDER, RecordTable, index, wide};
 use modload_paravirt::{Direct, Operations, call_directly, paravirt};
-use modload_relocs::Value;
+use modload_relocs::RelocFormula;
 use object::elf;
 
 use crate::admit;
@@ -72,7 +72,7 @@ pub struct TrampolineCall {
     /// What it is.
     pub branch: Branch,
     /// The relocation.
-    pub why: Why,
+    pub why: EditOrigin,
 }
 
 /// How a trampoline is reached.
@@ -128,7 +128,7 @@ pub(crate) fn specialise(
         }
         if let Some((engine, name)) = TABLES.iter().find(|(_, table)| section.name == table.as_bytes()) {
             admit::whole_records(section, &[record_size(*engine, rewriting.profile)])?;
-            tables.push((*engine, *name, Table::of_section(index, at, size)));
+            tables.push((*engine, *name, RecordTable::of_section(index, at, size)));
         }
     }
     let facts = facts(layout, memory, rewriting);
@@ -150,7 +150,7 @@ pub(crate) fn specialise(
 /// Has the records of function entries followed; says how many there were.
 fn entries(
     name: &'static str,
-    table: &Table,
+    table: &RecordTable,
     boundaries: &Boundaries,
     code: &mut Ledger<'_, Staging>,
 ) -> Result<u64, Error> {
@@ -184,7 +184,8 @@ fn boundaries(file: &File<'_>, layout: &Layout, memory: &Staging) -> Boundaries 
             let Some(at) = file.symbol(rela.symbol).as_ref().and_then(start) else { continue };
             let value = modload_relocs::row(rela.kind).map(|row| row.value);
             // An instruction reckons from its end, and a branch's operand ends it.
-            let is_branch = is_code && matches!(value, Some(Value::SymbolMinusPlace | Value::CallMinusPlace));
+            let is_branch =
+                is_code && matches!(value, Some(RelocFormula::SymbolMinusPlace | RelocFormula::CallMinusPlace));
             let target = at.offset(rela.addend.saturating_add(if is_branch { 4 } else { 0 }));
             if of_frames { &mut starts } else { &mut others }.push(target);
         }
@@ -231,8 +232,8 @@ fn call_operations(
         for (record, rela) in (0..).zip(relas.records.iter()).filter(|(_, rela)| rela.symbol == symbol) {
             // An instruction's operand mostly ends it: its addend is 4 less than the distance in the table.
             let offset = match modload_relocs::row(rela.kind).map(|row| row.value) {
-                Some(Value::SymbolMinusPlace | Value::CallMinusPlace) => rela.addend.checked_add(4),
-                Some(Value::Symbol) => Some(rela.addend),
+                Some(RelocFormula::SymbolMinusPlace | RelocFormula::CallMinusPlace) => rela.addend.checked_add(4),
+                Some(RelocFormula::Symbol) => Some(rela.addend),
                 _ => Some(0),
             };
             let entries = i64::try_from(operations.entries.len()).unwrap_or(i64::MAX);
@@ -250,7 +251,7 @@ fn call_operations(
             let number = entry.checked_offset_from(table).filter(|offset| offset.is_multiple_of(8));
             let target = number.and_then(|offset| operations.entries.get(index(offset / 8)));
             let Some(&target) = target.filter(|target| **target != Addr::NULL) else { continue };
-            let why = Why { engine: Engine::Paravirt, section: relas.section, record };
+            let why = EditOrigin { engine: Engine::Paravirt, section: relas.section, record };
             let done = call_directly(operand, target, why, code);
             let done = done.map_err(|error| Error::Rewrite { section: section::TEXT, error: error.into() })?;
             direct += u64::from(done == Direct::Yes);
@@ -286,23 +287,23 @@ pub(crate) fn trampoline_call(
     code: &impl Code,
 ) -> Option<TrampolineCall> {
     let row = modload_relocs::row(rela.kind).map(|row| row.value);
-    if !matches!(row, Some(Value::SymbolMinusPlace | Value::CallMinusPlace)) || rela.addend != -4 {
+    if !matches!(row, Some(RelocFormula::SymbolMinusPlace | RelocFormula::CallMinusPlace)) || rela.addend != -4 {
         return None;
     }
     let site = (target + rela.offset).offset(-1);
-    let (trampoline, branch) = match Step::of(site, code.text(site, 5)?)? {
-        Step::Call { to, .. } => (to, Branch::Call),
-        Step::Jump(to) => (to, Branch::Jump),
+    let (trampoline, branch) = match InstructionEffect::of(site, code.text(site, 5)?)? {
+        InstructionEffect::Call { to, .. } => (to, Branch::Call),
+        InstructionEffect::Jump(to) => (to, Branch::Jump),
         _ => return None,
     };
-    let why = Why { engine: Engine::StaticCall, section, record };
+    let why = EditOrigin { engine: Engine::StaticCall, section, record };
     Some(TrampolineCall { site, trampoline, branch, why })
 }
 
 /// Tables in the order in which the engines work.
 pub(crate) fn in_order(
-    tables: &[(Engine, &'static str, Table)],
-) -> impl Iterator<Item = (Engine, &'static str, Table)> {
+    tables: &[(Engine, &'static str, RecordTable)],
+) -> impl Iterator<Item = (Engine, &'static str, RecordTable)> {
     ORDER.iter().flat_map(|(engine, _)| tables.iter().filter(move |(of, ..)| of == engine).copied())
 }
 
@@ -311,7 +312,7 @@ pub(crate) fn in_order(
 pub(crate) fn follow(
     engine: Engine,
     name: &'static str,
-    table: &Table,
+    table: &RecordTable,
     text: (Addr, u64),
     facts: &Facts,
     rewriting: &Rewriting,

@@ -299,16 +299,16 @@ fn kpatch_580() {
     // Late, it would write into the middle of what stands there now.
     let late = |module: &mut modload_loader::ImageComing<'_, '_>| {
         let relas = modload_abi::Records::new(&rela).unwrap();
-        let target = modload_relocs::Target {
+        let target = modload_relocs::RelocatedSection {
             section: 9,
             addr: Addr::new(0x4000_0000),
             bytes: &[0xff, 0x15, 0, 0, 0, 0, 0xc3],
             discarded: modload_relocs::OnDiscarded::Refuse,
         };
-        let pv_ops = modload_relocs::Symbol {
+        let pv_ops = modload_relocs::RelocSymbol {
             addr: Addr::new(0x4100_0000),
             size: 0,
-            kind: modload_relocs::SymbolKind::External,
+            kind: modload_relocs::RelocSymbolKind::External,
         };
         let slots = modload_relocs::Slots::default();
         modload_relocs::apply(&target, relas, &[pv_ops][..], &slots, module.code)

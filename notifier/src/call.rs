@@ -1,38 +1,38 @@
-//! The robust call, after Linux's `notifier_call_chain_robust`, with one difference: what was accepted is taken back
-//! in going order, not in the order of the coming chain.
+//! Calls a chain and undoes the calls if a member refuses, like Linux's `notifier_call_chain_robust`. One thing
+//! differs: Linux undoes in the order of the coming chain, this crate in the order of the going chain.
 
-use crate::Member;
+use crate::ChainMember;
 
-/// Somebody said no; everybody who had said yes before has been told otherwise.
+/// A member has refused. The accepting members before this one have been called again, to undo.
 #[derive(Debug)]
-pub struct Refused<S, E> {
-    /// Who.
-    pub by: Member<S>,
-    /// Why.
+pub struct ChainRefused<S, E> {
+    /// The member that refused.
+    pub by: ChainMember<S>,
+    /// The reason that this member gave.
     pub reason: E,
 }
 
-/// Calls `up` with each member of the `coming` snapshot in turn. If one refuses, calls `down` with those that had
-/// accepted, in going order, the refuser not among them. Returns who accepted, in coming order.
+/// Calls `up` with each member of the `coming` snapshot in turn. If a member refuses, calls `down` with all members
+/// that had accepted, in going order. `down` is not called with the refusing member. Returns the members that accepted,
+/// in coming order.
 ///
-/// `up` answers `Ok(false)` for a member that it passed over (it has left): it counts as not having been called.
-///
+/// `up` returns `Ok(false)` for a member that has left the chains meanwhile. Such a member counts as not called.
 /// # Errors
-/// [`Refused`] names the refuser and its reason.
+/// [`ChainRefused`] holds the refusing member and the reason.
 pub fn call_robust<S: Clone, E>(
-    coming: Vec<Member<S>>,
-    mut up: impl FnMut(&Member<S>) -> Result<bool, E>,
-    down: impl FnMut(&Member<S>),
-) -> Result<Vec<Member<S>>, Refused<S, E>> {
+    coming: Vec<ChainMember<S>>,
+    mut up: impl FnMut(&ChainMember<S>) -> Result<bool, E>,
+    down: impl FnMut(&ChainMember<S>),
+) -> Result<Vec<ChainMember<S>>, ChainRefused<S, E>> {
     let mut accepted = Vec::with_capacity(coming.len());
     for member in coming {
         match up(&member) {
             Ok(true) => accepted.push(member),
             Ok(false) => {}
             Err(reason) => {
-                accepted.sort_by_key(Member::going_rank);
+                accepted.sort_by_key(ChainMember::going_rank);
                 accepted.iter().for_each(down);
-                return Err(Refused { by: member, reason });
+                return Err(ChainRefused { by: member, reason });
             }
         }
     }
@@ -46,7 +46,7 @@ mod tests {
     use super::call_robust;
     use crate::{Chains, Order};
 
-    /// Calls a chain in which `refuser` refuses and `gone` has left; returns all calls.
+    /// Calls a chain in which `refuser` refuses and `gone` has left. Returns all calls as one string.
     fn check(orders: &[(&'static str, Order)], refuser: &str, gone: &str) -> String {
         let mut chains = Chains::default();
         for &(name, order) in orders {

@@ -1,26 +1,26 @@
-//! The members of the two chains, and which of them are being called.
+//! The members of the two chains, and the calls that are under way.
 
 use std::thread::ThreadId;
 
 use crate::{Order, Rank};
 
-/// Names one member for as long as its chains exist; never used again.
+/// The id of a member, unique for as long as the chains exist. An id is never used again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct MemberId(u64);
 
-/// One who joined.
+/// A subscriber that has joined the chains.
 #[derive(Clone, Debug)]
-pub struct Member<S> {
-    /// Its name among the members.
+pub struct ChainMember<S> {
+    /// The id of this member.
     pub id: MemberId,
-    /// The order it joined with.
+    /// The order given to [`Chains::join`].
     pub order: Order,
-    /// Whom to call.
+    /// The subscriber to call.
     pub subscriber: S,
 }
 
-impl<S> Member<S> {
-    /// Its place in the going chain.
+impl<S> ChainMember<S> {
+    /// Returns the place of this member in the going chain.
     #[must_use]
     pub fn going_rank(&self) -> Rank {
         self.order.going_rank(self.id.0)
@@ -31,16 +31,16 @@ impl<S> Member<S> {
     }
 }
 
-/// The coming and the going chain. `S` is cheap to clone: an `Arc`, say.
+/// The coming and the going chain. `S` should be cheap to clone, for example an `Arc`.
 ///
-/// Between [`Chains::enter`] and [`Chains::exit`] a member counts as being called by that thread. Who wants to leave
-/// calls [`Chains::leave`] and then waits until [`Chains::is_called_elsewhere`] says no.
+/// Between [`Chains::enter`] and [`Chains::exit`] a member counts as being called by that thread. To remove a member,
+/// call [`Chains::leave`] and then wait until [`Chains::is_called_elsewhere`] returns `false`.
 #[derive(Debug)]
 pub struct Chains<S> {
     /// Sorted by rank.
-    coming: Vec<Member<S>>,
+    coming: Vec<ChainMember<S>>,
     /// Sorted by rank.
-    going: Vec<Member<S>>,
+    going: Vec<ChainMember<S>>,
     calls: Vec<(MemberId, ThreadId)>,
     joined: u64,
 }
@@ -56,7 +56,7 @@ impl<S: Clone> Chains<S> {
     pub fn join(&mut self, order: Order, subscriber: S) -> MemberId {
         let id = MemberId(self.joined);
         self.joined += 1;
-        let member = Member { id, order, subscriber };
+        let member = ChainMember { id, order, subscriber };
         let at = self.going.partition_point(|other| other.going_rank() < member.going_rank());
         self.going.insert(at, member.clone());
         let at = self.coming.partition_point(|other| other.coming_rank() < member.coming_rank());
@@ -64,36 +64,38 @@ impl<S: Clone> Chains<S> {
         id
     }
 
-    /// Takes a member out of both chains, so that it cannot be entered any more. It may still be in a call.
+    /// Removes a member from both chains, so that no further call can begin. A call that has begun may still be
+    /// running.
     ///
-    /// It is handed back, to be dropped when the lock of these chains is free: what a subscriber owns may want it.
+    /// Returns the member. The caller drops this value after releasing the lock of the chains: the destructor of the
+    /// subscriber may take that lock.
     #[must_use = "to be dropped without the lock of the chains"]
-    pub fn leave(&mut self, id: MemberId) -> Option<Member<S>> {
+    pub fn leave(&mut self, id: MemberId) -> Option<ChainMember<S>> {
         self.going.retain(|member| member.id != id);
         let at = self.coming.iter().position(|member| member.id == id)?;
         Some(self.coming.remove(at))
     }
 
-    /// Takes all members out, and hands them back as [`Chains::leave`] does. Ids that were given are not given again.
+    /// Removes and returns all members, as [`Chains::leave`] does for one. Ids are not used again.
     #[must_use = "to be dropped without the lock of the chains"]
-    pub fn clear(&mut self) -> Vec<Member<S>> {
+    pub fn clear(&mut self) -> Vec<ChainMember<S>> {
         let empty = Chains { joined: self.joined, ..Chains::default() };
         std::mem::replace(self, empty).coming
     }
 
-    /// The coming chain as it is now, in order.
+    /// Returns a snapshot of the coming chain, in order.
     #[must_use]
-    pub fn coming(&self) -> Vec<Member<S>> {
+    pub fn coming(&self) -> Vec<ChainMember<S>> {
         self.coming.clone()
     }
 
-    /// Those members of the going chain that `choose` wants, in order.
+    /// Returns the members of the going chain for which `choose` returns `true`, in order.
     #[must_use]
-    pub fn going(&self, choose: impl Fn(&Member<S>) -> bool) -> Vec<Member<S>> {
+    pub fn going(&self, choose: impl Fn(&ChainMember<S>) -> bool) -> Vec<ChainMember<S>> {
         self.going.iter().filter(|member| choose(member)).cloned().collect()
     }
 
-    /// Notes that `thread` is about to call a member. `false`: it has left and must not be called.
+    /// Records that `thread` is about to call a member. Returns `false` if this member has left and must not be called.
     pub fn enter(&mut self, id: MemberId, thread: ThreadId) -> bool {
         let there = self.coming.iter().any(|member| member.id == id);
         if there {
@@ -102,20 +104,21 @@ impl<S: Clone> Chains<S> {
         there
     }
 
-    /// Notes that the call of [`Chains::enter`] has returned.
+    /// Records that the call which [`Chains::enter`] announced has returned.
     pub fn exit(&mut self, id: MemberId, thread: ThreadId) {
         if let Some(at) = self.calls.iter().rposition(|call| *call == (id, thread)) {
             self.calls.swap_remove(at);
         }
     }
 
-    /// Whether a thread other than `thread` is calling this member.
+    /// Returns whether a thread other than `thread` is calling this member.
     #[must_use]
     pub fn is_called_elsewhere(&self, id: MemberId, thread: ThreadId) -> bool {
         self.calls.iter().any(|&(called, by)| called == id && by != thread)
     }
 
-    /// Forgets the calls of all threads but `thread`: after fork, the others do not exist.
+    /// Forgets the calls of all threads but `thread`. Needed in the child after fork, where the other threads do not
+    /// exist.
     pub fn forget_other_threads(&mut self, thread: ThreadId) {
         self.calls.retain(|&(_, by)| by == thread);
     }
@@ -132,8 +135,9 @@ mod tests {
         let low = chains.join(Order::mirrored(-1), "low");
         chains.join(Order::mirrored(5), "high");
         chains.join(Order::mirrored(-1), "low too");
-        let names =
-            |members: Vec<super::Member<&str>>| members.iter().map(|m| m.subscriber).collect::<Vec<_>>().join(", ");
+        let names = |members: Vec<super::ChainMember<&str>>| {
+            members.iter().map(|m| m.subscriber).collect::<Vec<_>>().join(", ")
+        };
         assert_eq!(names(chains.coming()), "high, low, low too");
         assert_eq!(names(chains.going(|_| true)), "low too, low, high");
         assert_eq!(chains.leave(low).map(|member| member.subscriber), Some("low"));

@@ -1,8 +1,8 @@
-//! Where a member stands in each of the two chains.
+//! The place of a member in each of the two chains.
 
 use std::cmp::Reverse;
 
-/// With which priorities a member joins the coming and the going chain. The higher priority is called first.
+/// The priorities with which a member joins the coming and the going chain. The higher priority is called first.
 ///
 /// | | coming | going |
 /// |---|---|---|
@@ -10,77 +10,79 @@ use std::cmp::Reverse;
 /// | `same(p)` | `p` | `p` |
 /// | `builtin(n)` | above every `i32`, the n-th | below every `i32`, the n-th from the end |
 ///
-/// Members of equal priority are called in order of joining on coming. On going mirrored ones come first, in reverse
-/// order of joining, and then the `same` ones in order of joining.
+/// Members of equal priority are called in order of joining in the coming chain. In the going chain mirrored members
+/// are called first, in reverse order of joining, and then the `same` members in order of joining.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Order {
-    kind: Kind,
+    kind: OrderKind,
     coming: i32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Kind {
+enum OrderKind {
     Mirrored,
     Same,
     Builtin,
 }
 
 impl Order {
-    /// Coming by `priority`, going as its mirror image: who hears of a module first sees it go last.
+    /// Uses `priority` in the coming chain and its mirror image in the going chain: the member that is called first
+    /// when a module comes is called last when the module goes.
     #[must_use]
     pub const fn mirrored(priority: i32) -> Order {
-        Order { kind: Kind::Mirrored, coming: priority }
+        Order { kind: OrderKind::Mirrored, coming: priority }
     }
 
-    /// The same priority both ways, as in Linux's module notifier chain.
+    /// Uses the same priority in both chains, as Linux's module notifier chain does.
     #[must_use]
     pub const fn same(priority: i32) -> Order {
-        Order { kind: Kind::Same, coming: priority }
+        Order { kind: OrderKind::Same, coming: priority }
     }
 
-    /// Before everyone else on coming and after everyone else on going; `place` 0 is the first and the last.
+    /// Places a member before all others in the coming chain and after all others in the going chain. `place` 0 is
+    /// called first in the coming chain and last in the going chain.
     #[must_use]
     pub const fn builtin(place: u8) -> Order {
         // Widening in const context; From is not const.
         let place = i32::from_le_bytes([place, 0, 0, 0]);
-        Order { kind: Kind::Builtin, coming: i32::MAX - place }
+        Order { kind: OrderKind::Builtin, coming: i32::MAX - place }
     }
 
-    /// Whether this order was made by [`Order::builtin`].
+    /// Returns whether this order was made by [`Order::builtin`].
     #[must_use]
     pub const fn is_builtin(self) -> bool {
-        matches!(self.kind, Kind::Builtin)
+        matches!(self.kind, OrderKind::Builtin)
     }
 
-    /// The priority on coming, as it is shown.
+    /// Returns the priority in the coming chain, as shown to users.
     #[must_use]
     pub const fn coming(self) -> i32 {
         self.coming
     }
 
-    /// The priority on going, as it is shown.
+    /// Returns the priority in the going chain, as shown to users.
     #[must_use]
     pub const fn going(self) -> i32 {
         match self.kind {
-            Kind::Mirrored | Kind::Builtin => !self.coming,
-            Kind::Same => self.coming,
+            OrderKind::Mirrored | OrderKind::Builtin => !self.coming,
+            OrderKind::Same => self.coming,
         }
     }
 
-    /// The place in the coming chain of the member that was the `joined`-th to join.
+    /// Returns the place in the coming chain of the `joined`-th member to join.
     #[must_use]
     pub fn coming_rank(self, joined: u64) -> Rank {
         let tier = if self.is_builtin() { Tier::Above } else { Tier::Between };
         Rank { tier: Reverse(tier), priority: Reverse(self.coming()), tie: Tie::Forward(joined) }
     }
 
-    /// The place in the going chain of the member that was the `joined`-th to join.
+    /// Returns the place in the going chain of the `joined`-th member to join.
     #[must_use]
     pub fn going_rank(self, joined: u64) -> Rank {
         let tier = if self.is_builtin() { Tier::Below } else { Tier::Between };
         let tie = match self.kind {
-            Kind::Mirrored | Kind::Builtin => Tie::Backward(Reverse(joined)),
-            Kind::Same => Tie::Forward(joined),
+            OrderKind::Mirrored | OrderKind::Builtin => Tie::Backward(Reverse(joined)),
+            OrderKind::Same => Tie::Forward(joined),
         };
         Rank { tier: Reverse(tier), priority: Reverse(self.going()), tie }
     }
@@ -92,7 +94,7 @@ impl Default for Order {
     }
 }
 
-/// A place in a chain: the smaller rank is called first.
+/// The place of a member in a chain. The smaller rank is called first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Rank {
     tier: Reverse<Tier>,
@@ -107,7 +109,8 @@ enum Tier {
     Above,
 }
 
-/// Mirrored members stand before `same` ones among equals on going; the variants' order says so.
+/// The order among members of equal priority. In the going chain mirrored members (`Backward`) sort before `same`
+/// members (`Forward`), by the order of these variants.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Tie {
     Backward(Reverse<u64>),
@@ -118,7 +121,7 @@ enum Tie {
 mod tests {
     use super::Order;
 
-    /// The members, joined in the order given, as each chain calls them.
+    /// Checks the order in which each chain calls these members, which join in the order given.
     fn check(orders: &[(&str, Order)], coming: &str, going: &str) {
         let sorted = |rank: fn(Order, u64) -> super::Rank| {
             let mut members: Vec<_> =

@@ -1,9 +1,11 @@
-//! Calls through an operations table: a module calls `*ops+8*N`, and the table says what becomes of operation N.
+//! Calls through an operations table. A module calls `*ops+8*N`, and the table decides how the call of operation N is
+//! rewritten.
 //!
-//! [`paravirt`] follows `.parainstructions`; [`Operations`] is the table, and [`Operation`] one entry of it: a function
-//! to be called directly, code that takes the call's place, nothing at all, or the call as it is. Two tables are built
-//! in, for the operations of Linux: [`Operations::native`] and [`Operations::user`]. It works before
-//! alternatives do: [`modload_edit::ORDER`] says why. Behaviour is that of Linux 6.1's `apply_paravirt`.
+//! [`paravirt`] applies the records of `.parainstructions`. [`Operations`] is the table. [`ParavirtOperation`] is one
+//! entry: a function to call directly, code that replaces the call, nothing at all, or the unchanged call. Two tables
+//! for Linux's operations are built in: [`Operations::native`] and [`Operations::user`]. Paravirt sites are rewritten
+//! before alternatives, for the reason in [`modload_edit::ORDER`]. The behaviour is that of Linux 6.1's
+//! `apply_paravirt`.
 //!
 //! This crate never sees a pointer, a file or mapped memory.
 
@@ -16,119 +18,126 @@ pub use tables::LINUX_OPERATIONS;
 use std::collections::BTreeMap;
 
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind};
-use modload_abi::record::{ParavirtSite, Record};
-use modload_edit::{Addr, Code, Engine, MAX_SITE, PlanError, Table, Why, fill_with_nops, refused, wide, write};
+use modload_abi::record::{FixedRecord, ParavirtSite};
+use modload_edit::{
+    Addr, Code, EditOrigin, Engine, MAX_SITE, PlanError, RecordTable, fill_with_nops, refused, wide, write,
+};
 use thiserror::Error;
 
-/// What becomes of the calls of an operation.
+/// How calls of an operation are rewritten.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Operation {
-    /// They stay calls through the table.
+pub enum ParavirtOperation {
+    /// The calls stay calls through the table.
     Leave,
-    /// They go away.
+    /// The calls are replaced by NOPs.
     Nop,
-    /// They become direct calls of this function.
+    /// The calls become direct calls of this function.
     Call(Addr),
-    /// They become this code, which must keep to what the caller expects of the call.
+    /// The calls are replaced by this code, which must follow the calling convention of the call.
     Inline(Vec<u8>),
-    /// There is nothing that they could become: a module that makes one is refused. This is the operation's name.
+    /// The operation is not possible here: a module that calls it is refused. The string is the operation's name.
     Refuse(&'static str),
 }
 
 /// An operations table.
 #[derive(Clone, Default, Debug)]
 pub struct Operations {
-    /// Where the module believes the table to be. If it is known, a site must call through the entry that its record
-    /// names.
+    /// The address of the table, as the module sees it. If it is known, the site of each record must call through the
+    /// entry that the record names.
     pub base: Option<Addr>,
-    /// By number. What is not here stays a call through the table.
-    pub operations: BTreeMap<u8, Operation>,
+    /// The entries by operation number. Calls of an operation without an entry stay calls through the table.
+    pub operations: BTreeMap<u8, ParavirtOperation>,
 }
 
-/// What is wrong with a record, or with the place it means.
+/// Why a record cannot be applied.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-pub enum Problem {
+pub enum ParavirtProblem {
     /// The record cannot be read.
     #[error("its section is no whole number of records")]
     PartOfRecord,
-    /// The site is not in text, or not all of it.
+    /// The site is not completely within text.
     #[error("its site of {0} bytes is not within text")]
     SiteOutside(usize),
-    /// The instruction at the site is another one.
+    /// The instruction at the site is not a call through a pointer.
     #[error("its site is not a call through a pointer, in {0} bytes")]
     OtherInstruction(usize),
-    /// The site calls through another entry.
+    /// The site calls through another entry than the record says.
     #[error("its site calls through {found}, and operation {op} is at {expected}")]
     OtherEntry {
-        /// The record's operation.
+        /// The operation of the record.
         op: u8,
-        /// Where its entry is.
+        /// The address of its entry.
         expected: Addr,
-        /// What the site calls through.
+        /// The address of the entry that the site calls through.
         found: Addr,
     },
-    /// There is nothing that the call could become.
-    #[error("operation {op} is {name}, for which there is nothing here")]
+    /// The operation is not possible here.
+    #[error("operation {op} is {name}, which user space cannot do")]
     Refused {
-        /// The record's operation.
+        /// The operation of the record.
         op: u8,
-        /// Its name.
+        /// The name of the operation.
         name: &'static str,
     },
-    /// The function is too far away.
+    /// The function is too far from the site.
     #[error("operation {op} at {target} is {beyond:#x} beyond the reach of a call")]
     OutOfReach {
-        /// The record's operation.
+        /// The operation of the record.
         op: u8,
-        /// Its function.
+        /// The address of the function.
         target: Addr,
-        /// By how much.
+        /// The distance beyond the reach of a call, in bytes.
         beyond: u64,
     },
-    /// What is to stand there is longer than the site.
+    /// The new code is longer than the site.
     #[error("operation {op} takes {len} bytes, and its site has {room}")]
     TooLong {
-        /// The record's operation.
+        /// The operation of the record.
         op: u8,
-        /// How many bytes it takes.
+        /// The length of the new code in bytes.
         len: usize,
-        /// How many there are.
+        /// The length of the site in bytes.
         room: usize,
     },
 }
 
-/// Makes calls through the table what the table says, padded with NOPs. Linux's `apply_paravirt`.
+/// Rewrites calls through the table as the table says, padded with NOPs. Linux's `apply_paravirt`.
 ///
 /// # Errors
-/// [`PlanError`]: the first record that cannot be followed.
-pub fn paravirt<C: Code>(table: &Table, operations: &Operations, code: &mut C) -> Result<(), PlanError<Problem>> {
+/// [`PlanError`]: the first record that cannot be applied.
+pub fn paravirt<C: Code>(
+    table: &RecordTable,
+    operations: &Operations,
+    code: &mut C,
+) -> Result<(), PlanError<ParavirtProblem>> {
     let size = wide(ParavirtSite::SIZE);
     for number in table.numbers(size) {
-        let why = Why { engine: Engine::Paravirt, section: table.section, record: number };
+        let why = EditOrigin { engine: Engine::Paravirt, section: table.section, record: number };
         let record = table.record::<{ ParavirtSite::SIZE }>(code, number);
         let record = record.map(|(_, bytes)| ParavirtSite::read(&bytes));
-        let record = record.ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))?;
+        let record = record.ok_or_else(|| refused(code, why, table.at, 0, ParavirtProblem::PartOfRecord))?;
         let (site, len) = (Addr::new(record.site), usize::from(record.len));
         let mut buffer = [0; MAX_SITE];
         let new = &mut buffer[..len];
         let planned = plan(&record, operations, code, new);
         match planned.map_err(|problem| refused(code, why, site, len, problem))? {
-            Planned::Stays => {}
-            Planned::Changed => write(code, site, new, why)?,
+            SiteChange::Stays => {}
+            SiteChange::Changed => write(code, site, new, why)?,
         }
     }
     Ok(())
 }
 
-/// Makes a call or a jump through an entry of a table direct, whose displacement stands at `operand`, if it is one and
-/// `target`, what the entry holds, is in reach of it. Says whether it was.
+/// Replaces a call or a jump through an entry of a table by a direct one. `operand` is the address of the instruction's
+/// displacement, and `target` is the address in the entry. The instruction stays unchanged if it is of another kind or
+/// if `target` is out of reach. Returns whether it was replaced.
 ///
 /// # Errors
-/// [`modload_edit::Rejected`]: the sink does not take it.
+/// [`modload_edit::Rejected`]: the sink has refused the edit.
 pub fn call_directly<C: Code>(
     operand: Addr,
     target: Addr,
-    why: Why,
+    why: EditOrigin,
     code: &mut C,
 ) -> Result<Direct, modload_edit::Rejected> {
     let at = operand.offset(-2);
@@ -143,56 +152,61 @@ pub fn call_directly<C: Code>(
     Ok(Direct::Yes)
 }
 
-/// Whether a call became a direct one.
+/// Whether a call has become a direct call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Direct {
-    /// It stays a call through its entry: that is too far away, or it is another instruction.
+    /// The call stays a call through its entry: the target is too far away, or the instruction is of another kind.
     No,
-    /// It did.
+    /// The call is direct now.
     Yes,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Planned {
+enum SiteChange {
     Stays,
     Changed,
 }
 
-fn plan(record: &ParavirtSite, operations: &Operations, code: &impl Code, new: &mut [u8]) -> Result<Planned, Problem> {
+fn plan(
+    record: &ParavirtSite,
+    operations: &Operations,
+    code: &impl Code,
+    new: &mut [u8],
+) -> Result<SiteChange, ParavirtProblem> {
     let (at, op) = (Addr::new(record.site), record.op);
     let site = code.text(at, new.len()).filter(|site| site.len() == new.len() && !site.is_empty());
-    let site = site.ok_or(Problem::SiteOutside(new.len()))?;
-    let entry = called_through(at, site).ok_or(Problem::OtherInstruction(new.len()))?;
+    let site = site.ok_or(ParavirtProblem::SiteOutside(new.len()))?;
+    let entry = called_through(at, site).ok_or(ParavirtProblem::OtherInstruction(new.len()))?;
     if let Some(base) = operations.base {
         let expected = base + 8 * u64::from(op);
         if entry != expected {
-            return Err(Problem::OtherEntry { op, expected, found: entry });
+            return Err(ParavirtProblem::OtherEntry { op, expected, found: entry });
         }
     }
     let mut call = [0xe8, 0, 0, 0, 0]; // call
     let bytes: &[u8] = match operations.operations.get(&op) {
-        None | Some(Operation::Leave) => return Ok(Planned::Stays),
-        Some(Operation::Nop) => &[],
-        Some(Operation::Refuse(name)) => return Err(Problem::Refused { op, name }),
-        Some(Operation::Inline(bytes)) => bytes,
-        Some(Operation::Call(target)) => {
+        None | Some(ParavirtOperation::Leave) => return Ok(SiteChange::Stays),
+        Some(ParavirtOperation::Nop) => &[],
+        Some(ParavirtOperation::Refuse(name)) => return Err(ParavirtProblem::Refused { op, name }),
+        Some(ParavirtOperation::Inline(bytes)) => bytes,
+        Some(ParavirtOperation::Call(target)) => {
             let distance = *target - (at + 5);
             let Ok(near) = i32::try_from(distance) else {
                 let beyond = distance.unsigned_abs() - (1 << 31);
-                return Err(Problem::OutOfReach { op, target: *target, beyond });
+                return Err(ParavirtProblem::OutOfReach { op, target: *target, beyond });
             };
             call[1..].copy_from_slice(&near.to_le_bytes());
             &call
         }
     };
     let room = new.len();
-    let too_long = Problem::TooLong { op, len: bytes.len(), room };
+    let too_long = ParavirtProblem::TooLong { op, len: bytes.len(), room };
     new.get_mut(..bytes.len()).ok_or(too_long)?.copy_from_slice(bytes);
     fill_with_nops(&mut new[bytes.len()..]);
-    Ok(Planned::Changed)
+    Ok(SiteChange::Changed)
 }
 
-/// The pointer through which the one instruction that these bytes are calls.
+/// Returns the address of the pointer that a call uses, if these bytes are exactly one indirect call.
 fn called_through(at: Addr, site: &[u8]) -> Option<Addr> {
     let call = Decoder::with_ip(64, site, at.get(), DecoderOptions::NONE).decode();
     if call.mnemonic() != Mnemonic::Call || call.op0_kind() != OpKind::Memory || call.len() != site.len() {
@@ -207,28 +221,28 @@ fn called_through(at: Addr, site: &[u8]) -> Option<Addr> {
 
 #[cfg(test)]
 mod tests {
-    use modload_edit::{Addr, Code, Ledger, PieceKind, Space, Table, disassembled};
+    use modload_edit::{Addr, Code, CodeBuffers, Ledger, PieceKind, RecordTable, disassembled};
 
-    use super::{Operation, Operations, paravirt};
+    use super::{Operations, ParavirtOperation, paravirt};
 
     const TEXT: Addr = Addr::new(0x1000);
     const OPS: Addr = Addr::new(0x8000);
 
-    /// `call *OPS+8*op(%rip)` at the beginning of the text, and a record of it.
-    fn space(op: u8, len: u8) -> (Space, Table) {
+    /// Returns `call *OPS+8*op(%rip)` at the beginning of the text, and a record of this call.
+    fn space(op: u8, len: u8) -> (CodeBuffers, RecordTable) {
         let displacement = OPS + 8 * u64::from(op) - (TEXT + 6);
         let mut text = vec![0xff, 0x15];
         text.extend(&displacement.to_le_bytes()[..4]);
         text.extend([0xc3; 10]);
         let mut record = TEXT.get().to_le_bytes().to_vec();
         record.extend([op, len, 0, 0, 0, 0, 0, 0]);
-        let mut space = Space::default();
+        let mut space = CodeBuffers::default();
         space.add(TEXT, PieceKind::Text, text).unwrap();
         space.add(Addr::new(0x2000), PieceKind::Data, record).unwrap();
-        (space, Table::of_section(4, Addr::new(0x2000), 16))
+        (space, RecordTable::of_section(4, Addr::new(0x2000), 16))
     }
 
-    fn check(operation: Option<Operation>, expected: &str) {
+    fn check(operation: Option<ParavirtOperation>, expected: &str) {
         let (mut space, table) = space(3, 6);
         let operations =
             Operations { base: Some(OPS), operations: operation.into_iter().map(|operation| (3, operation)).collect() };
@@ -239,13 +253,13 @@ mod tests {
     #[test]
     fn a_call_becomes_what_the_table_says() {
         check(None, "callq *0x7012(%rip)");
-        check(Some(Operation::Leave), "callq *0x7012(%rip)");
-        check(Some(Operation::Nop), "nopw (%rax,%rax)");
-        check(Some(Operation::Call(Addr::new(0x5000))), "call 0x5000; nop");
-        check(Some(Operation::Inline(vec![0xfa])), "cli; nopl (%rax,%rax)");
+        check(Some(ParavirtOperation::Leave), "callq *0x7012(%rip)");
+        check(Some(ParavirtOperation::Nop), "nopw (%rax,%rax)");
+        check(Some(ParavirtOperation::Call(Addr::new(0x5000))), "call 0x5000; nop");
+        check(Some(ParavirtOperation::Inline(vec![0xfa])), "cli; nopl (%rax,%rax)");
     }
 
-    fn refusal(site: (u8, u8), table_says: Operation, base: Addr) -> String {
+    fn refusal(site: (u8, u8), table_says: ParavirtOperation, base: Addr) -> String {
         let (mut space, table) = space(site.0, site.1);
         let before = space.clone();
         let operations = Operations { base: Some(base), operations: [(site.0, table_says)].into() };
@@ -256,16 +270,22 @@ mod tests {
 
     #[test]
     fn what_cannot_be_followed_is_refused_and_shown() {
-        let call = || Operation::Call(Addr::new(0x5000));
+        let call = || ParavirtOperation::Call(Addr::new(0x5000));
         for (refused, why) in [
             (refusal((3, 6), call(), Addr::new(0x8008)), "its site calls through 0x8018, and operation 3 is at 0x8020"),
             (refusal((3, 5), call(), OPS), "its site is not a call through a pointer, in 5 bytes"),
             (refusal((3, 7), call(), OPS), "in 7 bytes; at 0x1000 stands"),
             (refusal((3, 200), call(), OPS), "its site of 200 bytes is not within text"),
             (refusal((3, 0), call(), OPS), "its site of 0 bytes"),
-            (refusal((3, 6), Operation::Refuse("cpu.read_msr"), OPS), "operation 3 is cpu.read_msr, for which there"),
-            (refusal((3, 6), Operation::Inline(vec![0x90; 7]), OPS), "operation 3 takes 7 bytes, and its site has 6"),
-            (refusal((3, 6), Operation::Call(Addr::new(0x1_0000_1005)), OPS), "is 0x80000000 beyond the reach"),
+            (
+                refusal((3, 6), ParavirtOperation::Refuse("cpu.read_msr"), OPS),
+                "operation 3 is cpu.read_msr, which user space",
+            ),
+            (
+                refusal((3, 6), ParavirtOperation::Inline(vec![0x90; 7]), OPS),
+                "operation 3 takes 7 bytes, and its site has 6",
+            ),
+            (refusal((3, 6), ParavirtOperation::Call(Addr::new(0x1_0000_1005)), OPS), "is 0x80000000 beyond the reach"),
         ] {
             assert!(refused.contains("paravirt site 0 of section 4") && refused.contains(why), "{refused}");
         }

@@ -1,46 +1,46 @@
-//! Linux 6.1's operations, as a kernel with `CONFIG_PARAVIRT_XXL` numbers them, and two tables for them: what Linux makes
-//! of their calls on bare metal, and what a process can make of them.
+//! Linux 6.1's operations, numbered as by a kernel with `CONFIG_PARAVIRT_XXL`, and two tables for them: how Linux
+//! rewrites the calls on bare metal, and how this loader rewrites them for a process.
 
 use std::collections::BTreeMap;
 
 use modload_edit::Addr;
 
-use crate::{Operation, Operations};
+use crate::{Operations, ParavirtOperation};
 
-/// What an operation is without a hypervisor.
+/// An operation on bare metal, without a hypervisor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Native {
-    /// Nothing.
+    /// The operation does nothing.
     Nop,
-    /// Gives back its argument.
+    /// The operation returns its argument.
     Identity,
-    /// This function.
+    /// The operation is this function.
     Function(&'static str),
 }
 
-/// What an operation is in a process.
+/// An operation in a process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum User {
-    /// Nothing.
+    /// The operation does nothing.
     Nop,
-    /// These instructions.
+    /// The operation is these instructions.
     Code(&'static [u8]),
-    /// There is nothing like it.
+    /// The operation has no equivalent in user space.
     Nothing,
 }
 
 use Native::{Function, Identity, Nop};
 
-/// An operation.
-struct Row {
-    /// As the member of Linux's `struct paravirt_patch_template`.
+/// An operation of Linux.
+struct OperationRow {
+    /// The name as a member of Linux's `struct paravirt_patch_template`.
     name: &'static str,
     native: Native,
     user: User,
 }
 
-const fn row(name: &'static str, native: Native, user: User) -> Row {
-    Row { name, native, user }
+const fn row(name: &'static str, native: Native, user: User) -> OperationRow {
+    OperationRow { name, native, user }
 }
 
 const IDENTITY: User = User::Code(&[0x48, 0x89, 0xf8]); // mov %rdi,%rax
@@ -50,9 +50,9 @@ const ZERO: User = User::Code(&[0x31, 0xc0]); // xor %eax,%eax
 const PAUSE: User = User::Code(&[0xf3, 0x90]); // pause
 const UNLOCK: User = User::Code(&[0xc6, 0x07, 0x00]); // movb $0,(%rdi)
 
-/// By number.
+/// The operations by number.
 #[rustfmt::skip]
-const ROWS: &[Row] = &[
+const ROWS: &[OperationRow] = &[
     row("cpu.io_delay", Function("native_io_delay"), User::Nop),
     row("cpu.get_debugreg", Function("pv_native_get_debugreg"), User::Nothing),
     row("cpu.set_debugreg", Function("pv_native_set_debugreg"), User::Nothing),
@@ -139,37 +139,38 @@ const ROWS: &[Row] = &[
     row("lock.vcpu_is_preempted", Function("__raw_callee_save___native_vcpu_is_preempted"), ZERO),
 ];
 
-/// How many operations Linux 6.1 has.
+/// The number of operations of Linux 6.1.
 pub const LINUX_OPERATIONS: usize = ROWS.len();
 
-fn by_number(operation: impl Fn(&Row) -> Option<Operation>) -> BTreeMap<u8, Operation> {
+fn by_number(operation: impl Fn(&OperationRow) -> Option<ParavirtOperation>) -> BTreeMap<u8, ParavirtOperation> {
     (0..).zip(ROWS).filter_map(|(number, row)| Some((number, operation(row)?))).collect()
 }
 
 impl Operations {
-    /// What Linux makes of the calls on bare metal: direct calls of the native functions, whose addresses `address`
-    /// knows, and nothing at all where they do nothing. `base` is the address of `pv_ops`. What has no address stays a
-    /// call through the table.
+    /// Returns Linux's table for bare metal: direct calls of the native functions, whose addresses `address` returns,
+    /// and NOPs for operations that do nothing. `base` is the address of `pv_ops`. A function without an address stays
+    /// a call through the table.
     #[must_use]
     pub fn native(base: Option<Addr>, address: impl Fn(&str) -> Option<Addr>) -> Operations {
-        let call = |name| address(name).map(Operation::Call);
+        let call = |name| address(name).map(ParavirtOperation::Call);
         let operations = by_number(|row| match row.native {
-            Native::Nop => Some(Operation::Nop),
+            Native::Nop => Some(ParavirtOperation::Nop),
             Native::Identity => call("_paravirt_ident_64"),
             Native::Function(name) => call(name),
         });
         Operations { base, operations }
     }
 
-    /// What a process can make of the calls: flags are those of user space, interrupts and caches are not its own, page
-    /// tables are memory like any other. What only a kernel can do is refused by name.
+    /// Returns the table for a process. Flags are those of user space. Interrupts and caches do not belong to the
+    /// process, so their operations do nothing. Page tables are plain memory. Operations that only a kernel can do are
+    /// refused by name.
     #[must_use]
     pub fn user(base: Option<Addr>) -> Operations {
         let operations = by_number(|row| {
             Some(match row.user {
-                User::Nop => Operation::Nop,
-                User::Code(code) => Operation::Inline(code.to_vec()),
-                User::Nothing => Operation::Refuse(row.name),
+                User::Nop => ParavirtOperation::Nop,
+                User::Code(code) => ParavirtOperation::Inline(code.to_vec()),
+                User::Nothing => ParavirtOperation::Refuse(row.name),
             })
         });
         Operations { base, operations }
@@ -178,7 +179,7 @@ impl Operations {
 
 #[cfg(test)]
 mod tests {
-    use super::{LINUX_OPERATIONS, Operation, Operations, ROWS};
+    use super::{LINUX_OPERATIONS, Operations, ParavirtOperation, ROWS};
     use modload_edit::{Addr, disassembled};
 
     #[test]
@@ -190,7 +191,7 @@ mod tests {
         assert_eq!(number("mmu.set_pte"), Some(58));
         assert_eq!(number("lock.vcpu_is_preempted"), Some(83));
         for operation in Operations::user(None).operations.values() {
-            if let Operation::Inline(code) = operation {
+            if let ParavirtOperation::Inline(code) = operation {
                 assert!(code.len() <= 6 && !disassembled(Addr::NULL, code).contains("(bad)"), "{code:02x?}");
             }
         }
@@ -199,9 +200,9 @@ mod tests {
     #[test]
     fn native_functions_are_called_and_the_rest_goes() {
         let native = Operations::native(None, |name| (name == "native_write_cr2").then_some(Addr::new(7)));
-        assert_eq!(native.operations.get(&16), Some(&Operation::Nop));
+        assert_eq!(native.operations.get(&16), Some(&ParavirtOperation::Nop));
         assert_eq!(native.operations.get(&43), None);
         let native = Operations::native(None, |name| (name == "pv_native_write_cr2").then_some(Addr::new(7)));
-        assert_eq!(native.operations.get(&43), Some(&Operation::Call(Addr::new(7))));
+        assert_eq!(native.operations.get(&43), Some(&ParavirtOperation::Call(Addr::new(7))));
     }
 }

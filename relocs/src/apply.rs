@@ -1,52 +1,56 @@
-//! From records to edits, and back.
+//! Converts relocation records to edits, and to the inverse edits.
 
 use modload_abi::{Records, Rela};
-use modload_edit::{Addr, Edit, Engine, Rejected, Sink, Why, index, wide};
+use modload_edit::{Addr, Edit, EditOrigin, Engine, Rejected, Sink, index, wide};
 
-use crate::error::Advice;
-use crate::relax::Form;
-use crate::row::{Before, Reason, Row, Value, row};
-use crate::{Counts, Error, Field, OnDiscarded, Site, Slots, Symbol, SymbolKind, Symbols, Target};
+use crate::error::RelocAdvice;
+use crate::relax::RelaxableForm;
+use crate::row::{Before, Reason, RelocFormula, RelocRow, row};
+use crate::{
+    OnDiscarded, RelocCounts, RelocError, RelocField, RelocSite, RelocSymbol, RelocSymbolKind, RelocSymbols,
+    RelocatedSection, Slots,
+};
 
-/// Turns the records of one section into edits of the section they relocate.
+/// Converts the records of one section to edits of the section that they relocate.
 ///
-/// Edits come in the order of the records, at most one each. They overlap only in a malformed module: an
-/// [`modload_edit::EditSet`] always refuses that, a [`modload_edit::Window`] if the bytes have changed. When an error
-/// comes back, the edits of the records before it have been taken.
+/// Edits are made in the order of the records, at most one per record. Edits overlap only in a malformed module. An
+/// [`modload_edit::EditSet`] always refuses an overlap; a [`modload_edit::Window`] refuses it if the bytes have
+/// changed. If this function fails, the sink has taken the edits of the earlier records.
 ///
 /// # Errors
-/// [`Error`]: the first relocation that cannot be done.
+/// [`RelocError`]: the first relocation that cannot be applied.
 pub fn apply<Y, S>(
-    target: &Target<'_>,
+    target: &RelocatedSection<'_>,
     relas: Records<'_, Rela>,
     symbols: &Y,
     slots: &Slots,
     sink: &mut S,
-) -> Result<Counts, Error>
+) -> Result<RelocCounts, RelocError>
 where
-    Y: Symbols + ?Sized,
+    Y: RelocSymbols + ?Sized,
     S: Sink + ?Sized,
 {
-    let mut counts = Counts::default();
+    let mut counts = RelocCounts::default();
     for (record, rela) in (0..).zip(relas.iter()) {
-        Relocation { target, record, rela }.apply(symbols, slots, sink, &mut counts)?;
+        RelocationRecord { target, record, rela }.apply(symbols, slots, sink, &mut counts)?;
     }
     Ok(counts)
 }
 
-/// The exact inverse of [`apply`] with the same arguments: every edit with `old` and `new` exchanged.
+/// Makes the exact inverse of the edits of [`apply`] with the same arguments: every edit with `old` and `new`
+/// exchanged.
 ///
 /// # Errors
-/// As [`apply`].
+/// As for [`apply`].
 pub fn clear<Y, S>(
-    target: &Target<'_>,
+    target: &RelocatedSection<'_>,
     relas: Records<'_, Rela>,
     symbols: &Y,
     slots: &Slots,
     sink: &mut S,
-) -> Result<Counts, Error>
+) -> Result<RelocCounts, RelocError>
 where
-    Y: Symbols + ?Sized,
+    Y: RelocSymbols + ?Sized,
     S: Sink + ?Sized,
 {
     apply(target, relas, symbols, slots, &mut Inverse(sink))
@@ -62,21 +66,23 @@ impl<S: Sink + ?Sized> Sink for Inverse<'_, S> {
     }
 }
 
-/// One record of the section's. What is `inline(always)` is the loop's body; a call there costs as much as the work.
+/// One record of the section. The `inline(always)` functions are the body of the loop: a call costs as much there as
+/// the work itself.
 #[derive(Clone, Copy)]
-struct Relocation<'t> {
-    target: &'t Target<'t>,
+struct RelocationRecord<'t> {
+    target: &'t RelocatedSection<'t>,
     record: u32,
     rela: Rela,
 }
 
-impl Relocation<'_> {
-    /// The short way, which nearly all relocations go: one of the six rows that Linux has, a symbol that is there, a
-    /// value that fits. In it nothing depends on the row that a processor would have to guess, except the width.
+impl RelocationRecord<'_> {
+    /// The fast path, for nearly all relocations: one of the six relocations that Linux supports, a symbol that exists
+    /// and a value that fits. The fast path has no branch that depends on the row except for the width, so the
+    /// processor has little to predict.
     #[inline(always)]
-    fn apply<Y, S>(self, symbols: &Y, slots: &Slots, sink: &mut S, counts: &mut Counts) -> Result<(), Error>
+    fn apply<Y, S>(self, symbols: &Y, slots: &Slots, sink: &mut S, counts: &mut RelocCounts) -> Result<(), RelocError>
     where
-        Y: Symbols + ?Sized,
+        Y: RelocSymbols + ?Sized,
         S: Sink + ?Sized,
     {
         let Some(row) = row(self.rela.kind) else { return Err(self.unsupported(Reason::Unknown)) };
@@ -96,54 +102,56 @@ impl Relocation<'_> {
         self.apply_any(row, symbols, slots, sink, counts)
     }
 
-    /// The long way: any row, any symbol, any value.
+    /// The slow path: any row, any symbol, any value.
     #[inline(never)]
     fn apply_any<Y, S>(
         self,
-        row: &Row,
+        row: &RelocRow,
         symbols: &Y,
         slots: &Slots,
         sink: &mut S,
-        counts: &mut Counts,
-    ) -> Result<(), Error>
+        counts: &mut RelocCounts,
+    ) -> Result<(), RelocError>
     where
-        Y: Symbols + ?Sized,
+        Y: RelocSymbols + ?Sized,
         S: Sink + ?Sized,
     {
-        if let Value::Refused(reason) = row.value {
+        if let RelocFormula::Refused(reason) = row.value {
             return Err(self.unsupported(reason));
         }
         counts.add_one(row.raw);
         let Some(symbol) = symbols.symbol(self.rela.symbol) else { return Err(self.no_symbol()) };
-        if symbol.kind == SymbolKind::Discarded && row.value != Value::Nothing {
+        if symbol.kind == RelocSymbolKind::Discarded && row.value != RelocFormula::Nothing {
             if self.target.discarded == OnDiscarded::LeaveZero {
                 counts.skipped += 1;
                 return Ok(());
             }
             return Err(self.discarded());
         }
-        if symbol.kind == SymbolKind::Waiting && row.value != Value::Nothing {
-            return Err(Error::Waiting { site: self.site() });
+        if symbol.kind == RelocSymbolKind::Waiting && row.value != RelocFormula::Nothing {
+            return Err(RelocError::Waiting { site: self.site() });
         }
 
         let addend = self.rela.addend;
         let value = match row.value {
-            Value::Nothing | Value::Refused(_) => return Ok(()),
-            Value::Symbol | Value::SymbolMinusPlace | Value::CallMinusPlace => self.near(row, &symbol),
-            Value::SymbolMinusGot => symbol.addr.offset(addend) - slots.got(),
-            Value::SlotMinusPlace => {
+            RelocFormula::Nothing | RelocFormula::Refused(_) => return Ok(()),
+            RelocFormula::Symbol | RelocFormula::SymbolMinusPlace | RelocFormula::CallMinusPlace => {
+                self.near(row, &symbol)
+            }
+            RelocFormula::SymbolMinusGot => symbol.addr.offset(addend) - slots.got(),
+            RelocFormula::SlotMinusPlace => {
                 if row.opcode != 0 && self.relax(row, &symbol, sink)? {
                     counts.relaxed += 1;
                     return Ok(());
                 }
                 self.slot(slots)?.offset(addend) - self.place()
             }
-            Value::SlotMinusGot => self.slot(slots)?.offset(addend) - slots.got(),
-            Value::GotMinusPlace => slots.got().offset(addend) - self.place(),
-            Value::Size => symbol.size.wrapping_add_signed(addend).cast_signed(),
+            RelocFormula::SlotMinusGot => self.slot(slots)?.offset(addend) - slots.got(),
+            RelocFormula::GotMinusPlace => slots.got().offset(addend) - self.place(),
+            RelocFormula::Size => symbol.size.wrapping_add_signed(addend).cast_signed(),
         };
         let value = if row.field.fits(value) { value } else { self.through_plt(row, &symbol, value, slots, counts)? };
-        // The width is a constant in each arm, so that checking and storing are single instructions.
+        // The width is a constant in each arm, so that comparing and storing the bytes are single instructions.
         match row.field.width() {
             0 => Ok(()),
             1 => self.write::<1, S>(row, value, sink),
@@ -153,35 +161,35 @@ impl Relocation<'_> {
         }
     }
 
-    /// The value of a row that refers to the symbol itself, from nowhere or from the place.
+    /// Computes the value of a row that uses the symbol's address itself, absolute or relative to the place.
     #[inline]
-    fn near(self, row: &Row, symbol: &Symbol) -> i64 {
-        let from = if row.value == Value::Symbol { Addr::NULL } else { self.place() };
+    fn near(self, row: &RelocRow, symbol: &RelocSymbol) -> i64 {
+        let from = if row.value == RelocFormula::Symbol { Addr::NULL } else { self.place() };
         symbol.addr.offset(self.rela.addend) - from
     }
 
-    /// The address that is relocated.
+    /// Returns the address of the place.
     #[inline]
     fn place(self) -> Addr {
         self.target.addr + self.rela.offset
     }
 
-    /// The GOT slot of the symbol.
+    /// Returns the GOT slot of the symbol.
     #[inline]
-    fn slot(self, slots: &Slots) -> Result<Addr, Error> {
-        slots.slot(self.rela.symbol).ok_or_else(|| Error::MissingSlot { site: self.site() })
+    fn slot(self, slots: &Slots) -> Result<Addr, RelocError> {
+        slots.slot(self.rela.symbol).ok_or_else(|| RelocError::MissingSlot { site: self.site() })
     }
 
-    /// The distance of a call to the symbol's PLT entry, now that the symbol itself has been found to be out of reach.
+    /// Returns the distance to the symbol's PLT entry, for a call whose direct distance to the symbol does not fit.
     fn through_plt(
         self,
-        row: &Row,
-        symbol: &Symbol,
+        row: &RelocRow,
+        symbol: &RelocSymbol,
         value: i64,
         slots: &Slots,
-        counts: &mut Counts,
-    ) -> Result<i64, Error> {
-        let Some(entry) = slots.entry(self.rela.symbol).filter(|_| row.value == Value::CallMinusPlace) else {
+        counts: &mut RelocCounts,
+    ) -> Result<i64, RelocError> {
+        let Some(entry) = slots.entry(self.rela.symbol).filter(|_| row.value == RelocFormula::CallMinusPlace) else {
             return Err(self.overflow(row, symbol, value));
         };
         let distance = entry.offset(self.rela.addend) - self.place();
@@ -192,25 +200,26 @@ impl Relocation<'_> {
         Ok(distance)
     }
 
-    /// Rewrites the instruction whose operand is a GOT slot so that it refers to the symbol itself. Says whether it
-    /// did: else the slot is needed after all.
+    /// Relaxes an instruction whose operand is a GOT slot: rewrites the instruction to use the symbol's address itself.
+    /// Returns whether it was rewritten; if not, the instruction uses the slot.
     #[inline]
-    fn relax<S: Sink + ?Sized>(self, row: &Row, symbol: &Symbol, sink: &mut S) -> Result<bool, Error> {
+    fn relax<S: Sink + ?Sized>(self, row: &RelocRow, symbol: &RelocSymbol, sink: &mut S) -> Result<bool, RelocError> {
         let Some(start) = self.rela.offset.checked_sub(u64::from(row.opcode)) else {
-            return Err(Error::NoOpcode { site: self.site(), opcode: row.opcode });
+            return Err(RelocError::NoOpcode { site: self.site(), opcode: row.opcode });
         };
-        // Opcode and ModRM byte are the two bytes before the field; a REX prefix stands before them and stays.
+        // The opcode and the ModRM byte are the two bytes before the field. A REX prefix before them stays unchanged.
         let opcode = self.rela.offset - 2;
         let Some(old) = self.bytes::<6>(opcode) else { return Err(self.outside(row.field.width())) };
-        // Any other addend: the operand is not the last part of the instruction, or not the slot itself.
-        if symbol.kind == SymbolKind::UndefinedWeak || self.rela.addend != -4 {
+        // With another addend the displacement is not the last part of the instruction, or the operand is not the slot
+        // itself.
+        if symbol.kind == RelocSymbolKind::UndefinedWeak || self.rela.addend != -4 {
             return Ok(false);
         }
         if row.opcode == 3 && self.bytes::<1>(start).is_none_or(|rex| rex[0] & 0xf0 != 0x40) {
             return Ok(false);
         }
-        let Some(form) = Form::of(old[0], old[1]) else { return Ok(false) };
-        let value = symbol.addr.offset(self.rela.addend + form.nearer()) - self.place();
+        let Some(form) = RelaxableForm::of(old[0], old[1]) else { return Ok(false) };
+        let value = symbol.addr.offset(self.rela.addend + form.displacement_shift()) - self.place();
         if !row.field.fits(value) {
             return Ok(false);
         }
@@ -220,9 +229,14 @@ impl Relocation<'_> {
         Ok(true)
     }
 
-    /// Writes the low `N` bytes of the value, which has been found to fit.
+    /// Writes the low `N` bytes of a value that fits.
     #[inline(always)]
-    fn write<const N: usize, S: Sink + ?Sized>(self, row: &Row, value: i64, sink: &mut S) -> Result<(), Error> {
+    fn write<const N: usize, S: Sink + ?Sized>(
+        self,
+        row: &RelocRow,
+        value: i64,
+        sink: &mut S,
+    ) -> Result<(), RelocError> {
         let Some(file) = self.bytes::<N>(self.rela.offset) else { return Err(self.outside(row.field.width())) };
         let mut new = [0; N];
         new.copy_from_slice(&value.to_le_bytes()[..N]);
@@ -233,62 +247,66 @@ impl Relocation<'_> {
         self.put(Edit { at: self.place(), old, new: &new, why: self.why() }, sink)
     }
 
-    /// `N` bytes of the section as the file has them.
+    /// Returns `N` bytes of the section as in the file.
     #[inline]
     fn bytes<const N: usize>(&self, offset: u64) -> Option<&[u8; N]> {
         self.target.bytes.get(index(offset)..)?.first_chunk()
     }
 
     #[inline(always)]
-    fn put<S: Sink + ?Sized>(self, edit: Edit<'_>, sink: &mut S) -> Result<(), Error> {
+    fn put<S: Sink + ?Sized>(self, edit: Edit<'_>, sink: &mut S) -> Result<(), RelocError> {
         sink.edit(edit).map_err(|source| self.rejected(source))
     }
 
     #[inline]
-    fn why(self) -> Why {
-        Why { engine: Engine::Relocation, section: self.target.section, record: self.record }
+    fn why(self) -> EditOrigin {
+        EditOrigin { engine: Engine::Relocation, section: self.target.section, record: self.record }
     }
 
     #[cold]
-    fn site(self) -> Site {
+    fn site(self) -> RelocSite {
         let Rela { offset, kind, symbol, .. } = self.rela;
-        Site { section: self.target.section, record: self.record, raw: kind, offset, symbol }
+        RelocSite { section: self.target.section, record: self.record, raw: kind, offset, symbol }
     }
 
     #[cold]
-    fn unsupported(self, reason: Reason) -> Error {
-        Error::Unsupported { site: self.site(), reason }
+    fn unsupported(self, reason: Reason) -> RelocError {
+        RelocError::Unsupported { site: self.site(), reason }
     }
 
     #[cold]
-    fn no_symbol(self) -> Error {
-        Error::NoSymbol { site: self.site() }
+    fn no_symbol(self) -> RelocError {
+        RelocError::NoSymbol { site: self.site() }
     }
 
     #[cold]
-    fn discarded(self) -> Error {
-        Error::Discarded { site: self.site() }
+    fn discarded(self) -> RelocError {
+        RelocError::Discarded { site: self.site() }
     }
 
     #[cold]
-    fn outside(self, width: u8) -> Error {
-        Error::Outside { site: self.site(), width, size: wide(self.target.bytes.len()) }
+    fn outside(self, width: u8) -> RelocError {
+        RelocError::Outside { site: self.site(), width, size: wide(self.target.bytes.len()) }
     }
 
     #[cold]
-    fn rejected(self, source: Rejected) -> Error {
-        Error::Rejected { site: self.site(), source }
+    fn rejected(self, source: Rejected) -> RelocError {
+        RelocError::Rejected { site: self.site(), source }
     }
 
     #[cold]
-    fn overflow(self, row: &Row, symbol: &Symbol, value: i64) -> Error {
-        let own = symbol.kind == SymbolKind::Defined;
+    fn overflow(self, row: &RelocRow, symbol: &RelocSymbol, value: i64) -> RelocError {
+        let own = symbol.kind == RelocSymbolKind::Defined;
         let advice = match (row.value, row.field) {
-            (_, Field::Bits16 | Field::Bits8 | Field::I8) | (Value::Size, _) => Advice::Wider,
-            (Value::Symbol, _) => Advice::PositionIndependent,
-            (Value::SymbolMinusPlace | Value::CallMinusPlace, _) if !own => Advice::PositionIndependent,
-            _ => Advice::Nearer,
+            (_, RelocField::Bits16 | RelocField::Bits8 | RelocField::I8) | (RelocFormula::Size, _) => {
+                RelocAdvice::Wider
+            }
+            (RelocFormula::Symbol, _) => RelocAdvice::PositionIndependent,
+            (RelocFormula::SymbolMinusPlace | RelocFormula::CallMinusPlace, _) if !own => {
+                RelocAdvice::PositionIndependent
+            }
+            _ => RelocAdvice::Nearer,
         };
-        Error::overflow(self.site(), row.field, value, advice)
+        RelocError::overflow(self.site(), row.field, value, advice)
     }
 }

@@ -1,4 +1,4 @@
-//! What [`crate::apply`] did, in numbers.
+//! Statistics of [`crate::apply`].
 
 use std::ops::AddAssign;
 
@@ -7,27 +7,28 @@ use modload_edit::index;
 use crate::ROWS;
 use crate::row::COUNT;
 
-/// How many relocations of each kind there were, and what became of some. Counts of several sections can be added.
+/// The number of relocations of each kind, and of those with a special outcome. Counts of several sections can be
+/// added.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Counts {
-    /// By relocation number.
+pub struct RelocCounts {
+    /// The number of relocations by relocation number.
     by_row: [u32; COUNT],
-    /// Left alone because the section of their symbol was not kept.
+    /// Relocations that were not applied because the section of their symbol was discarded.
     pub skipped: u32,
-    /// Written as a reference to the symbol itself in place of its GOT slot.
+    /// Relocations that refer to the symbol itself instead of its GOT slot.
     pub relaxed: u32,
-    /// Calls that go through a PLT entry because the symbol is out of reach.
+    /// Calls that use a PLT entry because the symbol is out of reach.
     pub through_plt: u32,
 }
 
-impl Default for Counts {
-    fn default() -> Counts {
-        Counts { by_row: [0; COUNT], skipped: 0, relaxed: 0, through_plt: 0 }
+impl Default for RelocCounts {
+    fn default() -> RelocCounts {
+        RelocCounts { by_row: [0; COUNT], skipped: 0, relaxed: 0, through_plt: 0 }
     }
 }
 
-impl Counts {
-    /// One more of the relocation with this number.
+impl RelocCounts {
+    /// Counts one more relocation of this number.
     #[inline]
     pub(crate) fn add_one(&mut self, raw: u32) {
         if let Some(count) = self.by_row.get_mut(index(raw.into())) {
@@ -35,20 +36,20 @@ impl Counts {
         }
     }
 
-    /// How many there were of all kinds, those that were skipped included.
+    /// Returns the number of all relocations, including skipped ones.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.by_row.iter().copied().map(u64::from).sum()
     }
 
-    /// Name and count of each kind that occurred, in order of their numbers.
+    /// Returns the name and the count of each kind that occurred, in order of relocation numbers.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u32)> {
         ROWS.iter().zip(self.by_row).filter(|&(_, count)| count != 0).map(|(row, count)| (row.name, count))
     }
 }
 
-impl AddAssign for Counts {
-    fn add_assign(&mut self, other: Counts) {
+impl AddAssign for RelocCounts {
+    fn add_assign(&mut self, other: RelocCounts) {
         for (count, more) in self.by_row.iter_mut().zip(other.by_row) {
             *count += more;
         }

@@ -1,4 +1,5 @@
-//! Which relocation was refused, why, and by how much: as data. Names of sections and symbols are the caller's to add.
+//! The errors of relocations as data: which relocation, which rule, and by how much. The caller adds the names of
+//! section and symbol.
 
 use std::fmt;
 
@@ -6,24 +7,24 @@ use modload_edit::Rejected;
 use thiserror::Error;
 
 use crate::field::Beyond;
-use crate::{Field, Reason, name};
+use crate::{Reason, RelocField, name};
 
 /// One relocation of a module.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Site {
-    /// Index of the section that holds the record.
+pub struct RelocSite {
+    /// The index of the section that holds the record.
     pub section: u32,
-    /// Index of the record in it.
+    /// The index of the record in this section.
     pub record: u32,
     /// The relocation's number.
     pub raw: u32,
-    /// Offset of its place in the section that is relocated.
+    /// The offset of the place within the section that is relocated.
     pub offset: u64,
-    /// Index of its symbol.
+    /// The index of the symbol.
     pub symbol: u32,
 }
 
-impl fmt::Display for Site {
+impl fmt::Display for RelocSite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match name(self.raw) {
             Some(name) => write!(f, "{name} at +{:#x}", self.offset),
@@ -32,146 +33,146 @@ impl fmt::Display for Site {
     }
 }
 
-/// What the author of a module can do about a value that does not fit.
+/// How the author of a module can make a value fit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Advice {
-    /// The code refers to a symbol in a way that only reaches what is near: it must go through the GOT.
+pub enum RelocAdvice {
+    /// The code uses a short reference to a far symbol. Position-independent code refers to the symbol by the GOT.
     PositionIndependent,
-    /// Two parts of the module stand too far from each other.
+    /// Two sections of the module are too far from each other.
     Nearer,
     /// The field is too narrow for an address or a size.
     Wider,
 }
 
-impl fmt::Display for Advice {
+impl fmt::Display for RelocAdvice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Advice::PositionIndependent => "compile with -fPIC",
-            Advice::Nearer => "place the module's sections nearer to each other",
-            Advice::Wider => "use a wider field",
+            RelocAdvice::PositionIndependent => "compile with -fPIC",
+            RelocAdvice::Nearer => "place the module's sections nearer to each other",
+            RelocAdvice::Wider => "use a wider field",
         })
     }
 }
 
-/// A relocation that cannot be done.
+/// A relocation that cannot be applied.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-pub enum Error {
-    /// The value does not fit its field.
+pub enum RelocError {
+    /// The value does not fit into the field.
     #[error("{site}: {} is {beyond:#x} beyond its {bits}-bit field; {advice}", Hex(*.value))]
     Overflow {
-        /// Which relocation.
-        site: Site,
-        /// What does not fit.
+        /// The relocation.
+        site: RelocSite,
+        /// The value that does not fit.
         value: i128,
-        /// Its distance from the nearest value that would.
+        /// The distance from the value to the nearest value that fits.
         beyond: u64,
-        /// Width of the field.
+        /// The width of the field in bits.
         bits: u32,
-        /// What to do about it.
-        advice: Advice,
+        /// How to make the value fit.
+        advice: RelocAdvice,
     },
-    /// The place, or a part of it, lies outside its section.
+    /// Some byte of the place lies outside the section.
     #[error("{site}: its {width} bytes do not lie within a section of {size:#x}")]
     Outside {
-        /// Which relocation.
-        site: Site,
-        /// How many bytes it writes.
+        /// The relocation.
+        site: RelocSite,
+        /// The number of bytes that the relocation writes.
         width: u8,
-        /// How many there are.
+        /// The size of the section in bytes.
         size: u64,
     },
-    /// The kind belongs to an instruction, but before the place there is no room for one.
+    /// The kind relocates the operand of an instruction, but the section has too few bytes before the place.
     #[error("{site}: no room for the {opcode} bytes of an instruction before it")]
     NoOpcode {
-        /// Which relocation.
-        site: Site,
-        /// How many bytes there would have to be.
+        /// The relocation.
+        site: RelocSite,
+        /// The number of bytes that must come before the place.
         opcode: u8,
     },
     /// The symbol table ends before this symbol.
     #[error("{site}: there is no symbol {}", .site.symbol)]
     NoSymbol {
-        /// Which relocation.
-        site: Site,
+        /// The relocation.
+        site: RelocSite,
     },
-    /// The section of the symbol was not kept.
+    /// The section of the symbol was discarded.
     #[error("{site}: the section of symbol {} was not kept", .site.symbol)]
     Discarded {
-        /// Which relocation.
-        site: Site,
+        /// The relocation.
+        site: RelocSite,
     },
-    /// The object of the symbol is not there yet.
+    /// The object of the symbol is not loaded yet.
     #[error("{site}: the object of symbol {} is not there yet", .site.symbol)]
     Waiting {
-        /// Which relocation.
-        site: Site,
+        /// The relocation.
+        site: RelocSite,
     },
-    /// The relocation is none of those that this crate does.
+    /// This crate does not support the relocation.
     #[error("{site}: {reason}")]
     Unsupported {
-        /// Which relocation.
-        site: Site,
-        /// Why not.
+        /// The relocation.
+        site: RelocSite,
+        /// The reason.
         reason: Reason,
     },
-    /// The symbol has no GOT slot: the plan of the slots did not see this relocation.
+    /// The symbol has no GOT slot: the slot plan has not seen this relocation.
     #[error("{site}: symbol {} has no GOT slot", .site.symbol)]
     MissingSlot {
-        /// Which relocation.
-        site: Site,
+        /// The relocation.
+        site: RelocSite,
     },
-    /// The sink did not take the edit; most often the place held something else.
-    #[error("{site}: {}", Refusal(.source))]
+    /// The sink has refused the edit. In most cases the place holds other bytes than expected.
+    #[error("{site}: {}", SinkRefusal(.source))]
     Rejected {
-        /// Which relocation.
-        site: Site,
-        /// What the sink said.
+        /// The relocation.
+        site: RelocSite,
+        /// The reason of the sink.
         source: Rejected,
     },
 }
 
-impl Error {
-    /// `value` does not fit this field.
+impl RelocError {
+    /// Makes the error for a `value` that does not fit into this field.
     #[cold]
-    pub(crate) fn overflow(site: Site, field: Field, value: i64, advice: Advice) -> Error {
+    pub(crate) fn overflow(site: RelocSite, field: RelocField, value: i64, advice: RelocAdvice) -> RelocError {
         let Beyond { value, by: beyond } = field.beyond(value);
-        Error::Overflow { site, value, beyond, bits: field.bits(), advice }
+        RelocError::Overflow { site, value, beyond, bits: field.bits(), advice }
     }
 
-    /// Which relocation it was.
+    /// Returns the relocation.
     #[must_use]
-    pub fn site(&self) -> &Site {
+    pub fn site(&self) -> &RelocSite {
         match self {
-            Error::Overflow { site, .. }
-            | Error::Outside { site, .. }
-            | Error::NoOpcode { site, .. }
-            | Error::NoSymbol { site }
-            | Error::Discarded { site }
-            | Error::Waiting { site }
-            | Error::Unsupported { site, .. }
-            | Error::MissingSlot { site }
-            | Error::Rejected { site, .. } => site,
+            RelocError::Overflow { site, .. }
+            | RelocError::Outside { site, .. }
+            | RelocError::NoOpcode { site, .. }
+            | RelocError::NoSymbol { site }
+            | RelocError::Discarded { site }
+            | RelocError::Waiting { site }
+            | RelocError::Unsupported { site, .. }
+            | RelocError::MissingSlot { site }
+            | RelocError::Rejected { site, .. } => site,
         }
     }
 }
 
-/// Why an edit was not taken, without addresses or what has been written: the same in every run.
-struct Refusal<'a>(&'a Rejected);
+/// Formats the reason of a sink without addresses and found bytes, so that the text is the same in every run.
+struct SinkRefusal<'a>(&'a Rejected);
 
-impl fmt::Display for Refusal<'_> {
+impl fmt::Display for SinkRefusal<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Rejected::Mismatch { expected, .. } => write!(
                 f,
-                "its place should hold {expected:02x?} before it is written; the file, or another relocation, has put \
-                 something else there"
+                "its place must hold {expected:02x?} before the relocation is applied; the file, or another \
+                 relocation, has written other bytes there"
             ),
             other => other.fmt(f),
         }
     }
 }
 
-/// Hexadecimal with a sign.
+/// Formats a signed number in hexadecimal.
 struct Hex(i128);
 
 impl fmt::Display for Hex {

@@ -1,77 +1,77 @@
-//! What a relocation must know about the world: the section it lies in and the symbol it refers to.
+//! The inputs of a relocation: the section that is relocated, and the symbols.
 
 use modload_edit::Addr;
 
-/// What a relocation does when the section of its symbol was not kept.
+/// The treatment of a relocation whose symbol lies in a discarded section.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OnDiscarded {
-    /// It is an error.
+    /// The relocation is an error.
     Refuse,
-    /// The place stays as it is, which is zeros, and the relocation is counted as skipped: rows of `.eh_frame` for
-    /// functions that are not there.
+    /// The place keeps its zeros and the relocation is counted as skipped. For rows of `.eh_frame` that describe
+    /// discarded functions.
     LeaveZero,
 }
 
 /// A section that is relocated.
 #[derive(Clone, Copy, Debug)]
-pub struct Target<'a> {
-    /// Index (in the module's section header table) of the section that holds the *relocations*; it is what the
-    /// edits' [`modload_edit::Why`] says.
+pub struct RelocatedSection<'a> {
+    /// The index, in the module's section header table, of the section that holds the *relocations*, as in the
+    /// [`modload_edit::EditOrigin`] of the edits.
     pub section: u32,
-    /// Where the relocated section will stand.
+    /// The final address of the relocated section.
     pub addr: Addr,
-    /// What the file has in it, without any relocation.
+    /// The section's bytes in the file, before any relocation.
     pub bytes: &'a [u8],
-    /// What to do about symbols in sections that were not kept.
+    /// The treatment of symbols in discarded sections.
     pub discarded: OnDiscarded,
 }
 
-/// Where a symbol comes from.
+/// The origin of a symbol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SymbolKind {
-    /// A section of this module.
+pub enum RelocSymbolKind {
+    /// The symbol lies in a section of this module.
     Defined,
-    /// Nowhere: the number itself is the address. The null symbol (index 0) is an absolute 0.
+    /// The symbol is a number, which serves as its address. The null symbol (index 0) is an absolute 0.
     Absolute,
-    /// Another module, or the host.
+    /// The symbol lies in another module or in the host.
     External,
-    /// Nobody defines it, and that is allowed; its address is [`Addr::NULL`].
+    /// The symbol is weak and has no definition. Its address is [`Addr::NULL`].
     UndefinedWeak,
-    /// A section of this module that was not kept; its address means nothing.
+    /// The symbol lies in a discarded section of this module. Its address has no meaning.
     Discarded,
-    /// An object that is not there yet; its address means nothing until it comes.
+    /// The symbol lies in an object that is not loaded yet. Its address has no meaning until then.
     Waiting,
 }
 
-impl SymbolKind {
-    /// Whether its address means something.
+impl RelocSymbolKind {
+    /// Returns whether the address of such a symbol has a meaning.
     #[must_use]
     #[inline]
     pub fn has_address(self) -> bool {
-        !matches!(self, SymbolKind::Discarded | SymbolKind::Waiting)
+        !matches!(self, RelocSymbolKind::Discarded | RelocSymbolKind::Waiting)
     }
 }
 
-/// What a relocation must know about its symbol.
+/// The facts about a symbol that a relocation needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Symbol {
-    /// Its address.
+pub struct RelocSymbol {
+    /// The address of the symbol.
     pub addr: Addr,
-    /// Its size in bytes, as the symbol table has it.
+    /// The size in bytes, as in the symbol table.
     pub size: u64,
-    /// Where it comes from.
-    pub kind: SymbolKind,
+    /// The origin of the symbol.
+    pub kind: RelocSymbolKind,
 }
 
-/// The symbols of one module, by their index in its symbol table.
-pub trait Symbols {
-    /// The symbol at this index, or `None` if the table ends before it.
-    fn symbol(&self, index: u32) -> Option<Symbol>;
+/// The symbols of one module, by index in its symbol table.
+pub trait RelocSymbols {
+    /// Returns the symbol at this index, or `None` if the table ends before it.
+    fn symbol(&self, index: u32) -> Option<RelocSymbol>;
 }
 
-impl Symbols for [Symbol] {
+impl RelocSymbols for [RelocSymbol] {
     #[inline]
-    fn symbol(&self, index: u32) -> Option<Symbol> {
+    fn symbol(&self, index: u32) -> Option<RelocSymbol> {
         self.get(usize::try_from(index).ok()?).copied()
     }
 }

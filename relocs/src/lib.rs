@@ -1,19 +1,21 @@
-//! Relocations of x86-64 modules: the rows of the System V ABI's table, the GOT slots and PLT entries they need, and
-//! two pure functions that turn records into edits and back.
+//! Relocations of x86-64 modules: the rows of the System V ABI's table, the GOT slots and PLT entries that they need,
+//! and two pure functions that convert records to edits and to the inverse edits.
 //!
-//! - [`ROWS`]: one [`Row`] for each number, with what it computes ([`Value`]) and where it goes ([`Field`]). What a
-//!   loader of relocatable objects cannot or need not do is a row as well, with the [`Reason`] why it is refused.
-//! - [`SlotPlan`]: which symbols need a GOT slot or a PLT entry; counted before any address is known. Once the two
-//!   tables have their places it becomes [`Slots`].
-//! - [`IndirectPlan`]: the same for the indirect functions that a module defines.
-//! - [`apply`] reads the records of one section ([`Target`]) and feeds a [`modload_edit::Sink`]; [`clear`] feeds the
-//!   exact inverse. Facts about symbols come from a [`Symbols`].
-//! - [`Error`]: which relocation, and by how much, as data. The caller adds the names of section and symbol.
+//! - [`ROWS`]: one [`RelocRow`] for each relocation number, with the computed [`RelocFormula`] and the [`RelocField`]
+//!   that takes it. The table also has a row for each relocation that a loader of relocatable objects does not support,
+//!   with the [`Reason`].
+//! - [`SlotPlan`]: the symbols that need a GOT slot or a PLT entry, counted before any address is known. Once the two
+//!   tables have addresses, the plan becomes [`Slots`].
+//! - [`IndirectPlan`]: the entries and slots of the indirect functions that a module defines.
+//! - [`apply`] reads the records of one section ([`RelocatedSection`]) and passes edits to a [`modload_edit::Sink`];
+//!   [`clear`] passes the exact inverse. A [`RelocSymbols`] provides the facts about symbols.
+//! - [`RelocError`]: which relocation, and by how much a value misses, as data. The caller adds the names of section
+//!   and symbol.
 //!
 //! ```
 //! use modload_abi::{Records, Rela};
 //! use modload_edit::{Addr, Window};
-//! use modload_relocs::{OnDiscarded, SlotPlan, Symbol, SymbolKind, Target, apply};
+//! use modload_relocs::{OnDiscarded, SlotPlan, RelocSymbol, RelocSymbolKind, RelocatedSection, apply};
 //!
 //! let file = [0xe8, 0, 0, 0, 0]; // call callee
 //! let mut rela = Vec::new(); // R_X86_64_PLT32 callee-4 at +1
@@ -23,23 +25,11 @@
 //! rela.extend((-4_i64).to_le_bytes());
 //! let relas = Records::<Rela>::new(&rela)?;
 //!
-//! // Lay out: count the slots, then decide where everything goes.
-//! let mut plan = SlotPlan::new(1);
-//! plan.scan(2, relas, |_symbol| true);
-//! assert_eq!((plan.got_size(), plan.plt_size()), (8, 16));
-//! let slots = plan.place(Addr::new(0x3000), Addr::new(0x2000));
+//! // Lay out: count the slots, then decide the addresses.
 //!
-//! // Relocate: the callee turns out to be in reach, so the call goes straight to it.
-//! let callee = [Symbol { addr: Addr::new(0x1800), size: 0, kind: SymbolKind::External }];
-//! let target = Target { section: 2, addr: Addr::new(0x1000), bytes: &file, discarded: OnDiscarded::Refuse };
-//! let mut text = file;
-//! let counts = apply(&target, relas, &callee[..], &slots, &mut Window::new(target.addr, &mut text))?;
-//! assert_eq!(text, [0xe8, 0xfb, 0x07, 0, 0]); // call 0x1800
-//! assert_eq!(counts.total(), 1);
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
+//! // Relocate: the callee is in reach, so the call goes straight to it.
 //!
-//! This crate never sees a pointer, a file or mapped memory. Relocation numbers are spelt here and nowhere else.
+//! This crate never sees a pointer, a file or mapped memory. Relocation numbers are written here and nowhere else.
 
 #![forbid(unsafe_code)]
 
@@ -54,10 +44,10 @@ mod row;
 mod slots;
 
 pub use apply::{apply, clear};
-pub use counts::Counts;
-pub use error::{Advice, Error, Site};
-pub use facts::{OnDiscarded, Symbol, SymbolKind, Symbols, Target};
-pub use field::Field;
+pub use counts::RelocCounts;
+pub use error::{RelocAdvice, RelocError, RelocSite};
+pub use facts::{OnDiscarded, RelocSymbol, RelocSymbolKind, RelocSymbols, RelocatedSection};
+pub use field::RelocField;
 pub use indirect::IndirectPlan;
-pub use row::{Before, ROWS, Reason, Row, Value, name, row};
+pub use row::{Before, ROWS, Reason, RelocFormula, RelocRow, name, row};
 pub use slots::{SlotPlan, Slots};

@@ -1,9 +1,9 @@
-//! Instructions that load an address from a GOT slot, rewritten to refer to the symbol itself, as GNU ld does when it
-//! links a position-independent executable.
+//! Relaxation: instructions that load an address from a GOT slot are rewritten to use the symbol's address itself, as
+//! GNU ld does when it links a position-independent executable.
 
-/// An instruction with a rip-relative operand that ends with its 32-bit displacement.
+/// An instruction with a rip-relative operand whose last part is the 32-bit displacement.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Form {
+pub(crate) enum RelaxableForm {
     /// `mov foo@GOTPCREL(%rip), %reg` becomes `lea foo(%rip), %reg`.
     Mov,
     /// `call *foo@GOTPCREL(%rip)` becomes `addr32 call foo`.
@@ -12,36 +12,36 @@ pub(crate) enum Form {
     Jmp,
 }
 
-impl Form {
-    /// The form of the instruction whose opcode and ModRM byte these are, if it can be rewritten.
+impl RelaxableForm {
+    /// Returns the form of the instruction with this opcode and this ModRM byte, or `None` if it cannot be rewritten.
     #[inline]
-    pub(crate) fn of(opcode: u8, modrm: u8) -> Option<Form> {
+    pub(crate) fn of(opcode: u8, modrm: u8) -> Option<RelaxableForm> {
         match (opcode, modrm) {
-            (0x8b, _) if modrm & 0xc7 == 0x05 => Some(Form::Mov),
-            (0xff, 0x15) => Some(Form::Call),
-            (0xff, 0x25) => Some(Form::Jmp),
+            (0x8b, _) if modrm & 0xc7 == 0x05 => Some(RelaxableForm::Mov),
+            (0xff, 0x15) => Some(RelaxableForm::Call),
+            (0xff, 0x25) => Some(RelaxableForm::Jmp),
             _ => None,
         }
     }
 
-    /// How much further from the symbol the place of the new displacement is than that of the old one.
+    /// Returns how many bytes lower the new displacement is than the old one.
     #[inline]
-    pub(crate) fn nearer(self) -> i64 {
+    pub(crate) fn displacement_shift(self) -> i64 {
         match self {
-            Form::Mov | Form::Call => 0,
-            // One byte of opcode where there were two: the displacement moves down by one.
-            Form::Jmp => 1,
+            RelaxableForm::Mov | RelaxableForm::Call => 0,
+            // The new opcode has one byte instead of two, so the displacement moves down by one.
+            RelaxableForm::Jmp => 1,
         }
     }
 
-    /// Opcode, ModRM byte and displacement of the new instruction.
+    /// Returns opcode, ModRM byte and displacement of the new instruction.
     #[inline]
     pub(crate) fn encode(self, modrm: u8, displacement: [u8; 4]) -> [u8; 6] {
         let [a, b, c, d] = displacement;
         match self {
-            Form::Mov => [0x8d, modrm, a, b, c, d], // lea disp(%rip), %reg
-            Form::Call => [0x67, 0xe8, a, b, c, d], // addr32 call disp
-            Form::Jmp => [0xe9, a, b, c, d, 0x90],  // jmp disp; nop
+            RelaxableForm::Mov => [0x8d, modrm, a, b, c, d], // lea disp(%rip), %reg
+            RelaxableForm::Call => [0x67, 0xe8, a, b, c, d], // addr32 call disp
+            RelaxableForm::Jmp => [0xe9, a, b, c, d, 0x90],  // jmp disp; nop
         }
     }
 }

@@ -1,24 +1,26 @@
-//! The table of relocations: number, name, what is computed, where it goes. Numbers and formulas are those of the
-//! System V ABI for x86-64, version 1.0, table 4.9.
+//! The table of relocations: number, name, formula and field. Numbers and formulas are those of the System V ABI for
+//! x86-64, version 1.0, table 4.9.
 
 use std::fmt;
 
-use crate::Field;
-use crate::Field::{Bits8, Bits16, I8, I32, I64, Nowhere, U32};
+use crate::RelocField;
+use crate::RelocField::{Bits8, Bits16, I8, I32, I64, Nowhere, U32};
 
-/// What a relocation computes. `S` is the symbol's address, `A` the addend, `P` the address of the place, `GOT` the
-/// address of the global offset table, `G` the address of the symbol's slot in it, `Z` the symbol's size.
+/// The formula of a relocation. `S` is the symbol's address, `A` the addend, `P` the address of the place, `GOT` the
+/// address of the global offset table, `G` the address of the symbol's GOT slot, `Z` the symbol's size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Value {
-    /// Nothing; the place is left alone.
+pub enum RelocFormula {
+    /// No value: the place stays unchanged.
     Nothing,
     /// `S + A`
     Symbol,
     /// `S + A - P`
     SymbolMinusPlace,
-    /// `S + A - P` if that reaches, else the same with the symbol's PLT entry for `S`: only a call or jump goes there.
+    /// `S + A - P` if this fits. Otherwise `S` is the address of the symbol's PLT entry, which is correct because only
+    /// calls and jumps use this formula.
     CallMinusPlace,
-    /// `S + A - GOT`. A PLT entry would do as well (`R_X86_64_PLTOFF64`) but a 64-bit field always reaches.
+    /// `S + A - GOT`. For `R_X86_64_PLTOFF64` the ABI allows a PLT entry instead of the symbol, but a 64-bit field
+    /// reaches every symbol.
     SymbolMinusGot,
     /// `G + A - P`
     SlotMinusPlace,
@@ -28,22 +30,22 @@ pub enum Value {
     GotMinusPlace,
     /// `Z + A`
     Size,
-    /// Not computed here.
+    /// Not supported, for this reason.
     Refused(Reason),
 }
 
 /// Why a relocation is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reason {
-    /// It concerns thread-local storage, which a module has none of.
+    /// The relocation is for thread-local storage, which modules do not have.
     ThreadLocal,
-    /// Linkers write it for the dynamic loader; a relocatable object has none.
+    /// Linkers write the relocation for the dynamic loader. A relocatable object never has one.
     LinkedObject,
-    /// The ABI has withdrawn it.
+    /// The ABI has withdrawn the relocation.
     Withdrawn,
-    /// It belongs to an instruction of the APX extension.
+    /// The relocation is for an instruction of the APX extension.
     Apx,
-    /// It tells a linker which C++ virtual tables are used.
+    /// The relocation tells a linker which C++ virtual tables are used.
     VirtualTable,
     /// The ABI has no such number.
     Unknown,
@@ -62,72 +64,72 @@ impl fmt::Display for Reason {
     }
 }
 
-/// What must stand at the place before it is written.
+/// The bytes that must be at the place before it is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Before {
-    /// Zeros, as Linux demands of these six. Catches a section that is relocated twice.
+    /// Zeros, which Linux requires for these six relocations. This detects a section that is relocated twice.
     Zeros,
-    /// What the file has there.
+    /// The bytes of the file.
     File,
 }
 
-/// One relocation.
+/// One row of the table: a relocation and how it is applied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Row {
-    /// Its number in the file.
+pub struct RelocRow {
+    /// The relocation's number in the file.
     pub raw: u32,
-    /// Its name in the ABI.
+    /// The relocation's name in the ABI.
     pub name: &'static str,
-    /// What it computes.
-    pub value: Value,
-    /// What takes the value, and with it the range.
-    pub field: Field,
-    /// What is there before.
+    /// The formula.
+    pub value: RelocFormula,
+    /// The field that takes the value. The field determines the range.
+    pub field: RelocField,
+    /// The bytes that must be at the place before.
     pub before: Before,
-    /// How many bytes of the instruction (prefix, opcode, ModRM) stand before the field and may be rewritten together
-    /// with it, so that it refers to the symbol and not to its slot. 0: none may.
+    /// The number of bytes of the instruction (prefix, opcode, ModRM) before the field that may be rewritten to use the
+    /// symbol itself instead of its slot. 0 if the instruction must stay unchanged.
     pub opcode: u8,
 }
 
-const fn row_of(raw: u32, name: &'static str, value: Value, field: Field) -> Row {
-    Row { raw, name, value, field, before: Before::File, opcode: 0 }
+const fn row_of(raw: u32, name: &'static str, value: RelocFormula, field: RelocField) -> RelocRow {
+    RelocRow { raw, name, value, field, before: Before::File, opcode: 0 }
 }
 
-const fn over_zeros(raw: u32, name: &'static str, value: Value, field: Field) -> Row {
-    Row { before: Before::Zeros, ..row_of(raw, name, value, field) }
+const fn row_over_zeros(raw: u32, name: &'static str, value: RelocFormula, field: RelocField) -> RelocRow {
+    RelocRow { before: Before::Zeros, ..row_of(raw, name, value, field) }
 }
 
-const fn relaxable(raw: u32, name: &'static str, opcode: u8) -> Row {
-    Row { opcode, ..row_of(raw, name, Value::SlotMinusPlace, I32) }
+const fn relaxable(raw: u32, name: &'static str, opcode: u8) -> RelocRow {
+    RelocRow { opcode, ..row_of(raw, name, RelocFormula::SlotMinusPlace, I32) }
 }
 
-const fn refused(raw: u32, name: &'static str, reason: Reason) -> Row {
-    row_of(raw, name, Value::Refused(reason), Nowhere)
+const fn refused(raw: u32, name: &'static str, reason: Reason) -> RelocRow {
+    row_of(raw, name, RelocFormula::Refused(reason), Nowhere)
 }
 
-/// How many numbers the table covers.
+/// The number of rows in [`ROWS`].
 pub(crate) const COUNT: usize = 52;
 
-/// All relocations of the ABI; each stands at the index that is its number.
-pub const ROWS: &[Row; COUNT] = {
+/// All relocations of the ABI. The index of a row is its relocation number.
+pub const ROWS: &[RelocRow; COUNT] = {
     use Reason::{Apx, LinkedObject, ThreadLocal, Withdrawn};
-    use Value::{
+    use RelocFormula::{
         CallMinusPlace, GotMinusPlace, Nothing, Size, SlotMinusGot, SlotMinusPlace, Symbol, SymbolMinusGot,
         SymbolMinusPlace,
     };
     &[
         row_of(0, "R_X86_64_NONE", Nothing, Nowhere),
-        over_zeros(1, "R_X86_64_64", Symbol, I64),
-        over_zeros(2, "R_X86_64_PC32", SymbolMinusPlace, I32),
+        row_over_zeros(1, "R_X86_64_64", Symbol, I64),
+        row_over_zeros(2, "R_X86_64_PC32", SymbolMinusPlace, I32),
         row_of(3, "R_X86_64_GOT32", SlotMinusGot, I32),
-        over_zeros(4, "R_X86_64_PLT32", CallMinusPlace, I32),
+        row_over_zeros(4, "R_X86_64_PLT32", CallMinusPlace, I32),
         refused(5, "R_X86_64_COPY", LinkedObject),
         refused(6, "R_X86_64_GLOB_DAT", LinkedObject),
         refused(7, "R_X86_64_JUMP_SLOT", LinkedObject),
         refused(8, "R_X86_64_RELATIVE", LinkedObject),
         row_of(9, "R_X86_64_GOTPCREL", SlotMinusPlace, I32),
-        over_zeros(10, "R_X86_64_32", Symbol, U32),
-        over_zeros(11, "R_X86_64_32S", Symbol, I32),
+        row_over_zeros(10, "R_X86_64_32", Symbol, U32),
+        row_over_zeros(11, "R_X86_64_32S", Symbol, I32),
         row_of(12, "R_X86_64_16", Symbol, Bits16),
         row_of(13, "R_X86_64_PC16", SymbolMinusPlace, Bits16),
         row_of(14, "R_X86_64_8", Symbol, Bits8),
@@ -140,7 +142,7 @@ pub const ROWS: &[Row; COUNT] = {
         refused(21, "R_X86_64_DTPOFF32", ThreadLocal),
         refused(22, "R_X86_64_GOTTPOFF", ThreadLocal),
         refused(23, "R_X86_64_TPOFF32", ThreadLocal),
-        over_zeros(24, "R_X86_64_PC64", SymbolMinusPlace, I64),
+        row_over_zeros(24, "R_X86_64_PC64", SymbolMinusPlace, I64),
         row_of(25, "R_X86_64_GOTOFF64", SymbolMinusGot, I64),
         row_of(26, "R_X86_64_GOTPC32", GotMinusPlace, I32),
         row_of(27, "R_X86_64_GOT64", SlotMinusGot, I64),
@@ -171,23 +173,23 @@ pub const ROWS: &[Row; COUNT] = {
     ]
 };
 
-/// GNU's two additions, far from the others.
-const VIRTUAL_TABLES: [Row; 2] = [
+/// GNU's two additional relocations, whose numbers are far from the others.
+const VIRTUAL_TABLES: [RelocRow; 2] = [
     refused(250, "R_X86_64_GNU_VTINHERIT", Reason::VirtualTable),
     refused(251, "R_X86_64_GNU_VTENTRY", Reason::VirtualTable),
 ];
 
-/// The row of this number. `None`: the ABI has no such number.
+/// Returns the row of this relocation number, or `None` if the ABI has no such number.
 #[must_use]
 #[inline]
-pub fn row(raw: u32) -> Option<&'static Row> {
+pub fn row(raw: u32) -> Option<&'static RelocRow> {
     match usize::try_from(raw).ok().and_then(|at| ROWS.get(at)) {
         None => VIRTUAL_TABLES.iter().find(|row| row.raw == raw),
         found => found,
     }
 }
 
-/// The name of the relocation with this number, for tools that list them.
+/// Returns the name of the relocation with this number, for tools that list relocations.
 #[must_use]
 pub fn name(raw: u32) -> Option<&'static str> {
     row(raw).map(|row| row.name)

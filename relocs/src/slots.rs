@@ -1,66 +1,66 @@
-//! GOT slots and PLT entries as data: who needs one is counted before any address is known; what they hold is written
-//! when all addresses are.
+//! GOT slots and PLT entries. They are counted before any address is known, and written once all addresses are known.
 
 use modload_abi::{Records, Rela};
-use modload_edit::{Addr, Edit, Engine, Sink, Why, index, wide};
+use modload_edit::{Addr, Edit, EditOrigin, Engine, Sink, index, wide};
 
-use crate::row::{Value, row};
-use crate::{Advice, Error, Field, Site, Symbols};
+use crate::row::{RelocFormula, row};
+use crate::{RelocAdvice, RelocError, RelocField, RelocSite, RelocSymbols};
 
-/// Size of a GOT slot: one address.
+/// The size of a GOT slot: one address.
 pub(crate) const SLOT: u64 = 8;
-/// Size of a PLT entry.
+/// The size of a PLT entry.
 pub(crate) const ENTRY: u64 = 16;
 
-/// A PLT entry, its displacement still zero. It begins with an ENDBR so that code compiled with -fcf-protection may
-/// take its address and call it indirectly.
+/// A PLT entry with a displacement of zero. The entry begins with an ENDBR, so that code compiled with -fcf-protection
+/// may take its address and call it indirectly.
 pub(crate) const PLT_ENTRY: [u8; 16] = [
     0xf3, 0x0f, 0x1e, 0xfa, // endbr64
     0xff, 0x25, 0x00, 0x00, 0x00, 0x00, // jmp *slot(%rip)
     0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, // int3
 ];
-/// Where the displacement stands in it, and where the instruction ends that has it.
+/// The position of the displacement in a PLT entry. The jump instruction ends where the displacement ends.
 pub(crate) const DISPLACEMENT: std::ops::Range<usize> = 6..10;
 
-/// The table entries of one symbol: numbers, from 1; 0 is none.
+/// The numbers of a symbol's GOT slot and PLT entry, from 1. 0 if the symbol has none.
 #[derive(Clone, Copy, Default, Debug)]
 struct Entries {
     got: u32,
     plt: u32,
 }
 
-/// Which symbols of a module need a GOT slot or a PLT entry. Filled section by section before the module is laid out;
-/// allocates only when the first slot is needed.
+/// The symbols of a module that need a GOT slot or a PLT entry. Filled section by section before the module is laid
+/// out. The first needed slot causes the first allocation.
 #[derive(Clone, Default, Debug)]
 pub struct SlotPlan {
-    /// How many symbols the module has.
+    /// The number of symbols of the module.
     symbols: u32,
-    /// By symbol; empty until the first one needs an entry.
+    /// By symbol index. Empty until the first symbol needs an entry.
     entries: Vec<Entries>,
-    /// For each GOT slot the relocation that was the first to need it.
-    got: Vec<Site>,
-    /// For each PLT entry the same.
-    plt: Vec<Site>,
+    /// The relocation that first needed each GOT slot.
+    got: Vec<RelocSite>,
+    /// The relocation that first needed each PLT entry.
+    plt: Vec<RelocSite>,
 }
 
 impl SlotPlan {
-    /// No slots yet, for a module whose symbol table has this many symbols, the null symbol included.
+    /// Starts an empty plan for a module whose symbol table has this many symbols, including the null symbol.
     #[must_use]
     pub fn new(symbols: u32) -> SlotPlan {
         SlotPlan { symbols, ..SlotPlan::default() }
     }
 
-    /// Counts what the relocations of one section need: a GOT slot for each symbol that is referred to by way of one,
-    /// and a PLT entry with a GOT slot for each symbol that is called and may be out of reach. `section` is the index of the section
-    /// that holds the records. A data reference (`R_X86_64_PC32`) may not be redirected and needs nothing.
+    /// Counts the slots that the relocations of one section need: a GOT slot for each symbol that is used by its slot,
+    /// and a PLT entry with a GOT slot for each symbol that is called and may be out of reach. `section` is the index
+    /// of the section that holds the records. A data reference (`R_X86_64_PC32`) may not be redirected and needs no
+    /// slot.
     ///
-    /// Records that [`crate::apply`] refuses are passed over here.
+    /// Records that [`crate::apply`] refuses are ignored here.
     pub fn scan(&mut self, section: u32, relas: Records<'_, Rela>, mut may_be_far: impl FnMut(u32) -> bool) {
         for (record, rela) in (0..).zip(relas.iter()) {
-            let site = || Site { section, record, raw: rela.kind, offset: rela.offset, symbol: rela.symbol };
+            let site = || RelocSite { section, record, raw: rela.kind, offset: rela.offset, symbol: rela.symbol };
             match row(rela.kind).map(|row| row.value) {
-                Some(Value::SlotMinusPlace | Value::SlotMinusGot) => self.need_slot(site()),
-                Some(Value::CallMinusPlace) if may_be_far(rela.symbol) => self.need_entry(site()),
+                Some(RelocFormula::SlotMinusPlace | RelocFormula::SlotMinusGot) => self.need_slot(site()),
+                Some(RelocFormula::CallMinusPlace) if may_be_far(rela.symbol) => self.need_entry(site()),
                 _ => {}
             }
         }
@@ -76,7 +76,7 @@ impl SlotPlan {
         self.entries.get_mut(index(symbol.into()))
     }
 
-    fn need_slot(&mut self, site: Site) {
+    fn need_slot(&mut self, site: RelocSite) {
         let next = number(self.got.len());
         if let Some(entries) = self.entries_of(site.symbol).filter(|entries| entries.got == 0) {
             entries.got = next;
@@ -84,7 +84,7 @@ impl SlotPlan {
         }
     }
 
-    fn need_entry(&mut self, site: Site) {
+    fn need_entry(&mut self, site: RelocSite) {
         let next = number(self.plt.len());
         if let Some(entries) = self.entries_of(site.symbol).filter(|entries| entries.plt == 0) {
             entries.plt = next;
@@ -93,31 +93,31 @@ impl SlotPlan {
         }
     }
 
-    /// Size of the GOT in bytes.
+    /// Returns the size of the GOT in bytes.
     #[must_use]
     pub fn got_size(&self) -> u64 {
         SLOT * wide(self.got.len())
     }
 
-    /// What the address of the GOT must be a multiple of.
+    /// Returns the alignment of the GOT.
     #[must_use]
     pub const fn got_align(&self) -> u64 {
         SLOT
     }
 
-    /// Size of the PLT in bytes.
+    /// Returns the size of the PLT in bytes.
     #[must_use]
     pub fn plt_size(&self) -> u64 {
         ENTRY * wide(self.plt.len())
     }
 
-    /// What the address of the PLT must be a multiple of.
+    /// Returns the alignment of the PLT.
     #[must_use]
     pub const fn plt_align(&self) -> u64 {
         ENTRY
     }
 
-    /// Gives the two tables their addresses. `got` is the address of `_GLOBAL_OFFSET_TABLE_` even if there is no slot;
+    /// Gives the two tables their addresses. `got` is the address of `_GLOBAL_OFFSET_TABLE_` even if there is no slot:
     /// code of the medium and large models refers to it in any case.
     #[must_use]
     pub fn place(self, got: Addr, plt: Addr) -> Slots {
@@ -125,13 +125,13 @@ impl SlotPlan {
     }
 }
 
-/// The number, from 1, of the entry that comes after `len` others. No table is longer than the symbol table, whose
-/// indices are 32 bits wide.
+/// Returns the number, from 1, of the entry after `len` others. No table is longer than the symbol table, whose indices
+/// are 32 bits wide.
 fn number(len: usize) -> u32 {
     u32::try_from(len).map_or(u32::MAX, |len| len.saturating_add(1))
 }
 
-/// A module's GOT slots and PLT entries, with their addresses.
+/// The GOT slots and PLT entries of a module, with their addresses.
 #[derive(Clone, Default, Debug)]
 pub struct Slots {
     plan: SlotPlan,
@@ -140,21 +140,21 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// The address of the GOT, which is what `_GLOBAL_OFFSET_TABLE_` means.
+    /// Returns the address of the GOT, which is the address of `_GLOBAL_OFFSET_TABLE_`.
     #[must_use]
     #[inline]
     pub fn got(&self) -> Addr {
         self.got
     }
 
-    /// The address of the PLT.
+    /// Returns the address of the PLT.
     #[must_use]
     #[inline]
     pub fn plt(&self) -> Addr {
         self.plt
     }
 
-    /// The GOT slot of this symbol, if it has one.
+    /// Returns the GOT slot of this symbol, if there is one.
     #[must_use]
     #[inline]
     pub fn slot(&self, symbol: u32) -> Option<Addr> {
@@ -162,7 +162,7 @@ impl Slots {
         Some(self.got + SLOT * u64::from(number))
     }
 
-    /// The PLT entry of this symbol, if it has one.
+    /// Returns the PLT entry of this symbol, if there is one.
     #[must_use]
     #[inline]
     pub fn entry(&self, symbol: u32) -> Option<Addr> {
@@ -170,29 +170,29 @@ impl Slots {
         Some(self.plt + ENTRY * u64::from(number))
     }
 
-    /// The symbols that have a GOT slot, in order of their slots.
+    /// Returns the symbols that have a GOT slot, in order of their slots.
     pub fn slots(&self) -> impl ExactSizeIterator<Item = u32> {
         self.plan.got.iter().map(|site| site.symbol)
     }
 
-    /// The symbols that have a PLT entry, in order of their entries.
+    /// Returns the symbols that have a PLT entry, in order of their entries.
     pub fn entries(&self) -> impl ExactSizeIterator<Item = u32> {
         self.plan.plt.iter().map(|site| site.symbol)
     }
 
-    /// Writes the address of its symbol into each GOT slot, all of which must be zero before. The slot of a symbol
-    /// whose section was not kept, or whose object is not there yet, stays zero.
+    /// Writes the address of its symbol into each GOT slot. All slots must be zero before. A slot stays zero if the
+    /// symbol's section was discarded, or if the symbol's object is not loaded yet.
     ///
     /// # Errors
-    /// [`Error::NoSymbol`] or [`Error::Rejected`], with the relocation that was the first to need the slot.
-    pub fn fill_got<Y, S>(&self, symbols: &Y, sink: &mut S) -> Result<(), Error>
+    /// [`RelocError::NoSymbol`] or [`RelocError::Rejected`], with the relocation that first needed the slot.
+    pub fn fill_got<Y, S>(&self, symbols: &Y, sink: &mut S) -> Result<(), RelocError>
     where
-        Y: Symbols + ?Sized,
+        Y: RelocSymbols + ?Sized,
         S: Sink + ?Sized,
     {
         let mut at = self.got;
         for &site in &self.plan.got {
-            let symbol = symbols.symbol(site.symbol).ok_or(Error::NoSymbol { site })?;
+            let symbol = symbols.symbol(site.symbol).ok_or(RelocError::NoSymbol { site })?;
             if symbol.kind.has_address() {
                 let new = symbol.addr.get().to_le_bytes();
                 put(Edit { at, old: &[0; 8], new: &new, why: why(site) }, site, sink)?;
@@ -202,19 +202,18 @@ impl Slots {
         Ok(())
     }
 
-    /// Writes the PLT's entries over the INT3 (0xcc) that a text begins as. Each jumps through the GOT slot of its
-    /// symbol.
+    /// Writes the PLT entries over the INT3 (0xcc) with which text memory is filled initially. Each entry jumps through
+    /// the GOT slot of its symbol.
     ///
-    /// # Errors
-    /// [`Error::Overflow`] if the GOT is out of reach, or [`Error::Rejected`], with the relocation that was the first
-    /// to need the entry.
-    pub fn fill_plt<S: Sink + ?Sized>(&self, sink: &mut S) -> Result<(), Error> {
+    /// # Errors [`RelocError::Overflow`] if the GOT is out of reach, or [`RelocError::Rejected`], with the relocation
+    /// that first needed the entry.
+    pub fn fill_plt<S: Sink + ?Sized>(&self, sink: &mut S) -> Result<(), RelocError> {
         let mut at = self.plt;
         for &site in &self.plan.plt {
-            let slot = self.slot(site.symbol).ok_or(Error::MissingSlot { site })?;
+            let slot = self.slot(site.symbol).ok_or(RelocError::MissingSlot { site })?;
             let value = slot - (at + wide(DISPLACEMENT.end));
-            if !Field::I32.fits(value) {
-                return Err(Error::overflow(site, Field::I32, value, Advice::Nearer));
+            if !RelocField::I32.fits(value) {
+                return Err(RelocError::overflow(site, RelocField::I32, value, RelocAdvice::Nearer));
             }
             let mut new = PLT_ENTRY;
             new[DISPLACEMENT].copy_from_slice(&value.to_le_bytes()[..4]);
@@ -225,10 +224,10 @@ impl Slots {
     }
 }
 
-fn why(site: Site) -> Why {
-    Why { engine: Engine::Slot, section: site.section, record: site.record }
+fn why(site: RelocSite) -> EditOrigin {
+    EditOrigin { engine: Engine::Slot, section: site.section, record: site.record }
 }
 
-fn put<S: Sink + ?Sized>(edit: Edit<'_>, site: Site, sink: &mut S) -> Result<(), Error> {
-    sink.edit(edit).map_err(|source| Error::Rejected { site, source })
+fn put<S: Sink + ?Sized>(edit: Edit<'_>, site: RelocSite, sink: &mut S) -> Result<(), RelocError> {
+    sink.edit(edit).map_err(|source| RelocError::Rejected { site, source })
 }

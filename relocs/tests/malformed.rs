@@ -1,8 +1,11 @@
-//! Records are untrusted input: whatever they say, the answer is an edit within the section or an error.
+//! Records are untrusted input: every record results in an edit within the section or in an error.
 
 use modload_abi::{Records, Rela};
 use modload_edit::{Addr, EditSet, Rejected, Window, wide};
-use modload_relocs::{Error, Field, OnDiscarded, ROWS, SlotPlan, Slots, Symbol, SymbolKind, Target, apply, clear};
+use modload_relocs::{
+    OnDiscarded, ROWS, RelocError, RelocField, RelocSymbol, RelocSymbolKind, RelocatedSection, SlotPlan, Slots, apply,
+    clear,
+};
 
 fn record(offset: u64, raw: u32, symbol: u32, addend: i64) -> Vec<u8> {
     let mut bytes = offset.to_le_bytes().to_vec();
@@ -12,19 +15,19 @@ fn record(offset: u64, raw: u32, symbol: u32, addend: i64) -> Vec<u8> {
     bytes
 }
 
-fn symbol(addr: u64, size: u64, kind: SymbolKind) -> Symbol {
-    Symbol { addr: Addr::new(addr), size, kind }
+fn symbol(addr: u64, size: u64, kind: RelocSymbolKind) -> RelocSymbol {
+    RelocSymbol { addr: Addr::new(addr), size, kind }
 }
 
-/// Plans, applies and clears, as a loader would, at any addresses.
-fn run(file: &[u8], relas: &[u8], symbols: &[Symbol], [text, got, plt]: [Addr; 3]) -> Result<(), Error> {
+/// Plans, applies and clears as a loader does, at the given addresses.
+fn run(file: &[u8], relas: &[u8], symbols: &[RelocSymbol], [text, got, plt]: [Addr; 3]) -> Result<(), RelocError> {
     let records = Records::<Rela>::new(relas).unwrap();
     let mut plan = SlotPlan::new(u32::try_from(symbols.len()).unwrap());
     plan.scan(1, records, |symbol| symbol % 2 == 0);
     let slots = plan.place(got, plt);
     slots.fill_got(symbols, &mut EditSet::new())?;
     let entries = slots.fill_plt(&mut EditSet::new());
-    let target = Target { section: 1, addr: text, bytes: file, discarded: OnDiscarded::LeaveZero };
+    let target = RelocatedSection { section: 1, addr: text, bytes: file, discarded: OnDiscarded::LeaveZero };
     let mut bytes = file.to_vec();
     let counts = apply(&target, records, symbols, &slots, &mut Window::new(text, &mut bytes))?;
     assert_eq!(counts.total(), wide(records.len()));
@@ -37,36 +40,38 @@ const USUAL: [Addr; 3] = [Addr::new(0x10_0000), Addr::new(0x30_0000), Addr::new(
 
 #[test]
 fn a_place_must_lie_within_its_section() {
-    let symbols = [symbol(0x10_0010, 0x10, SymbolKind::Defined); 2];
-    for row in ROWS.iter().filter(|row| row.field != Field::Nowhere) {
+    let symbols = [symbol(0x10_0010, 0x10, RelocSymbolKind::Defined); 2];
+    for row in ROWS.iter().filter(|row| row.field != RelocField::Nowhere) {
         let width = u64::from(row.field.width());
-        // The last place that fits; an addend that keeps every value small enough is another test's business.
+        // The last place that fits. Large addends are covered by another test.
         let last = run(&[0; 32], &record(32 - width, row.raw, 1, 0), &symbols, USUAL);
-        assert!(matches!(last, Ok(()) | Err(Error::Overflow { .. })), "{}: {last:?}", row.name);
-        let addend = if let Err(Error::Overflow { value, .. }) = last { -i64::try_from(value).unwrap() } else { 0 };
+        assert!(matches!(last, Ok(()) | Err(RelocError::Overflow { .. })), "{}: {last:?}", row.name);
+        let addend =
+            if let Err(RelocError::Overflow { value, .. }) = last { -i64::try_from(value).unwrap() } else { 0 };
         for offset in [33 - width, 31 + u64::from(width == 1), 32, 33, 1 << 32, 1 << 63, u64::MAX - width + 1, u64::MAX]
         {
             let refused = run(&[0; 32], &record(offset, row.raw, 1, addend), &symbols, USUAL).unwrap_err();
-            // A value that is relative to the place may be what fails first.
-            let named = matches!(refused, Error::Outside { .. } | Error::Overflow { .. });
+            // A value that is relative to the place may overflow first.
+            let named = matches!(refused, RelocError::Outside { .. } | RelocError::Overflow { .. });
             assert!(named, "{} at {offset:#x}: {refused}", row.name);
             assert_eq!(refused.site().offset, offset);
         }
         let refused = run(&[], &record(0, row.raw, 1, addend), &symbols, USUAL).unwrap_err();
-        assert!(!matches!(refused, Error::Rejected { .. }), "{}: {refused}", row.name);
+        assert!(!matches!(refused, RelocError::Rejected { .. }), "{}: {refused}", row.name);
     }
 }
 
 #[test]
 fn a_place_outside_says_so() {
-    let refused = run(&[0; 32], &record(29, 2, 0, 0), &[symbol(0x10_0000, 0, SymbolKind::Defined)], USUAL).unwrap_err();
+    let refused =
+        run(&[0; 32], &record(29, 2, 0, 0), &[symbol(0x10_0000, 0, RelocSymbolKind::Defined)], USUAL).unwrap_err();
     assert_eq!(refused.to_string(), "R_X86_64_PC32 at +0x1d: its 4 bytes do not lie within a section of 0x20");
 }
 
 #[test]
 fn a_symbol_must_be_in_the_table() {
-    let symbols = [symbol(0x10_0010, 0x10, SymbolKind::Defined); 2];
-    for row in ROWS.iter().filter(|row| row.field != Field::Nowhere) {
+    let symbols = [symbol(0x10_0010, 0x10, RelocSymbolKind::Defined); 2];
+    for row in ROWS.iter().filter(|row| row.field != RelocField::Nowhere) {
         for index in [2, 3, u32::MAX] {
             let refused = run(&[0; 32], &record(8, row.raw, index, 0), &symbols, USUAL).unwrap_err();
             assert_eq!(refused.to_string(), format!("{} at +0x8: there is no symbol {index}", row.name));
@@ -74,24 +79,24 @@ fn a_symbol_must_be_in_the_table() {
     }
 }
 
-/// A window cannot tell a place that somebody has written zeros to from one that nobody has; a plan can.
+/// A window cannot distinguish a place that was rewritten with zeros from an untouched place. A plan can.
 #[test]
 fn two_relocations_of_one_place_are_refused() {
     let twice = [record(8, 2, 0, 0), record(10, 2, 0, 0)].concat();
-    let behind = [symbol(0x10_0000, 0x10, SymbolKind::Defined)];
+    let behind = [symbol(0x10_0000, 0x10, RelocSymbolKind::Defined)];
     let refused = run(&[0; 32], &twice, &behind, USUAL).unwrap_err();
     assert_eq!(refused.site().record, 1);
-    assert!(matches!(refused, Error::Rejected { source: Rejected::Mismatch { .. }, .. }), "{refused}");
+    assert!(matches!(refused, RelocError::Rejected { source: Rejected::Mismatch { .. }, .. }), "{refused}");
 
-    let before = [symbol(0x10_0010, 0x10, SymbolKind::Defined)];
-    let target = Target { section: 1, addr: USUAL[0], bytes: &[0; 32], discarded: OnDiscarded::Refuse };
+    let before = [symbol(0x10_0010, 0x10, RelocSymbolKind::Defined)];
+    let target = RelocatedSection { section: 1, addr: USUAL[0], bytes: &[0; 32], discarded: OnDiscarded::Refuse };
     let records = Records::<Rela>::new(&twice).unwrap();
     let refused = apply(&target, records, &before[..], &Slots::default(), &mut EditSet::new()).unwrap_err();
     assert_eq!(refused.site().record, 1);
-    assert!(matches!(refused, Error::Rejected { source: Rejected::Collision { .. }, .. }), "{refused}");
+    assert!(matches!(refused, RelocError::Rejected { source: Rejected::Collision { .. }, .. }), "{refused}");
 }
 
-/// Marsaglia's xorshift: the same numbers every time.
+/// Marsaglia's xorshift generator, which returns the same numbers in every run.
 struct Numbers(u64);
 
 impl Numbers {
@@ -106,7 +111,7 @@ impl Numbers {
         self.next() % end
     }
 
-    /// Mostly a number where something ends.
+    /// Returns a number near a power of two in most cases.
     fn extreme(&mut self) -> u64 {
         let power = 1_u64 << self.below(64);
         match self.below(8) {
@@ -123,13 +128,13 @@ impl Numbers {
         u32::try_from(self.below(end)).unwrap()
     }
 
-    fn kind(&mut self) -> SymbolKind {
+    fn kind(&mut self) -> RelocSymbolKind {
         match self.below(5) {
-            0 => SymbolKind::Absolute,
-            1 => SymbolKind::External,
-            2 => SymbolKind::UndefinedWeak,
-            3 => SymbolKind::Discarded,
-            _ => SymbolKind::Defined,
+            0 => RelocSymbolKind::Absolute,
+            1 => RelocSymbolKind::External,
+            2 => RelocSymbolKind::UndefinedWeak,
+            3 => RelocSymbolKind::Discarded,
+            _ => RelocSymbolKind::Defined,
         }
     }
 }
@@ -139,7 +144,7 @@ fn nothing_makes_it_panic() {
     let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
     let (mut done, mut refused) = (0, 0);
     for _ in 0..200_000 {
-        // Opcodes that can be relaxed are everywhere, so that those paths run too.
+        // Relaxable opcodes occur often, so that those code paths run too.
         let size = numbers.below(48);
         let opcodes = [0x48, 0x8b, 0x05, 0xff, 0x15, 0x25, 0x00, 0x00];
         let file: Vec<u8> = (0..size).map(|_| opcodes[usize::try_from(numbers.below(8)).unwrap()]).collect();
@@ -167,6 +172,6 @@ fn random_bytes_are_records_like_any_others() {
     let mut numbers = Numbers(1);
     for _ in 0..50_000 {
         let relas: Vec<u8> = (0..3).flat_map(|_| numbers.next().to_le_bytes()).collect();
-        let _refused = run(&[0; 64], &relas, &[symbol(0, 0, SymbolKind::Absolute)], USUAL).unwrap_err();
+        let _refused = run(&[0; 64], &relas, &[symbol(0, 0, RelocSymbolKind::Absolute)], USUAL).unwrap_err();
     }
 }

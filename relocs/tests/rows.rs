@@ -1,10 +1,10 @@
-//! Every row of the table, by itself: what fits, what is one too far, and the way back.
+//! Every row of the table by itself: the values that just fit, the first values that do not fit, and the inverse edits.
 
 use modload_abi::{Records, Rela};
 use modload_edit::{Addr, Counter, Edit, EditSet, Rejected, Sink, Window};
 use modload_relocs::{
-    Before, Error, Field, OnDiscarded, ROWS, Reason, Row, SlotPlan, Slots, Symbol, SymbolKind, Target, Value, apply,
-    clear, row,
+    Before, OnDiscarded, ROWS, Reason, RelocError, RelocField, RelocFormula, RelocRow, RelocSymbol, RelocSymbolKind,
+    RelocatedSection, SlotPlan, Slots, apply, clear, row,
 };
 
 const TEXT: Addr = Addr::new(0x10_0000);
@@ -12,10 +12,10 @@ const GOT: Addr = Addr::new(0x30_0000);
 const PLT: Addr = Addr::new(0x20_0000);
 const OFFSET: u64 = 8;
 const SECTION: u32 = 5;
-/// Index 0 is the null symbol, index 1 is what the tests refer to.
-const SYMBOLS: [Symbol; 2] = [
-    Symbol { addr: Addr::NULL, size: 0, kind: SymbolKind::Absolute },
-    Symbol { addr: Addr::new(0x40_0000), size: 0x20, kind: SymbolKind::Defined },
+/// The null symbol at index 0, and the symbol of the tests at index 1.
+const SYMBOLS: [RelocSymbol; 2] = [
+    RelocSymbol { addr: Addr::NULL, size: 0, kind: RelocSymbolKind::Absolute },
+    RelocSymbol { addr: Addr::new(0x40_0000), size: 0x20, kind: RelocSymbolKind::Defined },
 ];
 
 fn rela(raw: u32, offset: u64, symbol: u32, addend: i64) -> Vec<u8> {
@@ -30,8 +30,8 @@ fn records(bytes: &[u8]) -> Records<'_, Rela> {
     Records::new(bytes).unwrap()
 }
 
-fn target(bytes: &[u8]) -> Target<'_> {
-    Target { section: SECTION, addr: TEXT, bytes, discarded: OnDiscarded::Refuse }
+fn target(bytes: &[u8]) -> RelocatedSection<'_> {
+    RelocatedSection { section: SECTION, addr: TEXT, bytes, discarded: OnDiscarded::Refuse }
 }
 
 fn slots(relas: &[u8]) -> Slots {
@@ -40,32 +40,32 @@ fn slots(relas: &[u8]) -> Slots {
     plan.place(GOT, PLT)
 }
 
-/// Applies one relocation of the section `file`.
-fn one(file: &[u8], rela: &[u8], symbol: Symbol) -> Result<Vec<u8>, Error> {
+/// Applies one relocation to the section `file`.
+fn one(file: &[u8], rela: &[u8], symbol: RelocSymbol) -> Result<Vec<u8>, RelocError> {
     let mut bytes = file.to_vec();
     let symbols = [SYMBOLS[0], symbol];
     apply(&target(file), records(rela), &symbols[..], &slots(rela), &mut Window::new(TEXT, &mut bytes))?;
     Ok(bytes)
 }
 
-/// Rows that write something.
-fn written() -> impl Iterator<Item = &'static Row> {
-    ROWS.iter().filter(|row| row.field != Field::Nowhere)
+/// Returns the rows that write a value.
+fn written() -> impl Iterator<Item = &'static RelocRow> {
+    ROWS.iter().filter(|row| row.field != RelocField::Nowhere)
 }
 
-/// The value of a row with addend 0.
-fn base(row: &Row) -> i64 {
+/// Returns the value of a row with addend 0.
+fn base(row: &RelocRow) -> i64 {
     let place = TEXT + OFFSET;
     let symbol = SYMBOLS[1].addr;
     match row.value {
-        Value::Nothing | Value::Refused(_) => 0,
-        Value::Symbol => symbol - Addr::NULL,
-        Value::SymbolMinusPlace | Value::CallMinusPlace => symbol - place,
-        Value::SymbolMinusGot => symbol - GOT,
-        // The first slot stands at the start of the GOT.
-        Value::SlotMinusPlace | Value::GotMinusPlace => GOT - place,
-        Value::SlotMinusGot => 0,
-        Value::Size => 0x20,
+        RelocFormula::Nothing | RelocFormula::Refused(_) => 0,
+        RelocFormula::Symbol => symbol - Addr::NULL,
+        RelocFormula::SymbolMinusPlace | RelocFormula::CallMinusPlace => symbol - place,
+        RelocFormula::SymbolMinusGot => symbol - GOT,
+        // The first slot is at the start of the GOT.
+        RelocFormula::SlotMinusPlace | RelocFormula::GotMinusPlace => GOT - place,
+        RelocFormula::SlotMinusGot => 0,
+        RelocFormula::Size => 0x20,
     }
 }
 
@@ -112,7 +112,7 @@ fn every_narrow_row_refuses_what_is_one_too_far() {
         for value in [min - 1, max + 1, i64::MIN, i64::MAX] {
             let refused =
                 one(&[0; 24], &rela(row.raw, OFFSET, 1, value.wrapping_sub(base(row))), SYMBOLS[1]).unwrap_err();
-            let Error::Overflow { site, value: shown, beyond, bits, .. } = refused else { panic!("{refused}") };
+            let RelocError::Overflow { site, value: shown, beyond, bits, .. } = refused else { panic!("{refused}") };
             assert_eq!((site.section, site.record, site.raw), (SECTION, 0, row.raw));
             assert_eq!((site.offset, site.symbol, bits), (OFFSET, 1, row.field.bits()));
             if value == max + 1 || value == min - 1 && min != 0 {
@@ -130,7 +130,7 @@ fn the_six_rows_of_linux_want_zeros_and_the_others_do_not_care() {
         let relas = rela(row.raw, OFFSET, 1, i64::wrapping_sub(value, base(row)));
         match one(&[0x11; 24], &relas, SYMBOLS[1]) {
             Ok(_) => assert_eq!(row.before, Before::File, "{}", row.name),
-            Err(Error::Rejected { source: Rejected::Mismatch { expected, found, .. }, .. }) => {
+            Err(RelocError::Rejected { source: Rejected::Mismatch { expected, found, .. }, .. }) => {
                 assert!(expected.iter().all(|&byte| byte == 0) && found.iter().all(|&byte| byte == 0x11));
                 six.push(row.name);
             }
@@ -149,14 +149,14 @@ fn a_section_is_not_relocated_twice() {
         let mut window = Window::new(TEXT, &mut bytes);
         apply(&target(&[0; 24]), records(&relas), &SYMBOLS[..], &slots, &mut window).unwrap();
         let again = apply(&target(&[0; 24]), records(&relas), &SYMBOLS[..], &slots, &mut window).unwrap_err();
-        assert!(matches!(again, Error::Rejected { source: Rejected::Mismatch { .. }, .. }), "{again}");
+        assert!(matches!(again, RelocError::Rejected { source: Rejected::Mismatch { .. }, .. }), "{again}");
     }
 }
 
 #[test]
 fn none_does_nothing_wherever_it_stands() {
     let relas = rela(0, u64::MAX, 1, i64::MIN);
-    let discarded = Symbol { kind: SymbolKind::Discarded, ..SYMBOLS[1] };
+    let discarded = RelocSymbol { kind: RelocSymbolKind::Discarded, ..SYMBOLS[1] };
     assert_eq!(one(&[7; 24], &relas, discarded).unwrap(), [7; 24]);
 }
 
@@ -182,9 +182,11 @@ fn what_is_not_done_is_refused_by_name() {
         let refused = one(&[0; 24], &rela(raw, OFFSET, 1, 0), SYMBOLS[1]).unwrap_err();
         assert_eq!(refused.to_string(), said);
     }
-    for row in ROWS.iter().filter(|row| matches!(row.value, Value::Refused(_))) {
+    for row in ROWS.iter().filter(|row| matches!(row.value, RelocFormula::Refused(_))) {
         let refused = one(&[0; 24], &rela(row.raw, OFFSET, 1, 0), SYMBOLS[1]).unwrap_err();
-        assert!(matches!(refused, Error::Unsupported { reason, .. } if Value::Refused(reason) == row.value));
+        assert!(
+            matches!(refused, RelocError::Unsupported { reason, .. } if RelocFormula::Refused(reason) == row.value)
+        );
     }
     assert!(row(100).is_none());
     assert_eq!(Reason::Unknown.to_string(), "the ABI has no such number");
@@ -192,7 +194,7 @@ fn what_is_not_done_is_refused_by_name() {
 
 #[test]
 fn an_overflow_says_what_where_and_by_how_much() {
-    let external = |addr| Symbol { addr: Addr::new(addr), size: 0, kind: SymbolKind::External };
+    let external = |addr| RelocSymbol { addr: Addr::new(addr), size: 0, kind: RelocSymbolKind::External };
     for (raw, symbol, said) in [
         (
             4,
@@ -216,7 +218,7 @@ fn an_overflow_says_what_where_and_by_how_much() {
         ),
         (
             2,
-            Symbol { addr: Addr::new(1 << 40), ..SYMBOLS[1] },
+            RelocSymbol { addr: Addr::new(1 << 40), ..SYMBOLS[1] },
             "R_X86_64_PC32 at +0x8: 0xffffeffff4 is 0xff7feffff5 beyond its 32-bit field; place the module's sections nearer to each other",
         ),
         (12, external(0x2_0004), "R_X86_64_16 at +0x8: 0x20000 is 0x10001 beyond its 16-bit field; use a wider field"),
@@ -230,13 +232,13 @@ fn an_overflow_says_what_where_and_by_how_much() {
 #[test]
 fn a_discarded_section_is_refused_or_left_zero() {
     let relas = [rela(2, 0, 1, 0), rela(1, OFFSET, 0, 0x77)].concat();
-    let symbols = [SYMBOLS[0], Symbol { kind: SymbolKind::Discarded, ..SYMBOLS[1] }];
+    let symbols = [SYMBOLS[0], RelocSymbol { kind: RelocSymbolKind::Discarded, ..SYMBOLS[1] }];
     let mut bytes = [0; 24];
     let mut window = Window::new(TEXT, &mut bytes);
     let refused = apply(&target(&[0; 24]), records(&relas), &symbols[..], &slots(&relas), &mut window).unwrap_err();
     assert_eq!(refused.to_string(), "R_X86_64_PC32 at +0x0: the section of symbol 1 was not kept");
 
-    let lenient = Target { discarded: OnDiscarded::LeaveZero, ..target(&[0; 24]) };
+    let lenient = RelocatedSection { discarded: OnDiscarded::LeaveZero, ..target(&[0; 24]) };
     let counts = apply(&lenient, records(&relas), &symbols[..], &slots(&relas), &mut window).unwrap();
     assert_eq!((counts.total(), counts.skipped), (2, 1));
     assert_eq!((bytes[0], bytes[8]), (0, 0x77));
@@ -252,7 +254,7 @@ fn counts_of_sections_add_up() {
     assert_eq!(sum.iter().collect::<Vec<_>>(), [("R_X86_64_64", 2), ("R_X86_64_PC32", 4)]);
 }
 
-/// A sink of another crate's: the error it gives comes back with the relocation it was about.
+/// A sink of another crate. Its error must come back with the relocation that caused it.
 struct Full;
 
 impl Sink for Full {

@@ -1,9 +1,10 @@
-//! GOT slots, PLT entries, and the instructions that can do without.
+//! GOT slots, PLT entries, and the instructions that can do without them.
 
 use modload_abi::{Records, Rela};
 use modload_edit::{Addr, EditSet, Engine, Rejected, Window};
 use modload_relocs::{
-    Counts, Error, IndirectPlan, OnDiscarded, SlotPlan, Slots, Symbol, SymbolKind, Target, apply, clear,
+    IndirectPlan, OnDiscarded, RelocCounts, RelocError, RelocSymbol, RelocSymbolKind, RelocatedSection, SlotPlan,
+    Slots, apply, clear,
 };
 
 const TEXT: Addr = Addr::new(0x10_0000);
@@ -21,7 +22,7 @@ const PLTOFF64: u32 = 31;
 const GOTPCRELX: u32 = 41;
 const REX_GOTPCRELX: u32 = 42;
 
-/// Records of number, offset and symbol, with the addend of an operand at the end of its instruction.
+/// Returns records with this number, offset and symbol, and the addend of an operand at the end of its instruction.
 fn relas(rows: &[(u32, u64, u32)]) -> Vec<u8> {
     with_addend(rows, -4)
 }
@@ -47,16 +48,21 @@ fn plan(relas: &[u8], undefined: impl FnMut(u32) -> bool) -> SlotPlan {
     plan
 }
 
-fn symbols(addr: Addr, kind: SymbolKind) -> [Symbol; 8] {
-    [Symbol { addr, size: 0, kind }; 8]
+fn symbols(addr: Addr, kind: RelocSymbolKind) -> [RelocSymbol; 8] {
+    [RelocSymbol { addr, size: 0, kind }; 8]
 }
 
-fn text(bytes: &[u8]) -> Target<'_> {
-    Target { section: 5, addr: TEXT, bytes, discarded: OnDiscarded::Refuse }
+fn text(bytes: &[u8]) -> RelocatedSection<'_> {
+    RelocatedSection { section: 5, addr: TEXT, bytes, discarded: OnDiscarded::Refuse }
 }
 
-/// Relocates `file`, checks that clearing it restores it, and returns what it became.
-fn relocate(file: &[u8], relas: &[u8], slots: &Slots, symbol: Symbol) -> Result<(Vec<u8>, Counts), Error> {
+/// Relocates `file`, checks that clearing restores it, and returns the relocated bytes.
+fn relocate(
+    file: &[u8],
+    relas: &[u8],
+    slots: &Slots,
+    symbol: RelocSymbol,
+) -> Result<(Vec<u8>, RelocCounts), RelocError> {
     let symbols = [symbol; 8];
     let mut bytes = file.to_vec();
     let counts = apply(&text(file), records(relas), &symbols[..], slots, &mut Window::new(TEXT, &mut bytes))?;
@@ -73,9 +79,9 @@ fn a_plan_counts_each_symbol_once() {
         (REX_GOTPCRELX, 4, 3),
         (GOT64, 8, 2),
         (GOTPLT64, 16, 2),
-        (PLT32, 24, 4), // undefined: an entry and its slot
+        (PLT32, 24, 4), // undefined: an entry and a slot
         (PLT32, 28, 4),
-        (PLT32, 32, 3), // undefined: an entry; the slot is there
+        (PLT32, 32, 3), // undefined: an entry; the slot exists already
         (PLT32, 36, 5), // defined
         (PLTOFF64, 40, 6),
         (PC32, 48, 6), // a data reference may not be redirected
@@ -103,7 +109,7 @@ fn a_plan_passes_over_what_apply_refuses() {
 fn slots_hold_addresses_and_entries_jump_through_them() {
     let relas = relas(&[(GOTPCREL, 0, 1), (PLT32, 4, 2)]);
     let slots = plan(&relas, |_| true).place(GOT, PLT);
-    let mut symbols = symbols(FAR, SymbolKind::External);
+    let mut symbols = symbols(FAR, RelocSymbolKind::External);
     symbols[1].addr = NEAR;
 
     let mut got = [0; 16];
@@ -120,7 +126,7 @@ fn slots_hold_addresses_and_entries_jump_through_them() {
     ];
     assert_eq!(plt, expected);
 
-    // Each says which relocation was the first to need it.
+    // Each edit names the relocation that first needed the entry.
     let mut plan = EditSet::new();
     slots.fill_plt(&mut plan).unwrap();
     slots.fill_got(&symbols[..], &mut plan).unwrap();
@@ -132,11 +138,11 @@ fn slots_hold_addresses_and_entries_jump_through_them() {
 fn slots_are_written_over_known_bytes_only() {
     let relas = relas(&[(PLT32, 4, 2)]);
     let slots = plan(&relas, |_| true).place(GOT, PLT);
-    let symbols = symbols(FAR, SymbolKind::External);
+    let symbols = symbols(FAR, RelocSymbolKind::External);
     let refused = slots.fill_got(&symbols[..], &mut Window::new(GOT, &mut [1; 8])).unwrap_err();
-    assert!(matches!(refused, Error::Rejected { source: Rejected::Mismatch { .. }, .. }), "{refused}");
+    assert!(matches!(refused, RelocError::Rejected { source: Rejected::Mismatch { .. }, .. }), "{refused}");
     let refused = slots.fill_plt(&mut Window::new(PLT, &mut [0x90; 16])).unwrap_err();
-    assert!(matches!(refused, Error::Rejected { source: Rejected::Mismatch { .. }, .. }), "{refused}");
+    assert!(matches!(refused, RelocError::Rejected { source: Rejected::Mismatch { .. }, .. }), "{refused}");
     let refused = slots.fill_got(&symbols[..2], &mut EditSet::new()).unwrap_err();
     assert_eq!(refused.to_string(), "R_X86_64_PLT32 at +0x4: there is no symbol 2");
 }
@@ -149,7 +155,7 @@ fn a_got_that_the_plt_cannot_reach_is_an_overflow() {
         let slots = plan(&relas, |_| true).place((plt + 10).offset(distance), plt);
         match slots.fill_plt(&mut EditSet::new()) {
             Ok(()) => assert!(fits),
-            Err(refused) => assert!(!fits && matches!(refused, Error::Overflow { beyond: 1, .. }), "{refused}"),
+            Err(refused) => assert!(!fits && matches!(refused, RelocError::Overflow { beyond: 1, .. }), "{refused}"),
         }
     }
 }
@@ -158,7 +164,7 @@ fn a_got_that_the_plt_cannot_reach_is_an_overflow() {
 fn the_slot_of_a_discarded_symbol_stays_zero() {
     let slots = plan(&relas(&[(GOTPCREL, 0, 1)]), |_| true).place(GOT, PLT);
     let mut got = [0; 8];
-    slots.fill_got(&symbols(FAR, SymbolKind::Discarded)[..], &mut Window::new(GOT, &mut got)).unwrap();
+    slots.fill_got(&symbols(FAR, RelocSymbolKind::Discarded)[..], &mut Window::new(GOT, &mut got)).unwrap();
     assert_eq!(got, [0; 8]);
 }
 
@@ -167,31 +173,31 @@ fn a_call_goes_to_the_symbol_if_it_can_and_through_the_plt_if_it_must() {
     let relas = relas(&[(PLT32, 1, 1)]);
     let file = [0xe8, 0, 0, 0, 0];
     let slots = plan(&relas, |_| true).place(GOT, PLT);
-    let external = |addr| Symbol { addr, size: 0, kind: SymbolKind::External };
+    let external = |addr| RelocSymbol { addr, size: 0, kind: RelocSymbolKind::External };
     let (near, counts) = relocate(&file, &relas, &slots, external(NEAR)).unwrap();
     assert_eq!((near, counts.through_plt), (vec![0xe8, 0xfb, 0xff, 0x00, 0x00], 0)); // call 0x110000
     let (far, counts) = relocate(&file, &relas, &slots, external(FAR)).unwrap();
     assert_eq!((far, counts.through_plt), (vec![0xe8, 0xfb, 0xff, 0x0f, 0x00], 1)); // call 0x200000
     let refused = relocate(&file, &relas, &Slots::default(), external(FAR)).unwrap_err();
-    assert!(matches!(refused, Error::Overflow { .. }), "{refused}");
+    assert!(matches!(refused, RelocError::Overflow { .. }), "{refused}");
 }
 
 #[test]
 fn a_slot_that_was_not_planned_is_missing() {
     for row in [GOTPCREL, GOT64, GOTPLT64, GOTPCRELX] {
         let relas = relas(&[(row, 2, 1)]);
-        let symbol = Symbol { addr: FAR, size: 0, kind: SymbolKind::External };
+        let symbol = RelocSymbol { addr: FAR, size: 0, kind: RelocSymbolKind::External };
         let refused = relocate(&[0; 16], &relas, &Slots::default(), symbol).unwrap_err();
-        assert!(matches!(refused, Error::MissingSlot { .. }), "{refused}");
+        assert!(matches!(refused, RelocError::MissingSlot { .. }), "{refused}");
     }
 }
 
-/// One instruction, the kind of its relocation and its offset.
-fn relaxed(file: &[u8], raw: u32, offset: u64, addend: i64, kind: SymbolKind) -> (Vec<u8>, u32) {
+/// Relocates one instruction by a relocation of this kind and offset.
+fn relaxed(file: &[u8], raw: u32, offset: u64, addend: i64, kind: RelocSymbolKind) -> (Vec<u8>, u32) {
     let relas = with_addend(&[(raw, offset, 1)], addend);
     let slots = plan(&relas, |_| true).place(GOT, PLT);
-    let addr = if kind == SymbolKind::UndefinedWeak { Addr::NULL } else { NEAR };
-    let (bytes, counts) = relocate(file, &relas, &slots, Symbol { addr, size: 0, kind }).unwrap();
+    let addr = if kind == RelocSymbolKind::UndefinedWeak { Addr::NULL } else { NEAR };
+    let (bytes, counts) = relocate(file, &relas, &slots, RelocSymbol { addr, size: 0, kind }).unwrap();
     (bytes, counts.relaxed)
 }
 
@@ -207,7 +213,7 @@ fn loads_calls_and_jumps_are_relaxed() {
         // jmp *slot(%rip); jmp 0x110000; nop
         (GOTPCRELX, 2, &[0xff, 0x25, 0, 0, 0, 0], &[0xe9, 0xfb, 0xff, 0, 0, 0x90]),
     ] {
-        for kind in [SymbolKind::Defined, SymbolKind::External, SymbolKind::Absolute] {
+        for kind in [RelocSymbolKind::Defined, RelocSymbolKind::External, RelocSymbolKind::Absolute] {
             assert_eq!(relaxed(before, row, offset, -4, kind), (after.to_vec(), 1));
         }
     }
@@ -215,7 +221,7 @@ fn loads_calls_and_jumps_are_relaxed() {
 
 #[test]
 fn everything_else_keeps_its_slot() {
-    let defined = SymbolKind::Defined;
+    let defined = RelocSymbolKind::Defined;
     let mov = [0x48, 0x8b, 0x05, 0, 0, 0, 0, 0, 0];
     for (why, row, offset, file, addend, kind) in [
         ("add", REX_GOTPCRELX, 3, [0x48, 0x03, 0x05, 0, 0, 0, 0, 0, 0], -4, defined),
@@ -225,7 +231,7 @@ fn everything_else_keeps_its_slot() {
         ("no REX prefix", REX_GOTPCRELX, 3, [0x66, 0x8b, 0x05, 0, 0, 0, 0, 0, 0], -4, defined),
         ("not the slot itself", REX_GOTPCRELX, 3, mov, 4, defined),
         ("the old kind", GOTPCREL, 3, mov, -4, defined),
-        ("nobody defines it", REX_GOTPCRELX, 3, mov, -4, SymbolKind::UndefinedWeak),
+        ("nobody defines it", REX_GOTPCRELX, 3, mov, -4, RelocSymbolKind::UndefinedWeak),
     ] {
         let place = TEXT + offset;
         let mut expected = file;
@@ -241,21 +247,21 @@ fn a_kind_that_belongs_to_an_instruction_needs_room_for_one() {
         for offset in short {
             let relas = relas(&[(row, offset, 1)]);
             let slots = plan(&relas, |_| true).place(GOT, PLT);
-            let symbol = Symbol { addr: NEAR, size: 0, kind: SymbolKind::Defined };
+            let symbol = RelocSymbol { addr: NEAR, size: 0, kind: RelocSymbolKind::Defined };
             let refused = relocate(&[0x8b; 16], &relas, &slots, symbol).unwrap_err();
-            assert!(matches!(refused, Error::NoOpcode { .. }), "{refused}");
+            assert!(matches!(refused, RelocError::NoOpcode { .. }), "{refused}");
         }
     }
 }
 
-/// The first of two edits of a relaxed jump would cover the place of the second.
+/// If a relaxed jump were two edits, the first would cover the place of the second.
 #[test]
 fn a_relaxed_instruction_is_one_edit() {
     let relas = relas(&[(GOTPCRELX, 2, 1)]);
     let slots = plan(&relas, |_| true).place(GOT, PLT);
     let file = [0xff, 0x25, 0, 0, 0, 0];
     let mut plan = EditSet::new();
-    let symbols = symbols(NEAR, SymbolKind::Defined);
+    let symbols = symbols(NEAR, RelocSymbolKind::Defined);
     apply(&text(&file), records(&relas), &symbols[..], &slots, &mut plan).unwrap();
     let edits: Vec<_> = plan.iter().map(|edit| (edit.at, edit.old.to_vec(), edit.new.to_vec())).collect();
     assert_eq!(edits, [(TEXT, file.to_vec(), vec![0xe9, 0xfb, 0xff, 0, 0, 0x90])]);
@@ -284,12 +290,12 @@ fn an_indirect_function_is_an_entry_whose_slot_traps_until_it_is_resolved() {
     let first_int3 = (PLT + 16 + 10).get().to_le_bytes();
     assert_eq!(slots[8..], first_int3);
 
-    // Each says whose it is.
+    // Each edit names the symbol of its entry.
     let mut edits = EditSet::new();
     plan.fill_plt(PLT, GOT, 9, &mut edits).unwrap();
     let whys: Vec<_> = edits.iter().map(|edit| (edit.why.engine, edit.why.section, edit.why.record)).collect();
     assert_eq!(whys, [(Engine::Indirect, 9, 3), (Engine::Indirect, 9, 7)]);
 
     let far = plan.fill_plt(PLT, PLT + 0x8000_000a, 9, &mut EditSet::new()).unwrap_err();
-    assert!(matches!(far, Error::Overflow { beyond: 1, .. }), "{far}");
+    assert!(matches!(far, RelocError::Overflow { beyond: 1, .. }), "{far}");
 }

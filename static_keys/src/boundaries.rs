@@ -1,27 +1,28 @@
-//! Whether records mean whole instructions: the functions that hold their sites are decoded from their beginnings.
+//! Checks that an instruction begins at every site: the functions that hold the sites are decoded from their first
+//! byte.
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
-use modload_edit::{Addr, Why, disassembled, index, wide};
+use modload_edit::{Addr, EditOrigin, disassembled, index, wide};
 use modload_loader::{Module, Refusal};
 use thiserror::Error;
 
-/// A record's site is none.
+/// The site of a record is not the start of an instruction.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum NotAnInstruction {
-    /// It is not in text.
+    /// The site is not within text.
     #[error("{0}: its site is not within text")]
-    Outside(Why),
-    /// It is within an instruction.
+    Outside(EditOrigin),
+    /// The site lies within an instruction.
     #[error("{why}: its site is byte {inside} of the instruction at {place} ({instruction})")]
     Inside {
         /// The record.
-        why: Why,
-        /// At which of its bytes.
+        why: EditOrigin,
+        /// The offset of the site within the instruction, in bytes.
         inside: i64,
-        /// Where the instruction begins.
+        /// The place of the instruction, as symbol and offset.
         place: String,
-        /// What it is.
+        /// The instruction, disassembled.
         instruction: String,
     },
 }
@@ -32,20 +33,20 @@ impl From<NotAnInstruction> for Refusal {
     }
 }
 
-/// Demands that an instruction begins at every site. `functions` are where those of the module begin, sorted; `text` gives
-/// the text around an address, and where it begins.
+/// Fails unless an instruction begins at every site. `functions` are the start addresses of the module's functions,
+/// sorted. `text` returns the text around an address, and the start of this text.
 pub(crate) fn check<'t>(
     module: &Module,
     functions: &[Addr],
     text: &dyn Fn(Addr) -> Option<(Addr, &'t [u8])>,
-    mut sites: Vec<(Addr, Why)>,
+    mut sites: Vec<(Addr, EditOrigin)>,
 ) -> Result<(), NotAnInstruction> {
     sites.sort_unstable_by_key(|(at, _)| *at);
     let mut sites = sites.iter().peekable();
     while let Some(&&(first, why)) = sites.peek() {
         let outside = || NotAnInstruction::Outside(why);
         let (start, text) = text(first).ok_or_else(outside)?;
-        // Code before the first function of a part begins with the part.
+        // Code before the first function of a part begins where the part begins.
         let place = functions.partition_point(|function| *function <= first);
         let begin = place.checked_sub(1).map_or(start, |before| functions[before].max(start));
         let end = start + wide(text.len());
@@ -53,7 +54,7 @@ pub(crate) fn check<'t>(
         let code = text.get(index((begin - start).cast_unsigned())..).ok_or_else(outside)?;
         let mut decoder = Decoder::with_ip(64, code, begin.get(), DecoderOptions::NONE);
         let mut instruction = Instruction::default();
-        // All sites of one function in one go.
+        // Checks all sites of one function in one pass.
         while let Some((at, why)) = sites.next_if(|(at, _)| *at < next) {
             while decoder.ip() < at.get() && decoder.can_decode() {
                 decoder.decode_out(&mut instruction);

@@ -1,5 +1,5 @@
-//! Code that static calls lead to and that stands in the arena: a jump to each function that no module's call reaches,
-//! the host's own and the C library's; and `__static_call_return0`.
+//! Code in the arena that static calls jump to: a jump to each function that is out of reach of module code, as
+//! functions of the host and of the C library are; and `__static_call_return0`.
 
 use std::collections::BTreeMap;
 use std::mem::forget;
@@ -11,26 +11,26 @@ use modload_threads::frames::{Known, Row};
 
 use crate::table::table;
 
-/// jmp *0(%rip), and the address behind it.
+/// jmp *0(%rip), followed by the address.
 const JUMP: [u8; 6] = [0xff, 0x25, 0, 0, 0, 0];
 
-/// What there is. It stays: who calls it may be in it at any time, and there is never more of it than functions that
-/// somebody has set.
+/// All jumps so far. They are never freed: a thread may be in one of them at any time. There are at most as many jumps
+/// as functions that static calls were ever set to.
 #[derive(Debug)]
-pub(crate) struct Far {
-    /// Jumps, by where they lead.
+pub(crate) struct FarJumps {
+    /// The address of the jump to each function.
     jumps: BTreeMap<Addr, Addr>,
-    /// `__static_call_return0`, if a host has asked for it.
+    /// The address of `__static_call_return0`, once a host has asked for it.
     pub(crate) return0: Option<Addr>,
 }
 
 /// xor %eax,%eax; ret
 const RETURN0: [u8; 3] = [0x31, 0xc0, 0xc3];
 
-/// Names it.
-struct Name;
+/// The owner of this code, for symbol lookup.
+struct StaticCallCode;
 
-impl Describe for Name {
+impl Describe for StaticCallCode {
     fn module(&self) -> &'static str {
         "static calls"
     }
@@ -40,14 +40,14 @@ impl Describe for Name {
     }
 }
 
-/// Publishes code for good.
+/// Publishes code that is never freed.
 pub(crate) fn publish(code: &[u8]) -> Result<Addr, ArenaError> {
     let mut staged = Arena::get()?.stage_text(wide(code.len()), 16)?;
     let at = staged.addr();
     staged.bytes_mut().copy_from_slice(code);
-    staged.owner(Arc::new(Name));
+    staged.owner(Arc::new(StaticCallCode));
     forget(staged.publish(&mut TextLock::take())?);
-    // Whoever is in it has nothing on the stack but where it returns to.
+    // The stack of a thread in this code holds only the return address.
     match Known::stated(at.get()..at.get() + wide(code.len()), &[Row::at_entry()]) {
         Ok(known) => forget(known),
         Err(error) => tracing::error!(%at, %error, "stacks cannot be walked through it"),
@@ -55,13 +55,13 @@ pub(crate) fn publish(code: &[u8]) -> Result<Addr, ArenaError> {
     Ok(at)
 }
 
-impl Far {
-    pub(crate) const fn new() -> Far {
-        Far { jumps: BTreeMap::new(), return0: None }
+impl FarJumps {
+    pub(crate) const fn new() -> FarJumps {
+        FarJumps { jumps: BTreeMap::new(), return0: None }
     }
 
-    /// What a place is to call for this function: the function itself if it is in reach, or a jump to it. Takes the text
-    /// lock for a moment if it makes one.
+    /// Returns the address that a site at `at` must call to reach `function`: the function itself if it is in reach, or
+    /// a jump to it. Takes the text lock for a short time if it makes a new jump.
     pub(crate) fn near(&mut self, at: Addr, function: Addr) -> Result<Addr, ArenaError> {
         if i32::try_from(function - (at + 5)).is_ok() {
             return Ok(function);
@@ -75,11 +75,12 @@ impl Far {
     }
 }
 
-/// The address of `__static_call_return0`: a function that returns 0, and that no site calls: it becomes a zero in its
-/// place.
+/// Returns the address of `__static_call_return0`, a function that returns 0. No site calls this function: such a call
+/// becomes an instruction that zeroes the result.
 ///
 /// # Errors
-/// [`ArenaError`]: there is no arena, or no room in it.
+/// # Errors
+/// [`ArenaError`]: there is no arena, or it is full.
 pub fn return0() -> Result<Addr, ArenaError> {
     let mut table = table();
     match table.far.return0 {

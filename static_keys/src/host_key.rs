@@ -1,18 +1,18 @@
-//! Keys that the host owns, in Rust. Their numbers and trampolines live in the arena, where every module's code reaches
-//! them.
+//! Keys that the host owns, in Rust. Their variables and trampolines are in the arena, within reach of every module's
+//! code.
 
 use std::mem::forget;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use modload_edit::{Addr, Engine, Why};
+use modload_edit::{Addr, EditOrigin, Engine};
 use modload_text::{Arena, ArenaError, INT3, load_u32, load_u64};
 
 use crate::far::publish;
-use crate::static_call::{CallKind, CallSite, TRAMPOLINE, Target};
+use crate::static_call::{CallKind, CallSite, CallTarget, TRAMPOLINE};
 use crate::switch::{KeyError, decrement, disable, enable, increment};
-use crate::table::{Group, Owner, Phase, Stay, table};
+use crate::table::{SiteGroup, SiteOwner, Stay, TextPhase, table};
 
-/// A static key of the host's: modules branch on it at the price of a NOP.
+/// A static key of the host. Modules branch on it at the cost of a NOP.
 ///
 /// ```
 /// # use modload_static_keys::StaticKey;
@@ -22,22 +22,23 @@ use crate::table::{Group, Owner, Phase, Stay, table};
 #[derive(Debug)]
 pub struct StaticKey {
     initial: u32,
-    /// Where its `struct static_key` is; 0 until somebody asks.
+    /// The address of its `struct static_key`. 0 until [`StaticKey::addr`] has been called.
     home: AtomicU64,
 }
 
-/// A static call of the host's: what modules call through it can be changed, and costs them a direct call.
+/// A static call of the host. The called function can be changed, and modules call it at the cost of a direct call.
 #[derive(Debug)]
 pub struct StaticCall {
-    /// Where its `struct static_call_key` and its trampoline are; 0 until somebody asks.
+    /// The addresses of its `struct static_call_key` and of its trampoline. 0 until [`StaticCall::addrs`] has been
+    /// called.
     home: AtomicU64,
     trampoline: AtomicU64,
 }
 
-/// `struct static_key` and `struct static_call_key` of the SDK.
+/// The size of `struct static_key` and of `struct static_call_key` in the SDK.
 const SIZE: u64 = 16;
 
-/// A key of this size and value in the arena, for good.
+/// Places a key with this value in the arena. It is never freed.
 fn place(value: &[u8]) -> Result<Addr, ArenaError> {
     let mut fresh = Arena::get()?.place_data(SIZE, SIZE)?;
     fresh.bytes_mut()[..value.len()].copy_from_slice(value);
@@ -47,24 +48,24 @@ fn place(value: &[u8]) -> Result<Addr, ArenaError> {
 }
 
 impl StaticKey {
-    /// A key whose count is 0.
+    /// Makes a key with the count 0.
     #[must_use]
     pub const fn disabled() -> StaticKey {
         StaticKey { initial: 0, home: AtomicU64::new(0) }
     }
 
-    /// A key whose count is 1.
+    /// Makes a key with the count 1.
     #[must_use]
     pub const fn enabled() -> StaticKey {
         StaticKey { initial: 1, home: AtomicU64::new(0) }
     }
 
-    /// Where modules see it: a `struct static_key` in the arena.
+    /// Returns the address of the key's `struct static_key`, which is in the arena.
     ///
     /// # Errors
-    /// [`ArenaError`]: there is no arena, or no room in it.
+    /// [`ArenaError`]: there is no arena, or it is full.
     pub fn addr(&self) -> Result<Addr, ArenaError> {
-        // For two that ask at a time.
+        // Serialises two concurrent calls.
         let _table = table();
         let at = self.home.load(Ordering::Acquire);
         if at != 0 {
@@ -75,13 +76,13 @@ impl StaticKey {
         Ok(at)
     }
 
-    /// Whether its count is not 0.
+    /// Returns whether the count is not 0.
     #[must_use]
     pub fn is_enabled(&self) -> bool {
         load_u32(Addr::new(self.home.load(Ordering::Acquire))).unwrap_or(self.initial) != 0
     }
 
-    /// [`enable`]s it.
+    /// Enables the key: [`enable`].
     ///
     /// # Errors
     /// [`KeyError`].
@@ -89,7 +90,7 @@ impl StaticKey {
         enable(self.addr()?)
     }
 
-    /// [`disable`]s it.
+    /// Disables the key: [`disable`].
     ///
     /// # Errors
     /// [`KeyError`].
@@ -97,7 +98,7 @@ impl StaticKey {
         disable(self.addr()?)
     }
 
-    /// Counts it up: [`increment`].
+    /// Increments the count: [`increment`].
     ///
     /// # Errors
     /// [`KeyError`].
@@ -105,7 +106,7 @@ impl StaticKey {
         increment(self.addr()?)
     }
 
-    /// Counts it down: [`decrement`].
+    /// Decrements the count: [`decrement`].
     ///
     /// # Errors
     /// [`KeyError`].
@@ -115,16 +116,16 @@ impl StaticKey {
 }
 
 impl StaticCall {
-    /// A call of nothing.
+    /// Makes a static call without a function.
     #[must_use]
     pub const fn null() -> StaticCall {
         StaticCall { home: AtomicU64::new(0), trampoline: AtomicU64::new(0) }
     }
 
-    /// Where modules see it: its `struct static_call_key` and its trampoline, both in the arena.
+    /// Returns the addresses of the call's `struct static_call_key` and of its trampoline, both in the arena.
     ///
     /// # Errors
-    /// [`ArenaError`]: there is no arena, or no room in it.
+    /// [`ArenaError`]: there is no arena, or it is full.
     pub fn addrs(&self) -> Result<(Addr, Addr), ArenaError> {
         let mut table = table();
         let at = self.home.load(Ordering::Acquire);
@@ -132,19 +133,19 @@ impl StaticCall {
             return Ok((Addr::new(at), Addr::new(self.trampoline.load(Ordering::Acquire))));
         }
         let key = place(&[])?;
-        // ret; int3, and what says that it is a trampoline.
+        // ret; int3, followed by the bytes that mark a trampoline.
         let at = publish(&[&[0xc3, INT3, INT3, INT3, INT3][..], &TRAMPOLINE].concat())?;
-        let why = Why { engine: Engine::StaticCall, section: 0, record: 0 };
+        let why = EditOrigin { engine: Engine::StaticCall, section: 0, record: 0 };
         let sites = vec![CallSite { at, kind: CallKind::Tail, why, key }];
-        let (stay, phase, shown) = (Stay::Core, Phase::Published, Target::Null);
-        table.calls.add(key, Group { owner: Owner::HOST, stay, phase, shown, sites }, |site| site.at);
+        let (stay, phase, shown) = (Stay::Core, TextPhase::Published, CallTarget::Null);
+        table.calls.add(key, SiteGroup { owner: SiteOwner::HOST, stay, phase, shown, sites }, |site| site.at);
         table.trampolines.insert(at, key);
         self.trampoline.store(at.get(), Ordering::Release);
         self.home.store(key.get(), Ordering::Release);
         Ok((key, at))
     }
 
-    /// The function that it calls; null for nothing.
+    /// Returns the address of the called function. Null if there is none.
     #[must_use]
     pub fn function(&self) -> Addr {
         Addr::new(load_u64(Addr::new(self.home.load(Ordering::Acquire))).unwrap_or_default())

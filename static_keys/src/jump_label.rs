@@ -1,30 +1,30 @@
-//! `__jump_table`: branches that static keys decide.
+//! `__jump_table`: branches that static keys control.
 
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
-use modload_abi::record::{JumpEntry, Record};
-use modload_edit::{Addr, Code, Engine, NOPS, Table, Why, refused, wide, write};
+use modload_abi::record::{FixedRecord, JumpEntry};
+use modload_edit::{Addr, Code, EditOrigin, Engine, NOPS, RecordTable, refused, wide, write};
 
-use crate::{Error, Problem};
+use crate::{KeyPlanError, KeySiteProblem};
 
 /// The state of a static key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum KeyState {
-    /// Its count is 0.
+    /// The count is 0.
     Disabled,
-    /// Its count is not 0.
+    /// The count is not 0.
     Enabled,
-    /// Not known: the site stays as it is.
+    /// The state is not known: sites stay unchanged.
     Unknown,
 }
 
-/// A site whose key decides what stands there.
+/// A site that is a jump or a NOP, as its key's state requires.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct JumpSite {
-    /// Where it is.
+    /// The address of the site.
     pub at: Addr,
     /// The record.
-    pub why: Why,
-    /// The key's address.
+    pub why: EditOrigin,
+    /// The address of the key.
     pub key: Addr,
     likely: bool,
     jump: SiteBytes,
@@ -44,12 +44,16 @@ impl std::ops::Deref for SiteBytes {
     }
 }
 
-/// Makes each site a jump or a NOP, as its key's state and the branch's likelihood want it. `state` is asked with the
-/// address of a key. Linux's `jump_label_add_module` and `arch_jump_label_transform`.
+/// Makes each site a jump or a NOP, as the state of its key and the likelihood of the branch require. `state` returns
+/// the state of the key at an address. Linux's `jump_label_add_module` and `arch_jump_label_transform`.
 ///
 /// # Errors
-/// [`modload_edit::PlanError`]: the first record that cannot be followed.
-pub fn jump_labels<C: Code>(table: &Table, mut state: impl FnMut(Addr) -> KeyState, code: &mut C) -> Result<(), Error> {
+/// [`modload_edit::PlanError`]: the first record that cannot be applied.
+pub fn jump_labels<C: Code>(
+    table: &RecordTable,
+    mut state: impl FnMut(Addr) -> KeyState,
+    code: &mut C,
+) -> Result<(), KeyPlanError> {
     for number in table.numbers(wide(JumpEntry::SIZE)) {
         let record = JumpRecord::read(table, number, code)?;
         let state = state(record.key);
@@ -61,17 +65,17 @@ pub fn jump_labels<C: Code>(table: &Table, mut state: impl FnMut(Addr) -> KeySta
     Ok(())
 }
 
-/// All sites of a table, as they stand in the code.
+/// Returns all sites of a table.
 ///
 /// # Errors
-/// [`modload_edit::PlanError`]: the first record that cannot be followed.
-pub fn jump_sites<C: Code>(table: &Table, code: &C) -> Result<Vec<JumpSite>, Error> {
+/// [`modload_edit::PlanError`]: the first record that cannot be applied.
+pub fn jump_sites<C: Code>(table: &RecordTable, code: &C) -> Result<Vec<JumpSite>, KeyPlanError> {
     table.numbers(wide(JumpEntry::SIZE)).map(|number| JumpRecord::read(table, number, code)?.site(code)).collect()
 }
 
-/// A record with its distances followed.
+/// A record with its distances converted to addresses.
 struct JumpRecord {
-    why: Why,
+    why: EditOrigin,
     at: Addr,
     target: Addr,
     key: Addr,
@@ -79,10 +83,10 @@ struct JumpRecord {
 }
 
 impl JumpRecord {
-    fn read(table: &Table, number: u32, code: &impl Code) -> Result<JumpRecord, Error> {
-        let why = Why { engine: Engine::JumpLabel, section: table.section, record: number };
+    fn read(table: &RecordTable, number: u32, code: &impl Code) -> Result<JumpRecord, KeyPlanError> {
+        let why = EditOrigin { engine: Engine::JumpLabel, section: table.section, record: number };
         let record = table.record::<{ JumpEntry::SIZE }>(code, number);
-        let (at, bytes) = record.ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))?;
+        let (at, bytes) = record.ok_or_else(|| refused(code, why, table.at, 0, KeySiteProblem::PartOfRecord))?;
         let entry = JumpEntry::read(&bytes);
         Ok(JumpRecord {
             why,
@@ -94,7 +98,7 @@ impl JumpRecord {
         })
     }
 
-    fn site(&self, code: &impl Code) -> Result<JumpSite, Error> {
+    fn site(&self, code: &impl Code) -> Result<JumpSite, KeyPlanError> {
         let &JumpRecord { why, at, target, key, likely } = self;
         let jump = length(at, target, code).and_then(|len| jump(at, len, target));
         let jump = jump.map_err(|problem| refused(code, why, at, 8, problem))?;
@@ -103,7 +107,7 @@ impl JumpRecord {
 }
 
 impl JumpSite {
-    /// What stands there in a state of its key; for one that is not known, what stands there for one that is disabled.
+    /// Returns the bytes of the site for a state of its key. [`KeyState::Unknown`] counts as disabled.
     #[must_use]
     pub fn code(&self, state: KeyState) -> SiteBytes {
         if (state == KeyState::Enabled) != self.likely {
@@ -115,19 +119,19 @@ impl JumpSite {
     }
 }
 
-/// How long the site is: 2 or 5. It must be a NOP or the jump that belongs there.
-fn length(site: Addr, target: Addr, code: &impl Code) -> Result<usize, Problem> {
-    let bytes = code.text(site, 15).ok_or(Problem::SiteOutside)?;
+/// Returns the length of the site: 2 or 5 bytes. Fails unless the site is a NOP or the jump to `target`.
+fn length(site: Addr, target: Addr, code: &impl Code) -> Result<usize, KeySiteProblem> {
+    let bytes = code.text(site, 15).ok_or(KeySiteProblem::SiteOutside)?;
     let instruction = Decoder::with_ip(64, bytes, site.get(), DecoderOptions::NONE).decode();
     let len = instruction.len();
     let nop = matches!(len, 2 | 5) && bytes.get(..len) == Some(NOPS[len - 1]);
     let jump = instruction.mnemonic() == Mnemonic::Jmp && Addr::new(instruction.near_branch_target()) == target;
-    if nop || (jump && matches!(len, 2 | 5)) { Ok(len) } else { Err(Problem::NeitherNopNorJump(target)) }
+    if nop || (jump && matches!(len, 2 | 5)) { Ok(len) } else { Err(KeySiteProblem::NeitherNopNorJump(target)) }
 }
 
-fn jump(site: Addr, len: usize, target: Addr) -> Result<SiteBytes, Problem> {
+fn jump(site: Addr, len: usize, target: Addr) -> Result<SiteBytes, KeySiteProblem> {
     let distance = target - (site + wide(len));
-    let out_of_reach = |_| Problem::OutOfReach(target);
+    let out_of_reach = |_| KeySiteProblem::OutOfReach(target);
     let mut bytes = [0; 5];
     if len == 2 {
         bytes[0] = 0xeb;

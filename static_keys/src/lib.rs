@@ -1,16 +1,16 @@
-//! Static keys and static calls: code that branches on what seldom changes, and calls what seldom changes, at the price
-//! of a NOP and of a direct call.
+//! Static keys and static calls. A branch that seldom changes costs a NOP, and a call of a function that seldom changes
+//! costs a direct call.
 //!
-//! - [`StaticKeys`]: the subscriber. What stands at a module's sites is right before anyone's own notifier runs, and is
-//!   changed in all modules at once when a key is switched.
-//! - [`enable`], [`disable`], [`increment`], [`decrement`]: switch a key, the host's or a module's, by its address.
-//! - [`update_static_call`]: has a static call call another function.
-//! - [`write_slice`]: sites of a live patch whose keys are another module's.
+//! - [`StaticKeys`]: the subscriber. It sets the sites of a module before any other notifier runs. When a key is
+//!   switched, its sites in all modules change in one batch.
+//! - [`enable`], [`disable`], [`increment`], [`decrement`]: switch a key of the host or of a module, given its address.
+//! - [`update_static_call`]: changes the function that a static call calls.
+//! - [`write_slice`]: writes the sites of a live patch whose keys belong to another module.
 //! - [`StaticKey`], [`StaticCall`]: keys that the host owns.
-//! - [`jump_labels`], [`static_calls`], [`trampoline`]: the pure planners behind it. What stands at a site for a state of
-//!   its key; they read and edit a [`modload_edit::Code`].
+//! - [`jump_labels`], [`static_calls`], [`trampoline`]: the pure planners. They compute the bytes of a site for a state
+//!   of its key, and read and edit a [`modload_edit::Code`].
 //!
-//! Behaviour is that of Linux 6.1's `kernel/jump_label.c`, `kernel/static_call_inline.c` and
+//! The behaviour is that of Linux 6.1's `kernel/jump_label.c`, `kernel/static_call_inline.c` and
 //! `arch/x86/kernel/{jump_label,static_call}.c`.
 
 #![forbid(unsafe_code)]
@@ -28,7 +28,7 @@ mod exports;
 
 pub use jump_label::{JumpSite, KeyState, SiteBytes, jump_labels, jump_sites};
 pub use static_call::{
-    CallKind, CallSite, StaticCalls, Target, call_code, call_sites, set_site, static_calls, trampoline,
+    CallKind, CallSite, CallTarget, StaticCalls, call_code, call_sites, set_site, static_calls, trampoline,
 };
 
 pub use boundaries::NotAnInstruction;
@@ -44,28 +44,28 @@ pub use switch::{
 use modload_edit::Addr;
 use thiserror::Error;
 
-/// What is wrong with a record, or with the place it means.
+/// Why a record cannot be applied.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-pub enum Problem {
+pub enum KeySiteProblem {
     /// The record cannot be read.
     #[error("its section is no whole number of records")]
     PartOfRecord,
     /// The site is not in text.
     #[error("its site is not within text")]
     SiteOutside,
-    /// The site is neither the NOP nor the jump that belongs there.
+    /// The site is neither a NOP nor the jump to the record's target.
     #[error("its site is neither a NOP of 2 or 5 bytes nor the jump to {0}")]
     NeitherNopNorJump(Addr),
-    /// The site is none of the things that a static call is.
+    /// The site is not an instruction that a static call can be.
     #[error("its site is not {0}")]
     OtherInstruction(&'static str),
-    /// The target is too far away.
+    /// The target is too far from the site.
     #[error("{0} is out of the reach of its site")]
     OutOfReach(Addr),
-    /// A return there goes through a thunk that is not known.
+    /// A return at the site needs a thunk whose address is not known.
     #[error(transparent)]
-    Return(#[from] modload_alternatives::Problem),
+    Return(#[from] modload_alternatives::RewriteProblem),
 }
 
-/// Why an engine of this crate stopped.
-pub(crate) type Error = modload_edit::PlanError<Problem>;
+/// The error of the planners of this crate.
+pub(crate) type KeyPlanError = modload_edit::PlanError<KeySiteProblem>;

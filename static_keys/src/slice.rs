@@ -1,5 +1,6 @@
-//! Keys of another module in a live patch: what waited for that module is planned and written here, with the sites of its
-//! keys as these are at that moment, and the sites are switched with all others from then on. Linux refuses such patches.
+//! Live patches that use keys of another module. When that module comes, its slice of the patch is written here, with
+//! the current state of its keys. From then on these sites are switched together with all other sites. Linux refuses
+//! such patches.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,33 +14,34 @@ use thiserror::Error;
 
 use crate::boundaries::{self, NotAnInstruction};
 use crate::jump_label::{JumpSite, KeyState, jump_sites};
-use crate::static_call::{CallSite, StaticCalls, Target, add_unrecorded, call_sites, set_site};
+use crate::static_call::{CallSite, CallTarget, StaticCalls, add_unrecorded, call_sites, set_site};
 use crate::switch::{KeyError, code_at, near, state, target};
-use crate::table::{Group, Owner, Phase, Stay, Table, Users, table};
+use crate::table::{KeyTable, SiteGroup, SiteOwner, Stay, TextPhase, Users, table};
 
-/// What waited for a module was not written; all is as it was.
+/// The slice was not written. Nothing has changed.
 #[derive(Debug, Error)]
 pub enum SliceError {
-    /// A record cannot be followed.
+    /// A record cannot be applied.
     #[error(transparent)]
-    Record(#[from] modload_edit::PlanError<crate::Problem>),
-    /// A site is not where an instruction begins.
+    Record(#[from] modload_edit::PlanError<crate::KeySiteProblem>),
+    /// No instruction begins at a site.
     #[error(transparent)]
     Boundary(#[from] NotAnInstruction),
-    /// A key is not there, or a function that it calls cannot be reached.
+    /// A key does not exist, or the function that it calls is out of reach.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// Two things would be written to one place.
+    /// Two edits overlap.
     #[error(transparent)]
     Rejected(#[from] Rejected),
-    /// It could not be written.
+    /// The edits could not be written.
     #[error(transparent)]
     Fill(#[from] PokeError),
 }
 
-/// The sites of keys in what has been written. Dropping it forgets them: from then on nobody switches them.
+/// The sites in a written slice. Dropping this value forgets the sites: later switches of their keys do not change
+/// them.
 pub struct SliceSites {
-    owner: Owner,
+    owner: SiteOwner,
 }
 
 impl fmt::Debug for SliceSites {
@@ -48,10 +50,11 @@ impl fmt::Debug for SliceSites {
     }
 }
 
-/// Writes what waited for a module into the patch that it belongs to. `key_of` gives the key of a trampoline of that
-/// module's, which need not have been announced yet. Returns what was written, and the sites in it.
+/// Writes a slice, the part of a patch that waited for a module, into the patch. `key_of` returns the key of a
+/// trampoline of that module, which need not have been announced yet. Returns the written edits, and the sites among
+/// them.
 ///
-/// Nobody may be running what is written: see [`fill`].
+/// No thread may be executing the written bytes: see [`fill`].
 ///
 /// # Errors
 /// [`SliceError`]: nothing was written.
@@ -74,11 +77,11 @@ pub fn write_slice(
     functions.sort_unstable();
     boundaries::check(patch, &functions, &|at| plan.text_around(at), starts.collect())?;
 
-    // Until all is written nobody switches a key.
+    // The lock of the table keeps all keys from being switched until everything is written.
     let mut table = table();
     let jumps = plan_jumps(jumps, &mut plan)?;
     let calls = plan_calls(calls, &mut plan, &mut table, key_of)?;
-    // Those that are right as they are will not stay so.
+    // A later switch changes these sites, so the result includes them even if their bytes are right already.
     for site in jumps.values().flat_map(|(_, sites)| sites) {
         plan.include(site.at, site.code(KeyState::Unknown).len(), site.why)?;
     }
@@ -87,21 +90,21 @@ pub fn write_slice(
     }
     let written = plan.net()?;
     fill(&mut TextLock::take(), &written)?;
-    let owner = Owner::of_slice(slice);
+    let owner = SiteOwner::of_slice(slice);
     enter(&mut table.keys, owner, jumps, |site| site.at);
     enter(&mut table.calls, owner, calls, |site| site.at);
     drop(table);
     Ok((written, SliceSites { owner }))
 }
 
-/// Bytes of a static call's site.
+/// The length of a static call's site in bytes.
 const CALL: usize = 5;
 
-/// Sites by their keys, with what they show.
-type Shown<S, V> = BTreeMap<Addr, (V, Vec<S>)>;
+/// Sites by their keys, with the key's value for which each site is written.
+type SitesByKey<S, V> = BTreeMap<Addr, (V, Vec<S>)>;
 
-fn plan_jumps(sites: Vec<JumpSite>, plan: &mut SlicePlan<'_>) -> Result<Shown<JumpSite, bool>, SliceError> {
-    let mut users: Shown<JumpSite, bool> = BTreeMap::new();
+fn plan_jumps(sites: Vec<JumpSite>, plan: &mut SlicePlan<'_>) -> Result<SitesByKey<JumpSite, bool>, SliceError> {
+    let mut users: SitesByKey<JumpSite, bool> = BTreeMap::new();
     for site in sites {
         let count = load_u32(site.key).ok_or(KeyError::Unknown { at: site.key })?;
         let enabled = count != 0;
@@ -114,13 +117,13 @@ fn plan_jumps(sites: Vec<JumpSite>, plan: &mut SlicePlan<'_>) -> Result<Shown<Ju
 fn plan_calls(
     sites: Vec<CallSite>,
     plan: &mut SlicePlan<'_>,
-    table: &mut Table,
+    table: &mut KeyTable,
     key_of: &dyn Fn(Addr) -> Option<Addr>,
-) -> Result<Shown<CallSite, Target>, SliceError> {
+) -> Result<SitesByKey<CallSite, CallTarget>, SliceError> {
     let facts = Facts::of_this_machine();
-    let mut callers: Shown<CallSite, Target> = BTreeMap::new();
+    let mut callers: SitesByKey<CallSite, CallTarget> = BTreeMap::new();
     for site in sites {
-        // Who may not name the key names its trampoline.
+        // A module that may not name a key names the key's trampoline instead.
         let key = key_of(site.key).or_else(|| table.trampolines.get(&site.key).copied()).unwrap_or(site.key);
         let function = load_u64(key).ok_or(KeyError::Unknown { at: key })?;
         let shown = target(Addr::new(function));
@@ -132,29 +135,29 @@ fn plan_calls(
     Ok(callers)
 }
 
-fn enter<S, V>(users: &mut Users<S, V>, owner: Owner, found: Shown<S, V>, at: impl Fn(&S) -> Addr) {
+fn enter<S, V>(users: &mut Users<S, V>, owner: SiteOwner, found: SitesByKey<S, V>, at: impl Fn(&S) -> Addr) {
     for (key, (shown, mut sites)) in found {
         sites.sort_by_key(&at);
-        users.add(key, Group { owner, stay: Stay::Core, phase: Phase::Published, shown, sites }, &at);
+        users.add(key, SiteGroup { owner, stay: Stay::Core, phase: TextPhase::Published, shown, sites }, &at);
     }
 }
 
-impl Owner {
-    fn of_slice(slice: &Slice) -> Owner {
-        // As a part of its module it lies elsewhere than any module.
-        Owner::at(ptr::from_ref(slice).addr())
+impl SiteOwner {
+    fn of_slice(slice: &Slice) -> SiteOwner {
+        // A slice is a part of its module, so no module has the same address.
+        SiteOwner::at(ptr::from_ref(slice).addr())
     }
 }
 
 impl SliceSites {
-    /// What stands at the sites now: keys may have been switched since.
+    /// Returns the current bytes of the sites. Keys may have been switched since the slice was written.
     ///
     /// # Errors
     /// [`KeyError`].
     pub fn shown(&self) -> Result<Vec<(Addr, Vec<u8>)>, KeyError> {
         let mut table = table();
-        let Table { keys, calls, far, .. } = &mut *table;
-        let of_key = |group: &Group<JumpSite, bool>| {
+        let KeyTable { keys, calls, far, .. } = &mut *table;
+        let of_key = |group: &SiteGroup<JumpSite, bool>| {
             let now = state(group.shown);
             group.sites.iter().map(|site| (site.at, site.code(now).to_vec())).collect::<Vec<_>>()
         };

@@ -1,75 +1,75 @@
-//! `.static_call_sites`: calls of what a key's function is at the time.
+//! `.static_call_sites`: calls of the function that a key currently holds.
 
 use std::collections::BTreeSet;
 
-use modload_abi::record::{Record, StaticCallSite};
+use modload_abi::record::{FixedRecord, StaticCallSite};
 use modload_alternatives::{Facts, return_at};
-use modload_edit::{Addr, Code, Engine, NOPS, Table, Why, ZERO, refused, wide, write};
+use modload_edit::{Addr, Code, EditOrigin, Engine, NOPS, RecordTable, ZERO, refused, wide, write};
 use modload_loader::{Branch, TrampolineCall};
 
-use crate::{Error, Problem};
+use crate::{KeyPlanError, KeySiteProblem};
 
-/// What a key calls.
+/// The target of a static call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Target {
-    /// Nothing: `NULL`.
+pub enum CallTarget {
+    /// No function: `NULL`.
     Null,
     /// A function.
     Function(Addr),
-    /// Not known: the site stays as it is.
+    /// The target is not known: sites stay unchanged.
     Unknown,
 }
 
-/// What the sites must know.
+/// The inputs of sites.
 #[derive(Clone, Copy, Debug)]
 pub struct StaticCalls<'a> {
-    /// For returns at tail calls of nothing.
+    /// For returns, which replace tail calls of no function.
     pub facts: &'a Facts,
-    /// The address of `__static_call_return0`: calls of it become a zero.
+    /// The address of `__static_call_return0`. Calls of this function become an instruction that zeroes the result.
     pub return0: Option<Addr>,
 }
 
-/// What a site is.
+/// The kind of a site.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CallKind {
-    /// A call, or what stands for it.
+    /// A call, or its replacement.
     Call,
-    /// A tail call, or what stands for it; trampolines, too.
+    /// A tail call, or its replacement. Trampolines are of this kind, too.
     Tail,
 }
 
-/// A site that calls what its key says.
+/// A site that calls the function of its key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CallSite {
-    /// Where it is.
+    /// The address of the site.
     pub at: Addr,
-    /// What it is.
+    /// The kind of the site.
     pub kind: CallKind,
     /// The record.
-    pub why: Why,
-    /// The address of the key, or of a trampoline if that is all the record has.
+    pub why: EditOrigin,
+    /// The address of the key, or of a trampoline if the record names only that.
     pub key: Addr,
 }
 
-/// What stands behind a trampoline: ud1 %esp,%ecx.
+/// The bytes after a trampoline: ud1 %esp,%ecx.
 pub(crate) const TRAMPOLINE: [u8; 3] = [0x0f, 0xb9, 0xcc];
 
 const CALL: u8 = 0xe8;
 const JUMP: u8 = 0xe9;
 const RETURN: u8 = 0xc3;
 
-/// Makes each site a direct call, jump, zero, NOP or return, as its key's target wants it. `target` is asked with the
-/// address of a key, or of a trampoline if that is all the record has. Linux's `static_call_add_module` and
-/// `arch_static_call_transform`.
+/// Makes each site a direct call, jump, zero, NOP or return, as the target of its key requires. `target` returns the
+/// target for the address of a key, or of a trampoline if the record names only that. Linux's `static_call_add_module`
+/// and `arch_static_call_transform`.
 ///
 /// # Errors
-/// [`modload_edit::PlanError`]: the first record that cannot be followed.
+/// [`modload_edit::PlanError`]: the first record that cannot be applied.
 pub fn static_calls<C: Code>(
-    table: &Table,
+    table: &RecordTable,
     calls: StaticCalls<'_>,
-    mut target: impl FnMut(Addr) -> Target,
+    mut target: impl FnMut(Addr) -> CallTarget,
     code: &mut C,
-) -> Result<(), Error> {
+) -> Result<(), KeyPlanError> {
     for number in table.numbers(wide(StaticCallSite::SIZE)) {
         let site = CallSite::read(table, number, code)?;
         set_site(&site, target(site.key), calls, code)?;
@@ -77,15 +77,15 @@ pub fn static_calls<C: Code>(
     Ok(())
 }
 
-/// All sites of a table; what stands there has not been looked at.
+/// Returns all sites of a table. Does not check the bytes at the sites.
 ///
 /// # Errors
 /// [`modload_edit::PlanError`]: the table ends within a record.
-pub fn call_sites<C: Code>(table: &Table, code: &C) -> Result<Vec<CallSite>, Error> {
+pub fn call_sites<C: Code>(table: &RecordTable, code: &C) -> Result<Vec<CallSite>, KeyPlanError> {
     table.numbers(wide(StaticCallSite::SIZE)).map(|number| CallSite::read(table, number, code)).collect()
 }
 
-/// Adds the calls of trampolines that no record tells of: a site each, by the trampoline.
+/// Adds a site for each call of a trampoline without a record. Its key is the trampoline.
 pub(crate) fn add_unrecorded(sites: &mut Vec<CallSite>, calls: &[TrampolineCall]) {
     let recorded: BTreeSet<_> = sites.iter().map(|site| site.at).collect();
     let unrecorded = calls.iter().filter(|call| !recorded.contains(&call.site));
@@ -95,13 +95,18 @@ pub(crate) fn add_unrecorded(sites: &mut Vec<CallSite>, calls: &[TrampolineCall]
     }));
 }
 
-/// Makes one site what its key's target wants.
+/// Writes one site as the target of its key requires.
 ///
 /// # Errors
-/// [`modload_edit::PlanError`]: something else stands there.
-pub fn set_site<C: Code>(site: &CallSite, target: Target, calls: StaticCalls<'_>, code: &mut C) -> Result<(), Error> {
+/// [`modload_edit::PlanError`]: the site has unexpected bytes.
+pub fn set_site<C: Code>(
+    site: &CallSite,
+    target: CallTarget,
+    calls: StaticCalls<'_>,
+    code: &mut C,
+) -> Result<(), KeyPlanError> {
     let &CallSite { at, kind, why, .. } = site;
-    if target == Target::Unknown {
+    if target == CallTarget::Unknown {
         return Ok(());
     }
     let new = is_site(at, kind, code).and_then(|()| call_code(at, kind, target, calls));
@@ -109,39 +114,39 @@ pub fn set_site<C: Code>(site: &CallSite, target: Target, calls: StaticCalls<'_>
     Ok(write(code, at, &new, why)?)
 }
 
-/// Makes a trampoline lead to its key's target.
+/// Makes a trampoline jump to the target of its key.
 ///
 /// # Errors
-/// [`modload_edit::PlanError`]: it is none.
+/// [`modload_edit::PlanError`]: the bytes there are not a trampoline.
 pub fn trampoline<C: Code>(
     at: Addr,
-    target: Target,
+    target: CallTarget,
     calls: StaticCalls<'_>,
-    why: Why,
+    why: EditOrigin,
     code: &mut C,
-) -> Result<(), Error> {
-    if target != Target::Unknown && code.text(at + 5, TRAMPOLINE.len()) != Some(&TRAMPOLINE) {
-        return Err(refused(code, why, at, 8, Problem::OtherInstruction("a trampoline")));
+) -> Result<(), KeyPlanError> {
+    if target != CallTarget::Unknown && code.text(at + 5, TRAMPOLINE.len()) != Some(&TRAMPOLINE) {
+        return Err(refused(code, why, at, 8, KeySiteProblem::OtherInstruction("a trampoline")));
     }
     set_site(&CallSite { at, kind: CallKind::Tail, why, key: Addr::NULL }, target, calls, code)
 }
 
 impl CallSite {
-    fn read(table: &Table, number: u32, code: &impl Code) -> Result<CallSite, Error> {
-        let why = Why { engine: Engine::StaticCall, section: table.section, record: number };
+    fn read(table: &RecordTable, number: u32, code: &impl Code) -> Result<CallSite, KeyPlanError> {
+        let why = EditOrigin { engine: Engine::StaticCall, section: table.section, record: number };
         let record = table.record::<{ StaticCallSite::SIZE }>(code, number);
-        let (at, bytes) = record.ok_or_else(|| refused(code, why, table.at, 0, Problem::PartOfRecord))?;
+        let (at, bytes) = record.ok_or_else(|| refused(code, why, table.at, 0, KeySiteProblem::PartOfRecord))?;
         let record = StaticCallSite::read(&bytes);
-        // The flags are the low bits of the sum, not of the distance: the table need not be aligned.
+        // The flags are the low bits of the sum, not of the distance, because the table need not be aligned.
         let key = (at + 4).offset(record.key.into());
         let kind = if key.get() & 1 != 0 { CallKind::Tail } else { CallKind::Call };
         Ok(CallSite { at: at.offset(record.site.into()), kind, why, key: Addr::new(key.get() & !3) })
     }
 }
 
-/// Looks whether a site is one of the things that a static call is.
-fn is_site(at: Addr, kind: CallKind, code: &impl Code) -> Result<(), Problem> {
-    let site = code.text(at, 5).filter(|site| site.len() == 5).ok_or(Problem::SiteOutside)?;
+/// Fails unless the site is one of the instructions that a static call can be.
+fn is_site(at: Addr, kind: CallKind, code: &impl Code) -> Result<(), KeySiteProblem> {
+    let site = code.text(at, 5).filter(|site| site.len() == 5).ok_or(KeySiteProblem::SiteOutside)?;
     let known = match kind {
         CallKind::Call => site[0] == CALL || site == NOPS[4] || site == ZERO,
         CallKind::Tail => site[0] == JUMP || site[0] == RETURN,
@@ -149,28 +154,33 @@ fn is_site(at: Addr, kind: CallKind, code: &impl Code) -> Result<(), Problem> {
     if known {
         return Ok(());
     }
-    Err(Problem::OtherInstruction(match kind {
+    Err(KeySiteProblem::OtherInstruction(match kind {
         CallKind::Call => "a call, the NOP of 5 bytes or a zero",
         CallKind::Tail => "a jump or a return",
     }))
 }
 
-/// What stands at a site, or at a trampoline, whose key has this target. An unknown one is none.
+/// Returns the bytes of a site, or of a trampoline, for this target. An unknown target counts as none.
 ///
 /// # Errors
-/// [`Problem`]: it is out of reach, or a return needs a thunk that is not known.
-pub fn call_code(at: Addr, kind: CallKind, target: Target, calls: StaticCalls<'_>) -> Result<[u8; 5], Problem> {
+/// [`KeySiteProblem`]: the target is out of reach, or a return needs a thunk whose address is not known.
+pub fn call_code(
+    at: Addr,
+    kind: CallKind,
+    target: CallTarget,
+    calls: StaticCalls<'_>,
+) -> Result<[u8; 5], KeySiteProblem> {
     match (kind, target) {
-        (CallKind::Call, Target::Function(function)) if Some(function) == calls.return0 => Ok(ZERO),
-        (CallKind::Call, Target::Function(function)) => branch(CALL, at, function),
-        (CallKind::Tail, Target::Function(function)) => branch(JUMP, at, function),
+        (CallKind::Call, CallTarget::Function(function)) if Some(function) == calls.return0 => Ok(ZERO),
+        (CallKind::Call, CallTarget::Function(function)) => branch(CALL, at, function),
+        (CallKind::Tail, CallTarget::Function(function)) => branch(JUMP, at, function),
         (CallKind::Tail, _) => Ok(return_at(at, calls.facts)?),
         (CallKind::Call, _) => Ok([NOPS[4][0], NOPS[4][1], NOPS[4][2], NOPS[4][3], NOPS[4][4]]),
     }
 }
 
-fn branch(opcode: u8, at: Addr, to: Addr) -> Result<[u8; 5], Problem> {
-    let distance = i32::try_from(to - (at + 5)).map_err(|_| Problem::OutOfReach(to))?;
+fn branch(opcode: u8, at: Addr, to: Addr) -> Result<[u8; 5], KeySiteProblem> {
+    let distance = i32::try_from(to - (at + 5)).map_err(|_| KeySiteProblem::OutOfReach(to))?;
     let [a, b, c, d] = distance.to_le_bytes();
     Ok([opcode, a, b, c, d])
 }

@@ -1,4 +1,4 @@
-//! Switching keys: what stands at all their sites, in all modules, changes as one batch.
+//! Switches keys: all sites of a key, in all modules, change in one batch.
 
 use modload_alternatives::Facts;
 use modload_edit::{Addr, Edit, Rejected, Sink};
@@ -7,65 +7,65 @@ use modload_text::{
 };
 use thiserror::Error;
 
-use crate::Problem;
-use crate::far::Far;
+use crate::KeySiteProblem;
+use crate::far::FarJumps;
 use crate::jump_label::KeyState;
-use crate::static_call::{CallKind, CallSite, StaticCalls, Target, call_code};
-use crate::table::{Phase, Table, table};
+use crate::static_call::{CallKind, CallSite, CallTarget, StaticCalls, call_code};
+use crate::table::{KeyTable, TextPhase, table};
 
-/// A key that was not switched. It is as it was, and so is all text.
+/// A key was not switched. The key and all text are unchanged, except with [`KeyError::Write`].
 #[derive(Debug, Error)]
 pub enum KeyError {
-    /// There is none.
+    /// There is no key at this address.
     #[error("there is no key at {at}: it is not in the data of a module or of the arena")]
     Unknown {
-        /// Where.
+        /// The address.
         at: Addr,
     },
-    /// Its count is 0, or as large as it can be.
+    /// The count is 0 or at its maximum, or others have incremented it.
     #[error("the static key at {at} has the count {count}")]
     Unbalanced {
-        /// Where.
+        /// The address of the key.
         at: Addr,
-        /// Its count.
+        /// The count.
         count: u32,
     },
-    /// What a site would be is not known.
+    /// The bytes of a site cannot be computed.
     #[error("static call at {at}: {problem}")]
     Site {
-        /// Where.
+        /// The address of the site.
         at: Addr,
-        /// What is wrong.
-        problem: Problem,
+        /// The reason.
+        problem: KeySiteProblem,
     },
-    /// Two sites lie on one another.
+    /// The edits of two sites overlap.
     #[error(transparent)]
     Rejected(#[from] Rejected),
-    /// A function is out of reach, and no jump to it could be made.
+    /// A function is out of reach, and the arena has no room for a jump to it.
     #[error("no jump to the function {function} could be made")]
     NoJump {
-        /// Where it is.
+        /// The address of the function.
         function: Addr,
-        /// Why not.
+        /// The reason.
         source: ArenaError,
     },
-    /// A key of the host's has no place yet, and got none.
+    /// A key of the host has no address yet, and could not be placed in the arena.
     #[error(transparent)]
     Arena(#[from] ArenaError),
-    /// The batch was not poked.
+    /// The batch could not be poked.
     #[error(transparent)]
     Poke(#[from] PokeError),
     /// The sites are switched, but the key's own variable could not be written.
     #[error("the key at {at} could not be written")]
     Write {
-        /// Where.
+        /// The address of the key.
         at: Addr,
-        /// Why not.
+        /// The reason.
         source: WriteFailed,
     },
 }
 
-/// What a key is switched to.
+/// A change of a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Switch {
     Enable,
@@ -74,7 +74,7 @@ enum Switch {
     Decrement,
 }
 
-/// Enables a key: its count becomes 1 if it was 0, and stays if it was not. Linux's `static_key_enable`.
+/// Enables a key: a count of 0 becomes 1, any other count stays. Linux's `static_key_enable`.
 ///
 /// # Errors
 /// [`KeyError`].
@@ -82,15 +82,15 @@ pub fn enable(key: Addr) -> Result<(), KeyError> {
     switch(key, Switch::Enable)
 }
 
-/// Disables a key whose count is 1; one whose count is 0 stays as it is. Linux's `static_key_disable`.
+/// Disables a key: a count of 1 becomes 0, a count of 0 stays. Linux's `static_key_disable`.
 ///
 /// # Errors
-/// [`KeyError`]; [`KeyError::Unbalanced`] if others have counted it up.
+/// [`KeyError`]; [`KeyError::Unbalanced`] if others have incremented the count.
 pub fn disable(key: Addr) -> Result<(), KeyError> {
     switch(key, Switch::Disable)
 }
 
-/// Counts a key up, and enables it if its count was 0. Linux's `static_key_slow_inc`.
+/// Increments the count of a key. Enables the key if the count was 0. Linux's `static_key_slow_inc`.
 ///
 /// # Errors
 /// [`KeyError`].
@@ -98,15 +98,15 @@ pub fn increment(key: Addr) -> Result<(), KeyError> {
     switch(key, Switch::Increment)
 }
 
-/// Counts a key down, and disables it if its count becomes 0. Linux's `static_key_slow_dec`.
+/// Decrements the count of a key. Disables the key if the count becomes 0. Linux's `static_key_slow_dec`.
 ///
 /// # Errors
-/// [`KeyError`]; [`KeyError::Unbalanced`] if its count is 0.
+/// [`KeyError`]; [`KeyError::Unbalanced`] if the count is 0.
 pub fn decrement(key: Addr) -> Result<(), KeyError> {
     switch(key, Switch::Decrement)
 }
 
-/// A key's count.
+/// Returns the count of a key.
 ///
 /// # Errors
 /// [`KeyError::Unknown`].
@@ -114,8 +114,8 @@ pub fn count(key: Addr) -> Result<u32, KeyError> {
     load_u32(key).ok_or(KeyError::Unknown { at: key })
 }
 
-/// How text is poked from now on when keys are switched, in the whole process. [`TrapMask::Checked`] if nothing else is
-/// said.
+/// Sets how text is poked when keys are switched from now on, in the whole process. The default is
+/// [`TrapMask::Checked`].
 pub fn set_trap_mask(mask: TrapMask) {
     table().trap_mask = mask;
 }
@@ -133,7 +133,7 @@ fn switch(key: Addr, to: Switch) -> Result<(), KeyError> {
         (Switch::Decrement, _) => count.checked_sub(1).ok_or(unbalanced)?,
     };
     let mut lock = TextLock::take();
-    // Whoever reads the count finds it enabled only when every site is, and disabled before any site is.
+    // A reader of the count sees the key enabled only after all sites are, and disabled before any site is.
     let set = |lock: &mut TextLock<'_>, count| {
         store_u32(lock, key, count).map_err(|source| KeyError::Write { at: key, source })
     };
@@ -156,12 +156,12 @@ pub(crate) fn state(enabled: bool) -> KeyState {
     if enabled { KeyState::Enabled } else { KeyState::Disabled }
 }
 
-impl Table {
-    /// Makes all published sites of a key show that it is enabled, or that it is not.
+impl KeyTable {
+    /// Writes all published sites of a key for the enabled or the disabled state.
     pub(crate) fn show_key(&mut self, lock: &mut TextLock<'_>, key: Addr, enabled: bool) -> Result<(), KeyError> {
         self.batch.clear();
         for group in self.keys.of(key) {
-            if group.phase == Phase::Published && group.shown != enabled {
+            if group.phase == TextPhase::Published && group.shown != enabled {
                 for site in &group.sites {
                     let (old, new) = (site.code(state(!enabled)), site.code(state(enabled)));
                     self.batch.edit(Edit { at: site.at, old: &old, new: &new, why: site.why })?;
@@ -170,20 +170,20 @@ impl Table {
         }
         self.poke(lock)?;
         for group in self.keys.of_mut(key) {
-            if group.phase == Phase::Published {
+            if group.phase == TextPhase::Published {
                 group.shown = enabled;
             }
         }
         Ok(())
     }
 
-    /// Makes all published sites and trampolines of a static call lead where its key does.
-    pub(crate) fn show_call(&mut self, key: Addr, target: Target) -> Result<(), KeyError> {
+    /// Writes all published sites and trampolines of a static call for a new target.
+    pub(crate) fn show_call(&mut self, key: Addr, target: CallTarget) -> Result<(), KeyError> {
         self.batch.clear();
         let facts = Facts::of_this_machine();
         let mut batch = std::mem::take(&mut self.batch);
         for group in self.calls.of(key) {
-            if group.phase == Phase::Published && group.shown != target {
+            if group.phase == TextPhase::Published && group.shown != target {
                 for site in &group.sites {
                     let old = code_at(&mut self.far, &facts, site, group.shown)?;
                     let new = code_at(&mut self.far, &facts, site, target)?;
@@ -196,7 +196,7 @@ impl Table {
         self.batch = batch;
         self.poke(&mut TextLock::take())?;
         for group in self.calls.of_mut(key) {
-            if group.phase == Phase::Published {
+            if group.phase == TextPhase::Published {
                 group.shown = target;
             }
         }
@@ -211,29 +211,34 @@ impl Table {
     }
 }
 
-/// What stands at the site of a static call for a target, however far away that is.
-pub(crate) fn code_at(far: &mut Far, facts: &Facts, site: &CallSite, target: Target) -> Result<[u8; 5], KeyError> {
+/// Returns the bytes of a static call's site for a target at any distance.
+pub(crate) fn code_at(
+    far: &mut FarJumps,
+    facts: &Facts,
+    site: &CallSite,
+    target: CallTarget,
+) -> Result<[u8; 5], KeyError> {
     let target = near(far, site, target)?;
     let calls = StaticCalls { facts, return0: far.return0 };
     call_code(site.at, site.kind, target, calls).map_err(|problem| KeyError::Site { at: site.at, problem })
 }
 
-/// A target that a site reaches.
-pub(crate) fn near(far: &mut Far, site: &CallSite, target: Target) -> Result<Target, KeyError> {
+/// Returns a target within reach of the site.
+pub(crate) fn near(far: &mut FarJumps, site: &CallSite, target: CallTarget) -> Result<CallTarget, KeyError> {
     match target {
-        // A call of it is not made.
-        Target::Function(function) if site.kind == CallKind::Call && Some(function) == far.return0 => Ok(target),
-        Target::Function(function) => {
+        // The site does not call this function; see [`StaticCalls::return0`].
+        CallTarget::Function(function) if site.kind == CallKind::Call && Some(function) == far.return0 => Ok(target),
+        CallTarget::Function(function) => {
             let near = far.near(site.at, function).map_err(|source| KeyError::NoJump { function, source })?;
-            Ok(Target::Function(near))
+            Ok(CallTarget::Function(near))
         }
-        Target::Null | Target::Unknown => Ok(target),
+        CallTarget::Null | CallTarget::Unknown => Ok(target),
     }
 }
 
-/// Has a static call call another function from now on; null for none: its sites do nothing then, and give what is in
-/// the register of results. Linux's `__static_call_update`. That the function has the call's type is for the caller to
-/// see to: who calls through it trusts that.
+/// Sets the function of a static call. With null, the call's sites do nothing and the result is whatever the result
+/// register holds. Linux's `__static_call_update`. The caller must pass a function of the call's type: code that calls
+/// through the static call relies on this.
 ///
 /// # Errors
 /// [`KeyError`].
@@ -246,7 +251,7 @@ pub fn update_static_call(key: Addr, function: Addr) -> Result<(), KeyError> {
     store_u64(&mut TextLock::take(), key, function.get()).map_err(|source| KeyError::Write { at: key, source })
 }
 
-/// What a static call calls; null for nothing. Linux's `static_call_query`.
+/// Returns the function of a static call, or null if there is none. Linux's `static_call_query`.
 ///
 /// # Errors
 /// [`KeyError::Unknown`].
@@ -254,6 +259,6 @@ pub fn static_call_function(key: Addr) -> Result<Addr, KeyError> {
     load_u64(key).map(Addr::new).ok_or(KeyError::Unknown { at: key })
 }
 
-pub(crate) fn target(function: Addr) -> Target {
-    if function == Addr::NULL { Target::Null } else { Target::Function(function) }
+pub(crate) fn target(function: Addr) -> CallTarget {
+    if function == Addr::NULL { CallTarget::Null } else { CallTarget::Function(function) }
 }

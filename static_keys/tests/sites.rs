@@ -1,8 +1,8 @@
-//! What stands at a site for each state of its key.
+//! The bytes of a site for each state of its key.
 
 use modload_alternatives::{Facts, Features, Processors, Returns};
-use modload_edit::{Addr, Code, Engine, Ledger, PieceKind, Space, Table, Why, disassembled};
-use modload_static_keys::{KeyState, StaticCalls, Target, jump_labels, static_calls, trampoline};
+use modload_edit::{Addr, Code, CodeBuffers, EditOrigin, Engine, Ledger, PieceKind, RecordTable, disassembled};
+use modload_static_keys::{CallTarget, KeyState, StaticCalls, jump_labels, static_calls, trampoline};
 
 const TEXT: Addr = Addr::new(0x1000);
 const TABLE: Addr = Addr::new(0x2000);
@@ -15,20 +15,20 @@ const NOP5: &[u8] = &[0x0f, 0x1f, 0x44, 0x00, 0x00];
 const JUMP2: &[u8] = &[0xeb, 0x0e]; // jmp 0x1010
 const JUMP5: &[u8] = &[0xe9, 0x0b, 0, 0, 0]; // jmp 0x1010
 
-fn space(site: &[u8], record: &[u8]) -> (Space, Table) {
+fn space(site: &[u8], record: &[u8]) -> (CodeBuffers, RecordTable) {
     let mut text = site.to_vec();
     text.resize(0x600, 0xcc);
-    let mut space = Space::default();
+    let mut space = CodeBuffers::default();
     space.add(TEXT, PieceKind::Text, text).unwrap();
     space.add(TABLE, PieceKind::Data, record.to_vec()).unwrap();
-    (space, Table::of_section(3, TABLE, u64::try_from(record.len()).unwrap()))
+    (space, RecordTable::of_section(3, TABLE, u64::try_from(record.len()).unwrap()))
 }
 
 fn distance(to: Addr, from: Addr) -> [u8; 4] {
     i32::try_from(to - from).unwrap().to_le_bytes()
 }
 
-/// A record for a jump to 0x1010, likely or not.
+/// Returns a record for a jump to 0x1010, likely or not.
 fn entry(likely: i64) -> Vec<u8> {
     let key = (KEY - (TABLE + 8)) | likely;
     [&distance(TEXT, TABLE)[..], &distance(TEXT + 0x10, TABLE + 4), &key.to_le_bytes()].concat()
@@ -62,7 +62,7 @@ fn a_site_is_a_jump_or_a_nop_of_its_length() {
     ] {
         assert_eq!(jump_label(site, likely, state).unwrap(), expected, "{site:02x?} {likely} {state:?}");
     }
-    // A long one stays long.
+    // A site of five bytes stays five bytes long.
     let (mut space, table) = space(NOP5, &entry(0));
     jump_labels(&table, |_| Enabled, &mut space).unwrap();
     assert_eq!(space.bytes(TEXT, 5), Some(JUMP5));
@@ -87,7 +87,7 @@ fn facts(features: &str) -> Facts {
     }
 }
 
-fn static_call(site: &[u8], tail: i64, target: Target, features: &str) -> Result<String, String> {
+fn static_call(site: &[u8], tail: i64, target: CallTarget, features: &str) -> Result<String, String> {
     let key = i32::try_from((KEY - (TABLE + 4)) + tail).unwrap().to_le_bytes();
     let (mut space, table) = space(site, &[distance(TEXT, TABLE), key].concat());
     let facts = facts(features);
@@ -107,7 +107,7 @@ const RETURN: &[u8] = &[0xc3, 0xcc, 0xcc, 0xcc, 0xcc];
 
 #[test]
 fn a_static_call_is_what_its_key_calls() {
-    use Target::{Function, Null, Unknown};
+    use CallTarget::{Function, Null, Unknown};
     for (site, tail, target, features, expected) in [
         (CALL, 0, Function(FUNCTION), "", "call 0x1400"),
         (CALL, 0, Null, "", "nopl (%rax,%rax)"),
@@ -135,7 +135,7 @@ fn the_middle_of_an_instruction_is_refused() {
         (CALL, 1, "its site is not a jump or a return"),
         (TAIL, 0, "its site is not a call, the NOP of 5 bytes or a zero"),
     ] {
-        let refused = static_call(site, tail, Target::Null, "").unwrap_err();
+        let refused = static_call(site, tail, CallTarget::Null, "").unwrap_err();
         assert!(refused.starts_with("static call 0 of section 3: ") && refused.contains(why), "{refused}");
     }
 }
@@ -144,14 +144,14 @@ fn the_middle_of_an_instruction_is_refused() {
 fn a_trampoline_is_known_by_what_stands_behind_it() {
     let facts = facts("");
     let calls = StaticCalls { facts: &facts, return0: None };
-    let why = Why { engine: Engine::StaticCall, section: 5, record: 8 };
+    let why = EditOrigin { engine: Engine::StaticCall, section: 5, record: 8 };
     let mut there = TAIL.to_vec();
     there.extend([0x0f, 0xb9, 0xcc]); // ud1 %esp,%ecx
     let (mut space, _) = space(&there, &[0]);
-    trampoline(TEXT, Target::Function(FUNCTION), calls, why, &mut space).unwrap();
+    trampoline(TEXT, CallTarget::Function(FUNCTION), calls, why, &mut space).unwrap();
     assert_eq!(disassembled(TEXT, space.bytes(TEXT, 5).unwrap()), "jmp 0x1400");
-    trampoline(TEXT, Target::Null, calls, why, &mut space).unwrap();
+    trampoline(TEXT, CallTarget::Null, calls, why, &mut space).unwrap();
     assert_eq!(space.bytes(TEXT, 5), Some(RETURN));
-    let refused = trampoline(TEXT + 0x100, Target::Null, calls, why, &mut space).unwrap_err().to_string();
+    let refused = trampoline(TEXT + 0x100, CallTarget::Null, calls, why, &mut space).unwrap_err().to_string();
     assert!(refused.starts_with("static call 8 of section 5: its site is not a trampoline"), "{refused}");
 }

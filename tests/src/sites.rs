@@ -4,7 +4,7 @@ use std::mem::transmute;
 use std::ptr;
 use std::sync::Arc;
 
-use modload_edit::{Addr, Edit, EditSet, Engine, NOPS, Sink, Why, ZERO, index, wide};
+use modload_edit::{Addr, Edit, EditOrigin, EditSet, Engine, NOPS, Sink, ZERO, index, wide};
 use modload_text::{Arena, Describe, Published, TextLock};
 
 /// Functions `int f(void)`, one behind the other, each with a site that is off or on and says which by what it returns.
@@ -171,7 +171,7 @@ impl Sites {
         for number in numbers {
             let site = &self.sites[number];
             let (old, new) = pick(site);
-            let why = Why { engine: Engine::JumpLabel, section: 0, record: u32::try_from(number).unwrap() };
+            let why = EditOrigin { engine: Engine::JumpLabel, section: 0, record: u32::try_from(number).unwrap() };
             edits.edit(Edit { at: site.at, old, new, why }).unwrap();
         }
         edits

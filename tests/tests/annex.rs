@@ -5,7 +5,7 @@ use std::fs;
 use std::process::{Command, ExitCode};
 use std::ptr;
 
-use modload_edit::{Addr, Edit, EditSet, Engine, NOPS, Sink, Why, index, wide};
+use modload_edit::{Addr, Edit, EditOrigin, EditSet, Engine, NOPS, Sink, index, wide};
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::{Case, in_fork, mappings, peek};
 use modload_text::{Annex, AnnexError, INT3, PAGE, PokeError, TextLock, TrapMask, fill, poke};
@@ -30,7 +30,7 @@ const fn returns(value: u8) -> [u8; 6] {
 
 fn one(at: Addr, old: &[u8], new: &[u8]) -> EditSet {
     let mut edits = EditSet::new();
-    edits.edit(Edit { at, old, new, why: Why { engine: Engine::JumpLabel, section: 0, record: 0 } }).unwrap();
+    edits.edit(Edit { at, old, new, why: EditOrigin { engine: Engine::JumpLabel, section: 0, record: 0 } }).unwrap();
     edits
 }
 

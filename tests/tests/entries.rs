@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use modload_edit::{Addr, Edit, EditSet, Engine, NOPS, Sink, Why, index, wide};
+use modload_edit::{Addr, Edit, EditOrigin, EditSet, Engine, NOPS, Sink, index, wide};
 use modload_tests::{Case, Patience, peek};
 use modload_text::{
     Annex, Arena, Because, Describe, HostText, INT3, PokeError, Poked, Published, TextLock, TrapMask, Way, fill, poke,
@@ -174,7 +174,7 @@ impl Drop for Stopped<'_> {
     }
 }
 
-const WHY: Why = Why { engine: Engine::JumpLabel, section: 0, record: 0 };
+const WHY: EditOrigin = EditOrigin { engine: Engine::JumpLabel, section: 0, record: 0 };
 
 /// Pokes. Where a thread stands between two NOPs that would be joined, or did not get a processor in time, nothing is
 /// written, and it is tried again.

@@ -5,7 +5,7 @@ use std::fs;
 
 use modload::inspect::Inspection;
 use modload::{Host, Image, Input};
-use modload_abi::known::{Contents, NAMES, Names, TYPES, Treatment, section_type};
+use modload_abi::known::{NAMES, NameMatch, SectionContents, TYPES, Treatment, section_type};
 use modload_abi::section::{STATIC_CALL_TRAMP_KEY, VERSIONS};
 use modload_fixtures::{Compiler, Language, object_from_text};
 
@@ -88,7 +88,8 @@ fn named(name: &str, flags: &str, kind: &str, size: u64, byte: u8) -> Vec<u8> {
 #[test]
 fn every_name_is_followed_to_its_last_byte_or_refused() {
     for known in NAMES {
-        let name = if known.names == Names::Prefix { format!("{}probe", known.name) } else { known.name.to_owned() };
+        let name =
+            if known.names == NameMatch::Prefix { format!("{}probe", known.name) } else { known.name.to_owned() };
         let refused = |what: &str, bytes: &[u8]| {
             let said = refusal(bytes);
             let names_it =
@@ -96,11 +97,11 @@ fn every_name_is_followed_to_its_last_byte_or_refused() {
             assert!(names_it, "{name}, {what}: {said:?}");
         };
         let loads = |what: &str, bytes: &[u8]| assert_eq!(refusal(bytes), None, "{name}, {what}");
-        if !matches!(known.contents, Contents::Refused { .. }) {
+        if !matches!(known.contents, SectionContents::Refused { .. }) {
             loads("empty", &named(&name, "a", "progbits", 0, 0));
         }
         match known.contents {
-            Contents::Records(sizes) => {
+            SectionContents::Records(sizes) => {
                 for size in sizes {
                     refused("a part of a record", &named(&name, "a", "progbits", size + 1, 0));
                     refused("less than a record", &named(&name, "a", "progbits", size - 1, 0));
@@ -113,7 +114,7 @@ fn every_name_is_followed_to_its_last_byte_or_refused() {
                     refused("a record of nonsense", &named(&name, "a", "progbits", sizes[0], 0x5a));
                 }
             }
-            Contents::Functions => {
+            SectionContents::Functions => {
                 for name in [name.clone(), format!("{name}.100")] {
                     refused("a part of a pointer", &named(&name, "a", "progbits", 12, 0));
                     refused("not allocated", &named(&name, "", "progbits", 8, 0));
@@ -121,19 +122,19 @@ fn every_name_is_followed_to_its_last_byte_or_refused() {
                     refused("no function", &named(&name, "a", "progbits", 8, 0x5a));
                 }
             }
-            Contents::Strings | Contents::Frames => {
+            SectionContents::Strings | SectionContents::Frames => {
                 refused("not allocated", &named(&name, "", "progbits", 8, 0));
                 refused("without contents", &named(&name, "a", "nobits", 8, 0));
             }
-            Contents::Refused { .. } => refused("not empty", &named(&name, "a", "progbits", 8, 0)),
-            Contents::Placed => {
+            SectionContents::Refused { .. } => refused("not empty", &named(&name, "a", "progbits", 8, 0)),
+            SectionContents::Placed => {
                 let bytes = named(&name, "a", "progbits", 8, 0);
                 loads("placed", &bytes);
                 let inspection = Inspection::of(&bytes, "known", LIMIT).unwrap();
                 let section = inspection.sections.iter().find(|section| section.name == name).unwrap();
                 assert!(section.place.is_some(), "{name} stands in memory");
             }
-            Contents::Mark => loads("a mark", &named(&name, "", "progbits", 8, 0)),
+            SectionContents::Mark => loads("a mark", &named(&name, "", "progbits", 8, 0)),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::thread;
 
 use modload::text::{Addr, Arena, Class, StripeUsage};
 use modload::{Host, Image, Module};
-use modload_edit::{Edit, EditSet, Engine, Sink, Why, index, wide};
+use modload_edit::{Edit, EditOrigin, EditSet, Engine, Sink, index, wide};
 use modload_tests::{Case, Chance, Mapping, image, image_from_text, mappings};
 use modload_text::{Annex, TextLock, fill};
 
@@ -164,7 +164,7 @@ fn annexes() {
     });
 }
 
-const WHY: Why = Why { engine: Engine::JumpLabel, section: 0, record: 0 };
+const WHY: EditOrigin = EditOrigin { engine: Engine::JumpLabel, section: 0, record: 0 };
 
 /// Only what lies in the arena counts: the test's own threads and vectors have mappings, too.
 fn in_arena(mappings: &[Mapping]) -> usize {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use modload_edit::{Addr, Edit, EditSet, Engine, NOPS, Rejected, Sink, Why, ZERO};
+use modload_edit::{Addr, Edit, EditOrigin, EditSet, Engine, NOPS, Rejected, Sink, ZERO};
 use modload_tests::{Case, Crowd, Patience, Sites, Until, block, deny, fire, handle, in_fork, peek, unblock, until};
 use modload_text::{
     Arena, Because, Class, HostText, PokeError, Poked, TextLock, TrapMask, Way, fill, poke, traps_in_flight,
@@ -70,7 +70,7 @@ fn under_fire(mask: TrapMask, flips: u64) {
     assert!(fired.refused <= flips / 10, "{fired}");
 }
 
-const WHY: Why = Why { engine: Engine::JumpLabel, section: 3, record: 9 };
+const WHY: EditOrigin = EditOrigin { engine: Engine::JumpLabel, section: 3, record: 9 };
 
 fn one(at: Addr, old: &[u8], new: &[u8]) -> EditSet {
     let mut edits = EditSet::new();

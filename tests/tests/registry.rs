@@ -96,7 +96,7 @@ fn one_fixture(fixture: &Fixture, case: &FixtureCase) {
     let host = Host::builder().linux_operations().process_symbols().export_globals().build().unwrap();
     let recording = host.record();
     let usage = used();
-    let companion = |load: &modload_fixtures::Load| {
+    let companion = |load: &modload_fixtures::FixtureLoad| {
         let fixture = Fixture::new(&load.fixture);
         let case = fixture.cases().unwrap().remove(0);
         self::load(&host, &fixture, &case, &load.params)

@@ -7,7 +7,7 @@
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
-use modload_edit::{Addr, EditSet, Step};
+use modload_edit::{Addr, EditSet, InstructionEffect};
 
 /// The edits of the batch; null when there is none.
 static EDITS: AtomicPtr<EditSet> = AtomicPtr::new(ptr::null_mut());
@@ -101,10 +101,10 @@ pub(crate) fn changes() -> u64 {
 }
 
 /// What a thread that meets a trap at `at` does instead, if the batch has an edit there. For the signal handler.
-pub(crate) fn step(_counted: &InFlight, at: Addr) -> Option<Step> {
+pub(crate) fn step(_counted: &InFlight, at: Addr) -> Option<InstructionEffect> {
     let edits = EDITS.load(Ordering::SeqCst);
     // SAFETY: null, or the edits of a batch. `Announced` lets go of them only when it has seen nobody in flight after it
     // had stored null: either it waits for us, who have been counted before, or we have loaded null.
     let edits = unsafe { edits.as_ref() };
-    edits.and_then(|edits| edits.find(at)).and_then(|edit| Step::of(at, edit.new))
+    edits.and_then(|edits| edits.find(at)).and_then(|edit| InstructionEffect::of(at, edit.new))
 }

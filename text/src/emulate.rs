@@ -1,6 +1,6 @@
 //! Doing what an instruction does, to the registers of a thread that was stopped in its place. Async-signal-safe.
 
-use modload_edit::{Addr, Step};
+use modload_edit::{Addr, InstructionEffect};
 
 use crate::reserve::pointer;
 
@@ -16,16 +16,16 @@ const ARITHMETIC: i64 = 0x8d5;
 const ZERO_AND_PARITY: i64 = 0x44;
 
 /// Makes a thread do what an instruction would. What it pushes and pops is on its own stack.
-pub(crate) fn emulate(step: Step, registers: &mut libc::mcontext_t) {
+pub(crate) fn emulate(step: InstructionEffect, registers: &mut libc::mcontext_t) {
     let registers = &mut registers.gregs;
     let rsp = Addr::new(registers[RSP].cast_unsigned());
     let (to, rsp) = match step {
-        Step::Next(to) | Step::Jump(to) => (to, rsp),
-        Step::JumpThrough(slot) => (read(slot), rsp),
-        Step::Call { to, back } => (to, push(rsp, back)),
-        Step::CallThrough { slot, back } => (read(slot), push(rsp, back)),
-        Step::Return => (read(rsp), rsp + 8),
-        Step::Zero(to) => {
+        InstructionEffect::Next(to) | InstructionEffect::Jump(to) => (to, rsp),
+        InstructionEffect::JumpThrough(slot) => (read(slot), rsp),
+        InstructionEffect::Call { to, back } => (to, push(rsp, back)),
+        InstructionEffect::CallThrough { slot, back } => (read(slot), push(rsp, back)),
+        InstructionEffect::Return => (read(rsp), rsp + 8),
+        InstructionEffect::Zero(to) => {
             registers[RAX] = 0;
             registers[FLAGS] = registers[FLAGS] & !ARITHMETIC | ZERO_AND_PARITY;
             (to, rsp)

@@ -20,7 +20,7 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use modload_edit::{Addr, Edit, EditSet, Step, Why, disassembled, is_one_instruction};
+use modload_edit::{Addr, Edit, EditOrigin, EditSet, InstructionEffect, disassembled, is_one_instruction};
 use modload_threads::frames::{NoFinder, WalkError};
 use modload_threads::{DEFAULT_LIMIT, Held, Name, Tid, is_alone};
 use thiserror::Error;
@@ -84,7 +84,7 @@ pub enum PokeError {
         /// What is there.
         found: Vec<u8>,
         /// The edit's reason.
-        why: Why,
+        why: EditOrigin,
     },
     /// The edit lies outside, or reaches out of, what may be poked or filled.
     #[error("{why} at {at}: {len} bytes do not lie within the published text of one module or within registered text")]
@@ -94,7 +94,7 @@ pub enum PokeError {
         /// How many bytes.
         len: usize,
         /// The edit's reason.
-        why: Why,
+        why: EditOrigin,
     },
     /// It must be one instruction.
     #[error("{why} at {at}: {} is not one instruction", code(*.at, .bytes))]
@@ -104,7 +104,7 @@ pub enum PokeError {
         /// `old` or `new` of the edit.
         bytes: Vec<u8>,
         /// The edit's reason.
-        why: Why,
+        why: EditOrigin,
     },
     /// A thread that meets the trap there cannot be made to do what the new instruction does.
     #[error("{why} at {at}: {} cannot be poked: only jmp, call, ret, NOPs and the zero of a static call can", code(*.at, .bytes))]
@@ -114,7 +114,7 @@ pub enum PokeError {
         /// `new` of the edit.
         bytes: Vec<u8>,
         /// The edit's reason.
-        why: Why,
+        why: EditOrigin,
     },
     /// Threads could not be looked at.
     #[error("looking at the process's threads")]
@@ -145,7 +145,7 @@ pub enum PokeError {
         /// Where the edit is.
         at: Addr,
         /// The edit's reason.
-        why: Why,
+        why: EditOrigin,
     },
     /// Stacks cannot be walked, which joining NOPs takes.
     #[error("NOPs cannot be joined: stacks cannot be walked")]
@@ -243,7 +243,7 @@ fn check(lock: &TextLock<'_>, edits: &EditSet) -> Result<(), PokeError> {
     let mut region = Region::poked();
     for edit in edits.iter() {
         region.compare(&edit)?;
-        if Step::of(edit.at, edit.new).is_none() {
+        if InstructionEffect::of(edit.at, edit.new).is_none() {
             return Err(unfit(&edit));
         }
         if !is_one_instruction(edit.at, edit.old) && !obstacle::joins(edit.old) {

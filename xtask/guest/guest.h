@@ -1,4 +1,5 @@
-// What every guest's program needs: it is the first process, and when it is done the machine is.
+// Helpers for every guest program. The program is the first process of its machine, which is turned off when the
+// program ends.
 
 #include <errno.h>
 #include <stdio.h>
@@ -15,7 +16,7 @@ static void turn_off(void)
 		pause();
 }
 
-// Says why, and turns the machine off: its host looks for the last line.
+// Prints the reason and turns the machine off. The host looks for this last line.
 static void fail(const char *what)
 {
 	printf("ORACLE FAILED %s: %s\n", what, strerror(errno));

@@ -1,10 +1,10 @@
-// The first and only process of the guest of `cargo xtask oracle`. It loads modules, then copies what the kernel says of
-// itself and the memory that this concerns to a disk. It understands as little as it can: what the bytes mean is decided
-// outside, in Rust.
+// The first and only process of the guest of `cargo xtask oracle`. It loads modules, then copies the kernel's own
+// information and the memory of kernel and modules to a disk. It interprets as little as possible: the Rust code
+// outside decides what the bytes mean.
 //
-// /before and /modules name module files, a line each: those that the disk needs, and those to be judged.
-// The disk gets chunks: a header of 512 bytes, `ORACLE1 LENGTH NAME\n` and zeros, and LENGTH bytes, padded to 512.
-// Chunks of one name belong together. The last one is called `end`.
+// /before and /modules list module files, one per line: those that the disk needs, and those to compare.
+// The disk receives chunks: a header of 512 bytes, `ORACLE1 LENGTH NAME\n` followed by zeros, and LENGTH bytes, padded
+// to 512. Chunks of the same name belong together. The last chunk has the name `end`.
 
 #define _GNU_SOURCE
 #include <elf.h>
@@ -46,7 +46,7 @@ static void write_all(const char *bytes, size_t length)
 	}
 }
 
-// One chunk, from the start of `chunk`.
+// Writes one chunk from the start of `chunk`.
 static void put_chunk(const char *name, size_t length)
 {
 	char header[BLOCK] = { 0 };
@@ -57,7 +57,7 @@ static void put_chunk(const char *name, size_t length)
 	write_all(chunk, padded);
 }
 
-// Up to `length` bytes; fewer at the end of the file.
+// Reads up to `length` bytes. Reads fewer at the end of the file.
 static size_t read_all(int file, char *to, size_t length)
 {
 	size_t done = 0;
@@ -82,7 +82,7 @@ static void put_file(const char *path)
 	close(file);
 }
 
-// Loads what a list names, and writes what became of each into a file, a line each: errno, milliseconds and path.
+// Loads the modules of a list. Writes a line for each to a file: errno, milliseconds and path.
 static void load(const char *list, FILE *results)
 {
 	char path[512];
@@ -103,7 +103,7 @@ static void load(const char *list, FILE *results)
 	fclose(lines);
 }
 
-// A line `MODULE SECTION ADDRESS` for each file below /sys/module/*/sections.
+// Writes a line `MODULE SECTION ADDRESS` for each file below /sys/module/*/sections.
 static void put_sections(void)
 {
 	FILE *table = fopen("/sections", "w+");
@@ -135,7 +135,7 @@ static void put_sections(void)
 	put_file("/sections");
 }
 
-// A range of the kernel's memory: chunks called by the range's address.
+// Writes a range of the kernel's memory, as chunks named by the range's address.
 static void put_memory(int kcore, const Elf64_Phdr *parts, size_t count, uint64_t from, uint64_t length)
 {
 	char name[64];
@@ -158,7 +158,7 @@ static void put_memory(int kcore, const Elf64_Phdr *parts, size_t count, uint64_
 	fail(name);
 }
 
-// The address of a symbol of the kernel's own.
+// Returns the address of a symbol of the kernel itself.
 static uint64_t address_of(const char *symbol)
 {
 	char line[512], name[512];
@@ -173,7 +173,7 @@ static uint64_t address_of(const char *symbol)
 	return found;
 }
 
-// The kernel itself, then each module's memory.
+// Writes the memory of the kernel itself, then of each module.
 static void put_memories(void)
 {
 	static Elf64_Phdr parts[64];
@@ -186,7 +186,7 @@ static void put_memories(void)
 		fail("the header of /proc/kcore");
 	uint64_t start = address_of("_text");
 	put_memory(kcore, parts, header.e_phnum, start, address_of("_end") - start);
-	// A line names all users of a module.
+	// A line lists all users of a module, so it can be long.
 	static char line[1 << 16];
 	FILE *modules = fopen("/proc/modules", "r");
 	while (modules && fgets(line, sizeof line, modules)) {
@@ -214,7 +214,7 @@ int main(void)
 	fclose(results);
 	double loaded = now();
 	printf("ORACLE LOADED %.1f\n", loaded - start);
-	// What modules have left to be done later, above all to free their init sections.
+	// Wait for work that modules have deferred, mainly the freeing of their init sections.
 	sleep(3);
 	disk = open("/dev/vda", O_RDWR);
 	if (disk < 0)

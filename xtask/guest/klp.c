@@ -1,7 +1,7 @@
-// The first and only process of the guest of `cargo xtask oracle-klp`: it goes through the steps of /scenes with the modules of /ko,
-// as the commands of Linux's own selftests do, and prints what Linux has logged meanwhile, each line behind `KLP|`.
+// The first and only process of the guest of `cargo xtask oracle-klp`. It performs the steps of /scenes with the
+// modules of /ko, as Linux's own selftests do, and prints the log messages of Linux, each line after `KLP|`.
 //
-// tests/klp/scenes.txt says what each step is.
+// tests/klp/scenes.txt describes each step.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -33,7 +33,8 @@ static void note(const char *format, ...)
 	fputc('\n', notes);
 }
 
-// What live patching and the scenes' modules have logged since the last time. A record: `PRIORITY,..;TEXT` and more lines.
+// Records the log messages of live patching and of the scenes' modules since the last call. A record:
+// `PRIORITY,..;TEXT` and more lines.
 static void note_lines(void)
 {
 	char record[8192];
@@ -61,7 +62,7 @@ static char *path(const char *format, const char *first, const char *second)
 	return paths[next];
 }
 
-// Writes to a file; its errno.
+// Writes text to a file. Returns the errno.
 static int put(const char *name, const char *text)
 {
 	int file = open(name, O_WRONLY | O_CLOEXEC), error = 0;
@@ -73,7 +74,7 @@ static int put(const char *name, const char *text)
 	return error;
 }
 
-// The first line of a file; false if it is not there.
+// Reads the first line of a file. Returns false if the file does not exist.
 static bool get(const char *name, char *line, int size)
 {
 	FILE *file = fopen(name, "r");
@@ -86,7 +87,7 @@ static bool get(const char *name, char *line, int size)
 	return true;
 }
 
-// Waits until a file has this line; NULL: until it is not there.
+// Waits until a file has this line, or with NULL until the file does not exist.
 static void wait_for(const char *name, const char *wanted)
 {
 	char line[256];
@@ -204,7 +205,7 @@ int main(void)
 	mount("proc", "/proc", "proc", 0, "");
 	mount("sysfs", "/sys", "sysfs", 0, "");
 	mount("devtmpfs", "/dev", "devtmpfs", 0, "");
-	// What live patching logs for debugging, but for what depends on who happens to run.
+	// Enable the debug messages of live patching, except those that depend on which thread happens to run.
 	must(put("/proc/dynamic_debug/control", "file kernel/livepatch/* +p"), "dynamic debug");
 	must(put("/proc/dynamic_debug/control", "func klp_try_switch_task -p"), "dynamic debug");
 	notes = open_memstream(&text, &size);
@@ -224,7 +225,7 @@ int main(void)
 		note_lines();
 	}
 	fclose(notes);
-	// Nothing of the kernel's in between.
+	// Keep messages of the kernel from appearing between the lines.
 	klogctl(CONSOLE_OFF, NULL, 0);
 	for (char *next = text, *each; (each = strsep(&next, "\n"));)
 		if (*each)

@@ -1,5 +1,5 @@
-//! Builds the fuzz targets with a stable compiler and runs them: what libFuzzer needs of rustc is stable, and
-//! libfuzzer-sys brings the runtime, which a C++ compiler builds.
+//! Builds the fuzz targets with a stable compiler and runs them. All features of rustc that libFuzzer needs are stable.
+//! libfuzzer-sys contains the runtime, which a C++ compiler builds.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -10,15 +10,15 @@ use crate::options::Options;
 use crate::process::{self, cargo, target_folder};
 use crate::seeds::{self, TARGETS};
 
-/// The instrumentation of cargo-fuzz: counters of edges, their places, and operands of comparisons.
+/// The instrumentation of cargo-fuzz: edge counters, a table of code addresses, and the operands of comparisons.
 const RUSTFLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 -Cdebug-assertions -Coverflow-checks";
 
-/// Named, so that build scripts and procedural macros are not instrumented.
+/// The target is given explicitly, so that build scripts and procedural macros are not instrumented.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
-/// Builds all targets, then runs those that are wanted, one after the other.
+/// Builds all targets, then runs the requested ones, one after the other.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let seconds: u32 = options.number("seconds")?;
     let wanted = options.text("target");
@@ -43,7 +43,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Runs a target; says how it began and how it ended, or what it found. The rest is in its log.
+/// Runs a target. Prints its start and its end, or fails with its finding. Its other output is in a log.
 fn report(name: &str, target: &mut Command, log: &Path) -> Result<()> {
     let status = target.stderr(File::create(log)?).status()?;
     let text = String::from_utf8_lossy(&fs::read(log)?).into_owned();

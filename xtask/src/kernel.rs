@@ -1,4 +1,4 @@
-//! Debian's kernel package: real modules, the symbols of their kernel, and the kernel.
+//! Debian's kernel package: real modules, the symbols of their kernel, and the kernel itself.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,22 +8,22 @@ use crate::Result;
 use crate::options::Options;
 use crate::process::{cargo, output, run, target_folder};
 
-/// The packages that will do; the newest is taken.
+/// The pattern of suitable packages. The newest one is used.
 const PACKAGES: &str = r"^linux-image-6\.1\.[0-9.-]+-amd64$";
 
-/// Fetches and unpacks it, and prints its folder.
+/// Fetches and unpacks the package, and prints its folder.
 pub(crate) fn fetch(_: &Options) -> Result<()> {
     println!("{}", folder()?.display());
     Ok(())
 }
 
-/// Inspects all its modules.
+/// Inspects all modules of the package.
 pub(crate) fn inspect(_: &Options) -> Result<()> {
     let words = ["test", "--release", "--locked", "-p", "modload-loader", "--test", "kernel", "--", "--nocapture"];
     run(cargo().args(words).env("MODLOAD_KERNEL", folder()?))
 }
 
-/// The folder of the unpacked package, fetched once: `boot` and `lib/modules` stand in it.
+/// Returns the folder of the unpacked package, which holds `boot` and `lib/modules`. The package is fetched once.
 pub(crate) fn folder() -> Result<PathBuf> {
     let folder = target_folder().join("kernel");
     if folder.is_dir() {
@@ -36,7 +36,7 @@ pub(crate) fn folder() -> Result<PathBuf> {
     unpacked.map(|()| folder)
 }
 
-/// Fetches the newest package into a folder, and unpacks it into one below.
+/// Fetches the newest package into a folder, and unpacks it into a folder below.
 fn unpack(scratch: &Path) -> Result<PathBuf> {
     let found = output(Command::new("apt-cache").args(["--names-only", "search", PACKAGES]))?;
     let newest = found.lines().filter_map(|line| line.split(' ').next()).max_by_key(|name| version(name));
@@ -48,7 +48,7 @@ fn unpack(scratch: &Path) -> Result<PathBuf> {
     Ok(unpacked)
 }
 
-/// The numbers in a package's name, to be compared.
+/// Returns the numbers in a package's name, for comparison.
 fn version(name: &str) -> Vec<u32> {
     name.split(|letter: char| !letter.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }

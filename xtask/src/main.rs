@@ -1,4 +1,5 @@
-//! `cargo xtask COMMAND [OPTION=VALUE]...`: what is done with this tree beyond cargo's own commands. A table of commands.
+//! `cargo xtask COMMAND [OPTION=VALUE]...`: tasks for this source tree beyond cargo's own commands. A table of
+//! commands.
 
 #![forbid(unsafe_code)]
 
@@ -18,13 +19,13 @@ use std::process::ExitCode;
 
 use options::Options;
 
-/// What goes wrong is read by people only.
+/// The error type holds only a text, because only people read errors here.
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// A command.
-struct Command {
+struct XtaskCommand {
     name: &'static str,
-    /// Options and their defaults.
+    /// The options and their defaults.
     options: &'static [(&'static str, &'static str)],
     help: &'static str,
     run: fn(&Options) -> Result<()>,
@@ -33,75 +34,80 @@ struct Command {
 const ORACLE: &[(&str, &str)] =
     &[("boot", "max"), ("modules", "300"), ("out", ""), ("megabytes", "4096"), ("seconds", "1200"), ("again", "no")];
 
-const COMMANDS: &[Command] = &[
-    Command {
+const COMMANDS: &[XtaskCommand] = &[
+    XtaskCommand {
         name: "kernel",
         options: &[],
-        help: "fetch and unpack Debian's kernel 6.1 once; print its folder, for MODLOAD_KERNEL",
+        help: "fetch and unpack Debian's kernel 6.1, only once; print its folder, for MODLOAD_KERNEL",
         run: kernel::fetch,
     },
-    Command { name: "inspect-kernel", options: &[], help: "inspect all its modules", run: kernel::inspect },
-    Command {
+    XtaskCommand {
+        name: "inspect-kernel",
+        options: &[],
+        help: "inspect all modules of that kernel",
+        run: kernel::inspect,
+    },
+    XtaskCommand {
         name: "mutants",
         options: &[("count", "1000000"), ("seed", "1"), ("seconds", "0")],
-        help: "COUNT mutants with SEED, then with the seeds after it until SECONDS are over",
+        help: "load COUNT mutants with SEED, then with the following seeds until SECONDS are over",
         run: mutants::run_test,
     },
-    Command {
+    XtaskCommand {
         name: "odd",
         options: &[("count", "100000"), ("seed", "1")],
-        help: "make COUNT objects that are valid and odd, from set SEED on; load and call them, link them with GNU ld into a\n      \
-               program, and compare what both compute",
+        help: "generate COUNT valid but unusual objects, from set SEED on; load and call them, link them with GNU ld into a\n      \
+               program, and compare the results",
         run: odd::run_test,
     },
-    Command {
+    XtaskCommand {
         name: "fuzz",
         options: &[("target", "all"), ("seconds", "60")],
-        help: "build the fuzz targets, run each for SECONDS; what they find is in target/fuzz",
+        help: "build the fuzz targets and run each for SECONDS; their findings are in target/fuzz",
         run: fuzz::run,
     },
-    Command {
+    XtaskCommand {
         name: "oracle",
         options: ORACLE,
-        help: "boot Debian's kernel in QEMU, load MODULES (a number, all, or names with commas between them), write down\n      \
-               what became of them in OUT (target/oracle/BOOT), and check it; again=yes boots even if nothing has changed",
+        help: "boot Debian's kernel in QEMU, load MODULES (a number, all, or names separated by commas), record the\n      \
+               results in OUT (target/oracle/BOOT), and check them; again=yes boots even if nothing has changed",
         run: oracle::run,
     },
-    Command {
+    XtaskCommand {
         name: "oracle-compare",
         options: &[("boot", "max"), ("out", ""), ("with", "image")],
-        help: "compare what oracle wrote with what modhost makes, or, with=file, with the files as they are",
+        help: "compare the record of oracle with the images of modhost or, with=file, with the unchanged files",
         run: oracle::compare,
     },
-    Command {
+    XtaskCommand {
         name: "oracle-klp",
         options: &[("out", ""), ("megabytes", "1024"), ("seconds", "900")],
-        help: "boot it once more, have it go through the scenes of tests/klp with its own live patching, and compare its log\n      \
-               with the snapshots of ours; the headers of its package are installed if they are missing",
+        help: "boot that kernel again, run the scenes of tests/klp with Linux's own live patching, and compare its log\n      \
+               with our snapshots; the kernel's header package is installed if it is missing",
         run: oracle::live_patching,
     },
-    Command {
+    XtaskCommand {
         name: "poke",
         options: &[("seconds", "3600"), ("way", "traps")],
-        help: "poke 10,000 sites under fire until SECONDS are over, on new sites each minute; way=held: by rendezvous",
+        help: "poke 10,000 sites that threads execute, until SECONDS are over, with new sites each minute; way=held: by rendezvous",
         run: poke::under_fire,
     },
-    Command {
+    XtaskCommand {
         name: "man",
         options: &[("out", "target/man")],
         help: "write a man page for each command and subcommand into the folder OUT",
         run: pages::man,
     },
-    Command {
+    XtaskCommand {
         name: "completions",
         options: &[("out", "target/completions")],
         help: "write completions of the commands for bash, zsh and fish into the folder OUT",
         run: pages::completions,
     },
-    Command {
+    XtaskCommand {
         name: "oracle-ld",
         options: &[("boot", "max"), ("out", ""), ("modules", "200")],
-        help: "compare so many of its modules, before anything is rewritten, with what GNU ld makes of them",
+        help: "compare MODULES modules of that boot, before any code is rewritten, with the output of GNU ld",
         run: oracle::link,
     },
 ];
@@ -112,10 +118,10 @@ fn run(arguments: &[String]) -> Result<()> {
     (command.run)(&Options::parse(command.options, rest)?)
 }
 
-/// The table, for people.
+/// Returns the table of commands as text.
 fn help() -> String {
     let mut text = String::from("cargo xtask COMMAND [OPTION=VALUE]...");
-    for Command { name, options, help, .. } in COMMANDS {
+    for XtaskCommand { name, options, help, .. } in COMMANDS {
         let options: String = options.iter().map(|(name, default)| format!(" {name}={default}")).collect();
         text.push_str(&format!("\n  {name}{options}\n      {help}"));
     }

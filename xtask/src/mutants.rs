@@ -7,7 +7,7 @@ use crate::kernel;
 use crate::options::Options;
 use crate::process::{cargo, run};
 
-/// Runs it once, and then until the time is over.
+/// Runs the test once, and repeats it until the time is over.
 pub(crate) fn run_test(options: &Options) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(options.number("seconds")?);
     let first: u64 = options.number("seed")?;

@@ -1,4 +1,4 @@
-//! Longer runs of `tests/tests/odd_objects`: valid but odd objects, next to what GNU ld and exec make of them.
+//! Longer runs of `tests/tests/odd_objects`: valid but unusual objects, compared with the output of GNU ld and exec.
 
 use crate::Result;
 use crate::options::Options;

@@ -1,11 +1,11 @@
-//! `name=value`, for the names that a command has.
+//! Options of the form `name=value`.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use crate::Result;
 
-/// The options of one call, defaults filled in.
+/// The options of one call, including the defaults.
 pub(crate) struct Options(BTreeMap<&'static str, String>);
 
 impl Options {
@@ -19,7 +19,7 @@ impl Options {
         Ok(Options(values))
     }
 
-    /// The value of an option of this command.
+    /// Returns the value of an option of this command.
     pub(crate) fn text(&self, name: &str) -> &str {
         &self.0[name]
     }

@@ -1,5 +1,5 @@
-//! Linux itself as the judge: a machine of QEMU's loads Debian's modules, and what it made of them is written down for
-//! `modhost image` to reproduce. docs/linux-as-judge.md says how.
+//! Compares this loader with Linux itself: a QEMU machine loads Debian's modules, and the resulting memory is recorded,
+//! so that `modhost image` can be compared with it. docs/linux-as-judge.md explains how.
 
 mod boots;
 mod choice;
@@ -30,22 +30,22 @@ use checks::Checks;
 use choice::Choice;
 use compare::{Ours, write_differences};
 use dump::Dump;
-use facts::Named;
+use facts::KeyNaming;
 use guest::Guest;
 use image::Modhost;
 use judged::Texts;
 use ko::Ko;
-use machine::Machine;
-use symbols::Symbols;
+use machine::KernelState;
+use symbols::GuestSymbols;
 
 use crate::options::Options;
 use crate::process::target_folder;
 use crate::{Result, kernel};
 
-/// Most differences that are printed.
+/// The maximum number of differences that are printed.
 const SHOWN: usize = 20;
 
-/// Boots if need be; writes the folder, checks it, and says what Linux changed.
+/// Boots if necessary. Writes the folder, checks it, and prints which sections Linux has changed.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let boot = boots::named(options.text("boot"))?;
     let kernel = kernel::folder()?;
@@ -54,7 +54,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     decode(&disk, &kernel, &folder)
 }
 
-/// Compares a folder that `run` has written.
+/// Compares a folder that `run` has written with the images of `modhost`.
 pub(crate) fn compare(options: &Options) -> Result<()> {
     let folder = written(options)?;
     let ours = match options.text("with") {
@@ -65,34 +65,34 @@ pub(crate) fn compare(options: &Options) -> Result<()> {
     report(&kernel::folder()?, &folder, &ours)
 }
 
-/// Lets GNU ld link some of the modules of a folder that `run` has written.
+/// Links some of the modules of a folder that `run` has written with GNU ld, and compares.
 pub(crate) fn link(options: &Options) -> Result<()> {
     let (folder, kernel, count) = (written(options)?, kernel::folder()?, options.number::<usize>("modules")?);
-    let (start, all) = (Instant::now(), compare::Boot { folder: &folder, kernel: &kernel }.list()?);
-    // Evenly apart in load order.
+    let (start, all) = (Instant::now(), compare::BootFolder { folder: &folder, kernel: &kernel }.list()?);
+    // Evenly distributed in load order.
     let count = count.min(all.len());
     let modules = (0..count).map(|number| all[number * all.len() / count].clone()).collect();
-    let outcome = ld::Linked { folder: &folder, kernel: &kernel, modules }.compare(&Modhost::build()?)?;
+    let outcome = ld::LdLink { folder: &folder, kernel: &kernel, modules }.compare(&Modhost::build()?)?;
     print!("{}", outcome.report());
     eprintln!("linked and compared in {:.1?}", start.elapsed());
     if outcome.differences.is_empty() { Ok(()) } else { Err(outcome.differences.join("\n").into()) }
 }
 
-/// Has Linux go through the scenes of live patching, and compares its log with ours.
+/// Runs the scenes of live patching on Linux, and compares its log with ours.
 pub(crate) fn live_patching(options: &Options) -> Result<()> {
     klp::run(options)
 }
 
-/// The folder, if there is something in it.
+/// Returns the folder, if it has been written.
 fn written(options: &Options) -> Result<PathBuf> {
     let folder = folder(options, boots::named(options.text("boot"))?);
     if folder.join("modules.txt").exists() {
         return Ok(folder);
     }
-    Err(format!("there is nothing in {}: cargo xtask oracle makes it", folder.display()).into())
+    Err(format!("{} is empty: run cargo xtask oracle first", folder.display()).into())
 }
 
-/// Where everything goes.
+/// Returns the folder for all files of a boot.
 fn folder(options: &Options, boot: &Boot) -> PathBuf {
     match options.text("out") {
         "" => target_folder().join("oracle").join(boot.name),
@@ -100,7 +100,7 @@ fn folder(options: &Options, boot: &Boot) -> PathBuf {
     }
 }
 
-/// Boots if anything has changed since the last time, and returns the guest's disk.
+/// Boots if an input has changed since the last time. Returns the guest's disk.
 fn dump(options: &Options, boot: &'static Boot, kernel: &Path, folder: &Path) -> Result<PathBuf> {
     let start = Instant::now();
     let choice = Choice::of(kernel, options.text("modules"), &target_folder().join("oracle"))?;
@@ -126,14 +126,14 @@ fn dump(options: &Options, boot: &'static Boot, kernel: &Path, folder: &Path) ->
     Ok(guest.disk())
 }
 
-/// Writes the folder from the disk, and checks it on the way.
+/// Writes the folder from the disk, with checks.
 fn decode(disk: &Path, kernel: &Path, folder: &Path) -> Result<()> {
     let start = Instant::now();
     let dump = Dump::read(disk)?;
     let texts = Texts::of(&dump)?;
     let (attempts, loaded) = (texts.attempts(&judged::files(kernel)?)?, texts.loaded()?);
-    let symbols = Symbols::parse(&texts.kallsyms)?;
-    let machine = Machine::read(&dump.memory, &symbols)?;
+    let symbols = GuestSymbols::parse(&texts.kallsyms)?;
+    let machine = KernelState::read(&dump.memory, &symbols)?;
     let (mut checks, exports) = (Checks::default(), symbols.exports());
     checks.machine(&machine, &texts, &dump.memory, &symbols)?;
     let mut sections = 0;
@@ -172,11 +172,11 @@ fn decode(disk: &Path, kernel: &Path, folder: &Path) -> Result<()> {
     }
 }
 
-/// Compares, and prints the figures.
+/// Compares, and prints the statistics.
 fn report(kernel: &Path, folder: &Path, ours: &Ours) -> Result<()> {
-    let boot = compare::Boot { folder, kernel };
+    let boot = compare::BootFolder { folder, kernel };
     let Ours::Image(modhost) = ours else { return report_one(&boot, ours, "changed-by-linux.txt") };
-    for named in Named::ALL {
+    for named in KeyNaming::ALL {
         let made = boot.make(modhost, named)?;
         eprint!("keys by {named:?}\n{made}");
         report_one(&boot, ours, "differences.txt")?;
@@ -184,8 +184,8 @@ fn report(kernel: &Path, folder: &Path, ours: &Ours) -> Result<()> {
     Ok(())
 }
 
-/// Compares what has been made, writes the differences into a file, and prints the figures.
-fn report_one(boot: &compare::Boot<'_>, ours: &Ours, differences: &str) -> Result<()> {
+/// Compares the images, writes the differences to a file, and prints the statistics.
+fn report_one(boot: &compare::BootFolder<'_>, ours: &Ours, differences: &str) -> Result<()> {
     let start = Instant::now();
     let outcome = boot.compare(ours)?;
     let path = write_differences(boot.folder, &outcome, differences)?;

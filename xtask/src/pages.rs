@@ -1,4 +1,4 @@
-//! Man pages and completions, made of the definitions that the commands parse with.
+//! Man pages and completions, generated from the parsers of the commands.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use clap_mangen::roff::{Roff, bold, roman};
 use crate::Result;
 use crate::options::Options;
 
-/// `cargo xtask man`.
+/// Runs `cargo xtask man`.
 pub(crate) fn man(options: &Options) -> Result<()> {
     let folder = Path::new(options.text("out"));
     fs::create_dir_all(folder)?;
@@ -22,7 +22,7 @@ pub(crate) fn man(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// `cargo xtask completions`.
+/// Runs `cargo xtask completions`.
 pub(crate) fn completions(options: &Options) -> Result<()> {
     let folder = Path::new(options.text("out"));
     fs::create_dir_all(folder)?;
@@ -36,11 +36,11 @@ pub(crate) fn completions(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The commands and their subcommands: a page each.
+/// Returns the commands and their subcommands. Each has a page.
 fn commands() -> Vec<Command> {
     let mut all = Vec::new();
     for command in modload_cli::commands() {
-        // What it would say stands in the pages.
+        // The pages contain the same text as the help subcommand.
         let mut command = command.disable_help_subcommand(true);
         command.build();
         let subcommands: Vec<Command> = command.get_subcommands().cloned().collect();
@@ -50,12 +50,12 @@ fn commands() -> Vec<Command> {
     all
 }
 
-/// `modhost-serve`.
+/// Returns the title of a page, for example `modhost-serve`.
 fn title(command: &Command) -> &str {
     command.get_display_name().unwrap_or(command.get_name())
 }
 
-/// A page, in roff.
+/// Returns a page, in roff.
 fn page(command: &Command) -> Result<Vec<u8>> {
     let source = concat!("modload ", env!("CARGO_PKG_VERSION"));
     let man = Man::new(command.clone()).source(source).manual("modload");
@@ -75,16 +75,17 @@ fn page(command: &Command) -> Result<Vec<u8>> {
     Ok(page)
 }
 
-/// What stands at the end of a command's help.
+/// The parsed end of a command's help.
 struct Help<'a> {
-    /// Command lines, and what they do.
+    /// Command lines, and their explanations.
     examples: Vec<(&'a str, String)>,
     notes: Vec<&'a str>,
     exit_status: &'a str,
 }
 
 impl Help<'_> {
-    /// "Examples:", each indented by two and what it does by six; an empty line; notes; "Exit status: ".
+    /// Parses "Examples:", with command lines indented by two and explanations by six; an empty line; notes; "Exit
+    /// status: ".
     fn of(text: &str) -> Option<Help<'_>> {
         let (examples, rest) = text.strip_prefix("Examples:\n")?.split_once("\n\n")?;
         let mut help = Help { examples: Vec::new(), notes: Vec::new(), exit_status: "" };
@@ -137,7 +138,7 @@ mod tests {
 
     use super::*;
 
-    /// The long options that a command's help shows.
+    /// Returns the long options in a command's help.
     fn long_options(command: &Command) -> BTreeSet<String> {
         let help = command.clone().render_long_help().to_string();
         let shown = help.lines().map(str::trim).filter(|line| line.starts_with('-'));
@@ -177,7 +178,7 @@ mod tests {
             }
         }
         let read = |name: &str| fs::read_to_string(out.join(name)).unwrap().replace("\\-", "-");
-        // Usage that is said by hand, because of what stands behind --.
+        // The usage line is written by hand, because of the arguments after --.
         assert!(read("modload.1").contains("\\fBmodload\\fR [OPTIONS] --deps DIR NAME [PARAM=VALUE]... [-- NAME"));
         assert!(read("modhost-serve.1").contains("\\fBmodhost serve\\fR [OPTIONS] [FILE [PARAM=VALUE]... [-- FILE"));
         assert!(read("modhost.1").contains("modhost-serve(1)"));
@@ -193,7 +194,7 @@ mod tests {
                 .stderr(Stdio::piped())
                 .spawn();
             let Ok(mut groff) = started else {
-                // Past the harness's capture: nobody may take this for a pass.
+                // Written past the test harness's capture, so that the skipped test is visible.
                 writeln!(std::io::stderr(), "SKIPPED groff_has_nothing_against_the_pages: there is no groff").unwrap();
                 return;
             };
@@ -215,7 +216,7 @@ mod tests {
             let (zsh, fish) = (read(format!("_{name}")), read(format!("{name}.fish")));
             let bash = out.join(format!("{name}.bash"));
             assert!(Process::new("bash").arg("-n").arg(&bash).status().unwrap().success(), "{name}");
-            // What bash would offer where an option is begun.
+            // The completions that bash offers after the beginning of an option.
             let ask = format!(
                 "source '{}'; COMP_WORDS=({words} --); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
                  _{name} {name} -- x; printf '%s\\n' \"${{COMPREPLY[@]}}\"",

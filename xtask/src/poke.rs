@@ -1,4 +1,4 @@
-//! Longer runs of the fire of `tests/tests/poke.rs`.
+//! Longer runs of the stress test in `tests/tests/poke.rs`.
 
 use std::time::{Duration, Instant};
 
@@ -8,12 +8,12 @@ use modload_text::TrapMask;
 use crate::Result;
 use crate::options::Options;
 
-/// The ways and their names.
+/// The ways of poking, with their names.
 const WAYS: [(&str, TrapMask); 2] = [("traps", TrapMask::Trusted), ("held", TrapMask::Held)];
 /// How long the same sites are poked.
 const ROUND: Duration = Duration::from_secs(60);
 
-/// A line for each round, and one for all of them. A call that goes wrong ends us.
+/// Prints a line per round, and one for all rounds. A wrong call ends this process.
 pub(crate) fn under_fire(options: &Options) -> Result<()> {
     let wanted = options.text("way");
     let found = WAYS.iter().find(|(name, _)| *name == wanted);

@@ -1,4 +1,4 @@
-//! What fuzzing starts from: objects of the fixtures, an archive and, if they are there, small modules of Debian's.
+//! The initial inputs of fuzzing: objects of the fixtures, an archive and, if available, small modules of Debian.
 
 use std::fs;
 use std::io::{self, Read};
@@ -8,10 +8,10 @@ use modload_fixtures::{Fixture, Kernel, archive};
 
 use crate::Result;
 
-/// Larger files would only make the runs slow.
+/// The maximum size of a file in bytes. Larger files would only make the runs slow.
 const LARGEST: u64 = 8 << 10;
 
-/// What becomes of a file so that a target takes it.
+/// Converts a file to inputs of a target.
 type Wrap = fn(&Seed) -> io::Result<Vec<Vec<u8>>>;
 
 /// The fuzz targets.
@@ -24,7 +24,7 @@ pub(crate) struct Seed {
     bytes: Vec<u8>,
 }
 
-/// All seeds.
+/// Returns all seeds.
 pub(crate) fn all() -> Result<Vec<Seed>> {
     let mut files = Vec::new();
     for fixture in Fixture::all()? {
@@ -45,7 +45,7 @@ pub(crate) fn all() -> Result<Vec<Seed>> {
     files.into_iter().map(seed).collect()
 }
 
-/// Writes the seeds of one target into a folder.
+/// Writes the seeds of one target to a folder.
 pub(crate) fn write(seeds: &[Seed], wrap: Wrap, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     for (number, seed) in seeds.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Where an image and a memory differ, and who wrote what stands there.
+//! The differences between an image and a memory, with the records that wrote the bytes.
 
 use std::fs;
 use std::io;
@@ -8,18 +8,18 @@ use modload::image::{ImageSection, MemoryImage};
 use modload::text::disassembled;
 use serde_json::json;
 
-use crate::failure::Failure;
+use crate::failure::CommandFailure;
 use crate::image::safe_name;
-use crate::output::Output;
+use crate::output::CommandOutput;
 
-/// How many differences of a section are shown.
+/// The maximum number of differences shown per section.
 const SHOWN: usize = 20;
-/// How many bytes before and behind are disassembled with a difference.
+/// The number of bytes around a difference that are also disassembled.
 const AROUND: usize = 8;
 
-/// Compares with the sections in a folder, under the names that `--out` gives them. One that is not there is not
-/// compared, nor what the module itself writes.
-pub(super) fn show(image: &MemoryImage, folder: &Path, output: &mut Output) -> Result<(), Failure> {
+/// Compares with the sections in a folder, named as by `--out`. Sections without a file are not compared, nor are
+/// sections that the module itself writes.
+pub(super) fn show(image: &MemoryImage, folder: &Path, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let (mut compared, mut different) = (0, 0);
     for section in image.sections.iter().filter(|section| !section.is_writable) {
         let memory = match fs::read(folder.join(safe_name(section))) {
@@ -39,10 +39,10 @@ pub(super) fn show(image: &MemoryImage, folder: &Path, output: &mut Output) -> R
     }
     output.say(&format!("{compared} sections compared, {different} differ"))?;
     output.flush()?;
-    if different == 0 { Ok(()) } else { Err(Failure::Differs { different, compared }) }
+    if different == 0 { Ok(()) } else { Err(CommandFailure::Differs { different, compared }) }
 }
 
-/// Runs of bytes that differ; those that are close together are one.
+/// Returns ranges of differing bytes. Ranges close together become one.
 fn differences(ours: &[u8], theirs: &[u8]) -> Vec<(usize, usize)> {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     for at in 0..ours.len().max(theirs.len()) {
@@ -62,12 +62,12 @@ fn one(
     section: &ImageSection,
     memory: &[u8],
     run: std::ops::Range<usize>,
-    output: &mut Output,
+    output: &mut CommandOutput,
 ) -> io::Result<()> {
     let offset = u64::try_from(run.start).unwrap_or(u64::MAX);
     let len = u64::try_from(run.len()).unwrap_or(u64::MAX);
     let touching = image.edits.touching(section.at + offset, len);
-    // An edit shows where an instruction begins.
+    // An edit begins where an instruction begins.
     let from = touching.iter().filter_map(|edit| edit.at.checked_offset_from(section.at)).min();
     let from = from.and_then(|from| usize::try_from(from).ok()).unwrap_or(run.start).min(run.start);
     let shown = |bytes: &[u8]| {
@@ -82,6 +82,6 @@ fn one(
     output.say(&format!("{place}: {} bytes differ", run.len()))?;
     output.say(&format!("  here    {ours}"))?;
     output.say(&format!("  memory  {theirs}"))?;
-    output.say(&format!("  written by {}", if edits.is_empty() { "nobody".into() } else { edits.join(", ") }))?;
+    output.say(&format!("  written by {}", if edits.is_empty() { "no record".into() } else { edits.join(", ") }))?;
     output.value(&json!({ "place": place, "bytes": run.len(), "here": ours, "memory": theirs, "edits": edits }))
 }

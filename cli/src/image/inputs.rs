@@ -1,4 +1,4 @@
-//! The files that describe a machine and where modules stand in it.
+//! Reads the files that describe a machine and the addresses of modules in it.
 
 use std::collections::HashMap;
 use std::fs;
@@ -9,24 +9,24 @@ use modload::Features;
 use modload::image::{Elsewhere, Kallsyms};
 use modload::text::Addr;
 
-use crate::failure::Failure;
+use crate::failure::CommandFailure;
 use crate::image::One;
-use crate::operate_args::Image;
+use crate::operate_args::ImageArguments;
 
-fn read(file: &Path) -> Result<Vec<u8>, Failure> {
-    fs::read(file).map_err(|error| Failure::Read { file: file.to_owned(), source: error.into() })
+fn read(file: &Path) -> Result<Vec<u8>, CommandFailure> {
+    fs::read(file).map_err(|error| CommandFailure::Read { file: file.to_owned(), source: error.into() })
 }
 
-fn read_text(file: &Path) -> Result<String, Failure> {
+fn read_text(file: &Path) -> Result<String, CommandFailure> {
     String::from_utf8(read(file)?).map_err(|_| bad(file, 1, "it is not UTF-8"))
 }
 
-fn bad(file: &Path, line: usize, problem: impl Into<String>) -> Failure {
-    Failure::BadLine { file: file.to_owned(), line, problem: problem.into() }
+fn bad(file: &Path, line: usize, problem: impl Into<String>) -> CommandFailure {
+    CommandFailure::BadLine { file: file.to_owned(), line, problem: problem.into() }
 }
 
-/// The machine that the options describe.
-pub(super) fn machine(arguments: &Image) -> Result<Elsewhere, Failure> {
+/// Returns the machine that the options describe.
+pub(super) fn machine(arguments: &ImageArguments) -> Result<Elsewhere, CommandFailure> {
     let symbols = Kallsyms::parse(&read(&arguments.symbols)?)
         .map_err(|error| bad(&arguments.symbols, error.line, error.problem))?;
     let features = match &arguments.cpu_caps {
@@ -40,25 +40,25 @@ pub(super) fn machine(arguments: &Image) -> Result<Elsewhere, Failure> {
     }
 }
 
-/// A machine of which more is known.
-pub(super) fn with_facts(mut machine: Elsewhere, facts: &Path) -> Result<Elsewhere, Failure> {
+/// Returns a machine with further facts.
+pub(super) fn with_facts(mut machine: Elsewhere, facts: &Path) -> Result<Elsewhere, CommandFailure> {
     machine.take_facts(&read_text(facts)?).map_err(|error| bad(facts, error.line, error.problem))?;
     Ok(machine)
 }
 
-/// Hexadecimal words of 32 bits.
-fn words(file: &Path) -> Result<Vec<u32>, Failure> {
+/// Parses hexadecimal words of 32 bits.
+fn words(file: &Path) -> Result<Vec<u32>, CommandFailure> {
     let text = read_text(file)?;
     let word = |(line, word): (usize, &str)| {
         let digits = word.strip_prefix("0x").unwrap_or(word);
-        u32::from_str_radix(digits, 16).map_err(|_| bad(file, line, format!("{word:?} is no hexadecimal word")))
+        u32::from_str_radix(digits, 16).map_err(|_| bad(file, line, format!("{word:?} is not a hexadecimal word")))
     };
     let words = (1..).zip(text.lines()).flat_map(|(line, text)| text.split_whitespace().map(move |word| (line, word)));
     words.map(word).collect()
 }
 
-/// Lines of `SECTION HEXADDRESS`.
-pub(super) fn addresses(file: &Path) -> Result<HashMap<String, Addr>, Failure> {
+/// Parses lines of `SECTION HEXADDRESS`.
+pub(super) fn addresses(file: &Path) -> Result<HashMap<String, Addr>, CommandFailure> {
     let text = read_text(file)?;
     let mut addresses = HashMap::new();
     for (line, text) in (1..).zip(text.lines()).filter(|(_, text)| !text.trim().is_empty()) {
@@ -74,8 +74,8 @@ pub(super) fn addresses(file: &Path) -> Result<HashMap<String, Addr>, Failure> {
     Ok(addresses)
 }
 
-/// Lines of `FILE ADDRESSES [FACTS [DIR]]`, where `-` stands for none.
-pub(super) fn list(file: &Path) -> Result<Vec<One>, Failure> {
+/// Parses lines of `FILE ADDRESSES [FACTS [DIR]]`. A `-` means none.
+pub(super) fn list(file: &Path) -> Result<Vec<One>, CommandFailure> {
     let text = read_text(file)?;
     let folder = file.parent().unwrap_or(Path::new(""));
     let one = |(line, text): (usize, &str)| {
@@ -90,7 +90,7 @@ pub(super) fn list(file: &Path) -> Result<Vec<One>, Failure> {
     (1..).zip(text.lines()).filter(|(_, text)| !text.trim().is_empty()).map(one).collect()
 }
 
-/// The most memory that this process has had at once, in KiB.
+/// Returns the peak memory of this process in KiB.
 pub(super) fn peak_memory() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

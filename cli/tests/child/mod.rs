@@ -5,7 +5,7 @@ use std::process::{Child, Command, ExitStatus};
 
 use crate::waiting::until;
 
-/// A child that does not outlive its test.
+/// A child that is killed when its test ends.
 pub(crate) struct Guard(pub(crate) Child);
 
 impl Guard {
@@ -14,7 +14,7 @@ impl Guard {
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
-    /// Waits for its end: its status, and what it has written to standard error.
+    /// Waits for the child to end. Returns its status and its standard error output.
     pub(crate) fn ended(mut self) -> (ExitStatus, String) {
         until("the process ends", || self.0.try_wait().unwrap().is_some());
         let mut stderr = String::new();

@@ -1,4 +1,4 @@
-//! A server in this process, and a client that says what it likes.
+//! A server in this process, and a client that sends any bytes.
 
 use std::io::{BufRead, BufReader, IoSlice};
 use std::mem::MaybeUninit;
@@ -9,23 +9,23 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use modload::{Host, Trust};
-use modload_control::{Client, Ended, Listener, Server};
+use modload_control::{Client, Listener, ServeOutcome, Server};
 use modload_fixtures::{Compiler, Fixture, LONG};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Compiled so that its functions can be traced.
+/// Compiles a fixture so that its functions can be traced.
 pub(crate) fn object(fixture: &str) -> PathBuf {
     let flags = ["-O2", "-fPIC", "-fvisibility=hidden", "-fpatchable-function-entry=5"];
     Fixture::new(fixture).object(Compiler::Cc, &flags).unwrap()
 }
 
-/// A host that is served, until it is dropped.
+/// A host with a server that runs until this is dropped.
 pub(crate) struct Scene {
     pub(crate) dir: TempDir,
     stopper: Option<UnixStream>,
-    serving: Option<JoinHandle<Ended>>,
+    serving: Option<JoinHandle<ServeOutcome>>,
 }
 
 impl Scene {
@@ -34,12 +34,12 @@ impl Scene {
         Scene::of(Arc::new(host))
     }
 
-    /// That of a host that is there already.
+    /// Serves an existing host.
     pub(crate) fn of(host: Arc<Host>) -> Scene {
         let dir = tempfile::tempdir().unwrap();
         let listener = Listener::bind(&dir.path().join("host.sock")).unwrap();
         let (stop, stopper) = UnixStream::pair().unwrap();
-        // SAFETY: the clients are these tests, which load fixtures and call what these have.
+        // SAFETY: the clients are these tests, which load fixtures and call functions of these.
         let server = Server::new(host, unsafe { Trust::new() });
         let serving = std::thread::spawn(move || server.serve(&listener, &stop).unwrap());
         Scene { dir, stopper: Some(stopper), serving: Some(serving) }
@@ -57,7 +57,7 @@ impl Scene {
         Raw::connect(&self.socket())
     }
 
-    pub(crate) fn stop(&mut self) -> Option<Ended> {
+    pub(crate) fn stop(&mut self) -> Option<ServeOutcome> {
         self.stopper = None;
         self.serving.take().map(|serving| serving.join().unwrap())
     }
@@ -69,7 +69,7 @@ impl Drop for Scene {
     }
 }
 
-/// A client that keeps to nothing.
+/// A client that sends any bytes.
 pub(crate) struct Raw {
     pub(crate) stream: UnixStream,
     lines: BufReader<UnixStream>,
@@ -78,7 +78,7 @@ pub(crate) struct Raw {
 impl Raw {
     pub(crate) fn connect(path: &Path) -> Raw {
         let stream = UnixStream::connect(path).unwrap();
-        // A server that says nothing is a failure, not a test that never ends.
+        // If the server sends nothing, the test fails instead of waiting for ever.
         stream.set_read_timeout(Some(LONG)).unwrap();
         let lines = BufReader::new(stream.try_clone().unwrap());
         let mut raw = Raw { stream, lines };
@@ -87,7 +87,8 @@ impl Raw {
         raw
     }
 
-    /// Sends bytes as they are, and descriptors with the first of them. `false`: the server has closed.
+    /// Sends bytes unchanged, and descriptors with the first of them. Returns `false` if the server has closed the
+    /// connection.
     pub(crate) fn send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> bool {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -105,7 +106,7 @@ impl Raw {
         true
     }
 
-    /// The next line; `None` when the server has closed.
+    /// Returns the next line, or `None` if the server has closed the connection.
     pub(crate) fn line(&mut self) -> Option<Value> {
         let mut line = String::new();
         match self.lines.read_line(&mut line) {

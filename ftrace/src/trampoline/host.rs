@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use modload_edit::{Addr, Edit, EditSet, Engine, NOPS, Sink, Step, Why, index, wide};
+use modload_edit::{Addr, Edit, EditOrigin, EditSet, Engine, InstructionEffect, NOPS, Sink, index, wide};
 use modload_text::{Annex, HostText, TextLock, TrapMask, poke};
 
 use crate::error::TraceError;
@@ -63,8 +63,10 @@ const LOOKED_AT: usize = 4 + 6;
 fn entry(at: Addr, code: &[u8]) -> Result<(usize, usize), String> {
     let skipped = if code.starts_with(&ENDBR64) { ENDBR64.len() } else { 0 };
     let site = &code[skipped..];
-    let is_site = |len: usize| match Step::of(at + wide(skipped), &site[..len]) {
-        Some(Step::Call { .. } | Step::CallThrough { .. } | Step::Next(_)) => true,
+    let is_site = |len: usize| match InstructionEffect::of(at + wide(skipped), &site[..len]) {
+        Some(InstructionEffect::Call { .. } | InstructionEffect::CallThrough { .. } | InstructionEffect::Next(_)) => {
+            true
+        }
         _ => len == 5 && site.starts_with(&[0x90; 5]),
     };
     let found = [5, 6].into_iter().find(|len| is_site(*len));
@@ -98,7 +100,7 @@ impl HostPart {
             }
         }
         for (record, HostFunction { name, at }) in (0..).zip(functions) {
-            let why = Why { engine: Engine::Fentry, section: 0, record };
+            let why = EditOrigin { engine: Engine::Fentry, section: 0, record };
             let code: *const u8 = std::ptr::with_exposed_provenance(index(at.get()));
             // SAFETY: registered text, which is mapped and readable.
             let code = unsafe { std::slice::from_raw_parts(code, LOOKED_AT) };

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use modload_abi::Rela;
 use modload_abi::livepatch::VMLINUX;
-use modload_abi::record::Record as _;
+use modload_abi::record::FixedRecord as _;
 use modload_abi::section::{INIT_SECTION_PREFIX, KLP_RELA_PREFIX};
 use modload_edit::index;
-use modload_relocs::{Reason, Value, row};
+use modload_relocs::{Reason, RelocFormula, row};
 use object::LittleEndian as LE;
 use object::elf;
 
@@ -107,7 +107,7 @@ fn check(rela: &Rela, mark: &Mark<'_>, target: &[u8]) -> Result<(), Error> {
         return Err(Error::Init { section: shown(target), symbol: shown(mark.name), object: shown(mark.object) });
     }
     match row(rela.kind) {
-        Some(row) if row.value == Value::Refused(Reason::ThreadLocal) => {
+        Some(row) if row.value == RelocFormula::Refused(Reason::ThreadLocal) => {
             Err(Error::ThreadLocal { symbol: shown(mark.name), object: shown(mark.object) })
         }
         // Whoever loads it says what else is wrong with one, as with every other relocation.

@@ -5,9 +5,10 @@ use modload_abi::livepatch::KlpSymbol;
 use modload_abi::{Records, Rela};
 use modload_alternatives::Facts;
 use modload_edit::{
-    Addr, Code, Edit, EditSet, Edits, Engine, Ledger, PieceKind, Rejected, Sink, Space, Table, Why, index, wide,
+    Addr, Code, CodeBuffers, Edit, EditOrigin, EditSet, Edits, Engine, Ledger, PieceKind, RecordTable, Rejected, Sink,
+    index, wide,
 };
-use modload_relocs::{OnDiscarded, Slots, Symbol, SymbolKind, Target};
+use modload_relocs::{OnDiscarded, RelocSymbol, RelocSymbolKind, RelocatedSection, Slots};
 
 use super::waiting::TABLES;
 use super::{Waiting, awaited, waiting};
@@ -24,11 +25,11 @@ pub struct Slices {
     slices: Vec<Slice>,
     /// Sections and numbers of all records that wait.
     left_out: Vec<(u32, u32)>,
-    /// By the symbol's index; those that wait are [`SymbolKind::Waiting`].
-    symbols: Vec<Symbol>,
+    /// By the symbol's index; those that wait are [`RelocSymbolKind::Waiting`].
+    symbols: Vec<RelocSymbol>,
     slots: Slots,
     /// The module as its own stages have left it.
-    before: Space,
+    before: CodeBuffers,
     facts: Facts,
     rewriting: Rewriting,
 }
@@ -39,7 +40,7 @@ pub struct Slice {
     object: String,
     relas: Vec<OwnRelas>,
     wanted: Vec<WantedSymbol>,
-    tables: Vec<(Engine, &'static str, Table)>,
+    tables: Vec<(Engine, &'static str, RecordTable)>,
 }
 
 /// A symbol of an object that is not there yet.
@@ -107,7 +108,7 @@ impl Slices {
             Slice { object: (*object).to_owned(), relas, wanted, tables }
         });
         let slices = slices.collect();
-        let mut before = Space::default();
+        let mut before = CodeBuffers::default();
         for part in Part::ALL.into_iter().filter(|part| !part.is_init()) {
             let kind = if part.is_text() { PieceKind::Text } else { PieceKind::Data };
             // Parts of a module do not overlap.
@@ -144,7 +145,7 @@ impl Slices {
         let mut symbols = self.symbols.clone();
         for (wanted, addr) in slice.wanted.iter().zip(found) {
             if let Some(symbol) = symbols.get_mut(index(wanted.index.into())) {
-                (symbol.addr, symbol.kind) = (*addr, SymbolKind::External);
+                (symbol.addr, symbol.kind) = (*addr, RelocSymbolKind::External);
             }
         }
         let mut plan = SlicePlan {
@@ -155,7 +156,7 @@ impl Slices {
             calls: Vec::new(),
         };
         for relas in &slice.relas {
-            let target = Target {
+            let target = RelocatedSection {
                 section: relas.section,
                 addr: relas.addr,
                 bytes: &relas.bytes,
@@ -167,7 +168,7 @@ impl Slices {
         }
         for (wanted, addr) in slice.wanted.iter().zip(found) {
             let Some(at) = self.slots.slot(wanted.index) else { continue };
-            let why = Why { engine: Engine::Slot, section: 0, record: wanted.index };
+            let why = EditOrigin { engine: Engine::Slot, section: 0, record: wanted.index };
             let edit = Edit { at, old: &[0; 8], new: &addr.get().to_le_bytes(), why };
             plan.edit(edit).map_err(|error| slice.not_written(&wanted.name, &error))?;
         }
@@ -194,7 +195,11 @@ impl Slices {
 }
 
 /// What of a section of this name does not wait: all of it in a module without slices.
-pub(crate) fn left<'s>(slices: Option<&'s Slices>, name: &str, table: Table) -> impl Iterator<Item = Table> + use<'s> {
+pub(crate) fn left<'s>(
+    slices: Option<&'s Slices>,
+    name: &str,
+    table: RecordTable,
+) -> impl Iterator<Item = RecordTable> + use<'s> {
     let engine = TABLES.iter().find(|(_, of)| *of == name).map(|(engine, _)| *engine);
     // Of other tables all is left.
     let record = slices.zip(engine).map_or(1, |(slices, engine)| record_size(engine, slices.rewriting.profile));
@@ -248,7 +253,7 @@ impl Slice {
         text.flat_map(|relas| relas.records().map(|rela| relas.addr + rela.offset))
     }
 
-    fn failed(&self, relas: &OwnRelas, error: modload_relocs::Error) -> Error {
+    fn failed(&self, relas: &OwnRelas, error: modload_relocs::RelocError) -> Error {
         let site = *error.site();
         let named = self.wanted.iter().find(|symbol| symbol.index == site.symbol);
         Error::Relocation {
@@ -268,18 +273,18 @@ impl Slice {
 /// What is to be written into a live patch when an object comes. As [`Code`] it is the module as it will be.
 #[derive(Debug)]
 pub struct SlicePlan<'s> {
-    before: &'s Space,
-    after: Space,
+    before: &'s CodeBuffers,
+    after: CodeBuffers,
     edits: Edits,
     /// What is left to those who know keys: records of `__jump_table` and `.static_call_sites`.
-    tables: Vec<(Engine, Table)>,
+    tables: Vec<(Engine, RecordTable)>,
     calls: Vec<TrampolineCall>,
 }
 
 impl SlicePlan<'_> {
     /// The records of static keys and static calls that wait for the object, a table each.
     #[must_use]
-    pub fn tables(&self) -> &[(Engine, Table)] {
+    pub fn tables(&self) -> &[(Engine, RecordTable)] {
         &self.tables
     }
 
@@ -300,7 +305,7 @@ impl SlicePlan<'_> {
     ///
     /// # Errors
     /// [`Rejected`]: there are none, or a part of them is another engine's.
-    pub fn include(&mut self, at: Addr, len: usize, why: Why) -> Result<(), Rejected> {
+    pub fn include(&mut self, at: Addr, len: usize, why: EditOrigin) -> Result<(), Rejected> {
         if self.edits.touching(at, wide(len)).iter().any(|edit| edit.at <= at && at + wide(len) <= edit.end()) {
             return Ok(());
         }
@@ -355,17 +360,17 @@ impl Code for SlicePlan<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Code, Edit, Edits, Engine, PieceKind, Rejected, Sink, SlicePlan, Space, Why};
+    use super::{Code, CodeBuffers, Edit, EditOrigin, Edits, Engine, PieceKind, Rejected, Sink, SlicePlan};
     use modload_edit::Addr;
 
     #[test]
     fn each_byte_is_written_once() {
-        let mut before = Space::default();
+        let mut before = CodeBuffers::default();
         let text = [0xe8, 0, 0, 0, 0, 0xc3, 0x90, 0x90, 0xe8, 0, 0, 0, 0];
         before.add(Addr::new(0x1000), PieceKind::Text, text.to_vec()).unwrap();
         let (after, edits) = (before.clone(), Edits::default());
         let mut plan = SlicePlan { before: &before, after, edits, tables: Vec::new(), calls: Vec::new() };
-        let why = |engine| Why { engine, section: 3, record: 1 };
+        let why = |engine| EditOrigin { engine, section: 3, record: 1 };
         let edit = |plan: &mut SlicePlan<'_>, engine, at, old: &[u8], new: &[u8]| {
             plan.edit(Edit { at: Addr::new(at), old, new, why: why(engine) }).unwrap();
         };

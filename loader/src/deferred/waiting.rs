@@ -1,11 +1,11 @@
 //! Which records of special sections wait with the relocations of an object: those in which such a relocation lies, or in
 //! whose site or replacement, and those that rewrite the same site.
 
-use modload_abi::record::{AltInstr, AltInstr63, JumpEntry, ParavirtSite, Record, StaticCallSite};
+use modload_abi::record::{AltInstr, AltInstr63, FixedRecord, JumpEntry, ParavirtSite, StaticCallSite};
 use modload_abi::section;
 use modload_alternatives::Profile;
-use modload_edit::{Addr, Code, Edit, Edits, Engine, ORDER, Table, disassembled, wide};
-use modload_relocs::{Reason, Site, Value};
+use modload_edit::{Addr, Code, Edit, Edits, Engine, ORDER, RecordTable, disassembled, wide};
+use modload_relocs::{Reason, RelocFormula, RelocSite};
 
 use super::{DeferredError, awaited, overlaps};
 use crate::error::{Advice, Error};
@@ -31,7 +31,7 @@ struct Field {
     extent: Extent,
     /// Number of the object in [`Waiting::objects`].
     object: usize,
-    site: Site,
+    site: RelocSite,
     target: u32,
 }
 
@@ -107,25 +107,25 @@ impl<'a> Waiting<'a> {
         let size = file.section(relas.target).map_or(0, |section| wide(section.data.len()));
         for (record, rela) in (0..).zip(relas.records.iter()) {
             let site =
-                Site { section: relas.section, record, raw: rela.kind, offset: rela.offset, symbol: rela.symbol };
-            let failed = |error: modload_relocs::Error| Error::Relocation {
+                RelocSite { section: relas.section, record, raw: rela.kind, offset: rela.offset, symbol: rela.symbol };
+            let failed = |error: modload_relocs::RelocError| Error::Relocation {
                 place: file.display_place(relas.target, rela.offset),
                 symbol: file.display_name(rela.symbol),
                 error: Box::new(error),
                 advice: Advice::None,
             };
-            let refused = |reason| failed(modload_relocs::Error::Unsupported { site, reason });
+            let refused = |reason| failed(modload_relocs::RelocError::Unsupported { site, reason });
             let row = modload_relocs::row(rela.kind).ok_or_else(|| refused(Reason::Unknown))?;
             let width = row.field.width();
             match row.value {
-                Value::Refused(reason) => return Err(refused(reason)),
-                Value::Nothing => continue,
+                RelocFormula::Refused(reason) => return Err(refused(reason)),
+                RelocFormula::Nothing => continue,
                 _ => {}
             }
             let before = u64::from(row.opcode);
             let end = rela.offset.checked_add(width.into()).filter(|end| *end <= size && rela.offset >= before);
             let Some(end) = end else {
-                return Err(failed(modload_relocs::Error::Outside { site, width, size }));
+                return Err(failed(modload_relocs::RelocError::Outside { site, width, size }));
             };
             let extent = (start + (rela.offset - before), end - (rela.offset - before));
             self.fields.push(Field { extent, object, site, target: relas.target });
@@ -144,7 +144,7 @@ impl<'a> Waiting<'a> {
         for (section, (contents, spot)) in (0..).zip(file.sections.iter().zip(&layout.sections)) {
             let named = TABLES.iter().find(|(_, name)| contents.name == name.as_bytes());
             let (Some(spot), Some(&(engine, name))) = (*spot, named) else { continue };
-            let table = Table::of_section(section, memory.addr(spot), wide(contents.data.len()));
+            let table = RecordTable::of_section(section, memory.addr(spot), wide(contents.data.len()));
             for number in table.numbers(record_size(engine, profile)) {
                 let Some(entry) = Entry::read(engine, name, &table, number, memory, profile) else { continue };
                 if let Some(field) = self.fields(entry.code).next() {
@@ -214,7 +214,7 @@ impl<'a> Waiting<'a> {
     }
 
     /// What is left of a table when the records that wait are taken out: runs of those that do not.
-    pub(crate) fn left(&self, table: Table, record: u64) -> impl Iterator<Item = Table> {
+    pub(crate) fn left(&self, table: RecordTable, record: u64) -> impl Iterator<Item = RecordTable> {
         left(&self.left_out, table, record)
     }
 
@@ -224,11 +224,12 @@ impl<'a> Waiting<'a> {
     }
 
     /// The records that wait for an object, as tables, in the order in which their engines work.
-    pub(super) fn tables(&self, object: usize, profile: Profile) -> Vec<(Engine, &'static str, Table)> {
+    pub(super) fn tables(&self, object: usize, profile: Profile) -> Vec<(Engine, &'static str, RecordTable)> {
         let of_object = self.entries.iter().filter(|(_, of)| *of == object);
         let mut tables: Vec<_> = of_object
             .map(|(entry, _)| {
-                let table = Table { section: entry.section, first: entry.number, at: entry.own.0, size: entry.own.1 };
+                let table =
+                    RecordTable { section: entry.section, first: entry.number, at: entry.own.0, size: entry.own.1 };
                 (entry.engine, entry.name, table)
             })
             .collect();
@@ -243,7 +244,7 @@ impl<'a> Waiting<'a> {
         for field in &self.fields {
             let touching = edits.touching(field.extent.0, field.extent.1);
             if let Some(first) = touching.first() {
-                let Site { raw, offset, symbol, .. } = field.site;
+                let RelocSite { raw, offset, symbol, .. } = field.site;
                 let kind = modload_relocs::name(raw).unwrap_or("a relocation");
                 let place = file.display_place(field.target, offset);
                 let function =
@@ -272,7 +273,7 @@ impl<'a> Waiting<'a> {
 }
 
 /// The runs of a table's records between those that are left out: sections and numbers, sorted.
-pub(super) fn left(left_out: &[(u32, u32)], table: Table, record: u64) -> impl Iterator<Item = Table> {
+pub(super) fn left(left_out: &[(u32, u32)], table: RecordTable, record: u64) -> impl Iterator<Item = RecordTable> {
     let from = left_out.partition_point(|(section, _)| *section < table.section);
     let to = left_out.partition_point(|(section, _)| *section <= table.section);
     let out = &left_out[from..to];
@@ -293,7 +294,7 @@ impl Entry {
     fn read(
         engine: Engine,
         name: &'static str,
-        table: &Table,
+        table: &RecordTable,
         number: u32,
         memory: &Staging,
         profile: Profile,

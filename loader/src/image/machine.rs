@@ -6,7 +6,7 @@ use std::sync::Arc;
 use modload_abi::section;
 use modload_alternatives::{Facts, Features, Processors, Profile, Returns};
 use modload_edit::Addr;
-use modload_paravirt::{Operation, Operations};
+use modload_paravirt::{Operations, ParavirtOperation};
 use thiserror::Error;
 
 use crate::error::escaped;
@@ -159,13 +159,13 @@ impl Machine {
     }
 
     /// What Linux makes of a call through `pv_ops` whose entry has this function.
-    fn operation(&self, target: Addr) -> Operation {
+    fn operation(&self, target: Addr) -> ParavirtOperation {
         if target == Addr::NULL {
-            return self.symbols.exported(b"paravirt_BUG").map_or(Operation::Leave, Operation::Call);
+            return self.symbols.exported(b"paravirt_BUG").map_or(ParavirtOperation::Leave, ParavirtOperation::Call);
         }
         match self.symbols.exported(b"_paravirt_nop") {
-            Some(nop) if nop == target => Operation::Nop,
-            _ => Operation::Call(target),
+            Some(nop) if nop == target => ParavirtOperation::Nop,
+            _ => ParavirtOperation::Call(target),
         }
     }
 }

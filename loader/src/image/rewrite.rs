@@ -1,7 +1,7 @@
 //! The rewriting engines that work before COMING, and that of function entries.
 
 use modload_abi::section;
-use modload_edit::{Addr, Ledger, Space};
+use modload_edit::{Addr, CodeBuffers, Ledger};
 
 use super::{Machine, sort, table};
 use crate::error::Error;
@@ -13,7 +13,7 @@ pub(super) fn rewrite(
     file: &File<'_>,
     places: &[Option<Addr>],
     machine: &Machine,
-    code: &mut Ledger<'_, Space>,
+    code: &mut Ledger<'_, CodeBuffers>,
     share: &mut impl FnMut(&'static str),
 ) -> Result<(), Error> {
     let table = |name| table(file, places, name).filter(|table| !table.is_empty());

@@ -2,7 +2,7 @@
 //! when a record moves. Linux sorts with a heapsort, which is not stable, and one of its comparisons is not even
 //! consistent: to get the same order among equals takes the same sequence of comparisons.
 
-use modload_edit::{Addr, Code, Engine, Table, Why, wide, write};
+use modload_edit::{Addr, Code, EditOrigin, Engine, RecordTable, wide, write};
 
 use crate::error::Error;
 
@@ -46,17 +46,17 @@ fn heapsort(order: &mut [usize], mut not_less: impl FnMut(usize, usize) -> bool)
 }
 
 /// Records of `SIZE` bytes, and the order in which they are to stand.
-fn records<const SIZE: usize>(table: &Table, code: &impl Code) -> Vec<[u8; SIZE]> {
+fn records<const SIZE: usize>(table: &RecordTable, code: &impl Code) -> Vec<[u8; SIZE]> {
     (0..table.len(wide(SIZE))).map_while(|number| table.record::<SIZE>(code, number).map(|(_, bytes)| bytes)).collect()
 }
 
 fn rewrite<const SIZE: usize>(
-    table: &Table,
+    table: &RecordTable,
     records: impl IntoIterator<Item = [u8; SIZE]>,
     code: &mut impl Code,
 ) -> Result<(), Error> {
     for (record, bytes) in (0..).zip(records) {
-        let why = Why { engine: Engine::Sort, section: table.section, record };
+        let why = EditOrigin { engine: Engine::Sort, section: table.section, record };
         write(code, table.at + wide(SIZE) * u64::from(record), &bytes, why)
             .map_err(|error| Error::Rewrite { section: "a sorted table", error: error.into() })?;
     }
@@ -81,7 +81,7 @@ fn way(from: usize, to: usize, size: usize) -> i64 {
 }
 
 /// `__ex_table`: by the address of the instruction. Linux's `sort_extable`.
-pub(super) fn ex_table(table: &Table, code: &mut impl Code) -> Result<(), Error> {
+pub(super) fn ex_table(table: &RecordTable, code: &mut impl Code) -> Result<(), Error> {
     const SIZE: usize = 12;
     let records = records::<SIZE>(table, code);
     let insn: Vec<Addr> = (0..).zip(&records).map(|(n, record)| place(table, n, SIZE, record)).collect();
@@ -96,13 +96,13 @@ pub(super) fn ex_table(table: &Table, code: &mut impl Code) -> Result<(), Error>
     rewrite(table, sorted.collect::<Vec<_>>(), code)
 }
 
-fn place(table: &Table, number: u64, size: usize, record: &[u8]) -> Addr {
+fn place(table: &RecordTable, number: u64, size: usize, record: &[u8]) -> Addr {
     (table.at + wide(size) * number).offset(distance(record, 0).into())
 }
 
 /// `.orc_unwind_ip` and `.orc_unwind` together: by the address of the code. Linux's `unwind_module_init`, whose
 /// comparison calls equal addresses less or greater, by what stands in the first record's row.
-pub(super) fn orc(ip: &Table, rows: &Table, code: &mut impl Code) -> Result<(), Error> {
+pub(super) fn orc(ip: &RecordTable, rows: &RecordTable, code: &mut impl Code) -> Result<(), Error> {
     const IP: usize = 4;
     const ROW: usize = 6;
     let (ips, orcs) = (records::<IP>(ip, code), records::<ROW>(rows, code));
@@ -132,7 +132,7 @@ pub(super) fn orc(ip: &Table, rows: &Table, code: &mut impl Code) -> Result<(), 
 }
 
 /// `__mcount_loc`: addresses, ascending.
-pub(super) fn addresses(table: &Table, code: &mut impl Code) -> Result<(), Error> {
+pub(super) fn addresses(table: &RecordTable, code: &mut impl Code) -> Result<(), Error> {
     let mut records = records::<8>(table, code);
     records.sort_by_key(|bytes| u64::from_le_bytes(*bytes));
     rewrite(table, records, code)

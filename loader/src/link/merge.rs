@@ -325,7 +325,7 @@ fn known(flags: elf::SectionFlags) -> elf::SectionFlags {
 
 /// Whether a section is one of constructors or destructors.
 fn is_array(section: &Section<'_>) -> bool {
-    section_name(section.name).is_some_and(|known| known.contents == known::Contents::Functions)
+    section_name(section.name).is_some_and(|known| known.contents == known::SectionContents::Functions)
 }
 
 /// What a section holds; `None` for tables that the result gets anew, for what only linkers read, and for what a group

@@ -1,7 +1,7 @@
-//! Where a field ends: for each row narrower than 64 bits the smallest and the largest value that ld takes, and their
-//! neighbours, which it refuses. We must take and refuse the same, and make the same bytes of what we take.
+//! The limits of a field: for each row narrower than 64 bits the smallest and the largest value that ld accepts, and
+//! their neighbours, which ld refuses. This crate must accept and refuse the same values, and write the same bytes.
 
-use modload_relocs::{Advice, Error, Field, ROWS, Row, Value};
+use modload_relocs::{ROWS, RelocAdvice, RelocError, RelocField, RelocFormula, RelocRow};
 
 use crate::module::Module;
 use crate::tools::{Layout, assemble, link};
@@ -9,29 +9,29 @@ use crate::tools::{Layout, assemble, link};
 const PLACE: u64 = 0x10_0008;
 const SYMBOL: u64 = 0x20_0000;
 const GOT: u64 = 0x30_0000;
-/// Behind the three that ld reserves once somebody has named `_GLOBAL_OFFSET_TABLE_`.
+/// The slot after the three that ld reserves once an object refers to `_GLOBAL_OFFSET_TABLE_`.
 const SLOT: u64 = GOT + 24;
 const SIZE: u64 = 0x20;
 
-/// The value of a row in [`source`] when the addend is 0.
-fn base(row: &Row) -> i64 {
+/// Returns the value of a row in [`source`] with addend 0.
+fn base(row: &RelocRow) -> i64 {
     let of = |to: u64, from: u64| to.wrapping_sub(from).cast_signed();
     match row.value {
-        Value::Nothing | Value::Refused(_) => unreachable!("{} computes nothing", row.name),
-        Value::Symbol => of(SYMBOL, 0),
-        Value::SymbolMinusPlace | Value::CallMinusPlace => of(SYMBOL, PLACE),
-        Value::SymbolMinusGot => of(SYMBOL, GOT),
-        Value::SlotMinusPlace => of(SLOT, PLACE),
-        Value::SlotMinusGot => of(SLOT, GOT),
-        Value::GotMinusPlace => of(GOT, PLACE),
-        Value::Size => of(SIZE, 0),
+        RelocFormula::Nothing | RelocFormula::Refused(_) => unreachable!("{} computes nothing", row.name),
+        RelocFormula::Symbol => of(SYMBOL, 0),
+        RelocFormula::SymbolMinusPlace | RelocFormula::CallMinusPlace => of(SYMBOL, PLACE),
+        RelocFormula::SymbolMinusGot => of(SYMBOL, GOT),
+        RelocFormula::SlotMinusPlace => of(SLOT, PLACE),
+        RelocFormula::SlotMinusGot => of(SLOT, GOT),
+        RelocFormula::GotMinusPlace => of(GOT, PLACE),
+        RelocFormula::Size => of(SIZE, 0),
     }
 }
 
-/// One relocation, at 8 bytes into `.text`, whose addend makes its value what we want; every place is zero.
-fn source(row: &Row, addend: i64) -> String {
+/// Returns one relocation at offset 8 of `.text`, with an addend that results in the wanted value. Every place is zero.
+fn source(row: &RelocRow, addend: i64) -> String {
     let name = row.name;
-    let symbol = if matches!(row.value, Value::GotMinusPlace) { "_GLOBAL_OFFSET_TABLE_" } else { "symbol" };
+    let symbol = if matches!(row.value, RelocFormula::GotMinusPlace) { "_GLOBAL_OFFSET_TABLE_" } else { "symbol" };
     format!(
         ".text; .globl _start; _start: .quad 0, 0; .reloc 8, {name}, {symbol}+{addend:#x}
          .section .anchor, \"a\"; .quad _GLOBAL_OFFSET_TABLE_
@@ -44,7 +44,7 @@ fn a_field_ends_where_ld_says_it_does() {
     let sections = [(".text", PLACE - 8), (".anchor", 0x18_0000), (".symbol", SYMBOL), (".got", GOT)];
     let layout = Layout::new("-static --no-relax", &sections, &[]);
     let mut cases = 0;
-    for row in ROWS.iter().filter(|row| row.field != Field::Nowhere) {
+    for row in ROWS.iter().filter(|row| row.field != RelocField::Nowhere) {
         let (min, max) = row.field.range();
         for (value, fits) in [
             (min.wrapping_sub(1), false),
@@ -54,11 +54,12 @@ fn a_field_ends_where_ld_says_it_does() {
             (max, true),
             (max.wrapping_add(1), false),
         ] {
-            let fits = fits || row.field == Field::I64;
+            let fits = fits || row.field == RelocField::I64;
             let (name, addend) = (row.name, value.wrapping_sub(base(row)));
             let object = assemble(&source(row, addend));
             let theirs = link(&object, &layout);
-            let reserved = if matches!(row.value, Value::SlotMinusPlace | Value::SlotMinusGot) { 3 } else { 0 };
+            let reserved =
+                if matches!(row.value, RelocFormula::SlotMinusPlace | RelocFormula::SlotMinusGot) { 3 } else { 0 };
             let ours = Module::new(&object, &layout).relocate(reserved);
             match (ours, theirs) {
                 (Ok(ours), Ok(theirs)) => {
@@ -68,7 +69,7 @@ fn a_field_ends_where_ld_says_it_does() {
                 (Err(ours), Err(theirs)) => {
                     assert!(!fits, "{name} with {value:#x} should fit");
                     assert!(theirs.contains("truncated") && theirs.contains(name), "{theirs}");
-                    let Error::Overflow { beyond, .. } = ours else { panic!("{ours}") };
+                    let RelocError::Overflow { beyond, .. } = ours else { panic!("{ours}") };
                     let far = if value == -1 || min == 0 && value < 0 { u64::MAX - 0xffff_ffff } else { 1 };
                     assert_eq!(beyond, far, "{name} with {value:#x}: {ours}");
                 }
@@ -81,23 +82,24 @@ fn a_field_ends_where_ld_says_it_does() {
     assert_eq!(cases, 23 * 6);
 }
 
-/// An instruction whose operand stands exactly at the end of its reach and one byte behind it.
+/// An instruction whose operand is exactly at the end of its reach, and one byte beyond.
 struct Far {
     instruction: &'static str,
-    /// Addresses of `.text` and of what the instruction refers to: the last that fits, and the first that does not.
+    /// The addresses of `.text` and of the instruction's operand: the last pair that fits, and the first pair that does
+    /// not.
     fits: (u64, u64),
     misses: (u64, u64),
-    advice: Advice,
+    advice: RelocAdvice,
 }
 
 #[test]
 fn an_instruction_reaches_as_far_as_ld_says_it_does() {
     const TEXT: u64 = 0x1_0010_0000;
-    /// Behind an instruction of five, six, seven bytes at the start of the text.
+    /// The limit for an instruction of five, six or seven bytes at the start of the text.
     const REACH: u64 = TEXT + 0x7fff_ffff;
     const BACK: u64 = TEXT - 0x8000_0000;
     let far = |instruction, fits, misses, advice| Far { instruction, fits, misses, advice };
-    let pic = Advice::PositionIndependent;
+    let pic = RelocAdvice::PositionIndependent;
     for case in [
         far("call far", (TEXT, REACH + 5), (TEXT, REACH + 6), pic),
         far("call far", (TEXT, BACK + 5), (TEXT, BACK + 4), pic),
@@ -112,7 +114,7 @@ fn an_instruction_reaches_as_far_as_ld_says_it_does() {
             let layout = Layout::new("-static", &[(".text", text)], &[("far", addr)]);
             let object = assemble(&format!(".text; .globl _start; _start: {}\n", case.instruction));
             let theirs = link(&object, &layout);
-            // No PLT here: the symbol is not undefined as far as the plan knows, so a call must reach it.
+            // There is no PLT here: for the plan the symbol is defined, so that a call must reach it.
             let ours = Module::new(&object, &layout).without_plt().relocate(0);
             agree(&format!("{} at {addr:#x}", case.instruction), ours, theirs, fits, case.advice);
         }
@@ -121,7 +123,7 @@ fn an_instruction_reaches_as_far_as_ld_says_it_does() {
 
 #[test]
 fn a_slot_is_within_reach_as_long_as_ld_says_it_is() {
-    // Slots are multiples of 8, so it is the text that moves by one.
+    // Slots are multiples of 8, so the text moves by one byte instead.
     for instruction in ["mov far@GOTPCREL(%rip), %rax", "call *far@GOTPCREL(%rip)", "add far@GOTPCREL(%rip), %rax"] {
         let length = if instruction.starts_with("call") { 6 } else { 7 };
         let got = 0x2_0000_0000;
@@ -133,7 +135,7 @@ fn a_slot_is_within_reach_as_long_as_ld_says_it_is() {
             let object = assemble(&format!(".text; .globl _start; _start: {instruction}\n"));
             let theirs = link(&object, &layout);
             let ours = Module::new(&object, &layout).relocate(3);
-            agree(&format!("{instruction} at {text:#x}"), ours, theirs, fits, Advice::Nearer);
+            agree(&format!("{instruction} at {text:#x}"), ours, theirs, fits, RelocAdvice::Nearer);
         }
     }
 }
@@ -163,8 +165,8 @@ fn an_instruction_is_relaxed_as_long_as_ld_can_do_it() {
             let relaxed = link(&object, &layout);
             let theirs = match &relaxed {
                 Ok(relaxed) => relaxed.clone(),
-                // ld decides before it knows the distance and cannot go back; it says so. We go through the slot, as it
-                // does when told not to relax.
+                // ld decides before it knows the distance and cannot go back, and reports this. This crate uses the
+                // slot, as ld does when told not to relax.
                 Err(said) => {
                     assert!(said.contains("relink with --no-relax"), "{name}: {said}");
                     let layout = Layout::new("-pie --no-dynamic-linker --no-relax", &sections, &[]);
@@ -181,7 +183,13 @@ fn an_instruction_is_relaxed_as_long_as_ld_can_do_it() {
 
 type Linked = Result<std::collections::BTreeMap<String, Vec<u8>>, String>;
 
-fn agree(name: &str, ours: Result<crate::module::Relocated, Error>, theirs: Linked, fits: bool, advised: Advice) {
+fn agree(
+    name: &str,
+    ours: Result<crate::module::Relocated, RelocError>,
+    theirs: Linked,
+    fits: bool,
+    advised: RelocAdvice,
+) {
     match (ours, theirs) {
         (Ok(ours), Ok(theirs)) => {
             assert!(fits, "{name} should not fit");
@@ -190,7 +198,7 @@ fn agree(name: &str, ours: Result<crate::module::Relocated, Error>, theirs: Link
         (Err(ours), Err(theirs)) => {
             assert!(!fits, "{name} should fit");
             assert!(theirs.contains("truncated"), "{name}: {theirs}");
-            let Error::Overflow { beyond: 1, advice, .. } = ours else { panic!("{name}: {ours}") };
+            let RelocError::Overflow { beyond: 1, advice, .. } = ours else { panic!("{name}: {ours}") };
             assert_eq!(advice, advised, "{name}");
         }
         (Ok(_), Err(theirs)) => panic!("{name}: we take what ld refuses: {theirs}"),

@@ -1,11 +1,11 @@
-//! `tests/fixtures/*.s`: each names, in comments of the form `# key: values` at its top, how it is linked (`ld`), where
-//! its sections go (`at`), what is defined elsewhere (`define`), which relocations it is about (`rows`, checked against
-//! what `as` has made) and how many of them are relaxed (`relaxed`; none if absent).
+//! `tests/fixtures/*.s`. The first lines of each are comments of the form `# key: values`: how the file is linked
+//! (`ld`), the addresses of its sections (`at`), symbols defined elsewhere (`define`), the relocations that it tests
+//! (`rows`, compared with the output of `as`) and the number of relaxed relocations (`relaxed`; 0 if absent).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use modload_relocs::{Field, ROWS, Value};
+use modload_relocs::{ROWS, RelocField, RelocFormula};
 
 use crate::module::Module;
 use crate::tools::{Layout, assemble, link};
@@ -62,15 +62,15 @@ impl Fixture {
         assert_eq!(module.rows(), self.rows(), "{name}");
 
         let theirs = link(&object, &layout).unwrap_or_else(|said| panic!("{name}: ld refuses it: {said}"));
-        // ld keeps slots for itself at the start of the GOT, or does not: what is more than ours is that.
+        // ld may reserve slots at the start of the GOT. The surplus over this crate's slots is their number.
         let their_slots = u64::try_from(theirs.get(".got").map_or(0, Vec::len)).unwrap() / 8;
         let reserved = u32::try_from(their_slots.saturating_sub(module.slots())).unwrap();
         let ours = module.relocate(reserved).unwrap_or_else(|error| panic!("{name}: {error}"));
         for (section, bytes) in &ours.sections {
             let theirs = match section.as_str() {
-                // In a static link ld calls everything directly.
+                // In a static link ld calls every function directly.
                 ".plt.got" => continue,
-                // ld has no slot at all if nothing uses one in the end.
+                // ld removes the GOT if no instruction uses a slot after relaxation.
                 ".got" if their_slots == 0 => continue,
                 ".got" => &theirs[section][usize::try_from(reserved).unwrap() * 8..],
                 _ => &theirs[section],
@@ -102,7 +102,9 @@ fn every_fixture_becomes_what_ld_makes_of_it() {
 fn every_row_that_is_done_has_a_fixture() {
     let fixtures = Fixture::all();
     let covered: BTreeSet<&str> = fixtures.iter().flat_map(Fixture::rows).collect();
-    for row in ROWS.iter().filter(|row| !matches!(row.value, Value::Refused(_)) && row.field != Field::Nowhere) {
+    for row in
+        ROWS.iter().filter(|row| !matches!(row.value, RelocFormula::Refused(_)) && row.field != RelocField::Nowhere)
+    {
         assert!(covered.contains(row.name), "{} has no fixture", row.name);
     }
 }

@@ -1,11 +1,11 @@
-//! The referee: what GNU `as` assembles and GNU `ld` links at fixed addresses is what this crate must make of the same
-//! object at the same addresses, byte for byte.
+//! Compares this crate with GNU binutils: an object assembled by `as` and relocated by this crate must have the same
+//! bytes as after GNU `ld` has linked it at the same addresses.
 //!
-//! - `fixtures`: every `tests/fixtures/*.s`, each with its link and its expectation in its first lines.
-//! - `bounds`: for every row narrower than 64 bits, the values that just fit and those that are one too far.
-//! - `plt`: calls that are out of reach, against a shared library's `.plt.got`.
+//! - `fixtures`: every `tests/fixtures/*.s`, each with its link options and expectations in its first lines.
+//! - `bounds`: for every row narrower than 64 bits, the last values that fit and the first that do not.
+//! - `plt`: calls that are out of reach, compared with `.plt.got` of a shared library.
 //!
-//! The two tools are part of binutils, which every machine with a C compiler has; without them the tests fail.
+//! Every machine with a C compiler has binutils. Without `as` and `ld` the tests fail.
 
 mod bounds;
 mod fixtures;

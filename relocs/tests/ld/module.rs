@@ -1,11 +1,14 @@
-//! The part of a loader that this crate leaves to its caller: reads an object, gives it the addresses of a
-//! [`Layout`], and has it relocated.
+//! The part of a loader that this crate leaves to its caller: reads an object, assigns the addresses of a [`Layout`],
+//! and relocates the object.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use modload_abi::{Records, Rela};
 use modload_edit::{Addr, EditSet, Window, wide};
-use modload_relocs::{Counts, Error, OnDiscarded, SlotPlan, Slots, Symbol, SymbolKind, Target, apply, clear, name};
+use modload_relocs::{
+    OnDiscarded, RelocCounts, RelocError, RelocSymbol, RelocSymbolKind, RelocatedSection, SlotPlan, Slots, apply,
+    clear, name,
+};
 use object::elf::{SHN_ABS, SHN_UNDEF, STB_WEAK};
 use object::read::elf::{ElfFile64, SectionHeader, Sym};
 use object::{Endianness, Object, ObjectSection};
@@ -16,9 +19,9 @@ use crate::tools::Layout;
 pub(crate) struct Module {
     sections: BTreeMap<String, Vec<u8>>,
     relocations: Vec<Relocations>,
-    symbols: Vec<Symbol>,
+    symbols: Vec<RelocSymbol>,
     layout: Layout,
-    /// Whether calls of undefined functions may have PLT entries.
+    /// Whether calls of undefined functions may use PLT entries.
     plt: bool,
 }
 
@@ -28,18 +31,18 @@ struct Relocations {
     records: Vec<u8>,
 }
 
-/// What this crate makes of a module.
+/// A relocated module.
 pub(crate) struct Relocated {
     /// The sections that have relocations, `.got` without its reserved slots, and the PLT as `.plt.got`.
     pub(crate) sections: BTreeMap<String, Vec<u8>>,
-    /// What was done.
-    pub(crate) counts: Counts,
-    /// The slots.
+    /// The statistics.
+    pub(crate) counts: RelocCounts,
+    /// The GOT slots and PLT entries.
     pub(crate) slots: Slots,
 }
 
 impl Module {
-    /// Reads the object and gives it its addresses.
+    /// Reads the object and assigns its addresses.
     pub(crate) fn new(object: &[u8], layout: &Layout) -> Module {
         let file = ElfFile64::<Endianness>::parse(object).unwrap();
         let mut module = Module {
@@ -66,25 +69,25 @@ impl Module {
             let own = symbol.st_value(file.endian());
             let given = layout.symbols.get(std::str::from_utf8(at).unwrap()).copied();
             let (addr, kind) = match symbol.st_shndx(file.endian()) {
-                SHN_UNDEF if at.is_empty() => (0, SymbolKind::Absolute),
-                SHN_UNDEF if at == b"_GLOBAL_OFFSET_TABLE_" => (layout.sections[".got"], SymbolKind::Defined),
+                SHN_UNDEF if at.is_empty() => (0, RelocSymbolKind::Absolute),
+                SHN_UNDEF if at == b"_GLOBAL_OFFSET_TABLE_" => (layout.sections[".got"], RelocSymbolKind::Defined),
                 SHN_UNDEF => match given {
-                    Some(given) => (given, SymbolKind::External),
-                    None if symbol.st_bind() == STB_WEAK => (0, SymbolKind::UndefinedWeak),
+                    Some(given) => (given, RelocSymbolKind::External),
+                    None if symbol.st_bind() == STB_WEAK => (0, RelocSymbolKind::UndefinedWeak),
                     None => panic!("the layout does not define {}", at.escape_ascii()),
                 },
-                SHN_ABS => (own, SymbolKind::Absolute),
+                SHN_ABS => (own, RelocSymbolKind::Absolute),
                 section => {
                     let base = layout.sections.get(&names[usize::from(section.0)]).copied().unwrap_or_default();
-                    (base.wrapping_add(own), SymbolKind::Defined)
+                    (base.wrapping_add(own), RelocSymbolKind::Defined)
                 }
             };
-            module.symbols.push(Symbol { addr: Addr::new(addr), size: symbol.st_size(file.endian()), kind });
+            module.symbols.push(RelocSymbol { addr: Addr::new(addr), size: symbol.st_size(file.endian()), kind });
         }
         module
     }
 
-    /// The same without PLT entries: every call must reach its function.
+    /// Returns this module without PLT entries: every call must reach its function.
     pub(crate) fn without_plt(self) -> Module {
         Module { plt: false, ..self }
     }
@@ -93,17 +96,17 @@ impl Module {
         self.relocations.iter().map(|table| (table, Records::new(&table.records).unwrap()))
     }
 
-    /// The names of the relocations that occur.
+    /// Returns the names of the relocations that occur.
     pub(crate) fn rows(&self) -> BTreeSet<&'static str> {
         self.tables().flat_map(|(_, records)| records.iter().map(|rela| name(rela.kind).unwrap())).collect()
     }
 
-    /// How many GOT slots the module needs, the reserved ones not counted.
+    /// Returns how many GOT slots the module needs, without the reserved ones.
     pub(crate) fn slots(&self) -> u64 {
         self.plan(0).got_size() / 8
     }
 
-    /// Plans the slots; `reserved` made-up symbols get the first of them, as ld keeps that many for itself.
+    /// Plans the slots. The first `reserved` slots go to invented symbols, because ld reserves that many for itself.
     fn plan(&self, reserved: u32) -> SlotPlan {
         let symbols = u32::try_from(self.symbols.len()).unwrap();
         let mut plan = SlotPlan::new(symbols + reserved);
@@ -116,30 +119,30 @@ impl Module {
         }
         for (table, records) in self.tables() {
             plan.scan(table.section, records, |symbol| {
-                self.plt && self.symbols[usize::try_from(symbol).unwrap()].kind == SymbolKind::External
+                self.plt && self.symbols[usize::try_from(symbol).unwrap()].kind == RelocSymbolKind::External
             });
         }
         plan
     }
 
-    /// Relocates it, checks that [`clear`] restores every byte and that the edits are disjoint.
-    pub(crate) fn relocate(&self, reserved: u32) -> Result<Relocated, Error> {
+    /// Relocates the module. Checks that [`clear`] restores every byte and that the edits are disjoint.
+    pub(crate) fn relocate(&self, reserved: u32) -> Result<Relocated, RelocError> {
         let address = |name: &str| Addr::new(self.layout.sections.get(name).copied().unwrap_or_default());
         let plan = self.plan(reserved);
         let mut got = vec![0; usize::try_from(plan.got_size()).unwrap()];
         let mut plt = vec![0xcc; usize::try_from(plan.plt_size()).unwrap()];
         let slots = plan.place(address(".got"), address(".plt.got"));
         let mut symbols = self.symbols.clone();
-        let nothing = Symbol { addr: Addr::NULL, size: 0, kind: SymbolKind::Absolute };
+        let nothing = RelocSymbol { addr: Addr::NULL, size: 0, kind: RelocSymbolKind::Absolute };
         symbols.extend((0..reserved).map(|_| nothing));
         slots.fill_got(&symbols[..], &mut Window::new(slots.got(), &mut got))?;
         slots.fill_plt(&mut Window::new(slots.plt(), &mut plt))?;
 
-        let mut relocated = Relocated { sections: BTreeMap::new(), counts: Counts::default(), slots };
+        let mut relocated = Relocated { sections: BTreeMap::new(), counts: RelocCounts::default(), slots };
         for (table, records) in self.tables() {
             let file = &self.sections[&table.target];
             let addr = address(&table.target);
-            let target = Target { section: table.section, addr, bytes: file, discarded: OnDiscarded::Refuse };
+            let target = RelocatedSection { section: table.section, addr, bytes: file, discarded: OnDiscarded::Refuse };
             let slots = &relocated.slots;
             let mut bytes = file.clone();
             let mut window = Window::new(addr, &mut bytes);

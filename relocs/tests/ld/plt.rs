@@ -1,4 +1,4 @@
-//! Calls that do not reach their function go through a PLT entry, whose jump finds the function's address in the GOT.
+//! A call that does not reach its function uses a PLT entry, which jumps to the function's address in the GOT.
 
 use crate::module::Module;
 use crate::tools::{Layout, assemble, link};
@@ -14,9 +14,9 @@ _start: call    far
         .long   far@GOTPCREL
 ";
 
-/// ld has a PLT only for symbols that it leaves to the dynamic loader, so it is given a shared library, and does not
-/// learn the address. With a reference to the symbol's slot as well, its entry has the layout of ours: an ENDBR and a
-/// jump through that slot. What is behind the jump is never run; ld pads with a NOP, we with INT3.
+/// ld makes PLT entries only for symbols that the dynamic loader resolves, so the test gives ld a shared library and no
+/// address. If the code also refers to the symbol's slot, the entry has the layout of this crate: an ENDBR and a jump
+/// through that slot. The bytes after the jump never run; ld pads with a NOP, this crate with INT3.
 #[test]
 fn calls_and_entries_are_those_of_a_shared_library() {
     let sections = [(".text", 0x10_0000), (".plt", 0x10_8000), (".plt.got", 0x11_0000), (".got", 0x12_0000)];
@@ -32,7 +32,7 @@ fn calls_and_entries_are_those_of_a_shared_library() {
     assert_eq!(ours.sections[".got"], 0x7fff_1234_5678_u64.to_le_bytes());
 }
 
-/// With the function in reach, the entry is there (it was counted before anyone knew) and nobody uses it.
+/// With the function in reach the entry exists (it was counted before addresses were known), but no call uses it.
 #[test]
 fn what_is_in_reach_is_called_directly_as_in_a_static_link() {
     let sections = [(".text", 0x10_0000), (".plt.got", 0x11_0000), (".got", 0x12_0000)];

@@ -1,4 +1,4 @@
-//! Runs `as` and `ld`, and reads what they write.
+//! Runs `as` and `ld`, and reads their output.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,19 +7,19 @@ use std::process::{Command, Output};
 use object::read::elf::ElfFile64;
 use object::{Object, ObjectSection};
 
-/// Where sections go and what symbols are defined from outside.
+/// The addresses of sections and of externally defined symbols.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Layout {
-    /// Address of each section; `.got` stands for the whole GOT, the reserved slots of `.got.plt` first.
+    /// The address of each section. `.got` means the whole GOT, with the reserved slots of `.got.plt` first.
     pub(crate) sections: BTreeMap<String, u64>,
-    /// Symbols that exist elsewhere, with their addresses.
+    /// The symbols defined elsewhere, with their addresses.
     pub(crate) symbols: BTreeMap<String, u64>,
-    /// Options for `ld`.
+    /// The options for `ld`.
     pub(crate) flags: Vec<String>,
 }
 
 impl Layout {
-    /// Flags, sections and symbols in one go, for tests that are tables.
+    /// Makes a layout of options, sections and symbols, for tests that are tables.
     pub(crate) fn new(flags: &str, sections: &[(&str, u64)], symbols: &[(&str, u64)]) -> Layout {
         let owned = |pairs: &[(&str, u64)]| pairs.iter().map(|&(name, at)| (name.to_owned(), at)).collect();
         Layout {
@@ -35,7 +35,7 @@ impl Layout {
         let mut script = String::from("SECTIONS {\n");
         for (name, addr) in in_order {
             let input = match name.as_str() {
-                // ld lets _GLOBAL_OFFSET_TABLE_ be the start of .got.plt, so that must come first.
+                // For ld, _GLOBAL_OFFSET_TABLE_ is the start of .got.plt, so .got.plt must come first.
                 ".got" => "*(.got.plt) *(.igot.plt) *(.got) *(.igot)".to_owned(),
                 name => format!("*({name})"),
             };
@@ -45,7 +45,7 @@ impl Layout {
     }
 }
 
-/// The object that `as` makes of this source.
+/// Returns the object that `as` makes of this source.
 pub(crate) fn assemble(source: &str) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("a.s"), source).unwrap();
@@ -54,7 +54,7 @@ pub(crate) fn assemble(source: &str) -> Vec<u8> {
     std::fs::read(dir.path().join("a.o")).unwrap()
 }
 
-/// The sections of the file that `ld` makes of this object, or what it says instead.
+/// Returns the sections of the file that `ld` makes of this object, or the error message of `ld`.
 pub(crate) fn link(object: &[u8], layout: &Layout) -> Result<BTreeMap<String, Vec<u8>>, String> {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("a.o"), object).unwrap();

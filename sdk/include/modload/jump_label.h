@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /*
- * modload/jump_label.h: static keys. A branch on one costs a NOP, or a jump that is always taken: what stands there is
- * changed when the key is switched, at all places in all modules at once. The names mean what they mean in Linux's
+ * modload/jump_label.h: static keys. A branch on a static key costs a NOP, or a jump that is always taken. When the key
+ * is switched, the instructions at all its branches change, in all modules at once. All names have the meaning of Linux's
  * <linux/jump_label.h>.
  *
  *     static DEFINE_STATIC_KEY_FALSE(verbose);
@@ -11,21 +11,21 @@
  *
  *     static_branch_enable(&verbose);
  *
- * Keys are known by their symbols, so the argument is &KEY, or a constant expression like it. A key of another module,
- * which exports it with EXPORT_SYMBOL, is declared with DECLARE_STATIC_KEY_TRUE or _FALSE; so is one of the host's.
+ * A key is identified by its symbol, so the argument must be &KEY or an equivalent constant expression. A key of another
+ * module, which exports it with EXPORT_SYMBOL, or of the host is declared with DECLARE_STATIC_KEY_TRUE or _FALSE.
  */
 #ifndef MODLOAD_JUMP_LABEL_H
 #define MODLOAD_JUMP_LABEL_H
 
 #include <modload/module.h>
 
-/* 16 bytes. `enabled` is the count; it is read by anybody and written by the loader alone. */
+/* 16 bytes. `enabled` is the count. Any code may read it; only the loader writes it. */
 struct static_key {
 	int enabled;
 	int modload__reserved[3];
 } __attribute__((aligned(8)));
 
-/* The type says what the compiler takes for likely: a NOP stands there while the key is in that state. */
+/* The type tells the compiler the likely state. In the likely state the branch costs a NOP. */
 struct static_key_true {
 	struct static_key key;
 };
@@ -40,12 +40,12 @@ struct static_key_false {
 #define STATIC_KEY_FALSE_INIT { STATIC_KEY_INIT_FALSE }
 
 /*
- * The assembler names the key, and compilers allow that in position-independent code only if no other object can take
- * the symbol's place: a key that is not static needs -fvisibility=hidden there. EXPORT_SYMBOL does not mind.
+ * The assembler code names the key. In position-independent code compilers allow this only for symbols that no other
+ * object can replace: compile a key that is not static with -fvisibility=hidden. EXPORT_SYMBOL works with hidden symbols.
  */
 #define DEFINE_STATIC_KEY_TRUE(name) struct static_key_true name = STATIC_KEY_TRUE_INIT
 #define DEFINE_STATIC_KEY_FALSE(name) struct static_key_false name = STATIC_KEY_FALSE_INIT
-/* Not for modules' code to write when init has returned; the loader goes on to switch them. */
+/* The module's code must not write to these keys after init has returned. The loader can still switch them. */
 #define DEFINE_STATIC_KEY_TRUE_RO(name) struct static_key_true name __ro_after_init = STATIC_KEY_TRUE_INIT
 #define DEFINE_STATIC_KEY_FALSE_RO(name) struct static_key_false name __ro_after_init = STATIC_KEY_FALSE_INIT
 #define DECLARE_STATIC_KEY_TRUE(name) extern __attribute__((visibility("hidden"))) struct static_key_true name
@@ -55,7 +55,7 @@ struct static_key_false {
 extern "C" {
 #endif
 
-/* 0, or a negative error number: the key is as it was. Not to be called from a signal handler. */
+/* Return 0, or a negative error number if the key was not changed. Must not be called from a signal handler. */
 int static_key_enable(struct static_key *key);
 int static_key_disable(struct static_key *key);
 int static_key_slow_inc(struct static_key *key);
@@ -73,8 +73,8 @@ int static_key_count(struct static_key *key);
 #define static_key_enabled(x) (__atomic_load_n(&(x)->key.enabled, __ATOMIC_ACQUIRE) > 0)
 
 /*
- * A branch that is taken if the key is enabled. Where the key's type and the branch's likelihood agree a NOP of five
- * bytes stands there as compiled, else a jump of two or five.
+ * A branch that is taken if the key is enabled. If the key's type and the branch's likelihood agree, the compiled code has
+ * a NOP of five bytes, otherwise a jump of two or five bytes.
  */
 #define static_branch_likely(x) MODLOAD__BRANCH(x, MODLOAD__IS_TRUE(x), 1)
 #define static_branch_unlikely(x) MODLOAD__BRANCH(x, !MODLOAD__IS_TRUE(x), 0)
@@ -101,7 +101,7 @@ int static_key_count(struct static_key *key);
 		__builtin_expect(modload__taken, (likely));                                                          \
 	})
 
-/* A record of __jump_table: the site, where it jumps to, and the key, whose lowest bit says that it is likely. */
+/* A record of __jump_table: the site, the target of the jump, and the key, whose lowest bit marks a likely branch. */
 #define MODLOAD__SITE(instruction)                                                                                   \
 	"1:\t" instruction "\n"                                                                                      \
 	"\t.pushsection __jump_table, \"a\", @progbits\n"                                                            \

@@ -11,9 +11,9 @@
  *     module_init(start);
  *     MODULE_INFO(livepatch, "Y");
  *
- * Names are looked for in the target's symbol table, so that static functions can be patched, too. The target is compiled with
- * -fpatchable-function-entry=5 (docs/tracing.md). All records are the module's own variables (they are written), and not
- * __initdata; an array ends with an empty record.
+ * Functions are found in the target's symbol table by name, so static functions can be patched too. The target must be
+ * compiled with -fpatchable-function-entry=5 (docs/tracing.md). All records must be variables of the module that are not
+ * __initdata, because the loader writes to them. An empty record ends an array.
  */
 #ifndef MODLOAD_LIVEPATCH_H
 #define MODLOAD_LIVEPATCH_H
@@ -30,14 +30,15 @@ struct klp_object;
 struct klp_func {
 	const char *old_name;
 	void *new_func;           /* in this module's .text */
-	unsigned long old_sympos; /* which of several of that name, from 1; 0: there is one */
+	unsigned long old_sympos; /* position among the functions of this name, from 1; 0: there is only one */
 
 	void *modload__internal[5];
 };
 
 /*
- * What is called around an object. All may be missing. What pre_patch returns, if it is not 0, refuses the patch, or the module
- * that is being loaded, and nothing else is called then. Live patching cannot be used from within.
+ * Functions that are called before and after the changes of an object. Each may be NULL. If pre_patch returns another value
+ * than 0, the patch, or the module that is being loaded, is refused, and no other callback is called. Callbacks must not use
+ * live patching themselves.
  */
 struct klp_callbacks {
 	int (*pre_patch)(struct klp_object *obj);
@@ -48,21 +49,21 @@ struct klp_callbacks {
 	bool modload__internal;
 };
 
-/* Something whose functions are replaced. An array of functions may be empty, but not missing. */
+/* An object whose functions are replaced. An array of functions may be empty, but not NULL. */
 struct klp_object {
-	const char *name; /* the module; NULL for the host's own functions */
+	const char *name; /* the name of the module; NULL for the host's own functions */
 	struct klp_func *funcs;
 	struct klp_callbacks callbacks;
 
-	struct module *mod; /* set for callbacks: the module, if it is there; NULL for the host */
+	struct module *mod; /* set for callbacks: the module, if it is loaded; NULL for the host */
 	void *modload__internal[4];
 };
 
-/* What a patch has changed that is no function. */
+/* A state other than functions that a patch has changed. */
 struct klp_state {
 	unsigned long id; /* not 0 */
 	unsigned int version;
-	void *data; /* the patches' own */
+	void *data; /* for the patch's own use */
 };
 
 /* A patch. */
@@ -70,7 +71,7 @@ struct klp_patch {
 	struct module *mod;       /* THIS_MODULE */
 	struct klp_object *objs;
 	struct klp_state *states; /* NULL: none */
-	bool replace;             /* all patches that are there */
+	bool replace;             /* replaces all enabled patches */
 
 	void *modload__internal[8];
 };
@@ -78,36 +79,38 @@ struct klp_patch {
 MODLOAD__ASSERT(sizeof(struct klp_func) == 64 && sizeof(struct klp_callbacks) == 40, "struct klp_func, struct klp_callbacks");
 MODLOAD__ASSERT(sizeof(struct klp_object) == 96 && offsetof(struct klp_object, mod) == 56, "struct klp_object");
 MODLOAD__ASSERT(sizeof(struct klp_state) == 24 && sizeof(struct klp_patch) == 96, "struct klp_state, struct klp_patch");
-/* The sizes of klp_func, klp_object and klp_patch: Linux's records have others, and a stripped module no symbols that tell. */
+/* The sizes of klp_func, klp_object and klp_patch. Linux's records have other sizes, and a stripped module has no symbols to tell. */
 MODULE_INFO(klp_records, "64,96,96");
 
 /*
- * From init only: 0, or a negative error number, with which init should return. The patch stays enabled until the host disables
- * it, and holds its module for as long.
+ * Must be called from init only. Returns 0, or a negative error number, which init should return. The patch stays enabled,
+ * and its module loaded, until the host disables the patch.
  */
 int klp_enable_patch(struct klp_patch *patch);
 
 /*
- * Behind a declaration: what is declared is a symbol of an object that the object need not export, a static one perhaps.
+ * Marks a declaration: the declared symbol is a symbol of another object, which need not export it. It may be static.
  *
  *     extern int count KLP_SYMBOL(target, count, 0);
  *     int refill(struct pool *pool) KLP_SYMBOL(target, refill, 2);
  *
- * object: a module's name, or vmlinux for the host. name: as its symbol table has it (that of a function of C++ is mangled). pos: a
- * plain decimal number: which of several symbols of that name, from 1; 0: there is one. A name that is no identifier is a string:
+ * object: a module's name, or vmlinux for the host. name: the name in the object's symbol table (mangled for a C++ function).
+ * pos: the position among the symbols of this name, a plain decimal number from 1; 0 if there is only one. Use a string for a
+ * name that is not an identifier:
  *
  *     int step(int n) KLP_SYMBOL_NAMED(target, "step.isra.0", 0);
  *
- * `modhost klp-link IN.o -o OUT.ko` turns these references into relocations that are applied when the object is there. Before that
- * they lead nowhere: only what replaces the object's own functions may follow them, and never what is __init.
+ * `modhost klp-link IN.o -o OUT.ko` converts these references to relocations that are applied when the object is loaded.
+ * Before that the references are invalid. Only functions that replace functions of this object may use them, and never code or
+ * data that is __init.
  *
- * The mark is a symbol's name that needs no quotes. A quoted one, as later versions of Linux have it, keeps its quotes with clang,
- * and GNU as 2.40 takes none before @PLT.
+ * The mark is a symbol name that needs no quotes. Later versions of Linux use a quoted name, but clang keeps the quotes as
+ * part of the name, and GNU as 2.40 does not accept a quoted name before @PLT.
  */
 #define KLP_SYMBOL(object, name, pos) __asm__(".modload.klp." #object "." #name "." #pos)
 #define KLP_SYMBOL_NAMED(object, name, pos) __asm__(".modload.klp." #object "." name "." #pos)
 
-/* The state of a patch, NULL if it has none of this number. */
+/* Returns the patch's state with this id, or NULL if it has none. */
 static inline struct klp_state *klp_get_state(struct klp_patch *patch, unsigned long id)
 {
 	struct klp_state *state = patch->states;
@@ -119,35 +122,36 @@ static inline struct klp_state *klp_get_state(struct klp_patch *patch, unsigned 
 }
 
 /*
- * A place where the calling thread can go over to what a patch brings, if none of the functions that change is on its stack: in hosts
- * where threads go over at checkpoints alone, no other does. A load and a branch when no transition is under way, and the call.
- * Says whether the thread is over, or need not be.
+ * A checkpoint: the calling thread migrates to the patched functions here if no function that changes is on its stack. In hosts
+ * where threads migrate at checkpoints only, they migrate nowhere else. Without a transition a checkpoint costs a call, a load
+ * and a branch. Returns whether the thread has migrated or has no need to.
  */
 bool klp_checkpoint(void);
 
-/* From a callback only: the newest state of this number of the patches that were there before the one in transition, or NULL. */
+/* For callbacks only: returns the newest state with this id of the patches before the one in transition, or NULL. */
 struct klp_state *klp_get_prev_state(unsigned long id);
 
-/* How memory is allocated; nothing depends on it here. */
+/* Allocation flags, as in Linux. They have no effect here. */
 typedef unsigned int gfp_t;
 #define GFP_KERNEL ((gfp_t)0xcc0)
 #define GFP_ATOMIC ((gfp_t)0xa20)
 
 /*
- * Shadow variables: data that belongs to <obj, id>, in all the process. A constructor runs once, before others can get the data; if
- * it returns anything but 0, there is no variable. A destructor runs when others cannot get it any more.
+ * Shadow variables: data attached to a pair <obj, id>, visible in the whole process. The constructor runs once, before other
+ * code can get the data. If it returns another value than 0, no variable is made. The destructor runs when no code can get the
+ * data any more.
  */
 typedef int (*klp_shadow_ctor_t)(void *obj, void *shadow_data, void *ctor_data);
 typedef void (*klp_shadow_dtor_t)(void *obj, void *shadow_data);
 
-/* The data, or NULL. */
+/* Returns the data, or NULL. */
 void *klp_shadow_get(void *obj, unsigned long id);
-/* New data of zeros, aligned to 16; NULL if there is some already, if the constructor fails, and if there is no memory. */
+/* Returns new data of zeros, aligned to 16. Returns NULL if data exists already, the constructor fails, or memory is exhausted. */
 void *klp_shadow_alloc(void *obj, unsigned long id, size_t size, gfp_t gfp_flags, klp_shadow_ctor_t ctor, void *ctor_data);
-/* The data that is there, or new one. */
+/* Returns the existing data, or new data. */
 void *klp_shadow_get_or_alloc(void *obj, unsigned long id, size_t size, gfp_t gfp_flags, klp_shadow_ctor_t ctor,
 			      void *ctor_data);
-/* Frees one, if it is there; those of an id, for all objects. What a module does not free stays as long as the process. */
+/* Free one variable if it exists, or all variables of an id. Variables that a module does not free stay until the process ends. */
 void klp_shadow_free(void *obj, unsigned long id, klp_shadow_dtor_t dtor);
 void klp_shadow_free_all(unsigned long id, klp_shadow_dtor_t dtor);
 

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /*
- * modload/module.h: what a module is written with. For C (gnu11 and later) and C++ (gnu++17 and later), x86-64,
- * gcc and clang; it needs no library and includes only freestanding headers. The names mean what they mean in Linux.
+ * modload/module.h: the header for writing a module, in C (gnu11 and later) or C++ (gnu++17 and later), for x86-64, with
+ * gcc or clang. It needs no library and includes only freestanding headers. All names have the same meaning as in Linux.
  *
  *     cc -O2 -fPIC -fvisibility=hidden -I sdk/include -c greet.c
  *
  * In C++:
  *   - include the standard library's headers before this one: it defines __init and __exit, which libstdc++ uses as
  *     names of parameters;
- *   - what EXPORT_SYMBOL names must be declared extern "C": a module's symbols have no mangled names.
+ *   - declare exported symbols extern "C": the names of a module's symbols are not mangled.
  *
  * Names that begin with MODLOAD__ or modload__ are this header's own.
  */
@@ -33,7 +33,7 @@ template <class A> struct same<A, A> { enum { yes = 1 }; };
 #define MODLOAD__ASSERT(condition, message) _Static_assert(condition, message)
 #endif
 
-/* An alias takes over the attributes of its target where the compiler can do that, and does not warn then. */
+/* An alias copies the attributes of its target, where the compiler supports this, to avoid a warning. */
 #ifdef __has_attribute
 #if __has_attribute(copy)
 #define MODLOAD__COPY(fn) __attribute__((copy(fn)))
@@ -58,44 +58,44 @@ enum module_state {
 	MODULE_STATE_LIVE,     /* init has returned */
 	MODULE_STATE_COMING,   /* formed; init has not run */
 	MODULE_STATE_GOING,    /* exit has run, or init has failed */
-	MODULE_STATE_UNFORMED, /* being set up; nobody is told of it */
+	MODULE_STATE_UNFORMED, /* being set up; never reported */
 };
 
 /*
- * A module, as far as modules see it. The loader's own part follows, so that sizeof says nothing. The loader writes the state
- * whenever it changes: read it once, with __atomic_load_n, where another thread may load or unload the module.
+ * A module, as visible to modules. The loader's own fields follow, so do not use sizeof. The loader writes the state whenever
+ * it changes: if another thread may load or unload the module, read the state once, with __atomic_load_n.
  */
 struct module {
 	char name[MODULE_NAME_LEN];
 	enum module_state state;
 };
 
-/* Supplied by the loader: each module has its own. */
+/* Provided by the loader: each module has its own. */
 extern struct module __this_module;
 #define THIS_MODULE (&__this_module)
 
-/* What a module is called at: the loader looks for these two symbols. Either may be missing, either may be hidden. */
+/* The entry points of a module. The loader looks for these two symbols. Both are optional, and both may be hidden. */
 int init_module(void);
 void cleanup_module(void);
 
-/* ---- Where things are put ---------------------------------------------------------------------------------- */
+/* ---- Placement of code and data ---------------------------------------------------------------------------- */
 
-/* Code and data that only init needs: gone when init has returned. */
+/* Code and data that only init needs. They are freed when init has returned. */
 #define __init __attribute__((section(".init.text")))
 #define __initdata __attribute__((section(".init.data")))
-/* The same for constants. With -fPIC not for constants that hold pointers: compilers put those elsewhere. */
+/* Constants that only init needs. With -fPIC not for constants that hold pointers: compilers place those elsewhere. */
 #define __initconst __attribute__((section(".init.rodata")))
 /* Code that only exit needs. */
 #define __exit __attribute__((section(".exit.text")))
-/* Written by init, read-only from then on. */
+/* Data that init writes and that is read-only afterwards. */
 #define __ro_after_init __attribute__((section(".data..ro_after_init")))
 
 /* ---- init and exit ----------------------------------------------------------------------------------------- */
 
 /*
- * module_init(fn): fn is an int (*)(void) and runs when the module is formed; a negative error number refuses the
- * load. module_exit(fn): fn is a void (*)(void) and runs when the module goes. Each at most once in a module, after
- * the definition of fn, which is static as a rule.
+ * module_init(fn): fn is an int (*)(void) and is called once the module is formed; a negative error number refuses the load.
+ * module_exit(fn): fn is a void (*)(void) and is called when the module is unloaded. Use each at most once in a module, after
+ * the definition of fn, which is usually static.
  */
 #ifdef __cplusplus
 #define module_init(fn)                                                                                              \
@@ -124,12 +124,12 @@ void cleanup_module(void);
 /* ---- Symbols for other modules ----------------------------------------------------------------------------- */
 
 /*
- * EXPORT_SYMBOL(sym) offers a function or an object of this module to others, under its own name; whatever its
- * visibility. _GPL: only to modules whose licence is compatible with the GPL. _NS: in a namespace (an identifier,
- * without quotes), which users name with MODULE_IMPORT_NS.
+ * EXPORT_SYMBOL(sym) exports a function or an object of this module under its own name, regardless of its visibility.
+ * _GPL: only to modules with a licence compatible with the GPL. _NS: in a namespace (an identifier, without quotes), which
+ * users must name with MODULE_IMPORT_NS.
  *
- * The record is a struct kernel_symbol of three 32-bit distances, each from its own place: to the symbol, to its name
- * and to its namespace (0: none). No C expression yields such a distance in all code models, hence the assembler.
+ * The record is a struct kernel_symbol of three 32-bit distances, each from the field itself: to the symbol, to its name and
+ * to its namespace (0: none). No C expression has such a distance as its value in all code models, so assembler is used.
  */
 #define EXPORT_SYMBOL(sym) MODLOAD__EXPORT(sym, #sym, "__ksymtab", "", "0")
 #define EXPORT_SYMBOL_GPL(sym) MODLOAD__EXPORT(sym, #sym, "__ksymtab_gpl", "", "0")
@@ -152,15 +152,15 @@ void cleanup_module(void);
 		"\t.long " ns_distance "\n"                                                                          \
 		".popsection\n")
 
-/* ---- What a module says about itself ----------------------------------------------------------------------- */
+/* ---- Information about the module -------------------------------------------------------------------------- */
 
-/* Each is one string tag=info in .modinfo. The info is a string literal, or several in a row. */
+/* Each adds a string tag=info to .modinfo. The info is one string literal, or several adjacent ones. */
 #define MODULE_INFO(tag, info) MODLOAD__INFO(#tag "=" info)
 #define MODLOAD__INFO(string)                                                                                        \
 	static const char MODLOAD__UNIQUE(modload__info_, __COUNTER__)[]                                             \
 		__attribute__((used, section(".modinfo"), aligned(1))) = string
 
-/* The module's name; without it, it is the stem of the file's name. Linux takes it from its build system. */
+/* The module's name. The default is the file's name without its extension. In Linux the build system sets the name. */
 #define MODULE_NAME(string) MODULE_INFO(name, string)
 /* "GPL", "GPL v2", "Dual MIT/GPL", "Proprietary", ... A module without a licence counts as proprietary. */
 #define MODULE_LICENSE(string) MODULE_INFO(license, string)
@@ -168,16 +168,16 @@ void cleanup_module(void);
 #define MODULE_AUTHOR(string) MODULE_INFO(author, string)
 #define MODULE_DESCRIPTION(string) MODULE_INFO(description, string)
 #define MODULE_VERSION(string) MODULE_INFO(version, string)
-/* Another name that it can be asked for by. */
+/* Another name by which the module can be requested. */
 #define MODULE_ALIAS(string) MODULE_INFO(alias, string)
-/* Lets it use the symbols of a namespace (an identifier, without quotes). */
+/* Allows the module to use the symbols of a namespace (an identifier, without quotes). */
 #define MODULE_IMPORT_NS(ns) MODULE_INFO(import_ns, #ns)
-/* What a parameter is for. */
+/* The description of a parameter. */
 #define MODULE_PARM_DESC(parm, description) MODLOAD__INFO("parm=" #parm ":" description)
 
 /* ---- Parameters -------------------------------------------------------------------------------------------- */
 
-/* How a type is read and shown; the host's business, modules only name them. */
+/* How values of a type are parsed and shown. The host defines the contents; modules only name these objects. */
 struct kernel_param_ops;
 
 /* A parameter of type string. */
@@ -213,8 +213,8 @@ MODLOAD__ASSERT(sizeof(struct kernel_param) == 40 && offsetof(struct kernel_para
 MODLOAD__ASSERT(sizeof(struct kparam_string) == 16, "struct kparam_string");
 MODLOAD__ASSERT(sizeof(struct kparam_array) == 32, "struct kparam_array");
 
-/* The types and the C types of their variables. invbool takes the opposite of what it is given; hexint is shown in
- * hexadecimal; charp points to the text that was given, which stays as long as the module. */
+/* The parameter types and the C types of their variables. invbool stores the opposite of the given value. hexint is shown in
+ * hexadecimal. charp points to the given text, which stays as long as the module. */
 typedef bool modload__param_bool;
 typedef bool modload__param_invbool;
 typedef unsigned char modload__param_byte;
@@ -228,26 +228,26 @@ typedef unsigned long long modload__param_ullong;
 typedef unsigned int modload__param_hexint;
 typedef char *modload__param_charp;
 
-/* Supplied by the host. */
+/* Provided by the host. */
 extern const struct kernel_param_ops param_ops_bool, param_ops_invbool, param_ops_byte, param_ops_short,
 	param_ops_ushort, param_ops_int, param_ops_uint, param_ops_long, param_ops_ulong, param_ops_ullong,
 	param_ops_hexint, param_ops_charp, param_ops_string, param_array_ops;
 
 /*
- * module_param(name, type, perm): the variable `name` of the given type is a parameter. perm is that of a file: 0 for
- * a parameter that is only given when the module is loaded, 0444 for one that can be read, 0644 for one that can be
+ * module_param(name, type, perm): makes the variable `name` of the given type a parameter. perm is like the mode of a file:
+ * 0 for a parameter that can only be set when the module is loaded, 0444 for one that can be read, 0644 for one that can be
  * changed. The variable's C type is checked.
  */
 #define module_param(name, type, perm)                                                                               \
 	MODLOAD__PARAM_OF_TYPE(__param_##name, __param_str_##name, #name, name, modload__param_##type,               \
 			       param_ops_##type, #type, perm)
 
-/* module_param_named(name, variable, type, perm): the same, the parameter being called otherwise than its variable. */
+/* module_param_named(name, variable, type, perm): like module_param, for a parameter with another name than its variable. */
 #define module_param_named(name, variable, type, perm)                                                               \
 	MODLOAD__PARAM_OF_TYPE(__param_##name, __param_str_##name, #name, variable, modload__param_##type,           \
 			       param_ops_##type, #type, perm)
 
-/* module_param_string(name, buffer, len, perm): text that is copied into a char buffer[len], closing NUL included. */
+/* module_param_string(name, buffer, len, perm): text that is copied to a char buffer[len], including the closing NUL. */
 #define module_param_string(name, buffer, len, perm)                                                                 \
 	MODLOAD__ASSERT(MODLOAD__SAME(__typeof__(&(buffer)[0]), char *), #name ": not a buffer of char");            \
 	MODLOAD__ASSERT(MODLOAD__SAME(__typeof__(buffer), char *) || (len) <= sizeof(buffer),                        \
@@ -257,19 +257,19 @@ extern const struct kernel_param_ops param_ops_bool, param_ops_invbool, param_op
 		       &__param_string_##name)
 
 /*
- * module_param_array(name, type, nump, perm): values separated by commas, into the array `name`; *nump, an unsigned
- * int, takes their number (NULL: nobody asks).
+ * module_param_array(name, type, nump, perm): values separated by commas, stored in the array `name`. *nump, an unsigned
+ * int, receives their number (NULL: not needed).
  */
 #define module_param_array(name, type, nump, perm)                                                                   \
 	MODLOAD__PARAM_ARRAY(__param_##name, __param_str_##name, __param_arr_##name, #name, name,                    \
 			     modload__param_##type, param_ops_##type, #type, nump, perm)
 
-/* module_param_array_named(name, array, type, nump, perm): the same, called otherwise than its array. */
+/* module_param_array_named(name, array, type, nump, perm): like module_param_array, with another name than the array's. */
 #define module_param_array_named(name, array, type, nump, perm)                                                      \
 	MODLOAD__PARAM_ARRAY(__param_##name, __param_str_##name, __param_arr_##name, #name, array,                   \
 			     modload__param_##type, param_ops_##type, #type, nump, perm)
 
-/* The outer macros paste the type's name themselves: handed on as an argument, `bool` would become `_Bool`. */
+/* The outer macros use the type's name with # and ##: passed on as an argument, `bool` would be expanded to `_Bool`. */
 #define MODLOAD__PARAM_OF_TYPE(record, text, name, variable, ctype, ops, type, perm)                                 \
 	MODLOAD__ASSERT(MODLOAD__SAME(__typeof__(&(variable)), ctype *),                                             \
 			name ": the variable is not of the parameter's type, " type);                                \
@@ -292,13 +292,13 @@ extern const struct kernel_param_ops param_ops_bool, param_ops_invbool, param_op
 	};                                                                                                           \
 	MODLOAD__INFO("parmtype=" name ":" type)
 
-/* ---- Hearing of other modules ------------------------------------------------------------------------------ */
+/* ---- Notification about other modules ---------------------------------------------------------------------- */
 
 /*
- * A callback on the chain of module notifiers. It is called with an enum module_state and the struct module * that
- * enters that state. Higher priority is called first, equal ones in the order in which they registered, in all states
- * alike: it joins the chains as Order::same(priority). A callback that stops COMING with an error refuses the load;
- * what it answers in other states is not asked for.
+ * A callback on the chain of module notifiers. It is called with an enum module_state and the struct module * that enters that
+ * state. A higher priority is called first; callbacks of equal priority are called in order of registration. The order is the
+ * same in all states: the callback joins the chains as Order::same(priority). A callback that returns an error for COMING
+ * refuses the load. In other states the return value is ignored.
  */
 struct notifier_block {
 	int (*notifier_call)(struct notifier_block *nb, unsigned long state, void *module);
@@ -306,17 +306,17 @@ struct notifier_block {
 	int priority;
 };
 
-/* 0 or a negative error number. Register in init, unregister in exit: the block must not outlive its module. */
+/* Return 0 or a negative error number. Register in init, unregister in exit: the block must not outlive its module. */
 int register_module_notifier(struct notifier_block *nb);
 int unregister_module_notifier(struct notifier_block *nb);
 
 #define NOTIFY_DONE 0x0000      /* not interested */
-#define NOTIFY_OK 0x0001        /* seen to */
-#define NOTIFY_STOP_MASK 0x8000 /* nobody further down the chain is called */
+#define NOTIFY_OK 0x0001        /* handled */
+#define NOTIFY_STOP_MASK 0x8000 /* no further callback is called */
 #define NOTIFY_BAD (NOTIFY_STOP_MASK | 0x0002)
 #define NOTIFY_STOP (NOTIFY_STOP_MASK | NOTIFY_OK)
 
-/* The answer that stands for an error number (negative; 0: all is well), and the error number of an answer. */
+/* Convert an error number (negative, or 0 for success) to a callback's return value, and back. */
 static inline int notifier_from_errno(int error)
 {
 	return error == 0 ? NOTIFY_OK : (NOTIFY_OK - error) | NOTIFY_STOP_MASK;

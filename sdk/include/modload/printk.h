@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /*
- * modload/printk.h: lines for the log. pr_err, pr_warn, pr_notice and pr_info take what printf takes, and note a line in the host's
- * timeline as this module's own. As in Linux they begin with pr_fmt, which may be defined before this header is included:
+ * modload/printk.h: log lines. pr_err, pr_warn, pr_notice and pr_info take the arguments of printf, and add a line of this
+ * module to the host's timeline. As in Linux each line begins with pr_fmt, which may be defined before this header is included:
  *
  *     #define pr_fmt(fmt) "greet: " fmt
  *     #include <modload/printk.h>
  *
- * Text is put together by vsnprintf, which the host has to offer (HostBuilder::process_symbols). Of a line 1023 bytes count; a
- * newline ends one, and the last need not have it.
+ * Text is formatted by vsnprintf, which the host must offer (HostBuilder::process_symbols). Text is cut off after 1023 bytes.
+ * A newline ends a line; the last line may omit it.
  */
 #ifndef MODLOAD_PRINTK_H
 #define MODLOAD_PRINTK_H
@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-/* Supplied by the host. The level is Linux's: 3 for an error, 4 for a warning, 5 for what is worth noting, 6 for the rest. */
+/* Provided by the host. The levels are Linux's: 3 for an error, 4 for a warning, 5 for a notice, 6 for information. */
 void modload_log(const struct module *module, int level, const char *text);
 
 #ifdef __cplusplus
@@ -31,7 +31,7 @@ void modload_log(const struct module *module, int level, const char *text);
 #define pr_fmt(fmt) fmt
 #endif
 
-/* Formats are string literals. What is added to each, an empty string, is there so that a format alone will do in every standard. */
+/* Formats are string literals. The added empty string makes a format without arguments valid in every C standard. */
 #define pr_err(...) MODLOAD__LOG(3, __VA_ARGS__, "")
 #define pr_warn(...) MODLOAD__LOG(4, __VA_ARGS__, "")
 #define pr_notice(...) MODLOAD__LOG(5, __VA_ARGS__, "")

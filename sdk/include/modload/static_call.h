@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /*
- * modload/static_call.h: static calls. What is called can be changed, and costs a direct call: the calls themselves are
- * changed, in all modules at once. The names mean what they mean in Linux's <linux/static_call.h>.
+ * modload/static_call.h: static calls. The called function can be changed, but a call costs only a direct call: the call
+ * instructions are changed, in all modules at once. All names have the meaning of Linux's <linux/static_call.h>.
  *
  *     int plain(int n);
  *     DEFINE_STATIC_CALL(step, plain);
@@ -10,15 +10,15 @@
  *
  *     static_call_update(step, clever);
  *
- * Calls are found by their relocations; no tool has to be run over the object. What is no plain call or jump works
- * through a trampoline, which costs a jump more.
+ * Calls are found by their relocations; no tool has to process the object. A use that is not a plain call or jump goes
+ * through a trampoline, which costs one more jump.
  */
 #ifndef MODLOAD_STATIC_CALL_H
 #define MODLOAD_STATIC_CALL_H
 
 #include <modload/module.h>
 
-/* 16 bytes. `func` is read by anybody and written by the loader alone. */
+/* 16 bytes. Any code may read `func`; only the loader writes it. */
 struct static_call_key {
 	void *func;
 	void *modload__reserved;
@@ -31,9 +31,9 @@ extern "C" {
 #define MODLOAD__EXTERN extern
 #endif
 
-/* 0, or a negative error number: the call is as it was. Not to be called from a signal handler. */
+/* Returns 0, or a negative error number if the function was not changed. Must not be called from a signal handler. */
 int __static_call_update(struct static_call_key *key, void *tramp, void *func);
-/* Returns 0. No site calls it: a zero stands there in its place. */
+/* Returns 0. No call site calls this function: the call becomes an instruction that zeroes the result. */
 long __static_call_return0(void);
 
 #ifdef __cplusplus
@@ -43,18 +43,18 @@ long __static_call_return0(void);
 #define STATIC_CALL_KEY(name) MODLOAD__GLUE(__SCK__, name)
 #define STATIC_CALL_TRAMP(name) MODLOAD__GLUE(__SCT__, name)
 
-/* For the calls of another module's, which exports it. The function is named for its type. */
+/* Declares a static call that another module or the host exports. func is any function of the called type. */
 #define DECLARE_STATIC_CALL(name, func)                                                                              \
 	__asm__(".pushsection .modload.static_calls, \"\", @progbits\n.popsection");                                 \
 	MODLOAD__EXTERN __attribute__((visibility("hidden"))) struct static_call_key STATIC_CALL_KEY(name);          \
 	MODLOAD__EXTERN __attribute__((visibility("hidden"))) __typeof__(func) STATIC_CALL_TRAMP(name)
 
-/* A static call of func; of nothing: calls then do nothing, so it returns void as a rule; of a function that returns 0. */
+/* Define a static call of func; of no function, so that a call does nothing (usually of type void); of a function that returns 0. */
 #define DEFINE_STATIC_CALL(name, func) MODLOAD__STATIC_CALL(name, func, __extension__(void *)(func))
 #define DEFINE_STATIC_CALL_NULL(name, func) MODLOAD__STATIC_CALL(name, func, (void *)0)
 #define DEFINE_STATIC_CALL_RET0(name, func) MODLOAD__STATIC_CALL(name, func, __extension__(void *)__static_call_return0)
 
-/* The trampoline is made to lead where the key says before any code of the module runs: until then it returns. */
+/* The trampoline returns at first. The loader makes it jump to the key's function before any code of the module runs. */
 #define MODLOAD__STATIC_CALL(name, func, target)                                                                     \
 	DECLARE_STATIC_CALL(name, func);                                                                             \
 	struct static_call_key STATIC_CALL_KEY(name) = { target, (void *)0 };                                        \
@@ -71,7 +71,7 @@ long __static_call_return0(void);
 		"\t.popsection")
 
 #define static_call(name) STATIC_CALL_TRAMP(name)
-/* The same for calls that may be of nothing. */
+/* For calls whose function may be NULL. */
 #define static_call_cond(name) static_call(name)
 
 #define static_call_update(name, function)                                                                           \
@@ -83,14 +83,14 @@ long __static_call_return0(void);
 
 #define static_call_query(name) __atomic_load_n(&STATIC_CALL_KEY(name).func, __ATOMIC_ACQUIRE)
 
-/* For others to call and to update. */
+/* Other modules may call and update it. */
 #define EXPORT_STATIC_CALL(name)                                                                                     \
 	EXPORT_SYMBOL(__SCK__##name);                                                                        \
 	EXPORT_SYMBOL(__SCT__##name)
 #define EXPORT_STATIC_CALL_GPL(name)                                                                                 \
 	EXPORT_SYMBOL_GPL(__SCK__##name);                                                                    \
 	EXPORT_SYMBOL_GPL(__SCT__##name)
-/* For others to call only. */
+/* Other modules may only call it. */
 #define EXPORT_STATIC_CALL_TRAMP(name)                                                                               \
 	EXPORT_SYMBOL(__SCT__##name);                                                                      \
 	MODLOAD__TRAMP_KEY(#name)

@@ -5,7 +5,7 @@ use core::ffi::c_int;
 use core::mem::transmute_copy;
 use core::ptr;
 
-/// The key of a static call: `struct static_call_key`. `F` is an `extern "C" fn` type, whose size is a pointer's.
+/// The key of a static call: `struct static_call_key`. `F` is an `extern "C" fn` type, which has the size of a pointer.
 #[repr(C)]
 #[derive(Debug)]
 pub struct StaticCallKey<F> {
@@ -13,7 +13,7 @@ pub struct StaticCallKey<F> {
     _reserved: usize,
 }
 
-// SAFETY: the module only reads it, as a whole and volatile; who writes it is the loader, with one store of its size.
+// SAFETY: the module only reads the whole field, volatile. Only the loader writes it, with one store of its size.
 unsafe impl<F> Sync for StaticCallKey<F> {}
 
 unsafe extern "C" {
@@ -21,29 +21,29 @@ unsafe extern "C" {
 }
 
 impl<F: Copy> StaticCallKey<F> {
-    /// A key that calls this function.
+    /// Makes a key whose function is `function`.
     pub const fn new(function: F) -> StaticCallKey<F> {
         const { assert!(size_of::<F>() == size_of::<*const ()>()) };
         StaticCallKey { function: UnsafeCell::new(function), _reserved: 0 }
     }
 
-    /// What it calls.
+    /// Returns the current function.
     #[inline(always)]
     pub fn function(&self) -> F {
-        // SAFETY: the cell is initialised and aligned; volatile, because the loader writes it.
+        // SAFETY: the cell is initialised and aligned. The read is volatile because the loader writes the cell.
         unsafe { ptr::read_volatile(self.function.get()) }
     }
 
-    /// Has it call another function, which stays for as long as it is called: one of this module, or of one that this
+    /// Sets the function. It must stay loaded while it is set: use a function of this module, or of a module that this
     /// one uses.
     ///
     /// # Errors
-    /// The error number; it calls what it called before.
+    /// The error number. The function is unchanged then.
     #[inline(always)]
     pub fn update(&'static self, function: F) -> Result<(), i32> {
-        // SAFETY: a function pointer is an address, and the size is a pointer's: `new` has looked.
+        // SAFETY: a function pointer is an address, and has the size of a pointer, which `new` has checked.
         let function = unsafe { transmute_copy::<F, *const ()>(&function) };
-        // SAFETY: the key is one, and the function has its type. The loader finds the trampoline by the key.
+        // SAFETY: `self` is a key, and the function has its type. The loader finds the trampoline by the key.
         match unsafe { __static_call_update(ptr::from_ref(self).cast(), ptr::null(), function) } {
             0 => Ok(()),
             error => Err(error.wrapping_neg()),
@@ -51,21 +51,21 @@ impl<F: Copy> StaticCallKey<F> {
     }
 }
 
-/// Defines a static call: what it calls can be changed, and costs a direct call.
+/// Defines a static call: its function can be changed, and a call costs a direct call.
 ///
-/// `static_call! { step(n: i32) -> i32 = one; }` makes a module `step` with `step::call(n)` and
-/// `step::update(function)`. Its function is an `extern "C" fn` of that type. Arguments (six at most) and the result are
-/// integers of 32 or 64 bits or pointers, whose types are those that the language itself names.
+/// `static_call! { step(n: i32) -> i32 = one; }` defines a module `step` with `step::call(n)` and
+/// `step::update(function)`. The function is an `extern "C" fn` of this type. Arguments (at most six) and the result
+/// are integers of 32 or 64 bits or pointers, written with Rust's own type names.
 #[macro_export]
 macro_rules! static_call {
     ($name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? = $function:ident;) => {
-        #[allow(dead_code, reason = "whether both are used is for the module to say")]
+        #[allow(dead_code, reason = "a module need not use both functions")]
         mod $name {
             #[unsafe(export_name = concat!("__SCK__", stringify!($name)))]
             static KEY: $crate::StaticCallKey<extern "C" fn($($type),*) $(-> $result)?> =
                 $crate::StaticCallKey::new(super::$function);
 
-            // A trampoline, which returns until the loader makes it lead where the key says.
+            // The trampoline, which returns until the loader makes it jump to the key's function.
             ::core::arch::global_asm!(
                 ".pushsection .modload.static_calls, \"\", @progbits",
                 ".popsection",
@@ -82,13 +82,13 @@ macro_rules! static_call {
                 ".popsection",
             );
 
-            /// Calls it.
+            /// Calls the current function.
             #[inline(always)]
             pub(super) fn call($($arg: $type),*) $(-> $result)? {
                 $crate::static_call_asm!($name [] [$($arg)*] ["rdi" "rsi" "rdx" "rcx" "r8" "r9"] $($result)?)
             }
 
-            /// Has it call another function; the error number if it does not.
+            /// Sets the function. Returns the error number if it was not set.
             #[inline(always)]
             pub(super) fn update(function: extern "C" fn($($type),*) $(-> $result)?) -> Result<(), i32> {
                 KEY.update(function)
@@ -97,7 +97,7 @@ macro_rules! static_call {
     };
 }
 
-/// The call itself: each argument in its register, as the C ABI wants it.
+/// The call instruction, with each argument in its register of the C ABI.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! static_call_asm {
@@ -106,7 +106,7 @@ macro_rules! static_call_asm {
     };
     ($name:ident [$($in:tt)*] [] [$($registers:tt)*] $result:ty) => {{
         let result: $result;
-        // SAFETY: a call of a function of this type, by the C ABI: what it may change is said.
+        // SAFETY: this calls a function of this type by the C ABI, and all clobbered registers are declared.
         unsafe {
             ::core::arch::asm!(
                 concat!("call __SCT__", stringify!($name)),

@@ -4,10 +4,9 @@ use core::ffi::c_int;
 use core::ptr;
 use core::sync::atomic::{AtomicI32, Ordering};
 
-/// A static key: `struct static_key`. It is a `static`; the macros name it.
+/// A static key: `struct static_key`. Must be a `static`, because the macros use its symbol.
 ///
-/// A key of another module, or of the host, is declared:
-/// `unsafe extern "C" { safe static their_key: StaticKey; }`.
+/// A key of another module or of the host is declared as: `unsafe extern "C" { safe static their_key: StaticKey; }`.
 #[repr(C, align(8))]
 #[derive(Debug)]
 pub struct StaticKey {
@@ -22,67 +21,68 @@ unsafe extern "C" {
     safe fn static_key_slow_dec(key: *const StaticKey) -> c_int;
 }
 
-/// 0 is well; everything else is a negative error number.
+/// Converts a status: 0 is success, any other value is a negative error number.
 #[inline(always)]
 fn outcome(status: c_int) -> Result<(), i32> {
     if status == 0 { Ok(()) } else { Err(status.wrapping_neg()) }
 }
 
 impl StaticKey {
-    /// A key whose count is 0.
+    /// Makes a key with the count 0.
     pub const fn disabled() -> StaticKey {
         StaticKey { enabled: AtomicI32::new(0), _reserved: [0; 3] }
     }
 
-    /// A key whose count is 1.
+    /// Makes a key with the count 1.
     pub const fn enabled() -> StaticKey {
         StaticKey { enabled: AtomicI32::new(1), _reserved: [0; 3] }
     }
 
-    /// Whether its count is not 0.
+    /// Returns whether the count is not 0.
     #[inline(always)]
     pub fn is_enabled(&self) -> bool {
         self.enabled.load(Ordering::Acquire) > 0
     }
 
-    /// Enables it: its count becomes 1 if it was 0.
+    /// Enables the key: a count of 0 becomes 1.
     ///
     /// # Errors
-    /// The error number; the key is as it was.
+    /// The error number. The key is unchanged then.
     #[inline(always)]
     pub fn enable(&'static self) -> Result<(), i32> {
         outcome(static_key_enable(ptr::from_ref(self)))
     }
 
-    /// Disables it, if its count is 1.
+    /// Disables the key if its count is 1.
     ///
     /// # Errors
-    /// [`EINVAL`](crate::EINVAL) if others have counted it up; the key is as it was.
+    /// [`EINVAL`](crate::EINVAL) if the count is greater than 1. The key is unchanged then.
     #[inline(always)]
     pub fn disable(&'static self) -> Result<(), i32> {
         outcome(static_key_disable(ptr::from_ref(self)))
     }
 
-    /// Counts it up.
+    /// Increments the count.
     ///
     /// # Errors
-    /// The error number; the key is as it was.
+    /// The error number. The key is unchanged then.
     #[inline(always)]
     pub fn increment(&'static self) -> Result<(), i32> {
         outcome(static_key_slow_inc(ptr::from_ref(self)))
     }
 
-    /// Counts it down.
+    /// Decrements the count.
     ///
     /// # Errors
-    /// [`EINVAL`](crate::EINVAL) if its count is 0; the key is as it was.
+    /// [`EINVAL`](crate::EINVAL) if the count is 0. The key is unchanged then.
     #[inline(always)]
     pub fn decrement(&'static self) -> Result<(), i32> {
         outcome(static_key_slow_dec(ptr::from_ref(self)))
     }
 }
 
-/// Whether a static key is enabled, at the price of a NOP if it is not: for what seldom is. The key is named by its path.
+/// Tests whether a static key is enabled. Costs a NOP while the key is disabled: for keys that are seldom enabled. The
+/// argument is the path of the key.
 #[macro_export]
 macro_rules! static_branch_unlikely {
     ($key:path) => {
@@ -90,7 +90,8 @@ macro_rules! static_branch_unlikely {
     };
 }
 
-/// Whether a static key is enabled, at the price of a NOP if it is: for what mostly is. The key is named by its path.
+/// Tests whether a static key is enabled. Costs a NOP while the key is enabled: for keys that are mostly enabled. The
+/// argument is the path of the key.
 #[macro_export]
 macro_rules! static_branch_likely {
     ($key:path) => {
@@ -98,13 +99,15 @@ macro_rules! static_branch_likely {
     };
 }
 
-/// A site, which is a NOP for `$straight` and a jump for its opposite, and its record in `__jump_table`.
+/// A branch site, compiled as a NOP that continues with `$straight`, and its record in `__jump_table`. The loader may
+/// replace the NOP by a jump that continues with the opposite.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! static_branch {
     ($key:path, $likely:literal, $straight:literal) => {
         'branch: {
-            // SAFETY: a NOP and a record of it; what the loader makes of the NOP jumps to the label or is a NOP again.
+            // SAFETY: a NOP and a record of it. The loader replaces the NOP only by a jump to the label, or by a NOP
+            // again.
             unsafe {
                 ::core::arch::asm!(
                     "1: .byte 0x0f, 0x1f, 0x44, 0x00, 0x00",

@@ -1,4 +1,4 @@
-//! What a module is written with in Rust: the counterpart of `modload/module.h`, without the standard library.
+//! The SDK for modules in Rust: the counterpart of `modload/module.h`. It does not use the standard library.
 //!
 //! ```ignore
 //! #![no_std]
@@ -22,15 +22,15 @@
 //! }
 //! ```
 //!
-//! - [`module!`]: says what the module is. Once, at the top of its crate.
-//! - [`Value`]: a parameter's variable. Types: bool, u8, i16, u16, i32, u32, i64, u64.
+//! - [`module!`]: declares the module. Use it once, at the top of the crate.
+//! - [`ParamVariable`]: the variable of a parameter. Types: bool, u8, i16, u16, i32, u32, i64, u64.
 //! - [`StaticKey`], [`static_branch_likely!`], [`static_branch_unlikely!`]: branches that cost a NOP.
-//! - [`static_call!`]: calls of what can be changed, which cost a direct call.
+//! - [`static_call!`]: calls of a changeable function that cost a direct call.
 //! - Error numbers that `init` may return: [`EINVAL`] and its neighbours.
 //!
-//! A module is one object: `rustc --crate-type=lib --emit=obj -Cpanic=abort -Copt-level=2 -Ccodegen-units=1`. Nothing in
-//! it may panic, for nobody defines what a panic calls; the loader names what is missing. This crate leaves nothing in
-//! the object but what the module uses: its functions are always inlined.
+//! A module is one object: `rustc --crate-type=lib --emit=obj -Cpanic=abort -Copt-level=2 -Ccodegen-units=1`. Its code
+//! must not panic, because the functions that a panic calls are not defined; the loader names them as unresolved
+//! symbols. All functions of this crate are inlined, so the object holds only the parts that the module uses.
 
 #![no_std]
 
@@ -47,16 +47,16 @@ use core::ptr;
 /// `struct module` of the C SDK.
 #[repr(C)]
 #[derive(Debug)]
-pub struct Module {
+pub struct ThisModule {
     name: [c_char; 56],
-    /// The loader writes it whenever it changes.
+    /// The state. The loader writes it whenever it changes.
     state: UnsafeCell<c_int>,
 }
 
-// SAFETY: what the loader writes while others look is read by nobody through this type.
-unsafe impl Sync for Module {}
+// SAFETY: the loader writes `state` while other threads may read it, but no code reads it through this type.
+unsafe impl Sync for ThisModule {}
 
-/// The operations of a parameter's type; only its address is used.
+/// The operations of a parameter type. Only the address is used.
 #[repr(C)]
 #[derive(Debug)]
 pub struct ParamOps {
@@ -64,8 +64,8 @@ pub struct ParamOps {
 }
 
 unsafe extern "C" {
-    /// The module's own `struct module`. The loader supplies it.
-    pub safe static __this_module: Module;
+    /// The module's own `struct module`. The loader provides it.
+    pub safe static __this_module: ThisModule;
     safe static param_ops_bool: ParamOps;
     safe static param_ops_byte: ParamOps;
     safe static param_ops_short: ParamOps;
@@ -86,15 +86,15 @@ pub const ENODEV: i32 = 19;
 pub const EINVAL: i32 = 22;
 
 mod sealed {
-    /// Only this crate says which types parameters have.
+    /// Keeps other crates from implementing [`ParamKind`](crate::ParamType).
     pub trait Sealed {}
 }
 
 /// A type that a parameter may have.
-pub trait ParamType: sealed::Sealed + Copy {
-    /// Its name, as in `module_param(name, type, perm)`.
+pub trait ParamKind: sealed::Sealed + Copy {
+    /// The name of the type, as in `module_param(name, type, perm)`.
     const NAME: &'static str;
-    /// The operations of its type.
+    /// The operations of the type.
     const OPS: *const ParamOps;
 }
 
@@ -102,7 +102,7 @@ macro_rules! param_types {
     ($($kind:ty, $name:literal, $ops:ident;)*) => {
         $(
             impl sealed::Sealed for $kind {}
-            impl ParamType for $kind {
+            impl ParamKind for $kind {
                 const NAME: &'static str = $name;
                 const OPS: *const ParamOps = &raw const $ops;
             }
@@ -121,24 +121,25 @@ param_types! {
     u64, "ulong", param_ops_ulong;
 }
 
-/// A parameter's variable: the loader stores into it before `init` runs, and whoever may set the parameter later does.
+/// The variable of a parameter. The loader stores the value before `init` runs, and again when the parameter is set
+/// later.
 #[repr(transparent)]
 #[derive(Debug)]
-pub struct Value<T>(UnsafeCell<T>);
+pub struct ParamVariable<T>(UnsafeCell<T>);
 
-// SAFETY: the module only reads it, as a whole and volatile; who writes it is the loader, with one store of its size.
-unsafe impl<T: ParamType> Sync for Value<T> {}
+// SAFETY: the module only reads the whole value, volatile. Only the loader writes it, with one store of its size.
+unsafe impl<T: ParamKind> Sync for ParamVariable<T> {}
 
-impl<T: ParamType> Value<T> {
-    /// With the value that it has if none is given.
-    pub const fn new(value: T) -> Value<T> {
-        Value(UnsafeCell::new(value))
+impl<T: ParamKind> ParamVariable<T> {
+    /// Makes a variable with this default value.
+    pub const fn new(value: T) -> ParamVariable<T> {
+        ParamVariable(UnsafeCell::new(value))
     }
 
-    /// Its value now.
+    /// Returns the current value.
     #[inline(always)]
     pub fn get(&self) -> T {
-        // SAFETY: the cell is initialised and aligned; volatile, because the loader writes it.
+        // SAFETY: the cell is initialised and aligned. The read is volatile because the loader writes the cell.
         unsafe { ptr::read_volatile(self.0.get()) }
     }
 }
@@ -148,7 +149,7 @@ impl<T: ParamType> Value<T> {
 #[derive(Debug)]
 pub struct ParamRecord {
     name: *const u8,
-    module: *const Module,
+    module: *const ThisModule,
     ops: *const ParamOps,
     perm: u16,
     level: i8,
@@ -156,18 +157,18 @@ pub struct ParamRecord {
     arg: *const (),
 }
 
-// SAFETY: nobody writes it; the pointers are only compared and followed by the loader.
+// SAFETY: the record is never written. Only the loader compares and follows its pointers.
 unsafe impl Sync for ParamRecord {}
 
 impl ParamRecord {
-    /// The record of a parameter. `name` ends with a NUL.
-    pub const fn new<T: ParamType>(name: &'static str, perm: u16, value: &'static Value<T>) -> ParamRecord {
+    /// Makes the record of a parameter. `name` must end with a NUL.
+    pub const fn new<T: ParamKind>(name: &'static str, perm: u16, value: &'static ParamVariable<T>) -> ParamRecord {
         let (name, arg) = (name.as_ptr(), ptr::from_ref(value).cast());
         ParamRecord { name, module: &raw const __this_module, ops: T::OPS, perm, level: -1, flags: 0, arg }
     }
 }
 
-/// A text as bytes, for a section that holds nothing but text.
+/// Converts text to bytes, for a section that holds only text.
 #[must_use]
 pub const fn bytes<const N: usize>(text: &str) -> [u8; N] {
     let mut bytes = [0; N];
@@ -175,14 +176,14 @@ pub const fn bytes<const N: usize>(text: &str) -> [u8; N] {
     bytes
 }
 
-/// What `init` gives, as C has it.
+/// Converts the result of `init` to the number that C code returns.
 #[must_use]
 #[inline(always)]
 pub fn status(result: Result<(), i32>) -> c_int {
     result.map_or_else(i32::wrapping_neg, |()| 0)
 }
 
-/// Puts one `key=value` into `.modinfo`.
+/// Adds a `key=value` entry to `.modinfo`.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! modinfo {
@@ -196,9 +197,9 @@ macro_rules! modinfo {
     };
 }
 
-/// Says what a module is: its name and licence, and, each as needed and in this order, author, description, version,
-/// init (`fn() -> Result<(), i32>`), exit (`fn()`), parameters (`name: type = value, permissions, "description";`) and
-/// exports (names of `extern "C"` functions).
+/// Declares a module: its name and licence and, as needed and in this order, author, description, version, init (`fn()
+/// -> Result<(), i32>`), exit (`fn()`), parameters (`name: type = value, permissions, "description";`) and exports
+/// (names of `extern "C"` functions).
 #[macro_export]
 macro_rules! module {
     (
@@ -230,8 +231,8 @@ macro_rules! module {
             }
         )?
         $($(
-            #[allow(non_upper_case_globals, reason = "a parameter is called as its users write it")]
-            static $param: $crate::Value<$kind> = $crate::Value::new($default);
+            #[allow(non_upper_case_globals, reason = "the static has the name that users write")]
+            static $param: $crate::ParamVariable<$kind> = $crate::ParamVariable::new($default);
             const _: () = {
                 #[used]
                 #[unsafe(link_section = "__param")]
@@ -258,7 +259,7 @@ macro_rules! module {
     };
 }
 
-/// `parmtype=`: the names of types are those of C.
+/// Writes `parmtype=` with the C name of the type.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! param_info {

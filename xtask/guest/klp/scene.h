@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* What the scenes' modules use of Linux beyond live patching: Linux's own. */
+/* The headers of Linux that the scenes' modules use in addition to live patching. */
 #include <linux/completion.h>
 #include <linux/delay.h>
 #include <linux/seq_file.h>

@@ -1,4 +1,4 @@
-//! The machines that are booted, a row each: they differ in how Linux rewrites its modules for them.
+//! The machines that are booted, one per row. They differ in the way in which Linux rewrites modules for them.
 
 use crate::Result;
 
@@ -6,16 +6,16 @@ use crate::Result;
 #[derive(Debug)]
 pub(crate) struct Boot {
     pub(crate) name: &'static str,
-    /// QEMU's model.
+    /// The name of QEMU's CPU model.
     pub(crate) cpu: &'static str,
     pub(crate) cpus: u8,
-    /// For the kernel's command line.
+    /// Additional arguments of the kernel's command line.
     pub(crate) arguments: &'static str,
-    /// What is special about it.
+    /// A description of the machine.
     pub(crate) about: &'static str,
 }
 
-/// All of them.
+/// All machines.
 pub(crate) const BOOTS: &[Boot] = &[
     Boot {
         name: "max",
@@ -29,7 +29,7 @@ pub(crate) const BOOTS: &[Boot] = &[
         cpu: "max",
         cpus: 2,
         arguments: "spectre_v2=off",
-        about: "the same with plain indirect branches",
+        about: "like max, with plain indirect branches",
     },
     Boot {
         name: "epyc-unret",
@@ -61,11 +61,11 @@ pub(crate) const BOOTS: &[Boot] = &[
     },
 ];
 
-/// For live patching, where lines shall come soon: on one CPU nobody runs but who asks.
+/// The machine for live patching. Log lines shall appear soon, and on one CPU only the requesting process runs.
 pub(crate) const LIVE_PATCHING: Boot =
     Boot { name: "klp", cpu: "max", cpus: 1, arguments: "", about: "one CPU, on which live patches come and go" };
 
-/// The one of this name.
+/// Returns the machine of this name.
 pub(crate) fn named(name: &str) -> Result<&'static Boot> {
     let known = || BOOTS.iter().map(|boot| format!("\n  {}: {}", boot.name, boot.about)).collect::<String>();
     BOOTS

@@ -1,10 +1,11 @@
-//! BTF, in which a kernel describes its own types: where a member lies, and how large things are.
+//! BTF, in which a kernel describes its own types: the offsets of members, and the sizes of structures.
 
 use crate::Result;
 
 const MAGIC: u16 = 0xeb9f;
 
-/// Kinds of types, and how many bytes follow a type of this kind: so many, and so many for each of its parts.
+/// The kinds of types. The rows are: kind, number of additional bytes per type, and number of bytes per part of the
+/// type.
 const INT: u32 = 1;
 const ARRAY: u32 = 3;
 const STRUCT: u32 = 4;
@@ -25,7 +26,7 @@ const FOLLOWING: [(u32, usize, usize); 10] = [
 /// The types of a kernel.
 pub(crate) struct Btf<'b> {
     strings: &'b [u8],
-    /// By number; the first is void.
+    /// The types by number. The first is void.
     types: Vec<Type<'b>>,
 }
 
@@ -33,19 +34,19 @@ pub(crate) struct Btf<'b> {
 struct Type<'b> {
     name: usize,
     kind: u32,
-    /// Whether offsets of members hold the size of a bit field, too.
+    /// Whether a member's offset field also holds the size of a bit field.
     has_bit_fields: bool,
     parts: usize,
     size: u32,
     following: &'b [u8],
 }
 
-/// Where a member is.
+/// The place of a member.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Member {
-    /// In bytes, from the start of the structure.
+pub(crate) struct BtfMember {
+    /// The offset in bytes from the start of the structure.
     pub(crate) offset: u64,
-    /// If it is an array, how many elements it has.
+    /// The number of elements, if the member is an array.
     pub(crate) elements: Option<u32>,
 }
 
@@ -61,7 +62,7 @@ fn number(bytes: &[u8], at: usize) -> Result<usize> {
 impl<'b> Btf<'b> {
     pub(crate) fn parse(bytes: &'b [u8]) -> Result<Btf<'b>> {
         if bytes.first_chunk() != Some(&MAGIC.to_le_bytes()) {
-            return Err("this is no BTF".into());
+            return Err("the data is not BTF".into());
         }
         let body = bytes.get(number(bytes, 4)?..).ok_or("BTF ends too early")?;
         let part = |at| -> Result<&'b [u8]> {
@@ -93,18 +94,18 @@ impl<'b> Btf<'b> {
         found.ok_or_else(|| format!("the kernel has no structure {name}").into())
     }
 
-    /// The size of a structure.
+    /// Returns the size of a structure.
     pub(crate) fn size(&self, name: &str) -> Result<u64> {
         Ok(self.structure(name)?.size.into())
     }
 
-    /// A member of a structure, or of what has no name in it.
-    pub(crate) fn member(&self, structure: &str, member: &str) -> Result<Member> {
+    /// Returns a member of a structure, or of an anonymous structure within it.
+    pub(crate) fn member(&self, structure: &str, member: &str) -> Result<BtfMember> {
         let found = self.member_of(self.structure(structure)?, member)?;
         found.ok_or_else(|| format!("{structure} has no member {member}").into())
     }
 
-    fn member_of(&self, structure: &Type<'b>, member: &str) -> Result<Option<Member>> {
+    fn member_of(&self, structure: &Type<'b>, member: &str) -> Result<Option<BtfMember>> {
         for part in 0..structure.parts {
             let (name, kind) = (number(structure.following, part * 12)?, number(structure.following, part * 12 + 4)?);
             let place = word(structure.following, part * 12 + 8)?;
@@ -113,12 +114,12 @@ impl<'b> Btf<'b> {
             let of = self.types.get(kind).ok_or("BTF names a type that it does not have")?;
             if name != 0 && self.name(name) == member.as_bytes() {
                 let elements = if of.kind == ARRAY { Some(word(of.following, 8)?) } else { None };
-                return Ok(Some(Member { offset, elements }));
+                return Ok(Some(BtfMember { offset, elements }));
             }
             let has_no_name = name == 0 && [STRUCT, UNION].contains(&of.kind);
             let inner = if has_no_name { self.member_of(of, member)? } else { None };
             if let Some(inner) = inner {
-                return Ok(Some(Member { offset: offset + inner.offset, ..inner }));
+                return Ok(Some(BtfMember { offset: offset + inner.offset, ..inner }));
             }
         }
         Ok(None)
@@ -127,9 +128,9 @@ impl<'b> Btf<'b> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Btf, MAGIC, Member};
+    use super::{Btf, BtfMember, MAGIC};
 
-    /// Types, as words, with a header in front and these names behind.
+    /// Returns types, given as words, with a header before and these names after.
     fn btf(types: &[u32], names: &str) -> Vec<u8> {
         let (length, names_length) = (u32::try_from(types.len()).unwrap() * 4, u32::try_from(names.len()).unwrap());
         let words =
@@ -146,8 +147,8 @@ mod tests {
         let structure = [1, 4 << 24 | 2, 100, 3, 1, 0, 0, 3, 32];
         let bytes = btf(&[&integer[..], &array, &union, &structure].concat(), "\0s\0a\0b\0");
         let btf = Btf::parse(&bytes).unwrap();
-        assert_eq!(btf.member("s", "a").unwrap(), Member { offset: 0, elements: None });
-        assert_eq!(btf.member("s", "b").unwrap(), Member { offset: 4, elements: Some(24) });
+        assert_eq!(btf.member("s", "a").unwrap(), BtfMember { offset: 0, elements: None });
+        assert_eq!(btf.member("s", "b").unwrap(), BtfMember { offset: 4, elements: Some(24) });
         assert_eq!(btf.size("s").unwrap(), 100);
         assert_eq!(btf.member("s", "c").unwrap_err().to_string(), "s has no member c");
         assert!(btf.size("t").is_err() && Btf::parse(&bytes[..60]).is_err() && Btf::parse(&[]).is_err());

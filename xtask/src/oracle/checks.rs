@@ -1,18 +1,18 @@
-//! Whether a dump is what it claims to be. Nothing here knows how Linux rewrites code.
+//! Checks that a dump is consistent. This module does not know how Linux rewrites code.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::dump::Memory;
+use super::dump::KernelMemory;
 use super::facts::Loaded;
 use super::judged::Texts;
-use super::ko::{Ko, Section};
+use super::ko::{Ko, KoSection};
 use super::layout::{self, Half};
-use super::machine::Machine;
-use super::relocated::Places;
-use super::symbols::Symbols;
+use super::machine::KernelState;
+use super::relocated::ModulePlaces;
+use super::symbols::GuestSymbols;
 use crate::Result;
 
-/// Sections that Linux relocates and does nothing else with. (It sorts others, and rewrites code.)
+/// Sections that Linux only relocates. (It sorts others, and rewrites code.)
 const ONLY_RELOCATED: [&str; 13] = [
     ".rodata",
     "__param",
@@ -29,27 +29,27 @@ const ONLY_RELOCATED: [&str; 13] = [
     ".pci_fixup_header",
 ];
 
-/// Sections that nothing is done to begin so.
+/// Prefixes of sections that Linux does not change.
 const AS_IN_THE_FILE: [&str; 2] = [".rodata.str", ".note"];
 
-/// What Linux does to sections of one name.
+/// The numbers of sections of one name, by the change that Linux made.
 #[derive(Default)]
-struct Rewriting {
+struct RewriteCounts {
     all: usize,
     as_in_the_file: usize,
     as_relocated: usize,
     rewritten: usize,
 }
 
-/// How often each check was made, and what did not hold.
+/// The number of checks of each kind, and the checks that failed.
 #[derive(Default)]
 pub(crate) struct Checks {
     made: BTreeMap<&'static str, u64>,
-    /// Relocations against symbols whose names say too little.
+    /// Relocations whose symbols have ambiguous names.
     unresolved: usize,
-    /// Static call sites whose file names the trampoline, not the key.
+    /// Static call sites that name the trampoline instead of the key in the file.
     by_trampoline: usize,
-    rewriting: BTreeMap<String, Rewriting>,
+    rewriting: BTreeMap<String, RewriteCounts>,
     pub(crate) failed: Vec<String>,
 }
 
@@ -61,30 +61,30 @@ impl Checks {
         }
     }
 
-    /// A line a check.
+    /// Returns a line for each kind of check.
     pub(crate) fn report(&self) -> String {
         let mut lines: String = self.made.iter().map(|(what, count)| format!("  {count:>8} {what}\n")).collect();
         lines.push_str(&format!(
-            "  {:>8} relocations not checked: the names of their symbols say too little\n",
+            "  {:>8} relocations not checked: the names of their symbols are ambiguous\n",
             self.unresolved
         ));
         lines.push_str(&format!("  {:>8} static call sites name a trampoline in their file\n", self.by_trampoline));
         lines
     }
 
-    /// A recording without such sites would say nothing about them.
+    /// Fails if the dump has no such sites, because it would prove nothing about them.
     pub(crate) fn trampolines(&mut self) {
         let holds = Holds::of(self.by_trampoline != 0);
-        self.check("some static call sites name a trampoline", holds, || "none does: choose other modules".into());
+        self.check("some static call sites name a trampoline", holds, || "no site does: choose other modules".into());
     }
 
-    /// What Linux did, by section; those that it never touches are in the sum only.
+    /// Returns the numbers of changed sections, by name. Sections that Linux never changes are only in the sum.
     pub(crate) fn rewriting(&self) -> String {
         let mut text =
             String::from("  section                     all   as in the file   only relocated   rewritten\n");
-        let sum = |of: fn(&Rewriting) -> usize| self.rewriting.values().map(of).sum();
+        let sum = |of: fn(&RewriteCounts) -> usize| self.rewriting.values().map(of).sum();
         let (all, rewritten) = (sum(|it| it.all), sum(|it| it.rewritten));
-        let sum = Rewriting {
+        let sum = RewriteCounts {
             all,
             as_in_the_file: sum(|it| it.as_in_the_file),
             as_relocated: sum(|it| it.as_relocated),
@@ -92,19 +92,19 @@ impl Checks {
         };
         let rows = self.rewriting.iter().map(|(name, row)| (name.as_str(), row)).chain([("together", &sum)]);
         for (name, row) in rows.filter(|(_, row)| row.as_in_the_file < row.all) {
-            let Rewriting { all, as_in_the_file, as_relocated, rewritten } = row;
+            let RewriteCounts { all, as_in_the_file, as_relocated, rewritten } = row;
             text.push_str(&format!("  {name:24} {all:>6} {as_in_the_file:>16} {as_relocated:>16} {rewritten:>11}\n"));
         }
         text
     }
 
-    /// The words of capabilities against /proc/cpuinfo, which the kernel prints by its own tables.
+    /// Compares the words of capabilities with /proc/cpuinfo, which the kernel prints from its own tables.
     pub(crate) fn machine(
         &mut self,
-        machine: &Machine,
+        machine: &KernelState,
         texts: &Texts,
-        memory: &Memory,
-        symbols: &Symbols<'_>,
+        memory: &KernelMemory,
+        symbols: &GuestSymbols<'_>,
     ) -> Result<()> {
         let (features, bugs) = machine.names(memory, symbols)?;
         for (key, names) in [("flags", features), ("bugs", bugs)] {
@@ -119,27 +119,27 @@ impl Checks {
         Ok(())
     }
 
-    /// One module.
+    /// Checks one module.
     pub(crate) fn module(
         &mut self,
         loaded: &Loaded<'_>,
         ko: &Ko<'_>,
-        memory: &Memory,
-        symbols: &Symbols<'_>,
+        memory: &KernelMemory,
+        symbols: &GuestSymbols<'_>,
         exports: &HashMap<&str, u64>,
     ) -> Result<()> {
         self.layout(loaded, ko);
         self.by_trampoline += sites_by_trampoline(ko)?;
         let addresses = loaded.addresses(ko);
         self.symbols(loaded, ko, &addresses, symbols)?;
-        let places = Places { addresses, percpu: loaded.percpu(ko, symbols)?, ko, symbols, exports };
+        let places = ModulePlaces { addresses, percpu: loaded.percpu(ko, symbols)?, ko, symbols, exports };
         for (index, section) in ko.numbered().filter(|(_, section)| section.is_judged()) {
             self.contents(loaded.name, index, section, &places, memory)?;
         }
         Ok(())
     }
 
-    /// What sysfs lists lies where the rules of the layout put it.
+    /// Checks that the sections in sysfs have the addresses that the layout rules give.
     fn layout(&mut self, loaded: &Loaded<'_>, ko: &Ko<'_>) {
         for half in [Half::Core, Half::Init] {
             let offsets = layout::offsets(ko, half);
@@ -157,13 +157,13 @@ impl Checks {
         }
     }
 
-    /// Each name of /proc/kallsyms is a symbol of the file at its section's address.
+    /// Checks that each name of /proc/kallsyms is a symbol of the file, at the address of its section.
     fn symbols(
         &mut self,
         loaded: &Loaded<'_>,
         ko: &Ko<'_>,
         addresses: &BTreeMap<usize, u64>,
-        symbols: &Symbols<'_>,
+        symbols: &GuestSymbols<'_>,
     ) -> Result<()> {
         let mut expected: HashMap<String, Vec<u64>> = HashMap::new();
         for symbol in ko.symbols() {
@@ -173,7 +173,7 @@ impl Checks {
             }
         }
         for (name, address) in symbols.of_module(loaded.name) {
-            // Per-CPU and absolute symbols have no section's address.
+            // Per-CPU and absolute symbols do not lie in a listed section.
             let Some(places) = expected.get(*name) else { continue };
             let holds = Holds::of(places.contains(address));
             self.check("symbols are at their sections' addresses", holds, || {
@@ -183,15 +183,15 @@ impl Checks {
         Ok(())
     }
 
-    /// Data that nothing is done to is as in the file; and what is only relocated has the values that its relocations say.
-    /// All sections are counted: as in the file, as relocated, or rewritten.
+    /// Checks that unchanged data equals the file, and that sections which Linux only relocates have the values of
+    /// their relocations. Counts all sections: as in the file, as relocated, or rewritten.
     fn contents(
         &mut self,
         module: &str,
         index: usize,
-        section: &Section,
-        places: &Places<'_>,
-        memory: &Memory,
+        section: &KoSection,
+        places: &ModulePlaces<'_>,
+        memory: &KernelMemory,
     ) -> Result<()> {
         let mut relocated = places.relocated(index)?;
         let Some(there) = memory.bytes(places.addresses[&index], section.size) else { return Ok(()) };
@@ -226,7 +226,7 @@ impl Checks {
     }
 }
 
-/// How many records of a file's `.static_call_sites` name a trampoline where the key would be.
+/// Returns the number of records of a file's `.static_call_sites` that name a trampoline instead of the key.
 fn sites_by_trampoline(ko: &Ko<'_>) -> Result<usize> {
     let mut found = 0;
     for (index, _) in ko.numbered().filter(|(_, section)| section.name == ".static_call_sites") {
@@ -237,7 +237,7 @@ fn sites_by_trampoline(ko: &Ko<'_>) -> Result<usize> {
     Ok(found)
 }
 
-/// The outcome of a check.
+/// The result of a check.
 #[derive(Clone, Copy)]
 enum Holds {
     Yes,

@@ -1,4 +1,4 @@
-//! Which modules are loaded, and in which order: each after those that it needs.
+//! The modules that are loaded, in load order: each after the modules that it needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -9,15 +9,15 @@ use std::path::{Path, PathBuf};
 use modload::inspect::Catalog;
 use modload_fixtures::Kernel;
 
-use super::guest::Archive;
+use super::guest::InitramfsArchive;
 use crate::Result;
 
-/// What the guest needs for its disk; then algorithms that other modules ask the kernel for by name at init, where no file
-/// says so: without crc32c a hundred would refuse.
+/// The modules that the guest needs for its disk, and algorithms that other modules request from the kernel by name at
+/// init, which no file says: without crc32c a hundred modules would refuse.
 const FIRST: &[&str] = &["virtio_pci", "virtio_blk", "crc32c_generic", "pcbc", "fcrypt"];
 
-/// Always among a number of modules: they flip their own keys or calls at init, define static calls, have paravirt sites
-/// in loops of a hypervisor, or are large.
+/// Modules that are included in every selection: they switch their own keys or calls at init, define static calls, have
+/// paravirt sites in loops of a hypervisor, or are large.
 const NAMED: &[&str] = &[
     "kvm",
     "kvm_amd",
@@ -61,19 +61,19 @@ const NAMED: &[&str] = &[
     "binfmt_misc",
 ];
 
-/// Never loaded, unless named, and why.
+/// Modules that are loaded only if named, with the reason.
 const LEFT_OUT: &[(&str, &str)] = &[("test_bpf", "it runs its tests at init, for minutes")];
 
-/// What the guest does.
+/// The modules for the guest.
 pub(crate) struct Choice {
-    /// Loaded first; these are judged, too.
+    /// The modules that are loaded first. They are compared too.
     pub(crate) before: Vec<PathBuf>,
     pub(crate) modules: Vec<PathBuf>,
 }
 
 impl Choice {
-    /// Puts its modules into the guest's first file system, and the lists of their paths.
-    pub(crate) fn pack(&self, archive: &mut Archive) -> Result<()> {
+    /// Adds the modules and the lists of their paths to the guest's initial file system.
+    pub(crate) fn pack(&self, archive: &mut InitramfsArchive) -> Result<()> {
         for (list, modules) in [("before", &self.before), ("modules", &self.modules)] {
             let mut lines = String::new();
             for path in modules {
@@ -86,7 +86,7 @@ impl Choice {
         Ok(())
     }
 
-    /// `wanted` is a number, `all`, or names with commas between them.
+    /// Selects modules. `wanted` is a number, `all`, or names separated by commas.
     pub(crate) fn of(kernel: &Path, wanted: &str, scratch: &Path) -> Result<Choice> {
         let files = modules_by_name(kernel)?;
         let catalog = catalog(&files, scratch)?;
@@ -109,7 +109,8 @@ impl Choice {
     }
 }
 
-/// The named ones, and of the others so many that lie evenly apart in the order of their paths: that is by subsystem.
+/// Selects the named modules, and others evenly distributed in the order of their paths, which is an order by
+/// subsystem.
 fn spread<'n>(names: &[&'n str], files: &BTreeMap<String, PathBuf>, count: usize) -> Vec<&'n str> {
     let (mut chosen, mut others): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| NAMED.contains(*name));
     others.sort_by_key(|name| &files[*name]);
@@ -119,13 +120,13 @@ fn spread<'n>(names: &[&'n str], files: &BTreeMap<String, PathBuf>, count: usize
     chosen
 }
 
-/// The modules of the package: by name, and where they are.
+/// Returns the modules of the package by name, with their paths.
 fn modules_by_name(kernel: &Path) -> Result<BTreeMap<String, PathBuf>> {
     let named = |path: PathBuf| Some((path.file_stem()?.to_str()?.replace('-', "_"), path));
     Ok(Kernel::at(kernel).modules()?.into_iter().filter_map(named).collect())
 }
 
-/// Our own catalogue takes one folder: it gets one with links.
+/// Reads the catalog. A catalog needs one folder, so this makes a folder of symbolic links.
 fn catalog(files: &BTreeMap<String, PathBuf>, scratch: &Path) -> Result<Catalog> {
     let folder = scratch.join("links");
     fs::create_dir_all(&folder)?;

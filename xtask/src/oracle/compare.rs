@@ -1,4 +1,4 @@
-//! Our bytes next to Linux's: each read-only section of each module of a boot.
+//! Compares our bytes with Linux's: every read-only section of every module of a boot.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,35 +7,35 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use super::facts::Named;
-use super::image::{Extent, Modhost};
+use super::facts::KeyNaming;
+use super::image::{BatchExtent, Modhost};
 use super::judged::{safe, write};
 use super::ko::Ko;
 use crate::Result;
 
-/// In a module's folder, ours.
+/// The folder, within a module's folder, for our sections.
 const OURS: &str = "ours";
 
-/// Where our bytes come from.
+/// The source of our bytes.
 pub(crate) enum Ours {
-    /// The module's file as it is: what no rewriting would give.
+    /// The unchanged file of the module: the result without any rewriting.
     File,
-    /// `modhost image`.
+    /// The image of `modhost image`.
     Image(Modhost),
 }
 
 /// The folder of a boot, and the unpacked package.
-pub(crate) struct Boot<'b> {
+pub(crate) struct BootFolder<'b> {
     pub(crate) folder: &'b Path,
     pub(crate) kernel: &'b Path,
 }
 
-/// Sections of one name.
+/// The numbers of sections of one name.
 #[derive(Clone, Copy, Default)]
 struct Count {
     compared: usize,
     identical: usize,
-    /// Those that are not as in the file.
+    /// Sections that differ from the file.
     changed: usize,
     changed_identical: usize,
 }
@@ -49,20 +49,20 @@ impl Count {
     }
 }
 
-/// What came out.
+/// The result of a comparison.
 #[derive(Default)]
-pub(crate) struct Outcome {
+pub(crate) struct ComparisonOutcome {
     modules: usize,
     identical: usize,
     sections: BTreeMap<String, Count>,
-    /// A line each: module, section, offset, ours, theirs.
+    /// One line each: module, section, offset, our bytes, their bytes.
     pub(crate) differences: Vec<String>,
-    /// Modules that we could not make: why.
+    /// Modules for which we could not make an image, with the reason.
     pub(crate) failures: Vec<String>,
 }
 
-impl Outcome {
-    fn add(&mut self, other: Outcome) {
+impl ComparisonOutcome {
+    fn add(&mut self, other: ComparisonOutcome) {
         self.modules += other.modules;
         self.identical += other.identical;
         for (name, count) in other.sections {
@@ -72,12 +72,12 @@ impl Outcome {
         self.failures.extend(other.failures);
     }
 
-    /// Whether no section has been compared.
+    /// Returns whether no section has been compared.
     pub(crate) fn is_empty(&self) -> bool {
         self.sections.is_empty()
     }
 
-    /// The figures: all sections, then by name those of which some differ.
+    /// Returns the statistics: all sections, then by name the sections of which some differ.
     pub(crate) fn report(&self) -> String {
         let mut all = Count::default();
         self.sections.values().for_each(|count| all.add(*count));
@@ -99,21 +99,21 @@ impl Outcome {
     }
 }
 
-impl Boot<'_> {
-    /// The modules: name, and path below the package's folder.
+impl BootFolder<'_> {
+    /// Returns the modules: name, and path below the package's folder.
     pub(crate) fn list(&self) -> Result<Vec<(String, PathBuf)>> {
         let list = fs::read_to_string(self.folder.join("modules.txt"))?;
         let named = |line: &str| line.split_once(' ').map(|(name, path)| (name.to_owned(), path.into()));
         Ok(list.lines().filter_map(named).collect())
     }
 
-    /// Where our sections of a module are.
+    /// Returns the folder with our sections of a module.
     fn ours(&self, name: &str) -> PathBuf {
         self.folder.join("modules").join(name).join(OURS)
     }
 
-    /// Lets `modhost image` make all modules, by facts that name their keys so, and returns what it printed.
-    pub(crate) fn make(&self, modhost: &Modhost, named: Named) -> Result<String> {
+    /// Runs `modhost image` for all modules, with facts that name keys in this way. Returns its output.
+    pub(crate) fn make(&self, modhost: &Modhost, named: KeyNaming) -> Result<String> {
         let facts = named.file();
         let mut lines = String::new();
         for (name, path) in self.list()? {
@@ -126,20 +126,20 @@ impl Boot<'_> {
         }
         let list = self.folder.join("batch.txt");
         write(&list, lines)?;
-        modhost.images(&list, self.folder, Extent::Rewritten)
+        modhost.images(&list, self.folder, BatchExtent::Rewritten)
     }
 
     /// Compares all modules of `modules.txt`, on all CPUs.
-    pub(crate) fn compare(&self, ours: &Ours) -> Result<Outcome> {
+    pub(crate) fn compare(&self, ours: &Ours) -> Result<ComparisonOutcome> {
         let modules = self.list()?;
-        let (next, total) = (AtomicUsize::new(0), Mutex::new(Outcome::default()));
+        let (next, total) = (AtomicUsize::new(0), Mutex::new(ComparisonOutcome::default()));
         thread::scope(|scope| {
             for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
                 scope.spawn(|| {
                     while let Some((name, path)) = modules.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let outcome = self.module(name, path, ours).unwrap_or_else(|error| Outcome {
+                        let outcome = self.module(name, path, ours).unwrap_or_else(|error| ComparisonOutcome {
                             failures: vec![format!("{name}: {error}")],
-                            ..Outcome::default()
+                            ..ComparisonOutcome::default()
                         });
                         if let Ok(mut total) = total.lock() {
                             total.add(outcome);
@@ -154,14 +154,14 @@ impl Boot<'_> {
         Ok(outcome)
     }
 
-    fn module(&self, name: &str, path: &Path, ours: &Ours) -> Result<Outcome> {
+    fn module(&self, name: &str, path: &Path, ours: &Ours) -> Result<ComparisonOutcome> {
         let bytes = fs::read(self.kernel.join(path))?;
         let ko = Ko::parse(&bytes)?;
         let made = self.ours(name);
         if matches!(ours, Ours::Image(_)) && !made.exists() {
-            return Err("modhost has not made it, and has said why".into());
+            return Err("modhost has made no image, for the reason printed above".into());
         }
-        let mut outcome = Outcome { modules: 1, ..Outcome::default() };
+        let mut outcome = ComparisonOutcome { modules: 1, ..ComparisonOutcome::default() };
         for (index, section) in ko.numbered().filter(|(_, section)| section.is_judged()) {
             let file = safe(&section.name);
             let theirs = fs::read(self.folder.join("modules").join(name).join("sections").join(&file))?;
@@ -178,7 +178,7 @@ impl Boot<'_> {
             }
         }
         outcome.identical = usize::from(outcome.differences.is_empty());
-        // Nobody needs to look at what is as it should be.
+        // Files of identical modules are removed, because they are of no interest.
         if outcome.differences.is_empty() && made.exists() {
             fs::remove_dir_all(made)?;
         }
@@ -186,7 +186,7 @@ impl Boot<'_> {
     }
 }
 
-/// Where two sections begin to differ, and what stands there.
+/// Returns a line about the first difference of two sections.
 fn difference(module: &str, section: &str, ours: &[u8], theirs: &[u8]) -> String {
     if ours.len() != theirs.len() {
         return format!("{module} {section} ours has {} bytes, theirs {}", ours.len(), theirs.len());
@@ -199,8 +199,8 @@ fn difference(module: &str, section: &str, ours: &[u8], theirs: &[u8]) -> String
     format!("{module} {section}+{at:#x} ours {} theirs {} ({count} bytes differ)", hex(ours), hex(theirs))
 }
 
-/// Writes all differences and failures into a file of the folder, and returns its path.
-pub(crate) fn write_differences(folder: &Path, outcome: &Outcome, name: &str) -> Result<PathBuf> {
+/// Writes all differences and failures to a file of the folder. Returns its path.
+pub(crate) fn write_differences(folder: &Path, outcome: &ComparisonOutcome, name: &str) -> Result<PathBuf> {
     let path = folder.join(name);
     let lines = outcome.failures.iter().chain(&outcome.differences);
     write(&path, lines.map(|line| format!("{line}\n")).collect::<String>())?;

@@ -1,4 +1,4 @@
-//! What the guest wrote to its disk: files, and ranges of memory.
+//! The contents of the guest's disk: files, and ranges of memory.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -7,22 +7,22 @@ use std::path::Path;
 
 use crate::Result;
 
-/// The unit of the disk.
+/// The block size of the disk.
 const BLOCK: usize = 512;
 
-/// The first word of each chunk.
+/// The first word of each chunk's header.
 const MAGIC: &str = "ORACLE1";
 
-/// Everything on the disk.
+/// The whole contents of the disk.
 #[derive(Default)]
 pub(crate) struct Dump {
     files: BTreeMap<String, Vec<u8>>,
-    pub(crate) memory: Memory,
+    pub(crate) memory: KernelMemory,
 }
 
-/// Ranges of a kernel's memory.
+/// Ranges of a kernel's memory, by address.
 #[derive(Default)]
-pub(crate) struct Memory(BTreeMap<u64, Vec<u8>>);
+pub(crate) struct KernelMemory(BTreeMap<u64, Vec<u8>>);
 
 impl Dump {
     pub(crate) fn read(disk: &Path) -> Result<Dump> {
@@ -35,7 +35,7 @@ impl Dump {
             let mut words = header.lines().next().unwrap_or_default().splitn(3, ' ');
             let magic = words.next().filter(|word| *word == MAGIC);
             let (Some(_), Some(length), Some(name)) = (magic, words.next(), words.next()) else {
-                return Err("the disk holds something else: its end is missing".into());
+                return Err("the disk has no valid chunk where one must be: the guest has not finished writing".into());
             };
             if name == "end" {
                 return Ok(dump);
@@ -52,15 +52,15 @@ impl Dump {
         }
     }
 
-    /// A file of the guest's.
+    /// Returns a file of the guest.
     pub(crate) fn file(&self, path: &str) -> Result<String> {
         let bytes = self.files.get(path).ok_or_else(|| format!("the guest wrote no {path}"))?;
         Ok(String::from_utf8(bytes.clone())?)
     }
 }
 
-impl Memory {
-    /// Bytes at an address; `None` if not all of them were written down.
+impl KernelMemory {
+    /// Returns the bytes at an address, or `None` if the dump does not have all of them.
     pub(crate) fn bytes(&self, address: u64, length: u64) -> Option<&[u8]> {
         let (start, range) = self.0.range(..=address).next_back()?;
         let from = usize::try_from(address - start).ok()?;
@@ -79,14 +79,14 @@ impl Memory {
         Some(i32::from_le_bytes(*self.bytes(address, 4)?.first_chunk()?))
     }
 
-    /// A string that ends with a NUL, of some hundred bytes at most.
+    /// Reads a string that ends with a NUL, of at most 256 bytes.
     pub(crate) fn string_at(&self, address: u64) -> Option<String> {
         let bytes: Vec<u8> =
             (0..256).map_while(|at| Some(self.bytes(address + at, 1)?[0])).take_while(|it| *it != 0).collect();
         String::from_utf8(bytes).ok()
     }
 
-    /// How many bytes there are.
+    /// Returns the number of bytes.
     pub(crate) fn size(&self) -> usize {
         self.0.values().map(Vec::len).sum()
     }

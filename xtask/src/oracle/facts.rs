@@ -1,45 +1,46 @@
-//! What the bytes of one module depend on: where its parts are, and the keys that it refers to.
+//! The facts on which the bytes of one module depend: the addresses of its parts, and the keys that it refers to.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::dump::Memory;
+use super::dump::KernelMemory;
 use super::ko::{Ko, PERCPU};
 use super::layout::{self, Half};
-use super::symbols::Symbols;
+use super::symbols::GuestSymbols;
 use crate::Result;
 
-/// How facts name the keys that they are about.
+/// How facts identify keys.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Named {
+pub(crate) enum KeyNaming {
     /// By address.
     Address,
-    /// By the kernel's symbol, where nothing else has its name.
+    /// By the name of the kernel's symbol, if no other symbol has this name.
     Symbol,
 }
 
-impl Named {
-    pub(crate) const ALL: [Named; 2] = [Named::Address, Named::Symbol];
+impl KeyNaming {
+    pub(crate) const ALL: [KeyNaming; 2] = [KeyNaming::Address, KeyNaming::Symbol];
 
-    /// The file of facts that are named so, in the folder of a module.
+    /// Returns the name of the file with such facts, in the folder of a module.
     pub(crate) fn file(self) -> &'static str {
         match self {
-            Named::Address => "facts",
-            Named::Symbol => "facts-by-name",
+            KeyNaming::Address => "facts",
+            KeyNaming::Symbol => "facts-by-name",
         }
     }
 }
 
-/// A module that has been loaded.
+/// A loaded module.
 pub(crate) struct Loaded<'d> {
     pub(crate) name: &'d str,
-    /// Where its memory begins.
+    /// The start address of its memory.
     pub(crate) start: u64,
-    /// By section: what sysfs lists.
+    /// The addresses in sysfs, by section.
     pub(crate) listed: BTreeMap<&'d str, u64>,
 }
 
 impl Loaded<'_> {
-    /// Where a half of its memory begins: what is given back after init has no other address than its sections'.
+    /// Returns the start address of a half of its memory. The half that is freed after init has no address except those
+    /// of its sections.
     pub(crate) fn start_of(&self, half: Half, offsets: &[(usize, u64)], ko: &Ko<'_>) -> Option<u64> {
         match half {
             Half::Core => Some(self.start),
@@ -49,7 +50,7 @@ impl Loaded<'_> {
         }
     }
 
-    /// The address of each kept section, by index: what sysfs lists, and for what is empty where it must be.
+    /// Returns the address of each kept section, by index: from sysfs, or computed for empty sections.
     pub(crate) fn addresses(&self, ko: &Ko<'_>) -> BTreeMap<usize, u64> {
         let mut addresses = BTreeMap::new();
         for half in [Half::Core, Half::Init] {
@@ -65,16 +66,17 @@ impl Loaded<'_> {
         addresses
     }
 
-    /// The facts about this module alone, as `modhost image --facts` takes them. Of a static call the key alone is named, also where
-    /// the module's file names the trampoline, as all do whose key is not exported: Linux has put the key there.
+    /// Returns the facts about this module only, in the format of `modhost image --facts`. A static call is identified
+    /// by its key, even if the module's file names the trampoline, as it does for every key that is not exported: Linux
+    /// has replaced it by the key.
     pub(crate) fn facts_file(
         &self,
         ko: &Ko<'_>,
-        memory: &Memory,
-        symbols: &Symbols<'_>,
-        named: Named,
+        memory: &KernelMemory,
+        symbols: &GuestSymbols<'_>,
+        named: KeyNaming,
     ) -> Result<String> {
-        let word = |key: u64| match symbols.unique_name(key).filter(|_| named == Named::Symbol) {
+        let word = |key: u64| match symbols.unique_name(key).filter(|_| named == KeyNaming::Symbol) {
             Some(name) => name.to_owned(),
             None => format!("{key:#x}"),
         };
@@ -94,8 +96,8 @@ impl Loaded<'_> {
         Ok(unique_lines(&text))
     }
 
-    /// Where its per-CPU data is, as the kernel's symbols have it: any of them tells, and all must agree.
-    pub(crate) fn percpu(&self, ko: &Ko<'_>, symbols: &Symbols<'_>) -> Result<Option<u64>> {
+    /// Returns the address of its per-CPU data, computed from the kernel's symbols. All of them must agree.
+    pub(crate) fn percpu(&self, ko: &Ko<'_>, symbols: &GuestSymbols<'_>) -> Result<Option<u64>> {
         let mine: BTreeMap<_, _> = symbols.of_module(self.name).iter().copied().collect();
         let mut bases = BTreeSet::new();
         for symbol in ko.symbols() {
@@ -112,8 +114,8 @@ impl Loaded<'_> {
         Ok(bases.first().copied())
     }
 
-    /// The keys that its sites name, and those that it defines.
-    fn static_call_keys(&self, ko: &Ko<'_>, memory: &Memory, symbols: &Symbols<'_>) -> BTreeSet<u64> {
+    /// Returns the keys that its sites name, and those that it defines.
+    fn static_call_keys(&self, ko: &Ko<'_>, memory: &KernelMemory, symbols: &GuestSymbols<'_>) -> BTreeSet<u64> {
         let sites = self.records(ko, ".static_call_sites", 8);
         let mut keys: BTreeSet<u64> =
             sites.filter_map(|record| call_key(record + 4, memory.i32_at(record + 4)?)).collect();
@@ -122,7 +124,7 @@ impl Loaded<'_> {
         keys
     }
 
-    /// The addresses of the records of a table.
+    /// Returns the addresses of the records of a table.
     fn records(&self, ko: &Ko<'_>, table: &str, size: u64) -> impl Iterator<Item = u64> + use<> {
         let start = self.listed.get(table).copied();
         let length = ko.sections.iter().find(|section| section.name == table).map_or(0, |section| section.size);
@@ -130,24 +132,24 @@ impl Loaded<'_> {
     }
 }
 
-/// The key of a record of `__jump_table`.
-fn jump_key(memory: &Memory, record: u64) -> Option<u64> {
+/// Returns the key of a record of `__jump_table`.
+fn jump_key(memory: &KernelMemory, record: u64) -> Option<u64> {
     let bytes = memory.bytes(record + 8, 8)?.first_chunk()?;
     distant_key(record + 8, i64::from_le_bytes(*bytes))
 }
 
-/// The key that a field of `__jump_table` refers to: the lowest two bits of the distance are flags.
+/// Returns the key that a field of `__jump_table` refers to. The lowest two bits of the distance are flags.
 fn distant_key(field: u64, distance: i64) -> Option<u64> {
     field.checked_add_signed(distance & !3)
 }
 
-/// The key that a field of `.static_call_sites` refers to: the lowest two bits of the sum are flags, not those of the
-/// distance, as the table need not be aligned.
+/// Returns the key that a field of `.static_call_sites` refers to. The lowest two bits of the sum are flags, not those
+/// of the distance, because the table need not be aligned.
 fn call_key(field: u64, distance: i32) -> Option<u64> {
     Some(field.checked_add_signed(distance.into())? & !3)
 }
 
-/// The target of a static call or a paravirt operation: 0 is none.
+/// Formats the target of a static call or of a paravirt operation. 0 means none.
 pub(crate) fn target_word(target: u64) -> String {
     if target == 0 { "0".into() } else { format!("{target:#x}") }
 }
@@ -170,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_table_of_static_calls_need_not_be_aligned() {
-        // A field at 0x1003 that means the key at 0x2000, with flag 1; with flags, from 0x1000.
+        // A field at 0x1003 that refers to the key at 0x2000 with flag 1, and another with flags, from 0x1000.
         assert_eq!(call_key(0x1003, 0xffe), Some(0x2000));
         assert_eq!(call_key(0x1000, 0x1003), Some(0x2000));
         assert_eq!(call_key(0x2002, -0x1000), Some(0x1000));

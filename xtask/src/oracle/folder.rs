@@ -1,26 +1,26 @@
-//! The folder of a boot, as `modhost image` and people take it.
+//! The folder of a boot, in the format of `modhost image`.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use super::dump::Memory;
-use super::facts::{Loaded, Named};
+use super::dump::KernelMemory;
+use super::facts::{KeyNaming, Loaded};
 use super::judged::{Attempt, Texts, safe, write};
 use super::ko::Ko;
-use super::machine::Machine;
-use super::symbols::Symbols;
+use super::machine::KernelState;
+use super::symbols::GuestSymbols;
 use crate::Result;
 
-/// What is true of the whole boot.
-pub(crate) fn write_machine(folder: &Path, texts: &Texts, machine: &Machine) -> Result<()> {
+/// Writes the files for the whole boot.
+pub(crate) fn write_machine(folder: &Path, texts: &Texts, machine: &KernelState) -> Result<()> {
     write(&folder.join("symbols"), &texts.kallsyms)?;
     write(&folder.join("cpu-caps"), machine.caps_file())?;
     write(&folder.join("facts"), machine.facts_file())?;
     write(&folder.join("kernel"), format!("{}{}", texts.version, texts.cmdline))
 }
 
-/// `modules.txt`: name and file of each module that is there, in load order. `refused.txt`: errno, name and file.
+/// Writes `modules.txt` (name and file of each loaded module, in load order) and `refused.txt` (errno, name and file).
 pub(crate) fn write_lists(folder: &Path, attempts: &[Attempt]) -> Result<()> {
     let (mut there, mut refused) = (String::new(), String::new());
     for Attempt { errno, name, path, .. } in attempts {
@@ -33,7 +33,7 @@ pub(crate) fn write_lists(folder: &Path, attempts: &[Attempt]) -> Result<()> {
     write(&folder.join("refused.txt"), refused)
 }
 
-/// How often each errno was the answer.
+/// Returns how often each errno occurred.
 pub(crate) fn refusals(attempts: &[Attempt]) -> String {
     let mut counts: BTreeMap<i32, usize> = BTreeMap::new();
     for attempt in attempts.iter().filter(|attempt| attempt.errno != 0) {
@@ -43,14 +43,14 @@ pub(crate) fn refusals(attempts: &[Attempt]) -> String {
     counts.join(", ")
 }
 
-/// A module's folder: addresses, facts, and the bytes of its sections as they are in memory. Returns how many sections.
+/// Writes a module's folder: addresses, facts, and the bytes of its sections in memory. Returns the number of sections.
 pub(crate) fn write_module(
     folder: &Path,
     loaded: &Loaded<'_>,
     ko: &Ko<'_>,
-    machine: &Machine,
-    memory: &Memory,
-    symbols: &Symbols<'_>,
+    machine: &KernelState,
+    memory: &KernelMemory,
+    symbols: &GuestSymbols<'_>,
 ) -> Result<usize> {
     let folder = folder.join("modules").join(loaded.name);
     let (mut lines, mut sections) = (String::new(), 0);
@@ -66,7 +66,7 @@ pub(crate) fn write_module(
         }
     }
     write(&folder.join("addresses"), lines)?;
-    for named in Named::ALL {
+    for named in KeyNaming::ALL {
         let facts = loaded.facts_file(ko, memory, symbols, named)?;
         write(&folder.join(named.file()), machine.facts_file() + &facts)?;
     }

@@ -1,4 +1,4 @@
-//! A machine that does not exist boots Debian's kernel, whose only process is a program of ours.
+//! A QEMU machine that boots Debian's kernel with one of our programs as its only process.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -16,20 +16,20 @@ use crate::process::{output, run};
 
 const QEMU: &str = "qemu-system-x86_64";
 
-/// The disk's size. Its file takes the room of what is written only.
+/// The size of the disk. Its file is sparse.
 const DISK: u64 = 8 << 30;
 
-/// The guest's first file system, while it is made.
-pub(crate) type Archive = Initramfs<BufWriter<File>>;
+/// The guest's initial file system while it is written.
+pub(crate) type InitramfsArchive = Initramfs<BufWriter<File>>;
 
-/// What a boot needs.
+/// The inputs of a boot.
 pub(crate) struct Guest<'g> {
     pub(crate) boot: &'static Boot,
-    /// The source of its program, in `xtask/guest`.
+    /// The source of the guest's program, in `xtask/guest`.
     pub(crate) program: &'static str,
     /// The unpacked package.
     pub(crate) kernel: &'g Path,
-    /// Where its files go.
+    /// The folder for its files.
     pub(crate) folder: PathBuf,
     pub(crate) megabytes: u32,
     pub(crate) limit: Duration,
@@ -44,7 +44,7 @@ impl Guest<'_> {
         self.folder.join("log")
     }
 
-    /// Everything that its end depends on but the files that it gets.
+    /// Returns all inputs that influence the result, except the files that are added.
     pub(crate) fn inputs(&self) -> Result<String> {
         let init = fs::read_to_string(self.source())?;
         let (boot, vmlinuz) = (self.boot, self.vmlinuz()?);
@@ -53,8 +53,9 @@ impl Guest<'_> {
         Ok(format!("{cpu} {cpus} {arguments}\n{vmlinuz:?} {size}\n{init}"))
     }
 
-    /// Boots with the files that `fill` puts beside its program, and waits until the guest has turned its machine off.
-    pub(crate) fn run(&self, fill: impl FnOnce(&mut Archive) -> Result<()>) -> Result<()> {
+    /// Boots with the files that `fill` adds to the guest's program, and waits until the guest has turned its machine
+    /// off.
+    pub(crate) fn run(&self, fill: impl FnOnce(&mut InitramfsArchive) -> Result<()>) -> Result<()> {
         install()?;
         fs::create_dir_all(&self.folder)?;
         let start = Instant::now();
@@ -79,8 +80,8 @@ impl Guest<'_> {
         self.folder.join("initramfs")
     }
 
-    /// Builds the guest's program and its first file system.
-    fn pack(&self, fill: impl FnOnce(&mut Archive) -> Result<()>) -> Result<()> {
+    /// Builds the guest's program and its initial file system.
+    fn pack(&self, fill: impl FnOnce(&mut InitramfsArchive) -> Result<()>) -> Result<()> {
         let (init, source) = (self.folder.join("init"), self.source());
         run(Command::new("cc").args(["-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&init).arg(source))?;
         let mut archive = Initramfs::new(BufWriter::new(File::create(self.initramfs())?))?;
@@ -105,7 +106,8 @@ impl Guest<'_> {
         Ok(qemu)
     }
 
-    /// Until the guest is done, or the time is over. A guest that was not done is an error that shows its last words.
+    /// Waits until the guest has finished or the time is over. If the guest has not finished, the error shows the end
+    /// of its log.
     fn wait(&self, qemu: &mut Command) -> Result<()> {
         let errors = self.folder.join("qemu-errors");
         let mut child = qemu.stderr(File::create(&errors)?).spawn().map_err(|error| format!("{QEMU}: {error}"))?;
@@ -132,7 +134,7 @@ impl Guest<'_> {
     }
 }
 
-/// Installs QEMU if it is not there.
+/// Installs QEMU if it is missing.
 fn install() -> Result<()> {
     if Command::new(QEMU).arg("--version").output().is_ok() {
         return Ok(());
@@ -140,7 +142,7 @@ fn install() -> Result<()> {
     install_package(QEMU, "qemu-system-x86")
 }
 
-/// Installs a Debian package, for the sake of something that is missing.
+/// Installs a Debian package because `missing` does not exist.
 pub(crate) fn install_package(missing: &str, package: &str) -> Result<()> {
     let words = ["install", "-qq", "-y", "--no-install-recommends", package];
     let installed = output(Command::new("apt-get").args(words).env("DEBIAN_FRONTEND", "noninteractive"));

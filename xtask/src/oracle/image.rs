@@ -1,4 +1,4 @@
-//! `modhost image`, called as its users call it.
+//! Runs `modhost image` as users do.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -6,35 +6,35 @@ use std::process::{Command, Stdio};
 use crate::Result;
 use crate::process::{cargo, run, target_folder};
 
-/// How far modules are made.
+/// How far modules are processed.
 #[derive(Clone, Copy)]
-pub(crate) enum Extent {
-    /// As any linker would make them.
+pub(crate) enum BatchExtent {
+    /// Relocated only, like the output of any linker.
     Relocated,
-    /// As Linux would.
+    /// Rewritten, as by Linux.
     Rewritten,
 }
 
-/// The program, built.
+/// The built program.
 pub(crate) struct Modhost(PathBuf);
 
 impl Modhost {
-    /// Builds it for speed.
+    /// Builds the program with optimization.
     pub(crate) fn build() -> Result<Modhost> {
         run(cargo().args(["build", "--release", "--locked", "--quiet", "-p", "modload-cli", "--bin", "modhost"]))?;
         Ok(Modhost(target_folder().join("release/modhost")))
     }
 
-    /// Makes the modules of a list in one process, for the machine that a folder describes. Returns what it printed: why
-    /// it could not make some of them, then how long it took.
-    pub(crate) fn images(&self, list: &Path, machine: &Path, extent: Extent) -> Result<String> {
+    /// Makes the images of a list of modules in one process, for the machine that a folder describes. Returns the
+    /// output: the reasons of failures, then the times.
+    pub(crate) fn images(&self, list: &Path, machine: &Path, extent: BatchExtent) -> Result<String> {
         let mut command = Command::new(&self.0);
         command.args(["image", "--batch"]).arg(list).arg("--symbols").arg(machine.join("symbols"));
         command.arg("--cpu-caps").arg(machine.join("cpu-caps")).stderr(Stdio::inherit());
-        if let Extent::Relocated = extent {
+        if let BatchExtent::Relocated = extent {
             command.arg("--only-relocate");
         }
-        // It fails if one of them fails; which one is seen from what it printed.
+        // The command fails if one image fails. The caller finds the failed ones in the output.
         Ok(String::from_utf8(command.output()?.stdout)?)
     }
 }

@@ -1,4 +1,4 @@
-//! The first file system of the guest: an archive in cpio's "newc" format, not compressed.
+//! The initial file system of the guest: an uncompressed archive in cpio's "newc" format.
 
 use std::fs;
 use std::io::{self, Write};
@@ -16,7 +16,7 @@ pub(crate) struct Initramfs<W> {
 }
 
 impl<W: Write> Initramfs<W> {
-    /// With the folders that the guest mounts on, and a console.
+    /// Starts an archive with the folders for mounts, and a console.
     pub(crate) fn new(to: W) -> io::Result<Initramfs<W>> {
         let mut archive = Initramfs { to, entries: 0 };
         for folder in ["dev", "proc", "sys", "ko"] {
@@ -34,7 +34,7 @@ impl<W: Write> Initramfs<W> {
         self.file(name, &fs::read(from)?)
     }
 
-    /// Writes the end.
+    /// Writes the trailer.
     pub(crate) fn finish(mut self) -> io::Result<()> {
         self.entry("TRAILER!!!", 0, (0, 0), &[])?;
         self.to.flush()
@@ -51,7 +51,7 @@ impl<W: Write> Initramfs<W> {
         self.padded(bytes)
     }
 
-    /// Names and contents end at a multiple of four.
+    /// Names and contents are padded to a multiple of four bytes.
     fn padded(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.to.write_all(bytes)?;
         self.to.write_all(&[0; 3][..bytes.len().wrapping_neg() % 4])

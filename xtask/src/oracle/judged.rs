@@ -1,4 +1,4 @@
-//! A boot as it was written down: the modules that were loaded, the memory, the symbols.
+//! The record of a boot: the loaded modules, the memory, the symbols.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -14,11 +14,11 @@ pub(crate) struct Attempt {
     pub(crate) errno: i32,
     pub(crate) milliseconds: u64,
     pub(crate) name: String,
-    /// Below the package's folder.
+    /// The path below the package's folder.
     pub(crate) path: PathBuf,
 }
 
-/// The guest's texts.
+/// The text files of the guest.
 pub(crate) struct Texts {
     pub(crate) kallsyms: String,
     pub(crate) cpuinfo: String,
@@ -42,7 +42,7 @@ impl Texts {
         })
     }
 
-    /// What became of each module, in load order. `files`: their paths by file name.
+    /// Returns the result of each load, in load order. `files` gives their paths by file name.
     pub(crate) fn attempts(&self, files: &HashMap<String, PathBuf>) -> Result<Vec<Attempt>> {
         let mut attempts = Vec::new();
         for line in self.results.lines() {
@@ -61,7 +61,7 @@ impl Texts {
         Ok(attempts)
     }
 
-    /// The modules that stayed, by name.
+    /// Returns the modules that stayed loaded, by name.
     pub(crate) fn loaded(&self) -> Result<BTreeMap<&str, Loaded<'_>>> {
         let mut loaded = BTreeMap::new();
         for line in self.modules.lines() {
@@ -82,12 +82,12 @@ impl Texts {
     }
 }
 
-/// With or without 0x.
+/// Parses a number with or without 0x.
 fn hexadecimal(text: &str) -> Result<u64> {
     Ok(u64::from_str_radix(text.trim_start_matches("0x"), 16)?)
 }
 
-/// The module files of a package: paths below its folder, by file name.
+/// Returns the module files of a package: the paths below its folder, by file name.
 pub(crate) fn files(kernel: &Path) -> Result<HashMap<String, PathBuf>> {
     let mut files = HashMap::new();
     for path in modload_fixtures::Kernel::at(kernel).modules()? {
@@ -97,7 +97,7 @@ pub(crate) fn files(kernel: &Path) -> Result<HashMap<String, PathBuf>> {
     Ok(files)
 }
 
-/// A section's name as a file's, as `modhost image --out` writes it.
+/// Returns a section's name as a file name, as `modhost image --out` writes it.
 pub(crate) fn safe(name: &str) -> String {
     let mut safe = String::new();
     for letter in name.chars() {
@@ -110,7 +110,7 @@ pub(crate) fn safe(name: &str) -> String {
     safe
 }
 
-/// Writes a file, and its folder if need be.
+/// Writes a file, and creates its folder if necessary.
 pub(crate) fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
     fs::create_dir_all(path.parent().ok_or("a file without a folder")?)?;
     fs::write(path, contents).map_err(|error| format!("{}: {error}", path.display()).into())

@@ -1,5 +1,5 @@
-//! Linux as the judge of live patching: the modules of `tests/klp`, compiled for Linux, go through the same scenes on Debian's kernel,
-//! and what Linux logs is compared line by line with the snapshots of our logs.
+//! Compares live patching with Linux's: the modules of `tests/klp`, compiled for Linux, run the same scenes on Debian's
+//! kernel, and Linux's log is compared line by line with the snapshots of our logs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,13 +16,13 @@ use crate::options::Options;
 use crate::process::{run as run_command, target_folder};
 use crate::{Result, kernel};
 
-/// Scenes whose logs differ by design, or that this kernel cannot run, and why. Such a scene must differ.
+/// Scenes whose logs differ by design, or that this kernel cannot run, with the reason. Such a scene must differ.
 const DIFFERENT: &[(&str, &str)] = &[];
 
-/// What the guest prints its lines behind.
+/// The prefix of the lines that the guest prints.
 const MARK: &str = "KLP|";
 
-/// Compiles, boots, compares.
+/// Compiles, boots and compares.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let folder = match options.text("out") {
         "" => target_folder().join("oracle").join(LIVE_PATCHING.name),
@@ -51,14 +51,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     compare(&log, &folder)
 }
 
-/// The kernel's release: what its headers are named after.
+/// Returns the kernel's release, which is part of the name of its header package.
 fn release(kernel: &Path) -> Result<String> {
     let names = fs::read_dir(kernel.join("boot"))?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let releases = names.filter_map(|name| name.strip_prefix("vmlinuz-").map(str::to_owned));
     releases.max().ok_or_else(|| "there is no kernel in the package".into())
 }
 
-/// Compiles the scenes' modules with the kernel's own build system; returns the files.
+/// Compiles the scenes' modules with the kernel's own build system. Returns the files.
 fn build(folder: &Path, release: &str) -> Result<Vec<PathBuf>> {
     let headers = PathBuf::from(format!("/usr/src/linux-headers-{release}"));
     if !headers.join("Makefile").exists() {
@@ -82,7 +82,7 @@ fn build(folder: &Path, release: &str) -> Result<Vec<PathBuf>> {
     let objects: Vec<String> = names.iter().map(|name| format!("{name}.o")).collect();
     fs::write(folder.join("Kbuild"), format!("obj-m := {}\nccflags-y := -I$(src)\n", objects.join(" ")))?;
     let of_module = format!("M={}", folder.canonicalize()?.display());
-    // What a patch marks is defined nowhere, which modpost would otherwise refuse.
+    // Marked symbols of a patch are defined in no module here, which modpost would otherwise refuse.
     let words = [&of_module, "KBUILD_MODPOST_WARN=1", "modules"];
     run_command(Command::new("make").arg("-s").arg("-C").arg(&headers).args(words))?;
     let modules: Vec<PathBuf> = names.iter().map(|name| folder.join(format!("{name}.ko"))).collect();
@@ -90,7 +90,7 @@ fn build(folder: &Path, release: &str) -> Result<Vec<PathBuf>> {
     Ok(modules)
 }
 
-/// Makes references wait that a module marks, if it does.
+/// Links the marked references of a module, if there are any.
 fn link(module: &Path) -> Result<()> {
     match link::link(&fs::read(module)?) {
         Ok(linked) => Ok(fs::write(module, linked.bytes)?),
@@ -99,7 +99,7 @@ fn link(module: &Path) -> Result<()> {
     }
 }
 
-/// The modules' names, by their sources.
+/// Returns the names of the modules, from their sources.
 fn sources(folder: &Path) -> Result<Vec<String>> {
     let paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     let sources = paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "c"));
@@ -108,7 +108,7 @@ fn sources(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Compares what Linux has logged in each scene with our snapshots; writes both down.
+/// Compares Linux's log of each scene with our snapshot, and writes Linux's log to a file.
 fn compare(log: &str, folder: &Path) -> Result<()> {
     let (mut same, mut lines, mut wrong) = (0, 0, Vec::new());
     let scenes = klp_scenes();
@@ -135,7 +135,7 @@ fn compare(log: &str, folder: &Path) -> Result<()> {
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n").into()) }
 }
 
-/// The lines of a scene in the guest's log.
+/// Returns the lines of a scene in the guest's log.
 fn of_linux(log: &str, scene: &KlpScene) -> Vec<String> {
     let marked = log.lines().filter_map(|line| line.trim_end().strip_prefix(MARK));
     let title = format!("scene {}", scene.title);
@@ -143,7 +143,7 @@ fn of_linux(log: &str, scene: &KlpScene) -> Vec<String> {
     scene.take_while(|line| !line.starts_with("scene ")).map(str::to_owned).collect()
 }
 
-/// The lines of a scene's snapshot, behind its head.
+/// Returns the lines of a scene's snapshot, without its header.
 fn of_ours(scene: &KlpScene) -> Result<Vec<String>> {
     let path = scene.snapshot();
     let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -151,13 +151,13 @@ fn of_ours(scene: &KlpScene) -> Result<Vec<String>> {
     Ok(body.lines().map(str::to_owned).collect())
 }
 
-/// Where two logs begin to differ, with some lines of each.
+/// Returns the first difference of two logs, with some lines of each.
 fn difference(ours: &[String], theirs: &[String]) -> Option<String> {
     const SHOWN: usize = 4;
     let first = (0..ours.len().max(theirs.len())).find(|&line| ours.get(line) != theirs.get(line))?;
     let from = first.saturating_sub(1);
-    let some = |who: &str, lines: &[String]| -> String {
-        lines.iter().skip(from).take(SHOWN).map(|line| format!("  {who} {line}\n")).collect()
+    let some = |label: &str, lines: &[String]| -> String {
+        lines.iter().skip(from).take(SHOWN).map(|line| format!("  {label} {line}\n")).collect()
     };
     Some(format!("  from line {} on\n{}{}", first + 1, some("ours ", ours), some("Linux", theirs)))
 }

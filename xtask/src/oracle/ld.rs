@@ -1,5 +1,5 @@
-//! The other way round: what GNU ld makes of a boot's modules, with the same sections at the same addresses and with the
-//! same symbols, next to what `modhost image` makes of them before anything is rewritten.
+//! A comparison with GNU ld: links a boot's modules with the same sections at the same addresses and with the same
+//! symbols, and compares with `modhost image` before any code is rewritten.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -8,40 +8,40 @@ use std::process::Command;
 
 use object::elf;
 
-use super::image::{Extent, Modhost};
+use super::image::{BatchExtent, Modhost};
 use super::judged::{safe, write};
 use super::ko::{Ko, PERCPU};
-use super::symbols::Symbols;
+use super::symbols::GuestSymbols;
 use crate::Result;
 
-/// In a module's folder: ours, ld's input and output.
+/// The folder, within a module's folder, for our output and for the input and output of ld.
 const FOLDER: &str = "relocated";
 
-/// Notes that ld does not take from files: it would make its own.
+/// Notes that ld does not copy from files, because it makes its own.
 const LDS_OWN: [&str; 2] = [".note.gnu.property", ".note.gnu.build-id"];
 
-/// Modules of a boot that ld links, too.
-pub(crate) struct Linked<'l> {
+/// The modules of a boot that ld links.
+pub(crate) struct LdLink<'l> {
     pub(crate) folder: &'l Path,
     pub(crate) kernel: &'l Path,
-    /// Name, and path below the package's folder.
+    /// The names, and the paths below the package's folder.
     pub(crate) modules: Vec<(String, PathBuf)>,
 }
 
-/// What came out.
+/// The result of a comparison.
 #[derive(Default)]
-pub(crate) struct Outcome {
+pub(crate) struct LdOutcome {
     modules: usize,
     sections: usize,
-    /// Those that relocations changed.
+    /// Sections that relocations have changed.
     relocated: usize,
-    /// A line each.
+    /// One line per difference.
     pub(crate) differences: Vec<String>,
 }
 
-impl Outcome {
+impl LdOutcome {
     pub(crate) fn report(&self) -> String {
-        let Outcome { modules, sections, relocated, differences } = self;
+        let LdOutcome { modules, sections, relocated, differences } = self;
         let different = differences.len();
         format!(
             "{modules} modules linked by ld, {sections} sections, {relocated} of them relocated; {different} differ\n"
@@ -49,13 +49,13 @@ impl Outcome {
     }
 }
 
-impl Linked<'_> {
-    /// Links all of them both ways, and compares.
-    pub(crate) fn compare(&self, modhost: &Modhost) -> Result<Outcome> {
+impl LdLink<'_> {
+    /// Links all modules both ways, and compares.
+    pub(crate) fn compare(&self, modhost: &Modhost) -> Result<LdOutcome> {
         eprint!("{}", self.make(modhost)?);
         let text = fs::read_to_string(self.folder.join("symbols"))?;
-        let symbols = Symbols::parse(&text)?;
-        let (exports, mut outcome) = (symbols.exports(), Outcome::default());
+        let symbols = GuestSymbols::parse(&text)?;
+        let (exports, mut outcome) = (symbols.exports(), LdOutcome::default());
         for (name, path) in &self.modules {
             let place = |symbol: &str| symbols.global(symbol).or_else(|| exports.get(symbol).copied());
             self.module(name, path, place, &mut outcome).map_err(|error| format!("{name}: {error}"))?;
@@ -75,7 +75,7 @@ impl Linked<'_> {
         }
         let list = self.folder.join("ld.txt");
         write(&list, lines)?;
-        modhost.images(&list, self.folder, Extent::Relocated)
+        modhost.images(&list, self.folder, BatchExtent::Relocated)
     }
 
     fn module(
@@ -83,7 +83,7 @@ impl Linked<'_> {
         name: &str,
         path: &Path,
         place: impl Fn(&str) -> Option<u64>,
-        outcome: &mut Outcome,
+        outcome: &mut LdOutcome,
     ) -> Result<()> {
         let bytes = fs::read(self.kernel.join(path))?;
         let (ko, folder) = (Ko::parse(&bytes)?, self.module_folder(name));
@@ -121,7 +121,7 @@ impl Linked<'_> {
     }
 }
 
-/// The sections' addresses in a module's folder, with that of its per-CPU data.
+/// Returns the addresses of the sections in a module's folder, including its per-CPU data.
 fn addresses(folder: &Path) -> Result<BTreeMap<String, u64>> {
     let mut text = fs::read_to_string(folder.join("addresses"))?;
     let facts = fs::read_to_string(folder.join("facts"))?;
@@ -134,12 +134,13 @@ fn addresses(folder: &Path) -> Result<BTreeMap<String, u64>> {
     text.lines().map(address).collect()
 }
 
-/// Each symbol that the module needs, and each section at its address: empty ones, too, as symbols lie in them.
+/// Returns a linker script with each symbol that the module needs, and each section at its address. Empty sections are
+/// included, because symbols lie in them.
 fn script_of(ko: &Ko<'_>, addresses: &BTreeMap<String, u64>, place: impl Fn(&str) -> Option<u64>) -> Result<String> {
     let mut script = String::new();
     for symbol in ko.symbols() {
         let symbol = symbol?;
-        // What is weak may be missing: to ld it is 0 then, too.
+        // A weak symbol may be missing. For ld it is 0 then, too.
         let address = Some(symbol.name.as_str()).filter(|_| symbol.section == elf::SHN_UNDEF).and_then(&place);
         script.extend(address.map(|address| format!("\"{}\" = {address:#x};\n", symbol.name)));
     }
@@ -152,9 +153,10 @@ fn script_of(ko: &Ko<'_>, addresses: &BTreeMap<String, u64>, place: impl Fn(&str
     Ok(script)
 }
 
-/// The file with sections that ld does not merge: Linux does not, either.
+/// Returns the file with flags that keep ld from merging sections, because Linux does not merge them either.
 fn unmerged(bytes: &[u8], sections: usize) -> Result<Vec<u8>> {
-    /// Of the file's header: where the section headers begin. Of a section's: its flags, and its size.
+    /// In the file's header: the position of the offset of the section headers. In a section header: the position of
+    /// the flags, and the size of the header.
     const TABLE: usize = 40;
     const FLAGS: usize = 8;
     const HEADER: usize = 64;

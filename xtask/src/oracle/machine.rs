@@ -1,31 +1,31 @@
-//! What the bytes of every module depend on: the state of the kernel that loaded them.
+//! The facts on which the bytes of every module depend: the state of the kernel that loaded them.
 
-use super::btf::{Btf, Member};
-use super::dump::Memory;
+use super::btf::{Btf, BtfMember};
+use super::dump::KernelMemory;
 use super::facts::target_word;
-use super::symbols::Symbols;
+use super::symbols::GuestSymbols;
 use crate::Result;
 
 /// The state of a kernel.
 #[derive(Debug)]
-pub(crate) struct Machine {
+pub(crate) struct KernelState {
     /// `boot_cpu_data.x86_capability`: features, then bugs.
     pub(crate) capabilities: Vec<u32>,
-    /// Whether lock prefixes are as they were compiled.
+    /// Whether lock prefixes are unchanged.
     pub(crate) is_smp: bool,
-    /// What `x86_return_thunk` points to.
+    /// The value of the variable `x86_return_thunk`.
     pub(crate) return_thunk: u64,
     /// The slots of `pv_ops`.
     pub(crate) pv_ops: Vec<u64>,
 }
 
-impl Machine {
-    pub(crate) fn read(memory: &Memory, symbols: &Symbols<'_>) -> Result<Machine> {
+impl KernelState {
+    pub(crate) fn read(memory: &KernelMemory, symbols: &GuestSymbols<'_>) -> Result<KernelState> {
         let (start, end) = (symbols.kernel("__start_BTF")?, symbols.kernel("__stop_BTF")?);
         let btf = Btf::parse(memory.bytes(start, end - start).ok_or("the dump has no BTF")?)?;
         let missing = |name: &'static str| move || format!("the dump has no {name}");
 
-        let Member { offset, elements } = btf.member("cpuinfo_x86", "x86_capability")?;
+        let BtfMember { offset, elements } = btf.member("cpuinfo_x86", "x86_capability")?;
         let words = elements.ok_or("x86_capability is no array")?;
         let first = symbols.kernel("boot_cpu_data")? + offset;
         let capabilities = (0..words).map(|word| memory.u32_at(first + u64::from(word) * 4));
@@ -39,15 +39,15 @@ impl Machine {
         let return_thunk =
             memory.u64_at(symbols.kernel("x86_return_thunk")?).ok_or_else(missing("x86_return_thunk"))?;
         let pv_ops = pv_ops.ok_or_else(missing("pv_ops"))?;
-        Ok(Machine { capabilities, is_smp: is_uniprocessor == [0], return_thunk, pv_ops })
+        Ok(KernelState { capabilities, is_smp: is_uniprocessor == [0], return_thunk, pv_ops })
     }
 
-    /// As `modhost image --cpu-caps` takes it.
+    /// Returns the capabilities in the format of `modhost image --cpu-caps`.
     pub(crate) fn caps_file(&self) -> String {
         self.capabilities.iter().map(|word| format!("{word:08x}\n")).collect()
     }
 
-    /// The facts that hold for every module, as `modhost image --facts` takes them.
+    /// Returns the facts for every module, in the format of `modhost image --facts`.
     pub(crate) fn facts_file(&self) -> String {
         let mut text = format!("smp {}\nreturn_thunk {:#x}\n", u8::from(self.is_smp), self.return_thunk);
         for (slot, target) in self.pv_ops.iter().enumerate() {
@@ -56,8 +56,8 @@ impl Machine {
         text
     }
 
-    /// What tells boots apart at a glance.
-    pub(crate) fn summary(&self, symbols: &Symbols<'_>) -> String {
+    /// Returns a line that characterises the boot.
+    pub(crate) fn summary(&self, symbols: &GuestSymbols<'_>) -> String {
         let thunk = symbols.name_at(self.return_thunk).unwrap_or("somewhere without a name");
         let cpus = if self.is_smp { "lock prefixes kept" } else { "lock prefixes taken away" };
         format!(
@@ -67,19 +67,23 @@ impl Machine {
         )
     }
 
-    /// The names of the features that are set, as the kernel's own tables have them: what /proc/cpuinfo prints. This
-    /// shows that the words are the right ones.
-    pub(crate) fn names(&self, memory: &Memory, symbols: &Symbols<'_>) -> Result<(Vec<String>, Vec<String>)> {
+    /// Returns the names of the set features, from the kernel's own tables, as /proc/cpuinfo prints them. This shows
+    /// that the words are the right ones.
+    pub(crate) fn names(
+        &self,
+        memory: &KernelMemory,
+        symbols: &GuestSymbols<'_>,
+    ) -> Result<(Vec<String>, Vec<String>)> {
         let (flags, bugs) = (symbols.kernel("x86_cap_flags")?, symbols.kernel("x86_bug_flags")?);
-        // Two words of bugs are the last ones.
+        // The last two words hold bugs.
         let features = self.capabilities.len() - 2;
         let (first, last) = self.capabilities.split_at(features);
         Ok((names_of(first, memory, flags), names_of(last, memory, bugs)))
     }
 }
 
-/// The names of the bits that are set: a table of pointers to strings, NULL if a bit has no name.
-fn names_of(words: &[u32], memory: &Memory, table: u64) -> Vec<String> {
+/// Returns the names of the set bits. `table` is a table of pointers to strings, with NULL for a bit without a name.
+fn names_of(words: &[u32], memory: &KernelMemory, table: u64) -> Vec<String> {
     let bits = words.iter().flat_map(|word| (0..32).map(move |bit| word >> bit & 1 == 1));
     let set = bits.zip(0_u64..).filter(|(is_set, _)| *is_set);
     let names = set.filter_map(|(_, bit)| memory.string_at(memory.u64_at(table + bit * 8).filter(|it| *it != 0)?));

@@ -1,37 +1,37 @@
-//! What a module's sections would be if Linux relocated them and did nothing else. Written apart from the product's own
-//! relocations, for Linux's few types only.
+//! The sections of a module as if Linux only relocated them. Implemented independently of the product's own
+//! relocations, for the few types that Linux supports.
 
 use std::collections::{BTreeMap, HashMap};
 
 use object::elf;
 
-use super::ko::{Ko, PERCPU, Relocation, Symbol};
-use super::symbols::Symbols;
+use super::ko::{Ko, KoRelocation, KoSymbol, PERCPU};
+use super::symbols::GuestSymbols;
 use crate::Result;
 
-/// A section as its relocations make it.
-pub(crate) struct Relocated {
+/// A relocated section.
+pub(crate) struct ExpectedSection {
     pub(crate) bytes: Vec<u8>,
-    /// The fields: where, and how many bytes.
+    /// The relocated fields: offset and width in bytes.
     pub(crate) fields: Vec<(usize, usize)>,
-    /// Fields that are as in the file, because the names of their symbols say too little.
+    /// The fields that are as in the file, because the names of their symbols are ambiguous.
     pub(crate) unresolved: Vec<(usize, usize)>,
 }
 
-/// Where a module's symbols are.
-pub(crate) struct Places<'p> {
+/// The addresses of a module's symbols.
+pub(crate) struct ModulePlaces<'p> {
     pub(crate) addresses: BTreeMap<usize, u64>,
     pub(crate) percpu: Option<u64>,
     pub(crate) ko: &'p Ko<'p>,
-    pub(crate) symbols: &'p Symbols<'p>,
+    pub(crate) symbols: &'p GuestSymbols<'p>,
     pub(crate) exports: &'p HashMap<&'p str, u64>,
 }
 
-impl Places<'_> {
-    /// A section of the file, relocated.
-    pub(crate) fn relocated(&self, section: usize) -> Result<Relocated> {
+impl ModulePlaces<'_> {
+    /// Returns a section of the file, relocated.
+    pub(crate) fn relocated(&self, section: usize) -> Result<ExpectedSection> {
         let bytes = self.ko.bytes_of(section)?.to_vec();
-        let mut relocated = Relocated { bytes, fields: Vec::new(), unresolved: Vec::new() };
+        let mut relocated = ExpectedSection { bytes, fields: Vec::new(), unresolved: Vec::new() };
         for relocation in self.ko.relocations(section)? {
             let at = usize::try_from(relocation.offset)?;
             let width = match relocation.raw {
@@ -51,15 +51,15 @@ impl Places<'_> {
         Ok(relocated)
     }
 
-    /// The value of a relocated field; `None` if its symbol is not known.
-    fn value(&self, relocation: &Relocation, section: u64) -> Result<Option<u64>> {
+    /// Returns the value of a relocated field, or `None` if its symbol is not known.
+    fn value(&self, relocation: &KoRelocation, section: u64) -> Result<Option<u64>> {
         let Some(symbol) = self.address(&self.ko.symbol(relocation.symbol)?) else { return Ok(None) };
         let (value, place) = (symbol.wrapping_add_signed(relocation.addend), section.wrapping_add(relocation.offset));
         let is_relative = [elf::R_X86_64_PC32, elf::R_X86_64_PLT32, elf::R_X86_64_PC64].contains(&relocation.raw);
         Ok(Some(if is_relative { value.wrapping_sub(place) } else { value }))
     }
 
-    fn address(&self, symbol: &Symbol) -> Option<u64> {
+    fn address(&self, symbol: &KoSymbol) -> Option<u64> {
         match symbol.section {
             elf::SHN_UNDEF if symbol.name.is_empty() => Some(0),
             elf::SHN_UNDEF => {

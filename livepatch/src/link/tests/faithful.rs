@@ -1,6 +1,6 @@
 //! Holds what `link` has made against what it was given: what moved, how, and that nothing else did.
 
-use modload_abi::record::Record as _;
+use modload_abi::record::FixedRecord as _;
 use modload_abi::{Rela, section};
 use object::LittleEndian as LE;
 use object::elf::{self, FileHeader64, SectionHeader64, Sym64};
