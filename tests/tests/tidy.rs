@@ -65,7 +65,7 @@ const SAFE: [&str; 8] = ["abi", "edit", "notifier", "relocs", "alternatives", "p
 const UNSAFE: [&str; 13] = [
     "text/",
     "threads/",
-    "loader/src/entry.rs",
+    "loader/src/modules/entry.rs",
     "host/src/foreign.rs",
     "host/src/c_api.rs",
     "host/src/c_library.rs",

@@ -1,0 +1,279 @@
+//! Stage *resolve*: every symbol gets its address; what nobody defines is reported all at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use modload_abi::livepatch::{self, KlpSymbol};
+use modload_abi::section;
+use modload_edit::{Addr, index};
+use modload_relocs::{Symbol, SymbolKind};
+use object::elf;
+
+use crate::elf::file::{File, Place, Sym};
+use crate::modules::registry::{Found, ModuleId, Registry};
+use crate::modules::timeline::Recorder;
+use crate::operate::suggest::Suggestions;
+use crate::prepare::layout::{Layout, THUNK, bounded_section, thunk};
+use crate::prepare::memory::Staging;
+use crate::prepare::params;
+use crate::prepare::policy::{Judge, Wanted};
+use crate::prepare::vague::{self, Shared};
+use crate::vocabulary::error::{Error, Unresolved};
+
+/// A symbol that comes from outside all modules.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct External {
+    /// Its address.
+    pub addr: Addr,
+    /// Whether only modules with a GPL-compatible licence may use it.
+    pub gpl_only: bool,
+    /// Its CRC, if uses of it are to be checked against `__versions`.
+    pub crc: Option<u32>,
+}
+
+/// What the host offers to its modules.
+pub trait Externals: Send + Sync {
+    /// Symbols that come before those of modules: what the host exports.
+    fn exported(&self, name: &[u8]) -> Option<External>;
+
+    /// Symbols that come last, when no module has one of that name: those of the process.
+    fn fallback(&self, name: &[u8]) -> Option<External>;
+
+    /// For each of these names the addresses of the host's own symbols of that name, in the order of its symbol table,
+    /// whether it exports them or not: what a live patch's symbols of `vmlinux` mean. Names that it does not have may be
+    /// left out.
+    fn own<'n>(&self, names: &BTreeSet<&'n [u8]>) -> BTreeMap<&'n [u8], Vec<Addr>> {
+        let _ = names;
+        BTreeMap::new()
+    }
+
+    /// The names behind [`Externals::exported`], to suggest one that is like what was asked for.
+    fn names(&self) -> Vec<String>;
+}
+
+impl fmt::Debug for dyn Externals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Externals")
+    }
+}
+
+/// The addresses of all symbols of a module, by their index.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    pub(crate) symbols: Vec<Symbol>,
+    /// How many came from outside the module.
+    pub(crate) external: u64,
+    /// The symbols that the module defines, and that mean another's definition all the same, in order.
+    pub(crate) elsewhere: Vec<u32>,
+}
+
+/// Who asks, and whom.
+#[derive(Clone, Copy)]
+pub(crate) struct Scene<'a> {
+    pub(crate) registry: &'static Registry,
+    pub(crate) user: ModuleId,
+    pub(crate) name: &'a Arc<str>,
+    pub(crate) externals: &'a dyn Externals,
+    pub(crate) judge: &'a Judge<'a>,
+    pub(crate) absent: Absent,
+    /// Which of its definitions the module shares with others.
+    pub(crate) shared: Shared,
+}
+
+/// What is done about symbols that nobody has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Absent {
+    Refused,
+    /// They are taken to be in reach: for those who only want to see what would become of the module.
+    Somewhere,
+}
+
+pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene: Scene<'_>) -> Result<Resolved, Error> {
+    let mut symbols: Vec<Symbol> = file.symbols().map(|(_, symbol)| defined(&symbol, layout, memory)).collect();
+    for &(at, spot) in &layout.commons {
+        symbols[index(at.into())].addr = memory.addr(spot);
+    }
+    for &at in layout.indirect.symbols() {
+        if let Some(entry) = layout.indirect(at) {
+            symbols[index(at.into())].addr = memory.addr(entry);
+        }
+    }
+    let mut missing = Vec::new();
+    let mut external = 0;
+    let mut elsewhere = Vec::new();
+    for (at, symbol) in file.symbols() {
+        let Some(strength) = vague::strength(file, &symbol) else { continue };
+        if let Some(addr) = vague::elsewhere(&symbol, strength, scene.shared, scene)? {
+            symbols[index(at.into())] = Symbol { addr, size: symbol.size, kind: SymbolKind::External };
+            elsewhere.push(at);
+            external += 1;
+        }
+    }
+    for &at in &layout.undefined {
+        let Some(symbol) = file.symbol(at) else { continue };
+        let operations = layout.operations.filter(|(table, _)| *table == at).map(|(_, spot)| memory.addr(spot));
+        let resolved = match operations.or_else(|| supplied(symbol.name(), file, layout, memory)) {
+            Some(addr) => Some((addr, SymbolKind::Defined)),
+            None => {
+                let found = outside(&symbol, scene)?;
+                external += u64::from(found.is_ok());
+                match found {
+                    Ok(addr) => Some((addr, SymbolKind::External)),
+                    Err(_) if symbol.bind == elf::STB_WEAK => Some((Addr::NULL, SymbolKind::UndefinedWeak)),
+                    Err(_) if scene.absent == Absent::Somewhere => {
+                        Some((memory.addr(layout.got), SymbolKind::External))
+                    }
+                    Err(because) => {
+                        missing.push((at, because));
+                        None
+                    }
+                }
+            }
+        };
+        if let Some((addr, kind)) = resolved {
+            symbols[index(at.into())] = Symbol { addr, size: symbol.size, kind };
+        }
+    }
+    let of_host = layout.livepatch.iter().filter_map(|&at| {
+        let symbol = file.symbol(at)?;
+        let klp = KlpSymbol::parse(symbol.name()).filter(|klp| klp.object == livepatch::VMLINUX)?;
+        Some((at, symbol, klp))
+    });
+    let of_host: Vec<_> = of_host.collect();
+    // It may have to read a large file for it, so it is asked once.
+    let names: BTreeSet<_> = of_host.iter().map(|(.., klp)| klp.name).collect();
+    let own = if names.is_empty() { BTreeMap::new() } else { scene.externals.own(&names) };
+    for (at, symbol, klp) in of_host {
+        let operations = layout.operations.filter(|(table, _)| *table == at).map(|(_, spot)| memory.addr(spot));
+        match operations.or_else(|| picked(own.get(klp.name)?, klp.position)) {
+            Some(addr) => symbols[index(at.into())] = Symbol { addr, size: symbol.size, kind: SymbolKind::External },
+            None if scene.absent == Absent::Somewhere => {
+                let addr = memory.addr(layout.got);
+                symbols[index(at.into())] = Symbol { addr, size: symbol.size, kind: SymbolKind::External };
+            }
+            None => missing.push((at, Some("the host has none of this name and position"))),
+        }
+    }
+    if missing.is_empty() {
+        return Ok(Resolved { symbols, external, elsewhere });
+    }
+    let names = |each: &mut dyn FnMut(&str)| {
+        scene.externals.names().iter().for_each(|name| each(name));
+        scene.registry.lock().export_names(each);
+    };
+    let mut suggestions = Suggestions::among(names);
+    let reports = missing.iter().map(|&(at, because)| report(file, at, because, &mut suggestions));
+    Err(Error::Unresolved(reports.collect()))
+}
+
+/// Which of several a symbol's position means: the only one, or that of this number, from 1.
+pub(crate) fn picked(all: &[Addr], position: u64) -> Option<Addr> {
+    match (position, all) {
+        (0, [only]) => Some(*only),
+        (0, _) => None,
+        (number, all) => all.get(index(number - 1)).copied(),
+    }
+}
+
+fn defined(symbol: &Sym<'_>, layout: &Layout, memory: &Staging) -> Symbol {
+    let (addr, kind) = match symbol.place {
+        Place::Absolute => (Addr::new(symbol.value), SymbolKind::Absolute),
+        Place::Common => (Addr::NULL, SymbolKind::Defined),
+        Place::Undefined => (Addr::NULL, SymbolKind::UndefinedWeak),
+        Place::Livepatch => (Addr::NULL, SymbolKind::Waiting),
+        Place::Section(section) => match layout.section(section) {
+            Some(spot) => (memory.addr(spot) + symbol.value, SymbolKind::Defined),
+            None => (Addr::NULL, SymbolKind::Discarded),
+        },
+    };
+    Symbol { addr, size: symbol.size, kind }
+}
+
+/// What a linker would define.
+fn supplied(name: &[u8], file: &File<'_>, layout: &Layout, memory: &Staging) -> Option<Addr> {
+    if name == section::GOT_SYMBOL.as_bytes() {
+        return Some(memory.addr(layout.got));
+    }
+    if name == section::THIS_MODULE_SYMBOL.as_bytes() {
+        return layout.this_module.map(|spot| memory.addr(spot));
+    }
+    if name == section::DSO_HANDLE_SYMBOL.as_bytes() {
+        return layout.dso_handle().map(|spot| memory.addr(spot));
+    }
+    if let Some(ops) = name.strip_prefix(section::PARAM_OPS_PREFIX.as_bytes()) {
+        return params::ops(ops);
+    }
+    if name == section::PARAM_ARRAY_OPS_SYMBOL.as_bytes() {
+        return params::ops(b"array");
+    }
+    if let (Some(number), Some(thunks)) = (thunk(name), layout.thunks) {
+        return Some(memory.addr(thunks) + THUNK * number);
+    }
+    let bounded = bounded_section(name)?;
+    let mut of_that_name = file.sections.iter().zip(&layout.sections).filter_map(|(section, spot)| {
+        let spot = (*spot).filter(|_| section.name == bounded)?;
+        let start = memory.addr(spot);
+        Some((start, start + section.size))
+    });
+    let first = of_that_name.next()?;
+    let last = of_that_name.next_back().unwrap_or(first);
+    Some(if name.starts_with(section::START_PREFIX.as_bytes()) { first.0 } else { last.1 })
+}
+
+/// What comes from the host, from another module or from the process, in this order; or why it cannot be had.
+fn outside(symbol: &Sym<'_>, scene: Scene<'_>) -> Result<Result<Addr, Option<&'static str>>, Error> {
+    if symbol.name().is_empty() {
+        return Ok(Err(Some("it has no name")));
+    }
+    if symbol.name().starts_with(section::KLP_MARK_PREFIX.as_bytes()) {
+        return Ok(Err(Some("it is marked for `modhost klp-link`, which makes a live patch of such an object")));
+    }
+    let recorder = Recorder { registry: scene.registry, module: scene.name };
+    let usable = |external: External| {
+        let External { addr, gpl_only, crc } = external;
+        let wanted = Wanted { symbol: symbol.name(), owner: "the host", gpl_only, namespace: &[], crc };
+        scene.judge.symbol(recorder, &wanted).map(|()| Ok(addr))
+    };
+    if let Some(external) = scene.externals.exported(symbol.name()) {
+        return usable(external);
+    }
+    if let Some((export, owner)) = scene.registry.export(symbol.name()) {
+        let (gpl_only, namespace, crc) = (export.gpl_only, &*export.namespace, export.crc);
+        let wanted = Wanted { symbol: symbol.name(), owner: &owner, gpl_only, namespace, crc };
+        scene.judge.symbol(recorder, &wanted)?;
+        match scene.registry.use_export(scene.user, symbol.name(), &export)? {
+            Found::Usable { addr } => return Ok(Ok(addr)),
+            Found::Unavailable(because) => return Ok(Err(Some(because))),
+            Found::Nothing => {}
+        }
+    }
+    // What is exported is exported to hidden references, too, as in Linux, which does not look at visibility: they are
+    // how code says that it need not go through a table. What a dynamic linker offers is not.
+    if matches!(symbol.visibility, elf::STV_HIDDEN | elf::STV_INTERNAL) {
+        return Ok(Err(Some("it is hidden, and neither defined in this module nor exported by another")));
+    }
+    scene.externals.fallback(symbol.name()).map_or(Ok(Err(None)), usable)
+}
+
+fn report(
+    file: &File<'_>,
+    at: u32,
+    because: Option<&'static str>,
+    suggestions: &mut Suggestions<impl Fn(&mut dyn FnMut(&str))>,
+) -> Unresolved {
+    let symbol = file.display_name(at);
+    let mut uses = file.relas.iter().chain(&file.klp_relas).flat_map(|relas| {
+        relas.records.iter().filter(move |rela| rela.symbol == at).map(move |rela| (relas.target, rela.offset))
+    });
+    let first = uses.next();
+    let used_at = first.map_or_else(String::new, |(section, offset)| {
+        let place = file.display_place(section, offset);
+        file.function_at(section, offset).map_or(place.clone(), |function| format!("{place} in {function}"))
+    });
+    let others = uses.count();
+    // What is there and cannot be had needs no suggestion.
+    let nearest = because.is_none().then(|| suggestions.nearest(&symbol)).flatten();
+    let uses = modload_edit::wide(others) + u64::from(first.is_some());
+    Unresolved { symbol, used_at, uses, nearest, because }
+}

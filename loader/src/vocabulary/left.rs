@@ -1,0 +1,42 @@
+//! How a module's function was left other than by returning, said in the module's terms.
+
+use std::fmt;
+
+use modload_edit::Addr;
+use modload_threads::boundary::{Left, Thrown};
+
+use crate::modules::registry::Registry;
+
+/// How a module's function was left, and where in which module that was begun.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct LeftBy {
+    /// How.
+    pub thrown: Thrown,
+    /// The innermost place in a module, as `func+0x12/0x40 [module]`; `None` if it was in none, or is not known.
+    pub place: Option<String>,
+}
+
+impl LeftBy {
+    /// Describes it, while the modules are there.
+    pub(crate) fn describe(registry: &Registry, left: Left) -> LeftBy {
+        let describe = |pc: &u64| {
+            let at = Addr::new(*pc);
+            let module = registry.lock().module_at(at.offset(-1))?;
+            module.describe_return(at)
+        };
+        LeftBy { place: left.from.iter().find_map(describe), thrown: left.thrown }
+    }
+}
+
+impl fmt::Display for LeftBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.thrown.fmt(f)?;
+        let verb = match self.thrown {
+            Thrown::ThreadExit => "called",
+            Thrown::Cancelled => "met",
+            _ => "thrown",
+        };
+        self.place.as_ref().map_or(Ok(()), |place| write!(f, ", {verb} at {place}"))
+    }
+}
