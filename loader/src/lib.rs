@@ -37,28 +37,32 @@ pub use elf::link::Input;
 pub use modload_notifier::Order;
 pub use modules::chains::{BUILTIN, Membership, Refusal, Subscriber};
 pub use modules::entry::Image;
-pub use modules::inside::{CannotLook, LookError, Occupant, Occupies, can_look};
+pub use modules::inside::{CannotLook, LookError, can_look};
 pub use modules::module::{FunctionSymbol, Module, Reference, SectionInfo, Symbol};
-pub use modules::registry::State;
 pub use modules::timeline::{Event, EventKind, Listening, Outcome, Recording, Timeline};
 pub use operate::explain::{Change, Explanation};
-pub use operate::form::Exports;
 pub use operate::inspect::{
     FunctionBytes, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable, InspectedWait,
     Inspection,
 };
 pub use operate::load::{Faults, Injected, Loader, NoFaults};
-pub use operate::onlooker::{Kept, Onlooker, Seen, SeenFunction, SeenSection, Shown};
-pub use operate::resolve::{External, Externals};
+pub use operate::onlooker::{Onlooker, Seen, SeenFunction, SeenSection, Shown};
 pub use operate::set_param::SetParamError;
-pub use prepare::deferred::{DeferredError, Slice, SlicePlan, Slices, WantedSymbol};
+pub use prepare::deferred::{Slice, SlicePlan, Slices, WantedSymbol};
 pub use prepare::image::{
     ImageComing, ImageSection, Kallsyms, Machine, MachineError, MemoryImage, Placement, hexadecimal,
 };
 pub use prepare::memory::{Coming, SectionBytes};
 pub use prepare::names::SymbolKind;
-pub use prepare::params::{ParamError, ParamInfo, ParamType};
-pub use prepare::policy::{Check, ForcedUnload, Policy, Proof, Rule, Verdict};
-pub use prepare::specialise::{Branch, HostOperations, Rewriting, TrampolineCall};
-pub use vocabulary::error::{Advice, Error, LoadError, Stage, UnloadError, Unresolved, sentence};
+pub use prepare::params::{ParamInfo, ParamType};
+pub use prepare::policy::{Check, Exports, ForcedUnload, Policy, Proof, Rule, Verdict};
+pub use vocabulary::deferred_error::DeferredError;
+pub use vocabulary::error::{Advice, Error, LoadError, UnloadError, Unresolved, sentence};
+pub use vocabulary::externals::{External, Externals};
+pub use vocabulary::kept::Kept;
 pub use vocabulary::left::LeftBy;
+pub use vocabulary::occupant::{Occupant, Occupies};
+pub use vocabulary::param_error::ParamError;
+pub use vocabulary::rewriting::{Branch, HostOperations, Rewriting, TrampolineCall};
+pub use vocabulary::stage::Stage;
+pub use vocabulary::state::State;

@@ -11,7 +11,7 @@ use object::LittleEndian as LE;
 use object::U32;
 use object::elf;
 
-use crate::vocabulary::error::escaped;
+use crate::vocabulary::escape::escaped;
 
 /// A relocatable object that has been checked.
 #[derive(Debug)]

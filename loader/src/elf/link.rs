@@ -16,7 +16,8 @@ use crate::elf::file::File;
 use crate::elf::link::archive::Archive;
 use crate::elf::link::symbols::Symbols;
 use crate::operate::admit;
-use crate::vocabulary::error::{Error, escaped};
+use crate::vocabulary::error::Error;
+use crate::vocabulary::escape::escaped;
 
 use modload_abi::section;
 

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use modload_abi::{modinfo, section};
 
 use crate::elf::file::File;
-use crate::vocabulary::error::{Error, escaped};
+use crate::vocabulary::error::Error;
+use crate::vocabulary::escape::escaped;
 
 /// Linux's MODULE_NAME_LEN, less the closing NUL.
 pub(crate) const MAX_NAME: usize = 55;

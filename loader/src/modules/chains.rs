@@ -10,11 +10,12 @@ use std::thread;
 use modload_notifier::{Member, MemberId, Order, Refused, call_robust};
 
 use crate::modules::module::{Module, lock};
-use crate::modules::registry::{ModuleId, Registry, State};
+use crate::modules::registry::{ModuleId, Registry};
 use crate::modules::timeline::{EventKind, Outcome, Recorder};
 use crate::prepare::memory::{Coming, Formed};
-use crate::prepare::specialise::TrampolineCall;
 use crate::vocabulary::error::Error;
+use crate::vocabulary::rewriting::TrampolineCall;
+use crate::vocabulary::state::State;
 
 /// The subscribers that stand outside all priorities, in coming order; going is the mirror image.
 ///

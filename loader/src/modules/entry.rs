@@ -11,7 +11,7 @@ use modload_edit::{Addr, index, wide};
 use modload_threads::boundary::{self, Left};
 
 use crate::elf::link::Input;
-use crate::modules::registry::State;
+use crate::vocabulary::state::State;
 
 /// Bytes of a module whose author is trusted, with the name and the parameters it is to be loaded with.
 #[derive(Clone, Debug)]

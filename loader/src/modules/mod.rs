@@ -8,6 +8,7 @@ pub(crate) mod module;
 pub(crate) mod timeline;
 pub(crate) mod chains;
 pub(crate) mod entry;
+pub(crate) mod boundary;
 pub(crate) mod inside;
 pub(crate) mod quarantine;
 pub(crate) mod fork;

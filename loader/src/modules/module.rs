@@ -8,15 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use modload_edit::{Addr, NOPS, ZERO, index, wide};
-use modload_threads::boundary;
 use modload_threads::creation::Creator;
 use modload_threads::frames::is_behind_call;
 
 use crate::modules::chains::Accepted;
-use crate::modules::inside::{self, LookError, Occupant};
-use crate::modules::registry::{ModuleId, Registry, State};
+use crate::modules::inside::{self, LookError};
+use crate::modules::registry::{ModuleId, Registry};
 use crate::modules::timeline::{EventKind, Recorder};
-use crate::operate::form::Functions;
 use crate::operate::unload::{self, Unless, Which};
 use crate::prepare::deferred::Slices;
 use crate::prepare::layout::Part;
@@ -24,8 +22,11 @@ use crate::prepare::memory::{Core, Ranges};
 use crate::prepare::names::{Names, SymbolKind};
 use crate::prepare::params::ParamInfo;
 use crate::prepare::policy::Proof;
-use crate::vocabulary::error::{UnloadError, escaped};
-use crate::vocabulary::left::LeftBy;
+use crate::vocabulary::error::UnloadError;
+use crate::vocabulary::escape::escaped;
+use crate::vocabulary::functions::Functions;
+use crate::vocabulary::occupant::Occupant;
+use crate::vocabulary::state::State;
 
 /// A symbol of a module.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -403,14 +404,6 @@ impl Module {
     #[must_use]
     pub fn creator(&self) -> Arc<Creator> {
         self.creator.clone()
-    }
-
-    /// Runs something that may call the module's code: what that throws ends here.
-    ///
-    /// # Errors
-    /// [`LeftBy`]: how the code was left, other than by returning, and where.
-    pub fn guard<R>(&self, run: impl FnOnce() -> R) -> Result<R, LeftBy> {
-        boundary::guard(run).map_err(|left| LeftBy::describe(self.registry, left))
     }
 
     /// Whether an address lies in the module's memory. That of its init sections is others' when `init` has returned.

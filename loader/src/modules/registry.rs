@@ -12,7 +12,6 @@ use modload_edit::Addr;
 use modload_notifier::{Chains, Member};
 use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
-use serde::{Deserialize, Serialize};
 
 use crate::modules::chains::Seat;
 use crate::modules::entry;
@@ -22,31 +21,7 @@ use crate::modules::quarantine::{Quarantined, quarantine};
 use crate::modules::timeline::Ear;
 use crate::prepare::vague::{Strength, Table};
 use crate::vocabulary::error::Error;
-
-/// The states of a module, as Linux has them.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum State {
-    /// Its name is reserved and nothing more can be seen of it.
-    Unformed,
-    /// It is formed and relocated; the coming chain and `init` are under way.
-    Coming,
-    /// `init` has returned.
-    Live,
-    /// It is on its way out.
-    Going,
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            State::Unformed => "UNFORMED",
-            State::Coming => "COMING",
-            State::Live => "LIVE",
-            State::Going => "GOING",
-        })
-    }
-}
+use crate::vocabulary::state::State;
 
 /// A module's place in its registry: rises with each load and is never used again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -7,9 +7,10 @@ use std::thread::{self, ThreadId};
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
-use crate::modules::registry::{Registry, State};
+use crate::modules::registry::Registry;
 use crate::prepare::policy::{Rule, Verdict};
-use crate::vocabulary::error::Stage;
+use crate::vocabulary::stage::Stage;
+use crate::vocabulary::state::State;
 
 /// One thing that happened to a module.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]

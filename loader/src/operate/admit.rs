@@ -10,7 +10,8 @@ use crate::elf::modinfo::Modinfo;
 use crate::modules::timeline::Recorder;
 use crate::prepare::deferred;
 use crate::prepare::policy::{Judge, Policy};
-use crate::vocabulary::error::{Error, escaped};
+use crate::vocabulary::error::Error;
+use crate::vocabulary::escape::escaped;
 
 /// Turns away what cannot or may not be loaded.
 pub(crate) fn admit<'a>(

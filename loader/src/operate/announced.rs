@@ -19,9 +19,9 @@ use crate::operate::onlooker::{self, Made, Onlooker, Seen};
 use crate::operate::unload;
 use crate::prepare::memory::{Formed, Init, Installed};
 use crate::prepare::params::{self, ParamsSet};
-use crate::prepare::specialise::TrampolineCall;
 use crate::vocabulary::error::Error;
 use crate::vocabulary::left::LeftBy;
+use crate::vocabulary::rewriting::TrampolineCall;
 
 /// A module that everybody has agreed to. `M` says what can still be done with its memory.
 pub(crate) struct Announced<'a, M> {

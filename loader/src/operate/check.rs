@@ -4,23 +4,19 @@
 use modload_edit::Ledger;
 
 use crate::elf::file::File;
-use crate::elf::link;
-use crate::elf::link::Input;
+use crate::elf::link::{self, Input};
 use crate::elf::modinfo;
 use crate::operate::admit;
 use crate::operate::form::Tables;
 use crate::operate::load::Loader;
-use crate::operate::resolve;
-use crate::operate::resolve::{Absent, Scene};
-use crate::prepare::deferred;
-use crate::prepare::deferred::{Slices, Waiting};
-use crate::prepare::layout;
-use crate::prepare::memory;
+use crate::operate::resolve::{self, Absent, Scene};
+use crate::prepare::deferred::{self, Slices, Waiting};
 use crate::prepare::policy::Judge;
-use crate::prepare::relocate;
-use crate::prepare::specialise;
 use crate::prepare::vague::Shared;
-use crate::vocabulary::error::{Error, LoadError, Stage, escaped};
+use crate::prepare::{layout, memory, relocate, specialise};
+use crate::vocabulary::error::{Error, LoadError};
+use crate::vocabulary::escape::escaped;
+use crate::vocabulary::stage::Stage;
 
 impl Loader {
     /// Runs the stages *link* to *form* on a link unit and discards the result. Nothing is published and no code runs. Undefined

@@ -9,8 +9,7 @@ use object::elf;
 use serde::Serialize;
 
 use crate::elf::file::{File, Place};
-use crate::elf::link;
-use crate::elf::link::Input;
+use crate::elf::link::{self, Input};
 use crate::elf::modinfo;
 use crate::operate::admit;
 use crate::operate::load::Loader;
@@ -20,9 +19,12 @@ use crate::prepare::layout::{self, Layout};
 use crate::prepare::memory::{self, Staging};
 use crate::prepare::policy::Judge;
 use crate::prepare::relocate;
-use crate::prepare::specialise::{Rewriting, specialise};
+use crate::prepare::specialise::specialise;
 use crate::prepare::vague::Shared;
-use crate::vocabulary::error::{Error, LoadError, Stage, escaped};
+use crate::vocabulary::error::{Error, LoadError};
+use crate::vocabulary::escape::escaped;
+use crate::vocabulary::rewriting::Rewriting;
+use crate::vocabulary::stage::Stage;
 
 /// One function, before and after.
 #[derive(Clone, Debug, Serialize)]

@@ -10,8 +10,7 @@ use object::elf;
 use crate::elf::file::{File, Place, Sym};
 use crate::elf::modinfo::Modinfo;
 use crate::modules::module::{self, Module, Parts};
-use crate::modules::registry::{Export, ModuleId, Registry, State};
-use crate::operate::resolve::Externals;
+use crate::modules::registry::{Export, ModuleId, Registry};
 use crate::prepare::deferred::Slices;
 use crate::prepare::layout::{Layout, Spot};
 use crate::prepare::memory::{Formed, Staging};
@@ -20,31 +19,11 @@ use crate::prepare::params::ParamInfo;
 use crate::prepare::policy::{Judge, Policy};
 use crate::prepare::unwind;
 use crate::prepare::vague::{self, Shared, Strength, Table};
-use crate::vocabulary::error::{Error, escaped};
-
-/// Functions that the loader itself calls, by address.
-#[derive(Clone, Default, Debug)]
-pub(crate) struct Functions {
-    pub(crate) init: Option<Addr>,
-    pub(crate) exit: Option<Addr>,
-    /// Resolvers of indirect functions, and the slots into which their results go.
-    pub(crate) resolvers: Vec<(Addr, Addr)>,
-    /// In order of their calls.
-    pub(crate) constructors: Vec<Addr>,
-    /// In order of their calls.
-    pub(crate) destructors: Vec<Addr>,
-    /// Its `struct module`.
-    pub(crate) this_module: Option<Addr>,
-    /// What `__cxa_finalize` knows the module by.
-    pub(crate) dso_handle: Option<Addr>,
-}
-
-impl Functions {
-    /// Whether none of the module's code runs when it goes.
-    pub(crate) fn nothing_at_the_end(&self) -> bool {
-        self.exit.is_none() && self.destructors.is_empty() && self.dso_handle.is_none()
-    }
-}
+use crate::vocabulary::error::Error;
+use crate::vocabulary::escape::escaped;
+use crate::vocabulary::externals::Externals;
+use crate::vocabulary::functions::Functions;
+use crate::vocabulary::state::State;
 
 /// A symbol to be exported.
 #[derive(Debug)]
@@ -64,16 +43,6 @@ struct NewExports {
     exports: Vec<NewExport>,
     /// What is one for the process, exported or not.
     uniques: Vec<NewExport>,
-}
-
-/// Which symbols of a module others may use.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub enum Exports {
-    /// Those it exports: `EXPORT_SYMBOL`.
-    #[default]
-    Declared,
-    /// If it declares none: all its global functions, variables and numbers that are not hidden.
-    GlobalsOfPlainObjects,
 }
 
 /// What a module is formed from.

@@ -16,7 +16,8 @@ use crate::elf::modinfo as info;
 use crate::operate::admit;
 use crate::prepare::layout::{self, Part};
 use crate::prepare::vague::Shared;
-use crate::vocabulary::error::{Error, escaped};
+use crate::vocabulary::error::Error;
+use crate::vocabulary::escape::escaped;
 
 /// What is to be known of a module without loading it. All names are escaped.
 #[derive(Clone, Debug, Serialize)]

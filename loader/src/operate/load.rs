@@ -10,32 +10,33 @@ use modload_relocs::Counts;
 use modload_text::{Arena, ArenaError, StripeUsage};
 
 use crate::elf::file::File;
-use crate::elf::link;
-use crate::elf::link::Linked;
-use crate::elf::modinfo;
-use crate::elf::modinfo::Modinfo;
+use crate::elf::link::{self, Linked};
+use crate::elf::modinfo::{self, Modinfo};
 use crate::modules::chains::{self, Membership, Subscriber};
 use crate::modules::entry::Image;
 use crate::modules::module::{Module, Reference};
 use crate::modules::quarantine;
-use crate::modules::registry::{ModuleId, Registry, Reservation, State};
+use crate::modules::registry::{ModuleId, Registry, Reservation};
 use crate::modules::timeline::{Event, EventKind, Listening, Recorder, Recording};
 use crate::operate::admit;
 use crate::operate::announced::{Announced, Constructed, Dropped, IndirectResolved};
 use crate::operate::form::{NewModule, Unformed};
 use crate::operate::onlooker::{Made, Onlooker};
-use crate::operate::resolve::{self, Absent, Externals, Resolved, Scene};
+use crate::operate::resolve::{self, Absent, Resolved, Scene};
 use crate::operate::unload::{self, Unless, Which};
 use crate::prepare::deferred::{Slices, Waiting};
-use crate::prepare::layout;
-use crate::prepare::layout::Layout;
+use crate::prepare::layout::{self, Layout};
 use crate::prepare::memory::{self, Copied, Staging};
 use crate::prepare::params::ParamsSet;
 use crate::prepare::policy::{ForcedUnload, Judge, Policy, Proof};
 use crate::prepare::relocate;
 use crate::prepare::specialise::{self, Specialised};
 use crate::prepare::vague::Shared;
-use crate::vocabulary::error::{Error, LoadError, Stage, UnloadError, escaped};
+use crate::vocabulary::error::{Error, LoadError, UnloadError};
+use crate::vocabulary::escape::escaped;
+use crate::vocabulary::externals::Externals;
+use crate::vocabulary::stage::Stage;
+use crate::vocabulary::state::State;
 
 /// Loads and unloads modules. Dropping it unloads them all in reverse order and leaks, with an error in the log, what
 /// is still held.

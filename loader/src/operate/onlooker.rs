@@ -19,6 +19,7 @@ use crate::elf::file::{File, Place};
 use crate::modules::module::Module;
 use crate::operate::resolve::Resolved;
 use crate::prepare::layout::Layout;
+use crate::vocabulary::kept::{AllShown, Kept};
 
 /// Is shown modules. No lock is held meanwhile.
 pub trait Onlooker: Send + Sync {
@@ -31,11 +32,6 @@ impl fmt::Debug for dyn Onlooker {
         f.write_str("Onlooker")
     }
 }
-
-/// What an onlooker keeps of a module and drops with it.
-pub trait Kept: Send + fmt::Debug {}
-
-impl<T: Send + fmt::Debug> Kept for T {}
 
 /// What an onlooker keeps. The default is nothing.
 #[derive(Default, Debug)]
@@ -132,13 +128,6 @@ impl<'a> Seen<'a> {
             Some(SeenFunction { name: symbol.name(), addr, size: symbol.size })
         })
     }
-}
-
-/// What all onlookers keep of a module.
-#[derive(Default, Debug)]
-pub(crate) struct AllShown {
-    pub(crate) until_init: Vec<Box<dyn Kept>>,
-    pub(crate) until_gone: Vec<Box<dyn Kept>>,
 }
 
 /// Shows a module to all of them.

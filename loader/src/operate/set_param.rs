@@ -3,9 +3,9 @@
 use thiserror::Error;
 
 use crate::modules::module::{Module, lock};
-use crate::modules::registry::State;
-use crate::prepare::params::ParamError;
-use crate::vocabulary::error::escaped;
+use crate::vocabulary::escape::escaped;
+use crate::vocabulary::param_error::ParamError;
+use crate::vocabulary::state::State;
 
 /// Why the parameter of a LIVE module was not set.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]

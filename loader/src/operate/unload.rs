@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use modload_threads::{boundary, thread_exit};
 
-use crate::modules::chains;
-use crate::modules::entry;
 use crate::modules::inside::{self, Except, Occupied, Patience, Seen};
 use crate::modules::module::{Module, lock};
 use crate::modules::quarantine::{self, Memory};
-use crate::modules::registry::{Book, ModuleId, Registry, State};
+use crate::modules::registry::{Book, ModuleId, Registry};
 use crate::modules::timeline::{EventKind, Recorder};
+use crate::modules::{chains, entry};
 use crate::vocabulary::error::{self, UnloadError};
 use crate::vocabulary::left::LeftBy;
+use crate::vocabulary::state::State;
 
 /// Which module is to go.
 #[derive(Clone, Copy)]

@@ -17,7 +17,8 @@ pub use machine::{Kallsyms, Machine, MachineError, hexadecimal};
 
 use crate::elf::file::{File, Place};
 use crate::operate::admit;
-use crate::vocabulary::error::{Error, Unresolved, escaped};
+use crate::vocabulary::error::{Error, Unresolved};
+use crate::vocabulary::escape::escaped;
 
 /// A relocatable object, and where it is to stand.
 #[derive(Clone, Copy, Debug)]

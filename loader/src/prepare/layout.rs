@@ -10,9 +10,9 @@ use modload_relocs::{IndirectPlan, SlotPlan};
 use object::elf;
 
 use crate::elf::file::{File, Place, Section};
-use crate::prepare::specialise::HostOperations;
 use crate::prepare::vague::{self, Shared};
 use crate::vocabulary::error::Error;
+use crate::vocabulary::rewriting::HostOperations;
 
 /// A part of a module's memory: one range of one stripe.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -9,13 +9,13 @@ use modload_text::{Arena, Fresh, INT3, Placed, Protected, PublishFailed, Publish
 
 use crate::elf::file::File;
 use crate::modules::module::{Module, lock};
-use crate::operate::onlooker::{AllShown, Kept};
 use crate::prepare::deferred;
 use crate::prepare::layout::{Layout, Part, Space, Spot, THUNK, THUNKS, thunk_code};
 use crate::prepare::names::Names;
-use crate::prepare::specialise::{HostOperations, TrampolineCall};
 use crate::prepare::unwind::{self, Frames};
 use crate::vocabulary::error::Error;
+use crate::vocabulary::kept::{AllShown, Kept};
+use crate::vocabulary::rewriting::{HostOperations, TrampolineCall};
 
 /// Memory of a module that is UNFORMED: everything can be written, nothing is at its place but data.
 #[derive(Debug)]

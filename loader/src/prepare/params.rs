@@ -6,11 +6,12 @@ use std::fmt;
 use modload_abi::Param;
 use modload_abi::record::{KparamArray, KparamString, Record};
 use modload_edit::{Addr, index, wide};
-use thiserror::Error;
 
 use crate::prepare::layout::Part;
 use crate::prepare::memory::Staging;
-use crate::vocabulary::error::{Error, escaped};
+use crate::vocabulary::error::Error;
+use crate::vocabulary::escape::escaped;
+use crate::vocabulary::param_error::ParamError;
 
 /// The type of a parameter, named as in `module_param(name, type, perm)`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -107,47 +108,6 @@ pub struct ParamInfo {
     pub(crate) place: Addr,
     /// Strings that the module has pointers to, as long as it is loaded.
     held: Vec<CString>,
-}
-
-/// Why a value cannot be taken.
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
-pub enum ParamError {
-    /// The value is not of the type.
-    #[error("\"{value}\" is not {expected}")]
-    Invalid {
-        /// What was given, escaped.
-        value: String,
-        /// What would be right.
-        expected: String,
-    },
-    /// The number does not fit.
-    #[error("{value} does not fit {kind}")]
-    Range {
-        /// What was given.
-        value: String,
-        /// The type.
-        kind: &'static str,
-    },
-    /// Only a bool may go without.
-    #[error("it needs a value: NAME=VALUE")]
-    NeedsValue,
-    /// The string is too long.
-    #[error("a string of {len} bytes, and there is room for {max}")]
-    TooLong {
-        /// Its length.
-        len: usize,
-        /// The room, without the closing NUL.
-        max: usize,
-    },
-    /// The array is too small.
-    #[error("it takes at most {max} values")]
-    TooMany {
-        /// The room.
-        max: u32,
-    },
-    /// The module's record points somewhere else than its own variables.
-    #[error("its variable is not in the module's data")]
-    Outside,
 }
 
 /// The longest string a `charp` takes, as in Linux.

@@ -11,9 +11,9 @@ use serde::{Serialize, Serializer};
 use crate::elf::file::File;
 use crate::elf::modinfo::Modinfo;
 use crate::modules::timeline::{EventKind, Recorder};
-use crate::operate::form::Exports;
-use crate::prepare::specialise::Rewriting;
-use crate::vocabulary::error::{Error, escaped};
+use crate::vocabulary::error::Error;
+use crate::vocabulary::escape::escaped;
+use crate::vocabulary::rewriting::Rewriting;
 
 /// What is done about a module that breaks a rule.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,6 +87,16 @@ impl fmt::Display for Verdict {
             Verdict::Refused => "refused",
         })
     }
+}
+
+/// Which symbols of a module others may use.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Exports {
+    /// Those it exports: `EXPORT_SYMBOL`.
+    #[default]
+    Declared,
+    /// If it declares none: all its global functions, variables and numbers that are not hidden.
+    GlobalsOfPlainObjects,
 }
 
 /// What a host allows and how it reports. Why the defaults are what they are stands in ARCHITECTURE.md.

@@ -2,9 +2,9 @@
 //! with another machine's facts, are behind [`crate::MemoryImage`].
 
 use modload_abi::{Rela, section};
-use modload_alternatives::{self as alternatives, Boundaries, Facts, Profile};
+use modload_alternatives::{self as alternatives, Boundaries, Facts};
 use modload_edit::{Addr, Code, Engine, Ledger, ORDER, Step, Table, Why, index, wide};
-use modload_paravirt::{Direct, Operations, call_directly, paravirt};
+use modload_paravirt::{Direct, call_directly, paravirt};
 use modload_relocs::Value;
 use object::elf;
 
@@ -14,41 +14,7 @@ use crate::prepare::deferred::{Slices, Waiting};
 use crate::prepare::layout::{Layout, THUNK, THUNKS};
 use crate::prepare::memory::Staging;
 use crate::vocabulary::error::Error;
-
-/// What code is made for.
-#[derive(Clone, Debug)]
-pub struct Rewriting {
-    /// The machine.
-    pub facts: Facts,
-    /// The layout of `.altinstructions`.
-    pub profile: Profile,
-    /// What becomes of calls through an operations table that records tell of.
-    pub operations: Operations,
-    /// The host's own operations table, if it has one.
-    pub host_operations: Option<HostOperations>,
-}
-
-/// A table of functions that a host offers to its modules. A call through an entry (`call *table+8*N(%rip)`, which is
-/// what compilers make of `table.function()`) becomes a direct call where the function is in reach.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct HostOperations {
-    /// The table's name.
-    pub symbol: String,
-    /// Its functions.
-    pub entries: Vec<Addr>,
-}
-
-impl Default for Rewriting {
-    /// This machine; calls through tables stay.
-    fn default() -> Rewriting {
-        Rewriting {
-            facts: Facts::of_this_machine(),
-            profile: Profile::default(),
-            operations: Operations::default(),
-            host_operations: None,
-        }
-    }
-}
+use crate::vocabulary::rewriting::{Branch, HostOperations, Rewriting, TrampolineCall, record_size};
 
 /// What the engines have found.
 #[derive(Default, Debug)]
@@ -59,29 +25,6 @@ pub(crate) struct Specialised {
     pub(crate) calls: Vec<TrampolineCall>,
     /// What waits for objects of a live patch.
     pub(crate) slices: Option<Box<Slices>>,
-}
-
-/// A call of a static call's trampoline, known by its relocation: what `objtool` would have made a record of
-/// `.static_call_sites`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct TrampolineCall {
-    /// The instruction.
-    pub site: Addr,
-    /// Where it leads.
-    pub trampoline: Addr,
-    /// What it is.
-    pub branch: Branch,
-    /// The relocation.
-    pub why: Why,
-}
-
-/// How a trampoline is reached.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Branch {
-    /// `call`.
-    Call,
-    /// `jmp`: a tail call.
-    Jump,
 }
 
 /// The sections by which a module asks for rewriting, and who follows their records.
@@ -203,16 +146,6 @@ pub(crate) fn facts(layout: &Layout, memory: &Staging, rewriting: &Rewriting) ->
         facts.returns.thunk = facts.returns.thunk.or(Some(compiled));
     }
     facts
-}
-
-/// The size of the records that an engine follows.
-pub(crate) fn record_size(engine: Engine, profile: Profile) -> u64 {
-    match engine {
-        Engine::Paravirt | Engine::JumpLabel => 16,
-        Engine::Fentry | Engine::StaticCall => 8,
-        Engine::Alternative => profile.record_size(),
-        _ => 4,
-    }
 }
 
 /// Makes calls through the host's operations table direct: they are known by their relocations. Says how many.

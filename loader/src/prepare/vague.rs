@@ -18,9 +18,8 @@ use object::elf;
 use crate::elf::file::{File, Place, Sym};
 use crate::modules::registry::{Book, Export, Found};
 use crate::modules::timeline::Recorder;
-use crate::operate::form::Exports;
 use crate::operate::resolve::Scene;
-use crate::prepare::policy::Wanted;
+use crate::prepare::policy::{Exports, Wanted};
 use crate::vocabulary::error::Error;
 
 use modload_abi::section;

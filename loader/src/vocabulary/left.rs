@@ -2,10 +2,7 @@
 
 use std::fmt;
 
-use modload_edit::Addr;
-use modload_threads::boundary::{Left, Thrown};
-
-use crate::modules::registry::Registry;
+use modload_threads::boundary::Thrown;
 
 /// How a module's function was left, and where in which module that was begun.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -15,18 +12,6 @@ pub struct LeftBy {
     pub thrown: Thrown,
     /// The innermost place in a module, as `func+0x12/0x40 [module]`; `None` if it was in none, or is not known.
     pub place: Option<String>,
-}
-
-impl LeftBy {
-    /// Describes it, while the modules are there.
-    pub(crate) fn describe(registry: &Registry, left: Left) -> LeftBy {
-        let describe = |pc: &u64| {
-            let at = Addr::new(*pc);
-            let module = registry.lock().module_at(at.offset(-1))?;
-            module.describe_return(at)
-        };
-        LeftBy { place: left.from.iter().find_map(describe), thrown: left.thrown }
-    }
 }
 
 impl fmt::Display for LeftBy {

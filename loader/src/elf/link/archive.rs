@@ -6,7 +6,8 @@ use object::read::archive::{ArchiveFile, ArchiveKind};
 
 use crate::elf::file::{File, Place};
 use crate::elf::link::{NAMES_LIMIT, Object, crel, inside};
-use crate::vocabulary::error::{Error, escaped};
+use crate::vocabulary::error::Error;
+use crate::vocabulary::escape::escaped;
 
 use modload_edit::wide;
 use object::elf;

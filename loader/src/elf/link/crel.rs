@@ -7,7 +7,8 @@ use object::LittleEndian as LE;
 use object::{elf, pod};
 
 use crate::elf::file::string;
-use crate::vocabulary::error::{Error, escaped};
+use crate::vocabulary::error::Error;
+use crate::vocabulary::escape::escaped;
 
 /// Size of a section header, and where in it the fields are that change.
 const HEADER: usize = 64;

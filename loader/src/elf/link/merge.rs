@@ -13,7 +13,8 @@ use object::write::elf::Rel;
 use crate::elf::file::{Place, Section, Sym};
 use crate::elf::link::symbols::{Definition, Global, State, Strength, Symbols};
 use crate::elf::link::{Object, write};
-use crate::vocabulary::error::{Error, escaped};
+use crate::vocabulary::error::Error;
+use crate::vocabulary::escape::escaped;
 
 /// The flags that mean something to a loader. The others tell linkers what they may do.
 const FLAGS: &[elf::SectionFlags] =

@@ -8,7 +8,8 @@ use object::elf;
 use crate::elf::file::{Place, Sym};
 use crate::elf::link::archive::{Offer, OfferKind};
 use crate::elf::link::{NAMES_LIMIT, Object};
-use crate::vocabulary::error::{Error, escaped};
+use crate::vocabulary::error::Error;
+use crate::vocabulary::escape::escaped;
 
 use modload_edit::wide;
 

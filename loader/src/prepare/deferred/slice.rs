@@ -15,8 +15,10 @@ use crate::elf::file::File;
 use crate::operate::resolve::{Resolved, picked};
 use crate::prepare::layout::{Layout, Part};
 use crate::prepare::memory::Staging;
-use crate::prepare::specialise::{self, Rewriting, TrampolineCall, record_size};
-use crate::vocabulary::error::{Advice, Error, escaped};
+use crate::prepare::specialise;
+use crate::vocabulary::error::{Advice, Error};
+use crate::vocabulary::escape::escaped;
+use crate::vocabulary::rewriting::{Rewriting, TrampolineCall, record_size};
 
 /// All that waits in a module, by object.
 #[derive(Debug)]

@@ -7,12 +7,13 @@ use modload_alternatives::Profile;
 use modload_edit::{Addr, Code, Edit, Edits, Engine, ORDER, Table, disassembled, wide};
 use modload_relocs::{Reason, Site, Value};
 
-use super::{DeferredError, awaited, overlaps};
+use super::{awaited, overlaps};
 use crate::elf::file::{File, Relas};
 use crate::prepare::layout::Layout;
 use crate::prepare::memory::Staging;
-use crate::prepare::specialise::record_size;
+use crate::vocabulary::deferred_error::DeferredError;
 use crate::vocabulary::error::{Advice, Error};
+use crate::vocabulary::rewriting::record_size;
 
 /// The tables whose records can wait.
 pub(super) const TABLES: [(Engine, &str); 4] = [

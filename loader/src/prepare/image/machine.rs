@@ -9,8 +9,8 @@ use modload_edit::Addr;
 use modload_paravirt::{Operation, Operations};
 use thiserror::Error;
 
-use crate::prepare::specialise::Rewriting;
-use crate::vocabulary::error::escaped;
+use crate::vocabulary::escape::escaped;
+use crate::vocabulary::rewriting::Rewriting;
 
 /// A line that cannot be read.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]

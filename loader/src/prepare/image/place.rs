@@ -7,7 +7,8 @@ use modload_edit::Addr;
 use object::elf;
 
 use crate::elf::file::{File, Section};
-use crate::vocabulary::error::{Error, escaped};
+use crate::vocabulary::error::Error;
+use crate::vocabulary::escape::escaped;
 
 const PAGE: u64 = 4096;
 
