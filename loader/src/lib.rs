@@ -35,11 +35,14 @@ mod operate;
 pub use elf::file::{File, Section};
 pub use elf::link::Input;
 pub use modload_notifier::Order;
-pub use modules::chains::{BUILTIN, Membership, Refusal, Subscriber};
+pub use modules::chains::{BUILTIN, Membership};
+pub use modules::coming::{Coming, SectionBytes};
 pub use modules::entry::Image;
 pub use modules::inside::{CannotLook, LookError, can_look};
-pub use modules::module::{FunctionSymbol, Module, Reference, SectionInfo, Symbol};
-pub use modules::timeline::{Event, EventKind, Listening, Outcome, Recording, Timeline};
+pub use modules::module::{FunctionSymbol, Module, Reference, SectionInfo};
+pub use modules::recorder::{Listening, Recording};
+pub use modules::subscriber::{Refusal, Subscriber};
+pub use modules::timeline::{Event, EventKind, Outcome, Timeline};
 pub use operate::explain::{Change, Explanation};
 pub use operate::inspect::{
     FunctionBytes, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable, InspectedWait,
@@ -52,8 +55,7 @@ pub use prepare::deferred::{Slice, SlicePlan, Slices, WantedSymbol};
 pub use prepare::image::{
     ImageComing, ImageSection, Kallsyms, Machine, MachineError, MemoryImage, Placement, hexadecimal,
 };
-pub use prepare::memory::{Coming, SectionBytes};
-pub use prepare::names::SymbolKind;
+pub use prepare::names::{Symbol, SymbolKind};
 pub use prepare::params::{ParamInfo, ParamType};
 pub use prepare::policy::{Check, Exports, ForcedUnload, Policy, Proof, Rule, Verdict};
 pub use vocabulary::deferred_error::DeferredError;

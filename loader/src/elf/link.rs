@@ -4,6 +4,8 @@
 mod archive;
 mod crel;
 mod merge;
+mod object;
+mod output;
 mod symbols;
 mod write;
 #[cfg(test)]
@@ -14,16 +16,14 @@ use std::collections::{BTreeSet, HashSet};
 
 use crate::elf::file::File;
 use crate::elf::link::archive::Archive;
+pub(crate) use crate::elf::link::object::NAMES_LIMIT;
+use crate::elf::link::object::{Object, inside};
 use crate::elf::link::symbols::Symbols;
-use crate::operate::admit;
+use crate::elf::sections::check_sections;
 use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 
 use modload_abi::section;
-
-/// The most bytes that all names together may have: names may overlap in a string table, so that a small file can hold
-/// very many.
-pub(crate) const NAMES_LIMIT: u64 = 64 << 20;
 
 /// A file of a link unit: a relocatable object or a static archive.
 #[derive(Clone, Debug)]
@@ -32,28 +32,6 @@ pub struct Input<'a> {
     pub name: String,
     /// Its contents.
     pub bytes: Cow<'a, [u8]>,
-}
-
-/// One object of a link unit.
-#[derive(Debug)]
-struct Object<'a> {
-    /// What errors call it: `add.o`, or `libfoo.a(add.o)`.
-    name: String,
-    file: File<'a>,
-}
-
-impl Object<'_> {
-    fn failed(&self, error: Error) -> Error {
-        inside(&self.name, error)
-    }
-}
-
-/// An error of one object of several.
-fn inside(object: &str, error: Error) -> Error {
-    if object.is_empty() {
-        return error;
-    }
-    Error::InObject { object: object.to_owned(), error: Box::new(error) }
 }
 
 /// What a module is loaded from.
@@ -144,7 +122,7 @@ impl<'a> Unit<'a> {
             object.file.drop_linked();
         }
         // Before what it asks for is gone, or stands in the middle of another object's.
-        admit::check_sections(&object.file).map_err(|error| object.failed(error))?;
+        check_sections(&object.file).map_err(|error| object.failed(error))?;
         self.symbols.add(&self.objects, &object)?;
         self.objects.push(object);
         Ok(())

@@ -7,3 +7,4 @@ pub(crate) mod file;
 pub(crate) mod link;
 pub(crate) mod validate;
 pub(crate) mod modinfo;
+pub(crate) mod sections;

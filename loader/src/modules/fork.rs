@@ -2,10 +2,27 @@
 //! exist there.
 
 use std::cell::RefCell;
-use std::sync::Once;
+use std::sync::{MutexGuard, Once};
 use std::thread;
 
-use crate::modules::registry::{AllLocks, Registry};
+use crate::modules::quarantine::{Quarantined, quarantine};
+use crate::modules::registry::{Book, Pool, pool};
+
+/// Every lock of this crate, held over fork.
+struct AllLocks {
+    books: Vec<MutexGuard<'static, Book>>,
+    _quarantine: MutexGuard<'static, Vec<Quarantined>>,
+    _pool: MutexGuard<'static, Pool>,
+}
+
+impl AllLocks {
+    /// Takes every lock.
+    fn take() -> AllLocks {
+        let pool = pool();
+        let books = pool.all.iter().map(|registry| registry.lock()).collect();
+        AllLocks { books, _quarantine: quarantine(), _pool: pool }
+    }
+}
 
 thread_local! {
     static HELD: RefCell<Option<AllLocks>> = const { RefCell::new(None) };
@@ -17,7 +34,7 @@ pub(crate) fn install() {
 }
 
 fn prepare() {
-    HELD.set(Some(Registry::lock_all()));
+    HELD.set(Some(AllLocks::take()));
 }
 
 fn parent() {

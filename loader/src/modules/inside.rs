@@ -318,8 +318,18 @@ pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -
     }
 }
 
+impl Module {
+    /// The threads that are inside of some of its code, or may be.
+    ///
+    /// # Errors
+    /// Threads cannot be held.
+    pub fn occupants(&self, code: &[Range<u64>]) -> Result<Vec<Occupant>, LookError> {
+        occupants(self, code)
+    }
+}
+
 /// Who is inside of some code, or may be: `module` is whose it is.
-pub(crate) fn occupants(module: &Module, code: &[Range<u64>]) -> Result<Vec<Occupant>, LookError> {
+fn occupants(module: &Module, code: &[Range<u64>]) -> Result<Vec<Occupant>, LookError> {
     let code = Places::of(code.iter().cloned());
     if is_alone().unwrap_or(false) && code.are_left(|_| true) {
         return Ok(Vec::new());

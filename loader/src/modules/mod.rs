@@ -5,7 +5,10 @@
 
 pub(crate) mod registry;
 pub(crate) mod module;
+pub(crate) mod coming;
 pub(crate) mod timeline;
+pub(crate) mod recorder;
+pub(crate) mod subscriber;
 pub(crate) mod chains;
 pub(crate) mod entry;
 pub(crate) mod boundary;

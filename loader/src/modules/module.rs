@@ -11,33 +11,17 @@ use modload_edit::{Addr, NOPS, ZERO, index, wide};
 use modload_threads::creation::Creator;
 use modload_threads::frames::is_behind_call;
 
-use crate::modules::chains::Accepted;
-use crate::modules::inside::{self, LookError};
 use crate::modules::registry::{ModuleId, Registry};
-use crate::modules::timeline::{EventKind, Recorder};
-use crate::operate::unload::{self, Unless, Which};
+use crate::modules::subscriber::Accepted;
 use crate::prepare::deferred::Slices;
 use crate::prepare::layout::Part;
 use crate::prepare::memory::{Core, Ranges};
-use crate::prepare::names::{Names, SymbolKind};
+use crate::prepare::names::{Names, Symbol, SymbolKind};
 use crate::prepare::params::ParamInfo;
 use crate::prepare::policy::Proof;
-use crate::vocabulary::error::UnloadError;
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::functions::Functions;
-use crate::vocabulary::occupant::Occupant;
 use crate::vocabulary::state::State;
-
-/// A symbol of a module.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Symbol {
-    /// Its address.
-    pub addr: Addr,
-    /// Its size in bytes, 0 if the file does not say.
-    pub size: u64,
-    /// What it is.
-    pub kind: SymbolKind,
-}
 
 /// A function of a module, by one of its names.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -307,20 +291,6 @@ impl Module {
         lock(&self.stand_ins).clone()
     }
 
-    /// The threads that are inside of some of its code, or may be.
-    ///
-    /// # Errors
-    /// Threads cannot be held.
-    pub fn occupants(&self, code: &[Range<u64>]) -> Result<Vec<Occupant>, LookError> {
-        inside::occupants(self, code)
-    }
-
-    /// Notes a line in the timeline, as this module's.
-    pub fn log(&self, message: impl Into<String>) {
-        let message = message.into();
-        Recorder { registry: self.registry, module: &self.name }.record(|| EventKind::Log { message });
-    }
-
     /// What the module exports under this name.
     fn exported(&self, name: &str) -> Option<Symbol> {
         let book = self.registry.lock();
@@ -534,18 +504,6 @@ impl Module {
 /// A counted reference: as long as one is held, the module cannot be unloaded.
 pub struct Reference {
     module: Arc<Module>,
-}
-
-impl Reference {
-    /// Lets go of the module and unloads it.
-    ///
-    /// # Errors
-    /// [`UnloadError`]: somebody else uses it.
-    pub fn unload(self) -> Result<(), UnloadError> {
-        let (registry, id, name) = (self.module.registry, self.module.id, self.module.name.clone());
-        drop(self);
-        unload::unload_module(registry, Which::This(id, &name), Unless::Used)
-    }
 }
 
 impl std::ops::Deref for Reference {

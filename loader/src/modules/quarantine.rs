@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::modules::inside::{self, Except, Patience};
 use crate::modules::module::{Module, Reference};
+use crate::modules::recorder::Recorder;
 use crate::modules::registry::{ModuleId, Registry};
-use crate::modules::timeline::{EventKind, Recorder};
+use crate::modules::timeline::EventKind;
 use crate::prepare::memory::{Core, Installed};
 
 /// Memory of a module that has gone. Held for its drop.

@@ -13,13 +13,11 @@ use modload_notifier::{Chains, Member};
 use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 
-use crate::modules::chains::Seat;
 use crate::modules::entry;
-use crate::modules::fork;
 use crate::modules::module::{Module, Reference};
-use crate::modules::quarantine::{Quarantined, quarantine};
+use crate::modules::subscriber::Seat;
 use crate::modules::timeline::Ear;
-use crate::prepare::vague::{Strength, Table};
+use crate::prepare::vague::Strength;
 use crate::vocabulary::error::Error;
 use crate::vocabulary::state::State;
 
@@ -99,24 +97,21 @@ impl fmt::Debug for Registry {
 
 /// All registries there are, and those nobody uses.
 pub(crate) struct Pool {
-    all: Vec<&'static Registry>,
+    pub(crate) all: Vec<&'static Registry>,
     free: Vec<&'static Registry>,
 }
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { all: Vec::new(), free: Vec::new() });
 
-/// Every lock of this crate, held over fork.
-pub(crate) struct AllLocks {
-    pub(crate) books: Vec<MutexGuard<'static, Book>>,
-    _quarantine: MutexGuard<'static, Vec<Quarantined>>,
-    _pool: MutexGuard<'static, Pool>,
+/// The lock of all registries: taken before that of any of them.
+pub(crate) fn pool() -> MutexGuard<'static, Pool> {
+    POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Registry {
     /// An empty registry.
     pub(crate) fn acquire() -> &'static Registry {
-        fork::install();
-        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pool = pool();
         pool.free.pop().unwrap_or_else(|| {
             let book = Mutex::new(Book::default());
             let (waiters, recordings) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -140,15 +135,8 @@ impl Registry {
         if let Some(members) = left {
             // Without the lock, and before anybody else gets the registry: subscribers may own what wants it.
             drop(members);
-            POOL.lock().unwrap_or_else(PoisonError::into_inner).free.push(self);
+            pool().free.push(self);
         }
-    }
-
-    /// Takes every lock.
-    pub(crate) fn lock_all() -> AllLocks {
-        let pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-        let books = pool.all.iter().map(|registry| registry.lock()).collect();
-        AllLocks { books, _quarantine: quarantine(), _pool: pool }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Book> {
@@ -276,6 +264,15 @@ impl Registry {
     }
 }
 
+/// The registry's tables of definitions that other modules may use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Table {
+    /// Exports, for any module.
+    Exports,
+    /// STB_GNU_UNIQUE definitions, for other definitions of the same name only.
+    Uniques,
+}
+
 /// What [`Registry::use_export`] found.
 pub(crate) enum Found {
     /// The symbol, and its provider is used from now on.
@@ -345,6 +342,28 @@ impl Registry {
 }
 
 impl Book {
+    /// The definition of a name in a table.
+    pub(crate) fn exported(&self, table: Table, name: &[u8]) -> Option<&Export> {
+        match table {
+            Table::Exports => self.exports.get(name),
+            Table::Uniques => self.uniques.get(name),
+        }
+    }
+
+    /// The name of the module that has entered a name in a table.
+    pub(crate) fn owner(&self, table: Table, name: &[u8]) -> Option<String> {
+        let export = self.exported(table, name)?;
+        Some(self.by_id(export.module).map_or_else(String::new, |entry| entry.name.to_string()))
+    }
+
+    /// Enters a definition in a table.
+    pub(crate) fn enter(&mut self, table: Table, name: Box<[u8]>, export: Export) {
+        match table {
+            Table::Exports => self.exports.insert(name, export),
+            Table::Uniques => self.uniques.insert(name, export),
+        };
+    }
+
     /// The module in whose memory an address lies, COMING and GOING ones among them.
     pub(crate) fn module_at(&self, at: Addr) -> Option<Arc<Module>> {
         self.modules.iter().filter_map(|entry| entry.module.as_ref()).find(|module| module.contains(at)).cloned()

@@ -10,11 +10,13 @@ use std::sync::atomic::Ordering;
 use modload_edit::Addr;
 use modload_threads::boundary::Left;
 
-use crate::modules::chains::{self, Accepted};
+use crate::modules::chains;
 use crate::modules::entry;
 use crate::modules::module::{Module, Reference, lock};
 use crate::modules::quarantine::Memory;
-use crate::modules::timeline::{EventKind, Recorder};
+use crate::modules::recorder::Recorder;
+use crate::modules::subscriber::Accepted;
+use crate::modules::timeline::EventKind;
 use crate::operate::onlooker::{self, Made, Onlooker, Seen};
 use crate::operate::unload;
 use crate::prepare::memory::{Formed, Init, Installed};

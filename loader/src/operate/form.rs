@@ -10,15 +10,17 @@ use object::elf;
 use crate::elf::file::{File, Place, Sym};
 use crate::elf::modinfo::Modinfo;
 use crate::modules::module::{self, Module, Parts};
-use crate::modules::registry::{Export, ModuleId, Registry};
+use crate::modules::registry::{Export, ModuleId, Registry, Table};
+use crate::operate::judge::Judge;
 use crate::prepare::deferred::Slices;
 use crate::prepare::layout::{Layout, Spot};
 use crate::prepare::memory::{Formed, Staging};
 use crate::prepare::names::{self, Names};
 use crate::prepare::params::ParamInfo;
-use crate::prepare::policy::{Judge, Policy};
-use crate::prepare::unwind;
-use crate::prepare::vague::{self, Shared, Strength, Table};
+use crate::prepare::policy::Policy;
+use crate::prepare::tables::{numbered_tables, tables};
+use crate::prepare::vague::{self, Shared, Strength};
+use crate::prepare::{frames, unwind};
 use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::externals::Externals;
@@ -76,7 +78,7 @@ pub(crate) struct Tables {
     exports: NewExports,
     functions: Functions,
     params: Vec<ParamInfo>,
-    frames: unwind::Plan,
+    frames: frames::Plan,
 }
 
 impl Tables {
@@ -92,7 +94,7 @@ impl Tables {
     ) -> Result<Tables, Error> {
         let (names, init_names) = names::collect(file, layout, memory, name, policy.trap_descriptor);
         let (names, init_names) = (Arc::new(names), init_names.map(Arc::new));
-        memory.own_text(&names, init_names.as_ref());
+        memory.own_text(names.clone(), init_names.as_ref().unwrap_or(&names).clone());
         let exports = exports(file, layout, memory, shared, elsewhere)?;
         let functions = functions(file, layout, memory, &names, init_names.as_deref())?;
         let params = params(file, layout, memory)?;
@@ -130,31 +132,6 @@ impl Unformed<'_> {
         enter(registry, id, &module);
         Ok(NewModule { module, memory })
     }
-}
-
-/// The sections of this name with their places and, relocated, their bytes.
-pub(crate) fn tables<'f>(
-    file: &'f File<'_>,
-    layout: &'f Layout,
-    memory: &'f Staging,
-    name: &'f str,
-) -> impl Iterator<Item = (Addr, &'f [u8])> {
-    numbered_tables(file, layout, memory, name).map(|(_, at, bytes)| (at, bytes))
-}
-
-/// The same, with their numbers in the file.
-fn numbered_tables<'f>(
-    file: &'f File<'_>,
-    layout: &'f Layout,
-    memory: &'f Staging,
-    name: &'f str,
-) -> impl Iterator<Item = (u32, Addr, &'f [u8])> {
-    (0..).zip(file.sections.iter().zip(&layout.sections)).filter_map(move |(number, (section, spot))| {
-        let Spot { part, offset } = (*spot).filter(|_| section.name == name.as_bytes())?;
-        let start = modload_edit::index(offset);
-        let bytes = memory.bytes(part).get(start..start + modload_edit::index(section.size))?;
-        Some((number, memory.addr(Spot { part, offset }), bytes))
-    })
 }
 
 /// Reads `__ksymtab` and `__ksymtab_gpl`, or takes all globals.

@@ -12,24 +12,29 @@ use modload_text::{Arena, ArenaError, StripeUsage};
 use crate::elf::file::File;
 use crate::elf::link::{self, Linked};
 use crate::elf::modinfo::{self, Modinfo};
-use crate::modules::chains::{self, Membership, Subscriber};
+use crate::modules::chains::{self, Membership};
 use crate::modules::entry::Image;
 use crate::modules::module::{Module, Reference};
-use crate::modules::quarantine;
+use crate::modules::recorder::{Listening, Recorder, Recording};
 use crate::modules::registry::{ModuleId, Registry, Reservation};
-use crate::modules::timeline::{Event, EventKind, Listening, Recorder, Recording};
+use crate::modules::subscriber::Subscriber;
+use crate::modules::timeline::{Event, EventKind};
+use crate::modules::{fork, quarantine};
 use crate::operate::admit;
 use crate::operate::announced::{Announced, Constructed, Dropped, IndirectResolved};
 use crate::operate::form::{NewModule, Unformed};
+use crate::operate::judge::Judge;
 use crate::operate::onlooker::{Made, Onlooker};
-use crate::operate::resolve::{self, Absent, Resolved, Scene};
+use crate::operate::resolve;
+use crate::operate::scene::{Absent, Scene};
 use crate::operate::unload::{self, Unless, Which};
 use crate::prepare::deferred::{Slices, Waiting};
 use crate::prepare::layout::{self, Layout};
 use crate::prepare::memory::{self, Copied, Staging};
 use crate::prepare::params::ParamsSet;
-use crate::prepare::policy::{ForcedUnload, Judge, Policy, Proof};
+use crate::prepare::policy::{ForcedUnload, Policy, Proof};
 use crate::prepare::relocate;
+use crate::prepare::resolved::Resolved;
 use crate::prepare::specialise::{self, Specialised};
 use crate::prepare::vague::Shared;
 use crate::vocabulary::error::{Error, LoadError, UnloadError};
@@ -178,13 +183,13 @@ impl Counted for Counts {
     }
 }
 
-impl Counted for Specialised {
+impl Counted for (Specialised, Option<Box<Slices>>) {
     fn counts(&self) -> Vec<(&'static str, u64)> {
-        self.followed.clone()
+        self.0.followed.clone()
     }
 
     fn is_news(&self) -> bool {
-        !self.followed.is_empty()
+        !self.0.followed.is_empty()
     }
 }
 
@@ -240,6 +245,7 @@ impl Loader {
             Err(missing) => tracing::warn!(%missing, "stacks cannot be walked"),
             Ok(()) => {}
         }
+        fork::install();
         Ok(Loader { registry: Registry::acquire(), arena, externals, policy, onlookers: Vec::new() })
     }
 
@@ -298,12 +304,12 @@ impl Loader {
         let resolved = run.stage(Stage::Resolve, || resolve::resolve(&file, &layout, &memory, scene))?;
         let low = arena.is_low();
         run.stage(Stage::Relocate, || relocate::relocate(&file, &layout, &resolved, &mut memory, low))?;
-        let Specialised { calls, slices, .. } = run.stage(Stage::Specialise, || {
+        let (Specialised { calls, .. }, slices) = run.stage(Stage::Specialise, || {
             let waiting = Waiting::of(&file, &layout, &memory, policy.rewriting.profile)?;
             let mut code = Ledger::new(&mut memory);
             let specialised = specialise::specialise(&file, &layout, &mut code, &policy.rewriting, &waiting)?;
             let slices = Slices::of(&waiting, &file, &layout, &resolved, &code, &policy.rewriting)?;
-            Ok(Specialised { slices, ..specialised })
+            Ok((specialised, slices))
         })?;
         let (file, info, layout, name) = (&file, &info, &layout, run.module.clone());
         let judge = &judge;

@@ -4,8 +4,11 @@
 //! Imports every other tier.
 
 pub(crate) mod load;
+pub(crate) mod judge;
 pub(crate) mod admit;
+pub(crate) mod scene;
 pub(crate) mod resolve;
+pub(crate) mod elsewhere;
 pub(crate) mod suggest;
 pub(crate) mod form;
 pub(crate) mod announced;

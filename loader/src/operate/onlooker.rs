@@ -17,8 +17,8 @@ use object::elf;
 
 use crate::elf::file::{File, Place};
 use crate::modules::module::Module;
-use crate::operate::resolve::Resolved;
 use crate::prepare::layout::Layout;
+use crate::prepare::resolved::Resolved;
 use crate::vocabulary::kept::{AllShown, Kept};
 
 /// Is shown modules. No lock is held meanwhile.

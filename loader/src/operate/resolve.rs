@@ -1,7 +1,6 @@
 //! Stage *resolve*: every symbol gets its address; what nobody defines is reported all at once.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use modload_abi::livepatch::{self, KlpSymbol};
 use modload_abi::section;
@@ -10,47 +9,19 @@ use modload_relocs::{Symbol, SymbolKind};
 use object::elf;
 
 use crate::elf::file::{File, Place, Sym};
-use crate::modules::registry::{Found, ModuleId, Registry};
-use crate::modules::timeline::Recorder;
+use crate::modules::recorder::Recorder;
+use crate::modules::registry::Found;
+use crate::operate::elsewhere;
+use crate::operate::judge::Wanted;
+use crate::operate::scene::{Absent, Scene};
 use crate::operate::suggest::Suggestions;
 use crate::prepare::layout::{Layout, THUNK, bounded_section, thunk};
 use crate::prepare::memory::Staging;
 use crate::prepare::params;
-use crate::prepare::policy::{Judge, Wanted};
-use crate::prepare::vague::{self, Shared};
+use crate::prepare::resolved::{Resolved, picked};
+use crate::prepare::vague;
 use crate::vocabulary::error::{Error, Unresolved};
-use crate::vocabulary::externals::{External, Externals};
-
-/// The addresses of all symbols of a module, by their index.
-#[derive(Debug)]
-pub(crate) struct Resolved {
-    pub(crate) symbols: Vec<Symbol>,
-    /// How many came from outside the module.
-    pub(crate) external: u64,
-    /// The symbols that the module defines, and that mean another's definition all the same, in order.
-    pub(crate) elsewhere: Vec<u32>,
-}
-
-/// Who asks, and whom.
-#[derive(Clone, Copy)]
-pub(crate) struct Scene<'a> {
-    pub(crate) registry: &'static Registry,
-    pub(crate) user: ModuleId,
-    pub(crate) name: &'a Arc<str>,
-    pub(crate) externals: &'a dyn Externals,
-    pub(crate) judge: &'a Judge<'a>,
-    pub(crate) absent: Absent,
-    /// Which of its definitions the module shares with others.
-    pub(crate) shared: Shared,
-}
-
-/// What is done about symbols that nobody has.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Absent {
-    Refused,
-    /// They are taken to be in reach: for those who only want to see what would become of the module.
-    Somewhere,
-}
+use crate::vocabulary::externals::External;
 
 pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene: Scene<'_>) -> Result<Resolved, Error> {
     let mut symbols: Vec<Symbol> = file.symbols().map(|(_, symbol)| defined(&symbol, layout, memory)).collect();
@@ -67,7 +38,7 @@ pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene:
     let mut elsewhere = Vec::new();
     for (at, symbol) in file.symbols() {
         let Some(strength) = vague::strength(file, &symbol) else { continue };
-        if let Some(addr) = vague::elsewhere(&symbol, strength, scene.shared, scene)? {
+        if let Some(addr) = elsewhere::elsewhere(&symbol, strength, scene.shared, scene)? {
             symbols[index(at.into())] = Symbol { addr, size: symbol.size, kind: SymbolKind::External };
             elsewhere.push(at);
             external += 1;
@@ -128,15 +99,6 @@ pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene:
     let mut suggestions = Suggestions::among(names);
     let reports = missing.iter().map(|&(at, because)| report(file, at, because, &mut suggestions));
     Err(Error::Unresolved(reports.collect()))
-}
-
-/// Which of several a symbol's position means: the only one, or that of this number, from 1.
-pub(crate) fn picked(all: &[Addr], position: u64) -> Option<Addr> {
-    match (position, all) {
-        (0, [only]) => Some(*only),
-        (0, _) => None,
-        (number, all) => all.get(index(number - 1)).copied(),
-    }
 }
 
 fn defined(symbol: &Sym<'_>, layout: &Layout, memory: &Staging) -> Symbol {

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use modload_threads::{boundary, thread_exit};
 
 use crate::modules::inside::{self, Except, Occupied, Patience, Seen};
-use crate::modules::module::{Module, lock};
+use crate::modules::module::{Module, Reference, lock};
 use crate::modules::quarantine::{self, Memory};
+use crate::modules::recorder::Recorder;
 use crate::modules::registry::{Book, ModuleId, Registry};
-use crate::modules::timeline::{EventKind, Recorder};
+use crate::modules::timeline::EventKind;
 use crate::modules::{chains, entry};
 use crate::vocabulary::error::{self, UnloadError};
 use crate::vocabulary::left::LeftBy;
@@ -62,6 +63,18 @@ pub(crate) fn unload_module(registry: &'static Registry, which: Which<'_>, unles
     registry.wake();
     tracing::info!(module = %module.name, "unloaded");
     Ok(())
+}
+
+impl Reference {
+    /// Lets go of the module and unloads it.
+    ///
+    /// # Errors
+    /// [`UnloadError`]: somebody else uses it.
+    pub fn unload(self) -> Result<(), UnloadError> {
+        let (registry, id, name) = (self.registry, self.id, self.name.clone());
+        drop(self);
+        unload_module(registry, Which::This(id, &name), Unless::Used)
+    }
 }
 
 /// Unpublishes the text, and then gives everything back; or leaves all as it is while somebody is inside.

@@ -9,14 +9,14 @@ mod sort;
 use std::collections::HashMap;
 
 use modload_abi::section;
-use modload_edit::{Addr, Edits, Ledger, PieceKind, Space, Table, wide};
+use modload_edit::{Addr, Edits, Ledger, PieceKind, Space, Table};
 use modload_relocs::{OnDiscarded, SlotPlan, Symbol, SymbolKind, Target};
 use object::elf;
 
 pub use machine::{Kallsyms, Machine, MachineError, hexadecimal};
 
 use crate::elf::file::{File, Place};
-use crate::operate::admit;
+use crate::elf::sections;
 use crate::vocabulary::error::{Error, Unresolved};
 use crate::vocabulary::escape::escaped;
 
@@ -74,7 +74,7 @@ impl ImageComing<'_, '_> {
     /// The section of this name as a table, if it is there and not empty.
     #[must_use]
     pub fn table(&self, name: &str) -> Option<Table> {
-        table(self.file, self.places, name).filter(|table| !table.is_empty())
+        place::table(self.file, self.places, name).filter(|table| !table.is_empty())
     }
 
     /// Index of the section that holds its symbols.
@@ -157,8 +157,8 @@ impl MemoryImage {
 fn validated<'a>(placement: &Placement<'a>) -> Result<File<'a>, Error> {
     let file = File::validate(placement.bytes)?;
     for section in file.sections.iter().skip(1).filter(|section| !section.repeated) {
-        admit::check_type(section)?;
-        admit::check_records(section)?;
+        sections::check_type(section)?;
+        sections::check_records(section)?;
     }
     Ok(file)
 }
@@ -251,13 +251,4 @@ fn relocate(
             .map_err(|source| crate::prepare::relocate::explain(file, source, true))?;
     }
     Ok(())
-}
-
-/// The table that a section is, if it is there.
-fn table(file: &File<'_>, places: &[Option<Addr>], name: &str) -> Option<Table> {
-    let found = (0..).zip(file.sections.iter().zip(places));
-    let mut found = found.filter(|(_, (section, _))| section.kept && section.name == name.as_bytes());
-    let (index, (section, at)) = found.next()?;
-    let size = if section.data.is_empty() { 0 } else { wide(section.data.len()) };
-    Some(Table::of_section(index, (*at)?, size))
 }

@@ -4,18 +4,15 @@
 use std::io;
 use std::sync::Arc;
 
-use modload_edit::{Addr, Code, Edit, Rejected, Sink, Table, Window, index, wide};
-use modload_text::{Arena, Fresh, INT3, Placed, Protected, PublishFailed, Published, Staged, TextLock};
+use modload_edit::{Addr, Code, Edit, Rejected, Sink, Window, index, wide};
+use modload_text::{Arena, Describe, Fresh, INT3, Placed, Protected, PublishFailed, Published, Staged, TextLock};
 
 use crate::elf::file::File;
-use crate::modules::module::{Module, lock};
-use crate::prepare::deferred;
+use crate::prepare::frames::{self, Frames};
 use crate::prepare::layout::{Layout, Part, Space, Spot, THUNK, THUNKS, thunk_code};
-use crate::prepare::names::Names;
-use crate::prepare::unwind::{self, Frames};
 use crate::vocabulary::error::Error;
 use crate::vocabulary::kept::{AllShown, Kept};
-use crate::vocabulary::rewriting::{HostOperations, TrampolineCall};
+use crate::vocabulary::rewriting::HostOperations;
 
 /// Memory of a module that is UNFORMED: everything can be written, nothing is at its place but data.
 #[derive(Debug)]
@@ -42,7 +39,7 @@ pub(crate) struct Formed {
     data: Option<Placed>,
     init_data: Option<Placed>,
     ro_after_init: Option<Placed>,
-    frames: unwind::Plan,
+    frames: frames::Plan,
 }
 
 /// Text that can run. What is known of its frames is withdrawn first: from then on nobody unwinds through it, and then
@@ -252,18 +249,18 @@ impl Staging {
     }
 
     /// Stray calls into the text are reported under these names from here on.
-    pub(crate) fn own_text(&mut self, names: &Arc<Names>, init_names: Option<&Arc<Names>>) {
+    pub(crate) fn own_text(&mut self, names: Arc<dyn Describe>, init_names: Arc<dyn Describe>) {
         if let Some(text) = &mut self.text {
-            text.owner(names.clone());
+            text.owner(names);
         }
         if let Some(text) = &mut self.init_text {
-            text.owner(init_names.unwrap_or(names).clone());
+            text.owner(init_names);
         }
     }
 
     /// Publishes the read-only data and hands the data over: the module is formed. Its text will be published with these
     /// frames.
-    pub(crate) fn form(self, frames: unwind::Plan) -> Result<Formed, PublishFailed> {
+    pub(crate) fn form(self, frames: frames::Plan) -> Result<Formed, PublishFailed> {
         let mut lock = TextLock::take();
         let read_only = self.read_only.map(|staged| staged.publish(&mut lock)).transpose()?;
         let init_read_only = self.init_read_only.map(|staged| staged.publish(&mut lock)).transpose()?;
@@ -302,8 +299,17 @@ impl Sink for Staging {
 }
 
 impl Formed {
+    /// The texts that are staged: the module's and its init's.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = &Staged> {
+        self.text.iter().chain(&self.init_text)
+    }
+
+    pub(crate) fn texts_mut(&mut self) -> impl Iterator<Item = &mut Staged> {
+        self.text.iter_mut().chain(&mut self.init_text)
+    }
+
     /// Copies bytes out of the module's data.
-    fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
+    pub(crate) fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
         let read_only = self.read_only.iter().chain(&self.init_read_only);
         let placed = self.data.iter().chain(&self.init_data).chain(&self.ro_after_init);
         read_only.filter_map(|part| part.read(at, len)).chain(placed.filter_map(|part| part.read(at, len))).next()
@@ -399,113 +405,5 @@ impl Core {
         }
         let late = self.ro_after_init.as_ref().is_some_and(|late| late.read(at, 1).is_some());
         Some(if late { "is ro_after_init" } else { "was for init only" })
-    }
-}
-
-/// A module that is COMING, as its notifiers see it: its symbols are known, its data can be read and written, and its
-/// text can still be edited by plain stores.
-#[derive(Debug)]
-pub struct Coming<'m> {
-    pub(crate) module: &'m Module,
-    pub(crate) memory: &'m mut Formed,
-    pub(crate) calls: &'m [TrampolineCall],
-    pub(crate) tell_when_published: bool,
-}
-
-/// A section of a module that is COMING: a copy of what stands there.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct SectionBytes {
-    /// Its number, address and size.
-    pub table: Table,
-    /// Its bytes.
-    pub bytes: Vec<u8>,
-}
-
-impl Coming<'_> {
-    /// The module.
-    #[must_use]
-    pub fn module(&self) -> &Module {
-        self.module
-    }
-
-    /// The sections of this name, relocated, in the order of the file. Of one some of whose records wait for an object of a
-    /// live patch, the parts that do not.
-    pub fn sections(&self, name: &str) -> impl Iterator<Item = SectionBytes> {
-        let of_name = self.module.placed.iter().filter(move |placed| placed.info.name == name);
-        let whole = of_name.map(|placed| Table::of_section(placed.number, placed.info.addr, placed.info.size));
-        let parts = whole.flat_map(move |table| deferred::left(self.module.slices(), name, table));
-        parts.filter_map(|table| {
-            let bytes = self.memory.read(table.at, index(table.size))?;
-            Some(SectionBytes { table, bytes })
-        })
-    }
-
-    /// Names and addresses of the module's symbols that begin so, the prefix taken off. Each may come several times.
-    #[must_use]
-    pub fn symbols_with_prefix(&self, prefix: &str) -> Vec<(Vec<u8>, Addr)> {
-        let init = lock(&self.module.init_names);
-        let names = [Some(&self.module.names), init.as_ref()];
-        let found = names.into_iter().flatten().flat_map(|names| names.with_prefix(prefix.as_bytes()));
-        found.map(|(name, addr)| (name.to_vec(), addr)).collect()
-    }
-
-    /// Where the module's functions begin, and what else its symbols name that is no variable, sorted.
-    #[must_use]
-    pub fn functions(&self) -> Vec<Addr> {
-        let init = lock(&self.module.init_names);
-        let names = [Some(&self.module.names), init.as_ref()];
-        let mut functions: Vec<_> = names.into_iter().flatten().flat_map(|names| names.code()).collect();
-        functions.sort_unstable();
-        functions
-    }
-
-    /// Calls of static calls' trampolines that no record tells of, if the file asks for them to be found.
-    #[must_use]
-    pub fn trampoline_calls(&self) -> &[TrampolineCall] {
-        self.calls
-    }
-
-    /// Whether an address lies in a part that goes when `init` has returned.
-    #[must_use]
-    pub fn is_init(&self, at: Addr) -> bool {
-        let init = Part::ALL.into_iter().zip(self.module.ranges).filter(|(part, _)| part.is_init());
-        init.into_iter().any(|(_, (start, len))| at.checked_offset_from(start).is_some_and(|offset| offset < len))
-    }
-
-    /// The bytes at an address of the module's data, read-only or not.
-    #[must_use]
-    pub fn data(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
-        self.memory.read(at, len)
-    }
-
-    /// Has [`Subscriber::published`](crate::Subscriber::published) called.
-    pub fn tell_when_published(&mut self) {
-        self.tell_when_published = true;
-    }
-
-    /// The staged text that holds `at`: its first address, and its bytes.
-    #[must_use]
-    pub fn text(&self, at: Addr) -> Option<(Addr, &[u8])> {
-        let holds = |staged: &&Staged| at >= staged.addr() && at < staged.addr() + wide(staged.len());
-        let staged = self.memory.text.iter().chain(&self.memory.init_text).find(holds)?;
-        Some((staged.addr(), staged.bytes()))
-    }
-}
-
-/// Edits of the staged text.
-impl Sink for Coming<'_> {
-    fn edit(&mut self, edit: Edit<'_>) -> Result<(), Rejected> {
-        let mut refused = None;
-        for staged in self.memory.text.iter_mut().chain(&mut self.memory.init_text) {
-            match Window::new(staged.addr(), staged.bytes_mut()).edit(edit) {
-                Err(Rejected::Outside { at, len, start, end, why }) => {
-                    refused = refused.or(Some(Rejected::Outside { at, len, start, end, why }));
-                }
-                taken_or_refused => return taken_or_refused,
-            }
-        }
-        let nothing =
-            Rejected::Outside { at: edit.at, len: edit.new.len(), start: Addr::NULL, end: Addr::NULL, why: edit.why };
-        Err(refused.unwrap_or(nothing))
     }
 }

@@ -7,7 +7,10 @@
 pub(crate) mod policy;
 pub(crate) mod vague;
 pub(crate) mod layout;
+pub(crate) mod frames;
 pub(crate) mod memory;
+pub(crate) mod tables;
+pub(crate) mod resolved;
 pub(crate) mod relocate;
 pub(crate) mod specialise;
 pub(crate) mod deferred;

@@ -11,7 +11,6 @@ use modload_text::Describe;
 use object::elf;
 
 use crate::elf::file::{File, Place, begins_with_string, until_nul};
-use crate::modules::module::Symbol;
 use crate::prepare::layout::Layout;
 use crate::prepare::memory::Staging;
 
@@ -24,6 +23,17 @@ pub enum SymbolKind {
     Object,
     /// The file does not say.
     Other,
+}
+
+/// A symbol of a module.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Symbol {
+    /// Its address.
+    pub addr: Addr,
+    /// Its size in bytes, 0 if the file does not say.
+    pub size: u64,
+    /// What it is.
+    pub kind: SymbolKind,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -5,10 +5,10 @@ use modload_edit::Ledger;
 use modload_relocs::{Counts, OnDiscarded, Slots, Target};
 
 use crate::elf::file::{File, Relas, Section};
-use crate::operate::resolve::Resolved;
 use crate::prepare::deferred::awaited;
 use crate::prepare::layout::Layout;
 use crate::prepare::memory::Staging;
+use crate::prepare::resolved::Resolved;
 use crate::vocabulary::error::{Advice, Error};
 
 /// Applies all relocations. `low` says whether the memory lies in the low 2 GiB.

@@ -9,8 +9,8 @@ use modload_relocs::Value;
 use object::elf;
 
 use crate::elf::file::{File, Place, Relas, Sym};
-use crate::operate::admit;
-use crate::prepare::deferred::{Slices, Waiting};
+use crate::elf::sections::whole_records;
+use crate::prepare::deferred::Waiting;
 use crate::prepare::layout::{Layout, THUNK, THUNKS};
 use crate::prepare::memory::Staging;
 use crate::vocabulary::error::Error;
@@ -23,8 +23,6 @@ pub(crate) struct Specialised {
     pub(crate) followed: Vec<(&'static str, u64)>,
     /// Calls of static calls' trampolines, if the file marks itself as having such.
     pub(crate) calls: Vec<TrampolineCall>,
-    /// What waits for objects of a live patch.
-    pub(crate) slices: Option<Box<Slices>>,
 }
 
 /// The sections by which a module asks for rewriting, and who follows their records.
@@ -70,7 +68,7 @@ pub(crate) fn specialise(
             text = (at, size);
         }
         if let Some((engine, name)) = TABLES.iter().find(|(_, table)| section.name == table.as_bytes()) {
-            admit::whole_records(section, &[record_size(*engine, rewriting.profile)])?;
+            whole_records(section, &[record_size(*engine, rewriting.profile)])?;
             tables.push((*engine, *name, Table::of_section(index, at, size)));
         }
     }

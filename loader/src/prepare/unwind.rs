@@ -1,27 +1,19 @@
-//! A module's call frame information: planned when it is formed, known from its publishing until its text goes.
-//!
-//! The rows of init text are apart from the others', and go with it: its addresses become another module's.
+//! The plan of a module's call frame information, from its relocated `.eh_frame`.
 
 use std::ops::Range;
 
 use modload_abi::section;
-use modload_threads::frames::{self, Known, Planned};
+use modload_threads::frames;
 
 use crate::elf::file::File;
-use crate::operate::form::tables;
+use crate::prepare::frames::Plan;
 use crate::prepare::layout::{Layout, Part, Spot, THUNK, THUNKS};
 use crate::prepare::memory::Staging;
+use crate::prepare::tables::tables;
 use crate::vocabulary::error::Error;
 
 /// The texts of a module, in the order of [`Plan`]'s rows.
 const TEXTS: [Part; 2] = [Part::Text, Part::InitText];
-
-/// Rows for a module's text and for its init text.
-#[derive(Default, Debug)]
-pub(crate) struct Plan([Option<Planned>; 2]);
-
-/// What is known of the frames of a text, if anything is. Dropping it withdraws it.
-pub(crate) type Frames = Option<Known>;
 
 /// Reads the module's `.eh_frame`, which is relocated.
 pub(crate) fn plan(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Plan, Error> {
@@ -46,17 +38,4 @@ fn branches(layout: &Layout) -> [(Spot, u64); 3] {
     let thunks = layout.thunks.map(|spot| (spot, THUNK * (THUNKS + 1)));
     let plt = (layout.plt, layout.slots.plt_size());
     [plt, (layout.indirect_plt, layout.indirect.plt_size()), thunks.unwrap_or((layout.plt, 0))]
-}
-
-impl Plan {
-    /// Makes all rows known.
-    pub(crate) fn publish(self) -> [Frames; 2] {
-        self.0.map(|planned| planned.and_then(known))
-    }
-}
-
-/// The text has been this module's alone since it was staged, so that nobody else can have rows for it.
-fn known(planned: Planned) -> Frames {
-    let published = planned.publish();
-    published.inspect_err(|overlap| tracing::error!(%overlap, "frames of a module are not known")).ok().flatten()
 }

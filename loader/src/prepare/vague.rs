@@ -12,17 +12,11 @@
 //!   silence.
 //! - A protected symbol is seen by others, but its own module always means its own.
 
-use modload_edit::Addr;
+use modload_abi::section;
 use object::elf;
 
 use crate::elf::file::{File, Place, Sym};
-use crate::modules::registry::{Book, Export, Found};
-use crate::modules::timeline::Recorder;
-use crate::operate::resolve::Scene;
-use crate::prepare::policy::{Exports, Wanted};
-use crate::vocabulary::error::Error;
-
-use modload_abi::section;
+use crate::prepare::policy::Exports;
 
 /// Whether other modules may define the same symbol.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -81,79 +75,5 @@ pub(crate) fn may_be_elsewhere(file: &File<'_>, at: u32, shared: Shared) -> bool
         Some(Strength::Unique) => true,
         Some(Strength::Vague) => shared == Shared::Globals,
         Some(Strength::Strong) | None => false,
-    }
-}
-
-/// Returns the definition that replaces this one, if there is one: the host's, another module's, or that of a library of the
-/// process. Another module is held from now on.
-pub(crate) fn elsewhere(
-    symbol: &Sym<'_>,
-    strength: Strength,
-    shared: Shared,
-    scene: Scene<'_>,
-) -> Result<Option<Addr>, Error> {
-    let name = symbol.name();
-    let is_shared = strength == Strength::Unique || shared == Shared::Globals;
-    if symbol.visibility != elf::STV_DEFAULT || name.is_empty() || !is_shared {
-        return Ok(None);
-    }
-    if let Some(external) = scene.externals.exported(name).filter(|_| strength != Strength::Strong) {
-        let (gpl_only, crc) = (external.gpl_only, external.crc);
-        judge(&Wanted { symbol: name, owner: "the host", gpl_only, namespace: &[], crc }, scene)?;
-        return Ok(Some(external.addr));
-    }
-    let tables = [
-        (shared == Shared::Globals).then_some(Table::Exports),
-        (strength == Strength::Unique).then_some(Table::Uniques),
-    ];
-    for table in tables.into_iter().flatten() {
-        let Some((export, owner)) = scene.registry.export_of(table, name) else { continue };
-        if strength == Strength::Strong && export.strength == Strength::Strong {
-            continue;
-        }
-        let Export { gpl_only, crc, namespace, .. } = &export;
-        judge(&Wanted { symbol: name, owner: &owner, gpl_only: *gpl_only, namespace, crc: *crc }, scene)?;
-        if let Found::Usable { addr } = scene.registry.use_export_of(table, scene.user, name, &export)? {
-            return Ok(Some(addr));
-        }
-    }
-    let of_process = || scene.externals.fallback(name).map(|external| external.addr);
-    Ok(if strength == Strength::Unique { of_process() } else { None })
-}
-
-fn judge(wanted: &Wanted<'_>, scene: Scene<'_>) -> Result<(), Error> {
-    scene.judge.symbol(Recorder { registry: scene.registry, module: scene.name }, wanted)
-}
-
-/// The registry's tables of definitions that other modules may use.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Table {
-    /// Exports, for any module.
-    Exports,
-    /// STB_GNU_UNIQUE definitions, for other definitions of the same name only.
-    Uniques,
-}
-
-impl Book {
-    /// The definition of a name in a table.
-    pub(crate) fn exported(&self, table: Table, name: &[u8]) -> Option<&Export> {
-        match table {
-            Table::Exports => self.exports.get(name),
-            Table::Uniques => self.uniques.get(name),
-        }
-    }
-
-    /// The name of the module that has entered a name in a table.
-    pub(crate) fn owner(&self, table: Table, name: &[u8]) -> Option<String> {
-        let export = self.exported(table, name)?;
-        Some(self.by_id(export.module).map_or_else(String::new, |entry| entry.name.to_string()))
-    }
-
-    /// Enters a definition in a table.
-    pub(crate) fn enter(&mut self, table: Table, name: Box<[u8]>, export: Export) {
-        match table {
-            Table::Exports => self.exports.insert(name, export),
-            Table::Uniques => self.uniques.insert(name, export),
-        };
     }
 }

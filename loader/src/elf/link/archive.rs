@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use object::read::archive::{ArchiveFile, ArchiveKind};
 
 use crate::elf::file::{File, Place};
-use crate::elf::link::{NAMES_LIMIT, Object, crel, inside};
+use crate::elf::link::crel;
+use crate::elf::link::object::{NAMES_LIMIT, Object, inside};
 use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 

@@ -11,8 +11,10 @@ use object::elf;
 use object::write::elf::Rel;
 
 use crate::elf::file::{Place, Section, Sym};
+use crate::elf::link::object::Object;
+use crate::elf::link::output::{At, Contents, Key, NewSymbol, Output};
 use crate::elf::link::symbols::{Definition, Global, State, Strength, Symbols};
-use crate::elf::link::{Object, write};
+use crate::elf::link::write;
 use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 
@@ -24,56 +26,11 @@ const FLAGS: &[elf::SectionFlags] =
 /// file.
 const PAGE: u64 = 4096;
 
-/// What sections must have in common to be merged.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Key<'a> {
-    pub(super) name: &'a [u8],
-    pub(super) flags: elf::SectionFlags,
-    pub(super) contents: Contents,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Contents {
-    Bytes,
-    Zeros,
-    /// One that cannot be merged, by object and section.
-    Alone(usize, u32),
-    /// Not part of the result. Symbols in it have a section all the same, so that who refers to them finds them gone.
-    Gone,
-}
-
-/// A section of the result.
-pub(super) struct Output<'a> {
-    pub(super) key: Key<'a>,
-    pub(super) kind: elf::SectionType,
-    pub(super) size: u64,
-    pub(super) align: u64,
-    /// What stands where.
-    pub(super) pieces: Vec<(u64, &'a [u8])>,
-    pub(super) relas: Vec<Rel>,
-}
-
 /// Where a section of an object went: which output, and where in it.
 #[derive(Clone, Copy)]
 struct Piece {
     output: usize,
     offset: u64,
-}
-
-/// A symbol of the result, with where its name is.
-pub(super) struct NewSymbol<'a> {
-    pub(super) name: &'a [u8],
-    pub(super) info: elf::SymbolInfo,
-    pub(super) visibility: elf::SymbolVisibility,
-    pub(super) at: At,
-    pub(super) value: u64,
-    pub(super) size: u64,
-}
-
-#[derive(Clone, Copy)]
-pub(super) enum At {
-    Special(elf::SymbolSection),
-    Output(usize),
 }
 
 /// The result while it grows.

@@ -7,7 +7,7 @@ use object::elf;
 
 use crate::elf::file::{Place, Sym};
 use crate::elf::link::archive::{Offer, OfferKind};
-use crate::elf::link::{NAMES_LIMIT, Object};
+use crate::elf::link::object::{NAMES_LIMIT, Object};
 use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 

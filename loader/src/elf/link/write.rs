@@ -7,7 +7,7 @@ use object::elf;
 use object::write::StringId;
 use object::write::elf::{FileHeader, SectionHeader, SectionIndex, Sym, Writer};
 
-use crate::elf::link::merge::{At, Contents, NewSymbol, Output};
+use crate::elf::link::output::{At, Contents, NewSymbol, Output};
 use crate::vocabulary::error::Error;
 
 /// What fills the gaps between pieces of text.

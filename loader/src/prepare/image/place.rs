@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use modload_abi::section;
-use modload_edit::Addr;
+use modload_edit::{Addr, Table, wide};
 use object::elf;
 
 use crate::elf::file::{File, Section};
@@ -104,4 +104,13 @@ fn offsets(file: &File<'_>) -> Result<Vec<Option<u64>>, Error> {
         }
     }
     Ok(offsets)
+}
+
+/// The table that a section is, if it is there.
+pub(super) fn table(file: &File<'_>, places: &[Option<Addr>], name: &str) -> Option<Table> {
+    let found = (0..).zip(file.sections.iter().zip(places));
+    let mut found = found.filter(|(_, (section, _))| section.kept && section.name == name.as_bytes());
+    let (index, (section, at)) = found.next()?;
+    let size = if section.data.is_empty() { 0 } else { wide(section.data.len()) };
+    Some(Table::of_section(index, (*at)?, size))
 }

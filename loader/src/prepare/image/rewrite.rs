@@ -3,7 +3,8 @@
 use modload_abi::section;
 use modload_edit::{Addr, Ledger, Space};
 
-use super::{Machine, sort, table};
+use super::machine::Machine;
+use super::{place, sort};
 use crate::elf::file::File;
 use crate::prepare::specialise::{follow, in_order, tables};
 use crate::vocabulary::error::Error;
@@ -16,12 +17,12 @@ pub(super) fn rewrite(
     code: &mut Ledger<'_, Space>,
     share: &mut impl FnMut(&'static str),
 ) -> Result<(), Error> {
-    let table = |name| table(file, places, name).filter(|table| !table.is_empty());
+    let table = |name| place::table(file, places, name).filter(|table| !table.is_empty());
     if let Some(table) = table(section::EX_TABLE) {
         sort::ex_table(&table, code)?;
     }
     share("sort");
-    let text = super::table(file, places, section::TEXT).map_or((Addr::NULL, 0), |text| (text.at, text.size));
+    let text = place::table(file, places, section::TEXT).map_or((Addr::NULL, 0), |text| (text.at, text.size));
     let found: Vec<_> = tables().filter_map(|(engine, name)| Some((engine, name, table(name)?))).collect();
     for (engine, name, table) in in_order(&found) {
         follow(engine, name, &table, text, machine.facts(), &machine.rewriting, code)?;
