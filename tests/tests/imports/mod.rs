@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The files of one crate's `src`, and what each imports.
-pub struct Imports {
+pub(crate) struct Imports {
     /// From a file to the files it imports; each with the line of the first import.
     edges: BTreeMap<String, BTreeMap<String, usize>>,
 }
@@ -26,7 +26,7 @@ struct File {
 
 /// One name that a `use` item imports.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Use {
+struct Use {
     line: usize,
     path: Vec<String>,
     /// The name by which the file knows it; `*` for all names of a module.
@@ -37,7 +37,7 @@ pub struct Use {
 impl Imports {
     /// Reads the imports of a crate. `sources` has the path and the code of each file; paths begin with `src`, the folder of the
     /// crate's root.
-    pub fn of<'s>(src: &str, sources: impl IntoIterator<Item = (&'s str, &'s str)>) -> Imports {
+    pub(crate) fn of<'s>(src: &str, sources: impl IntoIterator<Item = (&'s str, &'s str)>) -> Imports {
         let mut files: BTreeMap<Vec<String>, File> = BTreeMap::new();
         for (path, code) in sources {
             let Some(module) = path.strip_prefix(src).and_then(module_of) else { continue };
@@ -60,12 +60,12 @@ impl Imports {
     }
 
     /// All imports: the importing file, the line, and the imported file.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, usize, &str)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, usize, &str)> {
         self.edges.iter().flat_map(|(from, to)| to.iter().map(move |(to, line)| (from.as_str(), *line, to.as_str())))
     }
 
     /// The circles: sets of at least two files each of which imports, by way of others, all of them. The largest is first.
-    pub fn circles(&self) -> Vec<BTreeSet<&str>> {
+    pub(crate) fn circles(&self) -> Vec<BTreeSet<&str>> {
         let reached: BTreeMap<&str, BTreeSet<&str>> =
             self.edges.keys().map(|from| (from.as_str(), self.reached(from))).collect();
         let mut circles: BTreeSet<BTreeSet<&str>> = BTreeSet::new();
@@ -133,7 +133,7 @@ fn line_of(code: &str, at: usize) -> usize {
 }
 
 /// The `use` items of some code, and the code without them; lines stay where they were.
-pub fn uses(code: &str) -> (Vec<Use>, String) {
+fn uses(code: &str) -> (Vec<Use>, String) {
     let mut uses = Vec::new();
     let mut rest = code.to_owned();
     for (at, word) in words(code) {
