@@ -118,7 +118,7 @@ fn functions_lines_and_frames() -> Result<(), Failed> {
                 "#2  0x",
                 "in watched_start () at",
                 "#3  0x",
-                "in modload_loader::entry::init",
+                "in modload_loader::modules::entry::init",
                 "in watched_outer (a=",
                 "Value returned is $1 = 41",
                 "watched_outer + ",
@@ -143,7 +143,7 @@ fn forgotten() -> Result<(), Failed> {
     let object = object(&[]);
     let commands = [
         "break watched_inner",
-        "break modload_loader::chains::going",
+        "break modload_loader::modules::chains::going",
         "run",
         "backtrace 3",
         "set $at = $pc",

@@ -11,77 +11,60 @@
 //! - [`Onlooker`]: a debugger or profiler, shown a module when its text is at its place.
 //! - [`Timeline`]: what happened, in order, without addresses or times: made to be snapshotted.
 //!
-//! This crate does no I/O, prints nothing and reads no environment. Unsafe code is in `entry.rs` alone, where the
+//! The files are in five tiers, a folder each. A file imports from its own tier and from those before it:
+//!
+//! | folder | what it owns |
+//! |---|---|
+//! | `vocabulary` | stages, states, errors and other small types |
+//! | `elf` | object files as bytes |
+//! | `prepare` | one module in memory, before others can see it |
+//! | `modules` | the modules of a host: registry, references, subscribers, timeline |
+//! | `operate` | loading, unloading, and what else a host does with modules |
+//!
+//! This crate does no I/O, prints nothing and reads no environment. Unsafe code is in `modules/entry.rs` alone, where the
 //! module's own functions are called.
 
 #![deny(unsafe_code)]
 
-mod error;
-mod timeline;
+mod vocabulary;
+mod elf;
+mod prepare;
+mod modules;
+mod operate;
 
-// In the order of the stages.
-mod file;
-mod link;
-mod validate;
-mod modinfo;
-mod policy;
-mod admit;
-mod layout;
-mod registry;
-mod memory;
-mod resolve;
-mod vague;
-mod relocate;
-mod specialise;
-mod deferred;
-mod form;
-mod unwind;
-mod chains;
-mod announced;
-mod onlooker;
-mod params;
-mod entry;
-mod load;
-mod inside;
-mod left;
-mod quarantine;
-mod unload;
-mod inspect;
-mod check;
-mod plan;
-mod image;
-
-mod fork;
-mod module;
-mod names;
-mod set_param;
-mod suggest;
-
-pub use chains::{BUILTIN, Membership, Refusal, Subscriber};
-pub use deferred::{DeferredError, Slice, SlicePlan, Slices, WantedSymbol};
-pub use entry::Image;
-pub use error::{Advice, Error, LoadError, Stage, UnloadError, Unresolved, sentence};
-pub use file::{File, Section};
-pub use form::Exports;
-pub use image::{ImageComing, ImageSection, Kallsyms, Machine, MachineError, MemoryImage, Placement, hexadecimal};
-pub use inside::{CannotLook, LookError, Occupant, Occupies, can_look};
-pub use inspect::{
+pub use elf::file::{File, Section};
+pub use elf::link::Input;
+pub use modload_notifier::Order;
+pub use modules::chains::{BUILTIN, Membership};
+pub use modules::coming::{Coming, SectionBytes};
+pub use modules::entry::Image;
+pub use modules::inside::{CannotLook, LookError, can_look};
+pub use modules::module::{FunctionSymbol, Module, Reference, SectionInfo};
+pub use modules::recorder::{Listening, Recording};
+pub use modules::subscriber::{Refusal, Subscriber};
+pub use modules::timeline::{Event, EventKind, Outcome, Timeline};
+pub use operate::explain::{Change, Explanation};
+pub use operate::inspect::{
     FunctionBytes, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable, InspectedWait,
     Inspection,
 };
-pub use left::LeftBy;
-pub use link::Input;
-pub use load::{Faults, Injected, Loader, NoFaults};
-pub use memory::{Coming, SectionBytes};
-pub use modload_notifier::Order;
-pub use module::{FunctionSymbol, Module, Reference, SectionInfo, Symbol};
-pub use names::SymbolKind;
-pub use onlooker::{Kept, Onlooker, Seen, SeenFunction, SeenSection, Shown};
-pub use params::{ParamError, ParamInfo, ParamType};
-pub use plan::{Change, Explanation};
-pub use policy::{Check, ForcedUnload, Policy, Proof, Rule, Verdict};
-pub use registry::State;
-pub use resolve::{External, Externals};
-pub use set_param::SetParamError;
-pub use specialise::{Branch, HostOperations, Rewriting, TrampolineCall};
-pub use timeline::{Event, EventKind, Listening, Outcome, Recording, Timeline};
+pub use operate::load::{Faults, Injected, Loader, NoFaults};
+pub use operate::onlooker::{Onlooker, Seen, SeenFunction, SeenSection, Shown};
+pub use operate::set_param::SetParamError;
+pub use prepare::deferred::{Slice, SlicePlan, Slices, WantedSymbol};
+pub use prepare::image::{
+    ImageComing, ImageSection, Kallsyms, Machine, MachineError, MemoryImage, Placement, hexadecimal,
+};
+pub use prepare::names::{Symbol, SymbolKind};
+pub use prepare::params::{ParamInfo, ParamType};
+pub use prepare::policy::{Check, Exports, ForcedUnload, Policy, Proof, Rule, Verdict};
+pub use vocabulary::deferred_error::DeferredError;
+pub use vocabulary::error::{Advice, Error, LoadError, UnloadError, Unresolved, sentence};
+pub use vocabulary::externals::{External, Externals};
+pub use vocabulary::kept::Kept;
+pub use vocabulary::left::LeftBy;
+pub use vocabulary::occupant::{Occupant, Occupies};
+pub use vocabulary::param_error::ParamError;
+pub use vocabulary::rewriting::{Branch, HostOperations, Rewriting, TrampolineCall};
+pub use vocabulary::stage::Stage;
+pub use vocabulary::state::State;

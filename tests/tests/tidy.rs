@@ -1,9 +1,12 @@
 //! The never list of ARCHITECTURE.md, held against the tree: what no compiler and no crate edge checks.
 
+mod imports;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use imports::Imports;
 use modload_fixtures::workspace_root;
 
 /// Who may import whom, by folder. A folder that is not here fails the test: say what it may import.
@@ -65,7 +68,7 @@ const SAFE: [&str; 8] = ["abi", "edit", "notifier", "relocs", "alternatives", "p
 const UNSAFE: [&str; 14] = [
     "text/",
     "threads/",
-    "loader/src/entry.rs",
+    "loader/src/modules/entry.rs",
     "host/src/foreign.rs",
     "host/src/c_api.rs",
     "host/src/keys.rs",
@@ -153,9 +156,26 @@ fn has_word(line: &str, what: &str) -> bool {
     })
 }
 
-/// Takes a source apart. `#[cfg(test)]` modules stand at the end of a file here, and are cut off.
+/// A file's text without its tests: a `#[cfg(test)]` module that has its own file is passed over, and one that has none ends the
+/// file here. Lines are where they were.
+fn without_tests(text: &str) -> String {
+    const TESTS: &str = "#[cfg(test)]\nmod ";
+    let mut parts = text.split(TESTS);
+    let mut kept = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (declared, rest) = part.split_once('\n').unwrap_or((part, ""));
+        if !declared.ends_with(';') {
+            break;
+        }
+        kept.push_str("\n\n");
+        kept.push_str(rest);
+    }
+    kept
+}
+
+/// Takes a source apart.
 fn parse(path: &str, text: &str) -> Source {
-    let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    let text = &without_tests(text)[..];
     let mut source = Source { path: path.to_owned(), ..Source::default() };
     let (mut rest, mut line) = (text, 1);
     let mut before = ' ';
@@ -271,6 +291,101 @@ fn crates_import_only_what_they_may() {
     none("imported upward", &wrong);
 }
 
+/// The tiers of the loader: folders of `loader/src`, from the ground up. A file imports from its own tier and from those before it.
+const TIERS: [&str; 5] = ["vocabulary", "elf", "prepare", "modules", "operate"];
+
+/// The one circle of the loader: a module knows its registry, which knows its modules and their subscribers; a subscriber is
+/// told of a module, and of one that is COMING.
+const KNOT: [&str; 4] = [
+    "loader/src/modules/coming.rs",
+    "loader/src/modules/module.rs",
+    "loader/src/modules/registry.rs",
+    "loader/src/modules/subscriber.rs",
+];
+
+/// How many files the largest circle of imports of a crate may have; 1 is none. The numbers are those of today and may only
+/// shrink. That of the loader is [`KNOT`]; the others have no reason.
+const CIRCLES: [(&str, usize); 18] = [
+    ("abi", 1),
+    ("edit", 1),
+    ("notifier", 1),
+    ("threads", 6),
+    ("relocs", 1),
+    ("alternatives", 1),
+    ("paravirt", 1),
+    ("text", 20),
+    ("loader", 4),
+    ("static_keys", 7),
+    ("ftrace", 6),
+    ("livepatch", 11),
+    ("host", 4),
+    ("control", 4),
+    ("cli", 3),
+    ("fixtures", 3),
+    ("tests", 1),
+    ("xtask", 2),
+];
+
+/// A crate's imports, file by file.
+fn imports_of(folder: &str, sources: &[Source]) -> Imports {
+    let src = format!("{folder}/src/");
+    let of_crate = sources.iter().filter(|source| source.path.starts_with(&src) && !source.path.ends_with("/tests.rs"));
+    Imports::of(&src, of_crate.map(|source| (source.path.as_str(), source.code.as_str())))
+}
+
+/// Imports from a tier above.
+fn upward(imports: &Imports) -> Vec<String> {
+    let tier = |path: &str| {
+        let folder = path.strip_prefix("loader/src/")?.split_once('/')?.0;
+        TIERS.iter().position(|tier| *tier == folder)
+    };
+    let allowed = |from: &str, to: &str| from == "loader/src/lib.rs" || tier(to).is_some() && tier(to) <= tier(from);
+    let wrong = imports.iter().filter(|(from, _, to)| !allowed(from, to));
+    wrong.map(|(from, line, to)| format!("{from}:{line}: imports {to}")).collect()
+}
+
+/// Circles of imports with more files than are allowed.
+fn large_circles(imports: &Imports, most: usize) -> Vec<String> {
+    let large = imports.circles().into_iter().filter(|circle| circle.len() > most);
+    large
+        .map(|circle| format!("{} files: {}", circle.len(), circle.into_iter().collect::<Vec<_>>().join(" ")))
+        .collect()
+}
+
+#[test]
+fn tiers_as_crates_are_checked() {
+    let sources = sources();
+    let imports = imports_of("loader", &sources);
+    assert!(imports.iter().count() > 200, "imports are read");
+    let mut wrong = upward(&imports);
+    for source in sources.iter().filter(|source| source.path.starts_with("loader/src/")) {
+        let folder = source.path.trim_start_matches("loader/src/").split('/').next().unwrap_or_default();
+        if folder != "lib.rs" && !TIERS.contains(&folder) {
+            wrong.push(format!("{}: it is in no tier", source.path));
+        }
+    }
+    let outside = imports.circles().into_iter().flatten().filter(|file| !KNOT.contains(file));
+    wrong.extend(outside.map(|file| format!("{file}: is in a circle of imports, and KNOT does not name it")));
+    none("imports of the loader", &wrong);
+}
+
+#[test]
+fn circles_of_imports_do_not_grow() {
+    let sources = sources();
+    let folders: BTreeSet<&str> =
+        sources.iter().filter(|source| source.path.split('/').nth(1) == Some("src")).map(Source::folder).collect();
+    let mut wrong = Vec::new();
+    for folder in folders {
+        let Some((_, most)) = CIRCLES.iter().find(|(known, _)| *known == folder) else {
+            wrong.push(format!("{folder}: how large may its largest circle be? Say it in CIRCLES"));
+            continue;
+        };
+        let found = large_circles(&imports_of(folder, &sources), *most);
+        wrong.extend(found.into_iter().map(|circle| format!("{folder}: at most {most}: {circle}")));
+    }
+    none("circles of imports", &wrong);
+}
+
 #[test]
 fn a_rule_that_is_broken_is_found() {
     let source = parse(
@@ -284,7 +399,50 @@ fn a_rule_that_is_broken_is_found() {
     assert!(!has_word("eprintln!(", "println!"));
     let casting = parse("a.rs", "use a::{\n    B as C,\n};\nlet x = y as u8;\n");
     assert_eq!(casts(&casting), [3]);
+    let tested = "use a;\n#[cfg(test)]\nmod tests;\nuse b;\n#[cfg(test)]\nmod more {\n    use c;\n}\n";
+    assert_eq!(without_tests(tested), "use a;\n\n\nuse b;\n");
     assert_eq!(table("[dependencies]\na.workspace = true\nb = 1\n\n[lints]\nc = 2\n", "[dependencies]"), ["a", "b"]);
+}
+
+#[test]
+fn an_import_from_a_tier_above_and_a_circle_are_found() {
+    let files = [
+        ("lib.rs", "mod elf;\nmod modules;\npub use modules::list::List;\n"),
+        ("elf/mod.rs", "pub(crate) mod file;\npub(crate) mod link;\npub(crate) use file::File;\n"),
+        ("elf/file.rs", "pub(crate) fn open() {\n    crate::modules::list::enter();\n}\n"),
+        (
+            "elf/link.rs",
+            "mod merge;\nuse std::fmt;\nuse crate::{\n    elf::{File as Object, link},\n    modules as all,\n};\n",
+        ),
+        ("elf/link/merge.rs", "use super::super::file::open;\npub(in crate::modules) fn merge() -> impl use<> {}\n"),
+        ("modules/mod.rs", "pub(crate) mod list;\npub(crate) mod entry;\n"),
+        ("modules/list.rs", "use super::entry::{self, Entry};\nuse crate::elf::File;\n"),
+        ("modules/entry.rs", "use crate::List;\n"),
+    ];
+    let paths = files.map(|(path, code)| (format!("loader/src/{path}"), code));
+    let imports = Imports::of("loader/src/", paths.iter().map(|(path, code)| (path.as_str(), *code)));
+    let seen: Vec<String> = imports.iter().map(|(from, line, to)| format!("{from}:{line} {to}")).collect();
+    let expected = [
+        "elf/file.rs:2 modules/list.rs",
+        "elf/link.rs:3 elf/file.rs",
+        "elf/link.rs:3 modules/mod.rs",
+        "elf/link/merge.rs:1 elf/file.rs",
+        "modules/entry.rs:1 modules/list.rs",
+        "modules/list.rs:2 elf/file.rs",
+        "modules/list.rs:1 modules/entry.rs",
+    ];
+    let expected = expected.map(|line| format!("loader/src/{}", line.replace(' ', " loader/src/")));
+    assert_eq!(seen, expected);
+    assert_eq!(
+        upward(&imports),
+        [
+            "loader/src/elf/file.rs:2: imports loader/src/modules/list.rs",
+            "loader/src/elf/link.rs:3: imports loader/src/modules/mod.rs"
+        ]
+    );
+    let circle = "3 files: loader/src/elf/file.rs loader/src/modules/entry.rs loader/src/modules/list.rs";
+    assert_eq!(large_circles(&imports, 2), [circle]);
+    assert!(large_circles(&imports, 3).is_empty());
 }
 
 #[test]

@@ -1,0 +1,179 @@
+//! Stage *link*: several objects, and the members of archives that they need, become one relocatable object, as
+//! `ld -r` makes it. A file that is one object already passes through untouched.
+
+mod archive;
+mod crel;
+mod merge;
+mod object;
+mod output;
+mod symbols;
+mod write;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashSet};
+
+use crate::elf::file::File;
+use crate::elf::link::archive::Archive;
+pub(crate) use crate::elf::link::object::NAMES_LIMIT;
+use crate::elf::link::object::{Object, inside};
+use crate::elf::link::symbols::Symbols;
+use crate::elf::sections::check_sections;
+use crate::vocabulary::error::Error;
+use crate::vocabulary::escape::escaped;
+
+use modload_abi::section;
+
+/// A file of a link unit: a relocatable object or a static archive.
+#[derive(Clone, Debug)]
+pub struct Input<'a> {
+    /// What errors call it: the file's name. It may be empty if there is only one input.
+    pub name: String,
+    /// Its contents.
+    pub bytes: Cow<'a, [u8]>,
+}
+
+/// What a module is loaded from.
+#[derive(Clone, Debug)]
+pub(crate) struct Linked<'a> {
+    /// One relocatable object.
+    pub(crate) bytes: Cow<'a, [u8]>,
+    /// The names of the objects it was linked from; empty if it was one from the beginning.
+    pub(crate) objects: Vec<String>,
+}
+
+/// Links what is needed. Objects are needed, and members of archives as GNU ld needs them: an archive is searched at its
+/// place in the order of the inputs, for what is undefined there. `wanted` counts as undefined from the beginning. When
+/// there is no object among the inputs, `init_module` and `cleanup_module` do so too; and if no archive has any of these,
+/// all members are needed.
+pub(crate) fn link<'a>(inputs: &'a [Input<'a>], wanted: &[String], limit: u64) -> Result<Linked<'a>, Error> {
+    match inputs {
+        [Input { bytes, .. }] if !archive::is_archive(bytes) => {
+            let bytes = crel::written_out(bytes, limit)?.map_or(Cow::Borrowed(&**bytes), Cow::Owned);
+            return Ok(Linked { bytes, objects: Vec::new() });
+        }
+        _ => {}
+    }
+    let plain: Vec<Plain> = inputs.iter().map(|input| Plain::of(input, limit)).collect::<Result<_, _>>()?;
+    let sources = inputs.iter().zip(&plain).map(|(input, plain)| Source::read(input, plain));
+    let sources: Vec<Source<'_>> = sources.collect::<Result<_, _>>()?;
+    let Unit { objects, symbols, .. } = select(sources, wanted)?;
+    if objects.is_empty() {
+        return Err(Error::NotAnObject("an archive without any object"));
+    }
+    let bytes = merge::merge(&objects, &symbols, limit)?;
+    let objects = objects.into_iter().map(|object| object.name).collect();
+    Ok(Linked { bytes: Cow::Owned(bytes), objects })
+}
+
+/// The objects of an input whose compact relocations have been written out, if there are any.
+enum Plain {
+    Object(Option<Vec<u8>>),
+    /// By member.
+    Archive(Vec<archive::Plain>),
+}
+
+impl Plain {
+    fn of(input: &Input<'_>, limit: u64) -> Result<Plain, Error> {
+        if archive::is_archive(&input.bytes) {
+            return Ok(Plain::Archive(archive::written_out(&input.bytes, limit)));
+        }
+        let name = escaped(input.name.as_bytes());
+        crel::written_out(&input.bytes, limit).map(Plain::Object).map_err(|error| inside(&name, error))
+    }
+}
+
+enum Source<'a> {
+    Object(Object<'a>),
+    Archive(Archive<'a>),
+}
+
+impl<'a> Source<'a> {
+    fn read(input: &'a Input<'_>, plain: &'a Plain) -> Result<Source<'a>, Error> {
+        let name = escaped(input.name.as_bytes());
+        let read = match plain {
+            Plain::Archive(members) => Archive::read(&name, &input.bytes, members).map(Source::Archive),
+            Plain::Object(plain) => File::validate(plain.as_deref().unwrap_or(&input.bytes))
+                .map(|file| Source::Object(Object { name: name.clone(), file })),
+        };
+        read.map_err(|error| inside(&name, error))
+    }
+}
+
+/// What has been linked so far.
+#[derive(Default)]
+struct Unit<'a> {
+    objects: Vec<Object<'a>>,
+    symbols: Symbols<'a>,
+    /// The signatures of all COMDAT groups.
+    groups: HashSet<&'a [u8]>,
+    /// The names of all sections of their older form.
+    linkonce: HashSet<&'a [u8]>,
+}
+
+impl<'a> Unit<'a> {
+    fn add(&mut self, mut object: Object<'a>) -> Result<(), Error> {
+        let groups = std::mem::take(&mut object.file.groups).into_iter();
+        let repeated: Vec<_> = groups.filter(|group| !self.groups.insert(group.signature)).collect();
+        repeated.iter().for_each(|group| object.file.drop_group(group.members));
+        let linkonce = object.file.drop_repeated_linkonce(&mut self.linkonce);
+        if linkonce || !repeated.is_empty() {
+            object.file.drop_linked();
+        }
+        // Before what it asks for is gone, or stands in the middle of another object's.
+        check_sections(&object.file).map_err(|error| object.failed(error))?;
+        self.symbols.add(&self.objects, &object)?;
+        self.objects.push(object);
+        Ok(())
+    }
+}
+
+/// The objects that are needed, in the order in which they are linked, and their symbols.
+fn select<'a>(sources: Vec<Source<'a>>, wanted: &'a [String]) -> Result<Unit<'a>, Error> {
+    let no_objects = !sources.iter().any(|source| matches!(source, Source::Object(_)));
+    let entries = [section::INIT_SYMBOL, section::EXIT_SYMBOL].into_iter().filter(|_| no_objects);
+    let roots: Vec<&[u8]> = entries.chain(wanted.iter().map(String::as_str)).map(str::as_bytes).collect();
+    let defines_root = |source: &Source<'_>| match source {
+        Source::Archive(archive) => roots.iter().any(|root| archive.defines(root)),
+        Source::Object(_) => false,
+    };
+    let whole = no_objects && !sources.iter().any(defines_root);
+    let mut unit = Unit::default();
+    roots.iter().for_each(|root| unit.symbols.want(root));
+    for source in sources {
+        match source {
+            Source::Object(object) => unit.add(object)?,
+            Source::Archive(archive) if whole => {
+                for object in archive.into_objects()? {
+                    unit.add(object)?;
+                }
+            }
+            Source::Archive(archive) => search(archive, &mut unit)?,
+        }
+    }
+    Ok(unit)
+}
+
+/// Adds members as long as one of them defines what is undefined. GNU ld goes through an archive's index again and
+/// again until nothing new comes; this takes the same members in the same order, but looks only where something can be.
+fn search<'a>(mut archive: Archive<'a>, unit: &mut Unit<'a>) -> Result<(), Error> {
+    let mut promising: BTreeSet<usize> = BTreeSet::new();
+    let mut from = 0;
+    loop {
+        for name in unit.symbols.newly_undefined() {
+            promising.extend(archive.places(name));
+        }
+        let Some(&at) = promising.range(from..).next().or_else(|| promising.first()) else { break };
+        promising.remove(&at);
+        from = at + 1;
+        if let Some(offer) = archive.offer(at).filter(|offer| unit.symbols.takes(offer))
+            && let Some(object) = archive.take(offer)
+        {
+            unit.add(object)?;
+        }
+    }
+    // The next archive is asked for what is still undefined.
+    unit.symbols.ask_again();
+    Ok(())
+}

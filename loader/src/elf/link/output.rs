@@ -1,0 +1,49 @@
+//! The parts of a merged object, before they are written.
+
+use object::elf;
+use object::write::elf::Rel;
+
+/// What sections must have in common to be merged.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Key<'a> {
+    pub(super) name: &'a [u8],
+    pub(super) flags: elf::SectionFlags,
+    pub(super) contents: Contents,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Contents {
+    Bytes,
+    Zeros,
+    /// One that cannot be merged, by object and section.
+    Alone(usize, u32),
+    /// Not part of the result. Symbols in it have a section all the same, so that who refers to them finds them gone.
+    Gone,
+}
+
+/// A section of the result.
+pub(super) struct Output<'a> {
+    pub(super) key: Key<'a>,
+    pub(super) kind: elf::SectionType,
+    pub(super) size: u64,
+    pub(super) align: u64,
+    /// What stands where.
+    pub(super) pieces: Vec<(u64, &'a [u8])>,
+    pub(super) relas: Vec<Rel>,
+}
+
+/// A symbol of the result, with where its name is.
+pub(super) struct NewSymbol<'a> {
+    pub(super) name: &'a [u8],
+    pub(super) info: elf::SymbolInfo,
+    pub(super) visibility: elf::SymbolVisibility,
+    pub(super) at: At,
+    pub(super) value: u64,
+    pub(super) size: u64,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum At {
+    Special(elf::SymbolSection),
+    Output(usize),
+}

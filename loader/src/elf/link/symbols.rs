@@ -1,0 +1,204 @@
+//! The global symbols of a link unit: which definition stands for each, by the rules of GNU ld.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use object::elf;
+
+use crate::elf::file::{Place, Sym};
+use crate::elf::link::archive::{Offer, OfferKind};
+use crate::elf::link::object::{NAMES_LIMIT, Object};
+use crate::vocabulary::error::Error;
+use crate::vocabulary::escape::escaped;
+
+use modload_edit::wide;
+
+/// Where a definition stands: number of the object, index in its symbol table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Definition {
+    pub(super) object: usize,
+    pub(super) symbol: u32,
+}
+
+/// What is known of a global symbol so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum State {
+    /// No object has said anything.
+    Unknown,
+    Undefined(Strength),
+    /// Size and alignment in bytes are the largest of all.
+    Common {
+        size: u64,
+        align: u64,
+    },
+    Defined(Strength, Definition),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Strength {
+    Weak,
+    Strong,
+}
+
+/// A global symbol.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Global<'a> {
+    pub(super) name: &'a [u8],
+    pub(super) state: State,
+    /// Whether the caller asked for it.
+    wanted: bool,
+    /// The most constraining of all objects.
+    pub(super) visibility: elf::SymbolVisibility,
+}
+
+/// All global symbols.
+#[derive(Default, Debug)]
+pub(super) struct Symbols<'a> {
+    /// In order of their first appearance.
+    pub(super) globals: Vec<Global<'a>>,
+    by_name: HashMap<&'a [u8], usize>,
+    /// Those that have become undefined and were not asked about yet.
+    newly_undefined: Vec<usize>,
+    /// Bytes of all names, local ones too.
+    names: u64,
+}
+
+impl<'a> Symbols<'a> {
+    /// The caller wants this to be defined, but can do without.
+    pub(super) fn want(&mut self, name: &'a [u8]) {
+        let number = self.number(name);
+        self.globals[number].wanted = true;
+        self.newly_undefined.push(number);
+    }
+
+    /// The names that have become undefined since this was last asked.
+    pub(super) fn newly_undefined(&mut self) -> Vec<&'a [u8]> {
+        std::mem::take(&mut self.newly_undefined).into_iter().map(|number| self.globals[number].name).collect()
+    }
+
+    /// [`Symbols::newly_undefined`] will name all that are undefined now.
+    pub(super) fn ask_again(&mut self) {
+        let asked = self.globals.iter().enumerate().filter(|(_, global)| global.asks());
+        self.newly_undefined = asked.map(|(number, _)| number).collect();
+    }
+
+    /// Whether a member that offers this is needed. For a COMMON symbol one with a strong definition is, as in
+    /// GNU ld: a variable with a value comes before one without.
+    pub(super) fn takes(&self, offer: &Offer<'_>) -> bool {
+        let Some(global) = self.by_name.get(offer.name).map(|&number| &self.globals[number]) else { return false };
+        global.asks() && (offer.kind == OfferKind::Definition || !matches!(global.state, State::Common { .. }))
+    }
+
+    /// The number of the symbol of this name.
+    pub(super) fn find(&self, name: &[u8]) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
+    fn number(&mut self, name: &'a [u8]) -> usize {
+        match self.by_name.entry(name) {
+            Entry::Occupied(entry) => *entry.get(),
+            Entry::Vacant(entry) => {
+                let visibility = elf::STV_DEFAULT;
+                self.globals.push(Global { name, state: State::Unknown, wanted: false, visibility });
+                *entry.insert(self.globals.len() - 1)
+            }
+        }
+    }
+
+    /// Takes the global symbols of the next object, behind `before`.
+    pub(super) fn add(&mut self, before: &[Object<'a>], object: &Object<'a>) -> Result<(), Error> {
+        for (symbol_index, symbol) in object.file.symbols().skip(1) {
+            let name = symbol.name();
+            self.names += wide(name.len());
+            if self.names > NAMES_LIMIT {
+                return Err(object.failed(Error::TooLarge { bytes: self.names, limit: NAMES_LIMIT }));
+            }
+            if symbol.bind == elf::STB_LOCAL {
+                continue;
+            }
+            let number = self.number(name);
+            let global = &mut self.globals[number];
+            let asked = global.asks();
+            let definition = Definition { object: before.len(), symbol: symbol_index };
+            global.visibility = stricter(global.visibility, symbol.visibility);
+            let said = of(object, &symbol, definition);
+            if said_already(before, global.state, &symbol) {
+                continue;
+            }
+            global.state = global.state.with(said).map_err(|earlier| {
+                let first = before.get(earlier.object).map_or_else(|| object.name.clone(), |first| first.name.clone());
+                Error::DefinedTwice { symbol: escaped(name), first, second: object.name.clone() }
+            })?;
+            if global.asks() && !asked {
+                self.newly_undefined.push(number);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether an absolute symbol has been defined before as the same number, which GNU ld takes for one definition.
+fn said_already(before: &[Object<'_>], state: State, symbol: &Sym<'_>) -> bool {
+    let State::Defined(_, Definition { object, symbol: earlier }) = state else { return false };
+    let earlier = before.get(object).and_then(|object| object.file.symbol(earlier));
+    earlier.is_some_and(|earlier| {
+        (earlier.place, symbol.place) == (Place::Absolute, Place::Absolute) && earlier.value == symbol.value
+    })
+}
+
+/// What a symbol of an object's says.
+fn of(object: &Object<'_>, symbol: &Sym<'_>, definition: Definition) -> State {
+    let strength = if symbol.bind == elf::STB_WEAK { Strength::Weak } else { Strength::Strong };
+    match symbol.place {
+        Place::Undefined | Place::Livepatch => State::Undefined(strength),
+        Place::Common => State::Common { size: symbol.size, align: symbol.value },
+        // The definition in the group that was kept is meant.
+        Place::Section(section) if object.file.section(section).is_some_and(|section| section.repeated) => {
+            State::Undefined(strength)
+        }
+        Place::Absolute | Place::Section(_) => State::Defined(strength, definition),
+    }
+}
+
+impl Global<'_> {
+    /// Whether members of archives may be needed for it.
+    fn asks(&self) -> bool {
+        match self.state {
+            State::Unknown | State::Undefined(Strength::Weak) => self.wanted,
+            State::Undefined(Strength::Strong) | State::Common { .. } => true,
+            State::Defined(..) => false,
+        }
+    }
+}
+
+impl State {
+    /// What both say together, or the strong definition that `new` would be the second of.
+    fn with(self, new: State) -> Result<State, Definition> {
+        use State::{Common, Defined, Undefined, Unknown};
+        use Strength::{Strong, Weak};
+        Ok(match (self, new) {
+            (Unknown, new) => new,
+            (old, Unknown) => old,
+            (Undefined(old), Undefined(new)) => Undefined(if old == Strong { old } else { new }),
+            (Undefined(_), new) => new,
+            (old, Undefined(_)) => old,
+            (Defined(Strong, old), Defined(Strong, _)) => return Err(old),
+            (Common { size: a, align: b }, Common { size: c, align: d }) => Common { size: a.max(c), align: b.max(d) },
+            // Strong, then COMMON, then weak; of two that are alike the first.
+            (old @ Defined(Strong, _), _) => old,
+            (_, new @ Defined(Strong, _)) => new,
+            (old @ Common { .. }, _) => old,
+            (_, new @ Common { .. }) => new,
+            (old @ Defined(Weak, _), Defined(Weak, _)) => old,
+        })
+    }
+}
+
+/// Of two visibilities the one that lets fewer see the symbol: internal, hidden, protected, default.
+fn stricter(a: elf::SymbolVisibility, b: elf::SymbolVisibility) -> elf::SymbolVisibility {
+    let rank = |visibility: elf::SymbolVisibility| match visibility {
+        elf::STV_DEFAULT => u8::MAX,
+        other => other.0,
+    };
+    if rank(b) < rank(a) { b } else { a }
+}

@@ -1,0 +1,234 @@
+//! What happened, in order: a value that can be printed, compared and snapshotted.
+
+use std::fmt;
+use std::sync::Arc;
+use std::thread::ThreadId;
+
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+
+use crate::prepare::policy::{Rule, Verdict};
+use crate::vocabulary::stage::Stage;
+use crate::vocabulary::state::State;
+
+/// One thing that happened to a module.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Event {
+    /// Its number in its timeline, from 1.
+    pub seq: u64,
+    /// The module.
+    pub module: Arc<str>,
+    /// What.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// What a subscriber made of a notification.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// It agreed, or was only told.
+    Ok,
+    /// It refused, with this reason.
+    Refused(String),
+    /// It panicked, with this message. On coming that is a refusal.
+    Panicked(String),
+}
+
+impl Serialize for Outcome {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Ok => f.write_str("ok"),
+            Outcome::Refused(reason) => write!(f, "refused: {reason}"),
+            Outcome::Panicked(message) => write!(f, "panicked: {message}"),
+        }
+    }
+}
+
+/// The kinds of events. Nothing in them is an address or a time.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum EventKind {
+    /// The module has this state now.
+    State {
+        /// Which.
+        state: State,
+    },
+    /// A stage is done.
+    Stage {
+        /// Which.
+        stage: Stage,
+        /// Counts that tell what it did.
+        #[serde(serialize_with = "map")]
+        detail: Vec<(&'static str, u64)>,
+    },
+    /// A subscriber was called.
+    Notify {
+        /// `coming` or `going`. LIVE is told in the order of the coming chain.
+        chain: &'static str,
+        /// The state it was told of.
+        state: State,
+        /// Who.
+        subscriber: Arc<str>,
+        /// Its priority in this chain.
+        priority: i32,
+        /// Whether it is one of the host's own, which stand outside all priorities.
+        #[serde(skip_serializing_if = "is_not")]
+        builtin: bool,
+        /// What came of it.
+        result: Outcome,
+    },
+    /// The text is at its place, readable and executable: `module_enable_ro`.
+    Publish,
+    /// `init` returned.
+    Init {
+        /// What.
+        result: i32,
+    },
+    /// `exit` returned.
+    Exit,
+    /// A rule that has a policy was looked at.
+    Policy {
+        /// Which.
+        rule: Rule,
+        /// What came of it.
+        verdict: Verdict,
+        /// How the module breaks it, if it does.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// Something that does not stop the load.
+    Warning {
+        /// A sentence.
+        message: String,
+    },
+    /// A line of live patching's, or of the module's own: what Linux would have in its log.
+    Log {
+        /// It.
+        message: String,
+    },
+    /// The load failed.
+    Failed {
+        /// In which stage.
+        stage: Stage,
+        /// Why.
+        error: String,
+    },
+    /// Nothing of the module is left.
+    Freed,
+    /// It has gone, and its memory stays until these threads have left its text; then it is freed. No snapshot should have
+    /// it: a module that ends its threads in `exit` is freed at once.
+    Quarantined {
+        /// How many threads are in its text, or may be; 0 if that could not be seen.
+        threads: usize,
+    },
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_not(flag: &bool) -> bool {
+    !flag
+}
+
+fn map<S: Serializer>(detail: &[(&'static str, u64)], serializer: S) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(Some(detail.len()))?;
+    for (key, value) in detail {
+        map.serialize_entry(key, value)?;
+    }
+    map.end()
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EventKind::State { state } => write!(f, "state     {state}"),
+            EventKind::Stage { stage, detail } => {
+                write!(f, "stage     {stage}")?;
+                let mut mark = ": ";
+                for (key, value) in detail {
+                    write!(f, "{mark}{key} {value}")?;
+                    mark = ", ";
+                }
+                Ok(())
+            }
+            EventKind::Notify { chain, state, subscriber, priority, builtin, result } => {
+                let builtin = if *builtin { ", builtin" } else { "" };
+                write!(f, "notify    {chain} {state} -> {subscriber} ({priority}{builtin}): {result}")
+            }
+            EventKind::Publish => f.write_str("publish"),
+            EventKind::Init { result } => write!(f, "init      returned {result}"),
+            EventKind::Exit => f.write_str("exit"),
+            EventKind::Policy { rule, verdict, reason: None } => write!(f, "policy    {rule}: {verdict}"),
+            EventKind::Policy { rule, verdict, reason: Some(reason) } => {
+                write!(f, "policy    {rule}: {verdict}: {reason}")
+            }
+            EventKind::Warning { message } => write!(f, "warning   {message}"),
+            EventKind::Log { message } => write!(f, "log       {message}"),
+            EventKind::Failed { stage, error } => write!(f, "failed    {stage}: {error}"),
+            EventKind::Freed => f.write_str("freed"),
+            EventKind::Quarantined { threads } => write!(f, "quarantined: {threads} threads are in its text"),
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<12} {}", self.module, self.kind)
+    }
+}
+
+/// A sequence of events. Its `Display` is one line an event; each event serialises to one JSON object.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize)]
+#[serde(transparent)]
+pub struct Timeline {
+    /// The events, by their numbers.
+    pub events: Vec<Event>,
+}
+
+impl Timeline {
+    /// The events of one module, with their numbers.
+    #[must_use]
+    pub fn of(&self, module: &str) -> Timeline {
+        Timeline { events: self.events.iter().filter(|event| &*event.module == module).cloned().collect() }
+    }
+
+    /// Only what tells the order in which others heard of modules: states, notifications, publish, init, exit, failed
+    /// and freed, but neither stages, policies nor warnings.
+    #[must_use]
+    pub fn order(&self) -> Timeline {
+        let tells = |event: &&Event| {
+            !matches!(event.kind, EventKind::Stage { .. } | EventKind::Policy { .. } | EventKind::Warning { .. })
+        };
+        Timeline { events: self.events.iter().filter(tells).cloned().collect() }
+    }
+}
+
+impl fmt::Display for Timeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.events.iter().try_for_each(|event| writeln!(f, "{event}"))
+    }
+}
+
+/// Told of events.
+pub(crate) type Listener = dyn Fn(&Event) + Send + Sync;
+
+/// Who hears of events.
+pub(crate) enum Ear {
+    /// Keeps those of all threads.
+    Timeline(Timeline),
+    /// Is told those of one thread, and how many there were before.
+    Listener(ThreadId, u64, Arc<Listener>),
+}
+
+impl Ear {
+    pub(crate) fn timeline(&self) -> Option<&Timeline> {
+        match self {
+            Ear::Timeline(timeline) => Some(timeline),
+            Ear::Listener(..) => None,
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Stage *admit*: what this version cannot load rightly, and what the host does not want, is turned away by name, before
+//! anything is done for it.
+
+use modload_abi::section;
+use object::elf;
+
+use crate::elf::file::{File, Place};
+use crate::elf::modinfo::Modinfo;
+use crate::elf::sections::{check_sections, unsupported};
+use crate::modules::recorder::Recorder;
+use crate::operate::judge::Judge;
+use crate::prepare::deferred;
+use crate::prepare::policy::Policy;
+use crate::vocabulary::error::Error;
+
+/// Turns away what cannot or may not be loaded.
+pub(crate) fn admit<'a>(
+    file: &File<'a>,
+    info: &'a Modinfo<'a>,
+    policy: &'a Policy,
+    recorder: Recorder<'_>,
+) -> Result<Judge<'a>, Error> {
+    check(file)?;
+    deferred::check_symbols(file, info)?;
+    let judge = Judge::new(policy, file, info)?;
+    judge.module(recorder)?;
+    Ok(judge)
+}
+
+/// Refuses sections and symbols that ask for what is not there.
+pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
+    // First, because it has the better reason for relocations of a live patch that are not marked as such.
+    deferred::check(file)?;
+    check_sections(file)?;
+    for section in &file.sections {
+        if section.name == section::GNU_STACK.as_bytes() && section.flags.contains(elf::SHF_EXECINSTR) {
+            let why = "it asks for an executable stack; gcc does so for pointers to nested functions";
+            return Err(unsupported("section", section.name, why));
+        }
+    }
+    for section in file.sections.iter().filter(|section| section.kept) {
+        let refused = |why| Err(unsupported("section", section.name, why));
+        let has = |flag| section.flags.contains(flag);
+        if has(elf::SHF_TLS) {
+            return refused("thread-local storage is not supported yet");
+        }
+        if has(elf::SHF_WRITE) && has(elf::SHF_EXECINSTR) {
+            return refused("it would be both writable and executable");
+        }
+        if has(elf::SHF_COMPRESSED) {
+            return refused("compressed sections can only hold debug information");
+        }
+    }
+    for (_, symbol) in file.symbols() {
+        let why = match symbol.kind {
+            elf::STT_TLS => "thread-local storage is not supported yet",
+            elf::STT_GNU_IFUNC if matches!(symbol.place, Place::Absolute | Place::Common) => {
+                "its resolver would be no function of this module"
+            }
+            _ if symbol.is_named(b"__gnu_lto_slim") => "it holds only GCC's intermediate code; compile without -flto",
+            _ => continue,
+        };
+        return Err(unsupported("symbol", symbol.name(), why));
+    }
+    Ok(())
+}

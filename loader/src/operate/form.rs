@@ -1,0 +1,382 @@
+//! Stage *form*: the module's own tables are read from relocated memory, its read-only data is published, and others
+//! can find it: from here on it is COMING.
+
+use std::sync::Arc;
+
+use modload_abi::{ExportedSymbol, KernelParam, Records, section};
+use modload_edit::{Addr, wide};
+use object::elf;
+
+use crate::elf::file::{File, Place, Sym};
+use crate::elf::modinfo::Modinfo;
+use crate::modules::module::{self, Module, Parts};
+use crate::modules::registry::{Export, ModuleId, Registry, Table};
+use crate::operate::judge::Judge;
+use crate::prepare::deferred::Slices;
+use crate::prepare::layout::{Layout, Spot};
+use crate::prepare::memory::{Formed, Staging};
+use crate::prepare::names::{self, Names};
+use crate::prepare::params::ParamInfo;
+use crate::prepare::policy::Policy;
+use crate::prepare::tables::{numbered_tables, tables};
+use crate::prepare::vague::{self, Shared, Strength};
+use crate::prepare::{frames, unwind};
+use crate::vocabulary::error::Error;
+use crate::vocabulary::escape::escaped;
+use crate::vocabulary::externals::Externals;
+use crate::vocabulary::functions::Functions;
+use crate::vocabulary::state::State;
+
+/// A symbol to be exported.
+#[derive(Debug)]
+struct NewExport {
+    name: Box<[u8]>,
+    addr: Addr,
+    gpl_only: bool,
+    namespace: Box<[u8]>,
+    crc: Option<u32>,
+    strength: Strength,
+}
+
+/// What a module defines for others.
+#[derive(Default, Debug)]
+struct NewExports {
+    /// What it exports.
+    exports: Vec<NewExport>,
+    /// What is one for the process, exported or not.
+    uniques: Vec<NewExport>,
+}
+
+/// What a module is formed from.
+pub(crate) struct Unformed<'a> {
+    pub(crate) file: &'a File<'a>,
+    pub(crate) info: &'a Modinfo<'a>,
+    pub(crate) layout: &'a Layout,
+    pub(crate) id: ModuleId,
+    pub(crate) name: Arc<str>,
+    pub(crate) registry: &'static Registry,
+    pub(crate) externals: &'a dyn Externals,
+    pub(crate) policy: &'a Policy,
+    pub(crate) judge: &'a Judge<'a>,
+    pub(crate) slices: Option<Box<Slices>>,
+    pub(crate) shared: Shared,
+    /// The symbols that mean another's definition.
+    pub(crate) elsewhere: &'a [u32],
+}
+
+/// A module that others can find, and its memory.
+#[derive(Debug)]
+pub(crate) struct NewModule {
+    pub(crate) module: Arc<Module>,
+    pub(crate) memory: Formed,
+}
+
+/// What stands in a module's own tables, relocated.
+pub(crate) struct Tables {
+    names: Arc<Names>,
+    init_names: Option<Arc<Names>>,
+    exports: NewExports,
+    functions: Functions,
+    params: Vec<ParamInfo>,
+    frames: frames::Plan,
+}
+
+impl Tables {
+    /// Reads all of them, and enters the module's name where it says what it is called.
+    pub(crate) fn read(
+        file: &File<'_>,
+        layout: &Layout,
+        memory: &mut Staging,
+        name: &Arc<str>,
+        policy: &Policy,
+        shared: Shared,
+        elsewhere: &[u32],
+    ) -> Result<Tables, Error> {
+        let (names, init_names) = names::collect(file, layout, memory, name, policy.trap_descriptor);
+        let (names, init_names) = (Arc::new(names), init_names.map(Arc::new));
+        memory.own_text(names.clone(), init_names.as_ref().unwrap_or(&names).clone());
+        let exports = exports(file, layout, memory, shared, elsewhere)?;
+        let functions = functions(file, layout, memory, &names, init_names.as_deref())?;
+        let params = params(file, layout, memory)?;
+        fill_own_block(layout, memory, name);
+        let frames = unwind::plan(file, layout, memory)?;
+        Ok(Tables { names, init_names, exports, functions, params, frames })
+    }
+}
+
+impl Unformed<'_> {
+    /// Forms the module.
+    pub(crate) fn form(self, mut memory: Staging) -> Result<NewModule, Error> {
+        let Unformed { file, info, layout, id, name, registry, externals, policy, judge, slices, .. } = self;
+        let tables = Tables::read(file, layout, &mut memory, &name, policy, self.shared, self.elsewhere)?;
+        let Tables { names, init_names, exports, functions, params, frames } = tables;
+        let module = Arc::new(Module::new(Parts {
+            id,
+            name,
+            registry,
+            names,
+            init_names,
+            placed: module::sections(file, layout, &memory),
+            ranges: memory.ranges(),
+            functions,
+            params,
+            license: info.license().map(escaped),
+            taint: judge.taint(),
+            is_live_patch: info.is_live_patch(),
+            patch_record_sizes: info.patch_record_sizes(),
+            slices,
+            proof: policy.proof,
+        }));
+        let memory = memory.form(frames)?;
+        publish_exports(registry, externals, id, exports)?;
+        enter(registry, id, &module);
+        Ok(NewModule { module, memory })
+    }
+}
+
+/// Reads `__ksymtab` and `__ksymtab_gpl`, or takes all globals.
+fn exports(
+    file: &File<'_>,
+    layout: &Layout,
+    memory: &Staging,
+    shared: Shared,
+    elsewhere: &[u32],
+) -> Result<NewExports, Error> {
+    let mut exports = Vec::new();
+    for (table, crcs, gpl_only) in
+        [(section::KSYMTAB, section::KCRCTAB, false), (section::KSYMTAB_GPL, section::KCRCTAB_GPL, true)]
+    {
+        // In the order of the records, whatever sections both are spread over.
+        let crc_table = crcs;
+        let mut crcs = tables(file, layout, memory, crcs).flat_map(|(_, bytes)| bytes.chunks_exact(4)).peekable();
+        let has_crcs = crcs.peek().is_some();
+        let first = exports.len();
+        for (number, start, bytes) in numbered_tables(file, layout, memory, table) {
+            let bad = |record, problem| Error::BadRecord { section: table, record, problem };
+            let records = Records::<ExportedSymbol>::new(bytes).map_err(|_| bad(0, "its size is no multiple of 12"))?;
+            for (at, record) in records.iter().enumerate() {
+                let place = start + 12 * wide(at);
+                let addr = place.offset(record.value.into());
+                let is_number = || is_absolute(file, number, 12 * wide(at));
+                if memory.at(addr).map_or_else(|| !is_number(), |(part, _)| part.is_init()) {
+                    return Err(bad(at, "the symbol does not lie in this module, or is dropped after init"));
+                }
+                let name = memory.string((place + 4).offset(record.name.into()));
+                let name =
+                    name.filter(|name| !name.is_empty()).ok_or_else(|| bad(at, "the name is not in this module"))?;
+                let namespace = match record.namespace {
+                    0 => Some(&[][..]),
+                    distance => memory.string((place + 8).offset(distance.into())),
+                };
+                let namespace = namespace.ok_or_else(|| bad(at, "the namespace is not in this module"))?;
+                let crc = crcs.next().and_then(|crc| Some(u32::from_le_bytes(crc.try_into().ok()?)));
+                let (name, namespace) = (name.into(), namespace.into());
+                let strength = Strength::Strong;
+                exports.push(NewExport { name, addr, gpl_only, namespace, crc, strength });
+            }
+        }
+        let without = exports[first..].iter().position(|export| has_crcs && export.crc.is_none());
+        if let Some(record) = without.or_else(|| crcs.next().map(|_| exports.len() - first)) {
+            let problem = "there is not one CRC for each exported symbol";
+            return Err(Error::BadRecord { section: crc_table, record, problem });
+        }
+    }
+    let mut all = NewExports { exports, uniques: Vec::new() };
+    for (at, symbol) in file.symbols().skip(1).filter(|(at, _)| elsewhere.binary_search(at).is_err()) {
+        let Some(strength) = vague::strength(file, &symbol) else { continue };
+        let Some(addr) = address(&symbol, at, layout, memory) else { continue };
+        let name = symbol.name();
+        let export =
+            || NewExport { name: name.into(), addr, gpl_only: false, namespace: [].into(), crc: None, strength };
+        let entry = name == section::INIT_SYMBOL.as_bytes() || name == section::EXIT_SYMBOL.as_bytes();
+        if shared == Shared::Globals && !entry && !name.is_empty() {
+            all.exports.push(export());
+        }
+        if strength == Strength::Unique {
+            all.uniques.push(export());
+        }
+    }
+    Ok(all)
+}
+
+/// The address of a definition for others; `None` for what goes when `init` has returned, or is neither code, data nor a
+/// number.
+fn address(symbol: &Sym<'_>, at: u32, layout: &Layout, memory: &Staging) -> Option<Addr> {
+    let kinds = [elf::STT_FUNC, elf::STT_GNU_IFUNC, elf::STT_OBJECT, elf::STT_COMMON, elf::STT_NOTYPE];
+    if !kinds.contains(&symbol.kind) {
+        return None;
+    }
+    let lasting = |spot: Spot| (!spot.part.is_init()).then(|| memory.addr(spot));
+    match symbol.place {
+        Place::Section(_) if symbol.kind == elf::STT_GNU_IFUNC => lasting(layout.indirect(at)?),
+        Place::Section(section) => lasting(layout.section(section)?).map(|start| start + symbol.value),
+        Place::Common => lasting(layout.common(at)?),
+        Place::Absolute => Some(Addr::new(symbol.value)),
+        Place::Undefined | Place::Livepatch => None,
+    }
+}
+
+/// Whether a place of a section is relocated against a mere number.
+fn is_absolute(file: &File<'_>, section: u32, offset: u64) -> bool {
+    let of_section = file.relas.iter().filter(|relas| relas.target == section);
+    let mut here = of_section.flat_map(|relas| relas.records.iter()).filter(|rela| rela.offset == offset);
+    here.any(|rela| file.symbol(rela.symbol).is_some_and(|symbol| symbol.place == Place::Absolute))
+}
+
+/// Reads `__param`.
+fn params(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<ParamInfo>, Error> {
+    let mut params = Vec::new();
+    for (_, bytes) in tables(file, layout, memory, section::PARAM) {
+        let bad = |record, problem| Error::BadRecord { section: section::PARAM, record, problem };
+        let records = Records::<KernelParam>::new(bytes).map_err(|_| bad(0, "its size is no multiple of 40"))?;
+        for (at, record) in records.iter().enumerate() {
+            let name =
+                memory.string(Addr::new(record.name)).ok_or_else(|| bad(at, "the name is not in this module"))?;
+            params.push(ParamInfo::read(escaped(name), &record, memory).map_err(|problem| bad(at, problem))?);
+        }
+    }
+    Ok(params)
+}
+
+/// Finds init, exit, constructors and destructors.
+fn functions(
+    file: &File<'_>,
+    layout: &Layout,
+    memory: &Staging,
+    core: &Names,
+    init: Option<&Names>,
+) -> Result<Functions, Error> {
+    let find = |name: &'static str| {
+        let symbol = core.find(name.as_bytes()).or_else(|| init.and_then(|init| init.find(name.as_bytes())));
+        let Some(addr) = symbol.map(|symbol| symbol.addr) else { return Ok(None) };
+        if memory.at(addr).is_some_and(|(part, _)| part.is_text()) {
+            return Ok(Some(addr));
+        }
+        let why = "it would be called, and is no function of this module";
+        Err(Error::Unsupported { what: "symbol", name: name.into(), why })
+    };
+    let mut destructors = arrays(file, layout, memory, section::FINI_ARRAY, section::DTORS)?;
+    destructors.reverse();
+    Ok(Functions {
+        init: find(section::INIT_SYMBOL)?,
+        exit: find(section::EXIT_SYMBOL)?,
+        resolvers: resolvers(file, layout, memory)?,
+        constructors: arrays(file, layout, memory, section::INIT_ARRAY, section::CTORS)?,
+        destructors,
+        this_module: layout.this_module.map(|spot| memory.addr(spot)),
+        dso_handle: layout.dso_handle().map(|spot| memory.addr(spot)),
+    })
+}
+
+/// The resolvers of the module's indirect functions, each with its slot.
+fn resolvers(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<(Addr, Addr)>, Error> {
+    let slots = memory.addr(layout.indirect_slots);
+    let found = layout.indirect.symbols().iter().filter_map(|&at| {
+        let (symbol, slot) = (file.symbol(at)?, slots + layout.indirect.slot(at)?);
+        let Place::Section(section) = symbol.place else { return None };
+        let resolver = memory.addr(layout.section(section)?) + symbol.value;
+        if memory.at(resolver).is_some_and(|(part, _)| part.is_text()) {
+            return Some(Ok((resolver, slot)));
+        }
+        let why = "its resolver is no function of this module";
+        Some(Err(Error::Unsupported { what: "symbol", name: escaped(symbol.name()), why }))
+    });
+    found.collect()
+}
+
+/// The function pointers of all `.init_array`, `.init_array.N`, `.ctors` and `.ctors.N`, in the order in which GNU ld
+/// puts them into one `.init_array`: by priority, those without one last; each `.ctors` from its end.
+fn arrays(
+    file: &File<'_>,
+    layout: &Layout,
+    memory: &Staging,
+    array: &'static str,
+    older: &'static str,
+) -> Result<Vec<Addr>, Error> {
+    let mut found = Vec::new();
+    for (section, spot) in file.sections.iter().zip(&layout.sections) {
+        let Some(Spot { part, offset }) = *spot else { continue };
+        let of =
+            |name: &str| section.name.strip_prefix(name.as_bytes()).filter(|rest| rest.is_empty() || rest[0] == b'.');
+        let (rest, name) = match (of(array), of(older)) {
+            (Some(rest), _) => (rest, array),
+            (None, Some(rest)) => (rest, older),
+            (None, None) => continue,
+        };
+        let number = rest.strip_prefix(b".").and_then(|number| std::str::from_utf8(number).ok()?.parse::<u16>().ok());
+        let priority = number.map(|number| if name == older { u16::MAX - number } else { number });
+        let start = modload_edit::index(offset);
+        let bytes = &memory.bytes(part)[start..start + modload_edit::index(section.size)];
+        let mut functions = Vec::new();
+        for (record, pointer) in bytes.chunks(8).enumerate() {
+            let bad = |problem| Error::BadRecord { section: name, record, problem };
+            let pointer: [u8; 8] = pointer.try_into().map_err(|_| bad("its size is no multiple of 8"))?;
+            let addr = Addr::new(u64::from_le_bytes(pointer));
+            if !memory.at(addr).is_some_and(|(part, _)| part.is_text()) {
+                return Err(bad("it is no function of this module"));
+            }
+            functions.push(addr);
+        }
+        if name == older {
+            functions.reverse();
+        }
+        found.push((priority.map_or(u32::MAX, u32::from), functions));
+    }
+    found.sort_by_key(|(priority, _)| *priority);
+    Ok(found.into_iter().flat_map(|(_, functions)| functions).collect())
+}
+
+/// Writes the module's name into its `struct module`, and its own address into its `__dso_handle`, as gcc's `crtbeginS.o` has it:
+/// `atexit`, `at_quick_exit` and `pthread_atfork` of glibc's `libc_nonshared.a` pass the value on.
+fn fill_own_block(layout: &Layout, memory: &mut Staging, name: &str) {
+    let handle = layout.dso_handle().map(|spot| (spot, memory.addr(spot).get().to_le_bytes()));
+    let handle = handle.as_ref().map(|(spot, address)| (*spot, &address[..]));
+    for (spot, bytes) in layout.this_module.map(|spot| (spot, name.as_bytes())).into_iter().chain(handle) {
+        let start = modload_edit::index(spot.offset);
+        if let Some(block) = memory.bytes_mut(spot.part).get_mut(start..start + bytes.len()) {
+            block.copy_from_slice(bytes);
+        }
+    }
+}
+
+/// Enters the module's exports. All or none. What is vague and another's by now has become so since this module's own
+/// definition was chosen: another load was faster.
+fn publish_exports(registry: &Registry, externals: &dyn Externals, id: ModuleId, new: NewExports) -> Result<(), Error> {
+    let duplicate = |export: &NewExport, owner: String| Error::DuplicateExport { symbol: escaped(&export.name), owner };
+    // Asked before the lock is taken: what the host does to answer is not ours to know.
+    if let Some(export) = new.exports.iter().find(|export| externals.exported(&export.name).is_some()) {
+        return Err(duplicate(export, "the host".into()));
+    }
+    let mut book = registry.lock();
+    let mut refused = Ok(());
+    let tables = [(Table::Exports, new.exports), (Table::Uniques, new.uniques)];
+    for (table, exports) in tables {
+        let mut taken = Vec::with_capacity(exports.len());
+        for export in exports {
+            if let Some(owner) = book.owner(table, &export.name) {
+                refused = refused.and(Err(duplicate(&export, owner)));
+                break;
+            }
+            let NewExport { name, addr, gpl_only, namespace, crc, strength } = export;
+            taken.push(name.clone());
+            book.enter(table, name, Export { module: id, addr, gpl_only, namespace, crc, strength });
+        }
+        // Whatever happens next, what is noted here goes when the reservation goes.
+        if let Some(entry) = book.by_id_mut(id) {
+            match table {
+                Table::Exports => entry.exports = taken,
+                Table::Uniques => entry.uniques = taken,
+            }
+        }
+    }
+    refused
+}
+
+/// The module can be found from here on.
+fn enter(registry: &Registry, id: ModuleId, module: &Arc<Module>) {
+    let mut book = registry.lock();
+    if let Some(entry) = book.by_id_mut(id) {
+        entry.module = Some(module.clone());
+    }
+    book.set_state(id, State::Coming);
+}

@@ -1,0 +1,496 @@
+//! The one function.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use modload_edit::{Addr, Ledger, wide};
+use modload_notifier::Order;
+use modload_relocs::RelocCounts;
+use modload_text::{Arena, ArenaError, StripeUsage};
+
+use crate::elf::file::File;
+use crate::elf::link::{self, Linked};
+use crate::elf::modinfo::{self, Modinfo};
+use crate::modules::chains::{self, Membership};
+use crate::modules::entry::Image;
+use crate::modules::module::{Module, Reference};
+use crate::modules::recorder::{Listening, Recorder, Recording};
+use crate::modules::registry::{ModuleId, Registry, Reservation};
+use crate::modules::subscriber::Subscriber;
+use crate::modules::timeline::{Event, EventKind};
+use crate::modules::{fork, quarantine};
+use crate::operate::admit;
+use crate::operate::announced::{Announced, Constructed, Dropped, IndirectResolved};
+use crate::operate::form::{NewModule, Unformed};
+use crate::operate::judge::Judge;
+use crate::operate::onlooker::{Made, Onlooker};
+use crate::operate::resolve;
+use crate::operate::scene::{Absent, Scene};
+use crate::operate::unload::{self, Unless, Which};
+use crate::prepare::deferred::{Slices, Waiting};
+use crate::prepare::layout::{self, Layout};
+use crate::prepare::memory::{self, Copied, Staging};
+use crate::prepare::params::ParamsSet;
+use crate::prepare::policy::{ForcedUnload, Policy, Proof};
+use crate::prepare::relocate;
+use crate::prepare::resolved::Resolved;
+use crate::prepare::specialise::{self, Specialised};
+use crate::prepare::vague::Shared;
+use crate::vocabulary::error::{Error, LoadError, UnloadError};
+use crate::vocabulary::escape::escaped;
+use crate::vocabulary::externals::Externals;
+use crate::vocabulary::stage::Stage;
+use crate::vocabulary::state::State;
+
+/// Loads and unloads modules. Dropping it unloads them all in reverse order and leaks, with an error in the log, what
+/// is still held.
+pub struct Loader {
+    pub(crate) registry: &'static Registry,
+    arena: &'static Arena,
+    externals: Arc<dyn Externals>,
+    policy: Policy,
+    onlookers: Vec<Arc<dyn Onlooker>>,
+}
+
+impl fmt::Debug for Loader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loader").field("modules", &self.modules()).field("policy", &self.policy).finish_non_exhaustive()
+    }
+}
+
+/// Makes stages fail, for tests. The product's [`NoFaults`] compiles to nothing.
+pub trait Faults {
+    /// Called before each stage.
+    ///
+    /// # Errors
+    /// [`Injected`] makes the stage fail.
+    fn before(&self, stage: Stage) -> Result<(), Injected> {
+        let _ = stage;
+        Ok(())
+    }
+}
+
+/// A stage that a test makes fail.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Injected;
+
+/// Nothing fails that need not.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct NoFaults;
+
+impl Faults for NoFaults {}
+
+/// A load under way: where it is, for errors and for the timeline.
+struct Run<'a, F> {
+    registry: &'static Registry,
+    module: Arc<str>,
+    faults: &'a F,
+}
+
+impl<F: Faults> Run<'_, F> {
+    fn recorder(&self) -> Recorder<'_> {
+        Recorder { registry: self.registry, module: &self.module }
+    }
+
+    /// Runs one stage.
+    #[inline]
+    fn stage<T: Counted>(&self, stage: Stage, run: impl FnOnce() -> Result<T, Error>) -> Result<T, LoadError> {
+        if let Err(Injected) = self.faults.before(stage) {
+            return Err(self.failed(stage, Error::Injected));
+        }
+        match run() {
+            Ok(value) => {
+                if !stage.tells_itself() && value.is_news() {
+                    self.recorder().record(|| EventKind::Stage { stage, detail: value.counts() });
+                }
+                Ok(value)
+            }
+            Err(error) => Err(self.failed(stage, error)),
+        }
+    }
+
+    #[cold]
+    fn failed(&self, stage: Stage, error: Error) -> LoadError {
+        self.recorder().record(|| EventKind::Failed { stage, error: error.to_string() });
+        LoadError { module: self.module.to_string(), stage, error: Box::new(error) }
+    }
+
+    fn state(&self, state: State) {
+        self.recorder().record(|| EventKind::State { state });
+        tracing::debug!(module = %self.module, %state);
+    }
+}
+
+/// What a stage has to tell of its result: counts that do not depend on addresses.
+trait Counted {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
+    /// Whether the stage has done anything that timelines should tell of.
+    fn is_news(&self) -> bool {
+        true
+    }
+}
+
+impl Counted for () {}
+impl Counted for Modinfo<'_> {}
+impl Counted for Judge<'_> {}
+impl Counted for Reservation {}
+impl Counted for Staging {}
+impl<M> Counted for Announced<'_, M> {}
+impl Counted for (Reference, Dropped) {}
+
+impl Counted for Linked<'_> {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        vec![("objects", wide(self.objects.len()))]
+    }
+
+    fn is_news(&self) -> bool {
+        !self.objects.is_empty()
+    }
+}
+
+impl Counted for File<'_> {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        vec![("sections", wide(self.sections.len())), ("symbols", self.symbol_count().into())]
+    }
+}
+
+impl Counted for Layout {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        let kept = self.sections.iter().flatten().count();
+        vec![("sections", wide(kept)), ("got", self.slots.got_size()), ("plt", self.slots.plt_size())]
+    }
+}
+
+impl Counted for Copied {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        vec![("bytes", self.bytes)]
+    }
+}
+
+impl Counted for Resolved {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        vec![("external", self.external)]
+    }
+}
+
+impl Counted for RelocCounts {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        self.iter().map(|(name, count)| (name, count.into())).collect()
+    }
+}
+
+impl Counted for (Specialised, Option<Box<Slices>>) {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        self.0.followed.clone()
+    }
+
+    fn is_news(&self) -> bool {
+        !self.0.followed.is_empty()
+    }
+}
+
+impl Counted for NewModule {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        vec![("params", wide(self.module.params().len()))]
+    }
+}
+
+impl Counted for IndirectResolved {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        vec![("resolved", wide(self.0))]
+    }
+}
+
+impl Counted for Constructed {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        vec![("called", wide(self.0))]
+    }
+}
+
+impl Counted for ParamsSet {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        vec![("set", self.0)]
+    }
+}
+
+/// Says that nothing is left, when it is dropped after everything else, unless a thread that the module's code has started keeps it.
+struct Gone<'a, F: Faults>(Option<(&'a Run<'a, F>, ModuleId)>);
+
+impl<F: Faults> Drop for Gone<'_, F> {
+    fn drop(&mut self) {
+        if let Some((run, id)) = self.0
+            && !quarantine::holds(run.registry, id)
+        {
+            run.recorder().record(|| EventKind::Freed);
+        }
+    }
+}
+
+impl Loader {
+    /// A loader without modules, which shares the process's arena.
+    ///
+    /// # Errors
+    /// [`ArenaError`] names the rule of the system that stands in the way.
+    pub fn new(externals: Arc<dyn Externals>, policy: Policy) -> Result<Loader, ArenaError> {
+        let arena = Arena::get()?;
+        let sees = modload_threads::can_see().map_err(|error| Box::new(error).into());
+        let walks = || modload_threads::frames::know_process().map_err(|missing| Box::new(missing).into());
+        match sees.and_then(|()| walks()) {
+            Err(missing) if policy.proof == Proof::Stacks => return Err(ArenaError::Look(missing)),
+            // Modules run without it; walks through the host's own frames do not.
+            Err(missing) => tracing::warn!(%missing, "stacks cannot be walked"),
+            Ok(()) => {}
+        }
+        fork::install();
+        Ok(Loader { registry: Registry::acquire(), arena, externals, policy, onlookers: Vec::new() })
+    }
+
+    /// Shows all modules to be loaded to a debugger or profiler, too.
+    #[must_use]
+    pub fn with_onlooker(mut self, onlooker: Arc<dyn Onlooker>) -> Loader {
+        self.onlookers.push(onlooker);
+        self
+    }
+
+    /// Loads a module: UNFORMED, COMING, LIVE. When it returns an error, nothing of the module is left, but its memory if threads that
+    /// its code has started are still inside: that is in [quarantine](Loader::quarantined).
+    ///
+    /// # Errors
+    /// [`LoadError`] says in which stage and why.
+    pub fn load_module(&self, image: &Image<'_>) -> Result<Reference, LoadError> {
+        self.load_module_with(image, &NoFaults)
+    }
+
+    /// [`Loader::load_module`], with stages that fail.
+    ///
+    /// # Errors
+    /// [`LoadError`] says in which stage and why.
+    pub fn load_module_with<F: Faults>(&self, image: &Image<'_>, faults: &F) -> Result<Reference, LoadError> {
+        quarantine::sweep_if_any();
+        let Loader { registry, arena, externals, policy, onlookers } = self;
+        let mut run = Run { registry, module: escaped(image.stem.as_bytes()).into(), faults };
+
+        // Bytes only.
+        let linked = run.stage(Stage::Link, || link::link(&image.inputs, &image.wanted, policy.size_limit))?;
+        let file = run.stage(Stage::Validate, || File::validate(&linked.bytes))?;
+        let info = run.stage(Stage::Modinfo, || modinfo::read(&file, &image.stem))?;
+        run.module = info.name.as_str().into();
+        let judge = run.stage(Stage::Admit, || admit::admit(&file, &info, policy, run.recorder()))?;
+        let operations = policy.rewriting.host_operations.as_ref();
+        let shared = Shared::of(&file, policy.exports);
+        let layout = run.stage(Stage::Layout, || layout::plan(&file, policy.size_limit, operations, shared))?;
+
+        // UNFORMED: the name is ours, and nobody sees more than that.
+        let mut gone = Gone(None);
+        let reservation = run.stage(Stage::Reserve, || registry.reserve(&run.module))?;
+        let id = reservation.id;
+        gone.0 = Some((&run, id));
+        run.state(State::Unformed);
+        let mut memory = run.stage(Stage::Allocate, || memory::allocate(arena, &layout))?;
+        run.stage(Stage::Copy, || Ok(memory::copy(&file, &layout, operations, &mut memory)))?;
+        let scene = Scene {
+            registry,
+            user: id,
+            name: &run.module,
+            externals: &**externals,
+            judge: &judge,
+            absent: Absent::Refused,
+            shared,
+        };
+        let resolved = run.stage(Stage::Resolve, || resolve::resolve(&file, &layout, &memory, scene))?;
+        let low = arena.is_low();
+        run.stage(Stage::Relocate, || relocate::relocate(&file, &layout, &resolved, &mut memory, low))?;
+        let (Specialised { calls, .. }, slices) = run.stage(Stage::Specialise, || {
+            let waiting = Waiting::of(&file, &layout, &memory, policy.rewriting.profile)?;
+            let mut code = Ledger::new(&mut memory);
+            let specialised = specialise::specialise(&file, &layout, &mut code, &policy.rewriting, &waiting)?;
+            let slices = Slices::of(&waiting, &file, &layout, &resolved, &code, &policy.rewriting)?;
+            Ok((specialised, slices))
+        })?;
+        let (file, info, layout, name) = (&file, &info, &layout, run.module.clone());
+        let judge = &judge;
+        let externals = &**externals;
+        let elsewhere = &resolved.elsewhere;
+        let unformed =
+            Unformed { file, info, layout, id, name, registry, externals, policy, judge, slices, shared, elsewhere };
+        let NewModule { module, memory } = run.stage(Stage::Form, || unformed.form(memory))?;
+
+        // COMING: symbols are visible, relocations done, text still staged.
+        run.state(State::Coming);
+        let announced = run.stage(Stage::Coming, || Announced::tell(run.recorder(), module, memory, &calls))?;
+        let mut announced = run.stage(Stage::Publish, || announced.publish())?;
+        announced.show(onlookers, Made { object: &linked.bytes, file, layout, resolved: &resolved });
+        run.stage(Stage::Indirect, || announced.resolve_indirect())?;
+        run.stage(Stage::Params, || announced.set_params(&image.params))?;
+        run.stage(Stage::Constructors, || announced.construct())?;
+        run.stage(Stage::Init, || announced.init())?;
+
+        // LIVE: once ro_after_init data is protected nothing can fail any more.
+        let (module, init) = run.stage(Stage::Protect, || announced.protect())?;
+        gone.0 = None;
+        reservation.live();
+        run.state(State::Live);
+        tracing::info!(module = %run.module, "LIVE");
+        chains::live(run.recorder(), &module);
+        init.forget(&module);
+        run.recorder().record(|| EventKind::Stage { stage: Stage::DropInit, detail: Vec::new() });
+        Ok(module)
+    }
+
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    pub(crate) fn arena(&self) -> &'static Arena {
+        self.arena
+    }
+
+    pub(crate) fn externals(&self) -> &dyn Externals {
+        &*self.externals
+    }
+
+    /// Has a subscriber join both chains.
+    #[must_use = "dropping the membership leaves the chains"]
+    pub fn subscribe(&self, name: &str, order: Order, subscriber: Arc<dyn Subscriber>) -> Membership {
+        Membership::join(self.registry, name, order, subscriber, None)
+    }
+
+    /// [`Loader::subscribe`] for a subscriber whose code is a module's: it is taken out of the chains, with a warning,
+    /// if it is still there when the module goes.
+    #[must_use = "dropping the membership leaves the chains"]
+    pub fn subscribe_for(
+        &self,
+        owner: &Module,
+        name: &str,
+        order: Order,
+        subscriber: Arc<dyn Subscriber>,
+    ) -> Membership {
+        Membership::join(self.registry, name, order, subscriber, Some(owner))
+    }
+
+    /// The module in whose memory an address lies, COMING and GOING ones among them.
+    #[must_use]
+    pub fn module_at(&self, at: Addr) -> Option<Arc<Module>> {
+        self.registry.lock().module_at(at)
+    }
+
+    /// Records the events of all modules from now on.
+    #[must_use]
+    pub fn record(&self) -> Recording {
+        Recording::start(self.registry)
+    }
+
+    /// Has a function told, as they happen, the events of what this thread does with modules. No lock is held when it
+    /// is called, and the thread goes on when it returns.
+    #[must_use = "dropping it ends the listening"]
+    pub fn listen(&self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Listening {
+        Listening::start(self.registry, Arc::new(listener))
+    }
+
+    /// A reference to the LIVE module of this name.
+    #[must_use]
+    pub fn module(&self, name: &str) -> Option<Reference> {
+        let book = self.registry.lock();
+        let entry = book.by_name(name).filter(|entry| entry.state == State::Live)?;
+        entry.module.as_ref()?.get()
+    }
+
+    /// All modules that are COMING, LIVE or GOING and their states, in order of their loading, without a reference: to be
+    /// looked at, they may go at any time.
+    #[must_use]
+    pub fn look(&self) -> Vec<(Arc<Module>, State)> {
+        let book = self.registry.lock();
+        book.modules.iter().filter_map(|entry| Some((entry.module.clone()?, entry.state))).collect()
+    }
+
+    /// What the host is tainted with, in Linux's letters: those of all modules that have been LIVE in it, and R if one
+    /// was unloaded by force.
+    #[must_use]
+    pub fn taint(&self) -> String {
+        self.registry.lock().taint.iter().collect()
+    }
+
+    /// Names and states of all modules, in order of their loading.
+    #[must_use]
+    pub fn modules(&self) -> Vec<(String, State)> {
+        self.registry.lock().modules.iter().map(|entry| (entry.name.to_string(), entry.state)).collect()
+    }
+
+    /// Unloads all modules, the last one first. Returns what stays, and why: what is held, what is not LIVE.
+    pub fn unload_all(&self) -> Vec<UnloadError> {
+        let all: Vec<_> =
+            self.registry.lock().modules.iter().rev().map(|entry| (entry.id, entry.name.clone())).collect();
+        let unload = |(id, name): (_, Arc<str>)| {
+            unload::unload_module(self.registry, Which::This(id, &name), Unless::Used).err()
+        };
+        all.into_iter().filter_map(unload).collect()
+    }
+
+    /// Unloads all modules. What is held stays, and the log has an error for it.
+    pub fn abandon(&self) {
+        for error in self.unload_all() {
+            tracing::error!(%error, "left in memory when its host was dropped");
+        }
+    }
+
+    /// The modules that have gone while somebody was in their text: their memory stays until nobody is. Each load and each
+    /// unload frees what can be, as does [`Loader::sweep`].
+    #[must_use]
+    pub fn quarantined(&self) -> Vec<Arc<Module>> {
+        quarantine::of(self.registry)
+    }
+
+    /// Frees what nobody is in any more of all that is quarantined in this process; returns the names of the modules.
+    pub fn sweep(&self) -> Vec<String> {
+        quarantine::sweep()
+    }
+
+    /// How the arena is used.
+    #[must_use]
+    pub fn memory(&self) -> [StripeUsage; 4] {
+        self.arena.usage()
+    }
+
+    /// Unloads a module: `exit`, destructors, the going chain, and its memory.
+    ///
+    /// # Errors
+    /// [`UnloadError`]: it is in use, not LIVE, or not there. It is as it was.
+    pub fn unload_module(&self, name: &str) -> Result<(), UnloadError> {
+        unload::unload_module(self.registry, Which::Named(name), Unless::Used)
+    }
+
+    /// [`Loader::unload_module`], which waits until nobody uses the module, at most so long. It gives references
+    /// meanwhile, as always.
+    ///
+    /// # Errors
+    /// [`UnloadError`]: it is still in use, not LIVE, or not there. It is as it was.
+    pub fn unload_module_within(&self, name: &str, at_most: Duration) -> Result<(), UnloadError> {
+        unload::unload_module(self.registry, Which::Named(name), Unless::UsedFor(at_most))
+    }
+
+    /// [`Loader::unload_module`] of a module that is held by references, but not by other modules: its code is left by
+    /// `exit` and the going chain as always, and its memory stays until the last reference is dropped. Taints the host
+    /// with R.
+    ///
+    /// # Errors
+    /// [`UnloadError`]: the policy does not allow it, other modules use it, it is not LIVE, or not there.
+    pub fn unload_module_by_force(&self, name: &str) -> Result<(), UnloadError> {
+        match self.policy.forced_unload {
+            ForcedUnload::Refused => Err(UnloadError::ForceRefused(name.escape_debug().to_string())),
+            ForcedUnload::Allowed => unload::unload_module(self.registry, Which::Named(name), Unless::UsedByModules),
+        }
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.abandon();
+        quarantine::sweep_if_any();
+        quarantine::abandon(self.registry);
+        self.registry.release();
+    }
+}

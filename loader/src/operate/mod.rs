@@ -1,0 +1,20 @@
+//! What a host does with modules: loads, unloads, checks, explains and inspects them, and sets their parameters.
+//!
+//! Owns the order of the stages, and those stages that need the registry: *admit*, *resolve*, *form*, *coming* and all that follow.
+//! Imports every other tier.
+
+pub(crate) mod load;
+pub(crate) mod judge;
+pub(crate) mod admit;
+pub(crate) mod scene;
+pub(crate) mod resolve;
+pub(crate) mod elsewhere;
+pub(crate) mod suggest;
+pub(crate) mod form;
+pub(crate) mod announced;
+pub(crate) mod onlooker;
+pub(crate) mod unload;
+pub(crate) mod set_param;
+pub(crate) mod check;
+pub(crate) mod explain;
+pub(crate) mod inspect;

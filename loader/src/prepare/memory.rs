@@ -1,0 +1,409 @@
+//! Stages *allocate*, *copy* and *publish*: a module's memory, as a type of its own for each thing that may still be
+//! done with it.
+
+use std::io;
+use std::sync::Arc;
+
+use modload_edit::{Addr, Code, Edit, Rejected, Sink, Window, index, wide};
+use modload_text::{Arena, Describe, Fresh, INT3, Placed, Protected, PublishFailed, Published, Staged, TextLock};
+
+use crate::elf::file::File;
+use crate::prepare::frames::{self, Frames};
+use crate::prepare::layout::{Layout, Part, Space, Spot, THUNK, THUNKS, thunk_code};
+use crate::vocabulary::error::Error;
+use crate::vocabulary::kept::{AllShown, Kept};
+use crate::vocabulary::rewriting::HostOperations;
+
+/// Memory of a module that is UNFORMED: everything can be written, nothing is at its place but data.
+#[derive(Debug)]
+pub(crate) struct Staging {
+    text: Option<Staged>,
+    init_text: Option<Staged>,
+    read_only: Option<Staged>,
+    init_read_only: Option<Staged>,
+    data: Option<Fresh>,
+    init_data: Option<Fresh>,
+    ro_after_init: Option<Fresh>,
+    /// Where each part begins, by [`Part::slot`]. One that is empty has an address all the same, for the symbols of its
+    /// empty sections: that of the first part that is not.
+    bases: [Addr; Part::COUNT],
+}
+
+/// Memory of a module that is formed: read-only data is at its place, text is still staged.
+#[derive(Debug)]
+pub(crate) struct Formed {
+    text: Option<Staged>,
+    init_text: Option<Staged>,
+    read_only: Option<Published>,
+    init_read_only: Option<Published>,
+    data: Option<Placed>,
+    init_data: Option<Placed>,
+    ro_after_init: Option<Placed>,
+    frames: frames::Plan,
+}
+
+/// Text that can run. What is known of its frames is withdrawn first: from then on nobody unwinds through it, and then
+/// nobody can run it.
+#[derive(Debug)]
+struct Running {
+    #[expect(dead_code, reason = "held for its drop")]
+    frames: Frames,
+    text: Published,
+}
+
+/// Memory of a module whose code can run.
+#[derive(Debug)]
+pub(crate) struct Installed {
+    shown: Vec<Box<dyn Kept>>,
+    text: Option<Running>,
+    read_only: Option<Published>,
+    data: Option<Placed>,
+    pub(crate) init: Init,
+    ro_after_init: Option<Placed>,
+}
+
+/// What is dropped when `init` has returned.
+#[derive(Debug)]
+#[expect(dead_code, reason = "each field is held for its drop")]
+pub(crate) struct Init {
+    shown: Vec<Box<dyn Kept>>,
+    text: Option<Running>,
+    read_only: Option<Published>,
+    data: Option<Placed>,
+}
+
+/// Memory of a LIVE module. Freed in this order: first nobody looks at it, then nobody can run its code, then nobody
+/// needs its data.
+#[derive(Debug)]
+pub(crate) struct Core {
+    #[expect(dead_code, reason = "held for its drop")]
+    shown: Vec<Box<dyn Kept>>,
+    text: Option<Running>,
+    #[expect(dead_code, reason = "held for its drop")]
+    read_only: Option<Published>,
+    data: Option<Placed>,
+    ro_after_init: Option<Protected>,
+}
+
+/// The first address and the size of each part, by [`Part::slot`]; size 0 for one that is not there.
+pub(crate) type Ranges = [(Addr, u64); Part::COUNT];
+
+/// Takes memory for every part that has something in it.
+pub(crate) fn allocate(arena: &'static Arena, layout: &Layout) -> Result<Staging, Error> {
+    let take = |part: Part| Some(layout.parts[part.slot()]).filter(|space| space.size != 0);
+    let text = |Space { size, align }| arena.stage_text(size, align.max(16));
+    let read_only = |Space { size, align }| arena.stage_read_only(size, align);
+    let data = |Space { size, align }| arena.place_data(size, align);
+    let late = |Space { size, align }| arena.place_ro_after_init(size, align);
+    let mut memory = Staging {
+        text: take(Part::Text).map(text).transpose()?,
+        init_text: take(Part::InitText).map(text).transpose()?,
+        read_only: take(Part::ReadOnly).map(read_only).transpose()?,
+        init_read_only: take(Part::InitReadOnly).map(read_only).transpose()?,
+        data: take(Part::Data).map(data).transpose()?,
+        init_data: take(Part::InitData).map(data).transpose()?,
+        ro_after_init: take(Part::RoAfterInit).map(late).transpose()?,
+        bases: [Addr::NULL; Part::COUNT],
+    };
+    let first = Part::ALL.into_iter().find_map(|part| memory.own_base(part)).unwrap_or(Addr::NULL);
+    memory.bases = Part::ALL.map(|part| memory.own_base(part).unwrap_or(first));
+    Ok(memory)
+}
+
+/// How much was copied.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Copied {
+    pub(crate) bytes: u64,
+}
+
+/// Copies every section to where it belongs; what no section covers is INT3 in text and zero elsewhere.
+pub(crate) fn copy(
+    file: &File<'_>,
+    layout: &Layout,
+    operations: Option<&HostOperations>,
+    memory: &mut Staging,
+) -> Copied {
+    let mut copied = Copied { bytes: 0 };
+    let mut filled = [0_usize; Part::COUNT];
+    for (section, spot) in file.sections.iter().zip(&layout.sections) {
+        let Some(Spot { part, offset }) = *spot else { continue };
+        let fill = if part.is_text() { INT3 } else { 0 };
+        let bytes = memory.bytes_mut(part);
+        let start = index(offset);
+        // Sections of a part mostly come in the order of their offsets; one that does not finds its gap filled.
+        let gap = filled[part.slot()]..start;
+        if let Some(gap) = bytes.get_mut(gap).filter(|gap| !gap.is_empty()) {
+            gap.fill(fill);
+        }
+        let end = start + section.data.len();
+        bytes[start..end].copy_from_slice(section.data);
+        let behind = start + index(section.size);
+        if end < behind {
+            bytes[end..behind].fill(0);
+        }
+        filled[part.slot()] = filled[part.slot()].max(behind);
+        copied.bytes += wide(section.data.len());
+    }
+    for part in Part::ALL {
+        let fill = if part.is_text() { INT3 } else { 0 };
+        let rest = memory.bytes_mut(part).get_mut(filled[part.slot()]..);
+        // A masked store of no bytes at the dangling address of an empty slice takes the processor 100 ns.
+        if let Some(rest) = rest.filter(|rest| !rest.is_empty()) {
+            rest.fill(fill);
+        }
+    }
+    if let (Some((_, Spot { part, offset })), Some(operations)) = (layout.operations, operations) {
+        let table = &mut memory.bytes_mut(part)[index(offset)..];
+        for (entry, function) in table.chunks_exact_mut(8).zip(&operations.entries) {
+            entry.copy_from_slice(&function.get().to_le_bytes());
+        }
+    }
+    if let Some(Spot { part, offset }) = layout.thunks {
+        let thunks = &mut memory.bytes_mut(part)[index(offset)..];
+        for (number, thunk) in (0..=THUNKS).zip(thunks.chunks_exact_mut(index(THUNK))) {
+            let code = thunk_code(number);
+            thunk[..code.len()].copy_from_slice(&code);
+        }
+    }
+    copied
+}
+
+impl Staging {
+    /// Where a part begins.
+    #[inline]
+    pub(crate) fn base(&self, part: Part) -> Addr {
+        self.bases[part.slot()]
+    }
+
+    fn own_base(&self, part: Part) -> Option<Addr> {
+        let staged = |staged: &Option<Staged>| staged.as_ref().map(Staged::addr);
+        let fresh = |fresh: &Option<Fresh>| fresh.as_ref().map(Fresh::addr);
+        match part {
+            Part::Text => staged(&self.text),
+            Part::InitText => staged(&self.init_text),
+            Part::ReadOnly => staged(&self.read_only),
+            Part::InitReadOnly => staged(&self.init_read_only),
+            Part::Data => fresh(&self.data),
+            Part::InitData => fresh(&self.init_data),
+            Part::RoAfterInit => fresh(&self.ro_after_init),
+        }
+    }
+
+    pub(crate) fn bytes(&self, part: Part) -> &[u8] {
+        let staged = |staged| Option::map_or(staged, &[][..], Staged::bytes);
+        let fresh = |fresh| Option::map_or(fresh, &[][..], Fresh::bytes);
+        match part {
+            Part::Text => staged(self.text.as_ref()),
+            Part::InitText => staged(self.init_text.as_ref()),
+            Part::ReadOnly => staged(self.read_only.as_ref()),
+            Part::InitReadOnly => staged(self.init_read_only.as_ref()),
+            Part::Data => fresh(self.data.as_ref()),
+            Part::InitData => fresh(self.init_data.as_ref()),
+            Part::RoAfterInit => fresh(self.ro_after_init.as_ref()),
+        }
+    }
+
+    pub(crate) fn bytes_mut(&mut self, part: Part) -> &mut [u8] {
+        let staged = |staged| Option::map_or(staged, &mut [][..], Staged::bytes_mut);
+        let fresh = |fresh| Option::map_or(fresh, &mut [][..], Fresh::bytes_mut);
+        match part {
+            Part::Text => staged(self.text.as_mut()),
+            Part::InitText => staged(self.init_text.as_mut()),
+            Part::ReadOnly => staged(self.read_only.as_mut()),
+            Part::InitReadOnly => staged(self.init_read_only.as_mut()),
+            Part::Data => fresh(self.data.as_mut()),
+            Part::InitData => fresh(self.init_data.as_mut()),
+            Part::RoAfterInit => fresh(self.ro_after_init.as_mut()),
+        }
+    }
+
+    /// The address of a place.
+    pub(crate) fn addr(&self, spot: Spot) -> Addr {
+        self.base(spot.part) + spot.offset
+    }
+
+    pub(crate) fn ranges(&self) -> Ranges {
+        Part::ALL.map(|part| (self.base(part), wide(self.bytes(part).len())))
+    }
+
+    /// The part that holds an address, and what it holds from there on.
+    pub(crate) fn at(&self, addr: Addr) -> Option<(Part, &[u8])> {
+        Part::ALL.into_iter().find_map(|part| {
+            let offset = addr.checked_offset_from(self.base(part))?;
+            self.bytes(part).get(index(offset)..).filter(|rest| !rest.is_empty()).map(|rest| (part, rest))
+        })
+    }
+
+    /// The NUL-terminated string at an address.
+    pub(crate) fn string(&self, addr: Addr) -> Option<&[u8]> {
+        let (_, rest) = self.at(addr)?;
+        rest.split(|&byte| byte == 0).next().filter(|string| string.len() < rest.len())
+    }
+
+    /// A window for edits of `size` bytes at a place.
+    pub(crate) fn window(&mut self, spot: Spot, size: u64) -> Window<'_> {
+        let at = self.addr(spot);
+        let start = index(spot.offset);
+        let bytes = self.bytes_mut(spot.part).get_mut(start..start + index(size));
+        Window::new(at, bytes.unwrap_or_default())
+    }
+
+    /// Stray calls into the text are reported under these names from here on.
+    pub(crate) fn own_text(&mut self, names: Arc<dyn Describe>, init_names: Arc<dyn Describe>) {
+        if let Some(text) = &mut self.text {
+            text.owner(names);
+        }
+        if let Some(text) = &mut self.init_text {
+            text.owner(init_names);
+        }
+    }
+
+    /// Publishes the read-only data and hands the data over: the module is formed. Its text will be published with these
+    /// frames.
+    pub(crate) fn form(self, frames: frames::Plan) -> Result<Formed, PublishFailed> {
+        let mut lock = TextLock::take();
+        let read_only = self.read_only.map(|staged| staged.publish(&mut lock)).transpose()?;
+        let init_read_only = self.init_read_only.map(|staged| staged.publish(&mut lock)).transpose()?;
+        Ok(Formed {
+            text: self.text,
+            init_text: self.init_text,
+            read_only,
+            init_read_only,
+            data: self.data.map(Fresh::settle),
+            init_data: self.init_data.map(Fresh::settle),
+            ro_after_init: self.ro_after_init.map(Fresh::settle),
+            frames,
+        })
+    }
+}
+
+/// What the engines of stage *specialise* read and edit.
+impl Code for Staging {
+    fn bytes(&self, at: Addr, len: usize) -> Option<&[u8]> {
+        let (_, rest) = self.at(at)?;
+        rest.get(..len)
+    }
+
+    fn text(&self, at: Addr, len: usize) -> Option<&[u8]> {
+        let (part, rest) = self.at(at)?;
+        part.is_text().then(|| &rest[..len.min(rest.len())])
+    }
+}
+
+impl Sink for Staging {
+    fn edit(&mut self, edit: Edit<'_>) -> Result<(), Rejected> {
+        let part = self.at(edit.at).map(|(part, _)| part);
+        let at = part.map_or(Addr::NULL, |part| self.base(part));
+        Window::new(at, part.map_or(&mut [], |part| self.bytes_mut(part))).edit(edit)
+    }
+}
+
+impl Formed {
+    /// The texts that are staged: the module's and its init's.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = &Staged> {
+        self.text.iter().chain(&self.init_text)
+    }
+
+    pub(crate) fn texts_mut(&mut self) -> impl Iterator<Item = &mut Staged> {
+        self.text.iter_mut().chain(&mut self.init_text)
+    }
+
+    /// Copies bytes out of the module's data.
+    pub(crate) fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
+        let read_only = self.read_only.iter().chain(&self.init_read_only);
+        let placed = self.data.iter().chain(&self.init_data).chain(&self.ro_after_init);
+        read_only.filter_map(|part| part.read(at, len)).chain(placed.filter_map(|part| part.read(at, len))).next()
+    }
+
+    /// Brings the text to its place: Linux's `module_enable_ro`. When it fails, the text is gone, and the rest is still
+    /// there for those who have to be told.
+    pub(crate) fn publish(mut self) -> Result<Installed, Box<(Formed, PublishFailed)>> {
+        let (text, init_text) = {
+            let mut lock = TextLock::take();
+            let text = self.text.take().map(|staged| staged.publish(&mut lock)).transpose();
+            let init_text = self.init_text.take().map(|staged| staged.publish(&mut lock)).transpose();
+            // The lock goes first: dropping published text takes it.
+            (text, init_text)
+        };
+        match (text, init_text) {
+            (Ok(text), Ok(init_text)) => {
+                let running = |text: Option<Published>, frames: Frames| text.map(|text| Running { frames, text });
+                let [frames, init_frames] = std::mem::take(&mut self.frames).publish();
+                Ok(Installed {
+                    shown: Vec::new(),
+                    text: running(text, frames),
+                    read_only: self.read_only,
+                    data: self.data,
+                    init: Init {
+                        shown: Vec::new(),
+                        text: running(init_text, init_frames),
+                        read_only: self.init_read_only,
+                        data: self.init_data,
+                    },
+                    ro_after_init: self.ro_after_init,
+                })
+            }
+            (Err(failed), _) | (_, Err(failed)) => Err(Box::new((self, failed))),
+        }
+    }
+}
+
+impl Installed {
+    fn writable(&self) -> impl Iterator<Item = &Placed> {
+        self.data.iter().chain(&self.init.data).chain(&self.ro_after_init)
+    }
+
+    /// Keeps what onlookers want to be dropped with it.
+    pub(crate) fn keep(&mut self, shown: AllShown) {
+        self.shown = shown.until_gone;
+        self.init.shown = shown.until_init;
+    }
+
+    /// Stores bytes into the module's variables.
+    pub(crate) fn write(&self, at: Addr, bytes: &[u8]) -> Option<()> {
+        self.writable().find_map(|placed| placed.write(at, bytes))
+    }
+
+    /// Makes ro_after_init data read-only, and parts with what was for `init` only. When it fails, everything is as it
+    /// was.
+    pub(crate) fn protect(mut self) -> Result<(Core, Init), Box<(Installed, io::Error)>> {
+        match self.ro_after_init.take().map(Placed::protect).transpose() {
+            Ok(ro_after_init) => {
+                let Installed { shown, text, read_only, data, init, .. } = self;
+                let core = Core { shown, text, read_only, data, ro_after_init };
+                Ok((core, init))
+            }
+            Err((data, error)) => {
+                self.ro_after_init = Some(data);
+                Err(Box::new((self, error)))
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Copies bytes out of the module's code.
+    pub(crate) fn code(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
+        self.text.as_ref()?.text.read(at, len)
+    }
+
+    /// Copies bytes out of the module's variables.
+    pub(crate) fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
+        let variable = self.data.as_ref().and_then(|data| data.read(at, len));
+        variable.or_else(|| self.ro_after_init.as_ref()?.read(at, len))
+    }
+
+    /// Stores bytes into the module's variables, but not into those that are read-only by now.
+    pub(crate) fn write(&self, at: Addr, bytes: &[u8]) -> Option<()> {
+        self.data.as_ref()?.write(at, bytes)
+    }
+
+    /// Why a variable cannot be written, if it cannot.
+    pub(crate) fn why_fixed(&self, at: Addr) -> Option<&'static str> {
+        if self.data.as_ref().is_some_and(|data| data.read(at, 1).is_some()) {
+            return None;
+        }
+        let late = self.ro_after_init.as_ref().is_some_and(|late| late.read(at, 1).is_some());
+        Some(if late { "is ro_after_init" } else { "was for init only" })
+    }
+}

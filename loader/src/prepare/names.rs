@@ -1,0 +1,346 @@
+//! The symbols of a module that is there, by name and by address.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use hashbrown::HashTable;
+use modload_edit::{Addr, index};
+use modload_text::Describe;
+use object::elf;
+
+use crate::elf::file::{File, Place, begins_with_string, until_nul};
+use crate::prepare::layout::Layout;
+use crate::prepare::memory::Staging;
+
+/// What a symbol names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SymbolKind {
+    /// A function.
+    Function,
+    /// A variable.
+    Object,
+    /// The file does not say.
+    Other,
+}
+
+/// A symbol of a module.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Symbol {
+    /// Its address.
+    pub addr: Addr,
+    /// Its size in bytes, 0 if the file does not say.
+    pub size: u64,
+    /// What it is.
+    pub kind: SymbolKind,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    addr: Addr,
+    size: u64,
+    /// Offset of the name.
+    name: u32,
+    kind: SymbolKind,
+    scope: Scope,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Scope {
+    Local,
+    Global,
+}
+
+/// A compact copy of what is needed of a symbol table once its file is gone.
+#[derive(Debug)]
+pub(crate) struct Names {
+    module: std::sync::Arc<str>,
+    trap_descriptor: i32,
+    entries: Box<[Entry]>,
+    /// Names, each ended by a NUL.
+    strings: Box<[u8]>,
+    lookups: AtomicU32,
+    by_name: OnceLock<(RandomState, HashTable<u32>)>,
+    questions: AtomicU32,
+    /// The addresses of [`Names::code`], sorted.
+    starts: OnceLock<Box<[Addr]>>,
+}
+
+/// So many lookups are made by walking the table; then an index is worth its making.
+const WALKS: u32 = 4;
+
+/// The names of the module's own symbols and, apart, of those that go when `init` has returned.
+pub(crate) fn collect(
+    file: &File<'_>,
+    layout: &Layout,
+    memory: &Staging,
+    module: &std::sync::Arc<str>,
+    trap_descriptor: i32,
+) -> (Names, Option<Names>) {
+    let mut core = Vec::with_capacity(index(file.symbol_count().into()));
+    let mut init = Vec::new();
+    for (at, symbol) in file.symbols() {
+        let spot = match symbol.place {
+            Place::Section(_) if symbol.kind == elf::STT_GNU_IFUNC => {
+                layout.indirect(at).map(|spot| (memory.addr(spot), spot.part))
+            }
+            Place::Section(section) => {
+                layout.section(section).map(|spot| (memory.addr(spot) + symbol.value, spot.part))
+            }
+            Place::Common => layout.common(at).map(|spot| (memory.addr(spot), spot.part)),
+            Place::Undefined | Place::Absolute | Place::Livepatch => None,
+        };
+        let Some((addr, part)) = spot else { continue };
+        let kind = match symbol.kind {
+            elf::STT_FUNC | elf::STT_GNU_IFUNC => SymbolKind::Function,
+            elf::STT_OBJECT | elf::STT_COMMON => SymbolKind::Object,
+            elf::STT_NOTYPE => SymbolKind::Other,
+            _ => continue,
+        };
+        let name = file.name_offset(at);
+        if name == 0 {
+            continue;
+        }
+        let scope = if symbol.bind == elf::STB_LOCAL { Scope::Local } else { Scope::Global };
+        let entries = if part.is_init() { &mut init } else { &mut core };
+        entries.push(Entry { addr, size: symbol.size, name, kind, scope });
+    }
+    let names = |entries: Vec<Entry>| Names {
+        module: module.clone(),
+        trap_descriptor,
+        entries: entries.into_boxed_slice(),
+        strings: file.strings.into(),
+        lookups: AtomicU32::new(0),
+        by_name: OnceLock::new(),
+        questions: AtomicU32::new(0),
+        starts: OnceLock::new(),
+    };
+    let init = (!init.is_empty()).then(|| names(init));
+    (names(core), init)
+}
+
+impl Names {
+    fn name(&self, entry: &Entry) -> &[u8] {
+        until_nul(self.strings.get(index(entry.name.into())..).unwrap_or_default())
+    }
+
+    fn is_named(&self, entry: &Entry, name: &[u8]) -> bool {
+        begins_with_string(self.strings.get(index(entry.name.into())..).unwrap_or_default(), name)
+    }
+
+    /// The symbol of this name, a global one before a local one.
+    pub(crate) fn find(&self, name: &[u8]) -> Option<Symbol> {
+        if name.contains(&0) {
+            // Two names that lie side by side are not one.
+            return None;
+        }
+        let entry = if self.lookups.fetch_add(1, Ordering::Relaxed) < WALKS {
+            self.walk(name)
+        } else {
+            if self.by_name.get().is_none() {
+                // Made outside of the cell: a child that is forked meanwhile would wait for it for ever.
+                let _ = self.by_name.set(self.index());
+            }
+            let (hasher, table) = self.by_name.get()?;
+            let found = table.find(hasher.hash_one(name), |&at| self.is_named(&self.entries[index(at.into())], name));
+            found.map(|&at| &self.entries[index(at.into())])
+        };
+        entry.map(|entry| Symbol { addr: entry.addr, size: entry.size, kind: entry.kind })
+    }
+
+    /// The symbol at an address: one whose size is known before others, and then a global one before a local one.
+    pub(crate) fn at(&self, at: Addr) -> Option<Symbol> {
+        let there = self.entries.iter().filter(|entry| entry.addr == at);
+        let best = there.min_by_key(|entry| (entry.size == 0, entry.scope == Scope::Local))?;
+        Some(Symbol { addr: best.addr, size: best.size, kind: best.kind })
+    }
+
+    fn walk(&self, name: &[u8]) -> Option<&Entry> {
+        let mut local = None;
+        for entry in self.entries.iter().filter(|entry| self.is_named(entry, name)) {
+            if entry.scope == Scope::Global {
+                return Some(entry);
+            }
+            local = local.or(Some(entry));
+        }
+        local
+    }
+
+    fn index(&self) -> (RandomState, HashTable<u32>) {
+        let hasher = RandomState::new();
+        let mut table = HashTable::with_capacity(self.entries.len());
+        let name = |at: u32| self.name(&self.entries[index(at.into())]);
+        for scope in [Scope::Global, Scope::Local] {
+            for (at, entry) in (0..).zip(&self.entries).filter(|(_, entry)| entry.scope == scope) {
+                let name_of = self.name(entry);
+                let hash = hasher.hash_one(name_of);
+                let entry = table.entry(hash, |&other| name(other) == name_of, |&other| hasher.hash_one(name(other)));
+                entry.or_insert(at);
+            }
+        }
+        (hasher, table)
+    }
+
+    /// Names and addresses of the symbols that begin so, the prefix taken off.
+    pub(crate) fn with_prefix(&self, prefix: &[u8]) -> impl Iterator<Item = (&[u8], Addr)> {
+        self.entries.iter().filter_map(move |entry| Some((self.name(entry).strip_prefix(prefix)?, entry.addr)))
+    }
+
+    /// The functions: address, whether the name is local, name, size. In this order they sort as people want them.
+    pub(crate) fn functions(&self) -> impl Iterator<Item = (Addr, bool, &[u8], u64)> {
+        let functions = self.entries.iter().filter(|entry| entry.kind == SymbolKind::Function);
+        functions.map(|entry| (entry.addr, entry.scope == Scope::Local, self.name(entry), entry.size))
+    }
+
+    /// Enters the addresses of all symbols of the names that are there.
+    pub(crate) fn enter_all(&self, names: &mut BTreeMap<&[u8], Vec<Addr>>) {
+        for entry in &self.entries {
+            names.get_mut(self.name(entry)).into_iter().for_each(|all| all.push(entry.addr));
+        }
+    }
+
+    /// The addresses of everything that is no variable.
+    pub(crate) fn code(&self) -> impl Iterator<Item = Addr> {
+        self.entries.iter().filter(|entry| entry.kind != SymbolKind::Object).map(|entry| entry.addr)
+    }
+
+    /// Whether one of them begins at an address.
+    pub(crate) fn begins_at(&self, at: Addr) -> bool {
+        if self.questions.fetch_add(1, Ordering::Relaxed) < WALKS {
+            return self.code().any(|start| start == at);
+        }
+        if self.starts.get().is_none() {
+            let mut starts: Box<[Addr]> = self.code().collect();
+            starts.sort_unstable();
+            // Made outside of the cell, as the index of names is.
+            let _ = self.starts.set(starts);
+        }
+        self.starts.get().is_some_and(|starts| starts.binary_search(&at).is_ok())
+    }
+
+    /// The function that an address lies in, by the sizes that the file states: its name, the distance from its start, and
+    /// its size. Of several the one with the nearest start, a global one before a local one.
+    pub(crate) fn function_at(&self, at: Addr) -> Option<(&[u8], u64, u64)> {
+        let holds = |entry: &&Entry| {
+            let offset = at.checked_offset_from(entry.addr);
+            entry.kind != SymbolKind::Object && offset.is_some_and(|offset| offset < entry.size)
+        };
+        let rank = |entry: &&Entry| (entry.addr, entry.scope == Scope::Global);
+        let found = self.entries.iter().filter(holds).max_by_key(rank)?;
+        Some((self.name(found), at.checked_offset_from(found.addr)?, found.size))
+    }
+}
+
+impl Describe for Names {
+    fn module(&self) -> &str {
+        &self.module
+    }
+
+    fn symbol(&self, at: Addr) -> Option<(&[u8], u64)> {
+        let before = self.entries.iter().filter(|entry| entry.kind != SymbolKind::Object && entry.addr <= at);
+        let nearest = before.max_by_key(|entry| entry.addr)?;
+        Some((self.name(nearest), at.checked_offset_from(nearest.addr)?))
+    }
+
+    fn descriptor(&self) -> i32 {
+        self.trap_descriptor
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Addr, AtomicU32, Entry, Names, OnceLock, Scope, SymbolKind, WALKS};
+
+    /// Entries: offset of the name, scope. The address is the number of the entry.
+    fn names(strings: &[u8], entries: &[(u32, Scope)]) -> Names {
+        let entry =
+            |(at, &(name, scope))| Entry { addr: Addr::new(at), size: 0, name, kind: SymbolKind::Function, scope };
+        Names {
+            module: "module".into(),
+            trap_descriptor: 2,
+            entries: (0..).zip(entries).map(entry).collect(),
+            strings: strings.into(),
+            lookups: AtomicU32::new(0),
+            by_name: OnceLock::new(),
+            questions: AtomicU32::new(0),
+            starts: OnceLock::new(),
+        }
+    }
+
+    /// Looks a name up until that goes by the index.
+    fn check(names: &Names, name: &[u8], expected: Option<u64>) {
+        for lookup in 0..=WALKS {
+            let found = names.find(name).map(|symbol| symbol.addr.get());
+            assert_eq!(found, expected, "{}, look-up {lookup}", name.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_global_symbol_comes_before_local_ones_and_the_first_local_one_before_others() {
+        let entries = [(1, Scope::Local), (5, Scope::Local), (5, Scope::Local), (1, Scope::Global)];
+        for (name, expected) in [(&b"add"[..], Some(3)), (b"sub", Some(1)), (b"ad", None), (b"addx", None)] {
+            check(&names(b"\0add\0sub\0", &entries), name, expected);
+        }
+    }
+
+    #[test]
+    fn a_function_holds_what_its_size_says() {
+        let mut names = names(b"\0add\0sub\0", &[(1, Scope::Local), (1, Scope::Global), (5, Scope::Local)]);
+        for (entry, (addr, size)) in names.entries.iter_mut().zip([(0x10, 0x20), (0x20, 8), (0x20, 8)]) {
+            (entry.addr, entry.size) = (Addr::new(addr), size);
+        }
+        for (at, expected) in [
+            (0xf, None),
+            (0x10, Some((&b"add"[..], 0, 0x20))),
+            (0x27, Some((b"add", 7, 8))),
+            (0x28, Some((b"add", 0x18, 0x20))),
+            (0x30, None),
+        ] {
+            assert_eq!(names.function_at(Addr::new(at)), expected, "{at:#x}");
+        }
+    }
+
+    #[test]
+    fn whether_code_begins_somewhere_is_the_same_by_walking_and_by_the_index() {
+        let mut names = names(b"\0add\0sub\0", &[(1, Scope::Local), (5, Scope::Global), (1, Scope::Local)]);
+        for (entry, (addr, kind)) in names.entries.iter_mut().zip([
+            (0x20, SymbolKind::Function),
+            (0x10, SymbolKind::Other),
+            (0x18, SymbolKind::Object),
+        ]) {
+            (entry.addr, entry.kind) = (Addr::new(addr), kind);
+        }
+        for _ in 0..=WALKS {
+            let found = [0xf, 0x10, 0x18, 0x1f, 0x20, 0x21].map(|at| names.begins_at(Addr::new(at)));
+            assert_eq!(found, [false, true, false, false, true, false]);
+        }
+        assert!(names.starts.get().is_some());
+    }
+
+    #[test]
+    fn functions_sort_by_address_then_scope_then_name() {
+        let all = [(5, Scope::Local), (9, Scope::Global), (1, Scope::Global), (1, Scope::Local), (5, Scope::Global)];
+        let mut names = names(b"\0add\0sub\0mul\0", &all);
+        for (entry, (addr, kind)) in names.entries.iter_mut().zip([
+            (0x20, SymbolKind::Function),
+            (0x20, SymbolKind::Function),
+            (0x20, SymbolKind::Function),
+            (0x10, SymbolKind::Function),
+            (0x10, SymbolKind::Object),
+        ]) {
+            (entry.addr, entry.kind) = (Addr::new(addr), kind);
+        }
+        let mut functions: Vec<_> = names.functions().collect();
+        functions.sort_unstable();
+        let sorted: Vec<_> = functions.iter().map(|(addr, is_local, name, _)| (addr.get(), *is_local, *name)).collect();
+        let expected: [(u64, bool, &[u8]); 4] =
+            [(0x10, true, b"add"), (0x20, false, b"add"), (0x20, false, b"mul"), (0x20, true, b"sub")];
+        assert_eq!(sorted, expected);
+    }
+
+    #[test]
+    fn two_names_side_by_side_are_not_one() {
+        check(&names(b"\0add\0sub\0", &[(1, Scope::Global)]), b"add\0sub", None);
+    }
+}

@@ -1,0 +1,41 @@
+//! The plan of a module's call frame information, from its relocated `.eh_frame`.
+
+use std::ops::Range;
+
+use modload_abi::section;
+use modload_threads::frames;
+
+use crate::elf::file::File;
+use crate::prepare::frames::Plan;
+use crate::prepare::layout::{Layout, Part, Spot, THUNK, THUNKS};
+use crate::prepare::memory::Staging;
+use crate::prepare::tables::tables;
+use crate::vocabulary::error::Error;
+
+/// The texts of a module, in the order of [`Plan`]'s rows.
+const TEXTS: [Part; 2] = [Part::Text, Part::InitText];
+
+/// Reads the module's `.eh_frame`, which is relocated.
+pub(crate) fn plan(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Plan, Error> {
+    let ranges = memory.ranges();
+    let texts: [Range<u64>; 2] = TEXTS.map(|part| {
+        let (start, len) = ranges[part.slot()];
+        start.get()..start.get() + len
+    });
+    let sections = tables(file, layout, memory, section::EH_FRAME).map(|(at, bytes)| (bytes, at.get()));
+    let branches = branches(layout).map(|(spot, size)| {
+        let start = memory.addr(spot).get();
+        start..start + size
+    });
+    let planned = frames::plan(sections, &branches, &texts)
+        .map_err(|error| Error::Frames { section: section::EH_FRAME, error })?;
+    let mut planned = planned.into_iter().map(|planned| Some(planned).filter(|planned| !planned.is_empty()));
+    Ok(Plan(TEXTS.map(|_| planned.next().flatten())))
+}
+
+/// What we have written into the text: PLT entries and thunks, of a branch each.
+fn branches(layout: &Layout) -> [(Spot, u64); 3] {
+    let thunks = layout.thunks.map(|spot| (spot, THUNK * (THUNKS + 1)));
+    let plt = (layout.plt, layout.slots.plt_size());
+    [plt, (layout.indirect_plt, layout.indirect.plt_size()), thunks.unwrap_or((layout.plt, 0))]
+}

@@ -1,0 +1,27 @@
+//! How a module's function was left other than by returning, said in the module's terms.
+
+use std::fmt;
+
+use modload_threads::boundary::Thrown;
+
+/// How a module's function was left, and where in which module that was begun.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct LeftBy {
+    /// How.
+    pub thrown: Thrown,
+    /// The innermost place in a module, as `func+0x12/0x40 [module]`; `None` if it was in none, or is not known.
+    pub place: Option<String>,
+}
+
+impl fmt::Display for LeftBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.thrown.fmt(f)?;
+        let verb = match self.thrown {
+            Thrown::ThreadExit => "called",
+            Thrown::Cancelled => "met",
+            _ => "thrown",
+        };
+        self.place.as_ref().map_or(Ok(()), |place| write!(f, ", {verb} at {place}"))
+    }
+}
