@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use modload::module::Occupies;
 use modload::{Host, Module, UnloadError};
-use modload_fixtures::{Compiler, Language, object_from_text};
+use modload_fixtures::{Compiler, LONG, Language, object_from_text};
 use modload_tests::{Case, Crowd, image_from_text, mask, run, until_in};
 use modload_threads::frames::{Words, know_process, thread_starts, words};
 use modload_threads::{DEFAULT_LIMIT, Sleeper, Tid, hold, hold_or_look, status};
@@ -191,14 +191,27 @@ fn blocked_by_system_call() {
     assert_eq!(hold(DEFAULT_LIMIT).unwrap().count(), 0);
 }
 
-/// Waits for all signals by the system call, at most 200 milliseconds; the signal that came, or 0.
-fn wait_for_signal() -> i32 {
+/// Waits for all signals by the system call, at most so long. Returns the signal that came, or 0.
+fn wait_for_signal(limit: Duration) -> i32 {
     let all = u64::MAX;
-    let limit = libc::timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+    let limit = libc::timespec { tv_sec: limit.as_secs().try_into().unwrap(), tv_nsec: limit.subsec_nanos().into() };
     let nowhere = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: the kernel reads a set and a time.
     let signal = unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, &raw const all, nowhere, &raw const limit, 8) };
     i32::try_from(signal).unwrap().max(0)
+}
+
+/// Waits for all signals until [`found_in_its_wait`] sends one. However busy the machine is, the thread is found in a wait first.
+fn first_wait() {
+    assert_eq!(wait_for_signal(LONG), libc::SIGUSR1);
+}
+
+/// Looks at a thread that is in its [`first_wait`], and ends that.
+fn found_in_its_wait(tid: Tid) {
+    until_in(tid, libc::SYS_rt_sigtimedwait);
+    assert!(hold_or_look(LONG).unwrap().sleepers().any(|sleeper| sleeper.tid() == tid));
+    // SAFETY: a signal to a thread of ours that waits for it.
+    assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid.get(), libc::SIGUSR1) }, 0);
 }
 
 fn waits_for_all() {
@@ -208,11 +221,12 @@ fn waits_for_all() {
     let got = Arc::new(AtomicUsize::new(0));
     let (stops, count) = (stop.clone(), got.clone());
     let (thread, tid) = deaf("waiter", move || {
+        first_wait();
         while !stops.load(Ordering::Relaxed) {
-            count.fetch_add(usize::from(wait_for_signal() != 0), Ordering::Relaxed);
+            count.fetch_add(usize::from(wait_for_signal(Duration::from_millis(200)) != 0), Ordering::Relaxed);
         }
     });
-    until_in(tid, libc::SYS_rt_sigtimedwait);
+    found_in_its_wait(tid);
     unload_others(&host);
     let refused = hold(Duration::from_millis(20)).unwrap_err().to_string();
     assert!(
@@ -257,24 +271,16 @@ fn race() {
     let turns = Arc::new(AtomicU64::new(0));
     let (stops, count, passes) = (stop.clone(), handed.clone(), turns.clone());
     let (thread, tid) = deaf("racer", move || {
-        let limit = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000 };
-        let all = u64::MAX;
-        let nowhere = std::ptr::null::<libc::siginfo_t>();
-        // Found in a wait first.
-        let long = libc::timespec { tv_sec: 0, tv_nsec: 200_000_000 };
-        // SAFETY: the kernel reads a set and a time.
-        unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, &raw const all, nowhere, &raw const long, 8) };
+        first_wait();
         mask(libc::SIG_SETMASK, 0);
         while !stops.load(Ordering::Relaxed) {
-            // SAFETY: the kernel reads a set and a time.
-            let got = unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, &raw const all, nowhere, &raw const limit, 8) };
-            count.fetch_add(u64::from(got > 0), Ordering::Relaxed);
+            count.fetch_add(u64::from(wait_for_signal(Duration::from_millis(1)) != 0), Ordering::Relaxed);
             passes.fetch_add(1, Ordering::Relaxed);
             (0..1_000).for_each(|_| std::hint::spin_loop());
         }
     });
-    until_in(tid, libc::SYS_rt_sigtimedwait);
-    let looks = |rounds: u64| (0..rounds).filter(|_| hold_or_look(DEFAULT_LIMIT).is_err()).count();
+    found_in_its_wait(tid);
+    let looks = |rounds: u64| (0..rounds).filter(|_| hold_or_look(LONG).is_err()).count();
     let missed = looks(rounds);
     let by_looks = handed.load(Ordering::Relaxed);
     let held = (0..rounds.min(100)).filter(|_| hold(DEFAULT_LIMIT).is_ok()).count();

@@ -138,7 +138,8 @@ fn signals_of_others_do_nothing_and_are_counted() {
         // SAFETY: to this thread.
         unsafe { libc::raise(number) };
     }
-    assert_eq!((counts().stray, counts().late), (12, 0));
+    // On a busy machine some of ours come after their round, and are counted apart.
+    assert_eq!(counts().stray, 12);
     assert_eq!(hold(DEFAULT_LIMIT).unwrap().count(), 2);
 }
 

@@ -653,7 +653,7 @@ fn every_path_in_the_architecture_exists() {
 }
 
 #[test]
-fn the_never_list_is_where_everybody_looks() {
+fn the_never_list_is_in_the_architecture() {
     let text = fs::read_to_string(workspace_root().join("ARCHITECTURE.md")).unwrap();
     let list = text.split("## The never list").nth(1).expect("ARCHITECTURE.md has it");
     let list = list.split("\n## ").next().unwrap_or_default();

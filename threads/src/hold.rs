@@ -11,7 +11,7 @@ use crate::error::{Error, Straggler, Stragglers, Why};
 use crate::handler::Interrupted;
 use crate::round::{self, Asked, Round, Sleepers};
 use crate::signal;
-use crate::sleeper::Sleeper;
+use crate::sleeper::{self, Sight, Sleeper};
 use crate::slot;
 use crate::task::{self, Tasks, Tid};
 use crate::turn::Turn;
@@ -113,7 +113,7 @@ fn stop(limit: Duration, sleepers: Sleepers) -> Result<Held, Error> {
             Failure::Restless { known, counted } if over => return Err(Error::Restless { known, counted, limit }),
             Failure::Late(stragglers) => {
                 patience = (patience * 2).min(LONGEST_PATIENCE);
-                if let Some(stragglers) = wait_for(&stragglers, signal, deadline(begin, limit)) {
+                if let Some(stragglers) = wait_for(&stragglers, signal, sleepers, deadline(begin, limit)) {
                     return Err(Error::NotReached { stragglers: Box::new(stragglers), limit });
                 }
             }
@@ -190,15 +190,17 @@ pub(crate) fn queue_full(tid: Tid) -> Stragglers {
     stragglers
 }
 
-/// Waits until none of those that blocked the signal blocks it any more. Nobody is held meanwhile. Brings those that
-/// still block it at the deadline.
-fn wait_for(stragglers: &Stragglers, signal: i32, deadline: Instant) -> Option<Stragglers> {
+/// Waits until none of the threads that blocked the signal blocks it any more or, where a look at a sleeping thread will do, until those
+/// that block it sleep. No thread is held meanwhile. Returns the threads that are in the way at the deadline.
+fn wait_for(stragglers: &Stragglers, signal: i32, sleepers: Sleepers, deadline: Instant) -> Option<Stragglers> {
+    let sleeps = |tid| sleepers == Sleepers::LookedAt && matches!(sleeper::look(tid), Ok(Sight::Asleep(_)));
     loop {
         thread::sleep(LOOK.min(deadline.saturating_duration_since(Instant::now())));
         let mut blocking = Stragglers::new();
         let again = stragglers.iter().filter_map(|straggler| round::straggler(straggler.tid, signal));
         again
             .filter(|straggler| matches!(straggler.why, Why::Blocks { .. } | Why::Waits { .. }))
+            .filter(|straggler| !sleeps(straggler.tid))
             .for_each(|one| blocking.push(one));
         if blocking.count() == 0 {
             return None;

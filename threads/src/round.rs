@@ -133,7 +133,8 @@ pub(crate) enum Sleepers {
     LookedAt,
 }
 
-/// How long a thread that was ever found to wait for the signal is not sent it while it runs.
+/// How long a thread that was ever found to wait for the signal must have run, since it was to be asked, before it is sent the signal.
+/// It is the thread's own time: on a busy machine a thread may be about to return from such a wait, or to begin one, for long.
 const SHY: Duration = Duration::from_millis(3);
 
 /// The beginning of a wait, and how much longer each part of it is than the one before.
@@ -248,7 +249,8 @@ impl Round {
 
     /// Asks a thread that this round does not know.
     pub(crate) fn ask(&mut self, tid: Tid, work: *mut Work) -> io::Result<Asked> {
-        let may_be_asked = self.may_be_asked(tid)?;
+        let shy = self.is_shy(tid);
+        let may_be_asked = !shy && self.may_be_asked(tid)?;
         if may_be_asked
             && DEBTS.load(Ordering::Relaxed) != 0
             && let Some(asked) = self.ask_debtor(tid, work)?
@@ -260,6 +262,7 @@ impl Round {
         let Some(slot) = slot::get(number) else { return Ok(Asked::Crowded) };
         slot.work.store(work, Ordering::Relaxed);
         if !may_be_asked {
+            slot.ran.store(if shy { sleeper::time(tid)? } else { 0 }, Ordering::Relaxed);
             slot.put(self.at(Phase::Unasked));
             return Ok(Asked::Unasked);
         }
@@ -268,16 +271,30 @@ impl Round {
         self.send(number, slot)
     }
 
+    /// Returns whether a look at the thread will do, and the thread is better not sent the signal while it runs: it was once found to
+    /// wait for the signal, and may begin to wait between a look and the signal.
+    fn is_shy(&self, tid: Tid) -> bool {
+        self.sleepers == Sleepers::LookedAt && clear::is_forbidden(tid)
+    }
+
+    /// Returns whether a shy thread has run for so long without falling asleep that it is not about to wait. Where the kernel does not
+    /// count how long threads run, the time since the round began counts.
+    fn runs_on(&self, tid: Tid, slot: &Slot) -> io::Result<bool> {
+        let (before, now) = (slot.ran.load(Ordering::Relaxed), sleeper::time(tid)?);
+        let ran = if before == 0 || now == 0 {
+            self.begun.elapsed()
+        } else {
+            Duration::from_nanos(now.saturating_sub(before))
+        };
+        Ok(ran >= SHY)
+    }
+
     /// Whether a thread may be sent the signal: it neither blocks it nor waits for it. One that has ended may.
     fn may_be_asked(&self, tid: Tid) -> io::Result<bool> {
         if clear::is(tid, self.signal) {
             return Ok(true);
         }
         let Some(status) = task::status(tid)? else { return Ok(true) };
-        // It may begin to wait between this look and the signal. Where a look at it will do, it is given time to fall asleep first.
-        if self.sleepers == Sleepers::LookedAt && clear::is_forbidden(tid) && self.begun.elapsed() < SHY {
-            return Ok(false);
-        }
         // In vfork, say: the signal would wait for as long as the thread does.
         let sleeps_on = status.state == State::Uninterruptible && self.sleepers == Sleepers::LookedAt;
         // The C library blocks all signals for a moment where a thread starts, ends or creates another one.
@@ -316,7 +333,7 @@ impl Round {
                     continue;
                 }
             }
-            if self.may_be_asked(tid)? {
+            if (!self.is_shy(tid) || self.runs_on(tid, slot)?) && self.may_be_asked(tid)? {
                 OUTSTANDING.fetch_add(1, Ordering::Relaxed);
                 slot.put(self.at(Phase::Asked));
                 if self.send(number, slot)? == Asked::Well {

@@ -75,6 +75,14 @@ pub(crate) fn look(tid: Tid) -> io::Result<Sight> {
     })
 }
 
+/// Returns the time in nanoseconds that a thread has run; 0 if the thread has ended or the kernel does not count the time.
+///
+/// # Errors
+/// What open(2) or read(2) says; `InvalidData` for a line that is not as proc(5) has it.
+pub(crate) fn time(tid: Tid) -> io::Result<u64> {
+    Ok(ran(tid)?.map_or(0, |ran| ran.time))
+}
+
 fn ran(tid: Tid) -> io::Result<Option<Ran>> {
     let mut buffer = [0; 128];
     let Some(text) = task::read_file(tid, "schedstat", &mut buffer)? else { return Ok(None) };

@@ -78,6 +78,8 @@ pub(crate) struct Slot {
     pub(crate) context: AtomicPtr<libc::ucontext_t>,
     /// The thread's own words ([`crate::word`]). As for the frame.
     pub(crate) words: AtomicPtr<Words>,
+    /// The time in nanoseconds that the thread had run when it became Unasked; 0 if it is not known. Used by the asker alone.
+    pub(crate) ran: AtomicU64,
     /// Where the thread sleeps, in phase Asleep. Used by the asker alone.
     sleeper: [AtomicU64; sleeper::WORDS],
 }
@@ -115,6 +117,7 @@ impl Slot {
             work: AtomicPtr::new(ptr::null_mut()),
             context: AtomicPtr::new(ptr::null_mut()),
             words: AtomicPtr::new(ptr::null_mut()),
+            ran: AtomicU64::new(0),
             sleeper: [const { AtomicU64::new(0) }; sleeper::WORDS],
         }
     }
