@@ -242,7 +242,7 @@ fn bad_records_are_refused_by_section_index_and_disassembly() {
          passed over"
     );
     let said = refused(text, &alternative("site", "replacement", 0, 4, 4));
-    assert!(said.contains("stands [b8, 01, 00, 00] ("), "{said}");
+    assert!(said.contains("are [b8, 01, 00, 00] ("), "{said}");
 }
 
 #[test]
