@@ -41,8 +41,9 @@
 //! - [`LoadError`], [`UnloadError`]: the module, the stage, the section and symbol, and what to do next.
 //!
 //! Running foreign code is unsafe, in two places: [`Image::trusted`] and [`Module::symbol`] (with their variants
-//! [`read_trusted`] and [`Module::call`], and [`Trust`] for both). All other functions are safe, except
-//! [`set_static_call`] and [`HostBuilder::unload_unseen`].
+//! [`read_trusted`] and [`Module::call`], and [`Trust`] for both). The other unsafe functions are promises about code of
+//! the host: [`Redirecting::new`], [`HostFunction::new`], [`set_static_call`] and [`HostBuilder::unload_unseen`]. All
+//! other functions are safe.
 //!
 //! Modules written with the SDK (`sdk/include/modload/module.h`) may call `register_module_notifier`, which every host
 //! exports.
