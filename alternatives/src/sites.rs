@@ -34,9 +34,9 @@ pub fn endbr_seals<C: Code>(table: &RecordTable, code: &mut C) -> Result<(), Rew
     for record in table.numbers(wide(RelativeSite::SIZE)) {
         let why = EditOrigin { engine: Engine::Endbr, section: table.section, record };
         let site = relative(table, record, why, code)?;
-        let stands = code.text(site, ENDBR64.len()).ok_or(RewriteProblem::SiteOutside(ENDBR64.len()));
-        let is_endbr = stands.and_then(|stands| {
-            let endbr = stands == ENDBR64 || stands == SEALED;
+        let found = code.text(site, ENDBR64.len()).ok_or(RewriteProblem::SiteOutside(ENDBR64.len()));
+        let is_endbr = found.and_then(|found| {
+            let endbr = found == ENDBR64 || found == SEALED;
             if endbr { Ok(()) } else { Err(RewriteProblem::OtherInstruction("endbr64")) }
         });
         is_endbr.map_err(|problem| refused(code, why, site, ENDBR64.len(), problem))?;
@@ -66,12 +66,12 @@ pub fn smp_locks<C: Code>(
     for record in table.numbers(wide(RelativeSite::SIZE)) {
         let why = EditOrigin { engine: Engine::SmpLock, section: table.section, record };
         let site = relative(table, record, why, code)?;
-        let stands = code.text(site, 1).and_then(|stands| stands.first().copied());
+        let found = code.text(site, 1).and_then(|found| found.first().copied());
         // Init code runs once, so it stays unchanged.
-        if stands.is_some() && site.checked_offset_from(text.0).is_none_or(|offset| offset >= text.1) {
+        if found.is_some() && site.checked_offset_from(text.0).is_none_or(|offset| offset >= text.1) {
             continue;
         }
-        match stands {
+        match found {
             Some(LOCK | DS) => write(code, site, &[new], why)?,
             Some(_) => return Err(refused(code, why, site, 8, RewriteProblem::OtherInstruction("a lock prefix"))),
             None => return Err(refused(code, why, site, 1, RewriteProblem::SiteOutside(1))),
@@ -178,9 +178,9 @@ const ROOM: usize = 64;
 /// (`-fpatchable-function-entry=N,M` with M > 0). The rewritten site must be executed by every call of the entry. So it
 /// lies in the NOPs after the entry, and never covers a referenced address.
 fn entry(at: Addr, boundaries: &Boundaries, code: &impl Code) -> Result<Option<(Addr, usize)>, RewriteProblem> {
-    let stands = code.text(at, LONGEST).ok_or(RewriteProblem::SiteOutside(BRANCH))?;
+    let found = code.text(at, LONGEST).ok_or(RewriteProblem::SiteOutside(BRANCH))?;
     let what = "a call of __fentry__ or a NOP";
-    let instruction = first(at, stands).ok_or(RewriteProblem::OtherInstruction(what))?;
+    let instruction = first(at, found).ok_or(RewriteProblem::OtherInstruction(what))?;
     // Either `call __fentry__`, or `call *__fentry__@GOTPCREL(%rip)`, which relaxation may have replaced by `addr32
     // call __fentry__`.
     let call = near_branch(&instruction) == Some(NearBranch::Call) || call_through(&instruction).is_some();
@@ -199,11 +199,11 @@ fn entry(at: Addr, boundaries: &Boundaries, code: &impl Code) -> Result<Option<(
 /// Returns the number of NOP bytes at an address that can become one rewritable instruction: five NOPs of one byte, or
 /// one NOP of five bytes or more, as clang writes it.
 fn nops_at(at: Addr, code: &impl Code) -> Option<usize> {
-    let stands = code.text(at, LONGEST)?;
-    if stands.starts_with(&[0x90; BRANCH]) {
+    let found = code.text(at, LONGEST)?;
+    if found.starts_with(&[0x90; BRANCH]) {
         return Some(BRANCH);
     }
-    let instruction = first(at, stands)?;
+    let instruction = first(at, found)?;
     let len = instruction.len();
     (instruction.mnemonic() == Mnemonic::Nop && len >= BRANCH).then_some(len)
 }

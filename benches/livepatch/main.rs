@@ -130,9 +130,9 @@ struct Figures {
 
 impl Figures {
     fn within(&mut self, what: &str, ratio: f64, (wanted, most): (f64, f64)) {
-        println!("{what:54} {ratio:6.3} of what it is next to; wanted: {wanted} at most");
+        println!("{what:54} {ratio:6.3} of its reference; target: at most {wanted}");
         if ratio > most {
-            let _ = writeln!(self.missed, "{what}: {ratio:.3}, and {most} at most");
+            let _ = writeln!(self.missed, "{what}: {ratio:.3}, but at most {most} is allowed");
         }
     }
 }
@@ -214,23 +214,23 @@ fn calls(host: &Host, module: &Module, effort: Effort, figures: &mut Figures) ->
     // A thread that stays in `waits` keeps the transition open.
     let release: extern "C" fn() = symbol(module, "release")?;
     let waits: Leaf = symbol(module, "waits")?;
-    let there = Arc::new(Barrier::new(2));
-    let arrived = there.clone();
+    let reached = Arc::new(Barrier::new(2));
+    let arrived = reached.clone();
     let waiting = thread::spawn(move || {
         arrived.wait();
         waits(1)
     });
-    there.wait();
+    reached.wait();
     thread::sleep(Duration::from_millis(20));
     host.enable_patch("open", patch(module, &[("patched", "new0"), ("waits", "new_waits")])?, None)?;
-    show("in transition, over", beside_plain(patched), CALL_IN_TRANSITION);
+    show("in transition, migrated", beside_plain(patched), CALL_IN_TRANSITION);
     // SAFETY: `new0` has the type of `handled`.
     let handler = unsafe {
         Redirecting::new(Handler { to: module.symbol_info("new0").ok_or("new0")?.addr, moved: AtomicBool::new(true) })
     };
     let handling = host.redirect("leaves:handled".parse()?, handler)?;
     let (_, time) = beside_plain(handled);
-    println!("{:24} {time:6.2} ns", "a handler, as the kernel's");
+    println!("{:24} {time:6.2} ns", "a handler, as in the kernel");
     drop(handling);
     release();
     waiting.join().map_err(|_| "it panicked")?;
@@ -274,8 +274,8 @@ fn transitions(host: &Host, module: &Module, effort: Effort, figures: &mut Figur
         there_and_back(host, module, &mut ons, &mut offs)?;
     }
     let all = [
-        ("signalled and heard", &mut floors),
-        ("held and let go", &mut holds),
+        ("signalled and answered", &mut floors),
+        ("held and released", &mut holds),
         ("patched", &mut ons),
         ("unpatched", &mut offs),
     ];

@@ -57,14 +57,14 @@ pub(crate) fn table(with_kernel: bool) -> Result<String, Box<dyn Error>> {
     Ok(table)
 }
 
-fn print(table: &mut String, whose: &str, shares: &Shares) -> Result<(), Box<dyn Error>> {
+fn print(table: &mut String, source_name: &str, shares: &Shares) -> Result<(), Box<dyn Error>> {
     for (kind, Share { begin, within, anywhere }) in shares {
         let sites: u64 = begin.iter().sum();
         if sites == 0 {
-            return Err(format!("{whose}: no sites in {kind}").into());
+            return Err(format!("{source_name}: no sites in {kind}").into());
         }
         let tenths = within * 1000 / sites;
-        let name = format!("{whose}: {kind}");
+        let name = format!("{source_name}: {kind}");
         write!(table, "{name:<58} {sites:>9} {within:>9} {:>5}.{}%  {begin:?}", tenths / 10, tenths % 10)?;
         writeln!(table, "{}", if *anywhere == 0 { String::new() } else { format!(", {anywhere} anywhere") })?;
     }

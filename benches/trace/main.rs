@@ -94,7 +94,7 @@ impl<'c> Contender<'c> {
 
 /// Returns the contenders, in the order of the table.
 fn contenders(host: &Host, plain: Leaf, traced: Leaf) -> Vec<Contender<'_>> {
-    fn nobody(_: &Call<'_>) {}
+    fn empty_callback(_: &Call<'_>) {}
     let filter = || "leaves:traced".parse::<Filter>();
     let record = |mode| {
         move |time: &mut dyn FnMut()| {
@@ -108,17 +108,17 @@ fn contenders(host: &Host, plain: Leaf, traced: Leaf) -> Vec<Contender<'_>> {
         Contender::alone("site off", traced),
         Contender::alone("floor of a callback", floor_callback),
         Contender::new("empty callback", traced, move |time| {
-            let _tracing = host.trace(filter()?, nobody)?;
+            let _tracing = host.trace(filter()?, empty_callback)?;
             time();
             Ok(Missed::default())
         }),
         Contender::new("empty callback, all registers", traced, move |time| {
-            let _tracing = host.trace_with_registers(filter()?, nobody)?;
+            let _tracing = host.trace_with_registers(filter()?, empty_callback)?;
             time();
             Ok(Missed::default())
         }),
         Contender::new("two empty callbacks", traced, move |time| {
-            let _tracing = [host.trace(filter()?, nobody)?, host.trace(filter()?, nobody)?];
+            let _tracing = [host.trace(filter()?, empty_callback)?, host.trace(filter()?, empty_callback)?];
             time();
             Ok(Missed::default())
         }),

@@ -9,7 +9,7 @@ use modload_fixtures::{Compiler, Fixture};
 type Options = fn(HostBuilder) -> HostBuilder;
 
 const WAYS: [(&str, Options); 3] = [
-    ("nobody looks", |builder| builder),
+    ("no observer", |builder| builder),
     ("gdb's list", HostBuilder::debugger),
     ("perf's map", |builder| builder.perf_map().expect("the map can be written")),
 ];
@@ -49,7 +49,7 @@ fn cycle(host: &Host, bytes: &[u8]) -> (Duration, Duration) {
     let module = load(host, bytes, "one");
     let loaded = begin.elapsed();
     let begin = Instant::now();
-    module.unload().expect("nobody holds it");
+    module.unload().expect("it is not in use");
     (loaded, begin.elapsed())
 }
 

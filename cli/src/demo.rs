@@ -84,8 +84,8 @@ fn trace(host: &Host, modules: &[Module], output: &mut CommandOutput) -> Result<
     let options = TraceOptions::new(Mode::Graph).pattern("gre*:*")?.pattern("guest:*")?;
     let trace = match host.trace_functions(&options) {
         Ok(trace) => trace,
-        // Tracing is refused on a machine without a clock that runs evenly on all processors, and in a process with shadow stacks. The rest of
-        // the demo works there too.
+        // Tracing is refused on a machine without a clock that runs evenly on all processors, and in a process
+        // with shadow stacks. The rest of the demo works there too.
         Err(refused) => return Ok(output.say(&format!("cannot trace on this machine: {refused}"))?),
     };
     show_entry(modules, "meanwhile", output)?;

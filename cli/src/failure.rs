@@ -32,7 +32,10 @@ pub(crate) enum CommandFailure {
     NoFunction { file: PathBuf, function: String },
     #[error("no loaded module has a symbol \"{}\"", .0.escape_debug())]
     NoSymbol(String),
-    #[error("{} is loaded and stays loaded, but has enabled no patch: a live patch calls klp_enable_patch() in its init", .0.escape_debug())]
+    #[error(
+        "{} is loaded and stays loaded, but has enabled no patch: a live patch calls klp_enable_patch() in its init",
+        .0.escape_debug()
+    )]
     NoPatch(String),
     #[error("{}:{line}: {problem}", shown(.file))]
     BadLine { file: PathBuf, line: usize, problem: String },

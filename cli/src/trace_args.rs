@@ -139,7 +139,9 @@ impl TraceFunctions {
     pub(crate) fn check(&self, json: bool) -> Result<(), String> {
         match self.form {
             Some(TraceFormat::Graph) if !self.graph => {
-                Err("--trace-format graph shows when functions return, and only --trace-graph has that recorded: add --trace-graph".into())
+                Err("--trace-format graph shows when functions return, and only --trace-graph has that recorded: add \
+                     --trace-graph"
+                    .into())
             }
             Some(form) if json && form != TraceFormat::Json && self.out.is_none() => {
                 Err("with --format json another --trace-format must go to a file: add --trace-out FILE".into())

@@ -290,7 +290,7 @@ fn what_is_held_when_it_stops_is_named() {
     assert!(begun.elapsed() >= Duration::from_secs(10));
     assert_eq!(status.code(), Some(1));
     let expected = "modhost: stopped, but slow: it is COMING, and only a LIVE module can be unloaded (1 client's request \
-                    never ended)\n";
+                    did not end)\n";
     assert_eq!(stderr, expected);
 }
 

@@ -46,7 +46,12 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The process that listens on the socket has sent no greeting.
-    #[error("{}: no greeting within {} s: either this socket is not a host's, or the host is still loading its first modules; try again later", .path.display(), .patience.as_secs())]
+    #[error(
+        "{}: no greeting within {} s: either this socket is not a host's, or the host is still loading its first \
+         modules; try again later",
+        .path.display(),
+        .patience.as_secs()
+    )]
     Silent {
         /// The path of the socket.
         path: PathBuf,

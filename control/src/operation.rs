@@ -51,7 +51,11 @@ impl Operation<'_> {
                 Ok(json!(self.load(&files, &image)?))
             }
             Request::Unload { name, wait, force } => {
-                self.unload(&name, Duration::from_secs(wait), if force { Force::Force } else { Force::Not })?;
+                self.unload(
+                    &name,
+                    Duration::from_secs(wait),
+                    if force { DespiteReferences::Yes } else { DespiteReferences::No },
+                )?;
                 Ok(json!(ModuleName { module: name }))
             }
             Request::Params { name } => Ok(json!(params(&self.look(&name)?.0))),
@@ -129,10 +133,10 @@ impl Operation<'_> {
         Ok(ModuleName { module })
     }
 
-    fn unload(&self, name: &str, wait: Duration, force_mode: Force) -> Result<(), RequestRefusal> {
+    fn unload(&self, name: &str, wait: Duration, forced: DespiteReferences) -> Result<(), RequestRefusal> {
         let _listening = self.listen();
-        match (self.unload_within(name, wait), force_mode) {
-            (Err(UnloadError::InUse { .. }), Force::Force) => Ok(self.shared.host.unload_by_force(name)?),
+        match (self.unload_within(name, wait), forced) {
+            (Err(UnloadError::InUse { .. }), DespiteReferences::Yes) => Ok(self.shared.host.unload_by_force(name)?),
             (result, _) => Ok(result?),
         }
     }
@@ -179,7 +183,7 @@ impl Operation<'_> {
     fn set_param(&self, name: &str, param: &str, value: Option<&str>) -> Result<ParamEntry, RequestRefusal> {
         let (module, _) = self.look(name)?;
         module.set_param(param, value)?;
-        tracing::info!(module = name, param, "set");
+        tracing::info!(module = name, param, "a parameter was set");
         let set = module.params().into_iter().find(|info| info.is_named(param));
         set.map(|info| self::param(&module, &info)).ok_or_else(|| RequestRefusal::NoModule(name.into()))
     }
@@ -208,9 +212,9 @@ impl Operation<'_> {
 
 /// Whether a module is unloaded despite references to it.
 #[derive(Clone, Copy)]
-enum Force {
-    Not,
-    Force,
+enum DespiteReferences {
+    No,
+    Yes,
 }
 
 /// Reads a file from a client's descriptor. Only a regular file is accepted, so that the read cannot block for ever.

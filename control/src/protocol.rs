@@ -388,7 +388,7 @@ pub struct ModuleEntry {
 
 /// The sizes of a module's memory in bytes, by stripe.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "their names say it")]
+#[expect(missing_docs, reason = "the names of the fields say it")]
 pub struct Sizes {
     pub text: u64,
     pub read_only: u64,

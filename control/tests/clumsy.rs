@@ -173,9 +173,10 @@ fn who_has_the_socket_and_says_nothing_is_no_host() {
     let _listens = UnixListener::bind(&path).unwrap();
     let refused = Client::connect_within(&path, Duration::from_millis(50)).unwrap_err();
     assert!(
-        refused
-            .to_string()
-            .ends_with("silent: no greeting within 0 s: either this socket is not a host's, or the host is still loading its first modules; try again later"),
+        refused.to_string().ends_with(
+            "silent: no greeting within 0 s: either this socket is not a host's, or the host is still loading its \
+                 first modules; try again later"
+        ),
         "{refused}"
     );
 }

@@ -80,7 +80,7 @@ pub enum PlanError<P: fmt::Debug + fmt::Display> {
 
 fn place(site: &Option<(Addr, Vec<u8>)>) -> String {
     match site {
-        Some((at, bytes)) => format!("; at {at} stands {bytes:02x?} ({})", disassembled(*at, bytes)),
+        Some((at, bytes)) => format!("; the bytes at {at} are {bytes:02x?} ({})", disassembled(*at, bytes)),
         None => String::new(),
     }
 }

@@ -9,7 +9,7 @@
 //!
 //! The calling module is found by the return address or, if the call was a jump, by the function pointer that it
 //! passes.
-#![expect(unsafe_code, reason = "C callers pass pointers, and what they call is the C library's")]
+#![expect(unsafe_code, reason = "C callers pass pointers, and the C library is called")]
 
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;

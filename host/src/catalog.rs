@@ -333,9 +333,9 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
         }
         // The star matches one more letter.
         match star {
-            Some((stands, taken)) if taken < name.len() => {
-                star = Some((stands, taken + 1));
-                (at, from) = (stands + 1, taken + 1);
+            Some((star_at, taken)) if taken < name.len() => {
+                star = Some((star_at, taken + 1));
+                (at, from) = (star_at + 1, taken + 1);
             }
             _ => return false,
         }

@@ -1,5 +1,5 @@
 //! Typed symbols of modules, calls with integer arguments, trusted module files, and the process's own dynamic symbols.
-#![expect(unsafe_code, reason = "nothing can check the type of a symbol, nor what a file's code does")]
+#![expect(unsafe_code, reason = "nothing can check the type of a symbol, nor the effects of a file's code")]
 
 use std::fmt;
 use std::marker::PhantomData;

@@ -51,8 +51,9 @@
 //! | [`image`] | what a module would be in the memory of another machine |
 //!
 //! Running foreign code is unsafe, in two places: [`Image::trusted`] and [`Module::symbol`] (with their variants
-//! [`read_trusted`] and [`Module::call`], and [`Trust`] for both). All other functions are safe, except
-//! [`keys::set_static_call`] and [`HostBuilder::unload_unseen`].
+//! [`read_trusted`] and [`Module::call`], and [`Trust`] for both). The other unsafe functions are promises about code of
+//! the host: [`trace::Redirecting::new`], [`trace::HostFunction::new`], [`keys::set_static_call`] and
+//! [`HostBuilder::unload_unseen`]. All other functions are safe.
 //!
 //! Modules written with the SDK (`sdk/include/modload/module.h`) may call `register_module_notifier`, which every host
 //! exports.

@@ -242,7 +242,7 @@ fn bad_records_are_refused_by_section_index_and_disassembly() {
          passed over"
     );
     let said = refused(text, &alternative("site", "replacement", 0, 4, 4));
-    assert!(said.contains("stands [b8, 01, 00, 00] ("), "{said}");
+    assert!(said.contains("are [b8, 01, 00, 00] ("), "{said}");
 }
 
 #[test]
@@ -256,7 +256,7 @@ fn sites_of_another_kind_are_refused() {
         ),
         (".retpoline_sites", ".long", "call site", "is no thunk"),
         (".return_sites", ".long", "ret; .nops 8", "its site is not a jump to __x86_return_thunk"),
-        (".ibt_endbr_seal", ".long", "nop; nop; nop; nop", "its site is not endbr64; at "),
+        (".ibt_endbr_seal", ".long", "nop; nop; nop; nop", "its site is not endbr64; the bytes at "),
         (".smp_locks", ".long", "nop", "its site is not a lock prefix"),
         ("__mcount_loc", ".quad", "movl $1, %eax", "its site is not a call of __fentry__"),
         ("__patchable_function_entries", ".quad", "inc %eax; ret", "its site is not a call of __fentry__ or a NOP"),

@@ -274,7 +274,7 @@ mod tests {
         for (refused, why) in [
             (refusal((3, 6), call(), Addr::new(0x8008)), "its site calls through 0x8018, and operation 3 is at 0x8020"),
             (refusal((3, 5), call(), OPS), "its site is not a call through a pointer, in 5 bytes"),
-            (refusal((3, 7), call(), OPS), "in 7 bytes; at 0x1000 stands"),
+            (refusal((3, 7), call(), OPS), "in 7 bytes; the bytes at 0x1000 are"),
             (refusal((3, 200), call(), OPS), "its site of 200 bytes is not within text"),
             (refusal((3, 0), call(), OPS), "its site of 0 bytes"),
             (

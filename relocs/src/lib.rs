@@ -26,8 +26,25 @@
 //! let relas = Records::<Rela>::new(&rela)?;
 //!
 //! // Lay out: count the slots, then decide the addresses.
+//! let mut plan = SlotPlan::new(1);
+//! plan.scan(2, relas, |_symbol| true);
+//! assert_eq!((plan.got_size(), plan.plt_size()), (8, 16));
+//! let slots = plan.place(Addr::new(0x3000), Addr::new(0x2000));
 //!
 //! // Relocate: the callee is in reach, so the call goes straight to it.
+//! let callee = [RelocSymbol { addr: Addr::new(0x1800), size: 0, kind: RelocSymbolKind::External }];
+//! let target = RelocatedSection {
+//!     section: 2,
+//!     addr: Addr::new(0x1000),
+//!     bytes: &file,
+//!     discarded: OnDiscarded::Refuse,
+//! };
+//! let mut text = file;
+//! let counts = apply(&target, relas, &callee[..], &slots, &mut Window::new(target.addr, &mut text))?;
+//! assert_eq!(text, [0xe8, 0xfb, 0x07, 0, 0]); // call 0x1800
+//! assert_eq!(counts.total(), 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 //!
 //! This crate never sees a pointer, a file or mapped memory. Relocation numbers are written here and nowhere else.
 

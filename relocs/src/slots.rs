@@ -205,7 +205,8 @@ impl Slots {
     /// Writes the PLT entries over the INT3 (0xcc) with which text memory is filled initially. Each entry jumps through
     /// the GOT slot of its symbol.
     ///
-    /// # Errors [`RelocError::Overflow`] if the GOT is out of reach, or [`RelocError::Rejected`], with the relocation
+    /// # Errors
+    /// [`RelocError::Overflow`] if the GOT is out of reach, or [`RelocError::Rejected`], with the relocation
     /// that first needed the entry.
     pub fn fill_plt<S: Sink + ?Sized>(&self, sink: &mut S) -> Result<(), RelocError> {
         let mut at = self.plt;

@@ -19,7 +19,7 @@ fn address(at: KeyAddress) -> Addr {
 /// Returns 0, or logs a failure and returns a negative error number.
 fn outcome(function: &str, outcome: Result<(), KeyError>) -> c_int {
     let Err(error) = outcome else { return 0 };
-    tracing::warn!(function, %error, "not switched");
+    tracing::warn!(function, %error, "the key was not switched");
     match error {
         KeyError::Unknown { .. } | KeyError::Unbalanced { .. } | KeyError::Site { .. } => -EINVAL,
         _ => -EAGAIN,
@@ -59,7 +59,7 @@ pub fn exports() -> [(&'static str, Addr); 6] {
     type OfCall = extern "C" fn(KeyAddress, KeyAddress, KeyAddress) -> c_int;
     #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
     let of_key = |function: OfKey| address((function as *const ()).cast());
-    #[expect(clippy::as_conversions, reason = "as above")]
+    #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
     let of_call = |function: OfCall| address((function as *const ()).cast());
     [
         ("static_key_enable", of_key(static_key_enable)),

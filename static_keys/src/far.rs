@@ -50,7 +50,7 @@ pub(crate) fn publish(code: &[u8]) -> Result<Addr, ArenaError> {
     // The stack of a thread in this code holds only the return address.
     match Known::stated(at.get()..at.get() + wide(code.len()), &[Row::at_entry()]) {
         Ok(known) => forget(known),
-        Err(error) => tracing::error!(%at, %error, "stacks cannot be walked through it"),
+        Err(error) => tracing::error!(%at, %error, "stacks with a frame in this code cannot be unwound"),
     }
     Ok(at)
 }
@@ -78,7 +78,6 @@ impl FarJumps {
 /// Returns the address of `__static_call_return0`, a function that returns 0. No site calls this function: such a call
 /// becomes an instruction that zeroes the result.
 ///
-/// # Errors
 /// # Errors
 /// [`ArenaError`]: there is no arena, or it is full.
 pub fn return0() -> Result<Addr, ArenaError> {

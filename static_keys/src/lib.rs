@@ -1,8 +1,8 @@
 //! Static keys and static calls. A branch that seldom changes costs a NOP, and a call of a function that seldom changes
 //! costs a direct call.
 //!
-//! - [`StaticKeys`]: the subscriber. It sets the sites of a module before any other notifier runs. When a key is
-//!   switched, its sites in all modules change in one batch.
+//! - [`StaticKeys`]: the subscriber. It sets the sites of a module before any notifier of a module or of the embedder
+//!   runs. When a key is switched, its sites in all modules change in one batch.
 //! - [`enable`], [`disable`], [`increment`], [`decrement`]: switch a key of the host or of a module, given its address.
 //! - [`update_static_call`]: changes the function that a static call calls.
 //! - [`write_slice`]: writes the sites of a live patch whose keys belong to another module.

@@ -1,5 +1,5 @@
-//! The subscriber of both chains. It sets the sites of a module before any other notifier runs, and forgets the sites
-//! when the module goes.
+//! The subscriber of both chains. It sets the sites of a module before any notifier of a module or of the embedder runs,
+//! and forgets the sites when the module goes.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -73,7 +73,7 @@ fn a_site_that_is_neither_is_refused() {
     for site in [&[0xb8, 1, 0, 0, 0][..], &[0xeb, 0x0f], &[0x90], &[0xe8, 0x0b, 0, 0, 0]] {
         let refused = jump_label(site, 0, KeyState::Enabled).unwrap_err();
         let expected =
-            "jump label 0 of section 3: its site is neither a NOP of 2 or 5 bytes nor the jump to 0x1010; at";
+            "jump label 0 of section 3: its site is neither a NOP of 2 or 5 bytes nor the jump to 0x1010; the bytes at";
         assert!(refused.starts_with(expected), "{refused}");
     }
 }
