@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use modload::{Elsewhere, ImageSection, MemoryImage, ModuleFile, SIZE_LIMIT};
+use modload::{Elsewhere, ImageSection, MemoryImage, ModuleFile, SIZE_LIMIT, sentence};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -65,8 +65,8 @@ fn batch(list: &Path, maker: &Maker, output: &mut Output) -> Result<(), Failure>
             }
             Err(failure) => {
                 failed += 1;
-                output.say(&format!("{failure}"))?;
-                output.value(&json!({ "file": one.file.to_string_lossy(), "error": failure.to_string() }))?;
+                output.say(&sentence(&failure))?;
+                output.value(&json!({ "file": one.file.to_string_lossy(), "error": sentence(&failure) }))?;
             }
         }
     }
@@ -140,7 +140,7 @@ impl One {
                 image
             }
         };
-        image.map_err(|source| Failure::Inspect { file: self.file.clone(), source })
+        image.map_err(|source| Failure::Inspect { file: self.file.clone(), source: source.into() })
     }
 
     /// Writes the sections' bytes under safe names.

@@ -3,7 +3,7 @@
 use std::io;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter, Instruction};
-use modload::{FunctionBytes, Inspection, ModuleFile, SIZE_LIMIT};
+use modload::{FunctionBytes, Inspection, ModuleFile, ObjectError, SIZE_LIMIT};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -14,7 +14,7 @@ pub(crate) fn run(arguments: &Inspect, output: &mut Output) -> Result<(), Failur
     let path = || arguments.file.clone();
     let file = ModuleFile::read(&arguments.file, SIZE_LIMIT);
     let file = file.map_err(|source| Failure::Read { file: path(), source })?;
-    let failed = |source| Failure::Inspect { file: path(), source };
+    let failed = |source: ObjectError| Failure::Inspect { file: path(), source: source.into() };
     match &arguments.function {
         None => {
             let stem = file.stem.clone();

@@ -102,6 +102,8 @@ impl Refusal {
             Refusal::Unload(UnloadError::Occupied { .. } | UnloadError::NotSeen { .. }) => "occupied",
             Refusal::Unload(UnloadError::ForceRefused(_)) => "force_refused",
             Refusal::Unload(UnloadError::NotLive { .. }) | Refusal::Param(SetParamError::NotLive { .. }) => "not_live",
+            // A later version may have other reasons for which a module stays.
+            Refusal::Unload(_) => "in_use",
             Refusal::NoSymbol(_) | Refusal::Symbol(SymbolError::NotFound { .. }) => "no_symbol",
             Refusal::Symbol(_) => "call",
             Refusal::Param(_) => "param",

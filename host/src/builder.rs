@@ -1,13 +1,16 @@
 //! What a host offers and allows.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::sync::Arc;
 
 use modload_abi::section::{self, PV_OPS_SYMBOL as PV_OPS};
 use modload_alternatives::Features;
 use modload_edit::{Addr, wide};
 use modload_livepatch::Transition;
-use modload_loader::{Check, Exports, External, Externals, ForcedUnload, HostOperations, Onlooker, Policy, Rule};
+use modload_loader::{
+    Check, Exports, External, Externals, ForcedUnload, HostOperations, Onlooker, Policy, Rule, sentence,
+};
 use modload_paravirt::{LINUX_OPERATIONS, Operations};
 use modload_static_keys::{StaticCall, StaticKey};
 use modload_text::{ArenaError, TrapMask};
@@ -21,11 +24,17 @@ use crate::perf_map::{PerfMap, PerfMapError};
 use crate::{c_api, c_library, foreign};
 
 /// Code for a processor that this machine is not.
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
 #[error("this machine does not have {}", lacking(.missing))]
 pub struct OtherCpu {
     /// The features that it lacks.
     pub missing: Vec<&'static str>,
+}
+
+impl fmt::Debug for OtherCpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&sentence(self))
+    }
 }
 
 /// The names of features, each with the reason if user space must not have it anywhere.

@@ -2,12 +2,13 @@
 //! asks the files themselves.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use modload_abi::modinfo;
-use modload_loader::Inspection;
+use modload_loader::{Inspection, sentence};
 use petgraph::algo::{has_path_connecting, tarjan_scc, toposort};
 use petgraph::graph::{DiGraph, NodeIndex};
 use thiserror::Error;
@@ -47,7 +48,8 @@ struct Unusable {
 }
 
 /// The modules of a folder cannot be ordered.
-#[derive(Debug, Error)]
+#[derive(Error)]
+#[non_exhaustive]
 pub enum CatalogError {
     /// The folder cannot be read.
     #[error("{}", .folder.display())]
@@ -71,7 +73,7 @@ pub enum CatalogError {
         /// Which.
         file: PathBuf,
         /// Why not.
-        source: Box<modload_loader::Error>,
+        source: Box<modload_loader::ObjectError>,
     },
     /// Two files hold modules of one name.
     #[error("{} and {} both hold a module \"{name}\"", .first.display(), .second.display())]
@@ -113,6 +115,12 @@ pub enum CatalogError {
     /// Modules need each other.
     #[error("modules need each other: {}", .0.join(", which needs "))]
     Cycle(Vec<String>),
+}
+
+impl fmt::Debug for CatalogError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&sentence(self))
+    }
 }
 
 /// Whether a file is called like a module.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use modload_abi::section;
 use modload_alternatives::Features;
 use modload_edit::{Addr, Engine, Why};
-use modload_loader::{Error, ImageComing, Kallsyms, Machine, MachineError, MemoryImage, Placement, hexadecimal};
+use modload_loader::{ImageComing, Kallsyms, Machine, MachineError, MemoryImage, Placement, PrepareError, hexadecimal};
 use modload_static_keys::{self as static_keys, KeyState, StaticCalls, Target};
 
 use crate::file::SIZE_LIMIT;
@@ -86,13 +86,13 @@ impl Elsewhere {
     /// the name of each part of the work that has been done.
     ///
     /// # Errors
-    /// [`Error`]: the file is malformed, a symbol or an address is missing, or a stage cannot be done.
+    /// [`PrepareError`]: the file is malformed, a symbol or an address is missing, or a stage cannot be done.
     pub fn image(
         &self,
         bytes: &[u8],
         addresses: &HashMap<String, Addr>,
         share: impl FnMut(&'static str),
-    ) -> Result<MemoryImage, Error> {
+    ) -> Result<MemoryImage, PrepareError> {
         let coming = |module: &mut ImageComing<'_, '_>| self.coming(module);
         MemoryImage::of(&self.placement(bytes, addresses), &self.machine, coming, share)
     }
@@ -100,8 +100,8 @@ impl Elsewhere {
     /// The same before anything is rewritten or sorted.
     ///
     /// # Errors
-    /// [`Error`]: the file is malformed, a symbol or an address is missing, or a relocation cannot be done.
-    pub fn relocated(&self, bytes: &[u8], addresses: &HashMap<String, Addr>) -> Result<MemoryImage, Error> {
+    /// [`PrepareError`]: the file is malformed, a symbol or an address is missing, or a relocation cannot be done.
+    pub fn relocated(&self, bytes: &[u8], addresses: &HashMap<String, Addr>) -> Result<MemoryImage, PrepareError> {
         MemoryImage::relocated(&self.placement(bytes, addresses), &self.machine)
     }
 
@@ -110,7 +110,7 @@ impl Elsewhere {
     }
 
     /// What the subscriber of static keys and static calls does when the module is COMING.
-    fn coming(&self, module: &mut ImageComing<'_, '_>) -> Result<(), Error> {
+    fn coming(&self, module: &mut ImageComing<'_, '_>) -> Result<(), PrepareError> {
         if let Some(table) = module.table(section::JUMP_TABLE) {
             let state = |key| self.keys.get(&key).copied().unwrap_or(KeyState::Unknown);
             static_keys::jump_labels(&table, state, module.code)
@@ -143,6 +143,6 @@ impl Elsewhere {
 }
 
 /// A record that cannot be followed.
-fn refused(section: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::Rewrite { section, error: Box::new(error) }
+fn refused(section: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> PrepareError {
+    PrepareError::Rewrite { section, error: Box::new(error) }
 }

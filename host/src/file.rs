@@ -4,10 +4,10 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use liblzma::stream::{CONCATENATED, Stream};
-use modload_loader::Input;
+use modload_loader::{Input, sentence};
 use thiserror::Error;
 
 /// The most bytes a module file may hold, decompressed.
@@ -17,7 +17,8 @@ pub const SIZE_LIMIT: u64 = 1 << 30;
 const XZ_MEMORY: u64 = 128 << 20;
 
 /// A module file cannot be had.
-#[derive(Debug, Error)]
+#[derive(Error)]
+#[non_exhaustive]
 pub enum ReadError {
     /// The file cannot be read.
     #[error(transparent)]
@@ -36,6 +37,29 @@ pub enum ReadError {
         /// The limit.
         limit: u64,
     },
+}
+
+impl fmt::Debug for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&sentence(self))
+    }
+}
+
+/// A file whose author is trusted cannot be read: [`read_trusted`](crate::read_trusted).
+#[derive(Error)]
+#[error("{}", .path.display())]
+#[non_exhaustive]
+pub struct TrustedFileError {
+    /// The file.
+    pub path: PathBuf,
+    /// Why it cannot be read.
+    pub source: ReadError,
+}
+
+impl fmt::Debug for TrustedFileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&sentence(self))
+    }
 }
 
 /// How a module file is compressed.
@@ -172,7 +196,7 @@ fn stem(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
     use super::{ModuleFile, ReadError, stem, unpack};
 

@@ -10,13 +10,13 @@ use std::path::Path;
 use std::ptr;
 
 use modload_edit::{Addr, index, wide};
-use modload_loader::{Image, Input, LeftBy, Proof, Reference, SymbolKind, UnloadError};
+use modload_loader::{Image, Input, LeftBy, Proof, Reference, SymbolKind, UnloadError, sentence};
 use modload_static_keys::{KeyError, StaticCall};
 use modload_threads::boundary;
 use thiserror::Error;
 
 use crate::builder::HostBuilder;
-use crate::file::{ModuleFile, ReadError, SIZE_LIMIT};
+use crate::file::{ModuleFile, SIZE_LIMIT, TrustedFileError};
 
 /// A loaded module. It stays as long as this, a clone of it, or a [`Symbol`] of it is held; letting go of it does not
 /// unload it.
@@ -34,7 +34,8 @@ impl Deref for Module {
 }
 
 /// A symbol cannot be had.
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum SymbolError {
     /// The module has none of this name.
     #[error("{module} has no symbol \"{symbol}\"")]
@@ -72,6 +73,12 @@ pub enum SymbolError {
         /// How many were given.
         count: usize,
     },
+}
+
+impl fmt::Debug for SymbolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&sentence(self))
+    }
 }
 
 /// A function or a variable of a module, by its address: `F` is a function pointer or a raw pointer.
@@ -179,12 +186,14 @@ impl Module {
 /// Reads a module file, compressed or not. Its stem becomes the module's name if its `.modinfo` has none.
 ///
 /// # Errors
-/// [`ReadError`]: the file cannot be read or decompressed, or holds more than 1 GiB.
+/// [`TrustedFileError`]: the file cannot be read or decompressed, or holds more than 1 GiB.
 ///
 /// # Safety
 /// As for [`Image::trusted`]: the file's author is trusted.
-pub unsafe fn read_trusted(path: impl AsRef<Path>) -> Result<Image<'static>, ReadError> {
-    let file = ModuleFile::read(path.as_ref(), SIZE_LIMIT)?;
+pub unsafe fn read_trusted(path: impl AsRef<Path>) -> Result<Image<'static>, TrustedFileError> {
+    let path = path.as_ref();
+    let failed = |source| TrustedFileError { path: path.to_owned(), source };
+    let file = ModuleFile::read(path, SIZE_LIMIT).map_err(failed)?;
     let stem = file.stem.clone();
     // SAFETY: the caller's.
     Ok(unsafe { Image::trusted_unit(vec![file.into_input()]) }.named(stem))

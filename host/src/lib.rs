@@ -66,7 +66,7 @@ pub use backtrace::{Backtrace, BacktraceFrame};
 pub use builder::{HostBuilder, OtherCpu};
 pub use catalog::{Catalog, CatalogError};
 pub use elsewhere::Elsewhere;
-pub use file::{Compression, ModuleFile, ReadError, SIZE_LIMIT};
+pub use file::{Compression, ModuleFile, ReadError, SIZE_LIMIT, TrustedFileError};
 pub use foreign::{Module, Symbol, SymbolError, Trust, read_trusted, set_static_call};
 pub use host::{BlockingThread, Host, WeakHost};
 pub use modload_abi::modinfo::is_same_name;
@@ -85,9 +85,9 @@ pub use modload_loader::{
     BUILTIN, Change, Check, Coming, Error, Event, EventKind, Explanation, FunctionBytes, FunctionSymbol, Image,
     ImageSection, Input, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable,
     InspectedWait, Inspection, Kallsyms, LeftBy, Listening, LoadError, MachineError, Membership, MemoryImage,
-    Module as ModuleInfo, Occupant, Occupies, Order, Outcome, ParamError, ParamInfo, ParamType, Recording, Refusal,
-    Rule, SectionInfo, SetParamError, Stage, State, Subscriber, SymbolKind, Timeline, UnloadError, Unresolved, Verdict,
-    sentence,
+    Module as ModuleInfo, ObjectError, Occupant, Occupies, Order, Outcome, ParamError, ParamInfo, ParamType,
+    PrepareError, Recording, Refusal, RegistryError, Rule, SectionInfo, SetParamError, Stage, State, Subscriber,
+    SymbolKind, Timeline, UnloadError, Unresolved, Verdict, sentence,
 };
 pub use modload_static_keys::{KeyError, StaticCall, StaticKey};
 pub use modload_text::{Arena, ArenaError, Class, PokeError, StripeUsage, TrapMask};

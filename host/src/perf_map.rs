@@ -9,6 +9,7 @@
 //! Other code generators of the process may write into the same file. Nothing of theirs is changed.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use modload_edit::wide;
-use modload_loader::{Onlooker, Seen, Shown};
+use modload_loader::{Onlooker, Seen, Shown, sentence};
 use rustix::fs::OFlags;
 use rustix::process::geteuid;
 use thiserror::Error;
@@ -24,7 +25,8 @@ use thiserror::Error;
 use crate::onlookers::told;
 
 /// The map for `perf` cannot be written.
-#[derive(Debug, Error)]
+#[derive(Error)]
+#[non_exhaustive]
 pub enum PerfMapError {
     /// It cannot be opened.
     #[error("opening {}", .path.display())]
@@ -50,6 +52,12 @@ pub enum PerfMapError {
         /// The map.
         path: PathBuf,
     },
+}
+
+impl fmt::Debug for PerfMapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&sentence(self))
+    }
 }
 
 /// Where `perf` looks for maps.

@@ -32,17 +32,20 @@ mod prepare;
 mod modules;
 mod operate;
 
+pub use elf::error::ObjectError;
 pub use elf::file::{File, Section};
 pub use elf::link::Input;
 pub use modload_notifier::Order;
 pub use modules::chains::{BUILTIN, Membership};
 pub use modules::coming::{Coming, SectionBytes};
 pub use modules::entry::Image;
+pub use modules::error::RegistryError;
 pub use modules::inside::{CannotLook, LookError, can_look};
 pub use modules::module::{FunctionSymbol, Module, Reference, SectionInfo};
 pub use modules::recorder::{Listening, Recording};
 pub use modules::subscriber::{Refusal, Subscriber};
 pub use modules::timeline::{Event, EventKind, Outcome, Timeline};
+pub use operate::error::{Error, LoadError, UnloadError};
 pub use operate::explain::{Change, Explanation};
 pub use operate::inspect::{
     FunctionBytes, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable, InspectedWait,
@@ -52,6 +55,7 @@ pub use operate::load::{Faults, Injected, Loader, NoFaults};
 pub use operate::onlooker::{Onlooker, Seen, SeenFunction, SeenSection, Shown};
 pub use operate::set_param::SetParamError;
 pub use prepare::deferred::{Slice, SlicePlan, Slices, WantedSymbol};
+pub use prepare::error::{Advice, PrepareError, Unresolved};
 pub use prepare::image::{
     ImageComing, ImageSection, Kallsyms, Machine, MachineError, MemoryImage, Placement, hexadecimal,
 };
@@ -59,12 +63,12 @@ pub use prepare::names::{Symbol, SymbolKind};
 pub use prepare::params::{ParamInfo, ParamType};
 pub use prepare::policy::{Check, Exports, ForcedUnload, Policy, Proof, Rule, Verdict};
 pub use vocabulary::deferred_error::DeferredError;
-pub use vocabulary::error::{Advice, Error, LoadError, UnloadError, Unresolved, sentence};
 pub use vocabulary::externals::{External, Externals};
 pub use vocabulary::kept::Kept;
 pub use vocabulary::left::LeftBy;
 pub use vocabulary::occupant::{Occupant, Occupies};
 pub use vocabulary::param_error::ParamError;
 pub use vocabulary::rewriting::{Branch, HostOperations, Rewriting, TrampolineCall};
+pub use vocabulary::sentence::sentence;
 pub use vocabulary::stage::Stage;
 pub use vocabulary::state::State;

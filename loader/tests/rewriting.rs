@@ -9,7 +9,7 @@ use iced_x86::{Decoder, DecoderOptions, OpKind};
 use modload_alternatives::Features;
 use modload_edit::Addr;
 use modload_fixtures::{Compiler, Fixture, Language, object_from_text};
-use modload_loader::{Error, Kallsyms, Machine, MemoryImage, Placement};
+use modload_loader::{Kallsyms, Machine, MemoryImage, Placement, PrepareError, sentence};
 use object::read::elf::ElfFile64;
 use object::{Object, ObjectSection, ObjectSymbol};
 
@@ -18,7 +18,7 @@ const THUNKS: u64 = 0x4800_0000;
 const RETURN: u64 = 0x4810_0000;
 
 /// An object's image for a processor with these features, each section at an address of its own.
-fn image(object: &[u8], features: &str, facts: &[&str]) -> Result<MemoryImage, Error> {
+fn image(object: &[u8], features: &str, facts: &[&str]) -> Result<MemoryImage, PrepareError> {
     let file = ElfFile64::<object::Endianness>::parse(object).unwrap();
     let sections = file.sections().zip(1_u64..);
     let addresses: HashMap<String, Addr> = sections
@@ -210,7 +210,7 @@ fn refused(text: &str, record: &str) -> String {
          long: movabs $2,%rax\ncut: .byte 0xb8\n.section .altinstructions,\"a\"\n{record}\n.section .retpoline_sites,\"a\"\n"
     );
     let object = object_from_text("bad", Language::Assembler, &text, Compiler::Cc, &[]).unwrap();
-    image(&fs::read(object).unwrap(), "FPU", &[]).unwrap_err().to_string()
+    sentence(&image(&fs::read(object).unwrap(), "FPU", &[]).unwrap_err())
 }
 
 #[test]
@@ -265,7 +265,7 @@ fn sites_of_another_kind_are_refused() {
         let value = if unit == ".quad" { "site" } else { "site - ." };
         let text = format!(".text\n.globl site\nsite: {text}\nret\n.section {section},\"a\"\n{unit} {value}\n");
         let object = object_from_text("bad", Language::Assembler, &text, Compiler::Cc, &[]).unwrap();
-        let said = image(&fs::read(object).unwrap(), "", &[]).unwrap_err().to_string();
+        let said = sentence(&image(&fs::read(object).unwrap(), "", &[]).unwrap_err());
         assert!(said.contains(section) && said.contains(why), "{section}: {said}");
     }
 }
@@ -313,9 +313,9 @@ fn kpatch_580() {
         let slots = modload_relocs::Slots::default();
         modload_relocs::apply(&target, relas, &[pv_ops][..], &slots, module.code)
             .map(drop)
-            .map_err(|error| Error::Rewrite { section: ".klp.rela.vmlinux..text", error: error.into() })
+            .map_err(|error| PrepareError::Rewrite { section: ".klp.rela.vmlinux..text", error: error.into() })
     };
-    let refused = MemoryImage::of(&placement, &machine, late, |_| {}).unwrap_err().to_string();
+    let refused = sentence(&MemoryImage::of(&placement, &machine, late, |_| {}).unwrap_err());
     for part in [
         "section \".klp.rela.vmlinux..text\": ",
         "relocation 0 of section 9 would write",
@@ -334,7 +334,7 @@ fn two_engines_on_the_same_bytes_collide() {
                 .word 0\n.byte 3, 3\n.section .smp_locks,\"a\"\n.balign 4\n.long site - .\n";
     let object = object_from_text("collision", Language::Assembler, text, Compiler::Cc, &[]).unwrap();
     let object = fs::read(object).unwrap();
-    let refused = image(&object, "FPU", &["smp 0"]).unwrap_err().to_string();
+    let refused = sentence(&image(&object, "FPU", &["smp 0"]).unwrap_err());
     for part in [
         "section \".smp_locks\": lock prefix 0 of section ",
         "would write [3e] at 0x",

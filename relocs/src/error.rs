@@ -23,12 +23,17 @@ pub struct Site {
     pub symbol: u32,
 }
 
+impl Site {
+    /// The relocation's name, or its number if no relocation has it.
+    #[must_use]
+    pub fn kind(&self) -> String {
+        name(self.raw).map_or_else(|| format!("relocation number {}", self.raw), str::to_owned)
+    }
+}
+
 impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match name(self.raw) {
-            Some(name) => write!(f, "{name} at +{:#x}", self.offset),
-            None => write!(f, "relocation number {} at +{:#x}", self.raw, self.offset),
-        }
+        write!(f, "{} at +{:#x}", self.kind(), self.offset)
     }
 }
 
@@ -53,11 +58,10 @@ impl fmt::Display for Advice {
     }
 }
 
-/// A relocation that cannot be done.
+/// A relocation that cannot be done. Its text is that of its [site](Error::site) and that of its [problem](Error::problem).
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum Error {
     /// The value does not fit its field.
-    #[error("{site}: {} is {beyond:#x} beyond its {bits}-bit field; {advice}", Hex(*.value))]
     Overflow {
         /// Which relocation.
         site: Site,
@@ -71,7 +75,6 @@ pub enum Error {
         advice: Advice,
     },
     /// The place, or a part of it, lies outside its section.
-    #[error("{site}: its {width} bytes do not lie within a section of {size:#x}")]
     Outside {
         /// Which relocation.
         site: Site,
@@ -81,7 +84,6 @@ pub enum Error {
         size: u64,
     },
     /// The kind belongs to an instruction, but before the place there is no room for one.
-    #[error("{site}: no room for the {opcode} bytes of an instruction before it")]
     NoOpcode {
         /// Which relocation.
         site: Site,
@@ -89,25 +91,21 @@ pub enum Error {
         opcode: u8,
     },
     /// The symbol table ends before this symbol.
-    #[error("{site}: there is no symbol {}", .site.symbol)]
     NoSymbol {
         /// Which relocation.
         site: Site,
     },
     /// The section of the symbol was not kept.
-    #[error("{site}: the section of symbol {} was not kept", .site.symbol)]
     Discarded {
         /// Which relocation.
         site: Site,
     },
     /// The object of the symbol is not there yet.
-    #[error("{site}: the object of symbol {} is not there yet", .site.symbol)]
     Waiting {
         /// Which relocation.
         site: Site,
     },
     /// The relocation is none of those that this crate does.
-    #[error("{site}: {reason}")]
     Unsupported {
         /// Which relocation.
         site: Site,
@@ -115,13 +113,11 @@ pub enum Error {
         reason: Reason,
     },
     /// The symbol has no GOT slot: the plan of the slots did not see this relocation.
-    #[error("{site}: symbol {} has no GOT slot", .site.symbol)]
     MissingSlot {
         /// Which relocation.
         site: Site,
     },
     /// The sink did not take the edit; most often the place held something else.
-    #[error("{site}: {}", Refusal(.source))]
     Rejected {
         /// Which relocation.
         site: Site,
@@ -151,6 +147,44 @@ impl Error {
             | Error::Unsupported { site, .. }
             | Error::MissingSlot { site }
             | Error::Rejected { site, .. } => site,
+        }
+    }
+
+    /// What is wrong with it, without the relocation and its place: for callers that can name section and symbol.
+    #[must_use]
+    pub fn problem(&self) -> Problem<'_> {
+        Problem(self)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.site(), self.problem())
+    }
+}
+
+/// What is wrong with a relocation, to be displayed.
+#[derive(Clone, Copy, Debug)]
+pub struct Problem<'a>(&'a Error);
+
+impl fmt::Display for Problem<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Error::Overflow { value, beyond, bits, advice, .. } => {
+                write!(f, "{} is {beyond:#x} beyond its {bits}-bit field; {advice}", Hex(*value))
+            }
+            Error::Outside { width, size, .. } => {
+                write!(f, "its {width} bytes do not lie within a section of {size:#x}")
+            }
+            Error::NoOpcode { opcode, .. } => {
+                write!(f, "no room for the {opcode} bytes of an instruction before it")
+            }
+            Error::NoSymbol { site } => write!(f, "there is no symbol {}", site.symbol),
+            Error::Discarded { site } => write!(f, "the section of symbol {} was not kept", site.symbol),
+            Error::Waiting { site } => write!(f, "the object of symbol {} is not there yet", site.symbol),
+            Error::Unsupported { reason, .. } => reason.fmt(f),
+            Error::MissingSlot { site } => write!(f, "symbol {} has no GOT slot", site.symbol),
+            Error::Rejected { source, .. } => Refusal(source).fmt(f),
         }
     }
 }

@@ -55,7 +55,7 @@ mod slots;
 
 pub use apply::{apply, clear};
 pub use counts::Counts;
-pub use error::{Advice, Error, Site};
+pub use error::{Advice, Error, Problem, Site};
 pub use facts::{OnDiscarded, Symbol, SymbolKind, Symbols, Target};
 pub use field::Field;
 pub use indirect::IndirectPlan;

@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use modload::{Host, Image, Mode, Occupies, TraceOptions, UnloadError};
+use modload::{Host, Image, Mode, Occupies, TraceOptions, UnloadError, sentence};
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::{Case, Crowd, image_from_text, run};
 use modload_threads::frames::{StartsUnknown, thread_starts};
@@ -165,7 +165,7 @@ fn async_task() {
     // `std::async` uses a thread-local variable of libstdc++'s.
     match host.load(&image) {
         Ok(module) => drop(module),
-        Err(refused) => return assert!(refused.to_string().contains("thread-local"), "{refused}"),
+        Err(refused) => return assert!(sentence(&refused).contains("thread-local"), "{refused}"),
     }
     call(&host, "start");
     until(&host, "count", 2);

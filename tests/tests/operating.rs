@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use modload::{Arena, Host, State, UnloadError};
+use modload::{Arena, Host, State, UnloadError, sentence};
 use modload_tests::{Case, LONG, Log, image, image_from_text};
 
 fn main() -> ExitCode {
@@ -141,7 +141,7 @@ const char *get_text(void);
 const char *get_text(void) { return text; }
 ";
     let module = host.load(&image_from_text("settable", text)).unwrap();
-    let set = |param: &str, value: Option<&str>| module.set_param(param, value).map_err(|error| error.to_string());
+    let set = |param: &str, value: Option<&str>| module.set_param(param, value).map_err(|error| sentence(&error));
     for (param, value, shown) in [
         ("flag", None, "Y"),
         ("flag", Some("n"), "N"),

@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
-use modload::{Addr, Arena, Error, EventKind, Host, Module, Order, Outcome, Stage, State, SymbolError, UnloadError};
+use modload::{
+    Addr, Arena, Error, EventKind, Host, Module, Order, Outcome, PrepareError, Stage, State, SymbolError, UnloadError,
+    sentence,
+};
 use modload_fixtures::{Case as FixtureCase, Compiler, Expectations, Fixture, Language};
 use modload_tests::{Case, Log, Watcher, image, image_from_text, in_fork, object};
 
@@ -105,7 +108,7 @@ fn one_fixture(fixture: &Fixture, case: &FixtureCase) {
     for result in std::iter::once(loaded).chain(then.iter().map(companion)) {
         match result {
             Ok(module) => modules.push(module),
-            Err(refused) => refusals.push(refused.to_string()),
+            Err(refused) => refusals.push(sentence(&refused)),
         }
     }
     assert_eq!(refusals.is_empty(), errors.is_empty(), "{what}: {refusals:?}");
@@ -476,7 +479,7 @@ fn missing() {
     let host = host();
     drop(host.load(&image("greet")).unwrap());
     let refused = host.load(&image("missing")).unwrap_err();
-    let Error::Unresolved(all) = &*refused.error else { panic!("{refused}") };
+    let Error::Prepare(PrepareError::Unresolved(all)) = &*refused.error else { panic!("{refused}") };
     let mut found: Vec<_> = all
         .iter()
         .map(|one| (one.symbol.as_str(), one.uses, one.nearest.as_deref(), one.used_at.contains(" in missing_")))
@@ -542,7 +545,7 @@ fn host_exports() {
 fn two_hosts() {
     let (one, other) = (host(), host());
     let greet = one.load(&image("greet")).unwrap();
-    assert!(other.load(&image("guest")).unwrap_err().to_string().contains("greet_hello"));
+    assert!(sentence(&other.load(&image("guest")).unwrap_err()).contains("greet_hello"));
     let log = Log::default();
     let _watcher = other.subscribe("watcher", Order::mirrored(0), Watcher::new("watcher", &log));
     let same = other.load(&image("greet")).unwrap();

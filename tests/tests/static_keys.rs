@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use modload::{
-    Coming, Host, Image, KeyError, Module, Order, Refusal, StaticCall, StaticKey, Subscriber, disassembled,
+    Coming, Host, Image, KeyError, Module, Order, Refusal, StaticCall, StaticKey, Subscriber, disassembled, sentence,
     set_static_call,
 };
 use modload_tests::{Case, image_from_text, peek};
@@ -326,7 +326,7 @@ fn refusals() {
         let module = format!(
             "__asm__(\".text\\n{code}\\n.section {table}\");\nextern char key[16]; char key[16] __attribute__((aligned(8)));"
         );
-        host.load(&text(name, &module)).unwrap_err().to_string()
+        sentence(&host.load(&text(name, &module)).unwrap_err())
     };
     let jump = |site: &str, key: &str| {
         format!("__jump_table, \\\"a\\\"\\n.balign 8\\n.long {site} - ., over - .\\n.quad {key} - .\\n.text")
@@ -392,7 +392,7 @@ fn key_of_init() {
         struct static_key_false gone __attribute__((section(".init.data"))) = STATIC_KEY_FALSE_INIT;
         int use(int unused) { (void)unused; return static_branch_unlikely(&gone) ? 1 : 0; }
         "#;
-    let refused = host().load(&text("key_of_init", module)).unwrap_err().to_string();
+    let refused = sentence(&host().load(&text("key_of_init", module)).unwrap_err());
     assert!(refused.ends_with("its key goes with init, and its site stays"), "{refused}");
 }
 

@@ -14,13 +14,13 @@ mod tests;
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::File;
 use crate::elf::link::archive::Archive;
 pub(crate) use crate::elf::link::object::NAMES_LIMIT;
 use crate::elf::link::object::{Object, inside};
 use crate::elf::link::symbols::Symbols;
 use crate::elf::sections::check_sections;
-use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 
 use modload_abi::section;
@@ -47,7 +47,7 @@ pub(crate) struct Linked<'a> {
 /// place in the order of the inputs, for what is undefined there. `wanted` counts as undefined from the beginning. When
 /// there is no object among the inputs, `init_module` and `cleanup_module` do so too; and if no archive has any of these,
 /// all members are needed.
-pub(crate) fn link<'a>(inputs: &'a [Input<'a>], wanted: &[String], limit: u64) -> Result<Linked<'a>, Error> {
+pub(crate) fn link<'a>(inputs: &'a [Input<'a>], wanted: &[String], limit: u64) -> Result<Linked<'a>, ObjectError> {
     match inputs {
         [Input { bytes, .. }] if !archive::is_archive(bytes) => {
             let bytes = crel::written_out(bytes, limit)?.map_or(Cow::Borrowed(&**bytes), Cow::Owned);
@@ -60,7 +60,7 @@ pub(crate) fn link<'a>(inputs: &'a [Input<'a>], wanted: &[String], limit: u64) -
     let sources: Vec<Source<'_>> = sources.collect::<Result<_, _>>()?;
     let Unit { objects, symbols, .. } = select(sources, wanted)?;
     if objects.is_empty() {
-        return Err(Error::NotAnObject("an archive without any object"));
+        return Err(ObjectError::NotAnObject("an archive without any object"));
     }
     let bytes = merge::merge(&objects, &symbols, limit)?;
     let objects = objects.into_iter().map(|object| object.name).collect();
@@ -75,7 +75,7 @@ enum Plain {
 }
 
 impl Plain {
-    fn of(input: &Input<'_>, limit: u64) -> Result<Plain, Error> {
+    fn of(input: &Input<'_>, limit: u64) -> Result<Plain, ObjectError> {
         if archive::is_archive(&input.bytes) {
             return Ok(Plain::Archive(archive::written_out(&input.bytes, limit)));
         }
@@ -90,7 +90,7 @@ enum Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn read(input: &'a Input<'_>, plain: &'a Plain) -> Result<Source<'a>, Error> {
+    fn read(input: &'a Input<'_>, plain: &'a Plain) -> Result<Source<'a>, ObjectError> {
         let name = escaped(input.name.as_bytes());
         let read = match plain {
             Plain::Archive(members) => Archive::read(&name, &input.bytes, members).map(Source::Archive),
@@ -113,7 +113,7 @@ struct Unit<'a> {
 }
 
 impl<'a> Unit<'a> {
-    fn add(&mut self, mut object: Object<'a>) -> Result<(), Error> {
+    fn add(&mut self, mut object: Object<'a>) -> Result<(), ObjectError> {
         let groups = std::mem::take(&mut object.file.groups).into_iter();
         let repeated: Vec<_> = groups.filter(|group| !self.groups.insert(group.signature)).collect();
         repeated.iter().for_each(|group| object.file.drop_group(group.members));
@@ -130,7 +130,7 @@ impl<'a> Unit<'a> {
 }
 
 /// The objects that are needed, in the order in which they are linked, and their symbols.
-fn select<'a>(sources: Vec<Source<'a>>, wanted: &'a [String]) -> Result<Unit<'a>, Error> {
+fn select<'a>(sources: Vec<Source<'a>>, wanted: &'a [String]) -> Result<Unit<'a>, ObjectError> {
     let no_objects = !sources.iter().any(|source| matches!(source, Source::Object(_)));
     let entries = [section::INIT_SYMBOL, section::EXIT_SYMBOL].into_iter().filter(|_| no_objects);
     let roots: Vec<&[u8]> = entries.chain(wanted.iter().map(String::as_str)).map(str::as_bytes).collect();
@@ -157,7 +157,7 @@ fn select<'a>(sources: Vec<Source<'a>>, wanted: &'a [String]) -> Result<Unit<'a>
 
 /// Adds members as long as one of them defines what is undefined. GNU ld goes through an archive's index again and
 /// again until nothing new comes; this takes the same members in the same order, but looks only where something can be.
-fn search<'a>(mut archive: Archive<'a>, unit: &mut Unit<'a>) -> Result<(), Error> {
+fn search<'a>(mut archive: Archive<'a>, unit: &mut Unit<'a>) -> Result<(), ObjectError> {
     let mut promising: BTreeSet<usize> = BTreeSet::new();
     let mut from = 0;
     loop {

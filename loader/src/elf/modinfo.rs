@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use modload_abi::{modinfo, section};
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::File;
-use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 
 /// Linux's MODULE_NAME_LEN, less the closing NUL.
@@ -60,14 +60,14 @@ impl Modinfo<'_> {
 
 /// Reads `.modinfo`. Without a `name=` the module is called `stem`. The name is the canonical one: so all that is asked of a
 /// module by its name is asked under that.
-pub(crate) fn read<'a>(file: &File<'a>, stem: &str) -> Result<Modinfo<'a>, Error> {
+pub(crate) fn read<'a>(file: &File<'a>, stem: &str) -> Result<Modinfo<'a>, ObjectError> {
     let bytes = file.contents(section::MODINFO);
     let name = checked(modinfo::get(&bytes, "name").unwrap_or(stem.as_bytes()))?;
     Ok(Modinfo { name, bytes })
 }
 
-fn checked(name: &[u8]) -> Result<String, Error> {
-    let bad = |why| Error::BadName { name: escaped(name), why };
+fn checked(name: &[u8]) -> Result<String, ObjectError> {
+    let bad = |why| ObjectError::BadName { name: escaped(name), why };
     if name.is_empty() {
         return Err(bad("it is empty"));
     }

@@ -10,14 +10,14 @@ use object::LittleEndian as LE;
 use object::elf;
 use object::{U32, pod};
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::{File, Group, Place, Relas, Section, is_klp, string};
-use crate::vocabulary::error::Error;
 
 /// The largest alignment a section may ask for.
 const MAX_ALIGN: u64 = 1 << 21;
 
-fn malformed(table: &'static str, index: usize, field: &'static str, value: u64, problem: &'static str) -> Error {
-    Error::Malformed { table, index, field, value, problem }
+fn malformed(table: &'static str, index: usize, field: &'static str, value: u64, problem: &'static str) -> ObjectError {
+    ObjectError::Malformed { table, index, field, value, problem }
 }
 
 /// What else the bytes might be, for those who passed the wrong file.
@@ -59,8 +59,8 @@ impl<'a> File<'a> {
     /// Checks the bytes of a file.
     ///
     /// # Errors
-    /// [`Error::NotAnObject`], [`Error::Malformed`] or [`Error::Unsupported`].
-    pub fn validate(bytes: &'a [u8]) -> Result<File<'a>, Error> {
+    /// [`ObjectError::NotAnObject`], [`ObjectError::Malformed`] or [`ObjectError::Unsupported`].
+    pub fn validate(bytes: &'a [u8]) -> Result<File<'a>, ObjectError> {
         let header = header(bytes)?;
         let headers = section_headers(bytes, header)?;
         let names = section_names(bytes, header, headers)?;
@@ -87,7 +87,7 @@ impl<'a> File<'a> {
         Ok(file)
     }
 
-    fn read_symbols(&mut self, headers: &[elf::SectionHeader64<LE>]) -> Result<(), Error> {
+    fn read_symbols(&mut self, headers: &[elf::SectionHeader64<LE>]) -> Result<(), ObjectError> {
         for (at, header) in headers.iter().enumerate() {
             let kind = header.sh_type.get(LE);
             if kind == elf::SHT_SYMTAB {
@@ -113,7 +113,7 @@ impl<'a> File<'a> {
         Ok(())
     }
 
-    fn check_symbols(&mut self) -> Result<(), Error> {
+    fn check_symbols(&mut self) -> Result<(), ObjectError> {
         let sections = self.sections.len();
         let mut is_klp = false;
         for (at, symbol) in self.symbols.iter().enumerate() {
@@ -143,7 +143,7 @@ impl<'a> File<'a> {
     }
 
     /// Of several groups with one signature the first is kept.
-    fn drop_repeated_groups(&mut self, headers: &[elf::SectionHeader64<LE>]) -> Result<(), Error> {
+    fn drop_repeated_groups(&mut self, headers: &[elf::SectionHeader64<LE>]) -> Result<(), ObjectError> {
         let mut signatures: HashSet<&[u8]> = HashSet::new();
         let mut dropped = false;
         for (at, header) in headers.iter().enumerate() {
@@ -190,7 +190,7 @@ impl<'a> File<'a> {
         Ok(())
     }
 
-    fn find_relocations(&mut self, headers: &[elf::SectionHeader64<LE>]) -> Result<(), Error> {
+    fn find_relocations(&mut self, headers: &[elf::SectionHeader64<LE>]) -> Result<(), ObjectError> {
         for (at, header) in headers.iter().enumerate() {
             let kind = header.sh_type.get(LE);
             if kind != elf::SHT_RELA && kind != elf::SHT_REL {
@@ -234,7 +234,7 @@ impl<'a> File<'a> {
     }
 
     /// No byte of the file may be the contents of two allocated sections.
-    fn check_overlaps(&self, headers: &[elf::SectionHeader64<LE>]) -> Result<(), Error> {
+    fn check_overlaps(&self, headers: &[elf::SectionHeader64<LE>]) -> Result<(), ObjectError> {
         let mut ranges: Vec<(u64, u64, usize)> = self
             .sections
             .iter()
@@ -256,31 +256,31 @@ impl<'a> File<'a> {
     }
 }
 
-fn header(bytes: &[u8]) -> Result<&elf::FileHeader64<LE>, Error> {
+fn header(bytes: &[u8]) -> Result<&elf::FileHeader64<LE>, ObjectError> {
     if !bytes.starts_with(b"\x7fELF") {
-        return Err(Error::NotAnObject(other_format(bytes)));
+        return Err(ObjectError::NotAnObject(other_format(bytes)));
     }
     let Ok((header, _)) = pod::from_bytes::<elf::FileHeader64<LE>>(bytes) else {
-        return Err(Error::NotAnObject(other_format(&bytes[..4])));
+        return Err(ObjectError::NotAnObject(other_format(&bytes[..4])));
     };
     let field = |field, value, problem| malformed("ELF header", 0, field, value, problem);
     // The machine stands at the same place in both classes: "this is i386" says more than "this is 32-bit".
     let little = header.e_ident.data == elf::ELFDATA2LSB;
     let machine = header.e_machine.get(LE);
     if little && machine != elf::EM_X86_64 {
-        return Err(Error::NotAnObject(other_machine(machine)));
+        return Err(ObjectError::NotAnObject(other_machine(machine)));
     }
     if header.e_ident.class != elf::ELFCLASS64 {
-        return Err(Error::NotAnObject("32-bit"));
+        return Err(ObjectError::NotAnObject("32-bit"));
     }
     if !little {
-        return Err(Error::NotAnObject("big-endian"));
+        return Err(ObjectError::NotAnObject("big-endian"));
     }
     match header.e_type.get(LE) {
         elf::ET_REL => {}
-        elf::ET_DYN => return Err(Error::NotAnObject("a shared object; use dlopen")),
-        elf::ET_EXEC => return Err(Error::NotAnObject("an executable")),
-        elf::ET_CORE => return Err(Error::NotAnObject("a core dump")),
+        elf::ET_DYN => return Err(ObjectError::NotAnObject("a shared object; use dlopen")),
+        elf::ET_EXEC => return Err(ObjectError::NotAnObject("an executable")),
+        elf::ET_CORE => return Err(ObjectError::NotAnObject("a core dump")),
         other => return Err(field("e_type", other.0.into(), "no type of object")),
     }
     if header.e_ident.version != elf::EV_CURRENT || header.e_version.get(LE) != u32::from(elf::EV_CURRENT.0) {
@@ -313,7 +313,7 @@ fn header(bytes: &[u8]) -> Result<&elf::FileHeader64<LE>, Error> {
 fn section_headers<'a>(
     bytes: &'a [u8],
     header: &elf::FileHeader64<LE>,
-) -> Result<&'a [elf::SectionHeader64<LE>], Error> {
+) -> Result<&'a [elf::SectionHeader64<LE>], ObjectError> {
     let offset = header.e_shoff.get(LE);
     let field = |field, value, problem| malformed("ELF header", 0, field, value, problem);
     let Some(table) = bytes.get(index(offset)..).filter(|_| offset >= 64) else {
@@ -340,7 +340,7 @@ fn section_names<'a>(
     bytes: &'a [u8],
     header: &elf::FileHeader64<LE>,
     headers: &[elf::SectionHeader64<LE>],
-) -> Result<&'a [u8], Error> {
+) -> Result<&'a [u8], ObjectError> {
     let at = match header.e_shstrndx.get(LE) {
         elf::SHN_XINDEX => headers[0].sh_link.get(LE),
         at => at.0.into(),
@@ -351,14 +351,14 @@ fn section_names<'a>(
     terminated(contents(bytes, index(at.into()), section)?, index(at.into()), at)
 }
 
-fn terminated(strings: &[u8], at: usize, link: u32) -> Result<&[u8], Error> {
+fn terminated(strings: &[u8], at: usize, link: u32) -> Result<&[u8], ObjectError> {
     match strings.last() {
         Some(0) | None => Ok(strings),
         Some(_) => Err(malformed("section header", at, "sh_link", link.into(), "a string table that does not end")),
     }
 }
 
-fn contents<'a>(bytes: &'a [u8], at: usize, header: &elf::SectionHeader64<LE>) -> Result<&'a [u8], Error> {
+fn contents<'a>(bytes: &'a [u8], at: usize, header: &elf::SectionHeader64<LE>) -> Result<&'a [u8], ObjectError> {
     let (offset, size) = (header.sh_offset.get(LE), header.sh_size.get(LE));
     if matches!(header.sh_type.get(LE), elf::SHT_NOBITS | elf::SHT_NULL) || size == 0 {
         return Ok(&[]);
@@ -375,7 +375,7 @@ fn section<'a>(
     names: &'a [u8],
     at: usize,
     header: &elf::SectionHeader64<LE>,
-) -> Result<Section<'a>, Error> {
+) -> Result<Section<'a>, ObjectError> {
     let field = |field, value, problem| malformed("section header", at, field, value, problem);
     let name = header.sh_name.get(LE);
     if index(name.into()) >= names.len() && name != 0 {
@@ -405,7 +405,11 @@ fn section<'a>(
     })
 }
 
-fn entries<'a, T: object::Pod>(data: &'a [u8], at: usize, header: &elf::SectionHeader64<LE>) -> Result<&'a [T], Error> {
+fn entries<'a, T: object::Pod>(
+    data: &'a [u8],
+    at: usize,
+    header: &elf::SectionHeader64<LE>,
+) -> Result<&'a [T], ObjectError> {
     let size = header.sh_entsize.get(LE);
     if size != wide(size_of::<T>()) {
         return Err(malformed("section header", at, "sh_entsize", size, "not the size of an entry"));

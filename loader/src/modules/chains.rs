@@ -9,13 +9,13 @@ use std::thread;
 use modload_notifier::{Member, MemberId, Order, Refused, call_robust};
 
 use crate::modules::coming::Coming;
+use crate::modules::error::RegistryError;
 use crate::modules::module::{Module, lock};
 use crate::modules::recorder::Recorder;
 use crate::modules::registry::Registry;
 use crate::modules::subscriber::{Accepted, Refusal, Seat, Subscriber};
 use crate::modules::timeline::{EventKind, Outcome};
 use crate::prepare::memory::Formed;
-use crate::vocabulary::error::Error;
 use crate::vocabulary::rewriting::TrampolineCall;
 use crate::vocabulary::state::State;
 
@@ -131,7 +131,7 @@ pub(crate) fn coming(
     module: &Module,
     memory: &mut Formed,
     calls: &[TrampolineCall],
-) -> Result<Accepted, Error> {
+) -> Result<Accepted, RegistryError> {
     let registry = recorder.registry;
     let members = registry.lock().chains.coming();
     let mut when_published = Vec::new();
@@ -160,12 +160,12 @@ pub(crate) fn coming(
     Ok(Accepted { members, when_published })
 }
 
-fn refused(by: &Member<Arc<Seat>>, reason: Refusal) -> Error {
-    Error::Refused { subscriber: by.subscriber.name.to_string(), reason: reason.reason, errno: reason.errno }
+fn refused(by: &Member<Arc<Seat>>, reason: Refusal) -> RegistryError {
+    RegistryError::Refused { subscriber: by.subscriber.name.to_string(), reason: reason.reason, errno: reason.errno }
 }
 
 /// Tells those who asked for it that the text is published. The timeline has their refusals only.
-pub(crate) fn published(recorder: Recorder<'_>, module: &Module, accepted: &Accepted) -> Result<(), Error> {
+pub(crate) fn published(recorder: Recorder<'_>, module: &Module, accepted: &Accepted) -> Result<(), RegistryError> {
     for member in &accepted.when_published {
         let (outcome, refusal) = match call(recorder.registry, member, |subscriber| subscriber.published(module)) {
             None | Some(Ok(Ok(()))) => continue,

@@ -18,10 +18,12 @@ use thiserror::Error;
 use crate::modules::module::Module;
 use crate::prepare::policy::Proof;
 use crate::vocabulary::occupant::{Occupant, Occupies};
+use crate::vocabulary::sentence::sentence;
 use modload_threads::thread_exit;
 
 /// Threads cannot be looked at.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum LookError {
     /// None can.
     #[error(transparent)]
@@ -201,12 +203,13 @@ impl Sighting {
 
 /// Why it cannot be seen whether threads are in a module's code, whatever they are doing.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum CannotLook {
     /// The process's own functions cannot be found.
-    #[error("stacks cannot be walked: {0}")]
+    #[error("stacks cannot be walked")]
     Walk(#[from] NoFinder),
     /// It is not known how threads begin.
-    #[error("threads that have not begun yet cannot be told from others: {0}")]
+    #[error("threads that have not begun yet cannot be told from others")]
     Starts(#[from] StartsUnknown),
 }
 
@@ -271,13 +274,13 @@ pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -
     if module.proof == Proof::Promise {
         return Ok(Seen::ItsOwn);
     }
-    frames::know_process().map_err(|source| Occupied::NotHeld(CannotLook::from(source).to_string()))?;
+    frames::know_process().map_err(|source| Occupied::NotHeld(sentence(&CannotLook::from(source))))?;
     // The usual case of a small program: nobody else is there, and nothing on this stack can be a return into the module.
     let returned_to = |at| !module.holds_code(Addr::new(at)) || module.may_be_returned_to(Addr::new(at));
     if is_alone().unwrap_or(false) && module.creator.unborn() == 0 && code.are_left(returned_to) {
         return Ok(if calls_own { Seen::ItsOwn } else { Seen::Nobody });
     }
-    let starts = can_look().map_err(|error| Occupied::NotHeld(error.to_string()))?;
+    let starts = can_look().map_err(|error| Occupied::NotHeld(sentence(&error)))?;
     let begun = Instant::now();
     let mut unsettled: Option<Vec<Tid>> = None;
     loop {

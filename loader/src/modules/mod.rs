@@ -3,6 +3,7 @@
 //! Owns the state that is shared between threads: who uses whom, who waits for whom, who is told of what, and the memory of modules
 //! that have gone while a thread was in their text. Imports `vocabulary`, `elf` and `prepare`.
 
+pub(crate) mod error;
 pub(crate) mod registry;
 pub(crate) mod module;
 pub(crate) mod coming;

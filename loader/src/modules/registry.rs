@@ -14,11 +14,11 @@ use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 
 use crate::modules::entry;
+use crate::modules::error::RegistryError;
 use crate::modules::module::{Module, Reference};
 use crate::modules::subscriber::Seat;
 use crate::modules::timeline::Ear;
 use crate::prepare::vague::Strength;
-use crate::vocabulary::error::Error;
 use crate::vocabulary::state::State;
 
 /// A module's place in its registry: rises with each load and is never used again.
@@ -207,7 +207,7 @@ impl Registry {
 
     /// Reserves a name: the module is UNFORMED from here on. Waits while another load of the same name is under way,
     /// and then refuses, as `add_unformed_module` does.
-    pub(crate) fn reserve(&'static self, name: &Arc<str>) -> Result<Reservation, Error> {
+    pub(crate) fn reserve(&'static self, name: &Arc<str>) -> Result<Reservation, RegistryError> {
         let thread = thread::current().id();
         let mut book = self.lock();
         if let Some(entry) = book.by_name(name) {
@@ -216,8 +216,8 @@ impl Registry {
                 book = self.wait(book, thread, id, name, None)?;
             }
             return Err(match book.by_name(name) {
-                Some(Entry { state: State::Live, .. }) => Error::Exists,
-                _ => Error::Busy,
+                Some(Entry { state: State::Live, .. }) => RegistryError::Exists,
+                _ => RegistryError::Busy,
             });
         }
         let id = book.reserve(thread, |_| name.clone()).0;
@@ -240,9 +240,9 @@ impl Registry {
         id: ModuleId,
         for_what: &str,
         until: Option<Instant>,
-    ) -> Result<MutexGuard<'a, Book>, Error> {
+    ) -> Result<MutexGuard<'a, Book>, RegistryError> {
         if let Some(cycle) = book.cycle(thread, id, for_what) {
-            return Err(Error::Cycle(cycle));
+            return Err(RegistryError::Cycle(cycle));
         }
         book.waits.push((thread, id));
         while book.by_id(id).is_some_and(|entry| matches!(entry.state, State::Unformed | State::Coming)) {
@@ -298,7 +298,7 @@ impl Registry {
     }
 
     /// Waits until the module of an export is LIVE, and notes that `user` uses it.
-    pub(crate) fn use_export(&self, user: ModuleId, name: &[u8], judged: &Export) -> Result<Found, Error> {
+    pub(crate) fn use_export(&self, user: ModuleId, name: &[u8], judged: &Export) -> Result<Found, RegistryError> {
         self.use_export_of(Table::Exports, user, name, judged)
     }
 
@@ -309,7 +309,7 @@ impl Registry {
         user: ModuleId,
         name: &[u8],
         judged: &Export,
-    ) -> Result<Found, Error> {
+    ) -> Result<Found, RegistryError> {
         let thread = thread::current().id();
         let until = Instant::now() + PATIENCE;
         let mut book = self.lock();

@@ -25,6 +25,7 @@ pub struct Event {
 
 /// What a subscriber made of a notification.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum Outcome {
     /// It agreed, or was only told.
     Ok,
@@ -53,6 +54,7 @@ impl fmt::Display for Outcome {
 /// The kinds of events. Nothing in them is an address or a time.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum EventKind {
     /// The module has this state now.
     State {

@@ -4,14 +4,15 @@
 use modload_abi::section;
 use object::elf;
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::{File, Place};
 use crate::elf::modinfo::Modinfo;
 use crate::elf::sections::{check_sections, unsupported};
 use crate::modules::recorder::Recorder;
+use crate::operate::error::Error;
 use crate::operate::judge::Judge;
 use crate::prepare::deferred;
 use crate::prepare::policy::Policy;
-use crate::vocabulary::error::Error;
 
 /// Turns away what cannot or may not be loaded.
 pub(crate) fn admit<'a>(
@@ -28,7 +29,7 @@ pub(crate) fn admit<'a>(
 }
 
 /// Refuses sections and symbols that ask for what is not there.
-pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
+pub(crate) fn check(file: &File<'_>) -> Result<(), ObjectError> {
     // First, because it has the better reason for relocations of a live patch that are not marked as such.
     deferred::check(file)?;
     check_sections(file)?;

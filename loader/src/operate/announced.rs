@@ -12,16 +12,18 @@ use modload_threads::boundary::Left;
 
 use crate::modules::chains;
 use crate::modules::entry;
+use crate::modules::error::RegistryError;
 use crate::modules::module::{Module, Reference, lock};
 use crate::modules::quarantine::Memory;
 use crate::modules::recorder::Recorder;
 use crate::modules::subscriber::Accepted;
 use crate::modules::timeline::EventKind;
+use crate::operate::error::Error;
 use crate::operate::onlooker::{self, Made, Onlooker, Seen};
 use crate::operate::unload;
+use crate::prepare::error::PrepareError;
 use crate::prepare::memory::{Formed, Init, Installed};
 use crate::prepare::params::{self, ParamsSet};
-use crate::vocabulary::error::Error;
 use crate::vocabulary::left::LeftBy;
 use crate::vocabulary::rewriting::TrampolineCall;
 
@@ -104,7 +106,7 @@ impl<'a> Announced<'a, Formed> {
                 let (rest, failed) = *failed;
                 drop(guard);
                 drop(rest);
-                Err(failed.into())
+                Err(PrepareError::from(failed).into())
             }
         }
     }
@@ -174,7 +176,7 @@ impl Announced<'_, Leaving<'_>> {
     }
 
     /// Stage *params*: parses what the module was given.
-    pub(crate) fn set_params(&self, given: &[String]) -> Result<ParamsSet, Error> {
+    pub(crate) fn set_params(&self, given: &[String]) -> Result<ParamsSet, PrepareError> {
         let mut unknown = Vec::new();
         let write = |at, bytes: &[u8]| self.memory.write(at, bytes);
         let set =
@@ -221,7 +223,7 @@ impl Announced<'_, Leaving<'_>> {
     pub(crate) fn protect(self) -> Result<(Reference, Dropped), Error> {
         let Announced { mut guard, mut memory } = self;
         // It is there until here.
-        let Some(installed) = memory.installed.take() else { return Err(Error::Busy) };
+        let Some(installed) = memory.installed.take() else { return Err(RegistryError::Busy.into()) };
         let (core, init) = match installed.protect() {
             Ok(parts) => parts,
             Err(failed) => {
@@ -229,7 +231,7 @@ impl Announced<'_, Leaving<'_>> {
                 memory.installed = Some(installed);
                 drop(guard);
                 drop(memory);
-                return Err(Error::Protect(failed));
+                return Err(PrepareError::Protect(failed).into());
             }
         };
         let module = guard.module.clone();
@@ -237,7 +239,7 @@ impl Announced<'_, Leaving<'_>> {
         *lock(&module.core) = Some(core);
         *lock(&module.accepted) = guard.accepted.take().unwrap_or_default();
         // Nobody can have closed it: it is not LIVE yet.
-        module.get().map(|reference| (reference, Dropped(init))).ok_or(Error::Busy)
+        module.get().map(|reference| (reference, Dropped(init))).ok_or_else(|| RegistryError::Busy.into())
     }
 }
 

@@ -6,10 +6,10 @@ use object::elf;
 use crate::elf::file::Sym;
 use crate::modules::recorder::Recorder;
 use crate::modules::registry::{Export, Found, Table};
+use crate::operate::error::Error;
 use crate::operate::judge::Wanted;
 use crate::operate::scene::Scene;
 use crate::prepare::vague::{Shared, Strength};
-use crate::vocabulary::error::Error;
 
 /// Returns the definition that replaces this one, if there is one: the host's, another module's, or that of a library of the
 /// process. Another module is held from now on.

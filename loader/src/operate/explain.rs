@@ -8,10 +8,12 @@ use modload_edit::{Addr, Code, Edit, Edits, Engine, Ledger, Why, index, wide};
 use object::elf;
 use serde::Serialize;
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::{File, Place};
 use crate::elf::link::{self, Input};
 use crate::elf::modinfo;
 use crate::operate::admit;
+use crate::operate::error::LoadError;
 use crate::operate::judge::Judge;
 use crate::operate::load::Loader;
 use crate::operate::resolve;
@@ -22,7 +24,6 @@ use crate::prepare::memory::{self, Staging};
 use crate::prepare::relocate;
 use crate::prepare::specialise::specialise;
 use crate::prepare::vague::Shared;
-use crate::vocabulary::error::{Error, LoadError};
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::rewriting::Rewriting;
 use crate::vocabulary::stage::Stage;
@@ -64,19 +65,20 @@ impl Loader {
     /// # Errors
     /// [`LoadError`]: the stage that cannot be done, and why.
     pub fn explain(&self, inputs: &[Input<'_>], stem: &str, function: &str) -> Result<Explanation, LoadError> {
-        let failed = |stage| move |error| LoadError { module: escaped(stem.as_bytes()), stage, error: Box::new(error) };
         let policy = self.policy();
-        let linked = link::link(inputs, &[function.to_owned()], policy.size_limit).map_err(failed(Stage::Link))?;
-        let file = File::validate(&linked.bytes).map_err(failed(Stage::Validate))?;
-        let info = modinfo::read(&file, stem).map_err(failed(Stage::Modinfo))?;
-        admit::check(&file).map_err(failed(Stage::Admit))?;
-        let judge = Judge::new(policy, &file, &info).map_err(failed(Stage::Admit))?;
+        let linked = link::link(inputs, &[function.to_owned()], policy.size_limit)
+            .map_err(LoadError::of_stage(stem, Stage::Link))?;
+        let file = File::validate(&linked.bytes).map_err(LoadError::of_stage(stem, Stage::Validate))?;
+        let info = modinfo::read(&file, stem).map_err(LoadError::of_stage(stem, Stage::Modinfo))?;
+        admit::check(&file).map_err(LoadError::of_stage(stem, Stage::Admit))?;
+        let judge = Judge::new(policy, &file, &info).map_err(LoadError::of_stage(stem, Stage::Admit))?;
         let operations = policy.rewriting.host_operations.as_ref();
         let shared = Shared::of(&file, policy.exports);
-        let layout = layout::plan(&file, policy.size_limit, operations, shared).map_err(failed(Stage::Layout))?;
+        let layout = layout::plan(&file, policy.size_limit, operations, shared)
+            .map_err(LoadError::of_stage(stem, Stage::Layout))?;
         let (reservation, name) = self.registry.reserve_to_look(&info.name);
         let arena = self.arena();
-        let mut memory = memory::allocate(arena, &layout).map_err(failed(Stage::Allocate))?;
+        let mut memory = memory::allocate(arena, &layout).map_err(LoadError::of_stage(stem, Stage::Allocate))?;
         memory::copy(&file, &layout, operations, &mut memory);
         let scene = Scene {
             registry: self.registry,
@@ -87,18 +89,24 @@ impl Loader {
             absent: Absent::Somewhere,
             shared,
         };
-        let resolved = resolve::resolve(&file, &layout, &memory, scene).map_err(failed(Stage::Resolve))?;
+        let resolved =
+            resolve::resolve(&file, &layout, &memory, scene).map_err(LoadError::of_stage(stem, Stage::Resolve))?;
         let mut ledger = Ledger::new(&mut memory);
         relocate::relocate_kept(&file, &layout, &resolved, &mut ledger, arena.is_low())
-            .map_err(failed(Stage::Relocate))?;
+            .map_err(LoadError::of_stage(stem, Stage::Relocate))?;
         let waiting = Waiting::of(&file, &layout, ledger.code(), policy.rewriting.profile);
-        let waiting = waiting.map_err(failed(Stage::Specialise))?;
-        specialise(&file, &layout, &mut ledger, &policy.rewriting, &waiting).map_err(failed(Stage::Specialise))?;
+        let waiting = waiting.map_err(LoadError::of_stage(stem, Stage::Specialise))?;
+        specialise(&file, &layout, &mut ledger, &policy.rewriting, &waiting)
+            .map_err(LoadError::of_stage(stem, Stage::Specialise))?;
         let edits = ledger.close();
         let plan = Plan { file: &file, layout: &layout, memory: &memory, edits: &edits, rewriting: &policy.rewriting };
         plan.explain(function).ok_or_else(|| {
             let why = "the module has no function of this name";
-            failed(Stage::Resolve)(Error::Unsupported { what: "symbol", name: escaped(function.as_bytes()), why })
+            LoadError::of_stage(stem, Stage::Resolve)(ObjectError::Unsupported {
+                what: "symbol",
+                name: escaped(function.as_bytes()),
+                why,
+            })
         })
     }
 }

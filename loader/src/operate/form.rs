@@ -7,12 +7,15 @@ use modload_abi::{ExportedSymbol, Param, Records, section};
 use modload_edit::{Addr, wide};
 use object::elf;
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::{File, Place, Sym};
 use crate::elf::modinfo::Modinfo;
 use crate::modules::module::{self, Module, Parts};
 use crate::modules::registry::{Export, ModuleId, Registry, Table};
+use crate::operate::error::Error;
 use crate::operate::judge::Judge;
 use crate::prepare::deferred::Slices;
+use crate::prepare::error::PrepareError;
 use crate::prepare::layout::{Layout, Spot};
 use crate::prepare::memory::{Formed, Staging};
 use crate::prepare::names::{self, Names};
@@ -21,7 +24,6 @@ use crate::prepare::policy::Policy;
 use crate::prepare::tables::{numbered_tables, tables};
 use crate::prepare::vague::{self, Shared, Strength};
 use crate::prepare::{frames, unwind};
-use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::externals::Externals;
 use crate::vocabulary::functions::Functions;
@@ -91,7 +93,7 @@ impl Tables {
         policy: &Policy,
         shared: Shared,
         elsewhere: &[u32],
-    ) -> Result<Tables, Error> {
+    ) -> Result<Tables, PrepareError> {
         let (names, init_names) = names::collect(file, layout, memory, name, policy.trap_descriptor);
         let (names, init_names) = (Arc::new(names), init_names.map(Arc::new));
         memory.own_text(names.clone(), init_names.as_ref().unwrap_or(&names).clone());
@@ -127,7 +129,7 @@ impl Unformed<'_> {
             slices,
             proof: policy.proof,
         }));
-        let memory = memory.form(frames)?;
+        let memory = memory.form(frames).map_err(PrepareError::from)?;
         publish_exports(registry, externals, id, exports)?;
         enter(registry, id, &module);
         Ok(NewModule { module, memory })
@@ -141,7 +143,7 @@ fn exports(
     memory: &Staging,
     shared: Shared,
     elsewhere: &[u32],
-) -> Result<NewExports, Error> {
+) -> Result<NewExports, ObjectError> {
     let mut exports = Vec::new();
     for (table, crcs, gpl_only) in
         [(section::KSYMTAB, section::KCRCTAB, false), (section::KSYMTAB_GPL, section::KCRCTAB_GPL, true)]
@@ -152,7 +154,7 @@ fn exports(
         let has_crcs = crcs.peek().is_some();
         let first = exports.len();
         for (number, start, bytes) in numbered_tables(file, layout, memory, table) {
-            let bad = |record, problem| Error::BadRecord { section: table, record, problem };
+            let bad = |record, problem| ObjectError::BadRecord { section: table, record, problem };
             let records = Records::<ExportedSymbol>::new(bytes).map_err(|_| bad(0, "its size is no multiple of 12"))?;
             for (at, record) in records.iter().enumerate() {
                 let place = start + 12 * wide(at);
@@ -178,7 +180,7 @@ fn exports(
         let without = exports[first..].iter().position(|export| has_crcs && export.crc.is_none());
         if let Some(record) = without.or_else(|| crcs.next().map(|_| exports.len() - first)) {
             let problem = "there is not one CRC for each exported symbol";
-            return Err(Error::BadRecord { section: crc_table, record, problem });
+            return Err(ObjectError::BadRecord { section: crc_table, record, problem });
         }
     }
     let mut all = NewExports { exports, uniques: Vec::new() };
@@ -224,10 +226,10 @@ fn is_absolute(file: &File<'_>, section: u32, offset: u64) -> bool {
 }
 
 /// Reads `__param`.
-fn params(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<ParamInfo>, Error> {
+fn params(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<ParamInfo>, ObjectError> {
     let mut params = Vec::new();
     for (_, bytes) in tables(file, layout, memory, section::PARAM) {
-        let bad = |record, problem| Error::BadRecord { section: section::PARAM, record, problem };
+        let bad = |record, problem| ObjectError::BadRecord { section: section::PARAM, record, problem };
         let records = Records::<Param>::new(bytes).map_err(|_| bad(0, "its size is no multiple of 40"))?;
         for (at, record) in records.iter().enumerate() {
             let name =
@@ -245,7 +247,7 @@ fn functions(
     memory: &Staging,
     core: &Names,
     init: Option<&Names>,
-) -> Result<Functions, Error> {
+) -> Result<Functions, ObjectError> {
     let find = |name: &'static str| {
         let symbol = core.find(name.as_bytes()).or_else(|| init.and_then(|init| init.find(name.as_bytes())));
         let Some(addr) = symbol.map(|symbol| symbol.addr) else { return Ok(None) };
@@ -253,7 +255,7 @@ fn functions(
             return Ok(Some(addr));
         }
         let why = "it would be called, and is no function of this module";
-        Err(Error::Unsupported { what: "symbol", name: name.into(), why })
+        Err(ObjectError::Unsupported { what: "symbol", name: name.into(), why })
     };
     let mut destructors = arrays(file, layout, memory, section::FINI_ARRAY, section::DTORS)?;
     destructors.reverse();
@@ -269,7 +271,7 @@ fn functions(
 }
 
 /// The resolvers of the module's indirect functions, each with its slot.
-fn resolvers(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<(Addr, Addr)>, Error> {
+fn resolvers(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<(Addr, Addr)>, ObjectError> {
     let slots = memory.addr(layout.indirect_slots);
     let found = layout.indirect.symbols().iter().filter_map(|&at| {
         let (symbol, slot) = (file.symbol(at)?, slots + layout.indirect.slot(at)?);
@@ -279,7 +281,7 @@ fn resolvers(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<(
             return Some(Ok((resolver, slot)));
         }
         let why = "its resolver is no function of this module";
-        Some(Err(Error::Unsupported { what: "symbol", name: escaped(symbol.name()), why }))
+        Some(Err(ObjectError::Unsupported { what: "symbol", name: escaped(symbol.name()), why }))
     });
     found.collect()
 }
@@ -292,7 +294,7 @@ fn arrays(
     memory: &Staging,
     array: &'static str,
     older: &'static str,
-) -> Result<Vec<Addr>, Error> {
+) -> Result<Vec<Addr>, ObjectError> {
     let mut found = Vec::new();
     for (section, spot) in file.sections.iter().zip(&layout.sections) {
         let Some(Spot { part, offset }) = *spot else { continue };
@@ -309,7 +311,7 @@ fn arrays(
         let bytes = &memory.bytes(part)[start..start + modload_edit::index(section.size)];
         let mut functions = Vec::new();
         for (record, pointer) in bytes.chunks(8).enumerate() {
-            let bad = |problem| Error::BadRecord { section: name, record, problem };
+            let bad = |problem| ObjectError::BadRecord { section: name, record, problem };
             let pointer: [u8; 8] = pointer.try_into().map_err(|_| bad("its size is no multiple of 8"))?;
             let addr = Addr::new(u64::from_le_bytes(pointer));
             if !memory.at(addr).is_some_and(|(part, _)| part.is_text()) {

@@ -10,14 +10,15 @@ use modload_edit::{index, wide};
 use object::elf;
 use serde::Serialize;
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::{File, Place, Relas};
 use crate::elf::link::{self, Input, NAMES_LIMIT};
 use crate::elf::modinfo as info;
 use crate::operate::admit;
 use crate::prepare::layout::{self, Part};
 use crate::prepare::vague::Shared;
-use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
+use crate::vocabulary::sentence::sentence;
 
 /// What is to be known of a module without loading it. All names are escaped.
 #[derive(Clone, Debug, Serialize)]
@@ -138,8 +139,8 @@ impl Inspection {
     /// an archive those members are looked at that would be loaded.
     ///
     /// # Errors
-    /// What stages *link* and *validate* say of it, and [`Error::TooLarge`].
-    pub fn of(bytes: &[u8], stem: &str, limit: u64) -> Result<Inspection, Error> {
+    /// What stages *link* and *validate* say of it, and [`ObjectError::TooLarge`].
+    pub fn of(bytes: &[u8], stem: &str, limit: u64) -> Result<Inspection, ObjectError> {
         Inspection::of_unit(&[alone(bytes)], stem, limit)
     }
 
@@ -147,7 +148,7 @@ impl Inspection {
     ///
     /// # Errors
     /// As [`Inspection::of`].
-    pub fn of_unit(inputs: &[Input<'_>], stem: &str, limit: u64) -> Result<Inspection, Error> {
+    pub fn of_unit(inputs: &[Input<'_>], stem: &str, limit: u64) -> Result<Inspection, ObjectError> {
         let linked = link::link(inputs, &[], limit)?;
         let file = File::validate(&linked.bytes)?;
         let layout = layout::plan(&file, limit, None, Shared::Uniques)?;
@@ -187,12 +188,12 @@ impl Inspection {
                 .collect(),
             relocations: relocations(&file),
             special: special(&file),
-            refused: refused.map(|error| error.to_string()),
+            refused: refused.map(|error| sentence(&error)),
         })
     }
 }
 
-fn bound_names(file: &File<'_>, layout: &layout::Layout) -> Result<(), Error> {
+fn bound_names(file: &File<'_>, layout: &layout::Layout) -> Result<(), ObjectError> {
     let sections = file.sections.iter().map(|section| section.name.len());
     let outside = layout.undefined.iter().chain(&layout.livepatch);
     let needs = outside.filter_map(|&at| file.symbol(at)).map(|symbol| symbol.name().len());
@@ -203,7 +204,7 @@ fn bound_names(file: &File<'_>, layout: &layout::Layout) -> Result<(), Error> {
     for len in sections.chain(needs).chain(exports) {
         bytes += wide(len);
         if bytes > NAMES_LIMIT {
-            return Err(Error::TooLarge { bytes, limit: NAMES_LIMIT });
+            return Err(ObjectError::TooLarge { bytes, limit: NAMES_LIMIT });
         }
     }
     Ok(())
@@ -323,7 +324,7 @@ impl FunctionBytes {
     ///
     /// # Errors
     /// What stages *link* and *validate* say of the file.
-    pub fn of(bytes: &[u8], name: &str, limit: u64) -> Result<Option<FunctionBytes>, Error> {
+    pub fn of(bytes: &[u8], name: &str, limit: u64) -> Result<Option<FunctionBytes>, ObjectError> {
         let inputs = [alone(bytes)];
         let linked = link::link(&inputs, &[name.to_owned()], limit)?;
         let file = File::validate(&linked.bytes)?;

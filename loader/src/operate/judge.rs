@@ -5,13 +5,15 @@ use std::cell::Cell;
 
 use modload_abi::{Records, Version, modinfo, section};
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::File;
 use crate::elf::modinfo::Modinfo;
 use crate::modules::recorder::Recorder;
 use crate::modules::timeline::EventKind;
+use crate::operate::error::Error;
 use crate::prepare::policy::{Check, Policy, Rule, Verdict};
-use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
+use crate::vocabulary::sentence::sentence;
 
 /// A symbol that a module wants to use, with what its owner says of it.
 pub(crate) struct Wanted<'a> {
@@ -32,9 +34,12 @@ pub(crate) struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    pub(crate) fn new(policy: &'a Policy, file: &File<'a>, info: &'a Modinfo<'a>) -> Result<Judge<'a>, Error> {
-        let bad =
-            |_| Error::BadRecord { section: section::VERSIONS, record: 0, problem: "its size is no multiple of 64" };
+    pub(crate) fn new(policy: &'a Policy, file: &File<'a>, info: &'a Modinfo<'a>) -> Result<Judge<'a>, ObjectError> {
+        let bad = |_| ObjectError::BadRecord {
+            section: section::VERSIONS,
+            record: 0,
+            problem: "its size is no multiple of 64",
+        };
         let versions = file.contents(section::VERSIONS);
         Records::<Version>::new(&versions).map_err(bad)?;
         Ok(Judge { policy, info, versions, forced: Cell::new(false) })
@@ -99,7 +104,7 @@ impl<'a> Judge<'a> {
             return Ok(());
         };
         let verdict = if check == Check::Warn { Verdict::Warned } else { Verdict::Refused };
-        let reason = error.to_string();
+        let reason = sentence(&error);
         recorder.record(|| EventKind::Policy { rule, verdict, reason: Some(reason.clone()) });
         if verdict == Verdict::Refused {
             return Err(error);

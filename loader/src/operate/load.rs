@@ -22,6 +22,7 @@ use crate::modules::timeline::{Event, EventKind};
 use crate::modules::{fork, quarantine};
 use crate::operate::admit;
 use crate::operate::announced::{Announced, Constructed, Dropped, IndirectResolved};
+use crate::operate::error::{Error, LoadError, UnloadError};
 use crate::operate::form::{NewModule, Unformed};
 use crate::operate::judge::Judge;
 use crate::operate::onlooker::{Made, Onlooker};
@@ -29,6 +30,7 @@ use crate::operate::resolve;
 use crate::operate::scene::{Absent, Scene};
 use crate::operate::unload::{self, Unless, Which};
 use crate::prepare::deferred::{Slices, Waiting};
+use crate::prepare::error::PrepareError;
 use crate::prepare::layout::{self, Layout};
 use crate::prepare::memory::{self, Copied, Staging};
 use crate::prepare::params::ParamsSet;
@@ -37,9 +39,9 @@ use crate::prepare::relocate;
 use crate::prepare::resolved::Resolved;
 use crate::prepare::specialise::{self, Specialised};
 use crate::prepare::vague::Shared;
-use crate::vocabulary::error::{Error, LoadError, UnloadError};
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::externals::Externals;
+use crate::vocabulary::sentence::sentence;
 use crate::vocabulary::stage::Stage;
 use crate::vocabulary::state::State;
 
@@ -95,7 +97,11 @@ impl<F: Faults> Run<'_, F> {
 
     /// Runs one stage.
     #[inline]
-    fn stage<T: Counted>(&self, stage: Stage, run: impl FnOnce() -> Result<T, Error>) -> Result<T, LoadError> {
+    fn stage<T: Counted, E: Into<Error>>(
+        &self,
+        stage: Stage,
+        run: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, LoadError> {
         if let Err(Injected) = self.faults.before(stage) {
             return Err(self.failed(stage, Error::Injected));
         }
@@ -106,13 +112,13 @@ impl<F: Faults> Run<'_, F> {
                 }
                 Ok(value)
             }
-            Err(error) => Err(self.failed(stage, error)),
+            Err(error) => Err(self.failed(stage, error.into())),
         }
     }
 
     #[cold]
     fn failed(&self, stage: Stage, error: Error) -> LoadError {
-        self.recorder().record(|| EventKind::Failed { stage, error: error.to_string() });
+        self.recorder().record(|| EventKind::Failed { stage, error: sentence(&error) });
         LoadError { module: self.module.to_string(), stage, error: Box::new(error) }
     }
 
@@ -291,7 +297,7 @@ impl Loader {
         gone.0 = Some((&run, id));
         run.state(State::Unformed);
         let mut memory = run.stage(Stage::Allocate, || memory::allocate(arena, &layout))?;
-        run.stage(Stage::Copy, || Ok(memory::copy(&file, &layout, operations, &mut memory)))?;
+        run.stage(Stage::Copy, || Ok::<_, Error>(memory::copy(&file, &layout, operations, &mut memory)))?;
         let scene = Scene {
             registry,
             user: id,
@@ -309,7 +315,7 @@ impl Loader {
             let mut code = Ledger::new(&mut memory);
             let specialised = specialise::specialise(&file, &layout, &mut code, &policy.rewriting, &waiting)?;
             let slices = Slices::of(&waiting, &file, &layout, &resolved, &code, &policy.rewriting)?;
-            Ok((specialised, slices))
+            Ok::<_, PrepareError>((specialised, slices))
         })?;
         let (file, info, layout, name) = (&file, &info, &layout, run.module.clone());
         let judge = &judge;

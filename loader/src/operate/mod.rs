@@ -3,6 +3,7 @@
 //! Owns the order of the stages, and those stages that need the registry: *admit*, *resolve*, *form*, *coming* and all that follow.
 //! Imports every other tier.
 
+pub(crate) mod error;
 pub(crate) mod load;
 pub(crate) mod judge;
 pub(crate) mod admit;

@@ -12,15 +12,16 @@ use crate::elf::file::{File, Place, Sym};
 use crate::modules::recorder::Recorder;
 use crate::modules::registry::Found;
 use crate::operate::elsewhere;
+use crate::operate::error::Error;
 use crate::operate::judge::Wanted;
 use crate::operate::scene::{Absent, Scene};
 use crate::operate::suggest::Suggestions;
+use crate::prepare::error::{PrepareError, Unresolved};
 use crate::prepare::layout::{Layout, THUNK, bounded_section, thunk};
 use crate::prepare::memory::Staging;
 use crate::prepare::params;
 use crate::prepare::resolved::{Resolved, picked};
 use crate::prepare::vague;
-use crate::vocabulary::error::{Error, Unresolved};
 use crate::vocabulary::externals::External;
 
 pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene: Scene<'_>) -> Result<Resolved, Error> {
@@ -98,7 +99,7 @@ pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene:
     };
     let mut suggestions = Suggestions::among(names);
     let reports = missing.iter().map(|&(at, because)| report(file, at, because, &mut suggestions));
-    Err(Error::Unresolved(reports.collect()))
+    Err(PrepareError::Unresolved(reports.collect()).into())
 }
 
 fn defined(symbol: &Sym<'_>, layout: &Layout, memory: &Staging) -> Symbol {

@@ -1,14 +1,18 @@
 //! Setting parameters of LIVE modules, as writing to `/sys/module/NAME/parameters` does.
 
+use std::fmt;
+
 use thiserror::Error;
 
 use crate::modules::module::{Module, lock};
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::param_error::ParamError;
+use crate::vocabulary::sentence::sentence;
 use crate::vocabulary::state::State;
 
 /// Why the parameter of a LIVE module was not set.
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum SetParamError {
     /// There is none of this name.
     #[error("{module} has no parameter \"{param}\"")]
@@ -47,7 +51,7 @@ pub enum SetParamError {
         module: String,
     },
     /// The value cannot be taken.
-    #[error("parameter \"{param}\" of {module}: {source}")]
+    #[error("parameter \"{param}\" of {module}")]
     Value {
         /// The module.
         module: String,
@@ -56,6 +60,12 @@ pub enum SetParamError {
         /// Why.
         source: ParamError,
     },
+}
+
+impl fmt::Debug for SetParamError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&sentence(self))
+    }
 }
 
 /// The permission bits by which a parameter can be set when its module is LIVE: any write bit of Linux's sysfs.

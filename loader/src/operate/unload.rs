@@ -13,7 +13,7 @@ use crate::modules::recorder::Recorder;
 use crate::modules::registry::{Book, ModuleId, Registry};
 use crate::modules::timeline::EventKind;
 use crate::modules::{chains, entry};
-use crate::vocabulary::error::{self, UnloadError};
+use crate::operate::error::{self, UnloadError};
 use crate::vocabulary::left::LeftBy;
 use crate::vocabulary::state::State;
 

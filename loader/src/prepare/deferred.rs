@@ -16,10 +16,10 @@ pub(crate) use slice::left;
 pub use slice::{Slice, SlicePlan, Slices, WantedSymbol};
 pub(crate) use waiting::Waiting;
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::{File, Place, Relas};
 use crate::elf::modinfo::Modinfo;
 use crate::prepare::layout::Part;
-use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 
 /// Tables that are read when the module is formed, or before: a relocation in one of them would come too late.
@@ -52,8 +52,8 @@ pub(crate) fn awaited<'a>(file: &File<'a>, relas: &Relas<'a>) -> Option<&'a str>
 }
 
 /// Refuses what cannot wait, and what waits without saying for what.
-pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
-    let refused = |what, name: &[u8], why| Err(Error::Unsupported { what, name: escaped(name), why });
+pub(crate) fn check(file: &File<'_>) -> Result<(), ObjectError> {
+    let refused = |what, name: &[u8], why| Err(ObjectError::Unsupported { what, name: escaped(name), why });
     for section in file.sections.iter().filter(|section| section.kept) {
         if section.name.starts_with(section::KLP_RELA_PREFIX.as_bytes()) {
             return refused(
@@ -102,8 +102,8 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
 }
 
 /// Refuses live patching's symbols in what is no live patch, and in relocations that do not wait.
-pub(crate) fn check_symbols(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), Error> {
-    let refused = |name: &[u8], why| Err(Error::Unsupported { what: "symbol", name: escaped(name), why });
+pub(crate) fn check_symbols(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), ObjectError> {
+    let refused = |name: &[u8], why| Err(ObjectError::Unsupported { what: "symbol", name: escaped(name), why });
     if !file.has_klp_symbols {
         return Ok(());
     }

@@ -15,9 +15,10 @@ use object::elf;
 
 pub use machine::{Kallsyms, Machine, MachineError, hexadecimal};
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::{File, Place};
 use crate::elf::sections;
-use crate::vocabulary::error::{Error, Unresolved};
+use crate::prepare::error::{PrepareError, Unresolved};
 use crate::vocabulary::escape::escaped;
 
 /// A relocatable object, and where it is to stand.
@@ -101,13 +102,13 @@ impl MemoryImage {
     /// everything before is done. `share` is called with the name of each part of the work that has been done.
     ///
     /// # Errors
-    /// [`Error`]: the file is malformed, a symbol or an address is missing, or a stage cannot be done.
+    /// [`PrepareError`]: the file is malformed, a symbol or an address is missing, or a stage cannot be done.
     pub fn of(
         placement: &Placement<'_>,
         machine: &Machine,
-        coming: impl FnOnce(&mut ImageComing<'_, '_>) -> Result<(), Error>,
+        coming: impl FnOnce(&mut ImageComing<'_, '_>) -> Result<(), PrepareError>,
         mut share: impl FnMut(&'static str),
-    ) -> Result<MemoryImage, Error> {
+    ) -> Result<MemoryImage, PrepareError> {
         let file = validated(placement)?;
         share("validate");
         let (places, mut space) = placed(&file, placement)?;
@@ -127,8 +128,8 @@ impl MemoryImage {
     /// The same before anything is rewritten or sorted: as any linker would make it.
     ///
     /// # Errors
-    /// [`Error`]: the file is malformed, a symbol or an address is missing, or a relocation cannot be done.
-    pub fn relocated(placement: &Placement<'_>, machine: &Machine) -> Result<MemoryImage, Error> {
+    /// [`PrepareError`]: the file is malformed, a symbol or an address is missing, or a relocation cannot be done.
+    pub fn relocated(placement: &Placement<'_>, machine: &Machine) -> Result<MemoryImage, PrepareError> {
         let file = validated(placement)?;
         let (places, mut space) = placed(&file, placement)?;
         let symbols = symbols(&file, &places, placement.percpu, machine)?;
@@ -154,7 +155,7 @@ impl MemoryImage {
 }
 
 /// The file, if nothing of it would be passed over in silence.
-fn validated<'a>(placement: &Placement<'a>) -> Result<File<'a>, Error> {
+fn validated<'a>(placement: &Placement<'a>) -> Result<File<'a>, ObjectError> {
     let file = File::validate(placement.bytes)?;
     for section in file.sections.iter().skip(1).filter(|section| !section.repeated) {
         sections::check_type(section)?;
@@ -164,20 +165,20 @@ fn validated<'a>(placement: &Placement<'a>) -> Result<File<'a>, Error> {
 }
 
 /// Where the sections stand, and what the file has of them there.
-fn placed(file: &File<'_>, placement: &Placement<'_>) -> Result<(Vec<Option<Addr>>, Space), Error> {
+fn placed(file: &File<'_>, placement: &Placement<'_>) -> Result<(Vec<Option<Addr>>, Space), PrepareError> {
     let places = place::places(file, placement.addresses)?;
     let (mut space, mut bytes, limit) = (Space::default(), 0_u64, placement.size_limit);
     for (section, at) in file.sections.iter().zip(&places) {
         let Some(at) = *at else { continue };
         bytes = bytes.saturating_add(section.size);
         if bytes > limit {
-            return Err(Error::TooLarge { bytes, limit });
+            return Err(ObjectError::TooLarge { bytes, limit }.into());
         }
         let kind = if section.flags.contains(elf::SHF_EXECINSTR) { PieceKind::Text } else { PieceKind::Data };
         let mut contents = section.data.to_vec();
         contents.resize(modload_edit::index(section.size), 0);
         if space.add(at, kind, contents).is_err() {
-            return Err(Error::NoAddress {
+            return Err(PrepareError::NoAddress {
                 section: escaped(section.name),
                 problem: "it would overlap another section",
             });
@@ -192,7 +193,7 @@ fn symbols(
     places: &[Option<Addr>],
     percpu: Option<Addr>,
     machine: &Machine,
-) -> Result<Vec<Symbol>, Error> {
+) -> Result<Vec<Symbol>, PrepareError> {
     let mut symbols = Vec::with_capacity(modload_edit::index(file.symbol_count().into()));
     let mut missing = Vec::new();
     for (_, symbol) in file.symbols() {
@@ -200,11 +201,11 @@ fn symbols(
             Place::Absolute => (Addr::new(symbol.value), SymbolKind::Absolute),
             Place::Livepatch => {
                 let why = "what a live patch becomes depends on which of its objects are there";
-                return Err(Error::Unsupported { what: "symbol", name: escaped(symbol.name()), why });
+                return Err(ObjectError::Unsupported { what: "symbol", name: escaped(symbol.name()), why }.into());
             }
             Place::Common => {
                 let why = "a COMMON symbol; Linux refuses these, compile with -fno-common";
-                return Err(Error::Unsupported { what: "symbol", name: escaped(symbol.name()), why });
+                return Err(ObjectError::Unsupported { what: "symbol", name: escaped(symbol.name()), why }.into());
             }
             Place::Undefined if symbol.name().is_empty() => (Addr::NULL, SymbolKind::Absolute),
             Place::Undefined => match machine.symbols.exported(symbol.name()) {
@@ -232,7 +233,7 @@ fn symbols(
         };
         symbols.push(Symbol { addr, size: symbol.size, kind });
     }
-    if missing.is_empty() { Ok(symbols) } else { Err(Error::Unresolved(missing)) }
+    if missing.is_empty() { Ok(symbols) } else { Err(PrepareError::Unresolved(missing)) }
 }
 
 fn relocate(
@@ -240,7 +241,7 @@ fn relocate(
     places: &[Option<Addr>],
     symbols: &[Symbol],
     ledger: &mut Ledger<'_, Space>,
-) -> Result<(), Error> {
+) -> Result<(), PrepareError> {
     // A linker's tables are not for kernels: who needs a slot is refused.
     let slots = SlotPlan::new(file.symbol_count()).place(Addr::NULL, Addr::NULL);
     for relas in &file.relas {

@@ -9,9 +9,9 @@ use modload_edit::index;
 use modload_relocs::{IndirectPlan, SlotPlan};
 use object::elf;
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::{File, Place, Section};
 use crate::prepare::vague::{self, Shared};
-use crate::vocabulary::error::Error;
 use crate::vocabulary::rewriting::HostOperations;
 
 /// A part of a module's memory: one range of one stripe.
@@ -209,7 +209,7 @@ pub(crate) fn plan(
     limit: u64,
     operations: Option<&HostOperations>,
     shared: Shared,
-) -> Result<Layout, Error> {
+) -> Result<Layout, ObjectError> {
     let limit = limit.min(ADDRESS_SPACE);
     let mut layout = Layout {
         parts: [Space::EMPTY; Part::COUNT],
@@ -297,11 +297,11 @@ pub(crate) fn plan(
 }
 
 impl Layout {
-    fn add(&mut self, part: Part, size: u64, align: u64, limit: u64) -> Result<Spot, Error> {
+    fn add(&mut self, part: Part, size: u64, align: u64, limit: u64) -> Result<Spot, ObjectError> {
         let others = self.size();
         let space = &mut self.parts[part.slot()];
         let offset = space.add(size, align).filter(|_| space.size <= limit && others.saturating_add(size) <= limit);
-        let too_large = Error::TooLarge { bytes: others.saturating_add(size), limit };
+        let too_large = ObjectError::TooLarge { bytes: others.saturating_add(size), limit };
         offset.map(|offset| Spot { part, offset }).ok_or(too_large)
     }
 }

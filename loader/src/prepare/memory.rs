@@ -8,9 +8,9 @@ use modload_edit::{Addr, Code, Edit, Rejected, Sink, Window, index, wide};
 use modload_text::{Arena, Describe, Fresh, INT3, Placed, Protected, PublishFailed, Published, Staged, TextLock};
 
 use crate::elf::file::File;
+use crate::prepare::error::PrepareError;
 use crate::prepare::frames::{self, Frames};
 use crate::prepare::layout::{Layout, Part, Space, Spot, THUNK, THUNKS, thunk_code};
-use crate::vocabulary::error::Error;
 use crate::vocabulary::kept::{AllShown, Kept};
 use crate::vocabulary::rewriting::HostOperations;
 
@@ -89,7 +89,7 @@ pub(crate) struct Core {
 pub(crate) type Ranges = [(Addr, u64); Part::COUNT];
 
 /// Takes memory for every part that has something in it.
-pub(crate) fn allocate(arena: &'static Arena, layout: &Layout) -> Result<Staging, Error> {
+pub(crate) fn allocate(arena: &'static Arena, layout: &Layout) -> Result<Staging, PrepareError> {
     let take = |part: Part| Some(layout.parts[part.slot()]).filter(|space| space.size != 0);
     let text = |Space { size, align }| arena.stage_text(size, align.max(16));
     let read_only = |Space { size, align }| arena.stage_read_only(size, align);

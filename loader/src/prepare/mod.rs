@@ -4,6 +4,7 @@
 //! gone: names, parameters, call frames, and what waits for an object of a live patch. A module that other modules use, or a
 //! subscriber, is not known here. Imports `vocabulary` and `elf`.
 
+pub(crate) mod error;
 pub(crate) mod policy;
 pub(crate) mod vague;
 pub(crate) mod layout;

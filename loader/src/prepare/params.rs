@@ -7,9 +7,9 @@ use modload_abi::Param;
 use modload_abi::record::{KparamArray, KparamString, Record};
 use modload_edit::{Addr, index, wide};
 
+use crate::prepare::error::PrepareError;
 use crate::prepare::layout::Part;
 use crate::prepare::memory::Staging;
-use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::param_error::ParamError;
 
@@ -361,7 +361,7 @@ pub(crate) fn parse(
     given: &[String],
     write: &dyn Fn(Addr, &[u8]) -> Option<()>,
     mut unknown: impl FnMut(&str),
-) -> Result<ParamsSet, Error> {
+) -> Result<ParamsSet, PrepareError> {
     let mut set = 0;
     for param in given {
         let (name, value) = split(param);
@@ -369,7 +369,7 @@ pub(crate) fn parse(
             None => unknown(name),
             Some(param) => {
                 let named = param.name.clone();
-                param.set(value, write).map_err(|source| Error::Param { name: named, source })?;
+                param.set(value, write).map_err(|source| PrepareError::Param { name: named, source })?;
                 set += 1;
             }
         }

@@ -6,10 +6,10 @@ use modload_relocs::{Counts, OnDiscarded, Slots, Target};
 
 use crate::elf::file::{File, Relas, Section};
 use crate::prepare::deferred::awaited;
+use crate::prepare::error::{Advice, PrepareError};
 use crate::prepare::layout::Layout;
 use crate::prepare::memory::Staging;
 use crate::prepare::resolved::Resolved;
-use crate::vocabulary::error::{Advice, Error};
 
 /// Applies all relocations. `low` says whether the memory lies in the low 2 GiB.
 pub(crate) fn relocate(
@@ -18,7 +18,7 @@ pub(crate) fn relocate(
     resolved: &Resolved,
     memory: &mut Staging,
     low: bool,
-) -> Result<Counts, Error> {
+) -> Result<Counts, PrepareError> {
     let slots = layout.slots.clone().place(memory.addr(layout.got), memory.addr(layout.plt));
     let symbols = &resolved.symbols[..];
     fill(&slots, file, layout, symbols, memory).map_err(|source| explain(file, source, low))?;
@@ -41,7 +41,7 @@ pub(crate) fn relocate_kept(
     resolved: &Resolved,
     ledger: &mut Ledger<'_, Staging>,
     low: bool,
-) -> Result<(), Error> {
+) -> Result<(), PrepareError> {
     let addr = |ledger: &Ledger<'_, Staging>, spot| ledger.code().addr(spot);
     let (got, plt) = (addr(ledger, layout.got), addr(ledger, layout.plt));
     let slots = layout.slots.clone().place(got, plt);
@@ -101,12 +101,12 @@ fn fill(
     Ok(())
 }
 
-pub(crate) fn explain(file: &File<'_>, source: modload_relocs::Error, low: bool) -> Error {
+pub(crate) fn explain(file: &File<'_>, source: modload_relocs::Error, low: bool) -> PrepareError {
     let site = source.site();
     let mut all = file.relas.iter().chain(&file.klp_relas);
     let target = all.find(|relas| relas.section == site.section).map_or(0, |relas| relas.target);
     let overflow = matches!(source, modload_relocs::Error::Overflow { .. });
-    Error::Relocation {
+    PrepareError::Relocation {
         place: file.display_place(target, site.offset),
         symbol: file.display_name(site.symbol),
         advice: if overflow && !low { Advice::NoLowMemory } else { Advice::None },

@@ -8,12 +8,13 @@ use modload_paravirt::{Direct, call_directly, paravirt};
 use modload_relocs::Value;
 use object::elf;
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::{File, Place, Relas, Sym};
 use crate::elf::sections::whole_records;
 use crate::prepare::deferred::Waiting;
+use crate::prepare::error::PrepareError;
 use crate::prepare::layout::{Layout, THUNK, THUNKS};
 use crate::prepare::memory::Staging;
-use crate::vocabulary::error::Error;
 use crate::vocabulary::rewriting::{Branch, HostOperations, Rewriting, TrampolineCall, record_size};
 
 /// What the engines have found.
@@ -44,7 +45,7 @@ pub(crate) fn specialise(
     code: &mut Ledger<'_, Staging>,
     rewriting: &Rewriting,
     waiting: &Waiting<'_>,
-) -> Result<Specialised, Error> {
+) -> Result<Specialised, PrepareError> {
     let mut specialised = Specialised::default();
     if let (Some(operations), Some((symbol, table))) = (&rewriting.host_operations, layout.operations) {
         let table = code.code().addr(table);
@@ -94,9 +95,9 @@ fn entries(
     table: &Table,
     boundaries: &Boundaries,
     code: &mut Ledger<'_, Staging>,
-) -> Result<u64, Error> {
+) -> Result<u64, PrepareError> {
     let done = alternatives::function_entries(table, boundaries, code);
-    done.map_err(|error| Error::Rewrite { section: name, error: error.into() })?;
+    done.map_err(|error| PrepareError::Rewrite { section: name, error: error.into() })?;
     Ok(u64::from(table.len(8)))
 }
 
@@ -154,7 +155,7 @@ fn call_operations(
     table: Addr,
     operations: &HostOperations,
     code: &mut Ledger<'_, Staging>,
-) -> Result<u64, Error> {
+) -> Result<u64, PrepareError> {
     let mut direct = 0;
     for relas in &file.relas {
         let Some(spot) = layout.section(relas.target) else { continue };
@@ -169,7 +170,7 @@ fn call_operations(
             let entries = i64::try_from(operations.entries.len()).unwrap_or(i64::MAX);
             if offset.is_none_or(|offset| !(0..8 * entries).contains(&offset)) {
                 let why = "it refers to an entry that the host's table does not have";
-                return Err(Error::Unsupported { what: "symbol", name: operations.symbol.clone(), why });
+                return Err(ObjectError::Unsupported { what: "symbol", name: operations.symbol.clone(), why }.into());
             }
             if !spot.part.is_text() {
                 continue;
@@ -183,7 +184,7 @@ fn call_operations(
             let Some(&target) = target.filter(|target| **target != Addr::NULL) else { continue };
             let why = Why { engine: Engine::Paravirt, section: relas.section, record };
             let done = call_directly(operand, target, why, code);
-            let done = done.map_err(|error| Error::Rewrite { section: section::TEXT, error: error.into() })?;
+            let done = done.map_err(|error| PrepareError::Rewrite { section: section::TEXT, error: error.into() })?;
             direct += u64::from(done == Direct::Yes);
         }
     }
@@ -247,9 +248,9 @@ pub(crate) fn follow(
     facts: &Facts,
     rewriting: &Rewriting,
     code: &mut impl Code,
-) -> Result<u64, Error> {
+) -> Result<u64, PrepareError> {
     let Rewriting { profile, operations, .. } = rewriting;
-    let rewritten = |error| Error::Rewrite { section: name, error };
+    let rewritten = |error| PrepareError::Rewrite { section: name, error };
     let records = Ok(u64::from(table.len(record_size(engine, *profile))));
     match engine {
         Engine::Paravirt => {

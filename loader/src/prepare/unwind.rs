@@ -6,17 +6,17 @@ use modload_abi::section;
 use modload_threads::frames;
 
 use crate::elf::file::File;
+use crate::prepare::error::PrepareError;
 use crate::prepare::frames::Plan;
 use crate::prepare::layout::{Layout, Part, Spot, THUNK, THUNKS};
 use crate::prepare::memory::Staging;
 use crate::prepare::tables::tables;
-use crate::vocabulary::error::Error;
 
 /// The texts of a module, in the order of [`Plan`]'s rows.
 const TEXTS: [Part; 2] = [Part::Text, Part::InitText];
 
 /// Reads the module's `.eh_frame`, which is relocated.
-pub(crate) fn plan(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Plan, Error> {
+pub(crate) fn plan(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Plan, PrepareError> {
     let ranges = memory.ranges();
     let texts: [Range<u64>; 2] = TEXTS.map(|part| {
         let (start, len) = ranges[part.slot()];
@@ -28,7 +28,7 @@ pub(crate) fn plan(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result
         start..start + size
     });
     let planned = frames::plan(sections, &branches, &texts)
-        .map_err(|error| Error::Frames { section: section::EH_FRAME, error })?;
+        .map_err(|error| PrepareError::Frames { section: section::EH_FRAME, error })?;
     let mut planned = planned.into_iter().map(|planned| Some(planned).filter(|planned| !planned.is_empty()));
     Ok(Plan(TEXTS.map(|_| planned.next().flatten())))
 }

@@ -14,4 +14,4 @@ pub(crate) mod occupant;
 pub(crate) mod left;
 pub(crate) mod param_error;
 pub(crate) mod deferred_error;
-pub(crate) mod error;
+pub(crate) mod sentence;

@@ -4,6 +4,7 @@ use thiserror::Error;
 
 /// Why a value cannot be taken.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
 pub enum ParamError {
     /// The value is not of the type.
     #[error("\"{value}\" is not {expected}")]

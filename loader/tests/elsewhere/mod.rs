@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use modload_alternatives::Features;
 use modload_edit::Addr;
-use modload_loader::{Error, Kallsyms, Machine, MemoryImage, Placement};
+use modload_loader::{Kallsyms, Machine, MemoryImage, Placement, PrepareError};
 use object::LittleEndian as LE;
 use object::elf::{FileHeader64, SHN_UNDEF, SHT_SYMTAB};
 use object::read::elf::{FileHeader, Sym};
@@ -29,7 +29,7 @@ impl Elsewhere {
         Elsewhere { machine: Machine::new(symbols, Features::NONE), addresses }
     }
 
-    pub(crate) fn image(&self, bytes: &[u8]) -> Result<MemoryImage, Error> {
+    pub(crate) fn image(&self, bytes: &[u8]) -> Result<MemoryImage, PrepareError> {
         let Elsewhere { machine, addresses } = self;
         let placement = Placement { bytes, addresses, percpu: None, size_limit: SIZE_LIMIT.max(wide(bytes)) };
         MemoryImage::of(&placement, machine, |_| Ok(()), |_| {})

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
-use modload::{Coming, Error, Host, Image, Order, Refusal, State, Subscriber, WeakHost};
+use modload::{Coming, Error, Host, Image, Order, Refusal, State, Subscriber, WeakHost, sentence};
 use modload_tests::{Log, Watcher, image, image_from_text};
 
 use crate::scene::{Gate, host};
@@ -31,7 +31,7 @@ fn again(host: &Host, image: Image<'static>) {
         Ok(_) => 0,
         Err(failed) => {
             let errno = failed.error.errno();
-            SAID.lock().unwrap().push(failed.to_string());
+            SAID.lock().unwrap().push(sentence(&failed));
             -errno
         }
     };
@@ -86,7 +86,7 @@ impl Subscriber for Crossing {
             self.both.wait();
             match self.host.upgrade().unwrap().load(&image(other)) {
                 Ok(_) => self.said.push("loaded"),
-                Err(failed) => self.said.push(failed.to_string()),
+                Err(failed) => self.said.push(sentence(&failed)),
             }
         }
         Ok(())

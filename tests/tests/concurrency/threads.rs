@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
-use modload::{Arena, Coming, Error, Host, Module, ModuleInfo, Order, Refusal, Subscriber};
+use modload::{Arena, Coming, Error, Host, Module, ModuleInfo, Order, Refusal, RegistryError, Subscriber};
 use modload_tests::{Chance, image, image_from_text};
 
 use crate::inside::USER;
@@ -170,7 +170,10 @@ pub(crate) fn one_name() {
                             module.unload().unwrap();
                         }
                         Err(failed) => {
-                            assert!(matches!(*failed.error, Error::Exists | Error::Busy), "{failed}");
+                            assert!(
+                                matches!(*failed.error, Error::Registry(RegistryError::Exists | RegistryError::Busy)),
+                                "{failed}"
+                            );
                         }
                     }
                 }

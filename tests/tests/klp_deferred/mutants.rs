@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use modload::{Coming, Image, Refusal, Subscriber, klp_link};
+use modload::{Coming, Image, Refusal, Subscriber, klp_link, sentence};
 use modload_edit::Addr;
 use modload_loader::{External, Externals, Faults, Injected, Loader, Order, Policy, Stage};
 use modload_static_keys::StaticKeys;
@@ -52,7 +52,7 @@ impl Subscriber for Planner {
         let Some(slices) = coming.module().slices() else { return Ok(()) };
         for slice in slices.iter() {
             let found: Vec<_> = slice.wanted().iter().map(|_| Addr::new(0x3456_7890)).collect();
-            let plan = slices.plan(slice, &found).map_err(|error| Refusal::from(error.to_string()))?;
+            let plan = slices.plan(slice, &found).map_err(|error| Refusal::from(sentence(&error)))?;
             plan.net().map_err(|error| Refusal::from(error.to_string()))?;
             assert!(slice.places().count() < 1 << 20);
         }

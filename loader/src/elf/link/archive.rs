@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use object::read::archive::{ArchiveFile, ArchiveKind};
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::{File, Place};
 use crate::elf::link::crel;
 use crate::elf::link::object::{NAMES_LIMIT, Object, inside};
-use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 
 use modload_edit::wide;
@@ -60,19 +60,21 @@ pub(super) enum OfferKind {
 /// A member; one that is no sound object is an error only for who needs it.
 struct Member<'a> {
     name: String,
-    file: Result<File<'a>, Error>,
+    file: Result<File<'a>, ObjectError>,
 }
 
 impl<'a> Archive<'a> {
     /// Reads an archive. `name` is what errors call it; `plain` has its members' relocations written out.
-    pub(super) fn read(name: &str, bytes: &'a [u8], plain: &'a [Plain]) -> Result<Archive<'a>, Error> {
-        let damaged = |_| Error::NotAnObject("a damaged archive");
+    pub(super) fn read(name: &str, bytes: &'a [u8], plain: &'a [Plain]) -> Result<Archive<'a>, ObjectError> {
+        let damaged = |_| ObjectError::NotAnObject("a damaged archive");
         let archive = ArchiveFile::parse(bytes).map_err(damaged)?;
         if archive.is_thin() {
-            return Err(Error::NotAnObject("a thin archive, which only names its members; make one that holds them"));
+            return Err(ObjectError::NotAnObject(
+                "a thin archive, which only names its members; make one that holds them",
+            ));
         }
         if matches!(archive.kind(), ArchiveKind::AixBig | ArchiveKind::Zos | ArchiveKind::Coff) {
-            return Err(Error::NotAnObject("an archive of another system"));
+            return Err(ObjectError::NotAnObject("an archive of another system"));
         }
         let mut found = Archive { members: Vec::new(), index: Vec::new(), places: HashMap::new() };
         let mut names = 0;
@@ -97,7 +99,7 @@ impl<'a> Archive<'a> {
                     let name = symbol.name();
                     names += wide(name.len());
                     if names > NAMES_LIMIT {
-                        return Err(Error::TooLarge { bytes: names, limit: NAMES_LIMIT });
+                        return Err(ObjectError::TooLarge { bytes: names, limit: NAMES_LIMIT });
                     }
                     found.places.entry(name).or_default().push(found.index.len());
                     found.index.push(Offer { name, kind, member: at });
@@ -132,7 +134,7 @@ impl<'a> Archive<'a> {
     }
 
     /// All members.
-    pub(super) fn into_objects(self) -> Result<Vec<Object<'a>>, Error> {
+    pub(super) fn into_objects(self) -> Result<Vec<Object<'a>>, ObjectError> {
         let all = self.members.into_iter().flatten();
         all.map(|Member { name, file }| match file {
             Ok(file) => Ok(Object { name, file }),

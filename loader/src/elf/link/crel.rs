@@ -6,8 +6,8 @@ use modload_edit::{index, wide};
 use object::LittleEndian as LE;
 use object::{elf, pod};
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::string;
-use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 
 /// Size of a section header, and where in it the fields are that change.
@@ -20,7 +20,7 @@ const ENTRY_SIZE: usize = 56;
 
 /// Returns the object with each SHT_CREL section converted to SHT_RELA, or `None` if it has none. The new records are appended to
 /// the file. A file without a readable section table is left to stage *validate*. The result has at most `limit` bytes.
-pub(super) fn written_out(bytes: &[u8], limit: u64) -> Result<Option<Vec<u8>>, Error> {
+pub(super) fn written_out(bytes: &[u8], limit: u64) -> Result<Option<Vec<u8>>, ObjectError> {
     let Some((table, headers)) = headers(bytes) else { return Ok(None) };
     let compact = |header: &&elf::SectionHeader64<LE>| header.sh_type.get(LE).0 == SHT_CREL;
     if !headers.iter().any(|header| compact(&header)) {
@@ -34,11 +34,11 @@ pub(super) fn written_out(bytes: &[u8], limit: u64) -> Result<Option<Vec<u8>>, E
         // Outside of the file: validate names it.
         let Some(section) = section else { return Ok(None) };
         let name = || escaped(string(names, header.sh_name.get(LE)));
-        let relas = decode(section).map_err(|problem| Error::Crel { section: name(), problem })?;
+        let relas = decode(section).map_err(|problem| ObjectError::Crel { section: name(), problem })?;
         new.resize(new.len().next_multiple_of(8), 0);
         let (offset, size) = (wide(new.len()), 24 * wide(relas.len()));
         if offset.saturating_add(size) > limit {
-            return Err(Error::TooLarge { bytes: offset.saturating_add(size), limit });
+            return Err(ObjectError::TooLarge { bytes: offset.saturating_add(size), limit });
         }
         for rela in relas {
             new.extend(rela.offset.to_le_bytes());

@@ -10,12 +10,12 @@ use modload_edit::{index, wide};
 use object::elf;
 use object::write::elf::Rel;
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::{Place, Section, Sym};
 use crate::elf::link::object::Object;
 use crate::elf::link::output::{At, Contents, Key, NewSymbol, Output};
 use crate::elf::link::symbols::{Definition, Global, State, Strength, Symbols};
 use crate::elf::link::write;
-use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 
 /// The flags that mean something to a loader. The others tell linkers what they may do.
@@ -48,7 +48,7 @@ struct Merged<'a> {
 }
 
 /// Makes one object of several, of at most `limit` bytes.
-pub(super) fn merge<'a>(objects: &[Object<'a>], globals: &Symbols<'a>, limit: u64) -> Result<Vec<u8>, Error> {
+pub(super) fn merge<'a>(objects: &[Object<'a>], globals: &Symbols<'a>, limit: u64) -> Result<Vec<u8>, ObjectError> {
     let mut merged = Merged {
         outputs: Vec::new(),
         by_key: HashMap::new(),
@@ -77,21 +77,21 @@ pub(super) fn merge<'a>(objects: &[Object<'a>], globals: &Symbols<'a>, limit: u6
 }
 
 impl<'a> Merged<'a> {
-    fn grow(&mut self, by: u64) -> Result<(), Error> {
+    fn grow(&mut self, by: u64) -> Result<(), ObjectError> {
         self.bytes = self.bytes.saturating_add(by);
         if self.bytes > self.limit {
-            return Err(Error::TooLarge { bytes: self.bytes, limit: self.limit });
+            return Err(ObjectError::TooLarge { bytes: self.bytes, limit: self.limit });
         }
         Ok(())
     }
 
     /// Gives each section of an object its place.
-    fn place(&mut self, number: usize, object: &Object<'a>) -> Result<(), Error> {
+    fn place(&mut self, number: usize, object: &Object<'a>) -> Result<(), ObjectError> {
         let file = &object.file;
         if let Some(section) = file.klp_relas.first().and_then(|relas| file.section(relas.section)) {
             let why =
                 "a live patch cannot be linked with other objects: link them first, and then use `modhost klp-link`";
-            return Err(Error::Unsupported { what: "section", name: escaped(section.name), why });
+            return Err(ObjectError::Unsupported { what: "section", name: escaped(section.name), why });
         }
         let mut pieces = Vec::with_capacity(object.file.sections.len());
         for (at, section) in (0..).zip(&object.file.sections) {
@@ -102,7 +102,7 @@ impl<'a> Merged<'a> {
         Ok(())
     }
 
-    fn place_one(&mut self, section: &Section<'a>, contents: Contents) -> Result<Piece, Error> {
+    fn place_one(&mut self, section: &Section<'a>, contents: Contents) -> Result<Piece, ObjectError> {
         let limit = self.limit;
         let section = &without_terminator(section);
         let output = self.output(Key { name: section.name, flags: known(section.flags), contents }, section.kind);
@@ -112,7 +112,7 @@ impl<'a> Merged<'a> {
         let offset = into.size.checked_next_multiple_of(align);
         let end = offset.and_then(|offset| offset.checked_add(section.size)).filter(|end| *end <= limit);
         let (Some(offset), Some(end)) = (offset, end) else {
-            return Err(Error::TooLarge { bytes: section.size.saturating_add(into.size), limit });
+            return Err(ObjectError::TooLarge { bytes: section.size.saturating_add(into.size), limit });
         };
         let grown = end - into.size;
         into.size = end;
@@ -214,12 +214,12 @@ impl<'a> Merged<'a> {
     }
 
     /// Takes an object's relocations.
-    fn relocate(&mut self, number: usize, object: &Object<'a>, indices: &[u32]) -> Result<(), Error> {
+    fn relocate(&mut self, number: usize, object: &Object<'a>, indices: &[u32]) -> Result<(), ObjectError> {
         for section in object.file.sections.iter().filter(|section| section.kind == elf::SHT_RELA) {
             let piece = self.pieces[number].get(index(section.info.into())).copied().flatten();
             let (Some(target), Some(piece)) = (object.file.section(section.info), piece) else { continue };
             let malformed = |record, field, value, problem| {
-                Err(Error::Malformed { table: "relocation", index: record, field, value, problem })
+                Err(ObjectError::Malformed { table: "relocation", index: record, field, value, problem })
             };
             let Ok(records) = Records::<Rela>::new(section.data) else {
                 return malformed(0, "sh_size", wide(section.data.len()), "no whole number of relocations");

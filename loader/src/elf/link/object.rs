@@ -1,7 +1,7 @@
 //! One object of a link unit, and how errors name it.
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::File;
-use crate::vocabulary::error::Error;
 
 /// The most bytes that all names together may have: names may overlap in a string table, so that a small file can hold
 /// very many.
@@ -16,15 +16,15 @@ pub(super) struct Object<'a> {
 }
 
 impl Object<'_> {
-    pub(super) fn failed(&self, error: Error) -> Error {
+    pub(super) fn failed(&self, error: ObjectError) -> ObjectError {
         inside(&self.name, error)
     }
 }
 
 /// An error of one object of several.
-pub(super) fn inside(object: &str, error: Error) -> Error {
+pub(super) fn inside(object: &str, error: ObjectError) -> ObjectError {
     if object.is_empty() {
         return error;
     }
-    Error::InObject { object: object.to_owned(), error: Box::new(error) }
+    ObjectError::InObject { object: object.to_owned(), error: Box::new(error) }
 }

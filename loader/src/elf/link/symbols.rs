@@ -5,10 +5,10 @@ use std::collections::hash_map::Entry;
 
 use object::elf;
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::{Place, Sym};
 use crate::elf::link::archive::{Offer, OfferKind};
 use crate::elf::link::object::{NAMES_LIMIT, Object};
-use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 
 use modload_edit::wide;
@@ -106,12 +106,12 @@ impl<'a> Symbols<'a> {
     }
 
     /// Takes the global symbols of the next object, behind `before`.
-    pub(super) fn add(&mut self, before: &[Object<'a>], object: &Object<'a>) -> Result<(), Error> {
+    pub(super) fn add(&mut self, before: &[Object<'a>], object: &Object<'a>) -> Result<(), ObjectError> {
         for (symbol_index, symbol) in object.file.symbols().skip(1) {
             let name = symbol.name();
             self.names += wide(name.len());
             if self.names > NAMES_LIMIT {
-                return Err(object.failed(Error::TooLarge { bytes: self.names, limit: NAMES_LIMIT }));
+                return Err(object.failed(ObjectError::TooLarge { bytes: self.names, limit: NAMES_LIMIT }));
             }
             if symbol.bind == elf::STB_LOCAL {
                 continue;
@@ -127,7 +127,7 @@ impl<'a> Symbols<'a> {
             }
             global.state = global.state.with(said).map_err(|earlier| {
                 let first = before.get(earlier.object).map_or_else(|| object.name.clone(), |first| first.name.clone());
-                Error::DefinedTwice { symbol: escaped(name), first, second: object.name.clone() }
+                ObjectError::DefinedTwice { symbol: escaped(name), first, second: object.name.clone() }
             })?;
             if global.asks() && !asked {
                 self.newly_undefined.push(number);

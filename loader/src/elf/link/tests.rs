@@ -14,8 +14,8 @@ use object::write::{Object as NewObject, Symbol as NewSymbol, SymbolSection};
 use object::{Architecture, BinaryFormat, Endianness, SymbolFlags, SymbolKind, SymbolScope};
 
 use super::{Input, link};
+use crate::elf::error::ObjectError;
 use crate::elf::file::{File, Place};
-use crate::vocabulary::error::Error;
 
 const LIMIT: u64 = 1 << 30;
 
@@ -140,7 +140,7 @@ fn modules_of_the_sdk_are_merged_as_ld_does() {
         check(&format!("{compiler:?}"), &objects[1..3]);
         let inputs = objects.iter().map(|path| input(path)).collect::<Vec<_>>();
         let refused = link(&inputs, &[], LIMIT).unwrap_err();
-        assert!(matches!(&refused, Error::DefinedTwice { symbol, .. } if symbol == "init_module"), "{refused}");
+        assert!(matches!(&refused, ObjectError::DefinedTwice { symbol, .. } if symbol == "init_module"), "{refused}");
     }
 }
 
@@ -269,7 +269,7 @@ fn members_are_taken_as_ld_does() {
                 linked += 1;
                 taken += theirs.len() - 1;
             }
-            (Err(Error::DefinedTwice { .. }), None) => refused += 1,
+            (Err(ObjectError::DefinedTwice { .. }), None) => refused += 1,
             (ours, theirs) => panic!("round {round}: {ours:?} here, {theirs:?} there"),
         }
     }

@@ -7,8 +7,8 @@ use object::elf;
 use object::write::StringId;
 use object::write::elf::{FileHeader, SectionHeader, SectionIndex, Sym, Writer};
 
+use crate::elf::error::ObjectError;
 use crate::elf::link::output::{At, Contents, NewSymbol, Output};
-use crate::vocabulary::error::Error;
 
 /// What fills the gaps between pieces of text.
 const INT3: u8 = 0xcc;
@@ -23,7 +23,7 @@ struct Place {
 }
 
 /// Writes an object. The first `locals` symbols are local, the null symbol, which `symbols` does not have, counted.
-pub(super) fn write(outputs: &[Output<'_>], symbols: &[NewSymbol<'_>], locals: u32) -> Result<Vec<u8>, Error> {
+pub(super) fn write(outputs: &[Output<'_>], symbols: &[NewSymbol<'_>], locals: u32) -> Result<Vec<u8>, ObjectError> {
     let rela_names: Vec<Vec<u8>> =
         outputs.iter().map(|output| [section::RELA_PREFIX.as_bytes(), output.key.name].concat()).collect();
     let mut bytes = Vec::new();
@@ -44,7 +44,7 @@ pub(super) fn write(outputs: &[Output<'_>], symbols: &[NewSymbol<'_>], locals: u
     writer.reserve_shstrtab_section_index();
     writer.reserve_symtab();
     writer.reserve_symtab_shndx();
-    let too_large = |_| Error::NotAnObject("more than one object can hold");
+    let too_large = |_| ObjectError::NotAnObject("more than one object can hold");
     writer.reserve_strtab().map_err(too_large)?;
     writer.reserve_shstrtab().map_err(too_large)?;
     writer.reserve_section_headers();

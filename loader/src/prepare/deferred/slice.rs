@@ -12,11 +12,11 @@ use modload_relocs::{OnDiscarded, Slots, Symbol, SymbolKind, Target};
 use super::waiting::TABLES;
 use super::{Waiting, awaited, waiting};
 use crate::elf::file::File;
+use crate::prepare::error::{Advice, PrepareError};
 use crate::prepare::layout::{Layout, Part};
 use crate::prepare::memory::Staging;
 use crate::prepare::resolved::{Resolved, picked};
 use crate::prepare::specialise;
-use crate::vocabulary::error::{Advice, Error};
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::rewriting::{Rewriting, TrampolineCall, record_size};
 
@@ -92,7 +92,7 @@ impl Slices {
         resolved: &Resolved,
         ledger: &Ledger<'_, Staging>,
         rewriting: &Rewriting,
-    ) -> Result<Option<Box<Slices>>, Error> {
+    ) -> Result<Option<Box<Slices>>, PrepareError> {
         if waiting.objects.is_empty() {
             return Ok(None);
         }
@@ -141,8 +141,8 @@ impl Slices {
     /// [wants](Slice::wanted). The same stages run as when a module is loaded, in the same order.
     ///
     /// # Errors
-    /// [`Error::Relocation`], [`Error::Rewrite`]: as of a load.
-    pub fn plan(&self, slice: &Slice, found: &[Addr]) -> Result<SlicePlan<'_>, Error> {
+    /// [`PrepareError::Relocation`], [`PrepareError::Rewrite`]: as of a load.
+    pub fn plan(&self, slice: &Slice, found: &[Addr]) -> Result<SlicePlan<'_>, PrepareError> {
         let mut symbols = self.symbols.clone();
         for (wanted, addr) in slice.wanted.iter().zip(found) {
             if let Some(symbol) = symbols.get_mut(index(wanted.index.into())) {
@@ -250,10 +250,10 @@ impl Slice {
         text.flat_map(|relas| relas.records().map(|rela| relas.addr + rela.offset))
     }
 
-    fn failed(&self, relas: &OwnRelas, error: modload_relocs::Error) -> Error {
+    fn failed(&self, relas: &OwnRelas, error: modload_relocs::Error) -> PrepareError {
         let site = *error.site();
         let named = self.wanted.iter().find(|symbol| symbol.index == site.symbol);
-        Error::Relocation {
+        PrepareError::Relocation {
             place: format!("{}+{:#x}", relas.target, site.offset),
             symbol: named.map_or_else(String::new, |symbol| escaped(&symbol.name)),
             error: Box::new(error),
@@ -261,9 +261,9 @@ impl Slice {
         }
     }
 
-    fn not_written(&self, symbol: &[u8], error: &Rejected) -> Error {
+    fn not_written(&self, symbol: &[u8], error: &Rejected) -> PrepareError {
         let name = format!("{} of {}", escaped(symbol), self.object);
-        Error::Rewrite { section: ".got", error: format!("the slot of {name}: {error}").into() }
+        PrepareError::Rewrite { section: ".got", error: format!("the slot of {name}: {error}").into() }
     }
 }
 

@@ -9,10 +9,10 @@ use modload_relocs::{Reason, Site, Value};
 
 use super::{awaited, overlaps};
 use crate::elf::file::{File, Relas};
+use crate::prepare::error::{Advice, PrepareError};
 use crate::prepare::layout::Layout;
 use crate::prepare::memory::Staging;
 use crate::vocabulary::deferred_error::DeferredError;
-use crate::vocabulary::error::{Advice, Error};
 use crate::vocabulary::rewriting::record_size;
 
 /// The tables whose records can wait.
@@ -73,7 +73,7 @@ impl<'a> Waiting<'a> {
         layout: &Layout,
         memory: &Staging,
         profile: Profile,
-    ) -> Result<Waiting<'a>, Error> {
+    ) -> Result<Waiting<'a>, PrepareError> {
         let mut waiting = Waiting::default();
         for relas in &file.klp_relas {
             let Some(object) = awaited(file, relas) else { continue };
@@ -102,14 +102,14 @@ impl<'a> Waiting<'a> {
         memory: &Staging,
         relas: &Relas<'a>,
         object: usize,
-    ) -> Result<(), Error> {
+    ) -> Result<(), PrepareError> {
         let Some(spot) = layout.section(relas.target) else { return Ok(()) };
         let start = memory.addr(spot);
         let size = file.section(relas.target).map_or(0, |section| wide(section.data.len()));
         for (record, rela) in (0..).zip(relas.records.iter()) {
             let site =
                 Site { section: relas.section, record, raw: rela.kind, offset: rela.offset, symbol: rela.symbol };
-            let failed = |error: modload_relocs::Error| Error::Relocation {
+            let failed = |error: modload_relocs::Error| PrepareError::Relocation {
                 place: file.display_place(relas.target, rela.offset),
                 symbol: file.display_name(rela.symbol),
                 error: Box::new(error),
@@ -140,7 +140,7 @@ impl<'a> Waiting<'a> {
         layout: &Layout,
         memory: &Staging,
         profile: Profile,
-    ) -> Result<(), Error> {
+    ) -> Result<(), PrepareError> {
         let mut others = Vec::new();
         for (section, (contents, spot)) in (0..).zip(file.sections.iter().zip(&layout.sections)) {
             let named = TABLES.iter().find(|(_, name)| contents.name == name.as_bytes());
@@ -191,7 +191,7 @@ impl<'a> Waiting<'a> {
     }
 
     /// The object on which a record depends by any of these bytes.
-    fn object_of(&self, entry: &Entry, extents: &[Extent]) -> Result<Option<usize>, Error> {
+    fn object_of(&self, entry: &Entry, extents: &[Extent]) -> Result<Option<usize>, PrepareError> {
         let mut fields = extents.iter().flat_map(|extent| self.fields(*extent));
         let Some(first) = fields.next() else { return Ok(None) };
         match fields.find(|field| field.object != first.object) {
@@ -200,7 +200,7 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    fn two_objects(&self, entry: &Entry, first: usize, second: usize) -> Error {
+    fn two_objects(&self, entry: &Entry, first: usize, second: usize) -> PrepareError {
         let name = |object: usize| self.objects[object].to_owned();
         let (section, record) = (entry.name, entry.number);
         DeferredError::TwoObjects { section, record, first: name(first), second: name(second) }.into()
@@ -240,7 +240,7 @@ impl<'a> Waiting<'a> {
 
     /// Refuses what has been rewritten by engines that did not wait: a relocation that comes later would be written over
     /// it, or a record followed whose turn was before.
-    pub(super) fn check(&self, file: &File<'_>, memory: &Staging, edits: &Edits) -> Result<(), Error> {
+    pub(super) fn check(&self, file: &File<'_>, memory: &Staging, edits: &Edits) -> Result<(), PrepareError> {
         for field in &self.fields {
             let touching = edits.touching(field.extent.0, field.extent.1);
             if let Some(first) = touching.first() {
@@ -264,7 +264,7 @@ impl<'a> Waiting<'a> {
         Ok(())
     }
 
-    fn rewritten(&self, late: String, object: usize, first: &Edit<'_>, memory: &Staging) -> Error {
+    fn rewritten(&self, late: String, object: usize, first: &Edit<'_>, memory: &Staging) -> PrepareError {
         let shown = |bytes: &[u8]| format!("{bytes:02x?} ({})", disassembled(first.at, bytes));
         let (object, new) = (self.objects[object].to_owned(), Code::bytes(memory, first.at, first.new.len()));
         let (old, new) = (shown(first.old), shown(new.unwrap_or(first.new)));

@@ -6,8 +6,9 @@ use modload_abi::section;
 use modload_edit::{Addr, Table, wide};
 use object::elf;
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::{File, Section};
-use crate::vocabulary::error::Error;
+use crate::prepare::error::PrepareError;
 use crate::vocabulary::escape::escaped;
 
 const PAGE: u64 = 4096;
@@ -56,7 +57,7 @@ fn is_placed(section: &Section<'_>) -> bool {
 
 /// The address of each section, by index. Linux's `layout_sections` says how far they are from each other; one that is
 /// given says where all of its part are.
-pub(super) fn places(file: &File<'_>, given: &HashMap<String, Addr>) -> Result<Vec<Option<Addr>>, Error> {
+pub(super) fn places(file: &File<'_>, given: &HashMap<String, Addr>) -> Result<Vec<Option<Addr>>, PrepareError> {
     let offsets = offsets(file)?;
     let address = |section: &Section<'_>| given.get(std::str::from_utf8(section.name).ok()?).copied();
     let base = |wanted: Part| {
@@ -77,14 +78,16 @@ pub(super) fn places(file: &File<'_>, given: &HashMap<String, Addr>) -> Result<V
         match address(section).or(laid_out) {
             Some(at) => Ok(Some(at)),
             None if section.size == 0 => Ok(None),
-            None => Err(Error::NoAddress { section: escaped(section.name), problem: "no address is given for it" }),
+            None => {
+                Err(PrepareError::NoAddress { section: escaped(section.name), problem: "no address is given for it" })
+            }
         }
     });
     placed.collect()
 }
 
 /// Each section's distance from the beginning of its part.
-fn offsets(file: &File<'_>) -> Result<Vec<Option<u64>>, Error> {
+fn offsets(file: &File<'_>) -> Result<Vec<Option<u64>>, PrepareError> {
     let mut offsets = vec![None; file.sections.len()];
     for wanted in [Part::Core, Part::Init] {
         let mut size = 0_u64;
@@ -96,11 +99,11 @@ fn offsets(file: &File<'_>) -> Result<Vec<Option<u64>>, Error> {
                 let offset = size.checked_next_multiple_of(section.align);
                 let end = offset.and_then(|offset| offset.checked_add(section.size));
                 let (Some(offset), Some(end)) = (offset, end) else {
-                    return Err(Error::TooLarge { bytes: section.size, limit: u64::MAX });
+                    return Err(ObjectError::TooLarge { bytes: section.size, limit: u64::MAX }.into());
                 };
                 (*place, size) = (Some(offset), end);
             }
-            size = size.checked_next_multiple_of(PAGE).ok_or(Error::TooLarge { bytes: size, limit: u64::MAX })?;
+            size = size.checked_next_multiple_of(PAGE).ok_or(ObjectError::TooLarge { bytes: size, limit: u64::MAX })?;
         }
     }
     Ok(offsets)

@@ -6,8 +6,8 @@ use modload_edit::{Addr, Ledger, Space};
 use super::machine::Machine;
 use super::{place, sort};
 use crate::elf::file::File;
+use crate::prepare::error::PrepareError;
 use crate::prepare::specialise::{follow, in_order, tables};
-use crate::vocabulary::error::Error;
 
 /// Runs every engine for whose records the file has a section, and sorts what Linux sorts.
 pub(super) fn rewrite(
@@ -16,7 +16,7 @@ pub(super) fn rewrite(
     machine: &Machine,
     code: &mut Ledger<'_, Space>,
     share: &mut impl FnMut(&'static str),
-) -> Result<(), Error> {
+) -> Result<(), PrepareError> {
     let table = |name| place::table(file, places, name).filter(|table| !table.is_empty());
     if let Some(table) = table(section::EX_TABLE) {
         sort::ex_table(&table, code)?;

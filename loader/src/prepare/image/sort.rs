@@ -2,9 +2,9 @@
 //! when a record moves. Linux sorts with a heapsort, which is not stable, and one of its comparisons is not even
 //! consistent: to get the same order among equals takes the same sequence of comparisons.
 
+use crate::elf::error::ObjectError;
+use crate::prepare::error::PrepareError;
 use modload_edit::{Addr, Code, Engine, Table, Why, wide, write};
-
-use crate::vocabulary::error::Error;
 
 /// Sorts `order`, which holds indices, as Linux's `sort` would: bottom-up heapsort. `not_less(a, b)` says whether a
 /// comes behind b or is equal, for the comparison's `>= 0`.
@@ -54,11 +54,11 @@ fn rewrite<const SIZE: usize>(
     table: &Table,
     records: impl IntoIterator<Item = [u8; SIZE]>,
     code: &mut impl Code,
-) -> Result<(), Error> {
+) -> Result<(), PrepareError> {
     for (record, bytes) in (0..).zip(records) {
         let why = Why { engine: Engine::Sort, section: table.section, record };
         write(code, table.at + wide(SIZE) * u64::from(record), &bytes, why)
-            .map_err(|error| Error::Rewrite { section: "a sorted table", error: error.into() })?;
+            .map_err(|error| PrepareError::Rewrite { section: "a sorted table", error: error.into() })?;
     }
     Ok(())
 }
@@ -81,7 +81,7 @@ fn way(from: usize, to: usize, size: usize) -> i64 {
 }
 
 /// `__ex_table`: by the address of the instruction. Linux's `sort_extable`.
-pub(super) fn ex_table(table: &Table, code: &mut impl Code) -> Result<(), Error> {
+pub(super) fn ex_table(table: &Table, code: &mut impl Code) -> Result<(), PrepareError> {
     const SIZE: usize = 12;
     let records = records::<SIZE>(table, code);
     let insn: Vec<Addr> = (0..).zip(&records).map(|(n, record)| place(table, n, SIZE, record)).collect();
@@ -102,16 +102,17 @@ fn place(table: &Table, number: u64, size: usize, record: &[u8]) -> Addr {
 
 /// `.orc_unwind_ip` and `.orc_unwind` together: by the address of the code. Linux's `unwind_module_init`, whose
 /// comparison calls equal addresses less or greater, by what stands in the first record's row.
-pub(super) fn orc(ip: &Table, rows: &Table, code: &mut impl Code) -> Result<(), Error> {
+pub(super) fn orc(ip: &Table, rows: &Table, code: &mut impl Code) -> Result<(), PrepareError> {
     const IP: usize = 4;
     const ROW: usize = 6;
     let (ips, orcs) = (records::<IP>(ip, code), records::<ROW>(rows, code));
     if ips.len() != orcs.len() {
-        return Err(Error::BadRecord {
+        return Err(ObjectError::BadRecord {
             section: modload_abi::section::ORC_UNWIND,
             record: orcs.len(),
             problem: "there is not one row for each place",
-        });
+        }
+        .into());
     }
     let places: Vec<Addr> = (0..).zip(&ips).map(|(n, record)| place(ip, n, IP, record)).collect();
     // Undefined stack pointer (low four bits of byte 4) and no end (bit 2 of byte 5): a gap between objects.
@@ -132,7 +133,7 @@ pub(super) fn orc(ip: &Table, rows: &Table, code: &mut impl Code) -> Result<(), 
 }
 
 /// `__mcount_loc`: addresses, ascending.
-pub(super) fn addresses(table: &Table, code: &mut impl Code) -> Result<(), Error> {
+pub(super) fn addresses(table: &Table, code: &mut impl Code) -> Result<(), PrepareError> {
     let mut records = records::<8>(table, code);
     records.sort_by_key(|bytes| u64::from_le_bytes(*bytes));
     rewrite(table, records, code)

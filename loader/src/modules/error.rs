@@ -1,0 +1,51 @@
+//! Why the registry or a subscriber refuses a module.
+
+use std::fmt;
+
+use thiserror::Error;
+
+use crate::vocabulary::sentence::{List, sentence};
+
+/// Why the registry or a subscriber refuses a module.
+#[derive(Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// A module of this name is LIVE (EEXIST).
+    #[error("a module of this name is already loaded")]
+    Exists,
+    /// A module of this name is going, or its load failed while we waited (EBUSY).
+    #[error("a module of this name is being unloaded, or has just failed to load")]
+    Busy,
+    /// To wait would be to wait for oneself.
+    #[error("waiting would never end: {}", List(.0, ", which waits for "))]
+    Cycle(Vec<String>),
+    /// A subscriber of the coming chain said no.
+    #[error("refused by {subscriber}: {reason}")]
+    Refused {
+        /// Who.
+        subscriber: String,
+        /// Why.
+        reason: String,
+        /// The error number it gave, if it is a C subscriber.
+        errno: Option<i32>,
+    },
+}
+
+impl fmt::Debug for RegistryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&sentence(self))
+    }
+}
+
+impl RegistryError {
+    /// Returns the error number that Linux's `init_module(2)` gives for this.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            RegistryError::Exists => libc::EEXIST,
+            RegistryError::Busy => libc::EBUSY,
+            RegistryError::Cycle(_) => libc::EDEADLK,
+            RegistryError::Refused { errno, .. } => errno.unwrap_or(libc::EPERM),
+        }
+    }
+}

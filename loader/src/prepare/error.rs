@@ -1,0 +1,160 @@
+//! Why a module cannot be prepared in memory.
+
+use std::fmt;
+
+use modload_text::{OutOfMemory, PublishFailed};
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::elf::error::ObjectError;
+use crate::vocabulary::deferred_error::DeferredError;
+use crate::vocabulary::param_error::ParamError;
+use crate::vocabulary::sentence::{List, sentence};
+
+/// A symbol that nobody defines.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Unresolved {
+    /// Its name, escaped.
+    pub symbol: String,
+    /// Where it is used first: `.text+0x1c in greet_init`. Empty if no relocation uses it.
+    pub used_at: String,
+    /// How many relocations use it.
+    pub uses: u64,
+    /// A known name that is much like it.
+    pub nearest: Option<String>,
+    /// What stands in the way, if it is there but cannot be used.
+    pub because: Option<&'static str>,
+}
+
+impl fmt::Display for Unresolved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.symbol)?;
+        if let Some(because) = self.because {
+            write!(f, " ({because})")?;
+        }
+        if !self.used_at.is_empty() {
+            write!(f, " used at {}", self.used_at)?;
+        }
+        if self.uses > 1 {
+            write!(f, " and {} more", self.uses - 1)?;
+        }
+        match &self.nearest {
+            Some(nearest) => write!(f, " (did you mean \"{nearest}\"?)"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The way out of a relocation that does not reach.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Advice {
+    /// What the relocation's own error says is all there is to say.
+    None,
+    /// The arena is not in the low 2 GiB, which 32-bit absolute fields need.
+    NoLowMemory,
+}
+
+/// Why a module cannot be prepared in memory.
+#[derive(Error)]
+#[non_exhaustive]
+pub enum PrepareError {
+    /// The object file cannot be used.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// No memory.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// Symbols that nobody defines: all of them.
+    #[error("{} unresolved symbol{}: {}", .0.len(), if .0.len() == 1 { "" } else { "s" }, List(.0, "; "))]
+    Unresolved(Vec<Unresolved>),
+    /// A relocation cannot be done.
+    #[error("{}{}", relocation(.place, .symbol, .error), match .advice {
+        Advice::None => "",
+        Advice::NoLowMemory => " (no address space could be had in the low 2 GiB)",
+    })]
+    Relocation {
+        /// Section and offset: `.text+0x1c`.
+        place: String,
+        /// The symbol's name, escaped; a section's own name for its section symbol.
+        symbol: String,
+        /// Which and why.
+        error: Box<modload_relocs::Error>,
+        /// More to say.
+        advice: Advice,
+    },
+    /// Where a section stands is not known, or cannot be.
+    #[error("section \"{section}\": {problem}")]
+    NoAddress {
+        /// Which.
+        section: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A record by which code is to be rewritten cannot be followed.
+    #[error("section \"{section}\"")]
+    Rewrite {
+        /// Which section it is in.
+        section: &'static str,
+        /// Which record, and what is wrong.
+        #[source]
+        error: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// What waits for an object of a live patch cannot be held back.
+    #[error(transparent)]
+    Deferred(Box<DeferredError>),
+    /// The module's call frame information cannot be used.
+    #[error("section \"{section}\"")]
+    Frames {
+        /// The section's name.
+        section: &'static str,
+        /// What is wrong with it.
+        #[source]
+        error: modload_threads::frames::Malformed,
+    },
+    /// The text or the read-only data did not get to its place.
+    #[error(transparent)]
+    Publish(#[from] PublishFailed),
+    /// A parameter's value cannot be taken.
+    #[error("parameter \"{name}\"")]
+    Param {
+        /// Which.
+        name: String,
+        /// Why.
+        source: ParamError,
+    },
+    /// ro_after_init data could not be protected.
+    #[error("making ro_after_init data read-only")]
+    Protect(#[source] std::io::Error),
+}
+
+impl fmt::Debug for PrepareError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&sentence(self))
+    }
+}
+
+/// The text of a relocation's error, with the names of its section and symbol.
+fn relocation(place: &str, symbol: &str, error: &modload_relocs::Error) -> String {
+    format!("{} at {place} against \"{symbol}\": {}", error.site().kind(), error.problem())
+}
+
+impl From<DeferredError> for PrepareError {
+    fn from(error: DeferredError) -> PrepareError {
+        PrepareError::Deferred(Box::new(error))
+    }
+}
+
+impl PrepareError {
+    /// Returns the error number that Linux's `init_module(2)` gives for this.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            PrepareError::Object(error) => error.errno(),
+            PrepareError::OutOfMemory(_) | PrepareError::Publish(_) | PrepareError::Protect(_) => libc::ENOMEM,
+            PrepareError::Unresolved(_) => libc::ENOENT,
+            PrepareError::Param { .. } => libc::EINVAL,
+            _ => libc::ENOEXEC,
+        }
+    }
+}
