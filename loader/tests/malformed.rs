@@ -1,5 +1,5 @@
-//! Files that are not what they should be: an error that says where, never a panic, and nothing left behind. Nothing of
-//! the modules is run: every load is made to fail before its text is published, if it gets so far.
+//! Malformed files: an error names the place, nothing panics, and nothing is left. No code of a module runs: every load
+//! is made to fail before the text is published, at the latest.
 
 use std::fs;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,7 +30,7 @@ impl Bench {
     /// Loads as far as nothing runs; demands that nothing is left.
     fn load(&self, bytes: &[u8]) -> LoadError {
         let before = Arena::get().unwrap().usage().map(|stripe| (stripe.used, stripe.free));
-        // SAFETY: nothing of it is run: see `BeforeRunning`.
+        // SAFETY: no code of the image runs: see `BeforeRunning`.
         let image = unsafe { Image::trusted(bytes) }.named("mutant");
         let error = self.loader.load_module_with(&image, &BeforeRunning).expect_err("it is made to fail at the latest");
         let after = Arena::get().unwrap().usage().map(|stripe| (stripe.used, stripe.free));
@@ -84,7 +84,7 @@ fn sections_of_any_size_are_too_large_whatever_the_limit() {
     for text in cases {
         let object = object_from_text("large", Language::Assembler, &text, Compiler::Cc, &[]).unwrap();
         let bytes = fs::read(object).unwrap();
-        // SAFETY: nothing of it is run: see `BeforeRunning`.
+        // SAFETY: no code of the image runs: see `BeforeRunning`.
         let image = unsafe { Image::trusted(&bytes[..]) };
         let error = loader.load_module_with(&image, &BeforeRunning).unwrap_err();
         assert!(
@@ -197,7 +197,7 @@ fn other_kinds_of_files_are_named() {
     }
 }
 
-/// Offset of the header of the first section for which `wanted` says yes of its type.
+/// Returns the offset of the first section header whose type `wanted` accepts.
 fn section_header(bytes: &[u8], wanted: impl Fn(u32) -> bool) -> usize {
     let table = word(bytes, 40);
     let kind = |at: usize| u32::from_le_bytes(bytes[at + 4..at + 8].try_into().unwrap());
@@ -275,8 +275,7 @@ fn sections_that_share_bytes_are_refused() {
     assert!(error.contains("overlaps the contents of another section"), "{error}");
 }
 
-/// Every byte of the tables, and a part of all others, is changed in three ways: whatever comes of it, no panic and
-/// nothing left.
+/// Changes every byte of the tables, and a part of all other bytes, in three ways: nothing panics and nothing is left.
 #[test]
 fn changed_bytes_never_do_more_than_fail() {
     let bench = Bench::new();

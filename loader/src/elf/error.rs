@@ -1,4 +1,4 @@
-//! Why an object file cannot be used: what is wrong with its bytes.
+//! Reasons why an object file cannot be used.
 
 use std::fmt;
 
@@ -20,11 +20,11 @@ pub enum ObjectError {
         table: &'static str,
         /// Which entry.
         index: usize,
-        /// Which field, by its name in the ELF specification.
+        /// The field, by the name that the ELF specification uses.
         field: &'static str,
-        /// What it holds.
+        /// The value of the field.
         value: u64,
-        /// What is wrong with that.
+        /// The rule that the value breaks.
         problem: &'static str,
     },
     /// The file holds something that this version does not do.
@@ -32,9 +32,9 @@ pub enum ObjectError {
     Unsupported {
         /// `section`, `symbol`, `modinfo`.
         what: &'static str,
-        /// Its name, escaped.
+        /// The name, escaped.
         name: String,
-        /// What is not done.
+        /// The reason why this is not supported.
         why: &'static str,
     },
     /// A section has a type that cannot be followed.
@@ -44,7 +44,7 @@ pub enum ObjectError {
         section: String,
         /// `sh_type`.
         number: u32,
-        /// The type's name, if it has one.
+        /// The name of the type, if there is one.
         kind: Option<&'static str>,
         /// Why not.
         why: &'static str,
@@ -58,7 +58,7 @@ pub enum ObjectError {
     PartOfRecord {
         /// The section's name, escaped.
         section: String,
-        /// Its size in bytes.
+        /// The size of the section in bytes.
         size: u64,
         /// The size of a record.
         record: u64,
@@ -70,7 +70,7 @@ pub enum ObjectError {
         section: &'static str,
         /// Which record, from 0.
         record: usize,
-        /// What is wrong with it.
+        /// The rule that the record breaks.
         problem: &'static str,
     },
     /// A section of compact relocations cannot be read.
@@ -78,7 +78,7 @@ pub enum ObjectError {
     Crel {
         /// The section's name, escaped.
         section: String,
-        /// What is wrong with it.
+        /// The rule that the section breaks.
         problem: modload_abi::crel::Problem,
     },
     /// The file's sections are larger than the policy allows.
@@ -94,7 +94,7 @@ pub enum ObjectError {
     BadName {
         /// The name, escaped.
         name: String,
-        /// What is wrong with it.
+        /// The rule that the name breaks.
         why: &'static str,
     },
     /// One object of several is at fault.
@@ -102,7 +102,7 @@ pub enum ObjectError {
     InObject {
         /// Which: `add.o`, or `libfoo.a(add.o)`.
         object: String,
-        /// What is wrong with it.
+        /// The error in the object.
         #[source]
         error: Box<ObjectError>,
     },

@@ -1,5 +1,5 @@
-//! A relocatable object that has been checked, and what can be asked of it. The checks are in `validate.rs`; nothing
-//! here indexes by a number that they have not seen.
+//! A checked relocatable object, and questions about its contents. The checks are in `validate.rs`. No code here uses
+//! an index that `validate.rs` has not checked.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -28,7 +28,7 @@ pub struct File<'a> {
     /// Whether any symbol is a live patch's.
     pub(crate) has_klp_symbols: bool,
     pub(crate) groups: Vec<Group<'a>>,
-    /// The relocation sections whose target is kept.
+    /// The relocation sections of kept sections.
     pub(crate) relas: Vec<Relas<'a>>,
     /// The same that a live patch applies: `.klp.rela.OBJECT.SECTION`.
     pub(crate) klp_relas: Vec<Relas<'a>>,
@@ -37,7 +37,7 @@ pub struct File<'a> {
 /// One section.
 #[derive(Clone, Copy, Debug)]
 pub struct Section<'a> {
-    /// Its name.
+    /// Name of the section.
     pub name: &'a [u8],
     /// `sh_type`.
     pub kind: elf::SectionType,
@@ -53,11 +53,11 @@ pub struct Section<'a> {
     pub(crate) link: u32,
     /// `sh_info`.
     pub(crate) info: u32,
-    /// Whether it is part of the module: allocated, and not of a group that another one has taken the place of.
+    /// Whether the section is part of the module: allocated, and not replaced by a section of another COMDAT group.
     pub kept: bool,
-    /// Whether it is of a group that another one has taken the place of.
+    /// Whether a section of another COMDAT group has replaced this one.
     pub(crate) repeated: bool,
-    /// Whether it is of a COMDAT group: other modules may define the same.
+    /// Whether the section belongs to a COMDAT group: other modules may define the same symbols.
     pub(crate) comdat: bool,
 }
 
@@ -72,9 +72,9 @@ pub(crate) struct Group<'a> {
 /// A section of relocations.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Relas<'a> {
-    /// Its index.
+    /// Index of this section.
     pub(crate) section: u32,
-    /// Index of the section it relocates.
+    /// Index of the section to be relocated.
     pub(crate) target: u32,
     pub(crate) records: Records<'a, Rela>,
 }
@@ -82,7 +82,7 @@ pub(crate) struct Relas<'a> {
 /// A symbol of the file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sym<'a> {
-    /// From the beginning of its name to the end of the string table.
+    /// The string table, from the beginning of the name.
     name_and_rest: &'a [u8],
     pub(crate) value: u64,
     pub(crate) size: u64,
@@ -93,7 +93,7 @@ pub(crate) struct Sym<'a> {
 }
 
 impl<'a> Sym<'a> {
-    /// Its name. Its end is looked for each time: most symbols of a load are never asked for theirs.
+    /// Name of the symbol. Each call searches the end of the name again, because a load needs the names of few symbols.
     #[inline]
     pub(crate) fn name(&self) -> &'a [u8] {
         until_nul(self.name_and_rest)
@@ -111,7 +111,7 @@ pub(crate) enum Place {
     Undefined,
     Absolute,
     Common,
-    /// A live patch's, which says in its name whose it is.
+    /// A symbol of a live patch. The name of the symbol says which object owns the symbol.
     Livepatch,
     Section(u32),
 }
@@ -150,7 +150,7 @@ impl<'a> File<'a> {
         })
     }
 
-    /// Whether a symbol's address is none of the module's own: it is undefined, or a mere number.
+    /// Whether a symbol is undefined or absolute, so that the address is not in this module.
     #[inline]
     pub(crate) fn is_from_outside(&self, at: u32) -> bool {
         let place = self.symbols.get(index(at.into())).map(|symbol| symbol.st_shndx.get(LE));
@@ -173,7 +173,7 @@ impl<'a> File<'a> {
         self.sections.get(index(at.into()))
     }
 
-    /// Drops a group, because another one has taken its place.
+    /// Drops a group that another group has replaced.
     pub(crate) fn drop_group(&mut self, members: &[U32<LE>]) {
         for member in members {
             if let Some(section) = self.sections.get_mut(index(member.get(LE).into())) {
@@ -198,8 +198,8 @@ impl<'a> File<'a> {
         dropped
     }
 
-    /// Drops what tells of sections that were dropped with their groups: SHF_LINK_ORDER. A table of function entries stays, since
-    /// gcc 12 writes records of other functions into it: those of dropped functions are left zero.
+    /// Drops sections that describe dropped sections (SHF_LINK_ORDER). A table of function entries is kept, because gcc
+    /// 12 also writes records of other functions there. The records of dropped functions stay zero.
     pub(crate) fn drop_linked(&mut self) {
         for at in 0..self.sections.len() {
             let Section { flags, link, name, .. } = self.sections[at];
@@ -223,7 +223,7 @@ impl<'a> File<'a> {
         all
     }
 
-    /// The bytes that a symbol of this section has in the file: as many as it says, or all to the next symbol.
+    /// Returns the bytes of a symbol in the file: as many as the symbol's size, or all bytes up to the next symbol.
     pub(crate) fn extent(&self, section: u32, symbol: &Sym<'_>) -> Option<&'a [u8]> {
         let rest = self.section(section)?.data.get(index(symbol.value)..)?;
         let here = self.symbols().filter(|(_, other)| other.place == Place::Section(section));
@@ -234,7 +234,7 @@ impl<'a> File<'a> {
         rest.get(..size.map_or(rest.len(), |size| index(size).min(rest.len())))
     }
 
-    /// A symbol's name for people: that of its section, if it has none of its own.
+    /// Returns a symbol's name for messages; a section symbol has the name of the section.
     pub(crate) fn display_name(&self, at: u32) -> String {
         match self.symbol(at) {
             Some(symbol @ Sym { place: Place::Section(section), .. }) if symbol.name().is_empty() => {
@@ -245,7 +245,7 @@ impl<'a> File<'a> {
         }
     }
 
-    /// Section and offset, and the function that contains it, for people.
+    /// Returns section and offset for messages.
     pub(crate) fn display_place(&self, section: u32, offset: u64) -> String {
         self.section(section).map_or_else(String::new, |section| format!("{}+{offset:#x}", escaped(section.name)))
     }
@@ -277,6 +277,6 @@ pub(crate) fn until_nul(strings: &[u8]) -> &[u8] {
 /// Whether the first of some strings is this one.
 #[inline]
 pub(crate) fn begins_with_string(strings: &[u8], name: &[u8]) -> bool {
-    // The NUL first: where it is not in its place, which is nearly everywhere, nothing else is compared.
+    // The NUL first: in most strings this byte is another one, and no further comparison is needed.
     strings.get(name.len()) == Some(&0) && strings.starts_with(name)
 }

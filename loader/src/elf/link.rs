@@ -1,5 +1,5 @@
-//! Stage *link*: several objects, and the members of archives that they need, become one relocatable object, as
-//! `ld -r` makes it. A file that is one object already passes through untouched.
+//! Stage *link*: merges several objects, and the archive members that they need, into one relocatable object, as `ld
+//! -r` does. A single object is not changed.
 
 mod archive;
 mod crel;
@@ -28,25 +28,25 @@ use modload_abi::section;
 /// A file of a link unit: a relocatable object or a static archive.
 #[derive(Clone, Debug)]
 pub struct Input<'a> {
-    /// What errors call it: the file's name. It may be empty if there is only one input.
+    /// The name for error messages: that of the file. May be empty if there is only one input.
     pub name: String,
-    /// Its contents.
+    /// The contents of the file.
     pub bytes: Cow<'a, [u8]>,
 }
 
-/// What a module is loaded from.
+/// The object from which a module is loaded.
 #[derive(Clone, Debug)]
 pub(crate) struct Linked<'a> {
     /// One relocatable object.
     pub(crate) bytes: Cow<'a, [u8]>,
-    /// The names of the objects it was linked from; empty if it was one from the beginning.
+    /// The names of the linked objects; empty if there was one object only.
     pub(crate) objects: Vec<String>,
 }
 
-/// Links what is needed. Objects are needed, and members of archives as GNU ld needs them: an archive is searched at its
-/// place in the order of the inputs, for what is undefined there. `wanted` counts as undefined from the beginning. When
-/// there is no object among the inputs, `init_module` and `cleanup_module` do so too; and if no archive has any of these,
-/// all members are needed.
+/// Links the objects that are needed: every input object, and archive members by the rule of GNU ld. An archive is
+/// searched in the order of the inputs, for symbols that are undefined at that point. `wanted` counts as undefined from
+/// the beginning. Without any object among the inputs, `init_module` and `cleanup_module` count as undefined too; if no
+/// archive defines any of these, all members are linked.
 pub(crate) fn link<'a>(inputs: &'a [Input<'a>], wanted: &[String], limit: u64) -> Result<Linked<'a>, ObjectError> {
     match inputs {
         [Input { bytes, .. }] if !archive::is_archive(bytes) => {
@@ -67,7 +67,7 @@ pub(crate) fn link<'a>(inputs: &'a [Input<'a>], wanted: &[String], limit: u64) -
     Ok(Linked { bytes: Cow::Owned(bytes), objects })
 }
 
-/// The objects of an input whose compact relocations have been written out, if there are any.
+/// The objects of an input after conversion of compact relocations.
 enum Plain {
     Object(Option<Vec<u8>>),
     /// By member.
@@ -101,7 +101,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// What has been linked so far.
+/// The objects and symbols that are linked so far.
 #[derive(Default)]
 struct Unit<'a> {
     objects: Vec<Object<'a>>,
@@ -121,7 +121,7 @@ impl<'a> Unit<'a> {
         if linkonce || !repeated.is_empty() {
             object.file.drop_linked();
         }
-        // Before what it asks for is gone, or stands in the middle of another object's.
+        // Checked before merging: merging drops sections, and moves the others into another object.
         check_sections(&object.file).map_err(|error| object.failed(error))?;
         self.symbols.add(&self.objects, &object)?;
         self.objects.push(object);
@@ -155,8 +155,9 @@ fn select<'a>(sources: Vec<Source<'a>>, wanted: &'a [String]) -> Result<Unit<'a>
     Ok(unit)
 }
 
-/// Adds members as long as one of them defines what is undefined. GNU ld goes through an archive's index again and
-/// again until nothing new comes; this takes the same members in the same order, but looks only where something can be.
+/// Adds archive members as long as one of them defines an undefined symbol. GNU ld scans the index of the archive
+/// repeatedly. This function takes the same members in the same order, but looks only at names that have become
+/// undefined.
 fn search<'a>(mut archive: Archive<'a>, unit: &mut Unit<'a>) -> Result<(), ObjectError> {
     let mut promising: BTreeSet<usize> = BTreeSet::new();
     let mut from = 0;
@@ -173,7 +174,7 @@ fn search<'a>(mut archive: Archive<'a>, unit: &mut Unit<'a>) -> Result<(), Objec
             unit.add(object)?;
         }
     }
-    // The next archive is asked for what is still undefined.
+    // The next archive is searched for all symbols that are still undefined.
     unit.symbols.ask_again();
     Ok(())
 }

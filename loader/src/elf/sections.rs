@@ -1,4 +1,4 @@
-//! Sections whose contents would be skipped, completely or in part: they are refused, each by name.
+//! Refuses sections that would be skipped, completely or in part, and names them.
 
 use modload_abi::known::{Contents, FLAGS, Treatment, section_name, section_type};
 use object::elf;

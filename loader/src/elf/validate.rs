@@ -20,7 +20,7 @@ fn malformed(table: &'static str, index: usize, field: &'static str, value: u64,
     ObjectError::Malformed { table, index, field, value, problem }
 }
 
-/// What else the bytes might be, for those who passed the wrong file.
+/// Names the format of bytes that are no ELF file, for users that pass a wrong file.
 fn other_format(bytes: &[u8]) -> &'static str {
     const FORMATS: [(&[u8], &str); 9] = [
         (b"!<arch>\n", "a static archive within another one"),
@@ -41,7 +41,7 @@ fn other_format(bytes: &[u8]) -> &'static str {
     }
 }
 
-/// The machine, if it is one that people mix up with x86-64.
+/// Names the machine, if users may confuse the machine with x86-64.
 fn other_machine(machine: elf::Machine) -> &'static str {
     match machine {
         elf::EM_386 => "i386",
@@ -264,7 +264,7 @@ fn header(bytes: &[u8]) -> Result<&elf::FileHeader64<LE>, ObjectError> {
         return Err(ObjectError::NotAnObject(other_format(&bytes[..4])));
     };
     let field = |field, value, problem| malformed("ELF header", 0, field, value, problem);
-    // The machine stands at the same place in both classes: "this is i386" says more than "this is 32-bit".
+    // The machine field has the same offset in both classes, and "this is i386" is more helpful than "this is 32-bit".
     let little = header.e_ident.data == elf::ELFDATA2LSB;
     let machine = header.e_machine.get(LE);
     if little && machine != elf::EM_X86_64 {
@@ -286,7 +286,7 @@ fn header(bytes: &[u8]) -> Result<&elf::FileHeader64<LE>, ObjectError> {
     if header.e_ident.version != elf::EV_CURRENT || header.e_version.get(LE) != u32::from(elf::EV_CURRENT.0) {
         return Err(field("e_version", header.e_version.get(LE).into(), "not the one version there is"));
     }
-    // What only linked files have.
+    // Fields that only linked files use.
     let linked = [
         ("e_entry", header.e_entry.get(LE)),
         ("e_phoff", header.e_phoff.get(LE)),
@@ -325,7 +325,7 @@ fn section_headers<'a>(
     if first.sh_type.get(LE) != elf::SHT_NULL {
         return Err(field("e_shoff", offset, "what stands there is no section header table"));
     }
-    // A number that does not fit e_shnum stands in the first header.
+    // A number that is too large for e_shnum is in the first header.
     let count = match header.e_shnum.get(LE) {
         0 => first.sh_size.get(LE),
         count => count.into(),

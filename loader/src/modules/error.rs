@@ -13,7 +13,7 @@ pub enum RegistryError {
     /// A module of this name is LIVE (EEXIST).
     #[error("a module of this name is already loaded")]
     Exists,
-    /// A module of this name is going, or its load failed while we waited (EBUSY).
+    /// A module of this name is being unloaded, or another load of this name has just failed (EBUSY).
     #[error("a module of this name is being unloaded, or has just failed to load")]
     Busy,
     /// To wait would be to wait for oneself.
@@ -22,11 +22,11 @@ pub enum RegistryError {
     /// A subscriber of the coming chain said no.
     #[error("refused by {subscriber}: {reason}")]
     Refused {
-        /// Who.
+        /// The subscriber.
         subscriber: String,
         /// Why.
         reason: String,
-        /// The error number it gave, if it is a C subscriber.
+        /// The error number that a C subscriber has returned.
         errno: Option<i32>,
     },
 }

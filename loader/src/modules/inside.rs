@@ -1,8 +1,8 @@
-//! Who is inside of a module: the proof that its text may go.
+//! Proves that no thread is in a module's text, so that the text may be freed.
 //!
-//! Every other thread is held, or looked at where it sleeps, and each stack is walked, this thread's too. A frame that goes on in
-//! the text is inside; a stack that cannot be walked to its end may have one, and counts like one. With no other thread in the
-//! process no signal is sent. docs/threads.md has the argument.
+//! Every other thread is held, or examined while asleep, and every stack is walked, including that of this thread. A
+//! thread is inside if a frame will continue in the text. A stack that cannot be walked to the end may contain such a
+//! frame, and counts as inside. A process with a single thread sends no signal. docs/threads.md has the argument.
 
 use std::fmt;
 use std::ops::{ControlFlow, Range};
@@ -58,32 +58,33 @@ impl fmt::Display for Occupied {
     }
 }
 
-/// Whose frames do not matter.
+/// The frames that do not matter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Except {
     /// Nobody's.
     Nobody,
-    /// Those of threads that the module itself has started: below its oldest frame there is nothing but what starts a
-    /// thread. Its `exit` ends them.
+    /// Frames of threads that the module itself has started: below the module's oldest frame, such a stack has only
+    /// frames that start a thread. The module's `exit` ends those threads.
     ItsOwn,
 }
 
-/// Frames below a module's oldest one that are kept: what starts a thread needs two.
+/// Number of kept frames below a module's oldest frame; starting a thread uses two.
 const OUTER: usize = 8;
 
-/// What one walk has found. Made while threads are held, so it has a fixed size.
+/// The result of one walk. Has a fixed size, because a walk runs while threads are held.
 #[derive(Clone, Copy, Debug)]
 struct Sighting {
     tid: Tid,
     /// The innermost frame inside.
     inside: Option<Frame>,
-    /// What goes on below the outermost frame inside.
+    /// The frames below the outermost frame in the module.
     outer: [u64; OUTER],
     outer_count: usize,
     ended: Result<Ended, WalkError>,
     /// Which module has created the thread, if that is known; 0 if none has.
     creator: u64,
-    /// Where the thread sleeps, if it was not held, and what its words have shown.
+    /// Where the thread sleeps, if the thread was not held, and the address that was found among the words of the
+    /// stack.
     asleep: Option<(Sleeper, Option<u64>)>,
 }
 
@@ -114,18 +115,18 @@ impl Places {
     }
 }
 
-/// What a look at all threads has found.
+/// The result of a look at all threads.
 struct Look {
-    /// Who is inside, or may be. Whoever is not among them is not.
+    /// Threads that are inside, or may be. Every other thread is not inside.
     inside: Vec<Sighting>,
-    /// Threads that have not begun their first function, or have returned from it.
+    /// Threads that have not begun their first function, or have already returned from that function.
     between: Vec<Tid>,
 }
 
 impl Look {
     /// Looks at all threads.
     fn at_all(code: &Places, starts: &Starts) -> Result<Look, modload_threads::Error> {
-        // What is met on one stack serves the others: threads that sleep mostly do so in the same place.
+        // Sleeping threads mostly sleep in the same place, so the walker reuses the rows that other stacks have needed.
         let room = |stacks| (Look::with_room(stacks), Walker::new());
         let seen = frames::each_stack(room, |(look, walker), stack| look.sight(stack, walker, code, starts));
         seen.map(|(look, _)| look)
@@ -135,7 +136,7 @@ impl Look {
         Look { inside: Vec::with_capacity(stacks), between: Vec::with_capacity(stacks) }
     }
 
-    /// Walks one stack, and keeps what there is to keep of it. Takes no memory: there is room for every thread.
+    /// Walks one stack and keeps the result. Allocates no memory: there is room for every thread.
     fn sight(&mut self, stack: &Stack<'_>, walker: &mut Walker, code: &Places, starts: &Starts) {
         let tid = stack.tid();
         let mut sighting = Sighting {
@@ -158,7 +159,7 @@ impl Look {
                 sighting.outer_count = 0;
             } else if sighting.inside.is_some() {
                 if let Some(place) = sighting.outer.get_mut(sighting.outer_count) {
-                    // What a signal has interrupted is no start of a thread: no return address is 0.
+                    // A frame that a signal has interrupted is not the start of a thread. No return address is 0.
                     *place = if frame.is_exact || frame.is_signal { 0 } else { frame.pc };
                 }
                 sighting.outer_count += 1;
@@ -175,7 +176,7 @@ impl Look {
                     is_left = true;
                     has_begun = true;
                 }
-                // Not even where it began is on this stack: it may have another.
+                // The start of the thread is not on this stack either: the thread may use another stack.
                 Words::Free { has_begun: false } | Words::Unknown => {}
                 Words::Hold(found) => *word = Some(found),
             }
@@ -189,8 +190,8 @@ impl Look {
 }
 
 impl Sighting {
-    /// Whether it is a thread that the module has created. Of a thread that was created in a way that tells nothing of its creator:
-    /// whether it is code in the module's text that it began with.
+    /// Whether the module has created this thread. If the creator is unknown: whether the thread's first function is in
+    /// the module's text.
     fn is_its_own(&self, module: &Module, starts: &Starts) -> bool {
         if self.creator != 0 {
             return self.creator == module.creator.number();
@@ -201,42 +202,42 @@ impl Sighting {
     }
 }
 
-/// Why it cannot be seen whether threads are in a module's code, whatever they are doing.
+/// Reasons why threads in a module's code cannot be detected at all.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CannotLook {
     /// The process's own functions cannot be found.
     #[error("stacks cannot be walked")]
     Walk(#[from] NoFinder),
-    /// It is not known how threads begin.
+    /// The functions that start threads are not known.
     #[error("threads that have not begun yet cannot be told from others")]
     Starts(#[from] StartsUnknown),
 }
 
-/// Finds out, before any thread is held, what a look needs.
+/// Prepares for a look at all threads, before any thread is held.
 ///
 /// # Errors
-/// [`CannotLook`]. No failure is remembered.
+/// [`CannotLook`]. Failures are not cached.
 pub fn can_look() -> Result<&'static Starts, CannotLook> {
     frames::know_process()?;
     Ok(frames::thread_starts()?)
 }
 
-/// Whom a proof has found in spite of it: whose frames do not matter.
+/// The threads that a successful proof has found inside.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Seen {
-    /// Nobody at all.
+    /// None.
     Nobody,
-    /// Threads of the module's own; or it was not looked.
+    /// Threads of the module's own; also if no look was made.
     ItsOwn,
 }
 
-/// Whether those of whom nothing is known yet are looked at again.
+/// Whether threads in an unknown state are examined again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Patience {
     /// For a moment.
     Some,
-    /// No: somebody looks again another time.
+    /// No: a later sweep examines them.
     Once,
 }
 
@@ -244,18 +245,18 @@ pub(crate) enum Patience {
 const SETTLING: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(1);
 
-/// How long threads are looked at again whose stacks cannot be walked.
+/// Time limit for examining threads again whose stacks cannot be walked.
 const PASSING: Duration = Duration::from_millis(100);
 
-/// Proves that no thread is inside of a module, or of what stands in for its functions.
+/// Proves that no thread is inside of a module, or inside of code that replaces the module's functions.
 ///
-/// A thread that the module has created and that has not begun has no frame in it yet. So for a module that nobody may
-/// be in any more, those that were seen between beginning and end are waited for. Who is created later is not the
-/// module's: nobody was in it.
+/// A thread that the module has created and that has not begun has no frame in the module yet. For a module that must
+/// be empty, threads between creation and first function, or between return and end, are therefore waited for. Threads
+/// created later cannot belong to the module, because no thread was inside.
 pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -> Result<Seen, Occupied> {
     let (own, destructors): (Vec<_>, Vec<_>) =
         thread_exit::open(module.creator.number()).into_iter().partition(|(tid, _)| *tid == Tid::current());
-    // This thread calls its own before anything is freed.
+    // This thread runs the destructors of its own thread-local variables before anything is freed.
     let calls_own = except == Except::ItsOwn && !own.is_empty();
     let destructors = if except == Except::ItsOwn { destructors } else { [own, destructors].concat() };
     if !destructors.is_empty() {
@@ -275,7 +276,8 @@ pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -
         return Ok(Seen::ItsOwn);
     }
     frames::know_process().map_err(|source| Occupied::NotHeld(sentence(&CannotLook::from(source))))?;
-    // The usual case of a small program: nobody else is there, and nothing on this stack can be a return into the module.
+    // The usual case of a small program: no other thread exists, and nothing on this stack can be a return into the
+    // module.
     let returned_to = |at| !module.holds_code(Addr::new(at)) || module.may_be_returned_to(Addr::new(at));
     if is_alone().unwrap_or(false) && module.creator.unborn() == 0 && code.are_left(returned_to) {
         return Ok(if calls_own { Seen::ItsOwn } else { Seen::Nobody });
@@ -289,7 +291,7 @@ pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -
         let matters = |sighting: &&Sighting| except == Except::Nobody || !sighting.is_its_own(module, starts);
         let mut occupants: Vec<_> = inside.iter().filter(matters).map(|sighting| occupant(sighting, module)).collect();
         if !occupants.is_empty() {
-            // Who runs through code without rows, an entry of a PLT say, has left it in a moment.
+            // A thread in code without rows, for example in a PLT entry, leaves that code within a moment.
             let unknown = |occupant: &Occupant| matches!(occupant.why, Occupies::Unknown(_) | Occupies::Asleep { .. });
             let known = !occupants.iter().all(unknown);
             if known || patience == Patience::Once || begun.elapsed() > PASSING {
@@ -322,7 +324,7 @@ pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -
 }
 
 impl Module {
-    /// The threads that are inside of some of its code, or may be.
+    /// Returns the threads that are inside of some of the module's code, or may be.
     ///
     /// # Errors
     /// Threads cannot be held.
@@ -331,7 +333,7 @@ impl Module {
     }
 }
 
-/// Who is inside of some code, or may be: `module` is whose it is.
+/// Returns the threads that are inside of some code, or may be. `module` is the owner of the code.
 fn occupants(module: &Module, code: &[Range<u64>]) -> Result<Vec<Occupant>, LookError> {
     let code = Places::of(code.iter().cloned());
     if is_alone().unwrap_or(false) && code.are_left(|_| true) {
@@ -348,7 +350,7 @@ fn name_of(tid: Tid) -> String {
 fn occupant(sighting: &Sighting, module: &Module) -> Occupant {
     let describe = |frame: &Frame| {
         let at = Addr::new(frame.pc);
-        // What stands in for a module's function is another's.
+        // Code that replaces a module's function belongs to another module.
         let other = || module.registry.lock().module_at(at);
         let of = if module.contains(at) { None } else { other() };
         let of = of.as_deref().unwrap_or(module);

@@ -1,4 +1,4 @@
-//! Stage *reserve*, and what a host knows of its modules: names, states, exports, who uses whom, who waits for whom.
+//! Stage *reserve*, and the state of a host's modules: names, states, exports, users of symbols, waiting loads.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -21,22 +21,22 @@ use crate::modules::timeline::Ear;
 use crate::prepare::vague::Strength;
 use crate::vocabulary::state::State;
 
-/// A module's place in its registry: rises with each load and is never used again.
+/// Number of a module in a registry: rises with each load and is never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct ModuleId(u64);
 
-/// One module, from the reservation of its name until it is freed.
+/// One module, from the reservation of the name until the memory is freed.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) id: ModuleId,
     pub(crate) name: Arc<str>,
     pub(crate) state: State,
-    /// The thread that loads or unloads it.
+    /// The thread that loads or unloads the module.
     pub(crate) thread: ThreadId,
     node: NodeIndex,
-    /// From COMING on, until its memory is freed.
+    /// The module from COMING on, until the memory is freed.
     pub(crate) module: Option<Arc<Module>>,
-    /// The names under which its symbols stand in [`Book::exports`].
+    /// The names of the module's symbols in [`Book::exports`].
     pub(crate) exports: Vec<Box<[u8]>>,
     /// The same for [`Book::uniques`].
     pub(crate) uniques: Vec<Box<[u8]>>,
@@ -48,11 +48,11 @@ pub(crate) struct Export {
     pub(crate) module: ModuleId,
     pub(crate) addr: Addr,
     pub(crate) gpl_only: bool,
-    /// The namespace it is exported into; empty for none.
+    /// The namespace of the export; empty for none.
     pub(crate) namespace: Box<[u8]>,
-    /// What `__kcrctab` says of it.
+    /// The CRC in `__kcrctab`.
     pub(crate) crc: Option<u32>,
-    /// Whether other modules may define it, too.
+    /// Whether other modules may define the same symbol.
     pub(crate) strength: Strength,
 }
 
@@ -65,18 +65,19 @@ pub(crate) struct Book {
     pub(crate) exports: HashMap<Box<[u8]>, Export>,
     /// STB_GNU_UNIQUE definitions, exported or not.
     pub(crate) uniques: HashMap<Box<[u8]>, Export>,
-    /// From the user of a symbol to its provider.
+    /// Edges from the user of a symbol to the provider.
     uses: StableDiGraph<ModuleId, ()>,
-    /// Which thread waits for which module: the wait-for graph, whose other edges are [`Entry::thread`].
+    /// Waiting threads and the modules they wait for: the wait-for graph. The other edges of the graph are
+    /// [`Entry::thread`].
     waits: Vec<(ThreadId, ModuleId)>,
     pub(crate) chains: Chains<Arc<Seat>>,
     pub(crate) recordings: Vec<(u64, Ear)>,
     pub(crate) next_recording: u64,
-    /// What the host has been tainted with, in Linux's letters.
+    /// The taint letters of the host, as in Linux.
     pub(crate) taint: BTreeSet<char>,
 }
 
-/// How long a load waits for the module whose symbol it needs to become LIVE, as in Linux's `resolve_symbol_wait`.
+/// Time limit for the module of a needed symbol to become LIVE, as in Linux's `resolve_symbol_wait`.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The modules of one host. Registries live for ever and are used again, so that fork can hold all their locks.
@@ -95,7 +96,7 @@ impl fmt::Debug for Registry {
     }
 }
 
-/// All registries there are, and those nobody uses.
+/// All registries, and the unused ones.
 pub(crate) struct Pool {
     pub(crate) all: Vec<&'static Registry>,
     free: Vec<&'static Registry>,
@@ -133,7 +134,7 @@ impl Registry {
             })
         };
         if let Some(members) = left {
-            // Without the lock, and before anybody else gets the registry: subscribers may own what wants it.
+            // Dropped without the lock, and before the registry is reused: a subscriber's drop may take the lock.
             drop(members);
             pool().free.push(self);
         }
@@ -152,16 +153,17 @@ impl Registry {
         self.recordings.store(count, Ordering::Relaxed);
     }
 
-    /// Wakes who waits in [`Registry::wait`] or [`Registry::wait_until`].
+    /// Wakes the threads in [`Registry::wait`] or [`Registry::wait_until`].
     pub(crate) fn wake(&self) {
-        // Who waits has counted itself under the lock under which the state was changed, or sees the change. The call
-        // of the kernel is saved for them.
+        // A waiting thread has counted itself under the lock under which the state was changed, or sees the change.
+        // Without waiting threads, no system call is made.
         if self.waiters.load(Ordering::Relaxed) != 0 {
             self.changed.notify_all();
         }
     }
 
-    /// Wakes them, whoever changed what without the lock: who looked before is asleep when the lock is had.
+    /// Wakes the waiting threads after a change that was made without the lock. Taking the lock first guarantees that a
+    /// thread that has seen the old state is asleep by now.
     #[cold]
     pub(crate) fn wake_waiting(&self) {
         drop(self.lock());
@@ -174,7 +176,7 @@ impl Registry {
         let _module = self.lock().by_id_mut(id).and_then(|entry| entry.module.take());
     }
 
-    /// References to the modules whose symbols this one uses.
+    /// Returns references to the modules whose symbols this one uses.
     pub(crate) fn hold_providers(&self, id: ModuleId) -> Vec<Reference> {
         let book = self.lock();
         let Some(entry) = book.by_id(id) else { return Vec::new() };
@@ -224,8 +226,8 @@ impl Registry {
         Ok(Reservation { registry: self, id })
     }
 
-    /// Reserves a name that no module can have, for who only looks at a module of this name: it stands in nobody's way,
-    /// and any number of them can look at a time.
+    /// Reserves a name that no module can have, for a check of a module of this name. Such a reservation blocks no
+    /// load, and any number of them can exist.
     pub(crate) fn reserve_to_look(&'static self, name: &str) -> (Reservation, Arc<str>) {
         let thread = thread::current().id();
         let (id, name) = self.lock().reserve(thread, |number| format!("({name}/{number})").into());
@@ -273,36 +275,36 @@ pub(crate) enum Table {
     Uniques,
 }
 
-/// What [`Registry::use_export`] found.
+/// The result of [`Registry::use_export`].
 pub(crate) enum Found {
-    /// The symbol, and its provider is used from now on.
+    /// The symbol is available, and the user is recorded as a user of the provider.
     Usable {
         addr: Addr,
     },
-    /// It is there, but not to be had.
+    /// The symbol exists, but cannot be used.
     Unavailable(&'static str),
     Nothing,
 }
 
 impl Registry {
-    /// An export and the name of its module.
+    /// Returns an export and the name of the exporting module.
     pub(crate) fn export(&self, name: &[u8]) -> Option<(Export, Arc<str>)> {
         self.export_of(Table::Exports, name)
     }
 
-    /// What a table has of a name, and the name of its module.
+    /// Returns the entry of a name in a table, and the name of the defining module.
     pub(crate) fn export_of(&self, table: Table, name: &[u8]) -> Option<(Export, Arc<str>)> {
         let book = self.lock();
         let export = book.exported(table, name)?;
         Some((export.clone(), book.by_id(export.module)?.name.clone()))
     }
 
-    /// Waits until the module of an export is LIVE, and notes that `user` uses it.
+    /// Waits until the exporting module is LIVE, and records `user` as a user of that module.
     pub(crate) fn use_export(&self, user: ModuleId, name: &[u8], judged: &Export) -> Result<Found, RegistryError> {
         self.use_export_of(Table::Exports, user, name, judged)
     }
 
-    /// The same for what a table has.
+    /// Like [`Registry::use_export`], for the entry of a table.
     pub(crate) fn use_export_of(
         &self,
         table: Table,
@@ -314,7 +316,8 @@ impl Registry {
         let until = Instant::now() + PATIENCE;
         let mut book = self.lock();
         loop {
-            // It may have gone since it was judged, and another one of its name have come.
+            // The export may have disappeared since the policy judged the export, and another module may have taken the
+            // name.
             let export = book.exported(table, name).filter(|export| export.module == judged.module);
             let Some(export) = export.cloned() else {
                 return Ok(Found::Nothing);
@@ -364,12 +367,12 @@ impl Book {
         };
     }
 
-    /// The module in whose memory an address lies, COMING and GOING ones among them.
+    /// Returns the module whose memory contains an address, including COMING and GOING ones.
     pub(crate) fn module_at(&self, at: Addr) -> Option<Arc<Module>> {
         self.modules.iter().filter_map(|entry| entry.module.as_ref()).find(|module| module.contains(at)).cloned()
     }
 
-    /// Enters a module of the name that is made for its number.
+    /// Adds a module; `name` makes the name from the module's number.
     fn reserve(&mut self, thread: ThreadId, name: impl FnOnce(u64) -> Arc<str>) -> (ModuleId, Arc<str>) {
         let id = ModuleId(self.next);
         let name = name(self.next);
@@ -418,7 +421,7 @@ impl Book {
         self.neighbours(id, Direction::Incoming)
     }
 
-    /// The modules whose symbols this one uses, in order of their loading.
+    /// Returns the modules whose symbols this one uses, in order of loading.
     pub(crate) fn providers(&self, id: ModuleId) -> Vec<String> {
         self.neighbours(id, Direction::Outgoing)
     }
@@ -430,7 +433,7 @@ impl Book {
         ids.iter().filter_map(|&id| self.by_id(id)).map(|entry| entry.name.to_string()).collect()
     }
 
-    /// If `thread` may not wait for this module because its load waits, in the end, for `thread`: the way there.
+    /// Returns the chain of waiting modules if waiting for this module would wait, in the end, for `thread` itself.
     fn cycle(&self, thread: ThreadId, id: ModuleId, for_what: &str) -> Option<Vec<String>> {
         let mut path = vec![self.loading(thread).unwrap_or_else(|| "this thread".into()), format!("\"{for_what}\"")];
         let mut at = id;
@@ -459,8 +462,8 @@ impl Book {
         self.exports.keys().filter_map(|name| std::str::from_utf8(name).ok()).filter(shown).for_each(each);
     }
 
-    /// After fork: the threads of all loads but this one's do not exist. What they had in hand never ends, and is
-    /// taken out of everybody's way.
+    /// Cleans up after fork. The threads of all other loads do not exist in the child, so those loads never end and are
+    /// removed.
     pub(crate) fn only_thread(&mut self, thread: ThreadId) {
         let lost: Vec<ModuleId> = self
             .modules
@@ -475,7 +478,7 @@ impl Book {
         self.chains.forget_other_threads(thread);
     }
 
-    /// A module has this state from here on, and its own `struct module` says so.
+    /// Sets the state of a module, also in the module's own `struct module`.
     pub(crate) fn set_state(&mut self, id: ModuleId, state: State) {
         if let Some(entry) = self.by_id_mut(id) {
             entry.state = state;
@@ -500,7 +503,7 @@ impl Book {
     }
 }
 
-/// A reserved name. Dropping it takes the module out of the registry, whatever had been entered for it.
+/// A reserved name. Dropping a reservation removes the module and all entries of the module from the registry.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     registry: &'static Registry,

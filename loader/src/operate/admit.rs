@@ -1,5 +1,5 @@
-//! Stage *admit*: what this version cannot load rightly, and what the host does not want, is turned away by name, before
-//! anything is done for it.
+//! Stage *admit*: refuses, by name, modules that this version cannot load correctly and modules that the host's policy
+//! forbids. Runs before any memory is taken.
 
 use modload_abi::section;
 use object::elf;
@@ -14,7 +14,7 @@ use crate::operate::judge::Judge;
 use crate::prepare::deferred;
 use crate::prepare::policy::Policy;
 
-/// Turns away what cannot or may not be loaded.
+/// Refuses modules that cannot or must not be loaded.
 pub(crate) fn admit<'a>(
     file: &File<'a>,
     info: &'a Modinfo<'a>,
@@ -28,9 +28,9 @@ pub(crate) fn admit<'a>(
     Ok(judge)
 }
 
-/// Refuses sections and symbols that ask for what is not there.
+/// Refuses sections and symbols that need an unsupported feature.
 pub(crate) fn check(file: &File<'_>) -> Result<(), ObjectError> {
-    // First, because it has the better reason for relocations of a live patch that are not marked as such.
+    // First, because this check has the better reason for unmarked relocations of a live patch.
     deferred::check(file)?;
     check_sections(file)?;
     for section in &file.sections {

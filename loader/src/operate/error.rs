@@ -14,7 +14,7 @@ use crate::vocabulary::sentence::{List, sentence};
 use crate::vocabulary::stage::Stage;
 use crate::vocabulary::state::State;
 
-/// A load that was refused or failed. Nothing of it is left.
+/// A load that was refused or has failed. Nothing of the module is left.
 #[derive(Error)]
 #[error("{module}: {stage}")]
 pub struct LoadError {
@@ -58,7 +58,7 @@ pub enum Error {
     GplOnly {
         /// The symbol, escaped.
         symbol: String,
-        /// Who exports it.
+        /// The exporter.
         owner: String,
         /// The module's licence, quoted, or "not stated".
         license: String,
@@ -68,7 +68,7 @@ pub enum Error {
     Namespace {
         /// The symbol, escaped.
         symbol: String,
-        /// Who exports it.
+        /// The exporter.
         owner: String,
         /// Into which namespace, escaped.
         namespace: String,
@@ -81,9 +81,9 @@ pub enum Error {
     Version {
         /// The symbol, escaped.
         symbol: String,
-        /// Who exports it.
+        /// The exporter.
         owner: String,
-        /// Its CRC there.
+        /// The CRC in the exporter.
         exported: u32,
         /// The CRC in the module's `__versions`, if there is one.
         built_against: Option<u64>,
@@ -111,20 +111,20 @@ pub enum Error {
         /// Section and offset of the resolver.
         resolver: String,
     },
-    /// Code of the module was left by an exception, a panic, or the end of its thread, instead of a return.
+    /// An exception, a panic, or the end of the thread left the module's code instead of a return.
     #[error("{function} was left by {thrown}")]
     Thrown {
         /// Which: `init`, a constructor, the resolver of an indirect function.
         function: &'static str,
-        /// What was thrown, and where; it has been caught.
+        /// The caught exception or panic, and the place.
         thrown: Box<LeftBy>,
     },
-    /// Somebody else exports a symbol of this name.
+    /// Another module, or the host, already exports a symbol of this name.
     #[error("exports \"{symbol}\", which {owner} exports already")]
     DuplicateExport {
         /// The symbol, escaped.
         symbol: String,
-        /// Who has it.
+        /// The exporter.
         owner: String,
     },
     /// `init` returned a negative error number.
@@ -186,32 +186,32 @@ impl Error {
     }
 }
 
-/// An unload that was refused. The module is as it was.
+/// An unload that was refused. The module is unchanged.
 #[derive(Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum UnloadError {
     /// There is no such module.
     #[error("{0}: no module of this name is loaded")]
     NotFound(String),
-    /// Somebody uses it.
+    /// The module is in use.
     #[error("{module}: in use{}{}{}", if .by.is_empty() { "" } else { " by " }, List(.by, ", "), held(*.references))]
     InUse {
         /// Which.
         module: String,
-        /// The modules that use its symbols.
+        /// The modules that use symbols of this one.
         by: Vec<String>,
         /// How many references are held besides.
         references: usize,
     },
-    /// Threads are in its code, or will return to it.
+    /// Threads are in the module's code, or will return there.
     #[error("{module}: its code is not left: {}", List(.threads, "; "))]
     Occupied {
         /// Which.
         module: String,
-        /// Who, and where.
+        /// The threads, with their places.
         threads: Vec<Occupant>,
     },
-    /// It is not known whether somebody is in its code.
+    /// Threads in the module's code cannot be detected.
     #[error("{module}: whether its code is left cannot be seen: {why}")]
     NotSeen {
         /// Which.
@@ -222,12 +222,12 @@ pub enum UnloadError {
     /// The policy does not allow force.
     #[error("{0}: this host does not unload by force: wait until nobody uses it")]
     ForceRefused(String),
-    /// It is not LIVE.
+    /// The module is not LIVE.
     #[error("{module}: it is {state}, and only a LIVE module can be unloaded")]
     NotLive {
         /// Which.
         module: String,
-        /// What it is.
+        /// The state of the module.
         state: State,
     },
 }

@@ -1,5 +1,5 @@
-//! What a module would become in this host, without being loaded: laid out, resolved, relocated and rewritten in
-//! memory that is given back, with everything that was written kept. Nothing is published, announced or run.
+//! Explains the result of a load without loading: the module is laid out, resolved, relocated and rewritten in
+//! temporary memory, and every edit is kept. Nothing is published or run, and no subscriber is called.
 
 use modload_abi::Rela;
 use modload_abi::record::{AltInstr, AltInstr63, ParavirtSite, Record};
@@ -31,39 +31,39 @@ use crate::vocabulary::stage::Stage;
 /// One function, before and after.
 #[derive(Clone, Debug, Serialize)]
 pub struct Explanation {
-    /// Its name, escaped.
+    /// Name of the function, escaped.
     pub function: String,
-    /// Section and offset of its first byte.
+    /// Section and offset of the first byte.
     pub place: String,
-    /// Its bytes in the file.
+    /// Bytes of the function in the file.
     pub before: Vec<u8>,
-    /// Its bytes in memory.
+    /// Bytes of the function in memory.
     pub after: Vec<u8>,
-    /// Who wrote what, in the order in which it was done.
+    /// The edits with their engines, in order.
     pub changes: Vec<Change>,
 }
 
 /// One edit of a function.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Change {
-    /// Offset of its first byte in the function; negative if it begins before.
+    /// Offset of the first byte in the function; negative for an edit that begins before the function.
     pub offset: i64,
-    /// What stood there.
+    /// The old bytes.
     pub old: Vec<u8>,
-    /// What stands there.
+    /// The new bytes.
     pub new: Vec<u8>,
     /// Which engine: "relocation", "alternative", ..
     pub engine: String,
-    /// The record that asked for it: relocation, symbol and addend; the alternative's feature; the operation.
+    /// The record that requires the edit: relocation, symbol and addend; the feature of the alternative; the operation.
     pub because: String,
 }
 
 impl Loader {
-    /// Explains a function of a link unit: what it would become in this host. Symbols that nobody has are taken to be
-    /// functions somewhere in reach.
+    /// Explains a function of a link unit: the bytes that the function would have in this host. Undefined symbols count
+    /// as functions within reach.
     ///
     /// # Errors
-    /// [`LoadError`]: the stage that cannot be done, and why.
+    /// [`LoadError`]: the stage that has failed, and the reason.
     pub fn explain(&self, inputs: &[Input<'_>], stem: &str, function: &str) -> Result<Explanation, LoadError> {
         let policy = self.policy();
         let linked = link::link(inputs, &[function.to_owned()], policy.size_limit)
@@ -151,7 +151,7 @@ impl Plan<'_> {
         }
     }
 
-    /// The record that an edit comes from, for people.
+    /// Describes the record behind an edit.
     fn because(&self, why: Why) -> Option<String> {
         let section = self.file.section(why.section)?;
         let record = |size: usize| {
@@ -186,7 +186,7 @@ impl Plan<'_> {
                 format!("a call through {}, whose function is in reach", self.file.display_name(rela.symbol))
             }
             Engine::Paravirt => {
-                // The record's address is relocated, its operation is not.
+                // The address in the record is relocated, the operation is not.
                 let record = ParavirtSite::read(record(ParavirtSite::SIZE)?);
                 format!("operation {}", record.op)
             }

@@ -1,5 +1,5 @@
-//! Stage *form*: the module's own tables are read from relocated memory, its read-only data is published, and others
-//! can find it: from here on it is COMING.
+//! Stage *form*: reads the module's own tables from relocated memory, publishes read-only data and enters the module in
+//! the registry: from here on the module is COMING.
 
 use std::sync::Arc;
 
@@ -40,16 +40,16 @@ struct NewExport {
     strength: Strength,
 }
 
-/// What a module defines for others.
+/// Definitions of a module that other modules may use.
 #[derive(Default, Debug)]
 struct NewExports {
-    /// What it exports.
+    /// Exported symbols.
     exports: Vec<NewExport>,
-    /// What is one for the process, exported or not.
+    /// STB_GNU_UNIQUE definitions, exported or not.
     uniques: Vec<NewExport>,
 }
 
-/// What a module is formed from.
+/// The parts from which a module is formed.
 pub(crate) struct Unformed<'a> {
     pub(crate) file: &'a File<'a>,
     pub(crate) info: &'a Modinfo<'a>,
@@ -66,14 +66,14 @@ pub(crate) struct Unformed<'a> {
     pub(crate) elsewhere: &'a [u32],
 }
 
-/// A module that others can find, and its memory.
+/// A module that is in the registry, and the memory of the module.
 #[derive(Debug)]
 pub(crate) struct NewModule {
     pub(crate) module: Arc<Module>,
     pub(crate) memory: Formed,
 }
 
-/// What stands in a module's own tables, relocated.
+/// The contents of the module's own relocated tables.
 pub(crate) struct Tables {
     names: Arc<Names>,
     init_names: Option<Arc<Names>>,
@@ -84,7 +84,7 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    /// Reads all of them, and enters the module's name where it says what it is called.
+    /// Reads all tables, and writes the module's name into the `struct module`.
     pub(crate) fn read(
         file: &File<'_>,
         layout: &Layout,
@@ -148,7 +148,7 @@ fn exports(
     for (table, crcs, gpl_only) in
         [(section::KSYMTAB, section::KCRCTAB, false), (section::KSYMTAB_GPL, section::KCRCTAB_GPL, true)]
     {
-        // In the order of the records, whatever sections both are spread over.
+        // In the order of the records, also if both tables consist of several sections.
         let crc_table = crcs;
         let mut crcs = tables(file, layout, memory, crcs).flat_map(|(_, bytes)| bytes.chunks_exact(4)).peekable();
         let has_crcs = crcs.peek().is_some();
@@ -201,8 +201,8 @@ fn exports(
     Ok(all)
 }
 
-/// The address of a definition for others; `None` for what goes when `init` has returned, or is neither code, data nor a
-/// number.
+/// Returns the address of a definition for other modules. Returns `None` for init sections, and for symbols that are
+/// neither code, data nor a number.
 fn address(symbol: &Sym<'_>, at: u32, layout: &Layout, memory: &Staging) -> Option<Addr> {
     let kinds = [elf::STT_FUNC, elf::STT_GNU_IFUNC, elf::STT_OBJECT, elf::STT_COMMON, elf::STT_NOTYPE];
     if !kinds.contains(&symbol.kind) {
@@ -270,7 +270,7 @@ fn functions(
     })
 }
 
-/// The resolvers of the module's indirect functions, each with its slot.
+/// Returns the resolvers of the module's indirect functions, each with a slot.
 fn resolvers(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<(Addr, Addr)>, ObjectError> {
     let slots = memory.addr(layout.indirect_slots);
     let found = layout.indirect.symbols().iter().filter_map(|&at| {
@@ -286,8 +286,8 @@ fn resolvers(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<(
     found.collect()
 }
 
-/// The function pointers of all `.init_array`, `.init_array.N`, `.ctors` and `.ctors.N`, in the order in which GNU ld
-/// puts them into one `.init_array`: by priority, those without one last; each `.ctors` from its end.
+/// Returns the function pointers of all `.init_array`, `.init_array.N`, `.ctors` and `.ctors.N`, in the order of GNU
+/// ld's `.init_array`: by priority, sections without priority last, each `.ctors` from the last entry to the first.
 fn arrays(
     file: &File<'_>,
     layout: &Layout,
@@ -328,8 +328,8 @@ fn arrays(
     Ok(found.into_iter().flat_map(|(_, functions)| functions).collect())
 }
 
-/// Writes the module's name into its `struct module`, and its own address into its `__dso_handle`, as gcc's `crtbeginS.o` has it:
-/// `atexit`, `at_quick_exit` and `pthread_atfork` of glibc's `libc_nonshared.a` pass the value on.
+/// Writes the module's name into the `struct module`, and the address of `__dso_handle` into `__dso_handle`, as gcc's
+/// `crtbeginS.o` does: `atexit`, `at_quick_exit` and `pthread_atfork` of glibc's `libc_nonshared.a` pass this value on.
 fn fill_own_block(layout: &Layout, memory: &mut Staging, name: &str) {
     let handle = layout.dso_handle().map(|spot| (spot, memory.addr(spot).get().to_le_bytes()));
     let handle = handle.as_ref().map(|(spot, address)| (*spot, &address[..]));
@@ -341,11 +341,11 @@ fn fill_own_block(layout: &Layout, memory: &mut Staging, name: &str) {
     }
 }
 
-/// Enters the module's exports. All or none. What is vague and another's by now has become so since this module's own
-/// definition was chosen: another load was faster.
+/// Enters all of the module's exports, or none. Another load may have defined a vague symbol after this module's own
+/// definition was chosen; that is refused.
 fn publish_exports(registry: &Registry, externals: &dyn Externals, id: ModuleId, new: NewExports) -> Result<(), Error> {
     let duplicate = |export: &NewExport, owner: String| Error::DuplicateExport { symbol: escaped(&export.name), owner };
-    // Asked before the lock is taken: what the host does to answer is not ours to know.
+    // Called before the lock is taken, because this is code of the host.
     if let Some(export) = new.exports.iter().find(|export| externals.exported(&export.name).is_some()) {
         return Err(duplicate(export, "the host".into()));
     }
@@ -363,7 +363,7 @@ fn publish_exports(registry: &Registry, externals: &dyn Externals, id: ModuleId,
             taken.push(name.clone());
             book.enter(table, name, Export { module: id, addr, gpl_only, namespace, crc, strength });
         }
-        // Whatever happens next, what is noted here goes when the reservation goes.
+        // In any case, dropping the reservation removes the names noted here.
         if let Some(entry) = book.by_id_mut(id) {
             match table {
                 Table::Exports => entry.exports = taken,

@@ -1,5 +1,5 @@
-//! What a file says of itself, and where its sections would go. Takes bytes that nobody trusts, runs nothing, takes no
-//! memory for the module and asks nobody.
+//! Describes a file, and the places of the sections in memory. Takes untrusted bytes, runs nothing, allocates no module
+//! memory and calls no code of the host.
 
 use std::collections::HashMap;
 
@@ -20,23 +20,23 @@ use crate::prepare::vague::Shared;
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::sentence::sentence;
 
-/// What is to be known of a module without loading it. All names are escaped.
+/// Facts about a module that is not loaded. All names are escaped.
 #[derive(Clone, Debug, Serialize)]
 pub struct Inspection {
-    /// Its name, or the file's stem.
+    /// Name of the module, or the stem of the file.
     pub name: String,
-    /// The objects it is linked from; empty if it is one object.
+    /// The linked objects; empty for a single object.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub objects: Vec<String>,
     /// The entries of `.modinfo`, in order: key and value.
     pub modinfo: Vec<(String, String)>,
-    /// Its parameters, as `.modinfo` describes them.
+    /// Parameters, as described by `.modinfo`.
     pub params: Vec<InspectedParam>,
-    /// What it offers to others.
+    /// Exported symbols.
     pub exports: Vec<InspectedExport>,
-    /// What it needs from others.
+    /// Undefined symbols.
     pub needs: Vec<InspectedNeed>,
-    /// What a live patch refers to in its objects, and gets when they are there.
+    /// Symbols of a live patch's objects, to be resolved when those objects are loaded.
     pub waits: Vec<InspectedWait>,
     /// All sections but the null one.
     pub sections: Vec<InspectedSection>,
@@ -46,7 +46,7 @@ pub struct Inspection {
     pub relocations: Vec<(String, u64)>,
     /// Sections with records that the loader reads or would have to.
     pub special: Vec<InspectedTable>,
-    /// Why this version refuses to load it, if it does: the first reason.
+    /// The first reason why this version refuses to load the module, if there is one.
     pub refused: Option<String>,
 }
 
@@ -58,28 +58,28 @@ fn alone(bytes: &[u8]) -> Input<'_> {
 /// A parameter.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct InspectedParam {
-    /// Its name.
+    /// Name of the parameter.
     pub name: String,
-    /// Its type, as in `module_param`.
+    /// Type of the parameter, as in `module_param`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Its description, if there is one.
+    /// Description of the parameter, if there is one.
     pub description: Option<String>,
 }
 
 /// An exported symbol.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct InspectedExport {
-    /// Its name.
+    /// Name of the symbol.
     pub name: String,
-    /// Whether only modules with a GPL-compatible licence may use it.
+    /// Whether only modules with a GPL-compatible licence may use the symbol.
     pub gpl_only: bool,
 }
 
 /// An undefined symbol.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct InspectedNeed {
-    /// Its name.
+    /// Name of the symbol.
     pub name: String,
     /// Whether the module can do without.
     pub weak: bool,
@@ -90,7 +90,7 @@ pub struct InspectedNeed {
 pub struct InspectedWait {
     /// The object: a module's name, or `vmlinux`.
     pub object: String,
-    /// Its name.
+    /// Name of the symbol.
     pub name: String,
     /// Which of several of that name, from 1; 0: there is one.
     pub position: u64,
@@ -99,26 +99,26 @@ pub struct InspectedWait {
 /// A section.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct InspectedSection {
-    /// Its index in the section header table.
+    /// Index in the section header table.
     pub index: usize,
-    /// Its name.
+    /// Name of the section.
     pub name: String,
-    /// Its size in memory, or in the file if it is not kept.
+    /// Size in memory, or in the file for a section that is not kept.
     pub size: u64,
-    /// Its alignment.
+    /// Alignment in bytes.
     pub align: u64,
-    /// Its flags: w, a, x, g (group) and t (thread-local), as readelf has them.
+    /// Flags: w, a, x, g (group) and t (thread-local), as in readelf.
     pub flags: String,
-    /// Where it would go: part and offset. `None`: it would not be kept.
+    /// Part and offset in memory; `None` for a section that is not kept.
     pub place: Option<(&'static str, u64)>,
 }
 
 /// A section with records.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct InspectedTable {
-    /// Its name.
+    /// Name of the section.
     pub section: String,
-    /// How many records it holds; `None` if its size is no multiple of theirs or they have no fixed size.
+    /// Number of records; `None` if the records have no fixed size, or do not fill the section.
     pub records: Option<u64>,
 }
 
@@ -135,11 +135,11 @@ fn part_name(part: Part) -> &'static str {
 }
 
 impl Inspection {
-    /// Looks at a file. `stem` is its name if it has none of its own, `limit` the most bytes it may take in memory. Of
-    /// an archive those members are looked at that would be loaded.
+    /// Inspects a file. `stem` is the name of a module without a name of its own, `limit` the largest size in memory.
+    /// Of an archive, only the members that would be loaded are inspected.
     ///
     /// # Errors
-    /// What stages *link* and *validate* say of it, and [`ObjectError::TooLarge`].
+    /// The errors of the stages *link* and *validate*, and [`ObjectError::TooLarge`].
     pub fn of(bytes: &[u8], stem: &str, limit: u64) -> Result<Inspection, ObjectError> {
         Inspection::of_unit(&[alone(bytes)], stem, limit)
     }
@@ -245,7 +245,8 @@ fn export_table(file: &File<'_>, relas: &Relas<'_>) -> Option<bool> {
     (gpl_only || section.name == section::KSYMTAB.as_bytes()).then_some(gpl_only)
 }
 
-/// The names in the records of `__ksymtab` and `__ksymtab_gpl`: what the second field of each is relocated against.
+/// Returns the names in the records of `__ksymtab` and `__ksymtab_gpl`: the targets of the relocations of each record's
+/// second field.
 fn exports(file: &File<'_>) -> Vec<InspectedExport> {
     let tables = file.relas.iter().filter_map(|relas| Some((relas, export_table(file, relas)?)));
     tables
@@ -308,22 +309,23 @@ fn special(file: &File<'_>) -> Vec<InspectedTable> {
         .collect()
 }
 
-/// A function's bytes as they stand in the file, and the relocations that will change them.
+/// A function's bytes in the file, and the relocations that will change the bytes.
 #[derive(Clone, Debug)]
 pub struct FunctionBytes {
-    /// Section and offset of its first byte.
+    /// Section and offset of the first byte.
     pub place: String,
-    /// Its bytes.
+    /// The bytes.
     pub bytes: Vec<u8>,
-    /// Offset in the function, relocation and what it refers to; by offset.
+    /// Offset in the function, relocation and target; by offset.
     pub relocations: Vec<(u64, String)>,
 }
 
 impl FunctionBytes {
-    /// The function of this name; `None` if the file has none. An archive is linked within `limit` bytes for its sake.
+    /// Returns the function of this name; `None` if the file has no such function. An archive is linked, within `limit`
+    /// bytes, for this function.
     ///
     /// # Errors
-    /// What stages *link* and *validate* say of the file.
+    /// The errors of the stages *link* and *validate*.
     pub fn of(bytes: &[u8], name: &str, limit: u64) -> Result<Option<FunctionBytes>, ObjectError> {
         let inputs = [alone(bytes)];
         let linked = link::link(&inputs, &[name.to_owned()], limit)?;

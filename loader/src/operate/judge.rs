@@ -15,7 +15,7 @@ use crate::prepare::policy::{Check, Policy, Rule, Verdict};
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::sentence::sentence;
 
-/// A symbol that a module wants to use, with what its owner says of it.
+/// A symbol that a module wants to use, as described by the exporter.
 pub(crate) struct Wanted<'a> {
     pub(crate) symbol: &'a [u8],
     pub(crate) owner: &'a str,
@@ -93,7 +93,7 @@ impl<'a> Judge<'a> {
         versions.find(|version| version.is_for(symbol)).map(|version| version.crc)
     }
 
-    /// Looks at a rule, unless its check is off: `broken` says how the module breaks it.
+    /// Applies a rule, unless the check is off. `broken` returns how the module breaks the rule.
     fn rule(&self, recorder: Recorder<'_>, rule: Rule, broken: impl FnOnce() -> Option<Error>) -> Result<(), Error> {
         let check = self.policy.check(rule);
         if check == Check::Off {
@@ -114,8 +114,8 @@ impl<'a> Judge<'a> {
         Ok(())
     }
 
-    /// What the module taints its host with, in Linux's letters: P for a licence that is not compatible with the GPL,
-    /// F for a rule that was broken and let pass, K for a live patch.
+    /// Returns the taint letters of the module, as in Linux: P for a licence that is not compatible with the GPL, F for
+    /// a broken rule that was allowed, K for a live patch.
     pub(crate) fn taint(&self) -> String {
         let info = self.info;
         let letters = [('P', !info.is_gpl_compatible()), ('F', self.forced.get()), ('K', info.is_live_patch())];

@@ -45,8 +45,8 @@ use crate::vocabulary::sentence::sentence;
 use crate::vocabulary::stage::Stage;
 use crate::vocabulary::state::State;
 
-/// Loads and unloads modules. Dropping it unloads them all in reverse order and leaks, with an error in the log, what
-/// is still held.
+/// Loads and unloads modules. Dropping a loader unloads all modules in reverse order. Modules that are still held are
+/// leaked, with an error in the log.
 pub struct Loader {
     pub(crate) registry: &'static Registry,
     arena: &'static Arena,
@@ -83,7 +83,7 @@ pub struct NoFaults;
 
 impl Faults for NoFaults {}
 
-/// A load under way: where it is, for errors and for the timeline.
+/// A load in progress: the current stage, for errors and for the timeline.
 struct Run<'a, F> {
     registry: &'static Registry,
     module: Arc<str>,
@@ -128,7 +128,7 @@ impl<F: Faults> Run<'_, F> {
     }
 }
 
-/// What a stage has to tell of its result: counts that do not depend on addresses.
+/// Counts that describe the result of a stage, independent of addresses.
 trait Counted {
     fn counts(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
@@ -223,7 +223,7 @@ impl Counted for ParamsSet {
     }
 }
 
-/// Says that nothing is left, when it is dropped after everything else, unless a thread that the module's code has started keeps it.
+/// Records that nothing of the module is left. Dropped last; records nothing if the memory is in quarantine.
 struct Gone<'a, F: Faults>(Option<(&'a Run<'a, F>, ModuleId)>);
 
 impl<F: Faults> Drop for Gone<'_, F> {
@@ -237,17 +237,17 @@ impl<F: Faults> Drop for Gone<'_, F> {
 }
 
 impl Loader {
-    /// A loader without modules, which shares the process's arena.
+    /// Creates a loader without modules. All loaders share the process's arena.
     ///
     /// # Errors
-    /// [`ArenaError`] names the rule of the system that stands in the way.
+    /// [`ArenaError`] names the rule of the system that prevents this.
     pub fn new(externals: Arc<dyn Externals>, policy: Policy) -> Result<Loader, ArenaError> {
         let arena = Arena::get()?;
         let sees = modload_threads::can_see().map_err(|error| Box::new(error).into());
         let walks = || modload_threads::frames::know_process().map_err(|missing| Box::new(missing).into());
         match sees.and_then(|()| walks()) {
             Err(missing) if policy.proof == Proof::Stacks => return Err(ArenaError::Look(missing)),
-            // Modules run without it; walks through the host's own frames do not.
+            // Modules run without stack walks. Walks through the host's own frames fail.
             Err(missing) => tracing::warn!(%missing, "stacks cannot be walked"),
             Ok(()) => {}
         }
@@ -262,11 +262,11 @@ impl Loader {
         self
     }
 
-    /// Loads a module: UNFORMED, COMING, LIVE. When it returns an error, nothing of the module is left, but its memory if threads that
-    /// its code has started are still inside: that is in [quarantine](Loader::quarantined).
+    /// Loads a module: UNFORMED, COMING, LIVE. After an error nothing of the module is left, except memory in
+    /// [quarantine](Loader::quarantined) if threads of the module are still inside.
     ///
     /// # Errors
-    /// [`LoadError`] says in which stage and why.
+    /// [`LoadError`]: the stage and the reason.
     pub fn load_module(&self, image: &Image<'_>) -> Result<Reference, LoadError> {
         self.load_module_with(image, &NoFaults)
     }
@@ -290,7 +290,7 @@ impl Loader {
         let shared = Shared::of(&file, policy.exports);
         let layout = run.stage(Stage::Layout, || layout::plan(&file, policy.size_limit, operations, shared))?;
 
-        // UNFORMED: the name is ours, and nobody sees more than that.
+        // UNFORMED: the name is reserved, and nothing else is visible to others.
         let mut gone = Gone(None);
         let reservation = run.stage(Stage::Reserve, || registry.reserve(&run.module))?;
         let id = reservation.id;
@@ -365,8 +365,8 @@ impl Loader {
         Membership::join(self.registry, name, order, subscriber, None)
     }
 
-    /// [`Loader::subscribe`] for a subscriber whose code is a module's: it is taken out of the chains, with a warning,
-    /// if it is still there when the module goes.
+    /// [`Loader::subscribe`] for a subscriber whose code belongs to a module. If the subscriber is still a member when
+    /// that module is unloaded, the membership ends with a warning.
     #[must_use = "dropping the membership leaves the chains"]
     pub fn subscribe_for(
         &self,
@@ -378,7 +378,7 @@ impl Loader {
         Membership::join(self.registry, name, order, subscriber, Some(owner))
     }
 
-    /// The module in whose memory an address lies, COMING and GOING ones among them.
+    /// Returns the module whose memory contains an address, including COMING and GOING ones.
     #[must_use]
     pub fn module_at(&self, at: Addr) -> Option<Arc<Module>> {
         self.registry.lock().module_at(at)
@@ -390,8 +390,8 @@ impl Loader {
         Recording::start(self.registry)
     }
 
-    /// Has a function told, as they happen, the events of what this thread does with modules. No lock is held when it
-    /// is called, and the thread goes on when it returns.
+    /// Calls a function for each event that this thread causes. No lock is held during the call, and this thread
+    /// continues when the function returns.
     #[must_use = "dropping it ends the listening"]
     pub fn listen(&self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Listening {
         Listening::start(self.registry, Arc::new(listener))
@@ -413,8 +413,8 @@ impl Loader {
         book.modules.iter().filter_map(|entry| Some((entry.module.clone()?, entry.state))).collect()
     }
 
-    /// What the host is tainted with, in Linux's letters: those of all modules that have been LIVE in it, and R if one
-    /// was unloaded by force.
+    /// Returns the taint letters of the host, as in Linux: those of all modules that have been LIVE, and R after a
+    /// forced unload.
     #[must_use]
     pub fn taint(&self) -> String {
         self.registry.lock().taint.iter().collect()
@@ -426,7 +426,8 @@ impl Loader {
         self.registry.lock().modules.iter().map(|entry| (entry.name.to_string(), entry.state)).collect()
     }
 
-    /// Unloads all modules, the last one first. Returns what stays, and why: what is held, what is not LIVE.
+    /// Unloads all modules, the last one first. Returns a reason for each module that stays: a module that is held or
+    /// not LIVE.
     pub fn unload_all(&self) -> Vec<UnloadError> {
         let all: Vec<_> =
             self.registry.lock().modules.iter().rev().map(|entry| (entry.id, entry.name.clone())).collect();
@@ -436,21 +437,22 @@ impl Loader {
         all.into_iter().filter_map(unload).collect()
     }
 
-    /// Unloads all modules. What is held stays, and the log has an error for it.
+    /// Unloads all modules. A module that is held stays, with an error in the log.
     pub fn abandon(&self) {
         for error in self.unload_all() {
             tracing::error!(%error, "left in memory when its host was dropped");
         }
     }
 
-    /// The modules that have gone while somebody was in their text: their memory stays until nobody is. Each load and each
-    /// unload frees what can be, as does [`Loader::sweep`].
+    /// Returns the unloaded modules whose text still has a thread inside: the memory stays until no thread is inside.
+    /// Each load, each unload and [`Loader::sweep`] free such memory if possible.
     #[must_use]
     pub fn quarantined(&self) -> Vec<Arc<Module>> {
         quarantine::of(self.registry)
     }
 
-    /// Frees what nobody is in any more of all that is quarantined in this process; returns the names of the modules.
+    /// Frees all quarantined memory of this process that no thread is in any more, and returns the names of those
+    /// modules.
     pub fn sweep(&self) -> Vec<String> {
         quarantine::sweep()
     }
@@ -461,29 +463,28 @@ impl Loader {
         self.arena.usage()
     }
 
-    /// Unloads a module: `exit`, destructors, the going chain, and its memory.
+    /// Unloads a module: calls `exit` and destructors, calls the going chain, and frees the memory.
     ///
     /// # Errors
-    /// [`UnloadError`]: it is in use, not LIVE, or not there. It is as it was.
+    /// [`UnloadError`]: the module is in use, not LIVE, or not loaded. The module is unchanged.
     pub fn unload_module(&self, name: &str) -> Result<(), UnloadError> {
         unload::unload_module(self.registry, Which::Named(name), Unless::Used)
     }
 
-    /// [`Loader::unload_module`], which waits until nobody uses the module, at most so long. It gives references
-    /// meanwhile, as always.
+    /// [`Loader::unload_module`], but waits at most this long until the module is unused. The module still gives
+    /// references in the meantime.
     ///
     /// # Errors
-    /// [`UnloadError`]: it is still in use, not LIVE, or not there. It is as it was.
+    /// [`UnloadError`]: the module is still in use, not LIVE, or not loaded. The module is unchanged.
     pub fn unload_module_within(&self, name: &str, at_most: Duration) -> Result<(), UnloadError> {
         unload::unload_module(self.registry, Which::Named(name), Unless::UsedFor(at_most))
     }
 
-    /// [`Loader::unload_module`] of a module that is held by references, but not by other modules: its code is left by
-    /// `exit` and the going chain as always, and its memory stays until the last reference is dropped. Taints the host
-    /// with R.
+    /// [`Loader::unload_module`] of a module that references hold, but no other modules. `exit` and the going chain run
+    /// as always, and the memory stays until the last reference is dropped. Taints the host with R.
     ///
     /// # Errors
-    /// [`UnloadError`]: the policy does not allow it, other modules use it, it is not LIVE, or not there.
+    /// [`UnloadError`]: the policy forbids this, other modules use the module, or the module is not LIVE or not loaded.
     pub fn unload_module_by_force(&self, name: &str) -> Result<(), UnloadError> {
         match self.policy.forced_unload {
             ForcedUnload::Refused => Err(UnloadError::ForceRefused(name.escape_debug().to_string())),

@@ -1,4 +1,4 @@
-//! Stage *resolve*: every symbol gets its address; what nobody defines is reported all at once.
+//! Stage *resolve*: gives an address to each symbol, and reports all undefined symbols at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -76,7 +76,7 @@ pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene:
         Some((at, symbol, klp))
     });
     let of_host: Vec<_> = of_host.collect();
-    // It may have to read a large file for it, so it is asked once.
+    // One call for all names: the host may have to read a large file.
     let names: BTreeSet<_> = of_host.iter().map(|(.., klp)| klp.name).collect();
     let own = if names.is_empty() { BTreeMap::new() } else { scene.externals.own(&names) };
     for (at, symbol, klp) in of_host {
@@ -116,7 +116,7 @@ fn defined(symbol: &Sym<'_>, layout: &Layout, memory: &Staging) -> Symbol {
     Symbol { addr, size: symbol.size, kind }
 }
 
-/// What a linker would define.
+/// Returns the address of a symbol that a linker would define.
 fn supplied(name: &[u8], file: &File<'_>, layout: &Layout, memory: &Staging) -> Option<Addr> {
     if name == section::GOT_SYMBOL.as_bytes() {
         return Some(memory.addr(layout.got));
@@ -147,7 +147,8 @@ fn supplied(name: &[u8], file: &File<'_>, layout: &Layout, memory: &Staging) -> 
     Some(if name.starts_with(section::START_PREFIX.as_bytes()) { first.0 } else { last.1 })
 }
 
-/// What comes from the host, from another module or from the process, in this order; or why it cannot be had.
+/// Returns the address from the host, another module or the process, in this order; or the reason why no address is
+/// available.
 fn outside(symbol: &Sym<'_>, scene: Scene<'_>) -> Result<Result<Addr, Option<&'static str>>, Error> {
     if symbol.name().is_empty() {
         return Ok(Err(Some("it has no name")));
@@ -174,8 +175,8 @@ fn outside(symbol: &Sym<'_>, scene: Scene<'_>) -> Result<Result<Addr, Option<&'s
             Found::Nothing => {}
         }
     }
-    // What is exported is exported to hidden references, too, as in Linux, which does not look at visibility: they are
-    // how code says that it need not go through a table. What a dynamic linker offers is not.
+    // Exports also satisfy hidden references, as in Linux, which ignores visibility: with hidden visibility, code
+    // states that no table is needed for the access. Symbols of a dynamic linker do not satisfy hidden references.
     if matches!(symbol.visibility, elf::STV_HIDDEN | elf::STV_INTERNAL) {
         return Ok(Err(Some("it is hidden, and neither defined in this module nor exported by another")));
     }
@@ -198,7 +199,7 @@ fn report(
         file.function_at(section, offset).map_or(place.clone(), |function| format!("{place} in {function}"))
     });
     let others = uses.count();
-    // What is there and cannot be had needs no suggestion.
+    // A symbol that exists but cannot be used needs no suggestion.
     let nearest = because.is_none().then(|| suggestions.nearest(&symbol)).flatten();
     let uses = modload_edit::wide(others) + u64::from(first.is_some());
     Unresolved { symbol, used_at, uses, nearest, because }

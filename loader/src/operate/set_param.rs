@@ -19,27 +19,27 @@ pub enum SetParamError {
     NotFound {
         /// The module.
         module: String,
-        /// What was asked for, escaped.
+        /// The requested name, escaped.
         param: String,
     },
-    /// Its permission bits have no write bit.
+    /// The permission bits of the parameter have no write bit.
     #[error(
         "parameter \"{param}\" of {module} has the permission {perm:04o}: it can be set only when {module} is loaded"
     )]
     ReadOnly {
         /// The module.
         module: String,
-        /// Its name.
+        /// Name of the parameter.
         param: String,
-        /// Its permission bits.
+        /// Permission bits of the parameter.
         perm: u16,
     },
-    /// Its variable is read-only since `init` has returned, or went with the init sections.
+    /// The variable of the parameter is read-only since `init` has returned, or was freed with the init sections.
     #[error("parameter \"{param}\" of {module} cannot be set: its variable {because}")]
     Fixed {
         /// The module.
         module: String,
-        /// Its name.
+        /// Name of the parameter.
         param: String,
         /// Why.
         because: &'static str,
@@ -55,7 +55,7 @@ pub enum SetParamError {
     Value {
         /// The module.
         module: String,
-        /// Its name.
+        /// Name of the parameter.
         param: String,
         /// Why.
         source: ParamError,
@@ -68,13 +68,13 @@ impl fmt::Debug for SetParamError {
     }
 }
 
-/// The permission bits by which a parameter can be set when its module is LIVE: any write bit of Linux's sysfs.
+/// The permission bits that allow setting a parameter of a LIVE module: any write bit of Linux's sysfs.
 const WRITE: u16 = 0o222;
 
 impl Module {
-    /// Sets a parameter of a LIVE module: `None` is for bools. What stands in an array before a value that cannot be
-    /// taken is set, as in Linux. One setter at a time; the module's code may be reading meanwhile. A string stays
-    /// where it is as long as the module does, for readers.
+    /// Sets a parameter of a LIVE module; `None` is valid for bools. If a value of an array is invalid, the values
+    /// before this one are set, as in Linux. Only one thread sets parameters at a time, and the module's code may read
+    /// meanwhile. For such readers, a string stays at the same address as long as the module is loaded.
     ///
     /// # Errors
     /// [`SetParamError`].

@@ -19,7 +19,7 @@ const ALIKE: f64 = 0.7;
 /// All known names, and the comparisons that are left.
 #[derive(Debug)]
 pub(crate) struct Suggestions<N> {
-    /// Calls its argument with every known name.
+    /// Calls the argument with every known name.
     names: N,
     symbols: usize,
     comparisons: usize,
@@ -95,7 +95,7 @@ mod tests {
             walks.set(walks.get() + 1);
             names.iter().for_each(|name| each(name));
         });
-        // What is too long, or begins otherwise, or is far longer or shorter, is compared with nothing.
+        // Names that are too long, begin differently, or have a very different length are not compared.
         for symbol in ["s".repeat(8 << 20), "s".repeat(LONGEST + 1)] {
             assert_eq!(suggestions.nearest(&symbol), None);
         }

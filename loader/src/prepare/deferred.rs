@@ -1,9 +1,9 @@
-//! What of a live patch waits until one of its objects is there: relocations of `.klp.rela.OBJECT.*`, and the records of
-//! special sections that depend on them. What such a file may not ask for is refused here, by name; those of `vmlinux`
-//! wait for nothing and are applied with all others.
+//! Relocations and records of a live patch that wait until an object is loaded: `.klp.rela.OBJECT.*`, and the records
+//! of special sections that depend on those relocations. Refuses, by name, files that ask for more. Relocations against
+//! `vmlinux` do not wait.
 //!
-//! The format is that of Documentation/livepatch/module-elf-format.rst of Linux 6.1. That records wait, too, is our own:
-//! Linux refuses a static key of a module in a live patch, and code that has been rewritten in the meantime it breaks.
+//! The format is that of Documentation/livepatch/module-elf-format.rst of Linux 6.1. Waiting records are an extension:
+//! Linux refuses a static key of a module in a live patch, and corrupts code that was rewritten in the meantime.
 
 mod slice;
 mod waiting;
@@ -22,7 +22,8 @@ use crate::elf::modinfo::Modinfo;
 use crate::prepare::layout::Part;
 use crate::vocabulary::escape::escaped;
 
-/// Tables that are read when the module is formed, or before: a relocation in one of them would come too late.
+/// Tables that are read when the module is formed, or earlier: a waiting relocation in such a table would be applied
+/// too late.
 const READ_EARLY: [&str; 19] = [
     section::MODINFO,
     section::VERSIONS,
@@ -51,7 +52,7 @@ pub(crate) fn awaited<'a>(file: &File<'a>, relas: &Relas<'a>) -> Option<&'a str>
     std::str::from_utf8(object).ok().filter(|_| object != livepatch::VMLINUX)
 }
 
-/// Refuses what cannot wait, and what waits without saying for what.
+/// Refuses relocations that cannot wait, and waiting relocations that name no object.
 pub(crate) fn check(file: &File<'_>) -> Result<(), ObjectError> {
     let refused = |what, name: &[u8], why| Err(ObjectError::Unsupported { what, name: escaped(name), why });
     for section in file.sections.iter().filter(|section| section.kept) {
@@ -101,7 +102,7 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), ObjectError> {
     Ok(())
 }
 
-/// Refuses live patching's symbols in what is no live patch, and in relocations that do not wait.
+/// Refuses symbols of live patching in modules that are no live patch, and in relocations that do not wait.
 pub(crate) fn check_symbols(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), ObjectError> {
     let refused = |name: &[u8], why| Err(ObjectError::Unsupported { what: "symbol", name: escaped(name), why });
     if !file.has_klp_symbols {

@@ -11,18 +11,18 @@ use crate::vocabulary::deferred_error::DeferredError;
 use crate::vocabulary::param_error::ParamError;
 use crate::vocabulary::sentence::{List, sentence};
 
-/// A symbol that nobody defines.
+/// An undefined symbol.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Unresolved {
-    /// Its name, escaped.
+    /// Name of the symbol, escaped.
     pub symbol: String,
-    /// Where it is used first: `.text+0x1c in greet_init`. Empty if no relocation uses it.
+    /// Place of the first use: `.text+0x1c in greet_init`. Empty if no relocation uses the symbol.
     pub used_at: String,
-    /// How many relocations use it.
+    /// Number of relocations that use the symbol.
     pub uses: u64,
-    /// A known name that is much like it.
+    /// A similar known name.
     pub nearest: Option<String>,
-    /// What stands in the way, if it is there but cannot be used.
+    /// The reason why an existing symbol cannot be used.
     pub because: Option<&'static str>,
 }
 
@@ -49,7 +49,7 @@ impl fmt::Display for Unresolved {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Advice {
-    /// What the relocation's own error says is all there is to say.
+    /// No advice beyond the relocation's own error.
     None,
     /// The arena is not in the low 2 GiB, which 32-bit absolute fields need.
     NoLowMemory,
@@ -65,7 +65,7 @@ pub enum PrepareError {
     /// No memory.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
-    /// Symbols that nobody defines: all of them.
+    /// All undefined symbols.
     #[error("{} unresolved symbol{}: {}", .0.len(), if .0.len() == 1 { "" } else { "s" }, List(.0, "; "))]
     Unresolved(Vec<Unresolved>),
     /// A relocation cannot be done.
@@ -76,31 +76,31 @@ pub enum PrepareError {
     Relocation {
         /// Section and offset: `.text+0x1c`.
         place: String,
-        /// The symbol's name, escaped; a section's own name for its section symbol.
+        /// Name of the symbol, escaped; for a section symbol, the name of the section.
         symbol: String,
         /// Which and why.
         error: Box<modload_relocs::Error>,
         /// More to say.
         advice: Advice,
     },
-    /// Where a section stands is not known, or cannot be.
+    /// The address of a section is unknown or impossible.
     #[error("section \"{section}\": {problem}")]
     NoAddress {
         /// Which.
         section: String,
-        /// What is wrong.
+        /// The problem.
         problem: &'static str,
     },
     /// A record by which code is to be rewritten cannot be followed.
     #[error("section \"{section}\"")]
     Rewrite {
-        /// Which section it is in.
+        /// The section of the record.
         section: &'static str,
-        /// Which record, and what is wrong.
+        /// The record and the problem.
         #[source]
         error: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// What waits for an object of a live patch cannot be held back.
+    /// Parts that depend on an object of a live patch cannot wait.
     #[error(transparent)]
     Deferred(Box<DeferredError>),
     /// The module's call frame information cannot be used.
@@ -108,11 +108,11 @@ pub enum PrepareError {
     Frames {
         /// The section's name.
         section: &'static str,
-        /// What is wrong with it.
+        /// The problem.
         #[source]
         error: modload_threads::frames::Malformed,
     },
-    /// The text or the read-only data did not get to its place.
+    /// The text or the read-only data could not be published.
     #[error(transparent)]
     Publish(#[from] PublishFailed),
     /// A parameter's value cannot be taken.
@@ -134,7 +134,7 @@ impl fmt::Debug for PrepareError {
     }
 }
 
-/// The text of a relocation's error, with the names of its section and symbol.
+/// Returns the text of a relocation's error, with the names of section and symbol.
 fn relocation(place: &str, symbol: &str, error: &modload_relocs::Error) -> String {
     format!("{} at {place} against \"{symbol}\": {}", error.site().kind(), error.problem())
 }

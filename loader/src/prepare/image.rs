@@ -1,5 +1,5 @@
-//! A module as it would stand in somebody else's memory: relocated and rewritten for a machine that is described, and
-//! not run. Profile `linux-6.1`: what Linux 6.1 makes of it, byte for byte.
+//! A module in the memory of another machine: relocated and rewritten for a described machine, and not run. Profile
+//! `linux-6.1`: the same bytes as Linux 6.1.
 
 mod machine;
 mod place;
@@ -21,16 +21,17 @@ use crate::elf::sections;
 use crate::prepare::error::{PrepareError, Unresolved};
 use crate::vocabulary::escape::escaped;
 
-/// A relocatable object, and where it is to stand.
+/// A relocatable object with addresses.
 #[derive(Clone, Copy, Debug)]
 pub struct Placement<'a> {
     /// The object.
     pub bytes: &'a [u8],
-    /// Where its sections stand, by name. What is empty or left out stands where Linux's `layout_sections` puts it.
+    /// Addresses of sections by name. An empty section, or a section without address, is placed as Linux's
+    /// `layout_sections` does.
     pub addresses: &'a HashMap<String, Addr>,
-    /// Where its per-CPU variables begin.
+    /// Start address of per-CPU variables.
     pub percpu: Option<Addr>,
-    /// The most bytes that its sections may take.
+    /// Largest total size of the sections in bytes.
     pub size_limit: u64,
 }
 
@@ -39,52 +40,52 @@ pub struct Placement<'a> {
 pub struct MemoryImage {
     /// In the order of the file.
     pub sections: Vec<ImageSection>,
-    /// Who wrote what.
+    /// All edits, with their engines.
     pub edits: Edits,
 }
 
 /// One section in memory.
 #[derive(Clone, Debug)]
 pub struct ImageSection {
-    /// Its index in the section header table.
+    /// Index in the section header table.
     pub index: u32,
-    /// Its name, escaped.
+    /// Name of the section, escaped.
     pub name: String,
-    /// Its address.
+    /// Address of the section.
     pub at: Addr,
-    /// Whether it is code.
+    /// Whether the section is code.
     pub is_text: bool,
-    /// Whether the module's own code writes it.
+    /// Whether the module's own code writes the section.
     pub is_writable: bool,
-    /// Its bytes.
+    /// Bytes of the section.
     pub bytes: Vec<u8>,
-    /// What the file has there; empty for zeros.
+    /// Bytes of the section in the file; empty for zeros.
     pub file: Vec<u8>,
 }
 
-/// A module that is COMING in somebody else's memory.
+/// A module that is COMING in another machine's memory.
 #[derive(Debug)]
 pub struct ImageComing<'a, 'c> {
     file: &'a File<'a>,
     places: &'a [Option<Addr>],
-    /// Its text and data.
+    /// Text and data of the module.
     pub code: &'a mut Ledger<'c, Space>,
 }
 
 impl ImageComing<'_, '_> {
-    /// The section of this name as a table, if it is there and not empty.
+    /// Returns the section of this name as a table, if the section exists and is not empty.
     #[must_use]
     pub fn table(&self, name: &str) -> Option<Table> {
         place::table(self.file, self.places, name).filter(|table| !table.is_empty())
     }
 
-    /// Index of the section that holds its symbols.
+    /// Returns the index of the symbol table.
     #[must_use]
     pub fn symbol_table(&self) -> u32 {
         self.file.symbol_table
     }
 
-    /// The addresses of the module's own symbols whose names begin so, with what follows in their names.
+    /// Returns the addresses of the module's own symbols with this prefix, and the rest of each name.
     #[must_use]
     pub fn symbols(&self, prefix: &str) -> Vec<(Vec<u8>, Addr)> {
         let found = self.file.symbols().filter_map(|(_, symbol)| {
@@ -98,11 +99,11 @@ impl ImageComing<'_, '_> {
 }
 
 impl MemoryImage {
-    /// Makes the image of an object. `coming` does what subscribers of the coming chain would: it gets the module when
-    /// everything before is done. `share` is called with the name of each part of the work that has been done.
+    /// Makes the image of an object. `coming` takes the place of the coming chain: this function gets the module after
+    /// all earlier stages. `share` is called with the name of each completed part of the work.
     ///
     /// # Errors
-    /// [`PrepareError`]: the file is malformed, a symbol or an address is missing, or a stage cannot be done.
+    /// [`PrepareError`]: the file is malformed, a symbol or an address is missing, or a stage fails.
     pub fn of(
         placement: &Placement<'_>,
         machine: &Machine,
@@ -125,10 +126,10 @@ impl MemoryImage {
         Ok(MemoryImage::read(&file, &places, &space, edits))
     }
 
-    /// The same before anything is rewritten or sorted: as any linker would make it.
+    /// Makes the image before rewriting and sorting, as any linker would.
     ///
     /// # Errors
-    /// [`PrepareError`]: the file is malformed, a symbol or an address is missing, or a relocation cannot be done.
+    /// [`PrepareError`]: the file is malformed, a symbol or an address is missing, or a relocation fails.
     pub fn relocated(placement: &Placement<'_>, machine: &Machine) -> Result<MemoryImage, PrepareError> {
         let file = validated(placement)?;
         let (places, mut space) = placed(&file, placement)?;
@@ -154,7 +155,7 @@ impl MemoryImage {
     }
 }
 
-/// The file, if nothing of it would be passed over in silence.
+/// Validates the file and refuses sections that would be skipped.
 fn validated<'a>(placement: &Placement<'a>) -> Result<File<'a>, ObjectError> {
     let file = File::validate(placement.bytes)?;
     for section in file.sections.iter().skip(1).filter(|section| !section.repeated) {
@@ -164,7 +165,7 @@ fn validated<'a>(placement: &Placement<'a>) -> Result<File<'a>, ObjectError> {
     Ok(file)
 }
 
-/// Where the sections stand, and what the file has of them there.
+/// Places the sections, and copies the contents from the file.
 fn placed(file: &File<'_>, placement: &Placement<'_>) -> Result<(Vec<Option<Addr>>, Space), PrepareError> {
     let places = place::places(file, placement.addresses)?;
     let (mut space, mut bytes, limit) = (Space::default(), 0_u64, placement.size_limit);
@@ -242,7 +243,7 @@ fn relocate(
     symbols: &[Symbol],
     ledger: &mut Ledger<'_, Space>,
 ) -> Result<(), PrepareError> {
-    // A linker's tables are not for kernels: who needs a slot is refused.
+    // Kernels have no GOT: a relocation that needs a slot is refused.
     let slots = SlotPlan::new(file.symbol_count()).place(Addr::NULL, Addr::NULL);
     for relas in &file.relas {
         let at = places.get(modload_edit::index(relas.target.into())).copied().flatten();

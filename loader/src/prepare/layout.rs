@@ -1,5 +1,5 @@
-//! Stage *layout*: every section that is kept gets a part of memory and an offset in it; what a linker would supply
-//! (GOT, PLT, COMMON, `__start_X`, the module's own handle) is counted here, before any address is known.
+//! Stage *layout*: gives each kept section a part of memory and an offset there, and counts everything that a linker
+//! would supply (GOT, PLT, COMMON, `__start_X`, the module's own handle), before any address is known.
 
 use std::collections::BTreeMap;
 
@@ -43,7 +43,7 @@ impl Part {
         }
     }
 
-    /// Whether it is dropped when `init` has returned.
+    /// Whether this part is dropped when `init` has returned.
     pub(crate) fn is_init(self) -> bool {
         matches!(self, Part::InitText | Part::InitReadOnly | Part::InitData)
     }
@@ -87,7 +87,7 @@ pub(crate) struct Space {
 impl Space {
     const EMPTY: Space = Space { size: 0, align: 1 };
 
-    /// Adds something at the end; returns its offset.
+    /// Adds a block at the end; returns the offset of the block.
     fn add(&mut self, size: u64, align: u64) -> Option<u64> {
         let offset = self.size.checked_next_multiple_of(align)?;
         self.size = offset.checked_add(size)?;
@@ -96,20 +96,20 @@ impl Space {
     }
 }
 
-/// A place in a module's memory before it has an address.
+/// A place in a module's memory, without address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Spot {
     pub(crate) part: Part,
     pub(crate) offset: u64,
 }
 
-/// Size of what `__this_module` refers to, a `struct module` of the SDK's. Behind it stands what `__dso_handle` refers to.
+/// Size of the target of `__this_module`, a `struct module` of the SDK. The target of `__dso_handle` follows.
 const THIS_MODULE_SIZE: u64 = 64;
 const DSO_HANDLE_SIZE: u64 = 8;
 
 /// Size of a thunk, and distance of two.
 pub(crate) const THUNK: u64 = 32;
-/// How many thunks for branches there are: one for each register. Behind them stands that for returns.
+/// Number of thunks for branches: one for each register. The thunk for returns follows.
 pub(crate) const THUNKS: u64 = 16;
 
 /// The registers in the order of their numbers.
@@ -129,12 +129,12 @@ pub(crate) fn thunk(symbol: &[u8]) -> Option<u64> {
     Some(modload_edit::wide(number))
 }
 
-/// The code of a thunk: a branch through its register, or a return. INT3 stands behind it.
+/// Returns the code of a thunk: a branch through a register, or a return. INT3 fills the rest.
 pub(crate) fn thunk_code(number: u64) -> Vec<u8> {
     let register = u8::try_from(number % 8).unwrap_or_default();
     match number {
         THUNKS => vec![0xc3], // ret
-        // Nobody branches through the stack pointer.
+        // No code branches through the stack pointer.
         4 => vec![],
         0..8 => vec![0xff, 0xe0 + register],    // jmp *%rax, ..
         _ => vec![0x41, 0xff, 0xe0 + register], // jmp *%r8, ..
@@ -146,7 +146,7 @@ pub(crate) fn thunk_code(number: u64) -> Vec<u8> {
 pub(crate) struct Layout {
     /// By [`Part::slot`].
     pub(crate) parts: [Space; Part::COUNT],
-    /// By section index; `None` for what is not kept.
+    /// By section index; `None` for a section that is not kept.
     pub(crate) sections: Vec<Option<Spot>>,
     /// COMMON symbols, by symbol index, in order.
     pub(crate) commons: Vec<(u32, Spot)>,
@@ -163,11 +163,11 @@ pub(crate) struct Layout {
     pub(crate) indirect_plt: Spot,
     /// Their slots.
     pub(crate) indirect_slots: Spot,
-    /// The module's `struct module`, if it refers to it.
+    /// The module's `struct module`, if the module refers to one.
     pub(crate) this_module: Option<Spot>,
-    /// The symbol that means the host's operations table, and the module's copy of it.
+    /// The symbol of the host's operations table, and the place of the module's copy of that table.
     pub(crate) operations: Option<(u32, Spot)>,
-    /// Thunks for branches through registers, and one for returns, if it refers to any.
+    /// Thunks for branches through registers, and one for returns, if the module refers to any.
     pub(crate) thunks: Option<Spot>,
 }
 
@@ -177,7 +177,7 @@ impl Layout {
         self.parts.iter().map(|space| space.size).sum()
     }
 
-    /// Where a COMMON symbol stands.
+    /// Returns the place of a COMMON symbol.
     pub(crate) fn common(&self, symbol: u32) -> Option<Spot> {
         let at = self.commons.binary_search_by_key(&symbol, |common| common.0).ok()?;
         Some(self.commons[at].1)
@@ -193,17 +193,17 @@ impl Layout {
         self.sections.get(index(at.into())).copied().flatten()
     }
 
-    /// Where what `__dso_handle` refers to is.
+    /// Returns the place of the target of `__dso_handle`.
     pub(crate) fn dso_handle(&self) -> Option<Spot> {
         self.this_module.map(|Spot { part, offset }| Spot { part, offset: offset + THIS_MODULE_SIZE })
     }
 }
 
-/// No module is larger than what a process can address, whatever the policy says.
+/// Largest size of a module under any policy: the address space of a process.
 const ADDRESS_SPACE: u64 = 1 << 47;
 
-/// Lays a file out within `limit` bytes. Who refers to the host's operations table gets a copy of it, because the host
-/// may be out of reach. Of what `shared` says it may turn out to use another's definitions.
+/// Lays out a file within `limit` bytes. A module that refers to the host's operations table gets a copy of the table,
+/// because the host may be out of reach. References to definitions in `shared` may resolve to another module.
 pub(crate) fn plan(
     file: &File<'_>,
     limit: u64,
@@ -306,7 +306,7 @@ impl Layout {
     }
 }
 
-/// The section whose beginning or end a symbol `__start_X` or `__stop_X` means.
+/// Returns the section whose start or end a symbol `__start_X` or `__stop_X` marks.
 pub(crate) fn bounded_section(symbol: &[u8]) -> Option<&[u8]> {
     let prefixes = [section::START_PREFIX, section::STOP_PREFIX];
     let name = prefixes.iter().find_map(|prefix| symbol.strip_prefix(prefix.as_bytes()))?;

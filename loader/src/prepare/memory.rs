@@ -1,5 +1,4 @@
-//! Stages *allocate*, *copy* and *publish*: a module's memory, as a type of its own for each thing that may still be
-//! done with it.
+//! Stages *allocate*, *copy* and *publish*: a module's memory, with a separate type for each state of the memory.
 
 use std::io;
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use crate::prepare::layout::{Layout, Part, Space, Spot, THUNK, THUNKS, thunk_cod
 use crate::vocabulary::kept::{AllShown, Kept};
 use crate::vocabulary::rewriting::HostOperations;
 
-/// Memory of a module that is UNFORMED: everything can be written, nothing is at its place but data.
+/// Memory of a module that is UNFORMED: everything is writable, and only data is at the final place.
 #[derive(Debug)]
 pub(crate) struct Staging {
     text: Option<Staged>,
@@ -24,12 +23,12 @@ pub(crate) struct Staging {
     data: Option<Fresh>,
     init_data: Option<Fresh>,
     ro_after_init: Option<Fresh>,
-    /// Where each part begins, by [`Part::slot`]. One that is empty has an address all the same, for the symbols of its
-    /// empty sections: that of the first part that is not.
+    /// Start of each part, by [`Part::slot`]. An empty part has an address too, for symbols of empty sections: the
+    /// start of the first part that is not empty.
     bases: [Addr; Part::COUNT],
 }
 
-/// Memory of a module that is formed: read-only data is at its place, text is still staged.
+/// Memory of a formed module: read-only data is published, text is still staged.
 #[derive(Debug)]
 pub(crate) struct Formed {
     text: Option<Staged>,
@@ -42,8 +41,7 @@ pub(crate) struct Formed {
     frames: frames::Plan,
 }
 
-/// Text that can run. What is known of its frames is withdrawn first: from then on nobody unwinds through it, and then
-/// nobody can run it.
+/// Text that can run. The frames are dropped first: no unwinder may use rows of text that is about to be unpublished.
 #[derive(Debug)]
 struct Running {
     #[expect(dead_code, reason = "held for its drop")]
@@ -62,7 +60,7 @@ pub(crate) struct Installed {
     ro_after_init: Option<Placed>,
 }
 
-/// What is dropped when `init` has returned.
+/// Memory that is dropped when `init` has returned.
 #[derive(Debug)]
 #[expect(dead_code, reason = "each field is held for its drop")]
 pub(crate) struct Init {
@@ -72,8 +70,8 @@ pub(crate) struct Init {
     data: Option<Placed>,
 }
 
-/// Memory of a LIVE module. Freed in this order: first nobody looks at it, then nobody can run its code, then nobody
-/// needs its data.
+/// Memory of a LIVE module. Dropped in this order: first the data of onlookers, then the text, and then the data that
+/// the text uses.
 #[derive(Debug)]
 pub(crate) struct Core {
     #[expect(dead_code, reason = "held for its drop")]
@@ -88,7 +86,7 @@ pub(crate) struct Core {
 /// The first address and the size of each part, by [`Part::slot`]; size 0 for one that is not there.
 pub(crate) type Ranges = [(Addr, u64); Part::COUNT];
 
-/// Takes memory for every part that has something in it.
+/// Allocates memory for every part that is not empty.
 pub(crate) fn allocate(arena: &'static Arena, layout: &Layout) -> Result<Staging, PrepareError> {
     let take = |part: Part| Some(layout.parts[part.slot()]).filter(|space| space.size != 0);
     let text = |Space { size, align }| arena.stage_text(size, align.max(16));
@@ -116,7 +114,7 @@ pub(crate) struct Copied {
     pub(crate) bytes: u64,
 }
 
-/// Copies every section to where it belongs; what no section covers is INT3 in text and zero elsewhere.
+/// Copies every section to the place of the section. Gaps are filled with INT3 in text and zeros elsewhere.
 pub(crate) fn copy(
     file: &File<'_>,
     layout: &Layout,
@@ -130,7 +128,7 @@ pub(crate) fn copy(
         let fill = if part.is_text() { INT3 } else { 0 };
         let bytes = memory.bytes_mut(part);
         let start = index(offset);
-        // Sections of a part mostly come in the order of their offsets; one that does not finds its gap filled.
+        // Sections of a part are mostly in the order of their offsets. For other sections, the gap was filled before.
         let gap = filled[part.slot()]..start;
         if let Some(gap) = bytes.get_mut(gap).filter(|gap| !gap.is_empty()) {
             gap.fill(fill);
@@ -226,7 +224,7 @@ impl Staging {
         Part::ALL.map(|part| (self.base(part), wide(self.bytes(part).len())))
     }
 
-    /// The part that holds an address, and what it holds from there on.
+    /// Returns the part that contains an address, and the bytes from that address on.
     pub(crate) fn at(&self, addr: Addr) -> Option<(Part, &[u8])> {
         Part::ALL.into_iter().find_map(|part| {
             let offset = addr.checked_offset_from(self.base(part))?;
@@ -258,7 +256,7 @@ impl Staging {
         }
     }
 
-    /// Publishes the read-only data and hands the data over: the module is formed. Its text will be published with these
+    /// Publishes the read-only data and settles the data: the module is formed. The text will be published with these
     /// frames.
     pub(crate) fn form(self, frames: frames::Plan) -> Result<Formed, PublishFailed> {
         let mut lock = TextLock::take();
@@ -277,7 +275,7 @@ impl Staging {
     }
 }
 
-/// What the engines of stage *specialise* read and edit.
+/// The memory that the engines of stage *specialise* read and edit.
 impl Code for Staging {
     fn bytes(&self, at: Addr, len: usize) -> Option<&[u8]> {
         let (_, rest) = self.at(at)?;
@@ -299,7 +297,7 @@ impl Sink for Staging {
 }
 
 impl Formed {
-    /// The texts that are staged: the module's and its init's.
+    /// Returns the staged texts: those of the module and of init.
     pub(crate) fn texts(&self) -> impl Iterator<Item = &Staged> {
         self.text.iter().chain(&self.init_text)
     }
@@ -315,14 +313,14 @@ impl Formed {
         read_only.filter_map(|part| part.read(at, len)).chain(placed.filter_map(|part| part.read(at, len))).next()
     }
 
-    /// Brings the text to its place: Linux's `module_enable_ro`. When it fails, the text is gone, and the rest is still
-    /// there for those who have to be told.
+    /// Publishes the text: Linux's `module_enable_ro`. On failure the text is gone, and the rest is returned for the
+    /// subscribers to be told.
     pub(crate) fn publish(mut self) -> Result<Installed, Box<(Formed, PublishFailed)>> {
         let (text, init_text) = {
             let mut lock = TextLock::take();
             let text = self.text.take().map(|staged| staged.publish(&mut lock)).transpose();
             let init_text = self.init_text.take().map(|staged| staged.publish(&mut lock)).transpose();
-            // The lock goes first: dropping published text takes it.
+            // The lock is released first, because dropping published text takes the lock.
             (text, init_text)
         };
         match (text, init_text) {
@@ -353,7 +351,7 @@ impl Installed {
         self.data.iter().chain(&self.init.data).chain(&self.ro_after_init)
     }
 
-    /// Keeps what onlookers want to be dropped with it.
+    /// Keeps the data of onlookers until the memory is dropped.
     pub(crate) fn keep(&mut self, shown: AllShown) {
         self.shown = shown.until_gone;
         self.init.shown = shown.until_init;
@@ -364,8 +362,8 @@ impl Installed {
         self.writable().find_map(|placed| placed.write(at, bytes))
     }
 
-    /// Makes ro_after_init data read-only, and parts with what was for `init` only. When it fails, everything is as it
-    /// was.
+    /// Makes ro_after_init data read-only, and separates the memory that only `init` needed. On failure nothing has
+    /// changed.
     pub(crate) fn protect(mut self) -> Result<(Core, Init), Box<(Installed, io::Error)>> {
         match self.ro_after_init.take().map(Placed::protect).transpose() {
             Ok(ro_after_init) => {
@@ -398,7 +396,7 @@ impl Core {
         self.data.as_ref()?.write(at, bytes)
     }
 
-    /// Why a variable cannot be written, if it cannot.
+    /// Returns the reason why a variable cannot be written, if there is one.
     pub(crate) fn why_fixed(&self, at: Addr) -> Option<&'static str> {
         if self.data.as_ref().is_some_and(|data| data.read(at, 1).is_some()) {
             return None;

@@ -14,7 +14,7 @@ use crate::elf::file::{File, Place, begins_with_string, until_nul};
 use crate::prepare::layout::Layout;
 use crate::prepare::memory::Staging;
 
-/// What a symbol names.
+/// The kind of a symbol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SymbolKind {
     /// A function.
@@ -28,11 +28,11 @@ pub enum SymbolKind {
 /// A symbol of a module.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Symbol {
-    /// Its address.
+    /// Address of the symbol.
     pub addr: Addr,
-    /// Its size in bytes, 0 if the file does not say.
+    /// Size of the symbol in bytes, 0 if the file does not state one.
     pub size: u64,
-    /// What it is.
+    /// Kind of the symbol.
     pub kind: SymbolKind,
 }
 
@@ -52,7 +52,7 @@ enum Scope {
     Global,
 }
 
-/// A compact copy of what is needed of a symbol table once its file is gone.
+/// A compact copy of a symbol table, for use without the file.
 #[derive(Debug)]
 pub(crate) struct Names {
     module: std::sync::Arc<str>,
@@ -67,7 +67,7 @@ pub(crate) struct Names {
     starts: OnceLock<Box<[Addr]>>,
 }
 
-/// So many lookups are made by walking the table; then an index is worth its making.
+/// Number of lookups by scanning the table; later lookups use an index.
 const WALKS: u32 = 4;
 
 /// The names of the module's own symbols and, apart, of those that go when `init` has returned.
@@ -139,7 +139,7 @@ impl Names {
             self.walk(name)
         } else {
             if self.by_name.get().is_none() {
-                // Made outside of the cell: a child that is forked meanwhile would wait for it for ever.
+                // Built outside of the cell: a child that is forked meanwhile would wait for the cell for ever.
                 let _ = self.by_name.set(self.index());
             }
             let (hasher, table) = self.by_name.get()?;
@@ -149,7 +149,7 @@ impl Names {
         entry.map(|entry| Symbol { addr: entry.addr, size: entry.size, kind: entry.kind })
     }
 
-    /// The symbol at an address: one whose size is known before others, and then a global one before a local one.
+    /// Returns the symbol at an address: one with a known size before others, and then a global one before a local one.
     pub(crate) fn at(&self, at: Addr) -> Option<Symbol> {
         let there = self.entries.iter().filter(|entry| entry.addr == at);
         let best = there.min_by_key(|entry| (entry.size == 0, entry.scope == Scope::Local))?;
@@ -219,8 +219,8 @@ impl Names {
         self.starts.get().is_some_and(|starts| starts.binary_search(&at).is_ok())
     }
 
-    /// The function that an address lies in, by the sizes that the file states: its name, the distance from its start, and
-    /// its size. Of several the one with the nearest start, a global one before a local one.
+    /// Returns the function that contains an address, by the sizes in the file: name, distance from the start, and
+    /// size. Of several functions, the one with the nearest start, a global one before a local one.
     pub(crate) fn function_at(&self, at: Addr) -> Option<(&[u8], u64, u64)> {
         let holds = |entry: &&Entry| {
             let offset = at.checked_offset_from(entry.addr);

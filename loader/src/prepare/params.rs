@@ -24,7 +24,7 @@ pub enum ParamType {
     Integer(Integer),
     /// A pointer to a string, which the host keeps.
     CharP,
-    /// A buffer of so many bytes, its closing NUL included.
+    /// A buffer of this many bytes, including the closing NUL.
     String {
         /// Size of the buffer.
         maxlen: u32,
@@ -62,7 +62,7 @@ const fn integer(name: &'static str, bytes: usize, signed: Sign) -> Option<Param
 
 const KINDS: usize = 14;
 
-/// The types a module may name, in the order of [`OPS`]. `None`: it is made from the record's argument.
+/// The types that a module may name, in the order of [`OPS`]. `None`: the type is made from the record's argument.
 const TYPES: [(&str, Option<ParamType>); KINDS] = [
     ("bool", Some(ParamType::Bool)),
     ("invbool", Some(ParamType::InvBool)),
@@ -80,7 +80,7 @@ const TYPES: [(&str, Option<ParamType>); KINDS] = [
     ("array", None),
 ];
 
-/// What `param_ops_int` and its like refer to. A module only compares and passes on these addresses.
+/// The targets of `param_ops_int` and similar symbols. Modules only compare and pass on these addresses.
 static OPS: [u64; KINDS] = [0; KINDS];
 
 /// The address of the operations of a type.
@@ -98,15 +98,15 @@ fn type_of(ops: u64) -> Option<(&'static str, Option<ParamType>)> {
 /// A parameter of a module.
 #[derive(Clone, Debug)]
 pub struct ParamInfo {
-    /// Its name.
+    /// Name of the parameter.
     pub name: String,
     /// Permission bits, as of a file in sysfs.
     pub perm: u16,
-    /// Its type.
+    /// Type of the parameter.
     pub kind: ParamType,
-    /// Where its value stands.
+    /// Address of the value.
     pub(crate) place: Addr,
-    /// Strings that the module has pointers to, as long as it is loaded.
+    /// Strings that the module has pointers to, as long as the module is loaded.
     held: Vec<CString>,
 }
 
@@ -163,7 +163,7 @@ impl ParamInfo {
         self.name.len() == name.len() && self.name.bytes().zip(name.bytes()).all(same)
     }
 
-    /// Parses a value and stores it by way of `write`, which says `None` for a place that is not the module's.
+    /// Parses a value and stores the value with `write`, which returns `None` for a place outside of the module.
     pub(crate) fn set(
         &mut self,
         value: Option<&str>,
@@ -176,7 +176,7 @@ impl ParamInfo {
         Ok(())
     }
 
-    /// The value as text, as Linux's sysfs shows it.
+    /// Returns the value as text, as in Linux's sysfs.
     pub(crate) fn show(&self, read: &dyn Fn(Addr, usize) -> Option<Vec<u8>>) -> Option<String> {
         self.kind.show(self.place, &self.held, read)
     }
@@ -286,7 +286,7 @@ impl ParamType {
                 if integer.name == "hexint" { format!("{number:#x}") } else { number.to_string() }
             }
             ParamType::CharP => {
-                // Only what the host stored there is followed; what the module points to itself is its own.
+                // Only pointers that the host has stored are followed.
                 let pointer = u64::from_le_bytes(bytes()?.try_into().ok()?);
                 let held = held.iter().find(|string| wide(string.as_ptr().expose_provenance()) == pointer);
                 held.map_or_else(|| "(set by the module)".into(), |string| text(string.as_bytes()))
@@ -338,7 +338,7 @@ fn number(value: &str) -> Option<i128> {
         None if digits.len() > 1 && digits.starts_with('0') => (8, &digits[1..]),
         None => (10, digits),
     };
-    // `from_str_radix` takes a sign of its own, and the first one is gone.
+    // `from_str_radix` accepts a sign, and the sign is already removed.
     if !digits.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return None;
     }

@@ -34,7 +34,7 @@ pub(crate) fn relocate(
     Ok(counts)
 }
 
-/// [`relocate`] by way of a ledger, for those who want to see every edit.
+/// [`relocate`] through a ledger, which records every edit.
 pub(crate) fn relocate_kept(
     file: &File<'_>,
     layout: &Layout,
@@ -65,7 +65,8 @@ pub(crate) fn relocate_kept(
     Ok(())
 }
 
-/// What is relocated with the module itself: a live patch's relocations against the host, too, which is always there.
+/// Returns the relocations that are applied with the module itself, including a live patch's relocations against the
+/// host.
 fn early<'f, 'a>(file: &'f File<'a>) -> impl Iterator<Item = &'f Relas<'a>> {
     file.relas.iter().chain(file.klp_relas.iter().filter(|relas| awaited(file, relas).is_none()))
 }

@@ -1,4 +1,4 @@
-//! The addresses of a module's symbols: what stage *resolve* has found.
+//! The addresses of a module's symbols: the result of stage *resolve*.
 
 use modload_edit::{Addr, index};
 use modload_relocs::Symbol;
@@ -7,7 +7,7 @@ use modload_relocs::Symbol;
 #[derive(Debug)]
 pub(crate) struct Resolved {
     pub(crate) symbols: Vec<Symbol>,
-    /// How many came from outside the module.
+    /// Number of symbols from outside the module.
     pub(crate) external: u64,
     /// The symbols that the module defines, and that mean another's definition all the same, in order.
     pub(crate) elsewhere: Vec<u32>,

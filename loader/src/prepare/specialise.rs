@@ -1,5 +1,5 @@
-//! Stage *specialise*: code is made for the machine it will run on, by the engines in their order. The same engines,
-//! with another machine's facts, are behind [`crate::MemoryImage`].
+//! Stage *specialise*: the engines rewrite code for the target machine, in a fixed order. [`crate::MemoryImage`] uses
+//! the same engines with the facts of another machine.
 
 use modload_abi::{Rela, section};
 use modload_alternatives::{self as alternatives, Boundaries, Facts};
@@ -17,7 +17,7 @@ use crate::prepare::layout::{Layout, THUNK, THUNKS};
 use crate::prepare::memory::Staging;
 use crate::vocabulary::rewriting::{Branch, HostOperations, Rewriting, TrampolineCall, record_size};
 
-/// What the engines have found.
+/// The results of the engines.
 #[derive(Default, Debug)]
 pub(crate) struct Specialised {
     /// How many records each has followed.
@@ -26,7 +26,7 @@ pub(crate) struct Specialised {
     pub(crate) calls: Vec<TrampolineCall>,
 }
 
-/// The sections by which a module asks for rewriting, and who follows their records.
+/// The sections that request rewriting, and the engines for their records.
 const TABLES: &[(Engine, &str)] = &[
     (Engine::Paravirt, section::PARAINSTRUCTIONS),
     (Engine::Retpoline, section::RETPOLINE_SITES),
@@ -101,8 +101,8 @@ fn entries(
     Ok(u64::from(table.len(8)))
 }
 
-/// What means an address in the module's text: its symbols, and its relocations, those of the rows of its frames among them
-/// but not those of the tables of entries.
+/// Returns all targets of references into the module's text: symbols, and relocations, including those of call frame
+/// rows, but not those of the tables of function entries.
 fn boundaries(file: &File<'_>, layout: &Layout, memory: &Staging) -> Boundaries {
     let text = |at: u32| layout.section(at).filter(|spot| spot.part.is_text()).map(|spot| memory.addr(spot));
     let start = |symbol: &Sym<'_>| match symbol.place {
@@ -125,7 +125,7 @@ fn boundaries(file: &File<'_>, layout: &Layout, memory: &Staging) -> Boundaries 
         for rela in relas.records.iter() {
             let Some(at) = file.symbol(rela.symbol).as_ref().and_then(start) else { continue };
             let value = modload_relocs::row(rela.kind).map(|row| row.value);
-            // An instruction reckons from its end, and a branch's operand ends it.
+            // A branch is relative to the end of the instruction, and the operand of a branch is at the end.
             let is_branch = is_code && matches!(value, Some(Value::SymbolMinusPlace | Value::CallMinusPlace));
             let target = at.offset(rela.addend.saturating_add(if is_branch { 4 } else { 0 }));
             if of_frames { &mut starts } else { &mut others }.push(target);
@@ -134,7 +134,7 @@ fn boundaries(file: &File<'_>, layout: &Layout, memory: &Staging) -> Boundaries 
     Boundaries::new(starts, &others)
 }
 
-/// What is known of the machine, and of the module's own thunks.
+/// Returns the facts of the machine, with the module's own thunks.
 pub(crate) fn facts(layout: &Layout, memory: &Staging, rewriting: &Rewriting) -> Facts {
     let mut facts = rewriting.facts.clone();
     if let Some(thunks) = layout.thunks {
@@ -161,7 +161,7 @@ fn call_operations(
         let Some(spot) = layout.section(relas.target) else { continue };
         let section = code.code().addr(spot);
         for (record, rela) in (0..).zip(relas.records.iter()).filter(|(_, rela)| rela.symbol == symbol) {
-            // An instruction's operand mostly ends it: its addend is 4 less than the distance in the table.
+            // The operand is mostly at the end of an instruction: the addend is 4 less than the distance in the table.
             let offset = match modload_relocs::row(rela.kind).map(|row| row.value) {
                 Some(Value::SymbolMinusPlace | Value::CallMinusPlace) => rela.addend.checked_add(4),
                 Some(Value::Symbol) => Some(rela.addend),
@@ -175,7 +175,7 @@ fn call_operations(
             if !spot.part.is_text() {
                 continue;
             }
-            // What the operand refers to, whatever the relocation is called.
+            // The target of the operand, for any relocation type.
             let operand = section + rela.offset;
             let Some(displacement) = code.bytes(operand, 4).and_then(|bytes| bytes.try_into().ok()) else { continue };
             let entry = (operand + 4).offset(i32::from_le_bytes(displacement).into());
@@ -191,8 +191,8 @@ fn call_operations(
     Ok(direct)
 }
 
-/// The calls of trampolines in a file without records of them. One that is no plain call or jump stays as it is, and
-/// works through the trampoline.
+/// Returns the calls of trampolines in a file without records of such calls. Instructions other than a plain call or
+/// jump stay unchanged, and work through the trampoline.
 fn trampoline_calls(file: &File<'_>, layout: &Layout, code: &Ledger<'_, Staging>) -> Vec<TrampolineCall> {
     let mut calls = Vec::new();
     for relas in &file.relas {
@@ -209,7 +209,8 @@ fn trampoline_calls(file: &File<'_>, layout: &Layout, code: &Ledger<'_, Staging>
     calls
 }
 
-/// The call that a relocation against a trampoline belongs to. `target` is where the section stands that is relocated.
+/// Returns the call that a relocation against a trampoline belongs to. `target` is the address of the relocated
+/// section.
 pub(crate) fn trampoline_call(
     target: Addr,
     section: u32,
@@ -238,8 +239,8 @@ pub(crate) fn in_order(
     ORDER.iter().flat_map(|(engine, _)| tables.iter().filter(move |(of, ..)| of == engine).copied())
 }
 
-/// Has an engine follow the records of a table; says how many there were. `text` is where `.text` stands; `facts` are
-/// those of `rewriting`, with what is the module's own.
+/// Runs an engine on the records of a table; returns the number of records. `text` is the place of `.text`; `facts` are
+/// those of `rewriting`, with the module's own thunks.
 pub(crate) fn follow(
     engine: Engine,
     name: &'static str,
@@ -282,7 +283,7 @@ pub(crate) fn follow(
                 .map_err(|error| rewritten(error.into()))?;
             records
         }
-        // Relocations are done; keys and calls are for those who know them; the rest has no table.
+        // Relocations are done. Static keys and calls belong to their subscriber. The others have no table.
         Engine::Relocation
         | Engine::Slot
         | Engine::Indirect
@@ -292,7 +293,7 @@ pub(crate) fn follow(
     }
 }
 
-/// The sections and their engines, for those who look only.
+/// Returns the sections and their engines.
 pub(crate) fn tables() -> impl Iterator<Item = (Engine, &'static str)> {
     TABLES.iter().copied()
 }

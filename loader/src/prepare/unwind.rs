@@ -1,4 +1,4 @@
-//! The plan of a module's call frame information, from its relocated `.eh_frame`.
+//! Plans a module's call frame information from the relocated `.eh_frame`.
 
 use std::ops::Range;
 
@@ -33,7 +33,7 @@ pub(crate) fn plan(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result
     Ok(Plan(TEXTS.map(|_| planned.next().flatten())))
 }
 
-/// What we have written into the text: PLT entries and thunks, of a branch each.
+/// Returns the branches that the loader has written into the text: PLT entries and thunks.
 fn branches(layout: &Layout) -> [(Spot, u64); 3] {
     let thunks = layout.thunks.map(|spot| (spot, THUNK * (THUNKS + 1)));
     let plt = (layout.plt, layout.slots.plt_size());

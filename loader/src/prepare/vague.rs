@@ -1,16 +1,19 @@
-//! Symbols that several modules may define: which definition is used.
+//! Symbols that several modules may define, and the choice of a definition.
 //!
-//! The rule is that of the dynamic linker, because C++ relies on it: an inline function, a template's static variable or a
-//! type's `typeinfo` is compiled into each object that uses it, and there must be one of it in a process. So:
+//! The rule is that of the dynamic linker, because C++ relies on that rule: an inline function, a template's static
+//! variable or a type's `typeinfo` is compiled into each object that uses the function, variable or type, but a process
+//! must have only one. So:
 //!
-//! - A symbol with hidden or internal visibility is visible in its own module only, and is never replaced.
-//! - A *vague* definition is a weak one, one of a COMDAT group, or an STB_GNU_UNIQUE one. Of two modules that export all
-//!   their globals the first that is loaded defines a vague symbol, and the second refers to that and holds its module.
-//! - An STB_GNU_UNIQUE definition is one for the whole process: modules that export nothing share it too, and it gives way to
-//!   that of the program's own libraries.
-//! - Two definitions that are not vague are a mistake, and the second load is refused. A dynamic linker uses the first one in
-//!   silence.
-//! - A protected symbol is seen by others, but its own module always means its own.
+//! - A symbol with hidden or internal visibility is visible in the defining module only, and is never replaced.
+//! - A *vague* definition is a weak one, one of a COMDAT group, or an STB_GNU_UNIQUE one. Of two modules that export
+//!   all their globals the first that is loaded defines a vague symbol. The second refers to that definition and holds
+//!   the first module.
+//! - An STB_GNU_UNIQUE definition is one for the whole process: modules that export nothing share such definitions too,
+//!   and a definition in the program's own libraries wins.
+//! - Two definitions that are not vague are a mistake, and the second load is refused. A dynamic linker uses the first
+//!   one in silence.
+//! - A protected symbol is visible to other modules, but references of the defining module always mean the module's own
+//!   definition.
 
 use modload_abi::section;
 use object::elf;
@@ -39,7 +42,8 @@ pub(crate) enum Shared {
 }
 
 impl Shared {
-    /// What a module shares. A module with a table of exports shares STB_GNU_UNIQUE definitions only.
+    /// Returns the shared definitions of a module. A module with a table of exports shares STB_GNU_UNIQUE definitions
+    /// only.
     pub(crate) fn of(file: &File<'_>, exports: Exports) -> Shared {
         let tables = [section::KSYMTAB, section::KSYMTAB_GPL].map(str::as_bytes);
         let declares = || file.sections.iter().any(|section| section.kept && tables.contains(&section.name));

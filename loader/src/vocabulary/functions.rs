@@ -13,14 +13,14 @@ pub(crate) struct Functions {
     pub(crate) constructors: Vec<Addr>,
     /// In order of their calls.
     pub(crate) destructors: Vec<Addr>,
-    /// Its `struct module`.
+    /// The module's `struct module`.
     pub(crate) this_module: Option<Addr>,
-    /// What `__cxa_finalize` knows the module by.
+    /// The handle that is passed to `__cxa_finalize`.
     pub(crate) dso_handle: Option<Addr>,
 }
 
 impl Functions {
-    /// Whether none of the module's code runs when it goes.
+    /// Whether no code of the module runs during the unload.
     pub(crate) fn nothing_at_the_end(&self) -> bool {
         self.exit.is_none() && self.destructors.is_empty() && self.dso_handle.is_none()
     }

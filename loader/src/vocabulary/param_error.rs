@@ -9,15 +9,15 @@ pub enum ParamError {
     /// The value is not of the type.
     #[error("\"{value}\" is not {expected}")]
     Invalid {
-        /// What was given, escaped.
+        /// The given value, escaped.
         value: String,
-        /// What would be right.
+        /// A description of valid values.
         expected: String,
     },
     /// The number does not fit.
     #[error("{value} does not fit {kind}")]
     Range {
-        /// What was given.
+        /// The given value.
         value: String,
         /// The type.
         kind: &'static str,
@@ -28,7 +28,7 @@ pub enum ParamError {
     /// The string is too long.
     #[error("a string of {len} bytes, and there is room for {max}")]
     TooLong {
-        /// Its length.
+        /// Length of the string.
         len: usize,
         /// The room, without the closing NUL.
         max: usize,
@@ -39,7 +39,7 @@ pub enum ParamError {
         /// The room.
         max: u32,
     },
-    /// The module's record points somewhere else than its own variables.
+    /// The module's record points outside of the module's own variables.
     #[error("its variable is not in the module's data")]
     Outside,
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// An error and the whole chain of its causes in one line.
+/// Returns an error and the whole chain of causes in one line.
 #[must_use]
 pub fn sentence(error: &dyn std::error::Error) -> String {
     let mut sentence = error.to_string();

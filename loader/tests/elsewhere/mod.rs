@@ -1,4 +1,4 @@
-//! Another machine's memory for an object: an address for each of its sections and for each symbol that it needs.
+//! Memory of another machine for an object: an address for each section and for each undefined symbol of the object.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ const SIZE_LIMIT: u64 = 1 << 18;
 
 const THUNKS: u64 = 0xffff_ffff_8200_0000;
 
-/// Made for one object; then its mutants are put there.
+/// Made for one object; mutants of the object are then placed at the same addresses.
 pub(crate) struct Elsewhere {
     machine: Machine,
     addresses: HashMap<String, Addr>,
@@ -51,7 +51,7 @@ fn wide(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap()
 }
 
-/// Where sections stand, and a text as /proc/kallsyms has it.
+/// Returns addresses of sections, and a text in the format of /proc/kallsyms.
 fn places(bytes: &[u8]) -> Option<(HashMap<String, Addr>, String)> {
     let header = FileHeader64::<LE>::parse(bytes).ok()?;
     let sections = header.sections(LE, bytes).ok()?;

@@ -1,4 +1,4 @@
-//! Static archives: their members, and what these define.
+//! Static archives: the members, and the symbols that they define.
 
 use std::collections::HashMap;
 
@@ -20,21 +20,22 @@ pub(super) fn is_archive(bytes: &[u8]) -> bool {
     bytes.starts_with(MAGIC) || bytes.starts_with(THIN_MAGIC)
 }
 
-/// An archive whose members have been looked at.
+/// A parsed archive.
 pub(super) struct Archive<'a> {
     /// In their order; `None` once taken.
     members: Vec<Option<Member<'a>>>,
-    /// In the order of the members and of their symbol tables, as ranlib has it.
+    /// Symbols in the order of the members and of their symbol tables, as in the index of ranlib.
     index: Vec<Offer<'a>>,
-    /// Where a name stands in the index.
+    /// Positions of each name in the index.
     places: HashMap<&'a [u8], Vec<usize>>,
 }
 
-/// A member with its compact relocations converted; `None` if it has none. `Err` holds the size limit with which the conversion
-/// failed, so that [`Archive::read`] can report the error if the member is needed.
+/// A member after conversion of compact relocations; `None` if the member has none. `Err` holds the size limit with
+/// which the conversion failed, so that [`Archive::read`] can report the error if the member is needed.
 pub(super) type Plain = Result<Option<Vec<u8>>, u64>;
 
-/// Writes out the compact relocations of all members. What is no archive has none: [`Archive::read`] says so.
+/// Converts the compact relocations of all members. Returns nothing for bytes that are no archive; [`Archive::read`]
+/// reports those.
 pub(super) fn written_out(bytes: &[u8], limit: u64) -> Vec<Plain> {
     let Ok(archive) = ArchiveFile::parse(bytes) else { return Vec::new() };
     let members = archive.members().map_while(Result::ok);
@@ -42,7 +43,7 @@ pub(super) fn written_out(bytes: &[u8], limit: u64) -> Vec<Plain> {
     members.map(|member| member.data(bytes).map_or(Ok(None), plain)).collect()
 }
 
-/// What a member defines.
+/// A symbol that a member defines.
 #[derive(Clone, Copy)]
 pub(super) struct Offer<'a> {
     pub(super) name: &'a [u8],
@@ -57,14 +58,14 @@ pub(super) enum OfferKind {
     Definition,
 }
 
-/// A member; one that is no sound object is an error only for who needs it.
+/// A member. An invalid member is an error only if it is needed.
 struct Member<'a> {
     name: String,
     file: Result<File<'a>, ObjectError>,
 }
 
 impl<'a> Archive<'a> {
-    /// Reads an archive. `name` is what errors call it; `plain` has its members' relocations written out.
+    /// Reads an archive. `name` is used in error messages; `plain` holds the converted members.
     pub(super) fn read(name: &str, bytes: &'a [u8], plain: &'a [Plain]) -> Result<Archive<'a>, ObjectError> {
         let damaged = |_| ObjectError::NotAnObject("a damaged archive");
         let archive = ArchiveFile::parse(bytes).map_err(damaged)?;
@@ -116,20 +117,20 @@ impl<'a> Archive<'a> {
         self.places.contains_key(name)
     }
 
-    /// Where a name stands in the index.
+    /// Returns the positions of a name in the index.
     pub(super) fn places(&self, name: &[u8]) -> &[usize] {
         self.places.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// What stands at a place of the index.
+    /// Returns the symbol at a position of the index.
     pub(super) fn offer(&self, place: usize) -> Option<Offer<'a>> {
         self.index.get(place).copied()
     }
 
-    /// The member that offers something, unless it has been taken.
+    /// Takes the member that defines a symbol, unless that member is already taken.
     pub(super) fn take(&mut self, offer: Offer<'a>) -> Option<Object<'a>> {
         let Member { name, file } = self.members.get_mut(offer.member)?.take()?;
-        // What is in the index was sound.
+        // Only valid members are in the index.
         Some(Object { name, file: file.ok()? })
     }
 

@@ -1,5 +1,5 @@
-//! One relocatable object of several: sections of one name behind each other, local symbols apart, one symbol for each
-//! global name. What `ld -r` does, but that repeated groups are dropped at once.
+//! Merges several relocatable objects into one: sections of one name are concatenated, local symbols stay separate, and
+//! each global name has one symbol. Same result as `ld -r`, except that repeated groups are dropped immediately.
 
 use std::collections::HashMap;
 
@@ -18,7 +18,7 @@ use crate::elf::link::symbols::{Definition, Global, State, Strength, Symbols};
 use crate::elf::link::write;
 use crate::vocabulary::escape::escaped;
 
-/// The flags that mean something to a loader. The others tell linkers what they may do.
+/// The section flags that matter to a loader. All other flags are for linkers.
 const FLAGS: &[elf::SectionFlags] =
     &[elf::SHF_WRITE, elf::SHF_ALLOC, elf::SHF_EXECINSTR, elf::SHF_TLS, elf::SHF_EXCLUDE, elf::SHF_COMPRESSED];
 
@@ -26,18 +26,18 @@ const FLAGS: &[elf::SectionFlags] =
 /// file.
 const PAGE: u64 = 4096;
 
-/// Where a section of an object went: which output, and where in it.
+/// The new place of an object's section: output section and offset.
 #[derive(Clone, Copy)]
 struct Piece {
     output: usize,
     offset: u64,
 }
 
-/// The result while it grows.
+/// The merged object under construction.
 struct Merged<'a> {
     outputs: Vec<Output<'a>>,
     by_key: HashMap<Key<'a>, usize>,
-    /// By object, then by section; `None` for what is not part of the result.
+    /// New places by object, then by section; `None` for a section that is not in the result.
     pieces: Vec<Vec<Option<Piece>>>,
     symbols: Vec<NewSymbol<'a>>,
     /// How many of the symbols are local, the null symbol included.
@@ -61,7 +61,7 @@ pub(super) fn merge<'a>(objects: &[Object<'a>], globals: &Symbols<'a>, limit: u6
     for (number, object) in objects.iter().enumerate() {
         merged.place(number, object).map_err(|error| object.failed(error))?;
     }
-    // By object, then by symbol: its index in the result.
+    // Index in the result, by object, then by symbol.
     let mut indices = merged.locals(objects);
     let numbers = merged.globals(objects, globals);
     for (object, indices) in objects.iter().zip(&mut indices) {
@@ -85,7 +85,7 @@ impl<'a> Merged<'a> {
         Ok(())
     }
 
-    /// Gives each section of an object its place.
+    /// Gives a place to each section of an object.
     fn place(&mut self, number: usize, object: &Object<'a>) -> Result<(), ObjectError> {
         let file = &object.file;
         if let Some(section) = file.klp_relas.first().and_then(|relas| file.section(relas.section)) {
@@ -107,7 +107,7 @@ impl<'a> Merged<'a> {
         let section = &without_terminator(section);
         let output = self.output(Key { name: section.name, flags: known(section.flags), contents }, section.kind);
         let into = &mut self.outputs[output];
-        // Only of kept sections has it been checked.
+        // The alignment is checked for kept sections only.
         let align = if section.kept || section.align.is_power_of_two() { section.align } else { 1 };
         let offset = into.size.checked_next_multiple_of(align);
         let end = offset.and_then(|offset| offset.checked_add(section.size)).filter(|end| *end <= limit);
@@ -165,8 +165,8 @@ impl<'a> Merged<'a> {
         all
     }
 
-    /// Where a symbol is now. One of a section that is gone is in an empty section of the same name, which is not part
-    /// of the module: who refers to it finds it gone.
+    /// Returns the new place of a symbol. A symbol of a dropped section is put into an empty section of the same name
+    /// that is not part of the module, so that a relocation against the symbol is reported as discarded.
     fn placed(&mut self, objects: &[Object<'a>], object: usize, section: u32, value: u64) -> (At, u64) {
         if let Some(Piece { output, offset }) = self.pieces[object][index(section.into())] {
             return (At::Output(output), value.wrapping_add(offset));
@@ -176,7 +176,8 @@ impl<'a> Merged<'a> {
         (At::Output(self.output(key, elf::SHT_PROGBITS)), 0)
     }
 
-    /// The global symbols; returns their indices, in their order. One that nobody but the caller asked for has none.
+    /// Adds the global symbols and returns their indices, in order. A name that only the caller has asked for gets no
+    /// symbol.
     fn globals(&mut self, objects: &[Object<'a>], globals: &Symbols<'a>) -> Vec<u32> {
         let mut next = self.locals;
         let mut indices = Vec::with_capacity(globals.globals.len());
@@ -201,7 +202,7 @@ impl<'a> Merged<'a> {
                         Place::Section(section) => self.placed(objects, object, section, symbol.value),
                         _ => (At::Special(elf::SHN_ABS), symbol.value),
                     };
-                    // There are no groups any more: what was in one gives way to other modules' all the same.
+                    // The result has no groups. A weak symbol still gives way to a definition of another module.
                     let bind = if is_comdat(objects, object, &symbol) { elf::STB_WEAK } else { symbol.bind };
                     (bind, symbol.kind, at, value, symbol.size)
                 }
@@ -230,8 +231,8 @@ impl<'a> Merged<'a> {
                 let Some(&symbol) = indices.get(index(rela.symbol.into())) else {
                     return malformed(record, "r_sym", rela.symbol.into(), "there is no such symbol");
                 };
-                // Behind the end of its own section now stands that of another object. Offsets in one that stays by
-                // itself, because it is compressed perhaps, are not ours to judge.
+                // After merging, bytes of another object follow this section. Offsets in a section that is not merged,
+                // for example a compressed one, are not checked.
                 let width = modload_relocs::row(rela.kind).map_or(0, |row| row.field.width());
                 if !alone && rela.offset.checked_add(width.into()).is_none_or(|end| end > target.size) {
                     return malformed(record, "r_offset", rela.offset, "lies outside its section");
@@ -255,14 +256,14 @@ fn is_comdat(objects: &[Object<'_>], object: usize, symbol: &Sym<'_>) -> bool {
     symbol.bind == elf::STB_GLOBAL && section.is_some_and(|section| section.comdat)
 }
 
-/// A section of call frame information without what ends it: behind it come other objects' rows.
+/// Returns a section of call frame information without the terminator, because rows of other objects will follow.
 fn without_terminator<'a>(section: &Section<'a>) -> Section<'a> {
     let frames = section.name == EH_FRAME.as_bytes() && section.kind != elf::SHT_NOBITS;
     let end = if frames { entries_end(section.data) } else { section.data.len() };
     Section { size: if frames { wide(end) } else { section.size }, data: &section.data[..end], ..*section }
 }
 
-/// Where the last entry ends, if nothing but zeros stands behind it; else the end.
+/// Returns the end of the last entry if only zeros follow, or the end of the section otherwise.
 fn entries_end(frames: &[u8]) -> usize {
     let mut end = 0;
     while let Some(len) = frames.get(end..end + 4).and_then(|len| len.try_into().ok()).map(u32::from_le_bytes) {
@@ -286,8 +287,8 @@ fn is_array(section: &Section<'_>) -> bool {
     section_name(section.name).is_some_and(|known| known.contents == known::Contents::Functions)
 }
 
-/// What a section holds; `None` for tables that the result gets anew, for what only linkers read, and for what a group
-/// has taken the place of.
+/// Returns the kind of a section's contents. Returns `None` for tables that are generated anew, for sections that only
+/// linkers read, and for sections that a group has replaced.
 fn contents(object: usize, at: u32, section: &Section<'_>) -> Option<Contents> {
     match section.kind {
         _ if section.repeated => None,
@@ -296,7 +297,8 @@ fn contents(object: usize, at: u32, section: &Section<'_>) -> Option<Contents> {
         }
         elf::SHT_NOBITS => Some(Contents::Zeros),
         _ if section.flags.contains(elf::SHF_COMPRESSED) || section.align > PAGE => Some(Contents::Alone(object, at)),
-        // Each `.ctors` is called from its own end, and in its place among the `.init_array` of all objects.
+        // Each `.ctors` is called from the last entry to the first, at a fixed position among the `.init_array` of all
+        // objects.
         _ if is_array(section) => Some(Contents::Alone(object, at)),
         elf::SHT_PROGBITS | elf::SHT_NOTE => Some(Contents::Bytes),
         _ => section.flags.contains(elf::SHF_ALLOC).then_some(Contents::Bytes),

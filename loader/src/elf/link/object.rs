@@ -1,4 +1,4 @@
-//! One object of a link unit, and how errors name it.
+//! One object of a link unit, and the name of the object in errors.
 
 use crate::elf::error::ObjectError;
 use crate::elf::file::File;
@@ -10,7 +10,7 @@ pub(crate) const NAMES_LIMIT: u64 = 64 << 20;
 /// One object of a link unit.
 #[derive(Debug)]
 pub(super) struct Object<'a> {
-    /// What errors call it: `add.o`, or `libfoo.a(add.o)`.
+    /// The name for error messages: `add.o`, or `libfoo.a(add.o)`.
     pub(super) name: String,
     pub(super) file: File<'a>,
 }

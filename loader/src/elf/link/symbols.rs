@@ -1,4 +1,4 @@
-//! The global symbols of a link unit: which definition stands for each, by the rules of GNU ld.
+//! The global symbols of a link unit, and the choice between several definitions by the rules of GNU ld.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -13,14 +13,14 @@ use crate::vocabulary::escape::escaped;
 
 use modload_edit::wide;
 
-/// Where a definition stands: number of the object, index in its symbol table.
+/// The place of a definition: number of the object, index in the symbol table of the object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Definition {
     pub(super) object: usize,
     pub(super) symbol: u32,
 }
 
-/// What is known of a global symbol so far.
+/// State of a global symbol after the objects that are linked so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum State {
     /// No object has said anything.
@@ -45,7 +45,7 @@ pub(super) enum Strength {
 pub(super) struct Global<'a> {
     pub(super) name: &'a [u8],
     pub(super) state: State,
-    /// Whether the caller asked for it.
+    /// Whether the caller has asked for this symbol.
     wanted: bool,
     /// The most constraining of all objects.
     pub(super) visibility: elf::SymbolVisibility,
@@ -82,8 +82,8 @@ impl<'a> Symbols<'a> {
         self.newly_undefined = asked.map(|(number, _)| number).collect();
     }
 
-    /// Whether a member that offers this is needed. For a COMMON symbol one with a strong definition is, as in
-    /// GNU ld: a variable with a value comes before one without.
+    /// Whether a member that defines this name is needed. For a COMMON symbol, a member with a strong definition is
+    /// needed, as in GNU ld: a variable with a value wins over one without.
     pub(super) fn takes(&self, offer: &Offer<'_>) -> bool {
         let Some(global) = self.by_name.get(offer.name).map(|&number| &self.globals[number]) else { return false };
         global.asks() && (offer.kind == OfferKind::Definition || !matches!(global.state, State::Common { .. }))
@@ -146,7 +146,7 @@ fn said_already(before: &[Object<'_>], state: State, symbol: &Sym<'_>) -> bool {
     })
 }
 
-/// What a symbol of an object's says.
+/// Returns the state that one symbol of an object implies.
 fn of(object: &Object<'_>, symbol: &Sym<'_>, definition: Definition) -> State {
     let strength = if symbol.bind == elf::STB_WEAK { Strength::Weak } else { Strength::Strong };
     match symbol.place {
@@ -161,7 +161,7 @@ fn of(object: &Object<'_>, symbol: &Sym<'_>, definition: Definition) -> State {
 }
 
 impl Global<'_> {
-    /// Whether members of archives may be needed for it.
+    /// Whether archive members may be needed for this symbol.
     fn asks(&self) -> bool {
         match self.state {
             State::Unknown | State::Undefined(Strength::Weak) => self.wanted,
@@ -172,7 +172,7 @@ impl Global<'_> {
 }
 
 impl State {
-    /// What both say together, or the strong definition that `new` would be the second of.
+    /// Combines two states. Fails with the earlier strong definition if `new` is a second one.
     fn with(self, new: State) -> Result<State, Definition> {
         use State::{Common, Defined, Undefined, Unknown};
         use Strength::{Strong, Weak};

@@ -10,15 +10,15 @@ use object::write::elf::{FileHeader, SectionHeader, SectionIndex, Sym, Writer};
 use crate::elf::error::ObjectError;
 use crate::elf::link::output::{At, Contents, NewSymbol, Output};
 
-/// What fills the gaps between pieces of text.
+/// Fills the gaps between pieces of text.
 const INT3: u8 = 0xcc;
 
-/// Where an output stands in the file.
+/// The place of an output section in the file.
 struct Place {
     index: SectionIndex,
     name: StringId,
     offset: u64,
-    /// Its relocations: the name of their section, and where they stand.
+    /// The relocations of the section: name of the relocation section, and offset of the relocations.
     relas: Option<(StringId, u64)>,
 }
 
@@ -29,7 +29,7 @@ pub(super) fn write(outputs: &[Output<'_>], symbols: &[NewSymbol<'_>], locals: u
     let mut bytes = Vec::new();
     let mut writer = Writer::new(Endianness::Little, true, &mut bytes);
 
-    // Everything gets its place first.
+    // First, every part is given a place.
     writer.reserve_file_header();
     let places: Vec<Place> =
         outputs.iter().zip(&rela_names).map(|(output, name)| reserve(&mut writer, output, name)).collect();

@@ -1,5 +1,6 @@
-//! What waits for one object: its relocations, the GOT slots of its symbols, and the records that depend on them, kept
-//! apart from the file they came from. Once the addresses of the symbols are known it becomes a plan of edits.
+//! The parts of a live patch that wait for one object: relocations, the GOT slots of the object's symbols, and
+//! dependent records, stored separately from the file. Once the symbols have addresses, a slice becomes a plan of
+//! edits.
 
 use modload_abi::livepatch::KlpSymbol;
 use modload_abi::{Records, Rela};
@@ -29,13 +30,13 @@ pub struct Slices {
     /// By the symbol's index; those that wait are [`SymbolKind::Waiting`].
     symbols: Vec<Symbol>,
     slots: Slots,
-    /// The module as its own stages have left it.
+    /// The module's memory after the module's own stages.
     before: Space,
     facts: Facts,
     rewriting: Rewriting,
 }
 
-/// What waits for one object.
+/// The relocations and records that wait for one object.
 #[derive(Debug)]
 pub struct Slice {
     object: String,
@@ -47,23 +48,24 @@ pub struct Slice {
 /// A symbol of an object that is not there yet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WantedSymbol {
-    /// Its index in the patch's symbol table.
+    /// Index in the patch's symbol table.
     index: u32,
-    /// Its name.
+    /// Name of the symbol.
     pub name: Vec<u8>,
     /// Which of several of that name, from 1, in the order of the object's symbol table; 0: there is one.
     pub position: u64,
 }
 
 impl WantedSymbol {
-    /// Which of all symbols of its name it is; `None` if its position is none of theirs, or says of several that there is one.
+    /// Chooses one of all symbols of this name by position. Returns `None` for an invalid position, and for position 0
+    /// with several symbols.
     #[must_use]
     pub fn pick(&self, all: &[Addr]) -> Option<Addr> {
         picked(all, self.position)
     }
 }
 
-/// Relocations of one section, with what the file has in it.
+/// Relocations of one section, with the file's contents of that section.
 #[derive(Debug)]
 struct OwnRelas {
     /// Index of the section that holds them.
@@ -78,13 +80,13 @@ struct OwnRelas {
 
 impl OwnRelas {
     fn records(&self) -> impl Iterator<Item = Rela> {
-        // A whole number of records, as they came.
+        // A whole number of records: checked by stage *validate*.
         Records::<Rela>::new(&self.records).into_iter().flat_map(|records| records.iter())
     }
 }
 
 impl Slices {
-    /// Keeps what waits. `ledger` knows what the engines have written.
+    /// Keeps the waiting parts. `ledger` knows the edits of the engines.
     pub(crate) fn of(
         waiting: &Waiting<'_>,
         file: &File<'_>,
@@ -126,22 +128,22 @@ impl Slices {
         })))
     }
 
-    /// What waits, by object.
+    /// Returns the slices, one for each object.
     pub fn iter(&self) -> impl Iterator<Item = &Slice> {
         self.slices.iter()
     }
 
-    /// What waits for the object of this name.
+    /// Returns the slice of the object of this name.
     #[must_use]
     pub fn of_object(&self, object: &str) -> Option<&Slice> {
         self.slices.iter().find(|slice| slice.object == object)
     }
 
-    /// What is to be written now that the symbols of an object have addresses: `found` has one for each that the slice
-    /// [wants](Slice::wanted). The same stages run as when a module is loaded, in the same order.
+    /// Plans the edits for an object whose symbols have addresses now. `found` has one address for each symbol that the
+    /// slice [wants](Slice::wanted). Runs the stages of a load, in the same order.
     ///
     /// # Errors
-    /// [`PrepareError::Relocation`], [`PrepareError::Rewrite`]: as of a load.
+    /// [`PrepareError::Relocation`], [`PrepareError::Rewrite`]: as in a load.
     pub fn plan(&self, slice: &Slice, found: &[Addr]) -> Result<SlicePlan<'_>, PrepareError> {
         let mut symbols = self.symbols.clone();
         for (wanted, addr) in slice.wanted.iter().zip(found) {
@@ -181,7 +183,7 @@ impl Slices {
             let nowhere = (Addr::NULL, 0);
             specialise::follow(*engine, name, table, nowhere, &self.facts, &self.rewriting, &mut plan)?;
         }
-        // They need no mark: who names a trampoline of another module's by position means it.
+        // No mark is needed: a reference by name and position to a trampoline of another module is explicit.
         let trampolines: Vec<u32> = slice.trampolines().map(|symbol| symbol.index).collect();
         for relas in slice.relas.iter().filter(|relas| relas.is_text) {
             let of_trampolines = (0..).zip(relas.records()).filter(|(_, rela)| trampolines.contains(&rela.symbol));
@@ -195,7 +197,7 @@ impl Slices {
     }
 }
 
-/// What of a section of this name does not wait: all of it in a module without slices.
+/// Returns the parts of a section that do not wait: the whole section in a module without slices.
 pub(crate) fn left<'s>(slices: Option<&'s Slices>, name: &str, table: Table) -> impl Iterator<Item = Table> + use<'s> {
     let engine = TABLES.iter().find(|(_, of)| *of == name).map(|(engine, _)| *engine);
     // Of other tables all is left.
@@ -244,7 +246,7 @@ impl Slice {
         self.wanted.iter().filter(move |symbol| symbol.name.starts_with(prefix))
     }
 
-    /// The places in code that its relocations write.
+    /// Returns the places in code that the slice's relocations write.
     pub fn places(&self) -> impl Iterator<Item = Addr> {
         let text = self.relas.iter().filter(|relas| relas.is_text);
         text.flat_map(|relas| relas.records().map(|rela| relas.addr + rela.offset))
@@ -267,13 +269,13 @@ impl Slice {
     }
 }
 
-/// What is to be written into a live patch when an object comes. As [`Code`] it is the module as it will be.
+/// The planned edits of a live patch for an object. As [`Code`], this is the module after the edits.
 #[derive(Debug)]
 pub struct SlicePlan<'s> {
     before: &'s Space,
     after: Space,
     edits: Edits,
-    /// What is left to those who know keys: records of `__jump_table` and `.static_call_sites`.
+    /// Records of `__jump_table` and `.static_call_sites`, for the owner of static keys.
     tables: Vec<(Engine, Table)>,
     calls: Vec<TrampolineCall>,
 }
@@ -291,17 +293,17 @@ impl SlicePlan<'_> {
         &self.calls
     }
 
-    /// The text that holds an address, as it will be: where it begins, and its bytes.
+    /// Returns the text around an address after the edits: start address and bytes.
     #[must_use]
     pub fn text_around(&self, at: Addr) -> Option<(Addr, &[u8])> {
         self.after.text_around(at)
     }
 
-    /// Counts bytes as written that stay as they are for now, so that what becomes of them later can be taken back: all of
-    /// them, if something has written a part.
+    /// Counts unchanged bytes as written, so that a later change of these bytes can be undone. If a part is written
+    /// already, all of the bytes count.
     ///
     /// # Errors
-    /// [`Rejected`]: there are none, or a part of them is another engine's.
+    /// [`Rejected`]: the bytes do not exist, or another engine has written a part.
     pub fn include(&mut self, at: Addr, len: usize, why: Why) -> Result<(), Rejected> {
         if self.edits.touching(at, wide(len)).iter().any(|edit| edit.at <= at && at + wide(len) <= edit.end()) {
             return Ok(());
@@ -371,14 +373,15 @@ mod tests {
         let edit = |plan: &mut SlicePlan<'_>, engine, at, old: &[u8], new: &[u8]| {
             plan.edit(Edit { at: Addr::new(at), old, new, why: why(engine) }).unwrap();
         };
-        // A call that a static call's key makes a NOP, a byte that comes back to what it was, and one that stays.
+        // A call that a static call's key turns into a NOP, a byte that is changed and changed back, and an unchanged
+        // byte.
         edit(&mut plan, Engine::Relocation, 0x1001, &[0; 4], &[1, 2, 3, 4]);
         edit(&mut plan, Engine::StaticCall, 0x1000, &[0xe8, 1, 2, 3, 4], &[0x0f, 0x1f, 0x44, 0, 0]);
         edit(&mut plan, Engine::Alternative, 0x1006, &[0x90], &[0xf4]);
         edit(&mut plan, Engine::Alternative, 0x1006, &[0xf4], &[0x90]);
         plan.include(Addr::new(0x1005), 1, why(Engine::JumpLabel)).unwrap();
         plan.include(Addr::new(0x1000), 5, why(Engine::StaticCall)).unwrap();
-        // A call that is right as it has been relocated, and may become something else.
+        // A relocated call that needs no further change, but may change later.
         edit(&mut plan, Engine::Relocation, 0x1009, &[0; 4], &[5, 6, 7, 8]);
         plan.include(Addr::new(0x1008), 5, why(Engine::StaticCall)).unwrap();
         // Two keys for one place.

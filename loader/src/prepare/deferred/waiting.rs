@@ -1,5 +1,5 @@
-//! Which records of special sections wait with the relocations of an object: those in which such a relocation lies, or in
-//! whose site or replacement, and those that rewrite the same site.
+//! Finds the records of special sections that wait with the relocations of an object: records that contain such a
+//! relocation, records whose site or replacement contains one, and records that rewrite the same site.
 
 use modload_abi::record::{AltInstr, AltInstr63, JumpEntry, ParavirtSite, Record, StaticCallSite};
 use modload_abi::section;
@@ -15,7 +15,7 @@ use crate::prepare::memory::Staging;
 use crate::vocabulary::deferred_error::DeferredError;
 use crate::vocabulary::rewriting::record_size;
 
-/// The tables whose records can wait.
+/// Tables with records that can wait.
 pub(super) const TABLES: [(Engine, &str); 4] = [
     (Engine::Paravirt, section::PARAINSTRUCTIONS),
     (Engine::Alternative, section::ALTINSTRUCTIONS),
@@ -36,7 +36,7 @@ struct Field {
     target: u32,
 }
 
-/// A record, and what it is about.
+/// A record with the code that the record refers to.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     engine: Engine,
@@ -45,29 +45,29 @@ struct Entry {
     number: u32,
     /// The record itself.
     own: Extent,
-    /// The part of it that says where code is: that of this module.
+    /// The bytes of the record that give the address of code: code of this module.
     code: Extent,
     site: Extent,
     replacement: Extent,
 }
 
-/// What waits. Nothing at all in a module that is no live patch.
+/// The waiting parts of a module. Empty for a module that is no live patch.
 #[derive(Default, Debug)]
 pub(crate) struct Waiting<'a> {
     /// The objects for which anything waits, by name.
     pub(super) objects: Vec<&'a str>,
     fields: Vec<Field>,
-    /// With the number of its object; by section, then by number.
+    /// Each record with the number of the object; by section, then by number.
     entries: Vec<(Entry, usize)>,
     /// Sections and numbers of the same.
     left_out: Vec<(u32, u32)>,
 }
 
-/// The longest that a relocation writes, with what it may rewrite before its place.
+/// Largest number of bytes that a relocation writes, including bytes before the place.
 const LONGEST_FIELD: u64 = 16;
 
 impl<'a> Waiting<'a> {
-    /// Finds what waits in a module that has been relocated.
+    /// Finds the waiting parts of a relocated module.
     pub(crate) fn of(
         file: &File<'a>,
         layout: &Layout,
@@ -158,7 +158,8 @@ impl<'a> Waiting<'a> {
                 }
             }
         }
-        // What rewrites a site that is left for later is left for later, too, or it would not have the last word that it has.
+        // A record that rewrites the site of a waiting record waits too, because the later record must have the last
+        // word.
         loop {
             let before = self.entries.len();
             let mut rest = Vec::with_capacity(others.len());
@@ -214,7 +215,7 @@ impl<'a> Waiting<'a> {
         near.filter(move |field| overlaps(field.extent, extent))
     }
 
-    /// What is left of a table when the records that wait are taken out: runs of those that do not.
+    /// Returns the runs of a table's records that do not wait.
     pub(crate) fn left(&self, table: Table, record: u64) -> impl Iterator<Item = Table> {
         left(&self.left_out, table, record)
     }
@@ -238,8 +239,8 @@ impl<'a> Waiting<'a> {
         tables
     }
 
-    /// Refuses what has been rewritten by engines that did not wait: a relocation that comes later would be written over
-    /// it, or a record followed whose turn was before.
+    /// Refuses places that an engine without waiting has already rewritten: a later relocation would overwrite the
+    /// result, and a later record would be applied after records of later engines.
     pub(super) fn check(&self, file: &File<'_>, memory: &Staging, edits: &Edits) -> Result<(), PrepareError> {
         for field in &self.fields {
             let touching = edits.touching(field.extent.0, field.extent.1);
@@ -299,7 +300,7 @@ impl Entry {
         memory: &Staging,
         profile: Profile,
     ) -> Option<Entry> {
-        /// The shortest jump. A relocation can only lie in a longer one, behind its first byte.
+        /// Length of the shortest jump. A relocation can only be in a longer jump, behind the first byte.
         const SHORT: u64 = 2;
         const CALL: u64 = 5;
         let size = record_size(engine, profile);

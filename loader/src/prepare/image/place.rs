@@ -1,4 +1,4 @@
-//! Where sections stand: as given, and what is not given, where Linux puts it.
+//! Addresses of sections: given ones, and for other sections those of Linux.
 
 use std::collections::HashMap;
 
@@ -49,14 +49,15 @@ fn part(section: &Section<'_>) -> Part {
     if section.name.starts_with(section::INIT_SECTION_PREFIX.as_bytes()) { Part::Init } else { Part::Core }
 }
 
-/// Whether Linux keeps it in the module's memory. These it reads from the file, or allocates apart.
+/// Whether Linux keeps the section in the module's memory. Linux reads other sections from the file, or allocates them
+/// separately.
 fn is_placed(section: &Section<'_>) -> bool {
     let apart = [section::MODINFO, section::VERSIONS, section::PERCPU];
     section.kept && !apart.iter().any(|name| section.name == name.as_bytes())
 }
 
-/// The address of each section, by index. Linux's `layout_sections` says how far they are from each other; one that is
-/// given says where all of its part are.
+/// Returns the address of each section, by index. Linux's `layout_sections` determines the distances between sections,
+/// so one given address determines the addresses of all sections of the same allocation.
 pub(super) fn places(file: &File<'_>, given: &HashMap<String, Addr>) -> Result<Vec<Option<Addr>>, PrepareError> {
     let offsets = offsets(file)?;
     let address = |section: &Section<'_>| given.get(std::str::from_utf8(section.name).ok()?).copied();
@@ -86,7 +87,7 @@ pub(super) fn places(file: &File<'_>, given: &HashMap<String, Addr>) -> Result<V
     placed.collect()
 }
 
-/// Each section's distance from the beginning of its part.
+/// Returns the offset of each section in the allocation.
 fn offsets(file: &File<'_>) -> Result<Vec<Option<u64>>, PrepareError> {
     let mut offsets = vec![None; file.sections.len()];
     for wanted in [Part::Core, Part::Init] {
@@ -109,7 +110,7 @@ fn offsets(file: &File<'_>) -> Result<Vec<Option<u64>>, PrepareError> {
     Ok(offsets)
 }
 
-/// The table that a section is, if it is there.
+/// Returns a section as a table, if the section exists.
 pub(super) fn table(file: &File<'_>, places: &[Option<Addr>], name: &str) -> Option<Table> {
     let found = (0..).zip(file.sections.iter().zip(places));
     let mut found = found.filter(|(_, (section, _))| section.kept && section.name == name.as_bytes());

@@ -9,7 +9,7 @@ use crate::elf::file::File;
 use crate::prepare::error::PrepareError;
 use crate::prepare::specialise::{follow, in_order, tables};
 
-/// Runs every engine for whose records the file has a section, and sorts what Linux sorts.
+/// Runs every engine for which the file has a table, and sorts the tables that Linux sorts.
 pub(super) fn rewrite(
     file: &File<'_>,
     places: &[Option<Addr>],

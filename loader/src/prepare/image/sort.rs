@@ -1,13 +1,13 @@
-//! Tables that Linux sorts where they stand. Their records refer to places by distances from themselves, so these change
-//! when a record moves. Linux sorts with a heapsort, which is not stable, and one of its comparisons is not even
-//! consistent: to get the same order among equals takes the same sequence of comparisons.
+//! Sorts tables in place, as Linux does. Records refer to addresses by distances from the record, so moving a record
+//! changes these distances. Linux uses a heapsort, which is not stable, and one of the comparisons is not even
+//! consistent: the same order among equal records requires the same sequence of comparisons.
 
 use crate::elf::error::ObjectError;
 use crate::prepare::error::PrepareError;
 use modload_edit::{Addr, Code, Engine, Table, Why, wide, write};
 
-/// Sorts `order`, which holds indices, as Linux's `sort` would: bottom-up heapsort. `not_less(a, b)` says whether a
-/// comes behind b or is equal, for the comparison's `>= 0`.
+/// Sorts `order`, which contains indices, as Linux's `sort` does: bottom-up heapsort. `not_less(a, b)` returns whether
+/// a goes behind b or is equal: the comparison's `>= 0`.
 fn heapsort(order: &mut [usize], mut not_less: impl FnMut(usize, usize) -> bool) {
     let mut heap_from = order.len() / 2;
     let mut heap_to = order.len();
@@ -45,7 +45,7 @@ fn heapsort(order: &mut [usize], mut not_less: impl FnMut(usize, usize) -> bool)
     }
 }
 
-/// Records of `SIZE` bytes, and the order in which they are to stand.
+/// Returns the records of `SIZE` bytes.
 fn records<const SIZE: usize>(table: &Table, code: &impl Code) -> Vec<[u8; SIZE]> {
     (0..table.len(wide(SIZE))).map_while(|number| table.record::<SIZE>(code, number).map(|(_, bytes)| bytes)).collect()
 }
@@ -75,7 +75,7 @@ fn moved(record: &mut [u8], at: usize, by: i64) {
     record[at..at + 4].copy_from_slice(&new[..4]);
 }
 
-/// How far a record moves that stood at `from` and will stand at `to`.
+/// Returns the distance that a record moves from position `from` to position `to`.
 fn way(from: usize, to: usize, size: usize) -> i64 {
     i64::try_from(to * size).unwrap_or(i64::MAX) - i64::try_from(from * size).unwrap_or(i64::MAX)
 }
@@ -100,8 +100,8 @@ fn place(table: &Table, number: u64, size: usize, record: &[u8]) -> Addr {
     (table.at + wide(size) * number).offset(distance(record, 0).into())
 }
 
-/// `.orc_unwind_ip` and `.orc_unwind` together: by the address of the code. Linux's `unwind_module_init`, whose
-/// comparison calls equal addresses less or greater, by what stands in the first record's row.
+/// Sorts `.orc_unwind_ip` and `.orc_unwind` together by the address of the code. The comparison of Linux's
+/// `unwind_module_init` decides equal addresses by the contents of the first record's row.
 pub(super) fn orc(ip: &Table, rows: &Table, code: &mut impl Code) -> Result<(), PrepareError> {
     const IP: usize = 4;
     const ROW: usize = 6;
