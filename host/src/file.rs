@@ -196,7 +196,7 @@ fn stem(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
 
     use super::{ModuleFile, ReadError, stem, unpack};
 
