@@ -10,7 +10,7 @@ use std::path::Path;
 use std::ptr;
 
 use modload_edit::{Addr, index, wide};
-use modload_loader::{Image, Input, LeftBy, Proof, Reference, SymbolKind, UnloadError, sentence};
+use modload_loader::{Image, Input, LeftBy, ModuleSymbolKind, Proof, Reference, UnloadError, sentence};
 use modload_static_keys::{KeyError, StaticCall};
 use modload_threads::boundary;
 use thiserror::Error;
@@ -149,7 +149,7 @@ impl Module {
         type Function = extern "C-unwind" fn(u64, u64, u64, u64, u64, u64) -> u64;
         let (kind, pointer) = self.address(name)?;
         let (module, symbol) = (|| self.name().to_owned(), || name.escape_debug().to_string());
-        if kind == SymbolKind::Object {
+        if kind == ModuleSymbolKind::Object {
             return Err(SymbolError::NotAFunction { module: module(), symbol: symbol() });
         }
         let mut registers = [0; 6];
@@ -166,7 +166,7 @@ impl Module {
         called.map_err(|left| SymbolError::Left { module: module(), symbol: symbol(), left: Box::new(left) })
     }
 
-    fn address(&self, name: &str) -> Result<(SymbolKind, *const ()), SymbolError> {
+    fn address(&self, name: &str) -> Result<(ModuleSymbolKind, *const ()), SymbolError> {
         let symbol = self.reference.lasting_symbol(name).ok_or_else(|| SymbolError::NotFound {
             module: self.name().to_owned(),
             symbol: name.escape_debug().to_string(),

@@ -85,9 +85,9 @@ pub use modload_loader::{
     BUILTIN, Change, Check, Coming, Error, Event, EventKind, Explanation, FunctionBytes, FunctionSymbol, Image,
     ImageSection, Input, InspectedExport, InspectedNeed, InspectedParam, InspectedSection, InspectedTable,
     InspectedWait, Inspection, Kallsyms, LeftBy, Listening, LoadError, MachineError, Membership, MemoryImage,
-    Module as ModuleInfo, ObjectError, Occupant, Occupies, Order, Outcome, ParamError, ParamInfo, ParamType,
-    PrepareError, Recording, Refusal, RegistryError, Rule, SectionInfo, SetParamError, Stage, State, Subscriber,
-    SymbolKind, Timeline, UnloadError, Unresolved, Verdict, sentence,
+    Module as ModuleInfo, ModuleSymbolKind, ObjectError, Occupant, Occupies, Order, Outcome, ParamError, ParamInfo,
+    ParamType, PrepareError, Recording, Refusal, RegistryError, Rule, SectionInfo, SetParamError, Stage, State,
+    Subscriber, Timeline, UnloadError, Unresolved, Verdict, sentence,
 };
 pub use modload_static_keys::{KeyError, StaticCall, StaticKey};
 pub use modload_text::{Arena, ArenaError, Class, PokeError, StripeUsage, TrapMask};

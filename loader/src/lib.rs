@@ -34,7 +34,7 @@ mod modules;
 mod operate;
 
 pub use elf::error::ObjectError;
-pub use elf::file::{File, Section};
+pub use elf::file::{File, FileSection};
 pub use elf::link::Input;
 pub use modload_notifier::Order;
 pub use modules::chains::{BUILTIN, Membership};
@@ -56,11 +56,11 @@ pub use operate::load::{Faults, Injected, Loader, NoFaults};
 pub use operate::onlooker::{Onlooker, Seen, SeenFunction, SeenSection, Shown};
 pub use operate::set_param::SetParamError;
 pub use prepare::deferred::{Slice, SlicePlan, Slices, WantedSymbol};
-pub use prepare::error::{Advice, PrepareError, Unresolved};
+pub use prepare::error::{PrepareError, RelocationAdvice, Unresolved};
 pub use prepare::image::{
     ImageComing, ImageSection, Kallsyms, Machine, MachineError, MemoryImage, Placement, hexadecimal,
 };
-pub use prepare::names::{Symbol, SymbolKind};
+pub use prepare::names::{ModuleSymbol, ModuleSymbolKind};
 pub use prepare::params::{ParamInfo, ParamType};
 pub use prepare::policy::{Check, Exports, ForcedUnload, Policy, Proof, Rule, Verdict};
 pub use vocabulary::deferred_error::DeferredError;
@@ -69,7 +69,7 @@ pub use vocabulary::kept::Kept;
 pub use vocabulary::left::LeftBy;
 pub use vocabulary::occupant::{Occupant, Occupies};
 pub use vocabulary::param_error::ParamError;
-pub use vocabulary::rewriting::{Branch, HostOperations, Rewriting, TrampolineCall};
+pub use vocabulary::rewriting::{HostOperations, Rewriting, TrampolineBranch, TrampolineCall};
 pub use vocabulary::sentence::sentence;
 pub use vocabulary::stage::Stage;
 pub use vocabulary::state::State;

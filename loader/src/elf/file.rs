@@ -17,7 +17,7 @@ use crate::vocabulary::escape::escaped;
 #[derive(Debug)]
 pub struct File<'a> {
     /// By index in the section header table.
-    pub sections: Vec<Section<'a>>,
+    pub sections: Vec<FileSection<'a>>,
     /// Index of the section that holds the symbols; 0 if there is none.
     pub(crate) symbol_table: u32,
     pub(crate) symbols: &'a [elf::Sym64<LE>],
@@ -27,7 +27,7 @@ pub struct File<'a> {
     pub(crate) extended: &'a [U32<LE>],
     /// Whether any symbol is a live patch's.
     pub(crate) has_klp_symbols: bool,
-    pub(crate) groups: Vec<Group<'a>>,
+    pub(crate) groups: Vec<ComdatGroup<'a>>,
     /// The relocation sections of kept sections.
     pub(crate) relas: Vec<Relas<'a>>,
     /// The same that a live patch applies: `.klp.rela.OBJECT.SECTION`.
@@ -36,7 +36,7 @@ pub struct File<'a> {
 
 /// One section.
 #[derive(Clone, Copy, Debug)]
-pub struct Section<'a> {
+pub struct FileSection<'a> {
     /// Name of the section.
     pub name: &'a [u8],
     /// `sh_type`.
@@ -63,7 +63,7 @@ pub struct Section<'a> {
 
 /// A COMDAT group that has been kept: of several with one signature, in one link unit, only the first is.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Group<'a> {
+pub(crate) struct ComdatGroup<'a> {
     pub(crate) signature: &'a [u8],
     /// Indices of sections.
     pub(crate) members: &'a [U32<LE>],
@@ -81,7 +81,7 @@ pub(crate) struct Relas<'a> {
 
 /// A symbol of the file.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Sym<'a> {
+pub(crate) struct FileSymbol<'a> {
     /// The string table, from the beginning of the name.
     name_and_rest: &'a [u8],
     pub(crate) value: u64,
@@ -89,10 +89,10 @@ pub(crate) struct Sym<'a> {
     pub(crate) bind: elf::SymbolBind,
     pub(crate) kind: elf::SymbolType,
     pub(crate) visibility: elf::SymbolVisibility,
-    pub(crate) place: Place,
+    pub(crate) place: SymbolPlace,
 }
 
-impl<'a> Sym<'a> {
+impl<'a> FileSymbol<'a> {
     /// Name of the symbol. Each call searches the end of the name again, because a load needs the names of few symbols.
     #[inline]
     pub(crate) fn name(&self) -> &'a [u8] {
@@ -107,7 +107,7 @@ impl<'a> Sym<'a> {
 
 /// Where a symbol is defined.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Place {
+pub(crate) enum SymbolPlace {
     Undefined,
     Absolute,
     Common,
@@ -128,18 +128,18 @@ impl<'a> File<'a> {
     }
 
     #[inline]
-    pub(crate) fn symbol(&self, at: u32) -> Option<Sym<'a>> {
+    pub(crate) fn symbol(&self, at: u32) -> Option<FileSymbol<'a>> {
         let symbol = self.symbols.get(index(at.into()))?;
         let place = match symbol.st_shndx.get(LE) {
-            elf::SHN_UNDEF => Place::Undefined,
-            elf::SHN_ABS => Place::Absolute,
-            elf::SHN_COMMON => Place::Common,
-            elf::SymbolSection(section::SHN_LIVEPATCH) => Place::Livepatch,
-            elf::SymbolSection(section::SHN_X86_64_LCOMMON) => Place::Common,
-            elf::SHN_XINDEX => Place::Section(self.extended.get(index(at.into()))?.get(LE)),
-            section => Place::Section(section.0.into()),
+            elf::SHN_UNDEF => SymbolPlace::Undefined,
+            elf::SHN_ABS => SymbolPlace::Absolute,
+            elf::SHN_COMMON => SymbolPlace::Common,
+            elf::SymbolSection(section::SHN_LIVEPATCH) => SymbolPlace::Livepatch,
+            elf::SymbolSection(section::SHN_X86_64_LCOMMON) => SymbolPlace::Common,
+            elf::SHN_XINDEX => SymbolPlace::Section(self.extended.get(index(at.into()))?.get(LE)),
+            section => SymbolPlace::Section(section.0.into()),
         };
-        Some(Sym {
+        Some(FileSymbol {
             name_and_rest: self.strings.get(index(symbol.st_name.get(LE).into())..).unwrap_or_default(),
             value: symbol.st_value.get(LE),
             size: symbol.st_size.get(LE),
@@ -158,7 +158,7 @@ impl<'a> File<'a> {
     }
 
     #[inline]
-    pub(crate) fn symbols(&self) -> impl Iterator<Item = (u32, Sym<'a>)> {
+    pub(crate) fn symbols(&self) -> impl Iterator<Item = (u32, FileSymbol<'a>)> {
         (0..self.symbol_count()).filter_map(|at| Some((at, self.symbol(at)?)))
     }
 
@@ -169,7 +169,7 @@ impl<'a> File<'a> {
     }
 
     #[inline]
-    pub(crate) fn section(&self, at: u32) -> Option<&Section<'a>> {
+    pub(crate) fn section(&self, at: u32) -> Option<&FileSection<'a>> {
         self.sections.get(index(at.into()))
     }
 
@@ -202,7 +202,7 @@ impl<'a> File<'a> {
     /// 12 also writes records of other functions there. The records of dropped functions stay zero.
     pub(crate) fn drop_linked(&mut self) {
         for at in 0..self.sections.len() {
-            let Section { flags, link, name, .. } = self.sections[at];
+            let FileSection { flags, link, name, .. } = self.sections[at];
             if name == section::PATCHABLE_FUNCTION_ENTRIES.as_bytes() {
                 continue;
             }
@@ -224,9 +224,9 @@ impl<'a> File<'a> {
     }
 
     /// Returns the bytes of a symbol in the file: as many as the symbol's size, or all bytes up to the next symbol.
-    pub(crate) fn extent(&self, section: u32, symbol: &Sym<'_>) -> Option<&'a [u8]> {
+    pub(crate) fn extent(&self, section: u32, symbol: &FileSymbol<'_>) -> Option<&'a [u8]> {
         let rest = self.section(section)?.data.get(index(symbol.value)..)?;
-        let here = self.symbols().filter(|(_, other)| other.place == Place::Section(section));
+        let here = self.symbols().filter(|(_, other)| other.place == SymbolPlace::Section(section));
         let size = match symbol.size {
             0 => here.filter_map(|(_, other)| other.value.checked_sub(symbol.value)).filter(|size| *size != 0).min(),
             size => Some(size),
@@ -237,7 +237,7 @@ impl<'a> File<'a> {
     /// Returns a symbol's name for messages; a section symbol has the name of the section.
     pub(crate) fn display_name(&self, at: u32) -> String {
         match self.symbol(at) {
-            Some(symbol @ Sym { place: Place::Section(section), .. }) if symbol.name().is_empty() => {
+            Some(symbol @ FileSymbol { place: SymbolPlace::Section(section), .. }) if symbol.name().is_empty() => {
                 self.section(section).map_or_else(String::new, |section| escaped(section.name))
             }
             Some(symbol) => escaped(symbol.name()),
@@ -252,8 +252,8 @@ impl<'a> File<'a> {
 
     /// The function that contains a place.
     pub(crate) fn function_at(&self, section: u32, offset: u64) -> Option<String> {
-        let covers = |symbol: &Sym<'_>| {
-            symbol.place == Place::Section(section)
+        let covers = |symbol: &FileSymbol<'_>| {
+            symbol.place == SymbolPlace::Section(section)
                 && symbol.kind == elf::STT_FUNC
                 && symbol.value <= offset
                 && offset - symbol.value < symbol.size

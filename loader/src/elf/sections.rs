@@ -4,7 +4,7 @@ use modload_abi::known::{Contents, FLAGS, Treatment, section_name, section_type}
 use object::elf;
 
 use crate::elf::error::ObjectError;
-use crate::elf::file::{File, Section};
+use crate::elf::file::{File, FileSection};
 use crate::vocabulary::escape::escaped;
 
 /// Refuses sections that the loader would skip, completely or in part. In a link unit each object is checked before it is merged,
@@ -19,7 +19,7 @@ pub(crate) fn check_sections(file: &File<'_>) -> Result<(), ObjectError> {
 }
 
 /// Refuses unknown section types, allocated or not: such a section might hold relocations.
-pub(crate) fn check_type(section: &Section<'_>) -> Result<(), ObjectError> {
+pub(crate) fn check_type(section: &FileSection<'_>) -> Result<(), ObjectError> {
     let known = section_type(section.kind.0);
     let refused = |why| {
         let (number, kind) = (section.kind.0, known.map(|known| known.name));
@@ -41,7 +41,7 @@ pub(crate) fn check_type(section: &Section<'_>) -> Result<(), ObjectError> {
 }
 
 /// Refuses unknown flags, and names for which this version has no support.
-fn check_name(section: &Section<'_>) -> Result<(), ObjectError> {
+fn check_name(section: &FileSection<'_>) -> Result<(), ObjectError> {
     let refused = |why| Err(unsupported("section", section.name, why));
     if section.kept && section.flags.0 & !FLAGS != 0 {
         return refused("it has flags (sh_flags) that are not known");
@@ -54,7 +54,7 @@ fn check_name(section: &Section<'_>) -> Result<(), ObjectError> {
 
 /// Refuses incomplete records, and tables that are not allocated or have no contents. A section with SHF_EXCLUDE is left out, as
 /// linkers do.
-pub(crate) fn check_records(section: &Section<'_>) -> Result<(), ObjectError> {
+pub(crate) fn check_records(section: &FileSection<'_>) -> Result<(), ObjectError> {
     let sizes = match section_name(section.name).map(|known| known.contents) {
         Some(Contents::Records(sizes)) => sizes,
         Some(Contents::Functions) => &[8],
@@ -75,7 +75,7 @@ pub(crate) fn check_records(section: &Section<'_>) -> Result<(), ObjectError> {
 }
 
 /// Refuses a table that is no whole number of records of any of these sizes.
-pub(crate) fn whole_records(section: &Section<'_>, sizes: &[u64]) -> Result<(), ObjectError> {
+pub(crate) fn whole_records(section: &FileSection<'_>, sizes: &[u64]) -> Result<(), ObjectError> {
     match sizes.first() {
         Some(record) if !sizes.iter().any(|size| section.size.is_multiple_of(*size)) => {
             Err(ObjectError::PartOfRecord { section: escaped(section.name), size: section.size, record: *record })

@@ -11,7 +11,7 @@ use object::elf;
 use object::{U32, pod};
 
 use crate::elf::error::ObjectError;
-use crate::elf::file::{File, Group, Place, Relas, Section, is_klp, string};
+use crate::elf::file::{ComdatGroup, File, FileSection, Relas, SymbolPlace, is_klp, string};
 
 /// The largest alignment a section may ask for.
 const MAX_ALIGN: u64 = 1 << 21;
@@ -162,7 +162,9 @@ impl<'a> File<'a> {
             };
             // A section symbol as signature means that section's name.
             let signature = match signature.place {
-                Place::Section(section) if signature.name().is_empty() => self.sections[index(section.into())].name,
+                SymbolPlace::Section(section) if signature.name().is_empty() => {
+                    self.sections[index(section.into())].name
+                }
                 _ => signature.name(),
             };
             let sections = self.sections.len();
@@ -173,7 +175,7 @@ impl<'a> File<'a> {
             let first = signatures.insert(signature);
             if flags.get(LE) & elf::GRP_COMDAT.0 != 0 {
                 if first {
-                    self.groups.push(Group { signature, members });
+                    self.groups.push(ComdatGroup { signature, members });
                     for member in members {
                         self.sections[index(member.get(LE).into())].comdat = true;
                     }
@@ -375,7 +377,7 @@ fn section<'a>(
     names: &'a [u8],
     at: usize,
     header: &elf::SectionHeader64<LE>,
-) -> Result<Section<'a>, ObjectError> {
+) -> Result<FileSection<'a>, ObjectError> {
     let field = |field, value, problem| malformed("section header", at, field, value, problem);
     let name = header.sh_name.get(LE);
     if index(name.into()) >= names.len() && name != 0 {
@@ -390,7 +392,7 @@ fn section<'a>(
     if kept && (!align.is_power_of_two() || align > MAX_ALIGN) {
         return Err(field("sh_addralign", align, "no power of two up to 2 MiB"));
     }
-    Ok(Section {
+    Ok(FileSection {
         name: string(names, name),
         kind,
         flags,

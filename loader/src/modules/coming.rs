@@ -5,7 +5,7 @@ use modload_text::Staged;
 
 use crate::modules::module::{Module, lock};
 use crate::prepare::deferred::left;
-use crate::prepare::layout::Part;
+use crate::prepare::layout::MemoryPart;
 use crate::prepare::memory::Formed;
 use crate::vocabulary::rewriting::TrampolineCall;
 
@@ -77,7 +77,7 @@ impl Coming<'_> {
     /// Whether an address lies in a part that goes when `init` has returned.
     #[must_use]
     pub fn is_init(&self, at: Addr) -> bool {
-        let init = Part::ALL.into_iter().zip(self.module.ranges).filter(|(part, _)| part.is_init());
+        let init = MemoryPart::ALL.into_iter().zip(self.module.ranges).filter(|(part, _)| part.is_init());
         init.into_iter().any(|(_, (start, len))| at.checked_offset_from(start).is_some_and(|offset| offset < len))
     }
 

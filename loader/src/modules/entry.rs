@@ -80,7 +80,7 @@ unsafe extern "C-unwind" {
 
 /// The address of a function of a module whose text is published. Stage *form* guarantees that this is a function:
 /// `functions` in `operate/form.rs` accepts only addresses within the module's own text.
-pub(crate) type Entry = Addr;
+pub(crate) type FunctionAddress = Addr;
 
 fn pointer(at: Addr) -> *const () {
     ptr::with_exposed_provenance(index(at.get()))
@@ -105,7 +105,7 @@ pub(crate) fn write_state(this_module: Addr, state: State) {
 }
 
 /// Calls `int init(void)`.
-pub(crate) fn init(at: Entry) -> Result<i32, Left> {
+pub(crate) fn init(at: FunctionAddress) -> Result<i32, Left> {
     // SAFETY: the address lies in published text and is named `init_module`; the caller of `Image::trusted` guarantees
     // the type.
     let init = unsafe { transmute::<*const (), extern "C-unwind" fn() -> c_int>(pointer(at)) };
@@ -114,7 +114,7 @@ pub(crate) fn init(at: Entry) -> Result<i32, Left> {
 
 /// Calls the resolver of an indirect function and returns the address of the chosen function. GNU's ABI extensions,
 /// STT_GNU_IFUNC: on x86-64 a resolver has no arguments.
-pub(crate) fn resolver(at: Entry) -> Result<Addr, Left> {
+pub(crate) fn resolver(at: FunctionAddress) -> Result<Addr, Left> {
     // SAFETY: the address lies in published text and is the value of an STT_GNU_IFUNC symbol; the caller of
     // `Image::trusted` guarantees the type.
     let resolver = unsafe { transmute::<*const (), extern "C-unwind" fn() -> *const ()>(pointer(at)) };
@@ -122,7 +122,7 @@ pub(crate) fn resolver(at: Entry) -> Result<Addr, Left> {
 }
 
 /// Calls `void exit(void)`.
-pub(crate) fn exit(at: Entry) -> Result<(), Left> {
+pub(crate) fn exit(at: FunctionAddress) -> Result<(), Left> {
     // SAFETY: as in `init`; the function is named `cleanup_module`.
     let exit = unsafe { transmute::<*const (), extern "C-unwind" fn()>(pointer(at)) };
     boundary::guard(|| exit())
@@ -130,13 +130,13 @@ pub(crate) fn exit(at: Entry) -> Result<(), Left> {
 
 /// Calls constructors in order, up to the first that throws. Arguments are those of glibc: argc, argv and envp, here
 /// empty.
-pub(crate) fn constructors(functions: &[Entry]) -> Result<(), Left> {
-    type Constructor = extern "C-unwind" fn(c_int, *const *const c_char, *const *const c_char);
+pub(crate) fn constructors(functions: &[FunctionAddress]) -> Result<(), Left> {
+    type ConstructorFunction = extern "C-unwind" fn(c_int, *const *const c_char, *const *const c_char);
     let nothing = [ptr::null::<c_char>()];
     for &at in functions {
         // SAFETY: the address lies in published text and is an entry of the module's `.init_array`; the caller of
         // `Image::trusted` guarantees the type. A constructor with fewer arguments ignores the others.
-        let constructor = unsafe { transmute::<*const (), Constructor>(pointer(at)) };
+        let constructor = unsafe { transmute::<*const (), ConstructorFunction>(pointer(at)) };
         boundary::guard(|| constructor(0, nothing.as_ptr(), nothing.as_ptr()))?;
     }
     Ok(())
@@ -144,7 +144,7 @@ pub(crate) fn constructors(functions: &[Entry]) -> Result<(), Left> {
 
 /// Calls the functions that the module has registered with `__cxa_atexit`, and then all destructors in order, even
 /// after an exception.
-pub(crate) fn destructors(functions: &[Entry], dso_handle: Option<Addr>, mut thrown: impl FnMut(Left)) {
+pub(crate) fn destructors(functions: &[FunctionAddress], dso_handle: Option<Addr>, mut thrown: impl FnMut(Left)) {
     // Registrations happened after `.init_array` began, so the registered functions run before `.fini_array`.
     if let Some(handle) = dso_handle {
         let handle = pointer(handle).cast_mut().cast();

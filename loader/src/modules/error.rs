@@ -4,7 +4,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::vocabulary::sentence::{List, sentence};
+use crate::vocabulary::sentence::{Joined, sentence};
 
 /// Why the registry or a subscriber refuses a module.
 #[derive(Error)]
@@ -17,7 +17,7 @@ pub enum RegistryError {
     #[error("a module of this name is being unloaded, or has just failed to load")]
     Busy,
     /// To wait would be to wait for oneself.
-    #[error("waiting would never end: {}", List(.0, ", which waits for "))]
+    #[error("waiting would never end: {}", Joined(.0, ", which waits for "))]
     Cycle(Vec<String>),
     /// A subscriber of the coming chain said no.
     #[error("refused by {subscriber}: {reason}")]

@@ -89,10 +89,10 @@ struct Sighting {
 }
 
 /// Ranges of code in order, of which none touches another: there may be thousands, and each frame is looked for in them.
-struct Places(Vec<Range<u64>>);
+struct CodeRanges(Vec<Range<u64>>);
 
-impl Places {
-    fn of(code: impl IntoIterator<Item = Range<u64>>) -> Places {
+impl CodeRanges {
+    fn of(code: impl IntoIterator<Item = Range<u64>>) -> CodeRanges {
         let mut ranges: Vec<_> = code.into_iter().filter(|range| !range.is_empty()).collect();
         ranges.sort_unstable_by_key(|range| range.start);
         ranges.dedup_by(|next, range| {
@@ -100,7 +100,7 @@ impl Places {
             range.end = if touches { range.end.max(next.end) } else { range.end };
             touches
         });
-        Places(ranges)
+        CodeRanges(ranges)
     }
 
     fn hold(&self, at: u64) -> bool {
@@ -125,7 +125,7 @@ struct Look {
 
 impl Look {
     /// Looks at all threads.
-    fn at_all(code: &Places, starts: &Starts) -> Result<Look, modload_threads::Error> {
+    fn at_all(code: &CodeRanges, starts: &Starts) -> Result<Look, modload_threads::Error> {
         // Sleeping threads mostly sleep in the same place, so the walker reuses the rows that other stacks have needed.
         let room = |stacks| (Look::with_room(stacks), Walker::new());
         let seen = frames::each_stack(room, |(look, walker), stack| look.sight(stack, walker, code, starts));
@@ -137,7 +137,7 @@ impl Look {
     }
 
     /// Walks one stack and keeps the result. Allocates no memory: there is room for every thread.
-    fn sight(&mut self, stack: &Stack<'_>, walker: &mut Walker, code: &Places, starts: &Starts) {
+    fn sight(&mut self, stack: &Stack<'_>, walker: &mut Walker, code: &CodeRanges, starts: &Starts) {
         let tid = stack.tid();
         let mut sighting = Sighting {
             tid,
@@ -225,7 +225,7 @@ pub fn can_look() -> Result<&'static Starts, CannotLook> {
 
 /// The threads that a successful proof has found inside.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Seen {
+pub(crate) enum SeenInside {
     /// None.
     Nobody,
     /// Threads of the module's own; also if no look was made.
@@ -234,7 +234,7 @@ pub(crate) enum Seen {
 
 /// Whether threads in an unknown state are examined again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Patience {
+pub(crate) enum LookPatience {
     /// For a moment.
     Some,
     /// No: a later sweep examines them.
@@ -253,7 +253,7 @@ const PASSING: Duration = Duration::from_millis(100);
 /// A thread that the module has created and that has not begun has no frame in the module yet. For a module that must
 /// be empty, threads between creation and first function, or between return and end, are therefore waited for. Threads
 /// created later cannot belong to the module, because no thread was inside.
-pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -> Result<Seen, Occupied> {
+pub(crate) fn prove_empty(module: &Module, except: Except, patience: LookPatience) -> Result<SeenInside, Occupied> {
     let (own, destructors): (Vec<_>, Vec<_>) =
         thread_exit::open(module.creator.number()).into_iter().partition(|(tid, _)| *tid == Tid::current());
     // This thread runs the destructors of its own thread-local variables before anything is freed.
@@ -268,19 +268,19 @@ pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -
         return Err(Occupied::By(destructors.into_iter().map(owe).collect()));
     }
     let stand_ins = module.stand_ins();
-    let code = Places::of(module.text().into_iter().chain(stand_ins));
+    let code = CodeRanges::of(module.text().into_iter().chain(stand_ins));
     if code.0.is_empty() {
-        return Ok(if calls_own { Seen::ItsOwn } else { Seen::Nobody });
+        return Ok(if calls_own { SeenInside::ItsOwn } else { SeenInside::Nobody });
     }
     if module.proof == Proof::Promise {
-        return Ok(Seen::ItsOwn);
+        return Ok(SeenInside::ItsOwn);
     }
     frames::know_process().map_err(|source| Occupied::NotHeld(sentence(&CannotLook::from(source))))?;
     // The usual case of a small program: no other thread exists, and nothing on this stack can be a return into the
     // module.
     let returned_to = |at| !module.holds_code(Addr::new(at)) || module.may_be_returned_to(Addr::new(at));
     if is_alone().unwrap_or(false) && module.creator.unborn() == 0 && code.are_left(returned_to) {
-        return Ok(if calls_own { Seen::ItsOwn } else { Seen::Nobody });
+        return Ok(if calls_own { SeenInside::ItsOwn } else { SeenInside::Nobody });
     }
     let starts = can_look().map_err(|error| Occupied::NotHeld(sentence(&error)))?;
     let begun = Instant::now();
@@ -294,7 +294,7 @@ pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -
             // A thread in code without rows, for example in a PLT entry, leaves that code within a moment.
             let unknown = |occupant: &Occupant| matches!(occupant.why, Occupies::Unknown(_) | Occupies::Asleep { .. });
             let known = !occupants.iter().all(unknown);
-            if known || patience == Patience::Once || begun.elapsed() > PASSING {
+            if known || patience == LookPatience::Once || begun.elapsed() > PASSING {
                 return Err(Occupied::By(occupants));
             }
             thread::sleep(LOOK);
@@ -303,14 +303,14 @@ pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -
         let unborn = module.creator.unborn();
         if except == Except::ItsOwn {
             let nobody = inside.is_empty() && between.is_empty() && unborn == 0 && !calls_own;
-            return Ok(if nobody { Seen::Nobody } else { Seen::ItsOwn });
+            return Ok(if nobody { SeenInside::Nobody } else { SeenInside::ItsOwn });
         }
         let still = |tid: &Tid| unsettled.as_ref().is_none_or(|before| before.contains(tid));
         let left: Vec<_> = between.into_iter().filter(still).collect();
         if left.is_empty() && unborn == 0 {
-            return Ok(Seen::Nobody);
+            return Ok(SeenInside::Nobody);
         }
-        if patience == Patience::Once || begun.elapsed() > SETTLING {
+        if patience == LookPatience::Once || begun.elapsed() > SETTLING {
             let between = |tid: &Tid| Occupant { thread: tid.get(), name: name_of(*tid), why: Occupies::Between };
             occupants.extend(left.iter().map(between));
             if left.is_empty() {
@@ -335,7 +335,7 @@ impl Module {
 
 /// Returns the threads that are inside of some code, or may be. `module` is the owner of the code.
 fn occupants(module: &Module, code: &[Range<u64>]) -> Result<Vec<Occupant>, LookError> {
-    let code = Places::of(code.iter().cloned());
+    let code = CodeRanges::of(code.iter().cloned());
     if is_alone().unwrap_or(false) && code.are_left(|_| true) {
         return Ok(Vec::new());
     }

@@ -14,13 +14,13 @@ use modload_threads::frames::is_behind_call;
 use crate::modules::registry::{ModuleId, Registry};
 use crate::modules::subscriber::Accepted;
 use crate::prepare::deferred::Slices;
-use crate::prepare::layout::Part;
-use crate::prepare::memory::{Core, Ranges};
-use crate::prepare::names::{Names, Symbol, SymbolKind};
+use crate::prepare::layout::MemoryPart;
+use crate::prepare::memory::{Core, PartRanges};
+use crate::prepare::names::{ModuleSymbol, ModuleSymbolKind, SymbolNames};
 use crate::prepare::params::ParamInfo;
 use crate::prepare::policy::Proof;
 use crate::vocabulary::escape::escaped;
-use crate::vocabulary::functions::Functions;
+use crate::vocabulary::functions::EntryPoints;
 use crate::vocabulary::state::State;
 
 /// A function of a module, under one of several possible names.
@@ -59,7 +59,7 @@ impl SectionInfo {
 pub(crate) struct PlacedSection {
     pub(crate) number: u32,
     pub(crate) info: SectionInfo,
-    pub(crate) part: Part,
+    pub(crate) part: MemoryPart,
 }
 
 /// A module from COMING on.
@@ -68,12 +68,12 @@ pub struct Module {
     pub(crate) id: ModuleId,
     pub(crate) name: Arc<str>,
     pub(crate) registry: &'static Registry,
-    pub(crate) names: Arc<Names>,
+    pub(crate) names: Arc<SymbolNames>,
     /// Until `init` has returned.
-    pub(crate) init_names: Mutex<Option<Arc<Names>>>,
+    pub(crate) init_names: Mutex<Option<Arc<SymbolNames>>>,
     pub(crate) placed: Vec<PlacedSection>,
-    pub(crate) ranges: Ranges,
-    pub(crate) functions: Functions,
+    pub(crate) ranges: PartRanges,
+    pub(crate) functions: EntryPoints,
     pub(crate) params: Mutex<Vec<ParamInfo>>,
     pub(crate) license: Option<String>,
     taint: String,
@@ -102,15 +102,15 @@ const CLOSED: usize = 1 << (usize::BITS - 1);
 const AWAITED: usize = 1 << (usize::BITS - 2);
 
 /// The parts from which a module is formed.
-pub(crate) struct Parts {
+pub(crate) struct ModuleParts {
     pub(crate) id: ModuleId,
     pub(crate) name: Arc<str>,
     pub(crate) registry: &'static Registry,
-    pub(crate) names: Arc<Names>,
-    pub(crate) init_names: Option<Arc<Names>>,
+    pub(crate) names: Arc<SymbolNames>,
+    pub(crate) init_names: Option<Arc<SymbolNames>>,
     pub(crate) placed: Vec<PlacedSection>,
-    pub(crate) ranges: Ranges,
-    pub(crate) functions: Functions,
+    pub(crate) ranges: PartRanges,
+    pub(crate) functions: EntryPoints,
     pub(crate) params: Vec<ParamInfo>,
     pub(crate) license: Option<String>,
     pub(crate) taint: String,
@@ -127,7 +127,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Module {
-    pub(crate) fn new(parts: Parts) -> Module {
+    pub(crate) fn new(parts: ModuleParts) -> Module {
         Module {
             id: parts.id,
             name: parts.name,
@@ -210,7 +210,7 @@ impl Module {
     /// exported under this name, if the internal name is another one. Symbols of init sections exist until `init` has
     /// returned.
     #[must_use]
-    pub fn symbol_info(&self, name: &str) -> Option<Symbol> {
+    pub fn symbol_info(&self, name: &str) -> Option<ModuleSymbol> {
         let init = || {
             let _book = self.registry.lock();
             lock(&self.init_names).as_ref().and_then(|names| names.find(name.as_bytes()))
@@ -220,14 +220,14 @@ impl Module {
 
     /// Like [`Module::symbol_info`], without symbols of init sections.
     #[must_use]
-    pub fn lasting_symbol(&self, name: &str) -> Option<Symbol> {
+    pub fn lasting_symbol(&self, name: &str) -> Option<ModuleSymbol> {
         self.names.find(name.as_bytes()).or_else(|| self.exported(name))
     }
 
     /// Returns the symbol at this address: a global one before a local one, and one with a known size before others.
     /// Symbols of init sections are left out.
     #[must_use]
-    pub fn symbol_at(&self, at: Addr) -> Option<Symbol> {
+    pub fn symbol_at(&self, at: Addr) -> Option<ModuleSymbol> {
         self.names.at(at)
     }
 
@@ -296,13 +296,13 @@ impl Module {
     }
 
     /// Returns the symbol that the module exports under this name.
-    fn exported(&self, name: &str) -> Option<Symbol> {
+    fn exported(&self, name: &str) -> Option<ModuleSymbol> {
         let book = self.registry.lock();
         let addr = book.exports.get(name.as_bytes()).filter(|export| export.module == self.id)?.addr;
-        let (text, len) = self.ranges[Part::Text.slot()];
+        let (text, len) = self.ranges[MemoryPart::Text.slot()];
         let in_text = addr.checked_offset_from(text).is_some_and(|offset| offset < len);
-        let kind = if in_text { SymbolKind::Function } else { SymbolKind::Object };
-        Some(Symbol { addr, size: 0, kind })
+        let kind = if in_text { ModuleSymbolKind::Function } else { ModuleSymbolKind::Object };
+        Some(ModuleSymbol { addr, size: 0, kind })
     }
 
     /// Returns the sections in the order of the file; those of init until `init` has returned.
@@ -314,7 +314,8 @@ impl Module {
     /// LIVE.
     #[must_use]
     pub fn sizes(&self) -> [u64; 4] {
-        [Part::Text, Part::ReadOnly, Part::Data, Part::RoAfterInit].map(|part| self.ranges[part.slot()].1)
+        [MemoryPart::Text, MemoryPart::ReadOnly, MemoryPart::Data, MemoryPart::RoAfterInit]
+            .map(|part| self.ranges[part.slot()].1)
     }
 
     /// Returns the parameters.
@@ -339,12 +340,12 @@ impl Module {
     /// other place.
     pub(crate) fn may_be_returned_to(&self, at: Addr) -> bool {
         const LONGEST_CALL: u64 = 8;
-        if !self.names.begins_at(at) && at != self.ranges[Part::Text.slot()].0 {
+        if !self.names.begins_at(at) && at != self.ranges[MemoryPart::Text.slot()].0 {
             return true;
         }
         let core = lock(&self.core);
         let Some(core) = core.as_ref() else { return true };
-        let (text, _) = self.ranges[Part::Text.slot()];
+        let (text, _) = self.ranges[MemoryPart::Text.slot()];
         let len = at.checked_offset_from(text).unwrap_or(0).min(LONGEST_CALL);
         core.code(at.offset(-len.cast_signed()), index(len)).is_none_or(|before| {
             let was_call = [NOPS[4], NOPS[5], &ZERO].iter().any(|was| before.ends_with(was));
@@ -386,35 +387,35 @@ impl Module {
     /// has returned.
     #[must_use]
     pub fn contains(&self, at: Addr) -> bool {
-        let mut ranges = Part::ALL.into_iter().zip(self.ranges).filter(|(part, _)| self.has(*part));
+        let mut ranges = MemoryPart::ALL.into_iter().zip(self.ranges).filter(|(part, _)| self.has(*part));
         ranges.any(|(_, (start, len))| at.checked_offset_from(start).is_some_and(|offset| offset < len))
     }
 
     /// Whether a range lies in one part of the module's memory: text, read-only data, variables.
     #[must_use]
     pub fn holds(&self, at: Addr, len: u64) -> bool {
-        Part::ALL.into_iter().any(|part| self.has(part) && self.part_holds(part, at, len))
+        MemoryPart::ALL.into_iter().any(|part| self.has(part) && self.part_holds(part, at, len))
     }
 
     /// Whether a range lies among the variables that exist, and are writable, for the lifetime of the module.
     #[must_use]
     pub fn holds_variable(&self, at: Addr, len: u64) -> bool {
-        self.part_holds(Part::Data, at, len)
+        self.part_holds(MemoryPart::Data, at, len)
     }
 
     /// Whether an address lies in the module's text, without init text.
     #[must_use]
     pub fn holds_code(&self, at: Addr) -> bool {
-        self.part_holds(Part::Text, at, 1)
+        self.part_holds(MemoryPart::Text, at, 1)
     }
 
-    fn part_holds(&self, part: Part, at: Addr, len: u64) -> bool {
+    fn part_holds(&self, part: MemoryPart, at: Addr, len: u64) -> bool {
         let (start, size) = self.ranges[part.slot()];
         at.checked_offset_from(start).is_some_and(|offset| size.checked_sub(offset).is_some_and(|left| len <= left))
     }
 
     /// Whether a part is still this module's.
-    fn has(&self, part: Part) -> bool {
+    fn has(&self, part: MemoryPart) -> bool {
         !part.is_init() || !self.init_dropped.load(Ordering::Acquire)
     }
 
@@ -447,7 +448,7 @@ impl Module {
         if !self.contains(at) {
             return None;
         }
-        let function = |names: &Names| {
+        let function = |names: &SymbolNames| {
             let (name, offset, size) = names.function_at(at)?;
             Some(format!("{}+{:#x}/{size:#x}", escaped(name), offset + distance))
         };
@@ -465,7 +466,7 @@ impl Module {
 
     /// Range of the text, if there is any.
     pub(crate) fn text(&self) -> Option<Range<u64>> {
-        let (start, len) = self.ranges[Part::Text.slot()];
+        let (start, len) = self.ranges[MemoryPart::Text.slot()];
         (len != 0).then(|| start.get()..start.get() + len)
     }
 
@@ -547,7 +548,7 @@ impl Drop for Reference {
 /// Returns names and addresses of a file's sections.
 pub(crate) fn sections(
     file: &crate::elf::file::File<'_>,
-    layout: &crate::prepare::layout::Layout,
+    layout: &crate::prepare::layout::ModuleLayout,
     memory: &crate::prepare::memory::Staging,
 ) -> Vec<PlacedSection> {
     let numbered = (0..).zip(file.sections.iter().zip(&layout.sections));

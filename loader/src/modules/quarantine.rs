@@ -8,7 +8,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::modules::inside::{self, Except, Patience};
+use crate::modules::inside::{self, Except, LookPatience};
 use crate::modules::module::{Module, Reference};
 use crate::modules::recorder::Recorder;
 use crate::modules::registry::{ModuleId, Registry};
@@ -17,7 +17,7 @@ use crate::prepare::memory::{Core, Installed};
 
 /// Memory of an unloaded module, held until dropped.
 #[expect(dead_code, reason = "each is held for its drop")]
-pub(crate) enum Memory {
+pub(crate) enum QuarantinedMemory {
     /// That of a module that was LIVE.
     Live(Core),
     /// Memory of a module whose load has failed after some of the module's code had run.
@@ -28,7 +28,7 @@ pub(crate) enum Memory {
 pub(crate) struct Quarantined {
     module: Arc<Module>,
     /// Dropped first.
-    memory: Memory,
+    memory: QuarantinedMemory,
     /// The modules whose symbols the code uses: they stay too.
     providers: Vec<Reference>,
     /// The registry whose timeline records the freeing; `None` when that host is gone.
@@ -49,7 +49,12 @@ pub(crate) fn quarantine() -> MutexGuard<'static, Vec<Quarantined>> {
 }
 
 /// Puts a module's memory there.
-pub(crate) fn put(registry: &'static Registry, module: Arc<Module>, memory: Memory, providers: Vec<Reference>) {
+pub(crate) fn put(
+    registry: &'static Registry,
+    module: Arc<Module>,
+    memory: QuarantinedMemory,
+    providers: Vec<Reference>,
+) {
     quarantine().push(Quarantined { module, memory, providers, registry: Some(registry) });
 }
 
@@ -60,9 +65,9 @@ pub(crate) fn holds(registry: &'static Registry, id: ModuleId) -> bool {
 }
 
 /// The entries that a sweep has taken out. Entries that are not freed are put back, also if a proof panics.
-struct Taken(Vec<Quarantined>);
+struct TakenEntries(Vec<Quarantined>);
 
-impl Drop for Taken {
+impl Drop for TakenEntries {
     fn drop(&mut self) {
         quarantine().append(&mut self.0);
     }
@@ -71,11 +76,11 @@ impl Drop for Taken {
 /// Frees all memory that no thread is in any more, and returns the names of those modules.
 pub(crate) fn sweep() -> Vec<String> {
     // Taken out, so that two sweeps do not look at the same.
-    let mut taken = Taken(std::mem::take(&mut *quarantine()));
+    let mut taken = TakenEntries(std::mem::take(&mut *quarantine()));
     let mut freed = Vec::new();
     let mut at = 0;
     while let Some(one) = taken.0.get(at) {
-        if inside::prove_empty(&one.module, Except::Nobody, Patience::Once).is_err() {
+        if inside::prove_empty(&one.module, Except::Nobody, LookPatience::Once).is_err() {
             at += 1;
             continue;
         }

@@ -5,7 +5,7 @@ use std::thread;
 
 use crate::modules::module::Module;
 use crate::modules::registry::Registry;
-use crate::modules::timeline::{Ear, Event, EventKind, Listener, Timeline};
+use crate::modules::timeline::{Ear, Event, EventKind, EventListener, Timeline};
 
 /// Collects the events of all modules of a host, from the creation of the recording until [`Recording::finish`].
 #[derive(Debug)]
@@ -74,7 +74,7 @@ pub struct Listening {
 }
 
 impl Listening {
-    pub(crate) fn start(registry: &'static Registry, listener: Arc<Listener>) -> Listening {
+    pub(crate) fn start(registry: &'static Registry, listener: Arc<EventListener>) -> Listening {
         Listening { registry, id: enter(registry, Ear::Listener(thread::current().id(), 0, listener)) }
     }
 }

@@ -18,7 +18,7 @@ use crate::modules::error::RegistryError;
 use crate::modules::module::{Module, Reference};
 use crate::modules::subscriber::Seat;
 use crate::modules::timeline::Ear;
-use crate::prepare::vague::Strength;
+use crate::prepare::vague::DefinitionStrength;
 use crate::vocabulary::state::State;
 
 /// Number of a module in a registry: rises with each load and is never reused.
@@ -27,7 +27,7 @@ pub(crate) struct ModuleId(u64);
 
 /// One module, from the reservation of the name until the memory is freed.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct ModuleEntry {
     pub(crate) id: ModuleId,
     pub(crate) name: Arc<str>,
     pub(crate) state: State,
@@ -53,13 +53,13 @@ pub(crate) struct Export {
     /// The CRC in `__kcrctab`.
     pub(crate) crc: Option<u32>,
     /// Whether other modules may define the same symbol.
-    pub(crate) strength: Strength,
+    pub(crate) strength: DefinitionStrength,
 }
 
 #[derive(Default)]
 pub(crate) struct Book {
     /// In order of their reservation.
-    pub(crate) modules: Vec<Entry>,
+    pub(crate) modules: Vec<ModuleEntry>,
     names: HashMap<Arc<str>, ModuleId>,
     next: u64,
     pub(crate) exports: HashMap<Box<[u8]>, Export>,
@@ -68,7 +68,7 @@ pub(crate) struct Book {
     /// Edges from the user of a symbol to the provider.
     uses: StableDiGraph<ModuleId, ()>,
     /// Waiting threads and the modules they wait for: the wait-for graph. The other edges of the graph are
-    /// [`Entry::thread`].
+    /// [`ModuleEntry::thread`].
     waits: Vec<(ThreadId, ModuleId)>,
     pub(crate) chains: Chains<Arc<Seat>>,
     pub(crate) recordings: Vec<(u64, Ear)>,
@@ -218,7 +218,7 @@ impl Registry {
                 book = self.wait(book, thread, id, name, None)?;
             }
             return Err(match book.by_name(name) {
-                Some(Entry { state: State::Live, .. }) => RegistryError::Exists,
+                Some(ModuleEntry { state: State::Live, .. }) => RegistryError::Exists,
                 _ => RegistryError::Busy,
             });
         }
@@ -268,7 +268,7 @@ impl Registry {
 
 /// The registry's tables of definitions that other modules may use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Table {
+pub(crate) enum ExportTable {
     /// Exports, for any module.
     Exports,
     /// STB_GNU_UNIQUE definitions, for other definitions of the same name only.
@@ -276,7 +276,7 @@ pub(crate) enum Table {
 }
 
 /// The result of [`Registry::use_export`].
-pub(crate) enum Found {
+pub(crate) enum FoundExport {
     /// The symbol is available, and the user is recorded as a user of the provider.
     Usable {
         addr: Addr,
@@ -289,29 +289,34 @@ pub(crate) enum Found {
 impl Registry {
     /// Returns an export and the name of the exporting module.
     pub(crate) fn export(&self, name: &[u8]) -> Option<(Export, Arc<str>)> {
-        self.export_of(Table::Exports, name)
+        self.export_of(ExportTable::Exports, name)
     }
 
     /// Returns the entry of a name in a table, and the name of the defining module.
-    pub(crate) fn export_of(&self, table: Table, name: &[u8]) -> Option<(Export, Arc<str>)> {
+    pub(crate) fn export_of(&self, table: ExportTable, name: &[u8]) -> Option<(Export, Arc<str>)> {
         let book = self.lock();
         let export = book.exported(table, name)?;
         Some((export.clone(), book.by_id(export.module)?.name.clone()))
     }
 
     /// Waits until the exporting module is LIVE, and records `user` as a user of that module.
-    pub(crate) fn use_export(&self, user: ModuleId, name: &[u8], judged: &Export) -> Result<Found, RegistryError> {
-        self.use_export_of(Table::Exports, user, name, judged)
+    pub(crate) fn use_export(
+        &self,
+        user: ModuleId,
+        name: &[u8],
+        judged: &Export,
+    ) -> Result<FoundExport, RegistryError> {
+        self.use_export_of(ExportTable::Exports, user, name, judged)
     }
 
     /// Like [`Registry::use_export`], for the entry of a table.
     pub(crate) fn use_export_of(
         &self,
-        table: Table,
+        table: ExportTable,
         user: ModuleId,
         name: &[u8],
         judged: &Export,
-    ) -> Result<Found, RegistryError> {
+    ) -> Result<FoundExport, RegistryError> {
         let thread = thread::current().id();
         let until = Instant::now() + PATIENCE;
         let mut book = self.lock();
@@ -320,25 +325,25 @@ impl Registry {
             // name.
             let export = book.exported(table, name).filter(|export| export.module == judged.module);
             let Some(export) = export.cloned() else {
-                return Ok(Found::Nothing);
+                return Ok(FoundExport::Nothing);
             };
-            let Some(provider) = book.by_id(export.module) else { return Ok(Found::Nothing) };
+            let Some(provider) = book.by_id(export.module) else { return Ok(FoundExport::Nothing) };
             match provider.state {
                 State::Live => {
                     let (provider, user) = (provider.node, book.by_id(user).map(|entry| entry.node));
                     if let Some(user) = user {
                         book.uses.update_edge(user, provider, ());
                     }
-                    return Ok(Found::Usable { addr: export.addr });
+                    return Ok(FoundExport::Usable { addr: export.addr });
                 }
                 State::Unformed | State::Coming if Instant::now() < until => {
                     let name = provider.name.clone();
                     book = self.wait(book, thread, export.module, &name, Some(until))?;
                 }
                 State::Unformed | State::Coming => {
-                    return Ok(Found::Unavailable("its module did not become LIVE within 30 seconds"));
+                    return Ok(FoundExport::Unavailable("its module did not become LIVE within 30 seconds"));
                 }
-                State::Going => return Ok(Found::Unavailable("its module is going")),
+                State::Going => return Ok(FoundExport::Unavailable("its module is going")),
             }
         }
     }
@@ -346,24 +351,24 @@ impl Registry {
 
 impl Book {
     /// The definition of a name in a table.
-    pub(crate) fn exported(&self, table: Table, name: &[u8]) -> Option<&Export> {
+    pub(crate) fn exported(&self, table: ExportTable, name: &[u8]) -> Option<&Export> {
         match table {
-            Table::Exports => self.exports.get(name),
-            Table::Uniques => self.uniques.get(name),
+            ExportTable::Exports => self.exports.get(name),
+            ExportTable::Uniques => self.uniques.get(name),
         }
     }
 
     /// The name of the module that has entered a name in a table.
-    pub(crate) fn owner(&self, table: Table, name: &[u8]) -> Option<String> {
+    pub(crate) fn owner(&self, table: ExportTable, name: &[u8]) -> Option<String> {
         let export = self.exported(table, name)?;
         Some(self.by_id(export.module).map_or_else(String::new, |entry| entry.name.to_string()))
     }
 
     /// Enters a definition in a table.
-    pub(crate) fn enter(&mut self, table: Table, name: Box<[u8]>, export: Export) {
+    pub(crate) fn enter(&mut self, table: ExportTable, name: Box<[u8]>, export: Export) {
         match table {
-            Table::Exports => self.exports.insert(name, export),
-            Table::Uniques => self.uniques.insert(name, export),
+            ExportTable::Exports => self.exports.insert(name, export),
+            ExportTable::Uniques => self.uniques.insert(name, export),
         };
     }
 
@@ -379,7 +384,7 @@ impl Book {
         self.next += 1;
         let node = self.uses.add_node(id);
         self.names.insert(name.clone(), id);
-        let entry = Entry {
+        let entry = ModuleEntry {
             id,
             name: name.clone(),
             state: State::Unformed,
@@ -402,16 +407,16 @@ impl Book {
         members
     }
 
-    pub(crate) fn by_name(&self, name: &str) -> Option<&Entry> {
+    pub(crate) fn by_name(&self, name: &str) -> Option<&ModuleEntry> {
         self.by_id(*self.names.get(&*modinfo::canonical(name))?)
     }
 
-    pub(crate) fn by_id(&self, id: ModuleId) -> Option<&Entry> {
+    pub(crate) fn by_id(&self, id: ModuleId) -> Option<&ModuleEntry> {
         let at = self.modules.binary_search_by_key(&id, |entry| entry.id).ok()?;
         self.modules.get(at)
     }
 
-    pub(crate) fn by_id_mut(&mut self, id: ModuleId) -> Option<&mut Entry> {
+    pub(crate) fn by_id_mut(&mut self, id: ModuleId) -> Option<&mut ModuleEntry> {
         let at = self.modules.binary_search_by_key(&id, |entry| entry.id).ok()?;
         self.modules.get_mut(at)
     }
@@ -452,7 +457,7 @@ impl Book {
 
     /// The module that a thread is loading, the innermost one.
     fn loading(&self, thread: ThreadId) -> Option<String> {
-        let busy = |entry: &&Entry| entry.thread == thread && entry.state != State::Live;
+        let busy = |entry: &&ModuleEntry| entry.thread == thread && entry.state != State::Live;
         self.modules.iter().rev().find(busy).map(|entry| format!("\"{}\"", entry.name))
     }
 

@@ -216,14 +216,14 @@ impl fmt::Display for Timeline {
 }
 
 /// Told of events.
-pub(crate) type Listener = dyn Fn(&Event) + Send + Sync;
+pub(crate) type EventListener = dyn Fn(&Event) + Send + Sync;
 
 /// A receiver of events.
 pub(crate) enum Ear {
     /// Keeps those of all threads.
     Timeline(Timeline),
     /// Is told those of one thread, and how many there were before.
-    Listener(ThreadId, u64, Arc<Listener>),
+    Listener(ThreadId, u64, Arc<EventListener>),
 }
 
 impl Ear {

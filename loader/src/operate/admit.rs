@@ -5,7 +5,7 @@ use modload_abi::section;
 use object::elf;
 
 use crate::elf::error::ObjectError;
-use crate::elf::file::{File, Place};
+use crate::elf::file::{File, SymbolPlace};
 use crate::elf::modinfo::Modinfo;
 use crate::elf::sections::{check_sections, unsupported};
 use crate::modules::recorder::Recorder;
@@ -55,7 +55,7 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), ObjectError> {
     for (_, symbol) in file.symbols() {
         let why = match symbol.kind {
             elf::STT_TLS => "thread-local storage is not supported yet",
-            elf::STT_GNU_IFUNC if matches!(symbol.place, Place::Absolute | Place::Common) => {
+            elf::STT_GNU_IFUNC if matches!(symbol.place, SymbolPlace::Absolute | SymbolPlace::Common) => {
                 "its resolver would be no function of this module"
             }
             _ if symbol.is_named(b"__gnu_lto_slim") => "it holds only GCC's intermediate code; compile without -flto",

@@ -1,6 +1,6 @@
 //! COMING: a module that subscribers have accepted, and the undo if the module does not become LIVE.
 //!
-//! [`Announced`] owns the module's memory. On any failure, wherever the value is dropped, the module's own clean-up
+//! [`AnnouncedModule`] owns the module's memory. On any failure, wherever the value is dropped, the module's own clean-up
 //! code runs first, then subscribers that have accepted are called with GOING, and only then the memory is freed.
 
 use std::cell::Cell;
@@ -14,7 +14,7 @@ use crate::modules::chains;
 use crate::modules::entry;
 use crate::modules::error::RegistryError;
 use crate::modules::module::{Module, Reference, lock};
-use crate::modules::quarantine::Memory;
+use crate::modules::quarantine::QuarantinedMemory;
 use crate::modules::recorder::Recorder;
 use crate::modules::subscriber::Accepted;
 use crate::modules::timeline::EventKind;
@@ -28,7 +28,7 @@ use crate::vocabulary::left::LeftBy;
 use crate::vocabulary::rewriting::TrampolineCall;
 
 /// A module that all subscribers have accepted. `M` is the state of the memory.
-pub(crate) struct Announced<'a, M> {
+pub(crate) struct AnnouncedModule<'a, M> {
     /// Dropped first.
     guard: Guard<'a>,
     memory: M,
@@ -40,12 +40,12 @@ struct Guard<'a> {
     module: Arc<Module>,
     /// `None` once the module is LIVE.
     accepted: Option<Accepted>,
-    ran: Ran,
+    ran: RunProgress,
 }
 
 /// How much of the module's code has run, and has to be taken back.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Ran {
+enum RunProgress {
     Nothing,
     Constructors,
     Init,
@@ -55,10 +55,10 @@ impl Drop for Guard<'_> {
     fn drop(&mut self) {
         let Some(accepted) = self.accepted.take() else { return };
         chains::set_going(self.recorder, &self.module);
-        if self.ran == Ran::Init {
+        if self.ran == RunProgress::Init {
             unload::exit(self.recorder, &self.module);
         }
-        if self.ran >= Ran::Constructors {
+        if self.ran >= RunProgress::Constructors {
             unload::destruct(self.recorder, &self.module);
         }
         chains::going(self.recorder, &self.module, accepted);
@@ -76,7 +76,7 @@ pub(crate) struct IndirectResolved(pub(crate) usize);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Constructed(pub(crate) usize);
 
-impl<'a> Announced<'a, Formed> {
+impl<'a> AnnouncedModule<'a, Formed> {
     /// Stage *coming*: tells the coming chain.
     pub(crate) fn tell(
         recorder: Recorder<'a>,
@@ -87,17 +87,20 @@ impl<'a> Announced<'a, Formed> {
         let accepted = chains::coming(recorder, &module, &mut memory, calls);
         // Hidden before the memory can be reused.
         let accepted = accepted.inspect_err(|_| recorder.registry.hide(module.id))?;
-        Ok(Announced { guard: Guard { recorder, module, accepted: Some(accepted), ran: Ran::Nothing }, memory })
+        Ok(AnnouncedModule {
+            guard: Guard { recorder, module, accepted: Some(accepted), ran: RunProgress::Nothing },
+            memory,
+        })
     }
 
     /// Stage *publish*: publishes the text, readable and executable.
-    pub(crate) fn publish(self) -> Result<Announced<'a, Leaving<'a>>, Error> {
-        let Announced { guard, memory } = self;
+    pub(crate) fn publish(self) -> Result<AnnouncedModule<'a, Leaving<'a>>, Error> {
+        let AnnouncedModule { guard, memory } = self;
         match memory.publish() {
             Ok(memory) => {
                 guard.recorder.record(|| EventKind::Publish);
                 let memory = Leaving::new(guard.recorder, &guard.module, memory);
-                let announced = Announced { guard, memory };
+                let announced = AnnouncedModule { guard, memory };
                 let Guard { recorder, module, accepted, .. } = &announced.guard;
                 accepted.as_ref().map_or(Ok(()), |accepted| chains::published(*recorder, module, accepted))?;
                 Ok(announced)
@@ -141,12 +144,12 @@ impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         let Some(installed) = self.installed.take() else { return };
         if self.has_run.get() {
-            unload::free_or_keep(self.recorder, &self.module, Memory::Failed(installed));
+            unload::free_or_keep(self.recorder, &self.module, QuarantinedMemory::Failed(installed));
         }
     }
 }
 
-impl Announced<'_, Leaving<'_>> {
+impl AnnouncedModule<'_, Leaving<'_>> {
     /// How a function was left, as the error of this load.
     fn left(&self, function: &'static str) -> impl FnOnce(Left) -> Error + use<> {
         let registry = self.guard.module.registry;
@@ -191,7 +194,7 @@ impl Announced<'_, Leaving<'_>> {
     /// Stage *constructors*. After an exception, destructors still run, and the functions that other constructors have
     /// registered with `__cxa_atexit`: they must not be called after the module is freed.
     pub(crate) fn construct(&mut self) -> Result<Constructed, Error> {
-        self.guard.ran = Ran::Constructors;
+        self.guard.ran = RunProgress::Constructors;
         let constructors = &self.guard.module.functions.constructors;
         if !constructors.is_empty() {
             self.memory.runs();
@@ -215,13 +218,13 @@ impl Announced<'_, Leaving<'_>> {
                 }
             }
         }
-        self.guard.ran = Ran::Init;
+        self.guard.ran = RunProgress::Init;
         Ok(())
     }
 
     /// Stage *protect*: makes ro_after_init data read-only and puts everything into the module's own hands.
     pub(crate) fn protect(self) -> Result<(Reference, Dropped), Error> {
-        let Announced { mut guard, mut memory } = self;
+        let AnnouncedModule { mut guard, mut memory } = self;
         // The memory is there until here.
         let Some(installed) = memory.installed.take() else { return Err(RegistryError::Busy.into()) };
         let (core, init) = match installed.protect() {

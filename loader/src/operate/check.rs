@@ -8,14 +8,14 @@ use crate::elf::link::{self, Input};
 use crate::elf::modinfo;
 use crate::operate::admit;
 use crate::operate::error::LoadError;
-use crate::operate::form::Tables;
+use crate::operate::form::ModuleTables;
 use crate::operate::judge::Judge;
 use crate::operate::load::Loader;
 use crate::operate::resolve;
 use crate::operate::scene::{Absent, Scene};
 use crate::prepare::deferred::{self, Slices, Waiting};
 use crate::prepare::error::PrepareError;
-use crate::prepare::vague::Shared;
+use crate::prepare::vague::SharedDefinitions;
 use crate::prepare::{layout, memory, relocate, specialise};
 use crate::vocabulary::stage::Stage;
 
@@ -35,7 +35,7 @@ impl Loader {
             .and_then(|()| Judge::new(policy, &file, &info))
             .map_err(LoadError::of_stage(stem, Stage::Admit))?;
         let operations = policy.rewriting.host_operations.as_ref();
-        let shared = Shared::of(&file, policy.exports);
+        let shared = SharedDefinitions::of(&file, policy.exports);
         let layout = layout::plan(&file, policy.size_limit, operations, shared)
             .map_err(LoadError::of_stage(stem, Stage::Layout))?;
         let (reservation, name) = self.registry.reserve_to_look(&info.name);
@@ -62,7 +62,7 @@ impl Loader {
             Slices::of(&waiting, &file, &layout, &resolved, &code, &policy.rewriting).map(|_| ())
         };
         specialised().map_err(LoadError::of_stage(stem, Stage::Specialise))?;
-        let tables = Tables::read(&file, &layout, &mut memory, &name, policy, shared, &resolved.elsewhere);
+        let tables = ModuleTables::read(&file, &layout, &mut memory, &name, policy, shared, &resolved.elsewhere);
         tables.map(|_| ()).map_err(LoadError::of_stage(stem, Stage::Form))
     }
 }

@@ -10,7 +10,7 @@ use crate::prepare::error::PrepareError;
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::left::LeftBy;
 use crate::vocabulary::occupant::Occupant;
-use crate::vocabulary::sentence::{List, sentence};
+use crate::vocabulary::sentence::{Joined, sentence};
 use crate::vocabulary::stage::Stage;
 use crate::vocabulary::state::State;
 
@@ -194,7 +194,7 @@ pub enum UnloadError {
     #[error("{0}: no module of this name is loaded")]
     NotFound(String),
     /// The module is in use.
-    #[error("{module}: in use{}{}{}", if .by.is_empty() { "" } else { " by " }, List(.by, ", "), held(*.references))]
+    #[error("{module}: in use{}{}{}", if .by.is_empty() { "" } else { " by " }, Joined(.by, ", "), held(*.references))]
     InUse {
         /// Which.
         module: String,
@@ -204,7 +204,7 @@ pub enum UnloadError {
         references: usize,
     },
     /// Threads are in the module's code, or will return there.
-    #[error("{module}: its code is not left: {}", List(.threads, "; "))]
+    #[error("{module}: its code is not left: {}", Joined(.threads, "; "))]
     Occupied {
         /// Which.
         module: String,

@@ -9,7 +9,7 @@ use object::elf;
 use serde::Serialize;
 
 use crate::elf::error::ObjectError;
-use crate::elf::file::{File, Place};
+use crate::elf::file::{File, SymbolPlace};
 use crate::elf::link::{self, Input};
 use crate::elf::modinfo;
 use crate::operate::admit;
@@ -19,11 +19,11 @@ use crate::operate::load::Loader;
 use crate::operate::resolve;
 use crate::operate::scene::{Absent, Scene};
 use crate::prepare::deferred::Waiting;
-use crate::prepare::layout::{self, Layout};
+use crate::prepare::layout::{self, ModuleLayout};
 use crate::prepare::memory::{self, Staging};
 use crate::prepare::relocate;
 use crate::prepare::specialise::specialise;
-use crate::prepare::vague::Shared;
+use crate::prepare::vague::SharedDefinitions;
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::rewriting::Rewriting;
 use crate::vocabulary::stage::Stage;
@@ -73,7 +73,7 @@ impl Loader {
         admit::check(&file).map_err(LoadError::of_stage(stem, Stage::Admit))?;
         let judge = Judge::new(policy, &file, &info).map_err(LoadError::of_stage(stem, Stage::Admit))?;
         let operations = policy.rewriting.host_operations.as_ref();
-        let shared = Shared::of(&file, policy.exports);
+        let shared = SharedDefinitions::of(&file, policy.exports);
         let layout = layout::plan(&file, policy.size_limit, operations, shared)
             .map_err(LoadError::of_stage(stem, Stage::Layout))?;
         let (reservation, name) = self.registry.reserve_to_look(&info.name);
@@ -99,7 +99,8 @@ impl Loader {
         specialise(&file, &layout, &mut ledger, &policy.rewriting, &waiting)
             .map_err(LoadError::of_stage(stem, Stage::Specialise))?;
         let edits = ledger.close();
-        let plan = Plan { file: &file, layout: &layout, memory: &memory, edits: &edits, rewriting: &policy.rewriting };
+        let plan =
+            ExplainPlan { file: &file, layout: &layout, memory: &memory, edits: &edits, rewriting: &policy.rewriting };
         plan.explain(function).ok_or_else(|| {
             let why = "the module has no function of this name";
             LoadError::of_stage(stem, Stage::Resolve)(ObjectError::Unsupported {
@@ -111,20 +112,20 @@ impl Loader {
     }
 }
 
-struct Plan<'a> {
+struct ExplainPlan<'a> {
     file: &'a File<'a>,
-    layout: &'a Layout,
+    layout: &'a ModuleLayout,
     memory: &'a Staging,
     edits: &'a Edits,
     rewriting: &'a Rewriting,
 }
 
-impl Plan<'_> {
+impl ExplainPlan<'_> {
     fn explain(&self, name: &str) -> Option<Explanation> {
         let file = self.file;
         let mut named = file.symbols().filter(|(_, symbol)| symbol.name() == name.as_bytes());
         let (at, section, symbol) = named.find_map(|(_, symbol)| {
-            let Place::Section(section) = symbol.place else { return None };
+            let SymbolPlace::Section(section) = symbol.place else { return None };
             let code = file.section(section)?.flags.contains(elf::SHF_EXECINSTR);
             let spot = self.layout.section(section).filter(|_| code)?;
             Some((self.memory.addr(spot) + symbol.value, section, symbol))

@@ -8,25 +8,25 @@ use modload_edit::{Addr, wide};
 use object::elf;
 
 use crate::elf::error::ObjectError;
-use crate::elf::file::{File, Place, Sym};
+use crate::elf::file::{File, FileSymbol, SymbolPlace};
 use crate::elf::modinfo::Modinfo;
-use crate::modules::module::{self, Module, Parts};
-use crate::modules::registry::{Export, ModuleId, Registry, Table};
+use crate::modules::module::{self, Module, ModuleParts};
+use crate::modules::registry::{Export, ExportTable, ModuleId, Registry};
 use crate::operate::error::Error;
 use crate::operate::judge::Judge;
 use crate::prepare::deferred::Slices;
 use crate::prepare::error::PrepareError;
-use crate::prepare::layout::{Layout, Spot};
+use crate::prepare::layout::{ModuleLayout, Spot};
 use crate::prepare::memory::{Formed, Staging};
-use crate::prepare::names::{self, Names};
+use crate::prepare::names::{self, SymbolNames};
 use crate::prepare::params::ParamInfo;
 use crate::prepare::policy::Policy;
 use crate::prepare::tables::{numbered_tables, tables};
-use crate::prepare::vague::{self, Shared, Strength};
+use crate::prepare::vague::{self, DefinitionStrength, SharedDefinitions};
 use crate::prepare::{frames, unwind};
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::externals::Externals;
-use crate::vocabulary::functions::Functions;
+use crate::vocabulary::functions::EntryPoints;
 use crate::vocabulary::state::State;
 
 /// A symbol to be exported.
@@ -37,7 +37,7 @@ struct NewExport {
     gpl_only: bool,
     namespace: Box<[u8]>,
     crc: Option<u32>,
-    strength: Strength,
+    strength: DefinitionStrength,
 }
 
 /// Definitions of a module that other modules may use.
@@ -53,7 +53,7 @@ struct NewExports {
 pub(crate) struct Unformed<'a> {
     pub(crate) file: &'a File<'a>,
     pub(crate) info: &'a Modinfo<'a>,
-    pub(crate) layout: &'a Layout,
+    pub(crate) layout: &'a ModuleLayout,
     pub(crate) id: ModuleId,
     pub(crate) name: Arc<str>,
     pub(crate) registry: &'static Registry,
@@ -61,7 +61,7 @@ pub(crate) struct Unformed<'a> {
     pub(crate) policy: &'a Policy,
     pub(crate) judge: &'a Judge<'a>,
     pub(crate) slices: Option<Box<Slices>>,
-    pub(crate) shared: Shared,
+    pub(crate) shared: SharedDefinitions,
     /// The symbols that mean another's definition.
     pub(crate) elsewhere: &'a [u32],
 }
@@ -74,26 +74,26 @@ pub(crate) struct NewModule {
 }
 
 /// The contents of the module's own relocated tables.
-pub(crate) struct Tables {
-    names: Arc<Names>,
-    init_names: Option<Arc<Names>>,
+pub(crate) struct ModuleTables {
+    names: Arc<SymbolNames>,
+    init_names: Option<Arc<SymbolNames>>,
     exports: NewExports,
-    functions: Functions,
+    functions: EntryPoints,
     params: Vec<ParamInfo>,
-    frames: frames::Plan,
+    frames: frames::FramesPlan,
 }
 
-impl Tables {
+impl ModuleTables {
     /// Reads all tables, and writes the module's name into the `struct module`.
     pub(crate) fn read(
         file: &File<'_>,
-        layout: &Layout,
+        layout: &ModuleLayout,
         memory: &mut Staging,
         name: &Arc<str>,
         policy: &Policy,
-        shared: Shared,
+        shared: SharedDefinitions,
         elsewhere: &[u32],
-    ) -> Result<Tables, PrepareError> {
+    ) -> Result<ModuleTables, PrepareError> {
         let (names, init_names) = names::collect(file, layout, memory, name, policy.trap_descriptor);
         let (names, init_names) = (Arc::new(names), init_names.map(Arc::new));
         memory.own_text(names.clone(), init_names.as_ref().unwrap_or(&names).clone());
@@ -102,7 +102,7 @@ impl Tables {
         let params = params(file, layout, memory)?;
         fill_own_block(layout, memory, name);
         let frames = unwind::plan(file, layout, memory)?;
-        Ok(Tables { names, init_names, exports, functions, params, frames })
+        Ok(ModuleTables { names, init_names, exports, functions, params, frames })
     }
 }
 
@@ -110,9 +110,9 @@ impl Unformed<'_> {
     /// Forms the module.
     pub(crate) fn form(self, mut memory: Staging) -> Result<NewModule, Error> {
         let Unformed { file, info, layout, id, name, registry, externals, policy, judge, slices, .. } = self;
-        let tables = Tables::read(file, layout, &mut memory, &name, policy, self.shared, self.elsewhere)?;
-        let Tables { names, init_names, exports, functions, params, frames } = tables;
-        let module = Arc::new(Module::new(Parts {
+        let tables = ModuleTables::read(file, layout, &mut memory, &name, policy, self.shared, self.elsewhere)?;
+        let ModuleTables { names, init_names, exports, functions, params, frames } = tables;
+        let module = Arc::new(Module::new(ModuleParts {
             id,
             name,
             registry,
@@ -139,9 +139,9 @@ impl Unformed<'_> {
 /// Reads `__ksymtab` and `__ksymtab_gpl`, or takes all globals.
 fn exports(
     file: &File<'_>,
-    layout: &Layout,
+    layout: &ModuleLayout,
     memory: &Staging,
-    shared: Shared,
+    shared: SharedDefinitions,
     elsewhere: &[u32],
 ) -> Result<NewExports, ObjectError> {
     let mut exports = Vec::new();
@@ -173,7 +173,7 @@ fn exports(
                 let namespace = namespace.ok_or_else(|| bad(at, "the namespace is not in this module"))?;
                 let crc = crcs.next().and_then(|crc| Some(u32::from_le_bytes(crc.try_into().ok()?)));
                 let (name, namespace) = (name.into(), namespace.into());
-                let strength = Strength::Strong;
+                let strength = DefinitionStrength::Strong;
                 exports.push(NewExport { name, addr, gpl_only, namespace, crc, strength });
             }
         }
@@ -191,10 +191,10 @@ fn exports(
         let export =
             || NewExport { name: name.into(), addr, gpl_only: false, namespace: [].into(), crc: None, strength };
         let entry = name == section::INIT_SYMBOL.as_bytes() || name == section::EXIT_SYMBOL.as_bytes();
-        if shared == Shared::Globals && !entry && !name.is_empty() {
+        if shared == SharedDefinitions::Globals && !entry && !name.is_empty() {
             all.exports.push(export());
         }
-        if strength == Strength::Unique {
+        if strength == DefinitionStrength::Unique {
             all.uniques.push(export());
         }
     }
@@ -203,18 +203,18 @@ fn exports(
 
 /// Returns the address of a definition for other modules. Returns `None` for init sections, and for symbols that are
 /// neither code, data nor a number.
-fn address(symbol: &Sym<'_>, at: u32, layout: &Layout, memory: &Staging) -> Option<Addr> {
+fn address(symbol: &FileSymbol<'_>, at: u32, layout: &ModuleLayout, memory: &Staging) -> Option<Addr> {
     let kinds = [elf::STT_FUNC, elf::STT_GNU_IFUNC, elf::STT_OBJECT, elf::STT_COMMON, elf::STT_NOTYPE];
     if !kinds.contains(&symbol.kind) {
         return None;
     }
     let lasting = |spot: Spot| (!spot.part.is_init()).then(|| memory.addr(spot));
     match symbol.place {
-        Place::Section(_) if symbol.kind == elf::STT_GNU_IFUNC => lasting(layout.indirect(at)?),
-        Place::Section(section) => lasting(layout.section(section)?).map(|start| start + symbol.value),
-        Place::Common => lasting(layout.common(at)?),
-        Place::Absolute => Some(Addr::new(symbol.value)),
-        Place::Undefined | Place::Livepatch => None,
+        SymbolPlace::Section(_) if symbol.kind == elf::STT_GNU_IFUNC => lasting(layout.indirect(at)?),
+        SymbolPlace::Section(section) => lasting(layout.section(section)?).map(|start| start + symbol.value),
+        SymbolPlace::Common => lasting(layout.common(at)?),
+        SymbolPlace::Absolute => Some(Addr::new(symbol.value)),
+        SymbolPlace::Undefined | SymbolPlace::Livepatch => None,
     }
 }
 
@@ -222,11 +222,11 @@ fn address(symbol: &Sym<'_>, at: u32, layout: &Layout, memory: &Staging) -> Opti
 fn is_absolute(file: &File<'_>, section: u32, offset: u64) -> bool {
     let of_section = file.relas.iter().filter(|relas| relas.target == section);
     let mut here = of_section.flat_map(|relas| relas.records.iter()).filter(|rela| rela.offset == offset);
-    here.any(|rela| file.symbol(rela.symbol).is_some_and(|symbol| symbol.place == Place::Absolute))
+    here.any(|rela| file.symbol(rela.symbol).is_some_and(|symbol| symbol.place == SymbolPlace::Absolute))
 }
 
 /// Reads `__param`.
-fn params(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<ParamInfo>, ObjectError> {
+fn params(file: &File<'_>, layout: &ModuleLayout, memory: &Staging) -> Result<Vec<ParamInfo>, ObjectError> {
     let mut params = Vec::new();
     for (_, bytes) in tables(file, layout, memory, section::PARAM) {
         let bad = |record, problem| ObjectError::BadRecord { section: section::PARAM, record, problem };
@@ -243,11 +243,11 @@ fn params(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<Para
 /// Finds init, exit, constructors and destructors.
 fn functions(
     file: &File<'_>,
-    layout: &Layout,
+    layout: &ModuleLayout,
     memory: &Staging,
-    core: &Names,
-    init: Option<&Names>,
-) -> Result<Functions, ObjectError> {
+    core: &SymbolNames,
+    init: Option<&SymbolNames>,
+) -> Result<EntryPoints, ObjectError> {
     let find = |name: &'static str| {
         let symbol = core.find(name.as_bytes()).or_else(|| init.and_then(|init| init.find(name.as_bytes())));
         let Some(addr) = symbol.map(|symbol| symbol.addr) else { return Ok(None) };
@@ -259,7 +259,7 @@ fn functions(
     };
     let mut destructors = arrays(file, layout, memory, section::FINI_ARRAY, section::DTORS)?;
     destructors.reverse();
-    Ok(Functions {
+    Ok(EntryPoints {
         init: find(section::INIT_SYMBOL)?,
         exit: find(section::EXIT_SYMBOL)?,
         resolvers: resolvers(file, layout, memory)?,
@@ -271,11 +271,11 @@ fn functions(
 }
 
 /// Returns the resolvers of the module's indirect functions, each with a slot.
-fn resolvers(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<(Addr, Addr)>, ObjectError> {
+fn resolvers(file: &File<'_>, layout: &ModuleLayout, memory: &Staging) -> Result<Vec<(Addr, Addr)>, ObjectError> {
     let slots = memory.addr(layout.indirect_slots);
     let found = layout.indirect.symbols().iter().filter_map(|&at| {
         let (symbol, slot) = (file.symbol(at)?, slots + layout.indirect.slot(at)?);
-        let Place::Section(section) = symbol.place else { return None };
+        let SymbolPlace::Section(section) = symbol.place else { return None };
         let resolver = memory.addr(layout.section(section)?) + symbol.value;
         if memory.at(resolver).is_some_and(|(part, _)| part.is_text()) {
             return Some(Ok((resolver, slot)));
@@ -290,7 +290,7 @@ fn resolvers(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<(
 /// ld's `.init_array`: by priority, sections without priority last, each `.ctors` from the last entry to the first.
 fn arrays(
     file: &File<'_>,
-    layout: &Layout,
+    layout: &ModuleLayout,
     memory: &Staging,
     array: &'static str,
     older: &'static str,
@@ -330,7 +330,7 @@ fn arrays(
 
 /// Writes the module's name into the `struct module`, and the address of `__dso_handle` into `__dso_handle`, as gcc's
 /// `crtbeginS.o` does: `atexit`, `at_quick_exit` and `pthread_atfork` of glibc's `libc_nonshared.a` pass this value on.
-fn fill_own_block(layout: &Layout, memory: &mut Staging, name: &str) {
+fn fill_own_block(layout: &ModuleLayout, memory: &mut Staging, name: &str) {
     let handle = layout.dso_handle().map(|spot| (spot, memory.addr(spot).get().to_le_bytes()));
     let handle = handle.as_ref().map(|(spot, address)| (*spot, &address[..]));
     for (spot, bytes) in layout.this_module.map(|spot| (spot, name.as_bytes())).into_iter().chain(handle) {
@@ -351,7 +351,7 @@ fn publish_exports(registry: &Registry, externals: &dyn Externals, id: ModuleId,
     }
     let mut book = registry.lock();
     let mut refused = Ok(());
-    let tables = [(Table::Exports, new.exports), (Table::Uniques, new.uniques)];
+    let tables = [(ExportTable::Exports, new.exports), (ExportTable::Uniques, new.uniques)];
     for (table, exports) in tables {
         let mut taken = Vec::with_capacity(exports.len());
         for export in exports {
@@ -366,8 +366,8 @@ fn publish_exports(registry: &Registry, externals: &dyn Externals, id: ModuleId,
         // In any case, dropping the reservation removes the names noted here.
         if let Some(entry) = book.by_id_mut(id) {
             match table {
-                Table::Exports => entry.exports = taken,
-                Table::Uniques => entry.uniques = taken,
+                ExportTable::Exports => entry.exports = taken,
+                ExportTable::Uniques => entry.uniques = taken,
             }
         }
     }

@@ -11,12 +11,12 @@ use object::elf;
 use serde::Serialize;
 
 use crate::elf::error::ObjectError;
-use crate::elf::file::{File, Place, Relas};
+use crate::elf::file::{File, Relas, SymbolPlace};
 use crate::elf::link::{self, Input, NAMES_LIMIT};
 use crate::elf::modinfo as info;
 use crate::operate::admit;
-use crate::prepare::layout::{self, Part};
-use crate::prepare::vague::Shared;
+use crate::prepare::layout::{self, MemoryPart};
+use crate::prepare::vague::SharedDefinitions;
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::sentence::sentence;
 
@@ -122,15 +122,15 @@ pub struct InspectedTable {
     pub records: Option<u64>,
 }
 
-fn part_name(part: Part) -> &'static str {
+fn part_name(part: MemoryPart) -> &'static str {
     match part {
-        Part::Text => "text",
-        Part::InitText => "init text",
-        Part::ReadOnly => "read-only data",
-        Part::InitReadOnly => "init read-only data",
-        Part::Data => "data",
-        Part::InitData => "init data",
-        Part::RoAfterInit => "ro_after_init data",
+        MemoryPart::Text => "text",
+        MemoryPart::InitText => "init text",
+        MemoryPart::ReadOnly => "read-only data",
+        MemoryPart::InitReadOnly => "init read-only data",
+        MemoryPart::Data => "data",
+        MemoryPart::InitData => "init data",
+        MemoryPart::RoAfterInit => "ro_after_init data",
     }
 }
 
@@ -151,7 +151,7 @@ impl Inspection {
     pub fn of_unit(inputs: &[Input<'_>], stem: &str, limit: u64) -> Result<Inspection, ObjectError> {
         let linked = link::link(inputs, &[], limit)?;
         let file = File::validate(&linked.bytes)?;
-        let layout = layout::plan(&file, limit, None, Shared::Uniques)?;
+        let layout = layout::plan(&file, limit, None, SharedDefinitions::Uniques)?;
         bound_names(&file, &layout)?;
         let section = file.contents(section::MODINFO);
         let entries: Vec<_> =
@@ -181,7 +181,7 @@ impl Inspection {
                     place: spot.map(|spot| (part_name(spot.part), spot.offset)),
                 })
                 .collect(),
-            parts: Part::ALL
+            parts: MemoryPart::ALL
                 .into_iter()
                 .map(|part| (part_name(part), layout.parts[part.slot()].size))
                 .filter(|(_, size)| *size != 0)
@@ -193,7 +193,7 @@ impl Inspection {
     }
 }
 
-fn bound_names(file: &File<'_>, layout: &layout::Layout) -> Result<(), ObjectError> {
+fn bound_names(file: &File<'_>, layout: &layout::ModuleLayout) -> Result<(), ObjectError> {
     let sections = file.sections.iter().map(|section| section.name.len());
     let outside = layout.undefined.iter().chain(&layout.livepatch);
     let needs = outside.filter_map(|&at| file.symbol(at)).map(|symbol| symbol.name().len());
@@ -261,21 +261,21 @@ fn exports(file: &File<'_>) -> Vec<InspectedExport> {
 /// The string that a relocation of a name's field refers to.
 fn name_at<'a>(file: &File<'a>, rela: &Rela) -> Option<&'a [u8]> {
     let symbol = file.symbol(rela.symbol)?;
-    let Place::Section(section) = symbol.place else { return None };
+    let SymbolPlace::Section(section) = symbol.place else { return None };
     let offset = symbol.value.wrapping_add_signed(rela.addend);
     let rest = file.section(section)?.data.get(index(offset)..)?;
     rest.split(|&byte| byte == 0).next()
 }
 
-fn needs(file: &File<'_>, layout: &layout::Layout) -> Vec<InspectedNeed> {
+fn needs(file: &File<'_>, layout: &layout::ModuleLayout) -> Vec<InspectedNeed> {
     let undefined = layout.undefined.iter().filter_map(|&at| file.symbol(at));
     undefined
-        .filter(|symbol| symbol.place == Place::Undefined && !symbol.name().is_empty())
+        .filter(|symbol| symbol.place == SymbolPlace::Undefined && !symbol.name().is_empty())
         .map(|symbol| InspectedNeed { name: escaped(symbol.name()), weak: symbol.bind == elf::STB_WEAK })
         .collect()
 }
 
-fn waits(file: &File<'_>, layout: &layout::Layout) -> Vec<InspectedWait> {
+fn waits(file: &File<'_>, layout: &layout::ModuleLayout) -> Vec<InspectedWait> {
     let waiting = layout.livepatch.iter().filter_map(|&at| file.symbol(at));
     let named = waiting.filter_map(|symbol| {
         let KlpSymbol { object, name, position } = KlpSymbol::parse(symbol.name())?;
@@ -332,11 +332,11 @@ impl FunctionBytes {
         let file = File::validate(&linked.bytes)?;
         let mut named = file.symbols().filter(|(_, symbol)| symbol.name() == name.as_bytes());
         let found = named.find_map(|(_, symbol)| match symbol.place {
-            Place::Section(at) => {
+            SymbolPlace::Section(at) => {
                 file.section(at).filter(|section| section.flags.contains(elf::SHF_EXECINSTR))?;
                 Some((at, symbol.value, file.extent(at, &symbol)?.to_vec()))
             }
-            Place::Undefined | Place::Absolute | Place::Common | Place::Livepatch => None,
+            SymbolPlace::Undefined | SymbolPlace::Absolute | SymbolPlace::Common | SymbolPlace::Livepatch => None,
         });
         let Some((section, start, bytes)) = found else { return Ok(None) };
         let end = start + wide(bytes.len());

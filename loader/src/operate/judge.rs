@@ -16,7 +16,7 @@ use crate::vocabulary::escape::escaped;
 use crate::vocabulary::sentence::sentence;
 
 /// A symbol that a module wants to use, as described by the exporter.
-pub(crate) struct Wanted<'a> {
+pub(crate) struct WantedUse<'a> {
     pub(crate) symbol: &'a [u8],
     pub(crate) owner: &'a str,
     pub(crate) gpl_only: bool,
@@ -65,7 +65,7 @@ impl<'a> Judge<'a> {
     }
 
     /// The rules that concern the use of one symbol.
-    pub(crate) fn symbol(&self, recorder: Recorder<'_>, wanted: &Wanted<'_>) -> Result<(), Error> {
+    pub(crate) fn symbol(&self, recorder: Recorder<'_>, wanted: &WantedUse<'_>) -> Result<(), Error> {
         let symbol = || escaped(wanted.symbol);
         let owner = || wanted.owner.to_owned();
         if wanted.gpl_only && !self.info.is_gpl_compatible() {

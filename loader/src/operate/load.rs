@@ -10,7 +10,7 @@ use modload_relocs::Counts;
 use modload_text::{Arena, ArenaError, StripeUsage};
 
 use crate::elf::file::File;
-use crate::elf::link::{self, Linked};
+use crate::elf::link::{self, MergedObject};
 use crate::elf::modinfo::{self, Modinfo};
 use crate::modules::chains::{self, Membership};
 use crate::modules::entry::Image;
@@ -21,7 +21,7 @@ use crate::modules::subscriber::Subscriber;
 use crate::modules::timeline::{Event, EventKind};
 use crate::modules::{fork, quarantine};
 use crate::operate::admit;
-use crate::operate::announced::{Announced, Constructed, Dropped, IndirectResolved};
+use crate::operate::announced::{AnnouncedModule, Constructed, Dropped, IndirectResolved};
 use crate::operate::error::{Error, LoadError, UnloadError};
 use crate::operate::form::{NewModule, Unformed};
 use crate::operate::judge::Judge;
@@ -31,14 +31,14 @@ use crate::operate::scene::{Absent, Scene};
 use crate::operate::unload::{self, Unless, Which};
 use crate::prepare::deferred::{Slices, Waiting};
 use crate::prepare::error::PrepareError;
-use crate::prepare::layout::{self, Layout};
+use crate::prepare::layout::{self, ModuleLayout};
 use crate::prepare::memory::{self, Copied, Staging};
 use crate::prepare::params::ParamsSet;
 use crate::prepare::policy::{ForcedUnload, Policy, Proof};
 use crate::prepare::relocate;
 use crate::prepare::resolved::Resolved;
 use crate::prepare::specialise::{self, Specialised};
-use crate::prepare::vague::Shared;
+use crate::prepare::vague::SharedDefinitions;
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::externals::Externals;
 use crate::vocabulary::sentence::sentence;
@@ -84,13 +84,13 @@ pub struct NoFaults;
 impl Faults for NoFaults {}
 
 /// A load in progress: the current stage, for errors and for the timeline.
-struct Run<'a, F> {
+struct LoadRun<'a, F> {
     registry: &'static Registry,
     module: Arc<str>,
     faults: &'a F,
 }
 
-impl<F: Faults> Run<'_, F> {
+impl<F: Faults> LoadRun<'_, F> {
     fn recorder(&self) -> Recorder<'_> {
         Recorder { registry: self.registry, module: &self.module }
     }
@@ -145,10 +145,10 @@ impl Counted for Modinfo<'_> {}
 impl Counted for Judge<'_> {}
 impl Counted for Reservation {}
 impl Counted for Staging {}
-impl<M> Counted for Announced<'_, M> {}
+impl<M> Counted for AnnouncedModule<'_, M> {}
 impl Counted for (Reference, Dropped) {}
 
-impl Counted for Linked<'_> {
+impl Counted for MergedObject<'_> {
     fn counts(&self) -> Vec<(&'static str, u64)> {
         vec![("objects", wide(self.objects.len()))]
     }
@@ -164,7 +164,7 @@ impl Counted for File<'_> {
     }
 }
 
-impl Counted for Layout {
+impl Counted for ModuleLayout {
     fn counts(&self) -> Vec<(&'static str, u64)> {
         let kept = self.sections.iter().flatten().count();
         vec![("sections", wide(kept)), ("got", self.slots.got_size()), ("plt", self.slots.plt_size())]
@@ -224,9 +224,9 @@ impl Counted for ParamsSet {
 }
 
 /// Records that nothing of the module is left. Dropped last; records nothing if the memory is in quarantine.
-struct Gone<'a, F: Faults>(Option<(&'a Run<'a, F>, ModuleId)>);
+struct FreedGuard<'a, F: Faults>(Option<(&'a LoadRun<'a, F>, ModuleId)>);
 
-impl<F: Faults> Drop for Gone<'_, F> {
+impl<F: Faults> Drop for FreedGuard<'_, F> {
     fn drop(&mut self) {
         if let Some((run, id)) = self.0
             && !quarantine::holds(run.registry, id)
@@ -278,7 +278,7 @@ impl Loader {
     pub fn load_module_with<F: Faults>(&self, image: &Image<'_>, faults: &F) -> Result<Reference, LoadError> {
         quarantine::sweep_if_any();
         let Loader { registry, arena, externals, policy, onlookers } = self;
-        let mut run = Run { registry, module: escaped(image.stem.as_bytes()).into(), faults };
+        let mut run = LoadRun { registry, module: escaped(image.stem.as_bytes()).into(), faults };
 
         // Bytes only.
         let linked = run.stage(Stage::Link, || link::link(&image.inputs, &image.wanted, policy.size_limit))?;
@@ -287,11 +287,11 @@ impl Loader {
         run.module = info.name.as_str().into();
         let judge = run.stage(Stage::Admit, || admit::admit(&file, &info, policy, run.recorder()))?;
         let operations = policy.rewriting.host_operations.as_ref();
-        let shared = Shared::of(&file, policy.exports);
+        let shared = SharedDefinitions::of(&file, policy.exports);
         let layout = run.stage(Stage::Layout, || layout::plan(&file, policy.size_limit, operations, shared))?;
 
         // UNFORMED: the name is reserved, and nothing else is visible to others.
-        let mut gone = Gone(None);
+        let mut gone = FreedGuard(None);
         let reservation = run.stage(Stage::Reserve, || registry.reserve(&run.module))?;
         let id = reservation.id;
         gone.0 = Some((&run, id));
@@ -327,7 +327,7 @@ impl Loader {
 
         // COMING: symbols are visible, relocations done, text still staged.
         run.state(State::Coming);
-        let announced = run.stage(Stage::Coming, || Announced::tell(run.recorder(), module, memory, &calls))?;
+        let announced = run.stage(Stage::Coming, || AnnouncedModule::tell(run.recorder(), module, memory, &calls))?;
         let mut announced = run.stage(Stage::Publish, || announced.publish())?;
         announced.show(onlookers, Made { object: &linked.bytes, file, layout, resolved: &resolved });
         run.stage(Stage::Indirect, || announced.resolve_indirect())?;

@@ -16,9 +16,9 @@ use modload_edit::Addr;
 use modload_relocs::Symbol;
 use object::elf;
 
-use crate::elf::file::{File, Place};
+use crate::elf::file::{File, SymbolPlace};
 use crate::modules::module::Module;
-use crate::prepare::layout::Layout;
+use crate::prepare::layout::ModuleLayout;
 use crate::prepare::resolved::Resolved;
 use crate::vocabulary::kept::{AllShown, Kept};
 
@@ -55,7 +55,7 @@ pub struct Seen<'a> {
 pub(crate) struct Made<'a> {
     pub(crate) object: &'a [u8],
     pub(crate) file: &'a File<'a>,
-    pub(crate) layout: &'a Layout,
+    pub(crate) layout: &'a ModuleLayout,
     pub(crate) resolved: &'a Resolved,
 }
 
@@ -125,7 +125,7 @@ impl<'a> Seen<'a> {
         let functions =
             self.made.file.symbols().filter(|(_, symbol)| symbol.kind == elf::STT_FUNC && !symbol.name().is_empty());
         functions.filter_map(|(_, symbol)| {
-            let Place::Section(section) = symbol.place else { return None };
+            let SymbolPlace::Section(section) = symbol.place else { return None };
             let addr = self.section(section)?.addr + symbol.value;
             Some(SeenFunction { name: symbol.name(), addr, size: symbol.size })
         })

@@ -8,23 +8,28 @@ use modload_edit::{Addr, index};
 use modload_relocs::{Symbol, SymbolKind};
 use object::elf;
 
-use crate::elf::file::{File, Place, Sym};
+use crate::elf::file::{File, FileSymbol, SymbolPlace};
 use crate::modules::recorder::Recorder;
-use crate::modules::registry::Found;
+use crate::modules::registry::FoundExport;
 use crate::operate::elsewhere;
 use crate::operate::error::Error;
-use crate::operate::judge::Wanted;
+use crate::operate::judge::WantedUse;
 use crate::operate::scene::{Absent, Scene};
 use crate::operate::suggest::Suggestions;
 use crate::prepare::error::{PrepareError, Unresolved};
-use crate::prepare::layout::{Layout, THUNK, bounded_section, thunk};
+use crate::prepare::layout::{ModuleLayout, THUNK, bounded_section, thunk};
 use crate::prepare::memory::Staging;
 use crate::prepare::params;
 use crate::prepare::resolved::{Resolved, picked};
 use crate::prepare::vague;
 use crate::vocabulary::externals::External;
 
-pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene: Scene<'_>) -> Result<Resolved, Error> {
+pub(crate) fn resolve(
+    file: &File<'_>,
+    layout: &ModuleLayout,
+    memory: &Staging,
+    scene: Scene<'_>,
+) -> Result<Resolved, Error> {
     let mut symbols: Vec<Symbol> = file.symbols().map(|(_, symbol)| defined(&symbol, layout, memory)).collect();
     for &(at, spot) in &layout.commons {
         symbols[index(at.into())].addr = memory.addr(spot);
@@ -102,13 +107,13 @@ pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene:
     Err(PrepareError::Unresolved(reports.collect()).into())
 }
 
-fn defined(symbol: &Sym<'_>, layout: &Layout, memory: &Staging) -> Symbol {
+fn defined(symbol: &FileSymbol<'_>, layout: &ModuleLayout, memory: &Staging) -> Symbol {
     let (addr, kind) = match symbol.place {
-        Place::Absolute => (Addr::new(symbol.value), SymbolKind::Absolute),
-        Place::Common => (Addr::NULL, SymbolKind::Defined),
-        Place::Undefined => (Addr::NULL, SymbolKind::UndefinedWeak),
-        Place::Livepatch => (Addr::NULL, SymbolKind::Waiting),
-        Place::Section(section) => match layout.section(section) {
+        SymbolPlace::Absolute => (Addr::new(symbol.value), SymbolKind::Absolute),
+        SymbolPlace::Common => (Addr::NULL, SymbolKind::Defined),
+        SymbolPlace::Undefined => (Addr::NULL, SymbolKind::UndefinedWeak),
+        SymbolPlace::Livepatch => (Addr::NULL, SymbolKind::Waiting),
+        SymbolPlace::Section(section) => match layout.section(section) {
             Some(spot) => (memory.addr(spot) + symbol.value, SymbolKind::Defined),
             None => (Addr::NULL, SymbolKind::Discarded),
         },
@@ -117,7 +122,7 @@ fn defined(symbol: &Sym<'_>, layout: &Layout, memory: &Staging) -> Symbol {
 }
 
 /// Returns the address of a symbol that a linker would define.
-fn supplied(name: &[u8], file: &File<'_>, layout: &Layout, memory: &Staging) -> Option<Addr> {
+fn supplied(name: &[u8], file: &File<'_>, layout: &ModuleLayout, memory: &Staging) -> Option<Addr> {
     if name == section::GOT_SYMBOL.as_bytes() {
         return Some(memory.addr(layout.got));
     }
@@ -149,7 +154,7 @@ fn supplied(name: &[u8], file: &File<'_>, layout: &Layout, memory: &Staging) -> 
 
 /// Returns the address from the host, another module or the process, in this order; or the reason why no address is
 /// available.
-fn outside(symbol: &Sym<'_>, scene: Scene<'_>) -> Result<Result<Addr, Option<&'static str>>, Error> {
+fn outside(symbol: &FileSymbol<'_>, scene: Scene<'_>) -> Result<Result<Addr, Option<&'static str>>, Error> {
     if symbol.name().is_empty() {
         return Ok(Err(Some("it has no name")));
     }
@@ -159,7 +164,7 @@ fn outside(symbol: &Sym<'_>, scene: Scene<'_>) -> Result<Result<Addr, Option<&'s
     let recorder = Recorder { registry: scene.registry, module: scene.name };
     let usable = |external: External| {
         let External { addr, gpl_only, crc } = external;
-        let wanted = Wanted { symbol: symbol.name(), owner: "the host", gpl_only, namespace: &[], crc };
+        let wanted = WantedUse { symbol: symbol.name(), owner: "the host", gpl_only, namespace: &[], crc };
         scene.judge.symbol(recorder, &wanted).map(|()| Ok(addr))
     };
     if let Some(external) = scene.externals.exported(symbol.name()) {
@@ -167,12 +172,12 @@ fn outside(symbol: &Sym<'_>, scene: Scene<'_>) -> Result<Result<Addr, Option<&'s
     }
     if let Some((export, owner)) = scene.registry.export(symbol.name()) {
         let (gpl_only, namespace, crc) = (export.gpl_only, &*export.namespace, export.crc);
-        let wanted = Wanted { symbol: symbol.name(), owner: &owner, gpl_only, namespace, crc };
+        let wanted = WantedUse { symbol: symbol.name(), owner: &owner, gpl_only, namespace, crc };
         scene.judge.symbol(recorder, &wanted)?;
         match scene.registry.use_export(scene.user, symbol.name(), &export)? {
-            Found::Usable { addr } => return Ok(Ok(addr)),
-            Found::Unavailable(because) => return Ok(Err(Some(because))),
-            Found::Nothing => {}
+            FoundExport::Usable { addr } => return Ok(Ok(addr)),
+            FoundExport::Unavailable(because) => return Ok(Err(Some(because))),
+            FoundExport::Nothing => {}
         }
     }
     // Exports also satisfy hidden references, as in Linux, which ignores visibility: with hidden visibility, code

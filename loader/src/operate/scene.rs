@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::modules::registry::{ModuleId, Registry};
 use crate::operate::judge::Judge;
-use crate::prepare::vague::Shared;
+use crate::prepare::vague::SharedDefinitions;
 use crate::vocabulary::externals::Externals;
 
 /// The module to be resolved, and the sources of addresses.
@@ -17,7 +17,7 @@ pub(crate) struct Scene<'a> {
     pub(crate) judge: &'a Judge<'a>,
     pub(crate) absent: Absent,
     /// The definitions that the module shares with others.
-    pub(crate) shared: Shared,
+    pub(crate) shared: SharedDefinitions,
 }
 
 /// The treatment of undefined symbols.

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use modload_threads::{boundary, thread_exit};
 
-use crate::modules::inside::{self, Except, Occupied, Patience, Seen};
+use crate::modules::inside::{self, Except, LookPatience, Occupied, SeenInside};
 use crate::modules::module::{Module, Reference, lock};
-use crate::modules::quarantine::{self, Memory};
+use crate::modules::quarantine::{self, QuarantinedMemory};
 use crate::modules::recorder::Recorder;
 use crate::modules::registry::{Book, ModuleId, Registry};
 use crate::modules::timeline::EventKind;
@@ -78,16 +78,16 @@ impl Reference {
 }
 
 /// Unpublishes the text and frees everything; keeps everything while a thread is inside.
-fn free(recorder: Recorder<'_>, module: &Arc<Module>, seen: Seen) {
+fn free(recorder: Recorder<'_>, module: &Arc<Module>, seen: SeenInside) {
     // No thread was inside when the module was closed, and no code of the module has run since.
-    let nothing_ran = seen == Seen::Nobody && module.functions.nothing_at_the_end();
+    let nothing_ran = seen == SeenInside::Nobody && module.functions.nothing_at_the_end();
     let core = lock(&module.core).take();
     let Some(core) = core else { return };
     let freed = if nothing_ran {
         drop(core);
         true
     } else {
-        free_or_keep(recorder, module, Memory::Live(core))
+        free_or_keep(recorder, module, QuarantinedMemory::Live(core))
     };
     if freed {
         recorder.record(|| EventKind::Freed);
@@ -96,8 +96,8 @@ fn free(recorder: Recorder<'_>, module: &Arc<Module>, seen: Seen) {
 
 /// Frees a module's memory if no thread is inside, or puts the memory into quarantine. Returns whether the memory was
 /// freed.
-pub(crate) fn free_or_keep(recorder: Recorder<'_>, module: &Arc<Module>, memory: Memory) -> bool {
-    let threads = match inside::prove_empty(module, Except::Nobody, Patience::Some) {
+pub(crate) fn free_or_keep(recorder: Recorder<'_>, module: &Arc<Module>, memory: QuarantinedMemory) -> bool {
+    let threads = match inside::prove_empty(module, Except::Nobody, LookPatience::Some) {
         Ok(_) => {
             drop(memory);
             return true;
@@ -139,7 +139,7 @@ fn close_when_left(registry: &'static Registry, which: Which<'_>, unless: Unless
             return Ok(closed);
         }
         chains::ask_for_stand_ins(registry, &closed.module);
-        let occupied = match inside::prove_empty(&closed.module, Except::ItsOwn, Patience::Some) {
+        let occupied = match inside::prove_empty(&closed.module, Except::ItsOwn, LookPatience::Some) {
             Ok(seen) => return Ok(Closed { seen, ..closed }),
             Err(occupied) => occupied,
         };
@@ -200,8 +200,8 @@ pub(crate) fn destruct(recorder: Recorder<'_>, module: &Module) {
 struct Closed {
     module: Arc<Module>,
     held: usize,
-    /// Result of the proof; not proved yet unless [`Seen::Nobody`].
-    seen: Seen,
+    /// Result of the proof; not proved yet unless [`SeenInside::Nobody`].
+    seen: SeenInside,
 }
 
 /// Closes a module to new references. From here on the module is GOING, and no other thread can unload the module.
@@ -260,5 +260,5 @@ fn try_close(book: &mut Book, id: ModuleId, name: &str, unless: Unless) -> Resul
     if held != 0 {
         book.taint.insert('R');
     }
-    Ok(Closed { module, held, seen: Seen::ItsOwn })
+    Ok(Closed { module, held, seen: SeenInside::ItsOwn })
 }

@@ -17,9 +17,9 @@ pub use slice::{Slice, SlicePlan, Slices, WantedSymbol};
 pub(crate) use waiting::Waiting;
 
 use crate::elf::error::ObjectError;
-use crate::elf::file::{File, Place, Relas};
+use crate::elf::file::{File, Relas, SymbolPlace};
 use crate::elf::modinfo::Modinfo;
-use crate::prepare::layout::Part;
+use crate::prepare::layout::MemoryPart;
 use crate::vocabulary::escape::escaped;
 
 /// Tables that are read when the module is formed, or earlier: a waiting relocation in such a table would be applied
@@ -79,7 +79,7 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), ObjectError> {
                 let rest = target.name.strip_prefix(name.as_bytes());
                 rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'.')
             };
-            if Part::of(target).is_init() {
+            if MemoryPart::of(target).is_init() {
                 return refuse("what goes when init has returned cannot wait for an object");
             }
             if READ_EARLY.into_iter().any(is) {
@@ -89,7 +89,7 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), ObjectError> {
         for rela in relas.records.iter() {
             let Some(symbol) = file.symbol(rela.symbol) else { continue };
             let wrong = match KlpSymbol::parse(symbol.name()) {
-                _ if symbol.place != Place::Livepatch => {
+                _ if symbol.place != SymbolPlace::Livepatch => {
                     "a relocation that a live patch applies is of none of its symbols"
                 }
                 None => "a live patch's symbols are called `.klp.sym.OBJECT.NAME,POSITION`",
@@ -108,7 +108,7 @@ pub(crate) fn check_symbols(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), O
     if !file.has_klp_symbols {
         return Ok(());
     }
-    let symbols = || file.symbols().filter(|(_, symbol)| symbol.place == Place::Livepatch);
+    let symbols = || file.symbols().filter(|(_, symbol)| symbol.place == SymbolPlace::Livepatch);
     if let Some((_, first)) = symbols().next().filter(|_| !info.is_live_patch()) {
         return refused(first.name(), "only a module whose .modinfo says livepatch=Y has symbols of live patching");
     }

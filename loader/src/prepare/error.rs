@@ -9,7 +9,7 @@ use thiserror::Error;
 use crate::elf::error::ObjectError;
 use crate::vocabulary::deferred_error::DeferredError;
 use crate::vocabulary::param_error::ParamError;
-use crate::vocabulary::sentence::{List, sentence};
+use crate::vocabulary::sentence::{Joined, sentence};
 
 /// An undefined symbol.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -48,7 +48,7 @@ impl fmt::Display for Unresolved {
 /// The way out of a relocation that does not reach.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub enum Advice {
+pub enum RelocationAdvice {
     /// No advice beyond the relocation's own error.
     None,
     /// The arena is not in the low 2 GiB, which 32-bit absolute fields need.
@@ -66,12 +66,12 @@ pub enum PrepareError {
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
     /// All undefined symbols.
-    #[error("{} unresolved symbol{}: {}", .0.len(), if .0.len() == 1 { "" } else { "s" }, List(.0, "; "))]
+    #[error("{} unresolved symbol{}: {}", .0.len(), if .0.len() == 1 { "" } else { "s" }, Joined(.0, "; "))]
     Unresolved(Vec<Unresolved>),
     /// A relocation cannot be done.
     #[error("{}{}", relocation(.place, .symbol, .error), match .advice {
-        Advice::None => "",
-        Advice::NoLowMemory => " (no address space could be had in the low 2 GiB)",
+        RelocationAdvice::None => "",
+        RelocationAdvice::NoLowMemory => " (no address space could be had in the low 2 GiB)",
     })]
     Relocation {
         /// Section and offset: `.text+0x1c`.
@@ -81,7 +81,7 @@ pub enum PrepareError {
         /// Which and why.
         error: Box<modload_relocs::Error>,
         /// More to say.
-        advice: Advice,
+        advice: RelocationAdvice,
     },
     /// The address of a section is unknown or impossible.
     #[error("section \"{section}\": {problem}")]

@@ -7,12 +7,12 @@ use modload_threads::frames::{Known, Planned};
 
 /// Rows for a module's text and for init text.
 #[derive(Default, Debug)]
-pub(crate) struct Plan(pub(crate) [Option<Planned>; 2]);
+pub(crate) struct FramesPlan(pub(crate) [Option<Planned>; 2]);
 
 /// Registered frames of a text, if there are any. Dropping the value removes the registration.
 pub(crate) type Frames = Option<Known>;
 
-impl Plan {
+impl FramesPlan {
     /// Makes all rows known.
     pub(crate) fn publish(self) -> [Frames; 2] {
         self.0.map(|planned| planned.and_then(known))

@@ -16,7 +16,7 @@ use object::elf;
 pub use machine::{Kallsyms, Machine, MachineError, hexadecimal};
 
 use crate::elf::error::ObjectError;
-use crate::elf::file::{File, Place};
+use crate::elf::file::{File, SymbolPlace};
 use crate::elf::sections;
 use crate::prepare::error::{PrepareError, Unresolved};
 use crate::vocabulary::escape::escaped;
@@ -90,7 +90,7 @@ impl ImageComing<'_, '_> {
     pub fn symbols(&self, prefix: &str) -> Vec<(Vec<u8>, Addr)> {
         let found = self.file.symbols().filter_map(|(_, symbol)| {
             let rest = symbol.name().strip_prefix(prefix.as_bytes())?;
-            let Place::Section(section) = symbol.place else { return None };
+            let SymbolPlace::Section(section) = symbol.place else { return None };
             let at = self.places.get(modload_edit::index(section.into())).copied()??;
             Some((rest.to_vec(), at + symbol.value))
         });
@@ -199,17 +199,17 @@ fn symbols(
     let mut missing = Vec::new();
     for (_, symbol) in file.symbols() {
         let (addr, kind) = match symbol.place {
-            Place::Absolute => (Addr::new(symbol.value), SymbolKind::Absolute),
-            Place::Livepatch => {
+            SymbolPlace::Absolute => (Addr::new(symbol.value), SymbolKind::Absolute),
+            SymbolPlace::Livepatch => {
                 let why = "what a live patch becomes depends on which of its objects are there";
                 return Err(ObjectError::Unsupported { what: "symbol", name: escaped(symbol.name()), why }.into());
             }
-            Place::Common => {
+            SymbolPlace::Common => {
                 let why = "a COMMON symbol; Linux refuses these, compile with -fno-common";
                 return Err(ObjectError::Unsupported { what: "symbol", name: escaped(symbol.name()), why }.into());
             }
-            Place::Undefined if symbol.name().is_empty() => (Addr::NULL, SymbolKind::Absolute),
-            Place::Undefined => match machine.symbols.exported(symbol.name()) {
+            SymbolPlace::Undefined if symbol.name().is_empty() => (Addr::NULL, SymbolKind::Absolute),
+            SymbolPlace::Undefined => match machine.symbols.exported(symbol.name()) {
                 Some(addr) => (addr, SymbolKind::External),
                 None if symbol.bind == elf::STB_WEAK => (Addr::NULL, SymbolKind::UndefinedWeak),
                 None => {
@@ -223,7 +223,7 @@ fn symbols(
                     continue;
                 }
             },
-            Place::Section(section) => {
+            SymbolPlace::Section(section) => {
                 let named = |name: &str| file.section(section).is_some_and(|section| section.name == name.as_bytes());
                 let at = match places.get(modload_edit::index(section.into())).copied().flatten() {
                     None if named(section::PERCPU) => percpu,

@@ -10,13 +10,13 @@ use modload_relocs::{IndirectPlan, SlotPlan};
 use object::elf;
 
 use crate::elf::error::ObjectError;
-use crate::elf::file::{File, Place, Section};
-use crate::prepare::vague::{self, Shared};
+use crate::elf::file::{File, FileSection, SymbolPlace};
+use crate::prepare::vague::{self, SharedDefinitions};
 use crate::vocabulary::rewriting::HostOperations;
 
 /// A part of a module's memory: one range of one stripe.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) enum Part {
+pub(crate) enum MemoryPart {
     Text,
     InitText,
     ReadOnly,
@@ -26,34 +26,41 @@ pub(crate) enum Part {
     RoAfterInit,
 }
 
-impl Part {
+impl MemoryPart {
     pub(crate) const COUNT: usize = 7;
-    pub(crate) const ALL: [Part; Part::COUNT] =
-        [Part::Text, Part::InitText, Part::ReadOnly, Part::InitReadOnly, Part::Data, Part::InitData, Part::RoAfterInit];
+    pub(crate) const ALL: [MemoryPart; MemoryPart::COUNT] = [
+        MemoryPart::Text,
+        MemoryPart::InitText,
+        MemoryPart::ReadOnly,
+        MemoryPart::InitReadOnly,
+        MemoryPart::Data,
+        MemoryPart::InitData,
+        MemoryPart::RoAfterInit,
+    ];
 
     pub(crate) fn slot(self) -> usize {
         match self {
-            Part::Text => 0,
-            Part::InitText => 1,
-            Part::ReadOnly => 2,
-            Part::InitReadOnly => 3,
-            Part::Data => 4,
-            Part::InitData => 5,
-            Part::RoAfterInit => 6,
+            MemoryPart::Text => 0,
+            MemoryPart::InitText => 1,
+            MemoryPart::ReadOnly => 2,
+            MemoryPart::InitReadOnly => 3,
+            MemoryPart::Data => 4,
+            MemoryPart::InitData => 5,
+            MemoryPart::RoAfterInit => 6,
         }
     }
 
     /// Whether this part is dropped when `init` has returned.
     pub(crate) fn is_init(self) -> bool {
-        matches!(self, Part::InitText | Part::InitReadOnly | Part::InitData)
+        matches!(self, MemoryPart::InitText | MemoryPart::InitReadOnly | MemoryPart::InitData)
     }
 
     pub(crate) fn is_text(self) -> bool {
-        matches!(self, Part::Text | Part::InitText)
+        matches!(self, MemoryPart::Text | MemoryPart::InitText)
     }
 
     /// Where a section belongs.
-    pub(crate) fn of(section: &Section<'_>) -> Part {
+    pub(crate) fn of(section: &FileSection<'_>) -> MemoryPart {
         let named = |name: &str| section.name.starts_with(name.as_bytes());
         let is = |name: &str| {
             section.name.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.is_empty() || rest[0] == b'.')
@@ -63,29 +70,29 @@ impl Part {
         let relocated_only =
             constructors || is(section::FINI_ARRAY) || is(section::DTORS) || is(section::RELOCATED_READ_ONLY);
         if section.flags.contains(elf::SHF_EXECINSTR) {
-            return if init { Part::InitText } else { Part::Text };
+            return if init { MemoryPart::InitText } else { MemoryPart::Text };
         }
         if is(section::RO_AFTER_INIT) {
-            return Part::RoAfterInit;
+            return MemoryPart::RoAfterInit;
         }
         match (section.flags.contains(elf::SHF_WRITE) && !relocated_only, init) {
-            (true, true) => Part::InitData,
-            (true, false) => Part::Data,
-            (false, true) => Part::InitReadOnly,
-            (false, false) => Part::ReadOnly,
+            (true, true) => MemoryPart::InitData,
+            (true, false) => MemoryPart::Data,
+            (false, true) => MemoryPart::InitReadOnly,
+            (false, false) => MemoryPart::ReadOnly,
         }
     }
 }
 
 /// Size and alignment of a part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Space {
+pub(crate) struct PartSpace {
     pub(crate) size: u64,
     pub(crate) align: u64,
 }
 
-impl Space {
-    const EMPTY: Space = Space { size: 0, align: 1 };
+impl PartSpace {
+    const EMPTY: PartSpace = PartSpace { size: 0, align: 1 };
 
     /// Adds a block at the end; returns the offset of the block.
     fn add(&mut self, size: u64, align: u64) -> Option<u64> {
@@ -99,7 +106,7 @@ impl Space {
 /// A place in a module's memory, without address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Spot {
-    pub(crate) part: Part,
+    pub(crate) part: MemoryPart,
     pub(crate) offset: u64,
 }
 
@@ -143,9 +150,9 @@ pub(crate) fn thunk_code(number: u64) -> Vec<u8> {
 
 /// Where everything goes.
 #[derive(Debug)]
-pub(crate) struct Layout {
-    /// By [`Part::slot`].
-    pub(crate) parts: [Space; Part::COUNT],
+pub(crate) struct ModuleLayout {
+    /// By [`MemoryPart::slot`].
+    pub(crate) parts: [PartSpace; MemoryPart::COUNT],
     /// By section index; `None` for a section that is not kept.
     pub(crate) sections: Vec<Option<Spot>>,
     /// COMMON symbols, by symbol index, in order.
@@ -171,7 +178,7 @@ pub(crate) struct Layout {
     pub(crate) thunks: Option<Spot>,
 }
 
-impl Layout {
+impl ModuleLayout {
     /// Bytes of all parts.
     pub(crate) fn size(&self) -> u64 {
         self.parts.iter().map(|space| space.size).sum()
@@ -208,21 +215,21 @@ pub(crate) fn plan(
     file: &File<'_>,
     limit: u64,
     operations: Option<&HostOperations>,
-    shared: Shared,
-) -> Result<Layout, ObjectError> {
+    shared: SharedDefinitions,
+) -> Result<ModuleLayout, ObjectError> {
     let limit = limit.min(ADDRESS_SPACE);
-    let mut layout = Layout {
-        parts: [Space::EMPTY; Part::COUNT],
+    let mut layout = ModuleLayout {
+        parts: [PartSpace::EMPTY; MemoryPart::COUNT],
         sections: vec![None; file.sections.len()],
         commons: Vec::new(),
         undefined: Vec::new(),
         livepatch: Vec::new(),
         slots: SlotPlan::new(file.symbol_count()),
-        got: Spot { part: Part::ReadOnly, offset: 0 },
-        plt: Spot { part: Part::Text, offset: 0 },
+        got: Spot { part: MemoryPart::ReadOnly, offset: 0 },
+        plt: Spot { part: MemoryPart::Text, offset: 0 },
         indirect: IndirectPlan::default(),
-        indirect_plt: Spot { part: Part::Text, offset: 0 },
-        indirect_slots: Spot { part: Part::RoAfterInit, offset: 0 },
+        indirect_plt: Spot { part: MemoryPart::Text, offset: 0 },
+        indirect_slots: Spot { part: MemoryPart::RoAfterInit, offset: 0 },
         this_module: None,
         operations: None,
         thunks: None,
@@ -237,7 +244,7 @@ pub(crate) fn plan(
             Some((at, 8 * modload_edit::wide(named.entries.len())))
         };
         match symbol.place {
-            Place::Undefined => {
+            SymbolPlace::Undefined => {
                 layout.undefined.push(at);
                 wants_own_block |= symbol.is_named(section::THIS_MODULE_SYMBOL.as_bytes())
                     || symbol.is_named(section::DSO_HANDLE_SYMBOL.as_bytes());
@@ -245,21 +252,21 @@ pub(crate) fn plan(
                 wants_thunks |= thunk(symbol.name()).is_some();
                 wants_bounds |= bounded_section(symbol.name()).is_some();
             }
-            Place::Common => {
-                let spot = layout.add(Part::Data, symbol.size, symbol.value, limit)?;
+            SymbolPlace::Common => {
+                let spot = layout.add(MemoryPart::Data, symbol.size, symbol.value, limit)?;
                 layout.commons.push((at, spot));
             }
-            Place::Section(section) if symbol.kind == elf::STT_GNU_IFUNC => {
+            SymbolPlace::Section(section) if symbol.kind == elf::STT_GNU_IFUNC => {
                 if file.section(section).is_some_and(|section| section.kept) {
                     layout.indirect.add(at);
                 }
             }
-            Place::Livepatch => {
+            SymbolPlace::Livepatch => {
                 layout.livepatch.push(at);
                 let of_host = KlpSymbol::parse(symbol.name()).filter(|klp| klp.object == livepatch::VMLINUX);
                 wants_operations = of_host.and_then(|klp| table(klp.name)).or(wants_operations);
             }
-            Place::Absolute | Place::Section(_) => {}
+            SymbolPlace::Absolute | SymbolPlace::Section(_) => {}
         }
     }
     for (at, part) in order(file, wants_bounds) {
@@ -276,28 +283,28 @@ pub(crate) fn plan(
     for relas in &file.klp_relas {
         layout.slots.scan(relas.section, relas.records, |_| true);
     }
-    layout.got = layout.add(Part::ReadOnly, layout.slots.got_size(), layout.slots.got_align(), limit)?;
-    layout.plt = layout.add(Part::Text, layout.slots.plt_size(), layout.slots.plt_align(), limit)?;
+    layout.got = layout.add(MemoryPart::ReadOnly, layout.slots.got_size(), layout.slots.got_align(), limit)?;
+    layout.plt = layout.add(MemoryPart::Text, layout.slots.plt_size(), layout.slots.plt_align(), limit)?;
     let indirect = &layout.indirect;
     let (plt, slots) = ((indirect.plt_size(), indirect.plt_align()), (indirect.slots_size(), indirect.slots_align()));
     if plt.0 != 0 {
-        layout.indirect_plt = layout.add(Part::Text, plt.0, plt.1, limit)?;
-        layout.indirect_slots = layout.add(Part::RoAfterInit, slots.0, slots.1, limit)?;
+        layout.indirect_plt = layout.add(MemoryPart::Text, plt.0, plt.1, limit)?;
+        layout.indirect_slots = layout.add(MemoryPart::RoAfterInit, slots.0, slots.1, limit)?;
     }
     if let Some((symbol, size)) = wants_operations {
-        layout.operations = Some((symbol, layout.add(Part::ReadOnly, size, 8, limit)?));
+        layout.operations = Some((symbol, layout.add(MemoryPart::ReadOnly, size, 8, limit)?));
     }
     if wants_thunks {
-        layout.thunks = Some(layout.add(Part::Text, THUNK * (THUNKS + 1), THUNK, limit)?);
+        layout.thunks = Some(layout.add(MemoryPart::Text, THUNK * (THUNKS + 1), THUNK, limit)?);
     }
     if wants_own_block {
-        layout.this_module = Some(layout.add(Part::Data, THIS_MODULE_SIZE + DSO_HANDLE_SIZE, 16, limit)?);
+        layout.this_module = Some(layout.add(MemoryPart::Data, THIS_MODULE_SIZE + DSO_HANDLE_SIZE, 16, limit)?);
     }
     Ok(layout)
 }
 
-impl Layout {
-    fn add(&mut self, part: Part, size: u64, align: u64, limit: u64) -> Result<Spot, ObjectError> {
+impl ModuleLayout {
+    fn add(&mut self, part: MemoryPart, size: u64, align: u64, limit: u64) -> Result<Spot, ObjectError> {
         let others = self.size();
         let space = &mut self.parts[part.slot()];
         let offset = space.add(size, align).filter(|_| space.size <= limit && others.saturating_add(size) <= limit);
@@ -320,20 +327,20 @@ fn is_identifier(name: &[u8]) -> bool {
 /// The kept sections in the order in which they are laid out, with their parts: that of the file, but sections of one
 /// name side by side if the module asks for the bounds of any; then all that could be meant are writable if one is.
 /// `.modinfo` has been read and stays behind, as in Linux.
-fn order(file: &File<'_>, by_name: bool) -> Vec<(usize, Part)> {
-    let stays = |section: &Section<'_>| section.kept && section.name != section::MODINFO.as_bytes();
+fn order(file: &File<'_>, by_name: bool) -> Vec<(usize, MemoryPart)> {
+    let stays = |section: &FileSection<'_>| section.kept && section.name != section::MODINFO.as_bytes();
     let kept = file.sections.iter().enumerate().filter(|(_, section)| stays(section));
-    let mut kept: Vec<(usize, Part)> = kept.map(|(at, section)| (at, Part::of(section))).collect();
+    let mut kept: Vec<(usize, MemoryPart)> = kept.map(|(at, section)| (at, MemoryPart::of(section))).collect();
     if by_name {
         // By name: the first, and whether any is writable.
         let mut named: BTreeMap<&[u8], (usize, bool)> = BTreeMap::new();
         for &(at, part) in &kept {
-            named.entry(file.sections[at].name).or_insert((at, false)).1 |= part == Part::Data;
+            named.entry(file.sections[at].name).or_insert((at, false)).1 |= part == MemoryPart::Data;
         }
         for (at, part) in &mut kept {
             let name = file.sections[*at].name;
-            if *part == Part::ReadOnly && is_identifier(name) && named[name].1 {
-                *part = Part::Data;
+            if *part == MemoryPart::ReadOnly && is_identifier(name) && named[name].1 {
+                *part = MemoryPart::Data;
             }
         }
         kept.sort_by_key(|&(at, _)| (named[file.sections[at].name].0, at));

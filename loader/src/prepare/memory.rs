@@ -9,7 +9,7 @@ use modload_text::{Arena, Describe, Fresh, INT3, Placed, Protected, PublishFaile
 use crate::elf::file::File;
 use crate::prepare::error::PrepareError;
 use crate::prepare::frames::{self, Frames};
-use crate::prepare::layout::{Layout, Part, Space, Spot, THUNK, THUNKS, thunk_code};
+use crate::prepare::layout::{MemoryPart, ModuleLayout, PartSpace, Spot, THUNK, THUNKS, thunk_code};
 use crate::vocabulary::kept::{AllShown, Kept};
 use crate::vocabulary::rewriting::HostOperations;
 
@@ -23,9 +23,9 @@ pub(crate) struct Staging {
     data: Option<Fresh>,
     init_data: Option<Fresh>,
     ro_after_init: Option<Fresh>,
-    /// Start of each part, by [`Part::slot`]. An empty part has an address too, for symbols of empty sections: the
+    /// Start of each part, by [`MemoryPart::slot`]. An empty part has an address too, for symbols of empty sections: the
     /// start of the first part that is not empty.
-    bases: [Addr; Part::COUNT],
+    bases: [Addr; MemoryPart::COUNT],
 }
 
 /// Memory of a formed module: read-only data is published, text is still staged.
@@ -38,12 +38,12 @@ pub(crate) struct Formed {
     data: Option<Placed>,
     init_data: Option<Placed>,
     ro_after_init: Option<Placed>,
-    frames: frames::Plan,
+    frames: frames::FramesPlan,
 }
 
 /// Text that can run. The frames are dropped first: no unwinder may use rows of text that is about to be unpublished.
 #[derive(Debug)]
-struct Running {
+struct RunningText {
     #[expect(dead_code, reason = "held for its drop")]
     frames: Frames,
     text: Published,
@@ -53,7 +53,7 @@ struct Running {
 #[derive(Debug)]
 pub(crate) struct Installed {
     shown: Vec<Box<dyn Kept>>,
-    text: Option<Running>,
+    text: Option<RunningText>,
     read_only: Option<Published>,
     data: Option<Placed>,
     pub(crate) init: Init,
@@ -65,7 +65,7 @@ pub(crate) struct Installed {
 #[expect(dead_code, reason = "each field is held for its drop")]
 pub(crate) struct Init {
     shown: Vec<Box<dyn Kept>>,
-    text: Option<Running>,
+    text: Option<RunningText>,
     read_only: Option<Published>,
     data: Option<Placed>,
 }
@@ -76,35 +76,35 @@ pub(crate) struct Init {
 pub(crate) struct Core {
     #[expect(dead_code, reason = "held for its drop")]
     shown: Vec<Box<dyn Kept>>,
-    text: Option<Running>,
+    text: Option<RunningText>,
     #[expect(dead_code, reason = "held for its drop")]
     read_only: Option<Published>,
     data: Option<Placed>,
     ro_after_init: Option<Protected>,
 }
 
-/// The first address and the size of each part, by [`Part::slot`]; size 0 for one that is not there.
-pub(crate) type Ranges = [(Addr, u64); Part::COUNT];
+/// The first address and the size of each part, by [`MemoryPart::slot`]; size 0 for one that is not there.
+pub(crate) type PartRanges = [(Addr, u64); MemoryPart::COUNT];
 
 /// Allocates memory for every part that is not empty.
-pub(crate) fn allocate(arena: &'static Arena, layout: &Layout) -> Result<Staging, PrepareError> {
-    let take = |part: Part| Some(layout.parts[part.slot()]).filter(|space| space.size != 0);
-    let text = |Space { size, align }| arena.stage_text(size, align.max(16));
-    let read_only = |Space { size, align }| arena.stage_read_only(size, align);
-    let data = |Space { size, align }| arena.place_data(size, align);
-    let late = |Space { size, align }| arena.place_ro_after_init(size, align);
+pub(crate) fn allocate(arena: &'static Arena, layout: &ModuleLayout) -> Result<Staging, PrepareError> {
+    let take = |part: MemoryPart| Some(layout.parts[part.slot()]).filter(|space| space.size != 0);
+    let text = |PartSpace { size, align }| arena.stage_text(size, align.max(16));
+    let read_only = |PartSpace { size, align }| arena.stage_read_only(size, align);
+    let data = |PartSpace { size, align }| arena.place_data(size, align);
+    let late = |PartSpace { size, align }| arena.place_ro_after_init(size, align);
     let mut memory = Staging {
-        text: take(Part::Text).map(text).transpose()?,
-        init_text: take(Part::InitText).map(text).transpose()?,
-        read_only: take(Part::ReadOnly).map(read_only).transpose()?,
-        init_read_only: take(Part::InitReadOnly).map(read_only).transpose()?,
-        data: take(Part::Data).map(data).transpose()?,
-        init_data: take(Part::InitData).map(data).transpose()?,
-        ro_after_init: take(Part::RoAfterInit).map(late).transpose()?,
-        bases: [Addr::NULL; Part::COUNT],
+        text: take(MemoryPart::Text).map(text).transpose()?,
+        init_text: take(MemoryPart::InitText).map(text).transpose()?,
+        read_only: take(MemoryPart::ReadOnly).map(read_only).transpose()?,
+        init_read_only: take(MemoryPart::InitReadOnly).map(read_only).transpose()?,
+        data: take(MemoryPart::Data).map(data).transpose()?,
+        init_data: take(MemoryPart::InitData).map(data).transpose()?,
+        ro_after_init: take(MemoryPart::RoAfterInit).map(late).transpose()?,
+        bases: [Addr::NULL; MemoryPart::COUNT],
     };
-    let first = Part::ALL.into_iter().find_map(|part| memory.own_base(part)).unwrap_or(Addr::NULL);
-    memory.bases = Part::ALL.map(|part| memory.own_base(part).unwrap_or(first));
+    let first = MemoryPart::ALL.into_iter().find_map(|part| memory.own_base(part)).unwrap_or(Addr::NULL);
+    memory.bases = MemoryPart::ALL.map(|part| memory.own_base(part).unwrap_or(first));
     Ok(memory)
 }
 
@@ -117,12 +117,12 @@ pub(crate) struct Copied {
 /// Copies every section to the place of the section. Gaps are filled with INT3 in text and zeros elsewhere.
 pub(crate) fn copy(
     file: &File<'_>,
-    layout: &Layout,
+    layout: &ModuleLayout,
     operations: Option<&HostOperations>,
     memory: &mut Staging,
 ) -> Copied {
     let mut copied = Copied { bytes: 0 };
-    let mut filled = [0_usize; Part::COUNT];
+    let mut filled = [0_usize; MemoryPart::COUNT];
     for (section, spot) in file.sections.iter().zip(&layout.sections) {
         let Some(Spot { part, offset }) = *spot else { continue };
         let fill = if part.is_text() { INT3 } else { 0 };
@@ -142,7 +142,7 @@ pub(crate) fn copy(
         filled[part.slot()] = filled[part.slot()].max(behind);
         copied.bytes += wide(section.data.len());
     }
-    for part in Part::ALL {
+    for part in MemoryPart::ALL {
         let fill = if part.is_text() { INT3 } else { 0 };
         let rest = memory.bytes_mut(part).get_mut(filled[part.slot()]..);
         // A masked store of no bytes at the dangling address of an empty slice takes the processor 100 ns.
@@ -169,49 +169,49 @@ pub(crate) fn copy(
 impl Staging {
     /// Where a part begins.
     #[inline]
-    pub(crate) fn base(&self, part: Part) -> Addr {
+    pub(crate) fn base(&self, part: MemoryPart) -> Addr {
         self.bases[part.slot()]
     }
 
-    fn own_base(&self, part: Part) -> Option<Addr> {
+    fn own_base(&self, part: MemoryPart) -> Option<Addr> {
         let staged = |staged: &Option<Staged>| staged.as_ref().map(Staged::addr);
         let fresh = |fresh: &Option<Fresh>| fresh.as_ref().map(Fresh::addr);
         match part {
-            Part::Text => staged(&self.text),
-            Part::InitText => staged(&self.init_text),
-            Part::ReadOnly => staged(&self.read_only),
-            Part::InitReadOnly => staged(&self.init_read_only),
-            Part::Data => fresh(&self.data),
-            Part::InitData => fresh(&self.init_data),
-            Part::RoAfterInit => fresh(&self.ro_after_init),
+            MemoryPart::Text => staged(&self.text),
+            MemoryPart::InitText => staged(&self.init_text),
+            MemoryPart::ReadOnly => staged(&self.read_only),
+            MemoryPart::InitReadOnly => staged(&self.init_read_only),
+            MemoryPart::Data => fresh(&self.data),
+            MemoryPart::InitData => fresh(&self.init_data),
+            MemoryPart::RoAfterInit => fresh(&self.ro_after_init),
         }
     }
 
-    pub(crate) fn bytes(&self, part: Part) -> &[u8] {
+    pub(crate) fn bytes(&self, part: MemoryPart) -> &[u8] {
         let staged = |staged| Option::map_or(staged, &[][..], Staged::bytes);
         let fresh = |fresh| Option::map_or(fresh, &[][..], Fresh::bytes);
         match part {
-            Part::Text => staged(self.text.as_ref()),
-            Part::InitText => staged(self.init_text.as_ref()),
-            Part::ReadOnly => staged(self.read_only.as_ref()),
-            Part::InitReadOnly => staged(self.init_read_only.as_ref()),
-            Part::Data => fresh(self.data.as_ref()),
-            Part::InitData => fresh(self.init_data.as_ref()),
-            Part::RoAfterInit => fresh(self.ro_after_init.as_ref()),
+            MemoryPart::Text => staged(self.text.as_ref()),
+            MemoryPart::InitText => staged(self.init_text.as_ref()),
+            MemoryPart::ReadOnly => staged(self.read_only.as_ref()),
+            MemoryPart::InitReadOnly => staged(self.init_read_only.as_ref()),
+            MemoryPart::Data => fresh(self.data.as_ref()),
+            MemoryPart::InitData => fresh(self.init_data.as_ref()),
+            MemoryPart::RoAfterInit => fresh(self.ro_after_init.as_ref()),
         }
     }
 
-    pub(crate) fn bytes_mut(&mut self, part: Part) -> &mut [u8] {
+    pub(crate) fn bytes_mut(&mut self, part: MemoryPart) -> &mut [u8] {
         let staged = |staged| Option::map_or(staged, &mut [][..], Staged::bytes_mut);
         let fresh = |fresh| Option::map_or(fresh, &mut [][..], Fresh::bytes_mut);
         match part {
-            Part::Text => staged(self.text.as_mut()),
-            Part::InitText => staged(self.init_text.as_mut()),
-            Part::ReadOnly => staged(self.read_only.as_mut()),
-            Part::InitReadOnly => staged(self.init_read_only.as_mut()),
-            Part::Data => fresh(self.data.as_mut()),
-            Part::InitData => fresh(self.init_data.as_mut()),
-            Part::RoAfterInit => fresh(self.ro_after_init.as_mut()),
+            MemoryPart::Text => staged(self.text.as_mut()),
+            MemoryPart::InitText => staged(self.init_text.as_mut()),
+            MemoryPart::ReadOnly => staged(self.read_only.as_mut()),
+            MemoryPart::InitReadOnly => staged(self.init_read_only.as_mut()),
+            MemoryPart::Data => fresh(self.data.as_mut()),
+            MemoryPart::InitData => fresh(self.init_data.as_mut()),
+            MemoryPart::RoAfterInit => fresh(self.ro_after_init.as_mut()),
         }
     }
 
@@ -220,13 +220,13 @@ impl Staging {
         self.base(spot.part) + spot.offset
     }
 
-    pub(crate) fn ranges(&self) -> Ranges {
-        Part::ALL.map(|part| (self.base(part), wide(self.bytes(part).len())))
+    pub(crate) fn ranges(&self) -> PartRanges {
+        MemoryPart::ALL.map(|part| (self.base(part), wide(self.bytes(part).len())))
     }
 
     /// Returns the part that contains an address, and the bytes from that address on.
-    pub(crate) fn at(&self, addr: Addr) -> Option<(Part, &[u8])> {
-        Part::ALL.into_iter().find_map(|part| {
+    pub(crate) fn at(&self, addr: Addr) -> Option<(MemoryPart, &[u8])> {
+        MemoryPart::ALL.into_iter().find_map(|part| {
             let offset = addr.checked_offset_from(self.base(part))?;
             self.bytes(part).get(index(offset)..).filter(|rest| !rest.is_empty()).map(|rest| (part, rest))
         })
@@ -258,7 +258,7 @@ impl Staging {
 
     /// Publishes the read-only data and settles the data: the module is formed. The text will be published with these
     /// frames.
-    pub(crate) fn form(self, frames: frames::Plan) -> Result<Formed, PublishFailed> {
+    pub(crate) fn form(self, frames: frames::FramesPlan) -> Result<Formed, PublishFailed> {
         let mut lock = TextLock::take();
         let read_only = self.read_only.map(|staged| staged.publish(&mut lock)).transpose()?;
         let init_read_only = self.init_read_only.map(|staged| staged.publish(&mut lock)).transpose()?;
@@ -325,7 +325,7 @@ impl Formed {
         };
         match (text, init_text) {
             (Ok(text), Ok(init_text)) => {
-                let running = |text: Option<Published>, frames: Frames| text.map(|text| Running { frames, text });
+                let running = |text: Option<Published>, frames: Frames| text.map(|text| RunningText { frames, text });
                 let [frames, init_frames] = std::mem::take(&mut self.frames).publish();
                 Ok(Installed {
                     shown: Vec::new(),

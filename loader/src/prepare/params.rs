@@ -8,7 +8,7 @@ use modload_abi::record::{KparamArray, KparamString, Record};
 use modload_edit::{Addr, index, wide};
 
 use crate::prepare::error::PrepareError;
-use crate::prepare::layout::Part;
+use crate::prepare::layout::MemoryPart;
 use crate::prepare::memory::Staging;
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::param_error::ParamError;
@@ -146,8 +146,9 @@ impl ParamInfo {
             _ => None,
         };
         for (at, len) in [Some((place, param.kind.size())), num].into_iter().flatten() {
-            let fits = |(part, rest): (Part, &[u8])| {
-                matches!(part, Part::Data | Part::InitData | Part::RoAfterInit) && wide(rest.len()) >= len
+            let fits = |(part, rest): (MemoryPart, &[u8])| {
+                matches!(part, MemoryPart::Data | MemoryPart::InitData | MemoryPart::RoAfterInit)
+                    && wide(rest.len()) >= len
             };
             if !memory.at(at).is_some_and(fits) {
                 return Err("its variable is not in the module's data");

@@ -4,17 +4,17 @@ use modload_abi::section;
 use modload_edit::Ledger;
 use modload_relocs::{Counts, OnDiscarded, Slots, Target};
 
-use crate::elf::file::{File, Relas, Section};
+use crate::elf::file::{File, FileSection, Relas};
 use crate::prepare::deferred::awaited;
-use crate::prepare::error::{Advice, PrepareError};
-use crate::prepare::layout::Layout;
+use crate::prepare::error::{PrepareError, RelocationAdvice};
+use crate::prepare::layout::ModuleLayout;
 use crate::prepare::memory::Staging;
 use crate::prepare::resolved::Resolved;
 
 /// Applies all relocations. `low` says whether the memory lies in the low 2 GiB.
 pub(crate) fn relocate(
     file: &File<'_>,
-    layout: &Layout,
+    layout: &ModuleLayout,
     resolved: &Resolved,
     memory: &mut Staging,
     low: bool,
@@ -37,7 +37,7 @@ pub(crate) fn relocate(
 /// [`relocate`] through a ledger, which records every edit.
 pub(crate) fn relocate_kept(
     file: &File<'_>,
-    layout: &Layout,
+    layout: &ModuleLayout,
     resolved: &Resolved,
     ledger: &mut Ledger<'_, Staging>,
     low: bool,
@@ -72,7 +72,7 @@ fn early<'f, 'a>(file: &'f File<'a>) -> impl Iterator<Item = &'f Relas<'a>> {
 }
 
 /// Rows and records of entries for functions that are not there do no harm.
-fn on_discarded(section: &Section<'_>) -> OnDiscarded {
+fn on_discarded(section: &FileSection<'_>) -> OnDiscarded {
     let of_functions = [section::EH_FRAME, section::PATCHABLE_FUNCTION_ENTRIES, section::MCOUNT_LOC].map(str::as_bytes);
     if of_functions.contains(&section.name) { OnDiscarded::LeaveZero } else { OnDiscarded::Refuse }
 }
@@ -80,7 +80,7 @@ fn on_discarded(section: &Section<'_>) -> OnDiscarded {
 fn fill(
     slots: &Slots,
     file: &File<'_>,
-    layout: &Layout,
+    layout: &ModuleLayout,
     symbols: &[modload_relocs::Symbol],
     memory: &mut Staging,
 ) -> Result<(), modload_relocs::Error> {
@@ -110,7 +110,7 @@ pub(crate) fn explain(file: &File<'_>, source: modload_relocs::Error, low: bool)
     PrepareError::Relocation {
         place: file.display_place(target, site.offset),
         symbol: file.display_name(site.symbol),
-        advice: if overflow && !low { Advice::NoLowMemory } else { Advice::None },
+        advice: if overflow && !low { RelocationAdvice::NoLowMemory } else { RelocationAdvice::None },
         error: Box::new(source),
     }
 }

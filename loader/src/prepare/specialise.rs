@@ -9,13 +9,13 @@ use modload_relocs::Value;
 use object::elf;
 
 use crate::elf::error::ObjectError;
-use crate::elf::file::{File, Place, Relas, Sym};
+use crate::elf::file::{File, FileSymbol, Relas, SymbolPlace};
 use crate::elf::sections::whole_records;
 use crate::prepare::deferred::Waiting;
 use crate::prepare::error::PrepareError;
-use crate::prepare::layout::{Layout, THUNK, THUNKS};
+use crate::prepare::layout::{ModuleLayout, THUNK, THUNKS};
 use crate::prepare::memory::Staging;
-use crate::vocabulary::rewriting::{Branch, HostOperations, Rewriting, TrampolineCall, record_size};
+use crate::vocabulary::rewriting::{HostOperations, Rewriting, TrampolineBranch, TrampolineCall, record_size};
 
 /// The results of the engines.
 #[derive(Default, Debug)]
@@ -41,7 +41,7 @@ const TABLES: &[(Engine, &str)] = &[
 /// Rewrites a module's staged text.
 pub(crate) fn specialise(
     file: &File<'_>,
-    layout: &Layout,
+    layout: &ModuleLayout,
     code: &mut Ledger<'_, Staging>,
     rewriting: &Rewriting,
     waiting: &Waiting<'_>,
@@ -103,10 +103,10 @@ fn entries(
 
 /// Returns all targets of references into the module's text: symbols, and relocations, including those of call frame
 /// rows, but not those of the tables of function entries.
-fn boundaries(file: &File<'_>, layout: &Layout, memory: &Staging) -> Boundaries {
+fn boundaries(file: &File<'_>, layout: &ModuleLayout, memory: &Staging) -> Boundaries {
     let text = |at: u32| layout.section(at).filter(|spot| spot.part.is_text()).map(|spot| memory.addr(spot));
-    let start = |symbol: &Sym<'_>| match symbol.place {
-        Place::Section(section) => Some(text(section)? + symbol.value),
+    let start = |symbol: &FileSymbol<'_>| match symbol.place {
+        SymbolPlace::Section(section) => Some(text(section)? + symbol.value),
         _ => None,
     };
     let (mut starts, mut others) = (Vec::new(), Vec::new());
@@ -135,7 +135,7 @@ fn boundaries(file: &File<'_>, layout: &Layout, memory: &Staging) -> Boundaries 
 }
 
 /// Returns the facts of the machine, with the module's own thunks.
-pub(crate) fn facts(layout: &Layout, memory: &Staging, rewriting: &Rewriting) -> Facts {
+pub(crate) fn facts(layout: &ModuleLayout, memory: &Staging, rewriting: &Rewriting) -> Facts {
     let mut facts = rewriting.facts.clone();
     if let Some(thunks) = layout.thunks {
         let thunks = memory.addr(thunks);
@@ -150,7 +150,7 @@ pub(crate) fn facts(layout: &Layout, memory: &Staging, rewriting: &Rewriting) ->
 /// Makes calls through the host's operations table direct: they are known by their relocations. Says how many.
 fn call_operations(
     file: &File<'_>,
-    layout: &Layout,
+    layout: &ModuleLayout,
     symbol: u32,
     table: Addr,
     operations: &HostOperations,
@@ -193,7 +193,7 @@ fn call_operations(
 
 /// Returns the calls of trampolines in a file without records of such calls. Instructions other than a plain call or
 /// jump stay unchanged, and work through the trampoline.
-fn trampoline_calls(file: &File<'_>, layout: &Layout, code: &Ledger<'_, Staging>) -> Vec<TrampolineCall> {
+fn trampoline_calls(file: &File<'_>, layout: &ModuleLayout, code: &Ledger<'_, Staging>) -> Vec<TrampolineCall> {
     let mut calls = Vec::new();
     for relas in &file.relas {
         let Some(spot) = layout.section(relas.target).filter(|spot| spot.part.is_text()) else { continue };
@@ -224,8 +224,8 @@ pub(crate) fn trampoline_call(
     }
     let site = (target + rela.offset).offset(-1);
     let (trampoline, branch) = match Step::of(site, code.text(site, 5)?)? {
-        Step::Call { to, .. } => (to, Branch::Call),
-        Step::Jump(to) => (to, Branch::Jump),
+        Step::Call { to, .. } => (to, TrampolineBranch::Call),
+        Step::Jump(to) => (to, TrampolineBranch::Jump),
         _ => return None,
     };
     let why = Why { engine: Engine::StaticCall, section, record };

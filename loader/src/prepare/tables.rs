@@ -3,13 +3,13 @@
 use modload_edit::Addr;
 
 use crate::elf::file::File;
-use crate::prepare::layout::{Layout, Spot};
+use crate::prepare::layout::{ModuleLayout, Spot};
 use crate::prepare::memory::Staging;
 
 /// The sections of this name with their places and, relocated, their bytes.
 pub(crate) fn tables<'f>(
     file: &'f File<'_>,
-    layout: &'f Layout,
+    layout: &'f ModuleLayout,
     memory: &'f Staging,
     name: &'f str,
 ) -> impl Iterator<Item = (Addr, &'f [u8])> {
@@ -19,7 +19,7 @@ pub(crate) fn tables<'f>(
 /// The same, with their numbers in the file.
 pub(crate) fn numbered_tables<'f>(
     file: &'f File<'_>,
-    layout: &'f Layout,
+    layout: &'f ModuleLayout,
     memory: &'f Staging,
     name: &'f str,
 ) -> impl Iterator<Item = (u32, Addr, &'f [u8])> {

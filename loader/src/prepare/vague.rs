@@ -18,12 +18,12 @@
 use modload_abi::section;
 use object::elf;
 
-use crate::elf::file::{File, Place, Sym};
+use crate::elf::file::{File, FileSymbol, SymbolPlace};
 use crate::prepare::policy::Exports;
 
 /// Whether other modules may define the same symbol.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Strength {
+pub(crate) enum DefinitionStrength {
     /// A second definition is an error.
     Strong,
     /// The first module's definition is used.
@@ -34,50 +34,50 @@ pub(crate) enum Strength {
 
 /// Which of a module's definitions are shared with other modules.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Shared {
+pub(crate) enum SharedDefinitions {
     /// STB_GNU_UNIQUE definitions only.
     Uniques,
     /// All global definitions, which the module exports.
     Globals,
 }
 
-impl Shared {
+impl SharedDefinitions {
     /// Returns the shared definitions of a module. A module with a table of exports shares STB_GNU_UNIQUE definitions
     /// only.
-    pub(crate) fn of(file: &File<'_>, exports: Exports) -> Shared {
+    pub(crate) fn of(file: &File<'_>, exports: Exports) -> SharedDefinitions {
         let tables = [section::KSYMTAB, section::KSYMTAB_GPL].map(str::as_bytes);
         let declares = || file.sections.iter().any(|section| section.kept && tables.contains(&section.name));
         match exports {
-            Exports::GlobalsOfPlainObjects if !declares() => Shared::Globals,
-            Exports::GlobalsOfPlainObjects | Exports::Declared => Shared::Uniques,
+            Exports::GlobalsOfPlainObjects if !declares() => SharedDefinitions::Globals,
+            Exports::GlobalsOfPlainObjects | Exports::Declared => SharedDefinitions::Uniques,
         }
     }
 }
 
 /// Returns the strength of a definition that is visible to other modules, or `None` for any other symbol.
-pub(crate) fn strength(file: &File<'_>, symbol: &Sym<'_>) -> Option<Strength> {
+pub(crate) fn strength(file: &File<'_>, symbol: &FileSymbol<'_>) -> Option<DefinitionStrength> {
     if symbol.bind == elf::STB_LOCAL || matches!(symbol.visibility, elf::STV_HIDDEN | elf::STV_INTERNAL) {
         return None;
     }
     let section = match symbol.place {
-        Place::Undefined | Place::Livepatch => return None,
-        Place::Absolute | Place::Common => None,
-        Place::Section(section) => Some(file.section(section).filter(|section| section.kept)?),
+        SymbolPlace::Undefined | SymbolPlace::Livepatch => return None,
+        SymbolPlace::Absolute | SymbolPlace::Common => None,
+        SymbolPlace::Section(section) => Some(file.section(section).filter(|section| section.kept)?),
     };
     Some(match symbol.bind {
-        elf::STB_GNU_UNIQUE => Strength::Unique,
-        elf::STB_WEAK => Strength::Vague,
-        _ if section.is_some_and(|section| section.comdat) => Strength::Vague,
-        _ => Strength::Strong,
+        elf::STB_GNU_UNIQUE => DefinitionStrength::Unique,
+        elf::STB_WEAK => DefinitionStrength::Vague,
+        _ if section.is_some_and(|section| section.comdat) => DefinitionStrength::Vague,
+        _ => DefinitionStrength::Strong,
     })
 }
 
 /// Whether another module's or a library's definition may replace this one. That definition may be out of reach.
-pub(crate) fn may_be_elsewhere(file: &File<'_>, at: u32, shared: Shared) -> bool {
+pub(crate) fn may_be_elsewhere(file: &File<'_>, at: u32, shared: SharedDefinitions) -> bool {
     let Some(symbol) = file.symbol(at).filter(|symbol| symbol.visibility == elf::STV_DEFAULT) else { return false };
     match strength(file, &symbol) {
-        Some(Strength::Unique) => true,
-        Some(Strength::Vague) => shared == Shared::Globals,
-        Some(Strength::Strong) | None => false,
+        Some(DefinitionStrength::Unique) => true,
+        Some(DefinitionStrength::Vague) => shared == SharedDefinitions::Globals,
+        Some(DefinitionStrength::Strong) | None => false,
     }
 }

@@ -4,7 +4,7 @@ use modload_edit::Addr;
 
 /// Functions that the loader itself calls, by address.
 #[derive(Clone, Default, Debug)]
-pub(crate) struct Functions {
+pub(crate) struct EntryPoints {
     pub(crate) init: Option<Addr>,
     pub(crate) exit: Option<Addr>,
     /// Resolvers of indirect functions, and the slots into which their results go.
@@ -19,7 +19,7 @@ pub(crate) struct Functions {
     pub(crate) dso_handle: Option<Addr>,
 }
 
-impl Functions {
+impl EntryPoints {
     /// Whether no code of the module runs during the unload.
     pub(crate) fn nothing_at_the_end(&self) -> bool {
         self.exit.is_none() && self.destructors.is_empty() && self.dso_handle.is_none()

@@ -48,14 +48,14 @@ pub struct TrampolineCall {
     /// The target of the call.
     pub trampoline: Addr,
     /// The kind of the call.
-    pub branch: Branch,
+    pub branch: TrampolineBranch,
     /// The relocation.
     pub why: Why,
 }
 
 /// How a trampoline is reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Branch {
+pub enum TrampolineBranch {
     /// `call`.
     Call,
     /// `jmp`: a tail call.

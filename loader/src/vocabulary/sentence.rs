@@ -19,9 +19,9 @@ pub fn sentence(error: &dyn std::error::Error) -> String {
 }
 
 /// Several things with a separator between them.
-pub(crate) struct List<'a, T>(pub(crate) &'a [T], pub(crate) &'static str);
+pub(crate) struct Joined<'a, T>(pub(crate) &'a [T], pub(crate) &'static str);
 
-impl<T: fmt::Display> fmt::Display for List<'_, T> {
+impl<T: fmt::Display> fmt::Display for Joined<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, item) in self.0.iter().enumerate() {
             write!(f, "{}{item}", if at == 0 { "" } else { self.1 })?;

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use object::read::archive::{ArchiveFile, ArchiveKind};
 
 use crate::elf::error::ObjectError;
-use crate::elf::file::{File, Place};
+use crate::elf::file::{File, SymbolPlace};
 use crate::elf::link::crel;
-use crate::elf::link::object::{NAMES_LIMIT, Object, inside};
+use crate::elf::link::object::{NAMES_LIMIT, UnitObject, inside};
 use crate::vocabulary::escape::escaped;
 
 use modload_edit::wide;
@@ -21,9 +21,9 @@ pub(super) fn is_archive(bytes: &[u8]) -> bool {
 }
 
 /// A parsed archive.
-pub(super) struct Archive<'a> {
+pub(super) struct StaticArchive<'a> {
     /// In their order; `None` once taken.
-    members: Vec<Option<Member<'a>>>,
+    members: Vec<Option<ArchiveMember<'a>>>,
     /// Symbols in the order of the members and of their symbol tables, as in the index of ranlib.
     index: Vec<Offer<'a>>,
     /// Positions of each name in the index.
@@ -31,12 +31,12 @@ pub(super) struct Archive<'a> {
 }
 
 /// A member after conversion of compact relocations; `None` if the member has none. `Err` holds the size limit with
-/// which the conversion failed, so that [`Archive::read`] can report the error if the member is needed.
-pub(super) type Plain = Result<Option<Vec<u8>>, u64>;
+/// which the conversion failed, so that [`StaticArchive::read`] can report the error if the member is needed.
+pub(super) type PlainMember = Result<Option<Vec<u8>>, u64>;
 
-/// Converts the compact relocations of all members. Returns nothing for bytes that are no archive; [`Archive::read`]
+/// Converts the compact relocations of all members. Returns nothing for bytes that are no archive; [`StaticArchive::read`]
 /// reports those.
-pub(super) fn written_out(bytes: &[u8], limit: u64) -> Vec<Plain> {
+pub(super) fn written_out(bytes: &[u8], limit: u64) -> Vec<PlainMember> {
     let Ok(archive) = ArchiveFile::parse(bytes) else { return Vec::new() };
     let members = archive.members().map_while(Result::ok);
     let plain = |data: &[u8]| crel::written_out(data, limit).map_err(|_| limit);
@@ -59,14 +59,18 @@ pub(super) enum OfferKind {
 }
 
 /// A member. An invalid member is an error only if it is needed.
-struct Member<'a> {
+struct ArchiveMember<'a> {
     name: String,
     file: Result<File<'a>, ObjectError>,
 }
 
-impl<'a> Archive<'a> {
+impl<'a> StaticArchive<'a> {
     /// Reads an archive. `name` is used in error messages; `plain` holds the converted members.
-    pub(super) fn read(name: &str, bytes: &'a [u8], plain: &'a [Plain]) -> Result<Archive<'a>, ObjectError> {
+    pub(super) fn read(
+        name: &str,
+        bytes: &'a [u8],
+        plain: &'a [PlainMember],
+    ) -> Result<StaticArchive<'a>, ObjectError> {
         let damaged = |_| ObjectError::NotAnObject("a damaged archive");
         let archive = ArchiveFile::parse(bytes).map_err(damaged)?;
         if archive.is_thin() {
@@ -77,7 +81,7 @@ impl<'a> Archive<'a> {
         if matches!(archive.kind(), ArchiveKind::AixBig | ArchiveKind::Zos | ArchiveKind::Coff) {
             return Err(ObjectError::NotAnObject("an archive of another system"));
         }
-        let mut found = Archive { members: Vec::new(), index: Vec::new(), places: HashMap::new() };
+        let mut found = StaticArchive { members: Vec::new(), index: Vec::new(), places: HashMap::new() };
         let mut names = 0;
         for (number, member) in archive.members().enumerate() {
             let member = member.map_err(damaged)?;
@@ -92,10 +96,10 @@ impl<'a> Archive<'a> {
                 let global = file.symbols().skip(1).filter(|(_, symbol)| symbol.bind != elf::STB_LOCAL);
                 for (_, symbol) in global {
                     let kind = match symbol.place {
-                        Place::Undefined | Place::Livepatch => continue,
-                        Place::Common => OfferKind::Soft,
+                        SymbolPlace::Undefined | SymbolPlace::Livepatch => continue,
+                        SymbolPlace::Common => OfferKind::Soft,
                         _ if symbol.bind == elf::STB_WEAK => OfferKind::Soft,
-                        Place::Absolute | Place::Section(_) => OfferKind::Definition,
+                        SymbolPlace::Absolute | SymbolPlace::Section(_) => OfferKind::Definition,
                     };
                     let name = symbol.name();
                     names += wide(name.len());
@@ -108,7 +112,7 @@ impl<'a> Archive<'a> {
             }
             let member = escaped(member.name());
             let name = if name.is_empty() { member } else { format!("{name}({member})") };
-            found.members.push(Some(Member { name, file }));
+            found.members.push(Some(ArchiveMember { name, file }));
         }
         Ok(found)
     }
@@ -128,17 +132,17 @@ impl<'a> Archive<'a> {
     }
 
     /// Takes the member that defines a symbol, unless that member is already taken.
-    pub(super) fn take(&mut self, offer: Offer<'a>) -> Option<Object<'a>> {
-        let Member { name, file } = self.members.get_mut(offer.member)?.take()?;
+    pub(super) fn take(&mut self, offer: Offer<'a>) -> Option<UnitObject<'a>> {
+        let ArchiveMember { name, file } = self.members.get_mut(offer.member)?.take()?;
         // Only valid members are in the index.
-        Some(Object { name, file: file.ok()? })
+        Some(UnitObject { name, file: file.ok()? })
     }
 
     /// All members.
-    pub(super) fn into_objects(self) -> Result<Vec<Object<'a>>, ObjectError> {
+    pub(super) fn into_objects(self) -> Result<Vec<UnitObject<'a>>, ObjectError> {
         let all = self.members.into_iter().flatten();
-        all.map(|Member { name, file }| match file {
-            Ok(file) => Ok(Object { name, file }),
+        all.map(|ArchiveMember { name, file }| match file {
+            Ok(file) => Ok(UnitObject { name, file }),
             Err(error) => Err(inside(&name, error)),
         })
         .collect()

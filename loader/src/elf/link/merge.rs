@@ -11,10 +11,10 @@ use object::elf;
 use object::write::elf::Rel;
 
 use crate::elf::error::ObjectError;
-use crate::elf::file::{Place, Section, Sym};
-use crate::elf::link::object::Object;
-use crate::elf::link::output::{At, Contents, Key, NewSymbol, Output};
-use crate::elf::link::symbols::{Definition, Global, State, Strength, Symbols};
+use crate::elf::file::{FileSection, FileSymbol, SymbolPlace};
+use crate::elf::link::object::UnitObject;
+use crate::elf::link::output::{MergeKey, MergedPlace, NewSymbol, OutputSection, SectionContents};
+use crate::elf::link::symbols::{Definition, Global, GlobalState, GlobalSymbols, LinkStrength};
 use crate::elf::link::write;
 use crate::vocabulary::escape::escaped;
 
@@ -28,17 +28,17 @@ const PAGE: u64 = 4096;
 
 /// The new place of an object's section: output section and offset.
 #[derive(Clone, Copy)]
-struct Piece {
+struct MergedPiece {
     output: usize,
     offset: u64,
 }
 
 /// The merged object under construction.
 struct Merged<'a> {
-    outputs: Vec<Output<'a>>,
-    by_key: HashMap<Key<'a>, usize>,
+    outputs: Vec<OutputSection<'a>>,
+    by_key: HashMap<MergeKey<'a>, usize>,
     /// New places by object, then by section; `None` for a section that is not in the result.
-    pieces: Vec<Vec<Option<Piece>>>,
+    pieces: Vec<Vec<Option<MergedPiece>>>,
     symbols: Vec<NewSymbol<'a>>,
     /// How many of the symbols are local, the null symbol included.
     locals: u32,
@@ -48,7 +48,11 @@ struct Merged<'a> {
 }
 
 /// Makes one object of several, of at most `limit` bytes.
-pub(super) fn merge<'a>(objects: &[Object<'a>], globals: &Symbols<'a>, limit: u64) -> Result<Vec<u8>, ObjectError> {
+pub(super) fn merge<'a>(
+    objects: &[UnitObject<'a>],
+    globals: &GlobalSymbols<'a>,
+    limit: u64,
+) -> Result<Vec<u8>, ObjectError> {
     let mut merged = Merged {
         outputs: Vec::new(),
         by_key: HashMap::new(),
@@ -86,7 +90,7 @@ impl<'a> Merged<'a> {
     }
 
     /// Gives a place to each section of an object.
-    fn place(&mut self, number: usize, object: &Object<'a>) -> Result<(), ObjectError> {
+    fn place(&mut self, number: usize, object: &UnitObject<'a>) -> Result<(), ObjectError> {
         let file = &object.file;
         if let Some(section) = file.klp_relas.first().and_then(|relas| file.section(relas.section)) {
             let why =
@@ -102,10 +106,10 @@ impl<'a> Merged<'a> {
         Ok(())
     }
 
-    fn place_one(&mut self, section: &Section<'a>, contents: Contents) -> Result<Piece, ObjectError> {
+    fn place_one(&mut self, section: &FileSection<'a>, contents: SectionContents) -> Result<MergedPiece, ObjectError> {
         let limit = self.limit;
         let section = &without_terminator(section);
-        let output = self.output(Key { name: section.name, flags: known(section.flags), contents }, section.kind);
+        let output = self.output(MergeKey { name: section.name, flags: known(section.flags), contents }, section.kind);
         let into = &mut self.outputs[output];
         // The alignment is checked for kept sections only.
         let align = if section.kept || section.align.is_power_of_two() { section.align } else { 1 };
@@ -120,34 +124,34 @@ impl<'a> Merged<'a> {
         if !section.data.is_empty() {
             into.pieces.push((offset, section.data));
         }
-        if contents != Contents::Zeros {
+        if contents != SectionContents::Zeros {
             self.grow(grown)?;
         }
-        Ok(Piece { output, offset })
+        Ok(MergedPiece { output, offset })
     }
 
     /// The output for sections like this.
-    fn output(&mut self, key: Key<'a>, kind: elf::SectionType) -> usize {
+    fn output(&mut self, key: MergeKey<'a>, kind: elf::SectionType) -> usize {
         let next = self.outputs.len();
         let output = *self.by_key.entry(key).or_insert(next);
         if output == next {
-            self.outputs.push(Output { key, kind, size: 0, align: 1, pieces: Vec::new(), relas: Vec::new() });
+            self.outputs.push(OutputSection { key, kind, size: 0, align: 1, pieces: Vec::new(), relas: Vec::new() });
         }
         output
     }
 
     /// The local symbols of all objects.
-    fn locals(&mut self, objects: &[Object<'a>]) -> Vec<Vec<u32>> {
+    fn locals(&mut self, objects: &[UnitObject<'a>]) -> Vec<Vec<u32>> {
         let mut all = Vec::with_capacity(objects.len());
         for (number, object) in objects.iter().enumerate() {
             let mut indices = vec![0; index(object.file.symbol_count().into())];
             let symbols = object.file.symbols().skip(1);
             for (at, symbol) in symbols.filter(|(_, symbol)| symbol.bind == elf::STB_LOCAL) {
                 let (place, value) = match symbol.place {
-                    Place::Undefined | Place::Livepatch => continue,
-                    Place::Absolute => (At::Special(elf::SHN_ABS), symbol.value),
-                    Place::Common => (At::Special(elf::SHN_COMMON), symbol.value),
-                    Place::Section(section) => self.placed(objects, number, section, symbol.value),
+                    SymbolPlace::Undefined | SymbolPlace::Livepatch => continue,
+                    SymbolPlace::Absolute => (MergedPlace::Special(elf::SHN_ABS), symbol.value),
+                    SymbolPlace::Common => (MergedPlace::Special(elf::SHN_COMMON), symbol.value),
+                    SymbolPlace::Section(section) => self.placed(objects, number, section, symbol.value),
                 };
                 indices[index(at.into())] = self.locals;
                 self.locals += 1;
@@ -167,40 +171,40 @@ impl<'a> Merged<'a> {
 
     /// Returns the new place of a symbol. A symbol of a dropped section is put into an empty section of the same name
     /// that is not part of the module, so that a relocation against the symbol is reported as discarded.
-    fn placed(&mut self, objects: &[Object<'a>], object: usize, section: u32, value: u64) -> (At, u64) {
-        if let Some(Piece { output, offset }) = self.pieces[object][index(section.into())] {
-            return (At::Output(output), value.wrapping_add(offset));
+    fn placed(&mut self, objects: &[UnitObject<'a>], object: usize, section: u32, value: u64) -> (MergedPlace, u64) {
+        if let Some(MergedPiece { output, offset }) = self.pieces[object][index(section.into())] {
+            return (MergedPlace::Output(output), value.wrapping_add(offset));
         }
         let name = objects[object].file.section(section).map_or(&[][..], |section| section.name);
-        let key = Key { name, flags: elf::SectionFlags(0), contents: Contents::Gone };
-        (At::Output(self.output(key, elf::SHT_PROGBITS)), 0)
+        let key = MergeKey { name, flags: elf::SectionFlags(0), contents: SectionContents::Gone };
+        (MergedPlace::Output(self.output(key, elf::SHT_PROGBITS)), 0)
     }
 
     /// Adds the global symbols and returns their indices, in order. A name that only the caller has asked for gets no
     /// symbol.
-    fn globals(&mut self, objects: &[Object<'a>], globals: &Symbols<'a>) -> Vec<u32> {
+    fn globals(&mut self, objects: &[UnitObject<'a>], globals: &GlobalSymbols<'a>) -> Vec<u32> {
         let mut next = self.locals;
         let mut indices = Vec::with_capacity(globals.globals.len());
         for &Global { name, state, visibility, .. } in &globals.globals {
-            let undefined = At::Special(elf::SHN_UNDEF);
+            let undefined = MergedPlace::Special(elf::SHN_UNDEF);
             let (bind, kind, at, value, size) = match state {
-                State::Unknown => {
+                GlobalState::Unknown => {
                     indices.push(0);
                     continue;
                 }
-                State::Undefined(Strength::Strong) => (elf::STB_GLOBAL, elf::STT_NOTYPE, undefined, 0, 0),
-                State::Undefined(Strength::Weak) => (elf::STB_WEAK, elf::STT_NOTYPE, undefined, 0, 0),
-                State::Common { size, align } => {
-                    (elf::STB_GLOBAL, elf::STT_OBJECT, At::Special(elf::SHN_COMMON), align, size)
+                GlobalState::Undefined(LinkStrength::Strong) => (elf::STB_GLOBAL, elf::STT_NOTYPE, undefined, 0, 0),
+                GlobalState::Undefined(LinkStrength::Weak) => (elf::STB_WEAK, elf::STT_NOTYPE, undefined, 0, 0),
+                GlobalState::Common { size, align } => {
+                    (elf::STB_GLOBAL, elf::STT_OBJECT, MergedPlace::Special(elf::SHN_COMMON), align, size)
                 }
-                State::Defined(_, Definition { object, symbol }) => {
+                GlobalState::Defined(_, Definition { object, symbol }) => {
                     let Some(symbol) = objects.get(object).and_then(|object| object.file.symbol(symbol)) else {
                         indices.push(0);
                         continue;
                     };
                     let (at, value) = match symbol.place {
-                        Place::Section(section) => self.placed(objects, object, section, symbol.value),
-                        _ => (At::Special(elf::SHN_ABS), symbol.value),
+                        SymbolPlace::Section(section) => self.placed(objects, object, section, symbol.value),
+                        _ => (MergedPlace::Special(elf::SHN_ABS), symbol.value),
                     };
                     // The result has no groups. A weak symbol still gives way to a definition of another module.
                     let bind = if is_comdat(objects, object, &symbol) { elf::STB_WEAK } else { symbol.bind };
@@ -215,7 +219,7 @@ impl<'a> Merged<'a> {
     }
 
     /// Takes an object's relocations.
-    fn relocate(&mut self, number: usize, object: &Object<'a>, indices: &[u32]) -> Result<(), ObjectError> {
+    fn relocate(&mut self, number: usize, object: &UnitObject<'a>, indices: &[u32]) -> Result<(), ObjectError> {
         for section in object.file.sections.iter().filter(|section| section.kind == elf::SHT_RELA) {
             let piece = self.pieces[number].get(index(section.info.into())).copied().flatten();
             let (Some(target), Some(piece)) = (object.file.section(section.info), piece) else { continue };
@@ -226,7 +230,7 @@ impl<'a> Merged<'a> {
                 return malformed(0, "sh_size", wide(section.data.len()), "no whole number of relocations");
             };
             self.grow(wide(section.data.len()))?;
-            let alone = matches!(self.outputs[piece.output].key.contents, Contents::Alone(..));
+            let alone = matches!(self.outputs[piece.output].key.contents, SectionContents::Alone(..));
             for (record, rela) in records.iter().enumerate() {
                 let Some(&symbol) = indices.get(index(rela.symbol.into())) else {
                     return malformed(record, "r_sym", rela.symbol.into(), "there is no such symbol");
@@ -250,17 +254,17 @@ impl<'a> Merged<'a> {
 }
 
 /// Whether a strong definition is of a COMDAT group.
-fn is_comdat(objects: &[Object<'_>], object: usize, symbol: &Sym<'_>) -> bool {
-    let Place::Section(section) = symbol.place else { return false };
+fn is_comdat(objects: &[UnitObject<'_>], object: usize, symbol: &FileSymbol<'_>) -> bool {
+    let SymbolPlace::Section(section) = symbol.place else { return false };
     let section = objects.get(object).and_then(|object| object.file.section(section));
     symbol.bind == elf::STB_GLOBAL && section.is_some_and(|section| section.comdat)
 }
 
 /// Returns a section of call frame information without the terminator, because rows of other objects will follow.
-fn without_terminator<'a>(section: &Section<'a>) -> Section<'a> {
+fn without_terminator<'a>(section: &FileSection<'a>) -> FileSection<'a> {
     let frames = section.name == EH_FRAME.as_bytes() && section.kind != elf::SHT_NOBITS;
     let end = if frames { entries_end(section.data) } else { section.data.len() };
-    Section { size: if frames { wide(end) } else { section.size }, data: &section.data[..end], ..*section }
+    FileSection { size: if frames { wide(end) } else { section.size }, data: &section.data[..end], ..*section }
 }
 
 /// Returns the end of the last entry if only zeros follow, or the end of the section otherwise.
@@ -283,24 +287,26 @@ fn known(flags: elf::SectionFlags) -> elf::SectionFlags {
 }
 
 /// Whether a section is one of constructors or destructors.
-fn is_array(section: &Section<'_>) -> bool {
+fn is_array(section: &FileSection<'_>) -> bool {
     section_name(section.name).is_some_and(|known| known.contents == known::Contents::Functions)
 }
 
 /// Returns the kind of a section's contents. Returns `None` for tables that are generated anew, for sections that only
 /// linkers read, and for sections that a group has replaced.
-fn contents(object: usize, at: u32, section: &Section<'_>) -> Option<Contents> {
+fn contents(object: usize, at: u32, section: &FileSection<'_>) -> Option<SectionContents> {
     match section.kind {
         _ if section.repeated => None,
         elf::SHT_NULL | elf::SHT_SYMTAB | elf::SHT_STRTAB | elf::SHT_RELA | elf::SHT_GROUP | elf::SHT_SYMTAB_SHNDX => {
             None
         }
-        elf::SHT_NOBITS => Some(Contents::Zeros),
-        _ if section.flags.contains(elf::SHF_COMPRESSED) || section.align > PAGE => Some(Contents::Alone(object, at)),
+        elf::SHT_NOBITS => Some(SectionContents::Zeros),
+        _ if section.flags.contains(elf::SHF_COMPRESSED) || section.align > PAGE => {
+            Some(SectionContents::Alone(object, at))
+        }
         // Each `.ctors` is called from the last entry to the first, at a fixed position among the `.init_array` of all
         // objects.
-        _ if is_array(section) => Some(Contents::Alone(object, at)),
-        elf::SHT_PROGBITS | elf::SHT_NOTE => Some(Contents::Bytes),
-        _ => section.flags.contains(elf::SHF_ALLOC).then_some(Contents::Bytes),
+        _ if is_array(section) => Some(SectionContents::Alone(object, at)),
+        elf::SHT_PROGBITS | elf::SHT_NOTE => Some(SectionContents::Bytes),
+        _ => section.flags.contains(elf::SHF_ALLOC).then_some(SectionContents::Bytes),
     }
 }

@@ -9,13 +9,13 @@ pub(crate) const NAMES_LIMIT: u64 = 64 << 20;
 
 /// One object of a link unit.
 #[derive(Debug)]
-pub(super) struct Object<'a> {
+pub(super) struct UnitObject<'a> {
     /// The name for error messages: `add.o`, or `libfoo.a(add.o)`.
     pub(super) name: String,
     pub(super) file: File<'a>,
 }
 
-impl Object<'_> {
+impl UnitObject<'_> {
     pub(super) fn failed(&self, error: ObjectError) -> ObjectError {
         inside(&self.name, error)
     }

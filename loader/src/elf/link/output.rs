@@ -5,14 +5,14 @@ use object::write::elf::Rel;
 
 /// Properties that sections must share to be merged.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Key<'a> {
+pub(super) struct MergeKey<'a> {
     pub(super) name: &'a [u8],
     pub(super) flags: elf::SectionFlags,
-    pub(super) contents: Contents,
+    pub(super) contents: SectionContents,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Contents {
+pub(super) enum SectionContents {
     Bytes,
     Zeros,
     /// One that cannot be merged, by object and section.
@@ -23,8 +23,8 @@ pub(super) enum Contents {
 }
 
 /// A section of the result.
-pub(super) struct Output<'a> {
-    pub(super) key: Key<'a>,
+pub(super) struct OutputSection<'a> {
+    pub(super) key: MergeKey<'a>,
     pub(super) kind: elf::SectionType,
     pub(super) size: u64,
     pub(super) align: u64,
@@ -38,13 +38,13 @@ pub(super) struct NewSymbol<'a> {
     pub(super) name: &'a [u8],
     pub(super) info: elf::SymbolInfo,
     pub(super) visibility: elf::SymbolVisibility,
-    pub(super) at: At,
+    pub(super) at: MergedPlace,
     pub(super) value: u64,
     pub(super) size: u64,
 }
 
 #[derive(Clone, Copy)]
-pub(super) enum At {
+pub(super) enum MergedPlace {
     Special(elf::SymbolSection),
     Output(usize),
 }

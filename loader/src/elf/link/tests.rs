@@ -15,7 +15,7 @@ use object::{Architecture, BinaryFormat, Endianness, SymbolFlags, SymbolKind, Sy
 
 use super::{Input, link};
 use crate::elf::error::ObjectError;
-use crate::elf::file::{File, Place};
+use crate::elf::file::{File, SymbolPlace};
 
 const LIMIT: u64 = 1 << 30;
 
@@ -43,8 +43,8 @@ struct Content {
 fn content(bytes: &[u8]) -> Content {
     let file = File::validate(bytes).unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let place = |place: Place| match place {
-        Place::Section(section) => text(file.sections[index(section.into())].name),
+    let place = |place: SymbolPlace| match place {
+        SymbolPlace::Section(section) => text(file.sections[index(section.into())].name),
         other => format!("{other:?}"),
     };
     // ld merges these notes into one, and takes apart and edits the rows of .eh_frame.
@@ -60,7 +60,7 @@ fn content(bytes: &[u8]) -> Content {
         let records = relas.records.iter().map(|rela| {
             let symbol = file.symbol(rela.symbol).unwrap();
             match symbol.place {
-                Place::Section(_) if symbol.bind == elf::STB_LOCAL => {
+                SymbolPlace::Section(_) if symbol.bind == elf::STB_LOCAL => {
                     let addend = rela.addend + i64::try_from(symbol.value).unwrap();
                     (rela.offset, rela.kind, place(symbol.place), addend)
                 }

@@ -13,8 +13,8 @@ use modload_relocs::{OnDiscarded, Slots, Symbol, SymbolKind, Target};
 use super::waiting::TABLES;
 use super::{Waiting, awaited, waiting};
 use crate::elf::file::File;
-use crate::prepare::error::{Advice, PrepareError};
-use crate::prepare::layout::{Layout, Part};
+use crate::prepare::error::{PrepareError, RelocationAdvice};
+use crate::prepare::layout::{MemoryPart, ModuleLayout};
 use crate::prepare::memory::Staging;
 use crate::prepare::resolved::{Resolved, picked};
 use crate::prepare::specialise;
@@ -90,7 +90,7 @@ impl Slices {
     pub(crate) fn of(
         waiting: &Waiting<'_>,
         file: &File<'_>,
-        layout: &Layout,
+        layout: &ModuleLayout,
         resolved: &Resolved,
         ledger: &Ledger<'_, Staging>,
         rewriting: &Rewriting,
@@ -112,7 +112,7 @@ impl Slices {
         });
         let slices = slices.collect();
         let mut before = Space::default();
-        for part in Part::ALL.into_iter().filter(|part| !part.is_init()) {
+        for part in MemoryPart::ALL.into_iter().filter(|part| !part.is_init()) {
             let kind = if part.is_text() { PieceKind::Text } else { PieceKind::Data };
             // Parts of a module do not overlap.
             let _ = before.add(memory.base(part), kind, memory.bytes(part).to_vec());
@@ -205,7 +205,7 @@ pub(crate) fn left<'s>(slices: Option<&'s Slices>, name: &str, table: Table) -> 
     waiting::left(slices.map_or(&[], |slices| &slices.left_out), table, record)
 }
 
-fn relas_of(object: &str, file: &File<'_>, layout: &Layout, memory: &Staging) -> Vec<OwnRelas> {
+fn relas_of(object: &str, file: &File<'_>, layout: &ModuleLayout, memory: &Staging) -> Vec<OwnRelas> {
     let of_object = file.klp_relas.iter().filter(|relas| awaited(file, relas) == Some(object));
     let own = of_object.filter_map(|relas| {
         let (spot, target) = (layout.section(relas.target)?, file.section(relas.target)?);
@@ -259,7 +259,7 @@ impl Slice {
             place: format!("{}+{:#x}", relas.target, site.offset),
             symbol: named.map_or_else(String::new, |symbol| escaped(&symbol.name)),
             error: Box::new(error),
-            advice: Advice::None,
+            advice: RelocationAdvice::None,
         }
     }
 

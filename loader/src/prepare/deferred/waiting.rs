@@ -9,8 +9,8 @@ use modload_relocs::{Reason, Site, Value};
 
 use super::{awaited, overlaps};
 use crate::elf::file::{File, Relas};
-use crate::prepare::error::{Advice, PrepareError};
-use crate::prepare::layout::Layout;
+use crate::prepare::error::{PrepareError, RelocationAdvice};
+use crate::prepare::layout::ModuleLayout;
 use crate::prepare::memory::Staging;
 use crate::vocabulary::deferred_error::DeferredError;
 use crate::vocabulary::rewriting::record_size;
@@ -24,12 +24,12 @@ pub(super) const TABLES: [(Engine, &str); 4] = [
 ];
 
 /// Bytes at an address.
-type Extent = (Addr, u64);
+type ByteRange = (Addr, u64);
 
 /// The bytes that a relocation which waits may write.
 #[derive(Clone, Copy, Debug)]
-struct Field {
-    extent: Extent,
+struct WaitingField {
+    extent: ByteRange,
     /// Number of the object in [`Waiting::objects`].
     object: usize,
     site: Site,
@@ -38,17 +38,17 @@ struct Field {
 
 /// A record with the code that the record refers to.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct WaitingRecord {
     engine: Engine,
     name: &'static str,
     section: u32,
     number: u32,
     /// The record itself.
-    own: Extent,
+    own: ByteRange,
     /// The bytes of the record that give the address of code: code of this module.
-    code: Extent,
-    site: Extent,
-    replacement: Extent,
+    code: ByteRange,
+    site: ByteRange,
+    replacement: ByteRange,
 }
 
 /// The waiting parts of a module. Empty for a module that is no live patch.
@@ -56,9 +56,9 @@ struct Entry {
 pub(crate) struct Waiting<'a> {
     /// The objects for which anything waits, by name.
     pub(super) objects: Vec<&'a str>,
-    fields: Vec<Field>,
+    fields: Vec<WaitingField>,
     /// Each record with the number of the object; by section, then by number.
-    entries: Vec<(Entry, usize)>,
+    entries: Vec<(WaitingRecord, usize)>,
     /// Sections and numbers of the same.
     left_out: Vec<(u32, u32)>,
 }
@@ -70,7 +70,7 @@ impl<'a> Waiting<'a> {
     /// Finds the waiting parts of a relocated module.
     pub(crate) fn of(
         file: &File<'a>,
-        layout: &Layout,
+        layout: &ModuleLayout,
         memory: &Staging,
         profile: Profile,
     ) -> Result<Waiting<'a>, PrepareError> {
@@ -98,7 +98,7 @@ impl<'a> Waiting<'a> {
     fn add_fields(
         &mut self,
         file: &File<'a>,
-        layout: &Layout,
+        layout: &ModuleLayout,
         memory: &Staging,
         relas: &Relas<'a>,
         object: usize,
@@ -113,7 +113,7 @@ impl<'a> Waiting<'a> {
                 place: file.display_place(relas.target, rela.offset),
                 symbol: file.display_name(rela.symbol),
                 error: Box::new(error),
-                advice: Advice::None,
+                advice: RelocationAdvice::None,
             };
             let refused = |reason| failed(modload_relocs::Error::Unsupported { site, reason });
             let row = modload_relocs::row(rela.kind).ok_or_else(|| refused(Reason::Unknown))?;
@@ -129,7 +129,7 @@ impl<'a> Waiting<'a> {
                 return Err(failed(modload_relocs::Error::Outside { site, width, size }));
             };
             let extent = (start + (rela.offset - before), end - (rela.offset - before));
-            self.fields.push(Field { extent, object, site, target: relas.target });
+            self.fields.push(WaitingField { extent, object, site, target: relas.target });
         }
         Ok(())
     }
@@ -137,7 +137,7 @@ impl<'a> Waiting<'a> {
     fn find_records(
         &mut self,
         file: &File<'a>,
-        layout: &Layout,
+        layout: &ModuleLayout,
         memory: &Staging,
         profile: Profile,
     ) -> Result<(), PrepareError> {
@@ -147,7 +147,7 @@ impl<'a> Waiting<'a> {
             let (Some(spot), Some(&(engine, name))) = (*spot, named) else { continue };
             let table = Table::of_section(section, memory.addr(spot), wide(contents.data.len()));
             for number in table.numbers(record_size(engine, profile)) {
-                let Some(entry) = Entry::read(engine, name, &table, number, memory, profile) else { continue };
+                let Some(entry) = WaitingRecord::read(engine, name, &table, number, memory, profile) else { continue };
                 if let Some(field) = self.fields(entry.code).next() {
                     let object = self.objects[field.object].to_owned();
                     return Err(DeferredError::OtherSite { section: name, record: number, object }.into());
@@ -164,7 +164,7 @@ impl<'a> Waiting<'a> {
             let before = self.entries.len();
             let mut rest = Vec::with_capacity(others.len());
             for entry in others {
-                let shares = |(other, _): &&(Entry, usize)| overlaps(other.site, entry.site);
+                let shares = |(other, _): &&(WaitingRecord, usize)| overlaps(other.site, entry.site);
                 match self.entries.iter().find(shares).map(|(_, object)| *object) {
                     Some(object) => self.entries.push((entry, object)),
                     None => rest.push(entry),
@@ -176,12 +176,13 @@ impl<'a> Waiting<'a> {
             }
         }
         for (at, (entry, object)) in self.entries.iter().enumerate() {
-            let differs = |(other, of): &&(Entry, usize)| of != object && overlaps(other.site, entry.site);
+            let differs = |(other, of): &&(WaitingRecord, usize)| of != object && overlaps(other.site, entry.site);
             if let Some((_, other)) = self.entries[..at].iter().find(differs) {
                 return Err(self.two_objects(entry, *other, *object));
             }
         }
-        let is_init = |(entry, _): &&(Entry, usize)| memory.at(entry.site.0).is_some_and(|(part, _)| part.is_init());
+        let is_init =
+            |(entry, _): &&(WaitingRecord, usize)| memory.at(entry.site.0).is_some_and(|(part, _)| part.is_init());
         if let Some((entry, object)) = self.entries.iter().find(is_init) {
             let (section, record, object) = (entry.name, entry.number, self.objects[*object].to_owned());
             return Err(DeferredError::InitSite { section, record, object }.into());
@@ -192,7 +193,7 @@ impl<'a> Waiting<'a> {
     }
 
     /// The object on which a record depends by any of these bytes.
-    fn object_of(&self, entry: &Entry, extents: &[Extent]) -> Result<Option<usize>, PrepareError> {
+    fn object_of(&self, entry: &WaitingRecord, extents: &[ByteRange]) -> Result<Option<usize>, PrepareError> {
         let mut fields = extents.iter().flat_map(|extent| self.fields(*extent));
         let Some(first) = fields.next() else { return Ok(None) };
         match fields.find(|field| field.object != first.object) {
@@ -201,14 +202,14 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    fn two_objects(&self, entry: &Entry, first: usize, second: usize) -> PrepareError {
+    fn two_objects(&self, entry: &WaitingRecord, first: usize, second: usize) -> PrepareError {
         let name = |object: usize| self.objects[object].to_owned();
         let (section, record) = (entry.name, entry.number);
         DeferredError::TwoObjects { section, record, first: name(first), second: name(second) }.into()
     }
 
     /// The relocations that write any of these bytes.
-    fn fields(&self, extent: Extent) -> impl Iterator<Item = &Field> {
+    fn fields(&self, extent: ByteRange) -> impl Iterator<Item = &WaitingField> {
         let from = Addr::new(extent.0.get().saturating_sub(LONGEST_FIELD));
         let first = self.fields.partition_point(|field| field.extent.0 < from);
         let near = self.fields[first..].iter().take_while(move |field| field.extent.0 < extent.0 + extent.1);
@@ -291,7 +292,7 @@ fn rank(engine: Engine) -> usize {
     ORDER.iter().position(|(known, _)| *known == engine).unwrap_or(0)
 }
 
-impl Entry {
+impl WaitingRecord {
     fn read(
         engine: Engine,
         name: &'static str,
@@ -299,7 +300,7 @@ impl Entry {
         number: u32,
         memory: &Staging,
         profile: Profile,
-    ) -> Option<Entry> {
+    ) -> Option<WaitingRecord> {
         /// Length of the shortest jump. A relocation can only be in a longer jump, behind the first byte.
         const SHORT: u64 = 2;
         const CALL: u64 = 5;
@@ -334,7 +335,7 @@ impl Entry {
                 (8, site, near(4, record.replacement, record.replacement_len.into()))
             }
         };
-        Some(Entry {
+        Some(WaitingRecord {
             engine,
             name,
             section: table.section,

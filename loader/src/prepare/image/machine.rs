@@ -30,18 +30,18 @@ fn at_line(line: usize, problem: impl Into<String>) -> MachineError {
 #[derive(Clone, Default, Debug)]
 pub struct Kallsyms {
     /// All symbols of a name: address, scope, module (empty: the kernel).
-    by_name: HashMap<Box<[u8]>, Vec<Known>>,
+    by_name: HashMap<Box<[u8]>, Vec<KnownSymbol>>,
 }
 
 #[derive(Clone, Debug)]
-struct Known {
+struct KnownSymbol {
     addr: Addr,
-    scope: Scope,
+    scope: KernelScope,
     module: Box<[u8]>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Scope {
+enum KernelScope {
     Local,
     Global,
 }
@@ -61,8 +61,8 @@ impl Kallsyms {
             let addr = hexadecimal(addr).ok_or_else(|| at_line(number, format!("{} is no address", escaped(addr))))?;
             let module = words.next().unwrap_or_default();
             let module = module.strip_prefix(b"[").and_then(|module| module.strip_suffix(b"]")).unwrap_or(module);
-            let scope = if kind.iter().all(u8::is_ascii_uppercase) { Scope::Global } else { Scope::Local };
-            symbols.by_name.entry(name.into()).or_default().push(Known { addr, scope, module: module.into() });
+            let scope = if kind.iter().all(u8::is_ascii_uppercase) { KernelScope::Global } else { KernelScope::Local };
+            symbols.by_name.entry(name.into()).or_default().push(KnownSymbol { addr, scope, module: module.into() });
         }
         Ok(symbols)
     }
@@ -74,8 +74,9 @@ impl Kallsyms {
         let others =
             named.filter_map(move |(rest, all)| Some((all, self.by_name.get(&[to.as_bytes(), rest].concat()[..])?)));
         others.flat_map(|(all, others)| {
-            let of =
-                move |known: &Known| others.iter().find(|other| other.module == known.module).map(|other| other.addr);
+            let of = move |known: &KnownSymbol| {
+                others.iter().find(|other| other.module == known.module).map(|other| other.addr)
+            };
             all.iter().filter_map(move |known| Some((known.addr, of(known)?)))
         })
     }
@@ -88,7 +89,7 @@ impl Kallsyms {
         let table = [b"__ksymtab_", name].concat();
         let owner = self.by_name.get(&table[..]).and_then(|tables| tables.first()).map(|table| &table.module);
         let of_owner = || all.iter().find(|known| Some(&known.module) == owner);
-        let global = || all.iter().find(|known| known.scope == Scope::Global);
+        let global = || all.iter().find(|known| known.scope == KernelScope::Global);
         of_owner().or_else(global).or_else(|| all.first()).map(|known| known.addr)
     }
 }

@@ -7,7 +7,7 @@ use modload_edit::{Addr, Table, wide};
 use object::elf;
 
 use crate::elf::error::ObjectError;
-use crate::elf::file::{File, Section};
+use crate::elf::file::{File, FileSection};
 use crate::prepare::error::PrepareError;
 use crate::vocabulary::escape::escaped;
 
@@ -15,43 +15,44 @@ const PAGE: u64 = 4096;
 
 /// The groups in which Linux lays sections out, each beginning on a page.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Group {
+enum LayoutGroup {
     Text,
     ReadOnly,
     RoAfterInit,
     Data,
 }
 
-const GROUPS: [Group; 4] = [Group::Text, Group::ReadOnly, Group::RoAfterInit, Group::Data];
+const GROUPS: [LayoutGroup; 4] =
+    [LayoutGroup::Text, LayoutGroup::ReadOnly, LayoutGroup::RoAfterInit, LayoutGroup::Data];
 
 /// Which of Linux's two allocations a section belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
+enum Allocation {
     Core,
     Init,
 }
 
-fn group(section: &Section<'_>) -> Group {
+fn group(section: &FileSection<'_>) -> LayoutGroup {
     let named = |name: &str| section.name == name.as_bytes();
     let has = |flag| section.flags.contains(flag);
     if has(elf::SHF_EXECINSTR) {
-        Group::Text
+        LayoutGroup::Text
     } else if !has(elf::SHF_WRITE) {
-        Group::ReadOnly
+        LayoutGroup::ReadOnly
     } else if named(section::RO_AFTER_INIT) || named(section::JUMP_TABLE) {
-        Group::RoAfterInit
+        LayoutGroup::RoAfterInit
     } else {
-        Group::Data
+        LayoutGroup::Data
     }
 }
 
-fn part(section: &Section<'_>) -> Part {
-    if section.name.starts_with(section::INIT_SECTION_PREFIX.as_bytes()) { Part::Init } else { Part::Core }
+fn part(section: &FileSection<'_>) -> Allocation {
+    if section.name.starts_with(section::INIT_SECTION_PREFIX.as_bytes()) { Allocation::Init } else { Allocation::Core }
 }
 
 /// Whether Linux keeps the section in the module's memory. Linux reads other sections from the file, or allocates them
 /// separately.
-fn is_placed(section: &Section<'_>) -> bool {
+fn is_placed(section: &FileSection<'_>) -> bool {
     let apart = [section::MODINFO, section::VERSIONS, section::PERCPU];
     section.kept && !apart.iter().any(|name| section.name == name.as_bytes())
 }
@@ -60,20 +61,20 @@ fn is_placed(section: &Section<'_>) -> bool {
 /// so one given address determines the addresses of all sections of the same allocation.
 pub(super) fn places(file: &File<'_>, given: &HashMap<String, Addr>) -> Result<Vec<Option<Addr>>, PrepareError> {
     let offsets = offsets(file)?;
-    let address = |section: &Section<'_>| given.get(std::str::from_utf8(section.name).ok()?).copied();
-    let base = |wanted: Part| {
+    let address = |section: &FileSection<'_>| given.get(std::str::from_utf8(section.name).ok()?).copied();
+    let base = |wanted: Allocation| {
         let mut known = file.sections.iter().zip(&offsets).filter_map(|(section, offset)| {
             let offset = (*offset).filter(|_| part(section) == wanted && section.size != 0)?;
             Some(address(section)?.get().wrapping_sub(offset))
         });
         known.next()
     };
-    let bases = [base(Part::Core), base(Part::Init)];
+    let bases = [base(Allocation::Core), base(Allocation::Init)];
     let placed = file.sections.iter().zip(&offsets).map(|(section, offset)| {
         let Some(offset) = *offset else { return Ok(None) };
         let base = match part(section) {
-            Part::Core => bases[0],
-            Part::Init => bases[1],
+            Allocation::Core => bases[0],
+            Allocation::Init => bases[1],
         };
         let laid_out = base.map(|base| Addr::new(base.wrapping_add(offset)));
         match address(section).or(laid_out) {
@@ -90,7 +91,7 @@ pub(super) fn places(file: &File<'_>, given: &HashMap<String, Addr>) -> Result<V
 /// Returns the offset of each section in the allocation.
 fn offsets(file: &File<'_>) -> Result<Vec<Option<u64>>, PrepareError> {
     let mut offsets = vec![None; file.sections.len()];
-    for wanted in [Part::Core, Part::Init] {
+    for wanted in [Allocation::Core, Allocation::Init] {
         let mut size = 0_u64;
         for of in GROUPS {
             for (section, place) in file.sections.iter().zip(&mut offsets) {
