@@ -16,7 +16,7 @@ pub enum ObjectError {
     /// A field of the file is wrong.
     #[error("{table} {index}: {field} is {value:#x}: {problem}")]
     Malformed {
-        /// Which table, `section header` say.
+        /// The table, for example `section header`.
         table: &'static str,
         /// Which entry.
         index: usize,
@@ -84,7 +84,7 @@ pub enum ObjectError {
     /// The file's sections are larger than the policy allows.
     #[error("its sections take {bytes} bytes, and the limit is {limit}")]
     TooLarge {
-        /// Their sum, with alignment.
+        /// The sum of the sizes, with alignment.
         bytes: u64,
         /// The bound.
         limit: u64,

@@ -183,8 +183,8 @@ impl<'a> File<'a> {
         }
     }
 
-    /// Of several sections of one name that begins with `.gnu.linkonce.` keeps the first, those in `known` counted; enters the
-    /// others there. Says whether any was dropped.
+    /// Of several sections of one name that begins with `.gnu.linkonce.`, keeps the first; sections in `known` count as
+    /// earlier ones. Adds the kept sections to `known`. Returns whether any section was dropped.
     pub(crate) fn drop_repeated_linkonce(&mut self, known: &mut HashSet<&'a [u8]>) -> bool {
         let mut dropped = false;
         for section in self.sections.iter_mut().filter(|section| !section.repeated) {

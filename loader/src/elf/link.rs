@@ -1,5 +1,5 @@
-//! Stage *link*: merges several objects, and the archive members that they need, into one relocatable object, as `ld
-//! -r` does. A single object is not changed.
+//! Stage *link*: merges several objects, and the archive members that these objects need, into one relocatable object,
+//! as `ld -r` does. A single object is not changed.
 
 mod archive;
 mod crel;
@@ -112,7 +112,7 @@ struct LinkUnit<'a> {
     symbols: GlobalSymbols<'a>,
     /// The signatures of all COMDAT groups.
     groups: HashSet<&'a [u8]>,
-    /// The names of all sections of their older form.
+    /// The names of all `.gnu.linkonce.` sections, the older form of groups.
     linkonce: HashSet<&'a [u8]>,
 }
 
@@ -133,7 +133,7 @@ impl<'a> LinkUnit<'a> {
     }
 }
 
-/// The objects that are needed, in the order in which they are linked, and their symbols.
+/// Returns the needed objects, in link order, with their symbols.
 fn select<'a>(sources: Vec<Source<'a>>, wanted: &'a [String]) -> Result<LinkUnit<'a>, ObjectError> {
     let no_objects = !sources.iter().any(|source| matches!(source, Source::Object(_)));
     let entries = [section::INIT_SYMBOL, section::EXIT_SYMBOL].into_iter().filter(|_| no_objects);

@@ -13,7 +13,7 @@ use object::{U32, pod};
 use crate::elf::error::ObjectError;
 use crate::elf::file::{ComdatGroup, File, FileSection, Relas, SymbolPlace, is_klp, string};
 
-/// The largest alignment a section may ask for.
+/// Largest alignment of a section.
 const MAX_ALIGN: u64 = 1 << 21;
 
 fn malformed(table: &'static str, index: usize, field: &'static str, value: u64, problem: &'static str) -> ObjectError {
@@ -160,7 +160,7 @@ impl<'a> File<'a> {
             let Some((flags, members)) = words.split_first() else {
                 return Err(malformed("section header", at, "sh_size", 0, "a group without flags"));
             };
-            // A section symbol as signature means that section's name.
+            // If the signature is a section symbol, the signature is the name of that section.
             let signature = match signature.place {
                 SymbolPlace::Section(section) if signature.name().is_empty() => {
                     self.sections[index(section.into())].name
@@ -386,7 +386,7 @@ fn section<'a>(
     let align = header.sh_addralign.get(LE).max(1);
     let flags = header.sh_flags.get(LE);
     let kind = header.sh_type.get(LE);
-    // Linux keeps relocations that a live patch applies in memory; here they are read from the file.
+    // Linux keeps the relocations of a live patch in memory; this loader reads them from the file.
     let allocated = flags.contains(elf::SHF_ALLOC) && !is_klp(kind, flags);
     let kept = allocated && !flags.contains(elf::SHF_EXCLUDE) && at != 0;
     if kept && (!align.is_power_of_two() || align > MAX_ALIGN) {

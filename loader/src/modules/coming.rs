@@ -68,13 +68,13 @@ impl Coming<'_> {
         functions
     }
 
-    /// Calls of static calls' trampolines that no record tells of, if the file asks for them to be found.
+    /// Returns calls of static calls' trampolines that have no record, if the file requests a search for such calls.
     #[must_use]
     pub fn trampoline_calls(&self) -> &[TrampolineCall] {
         self.calls
     }
 
-    /// Whether an address lies in a part that goes when `init` has returned.
+    /// Whether an address lies in a part that is freed when `init` has returned.
     #[must_use]
     pub fn is_init(&self, at: Addr) -> bool {
         let init = MemoryPart::ALL.into_iter().zip(self.module.ranges).filter(|(part, _)| part.is_init());

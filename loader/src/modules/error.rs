@@ -19,7 +19,7 @@ pub enum RegistryError {
     /// To wait would be to wait for oneself.
     #[error("waiting would never end: {}", Joined(.0, ", which waits for "))]
     Cycle(Vec<String>),
-    /// A subscriber of the coming chain said no.
+    /// A subscriber of the coming chain refused the module.
     #[error("refused by {subscriber}: {reason}")]
     Refused {
         /// The subscriber.

@@ -21,7 +21,7 @@ use crate::vocabulary::occupant::{Occupant, Occupies};
 use crate::vocabulary::sentence::sentence;
 use modload_threads::thread_exit;
 
-/// Threads cannot be looked at.
+/// Threads cannot be examined.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum LookError {
@@ -88,7 +88,8 @@ struct Sighting {
     asleep: Option<(Sleeper, Option<u64>)>,
 }
 
-/// Ranges of code in order, of which none touches another: there may be thousands, and each frame is looked for in them.
+/// Sorted ranges of code that do not touch each other. There may be thousands, and every frame is searched in these
+/// ranges.
 struct CodeRanges(Vec<Range<u64>>);
 
 impl CodeRanges {
@@ -108,7 +109,7 @@ impl CodeRanges {
         behind.checked_sub(1).is_some_and(|last| at < self.0[last].end)
     }
 
-    /// Whether nothing on this thread's stack is a return into them.
+    /// Whether nothing on this thread's stack is a return into these ranges.
     fn are_left(&self, returned_to: impl Fn(u64) -> bool) -> bool {
         let (Some(first), Some(last)) = (self.0.first(), self.0.last()) else { return true };
         frames::may_return(&(first.start..last.end), |at| self.hold(at) && returned_to(at)) == Some(false)
@@ -241,7 +242,7 @@ pub(crate) enum LookPatience {
     Once,
 }
 
-/// How long threads are waited for that have not begun yet, or not ended, and how often they are looked at.
+/// How long threads that have not begun, or not ended, are waited for, and how often they are examined.
 const SETTLING: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(1);
 

@@ -89,7 +89,7 @@ pub struct Module {
     /// From LIVE on.
     pub(crate) core: Mutex<Option<Core>>,
     pub(crate) accepted: Mutex<Accepted>,
-    /// Whether the parts that `init` needed are gone, or about to go.
+    /// Whether the parts that only `init` needed are freed, or about to be freed.
     pub(crate) init_dropped: AtomicBool,
     /// Number of references. [`CLOSED`] is set when no more are given, [`AWAITED`] if an unload waits for the last one.
     references: AtomicUsize,
@@ -98,7 +98,7 @@ pub struct Module {
 /// Set in the number of references when the module is going.
 const CLOSED: usize = 1 << (usize::BITS - 1);
 
-/// Set in the number of references while an unload waits for them to go.
+/// Set in the number of references while an unload waits for the last reference.
 const AWAITED: usize = 1 << (usize::BITS - 2);
 
 /// The parts from which a module is formed.
@@ -419,7 +419,7 @@ impl Module {
         !part.is_init() || !self.init_dropped.load(Ordering::Acquire)
     }
 
-    /// Section and offset of an address in this module, for people and for snapshots: `.text+0x10`.
+    /// Returns section and offset of an address in this module, for messages and snapshots: `.text+0x10`.
     #[must_use]
     pub fn display_place(&self, at: Addr) -> Option<String> {
         self.sections().find_map(|section| {
@@ -483,7 +483,7 @@ impl Module {
         Some(Reference { module: self.clone() })
     }
 
-    /// Gives no more references, if none is held. Otherwise says how many are.
+    /// Stops giving references if none is held. Otherwise returns the number of held references.
     pub(crate) fn close(&self) -> Result<(), usize> {
         let unused = |count: usize| (count & !AWAITED == 0).then_some(CLOSED);
         match self.references.fetch_update(Ordering::AcqRel, Ordering::Relaxed, unused) {
@@ -492,7 +492,7 @@ impl Module {
         }
     }
 
-    /// Gives no more references, and says how many are held.
+    /// Stops giving references, and returns the number of held references.
     pub(crate) fn close_by_force(&self) -> usize {
         self.references.fetch_or(CLOSED, Ordering::AcqRel) & !(CLOSED | AWAITED)
     }

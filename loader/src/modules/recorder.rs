@@ -1,4 +1,4 @@
-//! Recordings of events, and the functions that are told of events as they happen.
+//! Recordings of events, and functions that are called for each event.
 
 use std::sync::Arc;
 use std::thread;
@@ -126,7 +126,7 @@ impl Recorder<'_> {
                 Ear::Listener(..) => {}
             }
         }
-        // Without the lock: a listener may be slow, or ask the host something.
+        // Without the lock: a listener may be slow, or call the host.
         told.iter().for_each(|(event, listener)| listener(event));
     }
 }

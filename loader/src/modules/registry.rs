@@ -58,7 +58,7 @@ pub(crate) struct Export {
 
 #[derive(Default)]
 pub(crate) struct Book {
-    /// In order of their reservation.
+    /// The modules in order of reservation.
     pub(crate) modules: Vec<ModuleEntry>,
     names: HashMap<Arc<str>, ModuleId>,
     next: u64,
@@ -80,7 +80,7 @@ pub(crate) struct Book {
 /// Time limit for the module of a needed symbol to become LIVE, as in Linux's `resolve_symbol_wait`.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The modules of one host. Registries live for ever and are used again, so that fork can hold all their locks.
+/// The modules of one host. Registries are never freed and are reused, so that fork can hold all their locks.
 pub(crate) struct Registry {
     book: Mutex<Book>,
     /// Some state has changed, some call of a member has ended.
@@ -104,7 +104,7 @@ pub(crate) struct Pool {
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { all: Vec::new(), free: Vec::new() });
 
-/// The lock of all registries: taken before that of any of them.
+/// Takes the lock of the pool. This lock is taken before the lock of any registry.
 pub(crate) fn pool() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -141,7 +141,7 @@ impl Registry {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Book> {
-        // No statement under the lock panics between two that must go together.
+        // Ignoring poison is safe: no code that holds the lock panics between two changes that belong together.
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -185,7 +185,7 @@ impl Registry {
         used.filter_map(|id| book.by_id(id)?.module.as_ref()?.get()).collect()
     }
 
-    /// Waits until `done` says so of the book.
+    /// Waits until `done` returns true for the book.
     pub(crate) fn wait_until(&self, done: impl Fn(&Book) -> bool) {
         let mut book = self.lock();
         while !done(&book) {
@@ -421,7 +421,7 @@ impl Book {
         self.modules.get_mut(at)
     }
 
-    /// The modules that use symbols of this one, in order of their loading.
+    /// Returns the modules that use symbols of this one, in order of loading.
     pub(crate) fn users(&self, id: ModuleId) -> Vec<String> {
         self.neighbours(id, Direction::Incoming)
     }

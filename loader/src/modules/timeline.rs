@@ -51,7 +51,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// The kinds of events. Nothing in them is an address or a time.
+/// The kinds of events. Events contain no addresses and no times.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -71,7 +71,7 @@ pub enum EventKind {
     },
     /// A subscriber was called.
     Notify {
-        /// `coming` or `going`. LIVE is told in the order of the coming chain.
+        /// `coming` or `going`. LIVE is announced in the order of the coming chain.
         chain: &'static str,
         /// The state that the subscriber was told.
         state: State,
@@ -94,7 +94,7 @@ pub enum EventKind {
     },
     /// `exit` returned.
     Exit,
-    /// A rule that has a policy was looked at.
+    /// A rule of the policy was checked.
     Policy {
         /// Which.
         rule: Rule,
@@ -215,14 +215,14 @@ impl fmt::Display for Timeline {
     }
 }
 
-/// Told of events.
+/// A function that is called for each event.
 pub(crate) type EventListener = dyn Fn(&Event) + Send + Sync;
 
 /// A receiver of events.
 pub(crate) enum Ear {
-    /// Keeps those of all threads.
+    /// Keeps the events of all threads.
     Timeline(Timeline),
-    /// Is told those of one thread, and how many there were before.
+    /// Receives the events of one thread, with the number of earlier events.
     Listener(ThreadId, u64, Arc<EventListener>),
 }
 

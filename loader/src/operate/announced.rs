@@ -77,7 +77,7 @@ pub(crate) struct IndirectResolved(pub(crate) usize);
 pub(crate) struct Constructed(pub(crate) usize);
 
 impl<'a> AnnouncedModule<'a, Formed> {
-    /// Stage *coming*: tells the coming chain.
+    /// Stage *coming*: calls the coming chain.
     pub(crate) fn tell(
         recorder: Recorder<'a>,
         module: Arc<Module>,

@@ -20,11 +20,11 @@ use crate::prepare::{layout, memory, relocate, specialise};
 use crate::vocabulary::stage::Stage;
 
 impl Loader {
-    /// Runs the stages *link* to *form* on a link unit and discards the result. Nothing is published and no code runs. Undefined
-    /// symbols count as functions within reach, because another module may export them.
+    /// Runs the stages *link* to *form* on a link unit and discards the result. Nothing is published and no code runs.
+    /// Undefined symbols count as functions within reach, because another module may export them.
     ///
     /// # Errors
-    /// [`LoadError`]: the stage that a load would not get past, and why.
+    /// [`LoadError`]: the stage at which a load would fail, and the reason.
     pub fn check(&self, inputs: &[Input<'_>], stem: &str) -> Result<(), LoadError> {
         let policy = self.policy();
         let linked = link::link(inputs, &[], policy.size_limit).map_err(LoadError::of_stage(stem, Stage::Link))?;

@@ -1,4 +1,4 @@
-//! Why a load or an unload was refused: as data, with sentences for people.
+//! Reasons why a load or an unload was refused: as data, with sentences for messages.
 
 use std::fmt;
 

@@ -62,7 +62,7 @@ pub(crate) struct Unformed<'a> {
     pub(crate) judge: &'a Judge<'a>,
     pub(crate) slices: Option<Box<Slices>>,
     pub(crate) shared: SharedDefinitions,
-    /// The symbols that mean another's definition.
+    /// The symbols that another module's definition replaces.
     pub(crate) elsewhere: &'a [u32],
 }
 

@@ -29,7 +29,7 @@ pub(crate) struct Judge<'a> {
     policy: &'a Policy,
     info: &'a Modinfo<'a>,
     versions: Cow<'a, [u8]>,
-    /// Whether a rule was broken and the module is loaded all the same.
+    /// Whether a broken rule was allowed.
     forced: Cell<bool>,
 }
 

@@ -134,7 +134,7 @@ trait Counted {
         Vec::new()
     }
 
-    /// Whether the stage has done anything that timelines should tell of.
+    /// Whether the stage has done anything that belongs in a timeline.
     fn is_news(&self) -> bool {
         true
     }
@@ -271,10 +271,10 @@ impl Loader {
         self.load_module_with(image, &NoFaults)
     }
 
-    /// [`Loader::load_module`], with stages that fail.
+    /// [`Loader::load_module`], with stages that are made to fail.
     ///
     /// # Errors
-    /// [`LoadError`] says in which stage and why.
+    /// [`LoadError`]: the stage and the reason.
     pub fn load_module_with<F: Faults>(&self, image: &Image<'_>, faults: &F) -> Result<Reference, LoadError> {
         quarantine::sweep_if_any();
         let Loader { registry, arena, externals, policy, onlookers } = self;
@@ -405,8 +405,8 @@ impl Loader {
         entry.module.as_ref()?.get()
     }
 
-    /// All modules that are COMING, LIVE or GOING and their states, in order of their loading, without a reference: to be
-    /// looked at, they may go at any time.
+    /// Returns all modules that are COMING, LIVE or GOING with their states, in order of loading, without references.
+    /// Such modules may be unloaded at any time.
     #[must_use]
     pub fn look(&self) -> Vec<(Arc<Module>, State)> {
         let book = self.registry.lock();
@@ -420,7 +420,7 @@ impl Loader {
         self.registry.lock().taint.iter().collect()
     }
 
-    /// Names and states of all modules, in order of their loading.
+    /// Returns names and states of all modules, in order of loading.
     #[must_use]
     pub fn modules(&self) -> Vec<(String, State)> {
         self.registry.lock().modules.iter().map(|entry| (entry.name.to_string(), entry.state)).collect()

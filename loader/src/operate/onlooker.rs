@@ -114,13 +114,13 @@ impl<'a> Seen<'a> {
         self.made.file.section(at).is_some_and(|section| section.repeated)
     }
 
-    /// The addresses of all symbols by their index in the object's symbol table.
+    /// Returns the addresses of all symbols, by index in the object's symbol table.
     #[must_use]
     pub fn symbols(&self) -> &'a [Symbol] {
         &self.made.resolved.symbols
     }
 
-    /// The functions, in the order of the symbol table; those of init sections are among them.
+    /// Returns the functions in the order of the symbol table, including those of init sections.
     pub fn functions(&self) -> impl Iterator<Item = SeenFunction<'a>> + '_ {
         let functions =
             self.made.file.symbols().filter(|(_, symbol)| symbol.kind == elf::STT_FUNC && !symbol.name().is_empty());
@@ -132,7 +132,7 @@ impl<'a> Seen<'a> {
     }
 }
 
-/// Shows a module to all of them.
+/// Shows a module to all onlookers.
 pub(crate) fn show(onlookers: &[Arc<dyn Onlooker>], seen: Seen<'_>) -> AllShown {
     let mut all = AllShown::default();
     for onlooker in onlookers {

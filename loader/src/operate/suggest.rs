@@ -1,5 +1,5 @@
-//! Suggestions for misspelt symbols ("did you mean"). Their cost is bounded: only names of similar length with the same first
-//! letter are compared, and the number of comparisons in a load has a limit.
+//! Suggestions for misspelt symbols ("did you mean"). The cost is bounded: only names of similar length with the same
+//! first letter are compared, and the number of comparisons in a load has a limit.
 
 use strsim::normalized_damerau_levenshtein;
 
@@ -104,7 +104,7 @@ mod tests {
             assert_eq!(suggestions.nearest(symbol), None, "{symbol}");
         }
         assert_eq!(suggestions.comparisons, COMPARISONS);
-        // And then there is a bound for all of them together.
+        // A second bound limits all comparisons of a load together.
         for _ in 0..1000 {
             suggestions.nearest("symbol_00000x");
         }

@@ -17,7 +17,7 @@ use crate::operate::error::{self, UnloadError};
 use crate::vocabulary::left::LeftBy;
 use crate::vocabulary::state::State;
 
-/// Which module is to go.
+/// The module to be unloaded.
 #[derive(Clone, Copy)]
 pub(crate) enum Which<'a> {
     /// The one that has this name now.
@@ -196,7 +196,7 @@ pub(crate) fn destruct(recorder: Recorder<'_>, module: &Module) {
     entry::destructors(&functions.destructors, functions.dso_handle, thrown);
 }
 
-/// A module that is GOING, and how many references are held all the same.
+/// A module that is GOING, and the number of references that are still held.
 struct Closed {
     module: Arc<Module>,
     held: usize,

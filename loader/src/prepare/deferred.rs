@@ -46,7 +46,8 @@ const READ_EARLY: [&str; 19] = [
     section::PATCHABLE_FUNCTION_ENTRIES,
 ];
 
-/// The object for which a section of relocations waits; `None` for those of the host, which is always there.
+/// Returns the object for which a section of relocations waits; `None` for relocations against the host, which is
+/// always present.
 pub(crate) fn awaited<'a>(file: &File<'a>, relas: &Relas<'a>) -> Option<&'a str> {
     let object = object_of_relocations(file.section(relas.section)?.name)?;
     std::str::from_utf8(object).ok().filter(|_| object != livepatch::VMLINUX)

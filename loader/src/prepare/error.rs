@@ -80,7 +80,7 @@ pub enum PrepareError {
         symbol: String,
         /// Which and why.
         error: Box<modload_relocs::Error>,
-        /// More to say.
+        /// Additional advice.
         advice: RelocationAdvice,
     },
     /// The address of a section is unknown or impossible.

@@ -140,7 +140,7 @@ impl MemoryImage {
         Ok(MemoryImage::read(&file, &places, &space, edits))
     }
 
-    /// The sections that have a place, as they are there.
+    /// Returns the sections that have a place, as in memory now.
     fn read(file: &File<'_>, places: &[Option<Addr>], space: &Space, edits: Edits) -> MemoryImage {
         let placed = (0..).zip(file.sections.iter().zip(places));
         let sections = placed.filter_map(|(index, (section, at))| {

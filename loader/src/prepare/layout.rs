@@ -119,11 +119,11 @@ pub(crate) const THUNK: u64 = 32;
 /// Number of thunks for branches: one for each register. The thunk for returns follows.
 pub(crate) const THUNKS: u64 = 16;
 
-/// The registers in the order of their numbers.
+/// The registers, by number.
 const REGISTERS: [&str; 16] =
     ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
 
-/// The number of the thunk that a symbol means.
+/// Returns the number of the thunk for a symbol.
 pub(crate) fn thunk(symbol: &[u8]) -> Option<u64> {
     if symbol == section::RETURN_THUNK_SYMBOL.as_bytes() || symbol == section::FENTRY_SYMBOL.as_bytes() {
         return Some(THUNKS);
@@ -148,7 +148,7 @@ pub(crate) fn thunk_code(number: u64) -> Vec<u8> {
     }
 }
 
-/// Where everything goes.
+/// The places of everything in a module.
 #[derive(Debug)]
 pub(crate) struct ModuleLayout {
     /// By [`MemoryPart::slot`].
@@ -166,9 +166,9 @@ pub(crate) struct ModuleLayout {
     pub(crate) plt: Spot,
     /// Indirect functions.
     pub(crate) indirect: IndirectPlan,
-    /// Their PLT entries.
+    /// The PLT entries of indirect functions.
     pub(crate) indirect_plt: Spot,
-    /// Their slots.
+    /// The slots of indirect functions.
     pub(crate) indirect_slots: Spot,
     /// The module's `struct module`, if the module refers to one.
     pub(crate) this_module: Option<Spot>,
@@ -279,7 +279,7 @@ pub(crate) fn plan(
             file.is_from_outside(symbol) || vague::may_be_elsewhere(file, symbol, shared)
         });
     }
-    // All of their symbols are some object's.
+    // All symbols of these relocations belong to objects.
     for relas in &file.klp_relas {
         layout.slots.scan(relas.section, relas.records, |_| true);
     }
@@ -324,9 +324,9 @@ fn is_identifier(name: &[u8]) -> bool {
     !name.is_empty() && name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')
 }
 
-/// The kept sections in the order in which they are laid out, with their parts: that of the file, but sections of one
-/// name side by side if the module asks for the bounds of any; then all that could be meant are writable if one is.
-/// `.modinfo` has been read and stays behind, as in Linux.
+/// Returns the kept sections in layout order, with their parts. The order is that of the file. If the module refers to
+/// the bounds of any section, sections of one name are placed side by side, and all such sections are writable if one
+/// is writable. `.modinfo` has been read and is left out, as in Linux.
 fn order(file: &File<'_>, by_name: bool) -> Vec<(usize, MemoryPart)> {
     let stays = |section: &FileSection<'_>| section.kept && section.name != section::MODINFO.as_bytes();
     let kept = file.sections.iter().enumerate().filter(|(_, section)| stays(section));

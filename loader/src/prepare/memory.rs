@@ -391,7 +391,7 @@ impl Core {
         variable.or_else(|| self.ro_after_init.as_ref()?.read(at, len))
     }
 
-    /// Stores bytes into the module's variables, but not into those that are read-only by now.
+    /// Stores bytes into the module's variables, except variables that are read-only by now.
     pub(crate) fn write(&self, at: Addr, bytes: &[u8]) -> Option<()> {
         self.data.as_ref()?.write(at, bytes)
     }

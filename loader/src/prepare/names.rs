@@ -21,7 +21,7 @@ pub enum ModuleSymbolKind {
     Function,
     /// A variable.
     Object,
-    /// The file does not say.
+    /// The file states no type.
     Other,
 }
 
@@ -70,7 +70,7 @@ pub(crate) struct SymbolNames {
 /// Number of lookups by scanning the table; later lookups use an index.
 const WALKS: u32 = 4;
 
-/// The names of the module's own symbols and, apart, of those that go when `init` has returned.
+/// Collects the names of the module's own symbols and, separately, of symbols that are freed when `init` has returned.
 pub(crate) fn collect(
     file: &File<'_>,
     layout: &ModuleLayout,
@@ -187,7 +187,8 @@ impl SymbolNames {
         self.entries.iter().filter_map(move |entry| Some((self.name(entry).strip_prefix(prefix)?, entry.addr)))
     }
 
-    /// The functions: address, whether the name is local, name, size. In this order they sort as people want them.
+    /// Returns the functions: address, whether the name is local, name, size. Sorting by this tuple gives the order for
+    /// messages.
     pub(crate) fn functions(&self) -> impl Iterator<Item = (Addr, bool, &[u8], u64)> {
         let functions = self.entries.iter().filter(|entry| entry.kind == ModuleSymbolKind::Function);
         functions.map(|entry| (entry.addr, entry.scope == SymbolScope::Local, self.name(entry), entry.size))
@@ -205,7 +206,7 @@ impl SymbolNames {
         self.entries.iter().filter(|entry| entry.kind != ModuleSymbolKind::Object).map(|entry| entry.addr)
     }
 
-    /// Whether one of them begins at an address.
+    /// Whether a function or other code begins at an address.
     pub(crate) fn begins_at(&self, at: Addr) -> bool {
         if self.questions.fetch_add(1, Ordering::Relaxed) < WALKS {
             return self.code().any(|start| start == at);
@@ -273,7 +274,7 @@ mod tests {
         }
     }
 
-    /// Looks a name up until that goes by the index.
+    /// Looks up a name until the index is used.
     fn check(names: &SymbolNames, name: &[u8], expected: Option<u64>) {
         for lookup in 0..=WALKS {
             let found = names.find(name).map(|symbol| symbol.addr.get());

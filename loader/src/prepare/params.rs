@@ -37,7 +37,7 @@ pub enum ParamType {
         elemsize: u32,
         /// How many there is room for.
         max: u32,
-        /// Where the number of values given goes.
+        /// Address that receives the number of given values.
         num: Option<Addr>,
     },
 }
@@ -356,7 +356,7 @@ pub(crate) fn split(param: &str) -> (&str, Option<&str>) {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ParamsSet(pub(crate) u64);
 
-/// Sets the parameters given; `unknown` is told of each that the module does not have.
+/// Sets the given parameters; `unknown` is called for each parameter that the module does not have.
 pub(crate) fn parse(
     params: &mut [ParamInfo],
     given: &[String],

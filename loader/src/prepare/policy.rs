@@ -10,7 +10,7 @@ use crate::vocabulary::rewriting::Rewriting;
 /// The consequence for a module that breaks a rule.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Check {
-    /// The rule is not looked at.
+    /// The rule is not checked.
     Off,
     /// The module loads, with a warning and the taint F.
     Warn,

@@ -3,17 +3,17 @@
 use modload_edit::{Addr, index};
 use modload_relocs::Symbol;
 
-/// The addresses of all symbols of a module, by their index.
+/// The addresses of all symbols of a module, by index.
 #[derive(Debug)]
 pub(crate) struct Resolved {
     pub(crate) symbols: Vec<Symbol>,
     /// Number of symbols from outside the module.
     pub(crate) external: u64,
-    /// The symbols that the module defines, and that mean another's definition all the same, in order.
+    /// Symbols of the module that another module's definition replaces, in order.
     pub(crate) elsewhere: Vec<u32>,
 }
 
-/// Which of several a symbol's position means: the only one, or that of this number, from 1.
+/// Returns the address at a symbol position: position 0 means the only one, other positions count from 1.
 pub(crate) fn picked(all: &[Addr], position: u64) -> Option<Addr> {
     match (position, all) {
         (0, [only]) => Some(*only),

@@ -89,7 +89,7 @@ pub(crate) fn specialise(
     Ok(specialised)
 }
 
-/// Has the records of function entries followed; says how many there were.
+/// Runs the engine of function entries; returns the number of records.
 fn entries(
     name: &'static str,
     table: &Table,
@@ -120,7 +120,7 @@ fn boundaries(file: &File<'_>, layout: &ModuleLayout, memory: &Staging) -> Bound
     };
     for relas in file.relas.iter().filter(|relas| !is_table(relas)) {
         let is_code = text(relas.target).is_some();
-        // Their only relocations against code are those of where functions begin.
+        // The only relocations of these rows against code are the starts of functions.
         let of_frames = file.section(relas.target).is_some_and(|target| target.name == section::EH_FRAME.as_bytes());
         for rela in relas.records.iter() {
             let Some(at) = file.symbol(rela.symbol).as_ref().and_then(start) else { continue };
@@ -147,7 +147,8 @@ pub(crate) fn facts(layout: &ModuleLayout, memory: &Staging, rewriting: &Rewriti
     facts
 }
 
-/// Makes calls through the host's operations table direct: they are known by their relocations. Says how many.
+/// Makes calls through the host's operations table direct; the calls are found by their relocations. Returns the number
+/// of such calls.
 fn call_operations(
     file: &File<'_>,
     layout: &ModuleLayout,

@@ -20,7 +20,7 @@ pub enum DeferredError {
         /// The other.
         second: String,
     },
-    /// A record says that code of another module is to be rewritten.
+    /// A record requests rewriting of another module's code.
     #[error(
         "record {record} of section \"{section}\" is about code of \"{object}\": only its key may be another module's"
     )]
@@ -32,7 +32,7 @@ pub enum DeferredError {
         /// The owner of the code.
         object: String,
     },
-    /// A record is about code that goes when `init` has returned.
+    /// A record refers to code that is freed when `init` has returned.
     #[error(
         "record {record} of section \"{section}\" waits for \"{object}\", and its site goes when init has returned"
     )]

@@ -6,7 +6,7 @@ pub(crate) fn escaped(name: &[u8]) -> String {
     match std::str::from_utf8(name) {
         // The fast path for nearly all names: every load escapes the names of sections.
         Ok(name) if name.as_bytes().iter().all(as_is) => name.to_owned(),
-        // Quotes do a terminal no harm, and people are called O'Neill.
+        // Quotes are harmless to a terminal, and names of people such as O'Neill contain them.
         Ok(name) => name.chars().fold(String::new(), |mut text, c| {
             match c {
                 '\'' | '"' => text.push(c),

@@ -7,11 +7,11 @@ use modload_edit::Addr;
 pub(crate) struct EntryPoints {
     pub(crate) init: Option<Addr>,
     pub(crate) exit: Option<Addr>,
-    /// Resolvers of indirect functions, and the slots into which their results go.
+    /// Resolvers of indirect functions, and the slots for their results.
     pub(crate) resolvers: Vec<(Addr, Addr)>,
-    /// In order of their calls.
+    /// Constructors in call order.
     pub(crate) constructors: Vec<Addr>,
-    /// In order of their calls.
+    /// Destructors in call order.
     pub(crate) destructors: Vec<Addr>,
     /// The module's `struct module`.
     pub(crate) this_module: Option<Addr>,

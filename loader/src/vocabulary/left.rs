@@ -1,4 +1,4 @@
-//! How a module's function was left other than by returning, said in the module's terms.
+//! How code left a module's function without returning, in terms of modules.
 
 use std::fmt;
 

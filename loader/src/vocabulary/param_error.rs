@@ -22,7 +22,7 @@ pub enum ParamError {
         /// The type.
         kind: &'static str,
     },
-    /// Only a bool may go without.
+    /// Only a bool may be given without value.
     #[error("it needs a value: NAME=VALUE")]
     NeedsValue,
     /// The string is too long.

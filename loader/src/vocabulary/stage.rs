@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 /// The stages of a load, in order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Stage {
-    /// Several objects, and the members of archives that they need, become one.
+    /// Several objects, and the archive members that these objects need, become one.
     Link,
     /// The headers, tables and indices of the file are checked.
     Validate,

@@ -22,7 +22,7 @@ pub(super) fn is_archive(bytes: &[u8]) -> bool {
 
 /// A parsed archive.
 pub(super) struct StaticArchive<'a> {
-    /// In their order; `None` once taken.
+    /// The members in order; `None` once taken.
     members: Vec<Option<ArchiveMember<'a>>>,
     /// Symbols in the order of the members and of their symbol tables, as in the index of ranlib.
     index: Vec<Offer<'a>>,

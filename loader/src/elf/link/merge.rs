@@ -22,8 +22,8 @@ use crate::vocabulary::escape::escaped;
 const FLAGS: &[elf::SectionFlags] =
     &[elf::SHF_WRITE, elf::SHF_ALLOC, elf::SHF_EXECINSTR, elf::SHF_TLS, elf::SHF_EXCLUDE, elf::SHF_COMPRESSED];
 
-/// Sections that want more than this stay by themselves: the gaps in front of them would be in no proportion to the
-/// file.
+/// Sections with a larger alignment are not merged: the gaps in front of such sections would be out of proportion to
+/// the file.
 const PAGE: u64 = 4096;
 
 /// The new place of an object's section: output section and offset.
@@ -280,7 +280,7 @@ fn entries_end(frames: &[u8]) -> usize {
     if frames[end..].iter().all(|byte| *byte == 0) { end } else { frames.len() }
 }
 
-/// Those of the flags that mean something to a loader.
+/// Returns the flags that matter to a loader.
 fn known(flags: elf::SectionFlags) -> elf::SectionFlags {
     let kept = FLAGS.iter().filter(|flag| flags.contains(**flag));
     kept.fold(elf::SectionFlags(0), |all, flag| all | *flag)

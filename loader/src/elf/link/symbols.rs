@@ -23,7 +23,7 @@ pub(super) struct Definition {
 /// State of a global symbol after the objects that are linked so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum GlobalState {
-    /// No object has said anything.
+    /// No object has mentioned the symbol.
     Unknown,
     Undefined(LinkStrength),
     /// Size and alignment in bytes are the largest of all.
@@ -54,10 +54,10 @@ pub(super) struct Global<'a> {
 /// All global symbols.
 #[derive(Default, Debug)]
 pub(super) struct GlobalSymbols<'a> {
-    /// In order of their first appearance.
+    /// The symbols in order of first appearance.
     pub(super) globals: Vec<Global<'a>>,
     by_name: HashMap<&'a [u8], usize>,
-    /// Those that have become undefined and were not asked about yet.
+    /// Symbols that have become undefined since the last call of [`GlobalSymbols::newly_undefined`].
     newly_undefined: Vec<usize>,
     /// Bytes of all names, local ones too.
     names: u64,
@@ -71,7 +71,7 @@ impl<'a> GlobalSymbols<'a> {
         self.newly_undefined.push(number);
     }
 
-    /// The names that have become undefined since this was last asked.
+    /// Returns the names that have become undefined since the last call.
     pub(super) fn newly_undefined(&mut self) -> Vec<&'a [u8]> {
         std::mem::take(&mut self.newly_undefined).into_iter().map(|number| self.globals[number].name).collect()
     }

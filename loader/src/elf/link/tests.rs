@@ -110,7 +110,7 @@ fn compiled(name: &str, language: Language, text: &str, compiler: Compiler, flag
     object_from_text(name, language, text, compiler, flags).unwrap()
 }
 
-/// The compilers that are there; says which are not.
+/// Returns the available compilers, and prints the missing ones.
 fn compilers() -> Vec<Compiler> {
     let (there, missing): (Vec<_>, Vec<_>) =
         [Compiler::Gcc, Compiler::Clang].into_iter().partition(|compiler| compiler.find().is_some());
@@ -136,7 +136,7 @@ fn modules_of_the_sdk_are_merged_as_ld_does() {
     for compiler in compilers() {
         let objects = ["greet", "export_data", "common", "ro_after_init"]
             .map(|name| Fixture::new(name).object(compiler, &["-O2", "-fPIC"]).unwrap());
-        // Two of them have an init, but one module has one.
+        // Two objects define an init, but a module may have only one.
         check(&format!("{compiler:?}"), &objects[1..3]);
         let inputs = objects.iter().map(|path| input(path)).collect::<Vec<_>>();
         let refused = link(&inputs, &[], LIMIT).unwrap_err();

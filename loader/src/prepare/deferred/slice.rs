@@ -27,7 +27,7 @@ pub struct Slices {
     slices: Vec<Slice>,
     /// Sections and numbers of all records that wait.
     left_out: Vec<(u32, u32)>,
-    /// By the symbol's index; those that wait are [`SymbolKind::Waiting`].
+    /// Symbols by index; waiting ones are [`SymbolKind::Waiting`].
     symbols: Vec<Symbol>,
     slots: Slots,
     /// The module's memory after the module's own stages.
@@ -68,9 +68,9 @@ impl WantedSymbol {
 /// Relocations of one section, with the file's contents of that section.
 #[derive(Debug)]
 struct OwnRelas {
-    /// Index of the section that holds them.
+    /// Index of the relocation section.
     section: u32,
-    /// Name of the section that they relocate, escaped.
+    /// Name of the relocated section, escaped.
     target: String,
     is_text: bool,
     addr: Addr,
@@ -240,7 +240,7 @@ impl Slice {
         &self.wanted
     }
 
-    /// Those that are trampolines of static calls.
+    /// Returns the wanted symbols that are trampolines of static calls.
     pub fn trampolines(&self) -> impl Iterator<Item = &WantedSymbol> {
         let prefix = modload_abi::section::STATIC_CALL_TRAMPOLINE_PREFIX.as_bytes();
         self.wanted.iter().filter(move |symbol| symbol.name.starts_with(prefix))
@@ -287,7 +287,7 @@ impl SlicePlan<'_> {
         &self.tables
     }
 
-    /// Calls of static calls' trampolines that no record tells of.
+    /// Returns calls of static calls' trampolines that have no record.
     #[must_use]
     pub fn trampoline_calls(&self) -> &[TrampolineCall] {
         &self.calls

@@ -226,7 +226,7 @@ impl<'a> Waiting<'a> {
         &self.left_out
     }
 
-    /// The records that wait for an object, as tables, in the order in which their engines work.
+    /// Returns the records that wait for an object, as tables, in the order of the engines.
     pub(super) fn tables(&self, object: usize, profile: Profile) -> Vec<(Engine, &'static str, Table)> {
         let of_object = self.entries.iter().filter(|(_, of)| *of == object);
         let mut tables: Vec<_> = of_object
@@ -274,7 +274,7 @@ impl<'a> Waiting<'a> {
     }
 }
 
-/// The runs of a table's records between those that are left out: sections and numbers, sorted.
+/// Returns the runs of a table's records between the records that are left out (sections and numbers, sorted).
 pub(super) fn left(left_out: &[(u32, u32)], table: Table, record: u64) -> impl Iterator<Item = Table> {
     let from = left_out.partition_point(|(section, _)| *section < table.section);
     let to = left_out.partition_point(|(section, _)| *section <= table.section);

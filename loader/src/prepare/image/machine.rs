@@ -129,7 +129,7 @@ impl Machine {
         &self.rewriting.facts
     }
 
-    /// The address that a word means: `0x..`, 0, or a symbol.
+    /// Returns the address of a word: `0x..`, 0, or a symbol.
     #[must_use]
     pub fn address(&self, word: &str) -> Option<Addr> {
         match word.strip_prefix("0x") {
