@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use modload::error::sentence;
 use modload::file::{ModuleFile, SIZE_LIMIT};
 use modload::image::{Elsewhere, ImageSection, MemoryImage};
 use serde_json::json;
@@ -66,8 +67,8 @@ fn batch(list: &Path, maker: &Maker, output: &mut CommandOutput) -> Result<(), C
             }
             Err(failure) => {
                 failed += 1;
-                output.say(&format!("{failure}"))?;
-                output.value(&json!({ "file": one.file.to_string_lossy(), "error": failure.to_string() }))?;
+                output.say(&sentence(&failure))?;
+                output.value(&json!({ "file": one.file.to_string_lossy(), "error": sentence(&failure) }))?;
             }
         }
     }
@@ -141,7 +142,7 @@ impl One {
                 image
             }
         };
-        image.map_err(|source| CommandFailure::Inspect { file: self.file.clone(), source })
+        image.map_err(|source| CommandFailure::Inspect { file: self.file.clone(), source: source.into() })
     }
 
     /// Writes the bytes of the sections to files with safe names.

@@ -4,6 +4,7 @@
 use std::io;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter, Instruction};
+use modload::error::ObjectError;
 use modload::file::{ModuleFile, SIZE_LIMIT};
 use modload::inspect::{FunctionBytes, Inspection};
 use serde::Serialize;
@@ -16,7 +17,7 @@ pub(crate) fn run(arguments: &Inspect, output: &mut CommandOutput) -> Result<(),
     let path = || arguments.file.clone();
     let file = ModuleFile::read(&arguments.file, SIZE_LIMIT);
     let file = file.map_err(|source| CommandFailure::Read { file: path(), source })?;
-    let failed = |source| CommandFailure::Inspect { file: path(), source };
+    let failed = |source: ObjectError| CommandFailure::Inspect { file: path(), source: source.into() };
     match &arguments.function {
         None => {
             let stem = file.stem.clone();

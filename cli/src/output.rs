@@ -112,8 +112,7 @@ fn style(event: &Event) -> Style {
         EventKind::Policy { verdict: Verdict::Warned, .. } => UNDER_WAY,
         EventKind::Policy { verdict: Verdict::Refused, .. } => BAD,
         EventKind::Quarantined { .. } => UNDER_WAY,
-        EventKind::Log { .. } | EventKind::Publish | EventKind::Init { .. } | EventKind::Exit | EventKind::Freed => {
-            Style::new()
-        }
+        // Also events of later versions.
+        _ => Style::new(),
     }
 }

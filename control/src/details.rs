@@ -1,5 +1,6 @@
 //! The loader's errors as data, in the same form on the control socket and in `--format json`.
 
+use modload::error::{ObjectError, PrepareError, RegistryError};
 use modload::{Error, LoadError};
 use serde_json::{Map, Value, json};
 
@@ -18,31 +19,9 @@ pub fn load_details(error: &LoadError) -> Map<String, Value> {
 pub fn error_details(error: &Error, data: &mut Map<String, Value>) {
     let mut put = |key: &str, value: Value| drop(data.insert(key.into(), value));
     match error {
-        Error::Malformed { table, index, field, value, problem } => {
-            put("table", (*table).into());
-            put("index", (*index).into());
-            put("field", (*field).into());
-            put("value", (*value).into());
-            put("problem", (*problem).into());
-        }
-        Error::Unsupported { what, name, why } => {
-            put(what, name.clone().into());
-            put("problem", (*why).into());
-        }
-        Error::Unresolved(symbols) => {
-            put("unresolved", json!(symbols));
-        }
-        Error::Relocation { place, symbol, error, .. } => {
-            put("section", place.split('+').next().unwrap_or_default().into());
-            put("place", place.clone().into());
-            put("symbol", symbol.clone().into());
-            put("problem", error.to_string().into());
-        }
-        Error::BadRecord { section, record, problem } => {
-            put("section", (*section).into());
-            put("record", (*record).into());
-            put("problem", (*problem).into());
-        }
+        Error::Object(error) => object_details(error, data),
+        Error::Prepare(error) => prepare_details(error, data),
+        Error::Registry(error) => registry_details(error, data),
         Error::GplOnly { symbol, owner, .. }
         | Error::Namespace { symbol, owner, .. }
         | Error::DuplicateExport { symbol, owner } => {
@@ -59,29 +38,72 @@ pub fn error_details(error: &Error, data: &mut Map<String, Value>) {
             put("vermagic", found.clone().into());
             put("expected", expected.clone().into());
         }
-        Error::InObject { object, error } => {
-            put("object", object.clone().into());
-            error_details(error, data);
-        }
-        Error::DefinedTwice { symbol, first, second } => {
-            put("symbol", symbol.clone().into());
-            put("objects", json!([first, second]));
-        }
-        Error::NoAddress { section, problem } => {
-            put("section", section.clone().into());
-            put("problem", (*problem).into());
-        }
-        Error::Refused { subscriber, reason, .. } => {
-            put("subscriber", subscriber.clone().into());
-            put("problem", reason.clone().into());
-        }
-        Error::Param { name, source } => {
-            put("parameter", name.clone().into());
-            put("problem", source.to_string().into());
-        }
         Error::Init(result) => {
             put("result", (*result).into());
         }
         _ => {}
+    }
+}
+
+fn object_details(error: &ObjectError, data: &mut Map<String, Value>) {
+    let mut put = |key: &str, value: Value| drop(data.insert(key.into(), value));
+    match error {
+        ObjectError::Malformed { table, index, field, value, problem } => {
+            put("table", (*table).into());
+            put("index", (*index).into());
+            put("field", (*field).into());
+            put("value", (*value).into());
+            put("problem", (*problem).into());
+        }
+        ObjectError::Unsupported { what, name, why } => {
+            put(what, name.clone().into());
+            put("problem", (*why).into());
+        }
+        ObjectError::BadRecord { section, record, problem } => {
+            put("section", (*section).into());
+            put("record", (*record).into());
+            put("problem", (*problem).into());
+        }
+        ObjectError::InObject { object, error } => {
+            put("object", object.clone().into());
+            object_details(error, data);
+        }
+        ObjectError::DefinedTwice { symbol, first, second } => {
+            put("symbol", symbol.clone().into());
+            put("objects", json!([first, second]));
+        }
+        _ => {}
+    }
+}
+
+fn prepare_details(error: &PrepareError, data: &mut Map<String, Value>) {
+    let mut put = |key: &str, value: Value| drop(data.insert(key.into(), value));
+    match error {
+        PrepareError::Object(error) => object_details(error, data),
+        PrepareError::Unresolved(symbols) => {
+            put("unresolved", json!(symbols));
+        }
+        PrepareError::Relocation { place, symbol, error, .. } => {
+            put("section", place.split('+').next().unwrap_or_default().into());
+            put("place", place.clone().into());
+            put("symbol", symbol.clone().into());
+            put("problem", error.to_string().into());
+        }
+        PrepareError::NoAddress { section, problem } => {
+            put("section", section.clone().into());
+            put("problem", (*problem).into());
+        }
+        PrepareError::Param { name, source } => {
+            put("parameter", name.clone().into());
+            put("problem", source.to_string().into());
+        }
+        _ => {}
+    }
+}
+
+fn registry_details(error: &RegistryError, data: &mut Map<String, Value>) {
+    if let RegistryError::Refused { subscriber, reason, .. } = error {
+        data.insert("subscriber".into(), subscriber.clone().into());
+        data.insert("problem".into(), reason.clone().into());
     }
 }

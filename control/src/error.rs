@@ -105,6 +105,8 @@ impl RequestRefusal {
             RequestRefusal::Unload(UnloadError::ForceRefused(_)) => "force_refused",
             RequestRefusal::Unload(UnloadError::NotLive { .. })
             | RequestRefusal::Param(SetParamError::NotLive { .. }) => "not_live",
+            // A later version may have other reasons for which a module stays.
+            RequestRefusal::Unload(_) => "in_use",
             RequestRefusal::NoSymbol(_) | RequestRefusal::Symbol(SymbolError::NotFound { .. }) => "no_symbol",
             RequestRefusal::Symbol(_) => "call",
             RequestRefusal::Param(_) => "param",

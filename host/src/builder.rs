@@ -1,12 +1,15 @@
 //! The builder of a host: the symbols that it offers and the modules that it allows.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::sync::Arc;
 
 use modload_abi::section::PV_OPS_SYMBOL as PV_OPS;
 use modload_alternatives::Features;
 use modload_edit::{Addr, wide};
-use modload_loader::{Check, Exports, External, Externals, ForcedUnload, HostOperations, Onlooker, Policy, Rule};
+use modload_loader::{
+    Check, Exports, External, Externals, ForcedUnload, HostOperations, Onlooker, Policy, Rule, sentence,
+};
 use modload_paravirt::{LINUX_OPERATIONS, Operations};
 use modload_text::ArenaError;
 use thiserror::Error;
@@ -17,11 +20,17 @@ use crate::host::Host;
 use crate::own_symbols::own_symbols;
 
 /// Code for processor features that this machine does not have.
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
 #[error("this machine does not have {}", missing_features(.missing))]
 pub struct OtherCpu {
     /// The missing features.
     pub missing: Vec<&'static str>,
+}
+
+impl fmt::Debug for OtherCpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&sentence(self))
+    }
 }
 
 /// Lists the names of features, with the reason for each feature that no process can use.

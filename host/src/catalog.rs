@@ -2,12 +2,13 @@
 //! `depmod`, this module reads the files themselves.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use modload_abi::modinfo;
-use modload_loader::Inspection;
+use modload_loader::{Inspection, sentence};
 use petgraph::algo::{has_path_connecting, tarjan_scc, toposort};
 use petgraph::graph::{DiGraph, NodeIndex};
 use thiserror::Error;
@@ -48,7 +49,8 @@ struct Unusable {
 }
 
 /// The modules of a folder cannot be put in order.
-#[derive(Debug, Error)]
+#[derive(Error)]
+#[non_exhaustive]
 pub enum CatalogError {
     /// The folder cannot be read.
     #[error("{}", .folder.display())]
@@ -72,7 +74,7 @@ pub enum CatalogError {
         /// The path of the file.
         file: PathBuf,
         /// The reason.
-        source: Box<modload_loader::Error>,
+        source: Box<modload_loader::ObjectError>,
     },
     /// Two files hold modules of the same name.
     #[error("{} and {} both hold a module \"{name}\"", .first.display(), .second.display())]
@@ -114,6 +116,12 @@ pub enum CatalogError {
     /// Modules need each other in a cycle.
     #[error("modules need each other: {}", .0.join(", which needs "))]
     Cycle(Vec<String>),
+}
+
+impl fmt::Debug for CatalogError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&sentence(self))
+    }
 }
 
 /// Returns whether a file has a name like a module.

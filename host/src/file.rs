@@ -4,16 +4,17 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use modload_loader::Input;
+use modload_loader::{Input, sentence};
 use thiserror::Error;
 
 /// The maximum size of a module file in bytes, decompressed.
 pub const SIZE_LIMIT: u64 = 1 << 30;
 
 /// A module file cannot be read.
-#[derive(Debug, Error)]
+#[derive(Error)]
+#[non_exhaustive]
 pub enum ReadError {
     /// The file cannot be read.
     #[error(transparent)]
@@ -40,6 +41,29 @@ pub enum ReadError {
         /// The limit in bytes.
         limit: u64,
     },
+}
+
+impl fmt::Debug for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&sentence(self))
+    }
+}
+
+/// A file whose author is trusted cannot be read: [`read_trusted`](crate::read_trusted).
+#[derive(Error)]
+#[error("{}", .path.display())]
+#[non_exhaustive]
+pub struct TrustedFileError {
+    /// The file.
+    pub path: PathBuf,
+    /// The reason.
+    pub source: ReadError,
+}
+
+impl fmt::Debug for TrustedFileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&sentence(self))
+    }
 }
 
 /// The compression format of a module file.

@@ -9,12 +9,12 @@ use std::path::Path;
 use std::ptr;
 
 use modload_edit::index;
-use modload_loader::{Image, Input, LeftBy, Proof, Reference, SymbolKind, UnloadError};
+use modload_loader::{Image, Input, LeftBy, ModuleSymbolKind, Proof, Reference, UnloadError, sentence};
 use modload_threads::boundary;
 use thiserror::Error;
 
 use crate::builder::HostBuilder;
-use crate::file::{ModuleFile, ReadError, SIZE_LIMIT};
+use crate::file::{ModuleFile, SIZE_LIMIT, TrustedFileError};
 
 /// A reference to a loaded module. The module cannot be unloaded while this value, a clone of it, or a [`Symbol`] of it
 /// exists. Dropping the last reference does not unload the module.
@@ -32,7 +32,8 @@ impl Deref for Module {
 }
 
 /// A symbol cannot be used.
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum SymbolError {
     /// The module has no symbol of this name.
     #[error("{module} has no symbol \"{symbol}\"")]
@@ -70,6 +71,12 @@ pub enum SymbolError {
         /// The number of given arguments.
         count: usize,
     },
+}
+
+impl fmt::Debug for SymbolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&sentence(self))
+    }
 }
 
 /// A function or a variable of a module. `F` is a function pointer or a raw pointer.
@@ -142,7 +149,7 @@ impl Module {
         type IntegerFunction = extern "C-unwind" fn(u64, u64, u64, u64, u64, u64) -> u64;
         let (kind, pointer) = self.address(name)?;
         let (module, symbol) = (|| self.name().to_owned(), || name.escape_debug().to_string());
-        if kind == SymbolKind::Object {
+        if kind == ModuleSymbolKind::Object {
             return Err(SymbolError::NotAFunction { module: module(), symbol: symbol() });
         }
         let mut registers = [0; 6];
@@ -160,7 +167,7 @@ impl Module {
         called.map_err(|left| SymbolError::Left { module: module(), symbol: symbol(), left: Box::new(left) })
     }
 
-    fn address(&self, name: &str) -> Result<(SymbolKind, *const ()), SymbolError> {
+    fn address(&self, name: &str) -> Result<(ModuleSymbolKind, *const ()), SymbolError> {
         let symbol = self.reference.lasting_symbol(name).ok_or_else(|| SymbolError::NotFound {
             module: self.name().to_owned(),
             symbol: name.escape_debug().to_string(),
@@ -180,12 +187,14 @@ impl Module {
 /// Reads a module file, compressed or not. Its stem becomes the module's name if its `.modinfo` has none.
 ///
 /// # Errors
-/// [`ReadError`]: the file cannot be read or decompressed, or holds more than 1 GiB.
+/// [`TrustedFileError`]: the file cannot be read or decompressed, or holds more than 1 GiB.
 ///
 /// # Safety
 /// As for [`Image::trusted`]: the file's author is trusted.
-pub unsafe fn read_trusted(path: impl AsRef<Path>) -> Result<Image<'static>, ReadError> {
-    let file = ModuleFile::read(path.as_ref(), SIZE_LIMIT)?;
+pub unsafe fn read_trusted(path: impl AsRef<Path>) -> Result<Image<'static>, TrustedFileError> {
+    let path = path.as_ref();
+    let failed = |source| TrustedFileError { path: path.to_owned(), source };
+    let file = ModuleFile::read(path, SIZE_LIMIT).map_err(failed)?;
     let stem = file.stem.clone();
     // SAFETY: the caller fulfils the contract.
     Ok(unsafe { Image::trusted_unit(vec![file.into_input()]) }.named(stem))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use modload_abi::section;
 use modload_alternatives::Features;
 use modload_edit::{Addr, EditOrigin, Engine};
-use modload_loader::{Error, ImageComing, Machine, Placement, hexadecimal};
+use modload_loader::{ImageComing, Machine, Placement, PrepareError, hexadecimal};
 use modload_static_keys::{self as static_keys, CallTarget, KeyState, StaticCalls};
 
 pub use modload_loader::{ImageSection, Kallsyms, MachineError, MemoryImage};
@@ -89,13 +89,13 @@ impl Elsewhere {
     /// by name. `share` is called with the name of each part of the work after it is done.
     ///
     /// # Errors
-    /// [`Error`]: the file is malformed, a symbol or an address is missing, or a stage has failed.
+    /// [`PrepareError`]: the file is malformed, a symbol or an address is missing, or a stage has failed.
     pub fn image(
         &self,
         bytes: &[u8],
         addresses: &HashMap<String, Addr>,
         share: impl FnMut(&'static str),
-    ) -> Result<MemoryImage, Error> {
+    ) -> Result<MemoryImage, PrepareError> {
         let coming = |module: &mut ImageComing<'_, '_>| self.coming(module);
         MemoryImage::of(&self.placement(bytes, addresses), &self.machine, coming, share)
     }
@@ -103,8 +103,8 @@ impl Elsewhere {
     /// Returns the sections after relocation, before any code is rewritten or any table is sorted.
     ///
     /// # Errors
-    /// [`Error`]: the file is malformed, a symbol or an address is missing, or a relocation has failed.
-    pub fn relocated(&self, bytes: &[u8], addresses: &HashMap<String, Addr>) -> Result<MemoryImage, Error> {
+    /// [`PrepareError`]: the file is malformed, a symbol or an address is missing, or a relocation has failed.
+    pub fn relocated(&self, bytes: &[u8], addresses: &HashMap<String, Addr>) -> Result<MemoryImage, PrepareError> {
         MemoryImage::relocated(&self.placement(bytes, addresses), &self.machine)
     }
 
@@ -113,7 +113,7 @@ impl Elsewhere {
     }
 
     /// Does the work of the subscriber of static keys and static calls for a COMING module.
-    fn coming(&self, module: &mut ImageComing<'_, '_>) -> Result<(), Error> {
+    fn coming(&self, module: &mut ImageComing<'_, '_>) -> Result<(), PrepareError> {
         if let Some(table) = module.table(section::JUMP_TABLE) {
             let state = |key| self.keys.get(&key).copied().unwrap_or(KeyState::Unknown);
             static_keys::jump_labels(&table, state, module.code)
@@ -146,6 +146,6 @@ impl Elsewhere {
 }
 
 /// Makes the error for a record that cannot be applied.
-fn refused(section: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::Rewrite { section, error: Box::new(error) }
+fn refused(section: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> PrepareError {
+    PrepareError::Rewrite { section, error: Box::new(error) }
 }

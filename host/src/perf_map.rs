@@ -9,6 +9,7 @@
 //! Other code generators of the process may write to the same file. Their lines are not changed.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use modload_edit::wide;
-use modload_loader::{Onlooker, Seen, Shown};
+use modload_loader::{Onlooker, Seen, Shown, sentence};
 use rustix::fs::OFlags;
 use rustix::process::geteuid;
 use thiserror::Error;
@@ -39,7 +40,8 @@ impl HostBuilder {
 }
 
 /// The map for `perf` cannot be written.
-#[derive(Debug, Error)]
+#[derive(Error)]
+#[non_exhaustive]
 pub enum PerfMapError {
     /// The map cannot be opened.
     #[error("opening {}", .path.display())]
@@ -65,6 +67,12 @@ pub enum PerfMapError {
         /// The map.
         path: PathBuf,
     },
+}
+
+impl fmt::Debug for PerfMapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&sentence(self))
+    }
 }
 
 /// The folder in which `perf` looks for maps.

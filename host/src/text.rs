@@ -3,5 +3,5 @@
 pub use modload_edit::{
     Addr, Code, Edit, EditOrigin, Engine, PieceKind, PlanError, RecordTable, Rejected, disassembled, formatter,
 };
-pub use modload_loader::{Branch, SectionBytes, TrampolineCall};
+pub use modload_loader::{SectionBytes, TrampolineBranch, TrampolineCall};
 pub use modload_text::{Arena, Class, PokeError, StripeUsage, TrapMask};

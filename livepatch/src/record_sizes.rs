@@ -4,7 +4,7 @@
 use std::fmt;
 
 use modload_edit::Addr;
-use modload_loader::{Module, SymbolKind};
+use modload_loader::{Module, ModuleSymbolKind};
 
 use crate::structs::StructError;
 
@@ -93,7 +93,7 @@ impl Known {
 
 /// The size of the variable that begins at an address, if the module's symbol table has it.
 fn variable(module: &Module, at: Addr) -> Option<u64> {
-    let symbol = module.symbol_at(at).filter(|symbol| symbol.kind == SymbolKind::Object);
+    let symbol = module.symbol_at(at).filter(|symbol| symbol.kind == ModuleSymbolKind::Object);
     symbol.map(|symbol| symbol.size).filter(|size| *size != 0)
 }
 

@@ -1,5 +1,5 @@
-//! Files that are not what they should be: an error that says where, never a panic, and nothing left behind. Nothing of
-//! the modules is run: every load is made to fail before its text is published, if it gets so far.
+//! Malformed files: an error names the place, nothing panics, and nothing is left. No code of a module runs: every load
+//! is made to fail before the text is published, at the latest.
 
 use std::fs;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 mod scene;
 
 use modload_fixtures::{Compiler, Fixture, Language, object_from_text};
-use modload_loader::{Error, FunctionBytes, Image, Inspection, LoadError, Loader, Policy, Stage};
+use modload_loader::{
+    Error, FunctionBytes, Image, Inspection, LoadError, Loader, ObjectError, Policy, Stage, sentence,
+};
 use modload_text::Arena;
 use scene::{BeforeRunning, Everything};
 
@@ -28,7 +30,7 @@ impl Bench {
     /// Loads as far as nothing runs; demands that nothing is left.
     fn load(&self, bytes: &[u8]) -> LoadError {
         let before = Arena::get().unwrap().usage().map(|stripe| (stripe.used, stripe.free));
-        // SAFETY: nothing of it is run: see `BeforeRunning`.
+        // SAFETY: no code of the image runs: see `BeforeRunning`.
         let image = unsafe { Image::trusted(bytes) }.named("mutant");
         let error = self.loader.load_module_with(&image, &BeforeRunning).expect_err("it is made to fail at the latest");
         let after = Arena::get().unwrap().usage().map(|stripe| (stripe.used, stripe.free));
@@ -82,11 +84,14 @@ fn sections_of_any_size_are_too_large_whatever_the_limit() {
     for text in cases {
         let object = object_from_text("large", Language::Assembler, &text, Compiler::Cc, &[]).unwrap();
         let bytes = fs::read(object).unwrap();
-        // SAFETY: nothing of it is run: see `BeforeRunning`.
+        // SAFETY: no code of the image runs: see `BeforeRunning`.
         let image = unsafe { Image::trusted(&bytes[..]) };
         let error = loader.load_module_with(&image, &BeforeRunning).unwrap_err();
-        assert!(matches!(*error.error, Error::TooLarge { limit: 0x8000_0000_0000, .. }), "{text}: {error}");
-        assert!(matches!(Inspection::of(&bytes, "large", u64::MAX), Err(Error::TooLarge { .. })), "{text}");
+        assert!(
+            matches!(*error.error, Error::Object(ObjectError::TooLarge { limit: 0x8000_0000_0000, .. })),
+            "{text}: {error}"
+        );
+        assert!(matches!(Inspection::of(&bytes, "large", u64::MAX), Err(ObjectError::TooLarge { .. })), "{text}");
     }
 }
 
@@ -102,7 +107,7 @@ fn an_init_or_exit_that_is_no_function_is_refused() {
             let object = object_from_text("no_function", Language::Assembler, &text, Compiler::Cc, &[]).unwrap();
             let error = bench.load(&fs::read(object).unwrap());
             let expected = format!("symbol \"{name}\": it would be called, and is no function of this module");
-            assert_eq!((error.stage, error.error.to_string()), (Stage::Form, expected), "{text}");
+            assert_eq!((error.stage, sentence(&*error.error)), (Stage::Form, expected), "{text}");
         }
     }
 }
@@ -113,9 +118,9 @@ fn two_relocations_of_one_place_are_refused_without_an_address() {
     let object = object_from_text("twice", Language::Assembler, text, Compiler::Cc, &[]).unwrap();
     let error = Bench::new().load(&fs::read(object).unwrap());
     assert_eq!(
-        error.to_string(),
-        "mutant: relocate: R_X86_64_64 at .data+0x0 against \"f\": its place must hold [00, 00, 00, 00, 00, 00, 00, 00] \
-         before the relocation is applied; the file, or another relocation, has written other bytes there"
+        sentence(&error),
+        "mutant: relocate: R_X86_64_64 at .data+0x0 against \"f\": its place should hold [00, 00, 00, 00, 00, 00, 00, 00] \
+         before it is written; the file, or another relocation, has put something else there"
     );
 }
 
@@ -159,7 +164,7 @@ fn every_field_of_the_elf_header_is_looked_at() {
     for (at, expected) in fields {
         let mut mutant = bytes.clone();
         mutant[at] ^= 0x7f;
-        let error = bench.load(&mutant).to_string();
+        let error = sentence(&bench.load(&mutant));
         assert!(error.contains(expected), "byte {at}: {error}");
     }
 }
@@ -187,12 +192,12 @@ fn other_kinds_of_files_are_named() {
         (b"hello".to_vec(), "this is no ELF file at all"),
     ];
     for (bytes, expected) in cases {
-        let error = bench.load(&bytes).to_string();
+        let error = sentence(&bench.load(&bytes));
         assert!(error.contains(expected), "{expected:?}: {error}");
     }
 }
 
-/// Offset of the header of the first section for which `wanted` says yes of its type.
+/// Returns the offset of the first section header whose type `wanted` accepts.
 fn section_header(bytes: &[u8], wanted: impl Fn(u32) -> bool) -> usize {
     let table = word(bytes, 40);
     let kind = |at: usize| u32::from_le_bytes(bytes[at + 4..at + 8].try_into().unwrap());
@@ -227,7 +232,7 @@ fn wrong_fields_of_sections_and_symbols_are_named() {
     for (at, field, expected) in cases {
         let mut mutant = object.clone();
         set(&mut mutant, at, field);
-        let error = bench.load(&mutant).to_string();
+        let error = sentence(&bench.load(&mutant));
         assert!(error.contains(expected), "{expected:?}: {error}");
     }
     // A field of four bytes that begins at a section's last byte.
@@ -235,7 +240,7 @@ fn wrong_fields_of_sections_and_symbols_are_named() {
     let size = word(&object, word(&object, 40) + 64 * usize::try_from(target).unwrap() + 32);
     let mut mutant = object.clone();
     set(&mut mutant, relocations, &(size - 1).to_le_bytes());
-    let error = bench.load(&mutant).to_string();
+    let error = sentence(&bench.load(&mutant));
     assert!(error.contains("do not lie within a section of"), "{error}");
 }
 
@@ -248,7 +253,10 @@ fn more_memory_than_the_limit_is_refused() {
         let mut mutant = object.clone();
         set(&mut mutant, nobits + 32, &size.to_le_bytes());
         let error = bench.load(&mutant);
-        assert!(matches!(*error.error, Error::TooLarge { limit: 0x4000_0000, .. }), "{size:#x}: {error}");
+        assert!(
+            matches!(*error.error, Error::Object(ObjectError::TooLarge { limit: 0x4000_0000, .. })),
+            "{size:#x}: {error}"
+        );
     }
 }
 
@@ -263,12 +271,11 @@ fn sections_that_share_bytes_are_refused() {
     let other = other.unwrap();
     let mut mutant = object.clone();
     set(&mut mutant, other + 24, &word(&object, first + 24).to_le_bytes());
-    let error = bench.load(&mutant).to_string();
+    let error = sentence(&bench.load(&mutant));
     assert!(error.contains("overlaps the contents of another section"), "{error}");
 }
 
-/// Every byte of the tables, and a part of all others, is changed in three ways: whatever comes of it, no panic and
-/// nothing left.
+/// Changes every byte of the tables, and a part of all other bytes, in three ways: nothing panics and nothing is left.
 #[test]
 fn changed_bytes_never_do_more_than_fail() {
     let bench = Bench::new();

@@ -1,7 +1,7 @@
 //! A hundred thousand mutants and truncations of objects from each compiler, of an archive and of Debian's own modules,
-//! through everything of the loader that does not run code: no panic, nothing left behind, no allocation beyond a bound.
-//! `MODLOAD_MUTANTS` says how many are made. A mutant depends on its object, on `MODLOAD_SEED` and on its round alone, so
-//! that it comes back.
+//! through all loader code that does not run module code: no panic, nothing left, no allocation beyond a bound.
+//! `MODLOAD_MUTANTS` is the number of mutants. A mutant depends only on the object, on `MODLOAD_SEED` and on the round,
+//! so that a failure can be reproduced.
 
 mod elsewhere;
 mod largest;
@@ -41,7 +41,7 @@ impl Random {
     }
 }
 
-/// What is mutated: a fixture, a compiler and its flags.
+/// The mutated fixtures, with compiler and flags.
 const OBJECTS: [(&str, Compiler, &[&str]); 10] = [
     ("greet", Compiler::Gcc, &["-O2", "-fPIC"]),
     ("guest", Compiler::Gcc, &["-O2", "-mcmodel=large"]),
@@ -59,12 +59,12 @@ const OBJECTS: [(&str, Compiler, &[&str]); 10] = [
 /// Modules of Debian's that are mutated, too: of 6, 80 and 400 KiB.
 const KERNEL_MODULES: [&str; 3] = ["crc7.ko", "loop.ko", "fuse.ko"];
 
-/// Past the harness's capture: nobody may take this for a pass.
+/// Written past the harness's capture, so that this is not mistaken for a pass.
 fn skipped(what: &str) {
     writeln!(io::stderr().lock(), "SKIPPED mutants of {what}").unwrap();
 }
 
-/// What is mutated: names and bytes.
+/// Names and bytes of the mutated objects.
 fn objects() -> Vec<(String, Vec<u8>)> {
     let mut objects = Vec::new();
     for (name, compiler, flags) in OBJECTS {
@@ -127,12 +127,12 @@ fn examine(loader: &Loader, elsewhere: Option<&Elsewhere>, mutant: &[u8]) -> Loa
     if let Some(elsewhere) = elsewhere {
         let _ = elsewhere.image(mutant);
     }
-    // SAFETY: nothing of it is run: see `BeforeRunning`.
+    // SAFETY: no code of the image runs: see `BeforeRunning`.
     let image = unsafe { Image::trusted(mutant) }.named("mutant");
     loader.load_module_with(&image, &BeforeRunning).expect_err("it is made to fail at the latest")
 }
 
-/// Says which mutant it was when the loader panics.
+/// Names the mutant if the loader panics.
 struct Under<'a> {
     seed: u64,
     round: usize,

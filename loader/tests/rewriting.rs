@@ -1,4 +1,4 @@
-//! What code becomes for a processor: next to what GNU as makes of the instructions that are wanted there.
+//! Code as rewritten for a processor, compared with GNU as's encoding of the expected instructions.
 
 use std::collections::HashMap;
 use std::fs;
@@ -9,7 +9,7 @@ use iced_x86::{Decoder, DecoderOptions, OpKind};
 use modload_alternatives::Features;
 use modload_edit::Addr;
 use modload_fixtures::{Compiler, Fixture, Language, object_from_text};
-use modload_loader::{Error, Kallsyms, Machine, MemoryImage, Placement};
+use modload_loader::{Kallsyms, Machine, MemoryImage, Placement, PrepareError, sentence};
 use object::read::elf::ElfFile64;
 use object::{Object, ObjectSection, ObjectSymbol};
 
@@ -17,8 +17,8 @@ const BASE: u64 = 0x3fff_0000;
 const THUNKS: u64 = 0x4800_0000;
 const RETURN: u64 = 0x4810_0000;
 
-/// An object's image for a processor with these features, each section at an address of its own.
-fn image(object: &[u8], features: &str, facts: &[&str]) -> Result<MemoryImage, Error> {
+/// Returns an object's image for a processor with these features, each section at a separate address.
+fn image(object: &[u8], features: &str, facts: &[&str]) -> Result<MemoryImage, PrepareError> {
     let file = ElfFile64::<object::Endianness>::parse(object).unwrap();
     let sections = file.sections().zip(1_u64..);
     let addresses: HashMap<String, Addr> = sections
@@ -44,7 +44,7 @@ fn fixture(name: &str) -> Vec<u8> {
     fs::read(Fixture::new(name).object(Compiler::Cc, &["-fPIC"]).unwrap()).unwrap()
 }
 
-/// What GNU as makes of these instructions at `at`; `symbols` are known.
+/// Returns GNU as's encoding of these instructions at `at`; `symbols` are known.
 fn assembled(text: &str, at: u64, symbols: &HashMap<String, u64>) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a.s"), format!(".text\n{text}\n")).unwrap();
@@ -61,7 +61,7 @@ fn assembled(text: &str, at: u64, symbols: &HashMap<String, u64>) -> Vec<u8> {
     linked.section_by_name(".text").unwrap().data().unwrap().to_vec()
 }
 
-/// For each function what must stand at its beginning.
+/// Compares the beginning of each function with the expected code.
 fn check(object: &[u8], features: &str, facts: &[&str], expected: &[(&str, &str)]) {
     let image = image(object, features, facts).unwrap();
     let file = ElfFile64::<object::Endianness>::parse(object).unwrap();
@@ -161,7 +161,7 @@ fn branches_and_returns_go_through_thunks_where_the_features_want_them() {
     check(&object, "", &[], &plain);
     let with_lfence = [
         ("thunk_jump", "leaq twice_and_one(%rip), %rcx; lfence; jmp *%rcx"),
-        // Too long: it stays as it was.
+        // Too long: unchanged.
         ("thunk_r11", "leaq twice_and_one(%rip), %r11; .byte 0xe9; .long 0x48000160 - . - 4"),
     ];
     check(&object, "RETPOLINE RETPOLINE_LFENCE", &[], &with_lfence);
@@ -203,14 +203,14 @@ fn locks_go_on_one_processor_and_endbrs_that_nobody_needs_go() {
     assert_eq!(several[5..], one[5..]);
 }
 
-/// A text, and one record for the beginning of it.
+/// Returns the error for a text and one record for the beginning of the text.
 fn refused(text: &str, record: &str) -> String {
     let text = format!(
         ".text\n.globl site\nsite:\n{text}\n.section .altinstr_replacement,\"ax\"\nreplacement: movl $2,%eax\n\
          long: movabs $2,%rax\ncut: .byte 0xb8\n.section .altinstructions,\"a\"\n{record}\n.section .retpoline_sites,\"a\"\n"
     );
     let object = object_from_text("bad", Language::Assembler, &text, Compiler::Cc, &[]).unwrap();
-    image(&fs::read(object).unwrap(), "FPU", &[]).unwrap_err().to_string()
+    sentence(&image(&fs::read(object).unwrap(), "FPU", &[]).unwrap_err())
 }
 
 #[test]
@@ -265,17 +265,17 @@ fn sites_of_another_kind_are_refused() {
         let value = if unit == ".quad" { "site" } else { "site - ." };
         let text = format!(".text\n.globl site\nsite: {text}\nret\n.section {section},\"a\"\n{unit} {value}\n");
         let object = object_from_text("bad", Language::Assembler, &text, Compiler::Cc, &[]).unwrap();
-        let said = image(&fs::read(object).unwrap(), "", &[]).unwrap_err().to_string();
+        let said = sentence(&image(&fs::read(object).unwrap(), "", &[]).unwrap_err());
         assert!(said.contains(section) && said.contains(why), "{section}: {said}");
     }
 }
 
-/// A call through an operations table, with a record of it. Its operand is what the relocation is about.
+/// A call through an operations table, with a record for the call. The relocation is that of the call's operand.
 const PARAVIRT: &str = ".text\n.globl site\nsite: call *pv_ops+8(%rip)\nret\n.section .parainstructions,\"a\"\n.quad site\n\
                         .byte 1, 6\n.zero 6\n";
 
-/// kpatch#580: a relocation of a live patch, applied late, onto a site that paravirt has rewritten. Seed of the rule that
-/// what is late must not land on what was made final.
+/// kpatch#580: a relocation of a live patch, applied late, onto a site that paravirt has rewritten. This case is the
+/// origin of the rule that late relocations must not write to final places.
 #[test]
 fn kpatch_580() {
     let object = object_from_text("kpatch_580", Language::Assembler, PARAVIRT, Compiler::Cc, &[]).unwrap();
@@ -291,12 +291,12 @@ fn kpatch_580() {
     rela.extend(0_u32.to_le_bytes());
     rela.extend(4_i64.to_le_bytes());
 
-    // Placed early, with all the others, it is what paravirt reads, and replaces.
+    // Applied early, with all other relocations, the result is read and replaced by paravirt.
     let early = MemoryImage::of(&placement, &machine, |_| Ok(()), |_| {}).unwrap();
     let text = &early.sections.iter().find(|section| section.name == ".text").unwrap().bytes;
     assert_eq!(modload_edit::disassembled(Addr::new(0x4000_0000), text), "call 0x42000000; nop; ret");
 
-    // Late, it would write into the middle of what stands there now.
+    // Applied late, the relocation would write into the middle of the replaced code.
     let late = |module: &mut modload_loader::ImageComing<'_, '_>| {
         let relas = modload_abi::Records::new(&rela).unwrap();
         let target = modload_relocs::RelocatedSection {
@@ -313,9 +313,9 @@ fn kpatch_580() {
         let slots = modload_relocs::Slots::default();
         modload_relocs::apply(&target, relas, &[pv_ops][..], &slots, module.code)
             .map(drop)
-            .map_err(|error| Error::Rewrite { section: ".klp.rela.vmlinux..text", error: error.into() })
+            .map_err(|error| PrepareError::Rewrite { section: ".klp.rela.vmlinux..text", error: error.into() })
     };
-    let refused = MemoryImage::of(&placement, &machine, late, |_| {}).unwrap_err().to_string();
+    let refused = sentence(&MemoryImage::of(&placement, &machine, late, |_| {}).unwrap_err());
     for part in [
         "section \".klp.rela.vmlinux..text\": ",
         "relocation 0 of section 9 would write",
@@ -334,7 +334,7 @@ fn two_engines_on_the_same_bytes_collide() {
                 .word 0\n.byte 3, 3\n.section .smp_locks,\"a\"\n.balign 4\n.long site - .\n";
     let object = object_from_text("collision", Language::Assembler, text, Compiler::Cc, &[]).unwrap();
     let object = fs::read(object).unwrap();
-    let refused = image(&object, "FPU", &["smp 0"]).unwrap_err().to_string();
+    let refused = sentence(&image(&object, "FPU", &["smp 0"]).unwrap_err());
     for part in [
         "section \".smp_locks\": lock prefix 0 of section ",
         "would write [3e] at 0x",

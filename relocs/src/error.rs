@@ -24,12 +24,17 @@ pub struct RelocSite {
     pub symbol: u32,
 }
 
+impl RelocSite {
+    /// The relocation's name, or its number if no relocation has it.
+    #[must_use]
+    pub fn kind(&self) -> String {
+        name(self.raw).map_or_else(|| format!("relocation number {}", self.raw), str::to_owned)
+    }
+}
+
 impl fmt::Display for RelocSite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match name(self.raw) {
-            Some(name) => write!(f, "{name} at +{:#x}", self.offset),
-            None => write!(f, "relocation number {} at +{:#x}", self.raw, self.offset),
-        }
+        write!(f, "{} at +{:#x}", self.kind(), self.offset)
     }
 }
 
@@ -54,11 +59,10 @@ impl fmt::Display for RelocAdvice {
     }
 }
 
-/// A relocation that cannot be applied.
+/// A relocation that cannot be applied. The text is that of its [site](RelocError::site) and that of its [problem](RelocError::problem).
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum RelocError {
     /// The value does not fit into the field.
-    #[error("{site}: {} is {beyond:#x} beyond its {bits}-bit field; {advice}", Hex(*.value))]
     Overflow {
         /// The relocation.
         site: RelocSite,
@@ -72,7 +76,6 @@ pub enum RelocError {
         advice: RelocAdvice,
     },
     /// Some byte of the place lies outside the section.
-    #[error("{site}: its {width} bytes do not lie within a section of {size:#x}")]
     Outside {
         /// The relocation.
         site: RelocSite,
@@ -82,7 +85,6 @@ pub enum RelocError {
         size: u64,
     },
     /// The kind relocates the operand of an instruction, but the section has too few bytes before the place.
-    #[error("{site}: no room for the {opcode} bytes of an instruction before it")]
     NoOpcode {
         /// The relocation.
         site: RelocSite,
@@ -90,25 +92,21 @@ pub enum RelocError {
         opcode: u8,
     },
     /// The symbol table ends before this symbol.
-    #[error("{site}: there is no symbol {}", .site.symbol)]
     NoSymbol {
         /// The relocation.
         site: RelocSite,
     },
     /// The section of the symbol was discarded.
-    #[error("{site}: the section of symbol {} was not kept", .site.symbol)]
     Discarded {
         /// The relocation.
         site: RelocSite,
     },
     /// The object of the symbol is not loaded yet.
-    #[error("{site}: the object of symbol {} is not there yet", .site.symbol)]
     Waiting {
         /// The relocation.
         site: RelocSite,
     },
     /// This crate does not support the relocation.
-    #[error("{site}: {reason}")]
     Unsupported {
         /// The relocation.
         site: RelocSite,
@@ -116,13 +114,11 @@ pub enum RelocError {
         reason: Reason,
     },
     /// The symbol has no GOT slot: the slot plan has not seen this relocation.
-    #[error("{site}: symbol {} has no GOT slot", .site.symbol)]
     MissingSlot {
         /// The relocation.
         site: RelocSite,
     },
     /// The sink has refused the edit. In most cases the place holds other bytes than expected.
-    #[error("{site}: {}", SinkRefusal(.source))]
     Rejected {
         /// The relocation.
         site: RelocSite,
@@ -152,6 +148,44 @@ impl RelocError {
             | RelocError::Unsupported { site, .. }
             | RelocError::MissingSlot { site }
             | RelocError::Rejected { site, .. } => site,
+        }
+    }
+
+    /// Returns the problem without the relocation and its place, for callers that name the section and the symbol themselves.
+    #[must_use]
+    pub fn problem(&self) -> RelocProblem<'_> {
+        RelocProblem(self)
+    }
+}
+
+impl fmt::Display for RelocError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.site(), self.problem())
+    }
+}
+
+/// Displays the problem of a relocation.
+#[derive(Clone, Copy, Debug)]
+pub struct RelocProblem<'a>(&'a RelocError);
+
+impl fmt::Display for RelocProblem<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            RelocError::Overflow { value, beyond, bits, advice, .. } => {
+                write!(f, "{} is {beyond:#x} beyond its {bits}-bit field; {advice}", Hex(*value))
+            }
+            RelocError::Outside { width, size, .. } => {
+                write!(f, "its {width} bytes do not lie within a section of {size:#x}")
+            }
+            RelocError::NoOpcode { opcode, .. } => {
+                write!(f, "no room for the {opcode} bytes of an instruction before it")
+            }
+            RelocError::NoSymbol { site } => write!(f, "there is no symbol {}", site.symbol),
+            RelocError::Discarded { site } => write!(f, "the section of symbol {} was not kept", site.symbol),
+            RelocError::Waiting { site } => write!(f, "the object of symbol {} is not there yet", site.symbol),
+            RelocError::Unsupported { reason, .. } => reason.fmt(f),
+            RelocError::MissingSlot { site } => write!(f, "symbol {} has no GOT slot", site.symbol),
+            RelocError::Rejected { source, .. } => SinkRefusal(source).fmt(f),
         }
     }
 }

@@ -62,7 +62,7 @@ mod slots;
 
 pub use apply::{apply, clear};
 pub use counts::RelocCounts;
-pub use error::{RelocAdvice, RelocError, RelocSite};
+pub use error::{RelocAdvice, RelocError, RelocProblem, RelocSite};
 pub use facts::{OnDiscarded, RelocSymbol, RelocSymbolKind, RelocSymbols, RelocatedSection};
 pub use field::RelocField;
 pub use indirect::IndirectPlan;

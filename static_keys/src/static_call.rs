@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use modload_abi::record::{FixedRecord, StaticCallSite};
 use modload_alternatives::{Facts, return_at};
 use modload_edit::{Addr, Code, EditOrigin, Engine, NOPS, RecordTable, ZERO, refused, wide, write};
-use modload_loader::{Branch, TrampolineCall};
+use modload_loader::{TrampolineBranch, TrampolineCall};
 
 use crate::{KeyPlanError, KeySiteProblem};
 
@@ -90,7 +90,7 @@ pub(crate) fn add_unrecorded(sites: &mut Vec<CallSite>, calls: &[TrampolineCall]
     let recorded: BTreeSet<_> = sites.iter().map(|site| site.at).collect();
     let unrecorded = calls.iter().filter(|call| !recorded.contains(&call.site));
     sites.extend(unrecorded.map(|call| {
-        let kind = if call.branch == Branch::Call { CallKind::Call } else { CallKind::Tail };
+        let kind = if call.branch == TrampolineBranch::Call { CallKind::Call } else { CallKind::Tail };
         CallSite { at: call.site, kind, why: call.why, key: call.trampoline }
     }));
 }

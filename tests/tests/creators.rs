@@ -6,6 +6,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use modload::error::sentence;
 use modload::module::Occupies;
 use modload::trace::{Mode, TraceOptions};
 use modload::{Host, Image, UnloadError};
@@ -167,7 +168,7 @@ fn async_task() {
     // `std::async` uses a thread-local variable of libstdc++'s.
     match host.load(&image) {
         Ok(module) => drop(module),
-        Err(refused) => return assert!(refused.to_string().contains("thread-local"), "{refused}"),
+        Err(refused) => return assert!(sentence(&refused).contains("thread-local"), "{refused}"),
     }
     call(&host, "start");
     until(&host, "count", 2);

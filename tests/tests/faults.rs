@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
+use modload::error::sentence;
 use modload::text::Arena;
 use modload::{Coming, Error, Image, ModuleInfo, Order, Refusal, Stage, State, Subscriber};
 use modload_loader::{Faults, Injected, Loader};
@@ -185,7 +186,7 @@ fn natural_failures_leave_nothing() {
         for (image, stage, says) in &cases {
             let (usage, there, maps) = (arena.usage(), names(&loader), mappings().len());
             let failed = loader.load_module(image).unwrap_err();
-            assert!(failed.to_string().contains(says), "{failed}");
+            assert!(sentence(&failed).contains(says), "{failed}");
             assert!(failed.stage == *stage || *stage == Stage::Admit, "{failed}");
             assert_eq!((names(&loader), arena.usage()), (there, usage), "{failed}");
             // In the first round staging buffers are still to be made.
@@ -196,7 +197,7 @@ fn natural_failures_leave_nothing() {
     // What the failed one had exported before its duplicate is not there.
     let user = "int before_it(void); int use_it(void); int use_it(void) { return before_it(); }\n";
     let failed = loader.load_module(&image_from_text("user", user)).unwrap_err();
-    assert!(failed.to_string().contains("before_it"), "{failed}");
+    assert!(sentence(&failed).contains("before_it"), "{failed}");
     assert_eq!(counter.of("init_positive").live, 0);
 }
 

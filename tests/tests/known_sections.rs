@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use modload::error::sentence;
 use modload::inspect::Inspection;
 use modload::{Host, Image, Input};
 use modload_abi::known::{NAMES, NameMatch, SectionContents, TYPES, Treatment, section_type};
@@ -22,10 +23,10 @@ fn refusal(bytes: &[u8]) -> Option<String> {
     // SAFETY: it has no function that is called.
     let loaded = host.load(&unsafe { Image::trusted(bytes) }.named("known"));
     let input = Input { name: String::new(), bytes: bytes.into() };
-    let checked = host.check(&[input], "known").err().map(|error| error.error.to_string());
+    let checked = host.check(&[input], "known").err().map(|error| sentence(&*error.error));
     let said = match loaded {
         Ok(module) => module.unload().map(|()| None).unwrap(),
-        Err(error) => Some(error.error.to_string()),
+        Err(error) => Some(sentence(&*error.error)),
     };
     // Subscribers are asked when it is loaded.
     let by_subscriber = said.as_ref().is_some_and(|said| said.starts_with("refused by "));

@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use modload::error::sentence;
 use modload::text::Arena;
 use modload::{Host, State, UnloadError};
 use modload_tests::{Case, LONG, Log, image, image_from_text};
@@ -142,7 +143,7 @@ const char *get_text(void);
 const char *get_text(void) { return text; }
 ";
     let module = host.load(&image_from_text("settable", text)).unwrap();
-    let set = |param: &str, value: Option<&str>| module.set_param(param, value).map_err(|error| error.to_string());
+    let set = |param: &str, value: Option<&str>| module.set_param(param, value).map_err(|error| sentence(&error));
     for (param, value, shown) in [
         ("flag", None, "Y"),
         ("flag", Some("n"), "N"),

@@ -3,6 +3,7 @@
 
 use std::process::ExitCode;
 
+use modload::error::sentence;
 use modload::{Host, Input};
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::{Case, image_from_text};
@@ -80,7 +81,7 @@ fn far() {
 
 fn other() {
     let host = Host::builder().operations("other_ops", &[]).build().unwrap();
-    let refused = host.load(&image_from_text("plugin", PLUGIN)).unwrap_err().to_string();
+    let refused = sentence(&host.load(&image_from_text("plugin", PLUGIN)).unwrap_err());
     assert!(refused.contains("\"host_ops\""), "{refused}");
 }
 
@@ -99,7 +100,7 @@ fn together() {
 
 fn larger() {
     let host = Host::builder().operations("host_ops", &[std::ptr::null()]).build().unwrap();
-    let refused = host.load(&image_from_text("plugin", PLUGIN)).unwrap_err().to_string();
+    let refused = sentence(&host.load(&image_from_text("plugin", PLUGIN)).unwrap_err());
     assert!(refused.contains("\"host_ops\"") && refused.contains("the host's table does not have"), "{refused}");
 }
 

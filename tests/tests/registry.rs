@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use modload::error::{PrepareError, sentence};
 use modload::text::{Addr, Arena};
 use modload::timeline::{EventKind, Outcome};
 use modload::{Error, Host, Module, Order, Stage, State, SymbolError, UnloadError};
@@ -107,7 +108,7 @@ fn one_fixture(fixture: &Fixture, case: &FixtureCase) {
     for result in std::iter::once(loaded).chain(then.iter().map(companion)) {
         match result {
             Ok(module) => modules.push(module),
-            Err(refused) => refusals.push(refused.to_string()),
+            Err(refused) => refusals.push(sentence(&refused)),
         }
     }
     assert_eq!(refusals.is_empty(), errors.is_empty(), "{what}: {refusals:?}");
@@ -478,7 +479,7 @@ fn missing() {
     let host = host();
     drop(host.load(&image("greet")).unwrap());
     let refused = host.load(&image("missing")).unwrap_err();
-    let Error::Unresolved(all) = &*refused.error else { panic!("{refused}") };
+    let Error::Prepare(PrepareError::Unresolved(all)) = &*refused.error else { panic!("{refused}") };
     let mut found: Vec<_> = all
         .iter()
         .map(|one| (one.symbol.as_str(), one.uses, one.nearest.as_deref(), one.used_at.contains(" in missing_")))
@@ -544,7 +545,7 @@ fn host_exports() {
 fn two_hosts() {
     let (one, other) = (host(), host());
     let greet = one.load(&image("greet")).unwrap();
-    assert!(other.load(&image("guest")).unwrap_err().to_string().contains("greet_hello"));
+    assert!(sentence(&other.load(&image("guest")).unwrap_err()).contains("greet_hello"));
     let log = Log::default();
     let _watcher = other.subscribe("watcher", Order::mirrored(0), Watcher::new("watcher", &log));
     let same = other.load(&image("greet")).unwrap();

@@ -210,8 +210,9 @@ fn first_wait() {
 fn found_in_its_wait(tid: Tid) {
     until_in(tid, libc::SYS_rt_sigtimedwait);
     assert!(hold_or_look(LONG).unwrap().sleepers().any(|sleeper| sleeper.tid() == tid));
+    let process = std::process::id();
     // SAFETY: a signal to a thread of ours that waits for it.
-    assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid.get(), libc::SIGUSR1) }, 0);
+    assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, process, tid.get(), libc::SIGUSR1) }, 0);
 }
 
 fn waits_for_all() {

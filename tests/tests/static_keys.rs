@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
+use modload::error::sentence;
 use modload::keys::{KeyError, StaticCall, StaticKey, set_static_call};
 use modload::text::disassembled;
 use modload::{Coming, Host, Image, Module, Order, Refusal, Subscriber};
@@ -325,7 +326,7 @@ fn refusals() {
         let module = format!(
             "__asm__(\".text\\n{code}\\n.section {table}\");\nextern char key[16]; char key[16] __attribute__((aligned(8)));"
         );
-        host.load(&text(name, &module)).unwrap_err().to_string()
+        sentence(&host.load(&text(name, &module)).unwrap_err())
     };
     let jump = |site: &str, key: &str| {
         format!("__jump_table, \\\"a\\\"\\n.balign 8\\n.long {site} - ., over - .\\n.quad {key} - .\\n.text")
@@ -391,12 +392,8 @@ fn key_of_init() {
         struct static_key_false gone __attribute__((section(".init.data"))) = STATIC_KEY_FALSE_INIT;
         int use(int unused) { (void)unused; return static_branch_unlikely(&gone) ? 1 : 0; }
         "#;
-    let refused = host().load(&text("key_of_init", module)).unwrap_err().to_string();
-    assert!(
-        refused
-            .ends_with("its key is freed with the init sections, but its site is not; move the key out of init data"),
-        "{refused}"
-    );
+    let refused = sentence(&host().load(&text("key_of_init", module)).unwrap_err());
+    assert!(refused.ends_with("its key goes with init, and its site stays"), "{refused}");
 }
 
 static LOADED: std::sync::Mutex<Option<(modload::WeakHost, String)>> = std::sync::Mutex::new(None);

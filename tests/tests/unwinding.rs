@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use modload::error::{Ended, Thrown};
+use modload::error::{Ended, Thrown, sentence};
 use modload::timeline::{Event, EventKind};
 use modload::{Error, Host, HostBuilder, Image, LoadError, Module, Stage};
 use modload_fixtures::{Compiler, Language, object_from_text};
@@ -152,7 +152,7 @@ fn init_throws() {
     for _ in 0..3 {
         let failed = fails_without_a_trace(&host, &image, Stage::Init);
         let said = "init_throws: init: init was left by an exception of type int, thrown at init_module+";
-        assert!(failed.to_string().starts_with(said), "{failed}");
+        assert!(sentence(&failed).starts_with(said), "{failed}");
         let Error::Thrown { function: "init", thrown } = *failed.error else { panic!("{failed:?}") };
         let Thrown::Exception(exception) = thrown.thrown else { panic!("{thrown:?}") };
         assert_eq!(exception.class, "GNUCC++");
@@ -182,7 +182,7 @@ fn constructor_throws() {
     let text = "struct Thrower { Thrower() { throw 1L; } }; Thrower thrower;";
     let failed = fails_without_a_trace(&host, &cxx("constructor", text), Stage::Constructors);
     let said = "constructor: constructors: a constructor was left by an exception of type long, thrown at ";
-    assert!(failed.to_string().starts_with(said), "{failed}");
+    assert!(sentence(&failed).starts_with(said), "{failed}");
 }
 
 fn exit_throws() {
@@ -217,7 +217,7 @@ fn init_panics() {
     let image = image_from_text("init_panics", "int panics(void); int init_module(void) { return panics() + 1; }");
     let failed = fails_without_a_trace(&host, &image, Stage::Init);
     let said = "init_panics: init: init was left by a panic: not today, thrown at init_module+";
-    assert!(failed.to_string().starts_with(said), "{failed}");
+    assert!(sentence(&failed).starts_with(said), "{failed}");
 }
 
 fn panic_passes() {
@@ -251,7 +251,7 @@ fn rust(text: &str, flags: &[&str]) -> Image<'static> {
 /// Compiled to abort, it has a landing pad that does so, and needs Rust's own runtime for it: refused by name.
 fn rust_that_aborts() {
     let host = Host::builder().process_symbols().export("panics", address(panics)).build().unwrap();
-    let failed = fails_without_a_trace(&host, &rust(RUST, &[]), Stage::Resolve).to_string();
+    let failed = sentence(&fails_without_a_trace(&host, &rust(RUST, &[]), Stage::Resolve));
     assert!(failed.contains("panic_cannot_unwind") && failed.contains("\"rust_eh_personality\""), "{failed}");
 }
 
@@ -417,7 +417,7 @@ fn refused() {
         // SAFETY: it is not run, and does nothing.
         let image = unsafe { Image::trusted(std::fs::read(object).unwrap()) }.named("bad_frames");
         let failed = fails_without_a_trace(&host, &image, Stage::Form);
-        assert_eq!(failed.to_string(), format!("bad_frames: form: {said}"));
+        assert_eq!(sentence(&failed), format!("bad_frames: form: {said}"));
     }
 }
 

@@ -8,7 +8,7 @@ use thiserror::Error;
 pub enum Error {
     /// It is no sound relocatable object for x86-64.
     #[error(transparent)]
-    Object(#[from] Box<modload_loader::Error>),
+    Object(#[from] Box<modload_loader::ObjectError>),
     /// Its tables cannot be read.
     #[error("its tables cannot be read")]
     Tables(#[from] object::read::Error),

@@ -1,5 +1,5 @@
-//! A relocatable object that has been checked, and what can be asked of it. The checks are in `validate.rs`; nothing
-//! here indexes by a number that they have not seen.
+//! A checked relocatable object, and questions about its contents. The checks are in `validate.rs`. No code here uses
+//! an index that `validate.rs` has not checked.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -17,7 +17,7 @@ use crate::vocabulary::escape::escaped;
 #[derive(Debug)]
 pub struct File<'a> {
     /// By index in the section header table.
-    pub sections: Vec<Section<'a>>,
+    pub sections: Vec<FileSection<'a>>,
     /// Index of the section that holds the symbols; 0 if there is none.
     pub(crate) symbol_table: u32,
     pub(crate) symbols: &'a [elf::Sym64<LE>],
@@ -27,8 +27,8 @@ pub struct File<'a> {
     pub(crate) extended: &'a [U32<LE>],
     /// Whether any symbol is a live patch's.
     pub(crate) has_klp_symbols: bool,
-    pub(crate) groups: Vec<Group<'a>>,
-    /// The relocation sections whose target is kept.
+    pub(crate) groups: Vec<ComdatGroup<'a>>,
+    /// The relocation sections of kept sections.
     pub(crate) relas: Vec<Relas<'a>>,
     /// The same that a live patch applies: `.klp.rela.OBJECT.SECTION`.
     pub(crate) klp_relas: Vec<Relas<'a>>,
@@ -36,8 +36,8 @@ pub struct File<'a> {
 
 /// One section.
 #[derive(Clone, Copy, Debug)]
-pub struct Section<'a> {
-    /// Its name.
+pub struct FileSection<'a> {
+    /// Name of the section.
     pub name: &'a [u8],
     /// `sh_type`.
     pub kind: elf::SectionType,
@@ -53,17 +53,17 @@ pub struct Section<'a> {
     pub(crate) link: u32,
     /// `sh_info`.
     pub(crate) info: u32,
-    /// Whether it is part of the module: allocated, and not of a group that another one has taken the place of.
+    /// Whether the section is part of the module: allocated, and not replaced by a section of another COMDAT group.
     pub kept: bool,
-    /// Whether it is of a group that another one has taken the place of.
+    /// Whether a section of another COMDAT group has replaced this one.
     pub(crate) repeated: bool,
-    /// Whether it is of a COMDAT group: other modules may define the same.
+    /// Whether the section belongs to a COMDAT group: other modules may define the same symbols.
     pub(crate) comdat: bool,
 }
 
 /// A COMDAT group that has been kept: of several with one signature, in one link unit, only the first is.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Group<'a> {
+pub(crate) struct ComdatGroup<'a> {
     pub(crate) signature: &'a [u8],
     /// Indices of sections.
     pub(crate) members: &'a [U32<LE>],
@@ -72,28 +72,28 @@ pub(crate) struct Group<'a> {
 /// A section of relocations.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Relas<'a> {
-    /// Its index.
+    /// Index of this section.
     pub(crate) section: u32,
-    /// Index of the section it relocates.
+    /// Index of the section to be relocated.
     pub(crate) target: u32,
     pub(crate) records: Records<'a, Rela>,
 }
 
 /// A symbol of the file.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Sym<'a> {
-    /// From the beginning of its name to the end of the string table.
+pub(crate) struct FileSymbol<'a> {
+    /// The string table, from the beginning of the name.
     name_and_rest: &'a [u8],
     pub(crate) value: u64,
     pub(crate) size: u64,
     pub(crate) bind: elf::SymbolBind,
     pub(crate) kind: elf::SymbolType,
     pub(crate) visibility: elf::SymbolVisibility,
-    pub(crate) place: Place,
+    pub(crate) place: SymbolPlace,
 }
 
-impl<'a> Sym<'a> {
-    /// Its name. Its end is looked for each time: most symbols of a load are never asked for theirs.
+impl<'a> FileSymbol<'a> {
+    /// Name of the symbol. Each call searches the end of the name again, because a load needs the names of few symbols.
     #[inline]
     pub(crate) fn name(&self) -> &'a [u8] {
         until_nul(self.name_and_rest)
@@ -107,11 +107,11 @@ impl<'a> Sym<'a> {
 
 /// Where a symbol is defined.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Place {
+pub(crate) enum SymbolPlace {
     Undefined,
     Absolute,
     Common,
-    /// A live patch's, which says in its name whose it is.
+    /// A symbol of a live patch. The name of the symbol says which object owns the symbol.
     Livepatch,
     Section(u32),
 }
@@ -128,18 +128,18 @@ impl<'a> File<'a> {
     }
 
     #[inline]
-    pub(crate) fn symbol(&self, at: u32) -> Option<Sym<'a>> {
+    pub(crate) fn symbol(&self, at: u32) -> Option<FileSymbol<'a>> {
         let symbol = self.symbols.get(index(at.into()))?;
         let place = match symbol.st_shndx.get(LE) {
-            elf::SHN_UNDEF => Place::Undefined,
-            elf::SHN_ABS => Place::Absolute,
-            elf::SHN_COMMON => Place::Common,
-            elf::SymbolSection(section::SHN_LIVEPATCH) => Place::Livepatch,
-            elf::SymbolSection(section::SHN_X86_64_LCOMMON) => Place::Common,
-            elf::SHN_XINDEX => Place::Section(self.extended.get(index(at.into()))?.get(LE)),
-            section => Place::Section(section.0.into()),
+            elf::SHN_UNDEF => SymbolPlace::Undefined,
+            elf::SHN_ABS => SymbolPlace::Absolute,
+            elf::SHN_COMMON => SymbolPlace::Common,
+            elf::SymbolSection(section::SHN_LIVEPATCH) => SymbolPlace::Livepatch,
+            elf::SymbolSection(section::SHN_X86_64_LCOMMON) => SymbolPlace::Common,
+            elf::SHN_XINDEX => SymbolPlace::Section(self.extended.get(index(at.into()))?.get(LE)),
+            section => SymbolPlace::Section(section.0.into()),
         };
-        Some(Sym {
+        Some(FileSymbol {
             name_and_rest: self.strings.get(index(symbol.st_name.get(LE).into())..).unwrap_or_default(),
             value: symbol.st_value.get(LE),
             size: symbol.st_size.get(LE),
@@ -150,7 +150,7 @@ impl<'a> File<'a> {
         })
     }
 
-    /// Whether a symbol's address is none of the module's own: it is undefined, or a mere number.
+    /// Whether a symbol is undefined or absolute, so that the address is not in this module.
     #[inline]
     pub(crate) fn is_from_outside(&self, at: u32) -> bool {
         let place = self.symbols.get(index(at.into())).map(|symbol| symbol.st_shndx.get(LE));
@@ -158,7 +158,7 @@ impl<'a> File<'a> {
     }
 
     #[inline]
-    pub(crate) fn symbols(&self) -> impl Iterator<Item = (u32, Sym<'a>)> {
+    pub(crate) fn symbols(&self) -> impl Iterator<Item = (u32, FileSymbol<'a>)> {
         (0..self.symbol_count()).filter_map(|at| Some((at, self.symbol(at)?)))
     }
 
@@ -169,11 +169,11 @@ impl<'a> File<'a> {
     }
 
     #[inline]
-    pub(crate) fn section(&self, at: u32) -> Option<&Section<'a>> {
+    pub(crate) fn section(&self, at: u32) -> Option<&FileSection<'a>> {
         self.sections.get(index(at.into()))
     }
 
-    /// Drops a group, because another one has taken its place.
+    /// Drops a group that another group has replaced.
     pub(crate) fn drop_group(&mut self, members: &[U32<LE>]) {
         for member in members {
             if let Some(section) = self.sections.get_mut(index(member.get(LE).into())) {
@@ -183,8 +183,8 @@ impl<'a> File<'a> {
         }
     }
 
-    /// Of several sections of one name that begins with `.gnu.linkonce.` keeps the first, those in `known` counted; enters the
-    /// others there. Says whether any was dropped.
+    /// Of several sections of one name that begins with `.gnu.linkonce.`, keeps the first; sections in `known` count as
+    /// earlier ones. Adds the kept sections to `known`. Returns whether any section was dropped.
     pub(crate) fn drop_repeated_linkonce(&mut self, known: &mut HashSet<&'a [u8]>) -> bool {
         let mut dropped = false;
         for section in self.sections.iter_mut().filter(|section| !section.repeated) {
@@ -198,11 +198,11 @@ impl<'a> File<'a> {
         dropped
     }
 
-    /// Drops what tells of sections that were dropped with their groups: SHF_LINK_ORDER. A table of function entries stays, since
-    /// gcc 12 writes records of other functions into it: those of dropped functions are left zero.
+    /// Drops sections that describe dropped sections (SHF_LINK_ORDER). A table of function entries is kept, because gcc
+    /// 12 also writes records of other functions there. The records of dropped functions stay zero.
     pub(crate) fn drop_linked(&mut self) {
         for at in 0..self.sections.len() {
-            let Section { flags, link, name, .. } = self.sections[at];
+            let FileSection { flags, link, name, .. } = self.sections[at];
             if name == section::PATCHABLE_FUNCTION_ENTRIES.as_bytes() {
                 continue;
             }
@@ -223,10 +223,10 @@ impl<'a> File<'a> {
         all
     }
 
-    /// The bytes that a symbol of this section has in the file: as many as it says, or all to the next symbol.
-    pub(crate) fn extent(&self, section: u32, symbol: &Sym<'_>) -> Option<&'a [u8]> {
+    /// Returns the bytes of a symbol in the file: as many as the symbol's size, or all bytes up to the next symbol.
+    pub(crate) fn extent(&self, section: u32, symbol: &FileSymbol<'_>) -> Option<&'a [u8]> {
         let rest = self.section(section)?.data.get(index(symbol.value)..)?;
-        let here = self.symbols().filter(|(_, other)| other.place == Place::Section(section));
+        let here = self.symbols().filter(|(_, other)| other.place == SymbolPlace::Section(section));
         let size = match symbol.size {
             0 => here.filter_map(|(_, other)| other.value.checked_sub(symbol.value)).filter(|size| *size != 0).min(),
             size => Some(size),
@@ -234,10 +234,10 @@ impl<'a> File<'a> {
         rest.get(..size.map_or(rest.len(), |size| index(size).min(rest.len())))
     }
 
-    /// A symbol's name for people: that of its section, if it has none of its own.
+    /// Returns a symbol's name for messages; a section symbol has the name of the section.
     pub(crate) fn display_name(&self, at: u32) -> String {
         match self.symbol(at) {
-            Some(symbol @ Sym { place: Place::Section(section), .. }) if symbol.name().is_empty() => {
+            Some(symbol @ FileSymbol { place: SymbolPlace::Section(section), .. }) if symbol.name().is_empty() => {
                 self.section(section).map_or_else(String::new, |section| escaped(section.name))
             }
             Some(symbol) => escaped(symbol.name()),
@@ -245,15 +245,15 @@ impl<'a> File<'a> {
         }
     }
 
-    /// Section and offset, and the function that contains it, for people.
+    /// Returns section and offset for messages.
     pub(crate) fn display_place(&self, section: u32, offset: u64) -> String {
         self.section(section).map_or_else(String::new, |section| format!("{}+{offset:#x}", escaped(section.name)))
     }
 
     /// The function that contains a place.
     pub(crate) fn function_at(&self, section: u32, offset: u64) -> Option<String> {
-        let covers = |symbol: &Sym<'_>| {
-            symbol.place == Place::Section(section)
+        let covers = |symbol: &FileSymbol<'_>| {
+            symbol.place == SymbolPlace::Section(section)
                 && symbol.kind == elf::STT_FUNC
                 && symbol.value <= offset
                 && offset - symbol.value < symbol.size
@@ -277,6 +277,6 @@ pub(crate) fn until_nul(strings: &[u8]) -> &[u8] {
 /// Whether the first of some strings is this one.
 #[inline]
 pub(crate) fn begins_with_string(strings: &[u8], name: &[u8]) -> bool {
-    // The NUL first: where it is not in its place, which is nearly everywhere, nothing else is compared.
+    // The NUL first: in most strings this byte is another one, and no further comparison is needed.
     strings.get(name.len()) == Some(&0) && strings.starts_with(name)
 }

@@ -1,5 +1,5 @@
-//! Stage *link*: several objects, and the members of archives that they need, become one relocatable object, as
-//! `ld -r` makes it. A file that is one object already passes through untouched.
+//! Stage *link*: merges several objects, and the archive members that these objects need, into one relocatable object,
+//! as `ld -r` does. A single object is not changed.
 
 mod archive;
 mod crel;
@@ -14,13 +14,13 @@ mod tests;
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::File;
-use crate::elf::link::archive::Archive;
+use crate::elf::link::archive::StaticArchive;
 pub(crate) use crate::elf::link::object::NAMES_LIMIT;
-use crate::elf::link::object::{Object, inside};
-use crate::elf::link::symbols::Symbols;
+use crate::elf::link::object::{UnitObject, inside};
+use crate::elf::link::symbols::GlobalSymbols;
 use crate::elf::sections::check_sections;
-use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 
 use modload_abi::section;
@@ -28,92 +28,96 @@ use modload_abi::section;
 /// A file of a link unit: a relocatable object or a static archive.
 #[derive(Clone, Debug)]
 pub struct Input<'a> {
-    /// What errors call it: the file's name. It may be empty if there is only one input.
+    /// The name for error messages: that of the file. May be empty if there is only one input.
     pub name: String,
-    /// Its contents.
+    /// The contents of the file.
     pub bytes: Cow<'a, [u8]>,
 }
 
-/// What a module is loaded from.
+/// The object from which a module is loaded.
 #[derive(Clone, Debug)]
-pub(crate) struct Linked<'a> {
+pub(crate) struct MergedObject<'a> {
     /// One relocatable object.
     pub(crate) bytes: Cow<'a, [u8]>,
-    /// The names of the objects it was linked from; empty if it was one from the beginning.
+    /// The names of the linked objects; empty if there was one object only.
     pub(crate) objects: Vec<String>,
 }
 
-/// Links what is needed. Objects are needed, and members of archives as GNU ld needs them: an archive is searched at its
-/// place in the order of the inputs, for what is undefined there. `wanted` counts as undefined from the beginning. When
-/// there is no object among the inputs, `init_module` and `cleanup_module` do so too; and if no archive has any of these,
-/// all members are needed.
-pub(crate) fn link<'a>(inputs: &'a [Input<'a>], wanted: &[String], limit: u64) -> Result<Linked<'a>, Error> {
+/// Links the objects that are needed: every input object, and archive members by the rule of GNU ld. An archive is
+/// searched in the order of the inputs, for symbols that are undefined at that point. `wanted` counts as undefined from
+/// the beginning. Without any object among the inputs, `init_module` and `cleanup_module` count as undefined too; if no
+/// archive defines any of these, all members are linked.
+pub(crate) fn link<'a>(
+    inputs: &'a [Input<'a>],
+    wanted: &[String],
+    limit: u64,
+) -> Result<MergedObject<'a>, ObjectError> {
     match inputs {
         [Input { bytes, .. }] if !archive::is_archive(bytes) => {
             let bytes = crel::written_out(bytes, limit)?.map_or(Cow::Borrowed(&**bytes), Cow::Owned);
-            return Ok(Linked { bytes, objects: Vec::new() });
+            return Ok(MergedObject { bytes, objects: Vec::new() });
         }
         _ => {}
     }
-    let plain: Vec<Plain> = inputs.iter().map(|input| Plain::of(input, limit)).collect::<Result<_, _>>()?;
+    let plain: Vec<PlainInput> = inputs.iter().map(|input| PlainInput::of(input, limit)).collect::<Result<_, _>>()?;
     let sources = inputs.iter().zip(&plain).map(|(input, plain)| Source::read(input, plain));
     let sources: Vec<Source<'_>> = sources.collect::<Result<_, _>>()?;
-    let Unit { objects, symbols, .. } = select(sources, wanted)?;
+    let LinkUnit { objects, symbols, .. } = select(sources, wanted)?;
     if objects.is_empty() {
-        return Err(Error::NotAnObject("an archive without any object"));
+        return Err(ObjectError::NotAnObject("an archive without any object"));
     }
     let bytes = merge::merge(&objects, &symbols, limit)?;
     let objects = objects.into_iter().map(|object| object.name).collect();
-    Ok(Linked { bytes: Cow::Owned(bytes), objects })
+    Ok(MergedObject { bytes: Cow::Owned(bytes), objects })
 }
 
-/// The objects of an input whose compact relocations have been written out, if there are any.
-enum Plain {
+/// The objects of an input after conversion of compact relocations.
+enum PlainInput {
     Object(Option<Vec<u8>>),
     /// By member.
-    Archive(Vec<archive::Plain>),
+    Archive(Vec<archive::PlainMember>),
 }
 
-impl Plain {
-    fn of(input: &Input<'_>, limit: u64) -> Result<Plain, Error> {
+impl PlainInput {
+    fn of(input: &Input<'_>, limit: u64) -> Result<PlainInput, ObjectError> {
         if archive::is_archive(&input.bytes) {
-            return Ok(Plain::Archive(archive::written_out(&input.bytes, limit)));
+            return Ok(PlainInput::Archive(archive::written_out(&input.bytes, limit)));
         }
         let name = escaped(input.name.as_bytes());
-        crel::written_out(&input.bytes, limit).map(Plain::Object).map_err(|error| inside(&name, error))
+        crel::written_out(&input.bytes, limit).map(PlainInput::Object).map_err(|error| inside(&name, error))
     }
 }
 
 enum Source<'a> {
-    Object(Object<'a>),
-    Archive(Archive<'a>),
+    Object(UnitObject<'a>),
+    Archive(StaticArchive<'a>),
 }
 
 impl<'a> Source<'a> {
-    fn read(input: &'a Input<'_>, plain: &'a Plain) -> Result<Source<'a>, Error> {
+    fn read(input: &'a Input<'_>, plain: &'a PlainInput) -> Result<Source<'a>, ObjectError> {
         let name = escaped(input.name.as_bytes());
         let read = match plain {
-            Plain::Archive(members) => Archive::read(&name, &input.bytes, members).map(Source::Archive),
-            Plain::Object(plain) => File::validate(plain.as_deref().unwrap_or(&input.bytes))
-                .map(|file| Source::Object(Object { name: name.clone(), file })),
+            PlainInput::Archive(members) => StaticArchive::read(&name, &input.bytes, members).map(Source::Archive),
+            PlainInput::Object(plain) => File::validate(plain.as_deref().unwrap_or(&input.bytes))
+                .map(|file| Source::Object(UnitObject { name: name.clone(), file })),
         };
         read.map_err(|error| inside(&name, error))
     }
 }
 
-/// What has been linked so far.
+/// The objects and symbols that are linked so far.
 #[derive(Default)]
-struct Unit<'a> {
-    objects: Vec<Object<'a>>,
-    symbols: Symbols<'a>,
+struct LinkUnit<'a> {
+    objects: Vec<UnitObject<'a>>,
+    symbols: GlobalSymbols<'a>,
     /// The signatures of all COMDAT groups.
     groups: HashSet<&'a [u8]>,
-    /// The names of all sections of their older form.
+    /// The names of all `.gnu.linkonce.` sections, the older form of groups.
     linkonce: HashSet<&'a [u8]>,
 }
 
-impl<'a> Unit<'a> {
-    fn add(&mut self, mut object: Object<'a>) -> Result<(), Error> {
+impl<'a> LinkUnit<'a> {
+    fn add(&mut self, mut object: UnitObject<'a>) -> Result<(), ObjectError> {
         let groups = std::mem::take(&mut object.file.groups).into_iter();
         let repeated: Vec<_> = groups.filter(|group| !self.groups.insert(group.signature)).collect();
         repeated.iter().for_each(|group| object.file.drop_group(group.members));
@@ -121,7 +125,7 @@ impl<'a> Unit<'a> {
         if linkonce || !repeated.is_empty() {
             object.file.drop_linked();
         }
-        // Before what it asks for is gone, or stands in the middle of another object's.
+        // Checked before merging: merging drops sections, and moves the others into another object.
         check_sections(&object.file).map_err(|error| object.failed(error))?;
         self.symbols.add(&self.objects, &object)?;
         self.objects.push(object);
@@ -129,8 +133,8 @@ impl<'a> Unit<'a> {
     }
 }
 
-/// The objects that are needed, in the order in which they are linked, and their symbols.
-fn select<'a>(sources: Vec<Source<'a>>, wanted: &'a [String]) -> Result<Unit<'a>, Error> {
+/// Returns the needed objects, in link order, with their symbols.
+fn select<'a>(sources: Vec<Source<'a>>, wanted: &'a [String]) -> Result<LinkUnit<'a>, ObjectError> {
     let no_objects = !sources.iter().any(|source| matches!(source, Source::Object(_)));
     let entries = [section::INIT_SYMBOL, section::EXIT_SYMBOL].into_iter().filter(|_| no_objects);
     let roots: Vec<&[u8]> = entries.chain(wanted.iter().map(String::as_str)).map(str::as_bytes).collect();
@@ -139,7 +143,7 @@ fn select<'a>(sources: Vec<Source<'a>>, wanted: &'a [String]) -> Result<Unit<'a>
         Source::Object(_) => false,
     };
     let whole = no_objects && !sources.iter().any(defines_root);
-    let mut unit = Unit::default();
+    let mut unit = LinkUnit::default();
     roots.iter().for_each(|root| unit.symbols.want(root));
     for source in sources {
         match source {
@@ -155,9 +159,10 @@ fn select<'a>(sources: Vec<Source<'a>>, wanted: &'a [String]) -> Result<Unit<'a>
     Ok(unit)
 }
 
-/// Adds members as long as one of them defines what is undefined. GNU ld goes through an archive's index again and
-/// again until nothing new comes; this takes the same members in the same order, but looks only where something can be.
-fn search<'a>(mut archive: Archive<'a>, unit: &mut Unit<'a>) -> Result<(), Error> {
+/// Adds archive members as long as one of them defines an undefined symbol. GNU ld scans the index of the archive
+/// repeatedly. This function takes the same members in the same order, but looks only at names that have become
+/// undefined.
+fn search<'a>(mut archive: StaticArchive<'a>, unit: &mut LinkUnit<'a>) -> Result<(), ObjectError> {
     let mut promising: BTreeSet<usize> = BTreeSet::new();
     let mut from = 0;
     loop {
@@ -173,7 +178,7 @@ fn search<'a>(mut archive: Archive<'a>, unit: &mut Unit<'a>) -> Result<(), Error
             unit.add(object)?;
         }
     }
-    // The next archive is asked for what is still undefined.
+    // The next archive is searched for all symbols that are still undefined.
     unit.symbols.ask_again();
     Ok(())
 }

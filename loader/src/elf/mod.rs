@@ -3,6 +3,7 @@
 //! Owns the stages *link*, *validate* and *modinfo*, and the checked [`File`](file::File) that all later stages read. Knows no address, no
 //! memory and no host. Imports `vocabulary`.
 
+pub(crate) mod error;
 pub(crate) mod file;
 pub(crate) mod link;
 pub(crate) mod validate;

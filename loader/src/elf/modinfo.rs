@@ -1,22 +1,22 @@
-//! Stage *modinfo*: what the module says of itself.
+//! Stage *modinfo*: reads the module's own description.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use modload_abi::{modinfo, section};
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::File;
-use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 
 /// Linux's MODULE_NAME_LEN, less the closing NUL.
 pub(crate) const MAX_NAME: usize = 55;
 
-/// What `.modinfo` holds, as far as a load needs it.
+/// The part of `.modinfo` that a load needs.
 #[derive(Clone, Debug)]
 pub(crate) struct Modinfo<'a> {
     pub(crate) name: String,
-    /// All of it.
+    /// All bytes of the section.
     bytes: Cow<'a, [u8]>,
 }
 
@@ -37,7 +37,8 @@ impl Modinfo<'_> {
         self.get("livepatch").is_some()
     }
 
-    /// What it says of the sizes of live patching's records; several values, from files with several headers, are one that is none.
+    /// Returns the stated sizes of live patching's records. Several values, from files with several headers, are joined
+    /// to one invalid value.
     pub(crate) fn patch_record_sizes(&self) -> Option<String> {
         let stated = modinfo::entries(&self.bytes).filter(|entry| entry.key == b"klp_records");
         let stated: BTreeSet<String> = stated.map(|entry| escaped(entry.value)).collect();
@@ -48,7 +49,7 @@ impl Modinfo<'_> {
         self.license().is_some_and(modinfo::is_gpl_compatible)
     }
 
-    /// Whether it has `import_ns=` with this namespace.
+    /// Whether `import_ns=` names this namespace.
     pub(crate) fn imports(&self, namespace: &[u8]) -> bool {
         modinfo::entries(&self.bytes).any(|entry| entry.key == b"import_ns" && entry.value == namespace)
     }
@@ -58,16 +59,16 @@ impl Modinfo<'_> {
     }
 }
 
-/// Reads `.modinfo`. Without a `name=` the module is called `stem`. The name is the canonical one: so all that is asked of a
-/// module by its name is asked under that.
-pub(crate) fn read<'a>(file: &File<'a>, stem: &str) -> Result<Modinfo<'a>, Error> {
+/// Reads `.modinfo`. A module without `name=` is called `stem`. The name is made canonical, so that all later lookups
+/// use the canonical name.
+pub(crate) fn read<'a>(file: &File<'a>, stem: &str) -> Result<Modinfo<'a>, ObjectError> {
     let bytes = file.contents(section::MODINFO);
     let name = checked(modinfo::get(&bytes, "name").unwrap_or(stem.as_bytes()))?;
     Ok(Modinfo { name, bytes })
 }
 
-fn checked(name: &[u8]) -> Result<String, Error> {
-    let bad = |why| Error::BadName { name: escaped(name), why };
+fn checked(name: &[u8]) -> Result<String, ObjectError> {
+    let bad = |why| ObjectError::BadName { name: escaped(name), why };
     if name.is_empty() {
         return Err(bad("it is empty"));
     }

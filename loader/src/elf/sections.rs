@@ -1,15 +1,15 @@
-//! Sections whose contents would be skipped, completely or in part: they are refused, each by name.
+//! Refuses sections that would be skipped, completely or in part, and names them.
 
 use modload_abi::known::{FLAGS, SectionContents, Treatment, section_name, section_type};
 use object::elf;
 
-use crate::elf::file::{File, Section};
-use crate::vocabulary::error::Error;
+use crate::elf::error::ObjectError;
+use crate::elf::file::{File, FileSection};
 use crate::vocabulary::escape::escaped;
 
 /// Refuses sections that the loader would skip, completely or in part. In a link unit each object is checked before it is merged,
 /// because merging hides incomplete records and drops sections that are not loaded.
-pub(crate) fn check_sections(file: &File<'_>) -> Result<(), Error> {
+pub(crate) fn check_sections(file: &File<'_>) -> Result<(), ObjectError> {
     for section in file.sections.iter().skip(1).filter(|section| !section.repeated) {
         check_type(section)?;
         check_name(section)?;
@@ -19,11 +19,11 @@ pub(crate) fn check_sections(file: &File<'_>) -> Result<(), Error> {
 }
 
 /// Refuses unknown section types, allocated or not: such a section might hold relocations.
-pub(crate) fn check_type(section: &Section<'_>) -> Result<(), Error> {
+pub(crate) fn check_type(section: &FileSection<'_>) -> Result<(), ObjectError> {
     let known = section_type(section.kind.0);
     let refused = |why| {
         let (number, kind) = (section.kind.0, known.map(|known| known.name));
-        Err(Error::SectionType { section: escaped(section.name), number, kind, why })
+        Err(ObjectError::SectionType { section: escaped(section.name), number, kind, why })
     };
     match known.map(|known| known.treatment) {
         None => refused("no section type with this number is known, and its contents must not be skipped"),
@@ -41,7 +41,7 @@ pub(crate) fn check_type(section: &Section<'_>) -> Result<(), Error> {
 }
 
 /// Refuses unknown flags, and names for which this version has no support.
-fn check_name(section: &Section<'_>) -> Result<(), Error> {
+fn check_name(section: &FileSection<'_>) -> Result<(), ObjectError> {
     let refused = |why| Err(unsupported("section", section.name, why));
     if section.kept && section.flags.0 & !FLAGS != 0 {
         return refused("it has flags (sh_flags) that are not known");
@@ -54,7 +54,7 @@ fn check_name(section: &Section<'_>) -> Result<(), Error> {
 
 /// Refuses incomplete records, and tables that are not allocated or have no contents. A section with SHF_EXCLUDE is left out, as
 /// linkers do.
-pub(crate) fn check_records(section: &Section<'_>) -> Result<(), Error> {
+pub(crate) fn check_records(section: &FileSection<'_>) -> Result<(), ObjectError> {
     let sizes = match section_name(section.name).map(|known| known.contents) {
         Some(SectionContents::Records(sizes)) => sizes,
         Some(SectionContents::Functions) => &[8],
@@ -75,16 +75,16 @@ pub(crate) fn check_records(section: &Section<'_>) -> Result<(), Error> {
 }
 
 /// Refuses a table that is no whole number of records of any of these sizes.
-pub(crate) fn whole_records(section: &Section<'_>, sizes: &[u64]) -> Result<(), Error> {
+pub(crate) fn whole_records(section: &FileSection<'_>, sizes: &[u64]) -> Result<(), ObjectError> {
     match sizes.first() {
         Some(record) if !sizes.iter().any(|size| section.size.is_multiple_of(*size)) => {
-            Err(Error::PartOfRecord { section: escaped(section.name), size: section.size, record: *record })
+            Err(ObjectError::PartOfRecord { section: escaped(section.name), size: section.size, record: *record })
         }
         _ => Ok(()),
     }
 }
 
 /// The error of something that this version does not do.
-pub(crate) fn unsupported(what: &'static str, name: &[u8], why: &'static str) -> Error {
-    Error::Unsupported { what, name: escaped(name), why }
+pub(crate) fn unsupported(what: &'static str, name: &[u8], why: &'static str) -> ObjectError {
+    ObjectError::Unsupported { what, name: escaped(name), why }
 }

@@ -10,17 +10,17 @@ use object::LittleEndian as LE;
 use object::elf;
 use object::{U32, pod};
 
-use crate::elf::file::{File, Group, Place, Relas, Section, is_klp, string};
-use crate::vocabulary::error::Error;
+use crate::elf::error::ObjectError;
+use crate::elf::file::{ComdatGroup, File, FileSection, Relas, SymbolPlace, is_klp, string};
 
-/// The largest alignment a section may ask for.
+/// Largest alignment of a section.
 const MAX_ALIGN: u64 = 1 << 21;
 
-fn malformed(table: &'static str, index: usize, field: &'static str, value: u64, problem: &'static str) -> Error {
-    Error::Malformed { table, index, field, value, problem }
+fn malformed(table: &'static str, index: usize, field: &'static str, value: u64, problem: &'static str) -> ObjectError {
+    ObjectError::Malformed { table, index, field, value, problem }
 }
 
-/// What else the bytes might be, for those who passed the wrong file.
+/// Names the format of bytes that are no ELF file, for users that pass a wrong file.
 fn other_format(bytes: &[u8]) -> &'static str {
     const FORMATS: [(&[u8], &str); 9] = [
         (b"!<arch>\n", "a static archive within another one"),
@@ -41,7 +41,7 @@ fn other_format(bytes: &[u8]) -> &'static str {
     }
 }
 
-/// The machine, if it is one that people mix up with x86-64.
+/// Names the machine, if users may confuse the machine with x86-64.
 fn other_machine(machine: elf::Machine) -> &'static str {
     match machine {
         elf::EM_386 => "i386",
@@ -59,8 +59,8 @@ impl<'a> File<'a> {
     /// Checks the bytes of a file.
     ///
     /// # Errors
-    /// [`Error::NotAnObject`], [`Error::Malformed`] or [`Error::Unsupported`].
-    pub fn validate(bytes: &'a [u8]) -> Result<File<'a>, Error> {
+    /// [`ObjectError::NotAnObject`], [`ObjectError::Malformed`] or [`ObjectError::Unsupported`].
+    pub fn validate(bytes: &'a [u8]) -> Result<File<'a>, ObjectError> {
         let header = header(bytes)?;
         let headers = section_headers(bytes, header)?;
         let names = section_names(bytes, header, headers)?;
@@ -87,7 +87,7 @@ impl<'a> File<'a> {
         Ok(file)
     }
 
-    fn read_symbols(&mut self, headers: &[elf::SectionHeader64<LE>]) -> Result<(), Error> {
+    fn read_symbols(&mut self, headers: &[elf::SectionHeader64<LE>]) -> Result<(), ObjectError> {
         for (at, header) in headers.iter().enumerate() {
             let kind = header.sh_type.get(LE);
             if kind == elf::SHT_SYMTAB {
@@ -113,7 +113,7 @@ impl<'a> File<'a> {
         Ok(())
     }
 
-    fn check_symbols(&mut self) -> Result<(), Error> {
+    fn check_symbols(&mut self) -> Result<(), ObjectError> {
         let sections = self.sections.len();
         let mut is_klp = false;
         for (at, symbol) in self.symbols.iter().enumerate() {
@@ -143,7 +143,7 @@ impl<'a> File<'a> {
     }
 
     /// Of several groups with one signature the first is kept.
-    fn drop_repeated_groups(&mut self, headers: &[elf::SectionHeader64<LE>]) -> Result<(), Error> {
+    fn drop_repeated_groups(&mut self, headers: &[elf::SectionHeader64<LE>]) -> Result<(), ObjectError> {
         let mut signatures: HashSet<&[u8]> = HashSet::new();
         let mut dropped = false;
         for (at, header) in headers.iter().enumerate() {
@@ -160,9 +160,11 @@ impl<'a> File<'a> {
             let Some((flags, members)) = words.split_first() else {
                 return Err(malformed("section header", at, "sh_size", 0, "a group without flags"));
             };
-            // A section symbol as signature means that section's name.
+            // If the signature is a section symbol, the signature is the name of that section.
             let signature = match signature.place {
-                Place::Section(section) if signature.name().is_empty() => self.sections[index(section.into())].name,
+                SymbolPlace::Section(section) if signature.name().is_empty() => {
+                    self.sections[index(section.into())].name
+                }
                 _ => signature.name(),
             };
             let sections = self.sections.len();
@@ -173,7 +175,7 @@ impl<'a> File<'a> {
             let first = signatures.insert(signature);
             if flags.get(LE) & elf::GRP_COMDAT.0 != 0 {
                 if first {
-                    self.groups.push(Group { signature, members });
+                    self.groups.push(ComdatGroup { signature, members });
                     for member in members {
                         self.sections[index(member.get(LE).into())].comdat = true;
                     }
@@ -190,7 +192,7 @@ impl<'a> File<'a> {
         Ok(())
     }
 
-    fn find_relocations(&mut self, headers: &[elf::SectionHeader64<LE>]) -> Result<(), Error> {
+    fn find_relocations(&mut self, headers: &[elf::SectionHeader64<LE>]) -> Result<(), ObjectError> {
         for (at, header) in headers.iter().enumerate() {
             let kind = header.sh_type.get(LE);
             if kind != elf::SHT_RELA && kind != elf::SHT_REL {
@@ -234,7 +236,7 @@ impl<'a> File<'a> {
     }
 
     /// No byte of the file may be the contents of two allocated sections.
-    fn check_overlaps(&self, headers: &[elf::SectionHeader64<LE>]) -> Result<(), Error> {
+    fn check_overlaps(&self, headers: &[elf::SectionHeader64<LE>]) -> Result<(), ObjectError> {
         let mut ranges: Vec<(u64, u64, usize)> = self
             .sections
             .iter()
@@ -256,37 +258,37 @@ impl<'a> File<'a> {
     }
 }
 
-fn header(bytes: &[u8]) -> Result<&elf::FileHeader64<LE>, Error> {
+fn header(bytes: &[u8]) -> Result<&elf::FileHeader64<LE>, ObjectError> {
     if !bytes.starts_with(b"\x7fELF") {
-        return Err(Error::NotAnObject(other_format(bytes)));
+        return Err(ObjectError::NotAnObject(other_format(bytes)));
     }
     let Ok((header, _)) = pod::from_bytes::<elf::FileHeader64<LE>>(bytes) else {
-        return Err(Error::NotAnObject(other_format(&bytes[..4])));
+        return Err(ObjectError::NotAnObject(other_format(&bytes[..4])));
     };
     let field = |field, value, problem| malformed("ELF header", 0, field, value, problem);
-    // The machine stands at the same place in both classes: "this is i386" says more than "this is 32-bit".
+    // The machine field has the same offset in both classes, and "this is i386" is more helpful than "this is 32-bit".
     let little = header.e_ident.data == elf::ELFDATA2LSB;
     let machine = header.e_machine.get(LE);
     if little && machine != elf::EM_X86_64 {
-        return Err(Error::NotAnObject(other_machine(machine)));
+        return Err(ObjectError::NotAnObject(other_machine(machine)));
     }
     if header.e_ident.class != elf::ELFCLASS64 {
-        return Err(Error::NotAnObject("32-bit"));
+        return Err(ObjectError::NotAnObject("32-bit"));
     }
     if !little {
-        return Err(Error::NotAnObject("big-endian"));
+        return Err(ObjectError::NotAnObject("big-endian"));
     }
     match header.e_type.get(LE) {
         elf::ET_REL => {}
-        elf::ET_DYN => return Err(Error::NotAnObject("a shared object; use dlopen")),
-        elf::ET_EXEC => return Err(Error::NotAnObject("an executable")),
-        elf::ET_CORE => return Err(Error::NotAnObject("a core dump")),
+        elf::ET_DYN => return Err(ObjectError::NotAnObject("a shared object; use dlopen")),
+        elf::ET_EXEC => return Err(ObjectError::NotAnObject("an executable")),
+        elf::ET_CORE => return Err(ObjectError::NotAnObject("a core dump")),
         other => return Err(field("e_type", other.0.into(), "no type of object")),
     }
     if header.e_ident.version != elf::EV_CURRENT || header.e_version.get(LE) != u32::from(elf::EV_CURRENT.0) {
         return Err(field("e_version", header.e_version.get(LE).into(), "not the one version there is"));
     }
-    // What only linked files have.
+    // Fields that only linked files use.
     let linked = [
         ("e_entry", header.e_entry.get(LE)),
         ("e_phoff", header.e_phoff.get(LE)),
@@ -313,7 +315,7 @@ fn header(bytes: &[u8]) -> Result<&elf::FileHeader64<LE>, Error> {
 fn section_headers<'a>(
     bytes: &'a [u8],
     header: &elf::FileHeader64<LE>,
-) -> Result<&'a [elf::SectionHeader64<LE>], Error> {
+) -> Result<&'a [elf::SectionHeader64<LE>], ObjectError> {
     let offset = header.e_shoff.get(LE);
     let field = |field, value, problem| malformed("ELF header", 0, field, value, problem);
     let Some(table) = bytes.get(index(offset)..).filter(|_| offset >= 64) else {
@@ -325,7 +327,7 @@ fn section_headers<'a>(
     if first.sh_type.get(LE) != elf::SHT_NULL {
         return Err(field("e_shoff", offset, "what stands there is no section header table"));
     }
-    // A number that does not fit e_shnum stands in the first header.
+    // A number that is too large for e_shnum is in the first header.
     let count = match header.e_shnum.get(LE) {
         0 => first.sh_size.get(LE),
         count => count.into(),
@@ -340,7 +342,7 @@ fn section_names<'a>(
     bytes: &'a [u8],
     header: &elf::FileHeader64<LE>,
     headers: &[elf::SectionHeader64<LE>],
-) -> Result<&'a [u8], Error> {
+) -> Result<&'a [u8], ObjectError> {
     let at = match header.e_shstrndx.get(LE) {
         elf::SHN_XINDEX => headers[0].sh_link.get(LE),
         at => at.0.into(),
@@ -351,14 +353,14 @@ fn section_names<'a>(
     terminated(contents(bytes, index(at.into()), section)?, index(at.into()), at)
 }
 
-fn terminated(strings: &[u8], at: usize, link: u32) -> Result<&[u8], Error> {
+fn terminated(strings: &[u8], at: usize, link: u32) -> Result<&[u8], ObjectError> {
     match strings.last() {
         Some(0) | None => Ok(strings),
         Some(_) => Err(malformed("section header", at, "sh_link", link.into(), "a string table that does not end")),
     }
 }
 
-fn contents<'a>(bytes: &'a [u8], at: usize, header: &elf::SectionHeader64<LE>) -> Result<&'a [u8], Error> {
+fn contents<'a>(bytes: &'a [u8], at: usize, header: &elf::SectionHeader64<LE>) -> Result<&'a [u8], ObjectError> {
     let (offset, size) = (header.sh_offset.get(LE), header.sh_size.get(LE));
     if matches!(header.sh_type.get(LE), elf::SHT_NOBITS | elf::SHT_NULL) || size == 0 {
         return Ok(&[]);
@@ -375,7 +377,7 @@ fn section<'a>(
     names: &'a [u8],
     at: usize,
     header: &elf::SectionHeader64<LE>,
-) -> Result<Section<'a>, Error> {
+) -> Result<FileSection<'a>, ObjectError> {
     let field = |field, value, problem| malformed("section header", at, field, value, problem);
     let name = header.sh_name.get(LE);
     if index(name.into()) >= names.len() && name != 0 {
@@ -384,13 +386,13 @@ fn section<'a>(
     let align = header.sh_addralign.get(LE).max(1);
     let flags = header.sh_flags.get(LE);
     let kind = header.sh_type.get(LE);
-    // Linux keeps relocations that a live patch applies in memory; here they are read from the file.
+    // Linux keeps the relocations of a live patch in memory; this loader reads them from the file.
     let allocated = flags.contains(elf::SHF_ALLOC) && !is_klp(kind, flags);
     let kept = allocated && !flags.contains(elf::SHF_EXCLUDE) && at != 0;
     if kept && (!align.is_power_of_two() || align > MAX_ALIGN) {
         return Err(field("sh_addralign", align, "no power of two up to 2 MiB"));
     }
-    Ok(Section {
+    Ok(FileSection {
         name: string(names, name),
         kind,
         flags,
@@ -405,7 +407,11 @@ fn section<'a>(
     })
 }
 
-fn entries<'a, T: object::Pod>(data: &'a [u8], at: usize, header: &elf::SectionHeader64<LE>) -> Result<&'a [T], Error> {
+fn entries<'a, T: object::Pod>(
+    data: &'a [u8],
+    at: usize,
+    header: &elf::SectionHeader64<LE>,
+) -> Result<&'a [T], ObjectError> {
     let size = header.sh_entsize.get(LE);
     if size != wide(size_of::<T>()) {
         return Err(malformed("section header", at, "sh_entsize", size, "not the size of an entry"));

@@ -1,4 +1,4 @@
-//! The end of what leaves a module's code other than by returning.
+//! Catches exceptions, panics and thread exits that leave a module's code.
 
 use modload_edit::Addr;
 use modload_threads::boundary::{self, Left};
@@ -8,7 +8,7 @@ use crate::modules::registry::Registry;
 use crate::vocabulary::left::LeftBy;
 
 impl LeftBy {
-    /// Describes it, while the modules are there.
+    /// Describes how a function was left, while the modules are still in memory.
     pub(crate) fn describe(registry: &Registry, left: Left) -> LeftBy {
         let describe = |pc: &u64| {
             let at = Addr::new(*pc);
@@ -20,10 +20,10 @@ impl LeftBy {
 }
 
 impl Module {
-    /// Runs something that may call the module's code: what that throws ends here.
+    /// Runs a function that may call the module's code, and catches everything that the code throws.
     ///
     /// # Errors
-    /// [`LeftBy`]: how the code was left, other than by returning, and where.
+    /// [`LeftBy`]: how the code was left without returning, and where.
     pub fn guard<R>(&self, run: impl FnOnce() -> R) -> Result<R, LeftBy> {
         boundary::guard(run).map_err(|left| LeftBy::describe(self.registry, left))
     }

@@ -1,4 +1,4 @@
-//! The two chains: who is told of modules, in which order, and what becomes of a refusal.
+//! The two chains: the order in which subscribers are called, and the handling of a refusal.
 
 use std::any::Any;
 use std::fmt;
@@ -9,27 +9,27 @@ use std::thread;
 use modload_notifier::{ChainMember, ChainRefused, MemberId, Order, call_robust};
 
 use crate::modules::coming::Coming;
+use crate::modules::error::RegistryError;
 use crate::modules::module::{Module, lock};
 use crate::modules::recorder::Recorder;
 use crate::modules::registry::Registry;
 use crate::modules::subscriber::{Accepted, Refusal, Seat, Subscriber};
 use crate::modules::timeline::{EventKind, Outcome};
 use crate::prepare::memory::Formed;
-use crate::vocabulary::error::Error;
 use crate::vocabulary::rewriting::TrampolineCall;
 use crate::vocabulary::state::State;
 
-/// The subscribers that stand outside all priorities, in coming order; going is the mirror image.
+/// The subscribers outside of all priorities, in coming order. The going order is the reverse.
 ///
 /// | subscriber | coming | going | because |
 /// |---|---|---|---|
-/// | `ftrace` | first | last | live patching hooks its call sites: they must exist first and go last |
+/// | `ftrace` | first | last | live patching hooks the call sites of `ftrace`: they must exist first and go last |
 /// | `livepatch` | second | last but one | ftrace -> klp -> klp -> ftrace |
-/// | `static_keys` | third | last but two | a key's sites must be right before anyone's own notifier runs |
+/// | `static_keys` | third | last but two | a key's sites must be right before the notifier of any other subscriber runs |
 pub const BUILTIN: [(&str, Order); 3] =
     [("ftrace", Order::builtin(0)), ("livepatch", Order::builtin(1)), ("static_keys", Order::builtin(2))];
 
-/// A place in both chains. Dropping it, or [`Membership::leave`], leaves them.
+/// Membership in both chains. Dropping a membership leaves both, as [`Membership::leave`] does.
 pub struct Membership {
     registry: &'static Registry,
     id: MemberId,
@@ -53,14 +53,15 @@ impl Membership {
         Membership { registry, id: registry.lock().chains.join(order, seat) }
     }
 
-    /// Leaves both chains. Returns when no other thread is in a call of the subscriber; from within such a call, of
-    /// this thread, it returns at once.
+    /// Leaves both chains. Returns when no other thread is in a call of the subscriber. From within such a call on this
+    /// thread, returns at once.
     ///
-    /// It is a wait like that of a join, and nobody looks for cycles in it: two subscribers that leave each other's
-    /// membership from within their calls, in two threads, wait for ever.
+    /// Cycles of such waits are not detected: two subscribers that leave each other's membership from within their
+    /// calls, on two threads, wait for ever.
     pub fn leave(self) {}
 
-    /// Whether it is still in the chains: a module's is taken out when the module goes.
+    /// Whether the subscriber is still in the chains. A subscriber that belongs to a module is removed when the module
+    /// is unloaded.
     #[must_use]
     pub fn is_member(&self) -> bool {
         !self.registry.lock().chains.going(|member| member.id == self.id).is_empty()
@@ -79,13 +80,13 @@ impl Drop for Membership {
 }
 
 fn leave(registry: &Registry, id: MemberId) {
-    // Dropped at the end of this function, without the lock: the subscriber may own what wants it.
+    // Dropped at the end of this function, without the lock: dropping the subscriber may take the lock.
     let _left = registry.lock().chains.leave(id);
     let here = thread::current().id();
     registry.wait_until(|book| !book.chains.is_called_elsewhere(id, here));
 }
 
-/// Takes out what a module that goes has left in the chains: its code will not be there to be called.
+/// Removes the subscribers that an unloaded module has left in the chains, because their code is about to be freed.
 pub(crate) fn evict(recorder: Recorder<'_>, module: &Module) {
     let left = recorder.registry.lock().chains.going(|member| member.subscriber.owner == Some(module.id));
     for member in left {
@@ -94,7 +95,7 @@ pub(crate) fn evict(recorder: Recorder<'_>, module: &Module) {
     }
 }
 
-/// Calls one member, if it has not left. `None`: it has.
+/// Calls one member. Returns `None` if the member has left.
 fn call<R>(
     registry: &Registry,
     member: &ChainMember<Arc<Seat>>,
@@ -104,7 +105,7 @@ fn call<R>(
     if !registry.lock().chains.enter(member.id, here) {
         return None;
     }
-    // What a panicking subscriber leaves half done is its own; ours is not touched while it runs.
+    // A panicking subscriber is responsible for its own state. The registry is not borrowed during the call.
     let result = catch_unwind(AssertUnwindSafe(|| run(&*member.subscriber.subscriber)));
     registry.lock().chains.exit(member.id, here);
     registry.wake();
@@ -125,13 +126,13 @@ fn notified(member: &ChainMember<Arc<Seat>>, state: State, result: Outcome) -> E
     EventKind::Notify { chain, state, subscriber, priority, builtin: member.order.is_builtin(), result }
 }
 
-/// Tells the coming chain. On a refusal those who had accepted are told that the module is going, in going order.
+/// Calls the coming chain. On a refusal, the members that have accepted are called with GOING, in going order.
 pub(crate) fn coming(
     recorder: Recorder<'_>,
     module: &Module,
     memory: &mut Formed,
     calls: &[TrampolineCall],
-) -> Result<Accepted, Error> {
+) -> Result<Accepted, RegistryError> {
     let registry = recorder.registry;
     let members = registry.lock().chains.coming();
     let mut when_published = Vec::new();
@@ -160,12 +161,12 @@ pub(crate) fn coming(
     Ok(Accepted { members, when_published })
 }
 
-fn refused(by: &ChainMember<Arc<Seat>>, reason: Refusal) -> Error {
-    Error::Refused { subscriber: by.subscriber.name.to_string(), reason: reason.reason, errno: reason.errno }
+fn refused(by: &ChainMember<Arc<Seat>>, reason: Refusal) -> RegistryError {
+    RegistryError::Refused { subscriber: by.subscriber.name.to_string(), reason: reason.reason, errno: reason.errno }
 }
 
-/// Tells those who asked for it that the text is published. The timeline has their refusals only.
-pub(crate) fn published(recorder: Recorder<'_>, module: &Module, accepted: &Accepted) -> Result<(), Error> {
+/// Tells the members that have asked for it that the text is published. Only refusals are recorded in the timeline.
+pub(crate) fn published(recorder: Recorder<'_>, module: &Module, accepted: &Accepted) -> Result<(), RegistryError> {
     for member in &accepted.when_published {
         let (outcome, refusal) = match call(recorder.registry, member, |subscriber| subscriber.published(module)) {
             None | Some(Ok(Ok(()))) => continue,
@@ -178,7 +179,7 @@ pub(crate) fn published(recorder: Recorder<'_>, module: &Module, accepted: &Acce
     Ok(())
 }
 
-/// Tells those who accepted that the module is LIVE, in coming order.
+/// Tells the members that have accepted that the module is LIVE, in coming order.
 pub(crate) fn live(recorder: Recorder<'_>, module: &Module) {
     let members = {
         let _book = recorder.registry.lock();
@@ -189,7 +190,7 @@ pub(crate) fn live(recorder: Recorder<'_>, module: &Module) {
     }
 }
 
-/// Asks those who accepted a LIVE module for what stands in for its code.
+/// Asks the members that have accepted a LIVE module for code that replaces the module's functions.
 pub(crate) fn ask_for_stand_ins(registry: &Registry, module: &Module) {
     if !module.has_stand_ins() {
         return;
@@ -203,7 +204,7 @@ pub(crate) fn ask_for_stand_ins(registry: &Registry, module: &Module) {
     module.set_stand_ins(code);
 }
 
-/// Tells those who accepted that the module is GOING, in going order.
+/// Tells the members that have accepted that the module is GOING, in going order.
 pub(crate) fn going(recorder: Recorder<'_>, module: &Module, accepted: Accepted) {
     let mut members = accepted.members;
     members.sort_by_key(ChainMember::going_rank);

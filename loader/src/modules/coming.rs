@@ -1,16 +1,16 @@
-//! A module that is COMING, as its subscribers see it.
+//! A module that is COMING, as seen by subscribers.
 
 use modload_edit::{Addr, Edit, RecordTable, Rejected, Sink, Window, index, wide};
 use modload_text::Staged;
 
 use crate::modules::module::{Module, lock};
 use crate::prepare::deferred::left;
-use crate::prepare::layout::Part;
+use crate::prepare::layout::MemoryPart;
 use crate::prepare::memory::Formed;
 use crate::vocabulary::rewriting::TrampolineCall;
 
-/// A module that is COMING, as its notifiers see it: its symbols are known, its data can be read and written, and its
-/// text can still be edited by plain stores.
+/// A module that is COMING: symbols are known, data can be read and written, and text can still be edited by plain
+/// stores.
 #[derive(Debug)]
 pub struct Coming<'m> {
     pub(crate) module: &'m Module,
@@ -19,12 +19,12 @@ pub struct Coming<'m> {
     pub(crate) tell_when_published: bool,
 }
 
-/// A section of a module that is COMING: a copy of what stands there.
+/// A copy of a section of a module that is COMING.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SectionBytes {
-    /// Its number, address and size.
+    /// Number, address and size of the section.
     pub table: RecordTable,
-    /// Its bytes.
+    /// The bytes of the section.
     pub bytes: Vec<u8>,
 }
 
@@ -35,8 +35,8 @@ impl Coming<'_> {
         self.module
     }
 
-    /// The sections of this name, relocated, in the order of the file. Of one some of whose records wait for an object of a
-    /// live patch, the parts that do not.
+    /// Returns the sections of this name, relocated, in the order of the file. If some records of a section wait for an
+    /// object of a live patch, returns the parts between those records.
     pub fn sections(&self, name: &str) -> impl Iterator<Item = SectionBytes> {
         let of_name = self.module.placed.iter().filter(move |placed| placed.info.name == name);
         let whole = of_name.map(|placed| RecordTable::of_section(placed.number, placed.info.addr, placed.info.size));
@@ -47,7 +47,8 @@ impl Coming<'_> {
         })
     }
 
-    /// Names and addresses of the module's symbols that begin so, the prefix taken off. Each may come several times.
+    /// Returns names and addresses of the module's symbols with this prefix, without the prefix. A name may occur
+    /// several times.
     #[must_use]
     pub fn symbols_with_prefix(&self, prefix: &str) -> Vec<(Vec<u8>, Addr)> {
         let init = lock(&self.module.init_names);
@@ -56,7 +57,8 @@ impl Coming<'_> {
         found.map(|(name, addr)| (name.to_vec(), addr)).collect()
     }
 
-    /// Where the module's functions begin, and what else its symbols name that is no variable, sorted.
+    /// Returns the start addresses of the module's functions, and the addresses of all other symbols that are no
+    /// variables, sorted.
     #[must_use]
     pub fn functions(&self) -> Vec<Addr> {
         let init = lock(&self.module.init_names);
@@ -66,16 +68,16 @@ impl Coming<'_> {
         functions
     }
 
-    /// Calls of static calls' trampolines that no record tells of, if the file asks for them to be found.
+    /// Returns calls of static calls' trampolines that have no record, if the file requests a search for such calls.
     #[must_use]
     pub fn trampoline_calls(&self) -> &[TrampolineCall] {
         self.calls
     }
 
-    /// Whether an address lies in a part that goes when `init` has returned.
+    /// Whether an address lies in a part that is freed when `init` has returned.
     #[must_use]
     pub fn is_init(&self, at: Addr) -> bool {
-        let init = Part::ALL.into_iter().zip(self.module.ranges).filter(|(part, _)| part.is_init());
+        let init = MemoryPart::ALL.into_iter().zip(self.module.ranges).filter(|(part, _)| part.is_init());
         init.into_iter().any(|(_, (start, len))| at.checked_offset_from(start).is_some_and(|offset| offset < len))
     }
 
@@ -90,7 +92,7 @@ impl Coming<'_> {
         self.tell_when_published = true;
     }
 
-    /// The staged text that holds `at`: its first address, and its bytes.
+    /// Returns the staged text that contains `at`: first address and bytes.
     #[must_use]
     pub fn text(&self, at: Addr) -> Option<(Addr, &[u8])> {
         let holds = |staged: &&Staged| at >= staged.addr() && at < staged.addr() + wide(staged.len());

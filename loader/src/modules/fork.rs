@@ -1,5 +1,5 @@
-//! What fork needs of the registries: they are whole in the child, and nothing in them waits for threads that do not
-//! exist there.
+//! Locks all registries over a fork, so that registries are consistent in the child and nothing waits for threads that
+//! the child does not have.
 
 use std::cell::RefCell;
 use std::sync::{MutexGuard, Once};

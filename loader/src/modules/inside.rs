@@ -1,8 +1,8 @@
-//! Who is inside of a module: the proof that its text may go.
+//! Proves that no thread is in a module's text, so that the text may be freed.
 //!
-//! Every other thread is held, or looked at where it sleeps, and each stack is walked, this thread's too. A frame that goes on in
-//! the text is inside; a stack that cannot be walked to its end may have one, and counts like one. With no other thread in the
-//! process no signal is sent. docs/threads.md has the argument.
+//! Every other thread is held, or examined while asleep, and every stack is walked, including that of this thread. A
+//! thread is inside if a frame will continue in the text. A stack that cannot be walked to the end may contain such a
+//! frame, and counts as inside. A process with a single thread sends no signal. docs/threads.md has the argument.
 
 use std::fmt;
 use std::ops::{ControlFlow, Range};
@@ -18,10 +18,12 @@ use thiserror::Error;
 use crate::modules::module::Module;
 use crate::prepare::policy::Proof;
 use crate::vocabulary::occupant::{Occupant, Occupies};
+use crate::vocabulary::sentence::sentence;
 use modload_threads::thread_exit;
 
-/// Threads cannot be looked at.
+/// Threads cannot be examined.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum LookError {
     /// None can.
     #[error(transparent)]
@@ -56,40 +58,42 @@ impl fmt::Display for Occupied {
     }
 }
 
-/// Whose frames do not matter.
+/// The frames that do not matter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Except {
     /// Nobody's.
     Nobody,
-    /// Those of threads that the module itself has started: below its oldest frame there is nothing but what starts a
-    /// thread. Its `exit` ends them.
+    /// Frames of threads that the module itself has started: below the module's oldest frame, such a stack has only
+    /// frames that start a thread. The module's `exit` ends those threads.
     ItsOwn,
 }
 
-/// Frames below a module's oldest one that are kept: what starts a thread needs two.
+/// Number of kept frames below a module's oldest frame; starting a thread uses two.
 const OUTER: usize = 8;
 
-/// What one walk has found. Made while threads are held, so it has a fixed size.
+/// The result of one walk. Has a fixed size, because a walk runs while threads are held.
 #[derive(Clone, Copy, Debug)]
 struct Sighting {
     tid: Tid,
     /// The innermost frame inside.
     inside: Option<Frame>,
-    /// What goes on below the outermost frame inside.
+    /// The frames below the outermost frame in the module.
     outer: [u64; OUTER],
     outer_count: usize,
     ended: Result<Ended, WalkError>,
     /// Which module has created the thread, if that is known; 0 if none has.
     creator: u64,
-    /// Where the thread sleeps, if it was not held, and what its words have shown.
+    /// Where the thread sleeps, if the thread was not held, and the address that was found among the words of the
+    /// stack.
     asleep: Option<(Sleeper, Option<u64>)>,
 }
 
-/// Ranges of code in order, of which none touches another: there may be thousands, and each frame is looked for in them.
-struct Places(Vec<Range<u64>>);
+/// Sorted ranges of code that do not touch each other. There may be thousands, and every frame is searched in these
+/// ranges.
+struct CodeRanges(Vec<Range<u64>>);
 
-impl Places {
-    fn of(code: impl IntoIterator<Item = Range<u64>>) -> Places {
+impl CodeRanges {
+    fn of(code: impl IntoIterator<Item = Range<u64>>) -> CodeRanges {
         let mut ranges: Vec<_> = code.into_iter().filter(|range| !range.is_empty()).collect();
         ranges.sort_unstable_by_key(|range| range.start);
         ranges.dedup_by(|next, range| {
@@ -97,7 +101,7 @@ impl Places {
             range.end = if touches { range.end.max(next.end) } else { range.end };
             touches
         });
-        Places(ranges)
+        CodeRanges(ranges)
     }
 
     fn hold(&self, at: u64) -> bool {
@@ -105,25 +109,25 @@ impl Places {
         behind.checked_sub(1).is_some_and(|last| at < self.0[last].end)
     }
 
-    /// Whether nothing on this thread's stack is a return into them.
+    /// Whether nothing on this thread's stack is a return into these ranges.
     fn are_left(&self, returned_to: impl Fn(u64) -> bool) -> bool {
         let (Some(first), Some(last)) = (self.0.first(), self.0.last()) else { return true };
         frames::may_return(&(first.start..last.end), |at| self.hold(at) && returned_to(at)) == Some(false)
     }
 }
 
-/// What a look at all threads has found.
+/// The result of a look at all threads.
 struct Look {
-    /// Who is inside, or may be. Whoever is not among them is not.
+    /// Threads that are inside, or may be. Every other thread is not inside.
     inside: Vec<Sighting>,
-    /// Threads that have not begun their first function, or have returned from it.
+    /// Threads that have not begun their first function, or have already returned from that function.
     between: Vec<Tid>,
 }
 
 impl Look {
     /// Looks at all threads.
-    fn at_all(code: &Places, starts: &Starts) -> Result<Look, modload_threads::Error> {
-        // What is met on one stack serves the others: threads that sleep mostly do so in the same place.
+    fn at_all(code: &CodeRanges, starts: &Starts) -> Result<Look, modload_threads::Error> {
+        // Sleeping threads mostly sleep in the same place, so the walker reuses the rows that other stacks have needed.
         let room = |stacks| (Look::with_room(stacks), Walker::new());
         let seen = frames::each_stack(room, |(look, walker), stack| look.sight(stack, walker, code, starts));
         seen.map(|(look, _)| look)
@@ -133,8 +137,8 @@ impl Look {
         Look { inside: Vec::with_capacity(stacks), between: Vec::with_capacity(stacks) }
     }
 
-    /// Walks one stack, and keeps what there is to keep of it. Takes no memory: there is room for every thread.
-    fn sight(&mut self, stack: &Stack<'_>, walker: &mut Walker, code: &Places, starts: &Starts) {
+    /// Walks one stack and keeps the result. Allocates no memory: there is room for every thread.
+    fn sight(&mut self, stack: &Stack<'_>, walker: &mut Walker, code: &CodeRanges, starts: &Starts) {
         let tid = stack.tid();
         let mut sighting = Sighting {
             tid,
@@ -156,7 +160,7 @@ impl Look {
                 sighting.outer_count = 0;
             } else if sighting.inside.is_some() {
                 if let Some(place) = sighting.outer.get_mut(sighting.outer_count) {
-                    // What a signal has interrupted is no start of a thread: no return address is 0.
+                    // A frame that a signal has interrupted is not the start of a thread. No return address is 0.
                     *place = if frame.is_exact || frame.is_signal { 0 } else { frame.pc };
                 }
                 sighting.outer_count += 1;
@@ -173,7 +177,7 @@ impl Look {
                     is_left = true;
                     has_begun = true;
                 }
-                // Not even where it began is on this stack: it may have another.
+                // The start of the thread is not on this stack either: the thread may use another stack.
                 Words::Free { has_begun: false } | Words::Unknown => {}
                 Words::Hold(found) => *word = Some(found),
             }
@@ -187,8 +191,8 @@ impl Look {
 }
 
 impl Sighting {
-    /// Whether it is a thread that the module has created. Of a thread that was created in a way that tells nothing of its creator:
-    /// whether it is code in the module's text that it began with.
+    /// Whether the module has created this thread. If the creator is unknown: whether the thread's first function is in
+    /// the module's text.
     fn is_its_own(&self, module: &Module, starts: &Starts) -> bool {
         if self.creator != 0 {
             return self.creator == module.creator.number();
@@ -199,60 +203,61 @@ impl Sighting {
     }
 }
 
-/// Why it cannot be seen whether threads are in a module's code, whatever they are doing.
+/// Reasons why threads in a module's code cannot be detected at all.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum CannotLook {
     /// The process's own functions cannot be found.
-    #[error("stacks cannot be walked: {0}")]
+    #[error("stacks cannot be walked")]
     Walk(#[from] NoFinder),
-    /// It is not known how threads begin.
-    #[error("threads that have not begun yet cannot be told from others: {0}")]
+    /// The functions that start threads are not known.
+    #[error("threads that have not begun yet cannot be told from others")]
     Starts(#[from] StartsUnknown),
 }
 
-/// Finds out, before any thread is held, what a look needs.
+/// Prepares for a look at all threads, before any thread is held.
 ///
 /// # Errors
-/// [`CannotLook`]. No failure is remembered.
+/// [`CannotLook`]. Failures are not cached.
 pub fn can_look() -> Result<&'static Starts, CannotLook> {
     frames::know_process()?;
     Ok(frames::thread_starts()?)
 }
 
-/// Whom a proof has found in spite of it: whose frames do not matter.
+/// The threads that a successful proof has found inside.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Seen {
-    /// Nobody at all.
+pub(crate) enum SeenInside {
+    /// None.
     Nobody,
-    /// Threads of the module's own; or it was not looked.
+    /// Threads of the module's own; also if no look was made.
     ItsOwn,
 }
 
-/// Whether those of whom nothing is known yet are looked at again.
+/// Whether threads in an unknown state are examined again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Patience {
+pub(crate) enum LookPatience {
     /// For a moment.
     Some,
-    /// No: somebody looks again another time.
+    /// No: a later sweep examines them.
     Once,
 }
 
-/// How long threads are waited for that have not begun yet, or not ended, and how often they are looked at.
+/// How long threads that have not begun, or not ended, are waited for, and how often they are examined.
 const SETTLING: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(1);
 
-/// How long threads are looked at again whose stacks cannot be walked.
+/// Time limit for examining threads again whose stacks cannot be walked.
 const PASSING: Duration = Duration::from_millis(100);
 
-/// Proves that no thread is inside of a module, or of what stands in for its functions.
+/// Proves that no thread is inside of a module, or inside of code that replaces the module's functions.
 ///
-/// A thread that the module has created and that has not begun has no frame in it yet. So for a module that nobody may
-/// be in any more, those that were seen between beginning and end are waited for. Who is created later is not the
-/// module's: nobody was in it.
-pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -> Result<Seen, Occupied> {
+/// A thread that the module has created and that has not begun has no frame in the module yet. For a module that must
+/// be empty, threads between creation and first function, or between return and end, are therefore waited for. Threads
+/// created later cannot belong to the module, because no thread was inside.
+pub(crate) fn prove_empty(module: &Module, except: Except, patience: LookPatience) -> Result<SeenInside, Occupied> {
     let (own, destructors): (Vec<_>, Vec<_>) =
         thread_exit::open(module.creator.number()).into_iter().partition(|(tid, _)| *tid == Tid::current());
-    // This thread calls its own before anything is freed.
+    // This thread runs the destructors of its own thread-local variables before anything is freed.
     let calls_own = except == Except::ItsOwn && !own.is_empty();
     let destructors = if except == Except::ItsOwn { destructors } else { [own, destructors].concat() };
     if !destructors.is_empty() {
@@ -264,20 +269,21 @@ pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -
         return Err(Occupied::By(destructors.into_iter().map(owe).collect()));
     }
     let stand_ins = module.stand_ins();
-    let code = Places::of(module.text().into_iter().chain(stand_ins));
+    let code = CodeRanges::of(module.text().into_iter().chain(stand_ins));
     if code.0.is_empty() {
-        return Ok(if calls_own { Seen::ItsOwn } else { Seen::Nobody });
+        return Ok(if calls_own { SeenInside::ItsOwn } else { SeenInside::Nobody });
     }
     if module.proof == Proof::Promise {
-        return Ok(Seen::ItsOwn);
+        return Ok(SeenInside::ItsOwn);
     }
-    frames::know_process().map_err(|source| Occupied::NotHeld(CannotLook::from(source).to_string()))?;
-    // The usual case of a small program: nobody else is there, and nothing on this stack can be a return into the module.
+    frames::know_process().map_err(|source| Occupied::NotHeld(sentence(&CannotLook::from(source))))?;
+    // The usual case of a small program: no other thread exists, and nothing on this stack can be a return into the
+    // module.
     let returned_to = |at| !module.holds_code(Addr::new(at)) || module.may_be_returned_to(Addr::new(at));
     if is_alone().unwrap_or(false) && module.creator.unborn() == 0 && code.are_left(returned_to) {
-        return Ok(if calls_own { Seen::ItsOwn } else { Seen::Nobody });
+        return Ok(if calls_own { SeenInside::ItsOwn } else { SeenInside::Nobody });
     }
-    let starts = can_look().map_err(|error| Occupied::NotHeld(error.to_string()))?;
+    let starts = can_look().map_err(|error| Occupied::NotHeld(sentence(&error)))?;
     let begun = Instant::now();
     let mut unsettled: Option<Vec<Tid>> = None;
     loop {
@@ -286,10 +292,10 @@ pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -
         let matters = |sighting: &&Sighting| except == Except::Nobody || !sighting.is_its_own(module, starts);
         let mut occupants: Vec<_> = inside.iter().filter(matters).map(|sighting| occupant(sighting, module)).collect();
         if !occupants.is_empty() {
-            // Who runs through code without rows, an entry of a PLT say, has left it in a moment.
+            // A thread in code without rows, for example in a PLT entry, leaves that code within a moment.
             let unknown = |occupant: &Occupant| matches!(occupant.why, Occupies::Unknown(_) | Occupies::Asleep { .. });
             let known = !occupants.iter().all(unknown);
-            if known || patience == Patience::Once || begun.elapsed() > PASSING {
+            if known || patience == LookPatience::Once || begun.elapsed() > PASSING {
                 return Err(Occupied::By(occupants));
             }
             thread::sleep(LOOK);
@@ -298,14 +304,14 @@ pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -
         let unborn = module.creator.unborn();
         if except == Except::ItsOwn {
             let nobody = inside.is_empty() && between.is_empty() && unborn == 0 && !calls_own;
-            return Ok(if nobody { Seen::Nobody } else { Seen::ItsOwn });
+            return Ok(if nobody { SeenInside::Nobody } else { SeenInside::ItsOwn });
         }
         let still = |tid: &Tid| unsettled.as_ref().is_none_or(|before| before.contains(tid));
         let left: Vec<_> = between.into_iter().filter(still).collect();
         if left.is_empty() && unborn == 0 {
-            return Ok(Seen::Nobody);
+            return Ok(SeenInside::Nobody);
         }
-        if patience == Patience::Once || begun.elapsed() > SETTLING {
+        if patience == LookPatience::Once || begun.elapsed() > SETTLING {
             let between = |tid: &Tid| Occupant { thread: tid.get(), name: name_of(*tid), why: Occupies::Between };
             occupants.extend(left.iter().map(between));
             if left.is_empty() {
@@ -319,7 +325,7 @@ pub(crate) fn prove_empty(module: &Module, except: Except, patience: Patience) -
 }
 
 impl Module {
-    /// The threads that are inside of some of its code, or may be.
+    /// Returns the threads that are inside of some of the module's code, or may be.
     ///
     /// # Errors
     /// Threads cannot be held.
@@ -328,9 +334,9 @@ impl Module {
     }
 }
 
-/// Who is inside of some code, or may be: `module` is whose it is.
+/// Returns the threads that are inside of some code, or may be. `module` is the owner of the code.
 fn occupants(module: &Module, code: &[Range<u64>]) -> Result<Vec<Occupant>, LookError> {
-    let code = Places::of(code.iter().cloned());
+    let code = CodeRanges::of(code.iter().cloned());
     if is_alone().unwrap_or(false) && code.are_left(|_| true) {
         return Ok(Vec::new());
     }
@@ -345,7 +351,7 @@ fn name_of(tid: Tid) -> String {
 fn occupant(sighting: &Sighting, module: &Module) -> Occupant {
     let describe = |frame: &Frame| {
         let at = Addr::new(frame.pc);
-        // What stands in for a module's function is another's.
+        // Code that replaces a module's function belongs to another module.
         let other = || module.registry.lock().module_at(at);
         let of = if module.contains(at) { None } else { other() };
         let of = of.as_deref().unwrap_or(module);

@@ -1,8 +1,9 @@
-//! The modules of a host, as Linux's list `modules` has them: their registry, their references, their subscribers and their timeline.
+//! The modules of a host, like Linux's list `modules`: registry, references, subscribers and timeline.
 //!
-//! Owns the state that is shared between threads: who uses whom, who waits for whom, who is told of what, and the memory of modules
-//! that have gone while a thread was in their text. Imports `vocabulary`, `elf` and `prepare`.
+//! Owns the state that threads share: users and providers of symbols, waiting loads, the chains, and the memory of
+//! unloaded modules whose text still has a thread inside. Imports `vocabulary`, `elf` and `prepare`.
 
+pub(crate) mod error;
 pub(crate) mod registry;
 pub(crate) mod module;
 pub(crate) mod coming;

@@ -1,4 +1,4 @@
-//! A module that is there, and the references that keep it there.
+//! A module in memory, and the references that prevent unloading.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,52 +14,52 @@ use modload_threads::frames::is_behind_call;
 use crate::modules::registry::{ModuleId, Registry};
 use crate::modules::subscriber::Accepted;
 use crate::prepare::deferred::Slices;
-use crate::prepare::layout::Part;
-use crate::prepare::memory::{Core, Ranges};
-use crate::prepare::names::{Names, Symbol, SymbolKind};
+use crate::prepare::layout::MemoryPart;
+use crate::prepare::memory::{Core, PartRanges};
+use crate::prepare::names::{ModuleSymbol, ModuleSymbolKind, SymbolNames};
 use crate::prepare::params::ParamInfo;
 use crate::prepare::policy::Proof;
 use crate::vocabulary::escape::escaped;
-use crate::vocabulary::functions::Functions;
+use crate::vocabulary::functions::EntryPoints;
 use crate::vocabulary::state::State;
 
-/// A function of a module, by one of its names.
+/// A function of a module, under one of several possible names.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FunctionSymbol {
-    /// Its name, escaped.
+    /// Name of the function, escaped.
     pub name: String,
-    /// Its address. For an STT_GNU_IFUNC symbol that of the entry by which it is called.
+    /// Address of the function. For an STT_GNU_IFUNC symbol, the address of the PLT entry.
     pub addr: Addr,
-    /// Its size in bytes, 0 if the file does not say.
+    /// Size of the function in bytes, 0 if the file does not state one.
     pub size: u64,
-    /// Whether it is one of init's, which go when `init` has returned.
+    /// Whether the function is in an init section, which is freed when `init` has returned.
     pub is_init: bool,
 }
 
 /// A section of a module, in memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SectionInfo {
-    /// Its name, escaped.
+    /// Name of the section, escaped.
     pub name: String,
-    /// Its address.
+    /// Address of the section.
     pub addr: Addr,
-    /// Its size in bytes.
+    /// Size of the section in bytes.
     pub size: u64,
 }
 
 impl SectionInfo {
-    /// Whether an address lies in it.
+    /// Whether an address lies in this section.
     fn holds(&self, at: Addr) -> bool {
         at.checked_offset_from(self.addr).is_some_and(|offset| offset < self.size)
     }
 }
 
-/// A section, its number in the file, and its part.
+/// A section with its number in the file and its part of memory.
 #[derive(Clone, Debug)]
 pub(crate) struct PlacedSection {
     pub(crate) number: u32,
     pub(crate) info: SectionInfo,
-    pub(crate) part: Part,
+    pub(crate) part: MemoryPart,
 }
 
 /// A module from COMING on.
@@ -68,49 +68,49 @@ pub struct Module {
     pub(crate) id: ModuleId,
     pub(crate) name: Arc<str>,
     pub(crate) registry: &'static Registry,
-    pub(crate) names: Arc<Names>,
+    pub(crate) names: Arc<SymbolNames>,
     /// Until `init` has returned.
-    pub(crate) init_names: Mutex<Option<Arc<Names>>>,
+    pub(crate) init_names: Mutex<Option<Arc<SymbolNames>>>,
     pub(crate) placed: Vec<PlacedSection>,
-    pub(crate) ranges: Ranges,
-    pub(crate) functions: Functions,
+    pub(crate) ranges: PartRanges,
+    pub(crate) functions: EntryPoints,
     pub(crate) params: Mutex<Vec<ParamInfo>>,
     pub(crate) license: Option<String>,
     taint: String,
     is_live_patch: bool,
     patch_record_sizes: Option<String>,
     slices: Option<Box<Slices>>,
-    /// Whether code elsewhere may stand in for its own.
+    /// Whether code of other modules may replace functions of this one.
     has_stand_ins: AtomicBool,
     stand_ins: Mutex<Vec<Range<u64>>>,
     pub(crate) proof: Proof,
-    /// By its number threads know that the module has created them, and destructors of threads that they are the module's.
+    /// Number by which threads and destructors of threads are known to belong to this module.
     pub(crate) creator: Arc<Creator>,
     /// From LIVE on.
     pub(crate) core: Mutex<Option<Core>>,
     pub(crate) accepted: Mutex<Accepted>,
-    /// Whether the parts that `init` needed are gone, or about to go.
+    /// Whether the parts that only `init` needed are freed, or about to be freed.
     pub(crate) init_dropped: AtomicBool,
-    /// How many references are held; [`CLOSED`] when no more are given, [`AWAITED`] if somebody waits for their end.
+    /// Number of references. [`CLOSED`] is set when no more are given, [`AWAITED`] if an unload waits for the last one.
     references: AtomicUsize,
 }
 
 /// Set in the number of references when the module is going.
 const CLOSED: usize = 1 << (usize::BITS - 1);
 
-/// Set in the number of references while an unload waits for them to go.
+/// Set in the number of references while an unload waits for the last reference.
 const AWAITED: usize = 1 << (usize::BITS - 2);
 
-/// What a module is made of when it is formed.
-pub(crate) struct Parts {
+/// The parts from which a module is formed.
+pub(crate) struct ModuleParts {
     pub(crate) id: ModuleId,
     pub(crate) name: Arc<str>,
     pub(crate) registry: &'static Registry,
-    pub(crate) names: Arc<Names>,
-    pub(crate) init_names: Option<Arc<Names>>,
+    pub(crate) names: Arc<SymbolNames>,
+    pub(crate) init_names: Option<Arc<SymbolNames>>,
     pub(crate) placed: Vec<PlacedSection>,
-    pub(crate) ranges: Ranges,
-    pub(crate) functions: Functions,
+    pub(crate) ranges: PartRanges,
+    pub(crate) functions: EntryPoints,
     pub(crate) params: Vec<ParamInfo>,
     pub(crate) license: Option<String>,
     pub(crate) taint: String,
@@ -120,14 +120,14 @@ pub(crate) struct Parts {
     pub(crate) proof: Proof,
 }
 
-/// Takes a lock of a module's. Of one that is LIVE, or may be looked at, only with the book in hand: fork holds that,
-/// and so no child finds the lock taken by a thread that it does not have.
+/// Takes a lock of a module. For a module that is LIVE or visible, the caller must hold the lock of the book: fork
+/// takes that lock, so a child never finds a module's lock taken by a thread that does not exist.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Module {
-    pub(crate) fn new(parts: Parts) -> Module {
+    pub(crate) fn new(parts: ModuleParts) -> Module {
         Module {
             id: parts.id,
             name: parts.name,
@@ -154,44 +154,45 @@ impl Module {
         }
     }
 
-    /// Its name.
+    /// Name of the module.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its licence, escaped, if it states one.
+    /// Licence of the module, escaped, if `.modinfo` states one.
     #[must_use]
     pub fn license(&self) -> Option<&str> {
         self.license.as_deref()
     }
 
-    /// What it taints its host with, in Linux's letters: P for a licence that is not compatible with the GPL, F for a
-    /// rule that it breaks and the policy let pass, K for a live patch.
+    /// Returns the taint letters of the module, as in Linux: P for a licence that is not compatible with the GPL, F for
+    /// a broken rule that the policy has allowed, K for a live patch.
     #[must_use]
     pub fn taint(&self) -> &str {
         &self.taint
     }
 
-    /// Whether its `.modinfo` says that it is a live patch.
+    /// Whether `.modinfo` marks the module as a live patch.
     #[must_use]
     pub fn is_live_patch(&self) -> bool {
         self.is_live_patch
     }
 
-    /// The sizes of its `struct klp_func`, `struct klp_object` and `struct klp_patch`, with commas between them, as its `.modinfo` says.
+    /// Returns the sizes of `struct klp_func`, `struct klp_object` and `struct klp_patch`, separated by commas, as
+    /// stated in `.modinfo`.
     #[must_use]
     pub fn patch_record_sizes(&self) -> Option<&str> {
         self.patch_record_sizes.as_deref()
     }
 
-    /// What of it waits for objects that it patches.
+    /// Returns the relocations and records that wait for objects of this live patch.
     #[must_use]
     pub fn slices(&self) -> Option<&Slices> {
         self.slices.as_deref()
     }
 
-    /// Whether it is COMING, and this thread is the one that loads it: this is called from its `init`, or from what that calls.
+    /// Whether the module is COMING and this thread is loading the module: true in calls from the module's `init`.
     #[must_use]
     pub fn is_in_init_here(&self) -> bool {
         let book = self.registry.lock();
@@ -199,16 +200,17 @@ impl Module {
         book.by_id(self.id).is_some_and(|entry| entry.state == State::Coming && entry.thread == here)
     }
 
-    /// Its state; `None` once it is freed.
+    /// State of the module; `None` once the module is freed.
     #[must_use]
     pub fn state(&self) -> Option<State> {
         self.registry.lock().by_id(self.id).map(|entry| entry.state)
     }
 
-    /// The symbol of this name, exported or not, a global one before a local one; or what the module exports under this
-    /// name, whatever it calls it itself. Symbols of init sections are there until `init` has returned.
+    /// Returns the symbol of this name, exported or not, a global one before a local one; or the symbol that is
+    /// exported under this name, if the internal name is another one. Symbols of init sections exist until `init` has
+    /// returned.
     #[must_use]
-    pub fn symbol_info(&self, name: &str) -> Option<Symbol> {
+    pub fn symbol_info(&self, name: &str) -> Option<ModuleSymbol> {
         let init = || {
             let _book = self.registry.lock();
             lock(&self.init_names).as_ref().and_then(|names| names.find(name.as_bytes()))
@@ -216,23 +218,24 @@ impl Module {
         self.lasting_symbol(name).or_else(init)
     }
 
-    /// As [`Module::symbol_info`], but only what stays for as long as the module does: nothing of its init sections.
+    /// Like [`Module::symbol_info`], without symbols of init sections.
     #[must_use]
-    pub fn lasting_symbol(&self, name: &str) -> Option<Symbol> {
+    pub fn lasting_symbol(&self, name: &str) -> Option<ModuleSymbol> {
         self.names.find(name.as_bytes()).or_else(|| self.exported(name))
     }
 
-    /// The symbol at this address, a global one before a local one, and one whose size is known before others. Nothing of its init
-    /// sections.
+    /// Returns the symbol at this address: a global one before a local one, and one with a known size before others.
+    /// Symbols of init sections are left out.
     #[must_use]
-    pub fn symbol_at(&self, at: Addr) -> Option<Symbol> {
+    pub fn symbol_at(&self, at: Addr) -> Option<ModuleSymbol> {
         self.names.at(at)
     }
 
-    /// Its functions by address, those of init as long as `init` has not returned. One that has several names is there
-    /// under each: global ones before local ones, and then by name. What a file in assembly gives no type is no function.
+    /// Returns the functions by address; those of init sections until `init` has returned. A function with several
+    /// names is listed under each: global names before local ones, and then by name. A symbol without type, as assembly
+    /// may have, is not a function.
     ///
-    /// The list is made anew each time, in O(n log n).
+    /// Builds the list at each call, in O(n log n).
     #[must_use]
     pub fn functions(&self) -> Vec<FunctionSymbol> {
         let init = {
@@ -247,7 +250,8 @@ impl Module {
         functions.into_iter().map(symbol).collect()
     }
 
-    /// The addresses of its functions of this name, in the order of its symbol table: Linux's symbol positions, from 1.
+    /// Returns the addresses of the functions of this name, in the order of the symbol table: Linux's symbol positions,
+    /// from 1.
     #[must_use]
     pub fn positions(&self, name: &str) -> Vec<Addr> {
         let init = {
@@ -258,8 +262,8 @@ impl Module {
         all.filter(|(_, _, of, _)| *of == name.as_bytes()).map(|(addr, ..)| addr).collect()
     }
 
-    /// For each of these names the addresses of its symbols of that name, in the order of its symbol table, variables among
-    /// them. Those of init's sections are left out: they go.
+    /// Returns, for each of these names, the addresses of all symbols of that name, in the order of the symbol table,
+    /// including variables. Symbols of init sections are left out, because they are freed.
     #[must_use]
     pub fn symbol_positions<'n>(&self, names: impl IntoIterator<Item = &'n [u8]>) -> BTreeMap<&'n [u8], Vec<Addr>> {
         let mut positions = names.into_iter().map(|name| (name, Vec::new())).collect();
@@ -267,8 +271,8 @@ impl Module {
         positions
     }
 
-    /// Has those who accepted it asked, when it goes, for code elsewhere that stands in for its own:
-    /// [`Subscriber::stand_ins`](crate::Subscriber::stand_ins).
+    /// Requests a call of [`Subscriber::stand_ins`](crate::Subscriber::stand_ins) on unload: code elsewhere may replace
+    /// functions of this module.
     pub fn expect_stand_ins(&self) {
         self.has_stand_ins.store(true, Ordering::Release);
     }
@@ -282,7 +286,7 @@ impl Module {
         *lock(&self.stand_ins) = code;
     }
 
-    /// What was said to stand in for its code when it was last asked.
+    /// Returns the replacing code of the last such call.
     pub(crate) fn stand_ins(&self) -> Vec<Range<u64>> {
         if !self.has_stand_ins() {
             return Vec::new();
@@ -291,36 +295,38 @@ impl Module {
         lock(&self.stand_ins).clone()
     }
 
-    /// What the module exports under this name.
-    fn exported(&self, name: &str) -> Option<Symbol> {
+    /// Returns the symbol that the module exports under this name.
+    fn exported(&self, name: &str) -> Option<ModuleSymbol> {
         let book = self.registry.lock();
         let addr = book.exports.get(name.as_bytes()).filter(|export| export.module == self.id)?.addr;
-        let (text, len) = self.ranges[Part::Text.slot()];
+        let (text, len) = self.ranges[MemoryPart::Text.slot()];
         let in_text = addr.checked_offset_from(text).is_some_and(|offset| offset < len);
-        let kind = if in_text { SymbolKind::Function } else { SymbolKind::Object };
-        Some(Symbol { addr, size: 0, kind })
+        let kind = if in_text { ModuleSymbolKind::Function } else { ModuleSymbolKind::Object };
+        Some(ModuleSymbol { addr, size: 0, kind })
     }
 
-    /// Its sections in the order of its file; those of init are there until `init` has returned.
+    /// Returns the sections in the order of the file; those of init until `init` has returned.
     pub fn sections(&self) -> impl Iterator<Item = &SectionInfo> {
         self.placed.iter().filter(|placed| self.has(placed.part)).map(|placed| &placed.info)
     }
 
-    /// Bytes of text, read-only data, data and ro_after_init data that it keeps while LIVE.
+    /// Returns the sizes in bytes of text, read-only data, data and ro_after_init data that stay while the module is
+    /// LIVE.
     #[must_use]
     pub fn sizes(&self) -> [u64; 4] {
-        [Part::Text, Part::ReadOnly, Part::Data, Part::RoAfterInit].map(|part| self.ranges[part.slot()].1)
+        [MemoryPart::Text, MemoryPart::ReadOnly, MemoryPart::Data, MemoryPart::RoAfterInit]
+            .map(|part| self.ranges[part.slot()].1)
     }
 
-    /// Its parameters.
+    /// Returns the parameters.
     #[must_use]
     pub fn params(&self) -> Vec<ParamInfo> {
         let _book = self.registry.lock();
         lock(&self.params).clone()
     }
 
-    /// The value of a parameter as it is in the module's memory now. `None` if there is no such parameter, if it was
-    /// one of init's, or if the module is not LIVE.
+    /// Returns the value of a parameter as stored in the module's memory now. Returns `None` for an unknown parameter,
+    /// for one of init's, or if the module is not LIVE.
     #[must_use]
     pub fn param(&self, name: &str) -> Option<String> {
         let _book = self.registry.lock();
@@ -329,16 +335,17 @@ impl Module {
         lock(&self.params).iter().find(|param| param.is_named(name))?.show(&|at, len| core.read(at, len))
     }
 
-    /// Whether a frame may go on at a place in its text. Where a function begins none does, unless a call ends the one
-    /// before it, or what a static call leaves where it calls nothing; anywhere else one may.
+    /// Whether a frame may continue at a place in the text. No frame continues at the start of a function, unless the
+    /// bytes before are a call, or the replacement of a static call that calls nothing. A frame may continue at any
+    /// other place.
     pub(crate) fn may_be_returned_to(&self, at: Addr) -> bool {
         const LONGEST_CALL: u64 = 8;
-        if !self.names.begins_at(at) && at != self.ranges[Part::Text.slot()].0 {
+        if !self.names.begins_at(at) && at != self.ranges[MemoryPart::Text.slot()].0 {
             return true;
         }
         let core = lock(&self.core);
         let Some(core) = core.as_ref() else { return true };
-        let (text, _) = self.ranges[Part::Text.slot()];
+        let (text, _) = self.ranges[MemoryPart::Text.slot()];
         let len = at.checked_offset_from(text).unwrap_or(0).min(LONGEST_CALL);
         core.code(at.offset(-len.cast_signed()), index(len)).is_none_or(|before| {
             let was_call = [NOPS[4], NOPS[5], &ZERO].iter().any(|was| before.ends_with(was));
@@ -352,66 +359,67 @@ impl Module {
         self.references.load(Ordering::Relaxed) & !(CLOSED | AWAITED)
     }
 
-    /// The modules that use its symbols.
+    /// Returns the modules that use symbols of this one.
     #[must_use]
     pub fn users(&self) -> Vec<String> {
         self.registry.lock().users(self.id)
     }
 
-    /// The modules whose symbols it uses.
+    /// Returns the modules whose symbols this one uses.
     #[must_use]
     pub fn uses(&self) -> Vec<String> {
         self.registry.lock().providers(self.id)
     }
 
-    /// The address of its `struct module`, if it refers to it.
+    /// Returns the address of the module's `struct module`, if the module refers to one.
     #[must_use]
     pub fn this_module(&self) -> Option<Addr> {
         self.functions.this_module
     }
 
-    /// What threads that it creates know it by.
+    /// Returns the mark that threads of this module carry.
     #[must_use]
     pub fn creator(&self) -> Arc<Creator> {
         self.creator.clone()
     }
 
-    /// Whether an address lies in the module's memory. That of its init sections is others' when `init` has returned.
+    /// Whether an address lies in the module's memory. Memory of init sections belongs to other modules after `init`
+    /// has returned.
     #[must_use]
     pub fn contains(&self, at: Addr) -> bool {
-        let mut ranges = Part::ALL.into_iter().zip(self.ranges).filter(|(part, _)| self.has(*part));
+        let mut ranges = MemoryPart::ALL.into_iter().zip(self.ranges).filter(|(part, _)| self.has(*part));
         ranges.any(|(_, (start, len))| at.checked_offset_from(start).is_some_and(|offset| offset < len))
     }
 
-    /// Whether a range lies in one part of its memory: text, read-only data, variables.
+    /// Whether a range lies in one part of the module's memory: text, read-only data, variables.
     #[must_use]
     pub fn holds(&self, at: Addr, len: u64) -> bool {
-        Part::ALL.into_iter().any(|part| self.has(part) && self.part_holds(part, at, len))
+        MemoryPart::ALL.into_iter().any(|part| self.has(part) && self.part_holds(part, at, len))
     }
 
-    /// Whether a range lies among its variables that are there, and can be written, for as long as the module is.
+    /// Whether a range lies among the variables that exist, and are writable, for the lifetime of the module.
     #[must_use]
     pub fn holds_variable(&self, at: Addr, len: u64) -> bool {
-        self.part_holds(Part::Data, at, len)
+        self.part_holds(MemoryPart::Data, at, len)
     }
 
-    /// Whether an address lies in its text, that of init aside.
+    /// Whether an address lies in the module's text, without init text.
     #[must_use]
     pub fn holds_code(&self, at: Addr) -> bool {
-        self.part_holds(Part::Text, at, 1)
+        self.part_holds(MemoryPart::Text, at, 1)
     }
 
-    fn part_holds(&self, part: Part, at: Addr, len: u64) -> bool {
+    fn part_holds(&self, part: MemoryPart, at: Addr, len: u64) -> bool {
         let (start, size) = self.ranges[part.slot()];
         at.checked_offset_from(start).is_some_and(|offset| size.checked_sub(offset).is_some_and(|left| len <= left))
     }
 
     /// Whether a part is still this module's.
-    fn has(&self, part: Part) -> bool {
+    fn has(&self, part: MemoryPart) -> bool {
         !part.is_init() || !self.init_dropped.load(Ordering::Acquire)
     }
 
-    /// Section and offset of an address in this module, for people and for snapshots: `.text+0x10`.
+    /// Returns section and offset of an address in this module, for messages and snapshots: `.text+0x10`.
     #[must_use]
     pub fn display_place(&self, at: Addr) -> Option<String> {
         self.sections().find_map(|section| {
@@ -420,27 +428,27 @@ impl Module {
         })
     }
 
-    /// An address in this module as Linux's `%pS` shows it: `func+0x12/0x40 [module]`, distance and size; the section in
-    /// place of a function that no symbol states the size of; the address itself outside of its sections (a PLT entry).
-    /// `None` if the module has nothing there.
+    /// Describes an address in this module as Linux's `%pS` does: `func+0x12/0x40 [module]`, distance and size. Without
+    /// a function of known size, shows the section; outside of sections (a PLT entry), shows the address. Returns
+    /// `None` for an address in no module memory.
     #[must_use]
     pub fn describe(&self, at: Addr) -> Option<String> {
         self.describe_behind(at, 0)
     }
 
-    /// [`Module::describe`] of a return address, Linux's `%pB`: the function is that of the call before it, which may be
-    /// the last instruction.
+    /// [`Module::describe`] for a return address, Linux's `%pB`: names the function of the call before the address,
+    /// because that call may be the last instruction.
     #[must_use]
     pub fn describe_return(&self, at: Addr) -> Option<String> {
         self.describe_behind(at.offset(-1), 1)
     }
 
-    /// What is `distance` behind an address, by what holds the address.
+    /// Describes the place `distance` behind an address by the function or section that contains the address.
     fn describe_behind(&self, at: Addr, distance: u64) -> Option<String> {
         if !self.contains(at) {
             return None;
         }
-        let function = |names: &Names| {
+        let function = |names: &SymbolNames| {
             let (name, offset, size) = names.function_at(at)?;
             Some(format!("{}+{:#x}/{size:#x}", escaped(name), offset + distance))
         };
@@ -456,9 +464,9 @@ impl Module {
         Some(format!("{} [{}]", place.unwrap_or_else(|| (at + distance).to_string()), self.name))
     }
 
-    /// Where its text is, if it has any.
+    /// Range of the text, if there is any.
     pub(crate) fn text(&self) -> Option<Range<u64>> {
-        let (start, len) = self.ranges[Part::Text.slot()];
+        let (start, len) = self.ranges[MemoryPart::Text.slot()];
         (len != 0).then(|| start.get()..start.get() + len)
     }
 
@@ -475,7 +483,7 @@ impl Module {
         Some(Reference { module: self.clone() })
     }
 
-    /// Gives no more references, if none is held. Otherwise says how many are.
+    /// Stops giving references if none is held. Otherwise returns the number of held references.
     pub(crate) fn close(&self) -> Result<(), usize> {
         let unused = |count: usize| (count & !AWAITED == 0).then_some(CLOSED);
         match self.references.fetch_update(Ordering::AcqRel, Ordering::Relaxed, unused) {
@@ -484,13 +492,14 @@ impl Module {
         }
     }
 
-    /// Gives no more references, and says how many are held.
+    /// Stops giving references, and returns the number of held references.
     pub(crate) fn close_by_force(&self) -> usize {
         self.references.fetch_or(CLOSED, Ordering::AcqRel) & !(CLOSED | AWAITED)
     }
 
-    /// Each reference that is dropped from here on wakes who waits for a change of the registry, whose book the caller
-    /// has in hand. Whether that is new: the caller looks at their number once more then.
+    /// Makes each reference that is dropped from now on wake the threads that wait for a change of the registry. The
+    /// caller holds the lock of the book. Returns whether this is new: the caller then checks the number of references
+    /// once more.
     pub(crate) fn await_references(&self) -> bool {
         self.references.fetch_or(AWAITED, Ordering::Acquire) & AWAITED == 0
     }
@@ -536,10 +545,10 @@ impl Drop for Reference {
     }
 }
 
-/// What a file's sections are called once they have addresses.
+/// Returns names and addresses of a file's sections.
 pub(crate) fn sections(
     file: &crate::elf::file::File<'_>,
-    layout: &crate::prepare::layout::Layout,
+    layout: &crate::prepare::layout::ModuleLayout,
     memory: &crate::prepare::memory::Staging,
 ) -> Vec<PlacedSection> {
     let numbered = (0..).zip(file.sections.iter().zip(&layout.sections));

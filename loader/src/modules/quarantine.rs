@@ -1,24 +1,26 @@
-//! Text that somebody is still in when its module has gone: it stays where it is, with its unwind rows, until nobody is.
+//! Text of an unloaded module that a thread is still in. The text stays mapped, with unwind rows, until no thread is
+//! inside.
 //!
-//! The module itself is out of its registry: its `exit` and the going chain have run, and its name is free. Quarantine is
-//! the process's: a host that is dropped leaves behind what it has there, and any other host's sweep frees it.
+//! The module itself has left the registry: `exit` and the going chain have run, and the name is free. The quarantine
+//! belongs to the process: memory of a dropped host stays in quarantine, and a sweep of any other host frees that
+//! memory.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::modules::inside::{self, Except, Patience};
+use crate::modules::inside::{self, Except, LookPatience};
 use crate::modules::module::{Module, Reference};
 use crate::modules::recorder::Recorder;
 use crate::modules::registry::{ModuleId, Registry};
 use crate::modules::timeline::EventKind;
 use crate::prepare::memory::{Core, Installed};
 
-/// Memory of a module that has gone. Held for its drop.
+/// Memory of an unloaded module, held until dropped.
 #[expect(dead_code, reason = "each is held for its drop")]
-pub(crate) enum Memory {
+pub(crate) enum QuarantinedMemory {
     /// That of a module that was LIVE.
     Live(Core),
-    /// That of a module whose load has failed after some of its code had run.
+    /// Memory of a module whose load has failed after some of the module's code had run.
     Failed(Installed),
 }
 
@@ -26,10 +28,10 @@ pub(crate) enum Memory {
 pub(crate) struct Quarantined {
     module: Arc<Module>,
     /// Dropped first.
-    memory: Memory,
-    /// The modules whose symbols it uses: they stay, too.
+    memory: QuarantinedMemory,
+    /// The modules whose symbols the code uses: they stay too.
     providers: Vec<Reference>,
-    /// Whose timeline hears that it is freed; none when that host is gone.
+    /// The registry whose timeline records the freeing; `None` when that host is gone.
     registry: Option<&'static Registry>,
 }
 
@@ -41,13 +43,18 @@ impl fmt::Debug for Quarantined {
 
 static QUARANTINE: Mutex<Vec<Quarantined>> = Mutex::new(Vec::new());
 
-/// The lock, which nobody holds while threads are held or memory is freed.
+/// Takes the lock. The lock is never held while threads are held or memory is freed.
 pub(crate) fn quarantine() -> MutexGuard<'static, Vec<Quarantined>> {
     QUARANTINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Puts a module's memory there.
-pub(crate) fn put(registry: &'static Registry, module: Arc<Module>, memory: Memory, providers: Vec<Reference>) {
+pub(crate) fn put(
+    registry: &'static Registry,
+    module: Arc<Module>,
+    memory: QuarantinedMemory,
+    providers: Vec<Reference>,
+) {
     quarantine().push(Quarantined { module, memory, providers, registry: Some(registry) });
 }
 
@@ -57,23 +64,23 @@ pub(crate) fn holds(registry: &'static Registry, id: ModuleId) -> bool {
     quarantine().iter().any(is)
 }
 
-/// What a sweep has taken out. What it has not freed goes back, if a proof panics, too.
-struct Taken(Vec<Quarantined>);
+/// The entries that a sweep has taken out. Entries that are not freed are put back, also if a proof panics.
+struct TakenEntries(Vec<Quarantined>);
 
-impl Drop for Taken {
+impl Drop for TakenEntries {
     fn drop(&mut self) {
         quarantine().append(&mut self.0);
     }
 }
 
-/// Frees what nobody is in any more; returns the names of the modules, and leaves the rest.
+/// Frees all memory that no thread is in any more, and returns the names of those modules.
 pub(crate) fn sweep() -> Vec<String> {
     // Taken out, so that two sweeps do not look at the same.
-    let mut taken = Taken(std::mem::take(&mut *quarantine()));
+    let mut taken = TakenEntries(std::mem::take(&mut *quarantine()));
     let mut freed = Vec::new();
     let mut at = 0;
     while let Some(one) = taken.0.get(at) {
-        if inside::prove_empty(&one.module, Except::Nobody, Patience::Once).is_err() {
+        if inside::prove_empty(&one.module, Except::Nobody, LookPatience::Once).is_err() {
             at += 1;
             continue;
         }
@@ -97,14 +104,14 @@ pub(crate) fn sweep_if_any() {
     }
 }
 
-/// The modules of a host whose memory is there.
+/// Returns the modules of a host whose memory is in quarantine.
 pub(crate) fn of(registry: &'static Registry) -> Vec<Arc<Module>> {
     let all = quarantine();
     let ours = all.iter().filter(|one| one.registry.is_some_and(|its| std::ptr::eq(its, registry)));
     ours.map(|one| one.module.clone()).collect()
 }
 
-/// A host goes, and its registry may become another's.
+/// Forgets the registry of a dropped host, because another host may reuse the registry.
 pub(crate) fn abandon(registry: &'static Registry) {
     for one in quarantine().iter_mut() {
         one.registry = one.registry.filter(|its| !std::ptr::eq(*its, registry));

@@ -1,13 +1,13 @@
-//! Recordings of events, and the functions that are told of events as they happen.
+//! Recordings of events, and functions that are called for each event.
 
 use std::sync::Arc;
 use std::thread;
 
 use crate::modules::module::Module;
 use crate::modules::registry::Registry;
-use crate::modules::timeline::{Ear, Event, EventKind, Listener, Timeline};
+use crate::modules::timeline::{Ear, Event, EventKind, EventListener, Timeline};
 
-/// Collects the events of all modules of a host from its creation until [`Recording::finish`].
+/// Collects the events of all modules of a host, from the creation of the recording until [`Recording::finish`].
 #[derive(Debug)]
 pub struct Recording {
     registry: &'static Registry,
@@ -19,7 +19,7 @@ impl Recording {
         Recording { registry, id: enter(registry, Ear::Timeline(Timeline::default())) }
     }
 
-    /// What has happened so far.
+    /// Returns the events so far.
     #[must_use]
     pub fn so_far(&self) -> Timeline {
         let state = self.registry.lock();
@@ -56,7 +56,8 @@ fn enter(registry: &Registry, ear: Ear) -> u64 {
     id
 }
 
-/// What is returned is for the caller to drop, without the lock: a listener is somebody else's.
+/// Removes a recording or listener. The caller must drop the result without the lock, because a listener is foreign
+/// code.
 fn leave(registry: &Registry, id: u64) -> Option<Ear> {
     let mut state = registry.lock();
     let at = state.recordings.iter().position(|(known, _)| *known == id)?;
@@ -65,8 +66,7 @@ fn leave(registry: &Registry, id: u64) -> Option<Ear> {
     Some(ear)
 }
 
-/// Has a function told, as they happen, the events of what one thread does with the modules of a host: the one that
-/// started this. Dropping it ends that.
+/// Calls a function for each event that this thread causes in the modules of a host. Dropping the value ends the calls.
 #[derive(Debug)]
 pub struct Listening {
     registry: &'static Registry,
@@ -74,7 +74,7 @@ pub struct Listening {
 }
 
 impl Listening {
-    pub(crate) fn start(registry: &'static Registry, listener: Arc<Listener>) -> Listening {
+    pub(crate) fn start(registry: &'static Registry, listener: Arc<EventListener>) -> Listening {
         Listening { registry, id: enter(registry, Ear::Listener(thread::current().id(), 0, listener)) }
     }
 }
@@ -85,7 +85,7 @@ impl Drop for Listening {
     }
 }
 
-/// Writes events of one module into the recordings of its registry, if there are any.
+/// Writes events of one module into the recordings of the registry, if there are any.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Recorder<'a> {
     pub(crate) registry: &'static Registry,
@@ -93,7 +93,7 @@ pub(crate) struct Recorder<'a> {
 }
 
 impl Recorder<'_> {
-    /// Records what `kind` gives, which is not called when nobody records.
+    /// Records the event that `kind` returns. `kind` is not called without any recording.
     #[inline]
     pub(crate) fn record(self, kind: impl FnOnce() -> EventKind) {
         if self.registry.is_recorded() {
@@ -101,7 +101,7 @@ impl Recorder<'_> {
         }
     }
 
-    /// Says something that does not stop the load: in the log, and in the timeline if anybody records.
+    /// Reports a problem that does not stop the load: in the log, and in the timeline if there is a recording.
     pub(crate) fn warn(self, message: String) {
         tracing::warn!(module = %self.module, "{message}");
         self.record(|| EventKind::Warning { message });
@@ -126,7 +126,7 @@ impl Recorder<'_> {
                 Ear::Listener(..) => {}
             }
         }
-        // Without the lock: a listener may be slow, or ask the host something.
+        // Without the lock: a listener may be slow, or call the host.
         told.iter().for_each(|(event, listener)| listener(event));
     }
 }

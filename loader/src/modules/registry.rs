@@ -1,4 +1,4 @@
-//! Stage *reserve*, and what a host knows of its modules: names, states, exports, who uses whom, who waits for whom.
+//! Stage *reserve*, and the state of a host's modules: names, states, exports, users of symbols, waiting loads.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -14,29 +14,29 @@ use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 
 use crate::modules::entry;
+use crate::modules::error::RegistryError;
 use crate::modules::module::{Module, Reference};
 use crate::modules::subscriber::Seat;
 use crate::modules::timeline::Ear;
-use crate::prepare::vague::Strength;
-use crate::vocabulary::error::Error;
+use crate::prepare::vague::DefinitionStrength;
 use crate::vocabulary::state::State;
 
-/// A module's place in its registry: rises with each load and is never used again.
+/// Number of a module in a registry: rises with each load and is never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct ModuleId(u64);
 
-/// One module, from the reservation of its name until it is freed.
+/// One module, from the reservation of the name until the memory is freed.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct ModuleEntry {
     pub(crate) id: ModuleId,
     pub(crate) name: Arc<str>,
     pub(crate) state: State,
-    /// The thread that loads or unloads it.
+    /// The thread that loads or unloads the module.
     pub(crate) thread: ThreadId,
     node: NodeIndex,
-    /// From COMING on, until its memory is freed.
+    /// The module from COMING on, until the memory is freed.
     pub(crate) module: Option<Arc<Module>>,
-    /// The names under which its symbols stand in [`Book::exports`].
+    /// The names of the module's symbols in [`Book::exports`].
     pub(crate) exports: Vec<Box<[u8]>>,
     /// The same for [`Book::uniques`].
     pub(crate) uniques: Vec<Box<[u8]>>,
@@ -48,38 +48,39 @@ pub(crate) struct Export {
     pub(crate) module: ModuleId,
     pub(crate) addr: Addr,
     pub(crate) gpl_only: bool,
-    /// The namespace it is exported into; empty for none.
+    /// The namespace of the export; empty for none.
     pub(crate) namespace: Box<[u8]>,
-    /// What `__kcrctab` says of it.
+    /// The CRC in `__kcrctab`.
     pub(crate) crc: Option<u32>,
-    /// Whether other modules may define it, too.
-    pub(crate) strength: Strength,
+    /// Whether other modules may define the same symbol.
+    pub(crate) strength: DefinitionStrength,
 }
 
 #[derive(Default)]
 pub(crate) struct Book {
-    /// In order of their reservation.
-    pub(crate) modules: Vec<Entry>,
+    /// The modules in order of reservation.
+    pub(crate) modules: Vec<ModuleEntry>,
     names: HashMap<Arc<str>, ModuleId>,
     next: u64,
     pub(crate) exports: HashMap<Box<[u8]>, Export>,
     /// STB_GNU_UNIQUE definitions, exported or not.
     pub(crate) uniques: HashMap<Box<[u8]>, Export>,
-    /// From the user of a symbol to its provider.
+    /// Edges from the user of a symbol to the provider.
     uses: StableDiGraph<ModuleId, ()>,
-    /// Which thread waits for which module: the wait-for graph, whose other edges are [`Entry::thread`].
+    /// Waiting threads and the modules they wait for: the wait-for graph. The other edges of the graph are
+    /// [`ModuleEntry::thread`].
     waits: Vec<(ThreadId, ModuleId)>,
     pub(crate) chains: Chains<Arc<Seat>>,
     pub(crate) recordings: Vec<(u64, Ear)>,
     pub(crate) next_recording: u64,
-    /// What the host has been tainted with, in Linux's letters.
+    /// The taint letters of the host, as in Linux.
     pub(crate) taint: BTreeSet<char>,
 }
 
-/// How long a load waits for the module whose symbol it needs to become LIVE, as in Linux's `resolve_symbol_wait`.
+/// Time limit for the module of a needed symbol to become LIVE, as in Linux's `resolve_symbol_wait`.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The modules of one host. Registries live for ever and are used again, so that fork can hold all their locks.
+/// The modules of one host. Registries are never freed and are reused, so that fork can hold all their locks.
 pub(crate) struct Registry {
     book: Mutex<Book>,
     /// Some state has changed, some call of a member has ended.
@@ -95,7 +96,7 @@ impl fmt::Debug for Registry {
     }
 }
 
-/// All registries there are, and those nobody uses.
+/// All registries, and the unused ones.
 pub(crate) struct Pool {
     pub(crate) all: Vec<&'static Registry>,
     free: Vec<&'static Registry>,
@@ -103,7 +104,7 @@ pub(crate) struct Pool {
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { all: Vec::new(), free: Vec::new() });
 
-/// The lock of all registries: taken before that of any of them.
+/// Takes the lock of the pool. This lock is taken before the lock of any registry.
 pub(crate) fn pool() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -133,14 +134,14 @@ impl Registry {
             })
         };
         if let Some(members) = left {
-            // Without the lock, and before anybody else gets the registry: subscribers may own what wants it.
+            // Dropped without the lock, and before the registry is reused: a subscriber's drop may take the lock.
             drop(members);
             pool().free.push(self);
         }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Book> {
-        // No statement under the lock panics between two that must go together.
+        // Ignoring poison is safe: no code that holds the lock panics between two changes that belong together.
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -152,16 +153,17 @@ impl Registry {
         self.recordings.store(count, Ordering::Relaxed);
     }
 
-    /// Wakes who waits in [`Registry::wait`] or [`Registry::wait_until`].
+    /// Wakes the threads in [`Registry::wait`] or [`Registry::wait_until`].
     pub(crate) fn wake(&self) {
-        // Who waits has counted itself under the lock under which the state was changed, or sees the change. The call
-        // of the kernel is saved for them.
+        // A waiting thread has counted itself under the lock under which the state was changed, or sees the change.
+        // Without waiting threads, no system call is made.
         if self.waiters.load(Ordering::Relaxed) != 0 {
             self.changed.notify_all();
         }
     }
 
-    /// Wakes them, whoever changed what without the lock: who looked before is asleep when the lock is had.
+    /// Wakes the waiting threads after a change that was made without the lock. Taking the lock first guarantees that a
+    /// thread that has seen the old state is asleep by now.
     #[cold]
     pub(crate) fn wake_waiting(&self) {
         drop(self.lock());
@@ -174,7 +176,7 @@ impl Registry {
         let _module = self.lock().by_id_mut(id).and_then(|entry| entry.module.take());
     }
 
-    /// References to the modules whose symbols this one uses.
+    /// Returns references to the modules whose symbols this one uses.
     pub(crate) fn hold_providers(&self, id: ModuleId) -> Vec<Reference> {
         let book = self.lock();
         let Some(entry) = book.by_id(id) else { return Vec::new() };
@@ -183,7 +185,7 @@ impl Registry {
         used.filter_map(|id| book.by_id(id)?.module.as_ref()?.get()).collect()
     }
 
-    /// Waits until `done` says so of the book.
+    /// Waits until `done` returns true for the book.
     pub(crate) fn wait_until(&self, done: impl Fn(&Book) -> bool) {
         let mut book = self.lock();
         while !done(&book) {
@@ -207,7 +209,7 @@ impl Registry {
 
     /// Reserves a name: the module is UNFORMED from here on. Waits while another load of the same name is under way,
     /// and then refuses, as `add_unformed_module` does.
-    pub(crate) fn reserve(&'static self, name: &Arc<str>) -> Result<Reservation, Error> {
+    pub(crate) fn reserve(&'static self, name: &Arc<str>) -> Result<Reservation, RegistryError> {
         let thread = thread::current().id();
         let mut book = self.lock();
         if let Some(entry) = book.by_name(name) {
@@ -216,16 +218,16 @@ impl Registry {
                 book = self.wait(book, thread, id, name, None)?;
             }
             return Err(match book.by_name(name) {
-                Some(Entry { state: State::Live, .. }) => Error::Exists,
-                _ => Error::Busy,
+                Some(ModuleEntry { state: State::Live, .. }) => RegistryError::Exists,
+                _ => RegistryError::Busy,
             });
         }
         let id = book.reserve(thread, |_| name.clone()).0;
         Ok(Reservation { registry: self, id })
     }
 
-    /// Reserves a name that no module can have, for who only looks at a module of this name: it stands in nobody's way,
-    /// and any number of them can look at a time.
+    /// Reserves a name that no module can have, for a check of a module of this name. Such a reservation blocks no
+    /// load, and any number of them can exist.
     pub(crate) fn reserve_to_look(&'static self, name: &str) -> (Reservation, Arc<str>) {
         let thread = thread::current().id();
         let (id, name) = self.lock().reserve(thread, |number| format!("({name}/{number})").into());
@@ -240,9 +242,9 @@ impl Registry {
         id: ModuleId,
         for_what: &str,
         until: Option<Instant>,
-    ) -> Result<MutexGuard<'a, Book>, Error> {
+    ) -> Result<MutexGuard<'a, Book>, RegistryError> {
         if let Some(cycle) = book.cycle(thread, id, for_what) {
-            return Err(Error::Cycle(cycle));
+            return Err(RegistryError::Cycle(cycle));
         }
         book.waits.push((thread, id));
         while book.by_id(id).is_some_and(|entry| matches!(entry.state, State::Unformed | State::Coming)) {
@@ -266,76 +268,82 @@ impl Registry {
 
 /// The registry's tables of definitions that other modules may use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Table {
+pub(crate) enum ExportTable {
     /// Exports, for any module.
     Exports,
     /// STB_GNU_UNIQUE definitions, for other definitions of the same name only.
     Uniques,
 }
 
-/// What [`Registry::use_export`] found.
-pub(crate) enum Found {
-    /// The symbol, and its provider is used from now on.
+/// The result of [`Registry::use_export`].
+pub(crate) enum FoundExport {
+    /// The symbol is available, and the user is recorded as a user of the provider.
     Usable {
         addr: Addr,
     },
-    /// It is there, but not to be had.
+    /// The symbol exists, but cannot be used.
     Unavailable(&'static str),
     Nothing,
 }
 
 impl Registry {
-    /// An export and the name of its module.
+    /// Returns an export and the name of the exporting module.
     pub(crate) fn export(&self, name: &[u8]) -> Option<(Export, Arc<str>)> {
-        self.export_of(Table::Exports, name)
+        self.export_of(ExportTable::Exports, name)
     }
 
-    /// What a table has of a name, and the name of its module.
-    pub(crate) fn export_of(&self, table: Table, name: &[u8]) -> Option<(Export, Arc<str>)> {
+    /// Returns the entry of a name in a table, and the name of the defining module.
+    pub(crate) fn export_of(&self, table: ExportTable, name: &[u8]) -> Option<(Export, Arc<str>)> {
         let book = self.lock();
         let export = book.exported(table, name)?;
         Some((export.clone(), book.by_id(export.module)?.name.clone()))
     }
 
-    /// Waits until the module of an export is LIVE, and notes that `user` uses it.
-    pub(crate) fn use_export(&self, user: ModuleId, name: &[u8], judged: &Export) -> Result<Found, Error> {
-        self.use_export_of(Table::Exports, user, name, judged)
-    }
-
-    /// The same for what a table has.
-    pub(crate) fn use_export_of(
+    /// Waits until the exporting module is LIVE, and records `user` as a user of that module.
+    pub(crate) fn use_export(
         &self,
-        table: Table,
         user: ModuleId,
         name: &[u8],
         judged: &Export,
-    ) -> Result<Found, Error> {
+    ) -> Result<FoundExport, RegistryError> {
+        self.use_export_of(ExportTable::Exports, user, name, judged)
+    }
+
+    /// Like [`Registry::use_export`], for the entry of a table.
+    pub(crate) fn use_export_of(
+        &self,
+        table: ExportTable,
+        user: ModuleId,
+        name: &[u8],
+        judged: &Export,
+    ) -> Result<FoundExport, RegistryError> {
         let thread = thread::current().id();
         let until = Instant::now() + PATIENCE;
         let mut book = self.lock();
         loop {
-            // It may have gone since it was judged, and another one of its name have come.
+            // The export may have disappeared since the policy judged the export, and another module may have taken the
+            // name.
             let export = book.exported(table, name).filter(|export| export.module == judged.module);
             let Some(export) = export.cloned() else {
-                return Ok(Found::Nothing);
+                return Ok(FoundExport::Nothing);
             };
-            let Some(provider) = book.by_id(export.module) else { return Ok(Found::Nothing) };
+            let Some(provider) = book.by_id(export.module) else { return Ok(FoundExport::Nothing) };
             match provider.state {
                 State::Live => {
                     let (provider, user) = (provider.node, book.by_id(user).map(|entry| entry.node));
                     if let Some(user) = user {
                         book.uses.update_edge(user, provider, ());
                     }
-                    return Ok(Found::Usable { addr: export.addr });
+                    return Ok(FoundExport::Usable { addr: export.addr });
                 }
                 State::Unformed | State::Coming if Instant::now() < until => {
                     let name = provider.name.clone();
                     book = self.wait(book, thread, export.module, &name, Some(until))?;
                 }
                 State::Unformed | State::Coming => {
-                    return Ok(Found::Unavailable("its module did not become LIVE within 30 seconds"));
+                    return Ok(FoundExport::Unavailable("its module did not become LIVE within 30 seconds"));
                 }
-                State::Going => return Ok(Found::Unavailable("its module is going")),
+                State::Going => return Ok(FoundExport::Unavailable("its module is going")),
             }
         }
     }
@@ -343,40 +351,40 @@ impl Registry {
 
 impl Book {
     /// The definition of a name in a table.
-    pub(crate) fn exported(&self, table: Table, name: &[u8]) -> Option<&Export> {
+    pub(crate) fn exported(&self, table: ExportTable, name: &[u8]) -> Option<&Export> {
         match table {
-            Table::Exports => self.exports.get(name),
-            Table::Uniques => self.uniques.get(name),
+            ExportTable::Exports => self.exports.get(name),
+            ExportTable::Uniques => self.uniques.get(name),
         }
     }
 
     /// The name of the module that has entered a name in a table.
-    pub(crate) fn owner(&self, table: Table, name: &[u8]) -> Option<String> {
+    pub(crate) fn owner(&self, table: ExportTable, name: &[u8]) -> Option<String> {
         let export = self.exported(table, name)?;
         Some(self.by_id(export.module).map_or_else(String::new, |entry| entry.name.to_string()))
     }
 
     /// Enters a definition in a table.
-    pub(crate) fn enter(&mut self, table: Table, name: Box<[u8]>, export: Export) {
+    pub(crate) fn enter(&mut self, table: ExportTable, name: Box<[u8]>, export: Export) {
         match table {
-            Table::Exports => self.exports.insert(name, export),
-            Table::Uniques => self.uniques.insert(name, export),
+            ExportTable::Exports => self.exports.insert(name, export),
+            ExportTable::Uniques => self.uniques.insert(name, export),
         };
     }
 
-    /// The module in whose memory an address lies, COMING and GOING ones among them.
+    /// Returns the module whose memory contains an address, including COMING and GOING ones.
     pub(crate) fn module_at(&self, at: Addr) -> Option<Arc<Module>> {
         self.modules.iter().filter_map(|entry| entry.module.as_ref()).find(|module| module.contains(at)).cloned()
     }
 
-    /// Enters a module of the name that is made for its number.
+    /// Adds a module; `name` makes the name from the module's number.
     fn reserve(&mut self, thread: ThreadId, name: impl FnOnce(u64) -> Arc<str>) -> (ModuleId, Arc<str>) {
         let id = ModuleId(self.next);
         let name = name(self.next);
         self.next += 1;
         let node = self.uses.add_node(id);
         self.names.insert(name.clone(), id);
-        let entry = Entry {
+        let entry = ModuleEntry {
             id,
             name: name.clone(),
             state: State::Unformed,
@@ -399,26 +407,26 @@ impl Book {
         members
     }
 
-    pub(crate) fn by_name(&self, name: &str) -> Option<&Entry> {
+    pub(crate) fn by_name(&self, name: &str) -> Option<&ModuleEntry> {
         self.by_id(*self.names.get(&*modinfo::canonical(name))?)
     }
 
-    pub(crate) fn by_id(&self, id: ModuleId) -> Option<&Entry> {
+    pub(crate) fn by_id(&self, id: ModuleId) -> Option<&ModuleEntry> {
         let at = self.modules.binary_search_by_key(&id, |entry| entry.id).ok()?;
         self.modules.get(at)
     }
 
-    pub(crate) fn by_id_mut(&mut self, id: ModuleId) -> Option<&mut Entry> {
+    pub(crate) fn by_id_mut(&mut self, id: ModuleId) -> Option<&mut ModuleEntry> {
         let at = self.modules.binary_search_by_key(&id, |entry| entry.id).ok()?;
         self.modules.get_mut(at)
     }
 
-    /// The modules that use symbols of this one, in order of their loading.
+    /// Returns the modules that use symbols of this one, in order of loading.
     pub(crate) fn users(&self, id: ModuleId) -> Vec<String> {
         self.neighbours(id, Direction::Incoming)
     }
 
-    /// The modules whose symbols this one uses, in order of their loading.
+    /// Returns the modules whose symbols this one uses, in order of loading.
     pub(crate) fn providers(&self, id: ModuleId) -> Vec<String> {
         self.neighbours(id, Direction::Outgoing)
     }
@@ -430,7 +438,7 @@ impl Book {
         ids.iter().filter_map(|&id| self.by_id(id)).map(|entry| entry.name.to_string()).collect()
     }
 
-    /// If `thread` may not wait for this module because its load waits, in the end, for `thread`: the way there.
+    /// Returns the chain of waiting modules if waiting for this module would wait, in the end, for `thread` itself.
     fn cycle(&self, thread: ThreadId, id: ModuleId, for_what: &str) -> Option<Vec<String>> {
         let mut path = vec![self.loading(thread).unwrap_or_else(|| "this thread".into()), format!("\"{for_what}\"")];
         let mut at = id;
@@ -449,7 +457,7 @@ impl Book {
 
     /// The module that a thread is loading, the innermost one.
     fn loading(&self, thread: ThreadId) -> Option<String> {
-        let busy = |entry: &&Entry| entry.thread == thread && entry.state != State::Live;
+        let busy = |entry: &&ModuleEntry| entry.thread == thread && entry.state != State::Live;
         self.modules.iter().rev().find(busy).map(|entry| format!("\"{}\"", entry.name))
     }
 
@@ -459,8 +467,8 @@ impl Book {
         self.exports.keys().filter_map(|name| std::str::from_utf8(name).ok()).filter(shown).for_each(each);
     }
 
-    /// After fork: the threads of all loads but this one's do not exist. What they had in hand never ends, and is
-    /// taken out of everybody's way.
+    /// Cleans up after fork. The threads of all other loads do not exist in the child, so those loads never end and are
+    /// removed.
     pub(crate) fn only_thread(&mut self, thread: ThreadId) {
         let lost: Vec<ModuleId> = self
             .modules
@@ -475,7 +483,7 @@ impl Book {
         self.chains.forget_other_threads(thread);
     }
 
-    /// A module has this state from here on, and its own `struct module` says so.
+    /// Sets the state of a module, also in the module's own `struct module`.
     pub(crate) fn set_state(&mut self, id: ModuleId, state: State) {
         if let Some(entry) = self.by_id_mut(id) {
             entry.state = state;
@@ -500,7 +508,7 @@ impl Book {
     }
 }
 
-/// A reserved name. Dropping it takes the module out of the registry, whatever had been entered for it.
+/// A reserved name. Dropping a reservation removes the module and all entries of the module from the registry.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     registry: &'static Registry,

@@ -1,4 +1,4 @@
-//! Subscribers: what they are told of modules, and what they may refuse.
+//! Subscribers: the calls that they receive, and their refusals.
 
 use std::fmt;
 use std::ops::Range;
@@ -25,61 +25,62 @@ impl<S: Into<String>> From<S> for Refusal {
     }
 }
 
-/// Hears of modules. No lock is held while one of its functions runs: it may load, unload, join and leave.
+/// Receives calls about modules. No lock is held during a call: a subscriber may load, unload, join and leave.
 ///
-/// Who joined late hears nothing of a module whose COMING it has not accepted. A panic is a refusal in `coming`, and
-/// logged in `live` and `going`.
+/// A subscriber receives calls only for modules whose COMING call this subscriber has accepted. A panic is a refusal in
+/// `coming`, and is logged in `live` and `going`.
 pub trait Subscriber: Send + Sync {
-    /// The module is COMING: formed and relocated, its text still to be published, none of its code has run.
+    /// Called when the module is COMING: formed and relocated. The text is not published, and no code of the module has
+    /// run.
     ///
     /// # Errors
-    /// A [`Refusal`] ends the load. Those who accepted before are told that the module is GOING.
+    /// A [`Refusal`] ends the load. The subscribers that have accepted are called with GOING.
     fn coming(&self, module: &mut Coming<'_>) -> Result<(), Refusal> {
         let _ = module;
         Ok(())
     }
 
-    /// The module's text is published, and none of its code has run. Told to those only who asked for it in `coming`
-    /// ([`Coming::tell_when_published`]), in coming order.
+    /// Called when the module's text is published, before any code of the module runs. Only for subscribers that have
+    /// asked for this call in `coming` ([`Coming::tell_when_published`]), in coming order.
     ///
     /// # Errors
-    /// A [`Refusal`] ends the load. Everybody who accepted is told that the module is GOING.
+    /// A [`Refusal`] ends the load. All subscribers that have accepted are called with GOING.
     fn published(&self, module: &Module) -> Result<(), Refusal> {
         let _ = module;
         Ok(())
     }
 
-    /// The module is LIVE: its `init` has returned.
+    /// Called when the module is LIVE: `init` has returned.
     fn live(&self, module: &Module) {
         let _ = module;
     }
 
-    /// Code elsewhere that stands in for functions of a module: nobody may be in it when the module goes. Asked for
-    /// modules only of which somebody has said so ([`Module::expect_stand_ins`]).
+    /// Returns code elsewhere that replaces functions of the module. No thread may be in that code when the module is
+    /// freed. Called only for modules marked by [`Module::expect_stand_ins`].
     fn stand_ins(&self, module: &Module) -> Vec<Range<u64>> {
         let _ = module;
         Vec::new()
     }
 
-    /// The module is GOING: its `exit` has returned, or it was never called because the load failed.
+    /// Called when the module is GOING: `exit` has returned, or was not called because the load failed.
     fn going(&self, module: &Module) {
         let _ = module;
     }
 }
 
-/// A subscriber with what the chains know of it.
+/// A subscriber as a member of the chains.
 pub(crate) struct Seat {
     pub(crate) name: Arc<str>,
     pub(crate) subscriber: Arc<dyn Subscriber>,
-    /// The module whose code it is, if it is a module's.
+    /// The module that contains the subscriber's code, if a module does.
     pub(crate) owner: Option<ModuleId>,
 }
 
-/// Who accepted a module's COMING, in coming order.
+/// The subscribers that have accepted a module's COMING, in coming order.
 #[derive(Default)]
 pub(crate) struct Accepted {
     pub(crate) members: Vec<ChainMember<Arc<Seat>>>,
-    /// Those of them who want to hear when its text is published.
+    /// The subset of subscribers to be called when the text is published.
     pub(crate) when_published: Vec<ChainMember<Arc<Seat>>>,
 }
 

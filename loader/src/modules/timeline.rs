@@ -1,4 +1,4 @@
-//! What happened, in order: a value that can be printed, compared and snapshotted.
+//! Events in order: a value that can be printed, compared and snapshotted.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,23 +14,24 @@ use crate::vocabulary::state::State;
 /// One thing that happened to a module.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Event {
-    /// Its number in its timeline, from 1.
+    /// Number of the event in the timeline, from 1.
     pub seq: u64,
     /// The module.
     pub module: Arc<str>,
-    /// What.
+    /// The kind of event.
     #[serde(flatten)]
     pub kind: EventKind,
 }
 
-/// What a subscriber made of a notification.
+/// The result of a notification.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum Outcome {
-    /// It agreed, or was only told.
+    /// The subscriber agreed, or was only informed.
     Ok,
-    /// It refused, with this reason.
+    /// The subscriber refused, with this reason.
     Refused(String),
-    /// It panicked, with this message. On coming that is a refusal.
+    /// The subscriber panicked, with this message. In `coming`, a panic is a refusal.
     Panicked(String),
 }
 
@@ -50,9 +51,10 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// The kinds of events. Nothing in them is an address or a time.
+/// The kinds of events. Events contain no addresses and no times.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum EventKind {
     /// The module has this state now.
     State {
@@ -63,42 +65,42 @@ pub enum EventKind {
     Stage {
         /// Which.
         stage: Stage,
-        /// Counts that tell what it did.
+        /// Counts that describe the work of the stage.
         #[serde(serialize_with = "map")]
         detail: Vec<(&'static str, u64)>,
     },
     /// A subscriber was called.
     Notify {
-        /// `coming` or `going`. LIVE is told in the order of the coming chain.
+        /// `coming` or `going`. LIVE is announced in the order of the coming chain.
         chain: &'static str,
-        /// The state it was told of.
+        /// The state that the subscriber was told.
         state: State,
-        /// Who.
+        /// The subscriber.
         subscriber: Arc<str>,
-        /// Its priority in this chain.
+        /// Priority of the subscriber in this chain.
         priority: i32,
-        /// Whether it is one of the host's own, which stand outside all priorities.
+        /// Whether the subscriber is one of the host's own, outside of all priorities.
         #[serde(skip_serializing_if = "is_not")]
         builtin: bool,
-        /// What came of it.
+        /// The result of the call.
         result: Outcome,
     },
-    /// The text is at its place, readable and executable: `module_enable_ro`.
+    /// The text is published, readable and executable: `module_enable_ro`.
     Publish,
     /// `init` returned.
     Init {
-        /// What.
+        /// The returned value.
         result: i32,
     },
     /// `exit` returned.
     Exit,
-    /// A rule that has a policy was looked at.
+    /// A rule of the policy was checked.
     Policy {
         /// Which.
         rule: Rule,
-        /// What came of it.
+        /// The result.
         verdict: Verdict,
-        /// How the module breaks it, if it does.
+        /// How the module breaks the rule, if at all.
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
@@ -107,9 +109,9 @@ pub enum EventKind {
         /// A sentence.
         message: String,
     },
-    /// A line of live patching's, or of the module's own: what Linux would have in its log.
+    /// A message of live patching or of the module; Linux would write the message to the kernel log.
     Log {
-        /// It.
+        /// The message.
         message: String,
     },
     /// The load failed.
@@ -121,10 +123,10 @@ pub enum EventKind {
     },
     /// Nothing of the module is left.
     Freed,
-    /// It has gone, and its memory stays until these threads have left its text; then it is freed. No snapshot should have
-    /// it: a module that ends its threads in `exit` is freed at once.
+    /// The module is unloaded, and the memory stays until these threads have left the text. Snapshots should not have
+    /// this event: a module that ends its threads in `exit` is freed at once.
     Quarantined {
-        /// How many threads are in its text, or may be; 0 if that could not be seen.
+        /// Number of threads that are in the text, or may be; 0 if unknown.
         threads: usize,
     },
 }
@@ -181,7 +183,7 @@ impl fmt::Display for Event {
     }
 }
 
-/// A sequence of events. Its `Display` is one line an event; each event serialises to one JSON object.
+/// A sequence of events. `Display` prints one line an event; each event serialises to one JSON object.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize)]
 #[serde(transparent)]
 pub struct Timeline {
@@ -196,8 +198,8 @@ impl Timeline {
         Timeline { events: self.events.iter().filter(|event| &*event.module == module).cloned().collect() }
     }
 
-    /// Only what tells the order in which others heard of modules: states, notifications, publish, init, exit, failed
-    /// and freed, but neither stages, policies nor warnings.
+    /// Returns only the events that describe the order of notifications: states, notifications, publish, init, exit,
+    /// failed and freed, without stages, policies and warnings.
     #[must_use]
     pub fn order(&self) -> Timeline {
         let tells = |event: &&Event| {
@@ -213,15 +215,15 @@ impl fmt::Display for Timeline {
     }
 }
 
-/// Told of events.
-pub(crate) type Listener = dyn Fn(&Event) + Send + Sync;
+/// A function that is called for each event.
+pub(crate) type EventListener = dyn Fn(&Event) + Send + Sync;
 
-/// Who hears of events.
+/// A receiver of events.
 pub(crate) enum Ear {
-    /// Keeps those of all threads.
+    /// Keeps the events of all threads.
     Timeline(Timeline),
-    /// Is told those of one thread, and how many there were before.
-    Listener(ThreadId, u64, Arc<Listener>),
+    /// Receives the events of one thread, with the number of earlier events.
+    Listener(ThreadId, u64, Arc<EventListener>),
 }
 
 impl Ear {

@@ -1,19 +1,20 @@
-//! Stage *admit*: what this version cannot load rightly, and what the host does not want, is turned away by name, before
-//! anything is done for it.
+//! Stage *admit*: refuses, by name, modules that this version cannot load correctly and modules that the host's policy
+//! forbids. Runs before any memory is taken.
 
 use modload_abi::section;
 use object::elf;
 
-use crate::elf::file::{File, Place};
+use crate::elf::error::ObjectError;
+use crate::elf::file::{File, SymbolPlace};
 use crate::elf::modinfo::Modinfo;
 use crate::elf::sections::{check_sections, unsupported};
 use crate::modules::recorder::Recorder;
+use crate::operate::error::Error;
 use crate::operate::judge::Judge;
 use crate::prepare::deferred;
 use crate::prepare::policy::Policy;
-use crate::vocabulary::error::Error;
 
-/// Turns away what cannot or may not be loaded.
+/// Refuses modules that cannot or must not be loaded.
 pub(crate) fn admit<'a>(
     file: &File<'a>,
     info: &'a Modinfo<'a>,
@@ -27,9 +28,9 @@ pub(crate) fn admit<'a>(
     Ok(judge)
 }
 
-/// Refuses sections and symbols that ask for what is not there.
-pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
-    // First, because it has the better reason for relocations of a live patch that are not marked as such.
+/// Refuses sections and symbols that need an unsupported feature.
+pub(crate) fn check(file: &File<'_>) -> Result<(), ObjectError> {
+    // First, because this check has the better reason for unmarked relocations of a live patch.
     deferred::check(file)?;
     check_sections(file)?;
     for section in &file.sections {
@@ -54,7 +55,7 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
     for (_, symbol) in file.symbols() {
         let why = match symbol.kind {
             elf::STT_TLS => "thread-local storage is not supported yet",
-            elf::STT_GNU_IFUNC if matches!(symbol.place, Place::Absolute | Place::Common) => {
+            elf::STT_GNU_IFUNC if matches!(symbol.place, SymbolPlace::Absolute | SymbolPlace::Common) => {
                 "its resolver would be no function of this module"
             }
             _ if symbol.is_named(b"__gnu_lto_slim") => "it holds only GCC's intermediate code; compile without -flto",

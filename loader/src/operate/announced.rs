@@ -1,7 +1,7 @@
-//! COMING: a module that has been announced, and how it is taken back if it does not become LIVE.
+//! COMING: a module that subscribers have accepted, and the undo if the module does not become LIVE.
 //!
-//! [`Announced`] owns the module's memory. Whatever fails, and wherever it is dropped, first its code does what it must
-//! still do and those who accepted the module are told that it is GOING, and only then its memory is freed.
+//! [`AnnouncedModule`] owns the module's memory. On any failure, wherever the value is dropped, the module's own clean-up
+//! code runs first, then subscribers that have accepted are called with GOING, and only then the memory is freed.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -12,21 +12,23 @@ use modload_threads::boundary::Left;
 
 use crate::modules::chains;
 use crate::modules::entry;
+use crate::modules::error::RegistryError;
 use crate::modules::module::{Module, Reference, lock};
-use crate::modules::quarantine::Memory;
+use crate::modules::quarantine::QuarantinedMemory;
 use crate::modules::recorder::Recorder;
 use crate::modules::subscriber::Accepted;
 use crate::modules::timeline::EventKind;
+use crate::operate::error::Error;
 use crate::operate::onlooker::{self, Made, Onlooker, Seen};
 use crate::operate::unload;
+use crate::prepare::error::PrepareError;
 use crate::prepare::memory::{Formed, Init, Installed};
 use crate::prepare::params::{self, ParamsSet};
-use crate::vocabulary::error::Error;
 use crate::vocabulary::left::LeftBy;
 use crate::vocabulary::rewriting::TrampolineCall;
 
-/// A module that everybody has agreed to. `M` says what can still be done with its memory.
-pub(crate) struct Announced<'a, M> {
+/// A module that all subscribers have accepted. `M` is the state of the memory.
+pub(crate) struct AnnouncedModule<'a, M> {
     /// Dropped first.
     guard: Guard<'a>,
     memory: M,
@@ -38,12 +40,12 @@ struct Guard<'a> {
     module: Arc<Module>,
     /// `None` once the module is LIVE.
     accepted: Option<Accepted>,
-    ran: Ran,
+    ran: RunProgress,
 }
 
 /// How much of the module's code has run, and has to be taken back.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Ran {
+enum RunProgress {
     Nothing,
     Constructors,
     Init,
@@ -53,15 +55,15 @@ impl Drop for Guard<'_> {
     fn drop(&mut self) {
         let Some(accepted) = self.accepted.take() else { return };
         chains::set_going(self.recorder, &self.module);
-        if self.ran == Ran::Init {
+        if self.ran == RunProgress::Init {
             unload::exit(self.recorder, &self.module);
         }
-        if self.ran >= Ran::Constructors {
+        if self.ran >= RunProgress::Constructors {
             unload::destruct(self.recorder, &self.module);
         }
         chains::going(self.recorder, &self.module, accepted);
         chains::evict(self.recorder, &self.module);
-        // Before its memory can be another's.
+        // Hidden before the memory can be reused.
         self.recorder.registry.hide(self.module.id);
     }
 }
@@ -74,8 +76,8 @@ pub(crate) struct IndirectResolved(pub(crate) usize);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Constructed(pub(crate) usize);
 
-impl<'a> Announced<'a, Formed> {
-    /// Stage *coming*: tells the coming chain.
+impl<'a> AnnouncedModule<'a, Formed> {
+    /// Stage *coming*: calls the coming chain.
     pub(crate) fn tell(
         recorder: Recorder<'a>,
         module: Arc<Module>,
@@ -83,19 +85,22 @@ impl<'a> Announced<'a, Formed> {
         calls: &[TrampolineCall],
     ) -> Result<Self, Error> {
         let accepted = chains::coming(recorder, &module, &mut memory, calls);
-        // Before its memory can be another's.
+        // Hidden before the memory can be reused.
         let accepted = accepted.inspect_err(|_| recorder.registry.hide(module.id))?;
-        Ok(Announced { guard: Guard { recorder, module, accepted: Some(accepted), ran: Ran::Nothing }, memory })
+        Ok(AnnouncedModule {
+            guard: Guard { recorder, module, accepted: Some(accepted), ran: RunProgress::Nothing },
+            memory,
+        })
     }
 
-    /// Stage *publish*: brings the text to its place, readable and executable.
-    pub(crate) fn publish(self) -> Result<Announced<'a, Leaving<'a>>, Error> {
-        let Announced { guard, memory } = self;
+    /// Stage *publish*: publishes the text, readable and executable.
+    pub(crate) fn publish(self) -> Result<AnnouncedModule<'a, Leaving<'a>>, Error> {
+        let AnnouncedModule { guard, memory } = self;
         match memory.publish() {
             Ok(memory) => {
                 guard.recorder.record(|| EventKind::Publish);
                 let memory = Leaving::new(guard.recorder, &guard.module, memory);
-                let announced = Announced { guard, memory };
+                let announced = AnnouncedModule { guard, memory };
                 let Guard { recorder, module, accepted, .. } = &announced.guard;
                 accepted.as_ref().map_or(Ok(()), |accepted| chains::published(*recorder, module, accepted))?;
                 Ok(announced)
@@ -104,14 +109,14 @@ impl<'a> Announced<'a, Formed> {
                 let (rest, failed) = *failed;
                 drop(guard);
                 drop(rest);
-                Err(failed.into())
+                Err(PrepareError::from(failed).into())
             }
         }
     }
 }
 
-/// Memory of a module whose code can run. When it is dropped, and some of that code has run, threads are looked for in it: it is freed
-/// only if none is inside.
+/// Memory of a module whose code can run. When dropped after some code has run, the memory is freed only if no thread
+/// is inside.
 pub(crate) struct Leaving<'a> {
     recorder: Recorder<'a>,
     module: Arc<Module>,
@@ -139,19 +144,19 @@ impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         let Some(installed) = self.installed.take() else { return };
         if self.has_run.get() {
-            unload::free_or_keep(self.recorder, &self.module, Memory::Failed(installed));
+            unload::free_or_keep(self.recorder, &self.module, QuarantinedMemory::Failed(installed));
         }
     }
 }
 
-impl Announced<'_, Leaving<'_>> {
+impl AnnouncedModule<'_, Leaving<'_>> {
     /// How a function was left, as the error of this load.
     fn left(&self, function: &'static str) -> impl FnOnce(Left) -> Error + use<> {
         let registry = self.guard.module.registry;
         move |left| Error::Thrown { function, thrown: Box::new(LeftBy::describe(registry, left)) }
     }
 
-    /// Shows the module to whoever looks, now that its text is there and before its code runs.
+    /// Shows the module to all onlookers. The text is published, and no code of the module has run.
     pub(crate) fn show(&mut self, onlookers: &[Arc<dyn Onlooker>], made: Made<'_>) {
         let shown = onlooker::show(onlookers, Seen { module: &self.guard.module, made });
         if let Some(installed) = &mut self.memory.installed {
@@ -159,7 +164,7 @@ impl Announced<'_, Leaving<'_>> {
         }
     }
 
-    /// Stage *indirect*: has each resolver pick its function.
+    /// Stage *indirect*: calls each resolver and stores the chosen function.
     pub(crate) fn resolve_indirect(&self) -> Result<IndirectResolved, Error> {
         let module = &self.guard.module;
         for &(resolver, slot) in &module.functions.resolvers {
@@ -173,23 +178,23 @@ impl Announced<'_, Leaving<'_>> {
         Ok(IndirectResolved(module.functions.resolvers.len()))
     }
 
-    /// Stage *params*: parses what the module was given.
-    pub(crate) fn set_params(&self, given: &[String]) -> Result<ParamsSet, Error> {
+    /// Stage *params*: parses the given parameters.
+    pub(crate) fn set_params(&self, given: &[String]) -> Result<ParamsSet, PrepareError> {
         let mut unknown = Vec::new();
         let write = |at, bytes: &[u8]| self.memory.write(at, bytes);
         let set =
             params::parse(&mut lock(&self.guard.module.params), given, &write, |name| unknown.push(name.to_owned()));
-        // Without the lock of the parameters: the book, which the timeline is in, is taken before it.
+        // Without the lock of the parameters: the book, which contains the timeline, must be locked before that lock.
         for name in unknown {
             self.guard.recorder.warn(format!("unknown parameter \"{}\" ignored", name.escape_debug()));
         }
         set
     }
 
-    /// Stage *constructors*. If one throws, destructors run all the same, and what the others have registered with
-    /// `__cxa_atexit`: it must not be called when the module is gone.
+    /// Stage *constructors*. After an exception, destructors still run, and the functions that other constructors have
+    /// registered with `__cxa_atexit`: they must not be called after the module is freed.
     pub(crate) fn construct(&mut self) -> Result<Constructed, Error> {
-        self.guard.ran = Ran::Constructors;
+        self.guard.ran = RunProgress::Constructors;
         let constructors = &self.guard.module.functions.constructors;
         if !constructors.is_empty() {
             self.memory.runs();
@@ -198,7 +203,7 @@ impl Announced<'_, Leaving<'_>> {
         Ok(Constructed(constructors.len()))
     }
 
-    /// Stage *init*: calls `init` and judges its result as Linux's `do_init_module` does.
+    /// Stage *init*: calls `init` and judges the result as Linux's `do_init_module` does.
     pub(crate) fn init(&mut self) -> Result<(), Error> {
         if let Some(init) = self.guard.module.functions.init {
             let recorder = self.guard.recorder;
@@ -213,15 +218,15 @@ impl Announced<'_, Leaving<'_>> {
                 }
             }
         }
-        self.guard.ran = Ran::Init;
+        self.guard.ran = RunProgress::Init;
         Ok(())
     }
 
     /// Stage *protect*: makes ro_after_init data read-only and puts everything into the module's own hands.
     pub(crate) fn protect(self) -> Result<(Reference, Dropped), Error> {
-        let Announced { mut guard, mut memory } = self;
-        // It is there until here.
-        let Some(installed) = memory.installed.take() else { return Err(Error::Busy) };
+        let AnnouncedModule { mut guard, mut memory } = self;
+        // The memory is there until here.
+        let Some(installed) = memory.installed.take() else { return Err(RegistryError::Busy.into()) };
         let (core, init) = match installed.protect() {
             Ok(parts) => parts,
             Err(failed) => {
@@ -229,19 +234,19 @@ impl Announced<'_, Leaving<'_>> {
                 memory.installed = Some(installed);
                 drop(guard);
                 drop(memory);
-                return Err(Error::Protect(failed));
+                return Err(PrepareError::Protect(failed).into());
             }
         };
         let module = guard.module.clone();
         module.init_dropped.store(true, Ordering::Release);
         *lock(&module.core) = Some(core);
         *lock(&module.accepted) = guard.accepted.take().unwrap_or_default();
-        // Nobody can have closed it: it is not LIVE yet.
-        module.get().map(|reference| (reference, Dropped(init))).ok_or(Error::Busy)
+        // The module is not LIVE yet, so no unload can have closed the module.
+        module.get().map(|reference| (reference, Dropped(init))).ok_or_else(|| RegistryError::Busy.into())
     }
 }
 
-/// What `init` needed and nobody needs any more.
+/// Memory that only `init` needed.
 pub(crate) struct Dropped(Init);
 
 impl Dropped {

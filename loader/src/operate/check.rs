@@ -7,38 +7,40 @@ use crate::elf::file::File;
 use crate::elf::link::{self, Input};
 use crate::elf::modinfo;
 use crate::operate::admit;
-use crate::operate::form::Tables;
+use crate::operate::error::LoadError;
+use crate::operate::form::ModuleTables;
 use crate::operate::judge::Judge;
 use crate::operate::load::Loader;
 use crate::operate::resolve;
 use crate::operate::scene::{Absent, Scene};
 use crate::prepare::deferred::{self, Slices, Waiting};
-use crate::prepare::vague::Shared;
+use crate::prepare::error::PrepareError;
+use crate::prepare::vague::SharedDefinitions;
 use crate::prepare::{layout, memory, relocate, specialise};
-use crate::vocabulary::error::{Error, LoadError};
-use crate::vocabulary::escape::escaped;
 use crate::vocabulary::stage::Stage;
 
 impl Loader {
-    /// Runs the stages *link* to *form* on a link unit and discards the result. Nothing is published and no code runs. Undefined
-    /// symbols count as functions within reach, because another module may export them.
+    /// Runs the stages *link* to *form* on a link unit and discards the result. Nothing is published and no code runs.
+    /// Undefined symbols count as functions within reach, because another module may export them.
     ///
     /// # Errors
-    /// [`LoadError`]: the stage that a load would not get past, and why.
+    /// [`LoadError`]: the stage at which a load would fail, and the reason.
     pub fn check(&self, inputs: &[Input<'_>], stem: &str) -> Result<(), LoadError> {
-        let failed = |stage| move |error| LoadError { module: escaped(stem.as_bytes()), stage, error: Box::new(error) };
         let policy = self.policy();
-        let linked = link::link(inputs, &[], policy.size_limit).map_err(failed(Stage::Link))?;
-        let file = File::validate(&linked.bytes).map_err(failed(Stage::Validate))?;
-        let info = modinfo::read(&file, stem).map_err(failed(Stage::Modinfo))?;
+        let linked = link::link(inputs, &[], policy.size_limit).map_err(LoadError::of_stage(stem, Stage::Link))?;
+        let file = File::validate(&linked.bytes).map_err(LoadError::of_stage(stem, Stage::Validate))?;
+        let info = modinfo::read(&file, stem).map_err(LoadError::of_stage(stem, Stage::Modinfo))?;
         let admitted = admit::check(&file).and_then(|()| deferred::check_symbols(&file, &info));
-        let judge = admitted.and_then(|()| Judge::new(policy, &file, &info)).map_err(failed(Stage::Admit))?;
+        let judge = admitted
+            .and_then(|()| Judge::new(policy, &file, &info))
+            .map_err(LoadError::of_stage(stem, Stage::Admit))?;
         let operations = policy.rewriting.host_operations.as_ref();
-        let shared = Shared::of(&file, policy.exports);
-        let layout = layout::plan(&file, policy.size_limit, operations, shared).map_err(failed(Stage::Layout))?;
+        let shared = SharedDefinitions::of(&file, policy.exports);
+        let layout = layout::plan(&file, policy.size_limit, operations, shared)
+            .map_err(LoadError::of_stage(stem, Stage::Layout))?;
         let (reservation, name) = self.registry.reserve_to_look(&info.name);
         let arena = self.arena();
-        let mut memory = memory::allocate(arena, &layout).map_err(failed(Stage::Allocate))?;
+        let mut memory = memory::allocate(arena, &layout).map_err(LoadError::of_stage(stem, Stage::Allocate))?;
         memory::copy(&file, &layout, operations, &mut memory);
         let scene = Scene {
             registry: self.registry,
@@ -49,16 +51,18 @@ impl Loader {
             absent: Absent::Somewhere,
             shared,
         };
-        let resolved = resolve::resolve(&file, &layout, &memory, scene).map_err(failed(Stage::Resolve))?;
-        relocate::relocate(&file, &layout, &resolved, &mut memory, arena.is_low()).map_err(failed(Stage::Relocate))?;
-        let mut specialised = || -> Result<(), Error> {
+        let resolved =
+            resolve::resolve(&file, &layout, &memory, scene).map_err(LoadError::of_stage(stem, Stage::Resolve))?;
+        relocate::relocate(&file, &layout, &resolved, &mut memory, arena.is_low())
+            .map_err(LoadError::of_stage(stem, Stage::Relocate))?;
+        let mut specialised = || -> Result<(), PrepareError> {
             let waiting = Waiting::of(&file, &layout, &memory, policy.rewriting.profile)?;
             let mut code = Ledger::new(&mut memory);
             specialise::specialise(&file, &layout, &mut code, &policy.rewriting, &waiting)?;
             Slices::of(&waiting, &file, &layout, &resolved, &code, &policy.rewriting).map(|_| ())
         };
-        specialised().map_err(failed(Stage::Specialise))?;
-        let tables = Tables::read(&file, &layout, &mut memory, &name, policy, shared, &resolved.elsewhere);
-        tables.map(|_| ()).map_err(failed(Stage::Form))
+        specialised().map_err(LoadError::of_stage(stem, Stage::Specialise))?;
+        let tables = ModuleTables::read(&file, &layout, &mut memory, &name, policy, shared, &resolved.elsewhere);
+        tables.map(|_| ()).map_err(LoadError::of_stage(stem, Stage::Form))
     }
 }

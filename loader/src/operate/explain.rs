@@ -1,5 +1,5 @@
-//! What a module would become in this host, without being loaded: laid out, resolved, relocated and rewritten in
-//! memory that is given back, with everything that was written kept. Nothing is published, announced or run.
+//! Explains the result of a load without loading: the module is laid out, resolved, relocated and rewritten in
+//! temporary memory, and every edit is kept. Nothing is published or run, and no subscriber is called.
 
 use modload_abi::Rela;
 use modload_abi::record::{AltInstr, AltInstr63, FixedRecord, ParavirtSite};
@@ -8,21 +8,22 @@ use modload_edit::{Addr, Code, Edit, EditOrigin, Edits, Engine, Ledger, index, w
 use object::elf;
 use serde::Serialize;
 
-use crate::elf::file::{File, Place};
+use crate::elf::error::ObjectError;
+use crate::elf::file::{File, SymbolPlace};
 use crate::elf::link::{self, Input};
 use crate::elf::modinfo;
 use crate::operate::admit;
+use crate::operate::error::LoadError;
 use crate::operate::judge::Judge;
 use crate::operate::load::Loader;
 use crate::operate::resolve;
 use crate::operate::scene::{Absent, Scene};
 use crate::prepare::deferred::Waiting;
-use crate::prepare::layout::{self, Layout};
+use crate::prepare::layout::{self, ModuleLayout};
 use crate::prepare::memory::{self, Staging};
 use crate::prepare::relocate;
 use crate::prepare::specialise::specialise;
-use crate::prepare::vague::Shared;
-use crate::vocabulary::error::{Error, LoadError};
+use crate::prepare::vague::SharedDefinitions;
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::rewriting::Rewriting;
 use crate::vocabulary::stage::Stage;
@@ -30,53 +31,54 @@ use crate::vocabulary::stage::Stage;
 /// One function, before and after.
 #[derive(Clone, Debug, Serialize)]
 pub struct Explanation {
-    /// Its name, escaped.
+    /// Name of the function, escaped.
     pub function: String,
-    /// Section and offset of its first byte.
+    /// Section and offset of the first byte.
     pub place: String,
-    /// Its bytes in the file.
+    /// Bytes of the function in the file.
     pub before: Vec<u8>,
-    /// Its bytes in memory.
+    /// Bytes of the function in memory.
     pub after: Vec<u8>,
-    /// Who wrote what, in the order in which it was done.
+    /// The edits with their engines, in order.
     pub changes: Vec<Change>,
 }
 
 /// One edit of a function.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Change {
-    /// Offset of its first byte in the function; negative if it begins before.
+    /// Offset of the first byte in the function; negative for an edit that begins before the function.
     pub offset: i64,
-    /// What stood there.
+    /// The old bytes.
     pub old: Vec<u8>,
-    /// What stands there.
+    /// The new bytes.
     pub new: Vec<u8>,
     /// Which engine: "relocation", "alternative", ..
     pub engine: String,
-    /// The record that asked for it: relocation, symbol and addend; the alternative's feature; the operation.
+    /// The record that requires the edit: relocation, symbol and addend; the feature of the alternative; the operation.
     pub because: String,
 }
 
 impl Loader {
-    /// Explains a function of a link unit: what it would become in this host. Symbols that nobody has are taken to be
-    /// functions somewhere in reach.
+    /// Explains a function of a link unit: the bytes that the function would have in this host. Undefined symbols count
+    /// as functions within reach.
     ///
     /// # Errors
-    /// [`LoadError`]: the stage that cannot be done, and why.
+    /// [`LoadError`]: the stage that has failed, and the reason.
     pub fn explain(&self, inputs: &[Input<'_>], stem: &str, function: &str) -> Result<Explanation, LoadError> {
-        let failed = |stage| move |error| LoadError { module: escaped(stem.as_bytes()), stage, error: Box::new(error) };
         let policy = self.policy();
-        let linked = link::link(inputs, &[function.to_owned()], policy.size_limit).map_err(failed(Stage::Link))?;
-        let file = File::validate(&linked.bytes).map_err(failed(Stage::Validate))?;
-        let info = modinfo::read(&file, stem).map_err(failed(Stage::Modinfo))?;
-        admit::check(&file).map_err(failed(Stage::Admit))?;
-        let judge = Judge::new(policy, &file, &info).map_err(failed(Stage::Admit))?;
+        let linked = link::link(inputs, &[function.to_owned()], policy.size_limit)
+            .map_err(LoadError::of_stage(stem, Stage::Link))?;
+        let file = File::validate(&linked.bytes).map_err(LoadError::of_stage(stem, Stage::Validate))?;
+        let info = modinfo::read(&file, stem).map_err(LoadError::of_stage(stem, Stage::Modinfo))?;
+        admit::check(&file).map_err(LoadError::of_stage(stem, Stage::Admit))?;
+        let judge = Judge::new(policy, &file, &info).map_err(LoadError::of_stage(stem, Stage::Admit))?;
         let operations = policy.rewriting.host_operations.as_ref();
-        let shared = Shared::of(&file, policy.exports);
-        let layout = layout::plan(&file, policy.size_limit, operations, shared).map_err(failed(Stage::Layout))?;
+        let shared = SharedDefinitions::of(&file, policy.exports);
+        let layout = layout::plan(&file, policy.size_limit, operations, shared)
+            .map_err(LoadError::of_stage(stem, Stage::Layout))?;
         let (reservation, name) = self.registry.reserve_to_look(&info.name);
         let arena = self.arena();
-        let mut memory = memory::allocate(arena, &layout).map_err(failed(Stage::Allocate))?;
+        let mut memory = memory::allocate(arena, &layout).map_err(LoadError::of_stage(stem, Stage::Allocate))?;
         memory::copy(&file, &layout, operations, &mut memory);
         let scene = Scene {
             registry: self.registry,
@@ -87,36 +89,43 @@ impl Loader {
             absent: Absent::Somewhere,
             shared,
         };
-        let resolved = resolve::resolve(&file, &layout, &memory, scene).map_err(failed(Stage::Resolve))?;
+        let resolved =
+            resolve::resolve(&file, &layout, &memory, scene).map_err(LoadError::of_stage(stem, Stage::Resolve))?;
         let mut ledger = Ledger::new(&mut memory);
         relocate::relocate_kept(&file, &layout, &resolved, &mut ledger, arena.is_low())
-            .map_err(failed(Stage::Relocate))?;
+            .map_err(LoadError::of_stage(stem, Stage::Relocate))?;
         let waiting = Waiting::of(&file, &layout, ledger.code(), policy.rewriting.profile);
-        let waiting = waiting.map_err(failed(Stage::Specialise))?;
-        specialise(&file, &layout, &mut ledger, &policy.rewriting, &waiting).map_err(failed(Stage::Specialise))?;
+        let waiting = waiting.map_err(LoadError::of_stage(stem, Stage::Specialise))?;
+        specialise(&file, &layout, &mut ledger, &policy.rewriting, &waiting)
+            .map_err(LoadError::of_stage(stem, Stage::Specialise))?;
         let edits = ledger.close();
-        let plan = Plan { file: &file, layout: &layout, memory: &memory, edits: &edits, rewriting: &policy.rewriting };
+        let plan =
+            ExplainPlan { file: &file, layout: &layout, memory: &memory, edits: &edits, rewriting: &policy.rewriting };
         plan.explain(function).ok_or_else(|| {
             let why = "the module has no function of this name";
-            failed(Stage::Resolve)(Error::Unsupported { what: "symbol", name: escaped(function.as_bytes()), why })
+            LoadError::of_stage(stem, Stage::Resolve)(ObjectError::Unsupported {
+                what: "symbol",
+                name: escaped(function.as_bytes()),
+                why,
+            })
         })
     }
 }
 
-struct Plan<'a> {
+struct ExplainPlan<'a> {
     file: &'a File<'a>,
-    layout: &'a Layout,
+    layout: &'a ModuleLayout,
     memory: &'a Staging,
     edits: &'a Edits,
     rewriting: &'a Rewriting,
 }
 
-impl Plan<'_> {
+impl ExplainPlan<'_> {
     fn explain(&self, name: &str) -> Option<Explanation> {
         let file = self.file;
         let mut named = file.symbols().filter(|(_, symbol)| symbol.name() == name.as_bytes());
         let (at, section, symbol) = named.find_map(|(_, symbol)| {
-            let Place::Section(section) = symbol.place else { return None };
+            let SymbolPlace::Section(section) = symbol.place else { return None };
             let code = file.section(section)?.flags.contains(elf::SHF_EXECINSTR);
             let spot = self.layout.section(section).filter(|_| code)?;
             Some((self.memory.addr(spot) + symbol.value, section, symbol))
@@ -143,7 +152,7 @@ impl Plan<'_> {
         }
     }
 
-    /// The record that an edit comes from, for people.
+    /// Describes the record behind an edit.
     fn because(&self, why: EditOrigin) -> Option<String> {
         let section = self.file.section(why.section)?;
         let record = |size: usize| {
@@ -178,7 +187,7 @@ impl Plan<'_> {
                 format!("a call through {}, whose function is in reach", self.file.display_name(rela.symbol))
             }
             Engine::Paravirt => {
-                // The record's address is relocated, its operation is not.
+                // The address in the record is relocated, the operation is not.
                 let record = ParavirtSite::read(record(ParavirtSite::SIZE)?);
                 format!("operation {}", record.op)
             }

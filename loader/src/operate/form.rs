@@ -1,5 +1,5 @@
-//! Stage *form*: the module's own tables are read from relocated memory, its read-only data is published, and others
-//! can find it: from here on it is COMING.
+//! Stage *form*: reads the module's own tables from relocated memory, publishes read-only data and enters the module in
+//! the registry: from here on the module is COMING.
 
 use std::sync::Arc;
 
@@ -7,24 +7,26 @@ use modload_abi::{ExportedSymbol, KernelParam, Records, section};
 use modload_edit::{Addr, wide};
 use object::elf;
 
-use crate::elf::file::{File, Place, Sym};
+use crate::elf::error::ObjectError;
+use crate::elf::file::{File, FileSymbol, SymbolPlace};
 use crate::elf::modinfo::Modinfo;
-use crate::modules::module::{self, Module, Parts};
-use crate::modules::registry::{Export, ModuleId, Registry, Table};
+use crate::modules::module::{self, Module, ModuleParts};
+use crate::modules::registry::{Export, ExportTable, ModuleId, Registry};
+use crate::operate::error::Error;
 use crate::operate::judge::Judge;
 use crate::prepare::deferred::Slices;
-use crate::prepare::layout::{Layout, Spot};
+use crate::prepare::error::PrepareError;
+use crate::prepare::layout::{ModuleLayout, Spot};
 use crate::prepare::memory::{Formed, Staging};
-use crate::prepare::names::{self, Names};
+use crate::prepare::names::{self, SymbolNames};
 use crate::prepare::params::ParamInfo;
 use crate::prepare::policy::Policy;
 use crate::prepare::tables::{numbered_tables, tables};
-use crate::prepare::vague::{self, Shared, Strength};
+use crate::prepare::vague::{self, DefinitionStrength, SharedDefinitions};
 use crate::prepare::{frames, unwind};
-use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::externals::Externals;
-use crate::vocabulary::functions::Functions;
+use crate::vocabulary::functions::EntryPoints;
 use crate::vocabulary::state::State;
 
 /// A symbol to be exported.
@@ -35,23 +37,23 @@ struct NewExport {
     gpl_only: bool,
     namespace: Box<[u8]>,
     crc: Option<u32>,
-    strength: Strength,
+    strength: DefinitionStrength,
 }
 
-/// What a module defines for others.
+/// Definitions of a module that other modules may use.
 #[derive(Default, Debug)]
 struct NewExports {
-    /// What it exports.
+    /// Exported symbols.
     exports: Vec<NewExport>,
-    /// What is one for the process, exported or not.
+    /// STB_GNU_UNIQUE definitions, exported or not.
     uniques: Vec<NewExport>,
 }
 
-/// What a module is formed from.
+/// The parts from which a module is formed.
 pub(crate) struct Unformed<'a> {
     pub(crate) file: &'a File<'a>,
     pub(crate) info: &'a Modinfo<'a>,
-    pub(crate) layout: &'a Layout,
+    pub(crate) layout: &'a ModuleLayout,
     pub(crate) id: ModuleId,
     pub(crate) name: Arc<str>,
     pub(crate) registry: &'static Registry,
@@ -59,39 +61,39 @@ pub(crate) struct Unformed<'a> {
     pub(crate) policy: &'a Policy,
     pub(crate) judge: &'a Judge<'a>,
     pub(crate) slices: Option<Box<Slices>>,
-    pub(crate) shared: Shared,
-    /// The symbols that mean another's definition.
+    pub(crate) shared: SharedDefinitions,
+    /// The symbols that another module's definition replaces.
     pub(crate) elsewhere: &'a [u32],
 }
 
-/// A module that others can find, and its memory.
+/// A module that is in the registry, and the memory of the module.
 #[derive(Debug)]
 pub(crate) struct NewModule {
     pub(crate) module: Arc<Module>,
     pub(crate) memory: Formed,
 }
 
-/// What stands in a module's own tables, relocated.
-pub(crate) struct Tables {
-    names: Arc<Names>,
-    init_names: Option<Arc<Names>>,
+/// The contents of the module's own relocated tables.
+pub(crate) struct ModuleTables {
+    names: Arc<SymbolNames>,
+    init_names: Option<Arc<SymbolNames>>,
     exports: NewExports,
-    functions: Functions,
+    functions: EntryPoints,
     params: Vec<ParamInfo>,
-    frames: frames::Plan,
+    frames: frames::FramesPlan,
 }
 
-impl Tables {
-    /// Reads all of them, and enters the module's name where it says what it is called.
+impl ModuleTables {
+    /// Reads all tables, and writes the module's name into the `struct module`.
     pub(crate) fn read(
         file: &File<'_>,
-        layout: &Layout,
+        layout: &ModuleLayout,
         memory: &mut Staging,
         name: &Arc<str>,
         policy: &Policy,
-        shared: Shared,
+        shared: SharedDefinitions,
         elsewhere: &[u32],
-    ) -> Result<Tables, Error> {
+    ) -> Result<ModuleTables, PrepareError> {
         let (names, init_names) = names::collect(file, layout, memory, name, policy.trap_descriptor);
         let (names, init_names) = (Arc::new(names), init_names.map(Arc::new));
         memory.own_text(names.clone(), init_names.as_ref().unwrap_or(&names).clone());
@@ -100,7 +102,7 @@ impl Tables {
         let params = params(file, layout, memory)?;
         fill_own_block(layout, memory, name);
         let frames = unwind::plan(file, layout, memory)?;
-        Ok(Tables { names, init_names, exports, functions, params, frames })
+        Ok(ModuleTables { names, init_names, exports, functions, params, frames })
     }
 }
 
@@ -108,9 +110,9 @@ impl Unformed<'_> {
     /// Forms the module.
     pub(crate) fn form(self, mut memory: Staging) -> Result<NewModule, Error> {
         let Unformed { file, info, layout, id, name, registry, externals, policy, judge, slices, .. } = self;
-        let tables = Tables::read(file, layout, &mut memory, &name, policy, self.shared, self.elsewhere)?;
-        let Tables { names, init_names, exports, functions, params, frames } = tables;
-        let module = Arc::new(Module::new(Parts {
+        let tables = ModuleTables::read(file, layout, &mut memory, &name, policy, self.shared, self.elsewhere)?;
+        let ModuleTables { names, init_names, exports, functions, params, frames } = tables;
+        let module = Arc::new(Module::new(ModuleParts {
             id,
             name,
             registry,
@@ -127,7 +129,7 @@ impl Unformed<'_> {
             slices,
             proof: policy.proof,
         }));
-        let memory = memory.form(frames)?;
+        let memory = memory.form(frames).map_err(PrepareError::from)?;
         publish_exports(registry, externals, id, exports)?;
         enter(registry, id, &module);
         Ok(NewModule { module, memory })
@@ -137,22 +139,22 @@ impl Unformed<'_> {
 /// Reads `__ksymtab` and `__ksymtab_gpl`, or takes all globals.
 fn exports(
     file: &File<'_>,
-    layout: &Layout,
+    layout: &ModuleLayout,
     memory: &Staging,
-    shared: Shared,
+    shared: SharedDefinitions,
     elsewhere: &[u32],
-) -> Result<NewExports, Error> {
+) -> Result<NewExports, ObjectError> {
     let mut exports = Vec::new();
     for (table, crcs, gpl_only) in
         [(section::KSYMTAB, section::KCRCTAB, false), (section::KSYMTAB_GPL, section::KCRCTAB_GPL, true)]
     {
-        // In the order of the records, whatever sections both are spread over.
+        // In the order of the records, also if both tables consist of several sections.
         let crc_table = crcs;
         let mut crcs = tables(file, layout, memory, crcs).flat_map(|(_, bytes)| bytes.chunks_exact(4)).peekable();
         let has_crcs = crcs.peek().is_some();
         let first = exports.len();
         for (number, start, bytes) in numbered_tables(file, layout, memory, table) {
-            let bad = |record, problem| Error::BadRecord { section: table, record, problem };
+            let bad = |record, problem| ObjectError::BadRecord { section: table, record, problem };
             let records = Records::<ExportedSymbol>::new(bytes).map_err(|_| bad(0, "its size is no multiple of 12"))?;
             for (at, record) in records.iter().enumerate() {
                 let place = start + 12 * wide(at);
@@ -171,14 +173,14 @@ fn exports(
                 let namespace = namespace.ok_or_else(|| bad(at, "the namespace is not in this module"))?;
                 let crc = crcs.next().and_then(|crc| Some(u32::from_le_bytes(crc.try_into().ok()?)));
                 let (name, namespace) = (name.into(), namespace.into());
-                let strength = Strength::Strong;
+                let strength = DefinitionStrength::Strong;
                 exports.push(NewExport { name, addr, gpl_only, namespace, crc, strength });
             }
         }
         let without = exports[first..].iter().position(|export| has_crcs && export.crc.is_none());
         if let Some(record) = without.or_else(|| crcs.next().map(|_| exports.len() - first)) {
             let problem = "there is not one CRC for each exported symbol";
-            return Err(Error::BadRecord { section: crc_table, record, problem });
+            return Err(ObjectError::BadRecord { section: crc_table, record, problem });
         }
     }
     let mut all = NewExports { exports, uniques: Vec::new() };
@@ -189,30 +191,30 @@ fn exports(
         let export =
             || NewExport { name: name.into(), addr, gpl_only: false, namespace: [].into(), crc: None, strength };
         let entry = name == section::INIT_SYMBOL.as_bytes() || name == section::EXIT_SYMBOL.as_bytes();
-        if shared == Shared::Globals && !entry && !name.is_empty() {
+        if shared == SharedDefinitions::Globals && !entry && !name.is_empty() {
             all.exports.push(export());
         }
-        if strength == Strength::Unique {
+        if strength == DefinitionStrength::Unique {
             all.uniques.push(export());
         }
     }
     Ok(all)
 }
 
-/// The address of a definition for others; `None` for what goes when `init` has returned, or is neither code, data nor a
-/// number.
-fn address(symbol: &Sym<'_>, at: u32, layout: &Layout, memory: &Staging) -> Option<Addr> {
+/// Returns the address of a definition for other modules. Returns `None` for init sections, and for symbols that are
+/// neither code, data nor a number.
+fn address(symbol: &FileSymbol<'_>, at: u32, layout: &ModuleLayout, memory: &Staging) -> Option<Addr> {
     let kinds = [elf::STT_FUNC, elf::STT_GNU_IFUNC, elf::STT_OBJECT, elf::STT_COMMON, elf::STT_NOTYPE];
     if !kinds.contains(&symbol.kind) {
         return None;
     }
     let lasting = |spot: Spot| (!spot.part.is_init()).then(|| memory.addr(spot));
     match symbol.place {
-        Place::Section(_) if symbol.kind == elf::STT_GNU_IFUNC => lasting(layout.indirect(at)?),
-        Place::Section(section) => lasting(layout.section(section)?).map(|start| start + symbol.value),
-        Place::Common => lasting(layout.common(at)?),
-        Place::Absolute => Some(Addr::new(symbol.value)),
-        Place::Undefined | Place::Livepatch => None,
+        SymbolPlace::Section(_) if symbol.kind == elf::STT_GNU_IFUNC => lasting(layout.indirect(at)?),
+        SymbolPlace::Section(section) => lasting(layout.section(section)?).map(|start| start + symbol.value),
+        SymbolPlace::Common => lasting(layout.common(at)?),
+        SymbolPlace::Absolute => Some(Addr::new(symbol.value)),
+        SymbolPlace::Undefined | SymbolPlace::Livepatch => None,
     }
 }
 
@@ -220,14 +222,14 @@ fn address(symbol: &Sym<'_>, at: u32, layout: &Layout, memory: &Staging) -> Opti
 fn is_absolute(file: &File<'_>, section: u32, offset: u64) -> bool {
     let of_section = file.relas.iter().filter(|relas| relas.target == section);
     let mut here = of_section.flat_map(|relas| relas.records.iter()).filter(|rela| rela.offset == offset);
-    here.any(|rela| file.symbol(rela.symbol).is_some_and(|symbol| symbol.place == Place::Absolute))
+    here.any(|rela| file.symbol(rela.symbol).is_some_and(|symbol| symbol.place == SymbolPlace::Absolute))
 }
 
 /// Reads `__param`.
-fn params(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<ParamInfo>, Error> {
+fn params(file: &File<'_>, layout: &ModuleLayout, memory: &Staging) -> Result<Vec<ParamInfo>, ObjectError> {
     let mut params = Vec::new();
     for (_, bytes) in tables(file, layout, memory, section::PARAM) {
-        let bad = |record, problem| Error::BadRecord { section: section::PARAM, record, problem };
+        let bad = |record, problem| ObjectError::BadRecord { section: section::PARAM, record, problem };
         let records = Records::<KernelParam>::new(bytes).map_err(|_| bad(0, "its size is no multiple of 40"))?;
         for (at, record) in records.iter().enumerate() {
             let name =
@@ -241,11 +243,11 @@ fn params(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<Para
 /// Finds init, exit, constructors and destructors.
 fn functions(
     file: &File<'_>,
-    layout: &Layout,
+    layout: &ModuleLayout,
     memory: &Staging,
-    core: &Names,
-    init: Option<&Names>,
-) -> Result<Functions, Error> {
+    core: &SymbolNames,
+    init: Option<&SymbolNames>,
+) -> Result<EntryPoints, ObjectError> {
     let find = |name: &'static str| {
         let symbol = core.find(name.as_bytes()).or_else(|| init.and_then(|init| init.find(name.as_bytes())));
         let Some(addr) = symbol.map(|symbol| symbol.addr) else { return Ok(None) };
@@ -253,11 +255,11 @@ fn functions(
             return Ok(Some(addr));
         }
         let why = "it would be called, and is no function of this module";
-        Err(Error::Unsupported { what: "symbol", name: name.into(), why })
+        Err(ObjectError::Unsupported { what: "symbol", name: name.into(), why })
     };
     let mut destructors = arrays(file, layout, memory, section::FINI_ARRAY, section::DTORS)?;
     destructors.reverse();
-    Ok(Functions {
+    Ok(EntryPoints {
         init: find(section::INIT_SYMBOL)?,
         exit: find(section::EXIT_SYMBOL)?,
         resolvers: resolvers(file, layout, memory)?,
@@ -268,31 +270,31 @@ fn functions(
     })
 }
 
-/// The resolvers of the module's indirect functions, each with its slot.
-fn resolvers(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Vec<(Addr, Addr)>, Error> {
+/// Returns the resolvers of the module's indirect functions, each with a slot.
+fn resolvers(file: &File<'_>, layout: &ModuleLayout, memory: &Staging) -> Result<Vec<(Addr, Addr)>, ObjectError> {
     let slots = memory.addr(layout.indirect_slots);
     let found = layout.indirect.symbols().iter().filter_map(|&at| {
         let (symbol, slot) = (file.symbol(at)?, slots + layout.indirect.slot(at)?);
-        let Place::Section(section) = symbol.place else { return None };
+        let SymbolPlace::Section(section) = symbol.place else { return None };
         let resolver = memory.addr(layout.section(section)?) + symbol.value;
         if memory.at(resolver).is_some_and(|(part, _)| part.is_text()) {
             return Some(Ok((resolver, slot)));
         }
         let why = "its resolver is no function of this module";
-        Some(Err(Error::Unsupported { what: "symbol", name: escaped(symbol.name()), why }))
+        Some(Err(ObjectError::Unsupported { what: "symbol", name: escaped(symbol.name()), why }))
     });
     found.collect()
 }
 
-/// The function pointers of all `.init_array`, `.init_array.N`, `.ctors` and `.ctors.N`, in the order in which GNU ld
-/// puts them into one `.init_array`: by priority, those without one last; each `.ctors` from its end.
+/// Returns the function pointers of all `.init_array`, `.init_array.N`, `.ctors` and `.ctors.N`, in the order of GNU
+/// ld's `.init_array`: by priority, sections without priority last, each `.ctors` from the last entry to the first.
 fn arrays(
     file: &File<'_>,
-    layout: &Layout,
+    layout: &ModuleLayout,
     memory: &Staging,
     array: &'static str,
     older: &'static str,
-) -> Result<Vec<Addr>, Error> {
+) -> Result<Vec<Addr>, ObjectError> {
     let mut found = Vec::new();
     for (section, spot) in file.sections.iter().zip(&layout.sections) {
         let Some(Spot { part, offset }) = *spot else { continue };
@@ -309,7 +311,7 @@ fn arrays(
         let bytes = &memory.bytes(part)[start..start + modload_edit::index(section.size)];
         let mut functions = Vec::new();
         for (record, pointer) in bytes.chunks(8).enumerate() {
-            let bad = |problem| Error::BadRecord { section: name, record, problem };
+            let bad = |problem| ObjectError::BadRecord { section: name, record, problem };
             let pointer: [u8; 8] = pointer.try_into().map_err(|_| bad("its size is no multiple of 8"))?;
             let addr = Addr::new(u64::from_le_bytes(pointer));
             if !memory.at(addr).is_some_and(|(part, _)| part.is_text()) {
@@ -326,9 +328,9 @@ fn arrays(
     Ok(found.into_iter().flat_map(|(_, functions)| functions).collect())
 }
 
-/// Writes the module's name into its `struct module`, and its own address into its `__dso_handle`, as gcc's `crtbeginS.o` has it:
-/// `atexit`, `at_quick_exit` and `pthread_atfork` of glibc's `libc_nonshared.a` pass the value on.
-fn fill_own_block(layout: &Layout, memory: &mut Staging, name: &str) {
+/// Writes the module's name into the `struct module`, and the address of `__dso_handle` into `__dso_handle`, as gcc's
+/// `crtbeginS.o` does: `atexit`, `at_quick_exit` and `pthread_atfork` of glibc's `libc_nonshared.a` pass this value on.
+fn fill_own_block(layout: &ModuleLayout, memory: &mut Staging, name: &str) {
     let handle = layout.dso_handle().map(|spot| (spot, memory.addr(spot).get().to_le_bytes()));
     let handle = handle.as_ref().map(|(spot, address)| (*spot, &address[..]));
     for (spot, bytes) in layout.this_module.map(|spot| (spot, name.as_bytes())).into_iter().chain(handle) {
@@ -339,17 +341,17 @@ fn fill_own_block(layout: &Layout, memory: &mut Staging, name: &str) {
     }
 }
 
-/// Enters the module's exports. All or none. What is vague and another's by now has become so since this module's own
-/// definition was chosen: another load was faster.
+/// Enters all of the module's exports, or none. Another load may have defined a vague symbol after this module's own
+/// definition was chosen; that is refused.
 fn publish_exports(registry: &Registry, externals: &dyn Externals, id: ModuleId, new: NewExports) -> Result<(), Error> {
     let duplicate = |export: &NewExport, owner: String| Error::DuplicateExport { symbol: escaped(&export.name), owner };
-    // Asked before the lock is taken: what the host does to answer is not ours to know.
+    // Called before the lock is taken, because this is code of the host.
     if let Some(export) = new.exports.iter().find(|export| externals.exported(&export.name).is_some()) {
         return Err(duplicate(export, "the host".into()));
     }
     let mut book = registry.lock();
     let mut refused = Ok(());
-    let tables = [(Table::Exports, new.exports), (Table::Uniques, new.uniques)];
+    let tables = [(ExportTable::Exports, new.exports), (ExportTable::Uniques, new.uniques)];
     for (table, exports) in tables {
         let mut taken = Vec::with_capacity(exports.len());
         for export in exports {
@@ -361,11 +363,11 @@ fn publish_exports(registry: &Registry, externals: &dyn Externals, id: ModuleId,
             taken.push(name.clone());
             book.enter(table, name, Export { module: id, addr, gpl_only, namespace, crc, strength });
         }
-        // Whatever happens next, what is noted here goes when the reservation goes.
+        // In any case, dropping the reservation removes the names noted here.
         if let Some(entry) = book.by_id_mut(id) {
             match table {
-                Table::Exports => entry.exports = taken,
-                Table::Uniques => entry.uniques = taken,
+                ExportTable::Exports => entry.exports = taken,
+                ExportTable::Uniques => entry.uniques = taken,
             }
         }
     }

@@ -1,5 +1,5 @@
-//! What a file says of itself, and where its sections would go. Takes bytes that nobody trusts, runs nothing, takes no
-//! memory for the module and asks nobody.
+//! Describes a file, and the places of the sections in memory. Takes untrusted bytes, runs nothing, allocates no module
+//! memory and calls no code of the host.
 
 use std::collections::HashMap;
 
@@ -10,32 +10,33 @@ use modload_edit::{index, wide};
 use object::elf;
 use serde::Serialize;
 
-use crate::elf::file::{File, Place, Relas};
+use crate::elf::error::ObjectError;
+use crate::elf::file::{File, Relas, SymbolPlace};
 use crate::elf::link::{self, Input, NAMES_LIMIT};
 use crate::elf::modinfo as info;
 use crate::operate::admit;
-use crate::prepare::layout::{self, Part};
-use crate::prepare::vague::Shared;
-use crate::vocabulary::error::Error;
+use crate::prepare::layout::{self, MemoryPart};
+use crate::prepare::vague::SharedDefinitions;
 use crate::vocabulary::escape::escaped;
+use crate::vocabulary::sentence::sentence;
 
-/// What is to be known of a module without loading it. All names are escaped.
+/// Facts about a module that is not loaded. All names are escaped.
 #[derive(Clone, Debug, Serialize)]
 pub struct Inspection {
-    /// Its name, or the file's stem.
+    /// Name of the module, or the stem of the file.
     pub name: String,
-    /// The objects it is linked from; empty if it is one object.
+    /// The linked objects; empty for a single object.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub objects: Vec<String>,
     /// The entries of `.modinfo`, in order: key and value.
     pub modinfo: Vec<(String, String)>,
-    /// Its parameters, as `.modinfo` describes them.
+    /// Parameters, as described by `.modinfo`.
     pub params: Vec<InspectedParam>,
-    /// What it offers to others.
+    /// Exported symbols.
     pub exports: Vec<InspectedExport>,
-    /// What it needs from others.
+    /// Undefined symbols.
     pub needs: Vec<InspectedNeed>,
-    /// What a live patch refers to in its objects, and gets when they are there.
+    /// Symbols of a live patch's objects, to be resolved when those objects are loaded.
     pub waits: Vec<InspectedWait>,
     /// All sections but the null one.
     pub sections: Vec<InspectedSection>,
@@ -45,7 +46,7 @@ pub struct Inspection {
     pub relocations: Vec<(String, u64)>,
     /// Sections with records that the loader reads or would have to.
     pub special: Vec<InspectedTable>,
-    /// Why this version refuses to load it, if it does: the first reason.
+    /// The first reason why this version refuses to load the module, if there is one.
     pub refused: Option<String>,
 }
 
@@ -57,28 +58,28 @@ fn alone(bytes: &[u8]) -> Input<'_> {
 /// A parameter.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct InspectedParam {
-    /// Its name.
+    /// Name of the parameter.
     pub name: String,
-    /// Its type, as in `module_param`.
+    /// Type of the parameter, as in `module_param`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Its description, if there is one.
+    /// Description of the parameter, if there is one.
     pub description: Option<String>,
 }
 
 /// An exported symbol.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct InspectedExport {
-    /// Its name.
+    /// Name of the symbol.
     pub name: String,
-    /// Whether only modules with a GPL-compatible licence may use it.
+    /// Whether only modules with a GPL-compatible licence may use the symbol.
     pub gpl_only: bool,
 }
 
 /// An undefined symbol.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct InspectedNeed {
-    /// Its name.
+    /// Name of the symbol.
     pub name: String,
     /// Whether the module can do without.
     pub weak: bool,
@@ -89,7 +90,7 @@ pub struct InspectedNeed {
 pub struct InspectedWait {
     /// The object: a module's name, or `vmlinux`.
     pub object: String,
-    /// Its name.
+    /// Name of the symbol.
     pub name: String,
     /// Which of several of that name, from 1; 0: there is one.
     pub position: u64,
@@ -98,48 +99,48 @@ pub struct InspectedWait {
 /// A section.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct InspectedSection {
-    /// Its index in the section header table.
+    /// Index in the section header table.
     pub index: usize,
-    /// Its name.
+    /// Name of the section.
     pub name: String,
-    /// Its size in memory, or in the file if it is not kept.
+    /// Size in memory, or in the file for a section that is not kept.
     pub size: u64,
-    /// Its alignment.
+    /// Alignment in bytes.
     pub align: u64,
-    /// Its flags: w, a, x, g (group) and t (thread-local), as readelf has them.
+    /// Flags: w, a, x, g (group) and t (thread-local), as in readelf.
     pub flags: String,
-    /// Where it would go: part and offset. `None`: it would not be kept.
+    /// Part and offset in memory; `None` for a section that is not kept.
     pub place: Option<(&'static str, u64)>,
 }
 
 /// A section with records.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct InspectedTable {
-    /// Its name.
+    /// Name of the section.
     pub section: String,
-    /// How many records it holds; `None` if its size is no multiple of theirs or they have no fixed size.
+    /// Number of records; `None` if the records have no fixed size, or do not fill the section.
     pub records: Option<u64>,
 }
 
-fn part_name(part: Part) -> &'static str {
+fn part_name(part: MemoryPart) -> &'static str {
     match part {
-        Part::Text => "text",
-        Part::InitText => "init text",
-        Part::ReadOnly => "read-only data",
-        Part::InitReadOnly => "init read-only data",
-        Part::Data => "data",
-        Part::InitData => "init data",
-        Part::RoAfterInit => "ro_after_init data",
+        MemoryPart::Text => "text",
+        MemoryPart::InitText => "init text",
+        MemoryPart::ReadOnly => "read-only data",
+        MemoryPart::InitReadOnly => "init read-only data",
+        MemoryPart::Data => "data",
+        MemoryPart::InitData => "init data",
+        MemoryPart::RoAfterInit => "ro_after_init data",
     }
 }
 
 impl Inspection {
-    /// Looks at a file. `stem` is its name if it has none of its own, `limit` the most bytes it may take in memory. Of
-    /// an archive those members are looked at that would be loaded.
+    /// Inspects a file. `stem` is the name of a module without a name of its own, `limit` the largest size in memory.
+    /// Of an archive, only the members that would be loaded are inspected.
     ///
     /// # Errors
-    /// What stages *link* and *validate* say of it, and [`Error::TooLarge`].
-    pub fn of(bytes: &[u8], stem: &str, limit: u64) -> Result<Inspection, Error> {
+    /// The errors of the stages *link* and *validate*, and [`ObjectError::TooLarge`].
+    pub fn of(bytes: &[u8], stem: &str, limit: u64) -> Result<Inspection, ObjectError> {
         Inspection::of_unit(&[alone(bytes)], stem, limit)
     }
 
@@ -147,10 +148,10 @@ impl Inspection {
     ///
     /// # Errors
     /// As [`Inspection::of`].
-    pub fn of_unit(inputs: &[Input<'_>], stem: &str, limit: u64) -> Result<Inspection, Error> {
+    pub fn of_unit(inputs: &[Input<'_>], stem: &str, limit: u64) -> Result<Inspection, ObjectError> {
         let linked = link::link(inputs, &[], limit)?;
         let file = File::validate(&linked.bytes)?;
-        let layout = layout::plan(&file, limit, None, Shared::Uniques)?;
+        let layout = layout::plan(&file, limit, None, SharedDefinitions::Uniques)?;
         bound_names(&file, &layout)?;
         let section = file.contents(section::MODINFO);
         let entries: Vec<_> =
@@ -180,19 +181,19 @@ impl Inspection {
                     place: spot.map(|spot| (part_name(spot.part), spot.offset)),
                 })
                 .collect(),
-            parts: Part::ALL
+            parts: MemoryPart::ALL
                 .into_iter()
                 .map(|part| (part_name(part), layout.parts[part.slot()].size))
                 .filter(|(_, size)| *size != 0)
                 .collect(),
             relocations: relocations(&file),
             special: special(&file),
-            refused: refused.map(|error| error.to_string()),
+            refused: refused.map(|error| sentence(&error)),
         })
     }
 }
 
-fn bound_names(file: &File<'_>, layout: &layout::Layout) -> Result<(), Error> {
+fn bound_names(file: &File<'_>, layout: &layout::ModuleLayout) -> Result<(), ObjectError> {
     let sections = file.sections.iter().map(|section| section.name.len());
     let outside = layout.undefined.iter().chain(&layout.livepatch);
     let needs = outside.filter_map(|&at| file.symbol(at)).map(|symbol| symbol.name().len());
@@ -203,7 +204,7 @@ fn bound_names(file: &File<'_>, layout: &layout::Layout) -> Result<(), Error> {
     for len in sections.chain(needs).chain(exports) {
         bytes += wide(len);
         if bytes > NAMES_LIMIT {
-            return Err(Error::TooLarge { bytes, limit: NAMES_LIMIT });
+            return Err(ObjectError::TooLarge { bytes, limit: NAMES_LIMIT });
         }
     }
     Ok(())
@@ -244,7 +245,8 @@ fn export_table(file: &File<'_>, relas: &Relas<'_>) -> Option<bool> {
     (gpl_only || section.name == section::KSYMTAB.as_bytes()).then_some(gpl_only)
 }
 
-/// The names in the records of `__ksymtab` and `__ksymtab_gpl`: what the second field of each is relocated against.
+/// Returns the names in the records of `__ksymtab` and `__ksymtab_gpl`: the targets of the relocations of each record's
+/// second field.
 fn exports(file: &File<'_>) -> Vec<InspectedExport> {
     let tables = file.relas.iter().filter_map(|relas| Some((relas, export_table(file, relas)?)));
     tables
@@ -259,21 +261,21 @@ fn exports(file: &File<'_>) -> Vec<InspectedExport> {
 /// The string that a relocation of a name's field refers to.
 fn name_at<'a>(file: &File<'a>, rela: &Rela) -> Option<&'a [u8]> {
     let symbol = file.symbol(rela.symbol)?;
-    let Place::Section(section) = symbol.place else { return None };
+    let SymbolPlace::Section(section) = symbol.place else { return None };
     let offset = symbol.value.wrapping_add_signed(rela.addend);
     let rest = file.section(section)?.data.get(index(offset)..)?;
     rest.split(|&byte| byte == 0).next()
 }
 
-fn needs(file: &File<'_>, layout: &layout::Layout) -> Vec<InspectedNeed> {
+fn needs(file: &File<'_>, layout: &layout::ModuleLayout) -> Vec<InspectedNeed> {
     let undefined = layout.undefined.iter().filter_map(|&at| file.symbol(at));
     undefined
-        .filter(|symbol| symbol.place == Place::Undefined && !symbol.name().is_empty())
+        .filter(|symbol| symbol.place == SymbolPlace::Undefined && !symbol.name().is_empty())
         .map(|symbol| InspectedNeed { name: escaped(symbol.name()), weak: symbol.bind == elf::STB_WEAK })
         .collect()
 }
 
-fn waits(file: &File<'_>, layout: &layout::Layout) -> Vec<InspectedWait> {
+fn waits(file: &File<'_>, layout: &layout::ModuleLayout) -> Vec<InspectedWait> {
     let waiting = layout.livepatch.iter().filter_map(|&at| file.symbol(at));
     let named = waiting.filter_map(|symbol| {
         let KlpSymbol { object, name, position } = KlpSymbol::parse(symbol.name())?;
@@ -310,33 +312,34 @@ fn special(file: &File<'_>) -> Vec<InspectedTable> {
         .collect()
 }
 
-/// A function's bytes as they stand in the file, and the relocations that will change them.
+/// A function's bytes in the file, and the relocations that will change the bytes.
 #[derive(Clone, Debug)]
 pub struct FunctionBytes {
-    /// Section and offset of its first byte.
+    /// Section and offset of the first byte.
     pub place: String,
-    /// Its bytes.
+    /// The bytes.
     pub bytes: Vec<u8>,
-    /// Offset in the function, relocation and what it refers to; by offset.
+    /// Offset in the function, relocation and target; by offset.
     pub relocations: Vec<(u64, String)>,
 }
 
 impl FunctionBytes {
-    /// The function of this name; `None` if the file has none. An archive is linked within `limit` bytes for its sake.
+    /// Returns the function of this name; `None` if the file has no such function. An archive is linked, within `limit`
+    /// bytes, for this function.
     ///
     /// # Errors
-    /// What stages *link* and *validate* say of the file.
-    pub fn of(bytes: &[u8], name: &str, limit: u64) -> Result<Option<FunctionBytes>, Error> {
+    /// The errors of the stages *link* and *validate*.
+    pub fn of(bytes: &[u8], name: &str, limit: u64) -> Result<Option<FunctionBytes>, ObjectError> {
         let inputs = [alone(bytes)];
         let linked = link::link(&inputs, &[name.to_owned()], limit)?;
         let file = File::validate(&linked.bytes)?;
         let mut named = file.symbols().filter(|(_, symbol)| symbol.name() == name.as_bytes());
         let found = named.find_map(|(_, symbol)| match symbol.place {
-            Place::Section(at) => {
+            SymbolPlace::Section(at) => {
                 file.section(at).filter(|section| section.flags.contains(elf::SHF_EXECINSTR))?;
                 Some((at, symbol.value, file.extent(at, &symbol)?.to_vec()))
             }
-            Place::Undefined | Place::Absolute | Place::Common | Place::Livepatch => None,
+            SymbolPlace::Undefined | SymbolPlace::Absolute | SymbolPlace::Common | SymbolPlace::Livepatch => None,
         });
         let Some((section, start, bytes)) = found else { return Ok(None) };
         let end = start + wide(bytes.len());

@@ -5,16 +5,18 @@ use std::cell::Cell;
 
 use modload_abi::{Records, Version, modinfo, section};
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::File;
 use crate::elf::modinfo::Modinfo;
 use crate::modules::recorder::Recorder;
 use crate::modules::timeline::EventKind;
+use crate::operate::error::Error;
 use crate::prepare::policy::{Check, Policy, Rule, Verdict};
-use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
+use crate::vocabulary::sentence::sentence;
 
-/// A symbol that a module wants to use, with what its owner says of it.
-pub(crate) struct Wanted<'a> {
+/// A symbol that a module wants to use, as described by the exporter.
+pub(crate) struct WantedUse<'a> {
     pub(crate) symbol: &'a [u8],
     pub(crate) owner: &'a str,
     pub(crate) gpl_only: bool,
@@ -27,14 +29,17 @@ pub(crate) struct Judge<'a> {
     policy: &'a Policy,
     info: &'a Modinfo<'a>,
     versions: Cow<'a, [u8]>,
-    /// Whether a rule was broken and the module is loaded all the same.
+    /// Whether a broken rule was allowed.
     forced: Cell<bool>,
 }
 
 impl<'a> Judge<'a> {
-    pub(crate) fn new(policy: &'a Policy, file: &File<'a>, info: &'a Modinfo<'a>) -> Result<Judge<'a>, Error> {
-        let bad =
-            |_| Error::BadRecord { section: section::VERSIONS, record: 0, problem: "its size is no multiple of 64" };
+    pub(crate) fn new(policy: &'a Policy, file: &File<'a>, info: &'a Modinfo<'a>) -> Result<Judge<'a>, ObjectError> {
+        let bad = |_| ObjectError::BadRecord {
+            section: section::VERSIONS,
+            record: 0,
+            problem: "its size is no multiple of 64",
+        };
         let versions = file.contents(section::VERSIONS);
         Records::<Version>::new(&versions).map_err(bad)?;
         Ok(Judge { policy, info, versions, forced: Cell::new(false) })
@@ -60,7 +65,7 @@ impl<'a> Judge<'a> {
     }
 
     /// The rules that concern the use of one symbol.
-    pub(crate) fn symbol(&self, recorder: Recorder<'_>, wanted: &Wanted<'_>) -> Result<(), Error> {
+    pub(crate) fn symbol(&self, recorder: Recorder<'_>, wanted: &WantedUse<'_>) -> Result<(), Error> {
         let symbol = || escaped(wanted.symbol);
         let owner = || wanted.owner.to_owned();
         if wanted.gpl_only && !self.info.is_gpl_compatible() {
@@ -88,7 +93,7 @@ impl<'a> Judge<'a> {
         versions.find(|version| version.is_for(symbol)).map(|version| version.crc)
     }
 
-    /// Looks at a rule, unless its check is off: `broken` says how the module breaks it.
+    /// Applies a rule, unless the check is off. `broken` returns how the module breaks the rule.
     fn rule(&self, recorder: Recorder<'_>, rule: Rule, broken: impl FnOnce() -> Option<Error>) -> Result<(), Error> {
         let check = self.policy.check(rule);
         if check == Check::Off {
@@ -99,7 +104,7 @@ impl<'a> Judge<'a> {
             return Ok(());
         };
         let verdict = if check == Check::Warn { Verdict::Warned } else { Verdict::Refused };
-        let reason = error.to_string();
+        let reason = sentence(&error);
         recorder.record(|| EventKind::Policy { rule, verdict, reason: Some(reason.clone()) });
         if verdict == Verdict::Refused {
             return Err(error);
@@ -109,8 +114,8 @@ impl<'a> Judge<'a> {
         Ok(())
     }
 
-    /// What the module taints its host with, in Linux's letters: P for a licence that is not compatible with the GPL,
-    /// F for a rule that was broken and let pass, K for a live patch.
+    /// Returns the taint letters of the module, as in Linux: P for a licence that is not compatible with the GPL, F for
+    /// a broken rule that was allowed, K for a live patch.
     pub(crate) fn taint(&self) -> String {
         let info = self.info;
         let letters = [('P', !info.is_gpl_compatible()), ('F', self.forced.get()), ('K', info.is_live_patch())];

@@ -10,7 +10,7 @@ use modload_relocs::RelocCounts;
 use modload_text::{Arena, ArenaError, StripeUsage};
 
 use crate::elf::file::File;
-use crate::elf::link::{self, Linked};
+use crate::elf::link::{self, MergedObject};
 use crate::elf::modinfo::{self, Modinfo};
 use crate::modules::chains::{self, Membership};
 use crate::modules::entry::Image;
@@ -21,7 +21,8 @@ use crate::modules::subscriber::Subscriber;
 use crate::modules::timeline::{Event, EventKind};
 use crate::modules::{fork, quarantine};
 use crate::operate::admit;
-use crate::operate::announced::{Announced, Constructed, Dropped, IndirectResolved};
+use crate::operate::announced::{AnnouncedModule, Constructed, Dropped, IndirectResolved};
+use crate::operate::error::{Error, LoadError, UnloadError};
 use crate::operate::form::{NewModule, Unformed};
 use crate::operate::judge::Judge;
 use crate::operate::onlooker::{Made, Onlooker};
@@ -29,22 +30,23 @@ use crate::operate::resolve;
 use crate::operate::scene::{Absent, Scene};
 use crate::operate::unload::{self, Unless, Which};
 use crate::prepare::deferred::{Slices, Waiting};
-use crate::prepare::layout::{self, Layout};
+use crate::prepare::error::PrepareError;
+use crate::prepare::layout::{self, ModuleLayout};
 use crate::prepare::memory::{self, Copied, Staging};
 use crate::prepare::params::ParamsSet;
 use crate::prepare::policy::{ForcedUnload, Policy, Proof};
 use crate::prepare::relocate;
 use crate::prepare::resolved::Resolved;
 use crate::prepare::specialise::{self, Specialised};
-use crate::prepare::vague::Shared;
-use crate::vocabulary::error::{Error, LoadError, UnloadError};
+use crate::prepare::vague::SharedDefinitions;
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::externals::Externals;
+use crate::vocabulary::sentence::sentence;
 use crate::vocabulary::stage::Stage;
 use crate::vocabulary::state::State;
 
-/// Loads and unloads modules. Dropping it unloads them all in reverse order and leaks, with an error in the log, what
-/// is still held.
+/// Loads and unloads modules. Dropping a loader unloads all modules in reverse order. Modules that are still held are
+/// leaked, with an error in the log.
 pub struct Loader {
     pub(crate) registry: &'static Registry,
     arena: &'static Arena,
@@ -81,21 +83,25 @@ pub struct NoFaults;
 
 impl Faults for NoFaults {}
 
-/// A load under way: where it is, for errors and for the timeline.
-struct Run<'a, F> {
+/// A load in progress: the current stage, for errors and for the timeline.
+struct LoadRun<'a, F> {
     registry: &'static Registry,
     module: Arc<str>,
     faults: &'a F,
 }
 
-impl<F: Faults> Run<'_, F> {
+impl<F: Faults> LoadRun<'_, F> {
     fn recorder(&self) -> Recorder<'_> {
         Recorder { registry: self.registry, module: &self.module }
     }
 
     /// Runs one stage.
     #[inline]
-    fn stage<T: Counted>(&self, stage: Stage, run: impl FnOnce() -> Result<T, Error>) -> Result<T, LoadError> {
+    fn stage<T: Counted, E: Into<Error>>(
+        &self,
+        stage: Stage,
+        run: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, LoadError> {
         if let Err(Injected) = self.faults.before(stage) {
             return Err(self.failed(stage, Error::Injected));
         }
@@ -106,13 +112,13 @@ impl<F: Faults> Run<'_, F> {
                 }
                 Ok(value)
             }
-            Err(error) => Err(self.failed(stage, error)),
+            Err(error) => Err(self.failed(stage, error.into())),
         }
     }
 
     #[cold]
     fn failed(&self, stage: Stage, error: Error) -> LoadError {
-        self.recorder().record(|| EventKind::Failed { stage, error: error.to_string() });
+        self.recorder().record(|| EventKind::Failed { stage, error: sentence(&error) });
         LoadError { module: self.module.to_string(), stage, error: Box::new(error) }
     }
 
@@ -122,13 +128,13 @@ impl<F: Faults> Run<'_, F> {
     }
 }
 
-/// What a stage has to tell of its result: counts that do not depend on addresses.
+/// Counts that describe the result of a stage, independent of addresses.
 trait Counted {
     fn counts(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
 
-    /// Whether the stage has done anything that timelines should tell of.
+    /// Whether the stage has done anything that belongs in a timeline.
     fn is_news(&self) -> bool {
         true
     }
@@ -139,10 +145,10 @@ impl Counted for Modinfo<'_> {}
 impl Counted for Judge<'_> {}
 impl Counted for Reservation {}
 impl Counted for Staging {}
-impl<M> Counted for Announced<'_, M> {}
+impl<M> Counted for AnnouncedModule<'_, M> {}
 impl Counted for (Reference, Dropped) {}
 
-impl Counted for Linked<'_> {
+impl Counted for MergedObject<'_> {
     fn counts(&self) -> Vec<(&'static str, u64)> {
         vec![("objects", wide(self.objects.len()))]
     }
@@ -158,7 +164,7 @@ impl Counted for File<'_> {
     }
 }
 
-impl Counted for Layout {
+impl Counted for ModuleLayout {
     fn counts(&self) -> Vec<(&'static str, u64)> {
         let kept = self.sections.iter().flatten().count();
         vec![("sections", wide(kept)), ("got", self.slots.got_size()), ("plt", self.slots.plt_size())]
@@ -217,10 +223,10 @@ impl Counted for ParamsSet {
     }
 }
 
-/// Says that nothing is left, when it is dropped after everything else, unless a thread that the module's code has started keeps it.
-struct Gone<'a, F: Faults>(Option<(&'a Run<'a, F>, ModuleId)>);
+/// Records that nothing of the module is left. Dropped last; records nothing if the memory is in quarantine.
+struct FreedGuard<'a, F: Faults>(Option<(&'a LoadRun<'a, F>, ModuleId)>);
 
-impl<F: Faults> Drop for Gone<'_, F> {
+impl<F: Faults> Drop for FreedGuard<'_, F> {
     fn drop(&mut self) {
         if let Some((run, id)) = self.0
             && !quarantine::holds(run.registry, id)
@@ -231,17 +237,17 @@ impl<F: Faults> Drop for Gone<'_, F> {
 }
 
 impl Loader {
-    /// A loader without modules, which shares the process's arena.
+    /// Creates a loader without modules. All loaders share the process's arena.
     ///
     /// # Errors
-    /// [`ArenaError`] names the rule of the system that stands in the way.
+    /// [`ArenaError`] names the rule of the system that prevents this.
     pub fn new(externals: Arc<dyn Externals>, policy: Policy) -> Result<Loader, ArenaError> {
         let arena = Arena::get()?;
         let sees = modload_threads::can_see().map_err(|error| Box::new(error).into());
         let walks = || modload_threads::frames::know_process().map_err(|missing| Box::new(missing).into());
         match sees.and_then(|()| walks()) {
             Err(missing) if policy.proof == Proof::Stacks => return Err(ArenaError::Look(missing)),
-            // Modules run without it; walks through the host's own frames do not.
+            // Modules run without stack walks. Walks through the host's own frames fail.
             Err(missing) => tracing::warn!(%missing, "stacks cannot be walked"),
             Ok(()) => {}
         }
@@ -256,23 +262,23 @@ impl Loader {
         self
     }
 
-    /// Loads a module: UNFORMED, COMING, LIVE. When it returns an error, nothing of the module is left, but its memory if threads that
-    /// its code has started are still inside: that is in [quarantine](Loader::quarantined).
+    /// Loads a module: UNFORMED, COMING, LIVE. After an error nothing of the module is left, except memory in
+    /// [quarantine](Loader::quarantined) if threads of the module are still inside.
     ///
     /// # Errors
-    /// [`LoadError`] says in which stage and why.
+    /// [`LoadError`]: the stage and the reason.
     pub fn load_module(&self, image: &Image<'_>) -> Result<Reference, LoadError> {
         self.load_module_with(image, &NoFaults)
     }
 
-    /// [`Loader::load_module`], with stages that fail.
+    /// [`Loader::load_module`], with stages that are made to fail.
     ///
     /// # Errors
-    /// [`LoadError`] says in which stage and why.
+    /// [`LoadError`]: the stage and the reason.
     pub fn load_module_with<F: Faults>(&self, image: &Image<'_>, faults: &F) -> Result<Reference, LoadError> {
         quarantine::sweep_if_any();
         let Loader { registry, arena, externals, policy, onlookers } = self;
-        let mut run = Run { registry, module: escaped(image.stem.as_bytes()).into(), faults };
+        let mut run = LoadRun { registry, module: escaped(image.stem.as_bytes()).into(), faults };
 
         // Bytes only.
         let linked = run.stage(Stage::Link, || link::link(&image.inputs, &image.wanted, policy.size_limit))?;
@@ -281,17 +287,17 @@ impl Loader {
         run.module = info.name.as_str().into();
         let judge = run.stage(Stage::Admit, || admit::admit(&file, &info, policy, run.recorder()))?;
         let operations = policy.rewriting.host_operations.as_ref();
-        let shared = Shared::of(&file, policy.exports);
+        let shared = SharedDefinitions::of(&file, policy.exports);
         let layout = run.stage(Stage::Layout, || layout::plan(&file, policy.size_limit, operations, shared))?;
 
-        // UNFORMED: the name is ours, and nobody sees more than that.
-        let mut gone = Gone(None);
+        // UNFORMED: the name is reserved, and nothing else is visible to others.
+        let mut gone = FreedGuard(None);
         let reservation = run.stage(Stage::Reserve, || registry.reserve(&run.module))?;
         let id = reservation.id;
         gone.0 = Some((&run, id));
         run.state(State::Unformed);
         let mut memory = run.stage(Stage::Allocate, || memory::allocate(arena, &layout))?;
-        run.stage(Stage::Copy, || Ok(memory::copy(&file, &layout, operations, &mut memory)))?;
+        run.stage(Stage::Copy, || Ok::<_, Error>(memory::copy(&file, &layout, operations, &mut memory)))?;
         let scene = Scene {
             registry,
             user: id,
@@ -309,7 +315,7 @@ impl Loader {
             let mut code = Ledger::new(&mut memory);
             let specialised = specialise::specialise(&file, &layout, &mut code, &policy.rewriting, &waiting)?;
             let slices = Slices::of(&waiting, &file, &layout, &resolved, &code, &policy.rewriting)?;
-            Ok((specialised, slices))
+            Ok::<_, PrepareError>((specialised, slices))
         })?;
         let (file, info, layout, name) = (&file, &info, &layout, run.module.clone());
         let judge = &judge;
@@ -321,7 +327,7 @@ impl Loader {
 
         // COMING: symbols are visible, relocations done, text still staged.
         run.state(State::Coming);
-        let announced = run.stage(Stage::Coming, || Announced::tell(run.recorder(), module, memory, &calls))?;
+        let announced = run.stage(Stage::Coming, || AnnouncedModule::tell(run.recorder(), module, memory, &calls))?;
         let mut announced = run.stage(Stage::Publish, || announced.publish())?;
         announced.show(onlookers, Made { object: &linked.bytes, file, layout, resolved: &resolved });
         run.stage(Stage::Indirect, || announced.resolve_indirect())?;
@@ -359,8 +365,8 @@ impl Loader {
         Membership::join(self.registry, name, order, subscriber, None)
     }
 
-    /// [`Loader::subscribe`] for a subscriber whose code is a module's: it is taken out of the chains, with a warning,
-    /// if it is still there when the module goes.
+    /// [`Loader::subscribe`] for a subscriber whose code belongs to a module. If the subscriber is still a member when
+    /// that module is unloaded, the membership ends with a warning.
     #[must_use = "dropping the membership leaves the chains"]
     pub fn subscribe_for(
         &self,
@@ -372,7 +378,7 @@ impl Loader {
         Membership::join(self.registry, name, order, subscriber, Some(owner))
     }
 
-    /// The module in whose memory an address lies, COMING and GOING ones among them.
+    /// Returns the module whose memory contains an address, including COMING and GOING ones.
     #[must_use]
     pub fn module_at(&self, at: Addr) -> Option<Arc<Module>> {
         self.registry.lock().module_at(at)
@@ -384,8 +390,8 @@ impl Loader {
         Recording::start(self.registry)
     }
 
-    /// Has a function told, as they happen, the events of what this thread does with modules. No lock is held when it
-    /// is called, and the thread goes on when it returns.
+    /// Calls a function for each event that this thread causes. No lock is held during the call, and this thread
+    /// continues when the function returns.
     #[must_use = "dropping it ends the listening"]
     pub fn listen(&self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Listening {
         Listening::start(self.registry, Arc::new(listener))
@@ -399,28 +405,29 @@ impl Loader {
         entry.module.as_ref()?.get()
     }
 
-    /// All modules that are COMING, LIVE or GOING and their states, in order of their loading, without a reference: to be
-    /// looked at, they may go at any time.
+    /// Returns all modules that are COMING, LIVE or GOING with their states, in order of loading, without references.
+    /// Such modules may be unloaded at any time.
     #[must_use]
     pub fn look(&self) -> Vec<(Arc<Module>, State)> {
         let book = self.registry.lock();
         book.modules.iter().filter_map(|entry| Some((entry.module.clone()?, entry.state))).collect()
     }
 
-    /// What the host is tainted with, in Linux's letters: those of all modules that have been LIVE in it, and R if one
-    /// was unloaded by force.
+    /// Returns the taint letters of the host, as in Linux: those of all modules that have been LIVE, and R after a
+    /// forced unload.
     #[must_use]
     pub fn taint(&self) -> String {
         self.registry.lock().taint.iter().collect()
     }
 
-    /// Names and states of all modules, in order of their loading.
+    /// Returns names and states of all modules, in order of loading.
     #[must_use]
     pub fn modules(&self) -> Vec<(String, State)> {
         self.registry.lock().modules.iter().map(|entry| (entry.name.to_string(), entry.state)).collect()
     }
 
-    /// Unloads all modules, the last one first. Returns what stays, and why: what is held, what is not LIVE.
+    /// Unloads all modules, the last one first. Returns a reason for each module that stays: a module that is held or
+    /// not LIVE.
     pub fn unload_all(&self) -> Vec<UnloadError> {
         let all: Vec<_> =
             self.registry.lock().modules.iter().rev().map(|entry| (entry.id, entry.name.clone())).collect();
@@ -430,21 +437,22 @@ impl Loader {
         all.into_iter().filter_map(unload).collect()
     }
 
-    /// Unloads all modules. What is held stays, and the log has an error for it.
+    /// Unloads all modules. A module that is held stays, with an error in the log.
     pub fn abandon(&self) {
         for error in self.unload_all() {
             tracing::error!(%error, "left in memory when its host was dropped");
         }
     }
 
-    /// The modules that have gone while somebody was in their text: their memory stays until nobody is. Each load and each
-    /// unload frees what can be, as does [`Loader::sweep`].
+    /// Returns the unloaded modules whose text still has a thread inside: the memory stays until no thread is inside.
+    /// Each load, each unload and [`Loader::sweep`] free such memory if possible.
     #[must_use]
     pub fn quarantined(&self) -> Vec<Arc<Module>> {
         quarantine::of(self.registry)
     }
 
-    /// Frees what nobody is in any more of all that is quarantined in this process; returns the names of the modules.
+    /// Frees all quarantined memory of this process that no thread is in any more, and returns the names of those
+    /// modules.
     pub fn sweep(&self) -> Vec<String> {
         quarantine::sweep()
     }
@@ -455,29 +463,28 @@ impl Loader {
         self.arena.usage()
     }
 
-    /// Unloads a module: `exit`, destructors, the going chain, and its memory.
+    /// Unloads a module: calls `exit` and destructors, calls the going chain, and frees the memory.
     ///
     /// # Errors
-    /// [`UnloadError`]: it is in use, not LIVE, or not there. It is as it was.
+    /// [`UnloadError`]: the module is in use, not LIVE, or not loaded. The module is unchanged.
     pub fn unload_module(&self, name: &str) -> Result<(), UnloadError> {
         unload::unload_module(self.registry, Which::Named(name), Unless::Used)
     }
 
-    /// [`Loader::unload_module`], which waits until nobody uses the module, at most so long. It gives references
-    /// meanwhile, as always.
+    /// [`Loader::unload_module`], but waits at most this long until the module is unused. The module still gives
+    /// references in the meantime.
     ///
     /// # Errors
-    /// [`UnloadError`]: it is still in use, not LIVE, or not there. It is as it was.
+    /// [`UnloadError`]: the module is still in use, not LIVE, or not loaded. The module is unchanged.
     pub fn unload_module_within(&self, name: &str, at_most: Duration) -> Result<(), UnloadError> {
         unload::unload_module(self.registry, Which::Named(name), Unless::UsedFor(at_most))
     }
 
-    /// [`Loader::unload_module`] of a module that is held by references, but not by other modules: its code is left by
-    /// `exit` and the going chain as always, and its memory stays until the last reference is dropped. Taints the host
-    /// with R.
+    /// [`Loader::unload_module`] of a module that references hold, but no other modules. `exit` and the going chain run
+    /// as always, and the memory stays until the last reference is dropped. Taints the host with R.
     ///
     /// # Errors
-    /// [`UnloadError`]: the policy does not allow it, other modules use it, it is not LIVE, or not there.
+    /// [`UnloadError`]: the policy forbids this, other modules use the module, or the module is not LIVE or not loaded.
     pub fn unload_module_by_force(&self, name: &str) -> Result<(), UnloadError> {
         match self.policy.forced_unload {
             ForcedUnload::Refused => Err(UnloadError::ForceRefused(name.escape_debug().to_string())),

@@ -1,8 +1,9 @@
-//! What a host does with modules: loads, unloads, checks, explains and inspects them, and sets their parameters.
+//! The operations of a host on modules: load, unload, check, explain, inspect, set a parameter.
 //!
-//! Owns the order of the stages, and those stages that need the registry: *admit*, *resolve*, *form*, *coming* and all that follow.
-//! Imports every other tier.
+//! Owns the order of the stages, and the stages that need the registry: *admit*, *resolve*, *form*, *coming* and all
+//! later ones. Imports all other tiers.
 
+pub(crate) mod error;
 pub(crate) mod load;
 pub(crate) mod judge;
 pub(crate) mod admit;

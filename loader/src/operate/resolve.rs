@@ -1,4 +1,4 @@
-//! Stage *resolve*: every symbol gets its address; what nobody defines is reported all at once.
+//! Stage *resolve*: gives an address to each symbol, and reports all undefined symbols at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,22 +8,28 @@ use modload_edit::{Addr, index};
 use modload_relocs::{RelocSymbol, RelocSymbolKind};
 use object::elf;
 
-use crate::elf::file::{File, Place, Sym};
+use crate::elf::file::{File, FileSymbol, SymbolPlace};
 use crate::modules::recorder::Recorder;
-use crate::modules::registry::Found;
+use crate::modules::registry::FoundExport;
 use crate::operate::elsewhere;
-use crate::operate::judge::Wanted;
+use crate::operate::error::Error;
+use crate::operate::judge::WantedUse;
 use crate::operate::scene::{Absent, Scene};
 use crate::operate::suggest::Suggestions;
-use crate::prepare::layout::{Layout, THUNK, bounded_section, thunk};
+use crate::prepare::error::{PrepareError, Unresolved};
+use crate::prepare::layout::{ModuleLayout, THUNK, bounded_section, thunk};
 use crate::prepare::memory::Staging;
 use crate::prepare::params;
 use crate::prepare::resolved::{Resolved, picked};
 use crate::prepare::vague;
-use crate::vocabulary::error::{Error, Unresolved};
 use crate::vocabulary::externals::External;
 
-pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene: Scene<'_>) -> Result<Resolved, Error> {
+pub(crate) fn resolve(
+    file: &File<'_>,
+    layout: &ModuleLayout,
+    memory: &Staging,
+    scene: Scene<'_>,
+) -> Result<Resolved, Error> {
     let mut symbols: Vec<RelocSymbol> = file.symbols().map(|(_, symbol)| defined(&symbol, layout, memory)).collect();
     for &(at, spot) in &layout.commons {
         symbols[index(at.into())].addr = memory.addr(spot);
@@ -75,7 +81,7 @@ pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene:
         Some((at, symbol, klp))
     });
     let of_host: Vec<_> = of_host.collect();
-    // It may have to read a large file for it, so it is asked once.
+    // One call for all names: the host may have to read a large file.
     let names: BTreeSet<_> = of_host.iter().map(|(.., klp)| klp.name).collect();
     let own = if names.is_empty() { BTreeMap::new() } else { scene.externals.own(&names) };
     for (at, symbol, klp) in of_host {
@@ -100,16 +106,16 @@ pub(crate) fn resolve(file: &File<'_>, layout: &Layout, memory: &Staging, scene:
     };
     let mut suggestions = Suggestions::among(names);
     let reports = missing.iter().map(|&(at, because)| report(file, at, because, &mut suggestions));
-    Err(Error::Unresolved(reports.collect()))
+    Err(PrepareError::Unresolved(reports.collect()).into())
 }
 
-fn defined(symbol: &Sym<'_>, layout: &Layout, memory: &Staging) -> RelocSymbol {
+fn defined(symbol: &FileSymbol<'_>, layout: &ModuleLayout, memory: &Staging) -> RelocSymbol {
     let (addr, kind) = match symbol.place {
-        Place::Absolute => (Addr::new(symbol.value), RelocSymbolKind::Absolute),
-        Place::Common => (Addr::NULL, RelocSymbolKind::Defined),
-        Place::Undefined => (Addr::NULL, RelocSymbolKind::UndefinedWeak),
-        Place::Livepatch => (Addr::NULL, RelocSymbolKind::Waiting),
-        Place::Section(section) => match layout.section(section) {
+        SymbolPlace::Absolute => (Addr::new(symbol.value), RelocSymbolKind::Absolute),
+        SymbolPlace::Common => (Addr::NULL, RelocSymbolKind::Defined),
+        SymbolPlace::Undefined => (Addr::NULL, RelocSymbolKind::UndefinedWeak),
+        SymbolPlace::Livepatch => (Addr::NULL, RelocSymbolKind::Waiting),
+        SymbolPlace::Section(section) => match layout.section(section) {
             Some(spot) => (memory.addr(spot) + symbol.value, RelocSymbolKind::Defined),
             None => (Addr::NULL, RelocSymbolKind::Discarded),
         },
@@ -117,8 +123,8 @@ fn defined(symbol: &Sym<'_>, layout: &Layout, memory: &Staging) -> RelocSymbol {
     RelocSymbol { addr, size: symbol.size, kind }
 }
 
-/// What a linker would define.
-fn supplied(name: &[u8], file: &File<'_>, layout: &Layout, memory: &Staging) -> Option<Addr> {
+/// Returns the address of a symbol that a linker would define.
+fn supplied(name: &[u8], file: &File<'_>, layout: &ModuleLayout, memory: &Staging) -> Option<Addr> {
     if name == section::GOT_SYMBOL.as_bytes() {
         return Some(memory.addr(layout.got));
     }
@@ -148,8 +154,9 @@ fn supplied(name: &[u8], file: &File<'_>, layout: &Layout, memory: &Staging) -> 
     Some(if name.starts_with(section::START_PREFIX.as_bytes()) { first.0 } else { last.1 })
 }
 
-/// What comes from the host, from another module or from the process, in this order; or why it cannot be had.
-fn outside(symbol: &Sym<'_>, scene: Scene<'_>) -> Result<Result<Addr, Option<&'static str>>, Error> {
+/// Returns the address from the host, another module or the process, in this order; or the reason why no address is
+/// available.
+fn outside(symbol: &FileSymbol<'_>, scene: Scene<'_>) -> Result<Result<Addr, Option<&'static str>>, Error> {
     if symbol.name().is_empty() {
         return Ok(Err(Some("it has no name")));
     }
@@ -159,7 +166,7 @@ fn outside(symbol: &Sym<'_>, scene: Scene<'_>) -> Result<Result<Addr, Option<&'s
     let recorder = Recorder { registry: scene.registry, module: scene.name };
     let usable = |external: External| {
         let External { addr, gpl_only, crc } = external;
-        let wanted = Wanted { symbol: symbol.name(), owner: "the host", gpl_only, namespace: &[], crc };
+        let wanted = WantedUse { symbol: symbol.name(), owner: "the host", gpl_only, namespace: &[], crc };
         scene.judge.symbol(recorder, &wanted).map(|()| Ok(addr))
     };
     if let Some(external) = scene.externals.exported(symbol.name()) {
@@ -167,16 +174,16 @@ fn outside(symbol: &Sym<'_>, scene: Scene<'_>) -> Result<Result<Addr, Option<&'s
     }
     if let Some((export, owner)) = scene.registry.export(symbol.name()) {
         let (gpl_only, namespace, crc) = (export.gpl_only, &*export.namespace, export.crc);
-        let wanted = Wanted { symbol: symbol.name(), owner: &owner, gpl_only, namespace, crc };
+        let wanted = WantedUse { symbol: symbol.name(), owner: &owner, gpl_only, namespace, crc };
         scene.judge.symbol(recorder, &wanted)?;
         match scene.registry.use_export(scene.user, symbol.name(), &export)? {
-            Found::Usable { addr } => return Ok(Ok(addr)),
-            Found::Unavailable(because) => return Ok(Err(Some(because))),
-            Found::Nothing => {}
+            FoundExport::Usable { addr } => return Ok(Ok(addr)),
+            FoundExport::Unavailable(because) => return Ok(Err(Some(because))),
+            FoundExport::Nothing => {}
         }
     }
-    // What is exported is exported to hidden references, too, as in Linux, which does not look at visibility: they are
-    // how code says that it need not go through a table. What a dynamic linker offers is not.
+    // Exports also satisfy hidden references, as in Linux, which ignores visibility: with hidden visibility, code
+    // states that no table is needed for the access. Symbols of a dynamic linker do not satisfy hidden references.
     if matches!(symbol.visibility, elf::STV_HIDDEN | elf::STV_INTERNAL) {
         return Ok(Err(Some("it is hidden, and neither defined in this module nor exported by another")));
     }
@@ -199,7 +206,7 @@ fn report(
         file.function_at(section, offset).map_or(place.clone(), |function| format!("{place} in {function}"))
     });
     let others = uses.count();
-    // What is there and cannot be had needs no suggestion.
+    // A symbol that exists but cannot be used needs no suggestion.
     let nearest = because.is_none().then(|| suggestions.nearest(&symbol)).flatten();
     let uses = modload_edit::wide(others) + u64::from(first.is_some());
     Unresolved { symbol, used_at, uses, nearest, because }

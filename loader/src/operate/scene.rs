@@ -1,13 +1,13 @@
-//! The module whose symbols are resolved, and where they are looked for.
+//! The inputs of symbol resolution: the module whose symbols are resolved, and the sources of addresses.
 
 use std::sync::Arc;
 
 use crate::modules::registry::{ModuleId, Registry};
 use crate::operate::judge::Judge;
-use crate::prepare::vague::Shared;
+use crate::prepare::vague::SharedDefinitions;
 use crate::vocabulary::externals::Externals;
 
-/// Who asks, and whom.
+/// The module to be resolved, and the sources of addresses.
 #[derive(Clone, Copy)]
 pub(crate) struct Scene<'a> {
     pub(crate) registry: &'static Registry,
@@ -16,14 +16,14 @@ pub(crate) struct Scene<'a> {
     pub(crate) externals: &'a dyn Externals,
     pub(crate) judge: &'a Judge<'a>,
     pub(crate) absent: Absent,
-    /// Which of its definitions the module shares with others.
-    pub(crate) shared: Shared,
+    /// The definitions that the module shares with others.
+    pub(crate) shared: SharedDefinitions,
 }
 
-/// What is done about symbols that nobody has.
+/// The treatment of undefined symbols.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Absent {
     Refused,
-    /// They are taken to be in reach: for those who only want to see what would become of the module.
+    /// Undefined symbols count as within reach: for checks and explanations.
     Somewhere,
 }

@@ -1,41 +1,45 @@
 //! Setting parameters of LIVE modules, as writing to `/sys/module/NAME/parameters` does.
 
+use std::fmt;
+
 use thiserror::Error;
 
 use crate::modules::module::{Module, lock};
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::param_error::ParamError;
+use crate::vocabulary::sentence::sentence;
 use crate::vocabulary::state::State;
 
 /// Why the parameter of a LIVE module was not set.
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum SetParamError {
     /// There is none of this name.
     #[error("{module} has no parameter \"{param}\"")]
     NotFound {
         /// The module.
         module: String,
-        /// What was asked for, escaped.
+        /// The requested name, escaped.
         param: String,
     },
-    /// Its permission bits have no write bit.
+    /// The permission bits of the parameter have no write bit.
     #[error(
         "parameter \"{param}\" of {module} has the permission {perm:04o}: it can be set only when {module} is loaded"
     )]
     ReadOnly {
         /// The module.
         module: String,
-        /// Its name.
+        /// Name of the parameter.
         param: String,
-        /// Its permission bits.
+        /// Permission bits of the parameter.
         perm: u16,
     },
-    /// Its variable is read-only since `init` has returned, or went with the init sections.
+    /// The variable of the parameter is read-only since `init` has returned, or was freed with the init sections.
     #[error("parameter \"{param}\" of {module} cannot be set: its variable {because}")]
     Fixed {
         /// The module.
         module: String,
-        /// Its name.
+        /// Name of the parameter.
         param: String,
         /// Why.
         because: &'static str,
@@ -47,24 +51,30 @@ pub enum SetParamError {
         module: String,
     },
     /// The value cannot be taken.
-    #[error("parameter \"{param}\" of {module}: {source}")]
+    #[error("parameter \"{param}\" of {module}")]
     Value {
         /// The module.
         module: String,
-        /// Its name.
+        /// Name of the parameter.
         param: String,
         /// Why.
         source: ParamError,
     },
 }
 
-/// The permission bits by which a parameter can be set when its module is LIVE: any write bit of Linux's sysfs.
+impl fmt::Debug for SetParamError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&sentence(self))
+    }
+}
+
+/// The permission bits that allow setting a parameter of a LIVE module: any write bit of Linux's sysfs.
 const WRITE: u16 = 0o222;
 
 impl Module {
-    /// Sets a parameter of a LIVE module: `None` is for bools. What stands in an array before a value that cannot be
-    /// taken is set, as in Linux. One setter at a time; the module's code may be reading meanwhile. A string stays
-    /// where it is as long as the module does, for readers.
+    /// Sets a parameter of a LIVE module; `None` is valid for bools. If a value of an array is invalid, the values
+    /// before this one are set, as in Linux. Only one thread sets parameters at a time, and the module's code may read
+    /// meanwhile. For such readers, a string stays at the same address as long as the module is loaded.
     ///
     /// # Errors
     /// [`SetParamError`].

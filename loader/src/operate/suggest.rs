@@ -1,5 +1,5 @@
-//! Suggestions for misspelt symbols ("did you mean"). Their cost is bounded: only names of similar length with the same first
-//! letter are compared, and the number of comparisons in a load has a limit.
+//! Suggestions for misspelt symbols ("did you mean"). The cost is bounded: only names of similar length with the same
+//! first letter are compared, and the number of comparisons in a load has a limit.
 
 use strsim::normalized_damerau_levenshtein;
 
@@ -19,7 +19,7 @@ const ALIKE: f64 = 0.7;
 /// All known names, and the comparisons that are left.
 #[derive(Debug)]
 pub(crate) struct Suggestions<N> {
-    /// Calls its argument with every known name.
+    /// Calls the argument with every known name.
     names: N,
     symbols: usize,
     comparisons: usize,
@@ -95,7 +95,7 @@ mod tests {
             walks.set(walks.get() + 1);
             names.iter().for_each(|name| each(name));
         });
-        // What is too long, or begins otherwise, or is far longer or shorter, is compared with nothing.
+        // Names that are too long, begin differently, or have a very different length are not compared.
         for symbol in ["s".repeat(8 << 20), "s".repeat(LONGEST + 1)] {
             assert_eq!(suggestions.nearest(&symbol), None);
         }
@@ -104,7 +104,7 @@ mod tests {
             assert_eq!(suggestions.nearest(symbol), None, "{symbol}");
         }
         assert_eq!(suggestions.comparisons, COMPARISONS);
-        // And then there is a bound for all of them together.
+        // A second bound limits all comparisons of a load together.
         for _ in 0..1000 {
             suggestions.nearest("symbol_00000x");
         }

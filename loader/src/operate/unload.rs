@@ -6,27 +6,27 @@ use std::time::{Duration, Instant};
 
 use modload_threads::{boundary, thread_exit};
 
-use crate::modules::inside::{self, Except, Occupied, Patience, Seen};
+use crate::modules::inside::{self, Except, LookPatience, Occupied, SeenInside};
 use crate::modules::module::{Module, Reference, lock};
-use crate::modules::quarantine::{self, Memory};
+use crate::modules::quarantine::{self, QuarantinedMemory};
 use crate::modules::recorder::Recorder;
 use crate::modules::registry::{Book, ModuleId, Registry};
 use crate::modules::timeline::EventKind;
 use crate::modules::{chains, entry};
-use crate::vocabulary::error::{self, UnloadError};
+use crate::operate::error::{self, UnloadError};
 use crate::vocabulary::left::LeftBy;
 use crate::vocabulary::state::State;
 
-/// Which module is to go.
+/// The module to be unloaded.
 #[derive(Clone, Copy)]
 pub(crate) enum Which<'a> {
     /// The one that has this name now.
     Named(&'a str),
-    /// This one, and not another that has come under its name since.
+    /// This module, and not a later one of the same name.
     This(ModuleId, &'a str),
 }
 
-/// What keeps the module there.
+/// The conditions that prevent the unload.
 #[derive(Clone, Copy)]
 pub(crate) enum Unless {
     /// Other modules, and references that are held.
@@ -53,9 +53,9 @@ pub(crate) fn unload_module(registry: &'static Registry, which: Which<'_>, unles
     let accepted = std::mem::take(&mut *lock(&module.accepted));
     chains::going(recorder, &module, accepted);
     chains::evict(recorder, &module);
-    // Before its memory can be another's.
+    // Hidden before the memory can be reused.
     registry.hide(module.id);
-    // What is held leaves its memory to the last reference, which drops the module.
+    // The memory of a held module is freed with the last reference, which drops the module.
     if held == 0 {
         free(recorder, &module, seen);
     }
@@ -66,10 +66,10 @@ pub(crate) fn unload_module(registry: &'static Registry, which: Which<'_>, unles
 }
 
 impl Reference {
-    /// Lets go of the module and unloads it.
+    /// Drops this reference and unloads the module.
     ///
     /// # Errors
-    /// [`UnloadError`]: somebody else uses it.
+    /// [`UnloadError`]: the module is still in use.
     pub fn unload(self) -> Result<(), UnloadError> {
         let (registry, id, name) = (self.registry, self.id, self.name.clone());
         drop(self);
@@ -77,26 +77,27 @@ impl Reference {
     }
 }
 
-/// Unpublishes the text, and then gives everything back; or leaves all as it is while somebody is inside.
-fn free(recorder: Recorder<'_>, module: &Arc<Module>, seen: Seen) {
-    // Nobody was inside when it was closed, and none of its code has run since.
-    let nothing_ran = seen == Seen::Nobody && module.functions.nothing_at_the_end();
+/// Unpublishes the text and frees everything; keeps everything while a thread is inside.
+fn free(recorder: Recorder<'_>, module: &Arc<Module>, seen: SeenInside) {
+    // No thread was inside when the module was closed, and no code of the module has run since.
+    let nothing_ran = seen == SeenInside::Nobody && module.functions.nothing_at_the_end();
     let core = lock(&module.core).take();
     let Some(core) = core else { return };
     let freed = if nothing_ran {
         drop(core);
         true
     } else {
-        free_or_keep(recorder, module, Memory::Live(core))
+        free_or_keep(recorder, module, QuarantinedMemory::Live(core))
     };
     if freed {
         recorder.record(|| EventKind::Freed);
     }
 }
 
-/// Frees a module's memory if no thread is inside of it, and returns whether it has; puts it into quarantine otherwise.
-pub(crate) fn free_or_keep(recorder: Recorder<'_>, module: &Arc<Module>, memory: Memory) -> bool {
-    let threads = match inside::prove_empty(module, Except::Nobody, Patience::Some) {
+/// Frees a module's memory if no thread is inside, or puts the memory into quarantine. Returns whether the memory was
+/// freed.
+pub(crate) fn free_or_keep(recorder: Recorder<'_>, module: &Arc<Module>, memory: QuarantinedMemory) -> bool {
+    let threads = match inside::prove_empty(module, Except::Nobody, LookPatience::Some) {
         Ok(_) => {
             drop(memory);
             return true;
@@ -110,7 +111,7 @@ pub(crate) fn free_or_keep(recorder: Recorder<'_>, module: &Arc<Module>, memory:
     for thread in &threads {
         recorder.warn(format!("gone, but {thread}"));
     }
-    // Its threads may call them still.
+    // Threads in the text may still call the providers.
     let providers = recorder.registry.hold_providers(module.id);
     quarantine::put(recorder.registry, module.clone(), memory, providers);
     recorder.record(|| EventKind::Quarantined { threads: threads.len() });
@@ -120,9 +121,10 @@ pub(crate) fn free_or_keep(recorder: Recorder<'_>, module: &Arc<Module>, memory:
 /// How long is waited between two looks at the threads, at first and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
 
-/// Closes a module in which nobody is but its own threads. If others are, it is opened again.
+/// Closes a module if only threads of the module itself are inside. Otherwise opens the module again.
 ///
-/// References that are overridden override those who use them, too: they may be inside.
+/// A forced unload overrides references, and therefore also the threads that use the references: such threads may be
+/// inside.
 fn close_when_left(registry: &'static Registry, which: Which<'_>, unless: Unless) -> Result<Closed, UnloadError> {
     let begun = Instant::now();
     let mut pause = PAUSE.0;
@@ -137,12 +139,12 @@ fn close_when_left(registry: &'static Registry, which: Which<'_>, unless: Unless
             return Ok(closed);
         }
         chains::ask_for_stand_ins(registry, &closed.module);
-        let occupied = match inside::prove_empty(&closed.module, Except::ItsOwn, Patience::Some) {
+        let occupied = match inside::prove_empty(&closed.module, Except::ItsOwn, LookPatience::Some) {
             Ok(seen) => return Ok(Closed { seen, ..closed }),
             Err(occupied) => occupied,
         };
         if matches!(unless, Unless::UsedByModules) {
-            // It stays in quarantine for as long as threads are inside.
+            // The memory stays in quarantine as long as threads are inside.
             let recorder = Recorder { registry, module: &closed.module.name };
             recorder.warn(format!("unloaded by force, though {occupied}"));
             registry.lock().taint.insert('R');
@@ -172,7 +174,7 @@ fn reopen(registry: &Registry, module: &Module) {
     registry.wake();
 }
 
-/// Calls `exit`. It cannot fail: what it throws is a warning.
+/// Calls `exit`, which cannot fail: an exception becomes a warning.
 pub(crate) fn exit(recorder: Recorder<'_>, module: &Module) {
     if let Some(exit) = module.functions.exit {
         entry::exit(exit).unwrap_or_else(|left| {
@@ -188,20 +190,21 @@ pub(crate) fn destruct(recorder: Recorder<'_>, module: &Module) {
     let thrown = |left| {
         recorder.warn(format!("a destructor was left by {}", LeftBy::describe(recorder.registry, left)));
     };
-    // As at the end of a program: this thread's variables go before what was registered for the program's end.
+    // As at the end of a program: this thread's thread-local variables are destroyed before functions that are
+    // registered for the end of the program run.
     thread_exit::call_own(module.creator.number(), |destructor| boundary::guard(destructor).unwrap_or_else(thrown));
     entry::destructors(&functions.destructors, functions.dso_handle, thrown);
 }
 
-/// A module that is GOING, and how many references are held all the same.
+/// A module that is GOING, and the number of references that are still held.
 struct Closed {
     module: Arc<Module>,
     held: usize,
-    /// Whom the proof has found; not looked yet, if it is not [`Seen::Nobody`].
-    seen: Seen,
+    /// Result of the proof; not proved yet unless [`SeenInside::Nobody`].
+    seen: SeenInside,
 }
 
-/// Closes a module to new references: it is GOING from here on, and nobody else can unload it.
+/// Closes a module to new references. From here on the module is GOING, and no other thread can unload the module.
 fn close(registry: &'static Registry, which: Which<'_>, unless: Unless) -> Result<Closed, UnloadError> {
     let mut book = registry.lock();
     let (entry, name) = match which {
@@ -222,13 +225,13 @@ fn close(registry: &'static Registry, which: Which<'_>, unless: Unless) -> Resul
         let left = at_most.saturating_sub(begun.elapsed());
         let module = book.by_id(id).and_then(|entry| entry.module.as_ref());
         if left.is_zero() {
-            // Who else waits for this module marks it again when it is woken.
+            // Other threads that wait for this module set the mark again after waking.
             module.inspect(|module| module.forget_waiting());
             drop(book);
             registry.wake();
             return Err(used);
         }
-        // A reference that went before this was not counted as awaited, and wakes nobody.
+        // A reference that was dropped before this mark wakes no thread.
         let unmarked = module.is_some_and(|module| module.await_references());
         if !unmarked {
             book = registry.wait_for_change(book, Some(left));
@@ -257,5 +260,5 @@ fn try_close(book: &mut Book, id: ModuleId, name: &str, unless: Unless) -> Resul
     if held != 0 {
         book.taint.insert('R');
     }
-    Ok(Closed { module, held, seen: Seen::ItsOwn })
+    Ok(Closed { module, held, seen: SeenInside::ItsOwn })
 }

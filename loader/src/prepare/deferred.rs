@@ -1,9 +1,9 @@
-//! What of a live patch waits until one of its objects is there: relocations of `.klp.rela.OBJECT.*`, and the records of
-//! special sections that depend on them. What such a file may not ask for is refused here, by name; those of `vmlinux`
-//! wait for nothing and are applied with all others.
+//! Relocations and records of a live patch that wait until an object is loaded: `.klp.rela.OBJECT.*`, and the records
+//! of special sections that depend on those relocations. Refuses, by name, files that ask for more. Relocations against
+//! `vmlinux` do not wait.
 //!
-//! The format is that of Documentation/livepatch/module-elf-format.rst of Linux 6.1. That records wait, too, is our own:
-//! Linux refuses a static key of a module in a live patch, and code that has been rewritten in the meantime it breaks.
+//! The format is that of Documentation/livepatch/module-elf-format.rst of Linux 6.1. Waiting records are an extension:
+//! Linux refuses a static key of a module in a live patch, and corrupts code that was rewritten in the meantime.
 
 mod slice;
 mod waiting;
@@ -16,13 +16,14 @@ pub(crate) use slice::left;
 pub use slice::{Slice, SlicePlan, Slices, WantedSymbol};
 pub(crate) use waiting::Waiting;
 
-use crate::elf::file::{File, Place, Relas};
+use crate::elf::error::ObjectError;
+use crate::elf::file::{File, Relas, SymbolPlace};
 use crate::elf::modinfo::Modinfo;
-use crate::prepare::layout::Part;
-use crate::vocabulary::error::Error;
+use crate::prepare::layout::MemoryPart;
 use crate::vocabulary::escape::escaped;
 
-/// Tables that are read when the module is formed, or before: a relocation in one of them would come too late.
+/// Tables that are read when the module is formed, or earlier: a waiting relocation in such a table would be applied
+/// too late.
 const READ_EARLY: [&str; 19] = [
     section::MODINFO,
     section::VERSIONS,
@@ -45,15 +46,16 @@ const READ_EARLY: [&str; 19] = [
     section::PATCHABLE_FUNCTION_ENTRIES,
 ];
 
-/// The object for which a section of relocations waits; `None` for those of the host, which is always there.
+/// Returns the object for which a section of relocations waits; `None` for relocations against the host, which is
+/// always present.
 pub(crate) fn awaited<'a>(file: &File<'a>, relas: &Relas<'a>) -> Option<&'a str> {
     let object = object_of_relocations(file.section(relas.section)?.name)?;
     std::str::from_utf8(object).ok().filter(|_| object != livepatch::VMLINUX)
 }
 
-/// Refuses what cannot wait, and what waits without saying for what.
-pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
-    let refused = |what, name: &[u8], why| Err(Error::Unsupported { what, name: escaped(name), why });
+/// Refuses relocations that cannot wait, and waiting relocations that name no object.
+pub(crate) fn check(file: &File<'_>) -> Result<(), ObjectError> {
+    let refused = |what, name: &[u8], why| Err(ObjectError::Unsupported { what, name: escaped(name), why });
     for section in file.sections.iter().filter(|section| section.kept) {
         if section.name.starts_with(section::KLP_RELA_PREFIX.as_bytes()) {
             return refused(
@@ -78,7 +80,7 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
                 let rest = target.name.strip_prefix(name.as_bytes());
                 rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'.')
             };
-            if Part::of(target).is_init() {
+            if MemoryPart::of(target).is_init() {
                 return refuse("what goes when init has returned cannot wait for an object");
             }
             if READ_EARLY.into_iter().any(is) {
@@ -88,7 +90,7 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
         for rela in relas.records.iter() {
             let Some(symbol) = file.symbol(rela.symbol) else { continue };
             let wrong = match KlpSymbol::parse(symbol.name()) {
-                _ if symbol.place != Place::Livepatch => {
+                _ if symbol.place != SymbolPlace::Livepatch => {
                     "a relocation that a live patch applies is of none of its symbols"
                 }
                 None => "a live patch's symbols are called `.klp.sym.OBJECT.NAME,POSITION`",
@@ -101,13 +103,13 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses live patching's symbols in what is no live patch, and in relocations that do not wait.
-pub(crate) fn check_symbols(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), Error> {
-    let refused = |name: &[u8], why| Err(Error::Unsupported { what: "symbol", name: escaped(name), why });
+/// Refuses symbols of live patching in modules that are no live patch, and in relocations that do not wait.
+pub(crate) fn check_symbols(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), ObjectError> {
+    let refused = |name: &[u8], why| Err(ObjectError::Unsupported { what: "symbol", name: escaped(name), why });
     if !file.has_klp_symbols {
         return Ok(());
     }
-    let symbols = || file.symbols().filter(|(_, symbol)| symbol.place == Place::Livepatch);
+    let symbols = || file.symbols().filter(|(_, symbol)| symbol.place == SymbolPlace::Livepatch);
     if let Some((_, first)) = symbols().next().filter(|_| !info.is_live_patch()) {
         return refused(first.name(), "only a module whose .modinfo says livepatch=Y has symbols of live patching");
     }

@@ -1,24 +1,26 @@
-//! Call frame information of a module: planned when it is formed, known from its publishing until its text goes.
+//! Call frame information of a module: planned in stage *form*, registered from publication until the text is freed.
 //!
-//! The rows of init text are apart from the others', and go with it: its addresses become another module's.
+//! Rows of init text are registered separately and are removed with init text, because other modules will reuse those
+//! addresses.
 
 use modload_threads::frames::{Known, Planned};
 
-/// Rows for a module's text and for its init text.
+/// Rows for a module's text and for init text.
 #[derive(Default, Debug)]
-pub(crate) struct Plan(pub(crate) [Option<Planned>; 2]);
+pub(crate) struct FramesPlan(pub(crate) [Option<Planned>; 2]);
 
-/// What is known of the frames of a text, if anything is. Dropping it withdraws it.
+/// Registered frames of a text, if there are any. Dropping the value removes the registration.
 pub(crate) type Frames = Option<Known>;
 
-impl Plan {
+impl FramesPlan {
     /// Makes all rows known.
     pub(crate) fn publish(self) -> [Frames; 2] {
         self.0.map(|planned| planned.and_then(known))
     }
 }
 
-/// The text has been this module's alone since it was staged, so that nobody else can have rows for it.
+/// Registers rows. No other module can have rows for this text, because the text has belonged to this module since
+/// staging.
 fn known(planned: Planned) -> Frames {
     let published = planned.publish();
     published.inspect_err(|overlap| tracing::error!(%overlap, "frames of a module are not known")).ok().flatten()

@@ -1,5 +1,5 @@
-//! A module as it would stand in somebody else's memory: relocated and rewritten for a machine that is described, and
-//! not run. Profile `linux-6.1`: what Linux 6.1 makes of it, byte for byte.
+//! A module in the memory of another machine: relocated and rewritten for a described machine, and not run. Profile
+//! `linux-6.1`: the same bytes as Linux 6.1.
 
 mod machine;
 mod place;
@@ -15,21 +15,23 @@ use object::elf;
 
 pub use machine::{Kallsyms, Machine, MachineError, hexadecimal};
 
-use crate::elf::file::{File, Place};
+use crate::elf::error::ObjectError;
+use crate::elf::file::{File, SymbolPlace};
 use crate::elf::sections;
-use crate::vocabulary::error::{Error, Unresolved};
+use crate::prepare::error::{PrepareError, Unresolved};
 use crate::vocabulary::escape::escaped;
 
-/// A relocatable object, and where it is to stand.
+/// A relocatable object with addresses.
 #[derive(Clone, Copy, Debug)]
 pub struct Placement<'a> {
     /// The object.
     pub bytes: &'a [u8],
-    /// Where its sections stand, by name. What is empty or left out stands where Linux's `layout_sections` puts it.
+    /// Addresses of sections by name. An empty section, or a section without address, is placed as Linux's
+    /// `layout_sections` does.
     pub addresses: &'a HashMap<String, Addr>,
-    /// Where its per-CPU variables begin.
+    /// Start address of per-CPU variables.
     pub percpu: Option<Addr>,
-    /// The most bytes that its sections may take.
+    /// Largest total size of the sections in bytes.
     pub size_limit: u64,
 }
 
@@ -38,57 +40,57 @@ pub struct Placement<'a> {
 pub struct MemoryImage {
     /// In the order of the file.
     pub sections: Vec<ImageSection>,
-    /// Who wrote what.
+    /// All edits, with their engines.
     pub edits: Edits,
 }
 
 /// One section in memory.
 #[derive(Clone, Debug)]
 pub struct ImageSection {
-    /// Its index in the section header table.
+    /// Index in the section header table.
     pub index: u32,
-    /// Its name, escaped.
+    /// Name of the section, escaped.
     pub name: String,
-    /// Its address.
+    /// Address of the section.
     pub at: Addr,
-    /// Whether it is code.
+    /// Whether the section is code.
     pub is_text: bool,
-    /// Whether the module's own code writes it.
+    /// Whether the module's own code writes the section.
     pub is_writable: bool,
-    /// Its bytes.
+    /// Bytes of the section.
     pub bytes: Vec<u8>,
-    /// What the file has there; empty for zeros.
+    /// Bytes of the section in the file; empty for zeros.
     pub file: Vec<u8>,
 }
 
-/// A module that is COMING in somebody else's memory.
+/// A module that is COMING in another machine's memory.
 #[derive(Debug)]
 pub struct ImageComing<'a, 'c> {
     file: &'a File<'a>,
     places: &'a [Option<Addr>],
-    /// Its text and data.
+    /// Text and data of the module.
     pub code: &'a mut Ledger<'c, CodeBuffers>,
 }
 
 impl ImageComing<'_, '_> {
-    /// The section of this name as a table, if it is there and not empty.
+    /// Returns the section of this name as a table, if the section exists and is not empty.
     #[must_use]
     pub fn table(&self, name: &str) -> Option<RecordTable> {
         place::table(self.file, self.places, name).filter(|table| !table.is_empty())
     }
 
-    /// Index of the section that holds its symbols.
+    /// Returns the index of the symbol table.
     #[must_use]
     pub fn symbol_table(&self) -> u32 {
         self.file.symbol_table
     }
 
-    /// The addresses of the module's own symbols whose names begin so, with what follows in their names.
+    /// Returns the addresses of the module's own symbols with this prefix, and the rest of each name.
     #[must_use]
     pub fn symbols(&self, prefix: &str) -> Vec<(Vec<u8>, Addr)> {
         let found = self.file.symbols().filter_map(|(_, symbol)| {
             let rest = symbol.name().strip_prefix(prefix.as_bytes())?;
-            let Place::Section(section) = symbol.place else { return None };
+            let SymbolPlace::Section(section) = symbol.place else { return None };
             let at = self.places.get(modload_edit::index(section.into())).copied()??;
             Some((rest.to_vec(), at + symbol.value))
         });
@@ -97,17 +99,17 @@ impl ImageComing<'_, '_> {
 }
 
 impl MemoryImage {
-    /// Makes the image of an object. `coming` does what subscribers of the coming chain would: it gets the module when
-    /// everything before is done. `share` is called with the name of each part of the work that has been done.
+    /// Makes the image of an object. `coming` takes the place of the coming chain: this function gets the module after
+    /// all earlier stages. `share` is called with the name of each completed part of the work.
     ///
     /// # Errors
-    /// [`Error`]: the file is malformed, a symbol or an address is missing, or a stage cannot be done.
+    /// [`PrepareError`]: the file is malformed, a symbol or an address is missing, or a stage fails.
     pub fn of(
         placement: &Placement<'_>,
         machine: &Machine,
-        coming: impl FnOnce(&mut ImageComing<'_, '_>) -> Result<(), Error>,
+        coming: impl FnOnce(&mut ImageComing<'_, '_>) -> Result<(), PrepareError>,
         mut share: impl FnMut(&'static str),
-    ) -> Result<MemoryImage, Error> {
+    ) -> Result<MemoryImage, PrepareError> {
         let file = validated(placement)?;
         share("validate");
         let (places, mut space) = placed(&file, placement)?;
@@ -124,11 +126,11 @@ impl MemoryImage {
         Ok(MemoryImage::read(&file, &places, &space, edits))
     }
 
-    /// The same before anything is rewritten or sorted: as any linker would make it.
+    /// Makes the image before rewriting and sorting, as any linker would.
     ///
     /// # Errors
-    /// [`Error`]: the file is malformed, a symbol or an address is missing, or a relocation cannot be done.
-    pub fn relocated(placement: &Placement<'_>, machine: &Machine) -> Result<MemoryImage, Error> {
+    /// [`PrepareError`]: the file is malformed, a symbol or an address is missing, or a relocation fails.
+    pub fn relocated(placement: &Placement<'_>, machine: &Machine) -> Result<MemoryImage, PrepareError> {
         let file = validated(placement)?;
         let (places, mut space) = placed(&file, placement)?;
         let symbols = symbols(&file, &places, placement.percpu, machine)?;
@@ -138,7 +140,7 @@ impl MemoryImage {
         Ok(MemoryImage::read(&file, &places, &space, edits))
     }
 
-    /// The sections that have a place, as they are there.
+    /// Returns the sections that have a place, as in memory now.
     fn read(file: &File<'_>, places: &[Option<Addr>], space: &CodeBuffers, edits: Edits) -> MemoryImage {
         let placed = (0..).zip(file.sections.iter().zip(places));
         let sections = placed.filter_map(|(index, (section, at))| {
@@ -153,8 +155,8 @@ impl MemoryImage {
     }
 }
 
-/// The file, if nothing of it would be passed over in silence.
-fn validated<'a>(placement: &Placement<'a>) -> Result<File<'a>, Error> {
+/// Validates the file and refuses sections that would be skipped.
+fn validated<'a>(placement: &Placement<'a>) -> Result<File<'a>, ObjectError> {
     let file = File::validate(placement.bytes)?;
     for section in file.sections.iter().skip(1).filter(|section| !section.repeated) {
         sections::check_type(section)?;
@@ -163,21 +165,21 @@ fn validated<'a>(placement: &Placement<'a>) -> Result<File<'a>, Error> {
     Ok(file)
 }
 
-/// Where the sections stand, and what the file has of them there.
-fn placed(file: &File<'_>, placement: &Placement<'_>) -> Result<(Vec<Option<Addr>>, CodeBuffers), Error> {
+/// Places the sections, and copies the contents from the file.
+fn placed(file: &File<'_>, placement: &Placement<'_>) -> Result<(Vec<Option<Addr>>, CodeBuffers), PrepareError> {
     let places = place::places(file, placement.addresses)?;
     let (mut space, mut bytes, limit) = (CodeBuffers::default(), 0_u64, placement.size_limit);
     for (section, at) in file.sections.iter().zip(&places) {
         let Some(at) = *at else { continue };
         bytes = bytes.saturating_add(section.size);
         if bytes > limit {
-            return Err(Error::TooLarge { bytes, limit });
+            return Err(ObjectError::TooLarge { bytes, limit }.into());
         }
         let kind = if section.flags.contains(elf::SHF_EXECINSTR) { PieceKind::Text } else { PieceKind::Data };
         let mut contents = section.data.to_vec();
         contents.resize(modload_edit::index(section.size), 0);
         if space.add(at, kind, contents).is_err() {
-            return Err(Error::NoAddress {
+            return Err(PrepareError::NoAddress {
                 section: escaped(section.name),
                 problem: "it would overlap another section",
             });
@@ -192,22 +194,22 @@ fn symbols(
     places: &[Option<Addr>],
     percpu: Option<Addr>,
     machine: &Machine,
-) -> Result<Vec<RelocSymbol>, Error> {
+) -> Result<Vec<RelocSymbol>, PrepareError> {
     let mut symbols = Vec::with_capacity(modload_edit::index(file.symbol_count().into()));
     let mut missing = Vec::new();
     for (_, symbol) in file.symbols() {
         let (addr, kind) = match symbol.place {
-            Place::Absolute => (Addr::new(symbol.value), RelocSymbolKind::Absolute),
-            Place::Livepatch => {
+            SymbolPlace::Absolute => (Addr::new(symbol.value), RelocSymbolKind::Absolute),
+            SymbolPlace::Livepatch => {
                 let why = "what a live patch becomes depends on which of its objects are there";
-                return Err(Error::Unsupported { what: "symbol", name: escaped(symbol.name()), why });
+                return Err(ObjectError::Unsupported { what: "symbol", name: escaped(symbol.name()), why }.into());
             }
-            Place::Common => {
+            SymbolPlace::Common => {
                 let why = "a COMMON symbol; Linux refuses these, compile with -fno-common";
-                return Err(Error::Unsupported { what: "symbol", name: escaped(symbol.name()), why });
+                return Err(ObjectError::Unsupported { what: "symbol", name: escaped(symbol.name()), why }.into());
             }
-            Place::Undefined if symbol.name().is_empty() => (Addr::NULL, RelocSymbolKind::Absolute),
-            Place::Undefined => match machine.symbols.exported(symbol.name()) {
+            SymbolPlace::Undefined if symbol.name().is_empty() => (Addr::NULL, RelocSymbolKind::Absolute),
+            SymbolPlace::Undefined => match machine.symbols.exported(symbol.name()) {
                 Some(addr) => (addr, RelocSymbolKind::External),
                 None if symbol.bind == elf::STB_WEAK => (Addr::NULL, RelocSymbolKind::UndefinedWeak),
                 None => {
@@ -221,7 +223,7 @@ fn symbols(
                     continue;
                 }
             },
-            Place::Section(section) => {
+            SymbolPlace::Section(section) => {
                 let named = |name: &str| file.section(section).is_some_and(|section| section.name == name.as_bytes());
                 let at = match places.get(modload_edit::index(section.into())).copied().flatten() {
                     None if named(section::PERCPU) => percpu,
@@ -232,7 +234,7 @@ fn symbols(
         };
         symbols.push(RelocSymbol { addr, size: symbol.size, kind });
     }
-    if missing.is_empty() { Ok(symbols) } else { Err(Error::Unresolved(missing)) }
+    if missing.is_empty() { Ok(symbols) } else { Err(PrepareError::Unresolved(missing)) }
 }
 
 fn relocate(
@@ -240,8 +242,8 @@ fn relocate(
     places: &[Option<Addr>],
     symbols: &[RelocSymbol],
     ledger: &mut Ledger<'_, CodeBuffers>,
-) -> Result<(), Error> {
-    // A linker's tables are not for kernels: who needs a slot is refused.
+) -> Result<(), PrepareError> {
+    // Kernels have no GOT: a relocation that needs a slot is refused.
     let slots = SlotPlan::new(file.symbol_count()).place(Addr::NULL, Addr::NULL);
     for relas in &file.relas {
         let at = places.get(modload_edit::index(relas.target.into())).copied().flatten();

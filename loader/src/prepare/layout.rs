@@ -1,5 +1,5 @@
-//! Stage *layout*: every section that is kept gets a part of memory and an offset in it; what a linker would supply
-//! (GOT, PLT, COMMON, `__start_X`, the module's own handle) is counted here, before any address is known.
+//! Stage *layout*: gives each kept section a part of memory and an offset there, and counts everything that a linker
+//! would supply (GOT, PLT, COMMON, `__start_X`, the module's own handle), before any address is known.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,14 @@ use modload_edit::index;
 use modload_relocs::{IndirectPlan, SlotPlan};
 use object::elf;
 
-use crate::elf::file::{File, Place, Section};
-use crate::prepare::vague::{self, Shared};
-use crate::vocabulary::error::Error;
+use crate::elf::error::ObjectError;
+use crate::elf::file::{File, FileSection, SymbolPlace};
+use crate::prepare::vague::{self, SharedDefinitions};
 use crate::vocabulary::rewriting::HostOperations;
 
 /// A part of a module's memory: one range of one stripe.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) enum Part {
+pub(crate) enum MemoryPart {
     Text,
     InitText,
     ReadOnly,
@@ -26,34 +26,41 @@ pub(crate) enum Part {
     RoAfterInit,
 }
 
-impl Part {
+impl MemoryPart {
     pub(crate) const COUNT: usize = 7;
-    pub(crate) const ALL: [Part; Part::COUNT] =
-        [Part::Text, Part::InitText, Part::ReadOnly, Part::InitReadOnly, Part::Data, Part::InitData, Part::RoAfterInit];
+    pub(crate) const ALL: [MemoryPart; MemoryPart::COUNT] = [
+        MemoryPart::Text,
+        MemoryPart::InitText,
+        MemoryPart::ReadOnly,
+        MemoryPart::InitReadOnly,
+        MemoryPart::Data,
+        MemoryPart::InitData,
+        MemoryPart::RoAfterInit,
+    ];
 
     pub(crate) fn slot(self) -> usize {
         match self {
-            Part::Text => 0,
-            Part::InitText => 1,
-            Part::ReadOnly => 2,
-            Part::InitReadOnly => 3,
-            Part::Data => 4,
-            Part::InitData => 5,
-            Part::RoAfterInit => 6,
+            MemoryPart::Text => 0,
+            MemoryPart::InitText => 1,
+            MemoryPart::ReadOnly => 2,
+            MemoryPart::InitReadOnly => 3,
+            MemoryPart::Data => 4,
+            MemoryPart::InitData => 5,
+            MemoryPart::RoAfterInit => 6,
         }
     }
 
-    /// Whether it is dropped when `init` has returned.
+    /// Whether this part is dropped when `init` has returned.
     pub(crate) fn is_init(self) -> bool {
-        matches!(self, Part::InitText | Part::InitReadOnly | Part::InitData)
+        matches!(self, MemoryPart::InitText | MemoryPart::InitReadOnly | MemoryPart::InitData)
     }
 
     pub(crate) fn is_text(self) -> bool {
-        matches!(self, Part::Text | Part::InitText)
+        matches!(self, MemoryPart::Text | MemoryPart::InitText)
     }
 
     /// Where a section belongs.
-    pub(crate) fn of(section: &Section<'_>) -> Part {
+    pub(crate) fn of(section: &FileSection<'_>) -> MemoryPart {
         let named = |name: &str| section.name.starts_with(name.as_bytes());
         let is = |name: &str| {
             section.name.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.is_empty() || rest[0] == b'.')
@@ -63,31 +70,31 @@ impl Part {
         let relocated_only =
             constructors || is(section::FINI_ARRAY) || is(section::DTORS) || is(section::RELOCATED_READ_ONLY);
         if section.flags.contains(elf::SHF_EXECINSTR) {
-            return if init { Part::InitText } else { Part::Text };
+            return if init { MemoryPart::InitText } else { MemoryPart::Text };
         }
         if is(section::RO_AFTER_INIT) {
-            return Part::RoAfterInit;
+            return MemoryPart::RoAfterInit;
         }
         match (section.flags.contains(elf::SHF_WRITE) && !relocated_only, init) {
-            (true, true) => Part::InitData,
-            (true, false) => Part::Data,
-            (false, true) => Part::InitReadOnly,
-            (false, false) => Part::ReadOnly,
+            (true, true) => MemoryPart::InitData,
+            (true, false) => MemoryPart::Data,
+            (false, true) => MemoryPart::InitReadOnly,
+            (false, false) => MemoryPart::ReadOnly,
         }
     }
 }
 
 /// Size and alignment of a part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Space {
+pub(crate) struct PartSpace {
     pub(crate) size: u64,
     pub(crate) align: u64,
 }
 
-impl Space {
-    const EMPTY: Space = Space { size: 0, align: 1 };
+impl PartSpace {
+    const EMPTY: PartSpace = PartSpace { size: 0, align: 1 };
 
-    /// Adds something at the end; returns its offset.
+    /// Adds a block at the end; returns the offset of the block.
     fn add(&mut self, size: u64, align: u64) -> Option<u64> {
         let offset = self.size.checked_next_multiple_of(align)?;
         self.size = offset.checked_add(size)?;
@@ -96,27 +103,27 @@ impl Space {
     }
 }
 
-/// A place in a module's memory before it has an address.
+/// A place in a module's memory, without address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Spot {
-    pub(crate) part: Part,
+    pub(crate) part: MemoryPart,
     pub(crate) offset: u64,
 }
 
-/// Size of what `__this_module` refers to, a `struct module` of the SDK's. Behind it stands what `__dso_handle` refers to.
+/// Size of the target of `__this_module`, a `struct module` of the SDK. The target of `__dso_handle` follows.
 const THIS_MODULE_SIZE: u64 = 64;
 const DSO_HANDLE_SIZE: u64 = 8;
 
 /// Size of a thunk, and distance of two.
 pub(crate) const THUNK: u64 = 32;
-/// How many thunks for branches there are: one for each register. Behind them stands that for returns.
+/// Number of thunks for branches: one for each register. The thunk for returns follows.
 pub(crate) const THUNKS: u64 = 16;
 
-/// The registers in the order of their numbers.
+/// The registers, by number.
 const REGISTERS: [&str; 16] =
     ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
 
-/// The number of the thunk that a symbol means.
+/// Returns the number of the thunk for a symbol.
 pub(crate) fn thunk(symbol: &[u8]) -> Option<u64> {
     if symbol == section::RETURN_THUNK_SYMBOL.as_bytes() || symbol == section::FENTRY_SYMBOL.as_bytes() {
         return Some(THUNKS);
@@ -129,24 +136,24 @@ pub(crate) fn thunk(symbol: &[u8]) -> Option<u64> {
     Some(modload_edit::wide(number))
 }
 
-/// The code of a thunk: a branch through its register, or a return. INT3 stands behind it.
+/// Returns the code of a thunk: a branch through a register, or a return. INT3 fills the rest.
 pub(crate) fn thunk_code(number: u64) -> Vec<u8> {
     let register = u8::try_from(number % 8).unwrap_or_default();
     match number {
         THUNKS => vec![0xc3], // ret
-        // Nobody branches through the stack pointer.
+        // No code branches through the stack pointer.
         4 => vec![],
         0..8 => vec![0xff, 0xe0 + register],    // jmp *%rax, ..
         _ => vec![0x41, 0xff, 0xe0 + register], // jmp *%r8, ..
     }
 }
 
-/// Where everything goes.
+/// The places of everything in a module.
 #[derive(Debug)]
-pub(crate) struct Layout {
-    /// By [`Part::slot`].
-    pub(crate) parts: [Space; Part::COUNT],
-    /// By section index; `None` for what is not kept.
+pub(crate) struct ModuleLayout {
+    /// By [`MemoryPart::slot`].
+    pub(crate) parts: [PartSpace; MemoryPart::COUNT],
+    /// By section index; `None` for a section that is not kept.
     pub(crate) sections: Vec<Option<Spot>>,
     /// COMMON symbols, by symbol index, in order.
     pub(crate) commons: Vec<(u32, Spot)>,
@@ -159,25 +166,25 @@ pub(crate) struct Layout {
     pub(crate) plt: Spot,
     /// Indirect functions.
     pub(crate) indirect: IndirectPlan,
-    /// Their PLT entries.
+    /// The PLT entries of indirect functions.
     pub(crate) indirect_plt: Spot,
-    /// Their slots.
+    /// The slots of indirect functions.
     pub(crate) indirect_slots: Spot,
-    /// The module's `struct module`, if it refers to it.
+    /// The module's `struct module`, if the module refers to one.
     pub(crate) this_module: Option<Spot>,
-    /// The symbol that means the host's operations table, and the module's copy of it.
+    /// The symbol of the host's operations table, and the place of the module's copy of that table.
     pub(crate) operations: Option<(u32, Spot)>,
-    /// Thunks for branches through registers, and one for returns, if it refers to any.
+    /// Thunks for branches through registers, and one for returns, if the module refers to any.
     pub(crate) thunks: Option<Spot>,
 }
 
-impl Layout {
+impl ModuleLayout {
     /// Bytes of all parts.
     pub(crate) fn size(&self) -> u64 {
         self.parts.iter().map(|space| space.size).sum()
     }
 
-    /// Where a COMMON symbol stands.
+    /// Returns the place of a COMMON symbol.
     pub(crate) fn common(&self, symbol: u32) -> Option<Spot> {
         let at = self.commons.binary_search_by_key(&symbol, |common| common.0).ok()?;
         Some(self.commons[at].1)
@@ -193,36 +200,36 @@ impl Layout {
         self.sections.get(index(at.into())).copied().flatten()
     }
 
-    /// Where what `__dso_handle` refers to is.
+    /// Returns the place of the target of `__dso_handle`.
     pub(crate) fn dso_handle(&self) -> Option<Spot> {
         self.this_module.map(|Spot { part, offset }| Spot { part, offset: offset + THIS_MODULE_SIZE })
     }
 }
 
-/// No module is larger than what a process can address, whatever the policy says.
+/// Largest size of a module under any policy: the address space of a process.
 const ADDRESS_SPACE: u64 = 1 << 47;
 
-/// Lays a file out within `limit` bytes. Who refers to the host's operations table gets a copy of it, because the host
-/// may be out of reach. Of what `shared` says it may turn out to use another's definitions.
+/// Lays out a file within `limit` bytes. A module that refers to the host's operations table gets a copy of the table,
+/// because the host may be out of reach. References to definitions in `shared` may resolve to another module.
 pub(crate) fn plan(
     file: &File<'_>,
     limit: u64,
     operations: Option<&HostOperations>,
-    shared: Shared,
-) -> Result<Layout, Error> {
+    shared: SharedDefinitions,
+) -> Result<ModuleLayout, ObjectError> {
     let limit = limit.min(ADDRESS_SPACE);
-    let mut layout = Layout {
-        parts: [Space::EMPTY; Part::COUNT],
+    let mut layout = ModuleLayout {
+        parts: [PartSpace::EMPTY; MemoryPart::COUNT],
         sections: vec![None; file.sections.len()],
         commons: Vec::new(),
         undefined: Vec::new(),
         livepatch: Vec::new(),
         slots: SlotPlan::new(file.symbol_count()),
-        got: Spot { part: Part::ReadOnly, offset: 0 },
-        plt: Spot { part: Part::Text, offset: 0 },
+        got: Spot { part: MemoryPart::ReadOnly, offset: 0 },
+        plt: Spot { part: MemoryPart::Text, offset: 0 },
         indirect: IndirectPlan::default(),
-        indirect_plt: Spot { part: Part::Text, offset: 0 },
-        indirect_slots: Spot { part: Part::RoAfterInit, offset: 0 },
+        indirect_plt: Spot { part: MemoryPart::Text, offset: 0 },
+        indirect_slots: Spot { part: MemoryPart::RoAfterInit, offset: 0 },
         this_module: None,
         operations: None,
         thunks: None,
@@ -237,7 +244,7 @@ pub(crate) fn plan(
             Some((at, 8 * modload_edit::wide(named.entries.len())))
         };
         match symbol.place {
-            Place::Undefined => {
+            SymbolPlace::Undefined => {
                 layout.undefined.push(at);
                 wants_own_block |= symbol.is_named(section::THIS_MODULE_SYMBOL.as_bytes())
                     || symbol.is_named(section::DSO_HANDLE_SYMBOL.as_bytes());
@@ -245,21 +252,21 @@ pub(crate) fn plan(
                 wants_thunks |= thunk(symbol.name()).is_some();
                 wants_bounds |= bounded_section(symbol.name()).is_some();
             }
-            Place::Common => {
-                let spot = layout.add(Part::Data, symbol.size, symbol.value, limit)?;
+            SymbolPlace::Common => {
+                let spot = layout.add(MemoryPart::Data, symbol.size, symbol.value, limit)?;
                 layout.commons.push((at, spot));
             }
-            Place::Section(section) if symbol.kind == elf::STT_GNU_IFUNC => {
+            SymbolPlace::Section(section) if symbol.kind == elf::STT_GNU_IFUNC => {
                 if file.section(section).is_some_and(|section| section.kept) {
                     layout.indirect.add(at);
                 }
             }
-            Place::Livepatch => {
+            SymbolPlace::Livepatch => {
                 layout.livepatch.push(at);
                 let of_host = KlpSymbol::parse(symbol.name()).filter(|klp| klp.object == livepatch::VMLINUX);
                 wants_operations = of_host.and_then(|klp| table(klp.name)).or(wants_operations);
             }
-            Place::Absolute | Place::Section(_) => {}
+            SymbolPlace::Absolute | SymbolPlace::Section(_) => {}
         }
     }
     for (at, part) in order(file, wants_bounds) {
@@ -272,41 +279,41 @@ pub(crate) fn plan(
             file.is_from_outside(symbol) || vague::may_be_elsewhere(file, symbol, shared)
         });
     }
-    // All of their symbols are some object's.
+    // All symbols of these relocations belong to objects.
     for relas in &file.klp_relas {
         layout.slots.scan(relas.section, relas.records, |_| true);
     }
-    layout.got = layout.add(Part::ReadOnly, layout.slots.got_size(), layout.slots.got_align(), limit)?;
-    layout.plt = layout.add(Part::Text, layout.slots.plt_size(), layout.slots.plt_align(), limit)?;
+    layout.got = layout.add(MemoryPart::ReadOnly, layout.slots.got_size(), layout.slots.got_align(), limit)?;
+    layout.plt = layout.add(MemoryPart::Text, layout.slots.plt_size(), layout.slots.plt_align(), limit)?;
     let indirect = &layout.indirect;
     let (plt, slots) = ((indirect.plt_size(), indirect.plt_align()), (indirect.slots_size(), indirect.slots_align()));
     if plt.0 != 0 {
-        layout.indirect_plt = layout.add(Part::Text, plt.0, plt.1, limit)?;
-        layout.indirect_slots = layout.add(Part::RoAfterInit, slots.0, slots.1, limit)?;
+        layout.indirect_plt = layout.add(MemoryPart::Text, plt.0, plt.1, limit)?;
+        layout.indirect_slots = layout.add(MemoryPart::RoAfterInit, slots.0, slots.1, limit)?;
     }
     if let Some((symbol, size)) = wants_operations {
-        layout.operations = Some((symbol, layout.add(Part::ReadOnly, size, 8, limit)?));
+        layout.operations = Some((symbol, layout.add(MemoryPart::ReadOnly, size, 8, limit)?));
     }
     if wants_thunks {
-        layout.thunks = Some(layout.add(Part::Text, THUNK * (THUNKS + 1), THUNK, limit)?);
+        layout.thunks = Some(layout.add(MemoryPart::Text, THUNK * (THUNKS + 1), THUNK, limit)?);
     }
     if wants_own_block {
-        layout.this_module = Some(layout.add(Part::Data, THIS_MODULE_SIZE + DSO_HANDLE_SIZE, 16, limit)?);
+        layout.this_module = Some(layout.add(MemoryPart::Data, THIS_MODULE_SIZE + DSO_HANDLE_SIZE, 16, limit)?);
     }
     Ok(layout)
 }
 
-impl Layout {
-    fn add(&mut self, part: Part, size: u64, align: u64, limit: u64) -> Result<Spot, Error> {
+impl ModuleLayout {
+    fn add(&mut self, part: MemoryPart, size: u64, align: u64, limit: u64) -> Result<Spot, ObjectError> {
         let others = self.size();
         let space = &mut self.parts[part.slot()];
         let offset = space.add(size, align).filter(|_| space.size <= limit && others.saturating_add(size) <= limit);
-        let too_large = Error::TooLarge { bytes: others.saturating_add(size), limit };
+        let too_large = ObjectError::TooLarge { bytes: others.saturating_add(size), limit };
         offset.map(|offset| Spot { part, offset }).ok_or(too_large)
     }
 }
 
-/// The section whose beginning or end a symbol `__start_X` or `__stop_X` means.
+/// Returns the section whose start or end a symbol `__start_X` or `__stop_X` marks.
 pub(crate) fn bounded_section(symbol: &[u8]) -> Option<&[u8]> {
     let prefixes = [section::START_PREFIX, section::STOP_PREFIX];
     let name = prefixes.iter().find_map(|prefix| symbol.strip_prefix(prefix.as_bytes()))?;
@@ -317,23 +324,23 @@ fn is_identifier(name: &[u8]) -> bool {
     !name.is_empty() && name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')
 }
 
-/// The kept sections in the order in which they are laid out, with their parts: that of the file, but sections of one
-/// name side by side if the module asks for the bounds of any; then all that could be meant are writable if one is.
-/// `.modinfo` has been read and stays behind, as in Linux.
-fn order(file: &File<'_>, by_name: bool) -> Vec<(usize, Part)> {
-    let stays = |section: &Section<'_>| section.kept && section.name != section::MODINFO.as_bytes();
+/// Returns the kept sections in layout order, with their parts. The order is that of the file. If the module refers to
+/// the bounds of any section, sections of one name are placed side by side, and all such sections are writable if one
+/// is writable. `.modinfo` has been read and is left out, as in Linux.
+fn order(file: &File<'_>, by_name: bool) -> Vec<(usize, MemoryPart)> {
+    let stays = |section: &FileSection<'_>| section.kept && section.name != section::MODINFO.as_bytes();
     let kept = file.sections.iter().enumerate().filter(|(_, section)| stays(section));
-    let mut kept: Vec<(usize, Part)> = kept.map(|(at, section)| (at, Part::of(section))).collect();
+    let mut kept: Vec<(usize, MemoryPart)> = kept.map(|(at, section)| (at, MemoryPart::of(section))).collect();
     if by_name {
         // By name: the first, and whether any is writable.
         let mut named: BTreeMap<&[u8], (usize, bool)> = BTreeMap::new();
         for &(at, part) in &kept {
-            named.entry(file.sections[at].name).or_insert((at, false)).1 |= part == Part::Data;
+            named.entry(file.sections[at].name).or_insert((at, false)).1 |= part == MemoryPart::Data;
         }
         for (at, part) in &mut kept {
             let name = file.sections[*at].name;
-            if *part == Part::ReadOnly && is_identifier(name) && named[name].1 {
-                *part = Part::Data;
+            if *part == MemoryPart::ReadOnly && is_identifier(name) && named[name].1 {
+                *part = MemoryPart::Data;
             }
         }
         kept.sort_by_key(|&(at, _)| (named[file.sections[at].name].0, at));

@@ -1,5 +1,4 @@
-//! Stages *allocate*, *copy* and *publish*: a module's memory, as a type of its own for each thing that may still be
-//! done with it.
+//! Stages *allocate*, *copy* and *publish*: a module's memory, with a separate type for each state of the memory.
 
 use std::io;
 use std::sync::Arc;
@@ -8,13 +7,13 @@ use modload_edit::{Addr, Code, Edit, Rejected, Sink, Window, index, wide};
 use modload_text::{Arena, Describe, Fresh, INT3, Placed, Protected, PublishFailed, Published, Staged, TextLock};
 
 use crate::elf::file::File;
+use crate::prepare::error::PrepareError;
 use crate::prepare::frames::{self, Frames};
-use crate::prepare::layout::{Layout, Part, Space, Spot, THUNK, THUNKS, thunk_code};
-use crate::vocabulary::error::Error;
+use crate::prepare::layout::{MemoryPart, ModuleLayout, PartSpace, Spot, THUNK, THUNKS, thunk_code};
 use crate::vocabulary::kept::{AllShown, Kept};
 use crate::vocabulary::rewriting::HostOperations;
 
-/// Memory of a module that is UNFORMED: everything can be written, nothing is at its place but data.
+/// Memory of a module that is UNFORMED: everything is writable, and only data is at the final place.
 #[derive(Debug)]
 pub(crate) struct Staging {
     text: Option<Staged>,
@@ -24,12 +23,12 @@ pub(crate) struct Staging {
     data: Option<Fresh>,
     init_data: Option<Fresh>,
     ro_after_init: Option<Fresh>,
-    /// Where each part begins, by [`Part::slot`]. One that is empty has an address all the same, for the symbols of its
-    /// empty sections: that of the first part that is not.
-    bases: [Addr; Part::COUNT],
+    /// Start of each part, by [`MemoryPart::slot`]. An empty part has an address too, for symbols of empty sections: the
+    /// start of the first part that is not empty.
+    bases: [Addr; MemoryPart::COUNT],
 }
 
-/// Memory of a module that is formed: read-only data is at its place, text is still staged.
+/// Memory of a formed module: read-only data is published, text is still staged.
 #[derive(Debug)]
 pub(crate) struct Formed {
     text: Option<Staged>,
@@ -39,13 +38,12 @@ pub(crate) struct Formed {
     data: Option<Placed>,
     init_data: Option<Placed>,
     ro_after_init: Option<Placed>,
-    frames: frames::Plan,
+    frames: frames::FramesPlan,
 }
 
-/// Text that can run. What is known of its frames is withdrawn first: from then on nobody unwinds through it, and then
-/// nobody can run it.
+/// Text that can run. The frames are dropped first: no unwinder may use rows of text that is about to be unpublished.
 #[derive(Debug)]
-struct Running {
+struct RunningText {
     #[expect(dead_code, reason = "held for its drop")]
     frames: Frames,
     text: Published,
@@ -55,58 +53,58 @@ struct Running {
 #[derive(Debug)]
 pub(crate) struct Installed {
     shown: Vec<Box<dyn Kept>>,
-    text: Option<Running>,
+    text: Option<RunningText>,
     read_only: Option<Published>,
     data: Option<Placed>,
     pub(crate) init: Init,
     ro_after_init: Option<Placed>,
 }
 
-/// What is dropped when `init` has returned.
+/// Memory that is dropped when `init` has returned.
 #[derive(Debug)]
 #[expect(dead_code, reason = "each field is held for its drop")]
 pub(crate) struct Init {
     shown: Vec<Box<dyn Kept>>,
-    text: Option<Running>,
+    text: Option<RunningText>,
     read_only: Option<Published>,
     data: Option<Placed>,
 }
 
-/// Memory of a LIVE module. Freed in this order: first nobody looks at it, then nobody can run its code, then nobody
-/// needs its data.
+/// Memory of a LIVE module. Dropped in this order: first the data of onlookers, then the text, and then the data that
+/// the text uses.
 #[derive(Debug)]
 pub(crate) struct Core {
     #[expect(dead_code, reason = "held for its drop")]
     shown: Vec<Box<dyn Kept>>,
-    text: Option<Running>,
+    text: Option<RunningText>,
     #[expect(dead_code, reason = "held for its drop")]
     read_only: Option<Published>,
     data: Option<Placed>,
     ro_after_init: Option<Protected>,
 }
 
-/// The first address and the size of each part, by [`Part::slot`]; size 0 for one that is not there.
-pub(crate) type Ranges = [(Addr, u64); Part::COUNT];
+/// The first address and the size of each part, by [`MemoryPart::slot`]; size 0 for one that is not there.
+pub(crate) type PartRanges = [(Addr, u64); MemoryPart::COUNT];
 
-/// Takes memory for every part that has something in it.
-pub(crate) fn allocate(arena: &'static Arena, layout: &Layout) -> Result<Staging, Error> {
-    let take = |part: Part| Some(layout.parts[part.slot()]).filter(|space| space.size != 0);
-    let text = |Space { size, align }| arena.stage_text(size, align.max(16));
-    let read_only = |Space { size, align }| arena.stage_read_only(size, align);
-    let data = |Space { size, align }| arena.place_data(size, align);
-    let late = |Space { size, align }| arena.place_ro_after_init(size, align);
+/// Allocates memory for every part that is not empty.
+pub(crate) fn allocate(arena: &'static Arena, layout: &ModuleLayout) -> Result<Staging, PrepareError> {
+    let take = |part: MemoryPart| Some(layout.parts[part.slot()]).filter(|space| space.size != 0);
+    let text = |PartSpace { size, align }| arena.stage_text(size, align.max(16));
+    let read_only = |PartSpace { size, align }| arena.stage_read_only(size, align);
+    let data = |PartSpace { size, align }| arena.place_data(size, align);
+    let late = |PartSpace { size, align }| arena.place_ro_after_init(size, align);
     let mut memory = Staging {
-        text: take(Part::Text).map(text).transpose()?,
-        init_text: take(Part::InitText).map(text).transpose()?,
-        read_only: take(Part::ReadOnly).map(read_only).transpose()?,
-        init_read_only: take(Part::InitReadOnly).map(read_only).transpose()?,
-        data: take(Part::Data).map(data).transpose()?,
-        init_data: take(Part::InitData).map(data).transpose()?,
-        ro_after_init: take(Part::RoAfterInit).map(late).transpose()?,
-        bases: [Addr::NULL; Part::COUNT],
+        text: take(MemoryPart::Text).map(text).transpose()?,
+        init_text: take(MemoryPart::InitText).map(text).transpose()?,
+        read_only: take(MemoryPart::ReadOnly).map(read_only).transpose()?,
+        init_read_only: take(MemoryPart::InitReadOnly).map(read_only).transpose()?,
+        data: take(MemoryPart::Data).map(data).transpose()?,
+        init_data: take(MemoryPart::InitData).map(data).transpose()?,
+        ro_after_init: take(MemoryPart::RoAfterInit).map(late).transpose()?,
+        bases: [Addr::NULL; MemoryPart::COUNT],
     };
-    let first = Part::ALL.into_iter().find_map(|part| memory.own_base(part)).unwrap_or(Addr::NULL);
-    memory.bases = Part::ALL.map(|part| memory.own_base(part).unwrap_or(first));
+    let first = MemoryPart::ALL.into_iter().find_map(|part| memory.own_base(part)).unwrap_or(Addr::NULL);
+    memory.bases = MemoryPart::ALL.map(|part| memory.own_base(part).unwrap_or(first));
     Ok(memory)
 }
 
@@ -116,21 +114,21 @@ pub(crate) struct Copied {
     pub(crate) bytes: u64,
 }
 
-/// Copies every section to where it belongs; what no section covers is INT3 in text and zero elsewhere.
+/// Copies every section to the place of the section. Gaps are filled with INT3 in text and zeros elsewhere.
 pub(crate) fn copy(
     file: &File<'_>,
-    layout: &Layout,
+    layout: &ModuleLayout,
     operations: Option<&HostOperations>,
     memory: &mut Staging,
 ) -> Copied {
     let mut copied = Copied { bytes: 0 };
-    let mut filled = [0_usize; Part::COUNT];
+    let mut filled = [0_usize; MemoryPart::COUNT];
     for (section, spot) in file.sections.iter().zip(&layout.sections) {
         let Some(Spot { part, offset }) = *spot else { continue };
         let fill = if part.is_text() { INT3 } else { 0 };
         let bytes = memory.bytes_mut(part);
         let start = index(offset);
-        // Sections of a part mostly come in the order of their offsets; one that does not finds its gap filled.
+        // Sections of a part are mostly in the order of their offsets. For other sections, the gap was filled before.
         let gap = filled[part.slot()]..start;
         if let Some(gap) = bytes.get_mut(gap).filter(|gap| !gap.is_empty()) {
             gap.fill(fill);
@@ -144,7 +142,7 @@ pub(crate) fn copy(
         filled[part.slot()] = filled[part.slot()].max(behind);
         copied.bytes += wide(section.data.len());
     }
-    for part in Part::ALL {
+    for part in MemoryPart::ALL {
         let fill = if part.is_text() { INT3 } else { 0 };
         let rest = memory.bytes_mut(part).get_mut(filled[part.slot()]..);
         // A masked store of no bytes at the dangling address of an empty slice takes the processor 100 ns.
@@ -171,49 +169,49 @@ pub(crate) fn copy(
 impl Staging {
     /// Where a part begins.
     #[inline]
-    pub(crate) fn base(&self, part: Part) -> Addr {
+    pub(crate) fn base(&self, part: MemoryPart) -> Addr {
         self.bases[part.slot()]
     }
 
-    fn own_base(&self, part: Part) -> Option<Addr> {
+    fn own_base(&self, part: MemoryPart) -> Option<Addr> {
         let staged = |staged: &Option<Staged>| staged.as_ref().map(Staged::addr);
         let fresh = |fresh: &Option<Fresh>| fresh.as_ref().map(Fresh::addr);
         match part {
-            Part::Text => staged(&self.text),
-            Part::InitText => staged(&self.init_text),
-            Part::ReadOnly => staged(&self.read_only),
-            Part::InitReadOnly => staged(&self.init_read_only),
-            Part::Data => fresh(&self.data),
-            Part::InitData => fresh(&self.init_data),
-            Part::RoAfterInit => fresh(&self.ro_after_init),
+            MemoryPart::Text => staged(&self.text),
+            MemoryPart::InitText => staged(&self.init_text),
+            MemoryPart::ReadOnly => staged(&self.read_only),
+            MemoryPart::InitReadOnly => staged(&self.init_read_only),
+            MemoryPart::Data => fresh(&self.data),
+            MemoryPart::InitData => fresh(&self.init_data),
+            MemoryPart::RoAfterInit => fresh(&self.ro_after_init),
         }
     }
 
-    pub(crate) fn bytes(&self, part: Part) -> &[u8] {
+    pub(crate) fn bytes(&self, part: MemoryPart) -> &[u8] {
         let staged = |staged| Option::map_or(staged, &[][..], Staged::bytes);
         let fresh = |fresh| Option::map_or(fresh, &[][..], Fresh::bytes);
         match part {
-            Part::Text => staged(self.text.as_ref()),
-            Part::InitText => staged(self.init_text.as_ref()),
-            Part::ReadOnly => staged(self.read_only.as_ref()),
-            Part::InitReadOnly => staged(self.init_read_only.as_ref()),
-            Part::Data => fresh(self.data.as_ref()),
-            Part::InitData => fresh(self.init_data.as_ref()),
-            Part::RoAfterInit => fresh(self.ro_after_init.as_ref()),
+            MemoryPart::Text => staged(self.text.as_ref()),
+            MemoryPart::InitText => staged(self.init_text.as_ref()),
+            MemoryPart::ReadOnly => staged(self.read_only.as_ref()),
+            MemoryPart::InitReadOnly => staged(self.init_read_only.as_ref()),
+            MemoryPart::Data => fresh(self.data.as_ref()),
+            MemoryPart::InitData => fresh(self.init_data.as_ref()),
+            MemoryPart::RoAfterInit => fresh(self.ro_after_init.as_ref()),
         }
     }
 
-    pub(crate) fn bytes_mut(&mut self, part: Part) -> &mut [u8] {
+    pub(crate) fn bytes_mut(&mut self, part: MemoryPart) -> &mut [u8] {
         let staged = |staged| Option::map_or(staged, &mut [][..], Staged::bytes_mut);
         let fresh = |fresh| Option::map_or(fresh, &mut [][..], Fresh::bytes_mut);
         match part {
-            Part::Text => staged(self.text.as_mut()),
-            Part::InitText => staged(self.init_text.as_mut()),
-            Part::ReadOnly => staged(self.read_only.as_mut()),
-            Part::InitReadOnly => staged(self.init_read_only.as_mut()),
-            Part::Data => fresh(self.data.as_mut()),
-            Part::InitData => fresh(self.init_data.as_mut()),
-            Part::RoAfterInit => fresh(self.ro_after_init.as_mut()),
+            MemoryPart::Text => staged(self.text.as_mut()),
+            MemoryPart::InitText => staged(self.init_text.as_mut()),
+            MemoryPart::ReadOnly => staged(self.read_only.as_mut()),
+            MemoryPart::InitReadOnly => staged(self.init_read_only.as_mut()),
+            MemoryPart::Data => fresh(self.data.as_mut()),
+            MemoryPart::InitData => fresh(self.init_data.as_mut()),
+            MemoryPart::RoAfterInit => fresh(self.ro_after_init.as_mut()),
         }
     }
 
@@ -222,13 +220,13 @@ impl Staging {
         self.base(spot.part) + spot.offset
     }
 
-    pub(crate) fn ranges(&self) -> Ranges {
-        Part::ALL.map(|part| (self.base(part), wide(self.bytes(part).len())))
+    pub(crate) fn ranges(&self) -> PartRanges {
+        MemoryPart::ALL.map(|part| (self.base(part), wide(self.bytes(part).len())))
     }
 
-    /// The part that holds an address, and what it holds from there on.
-    pub(crate) fn at(&self, addr: Addr) -> Option<(Part, &[u8])> {
-        Part::ALL.into_iter().find_map(|part| {
+    /// Returns the part that contains an address, and the bytes from that address on.
+    pub(crate) fn at(&self, addr: Addr) -> Option<(MemoryPart, &[u8])> {
+        MemoryPart::ALL.into_iter().find_map(|part| {
             let offset = addr.checked_offset_from(self.base(part))?;
             self.bytes(part).get(index(offset)..).filter(|rest| !rest.is_empty()).map(|rest| (part, rest))
         })
@@ -258,9 +256,9 @@ impl Staging {
         }
     }
 
-    /// Publishes the read-only data and hands the data over: the module is formed. Its text will be published with these
+    /// Publishes the read-only data and settles the data: the module is formed. The text will be published with these
     /// frames.
-    pub(crate) fn form(self, frames: frames::Plan) -> Result<Formed, PublishFailed> {
+    pub(crate) fn form(self, frames: frames::FramesPlan) -> Result<Formed, PublishFailed> {
         let mut lock = TextLock::take();
         let read_only = self.read_only.map(|staged| staged.publish(&mut lock)).transpose()?;
         let init_read_only = self.init_read_only.map(|staged| staged.publish(&mut lock)).transpose()?;
@@ -277,7 +275,7 @@ impl Staging {
     }
 }
 
-/// What the engines of stage *specialise* read and edit.
+/// The memory that the engines of stage *specialise* read and edit.
 impl Code for Staging {
     fn bytes(&self, at: Addr, len: usize) -> Option<&[u8]> {
         let (_, rest) = self.at(at)?;
@@ -299,7 +297,7 @@ impl Sink for Staging {
 }
 
 impl Formed {
-    /// The texts that are staged: the module's and its init's.
+    /// Returns the staged texts: those of the module and of init.
     pub(crate) fn texts(&self) -> impl Iterator<Item = &Staged> {
         self.text.iter().chain(&self.init_text)
     }
@@ -315,19 +313,19 @@ impl Formed {
         read_only.filter_map(|part| part.read(at, len)).chain(placed.filter_map(|part| part.read(at, len))).next()
     }
 
-    /// Brings the text to its place: Linux's `module_enable_ro`. When it fails, the text is gone, and the rest is still
-    /// there for those who have to be told.
+    /// Publishes the text: Linux's `module_enable_ro`. On failure the text is gone, and the rest is returned for the
+    /// subscribers to be told.
     pub(crate) fn publish(mut self) -> Result<Installed, Box<(Formed, PublishFailed)>> {
         let (text, init_text) = {
             let mut lock = TextLock::take();
             let text = self.text.take().map(|staged| staged.publish(&mut lock)).transpose();
             let init_text = self.init_text.take().map(|staged| staged.publish(&mut lock)).transpose();
-            // The lock goes first: dropping published text takes it.
+            // The lock is released first, because dropping published text takes the lock.
             (text, init_text)
         };
         match (text, init_text) {
             (Ok(text), Ok(init_text)) => {
-                let running = |text: Option<Published>, frames: Frames| text.map(|text| Running { frames, text });
+                let running = |text: Option<Published>, frames: Frames| text.map(|text| RunningText { frames, text });
                 let [frames, init_frames] = std::mem::take(&mut self.frames).publish();
                 Ok(Installed {
                     shown: Vec::new(),
@@ -353,7 +351,7 @@ impl Installed {
         self.data.iter().chain(&self.init.data).chain(&self.ro_after_init)
     }
 
-    /// Keeps what onlookers want to be dropped with it.
+    /// Keeps the data of onlookers until the memory is dropped.
     pub(crate) fn keep(&mut self, shown: AllShown) {
         self.shown = shown.until_gone;
         self.init.shown = shown.until_init;
@@ -364,8 +362,8 @@ impl Installed {
         self.writable().find_map(|placed| placed.write(at, bytes))
     }
 
-    /// Makes ro_after_init data read-only, and parts with what was for `init` only. When it fails, everything is as it
-    /// was.
+    /// Makes ro_after_init data read-only, and separates the memory that only `init` needed. On failure nothing has
+    /// changed.
     pub(crate) fn protect(mut self) -> Result<(Core, Init), Box<(Installed, io::Error)>> {
         match self.ro_after_init.take().map(Placed::protect).transpose() {
             Ok(ro_after_init) => {
@@ -393,12 +391,12 @@ impl Core {
         variable.or_else(|| self.ro_after_init.as_ref()?.read(at, len))
     }
 
-    /// Stores bytes into the module's variables, but not into those that are read-only by now.
+    /// Stores bytes into the module's variables, except variables that are read-only by now.
     pub(crate) fn write(&self, at: Addr, bytes: &[u8]) -> Option<()> {
         self.data.as_ref()?.write(at, bytes)
     }
 
-    /// Why a variable cannot be written, if it cannot.
+    /// Returns the reason why a variable cannot be written, if there is one.
     pub(crate) fn why_fixed(&self, at: Addr) -> Option<&'static str> {
         if self.data.as_ref().is_some_and(|data| data.read(at, 1).is_some()) {
             return None;

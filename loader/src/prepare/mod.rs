@@ -1,9 +1,10 @@
-//! One module in memory, before other modules can see it: laid out, allocated, relocated and rewritten.
+//! One module in memory, before other modules can see the module: laid out, allocated, relocated and rewritten.
 //!
-//! Owns the policy, the stages *layout*, *allocate*, *copy*, *relocate* and *specialise*, and what later stages need of the file when it is
-//! gone: names, parameters, call frames, and what waits for an object of a live patch. A module that other modules use, or a
-//! subscriber, is not known here. Imports `vocabulary` and `elf`.
+//! Owns the policy, the stages *layout*, *allocate*, *copy*, *relocate* and *specialise*, and copies of file contents
+//! for later stages: names, parameters, call frames, and the parts that wait for an object of a live patch. Knows no
+//! other module and no subscriber. Imports `vocabulary` and `elf`.
 
+pub(crate) mod error;
 pub(crate) mod policy;
 pub(crate) mod vague;
 pub(crate) mod layout;

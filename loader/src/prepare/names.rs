@@ -10,103 +10,103 @@ use modload_edit::{Addr, index};
 use modload_text::Describe;
 use object::elf;
 
-use crate::elf::file::{File, Place, begins_with_string, until_nul};
-use crate::prepare::layout::Layout;
+use crate::elf::file::{File, SymbolPlace, begins_with_string, until_nul};
+use crate::prepare::layout::ModuleLayout;
 use crate::prepare::memory::Staging;
 
-/// What a symbol names.
+/// The kind of a symbol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SymbolKind {
+pub enum ModuleSymbolKind {
     /// A function.
     Function,
     /// A variable.
     Object,
-    /// The file does not say.
+    /// The file states no type.
     Other,
 }
 
 /// A symbol of a module.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Symbol {
-    /// Its address.
+pub struct ModuleSymbol {
+    /// Address of the symbol.
     pub addr: Addr,
-    /// Its size in bytes, 0 if the file does not say.
+    /// Size of the symbol in bytes, 0 if the file does not state one.
     pub size: u64,
-    /// What it is.
-    pub kind: SymbolKind,
+    /// Kind of the symbol.
+    pub kind: ModuleSymbolKind,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct NamedSymbol {
     addr: Addr,
     size: u64,
     /// Offset of the name.
     name: u32,
-    kind: SymbolKind,
-    scope: Scope,
+    kind: ModuleSymbolKind,
+    scope: SymbolScope,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Scope {
+enum SymbolScope {
     Local,
     Global,
 }
 
-/// A compact copy of what is needed of a symbol table once its file is gone.
+/// A compact copy of a symbol table, for use without the file.
 #[derive(Debug)]
-pub(crate) struct Names {
+pub(crate) struct SymbolNames {
     module: std::sync::Arc<str>,
     trap_descriptor: i32,
-    entries: Box<[Entry]>,
+    entries: Box<[NamedSymbol]>,
     /// Names, each ended by a NUL.
     strings: Box<[u8]>,
     lookups: AtomicU32,
     by_name: OnceLock<(RandomState, HashTable<u32>)>,
     questions: AtomicU32,
-    /// The addresses of [`Names::code`], sorted.
+    /// The addresses of [`SymbolNames::code`], sorted.
     starts: OnceLock<Box<[Addr]>>,
 }
 
-/// So many lookups are made by walking the table; then an index is worth its making.
+/// Number of lookups by scanning the table; later lookups use an index.
 const WALKS: u32 = 4;
 
-/// The names of the module's own symbols and, apart, of those that go when `init` has returned.
+/// Collects the names of the module's own symbols and, separately, of symbols that are freed when `init` has returned.
 pub(crate) fn collect(
     file: &File<'_>,
-    layout: &Layout,
+    layout: &ModuleLayout,
     memory: &Staging,
     module: &std::sync::Arc<str>,
     trap_descriptor: i32,
-) -> (Names, Option<Names>) {
+) -> (SymbolNames, Option<SymbolNames>) {
     let mut core = Vec::with_capacity(index(file.symbol_count().into()));
     let mut init = Vec::new();
     for (at, symbol) in file.symbols() {
         let spot = match symbol.place {
-            Place::Section(_) if symbol.kind == elf::STT_GNU_IFUNC => {
+            SymbolPlace::Section(_) if symbol.kind == elf::STT_GNU_IFUNC => {
                 layout.indirect(at).map(|spot| (memory.addr(spot), spot.part))
             }
-            Place::Section(section) => {
+            SymbolPlace::Section(section) => {
                 layout.section(section).map(|spot| (memory.addr(spot) + symbol.value, spot.part))
             }
-            Place::Common => layout.common(at).map(|spot| (memory.addr(spot), spot.part)),
-            Place::Undefined | Place::Absolute | Place::Livepatch => None,
+            SymbolPlace::Common => layout.common(at).map(|spot| (memory.addr(spot), spot.part)),
+            SymbolPlace::Undefined | SymbolPlace::Absolute | SymbolPlace::Livepatch => None,
         };
         let Some((addr, part)) = spot else { continue };
         let kind = match symbol.kind {
-            elf::STT_FUNC | elf::STT_GNU_IFUNC => SymbolKind::Function,
-            elf::STT_OBJECT | elf::STT_COMMON => SymbolKind::Object,
-            elf::STT_NOTYPE => SymbolKind::Other,
+            elf::STT_FUNC | elf::STT_GNU_IFUNC => ModuleSymbolKind::Function,
+            elf::STT_OBJECT | elf::STT_COMMON => ModuleSymbolKind::Object,
+            elf::STT_NOTYPE => ModuleSymbolKind::Other,
             _ => continue,
         };
         let name = file.name_offset(at);
         if name == 0 {
             continue;
         }
-        let scope = if symbol.bind == elf::STB_LOCAL { Scope::Local } else { Scope::Global };
+        let scope = if symbol.bind == elf::STB_LOCAL { SymbolScope::Local } else { SymbolScope::Global };
         let entries = if part.is_init() { &mut init } else { &mut core };
-        entries.push(Entry { addr, size: symbol.size, name, kind, scope });
+        entries.push(NamedSymbol { addr, size: symbol.size, name, kind, scope });
     }
-    let names = |entries: Vec<Entry>| Names {
+    let names = |entries: Vec<NamedSymbol>| SymbolNames {
         module: module.clone(),
         trap_descriptor,
         entries: entries.into_boxed_slice(),
@@ -120,17 +120,17 @@ pub(crate) fn collect(
     (names(core), init)
 }
 
-impl Names {
-    fn name(&self, entry: &Entry) -> &[u8] {
+impl SymbolNames {
+    fn name(&self, entry: &NamedSymbol) -> &[u8] {
         until_nul(self.strings.get(index(entry.name.into())..).unwrap_or_default())
     }
 
-    fn is_named(&self, entry: &Entry, name: &[u8]) -> bool {
+    fn is_named(&self, entry: &NamedSymbol, name: &[u8]) -> bool {
         begins_with_string(self.strings.get(index(entry.name.into())..).unwrap_or_default(), name)
     }
 
     /// The symbol of this name, a global one before a local one.
-    pub(crate) fn find(&self, name: &[u8]) -> Option<Symbol> {
+    pub(crate) fn find(&self, name: &[u8]) -> Option<ModuleSymbol> {
         if name.contains(&0) {
             // Two names that lie side by side are not one.
             return None;
@@ -139,27 +139,27 @@ impl Names {
             self.walk(name)
         } else {
             if self.by_name.get().is_none() {
-                // Made outside of the cell: a child that is forked meanwhile would wait for it for ever.
+                // Built outside of the cell: a child that is forked meanwhile would wait for the cell for ever.
                 let _ = self.by_name.set(self.index());
             }
             let (hasher, table) = self.by_name.get()?;
             let found = table.find(hasher.hash_one(name), |&at| self.is_named(&self.entries[index(at.into())], name));
             found.map(|&at| &self.entries[index(at.into())])
         };
-        entry.map(|entry| Symbol { addr: entry.addr, size: entry.size, kind: entry.kind })
+        entry.map(|entry| ModuleSymbol { addr: entry.addr, size: entry.size, kind: entry.kind })
     }
 
-    /// The symbol at an address: one whose size is known before others, and then a global one before a local one.
-    pub(crate) fn at(&self, at: Addr) -> Option<Symbol> {
+    /// Returns the symbol at an address: one with a known size before others, and then a global one before a local one.
+    pub(crate) fn at(&self, at: Addr) -> Option<ModuleSymbol> {
         let there = self.entries.iter().filter(|entry| entry.addr == at);
-        let best = there.min_by_key(|entry| (entry.size == 0, entry.scope == Scope::Local))?;
-        Some(Symbol { addr: best.addr, size: best.size, kind: best.kind })
+        let best = there.min_by_key(|entry| (entry.size == 0, entry.scope == SymbolScope::Local))?;
+        Some(ModuleSymbol { addr: best.addr, size: best.size, kind: best.kind })
     }
 
-    fn walk(&self, name: &[u8]) -> Option<&Entry> {
+    fn walk(&self, name: &[u8]) -> Option<&NamedSymbol> {
         let mut local = None;
         for entry in self.entries.iter().filter(|entry| self.is_named(entry, name)) {
-            if entry.scope == Scope::Global {
+            if entry.scope == SymbolScope::Global {
                 return Some(entry);
             }
             local = local.or(Some(entry));
@@ -171,7 +171,7 @@ impl Names {
         let hasher = RandomState::new();
         let mut table = HashTable::with_capacity(self.entries.len());
         let name = |at: u32| self.name(&self.entries[index(at.into())]);
-        for scope in [Scope::Global, Scope::Local] {
+        for scope in [SymbolScope::Global, SymbolScope::Local] {
             for (at, entry) in (0..).zip(&self.entries).filter(|(_, entry)| entry.scope == scope) {
                 let name_of = self.name(entry);
                 let hash = hasher.hash_one(name_of);
@@ -187,10 +187,11 @@ impl Names {
         self.entries.iter().filter_map(move |entry| Some((self.name(entry).strip_prefix(prefix)?, entry.addr)))
     }
 
-    /// The functions: address, whether the name is local, name, size. In this order they sort as people want them.
+    /// Returns the functions: address, whether the name is local, name, size. Sorting by this tuple gives the order for
+    /// messages.
     pub(crate) fn functions(&self) -> impl Iterator<Item = (Addr, bool, &[u8], u64)> {
-        let functions = self.entries.iter().filter(|entry| entry.kind == SymbolKind::Function);
-        functions.map(|entry| (entry.addr, entry.scope == Scope::Local, self.name(entry), entry.size))
+        let functions = self.entries.iter().filter(|entry| entry.kind == ModuleSymbolKind::Function);
+        functions.map(|entry| (entry.addr, entry.scope == SymbolScope::Local, self.name(entry), entry.size))
     }
 
     /// Enters the addresses of all symbols of the names that are there.
@@ -202,10 +203,10 @@ impl Names {
 
     /// The addresses of everything that is no variable.
     pub(crate) fn code(&self) -> impl Iterator<Item = Addr> {
-        self.entries.iter().filter(|entry| entry.kind != SymbolKind::Object).map(|entry| entry.addr)
+        self.entries.iter().filter(|entry| entry.kind != ModuleSymbolKind::Object).map(|entry| entry.addr)
     }
 
-    /// Whether one of them begins at an address.
+    /// Whether a function or other code begins at an address.
     pub(crate) fn begins_at(&self, at: Addr) -> bool {
         if self.questions.fetch_add(1, Ordering::Relaxed) < WALKS {
             return self.code().any(|start| start == at);
@@ -219,26 +220,26 @@ impl Names {
         self.starts.get().is_some_and(|starts| starts.binary_search(&at).is_ok())
     }
 
-    /// The function that an address lies in, by the sizes that the file states: its name, the distance from its start, and
-    /// its size. Of several the one with the nearest start, a global one before a local one.
+    /// Returns the function that contains an address, by the sizes in the file: name, distance from the start, and
+    /// size. Of several functions, the one with the nearest start, a global one before a local one.
     pub(crate) fn function_at(&self, at: Addr) -> Option<(&[u8], u64, u64)> {
-        let holds = |entry: &&Entry| {
+        let holds = |entry: &&NamedSymbol| {
             let offset = at.checked_offset_from(entry.addr);
-            entry.kind != SymbolKind::Object && offset.is_some_and(|offset| offset < entry.size)
+            entry.kind != ModuleSymbolKind::Object && offset.is_some_and(|offset| offset < entry.size)
         };
-        let rank = |entry: &&Entry| (entry.addr, entry.scope == Scope::Global);
+        let rank = |entry: &&NamedSymbol| (entry.addr, entry.scope == SymbolScope::Global);
         let found = self.entries.iter().filter(holds).max_by_key(rank)?;
         Some((self.name(found), at.checked_offset_from(found.addr)?, found.size))
     }
 }
 
-impl Describe for Names {
+impl Describe for SymbolNames {
     fn module(&self) -> &str {
         &self.module
     }
 
     fn symbol(&self, at: Addr) -> Option<(&[u8], u64)> {
-        let before = self.entries.iter().filter(|entry| entry.kind != SymbolKind::Object && entry.addr <= at);
+        let before = self.entries.iter().filter(|entry| entry.kind != ModuleSymbolKind::Object && entry.addr <= at);
         let nearest = before.max_by_key(|entry| entry.addr)?;
         Some((self.name(nearest), at.checked_offset_from(nearest.addr)?))
     }
@@ -250,13 +251,18 @@ impl Describe for Names {
 
 #[cfg(test)]
 mod tests {
-    use super::{Addr, AtomicU32, Entry, Names, OnceLock, Scope, SymbolKind, WALKS};
+    use super::{Addr, AtomicU32, ModuleSymbolKind, NamedSymbol, OnceLock, SymbolNames, SymbolScope, WALKS};
 
     /// Entries: offset of the name, scope. The address is the number of the entry.
-    fn names(strings: &[u8], entries: &[(u32, Scope)]) -> Names {
-        let entry =
-            |(at, &(name, scope))| Entry { addr: Addr::new(at), size: 0, name, kind: SymbolKind::Function, scope };
-        Names {
+    fn names(strings: &[u8], entries: &[(u32, SymbolScope)]) -> SymbolNames {
+        let entry = |(at, &(name, scope))| NamedSymbol {
+            addr: Addr::new(at),
+            size: 0,
+            name,
+            kind: ModuleSymbolKind::Function,
+            scope,
+        };
+        SymbolNames {
             module: "module".into(),
             trap_descriptor: 2,
             entries: (0..).zip(entries).map(entry).collect(),
@@ -268,8 +274,8 @@ mod tests {
         }
     }
 
-    /// Looks a name up until that goes by the index.
-    fn check(names: &Names, name: &[u8], expected: Option<u64>) {
+    /// Looks up a name until the index is used.
+    fn check(names: &SymbolNames, name: &[u8], expected: Option<u64>) {
         for lookup in 0..=WALKS {
             let found = names.find(name).map(|symbol| symbol.addr.get());
             assert_eq!(found, expected, "{}, look-up {lookup}", name.escape_ascii());
@@ -278,7 +284,8 @@ mod tests {
 
     #[test]
     fn a_global_symbol_comes_before_local_ones_and_the_first_local_one_before_others() {
-        let entries = [(1, Scope::Local), (5, Scope::Local), (5, Scope::Local), (1, Scope::Global)];
+        let entries =
+            [(1, SymbolScope::Local), (5, SymbolScope::Local), (5, SymbolScope::Local), (1, SymbolScope::Global)];
         for (name, expected) in [(&b"add"[..], Some(3)), (b"sub", Some(1)), (b"ad", None), (b"addx", None)] {
             check(&names(b"\0add\0sub\0", &entries), name, expected);
         }
@@ -286,7 +293,8 @@ mod tests {
 
     #[test]
     fn a_function_holds_what_its_size_says() {
-        let mut names = names(b"\0add\0sub\0", &[(1, Scope::Local), (1, Scope::Global), (5, Scope::Local)]);
+        let mut names =
+            names(b"\0add\0sub\0", &[(1, SymbolScope::Local), (1, SymbolScope::Global), (5, SymbolScope::Local)]);
         for (entry, (addr, size)) in names.entries.iter_mut().zip([(0x10, 0x20), (0x20, 8), (0x20, 8)]) {
             (entry.addr, entry.size) = (Addr::new(addr), size);
         }
@@ -303,11 +311,12 @@ mod tests {
 
     #[test]
     fn whether_code_begins_somewhere_is_the_same_by_walking_and_by_the_index() {
-        let mut names = names(b"\0add\0sub\0", &[(1, Scope::Local), (5, Scope::Global), (1, Scope::Local)]);
+        let mut names =
+            names(b"\0add\0sub\0", &[(1, SymbolScope::Local), (5, SymbolScope::Global), (1, SymbolScope::Local)]);
         for (entry, (addr, kind)) in names.entries.iter_mut().zip([
-            (0x20, SymbolKind::Function),
-            (0x10, SymbolKind::Other),
-            (0x18, SymbolKind::Object),
+            (0x20, ModuleSymbolKind::Function),
+            (0x10, ModuleSymbolKind::Other),
+            (0x18, ModuleSymbolKind::Object),
         ]) {
             (entry.addr, entry.kind) = (Addr::new(addr), kind);
         }
@@ -320,14 +329,20 @@ mod tests {
 
     #[test]
     fn functions_sort_by_address_then_scope_then_name() {
-        let all = [(5, Scope::Local), (9, Scope::Global), (1, Scope::Global), (1, Scope::Local), (5, Scope::Global)];
+        let all = [
+            (5, SymbolScope::Local),
+            (9, SymbolScope::Global),
+            (1, SymbolScope::Global),
+            (1, SymbolScope::Local),
+            (5, SymbolScope::Global),
+        ];
         let mut names = names(b"\0add\0sub\0mul\0", &all);
         for (entry, (addr, kind)) in names.entries.iter_mut().zip([
-            (0x20, SymbolKind::Function),
-            (0x20, SymbolKind::Function),
-            (0x20, SymbolKind::Function),
-            (0x10, SymbolKind::Function),
-            (0x10, SymbolKind::Object),
+            (0x20, ModuleSymbolKind::Function),
+            (0x20, ModuleSymbolKind::Function),
+            (0x20, ModuleSymbolKind::Function),
+            (0x10, ModuleSymbolKind::Function),
+            (0x10, ModuleSymbolKind::Object),
         ]) {
             (entry.addr, entry.kind) = (Addr::new(addr), kind);
         }
@@ -341,6 +356,6 @@ mod tests {
 
     #[test]
     fn two_names_side_by_side_are_not_one() {
-        check(&names(b"\0add\0sub\0", &[(1, Scope::Global)]), b"add\0sub", None);
+        check(&names(b"\0add\0sub\0", &[(1, SymbolScope::Global)]), b"add\0sub", None);
     }
 }

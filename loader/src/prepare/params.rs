@@ -7,9 +7,9 @@ use modload_abi::KernelParam;
 use modload_abi::record::{FixedRecord, KparamArray, KparamString};
 use modload_edit::{Addr, index, wide};
 
-use crate::prepare::layout::Part;
+use crate::prepare::error::PrepareError;
+use crate::prepare::layout::MemoryPart;
 use crate::prepare::memory::Staging;
-use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::param_error::ParamError;
 
@@ -24,7 +24,7 @@ pub enum ParamType {
     Integer(Integer),
     /// A pointer to a string, which the host keeps.
     CharP,
-    /// A buffer of so many bytes, its closing NUL included.
+    /// A buffer of this many bytes, including the closing NUL.
     String {
         /// Size of the buffer.
         maxlen: u32,
@@ -37,7 +37,7 @@ pub enum ParamType {
         elemsize: u32,
         /// How many there is room for.
         max: u32,
-        /// Where the number of values given goes.
+        /// Address that receives the number of given values.
         num: Option<Addr>,
     },
 }
@@ -62,7 +62,7 @@ const fn integer(name: &'static str, bytes: usize, signed: Sign) -> Option<Param
 
 const KINDS: usize = 14;
 
-/// The types a module may name, in the order of [`OPS`]. `None`: it is made from the record's argument.
+/// The types that a module may name, in the order of [`OPS`]. `None`: the type is made from the record's argument.
 const TYPES: [(&str, Option<ParamType>); KINDS] = [
     ("bool", Some(ParamType::Bool)),
     ("invbool", Some(ParamType::InvBool)),
@@ -80,7 +80,7 @@ const TYPES: [(&str, Option<ParamType>); KINDS] = [
     ("array", None),
 ];
 
-/// What `param_ops_int` and its like refer to. A module only compares and passes on these addresses.
+/// The targets of `param_ops_int` and similar symbols. Modules only compare and pass on these addresses.
 static OPS: [u64; KINDS] = [0; KINDS];
 
 /// The address of the operations of a type.
@@ -98,15 +98,15 @@ fn type_of(ops: u64) -> Option<(&'static str, Option<ParamType>)> {
 /// A parameter of a module.
 #[derive(Clone, Debug)]
 pub struct ParamInfo {
-    /// Its name.
+    /// Name of the parameter.
     pub name: String,
     /// Permission bits, as of a file in sysfs.
     pub perm: u16,
-    /// Its type.
+    /// Type of the parameter.
     pub kind: ParamType,
-    /// Where its value stands.
+    /// Address of the value.
     pub(crate) place: Addr,
-    /// Strings that the module has pointers to, as long as it is loaded.
+    /// Strings that the module has pointers to, as long as the module is loaded.
     held: Vec<CString>,
 }
 
@@ -146,8 +146,9 @@ impl ParamInfo {
             _ => None,
         };
         for (at, len) in [Some((place, param.kind.size())), num].into_iter().flatten() {
-            let fits = |(part, rest): (Part, &[u8])| {
-                matches!(part, Part::Data | Part::InitData | Part::RoAfterInit) && wide(rest.len()) >= len
+            let fits = |(part, rest): (MemoryPart, &[u8])| {
+                matches!(part, MemoryPart::Data | MemoryPart::InitData | MemoryPart::RoAfterInit)
+                    && wide(rest.len()) >= len
             };
             if !memory.at(at).is_some_and(fits) {
                 return Err("its variable is not in the module's data");
@@ -163,7 +164,7 @@ impl ParamInfo {
         self.name.len() == name.len() && self.name.bytes().zip(name.bytes()).all(same)
     }
 
-    /// Parses a value and stores it by way of `write`, which says `None` for a place that is not the module's.
+    /// Parses a value and stores the value with `write`, which returns `None` for a place outside of the module.
     pub(crate) fn set(
         &mut self,
         value: Option<&str>,
@@ -176,7 +177,7 @@ impl ParamInfo {
         Ok(())
     }
 
-    /// The value as text, as Linux's sysfs shows it.
+    /// Returns the value as text, as in Linux's sysfs.
     pub(crate) fn show(&self, read: &dyn Fn(Addr, usize) -> Option<Vec<u8>>) -> Option<String> {
         self.kind.show(self.place, &self.held, read)
     }
@@ -286,7 +287,7 @@ impl ParamType {
                 if integer.name == "hexint" { format!("{number:#x}") } else { number.to_string() }
             }
             ParamType::CharP => {
-                // Only what the host stored there is followed; what the module points to itself is its own.
+                // Only pointers that the host has stored are followed.
                 let pointer = u64::from_le_bytes(bytes()?.try_into().ok()?);
                 let held = held.iter().find(|string| wide(string.as_ptr().expose_provenance()) == pointer);
                 held.map_or_else(|| "(set by the module)".into(), |string| text(string.as_bytes()))
@@ -338,7 +339,7 @@ fn number(value: &str) -> Option<i128> {
         None if digits.len() > 1 && digits.starts_with('0') => (8, &digits[1..]),
         None => (10, digits),
     };
-    // `from_str_radix` takes a sign of its own, and the first one is gone.
+    // `from_str_radix` accepts a sign, and the sign is already removed.
     if !digits.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return None;
     }
@@ -355,13 +356,13 @@ pub(crate) fn split(param: &str) -> (&str, Option<&str>) {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ParamsSet(pub(crate) u64);
 
-/// Sets the parameters given; `unknown` is told of each that the module does not have.
+/// Sets the given parameters; `unknown` is called for each parameter that the module does not have.
 pub(crate) fn parse(
     params: &mut [ParamInfo],
     given: &[String],
     write: &dyn Fn(Addr, &[u8]) -> Option<()>,
     mut unknown: impl FnMut(&str),
-) -> Result<ParamsSet, Error> {
+) -> Result<ParamsSet, PrepareError> {
     let mut set = 0;
     for param in given {
         let (name, value) = split(param);
@@ -369,7 +370,7 @@ pub(crate) fn parse(
             None => unknown(name),
             Some(param) => {
                 let named = param.name.clone();
-                param.set(value, write).map_err(|source| Error::Param { name: named, source })?;
+                param.set(value, write).map_err(|source| PrepareError::Param { name: named, source })?;
                 set += 1;
             }
         }

@@ -1,4 +1,4 @@
-//! What a host allows, and what it does about a module that breaks a rule: nothing, a warning, or a refusal.
+//! The rules of a host, and the consequence of breaking a rule: nothing, a warning, or a refusal.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,10 +7,10 @@ use serde::{Serialize, Serializer};
 
 use crate::vocabulary::rewriting::Rewriting;
 
-/// What is done about a module that breaks a rule.
+/// The consequence for a module that breaks a rule.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Check {
-    /// The rule is not looked at.
+    /// The rule is not checked.
     Off,
     /// The module loads, with a warning and the taint F.
     Warn,
@@ -25,7 +25,7 @@ pub enum Rule {
     Versions,
     /// `vermagic=` is the host's.
     Vermagic,
-    /// A symbol of a namespace is used only by modules that import it.
+    /// A symbol of a namespace is used only by modules that import that namespace.
     Namespaces,
     /// The licence is compatible with the GPL.
     License,
@@ -34,7 +34,7 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// Its name in timelines.
+    /// Name of the rule in timelines.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -59,15 +59,15 @@ impl Serialize for Rule {
     }
 }
 
-/// What came of a rule.
+/// The result of a check.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The module keeps it.
+    /// The module keeps the rule.
     Kept,
-    /// The module breaks it and is loaded all the same.
+    /// The module breaks the rule and is loaded anyway.
     Warned,
-    /// The module breaks it and is not loaded.
+    /// The module breaks the rule and is not loaded.
     Refused,
 }
 
@@ -84,14 +84,14 @@ impl fmt::Display for Verdict {
 /// Which symbols of a module others may use.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Exports {
-    /// Those it exports: `EXPORT_SYMBOL`.
+    /// The symbols that the module exports: `EXPORT_SYMBOL`.
     #[default]
     Declared,
-    /// If it declares none: all its global functions, variables and numbers that are not hidden.
+    /// If the module exports none: all global functions, variables and numbers that are not hidden.
     GlobalsOfPlainObjects,
 }
 
-/// What a host allows and how it reports. Why the defaults are what they are stands in ARCHITECTURE.md.
+/// The policy of a host. ARCHITECTURE.md gives the reasons for the defaults.
 #[derive(Clone, Debug)]
 pub struct Policy {
     /// Which symbols of modules others may use.
@@ -104,7 +104,7 @@ pub struct Policy {
     pub versions: Check,
     /// [`Rule::Vermagic`], if there is one to compare with.
     pub vermagic: Check,
-    /// What `vermagic=` must be.
+    /// The required `vermagic=`.
     pub expected_vermagic: Option<String>,
     /// [`Rule::Namespaces`].
     pub namespaces: Check,
@@ -116,27 +116,27 @@ pub struct Policy {
     pub blocked: BTreeSet<String>,
     /// Whether modules that are held may be unloaded.
     pub forced_unload: ForcedUnload,
-    /// How it is known that nobody is in a module's code when it goes.
+    /// The proof that no thread is in a module's code when the module is freed.
     pub proof: Proof,
-    /// What code is made for.
+    /// The target of code rewriting.
     pub rewriting: Rewriting,
 }
 
-/// How it is known that nobody is in a module's code when it goes.
+/// A proof that no thread is in a module's code when the module is freed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Proof {
     /// By every thread's stack.
     Stacks,
-    /// By whoever vouches for the images.
+    /// By a promise of the author of the images.
     Promise,
 }
 
 /// Linux's `CONFIG_MODULE_FORCE_UNLOAD`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ForcedUnload {
-    /// What is held stays.
+    /// A held module stays.
     Refused,
-    /// What is held can be unloaded by force.
+    /// A held module can be unloaded by force.
     Allowed,
 }
 
@@ -161,7 +161,7 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// What is done about a rule.
+    /// Returns the check of a rule.
     #[must_use]
     pub fn check(&self, rule: Rule) -> Check {
         match rule {
@@ -173,7 +173,7 @@ impl Policy {
         }
     }
 
-    /// Where a rule's check stands.
+    /// Returns the check of a rule, to be changed.
     pub fn check_mut(&mut self, rule: Rule) -> &mut Check {
         match rule {
             Rule::Versions => &mut self.versions,

@@ -4,21 +4,21 @@ use modload_abi::section;
 use modload_edit::Ledger;
 use modload_relocs::{OnDiscarded, RelocCounts, RelocatedSection, Slots};
 
-use crate::elf::file::{File, Relas, Section};
+use crate::elf::file::{File, FileSection, Relas};
 use crate::prepare::deferred::awaited;
-use crate::prepare::layout::Layout;
+use crate::prepare::error::{PrepareError, RelocationAdvice};
+use crate::prepare::layout::ModuleLayout;
 use crate::prepare::memory::Staging;
 use crate::prepare::resolved::Resolved;
-use crate::vocabulary::error::{Advice, Error};
 
 /// Applies all relocations. `low` says whether the memory lies in the low 2 GiB.
 pub(crate) fn relocate(
     file: &File<'_>,
-    layout: &Layout,
+    layout: &ModuleLayout,
     resolved: &Resolved,
     memory: &mut Staging,
     low: bool,
-) -> Result<RelocCounts, Error> {
+) -> Result<RelocCounts, PrepareError> {
     let slots = layout.slots.clone().place(memory.addr(layout.got), memory.addr(layout.plt));
     let symbols = &resolved.symbols[..];
     fill(&slots, file, layout, symbols, memory).map_err(|source| explain(file, source, low))?;
@@ -34,14 +34,14 @@ pub(crate) fn relocate(
     Ok(counts)
 }
 
-/// [`relocate`] by way of a ledger, for those who want to see every edit.
+/// [`relocate`] through a ledger, which records every edit.
 pub(crate) fn relocate_kept(
     file: &File<'_>,
-    layout: &Layout,
+    layout: &ModuleLayout,
     resolved: &Resolved,
     ledger: &mut Ledger<'_, Staging>,
     low: bool,
-) -> Result<(), Error> {
+) -> Result<(), PrepareError> {
     let addr = |ledger: &Ledger<'_, Staging>, spot| ledger.code().addr(spot);
     let (got, plt) = (addr(ledger, layout.got), addr(ledger, layout.plt));
     let slots = layout.slots.clone().place(got, plt);
@@ -65,13 +65,14 @@ pub(crate) fn relocate_kept(
     Ok(())
 }
 
-/// What is relocated with the module itself: a live patch's relocations against the host, too, which is always there.
+/// Returns the relocations that are applied with the module itself, including a live patch's relocations against the
+/// host.
 fn early<'f, 'a>(file: &'f File<'a>) -> impl Iterator<Item = &'f Relas<'a>> {
     file.relas.iter().chain(file.klp_relas.iter().filter(|relas| awaited(file, relas).is_none()))
 }
 
 /// Rows and records of entries for functions that are not there do no harm.
-fn on_discarded(section: &Section<'_>) -> OnDiscarded {
+fn on_discarded(section: &FileSection<'_>) -> OnDiscarded {
     let of_functions = [section::EH_FRAME, section::PATCHABLE_FUNCTION_ENTRIES, section::MCOUNT_LOC].map(str::as_bytes);
     if of_functions.contains(&section.name) { OnDiscarded::LeaveZero } else { OnDiscarded::Refuse }
 }
@@ -79,7 +80,7 @@ fn on_discarded(section: &Section<'_>) -> OnDiscarded {
 fn fill(
     slots: &Slots,
     file: &File<'_>,
-    layout: &Layout,
+    layout: &ModuleLayout,
     symbols: &[modload_relocs::RelocSymbol],
     memory: &mut Staging,
 ) -> Result<(), modload_relocs::RelocError> {
@@ -101,15 +102,15 @@ fn fill(
     Ok(())
 }
 
-pub(crate) fn explain(file: &File<'_>, source: modload_relocs::RelocError, low: bool) -> Error {
+pub(crate) fn explain(file: &File<'_>, source: modload_relocs::RelocError, low: bool) -> PrepareError {
     let site = source.site();
     let mut all = file.relas.iter().chain(&file.klp_relas);
     let target = all.find(|relas| relas.section == site.section).map_or(0, |relas| relas.target);
     let overflow = matches!(source, modload_relocs::RelocError::Overflow { .. });
-    Error::Relocation {
+    PrepareError::Relocation {
         place: file.display_place(target, site.offset),
         symbol: file.display_name(site.symbol),
-        advice: if overflow && !low { Advice::NoLowMemory } else { Advice::None },
+        advice: if overflow && !low { RelocationAdvice::NoLowMemory } else { RelocationAdvice::None },
         error: Box::new(source),
     }
 }

@@ -1,19 +1,19 @@
-//! The addresses of a module's symbols: what stage *resolve* has found.
+//! The addresses of a module's symbols: the result of stage *resolve*.
 
 use modload_edit::{Addr, index};
 use modload_relocs::RelocSymbol;
 
-/// The addresses of all symbols of a module, by their index.
+/// The addresses of all symbols of a module, by index.
 #[derive(Debug)]
 pub(crate) struct Resolved {
     pub(crate) symbols: Vec<RelocSymbol>,
-    /// How many came from outside the module.
+    /// Number of symbols from outside the module.
     pub(crate) external: u64,
-    /// The symbols that the module defines, and that mean another's definition all the same, in order.
+    /// Symbols of the module that another module's definition replaces, in order.
     pub(crate) elsewhere: Vec<u32>,
 }
 
-/// Which of several a symbol's position means: the only one, or that of this number, from 1.
+/// Returns the address at a symbol position: position 0 means the only one, other positions count from 1.
 pub(crate) fn picked(all: &[Addr], position: u64) -> Option<Addr> {
     match (position, all) {
         (0, [only]) => Some(*only),

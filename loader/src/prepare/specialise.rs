@@ -1,5 +1,5 @@
-//! Stage *specialise*: code is made for the machine it will run on, by the engines in their order. The same engines,
-//! with another machine's facts, are behind [`crate::MemoryImage`].
+//! Stage *specialise*: the engines rewrite code for the target machine, in a fixed order. [`crate::MemoryImage`] uses
+//! the same engines with the facts of another machine.
 
 use modload_abi::{Rela, section};
 use modload_alternatives::{self as alternatives, Boundaries, Facts};
@@ -8,15 +8,16 @@ use modload_paravirt::{Direct, call_directly, paravirt};
 use modload_relocs::RelocFormula;
 use object::elf;
 
-use crate::elf::file::{File, Place, Relas, Sym};
+use crate::elf::error::ObjectError;
+use crate::elf::file::{File, FileSymbol, Relas, SymbolPlace};
 use crate::elf::sections::whole_records;
 use crate::prepare::deferred::Waiting;
-use crate::prepare::layout::{Layout, THUNK, THUNKS};
+use crate::prepare::error::PrepareError;
+use crate::prepare::layout::{ModuleLayout, THUNK, THUNKS};
 use crate::prepare::memory::Staging;
-use crate::vocabulary::error::Error;
-use crate::vocabulary::rewriting::{Branch, HostOperations, Rewriting, TrampolineCall, record_size};
+use crate::vocabulary::rewriting::{HostOperations, Rewriting, TrampolineBranch, TrampolineCall, record_size};
 
-/// What the engines have found.
+/// The results of the engines.
 #[derive(Default, Debug)]
 pub(crate) struct Specialised {
     /// How many records each has followed.
@@ -25,7 +26,7 @@ pub(crate) struct Specialised {
     pub(crate) calls: Vec<TrampolineCall>,
 }
 
-/// The sections by which a module asks for rewriting, and who follows their records.
+/// The sections that request rewriting, and the engines for their records.
 const TABLES: &[(Engine, &str)] = &[
     (Engine::Paravirt, section::PARAINSTRUCTIONS),
     (Engine::Retpoline, section::RETPOLINE_SITES),
@@ -40,11 +41,11 @@ const TABLES: &[(Engine, &str)] = &[
 /// Rewrites a module's staged text.
 pub(crate) fn specialise(
     file: &File<'_>,
-    layout: &Layout,
+    layout: &ModuleLayout,
     code: &mut Ledger<'_, Staging>,
     rewriting: &Rewriting,
     waiting: &Waiting<'_>,
-) -> Result<Specialised, Error> {
+) -> Result<Specialised, PrepareError> {
     let mut specialised = Specialised::default();
     if let (Some(operations), Some((symbol, table))) = (&rewriting.host_operations, layout.operations) {
         let table = code.code().addr(table);
@@ -88,24 +89,24 @@ pub(crate) fn specialise(
     Ok(specialised)
 }
 
-/// Has the records of function entries followed; says how many there were.
+/// Runs the engine of function entries; returns the number of records.
 fn entries(
     name: &'static str,
     table: &RecordTable,
     boundaries: &Boundaries,
     code: &mut Ledger<'_, Staging>,
-) -> Result<u64, Error> {
+) -> Result<u64, PrepareError> {
     let done = alternatives::function_entries(table, boundaries, code);
-    done.map_err(|error| Error::Rewrite { section: name, error: error.into() })?;
+    done.map_err(|error| PrepareError::Rewrite { section: name, error: error.into() })?;
     Ok(u64::from(table.len(8)))
 }
 
-/// What means an address in the module's text: its symbols, and its relocations, those of the rows of its frames among them
-/// but not those of the tables of entries.
-fn boundaries(file: &File<'_>, layout: &Layout, memory: &Staging) -> Boundaries {
+/// Returns all targets of references into the module's text: symbols, and relocations, including those of call frame
+/// rows, but not those of the tables of function entries.
+fn boundaries(file: &File<'_>, layout: &ModuleLayout, memory: &Staging) -> Boundaries {
     let text = |at: u32| layout.section(at).filter(|spot| spot.part.is_text()).map(|spot| memory.addr(spot));
-    let start = |symbol: &Sym<'_>| match symbol.place {
-        Place::Section(section) => Some(text(section)? + symbol.value),
+    let start = |symbol: &FileSymbol<'_>| match symbol.place {
+        SymbolPlace::Section(section) => Some(text(section)? + symbol.value),
         _ => None,
     };
     let (mut starts, mut others) = (Vec::new(), Vec::new());
@@ -119,12 +120,12 @@ fn boundaries(file: &File<'_>, layout: &Layout, memory: &Staging) -> Boundaries 
     };
     for relas in file.relas.iter().filter(|relas| !is_table(relas)) {
         let is_code = text(relas.target).is_some();
-        // Their only relocations against code are those of where functions begin.
+        // The only relocations of these rows against code are the starts of functions.
         let of_frames = file.section(relas.target).is_some_and(|target| target.name == section::EH_FRAME.as_bytes());
         for rela in relas.records.iter() {
             let Some(at) = file.symbol(rela.symbol).as_ref().and_then(start) else { continue };
             let value = modload_relocs::row(rela.kind).map(|row| row.value);
-            // An instruction reckons from its end, and a branch's operand ends it.
+            // A branch is relative to the end of the instruction, and the operand of a branch is at the end.
             let is_branch =
                 is_code && matches!(value, Some(RelocFormula::SymbolMinusPlace | RelocFormula::CallMinusPlace));
             let target = at.offset(rela.addend.saturating_add(if is_branch { 4 } else { 0 }));
@@ -134,8 +135,8 @@ fn boundaries(file: &File<'_>, layout: &Layout, memory: &Staging) -> Boundaries 
     Boundaries::new(starts, &others)
 }
 
-/// What is known of the machine, and of the module's own thunks.
-pub(crate) fn facts(layout: &Layout, memory: &Staging, rewriting: &Rewriting) -> Facts {
+/// Returns the facts of the machine, with the module's own thunks.
+pub(crate) fn facts(layout: &ModuleLayout, memory: &Staging, rewriting: &Rewriting) -> Facts {
     let mut facts = rewriting.facts.clone();
     if let Some(thunks) = layout.thunks {
         let thunks = memory.addr(thunks);
@@ -147,21 +148,22 @@ pub(crate) fn facts(layout: &Layout, memory: &Staging, rewriting: &Rewriting) ->
     facts
 }
 
-/// Makes calls through the host's operations table direct: they are known by their relocations. Says how many.
+/// Makes calls through the host's operations table direct; the calls are found by their relocations. Returns the number
+/// of such calls.
 fn call_operations(
     file: &File<'_>,
-    layout: &Layout,
+    layout: &ModuleLayout,
     symbol: u32,
     table: Addr,
     operations: &HostOperations,
     code: &mut Ledger<'_, Staging>,
-) -> Result<u64, Error> {
+) -> Result<u64, PrepareError> {
     let mut direct = 0;
     for relas in &file.relas {
         let Some(spot) = layout.section(relas.target) else { continue };
         let section = code.code().addr(spot);
         for (record, rela) in (0..).zip(relas.records.iter()).filter(|(_, rela)| rela.symbol == symbol) {
-            // An instruction's operand mostly ends it: its addend is 4 less than the distance in the table.
+            // The operand is mostly at the end of an instruction: the addend is 4 less than the distance in the table.
             let offset = match modload_relocs::row(rela.kind).map(|row| row.value) {
                 Some(RelocFormula::SymbolMinusPlace | RelocFormula::CallMinusPlace) => rela.addend.checked_add(4),
                 Some(RelocFormula::Symbol) => Some(rela.addend),
@@ -170,12 +172,12 @@ fn call_operations(
             let entries = i64::try_from(operations.entries.len()).unwrap_or(i64::MAX);
             if offset.is_none_or(|offset| !(0..8 * entries).contains(&offset)) {
                 let why = "it refers to an entry that the host's table does not have";
-                return Err(Error::Unsupported { what: "symbol", name: operations.symbol.clone(), why });
+                return Err(ObjectError::Unsupported { what: "symbol", name: operations.symbol.clone(), why }.into());
             }
             if !spot.part.is_text() {
                 continue;
             }
-            // What the operand refers to, whatever the relocation is called.
+            // The target of the operand, for any relocation type.
             let operand = section + rela.offset;
             let Some(displacement) = code.bytes(operand, 4).and_then(|bytes| bytes.try_into().ok()) else { continue };
             let entry = (operand + 4).offset(i32::from_le_bytes(displacement).into());
@@ -184,16 +186,16 @@ fn call_operations(
             let Some(&target) = target.filter(|target| **target != Addr::NULL) else { continue };
             let why = EditOrigin { engine: Engine::Paravirt, section: relas.section, record };
             let done = call_directly(operand, target, why, code);
-            let done = done.map_err(|error| Error::Rewrite { section: section::TEXT, error: error.into() })?;
+            let done = done.map_err(|error| PrepareError::Rewrite { section: section::TEXT, error: error.into() })?;
             direct += u64::from(done == Direct::Yes);
         }
     }
     Ok(direct)
 }
 
-/// The calls of trampolines in a file without records of them. One that is no plain call or jump stays as it is, and
-/// works through the trampoline.
-fn trampoline_calls(file: &File<'_>, layout: &Layout, code: &Ledger<'_, Staging>) -> Vec<TrampolineCall> {
+/// Returns the calls of trampolines in a file without records of such calls. Instructions other than a plain call or
+/// jump stay unchanged, and work through the trampoline.
+fn trampoline_calls(file: &File<'_>, layout: &ModuleLayout, code: &Ledger<'_, Staging>) -> Vec<TrampolineCall> {
     let mut calls = Vec::new();
     for relas in &file.relas {
         let Some(spot) = layout.section(relas.target).filter(|spot| spot.part.is_text()) else { continue };
@@ -209,7 +211,8 @@ fn trampoline_calls(file: &File<'_>, layout: &Layout, code: &Ledger<'_, Staging>
     calls
 }
 
-/// The call that a relocation against a trampoline belongs to. `target` is where the section stands that is relocated.
+/// Returns the call that a relocation against a trampoline belongs to. `target` is the address of the relocated
+/// section.
 pub(crate) fn trampoline_call(
     target: Addr,
     section: u32,
@@ -223,8 +226,8 @@ pub(crate) fn trampoline_call(
     }
     let site = (target + rela.offset).offset(-1);
     let (trampoline, branch) = match InstructionEffect::of(site, code.text(site, 5)?)? {
-        InstructionEffect::Call { to, .. } => (to, Branch::Call),
-        InstructionEffect::Jump(to) => (to, Branch::Jump),
+        InstructionEffect::Call { to, .. } => (to, TrampolineBranch::Call),
+        InstructionEffect::Jump(to) => (to, TrampolineBranch::Jump),
         _ => return None,
     };
     let why = EditOrigin { engine: Engine::StaticCall, section, record };
@@ -238,8 +241,8 @@ pub(crate) fn in_order(
     ORDER.iter().flat_map(|(engine, _)| tables.iter().filter(move |(of, ..)| of == engine).copied())
 }
 
-/// Has an engine follow the records of a table; says how many there were. `text` is where `.text` stands; `facts` are
-/// those of `rewriting`, with what is the module's own.
+/// Runs an engine on the records of a table; returns the number of records. `text` is the place of `.text`; `facts` are
+/// those of `rewriting`, with the module's own thunks.
 pub(crate) fn follow(
     engine: Engine,
     name: &'static str,
@@ -248,9 +251,9 @@ pub(crate) fn follow(
     facts: &Facts,
     rewriting: &Rewriting,
     code: &mut impl Code,
-) -> Result<u64, Error> {
+) -> Result<u64, PrepareError> {
     let Rewriting { profile, operations, .. } = rewriting;
-    let rewritten = |error| Error::Rewrite { section: name, error };
+    let rewritten = |error| PrepareError::Rewrite { section: name, error };
     let records = Ok(u64::from(table.len(record_size(engine, *profile))));
     match engine {
         Engine::Paravirt => {
@@ -282,7 +285,7 @@ pub(crate) fn follow(
                 .map_err(|error| rewritten(error.into()))?;
             records
         }
-        // Relocations are done; keys and calls are for those who know them; the rest has no table.
+        // Relocations are done. Static keys and calls belong to their subscriber. The others have no table.
         Engine::Relocation
         | Engine::Slot
         | Engine::Indirect
@@ -292,7 +295,7 @@ pub(crate) fn follow(
     }
 }
 
-/// The sections and their engines, for those who look only.
+/// Returns the sections and their engines.
 pub(crate) fn tables() -> impl Iterator<Item = (Engine, &'static str)> {
     TABLES.iter().copied()
 }

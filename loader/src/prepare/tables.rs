@@ -1,25 +1,25 @@
-//! Sections by name, as they are in memory.
+//! Sections by name, as relocated in memory.
 
 use modload_edit::Addr;
 
 use crate::elf::file::File;
-use crate::prepare::layout::{Layout, Spot};
+use crate::prepare::layout::{ModuleLayout, Spot};
 use crate::prepare::memory::Staging;
 
-/// The sections of this name with their places and, relocated, their bytes.
+/// Returns the sections of this name with addresses and relocated bytes.
 pub(crate) fn tables<'f>(
     file: &'f File<'_>,
-    layout: &'f Layout,
+    layout: &'f ModuleLayout,
     memory: &'f Staging,
     name: &'f str,
 ) -> impl Iterator<Item = (Addr, &'f [u8])> {
     numbered_tables(file, layout, memory, name).map(|(_, at, bytes)| (at, bytes))
 }
 
-/// The same, with their numbers in the file.
+/// Like [`tables`], with the numbers of the sections in the file.
 pub(crate) fn numbered_tables<'f>(
     file: &'f File<'_>,
-    layout: &'f Layout,
+    layout: &'f ModuleLayout,
     memory: &'f Staging,
     name: &'f str,
 ) -> impl Iterator<Item = (u32, Addr, &'f [u8])> {

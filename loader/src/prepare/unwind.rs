@@ -1,4 +1,4 @@
-//! The plan of a module's call frame information, from its relocated `.eh_frame`.
+//! Plans a module's call frame information from the relocated `.eh_frame`.
 
 use std::ops::Range;
 
@@ -6,17 +6,17 @@ use modload_abi::section;
 use modload_threads::frames;
 
 use crate::elf::file::File;
-use crate::prepare::frames::Plan;
-use crate::prepare::layout::{Layout, Part, Spot, THUNK, THUNKS};
+use crate::prepare::error::PrepareError;
+use crate::prepare::frames::FramesPlan;
+use crate::prepare::layout::{MemoryPart, ModuleLayout, Spot, THUNK, THUNKS};
 use crate::prepare::memory::Staging;
 use crate::prepare::tables::tables;
-use crate::vocabulary::error::Error;
 
-/// The texts of a module, in the order of [`Plan`]'s rows.
-const TEXTS: [Part; 2] = [Part::Text, Part::InitText];
+/// The texts of a module, in the order of [`FramesPlan`]'s rows.
+const TEXTS: [MemoryPart; 2] = [MemoryPart::Text, MemoryPart::InitText];
 
 /// Reads the module's `.eh_frame`, which is relocated.
-pub(crate) fn plan(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result<Plan, Error> {
+pub(crate) fn plan(file: &File<'_>, layout: &ModuleLayout, memory: &Staging) -> Result<FramesPlan, PrepareError> {
     let ranges = memory.ranges();
     let texts: [Range<u64>; 2] = TEXTS.map(|part| {
         let (start, len) = ranges[part.slot()];
@@ -28,13 +28,13 @@ pub(crate) fn plan(file: &File<'_>, layout: &Layout, memory: &Staging) -> Result
         start..start + size
     });
     let planned = frames::plan(sections, &branches, &texts)
-        .map_err(|error| Error::Frames { section: section::EH_FRAME, error })?;
+        .map_err(|error| PrepareError::Frames { section: section::EH_FRAME, error })?;
     let mut planned = planned.into_iter().map(|planned| Some(planned).filter(|planned| !planned.is_empty()));
-    Ok(Plan(TEXTS.map(|_| planned.next().flatten())))
+    Ok(FramesPlan(TEXTS.map(|_| planned.next().flatten())))
 }
 
-/// What we have written into the text: PLT entries and thunks, of a branch each.
-fn branches(layout: &Layout) -> [(Spot, u64); 3] {
+/// Returns the branches that the loader has written into the text: PLT entries and thunks.
+fn branches(layout: &ModuleLayout) -> [(Spot, u64); 3] {
     let thunks = layout.thunks.map(|spot| (spot, THUNK * (THUNKS + 1)));
     let plt = (layout.plt, layout.slots.plt_size());
     [plt, (layout.indirect_plt, layout.indirect.plt_size()), thunks.unwrap_or((layout.plt, 0))]

@@ -1,12 +1,12 @@
-//! Why what waits for an object of a live patch cannot be held back until the object is there.
+//! Reasons why a part of a live patch cannot wait until an object is loaded.
 
 use thiserror::Error;
 
-/// What waits for an object cannot be held back until then.
+/// A part of a live patch that depends on an object cannot wait for the object.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum DeferredError {
-    /// A record depends on two objects, which come and go on their own.
+    /// A record depends on two objects, which are loaded and unloaded independently.
     #[error(
         "record {record} of section \"{section}\" depends on \"{first}\" and on \"{second}\": it can wait for one only"
     )]
@@ -20,7 +20,7 @@ pub enum DeferredError {
         /// The other.
         second: String,
     },
-    /// A record says that code of another module is to be rewritten.
+    /// A record requests rewriting of another module's code.
     #[error(
         "record {record} of section \"{section}\" is about code of \"{object}\": only its key may be another module's"
     )]
@@ -29,10 +29,10 @@ pub enum DeferredError {
         section: &'static str,
         /// The record, from 0.
         record: u32,
-        /// Whose code it is about.
+        /// The owner of the code.
         object: String,
     },
-    /// A record is about code that goes when `init` has returned.
+    /// A record refers to code that is freed when `init` has returned.
     #[error(
         "record {record} of section \"{section}\" waits for \"{object}\", and its site goes when init has returned"
     )]
@@ -41,24 +41,24 @@ pub enum DeferredError {
         section: &'static str,
         /// The record, from 0.
         record: u32,
-        /// What it waits for.
+        /// The object.
         object: String,
     },
-    /// A place that waits has been rewritten by an engine that does not: what it was for is not there any more.
+    /// An engine that does not wait has already rewritten a place that waits, so the waiting part no longer applies.
     #[error(
         "{late} waits for \"{object}\", but {first} of the same module has rewritten its place already: \
          {old} became {new}; what is relocated with the module itself comes early enough"
     )]
     Rewritten {
-        /// What would come late: a relocation with its place, its symbol and how much it writes, or a record.
+        /// The late part: a relocation with place, symbol and length, or a record.
         late: String,
-        /// What it waits for.
+        /// The object.
         object: String,
         /// Which engine's record has been followed.
         first: String,
-        /// What stood there, disassembled.
+        /// The old code, disassembled.
         old: String,
-        /// What stands there now, disassembled.
+        /// The present code, disassembled.
         new: String,
     },
 }

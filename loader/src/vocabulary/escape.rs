@@ -1,12 +1,12 @@
-//! Names from files in messages: a name must not steer the terminal on which a person reads it.
+//! Escapes names from files for messages: a name must not control the terminal of the reader.
 
 /// A name from a file, fit for a terminal.
 pub(crate) fn escaped(name: &[u8]) -> String {
     let as_is = |byte: &u8| matches!(byte, b'.' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z');
     match std::str::from_utf8(name) {
-        // Nearly all names: sections of every load come this way.
+        // The fast path for nearly all names: every load escapes the names of sections.
         Ok(name) if name.as_bytes().iter().all(as_is) => name.to_owned(),
-        // Quotes do a terminal no harm, and people are called O'Neill.
+        // Quotes are harmless to a terminal, and names of people such as O'Neill contain them.
         Ok(name) => name.chars().fold(String::new(), |mut text, c| {
             match c {
                 '\'' | '"' => text.push(c),

@@ -1,38 +1,38 @@
-//! Symbols that come from outside all modules.
+//! Symbols from outside of all modules.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use modload_edit::Addr;
 
-/// A symbol that comes from outside all modules.
+/// A symbol from outside of all modules.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct External {
-    /// Its address.
+    /// Address of the symbol.
     pub addr: Addr,
-    /// Whether only modules with a GPL-compatible licence may use it.
+    /// Whether only modules with a GPL-compatible licence may use the symbol.
     pub gpl_only: bool,
-    /// Its CRC, if uses of it are to be checked against `__versions`.
+    /// CRC of the symbol, to be compared with `__versions`; `None`: no comparison.
     pub crc: Option<u32>,
 }
 
-/// What the host offers to its modules.
+/// The symbols that a host offers to modules.
 pub trait Externals: Send + Sync {
-    /// Symbols that come before those of modules: what the host exports.
+    /// Returns a symbol that the host exports. Host exports are searched before the exports of modules.
     fn exported(&self, name: &[u8]) -> Option<External>;
 
-    /// Symbols that come last, when no module has one of that name: those of the process.
+    /// Returns a symbol of the process. The process is searched last, after all modules.
     fn fallback(&self, name: &[u8]) -> Option<External>;
 
-    /// For each of these names the addresses of the host's own symbols of that name, in the order of its symbol table,
-    /// whether it exports them or not: what a live patch's symbols of `vmlinux` mean. Names that it does not have may be
-    /// left out.
+    /// Returns, for each of these names, the addresses of the host's own symbols of that name, exported or not, in the
+    /// order of the host's symbol table: the meaning of a live patch's symbols of `vmlinux`. Unknown names may be left
+    /// out.
     fn own<'n>(&self, names: &BTreeSet<&'n [u8]>) -> BTreeMap<&'n [u8], Vec<Addr>> {
         let _ = names;
         BTreeMap::new()
     }
 
-    /// The names behind [`Externals::exported`], to suggest one that is like what was asked for.
+    /// Returns the names of [`Externals::exported`], as candidates for suggestions.
     fn names(&self) -> Vec<String>;
 }
 

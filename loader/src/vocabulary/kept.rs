@@ -1,13 +1,13 @@
-//! What debuggers and profilers keep of a module and drop with it.
+//! Data that debuggers and profilers keep for a module, dropped with the module.
 
 use std::fmt;
 
-/// What an onlooker keeps of a module and drops with it.
+/// Data that an onlooker keeps for a module, dropped with the module.
 pub trait Kept: Send + fmt::Debug {}
 
 impl<T: Send + fmt::Debug> Kept for T {}
 
-/// What all onlookers keep of a module.
+/// Data that all onlookers keep for a module.
 #[derive(Default, Debug)]
 pub(crate) struct AllShown {
     pub(crate) until_init: Vec<Box<dyn Kept>>,

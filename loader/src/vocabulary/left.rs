@@ -1,4 +1,4 @@
-//! How a module's function was left other than by returning, said in the module's terms.
+//! How code left a module's function without returning, in terms of modules.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use modload_threads::boundary::Thrown;
 pub struct LeftBy {
     /// How.
     pub thrown: Thrown,
-    /// The innermost place in a module, as `func+0x12/0x40 [module]`; `None` if it was in none, or is not known.
+    /// The innermost place in a module, as `func+0x12/0x40 [module]`; `None` outside of modules, or if unknown.
     pub place: Option<String>,
 }
 

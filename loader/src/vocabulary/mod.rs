@@ -1,7 +1,7 @@
-//! The words in which all other files speak of modules: stages, states, errors, and small types that hold facts.
+//! The terms that all other tiers use: stages, states, and small types.
 //!
-//! Owns types that need nothing of this crate: the stages of a load, the states of a module, the reasons of failures, the facts about
-//! a machine, a module's entry points, what an onlooker keeps. Imports no other tier.
+//! Owns types that need nothing else of this crate: the stages of a load, the states of a module, facts about a
+//! machine, a module's entry points, data of onlookers, and some errors. Imports no other tier.
 
 pub(crate) mod stage;
 pub(crate) mod state;
@@ -14,4 +14,4 @@ pub(crate) mod occupant;
 pub(crate) mod left;
 pub(crate) mod param_error;
 pub(crate) mod deferred_error;
-pub(crate) mod error;
+pub(crate) mod sentence;

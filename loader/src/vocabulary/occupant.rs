@@ -1,42 +1,45 @@
-//! Threads that keep a module's text where it is.
+//! Threads that prevent the freeing of a module's text.
 
 use std::fmt;
 
 use modload_threads::frames::WalkError;
 
-/// A thread that keeps a module's text where it is.
+/// A thread that prevents the freeing of a module's text.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Occupant {
-    /// Its id, as gettid(2) gives it.
+    /// Thread id, as returned by gettid(2).
     pub thread: i32,
-    /// Its name, escaped; empty if it has ended meanwhile.
+    /// Name of the thread, escaped; empty if the thread has ended meanwhile.
     pub name: String,
-    /// What is known of it.
+    /// The reason.
     pub why: Occupies,
 }
 
-/// How a thread keeps a module's text where it is.
+/// How a thread prevents the freeing of a module's text.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Occupies {
-    /// It runs the module's code, or will return to it: its innermost frame there, as `func+0x12/0x40 [module]`.
+    /// The thread runs the module's code, or will return there: the innermost frame in the module, as `func+0x12/0x40
+    /// [module]`.
     Inside(String),
-    /// Its stack cannot be walked to the end, so that nobody knows.
+    /// The thread's stack cannot be walked to the end, so the thread may be inside.
     Unknown(WalkError),
-    /// It has not begun its first function, or has returned from it and not ended: that may be the module's.
+    /// The thread has not begun the first function, or has returned from that function and not ended: that may be the
+    /// module's.
     Between,
-    /// It cannot be asked, and its stack cannot be walked to the end where it sleeps.
+    /// The thread cannot be held, and the stack of the sleeping thread cannot be walked to the end.
     Asleep {
-        /// The system call in which it sleeps; `None` outside of one, in a page fault say.
+        /// The system call in which the thread sleeps; `None` outside of system calls, for example in a page fault.
         call: Option<i64>,
         /// Why the walk ended.
         error: WalkError,
-        /// An address of the module's code among the words of its stack, as `func+0x12/0x40 [module]`: it may be an old one.
+        /// An address of the module's code among the words of the thread's stack, as `func+0x12/0x40 [module]`;
+        /// possibly a stale one.
         word: Option<String>,
     },
-    /// At its end it has to call destructors of the module's.
+    /// The thread has this number of destructors of the module to call at the end of the thread.
     Destructors(usize),
-    /// It is not known which it is, and may be several: threads that the module has created and that have not begun, or not destroyed
+    /// An unknown thread, or several: threads that the module has created and that have not begun, or not destroyed,
     /// their function.
     Unborn(u64),
 }

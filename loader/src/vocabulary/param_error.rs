@@ -4,30 +4,31 @@ use thiserror::Error;
 
 /// Why a value cannot be taken.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
 pub enum ParamError {
     /// The value is not of the type.
     #[error("\"{value}\" is not {expected}")]
     Invalid {
-        /// What was given, escaped.
+        /// The given value, escaped.
         value: String,
-        /// What would be right.
+        /// A description of valid values.
         expected: String,
     },
     /// The number does not fit.
     #[error("{value} does not fit {kind}")]
     Range {
-        /// What was given.
+        /// The given value.
         value: String,
         /// The type.
         kind: &'static str,
     },
-    /// Only a bool may go without.
+    /// Only a bool may be given without value.
     #[error("it needs a value: NAME=VALUE")]
     NeedsValue,
     /// The string is too long.
     #[error("a string of {len} bytes, and there is room for {max}")]
     TooLong {
-        /// Its length.
+        /// Length of the string.
         len: usize,
         /// The room, without the closing NUL.
         max: usize,
@@ -38,7 +39,7 @@ pub enum ParamError {
         /// The room.
         max: u32,
     },
-    /// The module's record points somewhere else than its own variables.
+    /// The module's record points outside of the module's own variables.
     #[error("its variable is not in the module's data")]
     Outside,
 }

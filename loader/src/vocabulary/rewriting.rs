@@ -1,29 +1,29 @@
-//! What code is made for: facts about a machine and a host, and what the engines find in a module.
+//! The target of code rewriting: facts about a machine and a host; and calls that the engines have found in a module.
 
 use modload_alternatives::{Facts, Profile};
 use modload_edit::{Addr, EditOrigin, Engine};
 use modload_paravirt::Operations;
 
-/// What code is made for.
+/// The target of code rewriting.
 #[derive(Clone, Debug)]
 pub struct Rewriting {
     /// The machine.
     pub facts: Facts,
     /// The layout of `.altinstructions`.
     pub profile: Profile,
-    /// What becomes of calls through an operations table that records tell of.
+    /// The replacement of calls through an operations table that have records.
     pub operations: Operations,
-    /// The host's own operations table, if it has one.
+    /// The host's own operations table, if there is one.
     pub host_operations: Option<HostOperations>,
 }
 
-/// A table of functions that a host offers to its modules. A call through an entry (`call *table+8*N(%rip)`, which is
-/// what compilers make of `table.function()`) becomes a direct call where the function is in reach.
+/// A table of functions that a host offers to modules. A call through an entry (`call *table+8*N(%rip)`, which
+/// compilers emit for `table.function()`) becomes a direct call if the function is in reach.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HostOperations {
     /// The table's name.
     pub symbol: String,
-    /// Its functions.
+    /// The functions of the table.
     pub entries: Vec<Addr>,
 }
 
@@ -39,23 +39,23 @@ impl Default for Rewriting {
     }
 }
 
-/// A call of a static call's trampoline, known by its relocation: what `objtool` would have made a record of
-/// `.static_call_sites`.
+/// A call of a static call's trampoline, found by the relocation of the call: equivalent to a record of
+/// `.static_call_sites` as written by `objtool`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TrampolineCall {
     /// The instruction.
     pub site: Addr,
-    /// Where it leads.
+    /// The target of the call.
     pub trampoline: Addr,
-    /// What it is.
-    pub branch: Branch,
+    /// The kind of the call.
+    pub branch: TrampolineBranch,
     /// The relocation.
     pub why: EditOrigin,
 }
 
 /// How a trampoline is reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Branch {
+pub enum TrampolineBranch {
     /// `call`.
     Call,
     /// `jmp`: a tail call.

@@ -7,13 +7,13 @@ use serde::{Serialize, Serializer};
 /// The stages of a load, in order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Stage {
-    /// Several objects, and the members of archives that they need, become one.
+    /// Several objects, and the archive members that these objects need, become one.
     Link,
     /// The headers, tables and indices of the file are checked.
     Validate,
     /// `.modinfo` is read.
     Modinfo,
-    /// What may not be loaded is turned away.
+    /// Modules that may not be loaded are refused.
     Admit,
     /// Sections get their offsets; GOT slots and PLT entries are counted.
     Layout,
@@ -27,7 +27,7 @@ pub enum Stage {
     Resolve,
     /// Relocations are applied.
     Relocate,
-    /// Code is made for the machine it will run on: paravirt, thunks, alternatives, function entries.
+    /// Code is rewritten for the target machine: paravirt, thunks, alternatives, function entries.
     Specialise,
     /// Exports, parameters and constructors are read; read-only data is published; the module can be found.
     Form,
@@ -74,12 +74,12 @@ impl Stage {
         Stage::DropInit,
     ];
 
-    /// Whether events of their own tell of it, so that a timeline has no stage event for it.
+    /// Whether other events record the stage, so that the timeline has no stage event for this one.
     pub(crate) fn tells_itself(self) -> bool {
         matches!(self, Stage::Reserve | Stage::Coming | Stage::Publish | Stage::Init)
     }
 
-    /// Its name in timelines and messages.
+    /// Name of the stage in timelines and messages.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum State {
-    /// Its name is reserved and nothing more can be seen of it.
+    /// The name is reserved and nothing else of the module is visible.
     Unformed,
-    /// It is formed and relocated; the coming chain and `init` are under way.
+    /// The module is formed and relocated; the coming chain and `init` are in progress.
     Coming,
     /// `init` has returned.
     Live,
-    /// It is on its way out.
+    /// The module is being unloaded.
     Going,
 }
 

@@ -1,11 +1,11 @@
-//! Another machine's memory for an object: an address for each of its sections and for each symbol that it needs.
+//! Memory of another machine for an object: an address for each section and for each undefined symbol of the object.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use modload_alternatives::Features;
 use modload_edit::Addr;
-use modload_loader::{Error, Kallsyms, Machine, MemoryImage, Placement};
+use modload_loader::{Kallsyms, Machine, MemoryImage, Placement, PrepareError};
 use object::LittleEndian as LE;
 use object::elf::{FileHeader64, SHN_UNDEF, SHT_SYMTAB};
 use object::read::elf::{FileHeader, Sym};
@@ -15,7 +15,7 @@ const SIZE_LIMIT: u64 = 1 << 18;
 
 const THUNKS: u64 = 0xffff_ffff_8200_0000;
 
-/// Made for one object; then its mutants are put there.
+/// Made for one object; mutants of the object are then placed at the same addresses.
 pub(crate) struct Elsewhere {
     machine: Machine,
     addresses: HashMap<String, Addr>,
@@ -29,7 +29,7 @@ impl Elsewhere {
         Elsewhere { machine: Machine::new(symbols, Features::NONE), addresses }
     }
 
-    pub(crate) fn image(&self, bytes: &[u8]) -> Result<MemoryImage, Error> {
+    pub(crate) fn image(&self, bytes: &[u8]) -> Result<MemoryImage, PrepareError> {
         let Elsewhere { machine, addresses } = self;
         let placement = Placement { bytes, addresses, percpu: None, size_limit: SIZE_LIMIT.max(wide(bytes)) };
         MemoryImage::of(&placement, machine, |_| Ok(()), |_| {})
@@ -51,7 +51,7 @@ fn wide(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap()
 }
 
-/// Where sections stand, and a text as /proc/kallsyms has it.
+/// Returns addresses of sections, and a text in the format of /proc/kallsyms.
 fn places(bytes: &[u8]) -> Option<(HashMap<String, Addr>, String)> {
     let header = FileHeader64::<LE>::parse(bytes).ok()?;
     let sections = header.sections(LE, bytes).ok()?;

@@ -1,4 +1,4 @@
-//! An allocator that notes the largest allocation. The fuzz targets use it, too.
+//! An allocator that records the largest allocation. The fuzz targets use this allocator too.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,11 +10,10 @@ static LARGEST: AtomicUsize = AtomicUsize::new(0);
 #[global_allocator]
 static ALLOCATOR: Largest = Largest;
 
-/// Runs something that takes bytes that nobody trusts.
+/// Runs a function on untrusted bytes.
 ///
 /// # Panics
-/// If it makes an allocation that is not in proportion to them. Freed places are filled from a buffer of 256 KiB,
-/// whatever the file.
+/// If an allocation is out of proportion to the bytes. Freed memory is filled from a buffer of 256 KiB, for any file.
 pub(crate) fn within_bound<T>(file: &[u8], run: impl FnOnce() -> T) -> T {
     LARGEST.store(0, Ordering::Relaxed);
     let result = run();
@@ -23,7 +22,7 @@ pub(crate) fn within_bound<T>(file: &[u8], run: impl FnOnce() -> T) -> T {
     result
 }
 
-// SAFETY: everything is passed on to the system's allocator as it came.
+// SAFETY: every call is passed on to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Largest {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LARGEST.fetch_max(layout.size(), Ordering::Relaxed);

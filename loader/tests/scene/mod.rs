@@ -2,7 +2,7 @@
 
 use modload_loader::{External, Externals, Faults, Injected, Stage};
 
-/// Every symbol is there, at an address that nobody calls.
+/// Defines every symbol, at an address that is never called.
 pub(crate) struct Everything;
 
 impl Externals for Everything {

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
+use modload::error::sentence;
 use modload::{Coming, Error, Host, Image, Order, Refusal, State, Subscriber, WeakHost};
 use modload_tests::{Log, Watcher, image, image_from_text};
 
@@ -31,7 +32,7 @@ fn again(host: &Host, image: Image<'static>) {
         Ok(_) => 0,
         Err(failed) => {
             let errno = failed.error.errno();
-            SAID.lock().unwrap().push(failed.to_string());
+            SAID.lock().unwrap().push(sentence(&failed));
             -errno
         }
     };
@@ -86,7 +87,7 @@ impl Subscriber for Crossing {
             self.both.wait();
             match self.host.upgrade().unwrap().load(&image(other)) {
                 Ok(_) => self.said.push("loaded"),
-                Err(failed) => self.said.push(failed.to_string()),
+                Err(failed) => self.said.push(sentence(&failed)),
             }
         }
         Ok(())

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use modload::error::{RegistryError, sentence};
 use modload::text::Arena;
 use modload::{Coming, Error, Membership, ModuleInfo, Order, Refusal, State, Subscriber, WeakHost};
 use modload_tests::{Log, Watcher, image};
@@ -40,11 +41,8 @@ impl Subscriber for Busy {
             return Ok(());
         }
         let host = self.host.upgrade().ok_or("no host")?;
-        host.load(&image("greet")).map_err(|failed| failed.to_string())?;
-        host.load(&image("guest"))
-            .map_err(|failed| failed.to_string())?
-            .unload()
-            .map_err(|failed| failed.to_string())?;
+        host.load(&image("greet")).map_err(|failed| sentence(&failed))?;
+        host.load(&image("guest")).map_err(|failed| sentence(&failed))?.unload().map_err(|failed| sentence(&failed))?;
         let joined = host.subscribe("joined", Order::mirrored(100), Watcher::new("joined", &self.log));
         let replaced = self.inner.lock().unwrap().replace(joined);
         drop(replaced);
@@ -188,10 +186,10 @@ pub(crate) fn panics() {
         if on == State::Coming {
             let refused = loaded.unwrap_err();
             assert!(
-                matches!(&*refused.error, Error::Refused { subscriber, .. } if subscriber == "panicker"),
+                matches!(&*refused.error, Error::Registry(RegistryError::Refused { subscriber, .. }) if subscriber == "panicker"),
                 "{refused}"
             );
-            assert!(refused.to_string().contains("a subscriber's own trouble"), "{refused}");
+            assert!(sentence(&refused).contains("a subscriber's own trouble"), "{refused}");
             assert_eq!(log.take(), ["COMING before ordtarget", "GOING before ordtarget"]);
         } else {
             loaded.unwrap().unload().unwrap();

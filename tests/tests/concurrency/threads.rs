@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
+use modload::error::RegistryError;
 use modload::text::Arena;
 use modload::{Coming, Error, Host, Module, ModuleInfo, Order, Refusal, Subscriber};
 use modload_tests::{Chance, image, image_from_text};
@@ -171,7 +172,10 @@ pub(crate) fn one_name() {
                             module.unload().unwrap();
                         }
                         Err(failed) => {
-                            assert!(matches!(*failed.error, Error::Exists | Error::Busy), "{failed}");
+                            assert!(
+                                matches!(*failed.error, Error::Registry(RegistryError::Exists | RegistryError::Busy)),
+                                "{failed}"
+                            );
                         }
                     }
                 }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
+use modload::error::{PrepareError, RegistryError, sentence};
 use modload::{Error, LoadError, Module, ModuleInfo, Order, Refusal, Stage, State, Subscriber, WeakHost};
 use modload_tests::image;
 
@@ -28,14 +29,14 @@ pub(crate) fn second_load_finds_it() {
     let (first, second) = errors_of(Ok(()));
     first.unwrap();
     assert_eq!(second.stage, Stage::Reserve);
-    assert!(matches!(*second.error, Error::Exists), "{second}");
+    assert!(matches!(*second.error, Error::Registry(RegistryError::Exists)), "{second}");
     assert_eq!(second.error.errno(), libc::EEXIST);
 }
 
 pub(crate) fn second_load_is_busy() {
     let (first, second) = errors_of(Err("not today".into()));
-    assert!(matches!(*first.unwrap_err().error, Error::Refused { .. }));
-    assert!(matches!(*second.error, Error::Busy), "{second}");
+    assert!(matches!(*first.unwrap_err().error, Error::Registry(RegistryError::Refused { .. })));
+    assert!(matches!(*second.error, Error::Registry(RegistryError::Busy)), "{second}");
     assert_eq!(second.error.errno(), libc::EBUSY);
 }
 
@@ -47,7 +48,7 @@ struct Reviver {
 
 impl Subscriber for Reviver {
     fn going(&self, module: &ModuleInfo) {
-        let answer = self.host.upgrade().unwrap().load(&image(module.name())).unwrap_err().to_string();
+        let answer = sentence(&self.host.upgrade().unwrap().load(&image(module.name())).unwrap_err());
         self.answer.set(answer).unwrap();
     }
 }
@@ -101,7 +102,7 @@ pub(crate) fn woken_by_unformed() {
         provider.join().unwrap();
         assert_eq!(user.join().unwrap().stage, Stage::Resolve);
         let second = second.join().unwrap();
-        assert!(matches!(*second.error, Error::Busy), "{second}");
+        assert!(matches!(*second.error, Error::Registry(RegistryError::Busy)), "{second}");
     });
 }
 
@@ -112,6 +113,6 @@ pub(crate) fn user_waits() {
 pub(crate) fn user_of_failed_provider() {
     let refused = user_and_provider(Err("not today".into())).unwrap_err();
     assert_eq!(refused.stage, Stage::Resolve);
-    assert!(matches!(*refused.error, Error::Unresolved(_)), "{refused}");
-    assert!(refused.to_string().contains("greet_hello"), "{refused}");
+    assert!(matches!(*refused.error, Error::Prepare(PrepareError::Unresolved(_))), "{refused}");
+    assert!(sentence(&refused).contains("greet_hello"), "{refused}");
 }

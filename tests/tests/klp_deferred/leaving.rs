@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use modload::error::sentence;
 use modload::patch::Transition;
 use modload::{Host, Module, UnloadError};
 
@@ -101,7 +102,7 @@ pub(crate) fn stale() {
     host.unload_by_force("target").unwrap();
     assert!(bytes(&sleeper.patch, &[".text"]) != untouched, "somebody is in it");
     let refused = host.load(&built("target", TARGET)).unwrap_err();
-    let said = refused.to_string();
+    let said = sentence(&refused);
     let why = "somebody is still in what patch 'patch' had relocated for object 'target' when it was there before";
     assert!(said.contains(why) && refused.error.errno() == 11, "{said}");
     // Its memory stays as long as it is held.

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use modload::error::sentence;
 use modload::patch::link as klp_link;
 use modload::{Coming, Image, Refusal, Subscriber};
 use modload_edit::Addr;
@@ -53,7 +54,7 @@ impl Subscriber for Planner {
         let Some(slices) = coming.module().slices() else { return Ok(()) };
         for slice in slices.iter() {
             let found: Vec<_> = slice.wanted().iter().map(|_| Addr::new(0x3456_7890)).collect();
-            let plan = slices.plan(slice, &found).map_err(|error| Refusal::from(error.to_string()))?;
+            let plan = slices.plan(slice, &found).map_err(|error| Refusal::from(sentence(&error)))?;
             plan.net().map_err(|error| Refusal::from(error.to_string()))?;
             assert!(slice.places().count() < 1 << 20);
         }

@@ -1,6 +1,7 @@
 //! Bugs with names, and records of other engines that wait.
 
 use modload::Host;
+use modload::error::sentence;
 
 use crate::scene::{TAIL, WAYS, built, bytes, call, host, linked, linked_bytes, loaded};
 use crate::target::TARGET;
@@ -87,7 +88,7 @@ pub(crate) fn kpatch_580() {
     let section = early.windows(17).position(|bytes| bytes == b".klp.rela.vmlinux").unwrap();
     let mut misplaced = early;
     misplaced[section + 10..section + 17].copy_from_slice(b"targets");
-    let refused = host.load(&loaded("patch", misplaced)).unwrap_err().to_string();
+    let refused = sentence(&host.load(&loaded("patch", misplaced)).unwrap_err());
     assert!(refused.contains("a relocation of one object is of a symbol of another"), "{refused}");
 
     // What is a module's waits with the record that depends on it, and is as right as what is the host's.
@@ -106,7 +107,7 @@ pub(crate) fn kpatch_580() {
     // Onto what does not wait it would come late.
     let refused = host.load(&linked("patch", &format!("{LATE}{TAIL}"), WAYS[WAY])).unwrap_err();
     assert_eq!(refused.stage.to_string(), "specialise");
-    let refused = refused.to_string();
+    let refused = sentence(&refused);
     for part in [
         "R_X86_64_PC32 at .text+0x",
         " in late against \".klp.sym.target.twice,0\", which writes 4 bytes, waits for \"target\", but return site 0 of section ",

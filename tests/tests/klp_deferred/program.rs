@@ -1,5 +1,7 @@
 //! What a patch refers to of the program itself: functions and variables that it does not export.
 
+use modload::error::sentence;
+
 use crate::scene::{TAIL, WAYS, call, host, linked};
 
 #[link(name = "entries", kind = "static")]
@@ -34,7 +36,7 @@ pub(crate) fn symbols() {
         let loaded = host.load(&linked("patch", &text, way));
         if way.1.contains(&"-mcmodel=kernel") {
             // What such code names directly must be within 2 GiB, and the program is not.
-            let refused = loaded.unwrap_err().to_string();
+            let refused = sentence(&loaded.unwrap_err());
             assert!(
                 refused.contains(".klp.sym.vmlinux.patchable_functions,0")
                     && refused.contains("beyond its 32-bit field"),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use modload::error::sentence;
 use modload::timeline::{Event, EventKind};
 use modload::{Coming, Order, Refusal, Subscriber};
 
@@ -38,7 +39,7 @@ pub(crate) fn targets() {
         let recording = host.record();
         let refused = host.load(&built("target", &without)).unwrap_err();
         assert_eq!((refused.stage.to_string().as_str(), refused.error.errno()), ("coming", 22), "{refused}");
-        let said = refused.to_string();
+        let said = sentence(&refused);
         assert!(said.contains(&format!("patch 'patch' failed for module 'target': {reason}")), "{said}");
         let lines = lines(&recording.finish().events);
         let failed = "failed to initialize patch 'patch' for module 'target' (-22)";
@@ -85,7 +86,7 @@ pub(crate) fn files() {
     ] {
         let refused = host.load(&loaded("patch", changed(&file, from, to))).unwrap_err();
         assert_eq!(refused.stage.to_string(), "admit", "{refused}");
-        assert!(refused.to_string().contains(why), "{why}: {refused}");
+        assert!(sentence(&refused).contains(why), "{why}: {refused}");
     }
     // It is there all the same, and looking at it takes nothing.
     let inspection = modload::inspect::Inspection::of(&file, "patch", 1 << 20).unwrap();
@@ -127,13 +128,13 @@ pub(crate) fn patches() {
             let recording = host.record();
             let refused = host.load(&linked("patch", &format!("{text}{tail}"), WAYS[2])).unwrap_err();
             assert_eq!(refused.stage.to_string(), stage, "{refused}");
-            format!("{refused} {:?}", lines(&recording.finish().events))
+            format!("{} {:?}", sentence(&refused), lines(&recording.finish().events))
         };
         assert!(refused.contains(why), "{why}: {refused}");
         assert!(host.modules().is_empty() && host.patches().unwrap().is_empty());
     }
     // Not made by `modhost klp-link`: the linker of modules sees a name that nobody has.
-    let unlinked = host.load(&built("patch", &format!("{HEAD}{plain}{TAIL}"))).unwrap_err().to_string();
+    let unlinked = sentence(&host.load(&built("patch", &format!("{HEAD}{plain}{TAIL}"))).unwrap_err());
     assert!(unlinked.contains("\".modload.klp.target.count.0\" (it is marked for `modhost klp-link`"), "{unlinked}");
 }
 
@@ -141,7 +142,7 @@ pub(crate) fn vmlinux() {
     let host = host();
     let text = "int no_such_function(int n) KLP_SYMBOL(vmlinux, no_such_function, 3);\nstatic int new_answer(int n) { return no_such_function(n); }";
     let refused = host.load(&linked("patch", &format!("{text}{TAIL}"), WAYS[0])).unwrap_err();
-    let said = refused.to_string();
+    let said = sentence(&refused);
     assert!(
         said.contains("\".klp.sym.vmlinux.no_such_function,3\" (the host has none of this name and position)"),
         "{said}"
@@ -187,7 +188,7 @@ pub(crate) fn midway() {
         let refusing = if reason == "pre-patch callback failed" { 0_u64.wrapping_sub(16) } else { 0 };
         call(&second, "refuse", refusing);
         refuses.store(reason == "not now", Ordering::Relaxed);
-        let refused = target(&failing).unwrap_err().to_string();
+        let refused = sentence(&target(&failing).unwrap_err());
         assert!(refused.contains(reason), "{reason}: {refused}");
         call(&second, "refuse", 0);
         assert!(untouched() == before, "{reason}");

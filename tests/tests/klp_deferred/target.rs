@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use modload::error::sentence;
 use modload::patch::{Callbacks, FuncSpec, ObjectSpec, PatchSpec};
 
 use crate::scene::{TAIL, WAYS, built, bytes, call, host, linked, not_enabling};
@@ -96,7 +97,7 @@ __attribute__((visibility("default"))) int point(int to) { where = to ? &own : 0
         assert_eq!(call(&target, "ask", 1), 1);
         target.unload().unwrap();
         assert!(bytes(&patch, &[".text"]) == untouched);
-        let refused = host.load(&built("target", TARGET)).unwrap_err().to_string();
+        let refused = sentence(&host.load(&built("target", TARGET)).unwrap_err());
         let why = "patch 'patch' cannot be relocated for object 'target': relocation 0 of section ";
         assert!(refused.contains(why) && refused.contains("expected [00, 00, 00, 00, 00, 00, 00, 00]"), "{refused}");
         assert!(bytes(&patch, &[".text"]) == untouched, "nothing was written");

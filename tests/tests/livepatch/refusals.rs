@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use modload::error::sentence;
 use modload::patch::{Callbacks, FuncSpec, ObjectSpec, PatchSpec};
 
 use crate::scene::{NEW, TARGET, built, call, func, host, patch};
@@ -43,7 +44,7 @@ pub(crate) fn refused() {
     assert!(matches!(host.force_patch("p"), Err(modload::patch::PatchError::NoTransition)));
     // A target whose patch does not fit it is refused, and says why.
     host.enable_patch("late", patch("later", vec![func("missing", &new, "new_one")]), None).unwrap();
-    let refused = host.load(&built("later", "int there(int a) { return a; }")).unwrap_err().to_string();
+    let refused = sentence(&host.load(&built("later", "int there(int a) { return a; }")).unwrap_err());
     assert!(refused.contains("patch 'late' failed for module 'later'") && refused.contains("'missing'"), "{refused}");
     // Who refuses in a callback is named, too.
     let callbacks = Callbacks { pre_patch: Some(Arc::new(|| Err(-19))), ..Callbacks::default() };
@@ -95,6 +96,6 @@ pub(crate) fn twice() {
     // What is known when the target comes only, refuses the target.
     host.enable_patch("late", by_alias, None).unwrap();
     let error = host.load(&built("target", &aliased)).unwrap_err();
-    assert!(error.to_string().contains(&twice("also_one")), "{error}");
+    assert!(sentence(&error).contains(&twice("also_one")), "{error}");
     assert_eq!(error.error.errno(), EEXIST);
 }

@@ -6,11 +6,11 @@ use modload_edit::{index, wide};
 use object::LittleEndian as LE;
 use object::{elf, pod};
 
+use crate::elf::error::ObjectError;
 use crate::elf::file::string;
-use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 
-/// Size of a section header, and where in it the fields are that change.
+/// Size of a section header, and offsets of the fields that change.
 const HEADER: usize = 64;
 const TYPE: usize = 4;
 const OFFSET: usize = 24;
@@ -18,9 +18,10 @@ const SIZE: usize = 32;
 const ALIGN: usize = 48;
 const ENTRY_SIZE: usize = 56;
 
-/// Returns the object with each SHT_CREL section converted to SHT_RELA, or `None` if it has none. The new records are appended to
-/// the file. A file without a readable section table is left to stage *validate*. The result has at most `limit` bytes.
-pub(super) fn written_out(bytes: &[u8], limit: u64) -> Result<Option<Vec<u8>>, Error> {
+/// Returns the object with each SHT_CREL section converted to SHT_RELA, or `None` without such a section. The new
+/// records are appended to the file. A file without a readable section table is left to stage *validate*. The result
+/// has at most `limit` bytes.
+pub(super) fn written_out(bytes: &[u8], limit: u64) -> Result<Option<Vec<u8>>, ObjectError> {
     let Some((table, headers)) = headers(bytes) else { return Ok(None) };
     let compact = |header: &&elf::SectionHeader64<LE>| header.sh_type.get(LE).0 == SHT_CREL;
     if !headers.iter().any(|header| compact(&header)) {
@@ -31,14 +32,14 @@ pub(super) fn written_out(bytes: &[u8], limit: u64) -> Result<Option<Vec<u8>>, E
     for (at, header) in headers.iter().enumerate().filter(|(_, header)| compact(header)) {
         let start = index(header.sh_offset.get(LE));
         let section = start.checked_add(index(header.sh_size.get(LE))).and_then(|end| bytes.get(start..end));
-        // Outside of the file: validate names it.
+        // Outside of the file: stage *validate* reports this.
         let Some(section) = section else { return Ok(None) };
         let name = || escaped(string(names, header.sh_name.get(LE)));
-        let relas = decode(section).map_err(|problem| Error::Crel { section: name(), problem })?;
+        let relas = decode(section).map_err(|problem| ObjectError::Crel { section: name(), problem })?;
         new.resize(new.len().next_multiple_of(8), 0);
         let (offset, size) = (wide(new.len()), 24 * wide(relas.len()));
         if offset.saturating_add(size) > limit {
-            return Err(Error::TooLarge { bytes: offset.saturating_add(size), limit });
+            return Err(ObjectError::TooLarge { bytes: offset.saturating_add(size), limit });
         }
         for rela in relas {
             new.extend(rela.offset.to_le_bytes());

@@ -1,5 +1,5 @@
-//! One relocatable object of several: sections of one name behind each other, local symbols apart, one symbol for each
-//! global name. What `ld -r` does, but that repeated groups are dropped at once.
+//! Merges several relocatable objects into one: sections of one name are concatenated, local symbols stay separate, and
+//! each global name has one symbol. Same result as `ld -r`, except that repeated groups are dropped immediately.
 
 use std::collections::HashMap;
 
@@ -10,35 +10,35 @@ use modload_edit::{index, wide};
 use object::elf;
 use object::write::elf::Rel;
 
-use crate::elf::file::{Place, Section, Sym};
-use crate::elf::link::object::Object;
-use crate::elf::link::output::{At, Contents, Key, NewSymbol, Output};
-use crate::elf::link::symbols::{Definition, Global, State, Strength, Symbols};
+use crate::elf::error::ObjectError;
+use crate::elf::file::{FileSection, FileSymbol, SymbolPlace};
+use crate::elf::link::object::UnitObject;
+use crate::elf::link::output::{MergeKey, MergedPlace, NewSymbol, OutputSection, SectionContents};
+use crate::elf::link::symbols::{Definition, Global, GlobalState, GlobalSymbols, LinkStrength};
 use crate::elf::link::write;
-use crate::vocabulary::error::Error;
 use crate::vocabulary::escape::escaped;
 
-/// The flags that mean something to a loader. The others tell linkers what they may do.
+/// The section flags that matter to a loader. All other flags are for linkers.
 const FLAGS: &[elf::SectionFlags] =
     &[elf::SHF_WRITE, elf::SHF_ALLOC, elf::SHF_EXECINSTR, elf::SHF_TLS, elf::SHF_EXCLUDE, elf::SHF_COMPRESSED];
 
-/// Sections that want more than this stay by themselves: the gaps in front of them would be in no proportion to the
-/// file.
+/// Sections with a larger alignment are not merged: the gaps in front of such sections would be out of proportion to
+/// the file.
 const PAGE: u64 = 4096;
 
-/// Where a section of an object went: which output, and where in it.
+/// The new place of an object's section: output section and offset.
 #[derive(Clone, Copy)]
-struct Piece {
+struct MergedPiece {
     output: usize,
     offset: u64,
 }
 
-/// The result while it grows.
+/// The merged object under construction.
 struct Merged<'a> {
-    outputs: Vec<Output<'a>>,
-    by_key: HashMap<Key<'a>, usize>,
-    /// By object, then by section; `None` for what is not part of the result.
-    pieces: Vec<Vec<Option<Piece>>>,
+    outputs: Vec<OutputSection<'a>>,
+    by_key: HashMap<MergeKey<'a>, usize>,
+    /// New places by object, then by section; `None` for a section that is not in the result.
+    pieces: Vec<Vec<Option<MergedPiece>>>,
     symbols: Vec<NewSymbol<'a>>,
     /// How many of the symbols are local, the null symbol included.
     locals: u32,
@@ -48,7 +48,11 @@ struct Merged<'a> {
 }
 
 /// Makes one object of several, of at most `limit` bytes.
-pub(super) fn merge<'a>(objects: &[Object<'a>], globals: &Symbols<'a>, limit: u64) -> Result<Vec<u8>, Error> {
+pub(super) fn merge<'a>(
+    objects: &[UnitObject<'a>],
+    globals: &GlobalSymbols<'a>,
+    limit: u64,
+) -> Result<Vec<u8>, ObjectError> {
     let mut merged = Merged {
         outputs: Vec::new(),
         by_key: HashMap::new(),
@@ -61,7 +65,7 @@ pub(super) fn merge<'a>(objects: &[Object<'a>], globals: &Symbols<'a>, limit: u6
     for (number, object) in objects.iter().enumerate() {
         merged.place(number, object).map_err(|error| object.failed(error))?;
     }
-    // By object, then by symbol: its index in the result.
+    // Index in the result, by object, then by symbol.
     let mut indices = merged.locals(objects);
     let numbers = merged.globals(objects, globals);
     for (object, indices) in objects.iter().zip(&mut indices) {
@@ -77,21 +81,21 @@ pub(super) fn merge<'a>(objects: &[Object<'a>], globals: &Symbols<'a>, limit: u6
 }
 
 impl<'a> Merged<'a> {
-    fn grow(&mut self, by: u64) -> Result<(), Error> {
+    fn grow(&mut self, by: u64) -> Result<(), ObjectError> {
         self.bytes = self.bytes.saturating_add(by);
         if self.bytes > self.limit {
-            return Err(Error::TooLarge { bytes: self.bytes, limit: self.limit });
+            return Err(ObjectError::TooLarge { bytes: self.bytes, limit: self.limit });
         }
         Ok(())
     }
 
-    /// Gives each section of an object its place.
-    fn place(&mut self, number: usize, object: &Object<'a>) -> Result<(), Error> {
+    /// Gives a place to each section of an object.
+    fn place(&mut self, number: usize, object: &UnitObject<'a>) -> Result<(), ObjectError> {
         let file = &object.file;
         if let Some(section) = file.klp_relas.first().and_then(|relas| file.section(relas.section)) {
             let why =
                 "a live patch cannot be linked with other objects: link them first, and then use `modhost klp-link`";
-            return Err(Error::Unsupported { what: "section", name: escaped(section.name), why });
+            return Err(ObjectError::Unsupported { what: "section", name: escaped(section.name), why });
         }
         let mut pieces = Vec::with_capacity(object.file.sections.len());
         for (at, section) in (0..).zip(&object.file.sections) {
@@ -102,17 +106,17 @@ impl<'a> Merged<'a> {
         Ok(())
     }
 
-    fn place_one(&mut self, section: &Section<'a>, contents: Contents) -> Result<Piece, Error> {
+    fn place_one(&mut self, section: &FileSection<'a>, contents: SectionContents) -> Result<MergedPiece, ObjectError> {
         let limit = self.limit;
         let section = &without_terminator(section);
-        let output = self.output(Key { name: section.name, flags: known(section.flags), contents }, section.kind);
+        let output = self.output(MergeKey { name: section.name, flags: known(section.flags), contents }, section.kind);
         let into = &mut self.outputs[output];
-        // Only of kept sections has it been checked.
+        // The alignment is checked for kept sections only.
         let align = if section.kept || section.align.is_power_of_two() { section.align } else { 1 };
         let offset = into.size.checked_next_multiple_of(align);
         let end = offset.and_then(|offset| offset.checked_add(section.size)).filter(|end| *end <= limit);
         let (Some(offset), Some(end)) = (offset, end) else {
-            return Err(Error::TooLarge { bytes: section.size.saturating_add(into.size), limit });
+            return Err(ObjectError::TooLarge { bytes: section.size.saturating_add(into.size), limit });
         };
         let grown = end - into.size;
         into.size = end;
@@ -120,34 +124,34 @@ impl<'a> Merged<'a> {
         if !section.data.is_empty() {
             into.pieces.push((offset, section.data));
         }
-        if contents != Contents::Zeros {
+        if contents != SectionContents::Zeros {
             self.grow(grown)?;
         }
-        Ok(Piece { output, offset })
+        Ok(MergedPiece { output, offset })
     }
 
     /// The output for sections like this.
-    fn output(&mut self, key: Key<'a>, kind: elf::SectionType) -> usize {
+    fn output(&mut self, key: MergeKey<'a>, kind: elf::SectionType) -> usize {
         let next = self.outputs.len();
         let output = *self.by_key.entry(key).or_insert(next);
         if output == next {
-            self.outputs.push(Output { key, kind, size: 0, align: 1, pieces: Vec::new(), relas: Vec::new() });
+            self.outputs.push(OutputSection { key, kind, size: 0, align: 1, pieces: Vec::new(), relas: Vec::new() });
         }
         output
     }
 
     /// The local symbols of all objects.
-    fn locals(&mut self, objects: &[Object<'a>]) -> Vec<Vec<u32>> {
+    fn locals(&mut self, objects: &[UnitObject<'a>]) -> Vec<Vec<u32>> {
         let mut all = Vec::with_capacity(objects.len());
         for (number, object) in objects.iter().enumerate() {
             let mut indices = vec![0; index(object.file.symbol_count().into())];
             let symbols = object.file.symbols().skip(1);
             for (at, symbol) in symbols.filter(|(_, symbol)| symbol.bind == elf::STB_LOCAL) {
                 let (place, value) = match symbol.place {
-                    Place::Undefined | Place::Livepatch => continue,
-                    Place::Absolute => (At::Special(elf::SHN_ABS), symbol.value),
-                    Place::Common => (At::Special(elf::SHN_COMMON), symbol.value),
-                    Place::Section(section) => self.placed(objects, number, section, symbol.value),
+                    SymbolPlace::Undefined | SymbolPlace::Livepatch => continue,
+                    SymbolPlace::Absolute => (MergedPlace::Special(elf::SHN_ABS), symbol.value),
+                    SymbolPlace::Common => (MergedPlace::Special(elf::SHN_COMMON), symbol.value),
+                    SymbolPlace::Section(section) => self.placed(objects, number, section, symbol.value),
                 };
                 indices[index(at.into())] = self.locals;
                 self.locals += 1;
@@ -165,43 +169,44 @@ impl<'a> Merged<'a> {
         all
     }
 
-    /// Where a symbol is now. One of a section that is gone is in an empty section of the same name, which is not part
-    /// of the module: who refers to it finds it gone.
-    fn placed(&mut self, objects: &[Object<'a>], object: usize, section: u32, value: u64) -> (At, u64) {
-        if let Some(Piece { output, offset }) = self.pieces[object][index(section.into())] {
-            return (At::Output(output), value.wrapping_add(offset));
+    /// Returns the new place of a symbol. A symbol of a dropped section is put into an empty section of the same name
+    /// that is not part of the module, so that a relocation against the symbol is reported as discarded.
+    fn placed(&mut self, objects: &[UnitObject<'a>], object: usize, section: u32, value: u64) -> (MergedPlace, u64) {
+        if let Some(MergedPiece { output, offset }) = self.pieces[object][index(section.into())] {
+            return (MergedPlace::Output(output), value.wrapping_add(offset));
         }
         let name = objects[object].file.section(section).map_or(&[][..], |section| section.name);
-        let key = Key { name, flags: elf::SectionFlags(0), contents: Contents::Gone };
-        (At::Output(self.output(key, elf::SHT_PROGBITS)), 0)
+        let key = MergeKey { name, flags: elf::SectionFlags(0), contents: SectionContents::Gone };
+        (MergedPlace::Output(self.output(key, elf::SHT_PROGBITS)), 0)
     }
 
-    /// The global symbols; returns their indices, in their order. One that nobody but the caller asked for has none.
-    fn globals(&mut self, objects: &[Object<'a>], globals: &Symbols<'a>) -> Vec<u32> {
+    /// Adds the global symbols and returns their indices, in order. A name that only the caller has asked for gets no
+    /// symbol.
+    fn globals(&mut self, objects: &[UnitObject<'a>], globals: &GlobalSymbols<'a>) -> Vec<u32> {
         let mut next = self.locals;
         let mut indices = Vec::with_capacity(globals.globals.len());
         for &Global { name, state, visibility, .. } in &globals.globals {
-            let undefined = At::Special(elf::SHN_UNDEF);
+            let undefined = MergedPlace::Special(elf::SHN_UNDEF);
             let (bind, kind, at, value, size) = match state {
-                State::Unknown => {
+                GlobalState::Unknown => {
                     indices.push(0);
                     continue;
                 }
-                State::Undefined(Strength::Strong) => (elf::STB_GLOBAL, elf::STT_NOTYPE, undefined, 0, 0),
-                State::Undefined(Strength::Weak) => (elf::STB_WEAK, elf::STT_NOTYPE, undefined, 0, 0),
-                State::Common { size, align } => {
-                    (elf::STB_GLOBAL, elf::STT_OBJECT, At::Special(elf::SHN_COMMON), align, size)
+                GlobalState::Undefined(LinkStrength::Strong) => (elf::STB_GLOBAL, elf::STT_NOTYPE, undefined, 0, 0),
+                GlobalState::Undefined(LinkStrength::Weak) => (elf::STB_WEAK, elf::STT_NOTYPE, undefined, 0, 0),
+                GlobalState::Common { size, align } => {
+                    (elf::STB_GLOBAL, elf::STT_OBJECT, MergedPlace::Special(elf::SHN_COMMON), align, size)
                 }
-                State::Defined(_, Definition { object, symbol }) => {
+                GlobalState::Defined(_, Definition { object, symbol }) => {
                     let Some(symbol) = objects.get(object).and_then(|object| object.file.symbol(symbol)) else {
                         indices.push(0);
                         continue;
                     };
                     let (at, value) = match symbol.place {
-                        Place::Section(section) => self.placed(objects, object, section, symbol.value),
-                        _ => (At::Special(elf::SHN_ABS), symbol.value),
+                        SymbolPlace::Section(section) => self.placed(objects, object, section, symbol.value),
+                        _ => (MergedPlace::Special(elf::SHN_ABS), symbol.value),
                     };
-                    // There are no groups any more: what was in one gives way to other modules' all the same.
+                    // The result has no groups. A weak symbol still gives way to a definition of another module.
                     let bind = if is_comdat(objects, object, &symbol) { elf::STB_WEAK } else { symbol.bind };
                     (bind, symbol.kind, at, value, symbol.size)
                 }
@@ -214,24 +219,24 @@ impl<'a> Merged<'a> {
     }
 
     /// Takes an object's relocations.
-    fn relocate(&mut self, number: usize, object: &Object<'a>, indices: &[u32]) -> Result<(), Error> {
+    fn relocate(&mut self, number: usize, object: &UnitObject<'a>, indices: &[u32]) -> Result<(), ObjectError> {
         for section in object.file.sections.iter().filter(|section| section.kind == elf::SHT_RELA) {
             let piece = self.pieces[number].get(index(section.info.into())).copied().flatten();
             let (Some(target), Some(piece)) = (object.file.section(section.info), piece) else { continue };
             let malformed = |record, field, value, problem| {
-                Err(Error::Malformed { table: "relocation", index: record, field, value, problem })
+                Err(ObjectError::Malformed { table: "relocation", index: record, field, value, problem })
             };
             let Ok(records) = Records::<Rela>::new(section.data) else {
                 return malformed(0, "sh_size", wide(section.data.len()), "no whole number of relocations");
             };
             self.grow(wide(section.data.len()))?;
-            let alone = matches!(self.outputs[piece.output].key.contents, Contents::Alone(..));
+            let alone = matches!(self.outputs[piece.output].key.contents, SectionContents::Alone(..));
             for (record, rela) in records.iter().enumerate() {
                 let Some(&symbol) = indices.get(index(rela.symbol.into())) else {
                     return malformed(record, "r_sym", rela.symbol.into(), "there is no such symbol");
                 };
-                // Behind the end of its own section now stands that of another object. Offsets in one that stays by
-                // itself, because it is compressed perhaps, are not ours to judge.
+                // After merging, bytes of another object follow this section. Offsets in a section that is not merged,
+                // for example a compressed one, are not checked.
                 let width = modload_relocs::row(rela.kind).map_or(0, |row| row.field.width());
                 if !alone && rela.offset.checked_add(width.into()).is_none_or(|end| end > target.size) {
                     return malformed(record, "r_offset", rela.offset, "lies outside its section");
@@ -249,20 +254,20 @@ impl<'a> Merged<'a> {
 }
 
 /// Whether a strong definition is of a COMDAT group.
-fn is_comdat(objects: &[Object<'_>], object: usize, symbol: &Sym<'_>) -> bool {
-    let Place::Section(section) = symbol.place else { return false };
+fn is_comdat(objects: &[UnitObject<'_>], object: usize, symbol: &FileSymbol<'_>) -> bool {
+    let SymbolPlace::Section(section) = symbol.place else { return false };
     let section = objects.get(object).and_then(|object| object.file.section(section));
     symbol.bind == elf::STB_GLOBAL && section.is_some_and(|section| section.comdat)
 }
 
-/// A section of call frame information without what ends it: behind it come other objects' rows.
-fn without_terminator<'a>(section: &Section<'a>) -> Section<'a> {
+/// Returns a section of call frame information without the terminator, because rows of other objects will follow.
+fn without_terminator<'a>(section: &FileSection<'a>) -> FileSection<'a> {
     let frames = section.name == EH_FRAME.as_bytes() && section.kind != elf::SHT_NOBITS;
     let end = if frames { entries_end(section.data) } else { section.data.len() };
-    Section { size: if frames { wide(end) } else { section.size }, data: &section.data[..end], ..*section }
+    FileSection { size: if frames { wide(end) } else { section.size }, data: &section.data[..end], ..*section }
 }
 
-/// Where the last entry ends, if nothing but zeros stands behind it; else the end.
+/// Returns the end of the last entry if only zeros follow, or the end of the section otherwise.
 fn entries_end(frames: &[u8]) -> usize {
     let mut end = 0;
     while let Some(len) = frames.get(end..end + 4).and_then(|len| len.try_into().ok()).map(u32::from_le_bytes) {
@@ -275,30 +280,33 @@ fn entries_end(frames: &[u8]) -> usize {
     if frames[end..].iter().all(|byte| *byte == 0) { end } else { frames.len() }
 }
 
-/// Those of the flags that mean something to a loader.
+/// Returns the flags that matter to a loader.
 fn known(flags: elf::SectionFlags) -> elf::SectionFlags {
     let kept = FLAGS.iter().filter(|flag| flags.contains(**flag));
     kept.fold(elf::SectionFlags(0), |all, flag| all | *flag)
 }
 
 /// Whether a section is one of constructors or destructors.
-fn is_array(section: &Section<'_>) -> bool {
+fn is_array(section: &FileSection<'_>) -> bool {
     section_name(section.name).is_some_and(|known| known.contents == known::SectionContents::Functions)
 }
 
-/// What a section holds; `None` for tables that the result gets anew, for what only linkers read, and for what a group
-/// has taken the place of.
-fn contents(object: usize, at: u32, section: &Section<'_>) -> Option<Contents> {
+/// Returns the kind of a section's contents. Returns `None` for tables that are generated anew, for sections that only
+/// linkers read, and for sections that a group has replaced.
+fn contents(object: usize, at: u32, section: &FileSection<'_>) -> Option<SectionContents> {
     match section.kind {
         _ if section.repeated => None,
         elf::SHT_NULL | elf::SHT_SYMTAB | elf::SHT_STRTAB | elf::SHT_RELA | elf::SHT_GROUP | elf::SHT_SYMTAB_SHNDX => {
             None
         }
-        elf::SHT_NOBITS => Some(Contents::Zeros),
-        _ if section.flags.contains(elf::SHF_COMPRESSED) || section.align > PAGE => Some(Contents::Alone(object, at)),
-        // Each `.ctors` is called from its own end, and in its place among the `.init_array` of all objects.
-        _ if is_array(section) => Some(Contents::Alone(object, at)),
-        elf::SHT_PROGBITS | elf::SHT_NOTE => Some(Contents::Bytes),
-        _ => section.flags.contains(elf::SHF_ALLOC).then_some(Contents::Bytes),
+        elf::SHT_NOBITS => Some(SectionContents::Zeros),
+        _ if section.flags.contains(elf::SHF_COMPRESSED) || section.align > PAGE => {
+            Some(SectionContents::Alone(object, at))
+        }
+        // Each `.ctors` is called from the last entry to the first, at a fixed position among the `.init_array` of all
+        // objects.
+        _ if is_array(section) => Some(SectionContents::Alone(object, at)),
+        elf::SHT_PROGBITS | elf::SHT_NOTE => Some(SectionContents::Bytes),
+        _ => section.flags.contains(elf::SHF_ALLOC).then_some(SectionContents::Bytes),
     }
 }

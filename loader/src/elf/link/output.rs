@@ -3,47 +3,48 @@
 use object::elf;
 use object::write::elf::Rel;
 
-/// What sections must have in common to be merged.
+/// Properties that sections must share to be merged.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Key<'a> {
+pub(super) struct MergeKey<'a> {
     pub(super) name: &'a [u8],
     pub(super) flags: elf::SectionFlags,
-    pub(super) contents: Contents,
+    pub(super) contents: SectionContents,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Contents {
+pub(super) enum SectionContents {
     Bytes,
     Zeros,
     /// One that cannot be merged, by object and section.
     Alone(usize, u32),
-    /// Not part of the result. Symbols in it have a section all the same, so that who refers to them finds them gone.
+    /// Not part of the result. Symbols of the section keep a section, so that a relocation against them is reported as
+    /// discarded.
     Gone,
 }
 
 /// A section of the result.
-pub(super) struct Output<'a> {
-    pub(super) key: Key<'a>,
+pub(super) struct OutputSection<'a> {
+    pub(super) key: MergeKey<'a>,
     pub(super) kind: elf::SectionType,
     pub(super) size: u64,
     pub(super) align: u64,
-    /// What stands where.
+    /// Offset and bytes of each piece.
     pub(super) pieces: Vec<(u64, &'a [u8])>,
     pub(super) relas: Vec<Rel>,
 }
 
-/// A symbol of the result, with where its name is.
+/// A symbol of the result, with the place of the definition.
 pub(super) struct NewSymbol<'a> {
     pub(super) name: &'a [u8],
     pub(super) info: elf::SymbolInfo,
     pub(super) visibility: elf::SymbolVisibility,
-    pub(super) at: At,
+    pub(super) at: MergedPlace,
     pub(super) value: u64,
     pub(super) size: u64,
 }
 
 #[derive(Clone, Copy)]
-pub(super) enum At {
+pub(super) enum MergedPlace {
     Special(elf::SymbolSection),
     Output(usize),
 }

@@ -1,41 +1,41 @@
-//! The global symbols of a link unit: which definition stands for each, by the rules of GNU ld.
+//! The global symbols of a link unit, and the choice between several definitions by the rules of GNU ld.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use object::elf;
 
-use crate::elf::file::{Place, Sym};
+use crate::elf::error::ObjectError;
+use crate::elf::file::{FileSymbol, SymbolPlace};
 use crate::elf::link::archive::{Offer, OfferKind};
-use crate::elf::link::object::{NAMES_LIMIT, Object};
-use crate::vocabulary::error::Error;
+use crate::elf::link::object::{NAMES_LIMIT, UnitObject};
 use crate::vocabulary::escape::escaped;
 
 use modload_edit::wide;
 
-/// Where a definition stands: number of the object, index in its symbol table.
+/// The place of a definition: number of the object, index in the symbol table of the object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Definition {
     pub(super) object: usize,
     pub(super) symbol: u32,
 }
 
-/// What is known of a global symbol so far.
+/// State of a global symbol after the objects that are linked so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum State {
-    /// No object has said anything.
+pub(super) enum GlobalState {
+    /// No object has mentioned the symbol.
     Unknown,
-    Undefined(Strength),
+    Undefined(LinkStrength),
     /// Size and alignment in bytes are the largest of all.
     Common {
         size: u64,
         align: u64,
     },
-    Defined(Strength, Definition),
+    Defined(LinkStrength, Definition),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Strength {
+pub(super) enum LinkStrength {
     Weak,
     Strong,
 }
@@ -44,8 +44,8 @@ pub(super) enum Strength {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Global<'a> {
     pub(super) name: &'a [u8],
-    pub(super) state: State,
-    /// Whether the caller asked for it.
+    pub(super) state: GlobalState,
+    /// Whether the caller has asked for this symbol.
     wanted: bool,
     /// The most constraining of all objects.
     pub(super) visibility: elf::SymbolVisibility,
@@ -53,17 +53,17 @@ pub(super) struct Global<'a> {
 
 /// All global symbols.
 #[derive(Default, Debug)]
-pub(super) struct Symbols<'a> {
-    /// In order of their first appearance.
+pub(super) struct GlobalSymbols<'a> {
+    /// The symbols in order of first appearance.
     pub(super) globals: Vec<Global<'a>>,
     by_name: HashMap<&'a [u8], usize>,
-    /// Those that have become undefined and were not asked about yet.
+    /// Symbols that have become undefined since the last call of [`GlobalSymbols::newly_undefined`].
     newly_undefined: Vec<usize>,
     /// Bytes of all names, local ones too.
     names: u64,
 }
 
-impl<'a> Symbols<'a> {
+impl<'a> GlobalSymbols<'a> {
     /// The caller wants this to be defined, but can do without.
     pub(super) fn want(&mut self, name: &'a [u8]) {
         let number = self.number(name);
@@ -71,22 +71,22 @@ impl<'a> Symbols<'a> {
         self.newly_undefined.push(number);
     }
 
-    /// The names that have become undefined since this was last asked.
+    /// Returns the names that have become undefined since the last call.
     pub(super) fn newly_undefined(&mut self) -> Vec<&'a [u8]> {
         std::mem::take(&mut self.newly_undefined).into_iter().map(|number| self.globals[number].name).collect()
     }
 
-    /// [`Symbols::newly_undefined`] will name all that are undefined now.
+    /// [`GlobalSymbols::newly_undefined`] will name all that are undefined now.
     pub(super) fn ask_again(&mut self) {
         let asked = self.globals.iter().enumerate().filter(|(_, global)| global.asks());
         self.newly_undefined = asked.map(|(number, _)| number).collect();
     }
 
-    /// Whether a member that offers this is needed. For a COMMON symbol one with a strong definition is, as in
-    /// GNU ld: a variable with a value comes before one without.
+    /// Whether a member that defines this name is needed. For a COMMON symbol, a member with a strong definition is
+    /// needed, as in GNU ld: a variable with a value wins over one without.
     pub(super) fn takes(&self, offer: &Offer<'_>) -> bool {
         let Some(global) = self.by_name.get(offer.name).map(|&number| &self.globals[number]) else { return false };
-        global.asks() && (offer.kind == OfferKind::Definition || !matches!(global.state, State::Common { .. }))
+        global.asks() && (offer.kind == OfferKind::Definition || !matches!(global.state, GlobalState::Common { .. }))
     }
 
     /// The number of the symbol of this name.
@@ -99,19 +99,19 @@ impl<'a> Symbols<'a> {
             Entry::Occupied(entry) => *entry.get(),
             Entry::Vacant(entry) => {
                 let visibility = elf::STV_DEFAULT;
-                self.globals.push(Global { name, state: State::Unknown, wanted: false, visibility });
+                self.globals.push(Global { name, state: GlobalState::Unknown, wanted: false, visibility });
                 *entry.insert(self.globals.len() - 1)
             }
         }
     }
 
     /// Takes the global symbols of the next object, behind `before`.
-    pub(super) fn add(&mut self, before: &[Object<'a>], object: &Object<'a>) -> Result<(), Error> {
+    pub(super) fn add(&mut self, before: &[UnitObject<'a>], object: &UnitObject<'a>) -> Result<(), ObjectError> {
         for (symbol_index, symbol) in object.file.symbols().skip(1) {
             let name = symbol.name();
             self.names += wide(name.len());
             if self.names > NAMES_LIMIT {
-                return Err(object.failed(Error::TooLarge { bytes: self.names, limit: NAMES_LIMIT }));
+                return Err(object.failed(ObjectError::TooLarge { bytes: self.names, limit: NAMES_LIMIT }));
             }
             if symbol.bind == elf::STB_LOCAL {
                 continue;
@@ -127,7 +127,7 @@ impl<'a> Symbols<'a> {
             }
             global.state = global.state.with(said).map_err(|earlier| {
                 let first = before.get(earlier.object).map_or_else(|| object.name.clone(), |first| first.name.clone());
-                Error::DefinedTwice { symbol: escaped(name), first, second: object.name.clone() }
+                ObjectError::DefinedTwice { symbol: escaped(name), first, second: object.name.clone() }
             })?;
             if global.asks() && !asked {
                 self.newly_undefined.push(number);
@@ -138,44 +138,44 @@ impl<'a> Symbols<'a> {
 }
 
 /// Whether an absolute symbol has been defined before as the same number, which GNU ld takes for one definition.
-fn said_already(before: &[Object<'_>], state: State, symbol: &Sym<'_>) -> bool {
-    let State::Defined(_, Definition { object, symbol: earlier }) = state else { return false };
+fn said_already(before: &[UnitObject<'_>], state: GlobalState, symbol: &FileSymbol<'_>) -> bool {
+    let GlobalState::Defined(_, Definition { object, symbol: earlier }) = state else { return false };
     let earlier = before.get(object).and_then(|object| object.file.symbol(earlier));
     earlier.is_some_and(|earlier| {
-        (earlier.place, symbol.place) == (Place::Absolute, Place::Absolute) && earlier.value == symbol.value
+        (earlier.place, symbol.place) == (SymbolPlace::Absolute, SymbolPlace::Absolute) && earlier.value == symbol.value
     })
 }
 
-/// What a symbol of an object's says.
-fn of(object: &Object<'_>, symbol: &Sym<'_>, definition: Definition) -> State {
-    let strength = if symbol.bind == elf::STB_WEAK { Strength::Weak } else { Strength::Strong };
+/// Returns the state that one symbol of an object implies.
+fn of(object: &UnitObject<'_>, symbol: &FileSymbol<'_>, definition: Definition) -> GlobalState {
+    let strength = if symbol.bind == elf::STB_WEAK { LinkStrength::Weak } else { LinkStrength::Strong };
     match symbol.place {
-        Place::Undefined | Place::Livepatch => State::Undefined(strength),
-        Place::Common => State::Common { size: symbol.size, align: symbol.value },
+        SymbolPlace::Undefined | SymbolPlace::Livepatch => GlobalState::Undefined(strength),
+        SymbolPlace::Common => GlobalState::Common { size: symbol.size, align: symbol.value },
         // The definition in the group that was kept is meant.
-        Place::Section(section) if object.file.section(section).is_some_and(|section| section.repeated) => {
-            State::Undefined(strength)
+        SymbolPlace::Section(section) if object.file.section(section).is_some_and(|section| section.repeated) => {
+            GlobalState::Undefined(strength)
         }
-        Place::Absolute | Place::Section(_) => State::Defined(strength, definition),
+        SymbolPlace::Absolute | SymbolPlace::Section(_) => GlobalState::Defined(strength, definition),
     }
 }
 
 impl Global<'_> {
-    /// Whether members of archives may be needed for it.
+    /// Whether archive members may be needed for this symbol.
     fn asks(&self) -> bool {
         match self.state {
-            State::Unknown | State::Undefined(Strength::Weak) => self.wanted,
-            State::Undefined(Strength::Strong) | State::Common { .. } => true,
-            State::Defined(..) => false,
+            GlobalState::Unknown | GlobalState::Undefined(LinkStrength::Weak) => self.wanted,
+            GlobalState::Undefined(LinkStrength::Strong) | GlobalState::Common { .. } => true,
+            GlobalState::Defined(..) => false,
         }
     }
 }
 
-impl State {
-    /// What both say together, or the strong definition that `new` would be the second of.
-    fn with(self, new: State) -> Result<State, Definition> {
-        use State::{Common, Defined, Undefined, Unknown};
-        use Strength::{Strong, Weak};
+impl GlobalState {
+    /// Combines two states. Fails with the earlier strong definition if `new` is a second one.
+    fn with(self, new: GlobalState) -> Result<GlobalState, Definition> {
+        use GlobalState::{Common, Defined, Undefined, Unknown};
+        use LinkStrength::{Strong, Weak};
         Ok(match (self, new) {
             (Unknown, new) => new,
             (old, Unknown) => old,

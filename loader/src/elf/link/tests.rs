@@ -14,8 +14,8 @@ use object::write::{Object as NewObject, Symbol as NewSymbol, SymbolSection};
 use object::{Architecture, BinaryFormat, Endianness, SymbolFlags, SymbolKind, SymbolScope};
 
 use super::{Input, link};
-use crate::elf::file::{File, Place};
-use crate::vocabulary::error::Error;
+use crate::elf::error::ObjectError;
+use crate::elf::file::{File, SymbolPlace};
 
 const LIMIT: u64 = 1 << 30;
 
@@ -29,12 +29,12 @@ fn run(tool: &str, dir: &Path, arguments: &[&str]) -> Output {
     output.unwrap_or_else(|error| panic!("cannot run `{tool}`, which is part of binutils: {error}"))
 }
 
-/// What an object says, without what a linker may choose: the order of sections and symbols, and section symbols or
-/// their offsets.
+/// The contents of an object, without the choices of the linker: the order of sections and symbols, and section symbols
+/// or their offsets.
 #[derive(PartialEq, Eq, Debug)]
 struct Content {
     sections: BTreeMap<String, (u64, u64, Vec<u8>)>,
-    /// By section: offset, number, what is meant, addend.
+    /// By section: offset, relocation number, target, addend.
     relocations: BTreeMap<String, Vec<(u64, u32, String, i64)>>,
     /// By name: binding, type, visibility, place, value, size.
     globals: BTreeMap<String, (u8, u8, u8, String, u64, u64)>,
@@ -43,8 +43,8 @@ struct Content {
 fn content(bytes: &[u8]) -> Content {
     let file = File::validate(bytes).unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let place = |place: Place| match place {
-        Place::Section(section) => text(file.sections[index(section.into())].name),
+    let place = |place: SymbolPlace| match place {
+        SymbolPlace::Section(section) => text(file.sections[index(section.into())].name),
         other => format!("{other:?}"),
     };
     // ld merges these notes into one, and takes apart and edits the rows of .eh_frame.
@@ -60,7 +60,7 @@ fn content(bytes: &[u8]) -> Content {
         let records = relas.records.iter().map(|rela| {
             let symbol = file.symbol(rela.symbol).unwrap();
             match symbol.place {
-                Place::Section(_) if symbol.bind == elf::STB_LOCAL => {
+                SymbolPlace::Section(_) if symbol.bind == elf::STB_LOCAL => {
                     let addend = rela.addend + i64::try_from(symbol.value).unwrap();
                     (rela.offset, rela.kind, place(symbol.place), addend)
                 }
@@ -73,7 +73,7 @@ fn content(bytes: &[u8]) -> Content {
     }
     let globals = file.symbols().skip(1).filter(|(_, symbol)| symbol.bind != elf::STB_LOCAL);
     let globals = globals.map(|(_, symbol)| {
-        // The two mean the same for what is COMMON.
+        // For COMMON symbols, both types mean the same.
         let kind = if symbol.kind == elf::STT_COMMON { elf::STT_OBJECT } else { symbol.kind };
         let says = (symbol.bind.0, kind.0, symbol.visibility.0, place(symbol.place), symbol.value, symbol.size);
         (text(symbol.name()), says)
@@ -110,7 +110,7 @@ fn compiled(name: &str, language: Language, text: &str, compiler: Compiler, flag
     object_from_text(name, language, text, compiler, flags).unwrap()
 }
 
-/// The compilers that are there; says which are not.
+/// Returns the available compilers, and prints the missing ones.
 fn compilers() -> Vec<Compiler> {
     let (there, missing): (Vec<_>, Vec<_>) =
         [Compiler::Gcc, Compiler::Clang].into_iter().partition(|compiler| compiler.find().is_some());
@@ -136,11 +136,11 @@ fn modules_of_the_sdk_are_merged_as_ld_does() {
     for compiler in compilers() {
         let objects = ["greet", "export_data", "common", "ro_after_init"]
             .map(|name| Fixture::new(name).object(compiler, &["-O2", "-fPIC"]).unwrap());
-        // Two of them have an init, but one module has one.
+        // Two objects define an init, but a module may have only one.
         check(&format!("{compiler:?}"), &objects[1..3]);
         let inputs = objects.iter().map(|path| input(path)).collect::<Vec<_>>();
         let refused = link(&inputs, &[], LIMIT).unwrap_err();
-        assert!(matches!(&refused, Error::DefinedTwice { symbol, .. } if symbol == "init_module"), "{refused}");
+        assert!(matches!(&refused, ObjectError::DefinedTwice { symbol, .. } if symbol == "init_module"), "{refused}");
     }
 }
 
@@ -200,7 +200,7 @@ fn random_object(chance: &mut Chance) -> Vec<u8> {
     for number in 0..12 {
         let (section, weak, size) = match chance.below(13) {
             0 => (SymbolSection::Section(data), false, 8),
-            // No symbol is weak here and COMMON there: what ld then takes depends on what it looked at before.
+            // No symbol is both weak and COMMON: the choice of ld then depends on the order in which ld has searched.
             1 | 2 if number % 2 == 0 => (SymbolSection::Section(data), true, 8),
             1 | 2 => (SymbolSection::Common, false, 8),
             3 | 4 => (SymbolSection::Undefined, false, 0),
@@ -230,7 +230,7 @@ fn taken_by_ld(dir: &Path, inputs: &[&str]) -> Option<Vec<String>> {
         return None;
     }
     let lines = String::from_utf8(output.stdout).unwrap();
-    // An object as it is called, a member as `libx.a(m1.o)` or `(libx.a)m1.o`, and the archives themselves.
+    // An object by file name, a member as `libx.a(m1.o)` or `(libx.a)m1.o`, and the archives themselves.
     let member = |line: &str| line.rsplit(['(', ')']).find(|part| part.ends_with(".o")).map(str::to_owned);
     Some(lines.lines().filter_map(member).collect())
 }
@@ -260,7 +260,7 @@ fn members_are_taken_as_ld_does() {
                 assert_eq!(names.collect::<Vec<_>>(), theirs, "round {round}");
                 let globals = |bytes: &[u8]| {
                     let mut globals = content(bytes).globals;
-                    // What only the caller asks for is not in the result here.
+                    // Our result omits names that only the caller has asked for.
                     globals.retain(|name, says| name != "s0" || says.3 != "Undefined");
                     globals
                 };
@@ -269,7 +269,7 @@ fn members_are_taken_as_ld_does() {
                 linked += 1;
                 taken += theirs.len() - 1;
             }
-            (Err(Error::DefinedTwice { .. }), None) => refused += 1,
+            (Err(ObjectError::DefinedTwice { .. }), None) => refused += 1,
             (ours, theirs) => panic!("round {round}: {ours:?} here, {theirs:?} there"),
         }
     }

@@ -7,31 +7,35 @@ use object::elf;
 use object::write::StringId;
 use object::write::elf::{FileHeader, SectionHeader, SectionIndex, Sym, Writer};
 
-use crate::elf::link::output::{At, Contents, NewSymbol, Output};
-use crate::vocabulary::error::Error;
+use crate::elf::error::ObjectError;
+use crate::elf::link::output::{MergedPlace, NewSymbol, OutputSection, SectionContents};
 
-/// What fills the gaps between pieces of text.
+/// Fills the gaps between pieces of text.
 const INT3: u8 = 0xcc;
 
-/// Where an output stands in the file.
-struct Place {
+/// The place of an output section in the file.
+struct WrittenPlace {
     index: SectionIndex,
     name: StringId,
     offset: u64,
-    /// Its relocations: the name of their section, and where they stand.
+    /// The relocations of the section: name of the relocation section, and offset of the relocations.
     relas: Option<(StringId, u64)>,
 }
 
 /// Writes an object. The first `locals` symbols are local, the null symbol, which `symbols` does not have, counted.
-pub(super) fn write(outputs: &[Output<'_>], symbols: &[NewSymbol<'_>], locals: u32) -> Result<Vec<u8>, Error> {
+pub(super) fn write(
+    outputs: &[OutputSection<'_>],
+    symbols: &[NewSymbol<'_>],
+    locals: u32,
+) -> Result<Vec<u8>, ObjectError> {
     let rela_names: Vec<Vec<u8>> =
         outputs.iter().map(|output| [section::RELA_PREFIX.as_bytes(), output.key.name].concat()).collect();
     let mut bytes = Vec::new();
     let mut writer = Writer::new(Endianness::Little, true, &mut bytes);
 
-    // Everything gets its place first.
+    // First, every part is given a place.
     writer.reserve_file_header();
-    let places: Vec<Place> =
+    let places: Vec<WrittenPlace> =
         outputs.iter().zip(&rela_names).map(|(output, name)| reserve(&mut writer, output, name)).collect();
     writer.reserve_null_symbol_index();
     let names: Vec<Option<StringId>> =
@@ -44,7 +48,7 @@ pub(super) fn write(outputs: &[Output<'_>], symbols: &[NewSymbol<'_>], locals: u
     writer.reserve_shstrtab_section_index();
     writer.reserve_symtab();
     writer.reserve_symtab_shndx();
-    let too_large = |_| Error::NotAnObject("more than one object can hold");
+    let too_large = |_| ObjectError::NotAnObject("more than one object can hold");
     writer.reserve_strtab().map_err(too_large)?;
     writer.reserve_shstrtab().map_err(too_large)?;
     writer.reserve_section_headers();
@@ -81,29 +85,29 @@ const HEADER: FileHeader = FileHeader {
     e_flags: elf::FileFlags(0),
 };
 
-fn reserve<'a>(writer: &mut Writer<'a>, output: &Output<'a>, rela_name: &'a [u8]) -> Place {
+fn reserve<'a>(writer: &mut Writer<'a>, output: &OutputSection<'a>, rela_name: &'a [u8]) -> WrittenPlace {
     let index = writer.reserve_section_index();
     let name = writer.add_section_name(output.key.name);
-    let in_file = if output.key.contents == Contents::Zeros { 0 } else { output.size };
+    let in_file = if output.key.contents == SectionContents::Zeros { 0 } else { output.size };
     let offset = writer.reserve(in_file, output.align.min(16));
     let relas = (!output.relas.is_empty()).then(|| {
         writer.reserve_section_index();
         (writer.add_section_name(rela_name), writer.reserve_relocations(output.relas.len(), true))
     });
-    Place { index, name, offset, relas }
+    WrittenPlace { index, name, offset, relas }
 }
 
-fn reserve_symbol<'a>(writer: &mut Writer<'a>, places: &[Place], symbol: &NewSymbol<'a>) -> Option<StringId> {
+fn reserve_symbol<'a>(writer: &mut Writer<'a>, places: &[WrittenPlace], symbol: &NewSymbol<'a>) -> Option<StringId> {
     writer.reserve_symbol_index(match symbol.at {
-        At::Output(output) => Some(places[output].index),
-        At::Special(_) => None,
+        MergedPlace::Output(output) => Some(places[output].index),
+        MergedPlace::Special(_) => None,
     });
     (!symbol.name.is_empty()).then(|| writer.add_string(symbol.name))
 }
 
-fn contents(writer: &mut Writer<'_>, output: &Output<'_>, place: &Place) {
+fn contents(writer: &mut Writer<'_>, output: &OutputSection<'_>, place: &WrittenPlace) {
     writer.pad_until(place.offset);
-    if output.key.contents != Contents::Zeros {
+    if output.key.contents != SectionContents::Zeros {
         let fill = if output.key.flags.contains(elf::SHF_EXECINSTR) { INT3 } else { 0 };
         let mut end = 0;
         for (offset, data) in &output.pieces {
@@ -119,10 +123,10 @@ fn contents(writer: &mut Writer<'_>, output: &Output<'_>, place: &Place) {
     }
 }
 
-fn raw_symbol(writer: &Writer<'_>, places: &[Place], symbol: &NewSymbol<'_>, name: Option<StringId>) -> Sym {
+fn raw_symbol(writer: &Writer<'_>, places: &[WrittenPlace], symbol: &NewSymbol<'_>, name: Option<StringId>) -> Sym {
     let (section, special) = match symbol.at {
-        At::Output(output) => (Some(places[output].index.0), elf::SHN_UNDEF),
-        At::Special(special) => (None, special),
+        MergedPlace::Output(output) => (Some(places[output].index.0), elf::SHN_UNDEF),
+        MergedPlace::Special(special) => (None, special),
     };
     Sym {
         section,
@@ -135,7 +139,7 @@ fn raw_symbol(writer: &Writer<'_>, places: &[Place], symbol: &NewSymbol<'_>, nam
     }
 }
 
-fn headers(writer: &mut Writer<'_>, output: &Output<'_>, place: &Place) {
+fn headers(writer: &mut Writer<'_>, output: &OutputSection<'_>, place: &WrittenPlace) {
     let sh_name = writer.section_name_offset(Some(place.name));
     writer.write_section_header(&SectionHeader {
         sh_name,

@@ -1,5 +1,6 @@
-//! What waits for one object: its relocations, the GOT slots of its symbols, and the records that depend on them, kept
-//! apart from the file they came from. Once the addresses of the symbols are known it becomes a plan of edits.
+//! The parts of a live patch that wait for one object: relocations, the GOT slots of the object's symbols, and
+//! dependent records, stored separately from the file. Once the symbols have addresses, a slice becomes a plan of
+//! edits.
 
 use modload_abi::livepatch::KlpSymbol;
 use modload_abi::{Records, Rela};
@@ -13,11 +14,11 @@ use modload_relocs::{OnDiscarded, RelocSymbol, RelocSymbolKind, RelocatedSection
 use super::waiting::TABLES;
 use super::{Waiting, awaited, waiting};
 use crate::elf::file::File;
-use crate::prepare::layout::{Layout, Part};
+use crate::prepare::error::{PrepareError, RelocationAdvice};
+use crate::prepare::layout::{MemoryPart, ModuleLayout};
 use crate::prepare::memory::Staging;
 use crate::prepare::resolved::{Resolved, picked};
 use crate::prepare::specialise;
-use crate::vocabulary::error::{Advice, Error};
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::rewriting::{Rewriting, TrampolineCall, record_size};
 
@@ -27,16 +28,16 @@ pub struct Slices {
     slices: Vec<Slice>,
     /// Sections and numbers of all records that wait.
     left_out: Vec<(u32, u32)>,
-    /// By the symbol's index; those that wait are [`RelocSymbolKind::Waiting`].
+    /// Symbols by index; waiting ones are [`SymbolKind::Waiting`].
     symbols: Vec<RelocSymbol>,
     slots: Slots,
-    /// The module as its own stages have left it.
+    /// The module's memory after the module's own stages.
     before: CodeBuffers,
     facts: Facts,
     rewriting: Rewriting,
 }
 
-/// What waits for one object.
+/// The relocations and records that wait for one object.
 #[derive(Debug)]
 pub struct Slice {
     object: String,
@@ -48,28 +49,29 @@ pub struct Slice {
 /// A symbol of an object that is not there yet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WantedSymbol {
-    /// Its index in the patch's symbol table.
+    /// Index in the patch's symbol table.
     index: u32,
-    /// Its name.
+    /// Name of the symbol.
     pub name: Vec<u8>,
     /// Which of several of that name, from 1, in the order of the object's symbol table; 0: there is one.
     pub position: u64,
 }
 
 impl WantedSymbol {
-    /// Which of all symbols of its name it is; `None` if its position is none of theirs, or says of several that there is one.
+    /// Chooses one of all symbols of this name by position. Returns `None` for an invalid position, and for position 0
+    /// with several symbols.
     #[must_use]
     pub fn pick(&self, all: &[Addr]) -> Option<Addr> {
         picked(all, self.position)
     }
 }
 
-/// Relocations of one section, with what the file has in it.
+/// Relocations of one section, with the file's contents of that section.
 #[derive(Debug)]
 struct OwnRelas {
-    /// Index of the section that holds them.
+    /// Index of the relocation section.
     section: u32,
-    /// Name of the section that they relocate, escaped.
+    /// Name of the relocated section, escaped.
     target: String,
     is_text: bool,
     addr: Addr,
@@ -79,21 +81,21 @@ struct OwnRelas {
 
 impl OwnRelas {
     fn records(&self) -> impl Iterator<Item = Rela> {
-        // A whole number of records, as they came.
+        // A whole number of records: checked by stage *validate*.
         Records::<Rela>::new(&self.records).into_iter().flat_map(|records| records.iter())
     }
 }
 
 impl Slices {
-    /// Keeps what waits. `ledger` knows what the engines have written.
+    /// Keeps the waiting parts. `ledger` knows the edits of the engines.
     pub(crate) fn of(
         waiting: &Waiting<'_>,
         file: &File<'_>,
-        layout: &Layout,
+        layout: &ModuleLayout,
         resolved: &Resolved,
         ledger: &Ledger<'_, Staging>,
         rewriting: &Rewriting,
-    ) -> Result<Option<Box<Slices>>, Error> {
+    ) -> Result<Option<Box<Slices>>, PrepareError> {
         if waiting.objects.is_empty() {
             return Ok(None);
         }
@@ -111,7 +113,7 @@ impl Slices {
         });
         let slices = slices.collect();
         let mut before = CodeBuffers::default();
-        for part in Part::ALL.into_iter().filter(|part| !part.is_init()) {
+        for part in MemoryPart::ALL.into_iter().filter(|part| !part.is_init()) {
             let kind = if part.is_text() { PieceKind::Text } else { PieceKind::Data };
             // Parts of a module do not overlap.
             let _ = before.add(memory.base(part), kind, memory.bytes(part).to_vec());
@@ -127,23 +129,23 @@ impl Slices {
         })))
     }
 
-    /// What waits, by object.
+    /// Returns the slices, one for each object.
     pub fn iter(&self) -> impl Iterator<Item = &Slice> {
         self.slices.iter()
     }
 
-    /// What waits for the object of this name.
+    /// Returns the slice of the object of this name.
     #[must_use]
     pub fn of_object(&self, object: &str) -> Option<&Slice> {
         self.slices.iter().find(|slice| slice.object == object)
     }
 
-    /// What is to be written now that the symbols of an object have addresses: `found` has one for each that the slice
-    /// [wants](Slice::wanted). The same stages run as when a module is loaded, in the same order.
+    /// Plans the edits for an object whose symbols have addresses now. `found` has one address for each symbol that the
+    /// slice [wants](Slice::wanted). Runs the stages of a load, in the same order.
     ///
     /// # Errors
-    /// [`Error::Relocation`], [`Error::Rewrite`]: as of a load.
-    pub fn plan(&self, slice: &Slice, found: &[Addr]) -> Result<SlicePlan<'_>, Error> {
+    /// [`PrepareError::Relocation`], [`PrepareError::Rewrite`]: as in a load.
+    pub fn plan(&self, slice: &Slice, found: &[Addr]) -> Result<SlicePlan<'_>, PrepareError> {
         let mut symbols = self.symbols.clone();
         for (wanted, addr) in slice.wanted.iter().zip(found) {
             if let Some(symbol) = symbols.get_mut(index(wanted.index.into())) {
@@ -182,7 +184,7 @@ impl Slices {
             let nowhere = (Addr::NULL, 0);
             specialise::follow(*engine, name, table, nowhere, &self.facts, &self.rewriting, &mut plan)?;
         }
-        // They need no mark: who names a trampoline of another module's by position means it.
+        // No mark is needed: a reference by name and position to a trampoline of another module is explicit.
         let trampolines: Vec<u32> = slice.trampolines().map(|symbol| symbol.index).collect();
         for relas in slice.relas.iter().filter(|relas| relas.is_text) {
             let of_trampolines = (0..).zip(relas.records()).filter(|(_, rela)| trampolines.contains(&rela.symbol));
@@ -196,7 +198,7 @@ impl Slices {
     }
 }
 
-/// What of a section of this name does not wait: all of it in a module without slices.
+/// Returns the parts of a section that do not wait: the whole section in a module without slices.
 pub(crate) fn left<'s>(
     slices: Option<&'s Slices>,
     name: &str,
@@ -208,7 +210,7 @@ pub(crate) fn left<'s>(
     waiting::left(slices.map_or(&[], |slices| &slices.left_out), table, record)
 }
 
-fn relas_of(object: &str, file: &File<'_>, layout: &Layout, memory: &Staging) -> Vec<OwnRelas> {
+fn relas_of(object: &str, file: &File<'_>, layout: &ModuleLayout, memory: &Staging) -> Vec<OwnRelas> {
     let of_object = file.klp_relas.iter().filter(|relas| awaited(file, relas) == Some(object));
     let own = of_object.filter_map(|relas| {
         let (spot, target) = (layout.section(relas.target)?, file.section(relas.target)?);
@@ -243,42 +245,42 @@ impl Slice {
         &self.wanted
     }
 
-    /// Those that are trampolines of static calls.
+    /// Returns the wanted symbols that are trampolines of static calls.
     pub fn trampolines(&self) -> impl Iterator<Item = &WantedSymbol> {
         let prefix = modload_abi::section::STATIC_CALL_TRAMPOLINE_PREFIX.as_bytes();
         self.wanted.iter().filter(move |symbol| symbol.name.starts_with(prefix))
     }
 
-    /// The places in code that its relocations write.
+    /// Returns the places in code that the slice's relocations write.
     pub fn places(&self) -> impl Iterator<Item = Addr> {
         let text = self.relas.iter().filter(|relas| relas.is_text);
         text.flat_map(|relas| relas.records().map(|rela| relas.addr + rela.offset))
     }
 
-    fn failed(&self, relas: &OwnRelas, error: modload_relocs::RelocError) -> Error {
+    fn failed(&self, relas: &OwnRelas, error: modload_relocs::RelocError) -> PrepareError {
         let site = *error.site();
         let named = self.wanted.iter().find(|symbol| symbol.index == site.symbol);
-        Error::Relocation {
+        PrepareError::Relocation {
             place: format!("{}+{:#x}", relas.target, site.offset),
             symbol: named.map_or_else(String::new, |symbol| escaped(&symbol.name)),
             error: Box::new(error),
-            advice: Advice::None,
+            advice: RelocationAdvice::None,
         }
     }
 
-    fn not_written(&self, symbol: &[u8], error: &Rejected) -> Error {
+    fn not_written(&self, symbol: &[u8], error: &Rejected) -> PrepareError {
         let name = format!("{} of {}", escaped(symbol), self.object);
-        Error::Rewrite { section: ".got", error: format!("the slot of {name}: {error}").into() }
+        PrepareError::Rewrite { section: ".got", error: format!("the slot of {name}: {error}").into() }
     }
 }
 
-/// What is to be written into a live patch when an object comes. As [`Code`] it is the module as it will be.
+/// The planned edits of a live patch for an object. As [`Code`], this is the module after the edits.
 #[derive(Debug)]
 pub struct SlicePlan<'s> {
     before: &'s CodeBuffers,
     after: CodeBuffers,
     edits: Edits,
-    /// What is left to those who know keys: records of `__jump_table` and `.static_call_sites`.
+    /// Records of `__jump_table` and `.static_call_sites`, for the owner of static keys.
     tables: Vec<(Engine, RecordTable)>,
     calls: Vec<TrampolineCall>,
 }
@@ -290,23 +292,23 @@ impl SlicePlan<'_> {
         &self.tables
     }
 
-    /// Calls of static calls' trampolines that no record tells of.
+    /// Returns calls of static calls' trampolines that have no record.
     #[must_use]
     pub fn trampoline_calls(&self) -> &[TrampolineCall] {
         &self.calls
     }
 
-    /// The text that holds an address, as it will be: where it begins, and its bytes.
+    /// Returns the text around an address after the edits: start address and bytes.
     #[must_use]
     pub fn text_around(&self, at: Addr) -> Option<(Addr, &[u8])> {
         self.after.text_around(at)
     }
 
-    /// Counts bytes as written that stay as they are for now, so that what becomes of them later can be taken back: all of
-    /// them, if something has written a part.
+    /// Counts unchanged bytes as written, so that a later change of these bytes can be undone. If a part is written
+    /// already, all of the bytes count.
     ///
     /// # Errors
-    /// [`Rejected`]: there are none, or a part of them is another engine's.
+    /// [`Rejected`]: the bytes do not exist, or another engine has written a part.
     pub fn include(&mut self, at: Addr, len: usize, why: EditOrigin) -> Result<(), Rejected> {
         if self.edits.touching(at, wide(len)).iter().any(|edit| edit.at <= at && at + wide(len) <= edit.end()) {
             return Ok(());
@@ -376,14 +378,15 @@ mod tests {
         let edit = |plan: &mut SlicePlan<'_>, engine, at, old: &[u8], new: &[u8]| {
             plan.edit(Edit { at: Addr::new(at), old, new, why: why(engine) }).unwrap();
         };
-        // A call that a static call's key makes a NOP, a byte that comes back to what it was, and one that stays.
+        // A call that a static call's key turns into a NOP, a byte that is changed and changed back, and an unchanged
+        // byte.
         edit(&mut plan, Engine::Relocation, 0x1001, &[0; 4], &[1, 2, 3, 4]);
         edit(&mut plan, Engine::StaticCall, 0x1000, &[0xe8, 1, 2, 3, 4], &[0x0f, 0x1f, 0x44, 0, 0]);
         edit(&mut plan, Engine::Alternative, 0x1006, &[0x90], &[0xf4]);
         edit(&mut plan, Engine::Alternative, 0x1006, &[0xf4], &[0x90]);
         plan.include(Addr::new(0x1005), 1, why(Engine::JumpLabel)).unwrap();
         plan.include(Addr::new(0x1000), 5, why(Engine::StaticCall)).unwrap();
-        // A call that is right as it has been relocated, and may become something else.
+        // A relocated call that needs no further change, but may change later.
         edit(&mut plan, Engine::Relocation, 0x1009, &[0; 4], &[5, 6, 7, 8]);
         plan.include(Addr::new(0x1008), 5, why(Engine::StaticCall)).unwrap();
         // Two keys for one place.

@@ -1,5 +1,5 @@
-//! Which records of special sections wait with the relocations of an object: those in which such a relocation lies, or in
-//! whose site or replacement, and those that rewrite the same site.
+//! Finds the records of special sections that wait with the relocations of an object: records that contain such a
+//! relocation, records whose site or replacement contains one, and records that rewrite the same site.
 
 use modload_abi::record::{AltInstr, AltInstr63, FixedRecord, JumpEntry, ParavirtSite, StaticCallSite};
 use modload_abi::section;
@@ -9,13 +9,13 @@ use modload_relocs::{Reason, RelocFormula, RelocSite};
 
 use super::{awaited, overlaps};
 use crate::elf::file::{File, Relas};
-use crate::prepare::layout::Layout;
+use crate::prepare::error::{PrepareError, RelocationAdvice};
+use crate::prepare::layout::ModuleLayout;
 use crate::prepare::memory::Staging;
 use crate::vocabulary::deferred_error::DeferredError;
-use crate::vocabulary::error::{Advice, Error};
 use crate::vocabulary::rewriting::record_size;
 
-/// The tables whose records can wait.
+/// Tables with records that can wait.
 pub(super) const TABLES: [(Engine, &str); 4] = [
     (Engine::Paravirt, section::PARAINSTRUCTIONS),
     (Engine::Alternative, section::ALTINSTRUCTIONS),
@@ -24,56 +24,56 @@ pub(super) const TABLES: [(Engine, &str); 4] = [
 ];
 
 /// Bytes at an address.
-type Extent = (Addr, u64);
+type ByteRange = (Addr, u64);
 
 /// The bytes that a relocation which waits may write.
 #[derive(Clone, Copy, Debug)]
-struct Field {
-    extent: Extent,
+struct WaitingField {
+    extent: ByteRange,
     /// Number of the object in [`Waiting::objects`].
     object: usize,
     site: RelocSite,
     target: u32,
 }
 
-/// A record, and what it is about.
+/// A record with the code that the record refers to.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct WaitingRecord {
     engine: Engine,
     name: &'static str,
     section: u32,
     number: u32,
     /// The record itself.
-    own: Extent,
-    /// The part of it that says where code is: that of this module.
-    code: Extent,
-    site: Extent,
-    replacement: Extent,
+    own: ByteRange,
+    /// The bytes of the record that give the address of code: code of this module.
+    code: ByteRange,
+    site: ByteRange,
+    replacement: ByteRange,
 }
 
-/// What waits. Nothing at all in a module that is no live patch.
+/// The waiting parts of a module. Empty for a module that is no live patch.
 #[derive(Default, Debug)]
 pub(crate) struct Waiting<'a> {
     /// The objects for which anything waits, by name.
     pub(super) objects: Vec<&'a str>,
-    fields: Vec<Field>,
-    /// With the number of its object; by section, then by number.
-    entries: Vec<(Entry, usize)>,
+    fields: Vec<WaitingField>,
+    /// Each record with the number of the object; by section, then by number.
+    entries: Vec<(WaitingRecord, usize)>,
     /// Sections and numbers of the same.
     left_out: Vec<(u32, u32)>,
 }
 
-/// The longest that a relocation writes, with what it may rewrite before its place.
+/// Largest number of bytes that a relocation writes, including bytes before the place.
 const LONGEST_FIELD: u64 = 16;
 
 impl<'a> Waiting<'a> {
-    /// Finds what waits in a module that has been relocated.
+    /// Finds the waiting parts of a relocated module.
     pub(crate) fn of(
         file: &File<'a>,
-        layout: &Layout,
+        layout: &ModuleLayout,
         memory: &Staging,
         profile: Profile,
-    ) -> Result<Waiting<'a>, Error> {
+    ) -> Result<Waiting<'a>, PrepareError> {
         let mut waiting = Waiting::default();
         for relas in &file.klp_relas {
             let Some(object) = awaited(file, relas) else { continue };
@@ -98,22 +98,22 @@ impl<'a> Waiting<'a> {
     fn add_fields(
         &mut self,
         file: &File<'a>,
-        layout: &Layout,
+        layout: &ModuleLayout,
         memory: &Staging,
         relas: &Relas<'a>,
         object: usize,
-    ) -> Result<(), Error> {
+    ) -> Result<(), PrepareError> {
         let Some(spot) = layout.section(relas.target) else { return Ok(()) };
         let start = memory.addr(spot);
         let size = file.section(relas.target).map_or(0, |section| wide(section.data.len()));
         for (record, rela) in (0..).zip(relas.records.iter()) {
             let site =
                 RelocSite { section: relas.section, record, raw: rela.kind, offset: rela.offset, symbol: rela.symbol };
-            let failed = |error: modload_relocs::RelocError| Error::Relocation {
+            let failed = |error: modload_relocs::RelocError| PrepareError::Relocation {
                 place: file.display_place(relas.target, rela.offset),
                 symbol: file.display_name(rela.symbol),
                 error: Box::new(error),
-                advice: Advice::None,
+                advice: RelocationAdvice::None,
             };
             let refused = |reason| failed(modload_relocs::RelocError::Unsupported { site, reason });
             let row = modload_relocs::row(rela.kind).ok_or_else(|| refused(Reason::Unknown))?;
@@ -129,7 +129,7 @@ impl<'a> Waiting<'a> {
                 return Err(failed(modload_relocs::RelocError::Outside { site, width, size }));
             };
             let extent = (start + (rela.offset - before), end - (rela.offset - before));
-            self.fields.push(Field { extent, object, site, target: relas.target });
+            self.fields.push(WaitingField { extent, object, site, target: relas.target });
         }
         Ok(())
     }
@@ -137,17 +137,17 @@ impl<'a> Waiting<'a> {
     fn find_records(
         &mut self,
         file: &File<'a>,
-        layout: &Layout,
+        layout: &ModuleLayout,
         memory: &Staging,
         profile: Profile,
-    ) -> Result<(), Error> {
+    ) -> Result<(), PrepareError> {
         let mut others = Vec::new();
         for (section, (contents, spot)) in (0..).zip(file.sections.iter().zip(&layout.sections)) {
             let named = TABLES.iter().find(|(_, name)| contents.name == name.as_bytes());
             let (Some(spot), Some(&(engine, name))) = (*spot, named) else { continue };
             let table = RecordTable::of_section(section, memory.addr(spot), wide(contents.data.len()));
             for number in table.numbers(record_size(engine, profile)) {
-                let Some(entry) = Entry::read(engine, name, &table, number, memory, profile) else { continue };
+                let Some(entry) = WaitingRecord::read(engine, name, &table, number, memory, profile) else { continue };
                 if let Some(field) = self.fields(entry.code).next() {
                     let object = self.objects[field.object].to_owned();
                     return Err(DeferredError::OtherSite { section: name, record: number, object }.into());
@@ -158,12 +158,13 @@ impl<'a> Waiting<'a> {
                 }
             }
         }
-        // What rewrites a site that is left for later is left for later, too, or it would not have the last word that it has.
+        // A record that rewrites the site of a waiting record waits too, because the later record must have the last
+        // word.
         loop {
             let before = self.entries.len();
             let mut rest = Vec::with_capacity(others.len());
             for entry in others {
-                let shares = |(other, _): &&(Entry, usize)| overlaps(other.site, entry.site);
+                let shares = |(other, _): &&(WaitingRecord, usize)| overlaps(other.site, entry.site);
                 match self.entries.iter().find(shares).map(|(_, object)| *object) {
                     Some(object) => self.entries.push((entry, object)),
                     None => rest.push(entry),
@@ -175,12 +176,13 @@ impl<'a> Waiting<'a> {
             }
         }
         for (at, (entry, object)) in self.entries.iter().enumerate() {
-            let differs = |(other, of): &&(Entry, usize)| of != object && overlaps(other.site, entry.site);
+            let differs = |(other, of): &&(WaitingRecord, usize)| of != object && overlaps(other.site, entry.site);
             if let Some((_, other)) = self.entries[..at].iter().find(differs) {
                 return Err(self.two_objects(entry, *other, *object));
             }
         }
-        let is_init = |(entry, _): &&(Entry, usize)| memory.at(entry.site.0).is_some_and(|(part, _)| part.is_init());
+        let is_init =
+            |(entry, _): &&(WaitingRecord, usize)| memory.at(entry.site.0).is_some_and(|(part, _)| part.is_init());
         if let Some((entry, object)) = self.entries.iter().find(is_init) {
             let (section, record, object) = (entry.name, entry.number, self.objects[*object].to_owned());
             return Err(DeferredError::InitSite { section, record, object }.into());
@@ -191,7 +193,7 @@ impl<'a> Waiting<'a> {
     }
 
     /// The object on which a record depends by any of these bytes.
-    fn object_of(&self, entry: &Entry, extents: &[Extent]) -> Result<Option<usize>, Error> {
+    fn object_of(&self, entry: &WaitingRecord, extents: &[ByteRange]) -> Result<Option<usize>, PrepareError> {
         let mut fields = extents.iter().flat_map(|extent| self.fields(*extent));
         let Some(first) = fields.next() else { return Ok(None) };
         match fields.find(|field| field.object != first.object) {
@@ -200,21 +202,21 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    fn two_objects(&self, entry: &Entry, first: usize, second: usize) -> Error {
+    fn two_objects(&self, entry: &WaitingRecord, first: usize, second: usize) -> PrepareError {
         let name = |object: usize| self.objects[object].to_owned();
         let (section, record) = (entry.name, entry.number);
         DeferredError::TwoObjects { section, record, first: name(first), second: name(second) }.into()
     }
 
     /// The relocations that write any of these bytes.
-    fn fields(&self, extent: Extent) -> impl Iterator<Item = &Field> {
+    fn fields(&self, extent: ByteRange) -> impl Iterator<Item = &WaitingField> {
         let from = Addr::new(extent.0.get().saturating_sub(LONGEST_FIELD));
         let first = self.fields.partition_point(|field| field.extent.0 < from);
         let near = self.fields[first..].iter().take_while(move |field| field.extent.0 < extent.0 + extent.1);
         near.filter(move |field| overlaps(field.extent, extent))
     }
 
-    /// What is left of a table when the records that wait are taken out: runs of those that do not.
+    /// Returns the runs of a table's records that do not wait.
     pub(crate) fn left(&self, table: RecordTable, record: u64) -> impl Iterator<Item = RecordTable> {
         left(&self.left_out, table, record)
     }
@@ -224,7 +226,7 @@ impl<'a> Waiting<'a> {
         &self.left_out
     }
 
-    /// The records that wait for an object, as tables, in the order in which their engines work.
+    /// Returns the records that wait for an object, as tables, in the order of the engines.
     pub(super) fn tables(&self, object: usize, profile: Profile) -> Vec<(Engine, &'static str, RecordTable)> {
         let of_object = self.entries.iter().filter(|(_, of)| *of == object);
         let mut tables: Vec<_> = of_object
@@ -239,9 +241,9 @@ impl<'a> Waiting<'a> {
         tables
     }
 
-    /// Refuses what has been rewritten by engines that did not wait: a relocation that comes later would be written over
-    /// it, or a record followed whose turn was before.
-    pub(super) fn check(&self, file: &File<'_>, memory: &Staging, edits: &Edits) -> Result<(), Error> {
+    /// Refuses places that an engine without waiting has already rewritten: a later relocation would overwrite the
+    /// result, and a later record would be applied after records of later engines.
+    pub(super) fn check(&self, file: &File<'_>, memory: &Staging, edits: &Edits) -> Result<(), PrepareError> {
         for field in &self.fields {
             let touching = edits.touching(field.extent.0, field.extent.1);
             if let Some(first) = touching.first() {
@@ -265,7 +267,7 @@ impl<'a> Waiting<'a> {
         Ok(())
     }
 
-    fn rewritten(&self, late: String, object: usize, first: &Edit<'_>, memory: &Staging) -> Error {
+    fn rewritten(&self, late: String, object: usize, first: &Edit<'_>, memory: &Staging) -> PrepareError {
         let shown = |bytes: &[u8]| format!("{bytes:02x?} ({})", disassembled(first.at, bytes));
         let (object, new) = (self.objects[object].to_owned(), Code::bytes(memory, first.at, first.new.len()));
         let (old, new) = (shown(first.old), shown(new.unwrap_or(first.new)));
@@ -273,7 +275,7 @@ impl<'a> Waiting<'a> {
     }
 }
 
-/// The runs of a table's records between those that are left out: sections and numbers, sorted.
+/// Returns the runs of a table's records between the records that are left out (sections and numbers, sorted).
 pub(super) fn left(left_out: &[(u32, u32)], table: RecordTable, record: u64) -> impl Iterator<Item = RecordTable> {
     let from = left_out.partition_point(|(section, _)| *section < table.section);
     let to = left_out.partition_point(|(section, _)| *section <= table.section);
@@ -291,7 +293,7 @@ fn rank(engine: Engine) -> usize {
     ORDER.iter().position(|(known, _)| *known == engine).unwrap_or(0)
 }
 
-impl Entry {
+impl WaitingRecord {
     fn read(
         engine: Engine,
         name: &'static str,
@@ -299,8 +301,8 @@ impl Entry {
         number: u32,
         memory: &Staging,
         profile: Profile,
-    ) -> Option<Entry> {
-        /// The shortest jump. A relocation can only lie in a longer one, behind its first byte.
+    ) -> Option<WaitingRecord> {
+        /// Length of the shortest jump. A relocation can only be in a longer jump, behind the first byte.
         const SHORT: u64 = 2;
         const CALL: u64 = 5;
         let size = record_size(engine, profile);
@@ -334,7 +336,7 @@ impl Entry {
                 (8, site, near(4, record.replacement, record.replacement_len.into()))
             }
         };
-        Some(Entry {
+        Some(WaitingRecord {
             engine,
             name,
             section: table.section,

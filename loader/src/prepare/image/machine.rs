@@ -1,4 +1,4 @@
-//! Somebody else's machine, as far as a module's bytes depend on it, read from texts.
+//! Facts about another machine that affect a module's bytes, parsed from text.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::vocabulary::rewriting::Rewriting;
 pub struct MachineError {
     /// Which, from 1.
     pub line: usize,
-    /// What is wrong with it.
+    /// The problem of the line.
     pub problem: String,
 }
 
@@ -29,19 +29,19 @@ fn at_line(line: usize, problem: impl Into<String>) -> MachineError {
 /// The symbols of a running kernel, as in `/proc/kallsyms`.
 #[derive(Clone, Default, Debug)]
 pub struct Kallsyms {
-    /// All symbols of a name: address, whether it is global, module (empty: the kernel).
-    by_name: HashMap<Box<[u8]>, Vec<Known>>,
+    /// All symbols of a name: address, scope, module (empty: the kernel).
+    by_name: HashMap<Box<[u8]>, Vec<KnownSymbol>>,
 }
 
 #[derive(Clone, Debug)]
-struct Known {
+struct KnownSymbol {
     addr: Addr,
-    scope: Scope,
+    scope: KernelScope,
     module: Box<[u8]>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Scope {
+enum KernelScope {
     Local,
     Global,
 }
@@ -61,34 +61,35 @@ impl Kallsyms {
             let addr = hexadecimal(addr).ok_or_else(|| at_line(number, format!("{} is no address", escaped(addr))))?;
             let module = words.next().unwrap_or_default();
             let module = module.strip_prefix(b"[").and_then(|module| module.strip_suffix(b"]")).unwrap_or(module);
-            let scope = if kind.iter().all(u8::is_ascii_uppercase) { Scope::Global } else { Scope::Local };
-            symbols.by_name.entry(name.into()).or_default().push(Known { addr, scope, module: module.into() });
+            let scope = if kind.iter().all(u8::is_ascii_uppercase) { KernelScope::Global } else { KernelScope::Local };
+            symbols.by_name.entry(name.into()).or_default().push(KnownSymbol { addr, scope, module: module.into() });
         }
         Ok(symbols)
     }
 
-    /// For each symbol whose name has the prefix `from`, its address and that of its owner's symbol of the same name with the prefix
-    /// `to`. A name may be there in several modules.
+    /// Returns, for each symbol with the prefix `from`, the address of the symbol and the address of the same owner's
+    /// symbol with the prefix `to`. Several modules may have the same name.
     pub fn pairs<'s>(&'s self, from: &'s str, to: &'s str) -> impl Iterator<Item = (Addr, Addr)> + 's {
         let named = self.by_name.iter().filter_map(move |(name, all)| Some((name.strip_prefix(from.as_bytes())?, all)));
         let others =
             named.filter_map(move |(rest, all)| Some((all, self.by_name.get(&[to.as_bytes(), rest].concat()[..])?)));
         others.flat_map(|(all, others)| {
-            let of =
-                move |known: &Known| others.iter().find(|other| other.module == known.module).map(|other| other.addr);
+            let of = move |known: &KnownSymbol| {
+                others.iter().find(|other| other.module == known.module).map(|other| other.addr)
+            };
             all.iter().filter_map(move |known| Some((known.addr, of(known)?)))
         })
     }
 
-    /// The address of what a module means that needs this symbol: the one whose owner exports it (it has a
-    /// `__ksymtab_NAME`), else a global one, else any.
+    /// Returns the address to which a module's reference resolves: the symbol whose owner exports this name (by a
+    /// `__ksymtab_NAME`), else a global symbol, else any.
     #[must_use]
     pub fn exported(&self, name: &[u8]) -> Option<Addr> {
         let all = self.by_name.get(name)?;
         let table = [b"__ksymtab_", name].concat();
         let owner = self.by_name.get(&table[..]).and_then(|tables| tables.first()).map(|table| &table.module);
         let of_owner = || all.iter().find(|known| Some(&known.module) == owner);
-        let global = || all.iter().find(|known| known.scope == Scope::Global);
+        let global = || all.iter().find(|known| known.scope == KernelScope::Global);
         of_owner().or_else(global).or_else(|| all.first()).map(|known| known.addr)
     }
 }
@@ -122,13 +123,13 @@ impl Machine {
         }
     }
 
-    /// What the rewriting of code must know.
+    /// Returns the facts for rewriting.
     #[must_use]
     pub fn facts(&self) -> &Facts {
         &self.rewriting.facts
     }
 
-    /// The address that a word means: `0x..`, 0, or a symbol.
+    /// Returns the address of a word: `0x..`, 0, or a symbol.
     #[must_use]
     pub fn address(&self, word: &str) -> Option<Addr> {
         match word.strip_prefix("0x") {
@@ -138,10 +139,10 @@ impl Machine {
         }
     }
 
-    /// Takes a fact, the words of a line: `smp 0|1`, `return_thunk TARGET` or `pv_op N TARGET`.
+    /// Parses a fact, given as the words of a line: `smp 0|1`, `return_thunk TARGET` or `pv_op N TARGET`.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// A description of the problem.
     pub fn take_fact(&mut self, words: &[&str]) -> Result<(), String> {
         let address = |word: &str| self.address(word).ok_or_else(|| format!("there is no symbol {word:?}"));
         match *words {
@@ -158,7 +159,7 @@ impl Machine {
         Ok(())
     }
 
-    /// What Linux makes of a call through `pv_ops` whose entry has this function.
+    /// Returns Linux's replacement for a call through the `pv_ops` entry with this function.
     fn operation(&self, target: Addr) -> ParavirtOperation {
         if target == Addr::NULL {
             return self.symbols.exported(b"paravirt_BUG").map_or(ParavirtOperation::Leave, ParavirtOperation::Call);

@@ -6,17 +6,17 @@ use modload_edit::{Addr, CodeBuffers, Ledger};
 use super::machine::Machine;
 use super::{place, sort};
 use crate::elf::file::File;
+use crate::prepare::error::PrepareError;
 use crate::prepare::specialise::{follow, in_order, tables};
-use crate::vocabulary::error::Error;
 
-/// Runs every engine for whose records the file has a section, and sorts what Linux sorts.
+/// Runs every engine for which the file has a table, and sorts the tables that Linux sorts.
 pub(super) fn rewrite(
     file: &File<'_>,
     places: &[Option<Addr>],
     machine: &Machine,
     code: &mut Ledger<'_, CodeBuffers>,
     share: &mut impl FnMut(&'static str),
-) -> Result<(), Error> {
+) -> Result<(), PrepareError> {
     let table = |name| place::table(file, places, name).filter(|table| !table.is_empty());
     if let Some(table) = table(section::EX_TABLE) {
         sort::ex_table(&table, code)?;

@@ -1,13 +1,13 @@
-//! Tables that Linux sorts where they stand. Their records refer to places by distances from themselves, so these change
-//! when a record moves. Linux sorts with a heapsort, which is not stable, and one of its comparisons is not even
-//! consistent: to get the same order among equals takes the same sequence of comparisons.
+//! Sorts tables in place, as Linux does. Records refer to addresses by distances from the record, so moving a record
+//! changes these distances. Linux uses a heapsort, which is not stable, and one of the comparisons is not even
+//! consistent: the same order among equal records requires the same sequence of comparisons.
 
+use crate::elf::error::ObjectError;
+use crate::prepare::error::PrepareError;
 use modload_edit::{Addr, Code, EditOrigin, Engine, RecordTable, wide, write};
 
-use crate::vocabulary::error::Error;
-
-/// Sorts `order`, which holds indices, as Linux's `sort` would: bottom-up heapsort. `not_less(a, b)` says whether a
-/// comes behind b or is equal, for the comparison's `>= 0`.
+/// Sorts `order`, which contains indices, as Linux's `sort` does: bottom-up heapsort. `not_less(a, b)` returns whether
+/// a goes behind b or is equal: the comparison's `>= 0`.
 fn heapsort(order: &mut [usize], mut not_less: impl FnMut(usize, usize) -> bool) {
     let mut heap_from = order.len() / 2;
     let mut heap_to = order.len();
@@ -45,7 +45,7 @@ fn heapsort(order: &mut [usize], mut not_less: impl FnMut(usize, usize) -> bool)
     }
 }
 
-/// Records of `SIZE` bytes, and the order in which they are to stand.
+/// Returns the records of `SIZE` bytes.
 fn records<const SIZE: usize>(table: &RecordTable, code: &impl Code) -> Vec<[u8; SIZE]> {
     (0..table.len(wide(SIZE))).map_while(|number| table.record::<SIZE>(code, number).map(|(_, bytes)| bytes)).collect()
 }
@@ -54,11 +54,11 @@ fn rewrite<const SIZE: usize>(
     table: &RecordTable,
     records: impl IntoIterator<Item = [u8; SIZE]>,
     code: &mut impl Code,
-) -> Result<(), Error> {
+) -> Result<(), PrepareError> {
     for (record, bytes) in (0..).zip(records) {
         let why = EditOrigin { engine: Engine::Sort, section: table.section, record };
         write(code, table.at + wide(SIZE) * u64::from(record), &bytes, why)
-            .map_err(|error| Error::Rewrite { section: "a sorted table", error: error.into() })?;
+            .map_err(|error| PrepareError::Rewrite { section: "a sorted table", error: error.into() })?;
     }
     Ok(())
 }
@@ -75,13 +75,13 @@ fn moved(record: &mut [u8], at: usize, by: i64) {
     record[at..at + 4].copy_from_slice(&new[..4]);
 }
 
-/// How far a record moves that stood at `from` and will stand at `to`.
+/// Returns the distance that a record moves from position `from` to position `to`.
 fn way(from: usize, to: usize, size: usize) -> i64 {
     i64::try_from(to * size).unwrap_or(i64::MAX) - i64::try_from(from * size).unwrap_or(i64::MAX)
 }
 
 /// `__ex_table`: by the address of the instruction. Linux's `sort_extable`.
-pub(super) fn ex_table(table: &RecordTable, code: &mut impl Code) -> Result<(), Error> {
+pub(super) fn ex_table(table: &RecordTable, code: &mut impl Code) -> Result<(), PrepareError> {
     const SIZE: usize = 12;
     let records = records::<SIZE>(table, code);
     let insn: Vec<Addr> = (0..).zip(&records).map(|(n, record)| place(table, n, SIZE, record)).collect();
@@ -100,18 +100,19 @@ fn place(table: &RecordTable, number: u64, size: usize, record: &[u8]) -> Addr {
     (table.at + wide(size) * number).offset(distance(record, 0).into())
 }
 
-/// `.orc_unwind_ip` and `.orc_unwind` together: by the address of the code. Linux's `unwind_module_init`, whose
-/// comparison calls equal addresses less or greater, by what stands in the first record's row.
-pub(super) fn orc(ip: &RecordTable, rows: &RecordTable, code: &mut impl Code) -> Result<(), Error> {
+/// Sorts `.orc_unwind_ip` and `.orc_unwind` together by the address of the code. The comparison of Linux's
+/// `unwind_module_init` decides equal addresses by the contents of the first record's row.
+pub(super) fn orc(ip: &RecordTable, rows: &RecordTable, code: &mut impl Code) -> Result<(), PrepareError> {
     const IP: usize = 4;
     const ROW: usize = 6;
     let (ips, orcs) = (records::<IP>(ip, code), records::<ROW>(rows, code));
     if ips.len() != orcs.len() {
-        return Err(Error::BadRecord {
+        return Err(ObjectError::BadRecord {
             section: modload_abi::section::ORC_UNWIND,
             record: orcs.len(),
             problem: "there is not one row for each place",
-        });
+        }
+        .into());
     }
     let places: Vec<Addr> = (0..).zip(&ips).map(|(n, record)| place(ip, n, IP, record)).collect();
     // Undefined stack pointer (low four bits of byte 4) and no end (bit 2 of byte 5): a gap between objects.
@@ -132,7 +133,7 @@ pub(super) fn orc(ip: &RecordTable, rows: &RecordTable, code: &mut impl Code) ->
 }
 
 /// `__mcount_loc`: addresses, ascending.
-pub(super) fn addresses(table: &RecordTable, code: &mut impl Code) -> Result<(), Error> {
+pub(super) fn addresses(table: &RecordTable, code: &mut impl Code) -> Result<(), PrepareError> {
     let mut records = records::<8>(table, code);
     records.sort_by_key(|bytes| u64::from_le_bytes(*bytes));
     rewrite(table, records, code)
