@@ -90,7 +90,10 @@ pub struct HostBuilder {
 impl Default for HostBuilder {
     fn default() -> HostBuilder {
         let mut symbols = HostSymbols { exports: HashMap::new(), fallback: |_| None };
-        for (name, addr) in c_api::exports() {
+        let exports = c_api::exports();
+        #[cfg(feature = "livepatch")]
+        let exports = exports.chain([crate::patch_c_api::export()]);
+        for (name, addr) in exports {
             symbols.exports.insert(name.as_bytes().into(), External { addr, gpl_only: false, crc: None });
         }
         HostBuilder { symbols, policy: Policy::default(), onlookers: Vec::new(), built_in: BuiltInOptions::default() }

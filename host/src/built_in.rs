@@ -113,8 +113,6 @@ pub(crate) fn exports() -> Vec<(&'static str, Addr)> {
         Vec::from_iter(modload_static_keys::exports()),
         #[cfg(feature = "livepatch")]
         Vec::from_iter(modload_livepatch::exports()),
-        #[cfg(feature = "livepatch")]
-        vec![crate::patch::enable_patch_export()],
     ])
 }
 

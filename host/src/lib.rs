@@ -89,6 +89,8 @@ mod onlookers;
 mod own_symbols;
 #[cfg(feature = "livepatch")]
 pub mod patch;
+#[cfg(feature = "livepatch")]
+mod patch_c_api;
 #[cfg(feature = "debuggers")]
 mod perf_map;
 mod process;

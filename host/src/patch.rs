@@ -1,12 +1,11 @@
 //! Live patching, as Linux's: functions of loaded modules are replaced while threads run.
 
-use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use modload_abi::modinfo::is_same_name;
-use modload_edit::{Addr, wide};
+use modload_edit::Addr;
 pub use modload_livepatch::link;
 pub use modload_livepatch::{
     Blocked, Callbacks, FuncSpec, ObjectSpec, ObjectStatus, PatchError, PatchSpec, PatchStatus, StateSpec, Target,
@@ -16,7 +15,6 @@ use modload_livepatch::{Log, Standing};
 
 use crate::backtrace::Backtrace;
 use crate::builder::HostBuilder;
-use crate::c_api;
 use crate::foreign::Module;
 use crate::host::Host;
 
@@ -187,27 +185,5 @@ impl HostBuilder {
     pub fn transition(mut self, how: Transition) -> HostBuilder {
         self.built_in.transition = how;
         self
-    }
-}
-
-/// Returns the name and the address of the function by which a module enables its live patch.
-pub(crate) fn enable_patch_export() -> (&'static str, Addr) {
-    type Function = extern "C" fn(*const c_void) -> c_int;
-    #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
-    let function = enable_patch as Function as *const ();
-    ("klp_enable_patch", Addr::new(wide(function.expose_provenance())))
-}
-
-/// `int klp_enable_patch(struct klp_patch *)`. Must be called from the init of the module whose data holds the patch
-/// (else -EINVAL).
-extern "C" fn enable_patch(patch: *const c_void) -> c_int {
-    let at = Addr::new(wide(patch.expose_provenance()));
-    let Some((host, module)) = c_api::owner(at) else { return -c_api::EINVAL };
-    match host.built_in.livepatch.enable_from_init(&host.loader, &module, at) {
-        Ok(()) => 0,
-        Err(error) => {
-            tracing::warn!(module = module.name(), %error, "a live patch is not enabled");
-            error.errno().saturating_neg()
-        }
     }
 }
