@@ -9,6 +9,7 @@
 //! - [`klp_scenes`]: the scenes of live patching that Linux judges, too.
 //! - [`watched`], [`Watch`], [`Seen`]: calls of functions that are looked at in every way, and what was seen.
 //! - [`until`], [`Patience`], [`LONG`]: waits that follow progress, not the clock; [`cpu_time`]: what work took, whoever else worked.
+//! - [`prose`]: how the tree is worded.
 //! - [`mappings`], [`descriptors`], [`peek`]: what the kernel says of this process. [`handle`]: a signal's handler.
 
 mod case;
@@ -16,6 +17,7 @@ mod crowd;
 mod forked;
 mod klp;
 mod process;
+pub mod prose;
 mod scene;
 mod sites;
 mod fire;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use imports::Imports;
 use modload_fixtures::workspace_root;
+use modload_tests::prose::{OFFENDERS, PRODUCT, repeated_type_names, word_counts};
 
 /// Who may import whom, by folder. A folder that is not here fails the test: say what it may import.
 const IMPORTS: [(&str, &[&str]); 22] = [
@@ -65,13 +66,14 @@ const EVERYTHING: &[&str] = &LADDER;
 const SAFE: [&str; 8] = ["abi", "edit", "notifier", "relocs", "alternatives", "paravirt", "control", "fixtures"];
 
 /// Where unsafe code may stand: whole folders end with a slash. Tests, benches, examples and fuzz targets may, too.
-const UNSAFE: [&str; 14] = [
+const UNSAFE: [&str; 15] = [
     "text/",
     "threads/",
     "loader/src/modules/entry.rs",
     "host/src/foreign.rs",
     "host/src/c_api.rs",
     "host/src/keys.rs",
+    "host/src/process_symbols.rs",
     "host/src/c_library.rs",
     "host/src/aligned.rs",
     "host/src/jit_list.rs",
@@ -593,6 +595,40 @@ fn casts_are_expected_with_a_reason() {
         }
     }
     none("bare casts", &found);
+}
+
+/// The most offenders ([`OFFENDERS`]) and the most "it" and "its" in 1,000,000 words of a crate's doc comments. A folder that is not
+/// here has [`BUDGET`]. The numbers may only become smaller.
+const BUDGETS: [(&str, usize, usize); 4] =
+    [("ftrace", 22_200, 42_400), ("livepatch", 28_000, 41_500), ("text", 25_600, 31_700), ("threads", 18_500, 38_400)];
+const BUDGET: (usize, usize) = (2_700, 21_500);
+
+/// How many type names the product defines more than once. May only become smaller.
+const REPEATED_TYPE_NAMES: usize = 50;
+
+#[test]
+fn doc_comments_keep_to_their_budget_of_words() {
+    let counts = word_counts();
+    assert_eq!(counts.len(), PRODUCT.len(), "each folder has doc comments");
+    let beyond = counts.iter().filter_map(|(folder, count)| {
+        let own =
+            BUDGETS.iter().find(|(name, ..)| name == folder).map(|&(_, offenders, pronouns)| (offenders, pronouns));
+        let (offenders, pronouns) = own.unwrap_or(BUDGET);
+        let found = (count.offenders_per_million(), count.pronouns_per_million());
+        (found.0 > offenders || found.1 > pronouns).then(|| {
+            format!(
+                "{folder}: {} of {OFFENDERS:?} and {} of \"it\" in a million words; {offenders} and {pronouns} allowed",
+                found.0, found.1
+            )
+        })
+    });
+    none("worded worse than CONTRIBUTING.md has it", &beyond.collect::<Vec<_>>());
+}
+
+#[test]
+fn names_of_types_are_unique() {
+    let repeated = repeated_type_names();
+    assert!(repeated.len() <= REPEATED_TYPE_NAMES, "{} names are repeated: {repeated:#?}", repeated.len());
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod options;
 mod pages;
 mod poke;
 mod process;
+mod prose;
 mod seeds;
 
 use std::error::Error;
@@ -59,6 +60,12 @@ const COMMANDS: &[XtaskCommand] = &[
         help: "generate COUNT valid but unusual objects, from set SEED on; load and call them, link them with GNU ld into a\n      \
                program, and compare the results",
         run: odd::run_test,
+    },
+    XtaskCommand {
+        name: "prose",
+        options: &[("seed", "1"), ("count", "20")],
+        help: "print COUNT doc comments, drawn with SEED, and counts of the words and the type names of the tree",
+        run: prose::print,
     },
     XtaskCommand {
         name: "fuzz",
