@@ -40,7 +40,7 @@ impl Arena {
     /// [`OutOfMemory`].
     pub fn place_ro_after_init(&'static self, len: u64, align: u64) -> Result<Fresh, OutOfMemory> {
         let extent = self.take(Class::RoAfterInit, len.next_multiple_of(PAGE), align.max(PAGE))?;
-        protect(&extent, region::Protection::READ_WRITE)
+        protect(&extent, Access::ReadWrite)
             .map_err(|source| OutOfMemory::Populate { class: Class::RoAfterInit, source })?;
         let mut fresh = Fresh { extent };
         fresh.bytes_mut().fill(0);
@@ -48,12 +48,23 @@ impl Arena {
     }
 }
 
-pub(crate) fn protect(extent: &Extent, protection: region::Protection) -> io::Result<()> {
+/// What data pages allow. Neither allows execution.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Access {
+    Read,
+    ReadWrite,
+}
+
+pub(crate) fn protect(extent: &Extent, access: Access) -> io::Result<()> {
     let at: *mut u8 = pointer(extent.start);
+    let protection = match access {
+        Access::Read => libc::PROT_READ,
+        Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+    };
     // SAFETY: an extent of whole pages of the data stripe, of which nobody holds a reference: `Fresh` and `Placed`
     // lend slices and raw copies only. Neither protection is executable.
-    let changed = unsafe { region::protect(at, index(extent.len), protection) };
-    changed.map_err(io::Error::other)
+    let failed = unsafe { libc::mprotect(at.cast(), index(extent.len), protection) };
+    if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn covers(extent: &Extent, at: Addr, len: usize) -> bool {
@@ -127,7 +138,7 @@ impl Placed {
     /// # Errors
     /// The kernel's, with the data as it was.
     pub fn protect(self) -> Result<Protected, (Placed, io::Error)> {
-        match protect(&self.extent, region::Protection::READ) {
+        match protect(&self.extent, Access::Read) {
             Ok(()) => Ok(Protected { extent: self.extent }),
             Err(error) => Err((self, error)),
         }

@@ -4,6 +4,7 @@
 //! unloaded modules whose text still has a thread inside. Imports `vocabulary`, `elf` and `prepare`.
 
 pub(crate) mod error;
+pub(crate) mod uses;
 pub(crate) mod registry;
 pub(crate) mod module;
 pub(crate) mod coming;

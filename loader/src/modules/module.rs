@@ -11,7 +11,7 @@ use modload_edit::{Addr, NOPS, ZERO, index, wide};
 use modload_threads::creation::Creator;
 use modload_threads::frames::is_behind_call;
 
-use crate::modules::registry::{ModuleId, Registry};
+use crate::modules::registry::Registry;
 use crate::modules::subscriber::Accepted;
 use crate::prepare::deferred::Slices;
 use crate::prepare::layout::MemoryPart;
@@ -21,6 +21,7 @@ use crate::prepare::params::ParamInfo;
 use crate::prepare::policy::Proof;
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::functions::EntryPoints;
+use crate::vocabulary::module_id::ModuleId;
 use crate::vocabulary::state::State;
 
 /// A function of a module, under one of several possible names.

@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::modules::inside::{self, Except, LookPatience};
 use crate::modules::module::{Module, Reference};
 use crate::modules::recorder::Recorder;
-use crate::modules::registry::{ModuleId, Registry};
+use crate::modules::registry::Registry;
 use crate::modules::timeline::EventKind;
 use crate::prepare::memory::{Core, Installed};
+use crate::vocabulary::module_id::ModuleId;
 
 /// Memory of an unloaded module, held until dropped.
 #[expect(dead_code, reason = "each is held for its drop")]

@@ -10,20 +10,16 @@ use std::time::{Duration, Instant};
 use modload_abi::modinfo;
 use modload_edit::Addr;
 use modload_notifier::{ChainMember, Chains};
-use petgraph::Direction;
-use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 
 use crate::modules::entry;
 use crate::modules::error::RegistryError;
 use crate::modules::module::{Module, Reference};
 use crate::modules::subscriber::Seat;
 use crate::modules::timeline::Ear;
+use crate::modules::uses::ModuleUses;
 use crate::prepare::vague::DefinitionStrength;
+use crate::vocabulary::module_id::ModuleId;
 use crate::vocabulary::state::State;
-
-/// Number of a module in a registry: rises with each load and is never reused.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) struct ModuleId(u64);
 
 /// One module, from the reservation of the name until the memory is freed.
 #[derive(Debug)]
@@ -33,7 +29,6 @@ pub(crate) struct ModuleEntry {
     pub(crate) state: State,
     /// The thread that loads or unloads the module.
     pub(crate) thread: ThreadId,
-    node: NodeIndex,
     /// The module from COMING on, until the memory is freed.
     pub(crate) module: Option<Arc<Module>>,
     /// The names of the module's symbols in [`Book::exports`].
@@ -61,12 +56,12 @@ pub(crate) struct Book {
     /// The modules in order of reservation.
     pub(crate) modules: Vec<ModuleEntry>,
     names: HashMap<Arc<str>, ModuleId>,
-    next: u64,
+    next: ModuleId,
     pub(crate) exports: HashMap<Box<[u8]>, Export>,
     /// STB_GNU_UNIQUE definitions, exported or not.
     pub(crate) uniques: HashMap<Box<[u8]>, Export>,
-    /// Edges from the user of a symbol to the provider.
-    uses: StableDiGraph<ModuleId, ()>,
+    /// The modules whose symbols other modules use.
+    uses: ModuleUses,
     /// Waiting threads and the modules they wait for: the wait-for graph. The other edges of the graph are
     /// [`ModuleEntry::thread`].
     waits: Vec<(ThreadId, ModuleId)>,
@@ -179,10 +174,8 @@ impl Registry {
     /// Returns references to the modules whose symbols this one uses.
     pub(crate) fn hold_providers(&self, id: ModuleId) -> Vec<Reference> {
         let book = self.lock();
-        let Some(entry) = book.by_id(id) else { return Vec::new() };
-        let used = book.uses.neighbors_directed(entry.node, Direction::Outgoing).map(|node| book.uses[node]);
-        // One that is used is not going.
-        used.filter_map(|id| book.by_id(id)?.module.as_ref()?.get()).collect()
+        // A module that is used is not going.
+        book.uses.providers(id).filter_map(|id| book.by_id(id)?.module.as_ref()?.get()).collect()
     }
 
     /// Waits until `done` returns true for the book.
@@ -330,9 +323,9 @@ impl Registry {
             let Some(provider) = book.by_id(export.module) else { return Ok(FoundExport::Nothing) };
             match provider.state {
                 State::Live => {
-                    let (provider, user) = (provider.node, book.by_id(user).map(|entry| entry.node));
-                    if let Some(user) = user {
-                        book.uses.update_edge(user, provider, ());
+                    let provider = provider.id;
+                    if book.by_id(user).is_some() {
+                        book.uses.add(user, provider);
                     }
                     return Ok(FoundExport::Usable { addr: export.addr });
                 }
@@ -379,17 +372,15 @@ impl Book {
 
     /// Adds a module; `name` makes the name from the module's number.
     fn reserve(&mut self, thread: ThreadId, name: impl FnOnce(u64) -> Arc<str>) -> (ModuleId, Arc<str>) {
-        let id = ModuleId(self.next);
-        let name = name(self.next);
-        self.next += 1;
-        let node = self.uses.add_node(id);
+        let id = self.next;
+        let name = name(id.number());
+        self.next = id.next();
         self.names.insert(name.clone(), id);
         let entry = ModuleEntry {
             id,
             name: name.clone(),
             state: State::Unformed,
             thread,
-            node,
             module: None,
             exports: Vec::new(),
             uniques: Vec::new(),
@@ -423,19 +414,16 @@ impl Book {
 
     /// Returns the modules that use symbols of this one, in order of loading.
     pub(crate) fn users(&self, id: ModuleId) -> Vec<String> {
-        self.neighbours(id, Direction::Incoming)
+        self.names_of(self.uses.users(id))
     }
 
     /// Returns the modules whose symbols this one uses, in order of loading.
     pub(crate) fn providers(&self, id: ModuleId) -> Vec<String> {
-        self.neighbours(id, Direction::Outgoing)
+        self.names_of(self.uses.providers(id))
     }
 
-    fn neighbours(&self, id: ModuleId, direction: Direction) -> Vec<String> {
-        let Some(entry) = self.by_id(id) else { return Vec::new() };
-        let mut ids: Vec<_> = self.uses.neighbors_directed(entry.node, direction).map(|node| self.uses[node]).collect();
-        ids.sort_unstable();
-        ids.iter().filter_map(|&id| self.by_id(id)).map(|entry| entry.name.to_string()).collect()
+    fn names_of(&self, ids: impl Iterator<Item = ModuleId>) -> Vec<String> {
+        ids.filter_map(|id| self.by_id(id)).map(|entry| entry.name.to_string()).collect()
     }
 
     /// Returns the chain of waiting modules if waiting for this module would wait, in the end, for `thread` itself.
@@ -503,7 +491,7 @@ impl Book {
             for name in &entry.uniques {
                 self.uniques.remove(name);
             }
-            self.uses.remove_node(entry.node);
+            self.uses.remove(entry.id);
         }
     }
 }

@@ -8,7 +8,7 @@ use modload_notifier::ChainMember;
 
 use crate::modules::coming::Coming;
 use crate::modules::module::Module;
-use crate::modules::registry::ModuleId;
+use crate::vocabulary::module_id::ModuleId;
 
 /// Why a subscriber does not want a module.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -11,7 +11,7 @@ use crate::elf::error::ObjectError;
 use crate::elf::file::{File, FileSymbol, SymbolPlace};
 use crate::elf::modinfo::Modinfo;
 use crate::modules::module::{self, Module, ModuleParts};
-use crate::modules::registry::{Export, ExportTable, ModuleId, Registry};
+use crate::modules::registry::{Export, ExportTable, Registry};
 use crate::operate::error::Error;
 use crate::operate::judge::Judge;
 use crate::prepare::deferred::Slices;
@@ -27,6 +27,7 @@ use crate::prepare::{frames, unwind};
 use crate::vocabulary::escape::escaped;
 use crate::vocabulary::externals::Externals;
 use crate::vocabulary::functions::EntryPoints;
+use crate::vocabulary::module_id::ModuleId;
 use crate::vocabulary::state::State;
 
 /// A symbol to be exported.

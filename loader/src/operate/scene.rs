@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::modules::registry::{ModuleId, Registry};
+use crate::modules::registry::Registry;
 use crate::operate::judge::Judge;
 use crate::prepare::vague::SharedDefinitions;
 use crate::vocabulary::externals::Externals;
+use crate::vocabulary::module_id::ModuleId;
 
 /// The module to be resolved, and the sources of addresses.
 #[derive(Clone, Copy)]

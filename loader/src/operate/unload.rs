@@ -10,11 +10,12 @@ use crate::modules::inside::{self, Except, LookPatience, Occupied, SeenInside};
 use crate::modules::module::{Module, Reference, lock};
 use crate::modules::quarantine::{self, QuarantinedMemory};
 use crate::modules::recorder::Recorder;
-use crate::modules::registry::{Book, ModuleId, Registry};
+use crate::modules::registry::{Book, Registry};
 use crate::modules::timeline::EventKind;
 use crate::modules::{chains, entry};
 use crate::operate::error::{self, UnloadError};
 use crate::vocabulary::left::LeftBy;
+use crate::vocabulary::module_id::ModuleId;
 use crate::vocabulary::state::State;
 
 /// The module to be unloaded.

@@ -4,6 +4,7 @@
 //! machine, a module's entry points, data of onlookers, and some errors. Imports no other tier.
 
 pub(crate) mod stage;
+pub(crate) mod module_id;
 pub(crate) mod state;
 pub(crate) mod escape;
 pub(crate) mod rewriting;
