@@ -4,7 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::thread::ThreadId;
 
+#[cfg(feature = "serde")]
 use serde::Serialize;
+#[cfg(feature = "serde")]
 use serde::ser::{SerializeMap, Serializer};
 
 use crate::prepare::policy::{Rule, Verdict};
@@ -12,14 +14,15 @@ use crate::vocabulary::stage::Stage;
 use crate::vocabulary::state::State;
 
 /// One thing that happened to a module.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(Serialize))]
 pub struct Event {
     /// Number of the event in the timeline, from 1.
     pub seq: u64,
     /// The module.
     pub module: Arc<str>,
     /// The kind of event.
-    #[serde(flatten)]
+    #[cfg_attr(feature = "serde", serde(flatten))]
     pub kind: EventKind,
 }
 
@@ -35,6 +38,7 @@ pub enum Outcome {
     Panicked(String),
 }
 
+#[cfg(feature = "serde")]
 impl Serialize for Outcome {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -52,8 +56,9 @@ impl fmt::Display for Outcome {
 }
 
 /// The kinds of events. Events contain no addresses and no times.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(Serialize))]
+#[cfg_attr(feature = "serde", serde(tag = "event", rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum EventKind {
     /// The module has this state now.
@@ -66,7 +71,7 @@ pub enum EventKind {
         /// Which.
         stage: Stage,
         /// Counts that describe the work of the stage.
-        #[serde(serialize_with = "map")]
+        #[cfg_attr(feature = "serde", serde(serialize_with = "map"))]
         detail: Vec<(&'static str, u64)>,
     },
     /// A subscriber was called.
@@ -80,7 +85,7 @@ pub enum EventKind {
         /// Priority of the subscriber in this chain.
         priority: i32,
         /// Whether the subscriber is one of the host's own, outside of all priorities.
-        #[serde(skip_serializing_if = "is_not")]
+        #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_not"))]
         builtin: bool,
         /// The result of the call.
         result: Outcome,
@@ -101,7 +106,7 @@ pub enum EventKind {
         /// The result.
         verdict: Verdict,
         /// How the module breaks the rule, if at all.
-        #[serde(skip_serializing_if = "Option::is_none")]
+        #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
         reason: Option<String>,
     },
     /// Something that does not stop the load.
@@ -131,11 +136,13 @@ pub enum EventKind {
     },
 }
 
+#[cfg(feature = "serde")]
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
 fn is_not(flag: &bool) -> bool {
     !flag
 }
 
+#[cfg(feature = "serde")]
 fn map<S: Serializer>(detail: &[(&'static str, u64)], serializer: S) -> Result<S::Ok, S::Error> {
     let mut map = serializer.serialize_map(Some(detail.len()))?;
     for (key, value) in detail {
@@ -184,8 +191,9 @@ impl fmt::Display for Event {
 }
 
 /// A sequence of events. `Display` prints one line an event; each event serialises to one JSON object.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[cfg_attr(feature = "serde", derive(Serialize))]
+#[cfg_attr(feature = "serde", serde(transparent))]
 pub struct Timeline {
     /// The events, by their numbers.
     pub events: Vec<Event>,

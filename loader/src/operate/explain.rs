@@ -6,6 +6,7 @@ use modload_abi::record::{AltInstr, AltInstr63, FixedRecord, ParavirtSite};
 use modload_alternatives::{Features, Profile};
 use modload_edit::{Addr, Code, Edit, EditOrigin, Edits, Engine, Ledger, index, wide};
 use object::elf;
+#[cfg(feature = "serde")]
 use serde::Serialize;
 
 use crate::elf::error::ObjectError;
@@ -29,7 +30,8 @@ use crate::vocabulary::rewriting::Rewriting;
 use crate::vocabulary::stage::Stage;
 
 /// One function, before and after.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(Serialize))]
 pub struct Explanation {
     /// Name of the function, escaped.
     pub function: String,
@@ -44,7 +46,8 @@ pub struct Explanation {
 }
 
 /// One edit of a function.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(Serialize))]
 pub struct Change {
     /// Offset of the first byte in the function; negative for an edit that begins before the function.
     pub offset: i64,

@@ -8,6 +8,7 @@ use modload_abi::livepatch::KlpSymbol;
 use modload_abi::{Rela, modinfo, section};
 use modload_edit::{index, wide};
 use object::elf;
+#[cfg(feature = "serde")]
 use serde::Serialize;
 
 use crate::elf::error::ObjectError;
@@ -21,12 +22,13 @@ use crate::vocabulary::escape::escaped;
 use crate::vocabulary::sentence::sentence;
 
 /// Facts about a module that is not loaded. All names are escaped.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(Serialize))]
 pub struct Inspection {
     /// Name of the module, or the stem of the file.
     pub name: String,
     /// The linked objects; empty for a single object.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Vec::is_empty"))]
     pub objects: Vec<String>,
     /// The entries of `.modinfo`, in order: key and value.
     pub modinfo: Vec<(String, String)>,
@@ -56,19 +58,21 @@ fn alone(bytes: &[u8]) -> Input<'_> {
 }
 
 /// A parameter.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(Serialize))]
 pub struct InspectedParam {
     /// Name of the parameter.
     pub name: String,
     /// Type of the parameter, as in `module_param`.
-    #[serde(rename = "type")]
+    #[cfg_attr(feature = "serde", serde(rename = "type"))]
     pub kind: String,
     /// Description of the parameter, if there is one.
     pub description: Option<String>,
 }
 
 /// An exported symbol.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(Serialize))]
 pub struct InspectedExport {
     /// Name of the symbol.
     pub name: String,
@@ -77,7 +81,8 @@ pub struct InspectedExport {
 }
 
 /// An undefined symbol.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(Serialize))]
 pub struct InspectedNeed {
     /// Name of the symbol.
     pub name: String,
@@ -86,7 +91,8 @@ pub struct InspectedNeed {
 }
 
 /// A symbol of an object of a live patch.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(Serialize))]
 pub struct InspectedWait {
     /// The object: a module's name, or `vmlinux`.
     pub object: String,
@@ -97,7 +103,8 @@ pub struct InspectedWait {
 }
 
 /// A section.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(Serialize))]
 pub struct InspectedSection {
     /// Index in the section header table.
     pub index: usize,
@@ -114,7 +121,8 @@ pub struct InspectedSection {
 }
 
 /// A section with records.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(Serialize))]
 pub struct InspectedTable {
     /// Name of the section.
     pub section: String,

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use modload_text::{OutOfMemory, PublishFailed};
+#[cfg(feature = "serde")]
 use serde::Serialize;
 use thiserror::Error;
 
@@ -12,7 +13,8 @@ use crate::vocabulary::param_error::ParamError;
 use crate::vocabulary::sentence::{Joined, sentence};
 
 /// An undefined symbol.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(Serialize))]
 pub struct Unresolved {
     /// Name of the symbol, escaped.
     pub symbol: String,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+#[cfg(feature = "serde")]
 use serde::{Serialize, Serializer};
 
 use crate::vocabulary::rewriting::Rewriting;
@@ -53,6 +54,7 @@ impl fmt::Display for Rule {
     }
 }
 
+#[cfg(feature = "serde")]
 impl Serialize for Rule {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name())
@@ -60,8 +62,9 @@ impl Serialize for Rule {
 }
 
 /// The result of a check.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Verdict {
     /// The module keeps the rule.
     Kept,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+#[cfg(feature = "serde")]
 use serde::{Serialize, Serializer};
 
 /// The stages of a load, in order.
@@ -113,6 +114,7 @@ impl fmt::Display for Stage {
     }
 }
 
+#[cfg(feature = "serde")]
 impl Serialize for Stage {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name())
