@@ -21,8 +21,8 @@ use crate::{PAGE, maps};
 /// by the 32-bit distance of an instruction.
 ///
 /// Like the arena's text, an annex is one private anonymous mapping, readable and executable from the start and never
-/// writable. An annex begins as INT3, and only [`crate::fill`] writes it. The bytes there are compared with `old` as
-/// everywhere. No batch of [`crate::poke`] can have an edit in an annex, so the SIGTRAP handler need not know it. A
+/// writable. An annex begins as INT3, and only [`crate::fill`] writes it. The bytes there are compared with `old`, as
+/// in all other text. No batch of [`crate::poke`] can have an edit in an annex, so the SIGTRAP handler need not know it. A
 /// stray call to unfilled bytes raises a SIGTRAP, which goes to the handler that was installed before this crate's.
 ///
 /// A forked child has a copy of its own, at the same address, which the child can fill and drop.

@@ -10,7 +10,7 @@ const RSP: usize = 15;
 const RAX: usize = 13;
 const FLAGS: usize = 17;
 
-/// CF, PF, AF, ZF, SF and OF.
+/// The arithmetic flags: CF, PF, AF, ZF, SF and OF.
 const ARITHMETIC: i64 = 0x8d5;
 /// ZF and PF: the flags that `xor` of a register with itself sets.
 const ZERO_AND_PARITY: i64 = 0x44;

@@ -36,7 +36,7 @@ pub(crate) fn install() -> io::Result<()> {
     static INSTALLED: OnceLock<i32> = OnceLock::new();
     // The lock of that crate is taken within all locks of this crate, and those of its hooks.
     modload_threads::frames::install_fork_handlers()?;
-    // SAFETY: the three functions are `extern "C"`, take nothing, and live as long as the program.
+    // SAFETY: the three functions are `extern "C"`, take no arguments, and live as long as the program.
     let failed = *INSTALLED.get_or_init(|| unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) });
     if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
 }

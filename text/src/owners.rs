@@ -9,7 +9,7 @@ use modload_edit::Addr;
 
 /// Names the code of a module.
 ///
-/// Its functions are called in a signal handler: they must not allocate, lock or panic.
+/// The trait's functions are called in a signal handler: they must not allocate, lock or panic.
 pub trait Describe: Send + Sync {
     /// The module's name.
     fn module(&self) -> &str;
@@ -46,7 +46,7 @@ static OWNERS: Spin = Spin { taken: AtomicBool::new(false), table: UnsafeCell::n
 /// The number of times that the signal handler tries to lock the table before it reports without a name.
 const PATIENCE: u32 = 100_000;
 
-/// A lock that a signal handler may try. It is held for a few map operations and never while foreign code runs.
+/// A lock that a signal handler may try. The lock is held for a few map operations and never while foreign code runs.
 struct Spin {
     taken: AtomicBool,
     table: UnsafeCell<Table>,

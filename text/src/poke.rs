@@ -71,7 +71,8 @@ pub struct Poked {
     pub writes: u32,
 }
 
-/// The published text is not what a batch expects it to be, or could not be written.
+/// The error of a batch: the published text differs from the expected bytes, the batch was refused, or the text could not
+/// be written.
 #[derive(Debug, Error)]
 pub enum PokeError {
     /// The site holds other bytes.

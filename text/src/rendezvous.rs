@@ -27,7 +27,7 @@ pub(crate) fn chosen(
     because: Because,
     choose: impl FnOnce(&Held) -> Option<usize>,
 ) -> Result<Option<Poked>, PokeError> {
-    // With a debugger, spans would restore its removed breakpoints: a stale copy of the bytes between two edits would
+    // With a debugger, spans could restore breakpoints that it has removed: a stale copy of the bytes between two edits would
     // be written.
     let traced = status(Tid::current()).ok().flatten().is_some_and(|status| status.tracer != 0);
     let grouping = if traced { Grouping::Alone } else { Grouping::Spans };

@@ -64,7 +64,7 @@ pub struct PublishFailed {
 }
 
 impl Arena {
-    /// Takes `len` bytes of text (`executable`) and a buffer to stage them in.
+    /// Takes `len` bytes of text and a buffer to stage them in.
     ///
     /// The buffer's contents are arbitrary; the caller must write every byte.
     ///

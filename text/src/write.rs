@@ -78,7 +78,7 @@ pub enum WriteFailed {
 }
 
 impl TextLock<'static> {
-    /// Waits for the lock. A thread must not take it twice; dropping published text takes it, too.
+    /// Waits for the lock. A thread must not take the lock twice; dropping published text takes the lock, too.
     #[must_use]
     pub fn take() -> TextLock<'static> {
         // The protected data is consistent between any two statements, so a panic elsewhere does not damage it.

@@ -253,7 +253,7 @@ pub fn is_beneath() -> bool {
 }
 
 /// Leaves all frames up to the innermost boundary of this thread, as `pthread_exit` leaves all frames up to the
-/// thread's beginning: frames are unwound by force. Their C++ destructors run, and `catch (...)` cannot stop the
+/// thread's beginning: frames are unwound by force. The frames' C++ destructors run, and `catch (...)` cannot stop the
 /// unwinding. The call that entered the boundary returns [`Thrown::ThreadExit`].
 ///
 /// # Safety
@@ -432,7 +432,7 @@ const INSTALL_CONTEXT: c_int = 7;
 const CONTINUE_UNWIND: c_int = 8;
 const FATAL_PHASE1_ERROR: c_int = 3;
 
-/// The class of Rust's panics. Its letters lie in memory in this order; the classes of other runtimes begin with the
+/// The class of Rust's panics. The class's letters lie in memory in this order; the classes of other runtimes begin with the
 /// highest byte.
 const RUST: u64 = u64::from_ne_bytes(*b"MOZ\0RUST");
 /// The class of the exception that [`leave`] throws.

@@ -25,7 +25,7 @@ use crate::turn::Turn;
 /// `probe` runs in a signal handler of a thread that may be anywhere: in the allocator, in the C library, on an
 /// alternate stack. So `probe` must be async-signal-safe (signal-safety(7)): it allocates and frees no memory, takes no
 /// lock that a thread may hold when it is interrupted, uses no thread-local that is initialised at its first use, does
-/// not panic, does not log, and returns. It uses at most 2 KiB of stack. It does not probe or hold threads itself. The
+/// not panic, does not log, and returns. `probe` uses at most 2 KiB of stack, and does not probe or hold threads. The
 /// handler restores `errno` after `probe`.
 pub unsafe trait Probe: Sync {
     /// The result of the probe.

@@ -9,7 +9,7 @@ use thiserror::Error;
 use crate::signal::Disposition;
 use crate::task::{Name, State, Tid};
 
-/// Threads could not be probed or held. After any of these errors, no thread is held any more.
+/// Threads could not be probed or held. After any of these errors, the failed call holds no thread.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {

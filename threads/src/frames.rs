@@ -1,8 +1,8 @@
 //! The frames of a stack, found by call frame information alone.
 //!
 //! - [`walk`]: walks from the registers of a thread to its outermost frame, from callee to caller. A frame without a
-//!   row, a frame that is not above its callee, and a stack that cannot be read are errors that name the place. There
-//!   is no heuristic as a fallback, because the caller decides by the answer whether code may be freed.
+//!   row, a frame that lies below its callee, and a stack that cannot be read are errors that name the place. There is
+//!   no heuristic as a fallback, because the caller decides by the answer whether code may be freed.
 //! - [`plan`], [`Planned`], [`Known`]: a module's `.eh_frame`, checked and indexed before a walk needs it, and the
 //!   guard that keeps its rows known to walks and to the process's own unwinder, which handles exceptions and panics.
 //!   Withdrawing rows waits until no walk can use them.

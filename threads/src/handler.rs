@@ -158,7 +158,7 @@ pub struct Counts {
     pub interrupted: u64,
     /// Signals that arrived after their round was over.
     pub late: u64,
-    /// Signals of this number that another sender has sent and that no other handler is for. They have no effect.
+    /// Signals of this number that another sender has sent and that no other handler is for. These signals have no effect.
     pub stray: u64,
 }
 

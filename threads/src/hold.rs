@@ -18,8 +18,8 @@ use crate::turn::Turn;
 use crate::word::Words;
 
 /// The time that the first attempt waits before it releases all threads again; each later attempt waits twice as long.
-/// If the last hold took longer, because there were more busy threads than processors, the next hold begins with a
-/// multiple of that time.
+/// If the last hold took longer, because there were more busy threads than processors, the next hold begins with twice
+/// the time of the last hold, up to [`LONGEST_PATIENCE`].
 const FIRST_PATIENCE: Duration = Duration::from_millis(4);
 /// The longest wait of an attempt, except for the last one: with more attempts, fewer threads are just starting or
 /// ending.
@@ -36,7 +36,8 @@ fn first_patience() -> Duration {
 /// The interval at which a thread that blocks the signal is inspected, while no thread is held.
 const LOOK: Duration = Duration::from_micros(500);
 
-/// Every other thread of the process waits in the signal handler until this value is dropped.
+/// Every other thread of the process waits in the signal handler until this value is dropped, except for the
+/// [sleepers](Held::sleepers) of [`hold_or_look`].
 ///
 /// The thread that has this value must not need anything that a held thread may own. The thread must not allocate or
 /// free memory, lock, print, log, panic, start or join a thread, change credentials (`setuid` sends a signal to every
@@ -65,7 +66,7 @@ pub struct Held {
 ///
 /// [`Error::NotReached`] names the threads that did not enter the handler, and why. [`Error::Busy`] if another thread
 /// holds or asks for all of `limit`, [`Error::Nested`] if this thread does. [`Error::Replaced`] if other code has taken
-/// the signal. After an error, no thread is held.
+/// the signal. After an error, this call holds no thread.
 pub fn hold(limit: Duration) -> Result<Held, Error> {
     stop(limit, Sleepers::Asked)
 }

@@ -96,8 +96,7 @@ pub(crate) struct Work {
 impl Work {
     /// # Safety
     ///
-    /// The caller of `run` calls it at most once, on the work itself, while the work lives. `run` requires no more than
-    /// that.
+    /// `run` requires no more than this: it is called at most once, on the work itself, while the work lives.
     pub(crate) const unsafe fn new(run: unsafe fn(*mut Work, Interrupted<'_>)) -> Work {
         Work { run }
     }

@@ -180,7 +180,7 @@ fn disposition(signal: i32) -> Result<Disposition, Error> {
     })
 }
 
-/// Installs the handler. Its flags:
+/// Installs the handler, with these settings:
 ///
 /// - SA_RESTART, so that most interrupted system calls are restarted by the kernel.
 /// - SA_ONSTACK: a program may have given a thread an alternate stack because the thread's own stack is small (a

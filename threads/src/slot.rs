@@ -5,13 +5,13 @@
 //!
 //! | phase | meaning | next phases |
 //! |---|---|---|
-//! | FREE | no thread uses the slot | the asker, in a round: any |
+//! | FREE | no thread uses the slot | the asker, in a round: ASKED, UNASKED |
 //! | ASKED | a signal is pending for the thread `tid` | its handler: CLAIMED; the asker, on giving up: ABSENT, OWED, FREE |
 //! | CLAIMED | the thread is in the handler and uses the slot | its handler: HERE |
 //! | HERE | the handler uses the slot no more; the thread waits in the handler, or has answered | the next round: as FREE |
 //! | ABSENT | the thread is listed but never arrives | the asker, at the end of the round: OWED |
-//! | OWED | the round has given up on the thread, but a signal is pending for it | its handler: FREE; the asker, who asks again |
-//! | UNASKED | the thread blocks or awaits the signal | the asker: ASKED, ABSENT, ASLEEP; the next round: as FREE |
+//! | OWED | the round has given up on the thread, but a signal is pending for it | its handler: FREE; the asker: ASKED, ABSENT, FREE |
+//! | UNASKED | the thread blocks or awaits the signal | the asker: ASKED, ABSENT, ASLEEP, FREE; the next round: as FREE |
 //! | ASLEEP | the thread is sent no signal; the slot holds its sleeping place | the asker: UNASKED; the next round: as FREE |
 //!
 //! An OWED slot keeps signals from accumulating: a thread that blocks the signal has at most one pending, however often
@@ -71,7 +71,7 @@ impl Phase {
 pub(crate) struct Slot {
     /// The round in the upper half, the phase in the lower half.
     state: AtomicU64,
-    /// The thread that is or was asked. Changes only where the phase is Free, or Here of an earlier round.
+    /// The thread that is or was asked. Changes only in phase Free, or in phase Here, Unasked or Asleep of an earlier round.
     tid: AtomicI32,
     /// The work that the thread has to do; null if the thread has to wait. Written before Asked, and read after
     /// Claimed.

@@ -228,7 +228,7 @@ pub(crate) fn robust_list(tid: i32) -> io::Result<u64> {
 pub(crate) fn mask(how: i32, signals: u64) -> io::Result<u64> {
     let mut before = 0_u64;
     let (new, old) = ((&raw const signals).expose_provenance(), (&raw mut before).expose_provenance());
-    // SAFETY: the kernel's signal set has 8 bytes; it reads the first and writes the second.
+    // SAFETY: the kernel's signal set has 8 bytes; the kernel reads the first set and writes the second.
     unsafe { call(libc::SYS_rt_sigprocmask, [register(how), new, old, size_of::<u64>(), 0, 0]) }?;
     Ok(before)
 }

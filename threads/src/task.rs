@@ -69,7 +69,7 @@ impl Tasks {
 
     /// Returns the number of threads at this moment, including threads that have ended and are not reaped yet.
     ///
-    /// The number is the kernel's own count (the directory's links). It is exact where [`each`](Tasks::each) is not.
+    /// The number is the kernel's own count (the directory's links). The count is exact where [`each`](Tasks::each) is not.
     ///
     /// # Errors
     ///

@@ -18,7 +18,7 @@ type Register = unsafe extern "C" fn(Destructor, *mut c_void, *mut c_void) -> c_
 /// A registered destructor. Belongs to its thread.
 struct Registered {
     owner: u64,
-    /// `None` once it has been called.
+    /// The destructor; `None` once it has been called, or if it was registered as null.
     destructor: Option<Destructor>,
     object: *mut c_void,
     /// The registration that this thread made before this one.

@@ -18,10 +18,10 @@ static OWNER: AtomicU32 = AtomicU32::new(0);
 static KEPT: AtomicBool = AtomicBool::new(false);
 const SOMEBODY_WAITS: u32 = 1 << 31;
 
-/// The right to ask or hold the other threads. It belongs to the thread that took it.
+/// The right to ask or hold the other threads. The turn belongs to the thread that took it.
 #[derive(Debug)]
 pub(crate) struct Turn {
-    /// Not `Send`.
+    /// Makes the type not `Send`.
     _thread: PhantomData<*mut ()>,
 }
 

@@ -69,7 +69,7 @@ pub fn own() -> &'static AtomicU64 {
 pub(crate) fn own_words() -> &'static Words {
     // SAFETY: sixteen aligned bytes of this thread's memory, which other threads access atomically and only while the
     // thread is held. The reference is valid until the thread ends; only the holder of the thread gets it, and no other
-    // code that outlives the thread.
+    // code that outlives the thread. The words of a sleeping thread are read through the kernel.
     unsafe { &*own_address().cast::<Words>() }
 }
 

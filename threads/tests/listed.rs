@@ -187,7 +187,7 @@ fn libc_section() -> (Vec<u8>, u64, Range<u64>) {
 #[test]
 fn mutants_of_the_c_librarys_section_do_no_harm() {
     let (original, linked_at, text) = libc_section();
-    // The first 24 KiB, up to the end of an entry. They contain the special entries, of PLT and signal return, which
+    // The first 24 KiB, up to the end of an entry. This part contains the special entries, of PLT and signal return, which
     // come first.
     let whole = plan(&original, linked_at, std::slice::from_ref(&text)).unwrap();
     assert!(whole[0].len() > 3000, "{}", whole[0].len());

@@ -37,7 +37,7 @@ unsafe extern "C" {
     fn _Unwind_Find_FDE(pc: *const c_void, bases: *mut [*const c_void; 3]) -> *const c_void;
 }
 
-/// Room for libgcc's `struct object`, whose size is part of the ABI: six words. Its first word is the lowest address of
+/// Room for libgcc's `struct object`, whose size is part of the ABI: six words. The object's first word is the lowest address of
 /// the table; the word is all ones until libgcc has searched the table.
 type Object = [usize; 8];
 
@@ -46,7 +46,7 @@ type Object = [usize; 8];
 /// that is 4 KiB.
 const PIECE: u32 = 16;
 
-/// An object that libgcc may be reading. Its holders are the table that it is registered with and, after that table is
+/// An object that libgcc may be reading. The object's holders are the table that it is registered with and, after that table is
 /// deregistered, the texts that the table described.
 struct Shared(UnsafeCell<Object>);
 
@@ -210,7 +210,7 @@ struct Trial {
 // SAFETY: only `ask` writes the bytes, one call at a time, and libgcc reads them.
 unsafe impl Sync for Trial {}
 
-/// The trial's run. Its address also serves as the described code, which no thread runs. libgcc may keep the run.
+/// The trial's run. The run's address also serves as the described code, which no thread runs. libgcc may keep the run.
 static TRIAL: Trial = Trial { run: UnsafeCell::new([0; 64]) };
 
 impl Overlapping {

@@ -1,4 +1,4 @@
-//! Rows that code declares itself: for code that no compiler has made. They are converted to the form that compilers
+//! Rows that code declares itself: for code that no compiler has made. The rows are converted to the form that compilers
 //! write, so there is one form of rows for walks and for the process's unwinder.
 
 use std::ops::Range;

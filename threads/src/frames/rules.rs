@@ -30,7 +30,7 @@ pub(crate) enum Unknown {
     NoRow,
     /// A rule needs a register that is not known in this frame.
     Register(Register),
-    /// The CFA is not above the frame, or not aligned.
+    /// The CFA is below the frame's stack pointer, or not aligned.
     Cfa(u64),
     /// The stack cannot be read at this address.
     Unreadable(u64),

@@ -1,8 +1,8 @@
 //! Inspects a stack that cannot be walked, word by word.
 //!
 //! Few registers are known of a thread that sleeps in the kernel. Where a walk needs another register (a frame pointer,
-//! for example), the words of the stack can still show that the thread does not return to certain code. They show it
-//! only if every return address of the thread is among them:
+//! for example), the words of the stack can still show that the thread does not return to certain code. The words show
+//! that only if every return address of the thread is among them:
 //!
 //! - The thread is in a system call. Outside of a system call, a return address may be in any register. In a system
 //!   call, a return address may be in a register that the kernel shows (glibc's vfork keeps its own in rdi), and those
@@ -13,7 +13,7 @@
 //!   the stack of a coroutine, whose thread has older frames *below*.
 //! - A stack pointer that lies elsewhere, for example on an alternate stack in separate memory, has no such block above
 //!   itself without a gap. Then nothing is known.
-//! - The first thread has its block in other memory. Its stack ends at the address that the kernel reports as the
+//! - The first thread has its block in other memory. That thread's stack ends at the address that the kernel reports as the
 //!   stack's beginning.
 //!
 //! A word that only looks like a return address counts as one: the error is on the side of keeping code.
@@ -29,7 +29,7 @@ use crate::task;
 /// The size limit: larger stacks are not inspected.
 const LARGEST: u64 = 256 << 20;
 
-/// The size of one read: a whole page, so a read fails only where nothing is mapped.
+/// The size of one read: a whole page, so a failed read means that no byte of the page can be read.
 const CHUNK: usize = 4096;
 const CHUNK_SIZE: u64 = 4096;
 
@@ -41,7 +41,7 @@ pub enum Words {
         /// Whether the return address in the C library's call of a thread's first function is among the words.
         has_begun: bool,
     },
-    /// This word is an address of the code. It may be an old return address that is not used any more.
+    /// This word is an address of the code, which may be an old return address that is not used any more.
     Hold(u64),
     /// The words that were read may not contain all return addresses.
     Unknown,

@@ -1,5 +1,5 @@
-//! The stacks of all threads of the process at one moment: every other thread is held, and each stack is walked,
-//! including this thread's.
+//! The stacks of all threads of the process at one moment: every other thread is held, or inspected in its sleep. Each
+//! stack is walked, including this thread's.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -127,7 +127,7 @@ const SPARE: u64 = 64;
 /// called again.
 ///
 /// `look` runs while all threads are held: it must not allocate or free memory, lock, print, log or panic ([`Held`] has
-/// the list). It may walk, and may read and write memory of its own. All data that it keeps of a stack must fit in the
+/// the list). `look` may walk, and may read and write memory of its own. All data that it keeps of a stack must fit in the
 /// value that `room` has made.
 ///
 /// If the process has no other thread, no signal is sent. [`super::know_process`] must have been called before.

@@ -64,7 +64,7 @@ pub enum WalkError {
         /// The register.
         register: Register,
     },
-    /// The CFA is not aligned to 8 bytes, or is not above the frame's stack pointer: the stack or the row is wrong.
+    /// The CFA is not aligned to 8 bytes, or is below the frame's stack pointer: the stack or the row is wrong.
     #[error("the frame of {pc:#x} ends at {cfa:#x}, where it cannot end")]
     BadCfa {
         /// The address at which the frame will resume.
@@ -106,7 +106,7 @@ pub fn walk(
     steps(registers, &mut visit, |at, registers, tables| unwinder.unwind(at, registers, tables))
 }
 
-/// A walker of many stacks while all other threads are held: rows that it finds for one stack serve the others. It must
+/// A walker of many stacks while all other threads are held: rows that it finds for one stack serve the others. A walker must
 /// be made before the hold, because it allocates memory, dropped after the hold, and never used across two holds: rows
 /// may have changed in between.
 pub struct Walker {
