@@ -124,7 +124,7 @@ pub enum OutOfMemory {
         /// The number of bytes that are in use.
         used: u64,
     },
-    /// New pages could not be faulted in.
+    /// New pages could not be faulted in, or not be made writable.
     #[error("faulting in {class}")]
     Populate {
         /// The class of the stripe.

@@ -147,7 +147,9 @@ enum Failure {
 /// A count shows that the set is complete. The list may lack threads (see [`Tasks::each`]), but the count does not. A
 /// held thread neither starts threads nor ends. So if the kernel counts as many threads as the sum of held threads,
 /// threads that are known never to run again, and this thread, then there is no other thread. Threads that never run
-/// again may vanish; such a thread that was seen before the count and is still there afterwards was counted.
+/// again may vanish; such a thread that was seen before the count and is still there afterwards was counted. Threads
+/// that were inspected in their sleep belong to the sum, too; [`Held::awake`] tells later whether they slept all the
+/// time.
 /// counting and is still there afterwards was counted.
 #[expect(clippy::result_large_err, reason = "a box would take memory while others are held")]
 fn everybody(tasks: &Tasks, round: &mut Round, until: Instant) -> Result<(), Failure> {

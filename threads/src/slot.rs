@@ -10,7 +10,7 @@
 //! | CLAIMED | the thread is in the handler and uses the slot | its handler: HERE |
 //! | HERE | the handler uses the slot no more; the thread waits in the handler, or has answered | the next round: as FREE |
 //! | ABSENT | the thread is listed but never arrives | the asker, at the end of the round: OWED |
-//! | OWED | the round has given up on the thread, but a signal is pending for it | its handler: FREE; the asker: ASKED, ABSENT, FREE |
+//! | OWED | the round has given up on the thread, a signal is still pending | its handler: FREE; the asker: ASKED, ABSENT, FREE |
 //! | UNASKED | the thread blocks or awaits the signal | the asker: ASKED, ABSENT, ASLEEP, FREE; the next round: as FREE |
 //! | ASLEEP | the thread is sent no signal; the slot holds its sleeping place | the asker: UNASKED; the next round: as FREE |
 //!

@@ -10,7 +10,7 @@ use std::mem;
 use std::ptr;
 use std::time::Duration;
 
-/// The lowest error number, negated: a negative result from here on is an error, see syscalls(2).
+/// The lowest result that is an error: results from here to -1 are negated error numbers, see syscalls(2).
 const LAST_ERROR: isize = -4095;
 
 /// Makes one system call.

@@ -270,7 +270,7 @@ impl Planned {
     }
 }
 
-/// The alignment of entries, so that their addresses are aligned.
+/// The alignment of entries, which aligns the addresses in them.
 const ALIGN: usize = 8;
 
 /// `DW_EH_PE_absptr`, and the bit for a pointer to the address instead of the address itself.
