@@ -150,7 +150,6 @@ enum Failure {
 /// again may vanish; such a thread that was seen before the count and is still there afterwards was counted. Threads
 /// that were inspected in their sleep belong to the sum, too; [`Held::awake`] tells later whether they slept all the
 /// time.
-/// counting and is still there afterwards was counted.
 #[expect(clippy::result_large_err, reason = "a box would take memory while others are held")]
 fn everybody(tasks: &Tasks, round: &mut Round, until: Instant) -> Result<(), Failure> {
     let list = |source| Failure::Error(Error::List { source });

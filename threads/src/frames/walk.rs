@@ -95,8 +95,7 @@ pub enum WalkError {
 ///
 /// # Errors
 /// [`WalkError`]: the frame whose caller is not known, and the reason. The walk does not guess: each frame that was
-/// visited
-/// follows from the registers by rows alone.
+/// visited follows from the registers by rows alone.
 pub fn walk(
     registers: &Registers,
     memory: impl Memory,
