@@ -1,8 +1,8 @@
-//! Executable memory within reach of code of the host itself.
+//! Executable memory within reach of the host's own code.
 //!
-//! The arena lies in the low 2 GiB; the host's executable and its libraries stand anywhere, and a five-byte call or
-//! jump at a site of theirs reaches 2 GiB in both directions. An annex is where such a site leads first: it has room
-//! for jumps through an address, which reach everything.
+//! The arena lies in the low 2 GiB; the host's executable and its libraries lie anywhere, and a five-byte call or jump
+//! at a site in them reaches 2 GiB in both directions. Such a site leads to an annex first, which has room for jumps
+//! through an address, which reach the whole address space.
 
 use std::io;
 
@@ -17,95 +17,95 @@ use crate::staging::fill_with_traps;
 use crate::write::{TextLock, WriteFailed};
 use crate::{PAGE, maps};
 
-/// Memory for code near a range of the host's: every byte of it reaches every byte of that range by the 32-bit
-/// distance of an instruction, and is reached from there.
+/// Memory for code near a range of the host: every byte of it can reach, and be reached from, every byte of that range
+/// by the 32-bit distance of an instruction.
 ///
-/// Like the arena's text it is one private anonymous mapping, readable and executable from its first day and never
-/// writable. It begins as INT3 and is written by [`crate::fill`] alone: what stands there is compared with `old` as
-/// everywhere, and no batch of [`crate::poke`] can have an edit in it, so that the SIGTRAP handler need not know it.
-/// A stray call of what was not filled is a SIGTRAP for whoever handled those before us.
+/// Like the arena's text, an annex is one private anonymous mapping, readable and executable from the start and never
+/// writable. An annex begins as INT3, and only [`crate::fill`] writes it. The bytes there are compared with `old`, as
+/// in all other text. No batch of [`crate::poke`] can have an edit in an annex, so the SIGTRAP handler need not know it. A
+/// stray call to unfilled bytes raises a SIGTRAP, which goes to the handler that was installed before this crate's.
 ///
-/// A forked child has a copy of its own, at the same address, which it can fill and drop.
+/// A forked child has a copy of its own, at the same address, which the child can fill and drop.
 ///
 /// # Dropping
-/// The memory is unmapped, and its addresses are anybody's. Whoever drops an annex knows that no site leads there any
-/// more, and has seen that no thread is in it or will return to it: [`crate::traps_in_flight`] and
-/// [`modload_threads::frames::each_stack`] say so.
+/// Dropping an annex unmaps its memory, and other mappings may take its addresses. The caller must know that no site
+/// leads there any more, and must have seen that no thread is in the annex or will return to it:
+/// [`crate::traps_in_flight`] and [`modload_threads::frames::each_stack`] show that.
 #[derive(Debug)]
 pub struct Annex {
     space: Reserved,
     node: &'static Node,
 }
 
-/// There is no annex to be had.
+/// An annex cannot be created.
 #[derive(Debug, Error)]
 pub enum AnnexError {
-    /// The arena, by whose means it is written, could not be built.
+    /// The arena could not be created. Annex memory is written through it.
     #[error(transparent)]
     Arena(#[from] ArenaError),
-    /// Nothing is asked for, or it shall be near nothing.
+    /// The length is 0, or the range to be near to is empty.
     #[error("an annex of {len} bytes near {start}..{end}: neither may be empty")]
     Empty {
-        /// First address of what it shall be near to.
+        /// The first address of the range to be near to.
         start: Addr,
-        /// The one behind the last.
+        /// The address behind that range.
         end: Addr,
-        /// Its length in bytes.
+        /// The length in bytes.
         len: u64,
     },
-    /// What is mapped cannot be known.
+    /// The mappings of the process cannot be read.
     #[error("/proc/self/maps cannot be read")]
     Maps(#[source] io::Error),
-    /// Nothing long enough is free within reach.
+    /// No free range within reach is long enough.
     #[error(
         "no room for {len} bytes within 2 GiB of all of {start}..{end}: the longest range that is free there has \
          {longest}; an annex that is asked for earlier, before threads and large allocations, finds more"
     )]
     NoRoom {
-        /// First address of what it shall be near to.
+        /// The first address of the range to be near to.
         start: Addr,
-        /// The one behind the last.
+        /// The address behind that range.
         end: Addr,
-        /// How many bytes, in whole pages.
+        /// The number of bytes, in whole pages.
         len: u64,
-        /// How many bytes the longest range has that may be taken.
+        /// The number of bytes of the longest free range.
         longest: u64,
     },
     /// The memory cannot be mapped; SELinux without execmem refuses it.
     #[error("mapping {len} bytes of code at {at}")]
     Map {
-        /// Where.
+        /// The address.
         at: Addr,
-        /// How many bytes.
+        /// The number of bytes.
         len: u64,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The memory cannot be filled with INT3.
     #[error("filling {len} bytes of code at {at}")]
     Fill {
-        /// Where.
+        /// The address.
         at: Addr,
-        /// How many bytes.
+        /// The number of bytes.
         len: u64,
-        /// Why not.
+        /// The failed write.
         source: WriteFailed,
     },
 }
 
 static ANNEXES: Ranges = Ranges::new();
 
-/// How often the mappings are read when others take what has just been free.
+/// The number of times that the mappings are read, if other threads map ranges that have just been free.
 const TRIES: u32 = 8;
 
 impl Annex {
-    /// Takes `len` bytes, rounded up to whole pages, near `start..end`: as near as it can be had. The range need not be
-    /// code, nor mapped as a whole.
+    /// Maps `len` bytes, rounded up to whole pages, as near to `start..end` as possible. The range need not be code,
+    /// nor mapped as a whole.
     ///
-    /// Nothing that is mapped is replaced, and nothing is put where the heap or a stack would grow.
+    /// The annex replaces no mapping, and is not placed where the heap or a stack would grow.
     ///
     /// # Errors
-    /// [`AnnexError`]; nothing stays behind.
+    /// [`AnnexError`]; then nothing stays mapped.
     pub fn near(start: Addr, end: Addr, len: u64) -> Result<Annex, AnnexError> {
         Arena::get()?;
         if start >= end || len == 0 {
@@ -124,19 +124,19 @@ impl Annex {
         Ok(Annex { space, node: ANNEXES.enter(&lock, at, at + len) })
     }
 
-    /// The first address, a multiple of [`PAGE`].
+    /// Returns the first address, a multiple of [`PAGE`].
     #[must_use]
     pub fn addr(&self) -> Addr {
         self.space.start
     }
 
-    /// How many bytes, whole pages.
+    /// Returns the number of bytes, in whole pages.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.space.len
     }
 
-    /// Never: there is at least a page.
+    /// Returns `false`: an annex has at least a page.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.space.len == 0
@@ -145,22 +145,23 @@ impl Annex {
 
 impl Drop for Annex {
     fn drop(&mut self) {
-        // With the lock: no batch that has found it may still be under way.
+        // Under the lock, because a batch that has found the annex may still be in progress.
         let lock = TextLock::take();
         self.node.forget(&lock);
         give_back(self.space);
     }
 }
 
-/// Unmaps what nobody uses.
+/// Unmaps a range that is no longer in use.
 fn give_back(space: Reserved) {
     if let Err(failed) = space.release() {
-        // One mapping too many, where it lay side by side with another annex. What stands there stays harmless.
+        // Next to another annex, unmapping splits a mapping, which may exceed the kernel's limit. The memory that stays
+        // is harmless.
         tracing::error!(at = %space.start, len = space.len, %failed, "an annex stays mapped");
     }
 }
 
-/// Reserves the nearest room there is.
+/// Reserves the nearest free range.
 fn reserve_near(start: Addr, end: Addr, len: u64) -> Result<Reserved, AnnexError> {
     let mut longest = 0;
     for _ in 0..TRIES {
@@ -171,7 +172,7 @@ fn reserve_near(start: Addr, end: Addr, len: u64) -> Result<Reserved, AnnexError
             break;
         }
         for at in places {
-            // What another thread has mapped there meanwhile stays: then the next.
+            // A range that another thread has mapped meanwhile is left alone, and the next one is tried.
             match reserve::at(at, len) {
                 Ok(Some(space)) => return Ok(space),
                 Ok(None) => {}
@@ -182,14 +183,14 @@ fn reserve_near(start: Addr, end: Addr, len: u64) -> Result<Reserved, AnnexError
     Err(AnnexError::NoRoom { start, end, len, longest })
 }
 
-/// Where the heap ends: brk(2), which the C library does not pass on as the kernel has it.
+/// Returns the end of the heap by brk(2); the C library does not pass on the kernel's result.
 fn heap_end() -> Addr {
-    // SAFETY: an address below the heap changes nothing; the call brings where the heap ends.
+    // SAFETY: an address below the heap changes nothing; the call returns the end of the heap.
     let end = unsafe { libc::syscall(libc::SYS_brk, 0) };
     Addr::new(end.cast_unsigned())
 }
 
-/// The annex that holds an address. Allocates nothing and takes no lock.
+/// Returns the annex that holds an address. Allocates nothing and takes no lock.
 pub(crate) fn containing(at: Addr) -> Option<(Addr, Addr)> {
     ANNEXES.containing(at)
 }

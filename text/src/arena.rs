@@ -16,7 +16,7 @@ use crate::stripe::Stripe;
 use crate::write::{TextLock, WriteFailed};
 use crate::{INT3, PAGE, fork, place, sync, trap};
 
-/// What memory is for. Each class is one stripe of the arena.
+/// The purpose of memory. Each class is one stripe of the arena.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Class {
     /// Code: readable and executable.
@@ -41,7 +41,7 @@ impl Class {
         }
     }
 
-    /// The stripe's part of the arena, in 64ths.
+    /// Returns the stripe's part of the arena, in 64ths.
     fn share(self) -> u64 {
         match self {
             Class::Text => 16,
@@ -63,27 +63,27 @@ impl fmt::Display for Class {
     }
 }
 
-/// The arena cannot be built here, or could not be; or what a host keeps in it for itself has no room.
+/// The arena cannot be created, or has no room for the host's own code.
 #[derive(Debug, Error)]
 pub enum ArenaError {
     /// There is no room left.
     #[error(transparent)]
     Full(#[from] OutOfMemory),
-    /// Code of the host's own could not be brought to its place.
+    /// Code of the host itself could not be published.
     #[error(transparent)]
     Publish(#[from] PublishFailed),
-    /// No address space of any size.
+    /// No address space of any size can be reserved.
     #[error("no address space can be reserved for modules")]
     Reserve(#[source] io::Error),
     /// A stripe cannot be mapped; SELinux without execmem refuses the text stripe.
     #[error("mapping the stripe for {class}")]
     Map {
-        /// Which.
+        /// The class of the stripe.
         class: Class,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// There is no `/proc/self/mem` to be had.
+    /// `/proc/self/mem` cannot be opened.
     #[error("/proc/self/mem cannot be opened; modload writes code through it, so /proc must be mounted and permitted")]
     OpenMemory(#[source] io::Error),
     /// The kernel does not let `/proc/self/mem` write past a protection.
@@ -92,20 +92,20 @@ pub enum ArenaError {
          (boot option proc_mem.force_override=never or =ptrace, or a seccomp rule)"
     )]
     ForceOverride(#[source] WriteFailed),
-    /// Threads or their stacks cannot be looked at, so that no unload could prove that its text is left.
+    /// Threads or their stacks cannot be inspected, so no unload could prove that no thread uses its text.
     #[error("threads cannot be looked at, and unloading has to; `unload_unseen` promises what it would prove")]
     Look(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The signal handler or the fork handlers cannot be installed.
     #[error("installing the {what}")]
     Handler {
-        /// Which handler.
+        /// The handlers.
         what: &'static str,
-        /// What the C library said.
+        /// The C library's error.
         source: io::Error,
     },
 }
 
-/// There is no room left, or what is asked for is larger than any stripe.
+/// There is no room left, or the requested size is larger than any stripe.
 #[derive(Debug, Error)]
 pub enum OutOfMemory {
     /// The stripe has no free range that is long enough.
@@ -113,61 +113,61 @@ pub enum OutOfMemory {
         "no room for {len} bytes of {class}, aligned to {align}, in a stripe of {stripe} bytes of which {used} are used"
     )]
     Full {
-        /// Which stripe.
+        /// The class of the stripe.
         class: Class,
-        /// Bytes asked for.
+        /// The requested number of bytes.
         len: u64,
-        /// Alignment asked for.
+        /// The requested alignment.
         align: u64,
-        /// Size of the stripe.
+        /// The size of the stripe.
         stripe: u64,
-        /// How much of it is used.
+        /// The number of bytes that are in use.
         used: u64,
     },
-    /// New pages could not be made ready.
+    /// New pages could not be faulted in, or not be made writable.
     #[error("faulting in {class}")]
     Populate {
-        /// Which stripe.
+        /// The class of the stripe.
         class: Class,
-        /// Why not.
+        /// The kernel's error.
         source: io::Error,
     },
     /// New pages could not be filled.
     #[error("filling {class}")]
     Fill {
-        /// Which stripe.
+        /// The class of the stripe.
         class: Class,
-        /// Why not.
+        /// The failed write.
         source: WriteFailed,
     },
-    /// No buffer to stage in.
+    /// A staging buffer could not be mapped.
     #[error("mapping a staging buffer of {len} bytes")]
     Staging {
-        /// Its size.
+        /// The size of the buffer.
         len: usize,
-        /// Why not.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
-/// How a stripe is used: for tests that demand that nothing was left behind, and for reports.
+/// The usage of a stripe: for reports, and for tests that check that no memory was left behind.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StripeUsage {
-    /// Which stripe.
+    /// The class of the stripe.
     pub class: Class,
-    /// Its first address.
+    /// The first address.
     pub start: Addr,
-    /// Its size in bytes.
+    /// The size in bytes.
     pub len: u64,
-    /// Bytes taken.
+    /// The number of bytes that are in use.
     pub used: u64,
-    /// Bytes from the start whose pages have been faulted in. Grows in extents and never shrinks.
+    /// The number of bytes from the start whose pages have been faulted in. Grows in extents and never shrinks.
     pub touched: u64,
-    /// Free ranges: offset and length, by offset, no two touching.
+    /// The free ranges: offset and length, by offset. No two of them touch.
     pub free: Vec<(u64, u64)>,
 }
 
-/// A range of a stripe; gives itself back when dropped.
+/// A range of a stripe. Dropping it frees the range.
 #[derive(Debug)]
 pub(crate) struct Extent {
     arena: &'static Arena,
@@ -191,7 +191,7 @@ impl Drop for Extent {
     }
 }
 
-/// All memory that modules of this process live in. There is one; hosts share it.
+/// All memory for modules of this process. There is one arena, which hosts share.
 #[derive(Debug)]
 pub struct Arena {
     low: bool,
@@ -200,19 +200,19 @@ pub struct Arena {
     books: Mutex<Books>,
 }
 
-/// What changes when memory is taken and given.
+/// The data that changes when memory is taken and freed.
 #[derive(Debug)]
 pub(crate) struct Books {
     stripes: [Stripe; 4],
-    /// Staging buffers that wait to be used again.
+    /// Staging buffers that can be reused.
     pub(crate) buffers: Vec<MmapMut>,
 }
 
-/// Sizes to try for the whole arena, largest first.
+/// The sizes to try for the whole arena, largest first.
 const SIZES: [u64; 4] = [1 << 30, 1 << 29, 1 << 28, 1 << 27];
-/// Unmapped space between two stripes: who runs off the end of one does not reach the next.
+/// The unmapped space between two stripes: an access beyond the end of one stripe does not reach the next.
 const GAP: u64 = 16 * PAGE;
-/// Pages are faulted in by this many bytes at a time.
+/// The number of bytes whose pages are faulted in at a time.
 const EXTENT: u64 = 64 * PAGE;
 
 static ARENA: OnceLock<Arena> = OnceLock::new();
@@ -220,7 +220,7 @@ static BUILDING: Mutex<()> = Mutex::new(());
 static TEXT_START: AtomicU64 = AtomicU64::new(0);
 static TEXT_END: AtomicU64 = AtomicU64::new(0);
 
-/// Whether an address lies in the text stripe. For the signal handler.
+/// Returns whether an address lies in the text stripe. For the signal handler.
 pub(crate) fn text_contains(at: Addr) -> bool {
     (TEXT_START.load(Ordering::Relaxed)..TEXT_END.load(Ordering::Relaxed)).contains(&at.get())
 }
@@ -235,11 +235,11 @@ fn slot(class: Class) -> usize {
 }
 
 impl Arena {
-    /// The arena of this process, built when it is first asked for.
+    /// Returns the arena of this process, and creates it at the first call.
     ///
     /// # Errors
-    /// [`ArenaError`] names the rule of the system that stands in the way. Nothing is remembered of a failure, and the
-    /// next call tries again.
+    /// [`ArenaError`] names the rule of the system that prevents the arena. A failure is not remembered, and the next
+    /// call tries again.
     pub fn get() -> Result<&'static Arena, ArenaError> {
         let _one_builder = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(arena) = ARENA.get() {
@@ -257,7 +257,7 @@ impl Arena {
         };
         let built = Arena::build(reserved, low).and_then(|arena| installed().map(|()| arena));
         let arena = built.inspect_err(|_| {
-            // Address space that stays reserved costs nothing, and the first failure is the one to tell.
+            // Address space that stays reserved costs nothing, and the first failure is the one to report.
             let _ = reserved.release();
         })?;
         let text = slot(Class::Text);
@@ -266,13 +266,13 @@ impl Arena {
         Ok(ARENA.get_or_init(|| arena))
     }
 
-    /// The arena, if it has been built.
+    /// Returns the arena, if it has been created.
     pub(crate) fn existing() -> Option<&'static Arena> {
         ARENA.get()
     }
 
-    /// Maps the stripes and makes the first extent of each ready, which shows at once whether the kernel lets us
-    /// write code.
+    /// Maps the stripes and faults in the first extent of each. That shows at once whether the kernel permits writing
+    /// code.
     fn build(reserved: Reserved, low: bool) -> Result<Arena, ArenaError> {
         let Reserved { start, len } = reserved;
         tracing::debug!(%start, len, low, "arena reserved");
@@ -297,14 +297,14 @@ impl Arena {
         Ok(Arena { low, starts, lens, books: Mutex::new(Books { stripes, buffers: Vec::new() }) })
     }
 
-    /// Whether everything lies in the low 2 GiB, where the 32-bit relocations of objects that were compiled without
+    /// Returns whether the whole arena lies in the low 2 GiB, which the 32-bit relocations of objects compiled without
     /// -fPIC can reach.
     #[must_use]
     pub fn is_low(&self) -> bool {
         self.low
     }
 
-    /// How each stripe is used at the moment.
+    /// Returns the current usage of each stripe.
     #[must_use]
     pub fn usage(&self) -> [StripeUsage; 4] {
         let books = self.books();
@@ -321,7 +321,7 @@ impl Arena {
         })
     }
 
-    /// The class and the rest of the touched part of the stripe that an address lies in.
+    /// Returns the class of the stripe that holds an address, and the number of touched bytes from the address on.
     pub(crate) fn touched_from(&self, at: Addr) -> Option<(Class, u64)> {
         let books = self.books();
         Class::ALL.into_iter().find_map(|class| {
@@ -332,11 +332,11 @@ impl Arena {
     }
 
     pub(crate) fn books(&self) -> MutexGuard<'_, Books> {
-        // Whole between any two statements that can panic.
+        // The books are consistent between any two statements that can panic.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a range. Text reads as INT3; of the other classes only pages that were never used read as zeros.
+    /// Takes a range. Text reads as INT3; in the other classes, only pages that were never used read as zeros.
     pub(crate) fn take(&'static self, class: Class, len: u64, align: u64) -> Result<Extent, OutOfMemory> {
         let base = self.starts[slot(class)];
         let mut lock = None;
@@ -347,10 +347,11 @@ impl Arena {
                 let used = stripe.used();
                 return Err(OutOfMemory::Full { class, len, align, stripe: self.lens[slot(class)], used });
             };
-            // Still under the lock of the books: nobody may get pages of this extent before they are filled.
+            // Still under the lock of the books, because no other thread may get pages of this extent before they are
+            // filled.
             if let Some((from, to)) = taken.touch {
                 let Some(lock) = &mut lock else {
-                    // Who publishes, and fork, takes the books with the text lock in hand; so do we.
+                    // The text lock is taken before the books, as in publishing and in fork.
                     stripe.give(taken.start, len);
                     drop(books);
                     lock = Some(TextLock::take());
@@ -375,7 +376,7 @@ enum TouchFailed {
     Fill(WriteFailed),
 }
 
-/// Faults pages in: text as INT3, everything else as zeros.
+/// Faults pages in: text as INT3, other classes as zeros.
 fn touch(lock: &mut TextLock<'_>, class: Class, at: Addr, len: u64) -> Result<(), TouchFailed> {
     let fill = match class {
         Class::Text => INT3,

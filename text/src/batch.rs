@@ -1,8 +1,8 @@
-//! The batch that is being poked, where the signal handler finds it, and the threads that are being sent on by it.
+//! The batch that is being poked, for the signal handler, and the count of threads that the batch diverts.
 //!
-//! A thread counts itself before it looks at the batch, and counts itself out when what follows from it stands in its
-//! saved registers, where whoever holds it can see it. In between it may have decided to go on at some code and nobody
-//! can know: neither the batch nor that code may be let go of.
+//! A thread counts itself before it reads the batch, and counts itself out once the result is stored in its saved
+//! registers, where a holder of the thread can see the result. In between, the thread may have decided to resume at
+//! some code, and no other thread can know that: neither the batch nor that code may be freed.
 
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
@@ -11,26 +11,28 @@ use modload_edit::{Addr, EditSet, InstructionEffect};
 
 /// The edits of the batch; null when there is none.
 static EDITS: AtomicPtr<EditSet> = AtomicPtr::new(ptr::null_mut());
-/// How many threads are between their first look at them and the end of what follows.
+/// The number of threads between their first read of the edits and the end of the resulting changes.
 static IN_FLIGHT: AtomicUsize = AtomicUsize::new(0);
-/// Moves whenever `EDITS` does.
+/// Changes whenever `EDITS` does.
 static CHANGES: AtomicU64 = AtomicU64::new(0);
 
-/// A batch that the signal handler knows. Dropping it takes it back and waits for who may still be going by it.
+/// A batch that the signal handler knows. Dropping it withdraws the batch and waits for the threads that may still use
+/// it.
 pub(crate) struct Announced<'e> {
-    /// Borrowed for as long as somebody may look.
+    /// Borrowed for as long as a thread may read the edits.
     _edits: &'e EditSet,
 }
 
 impl<'e> Announced<'e> {
-    /// From now on a thread that meets a trap at one of the edits goes on as if the new instruction stood there.
+    /// Announces the batch: from now on, a thread that hits a trap at one of the edits resumes as if the new
+    /// instruction were there.
     pub(crate) fn new(_lock: &crate::TextLock<'_>, edits: &'e EditSet) -> Announced<'e> {
         EDITS.store(ptr::from_ref(edits).cast_mut(), Ordering::SeqCst);
         CHANGES.fetch_add(1, Ordering::SeqCst);
         Announced { _edits: edits }
     }
 
-    /// Leaves the batch announced for ever: its traps could not be taken back.
+    /// Leaves the batch announced for ever: its traps could not be removed.
     pub(crate) fn forget(self, edits: EditSet) {
         EDITS.store(Box::into_raw(Box::new(edits)), Ordering::SeqCst);
         wait_until_none_is_in_flight();
@@ -46,39 +48,40 @@ impl Drop for Announced<'_> {
     }
 }
 
-/// Whoever has seen the edits that were there before has gone on by them, or not at all, when this returns.
+/// Returns when each thread that has read the earlier edits has acted on them, or has found that none of them applies.
 fn wait_until_none_is_in_flight() {
-    // They are for some hundred instructions; one that was interrupted meanwhile needs the processor.
+    // A thread is in flight for some hundred instructions; one that was preempted meanwhile needs the processor.
     while traps_in_flight() != 0 {
         std::thread::yield_now();
     }
 }
 
-/// How many threads are at this moment inside of our SIGTRAP handler, on their way from a trap in text that can be
-/// poked to where they go on. A trap that is somebody else's counts while it is looked at, and no longer when it is
-/// passed on. Async-signal-safe. In a forked child it begins with 0.
+/// Returns the number of threads that are inside of the SIGTRAP handler at this moment, on their way from a trap in
+/// text that can be poked to the place where they resume. A trap of other code counts while the handler checks it, and
+/// no longer when it is passed on. Async-signal-safe. In a forked child the number begins with 0.
 ///
-/// For who wants to free code that sites have led to, a trampoline say: first [`crate::poke`] takes the last way
-/// there away, then this is 0 once, then every thread is held and no stack has a frame in that code; then nobody can
-/// come there again. For a thread that counts itself after the 0 was read loads the batch after the poke has taken it
-/// back (all of these are in one order: SeqCst), and goes on at the site. One that had counted itself before had also
-/// counted itself out, so where it goes on stands in its registers. And one that the kernel is still bringing here
-/// has not looked yet.
+/// For a caller that wants to free code that sites have led to, for example a trampoline. First [`crate::poke`] removes
+/// the last way to that code, then this number is 0 once, then every thread is held and no stack has a frame in that
+/// code. After that, no thread can reach the code again. A thread that counts itself after the 0 was read loads the
+/// batch after the poke has withdrawn it (all of these accesses are in one order: SeqCst), and resumes at the site. A
+/// thread that had counted itself before had also counted itself out, so the place where it resumes is in its
+/// registers. A thread whose trap the kernel is still delivering has not read the batch yet.
 ///
-/// A poke by traps waits for the same 0 before it returns, since it lends its edits; and nobody who is held is
-/// inside, for the handler blocks every signal. So whoever comes after that poke finds the second condition true, and
-/// asks in order not to depend on how it was poked.
+/// A poke by traps waits for the same 0 before it returns, because it lends its edits. No held thread is inside of the
+/// handler, because the handler blocks every signal. So a caller after that poke finds the second condition true. The
+/// caller checks it in order not to depend on the protocol of the poke.
 #[must_use]
 pub fn traps_in_flight() -> usize {
     IN_FLIGHT.load(Ordering::SeqCst)
 }
 
-/// After fork: the threads that were in flight do not exist here. The one that forks is not: nothing in between forks.
+/// Resets the count after fork: the threads that were in flight do not exist in the child. The forking thread is not in
+/// flight, because the handler does not fork.
 pub(crate) fn forget_in_flight() {
     IN_FLIGHT.store(0, Ordering::SeqCst);
 }
 
-/// A thread that goes by the batch, until this is dropped. For the signal handler.
+/// A thread that acts on the batch, until this value is dropped. For the signal handler.
 pub(crate) struct InFlight(());
 
 impl InFlight {
@@ -90,21 +93,23 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        // What was stored into the thread's registers comes before.
+        // The stores into the thread's registers come before this.
         IN_FLIGHT.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// How often the batch has changed. If it is the same before and after, so was the batch. For the signal handler.
+/// Returns the number of changes of the batch. If two calls return the same number, the batch was the same between
+/// them. For the signal handler.
 pub(crate) fn changes() -> u64 {
     CHANGES.load(Ordering::SeqCst)
 }
 
-/// What a thread that meets a trap at `at` does instead, if the batch has an edit there. For the signal handler.
+/// Returns the effect that a thread takes instead of a trap at `at`, if the batch has an edit there. For the signal
+/// handler.
 pub(crate) fn step(_counted: &InFlight, at: Addr) -> Option<InstructionEffect> {
     let edits = EDITS.load(Ordering::SeqCst);
-    // SAFETY: null, or the edits of a batch. `Announced` lets go of them only when it has seen nobody in flight after it
-    // had stored null: either it waits for us, who have been counted before, or we have loaded null.
+    // SAFETY: null, or the edits of a batch. `Announced` releases them only when it has seen no thread in flight after
+    // it had stored null: either it waits for this thread, which was counted before, or this thread has loaded null.
     let edits = unsafe { edits.as_ref() };
     edits.and_then(|edits| edits.find(at)).and_then(|edit| InstructionEffect::of(at, edit.new))
 }

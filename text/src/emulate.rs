@@ -1,21 +1,21 @@
-//! Doing what an instruction does, to the registers of a thread that was stopped in its place. Async-signal-safe.
+//! Applies the effect of an instruction to the registers of a thread that was stopped at its place. Async-signal-safe.
 
 use modload_edit::{Addr, InstructionEffect};
 
 use crate::reserve::pointer;
 
-// Their places in `gregs`: `enum` of <sys/ucontext.h>, which the C library's crate has as signed numbers.
+// Indexes in `gregs`: `enum` of <sys/ucontext.h>, which the `libc` crate declares as signed numbers.
 pub(crate) const RIP: usize = 16;
 const RSP: usize = 15;
 const RAX: usize = 13;
 const FLAGS: usize = 17;
 
-/// CF, PF, AF, ZF, SF and OF.
+/// The arithmetic flags: CF, PF, AF, ZF, SF and OF.
 const ARITHMETIC: i64 = 0x8d5;
-/// ZF and PF: what `xor` of a register with itself leaves of them.
+/// ZF and PF: the flags that `xor` of a register with itself sets.
 const ZERO_AND_PARITY: i64 = 0x44;
 
-/// Makes a thread do what an instruction would. What it pushes and pops is on its own stack.
+/// Gives a thread the effect of an instruction. Pushes and pops use the thread's own stack.
 pub(crate) fn emulate(step: InstructionEffect, registers: &mut libc::mcontext_t) {
     let registers = &mut registers.gregs;
     let rsp = Addr::new(registers[RSP].cast_unsigned());
@@ -37,13 +37,13 @@ pub(crate) fn emulate(step: InstructionEffect, registers: &mut libc::mcontext_t)
 
 fn push(rsp: Addr, back: Addr) -> Addr {
     let rsp = rsp.offset(-8);
-    // SAFETY: the call that the thread is made to do writes the same eight bytes of its stack.
+    // SAFETY: the emulated call writes the same eight bytes of the thread's stack.
     unsafe { pointer(rsp).cast::<u64>().write_unaligned(back.get()) };
     rsp
 }
 
 fn read(at: Addr) -> Addr {
-    // SAFETY: the instruction that the thread is made to do reads the same eight bytes.
+    // SAFETY: the emulated instruction reads the same eight bytes.
     Addr::new(unsafe { pointer(at).cast::<u64>().read_unaligned() })
 }
 

@@ -1,4 +1,4 @@
-//! Changing what nobody can be running: the other verb.
+//! Changes text that no thread can be running: the counterpart of `poke`.
 
 use modload_edit::EditSet;
 
@@ -8,14 +8,14 @@ use crate::spans::{self, Grouping, Pass, Side};
 use crate::sync;
 use crate::write::{TextLock, WriteFailed};
 
-/// Changes published text that nobody can have entered, and data of any kind, all edits as one batch with
-/// one synchronisation: the slice of a live patch whose functions were never enabled, a trampoline that nobody has been
-/// led to. An edit is any number of bytes. Returns how many writes it took.
+/// Changes published text that no thread can have entered, and data of any kind. All edits are one batch with one
+/// synchronisation. Examples are the text of a live patch whose functions were never enabled, and a trampoline that no
+/// site leads to yet. An edit is any number of bytes. Returns the number of writes.
 ///
-/// That nobody runs the text is for the caller to know: where that is not certain, [`crate::poke`].
+/// The caller must know that no thread runs the text. Where that is not certain, use [`crate::poke`].
 ///
 /// # Errors
-/// [`PokeError`]; but for [`PokeError::Stuck`], every byte is as it was.
+/// [`PokeError`]. Except for [`PokeError::Stuck`], every byte is as it was.
 pub fn fill(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<u32, PokeError> {
     if lock.is_stuck() {
         return Err(PokeError::EarlierStuck);

@@ -1,7 +1,7 @@
-//! What fork needs: no batch half done in the child, and a descriptor of the child's own.
+//! The steps around fork: the child has no batch in progress, and a descriptor of its own.
 //!
-//! `/proc/self/mem` goes on to mean the process that opened it. So the parent holds every lock of this crate over the
-//! fork, and the child opens the file again before it lets go of them.
+//! A descriptor of `/proc/self/mem` keeps referring to the process that opened it. So the parent holds every lock of
+//! this crate over the fork, and the child opens the file again before it releases the locks.
 
 use std::cell::RefCell;
 use std::io;
@@ -12,10 +12,11 @@ use crate::batch;
 use crate::owners;
 use crate::write::TextLock;
 
-/// What the parent's thread holds while it forks. In order of release.
+/// The locks that the parent's thread holds while it forks. In order of release.
 struct Held {
     locks: Locks,
-    /// Held until the last hook has run: forks go one after the other, and no child finds it taken by another's.
+    /// Held until the last hook has run: forks run one after the other, and no child finds this lock held by another
+    /// fork.
     hooks: MutexGuard<'static, Vec<Hook>>,
 }
 
@@ -30,12 +31,12 @@ thread_local! {
     static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
 }
 
-/// Makes the C library call us around every fork.
+/// Makes the C library call this module around every fork.
 pub(crate) fn install() -> io::Result<()> {
     static INSTALLED: OnceLock<i32> = OnceLock::new();
-    // Their lock is taken within all of ours, and those of our hooks.
+    // The lock of that crate is taken within all locks of this crate, and those of its hooks.
     modload_threads::frames::install_fork_handlers()?;
-    // SAFETY: the three functions are `extern "C"`, take nothing, and live as long as the program.
+    // SAFETY: the three functions are `extern "C"`, take no arguments, and live as long as the program.
     let failed = *INSTALLED.get_or_init(|| unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) });
     if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
 }
@@ -45,7 +46,7 @@ extern "C" fn prepare() {
     hooks.iter().rev().for_each(|hook| (hook.prepare)());
     let text = TextLock::take();
     let books = Arena::existing().map(Arena::books);
-    // Whoever holds has the text lock; and within it nobody asks any more.
+    // A holder of threads has the text lock; and code within that lock asks no threads any more.
     modload_threads::before_fork();
     let locks = Locks { text, _owners: owners::hold_over_fork(), _books: books };
     HELD.set(Some(Held { locks, hooks }));
@@ -62,7 +63,7 @@ extern "C" fn child() {
     modload_threads::after_fork_in_child();
     let Some(Held { mut locks, hooks }) = HELD.take() else { return };
     batch::forget_in_flight();
-    // If it cannot be opened, every write in the child is refused by name.
+    // If the file cannot be opened, every write in the child fails with an error that says so.
     let _ = locks.text.open();
     drop(locks);
     hooks.iter().for_each(|hook| (hook.child)());
@@ -76,9 +77,10 @@ struct Hook {
 
 static HOOKS: Mutex<Vec<Hook>> = Mutex::new(Vec::new());
 
-/// Has three functions called around every fork: before it in the parent, and after it in the parent and in the
-/// child. As with `pthread_atfork`, who came last prepares first. `prepare` is called before this crate takes its own locks, the others when it has let go of them. None of
-/// them may call this function.
+/// Registers three functions to be called around every fork: one before it in the parent, and one each after it in the
+/// parent and in the child. As with `pthread_atfork`, the functions that were registered last prepare first. `prepare`
+/// is called before this crate takes its own locks, the others after it has released them. None of the three may call
+/// this function.
 pub fn on_fork(prepare: fn(), parent: fn(), child: fn()) {
     HOOKS.lock().unwrap_or_else(PoisonError::into_inner).push(Hook { prepare, parent, child });
 }

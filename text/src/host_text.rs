@@ -9,8 +9,8 @@ use crate::TextLock;
 use crate::maps::{self, Mapping};
 use crate::ranges::{Node, Ranges};
 
-/// A range of the host's own code, a part of its executable or of a library, that may be poked. Dropping it forgets the
-/// range: its code stays as it is then.
+/// A range of the host's own code, a part of its executable or of a library, that may be poked. Dropping it unregisters
+/// the range; its code stays unchanged.
 #[derive(Debug)]
 pub struct HostText {
     node: &'static Node,
@@ -19,15 +19,15 @@ pub struct HostText {
 /// The range cannot be registered.
 #[derive(Debug, Error)]
 pub enum HostTextError {
-    /// Not all of it is mapped as code.
+    /// Not all of the range is mapped as code.
     #[error("{start}..{end} is not within one private mapping that can be read and executed and not written")]
     NotText {
-        /// First address.
+        /// The first address of the range.
         start: Addr,
-        /// The one behind the last.
+        /// The address behind the range.
         end: Addr,
     },
-    /// What is mapped cannot be known.
+    /// The mappings of the process cannot be read.
     #[error("/proc/self/maps cannot be read")]
     Maps(#[source] io::Error),
 }
@@ -38,11 +38,11 @@ impl HostText {
     /// Registers a range.
     ///
     /// # Errors
-    /// [`HostTextError`]: it is not code, or may be written.
+    /// [`HostTextError`]: the range is not code, or may be written.
     ///
     /// # Safety
-    /// The code stays mapped there until this value is dropped, and nobody but [`crate::poke`] changes it meanwhile.
-    /// What is poked into it must be right for the code around it.
+    /// The code stays mapped there until this value is dropped, and only [`crate::poke`] changes it meanwhile. The code
+    /// that is poked into the range must be right for the code around it.
     pub unsafe fn register(start: Addr, end: Addr) -> Result<HostText, HostTextError> {
         let maps = maps::read().map_err(HostTextError::Maps)?;
         let covers = |map: &Mapping| map.access == *b"r-xp" && map.start <= start && end <= map.end && start < end;
@@ -52,7 +52,7 @@ impl HostText {
         Ok(HostText { node: TEXTS.enter(&TextLock::take(), start, end) })
     }
 
-    /// The first address and the one behind the last.
+    /// Returns the first address and the address behind the range.
     #[must_use]
     pub fn range(&self) -> (Addr, Addr) {
         self.node.range()
@@ -61,12 +61,12 @@ impl HostText {
 
 impl Drop for HostText {
     fn drop(&mut self) {
-        // With the lock: no batch that has found it may still be under way.
+        // Under the lock, because a batch that has found the range may still be in progress.
         self.node.forget(&TextLock::take());
     }
 }
 
-/// The registered range that holds an address. Allocates nothing and takes no lock.
+/// Returns the registered range that holds an address. Allocates nothing and takes no lock.
 pub(crate) fn containing(at: Addr) -> Option<(Addr, Addr)> {
     TEXTS.containing(at)
 }

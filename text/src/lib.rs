@@ -1,23 +1,24 @@
-//! Memory for modules: the only crate that maps, publishes, protects or writes code.
+//! Memory for modules. Only this crate maps, publishes, protects or writes code.
 //!
-//! - [`Arena`]: one per process, in the low 2 GiB if they can be had, with one stripe per [`Class`]. A stripe is one
-//!   mapping that never changes its protection, ro_after_init alone excepted.
+//! - [`Arena`]: one per process, in the low 2 GiB if possible, with one stripe per [`Class`]. A stripe is one mapping
+//!   that never changes its protection, except for ro_after_init.
 //! - [`Staged`]: text or read-only data of a module that is being loaded: a private, writable, non-executable buffer,
-//!   addressed as if it already stood at its place. At that place stands INT3. [`Staged::publish`] consumes it and
-//!   gives [`Published`], which can no longer be written. In-flight and finished memory are different types.
-//! - [`Fresh`]: data that stands at its place from the start; [`Fresh::settle`] gives it to the module's code.
-//! - [`poke`]: changes published text while threads run through it, a batch of edits at a time. [`HostText`]: code of the
-//!   host itself that may be poked.
+//!   with the addresses of its final place. The final place holds INT3 until then. [`Staged::publish`] consumes the
+//!   buffer and returns [`Published`], which can no longer be written. In-flight and finished memory are different
+//!   types.
+//! - [`Fresh`]: data at its final place from the start; [`Fresh::settle`] hands the data over to the module's code.
+//! - [`poke`]: changes published text while threads run through it, one batch of edits at a time. [`HostText`]: code of
+//!   the host itself that may be poked.
 //! - [`Annex`]: memory for code within reach of the host's own.
-//! - [`fill`]: changes published text that nobody can have entered, and constants.
-//! - [`traps_in_flight`]: how many threads are between a trap of a batch and where it leads them.
-//! - [`Pages`]: memory that is had without the allocator.
-//! - [`TextLock`]: who holds it may write into published memory, nobody else can.
-//! - [`Describe`]: how a call into text that is not there is reported ([`Staged::owner`]).
+//! - [`fill`]: changes published text that no thread can have entered, and constants.
+//! - [`traps_in_flight`]: the number of threads between a trap of a batch and the code to which the trap leads them.
+//! - [`Pages`]: memory that is allocated without the allocator.
+//! - [`TextLock`]: only the holder of this lock may write into published memory.
+//! - [`Describe`]: the report of a call into text that is not published ([`Staged::owner`]).
 //!
-//! What is mapped executable is written through `/proc/self/mem`, past the protection of a private mapping. No
-//! address is ever writable and executable. Dropping any of the types above gives its memory back; freed text is
-//! filled with INT3 and all cores are synchronised before anybody else can get it.
+//! Executable mappings are written through `/proc/self/mem`, which bypasses the protection of a private mapping. No
+//! address is ever writable and executable. Dropping any of the types above frees its memory. Freed text is filled with
+//! INT3 and all cores are synchronised before the text can be taken again.
 
 mod annex;
 mod arena;
@@ -64,5 +65,5 @@ pub use write::{TextLock, WriteFailed};
 /// Size of a page of this machine in bytes.
 pub const PAGE: u64 = 4096;
 
-/// `INT3`, which fills text that nobody may run.
+/// `INT3`, which fills text that no thread may run.
 pub const INT3: u8 = 0xcc;

@@ -1,4 +1,4 @@
-//! What is mapped in this process, as `/proc/self/maps` says (proc(5)).
+//! The mappings of this process, by `/proc/self/maps` (proc(5)).
 
 use std::fs;
 use std::io;
@@ -9,24 +9,25 @@ use modload_edit::Addr;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Mapping {
     pub(crate) start: Addr,
-    /// The address behind its last.
+    /// The address behind the mapping.
     pub(crate) end: Addr,
-    /// As four letters: `r-xp` is a private mapping that can be read and executed and not written.
+    /// The access as four letters: `r-xp` is a private mapping that can be read and executed and not written.
     pub(crate) access: [u8; 4],
     pub(crate) backing: Backing,
 }
 
-/// What stands behind a mapping.
+/// The kind of memory behind a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Backing {
     File,
     /// The stack of the process's first thread, which grows downward.
     Stack,
-    /// Memory of no file; the heap is such.
+    /// Memory without a file, such as the heap.
     Anonymous,
 }
 
-/// All mappings, by address. The kernel brings them some at a time, so what changes meanwhile may be in it half.
+/// Reads all mappings, by address. The kernel returns them in parts, so a change in between may be included
+/// incompletely.
 pub(crate) fn read() -> io::Result<Vec<Mapping>> {
     Ok(parse(&fs::read_to_string("/proc/self/maps")?))
 }
@@ -35,7 +36,8 @@ pub(crate) fn parse(maps: &str) -> Vec<Mapping> {
     maps.lines().filter_map(mapping).collect()
 }
 
-/// Of a line: `START-END ACCESS OFFSET DEVICE INODE NAME`. A file's name may hold anything but a line break.
+/// Parses a line: `START-END ACCESS OFFSET DEVICE INODE NAME`. A file's name may contain any character except a line
+/// break.
 fn mapping(line: &str) -> Option<Mapping> {
     let mut fields = line.split_ascii_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;

@@ -1,4 +1,4 @@
-//! What stands in the way of traps: looked for before a batch.
+//! The check before a batch for obstacles to traps.
 
 use std::fmt;
 use std::io;
@@ -10,32 +10,32 @@ use modload_threads::{Name, Tasks, Tid, name, status};
 use crate::poke::TrapMask;
 use crate::{sync, trap};
 
-/// Why a batch is not poked by traps.
+/// The reason why a batch is not poked by traps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Because {
-    /// [`TrapMask::Held`].
+    /// The caller asked for it: [`TrapMask::Held`], or [`crate::poke_chosen`].
     Asked,
     /// The kernel cannot synchronise cores.
     NoMembarrier,
-    /// A call that is emulated would not be on the shadow stack.
+    /// The shadow stack would lack the return address of an emulated call.
     ShadowStack,
     /// NOPs of one byte are joined into one instruction.
     Joined,
-    /// Somebody has installed another handler for SIGTRAP.
+    /// Other code has installed another handler for SIGTRAP.
     Handler,
     /// A debugger is attached, and gets every SIGTRAP first.
     Traced {
-        /// Its process.
+        /// The process id of the debugger.
         by: i32,
     },
-    /// A thread would be killed by an INT3.
+    /// An INT3 would kill a thread that hits it.
     Blocked {
-        /// Which.
+        /// The thread.
         tid: Tid,
-        /// Its name, if it could be read.
+        /// The thread's name, if it could be read.
         name: Option<Name>,
     },
-    /// Threads start and end faster than they can be looked at.
+    /// Threads start and end faster than they can be inspected.
     Restless,
 }
 
@@ -55,10 +55,10 @@ impl fmt::Display for Because {
     }
 }
 
-/// How often the list of threads is passed over to see all of them.
+/// The number of passes over the list of threads to see all of them.
 const PASSES: u32 = 3;
 
-/// What stands in the way, if anything does.
+/// Returns an obstacle to traps, if there is one.
 pub(crate) fn find(edits: &EditSet, mask: TrapMask) -> io::Result<Option<Because>> {
     let looks = matches!(mask, TrapMask::Checked | TrapMask::Unheld);
     let certain = [
@@ -72,12 +72,12 @@ pub(crate) fn find(edits: &EditSet, mask: TrapMask) -> io::Result<Option<Because
     if certain.is_none() && looks { threads() } else { Ok(certain) }
 }
 
-/// Whether several NOPs of one byte would become one instruction.
+/// Returns whether the edit joins several NOPs of one byte into one instruction.
 pub(crate) fn joins(old: &[u8]) -> bool {
     old.len() > 1 && old.iter().all(|byte| *byte == 0x90)
 }
 
-/// Looks at each thread: whether it blocks SIGTRAP, and whether it is traced.
+/// Checks each thread: whether it blocks SIGTRAP, and whether it is traced.
 fn threads() -> io::Result<Option<Because>> {
     let tasks = Tasks::open()?;
     for _ in 0..PASSES {
@@ -96,7 +96,8 @@ fn threads() -> io::Result<Option<Because>> {
         if let ControlFlow::Break(found) = found {
             return found.map(Some);
         }
-        // A pass may end early when a thread does; one that has seen as many as there are has not.
+        // A pass may end early when a thread ends; a pass that has seen as many threads as there are has not ended
+        // early.
         if seen >= tasks.count()? {
             return Ok(None);
         }
@@ -106,14 +107,16 @@ fn threads() -> io::Result<Option<Because>> {
 
 /// arch_prctl(2), <asm/prctl.h>, since Linux 6.6.
 const ARCH_SHSTK_STATUS: libc::c_int = 0x5005;
-/// Its bit for "on".
+/// The bit of the status for "on".
 const ARCH_SHSTK_SHSTK: u64 = 1;
 
-/// Whether this thread has a shadow stack (`ARCH_SHSTK_STATUS`). The C library gives one to all threads or to none.
+/// Returns whether this thread has a shadow stack (`ARCH_SHSTK_STATUS`). The C library gives one to all threads or to
+/// none.
 #[must_use]
 pub fn shadow_stacks() -> bool {
     let mut features = 0_u64;
-    // SAFETY: writes eight bytes to a variable of ours, or fails: on kernels that know it not, and without the hardware.
+    // SAFETY: the call writes eight bytes to a local variable, or fails: on kernels without the call, and without the
+    // hardware.
     let failed = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SHSTK_STATUS, &raw mut features) };
     failed == 0 && features & ARCH_SHSTK_SHSTK != 0
 }

@@ -1,4 +1,4 @@
-//! Who has, or last had, a range of text: so that a stray call can be reported by name from a signal handler.
+//! The current or last owner of each range of text, so that a signal handler can report a stray call by name.
 
 use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
@@ -9,21 +9,21 @@ use modload_edit::Addr;
 
 /// Names the code of a module.
 ///
-/// Its functions are called in a signal handler: they must not allocate, lock or panic.
+/// The trait's functions are called in a signal handler: they must not allocate, lock or panic.
 pub trait Describe: Send + Sync {
     /// The module's name.
     fn module(&self) -> &str;
 
-    /// The function at `at` and the distance from its start, if there is one.
+    /// Returns the function at `at` and the distance from its start, if there is one.
     fn symbol(&self, at: Addr) -> Option<(&[u8], u64)>;
 
-    /// The file descriptor that takes the report.
+    /// Returns the file descriptor to which the report is written.
     fn descriptor(&self) -> libc::c_int {
         2
     }
 }
 
-/// What has become of a range of text.
+/// The state of a range of text.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Phase {
     Staged,
@@ -43,10 +43,10 @@ type Table = BTreeMap<Addr, Owner>;
 
 static OWNERS: Spin = Spin { taken: AtomicBool::new(false), table: UnsafeCell::new(BTreeMap::new()) };
 
-/// How often the signal handler looks whether the table is free before it reports without a name.
+/// The number of times that the signal handler tries to lock the table before it reports without a name.
 const PATIENCE: u32 = 100_000;
 
-/// A lock that a signal handler may try. It is held for a few map operations and never while foreign code runs.
+/// A lock that a signal handler may try. The lock is held for a few map operations and never while foreign code runs.
 struct Spin {
     taken: AtomicBool,
     table: UnsafeCell<Table>,
@@ -89,7 +89,7 @@ impl Drop for Held {
     }
 }
 
-/// Notes the owner of a range, in place of whoever had parts of it before.
+/// Records the owner of a range, and removes earlier owners of parts of it.
 pub(crate) fn set(start: Addr, end: Addr, describe: Arc<dyn Describe>) {
     let mut replaced = Vec::new();
     let mut held = Held::take();
@@ -99,32 +99,32 @@ pub(crate) fn set(start: Addr, end: Addr, describe: Arc<dyn Describe>) {
     replaced.extend(overlapping.iter().filter_map(|at| table.remove(at)));
     table.insert(start, Owner { end, phase: Phase::Staged, describe });
     drop(held);
-    // Owners are dropped here, without the lock: what they do then is not ours to know.
+    // Earlier owners are dropped here, without the lock, because their drops may run any code.
     drop(replaced);
 }
 
-/// Notes what has become of the range that begins at `start`.
+/// Records the state of the range that begins at `start`.
 pub(crate) fn set_phase(start: Addr, phase: Phase) {
     if let Some(owner) = Held::take().table().get_mut(&start) {
         owner.phase = phase;
     }
 }
 
-/// The published text that holds `at`: its first address, and the one behind its last.
+/// Returns the published text that holds `at`: its first address, and the address behind it.
 pub(crate) fn published(at: Addr) -> Option<(Addr, Addr)> {
     let mut held = Held::take();
     let (start, owner) = held.table().range(..=at).next_back()?;
     (owner.end > at && owner.phase == Phase::Published).then_some((*start, owner.end))
 }
 
-/// Calls `report` with the owner of `at`, if the table can be had soon. For signal handlers.
+/// Calls `report` with the owner of `at`, or with `None` if the table cannot be locked soon. For signal handlers.
 pub(crate) fn with_owner<R>(at: Addr, report: impl FnOnce(Option<&Owner>) -> R) -> R {
     let Some(mut held) = Held::take_within(PATIENCE) else { return report(None) };
     let owner = held.table().range(..=at).next_back().map(|(_, owner)| owner).filter(|owner| owner.end > at);
     report(owner)
 }
 
-/// Holds the table over fork, so that the child finds it whole and free.
+/// Holds the table over fork, so that the child finds it consistent and unlocked.
 pub(crate) struct OverFork(#[expect(dead_code, reason = "held for its drop")] Held);
 
 pub(crate) fn hold_over_fork() -> OverFork {

@@ -1,4 +1,4 @@
-//! Memory that is had without the allocator: where a thread may be in a signal handler, or inside of malloc.
+//! Memory that is allocated without the allocator: for a thread that may be in a signal handler, or inside of malloc.
 
 use std::fmt;
 use std::io;
@@ -8,12 +8,12 @@ use modload_edit::{Addr, index, wide};
 
 use crate::PAGE;
 
-/// Whole pages of zeros, readable and writable and never executable, that belong to nobody else. Dropping them gives
-/// them back to the kernel.
+/// Whole pages of zeros, readable and writable and never executable, with one owner. Dropping this value returns them
+/// to the kernel.
 ///
-/// Having them and giving them back takes one system call each, and neither a lock nor the allocator, so both may be
-/// done in a signal handler that saves `errno`, and while threads are held. They are lent by a raw pointer alone:
-/// what several threads and handlers do with them at a time is for the owner to order, by atomics.
+/// Allocating and freeing take one system call each, and neither a lock nor the allocator. So both may be done in a
+/// signal handler that saves `errno`, and while threads are held. The pages are lent by a raw pointer only: the owner
+/// must order the accesses of several threads and handlers by atomics.
 ///
 /// A forked child has a copy of its own, at the same address.
 pub struct Pages {
@@ -21,35 +21,35 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// Takes pages for `len` bytes. The kernel finds each page when it is first touched.
+    /// Allocates pages for `len` bytes. The kernel provides each page at its first access.
     ///
     /// # Errors
-    /// What mmap(2) says; `InvalidInput` for no bytes, and for more than fit an address space.
+    /// The error of mmap(2); `InvalidInput` for no bytes, and for more than fit in an address space.
     pub fn new(len: usize) -> io::Result<Pages> {
         let whole = len.checked_next_multiple_of(index(PAGE)).filter(|len| *len != 0);
         let len = whole.ok_or(io::ErrorKind::InvalidInput)?;
         Ok(Pages { memory: MmapMut::map_anon(len)?.into() })
     }
 
-    /// The first byte. Valid for [`Pages::len`] bytes, for as long as this value lives.
+    /// Returns a pointer to the first byte. Valid for [`Pages::len`] bytes, for as long as this value lives.
     #[must_use]
     pub fn as_mut_ptr(&self) -> *mut u8 {
         self.memory.as_mut_ptr()
     }
 
-    /// The first address, a multiple of [`PAGE`].
+    /// Returns the first address, a multiple of [`PAGE`].
     #[must_use]
     pub fn addr(&self) -> Addr {
         Addr::new(wide(self.as_mut_ptr().expose_provenance()))
     }
 
-    /// How many bytes: what was asked for, rounded up to whole pages.
+    /// Returns the number of bytes: the requested number, rounded up to whole pages.
     #[must_use]
     pub fn len(&self) -> usize {
         self.memory.len()
     }
 
-    /// Never: there is at least a page.
+    /// Returns `false`: there is at least a page.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -68,7 +68,7 @@ mod tests {
 
     use super::Pages;
 
-    /// The access of the mapping that begins at an address, and holds `len` bytes from there.
+    /// Returns the access of the mapping that covers `len` bytes from an address on.
     fn access(at: u64, len: usize) -> Option<String> {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         let range = |range: &str| {
@@ -83,13 +83,13 @@ mod tests {
 
     #[test]
     fn pages_are_zero_writable_and_gone_when_dropped() {
-        // So large that what other tests map meanwhile does not take all of its place.
+        // The pages are so large that the mappings of other tests do not take all of their place.
         let pages = Pages::new((64 << 20) + 1).unwrap();
         let (at, len) = (pages.addr().get(), pages.len());
         assert_eq!((len, at % 4096, access(at, len).as_deref()), ((64 << 20) + 4096, 0, Some("rw-p")));
         for offset in [0, 4096, len - 1] {
             let byte = pages.as_mut_ptr().wrapping_add(offset);
-            // SAFETY: a byte of pages that nobody else has.
+            // SAFETY: a byte of pages that nothing else uses.
             assert_eq!(unsafe { byte.read() }, 0);
             // SAFETY: as above.
             unsafe { byte.write(7) };

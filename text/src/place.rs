@@ -1,4 +1,4 @@
-//! Data: at its place from the start.
+//! Data at its final place from the start.
 
 use std::io;
 use std::ptr;
@@ -9,14 +9,14 @@ use crate::PAGE;
 use crate::arena::{Arena, Class, Extent, OutOfMemory};
 use crate::reserve::pointer;
 
-/// Data of a module that is being loaded. Nobody else knows where it is, so it can be borrowed as a slice. Dropping it
-/// gives it back.
+/// Data of a module that is being loaded. No other code knows its address, so it can be borrowed as a slice. Dropping
+/// this value frees the data.
 #[derive(Debug)]
 pub struct Fresh {
     extent: Extent,
 }
 
-/// Data that belongs to a module's code, which reads and writes it as it likes. Dropping it gives it back.
+/// Data that belongs to a module's code, which may read and write it at any time. Dropping this value frees the data.
 #[derive(Debug)]
 pub struct Placed {
     extent: Extent,
@@ -33,8 +33,8 @@ impl Arena {
         Ok(fresh)
     }
 
-    /// Takes whole pages for `len` bytes of ro_after_init data, all zero. They are writable until
-    /// [`Placed::protect`]; pages that a module had before have stayed read-only until now.
+    /// Takes whole pages for `len` bytes of ro_after_init data, all zero. The pages are writable until
+    /// [`Placed::protect`]; pages that another module used before were read-only until now.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -61,8 +61,8 @@ pub(crate) fn protect(extent: &Extent, access: Access) -> io::Result<()> {
         Access::Read => libc::PROT_READ,
         Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
     };
-    // SAFETY: an extent of whole pages of the data stripe, of which nobody holds a reference: `Fresh` and `Placed`
-    // lend slices and raw copies only. Neither protection is executable.
+    // SAFETY: an extent of whole pages of ro_after_init data, to which no reference exists: `Fresh` and `Placed` lend
+    // slices and raw copies only. Neither protection is executable. The kernel refuses an extent that does not begin on a page.
     let failed = unsafe { libc::mprotect(at.cast(), index(extent.len), protection) };
     if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -75,28 +75,28 @@ fn covers(extent: &Extent, at: Addr, len: usize) -> bool {
 pub(crate) fn read(extent: &Extent, at: Addr, len: usize) -> Option<Vec<u8>> {
     covers(extent, at, len).then(|| {
         let mut bytes = vec![0; len];
-        // SAFETY: the source lies within the extent (checked), the destination is our own vector of that length.
+        // SAFETY: the source lies within the extent (checked), the destination is a local vector of that length.
         unsafe { ptr::copy_nonoverlapping(pointer(at), bytes.as_mut_ptr(), len) };
         bytes
     })
 }
 
 impl Fresh {
-    /// The first address.
+    /// Returns the first address.
     #[must_use]
     pub fn addr(&self) -> Addr {
         self.extent.start
     }
 
-    /// The bytes, at their place.
+    /// Returns the bytes at their place.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: a mapped, initialised range of the data stripe that only this extent covers, for as long as it is
-        // borrowed; nothing writes to it but `bytes_mut`, which needs it exclusively.
+        // SAFETY: a mapped, initialised range of a data stripe that only this extent covers, for as long as it is
+        // borrowed; only `bytes_mut` writes to the range, and that needs an exclusive borrow.
         unsafe { std::slice::from_raw_parts(pointer(self.extent.start), index(self.extent.len)) }
     }
 
-    /// The bytes, to be written.
+    /// Returns the bytes for writing.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`; the borrow is exclusive.
         unsafe { std::slice::from_raw_parts_mut(pointer(self.extent.start), index(self.extent.len)) }
@@ -110,20 +110,20 @@ impl Fresh {
 }
 
 impl Placed {
-    /// The first address.
+    /// Returns the first address.
     #[must_use]
     pub fn addr(&self) -> Addr {
         self.extent.start
     }
 
-    /// Copies bytes out, as they are at this moment; the module's code may be changing them. `None` if they do not
-    /// all lie in this data.
+    /// Copies bytes out, as they are at this moment; the module's code may be changing them. Returns `None` if not all
+    /// of them lie in this data.
     #[must_use]
     pub fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
         read(&self.extent, at, len)
     }
 
-    /// Stores bytes where the module's code will find them. `None` if they do not all lie in this data.
+    /// Stores bytes for the module's code. Returns `None` if not all of them lie in this data.
     #[must_use]
     pub fn write(&self, at: Addr, bytes: &[u8]) -> Option<()> {
         covers(&self.extent, at, bytes.len()).then(|| {
@@ -133,10 +133,10 @@ impl Placed {
         })
     }
 
-    /// Makes ro_after_init data read-only, for good: freed pages stay so until they are used again.
+    /// Makes ro_after_init data read-only for good: freed pages stay read-only until they are used again.
     ///
     /// # Errors
-    /// The kernel's, with the data as it was.
+    /// The kernel's error, with the unchanged data.
     pub fn protect(self) -> Result<Protected, (Placed, io::Error)> {
         match protect(&self.extent, Access::Read) {
             Ok(()) => Ok(Protected { extent: self.extent }),
@@ -145,14 +145,14 @@ impl Placed {
     }
 }
 
-/// ro_after_init data once `init` has returned. Dropping it gives the pages back.
+/// ro_after_init data once `init` has returned. Dropping this value frees the pages.
 #[derive(Debug)]
 pub struct Protected {
     extent: Extent,
 }
 
 impl Protected {
-    /// Copies bytes out. `None` if they do not all lie in this data.
+    /// Copies bytes out. Returns `None` if not all of them lie in this data.
     #[must_use]
     pub fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
         read(&self.extent, at, len)

@@ -1,19 +1,19 @@
-//! Changing published text while threads run through it.
+//! Changes published text while threads run through it.
 //!
 //! An edit is one instruction before and one after. By traps, a batch of any size takes three synchronisations of all
 //! cores (`docs/poke.md` has the argument, step by step):
 //!
-//! 1. every `old` is compared with what is there;
-//! 2. INT3 at every site; all cores synchronise. From here on nobody begins an old instruction;
-//! 3. the bytes behind every first byte; all cores synchronise. Whoever meets an INT3 is made, by the signal handler, to
-//!    do what the new instruction would;
-//! 4. every first byte; all cores synchronise. From here on nobody meets an INT3 of ours.
+//! 1. every `old` is compared with the bytes at the site;
+//! 2. INT3 at every site; all cores synchronise. From here on no thread begins an old instruction;
+//! 3. the bytes behind every first byte; all cores synchronise. The signal handler gives each thread that hits an INT3
+//!    the effect of the new instruction;
+//! 4. every first byte; all cores synchronise. From here on no thread hits an INT3 of this batch.
 //!
-//! INT3 kills where SIGTRAP does not reach our handler. There the batch is written while every other thread is held in
-//! a signal handler: the rendezvous.
+//! INT3 kills the process where SIGTRAP does not reach this crate's handler. In that case the batch is written while
+//! every other thread is held in a signal handler: the rendezvous.
 //!
-//! A process of one thread has nobody who could be in the middle of it: the batch is written once, whole, and this thread's
-//! core synchronises.
+//! A process of one thread has no other thread that could be in the middle of a site: the batch is written once, whole,
+//! and this thread's core synchronises.
 
 use std::fmt;
 use std::io;
@@ -32,24 +32,24 @@ use crate::spans::{self, Grouping, Pass, Side};
 use crate::write::{TextLock, WriteFailed};
 use crate::{rendezvous, sync};
 
-/// What is known of SIGTRAP in the process's threads while a batch is poked.
+/// The knowledge about SIGTRAP in the process's threads while a batch is poked.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum TrapMask {
-    /// Looked at before each batch: that the handler is ours, that no debugger is attached, that no thread blocks
-    /// SIGTRAP; else the rendezvous is taken. It is a snapshot, at some microseconds a thread, and blind to a mask, a
-    /// handler or a debugger that changes during the batch.
+    /// Checked before each batch: that the handler is this crate's, that no debugger is attached, that no thread blocks
+    /// SIGTRAP; else the rendezvous is used. The check is a snapshot, costs some microseconds for each thread, and
+    /// misses a mask, a handler or a debugger that changes during the batch.
     #[default]
     Checked,
-    /// The embedder promises all three.
+    /// Promised by the embedder, all three.
     Trusted,
-    /// Nothing: always the rendezvous.
+    /// None: always the rendezvous.
     Held,
-    /// As [`TrapMask::Checked`], but never the rendezvous: where traps cannot be used, the batch is refused by name, and no
-    /// thread is sent a signal. A thread that meets a trap gets its SIGTRAP from the processor.
+    /// As [`TrapMask::Checked`], but never the rendezvous: where traps cannot be used, the batch is refused with the
+    /// reason, and no thread is sent a signal. A thread that hits a trap gets its SIGTRAP from the processor.
     Unheld,
 }
 
-/// By which protocol a batch was written.
+/// The protocol by which a batch was written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
     /// By traps, with three synchronisations.
@@ -60,110 +60,111 @@ pub enum Way {
     Alone,
 }
 
-/// How a batch was written.
+/// The result of writing a batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Poked {
-    /// By which protocol.
+    /// The protocol.
     pub way: Way,
-    /// How often all cores were synchronised.
+    /// The number of synchronisations of all cores.
     pub syncs: u32,
-    /// How many writes it took.
+    /// The number of writes.
     pub writes: u32,
 }
 
-/// The published text is not what a batch expects it to be, or could not be written.
+/// The error of a batch: the published text differs from the expected bytes, the batch was refused, or the text could not
+/// be written.
 #[derive(Debug, Error)]
 pub enum PokeError {
-    /// Other bytes are there.
+    /// The site holds other bytes.
     #[error("{why} at {at}: expected {}, found {}", code(*.at, .expected), code(*.at, .found))]
     Mismatch {
-        /// Where.
+        /// The address.
         at: Addr,
         /// `old` of the edit.
         expected: Vec<u8>,
-        /// What is there.
+        /// The bytes at the address.
         found: Vec<u8>,
         /// The edit's reason.
         why: EditOrigin,
     },
-    /// The edit lies outside, or reaches out of, what may be poked or filled.
+    /// The edit lies outside of text that may be poked or filled, or reaches out of it.
     #[error("{why} at {at}: {len} bytes do not lie within the published text of one module or within registered text")]
     NotText {
-        /// Where.
+        /// The address.
         at: Addr,
-        /// How many bytes.
+        /// The number of bytes.
         len: usize,
         /// The edit's reason.
         why: EditOrigin,
     },
-    /// It must be one instruction.
+    /// The bytes are not one instruction.
     #[error("{why} at {at}: {} is not one instruction", code(*.at, .bytes))]
     NotOneInstruction {
-        /// Where.
+        /// The address.
         at: Addr,
         /// `old` or `new` of the edit.
         bytes: Vec<u8>,
         /// The edit's reason.
         why: EditOrigin,
     },
-    /// A thread that meets the trap there cannot be made to do what the new instruction does.
+    /// The new instruction cannot be emulated for a thread that hits the trap.
     #[error("{why} at {at}: {} cannot be poked: only jmp, call, ret, NOPs and the zero of a static call can", code(*.at, .bytes))]
     NotEmulated {
-        /// Where.
+        /// The address.
         at: Addr,
         /// `new` of the edit.
         bytes: Vec<u8>,
         /// The edit's reason.
         why: EditOrigin,
     },
-    /// Threads could not be looked at.
+    /// Threads could not be inspected.
     #[error("looking at the process's threads")]
     Look(#[source] io::Error),
     /// Traps cannot be used, and threads could not be held.
     #[error("traps cannot be used, because {because}, and threads cannot be held")]
     Threads {
-        /// Why traps cannot be used.
+        /// The reason why traps cannot be used.
         because: Because,
-        /// Who could not be held.
+        /// The threads that could not be held.
         source: modload_threads::Error,
     },
-    /// Traps cannot be used, and nobody is to be held: [`TrapMask::Unheld`].
+    /// Traps cannot be used, and no thread may be held: [`TrapMask::Unheld`].
     #[error("traps cannot be used, because {because}, and no thread may be held")]
     Unheld {
-        /// Why traps cannot be used.
+        /// The reason why traps cannot be used.
         because: Because,
     },
-    /// A thread stands where it would go on within the new instruction.
+    /// A thread would resume within the new instruction.
     #[error("{why} at {at}: thread {tid}{} stands at {rip}, within it", named(.name))]
     Inside {
-        /// Which.
+        /// The thread.
         tid: Tid,
-        /// Its name, if it could be read.
+        /// The thread's name, if it could be read.
         name: Option<Name>,
-        /// Where it stands, or stood when a signal came.
+        /// The address at which the thread is, or was when a signal interrupted it.
         rip: Addr,
-        /// Where the edit is.
+        /// The address of the edit.
         at: Addr,
         /// The edit's reason.
         why: EditOrigin,
     },
-    /// Stacks cannot be walked, which joining NOPs takes.
+    /// Stacks cannot be walked, and joining NOPs requires that.
     #[error("NOPs cannot be joined: stacks cannot be walked")]
     NoRows(#[source] NoFinder),
-    /// Whether a thread was interrupted within an edit is not known.
+    /// The stack of a thread does not show whether the thread was interrupted within an edit.
     #[error("NOPs cannot be joined: what thread {tid}{} has on its stack is not known", named(.name))]
     NoWalk {
-        /// Which.
+        /// The thread.
         tid: Tid,
-        /// Its name, if it could be read.
+        /// The thread's name, if it could be read.
         name: Option<Name>,
-        /// The frame.
+        /// The error of the walk, with the frame.
         source: WalkError,
     },
-    /// Nothing has been changed: what was written has been taken back.
+    /// No byte is changed: the written part of the batch has been reverted.
     #[error("the batch could not be written, and has been taken back")]
     Write(#[from] WriteFailed),
-    /// Some sites are changed, some are not, and traps that stand there lead on to the new code for ever.
+    /// Some sites are changed, some are not, and the remaining traps lead to the new code for ever.
     #[error("the batch could be neither written nor taken back; no other can be poked in this process")]
     Stuck(#[source] WriteFailed),
     /// An earlier batch is [`PokeError::Stuck`].
@@ -175,22 +176,22 @@ fn named(name: &Option<Name>) -> String {
     name.map_or_else(String::new, |name| format!(" \"{name}\""))
 }
 
-/// Bytes and what they are as code.
+/// Returns bytes and their disassembly.
 fn code(at: Addr, bytes: &[u8]) -> impl fmt::Display {
     format!("{bytes:02x?} ({})", disassembled(at, bytes))
 }
 
 /// Changes published text that threads may be running through, all edits as one batch. Linux's `text_poke_bp_batch`.
 ///
-/// Each call that goes through a site does what the old instruction does or what the new one does, and what the new one
-/// does once this has returned.
+/// Each call that passes a site has the effect of the old instruction or of the new one, and that of the new one once
+/// this function has returned.
 ///
 /// # Errors
-/// [`PokeError`]; but for [`PokeError::Stuck`], every byte is as it was.
+/// [`PokeError`]. Except for [`PokeError::Stuck`], every byte is as it was.
 pub fn poke(lock: &mut TextLock<'_>, edits: &EditSet, mask: TrapMask) -> Result<Poked, PokeError> {
     check(lock, edits)?;
     match obstacle(edits, mask)? {
-        // If it cannot be asked, there may be others.
+        // If the count of threads cannot be read, there may be other threads.
         None if is_alone().unwrap_or(false) => alone(lock, edits),
         None => by_traps(lock, edits),
         Some(because) if mask == TrapMask::Unheld => Err(PokeError::Unheld { because }),
@@ -198,13 +199,14 @@ pub fn poke(lock: &mut TextLock<'_>, edits: &EditSet, mask: TrapMask) -> Result<
     }
 }
 
-/// How long it is waited that nobody blocks SIGTRAP, where nobody is to be held: starting and ending a thread blocks all signals for a
-/// moment.
+/// The time to wait until no thread blocks SIGTRAP, if no thread may be held: starting and ending a thread blocks all
+/// signals for a moment.
 const LIMIT: Duration = DEFAULT_LIMIT;
-/// How often it is looked whether anybody still does.
+/// The interval of these checks.
 const LOOK: Duration = Duration::from_micros(200);
 
-/// What stands in the way of traps for as long as that is waited for.
+/// Returns the obstacle to traps, if there is one. With [`TrapMask::Unheld`], waits for some time until a temporary
+/// obstacle is gone.
 fn obstacle(edits: &EditSet, mask: TrapMask) -> Result<Option<Because>, PokeError> {
     let begun = Instant::now();
     loop {
@@ -217,15 +219,15 @@ fn obstacle(edits: &EditSet, mask: TrapMask) -> Result<Option<Because>, PokeErro
     }
 }
 
-/// Holds every other thread and has one of several batches chosen by how they stand; writes that one while nobody runs. `None`:
-/// none was chosen, and nothing was written.
+/// Holds every other thread, lets `choose` select one of several batches by the held threads, and writes that batch
+/// while no other thread runs. Returns `None` if no batch was selected and nothing was written.
 ///
-/// `choose` runs while everybody is held, and must not take memory or give it back, lock, print, log or panic
+/// `choose` runs while all other threads are held, and must not allocate or free memory, lock, print, log or panic
 /// ([`modload_threads::Held`]).
 ///
 /// # Errors
-/// [`PokeError`], whichever of the batches it concerns; but for [`PokeError::Stuck`], every byte is as it was. After
-/// [`PokeError::Write`] `choose` has been called, else not.
+/// [`PokeError`], for any of the batches. Except for [`PokeError::Stuck`], every byte is as it was. If the error is
+/// [`PokeError::Write`], `choose` has been called, else not.
 pub fn poke_chosen(
     lock: &mut TextLock<'_>,
     batches: &[&EditSet],
@@ -235,7 +237,7 @@ pub fn poke_chosen(
     rendezvous::chosen(lock, batches, Because::Asked, choose)
 }
 
-/// Compares every `old`, and demands one instruction before and after.
+/// Compares every `old`, and requires one instruction before and after.
 fn check(lock: &TextLock<'_>, edits: &EditSet) -> Result<(), PokeError> {
     if lock.is_stuck() {
         return Err(PokeError::EarlierStuck);
@@ -262,14 +264,15 @@ fn unfit(edit: &Edit<'_>) -> PokeError {
     }
 }
 
-/// Writes a batch in a process whose only thread this is: with nobody else, nobody fetches an instruction that is half written. A
-/// signal handler of this thread runs before a write or after it, never in the middle of one, and an edit is never divided
-/// between two; so it finds each site as it was or as it is to be, and what it calls goes through. It cannot begin a thread
-/// (signal-safety(7)), and only this thread could.
+/// Writes a batch in a process whose only thread is this one: no other thread can fetch a half-written instruction. A
+/// signal handler of this thread runs before a write or after it, never in the middle of one, and an edit is never
+/// divided between two writes. So the handler finds each site in its old or in its new state, and calls through the
+/// site work. The handler cannot start a thread (signal-safety(7)), and only this thread could.
 fn alone(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<Poked, PokeError> {
     let mut whole = |side| {
         let writes = spans::write(lock, edits, Pass::Whole, side, Grouping::Spans)?;
-        // The kernel has written by another address: the core has to be told, like all others that this thread moves to.
+        // The kernel has written through another address, so this core has to synchronise, like all cores to which this
+        // thread moves.
         sync::all_cores().map_err(|source| WriteFailed::Sync { source })?;
         Ok(Poked { way: Way::Alone, syncs: 1, writes })
     };
@@ -282,13 +285,14 @@ fn alone(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<Poked, PokeError> {
     Err(PokeError::Stuck(failed))
 }
 
-/// The protocol at the top of this file.
+/// Writes a batch by the protocol at the top of this file.
 fn by_traps(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<Poked, PokeError> {
     let announced = Announced::new(lock, edits);
     let mut poked = Poked { way: Way::Traps, syncs: 0, writes: 0 };
     match trap_by_trap(lock, edits, Side::New, &mut poked) {
         Ok(()) => Ok(poked),
-        // Back again by the same protocol. Until it is done, who meets a trap does what the new instruction does.
+        // The same protocol reverts the batch. Until that is done, a thread that hits a trap gets the effect of the new
+        // instruction.
         Err(failed) => match trap_by_trap(lock, edits, Side::Old, &mut poked) {
             Ok(()) => Err(PokeError::Write(failed)),
             Err(failed) => {

@@ -1,4 +1,4 @@
-//! Ranges of addresses that come and go, found without a lock: a signal handler may be looking.
+//! Ranges of addresses that are added and removed, searched without a lock, because a signal handler may search them.
 
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use modload_edit::Addr;
 
 use crate::TextLock;
 
-/// A list that only grows. What is no range any more is used for the next one.
+/// A list that only grows. The place of a removed range is reused for the next range.
 #[derive(Debug)]
 pub(crate) struct Ranges {
     first: AtomicPtr<Node>,
@@ -16,7 +16,7 @@ pub(crate) struct Ranges {
 /// A place for a range.
 #[derive(Debug)]
 pub(crate) struct Node {
-    /// Odd while there is a range; moves with each change.
+    /// The version of the range: odd while there is a range, changed by each change.
     version: AtomicU64,
     start: AtomicU64,
     end: AtomicU64,
@@ -33,13 +33,14 @@ impl Ranges {
         Ranges { first: AtomicPtr::new(ptr::null_mut()) }
     }
 
-    /// Enters a range. Only one thread at a time does: it has the lock.
+    /// Adds a range. The lock lets only one thread at a time do so.
     pub(crate) fn enter(&self, _lock: &TextLock<'_>, start: Addr, end: Addr) -> &'static Node {
         let unused = self.all().find(|node| !node.is_there());
         let node = unused.unwrap_or_else(|| {
             let next = self.first.load(Ordering::SeqCst).cast_const();
             let (version, start, end) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-            // Only the pointer is kept, which allows what readers do with it: a reference from before it was shared would not.
+            // Only the pointer is kept, so that readers may use it; a reference taken before the node was shared would
+            // forbid that.
             let node = Box::into_raw(Box::new(Node { version, start, end, next }));
             self.first.store(node, Ordering::SeqCst);
             // SAFETY: a node, which lives for ever and is never borrowed mutably.
@@ -51,7 +52,7 @@ impl Ranges {
         node
     }
 
-    /// The range that holds an address. Allocates nothing and takes no lock.
+    /// Returns the range that holds an address. Allocates nothing and takes no lock.
     pub(crate) fn containing(&self, at: Addr) -> Option<(Addr, Addr)> {
         self.all().filter_map(Node::read).find(|(start, end)| (*start..*end).contains(&at))
     }
@@ -70,12 +71,13 @@ impl Node {
         !self.version.load(Ordering::SeqCst).is_multiple_of(2)
     }
 
-    /// The first address and the one behind the last, as long as the range is there.
+    /// Returns the first address and the address behind the last, as long as the range is there.
     pub(crate) fn range(&self) -> (Addr, Addr) {
         (Addr::new(self.start.load(Ordering::SeqCst)), Addr::new(self.end.load(Ordering::SeqCst)))
     }
 
-    /// The range, if there is one: both ends are of the same, or the version has moved.
+    /// Returns the range, if there is one. Both ends belong to the same range, because the version has not changed in
+    /// between.
     fn read(&self) -> Option<(Addr, Addr)> {
         loop {
             let version = self.version.load(Ordering::SeqCst);
@@ -89,8 +91,8 @@ impl Node {
         }
     }
 
-    /// Forgets the range. Whoever has found it before does so under the lock, or is a signal handler that has looked at
-    /// code which stays mapped.
+    /// Removes the range. Code that has found the range before runs under the lock, or is a signal handler that has
+    /// read code which stays mapped.
     pub(crate) fn forget(&self, _lock: &TextLock<'_>) {
         self.version.fetch_add(1, Ordering::SeqCst);
     }

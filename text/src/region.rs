@@ -1,4 +1,4 @@
-//! Where a batch may write, and what is there before.
+//! The ranges that a batch may write, and the comparison of the bytes there.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -10,19 +10,19 @@ use crate::reserve::pointer;
 use crate::write::TextLock;
 use crate::{annex, host_text, owners};
 
-/// The range that the last edit lay in; the next one mostly does, too.
+/// The range that the last edit lay in; the next edit mostly lies in it, too.
 pub(crate) struct Region {
     start: Addr,
     end: Addr,
     find: fn(Addr) -> Option<(Addr, Addr)>,
 }
 
-/// Text that is published, and text of the host's that is registered.
+/// Returns the range of published text, or of registered text of the host, that holds an address.
 fn text(at: Addr) -> Option<(Addr, Addr)> {
     owners::published(at).or_else(|| host_text::containing(at))
 }
 
-/// The same, annexes, and data of all kinds.
+/// Returns the range that holds an address: as [`text`], an annex, or data of any kind.
 fn whatever_is_filled(at: Addr) -> Option<(Addr, Addr)> {
     let data = || {
         let (class, rest) = Arena::existing()?.touched_from(at)?;
@@ -31,17 +31,17 @@ fn whatever_is_filled(at: Addr) -> Option<(Addr, Addr)> {
     text(at).or_else(|| annex::containing(at)).or_else(data)
 }
 
-/// `len` bytes, read one by one: variables may be written meanwhile, by code of which nothing better can be said. That
-/// all of them are mapped and readable, the caller has seen.
+/// Reads `len` bytes one by one: variables may be written meanwhile by a module's code, of which no stronger access can
+/// be assumed. The caller has checked that all the bytes are mapped and readable.
 fn bytes(at: Addr, len: usize) -> impl Iterator<Item = u8> {
     (0..len).map(move |offset| {
-        // SAFETY: see above; published or registered text, an annex or data.
+        // SAFETY: mapped and readable as the caller has checked: published or registered text, an annex or data.
         let byte = unsafe { AtomicU8::from_ptr(pointer(at + wide(offset))) };
         byte.load(Ordering::Relaxed)
     })
 }
 
-/// What stands at a place that [`crate::fill`] may write; `None` if it is none, or only a part of it is.
+/// Returns the bytes of a range that [`crate::fill`] may write; `None` if it may not write all of the range.
 #[must_use]
 pub fn filled(_lock: &TextLock<'_>, at: Addr, len: usize) -> Option<Vec<u8>> {
     let (start, end) = whatever_is_filled(at)?;
@@ -50,17 +50,17 @@ pub fn filled(_lock: &TextLock<'_>, at: Addr, len: usize) -> Option<Vec<u8>> {
 }
 
 impl Region {
-    /// Where [`crate::poke`] may write.
+    /// Returns a region of the ranges that [`crate::poke`] may write.
     pub(crate) fn poked() -> Region {
         Region { start: Addr::NULL, end: Addr::NULL, find: text }
     }
 
-    /// Where [`crate::fill`] may write.
+    /// Returns a region of the ranges that [`crate::fill`] may write.
     pub(crate) fn filled() -> Region {
         Region { start: Addr::NULL, end: Addr::NULL, find: whatever_is_filled }
     }
 
-    /// Looks whether the edit's bytes lie where they may, and whether the old ones are there.
+    /// Checks that the edit's bytes lie in a range that may be written, and that the old bytes are there.
     pub(crate) fn compare(&mut self, edit: &Edit<'_>) -> Result<(), PokeError> {
         let &Edit { at, old, new, why } = edit;
         if !self.holds(edit) {

@@ -1,4 +1,4 @@
-//! Changing text while every other thread is held in a signal handler: where traps would kill, or are not enough.
+//! Changes text while every other thread is held in a signal handler: where traps would kill, or are not enough.
 
 use std::arch::x86_64::__cpuid;
 use std::ops::ControlFlow;
@@ -12,24 +12,26 @@ use crate::poke::{PokeError, Poked, Way};
 use crate::spans::{self, Grouping, Pass, Side};
 use crate::write::TextLock;
 
-/// Writes a batch while nobody runs. From the first signal to the release nothing is allocated and no lock is taken.
+/// Writes a batch while no other thread runs. From the first signal to the release, allocates nothing and takes no
+/// lock.
 pub(crate) fn write(lock: &mut TextLock<'_>, edits: &EditSet, because: Because) -> Result<Poked, PokeError> {
     chosen(lock, &[edits], because, |_| Some(0))
         .map(|poked| poked.unwrap_or(Poked { way: Way::Rendezvous(because), syncs: 0, writes: 0 }))
 }
 
-/// Holds everybody, has one of several batches chosen by how they stand, and writes that while nobody runs; `None` if none was
-/// chosen.
+/// Holds every other thread, lets `choose` select one of several batches by the held threads, and writes that batch
+/// while no other thread runs. Returns `None` if no batch was selected.
 pub(crate) fn chosen(
     lock: &mut TextLock<'_>,
     batches: &[&EditSet],
     because: Because,
     choose: impl FnOnce(&Held) -> Option<usize>,
 ) -> Result<Option<Poked>, PokeError> {
-    // A stale copy of what stands between two edits would bring a debugger's breakpoints back.
+    // With a debugger, spans could restore breakpoints that it has removed: a stale copy of the bytes between two edits would
+    // be written.
     let traced = status(Tid::current()).ok().flatten().is_some_and(|status| status.tracer != 0);
     let grouping = if traced { Grouping::Alone } else { Grouping::Spans };
-    // A walk finds the process's own functions only when they are known.
+    // A walk finds the process's own functions only after this call.
     if batches.iter().any(|edits| edits.iter().any(|edit| joins(edit.old))) {
         know_process().map_err(PokeError::NoRows)?;
     }
@@ -47,7 +49,8 @@ pub(crate) fn chosen(
             })
         }
     };
-    // What this core has fetched ahead is forgotten; the others do the same on their way out.
+    // This core discards the instructions that it has prefetched; the other cores do so when their threads are
+    // released.
     __cpuid(0);
     drop(held);
     match written {
@@ -68,7 +71,7 @@ pub(crate) fn chosen(
     }
 }
 
-/// What is found while nobody runs, and told when everybody does.
+/// A failure that is found while no other thread runs, and reported after the release.
 enum Obstruction<'e> {
     Inside { tid: Tid, rip: Addr, edit: Edit<'e> },
     NoWalk { tid: Tid, source: WalkError },
@@ -76,20 +79,22 @@ enum Obstruction<'e> {
     Stuck(crate::WriteFailed),
 }
 
-/// A thread that stands within the bytes of an edit, behind the first: it would go on within the new instruction.
+/// Returns a thread that is inside the bytes of an edit, behind the first byte: the thread would resume within the new
+/// instruction.
 fn obstructing<'e>(held: &Held, edits: &'e EditSet) -> Option<Obstruction<'e>> {
     if let Some(found) = held.threads().find_map(|thread| inside(thread.tid(), thread.rip(), edits)) {
         return Some(found);
     }
     if !edits.iter().any(|edit| joins(edit.old)) {
-        // What was one instruction has nowhere to stand within, whatever was interrupted where.
+        // No thread can be inside of one instruction, whatever interrupted the thread.
         return None;
     }
-    // Between two NOPs a thread may also have been interrupted by a handler that it is in.
+    // A signal handler that is still running may also have interrupted the thread between two NOPs.
     stacks(held).find_map(|stack| interrupted(&stack, edits))
 }
 
-/// A frame of a thread's stack that will go on within an edit: no return address, for NOPs call nobody.
+/// Returns a frame of a thread's stack that will resume within an edit. Return addresses do not count, because NOPs
+/// call no function.
 fn interrupted<'e>(stack: &Stack<'_>, edits: &'e EditSet) -> Option<Obstruction<'e>> {
     let tid = stack.tid();
     let mut found = None;

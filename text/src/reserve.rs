@@ -1,4 +1,4 @@
-//! Reserving address space, and mapping stripes into what was reserved.
+//! Reserves address space, and maps stripes into the reserved space.
 
 use std::io;
 
@@ -6,14 +6,14 @@ use modload_edit::{Addr, index, wide};
 
 use crate::PAGE;
 
-/// Address space that is this crate's: the arena's, which is never given back, or an annex's.
+/// Address space that belongs to this crate: the arena's, which is never released, or an annex's.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reserved {
     pub(crate) start: Addr,
     pub(crate) len: u64,
 }
 
-/// What a stripe's mapping allows, from its first day.
+/// The access that a stripe's mapping permits from the start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Access {
     ReadExecute,
@@ -21,9 +21,10 @@ pub(crate) enum Access {
     ReadWrite,
 }
 
-/// The lowest base we ask for: above a non-PIE executable and the first part of its heap.
+/// The lowest base to ask for: above a non-PIE executable and the first part of its heap.
 const LOWEST: u64 = 0x1000_0000;
-/// What the code models without -fPIC can address: the sign bit of a 32-bit field stays clear below.
+/// The end of the addresses that the code models without -fPIC can reach: below it, the sign bit of a 32-bit field is
+/// clear.
 const LOW_END: u64 = 0x8000_0000;
 const TRIES: u32 = 16;
 
@@ -39,18 +40,18 @@ pub(crate) fn low(len: u64) -> Option<Reserved> {
     None
 }
 
-/// Reserves just this range; `None` if something is there.
+/// Reserves exactly this range; `None` if another mapping overlaps it.
 pub(crate) fn at(start: Addr, len: u64) -> io::Result<Option<Reserved>> {
     match reserve(start.get(), len, libc::MAP_FIXED_NOREPLACE) {
         Ok(reserved) if reserved.start == start => Ok(Some(reserved)),
-        // A kernel that does not know the flag takes the address as a hint.
+        // A kernel without the flag takes the address as a hint.
         Ok(elsewhere) => elsewhere.release().map(|()| None),
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Reserves `len` bytes wherever the kernel likes.
+/// Reserves `len` bytes at an address that the kernel chooses.
 pub(crate) fn anywhere(len: u64) -> io::Result<Reserved> {
     reserve(0, len, 0)
 }
@@ -67,14 +68,14 @@ fn reserve(start: u64, len: u64, flags: libc::c_int) -> io::Result<Reserved> {
 }
 
 impl Reserved {
-    /// Gives the space back, whatever has been mapped into it. Only while nobody uses it.
+    /// Unmaps the space and all mappings in it. Must only be called while the space is not in use.
     pub(crate) fn release(self) -> io::Result<()> {
-        // SAFETY: the range was reserved by `reserve`, and the caller knows that nobody uses it (yet, or any more).
+        // SAFETY: `reserve` reserved the range, and the caller knows that nothing uses it (yet, or any more).
         let failed = unsafe { libc::munmap(pointer(self.start).cast(), index(self.len)) };
         if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Maps a part of the reserved space, once, with the access it keeps. The memory reads as zeros.
+    /// Maps a part of the reserved space, once, with its final access. The memory reads as zeros.
     pub(crate) fn map(self, at: Addr, len: u64, access: Access) -> io::Result<()> {
         let inside = at.checked_offset_from(self.start).and_then(|offset| offset.checked_add(len));
         if inside.is_none_or(|end| end > self.len) {
@@ -86,14 +87,14 @@ impl Reserved {
             Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
         };
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-        // SAFETY: MAP_FIXED replaces what is there, and the check above says that it is our own reservation, which
-        // nobody has a reference into.
+        // SAFETY: MAP_FIXED replaces existing mappings, and the check above ensures that the range is this crate's own
+        // reservation, into which no reference exists.
         let mapped = unsafe { libc::mmap(pointer(at).cast(), index(len), protection, flags, -1, 0) };
         if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
-/// Faults in writable pages that nobody has used yet, so that loads need not.
+/// Faults in writable pages that were not used yet, so that loads need not do so.
 pub(crate) fn populate(at: Addr, len: u64) -> io::Result<()> {
     // SAFETY: MADV_POPULATE_WRITE changes no contents and no protection; on a range that is not mapped it fails.
     let failed = unsafe { libc::madvise(pointer(at).cast(), index(len), libc::MADV_POPULATE_WRITE) };
@@ -104,23 +105,24 @@ pub(crate) fn populate(at: Addr, len: u64) -> io::Result<()> {
     if error.raw_os_error() != Some(libc::EINVAL) {
         return Err(error);
     }
-    // Linux before 5.14 does not know it.
+    // Linux before 5.14 does not know the advice.
     for page in (0..len).step_by(index(PAGE)) {
-        // SAFETY: a page of a data stripe that nobody has been given yet, mapped writable; a store of the zero that it
-        // reads as.
+        // SAFETY: a page of a data stripe that has not been handed out yet, mapped writable; stores the zero that the
+        // page reads as.
         unsafe { pointer(at + page).write_volatile(0) };
     }
     Ok(())
 }
 
-/// The address as a pointer into memory that no Rust object owns.
+/// Returns the address as a pointer into memory that no Rust object owns.
 pub(crate) fn pointer(at: Addr) -> *mut u8 {
     std::ptr::with_exposed_provenance_mut(index(at.get()))
 }
 
 fn random() -> u64 {
     let mut bytes = [0; 8];
-    // SAFETY: the buffer is eight bytes of our own. On failure it stays zero, and the base is merely predictable.
+    // SAFETY: the buffer is a local variable of eight bytes. On failure it stays zero, and the base is merely
+    // predictable.
     unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), libc::GRND_NONBLOCK) };
     u64::from_le_bytes(bytes)
 }

@@ -1,41 +1,42 @@
-//! Where, near a range, there is room for a mapping. Pure: nothing here maps anything.
+//! Finds room for a mapping near a range. Pure: no function here maps memory.
 
 use modload_edit::Addr;
 
 use crate::PAGE;
 use crate::maps::{Backing, Mapping};
 
-/// How far apart two bytes may be for a 32-bit distance between instructions at them: a page less than 2 GiB, since the
-/// distance counts from the instruction's end.
+/// The greatest distance between two bytes for a 32-bit distance between instructions at them: a page less than 2 GiB,
+/// because the distance counts from the instruction's end.
 pub(crate) const REACH: u64 = (1 << 31) - PAGE;
 
-/// Kept free below what may be a stack. The kernel keeps as much below one that it has grown (`stack_guard_gap`).
+/// The space that is kept free below a mapping that may be a stack. The kernel keeps as much below a stack that it has
+/// grown (`stack_guard_gap`).
 const GUARD: u64 = 1 << 20;
 
-/// How far above its end the heap has all to itself. It has no other bound than the next mapping, which in a program at
-/// 0x55... is a library at 0x7f...; and what is mapped anywhere comes down from there.
+/// The space above the heap's end that is reserved for the heap. The heap's only bound is the next mapping, which in a
+/// program at 0x55... is a library at 0x7f...; the kernel places other mappings from there downward.
 const HEAP: u64 = 1 << 40;
 
-/// Nothing is put below, where a null pointer with an offset leads.
+/// The lowest address for a mapping: a null pointer with an offset leads below it.
 const LOWEST: Addr = Addr::new(1 << 20);
-/// Nor from here on: the end of what user space has by default.
+/// The end of the addresses for a mapping: the end of user space by default.
 const HIGHEST: Addr = Addr::new((1 << 47) - PAGE);
 
 /// Room near a range.
 #[derive(PartialEq, Eq, Debug)]
 pub(crate) struct Room {
-    /// Where a mapping of the length fits, nearest first.
+    /// The addresses where a mapping of the length fits, nearest first.
     pub(crate) places: Vec<Addr>,
     /// The length of the longest free range within reach.
     pub(crate) longest: u64,
 }
 
-/// Looks for room for `len` bytes, whole pages, each of which reaches each byte of `start..end`. There are these
-/// mappings, by address, and the heap ends at `heap_end`.
+/// Finds room for `len` bytes, whole pages, each of which reaches each byte of `start..end`. `mappings` are sorted by
+/// address, and the heap ends at `heap_end`.
 ///
-/// Never taken is the space that belongs to what grows: a tebibyte from the heap's end on, the whole of the space below
-/// the first thread's stack, and a mebibyte below any other writable memory of no file, which may be a stack that grows
-/// (MAP_GROWSDOWN; `maps` does not tell).
+/// The result leaves out the space that belongs to growing mappings: a tebibyte from the heap's end on, the whole of
+/// the space below the first thread's stack, and a mebibyte below any other writable memory without a file, which may
+/// be a stack that grows (MAP_GROWSDOWN; `maps` does not show the flag).
 pub(crate) fn find(mappings: &[Mapping], heap_end: Addr, start: Addr, end: Addr, len: u64) -> Room {
     let heap_end = heap_end.align_up(PAGE).unwrap_or(HIGHEST);
     let lowest = Addr::new(end.get().saturating_sub(REACH).next_multiple_of(PAGE)).max(LOWEST);
@@ -51,7 +52,7 @@ pub(crate) fn find(mappings: &[Mapping], heap_end: Addr, start: Addr, end: Addr,
             }
             _ => free_to,
         };
-        // Below the heap's own, and above it.
+        // The part below the heap's space, and the part above it.
         for (low, high) in [(from, to.min(heap_end)), (from.max(heap_end + HEAP), to)] {
             room.add(low.max(lowest), high.min(highest), start, len);
         }
@@ -66,7 +67,7 @@ pub(crate) fn find(mappings: &[Mapping], heap_end: Addr, start: Addr, end: Addr,
 }
 
 impl Room {
-    /// Adds a free piece, `low..high`, if it is one: as near to what begins at `start` as it lets.
+    /// Adds a free range, `low..high`, if it is not empty: its place nearest to the range that begins at `start`.
     fn add(&mut self, low: Addr, high: Addr, start: Addr, len: u64) {
         let Some(free) = high.checked_offset_from(low) else { return };
         self.longest = self.longest.max(free);
@@ -93,7 +94,7 @@ mod tests {
 ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]
 ";
 
-    /// Where it fits near a range, and the longest free range.
+    /// Checks the places where a mapping fits near a range, and the longest free range.
     fn check(maps: &str, heap_end: u64, (start, end): (u64, u64), len: u64, expected: (&[u64], u64)) {
         let (start, end) = (Addr::new(start), Addr::new(end));
         let room = find(&parse(maps), Addr::new(heap_end), start, end, len);
@@ -106,7 +107,8 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]
 
     #[test]
     fn the_nearest_place_is_first_and_the_heaps_space_stays_the_heaps() {
-        // Of the two gigabytes below, nearly all; the gap above the program up to a mebibyte below the heap.
+        // Expected: nearly all of the two gigabytes below, and the gap above the program up to a mebibyte below the
+        // heap.
         let below = 0x5555_5555_4000 - (0x5555_5570_0000 - REACH);
         let text = (0x5555_5560_0000, 0x5555_5570_0000);
         let heap = 0x5555_55a0_0000;
@@ -114,7 +116,7 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]
         check(PROGRAM, heap, text, 0x10_0000, (&[0x5555_5545_4000], below));
         check(PROGRAM, heap, text, below, (&[0x5555_5570_0000 - REACH], below));
         check(PROGRAM, heap, text, below + 0x1000, (&[], below));
-        // No heap yet: it will begin within the gap.
+        // There is no heap yet; it will begin within the gap.
         let without: String =
             PROGRAM.lines().filter(|line| !line.ends_with("[heap]")).map(|line| format!("{line}\n")).collect();
         check(&without, 0x5555_5570_2800, text, 0x2000, (&[0x5555_5570_1000, 0x5555_5555_2000], below));
@@ -123,8 +125,8 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]
 
     #[test]
     fn the_stacks_space_stays_the_stacks() {
-        // Above the library there is nothing but the stack's; between it and what may be a stack, a gap; then below
-        // that.
+        // Expected: no place above the library, where the space belongs to the stack; the gap between the library and
+        // the possible stack below it; then the space below that.
         let libc = (0x7fff_f7c0_0000, 0x7fff_f7e0_0000);
         let below = 0x7fff_f6f0_0000 - (0x7fff_f7e0_0000 - REACH);
         check(PROGRAM, 0x5555_55a0_0000, libc, 0x1000, (&[0x7fff_f7bf_f000, 0x7fff_f6ef_f000], below));

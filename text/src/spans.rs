@@ -1,4 +1,4 @@
-//! Writing the edits of a batch: those that lie close together are one write of their span.
+//! Writes the edits of a batch: edits that lie close together are one write of their span.
 
 use modload_edit::{Addr, Edit, EditSet, index, wide};
 
@@ -6,12 +6,12 @@ use crate::reserve::pointer;
 use crate::write::{TextLock, WriteFailed};
 use crate::{INT3, annex, arena, host_text};
 
-/// What a pass over a batch writes.
+/// The bytes that a pass over a batch writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Pass {
     /// INT3 at each first byte.
     Traps,
-    /// Everything but the first bytes.
+    /// All bytes except for the first ones.
     Tails,
     /// The first bytes.
     Firsts,
@@ -19,28 +19,28 @@ pub(crate) enum Pass {
     Whole,
 }
 
-/// Which bytes.
+/// The version of the bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Side {
-    /// Those from before the batch.
+    /// The bytes before the batch.
     Old,
-    /// Those from after it.
+    /// The bytes after the batch.
     New,
 }
 
-/// Which edits share a write.
+/// The edits that share a write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Grouping {
-    /// Those with at most [`NEAR`] bytes between them: the bytes between are written as they are.
+    /// Edits with at most [`NEAR`] bytes between them: the bytes between are written unchanged.
     Spans,
-    /// None: a debugger's breakpoints may come and go between them.
+    /// No edits: a debugger may set and remove breakpoints between them.
     Alone,
 }
 
-/// Bytes between two edits from which on a write of its own is cheaper than copying them.
+/// The greatest number of bytes between two edits for which copying them is cheaper than a separate write.
 const NEAR: u64 = 4096;
 
-/// At most so many bytes are one write, so that what is copied is still in the processor's cache.
+/// The greatest number of bytes of one write, so that the copied bytes are still in the processor's cache.
 pub(crate) const CHUNK: usize = 1 << 16;
 
 impl Pass {
@@ -58,7 +58,7 @@ impl Pass {
     }
 }
 
-/// Writes one pass. Allocates nothing once the lock's buffer has been reserved. Returns how many writes it took.
+/// Writes one pass. Allocates nothing once the lock's buffer has been reserved. Returns the number of writes.
 pub(crate) fn write(
     lock: &mut TextLock<'_>,
     edits: &EditSet,
@@ -82,7 +82,7 @@ pub(crate) fn write(
 struct Span<'s, 'l> {
     lock: &'s mut TextLock<'l>,
     buffer: &'s mut Vec<u8>,
-    /// Where the first byte of the buffer belongs.
+    /// The address of the buffer's first byte.
     start: Addr,
     writes: u32,
 }
@@ -98,8 +98,8 @@ impl Span<'_, '_> {
             && self.buffer.len() + index(gap) + bytes.len() <= CHUNK
             && same_region(end, at);
         if joins {
-            // SAFETY: both ends lie in one region of text, which is mapped and readable; who holds the lock is the only
-            // one to change it.
+            // SAFETY: both ends lie in one region of text, which is mapped and readable; only the holder of the lock
+            // changes it.
             let between = unsafe { std::slice::from_raw_parts(pointer(end), index(gap)) };
             self.buffer.extend_from_slice(between);
         } else {
@@ -120,7 +120,7 @@ impl Span<'_, '_> {
     }
 }
 
-/// Whether everything between two places is text that this crate may read and write.
+/// Returns whether all bytes between two addresses are text that this crate may read and write.
 fn same_region(one: Addr, other: Addr) -> bool {
     let hosts = || host_text::containing(one).or_else(|| annex::containing(one));
     arena::text_contains(one) && arena::text_contains(other)

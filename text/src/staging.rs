@@ -1,4 +1,4 @@
-//! Text and read-only data on their way to their place.
+//! Text and read-only data before and after publishing.
 
 use std::sync::Arc;
 
@@ -11,31 +11,31 @@ use crate::owners::{self, Describe, Phase};
 use crate::write::{TextLock, WriteFailed};
 use crate::{INT3, PAGE, place, sync};
 
-/// How many staging buffers are kept for the next load, and how large each may be.
+/// The number of staging buffers that are kept for later loads, and the greatest size of each.
 const KEEP: usize = 8;
 const KEEP_LEN: usize = 4 << 20;
 
-/// Text or read-only data of a module that is being loaded: writable, not executable, seen by nobody else, addressed
-/// as if it stood at [`Staged::addr`] already. Dropping it leaves no trace.
+/// Text or read-only data of a module that is being loaded: writable, not executable, visible to no other code, with
+/// the addresses of its final place at [`Staged::addr`]. Dropping this value leaves no trace.
 #[derive(Debug)]
 pub struct Staged {
     buffer: Buffer,
     extent: Extent,
 }
 
-/// Text or read-only data at its place, under a protection that never changes. Dropping it unpublishes it: text is
-/// filled with INT3 and all cores are synchronised before the range can be used again.
+/// Text or read-only data at its final place, under a protection that never changes. Dropping this value unpublishes
+/// it: text is filled with INT3 and all cores are synchronised before the range can be used again.
 #[derive(Debug)]
 pub struct Published {
-    /// `None` once the range is beyond saving and must never be used again.
+    /// `None` once the range could not be cleaned and must never be used again.
     extent: Option<Extent>,
 }
 
-/// A staging buffer; goes back to the arena when dropped.
+/// A staging buffer; returned to the arena on drop.
 #[derive(Debug)]
 struct Buffer {
     arena: &'static Arena,
-    /// `None` only when dropped.
+    /// `None` only during the drop.
     map: Option<MmapMut>,
 }
 
@@ -49,24 +49,24 @@ impl Drop for Buffer {
     }
 }
 
-/// Text or read-only data could not be brought to its place. Nothing of it can be reached.
+/// Text or read-only data could not be published. No code can reach any part of it.
 #[derive(Debug, Error)]
 #[error("publishing {len} bytes of {class} at {at}")]
 pub struct PublishFailed {
-    /// What it was.
+    /// The class of the memory.
     pub class: Class,
-    /// Where it should have stood.
+    /// The address of its final place.
     pub at: Addr,
-    /// How many bytes.
+    /// The number of bytes.
     pub len: u64,
-    /// Why not.
+    /// The failed write.
     pub source: WriteFailed,
 }
 
 impl Arena {
-    /// Takes `len` bytes of text (`executable`) and a buffer to stage them in.
+    /// Takes `len` bytes of text and a buffer to stage them in.
     ///
-    /// The buffer's contents are anything; whoever stages writes every byte.
+    /// The buffer's contents are arbitrary; the caller must write every byte.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -106,50 +106,50 @@ impl Arena {
 }
 
 impl Staged {
-    /// Where the first byte will stand.
+    /// Returns the final address of the first byte.
     #[must_use]
     pub fn addr(&self) -> Addr {
         self.extent.start
     }
 
-    /// How many bytes.
+    /// Returns the number of bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         index(self.extent.len)
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.extent.len == 0
     }
 
-    /// The staged bytes.
+    /// Returns the staged bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         let len = self.len();
         self.buffer.map.as_ref().map_or(&[], |buffer| &buffer[..len])
     }
 
-    /// The staged bytes, to be written.
+    /// Returns the staged bytes for writing.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         let len = self.len();
         self.buffer.map.as_mut().map_or(&mut [], |buffer| &mut buffer[..len])
     }
 
-    /// Names the module that calls into this text are reported for, from now until the range is used for another.
+    /// Sets the module by whose name calls into this text are reported, from now until the range is taken again.
     pub fn owner(&mut self, describe: Arc<dyn Describe>) {
         owners::set(self.extent.start, self.extent.start + self.extent.len, describe);
     }
 
-    /// Brings the bytes to their place with one write: Linux's `module_enable_ro`.
+    /// Copies the bytes to their final place with one write: Linux's `module_enable_ro`.
     ///
     /// # Errors
-    /// [`PublishFailed`]; the range has been given back.
+    /// [`PublishFailed`]; the range has been freed.
     pub fn publish(self, lock: &mut TextLock<'_>) -> Result<Published, PublishFailed> {
         let Extent { class, start, len, .. } = self.extent;
         if let Err(source) = lock.write(start, self.bytes()) {
-            // What was half written may not stay there for the next one.
+            // A half-written text must not stay for the range's next user.
             if class == Class::Text && fill_with_traps(lock, start, len).is_err() {
                 std::mem::forget(self.extent);
             }
@@ -163,7 +163,7 @@ impl Staged {
 }
 
 impl Published {
-    /// Copies bytes out. `None` if they do not all lie in this range.
+    /// Copies bytes out. Returns `None` if not all of them lie in this range.
     #[must_use]
     pub fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
         place::read(self.extent.as_ref()?, at, len)
@@ -176,7 +176,7 @@ impl Drop for Published {
         if extent.class != Class::Text {
             return;
         }
-        // Before the traps stand there: whoever meets one is told why.
+        // The phase is set before the traps are written, so that the report of a trap gives the right reason.
         owners::set_phase(extent.start, Phase::Gone);
         let filled = fill_with_traps(&mut TextLock::take(), extent.start, extent.len);
         if let Err(failed) = filled {
@@ -188,7 +188,7 @@ impl Drop for Published {
 
 static TRAPS: [u8; 0x1_0000] = [INT3; 0x1_0000];
 
-/// Fills text with INT3 and has every core notice.
+/// Fills text with INT3, and synchronises every core.
 pub(crate) fn fill_with_traps(lock: &mut TextLock<'_>, at: Addr, len: u64) -> Result<(), WriteFailed> {
     let mut done = 0;
     while done < len {

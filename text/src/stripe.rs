@@ -1,19 +1,19 @@
-//! Which ranges of a stripe are free. Pure bookkeeping: nothing here touches memory.
+//! The free ranges of a stripe. Pure bookkeeping: no function here accesses the memory of the stripe.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A stripe of `len` bytes, by offsets from its start, whose address is `start`. Takes the smallest free range that fits, lowest first among
-/// equals, so that a freed module's place is used again before new pages are.
+/// A stripe of `len` bytes, by offsets from its start, whose address is `start`. [`Stripe::take`] takes the smallest
+/// free range that fits, and the lowest of equal ones, so that a freed module's place is reused before new pages are.
 #[derive(Debug)]
 pub(crate) struct Stripe {
-    /// Address of its first byte: an alignment above a page is one of the address, not of the offset.
+    /// The address of the first byte: an alignment above a page applies to the address, not to the offset.
     start: u64,
     len: u64,
-    /// Free ranges: start to length; no two touch.
+    /// The free ranges: start to length; no two touch.
     by_start: BTreeMap<u64, u64>,
-    /// The same as (length, start).
+    /// The same ranges as (length, start).
     by_len: BTreeSet<(u64, u64)>,
-    /// What lies behind has never been used and its pages were not faulted in.
+    /// The offset from which on no byte has been used and no page was faulted in.
     touched: u64,
     used: u64,
 }
@@ -22,7 +22,7 @@ pub(crate) struct Stripe {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Taken {
     pub(crate) start: u64,
-    /// What has to be made ready before the range is used, if it is not yet: from where to where.
+    /// The range that has to be faulted in before the taken range is used, if there is one: start and end.
     pub(crate) touch: Option<(u64, u64)>,
 }
 
@@ -31,7 +31,7 @@ impl Stripe {
         Stripe { start, len, by_start: [(0, len)].into(), by_len: [(len, 0)].into(), touched: 0, used: 0 }
     }
 
-    /// Takes `len` bytes, whose address is a multiple of `align`; the stripe is made ready in steps of `extent`.
+    /// Takes `len` bytes, whose address is a multiple of `align`; the stripe is faulted in by steps of `extent`.
     pub(crate) fn take(&mut self, len: u64, align: u64, extent: u64) -> Option<Taken> {
         let fits = |&(free, start): &(u64, u64)| {
             let at = self.start.checked_add(start)?.checked_next_multiple_of(align)? - self.start;
@@ -47,12 +47,12 @@ impl Stripe {
         Some(Taken { start: at, touch })
     }
 
-    /// Notes that everything before `to` has been made ready.
+    /// Records that all pages before `to` have been faulted in.
     pub(crate) fn touched_to(&mut self, to: u64) {
         self.touched = to;
     }
 
-    /// Gives a range back.
+    /// Frees a range.
     pub(crate) fn give(&mut self, start: u64, len: u64) {
         self.used -= len;
         let (mut from, mut to) = (start, start + len);

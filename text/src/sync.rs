@@ -1,4 +1,4 @@
-//! Making every thread of the process see that code has changed.
+//! Synchronises all threads of the process with changed code.
 
 use std::arch::x86_64::__cpuid;
 use std::io;
@@ -16,25 +16,25 @@ fn membarrier(command: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Whether the kernel synchronises cores for us.
+/// Whether the kernel synchronises cores for this process.
 static BY_MEMBARRIER: AtomicBool = AtomicBool::new(false);
 
-/// Announces that this process will call [`all_cores`]. Without the kernel's help all threads are held instead.
+/// Registers this process for [`all_cores`]. If the kernel does not support that, all threads are held instead.
 pub(crate) fn register() {
     BY_MEMBARRIER.store(membarrier(REGISTER_PRIVATE_EXPEDITED_SYNC_CORE).is_ok(), Ordering::Relaxed);
 }
 
-/// Whether [`all_cores`] is a call of the kernel.
+/// Returns whether [`all_cores`] is a system call.
 pub(crate) fn by_membarrier() -> bool {
     BY_MEMBARRIER.load(Ordering::Relaxed)
 }
 
-/// Every thread of the process executes a core-serialising instruction before it next runs user code.
+/// Makes every thread of the process execute a core-serialising instruction before it next runs user code.
 pub(crate) fn all_cores() -> io::Result<()> {
     if by_membarrier() {
         return membarrier(PRIVATE_EXPEDITED_SYNC_CORE);
     }
-    // Who has been held serialises its core before it goes on.
+    // Each held thread serialises its core before it resumes.
     hold(DEFAULT_LIMIT).map(drop).map_err(io::Error::other)?;
     __cpuid(0);
     Ok(())

@@ -1,10 +1,10 @@
-//! The SIGTRAP handler: sends on who meets a trap of a batch that is being poked, and reports a call into text that is
-//! not there yet, or not there any more.
+//! The SIGTRAP handler: diverts threads that hit a trap of a batch that is being poked, and reports calls into text
+//! that is not published yet, or unloaded.
 //!
-//! Of such a call one line goes to the owner's descriptor, and then SIGTRAP takes its course: whoever handled it before is called,
-//! and without one the process dies at the instruction, as it would have without us. Traps that are not ours (a
-//! breakpoint of the program's own, a module's `int3` in published text, a SIGTRAP that somebody sends, a debugger's
-//! single step) are passed on without a word.
+//! For such a call, the handler writes one line to the owner's descriptor. Then SIGTRAP takes its usual course: the
+//! previous handler is called, and without one the process dies at the instruction, as it would have without this
+//! handler. Other traps (a breakpoint of the program's own, a module's `int3` in published text, a SIGTRAP that a
+//! process sends, a debugger's single step) are passed on without a report.
 
 use std::io::{self, Write};
 use std::mem;
@@ -19,12 +19,12 @@ use crate::owners::{self, Owner, Phase};
 use crate::reserve::pointer;
 use crate::{INT3, arena, batch, emulate, host_text};
 
-/// What was installed before us.
+/// The action that was installed before this crate's.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
 type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
 
-/// No handler, no flags, an empty mask.
+/// Returns an action with no handler, no flags, and an empty mask.
 fn default_action() -> libc::sigaction {
     // SAFETY: sigaction is a C struct of integers and an optional function pointer; all zeros is a value of it.
     unsafe { mem::zeroed() }
@@ -32,30 +32,31 @@ fn default_action() -> libc::sigaction {
 
 pub(crate) fn install() -> io::Result<()> {
     let mut previous = default_action();
-    // SAFETY: a null action only asks; `previous` is ours.
+    // SAFETY: a null action only queries; `previous` is a local variable.
     if unsafe { libc::sigaction(libc::SIGTRAP, ptr::null(), &raw mut previous) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // Known before the handler can run, which needs it.
+    // Stored before the handler can run, because the handler needs it.
     PREVIOUS.get_or_init(|| previous);
     let mut action = default_action();
     action.sa_sigaction = address();
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
-    // Another handler that ran on top of ours, with SIGTRAP blocked, and came through a site would be killed there. And
-    // the C library's own signals, which sigfillset leaves out, could end the thread here by cancellation.
-    // SAFETY: a set of signals is its bits, and all of them may be set.
+    // All signals are blocked. Another handler that ran on top of this one, with SIGTRAP blocked, and hit a trap at a site
+    // would be killed there. The C library's own signals, which sigfillset leaves out, could end the thread here by
+    // cancellation.
+    // SAFETY: a signal set consists of its bits, and all of them may be set.
     unsafe { ptr::write_bytes(&raw mut action.sa_mask, 0xff, 1) };
-    // SAFETY: the handler has the signature that SA_SIGINFO asks for and calls only what is async-signal-safe.
+    // SAFETY: the handler has the signature that SA_SIGINFO requires and calls only async-signal-safe functions.
     if unsafe { libc::sigaction(libc::SIGTRAP, &raw const action, ptr::null_mut()) } != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
 }
 
-/// Whether SIGTRAP still comes to us first.
+/// Returns whether this crate's handler still gets SIGTRAP first.
 pub(crate) fn is_installed() -> bool {
     let mut current = default_action();
-    // SAFETY: a null action only asks; `current` is ours.
+    // SAFETY: a null action only queries; `current` is a local variable.
     let failed = unsafe { libc::sigaction(libc::SIGTRAP, ptr::null(), &raw mut current) };
     failed == 0 && current.sa_sigaction == address()
 }
@@ -73,9 +74,9 @@ extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     let next = unsafe { (*context).uc_mcontext.gregs[emulate::RIP] };
     // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo_t.
     let code = unsafe { (*info).si_code };
-    // INT3 is one byte long, and the saved rip stands behind it.
+    // INT3 is one byte long, and the saved rip is the address behind it.
     let at = Addr::new(next.cast_unsigned()).offset(-1);
-    // SAFETY: the context is valid, see above, and nobody else has it.
+    // SAFETY: the context is valid, see above, and no other code has a reference to it.
     if code == libc::SI_KERNEL && unsafe { pass(at, &mut *context) } {
         return;
     }
@@ -89,11 +90,11 @@ extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     let interrupted = unsafe { (*context).uc_sigmask };
     as_if_called(&previous, &interrupted);
     match previous.sa_sigaction {
-        // Who ignores the signal may be sent it: those codes are not above zero.
+        // A signal that another process or thread has sent may be ignored: its code is not above zero.
         libc::SIG_IGN if code <= libc::SI_USER => {}
         libc::SIG_DFL | libc::SIG_IGN => {
-            // The kernel kills who ignores a trap. Without a handler an INT3 is met once more, and kills; any other
-            // trap is raised once more, for when the handler has returned.
+            // The kernel kills a process that ignores a trap. Without a handler, an INT3 is executed once more, and
+            // kills; any other trap is raised once more, and takes effect when the handler has returned.
             let default = default_action();
             // SAFETY: a default action is valid, and sigaction is async-signal-safe.
             unsafe { libc::sigaction(libc::SIGTRAP, &raw const default, ptr::null_mut()) };
@@ -107,25 +108,25 @@ extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
             }
         }
         handler if previous.sa_flags & libc::SA_SIGINFO != 0 => {
-            // SAFETY: whoever installed it with SA_SIGINFO said that it has this signature.
+            // SAFETY: the handler was installed with SA_SIGINFO, so it has this signature.
             let handler: Handler = unsafe { mem::transmute::<libc::sighandler_t, Handler>(handler) };
             handler(signal, info, context.cast());
         }
         handler => {
-            // SAFETY: whoever installed it without SA_SIGINFO said that it has this signature.
+            // SAFETY: the handler was installed without SA_SIGINFO, so it has this signature.
             let handler = unsafe { mem::transmute::<libc::sighandler_t, extern "C" fn(libc::c_int)>(handler) };
             handler(signal);
         }
     }
 }
 
-/// Sends a thread on that has met, at `at`, an INT3 of a batch: as if the new instruction stood there, or, if the batch
-/// is over, to the instruction itself. Whether it has.
+/// Diverts a thread that has hit an INT3 of a batch at `at`: as if the new instruction were there, or, if the batch is
+/// over, to the instruction itself. Returns whether the thread was diverted.
 fn pass(at: Addr, context: &mut libc::ucontext_t) -> bool {
     if !is_pokeable(at) {
         return false;
     }
-    // Until `context` says where the thread goes on.
+    // Counted until `context` has the address at which the thread resumes.
     let in_flight = InFlight::begin();
     loop {
         let changes = batch::changes();
@@ -133,8 +134,8 @@ fn pass(at: Addr, context: &mut libc::ucontext_t) -> bool {
             emulate::emulate(step, &mut context.uc_mcontext);
             return true;
         }
-        // The trap has been written over since it was met: the batch is complete. Where nothing was published before
-        // stands a module now. `int $3` of two bytes is somebody's own.
+        // The trap has been overwritten since the thread hit it: the batch is complete, or a module is published now
+        // where no text was before. An `int $3` of two bytes belongs to other code.
         if !is_int3(at) && !is_long_int3(at) {
             context.uc_mcontext.gregs[emulate::RIP] = at.get().cast_signed();
             return true;
@@ -145,7 +146,8 @@ fn pass(at: Addr, context: &mut libc::ucontext_t) -> bool {
     }
 }
 
-/// Blocks what the kernel would have blocked, had it called this handler: while ours runs, everything is.
+/// Sets the signal mask that the kernel would have set for the previous handler. This crate's handler runs with all
+/// signals blocked.
 fn as_if_called(previous: &libc::sigaction, interrupted: &libc::sigset_t) {
     for (how, set) in [(libc::SIG_SETMASK, interrupted), (libc::SIG_BLOCK, &previous.sa_mask)] {
         // SAFETY: changes the mask of this thread from a valid set; async-signal-safe.
@@ -153,40 +155,41 @@ fn as_if_called(previous: &libc::sigaction, interrupted: &libc::sigset_t) {
     }
     if previous.sa_flags & libc::SA_NODEFER == 0 {
         let mut trap = previous.sa_mask;
-        // SAFETY: adds a signal to a set of our own.
+        // SAFETY: adds a signal to a local set.
         unsafe { libc::sigaddset(&raw mut trap, libc::SIGTRAP) };
         // SAFETY: as above.
         unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const trap, ptr::null_mut()) };
     }
 }
 
-/// What the thread has met where it was stopped.
+/// The instruction at which the thread was stopped.
 #[derive(Clone, Copy)]
 enum Met {
     Int3,
-    /// No instruction that traps: the signal was sent, say.
+    /// No instruction that traps: for example, the signal was sent.
     Nothing,
 }
 
-/// Whether a byte of ours, or of registered text, is the one-byte INT3; `int $3` has two.
+/// Returns whether a byte of module text, or of registered text, is the one-byte INT3; `int $3` has two bytes.
 fn is_int3(at: Addr) -> bool {
     // SAFETY: a byte of text that is mapped and readable.
     unsafe { ptr::read_volatile(pointer(at)) == INT3 }
 }
 
-/// Whether the instruction that the processor has just executed, anywhere, is the one-byte INT3. What was executed need not be readable,
-/// so the kernel reads it; what it cannot read was something else.
+/// Returns whether the instruction that the processor has just executed, anywhere, is the one-byte INT3. The byte need
+/// not be readable, so the kernel reads it; an unreadable byte counts as another instruction.
 fn was_int3(at: Addr) -> bool {
     let mut byte = [0];
     ProcessMemory::own().read(at.get(), &mut byte) && byte == [INT3]
 }
 
-/// Whether an address lies in text that a batch may change: that of modules, or registered text of the host's.
+/// Returns whether an address lies in text that a batch may change: text of modules, or registered text of the host.
 fn is_pokeable(at: Addr) -> bool {
     arena::text_contains(at) || host_text::containing(at).is_some()
 }
 
-/// Whether the instruction that ends with this byte of ours, or of registered text, is `int $3` of two bytes.
+/// Returns whether the instruction that ends with this byte of module text, or of registered text, is `int $3` of two
+/// bytes.
 fn is_long_int3(at: Addr) -> bool {
     const LONG: [u8; 2] = [0xcd, 0x03];
     let first = at.offset(-1);
@@ -197,29 +200,30 @@ fn is_long_int3(at: Addr) -> bool {
     unsafe { ptr::read_volatile(pointer(first).cast::<[u8; 2]>()) == LONG }
 }
 
-/// A line, and the descriptor it goes to. Filled in place and small: it stands on a signal stack.
+/// A line, and the descriptor to which it is written. Filled in place and small, because it lies on a signal stack.
 struct Line {
     text: [u8; 256],
     len: usize,
     descriptor: libc::c_int,
 }
 
-/// Writes the line about an INT3 of ours. Runs in the signal handler: no allocation, no lock but the owners', which is
-/// free again before the one `write`.
+/// Writes the line about an INT3 in the text stripe. Runs in the signal handler: no allocation, and no lock but the
+/// owners', which is released before the one `write`.
 fn report(at: Addr) {
     let mut line = Line { text: [0; 256], len: 0, descriptor: 2 };
     owners::with_owner(at, |owner| line.fill(at, owner));
     if line.len != 0 {
-        // SAFETY: the buffer is ours and `len` lies in it; write is async-signal-safe, and nobody waits for its result.
+        // SAFETY: the buffer is a local variable and `len` lies in it; write is async-signal-safe, and its result is
+        // not used.
         unsafe { libc::write(line.descriptor, line.text.as_ptr().cast(), line.len) };
     }
 }
 
 impl Line {
-    /// Says what there is to say about an INT3; nothing if it stands in published text, where it is the module's own.
+    /// Describes an INT3. The line stays empty if the INT3 lies in published text, where it belongs to the module.
     fn fill(&mut self, at: Addr, owner: Option<&Owner>) {
         let mut rest: &mut [u8] = &mut self.text;
-        // A name that is too long is cut, and the line is still one.
+        // A name that is too long is cut, and the line still ends with a line break.
         let _ = match owner {
             None => write!(rest, "modload: call to {at}, where no module has its text"),
             Some(owner) => {

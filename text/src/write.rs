@@ -1,4 +1,4 @@
-//! Writing past a protection, and the lock without which nobody can.
+//! Writes that bypass a protection, and the lock that they require.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -13,24 +13,24 @@ use crate::spans::CHUNK;
 
 static WRITER: Mutex<Writer> = Mutex::new(Writer { memory: None, buffer: Vec::new(), stuck: false });
 
-/// What the lock protects.
+/// The data that the lock protects.
 #[derive(Debug)]
 struct Writer {
     memory: Option<Memory>,
-    /// For what is copied on its way into text; kept, so that a batch allocates nothing.
+    /// A buffer for bytes that are copied into text; kept, so that a batch allocates nothing.
     buffer: Vec<u8>,
-    /// Whether a batch could be neither completed nor taken back.
+    /// Whether a batch could be neither completed nor reverted.
     stuck: bool,
 }
 
-/// `/proc/self/mem`, and the process in which it was opened: the descriptor goes on to mean that process after fork.
+/// `/proc/self/mem`, and the process that opened it: after fork, the descriptor still refers to that process.
 #[derive(Debug)]
 struct Memory {
     file: File,
     opened_by: u32,
 }
 
-/// The right to write into published memory. There is one in the process.
+/// The right to write into published memory. Only one exists in the process at a time.
 #[derive(Debug)]
 pub struct TextLock<'a> {
     writer: MutexGuard<'a, Writer>,
@@ -45,60 +45,60 @@ pub enum WriteFailed {
          only fork() is supported"
     )]
     OtherProcess {
-        /// The process that opened it.
+        /// The process that opened the descriptor.
         opened_by: u32,
         /// This process.
         here: u32,
     },
-    /// After fork the child could not open it again, or no arena was ever built.
+    /// After fork the child could not open the file again, or no arena was ever created.
     #[error("/proc/self/mem is not open")]
     NotOpen,
-    /// No number can lie there.
+    /// The address cannot hold a number.
     #[error("no aligned variable of a module's data is at {at}")]
     NoVariable {
-        /// Where.
+        /// The address.
         at: Addr,
     },
-    /// The bytes are written, but not every core is sure to have noticed.
+    /// The bytes are written, but some cores may not have been synchronised.
     #[error("membarrier(2) after a change of text")]
     Sync {
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The kernel does not let us write.
+    /// The kernel refuses the write.
     #[error("writing {len} bytes at {at} through /proc/self/mem")]
     Io {
-        /// First address.
+        /// The first address.
         at: Addr,
-        /// How many bytes.
+        /// The number of bytes.
         len: u64,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
 impl TextLock<'static> {
-    /// Waits for the lock. A thread must not take it twice; dropping published text takes it, too.
+    /// Waits for the lock. A thread must not take the lock twice; dropping published text takes the lock, too.
     #[must_use]
     pub fn take() -> TextLock<'static> {
-        // What the lock protects is whole between any two statements, so a panic elsewhere does not spoil it.
+        // The protected data is consistent between any two statements, so a panic elsewhere does not damage it.
         TextLock { writer: WRITER.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 }
 
 impl TextLock<'_> {
-    /// Opens the descriptor in this process, in place of the one inherited.
+    /// Opens the descriptor in this process, in place of the inherited one.
     pub(crate) fn open(&mut self) -> io::Result<()> {
         self.writer.memory = None;
         // The standard library opens with O_CLOEXEC.
         let file = OpenOptions::new().read(true).write(true).open("/proc/self/mem")?;
-        // Where the usual way to read stacks is denied, walks read them through this one.
+        // Where process_vm_readv(2) is denied, walks read stacks through this descriptor.
         frames::read_through(&file);
         self.writer.memory = Some(Memory { file, opened_by: std::process::id() });
         Ok(())
     }
 
-    /// Writes `bytes` at `at`, whatever the protection of the private mapping there.
+    /// Writes `bytes` at `at`. The protection of the private mapping there does not matter.
     pub(crate) fn write(&mut self, at: Addr, bytes: &[u8]) -> Result<(), WriteFailed> {
         let memory = self.writer.memory.as_ref().ok_or(WriteFailed::NotOpen)?;
         let here = std::process::id();
@@ -115,23 +115,23 @@ impl TextLock<'_> {
         self.writer.buffer.reserve(CHUNK);
     }
 
-    /// The buffer, empty and with room for the largest write.
+    /// Returns the buffer, empty and with room for the largest write.
     pub(crate) fn take_buffer(&mut self) -> Vec<u8> {
         self.reserve_buffer();
         std::mem::take(&mut self.writer.buffer)
     }
 
-    /// Gives the buffer back to the next batch.
+    /// Returns the buffer to the lock, for the next batch.
     pub(crate) fn give_buffer(&mut self, buffer: Vec<u8>) {
         self.writer.buffer = buffer;
     }
 
-    /// Notes that a batch stays half done.
+    /// Records that a batch stays incomplete.
     pub(crate) fn stuck(&mut self) {
         self.writer.stuck = true;
     }
 
-    /// Whether a batch has stayed half done.
+    /// Returns whether a batch has stayed incomplete.
     pub(crate) fn is_stuck(&self) -> bool {
         self.writer.stuck
     }

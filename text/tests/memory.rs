@@ -1,4 +1,4 @@
-//! The arena of one process: what is published, what is freed, what fork does. No module code runs here.
+//! The arena of one process: publishing, freeing, and fork. No module code runs here.
 
 use std::fs;
 use std::io::Read;
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use modload_edit::Addr;
 use modload_text::{Arena, Describe, INT3, TextLock};
 
-/// The tests of this file look at the whole arena, so they run one after the other.
+/// Serialises the tests of this file, because each of them inspects the whole arena.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn alone() -> std::sync::MutexGuard<'static, ()> {
@@ -102,11 +102,11 @@ fn in_child(child: impl FnOnce() -> bool) -> i32 {
     let pid = unsafe { libc::fork() };
     if pid == 0 {
         let status = i32::from(!child());
-        // SAFETY: ends the child without running what belongs to the parent.
+        // SAFETY: ends the child without running exit code that belongs to the parent.
         unsafe { libc::_exit(status) };
     }
     let mut status = 0;
-    // SAFETY: waits for our own child.
+    // SAFETY: waits for this test's own child.
     unsafe { libc::waitpid(pid, &raw mut status, 0) };
     status
 }
@@ -137,17 +137,17 @@ fn a_clone_that_is_no_fork_is_refused() {
     let _alone = alone();
     let arena = Arena::get().unwrap();
     let mut staged = Some(arena.stage_text(64, 16).unwrap());
-    // SAFETY: as fork(), but behind the C library's back, so that its fork handlers do not run.
+    // SAFETY: as fork(), but without the C library, so that its fork handlers do not run.
     let pid = unsafe { libc::syscall(libc::SYS_fork) };
     if pid == 0 {
         let refused = staged.take().map(|staged| staged.publish(&mut TextLock::take()).unwrap_err());
         let source = refused.map(|refused| refused.source.to_string()).unwrap_or_default();
         let status = i32::from(!source.contains("only fork() is supported"));
-        // SAFETY: ends the child without running what belongs to the parent.
+        // SAFETY: ends the child without running exit code that belongs to the parent.
         unsafe { libc::_exit(status) };
     }
     let mut status = 0;
-    // SAFETY: waits for our own child.
+    // SAFETY: waits for this test's own child.
     unsafe { libc::waitpid(libc::pid_t::try_from(pid).unwrap(), &raw mut status, 0) };
     assert_eq!(status, 0);
 }
@@ -170,18 +170,18 @@ impl Describe for Named {
     }
 }
 
-/// Jumps to `at` in a child; returns the line it reports and the signal that ended it.
+/// Jumps to `at` in a child; returns the line that the child reports and the signal that ended it.
 fn jump_in_child(at: Addr, pipe: &mut std::io::PipeReader) -> (String, i32) {
-    // SAFETY: see the exit below; the jump goes to an INT3, which ends the child.
+    // SAFETY: see the exit below; the jump leads to an INT3, which ends the child.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
         // SAFETY: the address is that of an INT3 in the text stripe.
         unsafe { std::arch::asm!("call {}", in(reg) at.get(), clobber_abi("C")) };
-        // SAFETY: not reached unless the trap was swallowed.
+        // SAFETY: not reached unless a handler swallowed the trap.
         unsafe { libc::_exit(0) };
     }
     let mut status = 0;
-    // SAFETY: waits for our own child.
+    // SAFETY: waits for this test's own child.
     unsafe { libc::waitpid(pid, &raw mut status, 0) };
     let mut line = [0; 512];
     let len = pipe.read(&mut line).unwrap();
@@ -213,7 +213,7 @@ fn the_descriptor_is_not_inherited_by_programs() {
     assert!(!listing.contains("/mem"), "{listing}");
 }
 
-/// Publishing returns its staging buffer with the text lock in hand; making new pages ready needs both locks, too.
+/// Publishing returns its staging buffer while it holds the text lock; faulting in new pages needs both locks, too.
 #[test]
 fn publishing_and_growing_at_once_do_not_wait_for_each_other() {
     let _alone = alone();
@@ -231,7 +231,7 @@ fn publishing_and_growing_at_once_do_not_wait_for_each_other() {
             publisher.send(()).unwrap();
         });
         std::thread::spawn(move || {
-            // Each is more than an extent, so each touches new pages.
+            // Each is larger than an extent, so each touches new pages.
             let held: Vec<_> = (0..100).map(|_| arena.stage_read_only(65 * 4096, 16).unwrap()).collect();
             drop(held);
             grower.send(()).unwrap();

@@ -1,4 +1,4 @@
-//! What holding threads costs: `cargo bench -p modload-threads`.
+//! Measures the cost of holding threads: `cargo bench -p modload-threads`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use modload_threads::{Interrupted, Probe, hold, run_in_each};
 
-/// On a machine with few processors, many busy threads take their time to get their turn.
+/// The time limit: with few processors, many busy threads take long until each has got processor time.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What the threads do that are held.
+/// The activity of the threads that are held.
 #[derive(Clone, Copy)]
 enum What {
     Sleep,
@@ -19,7 +19,7 @@ enum What {
 
 struct Nothing;
 
-// SAFETY: does nothing.
+// SAFETY: the probe does nothing.
 unsafe impl Probe for Nothing {
     type Answer = ();
 

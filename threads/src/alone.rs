@@ -1,4 +1,4 @@
-//! Whether there is another thread at all: asked before every unload, so the list is kept open.
+//! Tells whether the process has another thread. Every unload asks this, so the list of threads is kept open.
 
 use std::io;
 use std::sync::{Mutex, TryLockError};
@@ -9,26 +9,26 @@ use crate::task::Tasks;
 /// The open list of this process's threads.
 struct Kept {
     list: Descriptor,
-    /// Whose list it is: after fork it goes on to be the parent's.
+    /// The process that the list belongs to: after fork, the descriptor still refers to the parent's list.
     process: i32,
-    /// Device and inode, by which it is known again: somebody may have closed every descriptor that he did not know, and
-    /// opened others under their numbers.
+    /// Device and inode of the list, to recognise the list by: other code may have closed every descriptor that it did
+    /// not know, and opened other files under the same numbers.
     identity: (u64, u64),
 }
 
 static KEPT: Mutex<Option<Kept>> = Mutex::new(None);
 
-/// Whether the calling thread is the process's only one, by the kernel's count. Threads that have ended and are not reaped
-/// yet count.
+/// Returns whether the calling thread is the process's only thread, by the kernel's count. Threads that have ended and
+/// are not reaped yet count.
 ///
 /// # Errors
 ///
-/// What open(2) or fstat(2) says: no `/proc`, say.
+/// The error of open(2) or fstat(2), for example if `/proc` is not mounted.
 pub fn is_alone() -> io::Result<bool> {
     let mut kept = match KEPT.try_lock() {
         Ok(kept) => kept,
         Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-        // Somebody else asks, or did when this process was forked.
+        // Another thread holds the lock, or held the lock when this process was forked.
         Err(TryLockError::WouldBlock) => return Ok(Tasks::open()?.count()? == 1),
     };
     let process = system::getpid();
@@ -41,12 +41,14 @@ pub fn is_alone() -> io::Result<bool> {
     let (list, stat) = open()?;
     let alone = stat.st_nlink == ALONE;
     let replaced = kept.replace(Kept { list, process, identity: (stat.st_dev, stat.st_ino) });
-    // Its number may be another file's by now, which is not ours to close; or it is the parent's list, in a child.
+    // The old list's descriptor number may refer to another file by now, which this crate must not close. In a child,
+    // the number refers to the parent's list.
     std::mem::forget(replaced);
     Ok(alone)
 }
 
-/// A directory has two links more than directories in it.
+/// The link count of a list with one thread. The link count of a directory is two more than the number of directories
+/// in the directory.
 const ALONE: u64 = 3;
 
 fn open() -> io::Result<(Descriptor, libc::stat)> {

@@ -1,15 +1,18 @@
-//! The boundary between us and code that may throw: whatever is thrown beyond it ends here, and has a name.
+//! The boundary between the host and code that may throw: each exception or panic from beyond the boundary ends here,
+//! and gets a name.
 //!
-//! Rust's `catch_unwind` catches panics only; at an exception of another language it ends the process. So between it and
-//! a module stands a function of a few instructions with a personality routine of its own (Itanium C++ ABI, exception
-//! handling, 1.3 to 1.6):
+//! Rust's `catch_unwind` catches panics only. At an exception of another language, `catch_unwind` ends the process. So
+//! between `catch_unwind` and a module there is the frame of a function of a few instructions with a personality
+//! routine of its own (Itanium C++ ABI, exception handling, 1.3 to 1.6):
 //!
-//! - An exception of another language is handled there, described, and deleted as its runtime wants.
-//! - A panic of this program's own standard library passes through, to be caught by `catch_unwind`. One of another standard library (a
-//!   module's own) would end the process there, so it is handled like an exception; its memory is not freed.
-//! - What glibc unwinds by force, a thread that is cancelled, ends there, too: the frames above have been unwound, and the caller takes
-//!   back what it had begun. [`end_if_cancelled`] goes on with it.
-//! - [`leave`] is `pthread_exit` up to there.
+//! - That frame handles an exception of another language: describes the exception, and deletes it as its runtime
+//!   requires.
+//! - A panic of this program's own standard library passes through to `catch_unwind`. A panic of another standard
+//!   library (a module's own) would end the process in `catch_unwind`, so the frame handles it like an exception; the
+//!   panic's memory is not freed.
+//! - A forced unwinding of glibc, for a cancelled thread, ends there, too: the inner frames have been unwound, and the
+//!   caller undoes the work that it had begun. [`end_if_cancelled`] continues the cancellation.
+//! - [`leave`] works like `pthread_exit`, but only up to that frame.
 
 mod cxx;
 
@@ -25,32 +28,33 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::frames::{function_at, thread_starts, walk_here};
 use crate::task::Tid;
 
-/// How a function was left other than by returning. What it has thrown is caught and deleted.
+/// The way in which a function was left other than by returning. The exception or panic is caught and deleted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Thrown {
     /// A panic of this process's Rust code, with its message if it has one.
     Panic(String),
-    /// A panic of Rust code that has a standard library of its own, whose message only that can read. It stays in memory: to
-    /// delete it is an error of that library's.
+    /// A panic of Rust code that has a standard library of its own. Only that library can read the message. The panic
+    /// stays in memory: deleting it is an error for that library.
     OtherPanic,
     /// An exception of another language.
     Exception(Exception),
-    /// `pthread_exit` was called, on a thread that is not the caller's to end.
+    /// The code called `pthread_exit` on a thread that the code must not end.
     ThreadExit,
-    /// The thread was cancelled, or something ended it by force: everything up to here has been unwound for that.
+    /// The thread was cancelled, or other code ended it by force: all frames up to the boundary have been unwound for
+    /// that.
     Cancelled,
 }
 
 /// An exception of another language than Rust.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Exception {
-    /// Vendor and language as eight letters, escaped: `GNUCC++\\x00` for g++, `CLNGC++\\x00` for clang's libc++. Zeros at the end are
-    /// left out.
+    /// Vendor and language as eight letters, escaped: `GNUCC++\\x00` for g++, `CLNGC++\\x00` for clang's libc++. Zeros
+    /// at the end are left out.
     pub class: String,
-    /// Of C++: its type, as C++ writes it, or as its symbol has it if there is nothing that translates it. Escaped.
+    /// The type of a C++ exception, escaped: as C++ writes the type, or as its symbol if the process has no demangler.
     pub type_name: Option<String>,
-    /// Of a `std::exception` of libstdc++: what its `what()` says. Escaped.
+    /// The result of `what()`, for a `std::exception` of libstdc++. Escaped.
     pub what: Option<String>,
 }
 
@@ -78,19 +82,19 @@ impl fmt::Display for Exception {
     }
 }
 
-/// How a function was left, and where.
+/// The way in which a function was left, and the place.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Left {
-    /// How.
+    /// The way.
     pub thrown: Thrown,
-    /// Return addresses on the stack when it was thrown, the innermost first; none if that is not known.
+    /// Return addresses on the stack at the throw, the innermost first; empty if the stack is not known.
     pub from: Vec<u64>,
 }
 
-/// How many return addresses are kept.
+/// The number of return addresses that are kept.
 const KEPT: usize = 32;
 
-/// Where something was thrown.
+/// The place of a throw.
 #[derive(Clone, Copy)]
 struct From {
     frames: [u64; KEPT],
@@ -100,10 +104,10 @@ struct From {
 impl From {
     const NOWHERE: From = From { frames: [0; KEPT], count: 0 };
 
-    /// The frames of this thread, as many as there is room for.
+    /// Returns the frames of this thread, as many as fit.
     fn here() -> From {
         let mut from = From::NOWHERE;
-        // What was seen before a walk ended early is right.
+        // The frames that a walk found before it ended early are right.
         let _ = walk_here(|frame| {
             let Some(place) = from.frames.get_mut(from.count) else { return ControlFlow::Break(()) };
             *place = frame.pc;
@@ -114,32 +118,34 @@ impl From {
     }
 }
 
-/// A boundary that is being passed. It lies in the frame of [`guard`], which is below everything that was called.
+/// A boundary around code that runs. The boundary lies in the frame of [`guard`], which is an outer frame of all code
+/// that was called.
 struct Place {
     /// The stack pointer within `enter`, where its saved registers are.
     rsp: u64,
-    /// Where something was thrown, once it was.
+    /// The place of the throw, once something was thrown.
     from: From,
     /// The boundary that this thread passed before.
     outer: *mut Place,
 }
 
 thread_local! {
-    /// The boundary that this thread passed last and has not come back to.
+    /// The boundary that this thread entered last and has not returned to.
     static INNERMOST: Cell<*mut Place> = const { Cell::new(ptr::null_mut()) };
     /// Whether a cancellation of this thread has ended at a boundary.
     static CANCELLED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Goes on with the cancellation of this thread that has ended at a boundary, if there was one, if no boundary is beneath any more, and if
-/// the thread's own frames allow it: those of the process's first thread and of Rust's `std::thread` end the process when they
-/// are unwound by force. Then the thread goes on as if it had not been cancelled.
+/// Continues the cancellation of this thread that ended at a boundary, if there was one, if no boundary is beneath any
+/// more, and if the thread's own frames allow forced unwinding: the frames of the process's first thread and of Rust's
+/// `std::thread` end the process when they are unwound by force. In such a thread, the function returns as if the
+/// thread had not been cancelled.
 ///
-/// The frames of the caller are unwound by force, with their drops.
+/// Unwinds the frames of the caller by force, with their drops.
 pub fn end_if_cancelled() {
     if CANCELLED.get() && !is_beneath() && !Tid::current().is_first() && !is_std_thread() {
         CANCELLED.set(false);
-        // SAFETY: the thread was cancelled, and wants to end so.
+        // SAFETY: the thread was cancelled, so its frames must be ready to end in this way.
         unsafe { pthread_exit(CANCELED) };
     }
 }
@@ -151,14 +157,14 @@ unsafe extern "C-unwind" {
     fn pthread_exit(value: *mut c_void) -> !;
 }
 
-/// Whether Rust's standard library, or something that cannot be walked, has started this thread.
+/// Returns whether Rust's standard library started this thread. A stack that cannot be walked counts as a yes.
 fn is_std_thread() -> bool {
     let std = std::thread::Builder::new().spawn(started_by).ok().and_then(|thread| thread.join().ok()).flatten();
     let here = started_by();
     std.is_none() || here.is_none() || std == here
 }
 
-/// The function that is the first of this thread.
+/// Returns the outermost function of this thread.
 fn started_by() -> Option<Range<u64>> {
     let starts = thread_starts().ok()?;
     let (mut inner, mut first) = (None, None);
@@ -173,10 +179,10 @@ fn started_by() -> Option<Range<u64>> {
     function_at(first?)
 }
 
-/// Runs something that may call code that throws; a frame that catches is put beneath it.
+/// Runs code that may call code that throws, with a frame beneath that catches.
 ///
 /// # Errors
-/// [`Left`], if it was left other than by returning.
+/// [`Left`], if the code was left other than by returning.
 pub fn guard<R, F: FnOnce() -> R>(run: F) -> Result<R, Left> {
     learn_own_panics();
     pass(run)
@@ -187,12 +193,12 @@ fn pass<R, F: FnOnce() -> R>(run: F) -> Result<R, Left> {
     let mut place = Place { rsp: 0, from: From::NOWHERE, outer: INNERMOST.get() };
     let place = &raw mut place;
     INNERMOST.set(place);
-    // SAFETY: a local variable of ours.
+    // SAFETY: `place` is a local variable of this function.
     let rsp = unsafe { &raw mut (*place).rsp };
-    // SAFETY: `perform` takes a job of this type, which is ours while the call lasts, and unwinds by panics and foreign
-    // exceptions only. `rsp` is a word of ours.
+    // SAFETY: `perform` takes a job of this type, which this function owns during the call, and unwinds by panics and
+    // foreign exceptions only. `rsp` is a field of the local `place`.
     let caught = catch_unwind(AssertUnwindSafe(|| unsafe { enter(perform::<R, F>, (&raw mut job).cast(), rsp) }));
-    // SAFETY: ours, and what was called is left.
+    // SAFETY: `place` is a local variable, and the called code is left, so no other reference is in use.
     let Place { from, outer, .. } = unsafe { place.read() };
     INNERMOST.set(outer);
     let left = |thrown, from: &[u64]| Err(Left { thrown, from: from.to_vec() });
@@ -202,13 +208,13 @@ fn pass<R, F: FnOnce() -> R>(run: F) -> Result<R, Left> {
         Err(panic) => return left(Thrown::Panic(message(&*panic)), from),
     };
     if exception.is_null() {
-        // It has returned, and so it has left its result.
+        // The function has returned, and so it has stored its result.
         return match job.result {
             Some(result) => Ok(result),
             None => left(Thrown::Cancelled, &[]),
         };
     }
-    // SAFETY: what `personality` has had caught, or `leave` has thrown.
+    // SAFETY: the exception is one that `personality` had `enter` return, or one that `leave` has thrown.
     let thrown = unsafe { take(exception) };
     if thrown == Thrown::Cancelled {
         CANCELLED.set(true);
@@ -217,53 +223,53 @@ fn pass<R, F: FnOnce() -> R>(run: F) -> Result<R, Left> {
 }
 
 /// # Safety
-/// An exception that was caught, and that nothing else refers to.
+/// `exception` was caught, and nothing else refers to it.
 unsafe fn take(exception: *mut Header) -> Thrown {
-    // SAFETY: all exceptions begin with a header.
+    // SAFETY: every exception begins with a header.
     let class = unsafe { (*exception).class };
     match class {
         LEAVING => {
-            // SAFETY: made by `leave`, which was left.
+            // SAFETY: `leave` made the exception with `Box::into_raw`, and the frame of `leave` is gone.
             drop(unsafe { Box::from_raw(exception) });
             Thrown::ThreadExit
         }
-        // Its library deletes no panic that was not caught by itself: it would end the process.
+        // The panic's library would end the process: it deletes only panics that it caught itself.
         RUST => Thrown::OtherPanic,
         FORCED => Thrown::Cancelled,
         class => {
-            // SAFETY: as for this function; it lives until it is deleted below.
+            // SAFETY: as for this function; the exception lives until it is deleted below.
             let (type_name, what) = unsafe { cxx::describe(exception, class) };
-            // SAFETY: nothing else uses it any more.
+            // SAFETY: nothing else uses the exception any more.
             unsafe { _Unwind_DeleteException(exception) };
             Thrown::Exception(Exception { class: class_name(class), type_name, what })
         }
     }
 }
 
-/// Whether a boundary is beneath this thread's frames: then [`leave`] can be called.
+/// Returns whether a boundary is beneath this thread's frames. Only then can [`leave`] be called.
 #[must_use]
 pub fn is_beneath() -> bool {
     !INNERMOST.get().is_null()
 }
 
-/// Leaves everything up to the innermost boundary of this thread, as `pthread_exit` leaves everything up to the thread's beginning:
-/// frames are unwound by force, which C++ destructors notice and `catch (...)` cannot hold up. The call that passed the boundary
-/// has [`Thrown::ThreadExit`] for its result.
+/// Leaves all frames up to the innermost boundary of this thread, as `pthread_exit` leaves all frames up to the
+/// thread's beginning: frames are unwound by force. The frames' C++ destructors run, and `catch (...)` cannot stop the
+/// unwinding. The call that entered the boundary returns [`Thrown::ThreadExit`].
 ///
 /// # Safety
-/// As for `pthread_exit`: the frames in between may be unwound by force. [`is_beneath`].
+/// As for `pthread_exit`: the frames in between may be unwound by force. [`is_beneath`] returns `true`.
 pub unsafe fn leave() -> ! {
     let place = INNERMOST.get();
-    // SAFETY: the boundary is beneath us, and its place lives until it is left.
+    // SAFETY: the boundary is beneath this frame, and its place lives until the boundary is left.
     unsafe { (*place).from = From::here() };
     let exception = Box::into_raw(Box::new(Header { class: LEAVING, cleanup: None, private: [0; 2] }));
-    // SAFETY: the exception is a new one; `stop` is told the place, which lives until it is left.
+    // SAFETY: the exception is a new one; `stop` gets the place, which lives until the boundary is left.
     unsafe { _Unwind_ForcedUnwind(exception, stop, place.cast()) };
-    // There is no frame that says how to go on.
+    // The unwinder found no call frame information, so it cannot continue.
     std::process::abort()
 }
 
-/// Called before each frame that is unwound by [`leave`].
+/// The callback that the unwinder calls before each frame that [`leave`] unwinds.
 unsafe extern "C-unwind" fn stop(
     _version: c_int,
     _actions: c_int,
@@ -272,11 +278,11 @@ unsafe extern "C-unwind" fn stop(
     context: *mut c_void,
     place: *mut c_void,
 ) -> c_int {
-    // SAFETY: the place that `leave` has passed on.
+    // SAFETY: `place` is the pointer that `leave` has passed on.
     let rsp = unsafe { (*place.cast::<Place>()).rsp };
-    // SAFETY: the unwinder's context, of this call.
+    // SAFETY: `context` is the unwinder's context of this call.
     if unsafe { _Unwind_GetCFA(context) } >= rsp {
-        // SAFETY: the frame is that of `enter`, whose stack pointer this is; the frames above it are unwound.
+        // SAFETY: this is the frame of `enter`, and `rsp` is its stack pointer; the inner frames are unwound.
         unsafe { land(exception, rsp) };
     }
     NO_REASON
@@ -288,14 +294,14 @@ struct Job<R, F> {
 }
 
 unsafe extern "C-unwind" fn perform<R, F: FnOnce() -> R>(job: *mut c_void) {
-    // SAFETY: `guard` passes its own job, and does not touch it until we are done.
+    // SAFETY: `guard` passes its own job, and does not use the job until this function has returned.
     let job = unsafe { &mut *job.cast::<Job<R, F>>() };
     if let Some(run) = job.run.take() {
         job.result = Some(run());
     }
 }
 
-/// The letters of a class, from the most significant byte on; what is not a letter is escaped.
+/// Returns the letters of a class, from the most significant byte on; a byte that is not a letter is escaped.
 fn class_name(class: u64) -> String {
     let bytes = class.to_be_bytes();
     let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
@@ -307,7 +313,7 @@ fn message(panic: &(dyn Any + Send)) -> String {
     text.unwrap_or("of no text").to_owned()
 }
 
-/// `struct _Unwind_Exception`: what every exception begins with (Itanium C++ ABI, exception handling, 1.2.1).
+/// `struct _Unwind_Exception`: the header of every exception (Itanium C++ ABI, exception handling, 1.2.1).
 #[repr(C, align(16))]
 pub(super) struct Header {
     class: u64,
@@ -331,16 +337,17 @@ unsafe extern "C-unwind" {
 }
 
 unsafe extern "C-unwind" {
-    /// Calls `function(argument)`, after its stack pointer was stored at `rsp`. Returns null, or what it was left by.
+    /// Stores its own stack pointer at `rsp`, and calls `function(argument)`. Returns null, or the exception that left
+    /// the function.
     #[link_name = "modload_threads_enter"]
     fn enter(function: unsafe extern "C-unwind" fn(*mut c_void), argument: *mut c_void, rsp: *mut u64) -> *mut Header;
 }
 
 unsafe extern "C" {
-    /// Where `enter` goes on with an exception; not a function.
+    /// The place where `enter` continues with an exception; not a function.
     #[link_name = "modload_threads_caught"]
     static CAUGHT: u8;
-    /// Has `enter`, whose stack pointer is `rsp`, return `exception`.
+    /// Makes `enter`, whose stack pointer is `rsp`, return `exception`.
     #[link_name = "modload_threads_land"]
     fn land(exception: *mut Header, rsp: u64) -> !;
 }
@@ -355,7 +362,7 @@ std::arch::global_asm!(
     ".cfi_startproc",
     // DW_EH_PE_pcrel | DW_EH_PE_sdata4.
     ".cfi_personality 0x1b, {personality}",
-    // All that a caller relies on is on the stack: `land` comes from anywhere.
+    // All registers that a caller relies on are on the stack, because `land` may jump here from any state.
     "push rbp",
     ".cfi_def_cfa_offset 16",
     ".cfi_offset rbp, -16",
@@ -384,7 +391,7 @@ std::arch::global_asm!(
     ".hidden modload_threads_caught",
     ".globl modload_threads_caught",
     "modload_threads_caught:",
-    // The exception is in rax, where `personality` or `land` has put it, or null.
+    // rax holds the exception, which `personality` or `land` has stored there, or null.
     "add rsp, 8",
     ".cfi_def_cfa_offset 56",
     "pop r15",
@@ -425,33 +432,34 @@ const INSTALL_CONTEXT: c_int = 7;
 const CONTINUE_UNWIND: c_int = 8;
 const FATAL_PHASE1_ERROR: c_int = 3;
 
-/// The class of Rust's panics, whose letters stand in memory in this order; others' begin with the highest byte.
+/// The class of Rust's panics. The class's letters lie in memory in this order; the classes of other runtimes begin with the
+/// highest byte.
 const RUST: u64 = u64::from_ne_bytes(*b"MOZ\0RUST");
-/// The class of what [`leave`] throws.
+/// The class of the exception that [`leave`] throws.
 const LEAVING: u64 = u64::from_be_bytes(*b"MODLOAD\0");
-/// The class of what glibc unwinds a thread by.
+/// The class of the exception by which glibc unwinds a thread.
 const FORCED: u64 = 0;
 
 /// The DWARF number of rax, in which a landing pad gets the exception (psABI, table 3.36; gcc's
 /// `__builtin_eh_return_data_regno(0)`).
 const RAX: c_int = 0;
 
-/// What a panic of this program's own standard library has behind its header, by which it knows its own: the address of a variable
-/// of its. 0: not known yet.
+/// The word behind the header of a panic of this program's own standard library: the address of a variable of that
+/// library, by which the library recognises its own panics. 0: not known yet.
 static OWN_PANIC: AtomicUsize = AtomicUsize::new(0);
 
-/// Panics once, so that `personality` sees what one of our own looks like.
+/// Panics once, so that `personality` learns the mark of this library's panics.
 fn learn_own_panics() {
     if OWN_PANIC.load(Ordering::Relaxed) == 0 {
         let _ = pass(|| std::panic::resume_unwind(Box::new(())));
     }
 }
 
-/// Whether a panic is of this program's own standard library: only that can catch it. Before anything is known, it is: [`guard`] throws
-/// the first one itself.
+/// Returns whether a panic is of this program's own standard library: only that library can catch the panic. The first
+/// panic that this function sees counts as an own one, and its mark is stored: [`guard`] throws the first panic itself.
 ///
 /// # Safety
-/// A panic of Rust's.
+/// `exception` is a panic of Rust.
 unsafe fn is_own_panic(exception: *const Header) -> bool {
     // SAFETY: behind the header, each version of Rust's standard library has at least one word more.
     let mark = unsafe { exception.wrapping_add(1).cast::<usize>().read() };
@@ -472,13 +480,14 @@ unsafe extern "C" fn personality(
         return FATAL_PHASE1_ERROR;
     }
     let is_forced = actions & FORCE_UNWIND != 0;
-    // SAFETY: it says that it is a panic of Rust's.
+    // SAFETY: the class says that the exception is a panic of Rust.
     let passes = class == RUST && !is_forced && unsafe { is_own_panic(exception) };
     if actions & SEARCH_PHASE != 0 {
         // Nothing has been unwound yet.
         let place = INNERMOST.get();
         if !place.is_null() {
-            // SAFETY: the innermost boundary is the one whose frame this is: an inner one would have caught it.
+            // SAFETY: the innermost boundary is the one whose frame this is: an inner boundary would have caught the
+            // exception.
             unsafe { (*place).from = From::here() };
         }
         return if passes { CONTINUE_UNWIND } else { HANDLER_FOUND };
@@ -489,9 +498,9 @@ unsafe extern "C" fn personality(
     if actions & HANDLER_FRAME == 0 && !is_forced {
         return CONTINUE_UNWIND;
     }
-    // SAFETY: the unwinder's context, in the phase in which registers may be set.
+    // SAFETY: `context` is the unwinder's context, in the phase in which registers may be set.
     unsafe { _Unwind_SetGR(context, RAX, exception.expose_provenance()) };
-    // SAFETY: the same. The address is in `enter`, where its frame is as after its call.
+    // SAFETY: as above. The address lies in `enter`, and the frame of `enter` is there as it is after its call.
     unsafe { _Unwind_SetIP(context, (&raw const CAUGHT).expose_provenance()) };
     INSTALL_CONTEXT
 }

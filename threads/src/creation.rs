@@ -1,13 +1,14 @@
-//! Threads that are known by their creator.
+//! Threads that carry the number of their creator.
 //!
-//! A thread's frames do not say what wanted the thread: between the C library's start of a thread and the code that the thread is for
-//! may lie frames of a library (libstdc++'s, of a `std::thread`) or of a tracer. So a [`Creator`] has a number, and a thread that it
-//! creates has the number in its [own memory](crate::word) from before its first function on, for as long as it lives:
-//! [`Stack::creator`](crate::frames::Stack::creator).
+//! A thread's frames do not show which code wanted the thread: between the C library's start of a thread and the
+//! thread's own code there may be frames of a library (libstdc++'s, of a `std::thread`) or of a tracer. So a
+//! [`Creator`] has a number. A thread that the creator creates has that number in its [own memory](crate::word) from
+//! before its first function on, until the thread ends: [`Stack::creator`](crate::frames::Stack::creator).
 //!
-//! The new thread begins in a few instructions of ours, which store the number and jump to the first function: none of our frames
-//! stays below it, so cancellation, `pthread_exit` and walks find what they would find without us. Until then no frame of the
-//! thread shows that it will call its creator's code: it is counted ([`Creator::unborn`]), and is known by those few instructions
+//! The new thread begins in a few instructions of this module, which store the number and jump to the first function.
+//! No frame of this module stays beneath the first function, so cancellation, `pthread_exit` and walks find the frames
+//! that they would find without this module. Until the jump, no frame of the thread shows that the thread will call its
+//! creator's code. The thread is counted until then ([`Creator::unborn`]), and is recognised by those few instructions
 //! ([`is_beginning`]).
 
 use std::arch::global_asm;
@@ -23,12 +24,12 @@ use crate::word;
 #[derive(Debug)]
 pub struct Creator {
     number: u64,
-    /// The process in the upper half; in the lower, how many of its threads are yet to call the creator's code, but for those whose
-    /// stacks show it.
+    /// The process id in the upper half. In the lower half, the number of the process's threads that will call the
+    /// creator's code and whose stacks do not show that yet.
     unborn: AtomicU64,
 }
 
-/// The next creator's number; 0 is none.
+/// The next creator's number; 0 stands for no creator.
 static NUMBERS: AtomicU64 = AtomicU64::new(1);
 
 impl Default for Creator {
@@ -38,24 +39,24 @@ impl Default for Creator {
 }
 
 impl Creator {
-    /// One with a number of its own.
+    /// Returns a creator with a number of its own.
     #[must_use]
     pub fn new() -> Creator {
         Creator { number: NUMBERS.fetch_add(1, Ordering::Relaxed), unborn: AtomicU64::new(0) }
     }
 
-    /// Its number, in the whole process; never 0.
+    /// Returns the creator's number, unique in the whole process; never 0.
     #[must_use]
     pub fn number(&self) -> u64 {
         self.number
     }
 
-    /// How many threads will call the creator's code though their stacks may not show it: they have not begun yet, or are a
-    /// `std::thread` whose function is still to be called, or destroyed.
+    /// Returns the number of threads that will call the creator's code though their stacks may not show that: threads
+    /// that have not begun yet, and each `std::thread` whose state (the object with its function) is not destroyed yet.
     #[must_use]
     pub fn unborn(&self) -> u64 {
         let unborn = self.unborn.load(Ordering::Acquire);
-        // In a forked child those of its parent's are not there.
+        // In a forked child, the threads that the parent counted do not exist.
         if unborn >> 32 == process() { unborn & u64::from(u32::MAX) } else { 0 }
     }
 
@@ -80,14 +81,15 @@ fn process() -> u64 {
     u64::from(system::getpid().cast_unsigned())
 }
 
-/// Whether a thread with a frame that goes on here is only beginning: it will jump to its first function.
+/// Returns whether `pc` lies in the instructions with which a thread begins: a thread with such a frame will jump to
+/// its first function.
 #[must_use]
 pub fn is_beginning(pc: u64) -> bool {
     let [start, end] = [(&raw const BEGIN).addr(), (&raw const END).addr()];
     usize::try_from(pc).is_ok_and(|pc| (start..end).contains(&pc))
 }
 
-/// What a new thread begins with.
+/// The argument of a new thread's beginning.
 struct Beginning {
     creator: Arc<Creator>,
     first: *const c_void,
@@ -95,19 +97,19 @@ struct Beginning {
 }
 
 impl Beginning {
-    /// For a thread that is about to be created.
+    /// Makes the argument for a thread that is about to be created, and counts the thread.
     fn lend(creator: Arc<Creator>, first: *const c_void, argument: *mut c_void) -> *mut Beginning {
         creator.conceive();
         Box::into_raw(Box::new(Beginning { creator, first, argument }))
     }
 
-    /// Returns `failed`; if that is not 0, no thread has been created, and what was lent is freed.
+    /// Returns `failed`. If `failed` is not 0, no thread has been created, and the function frees `beginning`.
     ///
     /// # Safety
-    /// It was lent, and no thread has it if `failed` is not 0.
+    /// `lend` returned `beginning`, and no thread has it if `failed` is not 0.
     unsafe fn take_back(beginning: *mut Beginning, failed: c_int) -> c_int {
         if failed != 0 {
-            // SAFETY: the caller's.
+            // SAFETY: the caller guarantees that `lend` made the box and that no thread has it.
             let beginning = unsafe { Box::from_raw(beginning) };
             beginning.creator.bear();
         }
@@ -171,7 +173,7 @@ global_asm!(
 unsafe extern "C" {
     #[link_name = "modload_threads_begin"]
     fn begin(beginning: *mut c_void) -> *mut c_void;
-    /// The first address of all this, and the one behind it.
+    /// The first address of these instructions, and the address behind them.
     #[link_name = "modload_threads_begin_start"]
     static BEGIN: u8;
     #[link_name = "modload_threads_begin_end"]
@@ -182,15 +184,15 @@ unsafe extern "C" {
 
 /// Runs in the new thread, once.
 extern "C" fn take(beginning: *mut Beginning) -> First {
-    // SAFETY: the creator has made it for this thread alone.
+    // SAFETY: the creator has made the box for this thread alone.
     let Beginning { creator, first, argument } = *unsafe { Box::from_raw(beginning) };
     word::own_words().creator.store(creator.number, Ordering::Relaxed);
-    // Its stack shows that it is beginning.
+    // The stack shows that this thread is beginning.
     creator.bear();
     First { function: first, argument }
 }
 
-/// `pthread_create(3)`, of a thread that knows its creator.
+/// Calls `pthread_create(3)`, for a thread that carries the number of its creator.
 ///
 /// # Safety
 /// As for `pthread_create`; `first` is a `void *(*)(void *)`.
@@ -202,15 +204,16 @@ pub unsafe fn create(
     argument: *mut c_void,
 ) -> c_int {
     let beginning = Beginning::lend(creator, first, argument);
-    // SAFETY: the caller's; `begin` goes on in `first`.
+    // SAFETY: the caller keeps the contract of `pthread_create`; `begin` jumps to `first`.
     let failed = unsafe { libc::pthread_create(thread.cast(), attributes.cast(), start(), beginning.cast()) };
-    // SAFETY: no thread has it if none was created.
+    // SAFETY: no thread has `beginning` if none was created.
     unsafe { Beginning::take_back(beginning, failed) }
 }
 
 type C11Create = unsafe extern "C" fn(*mut libc::pthread_t, *const c_void, *mut c_void) -> c_int;
 
-/// `thrd_create` of C11, of a thread that knows its creator. `create` is the C library's.
+/// Calls C11's `thrd_create`, for a thread that carries the number of its creator. `create` is the C library's
+/// function.
 ///
 /// # Safety
 /// As for `thrd_create`, which `create` points to; `first` is an `int (*)(void *)`.
@@ -221,7 +224,7 @@ pub unsafe fn create_c11(
     first: *const c_void,
     argument: *mut c_void,
 ) -> c_int {
-    // SAFETY: the caller says so.
+    // SAFETY: the caller guarantees that `create` points to `thrd_create`.
     let create = unsafe { std::mem::transmute::<*const c_void, C11Create>(create) };
     #[expect(
         clippy::as_conversions,
@@ -229,9 +232,9 @@ pub unsafe fn create_c11(
     )]
     let begin = start() as *const c_void;
     let beginning = Beginning::lend(creator, first, argument);
-    // SAFETY: the caller's; `begin` goes on in `first`.
+    // SAFETY: the caller keeps the contract of `thrd_create`; `begin` jumps to `first`.
     let failed = unsafe { create(thread.cast(), begin, beginning.cast()) };
-    // SAFETY: no thread has it if none was created.
+    // SAFETY: no thread has `beginning` if none was created.
     unsafe { Beginning::take_back(beginning, failed) }
 }
 
@@ -239,12 +242,12 @@ fn start() -> extern "C" fn(*mut c_void) -> *mut c_void {
     type Safe = extern "C" fn(*mut c_void) -> *mut c_void;
     type Unsafe = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
     let begin: Unsafe = begin;
-    // SAFETY: it is passed to what creates threads alone, with the argument that it wants.
+    // SAFETY: only functions that create threads get this pointer, together with the argument that `begin` requires.
     unsafe { std::mem::transmute::<Unsafe, Safe>(begin) }
 }
 
-/// A `std::thread::_State` of libstdc++ that stands for another one. The class has a virtual destructor and one more virtual function,
-/// `_M_run()`.
+/// A `std::thread::_State` of libstdc++ that replaces and owns another one. The class has a virtual destructor and one
+/// more virtual function, `_M_run()`.
 #[repr(C)]
 struct State {
     functions: *const Functions,
@@ -255,7 +258,7 @@ struct State {
 /// The virtual functions of a `std::thread::_State` (Itanium C++ ABI, 2.5).
 #[repr(C)]
 struct Functions {
-    /// Destroys the object and leaves its memory.
+    /// Destroys the object and does not free its memory.
     destroy: unsafe extern "C-unwind" fn(*mut c_void),
     /// Destroys the object and frees its memory.
     delete: unsafe extern "C-unwind" fn(*mut c_void),
@@ -267,7 +270,7 @@ struct Original {
     functions: *const Functions,
 }
 
-/// What the pointer to virtual functions points into.
+/// The virtual table. An object's pointer to its virtual functions points to the field `functions`.
 #[repr(C)]
 struct Table {
     offset_to_top: isize,
@@ -275,7 +278,7 @@ struct Table {
     functions: Functions,
 }
 
-// SAFETY: it is never written.
+// SAFETY: the table is never written.
 unsafe impl Sync for Table {}
 
 static TABLE: Table = Table {
@@ -285,7 +288,7 @@ static TABLE: Table = Table {
     functions: Functions { destroy: destroy_state, delete: delete_state, run: run_state as *const c_void },
 };
 
-/// Runs in the new thread; returns the state that this one stands for.
+/// Runs in the new thread; returns the state that this one replaces.
 extern "C" fn begin_state(state: *mut State) -> *mut Original {
     // SAFETY: libstdc++ calls `_M_run` of a state that lives.
     let state = unsafe { &*state };
@@ -294,29 +297,29 @@ extern "C" fn begin_state(state: *mut State) -> *mut Original {
 }
 
 unsafe extern "C-unwind" fn destroy_state(state: *mut c_void) {
-    // SAFETY: the object lives until this returns.
+    // SAFETY: the object lives until this function returns.
     let original = unsafe { (*state.cast::<State>()).original };
-    // SAFETY: a state of libstdc++'s, which this one owns.
+    // SAFETY: `original` is a state of libstdc++, which this state owns.
     let functions = unsafe { (*original).functions };
-    // SAFETY: its virtual functions are where the ABI says.
+    // SAFETY: the virtual functions of `original` are at the place that the ABI fixes.
     let delete = unsafe { (*functions).delete };
-    // SAFETY: it is owned, and deleted once.
+    // SAFETY: this state owns `original`, and deletes it once.
     unsafe { delete(original.cast()) };
 }
 
 unsafe extern "C-unwind" fn delete_state(state: *mut c_void) {
     // SAFETY: as for this function.
     unsafe { destroy_state(state) };
-    // SAFETY: made by `start_std_thread`, and deleted once.
+    // SAFETY: `start_std_thread` made the box, and it is deleted once.
     let state = unsafe { Box::from_raw(state.cast::<State>()) };
-    // The original one is destroyed.
+    // The original state is destroyed.
     state.creator.bear();
 }
 
 type StartStdThread = unsafe extern "C-unwind" fn(*mut c_void, *mut *mut c_void, *const c_void);
 
-/// libstdc++'s `std::thread::_M_start_thread(std::unique_ptr<_State>, void (*)())`, of a thread that knows its creator. `start` is
-/// libstdc++'s. What it throws passes.
+/// Calls libstdc++'s `std::thread::_M_start_thread(std::unique_ptr<_State>, void (*)())`, for a thread that carries the
+/// number of its creator. `start` is libstdc++'s function. An exception of `start` passes through.
 ///
 /// # Safety
 /// As for `start`: `thread` is the `std::thread`, and `state` points to the `unique_ptr`.
@@ -327,14 +330,15 @@ pub unsafe fn start_std_thread(
     state: *mut *mut c_void,
     depend: *const c_void,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller guarantees that `state` points to the `unique_ptr`.
     let original = unsafe { state.read() };
     creator.conceive();
     let ours = State { functions: &raw const TABLE.functions, creator, original: original.cast() };
-    // SAFETY: the pointer's owner deletes what it points to, by its virtual functions: ours delete the original one, too.
+    // SAFETY: the owner of the `unique_ptr` deletes the new state by its virtual functions, which delete the original
+    // state, too.
     unsafe { state.write(Box::into_raw(Box::new(ours)).cast()) };
-    // SAFETY: the caller says so.
+    // SAFETY: the caller guarantees that `start` is `_M_start_thread`.
     let start = unsafe { std::mem::transmute::<*const c_void, StartStdThread>(start) };
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps the contract of `start`.
     unsafe { start(thread, state, depend) };
 }

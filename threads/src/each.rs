@@ -1,4 +1,4 @@
-//! A function runs in each thread, wherever that stands. Nobody waits for anybody else.
+//! Runs a function in each thread, between any two of the thread's instructions. No thread waits for another thread.
 
 use std::cell::UnsafeCell;
 use std::collections::HashSet;
@@ -18,27 +18,27 @@ use crate::system;
 use crate::task::{self, Tasks, Tid};
 use crate::turn::Turn;
 
-/// What can be asked of a thread between any two of its instructions.
+/// A question that a thread can answer between any two of its instructions.
 ///
 /// # Safety
 ///
 /// `probe` runs in a signal handler of a thread that may be anywhere: in the allocator, in the C library, on an
-/// alternate stack. So it is async-signal-safe (signal-safety(7)): it takes no memory and gives none back, takes no
-/// lock that anybody holds when it could be interrupted, uses no thread-local that is initialised when first used,
-/// does not panic, does not log, and returns. It uses at most 2 KiB of stack. It does not ask or hold threads itself.
-/// `errno` is put back for it.
+/// alternate stack. So `probe` must be async-signal-safe (signal-safety(7)): it allocates and frees no memory, takes no
+/// lock that a thread may hold when it is interrupted, uses no thread-local that is initialised at its first use, does
+/// not panic, does not log, and returns. `probe` uses at most 2 KiB of stack, and does not probe or hold threads. The
+/// handler restores `errno` after `probe`.
 pub unsafe trait Probe: Sync {
-    /// What it finds out.
+    /// The result of the probe.
     type Answer: Copy + Send;
 
     /// Runs in the thread.
     fn probe(&self, interrupted: Interrupted<'_>) -> Self::Answer;
 }
 
-/// A probe on its way into one thread, and its answer on the way back.
+/// A probe on the way into one thread, and its answer on the way back.
 #[repr(C)]
 struct Question<'p, P: Probe> {
-    /// First, so that a pointer to it is one to the whole.
+    /// The first field, so that a pointer to the work is also a pointer to the question.
     work: Work,
     probe: &'p P,
     answer: UnsafeCell<MaybeUninit<P::Answer>>,
@@ -46,33 +46,33 @@ struct Question<'p, P: Probe> {
 
 impl<'p, P: Probe> Question<'p, P> {
     fn new(probe: &'p P) -> Question<'p, P> {
-        // SAFETY: `run` is made for what begins with this work.
+        // SAFETY: `run` expects a `Question` of this type, which begins with this work.
         let work = unsafe { Work::new(Self::run) };
         Question { work, probe, answer: UnsafeCell::new(MaybeUninit::uninit()) }
     }
 
     /// # Safety
     ///
-    /// `work` is the beginning of a `Question` of this type that lives, and whose answer nobody else uses.
+    /// `work` is the beginning of a live `Question` of this type, and nothing else uses its answer.
     unsafe fn run(work: *mut Work, interrupted: Interrupted<'_>) {
         let question: *mut Self = work.cast();
         // SAFETY: the question lives.
         let question = unsafe { &*question };
         let answer = question.probe.probe(interrupted);
-        // SAFETY: nobody else uses the answer until the thread has said that it is done.
+        // SAFETY: nothing else uses the answer until the thread has announced that it is done.
         unsafe { (*question.answer.get()).write(answer) };
     }
 }
 
-/// Runs a probe in every other thread of the process, and brings their answers.
+/// Runs a probe in every other thread of the process, and returns the answers.
 ///
-/// When it returns, every thread that was there when it was called has answered or ended; others that have started
-/// since may have answered, too. A thread goes on as soon as it has answered.
+/// When this function returns, every thread that existed at the call has answered or ended. Threads that have started
+/// since may have answered, too. A thread resumes as soon as it has answered.
 ///
 /// # Errors
 ///
-/// [`Error::NotReached`] names who did not answer within `limit`, and why; the other answers are lost. Otherwise as
-/// for [`hold`](crate::hold()). A thread that has begun to answer is waited for even beyond `limit`.
+/// [`Error::NotReached`] names the threads that did not answer within `limit`, and why; the other answers are lost.
+/// Otherwise as for [`hold`](crate::hold()). A thread that has begun to answer is waited for even beyond `limit`.
 pub fn run_in_each<P: Probe>(probe: &P, limit: Duration) -> Result<Vec<(Tid, P::Answer)>, Error> {
     let begin = Instant::now();
     let _turn = Turn::take(Some(limit))?;
@@ -82,8 +82,8 @@ pub fn run_in_each<P: Probe>(probe: &P, limit: Duration) -> Result<Vec<(Tid, P::
     let mut known = HashSet::from([Tid::current()]);
     let mut answers = Vec::new();
     loop {
-        // A pass may miss threads. But if all that it lists were known before the threads were counted, and are as
-        // many as were counted, then those are all: what was known before and is still listed was counted.
+        // A pass may miss threads. But if all threads that the pass lists were known before the count, and they are as
+        // many as the count, then the list is complete: a thread that was known before and is still listed was counted.
         let counted = tasks.count().map_err(list)?;
         let mut listed = 0_u64;
         let mut new = Vec::new();
@@ -108,7 +108,7 @@ pub fn run_in_each<P: Probe>(probe: &P, limit: Duration) -> Result<Vec<(Tid, P::
     }
 }
 
-/// Runs a probe in the calling thread, as our signal finds it here.
+/// Runs a probe in the calling thread, as the signal interrupts the thread here.
 ///
 /// # Errors
 ///
@@ -123,12 +123,12 @@ pub fn run_here<P: Probe>(probe: &P) -> Result<P::Answer, Error> {
     let before = system::mask(libc::SIG_UNBLOCK, task::bit(signal)).map_err(action)?;
     let answers = ask(probe, &[me], signal, begin, limit);
     system::mask(libc::SIG_SETMASK, before).map_err(action)?;
-    // It is this thread, which has not ended.
+    // The only thread is the calling one, which has not ended.
     let nobody = Error::ForeignList { tid: me };
     answers?.first().map(|(_, answer)| *answer).ok_or(nobody)
 }
 
-/// Runs a probe in these threads. Who has ended does not answer.
+/// Runs a probe in these threads. A thread that has ended does not answer.
 fn ask<P: Probe>(
     probe: &P,
     tids: &[Tid],
@@ -137,10 +137,11 @@ fn ask<P: Probe>(
     limit: Duration,
 ) -> Result<Vec<(Tid, P::Answer)>, Error> {
     let list = |source| Error::List { source };
-    // What is lent lives longer than the round, which is dropped first and waits for who uses it.
+    // The round uses the questions, so they live longer than the round: it is dropped first, and waits for threads that
+    // use them.
     let questions: Vec<Question<'_, P>> = tids.iter().map(|_| Question::new(probe)).collect();
     let mut answers = Vec::with_capacity(tids.len());
-    // Some slots may be in use for threads that have not come yet when they were asked before.
+    // Some slots may still be in use for threads that did not arrive in earlier rounds.
     slot::reserve(u64::try_from(tids.len()).unwrap_or(u64::MAX).saturating_add(round::debts()));
     let mut round = Round::begin(signal, Sleepers::Asked);
     for (tid, question) in tids.iter().zip(&questions) {
@@ -148,7 +149,7 @@ fn ask<P: Probe>(
         loop {
             match round.ask(*tid, work).map_err(list)? {
                 Asked::Well | Asked::Unasked => break,
-                // Nobody waits for anybody, so memory may be taken.
+                // No thread waits for another thread, so memory may be allocated.
                 Asked::Crowded => slot::reserve(u64::from(slot::capacity()) + 1),
                 Asked::QueueFull => return Err(Error::NotReached { stragglers: Box::new(queue_full(*tid)), limit }),
             }
@@ -164,9 +165,9 @@ fn ask<P: Probe>(
         let question: *const Question<'_, P> = slot.work.load(Ordering::Relaxed).cast_const().cast();
         // SAFETY: the slots of this round have pointers to `questions`, which live.
         let question = unsafe { &*question };
-        // SAFETY: the thread is Here, so it has written its answer and does not use it any more.
+        // SAFETY: the thread is Here, so it has written its answer and does not use the answer any more.
         let answer = unsafe { *question.answer.get() };
-        // SAFETY: as above: it is written.
+        // SAFETY: as above: the answer is written.
         answers.push((Tid::new(slot.tid()), unsafe { answer.assume_init() }));
     }
     Ok(answers)

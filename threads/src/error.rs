@@ -1,4 +1,4 @@
-//! What can go wrong: which thread could not be had, and why.
+//! The errors of this crate: the threads that could not be reached, and why.
 
 use std::fmt;
 use std::io;
@@ -9,32 +9,32 @@ use thiserror::Error;
 use crate::signal::Disposition;
 use crate::task::{Name, State, Tid};
 
-/// Threads could not be asked or held. Whatever it is, nobody is held any more.
+/// Threads could not be probed or held. After any of these errors, the failed call holds no thread.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The signal asked for is not one of those that programs may use freely.
+    /// The requested signal is not one of the signals that programs may use freely.
     #[error("signal {signal} is not a real-time signal: those of this process are {first} to {last}")]
     NotRealTime {
-        /// The signal asked for.
+        /// The requested signal.
         signal: i32,
-        /// The first that there is.
+        /// The first real-time signal of this process.
         first: i32,
-        /// The last that there is.
+        /// The last real-time signal of this process.
         last: i32,
     },
-    /// The signal asked for has a handler, or is ignored.
+    /// The requested signal has a handler, or is ignored.
     #[error("signal {signal} is in use by somebody else: it is {disposition}")]
     Taken {
-        /// The signal asked for.
+        /// The requested signal.
         signal: i32,
-        /// What happens on it.
+        /// The current disposition of the signal.
         disposition: Disposition,
     },
     /// The signal was chosen before, by another call or by the first use.
     #[error("signal {chosen} is in use already, so signal {signal} cannot be")]
     Chosen {
-        /// The signal asked for.
+        /// The requested signal.
         signal: i32,
         /// The signal in use.
         chosen: i32,
@@ -42,34 +42,34 @@ pub enum Error {
     /// No real-time signal is free.
     #[error("each real-time signal from {first} to {last} has a handler or is ignored")]
     NoneFree {
-        /// The first that there is.
+        /// The first real-time signal of this process.
         first: i32,
-        /// The last that there is.
+        /// The last real-time signal of this process.
         last: i32,
     },
-    /// Somebody has installed another handler for our signal since.
+    /// Other code has replaced this crate's handler for the signal.
     #[error("somebody else has taken signal {signal}, which modload holds threads with: it is {disposition}")]
     Replaced {
-        /// Our signal.
+        /// The signal that this crate uses.
         signal: i32,
-        /// What happens on it now.
+        /// The current disposition of the signal.
         disposition: Disposition,
     },
-    /// The handler could not be installed or looked at.
+    /// The handler could not be installed or read.
     #[error("sigaction(2) of signal {signal}")]
     Action {
         /// The signal.
         signal: i32,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The list of threads could not be read.
     #[error("reading /proc/self/task, the list of this process's threads")]
     List {
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The list of threads is that of another name space: the calling thread is not in it.
+    /// The list of threads is of another PID name space: the calling thread is not in the list.
     #[error("/proc belongs to another PID name space: it does not list thread {tid}, which reads it")]
     ForeignList {
         /// The thread that reads.
@@ -78,40 +78,41 @@ pub enum Error {
     /// The calling thread holds the others already.
     #[error("this thread holds all others already")]
     Nested,
-    /// Another thread had its turn, and took too long.
+    /// Another thread had its turn, and its turn took too long.
     #[error("thread {holder} was still holding or asking the others after {limit:?}")]
     Busy {
-        /// Whose turn it was at the end.
+        /// The thread whose turn it was at the end of the wait.
         holder: Tid,
-        /// How long was waited.
+        /// The time limit of the wait.
         limit: Duration,
     },
     /// Threads did not answer.
     #[error("not reached within {limit:?}: {stragglers}")]
     NotReached {
-        /// Who they are.
+        /// These threads.
         stragglers: Box<Stragglers>,
-        /// How long was waited.
+        /// The time limit of the wait.
         limit: Duration,
     },
-    /// A thread that cannot be asked was looked at where it slept, and ran before the look was over, each time.
+    /// A thread that cannot be sent a signal was inspected in its sleep, and ran before the inspection was over, each
+    /// time.
     #[error("thread {tid} \"{}\" cannot be asked, and ran during each look at it within {limit:?}", shown(*name))]
     Awake {
         /// The thread.
         tid: Tid,
-        /// Its name, if it could be read.
+        /// The thread's name, if it could be read.
         name: Option<Name>,
-        /// For how long it was looked at.
+        /// The time limit of the inspection.
         limit: Duration,
     },
     /// Threads start and end faster than they can be counted.
     #[error("within {limit:?} it could not be made sure that all of {counted} threads are known; {known} are")]
     Restless {
-        /// Threads that we know.
+        /// The number of threads that this crate knows.
         known: u64,
-        /// Threads that the kernel counts.
+        /// The number of threads that the kernel counts.
         counted: u64,
-        /// How long was tried.
+        /// The time limit of the attempts.
         limit: Duration,
     },
 }
@@ -120,37 +121,37 @@ fn shown(name: Option<Name>) -> String {
     name.map(|name| name.to_string()).unwrap_or_default()
 }
 
-/// Why a thread did not come to our handler.
+/// The reason why a thread did not enter the signal handler.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Why {
-    /// It blocks our signal.
+    /// The thread blocks the signal.
     Blocks {
         /// The signal.
         signal: i32,
     },
-    /// It waits for our signal, by sigwait(3) say, and would take it for another's.
+    /// The thread waits for the signal, for example by sigwait(3), and would take the signal for one of its own.
     Waits {
         /// The signal.
         signal: i32,
     },
-    /// A tracer has stopped it.
+    /// A tracer has stopped the thread.
     Traced {
         /// The tracer's process.
         by: i32,
     },
-    /// Job control has stopped it.
+    /// Job control has stopped the thread.
     Stopped,
-    /// It waits in the kernel for what no signal interrupts.
+    /// The thread waits in the kernel in a state that no signal interrupts.
     Uninterruptible,
     /// The kernel has no room for another queued signal: RLIMIT_SIGPENDING.
     QueueFull,
-    /// It would come, but did not in time.
+    /// The thread would enter the handler, but did not do so in time.
     Late {
-        /// What it was doing.
+        /// The state of the thread.
         state: State,
     },
-    /// `/proc` did not say.
+    /// `/proc` did not give a reason.
     Unknown,
 }
 
@@ -170,14 +171,14 @@ impl fmt::Display for Why {
     }
 }
 
-/// A thread that did not come to our handler.
+/// A thread that did not enter the signal handler.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Straggler {
     /// The thread.
     pub tid: Tid,
-    /// Its name, if it could be read.
+    /// The thread's name, if it could be read.
     pub name: Option<Name>,
-    /// Why it did not come, as far as `/proc` said so while it was waited for.
+    /// The reason, as far as `/proc` gave one during the wait.
     pub why: Why,
 }
 
@@ -191,14 +192,15 @@ impl fmt::Display for Straggler {
     }
 }
 
-/// How many are named. They are looked at while others are held, so there is room for a few.
+/// The number of threads that are named. Stragglers are inspected while other threads are held, so there is room for a
+/// few only.
 const NAMED: usize = 8;
 
-/// The threads that did not come. There is at least one.
+/// The threads that did not enter the signal handler. There is at least one.
 #[derive(Clone, Copy, Debug)]
 pub struct Stragglers {
     named: [Option<Straggler>; NAMED],
-    /// How many there are, named or not.
+    /// The number of these threads, named or not.
     count: usize,
 }
 
@@ -207,7 +209,7 @@ impl Stragglers {
         Stragglers { named: [None; NAMED], count: 0 }
     }
 
-    /// Whether another one would be named.
+    /// Returns whether one more thread would be named.
     pub(crate) fn has_room(&self) -> bool {
         self.count < NAMED
     }
@@ -219,17 +221,17 @@ impl Stragglers {
         self.count += 1;
     }
 
-    /// One that is counted and not named.
+    /// Counts a thread without naming it.
     pub(crate) fn push_nameless(&mut self) {
         self.count += 1;
     }
 
-    /// The first eight.
+    /// Returns the first eight.
     pub fn iter(&self) -> impl Iterator<Item = &Straggler> {
         self.named.iter().flatten()
     }
 
-    /// How many there are, those among them that are not named.
+    /// Returns the number of threads, including those that are not named.
     #[must_use]
     pub fn count(&self) -> usize {
         self.count

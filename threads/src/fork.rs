@@ -1,15 +1,17 @@
-//! What fork needs: nobody holds or asks while the process is copied, and the child finds nobody's turn.
+//! The steps around fork: no thread is held or probed while the process is copied, and the child does not inherit
+//! another thread's turn.
 //!
-//! A fork hook (`pthread_atfork`) of the embedder's calls these three. They go inside of whatever is locked around a
-//! hold: before a fork last, after it first.
+//! The fork handlers (`pthread_atfork`) of the embedder call these three functions. The calls go inside of any locks
+//! that are taken around a hold: last before a fork, first after a fork.
 
 use crate::round;
 use crate::thread_exit;
 use crate::turn::Turn;
 
-/// Before a fork: waits for its turn, so that nobody is held and nothing is half done.
+/// Prepares a fork: waits for this thread's turn, so that no thread is held and no operation is half done.
 ///
-/// The thread that holds the others must not fork. It could only wait for itself here, and goes on instead.
+/// The thread that holds the others must not fork. Here that thread would wait for itself, so the function returns
+/// without waiting.
 pub fn before_fork() {
     thread_exit::before_fork();
     if let Ok(turn) = Turn::take(None) {
@@ -17,13 +19,14 @@ pub fn before_fork() {
     }
 }
 
-/// After a fork, in the parent.
+/// Ends the turn after a fork, in the parent.
 pub fn after_fork_in_parent() {
     drop(Turn::kept());
     thread_exit::after_fork_in_parent();
 }
 
-/// After a fork, in the child: it has one thread, and no signal of the parent's is under way to it.
+/// Ends the turn after a fork, in the child: the child has one thread, and no signal of the parent is pending for that
+/// thread.
 pub fn after_fork_in_child() {
     let turn = Turn::kept();
     round::forget_everything();

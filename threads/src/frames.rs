@@ -1,21 +1,22 @@
-//! Frames of a stack, found by call frame information alone.
+//! The frames of a stack, found by call frame information alone.
 //!
-//! - [`walk`]: from the registers of a thread to its outermost frame, caller by caller. A frame without a row, a frame
-//!   that is not above the one it has called, a stack that cannot be read: each is an error that says where. There is
-//!   no heuristic to fall back on, because who asks decides by the answer whether code may be freed.
-//! - [`plan`], [`Planned`], [`Known`]: a module's `.eh_frame`, checked and indexed before anybody needs it, and the guard
-//!   that keeps its rows known, to walks and to the process's own unwinder, by which exceptions and panics go.
-//!   Withdrawing waits until no walk can be using them.
-//! - [`Row`]: code that no compiler has made, a trampoline say, states its rows itself.
-//! - The executable, its libraries and the vDSO need not be announced: glibc's `_dl_find_object` (2.35) knows them at
-//!   each moment, without a lock. [`know_process`] finds that function, and installs what fork needs.
+//! - [`walk`]: walks from the registers of a thread to its outermost frame, from callee to caller. A frame without a
+//!   row, a frame that lies below its callee, and a stack that cannot be read are errors that name the place. There is
+//!   no heuristic as a fallback, because the caller decides by the answer whether code may be freed.
+//! - [`plan`], [`Planned`], [`Known`]: a module's `.eh_frame`, checked and indexed before a walk needs it, and the
+//!   guard that keeps its rows known to walks and to the process's own unwinder, which handles exceptions and panics.
+//!   Withdrawing rows waits until no walk can use them.
+//! - [`Row`]: code that no compiler has made, for example a trampoline, declares its rows itself.
+//! - The executable, its libraries and the vDSO need no announcement: glibc's `_dl_find_object` (2.35) knows them at
+//!   each moment, without a lock. [`know_process`] finds that function, and installs the fork handlers.
 //!
-//! - [`each_stack`]: every other thread is held, or looked at where it sleeps, and each stack is walked; [`stacks`] for a caller that
-//!   holds them already. [`words`]: the stack of a thread that sleeps, where a walk does not reach its end.
+//! - [`each_stack`]: holds every other thread, or reads the stack of a sleeping one, and walks each stack; [`stacks`]:
+//!   the same for a caller that already holds the threads. [`words`]: the words of a sleeping thread's stack, for a
+//!   stack that a walk cannot walk to its end.
 //!
-//! Walks may run in signal handlers, beside each other, and while rows come and go: they take no lock, allocate
-//! nothing, and read the stack by `process_vm_readv(2)`, which fails where a load would fault; where that is denied, through
-//! a descriptor of `/proc/self/mem` that was opened before ([`read_through`]).
+//! Walks may run in signal handlers, in parallel, and while rows are added and withdrawn: walks take no lock, allocate
+//! nothing, and read the stack by `process_vm_readv(2)`, which fails where a load would fault. Where that call is
+//! denied, walks read through a descriptor of `/proc/self/mem` that was opened before ([`read_through`]).
 
 mod expression;
 mod index;

@@ -1,5 +1,5 @@
-//! What a thread does when our signal finds it. All of it is async-signal-safe: no memory, no lock, no call into the C
-//! library but for the address of `errno`.
+//! The signal handler of this crate. All of it is async-signal-safe: it allocates no memory, takes no lock, and calls
+//! no function of the C library except for the address of `errno`.
 
 use std::arch::x86_64::__cpuid;
 use std::fmt;
@@ -12,8 +12,9 @@ use crate::system::{self, Action, Info};
 use crate::task::{self, Tid};
 
 unsafe extern "C" {
-    /// The handler. Calls [`on_signal`]; if that returns an address, jumps there as if the kernel had called it: a handler
-    /// that ends the thread by unwinding, or looks at its frames, finds the kernel's frame below itself and none of ours.
+    /// The handler. Calls [`on_signal`]. If that returns an address, jumps there as if the kernel had called that
+    /// handler: a handler that ends the thread by unwinding, or inspects its frames, finds the kernel's frame as its
+    /// caller and no frame of this crate.
     #[link_name = "modload_threads_handler"]
     static HANDLER: u8;
 }
@@ -55,19 +56,20 @@ pub(crate) fn address() -> usize {
     (&raw const HANDLER).expose_provenance()
 }
 
-/// The handler of other senders' signals, and the signals that are blocked while it runs. Written in one's turn, the handler
-/// last; a signal that comes in between finds the old handler or the new one, both of which are glibc's.
+/// The handler of other senders' signals, and the signals that are blocked while it runs. Only the thread whose turn it
+/// is writes these, the handler last. A signal that arrives in between finds the old handler or the new one, both of
+/// which are glibc's.
 static FORWARDED_TO: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
 static FORWARDED_MASK: AtomicU64 = AtomicU64::new(0);
 
-/// Names the action that was in force before ours, to which other senders' signals go.
+/// Sets the action that was in force before this crate's, to which other senders' signals go.
 pub(crate) fn forward_to(action: Action) {
     FORWARDED_MASK.store(action.mask, Ordering::Relaxed);
     FORWARDED_TO.store(action.handler, Ordering::Release);
 }
 
-/// Returns the handler to which a signal of another sender goes, after having blocked what the kernel would block for that
-/// handler; 0 if there is none.
+/// Blocks the signals that the kernel would block for the handler of other senders' signals, and returns that handler;
+/// 0 if there is none.
 fn forward(signal: i32, context: *mut libc::c_void) -> usize {
     let to = FORWARDED_TO.load(Ordering::Acquire);
     if signal != SHARED || matches!(to, libc::SIG_DFL | libc::SIG_IGN) {
@@ -76,15 +78,15 @@ fn forward(signal: i32, context: *mut libc::c_void) -> usize {
     }
     // SAFETY: with SA_SIGINFO the kernel passes a ucontext_t.
     let context: &libc::ucontext_t = unsafe { &*context.cast() };
-    // SAFETY: the kernel's set has 64 signals, and stands at the beginning of the C library's.
+    // SAFETY: the kernel's set has 64 signals, and lies at the beginning of the C library's set.
     let interrupted = unsafe { std::ptr::from_ref(&context.uc_sigmask).cast::<u64>().read() };
     let mask = interrupted | FORWARDED_MASK.load(Ordering::Relaxed) | task::bit(signal);
-    // Cannot fail: the arguments are good.
+    // The call cannot fail: the arguments are valid.
     let _ = system::mask(libc::SIG_SETMASK, mask);
     to
 }
 
-/// A thread where our signal has found it.
+/// A thread that the signal has interrupted.
 #[derive(Clone, Copy)]
 pub struct Interrupted<'a> {
     tid: Tid,
@@ -102,32 +104,35 @@ impl<'a> Interrupted<'a> {
         self.tid
     }
 
-    /// All its registers, its signal mask and its alternate stack, as the kernel saved them on its stack. With
-    /// `REG_RIP` behind a system call that it waited in, or at it, if that is to be restarted.
+    /// Returns all registers of the thread, its signal mask and its alternate stack, as the kernel saved them on the
+    /// thread's stack. If the thread waited in a system call, `REG_RIP` is behind the call's instruction, or at it if
+    /// the call is to be restarted.
     #[must_use]
     pub fn context(&self) -> &'a libc::ucontext_t {
         self.context
     }
 
-    /// The instruction it executes next.
+    /// Returns the address of the instruction that the thread executes next.
     #[must_use]
     pub fn rip(&self) -> u64 {
         self.register(libc::REG_RIP)
     }
 
-    /// Its stack pointer. The 128 bytes below are still its own: the red zone.
+    /// Returns the thread's stack pointer. The 128 bytes below it still belong to the interrupted function: the red
+    /// zone.
     #[must_use]
     pub fn rsp(&self) -> u64 {
         self.register(libc::REG_RSP)
     }
 
-    /// Its frame pointer, where code uses one.
+    /// Returns the thread's frame pointer, for code that uses one.
     #[must_use]
     pub fn rbp(&self) -> u64 {
         self.register(libc::REG_RBP)
     }
 
-    /// One of its general registers, by the C library's number (`libc::REG_RAX`); 0 if there is none of that number.
+    /// Returns a general register, by the C library's number (`libc::REG_RAX`); 0 if there is no register of that
+    /// number.
     #[must_use]
     pub fn register(&self, number: libc::c_int) -> u64 {
         let register = usize::try_from(number).ok().and_then(|number| self.context.uc_mcontext.gregs.get(number));
@@ -142,18 +147,18 @@ impl fmt::Debug for Interrupted<'_> {
     }
 }
 
-/// What our signal did to others, and others with our signal, since the process began.
+/// The side effects of the signal on other code, and of other senders' signals on this crate, since the process began.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[non_exhaustive]
 pub struct Counts {
-    /// System calls that we have ended with EINTR: those that SA_RESTART does not restart (signal(7): `poll`, `select`,
-    /// `epoll_wait`, `nanosleep`, `sigtimedwait`, `msgrcv`, whatever has a time limit on a socket, and others).
-    /// A thread counts when our signal finds it right behind a system call whose result is EINTR. If another signal
-    /// reached it in the same moment, that one may have been the cause.
+    /// System calls that the signal has ended with EINTR: those that SA_RESTART does not restart (signal(7): `poll`,
+    /// `select`, `epoll_wait`, `nanosleep`, `sigtimedwait`, `msgrcv`, all calls with a time limit on a socket, and
+    /// others). A thread counts when the signal finds it directly behind a system call whose result is EINTR. If
+    /// another signal reached the thread at the same moment, that signal may have been the cause.
     pub interrupted: u64,
-    /// Signals that came when nobody asked any more.
+    /// Signals that arrived after their round was over.
     pub late: u64,
-    /// Signals of our number that another sender has sent and that no other handler is for. They do nothing.
+    /// Signals of this number that another sender has sent and that no other handler is for. These signals have no effect.
     pub stray: u64,
 }
 
@@ -161,38 +166,39 @@ static INTERRUPTED: AtomicU64 = AtomicU64::new(0);
 static LATE: AtomicU64 = AtomicU64::new(0);
 static STRAY: AtomicU64 = AtomicU64::new(0);
 
-/// What our signal did to others, and others with our signal.
+/// Returns the side effects of the signal on other code, and of other senders' signals on this crate.
 ///
-/// Without it, most programs would not notice being asked or held: the handler restarts what can be restarted. What
-/// cannot is to be called again by the program, as for any signal.
+/// Most programs do not notice that their threads are probed or held: the handler's flags restart each system call that
+/// can be restarted. The program must call the other system calls again, as for any signal.
 #[must_use]
 pub fn counts() -> Counts {
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     Counts { interrupted: read(&INTERRUPTED), late: read(&LATE), stray: read(&STRAY) }
 }
 
-/// Returns 0, or the handler that the signal is for.
+/// Handles the signal. Returns 0, or the handler that the signal is for.
 extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) -> usize {
     // SAFETY: with SA_SIGINFO the kernel passes a siginfo_t, which has the size and alignment of Info, all integers.
     let info: &Info = unsafe { &*info.cast() };
     let tid = system::gettid();
     let Some(slot) = addressed(info, tid) else { return forward(signal, context) };
     let context: *mut libc::ucontext_t = context.cast();
-    // SAFETY: with SA_SIGINFO the kernel passes a ucontext_t on this thread's stack. Nobody else knows of it yet.
+    // SAFETY: with SA_SIGINFO the kernel passes a ucontext_t on this thread's stack. No other code has a reference to
+    // it yet.
     count_interruption(&Interrupted::new(Tid::new(tid), unsafe { &*context }));
     answer(slot, context);
     0
 }
 
-/// The slot that the signal speaks of, if we have sent it to this thread.
+/// Returns the slot that the signal names, if this crate has sent the signal to this thread.
 fn addressed(info: &Info, tid: i32) -> Option<&'static Slot> {
     let ours = info.code == libc::SI_QUEUE && info.pid == system::getpid();
     let number = round::slot_number(info.value).filter(|_| ours)?;
     slot::get(number).filter(|slot| slot.tid() == tid)
 }
 
-/// Behind a `syscall` instruction rcx is rip, which hardly any other instruction leaves so; of a call that is to be
-/// restarted, rip is in front of it.
+/// Counts a system call that the signal has ended with EINTR. Behind a `syscall` instruction, rcx equals rip, which is
+/// rare behind any other instruction. If a call is to be restarted, rip is in front of the instruction.
 fn count_interruption(interrupted: &Interrupted<'_>) {
     let result = interrupted.register(libc::REG_RAX).cast_signed();
     let behind_call = interrupted.register(libc::REG_RCX) == interrupted.rip();
@@ -201,7 +207,7 @@ fn count_interruption(interrupted: &Interrupted<'_>) {
     }
 }
 
-/// Does what the slot asks for, if it still does.
+/// Answers the request in the slot, if the slot is still Asked.
 fn answer(slot: &'static Slot, context: *mut libc::ucontext_t) {
     let asked = loop {
         let at = slot.at();
@@ -220,21 +226,23 @@ fn answer(slot: &'static Slot, context: *mut libc::ucontext_t) {
     };
     let work = slot.work.load(Ordering::Relaxed);
     if work.is_null() {
-        // From here to the gate's opening it is the holder's.
+        // From here until the gate opens, the context belongs to the holder.
         slot.context.store(context, Ordering::Relaxed);
         slot.words.store(std::ptr::from_ref(crate::word::own_words()).cast_mut(), Ordering::Relaxed);
         slot.put(asked.to(Phase::Here));
         round::one_less(asked.round);
-        // The slot may be another thread's as soon as the gate is open.
+        // The slot may be given to another thread as soon as the gate is open.
         if round::wait_at_gate(asked.round) {
-            // Serialises this core: instructions that somebody has changed meanwhile are fetched anew.
+            // Serialises this core: instructions that the holder has changed meanwhile are fetched again.
             let _ = __cpuid(0);
         }
     } else {
         let errno = Errno::save();
-        // SAFETY: as the kernel passed it; it is valid until the handler returns, and nobody else knows of it.
+        // SAFETY: the kernel passed the pointer; it is valid until the handler returns, and no other code has a
+        // reference to it.
         let interrupted = Interrupted::new(Tid::new(slot.tid()), unsafe { &*context });
-        // SAFETY: the asker keeps what it lends until no slot of its round is Asked or Claimed; ours is Claimed.
+        // SAFETY: the asker keeps the work that it lends until no slot of its round is Asked or Claimed; this slot is
+        // Claimed.
         unsafe { round::Work::run(work, interrupted) };
         drop(errno);
         slot.put(asked.to(Phase::Here));
@@ -242,7 +250,7 @@ fn answer(slot: &'static Slot, context: *mut libc::ucontext_t) {
     }
 }
 
-/// The interrupted code's `errno`, put back when dropped. Our own system calls never touch it.
+/// The interrupted code's `errno`, restored on drop. The system calls of this crate never change it.
 struct Errno {
     place: *mut libc::c_int,
     value: libc::c_int,
@@ -250,9 +258,10 @@ struct Errno {
 
 impl Errno {
     fn save() -> Errno {
-        // SAFETY: it takes nothing and says where this thread's errno is, which exists from the thread's beginning.
+        // SAFETY: the function takes no argument and returns the place of this thread's errno, which exists from the
+        // thread's beginning.
         let place = unsafe { libc::__errno_location() };
-        // SAFETY: it is an int of this thread's alone.
+        // SAFETY: the place is an int of this thread alone.
         Errno { place, value: unsafe { place.read() } }
     }
 }

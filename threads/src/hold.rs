@@ -1,4 +1,4 @@
-//! Every other thread stands still.
+//! Holds every other thread of the process.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -17,13 +17,15 @@ use crate::task::{self, Tasks, Tid};
 use crate::turn::Turn;
 use crate::word::Words;
 
-/// How long the first attempt waits before it lets everybody go again; each one after it waits twice as long. Where the
-/// last hold took longer, because there are more busy threads than processors, the next begins with what that took.
+/// The time that the first attempt waits before it releases all threads again; each later attempt waits twice as long.
+/// If the last hold took longer, because there were more busy threads than processors, the next hold begins with twice
+/// the time of the last hold, up to [`LONGEST_PATIENCE`].
 const FIRST_PATIENCE: Duration = Duration::from_millis(4);
-/// No attempt but the last waits longer: more attempts find fewer threads that are just starting or ending.
+/// The longest wait of an attempt, except for the last one: with more attempts, fewer threads are just starting or
+/// ending.
 const LONGEST_PATIENCE: Duration = Duration::from_millis(64);
 
-/// What the attempt that succeeded last took, in microseconds.
+/// The duration of the attempt that succeeded last, in microseconds.
 static LAST: AtomicU64 = AtomicU64::new(0);
 
 fn first_patience() -> Duration {
@@ -31,17 +33,18 @@ fn first_patience() -> Duration {
     (last * 2).clamp(FIRST_PATIENCE, LONGEST_PATIENCE)
 }
 
-/// How often a thread that blocks our signal is looked at, while nobody is held.
+/// The interval at which a thread that blocks the signal is inspected, while no thread is held.
 const LOOK: Duration = Duration::from_micros(500);
 
-/// Every other thread of the process stands in our signal's handler until this is dropped.
+/// Every other thread of the process waits in the signal handler until this value is dropped, except for the
+/// [sleepers](Held::sleepers) of [`hold_or_look`].
 ///
-/// The thread that has it must not need anything that a held thread may own. It must not take memory or give it back,
-/// lock, print, log, panic, start or join a thread, change credentials (`setuid` asks every thread), or fork.
-/// What it may do: system calls, and reading and writing memory that is its own to read and write.
+/// The thread that has this value must not need anything that a held thread may own. The thread must not allocate or
+/// free memory, lock, print, log, panic, start or join a thread, change credentials (`setuid` sends a signal to every
+/// thread), or fork. The thread may make system calls, and may read and write memory that belongs to it.
 ///
-/// When it is dropped, cores are serialised before any thread goes on: all at once by membarrier(2), if the process is registered for
-/// `PRIVATE_EXPEDITED_SYNC_CORE`; else by CPUID in each thread.
+/// On drop, cores are serialised before any thread resumes: all at once by membarrier(2), if the process is registered
+/// for `PRIVATE_EXPEDITED_SYNC_CORE`; else by CPUID in each thread.
 #[derive(Debug)]
 #[must_use = "everybody goes on when it is dropped"]
 pub struct Held {
@@ -52,24 +55,25 @@ pub struct Held {
 
 /// Holds every other thread of the process.
 ///
-/// A thread that blocks the signal may do so only for a moment, and may in that moment wait for what a held thread
-/// owns. So after some milliseconds everybody is let go, waited for who blocked the signal, and all are asked again,
-/// with twice the patience up to a bound, until `limit` has passed.
+/// A thread that blocks the signal may block it only for a moment, and may in that moment wait for a lock that a held
+/// thread owns. So after some milliseconds this function releases all threads, waits for the threads that blocked the
+/// signal, and asks all threads again, with twice the patience up to a bound, until `limit` has passed.
 ///
-/// With no other thread in the process, no signal is sent. What the signal does to threads: see
-/// [`counts`](crate::counts).
+/// If the process has no other thread, no signal is sent. [`counts`](crate::counts) has the effects of the signal on
+/// threads.
 ///
 /// # Errors
 ///
-/// [`Error::NotReached`] names who did not come, and why. [`Error::Busy`] if another thread holds or asks for all of
-/// `limit`, [`Error::Nested`] if this one does. [`Error::Replaced`] if somebody has taken our signal. Nobody is held
-/// then.
+/// [`Error::NotReached`] names the threads that did not enter the handler, and why. [`Error::Busy`] if another thread
+/// holds or asks for all of `limit`, [`Error::Nested`] if this thread does. [`Error::Replaced`] if other code has taken
+/// the signal. After an error, this call holds no thread.
 pub fn hold(limit: Duration) -> Result<Held, Error> {
     stop(limit, Sleepers::Asked)
 }
 
-/// [`hold`], where a thread that blocks the signal, waits for it, or sleeps uninterruptibly, is not held but looked at where it sleeps in
-/// the kernel: [`Held::sleepers`]. Whatever is found out of such a thread holds if [`Held::awake`] names none afterwards.
+/// Works like [`hold`], but a thread that blocks the signal, waits for it, or sleeps uninterruptibly is not held. Such
+/// a thread is inspected where it sleeps in the kernel: [`Held::sleepers`]. All facts found about such a thread hold if
+/// [`Held::awake`] names no thread afterwards.
 ///
 /// # Errors
 ///
@@ -86,12 +90,12 @@ fn stop(limit: Duration, sleepers: Sleepers) -> Result<Held, Error> {
     let tasks = Tasks::open().map_err(list)?;
     let mut patience = first_patience();
     loop {
-        // Threads that start meanwhile need some, too; and where that is not enough, the attempt says so.
+        // Threads that start meanwhile need slots, too. If the slots are still too few, the attempt reports that.
         let count = tasks.count().map_err(list)?;
         slot::reserve(count + count / 4 + 16 + round::debts());
         let left = limit.saturating_sub(begin.elapsed());
         let mut round = Round::begin(signal, sleepers);
-        // The last attempt takes what is left, so that none is too short to mean anything.
+        // The last attempt takes all the remaining time, so that no attempt is too short to be useful.
         let wait = if left < patience * 2 { left } else { patience };
         let attempt = Instant::now();
         let failure = match everybody(&tasks, &mut round, attempt + wait) {
@@ -122,14 +126,14 @@ fn stop(limit: Duration, sleepers: Sleepers) -> Result<Held, Error> {
     }
 }
 
-/// When a wait of at most `limit` is over.
+/// Returns the end of a wait of at most `limit`.
 pub(crate) fn deadline(begin: Instant, limit: Duration) -> Instant {
-    // Far enough, for who says forever.
+    // Far enough for a caller that passes an unlimited time.
     const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
     begin.checked_add(limit).unwrap_or(begin + YEAR)
 }
 
-/// What an attempt ended with. Made while others are held, so without taking memory.
+/// The result of an attempt that failed. Made while other threads are held, so without allocating memory.
 #[expect(clippy::large_enum_variant, reason = "a box would take memory while others are held")]
 enum Failure {
     Error(Error),
@@ -138,12 +142,14 @@ enum Failure {
     Restless { known: u64, counted: u64 },
 }
 
-/// Asks until everybody stands still.
+/// Asks threads until every other thread is held.
 ///
-/// That it is everybody is a matter of counting. The list may lack some (see [`Tasks::each`]), but not the count: who
-/// is held neither starts threads nor ends, so if the kernel counts as many threads as are held or known never to run
-/// again, and ourselves, then there is nobody else. Those that never run again may vanish; one that was seen before
-/// counting and is still there afterwards was counted.
+/// A count shows that the set is complete. The list may lack threads (see [`Tasks::each`]), but the count does not. A
+/// held thread neither starts threads nor ends. So if the kernel counts as many threads as the sum of held threads,
+/// threads that are known never to run again, and this thread, then there is no other thread. Threads that never run
+/// again may vanish; such a thread that was seen before the count and is still there afterwards was counted. Threads
+/// that were inspected in their sleep belong to the sum, too; [`Held::awake`] tells later whether they slept all the
+/// time.
 #[expect(clippy::result_large_err, reason = "a box would take memory while others are held")]
 fn everybody(tasks: &Tasks, round: &mut Round, until: Instant) -> Result<(), Failure> {
     let list = |source| Failure::Error(Error::List { source });
@@ -171,7 +177,7 @@ fn everybody(tasks: &Tasks, round: &mut Round, until: Instant) -> Result<(), Fai
         {
             return Err(Failure::Late(stragglers));
         }
-        // Before counting: a thread that runs may create others.
+        // The refresh comes before the count, because a thread that runs may create other threads.
         let asleep = round.refresh().map_err(list)?;
         let counted = tasks.count().map_err(list)?;
         let known = 1 + round.here() + round.asleep() + round.still_absent();
@@ -190,8 +196,9 @@ pub(crate) fn queue_full(tid: Tid) -> Stragglers {
     stragglers
 }
 
-/// Waits until none of the threads that blocked the signal blocks it any more or, where a look at a sleeping thread will do, until those
-/// that block it sleep. No thread is held meanwhile. Returns the threads that are in the way at the deadline.
+/// Waits until none of the threads that blocked the signal blocks it any more or, where inspecting a sleeping thread is
+/// enough, until those that block it sleep. No thread is held meanwhile. Returns the threads that still block at the
+/// deadline.
 fn wait_for(stragglers: &Stragglers, signal: i32, sleepers: Sleepers, deadline: Instant) -> Option<Stragglers> {
     let sleeps = |tid| sleepers == Sleepers::LookedAt && matches!(sleeper::look(tid), Ok(Sight::Asleep(_)));
     loop {
@@ -212,43 +219,44 @@ fn wait_for(stragglers: &Stragglers, signal: i32, sleepers: Sleepers, deadline: 
 }
 
 impl Held {
-    /// The held threads, in the order in which they were asked. Takes no memory.
+    /// Returns the held threads, in the order in which they were asked. Allocates no memory.
     pub fn threads(&self) -> impl Iterator<Item = Interrupted<'_>> {
         self.round.come().filter_map(|slot| {
             let context = slot.context.load(Ordering::Relaxed);
-            // SAFETY: the thread stored the address of its own signal frame before it became Here, and stands in its
-            // handler, with that frame below it, while we live. We change frames only through `&mut self`.
+            // SAFETY: the thread stored the address of its own signal frame before it became Here, and waits in its
+            // handler, with that frame beneath, while `self` lives. Frames are changed only through `&mut self`.
             let context = unsafe { context.as_ref() };
             context.map(|context| Interrupted::new(Tid::new(slot.tid()), context))
         })
     }
 
-    /// The held threads' words, in the order of [`Held::threads`]. Takes no memory.
+    /// Returns the held threads' words, in the order of [`Held::threads`]. Allocates no memory.
     pub fn words(&self) -> impl Iterator<Item = (Tid, &AtomicU64)> {
         self.own_words().map(|(tid, words)| (tid, &words.word))
     }
 
-    /// What each of the held threads has of its own, in the order of [`Held::threads`].
+    /// Returns all words of each held thread's own memory, in the order of [`Held::threads`].
     pub(crate) fn own_words(&self) -> impl Iterator<Item = (Tid, &Words)> {
         self.round.come().filter_map(|slot| {
             let words = slot.words.load(Ordering::Relaxed);
-            // SAFETY: the thread stored the address before it became Here, and stands in its handler while we live.
+            // SAFETY: the thread stored the address before it became Here, and waits in its handler while `self` lives.
             let words = unsafe { words.as_ref() };
             words.map(|words| (Tid::new(slot.tid()), words))
         })
     }
 
-    /// The threads that are not held but were looked at where they sleep, for [`hold_or_look`]. Takes no memory.
+    /// Returns the threads that are not held but were inspected in their sleep, for [`hold_or_look`]. Allocates no
+    /// memory.
     pub fn sleepers(&self) -> impl Iterator<Item = Sleeper> {
         self.round.sleepers()
     }
 
-    /// One of the [sleepers](Held::sleepers) that has run since it was looked at. If there is none, there was a moment in which all
-    /// that was found of all threads was so.
+    /// Returns one of the [sleepers](Held::sleepers) that has run since it was inspected. If there is none, there was a
+    /// moment in which all facts found about all threads were true at once.
     ///
     /// # Errors
     ///
-    /// What open(2) or read(2) says of the files in `/proc`.
+    /// The error of open(2) or read(2) of the files in `/proc`.
     pub fn awake(&self) -> io::Result<Option<Tid>> {
         for sleeper in self.sleepers() {
             if !sleeper.has_slept()? {
@@ -258,30 +266,30 @@ impl Held {
         Ok(None)
     }
 
-    /// How many threads were looked at where they sleep.
+    /// Returns the number of threads that were inspected in their sleep.
     pub(crate) fn asleep(&self) -> u64 {
         self.round.asleep()
     }
 
-    /// How many threads are held.
+    /// Returns the number of held threads.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.round.here()
     }
 
-    /// Changes where a held thread goes on; `false` if no such thread is held.
+    /// Changes the address at which a held thread resumes. Returns `false` if no such thread is held.
     ///
     /// # Safety
     ///
-    /// With all its registers, its stack and everything that others know of it, the thread can go on at `rip`: the
-    /// instructions there do what those at the old place were to do.
+    /// With all its registers, its stack and all state that other code keeps about the thread, the thread can resume at
+    /// `rip`: the instructions there have the effects that those at the old address were to have.
     pub unsafe fn set_rip(&mut self, tid: Tid, rip: u64) -> bool {
         let Some(slot) = self.round.come().find(|slot| slot.tid() == tid.get()) else { return false };
         let context = slot.context.load(Ordering::Relaxed);
-        // SAFETY: as in `threads`; nobody has borrowed from us meanwhile, and the thread looks at its frame only when
-        // it has been let go.
+        // SAFETY: as in `threads`; `&mut self` excludes other borrows, and the thread reads its frame only after it has
+        // been released.
         let Some(context) = (unsafe { context.as_mut() }) else { return false };
-        // REG_RIP is a small positive constant of the C library's.
+        // REG_RIP is a small positive constant of the C library.
         let place = usize::try_from(libc::REG_RIP).ok().and_then(|at| context.uc_mcontext.gregs.get_mut(at));
         place.is_some_and(|place| {
             *place = rip.cast_signed();

@@ -1,24 +1,31 @@
-//! The threads of this process: who they are, what each of them is doing, and how to stop them all for a moment.
+//! The threads of this process: lists them, inspects each of them, and stops all of them for a moment.
 //!
-//! - [`Tasks`]: the process's threads as the kernel lists them; [`status`], [`name`]: one of them;
-//!   [`is_alone`]: whether there are any others.
-//! - [`run_in_each`]: a [`Probe`] runs in every other thread, wherever it stands; [`run_here`]: in this one.
-//! - [`hold`]: every other thread stands still until [`Held`] is dropped, and executes a core-serialising instruction
-//!   before it goes on. The holder may look at their registers, and change where they go on.
-//! - [`use_signal`]: which real-time signal all this is done with; [`counts`]: what it did to others.
-//! - [`before_fork`] and what follows it: what a `pthread_atfork` handler calls.
-//! - [`boundary`]: where exceptions and panics of code that is called end.
-//! - [`creation`]: threads that are known by their creator; [`thread_exit`]: destructors to be called when a thread ends, by owner.
-//! - [`word`]: a word of each thread, for who stops threads.
-//! - [`frames`]: one walker for every thread's stack. It reads call frame information and never guesses.
+//! - [`Tasks`]: the process's threads as the kernel lists them; [`status`], [`name`]: details of one thread;
+//! [`is_alone`]: whether the process has more than one thread.
+//! - [`run_in_each`]: runs a [`Probe`] in every other thread, between any two of the thread's instructions;
+//!   [`run_here`]: runs a probe in the calling thread.
+//! - [`hold`]: stops every other thread until [`Held`] is dropped. Each held thread executes a core-serialising
+//!   instruction before it resumes. The holder may read the registers of held threads, and change the address at which
+//!   they resume.
+//! - [`use_signal`]: selects the real-time signal that this crate uses; [`counts`]: counts the side effects on other
+//!   code.
+//! - [`before_fork`], [`after_fork_in_parent`], [`after_fork_in_child`]: the functions that a `pthread_atfork` handler
+//!   calls.
+//! - [`boundary`]: the frame at which exceptions and panics of called code end.
+//! - [`creation`]: threads that carry the number of their creator; [`thread_exit`]: destructors that run when a thread
+//!   ends, by owner.
+//! - [`word`]: words in each thread's own memory, for code that stops threads.
+//! - [`frames`]: one walker for every thread's stack. The walker reads call frame information and never guesses.
 //!
-//! A leaf crate: it imports nothing of modload's, and an address is a `u64` here.
+//! A leaf crate: it depends on no other crate of modload, and an address is a `u64` here.
 //!
-//! The kernel has no call that stops the threads of one's own process, so each is sent a signal. Nothing that is held
-//! may be needed by the holder: a held thread may own the allocator's lock, or any other. Between the first signal and
-//! the release this crate therefore takes no lock and no memory, and makes its system calls itself.
+//! The kernel has no call that stops the threads of the calling process, so this crate sends each thread a signal. The
+//! holder must not need anything that a held thread may own: a held thread may own the allocator's lock, or any other
+//! lock. Between the first signal and the release, this crate therefore takes no lock, allocates no memory, and makes
+//! its system calls directly.
 //!
-//! Not held, because they are other processes: a `vfork` child, or whatever else shares memory by `CLONE_VM`.
+//! A `vfork` child and any other process that shares the memory by `CLONE_VM` are not held, because they are other
+//! processes.
 
 mod system;
 mod task;
@@ -50,6 +57,6 @@ pub use signal::{can_see, signal, use_signal};
 pub use sleeper::Sleeper;
 pub use task::{Name, State, Status, Tasks, Tid, name, status};
 
-/// How long threads are waited for, unless the caller says otherwise. Starting and ending a thread blocks all signals
-/// for a moment, and on a busy machine each thread must first get its turn.
+/// The time limit for waiting for threads, unless the caller gives another one. Starting and ending a thread blocks all
+/// signals for a moment, and on a busy machine each thread must first get processor time.
 pub const DEFAULT_LIMIT: std::time::Duration = std::time::Duration::from_secs(1);

@@ -1,7 +1,8 @@
-//! A round: one question to some or all threads, from the first signal to the last answer or the giving up.
+//! A round: one request to some or all threads, from the first signal until the last thread has answered or is given
+//! up. To *ask* a thread means to send it the signal.
 //!
-//! Everything from [`Round::begin`] to the drop is done without a lock and without taking memory, since who is held may
-//! own any lock.
+//! All code from [`Round::begin`] to the drop runs without taking a lock and without allocating memory, because a held
+//! thread may own any lock.
 
 use std::io;
 use std::ptr;
@@ -16,22 +17,24 @@ use crate::slot::{self, At, Phase, Slot};
 use crate::system;
 use crate::task::{self, Presence, State, Tid};
 
-/// The round whose threads have to wait: the next one while there is none. Changed only in one's turn.
+/// The round whose threads have to wait; the next round's number while there is no round. Only the thread whose turn it
+/// is changes this.
 static GATE: AtomicU32 = AtomicU32::new(1);
 
-/// The round in the upper half; in the lower how many of its threads have neither come nor been given up.
+/// The round in the upper half. In the lower half, the number of its asked threads that have neither arrived nor been
+/// given up.
 static OUTSTANDING: AtomicU64 = AtomicU64::new(0);
 
-/// How many slots are Owed, or are about to be or not to be.
+/// The number of slots that are Owed, including slots that are just changing to or from Owed.
 static DEBTS: AtomicU32 = AtomicU32::new(0);
 
-/// Slots from here on were never used. Changed only in one's turn.
+/// The first slot that was never used. Only the thread whose turn it is changes this.
 static USED: AtomicU32 = AtomicU32::new(0);
 
-/// The upper half of the value that travels with our signals; the lower one is the slot's number.
+/// The upper half of the value that this crate's signals carry; the lower half is the slot's number.
 const COOKIE: u32 = 0x6d6f_646c;
 
-/// The slot that a signal's value speaks of, if it is one of ours.
+/// Returns the slot number in a signal's value, if this crate has sent the signal.
 pub(crate) fn slot_number(value: u64) -> Option<u32> {
     let [a, b, c, d, e, f, g, h] = value.to_be_bytes();
     (u32::from_be_bytes([a, b, c, d]) == COOKIE).then(|| u32::from_be_bytes([e, f, g, h]))
@@ -41,12 +44,12 @@ fn value_of(number: u32) -> u64 {
     u64::from(COOKIE) << 32 | u64::from(number)
 }
 
-/// A thread has got a signal that nobody waited for.
+/// Records the delivery of a signal whose round had already given up on the thread.
 pub(crate) fn debt_is_paid() {
     DEBTS.fetch_sub(1, Ordering::Relaxed);
 }
 
-/// One thread of a round has come, or is given up. The last one wakes the asker.
+/// Records that one thread of a round has arrived, or is given up. The last one wakes the asker.
 pub(crate) fn one_less(round: u32) {
     let less = OUTSTANDING.try_update(Ordering::AcqRel, Ordering::Acquire, |outstanding| {
         (outstanding >> 32 == u64::from(round)).then(|| outstanding.saturating_sub(1))
@@ -56,7 +59,7 @@ pub(crate) fn one_less(round: u32) {
     }
 }
 
-/// How many slots cannot be had because signals are under way that nobody waits for.
+/// Returns the number of slots that cannot be used because their signal is still pending after its round.
 pub(crate) fn debts() -> u64 {
     DEBTS.load(Ordering::Relaxed).into()
 }
@@ -66,16 +69,16 @@ fn count_of(outstanding: u64) -> u32 {
     u32::from_be_bytes([a, b, c, d])
 }
 
-/// The word that the asker sleeps on: the lower half, which on x86-64 comes first.
+/// Returns the word that the asker sleeps on: the lower half, which on x86-64 comes first.
 fn word() -> *const u32 {
     OUTSTANDING.as_ptr().cast()
 }
 
-/// Whether threads that are let go have to serialise their cores themselves. Who reads that of a later round has been serialised with
-/// that, or does it once too often.
+/// Whether released threads have to serialise their cores themselves. A thread that reads the value of a later round
+/// has been serialised by that round's call, or serialises once too often.
 static SERIALISE: AtomicBool = AtomicBool::new(false);
 
-/// Waits until the round is over. Says whether the thread has to serialise its core before it goes on.
+/// Waits until the round is over. Returns whether the thread has to serialise its core before it resumes.
 pub(crate) fn wait_at_gate(round: u32) -> bool {
     while GATE.load(Ordering::Acquire) == round {
         system::wait(GATE.as_ptr(), round, None);
@@ -83,7 +86,7 @@ pub(crate) fn wait_at_gate(round: u32) -> bool {
     SERIALISE.load(Ordering::Relaxed)
 }
 
-/// What a thread is to do: the beginning of a larger structure, which `run` knows.
+/// The work that a thread has to do: the beginning of a larger structure, which `run` knows.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Work {
@@ -93,7 +96,7 @@ pub(crate) struct Work {
 impl Work {
     /// # Safety
     ///
-    /// What calls `run` does so once, on the work itself, while it lives: what `run` asks for.
+    /// `run` requires no more than this: it is called at most once, on the work itself, while the work lives.
     pub(crate) const unsafe fn new(run: unsafe fn(*mut Work, Interrupted<'_>)) -> Work {
         Work { run }
     }
@@ -102,61 +105,64 @@ impl Work {
     ///
     /// # Safety
     ///
-    /// The work lives until this returns, and nobody else runs it.
+    /// The work lives until this function returns, and nothing else runs it.
     pub(crate) unsafe fn run(work: *mut Work, interrupted: Interrupted<'_>) {
         // SAFETY: the work lives.
         let run = unsafe { (*work).run };
-        // SAFETY: `run` is given the work it was made with, once.
+        // SAFETY: `run` gets the work that it was made with, once.
         unsafe { run(work, interrupted) };
     }
 }
 
-/// What became of asking a thread.
+/// The result of asking a thread.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Asked {
-    /// It will come, or has ended, or never comes and is known for it.
+    /// The thread will arrive, or has ended, or is known never to arrive.
     Well,
     /// There is no slot left.
     Crowded,
     /// The kernel queues no more signals.
     QueueFull,
-    /// It is sent no signal, because it blocks it or waits for it. It is asked when it no longer does.
+    /// No signal was sent, because the thread blocks the signal or waits for it. The thread is asked when it no longer
+    /// does so.
     Unasked,
 }
 
-/// Whether a thread that cannot be asked may be looked at instead, while it sleeps in the kernel.
+/// Tells whether a thread that cannot be asked may be inspected instead, while it sleeps in the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Sleepers {
-    /// No: each thread has to come.
+    /// No: each thread has to arrive.
     Asked,
     /// Yes.
     LookedAt,
 }
 
-/// How long a thread that was ever found to wait for the signal must have run, since it was to be asked, before it is sent the signal.
-/// It is the thread's own time: on a busy machine a thread may be about to return from such a wait, or to begin one, for long.
+/// The time that a thread that was ever found to wait for the signal must have run, since the round wanted to ask it,
+/// before it is sent the signal. The time is the thread's own CPU time: on a busy machine, a thread may be about to
+/// return from such a wait, or to begin one, for a long time.
 const SHY: Duration = Duration::from_millis(3);
 
-/// The beginning of a wait, and how much longer each part of it is than the one before.
+/// The first part of a wait. Without unasked threads, each later part is twice as long as the one before.
 const FIRST_LOOK: Duration = Duration::from_micros(500);
 
-/// A round in one's turn. Dropping it gives up who has not come, and lets go of who waits.
+/// A round of the thread whose turn it is. Dropping it gives up threads that have not arrived, and releases threads
+/// that wait.
 #[derive(Debug)]
 pub(crate) struct Round {
     number: u32,
     signal: i32,
     sleepers: Sleepers,
     begun: Instant,
-    /// Slots of this round lie before it.
+    /// The number behind the last slot of this round.
     top: u32,
-    /// The next slot to look at for one that is free.
+    /// The number of the next slot to check for a free one.
     next: u32,
-    /// Where the thread stands that is probably listed next.
+    /// The slot of the thread that is probably listed next.
     hint: u32,
 }
 
 impl Round {
-    /// Begins a round, in one's turn.
+    /// Begins a round. The caller must have its turn.
     pub(crate) fn begin(signal: i32, sleepers: Sleepers) -> Round {
         let number = GATE.load(Ordering::Relaxed);
         OUTSTANDING.store(u64::from(number) << 32, Ordering::Relaxed);
@@ -171,7 +177,7 @@ impl Round {
         At { round: self.number, phase }
     }
 
-    /// Debts of threads that have ended are none.
+    /// Clears the debts of threads that have ended.
     fn forget_the_dead(&self) {
         for slot in slots(USED.load(Ordering::Relaxed)) {
             let at = slot.at();
@@ -182,7 +188,7 @@ impl Round {
         }
     }
 
-    /// The slots of this round, with their phases.
+    /// Returns the slots of this round, with their phases.
     fn slots(&self) -> impl Iterator<Item = (&'static Slot, At)> {
         let number = self.number;
         let used = slots(self.top).map(|slot| (slot, slot.at()));
@@ -193,23 +199,23 @@ impl Round {
         self.slots().map(|(_, at)| u64::from(at.phase == phase)).sum()
     }
 
-    /// How many threads have come.
+    /// Returns the number of threads that have arrived.
     pub(crate) fn here(&self) -> u64 {
         self.count(Phase::Here)
     }
 
-    /// How many of those that will never come are still listed.
+    /// Returns the number of threads that will never arrive and are still listed.
     pub(crate) fn still_absent(&self) -> u64 {
         let absent = self.slots().filter(|(_, at)| at.phase == Phase::Absent);
         absent.map(|(slot, _)| u64::from(!matches!(task::presence(Tid::new(slot.tid())), Ok(Presence::Gone)))).sum()
     }
 
-    /// The slots of those who have come.
+    /// Returns the slots of threads that have arrived.
     pub(crate) fn come(&self) -> impl Iterator<Item = &'static Slot> {
         self.slots().filter(|(_, at)| at.phase == Phase::Here).map(|(slot, _)| slot)
     }
 
-    /// Whether the thread was asked in this round.
+    /// Returns whether this round has a slot for the thread.
     pub(crate) fn knows(&mut self, tid: Tid) -> bool {
         let is = |number: &u32| {
             slot::get(*number).is_some_and(|slot| {
@@ -224,13 +230,13 @@ impl Round {
         found.is_some()
     }
 
-    /// How many threads were looked at where they sleep.
+    /// Returns the number of threads that were inspected in their sleep.
     pub(crate) fn asleep(&self) -> u64 {
         self.count(Phase::Asleep)
     }
 
-    /// Looks once more at the threads that were looked at where they sleep: what is known of them is as late as can be. Returns whether all
-    /// still sleep.
+    /// Inspects again the threads that were inspected in their sleep, so that their data is as recent as possible.
+    /// Returns whether all of them still sleep.
     pub(crate) fn refresh(&self) -> io::Result<bool> {
         for (slot, at) in self.slots().filter(|(_, at)| at.phase == Phase::Asleep) {
             let Sight::Asleep(sleeper) = sleeper::look(Tid::new(slot.tid()))? else {
@@ -242,12 +248,12 @@ impl Round {
         Ok(true)
     }
 
-    /// The threads that were looked at where they sleep.
+    /// Returns the threads that were inspected in their sleep.
     pub(crate) fn sleepers(&self) -> impl Iterator<Item = Sleeper> {
         self.slots().filter(|(_, at)| at.phase == Phase::Asleep).map(|(slot, _)| slot.sleeper())
     }
 
-    /// Asks a thread that this round does not know.
+    /// Asks a thread that this round has no slot for yet.
     pub(crate) fn ask(&mut self, tid: Tid, work: *mut Work) -> io::Result<Asked> {
         let shy = self.is_shy(tid);
         let may_be_asked = !shy && self.may_be_asked(tid)?;
@@ -258,7 +264,7 @@ impl Round {
             return Ok(asked);
         }
         let Some(number) = self.free_slot(tid) else { return Ok(Asked::Crowded) };
-        // A slot that was just found.
+        // The slot was just found, so it exists.
         let Some(slot) = slot::get(number) else { return Ok(Asked::Crowded) };
         slot.work.store(work, Ordering::Relaxed);
         if !may_be_asked {
@@ -271,14 +277,14 @@ impl Round {
         self.send(number, slot)
     }
 
-    /// Returns whether a look at the thread will do, and the thread is better not sent the signal while it runs: it was once found to
-    /// wait for the signal, and may begin to wait between a look and the signal.
+    /// Returns whether the thread is shy: inspecting it is enough, and it should not be sent the signal while it runs.
+    /// Such a thread was once found to wait for the signal, and may begin to wait between an inspection and the signal.
     fn is_shy(&self, tid: Tid) -> bool {
         self.sleepers == Sleepers::LookedAt && clear::is_forbidden(tid)
     }
 
-    /// Returns whether a shy thread has run for so long without falling asleep that it is not about to wait. Where the kernel does not
-    /// count how long threads run, the time since the round began counts.
+    /// Returns whether a shy thread has run for so long without falling asleep that it is not about to wait. Where the
+    /// kernel does not count the time that threads run, the time since the round began counts.
     fn runs_on(&self, tid: Tid, slot: &Slot) -> io::Result<bool> {
         let (before, now) = (slot.ran.load(Ordering::Relaxed), sleeper::time(tid)?);
         let ran = if before == 0 || now == 0 {
@@ -289,19 +295,20 @@ impl Round {
         Ok(ran >= SHY)
     }
 
-    /// Whether a thread may be sent the signal: it neither blocks it nor waits for it. One that has ended may.
+    /// Returns whether a thread may be sent the signal: it neither blocks the signal nor waits for it. A thread that
+    /// has ended may be.
     fn may_be_asked(&self, tid: Tid) -> io::Result<bool> {
         if clear::is(tid, self.signal) {
             return Ok(true);
         }
         let Some(status) = task::status(tid)? else { return Ok(true) };
-        // In vfork, say: the signal would wait for as long as the thread does.
+        // For example in vfork: the signal would stay pending until the thread wakes up.
         let sleeps_on = status.state == State::Uninterruptible && self.sleepers == Sleepers::LookedAt;
-        // The C library blocks all signals for a moment where a thread starts, ends or creates another one.
+        // The C library blocks all signals for a moment where a thread starts, ends or creates another thread.
         if status.blocks(self.signal) || sleeps_on {
             return Ok(false);
         }
-        // While a thread waits for signals, the kernel takes them out of its mask.
+        // While a thread waits for signals, the kernel takes them out of the thread's mask.
         let waits = status.state == State::Sleeping
             && matches!(sleeper::look(tid)?, Sight::Asleep(sleeper) if sleeper.waits_for(self.signal));
         if waits {
@@ -312,8 +319,8 @@ impl Round {
         Ok(!waits)
     }
 
-    /// Looks again at the threads that were not asked: asks those that may be asked by now, and, where that will do, notes where
-    /// the others sleep. Returns whether any of them is left.
+    /// Checks the unasked threads again: asks those that may be asked by now, and, where inspecting is enough, records
+    /// where the others sleep. Returns whether any unasked thread is left.
     fn look_at_unasked(&self) -> io::Result<bool> {
         let mut left = false;
         for number in 0..self.top {
@@ -378,7 +385,7 @@ impl Round {
 
     fn send(&self, number: u32, slot: &Slot) -> io::Result<Asked> {
         let Err(error) = system::queue(slot.tid(), self.signal, value_of(number)) else { return Ok(Asked::Well) };
-        // Nothing was sent. But a debtor's earlier signal may have brought it here meanwhile.
+        // No signal was sent. But a debtor's earlier signal may have brought the thread into the handler meanwhile.
         if slot.go(self.at(Phase::Asked), self.at(Phase::Free)) {
             one_less(self.number);
         }
@@ -389,7 +396,8 @@ impl Round {
         }
     }
 
-    /// Asks a thread to which a signal is still under way. If there is none after all, nothing is done.
+    /// Asks a thread to which a signal of an earlier round is still pending. Returns `None` and does nothing if there
+    /// is no such signal.
     fn ask_debtor(&mut self, tid: Tid, work: *mut Work) -> io::Result<Option<Asked>> {
         let owes = |slot: &Slot| slot.tid() == tid.get() && slot.at().phase == Phase::Owed;
         let used = USED.load(Ordering::Relaxed);
@@ -407,7 +415,7 @@ impl Round {
             Presence::Gone => Phase::Free,
         });
         if owed.phase != Phase::Owed || !slot.go(owed, to) {
-            // It has just got the signal.
+            // The thread has just got the signal.
             if presence == Presence::Present {
                 one_less(self.number);
             }
@@ -418,13 +426,13 @@ impl Round {
         if presence != Presence::Present {
             return Ok(Some(Asked::Well));
         }
-        // The signal that waits for it will do; but a new thread may have got the number of one that has ended.
+        // The pending signal is enough; but a new thread may have got the number of a thread that has ended.
         let waits = task::status(tid)?.is_some_and(|status| status.pending & task::bit(self.signal) != 0);
         if waits || slot.at() != to { Ok(Some(Asked::Well)) } else { self.send(number, slot).map(Some) }
     }
 
-    /// Waits until each thread that was asked has come, has ended, or is known never to come, and each thread that was not asked
-    /// is known to sleep, where that will do; `false` if `until` passes before.
+    /// Waits until each thread that was asked has arrived, has ended, or is known never to arrive, and each unasked
+    /// thread is known to sleep, where inspecting is enough. Returns `false` if `until` passes before.
     pub(crate) fn wait(&self, until: Instant) -> io::Result<bool> {
         let mut look = FIRST_LOOK;
         loop {
@@ -459,7 +467,7 @@ impl Round {
         Ok(())
     }
 
-    /// Who has been asked and has not come, and why; `None` if all have by now.
+    /// Returns the threads that have not arrived, and why; `None` if all have arrived by now.
     pub(crate) fn stragglers(&self) -> Option<Stragglers> {
         let mut stragglers = Stragglers::new();
         for (slot, _) in self.slots().filter(|(_, at)| matches!(at.phase, Phase::Asked | Phase::Unasked)) {
@@ -474,13 +482,13 @@ impl Round {
         Some(stragglers).filter(|stragglers| stragglers.count() != 0)
     }
 
-    /// Gives up who has not come: the signal that waits for it is remembered.
+    /// Gives up the threads that have not arrived, and records that their signals are still pending.
     fn give_up(&self) {
         for (slot, at) in self.slots() {
             if !matches!(at.phase, Phase::Asked | Phase::Absent) {
                 continue;
             }
-            // First: its handler may pay at once.
+            // The count comes first, because the thread's handler may pay the debt at once.
             DEBTS.fetch_add(1, Ordering::Relaxed);
             if !slot.go(at, self.at(Phase::Owed)) {
                 debt_is_paid();
@@ -488,7 +496,7 @@ impl Round {
         }
     }
 
-    /// Waits for those who are doing what they were lent. It is a short while, but nobody can say how short.
+    /// Waits for threads that are running the work that they were lent. The wait is short, but has no known bound.
     pub(crate) fn settle(&self) {
         let busy =
             |(slot, at): &(&Slot, At)| at.phase == Phase::Claimed && !slot.work.load(Ordering::Relaxed).is_null();
@@ -506,8 +514,8 @@ impl Drop for Round {
             self.settle();
         }
         if self.top != 0 {
-            // One call of the kernel's for all of them: where processors are virtual, CPUID leaves the machine, which takes as long as
-            // a signal does.
+            // One system call serialises all cores: on virtual processors, CPUID exits to the hypervisor, which takes
+            // as long as a signal does.
             SERIALISE.store(system::sync_cores().is_err(), Ordering::Relaxed);
         }
         GATE.store(self.number.wrapping_add(1), Ordering::Release);
@@ -517,12 +525,12 @@ impl Drop for Round {
     }
 }
 
-/// The slots before this number.
+/// Returns the slots before this number.
 fn slots(end: u32) -> impl Iterator<Item = &'static Slot> {
     (0..end).filter_map(slot::get)
 }
 
-/// What `/proc` says of a thread that does not come; `None` if it has ended.
+/// Returns the reason that `/proc` gives for a thread that has not arrived; `None` if the thread has ended.
 pub(crate) fn straggler(tid: Tid, signal: i32) -> Option<Straggler> {
     let why = match task::status(tid) {
         Ok(None) => return None,
@@ -542,7 +550,7 @@ pub(crate) fn straggler(tid: Tid, signal: i32) -> Option<Straggler> {
     Some(Straggler { tid, name: task::name(tid).ok().flatten(), why })
 }
 
-/// A child of a fork has one thread, and no signal is under way to it.
+/// Resets all slots in the child of a fork: the child has one thread, and no signal is pending for it.
 pub(crate) fn forget_everything() {
     for slot in slots(USED.load(Ordering::Relaxed)) {
         slot.put(At { round: 0, phase: Phase::Free });

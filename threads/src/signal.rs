@@ -1,10 +1,11 @@
-//! The one signal of the process by which threads are asked: which it is, and that its handler is ours.
+//! The one signal of the process by which threads are asked: its choice, and the check that its handler is this
+//! crate's.
 //!
-//! By default it is SIGSETXID, signal 33, which is shared with glibc. glibc sends it to each thread for setuid(2) and its like,
-//! and therefore keeps it out of every mask and every set that a program passes to it: a thread that "blocks all signals", or
-//! that waits for all of them in sigwait(3) or by signalfd(2), can still be asked, and is not handed a signal that it did not
-//! expect. What glibc sends has the code `SI_TKILL` and goes on to glibc's handler ([`crate::handler`]); what this crate sends
-//! has `SI_QUEUE`, which glibc's handler ignores.
+//! The default is SIGSETXID, signal 33, which is shared with glibc. glibc sends the signal to each thread for setuid(2)
+//! and similar calls, and therefore keeps it out of every mask and every set that a program passes to glibc. So a
+//! thread that "blocks all signals", or that waits for all of them in sigwait(3) or by signalfd(2), can still be asked,
+//! and does not receive a signal that it did not expect. glibc's signals have the code `SI_TKILL` and go on to glibc's
+//! handler ([`crate::handler`]); this crate's signals have `SI_QUEUE`, which glibc's handler ignores.
 
 use std::fmt;
 use std::io;
@@ -18,21 +19,21 @@ use crate::system::{self, Action, SA_RESTORER};
 use crate::task::{self, Tasks, Tid};
 use crate::turn::Turn;
 
-/// 0: none yet. Changed only in one's turn.
+/// The signal in use; 0 if none is chosen yet. Only the thread whose turn it is changes this.
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
 
 /// glibc's SIGSETXID (nptl, `__SIGRTMIN + 1`).
 pub(crate) const SHARED: i32 = 33;
 
-/// Whether the C library is one that shares the signal as described above.
+/// Whether the C library shares the signal as described above.
 const SHARES: bool = cfg!(target_env = "gnu");
 
-/// What happens on a signal.
+/// The effect of a signal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Disposition {
-    /// Nobody handles it: it would end the process.
+    /// There is no handler: the signal would end the process.
     Default,
-    /// It is ignored.
+    /// The signal is ignored.
     Ignored,
     /// A handler is called.
     Handled {
@@ -51,18 +52,18 @@ impl fmt::Display for Disposition {
     }
 }
 
-/// Names the signal to be used, and installs its handler.
+/// Sets the signal to use, and installs its handler.
 ///
 /// Without this call, the first use takes signal 33, which glibc keeps open in every thread. With another C library the
 /// first use takes the highest real-time signal that has no handler. Real-time signals are those from the C library's
-/// SIGRTMIN to SIGRTMAX. A thread may block a signal that is named here, and can then be neither held nor asked. A program
-/// that is run under gdb wants `handle SIG64 nostop noprint pass`, with the number that was named; gdb passes signal 33 on
-/// without a word.
+/// SIGRTMIN to SIGRTMAX. A thread may block a signal that is set here, and can then be neither held nor probed. A
+/// program that runs under gdb needs `handle SIG64 nostop noprint pass`, with the number that was set; gdb passes
+/// signal 33 on silently.
 ///
 /// # Errors
 ///
-/// [`Error::NotRealTime`], [`Error::Taken`], [`Error::Chosen`] if another one is in use already, [`Error::Action`],
-/// [`Error::Nested`] for who holds the others. Naming the one in use is no error.
+/// [`Error::NotRealTime`], [`Error::Taken`], [`Error::Chosen`] if another signal is in use already, [`Error::Action`],
+/// [`Error::Nested`] if the caller holds the other threads. Setting the signal that is in use is no error.
 pub fn use_signal(signal: i32) -> Result<(), Error> {
     let _turn = Turn::take(None)?;
     match SIGNAL.load(Ordering::Acquire) {
@@ -80,16 +81,17 @@ pub fn use_signal(signal: i32) -> Result<(), Error> {
     }
 }
 
-/// The signal in use; `None` if none was needed yet.
+/// Returns the signal in use; `None` if none was needed yet.
 #[must_use]
 pub fn signal() -> Option<i32> {
     Some(SIGNAL.load(Ordering::Acquire)).filter(|signal| *signal != 0)
 }
 
-/// The signal, with a handler that is ours: chosen and installed if it has to be. In one's turn.
+/// Returns the signal, after making sure that its handler is this crate's. Chooses and installs the signal if
+/// necessary. The caller must have its turn.
 ///
-/// Somebody else's handler would not answer, and with none the signal would end the process. So it is looked at each
-/// time, which costs one system call.
+/// Another handler would not answer, and without a handler the signal would end the process. So each call checks the
+/// handler, which costs one system call.
 pub(crate) fn ready() -> Result<i32, Error> {
     let signal = match signal() {
         Some(signal) => signal,
@@ -103,7 +105,7 @@ pub(crate) fn ready() -> Result<i32, Error> {
     }
 }
 
-/// Installs the handler for the signal that is shared, and remembers the one before it, to which other senders' signals go.
+/// Installs the handler for the shared signal, and records the handler before it, to which other senders' signals go.
 fn share() -> Result<(), Error> {
     let failed = |source| Error::Action { signal: SHARED, source };
     let before = system::action(SHARED).map_err(failed)?;
@@ -111,14 +113,15 @@ fn share() -> Result<(), Error> {
     handler::forward_to(before);
     let flags = u64::try_from(libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK).unwrap_or_default() | SA_RESTORER;
     let ours = Action { handler: handler::address(), flags, restorer, mask: u64::MAX };
-    // SAFETY: the handler has the signature that SA_SIGINFO asks for, and is async-signal-safe; the restorer is the C library's.
+    // SAFETY: the handler has the signature that SA_SIGINFO requires, and is async-signal-safe; the restorer is the C
+    // library's.
     unsafe { system::set_action(SHARED, &ours) }.map_err(failed)?;
     SIGNAL.store(SHARED, Ordering::Release);
     Ok(())
 }
 
-/// Returns the C library's code that handlers return to, which unwinders know. The C library passes it with each action that
-/// it sets, so the action of a signal that has none is set once more, as it is.
+/// Returns the C library's code that handlers return to, which unwinders know. The C library passes that code with each
+/// action that it sets, so this function sets the action of a signal without a handler once more, unchanged.
 fn restorer() -> Result<usize, Error> {
     let (first, last) = (libc::SIGRTMIN(), libc::SIGRTMAX());
     for signal in (first..=last).rev() {
@@ -135,10 +138,11 @@ fn restorer() -> Result<usize, Error> {
     Err(Error::NoneFree { first, last })
 }
 
-/// Whether the threads of this process can be listed and described: what every hold and every look needs.
+/// Checks that the threads of this process can be listed and described: every hold and every inspection needs that.
 ///
 /// # Errors
-/// [`Error::List`]: `/proc` is missing or may not be read; [`Error::ForeignList`]: it is another name space's.
+/// [`Error::List`] if `/proc` is missing or may not be read; [`Error::ForeignList`] if it belongs to another PID name
+/// space.
 pub fn can_see() -> Result<(), Error> {
     let list = |source| Error::List { source };
     Tasks::open().and_then(|tasks| tasks.count()).map_err(list)?;
@@ -150,9 +154,9 @@ pub fn can_see() -> Result<(), Error> {
     }
 }
 
-/// In one's turn.
+/// Chooses a signal and installs its handler. The caller must have its turn.
 fn choose() -> Result<i32, Error> {
-    // Signals go by the ids that /proc lists, so these must be the ones of our own name space.
+    // Signals are sent to the ids that /proc lists, so these must be ids of this process's own name space.
     can_see()?;
     if SHARES {
         return share().map(|()| SHARED);
@@ -176,22 +180,24 @@ fn disposition(signal: i32) -> Result<Disposition, Error> {
     })
 }
 
-/// Installs the handler. Its flags:
+/// Installs the handler, with these settings:
 ///
-/// - SA_RESTART, so that most system calls that we interrupt go on by themselves.
-/// - SA_ONSTACK: who has given a thread an alternate stack may have done so because its own is small (a coroutine's, a
-///   goroutine's) or because it may be full. The handler takes few hundred bytes beside the kernel's frame, which has
-///   to fit on an alternate stack anyway. A thread that stands on its alternate stack already (in a handler of its
-///   own) stays there with and without the flag; one that has none gets the frame below its own stack pointer.
+/// - SA_RESTART, so that most interrupted system calls are restarted by the kernel.
+/// - SA_ONSTACK: a program may have given a thread an alternate stack because the thread's own stack is small (a
+///   coroutine's, a goroutine's) or may be full. The handler uses a few hundred bytes in addition to the kernel's
+///   frame, which has to fit on an alternate stack anyway. A thread that already runs on its alternate stack (in a
+///   handler of its own) stays there with and without the flag; a thread without one gets the frame below its own stack
+///   pointer.
 /// - All signals are blocked meanwhile: no other handler runs in a thread that is held.
 fn install(signal: i32) -> Result<(), Error> {
     let mut action = no_action();
     action.sa_sigaction = handler::address();
     action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
-    // The C library's own signals, too, which sigfillset leaves out: cancellation must not end a thread that is held.
-    // SAFETY: a set of signals is its bits, and all of them may be set.
+    // The C library's own signals, which sigfillset leaves out, are included: cancellation must not end a thread that
+    // is held.
+    // SAFETY: a signal set consists of its bits, and all of them may be set.
     unsafe { ptr::write_bytes(&raw mut action.sa_mask, 0xff, 1) };
-    // SAFETY: the handler has the signature that SA_SIGINFO asks for, and is async-signal-safe.
+    // SAFETY: the handler has the signature that SA_SIGINFO requires, and is async-signal-safe.
     if unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) } != 0 {
         return Err(Error::Action { signal, source: io::Error::last_os_error() });
     }
@@ -199,7 +205,7 @@ fn install(signal: i32) -> Result<(), Error> {
     Ok(())
 }
 
-/// No handler, no flags, an empty mask.
+/// Returns an action with no handler, no flags, and an empty mask.
 fn no_action() -> libc::sigaction {
     // SAFETY: sigaction is a C struct of integers and an optional function pointer; all zeros is a value of it.
     unsafe { mem::zeroed() }

@@ -1,10 +1,11 @@
-//! Threads that sleep in the kernel, looked at without a signal.
+//! Inspects threads that sleep in the kernel, without a signal.
 //!
-//! `/proc/self/task/TID/syscall` gives a sleeping thread's system call with its arguments, its stack pointer and its instruction
-//! pointer; `schedstat` counts how often the thread was given a processor. The first is true for as long as the second does not
-//! change: [`Sleeper::has_slept`] compares. docs/threads.md has the argument.
+//! `/proc/self/task/TID/syscall` gives a sleeping thread's system call with its arguments, its stack pointer and its
+//! instruction pointer; `schedstat` counts how often the thread was given a processor. The first file's contents stay
+//! true as long as the second file's do not change: [`Sleeper::has_slept`] compares them. docs/threads.md has the
+//! argument.
 //!
-//! Nothing here takes memory or a lock: all of it may be used while threads are held.
+//! No function here allocates memory or takes a lock: all of them may be used while threads are held.
 
 use std::io;
 
@@ -12,54 +13,54 @@ use crate::frames::{Memory, ProcessMemory, Register, Registers};
 use crate::system;
 use crate::task::{self, Tid};
 
-/// How much a thread has run, by its `schedstat`.
+/// The running time of a thread, by its `schedstat`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Ran {
     /// Nanoseconds on a processor.
     time: u64,
     /// Nanoseconds spent waiting for a processor.
     waited: u64,
-    /// How often it was given a processor: the kernel adds one each time (`sched_info_arrive`).
+    /// The number of times that the thread was given a processor: the kernel adds one each time (`sched_info_arrive`).
     turns: u64,
 }
 
-/// How many words a [`Sleeper`] is packed into.
+/// The number of words that a [`Sleeper`] is packed into.
 pub(crate) const WORDS: usize = 13;
 
-/// A thread that sleeps in the kernel: where, and how much it had run before.
+/// A thread that sleeps in the kernel: its place, and its running time before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Sleeper {
     tid: Tid,
     ran: Ran,
-    /// The system call's number; -1 outside of one, in a page fault say.
+    /// The system call's number; -1 outside of a system call, for example in a page fault.
     call: i64,
-    /// The registers in which a system call's arguments are, in the order of arguments; zeros outside of one.
+    /// The registers that hold a system call's arguments, in the order of arguments; zeros outside of a system call.
     arguments: [u64; 6],
     rsp: u64,
     rip: u64,
 }
 
-/// What a look at a thread has found.
+/// The result of inspecting a thread.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Sight {
-    /// It sleeps in the kernel.
+    /// The thread sleeps in the kernel.
     Asleep(Sleeper),
-    /// It runs, or did between the two files.
+    /// The thread runs, or ran between the two files.
     Running,
-    /// It never runs user code: the kernel shows no stack for it.
+    /// The thread never runs user code: the kernel shows no stack for it.
     Kernel,
-    /// It has ended.
+    /// The thread has ended.
     Gone,
-    /// The kernel does not count how much threads run.
+    /// The kernel does not count the running time of threads.
     Uncounted,
 }
 
-/// Looks at a thread.
+/// Inspects a thread.
 ///
 /// # Errors
-/// What open(2) or read(2) says; `InvalidData` for a line that is not as proc(5) has it.
+/// The error of open(2) or read(2); `InvalidData` for a line that does not follow proc(5).
 pub(crate) fn look(tid: Tid) -> io::Result<Sight> {
-    // In this order: what runs between the two reads has run more than this says.
+    // The order matters: a thread that runs between the two reads has run for longer than this count.
     let ran = match ran(tid)? {
         None => return Ok(Sight::Gone),
         Some(Ran { time: 0, waited: 0, turns: 0 }) => return Ok(Sight::Uncounted),
@@ -78,7 +79,7 @@ pub(crate) fn look(tid: Tid) -> io::Result<Sight> {
 /// Returns the time in nanoseconds that a thread has run; 0 if the thread has ended or the kernel does not count the time.
 ///
 /// # Errors
-/// What open(2) or read(2) says; `InvalidData` for a line that is not as proc(5) has it.
+/// The error of open(2) or read(2); `InvalidData` for a line that does not follow proc(5).
 pub(crate) fn time(tid: Tid) -> io::Result<u64> {
     Ok(ran(tid)?.map_or(0, |ran| ran.time))
 }
@@ -127,32 +128,34 @@ impl Sleeper {
         self.tid
     }
 
-    /// The number of the system call in which it sleeps; `None` outside of one, in a page fault say.
+    /// Returns the number of the system call in which the thread sleeps; `None` outside of a system call, for example
+    /// in a page fault.
     #[must_use]
     pub fn call(&self) -> Option<i64> {
         Some(self.call).filter(|call| *call >= 0)
     }
 
-    /// The system call's arguments, or whatever else stood in their registers.
+    /// Returns the registers of the system call's arguments. A call with fewer than six arguments leaves other values
+    /// in the rest.
     #[must_use]
     pub fn arguments(&self) -> [u64; 6] {
         self.arguments
     }
 
-    /// The instruction it executes next.
+    /// Returns the address of the instruction that the thread executes next.
     #[must_use]
     pub fn rip(&self) -> u64 {
         self.rip
     }
 
-    /// Its stack pointer.
+    /// Returns the thread's stack pointer.
     #[must_use]
     pub fn rsp(&self) -> u64 {
         self.rsp
     }
 
-    /// Its registers, as far as they are known: those that a system call's arguments are in among them, since the kernel shows
-    /// the registers themselves.
+    /// Returns the thread's registers, as far as they are known. The registers of a system call's arguments are known,
+    /// because the kernel shows the registers themselves.
     #[must_use]
     pub fn registers(&self) -> Registers {
         /// The DWARF numbers of rdi, rsi, rdx, r10, r8 and r9.
@@ -168,18 +171,20 @@ impl Sleeper {
         })
     }
 
-    /// Whether it has not run since it was looked at: then it has slept all the time, and all that was found is still so.
+    /// Returns whether the thread has not run since it was inspected. Then the thread has slept all the time, and all
+    /// found facts still hold.
     ///
     /// # Errors
-    /// What open(2) or read(2) says.
+    /// The error of open(2) or read(2).
     pub fn has_slept(&self) -> io::Result<bool> {
         Ok(ran(self.tid)? == Some(self.ran))
     }
 
-    /// The number of the thread's creator ([`crate::creation`]), 0 if the thread was not created so; `None` if that cannot be read.
+    /// Returns the number of the thread's creator ([`crate::creation`]), 0 if the thread has none; `None` if the number
+    /// cannot be read.
     ///
-    /// glibc has the list of robust futexes at the same distance from each thread's control block, which thread-local variables
-    /// of programs lie below.
+    /// glibc places the list of robust futexes at the same distance from each thread's control block, and thread-local
+    /// variables of programs lie below that block.
     pub(crate) fn creator(&self) -> Option<u64> {
         let own = crate::word::own_words();
         let own_creator = u64::try_from((&raw const own.creator).expose_provenance()).ok()?;
@@ -188,12 +193,12 @@ impl Sleeper {
         ProcessMemory::own().word(own_creator.wrapping_sub(own_list).wrapping_add(list))
     }
 
-    /// Whether it waits for a signal by rt_sigtimedwait(2), as sigwait(3) and sigwaitinfo(2) do.
+    /// Returns whether the thread waits for a signal by rt_sigtimedwait(2), as sigwait(3) and sigwaitinfo(2) do.
     pub(crate) fn waits_for(&self, signal: i32) -> bool {
         if self.call != libc::SYS_rt_sigtimedwait {
             return false;
         }
-        // A set that cannot be read may be any.
+        // A set that cannot be read may contain any signal.
         ProcessMemory::own().word(self.arguments[0]).is_none_or(|set| set & task::bit(signal) != 0)
     }
 

@@ -1,21 +1,21 @@
-//! Where the asking thread and a handler meet: a slot for each thread that is asked.
+//! The data that the asking thread and a signal handler share: a slot for each thread that is asked.
 //!
-//! A slot is never freed and never moves, because a signal that was sent to a thread may arrive at any time later. It
-//! goes through these phases, each with the number of the round in which it came to be so:
+//! A slot is never freed and never moves, because a signal that was sent to a thread may arrive at any later time. A
+//! slot passes through these phases, each with the number of the round in which the slot entered it:
 //!
-//! | phase | means | who leaves it |
+//! | phase | meaning | next phases |
 //! |---|---|---|
-//! | FREE | nobody's | the asker, in a round |
-//! | ASKED | a signal is under way to the thread `tid` | its handler: CLAIMED; the asker, who gives up: ABSENT, OWED, FREE |
+//! | FREE | no thread uses the slot | the asker, in a round: ASKED, UNASKED |
+//! | ASKED | a signal is pending for the thread `tid` | its handler: CLAIMED; the asker, on giving up: ABSENT, OWED, FREE |
 //! | CLAIMED | the thread is in the handler and uses the slot | its handler: HERE |
-//! | HERE | the handler has no more business with the slot; the thread waits in it, or has answered | the next round: as FREE |
-//! | ABSENT | the thread is listed but never comes | the asker, at the end of the round: OWED |
-//! | OWED | nobody waits for the thread, but a signal is under way to it | its handler: FREE; the asker, who asks it again |
-//! | UNASKED | the thread blocks the signal or waits for it, and is sent none | the asker: ASKED, ABSENT, ASLEEP; the next round: as FREE |
-//! | ASLEEP | the thread is sent no signal: where it sleeps is in the slot | the asker: UNASKED; the next round: as FREE |
+//! | HERE | the handler uses the slot no more; the thread waits in the handler, or has answered | the next round: as FREE |
+//! | ABSENT | the thread is listed but never arrives | the asker, at the end of the round: OWED |
+//! | OWED | the round has given up on the thread, a signal is still pending | its handler: FREE; the asker: ASKED, ABSENT, FREE |
+//! | UNASKED | the thread blocks or awaits the signal | the asker: ASKED, ABSENT, ASLEEP, FREE; the next round: as FREE |
+//! | ASLEEP | the thread is sent no signal; the slot holds its sleeping place | the asker: UNASKED; the next round: as FREE |
 //!
-//! An OWED slot keeps signals from piling up: a thread that blocks the signal has at most one waiting for it, however
-//! often it is asked, and when it comes late it finds that nobody asks.
+//! An OWED slot keeps signals from accumulating: a thread that blocks the signal has at most one pending, however often
+//! the thread is asked. When that thread enters the handler late, the handler finds that the round is over.
 
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -38,7 +38,7 @@ pub(crate) enum Phase {
 }
 
 impl Phase {
-    /// In the order of their numbers.
+    /// All phases, in the order of their numbers.
     const ALL: [Phase; 8] = [
         Phase::Free,
         Phase::Asked,
@@ -64,27 +64,30 @@ impl Phase {
     }
 }
 
-/// Whole cache lines, two at least, so that threads that answer at the same time do not wait for each other.
+/// A slot. Slots take whole cache lines, at least two, so that threads that answer at the same time do not wait for
+/// each other.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct Slot {
-    /// The round in the upper half, the phase in the lower.
+    /// The round in the upper half, the phase in the lower half.
     state: AtomicU64,
-    /// The thread that is or was asked. Changes only where the phase is Free, or Here of an earlier round.
+    /// The thread that is or was asked. Changes only in phase Free, or in phase Here, Unasked or Asleep of an earlier round.
     tid: AtomicI32,
-    /// What the thread is to do; null: wait. Written before Asked, and read after Claimed.
+    /// The work that the thread has to do; null if the thread has to wait. Written before Asked, and read after
+    /// Claimed.
     pub(crate) work: AtomicPtr<Work>,
-    /// The frame of our signal on the thread's stack. Written before Here; good while the thread waits.
+    /// The signal frame on the thread's stack. Written before Here; valid while the thread waits.
     pub(crate) context: AtomicPtr<libc::ucontext_t>,
-    /// The thread's own words ([`crate::word`]). As for the frame.
+    /// The thread's own words ([`crate::word`]). Written and valid like the frame.
     pub(crate) words: AtomicPtr<Words>,
-    /// The time in nanoseconds that the thread had run when it became Unasked; 0 if it is not known. Used by the asker alone.
+    /// The time in nanoseconds that the thread had run when it became Unasked; 0 if it is not known. Used by the asker
+    /// alone.
     pub(crate) ran: AtomicU64,
-    /// Where the thread sleeps, in phase Asleep. Used by the asker alone.
+    /// The place where the thread sleeps, in phase Asleep. Used by the asker alone.
     sleeper: [AtomicU64; sleeper::WORDS],
 }
 
-/// A slot's state, taken apart.
+/// A slot's state, unpacked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct At {
     pub(crate) round: u32,
@@ -92,7 +95,7 @@ pub(crate) struct At {
 }
 
 impl At {
-    /// Another phase of the same round.
+    /// Returns another phase of the same round.
     pub(crate) fn to(self, phase: Phase) -> At {
         At { phase, ..self }
     }
@@ -103,7 +106,7 @@ impl At {
 
     fn unpack(state: u64) -> At {
         let [a, b, c, d, .., number] = state.to_be_bytes();
-        // Nobody writes another number than those of `number`.
+        // No code writes a number other than those of `number`.
         let phase = Phase::ALL.get(usize::from(number)).copied().unwrap_or(Phase::Free);
         At { round: u32::from_be_bytes([a, b, c, d]), phase }
     }
@@ -122,7 +125,7 @@ impl Slot {
         }
     }
 
-    /// Where the thread sleeps, as it was last [stored](Slot::set_sleeper).
+    /// Returns the place where the thread sleeps, as it was last [stored](Slot::set_sleeper).
     pub(crate) fn sleeper(&self) -> Sleeper {
         Sleeper::unpack(self.sleeper.each_ref().map(|word| word.load(Ordering::Relaxed)))
     }
@@ -141,24 +144,25 @@ impl Slot {
         At::unpack(self.state.load(Ordering::Acquire))
     }
 
-    /// Goes from one state to another, if nobody was faster.
+    /// Changes the state from `from` to `to`. Returns `false` if another thread has changed the state before.
     pub(crate) fn go(&self, from: At, to: At) -> bool {
         self.state.compare_exchange(from.pack(), to.pack(), Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// Goes to a state from one that only the caller can leave.
+    /// Sets the state, from one that only the caller can leave.
     pub(crate) fn put(&self, at: At) {
         self.state.store(at.pack(), Ordering::Release);
     }
 
-    /// Whether the asker may give it to a thread in this round.
+    /// Returns whether the asker may give the slot to a thread in this round.
     fn is_free(&self, round: u32) -> bool {
         let at = self.at();
         let left_behind = matches!(at.phase, Phase::Here | Phase::Unasked | Phase::Asleep);
         at.phase == Phase::Free || left_behind && at.round != round
     }
 
-    /// Gives a free slot to a thread, which nobody has been told of yet.
+    /// Gives a free slot to a thread. The thread does not know of the slot yet. Returns `false` if the slot is not
+    /// free.
     pub(crate) fn give(&self, round: u32, tid: i32) -> bool {
         let free = self.is_free(round);
         if free {
@@ -170,19 +174,20 @@ impl Slot {
 
 /// A table of 64 << N slots for each N, made when it is needed and never freed.
 static TABLES: [AtomicPtr<Slot>; TABLE_COUNT] = [const { AtomicPtr::new(ptr::null_mut()) }; TABLE_COUNT];
-/// More threads than the kernel can number: 2^22.
+/// The number of tables: their slots are more than the threads that the kernel can number, 2^22.
 const TABLE_COUNT: usize = 17;
 const FIRST: u32 = 64;
 
-/// How many slots there are, in tables from the first one on.
+/// The number of slots, in tables from the first one on.
 static CAPACITY: AtomicU32 = AtomicU32::new(0);
 
-/// How many slots there are.
+/// Returns the number of slots.
 pub(crate) fn capacity() -> u32 {
     CAPACITY.load(Ordering::Acquire)
 }
 
-/// Makes sure that there are at least so many, if the kernel could need them. Takes memory; only in one's turn.
+/// Makes sure that there are at least `count` slots, up to the number that the kernel could need. Allocates memory. The
+/// caller must have its turn.
 pub(crate) fn reserve(count: u64) {
     for (at, table) in TABLES.iter().enumerate() {
         if u64::from(capacity()) >= count {
@@ -197,7 +202,7 @@ pub(crate) fn reserve(count: u64) {
     }
 }
 
-/// The slot of this number, if there is one. Async-signal-safe.
+/// Returns the slot of this number, if there is one. Async-signal-safe.
 pub(crate) fn get(number: u32) -> Option<&'static Slot> {
     // Table N begins at FIRST * (2^N - 1).
     let table = (number / FIRST).checked_add(1)?.ilog2();
@@ -209,7 +214,7 @@ pub(crate) fn get(number: u32) -> Option<&'static Slot> {
     let offset = usize::try_from(number - begins).ok()?;
     // SAFETY: table N has FIRST << N slots, and `number` lies before the next table's beginning.
     let slot = unsafe { slots.add(offset) };
-    // SAFETY: tables are made of whole slots, are never freed, and nobody borrows a slot mutably.
+    // SAFETY: tables consist of whole slots, are never freed, and no code borrows a slot mutably.
     Some(unsafe { &*slot })
 }
 

@@ -1,5 +1,5 @@
-//! Threads as the kernel lists them, under `/proc/self/task`. Nothing here takes memory or a lock, but for what callers
-//! do with it: all of it may be used while threads are held.
+//! Threads as the kernel lists them, under `/proc/self/task`. No function here allocates memory or takes a lock, except
+//! for callbacks of the caller: all of them may be used while threads are held.
 
 use std::ffi::CStr;
 use std::fmt;
@@ -13,25 +13,25 @@ use crate::system::{self, Descriptor};
 pub struct Tid(i32);
 
 impl Tid {
-    /// The calling thread's.
+    /// Returns the calling thread's id.
     #[must_use]
     pub fn current() -> Tid {
         Tid(system::gettid())
     }
 
-    /// Whether it is the thread with which the process began: the two have one id.
+    /// Returns whether this is the first thread of the process, whose id is the process id.
     #[must_use]
     pub fn is_first(self) -> bool {
         self.0 == system::getpid()
     }
 
-    /// The id as a number.
+    /// Returns the id as a number.
     #[must_use]
     pub fn get(self) -> i32 {
         self.0
     }
 
-    /// The thread of this id, if there is one.
+    /// Returns the id with this number. A thread with this id need not exist.
     #[must_use]
     pub fn new(number: i32) -> Tid {
         Tid(number)
@@ -50,7 +50,7 @@ pub struct Tasks {
     directory: Descriptor,
 }
 
-/// Names of threads that one system call brings, at 24 bytes each: 170.
+/// The size of the buffer for one system call: 170 names of threads, at 24 bytes each.
 const LISTED_AT_ONCE: usize = 4096;
 
 // struct linux_dirent64: ino (8), off (8), the record's length (2), type (1), the name.
@@ -62,30 +62,30 @@ impl Tasks {
     ///
     /// # Errors
     ///
-    /// What open(2) says: no `/proc`, say.
+    /// The error of open(2), for example if `/proc` is not mounted.
     pub fn open() -> io::Result<Tasks> {
         Ok(Tasks { directory: Descriptor::open(c"/proc/self/task", libc::O_DIRECTORY)? })
     }
 
-    /// How many threads there are at this moment, those among them that have ended and are not reaped yet.
+    /// Returns the number of threads at this moment, including threads that have ended and are not reaped yet.
     ///
-    /// This is the kernel's own count (the directory's links). It is exact where [`each`](Tasks::each) is not.
+    /// The number is the kernel's own count (the directory's links). The count is exact where [`each`](Tasks::each) is not.
     ///
     /// # Errors
     ///
-    /// What fstat(2) says.
+    /// The error of fstat(2).
     pub fn count(&self) -> io::Result<u64> {
         Ok(self.directory.links()?.saturating_sub(2))
     }
 
     /// Passes over the list once, from its beginning, until `visit` breaks.
     ///
-    /// The kernel gives the list up early when the thread at which it stands ends meanwhile. So one pass may miss
-    /// threads; together with [`count`](Tasks::count) it can be known that none was missed.
+    /// The kernel ends the list early if the thread at its current position ends meanwhile. So one pass may miss
+    /// threads; [`count`](Tasks::count) shows whether any was missed.
     ///
     /// # Errors
     ///
-    /// What lseek(2) or getdents64(2) says.
+    /// The error of lseek(2) or getdents64(2).
     pub fn each<B>(&self, mut visit: impl FnMut(Tid) -> ControlFlow<B>) -> io::Result<ControlFlow<B>> {
         self.directory.rewind()?;
         let mut buffer = [0; LISTED_AT_ONCE];
@@ -107,7 +107,7 @@ impl Tasks {
     }
 }
 
-/// The name in the first of several directory entries, and the entries behind it.
+/// Returns the name in the first of several directory entries, and the entries behind it.
 fn first_record(records: &[u8]) -> Option<(&[u8], &[u8])> {
     let length = records.get(LENGTH_AT..LENGTH_AT + 2)?;
     let length = usize::from(u16::from_le_bytes(length.try_into().ok()?));
@@ -117,7 +117,7 @@ fn first_record(records: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&name[..end], rest))
 }
 
-/// A decimal number that is all of `text`.
+/// Parses a decimal number that fills all of `text`.
 pub(crate) fn number<N: std::str::FromStr>(text: &[u8]) -> Option<N> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
@@ -130,14 +130,14 @@ pub struct Name {
 }
 
 impl Name {
-    /// The name's bytes.
+    /// Returns the name's bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }
 }
 
-/// The name, with what is not printable ASCII escaped.
+/// Writes the name, with all bytes escaped that are not printable ASCII.
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.bytes().escape_ascii().fmt(f)
@@ -150,14 +150,14 @@ impl fmt::Debug for Name {
     }
 }
 
-/// What a thread is doing, as its `State:` line in `/proc` says.
+/// The activity of a thread, by its `State:` line in `/proc`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum State {
-    /// R: runs, or would if it got a processor.
+    /// R: runs, or waits for a processor.
     Running,
-    /// S: sleeps in the kernel until something or a signal wakes it.
+    /// S: sleeps in the kernel until an event or a signal wakes the thread.
     Sleeping,
-    /// D: sleeps in the kernel and no signal wakes it; the parent of a vfork does.
+    /// D: sleeps in the kernel, and no signal wakes the thread; the parent of a vfork does so.
     Uninterruptible,
     /// T: stopped by job control.
     Stopped,
@@ -165,7 +165,7 @@ pub enum State {
     Traced,
     /// Z, X: has ended.
     Ended,
-    /// Another letter of the kernel's.
+    /// Another letter of the kernel.
     Other(u8),
 }
 
@@ -197,28 +197,28 @@ impl State {
     }
 }
 
-/// What `/proc/self/task/TID/status` says of a thread.
+/// The fields of `/proc/self/task/TID/status` that this crate uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Status {
-    /// What it is doing.
+    /// The activity of the thread.
     pub state: State,
-    /// The process that traces it; 0: none.
+    /// The process that traces the thread; 0: none.
     pub tracer: i32,
-    /// Signals that wait for this thread alone; bit N-1 is signal N.
+    /// Signals that are pending for this thread alone; bit N-1 is signal N.
     pub pending: u64,
-    /// Signals that it blocks; bit N-1 is signal N.
+    /// Signals that the thread blocks; bit N-1 is signal N.
     pub blocked: u64,
 }
 
 impl Status {
-    /// Whether it blocks this signal.
+    /// Returns whether the thread blocks this signal.
     #[must_use]
     pub fn blocks(&self, signal: i32) -> bool {
         self.blocked & bit(signal) != 0
     }
 }
 
-/// A signal's bit in a mask of the kernel's.
+/// Returns a signal's bit in a signal mask of the kernel; 0 if there is no such signal.
 pub(crate) fn bit(signal: i32) -> u64 {
     u32::try_from(signal - 1).ok().and_then(|shift| 1_u64.checked_shl(shift)).unwrap_or(0)
 }
@@ -226,17 +226,17 @@ pub(crate) fn bit(signal: i32) -> u64 {
 /// Opens a file of a thread's folder.
 fn open(tid: Tid, file: &str) -> io::Result<Descriptor> {
     let mut path = [0; 64];
-    // A decimal i32 and the longest of our file names fit, with a zero behind them.
+    // A decimal i32 and the longest file name of this crate fit, with a zero behind them.
     write!(&mut path[..63], "/proc/self/task/{tid}/{file}")?;
     let path = CStr::from_bytes_until_nul(&path).map_err(|_| io::ErrorKind::InvalidInput)?;
     Descriptor::open(path, 0)
 }
 
-/// What there is to know of a thread; `None` if it has ended meanwhile.
+/// Reads a thread's status; `None` if the thread has ended meanwhile.
 ///
 /// # Errors
 ///
-/// What open(2) or read(2) says, but for what it says of a thread that is gone; `InvalidData` if a line is missing.
+/// The error of open(2) or read(2), except for the error of a thread that is gone; `InvalidData` if a line is missing.
 pub fn status(tid: Tid) -> io::Result<Option<Status>> {
     gone_is_none(read_status(tid))
 }
@@ -255,7 +255,7 @@ fn gone_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Lines are looked at piece by piece, because `Groups:` may be longer than any buffer.
+/// Reads a thread's status. Lines are parsed piece by piece, because `Groups:` may be longer than any buffer.
 fn read_status(tid: Tid) -> io::Result<Status> {
     let file = open(tid, "status")?;
     let mut found = Found::default();
@@ -275,7 +275,8 @@ fn read_status(tid: Tid) -> io::Result<Status> {
         if read == 0 {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        // The beginning of a line waits for its end; one that fills the buffer is none of ours, and its end neither.
+        // The beginning of a line waits for its end. A line that fills the buffer is not one of the required lines, and
+        // neither is its rest.
         let from = filled - rest.len();
         kept = if rest.len() == buffer.len() { 0 } else { rest.len() };
         buffer.copy_within(from..from + kept, 0);
@@ -308,16 +309,16 @@ impl Found {
     }
 }
 
-/// A hexadecimal number that is all of `text`.
+/// Parses a hexadecimal number that fills all of `text`.
 pub(crate) fn hex(text: &[u8]) -> Option<u64> {
     u64::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok()
 }
 
-/// A thread's name; `None` if it has ended meanwhile.
+/// Reads a thread's name; `None` if the thread has ended meanwhile.
 ///
 /// # Errors
 ///
-/// What open(2) or read(2) says, but for what it says of a thread that is gone.
+/// The error of open(2) or read(2), except for the error of a thread that is gone.
 pub fn name(tid: Tid) -> io::Result<Option<Name>> {
     gone_is_none(read_name(tid))
 }
@@ -326,43 +327,46 @@ fn read_name(tid: Tid) -> io::Result<Name> {
     let file = open(tid, "comm")?;
     let mut bytes = [0; 16];
     let read = file.read(&mut bytes)?;
-    // A name may hold line breaks of its own.
+    // A name may contain line breaks.
     let len = bytes[..read].strip_suffix(b"\n").map_or(read, <[u8]>::len);
     Ok(Name { bytes, len })
 }
 
-/// Whether a thread can come to our handler at all.
+/// Tells whether a thread can enter the signal handler at all.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Presence {
-    /// It can.
+    /// The thread can enter the handler.
     Present,
-    /// It is still listed and will never run user code (again): it is ending, has ended, or is a worker of io_uring's.
+    /// The thread is still listed and will never run user code (again): it is ending, has ended, or is a worker of
+    /// io_uring.
     Absent,
     /// There is no such thread.
     Gone,
 }
 
-// Task flags of the kernel, as the ninth field of /proc/PID/stat shows them. Other threads of the kernel's in a process
-// (PF_USER_WORKER, of vhost) have a flag that meant something else before Linux 6.4: a look at their stack tells them.
+// Task flags of the kernel, as the ninth field of /proc/PID/stat shows them. Other kernel threads in a process
+// (PF_USER_WORKER, of vhost) have a flag that had another meaning before Linux 6.4: inspecting their stack identifies
+// them.
 const PF_EXITING: u64 = 0x4;
 const PF_IO_WORKER: u64 = 0x10;
 
-/// Where the process's first thread has the beginning of its stack, the highest address: the 28th field of its `stat`. `None` if the
-/// thread has ended.
+/// Returns the highest address of the first thread's stack, where the stack begins: the 28th field of the thread's
+/// `stat`. `None` if the thread has ended.
 pub(crate) fn start_of_stack(tid: Tid) -> io::Result<Option<u64>> {
     let mut buffer = [0; 1024];
     let Some(text) = read_file(tid, "stat", &mut buffer)? else { return Ok(None) };
-    // The 26th behind the name.
+    // The 26th field behind the name.
     fields_behind_name(text).nth(25).and_then(number).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// The fields of a `stat` from the third on. The name before them stands in parentheses, and may hold some.
+/// Returns the fields of a `stat` from the third on. The name before them is enclosed in parentheses, and may contain
+/// some.
 fn fields_behind_name(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let behind_name = text.iter().rposition(|byte| *byte == b')').map_or(0, |at| at + 1);
     text[behind_name..].split(|byte| *byte == b' ').filter(|field| !field.is_empty())
 }
 
-/// Whether this thread can come to our handler.
+/// Returns whether this thread can enter the signal handler.
 pub(crate) fn presence(tid: Tid) -> io::Result<Presence> {
     Ok(gone_is_none(read_presence(tid))?.unwrap_or(Presence::Gone))
 }
@@ -401,7 +405,7 @@ mod tests {
         let (third, rest) = first_record(rest).unwrap();
         assert_eq!([first, second, third], [&b"."[..], b"12345", b"678901234"]);
         assert!(rest.is_empty() && first_record(rest).is_none());
-        // A record that says it is longer than what is there.
+        // The record claims to be longer than the buffer.
         assert!(first_record(&records[..20]).is_none());
     }
 

@@ -1,9 +1,9 @@
-//! Destructors to be called when a thread ends, and the owner of each.
+//! Destructors that run when a thread ends, and the owner of each.
 //!
-//! A module registers destructors of its thread-local variables with the C library's `__cxa_thread_atexit_impl`. The C library does
-//! not know modules, and would call a destructor whose code is gone. So each is registered with an owner's number, and [`open`] says
-//! which threads still have some. One real registration stands for each, so that the order among all destructors of a thread
-//! is the C library's.
+//! A module registers destructors of its thread-local variables with the C library's `__cxa_thread_atexit_impl`. The C
+//! library does not know modules, and would call a destructor whose code is gone. So each destructor is registered with
+//! an owner's number, and [`open`] returns the threads that still have destructors of an owner. Each destructor has one
+//! real registration, so the C library still determines the order among all destructors of a thread.
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
@@ -15,29 +15,29 @@ use crate::task::Tid;
 type Destructor = unsafe extern "C-unwind" fn(*mut c_void);
 type Register = unsafe extern "C" fn(Destructor, *mut c_void, *mut c_void) -> c_int;
 
-/// A destructor that is registered. Belongs to its thread.
+/// A registered destructor. Belongs to its thread.
 struct Registered {
     owner: u64,
-    /// `None` once it has been called.
+    /// The destructor; `None` once it has been called, or if it was registered as null.
     destructor: Option<Destructor>,
     object: *mut c_void,
-    /// The one that this thread registered before.
+    /// The registration that this thread made before this one.
     before: *mut Registered,
 }
 
 thread_local! {
-    /// The last one that this thread has registered and the C library has not called yet.
+    /// The last registration of this thread that the C library has not called yet.
     static LAST: Cell<*mut Registered> = const { Cell::new(ptr::null_mut()) };
 }
 
-/// How many destructors of an owner a thread has to call.
+/// The number of destructors of an owner that a thread has to call.
 struct Open {
     owner: u64,
     tid: Tid,
     count: usize,
 }
 
-/// All of the process, those of which there are any. Never held while foreign code runs.
+/// The entries of the whole process, without those of count 0. The lock is never held while foreign code runs.
 static OPEN: Mutex<Vec<Open>> = Mutex::new(Vec::new());
 
 fn all() -> MutexGuard<'static, Vec<Open>> {
@@ -65,23 +65,24 @@ fn take_away(owner: u64) {
 }
 
 unsafe extern "C" {
-    /// Of the program or library that this code is in: the C library keeps that for as long as a destructor is registered by it.
+    /// The handle of the program or library that contains this code: the C library keeps it loaded while its
+    /// destructors are registered.
     static __dso_handle: u8;
 }
 
-/// Registers a destructor that this thread calls at its end with `object`. `register` is the C library's
-/// `__cxa_thread_atexit_impl`, whose result is returned.
+/// Registers a destructor that this thread calls with `object` at its end. `register` is the C library's
+/// `__cxa_thread_atexit_impl`; this function returns its result.
 ///
 /// # Safety
-/// The destructor can be called with this object in this thread for as long as [`open`] lists the owner, and `register` is what
-/// is said above.
+/// The destructor can be called with this object in this thread for as long as [`open`] lists the owner, and `register`
+/// is the function named above.
 pub unsafe fn register(owner: u64, destructor: *const c_void, object: *mut c_void, register: *const c_void) -> c_int {
-    // SAFETY: the caller says so.
+    // SAFETY: the caller guarantees that `register` is `__cxa_thread_atexit_impl`.
     let register = unsafe { std::mem::transmute::<*const c_void, Register>(register) };
-    // SAFETY: the caller says so. A null one is not called.
+    // SAFETY: the caller guarantees that the pointer is a destructor. A null one is not called.
     let destructor = unsafe { std::mem::transmute::<*const c_void, Option<Destructor>>(destructor) };
     let node = Box::into_raw(Box::new(Registered { owner, destructor, object, before: LAST.get() }));
-    // Before the C library knows it: from here on the owner stays.
+    // The count comes before the C library's registration: from here on the owner stays.
     add(owner);
     let handle = (&raw const __dso_handle).cast_mut().cast();
     // SAFETY: `call` takes the node, once; the handle is this code's own.
@@ -90,32 +91,32 @@ pub unsafe fn register(owner: u64, destructor: *const c_void, object: *mut c_voi
         LAST.set(node);
     } else {
         take_away(owner);
-        // SAFETY: made above, and the C library does not have it.
+        // SAFETY: the box was made above, and the C library does not have it.
         drop(unsafe { Box::from_raw(node) });
     }
     failed
 }
 
-/// What the C library calls: the last one first.
+/// The function that the C library calls for each registration, the last one first.
 unsafe extern "C-unwind" fn call(node: *mut c_void) {
     let node: *mut Registered = node.cast();
-    // SAFETY: the C library calls it once for each registration, in its thread.
+    // SAFETY: the C library calls this function once for each registration, in its thread.
     let Registered { owner, destructor, object, before } = *unsafe { Box::from_raw(node) };
     LAST.set(before);
     if let Some(destructor) = destructor {
-        // SAFETY: the owner is there: it is still listed.
+        // SAFETY: the owner's code is present, because the owner is still listed.
         unsafe { destructor(object) };
         take_away(owner);
     }
 }
 
-/// Calls what this thread has registered for an owner and not called yet, the last one first, until there is nothing left.
-/// `guarded` calls what it is given and returns if that throws.
+/// Calls the destructors that this thread has registered for an owner and not called yet, the last one first, until
+/// none is left. `guarded` must call its argument, and must return if the argument throws.
 pub fn call_own(owner: u64, mut guarded: impl FnMut(&mut dyn FnMut())) {
     loop {
         let mut node = LAST.get();
         let destructor = loop {
-            // SAFETY: null, or a node of this thread's, which lives until the C library has called it.
+            // SAFETY: null, or a node of this thread, which lives until the C library has called it.
             let Some(registered) = (unsafe { node.as_mut() }) else { return };
             if registered.owner == owner
                 && let Some(destructor) = registered.destructor.take()
@@ -125,14 +126,14 @@ pub fn call_own(owner: u64, mut guarded: impl FnMut(&mut dyn FnMut())) {
             node = registered.before;
         };
         let (destructor, object) = destructor;
-        // SAFETY: the owner is there: it is still listed.
+        // SAFETY: the owner's code is present, because the owner is still listed.
         guarded(&mut || unsafe { destructor(object) });
         take_away(owner);
     }
 }
 
-/// The threads that have destructors of an owner to call, and how many. Those that have ended without calling them (by the system
-/// call itself, or in the parent of a fork) are left out.
+/// Returns the threads that have destructors of an owner to call, and the number for each. Leaves out threads that have
+/// ended without calling them (by the exit system call, or in the parent of a fork).
 #[must_use]
 pub fn open(owner: u64) -> Vec<(Tid, usize)> {
     let mut open = all();
@@ -145,17 +146,18 @@ thread_local! {
     static FORKS: Cell<Option<(MutexGuard<'static, Vec<Open>>, Tid)>> = const { Cell::new(None) };
 }
 
-/// Before a fork.
+/// Takes the lock before a fork.
 pub(crate) fn before_fork() {
     FORKS.set(Some((all(), Tid::current())));
 }
 
-/// After a fork, in the parent.
+/// Releases the lock after a fork, in the parent.
 pub(crate) fn after_fork_in_parent() {
     FORKS.set(None);
 }
 
-/// After a fork, in the child: it has the thread that forked, under another id, and what that has to call.
+/// Updates the list after a fork, in the child: the child has only the forking thread, under another id, with its
+/// destructors.
 pub(crate) fn after_fork_in_child() {
     if let Some((mut open, before)) = FORKS.take() {
         open.retain(|open| open.tid == before);

@@ -1,7 +1,7 @@
-//! Whose turn it is: one thread at a time asks or holds the others.
+//! The turn: one thread at a time asks or holds the others.
 //!
-//! The turn is taken before any signal is sent. Who waits for it sleeps in a system call, where our signal finds it as
-//! it finds anybody: it can be held.
+//! The turn is taken before any signal is sent. A thread that waits for its turn sleeps in a system call, where the
+//! signal interrupts it like any other thread: the waiting thread can be held.
 
 use std::marker::PhantomData;
 use std::mem;
@@ -12,25 +12,25 @@ use crate::error::Error;
 use crate::system;
 use crate::task::Tid;
 
-/// The thread whose turn it is, 0 for none; the highest bit is set if somebody waits.
+/// The thread whose turn it is, 0 for none; the highest bit is set if a thread waits.
 static OWNER: AtomicU32 = AtomicU32::new(0);
-/// Whether it is kept by a thread that forks. Changed only in one's turn.
+/// Whether a thread that forks keeps the turn. Only the thread whose turn it is changes this.
 static KEPT: AtomicBool = AtomicBool::new(false);
 const SOMEBODY_WAITS: u32 = 1 << 31;
 
-/// The right to ask or hold the other threads. It belongs to the thread that took it.
+/// The right to ask or hold the other threads. The turn belongs to the thread that took it.
 #[derive(Debug)]
 pub(crate) struct Turn {
-    /// Not `Send`.
+    /// Makes the type not `Send`.
     _thread: PhantomData<*mut ()>,
 }
 
 impl Turn {
-    /// Waits for the turn; `None` waits for as long as it takes.
+    /// Waits for the turn; without a limit if `limit` is `None`.
     pub(crate) fn take(limit: Option<Duration>) -> Result<Turn, Error> {
         let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
         let me = Tid::current().get().cast_unsigned();
-        // Who has waited does not know whether others still do, and says that they may.
+        // A thread that has waited does not know whether others still wait, and so sets the bit.
         let mut mine = me;
         loop {
             let owner = match OWNER.compare_exchange(0, mine, Ordering::Acquire, Ordering::Relaxed) {
@@ -61,7 +61,8 @@ impl Turn {
         mem::forget(self);
     }
 
-    /// The turn that was kept, if one was. In the child of a fork the thread has another id and nobody waits.
+    /// Returns the turn that was kept, if one was. In the child of a fork, the thread has another id and no thread
+    /// waits.
     pub(crate) fn kept() -> Option<Turn> {
         KEPT.swap(false, Ordering::Relaxed).then(|| Turn { _thread: PhantomData })
     }

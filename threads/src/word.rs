@@ -1,8 +1,8 @@
-//! A word of each thread, for who stops threads: zero when a thread begins, read and written by the thread itself, by probes that
-//! run in it, and by who holds it.
+//! A word in each thread's own memory, for code that stops threads. The word is zero when a thread begins. The thread
+//! itself, probes that run in the thread, and the thread's holder read and write it.
 //!
-//! It is static thread-local memory, so that generated code reaches it by one instruction: `%fs:` and [`offset`]. What it means is
-//! its user's business; there is one, live patching.
+//! The word is static thread-local memory, so that generated code reaches it by one instruction: `%fs:` and [`offset`].
+//! The word's user defines its meaning; the only user is live patching.
 
 use std::arch::global_asm;
 use std::ffi::c_void;
@@ -49,7 +49,7 @@ unsafe extern "C" {
     safe fn fs_offset() -> i64;
 }
 
-/// What each thread has of its own for those that hold it.
+/// The words of each thread, for the threads that hold it.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Words {
@@ -59,20 +59,21 @@ pub(crate) struct Words {
     pub(crate) creator: AtomicU64,
 }
 
-/// This thread's own word. Async-signal-safe.
+/// Returns this thread's own word. Async-signal-safe.
 #[must_use]
 pub fn own() -> &'static AtomicU64 {
     &own_words().word
 }
 
-/// What this thread has of its own. Async-signal-safe.
+/// Returns this thread's own words. Async-signal-safe.
 pub(crate) fn own_words() -> &'static Words {
-    // SAFETY: sixteen aligned bytes of this thread's memory, which others reach atomically and only while it is held. The reference
-    // is good until the thread ends; nothing that outlives it is told of it but what holds it.
+    // SAFETY: sixteen aligned bytes of this thread's memory, which other threads access atomically and only while the
+    // thread is held. The reference is valid until the thread ends; only the holder of the thread gets it, and no other
+    // code that outlives the thread. The words of a sleeping thread are read through the kernel.
     unsafe { &*own_address().cast::<Words>() }
 }
 
-/// How far from where `fs` points the word lies, in every thread of this process.
+/// Returns the distance of the word from the address in `fs`, which is the same in every thread of this process.
 ///
 /// The psABI puts static thread-local memory less than 2 GiB below the thread's control block.
 #[must_use]

@@ -1,4 +1,4 @@
-//! Rows that come and go: who finds which, and that a withdrawn row is found by nobody.
+//! Rows that are added and withdrawn: which threads find them, and that no thread finds a withdrawn row.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use modload_threads::frames::{BadRows, Ended, Known, Memory, Register, Registers, Row, WalkError, walk};
 
-/// Every word of this stack holds the same.
+/// A stack in which every word has the same value.
 struct Uniform(u64);
 
 impl Memory for Uniform {
@@ -16,17 +16,17 @@ impl Memory for Uniform {
     }
 }
 
-/// Registers of a thread at an address.
+/// Returns the registers of a thread at an address.
 fn at(pc: u64) -> Registers {
     Registers::unknown().with(Register::RIP, pc).with(Register::RSP, 0x1000)
 }
 
-/// A row that has no caller, with a CFA by which it can be told from others.
+/// Returns a row that has no caller, with a CFA that identifies the row.
 fn outermost(mark: i32) -> Row {
     Row { from: 0, cfa: (Register::RSP, mark * 8), saved: Vec::new() }
 }
 
-/// The mark of the row that is known for an address.
+/// Returns the mark of the row that is known for an address.
 fn mark(pc: u64) -> Option<u64> {
     let mut cfa = None;
     let ended = walk(&at(pc), Uniform(0), |frame| {
@@ -133,7 +133,7 @@ fn many_ranges_come_and_go_in_any_order() {
         chance ^= chance >> 12;
         chance ^= chance << 25;
         chance ^= chance >> 27;
-        // Up to 700 ranges: eleven chunks and more, which are split and emptied.
+        // Up to 700 ranges: at least eleven chunks, which are split and emptied.
         let start = base + chance % 700 * 16;
         if model.remove(&start).is_some() {
             assert_eq!(mark(start), None, "withdrawn in round {round}");
@@ -173,7 +173,7 @@ fn walks_beside_changes_see_what_stands_still() {
                 while !done.load(Ordering::Relaxed) {
                     slot = (slot + 7) % 200;
                     assert_eq!(mark(base + slot * 64), Some(slot + 1));
-                    // What comes and goes is there or not, and never another's.
+                    // A temporary range is known or not, but never has another range's row.
                     let passing = mark(base + slot * 64 + 32);
                     assert!(passing.is_none_or(|mark| mark == slot + 1001), "{passing:?}");
                     walks.fetch_add(1, Ordering::Relaxed);

@@ -1,4 +1,5 @@
-//! Sections of call frame information: what is found in them, what is refused, and that no mutant does harm.
+//! Sections of call frame information: the descriptions found in them, the sections refused, and that no mutant does
+//! harm.
 
 use std::ops::{ControlFlow, Range};
 
@@ -15,7 +16,7 @@ fn common() -> Vec<u8> {
     [&u32::try_from(body.len()).unwrap().to_le_bytes()[..], &body].concat()
 }
 
-/// Adds a description of `len` bytes from `start`, for a section that stands at `section`.
+/// Adds a description of `len` bytes from `start`, for a section at the address `section`.
 fn describe(bytes: &mut Vec<u8>, section: u64, start: u64, len: u32, program: &[u8]) {
     let at = u64::try_from(bytes.len()).unwrap();
     let pointer = i32::try_from(start.wrapping_sub(section + at + 8).cast_signed()).unwrap();
@@ -147,7 +148,7 @@ fn what_cannot_be_read_says_where() {
     assert_eq!(plan(&wide, SECTION, &TEXTS).unwrap_err(), Malformed::Entry { at: 0, flaw: Flaw::Wide });
 }
 
-/// Reads the same everywhere: what may pass for a stack.
+/// Memory with the same contents everywhere, which serves as a stack.
 struct Uniform(u64);
 
 impl Memory for Uniform {
@@ -169,7 +170,7 @@ fn walk_from(pc: u64, word: u64) -> usize {
     frames
 }
 
-/// The C library's `.eh_frame` with where it is linked to stand, and its texts' range.
+/// Returns the C library's `.eh_frame`, the address for which it is linked, and the range of the library's texts.
 fn libc_section() -> (Vec<u8>, u64, Range<u64>) {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let path = maps.lines().find_map(|line| line.split_whitespace().last().filter(|path| path.contains("/libc.so.6")));
@@ -186,7 +187,8 @@ fn libc_section() -> (Vec<u8>, u64, Range<u64>) {
 #[test]
 fn mutants_of_the_c_librarys_section_do_no_harm() {
     let (original, linked_at, text) = libc_section();
-    // The first 24 KiB, up to the end of an entry, and what is special: PLT and signal return come first.
+    // The first 24 KiB, up to the end of an entry. This part contains the special entries, of PLT and signal return, which
+    // come first.
     let whole = plan(&original, linked_at, std::slice::from_ref(&text)).unwrap();
     assert!(whole[0].len() > 3000, "{}", whole[0].len());
     let mut end = 0;
@@ -194,7 +196,7 @@ fn mutants_of_the_c_librarys_section_do_no_harm() {
         end += 4 + usize::try_from(u32::from_le_bytes(original[end..end + 4].try_into().unwrap())).unwrap();
     }
     let mut mutant = original[..end].to_vec();
-    // Where nobody has anything.
+    // An address that no mapping uses.
     let at = 0x1234_0000_0000_u64;
     let shift = at.wrapping_sub(linked_at);
     let text = text.start.wrapping_add(shift)..text.end.wrapping_add(shift);

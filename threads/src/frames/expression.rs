@@ -1,30 +1,30 @@
 //! DWARF expressions of rows, evaluated without allocation.
 //!
-//! Arithmetic, comparisons, registers and loads: what rows of PLTs, of signal-return code and of realigned stacks are
-//! made of. An operation that is not here has no value, and the frame no row.
+//! Supported are arithmetic, comparisons, registers and loads: the operations in rows of PLTs, of signal-return code
+//! and of realigned stacks. An expression with any other operation has no value, and its frame no row.
 
 use gimli::{EndianSlice, LittleEndian, Operation};
 
 use super::memory::Memory;
 use super::registers::{Register, Registers};
 
-/// Values that an expression may have on its stack at once. PLT entries need three.
+/// The number of values that an expression may have on its stack at once. PLT entries need three.
 const DEEPEST: usize = 8;
 
-/// Why an expression has no value.
+/// The reason why an expression has no value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum NoValue {
-    /// It is malformed, or uses an operation that is not supported.
+    /// The expression is malformed, or uses an operation that is not supported.
     Unsupported,
-    /// It needs a register that is not known.
+    /// The expression needs a register that is not known.
     Unknown(Register),
-    /// It loads from an address that cannot be read.
+    /// The expression loads from an address that cannot be read.
     Unreadable(u64),
 }
 
 type Reader<'a> = EndianSlice<'a, LittleEndian>;
 
-/// The stack of the expression's machine.
+/// The operand stack of the expression.
 struct Stack {
     values: [u64; DEEPEST],
     len: usize,
@@ -42,13 +42,13 @@ impl Stack {
         Ok(self.values[self.len])
     }
 
-    /// A value by its distance from the top.
+    /// Returns a value by its distance from the top.
     fn peek(&self, depth: u8) -> Result<u64, NoValue> {
         let at = self.len.checked_sub(1 + usize::from(depth)).ok_or(NoValue::Unsupported)?;
         Ok(self.values[at])
     }
 
-    /// Replaces the two topmost values, the deeper one first, by one.
+    /// Replaces the two topmost values by one. `operation` gets the deeper one first.
     fn two(&mut self, operation: fn(u64, u64) -> u64) -> Result<(), NoValue> {
         let top = self.pop()?;
         let below = self.pop()?;
@@ -62,13 +62,13 @@ impl Stack {
     }
 }
 
-/// A shift by as many bits as a value has, or more, leaves nothing of it.
+/// Shifts a value. The result is 0 if the number of bits is at least the width of the value.
 fn shift(value: u64, by: u64, shift: fn(u64, u32) -> Option<u64>) -> u64 {
     u32::try_from(by).ok().and_then(|by| shift(value, by)).unwrap_or(0)
 }
 
-/// The value of an expression in a frame with these registers, with `initial` on the stack if there is one: the CFA, in
-/// the rows of registers.
+/// Returns the value of an expression in a frame with these registers. `initial`, if there is one, is on the stack at
+/// the start: in the rows of registers, the CFA.
 pub(crate) fn evaluate(
     expression: Reader<'_>,
     encoding: gimli::Encoding,
@@ -81,7 +81,7 @@ pub(crate) fn evaluate(
     if let Some(initial) = initial {
         stack.push(initial)?;
     }
-    // There are no branches, so that each byte is looked at once.
+    // There are no branches, so each byte is parsed once.
     while !rest.is_empty() {
         let operation = Operation::parse(&mut rest, encoding).map_err(|_| NoValue::Unsupported)?;
         match operation {
@@ -139,7 +139,7 @@ mod tests {
     use crate::frames::memory::Memory;
     use crate::frames::registers::{Register, Registers};
 
-    /// Every address below 0x1000 holds itself plus 1.
+    /// Memory in which every address below 0x1000 holds itself plus 1.
     struct Small;
 
     impl Memory for Small {

@@ -1,13 +1,14 @@
-//! Who has rows for which addresses: read without a lock while entries come and go.
+//! The index of rows by address: read without a lock while entries are added and withdrawn.
 //!
-//! The index is two levels of sorted arrays that never change once they can be seen. Who adds or withdraws an entry
-//! makes a new array of its neighbours and a new array of all arrays, and swaps one pointer: of n entries that is about
-//! n / 64 + 64 words, so that 10,000 modules do not pay for each other. A reader counts itself before it looks at the
-//! pointer. There are two counters; a writer that has swapped the pointer has new readers count in the other one, and
-//! waits until the first is zero. From then on nobody can see the old arrays, or the entry that was withdrawn.
+//! The index is two levels of sorted arrays that never change once readers can see them. A writer that adds or
+//! withdraws an entry makes a new array of the entry's neighbours and a new array of all arrays, and swaps one pointer:
+//! with n entries that is about n / 64 + 64 words, so that 10,000 modules do not slow each other down. A reader counts
+//! itself before it reads the pointer. There are two counters. A writer that has swapped the pointer makes new readers
+//! count in the other counter, and waits until the first counter is zero. From then on no reader can see the old
+//! arrays, or the entry that was withdrawn.
 //!
-//! Readers never wait, and may be signal handlers that have interrupted a writer. A writer waits for the length of the
-//! walks that are under way, and so must not be called from within one, or while threads are held that may be in one.
+//! Readers never wait, and may be signal handlers that have interrupted a writer. A writer waits until the current
+//! walks are over. So a writer must not run within a walk, or while threads are held that may be in a walk.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -27,23 +28,23 @@ use super::listing::Listing;
 struct Entry {
     start: u64,
     end: u64,
-    /// Owned by the guard of this range, and freed when no reader can see the entry.
+    /// The rows. The guard of this range owns them, and frees them when no reader can see the entry.
     rows: *const Listing,
 }
 
-/// Entries that lie side by side, by address.
+/// Entries with adjacent ranges, by address.
 type Chunk = Vec<Entry>;
 
 /// Chunks by the start of their first entry. None is empty.
 type Index = Vec<(u64, *mut Chunk)>;
 
-/// A chunk that would be longer becomes two.
+/// The greatest length of a chunk. A longer chunk is split into two.
 const CHUNK: usize = 64;
 
-/// What readers see. Null as long as there has been no entry.
+/// The index that readers see. Null as long as there has been no entry.
 static CURRENT: AtomicPtr<Index> = AtomicPtr::new(ptr::null_mut());
 
-/// In which of the two counters new readers count themselves.
+/// The index of the counter in which new readers count themselves.
 static PHASE: AtomicUsize = AtomicUsize::new(0);
 static READERS: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
 
@@ -57,30 +58,30 @@ fn writer() -> MutexGuard<'static, ()> {
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("rows for {start:#x} to {end:#x} are known already")]
 pub struct Overlap {
-    /// The first address of those that are known.
+    /// The first address of the known range.
     pub start: u64,
-    /// The one behind the last.
+    /// The address behind the known range.
     pub end: u64,
 }
 
-/// Rows that walks find. Dropping it withdraws them: when that returns, no walk uses them any more.
+/// Rows that walks find. Dropping this guard withdraws the rows: when the drop returns, no walk uses them any more.
 ///
-/// To be dropped before the code can be used for something else, and neither within a walk nor while threads are held
-/// that may be in one.
+/// The guard must be dropped before the code can be reused for another purpose, and neither within a walk nor while
+/// threads are held that may be in a walk.
 pub struct Known {
     start: u64,
     rows: *mut Listing,
-    /// Where the process's unwinder is told of them, too. It reads the rows, and so it goes first.
+    /// The registration with the process's unwinder. The unwinder reads the rows, so the registration is dropped first.
     registered: Option<Registered>,
 }
 
-// SAFETY: the rows are never written, and freed by the one guard.
+// SAFETY: the rows are never written, and the one guard frees them.
 unsafe impl Send for Known {}
-// SAFETY: a shared guard gives access to nothing.
+// SAFETY: a shared reference to a guard gives access to nothing.
 unsafe impl Sync for Known {}
 
 impl Known {
-    /// Adds rows for a range that nobody has rows for.
+    /// Adds rows for a range that has no rows yet.
     pub(crate) fn new(code: Range<u64>, rows: Listing) -> Result<Known, Overlap> {
         let start = code.start;
         let _writer = writer();
@@ -104,7 +105,7 @@ impl Known {
         Ok(Known { start, rows, registered: None })
     }
 
-    /// Has the guard withdraw this as well, before anything else.
+    /// Makes the guard withdraw this registration as well, before anything else.
     pub(crate) fn and_registered(mut self, registered: Registered) -> Known {
         self.registered = Some(registered);
         self
@@ -121,8 +122,8 @@ impl Drop for Known {
             let chunk: Chunk = old.entries(at).iter().filter(|entry| entry.start != self.start).copied().collect();
             old.replace(Some(at), [Some(chunk).filter(|chunk| !chunk.is_empty()), None]);
         }
-        // SAFETY: made by Box::into_raw in `new`. The entry that pointed to it was taken out of the index, and
-        // `replace` has waited for every reader that could have seen it there.
+        // SAFETY: `new` made the box with Box::into_raw. The entry that pointed to it was taken out of the index, and
+        // `replace` has waited for every reader that could have seen the entry.
         drop(unsafe { Box::from_raw(self.rows) });
     }
 }
@@ -133,38 +134,39 @@ impl fmt::Debug for Known {
     }
 }
 
-/// The index as it is, in the hands of the one writer.
+/// The current index, as the one writer uses it.
 struct Current {
     index: *mut Index,
 }
 
 impl Current {
-    /// To be called by who holds the writer's lock.
+    /// Returns the current index. The caller must hold the writer's lock.
     fn get() -> Current {
         Current { index: CURRENT.load(Ordering::Acquire) }
     }
 
     fn chunks(&self) -> &[(u64, *mut Chunk)] {
-        // SAFETY: null, or made by Box::into_raw in `replace`; only a writer frees it, and that is us.
+        // SAFETY: the pointer is null, or `replace` made it with Box::into_raw; only a writer frees it, and this is the
+        // only writer.
         unsafe { self.index.as_ref() }.map_or(&[], Vec::as_slice)
     }
 
-    /// The chunk that an address belongs to; none if there is no chunk.
+    /// Returns the chunk that an address belongs to; `None` if there is no chunk.
     fn chunk(&self, start: u64) -> Option<usize> {
         let chunks = self.chunks();
         let behind = chunks.partition_point(|(first, _)| *first <= start);
         (!chunks.is_empty()).then(|| behind.saturating_sub(1))
     }
 
-    /// The entries of a chunk; none if there is no such chunk.
+    /// Returns the entries of a chunk; an empty slice if there is no such chunk.
     fn entries(&self, chunk: usize) -> &[Entry] {
         let Some((_, chunk)) = self.chunks().get(chunk) else { return &[] };
-        // SAFETY: made by Box::into_raw in `replace`; only a writer frees it, and that is us.
+        // SAFETY: `replace` made the chunk with Box::into_raw; only a writer frees it, and this is the only writer.
         unsafe { &**chunk }
     }
 
-    /// Has readers see these chunks in the place of one (or as the first), waits until nobody sees the old one any
-    /// more, and frees it.
+    /// Replaces the chunk `at` by these chunks for readers (`None`: adds them as the first ones). Waits until no reader
+    /// sees the old index any more, and frees the old index and the old chunk.
     fn replace(self, at: Option<usize>, with: [Option<Chunk>; 2]) {
         let chunks = self.chunks();
         let at = at.map_or(0..0, |at| at..at + 1);
@@ -177,29 +179,29 @@ impl Current {
         CURRENT.store(Box::into_raw(Box::new(index)), Ordering::SeqCst);
         wait_for_readers();
         if let Some(chunk) = replaced {
-            // SAFETY: made by Box::into_raw above, in an earlier call. It was in the old index alone, and every reader
-            // that can have seen that is done.
+            // SAFETY: an earlier call made the chunk with Box::into_raw above. Only the old index pointed to the chunk,
+            // and every reader that can have seen the old index is done.
             drop(unsafe { Box::from_raw(chunk) });
         }
         if !self.index.is_null() {
-            // SAFETY: the same.
+            // SAFETY: as above, for the index itself.
             drop(unsafe { Box::from_raw(self.index) });
         }
     }
 }
 
-/// Returns when every reader that counted itself before the call is done. By the holder of the writer's lock.
+/// Returns when every reader that counted itself before the call is done. The caller must hold the writer's lock.
 fn wait_for_readers() {
     let old = PHASE.load(Ordering::Relaxed);
-    // A reader that finds this new phase looks at CURRENT later, and so sees what was stored before.
+    // A reader that finds this new phase reads CURRENT later, and so sees the pointer that was stored before.
     PHASE.store(1 - old, Ordering::SeqCst);
     while READERS[old].load(Ordering::SeqCst) != 0 {
-        // A reader that another thread has interrupted, or that waits for this processor.
+        // The reader has been preempted by another thread, or waits for this processor.
         std::thread::yield_now();
     }
 }
 
-/// Someone who looks at the index. What it has found stays until this is dropped.
+/// A reader of the index. The rows that it has found stay until this value is dropped.
 pub(crate) struct Reading {
     phase: usize,
     index: *const Index,
@@ -210,7 +212,7 @@ impl Reading {
         loop {
             let phase = PHASE.load(Ordering::SeqCst);
             READERS[phase].fetch_add(1, Ordering::SeqCst);
-            // Counted in a phase that has ended, nobody would wait for us.
+            // If the phase has ended, no writer would wait for this reader.
             if PHASE.load(Ordering::SeqCst) == phase {
                 return Reading { phase, index: CURRENT.load(Ordering::SeqCst) };
             }
@@ -218,17 +220,17 @@ impl Reading {
         }
     }
 
-    /// The rows that are known for an address.
+    /// Returns the rows that are known for an address.
     pub(crate) fn find(&self, at: u64) -> Option<&Listing> {
-        // SAFETY: null, or made by a writer, which waits for us before it frees it.
+        // SAFETY: the pointer is null, or a writer made it, which waits for this reader before the index is freed.
         let chunks = unsafe { self.index.as_ref() }?;
         let behind = chunks.partition_point(|(first, _)| *first <= at);
         let (_, chunk) = chunks.get(behind.checked_sub(1)?)?;
-        // SAFETY: the same holds for each chunk of an index.
+        // SAFETY: the same argument holds for each chunk of an index.
         let entries = unsafe { &**chunk };
         let behind = entries.partition_point(|entry| entry.start <= at);
         let entry = entries.get(behind.checked_sub(1)?)?;
-        // SAFETY: freed by the guard, when a writer has taken the entry out and has waited for us.
+        // SAFETY: the guard frees the rows only after a writer has taken the entry out and has waited for this reader.
         (at < entry.end).then(|| unsafe { &*entry.rows })
     }
 }
@@ -243,16 +245,18 @@ thread_local! {
     static OVER_FORK: RefCell<Option<MutexGuard<'static, ()>>> = const { RefCell::new(None) };
 }
 
-/// Fork waits for a writer; the child has no readers but those of its own thread, of which there are none.
+/// Installs fork handlers: fork waits for a writer. The child has no readers but those of its own thread, which has
+/// none.
 ///
-/// Rows are made known by who has locks of his own. Who holds those over a fork calls this before he calls `pthread_atfork`: who
-/// came first prepares last, and nobody holds this lock while he waits for another.
+/// Code that makes rows known may have locks of its own. A caller that holds such locks over a fork must call this
+/// function before it calls `pthread_atfork` for them: the handlers that were installed first prepare last, so no
+/// thread holds this lock while the thread waits for another lock.
 ///
 /// # Errors
 /// `pthread_atfork` has no memory.
 pub fn install_fork_handlers() -> io::Result<()> {
     static INSTALLED: OnceLock<i32> = OnceLock::new();
-    // SAFETY: the three functions are `extern "C"`, take nothing, and live as long as the program.
+    // SAFETY: the three functions are `extern "C"`, take no arguments, and live as long as the program.
     let failed = *INSTALLED.get_or_init(|| unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) });
     if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
 }

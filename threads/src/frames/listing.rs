@@ -1,11 +1,11 @@
-//! A module's `.eh_frame`: checked, indexed and copied before the module is published, so that finding a row later
-//! neither allocates nor can go astray.
+//! A module's `.eh_frame`: checked, indexed and copied before the module is published, so that a later search for a row
+//! neither allocates nor fails on malformed data.
 //!
-//! The copy is what unwinders read. A module has one section for all its texts, of which those of init go early, and
-//! their addresses become another module's: so each text has a run of descriptions of its own, with absolute addresses
-//! and an end, as libgcc wants it. It is a third larger than the original, and asks nothing of the module's layout.
+//! Unwinders read the copy. A module has one section for all its texts. The texts of init are freed early, and their
+//! addresses become another module's. So each text has a run of descriptions of its own, with absolute addresses and an
+//! end, as libgcc requires. The copy is a third larger than the original, and requires nothing of the module's layout.
 //!
-//! A description's program is run when a walk comes through its function, not before: a module has many functions, and
+//! A description's program runs when a walk passes through its function, not before: a module has many functions, and
 //! few of them are ever walked through.
 
 use std::borrow::Cow;
@@ -23,30 +23,30 @@ type Reader<'a> = EndianSlice<'a, LittleEndian>;
 /// An `.eh_frame` that cannot be used.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum Malformed {
-    /// An entry is not as it must be.
+    /// An entry breaks a rule of the format.
     #[error("the entry at offset {at:#x}: {flaw}")]
     Entry {
-        /// Where it is.
+        /// The entry's offset.
         at: usize,
-        /// What is wrong.
+        /// The flaw.
         flaw: Flaw,
     },
     /// A description of addresses that are not the module's text.
     #[error("the entry at offset {at:#x} describes {start:#x} to {end:#x}, which is not text of this module")]
     Elsewhere {
-        /// Where the description is.
+        /// The description's offset.
         at: usize,
-        /// Its first address.
+        /// The first address that it describes.
         start: u64,
-        /// The one behind its last.
+        /// The address behind the last one.
         end: u64,
     },
     /// Two descriptions of one address.
     #[error("the entries at offsets {first:#x} and {second:#x} describe the same address, {address:#x}")]
     Twice {
-        /// Where the description of the lower start is.
+        /// The offset of the description with the lower start.
         first: usize,
-        /// Where the other one is.
+        /// The offset of the other description.
         second: usize,
         /// The first address that both describe.
         address: u64,
@@ -56,19 +56,20 @@ pub enum Malformed {
     TooLarge,
 }
 
-/// Neither is larger: so offsets into the copy, which is at most three times as large, have 32 bits.
+/// The limit for the sections together, and for a text. So offsets into the copy, which is at most three times as
+/// large, fit in 32 bits.
 const LARGEST: usize = 1 << 30;
 
-/// A function's frames are described here.
+/// A description of a function's frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Description {
-    /// Its first address, from the start of the text.
+    /// The first address, as an offset from the start of the text.
     start: u32,
-    /// How many bytes of text it describes.
+    /// The number of bytes of text that it describes.
     len: u32,
-    /// Where it is in the copy.
+    /// The offset in the copy.
     offset: u32,
-    /// Where it was in the section.
+    /// The offset in the section.
     origin: u32,
 }
 
@@ -77,17 +78,18 @@ struct Description {
 pub struct Planned {
     text: Range<u64>,
     copy: Vec<u8>,
-    /// The common information that was copied last: where it was, and where it is now.
+    /// The common information that was copied last: its offset in the section, and its offset in the copy.
     common: Option<(usize, usize)>,
     descriptions: Vec<Description>,
 }
 
-/// Checks sections of call frame information, `.eh_frame`, each with its address, for which it is relocated; and sorts
-/// their descriptions by the texts they describe: one result for each of `texts`, empty ones included, in their order.
-/// Descriptions of no bytes are left out, and those whose function a linker has dropped (a start of 0).
+/// Checks sections of call frame information, `.eh_frame`, each with the address for which it is relocated, and sorts
+/// their descriptions by the texts that they describe. Returns one result for each of `texts`, empty ones included, in
+/// their order. Leaves out descriptions of no bytes, and descriptions whose function a linker has dropped (a start of
+/// 0).
 ///
-/// Code that does nothing but branch on, as entries of a PLT do, is described by nobody: each instruction of the ranges in
-/// `branches` has the frame of a function's first instruction.
+/// Code that only branches on, such as PLT entries, has no description in the sections: each instruction of the ranges
+/// in `branches` has the frame of a function's first instruction.
 ///
 /// # Errors
 /// [`Malformed`].
@@ -119,7 +121,7 @@ pub fn plan<'a>(
     Ok(planned)
 }
 
-/// CFA rsp+8, the return address at CFA-8: the rows of every function's first instruction.
+/// The rows of every function's first instruction: CFA rsp+8, the return address at CFA-8.
 const AT_ENTRY: Common<'static> = Common {
     at: usize::MAX,
     version: 1,
@@ -147,9 +149,9 @@ fn add_branches(range: &Range<u64>, planned: &mut [Planned]) -> Result<(), Malfo
 }
 
 fn add_section(section: Section<'_>, planned: &mut [Planned]) -> Result<(), Malformed> {
-    // Offsets of another section mean nothing here.
+    // The cached common information is known by its offset, which is valid in one section only.
     planned.iter_mut().for_each(|text| text.common = None);
-    // Room for the copy, if most of it is of the first text.
+    // Reserves room for the copy, as if most of it belonged to the first text.
     if let Some(text) = planned.first_mut() {
         text.copy.reserve(section.bytes.len() + section.bytes.len() / 2);
     }
@@ -162,11 +164,11 @@ fn add_section(section: Section<'_>, planned: &mut [Planned]) -> Result<(), Malf
         let at = entry.at;
         let malformed = |flaw| Malformed::Entry { at, flaw };
         if entry.is_common().map_err(malformed)? {
-            // Those that nobody refers to are checked, too.
+            // Common entries that no description refers to are checked, too.
             known = Some(section.common(entry).map_err(malformed)?);
         } else {
             let common_at = entry.common().map_err(malformed)?;
-            // One serves all functions of an object file, or nearly all.
+            // One common entry serves all functions of an object file, or nearly all.
             let common = match &mut known {
                 Some(common) if common.at == common_at => &*common,
                 known => known.insert(section.common_at(common_at).map_err(malformed)?),
@@ -183,7 +185,7 @@ fn add_section(section: Section<'_>, planned: &mut [Planned]) -> Result<(), Malf
     }
 }
 
-/// One description for a whole text, by a program with factors of 1.
+/// Returns one description for a whole text, by a program with factors of 1.
 ///
 /// # Errors
 /// [`Malformed::TooLarge`].
@@ -221,7 +223,8 @@ impl Planned {
         Ok(())
     }
 
-    /// Compilers write descriptions in the order of their functions, so that there is mostly nothing to sort.
+    /// Ends the run, sorts the descriptions by address, and checks that they do not overlap. Compilers write
+    /// descriptions in the order of their functions, so there is mostly nothing to sort.
     fn finish(&mut self) -> Result<(), Malformed> {
         self.copy.extend([0; 4]);
         if !self.descriptions.is_sorted_by_key(|description| description.start) {
@@ -234,23 +237,23 @@ impl Planned {
         })
     }
 
-    /// How many functions are described.
+    /// Returns the number of functions that are described.
     #[must_use]
     pub fn len(&self) -> usize {
         self.descriptions.len()
     }
 
-    /// Whether no function is described.
+    /// Returns whether no function is described.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.descriptions.is_empty()
     }
 
-    /// Makes the rows known to walks and to the process's unwinder, until the result is dropped. `None` if there are
-    /// none, which costs nothing.
+    /// Makes the rows known to walks and to the process's unwinder, until the result is dropped. Returns `None` if
+    /// there are no rows, which costs nothing.
     ///
     /// # Errors
-    /// [`Overlap`]: somebody else's rows are known for a part of the text.
+    /// [`Overlap`]: other rows are known for a part of the text.
     pub fn publish(self) -> Result<Option<Known>, Overlap> {
         if self.is_empty() {
             return Ok(None);
@@ -259,29 +262,29 @@ impl Planned {
         let listing = Listing { text: start, copy: self.copy.into_boxed_slice(), descriptions: self.descriptions };
         let run = listing.copy.as_ptr();
         let known = Known::new(self.text, listing)?;
-        // SAFETY: the run is a boxed slice in the rows that `known` owns, which stay where they are and are not written
-        // until it is dropped; and it drops the registration before them. It is a run of whole entries with an end:
-        // `add` has written them, and `finish` the end.
+        // SAFETY: the run is a boxed slice in the rows that `known` owns, which neither move nor are written until
+        // `known` is dropped; and `known` drops the registration before the rows. The run consists of whole entries
+        // with an end: `add` has written the entries, and `finish` the end.
         let registered = unsafe { Registered::new(start, run) };
         Ok(Some(known.and_registered(registered)))
     }
 }
 
-/// Entries begin at multiples of this, so that their addresses are aligned.
+/// The alignment of entries, which aligns the addresses in them.
 const ALIGN: usize = 8;
 
-/// `DW_EH_PE_absptr`, and the bit for an address that stands elsewhere.
+/// `DW_EH_PE_absptr`, and the bit for a pointer to the address instead of the address itself.
 const ABSOLUTE: u8 = 0x00;
 const INDIRECT: u8 = 0x80;
 
-/// Writes an entry; returns its offset. The length is known at last.
+/// Writes an entry; returns its offset. The length is written last.
 fn write_entry(copy: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) -> usize {
     let at = copy.len();
     copy.extend_from_slice(&[0; 4]);
     write(copy);
     // DW_CFA_nop.
     copy.resize(copy.len().next_multiple_of(ALIGN), 0);
-    // At most as long as the section, and some bytes: far below 4 GiB.
+    // The entry is at most as long as the section, and some bytes: far below 4 GiB.
     let len = u32::try_from(copy.len() - at - 4).unwrap_or(u32::MAX);
     copy[at..at + 4].copy_from_slice(&len.to_le_bytes());
     at
@@ -307,7 +310,8 @@ fn write_common(copy: &mut Vec<u8>, common: &Common<'_>) -> usize {
                     _ => {}
                 }
             }
-            // One byte for each letter and eight for an address: a number of one byte as long as letters are not many.
+            // One byte for each letter and eight for an address: the length fits in a one-byte number as long as there
+            // are few letters.
             let len = u8::try_from(copy.len() - len_at - 1).unwrap_or(0x7f);
             copy[len_at] = len;
         }
@@ -318,7 +322,7 @@ fn write_common(copy: &mut Vec<u8>, common: &Common<'_>) -> usize {
 fn write_function(copy: &mut Vec<u8>, common_at: usize, function: &Function<'_>, common: &Common<'_>) -> usize {
     write_entry(copy, |copy| {
         let back = u32::try_from(copy.len() - common_at).unwrap_or(u32::MAX);
-        // All that has a fixed place, written at once: there are many functions.
+        // All fields with a fixed place, written at once: there are many functions.
         let mut fixed = [0; 29];
         fixed[..4].copy_from_slice(&back.to_le_bytes());
         fixed[4..12].copy_from_slice(&function.start.to_le_bytes());
@@ -346,7 +350,7 @@ pub(crate) struct Listing {
 }
 
 impl Listing {
-    /// An `.eh_frame`, its bases, and the offset of the description for an address in it.
+    /// Returns an `.eh_frame`, its bases, and the offset of the description for an address in it.
     pub(crate) fn description(&self, at: u64) -> Option<(EhFrame<Reader<'_>>, BaseAddresses, usize)> {
         let from_start = u32::try_from(at.checked_sub(self.text)?).ok()?;
         let behind = self.descriptions.partition_point(|description| description.start <= from_start);
@@ -359,7 +363,7 @@ impl Listing {
     }
 }
 
-/// An offset as an index: both have the width of a pointer here or are narrower.
+/// Returns an offset as an index: a pointer here has at least 32 bits.
 fn index(offset: u32) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
 }

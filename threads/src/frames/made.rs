@@ -1,5 +1,5 @@
-//! Rows that are stated, not compiled: for code that no compiler has made. They become what compilers write, so that
-//! there is one kind of rows for walks, and one that the process's unwinder knows.
+//! Rows that code declares itself: for code that no compiler has made. The rows are converted to the form that compilers
+//! write, so there is one form of rows for walks and for the process's unwinder.
 
 use std::ops::Range;
 
@@ -9,55 +9,56 @@ use super::index::{Known, Overlap};
 use super::listing::{self, Malformed};
 use super::registers::Register;
 
-/// From an instruction of a piece of code on: where its caller's registers are.
+/// A row: the places of the caller's registers, from one instruction of a piece of code on.
 ///
 /// The call frame address (CFA) is the stack pointer of the caller before its call, as in `.cfi_def_cfa`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Row {
-    /// Offset of the first instruction that this holds for, from the start of the code.
+    /// The offset of the first instruction that the row holds for, from the start of the code.
     pub from: u32,
-    /// The CFA is this register's value and this many bytes more.
+    /// The CFA, as a register and the number of bytes to add to its value.
     pub cfa: (Register, i32),
-    /// What is saved, and where, as an offset from the CFA. Without the return address here, the frame is the outermost.
+    /// The saved registers, each with its place as an offset from the CFA. Without the return address here, the frame
+    /// is the outermost.
     pub saved: Vec<(Register, i32)>,
 }
 
 impl Row {
-    /// A row as at the first instruction of a function: nothing but the return address is saved.
+    /// Returns the row of a function's first instruction: only the return address is saved.
     #[must_use]
     pub fn at_entry() -> Row {
         Row { from: 0, cfa: (Register::RSP, 8), saved: vec![(Register::RIP, -8)] }
     }
 }
 
-/// Rows that cannot be.
+/// Rows that are not valid.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum BadRows {
-    /// The first row does not hold from the start, or one does not begin behind the one before it.
+    /// The first row does not begin at 0, or a row does not begin behind the row before it.
     #[error("row {row} begins at {from:#x}, which is not where it may")]
     Order {
-        /// Which, from 0.
+        /// The number of the row, from 0.
         row: usize,
-        /// Where it begins.
+        /// The offset at which the row begins.
         from: u32,
     },
-    /// A frame that does not know where its caller's stack is.
+    /// A row has its CFA relative to the return address.
     #[error("row {row} has its CFA relative to the return address")]
     Cfa {
-        /// Which, from 0.
+        /// The number of the row, from 0.
         row: usize,
     },
-    /// There is no code, or more than 1 GiB of it.
+    /// There is no code, or there is more than 1 GiB of code.
     #[error("there is no code, or more than 1 GiB of it")]
     Length,
-    /// Somebody else's rows are known for a part of the code.
+    /// Other rows are known for a part of the code.
     #[error(transparent)]
     Overlap(#[from] Overlap),
 }
 
 impl Known {
-    /// Makes rows known for a piece of code, until the result is dropped. They are in the order of their offsets; the
-    /// first begins at 0.
+    /// Makes rows known for a piece of code, until the result is dropped. The rows are in the order of their offsets;
+    /// the first begins at 0.
     ///
     /// # Errors
     /// [`BadRows`].
@@ -78,17 +79,18 @@ impl Known {
         Known::programmed(code, &program(rows))
     }
 
-    /// [`Known::stated`] by call frame instructions (DWARF 5, 6.4.2), with factors of 1: for rows that need expressions.
+    /// Makes rows known like [`Known::stated`], by call frame instructions (DWARF 5, 6.4.2) with factors of 1: for rows
+    /// that need expressions.
     ///
     /// # Errors
-    /// [`BadRows`]. What the instructions say is not looked at before a walk needs them.
+    /// [`BadRows`]. The instructions are not checked before a walk needs them.
     pub fn programmed(code: Range<u64>, program: &[u8]) -> Result<Known, BadRows> {
         let planned = listing::described(code, program).map_err(|_: Malformed| BadRows::Length)?;
         planned.publish()?.ok_or(BadRows::Length)
     }
 }
 
-/// Call frame instructions for rows, with factors of 1 (DWARF 5, 6.4.2).
+/// Returns call frame instructions for rows, with factors of 1 (DWARF 5, 6.4.2).
 fn program(rows: &[Row]) -> Vec<u8> {
     let mut program = Vec::new();
     let mut at = 0;
@@ -107,7 +109,7 @@ fn program(rows: &[Row]) -> Vec<u8> {
                     signed(&mut program, *offset);
                 }
                 None if register == Register::RIP => program.extend([0x07, register.number()]), // undefined
-                // As it is without a rule: preserved or not known.
+                // The same state as without a rule: preserved, or not known.
                 None if register.is_preserved() => program.extend([0x08, register.number()]), // same_value
                 None => {}
             }
@@ -116,7 +118,7 @@ fn program(rows: &[Row]) -> Vec<u8> {
     program
 }
 
-/// A number of the variable length that DWARF calls LEB128, with a sign.
+/// Appends a number of variable length, with a sign (LEB128 in DWARF).
 fn signed(program: &mut Vec<u8>, mut value: i32) {
     loop {
         let low = value.to_le_bytes()[0] & 0x7f;

@@ -1,4 +1,4 @@
-//! Reads of a stack that may be corrupted: they fail, they never fault.
+//! Reads of a stack that may be corrupted: a read may fail, but never faults.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -6,35 +6,37 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::system;
 
-/// Where a walk reads stacks.
+/// The memory from which a walk reads stacks.
 pub trait Memory {
-    /// Fills `into` with what stands at `at`, or says that it cannot.
+    /// Fills `into` with the bytes at `at`. Returns `false` if they cannot be read.
     fn read(&mut self, at: u64, into: &mut [u8]) -> bool;
 
-    /// The eight bytes at `at` as a number.
+    /// Returns the eight bytes at `at` as a number.
     fn word(&mut self, at: u64) -> Option<u64> {
         let mut bytes = [0; 8];
         self.read(at, &mut bytes).then(|| u64::from_le_bytes(bytes))
     }
 }
 
-/// How much is read at once. Frames lie close together, and a stack is walked towards higher addresses.
+/// The size of one read. Frames lie close together, and a walk goes towards higher addresses.
 const WINDOW: usize = 512;
 
-/// No read crosses a multiple of this: what lies behind may not be mapped.
+/// No read crosses a multiple of this size, because the memory behind it may not be mapped.
 const PAGE: u64 = 4096;
 
-/// The process that has opened `/proc/self/mem` in the upper half, and the descriptor in the lower; 0: none.
+/// The id of the process that has opened `/proc/self/mem` in the upper half, and the descriptor in the lower half; 0 if
+/// there is none.
 static THROUGH: AtomicU64 = AtomicU64::new(0);
 
-/// Names a descriptor of `/proc/self/mem`, opened by this process, that stays open: where process_vm_readv(2) is denied, by a seccomp
-/// filter say, the process's own stacks are read through it.
+/// Sets a descriptor of `/proc/self/mem` as a fallback. This process must have opened the descriptor, and must keep it
+/// open. Where process_vm_readv(2) is denied, for example by a seccomp filter, the process's own stacks are read
+/// through the descriptor.
 pub fn read_through(memory: &impl AsRawFd) {
     let [process, descriptor] = [system::getpid(), memory.as_raw_fd()].map(|number| u64::from(number.cast_unsigned()));
     THROUGH.store(process << 32 | descriptor, Ordering::Relaxed);
 }
 
-/// Reads at most as many bytes as there is room for; returns how many could be read.
+/// Reads at most as many bytes as `into` has room for; returns the number of bytes that could be read.
 fn read(process: i32, at: usize, into: &mut [u8]) -> io::Result<usize> {
     let error = match system::read_memory(process, at, into) {
         Err(error) if error.raw_os_error() != Some(libc::EFAULT) => error,
@@ -49,11 +51,12 @@ fn read(process: i32, at: usize, into: &mut [u8]) -> io::Result<usize> {
     system::read_at(i32::from_be_bytes([a, b, c, d]), at, into)
 }
 
-/// The memory of a process, by `process_vm_readv(2)`: a system call, safe in signal handlers, that fails where a load
-/// would fault. It costs about as much as a frame's row, and is made once for several frames.
+/// The memory of a process, read by `process_vm_readv(2)`: a system call, safe in signal handlers, that fails where a
+/// load would fault. The call costs about as much as a frame's row, and one call serves several frames.
 ///
-/// Bounds of the stack would make it unnecessary for one stack. But a walk passes from an alternate signal stack to the
-/// one below it and through stacks of a program's own making, and nobody knows the bounds of those.
+/// With known bounds of the stack, one stack could be read without the system call. But a walk passes from an alternate
+/// signal stack to the interrupted stack and through stacks that a program made itself, and the bounds of those are not
+/// known.
 pub struct ProcessMemory {
     process: libc::pid_t,
     window: [u8; WINDOW],
@@ -62,14 +65,14 @@ pub struct ProcessMemory {
 }
 
 impl ProcessMemory {
-    /// That of this process.
+    /// Returns the memory of this process.
     #[must_use]
     pub fn own() -> ProcessMemory {
         ProcessMemory::of(system::getpid())
     }
 
-    /// That of a process that this one may trace; of a child that was forked without exec, its stacks unwind by this
-    /// process's rows.
+    /// Returns the memory of a process that this process may trace. The stacks of a child that was forked without exec
+    /// unwind by this process's rows.
     #[must_use]
     pub fn of(process: libc::pid_t) -> ProcessMemory {
         ProcessMemory { process, window: [0; WINDOW], start: 0, len: 0 }
@@ -81,7 +84,7 @@ impl ProcessMemory {
         read(self.process, from, into).is_ok_and(|count| count == into.len())
     }
 
-    /// Reads a piece that does not cross a page; nothing, if nothing is there.
+    /// Reads a piece that does not cross a page. The window is empty if the memory cannot be read.
     fn fill(&mut self, at: u64) {
         let room = usize::try_from(PAGE - at % PAGE).unwrap_or(WINDOW).min(WINDOW);
         self.start = at;
@@ -90,7 +93,7 @@ impl ProcessMemory {
         self.len = read(self.process, remote, &mut self.window[..room]).unwrap_or(0);
     }
 
-    /// What the window has from `at` on.
+    /// Returns the bytes of the window from `at` on.
     fn seen(&self, at: u64) -> Option<&[u8]> {
         let offset = usize::try_from(at.checked_sub(self.start)?).ok()?;
         self.window.get(offset..self.len).filter(|seen| !seen.is_empty())
@@ -130,7 +133,7 @@ mod tests {
     #[test]
     fn what_is_mapped_is_read_and_what_is_not_fails() {
         let length = 4 * usize::try_from(PAGE).unwrap();
-        // SAFETY: a new private mapping, wherever the kernel likes.
+        // SAFETY: a new private mapping, at an address that the kernel chooses.
         let mapping = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -144,9 +147,9 @@ mod tests {
         assert_ne!(mapping, libc::MAP_FAILED);
         let start = u64::try_from(mapping.expose_provenance()).unwrap();
         let hole = mapping.map_addr(|at| at + 2 * length / 4);
-        // SAFETY: the third page of our own mapping, which nobody refers to.
+        // SAFETY: the third page of this test's own mapping, which nothing refers to.
         assert_eq!(unsafe { libc::munmap(hole, length / 4) }, 0);
-        // SAFETY: the first two pages are ours, and writable.
+        // SAFETY: the first two pages belong to this test, and are writable.
         unsafe { mapping.cast::<u8>().write_bytes(0xa5, length / 2) };
         let mut memory = ProcessMemory::own();
         let mut bytes = [0; 2000];
@@ -160,7 +163,7 @@ mod tests {
         for wild in [0, 8, u64::MAX, u64::MAX - 7, 1 << 63] {
             assert_eq!(memory.word(wild), None, "{wild:#x}");
         }
-        // SAFETY: our own mapping, which nobody refers to any more.
+        // SAFETY: this test's own mapping, which nothing refers to any more.
         assert_eq!(unsafe { libc::munmap(mapping, length) }, 0);
     }
 }

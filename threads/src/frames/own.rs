@@ -1,4 +1,4 @@
-//! The calling thread's own stack, looked at without walking it.
+//! Inspects the calling thread's own stack without walking it.
 
 use std::arch::asm;
 use std::cell::Cell;
@@ -7,28 +7,30 @@ use std::{mem, ptr};
 
 use super::memory::ProcessMemory;
 
-/// How much is read at once.
+/// The size of one read.
 const CHUNK: usize = 4096;
 
-/// Stacks with more on them are not looked at word by word: a walk is cheaper.
+/// The largest stack depth that is inspected word by word: for a deeper stack, a walk is cheaper.
 const DEEPEST: u64 = 1 << 16;
 
 thread_local! {
-    /// The lowest address of this thread's stack, and the one behind its highest; 0 and 0 if they cannot be had.
+    /// The lowest address of this thread's stack, and the address behind its highest; 0 and 0 if they cannot be
+    /// determined.
     static STACK: Cell<Option<(u64, u64)>> = const { Cell::new(None) };
 }
 
-/// What the kernel puts into a signal's frame and hardly anybody else onto a stack: the segment registers of a 64-bit
-/// thread in one word (`struct sigcontext`: cs 0x33, ss 0x2b), and in the lower half of another `FP_XSTATE_MAGIC1`.
+/// Two marks of a signal frame. The kernel writes them into the frame, and other code hardly ever onto a stack: the
+/// segment registers of a 64-bit thread in one word (`struct sigcontext`: cs 0x33, ss 0x2b), and `FP_XSTATE_MAGIC1` in
+/// the lower half of another word.
 const SEGMENTS: u64 = 0x002b_0000_0000_0033;
 const XSTATE: u64 = 0x4650_5853;
 
-/// Whether this thread may return into a range, by the words of its stack from here outward: one that lies in the range and
-/// of which `returned_to` says that a call may stand before it. If there is none, no frame goes on there, for what a call
-/// returns to stands on the stack.
+/// Returns whether this thread may return into a range. Inspects the words of the thread's stack from this frame
+/// outward. A word counts if it lies in the range and `returned_to` finds that a call may precede its address. If there
+/// is no such word, no frame resumes in the range, because the return address of each call is on the stack.
 ///
-/// `None` if that cannot be said: on another stack than the one that the thread was started with, on a very full one, or
-/// where the frame of a signal may be, which can have interrupted any instruction.
+/// Returns `None` if the answer is not known: on a stack other than the one that the thread was started with, on a very
+/// full stack, or where a signal frame may be, because a signal can have interrupted any instruction.
 #[inline(never)]
 pub fn may_return(range: &Range<u64>, returned_to: impl Fn(u64) -> bool) -> Option<bool> {
     let (low, high) = STACK.get().unwrap_or_else(|| {
@@ -42,7 +44,7 @@ pub fn may_return(range: &Range<u64>, returned_to: impl Fn(u64) -> bool) -> Opti
     if !(low..high).contains(&rsp) || high - rsp > DEEPEST {
         return None;
     }
-    // The kernel reads: what stands there is other functions' business, of which sanitizers and valgrind keep books.
+    // The kernel reads the stack, because sanitizers and valgrind keep track of accesses to other functions' frames.
     let mut memory = ProcessMemory::own();
     let mut chunk = [0; CHUNK];
     let (mut at, end) = (rsp.next_multiple_of(8), high & !7);
@@ -65,8 +67,8 @@ pub fn may_return(range: &Range<u64>, returned_to: impl Fn(u64) -> bool) -> Opti
     Some(found)
 }
 
-/// Whether a call may stand before an address, by the bytes there: `call rel32`, or `call` through a register or memory, of
-/// two to seven bytes. It may be something else that ends so.
+/// Returns whether the bytes before an address may end with a call: `call rel32`, or `call` through a register or
+/// memory, of two to seven bytes. Other code may end with the same bytes.
 #[must_use]
 pub fn is_behind_call(before: &[u8]) -> bool {
     let ends_so = |len: usize| before.len().checked_sub(len).and_then(|start| before.get(start..));
@@ -75,20 +77,20 @@ pub fn is_behind_call(before: &[u8]) -> bool {
     relative || (2..=7).any(indirect)
 }
 
-/// Where this thread's stack is, as the C library knows it.
+/// Returns the bounds of this thread's stack, as the C library knows them.
 fn bounds() -> Option<(u64, u64)> {
     // SAFETY: pthread_attr_t is a C union of integers; all zeros is a value of it.
     let mut attributes: libc::pthread_attr_t = unsafe { mem::zeroed() };
     // SAFETY: pthread_self cannot fail.
     let this = unsafe { libc::pthread_self() };
-    // SAFETY: fills in the attributes of this thread.
+    // SAFETY: the call fills in the attributes of this thread.
     if unsafe { libc::pthread_getattr_np(this, &raw mut attributes) } != 0 {
         return None;
     }
     let (mut start, mut size) = (ptr::null_mut(), 0_usize);
-    // SAFETY: the attributes have been filled in; both results are ours.
+    // SAFETY: the attributes have been filled in; both results are local variables.
     let failed = unsafe { libc::pthread_attr_getstack(&raw const attributes, &raw mut start, &raw mut size) };
-    // SAFETY: they are not used any more.
+    // SAFETY: the attributes are not used any more.
     unsafe { libc::pthread_attr_destroy(&raw mut attributes) };
     let low = u64::try_from(start.expose_provenance()).ok()?;
     (failed == 0).then_some((low, low.checked_add(u64::try_from(size).ok()?)?))

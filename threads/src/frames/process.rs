@@ -1,8 +1,8 @@
 //! Rows of the executable, its libraries and the vDSO, by glibc's `_dl_find_object`.
 //!
-//! That function is async-signal-safe, takes no lock, and knows at each moment what dlopen and dlclose have done. A
-//! table of our own could not: it would have to be made anew after each of them, and until then a walk would read the
-//! rows of a library that is gone.
+//! That function is async-signal-safe, takes no lock, and always knows the effects of dlopen and dlclose. A table of
+//! this crate could not be as current: it would have to be rebuilt after each dlopen and dlclose, and until then a walk
+//! would read the rows of a library that is gone.
 
 use std::ffi::c_void;
 use std::io;
@@ -43,14 +43,15 @@ struct Found {
 
 type Finder = unsafe extern "C" fn(*mut c_void, *mut Found) -> libc::c_int;
 
-/// `_dl_find_object`, once it has been asked for.
+/// The address of `_dl_find_object`, once it has been looked up.
 static FINDER: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
 
-/// Makes the process's own frames known: those of the executable, its libraries and the vDSO, whatever dlopen and
-/// dlclose do later. To be called before the first walk, and not from a signal handler; a second call does nothing.
+/// Makes the process's own frames known: those of the executable, its libraries and the vDSO, including all later
+/// changes by dlopen and dlclose. Must be called before the first walk, and not from a signal handler; a second call
+/// does nothing.
 ///
 /// # Errors
-/// [`NoFinder`]: walks find no row but those of [`super::Known`] then.
+/// [`NoFinder`]: then walks find no rows except those of [`super::Known`].
 pub fn know_process() -> Result<(), NoFinder> {
     index::install_fork_handlers().map_err(NoFinder::Fork)?;
     if FINDER.load(Ordering::Relaxed).is_null() {
@@ -66,7 +67,7 @@ pub fn know_process() -> Result<(), NoFinder> {
 
 type Reader<'a> = EndianSlice<'a, LittleEndian>;
 
-/// Where the rows of an object are: in memory that stays for as long as its code does.
+/// The rows of an object: in memory that stays for as long as the object's code does.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Object {
     map: (u64, u64),
@@ -76,7 +77,7 @@ pub(crate) struct Object {
     frames: (u64, u64),
 }
 
-/// Objects that a walk has met. Most stacks go through few.
+/// The objects that a walk has passed. Most stacks pass through few objects.
 #[derive(Default, Debug)]
 pub(crate) struct Objects {
     met: [Option<Object>; 4],
@@ -84,7 +85,7 @@ pub(crate) struct Objects {
 }
 
 impl Objects {
-    /// The object with code at this address.
+    /// Returns the object with code at this address.
     pub(crate) fn at(&mut self, pc: u64) -> Option<Object> {
         let met = self.met.iter().flatten().find(|object| (object.map.0..object.map.1).contains(&pc));
         if let Some(object) = met {
@@ -103,15 +104,15 @@ impl Object {
         if finder.is_null() {
             return None;
         }
-        // SAFETY: a function of the C library's with this signature, by its documentation; it is never unloaded.
+        // SAFETY: by its documentation, a function of the C library with this signature; it is never unloaded.
         let finder = unsafe { std::mem::transmute::<*mut c_void, Finder>(finder) };
         let mut found = MaybeUninit::<Found>::uninit();
         let pc = std::ptr::without_provenance_mut(usize::try_from(pc).ok()?);
-        // SAFETY: any address may be asked for, and the result has room for the structure. Async-signal-safe.
+        // SAFETY: any address may be looked up, and the result has room for the structure. Async-signal-safe.
         if unsafe { finder(pc, found.as_mut_ptr()) } != 0 {
             return None;
         }
-        // SAFETY: the function has returned 0, and so has filled it in.
+        // SAFETY: the function has returned 0, and so has filled in the structure.
         let found = unsafe { found.assume_init() };
         let [start, end, header] =
             [found.map_start, found.map_end, found.eh_frame].map(|pointer| u64::try_from(pointer.addr()).ok());
@@ -129,12 +130,12 @@ impl Object {
         Some(Object { map: (start, end), header: (header.start, header.end), frames: (frames, frames_end) })
     }
 
-    /// Its `.eh_frame`, where that begins, and the offset of the description for an address in it.
+    /// Returns the object's `.eh_frame`, its address, and the offset of the description for an address in it.
     pub(crate) fn description(&self, at: u64) -> Option<(EhFrame<Reader<'static>>, BaseAddresses, usize)> {
         // SAFETY: the range lies in one readable segment of an object that is mapped, with code that is running: the
         // loader does not write there any more, and does not unmap it as long as the code is on a stack.
         let header = unsafe { bytes_of(&(self.header.0..self.header.1)) }?;
-        // SAFETY: the same.
+        // SAFETY: as above.
         let frames = unsafe { bytes_of(&(self.frames.0..self.frames.1)) }?;
         let bases = BaseAddresses::default().set_eh_frame_hdr(self.header.0).set_eh_frame(self.frames.0);
         let parsed = EhFrameHdr::new(header, LittleEndian).parse(&bases, 8).ok()?;
@@ -145,7 +146,7 @@ impl Object {
 }
 
 /// # Safety
-/// The range is readable, is not written and not unmapped while the result is used.
+/// The range is readable, and is neither written nor unmapped while the result is used.
 unsafe fn bytes_of(range: &Range<u64>) -> Option<&'static [u8]> {
     let start = std::ptr::with_exposed_provenance::<u8>(usize::try_from(range.start).ok()?);
     let len = usize::try_from(range.end.checked_sub(range.start)?).ok()?;
@@ -153,19 +154,19 @@ unsafe fn bytes_of(range: &Range<u64>) -> Option<&'static [u8]> {
     Some(unsafe { std::slice::from_raw_parts(start, len) })
 }
 
-/// The program headers of an object in memory: those of its first page, where every linker puts them; of the program
-/// itself those that the kernel has told of.
+/// The program headers of an object in memory: read from its first page, where every linker places them; for the
+/// program itself, from the place that the kernel has passed to the process.
 struct Segments {
-    /// The first page's beginning, or of the program the headers alone.
+    /// The beginning of the first page; for the program, the headers alone.
     page: [u8; 2048],
-    /// What is added to the addresses of the file.
+    /// The number that is added to the addresses of the file.
     bias: u64,
     headers: Range<usize>,
 }
 
 /// Size of an `Elf64_Phdr`.
 const HEADER: usize = 56;
-/// Types of segments: what is mapped, and where the headers are.
+/// Types of segments: a mapped segment, and the segment with the headers.
 const PT_LOAD: [u8; 4] = 1_u32.to_le_bytes();
 const PT_PHDR: [u8; 4] = 6_u32.to_le_bytes();
 
@@ -174,11 +175,11 @@ impl Segments {
         Segments::of_object(map_start).or_else(|| Segments::of_program(map_start))
     }
 
-    /// Those of the program, if this is where a segment of it begins. glibc tells of the program by its segments where
-    /// there are unmapped pages between them: now and then as LLVM's linker lays it out, and always with
-    /// `-z max-page-size=0x200000`. Libraries have their holes filled by the dynamic linker.
+    /// Returns the headers of the program, if one of its segments begins at this address. glibc reports the program by
+    /// its segments where there are unmapped pages between them: for some programs that LLVM's linker has linked, and
+    /// always with `-z max-page-size=0x200000`. In libraries, the dynamic linker fills the holes.
     fn of_program(segment_start: u64) -> Option<Segments> {
-        // SAFETY: takes a number, and reads what the process was started with; no lock.
+        // SAFETY: the call takes a number, and reads the vector that the process was started with; no lock.
         let [at, size, count] =
             [libc::AT_PHDR, libc::AT_PHENT, libc::AT_PHNUM].map(|what| unsafe { libc::getauxval(what) });
         let headers = 0..usize::try_from(count).ok()?.checked_mul(HEADER)?;
@@ -194,8 +195,8 @@ impl Segments {
         is_its.then_some(segments)
     }
 
-    /// Those of an object that begins there with its first page. Reads them through the kernel, because nothing
-    /// promises that a first segment can be read.
+    /// Returns the headers of an object that begins there with its first page. Reads them through the kernel, because a
+    /// first segment is not guaranteed to be readable.
     fn of_object(map_start: u64) -> Option<Segments> {
         let mut segments = Segments { page: [0; 2048], bias: 0, headers: 0..0 };
         let readable = ProcessMemory::own().read(map_start, &mut segments.page);
@@ -219,7 +220,7 @@ impl Segments {
         Some(u64::from_le_bytes(self.page.get(at..at + 8)?.try_into().ok()?))
     }
 
-    /// The segments that are in memory.
+    /// Returns the segments that are in memory.
     fn loaded(&self) -> impl Iterator<Item = Segment> {
         self.headers.clone().step_by(HEADER).filter_map(|at| {
             let [kind, flags] = [at, at + 4].map(|at| self.page.get(at..at + 4));
@@ -232,7 +233,8 @@ impl Segments {
         })
     }
 
-    /// The end of the readable segment that holds an address. One that is writable is not for us: its bytes may change.
+    /// Returns the end of the readable segment that holds an address. A writable segment is refused: its bytes may
+    /// change.
     fn readable_to(&self, at: u64) -> Option<u64> {
         let in_file = at.wrapping_sub(self.bias);
         let segment = self.loaded().find(|segment| segment.file.contains(&in_file))?;
@@ -240,9 +242,9 @@ impl Segments {
     }
 }
 
-/// What a `PT_LOAD` header says.
+/// The contents of a `PT_LOAD` header.
 struct Segment {
-    /// Addresses before the bias.
+    /// The addresses in the file, before the bias is added.
     file: Range<u64>,
     is_readable: bool,
     is_writable: bool,

@@ -10,20 +10,20 @@ const NAMES: [&str; COUNT] = [
     "rax", "rdx", "rcx", "rbx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip",
 ];
 
-/// How many there are.
+/// The number of registers.
 const COUNT: usize = 17;
 
 impl Register {
     /// The base register of some frames.
     pub const RBP: Register = Register(6);
-    /// Callee-saved, as are r12 to r15.
+    /// A callee-saved register, as are r12 to r15.
     pub const RBX: Register = Register(3);
     /// The stack pointer.
     pub const RSP: Register = Register(7);
-    /// The instruction pointer; in a row, where the return address is.
+    /// The instruction pointer; in a row, the return address.
     pub const RIP: Register = Register(16);
 
-    /// All of them, in the order of their numbers.
+    /// All registers, in the order of their numbers.
     pub const ALL: [Register; COUNT] = {
         let mut all = [Register(0); COUNT];
         let mut number = 0;
@@ -36,20 +36,20 @@ impl Register {
         all
     };
 
-    /// The one of this number, if there is one.
+    /// Returns the register of this number, if there is one.
     #[must_use]
     pub const fn numbered(number: u16) -> Option<Register> {
         let [low, high] = number.to_le_bytes();
         if high == 0 && low <= Register::RIP.0 { Some(Register(low)) } else { None }
     }
 
-    /// Its DWARF number.
+    /// Returns the DWARF number.
     #[must_use]
     pub const fn number(self) -> u8 {
         self.0
     }
 
-    /// Whether a function leaves it as it was (psABI, figure 3.4).
+    /// Returns whether a function preserves the register (psABI, figure 3.4).
     #[must_use]
     pub const fn is_preserved(self) -> bool {
         matches!(self.0, 3 | 6 | 12..=15)
@@ -66,25 +66,26 @@ impl fmt::Display for Register {
     }
 }
 
-/// What the registers of a frame hold, as far as that is known: of callers, mostly what functions preserve.
+/// The values of a frame's registers, as far as they are known: in a caller's frame, mostly the registers that
+/// functions preserve.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Registers {
     values: [u64; COUNT],
-    /// A bit for each that is known.
+    /// One bit for each register that is known.
     known: u32,
 }
 
 impl Registers {
-    /// Nothing is known.
+    /// Returns registers of which none is known.
     #[must_use]
     pub const fn unknown() -> Registers {
         Registers { values: [0; COUNT], known: 0 }
     }
 
-    /// What a signal has interrupted, from the third argument of the handler.
+    /// Returns the registers that a signal has interrupted, from the third argument of the handler.
     #[must_use]
     pub fn interrupted(context: &libc::ucontext_t) -> Registers {
-        /// Where the kernel's `struct sigcontext` has each register, in the order of DWARF numbers.
+        /// The index of each register in the kernel's `struct sigcontext`, in the order of DWARF numbers.
         const PLACES: [libc::c_int; COUNT] = [
             libc::REG_RAX,
             libc::REG_RDX,
@@ -106,7 +107,7 @@ impl Registers {
         ];
         let mut registers = Registers::unknown();
         for (register, place) in Register::ALL.into_iter().zip(PLACES) {
-            // Small positive constants of the C library's, each below the array's length.
+            // The constants of the C library are small and positive, each below the array's length.
             let value = usize::try_from(place).ok().and_then(|place| context.uc_mcontext.gregs.get(place));
             if let Some(value) = value {
                 registers.set(register, value.cast_unsigned());
@@ -115,19 +116,19 @@ impl Registers {
         registers
     }
 
-    /// What a register holds, if that is known.
+    /// Returns the value of a register, if it is known.
     #[must_use]
     pub fn get(&self, register: Register) -> Option<u64> {
         (self.known & 1 << register.0 != 0).then(|| self.values[register.slot()])
     }
 
-    /// Notes what a register holds.
+    /// Records the value of a register.
     pub fn set(&mut self, register: Register, value: u64) {
         self.values[register.slot()] = value;
         self.known |= 1 << register.0;
     }
 
-    /// [`Registers::set`], for building a value.
+    /// Works like [`Registers::set`], for building a value.
     #[must_use]
     pub fn with(mut self, register: Register, value: u64) -> Registers {
         self.set(register, value);

@@ -1,4 +1,4 @@
-//! From a frame to its caller: the rules of one row, applied.
+//! The step from a frame to its caller: applies the rules of one row.
 
 use gimli::{
     BaseAddresses, CfaRule, EhFrame, EhFrameOffset, EndianSlice, LittleEndian, RegisterRule, UnwindContext,
@@ -11,28 +11,28 @@ use super::memory::Memory;
 use super::process::Objects;
 use super::registers::{Register, Registers};
 
-/// Room for a row's rules in the walker itself: for the registers above and some that do not matter here.
+/// Storage for a row's rules in the walker itself: for the registers of [`Register`] and some that do not matter here.
 #[derive(Clone, Debug)]
 struct InPlace;
 
 impl UnwindContextStorage<usize> for InPlace {
     type Rules = [(gimli::Register, RegisterRule<usize>); 24];
-    /// A row, the one that the function begins with, and two that are remembered: compilers nest to one.
+    /// Room for a row, the first row of the function, and two remembered ones: compilers nest to a depth of one.
     type Stack = [UnwindTableRow<usize, InPlace>; 4];
 }
 
 type Reader<'a> = EndianSlice<'a, LittleEndian>;
 
-/// Why a frame's caller cannot be told.
+/// The reason why a frame's caller is not known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Unknown {
-    /// There is no row, or it is malformed or not supported.
+    /// There is no row, or the row is malformed or not supported.
     NoRow,
     /// A rule needs a register that is not known in this frame.
     Register(Register),
-    /// The CFA is not above the frame, or not aligned.
+    /// The CFA is below the frame's stack pointer, or not aligned.
     Cfa(u64),
-    /// The stack cannot be read there.
+    /// The stack cannot be read at this address.
     Unreadable(u64),
 }
 
@@ -46,28 +46,29 @@ impl From<NoValue> for Unknown {
     }
 }
 
-/// What a row says of a frame.
+/// The result of applying a row to a frame.
 pub(crate) struct Unwound {
     pub(crate) cfa: u64,
-    /// Whether the frame is that of code the kernel sends a thread to: its caller was interrupted, and has not called.
+    /// Whether the frame belongs to code to which the kernel diverts a thread: the outer frame was interrupted, and has
+    /// made no call.
     pub(crate) interrupts: bool,
-    /// The registers of the caller; none if there is no caller.
+    /// The registers of the caller; `None` if there is no caller.
     pub(crate) caller: Option<Registers>,
 }
 
-/// A row of the kind that compilers make for nearly all code: registers are where they were, or on the stack.
+/// A row of the form that compilers make for nearly all code: registers are unchanged, or on the stack.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plain {
     cfa: (Register, i64),
     saved: [(Register, i64); MOST_SAVED],
     count: usize,
-    /// A bit for each register whose value is the caller's.
+    /// One bit for each register that holds the caller's value.
     same: u32,
     interrupts: bool,
     is_outermost: bool,
 }
 
-/// The preserved registers and the return address, and one more.
+/// The preserved registers, the return address, and one more.
 const MOST_SAVED: usize = 8;
 
 impl Plain {
@@ -114,14 +115,14 @@ impl Plain {
     }
 }
 
-/// Plain rows that were met, by the address that they were found for: threads that sleep mostly do so in the same place. They are
-/// good as long as nobody's rows change: while everybody is held.
+/// Plain rows that earlier walks found, by the address that they were found for: sleeping threads are mostly in the
+/// same place. The rows are valid as long as no rows change: while all other threads are held.
 #[derive(Debug)]
 pub(crate) struct Met {
     rows: Box<[Option<(u64, Plain)>]>,
 }
 
-/// A power of two.
+/// The number of rows that are kept, a power of two.
 const ROOM: usize = 512;
 
 impl Met {
@@ -136,12 +137,12 @@ impl Met {
     }
 }
 
-/// What a walk needs to find and to apply rows. Nothing of it is allocated.
+/// The state that a walk needs to find and to apply rows. Nothing in it is allocated.
 pub(crate) struct Unwinder<M> {
     context: UnwindContext<usize, InPlace>,
     objects: Objects,
     memory: M,
-    /// The row that was applied last, if it is a plain one; kept if somebody wants it.
+    /// The row that was applied last, if it is a plain one; kept only if `keeps_last` is set.
     last: Option<Plain>,
     keeps_last: bool,
 }
@@ -157,7 +158,7 @@ impl<M: Memory> Unwinder<M> {
         }
     }
 
-    /// [`Unwinder::unwind`], by a row that was met before, if there is one.
+    /// Works like [`Unwinder::unwind`], by a row that an earlier walk found, if there is one.
     pub(crate) fn unwind_met(
         &mut self,
         met: &mut Met,
@@ -180,7 +181,7 @@ impl<M: Memory> Unwinder<M> {
         Ok(unwound)
     }
 
-    /// The function whose rows hold an address: where it begins, and the address behind it.
+    /// Returns the function whose rows cover an address: its start, and the address behind it.
     pub(crate) fn range(&mut self, at: u64, tables: &Reading) -> Option<std::ops::Range<u64>> {
         let (frames, bases, offset) = match tables.find(at) {
             Some(listing) => listing.description(at)?,
@@ -240,7 +241,8 @@ impl<M: Memory> Unwinder<M> {
         caller.set(Register::RSP, cfa);
         for register in Register::ALL {
             let value = match row.register(gimli::Register(register.number().into())) {
-                // A rule that nobody has stated: functions preserve what they must, and nothing else is known.
+                // No rule is stated: functions preserve the registers that they must preserve, and no other register is
+                // known.
                 None if register.is_preserved() => registers.get(register),
                 None => continue,
                 Some(RegisterRule::Undefined) if register == Register::RIP => {
@@ -281,9 +283,9 @@ fn known(registers: &Registers, register: Register) -> Result<u64, Unknown> {
     registers.get(register).ok_or(Unknown::Register(register))
 }
 
-/// A frame lies between its stack pointer and its CFA. It holds a return address at least, except that code may have
-/// popped that into a register (`vfork`), which it then does not preserve for callees. Signal frames alone may be on
-/// another stack than what they have interrupted.
+/// Checks that a frame lies between its stack pointer and its CFA. A frame holds a return address at least, except that
+/// code may have popped the return address into a register (`vfork`), which such code then does not preserve for
+/// callees. Only signal frames may be on another stack than the frames that they have interrupted.
 fn check_cfa(cfa: u64, interrupts: bool, registers: &Registers) -> Result<(), Unknown> {
     let stack = known(registers, Register::RSP)?;
     if !cfa.is_multiple_of(8) || (cfa < stack && !interrupts) {

@@ -1,19 +1,22 @@
-//! A stack that cannot be walked, looked at word by word.
+//! Inspects a stack that cannot be walked, word by word.
 //!
-//! Of a thread that sleeps in the kernel few registers are known. Where a walk needs another one (a frame pointer, say), the
-//! words of the stack can still show that the thread returns to none of some code. They show it only if every return address of
-//! the thread is among them:
+//! Few registers are known of a thread that sleeps in the kernel. Where a walk needs another register (a frame pointer,
+//! for example), the words of the stack can still show that the thread does not return to certain code. The words show
+//! that only if every return address of the thread is among them:
 //!
-//! - The thread is in a system call. Elsewhere a return address may be in any register; in a system call it may be in those that
-//!   the kernel shows (glibc's vfork keeps its own in rdi), and those are looked at.
-//! - All memory that is readable without a gap from below the stack pointer up to the thread's own control block is looked at,
-//!   below the stack pointer too. glibc puts the block at the end of a thread's stack, so the whole stack is there, and every
-//!   other stack that is an array in it: an alternate signal stack, or a coroutine's, whose thread has older frames *below*.
-//! - A stack pointer that lies elsewhere, on an alternate stack of its own memory say, has no such block above itself without a
-//!   gap, and nothing is known then.
-//! - The first thread has its block in other memory. Its stack ends where the kernel says that it began.
+//! - The thread is in a system call. Outside of a system call, a return address may be in any register. In a system
+//!   call, a return address may be in a register that the kernel shows (glibc's vfork keeps its own in rdi), and those
+//!   registers are inspected.
+//! - All memory that is readable without a gap from below the stack pointer up to the thread's own control block is
+//!   inspected, including the memory below the stack pointer. glibc puts the block at the end of a thread's stack, so
+//!   this memory contains the whole stack, and every other stack that is an array in it: an alternate signal stack, or
+//!   the stack of a coroutine, whose thread has older frames *below*.
+//! - A stack pointer that lies elsewhere, for example on an alternate stack in separate memory, has no such block above
+//!   itself without a gap. Then nothing is known.
+//! - The first thread has its block in other memory. That thread's stack ends at the address that the kernel reports as the
+//!   stack's beginning.
 //!
-//! A word that only looks like a return address counts as one: that errs on the side that keeps code.
+//! A word that only looks like a return address counts as one: the error is on the side of keeping code.
 
 use std::io;
 
@@ -23,28 +26,29 @@ use crate::sleeper::Sleeper;
 use crate::system;
 use crate::task;
 
-/// Stacks that are larger are not looked at.
+/// The size limit: larger stacks are not inspected.
 const LARGEST: u64 = 256 << 20;
 
-/// How much is read at once: whole pages, so that where reading fails nothing is mapped.
+/// The size of one read: a whole page, so a failed read means that no byte of the page can be read.
 const CHUNK: usize = 4096;
 const CHUNK_SIZE: u64 = 4096;
 
-/// What the words of a stack have shown.
+/// The result of inspecting the words of a stack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Words {
-    /// None of them, and no register that is shown, is an address of the code.
+    /// No word, and no register that the kernel shows, is an address of the code.
     Free {
-        /// Whether the C library's call of a thread's first function is among them.
+        /// Whether the return address in the C library's call of a thread's first function is among the words.
         has_begun: bool,
     },
-    /// This one is, or may be an old one that nothing returns to.
+    /// This word is an address of the code, which may be an old return address that is not used any more.
     Hold(u64),
-    /// They are not known to be all.
+    /// The words that were read may not contain all return addresses.
     Unknown,
 }
 
-/// Looks for addresses of some code among the words of a sleeping thread's stack. Takes no memory, and 5 KiB of stack.
+/// Looks for addresses of some code among the words of a sleeping thread's stack. Allocates no memory, and uses 5 KiB
+/// of stack.
 #[must_use]
 pub fn words(sleeper: &Sleeper, mut is_code: impl FnMut(u64) -> bool) -> Words {
     if sleeper.call().is_none() {
@@ -77,7 +81,7 @@ pub fn words(sleeper: &Sleeper, mut is_code: impl FnMut(u64) -> bool) -> Words {
     let mut memory = ProcessMemory::own();
     let mut bytes = [0; CHUNK];
     let middle = rsp & !(CHUNK_SIZE - 1);
-    // Upward: all of it must be readable.
+    // Upward: all pages must be readable.
     let mut at = middle;
     while at < end {
         if !memory.read_once(at, &mut bytes) {
@@ -103,12 +107,12 @@ pub fn words(sleeper: &Sleeper, mut is_code: impl FnMut(u64) -> bool) -> Words {
     }
 }
 
-/// Where a thread's own stack ends, if that is known.
+/// Returns the end of a thread's own stack, if it is known.
 fn end_of_stack(sleeper: &Sleeper) -> io::Result<Option<u64>> {
     let end = if sleeper.tid().is_first() {
         task::start_of_stack(sleeper.tid())?
     } else {
-        // In glibc's control block of the thread.
+        // The list head lies in glibc's control block of the thread.
         Some(system::robust_list(sleeper.tid().get())?)
     };
     Ok(end.filter(|end| *end != 0))

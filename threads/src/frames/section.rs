@@ -1,23 +1,23 @@
-//! The entries of an `.eh_frame`, read and checked before anybody relies on them (System V ABI, x86-64 psABI 4.2.4; LSB
-//! core, 10.6; DWARF 5, 6.4.2).
+//! The entries of an `.eh_frame`, read and checked before they are used (System V ABI, x86-64 psABI 4.2.4; LSB core,
+//! 10.6; DWARF 5, 6.4.2).
 
 use std::borrow::Cow;
 
 use thiserror::Error;
 
-/// What is wrong with an entry.
+/// The defect of an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum Flaw {
-    /// It ends before it should, or beyond the section.
+    /// The entry ends too early, or beyond the section.
     #[error("it is cut off")]
     CutOff,
-    /// It has a length of 64 bits, which libgcc does not read.
+    /// The entry has a length of 64 bits, which libgcc does not read.
     #[error("its length has 64 bits")]
     Wide,
-    /// Its common information is not before it in the section, or is none.
+    /// The entry's common information is not before it in the section, or is not common information.
     #[error("its common information is not where it says")]
     NoCommon,
-    /// The version of the common information is another than 1 and 3.
+    /// The version of the common information is neither 1 nor 3.
     #[error("its version is {0}, not 1 or 3")]
     Version(u8),
     /// A letter of the augmentation is not known.
@@ -29,7 +29,7 @@ pub enum Flaw {
     /// The return address is not in column 16.
     #[error("it has the return address in column {0}, not 16")]
     ReturnAddress(u8),
-    /// DW_CFA_set_loc goes to an address that is not the function's.
+    /// DW_CFA_set_loc goes to an address outside of the function.
     #[error("its call frame instruction DW_CFA_set_loc goes to {0:#x}, which is not in the function")]
     Location(u64),
     /// An instruction that is not known.
@@ -37,21 +37,21 @@ pub enum Flaw {
     Instruction(u8),
 }
 
-/// What functions have in common.
+/// The common information of functions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Common<'a> {
     /// Offset of the entry.
     pub(crate) at: usize,
     pub(crate) version: u8,
-    /// The augmentation: empty, or `z` and one letter for each thing that it adds.
+    /// The augmentation: empty, or `z` and one letter for each thing that the augmentation adds.
     pub(crate) letters: &'a [u8],
-    /// Both factors and the column of the return address, as they stand there.
+    /// The bytes of both factors and of the column of the return address, as in the section.
     pub(crate) factors: &'a [u8],
     /// The encoding of functions' addresses.
     pub(crate) pointers: u8,
-    /// That of the addresses of their language's data, if they have any.
+    /// The encoding of the addresses of language-specific data, if functions have any.
     pub(crate) lsda: Option<u8>,
-    /// The personality routine: whether its address stands where this says, and the address.
+    /// The personality routine: whether the address is that of a pointer to the routine, and the address.
     pub(crate) personality: Option<(bool, u64)>,
     pub(crate) program: &'a [u8],
 }
@@ -62,20 +62,20 @@ pub(crate) struct Function<'a> {
     /// The first address; 0 if a linker has dropped the function.
     pub(crate) start: u64,
     pub(crate) len: u64,
-    /// Where its language's data is; 0 if it has none.
+    /// The address of the language-specific data; 0 if there is none.
     pub(crate) lsda: u64,
-    /// The addresses in it are absolute.
+    /// The call frame instructions. All addresses in them are absolute.
     pub(crate) program: Cow<'a, [u8]>,
 }
 
-/// An entry: its offset, and what stands behind its length.
+/// An entry: its offset, and the bytes behind its length.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry<'a> {
     pub(crate) at: usize,
     body: &'a [u8],
 }
 
-/// Reads forward.
+/// Reads bytes forward.
 #[derive(Clone, Copy)]
 struct Cursor<'a> {
     rest: &'a [u8],
@@ -96,7 +96,7 @@ impl<'a> Cursor<'a> {
         self.take(N)?.try_into().map_err(|_| Flaw::CutOff)
     }
 
-    /// A number of the variable length that DWARF calls LEB128, without a sign.
+    /// Reads a number of variable length, without a sign (LEB128 in DWARF).
     fn number(&mut self) -> Result<u64, Flaw> {
         let mut value = 0;
         for shift in (0..63).step_by(7) {
@@ -109,7 +109,7 @@ impl<'a> Cursor<'a> {
         Err(Flaw::CutOff)
     }
 
-    /// Passes over a number of variable length, with a sign or without.
+    /// Skips a number of variable length, with a sign or without.
     fn skip_number(&mut self) -> Result<(), Flaw> {
         while self.byte()? & 0x80 != 0 {}
         Ok(())
@@ -119,7 +119,7 @@ impl<'a> Cursor<'a> {
         usize::try_from(self.number()?).map_err(|_| Flaw::CutOff)
     }
 
-    /// A value of the format that an encoding names in its low half.
+    /// Reads a value in the format that the low half of an encoding names.
     fn value(&mut self, encoding: u8) -> Result<u64, Flaw> {
         Ok(match encoding & 0xf {
             0x0 | 0x4 | 0xc => u64::from_le_bytes(self.array()?),
@@ -132,7 +132,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// A section that stands, or will stand, at an address.
+/// A section, and the address at which it lies or will lie.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Section<'a> {
     pub(crate) bytes: &'a [u8],
@@ -140,9 +140,9 @@ pub(crate) struct Section<'a> {
 }
 
 impl<'a> Section<'a> {
-    /// The next entry from an offset on, and where the one behind it is; `None` at the end. An entry without length ends
-    /// the section for an unwinder, and may stand before rows of other objects, which were linked behind it: it is passed over,
-    /// as linkers leave it out.
+    /// Returns the next entry from an offset on, and the offset behind it; `None` at the end. An entry of length 0 ends
+    /// the section for an unwinder, and may precede rows of other objects, which were linked behind it. Such an entry
+    /// is skipped, as linkers leave it out.
     pub(crate) fn entry(&self, mut at: usize) -> Result<Option<(Entry<'a>, usize)>, Flaw> {
         loop {
             let mut cursor = Cursor { rest: self.bytes.get(at..).ok_or(Flaw::CutOff)? };
@@ -162,8 +162,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A pointer, which stands at the beginning of what the cursor has left. One that is zero is none, whatever it is
-    /// relative to.
+    /// Reads a pointer from the beginning of the cursor. A value of zero is a null pointer, in every relative encoding.
     fn pointer(&self, cursor: &mut Cursor<'a>, encoding: u8) -> Result<u64, Flaw> {
         let offset = self.bytes.len() - distance(self.bytes, cursor.rest);
         let value = cursor.value(encoding)?;
@@ -175,7 +174,7 @@ impl<'a> Section<'a> {
         Ok(if value == 0 { 0 } else { base.wrapping_add(value) })
     }
 
-    /// What an entry says as common information.
+    /// Reads an entry as common information.
     pub(crate) fn common(&self, entry: Entry<'a>) -> Result<Common<'a>, Flaw> {
         let mut cursor = Cursor { rest: entry.body };
         cursor.take(4)?;
@@ -189,7 +188,7 @@ impl<'a> Section<'a> {
         let before = cursor.rest;
         cursor.skip_number()?;
         cursor.skip_number()?;
-        // In one byte in both versions, unless it is none of ours.
+        // Each supported column fits in one byte, in both versions.
         let column = cursor.byte()?;
         if column != 16 {
             return Err(Flaw::ReturnAddress(column));
@@ -227,23 +226,23 @@ impl<'a> Section<'a> {
         common.program = cursor.rest;
         match check_program(common.program, common.pointers)? {
             Addresses::None => Ok(common),
-            // It is of no function.
+            // Common information belongs to no function, so an address in it is wrong.
             Addresses::Some => Err(Flaw::Instruction(SET_LOC)),
         }
     }
 
-    /// The common information of an entry that describes a function, by its offset.
+    /// Reads the common information at an offset, for an entry that describes a function.
     pub(crate) fn common_at(&self, at: usize) -> Result<Common<'a>, Flaw> {
         let (entry, _) = self.entry(at).map_err(|_| Flaw::NoCommon)?.ok_or(Flaw::NoCommon)?;
         if entry.at == at && entry.is_common()? { self.common(entry) } else { Err(Flaw::NoCommon) }
     }
 
-    /// What an entry says of a function with this common information.
+    /// Reads the description of a function, which has this common information.
     pub(crate) fn function(&self, entry: Entry<'a>, common: &Common<'a>) -> Result<Function<'a>, Flaw> {
         let mut cursor = Cursor { rest: entry.body };
         cursor.take(4)?;
         let start = self.pointer(&mut cursor, common.pointers)?;
-        // The length is a plain number of the same format, and never has a sign.
+        // The length is a plain number of the same format, without a sign.
         let len = cursor.value(common.pointers & 0x7)?;
         let mut lsda = 0;
         if !common.letters.is_empty() {
@@ -260,7 +259,7 @@ impl<'a> Section<'a> {
         Ok(Function { start, len, lsda, program })
     }
 
-    /// A program that has been checked, of a function of `len` bytes at `start`, with absolute addresses.
+    /// Returns a copy of a checked program of a function of `len` bytes at `start`, with absolute addresses.
     fn absolute(&self, program: &'a [u8], encoding: u8, start: u64, len: u64) -> Result<Vec<u8>, Flaw> {
         let mut copy = Vec::with_capacity(program.len() + 8);
         let mut at = 0;
@@ -283,12 +282,13 @@ impl<'a> Section<'a> {
 }
 
 impl Entry<'_> {
-    /// Whether it is common information, and not a function's.
+    /// Returns whether the entry is common information, and not the description of a function.
     pub(crate) fn is_common(&self) -> Result<bool, Flaw> {
         Ok(Cursor { rest: self.body }.array::<4>()? == [0; 4])
     }
 
-    /// The offset of a function's common information: so far back from this field.
+    /// Returns the offset of a function's common information. The field holds the distance from itself back to that
+    /// offset.
     pub(crate) fn common(&self) -> Result<usize, Flaw> {
         let back = u32::from_le_bytes(Cursor { rest: self.body }.array()?);
         let back = usize::try_from(back).map_err(|_| Flaw::NoCommon)?;
@@ -296,43 +296,43 @@ impl Entry<'_> {
     }
 }
 
-/// How many bytes there are from the beginning of `rest`, which is a part of `whole`, to the end of `whole`.
+/// Returns the number of bytes from the beginning of `rest`, which is a part of `whole`, to the end of `whole`.
 fn distance(whole: &[u8], rest: &[u8]) -> usize {
     whole.as_ptr_range().end.addr() - rest.as_ptr().addr()
 }
 
-/// Only a personality routine's address may stand elsewhere.
+/// Refuses the indirect encoding: only a personality routine may be reached through a pointer.
 fn direct(encoding: u8) -> Result<u8, Flaw> {
     if encoding & 0x80 == 0 { Ok(encoding) } else { Err(Flaw::Encoding(encoding)) }
 }
 
-/// What follows the opcode of a call frame instruction.
+/// The operands that follow the opcode of a call frame instruction.
 #[derive(Clone, Copy)]
 enum Operands {
-    /// So many bytes.
+    /// This number of bytes.
     Bytes(usize),
-    /// So many numbers of variable length.
+    /// This number of numbers of variable length.
     Numbers(u8),
-    /// So many numbers, and then a block with its length.
+    /// This number of numbers of variable length, and then a block with its length.
     Block(u8),
-    /// An address, encoded as that of the function.
+    /// An address, in the encoding of function addresses.
     Address,
-    /// It is not known, or none that compilers write here.
+    /// An unknown instruction, or one that compilers do not write here.
     Unknown,
 }
 
 /// DW_CFA_set_loc. Compilers write advances instead; assemblers and other tools need not.
 const SET_LOC: u8 = 0x01;
 
-/// Whether a program has addresses in it.
+/// Tells whether a program has addresses in it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Addresses {
     None,
     Some,
 }
 
-/// Instructions by their opcodes (DWARF 5, table 7.29; LSB core, table 10-6). Those that carry an operand in the opcode
-/// are not here.
+/// Instructions by their opcodes (DWARF 5, table 7.29; LSB core, table 10-6), except those that carry an operand in the
+/// opcode.
 const INSTRUCTIONS: [(u8, Operands); 24] = [
     (0x00, Operands::Bytes(0)),   // nop
     (SET_LOC, Operands::Address), // set_loc
@@ -360,12 +360,12 @@ const INSTRUCTIONS: [(u8, Operands); 24] = [
     (0x2e, Operands::Numbers(1)), // GNU_args_size
 ];
 
-/// The same by opcode, those with an operand in the opcode among them.
+/// The operands by opcode, including those of instructions with an operand in the opcode.
 const BY_OPCODE: [Operands; 256] = {
     let mut table = [Operands::Unknown; 256];
     let mut slot = 0x40;
     while slot < 256 {
-        // offset has a number besides; advance_loc and restore have not.
+        // offset also has a number; advance_loc and restore have none.
         table[slot] = if slot & 0xc0 == 0x80 { Operands::Numbers(1) } else { Operands::Bytes(0) };
         slot += 1;
     }
@@ -384,12 +384,12 @@ const BY_OPCODE: [Operands; 256] = {
     table
 };
 
-/// Whether each instruction of a program is known and whole; says whether there are addresses in it, which are encoded like
-/// this. What it does is seen when a walk comes through.
+/// Checks that each instruction of a program is known and complete. Returns whether the program has addresses in it,
+/// which have this encoding. The effects of the instructions are seen when a walk passes through.
 ///
-/// Each instruction of each function that is loaded comes through here: hence the offsets in place of a cursor.
+/// This check runs over each instruction of each loaded function, so it uses offsets in place of a cursor.
 fn check_program(program: &[u8], encoding: u8) -> Result<Addresses, Flaw> {
-    // What stands behind the last byte that is not zero is nops, or the last one's operands.
+    // The bytes behind the last byte that is not zero are nops, or operands of the last instruction.
     let end = program.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     let mut at = 0;
     let mut addresses = Addresses::None;
@@ -402,7 +402,7 @@ fn check_program(program: &[u8], encoding: u8) -> Result<Addresses, Flaw> {
     if at <= program.len() { Ok(addresses) } else { Err(Flaw::CutOff) }
 }
 
-/// The offset behind the instruction at another one. It may lie behind the program's end.
+/// Returns the offset behind the instruction at an offset. The result may lie behind the program's end.
 #[inline]
 fn behind_instruction(program: &[u8], at: usize, encoding: u8) -> Result<usize, Flaw> {
     let opcode = program[at];
@@ -425,7 +425,7 @@ fn behind_instruction(program: &[u8], at: usize, encoding: u8) -> Result<usize, 
     })
 }
 
-/// The offset behind so many numbers of variable length.
+/// Returns the offset behind `count` numbers of variable length.
 fn behind_numbers(program: &[u8], mut at: usize, count: u8) -> Result<usize, Flaw> {
     for _ in 0..count {
         while program.get(at).ok_or(Flaw::CutOff)? & 0x80 != 0 {

@@ -1,4 +1,5 @@
-//! Every stack of the process at one moment: every other thread is held, and each stack is walked, this thread's too.
+//! The stacks of all threads of the process at one moment: every other thread is held, or inspected in its sleep. Each
+//! stack is walked, including this thread's.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,25 +23,25 @@ pub struct Stack<'h> {
     whose: Whose<'h>,
 }
 
-/// Whose stack it is.
+/// The source of a stack.
 #[derive(Clone, Copy, Debug)]
 enum Whose<'h> {
-    /// The holder's own.
+    /// The holder's own stack.
     Own,
-    /// That of a thread that is held, and what the thread has of its own.
+    /// The stack of a held thread, and the words in the thread's own memory.
     Held(Interrupted<'h>, &'h Words),
-    /// That of a thread that was looked at where it sleeps.
+    /// The stack of a thread that was inspected in its sleep.
     Asleep(Sleeper),
 }
 
 impl Stack<'_> {
-    /// Whose it is.
+    /// Returns the thread that the stack belongs to.
     #[must_use]
     pub fn tid(&self) -> Tid {
         self.tid
     }
 
-    /// Its thread's word ([`crate::word`]); `None` if the thread is not held.
+    /// Returns the thread's word ([`crate::word`]); `None` if the thread is not held.
     #[must_use]
     pub fn word(&self) -> Option<&AtomicU64> {
         match self.whose {
@@ -50,7 +51,8 @@ impl Stack<'_> {
         }
     }
 
-    /// The number of its thread's creator ([`crate::creation`]), 0 if the thread was not created so; `None` if that is not known.
+    /// Returns the number of the thread's creator ([`crate::creation`]), 0 if the thread has none; `None` if the number
+    /// is not known.
     #[must_use]
     pub fn creator(&self) -> Option<u64> {
         match self.whose {
@@ -60,7 +62,8 @@ impl Stack<'_> {
         }
     }
 
-    /// Where its thread sleeps, if it was looked at and not held: then few registers are known, and a walk may fail for that.
+    /// Returns the sleeping thread, if the thread was inspected and not held. Then few registers are known, and a walk
+    /// may fail for that.
     #[must_use]
     pub fn sleeper(&self) -> Option<&Sleeper> {
         match &self.whose {
@@ -69,11 +72,12 @@ impl Stack<'_> {
         }
     }
 
-    /// Walks it from its innermost frame outward and shows each frame to the visitor, until that breaks. A held
-    /// thread's first frame is where it was stopped; the holder's own is the caller of this function.
+    /// Walks the stack from its innermost frame outward and shows each frame to the visitor, until the visitor breaks.
+    /// A held thread's first frame is the frame in which it was stopped; the holder's first frame is the caller of this
+    /// function.
     ///
     /// # Errors
-    /// [`WalkError`], as [`walk`]: the frames that were shown are right, and those behind them are not known.
+    /// [`WalkError`], as [`walk`]: the frames that were shown are right, and the frames behind them are not known.
     pub fn walk(&self, visit: impl FnMut(&Frame) -> ControlFlow<()>) -> Result<Ended, WalkError> {
         match &self.whose {
             Whose::Own => walk_here(visit),
@@ -84,7 +88,7 @@ impl Stack<'_> {
 }
 
 impl Stack<'_> {
-    /// [`Stack::walk`], with what was met on other stacks while the same threads are held.
+    /// Works like [`Stack::walk`], and uses rows that were found on other stacks while the same threads are held.
     ///
     /// # Errors
     /// As [`Stack::walk`].
@@ -101,8 +105,8 @@ impl Stack<'_> {
     }
 }
 
-/// The stacks of all threads: of those that are held, of those that were looked at where they sleep, and then the holder's, which is
-/// the thread that calls this. Takes no memory.
+/// Returns the stacks of all threads: first those of held threads, then those of threads that were inspected in their
+/// sleep, and then the stack of the holder, which is the thread that calls this function. Allocates no memory.
 pub fn stacks(held: &Held) -> impl Iterator<Item = Stack<'_>> {
     let others = held.threads().zip(held.own_words());
     let others = others.map(|(thread, (tid, words))| Stack { tid, whose: Whose::Held(thread, words) });
@@ -110,25 +114,27 @@ pub fn stacks(held: &Held) -> impl Iterator<Item = Stack<'_>> {
     others.chain(asleep).chain(std::iter::once_with(|| Stack { tid: Tid::current(), whose: Whose::Own }))
 }
 
-/// Threads that start while the others are being held need room, too.
+/// The number of additional stacks to make room for: threads may start while the others are being held.
 const SPARE: u64 = 64;
 
-/// Shows each stack of the process at one moment to `look`, and returns what that has found. Every other thread is held for
-/// [`DEFAULT_LIMIT`] at most; one that cannot be asked is looked at where it sleeps ([`hold_or_look`]).
+/// Shows each stack of the process at one moment to `look`, and returns the value that `look` has filled. Every other
+/// thread is held for [`DEFAULT_LIMIT`] at most; a thread that cannot be sent the signal is inspected in its sleep
+/// ([`hold_or_look`]).
 ///
-/// What is found needs room, and none can be had while threads are held. So `room` makes it before, for as many
-/// stacks as it is told, and `look` has it in hand. If there are more threads than that by the time all stand still, or if a
-/// thread that was looked at has run meanwhile, all are let go, `room` is called again, and what was found is dropped.
+/// The results need memory, and none can be allocated while threads are held. So `room` allocates it before, for as
+/// many stacks as its argument says, and `look` gets the value. If the threads are more than that once all are held, or
+/// if a thread that was inspected has run meanwhile, all threads are released, the results are dropped, and `room` is
+/// called again.
 ///
-/// `look` runs while all are held: it must not take memory or give it back, lock, print, log or panic ([`Held`]
-/// has the list). It may walk, and read and write memory of its own. Whatever it keeps of each stack must have its
-/// place in what `room` has made.
+/// `look` runs while all threads are held: it must not allocate or free memory, lock, print, log or panic ([`Held`] has
+/// the list). `look` may walk, and may read and write memory of its own. All data that it keeps of a stack must fit in the
+/// value that `room` has made.
 ///
-/// With no other thread in the process no signal is sent. [`super::know_process`] has been called before.
+/// If the process has no other thread, no signal is sent. [`super::know_process`] must have been called before.
 ///
 /// # Errors
-/// As [`hold_or_look`]; [`Error::List`] if threads cannot be counted; [`Error::Awake`] if a thread that could only be looked at ran
-/// each time.
+/// As [`hold_or_look`]; [`Error::List`] if threads cannot be counted; [`Error::Awake`] if a thread that could only be
+/// inspected ran each time.
 pub fn each_stack<R>(mut room: impl FnMut(usize) -> R, mut look: impl FnMut(&mut R, &Stack<'_>)) -> Result<R, Error> {
     let list = |source| Error::List { source };
     let begun = Instant::now();
@@ -136,16 +142,16 @@ pub fn each_stack<R>(mut room: impl FnMut(usize) -> R, mut look: impl FnMut(&mut
     loop {
         let mut found = room(usize::try_from(stacks_at_most).unwrap_or(usize::MAX));
         let held = hold_or_look(DEFAULT_LIMIT)?;
-        // Those held, those asleep, and this one.
+        // The stacks of held threads, of sleeping threads, and of this thread.
         let stacks_here = held.count() + held.asleep() + 1;
         if stacks_here > stacks_at_most {
-            // Before `found`, which gives memory back.
+            // The threads are released first, because dropping `found` frees memory.
             drop(held);
             stacks_at_most = stacks_here + SPARE;
             continue;
         }
         stacks(&held).for_each(|stack| look(&mut found, &stack));
-        // After the last stack was read.
+        // Only after the last stack was read.
         let awake = held.awake();
         drop(held);
         match awake.map_err(list)? {

@@ -1,7 +1,7 @@
-//! The frames below a thread's first function: those of the C library that start it.
+//! The frames beneath a thread's first function: the frames of the C library that start the thread.
 //!
-//! They have no names that could be asked for. But they are the same for each thread that is started in the same way, to
-//! the return address: so a thread of ours is started, and looks below itself.
+//! The frames have no names to look up. But they are the same, to the return address, for all threads that are started
+//! in the same way. So this module starts a thread, which records the frames beneath its own first function.
 
 use std::arch::naked_asm;
 use std::ffi::c_void;
@@ -13,24 +13,24 @@ use thiserror::Error;
 
 use super::walk::{Ended, walk_here};
 
-/// How deep below its first function a thread may begin. glibc needs two frames: `start_thread` and `clone3`.
+/// The greatest number of frames beneath a thread's first function. glibc needs two: `start_thread` and `clone3`.
 const DEEPEST: usize = 8;
 
-/// What a thread finds below itself.
+/// The frames that a thread finds beneath its first function.
 struct Below {
     frames: [u64; DEEPEST],
     count: usize,
 }
 
-/// A thread's first function: goes on in [`look`], with what it will return to.
+/// A thread's first function: jumps to [`look`], and passes on its own return address.
 #[unsafe(naked)]
 extern "C" fn first(below: *mut c_void) -> *mut c_void {
     naked_asm!("mov rsi, [rsp]", "jmp {look}", look = sym look)
 }
 
-/// Notes the frames from the one that goes on at `from`, if the stack can be walked to its end.
+/// Records the frames from the one that resumes at `from`, if the stack can be walked to its end.
 extern "C" fn look(below: *mut c_void, from: u64) -> *mut c_void {
-    // SAFETY: whoever starts the thread passes this, and touches it again only when the thread has ended.
+    // SAFETY: the creator of the thread passes this pointer, and uses the value again only when the thread has ended.
     let below: &mut Below = unsafe { &mut *below.cast() };
     let mut is_below = false;
     let walked = walk_here(|frame| {
@@ -48,11 +48,12 @@ extern "C" fn look(below: *mut c_void, from: u64) -> *mut c_void {
     ptr::null_mut()
 }
 
-/// `pthread_create` without attributes, and C11's `thrd_create`, which the C library calls from another place. That one's
-/// functions return an int: the lower half of ours.
+/// A function that creates a thread: `pthread_create` without attributes, or C11's `thrd_create`, which reaches the
+/// first function from another place of the C library. The functions of C11 threads return an int: the lower half of
+/// this module's result.
 type Create = unsafe fn(&mut libc::pthread_t, *mut c_void) -> Created;
 
-/// Whether a thread was created.
+/// Tells whether a thread was created.
 enum Created {
     Yes,
     No(i32),
@@ -68,36 +69,37 @@ impl Created {
 
 const WAYS: [(Create, Join); 2] = [(by_pthread, join_pthread), (by_c11, join_c11)];
 
-/// Waits for a thread's end, by the function that belongs to the one that created it: tools that watch threads mind.
+/// Waits for a thread's end, by the function that belongs to the creating function: tools that watch threads require
+/// the matching one.
 type Join = unsafe fn(libc::pthread_t);
 
 /// # Safety
-/// `below` is a [`Below`] that lives, and that nobody uses, until the thread has been joined.
+/// `below` is a live [`Below`] that nothing else uses until the thread has been joined.
 unsafe fn by_pthread(thread: &mut libc::pthread_t, below: *mut c_void) -> Created {
-    // SAFETY: the function has the type that is asked for; the rest is the caller's promise.
+    // SAFETY: the function has the required type; the rest is the caller's promise.
     Created::of(unsafe { libc::pthread_create(thread, ptr::null(), first, below) })
 }
 
 /// # Safety
-/// [`by_pthread`] has created it, and nothing else joins it.
+/// [`by_pthread`] has created `thread`, and nothing else joins it.
 unsafe fn join_pthread(thread: libc::pthread_t) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller guarantees that the thread can be joined, once.
     unsafe { libc::pthread_join(thread, ptr::null_mut()) };
 }
 
 /// # Safety
-/// [`by_c11`] has created it, and nothing else joins it.
+/// [`by_c11`] has created `thread`, and nothing else joins it.
 unsafe fn join_c11(thread: libc::pthread_t) {
     type ThreadJoin = unsafe extern "C" fn(libc::pthread_t, *mut libc::c_int) -> libc::c_int;
     // SAFETY: a name that ends with NUL, in the default scope.
     let join = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"thrd_join".as_ptr()) };
     if join.is_null() {
-        // SAFETY: the caller's; to the C library it is one of its threads.
+        // SAFETY: as this function's caller guarantees; to the C library, `thread` is one of its threads.
         return unsafe { join_pthread(thread) };
     }
     // SAFETY: the C standard's function of this name.
     let join = unsafe { std::mem::transmute::<*mut c_void, ThreadJoin>(join) };
-    // SAFETY: the caller's.
+    // SAFETY: the caller guarantees that the thread can be joined, once.
     unsafe { join(thread, ptr::null_mut()) };
 }
 
@@ -114,14 +116,14 @@ unsafe fn by_c11(thread: &mut libc::pthread_t, below: *mut c_void) -> Created {
     if create.is_null() {
         return Created::NoSuchWay;
     }
-    // SAFETY: the C standard's function of this name, but for the result of what it starts, of which it reads the lower
-    // half of the same register.
+    // SAFETY: the C standard's function of this name, except for the result type of the first function: `thrd_create`
+    // reads the lower half of the same register.
     let create = unsafe { std::mem::transmute::<*mut c_void, ThreadCreate>(create) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise about `below`; `thread` is writable.
     Created::of(unsafe { create(thread, first, below) })
 }
 
-/// The frames by which threads begin.
+/// The frames with which threads begin.
 #[derive(Debug, Default)]
 pub struct Starts {
     all: Vec<u64>,
@@ -129,22 +131,23 @@ pub struct Starts {
 }
 
 impl Starts {
-    /// The return addresses below the first function of a thread that `pthread_create` or `thrd_create` has started: the
-    /// frames by which a thread begins, and nothing of the code that wanted it. Sorted.
+    /// Returns the return addresses beneath the first function of a thread that `pthread_create` or `thrd_create` has
+    /// started: the frames with which a thread begins, and no frame of the code that wanted the thread. Sorted.
     #[must_use]
     pub fn all(&self) -> &[u64] {
         &self.all
     }
 
-    /// Those of [`Starts::all`] that a thread's first function itself returns to: a thread without such a frame has not
-    /// begun it yet, or has returned from it, or was not started so. Sorted.
+    /// Returns the addresses of [`Starts::all`] to which a thread's first function itself returns. A thread without
+    /// such a frame has not begun its first function yet, has returned from it, or was not started by one of these two
+    /// functions. Sorted.
     #[must_use]
     pub fn first(&self) -> &[u64] {
         &self.first
     }
 }
 
-/// The frames by which threads begin are not known, since no thread could be started and walked.
+/// The frames with which threads begin are not known, because no thread could be started and walked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum StartsUnknown {
     /// A thread could not be created.
@@ -153,17 +156,17 @@ pub enum StartsUnknown {
         /// The error's number, as `pthread_create` returns it.
         error: i32,
     },
-    /// Its stack could not be walked to its end.
+    /// The thread's stack could not be walked to its end.
     #[error("the stack of a new thread cannot be walked to its end")]
     NotWalked,
 }
 
 static STARTS: OnceLock<Starts> = OnceLock::new();
 
-/// Returns the frames by which threads begin.
+/// Returns the frames with which threads begin.
 ///
-/// Starts two threads when it is called for the first time, and waits until they have ended. Not for signal handlers, and not
-/// while threads are held. [`super::know_process`] has been called before.
+/// The first call starts two threads, and waits until they have ended. Must not be called from a signal handler, or
+/// while threads are held. [`super::know_process`] must have been called before.
 ///
 /// # Errors
 /// [`StartsUnknown`]. A failure is not remembered: the next call tries again.
@@ -175,7 +178,7 @@ pub fn thread_starts() -> Result<&'static Starts, StartsUnknown> {
     Ok(STARTS.get_or_init(|| starts))
 }
 
-/// [`Starts::first`], if they are known; nothing if not.
+/// Returns [`Starts::first`], if it is known; else an empty slice.
 pub(super) fn known_first_returns() -> &'static [u64] {
     STARTS.get().map(Starts::first).unwrap_or_default()
 }
@@ -185,7 +188,7 @@ fn learn() -> Result<Starts, StartsUnknown> {
     for (create, join) in WAYS {
         let mut below = Below { frames: [0; DEEPEST], count: 0 };
         let mut thread = 0;
-        // SAFETY: it lives to the end of this loop's body, and the thread is joined before it is looked at.
+        // SAFETY: `below` lives to the end of this loop's body, and the thread is joined before `below` is read.
         match unsafe { create(&mut thread, (&raw mut below).cast()) } {
             Created::Yes => {}
             Created::NoSuchWay => continue,

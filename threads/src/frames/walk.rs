@@ -10,70 +10,72 @@ use super::memory::{Memory, ProcessMemory};
 use super::registers::{Register, Registers};
 use super::rules::{Met, Unknown, Unwinder, Unwound};
 
-/// How many frames a walk passes at most. A thread's usual stack of 8 MiB has room for half as many that hold nothing
-/// but a return address and eight bytes; what has more goes in circles, by signal frames.
+/// The greatest number of frames that a walk passes. A thread's usual stack of 8 MiB has room for half as many frames
+/// that hold only a return address and eight bytes; a stack with more frames runs in circles, by signal frames.
 pub const DEEPEST: usize = 1 << 20;
 
 /// A frame of a stack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Frame {
-    /// Where it will go on.
+    /// The address at which the frame will resume.
     pub pc: u64,
-    /// The stack pointer of its caller before the call.
+    /// The stack pointer of the caller before the call.
     pub cfa: u64,
-    /// Whether `pc` is the instruction that is next, not a return address: in the first frame, and in one that a signal
-    /// has interrupted.
+    /// Whether `pc` is the next instruction, not a return address: in the first frame, and in a frame that a signal has
+    /// interrupted.
     pub is_exact: bool,
-    /// Whether it is the kernel's call of a signal handler: its caller was interrupted.
+    /// Whether the frame is the kernel's call of a signal handler: the outer frame was interrupted.
     pub is_signal: bool,
 }
 
 impl Frame {
-    /// An address in the function: a return address may be that of the next one, behind a call that does not return.
+    /// Returns an address inside the function. A return address behind a call that does not return may belong to the
+    /// next function.
     #[must_use]
     pub fn inside(&self) -> u64 {
         if self.is_exact { self.pc } else { self.pc.wrapping_sub(1) }
     }
 }
 
-/// How a walk has ended well.
+/// The way in which a walk has ended without an error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ended {
-    /// With the outermost frame: its row says that it has no caller.
+    /// At the outermost frame: its row says that it has no caller.
     Outermost,
-    /// The visitor has seen enough.
+    /// At the visitor's request.
     Early,
 }
 
-/// How a walk has ended at a frame whose caller is not known. The frames before it were visited, and this one was not.
+/// The reason why a walk has ended at a frame whose caller is not known. The frames before it were visited, and this
+/// one was not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum WalkError {
-    /// There is no row for the address, or none that is understood.
+    /// There is no row for the address, or the row is malformed or not supported.
     #[error("no call frame information for {pc:#x}")]
     NoRow {
-        /// Where the frame will go on.
+        /// The address at which the frame will resume.
         pc: u64,
     },
     /// The row needs a register that is not known in this frame.
     #[error("the frame of {pc:#x} is found by {register}, which its callees need not have kept")]
     UnknownRegister {
-        /// Where the frame will go on.
+        /// The address at which the frame will resume.
         pc: u64,
-        /// Which.
+        /// The register.
         register: Register,
     },
-    /// The CFA is not aligned to 8 bytes, or is not above the frame's stack pointer: the stack or the row is wrong.
+    /// The CFA is not aligned to 8 bytes, or is below the frame's stack pointer: the stack or the row is wrong.
     #[error("the frame of {pc:#x} ends at {cfa:#x}, where it cannot end")]
     BadCfa {
-        /// Where the frame will go on.
+        /// The address at which the frame will resume.
         pc: u64,
-        /// What the row says.
+        /// The CFA by the row.
         cfa: u64,
     },
     /// The stack cannot be read.
     #[error("the frame of {pc:#x} has something saved at {address:#x}, which cannot be read")]
     Unreadable {
-        /// Where the frame will go on.
+        /// The address at which the frame will resume.
         pc: u64,
         /// The address.
         address: u64,
@@ -81,19 +83,19 @@ pub enum WalkError {
     /// There are more frames than any stack has room for.
     #[error("more than {DEEPEST} frames")]
     TooDeep,
-    /// Where the thread is, was not said.
+    /// The registers do not contain the instruction pointer or the stack pointer of the thread.
     #[error("the instruction pointer or the stack pointer is not given")]
     NowhereToBegin,
 }
 
 /// Walks from these registers outward and shows each frame to the visitor. Async-signal-safe if the visitor is, and if
-/// [`super::know_process`] has been called before. Takes about 6 KiB of stack.
+/// [`super::know_process`] has been called before. Uses about 6 KiB of stack.
 ///
-/// The thread whose registers these are is this one, or does not run meanwhile.
+/// The registers belong to this thread, or to a thread that does not run meanwhile.
 ///
 /// # Errors
-/// [`WalkError`]: the frame whose caller is not known, and why. Nothing has been guessed: each frame that was visited
-/// follows from the registers by rows alone.
+/// [`WalkError`]: the frame whose caller is not known, and the reason. The walk does not guess: each frame that was
+/// visited follows from the registers by rows alone.
 pub fn walk(
     registers: &Registers,
     memory: impl Memory,
@@ -103,8 +105,9 @@ pub fn walk(
     steps(registers, &mut visit, |at, registers, tables| unwinder.unwind(at, registers, tables))
 }
 
-/// Walks of many stacks while everybody is held: what is found for one serves the others. Made before, for it takes memory, and
-/// dropped after, and never used across two holds: rows may have changed in between.
+/// A walker of many stacks while all other threads are held: rows that it finds for one stack serve the others. A walker must
+/// be made before the hold, because it allocates memory, dropped after the hold, and never used across two holds: rows
+/// may have changed in between.
 pub struct Walker {
     unwinder: Unwinder<ProcessMemory>,
     met: Met,
@@ -123,13 +126,13 @@ impl Default for Walker {
 }
 
 impl Walker {
-    /// One that has met nothing yet.
+    /// Returns a walker that has found no rows yet.
     #[must_use]
     pub fn new() -> Walker {
         Walker { unwinder: Unwinder::new(ProcessMemory::own()), met: Met::new() }
     }
 
-    /// [`walk`] of a stack of this process.
+    /// Walks a stack of this process, like [`walk`].
     ///
     /// # Errors
     /// As [`walk`].
@@ -143,7 +146,7 @@ impl Walker {
     }
 }
 
-/// Frame by frame, by whoever applies rows.
+/// Walks frame by frame; `unwind` applies the rows.
 fn steps(
     registers: &Registers,
     visit: &mut impl FnMut(&Frame) -> ControlFlow<()>,
@@ -174,7 +177,8 @@ fn steps(
     Err(WalkError::TooDeep)
 }
 
-/// The function that holds an address, by call frame information: its range. `None` if nothing describes it.
+/// Returns the range of the function that holds an address, by call frame information; `None` if no description covers
+/// the address.
 #[must_use]
 pub fn function_at(at: u64) -> Option<Range<u64>> {
     Unwinder::new(ProcessMemory::own()).range(at, &Reading::begin())
@@ -187,8 +191,8 @@ pub fn function_at(at: u64) -> Option<Range<u64>> {
 #[inline(never)]
 pub fn walk_here(mut visit: impl FnMut(&Frame) -> ControlFlow<()>) -> Result<Ended, WalkError> {
     let mut values = [0_u64; 8];
-    // SAFETY: stores eight registers into the array and changes nothing else. The address is one of this function's, and
-    // the registers are those at it.
+    // SAFETY: stores eight registers into the array and changes nothing else. The address is one of this function, and
+    // the registers are those at the address.
     unsafe {
         std::arch::asm!(
             "lea {scratch}, [rip]",
