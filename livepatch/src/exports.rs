@@ -1,6 +1,5 @@
 //! The functions that every host exports to modules for live patches. `klp_enable_patch` is not among them, because it
-//! must know
-//! whose module calls.
+//! must know whose module calls.
 
 use std::ffi::c_void;
 use std::ptr;
