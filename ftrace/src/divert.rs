@@ -100,7 +100,7 @@ pub fn divert_chosen(
     }
     for &(owner, number, to) in chosen.and_then(|way| found.get(way)).into_iter().flatten() {
         table.set_divert(owner, number, to);
-        // Staged text was not written. It is checked again when it is published.
+        // Staged text was not written: a site in staged text is checked again when the text is published.
         if let Some(part) = table.parts.get_mut(&owner).filter(|part| part.phase == Phase::Published) {
             part.entries[number].shows();
         }

@@ -51,8 +51,8 @@ impl TraceOptions {
         Ok(self)
     }
 
-    /// Sets the size in bytes of each thread's buffer. It is rounded up to a power of two. An entry and a return take
-    /// 16 bytes each, a call 32.
+    /// Sets the size in bytes of each thread's buffer, rounded up to a power of two. An entry and a return take 16
+    /// bytes each, a call 32.
     #[must_use]
     pub fn buffer(self, bytes: u64) -> TraceOptions {
         TraceOptions { buffer: bytes, ..self }

@@ -1,8 +1,8 @@
 //! Renders a recording: as Linux's two tracers print it, as Chrome's trace events, or as a table.
 //!
 //! The input is batches. The output is text, as much as can be written at that time. A [`Renderer`] keeps the state
-//! between two batches: names, the functions that threads are in, and records that are too early. It does no I/O and
-//! trusts no input, because batches may come through a socket from a host that belongs to another user.
+//! between two batches: names, the functions that threads are in, and records that are too early. A renderer does no
+//! I/O and trusts no input, because batches may come through a socket from a host that belongs to another user.
 //!
 //! A drain reads one thread after the other. So a record of the second thread may be younger than a record of the first
 //! thread that only the next batch has. To restore the order, records are held back by one batch. The last records are
@@ -60,7 +60,7 @@ pub struct Renderer {
     form: Box<dyn Told>,
 }
 
-/// A form. It receives every record, ordered by time, and writes text for the record.
+/// A form, which receives every record, ordered by time, and writes text for the record.
 trait Told: Debug + Send {
     /// Writes the text before the first record.
     fn begin(&mut self, out: &mut dyn Write) -> fmt::Result;

@@ -1,4 +1,4 @@
-//! Stubs: the targets of the sites of traced functions. They lie side by side in text, and are never freed.
+//! Stubs: the targets of the sites of traced functions. Stubs lie side by side in text, and are never freed.
 
 use std::mem::forget;
 use std::sync::Arc;

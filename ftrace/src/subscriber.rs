@@ -1,5 +1,5 @@
-//! The first subscriber of both chains. It registers a module's functions before any other subscriber is notified, and
-//! forgets them after all others.
+//! The first subscriber of both chains: registers a module's functions before any other subscriber is notified, and
+//! forgets the functions after all others.
 
 use modload_edit::{Edit, Sink};
 use modload_loader::{Coming, Module, Refusal, Subscriber};

@@ -58,7 +58,7 @@ pub(crate) struct TracerId(pub(crate) u64);
 /// Whether text can be poked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Phase {
-    /// The text is still staged. Its sites are checked again when it is published.
+    /// The text is still staged. Sites in staged text are checked again when the text is published.
     Staged,
     /// The text can be poked.
     Published,
@@ -81,7 +81,7 @@ pub(crate) enum Shown {
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) site: Site,
-    /// The function's record for stubs. It exists once the function was traced.
+    /// The function's record for stubs, which exists once the function was traced.
     pub(crate) function: Option<&'static Function>,
     /// The tracers of the function, in the order of their registration.
     pub(crate) tracers: Vec<TracerId>,
@@ -111,7 +111,7 @@ pub(crate) struct Part {
 pub(crate) struct Own {
     /// The stubs, near the functions.
     pub(crate) stubs: Stubs,
-    /// The registered texts. They exist as long as the functions may be poked.
+    /// The registered texts, which exist as long as the functions may be poked.
     pub(crate) _texts: Vec<HostText>,
 }
 
@@ -140,7 +140,8 @@ pub(crate) struct Table {
     pub(crate) retired: Vec<(Vec<TracerId>, Box<Group>)>,
     /// The functions of unloaded modules, to be used again for functions of the same name.
     spare: Option<Spare>,
-    /// The hosts' own functions that no host has registered, by their entries. Their stubs stay near them.
+    /// The hosts' own functions that no host has registered, by their entries. The stubs of these functions stay near
+    /// the functions.
     pub(crate) own: BTreeMap<Addr, &'static Function>,
     /// All functions, by their numbers.
     pub(crate) functions: Vec<&'static Function>,
@@ -149,7 +150,7 @@ pub(crate) struct Table {
     pub(crate) readers: Vec<Reader>,
     pub(crate) running: Option<Running>,
     pub(crate) trap_mask: TrapMask,
-    /// The batch of the switch under way. It is kept for its memory.
+    /// The batch of the switch under way, which is kept for its memory.
     pub(crate) batch: EditSet,
     next_tracer: u64,
     /// The number of the last recording.
@@ -290,7 +291,7 @@ impl Entry {
     }
 }
 
-/// The bytes of a site. They are one instruction.
+/// The bytes of a site, which are one instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct SiteCode {
     bytes: [u8; 6],

@@ -79,8 +79,9 @@ pub struct Missed {
     pub nested: u64,
     /// Calls that were deeper than the return stack.
     pub deep: u64,
-    /// Calls on a stack that is not the thread's own: a coroutine's, or an alternate signal stack. This includes calls
-    /// of an ending thread that only runs destructors of its data, and calls of a thread for which there is no memory.
+    /// Calls on a stack that is not the thread's own: a coroutine's, or an alternate signal stack. The number includes
+    /// calls of an ending thread that only runs destructors of its data, and calls of a thread for which there is no
+    /// memory.
     pub elsewhere: u64,
 }
 

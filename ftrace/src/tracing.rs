@@ -38,8 +38,8 @@ impl Default for Ftrace {
 }
 
 /// A registered tracer. Dropping this value unregisters the tracer, and waits until no thread is in the tracer any
-/// more. If it is dropped from within a tracer, it returns at once, and the tracer itself is dropped later, at the next
-/// [`sweep`] that finds no thread in it.
+/// more. If the value is dropped from within a tracer, the drop returns at once, and the tracer itself is dropped
+/// later, at the next [`sweep`] that finds no thread in it.
 #[derive(Debug)]
 #[must_use = "dropping it takes the tracer back"]
 pub struct Tracing {
@@ -104,8 +104,8 @@ impl Ftrace {
         FunctionTrace::start(self.host, options, Arc::new(name))
     }
 
-    /// Makes functions of the host's own traceable, as functions of a module `vmlinux`. They are registered until
-    /// [`Ftrace::leave`].
+    /// Makes functions of the host's own traceable, as functions of a module `vmlinux`. The functions are registered
+    /// until [`Ftrace::leave`].
     ///
     /// Five one-byte NOPs at an entry become one NOP while all threads are held.
     ///

@@ -16,8 +16,8 @@
 //!
 //! - [`sets`]: calls the tracers of a function. Registers that may hold arguments are saved.
 //! - [`record`]: writes a call into the thread's ring.
-//! - [`graph`]: writes entry and return. It has a frame of its own beneath the function's frame, with unwind rows for
-//!   exceptions.
+//! - [`graph`]: writes entry and return. The trampoline has a frame of its own beneath the function's frame, with
+//!   unwind rows for exceptions.
 //! - [`aside`]: walks the thread's current stack while running on another stack.
 //! - [`thread`]: the state of a thread: its ring, its return stack, and whether the thread is within the tracing
 //!   already.
@@ -98,7 +98,7 @@ pub(crate) const STUB: u64 = 32;
 const HALF: u64 = STUB / 2;
 
 impl Function {
-    /// Makes a function that is not traced. It lives for ever.
+    /// Makes a function that is not traced. The value lives for ever.
     pub(crate) fn make(number: u32, module: Arc<str>, name: Arc<str>) -> &'static Function {
         Box::leak(Box::new(Function {
             on_call: AtomicU64::new(graph::pass_call().get()),

@@ -1,22 +1,22 @@
-//! The linker behind `modhost klp-link`. Its input is an object from a compiler. The SDK's `KLP_SYMBOL` marks the
-//! references in it to symbols that other objects do not export. Its output is a live patch as in
-//! Documentation/livepatch/module-elf-format.rst of Linux 6.1. The linker is a pure function: bytes in, bytes out. It
-//! resolves nothing. If a relocation could not be applied later, the error names the reason.
+//! The linker behind `modhost klp-link`. The linker's input is an object from a compiler. The SDK's `KLP_SYMBOL` marks
+//! the references in it to symbols that other objects do not export. The output is a live patch as in
+//! Documentation/livepatch/module-elf-format.rst of Linux 6.1. The linker is a pure function: bytes in, bytes out. The
+//! linker resolves nothing. If a relocation could not be applied later, the error names the reason.
 //!
 //! - Each marked symbol becomes `.klp.sym.OBJECT.NAME,POSITION` of section SHN_LIVEPATCH: global, without type, value
 //!   and size.
 //! - Each relocation of a loaded section against a marked symbol moves, in order, from `.rela.SECTION` to
-//!   `.klp.rela.OBJECT.SECTION`. The new section is allocated, so that Linux's loader keeps it. It is flagged
-//!   SHF_RELA_LIVEPATCH, so that the loader leaves it to live patching.
+//!   `.klp.rela.OBJECT.SECTION`. The new section is allocated, so that Linux's loader keeps the section, and flagged
+//!   SHF_RELA_LIVEPATCH, so that the loader leaves the section to live patching.
 //! - Everything else is unchanged: the contents of the other sections, all indices of sections and symbols, and
 //!   therefore groups, links and symbol tables. Strings are added, but none is removed.
 //! - Relocations of sections that are not loaded (debug information) are unchanged, too. Linux never applies them. A
 //!   tool that applies them finds 0 for a marked symbol, as for every undefined symbol.
 //!
-//! `object::build::elf::Builder` does not hold the file meanwhile, for four reasons. It refuses section groups and
-//! clang's `.llvm_addrsig`. It does not write files whose sections and symbols share a string table (clang's). It
-//! treats relocations of an allocated section as a dynamic linker's. It numbers symbols anew. The tables here are few
-//! and their indices never change, so they are edited in place.
+//! `object::build::elf::Builder` does not hold the file meanwhile, for four reasons. The builder refuses section groups
+//! and clang's `.llvm_addrsig`. The builder does not write files whose sections and symbols share a string table
+//! (clang's). The builder treats relocations of an allocated section as a dynamic linker's. The builder numbers symbols
+//! anew. The tables here are few and their indices never change, so they are edited in place.
 
 mod error;
 mod mark;

@@ -1,8 +1,8 @@
 //! The answers of `klp_get_prev_state` to a callback: the states of the patches that existed before the patch in
 //! transition.
 //!
-//! Callbacks run in the thread that holds the table's lock, so they cannot ask the table. That thread gives them the
-//! states.
+//! Callbacks run in the thread that holds the table's lock, so callbacks cannot ask the table. That thread gives the
+//! states to the callbacks.
 
 use std::cell::RefCell;
 

@@ -1,6 +1,6 @@
-//! The part of a patch's module that waits for an object. It is written when the object is loaded, before the object's
-//! functions are looked up, and taken back when the object is unloaded. Linux's `klp_apply_object_relocs` and
-//! `klp_clear_object_relocs`, with the records of special sections that depend on the relocations.
+//! Slices: the parts of a patch's module that wait for an object. A slice is written when the object is loaded, before
+//! the object's functions are looked up, and taken back when the object is unloaded. Linux's `klp_apply_object_relocs`
+//! and `klp_clear_object_relocs`, with the records of special sections that depend on the relocations.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -24,7 +24,7 @@ use crate::transition::Target;
 pub(crate) struct Written {
     host: HostId,
     patch: PatchId,
-    /// The address of the patch's module. It identifies the module while the module exists.
+    /// The address of the patch's module, which identifies the module while the module exists.
     module: usize,
     object: Arc<str>,
     edits: EditSet,
@@ -200,8 +200,9 @@ impl Table {
         self.written.retain(|written| written.module != address(module) || !is_empty(&written.code));
     }
 
-    /// Returns the code that is taken back when the transition under way is complete. It belongs to the patches that
-    /// are removed then, and refers to their objects. No thread may be inside, no matter how the thread got there.
+    /// Returns the code that is taken back when the transition under way is complete. The code belongs to the patches
+    /// that are removed then, and refers to the objects of these patches. No thread may be inside, no matter how the
+    /// thread got there.
     pub(crate) fn code_that_goes(&self) -> impl Iterator<Item = Range<u64>> {
         let transition = self.transition.as_ref();
         let patch = transition.and_then(|transition| self.patch(transition.patch));

@@ -1,5 +1,5 @@
 //! The C side: the records in which a module describes its patch, its callbacks, and the memory of shadow variables.
-//! This is the only file of this crate with unsafe code.
+//! The only file of this crate with unsafe code.
 //!
 //! Records are read at addresses that a module names. Each record, each string up to its end and each function must lie
 //! in the module's own memory; anything else is refused. `klp_object.mod` is written, so it must lie in variables that

@@ -3,8 +3,8 @@
 //! A stub is 64 bytes of text that are never freed, with a [`Fork`] that the text refers to. Both are used again when
 //! the transition is complete and no thread is in the stub. A thread's word (`modload_threads::word`) says whether the
 //! thread has migrated. In transitions that hold threads, the word's low half is not 0 until the thread has migrated.
-//! Its high half counts down the calls until the thread is checked again. In checkpoint-only transitions no thread
-//! could write the word of another, and the word counts only if it has the transition's tag.
+//! The word's high half counts down the calls until the thread is checked again. In checkpoint-only transitions no
+//! thread could write the word of another, and the word counts only if it has the transition's tag.
 
 use std::mem::{forget, offset_of};
 use std::ops::Range;
@@ -26,8 +26,8 @@ const BLOCK: u64 = 64;
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub(crate) struct Fork {
-    /// The `home` of an [`Event`], for [`modload_ftrace::event_code`]. It comes first, because a pointer to the event
-    /// is a pointer to this struct. The event's `then` is the stub.
+    /// The `home` of an [`Event`], for [`modload_ftrace::event_code`]. This field comes first, because a pointer to the
+    /// event is a pointer to this struct. The event's `then` is the stub.
     home: AtomicU64,
     then: AtomicU64,
     /// The target for threads that have migrated.
@@ -72,7 +72,7 @@ impl Fork {
     /// that target, too, or the thread's former target.
     pub(crate) fn settles(&self, home: Addr, to: Addr) {
         self.leads(home, to, to);
-        // Any word is greater than or equal to 0, so the stub does not call the event code any more.
+        // With `Asks::Tag`, any word is greater than or equal to 0, so the stub does not call the event code any more.
         self.is_of(0);
     }
 
@@ -196,7 +196,7 @@ impl Stubs {
         Stubs { free: Vec::new(), retired: Vec::new(), texts: Vec::new() }
     }
 
-    /// Returns `count` stubs. Their targets are not set yet.
+    /// Returns `count` stubs, whose targets must still be set.
     pub(crate) fn take(&mut self, count: usize, asks: Asks) -> Result<Vec<&'static Fork>, StubError> {
         let there = self.free.iter().filter(|fork| fork.asks == asks).count();
         if there < count {

@@ -328,8 +328,8 @@ impl Table {
     }
 
     /// Updates the transition in the child of a fork. Of the threads that had not migrated, only the thread that has
-    /// forked can exist here. The worker thread does not exist. It is started on the first request, because most
-    /// children soon run another program. `before` was the thread's id before the fork.
+    /// forked can exist here. The worker thread does not exist. The worker is started on the first request, because
+    /// most children soon run another program. `before` was the thread's id before the fork.
     pub(crate) fn forked(&mut self, before: i32) {
         worker::forked();
         roll::forked(before);

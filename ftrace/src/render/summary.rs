@@ -62,7 +62,7 @@ struct Row<'a> {
 #[derive(Serialize)]
 struct Table<'a> {
     functions: &'a [Row<'a>],
-    /// The calls that had not ended at the end of the recording. They are counted as calls, but have no duration.
+    /// The calls that had not ended at the end of the recording: such calls are counted, but have no duration.
     unfinished: u64,
     missed: &'a Missed,
 }

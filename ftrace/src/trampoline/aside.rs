@@ -133,7 +133,7 @@ fn unblock(before: &libc::sigset_t) {
 }
 
 /// The outermost functions of stacks that the C library has started: for the process's first thread, and for other
-/// threads. Each has a start and an end address. They are zeros while they are not known.
+/// threads. Each function has a start and an end address, which are zeros while they are not known.
 static STARTS: [[AtomicU64; 2]; 2] = [const { [const { AtomicU64::new(0) }; 2] }; 2];
 
 /// Returns whether an address is in a function in which a thread begins.

@@ -10,7 +10,7 @@ use modload_edit::Addr;
 use super::sets::address;
 use super::thread::ASK;
 
-/// The data that `r11` points to when [`event_code`] is jumped to. It lives for ever.
+/// The data that `r11` points to when [`event_code`] is jumped to. The data lives for ever.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Event {

@@ -10,9 +10,9 @@
 //!
 //! A return stack belongs to one stack, the thread's own: a function that is called on another stack is not recorded.
 //! So places lie in the order of their frames. A place whose frame is not above that of a function which is being
-//! entered is stale or alive. It is stale if `longjmp` has left it. It is alive if the thread is on the stack of a
-//! coroutine that lies within the thread's own stack ([`super::thread`] distinguishes the two cases). The same holds
-//! for a place above that of a function which returns.
+//! entered is stale or alive. The place is stale if `longjmp` has left the function. The place is alive if the thread
+//! is on the stack of a coroutine that lies within the thread's own stack ([`super::thread`] distinguishes the two
+//! cases). The same holds for a place above that of a function which returns.
 //!
 //! In a tail call both places have the same frame, and the frame's return address is the trampoline's. For unwinders
 //! the two are one frame, the newer one: [`Place::outer`] and [`Place::outer_saved`] belong to the oldest. Unwinders
@@ -354,9 +354,9 @@ const FATAL_PHASE1_ERROR: c_int = 3;
 /// The DWARF number of rbx.
 const RBX: c_int = 3;
 
-/// The personality routine of the frame beneath a traced function. It catches nothing and cleans nothing up, but
-/// records that the function has been left. The next function that is entered or left gives back the place, because the
-/// unwinder reads the place after this call.
+/// The personality routine of the frame beneath a traced function: the routine catches nothing and cleans nothing up,
+/// but records that the function has been left. The next function that is entered or left gives back the place, because
+/// the unwinder reads the place after this call.
 unsafe extern "C" fn personality(
     version: c_int,
     actions: c_int,

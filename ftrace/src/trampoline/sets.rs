@@ -10,8 +10,8 @@ use modload_edit::Addr;
 use super::thread::NESTED;
 use super::{Function, Width};
 
-/// The general registers of a thread at a function's entry. They are read-only. A tracer may only change where the
-/// function continues ([`crate::Redirect`]).
+/// The general registers of a thread at a function's entry. The registers are read-only. A tracer may only change where
+/// the function continues ([`crate::Redirect`]).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[expect(missing_docs, reason = "their names say it")]
@@ -47,8 +47,8 @@ impl Registers {
 }
 
 /// The function that a set calls, with the set's word, the traced function, the call's origin, and the registers (null
-/// if they were not requested). It returns the address at which the traced function continues, or 0 to leave that
-/// unchanged.
+/// if they were not requested). The callback returns the address at which the traced function continues, or 0 to leave
+/// that unchanged.
 pub(crate) type Callback = unsafe extern "C-unwind" fn(*const c_void, *const Function, u64, *const Registers) -> u64;
 
 /// A set: the callback for the calls of a function. The code below reads the first two fields.

@@ -106,7 +106,7 @@ pub(super) struct Thread {
     /// The memory of this state, and the memory of the ring.
     home: Cell<Option<Pages>>,
     ring_home: Cell<Option<Pages>>,
-    /// The number of units that were read. It is apart from the rest, because another processor writes it.
+    /// The number of units that were read, apart from the rest, because another processor writes this number.
     pub(super) tail: Apart,
 }
 
@@ -181,7 +181,7 @@ struct Inner {
     low: u64,
     high: u64,
     top: usize,
-    /// The `slot` and the `parent` of the newest place. They identify the function, because places are used again.
+    /// The `slot` and the `parent` of the newest place, which identify the function, because places are used again.
     slot: u64,
     parent: u64,
 }
@@ -285,7 +285,7 @@ pub(crate) fn is_nested() -> bool {
 /// A thread's activity with tracers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Doing {
-    /// The thread is in no tracers. It reads the tracers of its next call at that time.
+    /// The thread is in no tracers, and reads the tracers of its next call at that time.
     Nothing,
     /// The thread is in the tracers of this set.
     Running(*const Set),
@@ -476,7 +476,7 @@ impl Thread {
         self.drop_lost(|lost| !self.is_intact(lost.slot));
     }
 
-    /// Takes some of the places that were never used. Their memory was not touched before.
+    /// Takes some of the places that were never used. The memory of these places was not touched before.
     fn take_fresh(&self) {
         const SOME: usize = 32;
         for _ in 0..SOME {
@@ -520,7 +520,7 @@ impl Thread {
     fn places(&self) -> impl Iterator<Item = &Place> {
         let mut next = self.top.get();
         std::iter::from_fn(move || {
-            // SAFETY: the list holds places of this thread, which are initialized. It does not change during this
+            // SAFETY: the list holds places of this thread, which are initialized. The list does not change during this
             // iteration.
             let place = unsafe { next.as_ref() }?;
             next = place.next;
@@ -529,7 +529,7 @@ impl Thread {
     }
 
     /// Returns whether the return address at `slot` is the one of recorded functions, and `slot` is within the thread's
-    /// own stack. This is always so while the function is alive, and afterwards until the address is overwritten.
+    /// own stack: always while the function is alive, and afterwards until the address is overwritten.
     fn is_intact(&self, slot: u64) -> bool {
         if slot.wrapping_sub(self.stack.get()) >= self.stack_len.get() {
             return false;
@@ -727,7 +727,7 @@ fn make(local: &Local) -> Option<NonNull<Thread>> {
     };
     // SAFETY: the pages are fresh, large enough and aligned.
     unsafe { thread.write(state) };
-    // SAFETY: the place is within the same pages, aligned, and not in use yet. It is above every frame.
+    // SAFETY: the place is within the same pages, aligned, and not in use yet. The place is above every frame.
     unsafe { first.write(Place::unused(u64::MAX)) };
     NonNull::new(thread)
 }

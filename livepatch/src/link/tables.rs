@@ -84,7 +84,7 @@ impl<'a> Tables<'a> {
         let table = header.sections(LE, input)?;
         let mut sections = Vec::with_capacity(table.len());
         for header in table.iter() {
-            // The null section may hold the number of sections. That number does not count as contents.
+            // The null section may hold the number of sections, which does not count as contents.
             let data = if header.sh_type(LE) == elf::SHT_NULL { &[] } else { header.data(LE, input)? };
             sections.push(Section { header: *header, data: Cow::Borrowed(data) });
         }

@@ -123,8 +123,8 @@ impl Table {
         Ok(found)
     }
 
-    /// Adds no-op functions to a patch. They restore the originals of functions that other patches of the same host
-    /// have changed and that this patch does not change.
+    /// Adds no-op functions to a patch. No-op functions restore the originals of functions that other patches of the
+    /// same host have changed and that this patch does not change.
     fn add_nops(&self, patch: &mut Patch) {
         for old in self.patches.iter().filter(|old| old.host == patch.host) {
             for old_object in &old.objects {

@@ -42,7 +42,7 @@ pub(super) enum Whom {
     Nobody,
 }
 
-/// The result of a check. It is allocated before threads are held, with room for all threads.
+/// The result of a check, which is allocated before threads are held, with room for all threads.
 pub(super) struct Seen {
     pub(super) blocked: Vec<Blocked>,
     pub(super) room: u64,

@@ -6,14 +6,14 @@
 //! or [`Way::New`]. Any other word, for example a new thread's 0 or a word of an earlier transition, says nothing, and
 //! a stub asks the roster: [`place`].
 //!
-//! The roster is authoritative. Threads that are on it as `Old` or `New` must run that code. They change from one to
-//! the other only at a checkpoint ([`come`]), by a compare-and-swap of their entry, which fails if the transition was
-//! reversed meanwhile. A thread that is not on the roster was started later, has none of the functions on its stack,
-//! and runs the code that it is first sent to. `Either` means: the thread was listed late, and it is not known which
-//! code it must run. Such a thread counts as not migrated until it reaches a checkpoint.
+//! The roster is authoritative. Threads that are on it as `Old` or `New` must run that code. Threads change from one
+//! code to the other only at a checkpoint ([`come`]), by a compare-and-swap of their entry, which fails if the
+//! transition was reversed meanwhile. A thread that is not on the roster was started later, has none of the functions
+//! on its stack, and runs the code that it is first sent to. `Either` means: the thread was listed late, and it is not
+//! known which code it must run. Such a thread counts as not migrated until it reaches a checkpoint.
 //!
 //! An entry is found by its thread's id. A thread with the id of an ended thread is mistaken for the ended thread,
-//! until the end is noticed. It must then reach a checkpoint, which is never wrong.
+//! until the end is noticed. The thread must then reach a checkpoint, which is never wrong.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
@@ -49,7 +49,7 @@ impl Way {
 
 /// The number of bits of a phase below the number of its transition.
 const NUMBER_SHIFT: u32 = 24;
-/// The number of bits below the count of reversals. The count wraps after four million reversals. That matters only to
+/// The number of bits below the count of reversals. The count wraps after four million reversals, which matters only to
 /// a thread that stays between two instructions for so long.
 const TURN_SHIFT: u32 = 2;
 const TURNS: u64 = 1 << (NUMBER_SHIFT - TURN_SHIFT);
@@ -104,7 +104,7 @@ impl Phase {
     }
 }
 
-/// The high half of the smallest tag. It is above every count that the stubs of transitions that hold threads keep
+/// The high half of the smallest tag. The tag is above every count that the stubs of transitions that hold threads keep
 /// there. The low half of a tagged word is 0, so the word says nothing in such transitions.
 const FIRST_TAG: u64 = 1 << 17;
 /// The most checkpoint-only transitions in a process.
@@ -242,8 +242,8 @@ fn is_left(entry: &Entry, phase: Phase) -> bool {
 
 // The following functions are for callers that hold the table's lock.
 
-/// Starts a checkpoint-only transition. Its thread roster is not available until `listed`. Returns `None` once
-/// transition numbers are used up.
+/// Starts a checkpoint-only transition. The transition's thread roster is not available until `listed`. Returns `None`
+/// once transition numbers are used up.
 pub(super) fn open() -> Option<Phase> {
     let number = LAST.load(Ordering::Relaxed) + 1;
     if number >= MOST {
