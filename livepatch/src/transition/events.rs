@@ -89,7 +89,8 @@ impl Waiter {
             let Some(pid) = Pid::from_raw(tid.get()).filter(|_| !is_known) else { continue };
             match pidfd_open(pid, THREAD) {
                 Ok(end) => self.ends.push((*tid, Some(end))),
-                // The thread has just ended: a later check notices that. Any other error would occur for all threads.
+                // The thread has just ended: a later check notices that. If threads have no pidfds, all further threads
+                // fail in the same way.
                 Err(Errno::SRCH) => {}
                 Err(_) => return,
             }

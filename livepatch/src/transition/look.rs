@@ -16,8 +16,9 @@ fn holds(ranges: &[Range<u64>], at: u64) -> bool {
     behind.checked_sub(1).is_some_and(|last| ranges[last].contains(&at))
 }
 
-/// The bits of a word's low half that count the checks of the thread. The other bits of the low half tell transitions
-/// apart: a thread that has checked its own stack in one transition must not count as migrated in the next.
+/// The limit of the count of a thread's checks, in the lowest bits of the low half of the thread's word. The other bits
+/// of the low half tell transitions apart: a thread that has checked its own stack in one transition must not count as
+/// migrated in the next.
 pub(super) const TRIES: u64 = 1 << 8;
 
 /// Returns whether a word says that its thread has migrated, in transitions that hold threads.
