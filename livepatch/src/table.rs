@@ -121,7 +121,7 @@ impl Object {
 pub(crate) struct Func {
     pub(crate) old_name: Arc<str>,
     pub(crate) old_sympos: u64,
-    /// The replacement, or `None` for a no-op function, which stands for the original.
+    /// The replacement, or `None` for a no-op function, which means the original.
     pub(crate) new_func: Option<Addr>,
     /// The address of the original function, if its object is loaded.
     pub(crate) old: Option<Addr>,
