@@ -1,4 +1,4 @@
-//! Times: the processor's time stamps as nanoseconds.
+//! Converts the processor's time stamps to nanoseconds.
 
 use std::sync::OnceLock;
 use std::thread::sleep;
@@ -19,27 +19,28 @@ impl Moment {
     }
 }
 
-/// When this was asked for first; the longer ago, the better is known how fast stamps go.
+/// The first moment. The longer ago it is, the better the rate of time stamps is known.
 static FIRST: OnceLock<Moment> = OnceLock::new();
 
-/// They are at least so far apart.
+/// The least time between the two moments that determine the rate.
 const APART: Duration = Duration::from_millis(10);
 
-/// Times since it was started.
+/// A clock for the time since its start.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     start: u64,
-    /// Nanoseconds of 2^32 stamps.
+    /// The number of nanoseconds in 2^32 time stamps.
     scale: u64,
 }
 
 impl Clock {
-    /// Notes a moment, so that a clock that is started later need not wait.
+    /// Stores a first moment, so that a clock that is started later need not wait.
     pub(crate) fn note() {
         FIRST.get_or_init(Moment::now);
     }
 
-    /// A clock that begins now; `None` if stamps do not go evenly, and the same on all processors (`CPUID.80000007H:EDX[8]`).
+    /// Starts a clock. Returns `None` if time stamps do not run evenly and equally on all processors
+    /// (`CPUID.80000007H:EDX[8]`).
     pub(crate) fn start() -> Option<Clock> {
         let invariant = std::arch::x86_64::__cpuid(0x8000_0000).eax >= 0x8000_0007
             && std::arch::x86_64::__cpuid(0x8000_0007).edx & 1 << 8 != 0;
@@ -54,7 +55,7 @@ impl Clock {
         Some(Clock { start: now(), scale: u64::try_from(scale).ok()? })
     }
 
-    /// Nanoseconds from its start to a stamp; 0 for what was before.
+    /// Returns the nanoseconds from the start to a time stamp, or 0 for an earlier stamp.
     pub(crate) fn nanoseconds(&self, stamp: u64) -> u64 {
         let stamps = u128::from(stamp.saturating_sub(self.start));
         u64::try_from((stamps * u128::from(self.scale)) >> 32).unwrap_or(u64::MAX)

@@ -1,5 +1,5 @@
-//! Functions whose calls go elsewhere, for live patching: a jump from the site, or by way of the stub where somebody traces the
-//! function, or where a jump does not reach.
+//! Redirects functions' calls, for live patching. The site jumps to the new target. If the function is traced, or the
+//! target is out of a jump's reach, the call passes the stub.
 
 use modload_edit::{Addr, Edit, EditSet, Sink};
 use modload_loader::{Coming, Refusal};
@@ -11,19 +11,19 @@ use crate::switch::Changed;
 use crate::table::{Entry, Owner, Phase, Shown, Table, table};
 use crate::trampoline::Function;
 
-/// Where a function's calls go.
+/// The redirection of a function's calls.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Divert {
-    /// Its entry.
+    /// The function's entry.
     pub entry: Addr,
-    /// Instead of where; `None`: to itself.
+    /// The new target, or `None` for the function itself.
     pub to: Option<Addr>,
 }
 
-/// An entry of the table, and what it is to become.
+/// An entry of the table, and the new target of its calls.
 type Found = (Owner, usize, Option<Addr>);
 
-/// Has functions' calls go elsewhere from now on. Calls that are under way are not looked at.
+/// Redirects functions' calls from now on. Calls that are under way are not checked.
 ///
 /// # Errors
 /// [`TraceError`]: nothing has changed.
@@ -32,10 +32,10 @@ pub fn divert(diverts: &[Divert]) -> Result<(), TraceError> {
     divert_by(diverts, mask)
 }
 
-/// [`divert`] that sends no signal to any thread, whatever [`crate::set_trap_mask`] says.
+/// Like [`divert`], but sends no signal to any thread, regardless of [`crate::set_trap_mask`].
 ///
 /// # Errors
-/// [`TraceError`]: nothing has changed; [`modload_text::PokeError::Unheld`] where text cannot be changed so.
+/// [`TraceError`]: nothing has changed; [`modload_text::PokeError::Unheld`] if text cannot be changed in this way.
 pub fn divert_unheld(diverts: &[Divert]) -> Result<(), TraceError> {
     divert_by(diverts, TrapMask::Unheld)
 }
@@ -53,17 +53,17 @@ fn divert_by(diverts: &[Divert], mask: TrapMask) -> Result<(), TraceError> {
     if switched.is_err() {
         for (&(owner, number, _), before) in found.iter().zip(before) {
             table.set_divert(owner, number, before);
-            // What cannot be made is what was there: its function has all that it needs.
+            // An error does not matter here: the function still has everything that its former state needs.
             let _ = table.prepare(owner, &[number]);
         }
     }
     switched
 }
 
-/// Has one of several ways chosen, by how all threads of the process stand, and makes that while nobody runs; says which. `None`:
-/// none was chosen.
+/// Selects one of several ways by the state of all threads of the process, and applies it while no thread runs. Returns
+/// the index of the way, or `None` if none was chosen.
 ///
-/// `choose` runs while everybody is held: [`modload_text::poke_chosen`].
+/// `choose` runs while all threads are held: [`modload_text::poke_chosen`].
 ///
 /// # Errors
 /// [`TraceError`]: nothing has changed; `choose` may have been called if it is [`modload_text::PokeError::Write`].
@@ -76,7 +76,7 @@ pub fn divert_chosen(
     for &(owner, number, to) in found.iter().flatten() {
         let Some(entry) = table.entry(owner, number) else { continue };
         let (shown, wanted) = (entry.shown, entry.wanted_with(to));
-        // Those whose calls would go by a half of their stubs that they do not go by yet.
+        // Prepares functions whose calls would pass a half of their stubs that the calls do not pass yet.
         if matches!(wanted, Shown::Called | Shown::Jumped) && wanted != shown {
             table.prepare_as(owner, number, wanted)?;
         }
@@ -100,7 +100,7 @@ pub fn divert_chosen(
     }
     for &(owner, number, to) in chosen.and_then(|way| found.get(way)).into_iter().flatten() {
         table.set_divert(owner, number, to);
-        // What is staged was not written: that is looked at again when it is published.
+        // Staged text was not written: a site in staged text is checked again when the text is published.
         if let Some(part) = table.parts.get_mut(&owner).filter(|part| part.phase == Phase::Published) {
             part.entries[number].shows();
         }
@@ -108,10 +108,10 @@ pub fn divert_chosen(
     Ok(chosen)
 }
 
-/// Has calls of functions of a module that is coming go elsewhere, before any of its code runs.
+/// Redirects calls of a loading module's functions, before any of its code runs.
 ///
 /// # Errors
-/// A [`Refusal`] that says which function cannot be diverted.
+/// A [`Refusal`] that names the function that cannot be diverted.
 pub fn divert_staged(coming: &mut Coming<'_>, diverts: &[Divert]) -> Result<(), Refusal> {
     let mut table = table();
     let owner = Owner::of(coming.module());
@@ -132,7 +132,8 @@ pub fn divert_staged(coming: &mut Coming<'_>, diverts: &[Divert]) -> Result<(), 
     Ok(())
 }
 
-/// Why calls of a function cannot go elsewhere, by its entry, module and name; `None` if they can.
+/// Returns the reason for which calls of a function cannot be diverted, by its entry, module and name. `None` if they
+/// can.
 #[must_use]
 pub fn untraceable(entry: Addr, module: &str, function: &str) -> Option<TraceError> {
     let table = table();
@@ -147,14 +148,14 @@ pub fn untraceable(entry: Addr, module: &str, function: &str) -> Option<TraceErr
     }
 }
 
-/// By whom calls of a function go elsewhere already, so that they cannot be diverted: a tracer that redirects.
+/// Returns an error if a tracer redirects the function already, so that its calls cannot be diverted.
 #[must_use]
 pub fn redirected(entry: Addr) -> Option<TraceError> {
     let found = table().find(&[Divert { entry, to: Some(entry) }]);
     found.err().filter(|error| matches!(error, TraceError::Redirected { .. }))
 }
 
-/// The address behind the site of a function.
+/// Returns the address behind a function's site.
 #[must_use]
 pub fn behind(entry: Addr) -> Option<Addr> {
     let table = table();
@@ -163,14 +164,14 @@ pub fn behind(entry: Addr) -> Option<Addr> {
 }
 
 impl Table {
-    /// The entries of functions.
+    /// Returns the table entries of functions.
     fn find(&self, diverts: &[Divert]) -> Result<Vec<Found>, TraceError> {
         diverts.iter().map(|divert| self.find_one(divert)).collect()
     }
 
     fn find_one(&self, divert: &Divert) -> Result<Found, TraceError> {
         let of = |(owner, part): (&Owner, &crate::table::Part)| {
-            // Sites are behind an ENDBR64 at most.
+            // At most an ENDBR64 lies between an entry and its site.
             let first = part.entries.partition_point(|entry| entry.site.at < divert.entry);
             let here = part.entries.get(first).filter(|entry| entry.site.entry == divert.entry)?;
             Some((*owner, first, here.tracers.clone(), part.module.clone(), here.site.name.clone()))
@@ -209,7 +210,7 @@ impl Table {
         Ok(batch)
     }
 
-    /// Functions that are there, where they go on, and where they would.
+    /// Returns the existing functions of a way, each with its present target and its target in this way.
     fn targets(&self, way: &[Found]) -> Vec<(&'static Function, Addr, Addr)> {
         let target = |&(owner, number, to): &Found| {
             let entry = self.entry(owner, number)?;

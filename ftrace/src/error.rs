@@ -1,4 +1,4 @@
-//! Why functions are not traced.
+//! The reasons for which functions are not traced.
 
 use std::borrow::Cow;
 
@@ -7,11 +7,11 @@ use modload_text::{AnnexError, ArenaError, HostTextError, PokeError};
 use modload_threads::frames::BadRows;
 use thiserror::Error;
 
-/// Tracing was not switched. All is as it was.
+/// An error: tracing was not switched. Nothing was changed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TraceError {
-    /// Two that say where calls go on cannot both be obeyed.
+    /// The function is redirected already. Two redirections of one function contradict each other.
     #[error("{function} [{module}] is redirected already, and can be by one at a time")]
     Redirected {
         /// The function's module.
@@ -19,36 +19,37 @@ pub enum TraceError {
         /// The function.
         function: String,
     },
-    /// Nothing at its entry can be made a jump.
+    /// The function's entry has no instruction that can become a jump.
     #[error("the function at {entry} {why}")]
     NoSite {
-        /// Its entry.
+        /// The function's entry.
         entry: Addr,
-        /// Why not.
+        /// The reason.
         why: Cow<'static, str>,
     },
-    /// There is one recording at a time.
+    /// A recording is under way already. Only one recording can be under way at a time.
     #[error("functions are being recorded already: one recording at a time")]
     UnderWay,
-    /// Time stamps of the processor mean nothing.
+    /// The processor's time stamps do not run evenly, so they give no times.
     #[error("functions cannot be recorded: the processor's time stamp counter does not run evenly (no invariant TSC)")]
     NoClock,
-    /// A return address that is ours does not fit a shadow stack.
+    /// The process has shadow stacks. A recording of returns replaces return addresses, and they would not match the
+    /// shadow stack.
     #[error("returns cannot be recorded: this process has shadow stacks")]
     ShadowStack,
-    /// There is no such size.
+    /// The buffer size is not valid.
     #[error("a buffer of {bytes} bytes for each thread: it must be from 4096 bytes to 1 GiB")]
     Buffer {
-        /// What was asked for.
+        /// The requested size.
         bytes: u64,
     },
-    /// The host's own code cannot be poked there.
+    /// The host's own code cannot be poked at these functions.
     #[error("functions of the host's own cannot be traced")]
     HostText(#[from] HostTextError),
     /// There is no room for stubs near the host's own code.
     #[error("functions of the host's own cannot be traced")]
     Annex(#[from] AnnexError),
-    /// It is registered already, by this host or by another one.
+    /// The function is registered already, by this host or by another host.
     #[error("{function} of the host's own is registered already")]
     Registered {
         /// The function.
@@ -57,13 +58,13 @@ pub enum TraceError {
     /// Text could not be changed.
     #[error(transparent)]
     Poke(#[from] PokeError),
-    /// Two sites lie on one another.
+    /// Two sites overlap.
     #[error(transparent)]
     Rejected(#[from] Rejected),
-    /// There is no arena, or no room in it for stubs.
+    /// The arena does not exist, or has no room for stubs.
     #[error(transparent)]
     Arena(#[from] ArenaError),
-    /// Rows for stubs could not be made known.
+    /// Unwind rows for stubs could not be registered.
     #[error(transparent)]
     Rows(#[from] BadRows),
     /// Threads could not be asked whether they are in a tracer.

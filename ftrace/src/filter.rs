@@ -1,13 +1,13 @@
-//! Which functions are meant: patterns for modules and functions, as Linux's `set_ftrace_filter` and `set_ftrace_notrace` have
-//! them.
+//! Selects functions: patterns for modules and functions, as in Linux's `set_ftrace_filter` and `set_ftrace_notrace`.
 
 use std::str::FromStr;
 
 use modload_abi::modinfo;
 use thiserror::Error;
 
-/// `[!][MODULE:]FUNCTION`, each a pattern with `*`, `?`, `[abc]`, `[a-c]` and `[!a]`; without a module, those of all, the host's
-/// own functions (module `vmlinux`) among them. With `!` the functions that it matches are left out.
+/// A pattern `[!][MODULE:]FUNCTION`. Each part may contain `*`, `?`, `[abc]`, `[a-c]` and `[!a]`. Without a module, the
+/// pattern selects functions of all modules, including the host's own functions (module `vmlinux`). With `!`, the
+/// matching functions are excluded.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pattern {
     leaves_out: bool,
@@ -22,13 +22,13 @@ enum Part {
     Matching(glob::Pattern),
 }
 
-/// A text that is no pattern.
+/// A text that is not a pattern.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("\"{}\" is no pattern [!][MODULE:]FUNCTION: {why}", .pattern.escape_debug())]
 pub struct BadPattern {
     /// The text.
     pub pattern: String,
-    /// What is wrong with it.
+    /// The problem.
     pub why: String,
 }
 
@@ -62,14 +62,14 @@ impl FromStr for Pattern {
         let (leaves_out, rest) = text.strip_prefix('!').map_or((false, text), |rest| (true, rest));
         let (module, function) = rest.split_once(':').unwrap_or(("*", rest));
         let part = |part: &str| Part::parse(part).map_err(|why| BadPattern { pattern: text.to_owned(), why });
-        // Modules are called with `_` for each `-` of their files.
+        // Module names have `_` for each `-` in their file names.
         let module = modinfo::canonical_pattern(module);
         Ok(Pattern { leaves_out, module: part(&module)?, function: part(function)? })
     }
 }
 
-/// Patterns together: a function is meant if one of them matches it and none that leaves out does. Without one that does not leave
-/// out, all functions are meant but those.
+/// A set of patterns. A function is selected if it matches a pattern and no excluding pattern. If all patterns are
+/// excluding, all other functions are selected.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Filter {
     patterns: Vec<Pattern>,
@@ -90,20 +90,20 @@ impl From<Pattern> for Filter {
 impl FromStr for Filter {
     type Err = BadPattern;
 
-    /// One pattern.
+    /// Parses one pattern.
     fn from_str(text: &str) -> Result<Filter, BadPattern> {
         Ok(Filter::from(text.parse::<Pattern>()?))
     }
 }
 
 impl Filter {
-    /// Whether a function is meant.
+    /// Returns whether a function is selected.
     #[must_use]
     pub fn matches(&self, module: &str, function: &str) -> bool {
         self.of_module(module).matches(function)
     }
 
-    /// What it means in one module.
+    /// Returns the part of the filter that applies to one module.
     pub(crate) fn of_module<'f>(&'f self, module: &str) -> InModule<'f> {
         let mut found = InModule { all: true, takes: Vec::new(), leaves_out: Vec::new() };
         for pattern in &self.patterns {
@@ -116,10 +116,10 @@ impl Filter {
     }
 }
 
-/// The patterns that have to do with one module.
+/// The patterns that apply to one module.
 #[derive(Debug)]
 pub(crate) struct InModule<'f> {
-    /// Whether everything is meant that is not left out.
+    /// Whether all functions are selected that are not excluded.
     all: bool,
     takes: Vec<&'f Part>,
     leaves_out: Vec<&'f Part>,
@@ -136,7 +136,7 @@ impl InModule<'_> {
 mod tests {
     use super::{Filter, Pattern};
 
-    /// Patterns, `module:function`, whether it is meant.
+    /// Checks patterns, a function as `module:function`, and whether it is selected.
     fn check(patterns: &[&str], function: &str, expected: bool) {
         let filter: Filter = patterns.iter().map(|pattern| pattern.parse::<Pattern>().unwrap()).collect();
         let (module, name) = function.split_once(':').unwrap();

@@ -1,13 +1,14 @@
 //! Function tracing, with Linux's semantics (Documentation/trace/ftrace) and threads for tasks.
 //!
-//! Functions that were compiled for it begin with a NOP, which costs nothing, and which becomes a call of a tracer, or of code that
-//! records the call, when somebody looks.
+//! Functions that were compiled for tracing begin with a NOP, which costs nothing. When a function is traced, the NOP
+//! becomes a call of a tracer, or of code that records the call.
 //!
-//! - [`Ftrace`]: the first subscriber of both chains: what it knows of a host's modules, and who traces them.
-//! - [`Tracer`], [`Call`], [`Registers`]: hears of calls. [`Redirect`]: says where they go on.
-//! - [`Filter`], [`Pattern`]: which functions, by module and name; in force for modules that are not loaded yet, too.
-//! - [`TraceOptions`], [`FunctionTrace`]: records calls, or entries and returns, of all threads; told in [`trace::Batch`]es.
-//! - [`Traceable`]: which functions can be traced, and why others cannot.
+//! - [`Ftrace`]: the first subscriber of both chains. Knows the functions of a host's modules, and their tracers.
+//! - [`Tracer`], [`Call`], [`Registers`]: a tracer is notified of calls. [`Redirect`]: changes the target of calls.
+//! - [`Filter`], [`Pattern`]: select functions by module and name, also in modules that are loaded later.
+//! - [`TraceOptions`], [`FunctionTrace`]: record calls, or entries and returns, of all threads. The result is
+//!   [`trace::Batch`]es.
+//! - [`Traceable`]: the functions that can be traced, and the reasons for which others cannot.
 
 #![deny(unsafe_code)]
 

@@ -1,4 +1,5 @@
-//! Recordings: one at a time, of the functions that a filter means, from rings to batches.
+//! Recordings of the functions that a filter selects: from rings to batches. Only one recording can be under way at a
+//! time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,16 +18,16 @@ use crate::trampoline::ring::{CALL, ENTER, LEAVE, Told};
 use crate::trampoline::sets::Then;
 use crate::trampoline::thread::{self, CURRENT, NESTED, OFF, RING, STRANGERS};
 
-/// What is recorded of a function.
+/// The events of a function that are recorded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mode {
-    /// Its calls, and where they come from: Linux's `function` tracer.
+    /// The calls of the function, and their origins: Linux's `function` tracer.
     Calls,
-    /// Its entries and its returns: Linux's `function_graph`.
+    /// The entries and returns of the function: Linux's `function_graph`.
     Graph,
 }
 
-/// What is to be recorded, and how.
+/// The options of a recording.
 #[derive(Clone, Debug)]
 pub struct TraceOptions {
     mode: Mode,
@@ -35,7 +36,7 @@ pub struct TraceOptions {
 }
 
 impl TraceOptions {
-    /// All functions, with a buffer of 1 MiB for each thread.
+    /// Selects all functions, with a buffer of 1 MiB for each thread.
     #[must_use]
     pub fn new(mode: Mode) -> TraceOptions {
         TraceOptions { mode, patterns: Vec::new(), buffer: 1 << 20 }
@@ -50,7 +51,8 @@ impl TraceOptions {
         Ok(self)
     }
 
-    /// How many bytes each thread's buffer has: a power of two is made of it. An entry and a return take 16 bytes each, a call 32.
+    /// Sets the size in bytes of each thread's buffer, rounded up to a power of two. An entry and a return take 16
+    /// bytes each, a call 32.
     #[must_use]
     pub fn buffer(self, bytes: u64) -> TraceOptions {
         TraceOptions { buffer: bytes, ..self }
@@ -64,42 +66,43 @@ pub(crate) struct Running {
     pub(crate) filter: Filter,
     pub(crate) then: Then,
     session: u32,
-    /// What was read of rings and told to nobody yet; by thread in order.
+    /// The records that were read from rings and are in no batch yet. Each thread's records are in order.
     pending: Vec<Pending>,
     /// The threads, by their numbers in the recording.
     threads: Vec<Thread>,
     /// The number of each reader's thread, by the address of its state.
     numbers: HashMap<usize, u32>,
-    /// What threads that have ended had missed.
+    /// The missed calls of threads that have ended.
     missed: Missed,
-    /// What was counted for the whole process when it began.
+    /// The counts for the whole process at the start of the recording.
     nested: u64,
     strangers: u64,
 }
 
-/// What a thread has recorded.
+/// A record of a thread.
 #[derive(Debug)]
 struct Pending {
     thread: u32,
     told: Told,
-    /// Its parent by name, when that was known by a module that is gone now.
+    /// The parent's name, if the parent's code has been unloaded since.
     parent: Option<String>,
 }
 
-/// The ends of what a ring may be.
+/// The limits for the size of a ring.
 const LEAST: u64 = 4096;
 const MOST: u64 = 1 << 30;
 
-/// When so many records wait to be told, those in rings wait there: what does not fit is dropped by the threads, and counted.
+/// The most pending records. Beyond that, `name_parents` leaves records in the rings. Threads drop records that do not
+/// fit into their rings, and count them.
 const MOST_PENDING: usize = 1 << 22;
 
-/// The one after the recording that was last.
+/// Returns the number of the next recording.
 fn next_session(table: &mut Table) -> u32 {
     table.last_session = if table.last_session >= OFF - 2 { 1 } else { table.last_session + 1 };
     table.last_session
 }
 
-/// Begins a recording; says its number.
+/// Starts a recording. Returns its number and its clock.
 pub(crate) fn start(host: HostId, options: &TraceOptions) -> Result<(u32, Clock), TraceError> {
     if !(LEAST..=MOST).contains(&options.buffer) {
         return Err(TraceError::Buffer { bytes: options.buffer });
@@ -120,7 +123,7 @@ pub(crate) fn start(host: HostId, options: &TraceOptions) -> Result<(u32, Clock)
     let filter: Filter = options.patterns.iter().cloned().collect();
     let session = next_session(&mut table);
     RING.store(options.buffer.next_power_of_two(), Ordering::Release);
-    // Before a site leads there: whoever comes takes part.
+    // The session is stored before a site leads to the recording code: each thread that reaches that code takes part.
     CURRENT.store(session, Ordering::SeqCst);
     let changed = table.record(then, |module, entry| filter.matches(module, &entry.site.name), host);
     table.running = Some(Running {
@@ -143,21 +146,22 @@ pub(crate) fn start(host: HostId, options: &TraceOptions) -> Result<(u32, Clock)
 }
 
 impl Table {
-    /// Records nothing any more. What threads are about to write is lost.
+    /// Ends the recording. Records that threads are about to write are lost.
     fn stop(&mut self, session: u32) {
         let Some(host) = self.running.as_ref().filter(|running| running.session == session).map(|one| one.host) else {
             return;
         };
         let changed = self.record(Then::Function, |_, _| true, host);
         if let Err(error) = self.switch(&changed) {
-            // They lead to stubs of functions that nobody looks at.
+            // These sites lead to stubs of functions that are not traced any more.
             tracing::warn!(%error, "recording has ended, and sites stay as they are");
         }
         CURRENT.store(OFF, Ordering::SeqCst);
         self.read_rings(|_| None);
     }
 
-    /// Part of a module is about to go: calls that came from there get their names now. Functions keep theirs.
+    /// Names the parents of recorded calls from a module, part of which is about to be unloaded. Functions keep their
+    /// names.
     pub(crate) fn name_parents(&mut self, parent: impl Fn(Addr) -> Option<String>) {
         let names = |running: &Running| running.then == Then::Record && running.pending.len() < MOST_PENDING;
         if self.running.as_ref().is_none_or(names) {
@@ -165,7 +169,7 @@ impl Table {
         }
     }
 
-    /// Reads what threads have recorded; `parent` names places of a module that is about to go.
+    /// Reads the records of all threads. `parent` names places in a module that is about to be unloaded.
     pub(crate) fn read_rings(&mut self, parent: impl Fn(Addr) -> Option<String>) {
         self.readers.extend(thread::take_new());
         let Some(running) = &mut self.running else {
@@ -175,7 +179,8 @@ impl Table {
             return;
         };
         for reader in &mut self.readers {
-            // Before its ring: what it wrote before it ended is read, and then it is free.
+            // The end is checked before the ring is read: all records from before the end are read, and then the ring
+            // is freed.
             let ended = reader.has_ended();
             if reader.session() == running.session {
                 let number = running.number(reader.key(), reader.tid(), || reader.name());
@@ -214,14 +219,14 @@ impl Missed {
     }
 }
 
-/// A recording under way. Dropping it ends it.
+/// A recording under way. Dropping it ends the recording.
 pub struct FunctionTrace {
     session: u32,
     clock: Clock,
     name: Arc<dyn Fn(Addr) -> Option<String> + Send + Sync>,
-    /// Functions that have been told of, by their numbers in the process.
+    /// The functions that batches have named, by their numbers in the process.
     functions: HashMap<u32, u32>,
-    /// How many threads have been told of.
+    /// The number of threads that batches have named.
     threads: usize,
 }
 
@@ -232,7 +237,7 @@ impl std::fmt::Debug for FunctionTrace {
 }
 
 impl FunctionTrace {
-    /// Begins one. `name` names return addresses.
+    /// Starts a recording. `name` names return addresses.
     pub(crate) fn start(
         host: HostId,
         options: &TraceOptions,
@@ -242,7 +247,7 @@ impl FunctionTrace {
         Ok(FunctionTrace { session, clock, name, functions: HashMap::new(), threads: 0 })
     }
 
-    /// What has been recorded since this was called last.
+    /// Returns the records since the last call of this function.
     #[must_use = "what is taken is not told again"]
     pub fn drain(&mut self) -> Batch {
         let (pending, threads, missed, functions) = {
@@ -275,8 +280,8 @@ impl FunctionTrace {
         batch
     }
 
-    /// Ends it; what has been recorded since [`FunctionTrace::drain`] was called last. Functions that threads are still in have no
-    /// end.
+    /// Ends the recording. Returns the records since the last call of [`FunctionTrace::drain`]. Functions that threads
+    /// are still in have no end in the records.
     #[must_use = "what is taken is not told again"]
     pub fn finish(mut self) -> Batch {
         table().stop(self.session);
@@ -299,7 +304,7 @@ fn wide(len: usize) -> u32 {
 }
 
 impl Table {
-    /// What a recording has that was not told yet: records, threads from this number on, what was missed, and all functions.
+    /// Returns the new part of a recording: records, threads from this number on, missed calls, and all functions.
     fn take(
         &mut self,
         session: u32,

@@ -1,11 +1,12 @@
-//! What a recording looks like: as Linux's two tracers print it, as Chrome's trace events, as a table.
+//! Renders a recording: as Linux's two tracers print it, as Chrome's trace events, or as a table.
 //!
-//! Batches go in, text comes out, as much of it as can be told by then. A [`Renderer`] owns what has to be remembered from one
-//! batch to the next: names, who is in which function, what has come too early. It does no I/O, and takes nothing for granted:
-//! batches may come through a socket from a host that is somebody else's.
+//! The input is batches. The output is text, as much as can be written at that time. A [`Renderer`] keeps the state
+//! between two batches: names, the functions that threads are in, and records that are too early. A renderer does no
+//! I/O and trusts no input, because batches may come through a socket from a host that belongs to another user.
 //!
-//! A drain asks one thread after the other, so that a record of the second may be younger than one of the first that only the
-//! next batch has. Records are held back until that cannot be: by one batch. The last ones come with [`Renderer::end`].
+//! A drain reads one thread after the other. So a record of the second thread may be younger than a record of the first
+//! thread that only the next batch has. To restore the order, records are held back by one batch. The last records are
+//! written by [`Renderer::end`].
 
 mod names;
 mod merge;
@@ -22,35 +23,35 @@ use crate::trace::{Batch, Missed, Record};
 use merge::Merge;
 use names::Names;
 
-/// In which form a recording is told.
+/// The output form of a recording.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Form {
-    /// A line for each call, as Linux's tracer `function` has it: `TASK-TID TIMESTAMP: function <-parent`. Times are seconds
-    /// with nine decimals. Of a recording with entries and exits these are the entries, and the parent is the function that was
-    /// entered last and is traced.
+    /// A line for each call, as in Linux's tracer `function`: `TASK-TID TIMESTAMP: function <-parent`. Times are
+    /// seconds with nine decimals. For a recording with entries and exits the lines are the entries, and the parent is
+    /// the traced function that was entered last.
     Function,
-    /// Calls within calls and how long they took, as Linux's tracer `function_graph` has it. Times are microseconds. A
-    /// recording of calls has no durations.
+    /// Nested calls and their durations, as in Linux's tracer `function_graph`. Times are microseconds. A recording of
+    /// calls has no durations.
     Graph,
-    /// One JSON object of the Trace Event Format (`B`, `E`, `i` and `M` events), which Perfetto and chrome://tracing read.
-    /// Times are microseconds with three decimals. It is well-formed only when it has been ended.
+    /// One JSON object of the Trace Event Format (`B`, `E`, `i` and `M` events), which Perfetto and chrome://tracing
+    /// read. Times are microseconds with three decimals. The object is well-formed only after the end of the recording.
     Chrome,
-    /// A table, the function with the greatest total first. Times are microseconds. It comes at the end.
+    /// A table, the function with the greatest total first. Times are microseconds. The table is written at the end.
     Summary,
-    /// The same as one JSON object in one line. Times are nanoseconds.
+    /// The summary as one JSON object in one line. Times are nanoseconds.
     SummaryJson,
 }
 
 /// The process that was traced.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Process {
-    /// Its id.
+    /// The process's id.
     pub pid: u32,
-    /// Its name.
+    /// The process's name.
     pub name: String,
 }
 
-/// A recording on its way into a form.
+/// A recording that is being rendered.
 #[derive(Debug)]
 pub struct Renderer {
     names: Names,
@@ -59,30 +60,30 @@ pub struct Renderer {
     form: Box<dyn Told>,
 }
 
-/// A form: hears of every record, by time, and writes what it has to say of it.
+/// A form, which receives every record, ordered by time, and writes text for the record.
 trait Told: Debug + Send {
-    /// Before everything else.
+    /// Writes the text before the first record.
     fn begin(&mut self, out: &mut dyn Write) -> fmt::Result;
 
-    /// A record. `next` is the same thread's next one, if it is known by now.
+    /// Writes a record. `next` is the same thread's next record, if it is known already.
     fn record(&mut self, record: &Record, next: Option<&Record>, names: &Names, out: &mut dyn Write) -> fmt::Result;
 
-    /// So many more calls are not in the recording.
+    /// Reports the number of further calls that are not in the recording.
     fn missed(&mut self, _more: u64, _out: &mut dyn Write) -> fmt::Result {
         Ok(())
     }
 
-    /// After everything else.
+    /// Writes the text after the last record.
     fn end(&mut self, _names: &Names, _missed: &Missed, _out: &mut dyn Write) -> fmt::Result {
         Ok(())
     }
 }
 
 impl Renderer {
-    /// Begins to tell a recording: what stands before the first record is written at once.
+    /// Starts to render a recording: the text before the first record is written at once.
     ///
     /// # Errors
-    /// Only those of `out`. A [`String`] has none.
+    /// Only errors of `out`. A [`String`] has none.
     pub fn begin(form: Form, process: &Process, out: &mut dyn Write) -> Result<Renderer, fmt::Error> {
         let form: Box<dyn Told> = match form {
             Form::Function => Box::new(calls::Calls::default()),
@@ -97,24 +98,25 @@ impl Renderer {
         Ok(renderer)
     }
 
-    /// Takes a batch, and writes what can be told now.
+    /// Takes a batch, and writes the text that can be written now.
     ///
     /// # Errors
-    /// Only those of `out`.
+    /// Only errors of `out`.
     pub fn batch(&mut self, batch: Batch, out: &mut dyn Write) -> fmt::Result {
         let more = batch.missed.total().saturating_sub(self.missed.total());
         self.missed = batch.missed;
         self.names.extend(batch.functions, batch.threads);
         self.merge.push(batch.records);
-        // What is told now is of the batch before: what is missed stands between the two.
+        // The records that are written now belong to the batch before, so missed calls are reported between the two
+        // batches.
         self.tell(out)?;
         if more != 0 { self.form.missed(more, out) } else { Ok(()) }
     }
 
-    /// Writes the rest.
+    /// Writes the remaining text.
     ///
     /// # Errors
-    /// Only those of `out`.
+    /// Only errors of `out`.
     pub fn end(mut self, out: &mut dyn Write) -> fmt::Result {
         self.merge.close();
         self.tell(out)?;
@@ -130,7 +132,7 @@ impl Renderer {
 }
 
 impl Form {
-    /// Tells a whole recording, batch after batch.
+    /// Renders a whole recording, batch after batch.
     #[must_use]
     pub fn whole(self, process: &Process, batches: impl IntoIterator<Item = Batch>) -> String {
         let mut text = String::new();

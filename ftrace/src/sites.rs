@@ -1,4 +1,4 @@
-//! Where a module's functions can be traced, and where not and why.
+//! Finds the functions of a module that can be traced, and the reasons for which others cannot.
 
 use std::sync::Arc;
 
@@ -9,48 +9,49 @@ use modload_loader::{Coming, FunctionSymbol, Refusal};
 
 use crate::trampoline::Width;
 
-/// A function that can be traced, or cannot.
+/// A function with a record, and whether it can be traced.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Traceable {
-    /// Which.
+    /// The function.
     pub function: crate::trace::Function,
-    /// Why it cannot be traced, if it cannot.
+    /// The reason for which the function cannot be traced, or `None` if it can.
     pub why_not: Option<String>,
-    /// Why its returns cannot be recorded, if only its calls can: [`crate::Mode::Graph`] leaves it out.
+    /// The reason for which only calls can be recorded, but no returns. [`crate::Mode::Graph`] leaves the function out.
     pub why_no_returns: Option<&'static str>,
 }
 
-/// Functions that return more than once, or on another stack than the one that they were called on, as gcc and the C library name
-/// them; up to two underscores may stand before. Their return address must be their caller's: they keep it.
+/// The functions that return more than once, or on another stack than the one of their call, by their names in gcc and
+/// the C library. Up to two underscores may precede the name. Such a function stores its return address, so the address
+/// must lead to its caller.
 const RETURN_TWICE: [&str; 6] = ["getcontext", "savectx", "setjmp", "sigsetjmp", "swapcontext", "vfork"];
 
-/// Why returns of a function of this name cannot be recorded, if they cannot.
+/// Returns the reason for which returns of a function of this name cannot be recorded. `None` if they can.
 pub(crate) fn why_no_returns(name: &str) -> Option<&'static str> {
     let bare = ["__", "_"].iter().find_map(|before| name.strip_prefix(before)).unwrap_or(name);
     RETURN_TWICE.contains(&bare).then_some("it may return more than once, or to another stack")
 }
 
-/// What a site is.
+/// A site: the instruction at a function's entry that can become a call or a jump.
 #[derive(Clone, Debug)]
 pub(crate) struct Site {
     pub(crate) at: Addr,
-    /// Bytes: 5 or 6.
+    /// The length in bytes: 5 or 6.
     pub(crate) len: u8,
-    /// The function's entry: the site, or an ENDBR64 before it.
+    /// The function's entry: the site's address, or the address of an ENDBR64 before the site.
     pub(crate) entry: Addr,
     pub(crate) name: Arc<str>,
-    /// Whether it goes when `init` has returned.
+    /// Whether the function is freed when `init` has returned.
     pub(crate) is_init: bool,
     pub(crate) why: EditOrigin,
 }
 
-/// What a module's tables say.
+/// The contents of a module's tables.
 #[derive(Default, Debug)]
 pub(crate) struct Found {
     pub(crate) sites: Vec<Site>,
-    /// Functions that cannot be traced, and why.
+    /// The functions that cannot be traced, with the reasons.
     pub(crate) untraceable: Vec<(Arc<str>, String)>,
-    /// How wide its functions' arguments may be.
+    /// The width of vector registers that may hold arguments of the functions.
     pub(crate) width: Option<Width>,
 }
 
@@ -59,11 +60,11 @@ const NOP: u8 = 0x90;
 
 pub(crate) const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
 
-/// A function's NOPs may begin as far before it (`-fpatchable-function-entry=N,M`).
+/// The most bytes before its entry at which a function's NOPs may begin (`-fpatchable-function-entry=N,M`).
 const BEFORE: u64 = 64;
 
 impl Found {
-    /// Reads the tables of a module that is coming; `None` if it has none.
+    /// Reads the tables of a loading module. Returns `None` if it has none.
     pub(crate) fn read(coming: &Coming<'_>) -> Result<Option<Found>, Refusal> {
         let names = [section::MCOUNT_LOC, section::PATCHABLE_FUNCTION_ENTRIES];
         let tables: Vec<_> = names.into_iter().flat_map(|name| coming.sections(name)).collect();
@@ -90,7 +91,7 @@ impl Found {
         why: EditOrigin,
     ) -> Result<(), Refusal> {
         if at == Addr::NULL {
-            // Of a function that a linker has dropped: the loader passes over it, too.
+            // The linker has dropped the function. The loader skips such a record, too.
             return Ok(());
         }
         let outside = || Refusal::from(format!("{why}: its site is not within text"));
@@ -98,7 +99,7 @@ impl Found {
         let code = text.get(index((at - start).cast_unsigned())..).ok_or_else(outside)?;
         let len = [5, 6].into_iter().find(|len| code.starts_with(NOPS[len - 1]));
         let behind = functions.partition_point(|function| function.addr <= at);
-        // Of several names of one address the first.
+        // Of several names for one address, the first is used.
         let named = |last: &FunctionSymbol| functions.partition_point(|function| function.addr < last.addr);
         let before = behind.checked_sub(1).map(|last| &functions[named(&functions[last])]);
         let distance = before.map(|function| at - function.addr);
@@ -108,8 +109,8 @@ impl Found {
             (Some(function), Some(0)) => (function.name.clone(), None),
             (Some(function), Some(4)) if is_endbr() => (function.name.clone(), None),
             _ => match functions.get(behind).filter(|next| next.addr - at <= BEFORE.cast_signed()) {
-                // In front of an entry stand NOPs, which the loader leaves as they are. Anything else is the code of a function
-                // that has no name any more, because another object's took its place.
+                // The bytes before an entry are NOPs, which the loader leaves unchanged. Other bytes are the code of a
+                // function that has no name any more, because another object's function has replaced it.
                 Some(next)
                     if before.is_none_or(|before| at >= before.addr + before.size)
                         && code.iter().take(index((next.addr - at).cast_unsigned())).all(|byte| *byte == NOP) =>
@@ -147,8 +148,8 @@ impl Found {
 }
 
 impl Found {
-    /// Takes a record of NOPs that begin in front of a function's entry: calls pass those behind it, where the loader has made one
-    /// of five.
+    /// Takes a record of NOPs that begin before a function's entry. Calls pass the NOPs behind the entry, which the
+    /// loader has turned into one of five bytes.
     fn add_behind(
         &mut self,
         coming: &Coming<'_>,
@@ -181,8 +182,9 @@ impl Found {
     }
 }
 
-/// How wide the registers are in which functions of a module may have arguments: 512 bits only if there is an instruction that may
-/// have them (an EVEX prefix: 0x62, and two bits that are fixed), because to save them takes as long as all the rest.
+/// Returns the width of vector registers that may hold arguments of the module's functions. 512 bits only if an
+/// instruction may use them (an EVEX prefix: 0x62, and two fixed bits), because saving such registers takes as long as
+/// everything else.
 fn width(coming: &Coming<'_>, functions: &[FunctionSymbol]) -> Width {
     let widest = Width::of_this_machine();
     if widest != Width::Zmm {

@@ -1,4 +1,4 @@
-//! Stubs: where the sites of traced functions lead. They stand side by side in text, and stay.
+//! Stubs: the targets of the sites of traced functions. Stubs lie side by side in text, and are never freed.
 
 use std::mem::forget;
 use std::sync::Arc;
@@ -10,18 +10,18 @@ use modload_threads::frames::Known;
 use crate::error::TraceError;
 use crate::trampoline::{Function, STUB, stub_rows};
 
-/// How many are made room for at a time, at least.
+/// The least number of stubs for which room is allocated at a time.
 const BLOCK: u64 = 64;
 
 /// Room for stubs near code of one kind.
 #[derive(Debug)]
 pub(crate) struct Stubs {
-    /// Where the next one goes, and how many there is room for.
+    /// The address of the next stub, and the number of stubs that still fit.
     next: Addr,
     left: u64,
 }
 
-/// Names them.
+/// The name of stubs in descriptions.
 struct Name;
 
 impl Describe for Name {
@@ -39,13 +39,14 @@ impl Stubs {
         Stubs { next: Addr::NULL, left: 0 }
     }
 
-    /// Room that is there already: as many as this from an address on, filled with INT3, for functions near that.
+    /// Takes existing room for `left` stubs from an address on, filled with INT3, for functions near that address.
     pub(crate) fn at(next: Addr, left: u64) -> Result<Stubs, TraceError> {
         forget(Known::programmed(next.get()..next.get() + left * STUB, &stub_rows())?);
         Ok(Stubs { next, left })
     }
 
-    /// Gives each of these functions a stub; when there is no room any more, in the arena, which every module's code reaches.
+    /// Gives each of these functions a stub. If there is no room left, new room is allocated in the arena, which every
+    /// module's code can reach.
     pub(crate) fn make(&mut self, functions: &[&'static Function]) -> Result<(), TraceError> {
         let (here, rest) = functions.split_at(functions.len().min(index(self.left)));
         self.fill(here)?;
@@ -68,7 +69,7 @@ impl Stubs {
         Ok(())
     }
 
-    /// Puts stubs where there is room for them.
+    /// Writes stubs into existing room.
     fn fill(&mut self, functions: &[&'static Function]) -> Result<(), TraceError> {
         if functions.is_empty() {
             return Ok(());

@@ -1,5 +1,5 @@
-//! The first subscriber of both chains: makes a module's functions known before anybody else hears of it, and forgets them after
-//! everybody else has.
+//! The first subscriber of both chains: registers a module's functions before any other subscriber is notified, and
+//! forgets the functions after all others.
 
 use modload_edit::{Edit, Sink};
 use modload_loader::{Coming, Module, Refusal, Subscriber};
@@ -59,7 +59,7 @@ impl Subscriber for Ftrace {
 
     fn going(&self, module: &Module) {
         let (owner, mut table) = (Owner::of(module), table());
-        // Its addresses mean nothing soon.
+        // The module's addresses will soon be invalid.
         table.name_parents(|at| module.describe_return(at));
         table.silence(owner);
         table.forget(owner);
@@ -67,7 +67,8 @@ impl Subscriber for Ftrace {
 }
 
 impl Table {
-    /// Marks a new module's functions for all who want them already; the error is one that two would redirect.
+    /// Marks a new module's functions for the tracers and the recording that select them already. The error names a
+    /// function that two tracers would redirect.
     pub(crate) fn enter(&mut self, owner: Owner) -> Result<(), String> {
         let Some(part) = self.parts.get_mut(&owner) else { return Ok(()) };
         let mut redirected: Vec<usize> = Vec::new();
@@ -94,7 +95,7 @@ impl Table {
         Ok(())
     }
 
-    /// Makes staged sites what they want to be: plain stores.
+    /// Writes the wanted code to staged sites, by plain stores.
     pub(crate) fn show_staged(&mut self, owner: Owner, coming: &mut Coming<'_>) -> Result<(), Refusal> {
         let Some(part) = self.parts.get_mut(&owner) else { return Ok(()) };
         for entry in part.entries.iter_mut().filter(|entry| entry.wanted() != Shown::Nothing) {
@@ -106,7 +107,7 @@ impl Table {
         Ok(())
     }
 
-    /// Makes the sites of a module that goes NOPs again: its text may stay, if somebody is in it.
+    /// Turns the sites of a module that is unloaded into NOPs again. The module's text may stay, if a thread is inside.
     pub(crate) fn silence(&mut self, owner: Owner) {
         let Some(part) = self.parts.get_mut(&owner).filter(|part| part.phase == Phase::Published) else { return };
         self.batch.clear();
@@ -121,7 +122,7 @@ impl Table {
             return;
         }
         if let Err(error) = poke(&mut TextLock::take(), &self.batch, self.trap_mask) {
-            // They lead to stubs of functions that nobody looks at.
+            // These sites lead to stubs of functions that are not traced any more.
             tracing::error!(module = %part.module, %error, "sites of a module that goes stay as they are");
         }
     }

@@ -1,4 +1,4 @@
-//! Switching tracing on and off: what has changed at all sites becomes one batch.
+//! Switches tracing on and off: the changes of all sites become one batch.
 
 use modload_edit::{Edit, Sink};
 use modload_text::{TextLock, TrapMask, poke};
@@ -8,11 +8,11 @@ use crate::table::{Entry, Owner, Part, Phase, Shown, Table, TracerId};
 use crate::trampoline::call::Group;
 use crate::trampoline::sets::{By, Then};
 
-/// Entries that have changed: whose, and which of them.
+/// The entries that have changed, by their owners.
 pub(crate) type Changed = Vec<(Owner, Vec<usize>)>;
 
 impl Table {
-    /// Has functions of a host shown to a tracer, or not any more; says which they are.
+    /// Marks the functions of the tracer's host that the tracer's filter selects. Returns these functions.
     pub(crate) fn mark(&mut self, id: TracerId) -> Result<Changed, TraceError> {
         let Some(tracer) = self.tracers.iter().find(|tracer| tracer.id == id) else { return Ok(Vec::new()) };
         let redirecting: Vec<_> = self.tracers.iter().filter(|one| one.redirects).map(|one| one.id).collect();
@@ -41,7 +41,7 @@ impl Table {
         Ok(changed)
     }
 
-    /// Has no function shown to a tracer any more; says which those were that had been.
+    /// Removes a tracer from all functions. Returns the functions that had the tracer.
     pub(crate) fn unmark(&mut self, id: TracerId) -> Changed {
         let mut changed = Vec::new();
         for (owner, part) in &mut self.parts {
@@ -60,7 +60,7 @@ impl Table {
         changed
     }
 
-    /// Has the functions of a host that a filter means recorded; says which they are.
+    /// Sets the recording of a host's functions that `meant` selects. Returns the changed functions.
     pub(crate) fn record(
         &mut self,
         then: Then,
@@ -84,14 +84,14 @@ impl Table {
         changed
     }
 
-    /// Makes what stands at these functions' sites what they want, and leads their calls where they want them.
+    /// Writes the wanted code to the sites of these functions, and sets the wanted targets of their calls.
     ///
-    /// Functions get their stubs and their tracers before a site leads there, and lose them after none does.
+    /// Functions get their stubs and their tracers before a site leads there, and lose them after no site does.
     pub(crate) fn switch(&mut self, changed: &Changed) -> Result<(), TraceError> {
         self.switch_by(changed, self.trap_mask)
     }
 
-    /// [`Table::switch`], with what is known of SIGTRAP.
+    /// Like [`Table::switch`], with the knowledge about SIGTRAP.
     pub(crate) fn switch_by(&mut self, changed: &Changed, mask: TrapMask) -> Result<(), TraceError> {
         for (owner, entries) in changed {
             self.prepare(*owner, entries)?;
@@ -120,7 +120,7 @@ impl Table {
         Ok(())
     }
 
-    /// Gives functions all that their calls need before their sites lead there.
+    /// Gives functions everything that their calls need, before their sites lead there.
     pub(crate) fn prepare(&mut self, owner: Owner, entries: &[usize]) -> Result<(), TraceError> {
         let Some(mut part) = self.parts.remove(&owner) else { return Ok(()) };
         let given = self.give_stubs(&mut part, entries, Entry::wanted);
@@ -131,7 +131,7 @@ impl Table {
         given
     }
 
-    /// [`Table::prepare`] for one function whose site may lead to its stub so.
+    /// Like [`Table::prepare`], for one function whose site may lead to its stub in this way.
     pub(crate) fn prepare_as(&mut self, owner: Owner, number: usize, shown: Shown) -> Result<(), TraceError> {
         let Some(mut part) = self.parts.remove(&owner) else { return Ok(()) };
         let given = self.give_stubs(&mut part, &[number], |_| shown);
@@ -142,7 +142,7 @@ impl Table {
         given
     }
 
-    /// Gives functions whose sites are to lead to stubs theirs.
+    /// Gives stubs to the functions whose sites are to lead to stubs.
     fn give_stubs(
         &mut self,
         part: &mut Part,
@@ -166,9 +166,9 @@ impl Table {
         part.own.as_mut().map_or(&mut self.stubs, |own| &mut own.stubs).make(&without)
     }
 
-    /// Leads who comes by a function's stub to its tracers and on, or past them.
+    /// Leads calls that pass a function's stub to the tracers and on, or past the tracers.
     fn lead(&mut self, part: &Part, entries: &[usize], wanted: impl Fn(&Entry) -> Shown) {
-        // Functions that lie side by side mostly have the same.
+        // Adjacent functions mostly have the same tracers.
         let mut last: (&[TracerId], _) = (&[], None);
         for number in entries {
             let entry = &part.entries[*number];
@@ -190,7 +190,7 @@ impl Table {
         }
     }
 
-    /// The group of these tracers.
+    /// Returns the group of these tracers.
     fn group(&mut self, tracers: &[TracerId]) -> Option<&Group> {
         if tracers.is_empty() {
             return None;
@@ -203,7 +203,7 @@ impl Table {
         self.groups.get(tracers).map(|group| &**group)
     }
 
-    /// Takes groups with this tracer out: no function has them any more.
+    /// Retires the groups with this tracer: no function has them any more.
     pub(crate) fn retire(&mut self, id: TracerId) {
         let with: Vec<_> = self.groups.keys().filter(|tracers| tracers.contains(&id)).cloned().collect();
         for tracers in with {
@@ -214,7 +214,8 @@ impl Table {
 }
 
 impl Entry {
-    /// What it wants stands at its site now: who comes by another way is late, and looks at nothing.
+    /// Notes that the site holds the wanted code. A thread in the other half of the stub is late, and passes without
+    /// tracing.
     pub(crate) fn shows(&mut self) {
         self.shown = self.wanted();
         let Some(function) = self.function else { return };

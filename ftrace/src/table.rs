@@ -1,7 +1,7 @@
-//! All functions of the process that can be traced, and who traces them.
+//! All functions of the process that can be traced, and their tracers.
 //!
-//! There is one table for all hosts, because a thread runs through the modules of several. Its lock is taken before the text
-//! lock, and held over fork. Code that is traced never takes it.
+//! There is one table for all hosts, because a thread runs through the modules of several hosts. The table's lock is
+//! taken before the text lock, and held over fork. Traced code never takes it.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -27,7 +27,7 @@ thread_local! {
     static HELD: RefCell<Option<MutexGuard<'static, Table>>> = const { RefCell::new(None) };
 }
 
-/// A host, told from all that were ever there.
+/// The identity of a host, unique in the process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct HostId(u64);
 
@@ -38,7 +38,7 @@ impl HostId {
     }
 }
 
-/// Whose functions they are: a module's, by its address while it is there, or a host's own.
+/// The owner of functions: a module, by its address while the module exists, or a host with its own functions.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Owner {
     Module(usize),
@@ -51,20 +51,20 @@ impl Owner {
     }
 }
 
-/// A tracer, told from all that were ever there.
+/// The identity of a tracer, unique in the process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct TracerId(pub(crate) u64);
 
 /// Whether text can be poked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Phase {
-    /// It is still staged: what stands there is looked at again when it is published.
+    /// The text is still staged. Sites in staged text are checked again when the text is published.
     Staged,
-    /// It can.
+    /// The text can be poked.
     Published,
 }
 
-/// What stands at a site.
+/// The code at a site.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Shown {
     /// A NOP.
@@ -81,13 +81,13 @@ pub(crate) enum Shown {
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) site: Site,
-    /// From when it is traced first.
+    /// The function's record for stubs, which exists once the function was traced.
     pub(crate) function: Option<&'static Function>,
-    /// Who wants to hear of its calls, in the order in which they came.
+    /// The tracers of the function, in the order of their registration.
     pub(crate) tracers: Vec<TracerId>,
-    /// What is recorded of it.
+    /// The events of the function that are recorded.
     pub(crate) recorded: Then,
-    /// Where its calls go instead, if live patching says so.
+    /// The target to which live patching redirects calls, if any.
     pub(crate) divert: Option<Addr>,
     pub(crate) shown: Shown,
 }
@@ -99,23 +99,23 @@ pub(crate) struct Part {
     pub(crate) module: Arc<str>,
     pub(crate) phase: Phase,
     pub(crate) width: Width,
-    /// In order of their addresses.
+    /// The functions in the order of their addresses.
     pub(crate) entries: Vec<Entry>,
     pub(crate) untraceable: Vec<(Arc<str>, String)>,
-    /// If it is a host's own.
+    /// Set for a host's own functions.
     pub(crate) own: Option<Own>,
 }
 
-/// What a host's own functions need.
+/// The resources for a host's own functions.
 #[derive(Debug)]
 pub(crate) struct Own {
-    /// Near them.
+    /// The stubs, near the functions.
     pub(crate) stubs: Stubs,
-    /// For as long as they may be poked.
+    /// The registered texts, which exist as long as the functions may be poked.
     pub(crate) _texts: Vec<HostText>,
 }
 
-/// Who traces what.
+/// A registered tracer.
 #[derive(Debug)]
 pub(crate) struct Registered {
     pub(crate) id: TracerId,
@@ -128,28 +128,29 @@ pub(crate) struct Registered {
 /// Functions by module and name.
 type Spare = HashMap<(Arc<str>, Arc<str>), Vec<&'static Function>>;
 
-/// What there is.
+/// All state of function tracing.
 #[derive(Debug)]
 pub(crate) struct Table {
     pub(crate) parts: BTreeMap<Owner, Part>,
-    /// In the order in which they came.
+    /// The tracers in the order of their registration.
     pub(crate) tracers: Vec<Registered>,
-    /// By their members.
+    /// The groups by their members.
     pub(crate) groups: BTreeMap<Vec<TracerId>, Box<Group>>,
-    /// Groups that no function has any more, and that threads may be in; with their members.
+    /// The groups that no function has any more but that threads may be in, with their members.
     pub(crate) retired: Vec<(Vec<TracerId>, Box<Group>)>,
-    /// Functions whose modules are gone, for the next of the same name.
+    /// The functions of unloaded modules, to be used again for functions of the same name.
     spare: Option<Spare>,
-    /// Hosts' own functions that no host has registered, by their entries. Their stubs stay near them.
+    /// The hosts' own functions that no host has registered, by their entries. The stubs of these functions stay near
+    /// the functions.
     pub(crate) own: BTreeMap<Addr, &'static Function>,
-    /// All that there are, by their numbers.
+    /// All functions, by their numbers.
     pub(crate) functions: Vec<&'static Function>,
     pub(crate) stubs: Stubs,
-    /// Threads that have taken part in a recording.
+    /// The threads that have taken part in a recording.
     pub(crate) readers: Vec<Reader>,
     pub(crate) running: Option<Running>,
     pub(crate) trap_mask: TrapMask,
-    /// The batch of the switch under way; kept for its memory.
+    /// The batch of the switch under way, which is kept for its memory.
     pub(crate) batch: EditSet,
     next_tracer: u64,
     /// The number of the last recording.
@@ -181,7 +182,7 @@ impl Table {
         TracerId(self.next_tracer)
     }
 
-    /// A function that nobody looks at, for one of this name.
+    /// Returns a function that is not traced, for this name.
     pub(crate) fn function(&mut self, module: &Arc<str>, name: &Arc<str>) -> &'static Function {
         let spare = self.spare.get_or_insert_default();
         if let Some(function) = spare.get_mut(&(module.clone(), name.clone())).and_then(Vec::pop) {
@@ -191,19 +192,19 @@ impl Table {
     }
 
     fn make(&mut self, module: &Arc<str>, name: &Arc<str>) -> &'static Function {
-        // Far fewer than names that would fit in memory.
+        // Names for so many functions would not fit in memory.
         let number = u32::try_from(self.functions.len()).unwrap_or(u32::MAX);
         let function = Function::make(number, module.clone(), name.clone());
         self.functions.push(function);
         function
     }
 
-    /// A function of the host's own.
+    /// Returns the function for one of the host's own functions.
     pub(crate) fn own_function(&mut self, module: &Arc<str>, name: &Arc<str>, entry: Addr) -> &'static Function {
         self.own.remove(&entry).unwrap_or_else(|| self.make(module, name))
     }
 
-    /// Gives functions back whose module is gone.
+    /// Gives back the functions of an unloaded module.
     pub(crate) fn give_back(&mut self, functions: impl Iterator<Item = &'static Function>) {
         let spare = self.spare.get_or_insert_default();
         for function in functions {
@@ -212,8 +213,8 @@ impl Table {
     }
 }
 
-/// What must be there before anything is traced. Called when a host is made, and not when the table is first needed: a fork of another
-/// thread at that moment would leave the child waiting for ever.
+/// Prepares the process for tracing. Called when a host is made, and not when the table is first needed: if another
+/// thread forked at that moment, the child would wait for ever.
 pub(crate) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -231,9 +232,9 @@ pub(crate) fn install() {
     });
 }
 
-/// The table, for this thread alone.
+/// Locks the table.
 pub(crate) fn table() -> MutexGuard<'static, Table> {
-    // Whole between any two statements that can panic.
+    // The table is consistent between any two statements that can panic.
     TABLE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -249,17 +250,17 @@ impl Entry {
         }
     }
 
-    /// Whether this can be recorded of it.
+    /// Returns whether the function can be recorded in this way.
     pub(crate) fn can_be(&self, recorded: Then) -> bool {
         recorded != Then::Graph || why_no_returns(&self.site.name).is_none()
     }
 
-    /// What is to stand at its site.
+    /// Returns the code that the site should hold.
     pub(crate) fn wanted(&self) -> Shown {
         self.wanted_with(self.divert)
     }
 
-    /// What would be to stand there if its calls went elsewhere, or did not.
+    /// Returns the code that the site should hold if the function's calls were diverted, or not diverted, in this way.
     pub(crate) fn wanted_with(&self, divert: Option<Addr>) -> Shown {
         match (self.recorded, self.tracers.is_empty(), divert) {
             (Then::Function, true, None) => Shown::Nothing,
@@ -273,17 +274,17 @@ impl Entry {
         i32::try_from(to - self.behind()).is_ok()
     }
 
-    /// The address behind its site.
+    /// Returns the address behind the site.
     pub(crate) fn behind(&self) -> Addr {
         self.site.at + u64::from(self.site.len)
     }
 
-    /// Where its calls go on.
+    /// Returns the address at which the function's calls continue.
     pub(crate) fn target(&self, divert: Option<Addr>) -> Addr {
         divert.unwrap_or_else(|| self.behind())
     }
 
-    /// The bytes of its site.
+    /// Returns the bytes of the site.
     pub(crate) fn code(&self, shown: Shown) -> SiteCode {
         let stub = self.function.and_then(Function::stub).unwrap_or_default();
         SiteCode::of(self.site.at, self.site.len, shown, stub)
@@ -310,10 +311,10 @@ impl SiteCode {
             Shown::Jumped => (0xe9, crate::trampoline::jumped(stub)),
             Shown::Diverted(to) => (0xe9, to),
         };
-        // addr32, which a branch does not heed, where a byte is over.
+        // A spare byte becomes the prefix addr32, which a branch ignores.
         bytes[0] = 0x67;
         bytes[long - 5] = opcode;
-        // Stubs are near their functions, and what is farther is not jumped to straight.
+        // Stubs are near their functions, and sites jump directly only to targets in reach.
         let distance = i32::try_from(to - (at + u64::from(len))).unwrap_or_default();
         bytes[long - 4..long].copy_from_slice(&distance.to_le_bytes());
         SiteCode { bytes, len }

@@ -1,4 +1,4 @@
-//! Tracers come and go.
+//! Registers and unregisters tracers.
 
 use std::sync::Arc;
 use std::thread::sleep;
@@ -22,10 +22,10 @@ use crate::trampoline::sets::Saved;
 use crate::trampoline::thread::{Doing, doings, is_nested};
 use crate::trampoline::{STUB, Width};
 
-/// What the host's own functions are found under, as in Linux's livepatch.
+/// The module name of the host's own functions, as in Linux's livepatch.
 pub const HOST: &str = "vmlinux";
 
-/// Function tracing of one host's modules: its subscriber. Copies are the same.
+/// The subscriber for function tracing of one host's modules. Copies are the same subscriber.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ftrace {
     pub(crate) host: HostId,
@@ -37,8 +37,9 @@ impl Default for Ftrace {
     }
 }
 
-/// A tracer that is in force. Dropping it takes it back, and returns when no thread is in it any more; from within a tracer it
-/// returns at once, and the tracer itself is dropped later, at the next [`sweep`] that finds nobody in it.
+/// A registered tracer. Dropping this value unregisters the tracer, and waits until no thread is in the tracer any
+/// more. If the value is dropped from within a tracer, the drop returns at once, and the tracer itself is dropped
+/// later, at the next [`sweep`] that finds no thread in it.
 #[derive(Debug)]
 #[must_use = "dropping it takes the tracer back"]
 pub struct Tracing {
@@ -46,7 +47,7 @@ pub struct Tracing {
 }
 
 impl Ftrace {
-    /// That of a new host.
+    /// Makes the subscriber of a new host.
     #[must_use]
     pub fn new() -> Ftrace {
         Clock::note();
@@ -54,7 +55,8 @@ impl Ftrace {
         Ftrace { host: HostId::new() }
     }
 
-    /// Has a tracer hear of all calls of the functions that a filter means, of modules that are there and of those that come.
+    /// Registers a tracer for all calls of the functions that a filter selects, in loaded modules and in modules that
+    /// are loaded later.
     ///
     /// # Errors
     /// [`TraceError`].
@@ -62,7 +64,7 @@ impl Ftrace {
         self.register(filter, Member::tracer(tracer, Saved::Arguments), false)
     }
 
-    /// [`Ftrace::trace`], with all general registers in [`crate::Call::registers`].
+    /// Like [`Ftrace::trace`], with all general registers in [`crate::Call::registers`].
     ///
     /// # Errors
     /// [`TraceError`].
@@ -70,10 +72,10 @@ impl Ftrace {
         self.register(filter, Member::tracer(tracer, Saved::All), false)
     }
 
-    /// Has the calls of functions redirected, as `redirecting` says.
+    /// Redirects the calls of functions, as `redirecting` says.
     ///
     /// # Errors
-    /// [`TraceError`]; [`TraceError::Redirected`]: by somebody else already.
+    /// [`TraceError`]; [`TraceError::Redirected`]: a function is redirected already.
     pub fn redirect(&self, filter: Filter, redirecting: Redirecting) -> Result<Tracing, TraceError> {
         self.register(filter, redirecting.member, true)
     }
@@ -90,7 +92,7 @@ impl Ftrace {
         Ok(Tracing { id })
     }
 
-    /// Records the functions that are meant, in all threads. `name` names addresses that calls come from.
+    /// Records the selected functions, in all threads. `name` names the addresses that calls come from.
     ///
     /// # Errors
     /// [`TraceError`]; [`TraceError::UnderWay`]: there is a recording already.
@@ -102,9 +104,10 @@ impl Ftrace {
         FunctionTrace::start(self.host, options, Arc::new(name))
     }
 
-    /// Makes functions of the host's own traceable, as those of a module `vmlinux`. They are known until [`Ftrace::leave`].
+    /// Makes functions of the host's own traceable, as functions of a module `vmlinux`. The functions are registered
+    /// until [`Ftrace::leave`].
     ///
-    /// Five one-byte NOPs at an entry become one while all threads are held.
+    /// Five one-byte NOPs at an entry become one NOP while all threads are held.
     ///
     /// # Errors
     /// [`TraceError`]. A function that cannot be traced is no error: [`Ftrace::traceable`] lists it.
@@ -127,7 +130,8 @@ impl Ftrace {
             return Err(TraceError::Registered { function: entry.site.name.to_string() });
         }
         let registered = HostPart::register(functions, STUB, table.trap_mask)?;
-        // It stays: threads may be in its stubs at any time, and they serve whoever registers the same functions again.
+        // The annex is never freed: threads may be in its stubs at any time, and the stubs are used again if the same
+        // functions are registered again.
         let stubs = match registered.annex.map(std::mem::ManuallyDrop::new) {
             Some(annex) => Stubs::at(annex.addr(), annex.len() / STUB)?,
             None => Stubs::new(),
@@ -155,14 +159,14 @@ impl Ftrace {
         entered
     }
 
-    /// Forgets the host's own functions: they are NOPs again.
+    /// Forgets the host's own functions: their sites become NOPs again.
     pub fn leave(&self) {
         let mut table = table();
         table.silence(Owner::Host(self.host));
         table.forget(Owner::Host(self.host));
     }
 
-    /// The entries of the host's own functions of this name, in the order of their addresses.
+    /// Returns the entries of the host's own functions of this name, in the order of their addresses.
     #[must_use]
     pub fn host_functions(&self, name: &str) -> Vec<Addr> {
         let table = table();
@@ -171,8 +175,8 @@ impl Ftrace {
         entries.filter(|entry| &*entry.site.name == name).map(|entry| entry.site.entry).collect()
     }
 
-    /// The functions of its modules that have a record, in order of modules and addresses: those that can be traced, and those that
-    /// cannot.
+    /// Returns the functions of the host's modules that have a record, in the order of modules and addresses: functions
+    /// that can be traced, and functions that cannot.
     #[must_use]
     pub fn traceable(&self) -> Vec<Traceable> {
         let table = table();
@@ -191,11 +195,11 @@ impl Ftrace {
 }
 
 impl Table {
-    /// Has nobody hear of calls by this tracer any more. Threads may still be in it.
+    /// Unregisters a tracer: no call is shown to the tracer any more. Threads may still be in the tracer.
     fn take_back(&mut self, id: TracerId) {
         let changed: Changed = self.unmark(id);
         if let Err(error) = self.switch(&changed) {
-            // They lead to stubs of functions that it does not hear of.
+            // These sites lead to stubs of functions that do not have this tracer any more.
             ::tracing::warn!(%error, "a tracer is taken back, and sites stay as they are");
         }
         self.tracers.retain(|tracer| tracer.id != id);
@@ -221,14 +225,14 @@ impl Drop for Tracing {
     }
 }
 
-/// Drops tracers that were taken back while somebody was in them, and that nobody is in any more. Says how many lists of tracers
-/// stay.
+/// Drops tracers that were unregistered while a thread was in them, if no thread is in them any more. Returns the
+/// number of remaining lists of tracers.
 pub fn sweep() -> usize {
     let candidates: Vec<_> = table().retired.iter().map(|(_, group)| group.set()).collect();
     if candidates.is_empty() {
         return 0;
     }
-    // No lock is held: who is asked may hold any.
+    // No lock is held, because a thread that is asked may hold any lock.
     let doings = match doings() {
         Ok(doings) => doings,
         Err(error) => {
@@ -243,13 +247,13 @@ pub fn sweep() -> usize {
     let is_free = |set| candidates.contains(&set) && !doings.contains(&Doing::Running(set));
     let free: Vec<_> = table.retired.extract_if(.., |(_, group)| is_free(group.set())).collect();
     let left = table.retired.len();
-    // What tracers own is dropped without the lock.
+    // Values that tracers own are dropped without the lock.
     drop(table);
     drop(free);
     left
 }
 
-/// How text is poked from now on when tracing is switched, in the whole process. [`TrapMask::Checked`] if nothing else is said.
+/// Sets how text is poked when tracing is switched, in the whole process. The default is [`TrapMask::Checked`].
 pub fn set_trap_mask(mask: TrapMask) {
     table().trap_mask = mask;
 }

@@ -1,26 +1,30 @@
-//! What a traced call runs through: code of ours in assembler, and what it shares with Rust. The one place of this crate with
-//! unsafe code.
+//! The trampolines: assembler code that traced calls run through, and the data that it shares with Rust. The only place
+//! of this crate with unsafe code.
 //!
-//! A traced function has a [`Function`], which lives for ever, and a *stub* near its code: two halves of sixteen bytes, each of which
-//! loads the address of the [`Function`] into `r11` and jumps on through it. Its site calls the first half, or jumps to the second:
+//! A traced function has a [`Function`], which lives for ever, and a *stub* near its code. The stub has two halves of
+//! sixteen bytes. Each half loads the address of the [`Function`] into `r11` and jumps on through it. The function's
+//! site calls the first half, or jumps to the second:
 //!
 //! | the site | the stub leads to | the stack then |
 //! |---|---|---|
-//! | `call stub` | [`Function::on_call`] | where the function goes on; its return address |
+//! | `call stub` | [`Function::on_call`] | the address at which the function continues; its return address |
 //! | `jmp stub+16` | [`Function::on_jump`] | its return address |
 //!
-//! Each half has a meaning of its own, so that a thread that is late on one of them finds what fits its stack, whatever the
-//! site has become. Calls end with `ret`, so that returns find the processor's own return stack in order; a function whose
-//! return is wanted is jumped from, because its frame is then called by us ([`graph`]).
+//! Each half has its own meaning, so a thread that is late in a half finds the code that fits its stack, regardless of
+//! the code that the site has by now. Calls end with `ret`, so that returns match the processor's own return stack. If
+//! a function's return is recorded, its site jumps, because the trampoline itself then calls the function ([`graph`]).
 //!
-//! - [`sets`]: calls the tracers of a function, with the registers that it may have arguments in saved.
+//! - [`sets`]: calls the tracers of a function. Registers that may hold arguments are saved.
 //! - [`record`]: writes a call into the thread's ring.
-//! - [`graph`]: writes entry and return; has a frame of its own beneath the function's, by whose rows exceptions pass.
-//! - [`aside`]: walks of the stack that a thread is on, made on another one.
-//! - [`thread`]: the state of a thread: its ring, its return stack, and whether it is within all this already.
+//! - [`graph`]: writes entry and return. The trampoline has a frame of its own beneath the function's frame, with
+//!   unwind rows for exceptions.
+//! - [`aside`]: walks the thread's current stack while running on another stack.
+//! - [`thread`]: the state of a thread: its ring, its return stack, and whether the thread is within the tracing
+//!   already.
 //!
-//! `r11` alone is free at a function's entry (psABI, figure 3.4): it belongs to PLTs. All else that may hold an argument is
-//! preserved: general registers, `al`, the static chain, and vector registers 0 to 7 in the width that is asked for.
+//! Only `r11` is free at a function's entry (psABI, figure 3.4): it belongs to PLTs. Everything else that may hold an
+//! argument is preserved: general registers, `al`, the static chain, and vector registers 0 to 7 in the requested
+//! width.
 #![expect(unsafe_code, reason = "code that stands between a caller and a function has no type")]
 
 pub(crate) mod aside;
@@ -42,30 +46,30 @@ use modload_edit::{Addr, wide};
 
 use sets::{By, Saved, Set, Then};
 
-/// What a function that is or was traced is known by. Code in assembler reads the first fields; none of them changes but by
-/// one store, and any mixture of old and new ones is right.
+/// The data of a function that is or was traced. Assembler code reads the first fields. Each of them changes only by a
+/// single store, and any mixture of old and new values is valid.
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub(crate) struct Function {
-    /// Where the first half of the stub leads.
+    /// The code that the first half of the stub leads to.
     on_call: AtomicU64,
-    /// Where the second half leads.
+    /// The code that the second half leads to.
     on_jump: AtomicU64,
-    /// Where the function goes on behind its site.
+    /// The address at which the function continues behind its site.
     target: AtomicU64,
-    /// Its tracers, or null.
+    /// The function's tracers, or null.
     set: AtomicPtr<Set>,
-    /// What records name it by.
+    /// The function's number in records.
     pub(crate) number: u32,
-    /// Its stub; 0 until it has one.
+    /// The function's stub, or 0 before it has one.
     stub: AtomicU64,
-    /// Its entry.
+    /// The function's entry.
     ip: AtomicU64,
     pub(crate) module: Arc<str>,
     pub(crate) name: Arc<str>,
 }
 
-/// How wide the vector registers are in which functions may have arguments.
+/// The width of the vector registers in which functions may have arguments.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Width {
     /// 128 bits.
@@ -77,7 +81,7 @@ pub(crate) enum Width {
 }
 
 impl Width {
-    /// The widest that this machine has.
+    /// Returns the largest width of this machine.
     pub(crate) fn of_this_machine() -> Width {
         if std::arch::is_x86_feature_detected!("avx512f") {
             Width::Zmm
@@ -89,12 +93,12 @@ impl Width {
     }
 }
 
-/// Bytes of a stub, and of a half.
+/// The size in bytes of a stub, and of a half.
 pub(crate) const STUB: u64 = 32;
 const HALF: u64 = STUB / 2;
 
 impl Function {
-    /// A function that nobody looks at, for ever.
+    /// Makes a function that is not traced. The value lives for ever.
     pub(crate) fn make(number: u32, module: Arc<str>, name: Arc<str>) -> &'static Function {
         Box::leak(Box::new(Function {
             on_call: AtomicU64::new(graph::pass_call().get()),
@@ -109,33 +113,34 @@ impl Function {
         }))
     }
 
-    /// Where it is: its entry, and where it goes on behind its site.
+    /// Sets the function's entry, and the address at which it continues behind its site.
     pub(crate) fn stands(&self, ip: Addr, target: Addr) {
         self.ip.store(ip.get(), Ordering::Relaxed);
         self.target.store(target.get(), Ordering::Release);
     }
 
-    /// Where it goes on behind its site, or instead. May be called while threads are held.
+    /// Sets the address at which the function continues, behind its site or elsewhere. May be called while threads are
+    /// held.
     pub(crate) fn goes_on(&self, target: Addr) {
         self.target.store(target.get(), Ordering::Release);
     }
 
-    /// Its entry.
+    /// Returns the function's entry.
     pub(crate) fn ip(&self) -> Addr {
         Addr::new(self.ip.load(Ordering::Relaxed))
     }
 
-    /// Its stub, if it has one.
+    /// Returns the function's stub, if it has one.
     pub(crate) fn stub(&self) -> Option<Addr> {
         Some(Addr::new(self.stub.load(Ordering::Relaxed))).filter(|stub| *stub != Addr::NULL)
     }
 
-    /// Where its stub is.
+    /// Sets the address of the function's stub.
     pub(crate) fn has_stub(&self, at: Addr) {
         self.stub.store(at.get(), Ordering::Relaxed);
     }
 
-    /// The bytes of its stub.
+    /// Returns the bytes of the function's stub.
     pub(crate) fn stub_code(&'static self) -> [u8; 32] {
         let mut code = [modload_text::INT3; 32];
         let address = wide(std::ptr::from_ref(self).expose_provenance()).to_le_bytes();
@@ -150,15 +155,15 @@ impl Function {
         code
     }
 
-    /// Its tracers from now on. Those before may still be running.
+    /// Sets the function's tracers from now on. The former tracers may still be running.
     pub(crate) fn set(&self, set: *const Set) {
         self.set.store(set.cast_mut(), Ordering::Release);
     }
 
-    /// What those who come by one half of its stub run through from now on: its tracers, and what comes then.
+    /// Sets the code that one half of the stub leads to from now on: the tracers, and the code after them.
     pub(crate) fn leads(&self, by: By, tracers: Option<(Width, Saved)>, then: Then) {
         let code = match (tracers, then, by) {
-            // A site that calls cannot be returned to.
+            // The return of a function cannot be recorded if its site calls.
             (_, Then::Graph, By::Call) => graph::pass_call(),
             (Some((width, saved)), ..) => sets::code(width, saved, then, by),
             (None, Then::Function, By::Call) => graph::pass_call(),
@@ -173,25 +178,26 @@ impl Function {
         half.store(code.get(), Ordering::Release);
     }
 
-    /// Nobody looks at it any more, however they come.
+    /// Stops tracing the function in both halves of its stub.
     pub(crate) fn is_passed(&self) {
         self.passes(By::Call);
         self.passes(By::Jump);
     }
 
-    /// Those who come by one half look at nothing any more.
+    /// Stops tracing the function in one half of its stub.
     pub(crate) fn passes(&self, by: By) {
         self.leads(by, None, Then::Function);
     }
 }
 
-/// Where the second half of a stub begins.
+/// Returns the address of the second half of a stub.
 pub(crate) fn jumped(stub: Addr) -> Addr {
     stub + HALF
 }
 
-/// Rows of stubs that stand side by side from an address that is a multiple of [`STUB`], as call frame instructions: whoever is
-/// in one goes on at the function's target. Of those who have called, the first half's, that stands on the stack already.
+/// Returns the unwind rows of stubs that lie side by side from an address that is a multiple of [`STUB`], as call frame
+/// instructions. A thread in a stub continues at the function's target. In the first half, which sites call, that
+/// address is on the stack already.
 pub(crate) fn stub_rows() -> Vec<u8> {
     // rsp + 8 - ((rip & 16) >> 1)
     let cfa = [0x77, 8, 0x80, 0, 0x08, 16, 0x1a, 0x31, 0x25, 0x1c];

@@ -1,4 +1,4 @@
-//! What recordings look like: snapshots of one that has everything in it, and what holds for any.
+//! Rendered recordings: snapshots of one recording with everything in it, and properties of any recording.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -21,7 +21,8 @@ fn thread(tid: i32, name: &str) -> Thread {
     Thread { tid, name: name.into() }
 }
 
-/// Records as lines of `THREAD TIME > FUNCTION`, with `<` for the end, `^` for an exception, and `FUNCTION <- PARENT` for a call.
+/// Parses records in lines of `THREAD TIME > FUNCTION`, with `<` for the end, `^` for an exception, and
+/// `FUNCTION <- PARENT` for a call.
 fn records(lines: &str) -> Vec<Record> {
     let record = |line: &str| {
         let (line, parent) = line.split_once(" <- ").map_or((line, None), |(line, parent)| (line, Some(parent)));
@@ -39,8 +40,9 @@ fn records(lines: &str) -> Vec<Record> {
     lines.lines().map(str::trim).filter(|line| !line.is_empty()).map(record).collect()
 }
 
-/// Two threads: leaves, recursion, an exception, every mark, a function that never returns, and calls that are missed. A call
-/// stands on both sides of the border of two batches, and the second batch has what is older than the first one's end.
+/// Two threads: leaves, recursion, an exception, every mark, a function that never returns, and missed calls. One call
+/// lies on both sides of the border of two batches, and the second batch has records that are older than the end of the
+/// first batch.
 fn graph() -> [Batch; 2] {
     let first = Batch {
         functions: vec![
@@ -191,7 +193,7 @@ fn names_cannot_break_out() {
     }
 }
 
-/// All strings in a value.
+/// Returns all strings in a value.
 fn strings(value: &Value) -> Vec<&str> {
     match value {
         Value::String(text) => vec![text],
@@ -201,26 +203,26 @@ fn strings(value: &Value) -> Vec<&str> {
     }
 }
 
-/// Numbers that are the same each time.
+/// A generator of numbers that are the same each time.
 struct Random(u64);
 
 impl Random {
     fn below(&mut self, limit: u64) -> u64 {
-        // Knuth's MMIX; the low bits are poor.
+        // Knuth's MMIX generator. The low bits are poor.
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % limit
     }
 }
 
-/// What threads did, and how it was drained: the batches, and what they have to come to.
+/// The actions of threads, and how they were drained: the batches, and the expected result.
 struct Scene {
     batches: Vec<Batch>,
-    /// Of each thread what it did, in its order: whether it entered, which function, when.
+    /// The actions of each thread in order: whether it entered, the function, and the time.
     did: BTreeMap<u32, Vec<(bool, u32, u64)>>,
 }
 
-/// Threads that call functions in one another, each at its own pace, for some thousand steps, drained now and then one thread
-/// after the other.
+/// Makes threads that call nested functions for some thousand steps, each thread at its own pace. The threads are
+/// drained from time to time, one after the other.
 fn scene(seed: u64) -> Scene {
     let random = &mut Random(seed);
     let (threads, functions) = (1 + random.below(5), 1 + random.below(4));
@@ -233,7 +235,7 @@ fn scene(seed: u64) -> Scene {
     let mut rings = BTreeMap::<u32, Vec<Record>>::new();
     let mut did = BTreeMap::<u32, Vec<(bool, u32, u64)>>::new();
     let mut step = |random: &mut Random, now: &mut u64, rings: &mut BTreeMap<u32, Vec<Record>>| {
-        // Several threads may do something at the same time.
+        // Several threads may act at the same time.
         *now += random.below(3) * random.below(500);
         let thread = u32::try_from(random.below(threads)).unwrap();
         let stack = stacks.entry(thread).or_default();
@@ -256,7 +258,7 @@ fn scene(seed: u64) -> Scene {
             step(random, &mut now, &mut rings);
         }
         let mut batch = Batch::default();
-        // While one thread is drained the others go on.
+        // While one thread is drained the others continue.
         for thread in 0..u32::try_from(threads).unwrap() {
             batch.records.append(rings.entry(thread).or_default());
             for _ in 0..random.below(4) {
@@ -316,7 +318,7 @@ fn every_begin_has_its_end() {
             }
         }
         assert!(open.values().all(Vec::is_empty), "seed {seed}: {open:?}");
-        // Each thread's own order, and its times to the nanosecond.
+        // Checks each thread's own order, and its times to the nanosecond.
         for (thread, did) in did {
             let told = &seen[&(100 + i64::from(thread))];
             let did: Vec<_> = did
@@ -368,7 +370,7 @@ fn the_summary_adds_up() {
     for seed in SEEDS {
         let Scene { batches, did } = scene(seed);
         let value: Value = serde_json::from_str(&Form::SummaryJson.whole(&process(), batches)).unwrap();
-        // Another way to the same figures: what each moment of a thread's time belongs to.
+        // Computes the same figures in another way: by the functions that each moment of a thread's time belongs to.
         let (mut total, mut own, mut calls) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let mut unfinished = 0;
         for did in did.values() {
@@ -382,7 +384,7 @@ fn the_summary_adds_up() {
                 let within = (0..at).any(|outer| {
                     did[outer].0 && did[outer].1 == *function && ends[outer].is_none_or(|outer| outer > end)
                 });
-                // One that is around it and has not ended yet has no time of its own, but it is around it.
+                // An outer call that has not ended yet has no time of its own, but still contains this call.
                 *total.entry(*function).or_insert(0) += if within { 0 } else { took };
                 let mut callees = 0;
                 let mut inner = at + 1;
@@ -407,7 +409,7 @@ fn the_summary_adds_up() {
     }
 }
 
-/// Where each entry of a thread ends, if it does.
+/// Returns the index of the end of each entry of a thread, if there is one.
 fn ends(did: &[(bool, u32, u64)]) -> Vec<Option<usize>> {
     let (mut ends, mut open) = (vec![None; did.len()], Vec::new());
     for (at, (enter, ..)) in did.iter().enumerate() {
@@ -422,7 +424,8 @@ fn ends(did: &[(bool, u32, u64)]) -> Vec<Option<usize>> {
 
 #[test]
 fn records_that_cannot_be_are_told_all_the_same() {
-    // Ends without a beginning, beginnings without an end inside others, and numbers that nobody has named.
+    // There are ends without a beginning, beginnings without an end inside other calls, and numbers that no batch has
+    // named.
     for seed in 0..2000 {
         let random = &mut Random(seed);
         let number = |random: &mut Random| [0, 1, 2, u32::MAX][usize::try_from(random.below(4)).unwrap()];

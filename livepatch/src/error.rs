@@ -1,4 +1,4 @@
-//! Why a patch is refused.
+//! The reasons for which a patch is refused.
 
 use modload_edit::Addr;
 use modload_ftrace::TraceError;
@@ -9,38 +9,38 @@ use crate::structs::StructError;
 use crate::stub::StubError;
 use crate::table::{Log, note};
 
-/// A patch was not enabled, disabled or reversed. All is as it was.
+/// An error: a patch was not enabled, disabled or reversed. Nothing was changed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PatchError {
-    /// There is no such patch in this host.
+    /// This host has no patch of this name.
     #[error("there is no patch '{0}'")]
     Unknown(String),
-    /// A patch of this name is there.
+    /// A patch of this name exists already.
     #[error("patch '{0}' is enabled already")]
     Enabled(String),
-    /// It is disabled, and cannot be enabled again: load it anew.
+    /// The patch is disabled and cannot be enabled again: its module must be loaded anew.
     #[error("patch '{0}' is disabled")]
     Disabled(String),
-    /// One transition at a time.
+    /// Another transition is under way. Only one transition can be under way at a time.
     #[error("patch '{0}' is in transition")]
     InTransition(String),
-    /// No transition is under way, so that none can be reversed or forced.
+    /// No transition is under way, so there is none to reverse or to force.
     #[error("no patch is in transition")]
     NoTransition,
-    /// Who is called by live patching calls it.
+    /// Live patching was called from within a callback of live patching.
     #[error("live patching is used from within one of its callbacks")]
     Nested,
-    /// It has no objects.
+    /// The patch has no objects.
     #[error("the patch has no objects")]
     Empty,
-    /// The records of a module are not what they must be.
+    /// The records of a module are not valid.
     #[error(transparent)]
     Struct(#[from] StructError),
-    /// The module that enables a patch is going.
+    /// The module that enables the patch is being unloaded.
     #[error("module '{0}' is going")]
     Going(String),
-    /// There is no function of this name.
+    /// The object has no function of this name.
     #[error("symbol '{symbol}' not found in object '{object}'")]
     NotFound {
         /// The object.
@@ -48,40 +48,40 @@ pub enum PatchError {
         /// The function.
         symbol: String,
     },
-    /// There are several of this name, or not as many as the position says.
+    /// The object has several functions of this name, or fewer than the position says.
     #[error("symbol '{symbol}' is there {count} times in object '{object}': position {position} is none of them")]
     Position {
         /// The object.
         object: String,
         /// The function.
         symbol: String,
-        /// What `old_sympos` says; 0: there is one.
+        /// The value of `old_sympos`. 0 means that there is exactly one function of this name.
         position: u64,
-        /// How many there are.
+        /// The number of functions of this name.
         count: usize,
     },
-    /// A function can be replaced once by one patch.
+    /// A patch replaces one function twice. A patch may replace a function only once.
     #[error(
         "the patch replaces a function of object '{object}' twice, as '{first}' and as '{second}': leave one of its records out"
     )]
     FunctionTwice {
         /// The object.
         object: String,
-        /// The name of its first record.
+        /// The name in the function's first record.
         first: String,
-        /// The name of its second record.
+        /// The name in the function's second record.
         second: String,
     },
-    /// The functions of an object belong into one record.
+    /// A patch has two records for one object. All functions of an object belong into one record.
     #[error("the patch has two records for object '{object}': make them one")]
     ObjectTwice {
         /// The object.
         object: String,
     },
-    /// Where a function ends is not known, so that nobody can see who is in it.
+    /// The end of a function is not known, so no stack shows whether a thread is inside the function.
     #[error("where the function at {at} ends is said neither by a symbol nor by call frame information")]
     NoExtent {
-        /// Its entry.
+        /// The function's entry.
         at: Addr,
     },
     /// A function cannot be patched.
@@ -91,46 +91,48 @@ pub enum PatchError {
         object: String,
         /// The function.
         symbol: String,
-        /// Why not.
+        /// The reason.
         source: Box<TraceError>,
     },
-    /// A callback has refused.
+    /// A `pre_patch` callback returned an error.
     #[error("pre-patch callback failed for object '{object}': it returned {errno}")]
     Callback {
         /// The object.
         object: String,
-        /// What it returned.
+        /// The error number that the callback returned.
         errno: i32,
     },
-    /// It does not know a state that an earlier patch has left, or an older version of it.
+    /// The patch does not know a state that an earlier patch has left, or knows only an older version of the state.
     #[error("patch '{patch}' is not compatible with the states of the patches that are there")]
     Incompatible {
         /// The patch.
         patch: String,
     },
-    /// Its module waits for an object that the patch does not have.
+    /// The patch's module has relocations for an object that the patch does not patch.
     #[error("the module has relocations for object '{object}', which the patch does not patch")]
     NoObject {
         /// The object.
         object: String,
     },
-    /// What replaces a function is in a module that waits for objects, and the patch does not hold it.
+    /// A replacement function is in a module whose relocations wait for objects, and the patch does not hold that
+    /// module.
     #[error("functions of module '{module}' wait for their objects: it must be the one that the patch holds")]
     NotHeld {
         /// The module.
         module: String,
     },
-    /// A function of one object waits for another: it would run before that is there.
+    /// A replacement function for one object has relocations for another object: the function could run before the
+    /// other object is loaded.
     #[error("what replaces '{function}' of object '{object}' has relocations for object '{awaited}'")]
     OtherObject {
         /// The function that is replaced.
         function: String,
-        /// Its object.
+        /// The object of the replaced function.
         object: String,
         /// The object that the relocations wait for.
         awaited: String,
     },
-    /// What was written for an object that has gone could not be taken back.
+    /// The relocations for an earlier load of the object could not be undone.
     #[error("somebody is still in what patch '{patch}' had relocated for object '{object}' when it was there before")]
     Stale {
         /// The patch.
@@ -138,36 +140,37 @@ pub enum PatchError {
         /// The object.
         object: String,
     },
-    /// What waits for an object cannot be written.
+    /// The relocations that wait for the object cannot be applied.
     #[error("patch '{patch}' cannot be relocated for object '{object}'")]
     Slice {
         /// The patch.
         patch: String,
         /// The object.
         object: String,
-        /// Why not.
+        /// The reason.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// Sites could not be switched.
+    /// Call sites could not be switched.
     #[error(transparent)]
     Trace(Box<TraceError>),
-    /// No stubs can be had.
+    /// No stubs could be allocated.
     #[error(transparent)]
     Stub(Box<StubError>),
-    /// Threads that go over at checkpoints alone look at their stacks themselves, for so many ranges of addresses at most.
+    /// The patch changes too many functions for a checkpoint-only transition. Threads walk their own stacks there, and
+    /// compare them with a limited number of address ranges.
     #[error(
         "the patch changes too many functions for checkpoints alone: {ranges} ranges of addresses, and {most} at most"
     )]
     TooMany {
-        /// How many ranges its functions are, with what belongs to transitions.
+        /// The number of ranges of the patch's functions, together with the ranges that transitions need.
         ranges: usize,
-        /// How many there can be.
+        /// The largest number of ranges.
         most: usize,
     },
-    /// Their numbers are used up.
+    /// The numbers of checkpoint-only transitions are used up.
     #[error("there were two thousand million transitions at checkpoints alone in this process: there can be no more")]
     Exhausted,
-    /// Threads could not be held, or listed.
+    /// Threads could not be held or listed.
     #[error("threads cannot be held")]
     Threads(#[source] Box<modload_threads::Error>),
     /// Stacks cannot be walked.
@@ -176,7 +179,7 @@ pub enum PatchError {
 }
 
 impl PatchError {
-    /// The error number that Linux's `klp_enable_patch` would give for this, or the nearest there is.
+    /// Returns the error number that Linux's `klp_enable_patch` would return for this error, or the nearest one.
     #[must_use]
     pub fn errno(&self) -> i32 {
         const ENOENT: i32 = 2;
@@ -205,7 +208,7 @@ impl PatchError {
         }
     }
 
-    /// Notes what Linux notes when a function cannot be found.
+    /// Logs the line that Linux logs when a function cannot be found.
     pub(crate) fn note(&self, log: &Log) {
         match self {
             PatchError::NotFound { symbol, .. } => note(log, &format!("symbol '{symbol}' not found in symbol table")),

@@ -1,4 +1,5 @@
-//! What every host exports to modules for live patches, `klp_enable_patch` apart, which has to know whose module calls.
+//! The functions that every host exports to modules for live patches. `klp_enable_patch` is not among them, because it
+//! must know whose module calls.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -20,7 +21,7 @@ extern "C" fn klp_checkpoint() -> bool {
     checkpoint()
 }
 
-/// The names and addresses of what is exported.
+/// Returns the names and addresses of the exported functions.
 #[must_use]
 pub fn exports() -> [(&'static str, Addr); 7] {
     type Checkpoint = extern "C" fn() -> bool;

@@ -1,4 +1,4 @@
-//! Where functions are: those that are patched, by name and position, and how far code reaches.
+//! Looks up the entries and extents of functions: patched functions by name and position, and the extent of any code.
 
 use std::ops::Range;
 
@@ -10,11 +10,11 @@ use modload_threads::frames::function_at;
 use crate::error::PatchError;
 use crate::table::{Func, VMLINUX};
 
-/// Something that functions are looked for in.
+/// The place in which functions are looked up.
 pub(crate) enum Place<'a> {
     /// A module, and its functions by address.
     Module(&'a Module, Vec<FunctionSymbol>),
-    /// The host's own.
+    /// The host's own functions.
     Host(Ftrace),
 }
 
@@ -30,7 +30,7 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// A function: its entry, and where it is.
+    /// Returns a function's entry, and the address ranges of its code.
     pub(crate) fn function(&self, func: &Func) -> Result<(Addr, Vec<Range<u64>>), PatchError> {
         let object = || self.name().to_owned();
         let symbol = || func.old_name.to_string();
@@ -71,14 +71,14 @@ impl<'a> Place<'a> {
     }
 }
 
-/// What of a function the compiler has put elsewhere because it is seldom run.
+/// Returns the parts of a function that the compiler has placed elsewhere because they seldom run.
 pub(crate) fn cold_parts(functions: &[FunctionSymbol], name: &str) -> impl Iterator<Item = Range<u64>> {
     let cold = format!("{name}.cold");
     let parts = functions.iter().filter(move |function| function.name.starts_with(&cold) && function.size != 0);
     parts.map(|function| function.addr.get()..function.addr.get() + function.size)
 }
 
-/// Where the code of a function is, by call frame information.
+/// Returns the address range of a function's code, from call frame information.
 pub(crate) fn extent(at: Addr) -> Result<Range<u64>, PatchError> {
     function_at(at.get()).ok_or(PatchError::NoExtent { at })
 }

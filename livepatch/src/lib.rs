@@ -1,12 +1,14 @@
 //! Live patching, with Linux's semantics (Documentation/livepatch) and threads for tasks.
 //!
-//! - [`Livepatch`]: the second subscriber of both chains; enables, disables, turns round and forces patches.
-//! - [`PatchSpec`], [`ObjectSpec`], [`FuncSpec`], [`Callbacks`], [`StateSpec`]: what a patch is to do; [`Transition`]: how threads
-//!   go over to it.
-//! - [`PatchStatus`]: which patches there are, and who stands in the way of a transition.
-//! - [`checkpoint`]: where a thread can go over.
-//! - [`link`]: an object in which references to other objects are marked becomes a patch whose relocations wait for them.
-//! - [`exports`]: what modules call; [`Livepatch::enable_from_init`] is behind the rest, `klp_enable_patch`.
+//! - [`Livepatch`]: the second subscriber of both chains. Enables, disables, reverses and forces patches.
+//! - [`PatchSpec`], [`ObjectSpec`], [`FuncSpec`], [`Callbacks`], [`StateSpec`]: the description of a patch.
+//!   [`Transition`]: how threads migrate to a patch.
+//! - [`PatchStatus`]: the patches of a host, and the threads that block a transition.
+//! - [`checkpoint`]: a place where a thread can migrate.
+//! - [`link`]: makes a patch from an object in which references to other objects are marked. The relocations of those
+//!   references then wait for their objects.
+//! - [`exports`]: the functions that modules call. [`Livepatch::enable_from_init`] implements the remaining one,
+//!   `klp_enable_patch`.
 
 #![deny(unsafe_code)]
 

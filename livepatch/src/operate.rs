@@ -1,6 +1,7 @@
-//! Patches are enabled and disabled, modules come and go: Linux's `kernel/livepatch/core.c`, with its order and its wording.
+//! Enables and disables patches, and patches modules that are loaded and unloaded: Linux's `kernel/livepatch/core.c`,
+//! with its order and its wording.
 //!
-//! Who goes over when is not decided here, but in `transition`.
+//! `transition` decides which threads migrate, and when.
 
 mod object;
 mod enable;
@@ -15,7 +16,7 @@ use crate::transition::Target;
 
 pub(crate) use enable::Wanted;
 
-/// How lines name a target.
+/// Returns the name of a target in log lines.
 fn named(target: Target) -> &'static str {
     match target {
         Target::Patched => "patching",
@@ -28,7 +29,7 @@ impl Table {
         self.patch(id).map(|patch| patch.name.to_string()).unwrap_or_default()
     }
 
-    /// Notes what a patch does.
+    /// Logs a line about a patch.
     fn note(&self, id: PatchId, what: &str) {
         if let Some(patch) = self.patch(id) {
             patch.note(&format!("'{}': {what}", patch.name));

@@ -1,6 +1,8 @@
-//! What `klp_get_prev_state` tells a callback: the states of the patches that were there before the one in transition.
+//! The answers of `klp_get_prev_state` to a callback: the states of the patches that existed before the patch in
+//! transition.
 //!
-//! Callbacks run in the thread that has the table, which they cannot ask: it is handed to them by that thread.
+//! Callbacks run in the thread that holds the table's lock, so callbacks cannot ask the table. That thread gives the
+//! states to the callbacks.
 
 use std::cell::RefCell;
 
@@ -10,7 +12,8 @@ thread_local! {
     static STATES: RefCell<Option<Vec<(u64, Addr)>>> = const { RefCell::new(None) };
 }
 
-/// As long as this is there, this thread's callbacks have these states, by their numbers, the newest last.
+/// The states for this thread's callbacks, by their numbers, the newest last. The states apply as long as this value
+/// exists.
 pub(crate) struct Previous {
     before: Option<Vec<(u64, Addr)>>,
 }
@@ -27,7 +30,7 @@ impl Drop for Previous {
     }
 }
 
-/// Where the newest state of this number is.
+/// Returns the address of the newest state of this number.
 pub(crate) fn newest(id: u64) -> Option<Addr> {
     STATES.with_borrow(|states| {
         if states.is_none() {

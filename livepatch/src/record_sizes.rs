@@ -1,5 +1,6 @@
-//! How large the records of a module's patch are. A module that was compiled with the SDK says so in `.modinfo`; of others the
-//! sizes of their symbols tell. Nothing is assumed: with a wrong size all records of an array after its first would be lost.
+//! The sizes of the records of a module's patch. A module that was compiled with the SDK states the sizes in
+//! `.modinfo`. For other modules, the sizes of their symbols tell. No size is assumed: with a wrong size, all records
+//! of an array after the first would be lost.
 
 use std::fmt;
 
@@ -8,21 +9,21 @@ use modload_loader::{Module, ModuleSymbolKind};
 
 use crate::structs::StructError;
 
-/// Whose `struct module` the records refer to.
+/// The header whose `struct module` the records refer to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Header {
-    /// `modload/module.h`: its name, then its state.
+    /// `modload/module.h`: the module's name, then its state.
     Sdk,
-    /// Linux's: its state first, its name at 24.
+    /// Linux's header: the module's state first, and its name at offset 24.
     Linux,
 }
 
-/// The records of one header.
+/// The record sizes of one header.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RecordSizes {
     pub(crate) header: Header,
-    /// Bytes of a `struct klp_func`, `struct klp_object` and `struct klp_patch`. What is read of them lies at the same offsets in all
-    /// sizess.
+    /// The size in bytes of a `struct klp_func`, `struct klp_object` and `struct klp_patch`. The fields that are read
+    /// lie at the same offsets in the records of all headers.
     pub(crate) func: u64,
     pub(crate) object: u64,
     pub(crate) patch: u64,
@@ -30,7 +31,7 @@ pub(crate) struct RecordSizes {
     pub(crate) module: u64,
 }
 
-/// `modload/livepatch.h`, and Linux 6.1 as Debian configures it: `struct kobject` has 64 bytes there.
+/// The sizes for `modload/livepatch.h`, and for Linux 6.1 as Debian configures it, where `struct kobject` has 64 bytes.
 const HEADERS: [RecordSizes; 2] = [
     RecordSizes { header: Header::Sdk, func: 64, object: 96, patch: 96, module: 56 },
     RecordSizes { header: Header::Linux, func: 152, object: 168, patch: 200, module: 152 },
@@ -42,26 +43,28 @@ impl fmt::Display for RecordSizes {
     }
 }
 
-/// What is known of a module's records.
+/// The known sizes of a module's records.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Known {
     pub(crate) sizes: RecordSizes,
-    /// Whether the module says it. What is concluded from a symbol's size must agree with the sizes of all others.
+    /// Whether the module states the sizes. Sizes that follow from one symbol must agree with the sizes of all other
+    /// symbols.
     is_stated: bool,
 }
 
 impl Known {
-    /// Finds out the sizes of the records of the patch at an address.
+    /// Determines the sizes of the records of the patch at an address.
     ///
     /// # Errors
-    /// [`StructError`]: they are not known, or are none of those that can be read.
+    /// [`StructError`]: the sizes are not known, or belong to no supported header.
     pub(crate) fn of(module: &Module, patch: Addr) -> Result<Known, StructError> {
         let measured = variable(module, patch);
         let has = |size: u64| move |sizes: &&RecordSizes| sizes.patch == size;
         if let Some(stated) = module.patch_record_sizes() {
             let sizes = HEADERS.iter().find(|sizes| sizes.to_string() == stated);
             let sizes = *sizes.ok_or_else(|| StructError::StatedSizes(stated.to_owned()))?;
-            // An array of patches is larger; a symbol of another header's size means that another file has another header.
+            // A symbol of an array of patches is larger. A symbol with another header's size means that another source
+            // file uses another header.
             let other = measured.filter(|&size| size < sizes.patch || HEADERS.iter().any(|other| other.patch == size));
             return match other.filter(|&size| size != sizes.patch) {
                 Some(size) => Err(StructError::Size { what: "struct klp_patch", size }),
@@ -73,10 +76,10 @@ impl Known {
         Ok(Known { sizes: *sizes, is_stated: false })
     }
 
-    /// Compares the size of records with that of the array that begins at an address, if this has a symbol.
+    /// Compares the size of a record with the size of the array that begins at an address, if the array has a symbol.
     ///
     /// # Errors
-    /// [`StructError::Size`]: it is no whole number of them.
+    /// [`StructError::Size`]: the array's size is not a multiple of the record's size.
     pub(crate) fn agrees(
         &self,
         module: &Module,
@@ -91,7 +94,7 @@ impl Known {
     }
 }
 
-/// The size of the variable that begins at an address, if the module's symbol table has it.
+/// Returns the size of the variable that begins at an address, if the module's symbol table has that variable.
 fn variable(module: &Module, at: Addr) -> Option<u64> {
     let symbol = module.symbol_at(at).filter(|symbol| symbol.kind == ModuleSymbolKind::Object);
     symbol.map(|symbol| symbol.size).filter(|size| *size != 0)

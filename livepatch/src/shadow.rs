@@ -1,8 +1,9 @@
-//! Shadow variables: data that belongs to `<obj, id>`, for all modules of the process. Linux's `kernel/livepatch/shadow.c`, and
-//! Documentation/livepatch/shadow-vars.rst.
+//! Shadow variables: data that belongs to `<obj, id>`, for all modules of the process. Linux's
+//! `kernel/livepatch/shadow.c`, and Documentation/livepatch/shadow-vars.rst.
 //!
-//! No lock is held while a constructor or a destructor runs. A constructor runs once for a variable: others who want it made wait for
-//! its end, and nobody can get it before. Variables that nobody frees stay as long as the process, as they do in Linux.
+//! No lock is held while a constructor or a destructor runs. A constructor runs once for a variable. Other threads that
+//! allocate the same variable wait until the constructor has returned, and no thread can get the variable before.
+//! Variables that are not freed stay until the process ends, as in Linux they stay.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ type Key = (usize, u64);
 
 #[derive(Debug)]
 enum Variable {
-    /// Its constructor runs in this thread.
+    /// The variable's constructor runs in this thread.
     Made(ThreadId),
     There(ShadowData),
 }
@@ -28,7 +29,7 @@ enum Variable {
 type Variables = BTreeMap<Key, Variable>;
 
 static VARIABLES: Mutex<Variables> = Mutex::new(BTreeMap::new());
-/// Woken when a constructor has returned.
+/// Signalled when a constructor has returned.
 static MADE: Condvar = Condvar::new();
 
 thread_local! {
@@ -43,7 +44,7 @@ fn variables() -> MutexGuard<'static, Variables> {
             || HELD.set(None),
             || {
                 if let Some(mut variables) = HELD.take() {
-                    // The threads in other constructors are not here, and nobody will end what they began.
+                    // The threads in other constructors do not exist in the child, so their constructors never finish.
                     let here = thread::current().id();
                     variables.retain(|_, variable| !matches!(variable, Variable::Made(by) if *by != here));
                 }
@@ -54,18 +55,18 @@ fn variables() -> MutexGuard<'static, Variables> {
 }
 
 fn lock() -> MutexGuard<'static, Variables> {
-    // Whole between any two statements that can panic.
+    // The table is consistent between any two statements that can panic.
     VARIABLES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What becomes of a variable that is there already.
+/// The result for a variable that exists already.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Existing {
     Got,
     Refused,
 }
 
-/// Takes a variable back whose constructor does not return, or fails.
+/// Removes the variable if its constructor does not return, or fails.
 struct Making(Option<Key>);
 
 impl Drop for Making {
@@ -197,7 +198,7 @@ mod tests {
     }
 
     extern "C-unwind" fn fails(object: *mut c_void, _: *mut c_void, _: *mut c_void) -> c_int {
-        // Others do not see it, and itself cannot make it once more.
+        // Other threads do not see the variable, and the constructor cannot allocate it again.
         c_int::from(get(object, 7).is_null() && get_or_alloc(object, 7, 8, 0, None, ptr::null_mut()).is_null())
     }
 

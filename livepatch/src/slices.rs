@@ -1,6 +1,6 @@
-//! What of a patch's module waits for its objects: it is written when an object comes, before its functions are looked for,
-//! and taken back when the object goes. Linux's `klp_apply_object_relocs` and `klp_clear_object_relocs`, with the records of
-//! special sections that depend on the relocations.
+//! Slices: the parts of a patch's module that wait for an object. A slice is written when the object is loaded, before
+//! the object's functions are looked up, and taken back when the object is unloaded. Linux's `klp_apply_object_relocs`
+//! and `klp_clear_object_relocs`, with the records of special sections that depend on the relocations.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -18,31 +18,32 @@ use crate::spec::Transition;
 use crate::table::{HostId, Object, Patch, PatchId, Table, address};
 use crate::transition::Target;
 
-/// A slice that has been written for an object that is, or was, there. It outlives its patch if that went by force and somebody
-/// may be in it: whoever is there needs the object.
+/// A slice that has been written for an object that is, or was, loaded. The slice outlives its patch if the patch was
+/// removed by force and a thread may be inside the code: such a thread needs the object.
 #[derive(Debug)]
 pub(crate) struct Written {
     host: HostId,
     patch: PatchId,
-    /// The patch's module, told from others while it is there.
+    /// The address of the patch's module, which identifies the module while the module exists.
     module: usize,
     object: Arc<str>,
     edits: EditSet,
     sites: Sites,
-    /// The functions that have been written in.
+    /// The extents of the functions that were written to.
     code: Vec<Range<u64>>,
 }
 
-/// The sites of the object's keys in it.
+/// The sites of the object's keys in the slice.
 #[derive(Debug)]
 enum Sites {
-    /// They are switched with all others.
+    /// These sites are switched together with all others.
     Switched(SliceSites),
-    /// The object has gone, and what was written could not be taken back: they stay as they are.
+    /// The object is unloaded, but the slice could not be taken back: these sites keep their code.
     Left(Vec<(Addr, Vec<u8>)>),
 }
 
-/// Refuses a patch whose module waits for what the patch does not patch, or waits in a function of another object.
+/// Refuses a patch whose module waits for an object that the patch does not change, or waits in the replacement of
+/// another object's function.
 pub(crate) fn check(patch: &Patch) -> Result<(), PatchError> {
     let Some(slices) = patch.keep.as_deref().and_then(Module::slices) else { return Ok(()) };
     for slice in slices.iter() {
@@ -61,11 +62,12 @@ pub(crate) fn check(patch: &Patch) -> Result<(), PatchError> {
     Ok(())
 }
 
-/// What a slice wants of its object.
+/// The symbols of an object that a slice needs.
 struct Found {
-    /// Where its symbols are, in the slice's order.
+    /// The addresses of the symbols, in the slice's order.
     symbols: Vec<Addr>,
-    /// The keys of trampolines among them: the two have one name, and prefixes of their own.
+    /// The static-call keys of the trampolines among the symbols. A key and its trampoline have the same name with
+    /// different prefixes.
     keys: BTreeMap<Addr, Addr>,
 }
 
@@ -96,7 +98,7 @@ fn find(slice: &Slice, target: &Module) -> Result<Found, PatchError> {
 }
 
 impl Table {
-    /// Writes what waits for an object in a patch's module, if anything does.
+    /// Writes the slice of a patch's module for an object, if there is one.
     pub(crate) fn write_slice(
         &mut self,
         host: HostId,
@@ -106,7 +108,7 @@ impl Table {
     ) -> Result<(), PatchError> {
         let Some(slices) = module.slices() else { return Ok(()) };
         let Some(slice) = slices.of_object(target.name()) else { return Ok(()) };
-        // What could not be taken back when the object went.
+        // The slice of an earlier load of the object may remain, if it could not be taken back.
         self.take_slice_back(patch, module, target.name(), Proof::Needed);
         if self.written.iter().any(|written| written.is(patch, target.name())) {
             return Err(PatchError::Stale { patch: module.name().to_owned(), object: target.name().to_owned() });
@@ -122,9 +124,9 @@ impl Table {
         let (edits, sites) = written.map_err(|error| failed(error.into()))?;
         let mut code: Vec<Range<u64>> = Vec::new();
         for at in edits.iter().map(|edit| edit.at).filter(|at| module.holds_code(*at)) {
-            // They are in order.
+            // The edits are in order.
             if !code.last().is_some_and(|code| code.contains(&at.get())) {
-                // Of a place whose function is not known, at least itself.
+                // If the function of a place is not known, the range covers at least the place.
                 code.push(extent(at).unwrap_or(at.get()..at.get() + 1));
             }
         }
@@ -134,7 +136,7 @@ impl Table {
         Ok(())
     }
 
-    /// Takes back what was written for an object. If somebody is in it, it stays, and keys do not change it any more.
+    /// Takes back the slice for an object. If a thread is inside, the slice stays, and keys do not change it any more.
     fn take_slice_back(&mut self, patch: PatchId, module: &Module, object: &str, proof: Proof) {
         let Some(at) = self.written.iter().position(|written| written.is(patch, object)) else { return };
         let written = &mut self.written[at];
@@ -142,7 +144,7 @@ impl Table {
             written.leave();
             return;
         }
-        // Of what could not be taken back once, nothing is known.
+        // For a slice that could not be taken back once, there is no proof that no thread is inside.
         if proof == Proof::Needed || matches!(written.sites, Sites::Left(_)) {
             let inside = match module.occupants(&written.code) {
                 Ok(occupants) => occupants.first().map(ToString::to_string),
@@ -162,7 +164,8 @@ impl Table {
         self.written.remove(at);
     }
 
-    /// An object of a patch goes, and no call comes to what has replaced its functions any more.
+    /// Takes back the slice for an object that is unloaded. No call reaches the replacements of the object's functions
+    /// any more.
     pub(crate) fn object_goes(&mut self, patch: PatchId, object: &str, proof: Proof) {
         let keep = self.patch(patch).and_then(|patch| patch.keep.clone());
         if let Some(module) = keep {
@@ -170,7 +173,7 @@ impl Table {
         }
     }
 
-    /// A patch goes: nothing of its module is written for others any more. What somebody may be in stays for good.
+    /// Takes back all slices of a patch that is removed. A slice stays for good if a thread may be inside.
     pub(crate) fn take_slices_back(&mut self, patch: &Patch, proof: Proof) {
         let Some(module) = patch.keep.as_deref() else { return };
         let objects: Vec<_> = self
@@ -182,21 +185,24 @@ impl Table {
         objects.iter().for_each(|object| self.take_slice_back(patch.id, module, object, proof));
     }
 
-    /// An object has gone: what was written for it by patches that went before keeps nothing any more.
+    /// Drops the slices that removed patches have left for an object. The object is unloaded, so these slices keep
+    /// nothing any more.
     pub(crate) fn forget_left_for(&mut self, host: HostId, object: &str) {
         let patches: Vec<_> = self.patches.iter().map(|patch| patch.id).collect();
         let is_for = |written: &Written| written.host == host && &*written.object == object;
         self.written.retain(|written| patches.contains(&written.patch) || !is_for(written));
     }
 
-    /// The module of a patch goes, and so does what was left in it, but for what somebody is in: that keeps its object.
+    /// Drops the slices that are left in a patch's module that is unloaded. If a thread is inside a slice, that slice
+    /// remains and keeps its object.
     pub(crate) fn forget_left_in(&mut self, module: &Module) {
         let is_empty = |code: &[Range<u64>]| module.occupants(code).is_ok_and(|occupants| occupants.is_empty());
         self.written.retain(|written| written.module != address(module) || !is_empty(&written.code));
     }
 
-    /// Code that is taken back when the transition under way is over: that of patches that go then, which refers to their
-    /// objects. Nobody may be in it, however he came there.
+    /// Returns the code that is taken back when the transition under way is complete. The code belongs to the patches
+    /// that are removed then, and refers to the objects of these patches. No thread may be inside, no matter how the
+    /// thread got there.
     pub(crate) fn code_that_goes(&self) -> impl Iterator<Item = Range<u64>> {
         let transition = self.transition.as_ref();
         let patch = transition.and_then(|transition| self.patch(transition.patch));
@@ -210,7 +216,8 @@ impl Table {
         written.flat_map(|written| written.code.iter().cloned())
     }
 
-    /// The code that stands in for a module's own: the functions that replace them, and those with its addresses.
+    /// Returns the code that stands in for a module's own code: the functions that replace the module's functions, and
+    /// the functions into which the module's addresses were written.
     pub(crate) fn stand_ins(&self, host: HostId, module: &str) -> Vec<Range<u64>> {
         let mut code = Vec::new();
         for patch in self.patches.iter().filter(|patch| patch.host == host) {
@@ -224,23 +231,23 @@ impl Table {
     }
 }
 
-/// Whether it is known that nobody runs what is taken back.
+/// Whether it is known that no thread runs the code that is taken back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Proof {
-    /// It is to be seen.
+    /// The threads must be checked.
     Needed,
-    /// A transition is over, or nothing has begun.
+    /// No thread can be inside: a transition is complete, or the code has never run.
     Had,
-    /// It cannot be seen: threads have been forced over, and are not to be held.
+    /// The threads cannot be checked: some were forced to migrate, and threads must not be held.
     Missing,
 }
 
 impl Proof {
-    /// That of a transition which has ended, of a patch that goes by it.
+    /// Returns the proof that a completed transition gives for a patch that it removes.
     pub(crate) fn by_transition(patch: &Patch) -> Proof {
         match patch.host.transition {
             _ if !patch.forced => Proof::Had,
-            // Who was forced over may be anywhere.
+            // A thread that was forced to migrate may be anywhere.
             Transition::Anywhere => Proof::Needed,
             Transition::CheckpointsOnly => Proof::Missing,
         }
@@ -252,7 +259,7 @@ impl Written {
         self.patch == patch && &*self.object == object
     }
 
-    /// What stands at the sites of keys.
+    /// Returns the current code at the sites of keys.
     fn shown(&self) -> Result<Vec<(Addr, Vec<u8>)>, KeyError> {
         match &self.sites {
             Sites::Switched(sites) => sites.shown(),
@@ -260,14 +267,16 @@ impl Written {
         }
     }
 
-    /// Its keys go: nobody switches what stays.
+    /// Drops the keys: sites that stay are not switched any more.
     fn leave(&mut self) {
-        // Without it the sites are taken for what was written, and nothing is taken back that is not.
+        // Without the current code, the sites are assumed to hold the written code. If they do not, the slice is not
+        // taken back.
         self.sites = Sites::Left(self.shown().unwrap_or_default());
     }
 
-    /// The exact inverse of what was written, but for keys that have been switched since, and for variables that the module
-    /// has given other values: those are its own by now.
+    /// Undoes exactly the slice's edits, with two exceptions. At the sites of keys that have been switched since, the
+    /// current code is replaced. Variables to which the module has given other values stay: those values are the
+    /// module's own.
     fn undo(&self, module: &Module) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let mut shown = self.shown()?;
         shown.sort_unstable();
@@ -275,7 +284,7 @@ impl Written {
         let mut undo = EditSet::new();
         for edit in self.edits.iter() {
             let mut there = edit.new.to_vec();
-            // No two sites lie on one another.
+            // No two sites overlap.
             let first = shown.partition_point(|(at, bytes)| *at + wide(bytes.len()) <= edit.at);
             for (at, bytes) in shown[first..].iter().take_while(|(at, _)| *at < edit.end()) {
                 let overlap = (0_u64..).zip(bytes).filter_map(|(offset, byte)| {

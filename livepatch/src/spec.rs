@@ -1,68 +1,71 @@
-//! What a patch is to do: patch, object, func, as in Linux's `include/linux/livepatch.h`.
+//! The description of a patch: patch, object, func, as in Linux's `include/linux/livepatch.h`.
 
 use std::fmt;
 use std::sync::Arc;
 
 use modload_edit::Addr;
 
-/// How threads go over to what a patch brings.
+/// How threads migrate to a patch.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Transition {
-    /// Wherever they are: each is held for a moment by a signal, and its stack is walked. Mostly that is all.
+    /// Threads migrate anywhere. A signal holds each thread for a moment, and its stack is walked. Usually all threads
+    /// migrate then.
     #[default]
     Anywhere,
-    /// Where they come to a [`checkpoint`](crate::checkpoint), and nowhere else. No thread is held or sent a signal, not even one that
-    /// never comes to any: it stays in the way of the transition until it ends. Threads that are born meanwhile are over.
+    /// Threads migrate only at a [`checkpoint`](crate::checkpoint). No thread is held or gets a signal. A thread that
+    /// never reaches a checkpoint blocks the transition until the thread ends. Threads that start during the transition
+    /// have already migrated.
     ///
-    /// Sites are poked by traps alone: where these cannot be used, because a thread blocks SIGTRAP for example, patches are
-    /// refused by name.
+    /// Call sites are poked only by traps. If traps cannot be used, for example because a thread blocks SIGTRAP,
+    /// patches are refused, and the error names the reason.
     CheckpointsOnly,
 }
 
 /// A patch.
 #[derive(Clone, Default, Debug)]
 pub struct PatchSpec {
-    /// What it changes.
+    /// The objects that the patch changes.
     pub objects: Vec<ObjectSpec>,
-    /// Whether it replaces all patches that are there: Linux's atomic replace.
+    /// Whether the patch replaces all existing patches: Linux's atomic replace.
     pub replace: bool,
-    /// What it leaves behind and later patches must know of.
+    /// The states that the patch leaves behind, and that later patches must know.
     pub states: Vec<StateSpec>,
 }
 
-/// Something whose functions are patched.
+/// An object whose functions are patched.
 #[derive(Clone, Default, Debug)]
 pub struct ObjectSpec {
-    /// The module; `None` for the host's own functions (`vmlinux`).
+    /// The module's name, or `None` for the host's own functions (`vmlinux`).
     pub name: Option<String>,
-    /// Its functions.
+    /// The functions that are replaced.
     pub funcs: Vec<FuncSpec>,
-    /// What is called around it.
+    /// The callbacks for this object.
     pub callbacks: Callbacks,
 }
 
 /// A function that is replaced.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FuncSpec {
-    /// Its name.
+    /// The name of the replaced function.
     pub old_name: String,
-    /// Which of several of that name, from 1, in the order of the symbol table; 0 if there is one.
+    /// The position among several functions of that name, from 1, in the order of the symbol table. 0 means that there
+    /// is exactly one.
     pub old_sympos: u64,
-    /// The address of what takes its place.
+    /// The address of the replacement function.
     pub new_func: Addr,
 }
 
-/// A state: what a patch has changed that is no function.
+/// A state: a change by a patch that is not the replacement of a function.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct StateSpec {
-    /// Its number.
+    /// The state's number.
     pub id: u64,
-    /// Which version of it this patch knows.
+    /// The version of the state that this patch knows.
     pub version: u32,
 }
 
-/// What is called before and after an object is patched and unpatched. A `pre_patch` that gives an error number refuses the patch,
-/// or the module that is being loaded.
+/// The functions that are called before and after an object is patched and unpatched. If `pre_patch` returns an error
+/// number, the patch is refused, or the module that is being loaded.
 #[derive(Clone, Default)]
 #[expect(missing_docs, reason = "their names are Linux's")]
 pub struct Callbacks {

@@ -1,4 +1,4 @@
-//! What there is to know of patches.
+//! The status of patches.
 
 use std::ops::ControlFlow;
 
@@ -10,33 +10,33 @@ use crate::spec::Transition;
 use crate::table::{Patch, Table};
 use crate::transition::{Blocked, Target};
 
-/// A patch.
+/// The status of a patch.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PatchStatus {
-    /// Its name.
+    /// The patch's name.
     pub name: String,
-    /// Whether it is enabled, or on its way to be.
+    /// Whether the patch is enabled, or is in transition to be enabled.
     pub enabled: bool,
-    /// Whether it replaced all others.
+    /// Whether the patch replaced all others.
     pub replace: bool,
-    /// Whether its transition, or that of who replaces it, was forced.
+    /// Whether the patch's transition, or the transition of the patch that replaces it, was forced.
     pub forced: bool,
-    /// How threads go over to it.
+    /// How threads migrate to the patch.
     pub how: Transition,
-    /// If it is in transition: where to, and who was not over when everybody was looked at last.
+    /// The transition's target, and the threads that had not migrated at the last check. `None` without a transition.
     pub transition: Option<(Target, Vec<Blocked>)>,
-    /// What it changes.
+    /// The objects that the patch changes.
     pub objects: Vec<ObjectStatus>,
 }
 
 /// An object of a patch.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ObjectStatus {
-    /// The module; `vmlinux` for the host's own functions.
+    /// The module's name, or `vmlinux` for the host's own functions.
     pub name: String,
-    /// Whether it is there, and patched.
+    /// Whether the object is loaded and patched.
     pub patched: bool,
-    /// Its functions: `NAME,POSITION` as in Linux's sysfs.
+    /// The object's functions: `NAME,POSITION` as in Linux's sysfs.
     pub funcs: Vec<String>,
 }
 
@@ -46,7 +46,7 @@ impl Table {
         let objects = patch.objects.iter().map(|object| ObjectStatus {
             name: object.name().to_owned(),
             patched: object.patched,
-            // Linux counts from 1 where it is said to be the only one, too.
+            // Linux counts from 1, even if `old_sympos` says that there is exactly one.
             funcs: object.funcs.iter().map(|func| format!("{},{}", func.old_name, func.old_sympos.max(1))).collect(),
         });
         PatchStatus {
@@ -61,29 +61,29 @@ impl Table {
     }
 }
 
-/// Where a thread stands.
+/// A thread's current stack.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Standing {
-    /// Which.
+    /// The thread.
     pub tid: Tid,
-    /// Its frames, innermost first; [`DEEPEST_SHOWN`] at most.
+    /// The thread's frames, innermost first. At most [`DEEPEST_SHOWN`].
     pub frames: Vec<Frame>,
-    /// How its stack ended.
+    /// The result of the stack walk.
     pub ended: Result<Ended, WalkError>,
 }
 
 impl Standing {
-    /// That of a thread that is not asked.
+    /// Returns the entry for a thread whose stack is not walked.
     #[must_use]
     pub fn unknown(tid: Tid) -> Standing {
         Standing { tid, frames: Vec::new(), ended: Ok(Ended::Early) }
     }
 }
 
-/// How many frames of a stack are kept.
+/// The largest number of frames that are kept of a stack.
 pub const DEEPEST_SHOWN: usize = 128;
 
-/// Where threads stand; those that have ended meanwhile are left out.
+/// Returns the stacks of threads. Threads that have ended meanwhile are left out.
 ///
 /// # Errors
 /// Threads could not be held.

@@ -1,8 +1,9 @@
-//! The C side: the records of a module that says what it patches, its callbacks, and the memory of shadow variables. The one file of
-//! this crate with unsafe code.
+//! The C side: the records in which a module describes its patch, its callbacks, and the memory of shadow variables.
+//! The only file of this crate with unsafe code.
 //!
-//! Records are read at addresses that a module names. What does not lie in the module's own memory is refused, whatever it is: each
-//! record, each string up to its end, each function. What is written, `klp_object.mod`, must lie in variables that last.
+//! Records are read at addresses that a module names. Each record, each string up to its end and each function must lie
+//! in the module's own memory; anything else is refused. `klp_object.mod` is written, so it must lie in variables that
+//! last.
 #![expect(unsafe_code, reason = "C structs are read where a module has them, and C functions are called")]
 
 use std::alloc::{self, Layout};
@@ -20,14 +21,14 @@ use thiserror::Error;
 use crate::record_sizes::{Header, Known, RecordSizes};
 use crate::spec::{Callbacks, FuncSpec, ObjectSpec, PatchSpec, StateSpec};
 
-/// Records of one kind that a patch may have.
+/// The most records of one kind that a patch may have.
 const MOST_RECORDS: usize = 4096;
-/// Bytes that a name may have: Linux's KSYM_NAME_LEN, and MODULE_NAME_LEN.
+/// The most bytes that a name may have: Linux's KSYM_NAME_LEN, and MODULE_NAME_LEN.
 const LONGEST: usize = 511;
-/// What a callback that throws is taken to have returned.
+/// The error number that stands for a callback that has thrown.
 const EIO: i32 = 5;
 
-/// What is read of a `struct klp_func`.
+/// The part of a `struct klp_func` that is read.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct KlpFunc {
@@ -36,7 +37,7 @@ struct KlpFunc {
     old_sympos: c_ulong,
 }
 
-/// What is read of a `struct klp_object`, with its `struct klp_callbacks`.
+/// The part of a `struct klp_object` that is read, with its `struct klp_callbacks`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct KlpObject {
@@ -56,7 +57,7 @@ struct KlpState {
     data: usize,
 }
 
-/// What is read of a `struct klp_patch`.
+/// The part of a `struct klp_patch` that is read.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct KlpPatch {
@@ -68,10 +69,10 @@ struct KlpPatch {
 }
 
 const _: () = assert!(size_of::<KlpState>() == STATE);
-/// Bytes of a `struct klp_state`, with every header.
+/// The size of a `struct klp_state`, with every header.
 const STATE: usize = 24;
 
-/// Integers and arrays of them: any bytes are one, and nothing of it is padding.
+/// Integers and arrays of integers: any bytes are a valid value, and no byte is padding.
 trait Plain: Copy {}
 impl Plain for u8 {}
 impl Plain for KlpFunc {}
@@ -79,44 +80,44 @@ impl Plain for KlpObject {}
 impl Plain for KlpState {}
 impl Plain for KlpPatch {}
 
-/// The sizes that records can have, in errors: `HEADERS` of `record_sizes`.
+/// The sizes that records can have, for errors: `HEADERS` of `record_sizes`.
 const SIZES: &str = "modload/livepatch.h (64, 96, 96) or Linux 6.1 (152, 168, 200)";
 
-/// The records of a patch are not what they must be.
+/// The records of a patch are not valid.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum StructError {
     /// The module does not say that it is a live patch.
     #[error("module {0} is not marked as a livepatch module: MODULE_INFO(livepatch, \"Y\") does that")]
     NotMarked(String),
-    /// A patch is enabled by its module's init.
+    /// `klp_enable_patch` was not called from the module's init.
     #[error("klp_enable_patch is called by {0}, but not from its init")]
     NotInInit(String),
     /// `mod` is another module, or NULL.
     #[error("the patch's `mod` is not THIS_MODULE of {0}")]
     OtherModule(String),
-    /// Something must be there.
+    /// A required pointer is NULL.
     #[error("{0} is NULL")]
     Null(&'static str),
-    /// Something lies elsewhere.
+    /// An item does not lie in the module's own memory.
     #[error("{what} does not lie in the module's own memory, or not all of it")]
     Outside {
-        /// What.
+        /// The item.
         what: &'static str,
     },
-    /// A record that is written lies where it cannot be, or not as long as the module is there.
+    /// A record that is written lies outside variables, or in memory that does not last as long as the module.
     #[error("{what} must be a variable: neither constant, nor __initdata, nor __ro_after_init")]
     NoVariable {
-        /// What.
+        /// The record.
         what: &'static str,
     },
-    /// A pointer to a function leads elsewhere.
+    /// A pointer to a function leads outside the module's lasting text.
     #[error("{what} is no function in the module's text that stays when init has returned")]
     NoFunction {
-        /// What.
+        /// The pointer.
         what: &'static str,
     },
-    /// Nothing tells how large the records are.
+    /// Neither `.modinfo` nor a symbol tells the size of the records.
     #[error(
         "the size of the module's records of live patching is not known: include modload/livepatch.h, which states it in .modinfo, \
          or keep the symbol of the struct klp_patch (strip --strip-debug does)"
@@ -134,36 +135,36 @@ pub enum StructError {
          compile it with one of these headers"
     )]
     Size {
-        /// The type.
+        /// The variable's type.
         what: &'static str,
-        /// Its size in bytes.
+        /// The variable's size in bytes.
         size: u64,
     },
-    /// A name has no end.
+    /// A name has no end within the limit.
     #[error("{what} has more than {LONGEST} bytes")]
     TooLong {
-        /// What.
+        /// The name.
         what: &'static str,
     },
-    /// An array has no end.
+    /// An array has no end within the limit.
     #[error("there are more than {MOST_RECORDS} {what}: an array ends with an empty record")]
     TooMany {
-        /// What.
+        /// The array.
         what: &'static str,
     },
 }
 
-/// What a module's `struct klp_patch` says.
+/// The contents of a module's `struct klp_patch`.
 #[derive(Debug)]
 pub(crate) struct CPatch {
     pub(crate) spec: PatchSpec,
-    /// As the spec has them.
+    /// The C objects, in the order of the spec.
     pub(crate) objects: Vec<CObject>,
-    /// Numbers of states, and where they are.
+    /// The numbers and the addresses of the states.
     pub(crate) states: Vec<(u64, Addr)>,
 }
 
-/// The memory of one module, which is in `init`.
+/// The memory of one module that is in its `init`.
 struct Memory<'m>(&'m Module);
 
 impl Memory<'_> {
@@ -171,13 +172,13 @@ impl Memory<'_> {
         self.read_first(at, wide(size_of::<T>()), what)
     }
 
-    /// Reads the first bytes of a record of that size, which is at least a `T`'s.
+    /// Reads the first bytes of a record with this size. The size is at least that of `T`.
     fn read_first<T: Plain>(&self, at: Addr, size: u64, what: &'static str) -> Result<T, StructError> {
         if !self.0.holds(at, size.max(wide(size_of::<T>()))) {
             return Err(StructError::Outside { what });
         }
         let from = ptr::with_exposed_provenance::<T>(index(at.get()));
-        // SAFETY: all of it lies in one part of the memory of a module that is there, and any bytes are a `T`.
+        // SAFETY: all of it lies in one part of the memory of a module that is loaded, and any bytes are a valid `T`.
         Ok(unsafe { ptr::read_unaligned(from) })
     }
 
@@ -193,7 +194,7 @@ impl Memory<'_> {
         }
     }
 
-    /// The records of an array, and where they are, up to one that is empty.
+    /// Returns the records of an array with their addresses, up to the first empty record.
     fn array<T: Plain>(
         &self,
         at: usize,
@@ -250,7 +251,7 @@ impl Memory<'_> {
     }
 }
 
-/// Reads what a module wants patched, in its `init`.
+/// Reads the description of a module's patch. The module is in its `init`.
 pub(crate) fn read(module: &Module, patch: Addr) -> Result<CPatch, StructError> {
     let memory = Memory(module);
     let own = module.this_module();
@@ -279,14 +280,14 @@ pub(crate) fn read(module: &Module, patch: Addr) -> Result<CPatch, StructError> 
     Ok(CPatch { spec, objects, states: states.into_iter().map(|(at, state)| (state.id, at)).collect() })
 }
 
-/// What `klp_object.mod` points to where the target has no `struct module` of the header that the patch was compiled with.
+/// The target of `klp_object.mod`, if the module has no `struct module` of the header that the patch was compiled with.
 #[derive(Debug)]
 enum CModule {
     Sdk(SdkModule),
     Linux(Box<LinuxModule>),
 }
 
-/// `struct module` of the SDK.
+/// The SDK's `struct module`.
 #[repr(C)]
 #[derive(Debug)]
 struct SdkModule {
@@ -294,7 +295,7 @@ struct SdkModule {
     state: AtomicI32,
 }
 
-/// `struct module` of Linux 6.1, as far as there is anything to say; zeros in place of the rest.
+/// The `struct module` of Linux 6.1, as far as its fields have a value here. The rest is zeros.
 #[repr(C)]
 #[derive(Debug)]
 struct LinuxModule {
@@ -331,7 +332,7 @@ impl CModule {
     }
 }
 
-/// The value of an `enum module_state`.
+/// Returns the value of an `enum module_state`.
 fn number(state: State) -> i32 {
     match state {
         State::Live => 0,
@@ -341,17 +342,17 @@ fn number(state: State) -> i32 {
     }
 }
 
-/// A `struct klp_object` in a patch's module, which is there as long as this is.
+/// A `struct klp_object` in a patch's module. The module stays loaded as long as this value exists.
 #[derive(Debug)]
 pub(crate) struct CObject {
     at: Addr,
     sizes: RecordSizes,
-    /// What `mod` points to, if the target has no `struct module` of its own.
+    /// The target of `mod`, if the target module has no `struct module` of its own.
     copy: Option<Arc<CModule>>,
 }
 
 impl CObject {
-    /// Its target is there.
+    /// Sets `mod`: the target module is loaded.
     pub(crate) fn arrives(&mut self, target: &Module) {
         let own = target.this_module().filter(|_| self.sizes.header == Header::Sdk).map(|at| index(at.get()));
         self.copy = own.is_none().then(|| Arc::new(CModule::of(target, self.sizes.header)));
@@ -359,14 +360,14 @@ impl CObject {
         self.set_module(own.unwrap_or_else(copy));
     }
 
-    /// Its target has this state now. Who has a `struct module` of its own is told by the loader.
+    /// Updates the target module's state. If the target has a `struct module` of its own, the loader updates that.
     pub(crate) fn is_now(&self, state: State) {
         if let Some(copy) = &self.copy {
             copy.state().store(number(state), Ordering::Release);
         }
     }
 
-    /// Its target is not there any more.
+    /// Clears `mod`: the target module is not loaded any more.
     pub(crate) fn leaves(&mut self) {
         self.set_module(0);
         self.copy = None;
@@ -374,8 +375,8 @@ impl CObject {
 
     fn set_module(&self, module: usize) {
         let field = ptr::with_exposed_provenance_mut::<usize>(index((self.at + self.sizes.module).get()));
-        // SAFETY: the whole record lies among the module's variables (seen when it was read), and `mod` within it. The module's
-        // code reads it in callbacks, which do not run meanwhile.
+        // SAFETY: the whole record lies among the module's variables (checked when the record was read), and `mod`
+        // within the record. The module's code reads `mod` in callbacks, and callbacks do not run meanwhile.
         unsafe { field.write_unaligned(module) };
     }
 }
@@ -386,17 +387,17 @@ impl Drop for CObject {
     }
 }
 
-/// What is at an address in a module's text.
+/// Returns a pointer to an address in a module's text.
 fn code(at: Addr) -> *const () {
     ptr::with_exposed_provenance(index(at.get()))
 }
 
-/// An object, as a callback takes it.
+/// Returns an object's address as the argument of a callback.
 fn pointer(at: Addr) -> *mut c_void {
     ptr::with_exposed_provenance_mut(index(at.get()))
 }
 
-/// Callbacks of a C object that call its functions. They live in a patch, which holds its module.
+/// Returns callbacks that call the functions of a C object. The callbacks live in a patch, which holds its module.
 fn called([pre_patch, post_patch, pre_unpatch, post_unpatch]: [Option<Addr>; 4], object: Addr) -> Callbacks {
     let thrown = |Left { thrown, .. }: Left| {
         tracing::error!(%thrown, "a callback of a live patch has thrown");
@@ -404,8 +405,8 @@ fn called([pre_patch, post_patch, pre_unpatch, post_unpatch]: [Option<Addr>; 4],
     };
     let plain = |at: Addr| -> Arc<dyn Fn() + Send + Sync> {
         Arc::new(move || {
-            // SAFETY: it lies in the text of a module that is there, which says that it is such a function; `Image::trusted`
-            // vouches for what modules say.
+            // SAFETY: the address lies in the text of a loaded module, and the module says that it is such a function;
+            // `Image::trusted` vouches for statements of modules.
             let call = unsafe { transmute::<*const (), extern "C-unwind" fn(*mut c_void)>(code(at)) };
             let _errno = guard(|| call(pointer(object))).map_err(thrown);
         })
@@ -416,7 +417,7 @@ fn called([pre_patch, post_patch, pre_unpatch, post_unpatch]: [Option<Addr>; 4],
             let call = unsafe { transmute::<*const (), extern "C-unwind" fn(*mut c_void) -> c_int>(code(at)) };
             match guard(|| call(pointer(object))) {
                 Ok(0) => Ok(()),
-                // Linux takes any other number for a refusal, and hands on what it is.
+                // Linux takes any other number for a refusal, and returns that number.
                 Ok(result) => Err(result.saturating_neg()),
                 Err(what) => Err(thrown(what)),
             }
@@ -430,7 +431,7 @@ fn called([pre_patch, post_patch, pre_unpatch, post_unpatch]: [Option<Addr>; 4],
     }
 }
 
-/// The data of a shadow variable: zeros at first, aligned to 16.
+/// The data of a shadow variable: initially zeros, aligned to 16.
 #[derive(Debug)]
 pub(crate) struct ShadowData {
     at: usize,
@@ -438,7 +439,8 @@ pub(crate) struct ShadowData {
 }
 
 impl ShadowData {
-    /// `None` if there is no memory. Of no size is as of one byte: each has an address of its own.
+    /// Allocates the data. Returns `None` if there is no memory. Size 0 is treated as size 1, so that each variable has
+    /// an address of its own.
     pub(crate) fn new(size: usize) -> Option<ShadowData> {
         let layout = Layout::from_size_align(size.max(1), 16).ok()?;
         // SAFETY: the size is not zero.
@@ -446,7 +448,7 @@ impl ShadowData {
         (!at.is_null()).then(|| ShadowData { at: at.expose_provenance(), layout })
     }
 
-    /// For its users in C.
+    /// Returns the address for C code.
     pub(crate) fn pointer(&self) -> *mut c_void {
         ptr::with_exposed_provenance_mut(self.at)
     }
@@ -454,8 +456,8 @@ impl ShadowData {
 
 impl Drop for ShadowData {
     fn drop(&mut self) {
-        // SAFETY: it is of this allocator and this layout, and given back once. Who has its address has been told not to use it:
-        // the contract of klp_shadow_free.
+        // SAFETY: the memory is from this allocator with this layout, and is freed once. By the contract of
+        // klp_shadow_free, code that still has the address does not use it any more.
         unsafe { alloc::dealloc(self.pointer().cast(), self.layout) };
     }
 }

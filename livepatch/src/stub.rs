@@ -1,9 +1,10 @@
-//! Stubs of functions that are in transition: threads that have not made it go one way, all others the other.
+//! Stubs of functions in transition: threads that have not migrated go one way, all other threads the other.
 //!
-//! A stub is 64 bytes of text that stay, with a [`Fork`] that it refers to; both are used again when the transition is over and no
-//! thread is in the stub. A thread's word (`modload_threads::word`) says where it belongs. Where threads are held, its low half is not
-//! 0 as long as it has not made the transition, and its high half counts the calls until it is asked whether it could. Where threads
-//! go over at checkpoints alone, nobody could write that for others, and the word counts only if it has the transition's tag.
+//! A stub is 64 bytes of text that are never freed, with a [`Fork`] that the text refers to. Both are used again when
+//! the transition is complete and no thread is in the stub. A thread's word (`modload_threads::word`) says whether the
+//! thread has migrated. In transitions that hold threads, the word's low half is not 0 until the thread has migrated.
+//! The word's high half counts down the calls until the thread is checked again. In checkpoint-only transitions no
+//! thread could write the word of another, and the word counts only if it has the transition's tag.
 
 use std::mem::{forget, offset_of};
 use std::ops::Range;
@@ -16,35 +17,37 @@ use modload_text::{Arena, ArenaError, Describe, INT3, TextLock};
 use modload_threads::frames::{BadRows, Known};
 use modload_threads::word;
 
-/// Bytes of a stub.
+/// The size of a stub in bytes.
 const STUB: u64 = 64;
-/// How many are made at a time.
+/// The number of stubs that are made at a time.
 const BLOCK: u64 = 64;
 
-/// Where a stub leads. Read by its code.
+/// The targets of a stub. The stub's code reads them.
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub(crate) struct Fork {
-    /// Of [`modload_ftrace::event_code`]: first, for the pointer to it is one to this. Its `then` is the stub.
+    /// The `home` of an [`Event`], for [`modload_ftrace::event_code`]. This field comes first, because a pointer to the
+    /// event is a pointer to this struct. The event's `then` is the stub.
     home: AtomicU64,
     then: AtomicU64,
-    /// Threads that have made the transition.
+    /// The target for threads that have migrated.
     to: AtomicU64,
-    /// Threads that have not.
+    /// The target for threads that have not migrated.
     from: AtomicU64,
-    /// The code of an event.
+    /// The address of the event code.
     event: AtomicU64,
-    /// The word of threads that have not made the transition, for [`Asks::Tag`]; that of those that have is greater.
+    /// The word of threads that have not migrated, for [`Asks::Tag`]. The word of threads that have migrated is
+    /// greater.
     tag: AtomicU64,
     asks: Asks,
 }
 
-/// By what a stub tells threads apart.
+/// The part of a thread's word that a stub compares.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Asks {
-    /// The low half of their words.
+    /// The low half of the word.
     Half,
-    /// Whether their words have a tag, and which of two.
+    /// Whether the word has a tag, and which of two tags.
     Tag,
 }
 
@@ -52,38 +55,39 @@ const _: () = assert!(offset_of!(Fork, home) == offset_of!(Event, home));
 const _: () = assert!(offset_of!(Fork, then) == offset_of!(Event, then));
 
 impl Fork {
-    /// Where threads go that have made the transition, and those that have not. `home` is an address behind the function's site.
+    /// Sets the targets for threads that have migrated (`to`) and that have not (`from`). `home` is an address behind
+    /// the function's site.
     pub(crate) fn leads(&self, home: Addr, to: Addr, from: Addr) {
         self.home.store(home.get(), Ordering::Relaxed);
         self.to.store(to.get(), Ordering::Relaxed);
         self.from.store(from.get(), Ordering::Release);
     }
 
-    /// The tag of the words that count.
+    /// Sets the tag of the words that count.
     pub(crate) fn is_of(&self, tag: u64) {
         self.tag.store(tag, Ordering::Release);
     }
 
-    /// Everybody goes one way from now on. Whoever is in the stub and has read some of it comes out there, too, or where it
-    /// belonged.
+    /// Sends all threads one way from now on. A thread that is inside the stub and has read some of the fields reaches
+    /// that target, too, or the thread's former target.
     pub(crate) fn settles(&self, home: Addr, to: Addr) {
         self.leads(home, to, to);
-        // Any word is greater than this, or equal: nobody is asked any more.
+        // With `Asks::Tag`, any word is greater than or equal to 0, so the stub does not call the event code any more.
         self.is_of(0);
     }
 
-    /// The two ways change places. May be called while threads are held.
+    /// Exchanges the two targets. May be called while threads are held.
     pub(crate) fn reverse(&self) {
         let to = self.to.load(Ordering::Relaxed);
         self.to.store(self.from.swap(to, Ordering::Relaxed), Ordering::Release);
     }
 
-    /// Its stub.
+    /// Returns the stub's address.
     pub(crate) fn stub(&self) -> Addr {
         Addr::new(self.then.load(Ordering::Relaxed))
     }
 
-    /// The code of its stub:
+    /// Returns the code of the stub:
     ///
     /// ```text
     ///     movabs $self,%r11
@@ -110,7 +114,7 @@ impl Fork {
     /// 2:  jmp    *to(%r11)
     /// ```
     fn code(&'static self) -> [u8; 64] {
-        // The psABI has static thread-local memory below 2 GiB from where fs points.
+        // The psABI places static thread-local memory below fs, within 2 GiB.
         let word = i32::try_from(word::offset()).unwrap_or_default();
         let at = |offset: usize| offset.to_le_bytes()[0];
         let fork = [&[0x49, 0xbb][..], &wide(std::ptr::from_ref(self).expose_provenance()).to_le_bytes()].concat();
@@ -145,15 +149,15 @@ impl Fork {
     }
 }
 
-/// Rows for stubs, as call frame instructions: whoever is in one is in the function that it is for, whose return address is on
-/// the stack.
+/// Returns the unwind rows for stubs, as call frame instructions. A thread in a stub counts as inside the stub's
+/// function, whose return address is on the stack.
 fn rows() -> Vec<u8> {
     // *((rip & -64) + 2) + home; the CFA is rsp.
     let rip = [0x80, 0, 0x09, 0xc0, 0x1a, 0x23, 2, 0x06, 0x23, offset_of!(Fork, home).to_le_bytes()[0]];
     [&[0x0c, 7, 0, 0x10, 16, rip.len().to_le_bytes()[0]][..], &rip].concat()
 }
 
-/// Names them.
+/// The name of stubs in descriptions.
 struct Name;
 
 impl Describe for Name {
@@ -166,23 +170,23 @@ impl Describe for Name {
     }
 }
 
-/// Stubs that nobody uses, and where all are.
+/// The unused stubs, and the addresses of all stubs.
 #[derive(Debug)]
 pub(crate) struct Stubs {
     free: Vec<&'static Fork>,
-    /// No site leads to them any more, but threads may be in them.
+    /// No site leads to these stubs any more, but threads may still be inside.
     retired: Vec<&'static Fork>,
-    /// Texts with nothing but stubs.
+    /// The texts that hold only stubs.
     texts: Vec<Range<u64>>,
 }
 
-/// No stubs can be had.
+/// No stubs could be allocated.
 #[derive(Debug, thiserror::Error)]
 pub enum StubError {
-    /// There is no arena, or no room in it.
+    /// The arena does not exist, or has no room.
     #[error(transparent)]
     Arena(#[from] ArenaError),
-    /// Rows for them could not be made known.
+    /// Unwind rows for stubs could not be registered.
     #[error(transparent)]
     Rows(#[from] BadRows),
 }
@@ -192,7 +196,7 @@ impl Stubs {
         Stubs { free: Vec::new(), retired: Vec::new(), texts: Vec::new() }
     }
 
-    /// So many stubs, which lead nowhere yet.
+    /// Returns `count` stubs, whose targets must still be set.
     pub(crate) fn take(&mut self, count: usize, asks: Asks) -> Result<Vec<&'static Fork>, StubError> {
         let there = self.free.iter().filter(|fork| fork.asks == asks).count();
         if there < count {
@@ -207,7 +211,7 @@ impl Stubs {
         Ok(taken.collect())
     }
 
-    /// Where a thread is in a stub, or on a way that leads back to one; sorted.
+    /// Returns the ranges of all stubs and of the event code, which returns to stubs. Sorted.
     pub(crate) fn sight(&self) -> Vec<Range<u64>> {
         let mut texts = self.texts.clone();
         texts.push(event_code().1);
@@ -215,23 +219,23 @@ impl Stubs {
         texts
     }
 
-    /// Gives stubs back that no site leads to.
+    /// Gives back stubs to which no site leads.
     pub(crate) fn retire(&mut self, forks: impl Iterator<Item = &'static Fork>) {
         self.retired.extend(forks);
     }
 
-    /// How many are not used and cannot be used again yet.
+    /// Returns the number of stubs that are not used but cannot be used again yet.
     pub(crate) fn retired(&self) -> usize {
         self.retired.len()
     }
 
-    /// Nobody is in those that were retired first.
+    /// Makes the `count` stubs that were retired first usable again. No thread is in these stubs.
     pub(crate) fn recover_oldest(&mut self, count: usize) {
         let count = count.min(self.retired.len());
         self.free.extend(self.retired.drain(..count));
     }
 
-    /// Nobody was in any stub: those that no site led to can be used again.
+    /// Makes all retired stubs usable again: no thread was in any stub.
     pub(crate) fn recover(&mut self) {
         self.free.append(&mut self.retired);
     }

@@ -1,5 +1,5 @@
-//! The second subscriber of both chains: a module is patched before anybody else hears of it, and unpatched after everybody else
-//! but tracing has heard that it goes.
+//! The second subscriber of both chains, after tracing. A loading module is patched before any later subscriber is
+//! notified. A module that is unloaded is unpatched after all other subscribers except tracing were notified.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::status::PatchStatus;
 use crate::structs::{self, CPatch, StructError};
 use crate::table::{HostId, Log, PatchId, address, install, table};
 
-/// Live patching of one host's modules: its subscriber. Copies are the same.
+/// The subscriber for live patching of one host's modules. Copies are the same subscriber.
 #[derive(Clone, Copy, Debug)]
 pub struct Livepatch {
     host: HostId,
@@ -25,17 +25,17 @@ pub struct Livepatch {
 }
 
 impl Livepatch {
-    /// That of a new host, and how threads go over to what its patches bring.
+    /// Makes the subscriber of a new host. `transition` says how threads migrate to its patches.
     #[must_use]
     pub fn new(ftrace: Ftrace, transition: Transition) -> Livepatch {
         install();
         Livepatch { host: HostId::new(transition), ftrace }
     }
 
-    /// Enables a patch: Linux's `klp_enable_patch`. Objects that are there are patched now, others when they come. When this
-    /// returns, threads may still be on their way ([`Livepatch::status`]).
+    /// Enables a patch: Linux's `klp_enable_patch`. Objects that are loaded are patched now, others when they are
+    /// loaded. When this returns, threads may still be migrating ([`Livepatch::status`]).
     ///
-    /// `keep` is held as long as the patch is there; `log` takes lines in Linux's wording.
+    /// `keep` is held as long as the patch exists. `log` takes lines in Linux's wording.
     ///
     /// # Errors
     /// [`PatchError`].
@@ -47,7 +47,7 @@ impl Livepatch {
         keep: Option<Reference>,
         log: Log,
     ) -> Result<(), PatchError> {
-        // What waits in a module is written for patches that hold it.
+        // Slices of a module are written only for patches that hold the module.
         let funcs = spec.objects.iter().flat_map(|object| &object.funcs);
         let of = funcs.filter_map(|func| loader.module_at(func.new_func)).filter(|module| module.slices().is_some());
         let held = |module: &Arc<Module>| keep.as_deref().is_some_and(|keep| std::ptr::eq(keep, &**module));
@@ -59,11 +59,12 @@ impl Livepatch {
         self.enable_wanted(loader, wanted)
     }
 
-    /// The same from a module's init, which says at `patch` what it wants: `klp_enable_patch(struct klp_patch *)` of the SDK. The
-    /// patch has the module's name, holds it, and its lines are the module's.
+    /// Like [`Livepatch::enable`], for a module that calls `klp_enable_patch(struct klp_patch *)` of the SDK in its
+    /// init. `patch` is the address of its `struct klp_patch`. The patch has the module's name, holds the module, and
+    /// logs to the module's log.
     ///
     /// # Errors
-    /// [`PatchError`]; [`StructError`](crate::StructError): what the module says cannot be followed.
+    /// [`PatchError`]; [`StructError`](crate::StructError): the module's records are not valid.
     pub fn enable_from_init(&self, loader: &Loader, module: &Arc<Module>, patch: Addr) -> Result<(), PatchError> {
         let name = || module.name().to_owned();
         let records = match () {
@@ -74,7 +75,7 @@ impl Livepatch {
         let CPatch { spec, objects, states } =
             records.inspect_err(|error| module.log(format!("livepatch: {error}")))?;
         let keep = module.get().ok_or_else(|| PatchError::Going(name()))?;
-        // No reference: those are counted, and shown to who wants to unload it.
+        // The logger holds no reference: references are counted, and shown to users that want to unload the module.
         let logging = module.clone();
         let wanted = Wanted {
             host: self.host,
@@ -104,8 +105,8 @@ impl Livepatch {
         table.enable(wanted, &mut place)
     }
 
-    /// Disables a patch; when it is on its way out already, or in, turns it round: what writing to Linux's
-    /// `/sys/kernel/livepatch/PATCH/enabled` does.
+    /// Disables a patch. If the patch is in transition to be enabled, reverses the transition. Linux does this for a
+    /// write to `/sys/kernel/livepatch/PATCH/enabled`.
     ///
     /// # Errors
     /// [`PatchError`].
@@ -119,7 +120,7 @@ impl Livepatch {
         }
     }
 
-    /// Turns the transition of a patch round.
+    /// Reverses the transition of a patch.
     ///
     /// # Errors
     /// [`PatchError`]; [`PatchError::NoTransition`].
@@ -132,7 +133,8 @@ impl Livepatch {
         table.reverse()
     }
 
-    /// Ends the transition of a patch wherever threads are: Linux's `force`. Who is in old code finishes it.
+    /// Ends the transition of a patch without waiting for threads: Linux's `force`. Threads in old code finish that
+    /// code.
     ///
     /// # Errors
     /// [`PatchError`]; [`PatchError::NoTransition`].
@@ -145,7 +147,7 @@ impl Livepatch {
         table.force_all()
     }
 
-    /// The patches that are enabled or on their way, in the order in which they came.
+    /// Returns the patches that are enabled or in transition, in the order in which they were enabled.
     ///
     /// # Errors
     /// [`PatchError::Nested`].
@@ -155,7 +157,7 @@ impl Livepatch {
         Ok(table.patches.iter().filter(|patch| patch.host == self.host).map(|patch| table.status(patch)).collect())
     }
 
-    /// A host is going: its patches are not in force any more.
+    /// Withdraws the patches of a host that is dropped.
     pub fn leave(&self) {
         if let Ok(mut table) = table() {
             table.leave(self.host);
@@ -173,7 +175,7 @@ impl Subscriber for Livepatch {
         let mut table = table().map_err(|error| Refusal::from(error.to_string()))?;
         let module = coming.module();
         table.alive.push(address(module));
-        // Nobody looks through functions for nothing.
+        // Functions are listed only if a patch names the module.
         let name = module.name().to_owned();
         let named = |object: &crate::table::Object| object.name.as_deref() == Some(&*name);
         if !table.patches.iter().any(|patch| patch.host == self.host && patch.objects.iter().any(named)) {

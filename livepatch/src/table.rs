@@ -1,7 +1,8 @@
-//! All patches of the process, and the stacks of the functions that they patch.
+//! All patches of the process, and the function stacks of the functions that they patch.
 //!
-//! A thread runs through the modules of several hosts, and its word speaks of one transition: there is one table. Its lock is
-//! held while callbacks run, as Linux's `klp_mutex` is; who is called by live patching must not call it.
+//! A thread runs through the modules of several hosts, and its word refers to one transition, so there is one table for
+//! all hosts. The table's lock is held while callbacks run, like Linux's `klp_mutex`. A callback of live patching must
+//! not call live patching.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -22,11 +23,11 @@ use crate::structs::CObject;
 use crate::stub::Stubs;
 use crate::transition::UnderWay;
 
-/// A host, told from all that were ever there.
+/// The identity of a host, unique in the process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct HostId {
     number: u64,
-    /// How threads go over to what its patches bring.
+    /// How threads migrate to the host's patches.
     pub(crate) transition: Transition,
 }
 
@@ -37,7 +38,7 @@ impl HostId {
     }
 }
 
-/// A patch, told from all that were ever there.
+/// The identity of a patch, unique in the process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct PatchId(pub(crate) u64);
 
@@ -49,10 +50,10 @@ pub(crate) struct FuncId {
     pub(crate) func: usize,
 }
 
-/// Notes a line of live patching's.
+/// Logs a line of live patching.
 pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// A patch that is enabled, or was and is still in transition.
+/// A patch that is enabled, or that was enabled and is still in transition.
 pub(crate) struct Patch {
     pub(crate) id: PatchId,
     pub(crate) host: HostId,
@@ -63,9 +64,9 @@ pub(crate) struct Patch {
     pub(crate) enabled: bool,
     pub(crate) forced: bool,
     pub(crate) log: Log,
-    /// States in the module's own memory: number and address.
+    /// The states in the module's own memory: number and address.
     pub(crate) c_states: Vec<(u64, Addr)>,
-    /// Its module stays as long as it is here.
+    /// The patch's module stays loaded as long as the patch exists.
     pub(crate) keep: Option<Reference>,
 }
 
@@ -76,37 +77,37 @@ impl fmt::Debug for Patch {
 }
 
 impl Patch {
-    /// Notes a line, in Linux's wording.
+    /// Logs a line, in Linux's wording.
     pub(crate) fn note(&self, line: &str) {
         note(&self.log, line);
     }
 }
 
-/// Notes a line of which no patch is there yet.
+/// Logs a line for a patch that does not exist yet.
 pub(crate) fn note(log: &Log, line: &str) {
     tracing::info!("livepatch: {line}");
     log(&format!("livepatch: {line}"));
 }
 
-/// Something whose functions a patch changes.
+/// An object whose functions a patch changes.
 #[derive(Debug)]
 pub(crate) struct Object {
-    /// `None`: the host's own.
+    /// The module's name, or `None` for the host's own functions.
     pub(crate) name: Option<Arc<str>>,
     pub(crate) funcs: Vec<Func>,
     pub(crate) callbacks: Callbacks,
-    /// The module's own record of it, if a module's init has enabled the patch.
+    /// The module's own record of the object, if a module's init has enabled the patch.
     pub(crate) c: Option<CObject>,
-    /// Whether it is here for no-op functions alone.
+    /// Whether the object exists only for no-op functions.
     pub(crate) is_dynamic: bool,
-    /// Whether it is there: its functions are known.
+    /// Whether the object is loaded, so that its functions are known.
     pub(crate) loaded: bool,
     pub(crate) patched: bool,
-    /// Whether `post_unpatch` is called: `pre_patch` has not refused.
+    /// Whether `post_unpatch` will be called: `pre_patch` has succeeded.
     pub(crate) post_unpatch_enabled: bool,
 }
 
-/// What the host's own functions are an object of.
+/// The name of the object that holds the host's own functions.
 pub(crate) const VMLINUX: &str = modload_ftrace::HOST;
 
 impl Object {
@@ -120,46 +121,47 @@ impl Object {
 pub(crate) struct Func {
     pub(crate) old_name: Arc<str>,
     pub(crate) old_sympos: u64,
-    /// What takes its place; `None` for the original: a no-op function.
+    /// The replacement, or `None` for a no-op function, which means the original.
     pub(crate) new_func: Option<Addr>,
-    /// Where it is, when its object is there.
+    /// The address of the original function, if its object is loaded.
     pub(crate) old: Option<Addr>,
-    /// Where the new one is.
+    /// The address ranges of the replacement.
     pub(crate) extent: Vec<Range<u64>>,
     pub(crate) patched: bool,
 }
 
 impl Func {
-    /// What names it within its object: name and position from 1, as in the names of Linux's sysfs folders. Positions 0 and 1 mean
-    /// the same function, because 0 is valid only if there is one of that name.
+    /// Returns the key of the function within its object: name and position from 1, as in the names of Linux's sysfs
+    /// folders. Positions 0 and 1 mean the same function, because 0 is valid only if there is exactly one function of
+    /// that name.
     pub(crate) fn named(&self) -> (&str, u64) {
         (&self.old_name, self.old_sympos.max(1))
     }
 }
 
-/// A function that is patched.
+/// A patched function.
 #[derive(Debug)]
 pub(crate) struct Patched {
-    /// An address behind its site.
+    /// An address behind the function's site.
     pub(crate) home: Addr,
-    /// Where it is itself.
+    /// The address ranges of the original function.
     pub(crate) extent: Vec<Range<u64>>,
-    /// What has taken its place, the newest last.
+    /// The function stack: the replacements, the newest last.
     pub(crate) stack: Vec<FuncId>,
 }
 
-/// What there is.
+/// All state of live patching.
 #[derive(Debug)]
 pub(crate) struct Table {
-    /// In the order in which they were enabled.
+    /// The patches in the order in which they were enabled.
     pub(crate) patches: Vec<Patch>,
-    /// By their entries.
+    /// The patched functions by entry.
     pub(crate) functions: BTreeMap<Addr, Patched>,
     pub(crate) transition: Option<UnderWay>,
     pub(crate) stubs: Stubs,
-    /// What patches' modules have got for objects that are there.
+    /// The slices of patches' modules that were written for loaded objects.
     pub(crate) written: Vec<Written>,
-    /// Modules that were announced to us and have not gone, by their address.
+    /// The addresses of modules that were announced to this subscriber and are not unloaded.
     pub(crate) alive: Vec<usize>,
     pub(crate) last_patch: u64,
 }
@@ -174,14 +176,14 @@ static TABLE: Mutex<Table> = Mutex::new(Table {
     last_patch: 0,
 });
 
-/// The thread that has the lock; 0 if none.
+/// The thread that holds the lock, or 0.
 static OWNER: AtomicI32 = AtomicI32::new(0);
 
 thread_local! {
     static HELD: RefCell<Option<Locked>> = const { RefCell::new(None) };
 }
 
-/// The table, for this thread alone.
+/// The table, locked for this thread.
 pub(crate) struct Locked {
     guard: MutexGuard<'static, Table>,
 }
@@ -205,19 +207,19 @@ impl std::ops::DerefMut for Locked {
     }
 }
 
-/// What must be there before anything is patched. Called when a host is made, after tracing's: it prepares for a fork before that,
-/// because its lock is taken first.
+/// Prepares the process for patching. Called when a host is made, after tracing's `install`: so the fork handler of
+/// live patching runs before tracing's, because the lock of live patching is taken first.
 pub(crate) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // The lock of keys is taken within this one.
+        // The lock of static keys is taken within this lock.
         let _ = modload_static_keys::StaticKeys::new();
         on_fork(
             || HELD.set(table().ok()),
             || HELD.set(None),
             || {
                 if let Some(mut table) = HELD.take() {
-                    // Who had the table before the fork is this thread.
+                    // The thread that held the table before the fork is this thread.
                     let before = OWNER.swap(Tid::current().get(), Ordering::Relaxed);
                     table.forked(before);
                 }
@@ -227,22 +229,22 @@ pub(crate) fn install() {
     });
 }
 
-/// The table.
+/// Locks the table.
 ///
 /// # Errors
-/// [`PatchError::Nested`]: this thread has it already, and is in a callback.
+/// [`PatchError::Nested`]: this thread already holds the lock, and is in a callback.
 pub(crate) fn table() -> Result<Locked, PatchError> {
     let me = Tid::current().get();
     if OWNER.load(Ordering::Relaxed) == me {
         return Err(PatchError::Nested);
     }
-    // Whole between any two statements that can panic.
+    // The table is consistent between any two statements that can panic.
     let guard = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
     OWNER.store(me, Ordering::Relaxed);
     Ok(Locked { guard })
 }
 
-/// What a module is told by from others that are there.
+/// Returns the identity of a module among the modules that exist.
 pub(crate) fn address(module: &Module) -> usize {
     std::ptr::from_ref(module).addr()
 }
@@ -256,7 +258,7 @@ impl Table {
         self.patches.iter_mut().find(|patch| patch.id == id)
     }
 
-    /// The states of the patches of its host that were there before a patch, the newest last.
+    /// Returns the states of the patches of the same host that were enabled before a patch, the newest last.
     pub(crate) fn states_before(&self, id: PatchId) -> Vec<(u64, Addr)> {
         let host = self.patch(id).map(|patch| patch.host);
         let before = self.patches.iter().take_while(|patch| patch.id != id);
@@ -267,14 +269,15 @@ impl Table {
         self.patch(id.patch)?.objects.get(id.object)?.funcs.get(id.func)
     }
 
-    /// Where a function's calls go when nothing is in transition: the newest of its stack; `None` for itself.
+    /// Returns the target of a function's calls outside of transitions: the newest replacement on the function stack,
+    /// or `None` for the function itself.
     pub(crate) fn settled(&self, entry: Addr) -> Option<Addr> {
         let newest = self.functions.get(&entry)?.stack.last()?;
         self.func(*newest)?.new_func
     }
 
-    /// The code that an entry of a stack stands for: where it begins, `None` for the function itself, and where it is. Below the
-    /// first entry is the function itself.
+    /// Returns the code for an entry of a function stack: the start, `None` for the function itself, and the address
+    /// ranges. Below the first entry is the function itself.
     pub(crate) fn version(&self, entry: Addr, depth: Option<usize>) -> (Option<Addr>, Vec<Range<u64>>) {
         let Some(function) = self.functions.get(&entry) else { return (None, Vec::new()) };
         let func = depth.and_then(|depth| function.stack.get(depth)).and_then(|id| self.func(*id));

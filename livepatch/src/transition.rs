@@ -1,12 +1,13 @@
-//! Transitions: each thread goes over to the new code when it is in none of the functions that change.
+//! Transitions: each thread migrates to the new code when it is in none of the functions that change.
 //!
-//! Everybody is held for a moment, and each stack is walked. Threads in whose stacks none of the functions is are over; if these are
-//! all, sites become jumps to the new code in that same moment, and that was it. Otherwise sites become jumps to stubs, which send
-//! a thread by its word: to the old code as long as it has not gone over. Who has not is looked at again: when it comes by a
-//! stub, at a checkpoint (`pass`), and by a thread of ours that holds everybody when one has ended that was in the way (`events`), and
-//! now and then, the more seldom the longer it takes (`worker`). New threads begin with a word of 0: they are over.
+//! All threads are held for a moment, and each stack is walked. Threads with none of the functions on their stacks have
+//! migrated. If all threads have, sites become jumps to the new code in that same moment, and the transition is
+//! complete. Otherwise sites become jumps to stubs. A stub sends a thread by its word: to the old code until the thread
+//! has migrated. Threads that have not migrated are checked again: when they reach a stub or a checkpoint (`pass`),
+//! when a blocking thread has ended (`events`), and periodically, with growing intervals (`worker`). In the last two
+//! cases the worker thread holds all threads for the check. New threads start with the word 0: they have migrated.
 //!
-//! Where the host says that threads go over at checkpoints alone, nobody is held: `checkpoints`.
+//! If the host allows migration only at checkpoints, no thread is held: `checkpoints`.
 
 mod look;
 mod shown;
@@ -37,7 +38,7 @@ use crate::spec::Transition;
 use crate::stub::{Asks, Fork};
 use crate::table::{PatchId, Table};
 
-/// Where a transition leads.
+/// The target of a transition.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Target {
     /// Linux's KLP_PATCHED.
@@ -51,33 +52,34 @@ pub enum Target {
 pub(crate) struct Moving {
     pub(crate) entry: Addr,
     pub(crate) fork: &'static Fork,
-    /// For threads that are over; `None` for the function itself.
+    /// The target for threads that have migrated, or `None` for the function itself.
     pub(crate) to: Option<Addr>,
-    /// For the others.
+    /// The target for all other threads.
     from: Option<Addr>,
     to_extent: Vec<Range<u64>>,
     from_extent: Vec<Range<u64>>,
 }
 
-/// Why a thread is not over.
+/// The reason for which a thread has not migrated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Why {
-    /// A function that changes is on its stack, or was at its last checkpoint: where it goes on there.
+    /// A function that changes is on the thread's stack, or was at its last checkpoint. The value is the address in
+    /// that frame.
     Inside(u64),
-    /// Its stack cannot be walked to the end.
+    /// The thread's stack cannot be walked to its end.
     Unknown(WalkError),
-    /// It has not come to a checkpoint, and threads go over there alone.
+    /// The thread has not reached a checkpoint, and threads migrate only there.
     NoCheckpoint,
-    /// At the checkpoint to which it came last, its stack could not be walked to the end.
+    /// The thread's stack could not be walked to its end at its last checkpoint.
     Unwalked,
 }
 
-/// A thread that is not over.
+/// A thread that has not migrated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Blocked {
-    /// Which.
+    /// The thread.
     pub tid: Tid,
-    /// Why.
+    /// The reason.
     pub why: Why,
 }
 
@@ -87,26 +89,26 @@ pub(crate) struct UnderWay {
     pub(crate) patch: PatchId,
     pub(crate) target: Target,
     pub(crate) moving: Vec<Moving>,
-    /// Who was not over when everybody was looked at last.
+    /// The threads that had not migrated at the last check.
     blocked: Vec<Blocked>,
-    /// What the word of a thread is made that is not over, where threads are held.
+    /// The word for threads that have not migrated, in transitions that hold threads.
     mark: u64,
-    /// Where they are not.
+    /// The state of a checkpoint-only transition. `None` in transitions that hold threads.
     roll: Option<AtCheckpoints>,
 }
 
 impl UnderWay {
-    /// Who is not over.
+    /// Returns the threads that have not migrated.
     pub(crate) fn blocked(&self) -> Vec<Blocked> {
         self.roll.as_ref().map_or_else(|| self.blocked.clone(), |roll| roll::left(roll.phase))
     }
 
-    /// Where its functions' calls are to go.
+    /// Returns the redirections of the functions' calls.
     fn diverts(&self, to: impl Fn(&Moving) -> Option<Addr>) -> Vec<Divert> {
         self.moving.iter().map(|moving| Divert { entry: moving.entry, to: to(moving) }).collect()
     }
 
-    /// Exchanges where it leads and where from.
+    /// Exchanges old and new code.
     fn swap(&mut self) {
         self.target = match self.target {
             Target::Patched => Target::Unpatched,
@@ -119,12 +121,12 @@ impl UnderWay {
     }
 }
 
-/// A function, from which code, to which; `None` is the function itself.
+/// A function, its code before and its code after. `None` is the function itself.
 type Move = (Addr, (Option<Addr>, Ranges), (Option<Addr>, Ranges));
 
 impl Table {
-    /// Begins a transition of functions of a patch that are patched and shall be, or shall not be any more. Says whether it is over
-    /// already.
+    /// Starts a transition of a patch's functions, which are patched, to or from their replacements. Returns `true` if
+    /// all threads have migrated already.
     pub(crate) fn begin(&mut self, patch: PatchId, target: Target) -> Result<bool, PatchError> {
         know_process()?;
         let moves = self.moves(patch, target);
@@ -148,7 +150,7 @@ impl Table {
         over
     }
 
-    /// The functions whose newest code a transition changes: from what to what.
+    /// Returns the functions whose newest code the transition changes, with the code before and after.
     fn moves(&self, patch: PatchId, target: Target) -> Vec<Move> {
         let moves = |(entry, function): (&Addr, &crate::table::Patched)| {
             let newest = function.stack.len().checked_sub(1)?;
@@ -165,7 +167,7 @@ impl Table {
         self.functions.iter().filter_map(moves).collect()
     }
 
-    /// Looks at threads; completes the transition if all are over. Says whether it is.
+    /// Checks threads, and completes the transition if all have migrated. Returns whether the transition is complete.
     fn attempt(&mut self, whom: Whom) -> Result<bool, PatchError> {
         let Some(transition) = &self.transition else { return Ok(true) };
         if transition.roll.is_some() {
@@ -194,7 +196,7 @@ impl Table {
             let chosen = match chosen {
                 Ok(chosen) => chosen,
                 Err(error) => {
-                    // Words mean nothing without stubs.
+                    // The words mean nothing without stubs.
                     if whom == Whom::All {
                         clear_words()?;
                     }
@@ -214,7 +216,7 @@ impl Table {
             transition.blocked = seen.blocked;
         }
         if over {
-            // By force, threads may be in stubs.
+            // If the transition was forced, threads may be in stubs.
             self.settle_stubs();
             roll::close();
             SHOWN.clear();
@@ -225,7 +227,7 @@ impl Table {
         Ok(over)
     }
 
-    /// Stubs lead where their functions do for good, whoever comes by one late.
+    /// Sets the final targets of the stubs, for threads that reach a stub late.
     fn settle_stubs(&self) {
         for moving in self.transition.iter().flat_map(|transition| &transition.moving) {
             let home = self.home(moving.entry);
@@ -233,12 +235,13 @@ impl Table {
         }
     }
 
-    /// An address behind a function's site.
+    /// Returns an address behind a function's site.
     fn home(&self, entry: Addr) -> Addr {
         self.functions.get(&entry).map_or(entry, |function| function.home)
     }
 
-    /// Where no frame may be for a thread to be over, sorted: functions that change, code that is changed when all are over, stubs.
+    /// Returns the ranges that must not be on the stack of a thread that migrates: functions that change, code that
+    /// changes when all threads have migrated, and stubs. Sorted.
     fn sight(&self) -> Ranges {
         let moving = self.transition.iter().flat_map(|transition| &transition.moving);
         let mut ranges: Ranges = moving.flat_map(|moving| moving.from_extent.iter().cloned()).collect();
@@ -253,7 +256,7 @@ impl Table {
         ranges
     }
 
-    /// Functions of a module that is coming take part in the transition that is under way. Nobody is in them.
+    /// Adds the functions of a loading module to the transition under way. No thread is in these functions.
     pub(crate) fn join(&mut self, patch: PatchId) -> Result<(), PatchError> {
         let Some(target) = self.transition.as_ref().map(|transition| transition.target) else { return Ok(()) };
         let known: Vec<Addr> = self.transition.iter().flat_map(|one| &one.moving).map(|moving| moving.entry).collect();
@@ -268,13 +271,13 @@ impl Table {
         Ok(())
     }
 
-    /// What stubs of the transition under way ask threads.
+    /// Returns the part of a thread's word that the stubs of the transition under way compare.
     fn asks(&self) -> Asks {
         let roll = self.transition.as_ref().and_then(|transition| transition.roll.as_ref());
         if roll.is_some() { Asks::Tag } else { Asks::Half }
     }
 
-    /// Functions of a module that goes take no part any more.
+    /// Removes the functions of an unloaded module from the transition.
     pub(crate) fn part(&mut self, entries: &[Addr]) {
         let Some(transition) = &mut self.transition else { return };
         let gone = transition.moving.extract_if(.., |moving| entries.contains(&moving.entry));
@@ -294,7 +297,7 @@ impl Table {
         moving
     }
 
-    /// Turns a transition round: who was over is not any more, and the others are.
+    /// Reverses the transition: threads that had migrated have to migrate back, and all others count as migrated.
     pub(crate) fn turn(&mut self) -> Result<(), PatchError> {
         let Some(transition) = &mut self.transition else { return Err(PatchError::NoTransition) };
         if transition.roll.is_some() {
@@ -314,24 +317,25 @@ impl Table {
         Ok(())
     }
 
-    /// Looks again at who is not over; says whether all are.
+    /// Checks the threads again that have not migrated. Returns whether all have migrated.
     pub(crate) fn try_again(&mut self) -> Result<bool, PatchError> {
         self.attempt(Whom::Left)
     }
 
-    /// Makes everybody be over, wherever they are.
+    /// Counts all threads as migrated, wherever they are.
     pub(crate) fn force(&mut self) -> Result<bool, PatchError> {
         self.attempt(Whom::Nobody)
     }
 
-    /// In the child of a fork: the threads that were not over are not here, but for the one that has forked; nor is ours. It is
-    /// started when somebody asks for the first time: most children run another program soon. `before` was the thread's id.
+    /// Updates the transition in the child of a fork. Of the threads that had not migrated, only the thread that has
+    /// forked can exist here. The worker thread does not exist. The worker is started on the first request, because
+    /// most children soon run another program. `before` was the thread's id before the fork.
     pub(crate) fn forked(&mut self, before: i32) {
         worker::forked();
         roll::forked(before);
     }
 
-    /// Sees to it that the transition under way, if there is one, is looked at again.
+    /// Ensures that the worker checks the transition under way, if there is one.
     pub(crate) fn keep_working(&self) {
         if self.transition.is_some() {
             worker::work();
@@ -339,7 +343,7 @@ impl Table {
     }
 }
 
-/// Nobody is in any transition.
+/// Clears the words of all threads: no thread takes part in a transition.
 fn clear_words() -> Result<(), PatchError> {
     let held = hold(DEFAULT_LIMIT)?;
     held.words().map(|(_, word)| word).chain(std::iter::once(own())).for_each(|word| word.store(0, Ordering::Relaxed));

@@ -1,4 +1,4 @@
-//! A line for each call, as Linux's tracer `function` prints it.
+//! Writes a line for each call, as Linux's tracer `function` prints it.
 
 use std::fmt::{self, Write};
 
@@ -7,7 +7,7 @@ use super::names::{Names, fit};
 use super::nesting::Nesting;
 use crate::trace::{Record, What};
 
-/// Nanoseconds of a second.
+/// The number of nanoseconds in a second.
 const SECOND: u64 = 1_000_000_000;
 
 const HEADER: &str = "\
@@ -20,7 +20,7 @@ const HEADER: &str = "\
 #              | |                 |          |
 ";
 
-/// The form. Who is in which function is known only of recordings with entries and exits.
+/// The form. The functions that threads are in are known only for recordings with entries and exits.
 #[derive(Default, Debug)]
 pub(super) struct Calls {
     nesting: Nesting,

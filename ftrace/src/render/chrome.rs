@@ -1,6 +1,7 @@
 //! The Trace Event Format: one JSON object, which Perfetto and chrome://tracing read.
 //!
-//! Entries and exits are `B` and `E` events, which can be written as they come; each `B` has its `E` when the object is ended.
+//! Entries and exits are `B` and `E` events, which can be written at once. Each `B` has its `E` when the object is
+//! complete.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
@@ -17,19 +18,19 @@ use crate::trace::{Missed, Record, What};
 pub(super) struct Chrome {
     process: Process,
     nesting: Nesting,
-    /// Threads that have been named.
+    /// The threads that have been named.
     named: BTreeSet<u32>,
     /// The time of the last record.
     now: u64,
 }
 
-/// The fields of an event besides those that all have.
+/// The fields of an event that differ between events.
 struct Event<'a> {
     phase: char,
     thread: u32,
     at: u64,
     function: u32,
-    /// What stands under `args`, if anything does.
+    /// The content of `args`, if any.
     more: Option<(&'a str, Value)>,
 }
 
@@ -54,12 +55,12 @@ impl Chrome {
         let (tid, _) = names.thread(event.thread);
         let (module, name) = names.function(event.function);
         let (us, ns) = (event.at / 1000, event.at % 1000);
-        // Written by hand for its time's sake: as a binary fraction it would not keep its nanoseconds for long.
+        // The event is written by hand because of its time: a binary fraction would soon lose the nanoseconds.
         let (name, module) = (Value::from(name), Value::from(module));
         write!(out, ",\n{{\"ph\":\"{}\",\"pid\":{},\"tid\":{tid},\"ts\":{us}.{ns:03}", event.phase, self.process.pid)?;
         write!(out, ",\"name\":{name},\"cat\":{module}")?;
         if event.phase == 'i' {
-            // As wide as its thread.
+            // The event's scope is its thread.
             out.write_str(",\"s\":\"t\"")?;
         }
         if let Some((key, value)) = &event.more {
@@ -68,7 +69,7 @@ impl Chrome {
         out.write_str("}")
     }
 
-    /// The end of the function that a thread has entered last, now.
+    /// Writes the end, at this time, of the function that a thread has entered last.
     fn leave(&mut self, thread: u32, why: Option<&str>, names: &Names, out: &mut dyn Write) -> fmt::Result {
         let Some(frame) = self.nesting.leave(thread) else { return Ok(()) };
         let more = why.map(|why| (why, true.into()));

@@ -1,4 +1,4 @@
-//! Calls within calls, as Linux's tracer `function_graph` prints them.
+//! Writes nested calls, as Linux's tracer `function_graph` prints them.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
@@ -8,10 +8,10 @@ use super::names::{Names, fit};
 use super::nesting::Nesting;
 use crate::trace::{Record, What};
 
-/// How far a call is indented in the function that makes it.
+/// The indentation of a call within its caller.
 const INDENT: usize = 2;
 
-/// Marks for durations that exceed so many nanoseconds, the longest first.
+/// The marks for durations that exceed a number of nanoseconds, the longest first.
 const MARKS: [(u64, char); 6] =
     [(1_000_000_000, '$'), (100_000_000, '@'), (10_000_000, '*'), (1_000_000, '#'), (100_000, '!'), (10_000, '+')];
 
@@ -24,16 +24,16 @@ const HEADER: &str = "\
 #     |       |   |                     |   |   |   |
 ";
 
-/// Stands around the place where another thread goes on.
+/// The line above and below a switch to another thread.
 const RULE: &str = " ------------------------------------------";
 
 /// The form.
 #[derive(Default, Debug)]
 pub(super) struct Graph {
     nesting: Nesting,
-    /// Threads whose next record is the end of a function that has been told as one that calls nobody.
+    /// The threads whose next record is the exit of a function that was written as a leaf already.
     leaves: BTreeSet<u32>,
-    /// Whose line was the last one.
+    /// The thread of the last line.
     last: Option<u32>,
 }
 
@@ -73,7 +73,7 @@ impl Told for Graph {
 }
 
 impl Graph {
-    /// The end of a function, and of those that it had called if theirs are not recorded.
+    /// Writes the end of a function, and of functions that it called if their ends are not recorded.
     fn left(&mut self, record: &Record, names: &Names, out: &mut dyn Write) -> fmt::Result {
         let ending = self.nesting.ending(record);
         for above in (0..ending).rev() {
@@ -89,7 +89,7 @@ impl Graph {
         Ok(())
     }
 
-    /// A line up to the function's name.
+    /// Writes a line up to the function's name.
     fn line(&mut self, record: &Record, took: Option<u64>, names: &Names, out: &mut dyn Write) -> fmt::Result {
         if self.last != Some(record.thread) {
             self.switch(record.thread, names, out)?;
@@ -109,8 +109,8 @@ impl Graph {
     }
 }
 
-/// A duration with its mark: microseconds with three decimals, of which those go that would make it longer than eight
-/// characters.
+/// Returns a duration with its mark: microseconds with three decimals. Decimals that would make it longer than eight
+/// characters are cut off.
 fn duration(ns: u64) -> String {
     let mark = MARKS.iter().find(|(limit, _)| ns > *limit).map_or(' ', |(_, mark)| *mark);
     let mut text = format!("{}.{:03}", ns / 1000, ns % 1000);
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn durations_are_as_linux_prints_them() {
-        // From Documentation/trace/ftrace.rst, and the limits of each mark.
+        // The values are from Documentation/trace/ftrace.rst, and the limits of each mark.
         for (ns, text) in [
             (0, "  0.000 us"),
             (313, "  0.313 us"),

@@ -1,18 +1,19 @@
-//! How long calls took, counted so that any number of them fits: durations below 256 ns exactly, longer ones within 1 %.
+//! Counts call durations in limited memory: durations below 256 ns exactly, longer ones within 1 %.
 //!
-//! A live trace may last for hours and see billions of calls of thousands of functions. To keep every duration would need
-//! memory without bound, and a dense histogram of that precision 60 kB a function. A function's durations are alike, and
-//! what is counted here are the few buckets that occur: some hundred bytes as a rule, 200 kB at the very worst.
+//! A live trace may run for hours and record billions of calls of thousands of functions. Storing every duration would
+//! need unlimited memory, and a dense histogram of that precision 60 kB for each function. The durations of one
+//! function are similar, so only the few buckets that occur are stored: usually some hundred bytes, and 200 kB in the
+//! worst case.
 
 use std::collections::BTreeMap;
 
-/// Buckets of each power of two: a bucket is 1/128 of its durations wide at most.
+/// The number of buckets for each power of two: a bucket's width is at most 1/128 of its durations.
 const PER_POWER: u64 = 128;
 
-/// Counts of durations in nanoseconds.
+/// The counts of durations in nanoseconds.
 #[derive(Default, Debug)]
 pub(super) struct Histogram {
-    /// By the longest duration of the bucket.
+    /// The counts by the longest duration of each bucket.
     buckets: BTreeMap<u64, u64>,
     count: u64,
     longest: u64,
@@ -25,7 +26,7 @@ impl Histogram {
         self.longest = self.longest.max(ns);
     }
 
-    /// The duration that so many of a hundred calls did not exceed; none without a call.
+    /// Returns the duration that this percentage of calls did not exceed. `None` without calls.
     pub(super) fn percentile(&self, percent: u64) -> Option<u64> {
         let rank = (u128::from(self.count) * u128::from(percent)).div_ceil(100);
         let mut seen = 0;
@@ -37,7 +38,7 @@ impl Histogram {
     }
 }
 
-/// The longest duration that falls into the same bucket.
+/// Returns the longest duration in the same bucket.
 fn bucket(ns: u64) -> u64 {
     let width = (ns / PER_POWER).checked_ilog2().map_or(1, |power| 1 << power);
     ns | (width - 1)

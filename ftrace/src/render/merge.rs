@@ -1,26 +1,27 @@
-//! Records of several threads, brought into one order by their times. A thread's own order stays whatever its times say.
+//! Sorts the records of several threads by time. The order of each thread's own records is kept, even if their times
+//! disagree.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use crate::trace::Record;
 
-/// Records that wait until nothing older can come any more.
+/// The records that wait until no older record can follow.
 #[derive(Default, Debug)]
 pub(super) struct Merge {
-    /// By thread: in the order in which it made them. None is empty after [`Merge::push`].
+    /// The records by thread, in the order in which the thread made them. No list is empty after [`Merge::push`].
     waiting: BTreeMap<u32, VecDeque<Record>>,
-    /// The oldest of each thread that has any: its time, and the thread.
+    /// The time of the oldest record of each thread that has records, and the thread.
     oldest: BinaryHeap<Reverse<(u64, u32)>>,
-    /// Records up to this time can be told: a drain that began after they were made has come.
+    /// Records up to this time are final: a drain that began after they were made has arrived.
     settled: u64,
     /// The time of the youngest record so far.
     youngest: u64,
 }
 
 impl Merge {
-    /// What a drain has found. Whatever is not in it was made after the drain before it, so all up to that one's youngest
-    /// record is known now.
+    /// Adds the records of a drain. Records that it does not contain were made after the previous drain. So all records
+    /// up to the youngest of the previous drain are known now.
     pub(super) fn push(&mut self, records: Vec<Record>) {
         self.settled = self.youngest;
         self.waiting.retain(|_, records| !records.is_empty());
@@ -34,12 +35,12 @@ impl Merge {
         }
     }
 
-    /// Nothing comes any more.
+    /// Marks the end: no more records follow.
     pub(super) fn close(&mut self) {
         self.settled = u64::MAX;
     }
 
-    /// The next record that can be told, and the same thread's next one if that is here already.
+    /// Returns the next final record, and the same thread's next record if it is known already.
     pub(super) fn next(&mut self) -> Option<(Record, Option<&Record>)> {
         let Reverse((at, thread)) = *self.oldest.peek()?;
         if at > self.settled {

@@ -1,13 +1,13 @@
-//! The names of a recording, by the numbers that its records have for them.
+//! The names in a recording, by the numbers in its records.
 
 use std::fmt::{self, Display};
 
 use crate::trace::{Function, Thread};
 
-/// Module of functions that are the host program's own, as Linux has it for the kernel's.
+/// The module of the host program's own functions, like Linux's for the kernel.
 const HOST: &str = "vmlinux";
 
-/// All functions and threads that batches have named so far, fit for a terminal.
+/// The functions and threads that batches have named so far. Names are escaped for a terminal.
 #[derive(Default, Debug)]
 pub(super) struct Names {
     functions: Vec<Function>,
@@ -21,26 +21,27 @@ impl Names {
         self.threads.extend(threads.into_iter().map(|Thread { tid, name }| Thread { tid, name: fit(name) }));
     }
 
-    /// A function's module and name. One that no batch has named has question marks for both.
+    /// Returns a function's module and name. Both are question marks if no batch has named the function.
     pub(super) fn function(&self, number: u32) -> (&str, &str) {
         let found = usize::try_from(number).ok().and_then(|number| self.functions.get(number));
         found.map_or(("?", "?"), |function| (&function.module, &function.name))
     }
 
-    /// As Linux's `%ps` prints it: the module behind the name, unless it is the host's own.
+    /// Returns a function in the form of Linux's `%ps`: the name and its module, without the module for the host's own
+    /// functions.
     pub(super) fn shown(&self, number: u32) -> Shown<'_> {
         let (module, name) = self.function(number);
         Shown { module, name }
     }
 
-    /// A thread's id and name. One that no batch has named is -1, which is nobody's.
+    /// Returns a thread's id and name. A thread that no batch has named has the id -1, which no thread has.
     pub(super) fn thread(&self, number: u32) -> (i32, &str) {
         let found = usize::try_from(number).ok().and_then(|number| self.threads.get(number));
         found.map_or((-1, "?"), |thread| (thread.tid, &thread.name))
     }
 }
 
-/// A function for people.
+/// A function for display.
 #[derive(Clone, Copy)]
 pub(super) struct Shown<'n> {
     module: &'n str,
@@ -56,7 +57,8 @@ impl Display for Shown<'_> {
     }
 }
 
-/// Text without control characters. Names are escaped where they are read from a file, but a batch may come from elsewhere.
+/// Returns the text without control characters. Names are escaped when they are read from a file, but a batch may come
+/// from another source.
 pub(super) fn fit(text: String) -> String {
     if !text.contains(char::is_control) {
         return text;

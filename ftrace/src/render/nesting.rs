@@ -1,4 +1,4 @@
-//! Who is in which function: each thread's entries that have no exit yet.
+//! The functions that threads are in: each thread's entries that have no exit yet.
 
 use std::collections::BTreeMap;
 
@@ -8,13 +8,13 @@ use crate::trace::Record;
 #[derive(Debug)]
 pub(super) struct Frame {
     pub(super) function: u32,
-    /// When, in nanoseconds.
+    /// The time of the entry in nanoseconds.
     pub(super) entered: u64,
-    /// How long traced functions took that it called, in nanoseconds.
+    /// The time spent in traced functions that this function called, in nanoseconds.
     pub(super) callees: u64,
 }
 
-/// The stacks of all threads that are in any traced function.
+/// The stacks of all threads that are in a traced function.
 #[derive(Default, Debug)]
 pub(super) struct Nesting {
     threads: BTreeMap<u32, Vec<Frame>>,
@@ -25,7 +25,7 @@ impl Nesting {
         self.threads.get(&thread).map_or(0, Vec::len)
     }
 
-    /// The function that this thread entered last.
+    /// Returns the function that this thread entered last.
     pub(super) fn innermost(&mut self, thread: u32) -> Option<&mut Frame> {
         self.threads.get_mut(&thread)?.last_mut()
     }
@@ -35,14 +35,15 @@ impl Nesting {
         self.threads.entry(record.thread).or_default().push(frame);
     }
 
-    /// How many frames end with this exit. It is one: recordings keep entries and exits in pairs. But whoever sends us others
-    /// must not confuse all that follows: frames above the one that is left end with it, and an exit without an entry ends none.
+    /// Returns the number of frames that end with this exit. In a valid recording the number is 1, because entries and
+    /// exits are pairs. Invalid records from another source must not confuse the rest: frames above the one that is
+    /// left end with it, and an exit without an entry ends none.
     pub(super) fn ending(&self, record: &Record) -> usize {
         let frames = self.threads.get(&record.thread).map_or(&[][..], Vec::as_slice);
         frames.iter().rev().position(|frame| frame.function == record.function).map_or(0, |above| above + 1)
     }
 
-    /// The function that this thread entered last is left.
+    /// Removes the function that this thread entered last.
     pub(super) fn leave(&mut self, thread: u32) -> Option<Frame> {
         let frames = self.threads.get_mut(&thread)?;
         let frame = frames.pop();
@@ -52,7 +53,7 @@ impl Nesting {
         frame
     }
 
-    /// The threads that are in any traced function.
+    /// Returns the threads that are in a traced function.
     pub(super) fn threads(&self) -> Vec<u32> {
         self.threads.keys().copied().collect()
     }

@@ -1,4 +1,4 @@
-//! A table of functions: how often each was called, and how long that took.
+//! A table of functions: the number of calls, and their durations.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use super::names::Names;
 use super::nesting::Nesting;
 use crate::trace::{Missed, Record, What};
 
-/// How the table is written.
+/// The output format of the table.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Layout {
     Table,
@@ -25,24 +25,24 @@ pub(super) struct Summary {
     layout: Layout,
     nesting: Nesting,
     functions: BTreeMap<u32, Counts>,
-    /// How often a thread is in a function at this moment, where that is more than not at all.
+    /// The number of a thread's open calls of a function, if it is not 0.
     inside: BTreeMap<(u32, u32), u64>,
 }
 
-/// What is known of a function. Times are nanoseconds.
+/// The counts of a function. Times are nanoseconds.
 #[derive(Default, Debug)]
 struct Counts {
-    /// Also those that have not ended.
+    /// The number of calls, including calls that have not ended.
     calls: u64,
-    /// From the first entry to the last exit where it calls itself.
+    /// The total duration. For recursive calls, the time from the first entry to the last exit.
     total: u64,
-    /// Without traced functions that it calls.
+    /// The duration without traced functions that the function calls.
     own: u64,
-    /// Of each call that has ended.
+    /// The durations of the calls that have ended.
     durations: Histogram,
 }
 
-/// A line of the table. Times are nanoseconds; calls whose ends are not recorded have none.
+/// A line of the table. Times are nanoseconds, and absent if the ends of the calls are not recorded.
 #[derive(Serialize)]
 struct Row<'a> {
     function: &'a str,
@@ -62,7 +62,7 @@ struct Row<'a> {
 #[derive(Serialize)]
 struct Table<'a> {
     functions: &'a [Row<'a>],
-    /// Calls that had not ended when the recording did: they count, but took no time.
+    /// The calls that had not ended at the end of the recording: such calls are counted, but have no duration.
     unfinished: u64,
     missed: &'a Missed,
 }
@@ -78,7 +78,7 @@ impl Summary {
         self.functions.entry(record.function).or_default().calls += 1;
     }
 
-    /// The function that a thread has entered last ends.
+    /// Ends the function that a thread has entered last.
     fn leave(&mut self, thread: u32, at: u64) {
         let Some(frame) = self.nesting.leave(thread) else { return };
         let took = at.saturating_sub(frame.entered);
@@ -87,7 +87,7 @@ impl Summary {
         }
         let counts = self.functions.entry(frame.function).or_default();
         counts.durations.add(took);
-        // Whoever sends us times that cannot be gets sums that cannot be.
+        // Impossible times from another source lead to impossible sums.
         counts.own = counts.own.saturating_add(took.saturating_sub(frame.callees));
         let place = (thread, frame.function);
         let inside = self.inside.remove(&place).unwrap_or_default().saturating_sub(1);
@@ -98,7 +98,7 @@ impl Summary {
         }
     }
 
-    /// The table's lines, the greatest total first.
+    /// Returns the table's lines, the greatest total first.
     fn rows<'n>(&self, names: &'n Names) -> Vec<Row<'n>> {
         let row = |(function, counts): (&u32, &Counts)| {
             let (module, function) = names.function(*function);
@@ -143,7 +143,7 @@ impl Told for Summary {
     }
 }
 
-/// Names to the left, numbers to the right. Without a duration there are no columns for them.
+/// Writes names to the left and numbers to the right. Without durations there are no columns for them.
 fn table(rows: &[Row<'_>], unfinished: u64, out: &mut dyn Write) -> fmt::Result {
     let width = |name: for<'r> fn(&'r Row<'_>) -> &'r str, heading: &str| {
         rows.iter().map(|row| name(row).chars().count()).chain([heading.len()]).max().unwrap_or_default()

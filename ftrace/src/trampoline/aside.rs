@@ -1,5 +1,5 @@
-//! Walks of the stack that a thread is on, made on another one: a function may be called on a coroutine's stack of a few KiB, and a
-//! walk would not fit.
+//! Walks the thread's current stack while running on another stack: a function may be called on a coroutine's stack of
+//! a few KiB, where a walk would not fit.
 
 use std::arch::global_asm;
 use std::ffi::c_void;
@@ -11,15 +11,17 @@ use modload_threads::frames::{
     Ended, Frame, ProcessMemory, Register, Registers, WalkError, function_at, walk as walk_from, walk_here,
 };
 
-/// Bytes of a stack for walks. Every signal that a thread can wait for is blocked meanwhile, so that no handler needs it.
+/// The size in bytes of a stack for walks. During a walk, every signal that a thread can wait for is blocked, so no
+/// handler needs this stack.
 pub(super) const STACK: usize = 1 << 16;
-/// Left free below it.
+/// The room that is left free below the stack.
 pub(super) const PAGE: usize = 4096;
 
-/// Registers as the code below writes them down: numbers of DWARF.
+/// The registers in the order in which the code below stores them, by their DWARF numbers.
 const WRITTEN: [usize; 8] = [16, 7, 6, 3, 12, 13, 14, 15];
 
-// rdi: what the function is given; rsi: the function; rdx: the end of its stack. The function gets the registers of the caller, too.
+// rdi: the function's argument; rsi: the function; rdx: the end of its stack. The function also gets the registers of
+// the caller.
 global_asm!(
     r#"
     .pushsection .text.modload_ftrace_aside, "ax", @progbits
@@ -77,9 +79,9 @@ struct Walk<F> {
 }
 
 unsafe extern "C" fn run<F: FnMut(&Frame) -> ControlFlow<()>>(data: *mut c_void, registers: *const [u64; 8]) {
-    // SAFETY: what `walk` passes, which waits for this.
+    // SAFETY: `walk` passes a `Walk`, and waits for this function.
     let this = unsafe { &mut *data.cast::<Walk<F>>() };
-    // SAFETY: eight registers, above this function's frame.
+    // SAFETY: the pointer leads to eight registers, above this function's frame.
     let values = unsafe { registers.read() };
     let written = WRITTEN.into_iter().zip(values);
     let registers =
@@ -87,7 +89,8 @@ unsafe extern "C" fn run<F: FnMut(&Frame) -> ControlFlow<()>>(data: *mut c_void,
     this.walked = walk_from(&registers, ProcessMemory::own(), &mut this.visit);
 }
 
-/// Walks this thread's stack outward from the caller of this function, on the stack that ends at `stack`. Async-signal-safe.
+/// Walks this thread's stack outward from the caller of this function, while running on the stack that ends at `stack`.
+/// Async-signal-safe.
 ///
 /// # Errors
 /// [`WalkError`]: a frame whose caller is not known.
@@ -97,8 +100,8 @@ pub(super) fn walk(stack: *mut u8, visit: impl FnMut(&Frame) -> ControlFlow<()>)
     let walked = Err(WalkError::NowhereToBegin);
     let mut walk = Walk { visit, walked };
     let function = run_of(&walk);
-    // SAFETY: the function takes what it is given, and the stack is this thread's own, of [`STACK`] bytes, with nothing on it: no
-    // signal handler runs meanwhile that could come here a second time.
+    // SAFETY: the function accepts its argument, and the stack is this thread's own, of [`STACK`] bytes, and empty:
+    // during the walk no signal handler runs that could get here a second time.
     unsafe { modload_ftrace_aside(ptr::from_mut(&mut walk).cast(), function, stack) };
     unblock(&before);
     walk.walked
@@ -108,32 +111,32 @@ fn run_of<F: FnMut(&Frame) -> ControlFlow<()>>(_: &Walk<F>) -> unsafe extern "C"
     run::<F>
 }
 
-/// Blocks all signals but those that an instruction causes.
+/// Blocks all signals except those that an instruction causes.
 fn block() -> libc::sigset_t {
-    // SAFETY: a set of bits, for which zeros are a value.
+    // SAFETY: the type is a set of bits, for which zeros are a value.
     let mut all: libc::sigset_t = unsafe { mem::zeroed() };
     let mut before = all;
-    // SAFETY: a set of ours.
+    // SAFETY: the set is a local variable.
     unsafe { libc::sigfillset(&raw mut all) };
     for caused in [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGSYS] {
         // SAFETY: as above.
         unsafe { libc::sigdelset(&raw mut all, caused) };
     }
-    // SAFETY: two sets of ours.
+    // SAFETY: both sets are local variables.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) };
     before
 }
 
 fn unblock(before: &libc::sigset_t) {
-    // SAFETY: the set that was in force.
+    // SAFETY: this set was in force before.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before, ptr::null_mut()) };
 }
 
-/// The functions below every other one of a stack that the C library has started: of the process's first thread, and of others.
-/// Where each begins and ends; zeros while it is not known.
+/// The outermost functions of stacks that the C library has started: for the process's first thread, and for other
+/// threads. Each function has a start and an end address, which are zeros while they are not known.
 static STARTS: [[AtomicU64; 2]; 2] = [const { [const { AtomicU64::new(0) }; 2] }; 2];
 
-/// Whether an address is in a function by which a thread begins.
+/// Returns whether an address is in a function in which a thread begins.
 pub(super) fn is_start(pc: u64) -> bool {
     let is_in = |[start, end]: &[AtomicU64; 2]| {
         (start.load(Ordering::Relaxed)..end.load(Ordering::Relaxed)).contains(&pc.wrapping_sub(1))
@@ -141,8 +144,9 @@ pub(super) fn is_start(pc: u64) -> bool {
     STARTS.iter().any(is_in)
 }
 
-/// Finds out by which functions threads begin, if that is not known yet: a thread of ours looks below itself. Without it nothing is
-/// recorded of what a thread calls after a `longjmp`, until something is written where it was. Not for signal handlers.
+/// Determines the functions in which threads begin, if they are not known yet: a new thread walks its own stack.
+/// Without these functions, calls of a thread after a `longjmp` are not recorded until the old return address is
+/// overwritten. Not for signal handlers.
 pub(crate) fn know_starts() {
     let [first, others] = &STARTS;
     let know = |of: &[AtomicU64; 2], function: Option<std::ops::Range<u64>>| {
@@ -150,7 +154,7 @@ pub(crate) fn know_starts() {
         of[0].store(function.start, Ordering::Relaxed);
         of[1].store(function.end, Ordering::Relaxed);
     };
-    // SAFETY: asks for a word of the auxiliary vector.
+    // SAFETY: the call only reads a word of the auxiliary vector.
     know(first, function_at(unsafe { libc::getauxval(libc::AT_ENTRY) }));
     if others[1].load(Ordering::Relaxed) != 0 {
         return;

@@ -1,4 +1,4 @@
-//! Tracers: what they are told, and how they are called.
+//! Tracers: their interface, and how they are called.
 
 use std::ffi::c_void;
 use std::fmt;
@@ -11,13 +11,14 @@ use modload_edit::Addr;
 use super::Function;
 use super::sets::{Callback, Registers, Saved, Set};
 
-/// Hears of each call of the functions that it is for, in the thread that makes the call, before the function begins.
+/// A tracer, which is notified of each call of its functions, in the thread that makes the call, before the function
+/// begins.
 ///
-/// Functions that are called from within are not shown to anybody: each thread is in one tracer at a time. A panic ends here, and
-/// is an error in the log. A tracer must not end its thread, nor throw what is no panic; where threads are cancelled
-/// (pthread_cancel(3)), it calls nothing that is a cancellation point.
+/// Calls that are made from within a tracer are not shown to any tracer: each thread is in at most one tracer at a
+/// time. A tracer's panic is caught and logged as an error. A tracer must not end its thread, nor throw anything but a
+/// panic. If threads are cancelled (pthread_cancel(3)), a tracer must not call a cancellation point.
 pub trait Tracer: Send + Sync + 'static {
-    /// A function is being called.
+    /// Handles a call of a function.
     fn called(&self, call: &Call<'_>);
 }
 
@@ -27,10 +28,10 @@ impl<F: Fn(&Call<'_>) + Send + Sync + 'static> Tracer for F {
     }
 }
 
-/// Says where calls of a function go on: Linux's ftrace_ops with `FTRACE_OPS_FL_IPMODIFY`.
+/// Decides where calls of a function continue: Linux's ftrace_ops with `FTRACE_OPS_FL_IPMODIFY`.
 pub trait Redirect: Send + Sync + 'static {
-    /// A function is being called: where it goes on instead of behind its site, with all registers and its stack as they are.
-    /// `None`: where it would.
+    /// Returns the address at which a call continues instead of behind the function's site, with all registers and the
+    /// stack unchanged. `None` leaves the target unchanged.
     fn redirect(&self, call: &Call<'_>) -> Option<Addr>;
 }
 
@@ -41,11 +42,11 @@ pub struct Redirecting {
 }
 
 impl Redirecting {
-    /// Trusts one.
+    /// Trusts a [`Redirect`].
     ///
     /// # Safety
-    /// Wherever it sends calls of a function there is code that may be entered with that function's arguments and its stack, and
-    /// that stays for as long as a thread may come there.
+    /// At each address to which `redirect` sends calls of a function, there is code that may be entered with that
+    /// function's arguments and stack. That code stays as long as a thread may reach it.
     #[must_use]
     pub unsafe fn new(redirect: impl Redirect) -> Redirecting {
         Redirecting { member: Member::redirect(redirect, Saved::Arguments) }
@@ -60,31 +61,31 @@ pub struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// The function's entry.
+    /// Returns the function's entry.
     #[must_use]
     pub fn ip(&self) -> Addr {
         self.function.ip()
     }
 
-    /// Where it will return to.
+    /// Returns the address to which the function will return.
     #[must_use]
     pub fn parent(&self) -> Addr {
         Addr::new(self.parent)
     }
 
-    /// Its module; `vmlinux` for the host's own.
+    /// Returns the function's module, or `vmlinux` for the host's own functions.
     #[must_use]
     pub fn module(&self) -> &str {
         &self.function.module
     }
 
-    /// Its name, escaped.
+    /// Returns the function's name, escaped.
     #[must_use]
     pub fn symbol(&self) -> &str {
         &self.function.name
     }
 
-    /// The registers at its entry, if the tracer has asked for them.
+    /// Returns the registers at the function's entry, if the tracer has requested them.
     #[must_use]
     pub fn registers(&self) -> Option<&Registers> {
         self.registers
@@ -97,21 +98,21 @@ impl fmt::Debug for Call<'_> {
     }
 }
 
-/// One of those whom a function's calls are shown to.
+/// A tracer or a redirection of a function's calls.
 #[derive(Clone)]
 pub(crate) struct Member {
     call: Callback,
     data: *const c_void,
     pub(crate) saved: Saved,
-    /// What `data` points to.
+    /// The owner of the value that `data` points to.
     _owner: Arc<dyn Owner>,
 }
 
-/// Anything that is kept.
+/// Any value that is kept alive.
 trait Owner: Send + Sync {}
 impl<T: Send + Sync> Owner for T {}
 
-// SAFETY: `data` points to what `_owner` owns, which may be shared and sent.
+// SAFETY: `data` points to a value that `_owner` owns and that may be shared and sent.
 unsafe impl Send for Member {}
 // SAFETY: the same.
 unsafe impl Sync for Member {}
@@ -143,13 +144,13 @@ pub(crate) struct Group {
     members: Box<[Member]>,
 }
 
-// SAFETY: the set's word is one of the members', or a pointer to `members`.
+// SAFETY: the set's word is a member's word, or a pointer to `members`.
 unsafe impl Send for Group {}
-// SAFETY: nothing of it is written.
+// SAFETY: no field is written.
 unsafe impl Sync for Group {}
 
 impl Group {
-    /// One member is called straight, several by a list. There is one at least.
+    /// Makes a group of at least one member. One member is called directly, several by a list.
     pub(crate) fn new(members: Vec<Member>) -> Box<Group> {
         let one = match &members[..] {
             [one] => Some(Set::new(one.call, one.data)),
@@ -163,21 +164,22 @@ impl Group {
         group
     }
 
-    /// What code in assembler knows it by.
+    /// Returns the pointer by which assembler code refers to the group.
     pub(crate) fn set(&self) -> *const Set {
         &raw const self.set
     }
 
-    /// Which registers its members want.
+    /// Returns the registers that the group's members need.
     pub(crate) fn saved(&self) -> Saved {
         self.members.iter().map(|member| member.saved).max().unwrap_or(Saved::Arguments)
     }
 }
 
-/// What a callback is given.
+/// Makes the argument of a callback.
 ///
 /// # Safety
-/// The pointers are those that the code of sets passes: a function, which lives for ever, and null or registers on the stack.
+/// The pointers are those that the code of sets passes: a function, which lives for ever, and null or registers on the
+/// stack.
 unsafe fn call<'a>(function: *const Function, parent: u64, registers: *const Registers) -> Call<'a> {
     // SAFETY: the caller's.
     let function = unsafe { &*function };
@@ -199,7 +201,8 @@ unsafe extern "C-unwind" fn called<T: Tracer>(
     parent: u64,
     registers: *const Registers,
 ) -> u64 {
-    // SAFETY: what the member was made with, which its set keeps for as long as somebody is in it.
+    // SAFETY: `data` points to the tracer that the member was made with. The set keeps the tracer as long as a thread
+    // is in the set.
     let tracer = unsafe { &*data.cast::<T>() };
     // SAFETY: called by the code of sets, or by `several`.
     let call = unsafe { call(function, parent, registers) };
@@ -234,11 +237,12 @@ unsafe extern "C-unwind" fn several(
     parent: u64,
     registers: *const Registers,
 ) -> u64 {
-    // SAFETY: the members of the group whose set this is.
+    // SAFETY: `data` points to the members of the group that has this set.
     let members = unsafe { &*data.cast::<Box<[Member]>>() };
     let mut to = 0;
     for member in members {
-        // SAFETY: the member's own function, with its own word and what the code of sets has passed.
+        // SAFETY: this is the member's own function, with its own word and the arguments that the code of sets has
+        // passed.
         let answer = unsafe { (member.call)(member.data, function, parent, registers) };
         if answer != 0 {
             to = answer;

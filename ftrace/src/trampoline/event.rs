@@ -1,5 +1,5 @@
-//! Code that tells somebody that a thread has come by, between any two of its instructions, and sends it on: for stubs of live
-//! patching's.
+//! Code that reports an event in the current thread, between any two of the thread's instructions, and then continues
+//! the thread: for the stubs of live patching.
 
 use std::arch::global_asm;
 use std::mem::offset_of;
@@ -10,23 +10,23 @@ use modload_edit::Addr;
 use super::sets::address;
 use super::thread::ASK;
 
-/// What `r11` points to when [`event_code`] is jumped to. It lives for ever.
+/// The data that `r11` points to when [`event_code`] is jumped to. The data lives for ever.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Event {
-    /// Where the thread was before, for walks: an address behind a call, of the function that it is in.
+    /// The thread's place for stack walks: an address behind a call, in the function that the thread is in.
     pub home: u64,
-    /// Where it goes on.
+    /// The address at which the thread continues.
     pub then: u64,
 }
 
-/// What `rax` holds to say that it is an event. No return address stands there.
+/// The value of `rax` that marks an event. No return address is stored at this address.
 pub(super) const EVENT: u64 = u64::MAX;
 
 static HOOK: OnceLock<fn()> = OnceLock::new();
 
-/// Has a function called for each event, in the thread that it happens in. It is async-signal-safe. The first one that is given
-/// stays.
+/// Sets the function that is called for each event, in the thread of the event. The function must be async-signal-safe.
+/// Only the first call of `on_event` has an effect.
 pub fn on_event(hook: fn()) {
     HOOK.get_or_init(|| hook);
 }
@@ -87,7 +87,8 @@ unsafe extern "C" {
     static modload_ftrace_event_end: u8;
 }
 
-/// The code that is jumped to with an [`Event`] in `r11`, and the range of its addresses. All registers but that one are preserved.
+/// Returns the code to jump to with an [`Event`] in `r11`, and the range of its addresses. The code preserves all
+/// registers except `r11`.
 #[must_use]
 pub fn event_code() -> (Addr, std::ops::Range<u64>) {
     let start = address(&raw const modload_ftrace_event);

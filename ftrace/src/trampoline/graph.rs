@@ -1,21 +1,23 @@
-//! Recording entry and return: the function is called once more, from here, so that it returns to here.
+//! Records entry and return: the trampoline calls the function itself, so that the function returns to the trampoline.
 //!
-//! The site jumps, the return address of the function is taken from the stack and kept in the thread's return stack, and the
-//! function is called: the address that this pushes lies where the other one did, and arguments on the stack are where they
-//! were. Each `ret` meets the `call` that the processor expects.
+//! The site jumps. The trampoline takes the function's return address from the stack, keeps it in the thread's return
+//! stack, and calls the function. The address that this call pushes lies where the other one was, and arguments on the
+//! stack are at their former places. Each `ret` matches the `call` that the processor expects.
 //!
-//! `rbx`, which every function preserves, leads back to the frame's place in the return stack. So the rows of this code can say
-//! in two expressions where the return address and `rbx` itself are: exceptions, cancellation and walks pass through, and need
-//! nothing of us but that the record is made ([`personality`]).
+//! `rbx`, which every function preserves, points to the frame's place in the return stack. So the unwind rows of this
+//! code need only two expressions for the return address and `rbx` itself. Exceptions, cancellation and walks pass
+//! through, and need nothing from the trampoline except the record ([`personality`]).
 //!
-//! A return stack is for one stack, the thread's own: a function that is called on another one is not recorded. So places lie in
-//! the order of their frames, and one whose frame is not above that of a function which is being entered is stale, if `longjmp`
-//! has left it, or alive, if the thread is on the stack of a coroutine that lies within its own ([`super::thread`] tells the two
-//! apart). So is one above that of a function which returns.
+//! A return stack belongs to one stack, the thread's own: a function that is called on another stack is not recorded.
+//! So places lie in the order of their frames. A place whose frame is not above that of a function which is being
+//! entered is stale or alive. The place is stale if `longjmp` has left the function. The place is alive if the thread
+//! is on the stack of a coroutine that lies within the thread's own stack ([`super::thread`] distinguishes the two
+//! cases). The same holds for a place above that of a function which returns.
 //!
-//! Of a tail call both places have the same frame, and its return address is ours. To unwinders the two are one frame, the newer
-//! one's: [`Place::outer`] and [`Place::outer_saved`] are those of the oldest. Frames are told apart by their CFA, and two frames of
-//! ours for one return address would have the same one as the frame that called the first function.
+//! In a tail call both places have the same frame, and the frame's return address is the trampoline's. For unwinders
+//! the two are one frame, the newer one: [`Place::outer`] and [`Place::outer_saved`] belong to the oldest. Unwinders
+//! distinguish frames by their CFA, and two frames of the trampoline for one return address would have the same CFA as
+//! the frame that called the first function.
 
 use std::arch::global_asm;
 use std::ffi::{c_int, c_void};
@@ -31,8 +33,8 @@ use super::thread::{ASK, BUSY, CURRENT, NESTED, Place, RETURNED, SESSION, Thread
 
 // DWARF: 0x10 register length 0x73 offset: the register is saved at rbx + offset (DW_CFA_expression, DW_OP_breg3);
 // 0x14 0x07 0x01: rsp is the CFA less 8 (DW_CFA_val_offset). While the function runs, and until its return address is on the
-// stack again, the CFA is the caller's stack pointer and 8 more: no two frames may have the same, for unwinders tell
-// frames by it.
+// stack again, the CFA is the caller's stack pointer and 8 more: no two frames may have the same CFA, because unwinders
+// distinguish frames by the CFA.
 global_asm!(
     r#"
     .pushsection .text.modload_ftrace_graph, "ax", @progbits
@@ -325,22 +327,22 @@ unsafe extern "C" {
     fn _Unwind_GetGR(context: *mut c_void, register: c_int) -> usize;
 }
 
-/// The code that records entry and return.
+/// Returns the code that records entry and return.
 pub(crate) fn code() -> Addr {
     address(&raw const modload_ftrace_graph)
 }
 
-/// Where recorded functions return to.
+/// Returns the address to which recorded functions return.
 pub(super) fn returns() -> u64 {
     address(&raw const modload_ftrace_return).get()
 }
 
-/// The code for a function that nobody looks at, entered by a jump.
+/// Returns the code for a function that is not traced, entered by a jump.
 pub(crate) fn pass_jump() -> Addr {
     address(&raw const modload_ftrace_pass_jump)
 }
 
-/// The code for a function that nobody looks at, entered by a call.
+/// Returns the code for a function that is not traced, entered by a call.
 pub(crate) fn pass_call() -> Addr {
     address(&raw const modload_ftrace_pass_call)
 }
@@ -352,9 +354,9 @@ const FATAL_PHASE1_ERROR: c_int = 3;
 /// The DWARF number of rbx.
 const RBX: c_int = 3;
 
-/// What an unwinder asks of the frame beneath a traced function: nothing is caught and nothing cleaned up, but that the function
-/// has been left is recorded. Its place is given back by the next function that is entered or left: the unwinder reads it after
-/// this.
+/// The personality routine of the frame beneath a traced function: the routine catches nothing and cleans nothing up,
+/// but records that the function has been left. The next function that is entered or left gives back the place, because
+/// the unwinder reads the place after this call.
 unsafe extern "C" fn personality(
     version: c_int,
     actions: c_int,
@@ -366,7 +368,8 @@ unsafe extern "C" fn personality(
         return FATAL_PHASE1_ERROR;
     }
     if actions & CLEANUP_PHASE != 0 {
-        // SAFETY: the unwinder's context of a frame of ours that calls the traced function: rbx is preserved by that.
+        // SAFETY: the context is the unwinder's, for a frame of the trampoline that calls the traced function. That
+        // function preserves rbx.
         let place = unsafe { _Unwind_GetGR(context, RBX) };
         let place: *mut Place = ptr::with_exposed_provenance_mut(place);
         super::thread::unwound(place);

@@ -1,4 +1,4 @@
-//! Functions of the host's own that can be traced.
+//! The host's own functions that can be traced.
 
 use std::fmt;
 
@@ -16,11 +16,12 @@ pub struct HostFunction {
 }
 
 impl HostFunction {
-    /// A function that was compiled to be traced: with `-fpatchable-function-entry=5`, or `-pg -mfentry`.
+    /// Makes the entry of a function that was compiled to be traced: with `-fpatchable-function-entry=5`, or
+    /// `-pg -mfentry`.
     ///
     /// # Safety
-    /// It is the first address of such a function, whose code stays mapped for as long as the host that it is given to. Nobody
-    /// else changes it.
+    /// The pointer is the first address of such a function. The function's code stays mapped as long as the host to
+    /// which it is given exists. No other code changes it.
     #[must_use]
     pub unsafe fn new(name: impl Into<String>, function: *const ()) -> HostFunction {
         HostFunction {
@@ -40,11 +41,11 @@ impl HostFunction {
     }
 }
 
-/// What is registered of a host's own text, for as long as the host.
+/// The registered part of a host's own text, which exists as long as the host.
 pub(crate) struct HostPart {
     pub(crate) sites: Vec<Site>,
     pub(crate) untraceable: Vec<(std::sync::Arc<str>, String)>,
-    /// Where their stubs go.
+    /// The memory for the stubs of the functions.
     pub(crate) annex: Option<Annex>,
     /// Dropped when no site leads anywhere any more.
     pub(crate) texts: Vec<HostText>,
@@ -56,10 +57,10 @@ impl fmt::Debug for HostPart {
     }
 }
 
-/// An ENDBR64, and the longest site.
+/// The bytes that are read of an entry: an ENDBR64, and the longest site.
 const LOOKED_AT: usize = 4 + 6;
 
-/// What stands at an entry: how far behind it the site is, how long it is, and what becomes one NOP.
+/// Returns the site at an entry: its distance from the entry, and its length. The code of this length becomes one NOP.
 fn entry(at: Addr, code: &[u8]) -> Result<(usize, usize), String> {
     let skipped = if code.starts_with(&ENDBR64) { ENDBR64.len() } else { 0 };
     let site = &code[skipped..];
@@ -78,7 +79,8 @@ fn entry(at: Addr, code: &[u8]) -> Result<(usize, usize), String> {
 }
 
 impl HostPart {
-    /// Registers functions: their text may be poked from now on, and calls of `__fentry__` and single NOPs are one NOP.
+    /// Registers functions: their text may be poked from now on, and calls of `__fentry__` and single NOPs become one
+    /// NOP.
     pub(crate) fn register(functions: Vec<HostFunction>, stub: u64, mask: TrapMask) -> Result<HostPart, TraceError> {
         let mut part = HostPart { sites: Vec::new(), untraceable: Vec::new(), annex: None, texts: Vec::new() };
         let mut batch = EditSet::new();
@@ -88,8 +90,8 @@ impl HostPart {
             Some((first, last + wide(LOOKED_AT)))
         };
         let Some((start, end)) = ends(&functions) else { return Ok(part) };
-        // Mostly they are of one executable.
-        // SAFETY: `HostFunction::new` promises it of each function; what lies between them is not poked.
+        // Mostly all functions are in one executable.
+        // SAFETY: `HostFunction::new` promises it of each function. The code between functions is not poked.
         match unsafe { HostText::register(start, end) } {
             Ok(text) => part.texts.push(text),
             Err(_) => {
@@ -102,7 +104,7 @@ impl HostPart {
         for (record, HostFunction { name, at }) in (0..).zip(functions) {
             let why = EditOrigin { engine: Engine::Fentry, section: 0, record };
             let code: *const u8 = std::ptr::with_exposed_provenance(index(at.get()));
-            // SAFETY: registered text, which is mapped and readable.
+            // SAFETY: the text is registered, so it is mapped and readable.
             let code = unsafe { std::slice::from_raw_parts(code, LOOKED_AT) };
             match entry(at, code) {
                 Ok((skipped, len)) => {

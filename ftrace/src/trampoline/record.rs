@@ -1,4 +1,4 @@
-//! Recording a call: a time, the function and where it was called from, into the thread's ring.
+//! Records a call: a time, the function and its caller, into the thread's ring.
 
 use std::arch::global_asm;
 use std::mem::offset_of;
@@ -10,7 +10,7 @@ use super::ring::CALL;
 use super::sets::{By, address};
 use super::thread::{ASK, BUSY, CURRENT, NESTED, SESSION, Thread};
 
-// Where the function goes on, and its return address, are on the stack.
+// The address at which the function continues, and its return address, are on the stack.
 global_asm!(
     r#"
     .pushsection .text.modload_ftrace_record, "ax", @progbits
@@ -116,7 +116,7 @@ unsafe extern "C" {
     static modload_ftrace_record_jump: u8;
 }
 
-/// The code that records a call, for sites that call and for sites that jump.
+/// Returns the code that records a call, for sites that call and for sites that jump.
 pub(crate) fn code(by: By) -> Addr {
     address(match by {
         By::Call => &raw const modload_ftrace_record,

@@ -1,9 +1,9 @@
-//! A thread's ring: what it has recorded and nobody has read yet.
+//! A thread's ring: the records that were not read yet.
 //!
-//! Units of sixteen bytes: a time, a function's number, and what the thread did with it. A call is two units, the second of
-//! which holds where it came from. The thread writes units and then moves the head; who reads moves the tail. The thread
-//! enters a function only if there is room for its return, too, and for those of all functions that it is in: so what is in
-//! the ring is whole, and what is not is counted.
+//! A unit has sixteen bytes: a time, a function's number, and the thread's action. A call has two units. The second
+//! holds the call's origin. The thread writes units and then moves the head. The reader moves the tail. The thread
+//! enters a function only if there is room for the function's return, too, and for the returns of all functions that
+//! the thread is in. So the records in the ring are complete, and all others are counted.
 
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
@@ -13,10 +13,10 @@ use modload_threads::Tid;
 
 use super::thread::Thread;
 
-/// Bytes of a unit.
+/// The size of a unit in bytes.
 pub(crate) const UNIT: u64 = 16;
 
-/// What a thread did with a function: the high half of a unit's second word.
+/// The action of a thread: the high half of a unit's second word.
 pub(crate) const ENTER: u32 = 0;
 pub(crate) const LEAVE: u32 = 1;
 pub(crate) const UNWOUND: u32 = 2;
@@ -31,16 +31,16 @@ pub(super) struct Unit {
     pub(super) what: u32,
 }
 
-/// What a thread has recorded.
+/// A record of a thread.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Told {
     /// The processor's time stamp.
     pub(crate) time: u64,
     /// The function's number.
     pub(crate) number: u32,
-    /// [`ENTER`] and its like.
+    /// The action: [`ENTER`] and the others.
     pub(crate) what: u32,
-    /// Where a call came from.
+    /// The origin of a call.
     pub(crate) parent: u64,
 }
 
@@ -48,15 +48,15 @@ pub(crate) struct Told {
 #[derive(Debug)]
 pub(crate) struct Reader {
     thread: NonNull<Thread>,
-    /// Whether nothing of it is to be read any more.
+    /// Whether nothing more will be read of this thread.
     is_done: bool,
 }
 
-// SAFETY: what it shares with the thread is atomic, or ordered by the ring's head and tail; it is freed by the reader alone, when
-// the thread has ended.
+// SAFETY: data that the reader shares with the thread is atomic, or ordered by `session` or the ring's head and tail. Only the
+// reader frees the thread's state, after the thread has ended.
 unsafe impl Send for Reader {}
 
-/// What else a thread counts.
+/// The other counts of a thread.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Counts {
     pub(crate) dropped: u64,
@@ -72,38 +72,38 @@ impl Reader {
     }
 
     fn thread(&self) -> &Thread {
-        // SAFETY: it lives until this reader is dropped.
+        // SAFETY: the state lives until this reader is dropped.
         unsafe { self.thread.as_ref() }
     }
 
-    /// Its id.
+    /// Returns the thread's id.
     pub(crate) fn tid(&self) -> i32 {
         self.thread().tid.load(Ordering::Relaxed)
     }
 
-    /// Its name when it began to take part in its recording, escaped.
+    /// Returns the thread's name, escaped. The name is from the moment at which the thread joined its recording.
     pub(crate) fn name(&self) -> String {
         let name = self.thread().name.get();
         let len = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
         name[..len].escape_ascii().to_string()
     }
 
-    /// Which recording it takes part in, or took part in last.
+    /// Returns the number of the thread's present or last recording.
     pub(crate) fn session(&self) -> u32 {
         self.thread().session.load(Ordering::Acquire)
     }
 
-    /// Whether it is gone: it records nothing any more.
+    /// Returns whether the thread has ended: it records nothing any more.
     pub(crate) fn has_ended(&self) -> bool {
         self.thread().ended.load(Ordering::Acquire)
     }
 
-    /// Tells it from others that are there.
+    /// Returns the identity of the thread among the existing ones.
     pub(crate) fn key(&self) -> usize {
         self.thread.addr().get()
     }
 
-    /// Whether all has been read that there will be.
+    /// Returns whether all records of this thread have been read.
     pub(crate) fn is_done(&self) -> bool {
         self.is_done
     }
@@ -112,14 +112,14 @@ impl Reader {
         self.is_done = is_done;
     }
 
-    /// What it could not record.
+    /// Returns the numbers of calls that the thread could not record.
     pub(crate) fn counts(&self) -> Counts {
         let Thread { dropped, deep, elsewhere, .. } = self.thread();
         let [dropped, deep, elsewhere] = [dropped, deep, elsewhere].map(|count| count.load(Ordering::Relaxed));
         Counts { dropped, deep, elsewhere }
     }
 
-    /// Takes what it has recorded, in its order.
+    /// Takes the thread's records, in order.
     pub(crate) fn take(&mut self, mut each: impl FnMut(Told)) {
         let thread = self.thread();
         let head = thread.head.load(Ordering::Acquire);
@@ -127,8 +127,9 @@ impl Reader {
         let (ring, mask) = (thread.ring.load(Ordering::Relaxed), thread.mask.load(Ordering::Relaxed));
         let unit = |at: u64| {
             let place = ring.wrapping_add(index(at & mask));
-            // SAFETY: a unit of the thread's ring, which is there as long as its session is (see `attach`), between tail and
-            // head: the thread has written it and writes no more to it until the tail has moved.
+            // SAFETY: this is a unit of the thread's ring, between tail and head. The ring exists as long as its
+            // session (see `attach`). The thread has written the unit, and does not write to it until the tail has
+            // moved.
             unsafe { place.read() }
         };
         while tail != head {
@@ -144,7 +145,7 @@ impl Reader {
         thread.tail.store(tail, Ordering::Release);
     }
 
-    /// In the child of a fork, which has the forking thread alone: all others have ended.
+    /// Updates the reader in the child of a fork: only the forking thread exists there, so all others have ended.
     pub(crate) fn forked(&self) {
         if super::thread::is_own(self.thread.as_ptr()) {
             self.thread().tid.store(Tid::current().get(), Ordering::Relaxed);
@@ -153,9 +154,9 @@ impl Reader {
         }
     }
 
-    /// Frees what an ended thread has left.
+    /// Frees the state of an ended thread.
     pub(crate) fn free(self) {
-        // SAFETY: the thread has ended, and nobody else knows of it.
+        // SAFETY: the thread has ended, and nothing else refers to its state.
         unsafe { Thread::free(self.thread) };
     }
 }

@@ -1,5 +1,5 @@
-//! Calling tracers: registers that may hold arguments are saved, a callback gets a word of its own, the function and where it was
-//! called from, and all is as it was before.
+//! Calls tracers: saves the registers that may hold arguments, calls a callback with its own word, the function and the
+//! call's origin, and restores the registers.
 
 use std::arch::global_asm;
 use std::ffi::c_void;
@@ -10,8 +10,8 @@ use modload_edit::Addr;
 use super::thread::NESTED;
 use super::{Function, Width};
 
-/// The general registers of a thread at a function's entry. They can be looked at; where the function goes on is what a
-/// tracer may change ([`crate::Redirect`]).
+/// The general registers of a thread at a function's entry. The registers are read-only. A tracer may only change where
+/// the function continues ([`crate::Redirect`]).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[expect(missing_docs, reason = "their names say it")]
@@ -31,7 +31,7 @@ pub struct Registers {
     pub rdi: u64,
     set: u64,
     pub rax: u64,
-    /// What the stub has loaded: free at a function's entry.
+    /// The value that the stub has loaded: free at a function's entry.
     function: u64,
     pub rbp: u64,
     target: u64,
@@ -39,18 +39,19 @@ pub struct Registers {
 }
 
 impl Registers {
-    /// The stack pointer at the function's entry: where its return address is.
+    /// Returns the stack pointer at the function's entry: the address of the function's return address.
     #[must_use]
     pub fn rsp(&self) -> Addr {
         Addr::new(modload_edit::wide((&raw const self.parent).addr()))
     }
 }
 
-/// What a set calls: with its word, the function, where that was called from, and the registers (null if they were not
-/// asked for). What it returns is where the function goes on; 0 for where it would.
+/// The function that a set calls, with the set's word, the traced function, the call's origin, and the registers (null
+/// if they were not requested). The callback returns the address at which the traced function continues, or 0 to leave
+/// that unchanged.
 pub(crate) type Callback = unsafe extern "C-unwind" fn(*const c_void, *const Function, u64, *const Registers) -> u64;
 
-/// Whom the calls of a function are shown to. The first two fields are read by the code below.
+/// A set: the callback for the calls of a function. The code below reads the first two fields.
 #[repr(C)]
 #[derive(Debug)]
 pub(crate) struct Set {
@@ -64,39 +65,40 @@ impl Set {
     }
 }
 
-/// Which registers a set wants.
+/// The registers that a set needs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Saved {
-    /// Those that the function needs again.
+    /// The registers that the function needs again.
     Arguments,
-    /// All general ones, to be looked at.
+    /// All general registers, for the tracer to read.
     All,
 }
 
-/// How a site leads to its stub.
+/// The instruction by which a site leads to its stub.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum By {
-    /// To its first half.
+    /// A call of the first half.
     Call,
-    /// To its second half.
+    /// A jump to the second half.
     Jump,
 }
 
-/// What comes after the tracers.
+/// The code that runs after the tracers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Then {
     /// The function.
     Function,
-    /// The call is recorded.
+    /// The code that records the call.
     Record,
-    /// Entry and return are recorded. The site is a jump.
+    /// The code that records entry and return. The site is a jump.
     Graph,
 }
 
-// One for each width, each `Saved` and each `Then`. `NAME_jump` is entered with nothing but the return address on the
-// stack. The frame is that of a function which the traced one has called: `rbp` is its base, its return address is where the
-// traced one goes on. Which set a thread is
-// in, it notes after it has noted that it is in one: who finds neither knows that it will read what the function has now.
+// There is one piece of code for each width, each `Saved` and each `Then`. `NAME_jump` is entered with only the return
+// address on the stack. The frame is that of a function which the traced function has called: `rbp` is its base, and
+// its return address is the address at which the traced function continues. A thread first notes that it is in a set,
+// and then notes in which set. So if a check of the thread finds neither note, the thread will read the function's
+// present set.
 global_asm!(
     r#"
 .macro modload_ftrace_set name:req, bytes:req, move:req, register:req, all:req, then:req
@@ -224,7 +226,7 @@ modload_ftrace_\name:
     nested = sym NESTED,
 );
 
-/// Declares what is defined above, and finds it.
+/// Declares the code that is defined above, and selects it.
 macro_rules! codes {
     ($(($width:ident, $saved:ident, $then:ident): $called:ident $jumped:ident;)*) => {
         unsafe extern "C" {
@@ -234,7 +236,7 @@ macro_rules! codes {
             )*
         }
 
-        /// The code that calls a set, for sites that call and for sites that jump.
+        /// Returns the code that calls a set, for sites that call and for sites that jump.
         pub(crate) fn code(width: Width, saved: Saved, then: Then, by: By) -> Addr {
             address(match (width, saved, then, by) {
                 $(
@@ -267,7 +269,7 @@ codes! {
     (Zmm, All, Graph): modload_ftrace_zmm_all_graph modload_ftrace_zmm_all_graph_jump;
 }
 
-/// The address of a piece of code.
+/// Returns the address of a piece of code.
 pub(super) fn address(code: *const u8) -> Addr {
     Addr::new(modload_edit::wide(code.expose_provenance()))
 }

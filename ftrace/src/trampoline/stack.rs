@@ -1,8 +1,8 @@
-//! A thread's own stack, found without the allocator and without locks.
+//! Finds a thread's own stack without the allocator and without locks.
 //!
-//! glibc has a thread's static thread-local memory at the upper end of its stack; the first thread's stack is the one that the
-//! kernel names. The lower end is that of the mapping, beneath which there is a guard page. `pthread_getattr_np` would know, but
-//! it allocates.
+//! glibc places a thread's static thread-local memory at the upper end of its stack. The first thread's stack is the
+//! one that the kernel names. The lower end is the lower end of the mapping, beneath which there is a guard page.
+//! `pthread_getattr_np` would return the stack, but allocates.
 
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, IntoRawFd, RawFd};
@@ -11,21 +11,21 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::io::read;
 use rustix::process::{Resource, getrlimit};
 
-/// The first thread's stack grows; this is the most that it is taken to have, where its limit says more or nothing.
+/// The largest assumed size of the first thread's stack, which grows. Used if the stack's limit is larger or unlimited.
 const MOST: u64 = 1 << 30;
 
-/// A line of `/proc/self/maps` as it is read: its range, and how it ends.
+/// A line of `/proc/self/maps` that is being read: its range, and its last bytes.
 #[derive(Default)]
 struct Line {
     start: u64,
     end: u64,
-    /// Which number is being read, from 0; 2 when both are.
+    /// The index of the number that is being read, from 0. 2 when both are read.
     field: u8,
     last: [u8; 7],
 }
 
 impl Line {
-    /// Takes a byte; says what the line was when it ends.
+    /// Takes a byte. Returns the line at its end.
     fn take(&mut self, byte: u8) -> Option<Line> {
         match (self.field, byte) {
             (_, b'\n') => return Some(std::mem::take(self)),
@@ -43,7 +43,8 @@ impl Line {
         None
     }
 
-    /// The stack that this thread has in it, if it is one of the two that it can have, and the thread is on it.
+    /// Returns the thread's stack in this line, if the line is one of the two mappings that can hold the stack, and the
+    /// thread is on it.
     fn stack(&self, here: u64, local: u64) -> Option<Range<u64>> {
         let range = self.start..self.end;
         if !range.contains(&here) {
@@ -57,8 +58,8 @@ impl Line {
     }
 }
 
-/// `/proc/self/maps`. The system calls are made without the C library, whose close(2) is a cancellation point: where the thread is
-/// told to end there, its function would never begin.
+/// The file `/proc/self/maps`. The system calls are made without the C library, because its close(2) is a cancellation
+/// point: if the thread were cancelled there, its traced function would never begin.
 struct Maps(RawFd);
 
 impl Maps {
@@ -68,25 +69,25 @@ impl Maps {
     }
 
     fn borrow(&self) -> BorrowedFd<'_> {
-        // SAFETY: open until this is dropped.
+        // SAFETY: the file is open until this value is dropped.
         unsafe { BorrowedFd::borrow_raw(self.0) }
     }
 }
 
 impl Drop for Maps {
     fn drop(&mut self) {
-        // SAFETY: it is open, and nobody else's.
+        // SAFETY: the file is open, and this value owns it.
         unsafe { rustix::io::close(self.0) };
     }
 }
 
-/// This thread's own stack: its lowest address, and how many bytes. `None` if it runs on another one just now. `local` is an
-/// address of its static thread-local memory.
+/// Returns this thread's own stack: its lowest address, and its size in bytes. Returns `None` if the thread runs on
+/// another stack at present. `local` is an address in the thread's static thread-local memory.
 pub(super) fn own(local: u64) -> Option<(u64, u64)> {
     let here = 0_u8;
     let here = modload_edit::wide((&raw const here).addr());
     let maps = Maps::open()?;
-    // Small: it may be on a signal's stack.
+    // The buffer is small, because the thread may be on a signal's stack.
     let mut buffer = [0; 512];
     let mut line = Line::default();
     loop {
@@ -116,7 +117,7 @@ mod tests {
     fn a_thread_is_on_its_own_stack_or_on_none() {
         for (here, local, expected) in [
             (0x7f00_0040_0000, 0x7f00_007f_f000, Some((0x7f00_0000_0000, 0x7f00_007f_f000))),
-            // Above its thread-local memory, or elsewhere altogether.
+            // Above the thread-local memory, or in another mapping.
             (0x7f00_007f_f800, 0x7f00_007f_f000, None),
             (0x7f00_0040_0000, 0x40_0800, None),
             (0x40_0800, 0x7f00_007f_f000, None),

@@ -1,8 +1,8 @@
-//! What each thread has: whether it is within the tracing already, its ring, and its return stack.
+//! The state of each thread: whether the thread is within the tracing already, its ring, and its return stack.
 //!
-//! It is found by twenty-four bytes of thread-local memory, zero in each new thread. A thread takes part in a recording from the
-//! first traced function on that it calls in it ([`attach`]): that may be in a signal handler or inside of malloc, so nothing is
-//! allocated there and no lock is taken.
+//! The state is found through twenty-four bytes of thread-local memory, which are zero in each new thread. A thread
+//! joins a recording at its first call of a traced function in it ([`attach`]). That call may be in a signal handler or
+//! inside of malloc, so joining allocates nothing and takes no lock.
 
 use std::arch::global_asm;
 use std::cell::Cell;
@@ -21,39 +21,40 @@ use super::ring::{Reader, UNIT, UNWOUND, Unit};
 use super::sets::{Set, address};
 use super::{Function, Width};
 
-/// The recording under way: its number; [`OFF`] if there is none.
+/// The number of the recording under way, or [`OFF`].
 pub(crate) static CURRENT: AtomicU32 = AtomicU32::new(OFF);
 
-/// There is no recording.
+/// The number that means: no recording.
 pub(crate) const OFF: u32 = u32::MAX;
 
-/// The thread is ending, and takes part in nothing any more.
+/// The number that means: the thread is ending, and joins no recording any more.
 const ENDING: u32 = u32::MAX - 1;
 
-/// Bytes of each thread's ring, for those that take part from now on; a power of two.
+/// The size in bytes of the rings of threads that join from now on. A power of two.
 pub(crate) static RING: AtomicU64 = AtomicU64::new(1 << 20);
 
-/// Calls from within the tracing itself, in the whole process.
+/// The number of calls from within the tracing itself, in the whole process.
 pub(crate) static NESTED: AtomicU64 = AtomicU64::new(0);
 
-/// Calls of threads that cannot take part: they are on another stack than their own, are ending, or there is no memory.
+/// The number of calls of threads that cannot join: they are on another stack than their own, are ending, or there is
+/// no memory.
 pub(crate) static STRANGERS: AtomicU64 = AtomicU64::new(0);
 
-/// The code that asks [`ask`] and preserves what a function may need.
+/// The address of the code that calls [`ask`] and preserves the registers that a function may need.
 pub(super) static ASK: AtomicU64 = AtomicU64::new(0);
 
-/// How deep a return stack is.
+/// The most functions on a return stack.
 const DEPTH: usize = 1024;
 
-/// Thread-local memory.
+/// The thread-local memory.
 #[repr(C)]
 struct Local {
     thread: Cell<*mut Thread>,
-    /// 1 while the thread is in tracers or about to be, 2 while it records, 0 else.
+    /// 1 while the thread is in tracers or about to be, 2 while it records, otherwise 0.
     busy: Cell<u32>,
-    /// The recording that it takes part in; 0 if it never did.
+    /// The number of the recording that the thread has joined last, or 0.
     session: Cell<u32>,
-    /// The tracers that it is in; null when it is in none, and for a moment when it is.
+    /// The tracers that the thread is in. Null if it is in none, and for a moment when it enters them.
     running: Cell<*const Set>,
 }
 
@@ -61,55 +62,55 @@ pub(super) const RUNNING: usize = offset_of!(Local, running);
 pub(super) const BUSY: usize = offset_of!(Local, busy);
 pub(super) const SESSION: usize = offset_of!(Local, session);
 
-/// A thread's state. It alone writes, but for `tail`.
+/// The state of a thread. Only the thread itself writes it, except for `tail`, and except in the child of a fork.
 #[repr(C)]
 pub(super) struct Thread {
-    /// The places of the functions that it is in: the newest one.
+    /// The newest of the places of functions that the thread is in.
     pub(super) top: Cell<*mut Place>,
-    /// Places that nothing is in.
+    /// The free places.
     pub(super) free: Cell<*mut Place>,
-    /// Places that have never been used, and behind the last of them.
+    /// The first place that was never used, and the end of such places.
     fresh: Cell<*mut Place>,
     limit: Cell<*mut Place>,
-    /// Places of functions that were taken for left, and may be alive all the same.
+    /// The places of functions that were assumed to be left but may still be alive.
     pub(super) lost: Cell<*mut Place>,
     /// The address that recorded functions return to.
     pub(super) returns: Cell<u64>,
-    /// Where it was found on the stack of a coroutine last.
+    /// The last detection of this thread on a coroutine's stack.
     inner: Cell<Inner>,
-    /// The end of a stack for walks: the one that it is on may be small.
+    /// The end of a stack for walks, because the thread's current stack may be small.
     aside: Cell<*mut u8>,
-    /// Its own stack: the lowest address, and how many bytes.
+    /// The thread's own stack: the lowest address, and the size in bytes.
     pub(super) stack: Cell<u64>,
     pub(super) stack_len: Cell<u64>,
     pub(super) ring: AtomicPtr<Unit>,
-    /// Units of the ring less 1.
+    /// The number of units in the ring less 1.
     pub(super) mask: AtomicU64,
-    /// Units that were written.
+    /// The number of units that were written.
     pub(super) head: AtomicU64,
-    /// Functions that it is in and that are recorded.
+    /// The number of recorded functions that the thread is in.
     pub(super) open: Cell<u64>,
-    /// So many units may be taken, for two more to be had.
+    /// The largest number of used units at which two more are free.
     pub(super) room: Cell<u64>,
     pub(super) dropped: AtomicU64,
     pub(super) deep: AtomicU64,
     pub(super) elsewhere: AtomicU64,
-    /// The recording that it takes part in.
+    /// The recording that the thread has joined.
     pub(super) session: AtomicU32,
     pub(super) tid: AtomicI32,
     pub(super) ended: AtomicBool,
-    /// As prctl(2) gives it.
+    /// The thread's name, from prctl(2).
     pub(super) name: Cell<[u8; 16]>,
-    /// The next of those that nobody has taken yet.
+    /// The next of the threads that no reader has taken yet.
     next: Cell<*mut Thread>,
-    /// What this stands in, and its ring.
+    /// The memory of this state, and the memory of the ring.
     home: Cell<Option<Pages>>,
     ring_home: Cell<Option<Pages>>,
-    /// Units that were read. Apart from the rest, for another processor writes it.
+    /// The number of units that were read, apart from the rest, because another processor writes this number.
     pub(super) tail: Apart,
 }
 
-/// In a cache line of its own.
+/// A counter in a cache line of its own.
 #[repr(C, align(128))]
 pub(super) struct Apart(AtomicU64);
 
@@ -120,26 +121,26 @@ impl std::ops::Deref for Apart {
     }
 }
 
-/// A function that a thread is in.
+/// A place on the return stack, for a function that a thread is in.
 #[repr(C)]
 pub(super) struct Place {
-    /// Where it returns to.
+    /// The function's return address.
     pub(super) parent: u64,
-    /// What its caller has in rbx.
+    /// The caller's value of rbx.
     pub(super) saved: u64,
-    /// `parent` and `saved` of the oldest of the functions that have the same frame by tail calls.
+    /// `parent` and `saved` of the oldest of the functions that share a frame by tail calls.
     pub(super) outer: u64,
     pub(super) outer_saved: u64,
-    /// Where it went on behind its site.
+    /// The address at which the function continued behind its site.
     pub(super) target: u64,
-    /// Where its return address stands.
+    /// The address at which the function's return address is stored.
     pub(super) slot: u64,
     pub(super) function: *const Function,
-    /// The next one in the same list: of the places of functions, the one that was entered before.
+    /// The next place in the same list. For the places of functions, this is the function that was entered before.
     pub(super) next: *mut Place,
-    /// In which recording; 0 if its end is recorded already.
+    /// The recording of the entry, or 0 if the function's end is recorded already.
     pub(super) session: u32,
-    /// How it stands with it.
+    /// The state of the place.
     is: Is,
 }
 
@@ -161,25 +162,26 @@ impl Place {
     }
 }
 
-/// How it stands with a place.
+/// The state of a place.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Is {
-    /// A function is in it, or `longjmp` has left it. Free places are so, too.
+    /// A function is in the place, or `longjmp` has left the function. Free places have this state, too.
     Open = 0,
     /// An unwinder has left the function.
     Unwound,
-    /// It was taken for left. If it returns, nothing is recorded of it.
+    /// The function was assumed to be left. If it returns, its end is not recorded.
     Lost,
 }
 
-/// Where a thread was found on the stack of a coroutine: between these two addresses, when this place was the newest.
+/// A detection of the thread on a coroutine's stack: the thread was between these two addresses, when this place was
+/// the newest.
 #[derive(Clone, Copy, Default)]
 struct Inner {
     low: u64,
     high: u64,
     top: usize,
-    /// The newest place's, for places are used again.
+    /// The `slot` and the `parent` of the newest place, which identify the function, because places are used again.
     slot: u64,
     parent: u64,
 }
@@ -268,30 +270,30 @@ unsafe extern "C" {
     static modload_ftrace_ask_zmm: u8;
 }
 
-/// This thread's thread-local memory.
+/// Returns this thread's thread-local memory.
 fn local() -> &'static Local {
-    // SAFETY: twenty-four bytes of this thread's own, zero at first, which is a `Local`; nobody can hold the reference beyond the
-    // thread's end, for it does not leave this module.
+    // SAFETY: these twenty-four bytes belong to this thread and are initially zero, which is a valid `Local`. The
+    // reference does not leave this module, so no code can hold it beyond the thread's end.
     unsafe { &*local_address().cast::<Local>() }
 }
 
-/// Whether this thread is in a tracer, or in code that records.
+/// Returns whether this thread is in a tracer, or in code that records.
 pub(crate) fn is_nested() -> bool {
     local().busy.get() != 0
 }
 
-/// What a thread is doing with tracers.
+/// A thread's activity with tracers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Doing {
-    /// Nothing: whatever it is called with next, it reads then.
+    /// The thread is in no tracers, and reads the tracers of its next call at that time.
     Nothing,
-    /// It is in the tracers of this set.
+    /// The thread is in the tracers of this set.
     Running(*const Set),
-    /// It is about to be in tracers, or just has been; in which will be known in a moment.
+    /// The thread is about to enter tracers, or has just left them. A later check shows which.
     Something,
 }
 
-// SAFETY: what the pointer points to is not looked at.
+// SAFETY: the pointer is not dereferenced.
 unsafe impl Send for Doing {}
 
 fn doing() -> Doing {
@@ -303,13 +305,13 @@ fn doing() -> Doing {
     }
 }
 
-/// What every thread of the process is doing, this one first.
+/// Returns the activities of all threads of the process, this thread first.
 ///
 /// # Errors
-/// Threads that could not be asked.
+/// Threads could not be asked.
 pub(crate) fn doings() -> Result<Vec<Doing>, Error> {
     struct Ask;
-    // SAFETY: reads thread-local memory that is there from the thread's first instruction on, and nothing else.
+    // SAFETY: the probe only reads thread-local memory, which exists from the thread's first instruction on.
     unsafe impl Probe for Ask {
         type Answer = Doing;
         fn probe(&self, _: Interrupted<'_>) -> Doing {
@@ -323,7 +325,7 @@ pub(crate) fn doings() -> Result<Vec<Doing>, Error> {
     Ok(all)
 }
 
-/// What must be known before anything is traced, once: the widest vector registers, and how ends of threads are heard of.
+/// Prepares tracing, once: stores the width of the widest vector registers, and registers for the ends of threads.
 pub(crate) fn prepare(widest: Width) {
     let code = match widest {
         Width::Xmm => &raw const modload_ftrace_ask_xmm,
@@ -332,31 +334,31 @@ pub(crate) fn prepare(widest: Width) {
     };
     ASK.store(address(code).get(), Ordering::SeqCst);
     let mut key = 0;
-    // SAFETY: `key` is ours, and `end` a function of that type.
+    // SAFETY: `key` is a local variable, and `end` is a function of the required type.
     let failed = unsafe { libc::pthread_key_create(&raw mut key, Some(end)) };
     if failed == 0 {
         KEY.store(wide(index(key.into())), Ordering::SeqCst);
     }
 }
 
-/// The key by which the C library tells of a thread's end; `u64::MAX` if there is none.
+/// The key through which the C library reports the end of a thread, or `u64::MAX` if there is none.
 static KEY: AtomicU64 = AtomicU64::new(u64::MAX);
 
-/// Threads that take part and that nobody has taken yet.
+/// The threads that have joined and that no reader has taken yet.
 static NEW: AtomicPtr<Thread> = AtomicPtr::new(ptr::null_mut());
 
 const PASS: u64 = 0;
 const RETRY: u64 = 1;
-/// Of a function that returns: its end is recorded, and its place given back.
+/// The answer for a function that returns: its end is recorded, and its place is given back.
 const DONE: u64 = 1;
 
-/// The bit, which no address has, that says that a function has returned.
+/// The bit that marks a function that has returned. No address has this bit.
 pub(super) const RETURNED: u32 = 63;
 
-/// What to do about a function that cannot be recorded as things are: the thread does not take part in this recording yet, has
-/// left functions by `longjmp`, is on a coroutine's stack, or has no free places. `slot` is where its return address stands, 0 for a
-/// call. With [`RETURNED`] it is the place of a function that returns and is not the newest. Async-signal-safe, and no cancellation
-/// point.
+/// Handles a function that cannot be recorded in the present state: the thread has not joined this recording yet, has
+/// left functions by `longjmp`, is on a coroutine's stack, or has no free places. `slot` is the address at which the
+/// function's return address is stored, or 0 if only calls are recorded. With [`RETURNED`], `slot` is the place of a
+/// function that returns and is not the newest. Async-signal-safe, and no cancellation point.
 extern "C" fn ask(slot: u64) -> u64 {
     if slot == super::event::EVENT {
         super::event::happened();
@@ -379,7 +381,7 @@ extern "C" fn ask(slot: u64) -> u64 {
         }
         return attached.map_or(PASS, |()| RETRY);
     }
-    // SAFETY: a thread that takes part has a state, which is its own.
+    // SAFETY: a thread that has joined has a state, which is its own.
     let Some(thread) = (unsafe { local.thread.get().as_ref() }) else { return PASS };
     if is_on_signal_stack() {
         thread.elsewhere.fetch_add(1, Ordering::Relaxed);
@@ -388,22 +390,22 @@ extern "C" fn ask(slot: u64) -> u64 {
     thread.make_way(slot)
 }
 
-/// Whether this thread is on its alternate signal stack: that may lie in the middle of its own one, where the places of
-/// functions beneath it look stale. Async-signal-safe.
+/// Returns whether this thread is on its alternate signal stack. That stack may lie in the middle of the thread's own
+/// stack, where the places of functions beneath the signal look stale. Async-signal-safe.
 fn is_on_signal_stack() -> bool {
     let mut stack = libc::stack_t { ss_sp: ptr::null_mut(), ss_flags: 0, ss_size: 0 };
-    // SAFETY: asks, and changes nothing; the kernel fills in what is ours.
+    // SAFETY: the call only reads the setting, and the kernel writes to a local variable.
     let asked = unsafe { libc::sigaltstack(ptr::null(), &raw mut stack) };
     asked == 0 && stack.ss_flags & libc::SS_ONSTACK != 0
 }
 
 impl Thread {
-    /// Makes way for a function that is entered: gives back the places of those that were left and are not above it. Says whether it
-    /// can be recorded.
+    /// Makes way for a function that is entered: gives back the places of functions that were left and are not above
+    /// the function. Returns whether the function can be recorded.
     fn make_way(&self, slot: u64) -> u64 {
         let is_tail_call = self.is_intact(slot);
         let is_in_the_way = |place: &Place| place.slot < slot || (place.slot == slot && !is_tail_call);
-        // Whatever has left its return address where it was may be alive, but for what an unwinder has left.
+        // A function with an intact return address may be alive, unless an unwinder has left it.
         let is_uncertain = |place: &Place| place.is == Is::Open && self.is_intact(place.slot);
         if self.places().take_while(|place| is_in_the_way(place)).any(is_uncertain) && self.is_on_inner_stack(slot) {
             self.elsewhere.fetch_add(1, Ordering::Relaxed);
@@ -425,9 +427,9 @@ impl Thread {
         RETRY
     }
 
-    /// A function returns whose place is not the newest. Says whether that was all.
+    /// Handles the return of a function whose place is not the newest. Returns whether the return is complete.
     fn returned(&self, place: *mut Place) -> u64 {
-        // SAFETY: the place that a function of this thread was called with, which is given back by this alone.
+        // SAFETY: this place is from the call of a function of this thread, and only this code gives it back.
         if unsafe { (*place).is } == Is::Lost {
             self.take_from_lost(place);
             self.give_back(place);
@@ -439,18 +441,19 @@ impl Thread {
         PASS
     }
 
-    /// Gives back the newest place, whose function has been left. If the function may be alive, which only its return address
-    /// tells, the place is kept for its return.
+    /// Gives back the newest place, whose function has been left. If the function may be alive, the place is kept for
+    /// the function's return. Only the return address tells whether it may be.
     fn leave_newest(&self) {
         let place = self.top.get();
         left(place, UNWOUND);
-        // SAFETY: the thread's own, and filled in.
+        // SAFETY: the place is the thread's own, and initialized.
         let newest = unsafe { &mut *place };
         self.top.set(newest.next);
         if newest.is == Is::Unwound || !self.is_intact(newest.slot) {
             return self.give_back(place);
         }
-        // Of two with one return address the older one has been left, unless the newer one is its tail call.
+        // If two places have the same slot, the older function has been left, unless the newer function is its
+        // tail call.
         let (slot, callee) = (newest.slot, newest.parent == self.returns.get());
         if !callee {
             self.drop_lost(|lost| lost.slot == slot);
@@ -461,19 +464,19 @@ impl Thread {
     }
 
     fn give_back(&self, place: *mut Place) {
-        // SAFETY: the thread's own, and in no list.
+        // SAFETY: the place is the thread's own, and in no list.
         let free = unsafe { &mut *place };
         free.is = Is::Open;
         free.next = self.free.get();
         self.free.set(place);
     }
 
-    /// Gives back the lost places whose return address is not there any more: their functions are not, either.
+    /// Gives back the lost places whose return address was overwritten: their functions are not alive any more.
     fn sweep(&self) {
         self.drop_lost(|lost| !self.is_intact(lost.slot));
     }
 
-    /// Takes some of the places that have never been used: their memory is not touched before.
+    /// Takes some of the places that were never used. The memory of these places was not touched before.
     fn take_fresh(&self) {
         const SOME: usize = 32;
         for _ in 0..SOME {
@@ -482,7 +485,7 @@ impl Thread {
                 return;
             }
             self.fresh.set(place.wrapping_add(1));
-            // SAFETY: within the thread's own pages, aligned, and in no list.
+            // SAFETY: the place is within the thread's own pages, aligned, and in no list.
             unsafe { place.write(Place::unused(0)) };
             self.give_back(place);
         }
@@ -490,7 +493,7 @@ impl Thread {
 
     fn take_from_lost(&self, place: *mut Place) {
         let mut rest = self.lost.replace(ptr::null_mut());
-        // SAFETY: a list of the thread's own places.
+        // SAFETY: the list holds places of this thread.
         while let Some(lost) = unsafe { rest.as_mut() } {
             let this = std::mem::replace(&mut rest, lost.next);
             if !ptr::eq(this, place) {
@@ -501,7 +504,7 @@ impl Thread {
 
     fn drop_lost(&self, is_gone: impl Fn(&Place) -> bool) {
         let mut rest = self.lost.replace(ptr::null_mut());
-        // SAFETY: a list of the thread's own places.
+        // SAFETY: the list holds places of this thread.
         while let Some(lost) = unsafe { rest.as_mut() } {
             let this = std::mem::replace(&mut rest, lost.next);
             if is_gone(lost) {
@@ -512,33 +515,37 @@ impl Thread {
         }
     }
 
-    /// The places of the functions that it is in, the newest first, and then the one that is above every frame.
+    /// Returns the places of the functions that the thread is in, the newest first, and then the place that is above
+    /// every frame.
     fn places(&self) -> impl Iterator<Item = &Place> {
         let mut next = self.top.get();
         std::iter::from_fn(move || {
-            // SAFETY: a list of the thread's own places, which are filled in. It does not change while this is looked at.
+            // SAFETY: the list holds places of this thread, which are initialized. The list does not change during this
+            // iteration.
             let place = unsafe { next.as_ref() }?;
             next = place.next;
             Some(place)
         })
     }
 
-    /// Whether a return address that leads to the code of a recorded function's end stands at an address within the thread's own
-    /// stack: always while the function is alive, and afterwards until something else is written there.
+    /// Returns whether the return address at `slot` is the one of recorded functions, and `slot` is within the thread's
+    /// own stack: always while the function is alive, and afterwards until the address is overwritten.
     fn is_intact(&self, slot: u64) -> bool {
         if slot.wrapping_sub(self.stack.get()) >= self.stack_len.get() {
             return false;
         }
         let at: *const u64 = ptr::with_exposed_provenance(index(slot));
-        // SAFETY: in the thread's own stack, where a function of it had its return address: mapped, and aligned.
+        // SAFETY: the address is in the thread's own stack, at the return address of one of its functions: mapped, and
+        // aligned.
         unsafe { at.read_volatile() == self.returns.get() }
     }
 
-    /// Whether the function whose return address is here has been called on the stack of a coroutine that lies within the thread's
-    /// own: the walk from it comes to the frame of a function that is below it, or ends elsewhere than where threads begin.
+    /// Returns whether the function with this return address was called on the stack of a coroutine that lies within
+    /// the thread's own stack. If so, the stack walk from the function reaches the frame of a function that is below
+    /// it, or does not end where threads begin.
     fn is_on_inner_stack(&self, slot: u64) -> bool {
         let inner = self.inner.get();
-        // SAFETY: the thread's own, and filled in.
+        // SAFETY: the place is the thread's own, and initialized.
         let newest = unsafe { &*self.top.get() };
         let (top, top_slot, parent) = (ptr::from_ref(newest).addr(), newest.slot, newest.parent);
         let is_same = (inner.top, inner.slot, inner.parent) == (top, top_slot, parent);
@@ -550,13 +557,14 @@ impl Thread {
         let walked = super::aside::walk(self.aside.get(), |frame| {
             outermost = (frame.pc, frame.cfa);
             if frame.pc == self.returns.get() && !frame.is_exact {
-                // The caller's stack pointer before the call, and 8 more: the rows of `graph`.
+                // The slot is 16 below the CFA: by the unwind rows of `graph`, the CFA is the caller's stack pointer before
+                // the call, plus 8.
                 met = Some(frame.cfa - 16);
             }
             if met.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         let is_own = match (met, walked) {
-            // It is called by one that is above it.
+            // The function is called by a function that is above it.
             (Some(met), _) => met > slot && self.places().any(|place| place.slot == met),
             (None, Ok(Ended::Outermost)) => super::aside::is_start(outermost.0),
             // Nothing is known.
@@ -570,27 +578,27 @@ impl Thread {
     }
 
     /// # Safety
-    /// The thread has ended, and nobody else has a reference to this.
+    /// The thread has ended, and no other code has a reference to this state.
     pub(super) unsafe fn free(thread: NonNull<Thread>) {
         // SAFETY: the caller's.
         let state = unsafe { thread.as_ref() };
         let (home, ring) = (state.home.take(), state.ring_home.take());
         drop(ring);
-        // What holds the state itself goes last.
+        // The memory of the state itself is dropped last.
         drop(home);
     }
 }
 
-/// Records that an unwinder has left a function, after those that it had called and that `longjmp` had left before, and then those
-/// whose tail call it was. Their places are given back by the next function that is entered or left: the unwinder reads them after
-/// this.
+/// Records that an unwinder has left a function. Functions that it had called and that `longjmp` had left are recorded
+/// before, and functions whose tail call it was afterwards. The next function that is entered or left gives back the
+/// places, because the unwinder reads them after this call.
 pub(super) fn unwound(place: *mut Place) {
-    // SAFETY: a place of this thread, which is filled in.
+    // SAFETY: the place belongs to this thread, and is initialized.
     let slot = unsafe { (*place).slot };
     // SAFETY: a thread that has places has a state, which is its own.
     let Some(thread) = (unsafe { local().thread.get().as_ref() }) else { return };
     let mut next = thread.top.get();
-    // SAFETY: a list of the thread's own places, which are filled in; the last is above every frame.
+    // SAFETY: the list holds places of this thread, which are initialized. The last one is above every frame.
     while let Some(newer) = unsafe { next.as_mut() }.filter(|newer| newer.slot <= slot) {
         left(next, UNWOUND);
         if newer.slot == slot {
@@ -600,13 +608,14 @@ pub(super) fn unwound(place: *mut Place) {
     }
 }
 
-/// Records that a function was left, once. Of this thread, in its order.
+/// Records once that a function of this thread was left. Called in the thread's order.
 fn left(place: *mut Place, what: u32) {
     let local = local();
     let before = local.busy.replace(2);
     // SAFETY: a thread that has places has a state, which is its own.
     let thread = unsafe { local.thread.get().as_ref() };
-    // SAFETY: the caller's place of this thread, which is filled in; nothing else refers to it while `busy` is set.
+    // SAFETY: the caller's place belongs to this thread and is initialized. No other code refers to it while `busy` is
+    // set.
     let place = unsafe { &mut *place };
     if let Some(thread) = thread.filter(|thread| place.session == thread.session.load(Ordering::Relaxed)) {
         place.session = 0;
@@ -614,7 +623,7 @@ fn left(place: *mut Place, what: u32) {
         let number = unsafe { (*place.function).number };
         let head = thread.head.load(Ordering::Relaxed);
         let unit = thread.ring.load(Ordering::Relaxed).wrapping_add(index(head & thread.mask.load(Ordering::Relaxed)));
-        // SAFETY: it was kept free when the function was entered.
+        // SAFETY: this unit was kept free when the function was entered.
         unsafe { unit.write(Unit { time: now(), number, what }) };
         thread.open.set(thread.open.get() - 1);
         thread.head.store(head + 1, Ordering::Release);
@@ -622,25 +631,26 @@ fn left(place: *mut Place, what: u32) {
     local.busy.set(before);
 }
 
-/// The processor's time stamp.
+/// Returns the processor's time stamp.
 pub(crate) fn now() -> u64 {
-    // SAFETY: every x86-64 processor has it, and Linux lets processes use it.
+    // SAFETY: every x86-64 processor has this instruction, and Linux lets processes use it.
     unsafe { std::arch::x86_64::_rdtsc() }
 }
 
-/// Has this thread take part in a recording. `None` if it cannot: it has no stack that is known, or there is no memory.
+/// Lets this thread join a recording. Returns `None` if it cannot: its stack is not known, or there is no memory.
 fn attach(local: &Local, session: u32) -> Option<()> {
     let known = NonNull::new(local.thread.get());
     let (thread, is_new) = match known {
         Some(thread) => (thread, false),
         None => (make(local)?, true),
     };
-    // SAFETY: this thread's own state, and what others read of it is atomic.
+    // SAFETY: the state is this thread's own. Fields that other threads read are atomic, or written before the store to
+    // `session`.
     let state = unsafe { thread.as_ref() };
     let bytes = RING.load(Ordering::Acquire);
     let units = bytes / UNIT;
     if state.mask.load(Ordering::Relaxed) + 1 != units {
-        // Nobody reads the old one: the recording that it was for is over (`Recording::finish`).
+        // The old ring is not read any more: its recording is over (`FunctionTrace::finish`).
         let pages = Pages::new(index(bytes)).ok()?;
         state.ring.store(pages.as_mut_ptr().cast(), Ordering::Relaxed);
         state.mask.store(units - 1, Ordering::Relaxed);
@@ -654,10 +664,10 @@ fn attach(local: &Local, session: u32) -> Option<()> {
         count.store(0, Ordering::Relaxed);
     }
     let mut name = [0_u8; 16];
-    // SAFETY: sixteen bytes, as PR_GET_NAME wants them.
+    // SAFETY: the buffer has sixteen bytes, as PR_GET_NAME requires.
     unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
     state.name.set(name);
-    // From here on it is read.
+    // The reader reads the ring from here on.
     state.session.store(session, Ordering::Release);
     local.session.set(session);
     if is_new {
@@ -671,14 +681,14 @@ fn attach(local: &Local, session: u32) -> Option<()> {
             }
         }
         if let Ok(key) = u32::try_from(KEY.load(Ordering::Relaxed)) {
-            // SAFETY: a key of ours; the C library has room for the first keys in the thread itself.
+            // SAFETY: the key is from `prepare`. For the first keys, the C library has room in the thread itself.
             unsafe { libc::pthread_setspecific(key, thread.as_ptr().cast_const().cast()) };
         }
     }
     Some(())
 }
 
-/// A state for this thread, without a ring.
+/// Makes a state for this thread, without a ring.
 fn make(local: &Local) -> Option<NonNull<Thread>> {
     let (stack, stack_len) = super::stack::own(wide(ptr::from_ref(local).addr()))?;
     let places = size_of::<Thread>().next_multiple_of(align_of::<Place>());
@@ -715,19 +725,19 @@ fn make(local: &Local) -> Option<NonNull<Thread>> {
         ring_home: Cell::new(None),
         tail: Apart(AtomicU64::new(0)),
     };
-    // SAFETY: fresh pages, large enough and aligned.
+    // SAFETY: the pages are fresh, large enough and aligned.
     unsafe { thread.write(state) };
-    // SAFETY: within the same pages, aligned, and nobody's yet. It is above every frame.
+    // SAFETY: the place is within the same pages, aligned, and not in use yet. The place is above every frame.
     unsafe { first.write(Place::unused(u64::MAX)) };
     NonNull::new(thread)
 }
 
-/// Called by the C library when a thread that has taken part ends.
+/// Handles the end of a thread that has joined. Called by the C library.
 extern "C" fn end(thread: *mut c_void) {
     let local = local();
-    // SAFETY: the state that `attach` has given to the C library, of this thread.
+    // SAFETY: `attach` has given this state of this thread to the C library.
     let Some(state) = (unsafe { thread.cast::<Thread>().as_ref() }) else { return };
-    // Whatever it was in, it never returns to.
+    // The thread never returns to the functions that it was in.
     while state.places().next().is_some_and(|place| place.slot != u64::MAX) {
         state.leave_newest();
     }
@@ -736,22 +746,22 @@ extern "C" fn end(thread: *mut c_void) {
     state.ended.store(true, Ordering::Release);
 }
 
-/// Takes the threads that have begun to take part since this was called last.
+/// Takes the threads that have joined since the last call.
 pub(crate) fn take_new() -> Vec<Reader> {
     let mut next = NEW.swap(ptr::null_mut(), Ordering::Acquire);
     let mut found = Vec::new();
     while let Some(thread) = NonNull::new(next) {
-        // SAFETY: in the list once, and so it has no other reader.
+        // SAFETY: the thread is in the list once, so it has no other reader.
         found.push(unsafe { Reader::new(thread) });
-        // SAFETY: it lives until its reader frees it; `next` was written before it came into the list.
+        // SAFETY: the state lives until its reader frees it. `next` was written before the state was added to the list.
         next = unsafe { thread.as_ref() }.next.get();
     }
-    // The last that came is the list's first.
+    // The last thread that has joined is the first in the list.
     found.reverse();
     found
 }
 
-/// Whether a state is this thread's.
+/// Returns whether a state is this thread's.
 pub(super) fn is_own(thread: *mut Thread) -> bool {
     ptr::eq(local().thread.get(), thread)
 }

@@ -1,88 +1,88 @@
-//! Why an object cannot become a live patch.
+//! The reasons for which an object cannot become a live patch.
 
 use thiserror::Error;
 
-/// A file was not made. What the object calls its symbols and sections is escaped for a terminal.
+/// The linker's error: no file was made. Names of symbols and sections from the object are escaped for a terminal.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// It is no sound relocatable object for x86-64.
+    /// The input is not a valid relocatable object for x86-64.
     #[error(transparent)]
     Object(#[from] Box<modload_loader::ObjectError>),
-    /// Its tables cannot be read.
+    /// The object's tables cannot be read.
     #[error("its tables cannot be read")]
     Tables(#[from] object::read::Error),
-    /// A table of its is not what it must be.
+    /// A table of the object is not valid.
     #[error("section {section}: {problem}")]
     Malformed {
         /// The section's index.
         section: usize,
-        /// What is wrong.
+        /// The problem.
         problem: &'static str,
     },
-    /// Together its sections hold more than the file does.
+    /// The object's sections together hold more bytes than the file.
     #[error("its sections hold {bytes} bytes, the file has {file}: they overlap")]
     Overlap {
-        /// Of all sections.
+        /// The size of all sections.
         bytes: u64,
-        /// Of the file.
+        /// The size of the file.
         file: u64,
     },
-    /// It holds relocations that wait already.
+    /// The object already has relocations that wait.
     #[error("section {section} is there, so it has been linked already: link the object that the compiler has made")]
     LinkedAlready {
-        /// The first section of theirs.
+        /// The first section of such relocations.
         section: String,
     },
-    /// There is nothing to do.
+    /// The object has no marked symbol.
     #[error(
         "nothing in it is marked: declare what belongs to another object with KLP_SYMBOL(object, name, pos) of modload/livepatch.h"
     )]
     NothingMarked,
-    /// Linux and modload take such files from patches alone.
+    /// The object is not a live patch. Linux and modload accept such relocations only from patches.
     #[error("it is no live patch: its source must say MODULE_INFO(livepatch, \"Y\")")]
     NoLivePatch,
-    /// A mark is not of the form that `KLP_SYMBOL` makes.
+    /// A mark does not have the form that `KLP_SYMBOL` produces.
     #[error("\"{symbol}\" is no mark: {problem}; KLP_SYMBOL(object, name, pos) takes {form}")]
     Mark {
         /// The symbol.
         symbol: String,
-        /// What is wrong with it.
+        /// The problem with the mark.
         problem: &'static str,
-        /// What would be right.
+        /// The correct form.
         form: &'static str,
     },
-    /// A name is longer than Linux takes.
+    /// A name is longer than Linux's limit.
     #[error("\"{symbol}\": its {what} has {bytes} bytes, and Linux takes {limit}")]
     TooLong {
-        /// The symbol, the beginning of it if it is very long.
+        /// The symbol. A very long symbol is cut off.
         symbol: String,
-        /// Which name.
+        /// The kind of the name.
         what: &'static str,
-        /// How long it is, or at least is.
+        /// The length of the name, or a lower bound of it.
         bytes: usize,
-        /// How long it may be.
+        /// The largest allowed length.
         limit: usize,
     },
-    /// What is marked is not a reference to something elsewhere.
+    /// A marked symbol is not a reference to another object.
     #[error("\"{symbol}\" {problem}")]
     NoReference {
         /// The symbol.
         symbol: String,
-        /// What it is, and the way out.
+        /// The kind of the symbol, and the correction.
         problem: &'static str,
     },
-    /// What is marked is in thread-local storage, which modules have none of.
+    /// A marked symbol is in thread-local storage. Modules have no thread-local storage.
     #[error(
         "\"{symbol}\" is thread-local, and modules have no thread-local storage: have a function of {object}'s return its address"
     )]
     ThreadLocal {
         /// The symbol.
         symbol: String,
-        /// Its object.
+        /// The symbol's object.
         object: String,
     },
-    /// A section that is gone when the object comes refers to it.
+    /// A section refers to a symbol of an object, and the section is dropped before that object is loaded.
     #[error(
         "{section} refers to \"{symbol}\", and is gone when {object} comes: what is __init runs before and never again"
     )]
@@ -91,20 +91,20 @@ pub enum Error {
         section: String,
         /// The symbol.
         symbol: String,
-        /// Its object.
+        /// The symbol's object.
         object: String,
     },
-    /// The names that it would need are longer than any patch's.
+    /// The new names would be longer than those of any real patch.
     #[error("its new names have {bytes} bytes, more than {limit}")]
     TooLarge {
-        /// How long they are together, or at least are.
+        /// The length of all new names together, or a lower bound of it.
         bytes: u64,
-        /// How long they may be.
+        /// The largest allowed length.
         limit: u64,
     },
 }
 
-/// A name of the file's, fit for a terminal.
+/// Returns a name from the file, escaped for a terminal.
 pub(super) fn shown(name: &[u8]) -> String {
     match std::str::from_utf8(name) {
         Ok(name) => name.escape_debug().to_string(),

@@ -1,5 +1,5 @@
-//! Marks: `.modload.klp.OBJECT.NAME.POSITION`, what the SDK's `KLP_SYMBOL` calls a symbol. An object has no dot in its name, and a
-//! position is a number, so that the name in between may have any.
+//! Marks: `.modload.klp.OBJECT.NAME.POSITION`, the names that the SDK's `KLP_SYMBOL` gives to symbols. An object's name
+//! has no dot, and a position is a number, so the symbol's name between them may contain dots.
 
 use modload_abi::livepatch::MAX_OBJECT;
 use modload_abi::section::{KLP_MARK_PREFIX, KLP_SYMBOL_PREFIX, SHN_LIVEPATCH};
@@ -10,24 +10,24 @@ use object::elf;
 use super::error::{Error, shown};
 use super::tables::{Tables, until_nul};
 
-/// Linux 6.1's KSYM_NAME_LEN, less the closing NUL: it reads `%511[^,]`.
+/// Linux 6.1's KSYM_NAME_LEN, less the closing NUL: Linux reads `%511[^,]`.
 const LONGEST_NAME: usize = 511;
-/// The digits of the largest position, Linux's unsigned long.
+/// The number of digits of the largest position, which is Linux's unsigned long.
 const LONGEST_POSITION: usize = 20;
-/// Names that are longer are no mark that is taken. Names may overlap in the string table: nobody looks further in each.
+/// The length of the longest valid mark. Names may overlap in the string table, so the search in each name ends here.
 const LONGEST: usize = KLP_MARK_PREFIX.len() + MAX_OBJECT + 1 + LONGEST_NAME + 1 + LONGEST_POSITION;
 
 /// A marked symbol.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mark<'a> {
-    /// Its index in the symbol table.
+    /// The symbol's index in the symbol table.
     pub(super) symbol: usize,
     pub(super) object: &'a [u8],
     pub(super) name: &'a [u8],
     pub(super) position: u64,
 }
 
-/// All marked symbols, in the symbol table's order.
+/// Returns all marked symbols, in the symbol table's order.
 pub(super) fn find<'a>(tables: &Tables<'a>) -> Result<Vec<Mark<'a>>, Error> {
     let mut marks = Vec::new();
     for (at, symbol) in tables.symbols.iter().enumerate() {
@@ -48,7 +48,7 @@ fn parse(symbol: &[u8], at: usize) -> Result<Mark<'_>, Error> {
     let rest = &symbol[KLP_MARK_PREFIX.len()..];
     let Some(dot) = rest.iter().position(|&byte| byte == b'.') else {
         return match rest.len() {
-            // Cut off, perhaps.
+            // The name may be cut off.
             bytes if bytes > MAX_OBJECT => too_long("object's name", bytes, MAX_OBJECT),
             _ => wrong("it names an object alone", "a name and a position, too"),
         };
@@ -85,14 +85,14 @@ fn parse(symbol: &[u8], at: usize) -> Result<Mark<'_>, Error> {
     }
 }
 
-/// A decimal number in the one form that it has.
+/// Returns a decimal number. Only the number's canonical form is accepted.
 fn number(digits: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(digits).ok()?;
     let number: u64 = text.parse().ok()?;
     (number.to_string() == text).then_some(number)
 }
 
-/// Whether the symbol is a reference to something elsewhere.
+/// Checks that the symbol is a reference to another object.
 fn check(name: &[u8], mark: &Mark<'_>, symbol: &elf::Sym64<LE>) -> Result<(), Error> {
     let wrong = |problem| Err(Error::NoReference { symbol: shown(name), problem });
     if symbol.st_shndx.get(LE) != elf::SHN_UNDEF {
@@ -112,13 +112,13 @@ fn thread_local(name: &[u8], mark: &Mark<'_>) -> Error {
 }
 
 impl Mark<'_> {
-    /// What Linux calls it.
+    /// Returns Linux's name for the symbol.
     fn linked_name(&self) -> Vec<u8> {
         let position = format!(",{}", self.position);
         [KLP_SYMBOL_PREFIX.as_bytes(), self.object, b".", self.name, position.as_bytes()].concat()
     }
 
-    /// Makes the symbol one that live patching resolves.
+    /// Turns the symbol into one that live patching resolves.
     pub(super) fn write(&self, tables: &mut Tables<'_>) -> Result<(), Error> {
         let name = tables.add_string(&self.linked_name())?;
         if let Some(symbol) = tables.symbols.get_mut(self.symbol) {

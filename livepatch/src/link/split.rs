@@ -1,4 +1,4 @@
-//! Relocations against marked symbols leave their sections, for one of their object's each.
+//! Moves relocations against marked symbols out of their sections, into one section for each object.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ use super::error::{Error, shown};
 use super::mark::Mark;
 use super::tables::Tables;
 
-/// What has moved from one section to one for an object.
+/// The relocations that have moved from one section to the section of an object.
 #[derive(Debug)]
 pub(super) struct Moved<'a> {
     pub(super) object: &'a [u8],
@@ -24,8 +24,8 @@ pub(super) struct Moved<'a> {
     pub(super) relocations: usize,
 }
 
-/// Moves what refers to marked symbols. Where nothing stays behind, the section itself becomes the first object's: so no section
-/// goes, and no index changes.
+/// Moves the relocations against marked symbols. If no relocation stays behind, the section itself becomes the first
+/// object's section. So no section is removed, and no index changes.
 pub(super) fn split<'a>(tables: &mut Tables<'a>, marks: &[Mark<'a>]) -> Result<Vec<Moved<'a>>, Error> {
     let marks: HashMap<usize, &Mark<'a>> = marks.iter().map(|mark| (mark.symbol, mark)).collect();
     let mut all = Vec::new();
@@ -55,7 +55,8 @@ pub(super) fn split<'a>(tables: &mut Tables<'a>, marks: &[Mark<'a>]) -> Result<V
     Ok(all)
 }
 
-/// The section that a section of relocations relocates, if it is one and that is loaded.
+/// Returns the section that a section of relocations relocates. Returns `None` if `at` is not such a section, or if its
+/// target is not loaded.
 fn loaded_target(tables: &Tables<'_>, at: usize) -> Option<usize> {
     let section = tables.sections.get(at).filter(|section| section.kind() == elf::SHT_RELA)?;
     let target = index(section.header.sh_info.get(LE).into());
@@ -66,9 +67,9 @@ fn loaded_target(tables: &Tables<'_>, at: usize) -> Option<usize> {
 #[derive(Default)]
 struct Parts<'a> {
     staying: Vec<u8>,
-    /// By object, in the order in which they are met.
+    /// The moving relocations by object, in the order of each object's first relocation.
     waiting: Vec<(&'a [u8], Vec<u8>)>,
-    /// Where an object is among those.
+    /// The index of each object in `waiting`.
     places: HashMap<&'a [u8], usize>,
 }
 
@@ -100,9 +101,9 @@ fn parts<'a>(
     Ok(parts)
 }
 
-/// Whether a reference can wait.
+/// Checks that a reference can wait for its object.
 fn check(rela: &Rela, mark: &Mark<'_>, target: &[u8]) -> Result<(), Error> {
-    // Linux drops these sections when init has returned, and would write there all the same.
+    // Linux drops these sections when init has returned, but would still write there.
     if mark.object != VMLINUX && target.starts_with(INIT_SECTION_PREFIX.as_bytes()) {
         return Err(Error::Init { section: shown(target), symbol: shown(mark.name), object: shown(mark.object) });
     }
@@ -110,7 +111,7 @@ fn check(rela: &Rela, mark: &Mark<'_>, target: &[u8]) -> Result<(), Error> {
         Some(row) if row.value == RelocFormula::Refused(Reason::ThreadLocal) => {
             Err(Error::ThreadLocal { symbol: shown(mark.name), object: shown(mark.object) })
         }
-        // Whoever loads it says what else is wrong with one, as with every other relocation.
+        // The loader reports any other problem with the relocation, as with every other relocation.
         _ => Ok(()),
     }
 }

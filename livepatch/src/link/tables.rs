@@ -1,6 +1,6 @@
-//! A relocatable object's tables, to be edited: section headers, the contents of sections, symbols and strings. Sections and symbols
-//! keep their indices; strings, sections and members of groups can be added. It writes what it has read, section by section, in the
-//! order of the file.
+//! A relocatable object's tables, for editing: section headers, the contents of sections, symbols and strings. Sections
+//! and symbols keep their indices. Strings, sections and members of groups can be added. The file is written from the
+//! tables that were read, section by section, in the order of the file.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -15,33 +15,34 @@ use object::read::elf::{FileHeader as _, SectionHeader as _};
 
 use super::error::{Error, shown};
 
-/// The most bytes that all new names together may have: those of the file may overlap, so that few bytes can name very much.
+/// The most bytes that all new names together may have. The file's names may overlap, so a small file can have very
+/// long names.
 const NAMES_LIMIT: u64 = 64 << 20;
 
-/// As far as contents are aligned in the file. What memory needs stands in `sh_addralign`.
+/// The largest alignment of contents in the file. `sh_addralign` holds the alignment in memory.
 const ALIGN_IN_FILE: u64 = 16;
 
-/// Of a `Elf64_Rela`.
+/// The size of an `Elf64_Rela`.
 pub(super) const RELA_SIZE: u64 = 24;
 
-/// An object, to be edited.
+/// An object that is being edited.
 #[derive(Debug)]
 pub(super) struct Tables<'a> {
     header: elf::FileHeader64<LE>,
-    /// By index, the null section first.
+    /// The sections by index, with the null section first.
     pub(super) sections: Vec<Section<'a>>,
     pub(super) symbols: Vec<elf::Sym64<LE>>,
-    /// The symbols' strings as they were.
+    /// The symbols' string table as it was in the input.
     pub(super) strings: &'a [u8],
-    /// The sections' names as they were.
+    /// The sections' string table as it was in the input.
     names: &'a [u8],
-    /// Where these three are; the last two may be one.
+    /// The section indices of these three tables. The last two may be equal.
     symbol_table: usize,
     string_table: usize,
     name_table: usize,
-    /// Which section is the group of which member.
+    /// The section index of each member's group.
     groups: HashMap<[u8; 4], usize>,
-    /// Bytes of names that have been added.
+    /// The number of bytes of names that have been added.
     added: u64,
 }
 
@@ -49,7 +50,7 @@ pub(super) struct Tables<'a> {
 #[derive(Clone, Debug)]
 pub(super) struct Section<'a> {
     pub(super) header: elf::SectionHeader64<LE>,
-    /// Empty for SHT_NOBITS.
+    /// The section's contents. Empty for SHT_NOBITS.
     pub(super) data: Cow<'a, [u8]>,
 }
 
@@ -62,13 +63,13 @@ impl Section<'_> {
         self.header.sh_flags.get(LE).contains(flag)
     }
 
-    /// Whether it is part of the module when that is loaded.
+    /// Returns whether the section is part of the loaded module.
     pub(super) fn is_loaded(&self) -> bool {
         self.has(elf::SHF_ALLOC) && !self.has(elf::SHF_EXCLUDE)
     }
 }
 
-/// The name of the first section that begins so, of a file that need not be sound.
+/// Returns the name of the first section that begins with `prefix`. The file need not be valid.
 pub(super) fn section_named(input: &[u8], prefix: &[u8]) -> Option<String> {
     let header = elf::FileHeader64::<LE>::parse(input).ok()?;
     let sections = header.sections(LE, input).ok()?;
@@ -77,13 +78,13 @@ pub(super) fn section_named(input: &[u8], prefix: &[u8]) -> Option<String> {
 }
 
 impl<'a> Tables<'a> {
-    /// Reads an object that the loader has found sound.
+    /// Reads an object that the loader has validated.
     pub(super) fn read(input: &'a [u8], _sound: &File<'_>) -> Result<Tables<'a>, Error> {
         let header = elf::FileHeader64::<LE>::parse(input)?;
         let table = header.sections(LE, input)?;
         let mut sections = Vec::with_capacity(table.len());
         for header in table.iter() {
-            // The null section may count the others, which makes no contents.
+            // The null section may hold the number of sections, which does not count as contents.
             let data = if header.sh_type(LE) == elf::SHT_NULL { &[] } else { header.data(LE, input)? };
             sections.push(Section { header: *header, data: Cow::Borrowed(data) });
         }
@@ -108,12 +109,12 @@ impl<'a> Tables<'a> {
         })
     }
 
-    /// The name of a section that was there from the beginning.
+    /// Returns the name of a section from the input.
     pub(super) fn name_of(&self, section: &Section<'_>) -> &'a [u8] {
         until_nul(self.names.get(index(section.header.sh_name.get(LE).into())..).unwrap_or_default())
     }
 
-    /// Adds a symbol's name; returns its offset.
+    /// Adds a symbol's name. Returns its offset.
     pub(super) fn add_string(&mut self, string: &[u8]) -> Result<u32, Error> {
         self.add(self.string_table, string)
     }
@@ -133,7 +134,7 @@ impl<'a> Tables<'a> {
         Ok(offset)
     }
 
-    /// Has a section of relocations hold those of a live patch for the section that it relocates.
+    /// Turns a section of relocations into a live patch's relocation section for the same target section.
     pub(super) fn make_waiting(&mut self, at: usize, name: &[u8]) -> Result<(), Error> {
         let sh_name = self.add(self.name_table, name)?;
         let header = &mut self.sections[at].header;
@@ -146,11 +147,12 @@ impl<'a> Tables<'a> {
         Ok(())
     }
 
-    /// Adds a section like another one, which holds something else. It is a member of the same group.
+    /// Adds a section with the header of another section and with other contents. The new section is a member of the
+    /// same group.
     pub(super) fn add_section_like(&mut self, at: usize, data: Vec<u8>) -> Result<usize, Error> {
         let new = self.sections.len();
         let mut section = Section { header: self.sections[at].header, data: Cow::Owned(data) };
-        // Behind all others.
+        // The new section is placed behind all others.
         section.header.sh_offset.set(LE, u64::MAX);
         self.sections.push(section);
         let number = |at| u32::try_from(at).map_err(|_| Error::Malformed { section: at, problem: "too many sections" });
@@ -160,7 +162,7 @@ impl<'a> Tables<'a> {
         Ok(new)
     }
 
-    /// The file. It has a symbol table, for something in it was marked.
+    /// Returns the file. The symbol table exists, because a symbol in it was marked.
     pub(super) fn write(mut self) -> Vec<u8> {
         self.sections[self.symbol_table].data = pod::bytes_of_slice(&self.symbols).to_vec().into();
         let mut order: Vec<usize> = (0..self.sections.len()).collect();
@@ -171,7 +173,7 @@ impl<'a> Tables<'a> {
             if matches!(header.sh_type.get(LE), elf::SHT_NULL | elf::SHT_NOBITS) {
                 continue;
             }
-            // What asks for no power of two is not loaded, and stands where it happens to.
+            // A section whose alignment is not a power of two is not loaded, so its place in the file does not matter.
             let align = header.sh_addralign.get(LE).min(ALIGN_IN_FILE);
             pad(&mut bytes, if align.is_power_of_two() { align } else { 1 });
             header.sh_offset.set(LE, wide(bytes.len()));
@@ -186,7 +188,7 @@ impl<'a> Tables<'a> {
         bytes
     }
 
-    /// A number of sections that does not fit `e_shnum` stands in the null section.
+    /// Writes the number of sections. A number that does not fit `e_shnum` is stored in the null section.
     fn count_sections(&mut self) {
         let count = self.sections.len();
         match u16::try_from(count) {
@@ -201,18 +203,18 @@ impl<'a> Tables<'a> {
     }
 }
 
-/// The groups of sections. The first word of a group is its flags.
+/// Returns the group of each section that is a member of a group. The first word of a group holds its flags.
 fn groups(sections: &[Section<'_>]) -> HashMap<[u8; 4], usize> {
     let groups = sections.iter().enumerate().filter(|(_, section)| section.kind() == elf::SHT_GROUP);
     let members = groups.flat_map(|(at, group)| group.data.chunks_exact(4).skip(1).map(move |member| (member, at)));
     members.filter_map(|(member, at)| Some((member.try_into().ok()?, at))).collect()
 }
 
-/// A string table as it is in the file.
+/// Returns a string table as it is in the file.
 fn strings<'a>(input: &'a [u8], sections: &[Section<'a>], at: usize) -> Result<&'a [u8], Error> {
     match sections.get(at) {
         Some(section) if at != 0 => Ok(section.header.data(LE, input)?),
-        // Nothing in the file has a name then.
+        // The file has no names in this case.
         _ => Ok(&[]),
     }
 }
@@ -221,7 +223,7 @@ fn pad(bytes: &mut Vec<u8>, align: u64) {
     bytes.resize(bytes.len().next_multiple_of(index(align)), 0);
 }
 
-/// The first of some strings.
+/// Returns the first of the strings.
 pub(super) fn until_nul(strings: &[u8]) -> &[u8] {
     strings.split(|&byte| byte == 0).next().unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! Objects of each compiler and of the assembler, what becomes of them, and what is refused.
+//! Objects of each compiler and of the assembler: the linked results, and the inputs that are refused.
 
 mod faithful;
 mod mutants;
@@ -15,7 +15,8 @@ use object::{Architecture, BinaryFormat, Endianness, SectionKind, SymbolFlags, S
 
 use super::{Linked, LinkedObject, link};
 
-/// Every kind of reference: calls, tail calls, data, addresses in data; a name with dots, a symbol that is declared twice.
+/// Every kind of reference: calls, tail calls, data, addresses in data; a name with dots, and a symbol that is declared
+/// twice.
 const PATCH: &str = r#"
 #include <modload/livepatch.h>
 #ifdef __cplusplus
@@ -53,7 +54,7 @@ fn compiled(language: Language, text: &str, compiler: Compiler, flags: &[&str]) 
         .unwrap()
 }
 
-/// An object of the assembler's, with the .modinfo of a patch.
+/// An object from the assembler, with the .modinfo of a patch.
 fn assembled(text: &str) -> Vec<u8> {
     let modinfo = ".section .modinfo,\"a\"\n.asciz \"livepatch=Y\"\n";
     compiled(Language::Assembler, &format!(".text\n{text}\n{modinfo}"), Compiler::Cc, &[])
@@ -119,7 +120,8 @@ fn files_that_ld_has_merged_share_their_marks() {
     assert_eq!(sections, [(".text", 1), (".data", 2)]);
 }
 
-/// Two sections of relocations: one that all leave, for one object, and one that some leave, for two.
+/// Two sections of relocations. From the first, all relocations move, for one object. From the second, some move, for
+/// two objects.
 const LAYOUT: &str = "
     call .modload.klp.greet.hello.0
     call .modload.klp.vmlinux.step.isra.0.2
@@ -142,7 +144,7 @@ fn the_file_is_what_linux_reads() {
     let read = read.unwrap_or_else(|error| panic!("cannot run `readelf`, which is part of binutils: {error}"));
     assert!(read.status.success() && read.stderr.is_empty(), "{}", String::from_utf8_lossy(&read.stderr));
     let text = String::from_utf8(read.stdout).unwrap();
-    // Without where things stand in the file.
+    // The comparison leaves out most positions in the file.
     let squeezed = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
     let lines: Vec<String> = text.lines().map(squeezed).collect();
     for wanted in [
@@ -167,7 +169,7 @@ fn the_file_is_what_linux_reads() {
             format!("{} {} {} of {}", words[0], words[4], words[6], words[8])
         })
         .collect();
-    // Its size, its flags, and which section it relocates: 1 is .text, 3 .data.
+    // The section's size, its flags, and the section that it relocates: 1 is .text, 3 .data.
     let expected = [
         ".rela.text 000018 I of 1",
         ".klp.rela.greet..data 000018 AIo of 3",
@@ -261,7 +263,7 @@ fn undefined(name: &str) -> Symbol {
     }
 }
 
-/// A patch without relocations, its text of 64 bytes, and the symbol that is marked in it.
+/// A patch without relocations, with a text of 64 bytes, and the symbol that is marked in it.
 fn marked_object() -> (Object<'static>, write::SectionId, write::SymbolId) {
     let mut object = Object::new(BinaryFormat::Elf, Architecture::X86_64, Endianness::Little);
     let modinfo = object.add_section(Vec::new(), b".modinfo".to_vec(), SectionKind::ReadOnlyData);

@@ -1,4 +1,4 @@
-//! A module comes that patches name: it is patched before any of its code runs, or refused.
+//! Patches a module that is being loaded, before any of its code runs, or refuses the module.
 
 use modload_edit::Addr;
 use modload_ftrace::Divert;
@@ -11,7 +11,7 @@ use crate::slices::Proof;
 use crate::table::{HostId, PatchId, Table};
 
 impl Table {
-    /// A module is coming: its functions are patched by all patches that name it, before any of its code runs. Linux's
+    /// Applies all patches that name the loading module to the module's functions, before any of its code runs. Linux's
     /// `klp_module_coming`.
     pub(crate) fn module_coming(
         &mut self,
@@ -97,8 +97,8 @@ impl Table {
         Ok(entries)
     }
 
-    /// A target is refused: the patches that have been applied to it are taken back, up to the one that has failed, of which an
-    /// object was to be applied; all if none has.
+    /// Undoes patches for a target that is refused: all patches before the failed one, and the failed one, whose object
+    /// is given. Undoes all patches if none has failed.
     pub(crate) fn undo_coming(&mut self, host: HostId, module: &str, failed: Option<(PatchId, usize)>) {
         let mut entries = Vec::new();
         if let Some((id, number)) = failed {

@@ -1,4 +1,4 @@
-//! All threads are over: a transition is completed.
+//! Completes a transition after all threads have migrated.
 
 use crate::error::PatchError;
 use crate::operate::named;
@@ -8,7 +8,7 @@ use crate::table::{PatchId, Table};
 use crate::transition::Target;
 
 impl Table {
-    /// Looks whether the transition under way can be completed.
+    /// Completes the transition under way if all threads have migrated.
     pub(crate) fn go_on(&mut self) -> Result<(), PatchError> {
         if self.transition.is_some() && self.try_again()? {
             self.completed();
@@ -22,7 +22,7 @@ impl Table {
         }
     }
 
-    /// All threads are over: Linux's `klp_complete_transition`.
+    /// Completes a transition: all threads have migrated. Linux's `klp_complete_transition`.
     pub(crate) fn complete(&mut self, id: PatchId, target: Target) {
         let _previous = Previous::are(self.states_before(id));
         self.note(id, &format!("completing {} transition", named(target)));
@@ -65,7 +65,7 @@ impl Table {
         for patch in &replaced {
             self.take_slices_back(patch, Proof::by_transition(patch));
         }
-        // Their modules may go now.
+        // The modules of replaced patches may be unloaded now.
         drop(replaced);
     }
 }

@@ -1,4 +1,4 @@
-//! A patch is disabled, and a transition is turned round or forced: what is written to the files of Linux's
+//! Disables a patch, and reverses or forces a transition: in Linux, writes to the files of
 //! `/sys/kernel/livepatch/PATCH`.
 
 use crate::error::PatchError;

@@ -1,4 +1,4 @@
-//! A patch is enabled.
+//! Enables a patch.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub(crate) struct Wanted {
     pub(crate) host: HostId,
     pub(crate) name: Arc<str>,
     pub(crate) spec: PatchSpec,
-    /// The records of a module whose init enables it: one for each object.
+    /// The C records of the module whose init enables the patch: one for each object.
     pub(crate) c_objects: Vec<CObject>,
     pub(crate) c_states: Vec<(u64, Addr)>,
     pub(crate) keep: Option<Reference>,
@@ -29,7 +29,7 @@ pub(crate) struct Wanted {
 }
 
 impl Table {
-    /// Linux's `klp_enable_patch`. `place` finds objects that are there.
+    /// Enables a patch: Linux's `klp_enable_patch`. `place` returns the objects that are loaded.
     pub(crate) fn enable<'a>(
         &mut self,
         wanted: Wanted,
@@ -106,7 +106,7 @@ impl Table {
         }
     }
 
-    /// Finds what is there of a patch that is being enabled.
+    /// Finds the functions of a new patch's objects that are loaded.
     fn find_objects<'a>(
         &mut self,
         patch: &mut Patch,
@@ -123,7 +123,8 @@ impl Table {
         Ok(found)
     }
 
-    /// Functions that patches of the same host have changed and this one does not: it puts the originals back.
+    /// Adds no-op functions to a patch. No-op functions restore the originals of functions that other patches of the
+    /// same host have changed and that this patch does not change.
     fn add_nops(&self, patch: &mut Patch) {
         for old in self.patches.iter().filter(|old| old.host == patch.host) {
             for old_object in &old.objects {
@@ -135,7 +136,8 @@ impl Table {
                 });
                 let object = &mut patch.objects[at];
                 for old in &old_object.funcs {
-                    // What has another name but the same address is found out when the object is there (`Object::is_loaded`).
+                    // If a function has another name but the same address, `Object::is_loaded` finds that when the
+                    // object is loaded.
                     if !object.funcs.iter().any(|func| func.named() == old.named()) {
                         let nop = Func { new_func: None, old: None, extent: Vec::new(), patched: false, ..old.clone() };
                         object.funcs.push(nop);
@@ -145,7 +147,7 @@ impl Table {
         }
     }
 
-    /// Calls `pre_patch` of all objects that are there, and has their functions patched.
+    /// Calls `pre_patch` of all objects that are loaded, and patches their functions.
     fn enable_objects(&mut self, id: PatchId) -> Result<(), PatchError> {
         let count = self.patch(id).map_or(0, |patch| patch.objects.len());
         for number in 0..count {
@@ -171,7 +173,7 @@ impl Table {
         Ok(())
     }
 
-    /// A patch could not be enabled: Linux's `klp_cancel_transition`.
+    /// Cancels a patch that could not be enabled: Linux's `klp_cancel_transition`.
     fn cancel(&mut self, id: PatchId, error: &PatchError) {
         tracing::warn!(%error, "a patch could not be enabled");
         if let Some(patch) = self.patch(id) {

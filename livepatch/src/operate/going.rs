@@ -1,4 +1,5 @@
-//! A module goes, or a whole host: what patches have changed of it is put back, and patches that cannot stay are taken out of force.
+//! Unpatches a module that is unloaded, or the modules of a host that is dropped. Patches that cannot stay are
+//! withdrawn.
 
 use modload_edit::Addr;
 use modload_ftrace::divert;
@@ -9,30 +10,31 @@ use crate::slices::Proof;
 use crate::table::{HostId, Patch, PatchId, Table};
 
 impl Table {
-    /// A module goes: Linux's `klp_module_going`.
+    /// Unpatches a module that is being unloaded: Linux's `klp_module_going`.
     pub(crate) fn module_going(&mut self, host: HostId, module: &str) {
         let _previous = self.transition.as_ref().map(|transition| Previous::are(self.states_before(transition.patch)));
         self.target_is(host, module, State::Going);
         let entries = self.cleanup(host, module, None);
-        // Its text may stay, if somebody is in it.
+        // The module's text may stay, if a thread is inside.
         if let Err(error) = divert(&self.settle(&entries)) {
             tracing::error!(%module, %error, "sites of a module that goes stay as they are");
         }
         self.forget(&entries);
-        // Nobody comes by what has replaced its functions any more.
+        // No call reaches the replacements of the module's functions any more.
         let patches: Vec<_> = self.patches.iter().filter(|patch| patch.host == host).map(|patch| patch.id).collect();
         patches.into_iter().for_each(|patch| self.object_goes(patch, module, Proof::Needed));
         self.forget_left_for(host, module);
     }
 
-    /// A module that patches name has this state now.
+    /// Sets the state of a module in the C records of patches that name the module.
     pub(crate) fn target_is(&self, host: HostId, module: &str, state: State) {
         let objects = self.patches.iter().filter(|patch| patch.host == host).flat_map(|patch| &patch.objects);
         let named = objects.filter(|object| object.name.as_deref() == Some(module));
         named.filter_map(|object| object.c.as_ref()).for_each(|c| c.is_now(state));
     }
 
-    /// Linux's `klp_cleanup_module_patches_limited`.
+    /// Unpatches a module's functions in the host's patches before `limit`: Linux's
+    /// `klp_cleanup_module_patches_limited`.
     pub(super) fn cleanup(&mut self, host: HostId, module: &str, limit: Option<PatchId>) -> Vec<Addr> {
         let ids: Vec<_> = self.patches.iter().filter(|patch| patch.host == host).map(|patch| patch.id).collect();
         let mut entries = Vec::new();
@@ -65,8 +67,8 @@ impl Table {
         entries
     }
 
-    /// A module goes: what it has enabled, and could not hold it, is not in force any more. That is one whose init has failed
-    /// behind klp_enable_patch, or that is unloaded by force.
+    /// Withdraws the patches of a module that is unloaded although its patches should hold it: the module's init has
+    /// failed after klp_enable_patch, or the module is unloaded by force.
     pub(crate) fn abandon(&mut self, host: HostId, module: &Module) {
         let is_kept = |patch: &Patch| {
             let kept = patch.keep.as_deref();
@@ -79,12 +81,12 @@ impl Table {
         self.forget_left_in(module);
     }
 
-    /// A host goes: its patches are not in force any more, whoever is in them.
+    /// Withdraws all patches of a host that is dropped, even if threads are in their functions.
     pub(crate) fn leave(&mut self, host: HostId) {
         self.withdraw(&|patch: &Patch| patch.host == host);
     }
 
-    /// Takes patches out of force at once.
+    /// Withdraws patches at once, without waiting for threads.
     fn withdraw(&mut self, which: &dyn Fn(&Patch) -> bool) {
         if !self.patches.iter().any(which) {
             return;

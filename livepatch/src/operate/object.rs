@@ -1,4 +1,4 @@
-//! An object of a patch: it is made from what the patch says, comes, goes, and has callbacks.
+//! An object of a patch: its construction from the patch's description, its load and unload, and its callbacks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::spec::ObjectSpec;
 use crate::structs::CObject;
 use crate::table::{Func, Object, Patched, VMLINUX};
 
-/// `own` are the functions of the patch's module.
+/// Makes an object. `own` are the functions of the patch's module.
 pub(super) fn object(spec: ObjectSpec, c: Option<CObject>, own: &[FunctionSymbol]) -> Result<Object, PatchError> {
     let name: Option<Arc<str>> = spec.name.map(|name| modinfo::canonical(&name).into());
     let func = |func: crate::spec::FuncSpec| {
@@ -30,8 +30,8 @@ pub(super) fn object(spec: ObjectSpec, c: Option<CObject>, own: &[FunctionSymbol
     Ok(Object { callbacks, c, ..object })
 }
 
-/// Refuses a function that is named twice, also where its object is not there yet. Positions 0 and 1 name the same function: 0 is
-/// valid only if there is one.
+/// Refuses a function that is named twice, even if its object is not loaded yet. Positions 0 and 1 name the same
+/// function: 0 is valid only if there is exactly one function of that name.
 fn named_once(object: &str, funcs: &[Func]) -> Result<(), PatchError> {
     let mut named = BTreeSet::new();
     match funcs.iter().find(|func| !named.insert(func.named())) {
@@ -52,11 +52,12 @@ impl Object {
         Object { name, funcs, callbacks, c, is_dynamic, loaded, patched, post_unpatch_enabled }
     }
 
-    /// Finds the functions of an object that is there: Linux's `klp_init_object_loaded`. What two of them mean is compared by their
-    /// addresses, since a function may have several names. A function that the patch replaces needs no no-op function.
+    /// Finds the functions of a loaded object: Linux's `klp_init_object_loaded`. Functions are compared by their
+    /// addresses, because a function may have several names. A function that the patch replaces needs no no-op
+    /// function.
     ///
     /// # Errors
-    /// A function that cannot be found, or that the patch replaces twice.
+    /// A function cannot be found, or the patch replaces a function twice.
     pub(super) fn is_loaded(&mut self, place: &Place<'_>) -> Result<Vec<(Addr, Patched)>, PatchError> {
         let mut found: BTreeMap<Addr, Patched> = BTreeMap::new();
         let mut funcs: Vec<Func> = Vec::with_capacity(self.funcs.len());
@@ -84,7 +85,7 @@ impl Object {
         Ok(found.into_iter().collect())
     }
 
-    /// It is not there any more.
+    /// Forgets the addresses of the object's functions: the object is not loaded any more.
     pub(super) fn is_unloaded(&mut self) {
         self.loaded = false;
         self.funcs.iter_mut().for_each(|func| func.old = None);

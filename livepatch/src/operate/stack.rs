@@ -1,4 +1,4 @@
-//! Functions of objects are put on top of their stacks, and taken off: Linux's `kernel/livepatch/patch.c`.
+//! Pushes an object's functions on their function stacks, and removes them: Linux's `kernel/livepatch/patch.c`.
 
 use modload_edit::Addr;
 use modload_ftrace::{Divert, redirected};
@@ -7,7 +7,7 @@ use crate::error::PatchError;
 use crate::table::{FuncId, PatchId, Table};
 
 impl Table {
-    /// Looks whether somebody else redirects one of an object's functions, as far as that can be known before it is done.
+    /// Fails if another user redirects one of an object's functions, as far as that can be known in advance.
     pub(super) fn can_divert(&self, id: PatchId, object: usize) -> Result<(), PatchError> {
         let Some(patch) = self.patch(id) else { return Ok(()) };
         let object = &patch.objects[object];
@@ -22,7 +22,7 @@ impl Table {
         Ok(())
     }
 
-    /// Puts an object's functions on top of their stacks.
+    /// Pushes an object's functions on their function stacks.
     pub(super) fn patch_object(&mut self, patch: PatchId, object: usize) {
         let Some(of) = self.patches.iter_mut().find(|one| one.id == patch).map(|patch| &mut patch.objects[object])
         else {
@@ -37,7 +37,7 @@ impl Table {
         }
     }
 
-    /// Takes an object's functions from their stacks.
+    /// Removes an object's functions from their function stacks. Returns the entries of the functions.
     pub(super) fn unpatch_object(&mut self, patch: PatchId, object: usize) -> Vec<Addr> {
         let mut entries = Vec::new();
         let Some(of) = self.patches.iter_mut().find(|one| one.id == patch).map(|patch| &mut patch.objects[object])
@@ -69,12 +69,12 @@ impl Table {
         entries
     }
 
-    /// The originals are what is left: nothing needs to be on top of them.
+    /// Removes the no-op functions of a patch: the originals remain, so no-op functions are not needed any more.
     pub(super) fn discard_nops(&mut self, patch: PatchId) -> Vec<Addr> {
         let mut entries = Vec::new();
         let Some(of) = self.patches.iter_mut().find(|one| one.id == patch) else { return entries };
         for (object, of) in of.objects.iter_mut().enumerate() {
-            // No-op functions come last, so that the numbers of the others stay.
+            // No-op functions come last, so the numbers of the others stay valid.
             let nops = of.funcs.iter().position(|func| func.new_func.is_none()).unwrap_or(of.funcs.len());
             for (number, func) in of.funcs.drain(nops..).enumerate() {
                 let id = FuncId { patch, object, func: nops + number };
@@ -85,12 +85,12 @@ impl Table {
                 }
             }
         }
-        // They came last, too.
+        // Dynamic objects came last, too.
         of.objects.retain(|object| !object.is_dynamic);
         entries
     }
 
-    /// Forgets functions that nothing patches.
+    /// Forgets functions that no patch changes.
     pub(super) fn forget(&mut self, entries: &[Addr]) {
         for entry in entries {
             if self.functions.get(entry).is_some_and(|function| function.stack.is_empty()) {
@@ -99,7 +99,7 @@ impl Table {
         }
     }
 
-    /// Where functions' calls go when nothing is in transition.
+    /// Returns the targets of functions' calls outside of transitions.
     pub(super) fn settle(&self, entries: &[Addr]) -> Vec<Divert> {
         entries.iter().map(|&entry| Divert { entry, to: self.settled(entry) }).collect()
     }

@@ -1,8 +1,8 @@
-//! Transitions in which threads go over at checkpoints alone. No thread is held, and none is sent a signal.
+//! Checkpoint-only transitions: threads migrate only at checkpoints. No thread is held, and none gets a signal.
 //!
-//! Sites are poked by traps, while threads run, to stubs that lead everybody to the old code. When all sites lead there, the threads
-//! that are there are listed (`roll.rs`): each of them has to come to a checkpoint, or to end. Threads that are born from then on
-//! are over. When all are, sites are poked to where they lead for good.
+//! Sites are poked by traps, while threads run, to stubs that send all threads to the old code. When all sites lead to
+//! stubs, the existing threads are listed (`roll.rs`): each of them must reach a checkpoint, or end. Threads that start
+//! afterwards have migrated. When all threads have migrated, sites are poked to their final targets.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -18,24 +18,24 @@ use super::{Moving, Whom, worker};
 use crate::error::PatchError;
 use crate::table::Table;
 
-/// What is particular to such a transition.
+/// The state of a checkpoint-only transition.
 #[derive(Debug)]
 pub(crate) struct AtCheckpoints {
     pub(super) phase: Phase,
-    /// Whether all threads are known: those that are neither on the roll nor over were born in the moment in which it was made, or
-    /// in which the transition was turned round.
+    /// Whether the roster has all threads that must migrate. While this is `false`, a thread may be neither listed nor
+    /// migrated: it was started in the moment in which the roster was made or the transition was reversed.
     is_complete: bool,
-    /// Whether it was ever turned round: then threads may be over that did not come to a checkpoint.
+    /// Whether the transition was ever reversed. If so, threads may have migrated without a checkpoint.
     was_turned: bool,
-    /// So many stubs were retired when it began.
+    /// The number of stubs that were retired when the transition started.
     retired: usize,
 }
 
 impl AtCheckpoints {
-    /// Gives a function's stub its ways.
+    /// Sets the targets of a function's stub.
     pub(super) fn leads(&self, moving: &Moving, home: Addr) {
         let (to, from) = (moving.to.unwrap_or(home), moving.from.unwrap_or(home));
-        // What a word says is not changed by turning round.
+        // A reversal does not change the meaning of a word.
         let (new, old) = if self.phase.to() == Way::New { (to, from) } else { (from, to) };
         moving.fork.leads(home, new, old);
         moving.fork.is_of(self.phase.tag());
@@ -43,7 +43,7 @@ impl AtCheckpoints {
 }
 
 impl Table {
-    /// Begins the one that is there. Says whether it is over already.
+    /// Starts the prepared transition. Returns `true` if it is complete already.
     pub(super) fn begin_at_checkpoints(&mut self) -> Result<bool, PatchError> {
         let ranges = self.sight();
         if ranges.len() > MOST_SHOWN {
@@ -68,7 +68,7 @@ impl Table {
         };
         roll::listed(phase, &there);
         transition.roll = Some(AtCheckpoints { phase, is_complete: false, was_turned: false, retired });
-        // It has begun; if not everybody is known yet, that is looked at again.
+        // The transition has started. If the roster is not complete yet, a later attempt completes it.
         let over = self.attempt_at_checkpoints(Whom::Left).unwrap_or_else(|error| {
             tracing::warn!(%error, "a transition cannot be completed yet");
             false
@@ -79,7 +79,7 @@ impl Table {
         Ok(over)
     }
 
-    /// Sites lead to the old code again, whoever is in a stub.
+    /// Redirects sites to the old code again, even if threads are in stubs.
     fn take_back(&mut self) {
         for moving in self.transition.iter().flat_map(|transition| &transition.moving) {
             let home = self.home(moving.entry);
@@ -87,13 +87,14 @@ impl Table {
         }
         let Some(transition) = &mut self.transition else { return };
         if let Err(error) = divert_unheld(&transition.diverts(|moving| moving.from)) {
-            // Their stubs are not used again.
+            // The stubs of these sites are not used again.
             tracing::error!(%error, "sites of a transition that could not begin stay where they are");
             transition.moving.clear();
         }
     }
 
-    /// Looks whether all are over; if so, or if that is not asked, completes the transition. Says whether it is.
+    /// Completes the transition if all threads have migrated. For [`Whom::Nobody`] the threads are not checked. Returns
+    /// whether the transition is complete.
     pub(super) fn attempt_at_checkpoints(&mut self, whom: Whom) -> Result<bool, PatchError> {
         let Some(transition) = &mut self.transition else { return Ok(true) };
         let Some(roll) = &mut transition.roll else { return Ok(true) };
@@ -112,14 +113,15 @@ impl Table {
         self.settle_stubs();
         roll::close();
         SHOWN.clear();
-        // Everybody who could have been in a stub since before it began has come by a checkpoint, and was in none.
+        // Each thread that could have been in a stub since before the transition has passed a checkpoint outside of all
+        // stubs, or has ended.
         if whom != Whom::Nobody && !was_turned {
             self.stubs.recover_oldest(retired);
         }
         Ok(true)
     }
 
-    /// Turns one round: nobody goes over between the two.
+    /// Reverses the transition. No thread migrates between `roll::turn` and `roll::turned`.
     pub(super) fn turn_at_checkpoints(&mut self) {
         let Some(transition) = &mut self.transition else { return };
         transition.swap();
@@ -131,10 +133,11 @@ impl Table {
     }
 }
 
-/// All threads that are there, but for the one that looks after transitions. Others may begin meanwhile, and be among them or not.
+/// Returns all existing threads except the worker thread. Threads that start meanwhile may be included or not.
 ///
-/// A pass over the list may miss threads. But if all that it lists were known before the threads were counted, and are as many as were
-/// counted, then those are all: what was known before and is still listed was counted.
+/// A pass over the thread list may miss threads. But the list is complete if two conditions hold: all listed threads
+/// were known before the threads were counted, and the number of listed threads equals the count. The reason is that
+/// each thread that was known before and is still listed was counted.
 fn everybody() -> Result<Vec<Tid>, PatchError> {
     let begun = Instant::now();
     let list = |source| modload_threads::Error::List { source };

@@ -1,8 +1,9 @@
-//! What is waited for while a transition is under way: somebody has gone over, a thread that was in the way has ended, or time has
-//! passed.
+//! The events that the worker waits for during a transition: a thread has migrated, a blocking thread has ended, or a
+//! timeout.
 //!
-//! Who goes over may be in a signal handler, and so it writes to an eventfd. The ends of threads are seen by their pidfds, which
-//! Linux has for threads since 6.9; before that, and of more threads than [`WATCHED`], time tells.
+//! A thread that migrates may be in a signal handler, so it writes to an eventfd. The ends of threads are seen by
+//! pidfds, which Linux has for threads since 6.9. Before 6.9, and for more threads than [`WATCHED`], the timeout is
+//! used.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::OnceLock;
@@ -15,8 +16,8 @@ use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 
 use super::Blocked;
 
-/// An eventfd, and whose: after a fork, the parent's is not the child's to write to. They stay for good, because a signal handler
-/// may be about to write.
+/// An eventfd and its process. After a fork, the child must not write to the parent's eventfd. Events are never freed,
+/// because a signal handler may be about to write.
 #[derive(Debug)]
 struct Event {
     process: Pid,
@@ -24,19 +25,19 @@ struct Event {
     next: OnceLock<Box<Event>>,
 }
 
-/// That of the first process of this line that has had a transition.
+/// The eventfd of the first process that has had a transition. The eventfds of forked children follow in `next`.
 static FIRST: OnceLock<Box<Event>> = OnceLock::new();
 
 /// `PIDFD_THREAD` of `<linux/pidfd.h>`.
 const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(0o200);
 
-/// At most so many threads are watched: each takes a descriptor.
+/// The most threads that are watched: each takes a descriptor.
 const WATCHED: usize = 64;
 
-/// Somebody has gone over. Async-signal-safe.
+/// Reports that a thread has migrated. Async-signal-safe.
 pub(super) fn tell() {
     if let Some(event) = find(getpid()) {
-        // Full, it has been told often enough.
+        // The write fails if the counter is full. The eventfd is readable then.
         let _told = write(&event.fd, &1_u64.to_ne_bytes());
     }
 }
@@ -49,7 +50,7 @@ fn find(process: Pid) -> Option<&'static Event> {
     event.map(Box::as_ref)
 }
 
-/// This process's eventfd. Only the one thread asks that waits.
+/// Returns this process's eventfd. Only the thread that waits calls this.
 fn own() -> Result<&'static Event, Errno> {
     let process = getpid();
     if let Some(event) = find(process) {
@@ -63,11 +64,11 @@ fn own() -> Result<&'static Event, Errno> {
     Ok(place.get_or_init(|| Box::new(Event { process, fd, next: OnceLock::new() })))
 }
 
-/// What one thread waits for.
+/// The events that one thread waits for.
 #[derive(Debug)]
 pub(super) struct Waiter {
     event: Option<&'static Event>,
-    /// Threads that are in the way; `None`: it has ended, and was told of.
+    /// The blocking threads. The descriptor is `None` after the end of the thread was reported.
     ends: Vec<(Tid, Option<OwnedFd>)>,
 }
 
@@ -77,7 +78,7 @@ impl Waiter {
         Waiter { event: event.ok(), ends: Vec::new() }
     }
 
-    /// Watches these threads, and no others any more.
+    /// Watches these threads, and no other thread any more.
     pub(super) fn watch(&mut self, blocked: &[Blocked]) {
         self.ends.retain(|(tid, _)| blocked.iter().any(|blocked| blocked.tid == *tid));
         for Blocked { tid, .. } in blocked {
@@ -88,14 +89,15 @@ impl Waiter {
             let Some(pid) = Pid::from_raw(tid.get()).filter(|_| !is_known) else { continue };
             match pidfd_open(pid, THREAD) {
                 Ok(end) => self.ends.push((*tid, Some(end))),
-                // It has ended just now, and time will tell; nobody else is different where threads have none.
+                // The thread has just ended: a later check notices that. If threads have no pidfds, all further threads
+                // fail in the same way.
                 Err(Errno::SRCH) => {}
                 Err(_) => return,
             }
         }
     }
 
-    /// Waits; says whether anything has happened but that so much time has passed.
+    /// Waits. Returns whether anything happened before the timeout.
     pub(super) fn wait(&mut self, at_most: Duration) -> bool {
         let event = self.event.map(|event| event.fd.as_fd());
         let ends = self.ends.iter().filter_map(|(_, end)| end.as_ref().map(OwnedFd::as_fd));
@@ -105,7 +107,7 @@ impl Waiter {
             Timespec { tv_sec: at_most.as_secs().try_into().unwrap_or(1), tv_nsec: at_most.subsec_nanos().into() };
         let ready = loop {
             match poll(&mut polled, Some(&timeout)) {
-                // It is held now and then, by a signal.
+                // A signal holds this thread now and then.
                 Err(Errno::INTR) => {}
                 done => break done.unwrap_or(0),
             }
@@ -115,7 +117,7 @@ impl Waiter {
         let watched = self.ends.iter_mut().filter(|(_, end)| end.is_some());
         watched.zip(has_ended).filter(|(_, has_ended)| *has_ended).for_each(|((_, end), _)| *end = None);
         if let Some(event) = self.event {
-            // Where nothing was told there is nothing to read.
+            // There is nothing to read if no thread has written.
             let _told = read(&event.fd, &mut [0; 8]);
         }
         ready != 0

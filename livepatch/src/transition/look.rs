@@ -1,4 +1,4 @@
-//! What is looked at while everybody is held: each stack, and each thread's word.
+//! The check of each stack and of each thread's word while all threads are held.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use modload_threads::frames::{Ended, Stack, WalkError, Walker, stacks};
 
 use super::{Blocked, Why};
 
-/// Where a frame must not be for its thread to be over, sorted.
+/// The ranges that must not be on the stack of a thread that migrates. Sorted.
 pub(super) type Ranges = Vec<Range<u64>>;
 
 fn holds(ranges: &[Range<u64>], at: u64) -> bool {
@@ -16,44 +16,45 @@ fn holds(ranges: &[Range<u64>], at: u64) -> bool {
     behind.checked_sub(1).is_some_and(|last| ranges[last].contains(&at))
 }
 
-/// Of a word's low half: how often its thread was asked. The rest of it tells transitions apart, so that a thread that has looked at
-/// itself in one does not say of the next that it is over.
+/// The limit of the count of a thread's checks, in the lowest bits of the low half of the thread's word. The other bits
+/// of the low half tell transitions apart: a thread that has checked its own stack in one transition must not count as
+/// migrated in the next.
 pub(super) const TRIES: u64 = 1 << 8;
 
-/// Whether a word says that its thread is over, where threads are held.
+/// Returns whether a word says that its thread has migrated, in transitions that hold threads.
 pub(super) fn is_over(word: u64) -> bool {
     word & u64::from(u32::MAX) == 0
 }
 
-/// A word of a thread that is not over and was not asked yet.
+/// Returns the word for threads that have not migrated and were not checked yet.
 pub(super) fn mark() -> u64 {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     u64::from(u32::MAX) & (NUMBER.fetch_add(1, Ordering::Relaxed) * TRIES) | 1
 }
 
-/// Whom to look at.
+/// The threads to check.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Whom {
-    /// Everybody, for the first time: their words are set.
+    /// All threads, for the first time: their words are set.
     All,
-    /// Those who are not over.
+    /// The threads that have not migrated.
     Left,
-    /// Nobody: whoever is not over is made to be.
+    /// No thread: all threads are counted as migrated.
     Nobody,
 }
 
-/// What was seen. Made before threads are held, and has room for all.
+/// The result of a check, which is allocated before threads are held, with room for all threads.
 pub(super) struct Seen {
     pub(super) blocked: Vec<Blocked>,
     pub(super) room: u64,
     pub(super) is_small: bool,
     pub(super) mark: u64,
-    /// Whether nobody at all was in a stub.
+    /// Whether no thread was in a stub.
     pub(super) stubs_are_empty: bool,
     pub(super) walker: Walker,
 }
 
-/// Looks at stacks while everybody is held: takes no memory.
+/// Checks stacks while all threads are held. Allocates no memory.
 pub(super) fn look(held: &Held, whom: Whom, ranges: &Ranges, stubs: &Ranges, seen: &mut Seen) {
     seen.blocked.clear();
     seen.stubs_are_empty = whom == Whom::All;
@@ -62,7 +63,7 @@ pub(super) fn look(held: &Held, whom: Whom, ranges: &Ranges, stubs: &Ranges, see
         return;
     }
     for stack in stacks(held) {
-        // A transition holds every thread, so that each has a word.
+        // A transition holds every thread, so each thread has a word.
         let Some(word) = stack.word() else { continue };
         if whom == Whom::Nobody {
             word.store(0, Ordering::Relaxed);
@@ -75,7 +76,7 @@ pub(super) fn look(held: &Held, whom: Whom, ranges: &Ranges, stubs: &Ranges, see
     }
 }
 
-/// Whether a stack has one of the ranges on it, and whether it has a stub.
+/// Returns the reason if one of the ranges is on the stack, and whether a stub is on the stack.
 fn inside(stack: &Stack<'_>, walker: &mut Walker, ranges: &Ranges, stubs: &Ranges) -> (Option<Why>, bool) {
     let (mut found, mut in_stub) = (None, false);
     let walked = stack.walk_by(walker, |frame| {
@@ -88,7 +89,7 @@ fn inside(stack: &Stack<'_>, walker: &mut Walker, ranges: &Ranges, stubs: &Range
     });
     match walked {
         Ok(Ended::Outermost) => (found, in_stub),
-        // It is not ended early; who cannot be seen may be anywhere.
+        // The walk is never ended early here. A thread whose stack cannot be walked may be anywhere.
         Ok(Ended::Early) => (Some(Why::Unknown(WalkError::NowhereToBegin)), true),
         Err(error) => (found.or(Some(Why::Unknown(error))), true),
     }

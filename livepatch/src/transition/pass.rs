@@ -1,4 +1,4 @@
-//! What threads do themselves: where they come by a stub, and at checkpoints. All of it is async-signal-safe.
+//! The checks that threads run on themselves: in stubs and at checkpoints. All of this code is async-signal-safe.
 
 use std::sync::atomic::Ordering;
 
@@ -10,7 +10,7 @@ use super::roll::{self, Phase, UNDER_WAY};
 use super::shown::{Looked, SHOWN};
 use super::worker;
 
-/// A thread whose word does not send it anywhere has come by a stub.
+/// Handles the event of a stub: the calling thread's word does not select a target.
 pub(crate) fn came_by() {
     match Phase::under_way() {
         Some(phase) => roll::place(phase),
@@ -18,15 +18,15 @@ pub(crate) fn came_by() {
     }
 }
 
-/// A thread that is not over has come by a stub often enough to be looked at.
+/// Checks the calling thread, if it has not migrated and has passed stubs often enough.
 fn count_call() {
-    /// At most so many calls, as a power of two, until it is looked at again.
+    /// The logarithm to base 2 of the most calls between two checks.
     const MOST: u64 = 16;
     let before = word::own().load(Ordering::Relaxed);
     if is_over(before) {
         return;
     }
-    // Of the frames of this code, and of the function that it is about to enter, nothing follows.
+    // The frames of this code, and the frame of the function that the thread is about to enter, do not count.
     let (_, event) = event_code();
     let mut ours = true;
     let mut entered = false;
@@ -45,24 +45,28 @@ fn count_call() {
     }
 }
 
-/// This thread, whose word was this, is over; unless it has got another word meanwhile, for it was held.
+/// Marks this thread as migrated. Has no effect if the word is not `before` any more, because the thread was held
+/// meanwhile.
 fn over(before: u64) {
     become_one(before, 0);
     worker::wake();
 }
 
-/// Writes this thread's word, unless somebody has written it meanwhile: a signal handler of its own, or who held it.
+/// Replaces this thread's word if it still equals `before`. Fails if a signal handler, or the thread that holds this
+/// one, changed it.
 pub(super) fn become_one(before: u64, word: u64) {
     let _written = word::own().compare_exchange(before, word, Ordering::Relaxed, Ordering::Relaxed);
 }
 
-/// A place where a thread can go over. It walks its own stack there; if none of the functions that change is on it, the thread is
-/// over. When no transition is under way this is a load and a branch. Says whether the thread is over, or need not be.
+/// A place where a thread can migrate. The thread walks its own stack and migrates if none of the functions that change
+/// is on the stack. Without a transition a checkpoint costs a load and a branch. Returns whether the thread has
+/// migrated or has no need to.
 ///
-/// Async-signal-safe; but a signal handler's checkpoint is one of the code that it has interrupted, too: that is on the same stack.
+/// Async-signal-safe. A checkpoint in a signal handler is also a checkpoint of the interrupted code, because both are
+/// on the same stack.
 #[inline]
 pub fn checkpoint() -> bool {
-    // An old value is as good as having come a moment earlier.
+    // An old value has the same effect as a checkpoint a moment earlier.
     UNDER_WAY.load(Ordering::Relaxed) == roll::NOTHING || come()
 }
 

@@ -1,16 +1,19 @@
-//! The roll of a transition in which threads go over at checkpoints alone: who was there when it began, and where each belongs.
+//! The thread roster of a checkpoint-only transition: the threads that existed when the transition began, and the code
+//! that each of them must run.
 //!
-//! Nobody is held, so nobody can write another thread's word (`modload_threads::word`): each writes its own. Every such transition
-//! has a number, and a word that carries it says where its thread belongs: it is [`Way::Old`]'s or [`Way::New`]'s for that
-//! number. Any other word, a new thread's 0 or one of an earlier transition, says nothing, and a stub asks here: [`place`].
+//! No thread is held, so no thread can write another thread's word (`modload_threads::word`): each writes its own.
+//! Every such transition has a number. A word that carries the number says which code its thread must run, [`Way::Old`]
+//! or [`Way::New`]. Any other word, for example a new thread's 0 or a word of an earlier transition, says nothing, and
+//! a stub asks the roster: [`place`].
 //!
-//! The truth is the roll. Threads that are on it as `Old` or `New` belong there. They come from one to the other at a
-//! checkpoint only ([`come`]), by a compare-and-swap of their entry, which fails if the transition was turned round meanwhile. One that is not
-//! on it was born since, has none of the functions on its stack, and belongs where it is placed first. `Either`: of one that
-//! has been listed late it is not known which of the two, and it counts as not over until it comes to a checkpoint.
+//! The roster is authoritative. Threads that are on it as `Old` or `New` must run that code. Threads change from one
+//! code to the other only at a checkpoint ([`come`]), by a compare-and-swap of their entry, which fails if the
+//! transition was reversed meanwhile. A thread that is not on the roster was started later, has none of the functions
+//! on its stack, and runs the code that it is first sent to. `Either` means: the thread was listed late, and it is not
+//! known which code it must run. Such a thread counts as not migrated until it reaches a checkpoint.
 //!
-//! An entry is found by its thread's id. A thread that gets the id of one that has ended is taken for that one, until it is noticed
-//! that the id was gone: it then has to come to a checkpoint, which is never wrong.
+//! An entry is found by its thread's id. A thread with the id of an ended thread is mistaken for the ended thread,
+//! until the end is noticed. The thread must then reach a checkpoint, which is never wrong.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
@@ -22,19 +25,19 @@ use super::shown::{Looked, SHOWN};
 use super::worker;
 use super::{Blocked, Why};
 
-/// What is under way, for threads: [`NOTHING`], [`HOLDING`], or a [`Phase`].
+/// The transition under way, for threads to read: [`NOTHING`], [`HOLDING`], or a [`Phase`].
 pub(super) static UNDER_WAY: AtomicU64 = AtomicU64::new(NOTHING);
 /// No transition.
 pub(super) const NOTHING: u64 = 0;
-/// A transition in which threads are looked at wherever they are.
+/// A transition that holds threads and checks them anywhere.
 pub(super) const HOLDING: u64 = 1;
 
-/// Which code a thread runs: by the beginning of the transition. Turning round does not rename them.
+/// The code that a thread runs, as of the start of the transition. A reversal does not exchange the two.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Way {
-    /// What was there.
+    /// The code before the transition.
     Old,
-    /// What the transition brought.
+    /// The new code of the transition.
     New,
 }
 
@@ -44,27 +47,27 @@ impl Way {
     }
 }
 
-/// Bits of a phase below the number of its transition.
+/// The number of bits of a phase below the number of its transition.
 const NUMBER_SHIFT: u32 = 24;
-/// Bits below those that count how often it was turned round. That they begin anew after four million times matters to who stands
-/// between two instructions for so long.
+/// The number of bits below the count of reversals. The count wraps after four million reversals, which matters only to
+/// a thread that stays between two instructions for so long.
 const TURN_SHIFT: u32 = 2;
 const TURNS: u64 = 1 << (NUMBER_SHIFT - TURN_SHIFT);
 const LISTED: u64 = 2;
 const TO_NEW: u64 = 1;
 
-/// What goes on, in one word.
+/// The state of a checkpoint-only transition, in one word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Phase {
     number: u64,
     turn: u64,
-    /// Whether the roll is there: before, everybody belongs to the old code.
+    /// Whether the roster is available. Until then, a thread that is not on the roster runs the old code.
     is_listed: bool,
     to: Way,
 }
 
 impl Phase {
-    /// That of the transition under way, if threads go over at checkpoints in it.
+    /// Returns the phase of the transition under way, if it is checkpoint-only.
     pub(super) fn under_way() -> Option<Phase> {
         let bits = UNDER_WAY.load(Ordering::Acquire);
         (bits >> NUMBER_SHIFT != 0).then_some(Phase {
@@ -80,42 +83,42 @@ impl Phase {
         UNDER_WAY.store(self.number << NUMBER_SHIFT | self.turn << TURN_SHIFT | flags, Ordering::Release);
     }
 
-    /// The state of an entry in it.
+    /// Returns the state of an entry in this phase.
     fn entry(self, standing: Standing) -> u64 {
         self.number << NUMBER_SHIFT | self.turn << TURN_SHIFT | standing.bits()
     }
 
-    /// Where it leads.
+    /// Returns the code that threads migrate to.
     pub(super) fn to(self) -> Way {
         self.to
     }
 
-    /// What the word of a thread says in it.
+    /// Returns the word for a thread that runs this code.
     pub(super) fn word(self, way: Way) -> u64 {
         tag(self.number) + (u64::from(way == Way::New) << 32)
     }
 
-    /// The tag of its stubs.
+    /// Returns the tag of the transition's stubs.
     pub(super) fn tag(self) -> u64 {
         self.word(Way::Old)
     }
 }
 
-/// The high half of a word: above all that stubs of transitions in which threads are held count down there. The low half of such a
-/// word is 0, so that it says nothing there.
+/// The high half of the smallest tag. The tag is above every count that the stubs of transitions that hold threads keep
+/// there. The low half of a tagged word is 0, so the word says nothing in such transitions.
 const FIRST_TAG: u64 = 1 << 17;
-/// How many such transitions there can be in a process.
+/// The most checkpoint-only transitions in a process.
 const MOST: u64 = (1 << 31) - FIRST_TAG;
 
-/// Tags grow, so that words of earlier transitions are less than that of a later one.
+/// Returns the tag of a transition. Tags grow, so words of earlier transitions are less than the words of a later one.
 fn tag(number: u64) -> u64 {
     (FIRST_TAG + 2 * number) << 32
 }
 
-/// Where a thread belongs, as far as it is known.
+/// The code that a thread must run, as far as it is known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Standing {
-    /// It has ended.
+    /// The thread has ended.
     Gone,
     At(Way),
     Either,
@@ -141,24 +144,25 @@ impl Standing {
     }
 }
 
-/// A thread of the roll.
+/// A thread on the roster.
 #[derive(Debug)]
 struct Entry {
     tid: AtomicI32,
-    /// [`Phase::entry`].
+    /// The value of [`Phase::entry`].
     state: AtomicU64,
-    /// What its last checkpoint saw: nothing yet, [`UNWALKED`], or where in a function that changes it goes on.
+    /// The result of the thread's last checkpoint: 0 for no result yet, [`UNWALKED`], or the address in a function that
+    /// changes.
     seen: AtomicU64,
 }
 
-/// It came to a checkpoint, and could not walk its stack. No frame goes on at this address.
+/// The thread reached a checkpoint but could not walk its stack. No frame has this address.
 const UNWALKED: u64 = 1;
 
-/// Entries of the first level; each other one has twice as many as that before it. A level stays for ever, and serves all
-/// transitions: threads read them at any moment.
+/// The number of entries of the first level. Each further level has twice as many entries as the one before. A level is
+/// never freed and serves all transitions, because threads may read it at any moment.
 const FIRST_LEVEL: usize = 64;
 static LEVELS: [OnceLock<Box<[Entry]>>; 24] = [const { OnceLock::new() }; 24];
-/// How many entries there are.
+/// The number of entries.
 static LEN: AtomicUsize = AtomicUsize::new(0);
 static LAST: AtomicU64 = AtomicU64::new(0);
 
@@ -166,7 +170,7 @@ fn entries() -> impl Iterator<Item = &'static Entry> {
     LEVELS.iter().map_while(OnceLock::get).flatten().take(LEN.load(Ordering::Acquire))
 }
 
-/// The entry of a thread and its state, if it is on the roll of this transition.
+/// Returns a thread's entry and its state, if the thread is on the roster of this transition.
 fn find(phase: Phase, tid: i32) -> Option<(&'static Entry, u64)> {
     let of = |entry: &'static Entry| {
         let state = entry.state.load(Ordering::Acquire);
@@ -176,7 +180,7 @@ fn find(phase: Phase, tid: i32) -> Option<(&'static Entry, u64)> {
     entries().find_map(of)
 }
 
-/// This thread's word says nothing, and a stub must know where it belongs.
+/// Sets this thread's word for a stub, because the word does not say which code the thread must run.
 pub(super) fn place(phase: Phase) {
     let before = word::own().load(Ordering::Relaxed);
     let way = match find(phase, Tid::current().get()).map(|(_, state)| Standing::of(state)) {
@@ -187,14 +191,15 @@ pub(super) fn place(phase: Phase) {
     become_one(before, phase.word(way));
 }
 
-/// This thread has come to a checkpoint; says whether it is over.
+/// Migrates this thread at a checkpoint, if possible. Returns whether the thread has migrated.
 pub(super) fn come(phase: Phase) -> bool {
     if !phase.is_listed {
         return false;
     }
     let (before, wanted) = (word::own().load(Ordering::Relaxed), phase.word(phase.to));
     let Some((entry, state)) = find(phase, Tid::current().get()) else {
-        // Born since. If it belongs elsewhere already, the transition is being turned round, and will have it on its roll.
+        // The thread was started later. If its word already selects the other code, the transition is being reversed,
+        // and its roster will include the thread.
         if before < phase.tag() {
             become_one(before, wanted);
         }
@@ -228,16 +233,17 @@ pub(super) fn come(phase: Phase) -> bool {
     true
 }
 
-/// Whether a thread is not over.
+/// Returns whether a thread has not migrated.
 fn is_left(entry: &Entry, phase: Phase) -> bool {
     let state = entry.state.load(Ordering::Acquire);
     let standing = Standing::of(state);
     state >> NUMBER_SHIFT == phase.number && standing != Standing::Gone && standing != Standing::At(phase.to)
 }
 
-// What follows is for who has the table.
+// The following functions are for callers that hold the table's lock.
 
-/// A transition begins whose roll is not there yet. `None`: there were too many.
+/// Starts a checkpoint-only transition. The transition's thread roster is not available until `listed`. Returns `None`
+/// once transition numbers are used up.
 pub(super) fn open() -> Option<Phase> {
     let number = LAST.load(Ordering::Relaxed) + 1;
     if number >= MOST {
@@ -250,13 +256,14 @@ pub(super) fn open() -> Option<Phase> {
     Some(phase)
 }
 
-/// The threads that were there when the sites had changed: they belong to the old code. From now on, who is not on the roll is new.
+/// Lists the threads that existed when the sites had changed: they run the old code. From now on, a thread that is not
+/// on the roster is a new thread.
 pub(super) fn listed(phase: Phase, tids: &[Tid]) {
     tids.iter().for_each(|tid| enter(phase, *tid, Standing::At(Way::Old)));
     phase.publish();
 }
 
-/// Threads that are there now: who is not on the roll yet may belong here or there.
+/// Lists further threads that exist now. A thread that is not on the roster yet may run either code.
 pub(super) fn listed_late(phase: Phase, tids: &[Tid]) {
     for tid in tids.iter().filter(|tid| find(phase, tid.get()).is_none()) {
         enter(phase, *tid, Standing::Either);
@@ -270,7 +277,7 @@ fn enter(phase: Phase, tid: Tid, standing: Standing) {
         let new = || Entry { tid: AtomicI32::new(0), state: AtomicU64::new(0), seen: AtomicU64::new(0) };
         let level = level.get_or_init(|| std::iter::repeat_with(new).take(room).collect());
         if let Some(entry) = level.get(number) {
-            // Nobody takes it for another's in between: 0 is of no transition.
+            // No thread mistakes the entry for another one in between: 0 belongs to no transition.
             entry.state.store(0, Ordering::Release);
             entry.tid.store(tid.get(), Ordering::Relaxed);
             entry.seen.store(0, Ordering::Relaxed);
@@ -282,8 +289,8 @@ fn enter(phase: Phase, tid: Tid, standing: Standing) {
     }
 }
 
-/// The transition is turned round: who had not gone over is over now, and the others are not. Nobody goes over from here on, until it
-/// is [`turned`].
+/// Reverses the transition: threads that had not migrated count as migrated, and the others do not. No thread migrates
+/// until [`turned`] is called.
 pub(super) fn turn(phase: Phase) -> Phase {
     let turned = Phase { turn: (phase.turn + 1) % TURNS, to: phase.to.other(), ..phase };
     Phase { is_listed: false, ..turned }.publish();
@@ -298,17 +305,17 @@ pub(super) fn turn(phase: Phase) -> Phase {
     turned
 }
 
-/// What threads look for on their stacks has been turned round, too.
+/// Completes a reversal: the ranges that threads look for on their stacks have been exchanged, too.
 pub(super) fn turned(phase: Phase) {
     phase.publish();
 }
 
-/// Whether anybody is not over.
+/// Returns whether any thread has not migrated.
 pub(super) fn is_anybody_left(phase: Phase) -> bool {
     entries().any(|entry| is_left(entry, phase))
 }
 
-/// Who is not over, and why, as far as it is known.
+/// Returns the threads that have not migrated, with the reasons as far as they are known.
 pub(super) fn left(phase: Phase) -> Vec<Blocked> {
     let left = entries().filter(|entry| is_left(entry, phase));
     let blocked = left.map(|entry| {
@@ -322,10 +329,10 @@ pub(super) fn left(phase: Phase) -> Vec<Blocked> {
     blocked.collect()
 }
 
-/// Strikes those off that have ended, of those who are not over.
+/// Removes ended threads from the threads that have not migrated.
 pub(super) fn strike_ended(phase: Phase) {
     for entry in entries().filter(|entry| is_left(entry, phase)) {
-        // What cannot be read says nothing.
+        // A status that cannot be read proves nothing.
         let tid = Tid::new(entry.tid.load(Ordering::Relaxed));
         if status(tid).is_ok_and(|status| status.is_none_or(|status| status.state == State::Ended)) {
             let (before, gone) = (entry.state.load(Ordering::Acquire), phase.entry(Standing::Gone));
@@ -334,7 +341,7 @@ pub(super) fn strike_ended(phase: Phase) {
     }
 }
 
-/// In the child of a fork: of those on the roll this thread alone is there, under another id than before.
+/// Updates the roster in the child of a fork. Of the listed threads only this one exists, with a new id.
 pub(super) fn forked(before: i32) {
     let Some(phase) = Phase::under_way() else { return };
     let standing = find(phase, before).map_or(Standing::Either, |(_, state)| Standing::of(state));
@@ -342,12 +349,12 @@ pub(super) fn forked(before: i32) {
     enter(phase, Tid::current(), standing);
 }
 
-/// A transition begins in which threads are looked at wherever they are.
+/// Announces a transition that holds threads and checks them anywhere.
 pub(super) fn hold() {
     UNDER_WAY.store(HOLDING, Ordering::Release);
 }
 
-/// No transition is under way.
+/// Announces that no transition is under way.
 pub(super) fn close() {
     UNDER_WAY.store(NOTHING, Ordering::Release);
 }

@@ -1,15 +1,15 @@
-//! The ranges of a transition, for threads that look at their own stacks, wherever they are: read without a lock.
+//! The ranges of a transition, for threads that check their own stacks anywhere. Read without a lock.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use modload_threads::frames::{Frame, walk_here};
 
-/// How many there are at most; of a transition of more, threads are looked at by others alone.
+/// The most ranges. In a transition with more ranges, threads cannot check themselves: only the worker checks them.
 pub(super) const MOST_SHOWN: usize = 4096;
 
 pub(super) struct Shown {
-    /// Odd while it is being written.
+    /// Odd while the ranges are being written.
     version: AtomicU32,
     len: AtomicUsize,
     ends: [[AtomicU64; 2]; MOST_SHOWN],
@@ -21,21 +21,21 @@ pub(super) static SHOWN: Shown = Shown {
     ends: [const { [const { AtomicU64::new(0) }; 2] }; MOST_SHOWN],
 };
 
-/// What a thread has seen of its own stack.
+/// The result of a thread's check of its own stack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Looked {
-    /// None of the ranges.
+    /// None of the ranges is on the stack.
     Clear,
-    /// One of them: where it goes on there.
+    /// One of the ranges is on the stack. The value is the address in that frame.
     Inside(u64),
-    /// It cannot be walked to its end.
+    /// The stack cannot be walked to its end.
     Unwalked,
-    /// The ranges are changing, or there are too many.
+    /// The ranges are changing, or there are none, or too many.
     Changing,
 }
 
 impl Shown {
-    /// Who writes has the table.
+    /// Replaces the ranges. The caller holds the table's lock.
     pub(super) fn show(&self, ranges: &[Range<u64>]) {
         self.version.fetch_add(1, Ordering::AcqRel);
         for (ends, range) in self.ends.iter().zip(ranges) {
@@ -50,7 +50,7 @@ impl Shown {
         self.show(&[]);
     }
 
-    /// What of them is on this thread's stack, frames aside that are skipped.
+    /// Checks whether one of the ranges is on this thread's stack. Skipped frames do not count.
     pub(super) fn look(&self, mut skip: impl FnMut(&Frame) -> bool) -> Looked {
         let version = self.version.load(Ordering::Acquire);
         let Some(ranges) = self.ends.get(..self.len.load(Ordering::Relaxed)) else { return Looked::Changing };

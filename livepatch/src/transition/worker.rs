@@ -1,4 +1,4 @@
-//! The thread that looks at a transition again and again: when something has happened, and now and then.
+//! The worker thread, which checks a transition after each event and periodically.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread;
@@ -11,29 +11,29 @@ use super::events::{Waiter, tell};
 use super::pass::checkpoint;
 use crate::table::table;
 
-/// Whether the thread is there.
+/// Whether the worker thread exists.
 static WORKING: AtomicBool = AtomicBool::new(false);
-/// Its id.
+/// The worker thread's id.
 static WORKER: AtomicI32 = AtomicI32::new(0);
 
-/// Whether it is this thread. Whoever has the table knows that it is in none of the functions that change: it runs no code of modules
-/// without the table.
+/// Returns whether a thread is the worker. A caller that holds the table's lock knows that the worker is in none of the
+/// functions that change: the worker runs no code of modules without that lock.
 pub(super) fn is(tid: Tid) -> bool {
     tid.get() == WORKER.load(Ordering::Acquire)
 }
 
-/// Something has happened that may complete the transition. Async-signal-safe.
+/// Reports an event that may complete the transition. Async-signal-safe.
 pub(super) fn wake() {
     tell();
 }
 
-/// In the child of a fork the thread is not there.
+/// Forgets the worker in the child of a fork, where that thread does not exist.
 pub(super) fn forked() {
     WORKER.store(0, Ordering::Relaxed);
     WORKING.store(false, Ordering::Relaxed);
 }
 
-/// Has a thread look again and again, as long as a transition is under way.
+/// Starts the worker, which checks the transition as long as it is under way.
 pub(super) fn work() {
     if WORKING.swap(true, Ordering::AcqRel) {
         return;
@@ -47,7 +47,7 @@ pub(super) fn work() {
         loop {
             let happened = waiter.wait(pause);
             pause = if happened { FIRST } else { (pause * 2).min(LONGEST) };
-            // It may have been there as a thread that nobody knew yet.
+            // This thread may be listed on the roster, if it was listed before its id was known.
             checkpoint();
             let Ok(mut table) = table() else { continue };
             if table.transition.is_none() {

@@ -1,4 +1,5 @@
-//! Holds what `link` has made against what it was given: what moved, how, and that nothing else did.
+//! Compares the output of `link` with its input: which relocations moved, how they moved, and that nothing else
+//! changed.
 
 use modload_abi::record::FixedRecord as _;
 use modload_abi::{Rela, section};
@@ -26,7 +27,7 @@ impl<'a> View<'a> {
         let mut all = self.sections.iter();
         let count = all.len();
         let first = all.next().unwrap();
-        // The table is one slice; `object` hands it out header by header.
+        // The table is one slice; `object` returns it header by header.
         let start = std::ptr::from_ref(first).addr() - self.bytes.as_ptr().addr();
         pod::slice_from_bytes(&self.bytes[start..], count).unwrap().0
     }
@@ -48,7 +49,7 @@ impl<'a> View<'a> {
         &self.headers()[usize::try_from(header.sh_info.get(LE)).unwrap()]
     }
 
-    /// The relocations of a section, raw.
+    /// Returns the relocations of a section as bytes.
     fn records(&self, header: &SectionHeader64<LE>) -> Vec<&'a [u8]> {
         self.data(header).chunks_exact(Rela::SIZE).collect()
     }
@@ -58,7 +59,7 @@ fn is_waiting(header: &SectionHeader64<LE>) -> bool {
     header.sh_flags.get(LE).0 & section::SHF_RELA_LIVEPATCH != 0
 }
 
-/// The object of a mark, if it is one, and what Linux calls the symbol.
+/// Returns the object of a mark, if the name is one, and Linux's name for the symbol.
 fn marked(name: &str) -> Option<(String, String)> {
     let mut parts = name.strip_prefix(section::KLP_MARK_PREFIX)?.splitn(2, '.');
     let (object, rest) = (parts.next()?, parts.next()?);
@@ -66,7 +67,8 @@ fn marked(name: &str) -> Option<(String, String)> {
     Some((object.to_owned(), format!(".klp.sym.{object}.{name},{position}")))
 }
 
-/// Panics if anything is otherwise than it should be. Returns how many relocations wait, and how many stay in loaded sections.
+/// Panics if anything differs from the expected output. Returns the number of relocations that wait, and the number
+/// that stay in loaded sections.
 pub(super) fn check(before: &[u8], after: &[u8]) -> (usize, usize) {
     let (old, new) = (View::new(before), View::new(after));
     let (olds, news) = (old.headers(), new.headers());
@@ -144,7 +146,7 @@ fn check_relocations(old: &View<'_>, new: &View<'_>) -> (usize, usize) {
             let now = named.next().unwrap_or_else(|| panic!("there is no {name}"));
             assert!(named.next().is_none(), "{name} is there twice");
             assert_eq!(new.records(now), own(Some(&object)), "{name}, in order");
-            // SHF_ALLOC, SHF_INFO_LINK, SHF_RELA_LIVEPATCH, and SHF_GROUP with the others.
+            // SHF_ALLOC, SHF_INFO_LINK and SHF_RELA_LIVEPATCH, and SHF_GROUP like the others.
             assert_eq!(now.sh_flags.get(LE).0, 0x10_0042 | header.sh_flags.get(LE).0 & 0x200, "{name}");
             assert_eq!((now.sh_type.get(LE), now.sh_addralign.get(LE), now.sh_entsize.get(LE)), (elf::SHT_RELA, 8, 24));
             assert_eq!(news[usize::try_from(now.sh_link.get(LE)).unwrap()].sh_type(LE), elf::SHT_SYMTAB);

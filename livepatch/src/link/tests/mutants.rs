@@ -1,11 +1,11 @@
-//! Objects that are damaged.
+//! Damaged objects.
 
 use modload_fixtures::{Compiler, Language};
 
 use super::{LAYOUT, PATCH, assembled, compiled};
 use crate::link::link;
 
-/// xorshift64*.
+/// The generator xorshift64*.
 struct Random(u64);
 
 impl Random {
@@ -35,7 +35,7 @@ fn mutants_never_do_more_than_fail() {
         let table = usize::try_from(u64::from_le_bytes(object[40..48].try_into().unwrap())).unwrap();
         for _ in 0..=random.below(3) {
             let end = mutant.len();
-            // Most of them where the tables are.
+            // Most of the changes hit the tables.
             let from = if random.below(2) == 0 { table.min(end) } else { 0 };
             let at = from + random.below(end - from);
             let value = [0, 0xff, 1 << random.below(8), random.below(256)][random.below(4)];
@@ -44,7 +44,7 @@ fn mutants_never_do_more_than_fail() {
             }
         }
         match link(&mutant) {
-            // Names are what makes it larger, and sections for objects.
+            // Only names and the sections for objects make the output larger.
             Ok(linked) => assert!(linked.bytes.len() < 4 * mutant.len() + (64 << 10), "round {round}"),
             Err(_) => refused += 1,
         }

@@ -1,4 +1,4 @@
-//! What is refused, each with its sentence.
+//! Refused inputs, each with its error text.
 
 use modload_fixtures::{Compiler, Language};
 use object::elf;
@@ -107,7 +107,7 @@ fn a_relocation_and_a_symbol_that_belie_their_marks_are_refused() {
     assert_eq!(weak, Ok(()), "a weak reference waits like any other");
 }
 
-/// Where the header of a section stands in a file, by its name.
+/// Returns the offset of a section's header in a file, by the section's name.
 fn header_of(object: &[u8], name: &str) -> usize {
     let view = View::new(object);
     let at = view.sections.iter().rposition(|section| view.name(section) == name).unwrap();
@@ -124,7 +124,7 @@ fn sections_that_overlap_are_refused() {
     assert!(matches!(refused, Error::Overlap { file, bytes } if file == size && bytes > size), "{refused}");
 }
 
-/// The loader does not look at what a group has taken the place of.
+/// The loader ignores the sections of a group that another group with the same signature has replaced.
 #[test]
 fn a_part_of_a_relocation_is_refused() {
     let group = |signature: &str| {
