@@ -59,7 +59,7 @@ fn missing_features(missing: &[&'static str]) -> String {
 pub struct Export(External);
 
 impl Export {
-    /// An export of what lies at this address.
+    /// An export of the function or the variable at this address.
     #[must_use]
     pub fn new<T>(address: *const T) -> Export {
         Export(External { addr: Addr::new(wide(address.expose_provenance())), gpl_only: false, crc: None })

@@ -5,7 +5,7 @@ use modload_edit::Addr;
 use modload_loader::Loader;
 use modload_text::{ArenaError, TrapMask};
 
-/// What an embedder chooses for the built-in subscribers.
+/// The embedder's options for the built-in subscribers.
 #[derive(Default, Debug)]
 pub(crate) struct BuiltInOptions {
     /// The host's static keys, by the names under which modules use them.

@@ -1,4 +1,4 @@
-//! The errors that are not of one part of this crate alone, and what they are made of.
+//! Errors that several parts of this crate return, and the parts of errors.
 
 pub use modload_alternatives::UnknownFeature;
 pub use modload_loader::{

@@ -18,8 +18,8 @@ use crate::built_in::{self, BuiltInOptions};
 use crate::c_api::{self, HostState};
 use crate::foreign::Module;
 
-/// Holds modules. Dropping it unloads them in reverse order; what is still held by a [`Module`] is left in memory, and
-/// the log has an error for it.
+/// A host holds modules. Dropping a host unloads its modules in reverse order. A module that is still held by a [`Module`] stays in
+/// memory, and the log has an error for it.
 #[derive(Debug)]
 pub struct Host {
     pub(crate) inner: Arc<HostState>,
@@ -133,7 +133,7 @@ impl Host {
         self.inner.loader.taint()
     }
 
-    /// Calls a function with each event of what this thread does with modules, as it happens. The function is called
+    /// Calls a function with each event that this thread causes, as it happens. The function is called
     /// without any lock held, and the thread continues when it returns.
     #[must_use = "dropping it ends the listening"]
     pub fn listen(&self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Listening {

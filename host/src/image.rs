@@ -1,4 +1,4 @@
-//! What a module would be in the memory of another machine, a Linux kernel for example: the bytes of every section, computed here.
+//! The bytes of a module in the memory of another machine, a Linux kernel for example, computed here.
 
 use std::collections::HashMap;
 use std::sync::Arc;

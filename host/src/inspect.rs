@@ -1,4 +1,4 @@
-//! What a module file holds, and in which order the modules of a folder load. No code of a module runs, and a file need not be
+//! The contents of module files, and the load order of the modules of a folder. No code of a module runs, and a file need not be
 //! trusted.
 
 pub use modload_loader::{

@@ -27,28 +27,28 @@
 //!
 //! The types that most programs need are at the root:
 //!
-//! - [`Host`], [`HostBuilder`]: holds modules; exports symbols to them; decides what modules may do.
+//! - [`Host`], [`HostBuilder`]: holds modules; exports symbols to modules; decides which modules may load.
 //! - [`Image`]: the bytes of a module whose author is trusted, its name and its parameters.
 //! - [`Module`]: a counted reference to a loaded module. The module stays loaded while such a reference exists.
 //! - [`Symbol`]: a typed function or variable of a module. It borrows the [`Module`], and so cannot outlive the module.
 //! - [`Subscriber`], [`Order`]: is called when modules come and go, in an order that the subscriber chooses; can refuse a module.
-//! - [`LoadError`], [`UnloadError`]: which module, which stage, which section and symbol, and what to do about it.
+//! - [`LoadError`], [`UnloadError`]: which module, which stage, which section and symbol, and the way out.
 //! - [`process()`]: settings of the process that all hosts share.
 //!
-//! The others are in modules, by what they are for:
+//! The others are in modules, by purpose:
 //!
-//! | module | what is in it |
+//! | module | contents |
 //! |---|---|
 //! | [`module`] | functions, sections and parameters of a loaded module, and the threads inside it |
 //! | [`error`] | parts of errors |
 //! | [`mod@file`] | reads module files, compressed ones too |
-//! | [`inspect`] | what a module file holds, the modules of a folder and the order in which they load |
-//! | [`timeline`] | what happened, in order, without addresses and times: made for snapshot tests |
+//! | [`inspect`] | contents of module files; the modules of a folder and their load order |
+//! | [`timeline`] | events in order, without addresses and times, for snapshot tests |
 //! | [`text`] | code memory, and how a subscriber changes code before it is published |
 //! | [`keys`] | static keys and static calls of the host |
 //! | [`trace`] | function tracing, as Linux's ftrace |
 //! | [`patch`] | live patching, as Linux's |
-//! | [`image`] | what a module would be in the memory of another machine |
+//! | [`image`] | the bytes of a module in the memory of another machine |
 //!
 //! Running foreign code is unsafe, in two places: [`Image::trusted`] and [`Module::symbol`] (with their variants
 //! [`read_trusted`] and [`Module::call`], and [`Trust`] for both). The other unsafe functions are promises about code of

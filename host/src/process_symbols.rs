@@ -19,7 +19,7 @@ impl HostBuilder {
     }
 }
 
-/// Finds a symbol of the process. Some functions of the C library are replaced: [`c_library`] says by what.
+/// Finds a symbol of the process. Some functions of the C library are replaced by those in [`c_library`].
 fn find(name: &[u8]) -> Option<External> {
     let addr = c_library::instead_of(name, process_symbol(name)?);
     Some(External { addr, gpl_only: false, crc: None })

@@ -1,3 +1,3 @@
-//! What happens to modules, in order, without addresses and times: made for snapshot tests.
+//! The events of modules in order, without addresses and times, for snapshot tests.
 
 pub use modload_loader::{Event, EventKind, Listening, Outcome, Recording, Timeline, Verdict};

@@ -182,7 +182,7 @@ impl Drop for Extent {
             owners::set_phase(self.start, Phase::Gone);
         }
         if self.class == Class::RoAfterInit
-            && let Err(failed) = place::protect(self, place::Access::Read)
+            && let Err(failed) = place::protect(self, place::DataAccess::Read)
         {
             tracing::error!(at = %self.start, %failed, "freed ro_after_init data stays writable");
         }

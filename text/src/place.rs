@@ -40,7 +40,7 @@ impl Arena {
     /// [`OutOfMemory`].
     pub fn place_ro_after_init(&'static self, len: u64, align: u64) -> Result<Fresh, OutOfMemory> {
         let extent = self.take(Class::RoAfterInit, len.next_multiple_of(PAGE), align.max(PAGE))?;
-        protect(&extent, Access::ReadWrite)
+        protect(&extent, DataAccess::ReadWrite)
             .map_err(|source| OutOfMemory::Populate { class: Class::RoAfterInit, source })?;
         let mut fresh = Fresh { extent };
         fresh.bytes_mut().fill(0);
@@ -50,16 +50,16 @@ impl Arena {
 
 /// What data pages allow. Neither allows execution.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Access {
+pub(crate) enum DataAccess {
     Read,
     ReadWrite,
 }
 
-pub(crate) fn protect(extent: &Extent, access: Access) -> io::Result<()> {
+pub(crate) fn protect(extent: &Extent, access: DataAccess) -> io::Result<()> {
     let at: *mut u8 = pointer(extent.start);
     let protection = match access {
-        Access::Read => libc::PROT_READ,
-        Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+        DataAccess::Read => libc::PROT_READ,
+        DataAccess::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
     };
     // SAFETY: an extent of whole pages of ro_after_init data, to which no reference exists: `Fresh` and `Placed` lend
     // slices and raw copies only. Neither protection is executable. The kernel refuses an extent that does not begin on a page.
@@ -138,7 +138,7 @@ impl Placed {
     /// # Errors
     /// The kernel's error, with the unchanged data.
     pub fn protect(self) -> Result<Protected, (Placed, io::Error)> {
-        match protect(&self.extent, Access::Read) {
+        match protect(&self.extent, DataAccess::Read) {
             Ok(()) => Ok(Protected { extent: self.extent }),
             Err(error) => Err((self, error)),
         }
