@@ -1,7 +1,7 @@
 //! The threads of this process: lists them, inspects each of them, and stops all of them for a moment.
 //!
 //! - [`Tasks`]: the process's threads as the kernel lists them; [`status`], [`name`]: details of one thread;
-//! [`is_alone`]: whether the process has more than one thread.
+//!   [`is_alone`]: whether the process has more than one thread.
 //! - [`run_in_each`]: runs a [`Probe`] in every other thread, between any two of the thread's instructions;
 //!   [`run_here`]: runs a probe in the calling thread.
 //! - [`hold`]: stops every other thread until [`Held`] is dropped. Each held thread executes a core-serialising
