@@ -119,8 +119,8 @@ fn two_relocations_of_one_place_are_refused_without_an_address() {
     let error = Bench::new().load(&fs::read(object).unwrap());
     assert_eq!(
         sentence(&error),
-        "mutant: relocate: R_X86_64_64 at .data+0x0 against \"f\": its place should hold [00, 00, 00, 00, 00, 00, 00, 00] \
-         before it is written; the file, or another relocation, has put something else there"
+        "mutant: relocate: R_X86_64_64 at .data+0x0 against \"f\": its place must hold [00, 00, 00, 00, 00, 00, 00, 00] \
+         before the relocation is applied; the file, or another relocation, has written other bytes there"
     );
 }
 
