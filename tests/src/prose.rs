@@ -8,7 +8,7 @@ use std::path::Path;
 
 use modload_fixtures::workspace_root;
 
-/// The words that a doc comment rarely needs. `docs` of the project call them offenders; CONTRIBUTING.md has the rule.
+/// The words that a doc comment rarely needs. CONTRIBUTING.md has the rule.
 pub const OFFENDERS: [&str; 10] =
     ["who", "whoever", "nobody", "everybody", "anybody", "somebody", "what", "whatever", "stands", "comes by"];
 
