@@ -487,7 +487,7 @@ fn what_a_call_holds_is_waited_for_or_forced() {
     for (host, options, status, says) in [
         (&[][..], &[][..], 1, "in use (1 reference is held)\n"),
         (&[], &["--wait", "1"], 1, "waiting: waiter: in use (1 reference is held)\n"),
-        (&[], &["--force"], 1, "waiter: this host does not unload by force: wait until nobody uses it\n"),
+        (&[], &["--force"], 1, "waiter: this host does not unload by force: wait until it is no longer used\n"),
         (&["--allow-force"], &["--force"], 0, "warning: waiter: unloaded by force (1 reference is held)"),
     ] {
         let served = Served::new(host);

@@ -44,6 +44,21 @@ impl Case {
     }
 }
 
+/// Returns the [`Case`] of a function; the case has the function's name, so that the name stands once.
+#[macro_export]
+macro_rules! case {
+    ($function:path) => {
+        $crate::Case::new($crate::last_segment(stringify!($function)), $function)
+    };
+}
+
+/// Returns the last segment of a path. [`case`] calls it.
+#[doc(hidden)]
+#[must_use]
+pub fn last_segment(path: &'static str) -> &'static str {
+    path.rsplit("::").next().unwrap_or(path).trim()
+}
+
 /// The `main` of a test program: runs all cases, or the one that this process was started for.
 #[must_use]
 pub fn run(cases: &[Case]) -> ExitCode {

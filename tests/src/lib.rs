@@ -23,7 +23,7 @@ mod sites;
 mod fire;
 mod watch;
 
-pub use case::{Case, run};
+pub use case::{Case, last_segment, run};
 pub use crowd::{Crowd, WhoAndWhere, bit, block, mask, unblock};
 pub use fire::{Fired, Until, fire};
 pub use forked::{Ended, in_fork};

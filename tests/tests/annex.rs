@@ -7,19 +7,19 @@ use std::ptr;
 
 use modload_edit::{Addr, Edit, EditOrigin, EditSet, Engine, NOPS, Sink, index, wide};
 use modload_fixtures::{Compiler, Language, object_from_text};
-use modload_tests::{Case, in_fork, mappings, peek};
+use modload_tests::{case, in_fork, mappings, peek};
 use modload_text::{Annex, AnnexError, INT3, PAGE, PokeError, TextLock, TrapMask, fill, poke};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
-        Case::new("near_the_executable", near_the_executable),
-        Case::new("near_a_library", near_a_library).needing("cc"),
-        Case::new("each_byte_reaches_each_byte", wide_ranges),
-        Case::new("the_heap_goes_on_growing", heap_grows),
-        Case::new("where_there_is_no_room_that_is_said", no_room),
-        Case::new("a_hole_is_found_in_a_crowd", crowded),
-        Case::new("only_fill_writes_there_and_within_bounds", only_filled),
-        Case::new("a_forked_child_has_its_own", forked),
+        case!(near_the_executable),
+        case!(near_a_library).needing("cc"),
+        case!(each_byte_reaches_each_byte),
+        case!(the_heap_goes_on_growing),
+        case!(where_there_is_no_room_that_is_said),
+        case!(a_hole_is_found_in_a_crowd),
+        case!(only_fill_writes_there_and_within_bounds),
+        case!(a_forked_child_has_its_own),
     ])
 }
 
@@ -114,7 +114,7 @@ fn near_a_library() {
     near((start, end));
 }
 
-fn wide_ranges() {
+fn each_byte_reaches_each_byte() {
     let (start, end) = executable();
     // A range that leaves half a gigabyte on each side.
     let range = (start.offset(-(3 << 29)), end);
@@ -140,7 +140,7 @@ fn heap_end() -> Addr {
     Addr::new(unsafe { libc::syscall(libc::SYS_brk, 0) }.cast_unsigned())
 }
 
-fn heap_grows() {
+fn the_heap_goes_on_growing() {
     let (start, end) = executable();
     let annexes: Vec<_> = (0..64).map(|_| Annex::near(start, end, 1 << 20).unwrap()).collect();
     let heap = heap_end();
@@ -153,7 +153,7 @@ fn heap_grows() {
     assert_eq!(heap_end() - before, 1 << 28);
 }
 
-fn no_room() {
+fn where_there_is_no_room_that_is_said() {
     let (start, end) = executable();
     let refused = Annex::near(start, end, 8 << 30).unwrap_err();
     let AnnexError::NoRoom { len, longest, .. } = refused else { panic!("{refused}") };
@@ -191,7 +191,7 @@ fn fill_up(start: Addr, end: Addr) {
     }
 }
 
-fn crowded() {
+fn a_hole_is_found_in_a_crowd() {
     let (start, end) = executable();
     // The arena and everything else that is needed, before there is no room.
     drop(Annex::near(start, end, PAGE).unwrap());
@@ -213,7 +213,7 @@ fn crowded() {
     }
 }
 
-fn only_filled() {
+fn only_fill_writes_there_and_within_bounds() {
     let (start, end) = executable();
     let annex = Annex::near(start, end, PAGE).unwrap();
     let (at, behind) = (annex.addr(), annex.addr() + PAGE);
@@ -233,7 +233,7 @@ fn only_filled() {
     assert!(matches!(put(at, &[INT3; 6], &returns(2)), Err(PokeError::NotText { .. })));
 }
 
-fn forked() {
+fn a_forked_child_has_its_own() {
     let (start, end) = executable();
     let annex = Annex::near(start, end, PAGE).unwrap();
     let at = annex.addr();

@@ -11,20 +11,20 @@ use modload::module::Occupies;
 use modload::trace::{Mode, TraceOptions};
 use modload::{Host, Image, UnloadError};
 use modload_fixtures::{Compiler, Language, object_from_text};
-use modload_tests::{Case, Crowd, image_from_text, run};
+use modload_tests::{Crowd, case, image_from_text, run};
 use modload_threads::frames::{StartsUnknown, thread_starts};
 
 fn main() -> ExitCode {
     run(&[
-        Case::new("a_std_thread_that_exit_joins_is_the_modules", std_thread).needing("g++"),
-        Case::new("a_std_thread_that_cannot_start_throws_as_ever", std_thread_that_cannot_start).needing("g++"),
-        Case::new("an_async_task_that_exit_waits_for_is_the_modules", async_task).needing("g++"),
-        Case::new("a_std_thread_that_cannot_be_asked_is_the_modules", deaf_std_thread).needing("g++"),
-        Case::new("threads_of_c11_and_of_tail_calls_are_the_modules", c11_and_tail_calls),
-        Case::new("a_thread_that_began_under_a_graph_trace_is_the_modules", under_a_trace),
-        Case::new("a_thread_of_another_module_is_not", of_another),
-        Case::new("a_failure_to_learn_how_threads_begin_is_not_kept", not_kept),
-        Case::new("creators_among_many_threads", many).within_seconds(120),
+        case!(a_std_thread_that_exit_joins_is_the_modules).needing("g++"),
+        case!(a_std_thread_that_cannot_start_throws_as_ever).needing("g++"),
+        case!(an_async_task_that_exit_waits_for_is_the_modules).needing("g++"),
+        case!(a_std_thread_that_cannot_be_asked_is_the_modules).needing("g++"),
+        case!(threads_of_c11_and_of_tail_calls_are_the_modules),
+        case!(a_thread_that_began_under_a_graph_trace_is_the_modules),
+        case!(a_thread_of_another_module_is_not),
+        case!(a_failure_to_learn_how_threads_begin_is_not_kept),
+        case!(creators_among_many_threads).within_seconds(120),
     ])
 }
 
@@ -55,7 +55,7 @@ fn until(host: &Host, name: &str, at_least: u64) {
     }
 }
 
-fn std_thread() {
+fn a_std_thread_that_exit_joins_is_the_modules() {
     let host = host();
     let text = r#"
         #include <atomic>
@@ -84,7 +84,7 @@ fn std_thread() {
 }
 
 /// It blocks every signal and sleeps, so that it is looked at there.
-fn deaf_std_thread() {
+fn a_std_thread_that_cannot_be_asked_is_the_modules() {
     let host = host();
     let text = r#"
         #include <atomic>
@@ -117,7 +117,7 @@ fn deaf_std_thread() {
     assert!(host.quarantined().is_empty());
 }
 
-fn std_thread_that_cannot_start() {
+fn a_std_thread_that_cannot_start_throws_as_ever() {
     let host = host();
     let text = r#"
         #include <system_error>
@@ -149,7 +149,7 @@ fn without_address_space<R>(run: impl FnOnce() -> R) -> R {
     result
 }
 
-fn async_task() {
+fn an_async_task_that_exit_waits_for_is_the_modules() {
     let host = host();
     let text = r#"
         #include <atomic>
@@ -175,7 +175,7 @@ fn async_task() {
     host.unload("task").unwrap();
 }
 
-fn c11_and_tail_calls() {
+fn threads_of_c11_and_of_tail_calls_are_the_modules() {
     let host = host();
     let text = "
         #include <pthread.h>
@@ -198,7 +198,7 @@ fn c11_and_tail_calls() {
     assert!(host.quarantined().is_empty());
 }
 
-fn under_a_trace() {
+fn a_thread_that_began_under_a_graph_trace_is_the_modules() {
     let host = host();
     let text = "
         #include <pthread.h>
@@ -225,7 +225,7 @@ fn under_a_trace() {
     assert!(host.quarantined().is_empty());
 }
 
-fn of_another() {
+fn a_thread_of_another_module_is_not() {
     let host = host();
     let text = "
         #include <unistd.h>
@@ -256,7 +256,7 @@ fn of_another() {
     user.unload().unwrap();
 }
 
-fn not_kept() {
+fn a_failure_to_learn_how_threads_begin_is_not_kept() {
     let host = host();
     drop(host.load(&image_from_text("one", "int one(void) { return 1; } void cleanup_module(void) {}")).unwrap());
     let crowd = Crowd::of(1, thread::yield_now);
@@ -270,7 +270,7 @@ fn not_kept() {
     drop(crowd);
 }
 
-fn many() {
+fn creators_among_many_threads() {
     let host = host();
     let text = "
         #include <pthread.h>

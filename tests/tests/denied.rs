@@ -6,15 +6,15 @@ use std::sync::mpsc;
 use std::thread;
 
 use modload::{Host, UnloadError};
-use modload_tests::{Case, Crowd, deny, image_from_text, run, until_in};
+use modload_tests::{Crowd, case, deny, image_from_text, run, until_in};
 use modload_threads::Tid;
 
 fn main() -> ExitCode {
     run(&[
-        Case::new("stacks_are_read_where_process_vm_readv_is_denied", no_process_vm_readv),
-        Case::new("a_host_that_can_open_nothing_is_not_built", no_openat),
-        Case::new("a_host_without_proc_is_not_built", no_proc),
-        Case::new("what_is_denied_later_keeps_the_module", denied_later),
+        case!(stacks_are_read_where_process_vm_readv_is_denied),
+        case!(a_host_that_can_open_nothing_is_not_built),
+        case!(a_host_without_proc_is_not_built),
+        case!(what_is_denied_later_keeps_the_module),
     ])
 }
 
@@ -30,7 +30,7 @@ fn function(host: &Host, name: &str) -> extern "C" fn(u64) -> u64 {
     unsafe { std::mem::transmute(usize::try_from(at).unwrap()) }
 }
 
-fn no_process_vm_readv() {
+fn stacks_are_read_where_process_vm_readv_is_denied() {
     let host = Host::builder().process_symbols().build().unwrap();
     let _crowd = Crowd::of(2, thread::yield_now);
     drop(host.load(&image_from_text("spins", SPINS)).unwrap());
@@ -63,13 +63,13 @@ fn whole(error: &dyn std::error::Error) -> String {
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-fn no_openat() {
+fn a_host_that_can_open_nothing_is_not_built() {
     deny(libc::SYS_openat, libc::EACCES);
     let refused = whole(&Host::builder().build().unwrap_err());
     assert!(refused.contains("/proc/self/mem cannot be opened"), "{refused}");
 }
 
-fn no_proc() {
+fn a_host_without_proc_is_not_built() {
     let empty = tempfile::tempdir().unwrap();
     let path = std::ffi::CString::new(empty.path().to_str().unwrap()).unwrap();
     // SAFETY: a path that ends.
@@ -84,7 +84,7 @@ fn no_proc() {
     );
 }
 
-fn denied_later() {
+fn what_is_denied_later_keeps_the_module() {
     let host = Host::builder().process_symbols().build().unwrap();
     let crowd = Crowd::of(1, thread::yield_now);
     drop(host.load(&image_from_text("spins", SPINS)).unwrap());

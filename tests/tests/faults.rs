@@ -8,14 +8,14 @@ use modload::error::sentence;
 use modload::text::Arena;
 use modload::{Coming, Error, Image, ModuleInfo, Order, Refusal, Stage, State, Subscriber};
 use modload_loader::{Faults, Injected, Loader};
-use modload_tests::{Case, Chance, descriptors, image, image_from_text, loader, mappings};
+use modload_tests::{Chance, case, descriptors, image, image_from_text, loader, mappings};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
-        Case::new("each_stage_that_fails_leaves_nothing", each_stage_leaves_nothing),
-        Case::new("natural_failures_leave_nothing", natural_failures_leave_nothing),
-        Case::new("who_is_told_going_finds_the_memory_in_place", memory_in_place_when_going),
-        Case::new("ten_thousand_loads_leave_nothing", ten_thousand_loads).within_seconds(240),
+        case!(each_stage_that_fails_leaves_nothing),
+        case!(natural_failures_leave_nothing),
+        case!(who_is_told_going_finds_the_memory_in_place),
+        case!(ten_thousand_loads_leave_nothing).within_seconds(240),
     ])
 }
 
@@ -114,7 +114,7 @@ fn name_of(loader: &Loader, victim: &Image<'_>) -> String {
     name
 }
 
-fn each_stage_leaves_nothing() {
+fn each_stage_that_fails_leaves_nothing() {
     let loader = loader();
     company(&loader);
     let (first, last) = (Counter::default(), Counter::default());
@@ -218,7 +218,7 @@ impl Subscriber for Looker {
     }
 }
 
-fn memory_in_place_when_going() {
+fn who_is_told_going_finds_the_memory_in_place() {
     let loader = loader();
     let stages = [Stage::Publish, Stage::Params, Stage::Constructors, Stage::Init, Stage::Protect, Stage::DropInit];
     for stage in stages {
@@ -234,7 +234,7 @@ fn memory_in_place_when_going() {
     }
 }
 
-fn ten_thousand_loads() {
+fn ten_thousand_loads_leave_nothing() {
     const LOADS: usize = 10_000;
     let loader = loader();
     company(&loader);

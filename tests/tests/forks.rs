@@ -9,18 +9,18 @@ use std::thread;
 use modload::text::Arena;
 use modload::{Coming, Host, Module, Order, Refusal, State, Subscriber};
 use modload_edit::index;
-use modload_tests::{Case, image, image_from_text, in_fork, peek};
+use modload_tests::{case, image, image_from_text, in_fork, peek};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
-        Case::new("what_a_child_unloads_and_loads_stays_in_the_child", child_keeps_to_itself),
-        Case::new("a_child_forked_in_the_middle_of_a_load_goes_on", child_of_a_load_under_way),
-        Case::new("forks_do_not_disturb_loads_in_other_threads", forks_and_loads),
-        Case::new("a_child_of_a_child_loads", grandchild),
-        Case::new("a_load_that_forks_is_finished_by_both", load_that_forks),
-        Case::new("a_childs_modules_register_notifiers", child_with_notifiers).within_seconds(20),
-        Case::new("children_of_several_threads_load", children_of_several_threads),
-        Case::new("a_child_sees_the_modules_that_others_were_looking_at", child_of_readers),
+        case!(what_a_child_unloads_and_loads_stays_in_the_child),
+        case!(a_child_forked_in_the_middle_of_a_load_goes_on),
+        case!(forks_do_not_disturb_loads_in_other_threads),
+        case!(a_child_of_a_child_loads),
+        case!(a_load_that_forks_is_finished_by_both),
+        case!(a_childs_modules_register_notifiers).within_seconds(20),
+        case!(children_of_several_threads_load),
+        case!(a_child_sees_the_modules_that_others_were_looking_at),
     ])
 }
 
@@ -43,7 +43,7 @@ fn answers(name: &str, answer: u32) -> modload::Image<'static> {
     )
 }
 
-fn child_keeps_to_itself() {
+fn what_a_child_unloads_and_loads_stays_in_the_child() {
     let host = Host::builder().build().unwrap();
     let parents = host.load(&answers("parents", 1)).unwrap();
     let (place, before) = (parents.symbol_info("answer").unwrap().addr, bytes(&parents, "answer"));
@@ -91,7 +91,7 @@ impl Subscriber for Blocker {
     }
 }
 
-fn child_of_a_load_under_way() {
+fn a_child_forked_in_the_middle_of_a_load_goes_on() {
     let host = Host::builder().build().unwrap();
     let company = host.load(&image("greet")).unwrap();
     let (inside, is_inside) = channel();
@@ -141,7 +141,7 @@ impl Subscriber for Shared {
     }
 }
 
-fn forks_and_loads() {
+fn forks_do_not_disturb_loads_in_other_threads() {
     let host = Host::builder().build().unwrap();
     let (stop, loads) = (AtomicBool::new(false), AtomicU32::new(0));
     let usage = Arena::get().unwrap().usage();
@@ -178,7 +178,7 @@ fn forks_and_loads() {
     assert_eq!(used(&Arena::get().unwrap().usage()), used(&usage));
 }
 
-fn children_of_several_threads() {
+fn children_of_several_threads_load() {
     let host = Host::builder().build().unwrap();
     thread::scope(|scope| {
         for thread in 0..4_u32 {
@@ -193,7 +193,7 @@ fn children_of_several_threads() {
     });
 }
 
-fn child_of_readers() {
+fn a_child_sees_the_modules_that_others_were_looking_at() {
     let host = Host::builder().process_symbols().build().unwrap();
     let module = host.load(&image("params_all")).unwrap();
     let stop = AtomicBool::new(false);
@@ -217,7 +217,7 @@ fn child_of_readers() {
     });
 }
 
-fn child_with_notifiers() {
+fn a_childs_modules_register_notifiers() {
     let host = Host::builder().build().unwrap();
     let image = |name: &str| {
         let text = "
@@ -252,7 +252,7 @@ module_init(hearing_init);
     });
 }
 
-fn grandchild() {
+fn a_child_of_a_child_loads() {
     let host = Host::builder().build().unwrap();
     let module = host.load(&answers("first", 1)).unwrap();
     in_fork(|| {
@@ -284,7 +284,7 @@ impl Subscriber for Forker {
     }
 }
 
-fn load_that_forks() {
+fn a_load_that_forks_is_finished_by_both() {
     let host = Host::builder().build().unwrap();
     let before = host.load(&answers("before", 4)).unwrap();
     let forked = Arc::new(AtomicI32::new(-1));

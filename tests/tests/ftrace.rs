@@ -9,21 +9,21 @@ use modload::trace::What;
 use modload::trace::{Call, Filter, HostFunction, Mode, TraceOptions};
 use modload::{Host, Image, Input, Module};
 use modload_fixtures::{Compiler, Language, object_from_text};
-use modload_tests::{Case, Recorded, Watch, peek, watched};
+use modload_tests::{Case, Recorded, Watch, case, peek, watched};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
-        Case::new("calls_are_heard_of_in_every_way_of_compiling", every_way),
-        Case::new("several_hear_of_one_function", several),
-        Case::new("calls_are_recorded", recorded),
-        Case::new("entries_and_returns_are_recorded", graphed),
-        Case::new("tracing_is_first_on_coming_and_last_on_going", first_and_last),
-        Case::new("what_is_loaded_later_is_traced_before_its_init_runs", before_init),
-        Case::new("what_stands_at_entries", entries).needing("gcc"),
+        case!(calls_are_heard_of_in_every_way_of_compiling),
+        case!(several_hear_of_one_function),
+        case!(calls_are_recorded),
+        case!(entries_and_returns_are_recorded),
+        case!(tracing_is_first_on_coming_and_last_on_going),
+        case!(what_is_loaded_later_is_traced_before_its_init_runs),
+        case!(what_stands_at_entries).needing("gcc"),
         Case::new("functions_of_the_hosts_own_with_five_nops", || own(&patchable())),
         Case::new("functions_of_the_hosts_own_that_call_fentry", || own(&counted())).needing("gcc"),
-        Case::new("records_of_functions_that_are_not_there_are_not_told_of_others", nameless).needing("g++"),
-        Case::new("what_cannot_be_traced_says_why", untraceable).needing("gcc"),
+        case!(records_of_functions_that_are_not_there_are_not_told_of_others).needing("g++"),
+        case!(what_cannot_be_traced_says_why).needing("gcc"),
     ])
 }
 
@@ -79,7 +79,7 @@ fn entry(module: &Module, function: &str) -> String {
     first.split_whitespace().next().unwrap_or_default().to_owned()
 }
 
-fn every_way() {
+fn calls_are_heard_of_in_every_way_of_compiling() {
     for (way, compiler, flags) in WAYS {
         if compiler.find().is_none() {
             println!("SKIPPED {way}: there is no {}", compiler.name());
@@ -106,7 +106,7 @@ fn every_way() {
     }
 }
 
-fn several() {
+fn several_hear_of_one_function() {
     let host = host();
     let counts: [Arc<AtomicU64>; 3] = Default::default();
     let tracer = |number: usize| {
@@ -135,7 +135,7 @@ fn several() {
     assert_eq!(counted(), [0, 0, 0]);
 }
 
-fn recorded() {
+fn calls_are_recorded() {
     let host = host();
     let module = host.load(&built("sums", Compiler::Cc, PATCHABLE, SUMS)).unwrap();
     let mut trace = host.trace_functions(&TraceOptions::new(Mode::Calls)).unwrap();
@@ -153,7 +153,7 @@ fn recorded() {
     assert_eq!(trace.finish().records, []);
 }
 
-fn graphed() {
+fn entries_and_returns_are_recorded() {
     let host = host();
     let module = host.load(&built("sums", Compiler::Cc, PATCHABLE, SUMS)).unwrap();
     let trace = host.trace_functions(&TraceOptions::new(Mode::Graph)).unwrap();
@@ -182,7 +182,7 @@ fn graphed() {
     assert_eq!(call(&module, "all", 5), expected(5));
 }
 
-fn first_and_last() {
+fn tracing_is_first_on_coming_and_last_on_going() {
     let host = host();
     let recording = host.record();
     let module = host.load(&built("sums", Compiler::Cc, PATCHABLE, SUMS)).unwrap();
@@ -190,7 +190,7 @@ fn first_and_last() {
     insta::assert_snapshot!("first_and_last", recording.finish().order());
 }
 
-fn before_init() {
+fn what_is_loaded_later_is_traced_before_its_init_runs() {
     const TEXT: &str = "
 #include <modload/module.h>
 __attribute__((noinline, noipa)) int helper(int a) { return a + 1; }
@@ -240,7 +240,7 @@ fn place(to: Addr) -> String {
     format!("stub+{}", to.get() % 32)
 }
 
-fn entries() {
+fn what_stands_at_entries() {
     let mut lines = Vec::new();
     for (way, flags) in [
         ("five bytes", &["-O2", "-fno-pic", "-pg", "-mfentry", "-mrecord-mcount"][..]),
@@ -327,7 +327,7 @@ fn own(functions: &[Adds; COUNT]) {
 
 /// Records of functions that are not there: one that another object's definition has taken the place of has no name, and one of a
 /// repeated COMDAT group has no code. Neither is told of a neighbour, and their neighbours' records stay.
-fn nameless() {
+fn records_of_functions_that_are_not_there_are_not_told_of_others() {
     const WEAK: &str = "int first(int n) { return n; } __attribute__((weak)) int which(int n) { return n + 1; }
         int after(int n) { return n + 2; }";
     const STRONG: &str = "int which(int n) { return n + 100; }";
@@ -364,7 +364,7 @@ fn nameless() {
     }
 }
 
-fn untraceable() {
+fn what_cannot_be_traced_says_why() {
     const BEHIND: &str = "
 .text
 .globl behind

@@ -7,14 +7,14 @@ use std::process::ExitCode;
 use modload::trace::Mode;
 use modload::{Host, Image, Module};
 use modload_fixtures::{Compiler, Language, object_from_text};
-use modload_tests::{Case, Seen, Watch, watched};
+use modload_tests::{Seen, Watch, case, watched};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
-        Case::new("every_kind_of_call_in_every_way", every_kind).needing("gcc"),
-        Case::new("every_kind_of_call_through_calls_of_fentry", every_kind_through_fentry).needing("gcc"),
-        Case::new("deeper_than_the_return_stack", deeper).needing("gcc"),
-        Case::new("arguments_in_wide_vectors", vectors).needing("gcc"),
+        case!(every_kind_of_call_in_every_way).needing("gcc"),
+        case!(every_kind_of_call_through_calls_of_fentry).needing("gcc"),
+        case!(deeper_than_the_return_stack).needing("gcc"),
+        case!(arguments_in_wide_vectors).needing("gcc"),
     ])
 }
 
@@ -102,16 +102,16 @@ fn every_kind_of(flags: &[&str], untraced: &str) {
     }
 }
 
-fn every_kind() {
+fn every_kind_of_call_in_every_way() {
     every_kind_of(PATCHABLE, "");
 }
 
 /// Functions written in assembler have NOPs all the same; those in others have nothing, for gcc does not profile them.
-fn every_kind_through_fentry() {
+fn every_kind_of_call_through_calls_of_fentry() {
     every_kind_of(FENTRY, "inside.0");
 }
 
-fn deeper() {
+fn deeper_than_the_return_stack() {
     let host = host();
     let module = host.load(&built("calls", CALLS, PATCHABLE)).unwrap();
     for (name, calls) in [("check_deep_tail", 5001 + 5002), ("check_deep", 3000)] {
@@ -129,7 +129,7 @@ fn deeper() {
     }
 }
 
-fn vectors() {
+fn arguments_in_wide_vectors() {
     for (feature, is_there, width, flag) in [
         ("AVX2", std::arch::is_x86_feature_detected!("avx2"), 32, "-mavx2"),
         ("AVX-512", std::arch::is_x86_feature_detected!("avx512f"), 64, "-mavx512f"),

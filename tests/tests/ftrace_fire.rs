@@ -14,16 +14,16 @@ use modload::trace::{Call, Filter, Mode, Redirect, Redirecting, TraceOptions, Tr
 use modload::{Host, Image, Module};
 use modload_edit::{Addr, wide};
 use modload_fixtures::{Compiler, Language, object_from_text};
-use modload_tests::{Case, Chance, Recorded, descriptors, mappings};
+use modload_tests::{Case, Chance, Recorded, case, descriptors, mappings};
 use modload_threads::Tid;
 
 fn main() -> ExitCode {
     modload_tests::run(&[
         Case::new("no_call_is_lost_or_counted_twice", || fire(Duration::from_secs(60))).within_seconds(240),
-        Case::new("tracers_come_and_go_ten_thousand_times", ten_thousand).within_seconds(300),
-        Case::new("tracers_that_come_and_go_leave_nothing", nothing_stays).within_seconds(120),
-        Case::new("a_tracer_takes_itself_back", itself),
-        Case::new("one_redirects_at_a_time", redirects),
+        case!(tracers_come_and_go_ten_thousand_times).within_seconds(300),
+        case!(tracers_that_come_and_go_leave_nothing).within_seconds(120),
+        case!(a_tracer_takes_itself_back),
+        case!(one_redirects_at_a_time),
     ])
 }
 
@@ -250,7 +250,7 @@ fn taken() -> (usize, usize, [u64; 4], u64) {
     (mappings().len(), descriptors(), Arena::get().unwrap().usage().map(|stripe| stripe.used), heap)
 }
 
-fn ten_thousand() {
+fn tracers_come_and_go_ten_thousand_times() {
     let host = host();
     let module = host.load(&image("left")).unwrap();
     let over = Arc::new(AtomicBool::new(false));
@@ -295,7 +295,7 @@ fn ten_thousand() {
 }
 
 /// Nobody else is there who might take memory.
-fn nothing_stays() {
+fn tracers_that_come_and_go_leave_nothing() {
     let host = host();
     let module = host.load(&image("left")).unwrap();
     let count = Arc::default();
@@ -339,7 +339,7 @@ impl Tracer for Itself {
     }
 }
 
-fn itself() {
+fn a_tracer_takes_itself_back() {
     let host = host();
     let module = host.load(&image("left")).unwrap();
     let (slot, next): (Slot, Slot) = Default::default();
@@ -367,7 +367,7 @@ impl Redirect for To {
     }
 }
 
-fn redirects() {
+fn one_redirects_at_a_time() {
     let host = host();
     let module = host.load(&image("left")).unwrap();
     let text = "long instead(long a) { return a + 100; }";

@@ -13,25 +13,25 @@ use modload::trace::Batch;
 use modload::trace::{Call, Filter, Mode, TraceOptions};
 use modload::{Host, Image, Module};
 use modload_fixtures::{Compiler, Language, object_from_text};
-use modload_tests::{Case, Recorded, Watch, watched};
+use modload_tests::{Recorded, Watch, case, watched};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
-        Case::new("longjmp_ten_thousand_times", longjmp),
-        Case::new("longjmp_into_a_traced_function", longjmp_into_traced),
-        Case::new("longjmp_from_far_below", longjmp_from_far_below),
-        Case::new("threads_are_cancelled", cancelled),
-        Case::new("threads_exit", exited),
-        Case::new("what_ending_threads_call_is_counted", ending),
-        Case::new("coroutines_switch_in_the_middle", coroutines),
-        Case::new("a_hundred_thousand_signals", signals).within_seconds(400),
-        Case::new("a_hundred_thousand_signals_on_another_stack", signals_elsewhere).within_seconds(400),
-        Case::new("an_alternate_stack_within_the_threads_own", own_alternate_stack),
-        Case::new("a_fork_in_the_middle", forked),
-        Case::new("exceptions_pass_and_are_caught", exceptions).needing("g++"),
-        Case::new("panics_pass_and_are_caught", panics).needing("g++"),
-        Case::new("what_returns_twice_is_not_returned_to", twice),
-        Case::new("a_system_call_goes_on_or_is_interrupted_as_ever", system_call).within_seconds(180),
+        case!(longjmp_ten_thousand_times),
+        case!(longjmp_into_a_traced_function),
+        case!(longjmp_from_far_below),
+        case!(threads_are_cancelled),
+        case!(threads_exit),
+        case!(what_ending_threads_call_is_counted),
+        case!(coroutines_switch_in_the_middle),
+        case!(a_hundred_thousand_signals).within_seconds(400),
+        case!(a_hundred_thousand_signals_on_another_stack).within_seconds(400),
+        case!(an_alternate_stack_within_the_threads_own),
+        case!(a_fork_in_the_middle),
+        case!(exceptions_pass_and_are_caught).needing("g++"),
+        case!(panics_pass_and_are_caught).needing("g++"),
+        case!(what_returns_twice_is_not_returned_to),
+        case!(a_system_call_goes_on_or_is_interrupted_as_ever).within_seconds(180),
     ])
 }
 
@@ -115,13 +115,13 @@ fn jumps(name: &str, expected: &[(&str, u64)], first: &[&str]) {
 const DEEP: [&str; 5] = ["deep {"; 5];
 const LEFT: [&str; 5] = ["~ deep"; 5];
 
-fn longjmp() {
+fn longjmp_ten_thousand_times() {
     // The first that is called at the same place finds them gone.
     let first = [&DEEP[..], &LEFT, &["leaf {", "} leaf"]].concat();
     jumps("check_longjmp", &[("deep", 50_000), ("leaf", 10_000)], &first);
 }
 
-fn longjmp_into_traced() {
+fn longjmp_into_a_traced_function() {
     let first = [&["catcher {"][..], &DEEP, &LEFT, &["} catcher"]].concat();
     jumps("check_longjmp_into_traced", &[("deep", 50_000), ("catcher", 10_000)], &first);
 }
@@ -131,7 +131,7 @@ fn longjmp_from_far_below() {
     jumps("check_longjmp_from_far_below", &[("deep", 50_000), ("leaf", 10_000), ("shallow_catcher", 10_000)], &first);
 }
 
-fn cancelled() {
+fn threads_are_cancelled() {
     let leaving = Leaving::new();
     let expected = [("start", 50), ("waits", 50), ("waits_below", 50)];
     leaving.check("check_cancel", &expected, |watch, recorded| {
@@ -144,7 +144,7 @@ fn cancelled() {
     });
 }
 
-fn exited() {
+fn threads_exit() {
     let leaving = Leaving::new();
     let expected = [("exits_below", 50), ("leaf", 50), ("start_and_exit", 50), ("start_and_return", 50)];
     leaving.check("check_exit", &expected, |watch, recorded| {
@@ -160,7 +160,7 @@ fn exited() {
     });
 }
 
-fn ending() {
+fn what_ending_threads_call_is_counted() {
     let leaving = Leaving::new();
     for watch in Watch::ALL {
         let seen = watched(&leaving.host, watch, "leaving:*", || assert_eq!(leaving.call("check_destructors", &[]), 0));
@@ -171,7 +171,7 @@ fn ending() {
     }
 }
 
-fn coroutines() {
+fn coroutines_switch_in_the_middle() {
     let leaving = Leaving::new();
     // The first calls of the coroutines, and 2,997 times on in the middle.
     let expected = [("coroutine", 3), ("leaf", 2997 + 3000), ("resumes", 3000), ("yields", 3000)];
@@ -240,15 +240,15 @@ fn add(all: &mut Batch, more: Batch) {
     all.missed = more.missed;
 }
 
-fn signals() {
+fn a_hundred_thousand_signals() {
     interrupted("check_signals", false);
 }
 
-fn signals_elsewhere() {
+fn a_hundred_thousand_signals_on_another_stack() {
     interrupted("check_signals_elsewhere", true);
 }
 
-fn own_alternate_stack() {
+fn an_alternate_stack_within_the_threads_own() {
     let leaving = Leaving::new();
     let expected = [("in_handler", 1000), ("interrupted", 1), ("interrupted_above", 1), ("leaf", 2000)];
     leaving.check("check_own_alternate_stack", &expected, |watch, recorded| {
@@ -260,7 +260,7 @@ fn own_alternate_stack() {
     });
 }
 
-fn forked() {
+fn a_fork_in_the_middle() {
     let leaving = Leaving::new();
     let expected = [("forks", 1), ("forks_below", 1), ("leaf", 1)];
     leaving.check("check_fork", &expected, |watch, recorded| {
@@ -280,7 +280,7 @@ fn forked() {
     .well();
 }
 
-fn exceptions() {
+fn exceptions_pass_and_are_caught() {
     let leaving = Leaving::throwing();
     let expected =
         [("again", 100), ("cleans", 400), ("first", 400), ("second", 400), ("third", 400), ("traced_catcher", 200)];
@@ -319,7 +319,7 @@ extern "C-unwind" fn back(argument: i64) -> i64 {
     argument + 1
 }
 
-fn panics() {
+fn panics_pass_and_are_caught() {
     let leaving = Leaving::throwing();
     std::panic::set_hook(Box::new(|_| ()));
     #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
@@ -345,7 +345,7 @@ fn panics() {
 }
 
 /// Its calls are seen in every way but one.
-fn twice() {
+fn what_returns_twice_is_not_returned_to() {
     let leaving = Leaving::new();
     let reason = |name: &str| leaving.host.traceable().into_iter().find(|one| one.function.name == name).unwrap();
     let refused = reason("savectx");
@@ -361,7 +361,7 @@ fn twice() {
     });
 }
 
-fn system_call() {
+fn a_system_call_goes_on_or_is_interrupted_as_ever() {
     const EINTR: i64 = 4;
     let leaving = Leaving::new();
     for watch in Watch::ALL {

@@ -8,7 +8,7 @@ use modload::trace::{Batch, Missed, What};
 use modload::trace::{Mode, TraceOptions};
 use modload::{Host, Image, Module};
 use modload_fixtures::{Compiler, Language, object_from_text};
-use modload_tests::Case;
+use modload_tests::{Case, case};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
@@ -18,7 +18,7 @@ fn main() -> ExitCode {
         Case::new("a_hundred_thousand_exceptions_without_sibling_calls", || throws("-fno-optimize-sibling-calls"))
             .needing("g++")
             .within_seconds(600),
-        Case::new("exceptions_on_a_coroutine_within_the_threads_stack", coroutine_throws).needing("g++"),
+        case!(exceptions_on_a_coroutine_within_the_threads_stack).needing("g++"),
         Case::new("a_coroutine_within_the_threads_stack", || inner("check_one", Recorded::Outside)),
         Case::new("a_coroutine_within_another_threads_stack", || inner("check_thread", Recorded::Outside)),
         Case::new("two_coroutines_within_the_threads_stack", || inner("check_two", Recorded::Outside)),
@@ -119,7 +119,7 @@ fn throws(sibling_calls: &str) {
     );
 }
 
-fn coroutine_throws() {
+fn exceptions_on_a_coroutine_within_the_threads_stack() {
     runtime();
     for sibling_calls in ["-foptimize-sibling-calls", "-fno-optimize-sibling-calls"] {
         let (host, module) = built(Language::Cxx, include_str!("../traced/eh.cpp"), &["-std=gnu++14", sibling_calls]);

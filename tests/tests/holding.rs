@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use modload_edit::wide;
-use modload_tests::{Case, Crowd, LONG, WhoAndWhere, run, until};
+use modload_tests::{Crowd, LONG, WhoAndWhere, case, run, until};
 use modload_threads::frames::{Ended, Stack, WalkError, each_stack, know_process};
 use modload_threads::{
     Error, Interrupted, Probe, Tid, after_fork_in_child, after_fork_in_parent, before_fork, counts, hold, run_in_each,
@@ -21,14 +21,14 @@ use modload_threads::{
 
 fn main() -> ExitCode {
     run(&[
-        Case::new("the_saved_rip_is_right_and_can_be_changed", the_saved_rip_is_right_and_can_be_changed),
-        Case::new("threads_that_start_and_end_all_the_time", threads_that_start_and_end_all_the_time),
-        Case::new("ten_thousand_holds_of_threads_in_malloc", ten_thousand_holds_of_threads_in_malloc),
-        Case::new("system_calls_go_on_or_are_counted", system_calls_go_on_or_are_counted),
-        Case::new("a_small_alternate_stack_will_do", a_small_alternate_stack_will_do),
-        Case::new("two_holders_take_turns", two_holders_take_turns),
-        Case::new("each_stack_is_walked_once_and_room_is_made_before", stacks_of_all).within_seconds(120),
-        Case::new("forks_during_holds", forks_during_holds),
+        case!(the_saved_rip_is_right_and_can_be_changed),
+        case!(threads_that_start_and_end_all_the_time),
+        case!(ten_thousand_holds_of_threads_in_malloc),
+        case!(system_calls_go_on_or_are_counted),
+        case!(a_small_alternate_stack_will_do),
+        case!(two_holders_take_turns),
+        case!(each_stack_is_walked_once_and_room_is_made_before).within_seconds(120),
+        case!(forks_during_holds),
     ])
 }
 
@@ -184,7 +184,7 @@ fn see(seen: &mut Vec<Seen>, stack: &Stack<'_>) {
     seen.push((stack.tid(), passes, frames, ended));
 }
 
-fn stacks_of_all() {
+fn each_stack_is_walked_once_and_room_is_made_before() {
     know_process().unwrap();
     let alone = each_stack(Vec::with_capacity, see).unwrap();
     assert!(matches!(alone[..], [(tid, false, 2.., Ok(Ended::Outermost))] if tid == Tid::current()), "{alone:?}");

@@ -8,23 +8,23 @@ use modload::timeline::EventKind;
 use modload::trace::{Call, Filter, Redirect, Redirecting};
 use modload::{Host, Image, Module};
 use modload_fixtures::{Compiler, Language, object_from_text};
-use modload_tests::{Case, in_fork};
+use modload_tests::{case, in_fork};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
-        Case::new("a_patch_is_a_module", patch),
-        Case::new("records_that_cannot_be_followed_are_refused_by_name", mistakes),
-        Case::new("records_of_linux_are_read_by_their_size", records_of_linux),
-        Case::new("records_of_a_stripped_patch_are_read_by_what_it_states", stripped).needing("strip"),
-        Case::new("records_of_unknown_size_are_refused_by_name", unknown_sizes),
-        Case::new("only_init_enables_and_no_callback_does", not_in_init),
-        Case::new("a_patch_goes_with_an_init_that_fails_behind_it", init_fails),
-        Case::new("a_target_without_a_struct_module_is_told_of", plain_target),
-        Case::new("a_target_whose_function_a_tracer_redirects_is_refused", redirected_target),
-        Case::new("functions_that_are_not_there_are_refused_as_linux_does", not_found),
-        Case::new("a_callback_that_throws_refuses", thrown).needing("c++"),
-        Case::new("lines_of_modules_are_lines", lines),
-        Case::new("shadow_variables_are_there_in_a_child", forked_shadows),
+        case!(a_patch_is_a_module),
+        case!(records_that_cannot_be_followed_are_refused_by_name),
+        case!(records_of_linux_are_read_by_their_size),
+        case!(records_of_a_stripped_patch_are_read_by_what_it_states).needing("strip"),
+        case!(records_of_unknown_size_are_refused_by_name),
+        case!(only_init_enables_and_no_callback_does),
+        case!(a_patch_goes_with_an_init_that_fails_behind_it),
+        case!(a_target_without_a_struct_module_is_told_of),
+        case!(a_target_whose_function_a_tracer_redirects_is_refused),
+        case!(functions_that_are_not_there_are_refused_as_linux_does),
+        case!(a_callback_that_throws_refuses).needing("c++"),
+        case!(lines_of_modules_are_lines),
+        case!(shadow_variables_are_there_in_a_child),
     ])
 }
 
@@ -82,7 +82,7 @@ fn log_of(events: &[modload::timeline::Event]) -> Vec<String> {
     events.iter().filter_map(line).collect()
 }
 
-fn patch() {
+fn a_patch_is_a_module() {
     let host = host();
     let target = host.load(&built("target", Language::C, TARGET)).unwrap();
     assert_eq!(answer(&target, 1), 2);
@@ -96,7 +96,7 @@ fn patch() {
     assert_eq!(answer(&target, 1), 2);
 }
 
-fn mistakes() {
+fn records_that_cannot_be_followed_are_refused_by_name() {
     let host = host();
     let target = host.load(&built("target", Language::C, TARGET)).unwrap();
     let long = format!(".old_name = \"{}\"", "n".repeat(600));
@@ -198,7 +198,7 @@ __attribute__((noinline)) static int shown(int a) { __asm__ volatile(\"\"); retu
 __attribute__((visibility(\"default\"))) int answer(int a) { return hidden(a) * 1000 + shown(a); }
 ";
 
-fn records_of_linux() {
+fn records_of_linux_are_read_by_their_size() {
     let host = host();
     let target = host.load(&built("target", Language::C, TWO)).unwrap();
     let other = host.load(&built("other", Language::C, TWO)).unwrap();
@@ -213,7 +213,7 @@ fn records_of_linux() {
     assert_eq!((answer(&target, 1), answer(&other, 1)), (2003, 2003));
 }
 
-fn stripped() {
+fn records_of_a_stripped_patch_are_read_by_what_it_states() {
     let host = host();
     let target = host.load(&built("target", Language::C, TARGET)).unwrap();
     let object = object_from_text("patch", Language::C, &text(PATCH), Compiler::Cc, &FLAGS).unwrap();
@@ -226,7 +226,7 @@ fn stripped() {
     assert_eq!(answer(&target, 1), 102);
 }
 
-fn unknown_sizes() {
+fn records_of_unknown_size_are_refused_by_name() {
     let host = host();
     let target = host.load(&built("target", Language::C, TWO)).unwrap();
     let can_be = "they can be those of modload/livepatch.h (64, 96, 96) or Linux 6.1 (152, 168, 200); compile it with one of these \
@@ -272,7 +272,7 @@ fn unknown_sizes() {
     }
 }
 
-fn not_in_init() {
+fn only_init_enables_and_no_callback_does() {
     let host = host();
     let late = PATCH.replace("module_init(start);", "").replace(" __init", "");
     let late = format!("{late} __attribute__((visibility(\"default\"))) int late(void) {{ return start(); }}");
@@ -300,7 +300,7 @@ fn not_in_init() {
     assert!(host.patches().unwrap().is_empty());
 }
 
-fn init_fails() {
+fn a_patch_goes_with_an_init_that_fails_behind_it() {
     let host = host();
     let target = host.load(&built("target", Language::C, TARGET)).unwrap();
     // What live patching takes for itself, it keeps.
@@ -341,7 +341,7 @@ module_init(start);
 __attribute__((visibility("default"))) int is_there(void) { return objs[0].mod != NULL; }
 "#;
 
-fn plain_target() {
+fn a_target_without_a_struct_module_is_told_of() {
     let host = host();
     let patch = host.load(&built("patch", Language::C, &text(TELLS))).unwrap();
     // SAFETY: it is an `int is_there(void)`.
@@ -371,7 +371,7 @@ impl Redirect for Taken {
     }
 }
 
-fn redirected_target() {
+fn a_target_whose_function_a_tracer_redirects_is_refused() {
     let host = host();
     host.load(&built("patch", Language::C, &text(TELLS))).unwrap();
     let filter = || "target:hidden".parse::<Filter>().unwrap();
@@ -401,7 +401,7 @@ fn redirected_target() {
     assert_eq!(answer(&target, 1), 2);
 }
 
-fn not_found() {
+fn functions_that_are_not_there_are_refused_as_linux_does() {
     const TWICE: &str = "
     __attribute__((noinline)) static int hidden(int a) { __asm__ volatile(\"\"); return a + 1; }
     int answer(int a) { return hidden(a); }
@@ -445,7 +445,7 @@ fn not_found() {
     assert_eq!(results, [2, 102]);
 }
 
-fn thrown() {
+fn a_callback_that_throws_refuses() {
     // SAFETY: the library's constructors ask for nothing.
     let runtime = unsafe { libc::dlopen(c"libstdc++.so.6".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     assert!(!runtime.is_null(), "a C++ compiler brings it");
@@ -466,7 +466,7 @@ module_init(start);
     assert!(host.patches().unwrap().is_empty());
 }
 
-fn lines() {
+fn lines_of_modules_are_lines() {
     let host = host();
     let recording = host.record();
     let says = r#"
@@ -488,7 +488,7 @@ module_init(start);
     assert_eq!(log_of(&recording.finish().events), expected);
 }
 
-fn forked_shadows() {
+fn shadow_variables_are_there_in_a_child() {
     let host = host();
     let keeps = r#"
 #include <modload/livepatch.h>

@@ -16,7 +16,7 @@ use modload::timeline::{EventKind, Recording};
 use modload::trace::{Call, Filter, HostFunction, Redirect, Redirecting, TraceError, Tracing};
 use modload::{Host, Image};
 use modload_fixtures::{Compiler, Language, object_from_text};
-use modload_tests::{Case, LONG, Patience, klp_folder, klp_scenes};
+use modload_tests::{Case, LONG, Patience, case, klp_folder, klp_scenes};
 
 /// The scenes by the names that their titles make, in the order of `scenes.txt`.
 const NAMES: [&str; 24] = [
@@ -48,7 +48,7 @@ const NAMES: [&str; 24] = [
 
 fn main() -> ExitCode {
     let mut cases: Vec<Case> = NAMES.iter().zip(RUNS).map(|(name, run)| Case::new(name, run)).collect();
-    cases.push(Case::new("each_scene_of_the_file_is_run", each_is_run));
+    cases.push(case!(each_scene_of_the_file_is_run));
     modload_tests::run(&cases)
 }
 
@@ -59,7 +59,7 @@ const RUNS: [fn(); 24] = [
     run::<21>, run::<22>, run::<23>,
 ];
 
-fn each_is_run() {
+fn each_scene_of_the_file_is_run() {
     let titled: Vec<String> = klp_scenes().iter().map(|scene| scene.name()).collect();
     assert_eq!(titled, NAMES);
     let snapshots: BTreeSet<_> = klp_scenes().iter().map(|scene| scene.snapshot()).collect();

@@ -10,26 +10,26 @@ use std::time::Duration;
 use modload::error::Thrown;
 use modload::{Error, Host, Image, Module, Stage, SymbolError};
 use modload_fixtures::{Compiler, Language, object_from_text};
-use modload_tests::{Case, image_from_text, run};
+use modload_tests::{case, image_from_text, run};
 
 fn main() -> ExitCode {
     run(&[
-        Case::new("exceptions_are_named_with_type_text_and_place", exceptions).needing("g++"),
-        Case::new("exceptions_of_many_threads_are_each_its_calls", exceptions_of_threads).needing("g++"),
-        Case::new("panics_of_two_standard_libraries_are_told_apart", panics),
-        Case::new("thread_exit_ends_the_call_and_not_the_thread", thread_exit).needing("g++"),
-        Case::new("thread_exit_in_init_fails_the_load", thread_exit_in_init),
-        Case::new("thread_exit_of_a_modules_thread_ends_that", thread_exit_of_own),
-        Case::new("thread_exit_leaves_the_innermost_call", nested),
-        Case::new("cancellation_takes_the_load_back_and_ends_the_thread", cancelled_in_init),
-        Case::new("cancellation_takes_the_call_back", cancelled_in_call),
-        Case::new("cancellation_does_not_end_a_thread_of_rusts", cancelled_in_rust),
-        Case::new("a_failed_load_leaves_its_threads_their_text", failed_with_threads),
-        Case::new("handlers_of_a_module_go_with_it", handlers),
-        Case::new("handlers_of_fork_go_with_a_module", fork_handlers),
-        Case::new("destructors_of_threads_keep_the_module", destructors),
-        Case::new("destructors_of_the_unloading_thread_run", own_destructors),
-        Case::new("destructors_are_a_forked_childs_own", destructors_in_a_child),
+        case!(exceptions_are_named_with_type_text_and_place).needing("g++"),
+        case!(exceptions_of_many_threads_are_each_its_calls).needing("g++"),
+        case!(panics_of_two_standard_libraries_are_told_apart),
+        case!(thread_exit_ends_the_call_and_not_the_thread).needing("g++"),
+        case!(thread_exit_in_init_fails_the_load),
+        case!(thread_exit_of_a_modules_thread_ends_that),
+        case!(thread_exit_leaves_the_innermost_call),
+        case!(cancellation_takes_the_load_back_and_ends_the_thread),
+        case!(cancellation_takes_the_call_back),
+        case!(cancellation_does_not_end_a_thread_of_rusts),
+        case!(a_failed_load_leaves_its_threads_their_text),
+        case!(handlers_of_a_module_go_with_it),
+        case!(handlers_of_fork_go_with_a_module),
+        case!(destructors_of_threads_keep_the_module),
+        case!(destructors_of_the_unloading_thread_run),
+        case!(destructors_are_a_forked_childs_own),
     ])
 }
 
@@ -95,7 +95,7 @@ const THROWS: &str = r#"
     }
     extern "C" int fine(void) { return 42; }"#;
 
-fn exceptions() {
+fn exceptions_are_named_with_type_text_and_place() {
     let host = host();
     let module = host.load(&cxx("throws", THROWS)).unwrap();
     let said = |which| left(calls(&module, "throws", which).unwrap_err()).1;
@@ -122,7 +122,7 @@ fn call_of(module: &Module, name: &str, argument: u64) -> u64 {
     calls(module, name, argument).unwrap() & 0xffff_ffff
 }
 
-fn exceptions_of_threads() {
+fn exceptions_of_many_threads_are_each_its_calls() {
     let host = host();
     let module = host.load(&cxx("throws", THROWS)).unwrap();
     thread::scope(|scope| {
@@ -144,7 +144,7 @@ extern "C-unwind" fn host_panics() -> c_int {
     std::panic::resume_unwind(Box::new("of the host's"));
 }
 
-fn panics() {
+fn panics_of_two_standard_libraries_are_told_apart() {
     // A panic as another standard library throws it: it differs from this program's by the word behind the header.
     let text = r#"
         #include <stdlib.h>
@@ -186,7 +186,7 @@ fn panics() {
     module.unload().unwrap();
 }
 
-fn thread_exit() {
+fn thread_exit_ends_the_call_and_not_the_thread() {
     let host = host();
     let text = r#"
         #include <pthread.h>
@@ -211,7 +211,7 @@ fn thread_exit() {
     module.unload().unwrap();
 }
 
-fn thread_exit_in_init() {
+fn thread_exit_in_init_fails_the_load() {
     let host = host();
     let text = |function: &str| format!("#include <pthread.h>\n{function} {{ pthread_exit((void *)1); }}");
     let stages = [
@@ -230,7 +230,7 @@ fn thread_exit_in_init() {
     assert!(host.quarantined().is_empty());
 }
 
-fn thread_exit_of_own() {
+fn thread_exit_of_a_modules_thread_ends_that() {
     let host = host();
     let text = "
         #include <pthread.h>
@@ -259,7 +259,7 @@ extern "C-unwind" fn through_the_host() -> c_int {
     }
 }
 
-fn nested() {
+fn thread_exit_leaves_the_innermost_call() {
     #[expect(clippy::as_conversions, reason = "the address of a function, to be exported")]
     let through = through_the_host as extern "C-unwind" fn() -> c_int as *const c_void;
     let host = Host::builder().process_symbols().export("through_the_host", through).build().unwrap();
@@ -321,7 +321,7 @@ extern "C-unwind" fn loads(host: *mut c_void) -> *mut c_void {
     ptr::null_mut()
 }
 
-fn cancelled_in_init() {
+fn cancellation_takes_the_load_back_and_ends_the_thread() {
     let host = sleeping_host();
     assert!(cancelled(host, loads), "the thread was cancelled");
     assert_eq!(OUTCOME.load(Ordering::Relaxed), 0, "it did not go on");
@@ -339,7 +339,7 @@ extern "C-unwind" fn calls_it(host: *mut c_void) -> *mut c_void {
     ptr::null_mut()
 }
 
-fn cancelled_in_call() {
+fn cancellation_takes_the_call_back() {
     let host = sleeping_host();
     let module = host.load(&image_from_text("sleeps", SLEEPS)).unwrap();
     assert!(cancelled(host, calls_it));
@@ -349,7 +349,7 @@ fn cancelled_in_call() {
     module.unload().unwrap();
 }
 
-fn cancelled_in_rust() {
+fn cancellation_does_not_end_a_thread_of_rusts() {
     let host = sleeping_host();
     let module = host.load(&image_from_text("sleeps", SLEEPS)).unwrap();
     let caller = module.clone();
@@ -369,7 +369,7 @@ fn cancelled_in_rust() {
     module.unload().unwrap();
 }
 
-fn failed_with_threads() {
+fn a_failed_load_leaves_its_threads_their_text() {
     let host = host();
     let begins = "
         #include <pthread.h>
@@ -411,7 +411,7 @@ fn failed_with_threads() {
     }
 }
 
-fn handlers() {
+fn handlers_of_a_module_go_with_it() {
     let host = host();
     let text = "
         #include <stdlib.h>
@@ -443,7 +443,7 @@ fn handlers() {
     ended.well();
 }
 
-fn fork_handlers() {
+fn handlers_of_fork_go_with_a_module() {
     let text = "
         #include <pthread.h>
         extern int log_;
@@ -482,7 +482,7 @@ fn logging_host() -> Host {
     Host::builder().process_symbols().export("log_", log).build().unwrap()
 }
 
-fn destructors() {
+fn destructors_of_threads_keep_the_module() {
     let host = logging_host();
     let module = host.load(&image_from_text("destructors", DESTRUCTORS)).unwrap();
     let (end, wait) = std::sync::mpsc::channel::<()>();
@@ -511,7 +511,7 @@ fn destructors() {
     assert_eq!(REACHED.load(Ordering::Relaxed), 2917);
 }
 
-fn own_destructors() {
+fn destructors_of_the_unloading_thread_run() {
     let host = logging_host();
     for _ in 0..3 {
         REACHED.store(0, Ordering::Relaxed);
@@ -533,7 +533,7 @@ fn own_destructors() {
     assert_eq!(REACHED.load(Ordering::Relaxed), 7291);
 }
 
-fn destructors_in_a_child() {
+fn destructors_are_a_forked_childs_own() {
     let host = logging_host();
     let module = host.load(&image_from_text("destructors", DESTRUCTORS)).unwrap();
     assert_eq!(call(&module, "run"), 0);

@@ -7,16 +7,15 @@ use std::thread;
 use modload::text::{Addr, Arena, Class, StripeUsage};
 use modload::{Host, Image, Module};
 use modload_edit::{Edit, EditOrigin, EditSet, Engine, Sink, index, wide};
-use modload_tests::{Case, Chance, Mapping, image, image_from_text, mappings};
+use modload_tests::{Chance, Mapping, case, image, image_from_text, mappings};
 use modload_text::{Annex, TextLock, fill};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
-        Case::new("protections_never_change_while_a_thousand_modules_come_and_go", a_thousand_modules)
-            .within_seconds(240),
-        Case::new("each_part_of_a_module_lies_in_its_stripe", parts_lie_in_their_stripes),
-        Case::new("annexes_are_code_and_never_writable", annexes),
-        Case::new("ro_after_init_is_writable_in_init_only", ro_after_init_protection),
+        case!(protections_never_change_while_a_thousand_modules_come_and_go).within_seconds(240),
+        case!(each_part_of_a_module_lies_in_its_stripe),
+        case!(annexes_are_code_and_never_writable),
+        case!(ro_after_init_is_writable_in_init_only),
     ])
 }
 
@@ -64,7 +63,7 @@ fn query(stripes: &[StripeUsage; 4], chance: &mut Chance) {
     }
 }
 
-fn a_thousand_modules() {
+fn protections_never_change_while_a_thousand_modules_come_and_go() {
     let host = Host::builder().build().unwrap();
     let stripes = Arena::get().unwrap().usage();
     // A library function of its own, a table, a counter, data that becomes read-only.
@@ -125,7 +124,7 @@ fn code_of(function: *const ()) -> (Addr, Addr) {
     (Addr::new(mapping.start), Addr::new(mapping.end))
 }
 
-fn annexes() {
+fn annexes_are_code_and_never_writable() {
     let stripes = Arena::get().unwrap().usage();
     #[expect(clippy::as_conversions, reason = "functions become pointers by a cast alone")]
     let near = [annexes as *const (), libc::getpid as *const ()].map(code_of);
@@ -183,7 +182,7 @@ fn stripe_of(at: Addr) -> Option<Class> {
     usage.iter().find(|stripe| (stripe.start..stripe.start + stripe.len).contains(&at)).map(|stripe| stripe.class)
 }
 
-fn parts_lie_in_their_stripes() {
+fn each_part_of_a_module_lies_in_its_stripe() {
     let host = Host::builder().build().unwrap();
     let module = host.load(&image("ro_after_init")).unwrap();
     let mut parts = Vec::new();
@@ -202,7 +201,7 @@ fn access(at: Addr) -> String {
     mappings().into_iter().find(|mapping| mapping.overlaps(at, 1)).unwrap().access
 }
 
-fn ro_after_init_protection() {
+fn ro_after_init_is_writable_in_init_only() {
     let host = Host::builder().build().unwrap();
     let module = host.load(&image("ro_after_init")).unwrap();
     let at = module.symbol_info("fixed_limit").unwrap().addr;

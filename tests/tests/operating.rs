@@ -9,18 +9,18 @@ use std::time::Duration;
 use modload::error::sentence;
 use modload::text::Arena;
 use modload::{Host, State, UnloadError};
-use modload_tests::{Case, LONG, Log, image, image_from_text};
+use modload_tests::{LONG, Log, case, image, image_from_text};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
-        Case::new("a_waiting_unload_goes_on_when_the_last_user_is_gone", waits_for_all),
-        Case::new("a_waiting_unload_gives_up_and_others_wait_on", gives_up),
-        Case::new("many_wait_and_one_unloads", many_wait),
-        Case::new("force_is_for_those_who_allow_it_and_never_for_modules", force_refused),
-        Case::new("what_is_unloaded_by_force_keeps_its_memory_until_it_is_let_go", force),
-        Case::new("parameters_are_set_where_their_permission_says", set_params),
-        Case::new("a_listener_hears_its_own_thread_alone", listens),
-        Case::new("a_host_says_what_stays", unload_all),
+        case!(a_waiting_unload_goes_on_when_the_last_user_is_gone),
+        case!(a_waiting_unload_gives_up_and_others_wait_on),
+        case!(many_wait_and_one_unloads),
+        case!(force_is_for_those_who_allow_it_and_never_for_modules),
+        case!(what_is_unloaded_by_force_keeps_its_memory_until_it_is_let_go),
+        case!(parameters_are_set_where_their_permission_says),
+        case!(a_listener_hears_its_own_thread_alone),
+        case!(a_host_says_what_stays),
     ])
 }
 
@@ -28,7 +28,7 @@ fn host() -> Host {
     Host::builder().build().unwrap()
 }
 
-fn waits_for_all() {
+fn a_waiting_unload_goes_on_when_the_last_user_is_gone() {
     let host = host();
     let greet = host.load(&image("greet")).unwrap();
     let guest = host.load(&image("guest")).unwrap();
@@ -45,7 +45,7 @@ fn waits_for_all() {
     assert!(host.modules().is_empty());
 }
 
-fn gives_up() {
+fn a_waiting_unload_gives_up_and_others_wait_on() {
     let host = host();
     let greet = host.load(&image("greet")).unwrap();
     thread::scope(|scope| {
@@ -59,7 +59,7 @@ fn gives_up() {
     assert!(matches!(refused, UnloadError::NotFound(_)), "{refused}");
 }
 
-fn many_wait() {
+fn many_wait_and_one_unloads() {
     let host = host();
     for _ in 0..50 {
         let greet = host.load(&image("greet")).unwrap();
@@ -73,11 +73,11 @@ fn many_wait() {
     }
 }
 
-fn force_refused() {
+fn force_is_for_those_who_allow_it_and_never_for_modules() {
     let strict = host();
     let held = strict.load(&image("greet")).unwrap();
     let refused = strict.unload_by_force("greet").unwrap_err();
-    assert_eq!(refused.to_string(), "greet: this host does not unload by force: wait until nobody uses it");
+    assert_eq!(refused.to_string(), "greet: this host does not unload by force: wait until it is no longer used");
     assert_eq!((held.references(), strict.taint()), (1, String::new()));
     let host = Host::builder().allow_forced_unload().build().unwrap();
     let greet = host.load(&image("greet")).unwrap();
@@ -89,7 +89,7 @@ fn force_refused() {
     assert!(matches!(refused, UnloadError::NotFound(_)), "{refused}");
 }
 
-fn force() {
+fn what_is_unloaded_by_force_keeps_its_memory_until_it_is_let_go() {
     let host = Host::builder().allow_forced_unload().build().unwrap();
     let used = || Arena::get().unwrap().usage().map(|stripe| stripe.used);
     let before = used();
@@ -122,7 +122,7 @@ fn force() {
     assert_eq!((calm.taint().as_str(), used()), ("", before));
 }
 
-fn set_params() {
+fn parameters_are_set_where_their_permission_says() {
     let host = host();
     let text = "
 #include <modload/module.h>
@@ -175,7 +175,7 @@ const char *get_text(void) { return text; }
     assert_eq!(unsafe { std::ffi::CStr::from_ptr(seen) }.to_str(), Ok("third"));
 }
 
-fn listens() {
+fn a_listener_hears_its_own_thread_alone() {
     let host = host();
     let log = Log::default();
     let heard = log.clone();
@@ -192,7 +192,7 @@ fn listens() {
     assert_eq!(log.take(), [""; 0]);
 }
 
-fn unload_all() {
+fn a_host_says_what_stays() {
     let host = host();
     let greet = host.load(&image("greet")).unwrap();
     let guest = host.load(&image("guest")).unwrap();

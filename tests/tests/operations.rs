@@ -6,18 +6,18 @@ use std::process::ExitCode;
 use modload::error::sentence;
 use modload::{Host, Input};
 use modload_fixtures::{Compiler, Language, object_from_text};
-use modload_tests::{Case, image_from_text};
+use modload_tests::{case, image_from_text};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
-        Case::new("calls_of_what_is_in_reach_are_direct", near),
-        Case::new("calls_of_what_is_far_go_through_the_table", far),
-        Case::new("who_names_another_table_is_told", other),
-        Case::new("who_wants_more_than_the_table_has_is_told", larger),
-        Case::new("no_alternative_brings_back_what_only_a_kernel_may_do", linux),
-        Case::new("every_feature_that_user_space_must_not_have_is_left_out_of_code", features),
-        Case::new("exports_align_the_stacks_of_those_who_do_not", kernel_stack),
-        Case::new("explanations_stand_in_nobodys_way", together),
+        case!(calls_of_what_is_in_reach_are_direct),
+        case!(calls_of_what_is_far_go_through_the_table),
+        case!(who_names_another_table_is_told),
+        case!(who_wants_more_than_the_table_has_is_told),
+        case!(no_alternative_brings_back_what_only_a_kernel_may_do),
+        case!(every_feature_that_user_space_must_not_have_is_left_out_of_code),
+        case!(exports_align_the_stacks_of_those_who_do_not),
+        case!(explanations_stand_in_nobodys_way),
     ])
 }
 
@@ -53,7 +53,7 @@ fn engines(host: &Host) -> Vec<String> {
     explained.into_iter().flatten().map(|change| change.engine).collect()
 }
 
-fn near() {
+fn calls_of_what_is_in_reach_are_direct() {
     let others = Host::builder().build().unwrap();
     let text = "long near_add(long a, long b) { return a + b; } long near_take(long a) { return a - 1; }";
     let provider = others.load(&image_from_text("provider", text)).unwrap();
@@ -73,20 +73,20 @@ fn far_host() -> Host {
     Host::builder().operations("host_ops", &functions).build().unwrap()
 }
 
-fn far() {
+fn calls_of_what_is_far_go_through_the_table() {
     let host = far_host();
     results(&host);
     assert_eq!(engines(&host), ["relocation", "relocation"]);
 }
 
-fn other() {
+fn who_names_another_table_is_told() {
     let host = Host::builder().operations("other_ops", &[]).build().unwrap();
     let refused = sentence(&host.load(&image_from_text("plugin", PLUGIN)).unwrap_err());
     assert!(refused.contains("\"host_ops\""), "{refused}");
 }
 
 /// Not in that of a module whatever it is called, and not in each other's.
-fn together() {
+fn explanations_stand_in_nobodys_way() {
     let host = far_host();
     let named = host.load(&image_from_text("(plugin)", "int named(void) { return 1; }")).unwrap();
     assert_eq!(named.name(), "(plugin)");
@@ -98,7 +98,7 @@ fn together() {
     assert_eq!(host.modules().len(), 1);
 }
 
-fn larger() {
+fn who_wants_more_than_the_table_has_is_told() {
     let host = Host::builder().operations("host_ops", &[std::ptr::null()]).build().unwrap();
     let refused = sentence(&host.load(&image_from_text("plugin", PLUGIN)).unwrap_err());
     assert!(refused.contains("\"host_ops\"") && refused.contains("the host's table does not have"), "{refused}");
@@ -106,7 +106,7 @@ fn larger() {
 
 /// Linux's `cli`, `sti`, `pushf; pop %rax`, `mov %rdi,%rax` and `wbinvd`: calls through `pv_ops` with an alternative for the feature
 /// `!XENPV`, as every inlined one of Linux 6.1 has.
-fn linux() {
+fn no_alternative_brings_back_what_only_a_kernel_may_do() {
     const SITES: [(&str, u8, &str); 5] = [
         ("irq_disable", 31, "cli"),
         ("irq_enable", 32, "sti"),
@@ -146,7 +146,7 @@ fn linux() {
 }
 
 /// A site for each feature, whose replacement is what only a kernel may do: of those that a process must not have, none is written.
-fn features() {
+fn every_feature_that_user_space_must_not_have_is_left_out_of_code() {
     let names = [
         "SMAP",
         "SMEP",
@@ -186,7 +186,7 @@ fn features() {
 
 /// A module that aligns its stack to eight bytes, as kernels do, and calls what the host exports from both halves of sixteen. What the
 /// host calls back says how the stack was there.
-fn kernel_stack() {
+fn exports_align_the_stacks_of_those_who_do_not() {
     const TEXT: &str = r#"
 #include <modload/livepatch.h>
 #include <modload/jump_label.h>

@@ -8,19 +8,19 @@ use std::sync::{Arc, Mutex};
 use modload::timeline::{EventKind, Outcome, Timeline};
 use modload::{BUILTIN, Coming, Host, Image, Membership, ModuleInfo, Order, Refusal, Subscriber};
 use modload_notifier::Chains;
-use modload_tests::{Case, Log, Watcher, image};
+use modload_tests::{Log, Watcher, case, image};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
-        Case::new("same_orders_are_those_of_linux_6_1", same_orders_are_those_of_linux),
-        Case::new("mirrored_orders_mirror", mirrored_orders_mirror),
-        Case::new("a_refusal_in_the_middle_is_undone_in_going_order", refusal_in_the_middle),
-        Case::new("an_init_that_fails_is_undone_like_an_unload", init_that_fails),
-        Case::new("same_and_mirrored_orders_side_by_side", same_and_mirrored),
-        Case::new("builtins_stand_around_every_priority", builtins_around),
-        Case::new("builtins_hear_of_a_refusal_last", builtins_and_refusal),
-        Case::new("bug_of_2016_one_chain_cannot_serve_ftrace_and_klp", bug_of_2016),
-        Case::new("two_chains_serve_ftrace_and_klp_with_real_modules", two_chains_with_real_modules),
+        case!(same_orders_are_those_of_linux_6_1),
+        case!(mirrored_orders_mirror),
+        case!(a_refusal_in_the_middle_is_undone_in_going_order),
+        case!(an_init_that_fails_is_undone_like_an_unload),
+        case!(same_and_mirrored_orders_side_by_side),
+        case!(builtins_stand_around_every_priority),
+        case!(builtins_hear_of_a_refusal_last),
+        case!(bug_of_2016_one_chain_cannot_serve_ftrace_and_klp),
+        case!(two_chains_serve_ftrace_and_klp_with_real_modules),
     ])
 }
 
@@ -69,7 +69,7 @@ struct Path {
     refuser: Option<i32>,
 }
 
-fn same_orders_are_those_of_linux() {
+fn same_orders_are_those_of_linux_6_1() {
     let path = |section, param, refuser| Path { section, param, refuser };
     let paths = [
         path("load-ok", None, None),
@@ -164,15 +164,15 @@ fn mirrored_orders_mirror() {
     insta::assert_snapshot!("mirrored_load_and_unload", order_of(&MIRRORED, "", &[]));
 }
 
-fn refusal_in_the_middle() {
+fn a_refusal_in_the_middle_is_undone_in_going_order() {
     insta::assert_snapshot!("mirrored_refusal_in_the_middle", order_of(&MIRRORED, "zero b", &[]));
 }
 
-fn init_that_fails() {
+fn an_init_that_fails_is_undone_like_an_unload() {
     insta::assert_snapshot!("mirrored_init_fails", order_of(&MIRRORED, "", &["fail=-19"]));
 }
 
-fn same_and_mirrored() {
+fn same_and_mirrored_orders_side_by_side() {
     let subscribers = [
         ("same a", Order::same(0)),
         ("mirrored a", Order::mirrored(0)),
@@ -196,11 +196,11 @@ fn with_builtins() -> Vec<(&'static str, Order)> {
     ordinary.into_iter().chain([("beside livepatch", livepatch), ("beside ftrace", ftrace)]).collect()
 }
 
-fn builtins_around() {
+fn builtins_stand_around_every_priority() {
     insta::assert_snapshot!("builtins_load_and_unload", order_of(&with_builtins(), "", &[]));
 }
 
-fn builtins_and_refusal() {
+fn builtins_hear_of_a_refusal_last() {
     insta::assert_snapshot!("builtins_refusal", order_of(&with_builtins(), "min", &[]));
 }
 
@@ -293,7 +293,7 @@ fn scene(ftrace: Order, klp: Order, modules: [&str; 2]) -> String {
 const FIRST: [&str; 2] = ["target", "patch"];
 const LAST: [&str; 2] = ["patch", "target"];
 
-fn bug_of_2016() {
+fn bug_of_2016_one_chain_cannot_serve_ftrace_and_klp() {
     let one_chain = |modules| scene(Order::same(i32::MIN), Order::same(i32::MIN + 1), modules);
     let two_chains = |modules| scene(BUILTIN[0].1, BUILTIN[1].1, modules);
     let right = |story: &str| !story.contains("OLD FUNCTION RUNS") && !story.contains("HOOKS LEFT");
@@ -345,7 +345,7 @@ impl Subscriber for StandIn {
     }
 }
 
-fn two_chains_with_real_modules() {
+fn two_chains_serve_ftrace_and_klp_with_real_modules() {
     for modules in [FIRST, LAST] {
         let host = Host::builder().build().unwrap();
         let world = Arc::new(Mutex::new(World::default()));

@@ -6,34 +6,36 @@ use std::thread;
 use std::time::Duration;
 
 use modload_edit::{Addr, Edit, EditOrigin, EditSet, Engine, NOPS, Rejected, Sink, ZERO};
-use modload_tests::{Case, Crowd, Patience, Sites, Until, block, deny, fire, handle, in_fork, peek, unblock, until};
+use modload_tests::{
+    Case, Crowd, Patience, Sites, Until, block, case, deny, fire, handle, in_fork, peek, unblock, until,
+};
 use modload_text::{
     Arena, Because, Class, HostText, PokeError, Poked, TextLock, TrapMask, Way, fill, poke, traps_in_flight,
 };
 
 fn main() -> ExitCode {
     modload_tests::run(&[
-        Case::new("every_form_is_off_and_on", every_form),
-        Case::new("a_batch_takes_three_synchronisations", three_synchronisations),
+        case!(every_form_is_off_and_on),
+        case!(a_batch_takes_three_synchronisations),
         Case::new("under_fire_by_traps", || under_fire(TrapMask::Trusted, 10_000)).within_seconds(120),
         Case::new("under_fire_by_rendezvous", || under_fire(TrapMask::Held, 100)).within_seconds(120),
-        Case::new("threads_on_their_way_from_a_trap_are_counted", in_flight),
-        Case::new("a_forked_child_begins_with_none_of_them", in_flight_over_fork),
-        Case::new("a_thread_that_blocks_sigtrap_is_met_by_rendezvous", sigtrap_blocked),
-        Case::new("a_handler_installed_later_is_met_by_rendezvous", handler_replaced),
-        Case::new("a_thread_that_blocks_everything_is_named", everything_blocked),
-        Case::new("without_membarrier_everything_goes_by_rendezvous", without_membarrier),
-        Case::new("an_int3_of_the_hosts_reaches_its_owner_meanwhile", own_int3),
-        Case::new("registered_text_of_the_host_is_poked", host_text),
-        Case::new("what_nobody_runs_is_filled", filled),
-        Case::new("a_thread_within_nops_that_would_be_joined_is_named", within_nops),
-        Case::new("a_debugger_attached_before_is_met_by_rendezvous", gdb_before).needing("gdb"),
-        Case::new("a_debugger_attached_later_is_met_by_rendezvous", gdb_later).needing("gdb"),
-        Case::new("what_is_wrong_is_refused_and_nothing_is_written", refusals),
+        case!(threads_on_their_way_from_a_trap_are_counted),
+        case!(a_forked_child_begins_with_none_of_them),
+        case!(a_thread_that_blocks_sigtrap_is_met_by_rendezvous),
+        case!(a_handler_installed_later_is_met_by_rendezvous),
+        case!(a_thread_that_blocks_everything_is_named),
+        case!(without_membarrier_everything_goes_by_rendezvous),
+        case!(an_int3_of_the_hosts_reaches_its_owner_meanwhile),
+        case!(registered_text_of_the_host_is_poked),
+        case!(what_nobody_runs_is_filled),
+        case!(a_thread_within_nops_that_would_be_joined_is_named),
+        case!(a_debugger_attached_before_is_met_by_rendezvous).needing("gdb"),
+        case!(a_debugger_attached_later_is_met_by_rendezvous).needing("gdb"),
+        case!(what_is_wrong_is_refused_and_nothing_is_written),
     ])
 }
 
-fn every_form() {
+fn every_form_is_off_and_on() {
     let sites = Sites::publish(64, 61, None);
     let all = || 0..sites.len();
     let mut another = None;
@@ -48,7 +50,7 @@ fn every_form() {
     }
 }
 
-fn three_synchronisations() {
+fn a_batch_takes_three_synchronisations() {
     let sites = Sites::publish(1000, 64, Some(0));
     for batch in [sites.on(0..1000), sites.off(0..1000)] {
         let poked = poke(&mut TextLock::take(), &batch, TrapMask::Trusted).unwrap();
@@ -78,7 +80,7 @@ fn one(at: Addr, old: &[u8], new: &[u8]) -> EditSet {
     edits
 }
 
-fn refusals() {
+fn what_is_wrong_is_refused_and_nothing_is_written() {
     let sites = Sites::publish(8, 61, None);
     let before = peek(sites.base(), 8 * 61);
     let refused = |edits: EditSet| {
@@ -143,7 +145,7 @@ fn with_a_caller<R>(sites: &Sites, blocked: Option<libc::c_int>, run: impl FnOnc
     })
 }
 
-fn sigtrap_blocked() {
+fn a_thread_that_blocks_sigtrap_is_met_by_rendezvous() {
     let sites = Sites::publish(1000, 61, None);
     assert_eq!(with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap().way, Way::Traps);
     let poked = with_a_caller(&sites, Some(libc::SIGTRAP), || flip(&sites, TrapMask::Checked));
@@ -154,14 +156,14 @@ fn sigtrap_blocked() {
 
 extern "C" fn ignore(_: libc::c_int) {}
 
-fn handler_replaced() {
+fn a_handler_installed_later_is_met_by_rendezvous() {
     let sites = Sites::publish(1000, 61, None);
     handle(libc::SIGTRAP, ignore);
     let poked = with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap();
     assert_eq!(poked.way, Way::Rendezvous(Because::Handler));
 }
 
-fn in_flight() {
+fn threads_on_their_way_from_a_trap_are_counted() {
     let sites = Sites::publish(1000, 61, None);
     let (seen, done) = (AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
@@ -189,7 +191,7 @@ extern "C" fn breakpoint() -> i32 {
     std::arch::naked_asm!("int3; ret", options(att_syntax))
 }
 
-fn in_flight_over_fork() {
+fn a_forked_child_begins_with_none_of_them() {
     handle(libc::SIGTRAP, count_own);
     drop(Sites::publish(1, 64, None));
     let at = address(breakpoint);
@@ -220,7 +222,7 @@ fn our_signal() -> libc::c_int {
     signal
 }
 
-fn everything_blocked() {
+fn a_thread_that_blocks_everything_is_named() {
     let sites = Sites::publish(100, 61, None);
     let before = peek(sites.base(), 100 * 61);
     let signal = our_signal();
@@ -231,7 +233,7 @@ fn everything_blocked() {
     flip(&sites, TrapMask::Held).unwrap();
 }
 
-fn without_membarrier() {
+fn without_membarrier_everything_goes_by_rendezvous() {
     // As on a kernel without it.
     deny(libc::SYS_membarrier, libc::ENOSYS);
     let sites = Sites::publish(1000, 61, None);
@@ -247,7 +249,7 @@ extern "C" fn count_own(_: libc::c_int) {
     OWN.fetch_add(1, Ordering::Relaxed);
 }
 
-fn own_int3() {
+fn an_int3_of_the_hosts_reaches_its_owner_meanwhile() {
     // It is there before ours.
     handle(libc::SIGTRAP, count_own);
     let sites = Sites::publish(1000, 61, None);
@@ -294,7 +296,7 @@ fn address(function: extern "C" fn() -> i32) -> Addr {
 /// jmp over `mov $1, %eax; ret`
 const OVER: [u8; 5] = [0xe9, 6, 0, 0, 0];
 
-fn host_text() {
+fn registered_text_of_the_host_is_poked() {
     // The arena, whose signal handler it takes.
     drop(Sites::publish(1, 64, None));
     let at = address(hosts);
@@ -315,7 +317,7 @@ fn host_text() {
     assert!(matches!(poke(&mut TextLock::take(), &off, TrapMask::Trusted), Err(PokeError::NotText { .. })));
 }
 
-fn filled() {
+fn what_nobody_runs_is_filled() {
     let sites = Sites::publish(100, 61, None);
     // Any bytes at all, over several instructions: both functions of a site's return 3.
     let [old, new] =
@@ -365,7 +367,7 @@ extern "C" fn nops() -> i32 {
     std::arch::naked_asm!(".cfi_startproc; 2: .fill 60, 1, 0x90; jmp 2b; .cfi_endproc", options(att_syntax))
 }
 
-fn within_nops() {
+fn a_thread_within_nops_that_would_be_joined_is_named() {
     drop(Sites::publish(1, 64, None));
     let at = address(nops);
     // SAFETY: the function is ours, and stays.
@@ -454,7 +456,7 @@ fn flips_under_a_debugger() {
     println!("flipped by {:?}", poked.way);
 }
 
-fn gdb_before() {
+fn a_debugger_attached_before_is_met_by_rendezvous() {
     if traced() {
         return flips_under_a_debugger();
     }
@@ -465,7 +467,7 @@ fn gdb_before() {
     assert!(text.contains("exited normally"), "{text}");
 }
 
-fn gdb_later() {
+fn a_debugger_attached_later_is_met_by_rendezvous() {
     let sites = Sites::publish(100, 61, None);
     let none = with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap();
     assert_eq!(none.way, Way::Traps);

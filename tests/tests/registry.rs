@@ -7,32 +7,32 @@ use modload::text::{Addr, Arena};
 use modload::timeline::{EventKind, Outcome};
 use modload::{Error, Host, Module, Order, Stage, State, SymbolError, UnloadError};
 use modload_fixtures::{Case as FixtureCase, Compiler, Expectations, Fixture, Language};
-use modload_tests::{Case, Log, Watcher, image, image_from_text, in_fork, object};
+use modload_tests::{Case, Log, Watcher, case, image, image_from_text, in_fork, object};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
-        Case::new("every_fixture_does_what_its_first_lines_say", every_fixture).within_seconds(240),
-        Case::new("a_module_in_use_names_its_users", in_use_by_modules),
-        Case::new("a_held_symbol_keeps_its_module", held_symbol),
-        Case::new("a_symbol_of_init_cannot_be_held", init_symbol),
-        Case::new("functions_are_listed_under_each_of_their_names", functions),
-        Case::new("dropping_the_host_unloads_in_reverse_order", host_drop_order),
-        Case::new("dropping_the_host_leaves_what_is_held", host_drop_with_held_module),
-        Case::new("what_is_not_there_cannot_be_unloaded", not_there),
-        Case::new("a_positive_init_is_live_with_a_warning", positive_init),
-        Case::new("constructors_and_destructors_run_in_order", constructors_and_destructors),
-        Case::new("destructors_run_when_init_fails_and_exit_does_not", destructors_after_failed_init),
-        Case::new("a_module_hears_of_modules_and_refuses_one", notifier_user),
-        Case::new("a_notifier_left_registered_is_taken_out", notifier_leak),
-        Case::new("a_notifier_belongs_to_the_module_its_block_lies_in", notifier_in_reused_memory),
-        Case::new("gpl_only_exports_are_for_compatible_licences", gpl),
-        Case::new("a_namespace_must_be_imported", namespaces),
-        Case::new("all_missing_symbols_are_reported_with_place_and_nearest_name", missing),
-        Case::new("two_modules_cannot_export_one_symbol", duplicate_export),
-        Case::new("a_write_to_ro_after_init_is_a_segmentation_fault", ro_after_init),
-        Case::new("host_exports_come_before_modules_and_gpl_ones_are_guarded", host_exports),
-        Case::new("two_hosts_do_not_see_each_other", two_hosts),
-        Case::new("parameters_show_their_values", parameters_show),
+        case!(every_fixture_does_what_its_first_lines_say).within_seconds(240),
+        case!(a_module_in_use_names_its_users),
+        case!(a_held_symbol_keeps_its_module),
+        case!(a_symbol_of_init_cannot_be_held),
+        case!(functions_are_listed_under_each_of_their_names),
+        case!(dropping_the_host_unloads_in_reverse_order),
+        case!(dropping_the_host_leaves_what_is_held),
+        case!(what_is_not_there_cannot_be_unloaded),
+        case!(a_positive_init_is_live_with_a_warning),
+        case!(constructors_and_destructors_run_in_order),
+        case!(destructors_run_when_init_fails_and_exit_does_not),
+        case!(a_module_hears_of_modules_and_refuses_one),
+        case!(a_notifier_left_registered_is_taken_out),
+        case!(a_notifier_belongs_to_the_module_its_block_lies_in),
+        case!(gpl_only_exports_are_for_compatible_licences),
+        case!(a_namespace_must_be_imported),
+        case!(all_missing_symbols_are_reported_with_place_and_nearest_name),
+        case!(two_modules_cannot_export_one_symbol),
+        case!(a_write_to_ro_after_init_is_a_segmentation_fault),
+        case!(host_exports_come_before_modules_and_gpl_ones_are_guarded),
+        case!(two_hosts_do_not_see_each_other),
+        case!(parameters_show_their_values),
     ])
 }
 
@@ -75,7 +75,7 @@ fn load(host: &Host, fixture: &Fixture, case: &FixtureCase, params: &[String]) -
     host.load(&params.iter().fold(image, modload::Image::param))
 }
 
-fn every_fixture() {
+fn every_fixture_does_what_its_first_lines_say() {
     let mut cases = 0;
     for fixture in Fixture::all().unwrap() {
         for case in fixture.cases().unwrap() {
@@ -136,7 +136,7 @@ fn one_fixture(fixture: &Fixture, case: &FixtureCase) {
     assert_eq!(used(), usage, "{what}");
 }
 
-fn in_use_by_modules() {
+fn a_module_in_use_names_its_users() {
     let host = host();
     let greet = host.load(&image("greet")).unwrap();
     let guest = host.load(&image("guest")).unwrap();
@@ -165,7 +165,7 @@ fn in_use_by_modules() {
     assert!(host.modules().is_empty());
 }
 
-fn held_symbol() {
+fn a_held_symbol_keeps_its_module() {
     let host = host();
     let module = host.load(&image("greet")).unwrap();
     // SAFETY: the type of greet_hello.
@@ -200,7 +200,7 @@ impl modload::Subscriber for Hasty {
     }
 }
 
-fn init_symbol() {
+fn a_symbol_of_init_cannot_be_held() {
     let (host, log) = (host(), Log::default());
     host.subscribe("hasty", Order::mirrored(0), Hasty(host.downgrade(), log.clone())).forget();
     host.load(&image("init_sections")).unwrap();
@@ -250,7 +250,7 @@ impl modload::Subscriber for Tracer {
     }
 }
 
-fn functions() {
+fn functions_are_listed_under_each_of_their_names() {
     let (host, log) = (host(), Log::default());
     host.subscribe("tracer", Order::mirrored(0), Tracer(log.clone())).forget();
     let module = host.load(&image_from_text("functions", FUNCTIONS)).unwrap();
@@ -272,7 +272,7 @@ fn used() -> [u64; 4] {
     Arena::get().unwrap().usage().map(|stripe| stripe.used)
 }
 
-fn host_drop_order() {
+fn dropping_the_host_unloads_in_reverse_order() {
     let log = Log::default();
     let host = host();
     let empty = used();
@@ -288,7 +288,7 @@ fn host_drop_order() {
     assert_eq!(used(), empty);
 }
 
-fn host_drop_with_held_module() {
+fn dropping_the_host_leaves_what_is_held() {
     let host = host();
     let empty = used();
     let held = host.load(&image("greet")).unwrap();
@@ -304,7 +304,7 @@ fn host_drop_with_held_module() {
     assert_eq!(used(), empty);
 }
 
-fn not_there() {
+fn what_is_not_there_cannot_be_unloaded() {
     let host = host();
     assert_eq!(host.unload("nobody").unwrap_err().to_string(), "nobody: no module of this name is loaded");
     assert!(host.module("nobody").is_none());
@@ -312,7 +312,7 @@ fn not_there() {
     assert!(matches!(host.unload("ordtarget"), Err(UnloadError::NotFound(_))));
 }
 
-fn positive_init() {
+fn a_positive_init_is_live_with_a_warning() {
     let host = host();
     let recording = host.record();
     let module = host.load(&image("init_positive")).unwrap();
@@ -330,7 +330,7 @@ fn recorded(recorder: &Module) -> Vec<i32> {
     (0..count).map(|at| int(recorder, "recorded", &[at])).collect()
 }
 
-fn constructors_and_destructors() {
+fn constructors_and_destructors_run_in_order() {
     let host = Host::builder().process_symbols().build().unwrap();
     let recorder = host.load(&image("recorder")).unwrap();
     let cases = [
@@ -348,7 +348,7 @@ fn constructors_and_destructors() {
     }
 }
 
-fn destructors_after_failed_init() {
+fn destructors_run_when_init_fails_and_exit_does_not() {
     let host = host();
     let recorder = host.load(&image("recorder")).unwrap();
     let text = "#include <modload/module.h>\nMODULE_LICENSE(\"GPL\");\nvoid record(int number);\n\
@@ -376,7 +376,7 @@ fn heard(module: &Module) -> Vec<(i32, String)> {
     (0..length).map(|entry| (int(module, "log_state", &[entry]), name(entry))).collect()
 }
 
-fn notifier_user() {
+fn a_module_hears_of_modules_and_refuses_one() {
     const LIVE: i32 = 0;
     const COMING: i32 = 1;
     const GOING: i32 = 2;
@@ -399,7 +399,7 @@ fn notifier_user() {
     host.load(&image("ordtarget")).unwrap().unload().unwrap();
 }
 
-fn notifier_leak() {
+fn a_notifier_left_registered_is_taken_out() {
     let host = host();
     let leak = host.load(&image("notifier_leak")).unwrap();
     host.load(&image("greet")).unwrap().unload().unwrap();
@@ -435,7 +435,7 @@ static int __init latter_init(void) { return register_module_notifier(&block); }
 module_init(latter_init);
 ";
 
-fn notifier_in_reused_memory() {
+fn a_notifier_belongs_to_the_module_its_block_lies_in() {
     let host = host();
     let former = host.load(&image_from_text("former", FORMER)).unwrap();
     let latter = host.load(&image_from_text("latter", LATTER)).unwrap();
@@ -452,7 +452,7 @@ fn notifier_in_reused_memory() {
     greet.unload().unwrap();
 }
 
-fn gpl() {
+fn gpl_only_exports_are_for_compatible_licences() {
     let host = host();
     drop(host.load(&image("gpl_only")).unwrap());
     let refused = host.load(&image("gpl_user")).unwrap_err();
@@ -464,7 +464,7 @@ fn gpl() {
     assert_eq!(int(&friend, "gpl_friend_answer", &[]), 83);
 }
 
-fn namespaces() {
+fn a_namespace_must_be_imported() {
     let host = host();
     drop(host.load(&image("export_data")).unwrap());
     let stranger = "#include <modload/module.h>\nMODULE_LICENSE(\"GPL\");\nextern const char *exported_text;\n\
@@ -475,7 +475,7 @@ fn namespaces() {
     assert_eq!(int(&import, "import_letter", &[0]), i32::from(b'e'));
 }
 
-fn missing() {
+fn all_missing_symbols_are_reported_with_place_and_nearest_name() {
     let host = host();
     drop(host.load(&image("greet")).unwrap());
     let refused = host.load(&image("missing")).unwrap_err();
@@ -494,7 +494,7 @@ fn missing() {
     assert!(host.module("greet").unwrap().users().is_empty());
 }
 
-fn duplicate_export() {
+fn two_modules_cannot_export_one_symbol() {
     let host = host();
     drop(host.load(&image("greet")).unwrap());
     let text = "#include <modload/module.h>\nMODULE_LICENSE(\"GPL\");\nint greet_hello(void);\n\
@@ -513,7 +513,7 @@ fn duplicate_export() {
     assert_eq!(int(&second, "greet_hello", &[]), -1);
 }
 
-fn ro_after_init() {
+fn a_write_to_ro_after_init_is_a_segmentation_fault() {
     let host = host();
     let module = host.load(&image("ro_after_init").param("limit=40")).unwrap();
     let ended = in_fork(|| {
@@ -528,7 +528,7 @@ extern "C" fn forty_three() -> i32 {
     43
 }
 
-fn host_exports() {
+fn host_exports_come_before_modules_and_gpl_ones_are_guarded() {
     #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
     let address = forty_three as extern "C" fn() -> i32 as *const ();
     let ours = Host::builder().export("anyones_answer", address).export_gpl("gpl_answer", address).build().unwrap();
@@ -542,7 +542,7 @@ fn host_exports() {
     assert!(matches!(*refused.error, Error::DuplicateExport { .. }), "{refused}");
 }
 
-fn two_hosts() {
+fn two_hosts_do_not_see_each_other() {
     let (one, other) = (host(), host());
     let greet = one.load(&image("greet")).unwrap();
     assert!(sentence(&other.load(&image("guest")).unwrap_err()).contains("greet_hello"));
@@ -558,7 +558,7 @@ fn two_hosts() {
     assert_eq!(names(&other), ["greet"]);
 }
 
-fn parameters_show() {
+fn parameters_show_their_values() {
     let host = host();
     let greet = host.load(&image("greet").param("times=3").param("who=there")).unwrap();
     assert_eq!((greet.param("times").as_deref(), greet.param("nope")), (Some("3"), None));

@@ -10,25 +10,25 @@ use std::time::{Duration, Instant};
 use modload::module::Occupies;
 use modload::{Host, Module, UnloadError};
 use modload_fixtures::{Compiler, LONG, Language, object_from_text};
-use modload_tests::{Case, Crowd, image_from_text, mask, run, until_in};
-use modload_threads::frames::{Words, know_process, thread_starts, words};
+use modload_tests::{Crowd, case, image_from_text, mask, run, until_in};
+use modload_threads::frames::{StackWords, know_process, thread_starts, words};
 use modload_threads::{DEFAULT_LIMIT, Sleeper, Tid, hold, hold_or_look, status};
 
 fn main() -> ExitCode {
     run(&[
-        Case::new("the_c_librarys_helpers_stop_nothing", helpers),
-        Case::new("threads_that_block_all_signals_are_held", held_by_the_c_library),
-        Case::new("threads_that_block_all_signals_by_system_call_stop_no_unload", blocked_by_system_call),
-        Case::new("a_thread_that_waits_for_all_signals_is_handed_none", waits_for_all),
-        Case::new("a_reader_of_all_signals_is_handed_none", reads_all),
-        Case::new("a_look_before_each_signal_races_little", race).within_seconds(120),
-        Case::new("a_sleeper_in_the_module_is_named", inside),
-        Case::new("frames_below_an_alternate_stack_within_the_own_one_count", alternate_stack_inside),
-        Case::new("frames_below_an_alternate_stack_elsewhere_count", alternate_stack_elsewhere),
-        Case::new("a_thread_in_vfork_counts_where_it_returns_to", in_vfork),
-        Case::new("a_stack_that_cannot_be_walked_is_read", frame_pointer),
-        Case::new("what_is_handed_to_a_sleeper_is_seen", handed_over).within_seconds(120),
-        Case::new("force_leaves_a_sleeper_its_text", force),
+        case!(the_c_librarys_helpers_stop_nothing),
+        case!(threads_that_block_all_signals_are_held),
+        case!(threads_that_block_all_signals_by_system_call_stop_no_unload),
+        case!(a_thread_that_waits_for_all_signals_is_handed_none),
+        case!(a_reader_of_all_signals_is_handed_none),
+        case!(a_look_before_each_signal_races_little).within_seconds(120),
+        case!(a_sleeper_in_the_module_is_named),
+        case!(frames_below_an_alternate_stack_within_the_own_one_count),
+        case!(frames_below_an_alternate_stack_elsewhere_count),
+        case!(a_thread_in_vfork_counts_where_it_returns_to),
+        case!(a_stack_that_cannot_be_walked_is_read),
+        case!(what_is_handed_to_a_sleeper_is_seen).within_seconds(120),
+        case!(force_leaves_a_sleeper_its_text),
     ])
 }
 
@@ -86,7 +86,7 @@ fn end(writing: libc::c_int) {
     unsafe { libc::close(writing) };
 }
 
-fn helpers() {
+fn the_c_librarys_helpers_stop_nothing() {
     let host = host();
     let text = "
         #include <aio.h>
@@ -120,7 +120,7 @@ fn helpers() {
     assert_eq!(hold(DEFAULT_LIMIT).unwrap().count(), u64::try_from(threads - 1).unwrap());
 }
 
-fn held_by_the_c_library() {
+fn threads_that_block_all_signals_are_held() {
     let (stop, tids) = (Arc::new(AtomicBool::new(false)), mpsc::channel());
     let threads: Vec<_> = (0..3)
         .map(|number| {
@@ -149,7 +149,7 @@ fn held_by_the_c_library() {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-fn blocked_by_system_call() {
+fn threads_that_block_all_signals_by_system_call_stop_no_unload() {
     let host = host();
     let (reading, writing) = pipe();
     let mut threads = Vec::new();
@@ -215,7 +215,7 @@ fn found_in_its_wait(tid: Tid) {
     assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, process, tid.get(), libc::SIGUSR1) }, 0);
 }
 
-fn waits_for_all() {
+fn a_thread_that_waits_for_all_signals_is_handed_none() {
     let host = host();
     unload_others(&host);
     let stop = Arc::new(AtomicBool::new(false));
@@ -239,7 +239,7 @@ fn waits_for_all() {
     assert_eq!(got.load(Ordering::Relaxed), 0);
 }
 
-fn reads_all() {
+fn a_reader_of_all_signals_is_handed_none() {
     let host = host();
     unload_others(&host);
     let got = Arc::new(AtomicUsize::new(0));
@@ -266,7 +266,7 @@ fn reads_all() {
 /// A thread that waits for all signals and runs between two waits is handed nothing by looks. Where each thread has to come, it is asked
 /// while it runs, and may begin to wait between the look and the signal: how often that happens is said. MODLOAD_ROUNDS makes
 /// it a million looks.
-fn race() {
+fn a_look_before_each_signal_races_little() {
     let rounds: u64 = std::env::var("MODLOAD_ROUNDS").ok().map_or(1_000, |rounds| rounds.parse().unwrap());
     let (stop, handed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let turns = Arc::new(AtomicU64::new(0));
@@ -307,7 +307,7 @@ fn function(host: &Host, name: &str) -> extern "C" fn(u64) -> u64 {
     unsafe { std::mem::transmute(usize::try_from(at).unwrap()) }
 }
 
-fn inside() {
+fn a_sleeper_in_the_module_is_named() {
     let host = host();
     let text = "
         #include <unistd.h>
@@ -384,7 +384,7 @@ fn alternate_stack(entry: &'static str) {
     host.unload("handled").unwrap();
 }
 
-fn alternate_stack_inside() {
+fn frames_below_an_alternate_stack_within_the_own_one_count() {
     alternate_stack("within");
     // The same with the words alone, which lie below the stack pointer.
     words_of_an_alternate_stack();
@@ -433,8 +433,8 @@ fn words_of_an_alternate_stack() {
     let found = words(&sleeper, |word| (at..at + 0x80).contains(&word));
     let none = words(&sleeper, |word| word == 0x1234_5678_9abc_def0);
     drop(held);
-    assert!(matches!(found, Words::Hold(_)), "{found:?}");
-    assert_eq!(none, Words::Free { has_begun: true });
+    assert!(matches!(found, StackWords::Hold(_)), "{found:?}");
+    assert_eq!(none, StackWords::Free { has_begun: true });
     end(writing);
     thread.join().unwrap();
 }
@@ -446,11 +446,11 @@ fn raised() {
     std::hint::black_box(());
 }
 
-fn alternate_stack_elsewhere() {
+fn frames_below_an_alternate_stack_elsewhere_count() {
     alternate_stack("apart");
 }
 
-fn in_vfork() {
+fn a_thread_in_vfork_counts_where_it_returns_to() {
     let host = host();
     let text = "
         #include <sys/wait.h>
@@ -477,7 +477,7 @@ fn in_vfork() {
         forks(0) & 0xffff_ffff
     });
     let tid = told.recv().unwrap();
-    while status(tid).unwrap().unwrap().state != modload_threads::State::Uninterruptible {
+    while status(tid).unwrap().unwrap().state != modload_threads::ThreadState::Uninterruptible {
         thread::yield_now();
     }
     let threads = occupied(host.unload("forks").unwrap_err());
@@ -502,7 +502,7 @@ const POINTED: &str = "
         return number;
     }";
 
-fn frame_pointer() {
+fn a_stack_that_cannot_be_walked_is_read() {
     let host = host();
     // The function of one module sleeps; below it are frames of this program and of the C library alone.
     drop(host.load(&slow("pointed", POINTED)).unwrap());
@@ -544,7 +544,7 @@ fn frame_pointer() {
 
 /// Two threads hand a function of the module's to each other, so that at each moment one of them is in it: the one that is being looked at
 /// may have left it, and the one that was seen asleep before may have been handed it meanwhile. One of them blocks every signal.
-fn handed_over() {
+fn what_is_handed_to_a_sleeper_is_seen() {
     let host = host();
     let text = "
         #include <semaphore.h>
@@ -617,7 +617,7 @@ fn handed_over() {
     host.unload("handed").unwrap();
 }
 
-fn force() {
+fn force_leaves_a_sleeper_its_text() {
     let host = host();
     let text = "
         #include <unistd.h>

@@ -8,25 +8,25 @@ use modload::error::sentence;
 use modload::keys::{KeyError, StaticCall, StaticKey, set_static_call};
 use modload::text::disassembled;
 use modload::{Coming, Host, Image, Module, Order, Refusal, Subscriber};
-use modload_tests::{Case, image_from_text, peek};
+use modload_tests::{case, image_from_text, peek};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
-        Case::new("a_branch_follows_its_key_in_every_form", every_form),
-        Case::new("a_key_is_switched_in_all_modules_at_once", across_modules),
-        Case::new("counts_are_balanced", counted),
-        Case::new("a_static_call_calls_what_it_is_told_in_every_form", calls),
-        Case::new("a_static_call_of_another_module", calls_across_modules),
-        Case::new("a_key_switched_while_a_user_is_coming", switched_while_coming),
-        Case::new("sites_of_init_go_with_init", init_sites),
-        Case::new("keys_that_are_read_only_by_now", late_keys),
-        Case::new("what_is_wrong_with_a_record_is_refused_by_name", refusals),
-        Case::new("a_failed_load_leaves_no_sites", failed_load),
-        Case::new("a_call_that_is_recorded_and_marked_is_one_site", recorded_and_marked),
-        Case::new("a_key_of_inits_is_refused_to_who_stays", key_of_init),
-        Case::new("who_is_in_a_call_that_became_nothing_is_seen", in_a_call_of_nothing),
-        Case::new("a_host_owns_a_static_call", hosts_call),
-        Case::new("keys_and_calls_under_fire", under_fire).within_seconds(120),
+        case!(a_branch_follows_its_key_in_every_form),
+        case!(a_key_is_switched_in_all_modules_at_once),
+        case!(counts_are_balanced),
+        case!(a_static_call_calls_what_it_is_told_in_every_form),
+        case!(a_static_call_of_another_module),
+        case!(a_key_switched_while_a_user_is_coming),
+        case!(sites_of_init_go_with_init),
+        case!(keys_that_are_read_only_by_now),
+        case!(what_is_wrong_with_a_record_is_refused_by_name),
+        case!(a_failed_load_leaves_no_sites),
+        case!(a_call_that_is_recorded_and_marked_is_one_site),
+        case!(a_key_of_inits_is_refused_to_who_stays),
+        case!(who_is_in_a_call_that_became_nothing_is_seen),
+        case!(a_host_owns_a_static_call),
+        case!(keys_and_calls_under_fire).within_seconds(120),
     ])
 }
 
@@ -80,7 +80,7 @@ int disable(int which) { return which ? static_branch_disable(&on) : static_bran
 int enabled(int which) { return which ? static_key_enabled(&on) : static_key_enabled(&off); }
 ";
 
-fn every_form() {
+fn a_branch_follows_its_key_in_every_form() {
     let host = host();
     let module = host.load(&text("forms", FORMS)).unwrap();
     for _ in 0..3 {
@@ -112,7 +112,7 @@ fn user(number: i32) -> Image<'static> {
     text(&format!("user{number}"), &users)
 }
 
-fn across_modules() {
+fn a_key_is_switched_in_all_modules_at_once() {
     let host = host();
     let owner = host.load(&text("owner", OWNER)).unwrap();
     let mut users: Vec<_> = (1..=5).map(|number| (number, host.load(&user(number)).unwrap())).collect();
@@ -139,7 +139,7 @@ fn across_modules() {
     owner.unload().unwrap();
 }
 
-fn counted() {
+fn counts_are_balanced() {
     let host = host();
     let module = host.load(&user_of_host()).unwrap();
     let enabled = || call(&module, "use", 0) == 1;
@@ -199,7 +199,7 @@ int maybe_to_set(int unused) { (void)unused; return static_call_update(maybe, se
 int maybe_to_null(int unused) { (void)unused; return static_call_update(maybe, (void (*)(int))0); }
 ";
 
-fn calls() {
+fn a_static_call_calls_what_it_is_told_in_every_form() {
     let host = host();
     let module = host.load(&text("calls", CALLS)).unwrap();
     let step = |n| ["tail", "middle", "through_trampoline"].map(|function| call(&module, function, n));
@@ -230,7 +230,7 @@ fn calls() {
     assert_eq!(disassembled(tail, &peek(tail, 5)), format!("jmp {one}"));
 }
 
-fn calls_across_modules() {
+fn a_static_call_of_another_module() {
     let host = host();
     let owner = host.load(&text("calls", CALLS)).unwrap();
     let user = "
@@ -266,7 +266,7 @@ impl Subscriber for Switches {
     }
 }
 
-fn switched_while_coming() {
+fn a_key_switched_while_a_user_is_coming() {
     let host = host();
     let early = host.load(&user_of_host()).unwrap();
     let membership = host.subscribe("switches", Order::mirrored(0), Switches);
@@ -278,7 +278,7 @@ fn switched_while_coming() {
     assert_eq!(first(&late, "use", 5), "nopl (%rax,%rax)");
 }
 
-fn init_sites() {
+fn sites_of_init_go_with_init() {
     let module = "
         DECLARE_STATIC_KEY_FALSE(hosts_key);
         static DEFINE_STATIC_KEY_FALSE(own);
@@ -305,7 +305,7 @@ fn init_sites() {
     assert_eq!((call(&module, "off", 0), call(&module, "get", 0)), (0, 1 | 4));
 }
 
-fn late_keys() {
+fn keys_that_are_read_only_by_now() {
     let module = "
         static DEFINE_STATIC_KEY_FALSE_RO(late);
         static int __init begin(void) { return static_branch_enable(&late); }
@@ -320,7 +320,7 @@ fn late_keys() {
     assert_eq!((call(&module, "off", 0), call(&module, "get", 0), call(&module, "count", 0)), (0, 0, 0));
 }
 
-fn refusals() {
+fn what_is_wrong_with_a_record_is_refused_by_name() {
     let host = host();
     let record = |name: &str, code: &str, table: &str| {
         let module = format!(
@@ -352,7 +352,7 @@ fn refusals() {
     assert!(host.modules().is_empty());
 }
 
-fn failed_load() {
+fn a_failed_load_leaves_no_sites() {
     let module = "
         DECLARE_STATIC_KEY_FALSE(hosts_key);
         int use(int unused) { (void)unused; return static_branch_unlikely(&hosts_key) ? 1 : 0; }
@@ -367,7 +367,7 @@ fn failed_load() {
     }
 }
 
-fn recorded_and_marked() {
+fn a_call_that_is_recorded_and_marked_is_one_site() {
     let module = r#"
         static int one(int n) { return n + 1; }
         static int two(int n) { return n + 2; }
@@ -387,7 +387,7 @@ fn recorded_and_marked() {
     assert_eq!((call(&module, "use", 1), call(&module, "change", 0), call(&module, "use", 1)), (2, 0, 3));
 }
 
-fn key_of_init() {
+fn a_key_of_inits_is_refused_to_who_stays() {
     let module = r#"
         struct static_key_false gone __attribute__((section(".init.data"))) = STATIC_KEY_FALSE_INIT;
         int use(int unused) { (void)unused; return static_branch_unlikely(&gone) ? 1 : 0; }
@@ -412,7 +412,7 @@ extern "C" fn unload_the_caller(n: i32) -> i32 {
     n
 }
 
-fn in_a_call_of_nothing() {
+fn who_is_in_a_call_that_became_nothing_is_seen() {
     let builder = Host::builder().static_call("hosts_call", &HOSTS_CALL).static_key("hosts_key", &HOSTS_KEY);
     let host = builder.build().unwrap();
     choose(unload_the_caller);
@@ -454,7 +454,7 @@ int pass(int n) { return static_call(hosts_call)(n); }
 int branch(int n) { return static_branch_unlikely(&hosts_key) ? n : -n; }
 ";
 
-fn hosts_call() {
+fn a_host_owns_a_static_call() {
     let host =
         Host::builder().static_call("hosts_call", &HOSTS_CALL).static_key("hosts_key", &HOSTS_KEY).build().unwrap();
     choose(plus_ten);
@@ -467,7 +467,7 @@ fn hosts_call() {
 /// Twice the number of switches when the last one is complete, one more while the next is under way.
 static STATE: AtomicU64 = AtomicU64::new(0);
 
-fn under_fire() {
+fn keys_and_calls_under_fire() {
     const SWITCHES: u64 = 2000;
     let host =
         Host::builder().static_call("hosts_call", &HOSTS_CALL).static_key("hosts_key", &HOSTS_KEY).build().unwrap();

@@ -9,24 +9,21 @@ use std::thread;
 use std::time::Duration;
 
 use modload_edit::wide;
-use modload_tests::{Case, Crowd, LONG, Patience, WhoAndWhere, block, run, unblock, until};
+use modload_tests::{Crowd, LONG, Patience, WhoAndWhere, block, case, run, unblock, until};
 use modload_threads::{
     DEFAULT_LIMIT, Error, State, Tasks, Tid, Why, counts, hold, name, run_here, run_in_each, signal, status, use_signal,
 };
 
 fn main() -> ExitCode {
     run(&[
-        Case::new("everybody_is_listed_and_described", everybody_is_listed_and_described),
-        Case::new("signals_are_chosen_once", signals_are_chosen_once),
-        Case::new("a_signal_named_by_the_embedder_is_used", a_signal_named_by_the_embedder_is_used),
-        Case::new("the_calling_thread_answers_too", the_calling_thread_answers_too),
-        Case::new("signals_of_others_do_nothing_and_are_counted", signals_of_others_do_nothing_and_are_counted),
-        Case::new(
-            "who_blocks_the_signal_is_named_and_nobody_stays_held",
-            who_blocks_the_signal_is_named_and_nobody_stays_held,
-        ),
-        Case::new("a_main_thread_that_has_ended_is_not_waited_for", a_main_thread_that_has_ended_is_not_waited_for),
-        Case::new("a_thread_in_vfork_is_named", a_thread_in_vfork_is_named),
+        case!(everybody_is_listed_and_described),
+        case!(signals_are_chosen_once),
+        case!(a_signal_named_by_the_embedder_is_used),
+        case!(the_calling_thread_answers_too),
+        case!(signals_of_others_do_nothing_and_are_counted),
+        case!(who_blocks_the_signal_is_named_and_nobody_stays_held),
+        case!(a_main_thread_that_has_ended_is_not_waited_for),
+        case!(a_thread_in_vfork_is_named),
     ])
 }
 
@@ -83,7 +80,7 @@ fn signals_are_chosen_once() {
         format!("signal 10 is not a real-time signal: those of this process are {first} to {last}")
     );
     let taken = use_signal(last).unwrap_err();
-    assert_eq!(taken.to_string(), format!("signal {last} is in use by somebody else: it is ignored"));
+    assert_eq!(taken.to_string(), format!("signal {last} is used by other code of this process: it is ignored"));
     drop(hold(DEFAULT_LIMIT).unwrap());
     assert_eq!(signal(), Some(SIGSETXID), "the one that glibc keeps open");
     let chosen = use_signal(first).unwrap_err();

@@ -14,17 +14,17 @@ use modload::trace::render::{Form, Process};
 use modload::trace::{Mode, TraceOptions};
 use modload::{Host, Image, Module};
 use modload_fixtures::{Compiler, Fixture, Language, object_from_text};
-use modload_tests::Case;
+use modload_tests::case;
 use serde::Deserialize;
 
 fn main() -> ExitCode {
     modload_tests::run(&[
-        Case::new("what_is_no_trace_is_refused", refused),
-        Case::new("threads_that_call_and_call_themselves", threads),
-        Case::new("functions_that_do_not_return", unfinished),
-        Case::new("functions_left_by_exceptions", exceptions).needing("g++"),
-        Case::new("calls_alone", calls),
-        Case::new("nothing_at_all", nothing),
+        case!(what_is_no_trace_is_refused),
+        case!(threads_that_call_and_call_themselves),
+        case!(functions_that_do_not_return),
+        case!(functions_left_by_exceptions).needing("g++"),
+        case!(calls_alone),
+        case!(nothing_at_all),
     ])
 }
 
@@ -232,7 +232,7 @@ fn graph() -> TraceOptions {
     TraceOptions::new(Mode::Graph).buffer(16 << 20)
 }
 
-fn refused() {
+fn what_is_no_trace_is_refused() {
     const EVENT: &str = r#"{"ph":"B","pid":1,"tid":1,"ts":1,"name":"f","cat":"m"}"#;
     let with = |events: &str| {
         let text = format!(r#"{{"displayTimeUnit":"ns","traceEvents":[{events}],"otherData":{{"missed":{{}}}}}}"#);
@@ -252,7 +252,7 @@ fn refused() {
     assert!(serde_json::from_str::<Document>(r#"{"traceEvents":[]}"#).is_err());
 }
 
-fn threads() {
+fn threads_that_call_and_call_themselves() {
     let host = host();
     let module = traced(&host);
     let mut trace = host.trace_functions(&graph().pattern("traced:*").unwrap()).unwrap();
@@ -286,7 +286,7 @@ fn threads() {
 /// Set when a function may return.
 static GO: AtomicI32 = AtomicI32::new(0);
 
-fn unfinished() {
+fn functions_that_do_not_return() {
     let host = Host::builder().export("go", GO.as_ptr().cast_const()).build().unwrap();
     let text = "extern volatile int go;
         __attribute__((noinline)) int inner(int a) { while (!go) ; return a; }
@@ -308,7 +308,7 @@ fn unfinished() {
     assert_eq!((seen.unfinished, seen.unwound), (vec!["inner".to_owned(), "outer".to_owned()], vec![]));
 }
 
-fn exceptions() {
+fn functions_left_by_exceptions() {
     // SAFETY: the C++ runtime, whose constructors do no harm.
     let runtime = unsafe { libc::dlopen(c"libstdc++.so.6".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     assert!(!runtime.is_null(), "the C++ runtime is there if its compiler is");
@@ -326,7 +326,7 @@ fn exceptions() {
     assert_eq!(seen.calls, ["between", "catcher", "thrower"].map(|name| (name.to_owned(), 3)).into());
 }
 
-fn calls() {
+fn calls_alone() {
     let host = host();
     let module = traced(&host);
     let trace = host.trace_functions(&TraceOptions::new(Mode::Calls)).unwrap();
@@ -337,7 +337,7 @@ fn calls() {
     assert_eq!(seen.calls, counts.map(|(name, count)| (name.to_owned(), count)).into());
 }
 
-fn nothing() {
+fn nothing_at_all() {
     let host = host();
     let trace = host.trace_functions(&graph()).unwrap();
     let seen = chrome([trace.finish()]);

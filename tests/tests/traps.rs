@@ -7,22 +7,22 @@ use std::process::{Command, ExitCode};
 use modload::text::Addr;
 use modload::{Coming, Host, Order, Refusal, Subscriber};
 use modload_edit::index;
-use modload_tests::{Case, Ended, image, in_fork};
+use modload_tests::{Ended, case, image, in_fork};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
-        Case::new("a_call_before_publish_is_reported_by_name", call_before_publish),
-        Case::new("a_call_after_unload_is_reported_by_name", call_after_unload),
-        Case::new("the_line_goes_to_the_descriptor_of_the_host", line_goes_to_the_descriptor),
-        Case::new("a_call_of_dropped_init_text_is_reported_by_name", call_of_init_text),
-        Case::new("a_trap_of_the_programs_own_is_passed_on", own_trap_without_a_handler),
-        Case::new("a_sigtrap_that_is_sent_is_no_call", sent_trap),
-        Case::new("a_sigtrap_that_is_sent_can_be_ignored", sent_trap_ignored),
-        Case::new("an_earlier_handler_still_gets_its_traps", earlier_handler),
-        Case::new("an_earlier_handler_gets_stray_calls_after_the_line", earlier_handler_and_stray_call),
-        Case::new("a_breakpoint_of_gdb_is_hit", breakpoint_of_gdb).needing("gdb"),
+        case!(a_call_before_publish_is_reported_by_name),
+        case!(a_call_after_unload_is_reported_by_name),
+        case!(the_line_goes_to_the_descriptor_of_the_host),
+        case!(a_call_of_dropped_init_text_is_reported_by_name),
+        case!(a_trap_of_the_programs_own_is_passed_on),
+        case!(a_sigtrap_that_is_sent_is_no_call),
+        case!(a_sigtrap_that_is_sent_can_be_ignored),
+        case!(an_earlier_handler_still_gets_its_traps),
+        case!(an_earlier_handler_gets_stray_calls_after_the_line),
+        case!(a_breakpoint_of_gdb_is_hit).needing("gdb"),
         // What gdb runs; by itself it only loads a module and calls it.
-        Case::new("what_gdb_debugs", debuggee),
+        case!(what_gdb_debugs),
     ])
 }
 
@@ -45,7 +45,7 @@ impl Subscriber for Eager {
     }
 }
 
-fn call_before_publish() {
+fn a_call_before_publish_is_reported_by_name() {
     let host = Host::builder().build().unwrap();
     let ended = in_fork(|| {
         let _eager = host.subscribe("eager", Order::mirrored(0), Eager);
@@ -62,7 +62,7 @@ fn gone(host: &Host) -> Addr {
     at
 }
 
-fn call_after_unload() {
+fn a_call_after_unload_is_reported_by_name() {
     let host = Host::builder().build().unwrap();
     let at = gone(&host);
     let ended = in_fork(|| jump(at));
@@ -71,7 +71,7 @@ fn call_after_unload() {
     killed_with(&ended, "modload: execution at greet_hello+0x1 [greet] after it was unloaded\n");
 }
 
-fn line_goes_to_the_descriptor() {
+fn the_line_goes_to_the_descriptor_of_the_host() {
     let mut file = tempfile::tempfile().unwrap();
     let host = Host::builder().trap_descriptor(file.as_raw_fd()).build().unwrap();
     let at = gone(&host);
@@ -91,7 +91,7 @@ fn line_goes_to_the_descriptor() {
     );
 }
 
-fn call_of_init_text() {
+fn a_call_of_dropped_init_text_is_reported_by_name() {
     let host = Host::builder().build().unwrap();
     let module = host.load(&image("init_sections")).unwrap();
     assert!(module.symbol_info("add_up").is_none(), "its name is gone with it");
@@ -102,7 +102,7 @@ fn call_of_init_text() {
     killed_with(&ended, "modload: call to add_up [init_sections] after it was unloaded\n");
 }
 
-fn own_trap_without_a_handler() {
+fn a_trap_of_the_programs_own_is_passed_on() {
     let _host = Host::builder().build().unwrap();
     // SAFETY: a breakpoint, which kills the child.
     let ended = in_fork(|| unsafe { std::arch::asm!("int3") });
@@ -115,7 +115,7 @@ fn raise_trap() {
     assert_eq!(unsafe { libc::raise(libc::SIGTRAP) }, 0);
 }
 
-fn sent_trap() {
+fn a_sigtrap_that_is_sent_is_no_call() {
     let _host = Host::builder().build().unwrap();
     killed_with(&in_fork(raise_trap), "");
     let two_bytes = in_fork(|| {
@@ -125,7 +125,7 @@ fn sent_trap() {
     killed_with(&two_bytes, "");
 }
 
-fn sent_trap_ignored() {
+fn a_sigtrap_that_is_sent_can_be_ignored() {
     // SAFETY: ignores a signal.
     unsafe { libc::signal(libc::SIGTRAP, libc::SIG_IGN) };
     let host = Host::builder().build().unwrap();
@@ -162,7 +162,7 @@ fn handle_traps(handler: Handler) {
     assert_eq!(installed, 0);
 }
 
-fn earlier_handler() {
+fn an_earlier_handler_still_gets_its_traps() {
     handle_traps(on_trap);
     let host = Host::builder().build().unwrap();
     let module = host.load(&image("greet")).unwrap();
@@ -175,7 +175,7 @@ fn earlier_handler() {
     assert_eq!(unsafe { module.call("greet_hello", &[]) }.unwrap(), 1);
 }
 
-fn earlier_handler_and_stray_call() {
+fn an_earlier_handler_gets_stray_calls_after_the_line() {
     handle_traps(exit_on_trap);
     let host = Host::builder().build().unwrap();
     let at = gone(&host);
@@ -191,7 +191,7 @@ extern "C" fn modload_tests_function_is_loaded(at: u64) {
     std::hint::black_box(at);
 }
 
-fn debuggee() {
+fn what_gdb_debugs() {
     let host = Host::builder().build().unwrap();
     let module = host.load(&image("greet")).unwrap();
     let at = module.symbol_info("greet_hello").unwrap().addr;
@@ -202,7 +202,7 @@ fn debuggee() {
     module.unload().unwrap();
 }
 
-fn breakpoint_of_gdb() {
+fn a_breakpoint_of_gdb_is_hit() {
     // Commands one after the other: what fails ends the batch, and the last line is not printed.
     let commands = [
         "set pagination off",

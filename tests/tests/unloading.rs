@@ -9,25 +9,25 @@ use std::time::{Duration, Instant};
 use modload::module::Occupies;
 use modload::timeline::EventKind;
 use modload::{Host, Module, State, UnloadError, WeakHost};
-use modload_tests::{Case, LONG, block, image_from_text, run, until};
+use modload_tests::{LONG, block, case, image_from_text, run, until};
 use modload_threads::{Tid, signal, status};
 
 fn main() -> ExitCode {
     run(&[
-        Case::new("who_is_in_a_function_is_named", in_a_function),
-        Case::new("who_will_return_into_a_function_is_named", will_return),
-        Case::new("a_function_cannot_unload_its_own_module", from_within),
-        Case::new("a_module_that_joins_its_thread_goes", joins),
-        Case::new("a_module_that_leaves_its_thread_is_quarantined", leaves),
-        Case::new("what_a_host_leaves_is_freed_by_another", left_behind),
-        Case::new("a_thread_that_has_not_begun_is_waited_for", not_begun),
-        Case::new("what_is_quarantined_keeps_what_it_uses", providers),
-        Case::new("a_host_may_be_promised_that_nobody_is_left", promised),
-        Case::new("who_cannot_be_looked_at_is_named", unseen),
-        Case::new("who_cannot_be_walked_through_is_named", unwalkable),
-        Case::new("an_unload_waits_for_who_is_inside", waits),
-        Case::new("a_process_of_one_thread_needs_no_signal", alone),
-        Case::new("unloads_next_to_threads_that_come_and_go", busy),
+        case!(who_is_in_a_function_is_named),
+        case!(who_will_return_into_a_function_is_named),
+        case!(a_function_cannot_unload_its_own_module),
+        case!(a_module_that_joins_its_thread_goes),
+        case!(a_module_that_leaves_its_thread_is_quarantined),
+        case!(what_a_host_leaves_is_freed_by_another),
+        case!(a_thread_that_has_not_begun_is_waited_for),
+        case!(what_is_quarantined_keeps_what_it_uses),
+        case!(a_host_may_be_promised_that_nobody_is_left),
+        case!(who_cannot_be_looked_at_is_named),
+        case!(who_cannot_be_walked_through_is_named),
+        case!(an_unload_waits_for_who_is_inside),
+        case!(a_process_of_one_thread_needs_no_signal),
+        case!(unloads_next_to_threads_that_come_and_go),
     ])
 }
 
@@ -159,7 +159,7 @@ fn enter(
     (thread, tid)
 }
 
-fn in_a_function() {
+fn who_is_in_a_function_is_named() {
     let host = host();
     let (module, at) = loaded(&host);
     let recording = host.record();
@@ -184,7 +184,7 @@ fn in_a_function() {
     assert!(host.quarantined().is_empty());
 }
 
-fn will_return() {
+fn who_will_return_into_a_function_is_named() {
     let host = host();
     let (module, at) = loaded(&host);
     let mut ends = [0; 2];
@@ -201,7 +201,7 @@ fn will_return() {
     host.unload("inside").unwrap();
 }
 
-fn from_within() {
+fn a_function_cannot_unload_its_own_module() {
     let host = host();
     let (module, at) = loaded(&host);
     drop(module);
@@ -212,7 +212,7 @@ fn from_within() {
     host.unload("inside").unwrap();
 }
 
-fn joins() {
+fn a_module_that_joins_its_thread_goes() {
     let host = host();
     let before = host.memory();
     let (module, at) = loaded(&host);
@@ -223,7 +223,7 @@ fn joins() {
     assert_eq!(host.memory(), before);
 }
 
-fn leaves() {
+fn a_module_that_leaves_its_thread_is_quarantined() {
     let host = host();
     let before = host.memory();
     let (module, at) = loaded(&host);
@@ -255,7 +255,7 @@ fn leaves() {
     assert_eq!(host.memory(), before);
 }
 
-fn left_behind() {
+fn what_a_host_leaves_is_freed_by_another() {
     let first = host();
     let (module, at) = loaded(&first);
     let (turns, stopped) = (variable(at("turns_at")), variable(at("stopped_at")));
@@ -303,7 +303,7 @@ fn sweep_until_freed(host: &Host) {
     });
 }
 
-fn not_begun() {
+fn a_thread_that_has_not_begun_is_waited_for() {
     const ROUNDS: u32 = 100;
     let host = late_host();
     let late = image_from_text("late", &LATE.replace("CALL_BASE", "1"));
@@ -325,7 +325,7 @@ fn not_begun() {
     assert_eq!(ENDED.load(Ordering::SeqCst), ROUNDS);
 }
 
-fn providers() {
+fn what_is_quarantined_keeps_what_it_uses() {
     let host = late_host();
     let base = host.load(&image_from_text("base", "int base(void) { return 1; }")).unwrap();
     host.load(&image_from_text("late", &LATE.replace("CALL_BASE", "base()"))).unwrap().unload().unwrap();
@@ -338,7 +338,7 @@ fn providers() {
     host.unload("base").unwrap();
 }
 
-fn promised() {
+fn a_host_may_be_promised_that_nobody_is_left() {
     // SAFETY: nobody but this thread calls the module of this test.
     let host = unsafe { Host::builder().unload_unseen() }.build().unwrap();
     let (end, wait) = mpsc::channel::<()>();
@@ -351,7 +351,7 @@ fn promised() {
     assert!(other.join().unwrap());
 }
 
-fn unseen() {
+fn who_cannot_be_looked_at_is_named() {
     let host = host();
     let (module, _at) = loaded(&host);
     // The signal is chosen at the first use.
@@ -378,7 +378,7 @@ fn unseen() {
 }
 
 /// A thread in another module, in a function whose rows are of no use.
-fn unwalkable() {
+fn who_cannot_be_walked_through_is_named() {
     let host = host();
     let (module, at) = loaded(&host);
     let other = host.load(&image_from_text("other", "int one(void) { return 1; }")).unwrap();
@@ -400,7 +400,7 @@ fn unwalkable() {
     module.unload().unwrap();
 }
 
-fn waits() {
+fn an_unload_waits_for_who_is_inside() {
     let host = host();
     let (module, at) = loaded(&host);
     drop(module);
@@ -419,7 +419,7 @@ fn waits() {
     assert_eq!(thread.join().unwrap(), 1);
 }
 
-fn alone() {
+fn a_process_of_one_thread_needs_no_signal() {
     let host = host();
     let (module, _at) = loaded(&host);
     module.unload().unwrap();
@@ -427,10 +427,10 @@ fn alone() {
     let block_all = block(libc::SIGUSR1);
     assert!(!block_all);
     // Nobody was there to be sent one, and this thread sends itself none.
-    assert_eq!(modload_threads::counts(), modload_threads::Counts::default());
+    assert_eq!(modload_threads::counts(), modload_threads::SignalCounts::default());
 }
 
-fn busy() {
+fn unloads_next_to_threads_that_come_and_go() {
     let host = host();
     let stop: &'static AtomicU32 = Box::leak(Box::new(AtomicU32::new(0)));
     let spawners: Vec<_> = (0..3)

@@ -11,30 +11,30 @@ use modload::error::{Ended, Thrown, sentence};
 use modload::timeline::{Event, EventKind};
 use modload::{Error, Host, HostBuilder, Image, LoadError, Module, Stage};
 use modload_fixtures::{Compiler, Language, object_from_text};
-use modload_tests::{Case, image, image_from_text, peek};
+use modload_tests::{case, image, image_from_text, peek};
 use modload_threads::frames::{Known, ProcessMemory, Register, Registers, Row, WalkError, walk};
 
 fn main() -> ExitCode {
     modload_tests::run(&[
-        Case::new("an_exception_is_caught_in_its_module", caught_in_its_module).needing("g++"),
-        Case::new("an_exception_passes_from_module_to_module", through_three_modules).needing("g++"),
-        Case::new("init_that_throws_is_an_error_by_name", init_throws).needing("g++"),
-        Case::new("init_text_catches_what_it_throws", init_text_catches).needing("g++"),
-        Case::new("a_constructor_that_throws_is_an_error_by_name", constructor_throws).needing("g++"),
-        Case::new("exit_that_throws_is_a_warning", exit_throws).needing("g++"),
-        Case::new("a_panic_in_a_callback_of_init_is_an_error_by_name", init_panics),
-        Case::new("a_panic_passes_through_modules_and_is_caught", panic_passes).needing("g++"),
-        Case::new("a_module_of_rust_that_would_abort_is_refused", rust_that_aborts),
-        Case::new("a_panic_passes_through_a_module_of_rust_that_unwinds", panic_passes_rust),
-        Case::new("a_backtrace_names_the_modules_functions", backtrace),
-        Case::new("backtraces_of_the_c_library_pass_through_modules", backtrace_of_the_c_library),
-        Case::new("a_program_with_holes_between_its_segments_is_walked", holes),
-        Case::new("what_has_gone_is_not_unwound", gone).needing("g++"),
-        Case::new("rows_that_are_stated_are_known_to_all", stated),
-        Case::new("call_frame_information_that_is_wrong_is_refused_by_name", refused),
-        Case::new("throws_beside_loads_and_unloads", beside_changes).needing("g++"),
-        Case::new("after_a_thousand_loads_and_unloads", after_a_thousand).needing("g++").within_seconds(120),
-        Case::new("many_modules_cost_a_throw_little", many_modules).needing("g++").within_seconds(300),
+        case!(an_exception_is_caught_in_its_module).needing("g++"),
+        case!(an_exception_passes_from_module_to_module).needing("g++"),
+        case!(init_that_throws_is_an_error_by_name).needing("g++"),
+        case!(init_text_catches_what_it_throws).needing("g++"),
+        case!(a_constructor_that_throws_is_an_error_by_name).needing("g++"),
+        case!(exit_that_throws_is_a_warning).needing("g++"),
+        case!(a_panic_in_a_callback_of_init_is_an_error_by_name),
+        case!(a_panic_passes_through_modules_and_is_caught).needing("g++"),
+        case!(a_module_of_rust_that_would_abort_is_refused),
+        case!(a_panic_passes_through_a_module_of_rust_that_unwinds),
+        case!(a_backtrace_names_the_modules_functions),
+        case!(backtraces_of_the_c_library_pass_through_modules),
+        case!(a_program_with_holes_between_its_segments_is_walked),
+        case!(what_has_gone_is_not_unwound).needing("g++"),
+        case!(rows_that_are_stated_are_known_to_all),
+        case!(call_frame_information_that_is_wrong_is_refused_by_name),
+        case!(throws_beside_loads_and_unloads).needing("g++"),
+        case!(after_a_thousand_loads_and_unloads).needing("g++").within_seconds(120),
+        case!(many_modules_cost_a_throw_little).needing("g++").within_seconds(300),
     ])
 }
 
@@ -45,7 +45,7 @@ fn cxx(name: &str, text: &str) -> Image<'static> {
     unsafe { Image::trusted(std::fs::read(object).unwrap()) }.named(name)
 }
 
-fn holes() {
+fn a_program_with_holes_between_its_segments_is_walked() {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_holes")).output().unwrap();
     assert!(output.status.success(), "{output:?}");
 }
@@ -101,7 +101,7 @@ fn throws_and_catches(module: &Module) {
     assert_eq!(call(module, "catches", 0), before + 4, "destructors have run");
 }
 
-fn caught_in_its_module() {
+fn an_exception_is_caught_in_its_module() {
     let host = builder().build().unwrap();
     let module = host.load(&cxx("thrower", THROWER)).unwrap();
     throws_and_catches(&module);
@@ -110,7 +110,7 @@ fn caught_in_its_module() {
 
 const TYPES: &str = "#include <modload/module.h>\nstruct Shared { long value; virtual ~Shared() {} };\n";
 
-fn through_three_modules() {
+fn an_exception_passes_from_module_to_module() {
     let host = builder().build().unwrap();
     let throws = format!(
         "{TYPES}extern \"C\" void throws(long v) {{ Shared s; s.value = v; throw s; }}\nEXPORT_SYMBOL(throws);"
@@ -146,7 +146,7 @@ fn fails_without_a_trace(host: &Host, image: &Image<'_>, stage: Stage) -> LoadEr
 
 const INIT: &str = "extern \"C\" int init_module(void)";
 
-fn init_throws() {
+fn init_that_throws_is_an_error_by_name() {
     let host = builder().build().unwrap();
     let image = cxx("init_throws", &format!("{INIT} {{ throw 1; }}"));
     for _ in 0..3 {
@@ -160,7 +160,7 @@ fn init_throws() {
     }
 }
 
-fn init_text_catches() {
+fn init_text_catches_what_it_throws() {
     let text = format!(
         "#define INIT __attribute__((section(\".init.text\"), noinline))\n\
          INIT static void thrower(void) {{ throw 5; }}\n\
@@ -177,7 +177,7 @@ fn init_text_catches() {
     assert_eq!(call(&module, "catches", 4), 4);
 }
 
-fn constructor_throws() {
+fn a_constructor_that_throws_is_an_error_by_name() {
     let host = builder().build().unwrap();
     let text = "struct Thrower { Thrower() { throw 1L; } }; Thrower thrower;";
     let failed = fails_without_a_trace(&host, &cxx("constructor", text), Stage::Constructors);
@@ -185,7 +185,7 @@ fn constructor_throws() {
     assert!(sentence(&failed).starts_with(said), "{failed}");
 }
 
-fn exit_throws() {
+fn exit_that_throws_is_a_warning() {
     let host = builder().build().unwrap();
     let module = host.load(&cxx("exit_throws", "extern \"C\" void cleanup_module(void) { throw 1; }")).unwrap();
     let recording = host.record();
@@ -212,7 +212,7 @@ fn address(function: extern "C-unwind" fn() -> c_int) -> *const c_void {
     address
 }
 
-fn init_panics() {
+fn a_panic_in_a_callback_of_init_is_an_error_by_name() {
     let host = Host::builder().export("panics", address(panics)).build().unwrap();
     let image = image_from_text("init_panics", "int panics(void); int init_module(void) { return panics() + 1; }");
     let failed = fails_without_a_trace(&host, &image, Stage::Init);
@@ -220,7 +220,7 @@ fn init_panics() {
     assert!(sentence(&failed).starts_with(said), "{failed}");
 }
 
-fn panic_passes() {
+fn a_panic_passes_through_modules_and_is_caught() {
     let text = "extern \"C\" int panics(void); static long cleaned; struct Guard { ~Guard() { cleaned++; } };\n\
         extern \"C\" long passes(long) { Guard g; return panics() + 1; }\n\
         extern \"C\" long cleaned_up(long) { return cleaned; }";
@@ -249,13 +249,13 @@ fn rust(text: &str, flags: &[&str]) -> Image<'static> {
 }
 
 /// Compiled to abort, it has a landing pad that does so, and needs Rust's own runtime for it: refused by name.
-fn rust_that_aborts() {
+fn a_module_of_rust_that_would_abort_is_refused() {
     let host = Host::builder().process_symbols().export("panics", address(panics)).build().unwrap();
     let failed = sentence(&fails_without_a_trace(&host, &rust(RUST, &[]), Stage::Resolve));
     assert!(failed.contains("panic_cannot_unwind") && failed.contains("\"rust_eh_personality\""), "{failed}");
 }
 
-fn panic_passes_rust() {
+fn a_panic_passes_through_a_module_of_rust_that_unwinds() {
     let host = Host::builder().process_symbols().export("panics", address(panics)).build().unwrap();
     let module = host.load(&rust(RUST, &["-Cpanic=unwind"])).unwrap();
     for _ in 0..3 {
@@ -294,7 +294,7 @@ fn functions(places: &[String]) -> Vec<String> {
     places.iter().map(function).collect()
 }
 
-fn backtrace() {
+fn a_backtrace_names_the_modules_functions() {
     let host = Host::builder().export_globals().export("looks", address(looks)).build().unwrap();
     let module = host.load(&image_from_text("caller", CALLER)).unwrap();
     let at = module.symbol_info("caller").unwrap();
@@ -329,7 +329,7 @@ extern "C-unwind" fn looks_by_the_c_library() -> c_int {
     0
 }
 
-fn backtrace_of_the_c_library() {
+fn backtraces_of_the_c_library_pass_through_modules() {
     let host = Host::builder().export("looks", address(looks_by_the_c_library)).build().unwrap();
     let module = host.load(&image_from_text("caller", CALLER)).unwrap();
     *HOST.lock().unwrap() = Some(host);
@@ -354,7 +354,7 @@ fn is_known(at: u64) -> (bool, bool) {
     (!theirs.is_null(), ours != Err(WalkError::NoRow { pc: at }))
 }
 
-fn gone() {
+fn what_has_gone_is_not_unwound() {
     let host = builder().build().unwrap();
     let text = format!("{INIT} __attribute__((section(\".init.text\")));\n{INIT} {{ return 0; }}\n{THROWER}");
     let seen = std::sync::Arc::new(AtomicU64::new(0));
@@ -371,7 +371,7 @@ fn gone() {
     assert_eq!(peek(modload::text::Addr::new(core), 1), [0xcc]);
 }
 
-fn stated() {
+fn rows_that_are_stated_are_known_to_all() {
     let host = Host::builder().build().unwrap();
     // Where nobody has code.
     let code = 0x1234_5678_0000..0x1234_5678_0010;
@@ -394,7 +394,7 @@ impl modload::Subscriber for Noting {
     }
 }
 
-fn refused() {
+fn call_frame_information_that_is_wrong_is_refused_by_name() {
     let host = Host::builder().build().unwrap();
     for (text, said) in [
         (
@@ -421,7 +421,7 @@ fn refused() {
     }
 }
 
-fn beside_changes() {
+fn throws_beside_loads_and_unloads() {
     let host = builder().build().unwrap();
     let module = host.load(&cxx("thrower", THROWER)).unwrap();
     let done = AtomicBool::new(false);
@@ -447,7 +447,7 @@ fn beside_changes() {
     assert!(thrown.load(Ordering::Relaxed) > 1000, "{thrown:?}");
 }
 
-fn after_a_thousand() {
+fn after_a_thousand_loads_and_unloads() {
     let host = builder().export("panics", address(panics)).build().unwrap();
     let thrower = cxx("thrower", THROWER);
     let caller = image_from_text("caller", "int panics(void); long caller(long a) { return panics() + a; }");
@@ -463,7 +463,7 @@ fn after_a_thousand() {
 }
 
 /// Not a benchmark: it fails if the cost of one module's throw grows as the modules do. Figures go to standard error.
-fn many_modules() {
+fn many_modules_cost_a_throw_little() {
     let host = builder().build().unwrap();
     let image = cxx("thrower", THROWER);
     let mut modules = Vec::new();

@@ -7,7 +7,7 @@ use crate::system::{self, Descriptor};
 use crate::task::Tasks;
 
 /// The open list of this process's threads.
-struct Kept {
+struct OpenTaskList {
     list: Descriptor,
     /// The process that the list belongs to: after fork, the descriptor still refers to the parent's list.
     process: i32,
@@ -16,7 +16,7 @@ struct Kept {
     identity: (u64, u64),
 }
 
-static KEPT: Mutex<Option<Kept>> = Mutex::new(None);
+static KEPT: Mutex<Option<OpenTaskList>> = Mutex::new(None);
 
 /// Returns whether the calling thread is the process's only thread, by the kernel's count. Threads that have ended and
 /// are not reaped yet count.
@@ -40,7 +40,7 @@ pub fn is_alone() -> io::Result<bool> {
     }
     let (list, stat) = open()?;
     let alone = stat.st_nlink == ALONE;
-    let replaced = kept.replace(Kept { list, process, identity: (stat.st_dev, stat.st_ino) });
+    let replaced = kept.replace(OpenTaskList { list, process, identity: (stat.st_dev, stat.st_ino) });
     // The old list's descriptor number may refer to another file by now, which this crate must not close. In a child,
     // the number refers to the parent's list.
     std::mem::forget(replaced);

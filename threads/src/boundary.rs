@@ -120,18 +120,18 @@ impl From {
 
 /// A boundary around code that runs. The boundary lies in the frame of [`guard`], which is an outer frame of all code
 /// that was called.
-struct Place {
+struct Boundary {
     /// The stack pointer within `enter`, where its saved registers are.
     rsp: u64,
     /// The place of the throw, once something was thrown.
     from: From,
     /// The boundary that this thread passed before.
-    outer: *mut Place,
+    outer: *mut Boundary,
 }
 
 thread_local! {
     /// The boundary that this thread entered last and has not returned to.
-    static INNERMOST: Cell<*mut Place> = const { Cell::new(ptr::null_mut()) };
+    static INNERMOST: Cell<*mut Boundary> = const { Cell::new(ptr::null_mut()) };
     /// Whether a cancellation of this thread has ended at a boundary.
     static CANCELLED: Cell<bool> = const { Cell::new(false) };
 }
@@ -190,7 +190,7 @@ pub fn guard<R, F: FnOnce() -> R>(run: F) -> Result<R, Left> {
 
 fn pass<R, F: FnOnce() -> R>(run: F) -> Result<R, Left> {
     let mut job = Job { run: Some(run), result: None };
-    let mut place = Place { rsp: 0, from: From::NOWHERE, outer: INNERMOST.get() };
+    let mut place = Boundary { rsp: 0, from: From::NOWHERE, outer: INNERMOST.get() };
     let place = &raw mut place;
     INNERMOST.set(place);
     // SAFETY: `place` is a local variable of this function.
@@ -199,7 +199,7 @@ fn pass<R, F: FnOnce() -> R>(run: F) -> Result<R, Left> {
     // foreign exceptions only. `rsp` is a field of the local `place`.
     let caught = catch_unwind(AssertUnwindSafe(|| unsafe { enter(perform::<R, F>, (&raw mut job).cast(), rsp) }));
     // SAFETY: `place` is a local variable, and the called code is left, so no other reference is in use.
-    let Place { from, outer, .. } = unsafe { place.read() };
+    let Boundary { from, outer, .. } = unsafe { place.read() };
     INNERMOST.set(outer);
     let left = |thrown, from: &[u64]| Err(Left { thrown, from: from.to_vec() });
     let from = from.frames.get(..from.count).unwrap_or_default();
@@ -224,7 +224,7 @@ fn pass<R, F: FnOnce() -> R>(run: F) -> Result<R, Left> {
 
 /// # Safety
 /// `exception` was caught, and nothing else refers to it.
-unsafe fn take(exception: *mut Header) -> Thrown {
+unsafe fn take(exception: *mut UnwindException) -> Thrown {
     // SAFETY: every exception begins with a header.
     let class = unsafe { (*exception).class };
     match class {
@@ -262,7 +262,7 @@ pub unsafe fn leave() -> ! {
     let place = INNERMOST.get();
     // SAFETY: the boundary is beneath this frame, and its place lives until the boundary is left.
     unsafe { (*place).from = From::here() };
-    let exception = Box::into_raw(Box::new(Header { class: LEAVING, cleanup: None, private: [0; 2] }));
+    let exception = Box::into_raw(Box::new(UnwindException { class: LEAVING, cleanup: None, private: [0; 2] }));
     // SAFETY: the exception is a new one; `stop` gets the place, which lives until the boundary is left.
     unsafe { _Unwind_ForcedUnwind(exception, stop, place.cast()) };
     // The unwinder found no call frame information, so it cannot continue.
@@ -274,12 +274,12 @@ unsafe extern "C-unwind" fn stop(
     _version: c_int,
     _actions: c_int,
     _class: u64,
-    exception: *mut Header,
+    exception: *mut UnwindException,
     context: *mut c_void,
     place: *mut c_void,
 ) -> c_int {
     // SAFETY: `place` is the pointer that `leave` has passed on.
-    let rsp = unsafe { (*place.cast::<Place>()).rsp };
+    let rsp = unsafe { (*place.cast::<Boundary>()).rsp };
     // SAFETY: `context` is the unwinder's context of this call.
     if unsafe { _Unwind_GetCFA(context) } >= rsp {
         // SAFETY: this is the frame of `enter`, and `rsp` is its stack pointer; the inner frames are unwound.
@@ -315,17 +315,17 @@ fn message(panic: &(dyn Any + Send)) -> String {
 
 /// `struct _Unwind_Exception`: the header of every exception (Itanium C++ ABI, exception handling, 1.2.1).
 #[repr(C, align(16))]
-pub(super) struct Header {
+pub(super) struct UnwindException {
     class: u64,
-    cleanup: Option<unsafe extern "C" fn(c_int, *mut Header)>,
+    cleanup: Option<unsafe extern "C" fn(c_int, *mut UnwindException)>,
     private: [u64; 2],
 }
 
-type Stop = unsafe extern "C-unwind" fn(c_int, c_int, u64, *mut Header, *mut c_void, *mut c_void) -> c_int;
+type Stop = unsafe extern "C-unwind" fn(c_int, c_int, u64, *mut UnwindException, *mut c_void, *mut c_void) -> c_int;
 
 #[link(name = "gcc_s")]
 unsafe extern "C" {
-    fn _Unwind_DeleteException(exception: *mut Header);
+    fn _Unwind_DeleteException(exception: *mut UnwindException);
     fn _Unwind_SetGR(context: *mut c_void, register: c_int, value: usize);
     fn _Unwind_SetIP(context: *mut c_void, at: usize);
     fn _Unwind_GetCFA(context: *mut c_void) -> u64;
@@ -333,14 +333,18 @@ unsafe extern "C" {
 
 #[link(name = "gcc_s")]
 unsafe extern "C-unwind" {
-    fn _Unwind_ForcedUnwind(exception: *mut Header, stop: Stop, argument: *mut c_void) -> c_int;
+    fn _Unwind_ForcedUnwind(exception: *mut UnwindException, stop: Stop, argument: *mut c_void) -> c_int;
 }
 
 unsafe extern "C-unwind" {
     /// Stores its own stack pointer at `rsp`, and calls `function(argument)`. Returns null, or the exception that left
     /// the function.
     #[link_name = "modload_threads_enter"]
-    fn enter(function: unsafe extern "C-unwind" fn(*mut c_void), argument: *mut c_void, rsp: *mut u64) -> *mut Header;
+    fn enter(
+        function: unsafe extern "C-unwind" fn(*mut c_void),
+        argument: *mut c_void,
+        rsp: *mut u64,
+    ) -> *mut UnwindException;
 }
 
 unsafe extern "C" {
@@ -349,7 +353,7 @@ unsafe extern "C" {
     static CAUGHT: u8;
     /// Makes `enter`, whose stack pointer is `rsp`, return `exception`.
     #[link_name = "modload_threads_land"]
-    fn land(exception: *mut Header, rsp: u64) -> !;
+    fn land(exception: *mut UnwindException, rsp: u64) -> !;
 }
 
 std::arch::global_asm!(
@@ -460,7 +464,7 @@ fn learn_own_panics() {
 ///
 /// # Safety
 /// `exception` is a panic of Rust.
-unsafe fn is_own_panic(exception: *const Header) -> bool {
+unsafe fn is_own_panic(exception: *const UnwindException) -> bool {
     // SAFETY: behind the header, each version of Rust's standard library has at least one word more.
     let mark = unsafe { exception.wrapping_add(1).cast::<usize>().read() };
     match OWN_PANIC.compare_exchange(0, mark, Ordering::Relaxed, Ordering::Relaxed) {
@@ -473,7 +477,7 @@ unsafe extern "C" fn personality(
     version: c_int,
     actions: c_int,
     class: u64,
-    exception: *mut Header,
+    exception: *mut UnwindException,
     context: *mut c_void,
 ) -> c_int {
     if version != 1 {

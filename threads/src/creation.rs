@@ -249,7 +249,7 @@ fn start() -> extern "C" fn(*mut c_void) -> *mut c_void {
 /// A `std::thread::_State` of libstdc++ that replaces and owns another one. The class has a virtual destructor and one
 /// more virtual function, `_M_run()`.
 #[repr(C)]
-struct State {
+struct WrappedState {
     functions: *const Functions,
     creator: Arc<Creator>,
     original: *mut Original,
@@ -272,16 +272,16 @@ struct Original {
 
 /// The virtual table. An object's pointer to its virtual functions points to the field `functions`.
 #[repr(C)]
-struct Table {
+struct StateVtable {
     offset_to_top: isize,
     type_info: *const c_void,
     functions: Functions,
 }
 
 // SAFETY: the table is never written.
-unsafe impl Sync for Table {}
+unsafe impl Sync for StateVtable {}
 
-static TABLE: Table = Table {
+static TABLE: StateVtable = StateVtable {
     offset_to_top: 0,
     type_info: ptr::null(),
     #[expect(clippy::as_conversions, reason = "a function's address, for a table of C++")]
@@ -289,7 +289,7 @@ static TABLE: Table = Table {
 };
 
 /// Runs in the new thread; returns the state that this one replaces.
-extern "C" fn begin_state(state: *mut State) -> *mut Original {
+extern "C" fn begin_state(state: *mut WrappedState) -> *mut Original {
     // SAFETY: libstdc++ calls `_M_run` of a state that lives.
     let state = unsafe { &*state };
     word::own_words().creator.store(state.creator.number, Ordering::Relaxed);
@@ -298,7 +298,7 @@ extern "C" fn begin_state(state: *mut State) -> *mut Original {
 
 unsafe extern "C-unwind" fn destroy_state(state: *mut c_void) {
     // SAFETY: the object lives until this function returns.
-    let original = unsafe { (*state.cast::<State>()).original };
+    let original = unsafe { (*state.cast::<WrappedState>()).original };
     // SAFETY: `original` is a state of libstdc++, which this state owns.
     let functions = unsafe { (*original).functions };
     // SAFETY: the virtual functions of `original` are at the place that the ABI fixes.
@@ -311,7 +311,7 @@ unsafe extern "C-unwind" fn delete_state(state: *mut c_void) {
     // SAFETY: as for this function.
     unsafe { destroy_state(state) };
     // SAFETY: `start_std_thread` made the box, and it is deleted once.
-    let state = unsafe { Box::from_raw(state.cast::<State>()) };
+    let state = unsafe { Box::from_raw(state.cast::<WrappedState>()) };
     // The original state is destroyed.
     state.creator.bear();
 }
@@ -333,7 +333,7 @@ pub unsafe fn start_std_thread(
     // SAFETY: the caller guarantees that `state` points to the `unique_ptr`.
     let original = unsafe { state.read() };
     creator.conceive();
-    let ours = State { functions: &raw const TABLE.functions, creator, original: original.cast() };
+    let ours = WrappedState { functions: &raw const TABLE.functions, creator, original: original.cast() };
     // SAFETY: the owner of the `unique_ptr` deletes the new state by its virtual functions, which delete the original
     // state, too.
     unsafe { state.write(Box::into_raw(Box::new(ours)).cast()) };

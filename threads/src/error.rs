@@ -7,7 +7,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::signal::Disposition;
-use crate::task::{Name, State, Tid};
+use crate::task::{Name, ThreadState, Tid};
 
 /// Threads could not be probed or held. After any of these errors, the failed call holds no thread.
 #[derive(Debug, Error)]
@@ -24,7 +24,7 @@ pub enum Error {
         last: i32,
     },
     /// The requested signal has a handler, or is ignored.
-    #[error("signal {signal} is in use by somebody else: it is {disposition}")]
+    #[error("signal {signal} is used by other code of this process: it is {disposition}")]
     Taken {
         /// The requested signal.
         signal: i32,
@@ -48,7 +48,9 @@ pub enum Error {
         last: i32,
     },
     /// Other code has replaced this crate's handler for the signal.
-    #[error("somebody else has taken signal {signal}, which modload holds threads with: it is {disposition}")]
+    #[error(
+        "other code has replaced the handler of signal {signal}, which modload holds threads with: it is {disposition}"
+    )]
     Replaced {
         /// The signal that this crate uses.
         signal: i32,
@@ -124,7 +126,7 @@ fn shown(name: Option<Name>) -> String {
 /// The reason why a thread did not enter the signal handler.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub enum Why {
+pub enum StragglerReason {
     /// The thread blocks the signal.
     Blocks {
         /// The signal.
@@ -149,24 +151,24 @@ pub enum Why {
     /// The thread would enter the handler, but did not do so in time.
     Late {
         /// The state of the thread.
-        state: State,
+        state: ThreadState,
     },
     /// `/proc` did not give a reason.
     Unknown,
 }
 
-impl fmt::Display for Why {
+impl fmt::Display for StragglerReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Why::Blocks { signal } => write!(f, "blocks signal {signal}"),
-            Why::Waits { signal } => write!(f, "waits for signal {signal} by rt_sigtimedwait"),
-            Why::Traced { by } => write!(f, "is stopped by its tracer, process {by}"),
-            Why::Stopped => f.write_str("is stopped by job control"),
-            Why::Uninterruptible => f.write_str("waits in the kernel uninterruptibly, in vfork say"),
-            Why::QueueFull => f.write_str("cannot be sent a signal: RLIMIT_SIGPENDING is reached"),
-            Why::Late { state: State::Running } => f.write_str("did not get a processor in time"),
-            Why::Late { .. } => f.write_str("did not answer in time"),
-            Why::Unknown => f.write_str("did not answer, and /proc does not say why"),
+            StragglerReason::Blocks { signal } => write!(f, "blocks signal {signal}"),
+            StragglerReason::Waits { signal } => write!(f, "waits for signal {signal} by rt_sigtimedwait"),
+            StragglerReason::Traced { by } => write!(f, "is stopped by its tracer, process {by}"),
+            StragglerReason::Stopped => f.write_str("is stopped by job control"),
+            StragglerReason::Uninterruptible => f.write_str("waits in the kernel uninterruptibly, in vfork say"),
+            StragglerReason::QueueFull => f.write_str("cannot be sent a signal: RLIMIT_SIGPENDING is reached"),
+            StragglerReason::Late { state: ThreadState::Running } => f.write_str("did not get a processor in time"),
+            StragglerReason::Late { .. } => f.write_str("did not answer in time"),
+            StragglerReason::Unknown => f.write_str("did not answer, and /proc does not say why"),
         }
     }
 }
@@ -179,7 +181,7 @@ pub struct Straggler {
     /// The thread's name, if it could be read.
     pub name: Option<Name>,
     /// The reason, as far as `/proc` gave one during the wait.
-    pub why: Why,
+    pub why: StragglerReason,
 }
 
 impl fmt::Display for Straggler {

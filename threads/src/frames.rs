@@ -41,7 +41,7 @@ pub use memory::{Memory, ProcessMemory, read_through};
 pub use own::{is_behind_call, may_return};
 pub use process::{NoFinder, know_process};
 pub use registers::{Register, Registers};
-pub use scan::{Words, words};
+pub use scan::{StackWords, words};
 pub use section::Flaw;
 pub use stacks::{Stack, each_stack, stacks};
 pub use start::{Starts, StartsUnknown, thread_starts};

@@ -150,7 +150,7 @@ impl fmt::Debug for Interrupted<'_> {
 /// The side effects of the signal on other code, and of other senders' signals on this crate, since the process began.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[non_exhaustive]
-pub struct Counts {
+pub struct SignalCounts {
     /// System calls that the signal has ended with EINTR: those that SA_RESTART does not restart (signal(7): `poll`,
     /// `select`, `epoll_wait`, `nanosleep`, `sigtimedwait`, `msgrcv`, all calls with a time limit on a socket, and
     /// others). A thread counts when the signal finds it directly behind a system call whose result is EINTR. If
@@ -171,9 +171,9 @@ static STRAY: AtomicU64 = AtomicU64::new(0);
 /// Most programs do not notice that their threads are probed or held: the handler's flags restart each system call that
 /// can be restarted. The program must call the other system calls again, as for any signal.
 #[must_use]
-pub fn counts() -> Counts {
+pub fn counts() -> SignalCounts {
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    Counts { interrupted: read(&INTERRUPTED), late: read(&LATE), stray: read(&STRAY) }
+    SignalCounts { interrupted: read(&INTERRUPTED), late: read(&LATE), stray: read(&STRAY) }
 }
 
 /// Handles the signal. Returns 0, or the handler that the signal is for.

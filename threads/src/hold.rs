@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Straggler, Stragglers, Why};
+use crate::error::{Error, Straggler, StragglerReason, Stragglers};
 use crate::handler::Interrupted;
 use crate::round::{self, Asked, Round, Sleepers};
 use crate::signal;
@@ -15,7 +15,7 @@ use crate::sleeper::{self, Sight, Sleeper};
 use crate::slot;
 use crate::task::{self, Tasks, Tid};
 use crate::turn::Turn;
-use crate::word::Words;
+use crate::word::ThreadWords;
 
 /// The time that the first attempt waits before it releases all threads again; each later attempt waits twice as long.
 /// If the last hold took longer, because there were more busy threads than processors, the next hold begins with twice
@@ -46,7 +46,7 @@ const LOOK: Duration = Duration::from_micros(500);
 /// On drop, cores are serialised before any thread resumes: all at once by membarrier(2), if the process is registered
 /// for `PRIVATE_EXPEDITED_SYNC_CORE`; else by CPUID in each thread.
 #[derive(Debug)]
-#[must_use = "everybody goes on when it is dropped"]
+#[must_use = "the threads go on when it is dropped"]
 pub struct Held {
     /// Dropped before the turn ends.
     round: Round,
@@ -192,7 +192,7 @@ fn everybody(tasks: &Tasks, round: &mut Round, until: Instant) -> Result<(), Fai
 
 pub(crate) fn queue_full(tid: Tid) -> Stragglers {
     let mut stragglers = Stragglers::new();
-    stragglers.push(Straggler { tid, name: task::name(tid).ok().flatten(), why: Why::QueueFull });
+    stragglers.push(Straggler { tid, name: task::name(tid).ok().flatten(), why: StragglerReason::QueueFull });
     stragglers
 }
 
@@ -206,7 +206,7 @@ fn wait_for(stragglers: &Stragglers, signal: i32, sleepers: Sleepers, deadline: 
         let mut blocking = Stragglers::new();
         let again = stragglers.iter().filter_map(|straggler| round::straggler(straggler.tid, signal));
         again
-            .filter(|straggler| matches!(straggler.why, Why::Blocks { .. } | Why::Waits { .. }))
+            .filter(|straggler| matches!(straggler.why, StragglerReason::Blocks { .. } | StragglerReason::Waits { .. }))
             .filter(|straggler| !sleeps(straggler.tid))
             .for_each(|one| blocking.push(one));
         if blocking.count() == 0 {
@@ -236,7 +236,7 @@ impl Held {
     }
 
     /// Returns all words of each held thread's own memory, in the order of [`Held::threads`].
-    pub(crate) fn own_words(&self) -> impl Iterator<Item = (Tid, &Words)> {
+    pub(crate) fn own_words(&self) -> impl Iterator<Item = (Tid, &ThreadWords)> {
         self.round.come().filter_map(|slot| {
             let words = slot.words.load(Ordering::Relaxed);
             // SAFETY: the thread stored the address before it became Here, and waits in its handler while `self` lives.

@@ -49,13 +49,13 @@ pub mod word;
 
 pub use alone::is_alone;
 pub use each::{Probe, run_here, run_in_each};
-pub use error::{Error, Straggler, Stragglers, Why};
+pub use error::{Error, Straggler, StragglerReason, Stragglers};
 pub use fork::{after_fork_in_child, after_fork_in_parent, before_fork};
-pub use handler::{Counts, Interrupted, counts};
+pub use handler::{Interrupted, SignalCounts, counts};
 pub use hold::{Held, hold, hold_or_look};
 pub use signal::{can_see, signal, use_signal};
 pub use sleeper::Sleeper;
-pub use task::{Name, State, Status, Tasks, Tid, name, status};
+pub use task::{Name, Status, Tasks, ThreadState, Tid, name, status};
 
 /// The time limit for waiting for threads, unless the caller gives another one. Starting and ending a thread blocks all
 /// signals for a moment, and on a busy machine each thread must first get processor time.

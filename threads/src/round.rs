@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::clear;
-use crate::error::{Straggler, Stragglers, Why};
+use crate::error::{Straggler, StragglerReason, Stragglers};
 use crate::handler::Interrupted;
 use crate::sleeper::{self, Sight, Sleeper};
 use crate::slot::{self, At, Phase, Slot};
 use crate::system;
-use crate::task::{self, Presence, State, Tid};
+use crate::task::{self, Presence, ThreadState, Tid};
 
 /// The round whose threads have to wait; the next round's number while there is no round. Only the thread whose turn it
 /// is changes this.
@@ -303,13 +303,13 @@ impl Round {
         }
         let Some(status) = task::status(tid)? else { return Ok(true) };
         // For example in vfork: the signal would stay pending until the thread wakes up.
-        let sleeps_on = status.state == State::Uninterruptible && self.sleepers == Sleepers::LookedAt;
+        let sleeps_on = status.state == ThreadState::Uninterruptible && self.sleepers == Sleepers::LookedAt;
         // The C library blocks all signals for a moment where a thread starts, ends or creates another thread.
         if status.blocks(self.signal) || sleeps_on {
             return Ok(false);
         }
         // While a thread waits for signals, the kernel takes them out of the thread's mask.
-        let waits = status.state == State::Sleeping
+        let waits = status.state == ThreadState::Sleeping
             && matches!(sleeper::look(tid)?, Sight::Asleep(sleeper) if sleeper.waits_for(self.signal));
         if waits {
             clear::forbid(tid);
@@ -534,16 +534,16 @@ fn slots(end: u32) -> impl Iterator<Item = &'static Slot> {
 pub(crate) fn straggler(tid: Tid, signal: i32) -> Option<Straggler> {
     let why = match task::status(tid) {
         Ok(None) => return None,
-        Err(_) => Why::Unknown,
+        Err(_) => StragglerReason::Unknown,
         Ok(Some(status)) => match status.state {
-            State::Ended => return None,
-            State::Traced => Why::Traced { by: status.tracer },
-            State::Stopped => Why::Stopped,
-            State::Uninterruptible => Why::Uninterruptible,
-            _ if status.blocks(signal) => Why::Blocks { signal },
+            ThreadState::Ended => return None,
+            ThreadState::Traced => StragglerReason::Traced { by: status.tracer },
+            ThreadState::Stopped => StragglerReason::Stopped,
+            ThreadState::Uninterruptible => StragglerReason::Uninterruptible,
+            _ if status.blocks(signal) => StragglerReason::Blocks { signal },
             state => match sleeper::look(tid) {
-                Ok(Sight::Asleep(sleeper)) if sleeper.waits_for(signal) => Why::Waits { signal },
-                _ => Why::Late { state },
+                Ok(Sight::Asleep(sleeper)) if sleeper.waits_for(signal) => StragglerReason::Waits { signal },
+                _ => StragglerReason::Late { state },
             },
         },
     };

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use crate::round::Work;
 use crate::sleeper::{self, Sleeper};
-use crate::word::Words;
+use crate::word::ThreadWords;
 
 /// A phase of a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,7 +79,7 @@ pub(crate) struct Slot {
     /// The signal frame on the thread's stack. Written before Here; valid while the thread waits.
     pub(crate) context: AtomicPtr<libc::ucontext_t>,
     /// The thread's own words ([`crate::word`]). Written and valid like the frame.
-    pub(crate) words: AtomicPtr<Words>,
+    pub(crate) words: AtomicPtr<ThreadWords>,
     /// The time in nanoseconds that the thread had run when it became Unasked; 0 if it is not known. Used by the asker
     /// alone.
     pub(crate) ran: AtomicU64,

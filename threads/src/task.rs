@@ -152,7 +152,7 @@ impl fmt::Debug for Name {
 
 /// The activity of a thread, by its `State:` line in `/proc`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum State {
+pub enum ThreadState {
     /// R: runs, or waits for a processor.
     Running,
     /// S: sleeps in the kernel until an event or a signal wakes the thread.
@@ -169,30 +169,30 @@ pub enum State {
     Other(u8),
 }
 
-impl fmt::Display for State {
+impl fmt::Display for ThreadState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            State::Running => f.write_str("running"),
-            State::Sleeping => f.write_str("sleeping"),
-            State::Uninterruptible => f.write_str("sleeping uninterruptibly"),
-            State::Stopped => f.write_str("stopped"),
-            State::Traced => f.write_str("stopped by a tracer"),
-            State::Ended => f.write_str("ended"),
-            State::Other(letter) => write!(f, "{}", letter.escape_ascii()),
+            ThreadState::Running => f.write_str("running"),
+            ThreadState::Sleeping => f.write_str("sleeping"),
+            ThreadState::Uninterruptible => f.write_str("sleeping uninterruptibly"),
+            ThreadState::Stopped => f.write_str("stopped"),
+            ThreadState::Traced => f.write_str("stopped by a tracer"),
+            ThreadState::Ended => f.write_str("ended"),
+            ThreadState::Other(letter) => write!(f, "{}", letter.escape_ascii()),
         }
     }
 }
 
-impl State {
-    fn of(letter: u8) -> State {
+impl ThreadState {
+    fn of(letter: u8) -> ThreadState {
         match letter {
-            b'R' => State::Running,
-            b'S' => State::Sleeping,
-            b'D' => State::Uninterruptible,
-            b'T' => State::Stopped,
-            b't' => State::Traced,
-            b'Z' | b'X' => State::Ended,
-            other => State::Other(other),
+            b'R' => ThreadState::Running,
+            b'S' => ThreadState::Sleeping,
+            b'D' => ThreadState::Uninterruptible,
+            b'T' => ThreadState::Stopped,
+            b't' => ThreadState::Traced,
+            b'Z' | b'X' => ThreadState::Ended,
+            other => ThreadState::Other(other),
         }
     }
 }
@@ -201,7 +201,7 @@ impl State {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Status {
     /// The activity of the thread.
-    pub state: State,
+    pub state: ThreadState,
     /// The process that traces the thread; 0: none.
     pub tracer: i32,
     /// Signals that are pending for this thread alone; bit N-1 is signal N.
@@ -258,7 +258,7 @@ fn gone_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 /// Reads a thread's status. Lines are parsed piece by piece, because `Groups:` may be longer than any buffer.
 fn read_status(tid: Tid) -> io::Result<Status> {
     let file = open(tid, "status")?;
-    let mut found = Found::default();
+    let mut found = StatusLines::default();
     let mut buffer = [0; 2048];
     let mut kept = 0;
     loop {
@@ -284,19 +284,19 @@ fn read_status(tid: Tid) -> io::Result<Status> {
 }
 
 #[derive(Default)]
-struct Found {
-    state: Option<State>,
+struct StatusLines {
+    state: Option<ThreadState>,
     tracer: Option<i32>,
     pending: Option<u64>,
     blocked: Option<u64>,
 }
 
-impl Found {
+impl StatusLines {
     fn line(&mut self, line: &[u8]) {
         let Some(colon) = line.iter().position(|byte| *byte == b':') else { return };
         let value = line[colon + 1..].trim_ascii();
         match &line[..colon] {
-            b"State" => self.state = value.first().map(|letter| State::of(*letter)),
+            b"State" => self.state = value.first().map(|letter| ThreadState::of(*letter)),
             b"TracerPid" => self.tracer = number(value),
             b"SigPnd" => self.pending = hex(value),
             b"SigBlk" => self.blocked = hex(value),
@@ -378,10 +378,10 @@ fn read_presence(tid: Tid) -> io::Result<Presence> {
     let text = &buffer[..read];
     let mut fields = fields_behind_name(text);
     // After the name: state ppid pgrp session tty tpgid flags.
-    let state = fields.next().and_then(|field| field.first()).map(|letter| State::of(*letter));
+    let state = fields.next().and_then(|field| field.first()).map(|letter| ThreadState::of(*letter));
     let flags: Option<u64> = fields.nth(5).and_then(number);
     let (Some(state), Some(flags)) = (state, flags) else { return Err(io::ErrorKind::InvalidData.into()) };
-    let never = state == State::Ended || flags & (PF_EXITING | PF_IO_WORKER) != 0;
+    let never = state == ThreadState::Ended || flags & (PF_EXITING | PF_IO_WORKER) != 0;
     Ok(if never { Presence::Absent } else { Presence::Present })
 }
 

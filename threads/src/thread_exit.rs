@@ -16,18 +16,18 @@ type Destructor = unsafe extern "C-unwind" fn(*mut c_void);
 type Register = unsafe extern "C" fn(Destructor, *mut c_void, *mut c_void) -> c_int;
 
 /// A registered destructor. Belongs to its thread.
-struct Registered {
+struct ThreadExitDestructor {
     owner: u64,
     /// The destructor; `None` once it has been called, or if it was registered as null.
     destructor: Option<Destructor>,
     object: *mut c_void,
     /// The registration that this thread made before this one.
-    before: *mut Registered,
+    before: *mut ThreadExitDestructor,
 }
 
 thread_local! {
     /// The last registration of this thread that the C library has not called yet.
-    static LAST: Cell<*mut Registered> = const { Cell::new(ptr::null_mut()) };
+    static LAST: Cell<*mut ThreadExitDestructor> = const { Cell::new(ptr::null_mut()) };
 }
 
 /// The number of destructors of an owner that a thread has to call.
@@ -81,7 +81,7 @@ pub unsafe fn register(owner: u64, destructor: *const c_void, object: *mut c_voi
     let register = unsafe { std::mem::transmute::<*const c_void, Register>(register) };
     // SAFETY: the caller guarantees that the pointer is a destructor. A null one is not called.
     let destructor = unsafe { std::mem::transmute::<*const c_void, Option<Destructor>>(destructor) };
-    let node = Box::into_raw(Box::new(Registered { owner, destructor, object, before: LAST.get() }));
+    let node = Box::into_raw(Box::new(ThreadExitDestructor { owner, destructor, object, before: LAST.get() }));
     // The count comes before the C library's registration: from here on the owner stays.
     add(owner);
     let handle = (&raw const __dso_handle).cast_mut().cast();
@@ -99,9 +99,9 @@ pub unsafe fn register(owner: u64, destructor: *const c_void, object: *mut c_voi
 
 /// The function that the C library calls for each registration, the last one first.
 unsafe extern "C-unwind" fn call(node: *mut c_void) {
-    let node: *mut Registered = node.cast();
+    let node: *mut ThreadExitDestructor = node.cast();
     // SAFETY: the C library calls this function once for each registration, in its thread.
-    let Registered { owner, destructor, object, before } = *unsafe { Box::from_raw(node) };
+    let ThreadExitDestructor { owner, destructor, object, before } = *unsafe { Box::from_raw(node) };
     LAST.set(before);
     if let Some(destructor) = destructor {
         // SAFETY: the owner's code is present, because the owner is still listed.

@@ -52,7 +52,7 @@ unsafe extern "C" {
 /// The words of each thread, for the threads that hold it.
 #[derive(Debug)]
 #[repr(C)]
-pub(crate) struct Words {
+pub(crate) struct ThreadWords {
     /// The word.
     pub(crate) word: AtomicU64,
     /// The number of the thread's creator: [`crate::creation`]; 0 if there is none.
@@ -66,11 +66,11 @@ pub fn own() -> &'static AtomicU64 {
 }
 
 /// Returns this thread's own words. Async-signal-safe.
-pub(crate) fn own_words() -> &'static Words {
+pub(crate) fn own_words() -> &'static ThreadWords {
     // SAFETY: sixteen aligned bytes of this thread's memory, which other threads access atomically and only while the
     // thread is held. The reference is valid until the thread ends; only the holder of the thread gets it, and no other
     // code that outlives the thread. The words of a sleeping thread are read through the kernel.
-    unsafe { &*own_address().cast::<Words>() }
+    unsafe { &*own_address().cast::<ThreadWords>() }
 }
 
 /// Returns the distance of the word from the address in `fs`, which is the same in every thread of this process.

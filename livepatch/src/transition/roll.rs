@@ -18,7 +18,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
-use modload_threads::{State, Tid, status, word};
+use modload_threads::{ThreadState, Tid, status, word};
 
 use super::pass::become_one;
 use super::shown::{Looked, SHOWN};
@@ -334,7 +334,7 @@ pub(super) fn strike_ended(phase: Phase) {
     for entry in entries().filter(|entry| is_left(entry, phase)) {
         // A status that cannot be read proves nothing.
         let tid = Tid::new(entry.tid.load(Ordering::Relaxed));
-        if status(tid).is_ok_and(|status| status.is_none_or(|status| status.state == State::Ended)) {
+        if status(tid).is_ok_and(|status| status.is_none_or(|status| status.state == ThreadState::Ended)) {
             let (before, gone) = (entry.state.load(Ordering::Acquire), phase.entry(Standing::Gone));
             let _struck = entry.state.compare_exchange(before, gone, Ordering::AcqRel, Ordering::Relaxed);
         }

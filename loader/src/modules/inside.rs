@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use modload_edit::Addr;
 use modload_threads::creation;
-use modload_threads::frames::{self, Ended, Frame, NoFinder, Stack, Starts, StartsUnknown, WalkError, Walker, Words};
+use modload_threads::frames::{
+    self, Ended, Frame, NoFinder, Stack, StackWords, Starts, StartsUnknown, WalkError, Walker,
+};
 use modload_threads::{Sleeper, Tid, is_alone, name};
 use thiserror::Error;
 
@@ -173,13 +175,13 @@ impl Look {
             && sighting.inside.is_none()
         {
             match frames::words(sleeper, |at| code.hold(at)) {
-                Words::Free { has_begun: true } => {
+                StackWords::Free { has_begun: true } => {
                     is_left = true;
                     has_begun = true;
                 }
                 // The start of the thread is not on this stack either: the thread may use another stack.
-                Words::Free { has_begun: false } | Words::Unknown => {}
-                Words::Hold(found) => *word = Some(found),
+                StackWords::Free { has_begun: false } | StackWords::Unknown => {}
+                StackWords::Hold(found) => *word = Some(found),
             }
         }
         if !is_left {

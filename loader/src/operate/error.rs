@@ -220,7 +220,7 @@ pub enum UnloadError {
         why: String,
     },
     /// The policy does not allow force.
-    #[error("{0}: this host does not unload by force: wait until nobody uses it")]
+    #[error("{0}: this host does not unload by force: wait until it is no longer used")]
     ForceRefused(String),
     /// The module is not LIVE.
     #[error("{module}: it is {state}, and only a LIVE module can be unloaded")]

@@ -39,7 +39,7 @@ fn again(host: &Host, image: Image<'static>) {
     *AGAIN.lock().unwrap() = Some(Box::new(load));
 }
 
-pub(crate) fn cycle_in_one_thread() {
+pub(crate) fn init_that_loads_what_waits_for_it_is_a_cycle() {
     let host = host_with_load_again();
     again(&host, image("nested"));
     let outer = host.load(&image("nested")).unwrap_err();
@@ -61,7 +61,7 @@ const PROVIDER: &str = "#include <modload/module.h>\nMODULE_LICENSE(\"GPL\");\ni
 pub(crate) const USER: &str = "#include <modload/module.h>\nMODULE_LICENSE(\"GPL\");\nint provided(void);\nint used(void);\n\
     int used(void) { return provided(); }\n";
 
-pub(crate) fn cycle_through_a_symbol() {
+pub(crate) fn init_that_loads_another_user_of_it_is_a_cycle() {
     let host = host_with_load_again();
     again(&host, image_from_text("user", USER));
     let outer = host.load(&image_from_text("provider", PROVIDER)).unwrap_err();
@@ -94,7 +94,7 @@ impl Subscriber for Crossing {
     }
 }
 
-pub(crate) fn cycle_of_two_threads() {
+pub(crate) fn two_inits_that_load_each_other_are_a_cycle() {
     let host = host();
     let said = Log::default();
     let both = Arc::new(Barrier::new(2));
@@ -130,7 +130,7 @@ fn next(host: &Host, act: impl Fn(&Host) -> String + Send + 'static) {
     }));
 }
 
-pub(crate) fn busy_exit() {
+pub(crate) fn an_exit_loads_and_unloads() {
     let text = "#include <modload/module.h>\nMODULE_LICENSE(\"GPL\");\nint host_load_again(void);\n\
                 static int __init start(void) { return 0; }\nmodule_init(start);\n\
                 static void __exit stop(void) { host_load_again(); }\nmodule_exit(stop);\n";
@@ -152,7 +152,7 @@ pub(crate) fn busy_exit() {
     assert_eq!(host.modules(), [("greet".to_owned(), State::Live)]);
 }
 
-pub(crate) fn init_unloads_itself() {
+pub(crate) fn an_init_cannot_unload_its_own_module() {
     let host = host_with_load_again();
     next(&host, |host| {
         assert!(host.module("nested").is_none(), "references are given to LIVE modules only");
@@ -162,7 +162,7 @@ pub(crate) fn init_unloads_itself() {
     assert_eq!(*SAID.lock().unwrap(), ["nested: it is COMING, and only a LIVE module can be unloaded"]);
 }
 
-pub(crate) fn provider_of_a_coming_user() {
+pub(crate) fn a_provider_stays_while_its_user_is_coming() {
     let host = host();
     drop(host.load(&image("greet")).unwrap());
     let (gate, is_inside, go) = Gate::new("guest");

@@ -17,7 +17,7 @@ struct Owner {
 
 impl Subscriber for Owner {}
 
-pub(crate) fn owner_of_memberships() {
+pub(crate) fn a_subscriber_that_owns_another_takes_it_along() {
     let (log, outer) = (Log::default(), host());
     let owner = |name: &str| Owner { _owned: outer.subscribe(name, Order::mirrored(0), Watcher::new(name, &log)) };
     let leaves = outer.subscribe("leaves", Order::mirrored(0), owner("left"));
@@ -69,7 +69,7 @@ impl Subscriber for Busy {
     }
 }
 
-pub(crate) fn busy_subscriber() {
+pub(crate) fn a_subscriber_loads_unloads_joins_and_leaves() {
     let host = host();
     let log = Log::default();
     let busy = Busy { host: host.downgrade(), log: log.clone(), inner: Mutex::new(None) };
@@ -93,7 +93,7 @@ pub(crate) fn busy_subscriber() {
     }
 }
 
-pub(crate) fn leave_waits() {
+pub(crate) fn leave_waits_for_calls_in_other_threads() {
     let host = host();
     let (gate, is_inside, go) = Gate::new("ordtarget");
     let member = host.subscribe("gate", Order::mirrored(0), gate);
@@ -134,7 +134,7 @@ impl Subscriber for Leaver {
     }
 }
 
-pub(crate) fn leave_from_within() {
+pub(crate) fn leave_from_within_its_own_call_returns() {
     let host = host();
     let (member, log) = (Arc::new(Mutex::new(None)), Log::default());
     let leaver = Leaver { member: member.clone(), log: log.clone() };
@@ -169,7 +169,7 @@ impl Subscriber for Panicker {
     }
 }
 
-pub(crate) fn panics() {
+pub(crate) fn panics_are_refusals_on_coming_and_logged_otherwise() {
     let usage = {
         let host = host();
         host.load(&image("ordtarget")).unwrap().unload().unwrap();
@@ -209,7 +209,7 @@ pub(crate) fn panics() {
     }
 }
 
-pub(crate) fn late_joiners() {
+pub(crate) fn who_joins_late_hears_nothing() {
     let host = host();
     let log = Log::default();
     let module = host.load(&image("ordtarget")).unwrap();
@@ -229,7 +229,7 @@ pub(crate) fn late_joiners() {
     assert_eq!(log.take(), ["COMING late ordtarget", "LIVE late ordtarget", "GOING late ordtarget"]);
 }
 
-pub(crate) fn leavers() {
+pub(crate) fn who_has_left_hears_nothing_more() {
     let host = host();
     let log = Log::default();
     let leaver = host.subscribe("leaver", Order::mirrored(0), Watcher::new("leaver", &log));

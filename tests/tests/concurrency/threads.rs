@@ -54,7 +54,7 @@ extern "C" fn unregistered(result: i32) {
     UNREGISTERED.fetch_min(result, Ordering::Relaxed);
 }
 
-pub(crate) fn last_handle() {
+pub(crate) fn the_last_of_several_handles_unloads_while_the_host_is_there() {
     const TEXT: &str = "
 #include <modload/module.h>
 void unregistered(int result);
@@ -86,7 +86,7 @@ module_exit(tidy_exit);
     assert_eq!(UNREGISTERED.load(Ordering::Relaxed), 0);
 }
 
-pub(crate) fn eight_threads() {
+pub(crate) fn eight_threads_load_and_unload() {
     // Each unload waits until every one of these busy threads has had a processor.
     const LOADS: usize = 50;
     let host = host();
@@ -154,7 +154,7 @@ pub(crate) fn eight_threads() {
     assert!(host.modules().is_empty());
 }
 
-pub(crate) fn one_name() {
+pub(crate) fn eight_threads_fight_for_one_name() {
     let host = host();
     let (there, loaded) = (AtomicU32::new(0), AtomicU32::new(0));
     let image = image("ordtarget");

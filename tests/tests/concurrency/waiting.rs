@@ -25,7 +25,7 @@ fn errors_of(first: Result<(), Refusal>) -> (Result<Module, LoadError>, LoadErro
     })
 }
 
-pub(crate) fn second_load_finds_it() {
+pub(crate) fn the_second_load_of_a_name_waits_and_finds_it_there() {
     let (first, second) = errors_of(Ok(()));
     first.unwrap();
     assert_eq!(second.stage, Stage::Reserve);
@@ -33,7 +33,7 @@ pub(crate) fn second_load_finds_it() {
     assert_eq!(second.error.errno(), libc::EEXIST);
 }
 
-pub(crate) fn second_load_is_busy() {
+pub(crate) fn the_second_load_of_a_name_waits_and_is_told_that_it_failed() {
     let (first, second) = errors_of(Err("not today".into()));
     assert!(matches!(*first.unwrap_err().error, Error::Registry(RegistryError::Refused { .. })));
     assert!(matches!(*second.error, Error::Registry(RegistryError::Busy)), "{second}");
@@ -53,7 +53,7 @@ impl Subscriber for Reviver {
     }
 }
 
-pub(crate) fn going_is_busy() {
+pub(crate) fn a_name_that_is_going_is_busy() {
     let host = host();
     let answer = Arc::new(OnceLock::new());
     let reviver = Reviver { host: host.downgrade(), answer: answer.clone() };
@@ -86,7 +86,7 @@ fn user_and_provider(provider: Result<(), Refusal>) -> Result<Module, LoadError>
     })
 }
 
-pub(crate) fn woken_by_unformed() {
+pub(crate) fn who_waits_for_a_load_that_fails_unformed_is_woken() {
     let host = host();
     let (gate, is_inside, go) = Gate::new("greet");
     let _gate = host.subscribe("gate", Order::mirrored(0), gate);
@@ -106,11 +106,11 @@ pub(crate) fn woken_by_unformed() {
     });
 }
 
-pub(crate) fn user_waits() {
+pub(crate) fn a_user_waits_for_its_provider() {
     assert_eq!(user_and_provider(Ok(())).unwrap().name(), "guest");
 }
 
-pub(crate) fn user_of_failed_provider() {
+pub(crate) fn a_user_of_a_provider_that_fails_is_refused() {
     let refused = user_and_provider(Err("not today".into())).unwrap_err();
     assert_eq!(refused.stage, Stage::Resolve);
     assert!(matches!(*refused.error, Error::Prepare(PrepareError::Unresolved(_))), "{refused}");

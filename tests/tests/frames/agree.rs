@@ -103,7 +103,7 @@ impl Visit for Plain {
     }
 }
 
-pub(crate) fn plain() {
+pub(crate) fn plain_frames_agree_with_libgcc() {
     let (times, frames) = compared(|| {
         compare();
         dispatch(&Plain, 10);
@@ -128,7 +128,7 @@ unsafe extern "C" {
     fn pthread_once(control: *mut c_int, function: extern "C" fn()) -> c_int;
 }
 
-pub(crate) fn callbacks() {
+pub(crate) fn callbacks_of_the_c_library_agree_with_libgcc() {
     let (times, _) = compared(|| {
         let mut numbers: Vec<i32> = (0..40).map(|number| number * 7919 % 41).collect();
         // SAFETY: 40 elements of four bytes, and a function that compares two of them.
@@ -182,7 +182,7 @@ pub(crate) fn raise(signal: c_int) {
     assert_eq!(unsafe { libc::raise(signal) }, 0);
 }
 
-pub(crate) fn signals() {
+pub(crate) fn signal_handlers_agree_with_libgcc() {
     let (times, _) = compared(|| {
         handle(libc::SIGUSR1, on_signal, 0);
         raise(libc::SIGUSR1);
@@ -203,7 +203,7 @@ fn another_stack() {
     assert_eq!(unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) }, 0);
 }
 
-pub(crate) fn signals_on_another_stack() {
+pub(crate) fn signal_handlers_on_a_stack_of_their_own_agree_with_libgcc() {
     let (times, _) = compared(|| {
         another_stack();
         handle(libc::SIGUSR1, on_signal, libc::SA_ONSTACK);
@@ -218,7 +218,7 @@ pub(crate) fn signals_on_another_stack() {
     assert_eq!(times, 2);
 }
 
-pub(crate) fn nested_signals() {
+pub(crate) fn nested_signal_handlers_agree_with_libgcc() {
     let (times, _) = compared(|| {
         another_stack();
         handle(libc::SIGUSR1, on_signal_then_another, 0);
@@ -228,7 +228,7 @@ pub(crate) fn nested_signals() {
     assert_eq!(times, 2);
 }
 
-pub(crate) fn threads() {
+pub(crate) fn threads_agree_with_libgcc() {
     let (times, _) = compared(|| {
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -239,7 +239,7 @@ pub(crate) fn threads() {
     assert_eq!(times, 200);
 }
 
-pub(crate) fn deep() {
+pub(crate) fn deep_recursion_agrees_with_libgcc() {
     let (times, frames) = compared(|| {
         let deep = || dispatch(&Plain, 20_000);
         std::thread::Builder::new().stack_size(64 << 20).spawn(deep).unwrap().join().unwrap();
@@ -276,7 +276,7 @@ void tail(callback *f) { kept = f; plain(inner); sink--; }
 pub(crate) const FUNCTIONS: [&str; 7] =
     ["plain", "saves_many", "variable", "realigned", "realigned_variable", "foreign_abi", "tail"];
 
-pub(crate) fn c_frames() {
+pub(crate) fn frames_of_c_agree_with_libgcc() {
     for (name, flags) in [
         ("frames_o2", &["-O2", "-fPIC", "-fomit-frame-pointer"][..]),
         ("frames_o0", &["-O0", "-fPIC"]),
@@ -310,7 +310,7 @@ extern "C" void cleans_up(callback *f) {
 extern "C" void binds(callback *f) { std::function<void(int)> g = [&](int) { f(); }; g(1); }
 "#;
 
-pub(crate) fn cxx_frames() {
+pub(crate) fn frames_of_cxx_agree_with_libgcc() {
     for (name, flags) in [("frames_cxx_o2", &["-O2", "-fPIC"][..]), ("frames_cxx_o0", &["-O0", "-fPIC"])] {
         let library = Library::of(name, Language::Cxx, CXX, flags);
         let (times, _) = compared(|| {
@@ -322,7 +322,7 @@ pub(crate) fn cxx_frames() {
     }
 }
 
-pub(crate) fn late_library() {
+pub(crate) fn a_library_that_comes_late_is_known() {
     know_process().unwrap();
     for round in 0..20 {
         // Another size each time, so that another library comes to stand where one was.
@@ -334,7 +334,7 @@ pub(crate) fn late_library() {
 }
 
 /// Walks from a row that is known, on stacks that are not.
-pub(crate) fn corrupted() {
+pub(crate) fn a_stack_that_was_written_over_is_an_error() {
     know_process().unwrap();
     let library = Library::of("frames_o2", Language::C, C, &["-O2", "-fPIC", "-fomit-frame-pointer"]);
     let function = u64::try_from(library.symbol("plain").expose_provenance()).unwrap();

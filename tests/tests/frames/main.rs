@@ -9,26 +9,26 @@ mod step;
 
 use std::process::ExitCode;
 
-use modload_tests::Case;
+use modload_tests::case;
 
 fn main() -> ExitCode {
     modload_tests::run(&[
-        Case::new("plain_frames_agree_with_libgcc", agree::plain),
-        Case::new("callbacks_of_the_c_library_agree_with_libgcc", agree::callbacks),
-        Case::new("signal_handlers_agree_with_libgcc", agree::signals),
-        Case::new("signal_handlers_on_a_stack_of_their_own_agree_with_libgcc", agree::signals_on_another_stack),
-        Case::new("nested_signal_handlers_agree_with_libgcc", agree::nested_signals),
-        Case::new("threads_agree_with_libgcc", agree::threads),
-        Case::new("deep_recursion_agrees_with_libgcc", agree::deep),
-        Case::new("frames_of_c_agree_with_libgcc", agree::c_frames),
-        Case::new("frames_of_cxx_agree_with_libgcc", agree::cxx_frames).needing("g++"),
-        Case::new("a_library_that_comes_late_is_known", agree::late_library),
-        Case::new("a_stack_that_was_written_over_is_an_error", agree::corrupted),
-        Case::new("every_instruction_of_c_functions", step::c_functions),
-        Case::new("every_instruction_of_a_lazy_call", step::lazy_call),
-        Case::new("every_instruction_of_the_vdso", step::vdso),
-        Case::new("every_instruction_of_a_signal", step::signal),
-        Case::new("every_instruction_of_a_module", step::module),
-        Case::new("every_instruction_of_the_c_library", step::c_library),
+        case!(agree::plain_frames_agree_with_libgcc),
+        case!(agree::callbacks_of_the_c_library_agree_with_libgcc),
+        case!(agree::signal_handlers_agree_with_libgcc),
+        case!(agree::signal_handlers_on_a_stack_of_their_own_agree_with_libgcc),
+        case!(agree::nested_signal_handlers_agree_with_libgcc),
+        case!(agree::threads_agree_with_libgcc),
+        case!(agree::deep_recursion_agrees_with_libgcc),
+        case!(agree::frames_of_c_agree_with_libgcc),
+        case!(agree::frames_of_cxx_agree_with_libgcc).needing("g++"),
+        case!(agree::a_library_that_comes_late_is_known),
+        case!(agree::a_stack_that_was_written_over_is_an_error),
+        case!(step::every_instruction_of_c_functions),
+        case!(step::every_instruction_of_a_lazy_call),
+        case!(step::every_instruction_of_the_vdso),
+        case!(step::every_instruction_of_a_signal),
+        case!(step::every_instruction_of_a_module),
+        case!(step::every_instruction_of_the_c_library),
     ])
 }

@@ -181,7 +181,7 @@ extern "C" fn nothing() {
     black_box(0);
 }
 
-pub(crate) fn c_functions() {
+pub(crate) fn every_instruction_of_c_functions() {
     for (name, flags) in [
         ("frames_o2", &["-O2", "-fPIC", "-fomit-frame-pointer"][..]),
         ("frames_o0", &["-O0", "-fPIC"]),
@@ -207,7 +207,7 @@ void far_calls(callback *f) { f(); sink += strtol(\"12\", 0, 10) + (int)strlen(\
 void indirect_calls(callback *f) { f(); sink += picked(sink); }
 ";
 
-pub(crate) fn module() {
+pub(crate) fn every_instruction_of_a_module() {
     let host = Host::builder().process_symbols().build().unwrap();
     for (name, flags) in [
         ("stepped_o2", &["-O2", "-fPIC", "-fomit-frame-pointer"][..]),
@@ -235,7 +235,7 @@ const CALLER: &str = "
 long call(long x) { return strtol(x ? \"12\" : \"3\", 0, 10) + getppid() * 0 + (long)strlen(\"1234\"); }
 ";
 
-pub(crate) fn lazy_call() {
+pub(crate) fn every_instruction_of_a_lazy_call() {
     for (name, flags) in [("lazy", &["-O2", "-fPIC"][..]), ("lazy_ibt", &["-O2", "-fPIC", "-fcf-protection"])] {
         let library = Library::of(name, Language::C, CALLER, flags);
         let call = library.computes("call");
@@ -247,7 +247,7 @@ pub(crate) fn lazy_call() {
     }
 }
 
-pub(crate) fn vdso() {
+pub(crate) fn every_instruction_of_the_vdso() {
     let seen = stepped(|| {
         for clock in [libc::CLOCK_MONOTONIC, libc::CLOCK_REALTIME_COARSE, libc::CLOCK_PROCESS_CPUTIME_ID] {
             // SAFETY: a C struct of integers; all zeros is a value of it.
@@ -265,7 +265,7 @@ extern "C" fn on_signal(_: c_int) {
     nothing();
 }
 
-pub(crate) fn signal() {
+pub(crate) fn every_instruction_of_a_signal() {
     handle(libc::SIGUSR1, on_signal, 0);
     let seen = stepped(|| {
         raise(libc::SIGUSR1);
@@ -280,7 +280,7 @@ extern "C" fn compare(a: *const c_void, b: *const c_void) -> c_int {
     i32::from(a > b) - i32::from(a < b)
 }
 
-pub(crate) fn c_library() {
+pub(crate) fn every_instruction_of_the_c_library() {
     let seen = stepped(|| {
         let mut numbers = [5, 3, 9, 1, 7, 2];
         // SAFETY: six elements of four bytes, and a function that compares two of them.

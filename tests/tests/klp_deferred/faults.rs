@@ -25,7 +25,7 @@ fn bytes(module: &Reference) -> Vec<Vec<u8>> {
     module.sections().map(|section| modload_tests::peek(section.addr, size(section.size))).collect()
 }
 
-pub(crate) fn each_stage() {
+pub(crate) fn each_stage_of_a_targets_load_fails_in_turn() {
     let loader = modload_tests::loader();
     let ftrace = Ftrace::new();
     let livepatch = Livepatch::new(ftrace, Transition::Anywhere);

@@ -58,7 +58,7 @@ fn expected(n: u64, feature: bool, usual: bool, two: bool) -> u64 {
     10 * op + if feature { 301_000 } else { 0 } + if usual { 20_000 } else { 0 }
 }
 
-pub(crate) fn comes_and_goes() {
+pub(crate) fn static_keys_and_calls_of_an_absent_module() {
     for way in WAYS {
         let host = host();
         let patch = host
@@ -87,7 +87,7 @@ pub(crate) fn comes_and_goes() {
 }
 
 /// Patches come and go while others call their target and switch its keys: every result is an allowed one, nothing is left.
-pub(crate) fn under_fire() {
+pub(crate) fn patches_come_and_go_while_keys_are_switched() {
     const CALLERS: usize = 3;
     const CYCLES: usize = 100;
     let host = host();
@@ -141,7 +141,7 @@ pub(crate) fn under_fire() {
 }
 
 /// A target and a patch of it come and go in two threads, neither of which knows of the other; a third forks.
-pub(crate) fn at_once() {
+pub(crate) fn targets_and_patches_come_and_go_at_once() {
     const CYCLES: usize = 200;
     let host = host();
     let (target, patch) = (built("target", TARGET), linked("patch", &format!("{PATCH}{TAIL}"), WAYS[0]));

@@ -11,7 +11,7 @@ const FUNCTIONS: u64 = 2000;
 /// Of the processors' time: what takes 60 ms takes seconds if each place is compared with each other.
 const LIMIT: Duration = Duration::from_secs(1);
 
-pub(crate) fn patches() {
+pub(crate) fn thousands_of_places_that_wait() {
     let mut target = "#include <modload/module.h>\n#include <modload/jump_label.h>\nMODULE_LICENSE(\"GPL\");\n\
         static __attribute__((used)) DEFINE_STATIC_KEY_FALSE(feature);\n\
         static __attribute__((noinline, used)) int answer(int n) { __asm__ volatile(\"\"); return n; }\n\

@@ -75,7 +75,7 @@ fn host() -> Host {
     Host::builder().process_symbols().allow_forced_unload().build().unwrap()
 }
 
-pub(crate) fn inside() {
+pub(crate) fn who_is_in_a_replacement_keeps_its_target() {
     let host = host();
     let patch = host.load(&linked("patch", &format!("{PATCH}{TAIL}"), WAYS[0])).unwrap();
     let untouched = bytes(&patch, &[".text"]);
@@ -91,7 +91,7 @@ pub(crate) fn inside() {
 }
 
 /// By force a target goes all the same: then what was written for it stays, and the next of its name has to wait.
-pub(crate) fn stale() {
+pub(crate) fn what_could_not_be_taken_back_is_waited_for() {
     let host = host();
     let patch = host.load(&linked("patch", &format!("{PATCH}{TAIL}"), WAYS[0])).unwrap();
     let untouched = bytes(&patch, &[".text"]);
@@ -147,7 +147,7 @@ fn wait(what: impl Fn() -> bool) {
 }
 
 /// Who is in what refers to the target keeps the patch in force, however he came there.
-pub(crate) fn disabled_meanwhile() {
+pub(crate) fn who_is_in_what_refers_to_a_target_keeps_its_patch_enabled() {
     for (replacement, expected, frame) in [(TAIL_CALL, 40, "sleeps+0x"), (COLD, 1001, "new_answer.cold+0x")] {
         let host = host();
         let text = format!("{SLEEPS}{replacement}{TAIL}");
@@ -167,7 +167,7 @@ pub(crate) fn disabled_meanwhile() {
 }
 
 /// A patch that is disabled by force has somebody in it who needs the target still.
-pub(crate) fn disabled_by_force() {
+pub(crate) fn who_is_in_what_was_disabled_by_force_keeps_its_target() {
     for transition in [Transition::Anywhere, Transition::CheckpointsOnly] {
         let host = Host::builder().process_symbols().transition(transition).build().unwrap();
         let patch = host.load(&linked("patch", &format!("{SLEEPS}{TAIL_CALL}{TAIL}"), WAYS[0])).unwrap();

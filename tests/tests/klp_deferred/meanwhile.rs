@@ -39,7 +39,7 @@ fn wait(what: impl Fn() -> bool) {
     modload_tests::until("it is so", what);
 }
 
-pub(crate) fn comes_and_goes() {
+pub(crate) fn targets_come_and_go_in_mid_transition() {
     let tail = TAIL.replace("{ .name = \"target\"", "{ .name = \"keeper\", .funcs = naps }, { .name = \"target\"");
     let text = format!("{PATCH}{NAPS}{tail}");
     for transition in [Transition::Anywhere, Transition::CheckpointsOnly] {

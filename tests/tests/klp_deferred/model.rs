@@ -319,10 +319,10 @@ fn follows(transition: Transition, seed: u64) {
     assert!(written > STEPS / 2, "{written}");
 }
 
-pub(crate) fn anywhere() {
+pub(crate) fn all_comes_and_goes_in_any_order() {
     follows(Transition::Anywhere, 0x5eed_0001);
 }
 
-pub(crate) fn at_checkpoints() {
+pub(crate) fn all_comes_and_goes_at_checkpoints() {
     follows(Transition::CheckpointsOnly, 0x5eed_0002);
 }

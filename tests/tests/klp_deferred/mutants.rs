@@ -83,7 +83,7 @@ fn mutate(patch: &[u8], round: u64) -> Vec<u8> {
     mutant
 }
 
-pub(crate) fn never_do_more_than_fail() {
+pub(crate) fn mutants_of_a_patch_never_do_more_than_fail() {
     let text = format!("{}{}{TAIL}", crate::keys::PATCH.replace("new_answer", "keys"), crate::named::ALTERNATIVE);
     let patch = linked_bytes(&text.replace("static int keys", "__attribute__((used)) static int keys"), WAYS[2]);
     let loader = Loader::new(Arc::new(Everything), Policy::default()).unwrap();

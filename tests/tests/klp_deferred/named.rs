@@ -38,7 +38,7 @@ static int new_answer(int n)
 }
 "#;
 
-pub(crate) fn alternatives() {
+pub(crate) fn alternatives_that_call_an_absent_module() {
     let host = host();
     let patch = host.load(&linked("patch", &format!("{ALTERNATIVE}{TAIL}"), WAYS[WAY])).unwrap();
     let untouched = bytes(&patch, &["."]);
@@ -72,7 +72,7 @@ static int new_answer(int n) { return n; }
 "#;
 
 /// A relocation of a live patch onto a site that has been rewritten.
-pub(crate) fn kpatch_580() {
+pub(crate) fn kpatch_580_a_relocation_onto_a_rewritten_site() {
     // Placed early, it is what paravirt reads, and replaces.
     let host = Host::builder().process_symbols().linux_operations().build().unwrap();
     let early = linked_bytes(&format!("{}{TAIL}", operation(".modload.klp.vmlinux.pv_ops.0")), WAYS[WAY]);
@@ -121,7 +121,7 @@ pub(crate) fn kpatch_580() {
 
 /// A key of a module that is not there when the patch's own jump labels are made: Linux refuses such a patch, and before that
 /// it read a key where none was.
-pub(crate) fn kpatch_944() {
+pub(crate) fn kpatch_944_jump_labels_before_their_relocations() {
     const KEYS: &str = r#"
 #include <modload/module.h>
 #include <modload/jump_label.h>
@@ -162,7 +162,7 @@ __attribute__((visibility("default"))) int switch_own(int on)
 
 /// A target whose init fails is patched before that, and not there afterwards: what was written for it is taken back, or the next
 /// one of its name finds the patch leading to memory that is not its own.
-pub(crate) fn kpatch_699() {
+pub(crate) fn kpatch_699_the_targets_init_fails() {
     const FAILS: &str = r#"
 #include <modload/module.h>
 static __attribute__((used)) int count = 4;

@@ -25,7 +25,7 @@ SHOWN long is_first(void *function) { return function == (void *)first; }
 SHOWN long is_second(void *function) { return function == (void *)second && function == (void *)by_address; }
 "#;
 
-pub(crate) fn symbols() {
+pub(crate) fn what_the_program_does_not_export() {
     // SAFETY: written once, when the program is linked.
     let (patchable, counted) = unsafe { (patchable_functions[2], counted_functions[2]) };
     #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]

@@ -19,7 +19,7 @@ fn lines(events: &[Event]) -> Vec<String> {
 }
 
 /// The target has not what the patch wants, or several of it: the target is refused, and the patch waits as before.
-pub(crate) fn targets() {
+pub(crate) fn a_target_that_a_patch_does_not_fit_is_refused() {
     let host = host();
     let patch = host.load(&linked("patch", &format!("{PATCH}{TAIL}"), WAYS[0])).unwrap();
     let untouched = bytes(&patch, &["."]);
@@ -66,7 +66,7 @@ fn changed(file: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     file
 }
 
-pub(crate) fn files() {
+pub(crate) fn files_that_ask_for_what_cannot_wait_are_refused() {
     let host = host();
     let text = format!(
         "extern int count KLP_SYMBOL(target, count, 0);\nstatic int new_answer(int n) {{ return n + count; }}{TAIL}"
@@ -97,7 +97,7 @@ pub(crate) fn files() {
 }
 
 /// Records and sections of which only a part waits.
-pub(crate) fn patches() {
+pub(crate) fn patches_that_wait_in_the_wrong_place_are_refused() {
     let host = host();
     let no_object = TAIL.replace("\"target\"", "\"elsewhere\"");
     let both = TAIL.replace("{ .name = \"target\", .funcs = funcs }", "{ .name = \"target\", .funcs = funcs }, { .name = \"third\", .funcs = others }")
@@ -138,7 +138,7 @@ pub(crate) fn patches() {
     assert!(unlinked.contains("\".modload.klp.target.count.0\" (it is marked for `modhost klp-link`"), "{unlinked}");
 }
 
-pub(crate) fn vmlinux() {
+pub(crate) fn a_symbol_that_the_host_does_not_have_is_named() {
     let host = host();
     let text = "int no_such_function(int n) KLP_SYMBOL(vmlinux, no_such_function, 3);\nstatic int new_answer(int n) { return no_such_function(n); }";
     let refused = host.load(&linked("patch", &format!("{text}{TAIL}"), WAYS[0])).unwrap_err();
@@ -160,7 +160,7 @@ impl Subscriber for Late {
 }
 
 /// A target is refused when the first of two patches has got what waits for it, by the other one or by somebody else.
-pub(crate) fn midway() {
+pub(crate) fn a_target_that_is_refused_midway_leaves_nothing() {
     let host = host();
     let refuses = Arc::new(AtomicBool::new(false));
     let _late = host.subscribe("late", Order::mirrored(0), Late(refuses.clone()));

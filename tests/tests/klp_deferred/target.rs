@@ -36,7 +36,7 @@ fn expected(n: u64, count: u64) -> u64 {
     8000 * n + 2 * count
 }
 
-pub(crate) fn comes_and_goes() {
+pub(crate) fn what_is_not_exported_is_there_when_the_object_is() {
     for way in WAYS {
         let host = host();
         let text = format!("{PATCH}{TAIL}");
@@ -64,7 +64,7 @@ pub(crate) fn comes_and_goes() {
     }
 }
 
-pub(crate) fn disabled() {
+pub(crate) fn a_patch_is_as_it_was_when_it_is_disabled() {
     let host = host();
     let patch = host.load(&linked("patch", &format!("{PATCH}{TAIL}"), WAYS[0])).unwrap();
     let untouched = bytes(&patch, &["."]);
@@ -79,7 +79,7 @@ pub(crate) fn disabled() {
 }
 
 /// What the patch itself has put into a variable that pointed to the target is nobody else's to change.
-pub(crate) fn changed_variable() {
+pub(crate) fn a_variable_that_the_patch_has_changed_is_its_own() {
     const POINTS: &str = r#"
 extern int count KLP_SYMBOL(target, count, 0);
 static int own;
@@ -106,7 +106,7 @@ __attribute__((visibility("default"))) int point(int to) { where = to ? &own : 0
 }
 
 /// A patch that the host enables writes what waits in the module that it holds, and is refused if it holds another, or none.
-pub(crate) fn enabled_by_the_host() {
+pub(crate) fn a_patch_that_the_host_enables_holds_its_module() {
     let host = host();
     let module = host.load(&linked("patch", &not_enabling(PATCH), WAYS[0])).unwrap();
     let target = host.load(&built("target", TARGET)).unwrap();
@@ -129,7 +129,7 @@ pub(crate) fn enabled_by_the_host() {
 }
 
 /// A host goes while what waits is written: nothing of it is left, and the next one begins anew.
-pub(crate) fn host_dropped() {
+pub(crate) fn a_host_that_goes_leaves_nothing_written() {
     let round = |patch_first: bool| {
         let host = host();
         let (patch, target) = (linked("patch", &format!("{PATCH}{TAIL}"), WAYS[0]), built("target", TARGET));

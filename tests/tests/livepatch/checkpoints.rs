@@ -42,7 +42,7 @@ fn left(host: &Host, count: usize) -> Vec<(String, String)> {
     }
 }
 
-pub(crate) fn no_signal() {
+pub(crate) fn at_checkpoints_nobody_is_sent_a_signal() {
     let host = host();
     let target = host.load(&built("target", TARGET)).unwrap();
     let new = host.load(&built("new", NEW)).unwrap();
@@ -81,7 +81,7 @@ pub(crate) fn no_signal() {
     witness.ends();
 }
 
-pub(crate) fn stays() {
+pub(crate) fn a_thread_that_comes_to_no_checkpoint_stays_and_is_named() {
     let host = host();
     let target = host.load(&built("target", TARGET)).unwrap();
     let new = host.load(&built("new", NEW)).unwrap();
@@ -117,7 +117,7 @@ pub(crate) fn stays() {
     assert_eq!(call(&target, "one", 1), 2);
 }
 
-pub(crate) fn within() {
+pub(crate) fn a_checkpoint_within_a_patched_function_is_none() {
     const WITHIN: &str = "
     _Bool klp_checkpoint(void);
     __attribute__((noinline)) int within(int a) { __asm__ volatile(\"\"); return a + klp_checkpoint() * 10; }
@@ -137,7 +137,7 @@ pub(crate) fn within() {
     other.ends();
 }
 
-pub(crate) fn reversed() {
+pub(crate) fn a_transition_at_checkpoints_is_turned_round() {
     let host = host();
     let target = host.load(&built("target", TARGET)).unwrap();
     let new = host.load(&built("new", NEW)).unwrap();
@@ -185,7 +185,7 @@ pub(crate) fn reversed() {
     [other, idle, born].into_iter().for_each(Other::ends);
 }
 
-pub(crate) fn joined() {
+pub(crate) fn targets_come_and_go_in_a_transition_at_checkpoints() {
     let host = host();
     let target = host.load(&built("target", TARGET)).unwrap();
     let new = host.load(&built("new", NEW)).unwrap();
@@ -212,7 +212,7 @@ pub(crate) fn joined() {
     [over, idle].into_iter().for_each(Other::ends);
 }
 
-pub(crate) fn traced() {
+pub(crate) fn traced_functions_change_at_checkpoints() {
     static CALLS: AtomicUsize = AtomicUsize::new(0);
     let host = host();
     let target = host.load(&built("target", TARGET)).unwrap();
@@ -254,7 +254,7 @@ pub(crate) fn traced() {
     idle.ends();
 }
 
-pub(crate) fn forced() {
+pub(crate) fn a_transition_at_checkpoints_is_forced() {
     let host = host();
     let target = host.load(&built("target", TARGET)).unwrap();
     let new = host.load(&built("new", NEW)).unwrap();
@@ -275,7 +275,7 @@ pub(crate) fn forced() {
     idle.ends();
 }
 
-pub(crate) fn forked() {
+pub(crate) fn a_child_goes_on_with_a_transition_at_checkpoints() {
     let host = host();
     let target = host.load(&built("target", TARGET)).unwrap();
     let new = host.load(&built("new", NEW)).unwrap();
@@ -301,7 +301,7 @@ pub(crate) fn forked() {
     settled(&host);
 }
 
-pub(crate) fn refused() {
+pub(crate) fn where_traps_cannot_be_used_checkpoints_alone_are_refused() {
     let host = host();
     let target = host.load(&built("target", TARGET)).unwrap();
     let new = host.load(&built("new", NEW)).unwrap();

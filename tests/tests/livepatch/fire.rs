@@ -21,7 +21,7 @@ int new_second(void) { return 1; }
 __attribute__((noinline)) int look(int unused) { int a = first(), b = second(); return a * 2 + b; }
 ";
 
-pub(crate) fn witness() {
+pub(crate) fn nobody_sees_new_then_old() {
     /// Even: nothing is under way. 1 of 4: it is being patched; 3 of 4: it is being unpatched.
     static PHASE: AtomicUsize = AtomicUsize::new(0);
     static STOP: AtomicBool = AtomicBool::new(false);
@@ -86,7 +86,7 @@ int calls(int count) { int bad = 0; for (int i = 0; i < count; i++) bad += (unsi
 int slows(int count) { int bad = 0; for (int i = 0; i < count; i++) bad += (unsigned)slow() > 2; return bad; }
 ";
 
-pub(crate) fn under_load() {
+pub(crate) fn every_result_is_allowed_and_every_transition_ends() {
     const BURST: i32 = 10_000;
     static STOP: AtomicBool = AtomicBool::new(false);
     static CALLS: AtomicUsize = AtomicUsize::new(0);
@@ -143,7 +143,7 @@ pub(crate) fn under_load() {
     assert!(turned > 10, "some were open long enough to be turned round");
 }
 
-pub(crate) fn cycles() {
+pub(crate) fn cycles_leave_nothing() {
     let host = host();
     let target = host.load(&built("target", TARGET)).unwrap();
     let new = host.load(&built("new", NEW)).unwrap();
@@ -169,7 +169,7 @@ pub(crate) fn cycles() {
     assert_eq!(call(&target, "both", 1), 2003);
 }
 
-pub(crate) fn requests() {
+pub(crate) fn between_two_checkpoints_nothing_changes() {
     static STOP: AtomicBool = AtomicBool::new(false);
     static OLD: AtomicUsize = AtomicUsize::new(0);
     static ALL: AtomicUsize = AtomicUsize::new(0);
@@ -241,7 +241,7 @@ pub(crate) fn requests() {
     assert!(done > 50 && turned > 20 && old > 0 && old < all, "{done} {turned} {old} {all}");
 }
 
-pub(crate) fn cycles_at_checkpoints() {
+pub(crate) fn cycles_at_checkpoints_leave_nothing() {
     let host = checkpoints::host();
     let target = host.load(&built("target", TARGET)).unwrap();
     let new = host.load(&built("new", NEW)).unwrap();

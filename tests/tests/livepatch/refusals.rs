@@ -7,7 +7,7 @@ use modload::patch::{Callbacks, FuncSpec, ObjectSpec, PatchSpec};
 
 use crate::scene::{NEW, TARGET, built, call, func, host, patch};
 
-pub(crate) fn refused() {
+pub(crate) fn what_cannot_be_patched_is_refused_by_name() {
     const TWICE: &str = "
     static __attribute__((noinline)) int same(int a) { __asm__ volatile(\"\"); return a + 1; }
     int first_same(int a) { return same(a); }
@@ -56,7 +56,7 @@ pub(crate) fn refused() {
 }
 
 /// Linux gives EEXIST, since two of its sysfs folders would have one name. Two names of one address are refused, too.
-pub(crate) fn twice() {
+pub(crate) fn a_function_named_twice_is_refused() {
     const EEXIST: i32 = 17;
     let aliased = format!("{TARGET}\nextern __typeof__(one) also_one __attribute__((alias(\"one\")));\n");
     let host = host();

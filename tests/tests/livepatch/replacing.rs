@@ -9,7 +9,7 @@ use modload_fixtures::{Compiler, Language, object_from_text};
 
 use crate::scene::{NEW, TARGET, built, call, func, host, patch, settled, waiting};
 
-pub(crate) fn replaced() {
+pub(crate) fn a_function_is_replaced_and_put_back() {
     let host = host();
     let target = host.load(&built("target", TARGET)).unwrap();
     let new = host.load(&built("new", NEW)).unwrap();
@@ -26,7 +26,7 @@ pub(crate) fn replaced() {
     assert!(matches!(host.disable_patch("first"), Err(modload::patch::PatchError::Unknown(_))));
 }
 
-pub(crate) fn waits() {
+pub(crate) fn a_patch_waits_for_its_target() {
     let host = host();
     let new = host.load(&built("new", NEW)).unwrap();
     host.enable_patch("first", patch("target", vec![func("one", &new, "new_one")]), Some(&new)).unwrap();
@@ -40,7 +40,7 @@ pub(crate) fn waits() {
     assert_eq!(call(&target, "both", 1), 2003);
 }
 
-pub(crate) fn stacked() {
+pub(crate) fn patches_stack_up_and_are_replaced_at_once() {
     let host = host();
     let target = host.load(&built("target", TARGET)).unwrap();
     let new = host.load(&built("new", NEW)).unwrap();
@@ -70,7 +70,7 @@ fn positioned(new: &Module, (old, position): (&str, u64), function: &str) -> Pat
 
 /// Two records mean one function: by positions 0 and 1, or by two names of one address. The newer patch has replaced the older
 /// one, and the original does not come back, wherever the target is when the patches are enabled.
-pub(crate) fn named_otherwise() {
+pub(crate) fn replacing_compares_functions_by_address() {
     let aliased = format!("{TARGET}\nextern __typeof__(one) also_one __attribute__((alias(\"one\")));\n");
     let ways = [("one", 0), ("one", 1), ("also_one", 0), ("also_one", 1)];
     for (older, newer) in ways.iter().flat_map(|older| ways.iter().map(move |newer| (*older, *newer))) {
@@ -99,7 +99,7 @@ pub(crate) fn named_otherwise() {
 }
 
 /// The target comes while the patch that replaces another one is still in transition, so that its no-op functions are there, too.
-pub(crate) fn named_otherwise_in_transition() {
+pub(crate) fn replacing_compares_functions_of_a_target_that_comes_late() {
     let host = host();
     let new = host.load(&built("new", NEW)).unwrap();
     let other = host.load(&built("other", TARGET)).unwrap();
@@ -123,7 +123,7 @@ unsafe extern "C" {
     static patchable_functions: [extern "C" fn(i32) -> i32; 8];
 }
 
-pub(crate) fn hosts_own() {
+pub(crate) fn functions_of_the_hosts_own_are_patched() {
     let host = host();
     // SAFETY: written once, when the program is linked.
     let functions = unsafe { patchable_functions };
@@ -153,7 +153,7 @@ pub(crate) fn hosts_own() {
     assert_eq!(functions.map(|function| function(10)), [11, 12, 13, 14, 15, 16, 17, 18]);
 }
 
-pub(crate) fn thrown() {
+pub(crate) fn what_is_thrown_passes_through_a_patched_function() {
     const THROWING: &str = "
     extern \"C\" {
     __attribute__((noinline)) int throws(int a) { if (a == 1) throw 1; return a; }
@@ -179,7 +179,7 @@ pub(crate) fn thrown() {
     assert_eq!(results(), [-1, 2, 3]);
 }
 
-pub(crate) fn dropped() {
+pub(crate) fn a_host_that_goes_takes_its_patches_along() {
     let host = host();
     let used = || modload::text::Arena::get().unwrap().usage().map(|stripe| stripe.used);
     let before = used();

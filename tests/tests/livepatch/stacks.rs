@@ -108,7 +108,7 @@ fn is_blocked(host: &Host) -> bool {
     host.patches().unwrap().iter().any(|patch| patch.transition.is_some())
 }
 
-pub(crate) fn recursion() {
+pub(crate) fn a_recursion_is_of_one_kind_at_every_depth() {
     let host = host();
     let [deep, new] = modules(&host);
     for _ in 0..3 {
@@ -130,7 +130,7 @@ pub(crate) fn recursion() {
     }
 }
 
-pub(crate) fn cancelled() {
+pub(crate) fn who_is_cancelled_asleep_is_out_of_the_way() {
     let host = host();
     let [deep, new] = modules(&host);
     for round in 1..=10 {
@@ -156,7 +156,7 @@ pub(crate) fn cancelled() {
 }
 
 /// The longer a transition takes, the more seldom it is looked at: but when a thread ends that was in the way, it is at once.
-pub(crate) fn ended() {
+pub(crate) fn the_end_of_a_thread_is_not_left_to_the_clock() {
     let this = modload_threads::Tid::current().get();
     // SAFETY: a number and a flag; what comes back is closed with the process.
     let end = unsafe { libc::syscall(libc::SYS_pidfd_open, this, libc::O_EXCL) };

@@ -10,7 +10,7 @@ use modload_fixtures::{Compiler, Fixture};
 
 use crate::scene::{NEW, TARGET, built, call, func, host, patch, settled, waiting};
 
-pub(crate) fn traced() {
+pub(crate) fn a_patched_function_can_be_traced() {
     let host = host();
     let target = host.load(&built("target", TARGET)).unwrap();
     let new = host.load(&built("new", NEW)).unwrap();
@@ -106,7 +106,7 @@ fn story(order: [&str; 2]) -> String {
     told.map(|event| format!("{event}\n")).collect()
 }
 
-pub(crate) fn seed_003() {
+pub(crate) fn seed_003_ftrace_klp_klp_ftrace_in_both_load_orders() {
     let stories = [["greet_fix", "greet"], ["greet", "greet_fix"]].map(|order| {
         let story = story(order);
         // ftrace, klp | klp, ftrace.

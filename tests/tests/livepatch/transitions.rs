@@ -17,7 +17,7 @@ fn in_the_way(host: &Host) -> (Module, Module, JoinHandle<i32>) {
     (target, new, thread)
 }
 
-pub(crate) fn blocked() {
+pub(crate) fn a_thread_that_is_in_old_code_stays_there() {
     let host = host();
     let (target, _new, thread) = in_the_way(&host);
     let status = host.patches().unwrap();
@@ -33,7 +33,7 @@ pub(crate) fn blocked() {
     assert_eq!(call(&target, "waits", 1), 501);
 }
 
-pub(crate) fn reversed() {
+pub(crate) fn a_transition_is_turned_round() {
     let host = host();
     let (target, _new, thread) = in_the_way(&host);
     assert_eq!(call(&target, "one", 1), 102);
@@ -45,7 +45,7 @@ pub(crate) fn reversed() {
     assert!(host.patches().unwrap().is_empty());
 }
 
-pub(crate) fn forced() {
+pub(crate) fn a_transition_is_forced() {
     let host = host();
     let (target, _new, thread) = in_the_way(&host);
     host.force_patch("first").unwrap();
@@ -55,7 +55,7 @@ pub(crate) fn forced() {
     assert_eq!(thread.join().unwrap(), 102, "forced, it calls the new one from the old one");
 }
 
-pub(crate) fn born() {
+pub(crate) fn threads_are_born_and_end_in_mid_transition() {
     let host = host();
     let target = host.load(&built("target", TARGET)).unwrap();
     let new = host.load(&built("new", NEW)).unwrap();
@@ -81,7 +81,7 @@ pub(crate) fn born() {
     }
 }
 
-pub(crate) fn tail_call() {
+pub(crate) fn a_tail_call_leaves_its_function() {
     const TAILS: &str = "
     static volatile int go, there;
     void release(void) { go = 1; }

@@ -15,18 +15,15 @@ use std::process::{Command, ExitCode};
 use elf::Relocations;
 use make::{Set, set};
 use modload::{Host, Image, Input, Module};
-use modload_tests::{Case, image_from_text};
+use modload_tests::{case, image_from_text};
 
 fn main() -> ExitCode {
     // A hundred thousand take minutes.
-    let case = Case::new("odd_objects_compute_what_ld_and_exec_make_of_them", odd_objects).within_seconds(7200);
-    modload_tests::run(&[
-        case.needing("gcc"),
-        Case::new("who_refers_to_the_definition_of_another_module_holds_it", holds_the_first),
-    ])
+    let case = case!(odd_objects_compute_what_ld_and_exec_make_of_them).within_seconds(7200);
+    modload_tests::run(&[case.needing("gcc"), case!(who_refers_to_the_definition_of_another_module_holds_it)])
 }
 
-fn holds_the_first() {
+fn who_refers_to_the_definition_of_another_module_holds_it() {
     let text = "__attribute__((weak)) int which(void); __attribute__((weak)) int which(void) { return NUMBER; }";
     let host = Host::builder().export_globals().build().unwrap();
     let load = |name: &str, number: &str| host.load(&image_from_text(name, &text.replace("NUMBER", number))).unwrap();
@@ -49,7 +46,7 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable} is no number")))
 }
 
-fn odd_objects() {
+fn odd_objects_compute_what_ld_and_exec_make_of_them() {
     let (wanted, first) = (number("MODLOAD_ODD", 1500), number("MODLOAD_SEED", 1));
     let host = Host::builder().build().unwrap();
     let (mut objects, mut sets, mut seed) = (0, 0, first);

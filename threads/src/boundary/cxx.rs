@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
-use super::{Header, pass};
+use super::{UnwindException, pass};
 
 /// g++, and clang with libstdc++.
 const GNU: u64 = u64::from_be_bytes(*b"GNUCC++\0");
@@ -43,7 +43,7 @@ const LONGEST: usize = 1024;
 ///
 /// # Safety
 /// `exception` is a live exception of this class.
-pub(super) unsafe fn describe(exception: *mut Header, class: u64) -> (Option<String>, Option<String>) {
+pub(super) unsafe fn describe(exception: *mut UnwindException, class: u64) -> (Option<String>, Option<String>) {
     if class != GNU && class != CLANG {
         return (None, None);
     }

@@ -25,12 +25,12 @@ pub(crate) enum NoValue {
 type Reader<'a> = EndianSlice<'a, LittleEndian>;
 
 /// The operand stack of the expression.
-struct Stack {
+struct OperandStack {
     values: [u64; DEEPEST],
     len: usize,
 }
 
-impl Stack {
+impl OperandStack {
     fn push(&mut self, value: u64) -> Result<(), NoValue> {
         *self.values.get_mut(self.len).ok_or(NoValue::Unsupported)? = value;
         self.len += 1;
@@ -77,7 +77,7 @@ pub(crate) fn evaluate(
     memory: &mut impl Memory,
 ) -> Result<u64, NoValue> {
     let mut rest = expression;
-    let mut stack = Stack { values: [0; DEEPEST], len: 0 };
+    let mut stack = OperandStack { values: [0; DEEPEST], len: 0 };
     if let Some(initial) = initial {
         stack.push(initial)?;
     }

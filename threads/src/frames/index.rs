@@ -20,12 +20,12 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use thiserror::Error;
 
-use super::libgcc::{self, Registered};
+use super::libgcc::{self, RegisteredRun};
 use super::listing::Listing;
 
 /// Rows for a range of addresses.
 #[derive(Clone, Copy)]
-struct Entry {
+struct IndexedRows {
     start: u64,
     end: u64,
     /// The rows. The guard of this range owns them, and frees them when no reader can see the entry.
@@ -33,7 +33,7 @@ struct Entry {
 }
 
 /// Entries with adjacent ranges, by address.
-type Chunk = Vec<Entry>;
+type Chunk = Vec<IndexedRows>;
 
 /// Chunks by the start of their first entry. None is empty.
 type Index = Vec<(u64, *mut Chunk)>;
@@ -72,7 +72,7 @@ pub struct Known {
     start: u64,
     rows: *mut Listing,
     /// The registration with the process's unwinder. The unwinder reads the rows, so the registration is dropped first.
-    registered: Option<Registered>,
+    registered: Option<RegisteredRun>,
 }
 
 // SAFETY: the rows are never written, and the one guard frees them.
@@ -91,14 +91,14 @@ impl Known {
         let place = neighbours.partition_point(|entry| entry.start <= start);
         let behind = neighbours.get(place).or_else(|| at.and_then(|at| old.entries(at + 1).first()));
         let before = place.checked_sub(1).map(|before| &neighbours[before]);
-        let overlaps = |entry: &&Entry| entry.start < code.end.max(start + 1) && start < entry.end;
+        let overlaps = |entry: &&IndexedRows| entry.start < code.end.max(start + 1) && start < entry.end;
         if let Some(known) = before.into_iter().chain(behind).find(overlaps) {
             return Err(Overlap { start: known.start, end: known.end });
         }
         let rows = Box::into_raw(Box::new(rows));
         let mut chunk = Chunk::with_capacity(neighbours.len() + 1);
         chunk.extend_from_slice(&neighbours[..place]);
-        chunk.push(Entry { start, end: code.end, rows });
+        chunk.push(IndexedRows { start, end: code.end, rows });
         chunk.extend_from_slice(&neighbours[place..]);
         let second = (chunk.len() > CHUNK).then(|| chunk.split_off(CHUNK / 2));
         old.replace(at, [Some(chunk), second]);
@@ -106,7 +106,7 @@ impl Known {
     }
 
     /// Makes the guard withdraw this registration as well, before anything else.
-    pub(crate) fn and_registered(mut self, registered: Registered) -> Known {
+    pub(crate) fn and_registered(mut self, registered: RegisteredRun) -> Known {
         self.registered = Some(registered);
         self
     }
@@ -159,7 +159,7 @@ impl Current {
     }
 
     /// Returns the entries of a chunk; an empty slice if there is no such chunk.
-    fn entries(&self, chunk: usize) -> &[Entry] {
+    fn entries(&self, chunk: usize) -> &[IndexedRows] {
         let Some((_, chunk)) = self.chunks().get(chunk) else { return &[] };
         // SAFETY: `replace` made the chunk with Box::into_raw; only a writer frees it, and this is the only writer.
         unsafe { &**chunk }

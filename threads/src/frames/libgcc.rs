@@ -63,7 +63,7 @@ struct Run {
 }
 
 /// A table that is registered with libgcc.
-struct Table {
+struct RegisteredTable {
     runs: Vec<Run>,
     /// The array that libgcc reads: pointers to the runs, and a null pointer.
     pointers: Vec<*const u8>,
@@ -71,18 +71,18 @@ struct Table {
 }
 
 // SAFETY: only libgcc follows the pointers, under its lock; the owners of the runs outlive the registration.
-unsafe impl Send for Table {}
+unsafe impl Send for RegisteredTable {}
 
-impl Table {
+impl RegisteredTable {
     /// # Safety
     /// Each run consists of whole entries with an end, and does not change until the table has been deregistered.
-    unsafe fn register(runs: Vec<Run>) -> Table {
+    unsafe fn register(runs: Vec<Run>) -> RegisteredTable {
         let pointers: Vec<*const u8> = runs.iter().map(|run| run.at).chain([ptr::null()]).collect();
         let object = Arc::new(Shared(UnsafeCell::new([0; 8])));
         // SAFETY: a table with an end, of runs as the caller has promised, and room for an object. Neither moves until
         // `withdraw` has deregistered the table.
         unsafe { __register_frame_info_table(pointers.as_ptr(), object.0.get()) };
-        Table { runs, pointers, object }
+        RegisteredTable { runs, pointers, object }
     }
 
     /// Deregisters the table, by its pointers. Returns whether libgcc has ever searched the table.
@@ -98,15 +98,15 @@ impl Table {
     /// Replaces this table by a table of the changed runs, or by none if no run is left.
     ///
     /// # Safety
-    /// As for [`Table::register`]; only this table may be registered for the runs' addresses.
-    unsafe fn replace(self, change: impl FnOnce(&mut Vec<Run>)) -> Option<Table> {
-        let Table { mut runs, pointers, object } = self;
+    /// As for [`RegisteredTable::register`]; only this table may be registered for the runs' addresses.
+    unsafe fn replace(self, change: impl FnOnce(&mut Vec<Run>)) -> Option<RegisteredTable> {
+        let RegisteredTable { mut runs, pointers, object } = self;
         let before = runs.len();
         change(&mut runs);
         // SAFETY: the caller's promise.
-        let mut newer = (!runs.is_empty()).then(|| unsafe { Table::register(runs) });
+        let mut newer = (!runs.is_empty()).then(|| unsafe { RegisteredTable::register(runs) });
         // The old table is deregistered only after the new one is registered.
-        if Table::withdraw(&pointers, &object)
+        if RegisteredTable::withdraw(&pointers, &object)
             && let Some(newer) = &mut newer
         {
             // The run that was added last was not in the old table.
@@ -117,14 +117,14 @@ impl Table {
 }
 
 /// The tables, by piece.
-static TABLES: Mutex<BTreeMap<u64, Table>> = Mutex::new(BTreeMap::new());
+static TABLES: Mutex<BTreeMap<u64, RegisteredTable>> = Mutex::new(BTreeMap::new());
 
-fn tables() -> MutexGuard<'static, BTreeMap<u64, Table>> {
+fn tables() -> MutexGuard<'static, BTreeMap<u64, RegisteredTable>> {
     TABLES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 thread_local! {
-    static OVER_FORK: RefCell<Option<MutexGuard<'static, BTreeMap<u64, Table>>>> = const { RefCell::new(None) };
+    static OVER_FORK: RefCell<Option<MutexGuard<'static, BTreeMap<u64, RegisteredTable>>>> = const { RefCell::new(None) };
 }
 
 /// Keeps changes out of a fork until [`after_fork`], so that libgcc's lock is not held by a thread that the child does
@@ -139,23 +139,23 @@ pub(crate) fn after_fork() {
 
 /// A run that libgcc knows. Dropping this value withdraws the run; from then on no throw may pass through its text.
 #[derive(Debug)]
-pub(crate) struct Registered {
+pub(crate) struct RegisteredRun {
     piece: u64,
     run: *const u8,
 }
 
 // SAFETY: the pointer is only compared here.
-unsafe impl Send for Registered {}
+unsafe impl Send for RegisteredRun {}
 // SAFETY: as above.
-unsafe impl Sync for Registered {}
+unsafe impl Sync for RegisteredRun {}
 
-impl Registered {
+impl RegisteredRun {
     /// Registers a run that describes the text at `start`.
     ///
     /// # Safety
     /// `run` consists of whole entries with absolute addresses and an end, all in one text that begins at `start` and
     /// that no other run describes. The run does not change until the result has been dropped.
-    pub(crate) unsafe fn new(start: u64, run: *const u8) -> Registered {
+    pub(crate) unsafe fn new(start: u64, run: *const u8) -> RegisteredRun {
         let piece = match Overlapping::of_this_libgcc() {
             Overlapping::Allowed => start >> PIECE,
             Overlapping::Forbidden => start,
@@ -168,14 +168,14 @@ impl Registered {
             // run.
             Some(older) => unsafe { older.replace(|runs| runs.push(run)) },
             // SAFETY: the caller's promise for the new run.
-            None => Some(unsafe { Table::register(vec![run]) }),
+            None => Some(unsafe { RegisteredTable::register(vec![run]) }),
         };
         tables.extend(table.map(|table| (piece, table)));
-        Registered { piece, run: at }
+        RegisteredRun { piece, run: at }
     }
 }
 
-impl Drop for Registered {
+impl Drop for RegisteredRun {
     fn drop(&mut self) {
         let mut tables = tables();
         let Some(older) = tables.remove(&self.piece) else { return };
@@ -238,10 +238,10 @@ impl Overlapping {
         unsafe { TRIAL.run.get().write(filled) };
         let run = || Run { at: TRIAL.run.get().cast(), earlier: Vec::new() };
         // SAFETY: 24 bytes of common information, 32 of a description (no augmentation data, nops), and zeros.
-        let first = unsafe { Table::register(vec![run()]) };
+        let first = unsafe { RegisteredTable::register(vec![run()]) };
         // SAFETY: as above.
-        let second = unsafe { Table::register(vec![run()]) };
-        Table::withdraw(&first.pointers, &first.object);
+        let second = unsafe { RegisteredTable::register(vec![run()]) };
+        RegisteredTable::withdraw(&first.pointers, &first.object);
         let mut bases = [ptr::null(); 3];
         // SAFETY: any address may be looked up; `bases` has room for three pointers.
         let found = unsafe { _Unwind_Find_FDE((&raw const TRIAL).cast(), &raw mut bases) };
@@ -250,14 +250,14 @@ impl Overlapping {
             std::mem::forget(second);
             return Overlapping::Forbidden;
         }
-        Table::withdraw(&second.pointers, &second.object);
+        RegisteredTable::withdraw(&second.pointers, &second.object);
         Overlapping::Allowed
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Overlapping, Registered, tables};
+    use super::{Overlapping, RegisteredRun, tables};
 
     #[test]
     fn the_trial_leaves_nothing_behind() {
@@ -273,9 +273,11 @@ mod tests {
         let base = 0x7777_0000_0000;
         let is_ours = |piece: u64| [base >> 16, (base >> 16) + 1, base, base + 0x100, base + 0x1_0000].contains(&piece);
         let count = || tables().keys().filter(|piece| is_ours(**piece)).count();
-        let runs: Vec<Registered> = [base, base + 0x100, base + 0x1_0000]
+        let runs: Vec<RegisteredRun> = [base, base + 0x100, base + 0x1_0000]
             // SAFETY: a run that consists of its end only, which outlives the registrations.
-            .map(|start| unsafe { Registered::new(start, empty.as_ptr().wrapping_add(usize::from(start != base) * 4)) })
+            .map(|start| unsafe {
+                RegisteredRun::new(start, empty.as_ptr().wrapping_add(usize::from(start != base) * 4))
+            })
             .into_iter()
             .collect();
         let expected = if Overlapping::of_this_libgcc() == Overlapping::Allowed { 2 } else { 3 };

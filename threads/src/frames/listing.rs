@@ -15,8 +15,8 @@ use gimli::{BaseAddresses, EhFrame, EndianSlice, LittleEndian};
 use thiserror::Error;
 
 use super::index::{Known, Overlap};
-use super::libgcc::Registered;
-use super::section::{Common, Flaw, Function, Section};
+use super::libgcc::RegisteredRun;
+use super::section::{Common, Flaw, FrameDescription, FrameSection};
 
 type Reader<'a> = EndianSlice<'a, LittleEndian>;
 
@@ -25,7 +25,7 @@ type Reader<'a> = EndianSlice<'a, LittleEndian>;
 pub enum Malformed {
     /// An entry breaks a rule of the format.
     #[error("the entry at offset {at:#x}: {flaw}")]
-    Entry {
+    FrameEntry {
         /// The entry's offset.
         at: usize,
         /// The flaw.
@@ -108,7 +108,7 @@ pub fn plan<'a>(
         if total > LARGEST || texts.iter().any(is_large) {
             return Err(Malformed::TooLarge);
         }
-        add_section(Section { bytes, at }, &mut planned)?;
+        add_section(FrameSection { bytes, at }, &mut planned)?;
     }
     if planned.iter().any(|text| !text.is_empty()) {
         for range in branches {
@@ -143,12 +143,12 @@ fn add_branches(range: &Range<u64>, planned: &mut [Planned]) -> Result<(), Malfo
     }
     home.ok_or(elsewhere)?.add(
         0,
-        &Function { start: range.start, len, lsda: 0, program: Cow::Borrowed(&[]) },
+        &FrameDescription { start: range.start, len, lsda: 0, program: Cow::Borrowed(&[]) },
         &AT_ENTRY,
     )
 }
 
-fn add_section(section: Section<'_>, planned: &mut [Planned]) -> Result<(), Malformed> {
+fn add_section(section: FrameSection<'_>, planned: &mut [Planned]) -> Result<(), Malformed> {
     // The cached common information is known by its offset, which is valid in one section only.
     planned.iter_mut().for_each(|text| text.common = None);
     // Reserves room for the copy, as if most of it belonged to the first text.
@@ -158,11 +158,11 @@ fn add_section(section: Section<'_>, planned: &mut [Planned]) -> Result<(), Malf
     let mut known: Option<Common<'_>> = None;
     let mut from = 0;
     loop {
-        let cut_off = |flaw| Malformed::Entry { at: from, flaw };
+        let cut_off = |flaw| Malformed::FrameEntry { at: from, flaw };
         let Some((entry, next)) = section.entry(from).map_err(cut_off)? else { return Ok(()) };
         from = next;
         let at = entry.at;
-        let malformed = |flaw| Malformed::Entry { at, flaw };
+        let malformed = |flaw| Malformed::FrameEntry { at, flaw };
         if entry.is_common().map_err(malformed)? {
             // Common entries that no description refers to are checked, too.
             known = Some(section.common(entry).map_err(malformed)?);
@@ -191,8 +191,12 @@ fn add_section(section: Section<'_>, planned: &mut [Planned]) -> Result<(), Malf
 /// [`Malformed::TooLarge`].
 pub(crate) fn described(text: Range<u64>, program: &[u8]) -> Result<Planned, Malformed> {
     let common = Common { factors: &[1, 1, 16], program: &[], ..AT_ENTRY };
-    let function =
-        Function { start: text.start, len: text.end.saturating_sub(text.start), lsda: 0, program: program.into() };
+    let function = FrameDescription {
+        start: text.start,
+        len: text.end.saturating_sub(text.start),
+        lsda: 0,
+        program: program.into(),
+    };
     let mut planned = Planned { text, copy: Vec::new(), common: None, descriptions: Vec::new() };
     if function.len != 0 {
         planned.add(0, &function, &common)?;
@@ -202,7 +206,7 @@ pub(crate) fn described(text: Range<u64>, program: &[u8]) -> Result<Planned, Mal
 }
 
 impl Planned {
-    fn add(&mut self, at: usize, function: &Function<'_>, common: &Common<'_>) -> Result<(), Malformed> {
+    fn add(&mut self, at: usize, function: &FrameDescription<'_>, common: &Common<'_>) -> Result<(), Malformed> {
         let common_at = match self.common.filter(|(origin, _)| *origin == common.at) {
             Some((_, here)) => here,
             None => {
@@ -265,7 +269,7 @@ impl Planned {
         // SAFETY: the run is a boxed slice in the rows that `known` owns, which neither move nor are written until
         // `known` is dropped; and `known` drops the registration before the rows. The run consists of whole entries
         // with an end: `add` has written the entries, and `finish` the end.
-        let registered = unsafe { Registered::new(start, run) };
+        let registered = unsafe { RegisteredRun::new(start, run) };
         Ok(Some(known.and_registered(registered)))
     }
 }
@@ -319,7 +323,7 @@ fn write_common(copy: &mut Vec<u8>, common: &Common<'_>) -> usize {
     })
 }
 
-fn write_function(copy: &mut Vec<u8>, common_at: usize, function: &Function<'_>, common: &Common<'_>) -> usize {
+fn write_function(copy: &mut Vec<u8>, common_at: usize, function: &FrameDescription<'_>, common: &Common<'_>) -> usize {
     write_entry(copy, |copy| {
         let back = u32::try_from(copy.len() - common_at).unwrap_or(u32::MAX);
         // All fields with a fixed place, written at once: there are many functions.

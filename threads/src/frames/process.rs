@@ -32,7 +32,7 @@ pub enum NoFinder {
 
 /// glibc's `struct dl_find_object` on x86-64, from `<dlfcn.h>`.
 #[repr(C)]
-struct Found {
+struct DlFindObject {
     flags: u64,
     map_start: *const c_void,
     map_end: *const c_void,
@@ -41,7 +41,7 @@ struct Found {
     reserved: [u64; 7],
 }
 
-type Finder = unsafe extern "C" fn(*mut c_void, *mut Found) -> libc::c_int;
+type Finder = unsafe extern "C" fn(*mut c_void, *mut DlFindObject) -> libc::c_int;
 
 /// The address of `_dl_find_object`, once it has been looked up.
 static FINDER: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
@@ -69,7 +69,7 @@ type Reader<'a> = EndianSlice<'a, LittleEndian>;
 
 /// The rows of an object: in memory that stays for as long as the object's code does.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Object {
+pub(crate) struct LoadedObject {
     map: (u64, u64),
     /// From `.eh_frame_hdr` to the end of its segment.
     header: (u64, u64),
@@ -80,33 +80,33 @@ pub(crate) struct Object {
 /// The objects that a walk has passed. Most stacks pass through few objects.
 #[derive(Default, Debug)]
 pub(crate) struct Objects {
-    met: [Option<Object>; 4],
+    met: [Option<LoadedObject>; 4],
     next: usize,
 }
 
 impl Objects {
     /// Returns the object with code at this address.
-    pub(crate) fn at(&mut self, pc: u64) -> Option<Object> {
+    pub(crate) fn at(&mut self, pc: u64) -> Option<LoadedObject> {
         let met = self.met.iter().flatten().find(|object| (object.map.0..object.map.1).contains(&pc));
         if let Some(object) = met {
             return Some(*object);
         }
-        let object = Object::at(pc)?;
+        let object = LoadedObject::at(pc)?;
         self.met[self.next % self.met.len()] = Some(object);
         self.next = self.next.wrapping_add(1);
         Some(object)
     }
 }
 
-impl Object {
-    fn at(pc: u64) -> Option<Object> {
+impl LoadedObject {
+    fn at(pc: u64) -> Option<LoadedObject> {
         let finder = FINDER.load(Ordering::Relaxed);
         if finder.is_null() {
             return None;
         }
         // SAFETY: by its documentation, a function of the C library with this signature; it is never unloaded.
         let finder = unsafe { std::mem::transmute::<*mut c_void, Finder>(finder) };
-        let mut found = MaybeUninit::<Found>::uninit();
+        let mut found = MaybeUninit::<DlFindObject>::uninit();
         let pc = std::ptr::without_provenance_mut(usize::try_from(pc).ok()?);
         // SAFETY: any address may be looked up, and the result has room for the structure. Async-signal-safe.
         if unsafe { finder(pc, found.as_mut_ptr()) } != 0 {
@@ -127,7 +127,7 @@ impl Object {
         let bases = BaseAddresses::default().set_eh_frame_hdr(header.start);
         let frames = EhFrameHdr::new(bytes, LittleEndian).parse(&bases, 8).ok()?.eh_frame_ptr().direct().ok()?;
         let frames_end = segments.readable_to(frames)?;
-        Some(Object { map: (start, end), header: (header.start, header.end), frames: (frames, frames_end) })
+        Some(LoadedObject { map: (start, end), header: (header.start, header.end), frames: (frames, frames_end) })
     }
 
     /// Returns the object's `.eh_frame`, its address, and the offset of the description for an address in it.

@@ -58,7 +58,7 @@ pub(crate) struct Unwound {
 
 /// A row of the form that compilers make for nearly all code: registers are unchanged, or on the stack.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Plain {
+pub(crate) struct PlainRow {
     cfa: (Register, i64),
     saved: [(Register, i64); MOST_SAVED],
     count: usize,
@@ -71,12 +71,18 @@ pub(crate) struct Plain {
 /// The preserved registers, the return address, and one more.
 const MOST_SAVED: usize = 8;
 
-impl Plain {
-    fn of(row: &UnwindTableRow<usize, InPlace>, interrupts: bool) -> Option<Plain> {
+impl PlainRow {
+    fn of(row: &UnwindTableRow<usize, InPlace>, interrupts: bool) -> Option<PlainRow> {
         let CfaRule::RegisterAndOffset { register, offset } = row.cfa() else { return None };
         let cfa = (Register::numbered(register.0)?, *offset);
-        let mut plain =
-            Plain { cfa, saved: [(Register::RSP, 0); MOST_SAVED], count: 0, same: 0, interrupts, is_outermost: false };
+        let mut plain = PlainRow {
+            cfa,
+            saved: [(Register::RSP, 0); MOST_SAVED],
+            count: 0,
+            same: 0,
+            interrupts,
+            is_outermost: false,
+        };
         for register in Register::ALL {
             match row.register(gimli::Register(register.number().into())) {
                 None if register.is_preserved() => plain.same |= 1 << register.number(),
@@ -118,19 +124,19 @@ impl Plain {
 /// Plain rows that earlier walks found, by the address that they were found for: sleeping threads are mostly in the
 /// same place. The rows are valid as long as no rows change: while all other threads are held.
 #[derive(Debug)]
-pub(crate) struct Met {
-    rows: Box<[Option<(u64, Plain)>]>,
+pub(crate) struct RowCache {
+    rows: Box<[Option<(u64, PlainRow)>]>,
 }
 
 /// The number of rows that are kept, a power of two.
 const ROOM: usize = 512;
 
-impl Met {
-    pub(crate) fn new() -> Met {
-        Met { rows: vec![None; ROOM].into() }
+impl RowCache {
+    pub(crate) fn new() -> RowCache {
+        RowCache { rows: vec![None; ROOM].into() }
     }
 
-    fn place(&mut self, at: u64) -> &mut Option<(u64, Plain)> {
+    fn place(&mut self, at: u64) -> &mut Option<(u64, PlainRow)> {
         let hash = at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 55;
         let place = usize::try_from(hash).unwrap_or(0) % ROOM;
         &mut self.rows[place]
@@ -143,7 +149,7 @@ pub(crate) struct Unwinder<M> {
     objects: Objects,
     memory: M,
     /// The row that was applied last, if it is a plain one; kept only if `keeps_last` is set.
-    last: Option<Plain>,
+    last: Option<PlainRow>,
     keeps_last: bool,
 }
 
@@ -161,7 +167,7 @@ impl<M: Memory> Unwinder<M> {
     /// Works like [`Unwinder::unwind`], by a row that an earlier walk found, if there is one.
     pub(crate) fn unwind_met(
         &mut self,
-        met: &mut Met,
+        met: &mut RowCache,
         at: u64,
         registers: &Registers,
         tables: &Reading,
@@ -233,7 +239,7 @@ impl<M: Memory> Unwinder<M> {
         };
         let interrupts = entry.is_signal_trampoline();
         if self.keeps_last {
-            self.last = Plain::of(row, interrupts);
+            self.last = PlainRow::of(row, interrupts);
         }
         check_cfa(cfa, interrupts, registers)?;
         let mut caller = Registers::unknown();

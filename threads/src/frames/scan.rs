@@ -35,7 +35,7 @@ const CHUNK_SIZE: u64 = 4096;
 
 /// The result of inspecting the words of a stack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Words {
+pub enum StackWords {
     /// No word, and no register that the kernel shows, is an address of the code.
     Free {
         /// Whether the return address in the C library's call of a thread's first function is among the words.
@@ -50,18 +50,18 @@ pub enum Words {
 /// Looks for addresses of some code among the words of a sleeping thread's stack. Allocates no memory, and uses 5 KiB
 /// of stack.
 #[must_use]
-pub fn words(sleeper: &Sleeper, mut is_code: impl FnMut(u64) -> bool) -> Words {
+pub fn words(sleeper: &Sleeper, mut is_code: impl FnMut(u64) -> bool) -> StackWords {
     if sleeper.call().is_none() {
-        return Words::Unknown;
+        return StackWords::Unknown;
     }
     let shown = sleeper.arguments();
     if let Some(found) = shown.into_iter().chain([sleeper.rip()]).find(|value| is_code(*value)) {
-        return Words::Hold(found);
+        return StackWords::Hold(found);
     }
-    let Ok(Some(end)) = end_of_stack(sleeper) else { return Words::Unknown };
+    let Ok(Some(end)) = end_of_stack(sleeper) else { return StackWords::Unknown };
     let rsp = sleeper.rsp();
     if rsp >= end || end - rsp > LARGEST {
-        return Words::Unknown;
+        return StackWords::Unknown;
     }
     let mut has_begun = sleeper.tid().is_first();
     let mut found = None;
@@ -85,7 +85,7 @@ pub fn words(sleeper: &Sleeper, mut is_code: impl FnMut(u64) -> bool) -> Words {
     let mut at = middle;
     while at < end {
         if !memory.read_once(at, &mut bytes) {
-            return Words::Unknown;
+            return StackWords::Unknown;
         }
         look(&bytes);
         at += CHUNK_SIZE;
@@ -94,7 +94,7 @@ pub fn words(sleeper: &Sleeper, mut is_code: impl FnMut(u64) -> bool) -> Words {
     let lowest = middle.saturating_sub(LARGEST);
     let mut at = middle;
     loop {
-        let Some(next) = at.checked_sub(CHUNK_SIZE).filter(|next| *next > lowest) else { return Words::Unknown };
+        let Some(next) = at.checked_sub(CHUNK_SIZE).filter(|next| *next > lowest) else { return StackWords::Unknown };
         at = next;
         if !memory.read_once(at, &mut bytes) {
             break;
@@ -102,8 +102,8 @@ pub fn words(sleeper: &Sleeper, mut is_code: impl FnMut(u64) -> bool) -> Words {
         look(&bytes);
     }
     match found {
-        Some(word) => Words::Hold(word),
-        None => Words::Free { has_begun },
+        Some(word) => StackWords::Hold(word),
+        None => StackWords::Free { has_begun },
     }
 }
 

@@ -58,7 +58,7 @@ pub(crate) struct Common<'a> {
 
 /// The description of a function.
 #[derive(Clone, Debug)]
-pub(crate) struct Function<'a> {
+pub(crate) struct FrameDescription<'a> {
     /// The first address; 0 if a linker has dropped the function.
     pub(crate) start: u64,
     pub(crate) len: u64,
@@ -70,7 +70,7 @@ pub(crate) struct Function<'a> {
 
 /// An entry: its offset, and the bytes behind its length.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Entry<'a> {
+pub(crate) struct FrameEntry<'a> {
     pub(crate) at: usize,
     body: &'a [u8],
 }
@@ -134,16 +134,16 @@ impl<'a> Cursor<'a> {
 
 /// A section, and the address at which it lies or will lie.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Section<'a> {
+pub(crate) struct FrameSection<'a> {
     pub(crate) bytes: &'a [u8],
     pub(crate) at: u64,
 }
 
-impl<'a> Section<'a> {
+impl<'a> FrameSection<'a> {
     /// Returns the next entry from an offset on, and the offset behind it; `None` at the end. An entry of length 0 ends
     /// the section for an unwinder, and may precede rows of other objects, which were linked behind it. Such an entry
     /// is skipped, as linkers leave it out.
-    pub(crate) fn entry(&self, mut at: usize) -> Result<Option<(Entry<'a>, usize)>, Flaw> {
+    pub(crate) fn entry(&self, mut at: usize) -> Result<Option<(FrameEntry<'a>, usize)>, Flaw> {
         loop {
             let mut cursor = Cursor { rest: self.bytes.get(at..).ok_or(Flaw::CutOff)? };
             if cursor.rest.is_empty() {
@@ -156,7 +156,7 @@ impl<'a> Section<'a> {
             let body = cursor.take(usize::try_from(len).map_err(|_| Flaw::CutOff)?)?;
             let next = at + 4 + body.len();
             if len != 0 {
-                return Ok(Some((Entry { at, body }, next)));
+                return Ok(Some((FrameEntry { at, body }, next)));
             }
             at = next;
         }
@@ -175,7 +175,7 @@ impl<'a> Section<'a> {
     }
 
     /// Reads an entry as common information.
-    pub(crate) fn common(&self, entry: Entry<'a>) -> Result<Common<'a>, Flaw> {
+    pub(crate) fn common(&self, entry: FrameEntry<'a>) -> Result<Common<'a>, Flaw> {
         let mut cursor = Cursor { rest: entry.body };
         cursor.take(4)?;
         let version = cursor.byte()?;
@@ -238,7 +238,7 @@ impl<'a> Section<'a> {
     }
 
     /// Reads the description of a function, which has this common information.
-    pub(crate) fn function(&self, entry: Entry<'a>, common: &Common<'a>) -> Result<Function<'a>, Flaw> {
+    pub(crate) fn function(&self, entry: FrameEntry<'a>, common: &Common<'a>) -> Result<FrameDescription<'a>, Flaw> {
         let mut cursor = Cursor { rest: entry.body };
         cursor.take(4)?;
         let start = self.pointer(&mut cursor, common.pointers)?;
@@ -256,7 +256,7 @@ impl<'a> Section<'a> {
             Addresses::Some if start != 0 => Cow::Owned(self.absolute(cursor.rest, common.pointers, start, len)?),
             Addresses::None | Addresses::Some => Cow::Borrowed(cursor.rest),
         };
-        Ok(Function { start, len, lsda, program })
+        Ok(FrameDescription { start, len, lsda, program })
     }
 
     /// Returns a copy of a checked program of a function of `len` bytes at `start`, with absolute addresses.
@@ -281,7 +281,7 @@ impl<'a> Section<'a> {
     }
 }
 
-impl Entry<'_> {
+impl FrameEntry<'_> {
     /// Returns whether the entry is common information, and not the description of a function.
     pub(crate) fn is_common(&self) -> Result<bool, Flaw> {
         Ok(Cursor { rest: self.body }.array::<4>()? == [0; 4])

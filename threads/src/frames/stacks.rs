@@ -14,7 +14,7 @@ use crate::handler::Interrupted;
 use crate::hold::{Held, hold_or_look};
 use crate::sleeper::Sleeper;
 use crate::task::{self, Tasks, Tid};
-use crate::word::{self, Words};
+use crate::word::{self, ThreadWords};
 
 /// The stack of a thread, while every other thread is held or sleeps.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +29,7 @@ enum Whose<'h> {
     /// The holder's own stack.
     Own,
     /// The stack of a held thread, and the words in the thread's own memory.
-    Held(Interrupted<'h>, &'h Words),
+    Held(Interrupted<'h>, &'h ThreadWords),
     /// The stack of a thread that was inspected in its sleep.
     Asleep(Sleeper),
 }

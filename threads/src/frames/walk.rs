@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::index::Reading;
 use super::memory::{Memory, ProcessMemory};
 use super::registers::{Register, Registers};
-use super::rules::{Met, Unknown, Unwinder, Unwound};
+use super::rules::{RowCache, Unknown, Unwinder, Unwound};
 
 /// The greatest number of frames that a walk passes. A thread's usual stack of 8 MiB has room for half as many frames
 /// that hold only a return address and eight bytes; a stack with more frames runs in circles, by signal frames.
@@ -110,7 +110,7 @@ pub fn walk(
 /// may have changed in between.
 pub struct Walker {
     unwinder: Unwinder<ProcessMemory>,
-    met: Met,
+    met: RowCache,
 }
 
 impl fmt::Debug for Walker {
@@ -129,7 +129,7 @@ impl Walker {
     /// Returns a walker that has found no rows yet.
     #[must_use]
     pub fn new() -> Walker {
-        Walker { unwinder: Unwinder::new(ProcessMemory::own()), met: Met::new() }
+        Walker { unwinder: Unwinder::new(ProcessMemory::own()), met: RowCache::new() }
     }
 
     /// Walks a stack of this process, like [`walk`].
