@@ -16,15 +16,15 @@ use crate::args::Format;
 /// Why the command failed.
 #[derive(Debug, Error)]
 pub(crate) enum CommandFailure {
-    #[error("{}: {source}", shown(.file))]
+    #[error("{}", shown(.file))]
     Read { file: PathBuf, source: ReadError },
     #[error(transparent)]
     Host(#[from] ArenaError),
-    #[error("{}: {source}", shown(.file))]
+    #[error("{}", shown(.file))]
     Load { file: PathBuf, source: LoadError },
-    #[error("{}: {source}", shown(.file))]
+    #[error("{}", shown(.file))]
     Inspect { file: PathBuf, source: Error },
-    #[error("{}: {source}", shown(.file))]
+    #[error("{}", shown(.file))]
     Link { file: PathBuf, source: modload::patch::link::Error },
     #[error("{} is the input file: name another file with -o", shown(.0))]
     SameFile(PathBuf),
@@ -73,11 +73,11 @@ pub(crate) enum CommandFailure {
     Trace(#[from] modload::trace::TraceError),
     #[error(transparent)]
     Patch(#[from] modload::patch::PatchError),
-    #[error("{}: {source}", shown(.file))]
+    #[error("{}", shown(.file))]
     Out { file: PathBuf, source: io::Error },
     #[error("{refused} of {of} files cannot be loaded")]
     Unloadable { refused: usize, of: usize },
-    #[error("the output could not be written: {0}")]
+    #[error("the output could not be written")]
     Output(#[from] io::Error),
 }
 
@@ -113,7 +113,7 @@ impl CommandFailure {
             data.insert("kind".into(), refused.kind.clone().into());
         }
         if let CommandFailure::Held { held, .. } = self {
-            data.insert("held".into(), held.iter().map(ToString::to_string).collect());
+            data.insert("held".into(), held.iter().map(|error| sentence(error)).collect());
         }
         if let CommandFailure::Inspect { source, .. } = self {
             error_details(source, &mut data);
@@ -139,7 +139,7 @@ fn command() -> String {
 }
 
 fn sentences(held: &[UnloadError]) -> String {
-    held.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    held.iter().map(|error| sentence(error)).collect::<Vec<_>>().join("; ")
 }
 
 fn requests(count: usize) -> String {

@@ -41,9 +41,9 @@ pub(crate) enum RequestRefusal {
     Descriptors { given: usize, wanted: usize },
     #[error("{}: {why}", .file.escape_debug())]
     NotAFile { file: String, why: NotAFile },
-    #[error("{}: {source}", .file.escape_debug())]
+    #[error("{}", .file.escape_debug())]
     Read { file: String, source: ReadError },
-    #[error("{}: {source}", .file.escape_debug())]
+    #[error("{}", .file.escape_debug())]
     Load { file: String, source: LoadError },
     #[error(transparent)]
     Unload(#[from] UnloadError),
