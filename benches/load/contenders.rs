@@ -8,9 +8,10 @@ use std::io::{self, Write as _};
 use std::mem::transmute;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use modload::{Host, Image, read_trusted};
+use modload::{Host, Image, Module, read_trusted};
 
 use crate::objects::{Function, Linked, Object};
 
@@ -83,19 +84,29 @@ impl Contender for Modload<'_> {
     }
 
     fn cycle(&self) -> Result<Cycle, Box<dyn Error>> {
-        let load = || -> Result<modload::Module, Box<dyn Error>> {
-            let image = match self.source {
+        let load = || match self.source {
+            Source::File => load(self.host, &self.object.path),
+            Source::Memory => {
                 // SAFETY: the benches' own object, which does what its source says.
-                Source::File => unsafe { read_trusted(&self.object.path) }?,
-                // SAFETY: as above.
-                Source::Memory => unsafe { Image::trusted(&self.object.bytes[..]) }.named(self.object.name),
-            };
-            Ok(self.host.load(&image)?)
+                let image = unsafe { Image::trusted(&self.object.bytes[..]) }.named(self.object.name);
+                Ok(self.host.load(&image)?)
+            }
         };
-        // SAFETY: `add` is `int add(int, int)` in every object of the benches.
-        let symbol = |module: &modload::Module| Ok(*unsafe { module.symbol::<Function>("add") }?);
-        Cycle::measure(load, symbol, |module| Ok(module.unload()?))
+        Cycle::measure(load, add_of, |module| Ok(module.unload()?))
     }
+}
+
+/// Loads a file with an object of the benches.
+pub(crate) fn load(host: &Host, path: &Path) -> Result<Module, Box<dyn Error>> {
+    // SAFETY: the benches' own object, which does what its source says.
+    let image = unsafe { read_trusted(path) }?;
+    Ok(host.load(&image)?)
+}
+
+/// Returns the function that each object of the benches has.
+pub(crate) fn add_of(module: &Module) -> Result<Function, Box<dyn Error>> {
+    // SAFETY: `add` is `int add(int, int)` in every object of the benches.
+    Ok(*unsafe { module.symbol::<Function>("add") }?)
 }
 
 /// The C library's dlopen.

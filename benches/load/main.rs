@@ -3,15 +3,17 @@
 //! are meaningful.
 //!
 //! `cargo bench` measures and prints. With `--check` it fails if a target is missed. `cargo test` runs each cycle once
-//! and checks only the results of the calls.
+//! and checks only the results of the calls. With `--instructions` the bench counts instructions instead: [`instructions`].
 
 #![deny(unsafe_code)]
 
 mod contenders;
+mod instructions;
 mod objects;
 mod report;
 
 use std::error::Error;
+use std::path::Path;
 use std::process::ExitCode;
 
 use contenders::{Contender, Cycle, Dlopen, Floor, FloorArena, Modload, Source};
@@ -25,6 +27,10 @@ const WARM_UP: usize = 50;
 const ROUNDS: usize = 3000;
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
+    if let Some(object) = std::env::var_os(instructions::COUNTED) {
+        instructions::cycles(Path::new(&object))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let asked = |option: &str| std::env::args().any(|argument| argument == option);
     // Cargo passes `--bench` for `cargo bench`, and no option for `cargo test`.
     let (warm_up, rounds) = if asked("--bench") || asked("--check") { (WARM_UP, ROUNDS) } else { (0, 1) };
@@ -32,6 +38,9 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     let tiny = Object::tiny(folder.path())?;
     let medium = Object::medium(folder.path())?;
+    if asked("--instructions") {
+        return instructions::run(&[&tiny, &medium], asked("--check"), asked("--write"));
+    }
     // The floor allocates first, because it needs little memory and takes it at the end of the low 2 GiB.
     let arena = FloorArena::open()?;
     let host = Host::builder().process_symbols().build()?;
