@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+mod everyday;
 mod fuzz;
 mod kernel;
 mod mutants;
@@ -36,6 +37,13 @@ const ORACLE: &[(&str, &str)] =
     &[("boot", "max"), ("modules", "300"), ("out", ""), ("megabytes", "4096"), ("seconds", "1200"), ("again", "no")];
 
 const COMMANDS: &[XtaskCommand] = &[
+    XtaskCommand {
+        name: "quick",
+        options: &[],
+        help: "the checks of every day: the format, and all tests that take less than some seconds",
+        run: everyday::quick,
+    },
+    XtaskCommand { name: "ci", options: &[], help: "all that CI runs: .ci/run", run: everyday::ci },
     XtaskCommand {
         name: "kernel",
         options: &[],

@@ -1,0 +1,78 @@
+//! The checks of every day, and all checks.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::Instant;
+
+use modload_fixtures::workspace_root;
+use serde_json::Value;
+
+use crate::Result;
+use crate::options::Options;
+use crate::process::{cargo, output, run};
+
+/// Test targets that `quick` leaves out: they poke text for seconds, run gdb, wait for limits, or compile hundreds of objects.
+const SLOW: &[&str] = &[
+    "clumsy",
+    "concurrency",
+    "deps",
+    "expectations_hold",
+    "explain",
+    "faults",
+    "fixtures",
+    "frames",
+    "ftrace_fire",
+    "ftrace_leaving",
+    "ftrace_stacks",
+    "holding",
+    "kernel",
+    "klp_deferred",
+    "link",
+    "livepatch",
+    "malformed",
+    "mutants",
+    "odd_objects",
+    "poke",
+    "sdk_header",
+    "sdk_records",
+    "serve",
+    "server",
+    "sleepers",
+    "static_keys",
+    "trace",
+    "unwinding",
+    "watched",
+];
+
+/// Checks the format, and runs the unit tests and all test targets except the slow ones.
+pub(crate) fn quick(_options: &Options) -> Result<()> {
+    let begun = Instant::now();
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    let targets = test_targets()?;
+    if let Some(unknown) = SLOW.iter().find(|slow| !targets.contains(**slow)) {
+        return Err(format!("{unknown} is no test target: remove it from the list in xtask/src/everyday.rs").into());
+    }
+    let mut tests = cargo();
+    tests.args(["test", "--workspace", "--locked", "--no-fail-fast", "--lib"]);
+    for target in targets.iter().filter(|target| !SLOW.contains(&target.as_str())) {
+        tests.args(["--test", target]);
+    }
+    run(&mut tests)?;
+    eprintln!("{} s. Left out, for `cargo xtask ci`: {}", begun.elapsed().as_secs(), SLOW.join(", "));
+    Ok(())
+}
+
+/// Returns the names of the workspace's integration tests.
+fn test_targets() -> Result<BTreeSet<String>> {
+    let metadata = output(cargo().args(["metadata", "--no-deps", "--locked", "--format-version", "1"]))?;
+    let metadata: Value = serde_json::from_str(&metadata)?;
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let targets = list(&metadata["packages"]).into_iter().flat_map(|package| list(&package["targets"]));
+    let tests = targets.filter(|target| list(&target["kind"]).iter().any(|kind| kind == "test"));
+    Ok(tests.filter_map(|target| target["name"].as_str().map(str::to_owned)).collect())
+}
+
+/// Runs all that CI runs.
+pub(crate) fn ci(_options: &Options) -> Result<()> {
+    run(Command::new(workspace_root().join(".ci/run")).current_dir(workspace_root()))
+}
