@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use modload::error::sentence;
 use modload::file::{ModuleFile, SIZE_LIMIT};
-use modload::image::{Elsewhere, ImageSection, MemoryImage};
+use modload::image::{ImageSection, MemoryImage, TargetMachine};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -37,7 +37,7 @@ pub(crate) fn run(arguments: &ImageArguments, output: &mut CommandOutput) -> Res
 
 /// The machine, and how far the work goes.
 struct Maker {
-    machine: Elsewhere,
+    machine: TargetMachine,
     extent: ImageExtent,
 }
 

@@ -33,6 +33,8 @@ pub enum Engine {
     JumpLabel,
     /// A record of `.static_call_sites`, or a trampoline.
     StaticCall,
+    /// A subscriber of the embedder. The section and the record of the edit's origin are numbers that the subscriber chooses.
+    Subscriber,
 }
 
 impl fmt::Display for Engine {
@@ -51,6 +53,7 @@ impl fmt::Display for Engine {
             Engine::Fentry => "function entry",
             Engine::JumpLabel => "jump label",
             Engine::StaticCall => "static call",
+            Engine::Subscriber => "subscriber's edit",
         })
     }
 }

@@ -20,6 +20,7 @@ pub const ORDER: &[(Engine, &str)] = &[
     (Engine::Fentry, "tracing is the first subscriber of COMING"),
     (Engine::JumpLabel, "the subscriber of static keys follows tracing; their sites differ"),
     (Engine::StaticCall, "the same subscriber as static keys"),
+    (Engine::Subscriber, "subscribers of the embedder follow the built-in subscribers"),
 ];
 
 /// A pair of engines of which the later one may overwrite bytes that the earlier one wrote.

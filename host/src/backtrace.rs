@@ -16,6 +16,19 @@ pub struct BacktraceFrame {
 }
 
 /// The stack of a thread, innermost frame first. The text form has a line per frame.
+///
+/// ```
+/// use modload::Host;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let host = Host::builder().build()?;
+/// let backtrace = host.backtrace();
+/// assert!(backtrace.ended().is_ok(), "{backtrace}");
+/// // Functions of the program are addresses; functions of modules have names.
+/// assert!(backtrace.frames().iter().all(|frame| frame.place.is_none()));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Backtrace {
     frames: Vec<BacktraceFrame>,

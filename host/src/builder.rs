@@ -79,6 +79,23 @@ impl<T> From<*const T> for Export {
 }
 
 /// Makes a [`Host`].
+///
+/// ```
+/// use modload::{Check, Host, Image, Rule};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // The C library's functions are offered to modules, and a module needs no licence that is compatible with the GPL.
+/// let host = Host::builder().process_symbols().policy(Rule::License, Check::Off).build()?;
+///
+/// // `object` is the compiled form of: int puts(const char *); int greet(void) { return puts("hello"); }
+/// # let object = modload_fixtures::c_object("int puts(const char *); int greet(void) { return puts(\"hello\"); }")?;
+/// // SAFETY: the object is the code above.
+/// let greet = host.load(&unsafe { Image::trusted(object) }.named("greet"))?;
+/// // SAFETY: `greet` takes no arguments.
+/// assert!(unsafe { greet.call("greet", &[])? } > 0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct HostBuilder {
     pub(crate) symbols: HostSymbols,
@@ -204,7 +221,6 @@ impl HostBuilder {
         self
     }
 
-    /// Makes the host, and the process's arena if this is the first one.
     /// Makes the host, and the process's arena with the first host.
     ///
     /// # Errors

@@ -1,4 +1,21 @@
 //! Reads module files, and decompresses `.gz`, `.xz` and `.zst` files, up to a maximum size.
+//!
+//! ```
+//! use modload::file::{ModuleFile, SIZE_LIMIT};
+//! use modload::inspect::Inspection;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("adder.o");
+//! # let object = modload_fixtures::c_object("int add(int a, int b) { return a + b; }")?;
+//! # std::fs::write(&path, object)?;
+//! let file = ModuleFile::read(&path, SIZE_LIMIT)?;
+//! assert_eq!((file.name.as_str(), file.stem.as_str()), ("adder.o", "adder"));
+//! let inspection = Inspection::of(&file.bytes, &file.stem, SIZE_LIMIT)?;
+//! assert_eq!(inspection.name, "adder");
+//! # Ok(())
+//! # }
+//! ```
 
 use std::fmt;
 use std::fs::File;

@@ -18,6 +18,24 @@ use crate::file::{ModuleFile, SIZE_LIMIT, TrustedFileError};
 
 /// A reference to a loaded module. The module cannot be unloaded while this value, a clone of it, or a [`Symbol`] of it
 /// exists. Dropping the last reference does not unload the module.
+///
+/// ```
+/// use modload::{Host, Image};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // `object` is the compiled form of: int next(void) { static int last = 7; return ++last; }
+/// # let object = modload_fixtures::c_object("int next(void) { static int last = 7; return ++last; }")?;
+/// let host = Host::builder().build()?;
+/// // SAFETY: the object is the code above.
+/// let module = host.load(&unsafe { Image::trusted(object) }.named("counter"))?;
+///
+/// let another = module.clone();
+/// let refused = module.unload().unwrap_err();
+/// assert_eq!(refused.to_string(), "counter: in use (1 reference is held)");
+/// another.unload()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Module {
     reference: Reference,
@@ -80,6 +98,26 @@ impl fmt::Debug for SymbolError {
 }
 
 /// A function or a variable of a module. `F` is a function pointer or a raw pointer.
+///
+/// ```
+/// use modload::{Host, Image};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // `object` is the compiled form of: int last = 7; int next(void) { return ++last; }
+/// # let object = modload_fixtures::c_object("int last = 7; int next(void) { return ++last; }")?;
+/// # let host = Host::builder().build()?;
+/// # // SAFETY: the object is the code above.
+/// # let module = host.load(&unsafe { Image::trusted(object) }.named("counter"))?;
+/// // SAFETY: this is the type of `next`.
+/// let next = unsafe { module.symbol::<extern "C" fn() -> i32>("next")? };
+/// assert_eq!(next(), 8);
+/// // SAFETY: `last` is an int.
+/// let last = unsafe { module.symbol::<*const i32>("last")? };
+/// // SAFETY: no other thread calls `next` now.
+/// assert_eq!(unsafe { last.read() }, 8);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Symbol<'m, F> {
     value: F,
     module: PhantomData<&'m Module>,
@@ -139,6 +177,21 @@ impl Module {
     /// panic, `pthread_exit`, or the cancellation of this thread. After a cancellation the thread ends if its own
     /// frames allow that. The frames of the process's first thread and of Rust's `std::thread` do not.
     ///
+    /// ```
+    /// use modload::{Host, Image};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// // `object` is the compiled form of: int add(int a, int b) { return a + b; }
+    /// # let object = modload_fixtures::c_object("int add(int a, int b) { return a + b; }")?;
+    /// # let host = Host::builder().build()?;
+    /// # // SAFETY: the object is the code above.
+    /// # let module = host.load(&unsafe { Image::trusted(object) }.named("adder"))?;
+    /// // SAFETY: `add` takes two integers.
+    /// assert_eq!(unsafe { module.call("add", &[2, 3])? }, 5);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`SymbolError`]: there is no such function, there are more than six arguments, or the function did not return.
     ///
@@ -186,6 +239,22 @@ impl Module {
 
 /// Reads a module file, compressed or not. Its stem becomes the module's name if its `.modinfo` has none.
 ///
+/// ```
+/// use modload::{Host, read_trusted};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("adder.o");
+/// # let object = modload_fixtures::c_object("int add(int a, int b) { return a + b; }")?;
+/// # std::fs::write(&path, object)?;
+/// let host = Host::builder().build()?;
+/// // SAFETY: the file is the compiled form of: int add(int a, int b) { return a + b; }
+/// let adder = host.load(&unsafe { read_trusted(&path)? })?;
+/// assert_eq!(adder.name(), "adder");
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// [`TrustedFileError`]: the file cannot be read or decompressed, or holds more than 1 GiB.
 ///
@@ -203,6 +272,22 @@ pub unsafe fn read_trusted(path: impl AsRef<Path>) -> Result<Image<'static>, Tru
 /// The promise that the clients of a part of a program are trusted. With this value, files can be loaded and functions
 /// called for these clients without unsafe code. The promise is made once, where the program decides who its clients
 /// are. The server of `modload-control` requires a `Trust`.
+///
+/// ```
+/// use modload::{Host, Input, Trust};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let object = modload_fixtures::c_object("int add(int a, int b) { return a + b; }")?;
+/// // SAFETY: the clients of this program are its own user, who chooses modules and calls with care.
+/// let trust = unsafe { Trust::new() };
+///
+/// // From here on no unsafe code is necessary.
+/// let host = Host::builder().build()?;
+/// let adder = host.load(&trust.unit(vec![Input { name: "adder.o".into(), bytes: object.into() }]).named("adder"))?;
+/// assert_eq!(trust.call(&adder, "add", &[2, 3])?, 5);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Trust(());
 

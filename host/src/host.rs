@@ -20,6 +20,32 @@ use crate::foreign::Module;
 
 /// A host holds modules. Dropping a host unloads its modules in reverse order. A module that is still held by a [`Module`] stays in
 /// memory, and the log has an error for it.
+///
+/// ```
+/// use modload::{Host, Image, State};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // `object` is the compiled form of: int missing(void); int call(void) { return missing(); }
+/// # let object = modload_fixtures::c_object("int missing(void); int call(void) { return missing(); }")?;
+/// let host = Host::builder().build()?;
+/// // SAFETY: the object is the code above.
+/// let image = unsafe { Image::trusted(object) }.named("caller");
+///
+/// // A load that fails leaves nothing behind.
+/// let refused = host.load(&image).unwrap_err();
+/// assert!(format!("{refused:?}").contains("missing"));
+/// assert!(host.modules().is_empty());
+///
+/// extern "C" fn missing() -> i32 { 42 }
+/// let address = missing as extern "C" fn() -> i32 as *const ();
+/// let host = Host::builder().export("missing", address).build()?;
+/// let caller = host.load(&image)?;
+/// assert_eq!(host.modules(), [("caller".to_owned(), State::Live)]);
+/// // SAFETY: `call` takes no arguments.
+/// assert_eq!(unsafe { caller.call("call", &[])? }, 42);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Host {
     pub(crate) inner: Arc<HostState>,
@@ -84,6 +110,28 @@ impl Host {
 
     /// Like [`Host::unload`], but waits up to `at_most` until the module is not in use.
     ///
+    /// ```
+    /// use std::thread;
+    /// use std::time::Duration;
+    ///
+    /// use modload::{Host, Image};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let object = modload_fixtures::c_object("int add(int a, int b) { return a + b; }")?;
+    /// # let host = Host::builder().build()?;
+    /// # // SAFETY: the object is one function that adds.
+    /// # let image = unsafe { Image::trusted(object) }.named("adder");
+    /// let adder = host.load(&image)?;
+    /// thread::scope(|scope| {
+    ///     // Another thread uses the module for a moment.
+    ///     scope.spawn(move || drop(adder));
+    ///     host.unload_within("adder", Duration::from_secs(10))
+    /// })?;
+    /// assert!(host.modules().is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`UnloadError`]: the module is still in use (with its users), not LIVE, or not found.
     pub fn unload_within(&self, name: &str, at_most: Duration) -> Result<(), UnloadError> {
@@ -135,12 +183,58 @@ impl Host {
 
     /// Calls a function with each event that this thread causes, as it happens. The function is called
     /// without any lock held, and the thread continues when it returns.
+    ///
+    /// ```
+    /// use modload::{Host, Image};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let object = modload_fixtures::c_object("int add(int a, int b) { return a + b; }")?;
+    /// # // SAFETY: the object is one function that adds.
+    /// # let image = unsafe { Image::trusted(object) }.named("adder");
+    /// let host = Host::builder().build()?;
+    /// let (send, events) = std::sync::mpsc::channel();
+    /// let listening = host.listen(move |event| drop(send.send(event.kind.to_string())));
+    /// host.load(&image)?.unload()?;
+    /// drop(listening);
+    /// let events: Vec<String> = events.iter().collect();
+    /// assert!(events.iter().any(|event| event.contains("LIVE")), "{events:?}");
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use = "dropping it ends the listening"]
     pub fn listen(&self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Listening {
         self.inner.loader.listen(listener)
     }
 
     /// Adds a subscriber to the coming and the going chain.
+    ///
+    /// ```
+    /// use modload::{Coming, Host, Image, Order, Refusal, Subscriber};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// /// Refuses modules without a licence.
+    /// struct LicenceRule;
+    ///
+    /// impl Subscriber for LicenceRule {
+    ///     fn coming(&self, module: &mut Coming<'_>) -> Result<(), Refusal> {
+    ///         module.module().license().map(|_| ()).ok_or_else(|| "it has no licence".into())
+    ///     }
+    /// }
+    ///
+    /// # let object = modload_fixtures::c_object("int add(int a, int b) { return a + b; }")?;
+    /// # // SAFETY: the object is one function that adds.
+    /// # let image = unsafe { Image::trusted(object) }.named("adder");
+    /// let host = Host::builder().build()?;
+    /// let membership = host.subscribe("licences", Order::mirrored(0), LicenceRule);
+    /// let refused = host.load(&image).unwrap_err();
+    /// assert!(format!("{refused:?}").contains("it has no licence"));
+    ///
+    /// // Without the subscriber the host accepts the module.
+    /// drop(membership);
+    /// host.load(&image)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use = "dropping the membership leaves the chains"]
     pub fn subscribe(&self, name: &str, order: Order, subscriber: impl Subscriber + 'static) -> Membership {
         self.inner.loader.subscribe(name, order, Arc::new(subscriber))

@@ -1,4 +1,27 @@
 //! The bytes of a module in the memory of another machine, a Linux kernel for example, computed here.
+//!
+//! ```
+//! use std::collections::HashMap;
+//! use std::sync::Arc;
+//!
+//! use modload::Features;
+//! use modload::image::{Kallsyms, TargetMachine};
+//! use modload::text::Addr;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // The symbols of the other machine, in the form of /proc/kallsyms.
+//! let symbols = Kallsyms::parse(b"ffffffff81000000 T printed\n")?;
+//! let machine = TargetMachine::new(Arc::new(symbols), Features::NONE);
+//!
+//! // `object` is the compiled form of: int printed(void); int call(void) { return printed() + 1; }
+//! # let object = modload_fixtures::c_object("int printed(void); int call(void) { return printed() + 1; }")?;
+//! let addresses = ["", ".text", ".data", ".bss", ".rodata", ".eh_frame"].map(|name| (name.to_owned(), Addr::new(0xffff_ffff_a000_0000)));
+//! let image = machine.image(&object, &HashMap::from(addresses), |_| ())?;
+//! let text = image.sections.iter().find(|section| section.name == ".text").ok_or("no text")?;
+//! assert!(!text.bytes.is_empty());
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +39,7 @@ use crate::file::SIZE_LIMIT;
 /// A machine, described by its symbols, its features and further facts on which a module's bytes depend. Cheap to
 /// clone.
 #[derive(Clone, Debug)]
-pub struct Elsewhere {
+pub struct TargetMachine {
     machine: Machine,
     keys: HashMap<Addr, KeyState>,
     calls: HashMap<Addr, CallTarget>,
@@ -27,15 +50,22 @@ pub struct Elsewhere {
     percpu: Option<Addr>,
 }
 
-impl Elsewhere {
+impl TargetMachine {
     /// Makes a machine with these symbols and features. Everything else stays as compiled.
     #[must_use]
-    pub fn new(symbols: Arc<Kallsyms>, features: Features) -> Elsewhere {
+    pub fn new(symbols: Arc<Kallsyms>, features: Features) -> TargetMachine {
         let pairs = symbols.pairs(section::STATIC_CALL_TRAMPOLINE_PREFIX, section::STATIC_CALL_KEY_PREFIX);
         let keys_of_trampolines = Arc::new(pairs.collect());
         let machine = Machine::new(symbols, features);
         let return0 = machine.address("__static_call_return0");
-        Elsewhere { machine, keys: HashMap::new(), calls: HashMap::new(), keys_of_trampolines, return0, percpu: None }
+        TargetMachine {
+            machine,
+            keys: HashMap::new(),
+            calls: HashMap::new(),
+            keys_of_trampolines,
+            return0,
+            percpu: None,
+        }
     }
 
     /// Adds further facts, one per line: `percpu HEX`, `smp 0|1`, `static_call KEY TARGET` (0: NULL), `static_key KEY

@@ -1,5 +1,28 @@
 //! The contents of module files, and the load order of the modules of a folder. No code of a module runs, and a file need not be
 //! trusted.
+//!
+//! ```
+//! use modload::file::SIZE_LIMIT;
+//! use modload::inspect::{Catalog, Inspection};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // `object` is the compiled form of: int puts(const char *); int greet(void) { return puts("hello"); }
+//! # let object = modload_fixtures::c_object("int puts(const char *); int greet(void) { return puts(\"hello\"); }")?;
+//! let inspection = Inspection::of(&object, "greet", SIZE_LIMIT)?;
+//! assert_eq!(inspection.needs.len(), 1);
+//! assert_eq!(inspection.needs[0].name, "puts");
+//! assert_eq!(inspection.refused, None);
+//!
+//! // The modules of a folder, in load order.
+//! # let folder = tempfile::tempdir()?;
+//! # std::fs::write(folder.path().join("greet.o"), object)?;
+//! let catalog = Catalog::read(folder.path())?;
+//! let order = catalog.order(&["greet"])?;
+//! assert_eq!(order.len(), 1);
+//! assert_eq!(order[0].0, "greet");
+//! # Ok(())
+//! # }
+//! ```
 
 pub use modload_loader::{
     Change, Explanation, FunctionBytes, InspectedExport, InspectedNeed, InspectedParam, InspectedSection,

@@ -1,4 +1,19 @@
 //! Static keys and static calls of the host itself, for modules to branch on and to call.
+//!
+//! ```
+//! use modload::Host;
+//! use modload::keys::StaticKey;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! static VERBOSE: StaticKey = StaticKey::disabled();
+//!
+//! // Modules branch on it: extern struct static_key_false verbose; if (static_branch_unlikely(&verbose)) ..
+//! let host = Host::builder().static_key("verbose", &VERBOSE).build()?;
+//! VERBOSE.enable()?; // changes the branches of all modules
+//! assert!(VERBOSE.is_enabled());
+//! # Ok(())
+//! # }
+//! ```
 #![expect(unsafe_code, reason = "nothing can check the type of a static call's function")]
 
 use modload_edit::{Addr, wide};

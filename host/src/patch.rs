@@ -1,4 +1,33 @@
 //! Live patching, as Linux's: functions of loaded modules are replaced while threads run.
+//!
+//! ```
+//! use modload::patch::{FuncSpec, ObjectSpec, PatchSpec};
+//! use modload::{Host, Image};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // Compiled with -fpatchable-function-entry=5: int limit(void) { return 10; }
+//! # let object = modload_fixtures::c_object("int limit(void) { return 10; }")?;
+//! # let fixed = modload_fixtures::c_object("int fixed_limit(void) { return 100; }")?;
+//! # let host = Host::builder().build()?;
+//! # // SAFETY: the object is the code above.
+//! # let limits = host.load(&unsafe { Image::trusted(object) }.named("limits"))?;
+//! // The module with the replacement: int fixed_limit(void) { return 100; }
+//! # // SAFETY: the object is the code above.
+//! # let fix = host.load(&unsafe { Image::trusted(fixed) }.named("fix"))?;
+//! let new_func = fix.symbol_info("fixed_limit").ok_or("no such function")?.addr;
+//! let funcs = vec![FuncSpec { old_name: "limit".into(), old_sympos: 0, new_func }];
+//! let object = ObjectSpec { name: Some("limits".into()), funcs, ..ObjectSpec::default() };
+//! host.enable_patch("fix", PatchSpec { objects: vec![object], ..PatchSpec::default() }, Some(&fix))?;
+//! // SAFETY: `limit` takes no arguments.
+//! assert_eq!(unsafe { limits.call("limit", &[])? }, 100);
+//!
+//! host.disable_patch("fix")?;
+//! # while !host.patches()?.is_empty() {}
+//! // SAFETY: as above.
+//! assert_eq!(unsafe { limits.call("limit", &[])? }, 10);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::sync::Arc;
 use std::thread;

@@ -1,4 +1,25 @@
 //! Function tracing, as Linux's ftrace: which functions of modules are called, by which thread, and when.
+//!
+//! ```
+//! use modload::trace::{Mode, TraceOptions};
+//! use modload::{Host, Image};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // `object` is compiled with -fpatchable-function-entry=5 from: int add(int a, int b) { return a + b; }
+//! # let object = modload_fixtures::c_object("int add(int a, int b) { return a + b; }")?;
+//! # let host = Host::builder().build()?;
+//! # // SAFETY: the object is the code above.
+//! # let adder = host.load(&unsafe { Image::trusted(object) }.named("adder"))?;
+//! let trace = host.trace_functions(&TraceOptions::new(Mode::Graph).pattern("adder:*")?)?;
+//! // SAFETY: `add` takes two integers.
+//! unsafe { adder.call("add", &[2, 3])? };
+//! let batch = trace.finish();
+//! assert_eq!(batch.functions[0].name, "add");
+//! // One entry and one return.
+//! assert_eq!(batch.records.len(), 2);
+//! # Ok(())
+//! # }
+//! ```
 
 use modload_edit::Addr;
 pub use modload_ftrace::trace::{Batch, Function, Missed, Record, Thread, What};

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use modload::Features;
-use modload::image::{Elsewhere, Kallsyms};
+use modload::image::{Kallsyms, TargetMachine};
 use modload::text::Addr;
 
 use crate::failure::CommandFailure;
@@ -26,14 +26,14 @@ fn bad(file: &Path, line: usize, problem: impl Into<String>) -> CommandFailure {
 }
 
 /// Returns the machine that the options describe.
-pub(super) fn machine(arguments: &ImageArguments) -> Result<Elsewhere, CommandFailure> {
+pub(super) fn machine(arguments: &ImageArguments) -> Result<TargetMachine, CommandFailure> {
     let symbols = Kallsyms::parse(&read(&arguments.symbols)?)
         .map_err(|error| bad(&arguments.symbols, error.line, error.problem))?;
     let features = match &arguments.cpu_caps {
         None => Features::NONE,
         Some(file) => Features::from_words(&words(file)?),
     };
-    let machine = Elsewhere::new(Arc::new(symbols), features);
+    let machine = TargetMachine::new(Arc::new(symbols), features);
     match &arguments.facts {
         None => Ok(machine),
         Some(facts) => with_facts(machine, facts),
@@ -41,7 +41,7 @@ pub(super) fn machine(arguments: &ImageArguments) -> Result<Elsewhere, CommandFa
 }
 
 /// Returns a machine with further facts.
-pub(super) fn with_facts(mut machine: Elsewhere, facts: &Path) -> Result<Elsewhere, CommandFailure> {
+pub(super) fn with_facts(mut machine: TargetMachine, facts: &Path) -> Result<TargetMachine, CommandFailure> {
     machine.take_facts(&read_text(facts)?).map_err(|error| bad(facts, error.line, error.problem))?;
     Ok(machine)
 }

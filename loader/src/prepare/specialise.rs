@@ -291,7 +291,8 @@ pub(crate) fn follow(
         | Engine::Indirect
         | Engine::Sort
         | Engine::JumpLabel
-        | Engine::StaticCall => Ok(0),
+        | Engine::StaticCall
+        | Engine::Subscriber => Ok(0),
     }
 }
 
