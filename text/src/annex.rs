@@ -9,13 +9,15 @@ use std::io;
 use modload_edit::Addr;
 use thiserror::Error;
 
-use crate::arena::{Arena, ArenaError};
+use crate::arena::Arena;
+use crate::maps;
 use crate::ranges::{Node, Ranges};
 use crate::reserve::{self, Access, Reserved};
 use crate::room::{self, Room};
 use crate::staging::fill_with_traps;
-use crate::write::{TextLock, WriteFailed};
-use crate::{PAGE, maps};
+use crate::vocabulary::error::{ArenaError, WriteFailed};
+use crate::vocabulary::machine::PAGE;
+use crate::write::TextLock;
 
 /// Memory for code near a range of the host: every byte of it can reach, and be reached from, every byte of that range
 /// by the 32-bit distance of an instruction.

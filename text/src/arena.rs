@@ -1,154 +1,20 @@
 //! The arena: one reservation, one stripe per permission class.
 
-use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use memmap2::MmapMut;
 use modload_edit::{Addr, index, wide};
-use thiserror::Error;
 
 use crate::owners::{self, Phase};
 use crate::reserve::{self, Access, Reserved};
-use crate::staging::PublishFailed;
 use crate::stripe::Stripe;
-use crate::write::{TextLock, WriteFailed};
-use crate::{INT3, PAGE, fork, place, sync, trap};
-
-/// The purpose of memory. Each class is one stripe of the arena.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Class {
-    /// Code: readable and executable.
-    Text,
-    /// Constants: readable.
-    ReadOnly,
-    /// Variables: readable and writable.
-    Data,
-    /// Variables until `init` has returned, constants from then on.
-    RoAfterInit,
-}
-
-impl Class {
-    /// All classes, in the order of their stripes.
-    pub const ALL: [Class; 4] = [Class::Text, Class::ReadOnly, Class::Data, Class::RoAfterInit];
-
-    fn access(self) -> Access {
-        match self {
-            Class::Text => Access::ReadExecute,
-            Class::ReadOnly => Access::Read,
-            Class::Data | Class::RoAfterInit => Access::ReadWrite,
-        }
-    }
-
-    /// Returns the stripe's part of the arena, in 64ths.
-    fn share(self) -> u64 {
-        match self {
-            Class::Text => 16,
-            Class::ReadOnly => 15,
-            Class::Data => 29,
-            Class::RoAfterInit => 4,
-        }
-    }
-}
-
-impl fmt::Display for Class {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Class::Text => "text",
-            Class::ReadOnly => "read-only data",
-            Class::Data => "data",
-            Class::RoAfterInit => "ro_after_init data",
-        })
-    }
-}
-
-/// The arena cannot be created, or has no room for the host's own code.
-#[derive(Debug, Error)]
-pub enum ArenaError {
-    /// There is no room left.
-    #[error(transparent)]
-    Full(#[from] OutOfMemory),
-    /// Code of the host itself could not be published.
-    #[error(transparent)]
-    Publish(#[from] PublishFailed),
-    /// No address space of any size can be reserved.
-    #[error("no address space can be reserved for modules")]
-    Reserve(#[source] io::Error),
-    /// A stripe cannot be mapped; SELinux without execmem refuses the text stripe.
-    #[error("mapping the stripe for {class}")]
-    Map {
-        /// The class of the stripe.
-        class: Class,
-        /// The kernel's error.
-        source: io::Error,
-    },
-    /// `/proc/self/mem` cannot be opened.
-    #[error("/proc/self/mem cannot be opened; modload writes code through it, so /proc must be mounted and permitted")]
-    OpenMemory(#[source] io::Error),
-    /// The kernel does not let `/proc/self/mem` write past a protection.
-    #[error(
-        "the kernel forbids writing past a protection through /proc/self/mem \
-         (boot option proc_mem.force_override=never or =ptrace, or a seccomp rule)"
-    )]
-    ForceOverride(#[source] WriteFailed),
-    /// Threads or their stacks cannot be inspected, so no unload could prove that no thread uses its text.
-    #[error("threads cannot be looked at, and unloading has to; `unload_unseen` promises what it would prove")]
-    Look(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The signal handler or the fork handlers cannot be installed.
-    #[error("installing the {what}")]
-    Handler {
-        /// The handlers.
-        what: &'static str,
-        /// The C library's error.
-        source: io::Error,
-    },
-}
-
-/// There is no room left, or the requested size is larger than any stripe.
-#[derive(Debug, Error)]
-pub enum OutOfMemory {
-    /// The stripe has no free range that is long enough.
-    #[error(
-        "no room for {len} bytes of {class}, aligned to {align}, in a stripe of {stripe} bytes of which {used} are used"
-    )]
-    Full {
-        /// The class of the stripe.
-        class: Class,
-        /// The requested number of bytes.
-        len: u64,
-        /// The requested alignment.
-        align: u64,
-        /// The size of the stripe.
-        stripe: u64,
-        /// The number of bytes that are in use.
-        used: u64,
-    },
-    /// New pages could not be faulted in, or not be made writable.
-    #[error("faulting in {class}")]
-    Populate {
-        /// The class of the stripe.
-        class: Class,
-        /// The kernel's error.
-        source: io::Error,
-    },
-    /// New pages could not be filled.
-    #[error("filling {class}")]
-    Fill {
-        /// The class of the stripe.
-        class: Class,
-        /// The failed write.
-        source: WriteFailed,
-    },
-    /// A staging buffer could not be mapped.
-    #[error("mapping a staging buffer of {len} bytes")]
-    Staging {
-        /// The size of the buffer.
-        len: usize,
-        /// The kernel's error.
-        source: io::Error,
-    },
-}
+use crate::vocabulary::class::Class;
+use crate::vocabulary::error::{ArenaError, OutOfMemory, WriteFailed};
+use crate::vocabulary::machine::{INT3, PAGE};
+use crate::write::TextLock;
+use crate::{fork, place, sync, trap};
 
 /// The usage of a stripe: for reports, and for tests that check that no memory was left behind.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -225,6 +91,15 @@ pub(crate) fn text_contains(at: Addr) -> bool {
     (TEXT_START.load(Ordering::Relaxed)..TEXT_END.load(Ordering::Relaxed)).contains(&at.get())
 }
 
+/// Returns the access of a stripe's mapping.
+fn access(class: Class) -> Access {
+    match class {
+        Class::Text => Access::ReadExecute,
+        Class::ReadOnly => Access::Read,
+        Class::Data | Class::RoAfterInit => Access::ReadWrite,
+    }
+}
+
 fn slot(class: Class) -> usize {
     match class {
         Class::Text => 0,
@@ -281,7 +156,7 @@ impl Arena {
         let mut lens = [0; 4];
         for class in Class::ALL {
             let len = len / 64 * class.share() - GAP;
-            reserved.map(at, len, class.access()).map_err(|source| ArenaError::Map { class, source })?;
+            reserved.map(at, len, access(class)).map_err(|source| ArenaError::Map { class, source })?;
             starts[slot(class)] = at;
             lens[slot(class)] = len;
             at += len + GAP;

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use modload_edit::{Addr, EditSet, InstructionEffect};
 
+use crate::write::TextLock;
+
 /// The edits of the batch; null when there is none.
 static EDITS: AtomicPtr<EditSet> = AtomicPtr::new(ptr::null_mut());
 /// The number of threads between their first read of the edits and the end of the resulting changes.
@@ -26,7 +28,7 @@ pub(crate) struct Announced<'e> {
 impl<'e> Announced<'e> {
     /// Announces the batch: from now on, a thread that hits a trap at one of the edits resumes as if the new
     /// instruction were there.
-    pub(crate) fn new(_lock: &crate::TextLock<'_>, edits: &'e EditSet) -> Announced<'e> {
+    pub(crate) fn new(_lock: &TextLock<'_>, edits: &'e EditSet) -> Announced<'e> {
         EDITS.store(ptr::from_ref(edits).cast_mut(), Ordering::SeqCst);
         CHANGES.fetch_add(1, Ordering::SeqCst);
         Announced { _edits: edits }

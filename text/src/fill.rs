@@ -2,11 +2,12 @@
 
 use modload_edit::EditSet;
 
-use crate::poke::PokeError;
 use crate::region::Region;
 use crate::spans::{self, Grouping, Pass, Side};
 use crate::sync;
-use crate::write::{TextLock, WriteFailed};
+use crate::vocabulary::error::WriteFailed;
+use crate::vocabulary::poke_error::PokeError;
+use crate::write::TextLock;
 
 /// Changes published text that no thread can have entered, and data of any kind. All edits are one batch with one
 /// synchronisation. Examples are the text of a live patch whose functions were never enabled, and a trampoline that no

@@ -5,9 +5,9 @@ use std::io;
 use modload_edit::Addr;
 use thiserror::Error;
 
-use crate::TextLock;
 use crate::maps::{self, Mapping};
 use crate::ranges::{Node, Ranges};
+use crate::write::TextLock;
 
 /// A range of the host's own code, a part of its executable or of a library, that may be poked. Dropping it unregisters
 /// the range; its code stays unchanged.

@@ -20,6 +20,7 @@
 //! address is ever writable and executable. Dropping any of the types above frees its memory. Freed text is filled with
 //! INT3 and all cores are synchronised before the text can be taken again.
 
+mod vocabulary;
 mod annex;
 mod arena;
 mod batch;
@@ -47,23 +48,22 @@ mod variables;
 mod write;
 
 pub use annex::{Annex, AnnexError};
-pub use arena::{Arena, ArenaError, Class, OutOfMemory, StripeUsage};
+pub use arena::{Arena, StripeUsage};
 pub use batch::traps_in_flight;
 pub use fill::fill;
 pub use fork::on_fork;
 pub use host_text::{HostText, HostTextError};
-pub use obstacle::{Because, shadow_stacks};
+pub use obstacle::shadow_stacks;
 pub use owners::Describe;
 pub use pages::Pages;
 pub use place::{Fresh, Placed, Protected};
-pub use poke::{PokeError, Poked, TrapMask, Way, poke, poke_chosen};
+pub use poke::{poke, poke_chosen};
 pub use region::filled;
-pub use staging::{PublishFailed, Published, Staged};
+pub use staging::{Published, Staged};
 pub use variables::{load_u32, load_u64, store_u32, store_u64};
-pub use write::{TextLock, WriteFailed};
-
-/// Size of a page of this machine in bytes.
-pub const PAGE: u64 = 4096;
-
-/// `INT3`, which fills text that no thread may run.
-pub const INT3: u8 = 0xcc;
+pub use vocabulary::class::Class;
+pub use vocabulary::error::{ArenaError, OutOfMemory, PublishFailed, WriteFailed};
+pub use vocabulary::machine::{INT3, PAGE};
+pub use vocabulary::poke_error::PokeError;
+pub use vocabulary::poked::{Because, Poked, TrapMask, Way};
+pub use write::TextLock;

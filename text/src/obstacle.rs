@@ -1,59 +1,13 @@
 //! The check before a batch for obstacles to traps.
 
-use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
 
 use modload_edit::EditSet;
-use modload_threads::{Name, Tasks, Tid, name, status};
+use modload_threads::{Tasks, name, status};
 
-use crate::poke::TrapMask;
+use crate::vocabulary::poked::{Because, TrapMask};
 use crate::{sync, trap};
-
-/// The reason why a batch is not poked by traps.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Because {
-    /// The caller asked for it: [`TrapMask::Held`], or [`crate::poke_chosen`].
-    Asked,
-    /// The kernel cannot synchronise cores.
-    NoMembarrier,
-    /// The shadow stack would lack the return address of an emulated call.
-    ShadowStack,
-    /// NOPs of one byte are joined into one instruction.
-    Joined,
-    /// Other code has installed another handler for SIGTRAP.
-    Handler,
-    /// A debugger is attached, and gets every SIGTRAP first.
-    Traced {
-        /// The process id of the debugger.
-        by: i32,
-    },
-    /// An INT3 would kill a thread that hits it.
-    Blocked {
-        /// The thread.
-        tid: Tid,
-        /// The thread's name, if it could be read.
-        name: Option<Name>,
-    },
-    /// Threads start and end faster than they can be inspected.
-    Restless,
-}
-
-impl fmt::Display for Because {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Because::Asked => f.write_str("it was asked for"),
-            Because::NoMembarrier => f.write_str("membarrier(2) does not synchronise cores here"),
-            Because::ShadowStack => f.write_str("shadow stacks are on"),
-            Because::Joined => f.write_str("NOPs of one byte are joined"),
-            Because::Handler => f.write_str("somebody else handles SIGTRAP"),
-            Because::Traced { by } => write!(f, "process {by} traces this one"),
-            Because::Blocked { tid, name: Some(name) } => write!(f, "thread {tid} \"{name}\" blocks SIGTRAP"),
-            Because::Blocked { tid, name: None } => write!(f, "thread {tid} blocks SIGTRAP"),
-            Because::Restless => f.write_str("threads start and end too fast to be looked at"),
-        }
-    }
-}
 
 /// The number of passes over the list of threads to see all of them.
 const PASSES: u32 = 3;

@@ -6,7 +6,7 @@ use std::io;
 use memmap2::{MmapMut, MmapRaw};
 use modload_edit::{Addr, index, wide};
 
-use crate::PAGE;
+use crate::vocabulary::machine::PAGE;
 
 /// Whole pages of zeros, readable and writable and never executable, with one owner. Dropping this value returns them
 /// to the kernel.

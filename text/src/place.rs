@@ -5,9 +5,11 @@ use std::ptr;
 
 use modload_edit::{Addr, index, wide};
 
-use crate::PAGE;
-use crate::arena::{Arena, Class, Extent, OutOfMemory};
+use crate::arena::{Arena, Extent};
 use crate::reserve::pointer;
+use crate::vocabulary::class::Class;
+use crate::vocabulary::error::OutOfMemory;
+use crate::vocabulary::machine::PAGE;
 
 /// Data of a module that is being loaded. No other code knows its address, so it can be borrowed as a slice. Dropping
 /// this value frees the data.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use modload_edit::Addr;
 
-use crate::TextLock;
+use crate::write::TextLock;
 
 /// A list that only grows. The place of a removed range is reused for the next range.
 #[derive(Debug)]

@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use modload_edit::{Addr, Edit, wide};
 
-use crate::arena::{Arena, Class};
-use crate::poke::PokeError;
+use crate::arena::Arena;
 use crate::reserve::pointer;
+use crate::vocabulary::class::Class;
+use crate::vocabulary::poke_error::PokeError;
 use crate::write::TextLock;
 use crate::{annex, host_text, owners};
 

@@ -7,9 +7,11 @@ use modload_edit::{Addr, Edit, EditSet};
 use modload_threads::frames::{Stack, WalkError, know_process, stacks};
 use modload_threads::{DEFAULT_LIMIT, Held, Tid, hold, name, status};
 
-use crate::obstacle::{Because, joins};
-use crate::poke::{PokeError, Poked, Way};
+use crate::obstacle::joins;
 use crate::spans::{self, Grouping, Pass, Side};
+use crate::vocabulary::error::WriteFailed;
+use crate::vocabulary::poke_error::PokeError;
+use crate::vocabulary::poked::{Because, Poked, Way};
 use crate::write::TextLock;
 
 /// Writes a batch while no other thread runs. From the first signal to the release, allocates nothing and takes no
@@ -75,8 +77,8 @@ pub(crate) fn chosen(
 enum Obstruction<'e> {
     Inside { tid: Tid, rip: Addr, edit: Edit<'e> },
     NoWalk { tid: Tid, source: WalkError },
-    Write(crate::WriteFailed),
-    Stuck(crate::WriteFailed),
+    Write(WriteFailed),
+    Stuck(WriteFailed),
 }
 
 /// Returns a thread that is inside the bytes of an edit, behind the first byte: the thread would resume within the new

@@ -4,7 +4,7 @@ use std::io;
 
 use modload_edit::{Addr, index, wide};
 
-use crate::PAGE;
+use crate::vocabulary::machine::PAGE;
 
 /// Address space that belongs to this crate: the arena's, which is never released, or an annex's.
 #[derive(Clone, Copy, Debug)]

@@ -2,8 +2,8 @@
 
 use modload_edit::Addr;
 
-use crate::PAGE;
 use crate::maps::{Backing, Mapping};
+use crate::vocabulary::machine::PAGE;
 
 /// The greatest distance between two bytes for a 32-bit distance between instructions at them: a page less than 2 GiB,
 /// because the distance counts from the instruction's end.

@@ -3,8 +3,10 @@
 use modload_edit::{Addr, Edit, EditSet, index, wide};
 
 use crate::reserve::pointer;
-use crate::write::{TextLock, WriteFailed};
-use crate::{INT3, annex, arena, host_text};
+use crate::vocabulary::error::WriteFailed;
+use crate::vocabulary::machine::INT3;
+use crate::write::{CHUNK, TextLock};
+use crate::{annex, arena, host_text};
 
 /// The bytes that a pass over a batch writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,9 +41,6 @@ pub(crate) enum Grouping {
 
 /// The greatest number of bytes between two edits for which copying them is cheaper than a separate write.
 const NEAR: u64 = 4096;
-
-/// The greatest number of bytes of one write, so that the copied bytes are still in the processor's cache.
-pub(crate) const CHUNK: usize = 1 << 16;
 
 impl Pass {
     fn part<'e>(self, edit: &Edit<'e>, side: Side) -> (Addr, &'e [u8]) {

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use memmap2::{MmapMut, MmapOptions};
 use modload_edit::{Addr, index, wide};
-use thiserror::Error;
 
-use crate::arena::{Arena, Class, Extent, OutOfMemory};
+use crate::arena::{Arena, Extent};
 use crate::owners::{self, Describe, Phase};
-use crate::write::{TextLock, WriteFailed};
-use crate::{INT3, PAGE, place, sync};
+use crate::vocabulary::class::Class;
+use crate::vocabulary::error::{OutOfMemory, PublishFailed, WriteFailed};
+use crate::vocabulary::machine::{INT3, PAGE};
+use crate::write::TextLock;
+use crate::{place, sync};
 
 /// The number of staging buffers that are kept for later loads, and the greatest size of each.
 const KEEP: usize = 8;
@@ -47,20 +49,6 @@ impl Drop for Buffer {
             books.buffers.push(map);
         }
     }
-}
-
-/// Text or read-only data could not be published. No code can reach any part of it.
-#[derive(Debug, Error)]
-#[error("publishing {len} bytes of {class} at {at}")]
-pub struct PublishFailed {
-    /// The class of the memory.
-    pub class: Class,
-    /// The address of its final place.
-    pub at: Addr,
-    /// The number of bytes.
-    pub len: u64,
-    /// The failed write.
-    pub source: WriteFailed,
 }
 
 impl Arena {

@@ -17,7 +17,8 @@ use modload_threads::frames::{Memory, ProcessMemory};
 use crate::batch::InFlight;
 use crate::owners::{self, Owner, Phase};
 use crate::reserve::pointer;
-use crate::{INT3, arena, batch, emulate, host_text};
+use crate::vocabulary::machine::INT3;
+use crate::{arena, batch, emulate, host_text};
 
 /// The action that was installed before this crate's.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();

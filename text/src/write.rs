@@ -7,9 +7,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use modload_edit::{Addr, wide};
 use modload_threads::frames;
-use thiserror::Error;
 
-use crate::spans::CHUNK;
+use crate::vocabulary::error::WriteFailed;
+
+/// The greatest number of bytes of one write, so that the copied bytes are still in the processor's cache.
+pub(crate) const CHUNK: usize = 1 << 16;
 
 static WRITER: Mutex<Writer> = Mutex::new(Writer { memory: None, buffer: Vec::new(), stuck: false });
 
@@ -34,47 +36,6 @@ struct Memory {
 #[derive(Debug)]
 pub struct TextLock<'a> {
     writer: MutexGuard<'a, Writer>,
-}
-
-/// Published memory could not be written.
-#[derive(Debug, Error)]
-pub enum WriteFailed {
-    /// The descriptor belongs to another process.
-    #[error(
-        "process {here} shares the memory of process {opened_by} or was cloned from it without fork(): \
-         only fork() is supported"
-    )]
-    OtherProcess {
-        /// The process that opened the descriptor.
-        opened_by: u32,
-        /// This process.
-        here: u32,
-    },
-    /// After fork the child could not open the file again, or no arena was ever created.
-    #[error("/proc/self/mem is not open")]
-    NotOpen,
-    /// The address cannot hold a number.
-    #[error("no aligned variable of a module's data is at {at}")]
-    NoVariable {
-        /// The address.
-        at: Addr,
-    },
-    /// The bytes are written, but some cores may not have been synchronised.
-    #[error("membarrier(2) after a change of text")]
-    Sync {
-        /// The kernel's error.
-        source: io::Error,
-    },
-    /// The kernel refuses the write.
-    #[error("writing {len} bytes at {at} through /proc/self/mem")]
-    Io {
-        /// The first address.
-        at: Addr,
-        /// The number of bytes.
-        len: u64,
-        /// The kernel's error.
-        source: io::Error,
-    },
 }
 
 impl TextLock<'static> {

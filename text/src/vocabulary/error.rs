@@ -1,0 +1,150 @@
+//! The errors of allocating, staging, publishing and writing.
+
+use std::io;
+
+use modload_edit::Addr;
+use thiserror::Error;
+
+use super::class::Class;
+
+/// Published memory could not be written.
+#[derive(Debug, Error)]
+pub enum WriteFailed {
+    /// The descriptor belongs to another process.
+    #[error(
+        "process {here} shares the memory of process {opened_by} or was cloned from it without fork(): \
+         only fork() is supported"
+    )]
+    OtherProcess {
+        /// The process that opened the descriptor.
+        opened_by: u32,
+        /// This process.
+        here: u32,
+    },
+    /// After fork the child could not open the file again, or no arena was ever created.
+    #[error("/proc/self/mem is not open")]
+    NotOpen,
+    /// The address cannot hold a number.
+    #[error("no aligned variable of a module's data is at {at}")]
+    NoVariable {
+        /// The address.
+        at: Addr,
+    },
+    /// The bytes are written, but some cores may not have been synchronised.
+    #[error("membarrier(2) after a change of text")]
+    Sync {
+        /// The kernel's error.
+        source: io::Error,
+    },
+    /// The kernel refuses the write.
+    #[error("writing {len} bytes at {at} through /proc/self/mem")]
+    Io {
+        /// The first address.
+        at: Addr,
+        /// The number of bytes.
+        len: u64,
+        /// The kernel's error.
+        source: io::Error,
+    },
+}
+
+/// Text or read-only data could not be published. No code can reach any part of it.
+#[derive(Debug, Error)]
+#[error("publishing {len} bytes of {class} at {at}")]
+pub struct PublishFailed {
+    /// The class of the memory.
+    pub class: Class,
+    /// The address of its final place.
+    pub at: Addr,
+    /// The number of bytes.
+    pub len: u64,
+    /// The failed write.
+    pub source: WriteFailed,
+}
+
+/// The arena cannot be created, or has no room for the host's own code.
+#[derive(Debug, Error)]
+pub enum ArenaError {
+    /// There is no room left.
+    #[error(transparent)]
+    Full(#[from] OutOfMemory),
+    /// Code of the host itself could not be published.
+    #[error(transparent)]
+    Publish(#[from] PublishFailed),
+    /// No address space of any size can be reserved.
+    #[error("no address space can be reserved for modules")]
+    Reserve(#[source] io::Error),
+    /// A stripe cannot be mapped; SELinux without execmem refuses the text stripe.
+    #[error("mapping the stripe for {class}")]
+    Map {
+        /// The class of the stripe.
+        class: Class,
+        /// The kernel's error.
+        source: io::Error,
+    },
+    /// `/proc/self/mem` cannot be opened.
+    #[error("/proc/self/mem cannot be opened; modload writes code through it, so /proc must be mounted and permitted")]
+    OpenMemory(#[source] io::Error),
+    /// The kernel does not let `/proc/self/mem` write past a protection.
+    #[error(
+        "the kernel forbids writing past a protection through /proc/self/mem \
+         (boot option proc_mem.force_override=never or =ptrace, or a seccomp rule)"
+    )]
+    ForceOverride(#[source] WriteFailed),
+    /// Threads or their stacks cannot be inspected, so no unload could prove that no thread uses its text.
+    #[error("threads cannot be looked at, and unloading has to; `unload_unseen` promises what it would prove")]
+    Look(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The signal handler or the fork handlers cannot be installed.
+    #[error("installing the {what}")]
+    Handler {
+        /// The handlers.
+        what: &'static str,
+        /// The C library's error.
+        source: io::Error,
+    },
+}
+
+/// There is no room left, or the requested size is larger than any stripe.
+#[derive(Debug, Error)]
+pub enum OutOfMemory {
+    /// The stripe has no free range that is long enough.
+    #[error(
+        "no room for {len} bytes of {class}, aligned to {align}, in a stripe of {stripe} bytes of which {used} are used"
+    )]
+    Full {
+        /// The class of the stripe.
+        class: Class,
+        /// The requested number of bytes.
+        len: u64,
+        /// The requested alignment.
+        align: u64,
+        /// The size of the stripe.
+        stripe: u64,
+        /// The number of bytes that are in use.
+        used: u64,
+    },
+    /// New pages could not be faulted in, or not be made writable.
+    #[error("faulting in {class}")]
+    Populate {
+        /// The class of the stripe.
+        class: Class,
+        /// The kernel's error.
+        source: io::Error,
+    },
+    /// New pages could not be filled.
+    #[error("filling {class}")]
+    Fill {
+        /// The class of the stripe.
+        class: Class,
+        /// The failed write.
+        source: WriteFailed,
+    },
+    /// A staging buffer could not be mapped.
+    #[error("mapping a staging buffer of {len} bytes")]
+    Staging {
+        /// The size of the buffer.
+        len: usize,
+        /// The kernel's error.
+        source: io::Error,
+    },
+}

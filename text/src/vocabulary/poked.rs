@@ -1,0 +1,89 @@
+//! How a batch may be written, how it was written, and why not by traps.
+
+use std::fmt;
+
+use modload_threads::{Name, Tid};
+
+/// The knowledge about SIGTRAP in the process's threads while a batch is poked.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum TrapMask {
+    /// Checked before each batch: that the handler is this crate's, that no debugger is attached, that no thread blocks
+    /// SIGTRAP; else the rendezvous is used. The check is a snapshot, costs some microseconds for each thread, and
+    /// misses a mask, a handler or a debugger that changes during the batch.
+    #[default]
+    Checked,
+    /// Promised by the embedder, all three.
+    Trusted,
+    /// None: always the rendezvous.
+    Held,
+    /// As [`TrapMask::Checked`], but never the rendezvous: where traps cannot be used, the batch is refused with the
+    /// reason, and no thread is sent a signal. A thread that hits a trap gets its SIGTRAP from the processor.
+    Unheld,
+}
+
+/// The protocol by which a batch was written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// By traps, with three synchronisations.
+    Traps,
+    /// While every other thread was held.
+    Rendezvous(Because),
+    /// At once: there was no other thread.
+    Alone,
+}
+
+/// The result of writing a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Poked {
+    /// The protocol.
+    pub way: Way,
+    /// The number of synchronisations of all cores.
+    pub syncs: u32,
+    /// The number of writes.
+    pub writes: u32,
+}
+
+/// The reason why a batch is not poked by traps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Because {
+    /// The caller asked for it: [`TrapMask::Held`], or [`crate::poke_chosen`].
+    Asked,
+    /// The kernel cannot synchronise cores.
+    NoMembarrier,
+    /// The shadow stack would lack the return address of an emulated call.
+    ShadowStack,
+    /// NOPs of one byte are joined into one instruction.
+    Joined,
+    /// Other code has installed another handler for SIGTRAP.
+    Handler,
+    /// A debugger is attached, and gets every SIGTRAP first.
+    Traced {
+        /// The process id of the debugger.
+        by: i32,
+    },
+    /// An INT3 would kill a thread that hits it.
+    Blocked {
+        /// The thread.
+        tid: Tid,
+        /// The thread's name, if it could be read.
+        name: Option<Name>,
+    },
+    /// Threads start and end faster than they can be inspected.
+    Restless,
+}
+
+impl fmt::Display for Because {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Because::Asked => f.write_str("it was asked for"),
+            Because::NoMembarrier => f.write_str("membarrier(2) does not synchronise cores here"),
+            Because::ShadowStack => f.write_str("shadow stacks are on"),
+            Because::Joined => f.write_str("NOPs of one byte are joined"),
+            Because::Handler => f.write_str("somebody else handles SIGTRAP"),
+            Because::Traced { by } => write!(f, "process {by} traces this one"),
+            Because::Blocked { tid, name: Some(name) } => write!(f, "thread {tid} \"{name}\" blocks SIGTRAP"),
+            Because::Blocked { tid, name: None } => write!(f, "thread {tid} blocks SIGTRAP"),
+            Because::Restless => f.write_str("threads start and end too fast to be looked at"),
+        }
+    }
+}
