@@ -11,7 +11,8 @@ use thiserror::Error;
 
 use crate::arena::Arena;
 use crate::maps;
-use crate::ranges::{Node, Ranges};
+use crate::ranges::Node;
+use crate::registered::ANNEXES;
 use crate::reserve::{self, Access, Reserved};
 use crate::room::{self, Room};
 use crate::staging::fill_with_traps;
@@ -94,8 +95,6 @@ pub enum AnnexError {
         source: WriteFailed,
     },
 }
-
-static ANNEXES: Ranges = Ranges::new();
 
 /// The number of times that the mappings are read, if other threads map ranges that have just been free.
 const TRIES: u32 = 8;
@@ -190,9 +189,4 @@ fn heap_end() -> Addr {
     // SAFETY: an address below the heap changes nothing; the call returns the end of the heap.
     let end = unsafe { libc::syscall(libc::SYS_brk, 0) };
     Addr::new(end.cast_unsigned())
-}
-
-/// Returns the annex that holds an address. Allocates nothing and takes no lock.
-pub(crate) fn containing(at: Addr) -> Option<(Addr, Addr)> {
-    ANNEXES.containing(at)
 }

@@ -6,7 +6,8 @@ use modload_edit::Addr;
 use thiserror::Error;
 
 use crate::maps::{self, Mapping};
-use crate::ranges::{Node, Ranges};
+use crate::ranges::Node;
+use crate::registered::HOST_TEXTS;
 use crate::write::TextLock;
 
 /// A range of the host's own code, a part of its executable or of a library, that may be poked. Dropping it unregisters
@@ -32,8 +33,6 @@ pub enum HostTextError {
     Maps(#[source] io::Error),
 }
 
-static TEXTS: Ranges = Ranges::new();
-
 impl HostText {
     /// Registers a range.
     ///
@@ -49,7 +48,7 @@ impl HostText {
         if !maps.iter().any(covers) {
             return Err(HostTextError::NotText { start, end });
         }
-        Ok(HostText { node: TEXTS.enter(&TextLock::take(), start, end) })
+        Ok(HostText { node: HOST_TEXTS.enter(&TextLock::take(), start, end) })
     }
 
     /// Returns the first address and the address behind the range.
@@ -64,9 +63,4 @@ impl Drop for HostText {
         // Under the lock, because a batch that has found the range may still be in progress.
         self.node.forget(&TextLock::take());
     }
-}
-
-/// Returns the registered range that holds an address. Allocates nothing and takes no lock.
-pub(crate) fn containing(at: Addr) -> Option<(Addr, Addr)> {
-    TEXTS.containing(at)
 }

@@ -35,6 +35,7 @@ mod pages;
 mod place;
 mod poke;
 mod ranges;
+mod registered;
 mod region;
 mod rendezvous;
 mod reserve;

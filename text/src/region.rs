@@ -9,7 +9,7 @@ use crate::reserve::pointer;
 use crate::vocabulary::class::Class;
 use crate::vocabulary::poke_error::PokeError;
 use crate::write::TextLock;
-use crate::{annex, host_text, owners};
+use crate::{owners, registered};
 
 /// The range that the last edit lay in; the next edit mostly lies in it, too.
 pub(crate) struct Region {
@@ -20,7 +20,7 @@ pub(crate) struct Region {
 
 /// Returns the range of published text, or of registered text of the host, that holds an address.
 fn text(at: Addr) -> Option<(Addr, Addr)> {
-    owners::published(at).or_else(|| host_text::containing(at))
+    owners::published(at).or_else(|| registered::host_text_containing(at))
 }
 
 /// Returns the range that holds an address: as [`text`], an annex, or data of any kind.
@@ -29,7 +29,7 @@ fn whatever_is_filled(at: Addr) -> Option<(Addr, Addr)> {
         let (class, rest) = Arena::existing()?.touched_from(at)?;
         (class != Class::Text).then_some((at, at + rest))
     };
-    text(at).or_else(|| annex::containing(at)).or_else(data)
+    text(at).or_else(|| registered::annex_containing(at)).or_else(data)
 }
 
 /// Reads `len` bytes one by one: variables may be written meanwhile by a module's code, of which no stronger access can

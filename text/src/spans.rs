@@ -6,7 +6,7 @@ use crate::reserve::pointer;
 use crate::vocabulary::error::WriteFailed;
 use crate::vocabulary::machine::INT3;
 use crate::write::{CHUNK, TextLock};
-use crate::{annex, arena, host_text};
+use crate::{arena, registered};
 
 /// The bytes that a pass over a batch writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,7 +121,7 @@ impl Span<'_, '_> {
 
 /// Returns whether all bytes between two addresses are text that this crate may read and write.
 fn same_region(one: Addr, other: Addr) -> bool {
-    let hosts = || host_text::containing(one).or_else(|| annex::containing(one));
+    let hosts = || registered::host_text_containing(one).or_else(|| registered::annex_containing(one));
     arena::text_contains(one) && arena::text_contains(other)
         || hosts().is_some_and(|(start, end)| (start..end).contains(&other))
 }

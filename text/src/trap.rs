@@ -18,7 +18,7 @@ use crate::batch::InFlight;
 use crate::owners::{self, Owner, Phase};
 use crate::reserve::pointer;
 use crate::vocabulary::machine::INT3;
-use crate::{arena, batch, emulate, host_text};
+use crate::{arena, batch, emulate, registered};
 
 /// The action that was installed before this crate's.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
@@ -186,7 +186,7 @@ fn was_int3(at: Addr) -> bool {
 
 /// Returns whether an address lies in text that a batch may change: text of modules, or registered text of the host.
 fn is_pokeable(at: Addr) -> bool {
-    arena::text_contains(at) || host_text::containing(at).is_some()
+    arena::text_contains(at) || registered::host_text_containing(at).is_some()
 }
 
 /// Returns whether the instruction that ends with this byte of module text, or of registered text, is `int $3` of two
