@@ -10,12 +10,12 @@ use modload_edit::Addr;
 use thiserror::Error;
 
 use crate::arena::Arena;
+use crate::int3::fill_with_traps;
 use crate::maps;
 use crate::ranges::Node;
 use crate::registered::ANNEXES;
 use crate::reserve::{self, Access, Reserved};
 use crate::room::{self, Room};
-use crate::staging::fill_with_traps;
 use crate::vocabulary::error::{ArenaError, WriteFailed};
 use crate::vocabulary::machine::PAGE;
 use crate::write::TextLock;

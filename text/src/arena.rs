@@ -1,6 +1,7 @@
-//! The arena: one reservation, one stripe per permission class.
+//! The arena: one reservation, one stripe per permission class, and the ranges that are taken from the stripes.
 
 use std::io;
+use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -8,13 +9,12 @@ use memmap2::MmapMut;
 use modload_edit::{Addr, index, wide};
 
 use crate::owners::{self, Phase};
-use crate::reserve::{self, Access, Reserved};
+use crate::reserve::{self, Access, Reserved, pointer};
 use crate::stripe::Stripe;
 use crate::vocabulary::class::Class;
 use crate::vocabulary::error::{ArenaError, OutOfMemory, WriteFailed};
 use crate::vocabulary::machine::{INT3, PAGE};
 use crate::write::TextLock;
-use crate::{fork, place, sync, trap};
 
 /// The usage of a stripe: for reports, and for tests that check that no memory was left behind.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -42,13 +42,52 @@ pub(crate) struct Extent {
     pub(crate) len: u64,
 }
 
+/// The access that data pages permit. Neither permits execution.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum DataAccess {
+    Read,
+    ReadWrite,
+}
+
+impl Extent {
+    /// Changes the access of ro_after_init data, which is an extent of whole pages.
+    pub(crate) fn protect(&self, access: DataAccess) -> io::Result<()> {
+        let at: *mut u8 = pointer(self.start);
+        let protection = match access {
+            DataAccess::Read => libc::PROT_READ,
+            DataAccess::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+        };
+        // SAFETY: an extent of whole pages of ro_after_init data, to which no reference exists: `Fresh` and `Placed` lend
+        // slices and raw copies only. Neither protection is executable. The kernel refuses an extent that does not
+        // begin on a page.
+        let failed = unsafe { libc::mprotect(at.cast(), index(self.len), protection) };
+        if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Returns whether `len` bytes from an address on lie in this extent.
+    pub(crate) fn covers(&self, at: Addr, len: usize) -> bool {
+        let end = at.checked_offset_from(self.start).and_then(|offset| offset.checked_add(wide(len)));
+        end.is_some_and(|end| end <= self.len)
+    }
+
+    /// Copies bytes out. Returns `None` if not all of them lie in this extent.
+    pub(crate) fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
+        self.covers(at, len).then(|| {
+            let mut bytes = vec![0; len];
+            // SAFETY: the source lies within the extent (checked), the destination is a local vector of that length.
+            unsafe { ptr::copy_nonoverlapping(pointer(at), bytes.as_mut_ptr(), len) };
+            bytes
+        })
+    }
+}
+
 impl Drop for Extent {
     fn drop(&mut self) {
         if self.class == Class::Text {
             owners::set_phase(self.start, Phase::Gone);
         }
         if self.class == Class::RoAfterInit
-            && let Err(failed) = place::protect(self, place::DataAccess::Read)
+            && let Err(failed) = self.protect(DataAccess::Read)
         {
             tracing::error!(at = %self.start, %failed, "freed ro_after_init data stays writable");
         }
@@ -74,15 +113,12 @@ pub(crate) struct Books {
     pub(crate) buffers: Vec<MmapMut>,
 }
 
-/// The sizes to try for the whole arena, largest first.
-const SIZES: [u64; 4] = [1 << 30, 1 << 29, 1 << 28, 1 << 27];
 /// The unmapped space between two stripes: an access beyond the end of one stripe does not reach the next.
 const GAP: u64 = 16 * PAGE;
 /// The number of bytes whose pages are faulted in at a time.
 const EXTENT: u64 = 64 * PAGE;
 
 static ARENA: OnceLock<Arena> = OnceLock::new();
-static BUILDING: Mutex<()> = Mutex::new(());
 static TEXT_START: AtomicU64 = AtomicU64::new(0);
 static TEXT_END: AtomicU64 = AtomicU64::new(0);
 
@@ -110,35 +146,12 @@ fn slot(class: Class) -> usize {
 }
 
 impl Arena {
-    /// Returns the arena of this process, and creates it at the first call.
-    ///
-    /// # Errors
-    /// [`ArenaError`] names the rule of the system that prevents the arena. A failure is not remembered, and the next
-    /// call tries again.
-    pub fn get() -> Result<&'static Arena, ArenaError> {
-        let _one_builder = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(arena) = ARENA.get() {
-            return Ok(arena);
-        }
-        sync::register();
-        TextLock::take().open().map_err(ArenaError::OpenMemory)?;
-        let (reserved, low) = match SIZES.iter().find_map(|&len| reserve::low(len)) {
-            Some(reserved) => (reserved, true),
-            None => (reserve::anywhere(SIZES[0]).map_err(ArenaError::Reserve)?, false),
-        };
-        let installed = || {
-            trap::install().map_err(|source| ArenaError::Handler { what: "SIGTRAP handler", source })?;
-            fork::install().map_err(|source| ArenaError::Handler { what: "fork handlers", source })
-        };
-        let built = Arena::build(reserved, low).and_then(|arena| installed().map(|()| arena));
-        let arena = built.inspect_err(|_| {
-            // Address space that stays reserved costs nothing, and the first failure is the one to report.
-            let _ = reserved.release();
-        })?;
+    /// Makes this arena the arena of the process, unless there is one.
+    pub(crate) fn into_global(self) -> &'static Arena {
         let text = slot(Class::Text);
-        TEXT_START.store(arena.starts[text].get(), Ordering::Relaxed);
-        TEXT_END.store(arena.starts[text].get() + arena.lens[text], Ordering::Relaxed);
-        Ok(ARENA.get_or_init(|| arena))
+        TEXT_START.store(self.starts[text].get(), Ordering::Relaxed);
+        TEXT_END.store(self.starts[text].get() + self.lens[text], Ordering::Relaxed);
+        ARENA.get_or_init(|| self)
     }
 
     /// Returns the arena, if it has been created.
@@ -148,7 +161,7 @@ impl Arena {
 
     /// Maps the stripes and faults in the first extent of each. That shows at once whether the kernel permits writing
     /// code.
-    fn build(reserved: Reserved, low: bool) -> Result<Arena, ArenaError> {
+    pub(crate) fn build(reserved: Reserved, low: bool) -> Result<Arena, ArenaError> {
         let Reserved { start, len } = reserved;
         tracing::debug!(%start, len, low, "arena reserved");
         let mut at = start;

@@ -3,9 +3,9 @@
 use std::io;
 use std::ptr;
 
-use modload_edit::{Addr, index, wide};
+use modload_edit::{Addr, index};
 
-use crate::arena::{Arena, Extent};
+use crate::arena::{Arena, DataAccess, Extent};
 use crate::reserve::pointer;
 use crate::vocabulary::class::Class;
 use crate::vocabulary::error::OutOfMemory;
@@ -42,45 +42,13 @@ impl Arena {
     /// [`OutOfMemory`].
     pub fn place_ro_after_init(&'static self, len: u64, align: u64) -> Result<Fresh, OutOfMemory> {
         let extent = self.take(Class::RoAfterInit, len.next_multiple_of(PAGE), align.max(PAGE))?;
-        protect(&extent, DataAccess::ReadWrite)
+        extent
+            .protect(DataAccess::ReadWrite)
             .map_err(|source| OutOfMemory::Populate { class: Class::RoAfterInit, source })?;
         let mut fresh = Fresh { extent };
         fresh.bytes_mut().fill(0);
         Ok(fresh)
     }
-}
-
-/// What data pages allow. Neither allows execution.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum DataAccess {
-    Read,
-    ReadWrite,
-}
-
-pub(crate) fn protect(extent: &Extent, access: DataAccess) -> io::Result<()> {
-    let at: *mut u8 = pointer(extent.start);
-    let protection = match access {
-        DataAccess::Read => libc::PROT_READ,
-        DataAccess::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
-    };
-    // SAFETY: an extent of whole pages of ro_after_init data, to which no reference exists: `Fresh` and `Placed` lend
-    // slices and raw copies only. Neither protection is executable. The kernel refuses an extent that does not begin on a page.
-    let failed = unsafe { libc::mprotect(at.cast(), index(extent.len), protection) };
-    if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-fn covers(extent: &Extent, at: Addr, len: usize) -> bool {
-    let end = at.checked_offset_from(extent.start).and_then(|offset| offset.checked_add(wide(len)));
-    end.is_some_and(|end| end <= extent.len)
-}
-
-pub(crate) fn read(extent: &Extent, at: Addr, len: usize) -> Option<Vec<u8>> {
-    covers(extent, at, len).then(|| {
-        let mut bytes = vec![0; len];
-        // SAFETY: the source lies within the extent (checked), the destination is a local vector of that length.
-        unsafe { ptr::copy_nonoverlapping(pointer(at), bytes.as_mut_ptr(), len) };
-        bytes
-    })
 }
 
 impl Fresh {
@@ -122,13 +90,13 @@ impl Placed {
     /// of them lie in this data.
     #[must_use]
     pub fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
-        read(&self.extent, at, len)
+        self.extent.read(at, len)
     }
 
     /// Stores bytes for the module's code. Returns `None` if not all of them lie in this data.
     #[must_use]
     pub fn write(&self, at: Addr, bytes: &[u8]) -> Option<()> {
-        covers(&self.extent, at, bytes.len()).then(|| {
+        self.extent.covers(at, bytes.len()).then(|| {
             // SAFETY: the destination lies within the extent (checked), which is writable until `protect` consumes
             // this value, and no Rust reference points into it.
             unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), pointer(at), bytes.len()) };
@@ -140,7 +108,7 @@ impl Placed {
     /// # Errors
     /// The kernel's error, with the unchanged data.
     pub fn protect(self) -> Result<Protected, (Placed, io::Error)> {
-        match protect(&self.extent, DataAccess::Read) {
+        match self.extent.protect(DataAccess::Read) {
             Ok(()) => Ok(Protected { extent: self.extent }),
             Err(error) => Err((self, error)),
         }
@@ -157,6 +125,6 @@ impl Protected {
     /// Copies bytes out. Returns `None` if not all of them lie in this data.
     #[must_use]
     pub fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
-        read(&self.extent, at, len)
+        self.extent.read(at, len)
     }
 }

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use memmap2::{MmapMut, MmapOptions};
-use modload_edit::{Addr, index, wide};
+use modload_edit::{Addr, index};
 
 use crate::arena::{Arena, Extent};
+use crate::int3::fill_with_traps;
 use crate::owners::{self, Describe, Phase};
 use crate::vocabulary::class::Class;
-use crate::vocabulary::error::{OutOfMemory, PublishFailed, WriteFailed};
-use crate::vocabulary::machine::{INT3, PAGE};
+use crate::vocabulary::error::{OutOfMemory, PublishFailed};
+use crate::vocabulary::machine::PAGE;
 use crate::write::TextLock;
-use crate::{place, sync};
 
 /// The number of staging buffers that are kept for later loads, and the greatest size of each.
 const KEEP: usize = 8;
@@ -154,7 +154,7 @@ impl Published {
     /// Copies bytes out. Returns `None` if not all of them lie in this range.
     #[must_use]
     pub fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {
-        place::read(self.extent.as_ref()?, at, len)
+        self.extent.as_ref()?.read(at, len)
     }
 }
 
@@ -172,17 +172,4 @@ impl Drop for Published {
             std::mem::forget(extent);
         }
     }
-}
-
-static TRAPS: [u8; 0x1_0000] = [INT3; 0x1_0000];
-
-/// Fills text with INT3, and synchronises every core.
-pub(crate) fn fill_with_traps(lock: &mut TextLock<'_>, at: Addr, len: u64) -> Result<(), WriteFailed> {
-    let mut done = 0;
-    while done < len {
-        let part = &TRAPS[..TRAPS.len().min(index(len - done))];
-        lock.write(at + done, part)?;
-        done += wide(part.len());
-    }
-    sync::all_cores().map_err(|source| WriteFailed::Sync { source })
 }

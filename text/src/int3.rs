@@ -1,0 +1,21 @@
+//! Fills text that no thread may run with INT3.
+
+use modload_edit::{Addr, index, wide};
+
+use crate::sync;
+use crate::vocabulary::error::WriteFailed;
+use crate::vocabulary::machine::INT3;
+use crate::write::TextLock;
+
+static TRAPS: [u8; 0x1_0000] = [INT3; 0x1_0000];
+
+/// Fills text with INT3, and synchronises every core.
+pub(crate) fn fill_with_traps(lock: &mut TextLock<'_>, at: Addr, len: u64) -> Result<(), WriteFailed> {
+    let mut done = 0;
+    while done < len {
+        let part = &TRAPS[..TRAPS.len().min(index(len - done))];
+        lock.write(at + done, part)?;
+        done += wide(part.len());
+    }
+    sync::all_cores().map_err(|source| WriteFailed::Sync { source })
+}
