@@ -5,7 +5,7 @@ use std::io;
 use modload_edit::Addr;
 use thiserror::Error;
 
-use super::class::Class;
+use crate::vocabulary::class::Class;
 
 /// Published memory could not be written.
 #[derive(Debug, Error)]

@@ -8,8 +8,8 @@ use modload_threads::frames::{NoFinder, WalkError};
 use modload_threads::{Name, Tid};
 use thiserror::Error;
 
-use super::error::WriteFailed;
-use super::poked::Because;
+use crate::vocabulary::error::WriteFailed;
+use crate::vocabulary::poked::Because;
 
 /// The error of a batch: the published text differs from the expected bytes, the batch was refused, or the text could not
 /// be written.

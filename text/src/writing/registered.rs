@@ -2,7 +2,7 @@
 
 use modload_edit::Addr;
 
-use crate::ranges::Ranges;
+use crate::writing::ranges::Ranges;
 
 /// The ranges of [`crate::HostText`].
 pub(crate) static HOST_TEXTS: Ranges = Ranges::new();

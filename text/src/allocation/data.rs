@@ -5,8 +5,8 @@ use std::ptr;
 
 use modload_edit::{Addr, index};
 
-use crate::arena::{Arena, DataAccess, Extent};
-use crate::reserve::pointer;
+use crate::address_space::pointer::pointer;
+use crate::allocation::arena::{Arena, DataAccess, Extent};
 use crate::vocabulary::class::Class;
 use crate::vocabulary::error::OutOfMemory;
 use crate::vocabulary::machine::PAGE;

@@ -7,10 +7,10 @@ use std::cell::RefCell;
 use std::io;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::arena::{Arena, Books};
-use crate::batch;
-use crate::owners;
-use crate::write::TextLock;
+use crate::allocation::arena::{Arena, Books};
+use crate::allocation::owners;
+use crate::handlers::batch;
+use crate::writing::text_lock::TextLock;
 
 /// The locks that the parent's thread holds while it forks. In order of release.
 struct Held {

@@ -2,7 +2,7 @@
 
 use modload_edit::Addr;
 
-use crate::maps::{Backing, Mapping};
+use crate::address_space::maps::{Backing, Mapping};
 use crate::vocabulary::machine::PAGE;
 
 /// The greatest distance between two bytes for a 32-bit distance between instructions at them: a page less than 2 GiB,
@@ -80,7 +80,7 @@ impl Room {
 #[cfg(test)]
 mod tests {
     use super::{Addr, REACH, Room, find};
-    use crate::maps::parse;
+    use crate::address_space::maps::parse;
 
     const PROGRAM: &str = "\
 555555554000-555555600000 r--p 00000000 fe:01 17 /a program

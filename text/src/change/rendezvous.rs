@@ -7,12 +7,12 @@ use modload_edit::{Addr, Edit, EditSet};
 use modload_threads::frames::{Stack, WalkError, know_process, stacks};
 use modload_threads::{DEFAULT_LIMIT, Held, Tid, hold, name, status};
 
-use crate::obstacle::joins;
-use crate::spans::{self, Grouping, Pass, Side};
+use crate::change::obstacle::joins;
+use crate::change::spans::{self, Grouping, Pass, Side};
 use crate::vocabulary::error::WriteFailed;
 use crate::vocabulary::poke_error::PokeError;
 use crate::vocabulary::poked::{Because, Poked, Way};
-use crate::write::TextLock;
+use crate::writing::text_lock::TextLock;
 
 /// Writes a batch while no other thread runs. From the first signal to the release, allocates nothing and takes no
 /// lock.

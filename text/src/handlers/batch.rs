@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use modload_edit::{Addr, EditSet, InstructionEffect};
 
-use crate::write::TextLock;
+use crate::writing::text_lock::TextLock;
 
 /// The edits of the batch; null when there is none.
 static EDITS: AtomicPtr<EditSet> = AtomicPtr::new(ptr::null_mut());

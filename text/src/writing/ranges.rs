@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use modload_edit::Addr;
 
-use crate::write::TextLock;
+use crate::writing::text_lock::TextLock;
 
 /// A list that only grows. The place of a removed range is reused for the next range.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use modload_edit::{Addr, InstructionEffect};
 
-use crate::reserve::pointer;
+use crate::address_space::pointer::pointer;
 
 // Indexes in `gregs`: `enum` of <sys/ucontext.h>, which the `libc` crate declares as signed numbers.
 pub(crate) const RIP: usize = 16;

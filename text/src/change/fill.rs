@@ -2,12 +2,12 @@
 
 use modload_edit::EditSet;
 
-use crate::region::Region;
-use crate::spans::{self, Grouping, Pass, Side};
-use crate::sync;
+use crate::change::spans::{self, Grouping, Pass, Side};
+use crate::change::writable::Region;
 use crate::vocabulary::error::WriteFailed;
 use crate::vocabulary::poke_error::PokeError;
-use crate::write::TextLock;
+use crate::writing::cores;
+use crate::writing::text_lock::TextLock;
 
 /// Changes published text that no thread can have entered, and data of any kind. All edits are one batch with one
 /// synchronisation. Examples are the text of a live patch whose functions were never enabled, and a trampoline that no
@@ -25,7 +25,7 @@ pub fn fill(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<u32, PokeError> 
     edits.iter().try_for_each(|edit| region.compare(&edit))?;
     let write = |lock: &mut TextLock<'_>, side| {
         let writes = spans::write(lock, edits, Pass::Whole, side, Grouping::Spans)?;
-        sync::all_cores().map_err(|source| WriteFailed::Sync { source })?;
+        cores::all_cores().map_err(|source| WriteFailed::Sync { source })?;
         Ok(writes)
     };
     write(lock, Side::New).map_err(|failed| match write(lock, Side::Old) {

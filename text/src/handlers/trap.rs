@@ -14,11 +14,14 @@ use std::sync::OnceLock;
 use modload_edit::Addr;
 use modload_threads::frames::{Memory, ProcessMemory};
 
-use crate::batch::InFlight;
-use crate::report::report;
-use crate::reserve::pointer;
+use crate::address_space::pointer::pointer;
+use crate::allocation::arena;
+use crate::handlers::batch;
+use crate::handlers::batch::InFlight;
+use crate::handlers::emulate;
+use crate::handlers::report::report;
 use crate::vocabulary::machine::INT3;
-use crate::{arena, batch, emulate, registered};
+use crate::writing::registered;
 
 /// The action that was installed before this crate's.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();

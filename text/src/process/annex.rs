@@ -9,16 +9,16 @@ use std::io;
 use modload_edit::Addr;
 use thiserror::Error;
 
-use crate::arena::Arena;
-use crate::int3::fill_with_traps;
-use crate::maps;
-use crate::ranges::Node;
-use crate::registered::ANNEXES;
-use crate::reserve::{self, Access, Reserved};
-use crate::room::{self, Room};
+use crate::address_space::maps;
+use crate::address_space::reserve::{self, Access, Reserved};
+use crate::address_space::room::{self, Room};
+use crate::allocation::arena::Arena;
 use crate::vocabulary::error::{ArenaError, WriteFailed};
 use crate::vocabulary::machine::PAGE;
-use crate::write::TextLock;
+use crate::writing::int3::fill_with_traps;
+use crate::writing::ranges::Node;
+use crate::writing::registered::ANNEXES;
+use crate::writing::text_lock::TextLock;
 
 /// Memory for code near a range of the host: every byte of it can reach, and be reached from, every byte of that range
 /// by the 32-bit distance of an instruction.

@@ -4,12 +4,13 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use modload_edit::{Addr, Edit, wide};
 
-use crate::arena::Arena;
-use crate::reserve::pointer;
+use crate::address_space::pointer::pointer;
+use crate::allocation::arena::Arena;
+use crate::allocation::owners;
 use crate::vocabulary::class::Class;
 use crate::vocabulary::poke_error::PokeError;
-use crate::write::TextLock;
-use crate::{owners, registered};
+use crate::writing::registered;
+use crate::writing::text_lock::TextLock;
 
 /// The range that the last edit lay in; the next edit mostly lies in it, too.
 pub(crate) struct Region {

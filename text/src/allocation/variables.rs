@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use modload_edit::Addr;
 
-use crate::arena::Arena;
-use crate::reserve::pointer;
+use crate::address_space::pointer::pointer;
+use crate::allocation::arena::Arena;
 use crate::vocabulary::class::Class;
 use crate::vocabulary::error::WriteFailed;
-use crate::write::TextLock;
+use crate::writing::text_lock::TextLock;
 
 /// Returns the class of the data that holds `len` bytes at an address, which must be a multiple of `len`.
 fn class_of(at: Addr, len: u64) -> Option<Class> {

@@ -2,11 +2,12 @@
 
 use modload_edit::{Addr, Edit, EditSet, index, wide};
 
-use crate::reserve::pointer;
+use crate::address_space::pointer::pointer;
+use crate::allocation::arena;
 use crate::vocabulary::error::WriteFailed;
 use crate::vocabulary::machine::INT3;
-use crate::write::{CHUNK, TextLock};
-use crate::{arena, registered};
+use crate::writing::registered;
+use crate::writing::text_lock::{CHUNK, TextLock};
 
 /// The bytes that a pass over a batch writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -2,10 +2,10 @@
 
 use modload_edit::{Addr, index, wide};
 
-use crate::sync;
 use crate::vocabulary::error::WriteFailed;
 use crate::vocabulary::machine::INT3;
-use crate::write::TextLock;
+use crate::writing::cores;
+use crate::writing::text_lock::TextLock;
 
 static TRAPS: [u8; 0x1_0000] = [INT3; 0x1_0000];
 
@@ -17,5 +17,5 @@ pub(crate) fn fill_with_traps(lock: &mut TextLock<'_>, at: Addr, len: u64) -> Re
         lock.write(at + done, part)?;
         done += wide(part.len());
     }
-    sync::all_cores().map_err(|source| WriteFailed::Sync { source })
+    cores::all_cores().map_err(|source| WriteFailed::Sync { source })
 }

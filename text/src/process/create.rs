@@ -2,10 +2,13 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::arena::Arena;
+use crate::address_space::reserve;
+use crate::allocation::arena::Arena;
+use crate::handlers::fork;
+use crate::handlers::trap;
 use crate::vocabulary::error::ArenaError;
-use crate::write::TextLock;
-use crate::{fork, reserve, sync, trap};
+use crate::writing::cores;
+use crate::writing::text_lock::TextLock;
 
 /// The sizes to try for the whole arena, largest first.
 const SIZES: [u64; 4] = [1 << 30, 1 << 29, 1 << 28, 1 << 27];
@@ -22,7 +25,7 @@ impl Arena {
         if let Some(arena) = Arena::existing() {
             return Ok(arena);
         }
-        sync::register();
+        cores::register();
         TextLock::take().open().map_err(ArenaError::OpenMemory)?;
         let (reserved, low) = match SIZES.iter().find_map(|&len| reserve::low(len)) {
             Some(reserved) => (reserved, true),

@@ -6,8 +6,9 @@ use std::ops::ControlFlow;
 use modload_edit::EditSet;
 use modload_threads::{Tasks, name, status};
 
+use crate::handlers::trap;
 use crate::vocabulary::poked::{Because, TrapMask};
-use crate::{sync, trap};
+use crate::writing::cores;
 
 /// The number of passes over the list of threads to see all of them.
 const PASSES: u32 = 3;
@@ -17,7 +18,7 @@ pub(crate) fn find(edits: &EditSet, mask: TrapMask) -> io::Result<Option<Because
     let looks = matches!(mask, TrapMask::Checked | TrapMask::Unheld);
     let certain = [
         (mask == TrapMask::Held, Because::Asked),
-        (!sync::by_membarrier(), Because::NoMembarrier),
+        (!cores::by_membarrier(), Because::NoMembarrier),
         (shadow_stacks(), Because::ShadowStack),
         (edits.iter().any(|edit| joins(edit.old)), Because::Joined),
         (looks && !trap::is_installed(), Because::Handler),

@@ -5,10 +5,10 @@ use std::io;
 use modload_edit::Addr;
 use thiserror::Error;
 
-use crate::maps::{self, Mapping};
-use crate::ranges::Node;
-use crate::registered::HOST_TEXTS;
-use crate::write::TextLock;
+use crate::address_space::maps::{self, Mapping};
+use crate::writing::ranges::Node;
+use crate::writing::registered::HOST_TEXTS;
+use crate::writing::text_lock::TextLock;
 
 /// A range of the host's own code, a part of its executable or of a library, that may be poked. Dropping it unregisters
 /// the range; its code stays unchanged.

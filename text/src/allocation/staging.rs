@@ -5,13 +5,13 @@ use std::sync::Arc;
 use memmap2::{MmapMut, MmapOptions};
 use modload_edit::{Addr, index};
 
-use crate::arena::{Arena, Extent};
-use crate::int3::fill_with_traps;
-use crate::owners::{self, Describe, Phase};
+use crate::allocation::arena::{Arena, Extent};
+use crate::allocation::owners::{self, Describe, Phase};
 use crate::vocabulary::class::Class;
 use crate::vocabulary::error::{OutOfMemory, PublishFailed};
 use crate::vocabulary::machine::PAGE;
-use crate::write::TextLock;
+use crate::writing::int3::fill_with_traps;
+use crate::writing::text_lock::TextLock;
 
 /// The number of staging buffers that are kept for later loads, and the greatest size of each.
 const KEEP: usize = 8;

@@ -21,15 +21,16 @@ use std::time::{Duration, Instant};
 use modload_edit::{Edit, EditSet, InstructionEffect, is_one_instruction};
 use modload_threads::{DEFAULT_LIMIT, Held, is_alone};
 
-use crate::batch::Announced;
-use crate::obstacle;
-use crate::region::Region;
-use crate::spans::{self, Grouping, Pass, Side};
+use crate::change::obstacle;
+use crate::change::rendezvous;
+use crate::change::spans::{self, Grouping, Pass, Side};
+use crate::change::writable::Region;
+use crate::handlers::batch::Announced;
 use crate::vocabulary::error::WriteFailed;
 use crate::vocabulary::poke_error::PokeError;
 use crate::vocabulary::poked::{Because, Poked, TrapMask, Way};
-use crate::write::TextLock;
-use crate::{rendezvous, sync};
+use crate::writing::cores;
+use crate::writing::text_lock::TextLock;
 
 /// Changes published text that threads may be running through, all edits as one batch. Linux's `text_poke_bp_batch`.
 ///
@@ -123,7 +124,7 @@ fn alone(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<Poked, PokeError> {
         let writes = spans::write(lock, edits, Pass::Whole, side, Grouping::Spans)?;
         // The kernel has written through another address, so this core has to synchronise, like all cores to which this
         // thread moves.
-        sync::all_cores().map_err(|source| WriteFailed::Sync { source })?;
+        cores::all_cores().map_err(|source| WriteFailed::Sync { source })?;
         Ok(Poked { way: Way::Alone, syncs: 1, writes })
     };
     let failed = match whole(Side::New) {
@@ -157,7 +158,7 @@ fn by_traps(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<Poked, PokeError
 fn trap_by_trap(lock: &mut TextLock<'_>, edits: &EditSet, side: Side, poked: &mut Poked) -> Result<(), WriteFailed> {
     for pass in [Pass::Traps, Pass::Tails, Pass::Firsts] {
         poked.writes += spans::write(lock, edits, pass, side, Grouping::Spans)?;
-        sync::all_cores().map_err(|source| WriteFailed::Sync { source })?;
+        cores::all_cores().map_err(|source| WriteFailed::Sync { source })?;
         poked.syncs += 1;
     }
     Ok(())

@@ -4,6 +4,7 @@ use std::io;
 
 use modload_edit::{Addr, index, wide};
 
+use crate::address_space::pointer::pointer;
 use crate::vocabulary::machine::PAGE;
 
 /// Address space that belongs to this crate: the arena's, which is never released, or an annex's.
@@ -112,11 +113,6 @@ pub(crate) fn populate(at: Addr, len: u64) -> io::Result<()> {
         unsafe { pointer(at + page).write_volatile(0) };
     }
     Ok(())
-}
-
-/// Returns the address as a pointer into memory that no Rust object owns.
-pub(crate) fn pointer(at: Addr) -> *mut u8 {
-    std::ptr::with_exposed_provenance_mut(index(at.get()))
 }
 
 fn random() -> u64 {

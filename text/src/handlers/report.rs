@@ -4,7 +4,7 @@ use std::io::Write;
 
 use modload_edit::Addr;
 
-use crate::owners::{self, Owner, Phase};
+use crate::allocation::owners::{self, Owner, Phase};
 
 /// A line, and the descriptor to which it is written. Filled in place and small, because it lies on a signal stack.
 struct Line {

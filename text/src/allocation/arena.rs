@@ -8,13 +8,14 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use memmap2::MmapMut;
 use modload_edit::{Addr, index, wide};
 
-use crate::owners::{self, Phase};
-use crate::reserve::{self, Access, Reserved, pointer};
-use crate::stripe::Stripe;
+use crate::address_space::pointer::pointer;
+use crate::address_space::reserve::{self, Access, Reserved};
+use crate::allocation::owners::{self, Phase};
+use crate::allocation::stripe::Stripe;
 use crate::vocabulary::class::Class;
 use crate::vocabulary::error::{ArenaError, OutOfMemory, WriteFailed};
 use crate::vocabulary::machine::{INT3, PAGE};
-use crate::write::TextLock;
+use crate::writing::text_lock::TextLock;
 
 /// The usage of a stripe: for reports, and for tests that check that no memory was left behind.
 #[derive(Clone, PartialEq, Eq, Debug)]
