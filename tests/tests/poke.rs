@@ -8,7 +8,8 @@ use std::time::Duration;
 use modload_edit::{Addr, Edit, EditOrigin, EditSet, Engine, NOPS, Rejected, Sink, ZERO};
 use modload_tests::{Case, Crowd, Patience, Sites, Until, block, deny, fire, handle, in_fork, peek, unblock, until};
 use modload_text::{
-    Arena, Because, Class, HostText, PokeError, Poked, TextLock, TrapMask, Way, fill, poke, traps_in_flight,
+    Arena, Class, HostText, PokeError, PokeProtocol, Poked, TextLock, TrapMask, TrapObstacle, fill, poke,
+    traps_in_flight,
 };
 
 fn main() -> ExitCode {
@@ -41,7 +42,7 @@ fn every_form() {
         assert!(all().all(|number| sites.call(number) == sites.returns(number)[state]), "{state}");
         let batch = if state == 0 { sites.on(all()) } else { sites.off(all()) };
         let poked = poke(&mut TextLock::take(), &batch, TrapMask::Trusted).unwrap();
-        assert_eq!(poked.way, if another.is_none() { Way::Alone } else { Way::Traps });
+        assert_eq!(poked.protocol, if another.is_none() { PokeProtocol::Alone } else { PokeProtocol::Traps });
         if state == 1 {
             another.get_or_insert_with(|| Crowd::of(1, thread::yield_now));
         }
@@ -52,13 +53,13 @@ fn three_synchronisations() {
     let sites = Sites::publish(1000, 64, Some(0));
     for batch in [sites.on(0..1000), sites.off(0..1000)] {
         let poked = poke(&mut TextLock::take(), &batch, TrapMask::Trusted).unwrap();
-        assert_eq!((poked.way, poked.syncs, poked.writes), (Way::Alone, 1, 1), "nobody else is there");
+        assert_eq!((poked.protocol, poked.syncs, poked.writes), (PokeProtocol::Alone, 1, 1), "nobody else is there");
     }
     let _another = Crowd::of(1, thread::yield_now);
     for count in [1, 10, 1000] {
         for batch in [sites.on(0..count), sites.off(0..count)] {
             let poked = poke(&mut TextLock::take(), &batch, TrapMask::Trusted).unwrap();
-            assert_eq!((poked.way, poked.syncs, poked.writes), (Way::Traps, 3, 3));
+            assert_eq!((poked.protocol, poked.syncs, poked.writes), (PokeProtocol::Traps, 3, 3));
         }
     }
 }
@@ -106,7 +107,7 @@ fn refusals() {
     let straddled = sites.on([5]).edit(Edit { at: nop6 + 2, old: &[0; 5], new: &[0; 5], why: WHY });
     assert!(matches!(straddled, Err(Rejected::Collision { .. })));
     let poked = poke(&mut TextLock::take(), &sites.on(0..8), TrapMask::Trusted).unwrap();
-    assert_eq!(poked.way, Way::Alone);
+    assert_eq!(poked.protocol, PokeProtocol::Alone);
 }
 
 /// Turns all sites on and off again, looks at what they do, and says how it was done.
@@ -145,11 +146,11 @@ fn with_a_caller<R>(sites: &Sites, blocked: Option<libc::c_int>, run: impl FnOnc
 
 fn sigtrap_blocked() {
     let sites = Sites::publish(1000, 61, None);
-    assert_eq!(with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap().way, Way::Traps);
+    assert_eq!(with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap().protocol, PokeProtocol::Traps);
     let poked = with_a_caller(&sites, Some(libc::SIGTRAP), || flip(&sites, TrapMask::Checked));
-    let Ok(Poked { way: Way::Rendezvous(because), .. }) = poked else { panic!("{poked:?}") };
-    let because = because.to_string();
-    assert!(because.starts_with("thread ") && because.ends_with(" \"caller\" blocks SIGTRAP"), "{because}");
+    let Ok(Poked { protocol: PokeProtocol::Rendezvous(obstacle), .. }) = poked else { panic!("{poked:?}") };
+    let obstacle = obstacle.to_string();
+    assert!(obstacle.starts_with("thread ") && obstacle.ends_with(" \"caller\" blocks SIGTRAP"), "{obstacle}");
 }
 
 extern "C" fn ignore(_: libc::c_int) {}
@@ -158,7 +159,7 @@ fn handler_replaced() {
     let sites = Sites::publish(1000, 61, None);
     handle(libc::SIGTRAP, ignore);
     let poked = with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap();
-    assert_eq!(poked.way, Way::Rendezvous(Because::Handler));
+    assert_eq!(poked.protocol, PokeProtocol::Rendezvous(TrapObstacle::OtherHandler));
 }
 
 fn in_flight() {
@@ -236,7 +237,7 @@ fn without_membarrier() {
     deny(libc::SYS_membarrier, libc::ENOSYS);
     let sites = Sites::publish(1000, 61, None);
     let poked = with_a_caller(&sites, None, || flip(&sites, TrapMask::Trusted)).unwrap();
-    assert_eq!(poked.way, Way::Rendezvous(Because::NoMembarrier));
+    assert_eq!(poked.protocol, PokeProtocol::Rendezvous(TrapObstacle::NoMembarrier));
     // Freeing text takes a synchronisation, too.
     with_a_caller(&sites, None, || drop(Sites::publish(10, 61, None)));
 }
@@ -305,9 +306,9 @@ fn host_text() {
     // SAFETY: it is refused.
     assert!(unsafe { HostText::register(Addr::new(0x1000), Addr::new(0x2000)) }.is_err());
     let poked = poke(&mut TextLock::take(), &on, TrapMask::Trusted).unwrap();
-    assert_eq!((poked.way, hosts()), (Way::Rendezvous(Because::Joined), 2));
+    assert_eq!((poked.protocol, hosts()), (PokeProtocol::Rendezvous(TrapObstacle::JoinedNops), 2));
     let poked = poke(&mut TextLock::take(), &one(at, &OVER, NOPS[4]), TrapMask::Trusted).unwrap();
-    assert_eq!((poked.way, hosts()), (Way::Alone, 1));
+    assert_eq!((poked.protocol, hosts()), (PokeProtocol::Alone, 1));
     let past = one(at + 13, &[0x02, 0, 0, 0, 0xc3], NOPS[4]);
     assert!(matches!(poke(&mut TextLock::take(), &past, TrapMask::Trusted), Err(PokeError::NotText { .. })));
     drop(text);
@@ -333,7 +334,7 @@ fn filled() {
     let mut constants = arena.stage_read_only(64, 8).unwrap();
     constants.bytes_mut().fill(7);
     let constants = constants.publish(&mut TextLock::take()).unwrap();
-    let data = arena.place_data(64, 8).unwrap();
+    let data = arena.allocate_data(64, 8).unwrap();
     let stripe = |class| arena.usage().into_iter().find(|stripe| stripe.class == class).unwrap();
     let constant = (stripe(Class::ReadOnly).start, stripe(Class::ReadOnly).touched);
     let at = (0..constant.1).map(|offset| constant.0 + offset).find(|at| constants.read(*at, 64).is_some()).unwrap();
@@ -341,7 +342,7 @@ fn filled() {
     assert_eq!(constants.read(at, 4).unwrap(), [8, 8, 8, 7]);
     assert_eq!(fill(&mut TextLock::take(), &one(data.addr(), &[0; 3], &[8; 3])).unwrap(), 1);
     let lock = TextLock::take();
-    assert_eq!(modload_text::filled(&lock, data.addr(), 4).unwrap(), [8, 8, 8, 0]);
+    assert_eq!(modload_text::read_fillable(&lock, data.addr(), 4).unwrap(), [8, 8, 8, 0]);
     drop(lock);
     let beyond = stripe(Class::Data);
     let beyond = beyond.start + beyond.touched;
@@ -451,7 +452,7 @@ fn flips_under_a_debugger() {
     our_signal();
     let sites = Sites::publish(100, 61, None);
     let poked = with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap();
-    println!("flipped by {:?}", poked.way);
+    println!("flipped by {:?}", poked.protocol);
 }
 
 fn gdb_before() {
@@ -468,7 +469,7 @@ fn gdb_before() {
 fn gdb_later() {
     let sites = Sites::publish(100, 61, None);
     let none = with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap();
-    assert_eq!(none.way, Way::Traps);
+    assert_eq!(none.protocol, PokeProtocol::Traps);
     // Any process of this user's may attach, whatever the system's default is.
     // SAFETY: sets an attribute of this process.
     unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
@@ -490,7 +491,7 @@ fn gdb_later() {
             }
         }
     });
-    assert!(matches!(poked.way, Way::Rendezvous(Because::Traced { .. })), "{poked:?}");
+    assert!(matches!(poked.protocol, PokeProtocol::Rendezvous(TrapObstacle::Traced { .. })), "{poked:?}");
     gdb.kill().unwrap();
     gdb.wait().unwrap();
 }

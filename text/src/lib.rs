@@ -6,7 +6,7 @@
 //!   with the addresses of its final place. The final place holds INT3 until then. [`Staged::publish`] consumes the
 //!   buffer and returns [`Published`], which can no longer be written. In-flight and finished memory are different
 //!   types.
-//! - [`Fresh`]: data at its final place from the start; [`Fresh::settle`] hands the data over to the module's code.
+//! - [`NewData`]: data at its final place from the start; [`NewData::hand_over`] hands the data over to the module's code.
 //! - [`poke`]: changes published text while threads run through it, one batch of edits at a time. [`HostText`]: code of
 //!   the host itself that may be poked.
 //! - [`Annex`]: memory for code within reach of the host's own.
@@ -14,7 +14,7 @@
 //! - [`traps_in_flight`]: the number of threads between a trap of a batch and the code to which the trap leads them.
 //! - [`Pages`]: memory that is allocated without the allocator.
 //! - [`TextLock`]: only the holder of this lock may write into published memory.
-//! - [`Describe`]: the report of a call into text that is not published ([`Staged::owner`]).
+//! - [`Describe`]: the report of a call into text that is not published ([`Staged::set_owner`]).
 //!
 //! The files are in seven tiers, a folder each. A file imports from its own tier and from the tiers above this one in
 //! the table. There is no circle of imports.
@@ -43,14 +43,14 @@ mod process;
 
 pub use address_space::pages::Pages;
 pub use allocation::arena::{Arena, StripeUsage};
-pub use allocation::data::{Fresh, Placed, Protected};
+pub use allocation::data::{ModuleData, NewData, ProtectedData};
 pub use allocation::owners::Describe;
 pub use allocation::staging::{Published, Staged};
 pub use allocation::variables::{load_u32, load_u64, store_u32, store_u64};
 pub use change::fill::fill;
-pub use change::obstacle::shadow_stacks;
+pub use change::obstacle::has_shadow_stack;
 pub use change::poke::{poke, poke_chosen};
-pub use change::writable::filled;
+pub use change::writable::read_fillable;
 pub use handlers::batch::traps_in_flight;
 pub use handlers::fork::on_fork;
 pub use process::annex::{Annex, AnnexError};
@@ -59,5 +59,5 @@ pub use vocabulary::class::Class;
 pub use vocabulary::error::{ArenaError, OutOfMemory, PublishFailed, WriteFailed};
 pub use vocabulary::machine::{INT3, PAGE};
 pub use vocabulary::poke_error::PokeError;
-pub use vocabulary::poked::{Because, Poked, TrapMask, Way};
+pub use vocabulary::poked::{PokeProtocol, Poked, TrapMask, TrapObstacle};
 pub use writing::text_lock::TextLock;

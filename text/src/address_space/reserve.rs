@@ -16,7 +16,7 @@ pub(crate) struct Reserved {
 
 /// The access that a stripe's mapping permits from the start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Access {
+pub(crate) enum MappingAccess {
     ReadExecute,
     Read,
     ReadWrite,
@@ -77,15 +77,15 @@ impl Reserved {
     }
 
     /// Maps a part of the reserved space, once, with its final access. The memory reads as zeros.
-    pub(crate) fn map(self, at: Addr, len: u64, access: Access) -> io::Result<()> {
+    pub(crate) fn map(self, at: Addr, len: u64, access: MappingAccess) -> io::Result<()> {
         let inside = at.checked_offset_from(self.start).and_then(|offset| offset.checked_add(len));
         if inside.is_none_or(|end| end > self.len) {
             return Err(io::Error::other("a stripe outside the reserved space"));
         }
         let protection = match access {
-            Access::ReadExecute => libc::PROT_READ | libc::PROT_EXEC,
-            Access::Read => libc::PROT_READ,
-            Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+            MappingAccess::ReadExecute => libc::PROT_READ | libc::PROT_EXEC,
+            MappingAccess::Read => libc::PROT_READ,
+            MappingAccess::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
         };
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
         // SAFETY: MAP_FIXED replaces existing mappings, and the check above ensures that the range is this crate's own

@@ -11,11 +11,11 @@ pub(crate) const REACH: u64 = (1 << 31) - PAGE;
 
 /// The space that is kept free below a mapping that may be a stack. The kernel keeps as much below a stack that it has
 /// grown (`stack_guard_gap`).
-const GUARD: u64 = 1 << 20;
+const STACK_GUARD: u64 = 1 << 20;
 
 /// The space above the heap's end that is reserved for the heap. The heap's only bound is the next mapping, which in a
 /// program at 0x55... is a library at 0x7f...; the kernel places other mappings from there downward.
-const HEAP: u64 = 1 << 40;
+const HEAP_SPACE: u64 = 1 << 40;
 
 /// The lowest address for a mapping: a null pointer with an offset leads below it.
 const LOWEST: Addr = Addr::new(1 << 20);
@@ -37,7 +37,7 @@ pub(crate) struct Room {
 /// The result leaves out the space that belongs to growing mappings: a tebibyte from the heap's end on, the whole of
 /// the space below the first thread's stack, and a mebibyte below any other writable memory without a file, which may
 /// be a stack that grows (MAP_GROWSDOWN; `maps` does not show the flag).
-pub(crate) fn find(mappings: &[Mapping], heap_end: Addr, start: Addr, end: Addr, len: u64) -> Room {
+pub(crate) fn find_room(mappings: &[Mapping], heap_end: Addr, start: Addr, end: Addr, len: u64) -> Room {
     let heap_end = heap_end.align_up(PAGE).unwrap_or(HIGHEST);
     let lowest = Addr::new(end.get().saturating_sub(REACH).next_multiple_of(PAGE)).max(LOWEST);
     let highest = Addr::new(start.get().saturating_add(REACH) / PAGE * PAGE).min(HIGHEST);
@@ -48,12 +48,12 @@ pub(crate) fn find(mappings: &[Mapping], heap_end: Addr, start: Addr, end: Addr,
         let to = match above {
             Some(Mapping { backing: Backing::Stack, .. }) => from,
             Some(Mapping { backing: Backing::Anonymous, access: [_, b'w', ..], .. }) => {
-                Addr::new(free_to.get().saturating_sub(GUARD))
+                Addr::new(free_to.get().saturating_sub(STACK_GUARD))
             }
             _ => free_to,
         };
         // The part below the heap's space, and the part above it.
-        for (low, high) in [(from, to.min(heap_end)), (from.max(heap_end + HEAP), to)] {
+        for (low, high) in [(from, to.min(heap_end)), (from.max(heap_end + HEAP_SPACE), to)] {
             room.add(low.max(lowest), high.min(highest), start, len);
         }
         from = from.max(above.map_or(HIGHEST, |mapping| mapping.end));
@@ -79,7 +79,7 @@ impl Room {
 
 #[cfg(test)]
 mod tests {
-    use super::{Addr, REACH, Room, find};
+    use super::{Addr, REACH, Room, find_room};
     use crate::address_space::maps::parse;
 
     const PROGRAM: &str = "\
@@ -97,7 +97,7 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]
     /// Checks the places where a mapping fits near a range, and the longest free range.
     fn check(maps: &str, heap_end: u64, (start, end): (u64, u64), len: u64, expected: (&[u64], u64)) {
         let (start, end) = (Addr::new(start), Addr::new(end));
-        let room = find(&parse(maps), Addr::new(heap_end), start, end, len);
+        let room = find_room(&parse(maps), Addr::new(heap_end), start, end, len);
         let places = expected.0.iter().map(|at| Addr::new(*at)).collect();
         assert_eq!(room, Room { places, longest: expected.1 });
         for at in room.places {
@@ -135,7 +135,7 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]
     }
 
     #[test]
-    fn the_lowest_addresses_are_nobodys() {
+    fn the_lowest_addresses_stay_free() {
         let maps = "400000-500000 r-xp 00000000 fe:01 17 /program\n500000-501000 rw-p 00100000 fe:01 17 /program\n";
         let (text, heap) = ((0x40_0000, 0x50_0000), 0x50_1000);
         check(maps, heap, text, 0x30_0000, (&[0x10_0000], 0x30_0000));

@@ -9,8 +9,8 @@ use memmap2::MmapMut;
 use modload_edit::{Addr, index, wide};
 
 use crate::address_space::pointer::pointer;
-use crate::address_space::reserve::{self, Access, Reserved};
-use crate::allocation::owners::{self, Phase};
+use crate::address_space::reserve::{self, MappingAccess, Reserved};
+use crate::allocation::owners::{self, TextState};
 use crate::allocation::stripe::Stripe;
 use crate::vocabulary::class::Class;
 use crate::vocabulary::error::{ArenaError, OutOfMemory, WriteFailed};
@@ -28,7 +28,7 @@ pub struct StripeUsage {
     pub len: u64,
     /// The number of bytes that are in use.
     pub used: u64,
-    /// The number of bytes from the start whose pages have been faulted in. Grows in extents and never shrinks.
+    /// The number of bytes from the start whose pages have been faulted in. Grows in steps and never shrinks.
     pub touched: u64,
     /// The free ranges: offset and length, by offset. No two of them touch.
     pub free: Vec<(u64, u64)>,
@@ -58,7 +58,7 @@ impl Extent {
             DataAccess::Read => libc::PROT_READ,
             DataAccess::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
         };
-        // SAFETY: an extent of whole pages of ro_after_init data, to which no reference exists: `Fresh` and `Placed` lend
+        // SAFETY: an extent of whole pages of ro_after_init data, to which no reference exists: `NewData` and `ModuleData` lend
         // slices and raw copies only. Neither protection is executable. The kernel refuses an extent that does not
         // begin on a page.
         let failed = unsafe { libc::mprotect(at.cast(), index(self.len), protection) };
@@ -85,15 +85,15 @@ impl Extent {
 impl Drop for Extent {
     fn drop(&mut self) {
         if self.class == Class::Text {
-            owners::set_phase(self.start, Phase::Gone);
+            owners::set_state(self.start, TextState::Freed);
         }
         if self.class == Class::RoAfterInit
             && let Err(failed) = self.protect(DataAccess::Read)
         {
             tracing::error!(at = %self.start, %failed, "freed ro_after_init data stays writable");
         }
-        let offset = self.start.get() - self.arena.starts[slot(self.class)].get();
-        self.arena.books().stripes[slot(self.class)].give(offset, self.len);
+        let offset = self.start.get() - self.arena.starts[stripe_index(self.class)].get();
+        self.arena.lock_state().stripes[stripe_index(self.class)].give_back(offset, self.len);
     }
 }
 
@@ -103,12 +103,12 @@ pub struct Arena {
     low: bool,
     starts: [Addr; 4],
     lens: [u64; 4],
-    books: Mutex<Books>,
+    state: Mutex<ArenaState>,
 }
 
 /// The data that changes when memory is taken and freed.
 #[derive(Debug)]
-pub(crate) struct Books {
+pub(crate) struct ArenaState {
     stripes: [Stripe; 4],
     /// Staging buffers that can be reused.
     pub(crate) buffers: Vec<MmapMut>,
@@ -117,7 +117,7 @@ pub(crate) struct Books {
 /// The unmapped space between two stripes: an access beyond the end of one stripe does not reach the next.
 const GAP: u64 = 16 * PAGE;
 /// The number of bytes whose pages are faulted in at a time.
-const EXTENT: u64 = 64 * PAGE;
+const FAULT_IN_STEP: u64 = 64 * PAGE;
 
 static ARENA: OnceLock<Arena> = OnceLock::new();
 static TEXT_START: AtomicU64 = AtomicU64::new(0);
@@ -129,15 +129,15 @@ pub(crate) fn text_contains(at: Addr) -> bool {
 }
 
 /// Returns the access of a stripe's mapping.
-fn access(class: Class) -> Access {
+fn access(class: Class) -> MappingAccess {
     match class {
-        Class::Text => Access::ReadExecute,
-        Class::ReadOnly => Access::Read,
-        Class::Data | Class::RoAfterInit => Access::ReadWrite,
+        Class::Text => MappingAccess::ReadExecute,
+        Class::ReadOnly => MappingAccess::Read,
+        Class::Data | Class::RoAfterInit => MappingAccess::ReadWrite,
     }
 }
 
-fn slot(class: Class) -> usize {
+fn stripe_index(class: Class) -> usize {
     match class {
         Class::Text => 0,
         Class::ReadOnly => 1,
@@ -149,7 +149,7 @@ fn slot(class: Class) -> usize {
 impl Arena {
     /// Makes this arena the arena of the process, unless there is one.
     pub(crate) fn into_global(self) -> &'static Arena {
-        let text = slot(Class::Text);
+        let text = stripe_index(Class::Text);
         TEXT_START.store(self.starts[text].get(), Ordering::Relaxed);
         TEXT_END.store(self.starts[text].get() + self.lens[text], Ordering::Relaxed);
         ARENA.get_or_init(|| self)
@@ -171,19 +171,22 @@ impl Arena {
         for class in Class::ALL {
             let len = len / 64 * class.share() - GAP;
             reserved.map(at, len, access(class)).map_err(|source| ArenaError::Map { class, source })?;
-            starts[slot(class)] = at;
-            lens[slot(class)] = len;
+            starts[stripe_index(class)] = at;
+            lens[stripe_index(class)] = len;
             at += len + GAP;
         }
-        let mut stripes = Class::ALL.map(|class| Stripe::new(starts[slot(class)].get(), lens[slot(class)]));
+        let mut stripes =
+            Class::ALL.map(|class| Stripe::new(starts[stripe_index(class)].get(), lens[stripe_index(class)]));
         for class in Class::ALL {
-            touch(&mut TextLock::take(), class, starts[slot(class)], EXTENT).map_err(|failed| match failed {
-                TouchFailed::Fill(source) => ArenaError::ForceOverride(source),
-                TouchFailed::Populate(source) => ArenaError::Map { class, source },
+            fault_in(&mut TextLock::take(), class, starts[stripe_index(class)], FAULT_IN_STEP).map_err(|failed| {
+                match failed {
+                    FaultInFailed::Fill(source) => ArenaError::ForceOverride(source),
+                    FaultInFailed::Populate(source) => ArenaError::Map { class, source },
+                }
             })?;
-            stripes[slot(class)].touched_to(EXTENT);
+            stripes[stripe_index(class)].touched_to(FAULT_IN_STEP);
         }
-        Ok(Arena { low, starts, lens, books: Mutex::new(Books { stripes, buffers: Vec::new() }) })
+        Ok(Arena { low, starts, lens, state: Mutex::new(ArenaState { stripes, buffers: Vec::new() }) })
     }
 
     /// Returns whether the whole arena lies in the low 2 GiB, which the 32-bit relocations of objects compiled without
@@ -196,61 +199,61 @@ impl Arena {
     /// Returns the current usage of each stripe.
     #[must_use]
     pub fn usage(&self) -> [StripeUsage; 4] {
-        let books = self.books();
+        let state = self.lock_state();
         Class::ALL.map(|class| {
-            let stripe = &books.stripes[slot(class)];
+            let stripe = &state.stripes[stripe_index(class)];
             StripeUsage {
                 class,
-                start: self.starts[slot(class)],
-                len: self.lens[slot(class)],
+                start: self.starts[stripe_index(class)],
+                len: self.lens[stripe_index(class)],
                 used: stripe.used(),
                 touched: stripe.touched(),
-                free: stripe.free(),
+                free: stripe.free_ranges(),
             }
         })
     }
 
     /// Returns the class of the stripe that holds an address, and the number of touched bytes from the address on.
     pub(crate) fn touched_from(&self, at: Addr) -> Option<(Class, u64)> {
-        let books = self.books();
+        let state = self.lock_state();
         Class::ALL.into_iter().find_map(|class| {
-            let offset = at.checked_offset_from(self.starts[slot(class)])?;
-            let rest = books.stripes[slot(class)].touched().checked_sub(offset)?;
+            let offset = at.checked_offset_from(self.starts[stripe_index(class)])?;
+            let rest = state.stripes[stripe_index(class)].touched().checked_sub(offset)?;
             (rest != 0).then_some((class, rest))
         })
     }
 
-    pub(crate) fn books(&self) -> MutexGuard<'_, Books> {
-        // The books are consistent between any two statements that can panic.
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn lock_state(&self) -> MutexGuard<'_, ArenaState> {
+        // The state is consistent between any two statements that can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a range. Text reads as INT3; in the other classes, only pages that were never used read as zeros.
     pub(crate) fn take(&'static self, class: Class, len: u64, align: u64) -> Result<Extent, OutOfMemory> {
-        let base = self.starts[slot(class)];
+        let base = self.starts[stripe_index(class)];
         let mut lock = None;
         loop {
-            let mut books = self.books();
-            let stripe = &mut books.stripes[slot(class)];
-            let Some(taken) = stripe.take(len, align, EXTENT) else {
+            let mut state = self.lock_state();
+            let stripe = &mut state.stripes[stripe_index(class)];
+            let Some(taken) = stripe.take(len, align, FAULT_IN_STEP) else {
                 let used = stripe.used();
-                return Err(OutOfMemory::Full { class, len, align, stripe: self.lens[slot(class)], used });
+                return Err(OutOfMemory::Full { class, len, align, stripe: self.lens[stripe_index(class)], used });
             };
-            // Still under the lock of the books, because no other thread may get pages of this extent before they are
+            // The state is still locked, because no other thread may get pages of this extent before they are
             // filled.
-            if let Some((from, to)) = taken.touch {
+            if let Some((from, to)) = taken.fault_in {
                 let Some(lock) = &mut lock else {
-                    // The text lock is taken before the books, as in publishing and in fork.
-                    stripe.give(taken.start, len);
-                    drop(books);
+                    // The text lock is taken before the lock of the state, as in publishing and in fork.
+                    stripe.give_back(taken.start, len);
+                    drop(state);
                     lock = Some(TextLock::take());
                     continue;
                 };
-                if let Err(failed) = touch(lock, class, base + from, to - from) {
-                    stripe.give(taken.start, len);
+                if let Err(failed) = fault_in(lock, class, base + from, to - from) {
+                    stripe.give_back(taken.start, len);
                     return Err(match failed {
-                        TouchFailed::Fill(source) => OutOfMemory::Fill { class, source },
-                        TouchFailed::Populate(source) => OutOfMemory::Populate { class, source },
+                        FaultInFailed::Fill(source) => OutOfMemory::Fill { class, source },
+                        FaultInFailed::Populate(source) => OutOfMemory::Populate { class, source },
                     });
                 }
                 stripe.touched_to(to);
@@ -260,23 +263,23 @@ impl Arena {
     }
 }
 
-enum TouchFailed {
+enum FaultInFailed {
     Populate(io::Error),
     Fill(WriteFailed),
 }
 
 /// Faults pages in: text as INT3, other classes as zeros.
-fn touch(lock: &mut TextLock<'_>, class: Class, at: Addr, len: u64) -> Result<(), TouchFailed> {
+fn fault_in(lock: &mut TextLock<'_>, class: Class, at: Addr, len: u64) -> Result<(), FaultInFailed> {
     let fill = match class {
         Class::Text => INT3,
         Class::ReadOnly => 0,
-        Class::Data | Class::RoAfterInit => return reserve::populate(at, len).map_err(TouchFailed::Populate),
+        Class::Data | Class::RoAfterInit => return reserve::populate(at, len).map_err(FaultInFailed::Populate),
     };
-    let filling = vec![fill; index(len.min(EXTENT))];
+    let filling = vec![fill; index(len.min(FAULT_IN_STEP))];
     let mut done = 0;
     while done < len {
-        let part = &filling[..index((len - done).min(EXTENT))];
-        lock.write(at + done, part).map_err(TouchFailed::Fill)?;
+        let part = &filling[..index((len - done).min(FAULT_IN_STEP))];
+        lock.write(at + done, part).map_err(FaultInFailed::Fill)?;
         done += wide(part.len());
     }
     Ok(())

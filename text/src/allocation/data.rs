@@ -14,13 +14,13 @@ use crate::vocabulary::machine::PAGE;
 /// Data of a module that is being loaded. No other code knows its address, so it can be borrowed as a slice. Dropping
 /// this value frees the data.
 #[derive(Debug)]
-pub struct Fresh {
+pub struct NewData {
     extent: Extent,
 }
 
 /// Data that belongs to a module's code, which may read and write it at any time. Dropping this value frees the data.
 #[derive(Debug)]
-pub struct Placed {
+pub struct ModuleData {
     extent: Extent,
 }
 
@@ -29,29 +29,29 @@ impl Arena {
     ///
     /// # Errors
     /// [`OutOfMemory`].
-    pub fn place_data(&'static self, len: u64, align: u64) -> Result<Fresh, OutOfMemory> {
-        let mut fresh = Fresh { extent: self.take(Class::Data, len, align)? };
-        fresh.bytes_mut().fill(0);
-        Ok(fresh)
+    pub fn allocate_data(&'static self, len: u64, align: u64) -> Result<NewData, OutOfMemory> {
+        let mut data = NewData { extent: self.take(Class::Data, len, align)? };
+        data.bytes_mut().fill(0);
+        Ok(data)
     }
 
     /// Takes whole pages for `len` bytes of ro_after_init data, all zero. The pages are writable until
-    /// [`Placed::protect`]; pages that another module used before were read-only until now.
+    /// [`ModuleData::protect`]; pages that another module used before were read-only until now.
     ///
     /// # Errors
     /// [`OutOfMemory`].
-    pub fn place_ro_after_init(&'static self, len: u64, align: u64) -> Result<Fresh, OutOfMemory> {
+    pub fn allocate_ro_after_init(&'static self, len: u64, align: u64) -> Result<NewData, OutOfMemory> {
         let extent = self.take(Class::RoAfterInit, len.next_multiple_of(PAGE), align.max(PAGE))?;
         extent
             .protect(DataAccess::ReadWrite)
             .map_err(|source| OutOfMemory::Populate { class: Class::RoAfterInit, source })?;
-        let mut fresh = Fresh { extent };
-        fresh.bytes_mut().fill(0);
-        Ok(fresh)
+        let mut data = NewData { extent };
+        data.bytes_mut().fill(0);
+        Ok(data)
     }
 }
 
-impl Fresh {
+impl NewData {
     /// Returns the first address.
     #[must_use]
     pub fn addr(&self) -> Addr {
@@ -74,12 +74,12 @@ impl Fresh {
 
     /// Hands the data over to the module's code.
     #[must_use]
-    pub fn settle(self) -> Placed {
-        Placed { extent: self.extent }
+    pub fn hand_over(self) -> ModuleData {
+        ModuleData { extent: self.extent }
     }
 }
 
-impl Placed {
+impl ModuleData {
     /// Returns the first address.
     #[must_use]
     pub fn addr(&self) -> Addr {
@@ -107,9 +107,9 @@ impl Placed {
     ///
     /// # Errors
     /// The kernel's error, with the unchanged data.
-    pub fn protect(self) -> Result<Protected, (Placed, io::Error)> {
+    pub fn protect(self) -> Result<ProtectedData, (ModuleData, io::Error)> {
         match self.extent.protect(DataAccess::Read) {
-            Ok(()) => Ok(Protected { extent: self.extent }),
+            Ok(()) => Ok(ProtectedData { extent: self.extent }),
             Err(error) => Err((self, error)),
         }
     }
@@ -117,11 +117,11 @@ impl Placed {
 
 /// ro_after_init data once `init` has returned. Dropping this value frees the pages.
 #[derive(Debug)]
-pub struct Protected {
+pub struct ProtectedData {
     extent: Extent,
 }
 
-impl Protected {
+impl ProtectedData {
     /// Copies bytes out. Returns `None` if not all of them lie in this data.
     #[must_use]
     pub fn read(&self, at: Addr, len: usize) -> Option<Vec<u8>> {

@@ -25,108 +25,108 @@ pub trait Describe: Send + Sync {
 
 /// The state of a range of text.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Phase {
+pub(crate) enum TextState {
     Staged,
     Published,
-    Gone,
+    Freed,
 }
 
 #[derive(Clone)]
-pub(crate) struct Owner {
+pub(crate) struct TextOwner {
     end: Addr,
-    pub(crate) phase: Phase,
+    pub(crate) state: TextState,
     pub(crate) describe: Arc<dyn Describe>,
 }
 
 /// The owners by the first address of their range; ranges do not overlap.
-type Table = BTreeMap<Addr, Owner>;
+type OwnerTable = BTreeMap<Addr, TextOwner>;
 
-static OWNERS: Spin = Spin { taken: AtomicBool::new(false), table: UnsafeCell::new(BTreeMap::new()) };
+static OWNERS: OwnersLock = OwnersLock { taken: AtomicBool::new(false), table: UnsafeCell::new(BTreeMap::new()) };
 
 /// The number of times that the signal handler tries to lock the table before it reports without a name.
-const PATIENCE: u32 = 100_000;
+const MAX_TRIES: u32 = 100_000;
 
 /// A lock that a signal handler may try. The lock is held for a few map operations and never while foreign code runs.
-struct Spin {
+struct OwnersLock {
     taken: AtomicBool,
-    table: UnsafeCell<Table>,
+    table: UnsafeCell<OwnerTable>,
 }
 
-// SAFETY: the table is reached only through `Held`, of which there is at most one at a time (`taken`).
-unsafe impl Sync for Spin {}
+// SAFETY: the table is reached only through `LockedOwners`, of which there is at most one at a time (`taken`).
+unsafe impl Sync for OwnersLock {}
 
-struct Held(&'static Spin);
+struct LockedOwners(&'static OwnersLock);
 
-impl Held {
-    fn take_within(tries: u32) -> Option<Held> {
+impl LockedOwners {
+    fn take_within(tries: u32) -> Option<LockedOwners> {
         for _ in 0..tries {
             if !OWNERS.taken.swap(true, Ordering::Acquire) {
-                return Some(Held(&OWNERS));
+                return Some(LockedOwners(&OWNERS));
             }
             std::hint::spin_loop();
         }
         None
     }
 
-    fn take() -> Held {
+    fn take() -> LockedOwners {
         loop {
-            if let Some(held) = Held::take_within(PATIENCE) {
-                return held;
+            if let Some(locked) = LockedOwners::take_within(MAX_TRIES) {
+                return locked;
             }
             std::thread::yield_now();
         }
     }
 
-    fn table(&mut self) -> &mut Table {
-        // SAFETY: this is the only `Held`, and the borrow of it makes this the only reference.
+    fn table(&mut self) -> &mut OwnerTable {
+        // SAFETY: this is the only `LockedOwners`, and the borrow of it makes this the only reference.
         unsafe { &mut *self.0.table.get() }
     }
 }
 
-impl Drop for Held {
+impl Drop for LockedOwners {
     fn drop(&mut self) {
         self.0.taken.store(false, Ordering::Release);
     }
 }
 
 /// Records the owner of a range, and removes earlier owners of parts of it.
-pub(crate) fn set(start: Addr, end: Addr, describe: Arc<dyn Describe>) {
+pub(crate) fn set_owner(start: Addr, end: Addr, describe: Arc<dyn Describe>) {
     let mut replaced = Vec::new();
-    let mut held = Held::take();
-    let table = held.table();
+    let mut locked = LockedOwners::take();
+    let table = locked.table();
     let first = table.range(..=start).next_back().filter(|(_, owner)| owner.end > start).map(|(&at, _)| at);
     let overlapping: Vec<Addr> = table.range(first.unwrap_or(start)..end).map(|(&at, _)| at).collect();
     replaced.extend(overlapping.iter().filter_map(|at| table.remove(at)));
-    table.insert(start, Owner { end, phase: Phase::Staged, describe });
-    drop(held);
+    table.insert(start, TextOwner { end, state: TextState::Staged, describe });
+    drop(locked);
     // Earlier owners are dropped here, without the lock, because their drops may run any code.
     drop(replaced);
 }
 
 /// Records the state of the range that begins at `start`.
-pub(crate) fn set_phase(start: Addr, phase: Phase) {
-    if let Some(owner) = Held::take().table().get_mut(&start) {
-        owner.phase = phase;
+pub(crate) fn set_state(start: Addr, state: TextState) {
+    if let Some(owner) = LockedOwners::take().table().get_mut(&start) {
+        owner.state = state;
     }
 }
 
 /// Returns the published text that holds `at`: its first address, and the address behind it.
 pub(crate) fn published(at: Addr) -> Option<(Addr, Addr)> {
-    let mut held = Held::take();
-    let (start, owner) = held.table().range(..=at).next_back()?;
-    (owner.end > at && owner.phase == Phase::Published).then_some((*start, owner.end))
+    let mut locked = LockedOwners::take();
+    let (start, owner) = locked.table().range(..=at).next_back()?;
+    (owner.end > at && owner.state == TextState::Published).then_some((*start, owner.end))
 }
 
 /// Calls `report` with the owner of `at`, or with `None` if the table cannot be locked soon. For signal handlers.
-pub(crate) fn with_owner<R>(at: Addr, report: impl FnOnce(Option<&Owner>) -> R) -> R {
-    let Some(mut held) = Held::take_within(PATIENCE) else { return report(None) };
-    let owner = held.table().range(..=at).next_back().map(|(_, owner)| owner).filter(|owner| owner.end > at);
+pub(crate) fn with_owner<R>(at: Addr, report: impl FnOnce(Option<&TextOwner>) -> R) -> R {
+    let Some(mut locked) = LockedOwners::take_within(MAX_TRIES) else { return report(None) };
+    let owner = locked.table().range(..=at).next_back().map(|(_, owner)| owner).filter(|owner| owner.end > at);
     report(owner)
 }
 
 /// Holds the table over fork, so that the child finds it consistent and unlocked.
-pub(crate) struct OverFork(#[expect(dead_code, reason = "held for its drop")] Held);
+pub(crate) struct OwnersLockedForFork(#[expect(dead_code, reason = "held for its drop")] LockedOwners);
 
-pub(crate) fn hold_over_fork() -> OverFork {
-    OverFork(Held::take())
+pub(crate) fn lock_for_fork() -> OwnersLockedForFork {
+    OwnersLockedForFork(LockedOwners::take())
 }

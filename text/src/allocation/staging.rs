@@ -6,22 +6,22 @@ use memmap2::{MmapMut, MmapOptions};
 use modload_edit::{Addr, index};
 
 use crate::allocation::arena::{Arena, Extent};
-use crate::allocation::owners::{self, Describe, Phase};
+use crate::allocation::owners::{self, Describe, TextState};
 use crate::vocabulary::class::Class;
 use crate::vocabulary::error::{OutOfMemory, PublishFailed};
 use crate::vocabulary::machine::PAGE;
-use crate::writing::int3::fill_with_traps;
+use crate::writing::int3::fill_with_int3;
 use crate::writing::text_lock::TextLock;
 
 /// The number of staging buffers that are kept for later loads, and the greatest size of each.
-const KEEP: usize = 8;
-const KEEP_LEN: usize = 4 << 20;
+const MAX_KEPT_BUFFERS: usize = 8;
+const MAX_KEPT_LEN: usize = 4 << 20;
 
 /// Text or read-only data of a module that is being loaded: writable, not executable, visible to no other code, with
 /// the addresses of its final place at [`Staged::addr`]. Dropping this value leaves no trace.
 #[derive(Debug)]
 pub struct Staged {
-    buffer: Buffer,
+    buffer: StagingBuffer,
     extent: Extent,
 }
 
@@ -35,18 +35,18 @@ pub struct Published {
 
 /// A staging buffer; returned to the arena on drop.
 #[derive(Debug)]
-struct Buffer {
+struct StagingBuffer {
     arena: &'static Arena,
     /// `None` only during the drop.
     map: Option<MmapMut>,
 }
 
-impl Drop for Buffer {
+impl Drop for StagingBuffer {
     fn drop(&mut self) {
         let Some(map) = self.map.take() else { return };
-        let mut books = self.arena.books();
-        if map.len() <= KEEP_LEN && books.buffers.len() < KEEP {
-            books.buffers.push(map);
+        let mut state = self.arena.lock_state();
+        if map.len() <= MAX_KEPT_LEN && state.buffers.len() < MAX_KEPT_BUFFERS {
+            state.buffers.push(map);
         }
     }
 }
@@ -74,9 +74,9 @@ impl Arena {
         let extent = self.take(class, len, align)?;
         let wanted = index(len);
         let kept = {
-            let mut books = self.books();
-            let fits = books.buffers.iter().position(|buffer| buffer.len() >= wanted);
-            fits.map(|at| books.buffers.swap_remove(at))
+            let mut state = self.lock_state();
+            let fits = state.buffers.iter().position(|buffer| buffer.len() >= wanted);
+            fits.map(|at| state.buffers.swap_remove(at))
         };
         let map = match kept {
             Some(map) => map,
@@ -89,7 +89,7 @@ impl Arena {
                     .map_err(|source| OutOfMemory::Staging { len, source })?
             }
         };
-        Ok(Staged { buffer: Buffer { arena: self, map: Some(map) }, extent })
+        Ok(Staged { buffer: StagingBuffer { arena: self, map: Some(map) }, extent })
     }
 }
 
@@ -126,8 +126,8 @@ impl Staged {
     }
 
     /// Sets the module by whose name calls into this text are reported, from now until the range is taken again.
-    pub fn owner(&mut self, describe: Arc<dyn Describe>) {
-        owners::set(self.extent.start, self.extent.start + self.extent.len, describe);
+    pub fn set_owner(&mut self, describe: Arc<dyn Describe>) {
+        owners::set_owner(self.extent.start, self.extent.start + self.extent.len, describe);
     }
 
     /// Copies the bytes to their final place with one write: Linux's `module_enable_ro`.
@@ -138,13 +138,13 @@ impl Staged {
         let Extent { class, start, len, .. } = self.extent;
         if let Err(source) = lock.write(start, self.bytes()) {
             // A half-written text must not stay for the range's next user.
-            if class == Class::Text && fill_with_traps(lock, start, len).is_err() {
+            if class == Class::Text && fill_with_int3(lock, start, len).is_err() {
                 std::mem::forget(self.extent);
             }
             return Err(PublishFailed { class, at: start, len, source });
         }
         if class == Class::Text {
-            owners::set_phase(start, Phase::Published);
+            owners::set_state(start, TextState::Published);
         }
         Ok(Published { extent: Some(self.extent) })
     }
@@ -165,8 +165,8 @@ impl Drop for Published {
             return;
         }
         // The phase is set before the traps are written, so that the report of a trap gives the right reason.
-        owners::set_phase(extent.start, Phase::Gone);
-        let filled = fill_with_traps(&mut TextLock::take(), extent.start, extent.len);
+        owners::set_state(extent.start, TextState::Freed);
+        let filled = fill_with_int3(&mut TextLock::take(), extent.start, extent.len);
         if let Err(failed) = filled {
             tracing::error!(at = %extent.start, len = extent.len, %failed, "text cannot be taken back and is leaked");
             std::mem::forget(extent);

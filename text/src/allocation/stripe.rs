@@ -23,7 +23,7 @@ pub(crate) struct Stripe {
 pub(crate) struct Taken {
     pub(crate) start: u64,
     /// The range that has to be faulted in before the taken range is used, if there is one: start and end.
-    pub(crate) touch: Option<(u64, u64)>,
+    pub(crate) fault_in: Option<(u64, u64)>,
 }
 
 impl Stripe {
@@ -31,8 +31,8 @@ impl Stripe {
         Stripe { start, len, by_start: [(0, len)].into(), by_len: [(len, 0)].into(), touched: 0, used: 0 }
     }
 
-    /// Takes `len` bytes, whose address is a multiple of `align`; the stripe is faulted in by steps of `extent`.
-    pub(crate) fn take(&mut self, len: u64, align: u64, extent: u64) -> Option<Taken> {
+    /// Takes `len` bytes, whose address is a multiple of `align`; the stripe is faulted in by steps of `step`.
+    pub(crate) fn take(&mut self, len: u64, align: u64, step: u64) -> Option<Taken> {
         let fits = |&(free, start): &(u64, u64)| {
             let at = self.start.checked_add(start)?.checked_next_multiple_of(align)? - self.start;
             let end = at.checked_add(len)?;
@@ -43,8 +43,8 @@ impl Stripe {
         self.insert(start, at - start);
         self.insert(end, start + free - end);
         self.used += len;
-        let touch = (end > self.touched).then(|| (self.touched, end.next_multiple_of(extent).min(self.len)));
-        Some(Taken { start: at, touch })
+        let fault_in = (end > self.touched).then(|| (self.touched, end.next_multiple_of(step).min(self.len)));
+        Some(Taken { start: at, fault_in })
     }
 
     /// Records that all pages before `to` have been faulted in.
@@ -53,7 +53,7 @@ impl Stripe {
     }
 
     /// Frees a range.
-    pub(crate) fn give(&mut self, start: u64, len: u64) {
+    pub(crate) fn give_back(&mut self, start: u64, len: u64) {
         self.used -= len;
         let (mut from, mut to) = (start, start + len);
         if let Some((&before, &before_len)) = self.by_start.range(..start).next_back()
@@ -77,7 +77,7 @@ impl Stripe {
         self.touched
     }
 
-    pub(crate) fn free(&self) -> Vec<(u64, u64)> {
+    pub(crate) fn free_ranges(&self) -> Vec<(u64, u64)> {
         self.by_start.iter().map(|(&start, &len)| (start, len)).collect()
     }
 
@@ -106,9 +106,9 @@ mod tests {
         assert_eq!(taken, [Some(0), Some(64), Some(16), None], "the gap before an aligned range is used");
         assert_eq!(take(20, 8), Some(24));
         for (start, len) in [(64, 100), (0, 10), (24, 20), (16, 7)] {
-            stripe.give(start, len);
+            stripe.give_back(start, len);
         }
-        assert_eq!((stripe.free(), stripe.used()), (vec![(0, 0x10000)], 0));
+        assert_eq!((stripe.free_ranges(), stripe.used()), (vec![(0, 0x10000)], 0));
     }
 
     #[test]
@@ -124,24 +124,24 @@ mod tests {
     fn the_smallest_hole_that_fits_is_taken() {
         let mut stripe = Stripe::new(0, 0x1000);
         let starts: Vec<_> = (0..6).map(|_| stripe.take(0x100, 1, 0x1000).unwrap().start).collect();
-        stripe.give(starts[0], 0x100);
-        stripe.give(starts[1], 0x100);
-        stripe.give(starts[4], 0x100);
+        stripe.give_back(starts[0], 0x100);
+        stripe.give_back(starts[1], 0x100);
+        stripe.give_back(starts[4], 0x100);
         assert_eq!(stripe.take(0x80, 1, 0x1000).unwrap().start, starts[4]);
         assert_eq!(stripe.take(0x180, 1, 0x1000).unwrap().start, starts[0]);
     }
 
     #[test]
-    fn pages_are_made_ready_once_and_in_extents() {
+    fn pages_are_faulted_in_once_and_in_steps() {
         let mut stripe = Stripe::new(0, 0x3800);
-        assert_eq!(stripe.take(16, 1, 0x1000), Some(Taken { start: 0, touch: Some((0, 0x1000)) }));
+        assert_eq!(stripe.take(16, 1, 0x1000), Some(Taken { start: 0, fault_in: Some((0, 0x1000)) }));
         stripe.touched_to(0x1000);
-        assert_eq!(stripe.take(16, 1, 0x1000), Some(Taken { start: 16, touch: None }));
-        assert_eq!(stripe.take(0x1000, 1, 0x1000), Some(Taken { start: 32, touch: Some((0x1000, 0x2000)) }));
+        assert_eq!(stripe.take(16, 1, 0x1000), Some(Taken { start: 16, fault_in: None }));
+        assert_eq!(stripe.take(0x1000, 1, 0x1000), Some(Taken { start: 32, fault_in: Some((0x1000, 0x2000)) }));
         stripe.touched_to(0x2000);
-        stripe.give(32, 0x1000);
-        assert_eq!(stripe.take(0x1000, 1, 0x1000).unwrap().touch, None);
-        assert_eq!(stripe.take(0x2000, 1, 0x1000).unwrap().touch, Some((0x2000, 0x3800)));
+        stripe.give_back(32, 0x1000);
+        assert_eq!(stripe.take(0x1000, 1, 0x1000).unwrap().fault_in, None);
+        assert_eq!(stripe.take(0x2000, 1, 0x1000).unwrap().fault_in, Some((0x2000, 0x3800)));
     }
 
     #[test]

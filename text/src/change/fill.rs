@@ -2,8 +2,8 @@
 
 use modload_edit::EditSet;
 
-use crate::change::spans::{self, Grouping, Pass, Side};
-use crate::change::writable::Region;
+use crate::change::spans::{self, BatchPass, EditVersion, Grouping};
+use crate::change::writable::WritableRange;
 use crate::vocabulary::error::WriteFailed;
 use crate::vocabulary::poke_error::PokeError;
 use crate::writing::cores;
@@ -21,17 +21,17 @@ pub fn fill(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<u32, PokeError> 
     if lock.is_stuck() {
         return Err(PokeError::EarlierStuck);
     }
-    let mut region = Region::filled();
-    edits.iter().try_for_each(|edit| region.compare(&edit))?;
-    let write = |lock: &mut TextLock<'_>, side| {
-        let writes = spans::write(lock, edits, Pass::Whole, side, Grouping::Spans)?;
-        cores::all_cores().map_err(|source| WriteFailed::Sync { source })?;
+    let mut range = WritableRange::of_fill();
+    edits.iter().try_for_each(|edit| range.compare(&edit))?;
+    let write = |lock: &mut TextLock<'_>, version| {
+        let writes = spans::write_pass(lock, edits, BatchPass::WholeEdits, version, Grouping::Spans)?;
+        cores::synchronise().map_err(|source| WriteFailed::Sync { source })?;
         Ok(writes)
     };
-    write(lock, Side::New).map_err(|failed| match write(lock, Side::Old) {
+    write(lock, EditVersion::New).map_err(|failed| match write(lock, EditVersion::Old) {
         Ok(_) => PokeError::Write(failed),
         Err(failed) => {
-            lock.stuck();
+            lock.set_stuck();
             PokeError::Stuck(failed)
         }
     })

@@ -7,33 +7,33 @@ use modload_edit::EditSet;
 use modload_threads::{Tasks, name, status};
 
 use crate::handlers::trap;
-use crate::vocabulary::poked::{Because, TrapMask};
+use crate::vocabulary::poked::{TrapMask, TrapObstacle};
 use crate::writing::cores;
 
 /// The number of passes over the list of threads to see all of them.
 const PASSES: u32 = 3;
 
 /// Returns an obstacle to traps, if there is one.
-pub(crate) fn find(edits: &EditSet, mask: TrapMask) -> io::Result<Option<Because>> {
-    let looks = matches!(mask, TrapMask::Checked | TrapMask::Unheld);
+pub(crate) fn find(edits: &EditSet, mask: TrapMask) -> io::Result<Option<TrapObstacle>> {
+    let checks_threads = matches!(mask, TrapMask::Checked | TrapMask::Unheld);
     let certain = [
-        (mask == TrapMask::Held, Because::Asked),
-        (!cores::by_membarrier(), Because::NoMembarrier),
-        (shadow_stacks(), Because::ShadowStack),
-        (edits.iter().any(|edit| joins(edit.old)), Because::Joined),
-        (looks && !trap::is_installed(), Because::Handler),
+        (mask == TrapMask::Held, TrapObstacle::Requested),
+        (!cores::uses_membarrier(), TrapObstacle::NoMembarrier),
+        (has_shadow_stack(), TrapObstacle::ShadowStack),
+        (edits.iter().any(|edit| joins_nops(edit.old)), TrapObstacle::JoinedNops),
+        (checks_threads && !trap::is_installed(), TrapObstacle::OtherHandler),
     ];
-    let certain = certain.into_iter().find(|(so, _)| *so).map(|(_, because)| because);
-    if certain.is_none() && looks { threads() } else { Ok(certain) }
+    let certain = certain.into_iter().find(|(applies, _)| *applies).map(|(_, obstacle)| obstacle);
+    if certain.is_none() && checks_threads { find_in_threads() } else { Ok(certain) }
 }
 
 /// Returns whether the edit joins several NOPs of one byte into one instruction.
-pub(crate) fn joins(old: &[u8]) -> bool {
+pub(crate) fn joins_nops(old: &[u8]) -> bool {
     old.len() > 1 && old.iter().all(|byte| *byte == 0x90)
 }
 
 /// Checks each thread: whether it blocks SIGTRAP, and whether it is traced.
-fn threads() -> io::Result<Option<Because>> {
+fn find_in_threads() -> io::Result<Option<TrapObstacle>> {
     let tasks = Tasks::open()?;
     for _ in 0..PASSES {
         let mut seen = 0;
@@ -41,9 +41,11 @@ fn threads() -> io::Result<Option<Because>> {
             seen += 1;
             match status(tid) {
                 Err(error) => ControlFlow::Break(Err(error)),
-                Ok(Some(status)) if status.tracer != 0 => ControlFlow::Break(Ok(Because::Traced { by: status.tracer })),
+                Ok(Some(status)) if status.tracer != 0 => {
+                    ControlFlow::Break(Ok(TrapObstacle::Traced { by: status.tracer }))
+                }
                 Ok(Some(status)) if status.blocks(libc::SIGTRAP) => {
-                    ControlFlow::Break(Ok(Because::Blocked { tid, name: name(tid).ok().flatten() }))
+                    ControlFlow::Break(Ok(TrapObstacle::Blocked { tid, name: name(tid).ok().flatten() }))
                 }
                 Ok(_) => ControlFlow::Continue(()),
             }
@@ -57,7 +59,7 @@ fn threads() -> io::Result<Option<Because>> {
             return Ok(None);
         }
     }
-    Ok(Some(Because::Restless))
+    Ok(Some(TrapObstacle::ThreadChurn))
 }
 
 /// arch_prctl(2), <asm/prctl.h>, since Linux 6.6.
@@ -68,7 +70,7 @@ const ARCH_SHSTK_SHSTK: u64 = 1;
 /// Returns whether this thread has a shadow stack (`ARCH_SHSTK_STATUS`). The C library gives one to all threads or to
 /// none.
 #[must_use]
-pub fn shadow_stacks() -> bool {
+pub fn has_shadow_stack() -> bool {
     let mut features = 0_u64;
     // SAFETY: the call writes eight bytes to a local variable, or fails: on kernels without the call, and without the
     // hardware.

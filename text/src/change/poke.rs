@@ -23,12 +23,12 @@ use modload_threads::{DEFAULT_LIMIT, Held, is_alone};
 
 use crate::change::obstacle;
 use crate::change::rendezvous;
-use crate::change::spans::{self, Grouping, Pass, Side};
-use crate::change::writable::Region;
-use crate::handlers::batch::Announced;
+use crate::change::spans::{self, BatchPass, EditVersion, Grouping};
+use crate::change::writable::WritableRange;
+use crate::handlers::batch::AnnouncedBatch;
 use crate::vocabulary::error::WriteFailed;
 use crate::vocabulary::poke_error::PokeError;
-use crate::vocabulary::poked::{Because, Poked, TrapMask, Way};
+use crate::vocabulary::poked::{PokeProtocol, Poked, TrapMask, TrapObstacle};
 use crate::writing::cores;
 use crate::writing::text_lock::TextLock;
 
@@ -41,32 +41,32 @@ use crate::writing::text_lock::TextLock;
 /// [`PokeError`]. Except for [`PokeError::Stuck`], every byte is as it was.
 pub fn poke(lock: &mut TextLock<'_>, edits: &EditSet, mask: TrapMask) -> Result<Poked, PokeError> {
     check(lock, edits)?;
-    match obstacle(edits, mask)? {
+    match find_obstacle(edits, mask)? {
         // If the count of threads cannot be read, there may be other threads.
-        None if is_alone().unwrap_or(false) => alone(lock, edits),
-        None => by_traps(lock, edits),
-        Some(because) if mask == TrapMask::Unheld => Err(PokeError::Unheld { because }),
-        Some(because) => rendezvous::write(lock, edits, because),
+        None if is_alone().unwrap_or(false) => write_alone(lock, edits),
+        None => write_by_traps(lock, edits),
+        Some(obstacle) if mask == TrapMask::Unheld => Err(PokeError::Unheld { obstacle }),
+        Some(obstacle) => rendezvous::write(lock, edits, obstacle),
     }
 }
 
 /// The time to wait until no thread blocks SIGTRAP, if no thread may be held: starting and ending a thread blocks all
 /// signals for a moment.
-const LIMIT: Duration = DEFAULT_LIMIT;
+const OBSTACLE_WAIT: Duration = DEFAULT_LIMIT;
 /// The interval of these checks.
-const LOOK: Duration = Duration::from_micros(200);
+const OBSTACLE_INTERVAL: Duration = Duration::from_micros(200);
 
 /// Returns the obstacle to traps, if there is one. With [`TrapMask::Unheld`], waits for some time until a temporary
 /// obstacle is gone.
-fn obstacle(edits: &EditSet, mask: TrapMask) -> Result<Option<Because>, PokeError> {
+fn find_obstacle(edits: &EditSet, mask: TrapMask) -> Result<Option<TrapObstacle>, PokeError> {
     let begun = Instant::now();
     loop {
-        let found = obstacle::find(edits, mask).map_err(PokeError::Look)?;
-        let may_pass = matches!(found, Some(Because::Blocked { .. } | Because::Restless));
-        if mask != TrapMask::Unheld || !may_pass || begun.elapsed() >= LIMIT {
+        let found = obstacle::find(edits, mask).map_err(PokeError::Inspect)?;
+        let is_temporary = matches!(found, Some(TrapObstacle::Blocked { .. } | TrapObstacle::ThreadChurn));
+        if mask != TrapMask::Unheld || !is_temporary || begun.elapsed() >= OBSTACLE_WAIT {
             return Ok(found);
         }
-        thread::sleep(LOOK);
+        thread::sleep(OBSTACLE_INTERVAL);
     }
 }
 
@@ -85,7 +85,7 @@ pub fn poke_chosen(
     choose: impl FnOnce(&Held) -> Option<usize>,
 ) -> Result<Option<Poked>, PokeError> {
     batches.iter().try_for_each(|edits| check(lock, edits))?;
-    rendezvous::chosen(lock, batches, Because::Asked, choose)
+    rendezvous::write_chosen(lock, batches, TrapObstacle::Requested, choose)
 }
 
 /// Compares every `old`, and requires one instruction before and after.
@@ -93,13 +93,13 @@ fn check(lock: &TextLock<'_>, edits: &EditSet) -> Result<(), PokeError> {
     if lock.is_stuck() {
         return Err(PokeError::EarlierStuck);
     }
-    let mut region = Region::poked();
+    let mut range = WritableRange::of_poke();
     for edit in edits.iter() {
-        region.compare(&edit)?;
+        range.compare(&edit)?;
         if InstructionEffect::of(edit.at, edit.new).is_none() {
-            return Err(unfit(&edit));
+            return Err(unfit_error(&edit));
         }
-        if !is_one_instruction(edit.at, edit.old) && !obstacle::joins(edit.old) {
+        if !is_one_instruction(edit.at, edit.old) && !obstacle::joins_nops(edit.old) {
             return Err(PokeError::NotOneInstruction { at: edit.at, bytes: edit.old.to_vec(), why: edit.why });
         }
     }
@@ -107,7 +107,7 @@ fn check(lock: &TextLock<'_>, edits: &EditSet) -> Result<(), PokeError> {
 }
 
 #[cold]
-fn unfit(edit: &Edit<'_>) -> PokeError {
+fn unfit_error(edit: &Edit<'_>) -> PokeError {
     let (at, bytes, why) = (edit.at, edit.new.to_vec(), edit.why);
     match is_one_instruction(at, &bytes) {
         true => PokeError::NotEmulated { at, bytes, why },
@@ -119,46 +119,51 @@ fn unfit(edit: &Edit<'_>) -> PokeError {
 /// signal handler of this thread runs before a write or after it, never in the middle of one, and an edit is never
 /// divided between two writes. So the handler finds each site in its old or in its new state, and calls through the
 /// site work. The handler cannot start a thread (signal-safety(7)), and only this thread could.
-fn alone(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<Poked, PokeError> {
-    let mut whole = |side| {
-        let writes = spans::write(lock, edits, Pass::Whole, side, Grouping::Spans)?;
+fn write_alone(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<Poked, PokeError> {
+    let mut whole = |version| {
+        let writes = spans::write_pass(lock, edits, BatchPass::WholeEdits, version, Grouping::Spans)?;
         // The kernel has written through another address, so this core has to synchronise, like all cores to which this
         // thread moves.
-        cores::all_cores().map_err(|source| WriteFailed::Sync { source })?;
-        Ok(Poked { way: Way::Alone, syncs: 1, writes })
+        cores::synchronise().map_err(|source| WriteFailed::Sync { source })?;
+        Ok(Poked { protocol: PokeProtocol::Alone, syncs: 1, writes })
     };
-    let failed = match whole(Side::New) {
+    let failed = match whole(EditVersion::New) {
         Ok(poked) => return Ok(poked),
         Err(failed) => failed,
     };
-    let Err(failed) = whole(Side::Old) else { return Err(PokeError::Write(failed)) };
-    lock.stuck();
+    let Err(failed) = whole(EditVersion::Old) else { return Err(PokeError::Write(failed)) };
+    lock.set_stuck();
     Err(PokeError::Stuck(failed))
 }
 
 /// Writes a batch by the protocol at the top of this file.
-fn by_traps(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<Poked, PokeError> {
-    let announced = Announced::new(lock, edits);
-    let mut poked = Poked { way: Way::Traps, syncs: 0, writes: 0 };
-    match trap_by_trap(lock, edits, Side::New, &mut poked) {
+fn write_by_traps(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<Poked, PokeError> {
+    let announced = AnnouncedBatch::new(lock, edits);
+    let mut poked = Poked { protocol: PokeProtocol::Traps, syncs: 0, writes: 0 };
+    match three_passes(lock, edits, EditVersion::New, &mut poked) {
         Ok(()) => Ok(poked),
         // The same protocol reverts the batch. Until that is done, a thread that hits a trap gets the effect of the new
         // instruction.
-        Err(failed) => match trap_by_trap(lock, edits, Side::Old, &mut poked) {
+        Err(failed) => match three_passes(lock, edits, EditVersion::Old, &mut poked) {
             Ok(()) => Err(PokeError::Write(failed)),
             Err(failed) => {
-                announced.forget(edits.clone());
-                lock.stuck();
+                announced.keep_announced(edits.clone());
+                lock.set_stuck();
                 Err(PokeError::Stuck(failed))
             }
         },
     }
 }
 
-fn trap_by_trap(lock: &mut TextLock<'_>, edits: &EditSet, side: Side, poked: &mut Poked) -> Result<(), WriteFailed> {
-    for pass in [Pass::Traps, Pass::Tails, Pass::Firsts] {
-        poked.writes += spans::write(lock, edits, pass, side, Grouping::Spans)?;
-        cores::all_cores().map_err(|source| WriteFailed::Sync { source })?;
+fn three_passes(
+    lock: &mut TextLock<'_>,
+    edits: &EditSet,
+    version: EditVersion,
+    poked: &mut Poked,
+) -> Result<(), WriteFailed> {
+    for pass in [BatchPass::Traps, BatchPass::LaterBytes, BatchPass::FirstBytes] {
+        poked.writes += spans::write_pass(lock, edits, pass, version, Grouping::Spans)?;
+        cores::synchronise().map_err(|source| WriteFailed::Sync { source })?;
         poked.syncs += 1;
     }
     Ok(())

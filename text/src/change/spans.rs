@@ -7,24 +7,24 @@ use crate::allocation::arena;
 use crate::vocabulary::error::WriteFailed;
 use crate::vocabulary::machine::INT3;
 use crate::writing::registered;
-use crate::writing::text_lock::{CHUNK, TextLock};
+use crate::writing::text_lock::{MAX_WRITE, TextLock};
 
 /// The bytes that a pass over a batch writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Pass {
+pub(crate) enum BatchPass {
     /// INT3 at each first byte.
     Traps,
     /// All bytes except for the first ones.
-    Tails,
+    LaterBytes,
     /// The first bytes.
-    Firsts,
+    FirstBytes,
     /// Every byte.
-    Whole,
+    WholeEdits,
 }
 
 /// The version of the bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Side {
+pub(crate) enum EditVersion {
     /// The bytes before the batch.
     Old,
     /// The bytes after the batch.
@@ -34,52 +34,52 @@ pub(crate) enum Side {
 /// The edits that share a write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Grouping {
-    /// Edits with at most [`NEAR`] bytes between them: the bytes between are written unchanged.
+    /// Edits with at most [`MAX_GAP`] bytes between them: the bytes between are written unchanged.
     Spans,
-    /// No edits: a debugger may set and remove breakpoints between them.
-    Alone,
+    /// Each edit is a write of its own: a debugger may set and remove breakpoints between two edits.
+    SingleEdits,
 }
 
 /// The greatest number of bytes between two edits for which copying them is cheaper than a separate write.
-const NEAR: u64 = 4096;
+const MAX_GAP: u64 = 4096;
 
-impl Pass {
-    fn part<'e>(self, edit: &Edit<'e>, side: Side) -> (Addr, &'e [u8]) {
-        let bytes = match side {
-            Side::Old => edit.old,
-            Side::New => edit.new,
+impl BatchPass {
+    fn bytes_of<'e>(self, edit: &Edit<'e>, version: EditVersion) -> (Addr, &'e [u8]) {
+        let bytes = match version {
+            EditVersion::Old => edit.old,
+            EditVersion::New => edit.new,
         };
         match self {
-            Pass::Traps => (edit.at, &[INT3]),
-            Pass::Tails => (edit.at + 1, &bytes[1..]),
-            Pass::Firsts => (edit.at, &bytes[..1]),
-            Pass::Whole => (edit.at, bytes),
+            BatchPass::Traps => (edit.at, &[INT3]),
+            BatchPass::LaterBytes => (edit.at + 1, &bytes[1..]),
+            BatchPass::FirstBytes => (edit.at, &bytes[..1]),
+            BatchPass::WholeEdits => (edit.at, bytes),
         }
     }
 }
 
 /// Writes one pass. Allocates nothing once the lock's buffer has been reserved. Returns the number of writes.
-pub(crate) fn write(
+pub(crate) fn write_pass(
     lock: &mut TextLock<'_>,
     edits: &EditSet,
-    pass: Pass,
-    side: Side,
+    pass: BatchPass,
+    version: EditVersion,
     grouping: Grouping,
 ) -> Result<u32, WriteFailed> {
     let mut buffer = lock.take_buffer();
-    let mut span = Span { lock, buffer: &mut buffer, start: Addr::NULL, writes: 0 };
+    let mut pending = PendingWrite { lock, buffer: &mut buffer, start: Addr::NULL, writes: 0 };
     let written = edits.iter().try_for_each(|edit| {
-        let (at, bytes) = pass.part(&edit, side);
-        if bytes.is_empty() { Ok(()) } else { span.take(at, bytes, grouping) }
+        let (at, bytes) = pass.bytes_of(&edit, version);
+        if bytes.is_empty() { Ok(()) } else { pending.add(at, bytes, grouping) }
     });
-    let written = written.and_then(|()| span.flush());
-    let writes = span.writes;
-    lock.give_buffer(buffer);
+    let written = written.and_then(|()| pending.flush());
+    let writes = pending.writes;
+    lock.return_buffer(buffer);
     written.map(|()| writes)
 }
 
 /// The bytes of the next write.
-struct Span<'s, 'l> {
+struct PendingWrite<'s, 'l> {
     lock: &'s mut TextLock<'l>,
     buffer: &'s mut Vec<u8>,
     /// The address of the buffer's first byte.
@@ -87,16 +87,16 @@ struct Span<'s, 'l> {
     writes: u32,
 }
 
-impl Span<'_, '_> {
-    fn take(&mut self, at: Addr, bytes: &[u8], grouping: Grouping) -> Result<(), WriteFailed> {
+impl PendingWrite<'_, '_> {
+    fn add(&mut self, at: Addr, bytes: &[u8], grouping: Grouping) -> Result<(), WriteFailed> {
         let end = self.start + wide(self.buffer.len());
         // Edits are sorted, and do not overlap.
         let gap = (at - end).cast_unsigned();
         let joins = grouping == Grouping::Spans
             && !self.buffer.is_empty()
-            && gap <= NEAR
-            && self.buffer.len() + index(gap) + bytes.len() <= CHUNK
-            && same_region(end, at);
+            && gap <= MAX_GAP
+            && self.buffer.len() + index(gap) + bytes.len() <= MAX_WRITE
+            && in_same_region(end, at);
         if joins {
             // SAFETY: both ends lie in one region of text, which is mapped and readable; only the holder of the lock
             // changes it.
@@ -121,8 +121,8 @@ impl Span<'_, '_> {
 }
 
 /// Returns whether all bytes between two addresses are text that this crate may read and write.
-fn same_region(one: Addr, other: Addr) -> bool {
-    let hosts = || registered::host_text_containing(one).or_else(|| registered::annex_containing(one));
-    arena::text_contains(one) && arena::text_contains(other)
-        || hosts().is_some_and(|(start, end)| (start..end).contains(&other))
+fn in_same_region(first: Addr, second: Addr) -> bool {
+    let host_range = || registered::host_text_containing(first).or_else(|| registered::annex_containing(first));
+    arena::text_contains(first) && arena::text_contains(second)
+        || host_range().is_some_and(|(start, end)| (start..end).contains(&second))
 }

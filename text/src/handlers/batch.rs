@@ -16,36 +16,36 @@ static EDITS: AtomicPtr<EditSet> = AtomicPtr::new(ptr::null_mut());
 /// The number of threads between their first read of the edits and the end of the resulting changes.
 static IN_FLIGHT: AtomicUsize = AtomicUsize::new(0);
 /// Changes whenever `EDITS` does.
-static CHANGES: AtomicU64 = AtomicU64::new(0);
+static CHANGE_COUNT: AtomicU64 = AtomicU64::new(0);
 
 /// A batch that the signal handler knows. Dropping it withdraws the batch and waits for the threads that may still use
 /// it.
-pub(crate) struct Announced<'e> {
+pub(crate) struct AnnouncedBatch<'e> {
     /// Borrowed for as long as a thread may read the edits.
     _edits: &'e EditSet,
 }
 
-impl<'e> Announced<'e> {
+impl<'e> AnnouncedBatch<'e> {
     /// Announces the batch: from now on, a thread that hits a trap at one of the edits resumes as if the new
     /// instruction were there.
-    pub(crate) fn new(_lock: &TextLock<'_>, edits: &'e EditSet) -> Announced<'e> {
+    pub(crate) fn new(_lock: &TextLock<'_>, edits: &'e EditSet) -> AnnouncedBatch<'e> {
         EDITS.store(ptr::from_ref(edits).cast_mut(), Ordering::SeqCst);
-        CHANGES.fetch_add(1, Ordering::SeqCst);
-        Announced { _edits: edits }
+        CHANGE_COUNT.fetch_add(1, Ordering::SeqCst);
+        AnnouncedBatch { _edits: edits }
     }
 
     /// Leaves the batch announced for ever: its traps could not be removed.
-    pub(crate) fn forget(self, edits: EditSet) {
+    pub(crate) fn keep_announced(self, edits: EditSet) {
         EDITS.store(Box::into_raw(Box::new(edits)), Ordering::SeqCst);
         wait_until_none_is_in_flight();
         std::mem::forget(self);
     }
 }
 
-impl Drop for Announced<'_> {
+impl Drop for AnnouncedBatch<'_> {
     fn drop(&mut self) {
         EDITS.store(ptr::null_mut(), Ordering::SeqCst);
-        CHANGES.fetch_add(1, Ordering::SeqCst);
+        CHANGE_COUNT.fetch_add(1, Ordering::SeqCst);
         wait_until_none_is_in_flight();
     }
 }
@@ -79,21 +79,21 @@ pub fn traps_in_flight() -> usize {
 
 /// Resets the count after fork: the threads that were in flight do not exist in the child. The forking thread is not in
 /// flight, because the handler does not fork.
-pub(crate) fn forget_in_flight() {
+pub(crate) fn reset_traps_in_flight() {
     IN_FLIGHT.store(0, Ordering::SeqCst);
 }
 
 /// A thread that acts on the batch, until this value is dropped. For the signal handler.
-pub(crate) struct InFlight(());
+pub(crate) struct TrapInFlight(());
 
-impl InFlight {
-    pub(crate) fn begin() -> InFlight {
+impl TrapInFlight {
+    pub(crate) fn begin() -> TrapInFlight {
         IN_FLIGHT.fetch_add(1, Ordering::SeqCst);
-        InFlight(())
+        TrapInFlight(())
     }
 }
 
-impl Drop for InFlight {
+impl Drop for TrapInFlight {
     fn drop(&mut self) {
         // The stores into the thread's registers come before this.
         IN_FLIGHT.fetch_sub(1, Ordering::SeqCst);
@@ -102,15 +102,15 @@ impl Drop for InFlight {
 
 /// Returns the number of changes of the batch. If two calls return the same number, the batch was the same between
 /// them. For the signal handler.
-pub(crate) fn changes() -> u64 {
-    CHANGES.load(Ordering::SeqCst)
+pub(crate) fn change_count() -> u64 {
+    CHANGE_COUNT.load(Ordering::SeqCst)
 }
 
 /// Returns the effect that a thread takes instead of a trap at `at`, if the batch has an edit there. For the signal
 /// handler.
-pub(crate) fn step(_counted: &InFlight, at: Addr) -> Option<InstructionEffect> {
+pub(crate) fn effect_at(_counted: &TrapInFlight, at: Addr) -> Option<InstructionEffect> {
     let edits = EDITS.load(Ordering::SeqCst);
-    // SAFETY: null, or the edits of a batch. `Announced` releases them only when it has seen no thread in flight after
+    // SAFETY: null, or the edits of a batch. `AnnouncedBatch` releases them only when it has seen no thread in flight after
     // it had stored null: either it waits for this thread, which was counted before, or this thread has loaded null.
     let edits = unsafe { edits.as_ref() };
     edits.and_then(|edits| edits.find(at)).and_then(|edit| InstructionEffect::of(at, edit.new))

@@ -16,10 +16,10 @@ const ARITHMETIC: i64 = 0x8d5;
 const ZERO_AND_PARITY: i64 = 0x44;
 
 /// Gives a thread the effect of an instruction. Pushes and pops use the thread's own stack.
-pub(crate) fn emulate(step: InstructionEffect, registers: &mut libc::mcontext_t) {
+pub(crate) fn emulate(effect: InstructionEffect, registers: &mut libc::mcontext_t) {
     let registers = &mut registers.gregs;
     let rsp = Addr::new(registers[RSP].cast_unsigned());
-    let (to, rsp) = match step {
+    let (to, rsp) = match effect {
         InstructionEffect::Next(to) | InstructionEffect::Jump(to) => (to, rsp),
         InstructionEffect::JumpThrough(slot) => (read(slot), rsp),
         InstructionEffect::Call { to, back } => (to, push(rsp, back)),

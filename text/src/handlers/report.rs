@@ -4,10 +4,10 @@ use std::io::Write;
 
 use modload_edit::Addr;
 
-use crate::allocation::owners::{self, Owner, Phase};
+use crate::allocation::owners::{self, TextOwner, TextState};
 
 /// A line, and the descriptor to which it is written. Filled in place and small, because it lies on a signal stack.
-struct Line {
+struct ReportLine {
     text: [u8; 256],
     len: usize,
     descriptor: libc::c_int,
@@ -16,7 +16,7 @@ struct Line {
 /// Writes the line about an INT3 in the text stripe. Runs in the signal handler: no allocation, and no lock but the
 /// owners', which is released before the one `write`.
 pub(crate) fn report(at: Addr) {
-    let mut line = Line { text: [0; 256], len: 0, descriptor: 2 };
+    let mut line = ReportLine { text: [0; 256], len: 0, descriptor: 2 };
     owners::with_owner(at, |owner| line.fill(at, owner));
     if line.len != 0 {
         // SAFETY: the buffer is a local variable and `len` lies in it; write is async-signal-safe, and its result is
@@ -25,26 +25,26 @@ pub(crate) fn report(at: Addr) {
     }
 }
 
-impl Line {
+impl ReportLine {
     /// Describes an INT3. The line stays empty if the INT3 lies in published text, where it belongs to the module.
-    fn fill(&mut self, at: Addr, owner: Option<&Owner>) {
+    fn fill(&mut self, at: Addr, owner: Option<&TextOwner>) {
         let mut rest: &mut [u8] = &mut self.text;
         // A name that is too long is cut, and the line still ends with a line break.
         let _ = match owner {
             None => write!(rest, "modload: call to {at}, where no module has its text"),
             Some(owner) => {
-                let what = match owner.phase {
-                    Phase::Staged => "before its text was published",
-                    Phase::Gone => "after it was unloaded",
-                    Phase::Published => return,
+                let state = match owner.state {
+                    TextState::Staged => "before its text was published",
+                    TextState::Freed => "after it was unloaded",
+                    TextState::Published => return,
                 };
                 let module = owner.describe.module();
                 match owner.describe.symbol(at) {
-                    Some((name, 0)) => write!(rest, "modload: call to {} [{module}] {what}", name.escape_ascii()),
+                    Some((name, 0)) => write!(rest, "modload: call to {} [{module}] {state}", name.escape_ascii()),
                     Some((name, offset)) => {
-                        write!(rest, "modload: execution at {}+{offset:#x} [{module}] {what}", name.escape_ascii())
+                        write!(rest, "modload: execution at {}+{offset:#x} [{module}] {state}", name.escape_ascii())
                     }
-                    None => write!(rest, "modload: execution at {at} [{module}] {what}"),
+                    None => write!(rest, "modload: execution at {at} [{module}] {state}"),
                 }
             }
         };

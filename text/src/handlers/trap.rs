@@ -17,7 +17,7 @@ use modload_threads::frames::{Memory, ProcessMemory};
 use crate::address_space::pointer::pointer;
 use crate::allocation::arena;
 use crate::handlers::batch;
-use crate::handlers::batch::InFlight;
+use crate::handlers::batch::TrapInFlight;
 use crate::handlers::emulate;
 use crate::handlers::report::report;
 use crate::vocabulary::machine::INT3;
@@ -43,7 +43,7 @@ pub(crate) fn install() -> io::Result<()> {
     // Stored before the handler can run, because the handler needs it.
     PREVIOUS.get_or_init(|| previous);
     let mut action = default_action();
-    action.sa_sigaction = address();
+    action.sa_sigaction = handler_address();
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
     // All signals are blocked. Another handler that ran on top of this one, with SIGTRAP blocked, and hit a trap at a site
     // would be killed there. The C library's own signals, which sigfillset leaves out, could end the thread here by
@@ -62,10 +62,10 @@ pub(crate) fn is_installed() -> bool {
     let mut current = default_action();
     // SAFETY: a null action only queries; `current` is a local variable.
     let failed = unsafe { libc::sigaction(libc::SIGTRAP, ptr::null(), &raw mut current) };
-    failed == 0 && current.sa_sigaction == address()
+    failed == 0 && current.sa_sigaction == handler_address()
 }
 
-fn address() -> libc::sighandler_t {
+fn handler_address() -> libc::sighandler_t {
     let handler: Handler = on_trap;
     #[expect(clippy::as_conversions, reason = "sigaction takes the handler's address as an integer")]
     let address = handler as libc::sighandler_t;
@@ -81,18 +81,18 @@ extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     // INT3 is one byte long, and the saved rip is the address behind it.
     let at = Addr::new(next.cast_unsigned()).offset(-1);
     // SAFETY: the context is valid, see above, and no other code has a reference to it.
-    if code == libc::SI_KERNEL && unsafe { pass(at, &mut *context) } {
+    if code == libc::SI_KERNEL && unsafe { divert_from_trap(at, &mut *context) } {
         return;
     }
-    let ours = code == libc::SI_KERNEL && arena::text_contains(at);
-    let met = if code == libc::SI_KERNEL && was_int3(at) { Met::Int3 } else { Met::Nothing };
-    if ours {
+    let is_module_text = code == libc::SI_KERNEL && arena::text_contains(at);
+    let stopped_at = if code == libc::SI_KERNEL && was_int3(at) { StoppedAt::Int3 } else { StoppedAt::Other };
+    if is_module_text {
         report(at);
     }
     let previous = PREVIOUS.get().copied().unwrap_or_else(default_action);
     // SAFETY: the context is valid, see above.
     let interrupted = unsafe { (*context).uc_sigmask };
-    as_if_called(&previous, &interrupted);
+    set_mask_for_previous(&previous, &interrupted);
     match previous.sa_sigaction {
         // A signal that another process or thread has sent may be ignored: its code is not above zero.
         libc::SIG_IGN if code <= libc::SI_USER => {}
@@ -102,11 +102,11 @@ extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
             let default = default_action();
             // SAFETY: a default action is valid, and sigaction is async-signal-safe.
             unsafe { libc::sigaction(libc::SIGTRAP, &raw const default, ptr::null_mut()) };
-            match met {
+            match stopped_at {
                 // SAFETY: the context is valid (see above); the trap is repeated at the INT3 itself.
-                Met::Int3 => unsafe { (*context).uc_mcontext.gregs[emulate::RIP] = next - 1 },
+                StoppedAt::Int3 => unsafe { (*context).uc_mcontext.gregs[emulate::RIP] = next - 1 },
                 // SAFETY: raise takes a number and is async-signal-safe.
-                Met::Nothing => unsafe {
+                StoppedAt::Other => unsafe {
                     libc::raise(libc::SIGTRAP);
                 },
             }
@@ -126,25 +126,25 @@ extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
 
 /// Diverts a thread that has hit an INT3 of a batch at `at`: as if the new instruction were there, or, if the batch is
 /// over, to the instruction itself. Returns whether the thread was diverted.
-fn pass(at: Addr, context: &mut libc::ucontext_t) -> bool {
+fn divert_from_trap(at: Addr, context: &mut libc::ucontext_t) -> bool {
     if !is_pokeable(at) {
         return false;
     }
     // Counted until `context` has the address at which the thread resumes.
-    let in_flight = InFlight::begin();
+    let in_flight = TrapInFlight::begin();
     loop {
-        let changes = batch::changes();
-        if let Some(step) = batch::step(&in_flight, at) {
-            emulate::emulate(step, &mut context.uc_mcontext);
+        let changes = batch::change_count();
+        if let Some(effect) = batch::effect_at(&in_flight, at) {
+            emulate::emulate(effect, &mut context.uc_mcontext);
             return true;
         }
         // The trap has been overwritten since the thread hit it: the batch is complete, or a module is published now
         // where no text was before. An `int $3` of two bytes belongs to other code.
-        if !is_int3(at) && !is_long_int3(at) {
+        if !is_int3(at) && !is_two_byte_int3(at) {
             context.uc_mcontext.gregs[emulate::RIP] = at.get().cast_signed();
             return true;
         }
-        if changes == batch::changes() {
+        if changes == batch::change_count() {
             return false;
         }
     }
@@ -152,7 +152,7 @@ fn pass(at: Addr, context: &mut libc::ucontext_t) -> bool {
 
 /// Sets the signal mask that the kernel would have set for the previous handler. This crate's handler runs with all
 /// signals blocked.
-fn as_if_called(previous: &libc::sigaction, interrupted: &libc::sigset_t) {
+fn set_mask_for_previous(previous: &libc::sigaction, interrupted: &libc::sigset_t) {
     for (how, set) in [(libc::SIG_SETMASK, interrupted), (libc::SIG_BLOCK, &previous.sa_mask)] {
         // SAFETY: changes the mask of this thread from a valid set; async-signal-safe.
         unsafe { libc::pthread_sigmask(how, set, ptr::null_mut()) };
@@ -168,10 +168,10 @@ fn as_if_called(previous: &libc::sigaction, interrupted: &libc::sigset_t) {
 
 /// The instruction at which the thread was stopped.
 #[derive(Clone, Copy)]
-enum Met {
+enum StoppedAt {
     Int3,
     /// No instruction that traps: for example, the signal was sent.
-    Nothing,
+    Other,
 }
 
 /// Returns whether a byte of module text, or of registered text, is the one-byte INT3; `int $3` has two bytes.
@@ -194,12 +194,12 @@ fn is_pokeable(at: Addr) -> bool {
 
 /// Returns whether the instruction that ends with this byte of module text, or of registered text, is `int $3` of two
 /// bytes.
-fn is_long_int3(at: Addr) -> bool {
-    const LONG: [u8; 2] = [0xcd, 0x03];
+fn is_two_byte_int3(at: Addr) -> bool {
+    const TWO_BYTE_INT3: [u8; 2] = [0xcd, 0x03];
     let first = at.offset(-1);
     if !is_pokeable(first) {
         return false;
     }
     // SAFETY: two bytes of text that is mapped and readable.
-    unsafe { ptr::read_volatile(pointer(first).cast::<[u8; 2]>()) == LONG }
+    unsafe { ptr::read_volatile(pointer(first).cast::<[u8; 2]>()) == TWO_BYTE_INT3 }
 }

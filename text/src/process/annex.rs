@@ -10,13 +10,13 @@ use modload_edit::Addr;
 use thiserror::Error;
 
 use crate::address_space::maps;
-use crate::address_space::reserve::{self, Access, Reserved};
+use crate::address_space::reserve::{self, MappingAccess, Reserved};
 use crate::address_space::room::{self, Room};
 use crate::allocation::arena::Arena;
 use crate::vocabulary::error::{ArenaError, WriteFailed};
 use crate::vocabulary::machine::PAGE;
-use crate::writing::int3::fill_with_traps;
-use crate::writing::ranges::Node;
+use crate::writing::int3::fill_with_int3;
+use crate::writing::ranges::RangeNode;
 use crate::writing::registered::ANNEXES;
 use crate::writing::text_lock::TextLock;
 
@@ -37,7 +37,7 @@ use crate::writing::text_lock::TextLock;
 #[derive(Debug)]
 pub struct Annex {
     space: Reserved,
-    node: &'static Node,
+    registered: &'static RangeNode,
 }
 
 /// An annex cannot be created.
@@ -115,14 +115,15 @@ impl Annex {
         let space = reserve_near(start, end, len.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX))?;
         let (at, len) = (space.start, space.len);
         let mut lock = TextLock::take();
-        let mapped = space.map(at, len, Access::ReadExecute).map_err(|source| AnnexError::Map { at, len, source });
+        let mapped =
+            space.map(at, len, MappingAccess::ReadExecute).map_err(|source| AnnexError::Map { at, len, source });
         let filled = mapped
-            .and_then(|()| fill_with_traps(&mut lock, at, len).map_err(|source| AnnexError::Fill { at, len, source }));
+            .and_then(|()| fill_with_int3(&mut lock, at, len).map_err(|source| AnnexError::Fill { at, len, source }));
         if let Err(failed) = filled {
-            give_back(space);
+            unmap(space);
             return Err(failed);
         }
-        Ok(Annex { space, node: ANNEXES.enter(&lock, at, at + len) })
+        Ok(Annex { space, registered: ANNEXES.add(&lock, at, at + len) })
     }
 
     /// Returns the first address, a multiple of [`PAGE`].
@@ -148,13 +149,13 @@ impl Drop for Annex {
     fn drop(&mut self) {
         // Under the lock, because a batch that has found the annex may still be in progress.
         let lock = TextLock::take();
-        self.node.forget(&lock);
-        give_back(self.space);
+        self.registered.remove(&lock);
+        unmap(self.space);
     }
 }
 
 /// Unmaps a range that is no longer in use.
-fn give_back(space: Reserved) {
+fn unmap(space: Reserved) {
     if let Err(failed) = space.release() {
         // Next to another annex, unmapping splits a mapping, which may exceed the kernel's limit. The memory that stays
         // is harmless.
@@ -166,7 +167,7 @@ fn give_back(space: Reserved) {
 fn reserve_near(start: Addr, end: Addr, len: u64) -> Result<Reserved, AnnexError> {
     let mut longest = 0;
     for _ in 0..TRIES {
-        let room = room::find(&maps::read().map_err(AnnexError::Maps)?, heap_end(), start, end, len);
+        let room = room::find_room(&maps::read().map_err(AnnexError::Maps)?, heap_end(), start, end, len);
         longest = room.longest;
         let Room { places, .. } = room;
         if places.is_empty() {

@@ -21,11 +21,11 @@ impl Arena {
     /// [`ArenaError`] names the rule of the system that prevents the arena. A failure is not remembered, and the next
     /// call tries again.
     pub fn get() -> Result<&'static Arena, ArenaError> {
-        let _one_builder = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
+        let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(arena) = Arena::existing() {
             return Ok(arena);
         }
-        cores::register();
+        cores::register_membarrier();
         TextLock::take().open().map_err(ArenaError::OpenMemory)?;
         let (reserved, low) = match SIZES.iter().find_map(|&len| reserve::low(len)) {
             Some(reserved) => (reserved, true),

@@ -6,7 +6,7 @@ use modload_edit::Addr;
 use thiserror::Error;
 
 use crate::address_space::maps::{self, Mapping};
-use crate::writing::ranges::Node;
+use crate::writing::ranges::RangeNode;
 use crate::writing::registered::HOST_TEXTS;
 use crate::writing::text_lock::TextLock;
 
@@ -14,7 +14,7 @@ use crate::writing::text_lock::TextLock;
 /// the range; its code stays unchanged.
 #[derive(Debug)]
 pub struct HostText {
-    node: &'static Node,
+    registered: &'static RangeNode,
 }
 
 /// The range cannot be registered.
@@ -48,19 +48,19 @@ impl HostText {
         if !maps.iter().any(covers) {
             return Err(HostTextError::NotText { start, end });
         }
-        Ok(HostText { node: HOST_TEXTS.enter(&TextLock::take(), start, end) })
+        Ok(HostText { registered: HOST_TEXTS.add(&TextLock::take(), start, end) })
     }
 
     /// Returns the first address and the address behind the range.
     #[must_use]
     pub fn range(&self) -> (Addr, Addr) {
-        self.node.range()
+        self.registered.range()
     }
 }
 
 impl Drop for HostText {
     fn drop(&mut self) {
         // Under the lock, because a batch that has found the range may still be in progress.
-        self.node.forget(&TextLock::take());
+        self.registered.remove(&TextLock::take());
     }
 }

@@ -12,14 +12,14 @@ use crate::vocabulary::class::Class;
 pub enum WriteFailed {
     /// The descriptor belongs to another process.
     #[error(
-        "process {here} shares the memory of process {opened_by} or was cloned from it without fork(): \
+        "process {this_process} shares the memory of process {opened_by} or was cloned from it without fork(): \
          only fork() is supported"
     )]
     OtherProcess {
         /// The process that opened the descriptor.
         opened_by: u32,
         /// This process.
-        here: u32,
+        this_process: u32,
     },
     /// After fork the child could not open the file again, or no arena was ever created.
     #[error("/proc/self/mem is not open")]
@@ -93,7 +93,7 @@ pub enum ArenaError {
     ForceOverride(#[source] WriteFailed),
     /// Threads or their stacks cannot be inspected, so no unload could prove that no thread uses its text.
     #[error("threads cannot be looked at, and unloading has to; `unload_unseen` promises what it would prove")]
-    Look(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Inspect(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The signal handler or the fork handlers cannot be installed.
     #[error("installing the {what}")]
     Handler {

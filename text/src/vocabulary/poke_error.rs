@@ -9,14 +9,14 @@ use modload_threads::{Name, Tid};
 use thiserror::Error;
 
 use crate::vocabulary::error::WriteFailed;
-use crate::vocabulary::poked::Because;
+use crate::vocabulary::poked::TrapObstacle;
 
 /// The error of a batch: the published text differs from the expected bytes, the batch was refused, or the text could not
 /// be written.
 #[derive(Debug, Error)]
 pub enum PokeError {
     /// The site holds other bytes.
-    #[error("{why} at {at}: expected {}, found {}", code(*.at, .expected), code(*.at, .found))]
+    #[error("{why} at {at}: expected {}, found {}", bytes_and_code(*.at, .expected), bytes_and_code(*.at, .found))]
     Mismatch {
         /// The address.
         at: Addr,
@@ -38,7 +38,7 @@ pub enum PokeError {
         why: EditOrigin,
     },
     /// The bytes are not one instruction.
-    #[error("{why} at {at}: {} is not one instruction", code(*.at, .bytes))]
+    #[error("{why} at {at}: {} is not one instruction", bytes_and_code(*.at, .bytes))]
     NotOneInstruction {
         /// The address.
         at: Addr,
@@ -48,7 +48,7 @@ pub enum PokeError {
         why: EditOrigin,
     },
     /// The new instruction cannot be emulated for a thread that hits the trap.
-    #[error("{why} at {at}: {} cannot be poked: only jmp, call, ret, NOPs and the zero of a static call can", code(*.at, .bytes))]
+    #[error("{why} at {at}: {} cannot be poked: only jmp, call, ret, NOPs and the zero of a static call can", bytes_and_code(*.at, .bytes))]
     NotEmulated {
         /// The address.
         at: Addr,
@@ -59,23 +59,23 @@ pub enum PokeError {
     },
     /// Threads could not be inspected.
     #[error("looking at the process's threads")]
-    Look(#[source] io::Error),
+    Inspect(#[source] io::Error),
     /// Traps cannot be used, and threads could not be held.
-    #[error("traps cannot be used, because {because}, and threads cannot be held")]
+    #[error("traps cannot be used, because {obstacle}, and threads cannot be held")]
     Threads {
         /// The reason why traps cannot be used.
-        because: Because,
+        obstacle: TrapObstacle,
         /// The threads that could not be held.
         source: modload_threads::Error,
     },
     /// Traps cannot be used, and no thread may be held: [`TrapMask::Unheld`](crate::TrapMask::Unheld).
-    #[error("traps cannot be used, because {because}, and no thread may be held")]
+    #[error("traps cannot be used, because {obstacle}, and no thread may be held")]
     Unheld {
         /// The reason why traps cannot be used.
-        because: Because,
+        obstacle: TrapObstacle,
     },
     /// A thread would resume within the new instruction.
-    #[error("{why} at {at}: thread {tid}{} stands at {rip}, within it", named(.name))]
+    #[error("{why} at {at}: thread {tid}{} stands at {rip}, within it", quoted_name(.name))]
     Inside {
         /// The thread.
         tid: Tid,
@@ -90,9 +90,9 @@ pub enum PokeError {
     },
     /// Stacks cannot be walked, and joining NOPs requires that.
     #[error("NOPs cannot be joined: stacks cannot be walked")]
-    NoRows(#[source] NoFinder),
+    NoUnwindRows(#[source] NoFinder),
     /// The stack of a thread does not show whether the thread was interrupted within an edit.
-    #[error("NOPs cannot be joined: what thread {tid}{} has on its stack is not known", named(.name))]
+    #[error("NOPs cannot be joined: what thread {tid}{} has on its stack is not known", quoted_name(.name))]
     NoWalk {
         /// The thread.
         tid: Tid,
@@ -112,11 +112,11 @@ pub enum PokeError {
     EarlierStuck,
 }
 
-fn named(name: &Option<Name>) -> String {
+fn quoted_name(name: &Option<Name>) -> String {
     name.map_or_else(String::new, |name| format!(" \"{name}\""))
 }
 
 /// Returns bytes and their disassembly.
-fn code(at: Addr, bytes: &[u8]) -> impl fmt::Display {
+fn bytes_and_code(at: Addr, bytes: &[u8]) -> impl fmt::Display {
     format!("{bytes:02x?} ({})", disassembled(at, bytes))
 }

@@ -23,11 +23,11 @@ pub enum TrapMask {
 
 /// The protocol by which a batch was written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Way {
+pub enum PokeProtocol {
     /// By traps, with three synchronisations.
     Traps,
     /// While every other thread was held.
-    Rendezvous(Because),
+    Rendezvous(TrapObstacle),
     /// At once: there was no other thread.
     Alone,
 }
@@ -36,7 +36,7 @@ pub enum Way {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Poked {
     /// The protocol.
-    pub way: Way,
+    pub protocol: PokeProtocol,
     /// The number of synchronisations of all cores.
     pub syncs: u32,
     /// The number of writes.
@@ -45,17 +45,17 @@ pub struct Poked {
 
 /// The reason why a batch is not poked by traps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Because {
+pub enum TrapObstacle {
     /// The caller asked for it: [`TrapMask::Held`], or [`crate::poke_chosen`].
-    Asked,
+    Requested,
     /// The kernel cannot synchronise cores.
     NoMembarrier,
     /// The shadow stack would lack the return address of an emulated call.
     ShadowStack,
     /// NOPs of one byte are joined into one instruction.
-    Joined,
+    JoinedNops,
     /// Other code has installed another handler for SIGTRAP.
-    Handler,
+    OtherHandler,
     /// A debugger is attached, and gets every SIGTRAP first.
     Traced {
         /// The process id of the debugger.
@@ -69,21 +69,21 @@ pub enum Because {
         name: Option<Name>,
     },
     /// Threads start and end faster than they can be inspected.
-    Restless,
+    ThreadChurn,
 }
 
-impl fmt::Display for Because {
+impl fmt::Display for TrapObstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Because::Asked => f.write_str("it was asked for"),
-            Because::NoMembarrier => f.write_str("membarrier(2) does not synchronise cores here"),
-            Because::ShadowStack => f.write_str("shadow stacks are on"),
-            Because::Joined => f.write_str("NOPs of one byte are joined"),
-            Because::Handler => f.write_str("somebody else handles SIGTRAP"),
-            Because::Traced { by } => write!(f, "process {by} traces this one"),
-            Because::Blocked { tid, name: Some(name) } => write!(f, "thread {tid} \"{name}\" blocks SIGTRAP"),
-            Because::Blocked { tid, name: None } => write!(f, "thread {tid} blocks SIGTRAP"),
-            Because::Restless => f.write_str("threads start and end too fast to be looked at"),
+            TrapObstacle::Requested => f.write_str("it was asked for"),
+            TrapObstacle::NoMembarrier => f.write_str("membarrier(2) does not synchronise cores here"),
+            TrapObstacle::ShadowStack => f.write_str("shadow stacks are on"),
+            TrapObstacle::JoinedNops => f.write_str("NOPs of one byte are joined"),
+            TrapObstacle::OtherHandler => f.write_str("somebody else handles SIGTRAP"),
+            TrapObstacle::Traced { by } => write!(f, "process {by} traces this one"),
+            TrapObstacle::Blocked { tid, name: Some(name) } => write!(f, "thread {tid} \"{name}\" blocks SIGTRAP"),
+            TrapObstacle::Blocked { tid, name: None } => write!(f, "thread {tid} blocks SIGTRAP"),
+            TrapObstacle::ThreadChurn => f.write_str("threads start and end too fast to be looked at"),
         }
     }
 }

@@ -17,21 +17,21 @@ fn membarrier(command: libc::c_int) -> io::Result<()> {
 }
 
 /// Whether the kernel synchronises cores for this process.
-static BY_MEMBARRIER: AtomicBool = AtomicBool::new(false);
+static USES_MEMBARRIER: AtomicBool = AtomicBool::new(false);
 
-/// Registers this process for [`all_cores`]. If the kernel does not support that, all threads are held instead.
-pub(crate) fn register() {
-    BY_MEMBARRIER.store(membarrier(REGISTER_PRIVATE_EXPEDITED_SYNC_CORE).is_ok(), Ordering::Relaxed);
+/// Registers this process for [`synchronise`]. If the kernel does not support that, all threads are held instead.
+pub(crate) fn register_membarrier() {
+    USES_MEMBARRIER.store(membarrier(REGISTER_PRIVATE_EXPEDITED_SYNC_CORE).is_ok(), Ordering::Relaxed);
 }
 
-/// Returns whether [`all_cores`] is a system call.
-pub(crate) fn by_membarrier() -> bool {
-    BY_MEMBARRIER.load(Ordering::Relaxed)
+/// Returns whether [`synchronise`] is a system call.
+pub(crate) fn uses_membarrier() -> bool {
+    USES_MEMBARRIER.load(Ordering::Relaxed)
 }
 
 /// Makes every thread of the process execute a core-serialising instruction before it next runs user code.
-pub(crate) fn all_cores() -> io::Result<()> {
-    if by_membarrier() {
+pub(crate) fn synchronise() -> io::Result<()> {
+    if uses_membarrier() {
         return membarrier(PRIVATE_EXPEDITED_SYNC_CORE);
     }
     // Each held thread serialises its core before it resumes.

@@ -7,15 +7,15 @@ use crate::vocabulary::machine::INT3;
 use crate::writing::cores;
 use crate::writing::text_lock::TextLock;
 
-static TRAPS: [u8; 0x1_0000] = [INT3; 0x1_0000];
+static INT3S: [u8; 0x1_0000] = [INT3; 0x1_0000];
 
 /// Fills text with INT3, and synchronises every core.
-pub(crate) fn fill_with_traps(lock: &mut TextLock<'_>, at: Addr, len: u64) -> Result<(), WriteFailed> {
+pub(crate) fn fill_with_int3(lock: &mut TextLock<'_>, at: Addr, len: u64) -> Result<(), WriteFailed> {
     let mut done = 0;
     while done < len {
-        let part = &TRAPS[..TRAPS.len().min(index(len - done))];
+        let part = &INT3S[..INT3S.len().min(index(len - done))];
         lock.write(at + done, part)?;
         done += wide(part.len());
     }
-    cores::all_cores().map_err(|source| WriteFailed::Sync { source })
+    cores::synchronise().map_err(|source| WriteFailed::Sync { source })
 }

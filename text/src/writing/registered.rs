@@ -2,13 +2,13 @@
 
 use modload_edit::Addr;
 
-use crate::writing::ranges::Ranges;
+use crate::writing::ranges::RangeList;
 
 /// The ranges of [`crate::HostText`].
-pub(crate) static HOST_TEXTS: Ranges = Ranges::new();
+pub(crate) static HOST_TEXTS: RangeList = RangeList::new();
 
 /// The ranges of [`crate::Annex`].
-pub(crate) static ANNEXES: Ranges = Ranges::new();
+pub(crate) static ANNEXES: RangeList = RangeList::new();
 
 /// Returns the registered text of the host that holds an address. Allocates nothing and takes no lock.
 pub(crate) fn host_text_containing(at: Addr) -> Option<(Addr, Addr)> {

@@ -11,14 +11,14 @@ use modload_threads::frames;
 use crate::vocabulary::error::WriteFailed;
 
 /// The greatest number of bytes of one write, so that the copied bytes are still in the processor's cache.
-pub(crate) const CHUNK: usize = 1 << 16;
+pub(crate) const MAX_WRITE: usize = 1 << 16;
 
-static WRITER: Mutex<Writer> = Mutex::new(Writer { memory: None, buffer: Vec::new(), stuck: false });
+static WRITER: Mutex<WriterState> = Mutex::new(WriterState { memory: None, buffer: Vec::new(), stuck: false });
 
 /// The data that the lock protects.
 #[derive(Debug)]
-struct Writer {
-    memory: Option<Memory>,
+struct WriterState {
+    memory: Option<MemoryFile>,
     /// A buffer for bytes that are copied into text; kept, so that a batch allocates nothing.
     buffer: Vec<u8>,
     /// Whether a batch could be neither completed nor reverted.
@@ -27,7 +27,7 @@ struct Writer {
 
 /// `/proc/self/mem`, and the process that opened it: after fork, the descriptor still refers to that process.
 #[derive(Debug)]
-struct Memory {
+struct MemoryFile {
     file: File,
     opened_by: u32,
 }
@@ -35,7 +35,7 @@ struct Memory {
 /// The right to write into published memory. Only one exists in the process at a time.
 #[derive(Debug)]
 pub struct TextLock<'a> {
-    writer: MutexGuard<'a, Writer>,
+    writer: MutexGuard<'a, WriterState>,
 }
 
 impl TextLock<'static> {
@@ -55,16 +55,16 @@ impl TextLock<'_> {
         let file = OpenOptions::new().read(true).write(true).open("/proc/self/mem")?;
         // Where process_vm_readv(2) is denied, walks read stacks through this descriptor.
         frames::read_through(&file);
-        self.writer.memory = Some(Memory { file, opened_by: std::process::id() });
+        self.writer.memory = Some(MemoryFile { file, opened_by: std::process::id() });
         Ok(())
     }
 
     /// Writes `bytes` at `at`. The protection of the private mapping there does not matter.
     pub(crate) fn write(&mut self, at: Addr, bytes: &[u8]) -> Result<(), WriteFailed> {
         let memory = self.writer.memory.as_ref().ok_or(WriteFailed::NotOpen)?;
-        let here = std::process::id();
-        if memory.opened_by != here {
-            return Err(WriteFailed::OtherProcess { opened_by: memory.opened_by, here });
+        let this_process = std::process::id();
+        if memory.opened_by != this_process {
+            return Err(WriteFailed::OtherProcess { opened_by: memory.opened_by, this_process });
         }
         let failed = |source| WriteFailed::Io { at, len: wide(bytes.len()), source };
         memory.file.write_all_at(bytes, at.get()).map_err(failed)
@@ -73,7 +73,7 @@ impl TextLock<'_> {
     /// Makes sure that [`TextLock::take_buffer`] allocates nothing.
     pub(crate) fn reserve_buffer(&mut self) {
         self.writer.buffer.clear();
-        self.writer.buffer.reserve(CHUNK);
+        self.writer.buffer.reserve(MAX_WRITE);
     }
 
     /// Returns the buffer, empty and with room for the largest write.
@@ -83,12 +83,12 @@ impl TextLock<'_> {
     }
 
     /// Returns the buffer to the lock, for the next batch.
-    pub(crate) fn give_buffer(&mut self, buffer: Vec<u8>) {
+    pub(crate) fn return_buffer(&mut self, buffer: Vec<u8>) {
         self.writer.buffer = buffer;
     }
 
     /// Records that a batch stays incomplete.
-    pub(crate) fn stuck(&mut self) {
+    pub(crate) fn set_stuck(&mut self) {
         self.writer.stuck = true;
     }
 
