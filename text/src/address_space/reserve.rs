@@ -80,7 +80,7 @@ impl Reserved {
     pub(crate) fn map(self, at: Addr, len: u64, access: MappingAccess) -> io::Result<()> {
         let inside = at.checked_offset_from(self.start).and_then(|offset| offset.checked_add(len));
         if inside.is_none_or(|end| end > self.len) {
-            return Err(io::Error::other("a stripe outside the reserved space"));
+            return Err(io::Error::other("the mapping would reach out of the reserved space"));
         }
         let protection = match access {
             MappingAccess::ReadExecute => libc::PROT_READ | libc::PROT_EXEC,

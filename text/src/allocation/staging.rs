@@ -168,7 +168,7 @@ impl Drop for Published {
         owners::set_state(extent.start, TextState::Freed);
         let filled = fill_with_int3(&mut TextLock::take(), extent.start, extent.len);
         if let Err(failed) = filled {
-            tracing::error!(at = %extent.start, len = extent.len, %failed, "text cannot be taken back and is leaked");
+            tracing::error!(at = %extent.start, len = extent.len, %failed, "freed text cannot be filled with INT3 and is leaked");
             std::mem::forget(extent);
         }
     }

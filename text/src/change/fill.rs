@@ -4,7 +4,6 @@ use modload_edit::EditSet;
 
 use crate::change::spans::{self, BatchPass, EditVersion, Grouping};
 use crate::change::writable::WritableRange;
-use crate::vocabulary::error::WriteFailed;
 use crate::vocabulary::poke_error::PokeError;
 use crate::writing::cores;
 use crate::writing::text_lock::TextLock;
@@ -25,7 +24,7 @@ pub fn fill(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<u32, PokeError> 
     edits.iter().try_for_each(|edit| range.compare(&edit))?;
     let write = |lock: &mut TextLock<'_>, version| {
         let writes = spans::write_pass(lock, edits, BatchPass::WholeEdits, version, Grouping::Spans)?;
-        cores::synchronise().map_err(|source| WriteFailed::Sync { source })?;
+        cores::synchronise()?;
         Ok(writes)
     };
     write(lock, EditVersion::New).map_err(|failed| match write(lock, EditVersion::Old) {

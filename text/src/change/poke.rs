@@ -124,7 +124,7 @@ fn write_alone(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<Poked, PokeEr
         let writes = spans::write_pass(lock, edits, BatchPass::WholeEdits, version, Grouping::Spans)?;
         // The kernel has written through another address, so this core has to synchronise, like all cores to which this
         // thread moves.
-        cores::synchronise().map_err(|source| WriteFailed::Sync { source })?;
+        cores::synchronise()?;
         Ok(Poked { protocol: PokeProtocol::Alone, syncs: 1, writes })
     };
     let failed = match whole(EditVersion::New) {
@@ -163,7 +163,7 @@ fn three_passes(
 ) -> Result<(), WriteFailed> {
     for pass in [BatchPass::Traps, BatchPass::LaterBytes, BatchPass::FirstBytes] {
         poked.writes += spans::write_pass(lock, edits, pass, version, Grouping::Spans)?;
-        cores::synchronise().map_err(|source| WriteFailed::Sync { source })?;
+        cores::synchronise()?;
         poked.syncs += 1;
     }
     Ok(())

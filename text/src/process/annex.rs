@@ -47,7 +47,9 @@ pub enum AnnexError {
     #[error(transparent)]
     Arena(#[from] ArenaError),
     /// The length is 0, or the range to be near to is empty.
-    #[error("an annex of {len} bytes near {start}..{end}: neither may be empty")]
+    #[error(
+        "an annex of {len} bytes near {start}..{end} cannot be created: neither the annex nor the range may be empty"
+    )]
     Empty {
         /// The first address of the range to be near to.
         start: Addr,
@@ -57,12 +59,12 @@ pub enum AnnexError {
         len: u64,
     },
     /// The mappings of the process cannot be read.
-    #[error("/proc/self/maps cannot be read")]
+    #[error("/proc/self/maps cannot be read; /proc must be mounted and permitted")]
     Maps(#[source] io::Error),
     /// No free range within reach is long enough.
     #[error(
-        "no room for {len} bytes within 2 GiB of all of {start}..{end}: the longest range that is free there has \
-         {longest}; an annex that is asked for earlier, before threads and large allocations, finds more"
+        "no room for {len} bytes within 2 GiB of all of {start}..{end}: the longest free range there has {longest} bytes; \
+         create the annex earlier, before threads and large allocations"
     )]
     NoRoom {
         /// The first address of the range to be near to.
@@ -75,7 +77,9 @@ pub enum AnnexError {
         longest: u64,
     },
     /// The memory cannot be mapped; SELinux without execmem refuses it.
-    #[error("mapping {len} bytes of code at {at}")]
+    #[error(
+        "{len} bytes of code cannot be mapped at {at}; the system must permit executable memory (SELinux: execmem)"
+    )]
     Map {
         /// The address.
         at: Addr,
@@ -85,7 +89,7 @@ pub enum AnnexError {
         source: io::Error,
     },
     /// The memory cannot be filled with INT3.
-    #[error("filling {len} bytes of code at {at}")]
+    #[error("{len} bytes of code at {at} cannot be filled with INT3")]
     Fill {
         /// The address.
         at: Addr,

@@ -29,7 +29,7 @@ pub enum HostTextError {
         end: Addr,
     },
     /// The mappings of the process cannot be read.
-    #[error("/proc/self/maps cannot be read")]
+    #[error("/proc/self/maps cannot be read; /proc must be mounted and permitted")]
     Maps(#[source] io::Error),
 }
 

@@ -22,22 +22,32 @@ pub enum WriteFailed {
         this_process: u32,
     },
     /// After fork the child could not open the file again, or no arena was ever created.
-    #[error("/proc/self/mem is not open")]
+    #[error(
+        "/proc/self/mem is not open: no arena was created, or a forked child could not open the file; create an arena, \
+         with /proc mounted and permitted"
+    )]
     NotOpen,
     /// The address cannot hold a number.
-    #[error("no aligned variable of a module's data is at {at}")]
+    #[error("{at} is not the aligned address of a variable in the data of a module")]
     NoVariable {
         /// The address.
         at: Addr,
     },
-    /// The bytes are written, but some cores may not have been synchronised.
-    #[error("membarrier(2) after a change of text")]
-    Sync {
+    /// The bytes are written, but membarrier(2) has failed, so some cores may not have been synchronised.
+    #[error("after a change of text, membarrier(2) could not synchronise the cores")]
+    Membarrier {
         /// The kernel's error.
         source: io::Error,
     },
+    /// The bytes are written, but the threads could not be held, so some cores may not have been synchronised. Threads
+    /// are held where the kernel has no membarrier(2) for cores.
+    #[error("after a change of text, the threads could not be held to synchronise their cores")]
+    Hold {
+        /// The threads that could not be held.
+        source: modload_threads::Error,
+    },
     /// The kernel refuses the write.
-    #[error("writing {len} bytes at {at} through /proc/self/mem")]
+    #[error("{len} bytes at {at} cannot be written through /proc/self/mem")]
     Io {
         /// The first address.
         at: Addr,
@@ -50,7 +60,7 @@ pub enum WriteFailed {
 
 /// Text or read-only data could not be published. No code can reach any part of it.
 #[derive(Debug, Error)]
-#[error("publishing {len} bytes of {class} at {at}")]
+#[error("{len} bytes of {class} cannot be published at {at}")]
 pub struct PublishFailed {
     /// The class of the memory.
     pub class: Class,
@@ -72,10 +82,13 @@ pub enum ArenaError {
     #[error(transparent)]
     Publish(#[from] PublishFailed),
     /// No address space of any size can be reserved.
-    #[error("no address space can be reserved for modules")]
+    #[error("no address space of 1 GiB can be reserved for modules; raise the limit of address space (`ulimit -v`)")]
     Reserve(#[source] io::Error),
     /// A stripe cannot be mapped; SELinux without execmem refuses the text stripe.
-    #[error("mapping the stripe for {class}")]
+    #[error(
+        "the stripe of the arena for {class} cannot be mapped; for text, the system must permit executable memory \
+         (SELinux: execmem)"
+    )]
     Map {
         /// The class of the stripe.
         class: Class,
@@ -87,15 +100,18 @@ pub enum ArenaError {
     OpenMemory(#[source] io::Error),
     /// The kernel does not let `/proc/self/mem` write past a protection.
     #[error(
-        "the kernel forbids writing past a protection through /proc/self/mem \
-         (boot option proc_mem.force_override=never or =ptrace, or a seccomp rule)"
+        "the kernel forbids writing past a protection through /proc/self/mem; remove the boot option \
+         proc_mem.force_override=never or =ptrace, or the seccomp rule that forbids the write"
     )]
     ForceOverride(#[source] WriteFailed),
     /// Threads or their stacks cannot be inspected, so no unload could prove that no thread uses its text.
-    #[error("threads cannot be looked at, and unloading has to; `unload_unseen` promises what it would prove")]
+    #[error(
+        "the threads or their stacks cannot be inspected, and unloading a module must inspect them; a host can promise with \
+         `unload_unseen` what the inspection would prove"
+    )]
     Inspect(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The signal handler or the fork handlers cannot be installed.
-    #[error("installing the {what}")]
+    #[error("the {what} cannot be installed")]
     Handler {
         /// The handlers.
         what: &'static str,
@@ -109,7 +125,8 @@ pub enum ArenaError {
 pub enum OutOfMemory {
     /// The stripe has no free range that is long enough.
     #[error(
-        "no room for {len} bytes of {class}, aligned to {align}, in a stripe of {stripe} bytes of which {used} are used"
+        "no room for {len} bytes of {class}, aligned to {align}, in a stripe of {stripe} bytes of which {used} are used; \
+         unload modules, or load a smaller one"
     )]
     Full {
         /// The class of the stripe.
@@ -124,7 +141,7 @@ pub enum OutOfMemory {
         used: u64,
     },
     /// New pages could not be faulted in, or not be made writable.
-    #[error("faulting in {class}")]
+    #[error("new pages of {class} cannot be faulted in or made writable")]
     Populate {
         /// The class of the stripe.
         class: Class,
@@ -132,7 +149,7 @@ pub enum OutOfMemory {
         source: io::Error,
     },
     /// New pages could not be filled.
-    #[error("filling {class}")]
+    #[error("new pages of {class} cannot be filled")]
     Fill {
         /// The class of the stripe.
         class: Class,
@@ -140,7 +157,7 @@ pub enum OutOfMemory {
         source: WriteFailed,
     },
     /// A staging buffer could not be mapped.
-    #[error("mapping a staging buffer of {len} bytes")]
+    #[error("a staging buffer of {len} bytes cannot be mapped")]
     Staging {
         /// The size of the buffer.
         len: usize,

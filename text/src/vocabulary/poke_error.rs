@@ -58,7 +58,7 @@ pub enum PokeError {
         why: EditOrigin,
     },
     /// Threads could not be inspected.
-    #[error("looking at the process's threads")]
+    #[error("the threads of the process cannot be inspected")]
     Inspect(#[source] io::Error),
     /// Traps cannot be used, and threads could not be held.
     #[error("traps cannot be used, because {obstacle}, and threads cannot be held")]
@@ -75,7 +75,10 @@ pub enum PokeError {
         obstacle: TrapObstacle,
     },
     /// A thread would resume within the new instruction.
-    #[error("{why} at {at}: thread {tid}{} stands at {rip}, within it", quoted_name(.name))]
+    #[error(
+        "{why} at {at}: thread {tid}{} is at {rip}, inside the instruction; try again when the thread has left it",
+        quoted_name(.name)
+    )]
     Inside {
         /// The thread.
         tid: Tid,
@@ -89,10 +92,10 @@ pub enum PokeError {
         why: EditOrigin,
     },
     /// Stacks cannot be walked, and joining NOPs requires that.
-    #[error("NOPs cannot be joined: stacks cannot be walked")]
+    #[error("NOPs cannot be joined: that needs stack walks, and stacks cannot be walked")]
     NoUnwindRows(#[source] NoFinder),
     /// The stack of a thread does not show whether the thread was interrupted within an edit.
-    #[error("NOPs cannot be joined: what thread {tid}{} has on its stack is not known", quoted_name(.name))]
+    #[error("NOPs cannot be joined: the stack of thread {tid}{} cannot be walked", quoted_name(.name))]
     NoWalk {
         /// The thread.
         tid: Tid,
@@ -102,13 +105,19 @@ pub enum PokeError {
         source: WalkError,
     },
     /// No byte is changed: the written part of the batch has been reverted.
-    #[error("the batch could not be written, and has been taken back")]
+    #[error("the batch could not be written; its sites have their old bytes again")]
     Write(#[from] WriteFailed),
     /// Some sites are changed, some are not, and the remaining traps lead to the new code for ever.
-    #[error("the batch could be neither written nor taken back; no other can be poked in this process")]
+    #[error(
+        "the batch could be neither written nor reverted, so no batch can be poked in this process any more: \
+         restart the process"
+    )]
     Stuck(#[source] WriteFailed),
     /// An earlier batch is [`PokeError::Stuck`].
-    #[error("an earlier batch could not be completed")]
+    #[error(
+        "an earlier batch could be neither written nor reverted, so no batch can be poked in this process any more: \
+         restart the process"
+    )]
     EarlierStuck,
 }
 

@@ -75,15 +75,15 @@ pub enum TrapObstacle {
 impl fmt::Display for TrapObstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            TrapObstacle::Requested => f.write_str("it was asked for"),
-            TrapObstacle::NoMembarrier => f.write_str("membarrier(2) does not synchronise cores here"),
+            TrapObstacle::Requested => f.write_str("the caller asked to hold all threads"),
+            TrapObstacle::NoMembarrier => f.write_str("the kernel does not synchronise cores by membarrier(2)"),
             TrapObstacle::ShadowStack => f.write_str("shadow stacks are on"),
             TrapObstacle::JoinedNops => f.write_str("NOPs of one byte are joined"),
-            TrapObstacle::OtherHandler => f.write_str("somebody else handles SIGTRAP"),
-            TrapObstacle::Traced { by } => write!(f, "process {by} traces this one"),
+            TrapObstacle::OtherHandler => f.write_str("another handler for SIGTRAP is installed"),
+            TrapObstacle::Traced { by } => write!(f, "process {by} traces this process"),
             TrapObstacle::Blocked { tid, name: Some(name) } => write!(f, "thread {tid} \"{name}\" blocks SIGTRAP"),
             TrapObstacle::Blocked { tid, name: None } => write!(f, "thread {tid} blocks SIGTRAP"),
-            TrapObstacle::ThreadChurn => f.write_str("threads start and end too fast to be looked at"),
+            TrapObstacle::ThreadChurn => f.write_str("threads start and end faster than they can be inspected"),
         }
     }
 }

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use modload_threads::{DEFAULT_LIMIT, hold};
 
+use crate::vocabulary::error::WriteFailed;
+
 // <linux/membarrier.h>
 const PRIVATE_EXPEDITED_SYNC_CORE: libc::c_int = 1 << 5;
 const REGISTER_PRIVATE_EXPEDITED_SYNC_CORE: libc::c_int = 1 << 6;
@@ -30,12 +32,12 @@ pub(crate) fn uses_membarrier() -> bool {
 }
 
 /// Makes every thread of the process execute a core-serialising instruction before it next runs user code.
-pub(crate) fn synchronise() -> io::Result<()> {
+pub(crate) fn synchronise() -> Result<(), WriteFailed> {
     if uses_membarrier() {
-        return membarrier(PRIVATE_EXPEDITED_SYNC_CORE);
+        return membarrier(PRIVATE_EXPEDITED_SYNC_CORE).map_err(|source| WriteFailed::Membarrier { source });
     }
     // Each held thread serialises its core before it resumes.
-    hold(DEFAULT_LIMIT).map(drop).map_err(io::Error::other)?;
+    hold(DEFAULT_LIMIT).map(drop).map_err(|source| WriteFailed::Hold { source })?;
     __cpuid(0);
     Ok(())
 }

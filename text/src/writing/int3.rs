@@ -17,5 +17,5 @@ pub(crate) fn fill_with_int3(lock: &mut TextLock<'_>, at: Addr, len: u64) -> Res
         lock.write(at + done, part)?;
         done += wide(part.len());
     }
-    cores::synchronise().map_err(|source| WriteFailed::Sync { source })
+    cores::synchronise()
 }
