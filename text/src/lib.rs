@@ -6,7 +6,8 @@
 //!   with the addresses of its final place. The final place holds INT3 until then. [`Staged::publish`] consumes the
 //!   buffer and returns [`Published`], which can no longer be written. In-flight and finished memory are different
 //!   types.
-//! - [`NewData`]: data at its final place from the start; [`NewData::hand_over`] hands the data over to the module's code.
+//! - [`NewData`]: data at its final place from the start; [`NewData::hand_over`] hands the data over to the module's
+//!   code.
 //! - [`poke`]: changes published text while threads run through it, one batch of edits at a time. [`HostText`]: code of
 //!   the host itself that may be poked.
 //! - [`Annex`]: memory for code within reach of the host's own.

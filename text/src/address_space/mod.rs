@@ -1,4 +1,4 @@
-//! The address space of the process: its mappings, ranges that are reserved and mapped, and pages without the allocator.
+//! The address space of the process: the mappings, the reserved ranges, and pages without the allocator.
 //!
 //! Owns the system calls that map and unmap memory. Knows no lock and no arena. Imports `vocabulary`.
 

@@ -1,4 +1,4 @@
-//! Reserves address space, and maps stripes into the reserved space.
+//! Reserves address space, and maps memory into the reserved space.
 
 use std::io;
 
@@ -14,7 +14,7 @@ pub(crate) struct Reserved {
     pub(crate) len: u64,
 }
 
-/// The access that a stripe's mapping permits from the start.
+/// The access that a mapping permits, from the start and for ever.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum MappingAccess {
     ReadExecute,

@@ -1,4 +1,4 @@
-//! The arena: one reservation, one stripe per permission class, and the ranges that are taken from the stripes.
+//! The arena: one reservation, one stripe for each class, and the ranges that are taken from the stripes.
 
 use std::io;
 use std::ptr;
@@ -58,9 +58,9 @@ impl Extent {
             DataAccess::Read => libc::PROT_READ,
             DataAccess::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
         };
-        // SAFETY: an extent of whole pages of ro_after_init data, to which no reference exists: `NewData` and `ModuleData` lend
-        // slices and raw copies only. Neither protection is executable. The kernel refuses an extent that does not
-        // begin on a page.
+        // SAFETY: an extent of whole pages of ro_after_init data, to which no reference exists: `NewData` and
+        // `ModuleData` lend slices and raw copies only. Neither protection is executable. The kernel refuses an extent
+        // that does not begin on a page.
         let failed = unsafe { libc::mprotect(at.cast(), index(self.len), protection) };
         if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
@@ -137,6 +137,7 @@ fn access(class: Class) -> MappingAccess {
     }
 }
 
+/// Returns the index of the class in the arrays of the arena.
 fn stripe_index(class: Class) -> usize {
     match class {
         Class::Text => 0,
@@ -160,7 +161,7 @@ impl Arena {
         ARENA.get()
     }
 
-    /// Maps the stripes and faults in the first extent of each. That shows at once whether the kernel permits writing
+    /// Maps the stripes and faults in the first pages of each. That shows at once whether the kernel permits writing
     /// code.
     pub(crate) fn build(reserved: Reserved, low: bool) -> Result<Arena, ArenaError> {
         let Reserved { start, len } = reserved;
@@ -223,6 +224,7 @@ impl Arena {
         })
     }
 
+    /// Waits for the lock of the state. A thread that needs the text lock, too, takes the text lock first.
     pub(crate) fn lock_state(&self) -> MutexGuard<'_, ArenaState> {
         // The state is consistent between any two statements that can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -239,8 +241,7 @@ impl Arena {
                 let used = stripe.used();
                 return Err(OutOfMemory::Full { class, len, align, stripe: self.lens[stripe_index(class)], used });
             };
-            // The state is still locked, because no other thread may get pages of this extent before they are
-            // filled.
+            // The state is still locked, because no other thread may get pages of this step before they are filled.
             if let Some((from, to)) = taken.fault_in {
                 let Some(lock) = &mut lock else {
                     // The text lock is taken before the lock of the state, as in publishing and in fork.
@@ -263,6 +264,7 @@ impl Arena {
     }
 }
 
+/// New pages could not be faulted in, or not be filled.
 enum FaultInFailed {
     Populate(io::Error),
     Fill(WriteFailed),

@@ -31,6 +31,7 @@ pub(crate) enum TextState {
     Freed,
 }
 
+/// The module that a range of text belongs to, or belonged to last.
 #[derive(Clone)]
 pub(crate) struct TextOwner {
     end: Addr,
@@ -55,6 +56,7 @@ struct OwnersLock {
 // SAFETY: the table is reached only through `LockedOwners`, of which there is at most one at a time (`taken`).
 unsafe impl Sync for OwnersLock {}
 
+/// The owners while this thread has the lock. Dropping this value unlocks them.
 struct LockedOwners(&'static OwnersLock);
 
 impl LockedOwners {
@@ -124,9 +126,10 @@ pub(crate) fn with_owner<R>(at: Addr, report: impl FnOnce(Option<&TextOwner>) ->
     report(owner)
 }
 
-/// Holds the table over fork, so that the child finds it consistent and unlocked.
+/// The lock of the owners, held over fork: the child finds the table consistent and unlocked.
 pub(crate) struct OwnersLockedForFork(#[expect(dead_code, reason = "held for its drop")] LockedOwners);
 
+/// Waits for the lock of the owners.
 pub(crate) fn lock_for_fork() -> OwnersLockedForFork {
     OwnersLockedForFork(LockedOwners::take())
 }

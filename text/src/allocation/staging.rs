@@ -164,11 +164,12 @@ impl Drop for Published {
         if extent.class != Class::Text {
             return;
         }
-        // The phase is set before the traps are written, so that the report of a trap gives the right reason.
+        // The state is set before the traps are written, so that the report of a trap gives the right reason.
         owners::set_state(extent.start, TextState::Freed);
         let filled = fill_with_int3(&mut TextLock::take(), extent.start, extent.len);
         if let Err(failed) = filled {
-            tracing::error!(at = %extent.start, len = extent.len, %failed, "freed text cannot be filled with INT3 and is leaked");
+            let (at, len) = (extent.start, extent.len);
+            tracing::error!(%at, len, %failed, "freed text cannot be filled with INT3 and is leaked");
             std::mem::forget(extent);
         }
     }

@@ -1,7 +1,7 @@
 //! Changes of published text.
 //!
-//! Owns the protocols of `poke`, the choice among them, and `fill`. Imports `vocabulary`,
-//! `address_space`, `writing`, `allocation` and `handlers`.
+//! Owns the protocols of `poke`, the choice among them, and `fill`. Imports `vocabulary`, `address_space`, `writing`,
+//! `allocation` and `handlers`.
 
 pub(crate) mod writable;
 pub(crate) mod spans;

@@ -155,6 +155,7 @@ fn write_by_traps(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<Poked, Pok
     }
 }
 
+/// Writes the three passes, with a synchronisation of all cores after each.
 fn three_passes(
     lock: &mut TextLock<'_>,
     edits: &EditSet,

@@ -29,8 +29,8 @@ pub(crate) fn write_chosen(
     obstacle: TrapObstacle,
     choose: impl FnOnce(&Held) -> Option<usize>,
 ) -> Result<Option<Poked>, PokeError> {
-    // With a debugger, spans could restore breakpoints that it has removed: a stale copy of the bytes between two edits would
-    // be written.
+    // With a debugger, spans could restore breakpoints that the debugger has removed: a stale copy of the bytes between
+    // two edits would be written.
     let traced = status(Tid::current()).ok().flatten().is_some_and(|status| status.tracer != 0);
     let grouping = if traced { Grouping::SingleEdits } else { Grouping::Spans };
     // A walk finds the process's own functions only after this call.

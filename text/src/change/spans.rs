@@ -22,7 +22,7 @@ pub(crate) enum BatchPass {
     WholeEdits,
 }
 
-/// The version of the bytes.
+/// The version of the bytes that a pass writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum EditVersion {
     /// The bytes before the batch.
@@ -44,6 +44,7 @@ pub(crate) enum Grouping {
 const MAX_GAP: u64 = 4096;
 
 impl BatchPass {
+    /// Returns the bytes of an edit that this pass writes, and their address.
     fn bytes_of<'e>(self, edit: &Edit<'e>, version: EditVersion) -> (Addr, &'e [u8]) {
         let bytes = match version {
             EditVersion::Old => edit.old,
@@ -88,6 +89,7 @@ struct PendingWrite<'s, 'l> {
 }
 
 impl PendingWrite<'_, '_> {
+    /// Adds bytes. Writes the earlier bytes first, if the new ones cannot join them.
     fn add(&mut self, at: Addr, bytes: &[u8], grouping: Grouping) -> Result<(), WriteFailed> {
         let end = self.start + wide(self.buffer.len());
         // Edits are sorted, and do not overlap.
@@ -110,6 +112,7 @@ impl PendingWrite<'_, '_> {
         Ok(())
     }
 
+    /// Writes the bytes that were added.
     fn flush(&mut self) -> Result<(), WriteFailed> {
         if !self.buffer.is_empty() {
             self.lock.write(self.start, self.buffer)?;

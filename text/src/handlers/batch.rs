@@ -110,8 +110,9 @@ pub(crate) fn change_count() -> u64 {
 /// handler.
 pub(crate) fn effect_at(_counted: &TrapInFlight, at: Addr) -> Option<InstructionEffect> {
     let edits = EDITS.load(Ordering::SeqCst);
-    // SAFETY: null, or the edits of a batch. `AnnouncedBatch` releases them only when it has seen no thread in flight after
-    // it had stored null: either it waits for this thread, which was counted before, or this thread has loaded null.
+    // SAFETY: null, or the edits of a batch. `AnnouncedBatch` releases the edits only when it has seen no thread in
+    // flight after it had stored null: either it waits for this thread, which was counted before, or this thread has
+    // loaded null.
     let edits = unsafe { edits.as_ref() };
     edits.and_then(|edits| edits.find(at)).and_then(|edit| InstructionEffect::of(at, edit.new))
 }

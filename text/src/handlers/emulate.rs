@@ -1,4 +1,4 @@
-//! Applies the effect of an instruction to the registers of a thread that was stopped at its place. Async-signal-safe.
+//! Applies the effect of an instruction to the registers of a thread that was stopped there. Async-signal-safe.
 
 use modload_edit::{Addr, InstructionEffect};
 

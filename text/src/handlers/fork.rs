@@ -34,7 +34,8 @@ thread_local! {
 /// Makes the C library call this module around every fork.
 pub(crate) fn install() -> io::Result<()> {
     static INSTALLED: OnceLock<i32> = OnceLock::new();
-    // The lock of that crate is taken within all locks of this crate, and those of its hooks.
+    // `modload_threads` installs its handlers first, so its lock is taken after the locks of this crate and of the
+    // hooks.
     modload_threads::frames::install_fork_handlers()?;
     // SAFETY: the three functions are `extern "C"`, take no arguments, and live as long as the program.
     let failed = *INSTALLED
@@ -70,6 +71,7 @@ extern "C" fn after_in_child() {
     hooks.iter().for_each(|hook| (hook.child)());
 }
 
+/// The functions of one call of [`on_fork`].
 struct ForkHook {
     prepare: fn(),
     parent: fn(),

@@ -45,9 +45,9 @@ pub(crate) fn install() -> io::Result<()> {
     let mut action = default_action();
     action.sa_sigaction = handler_address();
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
-    // All signals are blocked. Another handler that ran on top of this one, with SIGTRAP blocked, and hit a trap at a site
-    // would be killed there. The C library's own signals, which sigfillset leaves out, could end the thread here by
-    // cancellation.
+    // All signals are blocked. Another handler that ran on top of this one, with SIGTRAP blocked, and hit a trap at a
+    // site would be killed there. The C library's own signals, which sigfillset leaves out, could end the thread here
+    // by cancellation.
     // SAFETY: a signal set consists of its bits, and all of them may be set.
     unsafe { ptr::write_bytes(&raw mut action.sa_mask, 0xff, 1) };
     // SAFETY: the handler has the signature that SA_SIGINFO requires and calls only async-signal-safe functions.

@@ -25,8 +25,9 @@ use crate::writing::text_lock::TextLock;
 ///
 /// Like the arena's text, an annex is one private anonymous mapping, readable and executable from the start and never
 /// writable. An annex begins as INT3, and only [`crate::fill`] writes it. The bytes there are compared with `old`, as
-/// in all other text. No batch of [`crate::poke`] can have an edit in an annex, so the SIGTRAP handler need not know it. A
-/// stray call to unfilled bytes raises a SIGTRAP, which goes to the handler that was installed before this crate's.
+/// in all other text. No batch of [`crate::poke`] can have an edit in an annex, so the SIGTRAP handler need not know
+/// annexes. A stray call to unfilled bytes raises a SIGTRAP, which goes to the handler that was installed before this
+/// crate's.
 ///
 /// A forked child has a copy of its own, at the same address, which the child can fill and drop.
 ///
@@ -63,8 +64,8 @@ pub enum AnnexError {
     Maps(#[source] io::Error),
     /// No free range within reach is long enough.
     #[error(
-        "no room for {len} bytes within 2 GiB of all of {start}..{end}: the longest free range there has {longest} bytes; \
-         create the annex earlier, before threads and large allocations"
+        "no room for {len} bytes within 2 GiB of all of {start}..{end}: the longest free range there has {longest} \
+         bytes; create the annex earlier, before threads and large allocations"
     )]
     NoRoom {
         /// The first address of the range to be near to.

@@ -1,4 +1,4 @@
-//! Creates the arena of the process: after the checks of what it needs, and with the handlers that it needs.
+//! Creates the arena of the process, and installs the handlers that the arena needs.
 
 use std::sync::{Mutex, PoisonError};
 

@@ -1,4 +1,4 @@
-//! The classes of memory: each has its own access and its own stripe of the arena.
+//! The classes of memory: each class has an access and a stripe of the arena.
 
 use std::fmt;
 

@@ -104,10 +104,10 @@ pub enum ArenaError {
          proc_mem.force_override=never or =ptrace, or the seccomp rule that forbids the write"
     )]
     ForceOverride(#[source] WriteFailed),
-    /// Threads or their stacks cannot be inspected, so no unload could prove that no thread uses its text.
+    /// Threads or their stacks cannot be inspected, so no unload could prove that no thread uses the module's text.
     #[error(
-        "the threads or their stacks cannot be inspected, and unloading a module must inspect them; a host can promise with \
-         `unload_unseen` what the inspection would prove"
+        "the threads or their stacks cannot be inspected, and unloading a module must inspect them; a host can promise \
+         with `unload_unseen` what the inspection would prove"
     )]
     Inspect(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The signal handler or the fork handlers cannot be installed.
@@ -125,8 +125,8 @@ pub enum ArenaError {
 pub enum OutOfMemory {
     /// The stripe has no free range that is long enough.
     #[error(
-        "no room for {len} bytes of {class}, aligned to {align}, in a stripe of {stripe} bytes of which {used} are used; \
-         unload modules, or load a smaller one"
+        "no room for {len} bytes of {class}, aligned to {align}, in a stripe of {stripe} bytes of which {used} are \
+         used; unload modules, or load a smaller one"
     )]
     Full {
         /// The class of the stripe.

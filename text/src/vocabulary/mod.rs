@@ -1,4 +1,5 @@
-//! The terms that all other folders use: facts about the machine, classes of memory, errors, and how a batch is written.
+//! The terms that all other folders use: facts about the machine, classes of memory, errors, and the protocols of a
+//! batch.
 //!
 //! Owns types that need nothing else of this crate. Imports no other folder.
 

@@ -11,8 +11,8 @@ use thiserror::Error;
 use crate::vocabulary::error::WriteFailed;
 use crate::vocabulary::poked::TrapObstacle;
 
-/// The error of a batch: the published text differs from the expected bytes, the batch was refused, or the text could not
-/// be written.
+/// The error of a batch: the published text differs from the expected bytes, the batch was refused, or the text could
+/// not be written.
 #[derive(Debug, Error)]
 pub enum PokeError {
     /// The site holds other bytes.
@@ -48,7 +48,10 @@ pub enum PokeError {
         why: EditOrigin,
     },
     /// The new instruction cannot be emulated for a thread that hits the trap.
-    #[error("{why} at {at}: {} cannot be poked: only jmp, call, ret, NOPs and the zero of a static call can", bytes_and_code(*.at, .bytes))]
+    #[error(
+        "{why} at {at}: {} cannot be poked: only jmp, call, ret, NOPs and the zero of a static call can",
+        bytes_and_code(*.at, .bytes)
+    )]
     NotEmulated {
         /// The address.
         at: Addr,

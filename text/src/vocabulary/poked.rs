@@ -1,4 +1,4 @@
-//! How a batch may be written, how it was written, and why not by traps.
+//! The protocols of writing a batch, the facts that choose among them, and the obstacles to traps.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Synchronises all threads of the process with changed code.
+//! Synchronises all cores that run threads of the process with changed code.
 
 use std::arch::x86_64::__cpuid;
 use std::io;
@@ -21,7 +21,8 @@ fn membarrier(command: libc::c_int) -> io::Result<()> {
 /// Whether the kernel synchronises cores for this process.
 static USES_MEMBARRIER: AtomicBool = AtomicBool::new(false);
 
-/// Registers this process for [`synchronise`]. If the kernel does not support that, all threads are held instead.
+/// Registers this process with membarrier(2), for [`synchronise`]. If the kernel does not support that, all threads
+/// are held instead.
 pub(crate) fn register_membarrier() {
     USES_MEMBARRIER.store(membarrier(REGISTER_PRIVATE_EXPEDITED_SYNC_CORE).is_ok(), Ordering::Relaxed);
 }

@@ -10,7 +10,8 @@ use modload_threads::frames;
 
 use crate::vocabulary::error::WriteFailed;
 
-/// The greatest number of bytes of one write, so that the copied bytes are still in the processor's cache.
+/// The greatest number of bytes that one write of a batch joins, so that the copied bytes are still in the processor's
+/// cache.
 pub(crate) const MAX_WRITE: usize = 1 << 16;
 
 static WRITER: Mutex<WriterState> = Mutex::new(WriterState { memory: None, buffer: Vec::new(), stuck: false });
