@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use modload_edit::Addr;
-use modload_text::shadow_stacks;
+use modload_text::has_shadow_stack;
 
 use crate::clock::Clock;
 use crate::error::TraceError;
@@ -109,7 +109,7 @@ pub(crate) fn start(host: HostId, options: &TraceOptions) -> Result<(u32, Clock)
     }
     let then = match options.mode {
         Mode::Calls => Then::Record,
-        Mode::Graph if shadow_stacks() => return Err(TraceError::ShadowStack),
+        Mode::Graph if has_shadow_stack() => return Err(TraceError::ShadowStack),
         Mode::Graph => {
             aside::know_starts();
             Then::Graph

@@ -61,7 +61,7 @@ impl Stubs {
             place.copy_from_slice(&function.stub_code());
         }
         spare.fill(INT3);
-        staged.owner(Arc::new(Name));
+        staged.set_owner(Arc::new(Name));
         forget(staged.publish(&mut TextLock::take()).map_err(ArenaError::from)?);
         forget(Known::programmed(at.get()..at.get() + room * STUB, &stub_rows())?);
         self.settle(at, rest);

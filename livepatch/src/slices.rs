@@ -10,7 +10,7 @@ use modload_abi::section;
 use modload_edit::{Addr, Edit, EditSet, Sink, wide};
 use modload_loader::{Module, Slice, WantedSymbol};
 use modload_static_keys::{KeyError, SliceSites, write_slice};
-use modload_text::{TextLock, fill, filled};
+use modload_text::{TextLock, fill, read_fillable};
 
 use crate::error::PatchError;
 use crate::find::extent;
@@ -298,7 +298,7 @@ impl Written {
                 }
             }
             let is_variable = module.holds_variable(edit.at, wide(edit.new.len()));
-            if is_variable && filled(&lock, edit.at, there.len()).is_some_and(|found| found != there) {
+            if is_variable && read_fillable(&lock, edit.at, there.len()).is_some_and(|found| found != there) {
                 let place = module.display_place(edit.at).unwrap_or_default();
                 tracing::warn!(patch = module.name(), %place, "a variable that pointed to an object which goes has been changed: it stays");
                 continue;

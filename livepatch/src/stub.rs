@@ -258,7 +258,7 @@ impl Stubs {
             place.copy_from_slice(&fork.code());
             forks.push(fork);
         }
-        staged.owner(Arc::new(Name));
+        staged.set_owner(Arc::new(Name));
         forget(staged.publish(&mut TextLock::take()).map_err(ArenaError::from)?);
         let text = start.get()..start.get() + count * STUB;
         forget(Known::programmed(text.clone(), &rows())?);

@@ -45,7 +45,7 @@ pub(crate) fn publish(code: &[u8]) -> Result<Addr, ArenaError> {
     let mut staged = Arena::get()?.stage_text(wide(code.len()), 16)?;
     let at = staged.addr();
     staged.bytes_mut().copy_from_slice(code);
-    staged.owner(Arc::new(StaticCallCode));
+    staged.set_owner(Arc::new(StaticCallCode));
     forget(staged.publish(&mut TextLock::take())?);
     // The stack of a thread in this code holds only the return address.
     match Known::stated(at.get()..at.get() + wide(code.len()), &[Row::at_entry()]) {

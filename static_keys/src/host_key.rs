@@ -40,10 +40,10 @@ const SIZE: u64 = 16;
 
 /// Places a key with this value in the arena. It is never freed.
 fn place(value: &[u8]) -> Result<Addr, ArenaError> {
-    let mut fresh = Arena::get()?.place_data(SIZE, SIZE)?;
-    fresh.bytes_mut()[..value.len()].copy_from_slice(value);
-    let at = fresh.addr();
-    forget(fresh.settle());
+    let mut data = Arena::get()?.allocate_data(SIZE, SIZE)?;
+    data.bytes_mut()[..value.len()].copy_from_slice(value);
+    let at = data.addr();
+    forget(data.hand_over());
     Ok(at)
 }
 

@@ -115,7 +115,7 @@ impl Sites {
             staged.bytes_mut()[index(offset)..][..bytes.len()].copy_from_slice(&bytes);
             sites.push(site);
         }
-        staged.owner(Arc::new(Named));
+        staged.set_owner(Arc::new(Named));
         let text = staged.publish(&mut TextLock::take()).unwrap();
         Sites { _text: text, base, stride, sites }
     }

@@ -161,8 +161,8 @@ fn where_there_is_no_room_that_is_said() {
     assert_eq!(
         refused.to_string(),
         format!(
-            "no room for 8589934592 bytes within 2 GiB of all of {start}..{end}: the longest range that is free there has \
-             {longest}; an annex that is asked for earlier, before threads and large allocations, finds more"
+            "no room for 8589934592 bytes within 2 GiB of all of {start}..{end}: the longest free range there has {longest} \
+             bytes; create the annex earlier, before threads and large allocations"
         )
     );
     assert!(matches!(Annex::near(start, end, u64::MAX), Err(AnnexError::NoRoom { .. })));

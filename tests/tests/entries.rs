@@ -10,8 +10,8 @@ use std::thread;
 use modload_edit::{Addr, Edit, EditOrigin, EditSet, Engine, NOPS, Sink, index, wide};
 use modload_tests::{Case, Patience, peek};
 use modload_text::{
-    Annex, Arena, Because, Describe, HostText, INT3, PokeError, Poked, Published, TextLock, TrapMask, Way, fill, poke,
-    traps_in_flight,
+    Annex, Arena, Describe, HostText, INT3, PokeError, PokeProtocol, Poked, Published, TextLock, TrapMask,
+    TrapObstacle, fill, poke, traps_in_flight,
 };
 use modload_threads::frames::{Ended, each_stack, know_process};
 
@@ -155,8 +155,12 @@ impl Entries {
         let off = self.edits(self.on(annex.addr()), self.off());
         for flip in 0..flips {
             let poked = self.flip(if flip % 2 == 0 { &on } else { &off }, mask);
-            let way = if mask == TrapMask::Held { Way::Rendezvous(Because::Asked) } else { Way::Traps };
-            assert_eq!(poked.way, way);
+            let protocol = if mask == TrapMask::Held {
+                PokeProtocol::Rendezvous(TrapObstacle::Requested)
+            } else {
+                PokeProtocol::Traps
+            };
+            assert_eq!(poked.protocol, protocol);
         }
         let of = |at: Addr, len: u64| at.get()..at.get() + len;
         nobody_is_in(&[of(annex.addr(), annex.len()), of(trampoline.at, trampoline.len)]);
@@ -240,7 +244,7 @@ impl Trampoline {
         const CODE: [u8; 11] = [0x8d, 0x87, 0xe8, 0x03, 0, 0, 0x48, 0x83, 0xc4, 0x08, 0xc3];
         let mut staged = Arena::get().unwrap().stage_text(wide(CODE.len()), 16).unwrap();
         staged.bytes_mut().copy_from_slice(&CODE);
-        staged.owner(Arc::new(Named));
+        staged.set_owner(Arc::new(Named));
         let at = staged.addr();
         let text = staged.publish(&mut TextLock::take()).unwrap();
         Trampoline { _text: text, at, len: wide(CODE.len()) }
@@ -265,8 +269,8 @@ fn five_nops(mask: TrapMask, flips: u64) {
     let _text = entries.register();
     let calls = entries.called(|| {
         let joined = patiently(&entries.edits(|_| vec![0x90; 5], entries.off()), mask);
-        let because = if mask == TrapMask::Held { Because::Asked } else { Because::Joined };
-        assert_eq!(joined.way, Way::Rendezvous(because));
+        let obstacle = if mask == TrapMask::Held { TrapObstacle::Requested } else { TrapObstacle::JoinedNops };
+        assert_eq!(joined.protocol, PokeProtocol::Rendezvous(obstacle));
         rounds(&entries, mask, flips);
     });
     println!("{mask:?}: {flips} flips, {calls} calls");

@@ -10,7 +10,8 @@ use modload_tests::{
     Case, Crowd, Patience, Sites, Until, block, case, deny, fire, handle, in_fork, peek, unblock, until,
 };
 use modload_text::{
-    Arena, Because, Class, HostText, PokeError, Poked, TextLock, TrapMask, Way, fill, poke, traps_in_flight,
+    Arena, Class, HostText, PokeError, PokeProtocol, Poked, TextLock, TrapMask, TrapObstacle, fill, poke,
+    traps_in_flight,
 };
 
 fn main() -> ExitCode {
@@ -43,7 +44,7 @@ fn every_form_is_off_and_on() {
         assert!(all().all(|number| sites.call(number) == sites.returns(number)[state]), "{state}");
         let batch = if state == 0 { sites.on(all()) } else { sites.off(all()) };
         let poked = poke(&mut TextLock::take(), &batch, TrapMask::Trusted).unwrap();
-        assert_eq!(poked.way, if another.is_none() { Way::Alone } else { Way::Traps });
+        assert_eq!(poked.protocol, if another.is_none() { PokeProtocol::Alone } else { PokeProtocol::Traps });
         if state == 1 {
             another.get_or_insert_with(|| Crowd::of(1, thread::yield_now));
         }
@@ -54,13 +55,13 @@ fn a_batch_takes_three_synchronisations() {
     let sites = Sites::publish(1000, 64, Some(0));
     for batch in [sites.on(0..1000), sites.off(0..1000)] {
         let poked = poke(&mut TextLock::take(), &batch, TrapMask::Trusted).unwrap();
-        assert_eq!((poked.way, poked.syncs, poked.writes), (Way::Alone, 1, 1), "nobody else is there");
+        assert_eq!((poked.protocol, poked.syncs, poked.writes), (PokeProtocol::Alone, 1, 1), "nobody else is there");
     }
     let _another = Crowd::of(1, thread::yield_now);
     for count in [1, 10, 1000] {
         for batch in [sites.on(0..count), sites.off(0..count)] {
             let poked = poke(&mut TextLock::take(), &batch, TrapMask::Trusted).unwrap();
-            assert_eq!((poked.way, poked.syncs, poked.writes), (Way::Traps, 3, 3));
+            assert_eq!((poked.protocol, poked.syncs, poked.writes), (PokeProtocol::Traps, 3, 3));
         }
     }
 }
@@ -108,7 +109,7 @@ fn what_is_wrong_is_refused_and_nothing_is_written() {
     let straddled = sites.on([5]).edit(Edit { at: nop6 + 2, old: &[0; 5], new: &[0; 5], why: WHY });
     assert!(matches!(straddled, Err(Rejected::Collision { .. })));
     let poked = poke(&mut TextLock::take(), &sites.on(0..8), TrapMask::Trusted).unwrap();
-    assert_eq!(poked.way, Way::Alone);
+    assert_eq!(poked.protocol, PokeProtocol::Alone);
 }
 
 /// Turns all sites on and off again, looks at what they do, and says how it was done.
@@ -147,11 +148,11 @@ fn with_a_caller<R>(sites: &Sites, blocked: Option<libc::c_int>, run: impl FnOnc
 
 fn a_thread_that_blocks_sigtrap_is_met_by_rendezvous() {
     let sites = Sites::publish(1000, 61, None);
-    assert_eq!(with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap().way, Way::Traps);
+    assert_eq!(with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap().protocol, PokeProtocol::Traps);
     let poked = with_a_caller(&sites, Some(libc::SIGTRAP), || flip(&sites, TrapMask::Checked));
-    let Ok(Poked { way: Way::Rendezvous(because), .. }) = poked else { panic!("{poked:?}") };
-    let because = because.to_string();
-    assert!(because.starts_with("thread ") && because.ends_with(" \"caller\" blocks SIGTRAP"), "{because}");
+    let Ok(Poked { protocol: PokeProtocol::Rendezvous(obstacle), .. }) = poked else { panic!("{poked:?}") };
+    let obstacle = obstacle.to_string();
+    assert!(obstacle.starts_with("thread ") && obstacle.ends_with(" \"caller\" blocks SIGTRAP"), "{obstacle}");
 }
 
 extern "C" fn ignore(_: libc::c_int) {}
@@ -160,7 +161,7 @@ fn a_handler_installed_later_is_met_by_rendezvous() {
     let sites = Sites::publish(1000, 61, None);
     handle(libc::SIGTRAP, ignore);
     let poked = with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap();
-    assert_eq!(poked.way, Way::Rendezvous(Because::Handler));
+    assert_eq!(poked.protocol, PokeProtocol::Rendezvous(TrapObstacle::OtherHandler));
 }
 
 fn threads_on_their_way_from_a_trap_are_counted() {
@@ -238,7 +239,7 @@ fn without_membarrier_everything_goes_by_rendezvous() {
     deny(libc::SYS_membarrier, libc::ENOSYS);
     let sites = Sites::publish(1000, 61, None);
     let poked = with_a_caller(&sites, None, || flip(&sites, TrapMask::Trusted)).unwrap();
-    assert_eq!(poked.way, Way::Rendezvous(Because::NoMembarrier));
+    assert_eq!(poked.protocol, PokeProtocol::Rendezvous(TrapObstacle::NoMembarrier));
     // Freeing text takes a synchronisation, too.
     with_a_caller(&sites, None, || drop(Sites::publish(10, 61, None)));
 }
@@ -307,9 +308,9 @@ fn registered_text_of_the_host_is_poked() {
     // SAFETY: it is refused.
     assert!(unsafe { HostText::register(Addr::new(0x1000), Addr::new(0x2000)) }.is_err());
     let poked = poke(&mut TextLock::take(), &on, TrapMask::Trusted).unwrap();
-    assert_eq!((poked.way, hosts()), (Way::Rendezvous(Because::Joined), 2));
+    assert_eq!((poked.protocol, hosts()), (PokeProtocol::Rendezvous(TrapObstacle::JoinedNops), 2));
     let poked = poke(&mut TextLock::take(), &one(at, &OVER, NOPS[4]), TrapMask::Trusted).unwrap();
-    assert_eq!((poked.way, hosts()), (Way::Alone, 1));
+    assert_eq!((poked.protocol, hosts()), (PokeProtocol::Alone, 1));
     let past = one(at + 13, &[0x02, 0, 0, 0, 0xc3], NOPS[4]);
     assert!(matches!(poke(&mut TextLock::take(), &past, TrapMask::Trusted), Err(PokeError::NotText { .. })));
     drop(text);
@@ -335,7 +336,7 @@ fn what_nobody_runs_is_filled() {
     let mut constants = arena.stage_read_only(64, 8).unwrap();
     constants.bytes_mut().fill(7);
     let constants = constants.publish(&mut TextLock::take()).unwrap();
-    let data = arena.place_data(64, 8).unwrap();
+    let data = arena.allocate_data(64, 8).unwrap();
     let stripe = |class| arena.usage().into_iter().find(|stripe| stripe.class == class).unwrap();
     let constant = (stripe(Class::ReadOnly).start, stripe(Class::ReadOnly).touched);
     let at = (0..constant.1).map(|offset| constant.0 + offset).find(|at| constants.read(*at, 64).is_some()).unwrap();
@@ -343,7 +344,7 @@ fn what_nobody_runs_is_filled() {
     assert_eq!(constants.read(at, 4).unwrap(), [8, 8, 8, 7]);
     assert_eq!(fill(&mut TextLock::take(), &one(data.addr(), &[0; 3], &[8; 3])).unwrap(), 1);
     let lock = TextLock::take();
-    assert_eq!(modload_text::filled(&lock, data.addr(), 4).unwrap(), [8, 8, 8, 0]);
+    assert_eq!(modload_text::read_fillable(&lock, data.addr(), 4).unwrap(), [8, 8, 8, 0]);
     drop(lock);
     let beyond = stripe(Class::Data);
     let beyond = beyond.start + beyond.touched;
@@ -453,7 +454,7 @@ fn flips_under_a_debugger() {
     our_signal();
     let sites = Sites::publish(100, 61, None);
     let poked = with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap();
-    println!("flipped by {:?}", poked.way);
+    println!("flipped by {:?}", poked.protocol);
 }
 
 fn a_debugger_attached_before_is_met_by_rendezvous() {
@@ -470,7 +471,7 @@ fn a_debugger_attached_before_is_met_by_rendezvous() {
 fn a_debugger_attached_later_is_met_by_rendezvous() {
     let sites = Sites::publish(100, 61, None);
     let none = with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap();
-    assert_eq!(none.way, Way::Traps);
+    assert_eq!(none.protocol, PokeProtocol::Traps);
     // Any process of this user's may attach, whatever the system's default is.
     // SAFETY: sets an attribute of this process.
     unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
@@ -492,7 +493,7 @@ fn a_debugger_attached_later_is_met_by_rendezvous() {
             }
         }
     });
-    assert!(matches!(poked.way, Way::Rendezvous(Because::Traced { .. })), "{poked:?}");
+    assert!(matches!(poked.protocol, PokeProtocol::Rendezvous(TrapObstacle::Traced { .. })), "{poked:?}");
     gdb.kill().unwrap();
     gdb.wait().unwrap();
 }

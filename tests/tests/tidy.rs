@@ -293,8 +293,14 @@ fn crates_import_only_what_they_may() {
     none("imported upward", &wrong);
 }
 
-/// The tiers of the loader: folders of `loader/src`, from the ground up. A file imports from its own tier and from those before it.
-const TIERS: [&str; 5] = ["vocabulary", "elf", "prepare", "modules", "operate"];
+/// The tiers of a crate: folders of its `src`, from the ground up. A file imports from its own tier and from those before it.
+const TIERS: [(&str, &[&str]); 2] = [
+    ("loader", &LOADER_TIERS),
+    ("text", &["vocabulary", "address_space", "writing", "allocation", "handlers", "change", "process"]),
+];
+
+/// The tiers of the loader.
+const LOADER_TIERS: [&str; 5] = ["vocabulary", "elf", "prepare", "modules", "operate"];
 
 /// The one circle of the loader: a module knows its registry, which knows its modules and their subscribers; a subscriber is
 /// told of a module, and of one that is COMING.
@@ -315,7 +321,7 @@ const CIRCLES: [(&str, usize); 18] = [
     ("relocs", 1),
     ("alternatives", 1),
     ("paravirt", 1),
-    ("text", 20),
+    ("text", 1),
     ("loader", 4),
     ("static_keys", 7),
     ("ftrace", 6),
@@ -335,13 +341,15 @@ fn imports_of(folder: &str, sources: &[Source]) -> Imports {
     Imports::of(&src, of_crate.map(|source| (source.path.as_str(), source.code.as_str())))
 }
 
-/// Imports from a tier above.
-fn upward(imports: &Imports) -> Vec<String> {
+/// Imports from a tier above, in the crate of a folder.
+fn upward(imports: &Imports, folder: &str, tiers: &[&str]) -> Vec<String> {
+    let src = format!("{folder}/src/");
     let tier = |path: &str| {
-        let folder = path.strip_prefix("loader/src/")?.split_once('/')?.0;
-        TIERS.iter().position(|tier| *tier == folder)
+        let folder = path.strip_prefix(&src)?.split_once('/')?.0;
+        tiers.iter().position(|tier| *tier == folder)
     };
-    let allowed = |from: &str, to: &str| from == "loader/src/lib.rs" || tier(to).is_some() && tier(to) <= tier(from);
+    let is_root = |path: &str| path.strip_prefix(&src) == Some("lib.rs");
+    let allowed = |from: &str, to: &str| is_root(from) || tier(to).is_some() && tier(to) <= tier(from);
     let wrong = imports.iter().filter(|(from, _, to)| !allowed(from, to));
     wrong.map(|(from, line, to)| format!("{from}:{line}: imports {to}")).collect()
 }
@@ -357,18 +365,24 @@ fn large_circles(imports: &Imports, most: usize) -> Vec<String> {
 #[test]
 fn tiers_as_crates_are_checked() {
     let sources = sources();
-    let imports = imports_of("loader", &sources);
-    assert!(imports.iter().count() > 200, "imports are read");
-    let mut wrong = upward(&imports);
-    for source in sources.iter().filter(|source| source.path.starts_with("loader/src/")) {
-        let folder = source.path.trim_start_matches("loader/src/").split('/').next().unwrap_or_default();
-        if folder != "lib.rs" && !TIERS.contains(&folder) {
-            wrong.push(format!("{}: it is in no tier", source.path));
+    let mut wrong = Vec::new();
+    for (crate_folder, tiers) in TIERS {
+        let src = format!("{crate_folder}/src/");
+        let imports = imports_of(crate_folder, &sources);
+        assert!(imports.iter().count() > 60, "imports of {crate_folder} are read");
+        wrong.extend(upward(&imports, crate_folder, tiers));
+        for source in &sources {
+            let Some(path) = source.path.strip_prefix(&src) else { continue };
+            let folder = path.split('/').next().unwrap_or_default();
+            if folder != "lib.rs" && !tiers.contains(&folder) {
+                wrong.push(format!("{}: it is in no tier", source.path));
+            }
         }
     }
+    let imports = imports_of("loader", &sources);
     let outside = imports.circles().into_iter().flatten().filter(|file| !KNOT.contains(file));
     wrong.extend(outside.map(|file| format!("{file}: is in a circle of imports, and KNOT does not name it")));
-    none("imports of the loader", &wrong);
+    none("imports between tiers", &wrong);
 }
 
 #[test]
@@ -436,7 +450,7 @@ fn an_import_from_a_tier_above_and_a_circle_are_found() {
     let expected = expected.map(|line| format!("loader/src/{}", line.replace(' ', " loader/src/")));
     assert_eq!(seen, expected);
     assert_eq!(
-        upward(&imports),
+        upward(&imports, "loader", &LOADER_TIERS),
         [
             "loader/src/elf/file.rs:2: imports loader/src/modules/list.rs",
             "loader/src/elf/link.rs:3: imports loader/src/modules/mod.rs"
@@ -602,7 +616,7 @@ fn casts_are_expected_with_a_reason() {
 const BUDGET: (usize, usize) = (1_000, 21_500);
 
 /// How many type names the product defines more than once. May only become smaller.
-const REPEATED_TYPE_NAMES: usize = 50;
+const REPEATED_TYPE_NAMES: usize = 45;
 
 #[test]
 fn doc_comments_keep_to_their_budget_of_words() {

@@ -6,7 +6,8 @@
 //!   with the addresses of its final place. The final place holds INT3 until then. [`Staged::publish`] consumes the
 //!   buffer and returns [`Published`], which can no longer be written. In-flight and finished memory are different
 //!   types.
-//! - [`Fresh`]: data at its final place from the start; [`Fresh::settle`] hands the data over to the module's code.
+//! - [`NewData`]: data at its final place from the start; [`NewData::hand_over`] hands the data over to the module's
+//!   code.
 //! - [`poke`]: changes published text while threads run through it, one batch of edits at a time. [`HostText`]: code of
 //!   the host itself that may be poked.
 //! - [`Annex`]: memory for code within reach of the host's own.
@@ -14,56 +15,50 @@
 //! - [`traps_in_flight`]: the number of threads between a trap of a batch and the code to which the trap leads them.
 //! - [`Pages`]: memory that is allocated without the allocator.
 //! - [`TextLock`]: only the holder of this lock may write into published memory.
-//! - [`Describe`]: the report of a call into text that is not published ([`Staged::owner`]).
+//! - [`Describe`]: the report of a call into text that is not published ([`Staged::set_owner`]).
+//!
+//! The files are in seven tiers, a folder each. A file imports from its own tier and from the tiers above this one in
+//! the table. There is no circle of imports.
+//!
+//! | folder | contents |
+//! |---|---|
+//! | `vocabulary` | facts about the machine, classes of memory, errors, and how a batch is written |
+//! | `address_space` | the mappings of the process; reserving and mapping ranges |
+//! | `writing` | the text lock, the synchronisation of cores, the host's ranges that may be written |
+//! | `allocation` | the arena, staged and published text, data, the owners of text |
+//! | `handlers` | the SIGTRAP handler with the batch that it reads, and the fork handlers |
+//! | `change` | poke and fill: the protocols, and the choice among them |
+//! | `process` | the creation of the arena; the host's own text, and annexes near it |
 //!
 //! Executable mappings are written through `/proc/self/mem`, which bypasses the protection of a private mapping. No
 //! address is ever writable and executable. Dropping any of the types above frees its memory. Freed text is filled with
 //! INT3 and all cores are synchronised before the text can be taken again.
 
-mod annex;
-mod arena;
-mod batch;
-mod emulate;
-mod fork;
-mod fill;
-mod host_text;
-mod maps;
-mod obstacle;
-mod owners;
-mod pages;
-mod place;
-mod poke;
-mod ranges;
-mod region;
-mod rendezvous;
-mod reserve;
-mod room;
-mod spans;
-mod staging;
-mod stripe;
-mod sync;
-mod trap;
-mod variables;
-mod write;
+mod vocabulary;
+mod address_space;
+mod writing;
+mod allocation;
+mod handlers;
+mod change;
+mod process;
 
-pub use annex::{Annex, AnnexError};
-pub use arena::{Arena, ArenaError, Class, OutOfMemory, StripeUsage};
-pub use batch::traps_in_flight;
-pub use fill::fill;
-pub use fork::on_fork;
-pub use host_text::{HostText, HostTextError};
-pub use obstacle::{Because, shadow_stacks};
-pub use owners::Describe;
-pub use pages::Pages;
-pub use place::{Fresh, Placed, Protected};
-pub use poke::{PokeError, Poked, TrapMask, Way, poke, poke_chosen};
-pub use region::filled;
-pub use staging::{PublishFailed, Published, Staged};
-pub use variables::{load_u32, load_u64, store_u32, store_u64};
-pub use write::{TextLock, WriteFailed};
-
-/// Size of a page of this machine in bytes.
-pub const PAGE: u64 = 4096;
-
-/// `INT3`, which fills text that no thread may run.
-pub const INT3: u8 = 0xcc;
+pub use address_space::pages::Pages;
+pub use allocation::arena::{Arena, StripeUsage};
+pub use allocation::data::{ModuleData, NewData, ProtectedData};
+pub use allocation::owners::Describe;
+pub use allocation::staging::{Published, Staged};
+pub use allocation::variables::{load_u32, load_u64, store_u32, store_u64};
+pub use change::fill::fill;
+pub use change::obstacle::has_shadow_stack;
+pub use change::poke::{poke, poke_chosen};
+pub use change::writable::read_fillable;
+pub use handlers::batch::traps_in_flight;
+pub use handlers::fork::on_fork;
+pub use process::annex::{Annex, AnnexError};
+pub use process::host_text::{HostText, HostTextError};
+pub use vocabulary::class::Class;
+pub use vocabulary::error::{ArenaError, OutOfMemory, PublishFailed, WriteFailed};
+pub use vocabulary::machine::{INT3, PAGE};
+pub use vocabulary::poke_error::PokeError;
+pub use vocabulary::poked::{PokeProtocol, Poked, TrapMask, TrapObstacle};
+pub use writing::text_lock::TextLock;

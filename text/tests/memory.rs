@@ -59,14 +59,14 @@ fn each_class_has_its_protection_and_data_is_zero_again() {
     for _ in 0..2 {
         let read_only = arena.stage_read_only(64, 8).unwrap();
         assert_eq!(protection(read_only.addr()), "r--p");
-        let mut data = arena.place_data(64, 8).unwrap();
+        let mut data = arena.allocate_data(64, 8).unwrap();
         assert_eq!((data.bytes(), protection(data.addr()).as_str()), (&[0; 64][..], "rw-p"));
         data.bytes_mut().fill(7);
-        let mut late = arena.place_ro_after_init(64, 8).unwrap();
+        let mut late = arena.allocate_ro_after_init(64, 8).unwrap();
         assert_eq!((&late.bytes()[..64], protection(late.addr()).as_str()), (&[0; 64][..], "rw-p"));
         late.bytes_mut().fill(7);
         let at = late.addr();
-        let late = late.settle().protect().unwrap();
+        let late = late.hand_over().protect().unwrap();
         assert_eq!(protection(at), "r--p");
         drop(late);
         assert_eq!(protection(at), "r--p", "freed pages stay read-only");
@@ -77,7 +77,7 @@ fn each_class_has_its_protection_and_data_is_zero_again() {
 #[test]
 fn placed_data_is_reached_only_within_its_bounds() {
     let _alone = alone();
-    let placed = Arena::get().unwrap().place_data(16, 8).unwrap().settle();
+    let placed = Arena::get().unwrap().allocate_data(16, 8).unwrap().hand_over();
     let at = placed.addr();
     placed.write(at + 8, &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
     assert_eq!(placed.read(at + 6, 4), Some(vec![0, 0, 1, 2]));
@@ -194,7 +194,7 @@ fn calls_that_come_too_early_or_too_late_are_reported_by_name() {
     let (mut reader, writer) = std::io::pipe().unwrap();
     let mut staged = Arena::get().unwrap().stage_text(64, 16).unwrap();
     staged.bytes_mut().fill(0x90);
-    staged.owner(Arc::new(Named { descriptor: writer.as_raw_fd() }));
+    staged.set_owner(Arc::new(Named { descriptor: writer.as_raw_fd() }));
     let at = staged.addr();
     let early = jump_in_child(at, &mut reader);
     assert_eq!(early, ("modload: call to greet_hello [greet] before its text was published\n".into(), libc::SIGTRAP));

@@ -247,7 +247,7 @@ impl Loader {
         let sees = modload_threads::can_see().map_err(|error| Box::new(error).into());
         let walks = || modload_threads::frames::know_process().map_err(|missing| Box::new(missing).into());
         match sees.and_then(|()| walks()) {
-            Err(missing) if policy.proof == Proof::Stacks => return Err(ArenaError::Look(missing)),
+            Err(missing) if policy.proof == Proof::Stacks => return Err(ArenaError::Inspect(missing)),
             // Modules run without stack walks. Walks through the host's own frames fail.
             Err(missing) => tracing::warn!(%missing, "stacks cannot be walked"),
             Ok(()) => {}

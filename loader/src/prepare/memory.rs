@@ -4,7 +4,9 @@ use std::io;
 use std::sync::Arc;
 
 use modload_edit::{Addr, Code, Edit, Rejected, Sink, Window, index, wide};
-use modload_text::{Arena, Describe, Fresh, INT3, Placed, Protected, PublishFailed, Published, Staged, TextLock};
+use modload_text::{
+    Arena, Describe, INT3, ModuleData, NewData, ProtectedData, PublishFailed, Published, Staged, TextLock,
+};
 
 use crate::elf::file::File;
 use crate::prepare::error::PrepareError;
@@ -20,9 +22,9 @@ pub(crate) struct Staging {
     init_text: Option<Staged>,
     read_only: Option<Staged>,
     init_read_only: Option<Staged>,
-    data: Option<Fresh>,
-    init_data: Option<Fresh>,
-    ro_after_init: Option<Fresh>,
+    data: Option<NewData>,
+    init_data: Option<NewData>,
+    ro_after_init: Option<NewData>,
     /// Start of each part, by [`MemoryPart::slot`]. An empty part has an address too, for symbols of empty sections: the
     /// start of the first part that is not empty.
     bases: [Addr; MemoryPart::COUNT],
@@ -35,9 +37,9 @@ pub(crate) struct Formed {
     init_text: Option<Staged>,
     read_only: Option<Published>,
     init_read_only: Option<Published>,
-    data: Option<Placed>,
-    init_data: Option<Placed>,
-    ro_after_init: Option<Placed>,
+    data: Option<ModuleData>,
+    init_data: Option<ModuleData>,
+    ro_after_init: Option<ModuleData>,
     frames: frames::FramesPlan,
 }
 
@@ -55,9 +57,9 @@ pub(crate) struct Installed {
     shown: Vec<Box<dyn Kept>>,
     text: Option<RunningText>,
     read_only: Option<Published>,
-    data: Option<Placed>,
+    data: Option<ModuleData>,
     pub(crate) init: Init,
-    ro_after_init: Option<Placed>,
+    ro_after_init: Option<ModuleData>,
 }
 
 /// Memory that is dropped when `init` has returned.
@@ -67,7 +69,7 @@ pub(crate) struct Init {
     shown: Vec<Box<dyn Kept>>,
     text: Option<RunningText>,
     read_only: Option<Published>,
-    data: Option<Placed>,
+    data: Option<ModuleData>,
 }
 
 /// Memory of a LIVE module. Dropped in this order: first the data of onlookers, then the text, and then the data that
@@ -79,8 +81,8 @@ pub(crate) struct Core {
     text: Option<RunningText>,
     #[expect(dead_code, reason = "held for its drop")]
     read_only: Option<Published>,
-    data: Option<Placed>,
-    ro_after_init: Option<Protected>,
+    data: Option<ModuleData>,
+    ro_after_init: Option<ProtectedData>,
 }
 
 /// The first address and the size of each part, by [`MemoryPart::slot`]; size 0 for one that is not there.
@@ -91,8 +93,8 @@ pub(crate) fn allocate(arena: &'static Arena, layout: &ModuleLayout) -> Result<S
     let take = |part: MemoryPart| Some(layout.parts[part.slot()]).filter(|space| space.size != 0);
     let text = |PartSpace { size, align }| arena.stage_text(size, align.max(16));
     let read_only = |PartSpace { size, align }| arena.stage_read_only(size, align);
-    let data = |PartSpace { size, align }| arena.place_data(size, align);
-    let late = |PartSpace { size, align }| arena.place_ro_after_init(size, align);
+    let data = |PartSpace { size, align }| arena.allocate_data(size, align);
+    let late = |PartSpace { size, align }| arena.allocate_ro_after_init(size, align);
     let mut memory = Staging {
         text: take(MemoryPart::Text).map(text).transpose()?,
         init_text: take(MemoryPart::InitText).map(text).transpose()?,
@@ -175,43 +177,43 @@ impl Staging {
 
     fn own_base(&self, part: MemoryPart) -> Option<Addr> {
         let staged = |staged: &Option<Staged>| staged.as_ref().map(Staged::addr);
-        let fresh = |fresh: &Option<Fresh>| fresh.as_ref().map(Fresh::addr);
+        let data = |data: &Option<NewData>| data.as_ref().map(NewData::addr);
         match part {
             MemoryPart::Text => staged(&self.text),
             MemoryPart::InitText => staged(&self.init_text),
             MemoryPart::ReadOnly => staged(&self.read_only),
             MemoryPart::InitReadOnly => staged(&self.init_read_only),
-            MemoryPart::Data => fresh(&self.data),
-            MemoryPart::InitData => fresh(&self.init_data),
-            MemoryPart::RoAfterInit => fresh(&self.ro_after_init),
+            MemoryPart::Data => data(&self.data),
+            MemoryPart::InitData => data(&self.init_data),
+            MemoryPart::RoAfterInit => data(&self.ro_after_init),
         }
     }
 
     pub(crate) fn bytes(&self, part: MemoryPart) -> &[u8] {
         let staged = |staged| Option::map_or(staged, &[][..], Staged::bytes);
-        let fresh = |fresh| Option::map_or(fresh, &[][..], Fresh::bytes);
+        let data = |data| Option::map_or(data, &[][..], NewData::bytes);
         match part {
             MemoryPart::Text => staged(self.text.as_ref()),
             MemoryPart::InitText => staged(self.init_text.as_ref()),
             MemoryPart::ReadOnly => staged(self.read_only.as_ref()),
             MemoryPart::InitReadOnly => staged(self.init_read_only.as_ref()),
-            MemoryPart::Data => fresh(self.data.as_ref()),
-            MemoryPart::InitData => fresh(self.init_data.as_ref()),
-            MemoryPart::RoAfterInit => fresh(self.ro_after_init.as_ref()),
+            MemoryPart::Data => data(self.data.as_ref()),
+            MemoryPart::InitData => data(self.init_data.as_ref()),
+            MemoryPart::RoAfterInit => data(self.ro_after_init.as_ref()),
         }
     }
 
     pub(crate) fn bytes_mut(&mut self, part: MemoryPart) -> &mut [u8] {
         let staged = |staged| Option::map_or(staged, &mut [][..], Staged::bytes_mut);
-        let fresh = |fresh| Option::map_or(fresh, &mut [][..], Fresh::bytes_mut);
+        let data = |data| Option::map_or(data, &mut [][..], NewData::bytes_mut);
         match part {
             MemoryPart::Text => staged(self.text.as_mut()),
             MemoryPart::InitText => staged(self.init_text.as_mut()),
             MemoryPart::ReadOnly => staged(self.read_only.as_mut()),
             MemoryPart::InitReadOnly => staged(self.init_read_only.as_mut()),
-            MemoryPart::Data => fresh(self.data.as_mut()),
-            MemoryPart::InitData => fresh(self.init_data.as_mut()),
-            MemoryPart::RoAfterInit => fresh(self.ro_after_init.as_mut()),
+            MemoryPart::Data => data(self.data.as_mut()),
+            MemoryPart::InitData => data(self.init_data.as_mut()),
+            MemoryPart::RoAfterInit => data(self.ro_after_init.as_mut()),
         }
     }
 
@@ -249,10 +251,10 @@ impl Staging {
     /// Stray calls into the text are reported under these names from here on.
     pub(crate) fn own_text(&mut self, names: Arc<dyn Describe>, init_names: Arc<dyn Describe>) {
         if let Some(text) = &mut self.text {
-            text.owner(names);
+            text.set_owner(names);
         }
         if let Some(text) = &mut self.init_text {
-            text.owner(init_names);
+            text.set_owner(init_names);
         }
     }
 
@@ -267,9 +269,9 @@ impl Staging {
             init_text: self.init_text,
             read_only,
             init_read_only,
-            data: self.data.map(Fresh::settle),
-            init_data: self.init_data.map(Fresh::settle),
-            ro_after_init: self.ro_after_init.map(Fresh::settle),
+            data: self.data.map(NewData::hand_over),
+            init_data: self.init_data.map(NewData::hand_over),
+            ro_after_init: self.ro_after_init.map(NewData::hand_over),
             frames,
         })
     }
@@ -347,7 +349,7 @@ impl Formed {
 }
 
 impl Installed {
-    fn writable(&self) -> impl Iterator<Item = &Placed> {
+    fn writable(&self) -> impl Iterator<Item = &ModuleData> {
         self.data.iter().chain(&self.init.data).chain(&self.ro_after_init)
     }
 
@@ -365,7 +367,7 @@ impl Installed {
     /// Makes ro_after_init data read-only, and separates the memory that only `init` needed. On failure nothing has
     /// changed.
     pub(crate) fn protect(mut self) -> Result<(Core, Init), Box<(Installed, io::Error)>> {
-        match self.ro_after_init.take().map(Placed::protect).transpose() {
+        match self.ro_after_init.take().map(ModuleData::protect).transpose() {
             Ok(ro_after_init) => {
                 let Installed { shown, text, read_only, data, init, .. } = self;
                 let core = Core { shown, text, read_only, data, ro_after_init };

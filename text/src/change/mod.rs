@@ -1,0 +1,11 @@
+//! Changes of published text.
+//!
+//! Owns the protocols of `poke`, the choice among them, and `fill`. Imports `vocabulary`, `address_space`, `writing`,
+//! `allocation` and `handlers`.
+
+pub(crate) mod writable;
+pub(crate) mod spans;
+pub(crate) mod obstacle;
+pub(crate) mod rendezvous;
+pub(crate) mod poke;
+pub(crate) mod fill;

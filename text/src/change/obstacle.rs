@@ -1,0 +1,79 @@
+//! The check before a batch for obstacles to traps.
+
+use std::io;
+use std::ops::ControlFlow;
+
+use modload_edit::EditSet;
+use modload_threads::{Tasks, name, status};
+
+use crate::handlers::trap;
+use crate::vocabulary::poked::{TrapMask, TrapObstacle};
+use crate::writing::cores;
+
+/// The number of passes over the list of threads to see all of them.
+const PASSES: u32 = 3;
+
+/// Returns an obstacle to traps, if there is one.
+pub(crate) fn find(edits: &EditSet, mask: TrapMask) -> io::Result<Option<TrapObstacle>> {
+    let checks_threads = matches!(mask, TrapMask::Checked | TrapMask::Unheld);
+    let certain = [
+        (mask == TrapMask::Held, TrapObstacle::Requested),
+        (!cores::uses_membarrier(), TrapObstacle::NoMembarrier),
+        (has_shadow_stack(), TrapObstacle::ShadowStack),
+        (edits.iter().any(|edit| joins_nops(edit.old)), TrapObstacle::JoinedNops),
+        (checks_threads && !trap::is_installed(), TrapObstacle::OtherHandler),
+    ];
+    let certain = certain.into_iter().find(|(applies, _)| *applies).map(|(_, obstacle)| obstacle);
+    if certain.is_none() && checks_threads { find_in_threads() } else { Ok(certain) }
+}
+
+/// Returns whether the edit joins several NOPs of one byte into one instruction.
+pub(crate) fn joins_nops(old: &[u8]) -> bool {
+    old.len() > 1 && old.iter().all(|byte| *byte == 0x90)
+}
+
+/// Checks each thread: whether it blocks SIGTRAP, and whether it is traced.
+fn find_in_threads() -> io::Result<Option<TrapObstacle>> {
+    let tasks = Tasks::open()?;
+    for _ in 0..PASSES {
+        let mut seen = 0;
+        let found = tasks.each(|tid| {
+            seen += 1;
+            match status(tid) {
+                Err(error) => ControlFlow::Break(Err(error)),
+                Ok(Some(status)) if status.tracer != 0 => {
+                    ControlFlow::Break(Ok(TrapObstacle::Traced { by: status.tracer }))
+                }
+                Ok(Some(status)) if status.blocks(libc::SIGTRAP) => {
+                    ControlFlow::Break(Ok(TrapObstacle::Blocked { tid, name: name(tid).ok().flatten() }))
+                }
+                Ok(_) => ControlFlow::Continue(()),
+            }
+        })?;
+        if let ControlFlow::Break(found) = found {
+            return found.map(Some);
+        }
+        // A pass may end early when a thread ends; a pass that has seen as many threads as there are has not ended
+        // early.
+        if seen >= tasks.count()? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(TrapObstacle::ThreadChurn))
+}
+
+/// arch_prctl(2), <asm/prctl.h>, since Linux 6.6.
+const ARCH_SHSTK_STATUS: libc::c_int = 0x5005;
+/// The bit of the status for "on".
+const ARCH_SHSTK_SHSTK: u64 = 1;
+
+/// Returns whether this thread has a shadow stack (`ARCH_SHSTK_STATUS`). The C library gives one to all threads or to
+/// none.
+#[must_use]
+pub fn has_shadow_stack() -> bool {
+    let mut features = 0_u64;
+    // SAFETY: the call writes eight bytes to a local variable, or fails: on kernels without the call, and without the
+    // hardware.
+    let failed = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SHSTK_STATUS, &raw mut features) };
+    failed == 0 && features & ARCH_SHSTK_SHSTK != 0
+}
