@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
 use modload::text::Arena;
@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         case!(a_childs_modules_register_notifiers).within_seconds(20),
         case!(children_of_several_threads_load),
         case!(a_child_sees_the_modules_that_others_were_looking_at),
+        case!(a_child_forked_while_the_arena_is_created_has_an_arena),
     ])
 }
 
@@ -66,6 +67,25 @@ fn what_a_child_unloads_and_loads_stays_in_the_child() {
     assert_eq!(host.modules(), [("parents".to_owned(), State::Live)]);
     assert_eq!(Arena::get().unwrap().usage(), usage);
     parents.unload().unwrap();
+}
+
+/// This process has no arena. Each first child creates the arena in one thread, and forks in another.
+fn a_child_forked_while_the_arena_is_created_has_an_arena() {
+    for pause in 0..300_u32 {
+        let ended = in_fork(|| {
+            let begin = Barrier::new(2);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    begin.wait();
+                    Arena::get().unwrap();
+                });
+                begin.wait();
+                (0..pause * 100).for_each(|_| std::hint::spin_loop());
+                in_fork(|| drop(Arena::get().unwrap())).well();
+            });
+        });
+        ended.well();
+    }
 }
 
 /// Blocks in the coming of one module, in the process that made it, until it is told to go on.

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         case!(two_holders_take_turns),
         case!(each_stack_is_walked_once_and_room_is_made_before).within_seconds(120),
         case!(forks_during_holds),
+        case!(threads_that_wait_for_a_processor_are_waited_for),
     ])
 }
 
@@ -472,4 +473,29 @@ fn forks_during_holds() {
         assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "{status:#x}");
     }
     drop((crowd, holder));
+}
+
+/// So many threads run that most of them get no processor within the limit.
+fn threads_that_wait_for_a_processor_are_waited_for() {
+    const LIMIT: Duration = Duration::from_millis(50);
+    let stop = Arc::new(AtomicBool::new(false));
+    let begun = Arc::new(AtomicUsize::new(0));
+    let threads: Vec<_> = (0..200)
+        .map(|_| {
+            let (stop, begun) = (stop.clone(), begun.clone());
+            thread::spawn(move || {
+                begun.fetch_add(1, Ordering::Relaxed);
+                while !stop.load(Ordering::Relaxed) {
+                    black_box(0);
+                }
+            })
+        })
+        .collect();
+    until("all threads run", || begun.load(Ordering::Relaxed) == threads.len());
+    for _ in 0..20 {
+        assert_eq!(hold(LIMIT).map(|held| held.count()).unwrap(), wide(threads.len()));
+        assert_eq!(run_in_each(&WhoAndWhere, LIMIT).unwrap().len(), threads.len());
+    }
+    stop.store(true, Ordering::Relaxed);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
 }

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         case!(a_sigtrap_that_is_sent_can_be_ignored),
         case!(an_earlier_handler_still_gets_its_traps),
         case!(an_earlier_handler_gets_stray_calls_after_the_line),
+        case!(a_stray_call_leaves_errno_unchanged),
         case!(a_breakpoint_of_gdb_is_hit).needing("gdb"),
         // What gdb runs; by itself it only loads a module and calls it.
         case!(what_gdb_debugs),
@@ -182,6 +183,31 @@ fn an_earlier_handler_gets_stray_calls_after_the_line() {
     let ended = in_fork(|| jump(at));
     let line = "modload: call to greet_hello [greet] after it was unloaded\n".to_owned();
     assert_eq!(ended, Ended { status: Some(42), signal: None, stderr: line });
+}
+
+/// Returns from the function that was called, as its `ret` would.
+extern "C" fn return_to_caller(_signal: libc::c_int, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let context: *mut libc::ucontext_t = context.cast();
+    // SAFETY: the kernel passes a valid context.
+    let registers = unsafe { &mut (*context).uc_mcontext.gregs };
+    let stack = std::ptr::with_exposed_provenance::<i64>(index(registers[15].cast_unsigned()));
+    // SAFETY: the interrupted code has just been called, so the return address is at its stack pointer.
+    registers[16] = unsafe { stack.read() };
+    registers[15] += 8;
+}
+
+/// The report of the call is a failed `write`, and the earlier handler lets the program go on.
+fn a_stray_call_leaves_errno_unchanged() {
+    handle_traps(return_to_caller);
+    let host = Host::builder().trap_descriptor(-1).build().unwrap();
+    let at = gone(&host);
+    // SAFETY: returns the place of this thread's errno.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: the place is this thread's.
+    unsafe { errno.write(libc::EDOM) };
+    jump(at);
+    // SAFETY: as above.
+    assert_eq!(unsafe { errno.read() }, libc::EDOM);
 }
 
 /// gdb stops here to learn the address of a function that has just been loaded.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::handler::Interrupted;
-use crate::hold::{deadline, queue_full};
+use crate::hold::{LIMITS_ON_A_BUSY_MACHINE, deadline, queue_full};
 use crate::round::{self, Asked, Round, Sleepers, Work};
 use crate::signal;
 use crate::slot;
@@ -71,7 +71,8 @@ impl<'p, P: Probe> Question<'p, P> {
 ///
 /// # Errors
 ///
-/// [`Error::NotReached`] names the threads that did not answer within `limit`, and why; the other answers are lost.
+/// [`Error::NotReached`] names the threads that did not answer within `limit`, and why; the other answers are lost. Threads that
+/// are runnable, and only wait for a processor, are waited for up to ten times `limit`.
 /// Otherwise as for [`hold`](crate::hold()). A thread that has begun to answer is waited for even beyond `limit`.
 pub fn run_in_each<P: Probe>(probe: &P, limit: Duration) -> Result<Vec<(Tid, P::Answer)>, Error> {
     let begin = Instant::now();
@@ -155,10 +156,15 @@ fn ask<P: Probe>(
             }
         }
     }
-    if !round.wait(deadline(begin, limit)).map_err(list)?
+    let mut longest = limit;
+    while !round.wait(deadline(begin, longest)).map_err(list)?
         && let Some(stragglers) = round.stragglers()
     {
-        return Err(Error::NotReached { stragglers: Box::new(stragglers), limit });
+        let busy = limit.saturating_mul(LIMITS_ON_A_BUSY_MACHINE);
+        if longest == busy || !stragglers.wait_for_a_processor() {
+            return Err(Error::NotReached { stragglers: Box::new(stragglers), limit });
+        }
+        longest = busy;
     }
     round.settle();
     for slot in round.come() {

@@ -230,14 +230,14 @@ fn answer(slot: &'static Slot, context: *mut libc::ucontext_t) {
         slot.context.store(context, Ordering::Relaxed);
         slot.words.store(std::ptr::from_ref(crate::word::own_words()).cast_mut(), Ordering::Relaxed);
         slot.put(asked.to(Phase::Here));
-        round::one_less(asked.round);
+        round::count_down(asked.round);
         // The slot may be given to another thread as soon as the gate is open.
         if round::wait_at_gate(asked.round) {
             // Serialises this core: instructions that the holder has changed meanwhile are fetched again.
             let _ = __cpuid(0);
         }
     } else {
-        let errno = Errno::save();
+        let errno = SavedErrno::save();
         // SAFETY: the kernel passed the pointer; it is valid until the handler returns, and no other code has a
         // reference to it.
         let interrupted = Interrupted::new(Tid::new(slot.tid()), unsafe { &*context });
@@ -246,27 +246,30 @@ fn answer(slot: &'static Slot, context: *mut libc::ucontext_t) {
         unsafe { round::Work::run(work, interrupted) };
         drop(errno);
         slot.put(asked.to(Phase::Here));
-        round::one_less(asked.round);
+        round::count_down(asked.round);
     }
 }
 
-/// The interrupted code's `errno`, restored on drop. The system calls of this crate never change it.
-struct Errno {
+/// The `errno` of the code that a signal handler has interrupted. Dropping the value restores it. Async-signal-safe.
+#[derive(Debug)]
+#[must_use = "dropping it restores errno"]
+pub struct SavedErrno {
     place: *mut libc::c_int,
     value: libc::c_int,
 }
 
-impl Errno {
-    fn save() -> Errno {
+impl SavedErrno {
+    /// Saves the `errno` of this thread.
+    pub fn save() -> SavedErrno {
         // SAFETY: the function takes no argument and returns the place of this thread's errno, which exists from the
         // thread's beginning.
         let place = unsafe { libc::__errno_location() };
         // SAFETY: the place is an int of this thread alone.
-        Errno { place, value: unsafe { place.read() } }
+        SavedErrno { place, value: unsafe { place.read() } }
     }
 }
 
-impl Drop for Errno {
+impl Drop for SavedErrno {
     fn drop(&mut self) {
         // SAFETY: as above, and it is the same thread: the type is not `Send`.
         unsafe { self.place.write(self.value) };

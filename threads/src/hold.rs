@@ -25,6 +25,10 @@ const FIRST_PATIENCE: Duration = Duration::from_millis(4);
 /// ending.
 const LONGEST_PATIENCE: Duration = Duration::from_millis(64);
 
+/// How many times the limit of the call a hold may take if the threads that are missing only wait for a processor. Such a thread
+/// enters the handler as soon as the scheduler runs the thread, which on a busy machine may take longer than the limit.
+pub(crate) const LIMITS_ON_A_BUSY_MACHINE: u32 = 10;
+
 /// The duration of the attempt that succeeded last, in microseconds.
 static LAST: AtomicU64 = AtomicU64::new(0);
 
@@ -57,7 +61,8 @@ pub struct Held {
 ///
 /// A thread that blocks the signal may block it only for a moment, and may in that moment wait for a lock that a held
 /// thread owns. So after some milliseconds this function releases all threads, waits for the threads that blocked the
-/// signal, and asks all threads again, with twice the patience up to a bound, until `limit` has passed.
+/// signal, and asks all threads again, with twice the patience up to a bound, until `limit` has passed. If the threads that are
+/// missing then are runnable, and only wait for a processor, this function waits for up to ten times `limit`.
 ///
 /// If the process has no other thread, no signal is sent. [`counts`](crate::counts) has the effects of the signal on
 /// threads.
@@ -89,11 +94,12 @@ fn stop(limit: Duration, sleepers: Sleepers) -> Result<Held, Error> {
     let list = |source| Error::List { source };
     let tasks = Tasks::open().map_err(list)?;
     let mut patience = first_patience();
+    let mut longest = limit;
     loop {
         // Threads that start meanwhile need slots, too. If the slots are still too few, the attempt reports that.
         let count = tasks.count().map_err(list)?;
         slot::reserve(count + count / 4 + 16 + round::debts());
-        let left = limit.saturating_sub(begin.elapsed());
+        let left = longest.saturating_sub(begin.elapsed());
         let mut round = Round::begin(signal, sleepers);
         // The last attempt takes all the remaining time, so that no attempt is too short to be useful.
         let wait = if left < patience * 2 { left } else { patience };
@@ -107,7 +113,10 @@ fn stop(limit: Duration, sleepers: Sleepers) -> Result<Held, Error> {
             Err(failure) => failure,
         };
         drop(round);
-        let over = begin.elapsed() >= limit;
+        if matches!(&failure, Failure::Late(stragglers) if stragglers.wait_for_a_processor()) {
+            longest = limit.saturating_mul(LIMITS_ON_A_BUSY_MACHINE);
+        }
+        let over = begin.elapsed() >= longest;
         match failure {
             Failure::Error(error) => return Err(error),
             Failure::Crowded => slot::reserve(u64::from(slot::capacity()) + 1),

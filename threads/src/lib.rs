@@ -51,7 +51,7 @@ pub use alone::is_alone;
 pub use each::{Probe, run_here, run_in_each};
 pub use error::{Error, Straggler, StragglerReason, Stragglers};
 pub use fork::{after_fork_in_child, after_fork_in_parent, before_fork};
-pub use handler::{Interrupted, SignalCounts, counts};
+pub use handler::{Interrupted, SavedErrno, SignalCounts, counts};
 pub use hold::{Held, hold, hold_or_look};
 pub use signal::{can_see, signal, use_signal};
 pub use sleeper::Sleeper;

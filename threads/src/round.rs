@@ -50,7 +50,7 @@ pub(crate) fn debt_is_paid() {
 }
 
 /// Records that one thread of a round has arrived, or is given up. The last one wakes the asker.
-pub(crate) fn one_less(round: u32) {
+pub(crate) fn count_down(round: u32) {
     let less = OUTSTANDING.try_update(Ordering::AcqRel, Ordering::Acquire, |outstanding| {
         (outstanding >> 32 == u64::from(round)).then(|| outstanding.saturating_sub(1))
     });
@@ -387,7 +387,7 @@ impl Round {
         let Err(error) = system::queue(slot.tid(), self.signal, value_of(number)) else { return Ok(Asked::Well) };
         // No signal was sent. But a debtor's earlier signal may have brought the thread into the handler meanwhile.
         if slot.go(self.at(Phase::Asked), self.at(Phase::Free)) {
-            one_less(self.number);
+            count_down(self.number);
         }
         match error.raw_os_error() {
             Some(libc::ESRCH) => Ok(Asked::Well),
@@ -417,7 +417,7 @@ impl Round {
         if owed.phase != Phase::Owed || !slot.go(owed, to) {
             // The thread has just got the signal.
             if presence == Presence::Present {
-                one_less(self.number);
+                count_down(self.number);
             }
             return Ok(None);
         }
@@ -461,7 +461,7 @@ impl Round {
                 Presence::Gone => Phase::Free,
             };
             if slot.go(at, self.at(to)) {
-                one_less(self.number);
+                count_down(self.number);
             }
         }
         Ok(())

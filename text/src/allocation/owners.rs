@@ -91,8 +91,11 @@ impl Drop for LockedOwners {
     }
 }
 
-/// Records the owner of a range, and removes earlier owners of parts of it.
+/// Records the owner of a range, and removes earlier owners of parts of it. An empty range has no owner.
 pub(crate) fn set_owner(start: Addr, end: Addr, describe: Arc<dyn Describe>) {
+    if start >= end {
+        return;
+    }
     let mut replaced = Vec::new();
     let mut locked = LockedOwners::take();
     let table = locked.table();

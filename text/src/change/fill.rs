@@ -22,8 +22,9 @@ pub fn fill(lock: &mut TextLock<'_>, edits: &EditSet) -> Result<u32, PokeError> 
     }
     let mut range = WritableRange::of_fill();
     edits.iter().try_for_each(|edit| range.compare(&edit))?;
+    let grouping = Grouping::for_this_process();
     let write = |lock: &mut TextLock<'_>, version| {
-        let writes = spans::write_pass(lock, edits, BatchPass::WholeEdits, version, Grouping::Spans)?;
+        let writes = spans::write_pass(lock, edits, BatchPass::WholeEdits, version, grouping)?;
         cores::synchronise()?;
         Ok(writes)
     };

@@ -38,7 +38,6 @@ fn find_in_threads() -> io::Result<Option<TrapObstacle>> {
     for _ in 0..PASSES {
         let mut seen = 0;
         let found = tasks.each(|tid| {
-            seen += 1;
             match status(tid) {
                 Err(error) => ControlFlow::Break(Err(error)),
                 Ok(Some(status)) if status.tracer != 0 => {
@@ -47,14 +46,18 @@ fn find_in_threads() -> io::Result<Option<TrapObstacle>> {
                 Ok(Some(status)) if status.blocks(libc::SIGTRAP) => {
                     ControlFlow::Break(Ok(TrapObstacle::Blocked { tid, name: name(tid).ok().flatten() }))
                 }
-                Ok(_) => ControlFlow::Continue(()),
+                Ok(Some(_)) => {
+                    seen += 1;
+                    ControlFlow::Continue(())
+                }
+                // The thread has ended, and `Tasks::count` does not count it.
+                Ok(None) => ControlFlow::Continue(()),
             }
         })?;
         if let ControlFlow::Break(found) = found {
             return found.map(Some);
         }
-        // A pass may end early when a thread ends; a pass that has seen as many threads as there are has not ended
-        // early.
+        // A pass may end early when a thread ends. A pass that has checked as many threads as exist has not ended early.
         if seen >= tasks.count()? {
             return Ok(None);
         }

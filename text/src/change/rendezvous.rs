@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use modload_edit::{Addr, Edit, EditSet};
 use modload_threads::frames::{Stack, WalkError, know_process, stacks};
-use modload_threads::{DEFAULT_LIMIT, Held, Tid, hold, name, status};
+use modload_threads::{DEFAULT_LIMIT, Held, Tid, hold, name};
 
 use crate::change::obstacle::joins_nops;
 use crate::change::spans::{self, BatchPass, EditVersion, Grouping};
@@ -29,10 +29,7 @@ pub(crate) fn write_chosen(
     obstacle: TrapObstacle,
     choose: impl FnOnce(&Held) -> Option<usize>,
 ) -> Result<Option<Poked>, PokeError> {
-    // With a debugger, spans could restore breakpoints that the debugger has removed: a stale copy of the bytes between
-    // two edits would be written.
-    let traced = status(Tid::current()).ok().flatten().is_some_and(|status| status.tracer != 0);
-    let grouping = if traced { Grouping::SingleEdits } else { Grouping::Spans };
+    let grouping = Grouping::for_this_process();
     // A walk finds the process's own functions only after this call.
     if batches.iter().any(|edits| edits.iter().any(|edit| joins_nops(edit.old))) {
         know_process().map_err(PokeError::NoUnwindRows)?;

@@ -1,6 +1,7 @@
 //! Writes the edits of a batch: edits that lie close together are one write of their span.
 
 use modload_edit::{Addr, Edit, EditSet, index, wide};
+use modload_threads::{Tid, status};
 
 use crate::address_space::pointer::pointer;
 use crate::allocation::arena;
@@ -38,6 +39,15 @@ pub(crate) enum Grouping {
     Spans,
     /// Each edit is a write of its own: a debugger may set and remove breakpoints between two edits.
     SingleEdits,
+}
+
+impl Grouping {
+    /// Returns the grouping for text that a debugger may change at the same time. With a debugger, a span could restore a breakpoint
+    /// that the debugger has removed, because a span writes a stale copy of the bytes between two edits.
+    pub(crate) fn for_this_process() -> Grouping {
+        let traced = status(Tid::current()).ok().flatten().is_some_and(|status| status.tracer != 0);
+        if traced { Grouping::SingleEdits } else { Grouping::Spans }
+    }
 }
 
 /// The greatest number of bytes between two edits for which copying them is cheaper than a separate write.

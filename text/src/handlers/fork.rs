@@ -20,11 +20,20 @@ struct ForkLocks {
     hooks: MutexGuard<'static, Vec<ForkHook>>,
 }
 
+/// The lock of the thread that creates the arena.
+static CREATION: Mutex<()> = Mutex::new(());
+
+/// Waits until no other thread creates the arena.
+pub(crate) fn lock_creation() -> MutexGuard<'static, ()> {
+    CREATION.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Every other lock of this crate. In order of release.
 struct TextLocks {
     text: TextLock<'static>,
     _owners: owners::OwnersLockedForFork,
     _arena: Option<MutexGuard<'static, ArenaState>>,
+    _creation: MutexGuard<'static, ()>,
 }
 
 thread_local! {
@@ -46,11 +55,12 @@ pub(crate) fn install() -> io::Result<()> {
 extern "C" fn prepare() {
     let hooks = HOOKS.lock().unwrap_or_else(PoisonError::into_inner);
     hooks.iter().rev().for_each(|hook| (hook.prepare)());
+    let creation = lock_creation();
     let text = TextLock::take();
     let arena = Arena::existing().map(Arena::lock_state);
     // A holder of threads has the text lock; and code within that lock asks no threads any more.
     modload_threads::before_fork();
-    let locks = TextLocks { text, _owners: owners::lock_for_fork(), _arena: arena };
+    let locks = TextLocks { text, _owners: owners::lock_for_fork(), _arena: arena, _creation: creation };
     FORK_LOCKS.set(Some(ForkLocks { locks, hooks }));
 }
 

@@ -12,6 +12,7 @@ use std::ptr;
 use std::sync::OnceLock;
 
 use modload_edit::Addr;
+use modload_threads::SavedErrno;
 use modload_threads::frames::{Memory, ProcessMemory};
 
 use crate::address_space::pointer::pointer;
@@ -73,6 +74,8 @@ fn handler_address() -> libc::sighandler_t {
 }
 
 extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // Reading the instruction and writing the report are system calls, which change errno.
+    let errno = SavedErrno::save();
     let context: *mut libc::ucontext_t = context.cast();
     // SAFETY: with SA_SIGINFO the kernel passes a valid ucontext_t.
     let next = unsafe { (*context).uc_mcontext.gregs[emulate::RIP] };
@@ -89,6 +92,7 @@ extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     if is_module_text {
         report(at);
     }
+    drop(errno);
     let previous = PREVIOUS.get().copied().unwrap_or_else(default_action);
     // SAFETY: the context is valid, see above.
     let interrupted = unsafe { (*context).uc_sigmask };
