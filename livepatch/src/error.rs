@@ -5,9 +5,9 @@ use modload_ftrace::TraceError;
 use modload_loader::sentence;
 use thiserror::Error;
 
+use crate::log::{Log, note};
 use crate::structs::StructError;
 use crate::stub::StubError;
-use crate::table::{Log, note};
 
 /// An error: a patch was not enabled, disabled or reversed. Nothing was changed.
 #[derive(Debug, Error)]

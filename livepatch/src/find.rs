@@ -8,7 +8,7 @@ use modload_loader::{FunctionSymbol, Module};
 use modload_threads::frames::function_at;
 
 use crate::error::PatchError;
-use crate::table::{Func, VMLINUX};
+use crate::patch::{Func, VMLINUX};
 
 /// The place in which functions are looked up.
 pub(crate) enum Place<'a> {

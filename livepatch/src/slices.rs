@@ -14,9 +14,10 @@ use modload_text::{TextLock, fill, filled};
 
 use crate::error::PatchError;
 use crate::find::extent;
+use crate::patch::{HostId, Object, Patch, PatchId, module_identity};
+use crate::patches::Patches;
 use crate::spec::Transition;
-use crate::table::{HostId, Object, Patch, PatchId, Table, address};
-use crate::transition::Target;
+use crate::target::Target;
 
 /// A slice that has been written for an object that is, or was, loaded. The slice outlives its patch if the patch was
 /// removed by force and a thread may be inside the code: such a thread needs the object.
@@ -97,9 +98,19 @@ fn find(slice: &Slice, target: &Module) -> Result<Found, PatchError> {
     Ok(found)
 }
 
-impl Table {
+/// The slices of patches' modules that were written for loaded objects.
+#[derive(Debug)]
+pub(crate) struct WrittenSlices {
+    all: Vec<Written>,
+}
+
+impl WrittenSlices {
+    pub(crate) const fn new() -> WrittenSlices {
+        WrittenSlices { all: Vec::new() }
+    }
+
     /// Writes the slice of a patch's module for an object, if there is one.
-    pub(crate) fn write_slice(
+    pub(crate) fn write(
         &mut self,
         host: HostId,
         patch: PatchId,
@@ -109,8 +120,8 @@ impl Table {
         let Some(slices) = module.slices() else { return Ok(()) };
         let Some(slice) = slices.of_object(target.name()) else { return Ok(()) };
         // The slice of an earlier load of the object may remain, if it could not be taken back.
-        self.take_slice_back(patch, module, target.name(), Proof::Needed);
-        if self.written.iter().any(|written| written.is(patch, target.name())) {
+        self.take_back(patch, module, target.name(), Proof::Needed);
+        if self.all.iter().any(|written| written.is(patch, target.name())) {
             return Err(PatchError::Stale { patch: module.name().to_owned(), object: target.name().to_owned() });
         }
         let found = find(slice, target)?;
@@ -131,15 +142,15 @@ impl Table {
             }
         }
         tracing::debug!(patch = module.name(), object = target.name(), edits = edits.len(), "relocated for its object");
-        let (module, object, sites) = (address(module), target.name().into(), Sites::Switched(sites));
-        self.written.push(Written { host, patch, module, object, edits, sites, code });
+        let (module, object, sites) = (module_identity(module), target.name().into(), Sites::Switched(sites));
+        self.all.push(Written { host, patch, module, object, edits, sites, code });
         Ok(())
     }
 
     /// Takes back the slice for an object. If a thread is inside, the slice stays, and keys do not change it any more.
-    fn take_slice_back(&mut self, patch: PatchId, module: &Module, object: &str, proof: Proof) {
-        let Some(at) = self.written.iter().position(|written| written.is(patch, object)) else { return };
-        let written = &mut self.written[at];
+    fn take_back(&mut self, patch: PatchId, module: &Module, object: &str, proof: Proof) {
+        let Some(at) = self.all.iter().position(|written| written.is(patch, object)) else { return };
+        let written = &mut self.all[at];
         if proof == Proof::Missing {
             written.leave();
             return;
@@ -161,73 +172,54 @@ impl Table {
             written.leave();
             return;
         }
-        self.written.remove(at);
+        self.all.remove(at);
     }
 
-    /// Takes back the slice for an object that is unloaded. No call reaches the replacements of the object's functions
-    /// any more.
-    pub(crate) fn object_goes(&mut self, patch: PatchId, object: &str, proof: Proof) {
-        let keep = self.patch(patch).and_then(|patch| patch.keep.clone());
-        if let Some(module) = keep {
-            self.take_slice_back(patch, &module, object, proof);
+    /// Takes back the slice of a patch for an object that is unloaded. No call reaches the replacements of the object's
+    /// functions any more.
+    pub(crate) fn object_goes(&mut self, patch: &Patch, object: &str, proof: Proof) {
+        if let Some(module) = patch.keep.as_deref() {
+            self.take_back(patch.id, module, object, proof);
         }
     }
 
     /// Takes back all slices of a patch that is removed. A slice stays for good if a thread may be inside.
-    pub(crate) fn take_slices_back(&mut self, patch: &Patch, proof: Proof) {
+    pub(crate) fn take_all_back(&mut self, patch: &Patch, proof: Proof) {
         let Some(module) = patch.keep.as_deref() else { return };
-        let objects: Vec<_> = self
-            .written
-            .iter()
-            .filter(|written| written.patch == patch.id)
-            .map(|written| written.object.clone())
-            .collect();
-        objects.iter().for_each(|object| self.take_slice_back(patch.id, module, object, proof));
+        let objects: Vec<_> =
+            self.all.iter().filter(|written| written.patch == patch.id).map(|written| written.object.clone()).collect();
+        objects.iter().for_each(|object| self.take_back(patch.id, module, object, proof));
     }
 
     /// Drops the slices that removed patches have left for an object. The object is unloaded, so these slices keep
     /// nothing any more.
-    pub(crate) fn forget_left_for(&mut self, host: HostId, object: &str) {
-        let patches: Vec<_> = self.patches.iter().map(|patch| patch.id).collect();
+    pub(crate) fn forget_left_for(&mut self, patches: &Patches, host: HostId, object: &str) {
         let is_for = |written: &Written| written.host == host && &*written.object == object;
-        self.written.retain(|written| patches.contains(&written.patch) || !is_for(written));
+        self.all.retain(|written| patches.get(written.patch).is_some() || !is_for(written));
     }
 
     /// Drops the slices that are left in a patch's module that is unloaded. If a thread is inside a slice, that slice
     /// remains and keeps its object.
     pub(crate) fn forget_left_in(&mut self, module: &Module) {
         let is_empty = |code: &[Range<u64>]| module.occupants(code).is_ok_and(|occupants| occupants.is_empty());
-        self.written.retain(|written| written.module != address(module) || !is_empty(&written.code));
+        self.all.retain(|written| written.module != module_identity(module) || !is_empty(&written.code));
     }
 
-    /// Returns the code that is taken back when the transition under way is complete. The code belongs to the patches
-    /// that are removed then, and refers to the objects of these patches. No thread may be inside, no matter how the
-    /// thread got there.
-    pub(crate) fn code_that_goes(&self) -> impl Iterator<Item = Range<u64>> {
-        let transition = self.transition.as_ref();
-        let patch = transition.and_then(|transition| self.patch(transition.patch));
-        let goes = transition.zip(patch).map(|(transition, patch)| {
-            move |written: &&Written| match transition.target {
-                Target::Unpatched => written.patch == patch.id,
-                Target::Patched => patch.replace && written.host == patch.host && written.patch != patch.id,
-            }
-        });
-        let written = goes.into_iter().flat_map(|goes| self.written.iter().filter(goes));
+    /// Returns the code that is taken back when a patch's transition to this target is complete. The code belongs to the
+    /// patches that are removed then, and refers to the objects of these patches. No thread may be inside, no matter how
+    /// the thread got there.
+    pub(crate) fn code_that_goes(&self, patch: &Patch, target: Target) -> impl Iterator<Item = Range<u64>> {
+        let goes = move |written: &&Written| match target {
+            Target::Unpatched => written.patch == patch.id,
+            Target::Patched => patch.replace && written.host == patch.host && written.patch != patch.id,
+        };
+        self.all.iter().filter(goes).flat_map(|written| written.code.iter().cloned())
+    }
+
+    /// Returns the functions into which a module's addresses were written.
+    pub(crate) fn code_for(&self, host: HostId, object: &str) -> impl Iterator<Item = Range<u64>> {
+        let written = self.all.iter().filter(move |written| written.host == host && &*written.object == object);
         written.flat_map(|written| written.code.iter().cloned())
-    }
-
-    /// Returns the code that stands in for a module's own code: the functions that replace the module's functions, and
-    /// the functions into which the module's addresses were written.
-    pub(crate) fn stand_ins(&self, host: HostId, module: &str) -> Vec<Range<u64>> {
-        let mut code = Vec::new();
-        for patch in self.patches.iter().filter(|patch| patch.host == host) {
-            let named = |object: &&Object| object.name.as_deref() == Some(module);
-            let funcs = patch.objects.iter().filter(named).flat_map(|object| &object.funcs);
-            code.extend(funcs.flat_map(|func| func.extent.iter().cloned()));
-        }
-        let written = self.written.iter().filter(|written| written.host == host && &*written.object == module);
-        code.extend(written.flat_map(|written| written.code.iter().cloned()));
-        code
     }
 }
 

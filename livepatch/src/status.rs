@@ -6,9 +6,10 @@ use modload_threads::Tid;
 use modload_threads::frames::{Ended, Frame, WalkError, Walker, each_stack};
 
 use crate::error::PatchError;
+use crate::patch::Patch;
 use crate::spec::Transition;
-use crate::table::{Patch, Table};
-use crate::transition::{Blocked, Target};
+use crate::target::Target;
+use crate::transition::{ActiveTransition, Blocked};
 
 /// The status of a patch.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -40,9 +41,10 @@ pub struct ObjectStatus {
     pub funcs: Vec<String>,
 }
 
-impl Table {
-    pub(crate) fn status(&self, patch: &Patch) -> PatchStatus {
-        let transition = self.transition.as_ref().filter(|transition| transition.patch == patch.id);
+impl PatchStatus {
+    /// Returns the status of a patch. `active` is the transition under way, of any patch.
+    pub(crate) fn new(patch: &Patch, active: Option<&ActiveTransition>) -> PatchStatus {
+        let transition = active.filter(|transition| transition.patch == patch.id);
         let objects = patch.objects.iter().map(|object| ObjectStatus {
             name: object.name().to_owned(),
             patched: object.patched,

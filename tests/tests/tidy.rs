@@ -319,7 +319,7 @@ const CIRCLES: [(&str, usize); 18] = [
     ("loader", 4),
     ("static_keys", 7),
     ("ftrace", 6),
-    ("livepatch", 11),
+    ("livepatch", 1),
     ("host", 4),
     ("control", 4),
     ("cli", 3),

@@ -14,7 +14,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::{Errno, read, write};
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 
-use super::Blocked;
+use super::blocked::Blocked;
 
 /// An eventfd and its process. After a fork, the child must not write to the parent's eventfd. Events are never freed,
 /// because a signal handler may be about to write.
@@ -35,7 +35,7 @@ const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(0o200);
 const WATCHED: usize = 64;
 
 /// Reports that a thread has migrated. Async-signal-safe.
-pub(super) fn tell() {
+pub(super) fn report_migration() {
     if let Some(event) = find(getpid()) {
         // The write fails if the counter is full. The eventfd is readable then.
         let _told = write(&event.fd, &1_u64.to_ne_bytes());
@@ -66,20 +66,20 @@ fn own() -> Result<&'static Event, Errno> {
 
 /// The events that one thread waits for.
 #[derive(Debug)]
-pub(super) struct Waiter {
+pub(crate) struct Waiter {
     event: Option<&'static Event>,
     /// The blocking threads. The descriptor is `None` after the end of the thread was reported.
     ends: Vec<(Tid, Option<OwnedFd>)>,
 }
 
 impl Waiter {
-    pub(super) fn new() -> Waiter {
+    pub(crate) fn new() -> Waiter {
         let event = own().inspect_err(|error| tracing::warn!(%error, "transitions are looked at by the clock alone"));
         Waiter { event: event.ok(), ends: Vec::new() }
     }
 
     /// Watches these threads, and no other thread any more.
-    pub(super) fn watch(&mut self, blocked: &[Blocked]) {
+    pub(crate) fn watch(&mut self, blocked: &[Blocked]) {
         self.ends.retain(|(tid, _)| blocked.iter().any(|blocked| blocked.tid == *tid));
         for Blocked { tid, .. } in blocked {
             if self.ends.len() == WATCHED {
@@ -98,7 +98,7 @@ impl Waiter {
     }
 
     /// Waits. Returns whether anything happened before the timeout.
-    pub(super) fn wait(&mut self, at_most: Duration) -> bool {
+    pub(crate) fn wait(&mut self, at_most: Duration) -> bool {
         let event = self.event.map(|event| event.fd.as_fd());
         let ends = self.ends.iter().filter_map(|(_, end)| end.as_ref().map(OwnedFd::as_fd));
         let mut polled: Vec<_> =

@@ -5,6 +5,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use modload_threads::frames::{Frame, walk_here};
 
+/// The ranges that must not be on the stack of a thread that migrates. Sorted.
+pub(super) type Ranges = Vec<Range<u64>>;
+
 /// The most ranges. In a transition with more ranges, threads cannot check themselves: only the worker checks them.
 pub(super) const MOST_SHOWN: usize = 4096;
 

@@ -1,35 +1,18 @@
 //! The check of each stack and of each thread's word while all threads are held.
 
 use std::ops::{ControlFlow, Range};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use modload_threads::Held;
 use modload_threads::frames::{Ended, Stack, WalkError, Walker, stacks};
 
-use super::{Blocked, Why};
-
-/// The ranges that must not be on the stack of a thread that migrates. Sorted.
-pub(super) type Ranges = Vec<Range<u64>>;
+use super::blocked::{Blocked, Why};
+use super::ranges::Ranges;
+use super::word::is_migrated;
 
 fn holds(ranges: &[Range<u64>], at: u64) -> bool {
     let behind = ranges.partition_point(|range| range.start <= at);
     behind.checked_sub(1).is_some_and(|last| ranges[last].contains(&at))
-}
-
-/// The limit of the count of a thread's checks, in the lowest bits of the low half of the thread's word. The other bits
-/// of the low half tell transitions apart: a thread that has checked its own stack in one transition must not count as
-/// migrated in the next.
-pub(super) const TRIES: u64 = 1 << 8;
-
-/// Returns whether a word says that its thread has migrated, in transitions that hold threads.
-pub(super) fn is_over(word: u64) -> bool {
-    word & u64::from(u32::MAX) == 0
-}
-
-/// Returns the word for threads that have not migrated and were not checked yet.
-pub(super) fn mark() -> u64 {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    u64::from(u32::MAX) & (NUMBER.fetch_add(1, Ordering::Relaxed) * TRIES) | 1
 }
 
 /// The threads to check.
@@ -55,7 +38,7 @@ pub(super) struct Seen {
 }
 
 /// Checks stacks while all threads are held. Allocates no memory.
-pub(super) fn look(held: &Held, whom: Whom, ranges: &Ranges, stubs: &Ranges, seen: &mut Seen) {
+pub(super) fn check_stacks(held: &Held, whom: Whom, ranges: &Ranges, stubs: &Ranges, seen: &mut Seen) {
     seen.blocked.clear();
     seen.stubs_are_empty = whom == Whom::All;
     seen.is_small = held.count() + 1 > seen.room;
@@ -67,7 +50,7 @@ pub(super) fn look(held: &Held, whom: Whom, ranges: &Ranges, stubs: &Ranges, see
         let Some(word) = stack.word() else { continue };
         if whom == Whom::Nobody {
             word.store(0, Ordering::Relaxed);
-        } else if whom == Whom::All || !is_over(word.load(Ordering::Relaxed)) {
+        } else if whom == Whom::All || !is_migrated(word.load(Ordering::Relaxed)) {
             let (why, in_stub) = inside(&stack, &mut seen.walker, ranges, stubs);
             seen.stubs_are_empty &= !in_stub;
             word.store(if why.is_some() { seen.mark } else { 0 }, Ordering::Relaxed);

@@ -9,14 +9,14 @@ use modload_loader::FunctionSymbol;
 
 use crate::error::PatchError;
 use crate::find::{Place, cold_parts, extent};
-use crate::spec::ObjectSpec;
+use crate::patch::{Func, Object, Patched, VMLINUX};
+use crate::spec::{Callbacks, FuncSpec, ObjectSpec};
 use crate::structs::CObject;
-use crate::table::{Func, Object, Patched, VMLINUX};
 
 /// Makes an object. `own` are the functions of the patch's module.
-pub(super) fn object(spec: ObjectSpec, c: Option<CObject>, own: &[FunctionSymbol]) -> Result<Object, PatchError> {
+pub(crate) fn object(spec: ObjectSpec, c: Option<CObject>, own: &[FunctionSymbol]) -> Result<Object, PatchError> {
     let name: Option<Arc<str>> = spec.name.map(|name| modinfo::canonical(&name).into());
-    let func = |func: crate::spec::FuncSpec| {
+    let func = |func: FuncSpec| {
         let mut extent = vec![extent(func.new_func)?];
         let named = own.iter().filter(|symbol| symbol.addr == func.new_func);
         extent.extend(named.flat_map(|symbol| cold_parts(own, &symbol.name)));
@@ -46,8 +46,8 @@ fn twice(object: &str, first: &Func, second: &Func) -> PatchError {
 }
 
 impl Object {
-    pub(super) fn new(name: Option<Arc<str>>, funcs: Vec<Func>) -> Object {
-        let callbacks = crate::spec::Callbacks::default();
+    pub(crate) fn new(name: Option<Arc<str>>, funcs: Vec<Func>) -> Object {
+        let callbacks = Callbacks::default();
         let (c, is_dynamic, loaded, patched, post_unpatch_enabled) = (None, false, false, false, false);
         Object { name, funcs, callbacks, c, is_dynamic, loaded, patched, post_unpatch_enabled }
     }
@@ -58,7 +58,7 @@ impl Object {
     ///
     /// # Errors
     /// A function cannot be found, or the patch replaces a function twice.
-    pub(super) fn is_loaded(&mut self, place: &Place<'_>) -> Result<Vec<(Addr, Patched)>, PatchError> {
+    pub(crate) fn is_loaded(&mut self, place: &Place<'_>) -> Result<Vec<(Addr, Patched)>, PatchError> {
         let mut found: BTreeMap<Addr, Patched> = BTreeMap::new();
         let mut funcs: Vec<Func> = Vec::with_capacity(self.funcs.len());
         // No-op functions come last.
@@ -86,31 +86,31 @@ impl Object {
     }
 
     /// Forgets the addresses of the object's functions: the object is not loaded any more.
-    pub(super) fn is_unloaded(&mut self) {
+    pub(crate) fn is_unloaded(&mut self) {
         self.loaded = false;
         self.funcs.iter_mut().for_each(|func| func.old = None);
         self.c.iter_mut().for_each(CObject::leaves);
     }
 
-    pub(super) fn pre_patch(&mut self) -> Result<(), i32> {
+    pub(crate) fn pre_patch(&mut self) -> Result<(), i32> {
         let result = self.callbacks.pre_patch.as_ref().map_or(Ok(()), |call| call());
         self.post_unpatch_enabled = result.is_ok();
         result
     }
 
-    pub(super) fn post_patch(&self) {
+    pub(crate) fn post_patch(&self) {
         if let Some(call) = &self.callbacks.post_patch {
             call();
         }
     }
 
-    pub(super) fn pre_unpatch(&self) {
+    pub(crate) fn pre_unpatch(&self) {
         if let Some(call) = &self.callbacks.pre_unpatch {
             call();
         }
     }
 
-    pub(super) fn post_unpatch(&mut self) {
+    pub(crate) fn post_unpatch(&mut self) {
         if let Some(call) = self.callbacks.post_unpatch.as_ref().filter(|_| self.post_unpatch_enabled) {
             call();
         }
