@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::trampoline::thread::now;
+use crate::trampoline::ring::now;
 
 /// Both clocks at one moment.
 #[derive(Clone, Copy, Debug)]

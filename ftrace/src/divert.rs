@@ -7,8 +7,9 @@ use modload_text::{TextLock, TrapMask, poke_chosen};
 use modload_threads::Held;
 
 use crate::error::TraceError;
+use crate::identity::Owner;
 use crate::switch::Changed;
-use crate::table::{Entry, Owner, Phase, Shown, Table, table};
+use crate::table::{Entry, Part, Phase, Shown, Table, table};
 use crate::trampoline::Function;
 
 /// The redirection of a function's calls.
@@ -170,7 +171,7 @@ impl Table {
     }
 
     fn find_one(&self, divert: &Divert) -> Result<Found, TraceError> {
-        let of = |(owner, part): (&Owner, &crate::table::Part)| {
+        let of = |(owner, part): (&Owner, &Part)| {
             // At most an ENDBR64 lies between an entry and its site.
             let first = part.entries.partition_point(|entry| entry.site.at < divert.entry);
             let here = part.entries.get(first).filter(|entry| entry.site.entry == divert.entry)?;

@@ -11,12 +11,15 @@ use modload_text::shadow_stacks;
 use crate::clock::Clock;
 use crate::error::TraceError;
 use crate::filter::{BadPattern, Filter, Pattern};
-use crate::table::{HostId, Table, table};
+use crate::identity::HostId;
+use crate::running::{Pending, Running};
+use crate::table::{Table, table};
 use crate::trace::{Batch, Function, Missed, Record, Thread, What};
 use crate::trampoline::aside;
-use crate::trampoline::ring::{CALL, ENTER, LEAVE, Told};
-use crate::trampoline::sets::Then;
-use crate::trampoline::thread::{self, CURRENT, NESTED, OFF, RING, STRANGERS};
+use crate::trampoline::attach::take_new;
+use crate::trampoline::process_state::{CURRENT, NESTED, OFF, RING, STRANGERS};
+use crate::trampoline::ring::{CALL, ENTER, LEAVE};
+use crate::trampoline::variants::Then;
 
 /// The events of a function that are recorded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,35 +60,6 @@ impl TraceOptions {
     pub fn buffer(self, bytes: u64) -> TraceOptions {
         TraceOptions { buffer: bytes, ..self }
     }
-}
-
-/// The recording under way, as the table knows it.
-#[derive(Debug)]
-pub(crate) struct Running {
-    pub(crate) host: HostId,
-    pub(crate) filter: Filter,
-    pub(crate) then: Then,
-    session: u32,
-    /// The records that were read from rings and are in no batch yet. Each thread's records are in order.
-    pending: Vec<Pending>,
-    /// The threads, by their numbers in the recording.
-    threads: Vec<Thread>,
-    /// The number of each reader's thread, by the address of its state.
-    numbers: HashMap<usize, u32>,
-    /// The missed calls of threads that have ended.
-    missed: Missed,
-    /// The counts for the whole process at the start of the recording.
-    nested: u64,
-    strangers: u64,
-}
-
-/// A record of a thread.
-#[derive(Debug)]
-struct Pending {
-    thread: u32,
-    told: Told,
-    /// The parent's name, if the parent's code has been unloaded since.
-    parent: Option<String>,
 }
 
 /// The limits for the size of a ring.
@@ -171,7 +145,7 @@ impl Table {
 
     /// Reads the records of all threads. `parent` names places in a module that is about to be unloaded.
     pub(crate) fn read_rings(&mut self, parent: impl Fn(Addr) -> Option<String>) {
-        self.readers.extend(thread::take_new());
+        self.readers.extend(take_new());
         let Some(running) = &mut self.running else {
             for ended in self.readers.extract_if(.., |reader| reader.has_ended()) {
                 ended.free();
@@ -199,23 +173,6 @@ impl Table {
         let unnamed =
             running.pending.iter_mut().filter(|pending| pending.told.what == CALL && pending.parent.is_none());
         unnamed.for_each(|pending| pending.parent = parent(Addr::new(pending.told.parent)));
-    }
-}
-
-impl Running {
-    fn number(&mut self, key: usize, tid: i32, name: impl Fn() -> String) -> u32 {
-        *self.numbers.entry(key).or_insert_with(|| {
-            self.threads.push(Thread { tid, name: name() });
-            u32::try_from(self.threads.len() - 1).unwrap_or(u32::MAX)
-        })
-    }
-}
-
-impl Missed {
-    fn add(&mut self, counts: &crate::trampoline::ring::Counts) {
-        self.dropped += counts.dropped;
-        self.deep += counts.deep;
-        self.elsewhere += counts.elsewhere;
     }
 }
 

@@ -7,7 +7,7 @@ use modload_abi::section;
 use modload_edit::{Addr, EditOrigin, Engine, NOPS, index, wide};
 use modload_loader::{Coming, FunctionSymbol, Refusal};
 
-use crate::trampoline::Width;
+use crate::trampoline::variants::Width;
 
 /// A function with a record, and whether it can be traced.
 #[derive(Clone, PartialEq, Eq, Debug)]

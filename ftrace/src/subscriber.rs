@@ -6,9 +6,10 @@ use modload_loader::{Coming, Module, Refusal, Subscriber};
 use modload_text::{TextLock, poke};
 
 use crate::Ftrace;
+use crate::identity::Owner;
 use crate::sites::Found;
-use crate::table::{Entry, Owner, Part, Phase, Shown, Table, table};
-use crate::trampoline::Width;
+use crate::table::{Entry, Part, Phase, Shown, Table, table};
+use crate::trampoline::variants::Width;
 
 impl Subscriber for Ftrace {
     fn coming(&self, coming: &mut Coming<'_>) -> Result<(), Refusal> {

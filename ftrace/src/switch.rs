@@ -4,9 +4,10 @@ use modload_edit::{Edit, Sink};
 use modload_text::{TextLock, TrapMask, poke};
 
 use crate::error::TraceError;
-use crate::table::{Entry, Owner, Part, Phase, Shown, Table, TracerId};
+use crate::identity::{HostId, Owner, TracerId};
+use crate::table::{Entry, Part, Phase, Shown, Table};
 use crate::trampoline::call::Group;
-use crate::trampoline::sets::{By, Then};
+use crate::trampoline::variants::{By, Then};
 
 /// The entries that have changed, by their owners.
 pub(crate) type Changed = Vec<(Owner, Vec<usize>)>;
@@ -61,12 +62,7 @@ impl Table {
     }
 
     /// Sets the recording of a host's functions that `meant` selects. Returns the changed functions.
-    pub(crate) fn record(
-        &mut self,
-        then: Then,
-        meant: impl Fn(&str, &Entry) -> bool,
-        host: crate::table::HostId,
-    ) -> Changed {
+    pub(crate) fn record(&mut self, then: Then, meant: impl Fn(&str, &Entry) -> bool, host: HostId) -> Changed {
         let mut changed = Vec::new();
         for (owner, part) in self.parts.iter_mut().filter(|(_, part)| part.host == host) {
             let module = part.module.clone();

@@ -5,55 +5,28 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 use modload_edit::{Addr, EditSet};
-use modload_loader::Module;
 use modload_text::{HostText, TrapMask, on_fork};
 
 use crate::filter::Filter;
-use crate::recording::Running;
+use crate::identity::{HostId, Owner, TracerId};
+use crate::running::Running;
 use crate::sites::{Site, why_no_returns};
 use crate::stubs::Stubs;
+use crate::trampoline::attach::take_new;
 use crate::trampoline::call::{Group, Member};
-use crate::trampoline::ring::Reader;
-use crate::trampoline::sets::Then;
-use crate::trampoline::{Function, Width, thread};
+use crate::trampoline::reader::Reader;
+use crate::trampoline::slow_path::prepare;
+use crate::trampoline::variants::{Then, Width};
+use crate::trampoline::{Function, jumped};
 
 static TABLE: Mutex<Table> = Mutex::new(Table::new());
 
 thread_local! {
     static HELD: RefCell<Option<MutexGuard<'static, Table>>> = const { RefCell::new(None) };
 }
-
-/// The identity of a host, unique in the process.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct HostId(u64);
-
-impl HostId {
-    pub(crate) fn new() -> HostId {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        HostId(NEXT.fetch_add(1, Ordering::Relaxed))
-    }
-}
-
-/// The owner of functions: a module, by its address while the module exists, or a host with its own functions.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Owner {
-    Module(usize),
-    Host(HostId),
-}
-
-impl Owner {
-    pub(crate) fn of(module: &Module) -> Owner {
-        Owner::Module(std::ptr::from_ref(module).addr())
-    }
-}
-
-/// The identity of a tracer, unique in the process.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct TracerId(pub(crate) u64);
 
 /// Whether text can be poked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -218,13 +191,13 @@ impl Table {
 pub(crate) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        thread::prepare(Width::of_this_machine());
+        prepare(Width::of_this_machine());
         on_fork(
             || HELD.set(Some(table())),
             || HELD.set(None),
             || {
                 if let Some(mut table) = HELD.take() {
-                    table.readers.extend(thread::take_new());
+                    table.readers.extend(take_new());
                     table.readers.iter().for_each(Reader::forked);
                 }
             },
@@ -308,7 +281,7 @@ impl SiteCode {
                 return SiteCode { bytes, len };
             }
             Shown::Called => (0xe8, stub),
-            Shown::Jumped => (0xe9, crate::trampoline::jumped(stub)),
+            Shown::Jumped => (0xe9, jumped(stub)),
             Shown::Diverted(to) => (0xe9, to),
         };
         // A spare byte becomes the prefix addr32, which a branch ignores.

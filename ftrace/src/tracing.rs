@@ -10,17 +10,18 @@ use modload_text::TrapMask;
 use crate::clock::Clock;
 use crate::error::TraceError;
 use crate::filter::Filter;
+use crate::identity::{HostId, Owner, TracerId};
 use crate::recording::{FunctionTrace, TraceOptions};
 use crate::sites::{Traceable, why_no_returns};
 use crate::stubs::Stubs;
 use crate::switch::Changed;
-use crate::table::{Entry, HostId, Own, Owner, Part, Phase, Registered, Table, TracerId, install, table};
+use crate::table::{Entry, Own, Part, Phase, Registered, Table, install, table};
 use crate::trace::Function;
+use crate::trampoline::STUB;
 use crate::trampoline::call::{Member, Redirecting, Tracer};
 use crate::trampoline::host::{HostFunction, HostPart};
-use crate::trampoline::sets::Saved;
-use crate::trampoline::thread::{Doing, doings, is_nested};
-use crate::trampoline::{STUB, Width};
+use crate::trampoline::thread_local::{Doing, doings, is_nested};
+use crate::trampoline::variants::{Saved, Width};
 
 /// The module name of the host's own functions, as in Linux's livepatch.
 pub const HOST: &str = "vmlinux";

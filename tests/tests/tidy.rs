@@ -318,7 +318,7 @@ const CIRCLES: [(&str, usize); 18] = [
     ("text", 20),
     ("loader", 4),
     ("static_keys", 7),
-    ("ftrace", 6),
+    ("ftrace", 1),
     ("livepatch", 1),
     ("host", 4),
     ("control", 4),

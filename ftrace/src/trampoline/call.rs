@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use modload_edit::Addr;
 
-use super::Function;
-use super::sets::{Callback, Registers, Saved, Set};
+use super::function::{Callback, Function, Set};
+use super::registers::Registers;
+use super::variants::Saved;
 
 /// A tracer, which is notified of each call of its functions, in the thread that makes the call, before the function
 /// begins.

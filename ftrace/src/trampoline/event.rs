@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 
 use modload_edit::Addr;
 
-use super::sets::address;
-use super::thread::ASK;
+use super::function::address;
+use super::process_state::ASK;
 
 /// The data that `r11` points to when [`event_code`] is jumped to. The data lives for ever.
 #[repr(C)]

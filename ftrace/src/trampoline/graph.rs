@@ -11,31 +11,30 @@
 //! A return stack belongs to one stack, the thread's own: a function that is called on another stack is not recorded.
 //! So places lie in the order of their frames. A place whose frame is not above that of a function which is being
 //! entered is stale or alive. The place is stale if `longjmp` has left the function. The place is alive if the thread
-//! is on the stack of a coroutine that lies within the thread's own stack ([`super::thread`] distinguishes the two
-//! cases). The same holds for a place above that of a function which returns.
+//! is on the stack of a coroutine that lies within the thread's own stack ([`super::return_stack`] distinguishes the
+//! two cases). The same holds for a place above that of a function which returns.
 //!
 //! In a tail call both places have the same frame, and the frame's return address is the trampoline's. For unwinders
 //! the two are one frame, the newer one: [`Place::outer`] and [`Place::outer_saved`] belong to the oldest. Unwinders
 //! distinguish frames by their CFA, and two frames of the trampoline for one return address would have the same CFA as
 //! the frame that called the first function.
 
-use std::arch::global_asm;
 use std::ffi::{c_int, c_void};
 use std::mem::offset_of;
 use std::ptr;
 
 use modload_edit::Addr;
 
-use super::Function;
+use super::function::{Function, address};
+use super::return_stack::{RETURNED, unwound};
 use super::ring::LEAVE;
-use super::sets::address;
-use super::thread::{ASK, BUSY, CURRENT, NESTED, Place, RETURNED, SESSION, Thread};
+use super::thread::{Place, Thread};
 
 // DWARF: 0x10 register length 0x73 offset: the register is saved at rbx + offset (DW_CFA_expression, DW_OP_breg3);
 // 0x14 0x07 0x01: rsp is the CFA less 8 (DW_CFA_val_offset). While the function runs, and until its return address is on the
 // stack again, the CFA is the caller's stack pointer and 8 more: no two frames may have the same CFA, because unwinders
 // distinguish frames by the CFA.
-global_asm!(
+recording_asm!(
     r#"
     .pushsection .text.modload_ftrace_graph, "ax", @progbits
     .balign 64
@@ -281,25 +280,13 @@ modload_ftrace_pass_call:
     .popsection
 "#,
     personality = sym personality,
-    busy = const BUSY,
-    session = const SESSION,
-    current = sym CURRENT,
-    nested = sym NESTED,
-    ask = sym ASK,
     function_target = const offset_of!(Function, target),
-    number = const offset_of!(Function, number),
     top = const offset_of!(Thread, top),
     free = const offset_of!(Thread, free),
     returns = const offset_of!(Thread, returns),
     stack = const offset_of!(Thread, stack),
     stack_len = const offset_of!(Thread, stack_len),
-    head = const offset_of!(Thread, head),
-    tail = const offset_of!(Thread, tail),
     open = const offset_of!(Thread, open),
-    room = const offset_of!(Thread, room),
-    mask = const offset_of!(Thread, mask),
-    ring = const offset_of!(Thread, ring),
-    dropped = const offset_of!(Thread, dropped),
     elsewhere = const offset_of!(Thread, elsewhere),
     thread_session = const offset_of!(Thread, session),
     next = const offset_of!(Place, next),
@@ -372,7 +359,7 @@ unsafe extern "C" fn personality(
         // function preserves rbx.
         let place = unsafe { _Unwind_GetGR(context, RBX) };
         let place: *mut Place = ptr::with_exposed_provenance_mut(place);
-        super::thread::unwound(place);
+        unwound(place);
     }
     CONTINUE_UNWIND
 }

@@ -1,17 +1,15 @@
 //! Records a call: a time, the function and its caller, into the thread's ring.
 
-use std::arch::global_asm;
 use std::mem::offset_of;
 
 use modload_edit::Addr;
 
-use super::Function;
+use super::function::{Function, address};
 use super::ring::CALL;
-use super::sets::{By, address};
-use super::thread::{ASK, BUSY, CURRENT, NESTED, SESSION, Thread};
+use super::variants::By;
 
 // The address at which the function continues, and its return address, are on the stack.
-global_asm!(
+recording_asm!(
     r#"
     .pushsection .text.modload_ftrace_record, "ax", @progbits
     .balign 64
@@ -95,19 +93,7 @@ modload_ftrace_record:
     .size modload_ftrace_record_jump, . - modload_ftrace_record_jump
     .popsection
 "#,
-    busy = const BUSY,
-    session = const SESSION,
-    current = sym CURRENT,
-    nested = sym NESTED,
-    ask = sym ASK,
-    head = const offset_of!(Thread, head),
-    tail = const offset_of!(Thread, tail),
-    room = const offset_of!(Thread, room),
-    mask = const offset_of!(Thread, mask),
-    ring = const offset_of!(Thread, ring),
-    dropped = const offset_of!(Thread, dropped),
     target = const offset_of!(Function, target),
-    number = const offset_of!(Function, number),
     call = const CALL,
 );
 
