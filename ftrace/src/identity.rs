@@ -6,25 +6,25 @@ use modload_loader::Module;
 
 /// The identity of a host, unique in the process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct HostId(u64);
+pub(crate) struct TraceHostId(u64);
 
-impl HostId {
-    pub(crate) fn new() -> HostId {
+impl TraceHostId {
+    pub(crate) fn new() -> TraceHostId {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        HostId(NEXT.fetch_add(1, Ordering::Relaxed))
+        TraceHostId(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 }
 
 /// The owner of functions: a module, by its address while the module exists, or a host with its own functions.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Owner {
+pub(crate) enum FunctionOwner {
     Module(usize),
-    Host(HostId),
+    Host(TraceHostId),
 }
 
-impl Owner {
-    pub(crate) fn of(module: &Module) -> Owner {
-        Owner::Module(std::ptr::from_ref(module).addr())
+impl FunctionOwner {
+    pub(crate) fn of(module: &Module) -> FunctionOwner {
+        FunctionOwner::Module(std::ptr::from_ref(module).addr())
     }
 }
 

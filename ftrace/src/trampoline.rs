@@ -1,14 +1,14 @@
 //! The trampolines: assembler code that traced calls run through, and the data that it shares with Rust. The only place
 //! of this crate with unsafe code.
 //!
-//! A traced function has a [`Function`], which lives for ever, and a *stub* near its code. The stub has two halves of
-//! sixteen bytes. Each half loads the address of the [`Function`] into `r11` and jumps on through it. The function's
-//! site calls the first half, or jumps to the second:
+//! A traced function has a [`FunctionRecord`], which lives for ever, and a *stub* near its code. The stub has two
+//! halves of sixteen bytes. Each half loads the address of the [`FunctionRecord`] into `r11` and jumps on through it.
+//! The function's site calls the first half, or jumps to the second:
 //!
 //! | the site | the stub leads to | the stack then |
 //! |---|---|---|
-//! | `call stub` | [`Function::on_call`] | the address at which the function continues; its return address |
-//! | `jmp stub+16` | [`Function::on_jump`] | its return address |
+//! | `call stub` | [`FunctionRecord::on_call`] | the address at which the function continues; its return address |
+//! | `jmp stub+16` | [`FunctionRecord::on_jump`] | its return address |
 //!
 //! Each half has its own meaning, so a thread that is late in a half finds the code that fits its stack, regardless of
 //! the code that the site has by now. Calls end with `ret`, so that returns match the processor's own return stack. If
@@ -18,7 +18,7 @@
 //! - [`record`]: writes a call into the thread's ring.
 //! - [`graph`]: writes entry and return. The trampoline has a frame of its own beneath the function's frame, with
 //!   unwind rows for exceptions.
-//! - [`aside`]: walks the thread's current stack while running on another stack.
+//! - [`walk_stack`]: walks the thread's current stack while running on another stack.
 //! - [`thread_local`]: whether the thread is within the tracing already, and the way to its state. [`thread`]: the
 //!   state: its ring ([`ring`], [`reader`]) and its return stack ([`return_stack`]).
 //! - [`slow_path`]: the calls that assembler code cannot record by itself. [`attach`]: threads join a recording.
@@ -36,7 +36,7 @@ pub(crate) mod process_state;
 pub(crate) mod ring;
 mod thread;
 pub(crate) mod thread_local;
-pub(crate) mod aside;
+pub(crate) mod walk_stack;
 mod stack;
 mod return_stack;
 pub(crate) mod reader;
@@ -54,15 +54,15 @@ pub(crate) mod host;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-pub(crate) use function::{Function, STUB, jumped, stub_rows};
-pub use registers::Registers;
+pub(crate) use function::{FunctionRecord, STUB, second_half, stub_rows};
+pub use registers::CallRegisters;
 
-use variants::{By, Saved, Then, Width};
+use variants::{AfterTracers, SavedRegisters, SiteBranch, VectorWidth};
 
-impl Function {
+impl FunctionRecord {
     /// Makes a function that is not traced. The value lives for ever.
-    pub(crate) fn make(number: u32, module: Arc<str>, name: Arc<str>) -> &'static Function {
-        Box::leak(Box::new(Function {
+    pub(crate) fn make(number: u32, module: Arc<str>, name: Arc<str>) -> &'static FunctionRecord {
+        Box::leak(Box::new(FunctionRecord {
             on_call: AtomicU64::new(graph::pass_call().get()),
             on_jump: AtomicU64::new(graph::pass_jump().get()),
             target: AtomicU64::new(0),
@@ -76,31 +76,31 @@ impl Function {
     }
 
     /// Sets the code that one half of the stub leads to from now on: the tracers, and the code after them.
-    pub(crate) fn leads(&self, by: By, tracers: Option<(Width, Saved)>, then: Then) {
+    pub(crate) fn set_code(&self, by: SiteBranch, tracers: Option<(VectorWidth, SavedRegisters)>, then: AfterTracers) {
         let code = match (tracers, then, by) {
             // The return of a function cannot be recorded if its site calls.
-            (_, Then::Graph, By::Call) => graph::pass_call(),
+            (_, AfterTracers::Graph, SiteBranch::Call) => graph::pass_call(),
             (Some((width, saved)), ..) => sets::code(width, saved, then, by),
-            (None, Then::Function, By::Call) => graph::pass_call(),
-            (None, Then::Function, By::Jump) => graph::pass_jump(),
-            (None, Then::Record, _) => record::code(by),
-            (None, Then::Graph, By::Jump) => graph::code(),
+            (None, AfterTracers::Function, SiteBranch::Call) => graph::pass_call(),
+            (None, AfterTracers::Function, SiteBranch::Jump) => graph::pass_jump(),
+            (None, AfterTracers::Record, _) => record::code(by),
+            (None, AfterTracers::Graph, SiteBranch::Jump) => graph::code(),
         };
         let half = match by {
-            By::Call => &self.on_call,
-            By::Jump => &self.on_jump,
+            SiteBranch::Call => &self.on_call,
+            SiteBranch::Jump => &self.on_jump,
         };
         half.store(code.get(), Ordering::Release);
     }
 
     /// Stops tracing the function in both halves of its stub.
-    pub(crate) fn is_passed(&self) {
-        self.passes(By::Call);
-        self.passes(By::Jump);
+    pub(crate) fn stop_tracing(&self) {
+        self.stop_tracing_half(SiteBranch::Call);
+        self.stop_tracing_half(SiteBranch::Jump);
     }
 
     /// Stops tracing the function in one half of its stub.
-    pub(crate) fn passes(&self, by: By) {
-        self.leads(by, None, Then::Function);
+    pub(crate) fn stop_tracing_half(&self, by: SiteBranch) {
+        self.set_code(by, None, AfterTracers::Function);
     }
 }

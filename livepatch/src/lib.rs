@@ -16,8 +16,8 @@
 //!
 //! | layer | files |
 //! |---|---|
-//! | vocabulary | `spec`, `target`, `log`, `error`; `structs` and `record_sizes`: the C records of a module; `previous`, `shadow`, `stub` |
-//! | patches | `patch`: the data; `find`, `object`: functions of an object; `patches`: all patches with the function stacks |
+//! | vocabulary | `spec`, `target`, `log`, `error`, `structs`, `record_sizes`, `previous_states`, `shadow`, `stub` |
+//! | patches | `patch`, `find`, `object`, `patches`: the patches as data, and the function stacks |
 //! | slices | `slices`: the parts of a patch's module that wait for an object |
 //! | transition | `transition/`: which threads migrate, and when |
 //! | table | `table`: patches, slices and transitions behind one lock |
@@ -34,7 +34,7 @@ mod log;
 mod structs;
 mod record_sizes;
 mod shadow;
-mod previous;
+mod previous_states;
 mod stub;
 mod error;
 mod patch;
@@ -53,9 +53,9 @@ pub use error::PatchError;
 pub use exports::exports;
 pub use log::Log;
 pub use spec::{Callbacks, FuncSpec, ObjectSpec, PatchSpec, StateSpec, Transition};
-pub use status::{DEEPEST_SHOWN, ObjectStatus, PatchStatus, Standing, standing};
+pub use status::{MOST_FRAMES, ObjectStatus, PatchStatus, ThreadStack, thread_stacks};
 pub use structs::StructError;
 pub use stub::StubError;
 pub use subscriber::Livepatch;
 pub use target::Target;
-pub use transition::{Blocked, Why, checkpoint};
+pub use transition::{BlockReason, Blocked, checkpoint};

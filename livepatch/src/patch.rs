@@ -14,16 +14,16 @@ use crate::structs::CObject;
 
 /// The identity of a host, unique in the process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct HostId {
+pub(crate) struct PatchHostId {
     number: u64,
     /// How threads migrate to the host's patches.
     pub(crate) transition: Transition,
 }
 
-impl HostId {
-    pub(crate) fn new(transition: Transition) -> HostId {
+impl PatchHostId {
+    pub(crate) fn new(transition: Transition) -> PatchHostId {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        HostId { number: NEXT.fetch_add(1, Ordering::Relaxed), transition }
+        PatchHostId { number: NEXT.fetch_add(1, Ordering::Relaxed), transition }
     }
 }
 
@@ -47,9 +47,9 @@ pub(crate) struct FuncId {
 /// A patch that is enabled, or that was enabled and is still in transition.
 pub(crate) struct Patch {
     pub(crate) id: PatchId,
-    pub(crate) host: HostId,
+    pub(crate) host: PatchHostId,
     pub(crate) name: Arc<str>,
-    pub(crate) objects: Vec<Object>,
+    pub(crate) objects: Vec<PatchedObject>,
     pub(crate) replace: bool,
     pub(crate) states: Vec<StateSpec>,
     pub(crate) enabled: bool,
@@ -76,7 +76,7 @@ impl Patch {
 
 /// An object whose functions a patch changes.
 #[derive(Debug)]
-pub(crate) struct Object {
+pub(crate) struct PatchedObject {
     /// The module's name, or `None` for the host's own functions.
     pub(crate) name: Option<Arc<str>>,
     pub(crate) funcs: Vec<Func>,
@@ -95,7 +95,7 @@ pub(crate) struct Object {
 /// The name of the object that holds the host's own functions.
 pub(crate) const VMLINUX: &str = modload_ftrace::HOST;
 
-impl Object {
+impl PatchedObject {
     pub(crate) fn name(&self) -> &str {
         self.name.as_deref().unwrap_or(VMLINUX)
     }
@@ -119,14 +119,14 @@ impl Func {
     /// Returns the key of the function within its object: name and position from 1, as in the names of Linux's sysfs
     /// folders. Positions 0 and 1 mean the same function, because 0 is valid only if there is exactly one function of
     /// that name.
-    pub(crate) fn named(&self) -> (&str, u64) {
+    pub(crate) fn key(&self) -> (&str, u64) {
         (&self.old_name, self.old_sympos.max(1))
     }
 }
 
 /// A patched function.
 #[derive(Debug)]
-pub(crate) struct Patched {
+pub(crate) struct PatchedFunction {
     /// An address behind the function's site.
     pub(crate) home: Addr,
     /// The address ranges of the original function.

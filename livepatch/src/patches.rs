@@ -8,7 +8,7 @@ use modload_edit::Addr;
 use modload_ftrace::{Divert, redirected};
 
 use crate::error::PatchError;
-use crate::patch::{Func, FuncId, HostId, Object, Patch, PatchId, Patched};
+use crate::patch::{Func, FuncId, Patch, PatchHostId, PatchId, PatchedFunction, PatchedObject};
 
 /// The patches and the function stacks.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub(crate) struct Patches {
     /// The patches in the order in which they were enabled.
     pub(crate) all: Vec<Patch>,
     /// The patched functions by entry.
-    functions: BTreeMap<Addr, Patched>,
+    functions: BTreeMap<Addr, PatchedFunction>,
     /// The number of the last patch.
     last: u64,
 }
@@ -41,12 +41,12 @@ impl Patches {
     }
 
     /// Returns the patches of a host, in the order in which they were enabled.
-    pub(crate) fn of_host(&self, host: HostId) -> impl Iterator<Item = &Patch> {
+    pub(crate) fn of_host(&self, host: PatchHostId) -> impl Iterator<Item = &Patch> {
         self.all.iter().filter(move |patch| patch.host == host)
     }
 
     /// Returns the identities of the patches of a host, in the order in which they were enabled.
-    pub(crate) fn ids_of_host(&self, host: HostId) -> Vec<PatchId> {
+    pub(crate) fn ids_of_host(&self, host: PatchHostId) -> Vec<PatchId> {
         self.of_host(host).map(|patch| patch.id).collect()
     }
 
@@ -73,14 +73,14 @@ impl Patches {
     }
 
     /// Returns the address ranges of the functions that replace a module's functions.
-    pub(crate) fn replacements(&self, host: HostId, module: &str) -> impl Iterator<Item = Range<u64>> {
-        let named = move |object: &&Object| object.name.as_deref() == Some(module);
+    pub(crate) fn replacements(&self, host: PatchHostId, module: &str) -> impl Iterator<Item = Range<u64>> {
+        let named = move |object: &&PatchedObject| object.name.as_deref() == Some(module);
         let objects = self.of_host(host).flat_map(move |patch| patch.objects.iter().filter(named));
         objects.flat_map(|object| &object.funcs).flat_map(|func| func.extent.iter().cloned())
     }
 
     /// Adds functions that have no function stack yet.
-    pub(crate) fn add_functions(&mut self, found: impl IntoIterator<Item = (Addr, Patched)>) {
+    pub(crate) fn add_functions(&mut self, found: impl IntoIterator<Item = (Addr, PatchedFunction)>) {
         for (entry, patched) in found {
             self.functions.entry(entry).or_insert(patched);
         }
@@ -96,7 +96,7 @@ impl Patches {
     }
 
     /// Returns the patched functions by entry.
-    pub(crate) fn functions(&self) -> impl Iterator<Item = (Addr, &Patched)> {
+    pub(crate) fn functions(&self) -> impl Iterator<Item = (Addr, &PatchedFunction)> {
         self.functions.iter().map(|(entry, function)| (*entry, function))
     }
 

@@ -65,41 +65,41 @@ impl PatchStatus {
 
 /// A thread's current stack.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Standing {
+pub struct ThreadStack {
     /// The thread.
     pub tid: Tid,
-    /// The thread's frames, innermost first. At most [`DEEPEST_SHOWN`].
+    /// The thread's frames, innermost first. At most [`MOST_FRAMES`].
     pub frames: Vec<Frame>,
     /// The result of the stack walk.
     pub ended: Result<Ended, WalkError>,
 }
 
-impl Standing {
+impl ThreadStack {
     /// Returns the entry for a thread whose stack is not walked.
     #[must_use]
-    pub fn unknown(tid: Tid) -> Standing {
-        Standing { tid, frames: Vec::new(), ended: Ok(Ended::Early) }
+    pub fn unknown(tid: Tid) -> ThreadStack {
+        ThreadStack { tid, frames: Vec::new(), ended: Ok(Ended::Early) }
     }
 }
 
 /// The largest number of frames that are kept of a stack.
-pub const DEEPEST_SHOWN: usize = 128;
+pub const MOST_FRAMES: usize = 128;
 
 /// Returns the stacks of threads. Threads that have ended meanwhile are left out.
 ///
 /// # Errors
 /// Threads could not be held.
-pub fn standing(tids: &[Tid]) -> Result<Vec<Standing>, PatchError> {
+pub fn thread_stacks(tids: &[Tid]) -> Result<Vec<ThreadStack>, PatchError> {
     let room = |_| {
         let standing =
-            |tid: &Tid| Standing { tid: *tid, frames: Vec::with_capacity(DEEPEST_SHOWN), ended: Ok(Ended::Early) };
+            |tid: &Tid| ThreadStack { tid: *tid, frames: Vec::with_capacity(MOST_FRAMES), ended: Ok(Ended::Early) };
         (tids.iter().map(standing).collect::<Vec<_>>(), Walker::new())
     };
     let (mut found, _) = each_stack(room, |(found, walker), stack| {
         let Some(standing) = found.iter_mut().find(|standing| standing.tid == stack.tid()) else { return };
         let frames = &mut standing.frames;
         standing.ended = stack.walk_by(walker, |frame| {
-            if frames.len() < DEEPEST_SHOWN {
+            if frames.len() < MOST_FRAMES {
                 frames.push(*frame);
             }
             ControlFlow::Continue(())

@@ -1,10 +1,10 @@
 //! TwoWayStubs of functions in transition: threads that have not migrated go one way, all other threads the other.
 //!
-//! A stub is 64 bytes of text that are never freed, with a [`TwoWayStub`] that the text refers to. Both are used again when
-//! the transition is complete and no thread is in the stub. A thread's word (`modload_threads::word`) says whether the
-//! thread has migrated. In transitions that hold threads, the word's low half is not 0 until the thread has migrated.
-//! The word's high half counts down the calls until the thread is checked again. In checkpoint-only transitions no
-//! thread could write the word of another, and the word counts only if it has the transition's tag.
+//! A stub is 64 bytes of text that are never freed, with a [`TwoWayStub`] that the text refers to. Both are used again
+//! when the transition is complete and no thread is in the stub. A thread's word (`modload_threads::word`) says whether
+//! the thread has migrated. In transitions that hold threads, the word's low half is not 0 until the thread has
+//! migrated. The word's high half counts down the calls until the thread is checked again. In checkpoint-only
+//! transitions no thread could write the word of another, and the word counts only if it has the transition's tag.
 
 use std::mem::{forget, offset_of};
 use std::ops::Range;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use modload_edit::{Addr, wide};
-use modload_ftrace::{Event, event_code};
+use modload_ftrace::{StubEvent, event_code};
 use modload_text::{Arena, ArenaError, Describe, INT3, TextLock};
 use modload_threads::frames::{BadRows, Known};
 use modload_threads::word;
@@ -26,8 +26,8 @@ const BLOCK: u64 = 64;
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub(crate) struct TwoWayStub {
-    /// The `home` of an [`Event`], for [`modload_ftrace::event_code`]. This field comes first, because a pointer to the
-    /// event is a pointer to this struct. The event's `then` is the stub.
+    /// The `home` of a [`StubEvent`], for [`modload_ftrace::event_code`]. This field comes first, because a pointer to
+    /// the event is a pointer to this struct. The event's `then` is the stub.
     home: AtomicU64,
     then: AtomicU64,
     /// The target for threads that have migrated.
@@ -51,8 +51,8 @@ pub(crate) enum WordCheck {
     Tag,
 }
 
-const _: () = assert!(offset_of!(TwoWayStub, home) == offset_of!(Event, home));
-const _: () = assert!(offset_of!(TwoWayStub, then) == offset_of!(Event, then));
+const _: () = assert!(offset_of!(TwoWayStub, home) == offset_of!(StubEvent, home));
+const _: () = assert!(offset_of!(TwoWayStub, then) == offset_of!(StubEvent, then));
 
 impl TwoWayStub {
     /// Sets the targets for threads that have migrated (`to`) and that have not (`from`). `home` is an address behind
@@ -72,7 +72,8 @@ impl TwoWayStub {
     /// that target, too, or the thread's former target.
     pub(crate) fn settle_on(&self, home: Addr, to: Addr) {
         self.set_targets(home, to, to);
-        // With `WordCheck::Tag`, any word is greater than or equal to 0, so the stub does not call the event code any more.
+        // With `WordCheck::Tag`, any word is greater than or equal to 0, so the stub does not call the event code any
+        // more.
         self.set_tag(0);
     }
 

@@ -10,10 +10,10 @@ use modload_ftrace::{Ftrace, divert_staged};
 use modload_loader::{Coming, Loader, Module, Reference, Refusal, State, Subscriber};
 
 use crate::error::PatchError;
-use crate::find::Place;
+use crate::find::ObjectPlace;
 use crate::log::Log;
 use crate::operate::{self, WantedPatch};
-use crate::patch::{HostId, Object, PatchId, module_identity};
+use crate::patch::{PatchHostId, PatchId, PatchedObject, module_identity};
 use crate::patches::Patches;
 use crate::spec::{PatchSpec, Transition};
 use crate::status::PatchStatus;
@@ -23,7 +23,7 @@ use crate::table::{install, table};
 /// The subscriber for live patching of one host's modules. Copies are the same subscriber.
 #[derive(Clone, Copy, Debug)]
 pub struct Livepatch {
-    host: HostId,
+    host: PatchHostId,
     ftrace: Ftrace,
 }
 
@@ -32,7 +32,7 @@ impl Livepatch {
     #[must_use]
     pub fn new(ftrace: Ftrace, transition: Transition) -> Livepatch {
         install();
-        Livepatch { host: HostId::new(transition), ftrace }
+        Livepatch { host: PatchHostId::new(transition), ftrace }
     }
 
     /// Enables a patch: Linux's `klp_enable_patch`. Objects that are loaded are patched now, others when they are
@@ -104,14 +104,14 @@ impl Livepatch {
         let mut table = table()?;
         let alive = table.alive.clone();
         let mut place = |object: Option<&str>| match object {
-            None => Some(Place::Host(self.ftrace)),
+            None => Some(ObjectPlace::Host(self.ftrace)),
             Some(name) => {
                 let is_it = |(module, state): &&(Arc<Module>, State)| {
                     is_same_name(module.name(), name)
                         && *state != State::Going
                         && alive.contains(&module_identity(module))
                 };
-                modules.iter().find(is_it).map(|(module, _)| Place::module(module))
+                modules.iter().find(is_it).map(|(module, _)| ObjectPlace::module(module))
             }
         };
         operate::enable(&mut table, wanted, &mut place)
@@ -190,11 +190,11 @@ impl Subscriber for Livepatch {
         table.alive.push(module_identity(module));
         // Functions are listed only if a patch names the module.
         let name = module.name().to_owned();
-        let named = |object: &Object| object.name.as_deref() == Some(&*name);
+        let named = |object: &PatchedObject| object.name.as_deref() == Some(&*name);
         if !table.patches.of_host(self.host).any(|patch| patch.objects.iter().any(named)) {
             return Ok(());
         }
-        let place = Place::module(module);
+        let place = ObjectPlace::module(module);
         let diverts = operate::module_coming(&mut table, self.host, &place, &name).inspect_err(|_| {
             table.alive.pop();
         })?;

@@ -13,7 +13,7 @@ use modload_text::on_fork;
 use modload_threads::Tid;
 
 use crate::error::PatchError;
-use crate::patch::HostId;
+use crate::patch::PatchHostId;
 use crate::patches::Patches;
 use crate::slices::WrittenSlices;
 use crate::transition::{self, Transitions};
@@ -31,7 +31,7 @@ pub(crate) struct PatchTable {
 impl PatchTable {
     /// Returns the code that stands in for a module's own code: the functions that replace the module's functions, and
     /// the functions into which the module's addresses were written.
-    pub(crate) fn stand_ins(&self, host: HostId, module: &str) -> Vec<Range<u64>> {
+    pub(crate) fn stand_ins(&self, host: PatchHostId, module: &str) -> Vec<Range<u64>> {
         self.patches.replacements(host, module).chain(self.slices.code_for(host, module)).collect()
     }
 }

@@ -5,8 +5,8 @@
 //! complete. Otherwise sites become jumps to stubs. A stub sends a thread by its word: to the old code until the thread
 //! has migrated. Threads that have not migrated are checked again: when they reach a stub or a checkpoint
 //! (`self_check`), when a blocking thread has ended (`events`), and periodically, with growing intervals. In the last
-//! two cases the worker thread (`operate/worker.rs`) holds all threads for the check. New threads start with the word 0:
-//! they have migrated.
+//! two cases the worker thread (`operate/worker.rs`) holds all threads for the check. New threads start with the word
+//! 0: they have migrated.
 //!
 //! If the host allows migration only at checkpoints, no thread is held: `checkpoints`.
 //!
@@ -30,15 +30,15 @@ use modload_threads::frames::{Walker, know_process};
 use modload_threads::{DEFAULT_LIMIT, Tasks, hold};
 
 pub(crate) use active::ActiveTransition;
-pub use blocked::{Blocked, Why};
+pub use blocked::{BlockReason, Blocked};
 pub(crate) use events::Waiter;
 pub use self_check::checkpoint;
 pub(crate) use self_check::on_unmigrated_call;
 
 use active::{MovingFunction, moves};
-use held_check::{Seen, Whom, check_stacks};
+use held_check::{HeldCheck, ThreadsToCheck, check_stacks};
 use phase::{announce_end, announce_holding};
-use ranges::SHOWN;
+use ranges::PUBLISHED_RANGES;
 use word::{clear_words, exchange_words, new_unmigrated_word};
 
 use crate::error::PatchError;
@@ -88,7 +88,7 @@ impl Transitions {
         let migrated = match how {
             Transition::Anywhere => {
                 announce_holding();
-                self.attempt(patches, slices, Whom::All)
+                self.attempt(patches, slices, ThreadsToCheck::All)
             }
             Transition::CheckpointsOnly => checkpoints::begin(transition, &mut self.stubs, patches, slices),
         };
@@ -107,58 +107,70 @@ impl Transitions {
     }
 
     /// Checks threads, and completes the transition if all have migrated. Returns whether the transition is complete.
-    fn attempt(&mut self, patches: &Patches, slices: &WrittenSlices, whom: Whom) -> Result<bool, PatchError> {
+    fn attempt(
+        &mut self,
+        patches: &Patches,
+        slices: &WrittenSlices,
+        threads: ThreadsToCheck,
+    ) -> Result<bool, PatchError> {
         let Some(transition) = &mut self.active else { return Ok(true) };
         if transition.checkpoints.is_some() {
-            return checkpoints::attempt(transition, &mut self.stubs, patches, whom);
+            return checkpoints::attempt(transition, &mut self.stubs, patches, threads);
         }
-        let mark = transition.unmigrated_word;
+        let unmigrated_word = transition.unmigrated_word;
         let mut ways = vec![transition.diverts(|moving| moving.to)];
-        if whom == Whom::All {
+        if threads == ThreadsToCheck::All {
             ways.push(transition.diverts(|moving| Some(moving.stub.addr())));
         }
         let ranges = transition.ranges(patches, slices, &self.stubs);
         let stubs = self.stubs.ranges();
         let list = |source| modload_threads::Error::List { source };
         let mut room = Tasks::open().and_then(|tasks| tasks.count()).map_err(list)? + 64;
-        let (chosen, seen) = loop {
+        let (chosen, check) = loop {
             let blocked = Vec::with_capacity(modload_edit::index(room));
-            let mut seen = Seen { blocked, room, is_small: false, mark, stubs_are_empty: false, walker: Walker::new() };
+            let mut check = HeldCheck {
+                blocked,
+                room,
+                is_too_small: false,
+                unmigrated_word,
+                stubs_are_empty: false,
+                walker: Walker::new(),
+            };
             let chosen = divert_chosen(&ways, |held| {
-                check_stacks(held, whom, &ranges, &stubs, &mut seen);
-                match (seen.is_small, seen.blocked.is_empty()) {
+                check_stacks(held, threads, &ranges, &stubs, &mut check);
+                match (check.is_too_small, check.blocked.is_empty()) {
                     (true, _) => None,
                     (false, true) => Some(0),
-                    (false, false) => (whom == Whom::All).then_some(1),
+                    (false, false) => (threads == ThreadsToCheck::All).then_some(1),
                 }
             });
             let chosen = match chosen {
                 Ok(chosen) => chosen,
                 Err(error) => {
                     // The words mean nothing without stubs.
-                    if whom == Whom::All {
+                    if threads == ThreadsToCheck::All {
                         clear_words()?;
                     }
                     return Err(error.into());
                 }
             };
-            if !seen.is_small {
-                break (chosen, seen);
+            if !check.is_too_small {
+                break (chosen, check);
             }
             room *= 2;
         };
-        if seen.stubs_are_empty {
+        if check.stubs_are_empty {
             self.stubs.recover();
         }
         let migrated = chosen == Some(0);
-        transition.blocked = seen.blocked;
+        transition.blocked = check.blocked;
         if migrated {
             // If the transition was forced, threads may be in stubs.
             transition.settle_stubs(patches);
             announce_end();
-            SHOWN.clear();
-        } else if whom == Whom::All {
-            SHOWN.show(&ranges);
+            PUBLISHED_RANGES.clear();
+        } else if threads == ThreadsToCheck::All {
+            PUBLISHED_RANGES.publish(&ranges);
         }
         Ok(migrated)
     }
@@ -178,7 +190,7 @@ impl Transitions {
         let new = |(moves, stub)| MovingFunction::new(patches, moves, stub, checkpoints);
         let moving: Vec<_> = moves.into_iter().zip(stubs).map(new).collect();
         transition.moving.extend(moving);
-        SHOWN.show(&transition.ranges(patches, slices, &self.stubs));
+        PUBLISHED_RANGES.publish(&transition.ranges(patches, slices, &self.stubs));
         Ok(())
     }
 
@@ -188,7 +200,7 @@ impl Transitions {
         let gone = transition.moving.extract_if(.., |moving| entries.contains(&moving.entry));
         let gone: Vec<_> = gone.map(|moving| moving.stub).collect();
         self.stubs.retire(gone.into_iter());
-        SHOWN.show(&transition.ranges(patches, slices, &self.stubs));
+        PUBLISHED_RANGES.publish(&transition.ranges(patches, slices, &self.stubs));
     }
 
     /// Reverses the transition: threads that had migrated have to migrate back, and all others count as migrated.
@@ -203,18 +215,18 @@ impl Transitions {
         transition.moving.iter().for_each(|moving| moving.stub.reverse());
         drop(held);
         transition.swap();
-        SHOWN.show(&transition.ranges(patches, slices, &self.stubs));
+        PUBLISHED_RANGES.publish(&transition.ranges(patches, slices, &self.stubs));
         Ok(())
     }
 
     /// Checks the threads again that have not migrated. Returns whether all have migrated.
     pub(crate) fn try_again(&mut self, patches: &Patches, slices: &WrittenSlices) -> Result<bool, PatchError> {
-        self.attempt(patches, slices, Whom::Left)
+        self.attempt(patches, slices, ThreadsToCheck::Unmigrated)
     }
 
     /// Counts all threads as migrated, wherever they are.
     pub(crate) fn force(&mut self, patches: &Patches, slices: &WrittenSlices) -> Result<bool, PatchError> {
-        self.attempt(patches, slices, Whom::Nobody)
+        self.attempt(patches, slices, ThreadsToCheck::None)
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use modload::text::{Addr, disassembled};
-use modload::trace::What;
+use modload::trace::ThreadAction;
 use modload::trace::{Call, Filter, HostFunction, Mode, TraceOptions};
 use modload::{Host, Image, Input, Module};
 use modload_fixtures::{Compiler, Language, object_from_text};
@@ -142,7 +142,7 @@ fn recorded() {
     assert_eq!(call(&module, "all", 5), expected(5));
     let batch = trace.drain();
     let names = batch.records.iter().map(|record| {
-        let What::Call { parent } = &record.what else { panic!("{record:?}") };
+        let ThreadAction::Call { parent } = &record.what else { panic!("{record:?}") };
         let parent = parent.split('+').next().unwrap();
         let parent = if parent.starts_with("0x") { "host" } else { parent };
         format!("{} <-{parent}", batch.functions[usize::try_from(record.function).unwrap()].name)
@@ -166,7 +166,7 @@ fn graphed() {
         .map(|record| {
             let name = &batch.functions[usize::try_from(record.function).unwrap()].name;
             match record.what {
-                What::Enter => format!("{name} {{"),
+                ThreadAction::Enter => format!("{name} {{"),
                 _ => format!("}} {name}"),
             }
         })

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use modload::text::Arena;
-use modload::trace::{Batch, What};
+use modload::trace::{Batch, ThreadAction};
 use modload::trace::{Call, Filter, Mode, Redirect, Redirecting, TraceOptions, Tracer, Tracing};
 use modload::{Host, Image, Module};
 use modload_edit::{Addr, wide};
@@ -128,7 +128,9 @@ fn burst(host: &Host, resident: &[Module], number: usize, made: &Mutex<Made>) {
 
 fn recorded(batch: &Batch) -> Made {
     let mut made = Made::new();
-    for record in batch.records.iter().filter(|record| matches!(record.what, What::Call { .. } | What::Enter)) {
+    for record in
+        batch.records.iter().filter(|record| matches!(record.what, ThreadAction::Call { .. } | ThreadAction::Enter))
+    {
         let function = &batch.functions[usize::try_from(record.function).unwrap()];
         let thread = &batch.threads[usize::try_from(record.thread).unwrap()];
         *made.entry((thread.tid, function.module.clone(), function.name.clone())).or_default() += 1;

@@ -13,21 +13,21 @@ use modload_edit::{index, wide};
 use modload_text::Pages;
 use modload_threads::Tid;
 
-use super::process_state::RING;
-use super::reader::Reader;
+use super::process_state::RING_BYTES;
+use super::reader::RingReader;
 use super::ring::UNIT;
-use super::thread::{Apart, Inner, Place, Thread};
+use super::thread::{CacheLineCounter, InnerStack, ReturnPlace, TraceThread};
 use super::thread_local::{ENDING, Local, local};
-use super::{aside, graph, stack};
+use super::{graph, stack, walk_stack};
 
 /// The most functions on a return stack.
-const DEPTH: usize = 1024;
+const MOST_PLACES: usize = 1024;
 
 /// The key through which the C library reports the end of a thread, or `u64::MAX` if there is none.
 static KEY: AtomicU64 = AtomicU64::new(u64::MAX);
 
 /// The threads that have joined and that no reader has taken yet.
-static NEW: AtomicPtr<Thread> = AtomicPtr::new(ptr::null_mut());
+static NEW_THREADS: AtomicPtr<TraceThread> = AtomicPtr::new(ptr::null_mut());
 
 /// Registers with the C library for the ends of threads.
 pub(super) fn register_for_ends() {
@@ -44,12 +44,12 @@ pub(super) fn attach(local: &Local, session: u32) -> Option<()> {
     let known = NonNull::new(local.thread.get());
     let (thread, is_new) = match known {
         Some(thread) => (thread, false),
-        None => (make(local)?, true),
+        None => (make_state(local)?, true),
     };
     // SAFETY: the state is this thread's own. Fields that other threads read are atomic, or written before the store to
     // `session`.
     let state = unsafe { thread.as_ref() };
-    let bytes = RING.load(Ordering::Acquire);
+    let bytes = RING_BYTES.load(Ordering::Acquire);
     let units = bytes / UNIT;
     if state.mask.load(Ordering::Relaxed) + 1 != units {
         // The old ring is not read any more: its recording is over (`FunctionTrace::finish`).
@@ -57,7 +57,7 @@ pub(super) fn attach(local: &Local, session: u32) -> Option<()> {
         state.ring.store(pages.as_mut_ptr().cast(), Ordering::Relaxed);
         state.mask.store(units - 1, Ordering::Relaxed);
         state.room.set(units - 2);
-        drop(state.ring_home.replace(Some(pages)));
+        drop(state.ring_pages.replace(Some(pages)));
     }
     state.head.store(0, Ordering::Relaxed);
     state.tail.store(0, Ordering::Relaxed);
@@ -74,16 +74,17 @@ pub(super) fn attach(local: &Local, session: u32) -> Option<()> {
     local.session.set(session);
     if is_new {
         local.thread.set(thread.as_ptr());
-        let mut first = NEW.load(Ordering::Relaxed);
+        let mut first = NEW_THREADS.load(Ordering::Relaxed);
         loop {
             state.next.set(first);
-            match NEW.compare_exchange_weak(first, thread.as_ptr(), Ordering::Release, Ordering::Relaxed) {
+            match NEW_THREADS.compare_exchange_weak(first, thread.as_ptr(), Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => break,
                 Err(now) => first = now,
             }
         }
         if let Ok(key) = u32::try_from(KEY.load(Ordering::Relaxed)) {
-            // SAFETY: the key is from `register_for_ends`. For the first keys, the C library has room in the thread itself.
+            // SAFETY: the key is from `register_for_ends`. For the first keys, the C library has room in the thread
+            // itself.
             unsafe { libc::pthread_setspecific(key, thread.as_ptr().cast_const().cast()) };
         }
     }
@@ -91,23 +92,23 @@ pub(super) fn attach(local: &Local, session: u32) -> Option<()> {
 }
 
 /// Makes a state for this thread, without a ring.
-fn make(local: &Local) -> Option<NonNull<Thread>> {
+fn make_state(local: &Local) -> Option<NonNull<TraceThread>> {
     let (stack, stack_len) = stack::own(wide(ptr::from_ref(local).addr()))?;
-    let places = size_of::<Thread>().next_multiple_of(align_of::<Place>());
-    let all = places + (DEPTH + 1) * size_of::<Place>();
-    let aside = all.next_multiple_of(aside::PAGE) + aside::PAGE;
-    let pages = Pages::new(aside + aside::STACK).ok()?;
-    let thread: *mut Thread = pages.as_mut_ptr().cast();
-    let first: *mut Place = pages.as_mut_ptr().wrapping_add(places).cast();
-    let state = Thread {
+    let places = size_of::<TraceThread>().next_multiple_of(align_of::<ReturnPlace>());
+    let all = places + (MOST_PLACES + 1) * size_of::<ReturnPlace>();
+    let walk_stack_start = all.next_multiple_of(walk_stack::PAGE) + walk_stack::PAGE;
+    let pages = Pages::new(walk_stack_start + walk_stack::STACK).ok()?;
+    let thread: *mut TraceThread = pages.as_mut_ptr().cast();
+    let first: *mut ReturnPlace = pages.as_mut_ptr().wrapping_add(places).cast();
+    let state = TraceThread {
         top: Cell::new(first),
         free: Cell::new(ptr::null_mut()),
         fresh: Cell::new(first.wrapping_add(1)),
-        limit: Cell::new(first.wrapping_add(DEPTH + 1)),
+        limit: Cell::new(first.wrapping_add(MOST_PLACES + 1)),
         lost: Cell::new(ptr::null_mut()),
         returns: Cell::new(graph::returns()),
-        inner: Cell::new(Inner::default()),
-        aside: Cell::new(pages.as_mut_ptr().wrapping_add(aside + aside::STACK)),
+        inner: Cell::new(InnerStack::default()),
+        walk_stack: Cell::new(pages.as_mut_ptr().wrapping_add(walk_stack_start + walk_stack::STACK)),
         stack: Cell::new(stack),
         stack_len: Cell::new(stack_len),
         ring: AtomicPtr::new(ptr::null_mut()),
@@ -123,14 +124,14 @@ fn make(local: &Local) -> Option<NonNull<Thread>> {
         ended: AtomicBool::new(false),
         name: Cell::new([0; 16]),
         next: Cell::new(ptr::null_mut()),
-        home: Cell::new(Some(pages)),
-        ring_home: Cell::new(None),
-        tail: Apart(AtomicU64::new(0)),
+        pages: Cell::new(Some(pages)),
+        ring_pages: Cell::new(None),
+        tail: CacheLineCounter(AtomicU64::new(0)),
     };
     // SAFETY: the pages are fresh, large enough and aligned.
     unsafe { thread.write(state) };
     // SAFETY: the place is within the same pages, aligned, and not in use yet. The place is above every frame.
-    unsafe { first.write(Place::unused(u64::MAX)) };
+    unsafe { first.write(ReturnPlace::unused(u64::MAX)) };
     NonNull::new(thread)
 }
 
@@ -138,7 +139,7 @@ fn make(local: &Local) -> Option<NonNull<Thread>> {
 extern "C" fn end(thread: *mut c_void) {
     let local = local();
     // SAFETY: `attach` has given this state of this thread to the C library.
-    let Some(state) = (unsafe { thread.cast::<Thread>().as_ref() }) else { return };
+    let Some(state) = (unsafe { thread.cast::<TraceThread>().as_ref() }) else { return };
     // The thread never returns to the functions that it was in.
     while state.places().next().is_some_and(|place| place.slot != u64::MAX) {
         state.leave_newest();
@@ -149,12 +150,12 @@ extern "C" fn end(thread: *mut c_void) {
 }
 
 /// Takes the threads that have joined since the last call.
-pub(crate) fn take_new() -> Vec<Reader> {
-    let mut next = NEW.swap(ptr::null_mut(), Ordering::Acquire);
+pub(crate) fn take_new_threads() -> Vec<RingReader> {
+    let mut next = NEW_THREADS.swap(ptr::null_mut(), Ordering::Acquire);
     let mut found = Vec::new();
     while let Some(thread) = NonNull::new(next) {
         // SAFETY: the thread is in the list once, so it has no other reader.
-        found.push(unsafe { Reader::new(thread) });
+        found.push(unsafe { RingReader::new(thread) });
         // SAFETY: the state lives until its reader frees it. `next` was written before the state was added to the list.
         next = unsafe { thread.as_ref() }.next.get();
     }

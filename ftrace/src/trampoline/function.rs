@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use modload_edit::{Addr, wide};
 
-use super::registers::Registers;
+use super::registers::CallRegisters;
 
 /// The data of a function that is or was traced. Assembler code reads the first fields. Each of them changes only by a
 /// single store, and any mixture of old and new values is valid.
 #[repr(C, align(64))]
 #[derive(Debug)]
-pub(crate) struct Function {
+pub(crate) struct FunctionRecord {
     /// The code that the first half of the stub leads to.
     pub(super) on_call: AtomicU64,
     /// The code that the second half leads to.
@@ -21,7 +21,7 @@ pub(crate) struct Function {
     /// The address at which the function continues behind its site.
     pub(super) target: AtomicU64,
     /// The function's tracers, or null.
-    pub(super) set: AtomicPtr<Set>,
+    pub(super) set: AtomicPtr<TracerSet>,
     /// The function's number in records.
     pub(crate) number: u32,
     /// The function's stub, or 0 before it has one.
@@ -35,19 +35,20 @@ pub(crate) struct Function {
 /// The function that a set calls, with the set's word, the traced function, the call's origin, and the registers (null
 /// if they were not requested). The callback returns the address at which the traced function continues, or 0 to leave
 /// that unchanged.
-pub(crate) type Callback = unsafe extern "C-unwind" fn(*const c_void, *const Function, u64, *const Registers) -> u64;
+pub(crate) type Callback =
+    unsafe extern "C-unwind" fn(*const c_void, *const FunctionRecord, u64, *const CallRegisters) -> u64;
 
 /// A set: the callback for the calls of a function. The code below reads the first two fields.
 #[repr(C)]
 #[derive(Debug)]
-pub(crate) struct Set {
+pub(crate) struct TracerSet {
     pub(super) call: Callback,
     pub(super) data: *const c_void,
 }
 
-impl Set {
-    pub(crate) const fn new(call: Callback, data: *const c_void) -> Set {
-        Set { call, data }
+impl TracerSet {
+    pub(crate) const fn new(call: Callback, data: *const c_void) -> TracerSet {
+        TracerSet { call, data }
     }
 }
 
@@ -55,16 +56,16 @@ impl Set {
 pub(crate) const STUB: u64 = 32;
 const HALF: u64 = STUB / 2;
 
-impl Function {
+impl FunctionRecord {
     /// Sets the function's entry, and the address at which it continues behind its site.
-    pub(crate) fn stands(&self, ip: Addr, target: Addr) {
+    pub(crate) fn set_entry(&self, ip: Addr, target: Addr) {
         self.ip.store(ip.get(), Ordering::Relaxed);
         self.target.store(target.get(), Ordering::Release);
     }
 
     /// Sets the address at which the function continues, behind its site or elsewhere. May be called while threads are
     /// held.
-    pub(crate) fn goes_on(&self, target: Addr) {
+    pub(crate) fn set_target(&self, target: Addr) {
         self.target.store(target.get(), Ordering::Release);
     }
 
@@ -79,7 +80,7 @@ impl Function {
     }
 
     /// Sets the address of the function's stub.
-    pub(crate) fn has_stub(&self, at: Addr) {
+    pub(crate) fn set_stub(&self, at: Addr) {
         self.stub.store(at.get(), Ordering::Relaxed);
     }
 
@@ -87,7 +88,9 @@ impl Function {
     pub(crate) fn stub_code(&'static self) -> [u8; 32] {
         let mut code = [modload_text::INT3; 32];
         let address = wide(std::ptr::from_ref(self).expose_provenance()).to_le_bytes();
-        for (half, entry) in code.chunks_mut(16).zip([offset_of!(Function, on_call), offset_of!(Function, on_jump)]) {
+        for (half, entry) in
+            code.chunks_mut(16).zip([offset_of!(FunctionRecord, on_call), offset_of!(FunctionRecord, on_jump)])
+        {
             // movabs $self,%r11
             half[..2].copy_from_slice(&[0x49, 0xbb]);
             half[2..10].copy_from_slice(&address);
@@ -99,13 +102,13 @@ impl Function {
     }
 
     /// Sets the function's tracers from now on. The former tracers may still be running.
-    pub(crate) fn set(&self, set: *const Set) {
+    pub(crate) fn set_tracers(&self, set: *const TracerSet) {
         self.set.store(set.cast_mut(), Ordering::Release);
     }
 }
 
 /// Returns the address of the second half of a stub.
-pub(crate) fn jumped(stub: Addr) -> Addr {
+pub(crate) fn second_half(stub: Addr) -> Addr {
     stub + HALF
 }
 
@@ -116,7 +119,7 @@ pub(crate) fn stub_rows() -> Vec<u8> {
     // rsp + 8 - ((rip & 16) >> 1)
     let cfa = [0x77, 8, 0x80, 0, 0x08, 16, 0x1a, 0x31, 0x25, 0x1c];
     // *((rip & -32) + 2) + target
-    let target = offset_of!(Function, target).to_le_bytes()[0];
+    let target = offset_of!(FunctionRecord, target).to_le_bytes()[0];
     let rip = [0x80, 0, 0x09, 0xe0, 0x1a, 0x23, 2, 0x06, 0x23, target];
     let len = |bytes: &[u8]| bytes.len().to_le_bytes()[0];
     // DW_CFA_def_cfa_expression; DW_CFA_expression of rip.

@@ -15,9 +15,9 @@
 //! two cases). The same holds for a place above that of a function which returns.
 //!
 //! In a tail call both places have the same frame, and the frame's return address is the trampoline's. For unwinders
-//! the two are one frame, the newer one: [`Place::outer`] and [`Place::outer_saved`] belong to the oldest. Unwinders
-//! distinguish frames by their CFA, and two frames of the trampoline for one return address would have the same CFA as
-//! the frame that called the first function.
+//! the two are one frame, the newer one: [`ReturnPlace::outer`] and [`ReturnPlace::outer_saved`] belong to the oldest.
+//! Unwinders distinguish frames by their CFA, and two frames of the trampoline for one return address would have the
+//! same CFA as the frame that called the first function.
 
 use std::ffi::{c_int, c_void};
 use std::mem::offset_of;
@@ -25,13 +25,13 @@ use std::ptr;
 
 use modload_edit::Addr;
 
-use super::function::{Function, address};
-use super::return_stack::{RETURNED, unwound};
+use super::function::{FunctionRecord, address};
+use super::return_stack::{RETURNED, record_unwound};
 use super::ring::LEAVE;
-use super::thread::{Place, Thread};
+use super::thread::{ReturnPlace, TraceThread};
 
-// DWARF: 0x10 register length 0x73 offset: the register is saved at rbx + offset (DW_CFA_expression, DW_OP_breg3);
-// 0x14 0x07 0x01: rsp is the CFA less 8 (DW_CFA_val_offset). While the function runs, and until its return address is on the
+// DWARF: 0x10 register length 0x73 offset: the register is saved at rbx + offset (DW_CFA_expression, DW_OP_breg3); 0x14
+// 0x07 0x01: rsp is the CFA less 8 (DW_CFA_val_offset). While the function runs, and until its return address is on the
 // stack again, the CFA is the caller's stack pointer and 8 more: no two frames may have the same CFA, because unwinders
 // distinguish frames by the CFA.
 recording_asm!(
@@ -205,7 +205,7 @@ modload_ftrace_return:
 21:
     mov rax, rbx
     bts rax, {returned}
-    call qword ptr [rip + {ask}]
+    call qword ptr [rip + {slow_path}]
     test eax, eax
     mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
     jz 5b
@@ -237,7 +237,7 @@ modload_ftrace_return:
     je 3b
 17:
     lea rax, [rsp + 32]
-    call qword ptr [rip + {ask}]
+    call qword ptr [rip + {slow_path}]
     test eax, eax
     mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
     mov dword ptr fs:[rcx + {busy}], 0
@@ -280,24 +280,24 @@ modload_ftrace_pass_call:
     .popsection
 "#,
     personality = sym personality,
-    function_target = const offset_of!(Function, target),
-    top = const offset_of!(Thread, top),
-    free = const offset_of!(Thread, free),
-    returns = const offset_of!(Thread, returns),
-    stack = const offset_of!(Thread, stack),
-    stack_len = const offset_of!(Thread, stack_len),
-    open = const offset_of!(Thread, open),
-    elsewhere = const offset_of!(Thread, elsewhere),
-    thread_session = const offset_of!(Thread, session),
-    next = const offset_of!(Place, next),
-    outer = const offset_of!(Place, outer),
-    outer_saved = const offset_of!(Place, outer_saved),
-    parent = const offset_of!(Place, parent),
-    saved = const offset_of!(Place, saved),
-    slot = const offset_of!(Place, slot),
-    function = const offset_of!(Place, function),
-    target = const offset_of!(Place, target),
-    place_session = const offset_of!(Place, session),
+    function_target = const offset_of!(FunctionRecord, target),
+    top = const offset_of!(TraceThread, top),
+    free = const offset_of!(TraceThread, free),
+    returns = const offset_of!(TraceThread, returns),
+    stack = const offset_of!(TraceThread, stack),
+    stack_len = const offset_of!(TraceThread, stack_len),
+    open = const offset_of!(TraceThread, open),
+    elsewhere = const offset_of!(TraceThread, elsewhere),
+    thread_session = const offset_of!(TraceThread, session),
+    next = const offset_of!(ReturnPlace, next),
+    outer = const offset_of!(ReturnPlace, outer),
+    outer_saved = const offset_of!(ReturnPlace, outer_saved),
+    parent = const offset_of!(ReturnPlace, parent),
+    saved = const offset_of!(ReturnPlace, saved),
+    slot = const offset_of!(ReturnPlace, slot),
+    function = const offset_of!(ReturnPlace, function),
+    target = const offset_of!(ReturnPlace, target),
+    place_session = const offset_of!(ReturnPlace, session),
     leave = const LEAVE,
     returned = const RETURNED,
 );
@@ -358,8 +358,8 @@ unsafe extern "C" fn personality(
         // SAFETY: the context is the unwinder's, for a frame of the trampoline that calls the traced function. That
         // function preserves rbx.
         let place = unsafe { _Unwind_GetGR(context, RBX) };
-        let place: *mut Place = ptr::with_exposed_provenance_mut(place);
-        unwound(place);
+        let place: *mut ReturnPlace = ptr::with_exposed_provenance_mut(place);
+        record_unwound(place);
     }
     CONTINUE_UNWIND
 }

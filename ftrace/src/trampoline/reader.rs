@@ -6,38 +6,38 @@ use std::sync::atomic::Ordering;
 use modload_edit::index;
 use modload_threads::Tid;
 
-use super::ring::{CALL, Told, Unit};
-use super::thread::Thread;
+use super::ring::{CALL, RingRecord, Unit};
+use super::thread::TraceThread;
 use super::thread_local;
 
 /// A thread whose ring is read, by one reader at a time.
 #[derive(Debug)]
-pub(crate) struct Reader {
-    thread: NonNull<Thread>,
+pub(crate) struct RingReader {
+    thread: NonNull<TraceThread>,
     /// Whether nothing more will be read of this thread.
     is_done: bool,
 }
 
-// SAFETY: data that the reader shares with the thread is atomic, or ordered by `session` or the ring's head and tail. Only the
-// reader frees the thread's state, after the thread has ended.
-unsafe impl Send for Reader {}
+// SAFETY: data that the reader shares with the thread is atomic, or ordered by `session` or the ring's head and tail.
+// Only the reader frees the thread's state, after the thread has ended.
+unsafe impl Send for RingReader {}
 
 /// The other counts of a thread.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(crate) struct Counts {
+pub(crate) struct MissedCounts {
     pub(crate) dropped: u64,
     pub(crate) deep: u64,
     pub(crate) elsewhere: u64,
 }
 
-impl Reader {
+impl RingReader {
     /// # Safety
     /// The thread has been made by [`super::thread`], and has no other reader.
-    pub(super) unsafe fn new(thread: NonNull<Thread>) -> Reader {
-        Reader { thread, is_done: false }
+    pub(super) unsafe fn new(thread: NonNull<TraceThread>) -> RingReader {
+        RingReader { thread, is_done: false }
     }
 
-    fn thread(&self) -> &Thread {
+    fn thread(&self) -> &TraceThread {
         // SAFETY: the state lives until this reader is dropped.
         unsafe { self.thread.as_ref() }
     }
@@ -79,14 +79,14 @@ impl Reader {
     }
 
     /// Returns the numbers of calls that the thread could not record.
-    pub(crate) fn counts(&self) -> Counts {
-        let Thread { dropped, deep, elsewhere, .. } = self.thread();
+    pub(crate) fn counts(&self) -> MissedCounts {
+        let TraceThread { dropped, deep, elsewhere, .. } = self.thread();
         let [dropped, deep, elsewhere] = [dropped, deep, elsewhere].map(|count| count.load(Ordering::Relaxed));
-        Counts { dropped, deep, elsewhere }
+        MissedCounts { dropped, deep, elsewhere }
     }
 
     /// Takes the thread's records, in order.
-    pub(crate) fn take(&mut self, mut each: impl FnMut(Told)) {
+    pub(crate) fn take(&mut self, mut each: impl FnMut(RingRecord)) {
         let thread = self.thread();
         let head = thread.head.load(Ordering::Acquire);
         let mut tail = thread.tail.load(Ordering::Relaxed);
@@ -106,7 +106,7 @@ impl Reader {
                 parent = unit(tail).time;
                 tail += 1;
             }
-            each(Told { time, number, what, parent });
+            each(RingRecord { time, number, what, parent });
         }
         thread.tail.store(tail, Ordering::Release);
     }
@@ -123,6 +123,6 @@ impl Reader {
     /// Frees the state of an ended thread.
     pub(crate) fn free(self) {
         // SAFETY: the thread has ended, and nothing else refers to its state.
-        unsafe { Thread::free(self.thread) };
+        unsafe { TraceThread::free(self.thread) };
     }
 }

@@ -4,9 +4,9 @@ use std::mem::offset_of;
 
 use modload_edit::Addr;
 
-use super::function::{Function, address};
+use super::function::{FunctionRecord, address};
 use super::ring::CALL;
-use super::variants::By;
+use super::variants::SiteBranch;
 
 // The address at which the function continues, and its return address, are on the stack.
 recording_asm!(
@@ -80,7 +80,7 @@ modload_ftrace_record:
     jmp 3b
 7:
     xor eax, eax
-    call qword ptr [rip + {ask}]
+    call qword ptr [rip + {slow_path}]
     test eax, eax
     mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
     mov dword ptr fs:[rcx + {busy}], 0
@@ -93,7 +93,7 @@ modload_ftrace_record:
     .size modload_ftrace_record_jump, . - modload_ftrace_record_jump
     .popsection
 "#,
-    target = const offset_of!(Function, target),
+    target = const offset_of!(FunctionRecord, target),
     call = const CALL,
 );
 
@@ -103,9 +103,9 @@ unsafe extern "C" {
 }
 
 /// Returns the code that records a call, for sites that call and for sites that jump.
-pub(crate) fn code(by: By) -> Addr {
+pub(crate) fn code(by: SiteBranch) -> Addr {
     address(match by {
-        By::Call => &raw const modload_ftrace_record,
-        By::Jump => &raw const modload_ftrace_record_jump,
+        SiteBranch::Call => &raw const modload_ftrace_record,
+        SiteBranch::Jump => &raw const modload_ftrace_record_jump,
     })
 }

@@ -7,7 +7,7 @@ use modload_edit::Addr;
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[expect(missing_docs, reason = "their names say it")]
-pub struct Registers {
+pub struct CallRegisters {
     pub flags: u64,
     pub r15: u64,
     pub r14: u64,
@@ -30,7 +30,7 @@ pub struct Registers {
     parent: u64,
 }
 
-impl Registers {
+impl CallRegisters {
     /// Returns the stack pointer at the function's entry: the address of the function's return address.
     #[must_use]
     pub fn rsp(&self) -> Addr {

@@ -1,5 +1,5 @@
-//! The return stack of a thread: the places of the functions that the thread is in, of functions that were assumed to be
-//! left, and free places. All of this code is async-signal-safe.
+//! The return stack of a thread: the places of the functions that the thread is in, of functions that were assumed to
+//! be left, and free places. All of this code is async-signal-safe.
 
 use std::ops::ControlFlow;
 use std::ptr;
@@ -8,10 +8,10 @@ use std::sync::atomic::Ordering;
 use modload_edit::index;
 use modload_threads::frames::Ended;
 
-use super::aside;
-use super::ring::{UNWOUND, Unit, now};
-use super::thread::{Inner, Is, Place, Thread};
+use super::ring::{UNWOUND, Unit, time_stamp};
+use super::thread::{InnerStack, PlaceState, ReturnPlace, TraceThread};
 use super::thread_local::local;
+use super::walk_stack;
 
 /// The answers to assembler code: the function runs without a record, or the code tries again.
 pub(super) const PASS: u64 = 0;
@@ -22,14 +22,14 @@ pub(super) const DONE: u64 = 1;
 /// The bit that marks a function that has returned. No address has this bit.
 pub(super) const RETURNED: u32 = 63;
 
-impl Thread {
+impl TraceThread {
     /// Makes way for a function that is entered: gives back the places of functions that were left and are not above
     /// the function. Returns whether the function can be recorded.
-    pub(super) fn make_way(&self, slot: u64) -> u64 {
+    pub(super) fn prepare_for_entry(&self, slot: u64) -> u64 {
         let is_tail_call = self.is_intact(slot);
-        let is_in_the_way = |place: &Place| place.slot < slot || (place.slot == slot && !is_tail_call);
+        let is_in_the_way = |place: &ReturnPlace| place.slot < slot || (place.slot == slot && !is_tail_call);
         // A function with an intact return address may be alive, unless an unwinder has left it.
-        let is_uncertain = |place: &Place| place.is == Is::Open && self.is_intact(place.slot);
+        let is_uncertain = |place: &ReturnPlace| place.state == PlaceState::Open && self.is_intact(place.slot);
         if self.places().take_while(|place| is_in_the_way(place)).any(is_uncertain) && self.is_on_inner_stack(slot) {
             self.elsewhere.fetch_add(1, Ordering::Relaxed);
             return PASS;
@@ -51,9 +51,9 @@ impl Thread {
     }
 
     /// Handles the return of a function whose place is not the newest. Returns whether the return is complete.
-    pub(super) fn returned(&self, place: *mut Place) -> u64 {
+    pub(super) fn handle_return(&self, place: *mut ReturnPlace) -> u64 {
         // SAFETY: this place is from the call of a function of this thread, and only this code gives it back.
-        if unsafe { (*place).is } == Is::Lost {
+        if unsafe { (*place).state } == PlaceState::Lost {
             self.take_from_lost(place);
             self.give_back(place);
             return DONE;
@@ -68,11 +68,11 @@ impl Thread {
     /// the function's return. Only the return address tells whether it may be.
     pub(super) fn leave_newest(&self) {
         let place = self.top.get();
-        left(place, UNWOUND);
+        record_end(place, UNWOUND);
         // SAFETY: the place is the thread's own, and initialized.
         let newest = unsafe { &mut *place };
         self.top.set(newest.next);
-        if newest.is == Is::Unwound || !self.is_intact(newest.slot) {
+        if newest.state == PlaceState::Unwound || !self.is_intact(newest.slot) {
             return self.give_back(place);
         }
         // If two places have the same slot, the older function has been left, unless the newer function is its
@@ -81,15 +81,15 @@ impl Thread {
         if !callee {
             self.drop_lost(|lost| lost.slot == slot);
         }
-        newest.is = Is::Lost;
+        newest.state = PlaceState::Lost;
         newest.next = self.lost.get();
         self.lost.set(place);
     }
 
-    fn give_back(&self, place: *mut Place) {
+    fn give_back(&self, place: *mut ReturnPlace) {
         // SAFETY: the place is the thread's own, and in no list.
         let free = unsafe { &mut *place };
-        free.is = Is::Open;
+        free.state = PlaceState::Open;
         free.next = self.free.get();
         self.free.set(place);
     }
@@ -109,12 +109,12 @@ impl Thread {
             }
             self.fresh.set(place.wrapping_add(1));
             // SAFETY: the place is within the thread's own pages, aligned, and in no list.
-            unsafe { place.write(Place::unused(0)) };
+            unsafe { place.write(ReturnPlace::unused(0)) };
             self.give_back(place);
         }
     }
 
-    fn take_from_lost(&self, place: *mut Place) {
+    fn take_from_lost(&self, place: *mut ReturnPlace) {
         let mut rest = self.lost.replace(ptr::null_mut());
         // SAFETY: the list holds places of this thread.
         while let Some(lost) = unsafe { rest.as_mut() } {
@@ -125,7 +125,7 @@ impl Thread {
         }
     }
 
-    fn drop_lost(&self, is_gone: impl Fn(&Place) -> bool) {
+    fn drop_lost(&self, is_gone: impl Fn(&ReturnPlace) -> bool) {
         let mut rest = self.lost.replace(ptr::null_mut());
         // SAFETY: the list holds places of this thread.
         while let Some(lost) = unsafe { rest.as_mut() } {
@@ -140,7 +140,7 @@ impl Thread {
 
     /// Returns the places of the functions that the thread is in, the newest first, and then the place that is above
     /// every frame.
-    pub(super) fn places(&self) -> impl Iterator<Item = &Place> {
+    pub(super) fn places(&self) -> impl Iterator<Item = &ReturnPlace> {
         let mut next = self.top.get();
         std::iter::from_fn(move || {
             // SAFETY: the list holds places of this thread, which are initialized. The list does not change during this
@@ -177,11 +177,11 @@ impl Thread {
         }
         let mut met = None;
         let mut outermost = (0, 0);
-        let walked = aside::walk(self.aside.get(), |frame| {
+        let walked = walk_stack::walk(self.walk_stack.get(), |frame| {
             outermost = (frame.pc, frame.cfa);
             if frame.pc == self.returns.get() && !frame.is_exact {
-                // The slot is 16 below the CFA: by the unwind rows of `graph`, the CFA is the caller's stack pointer before
-                // the call, plus 8.
+                // The slot is 16 below the CFA: by the unwind rows of `graph`, the CFA is the caller's stack pointer
+                // before the call, plus 8.
                 met = Some(frame.cfa - 16);
             }
             if met.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -189,13 +189,13 @@ impl Thread {
         let is_own = match (met, walked) {
             // The function is called by a function that is above it.
             (Some(met), _) => met > slot && self.places().any(|place| place.slot == met),
-            (None, Ok(Ended::Outermost)) => aside::is_start(outermost.0),
+            (None, Ok(Ended::Outermost)) => walk_stack::is_start(outermost.0),
             // Nothing is known.
             _ => false,
         };
         if !is_own && walked == Ok(Ended::Outermost) {
             let low = if is_same && inner.high == outermost.1 { inner.low.min(slot) } else { slot };
-            self.inner.set(Inner { low, high: outermost.1, top, slot: top_slot, parent });
+            self.inner.set(InnerStack { low, high: outermost.1, top, slot: top_slot, parent });
         }
         !is_own
     }
@@ -204,7 +204,7 @@ impl Thread {
 /// Records that an unwinder has left a function. Functions that it had called and that `longjmp` had left are recorded
 /// before, and functions whose tail call it was afterwards. The next function that is entered or left gives back the
 /// places, because the unwinder reads them after this call.
-pub(super) fn unwound(place: *mut Place) {
+pub(super) fn record_unwound(place: *mut ReturnPlace) {
     // SAFETY: the place belongs to this thread, and is initialized.
     let slot = unsafe { (*place).slot };
     // SAFETY: a thread that has places has a state, which is its own.
@@ -212,16 +212,16 @@ pub(super) fn unwound(place: *mut Place) {
     let mut next = thread.top.get();
     // SAFETY: the list holds places of this thread, which are initialized. The last one is above every frame.
     while let Some(newer) = unsafe { next.as_mut() }.filter(|newer| newer.slot <= slot) {
-        left(next, UNWOUND);
+        record_end(next, UNWOUND);
         if newer.slot == slot {
-            newer.is = Is::Unwound;
+            newer.state = PlaceState::Unwound;
         }
         next = newer.next;
     }
 }
 
 /// Records once that a function of this thread was left. Called in the thread's order.
-fn left(place: *mut Place, what: u32) {
+fn record_end(place: *mut ReturnPlace, what: u32) {
     let local = local();
     let before = local.busy.replace(2);
     // SAFETY: a thread that has places has a state, which is its own.
@@ -236,7 +236,7 @@ fn left(place: *mut Place, what: u32) {
         let head = thread.head.load(Ordering::Relaxed);
         let unit = thread.ring.load(Ordering::Relaxed).wrapping_add(index(head & thread.mask.load(Ordering::Relaxed)));
         // SAFETY: this unit was kept free when the function was entered.
-        unsafe { unit.write(Unit { time: now(), number, what }) };
+        unsafe { unit.write(Unit { time: time_stamp(), number, what }) };
         thread.open.set(thread.open.get() - 1);
         thread.head.store(head + 1, Ordering::Release);
     }

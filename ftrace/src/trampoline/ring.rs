@@ -25,7 +25,7 @@ pub(super) struct Unit {
 
 /// A record of a thread.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Told {
+pub(crate) struct RingRecord {
     /// The processor's time stamp.
     pub(crate) time: u64,
     /// The function's number.
@@ -37,7 +37,7 @@ pub(crate) struct Told {
 }
 
 /// Returns the processor's time stamp.
-pub(crate) fn now() -> u64 {
+pub(crate) fn time_stamp() -> u64 {
     // SAFETY: every x86-64 processor has this instruction, and Linux lets processes use it.
     unsafe { std::arch::x86_64::_rdtsc() }
 }

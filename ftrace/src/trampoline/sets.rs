@@ -6,16 +6,16 @@ use std::mem::offset_of;
 
 use modload_edit::Addr;
 
-use super::function::{Function, Set, address};
-use super::process_state::NESTED;
+use super::function::{FunctionRecord, TracerSet, address};
+use super::process_state::NESTED_CALLS;
 use super::thread_local::{BUSY, RUNNING};
-use super::variants::{By, Saved, Then, Width};
+use super::variants::{AfterTracers, SavedRegisters, SiteBranch, VectorWidth};
 
-// There is one piece of code for each width, each `Saved` and each `Then`. `NAME_jump` is entered with only the return
-// address on the stack. The frame is that of a function which the traced function has called: `rbp` is its base, and
-// its return address is the address at which the traced function continues. A thread first notes that it is in a set,
-// and then notes in which set. So if a check of the thread finds neither note, the thread will read the function's
-// present set.
+// There is one piece of code for each width, each `SavedRegisters` and each `AfterTracers`. `NAME_jump` is entered with
+// only the return address on the stack. The frame is that of a function which the traced function has called: `rbp` is
+// its base, and its return address is the address at which the traced function continues. A thread first notes that it
+// is in a set, and then notes in which set. So if a check of the thread finds neither note, the thread will read the
+// function's present set.
 global_asm!(
     r#"
 .macro modload_ftrace_set name:req, bytes:req, move:req, register:req, all:req, then:req
@@ -134,13 +134,13 @@ modload_ftrace_\name:
     modload_ftrace_sets zmm, 64, vmovups, zmm
     .popsection
 "#,
-    target = const offset_of!(Function, target),
-    set = const offset_of!(Function, set),
+    target = const offset_of!(FunctionRecord, target),
+    set = const offset_of!(FunctionRecord, set),
     busy = const BUSY,
     running = const RUNNING,
-    call = const offset_of!(Set, call),
-    data = const offset_of!(Set, data),
-    nested = sym NESTED,
+    call = const offset_of!(TracerSet, call),
+    data = const offset_of!(TracerSet, data),
+    nested = sym NESTED_CALLS,
 );
 
 /// Declares the code that is defined above, and selects it.
@@ -154,11 +154,15 @@ macro_rules! codes {
         }
 
         /// Returns the code that calls a set, for sites that call and for sites that jump.
-        pub(crate) fn code(width: Width, saved: Saved, then: Then, by: By) -> Addr {
+        pub(crate) fn code(width: VectorWidth, saved: SavedRegisters, then: AfterTracers, by: SiteBranch) -> Addr {
             address(match (width, saved, then, by) {
                 $(
-                    (Width::$width, Saved::$saved, Then::$then, By::Call) => &raw const $called,
-                    (Width::$width, Saved::$saved, Then::$then, By::Jump) => &raw const $jumped,
+                    (VectorWidth::$width, SavedRegisters::$saved, AfterTracers::$then, SiteBranch::Call) => {
+                        &raw const $called
+                    }
+                    (VectorWidth::$width, SavedRegisters::$saved, AfterTracers::$then, SiteBranch::Jump) => {
+                        &raw const $jumped
+                    }
                 )*
             })
         }

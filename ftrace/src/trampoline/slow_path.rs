@@ -10,15 +10,16 @@ use modload_edit::index;
 use super::attach::{attach, register_for_ends};
 use super::event;
 use super::function::address;
-use super::process_state::{ASK, CURRENT, OFF, STRANGERS};
+use super::process_state::{CURRENT_SESSION, NO_SESSION, SLOW_PATH, UNATTACHED_CALLS};
 use super::return_stack::{DONE, PASS, RETRY, RETURNED};
 use super::thread_local::{ENDING, local};
-use super::variants::Width;
+use super::variants::VectorWidth;
 
 global_asm!(
     r#"
     .pushsection .text.modload_ftrace_ask, "ax", @progbits
-// rax is passed on, and the answer comes in rax; but for rcx and rdx, which the caller has saved, all else is preserved.
+// rax is passed on, and the answer comes in rax; but for rcx and rdx, which the caller has saved, all else is
+// preserved.
 .macro modload_ftrace_ask name:req, bytes:req, move:req, register:req
     .balign 16
     .hidden modload_ftrace_ask_\name
@@ -43,7 +44,7 @@ modload_ftrace_ask_\name:
     \move [rsp + \number * \bytes], \register\number
     .endr
     mov rdi, rax
-    call {ask}
+    call {slow_path}
     .irp number, 0, 1, 2, 3, 4, 5, 6, 7
     \move \register\number, [rsp + \number * \bytes]
     .endr
@@ -66,7 +67,7 @@ modload_ftrace_ask_\name:
     modload_ftrace_ask zmm, 64, vmovups, zmm
     .popsection
 "#,
-    ask = sym ask,
+    slow_path = sym slow_path,
 );
 
 unsafe extern "C" {
@@ -76,13 +77,13 @@ unsafe extern "C" {
 }
 
 /// Prepares tracing, once: stores the width of the widest vector registers, and registers for the ends of threads.
-pub(crate) fn prepare(widest: Width) {
+pub(crate) fn prepare(widest: VectorWidth) {
     let code = match widest {
-        Width::Xmm => &raw const modload_ftrace_ask_xmm,
-        Width::Ymm => &raw const modload_ftrace_ask_ymm,
-        Width::Zmm => &raw const modload_ftrace_ask_zmm,
+        VectorWidth::Xmm => &raw const modload_ftrace_ask_xmm,
+        VectorWidth::Ymm => &raw const modload_ftrace_ask_ymm,
+        VectorWidth::Zmm => &raw const modload_ftrace_ask_zmm,
     };
-    ASK.store(address(code).get(), Ordering::SeqCst);
+    SLOW_PATH.store(address(code).get(), Ordering::SeqCst);
     register_for_ends();
 }
 
@@ -90,25 +91,25 @@ pub(crate) fn prepare(widest: Width) {
 /// left functions by `longjmp`, is on a coroutine's stack, or has no free places. `slot` is the address at which the
 /// function's return address is stored, or 0 if only calls are recorded. With [`RETURNED`], `slot` is the place of a
 /// function that returns and is not the newest. Async-signal-safe, and no cancellation point.
-extern "C" fn ask(slot: u64) -> u64 {
-    if slot == event::EVENT {
-        event::happened();
+extern "C" fn slow_path(slot: u64) -> u64 {
+    if slot == event::EVENT_SLOT {
+        event::call_hook();
         return PASS;
     }
     let local = local();
     if slot >> RETURNED != 0 {
         let place = ptr::with_exposed_provenance_mut(index(slot & !(1 << RETURNED)));
         // SAFETY: a thread that has places has a state, which is its own.
-        return unsafe { local.thread.get().as_ref() }.map_or(DONE, |thread| thread.returned(place));
+        return unsafe { local.thread.get().as_ref() }.map_or(DONE, |thread| thread.handle_return(place));
     }
-    let current = CURRENT.load(Ordering::Acquire);
-    if current == OFF {
+    let current = CURRENT_SESSION.load(Ordering::Acquire);
+    if current == NO_SESSION {
         return PASS;
     }
     if local.session.get() != current {
         let attached = if local.session.get() == ENDING { None } else { attach(local, current) };
         if attached.is_none() {
-            STRANGERS.fetch_add(1, Ordering::Relaxed);
+            UNATTACHED_CALLS.fetch_add(1, Ordering::Relaxed);
         }
         return attached.map_or(PASS, |()| RETRY);
     }
@@ -118,7 +119,7 @@ extern "C" fn ask(slot: u64) -> u64 {
         thread.elsewhere.fetch_add(1, Ordering::Relaxed);
         return PASS;
     }
-    thread.make_way(slot)
+    thread.prepare_for_entry(slot)
 }
 
 /// Returns whether this thread is on its alternate signal stack. That stack may lie in the middle of the thread's own

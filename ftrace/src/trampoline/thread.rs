@@ -6,27 +6,27 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64};
 
 use modload_text::Pages;
 
-use super::function::Function;
+use super::function::FunctionRecord;
 use super::ring::Unit;
 
 /// The state of a thread. Only the thread itself writes it, except for `tail`, and except in the child of a fork.
 #[repr(C)]
-pub(super) struct Thread {
+pub(super) struct TraceThread {
     /// The newest of the places of functions that the thread is in.
-    pub(super) top: Cell<*mut Place>,
+    pub(super) top: Cell<*mut ReturnPlace>,
     /// The free places.
-    pub(super) free: Cell<*mut Place>,
+    pub(super) free: Cell<*mut ReturnPlace>,
     /// The first place that was never used, and the end of such places.
-    pub(super) fresh: Cell<*mut Place>,
-    pub(super) limit: Cell<*mut Place>,
+    pub(super) fresh: Cell<*mut ReturnPlace>,
+    pub(super) limit: Cell<*mut ReturnPlace>,
     /// The places of functions that were assumed to be left but may still be alive.
-    pub(super) lost: Cell<*mut Place>,
+    pub(super) lost: Cell<*mut ReturnPlace>,
     /// The address that recorded functions return to.
     pub(super) returns: Cell<u64>,
     /// The last detection of this thread on a coroutine's stack.
-    pub(super) inner: Cell<Inner>,
+    pub(super) inner: Cell<InnerStack>,
     /// The end of a stack for walks, because the thread's current stack may be small.
-    pub(super) aside: Cell<*mut u8>,
+    pub(super) walk_stack: Cell<*mut u8>,
     /// The thread's own stack: the lowest address, and the size in bytes.
     pub(super) stack: Cell<u64>,
     pub(super) stack_len: Cell<u64>,
@@ -49,19 +49,19 @@ pub(super) struct Thread {
     /// The thread's name, from prctl(2).
     pub(super) name: Cell<[u8; 16]>,
     /// The next of the threads that no reader has taken yet.
-    pub(super) next: Cell<*mut Thread>,
+    pub(super) next: Cell<*mut TraceThread>,
     /// The memory of this state, and the memory of the ring.
-    pub(super) home: Cell<Option<Pages>>,
-    pub(super) ring_home: Cell<Option<Pages>>,
+    pub(super) pages: Cell<Option<Pages>>,
+    pub(super) ring_pages: Cell<Option<Pages>>,
     /// The number of units that were read, apart from the rest, because another processor writes this number.
-    pub(super) tail: Apart,
+    pub(super) tail: CacheLineCounter,
 }
 
 /// A counter in a cache line of its own.
 #[repr(C, align(128))]
-pub(super) struct Apart(pub(super) AtomicU64);
+pub(super) struct CacheLineCounter(pub(super) AtomicU64);
 
-impl std::ops::Deref for Apart {
+impl std::ops::Deref for CacheLineCounter {
     type Target = AtomicU64;
     fn deref(&self) -> &AtomicU64 {
         &self.0
@@ -70,7 +70,7 @@ impl std::ops::Deref for Apart {
 
 /// A place on the return stack, for a function that a thread is in.
 #[repr(C)]
-pub(super) struct Place {
+pub(super) struct ReturnPlace {
     /// The function's return address.
     pub(super) parent: u64,
     /// The caller's value of rbx.
@@ -82,19 +82,19 @@ pub(super) struct Place {
     pub(super) target: u64,
     /// The address at which the function's return address is stored.
     pub(super) slot: u64,
-    pub(super) function: *const Function,
+    pub(super) function: *const FunctionRecord,
     /// The next place in the same list. For the places of functions, this is the function that was entered before.
-    pub(super) next: *mut Place,
+    pub(super) next: *mut ReturnPlace,
     /// The recording of the entry, or 0 if the function's end is recorded already.
     pub(super) session: u32,
     /// The state of the place.
-    pub(super) is: Is,
+    pub(super) state: PlaceState,
 }
 
-impl Place {
-    pub(super) fn unused(slot: u64) -> Place {
+impl ReturnPlace {
+    pub(super) fn unused(slot: u64) -> ReturnPlace {
         let (function, next) = (ptr::null(), ptr::null_mut());
-        Place {
+        ReturnPlace {
             parent: 0,
             saved: 0,
             outer: 0,
@@ -104,7 +104,7 @@ impl Place {
             function,
             next,
             session: 0,
-            is: Is::Open,
+            state: PlaceState::Open,
         }
     }
 }
@@ -112,7 +112,7 @@ impl Place {
 /// The state of a place.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Is {
+pub(super) enum PlaceState {
     /// A function is in the place, or `longjmp` has left the function. Free places have this state, too.
     Open = 0,
     /// An unwinder has left the function.
@@ -124,7 +124,7 @@ pub(super) enum Is {
 /// A detection of the thread on a coroutine's stack: the thread was between these two addresses, when this place was
 /// the newest.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Inner {
+pub(super) struct InnerStack {
     pub(super) low: u64,
     pub(super) high: u64,
     pub(super) top: usize,
@@ -133,15 +133,15 @@ pub(super) struct Inner {
     pub(super) parent: u64,
 }
 
-impl Thread {
+impl TraceThread {
     /// # Safety
     /// The thread has ended, and no other code has a reference to this state.
-    pub(super) unsafe fn free(thread: NonNull<Thread>) {
+    pub(super) unsafe fn free(thread: NonNull<TraceThread>) {
         // SAFETY: the caller's.
         let state = unsafe { thread.as_ref() };
-        let (home, ring) = (state.home.take(), state.ring_home.take());
+        let (pages, ring) = (state.pages.take(), state.ring_pages.take());
         drop(ring);
         // The memory of the state itself is dropped last.
-        drop(home);
+        drop(pages);
     }
 }

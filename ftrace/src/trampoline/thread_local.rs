@@ -1,5 +1,5 @@
-//! The thread-local memory of tracing: twenty-four bytes, which are zero in each new thread. They say whether the thread
-//! is within the tracing already, and lead to the thread's state.
+//! The thread-local memory of tracing: twenty-four bytes, which are zero in each new thread. They say whether the
+//! thread is within the tracing already, and lead to the thread's state.
 
 use std::arch::global_asm;
 use std::cell::Cell;
@@ -9,8 +9,8 @@ use std::ptr;
 
 use modload_threads::{DEFAULT_LIMIT, Error, Interrupted, Probe, is_alone, run_in_each};
 
-use super::function::Set;
-use super::thread::Thread;
+use super::function::TracerSet;
+use super::thread::TraceThread;
 
 /// The number that means: the thread is ending, and joins no recording any more.
 pub(super) const ENDING: u32 = u32::MAX - 1;
@@ -18,13 +18,13 @@ pub(super) const ENDING: u32 = u32::MAX - 1;
 /// The thread-local memory.
 #[repr(C)]
 pub(super) struct Local {
-    pub(super) thread: Cell<*mut Thread>,
+    pub(super) thread: Cell<*mut TraceThread>,
     /// 1 while the thread is in tracers or about to be, 2 while it records, otherwise 0.
     pub(super) busy: Cell<u32>,
     /// The number of the recording that the thread has joined last, or 0.
     pub(super) session: Cell<u32>,
     /// The tracers that the thread is in. Null if it is in none, and for a moment when it enters them.
-    running: Cell<*const Set>,
+    running: Cell<*const TracerSet>,
 }
 
 pub(super) const RUNNING: usize = offset_of!(Local, running);
@@ -79,24 +79,24 @@ pub(crate) fn is_nested() -> bool {
 
 /// A thread's activity with tracers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Doing {
+pub(crate) enum TracerActivity {
     /// The thread is in no tracers, and reads the tracers of its next call at that time.
     Nothing,
     /// The thread is in the tracers of this set.
-    Running(*const Set),
+    Running(*const TracerSet),
     /// The thread is about to enter tracers, or has just left them. A later check shows which.
     Something,
 }
 
 // SAFETY: the pointer is not dereferenced.
-unsafe impl Send for Doing {}
+unsafe impl Send for TracerActivity {}
 
-fn doing() -> Doing {
+fn own_tracer_activity() -> TracerActivity {
     let local = local();
     match (local.busy.get(), local.running.get()) {
-        (1, set) if set.is_null() => Doing::Something,
-        (1, set) => Doing::Running(set),
-        _ => Doing::Nothing,
+        (1, set) if set.is_null() => TracerActivity::Something,
+        (1, set) => TracerActivity::Running(set),
+        _ => TracerActivity::Nothing,
     }
 }
 
@@ -104,16 +104,16 @@ fn doing() -> Doing {
 ///
 /// # Errors
 /// Threads could not be asked.
-pub(crate) fn doings() -> Result<Vec<Doing>, Error> {
+pub(crate) fn tracer_activities() -> Result<Vec<TracerActivity>, Error> {
     struct Ask;
     // SAFETY: the probe only reads thread-local memory, which exists from the thread's first instruction on.
     unsafe impl Probe for Ask {
-        type Answer = Doing;
-        fn probe(&self, _: Interrupted<'_>) -> Doing {
-            doing()
+        type Answer = TracerActivity;
+        fn probe(&self, _: Interrupted<'_>) -> TracerActivity {
+            own_tracer_activity()
         }
     }
-    let mut all = vec![doing()];
+    let mut all = vec![own_tracer_activity()];
     if !is_alone().unwrap_or(false) {
         all.extend(run_in_each(&Ask, DEFAULT_LIMIT)?.into_iter().map(|(_, doing)| doing));
     }
@@ -121,6 +121,6 @@ pub(crate) fn doings() -> Result<Vec<Doing>, Error> {
 }
 
 /// Returns whether a state is this thread's.
-pub(super) fn is_own(thread: *mut Thread) -> bool {
+pub(super) fn is_own(thread: *mut TraceThread) -> bool {
     ptr::eq(local().thread.get(), thread)
 }

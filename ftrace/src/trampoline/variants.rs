@@ -2,7 +2,7 @@
 
 /// The width of the vector registers in which functions may have arguments.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Width {
+pub(crate) enum VectorWidth {
     /// 128 bits.
     Xmm,
     /// 256 bits.
@@ -11,22 +11,22 @@ pub(crate) enum Width {
     Zmm,
 }
 
-impl Width {
+impl VectorWidth {
     /// Returns the largest width of this machine.
-    pub(crate) fn of_this_machine() -> Width {
+    pub(crate) fn of_this_machine() -> VectorWidth {
         if std::arch::is_x86_feature_detected!("avx512f") {
-            Width::Zmm
+            VectorWidth::Zmm
         } else if std::arch::is_x86_feature_detected!("avx") {
-            Width::Ymm
+            VectorWidth::Ymm
         } else {
-            Width::Xmm
+            VectorWidth::Xmm
         }
     }
 }
 
 /// The registers that a set needs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Saved {
+pub(crate) enum SavedRegisters {
     /// The registers that the function needs again.
     Arguments,
     /// All general registers, for the tracer to read.
@@ -35,7 +35,7 @@ pub(crate) enum Saved {
 
 /// The instruction by which a site leads to its stub.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum By {
+pub(crate) enum SiteBranch {
     /// A call of the first half.
     Call,
     /// A jump to the second half.
@@ -44,7 +44,7 @@ pub(crate) enum By {
 
 /// The code that runs after the tracers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Then {
+pub(crate) enum AfterTracers {
     /// The function.
     Function,
     /// The code that records the call.

@@ -5,7 +5,7 @@ use thiserror::Error;
 /// The linker's error: no file was made. Names of symbols and sections from the object are escaped for a terminal.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum PatchLinkError {
     /// The input is not a valid relocatable object for x86-64.
     #[error(transparent)]
     Object(#[from] Box<modload_loader::ObjectError>),

@@ -8,22 +8,22 @@ use modload_loader::{Refusal, sentence};
 
 use super::going::cleanup;
 use crate::error::PatchError;
-use crate::find::Place;
-use crate::patch::{HostId, PatchId};
-use crate::previous::Previous;
-use crate::slices::Proof;
+use crate::find::ObjectPlace;
+use crate::patch::{PatchHostId, PatchId};
+use crate::previous_states::PreviousStates;
+use crate::slices::NoThreadProof;
 use crate::table::PatchTable;
 
 /// Applies all patches that name the loading module to the module's functions, before any of its code runs. Linux's
 /// `klp_module_coming`.
 pub(crate) fn module_coming(
     table: &mut PatchTable,
-    host: HostId,
-    place: &Place<'_>,
+    host: PatchHostId,
+    place: &ObjectPlace<'_>,
     module: &str,
 ) -> Result<Vec<Divert>, Refusal> {
     let active = table.transitions.patch();
-    let _previous = active.map(|patch| Previous::are(table.patches.states_before(patch)));
+    let _previous = active.map(|patch| PreviousStates::provide(table.patches.states_before(patch)));
     let mut entries = Vec::new();
     for id in table.patches.ids_of_host(host) {
         let object = table
@@ -56,20 +56,20 @@ pub(crate) fn module_coming(
 
 fn object_coming(
     table: &mut PatchTable,
-    (host, id): (HostId, PatchId),
+    (host, id): (PatchHostId, PatchId),
     number: usize,
-    place: &Place<'_>,
+    place: &ObjectPlace<'_>,
     module: &str,
 ) -> Result<Vec<Addr>, PatchError> {
     let PatchTable { patches, slices, transitions, .. } = table;
     let in_transition = transitions.patch() == Some(id);
     let keep = patches.get(id).and_then(|patch| patch.keep.clone());
     let written = match (&keep, place) {
-        (Some(keep), Place::Module(target, _)) => slices.write(host, id, keep, target),
+        (Some(keep), ObjectPlace::Module(target, _)) => slices.write(host, id, keep, target),
         _ => Ok(()),
     };
     let Some(patch) = patches.get_mut(id) else { return Ok(Vec::new()) };
-    let found = written.and_then(|()| patch.objects[number].is_loaded(place));
+    let found = written.and_then(|()| patch.objects[number].set_loaded(place));
     let found = found.inspect_err(|error| {
         error.note(&patch.log);
         let (name, errno) = (&patch.name, error.errno());
@@ -101,7 +101,7 @@ fn object_coming(
 
 /// Undoes patches for a target that is refused: all patches before the failed one, and the failed one, whose object is
 /// given. Undoes all patches if none has failed.
-pub(crate) fn undo_coming(table: &mut PatchTable, host: HostId, module: &str, failed: Option<(PatchId, usize)>) {
+pub(crate) fn undo_coming(table: &mut PatchTable, host: PatchHostId, module: &str, failed: Option<(PatchId, usize)>) {
     let mut entries = Vec::new();
     if let Some((id, number)) = failed {
         let PatchTable { patches, slices, transitions, .. } = &mut *table;
@@ -110,12 +110,12 @@ pub(crate) fn undo_coming(table: &mut PatchTable, host: HostId, module: &str, fa
         entries = gone;
         if let Some(patch) = patches.get_mut(id) {
             patch.objects[number].post_unpatch();
-            patch.objects[number].is_unloaded();
+            patch.objects[number].set_unloaded();
         }
     }
     entries.extend(cleanup(table, host, module, failed.map(|(id, _)| id)));
     let PatchTable { patches, slices, .. } = table;
     patches.forget(&entries);
     // None of the module's code has run.
-    patches.of_host(host).for_each(|patch| slices.object_goes(patch, module, Proof::Had));
+    patches.of_host(host).for_each(|patch| slices.take_back_for(patch, module, NoThreadProof::Given));
 }

@@ -2,8 +2,8 @@
 
 use crate::error::PatchError;
 use crate::patch::PatchId;
-use crate::previous::Previous;
-use crate::slices::Proof;
+use crate::previous_states::PreviousStates;
+use crate::slices::NoThreadProof;
 use crate::table::PatchTable;
 use crate::target::Target;
 
@@ -27,7 +27,7 @@ pub(super) fn complete_active(table: &mut PatchTable) {
 /// Completes a transition: all threads have migrated. Linux's `klp_complete_transition`.
 pub(super) fn complete(table: &mut PatchTable, id: PatchId, target: Target) {
     let PatchTable { patches, slices, transitions, .. } = table;
-    let _previous = Previous::are(patches.states_before(id));
+    let _previous = PreviousStates::provide(patches.states_before(id));
     patches.note(id, &format!("completing {} transition", target.log_name()));
     transitions.finish();
     let mut entries = Vec::new();
@@ -64,7 +64,7 @@ pub(super) fn complete(table: &mut PatchTable, id: PatchId, target: Target) {
         replaced.extend(patches.all.extract_if(.., |patch| patch.id == id));
     }
     for patch in &replaced {
-        slices.take_all_back(patch, Proof::by_transition(patch));
+        slices.take_back_all(patch, NoThreadProof::by_transition(patch));
     }
     // The modules of replaced patches may be unloaded now.
     drop(replaced);

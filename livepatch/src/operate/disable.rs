@@ -4,8 +4,8 @@
 use super::complete::{complete, complete_active, complete_if_migrated};
 use super::worker;
 use crate::error::PatchError;
-use crate::patch::{Object, PatchId};
-use crate::previous::Previous;
+use crate::patch::{PatchId, PatchedObject};
+use crate::previous_states::PreviousStates;
 use crate::table::PatchTable;
 use crate::target::Target;
 
@@ -16,9 +16,9 @@ pub(crate) fn disable(table: &mut PatchTable, id: PatchId) -> Result<(), PatchEr
         return Err(PatchError::InTransition(patches.name(patch)));
     }
     patches.note(id, "initializing unpatching transition");
-    let _previous = Previous::are(patches.states_before(id));
+    let _previous = PreviousStates::provide(patches.states_before(id));
     if let Some(patch) = patches.get(id) {
-        patch.objects.iter().filter(|object| object.patched).for_each(Object::pre_unpatch);
+        patch.objects.iter().filter(|object| object.patched).for_each(PatchedObject::pre_unpatch);
     }
     patches.note(id, "starting unpatching transition");
     let migrated = transitions.begin(patches, slices, id, Target::Unpatched)?;

@@ -9,13 +9,13 @@ use modload_loader::{Module, Reference};
 use super::complete::complete;
 use super::worker;
 use crate::error::PatchError;
-use crate::find::Place;
+use crate::find::ObjectPlace;
 use crate::log::{Log, note};
-use crate::object::object;
-use crate::patch::{Func, HostId, Object, Patch, PatchId, Patched};
+use crate::object::new_object;
+use crate::patch::{Func, Patch, PatchHostId, PatchId, PatchedFunction, PatchedObject};
 use crate::patches::Patches;
-use crate::previous::Previous;
-use crate::slices::{self, Proof, WrittenSlices};
+use crate::previous_states::PreviousStates;
+use crate::slices::{self, NoThreadProof, WrittenSlices};
 use crate::spec::{PatchSpec, StateSpec};
 use crate::structs::CObject;
 use crate::table::PatchTable;
@@ -23,7 +23,7 @@ use crate::target::Target;
 
 /// A patch that is to be enabled.
 pub(crate) struct WantedPatch {
-    pub(crate) host: HostId,
+    pub(crate) host: PatchHostId,
     pub(crate) name: Arc<str>,
     pub(crate) spec: PatchSpec,
     /// The C records of the module whose init enables the patch: one for each object.
@@ -37,7 +37,7 @@ pub(crate) struct WantedPatch {
 pub(crate) fn enable<'a>(
     table: &mut PatchTable,
     wanted: WantedPatch,
-    place: &mut dyn FnMut(Option<&str>) -> Option<Place<'a>>,
+    place: &mut dyn FnMut(Option<&str>) -> Option<ObjectPlace<'a>>,
 ) -> Result<(), PatchError> {
     let PatchTable { patches, slices, transitions, .. } = &mut *table;
     let WantedPatch { host, name, spec, c_objects, c_states, keep, log } = wanted;
@@ -62,7 +62,7 @@ pub(crate) fn enable<'a>(
     let records = c_objects.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
     let own = keep.as_deref().map(Module::functions).unwrap_or_default();
     let objects =
-        objects.into_iter().zip(records).map(|(spec, c)| object(spec, c, &own)).collect::<Result<Vec<_>, _>>()?;
+        objects.into_iter().zip(records).map(|(spec, c)| new_object(spec, c, &own)).collect::<Result<Vec<_>, _>>()?;
     let mut names = BTreeSet::new();
     if let Some(object) = objects.iter().find(|object| !names.insert(object.name())) {
         return Err(PatchError::ObjectTwice { object: object.name().to_owned() });
@@ -78,7 +78,7 @@ pub(crate) fn enable<'a>(
         Ok(found) => found,
         Err(error) => {
             error.note(&patch.log);
-            slices.take_all_back(&patch, Proof::Had);
+            slices.take_back_all(&patch, NoThreadProof::Given);
             return Err(error);
         }
     };
@@ -86,7 +86,7 @@ pub(crate) fn enable<'a>(
     patch.note(&format!("'{}': initializing patching transition", patch.name));
     patches.all.push(patch);
     patches.add_functions(found);
-    let _previous = Previous::are(patches.states_before(id));
+    let _previous = PreviousStates::provide(patches.states_before(id));
     let begun = enable_objects(patches, id).and_then(|()| {
         patches.note(id, "starting patching transition");
         transitions.begin(patches, slices, id, Target::Patched)
@@ -114,15 +114,15 @@ pub(crate) fn enable<'a>(
 fn find_objects<'a>(
     slices: &mut WrittenSlices,
     patch: &mut Patch,
-    place: &mut dyn FnMut(Option<&str>) -> Option<Place<'a>>,
-) -> Result<Vec<(Addr, Patched)>, PatchError> {
+    place: &mut dyn FnMut(Option<&str>) -> Option<ObjectPlace<'a>>,
+) -> Result<Vec<(Addr, PatchedFunction)>, PatchError> {
     let mut found = Vec::new();
     for object in &mut patch.objects {
         let Some(place) = place(object.name.as_deref()) else { continue };
-        if let (Some(module), Place::Module(target, _)) = (&patch.keep, &place) {
+        if let (Some(module), ObjectPlace::Module(target, _)) = (&patch.keep, &place) {
             slices.write(patch.host, patch.id, module, target)?;
         }
-        found.extend(object.is_loaded(&place)?);
+        found.extend(object.set_loaded(&place)?);
     }
     Ok(found)
 }
@@ -134,15 +134,15 @@ fn add_nops(patches: &Patches, patch: &mut Patch) {
         for old_object in &old.objects {
             let same = patch.objects.iter().position(|object| object.name == old_object.name);
             let at = same.unwrap_or_else(|| {
-                let object = Object::new(old_object.name.clone(), Vec::new());
-                patch.objects.push(Object { is_dynamic: true, ..object });
+                let object = PatchedObject::new(old_object.name.clone(), Vec::new());
+                patch.objects.push(PatchedObject { is_dynamic: true, ..object });
                 patch.objects.len() - 1
             });
             let object = &mut patch.objects[at];
             for old in &old_object.funcs {
-                // If a function has another name but the same address, `Object::is_loaded` finds that when the
+                // If a function has another name but the same address, `PatchedObject::set_loaded` finds that when the
                 // object is loaded.
-                if !object.funcs.iter().any(|func| func.named() == old.named()) {
+                if !object.funcs.iter().any(|func| func.key() == old.key()) {
                     let nop = Func { new_func: None, old: None, extent: Vec::new(), patched: false, ..old.clone() };
                     object.funcs.push(nop);
                 }

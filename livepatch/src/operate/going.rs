@@ -6,22 +6,22 @@ use modload_ftrace::divert;
 use modload_loader::{Module, State};
 
 use super::disable::force;
-use crate::patch::{HostId, Patch, PatchId};
+use crate::patch::{Patch, PatchHostId, PatchId};
 use crate::patches::Patches;
-use crate::previous::Previous;
-use crate::slices::Proof;
+use crate::previous_states::PreviousStates;
+use crate::slices::NoThreadProof;
 use crate::table::PatchTable;
 
-/// Unpatches a module that is being unloaded: Linux's `klp_module_going`. Withdraws the patches of the module, if it has
-/// any.
-pub(crate) fn module_going(table: &mut PatchTable, host: HostId, module: &Module) {
+/// Unpatches a module that is being unloaded: Linux's `klp_module_going`. Withdraws the patches of the module, if it
+/// has any.
+pub(crate) fn module_going(table: &mut PatchTable, host: PatchHostId, module: &Module) {
     unpatch_module(table, host, module.name());
     withdraw_patches_of(table, host, module);
 }
 
-fn unpatch_module(table: &mut PatchTable, host: HostId, module: &str) {
+fn unpatch_module(table: &mut PatchTable, host: PatchHostId, module: &str) {
     let active = table.transitions.patch();
-    let _previous = active.map(|patch| Previous::are(table.patches.states_before(patch)));
+    let _previous = active.map(|patch| PreviousStates::provide(table.patches.states_before(patch)));
     set_target_state(&table.patches, host, module, State::Going);
     let entries = cleanup(table, host, module, None);
     let PatchTable { patches, slices, .. } = table;
@@ -31,20 +31,20 @@ fn unpatch_module(table: &mut PatchTable, host: HostId, module: &str) {
     }
     patches.forget(&entries);
     // No call reaches the replacements of the module's functions any more.
-    patches.of_host(host).for_each(|patch| slices.object_goes(patch, module, Proof::Needed));
-    slices.forget_left_for(patches, host, module);
+    patches.of_host(host).for_each(|patch| slices.take_back_for(patch, module, NoThreadProof::Needed));
+    slices.forget_kept_for(patches, host, module);
 }
 
 /// Sets the state of a module in the C records of patches that name the module.
-pub(crate) fn set_target_state(patches: &Patches, host: HostId, module: &str, state: State) {
+pub(crate) fn set_target_state(patches: &Patches, host: PatchHostId, module: &str, state: State) {
     let objects = patches.of_host(host).flat_map(|patch| &patch.objects);
     let named = objects.filter(|object| object.name.as_deref() == Some(module));
-    named.filter_map(|object| object.c.as_ref()).for_each(|c| c.is_now(state));
+    named.filter_map(|object| object.c.as_ref()).for_each(|c| c.set_target_state(state));
 }
 
 /// Unpatches a module's functions in the host's patches before `limit`: Linux's `klp_cleanup_module_patches_limited`.
 /// Returns the entries of the functions.
-pub(super) fn cleanup(table: &mut PatchTable, host: HostId, module: &str, limit: Option<PatchId>) -> Vec<Addr> {
+pub(super) fn cleanup(table: &mut PatchTable, host: PatchHostId, module: &str, limit: Option<PatchId>) -> Vec<Addr> {
     let PatchTable { patches, slices, transitions, .. } = table;
     let mut entries = Vec::new();
     for id in patches.ids_of_host(host) {
@@ -68,7 +68,7 @@ pub(super) fn cleanup(table: &mut PatchTable, host: HostId, module: &str, limit:
         if let Some(patch) = patches.get_mut(id) {
             let object = &mut patch.objects[number];
             object.post_unpatch();
-            object.is_unloaded();
+            object.set_unloaded();
         }
     }
     entries.sort();
@@ -78,7 +78,7 @@ pub(super) fn cleanup(table: &mut PatchTable, host: HostId, module: &str, limit:
 
 /// Withdraws the patches of a module that is unloaded although its patches should hold it: the module's init has failed
 /// after klp_enable_patch, or the module is unloaded by force.
-fn withdraw_patches_of(table: &mut PatchTable, host: HostId, module: &Module) {
+fn withdraw_patches_of(table: &mut PatchTable, host: PatchHostId, module: &Module) {
     let is_kept = |patch: &Patch| {
         let kept = patch.keep.as_deref();
         patch.host == host && kept.is_some_and(|kept| std::ptr::eq(kept, module))
@@ -87,11 +87,11 @@ fn withdraw_patches_of(table: &mut PatchTable, host: HostId, module: &Module) {
         tracing::error!(patch = %name, "the module of a patch goes: it is not in force any more, whoever is in its functions");
     }
     withdraw(table, &is_kept);
-    table.slices.forget_left_in(module);
+    table.slices.forget_kept_in(module);
 }
 
 /// Withdraws all patches of a host that is dropped, even if threads are in their functions.
-pub(crate) fn host_going(table: &mut PatchTable, host: HostId) {
+pub(crate) fn host_going(table: &mut PatchTable, host: PatchHostId) {
     withdraw(table, &|patch: &Patch| patch.host == host);
 }
 
@@ -114,5 +114,5 @@ fn withdraw(table: &mut PatchTable, which: &dyn Fn(&Patch) -> bool) {
     }
     patches.forget(&entries);
     let gone: Vec<_> = patches.all.extract_if(.., |patch| which(patch)).collect();
-    gone.iter().for_each(|patch| slices.take_all_back(patch, Proof::Needed));
+    gone.iter().for_each(|patch| slices.take_back_all(patch, NoThreadProof::Needed));
 }

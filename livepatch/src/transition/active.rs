@@ -6,10 +6,10 @@ use modload_edit::Addr;
 use modload_ftrace::Divert;
 
 use super::blocked::Blocked;
-use super::phase::{Phase, Way};
-use super::ranges::Ranges;
+use super::phase::{CodeVersion, RosterPhase};
+use super::ranges::AddressRanges;
 use super::roster;
-use crate::patch::{PatchId, Patched};
+use crate::patch::{PatchId, PatchedFunction};
 use crate::patches::Patches;
 use crate::slices::WrittenSlices;
 use crate::stub::{TwoWayStub, TwoWayStubs, WordCheck};
@@ -32,7 +32,7 @@ pub(crate) struct ActiveTransition {
 /// The state of a checkpoint-only transition.
 #[derive(Debug)]
 pub(super) struct AtCheckpoints {
-    pub(super) phase: Phase,
+    pub(super) phase: RosterPhase,
     /// Whether the roster has all threads that must migrate. While this is `false`, a thread may be neither listed nor
     /// migrated: it was started in the moment in which the roster was made or the transition was reversed.
     pub(super) is_complete: bool,
@@ -56,11 +56,11 @@ pub(crate) struct MovingFunction {
 }
 
 /// A function, its code before and its code after. `None` is the function itself.
-pub(super) type Move = (Addr, (Option<Addr>, Ranges), (Option<Addr>, Ranges));
+pub(super) type Move = (Addr, (Option<Addr>, AddressRanges), (Option<Addr>, AddressRanges));
 
 /// Returns the functions whose newest code a transition changes, with the code before and after.
 pub(super) fn moves(patches: &Patches, patch: PatchId, target: Target) -> Vec<Move> {
-    let moves = |(entry, function): (Addr, &Patched)| {
+    let moves = |(entry, function): (Addr, &PatchedFunction)| {
         let newest = function.stack.len().checked_sub(1)?;
         if function.stack[newest].patch != patch {
             return None;
@@ -89,7 +89,7 @@ impl MovingFunction {
         match checkpoints.map(|checkpoints| checkpoints.phase) {
             Some(phase) => {
                 // A reversal does not change the meaning of a word.
-                let (new, old) = if phase.to == Way::New { (new, old) } else { (old, new) };
+                let (new, old) = if phase.to == CodeVersion::New { (new, old) } else { (old, new) };
                 stub.set_targets(home, new, old);
                 stub.set_tag(phase.tag());
             }
@@ -118,16 +118,21 @@ impl ActiveTransition {
     }
 
     /// Returns the code of slices that is taken back when the transition is complete.
-    pub(super) fn code_that_goes(&self, patches: &Patches, slices: &WrittenSlices) -> impl Iterator<Item = Range<u64>> {
+    pub(super) fn code_to_take_back(
+        &self,
+        patches: &Patches,
+        slices: &WrittenSlices,
+    ) -> impl Iterator<Item = Range<u64>> {
         let patch = patches.get(self.patch);
-        patch.into_iter().flat_map(|patch| slices.code_that_goes(patch, self.target))
+        patch.into_iter().flat_map(|patch| slices.code_to_take_back(patch, self.target))
     }
 
     /// Returns the ranges that must not be on the stack of a thread that migrates: functions that change, code that is
     /// taken back when all threads have migrated, and stubs. Sorted.
-    pub(super) fn ranges(&self, patches: &Patches, slices: &WrittenSlices, stubs: &TwoWayStubs) -> Ranges {
-        let mut ranges: Ranges = self.moving.iter().flat_map(|moving| moving.from_extent.iter().cloned()).collect();
-        ranges.extend(self.code_that_goes(patches, slices));
+    pub(super) fn ranges(&self, patches: &Patches, slices: &WrittenSlices, stubs: &TwoWayStubs) -> AddressRanges {
+        let mut ranges: AddressRanges =
+            self.moving.iter().flat_map(|moving| moving.from_extent.iter().cloned()).collect();
+        ranges.extend(self.code_to_take_back(patches, slices));
         ranges.extend(stubs.ranges());
         ranges.sort_by_key(|range| range.start);
         ranges.dedup_by(|next, range| {

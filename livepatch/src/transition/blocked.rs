@@ -5,7 +5,7 @@ use modload_threads::frames::WalkError;
 
 /// The reason for which a thread has not migrated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Why {
+pub enum BlockReason {
     /// A function that changes is on the thread's stack, or was at its last checkpoint. The value is the address in
     /// that frame.
     Inside(u64),
@@ -23,5 +23,5 @@ pub struct Blocked {
     /// The thread.
     pub tid: Tid,
     /// The reason.
-    pub why: Why,
+    pub why: BlockReason,
 }

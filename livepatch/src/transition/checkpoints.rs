@@ -13,9 +13,9 @@ use modload_ftrace::divert_unheld;
 use modload_threads::{DEFAULT_LIMIT, Tasks, Tid};
 
 use super::active::{ActiveTransition, AtCheckpoints};
-use super::held_check::Whom;
+use super::held_check::ThreadsToCheck;
 use super::phase::announce_end;
-use super::ranges::{MOST_SHOWN, SHOWN};
+use super::ranges::{MOST_PUBLISHED, PUBLISHED_RANGES};
 use super::roster;
 use super::worker_id::is_worker;
 use crate::error::PatchError;
@@ -31,17 +31,17 @@ pub(super) fn begin(
     slices: &WrittenSlices,
 ) -> Result<bool, PatchError> {
     let ranges = transition.ranges(patches, slices, stubs);
-    if ranges.len() > MOST_SHOWN {
-        return Err(PatchError::TooMany { ranges: ranges.len(), most: MOST_SHOWN });
+    if ranges.len() > MOST_PUBLISHED {
+        return Err(PatchError::TooMany { ranges: ranges.len(), most: MOST_PUBLISHED });
     }
     let retired = stubs.retired();
-    let nothing_goes = transition.code_that_goes(patches, slices).next().is_none();
-    if transition.moving.is_empty() && nothing_goes {
+    let nothing_to_take_back = transition.code_to_take_back(patches, slices).next().is_none();
+    if transition.moving.is_empty() && nothing_to_take_back {
         return Ok(true);
     }
     let phase = roster::open().ok_or(PatchError::Exhausted)?;
     transition.moving.iter().for_each(|moving| moving.stub.set_tag(phase.tag()));
-    SHOWN.show(&ranges);
+    PUBLISHED_RANGES.publish(&ranges);
     let to_stubs = transition.diverts(|moving| Some(moving.stub.addr()));
     let threads = match divert_unheld(&to_stubs).map_err(PatchError::from).and_then(|()| all_threads()) {
         Ok(threads) => threads,
@@ -53,7 +53,7 @@ pub(super) fn begin(
     roster::list(phase, &threads);
     transition.checkpoints = Some(AtCheckpoints { phase, is_complete: false, was_reversed: false, retired });
     // The transition has started. If the roster is not complete yet, a later attempt completes it.
-    let migrated = attempt(transition, stubs, patches, Whom::Left).unwrap_or_else(|error| {
+    let migrated = attempt(transition, stubs, patches, ThreadsToCheck::Unmigrated).unwrap_or_else(|error| {
         tracing::warn!(%error, "a transition cannot be completed yet");
         false
     });
@@ -73,17 +73,17 @@ fn take_back(transition: &mut ActiveTransition, patches: &Patches) {
     }
 }
 
-/// Completes the transition if all threads have migrated. For [`Whom::Nobody`] the threads are not checked. Returns
-/// whether the transition is complete.
+/// Completes the transition if all threads have migrated. For [`ThreadsToCheck::None`] the threads are not checked.
+/// Returns whether the transition is complete.
 pub(super) fn attempt(
     transition: &mut ActiveTransition,
     stubs: &mut TwoWayStubs,
     patches: &Patches,
-    whom: Whom,
+    threads: ThreadsToCheck,
 ) -> Result<bool, PatchError> {
     let Some(checkpoints) = &mut transition.checkpoints else { return Ok(true) };
     let (phase, retired, was_reversed) = (checkpoints.phase, checkpoints.retired, checkpoints.was_reversed);
-    if whom != Whom::Nobody {
+    if threads != ThreadsToCheck::None {
         if !checkpoints.is_complete {
             roster::list_late(phase, &all_threads()?);
             checkpoints.is_complete = true;
@@ -96,10 +96,10 @@ pub(super) fn attempt(
     divert_unheld(&transition.diverts(|moving| moving.to))?;
     transition.settle_stubs(patches);
     announce_end();
-    SHOWN.clear();
+    PUBLISHED_RANGES.clear();
     // Each thread that could have been in a stub since before the transition has passed a checkpoint outside of all
     // stubs, or has ended.
-    if whom != Whom::Nobody && !was_reversed {
+    if threads != ThreadsToCheck::None && !was_reversed {
         stubs.recover_oldest(retired);
     }
     Ok(true)
@@ -116,7 +116,7 @@ pub(super) fn reverse(
     let Some(checkpoints) = &mut transition.checkpoints else { return };
     let reversed = roster::reverse(checkpoints.phase);
     (checkpoints.phase, checkpoints.is_complete, checkpoints.was_reversed) = (reversed, false, true);
-    SHOWN.show(&transition.ranges(patches, slices, stubs));
+    PUBLISHED_RANGES.publish(&transition.ranges(patches, slices, stubs));
     roster::complete_reversal(reversed);
 }
 

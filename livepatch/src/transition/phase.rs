@@ -1,9 +1,9 @@
-//! The transition under way, as one word that threads read without a lock, and the words of threads in checkpoint-only
-//! transitions.
+//! The transition under version, as one word that threads read without a lock, and the words of threads in
+//! checkpoint-only transitions.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The transition under way, for threads to read: [`NOTHING`], [`HOLDING`], or a [`Phase`].
+/// The transition under version, for threads to read: [`NOTHING`], [`HOLDING`], or a [`RosterPhase`].
 pub(super) static UNDER_WAY: AtomicU64 = AtomicU64::new(NOTHING);
 /// No transition.
 pub(super) const NOTHING: u64 = 0;
@@ -17,23 +17,23 @@ pub(super) fn announce_holding() {
     UNDER_WAY.store(HOLDING, Ordering::Release);
 }
 
-/// Announces that no transition is under way.
+/// Announces that no transition is under version.
 pub(super) fn announce_end() {
     UNDER_WAY.store(NOTHING, Ordering::Release);
 }
 
 /// The code that a thread runs, as of the start of the transition. A reversal does not exchange the two.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Way {
+pub(super) enum CodeVersion {
     /// The code before the transition.
     Old,
     /// The new code of the transition.
     New,
 }
 
-impl Way {
-    fn other(self) -> Way {
-        if self == Way::Old { Way::New } else { Way::Old }
+impl CodeVersion {
+    fn other(self) -> CodeVersion {
+        if self == CodeVersion::Old { CodeVersion::New } else { CodeVersion::Old }
     }
 }
 
@@ -42,78 +42,78 @@ const NUMBER_SHIFT: u32 = 24;
 /// The number of bits below the count of reversals. The count wraps after four million reversals, which matters only to
 /// a thread that stays between two instructions for so long.
 pub(super) const STATE_BITS: u32 = 2;
-const TURNS: u64 = 1 << (NUMBER_SHIFT - STATE_BITS);
+const REVERSALS_LIMIT: u64 = 1 << (NUMBER_SHIFT - STATE_BITS);
 const LISTED: u64 = 2;
 const TO_NEW: u64 = 1;
 
 /// The state of a checkpoint-only transition, in one word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Phase {
+pub(super) struct RosterPhase {
     number: u64,
-    turn: u64,
+    reversals: u64,
     /// Whether the roster is available. Until then, a thread that is not on the roster runs the old code.
     pub(super) is_listed: bool,
     /// The code that threads migrate to.
-    pub(super) to: Way,
+    pub(super) to: CodeVersion,
 }
 
-impl Phase {
-    /// Returns the phase of the transition under way, if it is checkpoint-only.
-    pub(super) fn under_way() -> Option<Phase> {
+impl RosterPhase {
+    /// Returns the phase of the transition under version, if it is checkpoint-only.
+    pub(super) fn under_way() -> Option<RosterPhase> {
         let bits = UNDER_WAY.load(Ordering::Acquire);
-        (bits >> NUMBER_SHIFT != 0).then_some(Phase {
+        (bits >> NUMBER_SHIFT != 0).then_some(RosterPhase {
             number: bits >> NUMBER_SHIFT,
-            turn: (bits >> STATE_BITS) % TURNS,
+            reversals: (bits >> STATE_BITS) % REVERSALS_LIMIT,
             is_listed: bits & LISTED != 0,
-            to: if bits & TO_NEW != 0 { Way::New } else { Way::Old },
+            to: if bits & TO_NEW != 0 { CodeVersion::New } else { CodeVersion::Old },
         })
     }
 
     /// Shows the phase to threads.
     pub(super) fn publish(self) {
-        let flags = if self.is_listed { LISTED } else { 0 } | if self.to == Way::New { TO_NEW } else { 0 };
+        let flags = if self.is_listed { LISTED } else { 0 } | if self.to == CodeVersion::New { TO_NEW } else { 0 };
         UNDER_WAY.store(self.bits() | flags, Ordering::Release);
     }
 
     /// Shows the phase to threads, without the roster.
     pub(super) fn publish_unlisted(self) {
-        Phase { is_listed: false, ..self }.publish();
+        RosterPhase { is_listed: false, ..self }.publish();
     }
 
     /// Returns the phase of a new transition: threads migrate to the new code. Returns `None` once transition numbers
     /// are used up. The caller holds the table's lock.
-    pub(super) fn of_new_transition() -> Option<Phase> {
+    pub(super) fn of_new_transition() -> Option<RosterPhase> {
         let number = LAST.load(Ordering::Relaxed) + 1;
         if number >= MOST {
             return None;
         }
         LAST.store(number, Ordering::Relaxed);
-        Some(Phase { number, turn: 0, is_listed: true, to: Way::New })
+        Some(RosterPhase { number, reversals: 0, is_listed: true, to: CodeVersion::New })
     }
 
     /// Returns the phase after a reversal.
-    pub(super) fn reversed(self) -> Phase {
-        Phase { turn: (self.turn + 1) % TURNS, to: self.to.other(), ..self }
+    pub(super) fn reversed(self) -> RosterPhase {
+        RosterPhase { reversals: (self.reversals + 1) % REVERSALS_LIMIT, to: self.to.other(), ..self }
     }
 
     /// Returns the transition's number and the number of reversals, above [`STATE_BITS`] bits that are 0.
     pub(super) fn bits(self) -> u64 {
-        self.number << NUMBER_SHIFT | self.turn << STATE_BITS
+        self.number << NUMBER_SHIFT | self.reversals << STATE_BITS
     }
 
-    /// Returns whether a value was made from the [`bits`](Phase::bits) of a phase of the same transition.
+    /// Returns whether a value was made from the [`bits`](RosterPhase::bits) of a phase of the same transition.
     pub(super) fn is_same_transition(self, bits: u64) -> bool {
         bits >> NUMBER_SHIFT == self.number
     }
 
     /// Returns the word for a thread that runs this code.
-    pub(super) fn word(self, way: Way) -> u64 {
-        tag(self.number) + (u64::from(way == Way::New) << 32)
+    pub(super) fn word(self, version: CodeVersion) -> u64 {
+        tag(self.number) + (u64::from(version == CodeVersion::New) << 32)
     }
 
     /// Returns the tag of the transition's stubs.
     pub(super) fn tag(self) -> u64 {
-        self.word(Way::Old)
+        self.word(CodeVersion::Old)
     }
 }
 

@@ -6,14 +6,14 @@ use modload_ftrace::event_code;
 use modload_threads::word;
 
 use super::events;
-use super::phase::{NOTHING, Phase, UNDER_WAY};
-use super::ranges::{Looked, SHOWN};
+use super::phase::{NOTHING, RosterPhase, UNDER_WAY};
+use super::ranges::{OwnStackCheck, PUBLISHED_RANGES};
 use super::roster;
 use super::word::{TRIES, is_migrated, replace_own_word};
 
 /// Handles the event of a stub: the calling thread's word does not select a target.
 pub(crate) fn on_unmigrated_call() {
-    match Phase::under_way() {
+    match RosterPhase::under_way() {
         Some(phase) => roster::set_own_word(phase),
         None => count_call(),
     }
@@ -29,20 +29,20 @@ fn count_call() {
     }
     // The frames of this code, and the frame of the function that the thread is about to enter, do not count.
     let (_, event) = event_code();
-    let mut ours = true;
-    let mut entered = false;
-    let seen = SHOWN.look(|frame| {
-        let skipped = ours || entered;
-        entered = ours && event.contains(&frame.inside());
-        ours &= !entered;
+    let mut is_this_code = true;
+    let mut is_entered_function = false;
+    let own_stack = PUBLISHED_RANGES.check_own_stack(|frame| {
+        let skipped = is_this_code || is_entered_function;
+        is_entered_function = is_this_code && event.contains(&frame.inside());
+        is_this_code &= !is_entered_function;
         skipped
     });
-    if seen == Looked::Clear {
+    if own_stack == OwnStackCheck::Clear {
         migrate(before);
     } else {
-        let (mark, tries) = (before & u64::from(u32::MAX) & !(TRIES - 1), (before % TRIES + 1).min(MOST));
+        let (transition_bits, tries) = (before & u64::from(u32::MAX) & !(TRIES - 1), (before % TRIES + 1).min(MOST));
         let calls = 1_u64.checked_shl(u32::try_from(tries).unwrap_or(0)).unwrap_or(1);
-        replace_own_word(before, calls << 32 | mark | tries);
+        replace_own_word(before, calls << 32 | transition_bits | tries);
     }
 }
 
@@ -67,14 +67,14 @@ pub fn checkpoint() -> bool {
 
 #[cold]
 fn check_at_checkpoint() -> bool {
-    if let Some(phase) = Phase::under_way() {
+    if let Some(phase) = RosterPhase::under_way() {
         return roster::migrate_at_checkpoint(phase);
     }
     let before = word::own().load(Ordering::Relaxed);
     if is_migrated(before) {
         return true;
     }
-    let is_clear = SHOWN.look(|_| false) == Looked::Clear;
+    let is_clear = PUBLISHED_RANGES.check_own_stack(|_| false) == OwnStackCheck::Clear;
     if is_clear {
         migrate(before);
     }

@@ -7,7 +7,7 @@ use object::{SectionKind, SymbolFlags};
 
 use super::faithful::View;
 use super::{LAYOUT, assembled, check, compiled, marked_object, relocate};
-use crate::link::{Error, link};
+use crate::link::{PatchLinkError, link};
 
 #[test]
 fn what_cannot_be_is_refused_by_name() {
@@ -77,12 +77,12 @@ fn what_is_no_patch_is_refused() {
     let plain = compiled(Language::Assembler, "call .modload.klp.greet.hello.0", Compiler::Cc, &[]);
     let refused = link(&plain).unwrap_err();
     assert!(
-        matches!(refused, Error::NoLivePatch) && refused.to_string().contains("MODULE_INFO(livepatch"),
+        matches!(refused, PatchLinkError::NoLivePatch) && refused.to_string().contains("MODULE_INFO(livepatch"),
         "{refused}"
     );
     let linked = link(&object).unwrap();
     match link(&linked.bytes).unwrap_err() {
-        Error::LinkedAlready { section } => assert_eq!(section, ".klp.rela.greet..data"),
+        PatchLinkError::LinkedAlready { section } => assert_eq!(section, ".klp.rela.greet..data"),
         refused => panic!("{refused}"),
     }
 }
@@ -121,7 +121,7 @@ fn sections_that_overlap_are_refused() {
     object[header + 24..header + 32].copy_from_slice(&0_u64.to_le_bytes());
     object[header + 32..header + 40].copy_from_slice(&size.to_le_bytes());
     let refused = link(&object).unwrap_err();
-    assert!(matches!(refused, Error::Overlap { file, bytes } if file == size && bytes > size), "{refused}");
+    assert!(matches!(refused, PatchLinkError::Overlap { file, bytes } if file == size && bytes > size), "{refused}");
 }
 
 /// The loader ignores the sections of a group that another group with the same signature has replaced.
@@ -140,7 +140,10 @@ fn a_part_of_a_relocation_is_refused() {
     object.copy_within(one - 64 + 44..one - 64 + 48, one + 44);
     object[two + 32] += 1;
     let refused = link(&object).unwrap_err();
-    assert!(matches!(refused, Error::Malformed { problem: "no whole number of relocations", .. }), "{refused}");
+    assert!(
+        matches!(refused, PatchLinkError::Malformed { problem: "no whole number of relocations", .. }),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -153,5 +156,5 @@ fn names_without_bound_are_refused() {
         relocate(&mut object, section, mark, 0, elf::R_X86_64_PC32);
     }
     let refused = link(&object.write().unwrap()).unwrap_err();
-    assert!(matches!(refused, Error::TooLarge { limit, .. } if limit == 64 << 20), "{refused}");
+    assert!(matches!(refused, PatchLinkError::TooLarge { limit, .. } if limit == 64 << 20), "{refused}");
 }
