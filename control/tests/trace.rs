@@ -157,7 +157,7 @@ fn one_runs_at_a_time_and_none_outlives_its_client() {
     second.send(format!("{TRACE}\n").as_bytes(), &[]);
     let refused = second.line().unwrap();
     assert_eq!(refused["error"]["kind"], "trace", "{refused}");
-    assert!(refused["error"]["message"].as_str().unwrap().contains("one recording at a time"), "{refused}");
+    assert!(refused["error"]["message"].as_str().unwrap().contains("a recording is under way already"), "{refused}");
     drop(first);
     until("the trace ends with its client", || {
         second.send(format!("{TRACE}\n").as_bytes(), &[]);

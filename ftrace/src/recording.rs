@@ -128,7 +128,7 @@ impl TraceTable {
         let changed = self.set_recorded(AfterTracers::Function, |_, _| true, host);
         if let Err(error) = self.switch(&changed) {
             // These sites lead to stubs of functions that are not traced any more.
-            tracing::warn!(%error, "recording has ended, and sites stay as they are");
+            tracing::warn!(%error, "a recording has ended, but its call sites could not be changed back");
         }
         CURRENT_SESSION.store(NO_SESSION, Ordering::SeqCst);
         self.read_rings(|_| None);

@@ -120,7 +120,7 @@ impl FoundSites {
                 }
                 _ => match before.filter(|before| at < before.addr + before.size.max(1)) {
                     Some(function) => {
-                        let why = format!("its record means {:#x} bytes behind its entry", at - function.addr);
+                        let why = format!("its record points {:#x} bytes behind its entry", at - function.addr);
                         (function.name.clone(), Some(why))
                     }
                     None => (place(), Some("no symbol says that a function begins there".to_owned())),
@@ -173,7 +173,7 @@ impl FoundSites {
         }
         let room = entry - record;
         let why_not = format!(
-            "its record means {room} bytes before its entry, and the NOPs behind the entry, where calls pass, have no room for a \
+            "its record points {room} bytes before its entry, and the NOPs behind the entry, where calls pass, have no room for a \
              jump of 5 bytes; a short jump into the room before the entry is not supported \
              (-fpatchable-function-entry={},{room} would leave room)",
             room + 5

@@ -28,7 +28,11 @@ impl Subscriber for Ftrace {
         let mut table = table();
         let all: Vec<usize> = (0..part.entries.len()).collect();
         table.parts.insert(owner, part);
-        let twice = |function| Refusal::from(format!("{function} would be redirected twice"));
+        let twice = |function| {
+            Refusal::from(format!(
+                "two tracers would redirect {function}: a function can have one redirection at a time"
+            ))
+        };
         let entered = table.mark_new_functions(owner).map_err(twice).and_then(|()| {
             table
                 .prepare(owner, &all)
@@ -118,7 +122,7 @@ impl TraceTable {
             let (old, new) = (entry.code(entry.shown), entry.code(SiteTarget::Nothing));
             let edit = Edit { at: entry.site.at, old: old.bytes(), new: new.bytes(), why: entry.site.why };
             if let Err(error) = self.batch.edit(edit) {
-                tracing::error!(%error, "a site of a module that goes stays as it is");
+                tracing::error!(%error, "a call site of a module that is unloaded could not be changed back");
             }
         }
         if self.batch.is_empty() {
@@ -126,7 +130,7 @@ impl TraceTable {
         }
         if let Err(error) = poke(&mut TextLock::take(), &self.batch, self.trap_mask) {
             // These sites lead to stubs of functions that are not traced any more.
-            tracing::error!(module = %part.module, %error, "sites of a module that goes stay as they are");
+            tracing::error!(module = %part.module, %error, "call sites of a module that is unloaded could not be changed back");
         }
     }
 

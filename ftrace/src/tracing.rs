@@ -203,7 +203,7 @@ impl TraceTable {
         let changed: Changed = self.remove_tracer(id);
         if let Err(error) = self.switch(&changed) {
             // These sites lead to stubs of functions that do not have this tracer any more.
-            ::tracing::warn!(%error, "a tracer is taken back, and sites stay as they are");
+            ::tracing::warn!(%error, "a tracer is unregistered, but its call sites could not be changed back");
         }
         self.tracers.retain(|tracer| tracer.id != id);
         self.retire(id);

@@ -34,7 +34,7 @@ impl Drop for PreviousStates {
 pub(crate) fn newest(id: u64) -> Option<Addr> {
     STATES.with_borrow(|states| {
         if states.is_none() {
-            tracing::warn!(id, "klp_get_prev_state is asked outside of a transition's callbacks");
+            tracing::warn!(id, "klp_get_prev_state was called outside of a transition's callbacks");
         }
         states.iter().flatten().rev().find(|(of, _)| *of == id).map(|(_, at)| *at)
     })

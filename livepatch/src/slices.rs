@@ -161,14 +161,14 @@ impl WrittenSlices {
                 Ok(occupants) => occupants.first().map(ToString::to_string),
                 Err(error) => Some(format!("threads cannot be held: {error}")),
             };
-            if let Some(who) = inside {
-                tracing::warn!(patch = module.name(), %object, %who, "what was relocated for an object stays while somebody is in it");
+            if let Some(inside) = inside {
+                tracing::warn!(patch = module.name(), %object, %inside, "the relocations for an unloaded object stay, because a thread is inside the relocated code");
                 written.keep();
                 return;
             }
         }
         if let Err(error) = written.undo(module) {
-            tracing::error!(patch = module.name(), %object, %error, "what was relocated for an object stays");
+            tracing::error!(patch = module.name(), %object, %error, "the relocations for an unloaded object stay, because they cannot be undone");
             written.keep();
             return;
         }
@@ -292,7 +292,7 @@ impl WrittenSlice {
             let is_variable = module.holds_variable(edit.at, wide(edit.new.len()));
             if is_variable && filled(&lock, edit.at, there.len()).is_some_and(|found| found != there) {
                 let place = module.display_place(edit.at).unwrap_or_default();
-                tracing::warn!(patch = module.name(), %place, "a variable that pointed to an object which goes has been changed: it stays");
+                tracing::warn!(patch = module.name(), %place, "a variable was relocated for an object that is unloaded, and was changed since: it keeps its value");
                 continue;
             }
             undo.edit(Edit { old: &there, new: edit.old, ..edit })?;

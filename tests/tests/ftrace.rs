@@ -300,7 +300,7 @@ fn own(functions: &[Adds; COUNT]) {
     assert!(traceable.iter().all(|one| one.function.module == "vmlinux" && one.why_not.is_none()), "{traceable:?}");
     let other = Host::builder().build().unwrap();
     let refused = other.register_host_functions(named).unwrap_err();
-    assert_eq!(refused.to_string(), "add_1 of the host's own is registered already");
+    assert_eq!(refused.to_string(), "the host's own function add_1 is registered already");
     let call_all = || {
         for (function, number) in functions.iter().zip(1..) {
             assert_eq!(function(10), 10 + number);

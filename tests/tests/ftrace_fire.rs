@@ -389,7 +389,10 @@ fn redirects() {
     assert_eq!(top(0), 201);
     assert_eq!(count.swap(0, Ordering::SeqCst), 3, "those that are not reached are not called");
     let refused = redirect("left:m*").unwrap_err();
-    assert_eq!(refused.to_string(), "middle [left] is redirected already, and can be by one at a time");
+    assert_eq!(
+        refused.to_string(),
+        "middle [left] is redirected already: a function can have one redirection at a time"
+    );
     let trace = host.trace_functions(&TraceOptions::new(Mode::Graph)).unwrap();
     assert_eq!(top(0), 201);
     let recorded = Recorded::of(&trace.finish());

@@ -96,7 +96,7 @@ fn number(digits: &[u8]) -> Option<u64> {
 fn check(name: &[u8], mark: &Mark<'_>, symbol: &elf::Sym64<LE>) -> Result<(), PatchLinkError> {
     let wrong = |problem| Err(PatchLinkError::NoReference { symbol: shown(name), problem });
     if symbol.st_shndx.get(LE) != elf::SHN_UNDEF {
-        return wrong("is defined here, though its mark says that it is another object's: declare it only");
+        return wrong("is defined in this object, but its mark names another object: only declare it");
     }
     if symbol.st_type() == elf::STT_TLS {
         return Err(thread_local(name, mark));

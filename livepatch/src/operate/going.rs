@@ -27,7 +27,7 @@ fn unpatch_module(table: &mut PatchTable, host: PatchHostId, module: &str) {
     let PatchTable { patches, slices, .. } = table;
     // The module's text may stay, if a thread is inside.
     if let Err(error) = divert(&patches.settled_diverts(&entries)) {
-        tracing::error!(%module, %error, "sites of a module that goes stay as they are");
+        tracing::error!(%module, %error, "call sites of a module that is unloaded could not be changed back");
     }
     patches.forget(&entries);
     // No call reaches the replacements of the module's functions any more.
@@ -84,7 +84,7 @@ fn withdraw_patches_of(table: &mut PatchTable, host: PatchHostId, module: &Modul
         patch.host == host && kept.is_some_and(|kept| std::ptr::eq(kept, module))
     };
     for name in table.patches.all.iter().filter(|patch| is_kept(patch)).map(|patch| patch.name.clone()) {
-        tracing::error!(patch = %name, "the module of a patch goes: it is not in force any more, whoever is in its functions");
+        tracing::error!(patch = %name, "the module of an enabled patch is unloaded: the patch is withdrawn, even if threads are in its functions");
     }
     withdraw(table, &is_kept);
     table.slices.forget_kept_in(module);
@@ -110,7 +110,7 @@ fn withdraw(table: &mut PatchTable, which: &dyn Fn(&Patch) -> bool) {
     let ids: Vec<_> = patches.all.iter().rev().filter(|patch| which(patch)).map(|patch| patch.id).collect();
     let entries: Vec<_> = ids.into_iter().flat_map(|id| patches.unpatch_all(id)).collect();
     if let Err(error) = divert(&patches.settled_diverts(&entries)) {
-        tracing::error!(%error, "sites of functions that were patched stay as they are");
+        tracing::error!(%error, "call sites of functions that were patched could not be changed back");
     }
     patches.forget(&entries);
     let gone: Vec<_> = patches.all.extract_if(.., |patch| which(patch)).collect();

@@ -45,6 +45,6 @@ pub(super) fn start() {
     });
     if let Err(error) = begun {
         worker_id::release();
-        tracing::error!(%error, "no thread can be had that looks whether a transition can be completed");
+        tracing::error!(%error, "the worker thread could not be started: the transition is not checked periodically");
     }
 }

@@ -15,19 +15,19 @@ const SIZES: &str = "modload/livepatch.h (64, 96, 96) or Linux 6.1 (152, 168, 20
 #[non_exhaustive]
 pub enum StructError {
     /// The module does not say that it is a live patch.
-    #[error("module {0} is not marked as a livepatch module: MODULE_INFO(livepatch, \"Y\") does that")]
+    #[error("module {0} is not marked as a livepatch module: add MODULE_INFO(livepatch, \"Y\")")]
     NotMarked(String),
     /// `klp_enable_patch` was not called from the module's init.
-    #[error("klp_enable_patch is called by {0}, but not from its init")]
+    #[error("module {0} calls klp_enable_patch, but not from its init: call it from init")]
     NotInInit(String),
     /// `mod` is another module, or NULL.
-    #[error("the patch's `mod` is not THIS_MODULE of {0}")]
+    #[error("the patch's `mod` is not THIS_MODULE of {0}: set it to THIS_MODULE")]
     OtherModule(String),
     /// A required pointer is NULL.
     #[error("{0} is NULL")]
     Null(&'static str),
     /// An item does not lie in the module's own memory.
-    #[error("{what} does not lie in the module's own memory, or not all of it")]
+    #[error("{what} must lie completely in the module's own memory")]
     Outside {
         /// The item.
         what: &'static str,
@@ -39,7 +39,7 @@ pub enum StructError {
         what: &'static str,
     },
     /// A pointer to a function leads outside the module's lasting text.
-    #[error("{what} is no function in the module's text that stays when init has returned")]
+    #[error("{what} must be a function in the module's text that stays when init has returned (not __init)")]
     NoFunction {
         /// The pointer.
         what: &'static str,

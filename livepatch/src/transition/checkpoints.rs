@@ -68,7 +68,7 @@ fn take_back(transition: &mut ActiveTransition, patches: &Patches) {
     }
     if let Err(error) = divert_unheld(&transition.diverts(|moving| moving.from)) {
         // The stubs of these sites are not used again.
-        tracing::error!(%error, "sites of a transition that could not begin stay where they are");
+        tracing::error!(%error, "call sites of a transition that could not begin could not be changed back");
         transition.moving.clear();
     }
 }

@@ -75,7 +75,7 @@ pub(crate) struct Waiter {
 impl Waiter {
     pub(crate) fn new() -> Waiter {
         let event = event_of_this_process()
-            .inspect_err(|error| tracing::warn!(%error, "transitions are looked at by the clock alone"));
+            .inspect_err(|error| tracing::warn!(%error, "there is no eventfd for transitions: the worker thread checks them only periodically"));
         Waiter { event: event.ok(), ends: Vec::new() }
     }
 

@@ -13,7 +13,7 @@ use crate::link::{PatchLinkError, link};
 fn what_cannot_be_is_refused_by_name() {
     let long = |letter: &str, count: usize| letter.repeat(count);
     let cases = [
-        ("call elsewhere".to_owned(), "nothing in it is marked: declare"),
+        ("call elsewhere".to_owned(), "the object has no marked symbol: declare"),
         ("call .modload.klp.greet".into(), "it names an object alone"),
         ("call .modload.klp.greet.hello".into(), "it has no position"),
         ("call .modload.klp.greet.hello.".into(), "its position is no number"),
@@ -23,19 +23,22 @@ fn what_cannot_be_is_refused_by_name() {
         ("call .modload.klp..hello.0".into(), "it names no object"),
         ("call .modload.klp.greet..0".into(), "it names no symbol"),
         ("call \".modload.klp.greet.a,b.0\"".into(), "there is a comma in its name"),
-        (format!("call .modload.klp.{}.hello.0", long("o", 56)), "its object's name has 56 bytes, and Linux takes 55"),
+        (
+            format!("call .modload.klp.{}.hello.0", long("o", 56)),
+            "its object's name has 56 bytes, and Linux's limit is 55",
+        ),
         (format!("call .modload.klp.{}", long("o", 700)), "its object's name has"),
         (
             format!("call .modload.klp.greet.{}.0", long("n", 512)),
-            "its symbol's name has 512 bytes, and Linux takes 511",
+            "its symbol's name has 512 bytes, and Linux's limit is 511",
         ),
-        (format!("call .modload.klp.greet.{}.0", long("n", 900)), "and Linux takes 511"),
-        (".globl .modload.klp.greet.hello.0\n.modload.klp.greet.hello.0: ret".into(), "is defined here"),
-        (".comm .modload.klp.greet.count.0, 4".into(), "is defined here"),
+        (format!("call .modload.klp.greet.{}.0", long("n", 900)), "and Linux's limit is 511"),
+        (".globl .modload.klp.greet.hello.0\n.modload.klp.greet.hello.0: ret".into(), "is defined in this object"),
+        (".comm .modload.klp.greet.count.0, 4".into(), "is defined in this object"),
         ("movq .modload.klp.greet.own.0@gottpoff(%rip), %rax".into(), "\".modload.klp.greet.own.0\" is thread-local"),
         (
             ".section .init.text,\"ax\"\ncall .modload.klp.greet.hello.0".into(),
-            ".init.text refers to \"hello\", and is gone when greet comes",
+            ".init.text refers to \"hello\", but is freed before greet is loaded",
         ),
         (".section .init.data,\"aw\"\n.quad .modload.klp.greet.count.0".into(), ".init.data refers to \"count\""),
     ];
