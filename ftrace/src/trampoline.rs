@@ -19,7 +19,7 @@
 //! - [`graph`]: writes entry and return. The trampoline has a frame of its own beneath the function's frame, with
 //!   unwind rows for exceptions.
 //! - [`walk_stack`]: walks the thread's current stack while running on another stack.
-//! - [`thread_local`]: whether the thread is within the tracing already, and the way to its state. [`thread`]: the
+//! - [`mod@thread_local`]: whether the thread is within the tracing already, and the way to its state. [`thread`]: the
 //!   state: its ring ([`ring`], [`reader`]) and its return stack ([`return_stack`]).
 //! - [`slow_path`]: the calls that assembler code cannot record by itself. [`attach`]: threads join a recording.
 //!

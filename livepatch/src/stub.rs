@@ -1,4 +1,4 @@
-//! TwoWayStubs of functions in transition: threads that have not migrated go one way, all other threads the other.
+//! Stubs of functions in transition: threads that have not migrated go one way, all other threads the other.
 //!
 //! A stub is 64 bytes of text that are never freed, with a [`TwoWayStub`] that the text refers to. Both are used again
 //! when the transition is complete and no thread is in the stub. A thread's word (`modload_threads::word`) says whether

@@ -87,7 +87,7 @@ unsafe extern "C" {
     static modload_ftrace_event_end: u8;
 }
 
-/// Returns the code to jump to with an [`StubEvent`] in `r11`, and the range of its addresses. The code preserves all
+/// Returns the code to jump to with a [`StubEvent`] in `r11`, and the range of its addresses. The code preserves all
 /// registers except `r11`.
 #[must_use]
 pub fn event_code() -> (Addr, std::ops::Range<u64>) {

@@ -69,7 +69,7 @@ modload_ftrace_graph_behind:
     cmp eax, dword ptr fs:[rcx + {session}]
     jne 17f
     mov rcx, qword ptr fs:[rcx]
-    // Where the return address is: in the thread's own stack, and below the frame of whoever was entered before.
+    // The return address is in the thread's own stack, and below the frame of the function that was entered before.
     lea rax, [rsp + 32]
     mov rdx, rax
     sub rdx, qword ptr [rcx + {stack}]
@@ -121,7 +121,7 @@ modload_ftrace_graph_behind:
     or rax, rdx
     mov qword ptr [r11], rax
     inc qword ptr [rcx + {open}]
-    // Who reads finds the unit when it finds this: stores are seen in their order.
+    // A reader that sees the new head sees the unit, too: stores are seen in their order.
     inc qword ptr [rcx + {head}]
     mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
     mov dword ptr fs:[rcx + {busy}], 0
@@ -200,7 +200,8 @@ modload_ftrace_return:
     .cfi_def_cfa_offset 8
     ret
 
-    // What it had called was left by longjmp, or it was taken for left itself: then its place has been given back.
+    // Functions that it had called were left by longjmp, or it was assumed to be left itself: then its place has been
+    // given back.
     .cfi_restore_state
 21:
     mov rax, rbx
@@ -230,7 +231,7 @@ modload_ftrace_return:
     inc qword ptr [rcx + {elsewhere}]
     jmp 19f
 16:
-    // Not below: stale, unless it is the same frame and returns to us.
+    // Not below: stale, unless it is the same frame and returns to this code.
     jne 17f
     mov rdx, qword ptr [rcx + {returns}]
     cmp rdx, qword ptr [rsp + 32]
@@ -260,7 +261,7 @@ modload_ftrace_return:
     .cfi_endproc
     .size modload_ftrace_graph, . - modload_ftrace_graph
 
-    // Nobody looks: for who jumps late, and for who calls late.
+    // No tracing: for a thread that jumps late, and for a thread that calls late.
     .balign 16
     .hidden modload_ftrace_pass_jump
     .globl modload_ftrace_pass_jump

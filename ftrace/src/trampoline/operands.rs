@@ -1,8 +1,8 @@
-//! The operands of the assembler code that records.
+//! The operands of the assembler code for recordings.
 
-/// `global_asm!` with the operands that all code has that records: where the thread-local memory has its fields, where
-/// the states of a thread and of a function have theirs, and the state of the process. The code's own operands follow
-/// the code.
+/// Assembles code as `global_asm!` does, with the operands that all code for recordings needs: the offsets of fields in
+/// the thread-local memory, in the state of a thread and in the record of a function, and the state of the process. The
+/// operands that only this code needs follow the code.
 macro_rules! recording_asm {
     ($code:literal, $($own:tt)*) => {
         std::arch::global_asm!(

@@ -32,7 +32,7 @@ pub(crate) struct MissedCounts {
 
 impl RingReader {
     /// # Safety
-    /// The thread has been made by [`super::thread`], and has no other reader.
+    /// The state has been made by `attach`, and has no other reader.
     pub(super) unsafe fn new(thread: NonNull<TraceThread>) -> RingReader {
         RingReader { thread, is_done: false }
     }

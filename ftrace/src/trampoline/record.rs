@@ -60,7 +60,7 @@ modload_ftrace_record:
     mov dword ptr [rdx + 12], {call}
     mov rax, qword ptr [rsp + 32]
     mov qword ptr [rdx + 16], rax
-    // Who reads finds the units when it finds this: stores are seen in their order.
+    // A reader that sees the new head sees the units, too: stores are seen in their order.
     add qword ptr [rcx + {head}], 2
 3:
     mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]

@@ -69,7 +69,7 @@ modload_ftrace_\name:
     .else
     xor ecx, ecx
     .endif
-    // Compilers may call what they know to need no alignment without any.
+    // A compiler need not align the stack for callees that it knows to need no alignment.
     sub rsp, 8 * \bytes
     and rsp, -64
     .irp number, 0, 1, 2, 3, 4, 5, 6, 7

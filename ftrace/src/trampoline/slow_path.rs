@@ -1,5 +1,5 @@
-//! The slow path of recordings, in Rust: what assembler code calls if it cannot record a function, and the code that
-//! preserves registers for the call.
+//! The slow path of recordings: the Rust function that assembler code calls if it cannot record a function by itself,
+//! and the code that preserves registers for the call.
 
 use std::arch::global_asm;
 use std::ptr;
@@ -18,8 +18,8 @@ use super::variants::VectorWidth;
 global_asm!(
     r#"
     .pushsection .text.modload_ftrace_ask, "ax", @progbits
-// rax is passed on, and the answer comes in rax; but for rcx and rdx, which the caller has saved, all else is
-// preserved.
+// The argument and the answer are in rax. All registers except rax, rcx and rdx are preserved. The caller has saved
+// rcx and rdx.
 .macro modload_ftrace_ask name:req, bytes:req, move:req, register:req
     .balign 16
     .hidden modload_ftrace_ask_\name

@@ -10,6 +10,7 @@ use super::blocked::{BlockReason, Blocked};
 use super::ranges::AddressRanges;
 use super::word::is_migrated;
 
+/// Returns whether an address is in one of the ranges, which are sorted.
 fn holds(ranges: &[Range<u64>], at: u64) -> bool {
     let behind = ranges.partition_point(|range| range.start <= at);
     behind.checked_sub(1).is_some_and(|last| ranges[last].contains(&at))
@@ -29,8 +30,11 @@ pub(super) enum ThreadsToCheck {
 /// The result of a check, which is allocated before threads are held, with room for all threads.
 pub(super) struct HeldCheck {
     pub(super) blocked: Vec<Blocked>,
+    /// The number of threads for which there is room.
     pub(super) room: u64,
+    /// Whether there are more threads than `room`. No thread was checked then.
     pub(super) is_too_small: bool,
+    /// The word for threads that have not migrated.
     pub(super) unmigrated_word: u64,
     /// Whether no thread was in a stub.
     pub(super) stubs_are_empty: bool,

@@ -1,9 +1,9 @@
-//! The transition under version, as one word that threads read without a lock, and the words of threads in
+//! The transition under way, as one word that threads read without a lock, and the words of threads in
 //! checkpoint-only transitions.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The transition under version, for threads to read: [`NOTHING`], [`HOLDING`], or a [`RosterPhase`].
+/// The transition under way, for threads to read: [`NOTHING`], [`HOLDING`], or a [`RosterPhase`].
 pub(super) static UNDER_WAY: AtomicU64 = AtomicU64::new(NOTHING);
 /// No transition.
 pub(super) const NOTHING: u64 = 0;
@@ -17,7 +17,7 @@ pub(super) fn announce_holding() {
     UNDER_WAY.store(HOLDING, Ordering::Release);
 }
 
-/// Announces that no transition is under version.
+/// Announces that no transition is under way.
 pub(super) fn announce_end() {
     UNDER_WAY.store(NOTHING, Ordering::Release);
 }
@@ -58,7 +58,7 @@ pub(super) struct RosterPhase {
 }
 
 impl RosterPhase {
-    /// Returns the phase of the transition under version, if it is checkpoint-only.
+    /// Returns the phase of the transition under way, if it is checkpoint-only.
     pub(super) fn under_way() -> Option<RosterPhase> {
         let bits = UNDER_WAY.load(Ordering::Acquire);
         (bits >> NUMBER_SHIFT != 0).then_some(RosterPhase {
