@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use modload::trace::{Batch, Function, Thread, What};
+use modload::trace::{Batch, RecordedThread, ThreadAction, TracedFunction};
 use modload::trace::{Mode, TraceOptions};
 use modload::{Host, Image};
 
@@ -101,8 +101,8 @@ struct Bar {
 
 /// A whole recording. [`fmt::Display`] draws it as SVG.
 struct Chart {
-    functions: Vec<Function>,
-    threads: Vec<Thread>,
+    functions: Vec<TracedFunction>,
+    threads: Vec<RecordedThread>,
     bars: Vec<Bar>,
     missing: u64,
 }
@@ -113,17 +113,17 @@ impl Chart {
         for record in &batch.records {
             let stack = open.entry(record.thread).or_default();
             match record.what {
-                What::Enter => {
+                ThreadAction::Enter => {
                     let (thread, function, depth) = (record.thread, record.function, stack.len());
                     stack.push(bars.len());
                     bars.push(Bar { thread, function, depth, from: record.at, to: record.at });
                 }
-                What::Leave | What::Unwound => {
+                ThreadAction::Leave | ThreadAction::Unwound => {
                     if let Some(bar) = stack.pop() {
                         bars[bar].to = record.at;
                     }
                 }
-                What::Call { .. } => {}
+                ThreadAction::Call { .. } => {}
             }
         }
         // A call without a return lasts until the end.
@@ -208,26 +208,26 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use modload::trace::{Batch, Function, Record, Thread, What};
+    use modload::trace::{Batch, Record, RecordedThread, ThreadAction, TracedFunction};
 
     use super::Chart;
 
-    fn record(at: u64, function: u32, what: What) -> Record {
+    fn record(at: u64, function: u32, what: ThreadAction) -> Record {
         Record { thread: 0, at, function, what }
     }
 
     #[test]
     fn calls_lie_below_their_callers_and_names_cannot_break_out() {
-        let function = |name: &str| Function { module: "m".into(), name: name.into() };
+        let function = |name: &str| TracedFunction { module: "m".into(), name: name.into() };
         let batch = Batch {
             functions: vec![function("outer"), function("<script>\"&\u{1b}")],
-            threads: vec![Thread { tid: 7, name: "</text>".into() }],
+            threads: vec![RecordedThread { tid: 7, name: "</text>".into() }],
             records: vec![
-                record(1000, 0, What::Enter),
-                record(2000, 1, What::Enter),
-                record(3000, 1, What::Unwound),
-                record(3500, 1, What::Enter),
-                record(5000, 1, What::Leave),
+                record(1000, 0, ThreadAction::Enter),
+                record(2000, 1, ThreadAction::Enter),
+                record(3000, 1, ThreadAction::Unwound),
+                record(3500, 1, ThreadAction::Enter),
+                record(5000, 1, ThreadAction::Leave),
             ],
             ..Batch::default()
         };

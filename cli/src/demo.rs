@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use modload::text::disassembled;
-use modload::trace::render::{Form, Process};
+use modload::trace::render::{Form, TracedProcess};
 use modload::trace::{Mode, TraceOptions};
 use modload::{Coming, Host, Module, ModuleInfo, Order, Refusal, Subscriber};
 
@@ -94,7 +94,7 @@ fn trace(host: &Host, modules: &[Module], output: &mut CommandOutput) -> Result<
     }
     let recorded = trace.finish();
     show_entry(modules, "after    ", output)?;
-    let process = Process { pid: std::process::id(), name: "modload".into() };
+    let process = TracedProcess { pid: std::process::id(), name: "modload".into() };
     Form::Graph.whole(&process, [recorded.clone()]).lines().try_for_each(|line| output.say(line))?;
     Ok(output.value(&recorded)?)
 }

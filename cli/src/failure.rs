@@ -25,7 +25,7 @@ pub(crate) enum CommandFailure {
     #[error("{}", shown(.file))]
     Inspect { file: PathBuf, source: Error },
     #[error("{}", shown(.file))]
-    Link { file: PathBuf, source: modload::patch::link::Error },
+    Link { file: PathBuf, source: modload::patch::link::PatchLinkError },
     #[error("{} is the input file: name another file with -o", shown(.0))]
     SameFile(PathBuf),
     #[error("{}: the file has no function \"{}\"", shown(.file), .function.escape_debug())]

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::mem::take;
 use std::path::{Path, PathBuf};
 
-use modload::trace::render::{Form, Process, Renderer};
+use modload::trace::render::{Form, Renderer, TracedProcess};
 use modload::trace::{Batch, Missed};
 
 use crate::failure::{CommandFailure, tell};
@@ -56,7 +56,11 @@ pub(crate) struct Telling {
 }
 
 impl Telling {
-    pub(crate) fn begin(form: Form, process: &Process, mut place: TraceOutput) -> Result<Telling, CommandFailure> {
+    pub(crate) fn begin(
+        form: Form,
+        process: &TracedProcess,
+        mut place: TraceOutput,
+    ) -> Result<Telling, CommandFailure> {
         let mut text = String::new();
         let renderer = Renderer::begin(form, process, &mut text).map_err(io::Error::other)?;
         place.put(&text)?;

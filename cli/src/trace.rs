@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use modload::trace::render::Process;
+use modload::trace::render::TracedProcess;
 use modload_control::protocol::{Request, TraceMode, TraceRequest, TraceStarted, TraceableFunction};
 use modload_control::{Client, TraceNews};
 
@@ -57,11 +57,11 @@ fn asked(arguments: &TraceArguments) -> TraceRequest {
 }
 
 /// Returns the traced process. Tells the user if no function matches yet.
-fn process(tracing: TraceStarted) -> Process {
+fn process(tracing: TraceStarted) -> TracedProcess {
     if tracing.functions == 0 {
         tell("nothing that can be traced has such a name yet: modhost trace --list shows the functions");
     }
-    Process { pid: tracing.pid, name: tracing.process }
+    TracedProcess { pid: tracing.pid, name: tracing.process }
 }
 
 /// Lists functions like Linux's `available_filter_functions`: the name, then the module.

@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use modload::Host;
-use modload::trace::render::Process;
+use modload::trace::render::TracedProcess;
 use modload::trace::{FunctionTrace, Mode, TraceOptions};
 
 use crate::args::Format;
@@ -40,7 +40,7 @@ impl Embedded {
         let usual = if format == Format::Json { TraceFormat::Json } else { TraceFormat::usual(asked.graph) };
         let form = asked.form.unwrap_or(usual).form();
         let trace = host.trace_functions(&options(asked)?)?;
-        let telling = Telling::begin(form, &Process { pid: std::process::id(), name: "modload".into() }, place)?;
+        let telling = Telling::begin(form, &TracedProcess { pid: std::process::id(), name: "modload".into() }, place)?;
         let (going_on, ended) = channel();
         let drain = move || drain(trace, telling, || ended.recv_timeout(TURN) == Err(RecvTimeoutError::Timeout));
         let draining = thread::Builder::new().name("modload-trace".into()).spawn(drain)?;

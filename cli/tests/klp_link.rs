@@ -171,7 +171,7 @@ fn what_is_refused_leaves_all_as_it_was() {
     }
     let plain = Scene::new("int add(int a, int b) { return a + b; }");
     let refused = plain.refused(&["fix.o", "-o", "fix.ko"]);
-    assert!(refused.contains("fix.o: nothing in it is marked"), "{refused}");
+    assert!(refused.contains("fix.o: the object has no marked symbol"), "{refused}");
     for arguments in [&["fix.o"][..], &["-o", "fix.ko"]] {
         assert_eq!(scene.run(arguments).status.code(), Some(2), "{arguments:?}");
     }

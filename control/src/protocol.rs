@@ -15,7 +15,7 @@
 use std::time::Duration;
 
 use modload::State;
-use modload::trace::{Function, Missed};
+use modload::trace::{Missed, TracedFunction};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -273,7 +273,7 @@ pub struct Traced {
 pub struct TraceableFunction {
     /// The function.
     #[serde(flatten)]
-    pub function: Function,
+    pub function: TracedFunction,
     /// Why the function cannot be traced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why_not: Option<String>,

@@ -138,7 +138,7 @@ fn parts(batch: Batch) -> impl Iterator<Item = Batch> {
             functions: room.take(&mut functions, |function| text(&function.module) + text(&function.name)),
             threads: room.take(&mut threads, |thread| text(&thread.name)),
             records: room.take(&mut records, |record| match &record.what {
-                modload::trace::What::Call { parent } => text(parent),
+                modload::trace::ThreadAction::Call { parent } => text(parent),
                 _ => 0,
             }),
             missed,
@@ -182,7 +182,7 @@ impl LineRoom {
 
 #[cfg(test)]
 mod tests {
-    use modload::trace::{Batch, Function, Missed, Record, Thread, What};
+    use modload::trace::{Batch, Missed, Record, RecordedThread, ThreadAction, TracedFunction};
 
     use super::{TRACE_LINE, parts};
     use crate::client::join;
@@ -208,13 +208,17 @@ mod tests {
         assert_eq!(check(&Batch { missed, ..Batch::default() }, TRACE_LINE), 1);
 
         let name = "\u{1}\"\\".repeat(100);
-        let function = |number: u32| Function { module: format!("m{number}"), name: name.clone() };
-        let thread = |tid| Thread { tid, name: name.clone() };
+        let function = |number: u32| TracedFunction { module: format!("m{number}"), name: name.clone() };
+        let thread = |tid| RecordedThread { tid, name: name.clone() };
         let record = |number: u32| Record {
             thread: u32::MAX,
             at: u64::MAX,
             function: number,
-            what: if number.is_multiple_of(2) { What::Unwound } else { What::Call { parent: name.clone() } },
+            what: if number.is_multiple_of(2) {
+                ThreadAction::Unwound
+            } else {
+                ThreadAction::Call { parent: name.clone() }
+            },
         };
         let batch = Batch {
             functions: (0..3000).map(function).collect(),
@@ -225,7 +229,7 @@ mod tests {
         assert!(check(&batch, TRACE_LINE) > 5);
 
         // One that is too long for a line of its kind stands alone.
-        let huge = Function { module: "m".into(), name: "x".repeat(TRACE_LINE) };
+        let huge = TracedFunction { module: "m".into(), name: "x".repeat(TRACE_LINE) };
         let batch = Batch { functions: vec![function(0), huge.clone(), function(1), huge], ..Batch::default() };
         assert_eq!(check(&batch, TRACE_LINE + 1000), 4);
     }

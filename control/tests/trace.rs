@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use modload::Host;
-use modload::trace::{Batch, Record, What};
+use modload::trace::{Batch, Record, ThreadAction};
 use modload::trace::{Mode, TraceOptions};
 use modload_control::protocol::{Called, ModuleName, Request, ResultType, TraceMode, TraceRequest, TraceableFunction};
 use modload_control::{Client, ClientError, TraceNews};
@@ -106,8 +106,8 @@ fn every_call_is_told_in_order() {
     let number = |name| u32::try_from(names.iter().position(|&known| known == name).unwrap()).unwrap();
     let (outer, leaf) = (number("traced_outer"), number("traced_leaf"));
     let told: Vec<_> = whole.records.iter().map(|Record { function, what, .. }| (*function, what.clone())).collect();
-    let leaves = vec![[(leaf, What::Enter), (leaf, What::Leave)]; 5].concat();
-    assert_eq!(told, [vec![(outer, What::Enter)], leaves, vec![(outer, What::Leave)]].concat());
+    let leaves = vec![[(leaf, ThreadAction::Enter), (leaf, ThreadAction::Leave)]; 5].concat();
+    assert_eq!(told, [vec![(outer, ThreadAction::Enter)], leaves, vec![(outer, ThreadAction::Leave)]].concat());
     assert!(whole.records.is_sorted_by_key(|record| record.at));
     assert_eq!(whole.threads.len(), 1);
 }
@@ -157,7 +157,7 @@ fn one_runs_at_a_time_and_none_outlives_its_client() {
     second.send(format!("{TRACE}\n").as_bytes(), &[]);
     let refused = second.line().unwrap();
     assert_eq!(refused["error"]["kind"], "trace", "{refused}");
-    assert!(refused["error"]["message"].as_str().unwrap().contains("one recording at a time"), "{refused}");
+    assert!(refused["error"]["message"].as_str().unwrap().contains("a recording is under way already"), "{refused}");
     drop(first);
     until("the trace ends with its client", || {
         second.send(format!("{TRACE}\n").as_bytes(), &[]);
@@ -208,9 +208,9 @@ fn a_great_batch_comes_in_parts_and_is_one_for_the_client() {
         match told {
             TraceNews::Began(_) => call(&mut caller, "traced_outer", 60_000),
             TraceNews::Batch(batch) => {
-                let count = |what: &What| batch.records.iter().filter(|record| record.what == *what).count();
-                entered += count(&What::Enter);
-                left += count(&What::Leave);
+                let count = |what: &ThreadAction| batch.records.iter().filter(|record| record.what == *what).count();
+                entered += count(&ThreadAction::Enter);
+                left += count(&ThreadAction::Leave);
                 batches += 1;
                 stopper = None;
             }

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::trampoline::thread::now;
+use crate::trampoline::ring::time_stamp;
 
 /// Both clocks at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -15,7 +15,7 @@ struct Moment {
 
 impl Moment {
     fn now() -> Moment {
-        Moment { stamp: now(), time: Instant::now() }
+        Moment { stamp: time_stamp(), time: Instant::now() }
     }
 }
 
@@ -52,7 +52,7 @@ impl Clock {
         let last = Moment::now();
         let stamps = u128::from(last.stamp - first.stamp);
         let scale = (last.time - first.time).as_nanos().checked_shl(32)?.checked_div(stamps)?;
-        Some(Clock { start: now(), scale: u64::try_from(scale).ok()? })
+        Some(Clock { start: time_stamp(), scale: u64::try_from(scale).ok()? })
     }
 
     /// Returns the nanoseconds from the start to a time stamp, or 0 for an earlier stamp.
@@ -64,16 +64,16 @@ impl Clock {
 
 #[cfg(test)]
 mod tests {
-    use super::{Clock, now};
+    use super::{Clock, time_stamp};
     use std::thread::sleep;
     use std::time::{Duration, Instant};
 
     #[test]
     fn it_goes_as_fast_as_the_systems() {
         let clock = Clock::start().expect("stamps go evenly here");
-        let (first, begun) = (clock.nanoseconds(now()), Instant::now());
+        let (first, begun) = (clock.nanoseconds(time_stamp()), Instant::now());
         sleep(Duration::from_millis(50));
-        let (last, real) = (clock.nanoseconds(now()), begun.elapsed().as_nanos());
+        let (last, real) = (clock.nanoseconds(time_stamp()), begun.elapsed().as_nanos());
         let shown = u128::from(last - first);
         assert!(shown.abs_diff(real) < real / 100, "{shown} ns for {real} ns");
         assert_eq!(clock.nanoseconds(0), 0);

@@ -7,9 +7,10 @@ use modload_text::{TextLock, TrapMask, poke_chosen};
 use modload_threads::Held;
 
 use crate::error::TraceError;
+use crate::identity::FunctionOwner;
 use crate::switch::Changed;
-use crate::table::{Entry, Owner, Phase, Shown, Table, table};
-use crate::trampoline::Function;
+use crate::table::{ModuleFunctions, ModuleTextState, SiteTarget, TraceEntry, TraceTable, table};
+use crate::trampoline::FunctionRecord;
 
 /// The redirection of a function's calls.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,7 +22,7 @@ pub struct Divert {
 }
 
 /// An entry of the table, and the new target of its calls.
-type Found = (Owner, usize, Option<Addr>);
+type FoundEntry = (FunctionOwner, usize, Option<Addr>);
 
 /// Redirects functions' calls from now on. Calls that are under way are not checked.
 ///
@@ -72,37 +73,37 @@ pub fn divert_chosen(
     choose: impl FnOnce(&Held) -> Option<usize>,
 ) -> Result<Option<usize>, TraceError> {
     let mut table = table();
-    let found: Vec<Vec<Found>> = ways.iter().map(|way| table.find(way)).collect::<Result<_, _>>()?;
+    let found: Vec<Vec<FoundEntry>> = ways.iter().map(|way| table.find(way)).collect::<Result<_, _>>()?;
     for &(owner, number, to) in found.iter().flatten() {
         let Some(entry) = table.entry(owner, number) else { continue };
         let (shown, wanted) = (entry.shown, entry.wanted_with(to));
         // Prepares functions whose calls would pass a half of their stubs that the calls do not pass yet.
-        if matches!(wanted, Shown::Called | Shown::Jumped) && wanted != shown {
+        if matches!(wanted, SiteTarget::Called | SiteTarget::Jumped) && wanted != shown {
             table.prepare_as(owner, number, wanted)?;
         }
     }
     let batches: Vec<EditSet> = found.iter().map(|way| table.batch(way)).collect::<Result<_, _>>()?;
-    let targets: Vec<Vec<(&'static Function, Addr, Addr)>> = found.iter().map(|way| table.targets(way)).collect();
+    let targets: Vec<Vec<(&'static FunctionRecord, Addr, Addr)>> = found.iter().map(|way| table.targets(way)).collect();
     let references: Vec<&EditSet> = batches.iter().collect();
     let mut chosen = None;
     let poked = poke_chosen(&mut TextLock::take(), &references, |held| {
         chosen = choose(held);
         for (function, _, to) in chosen.and_then(|way| targets.get(way)).into_iter().flatten() {
-            function.goes_on(*to);
+            function.set_target(*to);
         }
         chosen
     });
     if let Err(error) = poked {
         for (function, before, _) in chosen.and_then(|way| targets.get(way)).into_iter().flatten() {
-            function.goes_on(*before);
+            function.set_target(*before);
         }
         return Err(error.into());
     }
     for &(owner, number, to) in chosen.and_then(|way| found.get(way)).into_iter().flatten() {
         table.set_divert(owner, number, to);
         // Staged text was not written: a site in staged text is checked again when the text is published.
-        if let Some(part) = table.parts.get_mut(&owner).filter(|part| part.phase == Phase::Published) {
-            part.entries[number].shows();
+        if let Some(part) = table.parts.get_mut(&owner).filter(|part| part.phase == ModuleTextState::Published) {
+            part.entries[number].note_written();
         }
     }
     Ok(chosen)
@@ -114,7 +115,7 @@ pub fn divert_chosen(
 /// A [`Refusal`] that names the function that cannot be diverted.
 pub fn divert_staged(coming: &mut Coming<'_>, diverts: &[Divert]) -> Result<(), Refusal> {
     let mut table = table();
-    let owner = Owner::of(coming.module());
+    let owner = FunctionOwner::of(coming.module());
     let found = table.find(diverts).map_err(|error| Refusal::from(error.to_string()))?;
     for &(_, number, to) in &found {
         let Some(part) = table.parts.get_mut(&owner) else { continue };
@@ -127,7 +128,7 @@ pub fn divert_staged(coming: &mut Coming<'_>, diverts: &[Divert]) -> Result<(), 
         let wanted = entry.code(entry.wanted());
         let edit = Edit { at, old: shown.bytes(), new: wanted.bytes(), why };
         coming.edit(edit).map_err(|error| Refusal::from(error.to_string()))?;
-        entry.shows();
+        entry.note_written();
     }
     Ok(())
 }
@@ -160,17 +161,17 @@ pub fn redirected(entry: Addr) -> Option<TraceError> {
 pub fn behind(entry: Addr) -> Option<Addr> {
     let table = table();
     let (owner, number, _) = table.find_one(&Divert { entry, to: None }).ok()?;
-    table.entry(owner, number).map(Entry::behind)
+    table.entry(owner, number).map(TraceEntry::behind)
 }
 
-impl Table {
+impl TraceTable {
     /// Returns the table entries of functions.
-    fn find(&self, diverts: &[Divert]) -> Result<Vec<Found>, TraceError> {
+    fn find(&self, diverts: &[Divert]) -> Result<Vec<FoundEntry>, TraceError> {
         diverts.iter().map(|divert| self.find_one(divert)).collect()
     }
 
-    fn find_one(&self, divert: &Divert) -> Result<Found, TraceError> {
-        let of = |(owner, part): (&Owner, &crate::table::Part)| {
+    fn find_one(&self, divert: &Divert) -> Result<FoundEntry, TraceError> {
+        let of = |(owner, part): (&FunctionOwner, &ModuleFunctions)| {
             // At most an ENDBR64 lies between an entry and its site.
             let first = part.entries.partition_point(|entry| entry.site.at < divert.entry);
             let here = part.entries.get(first).filter(|entry| entry.site.entry == divert.entry)?;
@@ -187,20 +188,22 @@ impl Table {
         Ok((owner, number, divert.to))
     }
 
-    fn entry(&self, owner: Owner, number: usize) -> Option<&Entry> {
+    fn entry(&self, owner: FunctionOwner, number: usize) -> Option<&TraceEntry> {
         self.parts.get(&owner)?.entries.get(number)
     }
 
-    fn set_divert(&mut self, owner: Owner, number: usize, to: Option<Addr>) {
+    fn set_divert(&mut self, owner: FunctionOwner, number: usize, to: Option<Addr>) {
         if let Some(part) = self.parts.get_mut(&owner) {
             part.entries[number].divert = to;
         }
     }
 
-    fn batch(&self, way: &[Found]) -> Result<EditSet, TraceError> {
+    fn batch(&self, way: &[FoundEntry]) -> Result<EditSet, TraceError> {
         let mut batch = EditSet::new();
         for &(owner, number, to) in way {
-            let Some(part) = self.parts.get(&owner).filter(|part| part.phase == Phase::Published) else { continue };
+            let Some(part) = self.parts.get(&owner).filter(|part| part.phase == ModuleTextState::Published) else {
+                continue;
+            };
             let entry = &part.entries[number];
             let (old, new) = (entry.code(entry.shown), entry.code(entry.wanted_with(to)));
             if old != new {
@@ -211,8 +214,8 @@ impl Table {
     }
 
     /// Returns the existing functions of a way, each with its present target and its target in this way.
-    fn targets(&self, way: &[Found]) -> Vec<(&'static Function, Addr, Addr)> {
-        let target = |&(owner, number, to): &Found| {
+    fn targets(&self, way: &[FoundEntry]) -> Vec<(&'static FunctionRecord, Addr, Addr)> {
+        let target = |&(owner, number, to): &FoundEntry| {
             let entry = self.entry(owner, number)?;
             Some((entry.function?, entry.target(entry.divert), entry.target(to)))
         };

@@ -12,7 +12,7 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum TraceError {
     /// The function is redirected already. Two redirections of one function contradict each other.
-    #[error("{function} [{module}] is redirected already, and can be by one at a time")]
+    #[error("{function} [{module}] is redirected already: a function can have one redirection at a time")]
     Redirected {
         /// The function's module.
         module: String,
@@ -28,29 +28,29 @@ pub enum TraceError {
         why: Cow<'static, str>,
     },
     /// A recording is under way already. Only one recording can be under way at a time.
-    #[error("functions are being recorded already: one recording at a time")]
+    #[error("a recording is under way already: only one is possible at a time, so end it first")]
     UnderWay,
     /// The processor's time stamps do not run evenly, so they give no times.
     #[error("functions cannot be recorded: the processor's time stamp counter does not run evenly (no invariant TSC)")]
     NoClock,
     /// The process has shadow stacks. A recording of returns replaces return addresses, and they would not match the
     /// shadow stack.
-    #[error("returns cannot be recorded: this process has shadow stacks")]
+    #[error("returns cannot be recorded, because this process has shadow stacks: record calls")]
     ShadowStack,
     /// The buffer size is not valid.
-    #[error("a buffer of {bytes} bytes for each thread: it must be from 4096 bytes to 1 GiB")]
+    #[error("a buffer of {bytes} bytes for each thread is not possible: choose a size from 4096 bytes to 1 GiB")]
     Buffer {
         /// The requested size.
         bytes: u64,
     },
     /// The host's own code cannot be poked at these functions.
-    #[error("functions of the host's own cannot be traced")]
+    #[error("the host's own functions cannot be traced")]
     HostText(#[from] HostTextError),
     /// There is no room for stubs near the host's own code.
-    #[error("functions of the host's own cannot be traced")]
+    #[error("the host's own functions cannot be traced")]
     Annex(#[from] AnnexError),
     /// The function is registered already, by this host or by another host.
-    #[error("{function} of the host's own is registered already")]
+    #[error("the host's own function {function} is registered already")]
     Registered {
         /// The function.
         function: String,

@@ -11,12 +11,12 @@ use thiserror::Error;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pattern {
     leaves_out: bool,
-    module: Part,
-    function: Part,
+    module: NamePattern,
+    function: NamePattern,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Part {
+enum NamePattern {
     Any,
     Exactly(String),
     Matching(glob::Pattern),
@@ -32,25 +32,25 @@ pub struct BadPattern {
     pub why: String,
 }
 
-impl Part {
-    fn parse(text: &str) -> Result<Part, String> {
+impl NamePattern {
+    fn parse(text: &str) -> Result<NamePattern, String> {
         if text.is_empty() {
             return Err("a name is missing".to_owned());
         }
         if text == "*" {
-            return Ok(Part::Any);
+            return Ok(NamePattern::Any);
         }
         if !text.contains(['*', '?', '[']) {
-            return Ok(Part::Exactly(text.to_owned()));
+            return Ok(NamePattern::Exactly(text.to_owned()));
         }
-        glob::Pattern::new(text).map(Part::Matching).map_err(|error| error.msg.to_owned())
+        glob::Pattern::new(text).map(NamePattern::Matching).map_err(|error| error.msg.to_owned())
     }
 
     fn matches(&self, name: &str) -> bool {
         match self {
-            Part::Any => true,
-            Part::Exactly(exactly) => exactly == name,
-            Part::Matching(pattern) => pattern.matches(name),
+            NamePattern::Any => true,
+            NamePattern::Exactly(exactly) => exactly == name,
+            NamePattern::Matching(pattern) => pattern.matches(name),
         }
     }
 }
@@ -61,7 +61,7 @@ impl FromStr for Pattern {
     fn from_str(text: &str) -> Result<Pattern, BadPattern> {
         let (leaves_out, rest) = text.strip_prefix('!').map_or((false, text), |rest| (true, rest));
         let (module, function) = rest.split_once(':').unwrap_or(("*", rest));
-        let part = |part: &str| Part::parse(part).map_err(|why| BadPattern { pattern: text.to_owned(), why });
+        let part = |part: &str| NamePattern::parse(part).map_err(|why| BadPattern { pattern: text.to_owned(), why });
         // Module names have `_` for each `-` in their file names.
         let module = modinfo::canonical_pattern(module);
         Ok(Pattern { leaves_out, module: part(&module)?, function: part(function)? })
@@ -121,13 +121,13 @@ impl Filter {
 pub(crate) struct InModule<'f> {
     /// Whether all functions are selected that are not excluded.
     all: bool,
-    takes: Vec<&'f Part>,
-    leaves_out: Vec<&'f Part>,
+    takes: Vec<&'f NamePattern>,
+    leaves_out: Vec<&'f NamePattern>,
 }
 
 impl InModule<'_> {
     pub(crate) fn matches(&self, function: &str) -> bool {
-        let any = |parts: &[&Part]| parts.iter().any(|part| part.matches(function));
+        let any = |parts: &[&NamePattern]| parts.iter().any(|part| part.matches(function));
         (self.all || any(&self.takes)) && !any(&self.leaves_out)
     }
 }

@@ -4,7 +4,7 @@
 //! becomes a call of a tracer, or of code that records the call.
 //!
 //! - [`Ftrace`]: the first subscriber of both chains. Knows the functions of a host's modules, and their tracers.
-//! - [`Tracer`], [`Call`], [`Registers`]: a tracer is notified of calls. [`Redirect`]: changes the target of calls.
+//! - [`Tracer`], [`Call`], [`CallRegisters`]: a tracer is notified of calls. [`Redirect`]: changes the target of calls.
 //! - [`Filter`], [`Pattern`]: select functions by module and name, also in modules that are loaded later.
 //! - [`TraceOptions`], [`FunctionTrace`]: record calls, or entries and returns, of all threads. The result is
 //!   [`trace::Batch`]es.
@@ -20,6 +20,8 @@ mod clock;
 mod trampoline;
 mod stubs;
 mod sites;
+mod identity;
+mod running;
 mod table;
 mod switch;
 mod divert;
@@ -33,7 +35,7 @@ pub use filter::{BadPattern, Filter, Pattern};
 pub use recording::{FunctionTrace, Mode, TraceOptions};
 pub use sites::Traceable;
 pub use tracing::{Ftrace, HOST, Tracing, set_trap_mask, sweep};
+pub use trampoline::CallRegisters;
 pub use trampoline::call::{Call, Redirect, Redirecting, Tracer};
-pub use trampoline::event::{Event, event_code, on_event};
+pub use trampoline::event::{StubEvent, event_code, on_event};
 pub use trampoline::host::HostFunction;
-pub use trampoline::sets::Registers;

@@ -11,12 +11,15 @@ use modload_text::has_shadow_stack;
 use crate::clock::Clock;
 use crate::error::TraceError;
 use crate::filter::{BadPattern, Filter, Pattern};
-use crate::table::{HostId, Table, table};
-use crate::trace::{Batch, Function, Missed, Record, Thread, What};
-use crate::trampoline::aside;
-use crate::trampoline::ring::{CALL, ENTER, LEAVE, Told};
-use crate::trampoline::sets::Then;
-use crate::trampoline::thread::{self, CURRENT, NESTED, OFF, RING, STRANGERS};
+use crate::identity::TraceHostId;
+use crate::running::{PendingRecord, RunningRecording};
+use crate::table::{TraceTable, table};
+use crate::trace::{Batch, Missed, Record, RecordedThread, ThreadAction, TracedFunction};
+use crate::trampoline::attach::take_new_threads;
+use crate::trampoline::process_state::{CURRENT_SESSION, NESTED_CALLS, NO_SESSION, RING_BYTES, UNATTACHED_CALLS};
+use crate::trampoline::ring::{CALL, ENTER, LEAVE};
+use crate::trampoline::variants::AfterTracers;
+use crate::trampoline::{FunctionRecord, walk_stack};
 
 /// The events of a function that are recorded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,35 +62,6 @@ impl TraceOptions {
     }
 }
 
-/// The recording under way, as the table knows it.
-#[derive(Debug)]
-pub(crate) struct Running {
-    pub(crate) host: HostId,
-    pub(crate) filter: Filter,
-    pub(crate) then: Then,
-    session: u32,
-    /// The records that were read from rings and are in no batch yet. Each thread's records are in order.
-    pending: Vec<Pending>,
-    /// The threads, by their numbers in the recording.
-    threads: Vec<Thread>,
-    /// The number of each reader's thread, by the address of its state.
-    numbers: HashMap<usize, u32>,
-    /// The missed calls of threads that have ended.
-    missed: Missed,
-    /// The counts for the whole process at the start of the recording.
-    nested: u64,
-    strangers: u64,
-}
-
-/// A record of a thread.
-#[derive(Debug)]
-struct Pending {
-    thread: u32,
-    told: Told,
-    /// The parent's name, if the parent's code has been unloaded since.
-    parent: Option<String>,
-}
-
 /// The limits for the size of a ring.
 const LEAST: u64 = 4096;
 const MOST: u64 = 1 << 30;
@@ -97,22 +71,22 @@ const MOST: u64 = 1 << 30;
 const MOST_PENDING: usize = 1 << 22;
 
 /// Returns the number of the next recording.
-fn next_session(table: &mut Table) -> u32 {
-    table.last_session = if table.last_session >= OFF - 2 { 1 } else { table.last_session + 1 };
+fn next_session(table: &mut TraceTable) -> u32 {
+    table.last_session = if table.last_session >= NO_SESSION - 2 { 1 } else { table.last_session + 1 };
     table.last_session
 }
 
 /// Starts a recording. Returns its number and its clock.
-pub(crate) fn start(host: HostId, options: &TraceOptions) -> Result<(u32, Clock), TraceError> {
+pub(crate) fn start(host: TraceHostId, options: &TraceOptions) -> Result<(u32, Clock), TraceError> {
     if !(LEAST..=MOST).contains(&options.buffer) {
         return Err(TraceError::Buffer { bytes: options.buffer });
     }
     let then = match options.mode {
-        Mode::Calls => Then::Record,
+        Mode::Calls => AfterTracers::Record,
         Mode::Graph if has_shadow_stack() => return Err(TraceError::ShadowStack),
         Mode::Graph => {
-            aside::know_starts();
-            Then::Graph
+            walk_stack::find_thread_starts();
+            AfterTracers::Graph
         }
     };
     let clock = Clock::start().ok_or(TraceError::NoClock)?;
@@ -122,11 +96,11 @@ pub(crate) fn start(host: HostId, options: &TraceOptions) -> Result<(u32, Clock)
     }
     let filter: Filter = options.patterns.iter().cloned().collect();
     let session = next_session(&mut table);
-    RING.store(options.buffer.next_power_of_two(), Ordering::Release);
+    RING_BYTES.store(options.buffer.next_power_of_two(), Ordering::Release);
     // The session is stored before a site leads to the recording code: each thread that reaches that code takes part.
-    CURRENT.store(session, Ordering::SeqCst);
-    let changed = table.record(then, |module, entry| filter.matches(module, &entry.site.name), host);
-    table.running = Some(Running {
+    CURRENT_SESSION.store(session, Ordering::SeqCst);
+    let changed = table.set_recorded(then, |module, entry| filter.matches(module, &entry.site.name), host);
+    table.running = Some(RunningRecording {
         host,
         filter,
         then,
@@ -135,8 +109,8 @@ pub(crate) fn start(host: HostId, options: &TraceOptions) -> Result<(u32, Clock)
         threads: Vec::new(),
         numbers: HashMap::new(),
         missed: Missed::default(),
-        nested: NESTED.load(Ordering::Relaxed),
-        strangers: STRANGERS.load(Ordering::Relaxed),
+        nested: NESTED_CALLS.load(Ordering::Relaxed),
+        unattached: UNATTACHED_CALLS.load(Ordering::Relaxed),
     });
     if let Err(error) = table.switch(&changed) {
         table.stop(session);
@@ -145,25 +119,26 @@ pub(crate) fn start(host: HostId, options: &TraceOptions) -> Result<(u32, Clock)
     Ok((session, clock))
 }
 
-impl Table {
+impl TraceTable {
     /// Ends the recording. Records that threads are about to write are lost.
     fn stop(&mut self, session: u32) {
         let Some(host) = self.running.as_ref().filter(|running| running.session == session).map(|one| one.host) else {
             return;
         };
-        let changed = self.record(Then::Function, |_, _| true, host);
+        let changed = self.set_recorded(AfterTracers::Function, |_, _| true, host);
         if let Err(error) = self.switch(&changed) {
             // These sites lead to stubs of functions that are not traced any more.
-            tracing::warn!(%error, "recording has ended, and sites stay as they are");
+            tracing::warn!(%error, "a recording has ended, but its call sites could not be changed back");
         }
-        CURRENT.store(OFF, Ordering::SeqCst);
+        CURRENT_SESSION.store(NO_SESSION, Ordering::SeqCst);
         self.read_rings(|_| None);
     }
 
     /// Names the parents of recorded calls from a module, part of which is about to be unloaded. Functions keep their
     /// names.
     pub(crate) fn name_parents(&mut self, parent: impl Fn(Addr) -> Option<String>) {
-        let names = |running: &Running| running.then == Then::Record && running.pending.len() < MOST_PENDING;
+        let names =
+            |running: &RunningRecording| running.then == AfterTracers::Record && running.pending.len() < MOST_PENDING;
         if self.running.as_ref().is_none_or(names) {
             self.read_rings(parent);
         }
@@ -171,7 +146,7 @@ impl Table {
 
     /// Reads the records of all threads. `parent` names places in a module that is about to be unloaded.
     pub(crate) fn read_rings(&mut self, parent: impl Fn(Addr) -> Option<String>) {
-        self.readers.extend(thread::take_new());
+        self.readers.extend(take_new_threads());
         let Some(running) = &mut self.running else {
             for ended in self.readers.extract_if(.., |reader| reader.has_ended()) {
                 ended.free();
@@ -185,7 +160,7 @@ impl Table {
             if reader.session() == running.session {
                 let number = running.number(reader.key(), reader.tid(), || reader.name());
                 let pending = &mut running.pending;
-                reader.take(|told| pending.push(Pending { thread: number, told, parent: None }));
+                reader.take(|record| pending.push(PendingRecord { thread: number, record, parent: None }));
             }
             reader.set_done(ended);
         }
@@ -197,25 +172,8 @@ impl Table {
             ended.free();
         }
         let unnamed =
-            running.pending.iter_mut().filter(|pending| pending.told.what == CALL && pending.parent.is_none());
-        unnamed.for_each(|pending| pending.parent = parent(Addr::new(pending.told.parent)));
-    }
-}
-
-impl Running {
-    fn number(&mut self, key: usize, tid: i32, name: impl Fn() -> String) -> u32 {
-        *self.numbers.entry(key).or_insert_with(|| {
-            self.threads.push(Thread { tid, name: name() });
-            u32::try_from(self.threads.len() - 1).unwrap_or(u32::MAX)
-        })
-    }
-}
-
-impl Missed {
-    fn add(&mut self, counts: &crate::trampoline::ring::Counts) {
-        self.dropped += counts.dropped;
-        self.deep += counts.deep;
-        self.elsewhere += counts.elsewhere;
+            running.pending.iter_mut().filter(|pending| pending.record.what == CALL && pending.parent.is_none());
+        unnamed.for_each(|pending| pending.parent = parent(Addr::new(pending.record.parent)));
     }
 }
 
@@ -239,7 +197,7 @@ impl std::fmt::Debug for FunctionTrace {
 impl FunctionTrace {
     /// Starts a recording. `name` names return addresses.
     pub(crate) fn start(
-        host: HostId,
+        host: TraceHostId,
         options: &TraceOptions,
         name: Arc<dyn Fn(Addr) -> Option<String> + Send + Sync>,
     ) -> Result<FunctionTrace, TraceError> {
@@ -248,7 +206,7 @@ impl FunctionTrace {
     }
 
     /// Returns the records since the last call of this function.
-    #[must_use = "what is taken is not told again"]
+    #[must_use = "the records are not returned again"]
     pub fn drain(&mut self) -> Batch {
         let (pending, threads, missed, functions) = {
             let mut table = table();
@@ -257,32 +215,32 @@ impl FunctionTrace {
         };
         self.threads += threads.len();
         let mut batch = Batch { threads, missed, records: Vec::with_capacity(pending.len()), ..Batch::default() };
-        for Pending { thread, told, parent } in pending {
+        for PendingRecord { thread, record, parent } in pending {
             let known = wide(self.functions.len());
-            let function = *self.functions.entry(told.number).or_insert_with(|| {
-                let function = functions.get(usize::try_from(told.number).unwrap_or(usize::MAX));
+            let function = *self.functions.entry(record.number).or_insert_with(|| {
+                let function = functions.get(usize::try_from(record.number).unwrap_or(usize::MAX));
                 let (module, name) = function.map_or(("?", "?"), |function| (&*function.module, &*function.name));
-                batch.functions.push(Function { module: module.to_owned(), name: name.to_owned() });
+                batch.functions.push(TracedFunction { module: module.to_owned(), name: name.to_owned() });
                 known
             });
-            let what = match told.what {
-                ENTER => What::Enter,
-                LEAVE => What::Leave,
+            let what = match record.what {
+                ENTER => ThreadAction::Enter,
+                LEAVE => ThreadAction::Leave,
                 CALL => {
-                    let at = Addr::new(told.parent);
+                    let at = Addr::new(record.parent);
                     let named = parent.or_else(|| (self.name)(at));
-                    What::Call { parent: named.unwrap_or_else(|| at.to_string()) }
+                    ThreadAction::Call { parent: named.unwrap_or_else(|| at.to_string()) }
                 }
-                _ => What::Unwound,
+                _ => ThreadAction::Unwound,
             };
-            batch.records.push(Record { thread, at: self.clock.nanoseconds(told.time), function, what });
+            batch.records.push(Record { thread, at: self.clock.nanoseconds(record.time), function, what });
         }
         batch
     }
 
     /// Ends the recording. Returns the records since the last call of [`FunctionTrace::drain`]. Functions that threads
     /// are still in have no end in the records.
-    #[must_use = "what is taken is not told again"]
+    #[must_use = "the records are not returned again"]
     pub fn finish(mut self) -> Batch {
         table().stop(self.session);
         self.drain()
@@ -303,13 +261,13 @@ fn wide(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
 
-impl Table {
+impl TraceTable {
     /// Returns the new part of a recording: records, threads from this number on, missed calls, and all functions.
     fn take(
         &mut self,
         session: u32,
         threads: usize,
-    ) -> (Vec<Pending>, Vec<Thread>, Missed, Vec<&'static crate::trampoline::Function>) {
+    ) -> (Vec<PendingRecord>, Vec<RecordedThread>, Missed, Vec<&'static FunctionRecord>) {
         let Some(running) = self.running.as_mut().filter(|running| running.session == session) else {
             return Default::default();
         };
@@ -317,8 +275,8 @@ impl Table {
         for reader in self.readers.iter().filter(|reader| reader.session() == session) {
             missed.add(&reader.counts());
         }
-        missed.nested += NESTED.load(Ordering::Relaxed) - running.nested;
-        missed.elsewhere += STRANGERS.load(Ordering::Relaxed) - running.strangers;
+        missed.nested += NESTED_CALLS.load(Ordering::Relaxed) - running.nested;
+        missed.elsewhere += UNATTACHED_CALLS.load(Ordering::Relaxed) - running.unattached;
         let new = running.threads.get(threads..).unwrap_or_default().to_vec();
         (std::mem::take(&mut running.pending), new, missed, self.functions.clone())
     }

@@ -44,7 +44,7 @@ pub enum Form {
 
 /// The process that was traced.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Process {
+pub struct TracedProcess {
     /// The process's id.
     pub pid: u32,
     /// The process's name.
@@ -57,11 +57,11 @@ pub struct Renderer {
     names: Names,
     merge: Merge,
     missed: Missed,
-    form: Box<dyn Told>,
+    form: Box<dyn FormWriter>,
 }
 
 /// A form, which receives every record, ordered by time, and writes text for the record.
-trait Told: Debug + Send {
+trait FormWriter: Debug + Send {
     /// Writes the text before the first record.
     fn begin(&mut self, out: &mut dyn Write) -> fmt::Result;
 
@@ -84,8 +84,8 @@ impl Renderer {
     ///
     /// # Errors
     /// Only errors of `out`. A [`String`] has none.
-    pub fn begin(form: Form, process: &Process, out: &mut dyn Write) -> Result<Renderer, fmt::Error> {
-        let form: Box<dyn Told> = match form {
+    pub fn begin(form: Form, process: &TracedProcess, out: &mut dyn Write) -> Result<Renderer, fmt::Error> {
+        let form: Box<dyn FormWriter> = match form {
             Form::Function => Box::new(calls::Calls::default()),
             Form::Graph => Box::new(graph::Graph::default()),
             Form::Chrome => Box::new(chrome::Chrome::new(process)),
@@ -109,7 +109,7 @@ impl Renderer {
         self.merge.push(batch.records);
         // The records that are written now belong to the batch before, so missed calls are reported between the two
         // batches.
-        self.tell(out)?;
+        self.write_final_records(out)?;
         if more != 0 { self.form.missed(more, out) } else { Ok(()) }
     }
 
@@ -119,11 +119,11 @@ impl Renderer {
     /// Only errors of `out`.
     pub fn end(mut self, out: &mut dyn Write) -> fmt::Result {
         self.merge.close();
-        self.tell(out)?;
+        self.write_final_records(out)?;
         self.form.end(&self.names, &self.missed, out)
     }
 
-    fn tell(&mut self, out: &mut dyn Write) -> fmt::Result {
+    fn write_final_records(&mut self, out: &mut dyn Write) -> fmt::Result {
         while let Some((record, next)) = self.merge.next() {
             self.form.record(&record, next, &self.names, out)?;
         }
@@ -134,7 +134,7 @@ impl Renderer {
 impl Form {
     /// Renders a whole recording, batch after batch.
     #[must_use]
-    pub fn whole(self, process: &Process, batches: impl IntoIterator<Item = Batch>) -> String {
+    pub fn whole(self, process: &TracedProcess, batches: impl IntoIterator<Item = Batch>) -> String {
         let mut text = String::new();
         let told = Renderer::begin(self, process, &mut text).and_then(|mut renderer| {
             batches.into_iter().try_for_each(|batch| renderer.batch(batch, &mut text))?;

@@ -7,13 +7,14 @@ use modload_abi::section;
 use modload_edit::{Addr, EditOrigin, Engine, NOPS, index, wide};
 use modload_loader::{Coming, FunctionSymbol, Refusal};
 
-use crate::trampoline::Width;
+use crate::trace::TracedFunction;
+use crate::trampoline::variants::VectorWidth;
 
 /// A function with a record, and whether it can be traced.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Traceable {
     /// The function.
-    pub function: crate::trace::Function,
+    pub function: TracedFunction,
     /// The reason for which the function cannot be traced, or `None` if it can.
     pub why_not: Option<String>,
     /// The reason for which only calls can be recorded, but no returns. [`crate::Mode::Graph`] leaves the function out.
@@ -47,12 +48,12 @@ pub(crate) struct Site {
 
 /// The contents of a module's tables.
 #[derive(Default, Debug)]
-pub(crate) struct Found {
+pub(crate) struct FoundSites {
     pub(crate) sites: Vec<Site>,
     /// The functions that cannot be traced, with the reasons.
     pub(crate) untraceable: Vec<(Arc<str>, String)>,
     /// The width of vector registers that may hold arguments of the functions.
-    pub(crate) width: Option<Width>,
+    pub(crate) width: Option<VectorWidth>,
 }
 
 /// A NOP of one byte.
@@ -63,16 +64,16 @@ pub(crate) const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
 /// The most bytes before its entry at which a function's NOPs may begin (`-fpatchable-function-entry=N,M`).
 const BEFORE: u64 = 64;
 
-impl Found {
+impl FoundSites {
     /// Reads the tables of a loading module. Returns `None` if it has none.
-    pub(crate) fn read(coming: &Coming<'_>) -> Result<Option<Found>, Refusal> {
+    pub(crate) fn read(coming: &Coming<'_>) -> Result<Option<FoundSites>, Refusal> {
         let names = [section::MCOUNT_LOC, section::PATCHABLE_FUNCTION_ENTRIES];
         let tables: Vec<_> = names.into_iter().flat_map(|name| coming.sections(name)).collect();
         if tables.iter().all(|table| table.bytes.is_empty()) {
             return Ok(None);
         }
         let functions = coming.module().functions();
-        let mut found = Found { width: Some(width(coming, &functions)), ..Found::default() };
+        let mut found = FoundSites { width: Some(width(coming, &functions)), ..FoundSites::default() };
         for table in tables {
             for (record, bytes) in (0..).zip(table.bytes.chunks_exact(AddressSite::SIZE)) {
                 let why = EditOrigin { engine: Engine::Fentry, section: table.table.section, record };
@@ -119,7 +120,7 @@ impl Found {
                 }
                 _ => match before.filter(|before| at < before.addr + before.size.max(1)) {
                     Some(function) => {
-                        let why = format!("its record means {:#x} bytes behind its entry", at - function.addr);
+                        let why = format!("its record points {:#x} bytes behind its entry", at - function.addr);
                         (function.name.clone(), Some(why))
                     }
                     None => (place(), Some("no symbol says that a function begins there".to_owned())),
@@ -147,7 +148,7 @@ impl Found {
     }
 }
 
-impl Found {
+impl FoundSites {
     /// Takes a record of NOPs that begin before a function's entry. Calls pass the NOPs behind the entry, which the
     /// loader has turned into one of five bytes.
     fn add_behind(
@@ -172,7 +173,7 @@ impl Found {
         }
         let room = entry - record;
         let why_not = format!(
-            "its record means {room} bytes before its entry, and the NOPs behind the entry, where calls pass, have no room for a \
+            "its record points {room} bytes before its entry, and the NOPs behind the entry, where calls pass, have no room for a \
              jump of 5 bytes; a short jump into the room before the entry is not supported \
              (-fpatchable-function-entry={},{room} would leave room)",
             room + 5
@@ -185,9 +186,9 @@ impl Found {
 /// Returns the width of vector registers that may hold arguments of the module's functions. 512 bits only if an
 /// instruction may use them (an EVEX prefix: 0x62, and two fixed bits), because saving such registers takes as long as
 /// everything else.
-fn width(coming: &Coming<'_>, functions: &[FunctionSymbol]) -> Width {
-    let widest = Width::of_this_machine();
-    if widest != Width::Zmm {
+fn width(coming: &Coming<'_>, functions: &[FunctionSymbol]) -> VectorWidth {
+    let widest = VectorWidth::of_this_machine();
+    if widest != VectorWidth::Zmm {
         return widest;
     }
     let mut texts: Vec<(Addr, &[u8])> = Vec::new();
@@ -201,5 +202,5 @@ fn width(coming: &Coming<'_>, functions: &[FunctionSymbol]) -> Width {
         memchr::memchr_iter(0x62, text)
             .any(|at| matches!(text[at..], [_, p0, p1, ..] if p0 & 0x08 == 0 && p1 & 0x04 != 0))
     };
-    if texts.iter().any(|(_, text)| has(text)) { Width::Zmm } else { Width::Ymm }
+    if texts.iter().any(|(_, text)| has(text)) { VectorWidth::Zmm } else { VectorWidth::Ymm }
 }

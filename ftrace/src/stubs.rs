@@ -8,23 +8,23 @@ use modload_text::{Arena, ArenaError, Describe, INT3, TextLock, fill};
 use modload_threads::frames::Known;
 
 use crate::error::TraceError;
-use crate::trampoline::{Function, STUB, stub_rows};
+use crate::trampoline::{FunctionRecord, STUB, stub_rows};
 
 /// The least number of stubs for which room is allocated at a time.
 const BLOCK: u64 = 64;
 
 /// Room for stubs near code of one kind.
 #[derive(Debug)]
-pub(crate) struct Stubs {
+pub(crate) struct TraceStubs {
     /// The address of the next stub, and the number of stubs that still fit.
     next: Addr,
     left: u64,
 }
 
 /// The name of stubs in descriptions.
-struct Name;
+struct TraceStubName;
 
-impl Describe for Name {
+impl Describe for TraceStubName {
     fn module(&self) -> &'static str {
         "function tracing"
     }
@@ -34,20 +34,20 @@ impl Describe for Name {
     }
 }
 
-impl Stubs {
-    pub(crate) const fn new() -> Stubs {
-        Stubs { next: Addr::NULL, left: 0 }
+impl TraceStubs {
+    pub(crate) const fn new() -> TraceStubs {
+        TraceStubs { next: Addr::NULL, left: 0 }
     }
 
     /// Takes existing room for `left` stubs from an address on, filled with INT3, for functions near that address.
-    pub(crate) fn at(next: Addr, left: u64) -> Result<Stubs, TraceError> {
+    pub(crate) fn at(next: Addr, left: u64) -> Result<TraceStubs, TraceError> {
         forget(Known::programmed(next.get()..next.get() + left * STUB, &stub_rows())?);
-        Ok(Stubs { next, left })
+        Ok(TraceStubs { next, left })
     }
 
     /// Gives each of these functions a stub. If there is no room left, new room is allocated in the arena, which every
     /// module's code can reach.
-    pub(crate) fn make(&mut self, functions: &[&'static Function]) -> Result<(), TraceError> {
+    pub(crate) fn make(&mut self, functions: &[&'static FunctionRecord]) -> Result<(), TraceError> {
         let (here, rest) = functions.split_at(functions.len().min(index(self.left)));
         self.fill(here)?;
         if rest.is_empty() {
@@ -61,7 +61,7 @@ impl Stubs {
             place.copy_from_slice(&function.stub_code());
         }
         spare.fill(INT3);
-        staged.set_owner(Arc::new(Name));
+        staged.set_owner(Arc::new(TraceStubName));
         forget(staged.publish(&mut TextLock::take()).map_err(ArenaError::from)?);
         forget(Known::programmed(at.get()..at.get() + room * STUB, &stub_rows())?);
         self.settle(at, rest);
@@ -70,7 +70,7 @@ impl Stubs {
     }
 
     /// Writes stubs into existing room.
-    fn fill(&mut self, functions: &[&'static Function]) -> Result<(), TraceError> {
+    fn fill(&mut self, functions: &[&'static FunctionRecord]) -> Result<(), TraceError> {
         if functions.is_empty() {
             return Ok(());
         }
@@ -86,9 +86,9 @@ impl Stubs {
         Ok(())
     }
 
-    fn settle(&mut self, at: Addr, functions: &[&'static Function]) {
+    fn settle(&mut self, at: Addr, functions: &[&'static FunctionRecord]) {
         for (number, function) in (0..).zip(functions) {
-            function.has_stub(at + number * STUB);
+            function.set_stub(at + number * STUB);
         }
         self.next = at + wide(functions.len()) * STUB;
     }

@@ -4,22 +4,23 @@ use modload_edit::{Edit, Sink};
 use modload_text::{TextLock, TrapMask, poke};
 
 use crate::error::TraceError;
-use crate::table::{Entry, Owner, Part, Phase, Shown, Table, TracerId};
-use crate::trampoline::call::Group;
-use crate::trampoline::sets::{By, Then};
+use crate::identity::{FunctionOwner, TraceHostId, TracerId};
+use crate::table::{ModuleFunctions, ModuleTextState, SiteTarget, TraceEntry, TraceTable};
+use crate::trampoline::call::TracerGroup;
+use crate::trampoline::variants::{AfterTracers, SiteBranch};
 
 /// The entries that have changed, by their owners.
-pub(crate) type Changed = Vec<(Owner, Vec<usize>)>;
+pub(crate) type Changed = Vec<(FunctionOwner, Vec<usize>)>;
 
-impl Table {
+impl TraceTable {
     /// Marks the functions of the tracer's host that the tracer's filter selects. Returns these functions.
-    pub(crate) fn mark(&mut self, id: TracerId) -> Result<Changed, TraceError> {
+    pub(crate) fn add_tracer(&mut self, id: TracerId) -> Result<Changed, TraceError> {
         let Some(tracer) = self.tracers.iter().find(|tracer| tracer.id == id) else { return Ok(Vec::new()) };
         let redirecting: Vec<_> = self.tracers.iter().filter(|one| one.redirects).map(|one| one.id).collect();
         let mut changed = Vec::new();
         for (owner, part) in self.parts.iter_mut().filter(|(_, part)| part.host == tracer.host) {
             let filter = tracer.filter.of_module(&part.module);
-            let meant = |(_, entry): &(usize, &Entry)| filter.matches(&entry.site.name);
+            let meant = |(_, entry): &(usize, &TraceEntry)| filter.matches(&entry.site.name);
             let meant: Vec<usize> = part.entries.iter().enumerate().filter(meant).map(|(number, _)| number).collect();
             let taken = |number: &&usize| {
                 let entry = &part.entries[**number];
@@ -42,7 +43,7 @@ impl Table {
     }
 
     /// Removes a tracer from all functions. Returns the functions that had the tracer.
-    pub(crate) fn unmark(&mut self, id: TracerId) -> Changed {
+    pub(crate) fn remove_tracer(&mut self, id: TracerId) -> Changed {
         let mut changed = Vec::new();
         for (owner, part) in &mut self.parts {
             let mut of_part = Vec::new();
@@ -61,11 +62,11 @@ impl Table {
     }
 
     /// Sets the recording of a host's functions that `meant` selects. Returns the changed functions.
-    pub(crate) fn record(
+    pub(crate) fn set_recorded(
         &mut self,
-        then: Then,
-        meant: impl Fn(&str, &Entry) -> bool,
-        host: crate::table::HostId,
+        then: AfterTracers,
+        meant: impl Fn(&str, &TraceEntry) -> bool,
+        host: TraceHostId,
     ) -> Changed {
         let mut changed = Vec::new();
         for (owner, part) in self.parts.iter_mut().filter(|(_, part)| part.host == host) {
@@ -91,7 +92,7 @@ impl Table {
         self.switch_by(changed, self.trap_mask)
     }
 
-    /// Like [`Table::switch`], with the knowledge about SIGTRAP.
+    /// Like [`TraceTable::switch`], with the knowledge about SIGTRAP.
     pub(crate) fn switch_by(&mut self, changed: &Changed, mask: TrapMask) -> Result<(), TraceError> {
         for (owner, entries) in changed {
             self.prepare(*owner, entries)?;
@@ -99,7 +100,7 @@ impl Table {
         let mut batch = std::mem::take(&mut self.batch);
         batch.clear();
         let made = changed.iter().try_for_each(|(owner, entries)| {
-            let part = self.parts.get(owner).filter(|part| part.phase == Phase::Published);
+            let part = self.parts.get(owner).filter(|part| part.phase == ModuleTextState::Published);
             let entries = part.iter().flat_map(|part| entries.iter().map(|number| &part.entries[*number]));
             entries.filter(|entry| entry.shown != entry.wanted()).try_for_each(|entry| {
                 let (old, new) = (entry.code(entry.shown), entry.code(entry.wanted()));
@@ -112,31 +113,38 @@ impl Table {
             poke(&mut TextLock::take(), &self.batch, mask)?;
         }
         for (owner, entries) in changed {
-            let Some(part) = self.parts.get_mut(owner).filter(|part| part.phase == Phase::Published) else { continue };
+            let Some(part) = self.parts.get_mut(owner).filter(|part| part.phase == ModuleTextState::Published) else {
+                continue;
+            };
             for number in entries {
-                part.entries[*number].shows();
+                part.entries[*number].note_written();
             }
         }
         Ok(())
     }
 
     /// Gives functions everything that their calls need, before their sites lead there.
-    pub(crate) fn prepare(&mut self, owner: Owner, entries: &[usize]) -> Result<(), TraceError> {
+    pub(crate) fn prepare(&mut self, owner: FunctionOwner, entries: &[usize]) -> Result<(), TraceError> {
         let Some(mut part) = self.parts.remove(&owner) else { return Ok(()) };
-        let given = self.give_stubs(&mut part, entries, Entry::wanted);
+        let given = self.give_stubs(&mut part, entries, TraceEntry::wanted);
         if given.is_ok() {
-            self.lead(&part, entries, Entry::wanted);
+            self.set_code_of(&part, entries, TraceEntry::wanted);
         }
         self.parts.insert(owner, part);
         given
     }
 
-    /// Like [`Table::prepare`], for one function whose site may lead to its stub in this way.
-    pub(crate) fn prepare_as(&mut self, owner: Owner, number: usize, shown: Shown) -> Result<(), TraceError> {
+    /// Like [`TraceTable::prepare`], for one function whose site may lead to its stub in this way.
+    pub(crate) fn prepare_as(
+        &mut self,
+        owner: FunctionOwner,
+        number: usize,
+        shown: SiteTarget,
+    ) -> Result<(), TraceError> {
         let Some(mut part) = self.parts.remove(&owner) else { return Ok(()) };
         let given = self.give_stubs(&mut part, &[number], |_| shown);
         if given.is_ok() {
-            self.lead(&part, &[number], |_| shown);
+            self.set_code_of(&part, &[number], |_| shown);
         }
         self.parts.insert(owner, part);
         given
@@ -145,14 +153,14 @@ impl Table {
     /// Gives stubs to the functions whose sites are to lead to stubs.
     fn give_stubs(
         &mut self,
-        part: &mut Part,
+        part: &mut ModuleFunctions,
         entries: &[usize],
-        wanted: impl Fn(&Entry) -> Shown,
+        wanted: impl Fn(&TraceEntry) -> SiteTarget,
     ) -> Result<(), TraceError> {
         let mut without = Vec::new();
         for number in entries {
             let entry = &mut part.entries[*number];
-            if matches!(wanted(entry), Shown::Nothing | Shown::Diverted(_)) {
+            if matches!(wanted(entry), SiteTarget::Nothing | SiteTarget::Diverted(_)) {
                 continue;
             }
             let function = *entry.function.get_or_insert_with(|| match part.own {
@@ -167,7 +175,7 @@ impl Table {
     }
 
     /// Leads calls that pass a function's stub to the tracers and on, or past the tracers.
-    fn lead(&mut self, part: &Part, entries: &[usize], wanted: impl Fn(&Entry) -> Shown) {
+    fn set_code_of(&mut self, part: &ModuleFunctions, entries: &[usize], wanted: impl Fn(&TraceEntry) -> SiteTarget) {
         // Adjacent functions mostly have the same tracers.
         let mut last: (&[TracerId], _) = (&[], None);
         for number in entries {
@@ -177,28 +185,28 @@ impl Table {
                 last = (&entry.tracers, self.group(&entry.tracers).map(|group| (group.set(), group.saved())));
             }
             let (group, by) = match wanted(entry) {
-                Shown::Called => (last.1, Some(By::Call)),
-                Shown::Jumped => (last.1, Some(By::Jump)),
-                Shown::Nothing | Shown::Diverted(_) => (None, None),
+                SiteTarget::Called => (last.1, Some(SiteBranch::Call)),
+                SiteTarget::Jumped => (last.1, Some(SiteBranch::Jump)),
+                SiteTarget::Nothing | SiteTarget::Diverted(_) => (None, None),
             };
-            function.stands(entry.site.entry, entry.target(entry.divert));
-            function.set(group.map_or(std::ptr::null(), |(set, _)| set));
+            function.set_entry(entry.site.entry, entry.target(entry.divert));
+            function.set_tracers(group.map_or(std::ptr::null(), |(set, _)| set));
             match by {
-                Some(by) => function.leads(by, group.map(|(_, saved)| (part.width, saved)), entry.recorded),
-                None => function.is_passed(),
+                Some(by) => function.set_code(by, group.map(|(_, saved)| (part.width, saved)), entry.recorded),
+                None => function.stop_tracing(),
             }
         }
     }
 
     /// Returns the group of these tracers.
-    fn group(&mut self, tracers: &[TracerId]) -> Option<&Group> {
+    fn group(&mut self, tracers: &[TracerId]) -> Option<&TracerGroup> {
         if tracers.is_empty() {
             return None;
         }
         if !self.groups.contains_key(tracers) {
             let member = |id: &TracerId| self.tracers.iter().find(|one| one.id == *id).map(|one| one.member.clone());
             let members = tracers.iter().filter_map(member).collect();
-            self.groups.insert(tracers.to_vec(), Group::new(members));
+            self.groups.insert(tracers.to_vec(), TracerGroup::new(members));
         }
         self.groups.get(tracers).map(|group| &**group)
     }
@@ -213,16 +221,16 @@ impl Table {
     }
 }
 
-impl Entry {
+impl TraceEntry {
     /// Notes that the site holds the wanted code. A thread in the other half of the stub is late, and passes without
     /// tracing.
-    pub(crate) fn shows(&mut self) {
+    pub(crate) fn note_written(&mut self) {
         self.shown = self.wanted();
         let Some(function) = self.function else { return };
         match self.shown {
-            Shown::Called => function.passes(By::Jump),
-            Shown::Jumped => function.passes(By::Call),
-            Shown::Nothing | Shown::Diverted(_) => function.is_passed(),
+            SiteTarget::Called => function.stop_tracing_half(SiteBranch::Jump),
+            SiteTarget::Jumped => function.stop_tracing_half(SiteBranch::Call),
+            SiteTarget::Nothing | SiteTarget::Diverted(_) => function.stop_tracing(),
         }
     }
 }

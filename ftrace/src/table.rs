@@ -5,59 +5,32 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 use modload_edit::{Addr, EditSet};
-use modload_loader::Module;
 use modload_text::{HostText, TrapMask, on_fork};
 
 use crate::filter::Filter;
-use crate::recording::Running;
+use crate::identity::{FunctionOwner, TraceHostId, TracerId};
+use crate::running::RunningRecording;
 use crate::sites::{Site, why_no_returns};
-use crate::stubs::Stubs;
-use crate::trampoline::call::{Group, Member};
-use crate::trampoline::ring::Reader;
-use crate::trampoline::sets::Then;
-use crate::trampoline::{Function, Width, thread};
+use crate::stubs::TraceStubs;
+use crate::trampoline::attach::take_new_threads;
+use crate::trampoline::call::{TracerGroup, TracerMember};
+use crate::trampoline::reader::RingReader;
+use crate::trampoline::slow_path::prepare;
+use crate::trampoline::variants::{AfterTracers, VectorWidth};
+use crate::trampoline::{FunctionRecord, second_half};
 
-static TABLE: Mutex<Table> = Mutex::new(Table::new());
+static TABLE: Mutex<TraceTable> = Mutex::new(TraceTable::new());
 
 thread_local! {
-    static HELD: RefCell<Option<MutexGuard<'static, Table>>> = const { RefCell::new(None) };
+    static HELD: RefCell<Option<MutexGuard<'static, TraceTable>>> = const { RefCell::new(None) };
 }
-
-/// The identity of a host, unique in the process.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct HostId(u64);
-
-impl HostId {
-    pub(crate) fn new() -> HostId {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        HostId(NEXT.fetch_add(1, Ordering::Relaxed))
-    }
-}
-
-/// The owner of functions: a module, by its address while the module exists, or a host with its own functions.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Owner {
-    Module(usize),
-    Host(HostId),
-}
-
-impl Owner {
-    pub(crate) fn of(module: &Module) -> Owner {
-        Owner::Module(std::ptr::from_ref(module).addr())
-    }
-}
-
-/// The identity of a tracer, unique in the process.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct TracerId(pub(crate) u64);
 
 /// Whether text can be poked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Phase {
+pub(crate) enum ModuleTextState {
     /// The text is still staged. Sites in staged text are checked again when the text is published.
     Staged,
     /// The text can be poked.
@@ -66,7 +39,7 @@ pub(crate) enum Phase {
 
 /// The code at a site.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Shown {
+pub(crate) enum SiteTarget {
     /// A NOP.
     Nothing,
     /// A call of the function's stub.
@@ -79,76 +52,76 @@ pub(crate) enum Shown {
 
 /// A function that can be traced.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct TraceEntry {
     pub(crate) site: Site,
     /// The function's record for stubs, which exists once the function was traced.
-    pub(crate) function: Option<&'static Function>,
+    pub(crate) function: Option<&'static FunctionRecord>,
     /// The tracers of the function, in the order of their registration.
     pub(crate) tracers: Vec<TracerId>,
     /// The events of the function that are recorded.
-    pub(crate) recorded: Then,
+    pub(crate) recorded: AfterTracers,
     /// The target to which live patching redirects calls, if any.
     pub(crate) divert: Option<Addr>,
-    pub(crate) shown: Shown,
+    pub(crate) shown: SiteTarget,
 }
 
 /// The functions of a module.
 #[derive(Debug)]
-pub(crate) struct Part {
-    pub(crate) host: HostId,
+pub(crate) struct ModuleFunctions {
+    pub(crate) host: TraceHostId,
     pub(crate) module: Arc<str>,
-    pub(crate) phase: Phase,
-    pub(crate) width: Width,
+    pub(crate) phase: ModuleTextState,
+    pub(crate) width: VectorWidth,
     /// The functions in the order of their addresses.
-    pub(crate) entries: Vec<Entry>,
+    pub(crate) entries: Vec<TraceEntry>,
     pub(crate) untraceable: Vec<(Arc<str>, String)>,
     /// Set for a host's own functions.
-    pub(crate) own: Option<Own>,
+    pub(crate) own: Option<HostResources>,
 }
 
 /// The resources for a host's own functions.
 #[derive(Debug)]
-pub(crate) struct Own {
+pub(crate) struct HostResources {
     /// The stubs, near the functions.
-    pub(crate) stubs: Stubs,
+    pub(crate) stubs: TraceStubs,
     /// The registered texts, which exist as long as the functions may be poked.
     pub(crate) _texts: Vec<HostText>,
 }
 
 /// A registered tracer.
 #[derive(Debug)]
-pub(crate) struct Registered {
+pub(crate) struct RegisteredTracer {
     pub(crate) id: TracerId,
-    pub(crate) host: HostId,
+    pub(crate) host: TraceHostId,
     pub(crate) filter: Filter,
-    pub(crate) member: Member,
+    pub(crate) member: TracerMember,
     pub(crate) redirects: bool,
 }
 
 /// Functions by module and name.
-type Spare = HashMap<(Arc<str>, Arc<str>), Vec<&'static Function>>;
+type Spare = HashMap<(Arc<str>, Arc<str>), Vec<&'static FunctionRecord>>;
 
 /// All state of function tracing.
 #[derive(Debug)]
-pub(crate) struct Table {
-    pub(crate) parts: BTreeMap<Owner, Part>,
+pub(crate) struct TraceTable {
+    pub(crate) parts: BTreeMap<FunctionOwner, ModuleFunctions>,
     /// The tracers in the order of their registration.
-    pub(crate) tracers: Vec<Registered>,
+    pub(crate) tracers: Vec<RegisteredTracer>,
     /// The groups by their members.
-    pub(crate) groups: BTreeMap<Vec<TracerId>, Box<Group>>,
+    pub(crate) groups: BTreeMap<Vec<TracerId>, Box<TracerGroup>>,
     /// The groups that no function has any more but that threads may be in, with their members.
-    pub(crate) retired: Vec<(Vec<TracerId>, Box<Group>)>,
+    pub(crate) retired: Vec<(Vec<TracerId>, Box<TracerGroup>)>,
     /// The functions of unloaded modules, to be used again for functions of the same name.
     spare: Option<Spare>,
     /// The hosts' own functions that no host has registered, by their entries. The stubs of these functions stay near
     /// the functions.
-    pub(crate) own: BTreeMap<Addr, &'static Function>,
+    pub(crate) own: BTreeMap<Addr, &'static FunctionRecord>,
     /// All functions, by their numbers.
-    pub(crate) functions: Vec<&'static Function>,
-    pub(crate) stubs: Stubs,
+    pub(crate) functions: Vec<&'static FunctionRecord>,
+    pub(crate) stubs: TraceStubs,
     /// The threads that have taken part in a recording.
-    pub(crate) readers: Vec<Reader>,
-    pub(crate) running: Option<Running>,
+    pub(crate) readers: Vec<RingReader>,
+    pub(crate) running: Option<RunningRecording>,
     pub(crate) trap_mask: TrapMask,
     /// The batch of the switch under way, which is kept for its memory.
     pub(crate) batch: EditSet,
@@ -157,9 +130,9 @@ pub(crate) struct Table {
     pub(crate) last_session: u32,
 }
 
-impl Table {
-    const fn new() -> Table {
-        Table {
+impl TraceTable {
+    const fn new() -> TraceTable {
+        TraceTable {
             parts: BTreeMap::new(),
             tracers: Vec::new(),
             groups: BTreeMap::new(),
@@ -167,7 +140,7 @@ impl Table {
             spare: None,
             own: BTreeMap::new(),
             functions: Vec::new(),
-            stubs: Stubs::new(),
+            stubs: TraceStubs::new(),
             readers: Vec::new(),
             running: None,
             trap_mask: TrapMask::Checked,
@@ -183,7 +156,7 @@ impl Table {
     }
 
     /// Returns a function that is not traced, for this name.
-    pub(crate) fn function(&mut self, module: &Arc<str>, name: &Arc<str>) -> &'static Function {
+    pub(crate) fn function(&mut self, module: &Arc<str>, name: &Arc<str>) -> &'static FunctionRecord {
         let spare = self.spare.get_or_insert_default();
         if let Some(function) = spare.get_mut(&(module.clone(), name.clone())).and_then(Vec::pop) {
             return function;
@@ -191,21 +164,21 @@ impl Table {
         self.make(module, name)
     }
 
-    fn make(&mut self, module: &Arc<str>, name: &Arc<str>) -> &'static Function {
+    fn make(&mut self, module: &Arc<str>, name: &Arc<str>) -> &'static FunctionRecord {
         // Names for so many functions would not fit in memory.
         let number = u32::try_from(self.functions.len()).unwrap_or(u32::MAX);
-        let function = Function::make(number, module.clone(), name.clone());
+        let function = FunctionRecord::make(number, module.clone(), name.clone());
         self.functions.push(function);
         function
     }
 
     /// Returns the function for one of the host's own functions.
-    pub(crate) fn own_function(&mut self, module: &Arc<str>, name: &Arc<str>, entry: Addr) -> &'static Function {
+    pub(crate) fn own_function(&mut self, module: &Arc<str>, name: &Arc<str>, entry: Addr) -> &'static FunctionRecord {
         self.own.remove(&entry).unwrap_or_else(|| self.make(module, name))
     }
 
     /// Gives back the functions of an unloaded module.
-    pub(crate) fn give_back(&mut self, functions: impl Iterator<Item = &'static Function>) {
+    pub(crate) fn give_back(&mut self, functions: impl Iterator<Item = &'static FunctionRecord>) {
         let spare = self.spare.get_or_insert_default();
         for function in functions {
             spare.entry((function.module.clone(), function.name.clone())).or_default().push(function);
@@ -218,14 +191,14 @@ impl Table {
 pub(crate) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        thread::prepare(Width::of_this_machine());
+        prepare(VectorWidth::of_this_machine());
         on_fork(
             || HELD.set(Some(table())),
             || HELD.set(None),
             || {
                 if let Some(mut table) = HELD.take() {
-                    table.readers.extend(thread::take_new());
-                    table.readers.iter().for_each(Reader::forked);
+                    table.readers.extend(take_new_threads());
+                    table.readers.iter().for_each(RingReader::forked);
                 }
             },
         );
@@ -233,40 +206,40 @@ pub(crate) fn install() {
 }
 
 /// Locks the table.
-pub(crate) fn table() -> MutexGuard<'static, Table> {
+pub(crate) fn table() -> MutexGuard<'static, TraceTable> {
     // The table is consistent between any two statements that can panic.
     TABLE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Entry {
-    pub(crate) fn new(site: Site) -> Entry {
-        Entry {
+impl TraceEntry {
+    pub(crate) fn new(site: Site) -> TraceEntry {
+        TraceEntry {
             site,
             function: None,
             tracers: Vec::new(),
-            recorded: Then::Function,
+            recorded: AfterTracers::Function,
             divert: None,
-            shown: Shown::Nothing,
+            shown: SiteTarget::Nothing,
         }
     }
 
     /// Returns whether the function can be recorded in this way.
-    pub(crate) fn can_be(&self, recorded: Then) -> bool {
-        recorded != Then::Graph || why_no_returns(&self.site.name).is_none()
+    pub(crate) fn can_be(&self, recorded: AfterTracers) -> bool {
+        recorded != AfterTracers::Graph || why_no_returns(&self.site.name).is_none()
     }
 
     /// Returns the code that the site should hold.
-    pub(crate) fn wanted(&self) -> Shown {
+    pub(crate) fn wanted(&self) -> SiteTarget {
         self.wanted_with(self.divert)
     }
 
     /// Returns the code that the site should hold if the function's calls were diverted, or not diverted, in this way.
-    pub(crate) fn wanted_with(&self, divert: Option<Addr>) -> Shown {
+    pub(crate) fn wanted_with(&self, divert: Option<Addr>) -> SiteTarget {
         match (self.recorded, self.tracers.is_empty(), divert) {
-            (Then::Function, true, None) => Shown::Nothing,
-            (Then::Function, true, Some(to)) if self.reaches(to) => Shown::Diverted(to),
-            (Then::Graph, ..) | (.., Some(_)) => Shown::Jumped,
-            _ => Shown::Called,
+            (AfterTracers::Function, true, None) => SiteTarget::Nothing,
+            (AfterTracers::Function, true, Some(to)) if self.reaches(to) => SiteTarget::Diverted(to),
+            (AfterTracers::Graph, ..) | (.., Some(_)) => SiteTarget::Jumped,
+            _ => SiteTarget::Called,
         }
     }
 
@@ -285,8 +258,8 @@ impl Entry {
     }
 
     /// Returns the bytes of the site.
-    pub(crate) fn code(&self, shown: Shown) -> SiteCode {
-        let stub = self.function.and_then(Function::stub).unwrap_or_default();
+    pub(crate) fn code(&self, shown: SiteTarget) -> SiteCode {
+        let stub = self.function.and_then(FunctionRecord::stub).unwrap_or_default();
         SiteCode::of(self.site.at, self.site.len, shown, stub)
     }
 }
@@ -299,17 +272,17 @@ pub(crate) struct SiteCode {
 }
 
 impl SiteCode {
-    fn of(at: Addr, len: u8, shown: Shown, stub: Addr) -> SiteCode {
+    fn of(at: Addr, len: u8, shown: SiteTarget, stub: Addr) -> SiteCode {
         let long = usize::from(len);
         let mut bytes = [0; 6];
         let (opcode, to) = match shown {
-            Shown::Nothing => {
+            SiteTarget::Nothing => {
                 bytes[..long].copy_from_slice(modload_edit::NOPS[long - 1]);
                 return SiteCode { bytes, len };
             }
-            Shown::Called => (0xe8, stub),
-            Shown::Jumped => (0xe9, crate::trampoline::jumped(stub)),
-            Shown::Diverted(to) => (0xe9, to),
+            SiteTarget::Called => (0xe8, stub),
+            SiteTarget::Jumped => (0xe9, second_half(stub)),
+            SiteTarget::Diverted(to) => (0xe9, to),
         };
         // A spare byte becomes the prefix addr32, which a branch ignores.
         bytes[0] = 0x67;

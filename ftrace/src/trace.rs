@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 pub struct Batch {
     /// The functions that records of this batch are the first to name. [`Record::function`] counts them from the start
     /// of the recording.
-    pub functions: Vec<Function>,
+    pub functions: Vec<TracedFunction>,
     /// The threads that records of this batch are the first to name. [`Record::thread`] counts them likewise.
-    pub threads: Vec<Thread>,
+    pub threads: Vec<RecordedThread>,
     /// The records: one thread after the other, each thread's records in order.
     pub records: Vec<Record>,
     /// The calls that are not among the records, since the start of the recording.
@@ -22,7 +22,7 @@ pub struct Batch {
 
 /// A function that was traced.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-pub struct Function {
+pub struct TracedFunction {
     /// The function's module, or `vmlinux` for the host's own functions.
     pub module: String,
     /// The function's name, escaped.
@@ -31,7 +31,7 @@ pub struct Function {
 
 /// A thread that was recorded.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-pub struct Thread {
+pub struct RecordedThread {
     /// The thread's id, as returned by gettid(2).
     pub tid: i32,
     /// The thread's name, escaped.
@@ -48,21 +48,21 @@ pub struct Record {
     /// The function, by its number in the recording.
     pub function: u32,
     /// The action.
-    pub what: What,
+    pub what: ThreadAction,
 }
 
 /// The action of a thread with a function.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum What {
+pub enum ThreadAction {
     /// The thread called the function from this place (`func+0x12/0x40 [module]`, or an address). Recordings of calls
     /// have only this action.
     Call {
         /// The place to which the function returns.
         parent: String,
     },
-    /// The thread entered the function. For each record of this kind there is a [`What::Leave`] or a [`What::Unwound`]
-    /// of the same thread when the function ends. The records of one thread are nested.
+    /// The thread entered the function. For each record of this kind there is a [`ThreadAction::Leave`] or a
+    /// [`ThreadAction::Unwound`] of the same thread when the function ends. The records of one thread are nested.
     Enter,
     /// The thread returned from the function.
     Leave,

@@ -10,17 +10,20 @@ use modload_text::TrapMask;
 use crate::clock::Clock;
 use crate::error::TraceError;
 use crate::filter::Filter;
+use crate::identity::{FunctionOwner, TraceHostId, TracerId};
 use crate::recording::{FunctionTrace, TraceOptions};
 use crate::sites::{Traceable, why_no_returns};
-use crate::stubs::Stubs;
+use crate::stubs::TraceStubs;
 use crate::switch::Changed;
-use crate::table::{Entry, HostId, Own, Owner, Part, Phase, Registered, Table, TracerId, install, table};
-use crate::trace::Function;
-use crate::trampoline::call::{Member, Redirecting, Tracer};
+use crate::table::{
+    HostResources, ModuleFunctions, ModuleTextState, RegisteredTracer, TraceEntry, TraceTable, install, table,
+};
+use crate::trace::TracedFunction;
+use crate::trampoline::STUB;
+use crate::trampoline::call::{Redirecting, Tracer, TracerMember};
 use crate::trampoline::host::{HostFunction, HostPart};
-use crate::trampoline::sets::Saved;
-use crate::trampoline::thread::{Doing, doings, is_nested};
-use crate::trampoline::{STUB, Width};
+use crate::trampoline::thread_local::{TracerActivity, is_nested, tracer_activities};
+use crate::trampoline::variants::{SavedRegisters, VectorWidth};
 
 /// The module name of the host's own functions, as in Linux's livepatch.
 pub const HOST: &str = "vmlinux";
@@ -28,7 +31,7 @@ pub const HOST: &str = "vmlinux";
 /// The subscriber for function tracing of one host's modules. Copies are the same subscriber.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ftrace {
-    pub(crate) host: HostId,
+    pub(crate) host: TraceHostId,
 }
 
 impl Default for Ftrace {
@@ -52,7 +55,7 @@ impl Ftrace {
     pub fn new() -> Ftrace {
         Clock::note();
         install();
-        Ftrace { host: HostId::new() }
+        Ftrace { host: TraceHostId::new() }
     }
 
     /// Registers a tracer for all calls of the functions that a filter selects, in loaded modules and in modules that
@@ -61,7 +64,7 @@ impl Ftrace {
     /// # Errors
     /// [`TraceError`].
     pub fn trace(&self, filter: Filter, tracer: impl Tracer) -> Result<Tracing, TraceError> {
-        self.register(filter, Member::tracer(tracer, Saved::Arguments), false)
+        self.register(filter, TracerMember::tracer(tracer, SavedRegisters::Arguments), false)
     }
 
     /// Like [`Ftrace::trace`], with all general registers in [`crate::Call::registers`].
@@ -69,7 +72,7 @@ impl Ftrace {
     /// # Errors
     /// [`TraceError`].
     pub fn trace_with_registers(&self, filter: Filter, tracer: impl Tracer) -> Result<Tracing, TraceError> {
-        self.register(filter, Member::tracer(tracer, Saved::All), false)
+        self.register(filter, TracerMember::tracer(tracer, SavedRegisters::All), false)
     }
 
     /// Redirects the calls of functions, as `redirecting` says.
@@ -80,11 +83,11 @@ impl Ftrace {
         self.register(filter, redirecting.member, true)
     }
 
-    fn register(&self, filter: Filter, member: Member, redirects: bool) -> Result<Tracing, TraceError> {
+    fn register(&self, filter: Filter, member: TracerMember, redirects: bool) -> Result<Tracing, TraceError> {
         let mut table = table();
         let id = table.new_tracer();
-        table.tracers.push(Registered { id, host: self.host, filter, member, redirects });
-        let switched = table.mark(id).and_then(|changed| table.switch(&changed));
+        table.tracers.push(RegisteredTracer { id, host: self.host, filter, member, redirects });
+        let switched = table.add_tracer(id).and_then(|changed| table.switch(&changed));
         if let Err(error) = switched {
             table.take_back(id);
             return Err(error);
@@ -113,7 +116,7 @@ impl Ftrace {
     /// [`TraceError`]. A function that cannot be traced is no error: [`Ftrace::traceable`] lists it.
     pub fn register_host_functions(&self, functions: Vec<HostFunction>) -> Result<(), TraceError> {
         let mut table = table();
-        let owner = Owner::Host(self.host);
+        let owner = FunctionOwner::Host(self.host);
         let known = |at| {
             table
                 .parts
@@ -133,27 +136,27 @@ impl Ftrace {
         // The annex is never freed: threads may be in its stubs at any time, and the stubs are used again if the same
         // functions are registered again.
         let stubs = match registered.annex.map(std::mem::ManuallyDrop::new) {
-            Some(annex) => Stubs::at(annex.addr(), annex.len() / STUB)?,
-            None => Stubs::new(),
+            Some(annex) => TraceStubs::at(annex.addr(), annex.len() / STUB)?,
+            None => TraceStubs::new(),
         };
-        let part = Part {
+        let part = ModuleFunctions {
             host: self.host,
             module: HOST.into(),
-            phase: Phase::Published,
-            width: Width::of_this_machine(),
-            entries: registered.sites.into_iter().map(Entry::new).collect(),
+            phase: ModuleTextState::Published,
+            width: VectorWidth::of_this_machine(),
+            entries: registered.sites.into_iter().map(TraceEntry::new).collect(),
             untraceable: registered.untraceable,
-            own: Some(Own { stubs, _texts: registered.texts }),
+            own: Some(HostResources { stubs, _texts: registered.texts }),
         };
         table.parts.insert(owner, part);
-        let wanted = table.enter(owner);
+        let wanted = table.mark_new_functions(owner);
         let all = (0..table.parts[&owner].entries.len()).collect();
         let entered = match wanted {
             Ok(()) => table.switch(&vec![(owner, all)]),
             Err(function) => Err(TraceError::Redirected { module: HOST.to_owned(), function }),
         };
         if entered.is_err() {
-            table.silence(owner);
+            table.restore_nops(owner);
             table.forget(owner);
         }
         entered
@@ -162,15 +165,15 @@ impl Ftrace {
     /// Forgets the host's own functions: their sites become NOPs again.
     pub fn leave(&self) {
         let mut table = table();
-        table.silence(Owner::Host(self.host));
-        table.forget(Owner::Host(self.host));
+        table.restore_nops(FunctionOwner::Host(self.host));
+        table.forget(FunctionOwner::Host(self.host));
     }
 
     /// Returns the entries of the host's own functions of this name, in the order of their addresses.
     #[must_use]
     pub fn host_functions(&self, name: &str) -> Vec<Addr> {
         let table = table();
-        let part = table.parts.get(&Owner::Host(self.host));
+        let part = table.parts.get(&FunctionOwner::Host(self.host));
         let entries = part.into_iter().flat_map(|part| &part.entries);
         entries.filter(|entry| &*entry.site.name == name).map(|entry| entry.site.entry).collect()
     }
@@ -182,7 +185,7 @@ impl Ftrace {
         let table = table();
         let mut all = Vec::new();
         for part in table.parts.values().filter(|part| part.host == self.host) {
-            let function = |name: &str| Function { module: part.module.to_string(), name: name.to_owned() };
+            let function = |name: &str| TracedFunction { module: part.module.to_string(), name: name.to_owned() };
             let sites = part.entries.iter().map(|entry| (&entry.site.name, None));
             let others = part.untraceable.iter().map(|(name, why)| (name, Some(why.clone())));
             all.extend(sites.chain(others).map(|(name, why_not)| {
@@ -194,13 +197,13 @@ impl Ftrace {
     }
 }
 
-impl Table {
+impl TraceTable {
     /// Unregisters a tracer: no call is shown to the tracer any more. Threads may still be in the tracer.
     fn take_back(&mut self, id: TracerId) {
-        let changed: Changed = self.unmark(id);
+        let changed: Changed = self.remove_tracer(id);
         if let Err(error) = self.switch(&changed) {
             // These sites lead to stubs of functions that do not have this tracer any more.
-            ::tracing::warn!(%error, "a tracer is taken back, and sites stay as they are");
+            ::tracing::warn!(%error, "a tracer is unregistered, but its call sites could not be changed back");
         }
         self.tracers.retain(|tracer| tracer.id != id);
         self.retire(id);
@@ -233,18 +236,18 @@ pub fn sweep() -> usize {
         return 0;
     }
     // No lock is held, because a thread that is asked may hold any lock.
-    let doings = match doings() {
-        Ok(doings) => doings,
+    let activities = match tracer_activities() {
+        Ok(activities) => activities,
         Err(error) => {
             ::tracing::warn!(%error, "threads cannot be asked whether they are in a tracer");
             return candidates.len();
         }
     };
-    if doings.contains(&Doing::Something) {
+    if activities.contains(&TracerActivity::Something) {
         return candidates.len();
     }
     let mut table = table();
-    let is_free = |set| candidates.contains(&set) && !doings.contains(&Doing::Running(set));
+    let is_free = |set| candidates.contains(&set) && !activities.contains(&TracerActivity::Running(set));
     let free: Vec<_> = table.retired.extract_if(.., |(_, group)| is_free(group.set())).collect();
     let left = table.retired.len();
     // Values that tracers own are dropped without the lock.

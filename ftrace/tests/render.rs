@@ -3,22 +3,22 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use modload_ftrace::render::{Form, Process, Renderer};
-use modload_ftrace::trace::{Batch, Function, Missed, Record, Thread, What};
+use modload_ftrace::render::{Form, Renderer, TracedProcess};
+use modload_ftrace::trace::{Batch, Missed, Record, RecordedThread, ThreadAction, TracedFunction};
 use serde_json::Value;
 
 const FORMS: [Form; 5] = [Form::Function, Form::Graph, Form::Chrome, Form::Summary, Form::SummaryJson];
 
-fn process() -> Process {
-    Process { pid: 4321, name: "modhost".into() }
+fn process() -> TracedProcess {
+    TracedProcess { pid: 4321, name: "modhost".into() }
 }
 
-fn function(module: &str, name: &str) -> Function {
-    Function { module: module.into(), name: name.into() }
+fn function(module: &str, name: &str) -> TracedFunction {
+    TracedFunction { module: module.into(), name: name.into() }
 }
 
-fn thread(tid: i32, name: &str) -> Thread {
-    Thread { tid, name: name.into() }
+fn thread(tid: i32, name: &str) -> RecordedThread {
+    RecordedThread { tid, name: name.into() }
 }
 
 /// Parses records in lines of `THREAD TIME > FUNCTION`, with `<` for the end, `^` for an exception, and
@@ -29,10 +29,10 @@ fn records(lines: &str) -> Vec<Record> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let [thread, at, what, function] = words[..] else { panic!("{line}") };
         let what = match (what, parent) {
-            (">", None) => What::Enter,
-            ("<", None) => What::Leave,
-            ("^", None) => What::Unwound,
-            (">", Some(parent)) => What::Call { parent: parent.into() },
+            (">", None) => ThreadAction::Enter,
+            ("<", None) => ThreadAction::Leave,
+            ("^", None) => ThreadAction::Unwound,
+            (">", Some(parent)) => ThreadAction::Call { parent: parent.into() },
             _ => panic!("{line}"),
         };
         Record { thread: thread.parse().unwrap(), at: at.parse().unwrap(), function: function.parse().unwrap(), what }
@@ -174,13 +174,13 @@ fn names_cannot_break_out() {
         functions: vec![function(evil, evil)],
         threads: vec![thread(1, evil)],
         records: vec![
-            Record { thread: 0, at: 1, function: 0, what: What::Enter },
-            Record { thread: 0, at: 2, function: 0, what: What::Call { parent: evil.into() } },
-            Record { thread: 0, at: 3, function: 0, what: What::Leave },
+            Record { thread: 0, at: 1, function: 0, what: ThreadAction::Enter },
+            Record { thread: 0, at: 2, function: 0, what: ThreadAction::Call { parent: evil.into() } },
+            Record { thread: 0, at: 3, function: 0, what: ThreadAction::Leave },
         ],
         missed: Missed::default(),
     };
-    let process = Process { pid: 1, name: evil.into() };
+    let process = TracedProcess { pid: 1, name: evil.into() };
     for form in FORMS {
         let text = form.whole(&process, [batch.clone()]);
         assert!(!text.contains(|letter: char| letter.is_control() && letter != '\n'), "{form:?}: {text:?}");
@@ -242,9 +242,9 @@ fn scene(seed: u64) -> Scene {
         let enter = stack.is_empty() || stack.len() < 8 && random.below(2) == 0;
         let function = if enter { u32::try_from(random.below(functions)).unwrap() } else { *stack.last().unwrap() };
         let what = match enter {
-            true => What::Enter,
-            false if random.below(5) == 0 => What::Unwound,
-            false => What::Leave,
+            true => ThreadAction::Enter,
+            false if random.below(5) == 0 => ThreadAction::Unwound,
+            false => ThreadAction::Leave,
         };
         match enter {
             true => stack.push(function),
@@ -430,7 +430,12 @@ fn records_that_cannot_be_are_told_all_the_same() {
         let random = &mut Random(seed);
         let number = |random: &mut Random| [0, 1, 2, u32::MAX][usize::try_from(random.below(4)).unwrap()];
         let record = |random: &mut Random| {
-            let what = [What::Enter, What::Leave, What::Unwound, What::Call { parent: String::new() }];
+            let what = [
+                ThreadAction::Enter,
+                ThreadAction::Leave,
+                ThreadAction::Unwound,
+                ThreadAction::Call { parent: String::new() },
+            ];
             let what = what[usize::try_from(random.below(4)).unwrap()].clone();
             let (thread, function) = (number(random), number(random));
             Record { thread, at: [random.below(1 << 30), u64::MAX][usize::from(random.below(9) == 0)], function, what }
@@ -447,7 +452,7 @@ fn records_that_cannot_be_are_told_all_the_same() {
             |phase| chrome["traceEvents"].as_array().unwrap().iter().filter(|event| event["ph"] == phase).count();
         assert_eq!(count("B"), count("E"), "seed {seed}");
         let all = batches.iter().flat_map(|batch| &batch.records);
-        let begun = all.filter(|record| matches!(record.what, What::Enter | What::Call { .. })).count();
+        let begun = all.filter(|record| matches!(record.what, ThreadAction::Enter | ThreadAction::Call { .. })).count();
         let lines =
             |form: Form| form.whole(&process(), batches.clone()).lines().filter(|line| !line.starts_with('#')).count();
         assert_eq!(lines(Form::Function), begun, "seed {seed}");

@@ -37,10 +37,10 @@ use modload_abi::modinfo::is_same_name;
 use modload_edit::Addr;
 pub use modload_livepatch::link;
 pub use modload_livepatch::{
-    Blocked, Callbacks, FuncSpec, ObjectSpec, ObjectStatus, PatchError, PatchSpec, PatchStatus, StateSpec, Target,
-    Transition, Why,
+    BlockReason, Blocked, Callbacks, FuncSpec, ObjectSpec, ObjectStatus, PatchError, PatchSpec, PatchStatus, StateSpec,
+    Target, Transition,
 };
-use modload_livepatch::{Log, Standing};
+use modload_livepatch::{Log, ThreadStack};
 
 use crate::backtrace::Backtrace;
 use crate::builder::HostBuilder;
@@ -157,26 +157,26 @@ impl Host {
         let patch = patch.ok_or_else(|| PatchError::Unknown(name.to_owned()))?;
         let Some((_, blocked)) = patch.transition else { return Ok(Vec::new()) };
         let tids = blocked.iter().map(|blocked| blocked.tid);
-        let standing = match patch.how {
-            Transition::Anywhere => modload_livepatch::standing(&tids.collect::<Vec<_>>())?,
-            Transition::CheckpointsOnly => tids.map(Standing::unknown).collect(),
+        let stacks = match patch.how {
+            Transition::Anywhere => modload_livepatch::thread_stacks(&tids.collect::<Vec<_>>())?,
+            Transition::CheckpointsOnly => tids.map(ThreadStack::unknown).collect(),
         };
         let describe = |at: Addr, is_return: bool| {
             let module = self.inner.loader.module_at(if is_return { at.offset(-1) } else { at })?;
             if is_return { module.describe_return(at) } else { module.describe(at) }
         };
-        let thread = |one: Standing| {
+        let thread = |one: ThreadStack| {
             let why = blocked.iter().find(|blocked| blocked.tid == one.tid)?.why;
             let named = |pc| {
                 let at = Addr::new(pc);
                 describe(at, true).or_else(|| describe(at, false)).unwrap_or_else(|| at.to_string())
             };
-            let inside = if let Why::Inside(pc) = why { Some(named(pc)) } else { None };
+            let inside = if let BlockReason::Inside(pc) = why { Some(named(pc)) } else { None };
             let why = match (&inside, why, patch.how) {
                 (Some(frame), _, Transition::Anywhere) => format!("is in {frame}"),
                 (Some(frame), _, Transition::CheckpointsOnly) => format!("was in {frame} at its last checkpoint"),
-                (None, Why::NoCheckpoint, _) => "has not come to a checkpoint".to_owned(),
-                (None, Why::Unwalked, _) => {
+                (None, BlockReason::NoCheckpoint, _) => "has not come to a checkpoint".to_owned(),
+                (None, BlockReason::Unwalked, _) => {
                     "came to a checkpoint with a stack that cannot be walked to its end".to_owned()
                 }
                 (None, ..) => "has a stack that cannot be walked to its end".to_owned(),
@@ -192,7 +192,7 @@ impl Host {
                 backtrace: Backtrace::of(&one.frames, one.ended, describe),
             })
         };
-        Ok(standing.into_iter().filter_map(thread).collect())
+        Ok(stacks.into_iter().filter_map(thread).collect())
     }
 
     /// A checkpoint: a place where the calling thread may migrate to a patch. With [`Transition::CheckpointsOnly`]

@@ -22,10 +22,10 @@
 //! ```
 
 use modload_edit::Addr;
-pub use modload_ftrace::trace::{Batch, Function, Missed, Record, Thread, What};
+pub use modload_ftrace::trace::{Batch, Missed, Record, RecordedThread, ThreadAction, TracedFunction};
 pub use modload_ftrace::{
-    BadPattern, Call, Filter, FunctionTrace, HostFunction, Mode, Pattern, Redirect, Redirecting, Registers, TraceError,
-    TraceOptions, Traceable, Tracer, Tracing, render,
+    BadPattern, Call, CallRegisters, Filter, FunctionTrace, HostFunction, Mode, Pattern, Redirect, Redirecting,
+    TraceError, TraceOptions, Traceable, Tracer, Tracing, render,
 };
 
 use crate::host::Host;

@@ -5,9 +5,9 @@ use modload_ftrace::TraceError;
 use modload_loader::sentence;
 use thiserror::Error;
 
+use crate::log::{Log, note};
 use crate::structs::StructError;
 use crate::stub::StubError;
-use crate::table::{Log, note};
 
 /// An error: a patch was not enabled, disabled or reversed. Nothing was changed.
 #[derive(Debug, Error)]
@@ -29,16 +29,16 @@ pub enum PatchError {
     #[error("no patch is in transition")]
     NoTransition,
     /// Live patching was called from within a callback of live patching.
-    #[error("live patching is used from within one of its callbacks")]
+    #[error("a callback of live patching has called live patching: call it after the callback has returned")]
     Nested,
     /// The patch has no objects.
-    #[error("the patch has no objects")]
+    #[error("the patch has no objects: a patch needs at least one")]
     Empty,
     /// The records of a module are not valid.
     #[error(transparent)]
     Struct(#[from] StructError),
     /// The module that enables the patch is being unloaded.
-    #[error("module '{0}' is going")]
+    #[error("module '{0}' is being unloaded, so its patch cannot be enabled: load the module again")]
     Going(String),
     /// The object has no function of this name.
     #[error("symbol '{symbol}' not found in object '{object}'")]
@@ -49,7 +49,9 @@ pub enum PatchError {
         symbol: String,
     },
     /// The object has several functions of this name, or fewer than the position says.
-    #[error("symbol '{symbol}' is there {count} times in object '{object}': position {position} is none of them")]
+    #[error(
+        "symbol '{symbol}' occurs {count} times in object '{object}', and position {position} selects none of them: use a position from 1 to {count}"
+    )]
     Position {
         /// The object.
         object: String,
@@ -73,13 +75,15 @@ pub enum PatchError {
         second: String,
     },
     /// A patch has two records for one object. All functions of an object belong into one record.
-    #[error("the patch has two records for object '{object}': make them one")]
+    #[error("the patch has two records for object '{object}': merge them into one")]
     ObjectTwice {
         /// The object.
         object: String,
     },
     /// The end of a function is not known, so no stack shows whether a thread is inside the function.
-    #[error("where the function at {at} ends is said neither by a symbol nor by call frame information")]
+    #[error(
+        "the end of the function at {at} is not known: no symbol has its size, and no call frame information covers it; compile it with -fasynchronous-unwind-tables"
+    )]
     NoExtent {
         /// The function's entry.
         at: Addr,
@@ -103,27 +107,35 @@ pub enum PatchError {
         errno: i32,
     },
     /// The patch does not know a state that an earlier patch has left, or knows only an older version of the state.
-    #[error("patch '{patch}' is not compatible with the states of the patches that are there")]
+    #[error(
+        "patch '{patch}' does not know all states of the enabled patches, or knows only older versions: add the states to the patch"
+    )]
     Incompatible {
         /// The patch.
         patch: String,
     },
     /// The patch's module has relocations for an object that the patch does not patch.
-    #[error("the module has relocations for object '{object}', which the patch does not patch")]
+    #[error(
+        "the module has relocations for object '{object}', which the patch does not patch: add the object to the patch"
+    )]
     NoObject {
         /// The object.
         object: String,
     },
     /// A replacement function is in a module whose relocations wait for objects, and the patch does not hold that
     /// module.
-    #[error("functions of module '{module}' wait for their objects: it must be the one that the patch holds")]
+    #[error(
+        "module '{module}' has functions whose relocations wait for objects, so the patch must hold this module: enable the patch with it"
+    )]
     NotHeld {
         /// The module.
         module: String,
     },
     /// A replacement function for one object has relocations for another object: the function could run before the
     /// other object is loaded.
-    #[error("what replaces '{function}' of object '{object}' has relocations for object '{awaited}'")]
+    #[error(
+        "the replacement of '{function}' in object '{object}' has relocations for object '{awaited}': it may refer only to its own object"
+    )]
     OtherObject {
         /// The function that is replaced.
         function: String,
@@ -133,7 +145,9 @@ pub enum PatchError {
         awaited: String,
     },
     /// The relocations for an earlier load of the object could not be undone.
-    #[error("somebody is still in what patch '{patch}' had relocated for object '{object}' when it was there before")]
+    #[error(
+        "patch '{patch}' still has relocations for an earlier load of object '{object}', because a thread is inside the relocated code: load the object again when the thread has left"
+    )]
     Stale {
         /// The patch.
         patch: String,
@@ -159,7 +173,7 @@ pub enum PatchError {
     /// The patch changes too many functions for a checkpoint-only transition. Threads walk their own stacks there, and
     /// compare them with a limited number of address ranges.
     #[error(
-        "the patch changes too many functions for checkpoints alone: {ranges} ranges of addresses, and {most} at most"
+        "the patch changes too many functions for a checkpoint-only transition: {ranges} address ranges, and the limit is {most}; split the patch"
     )]
     TooMany {
         /// The number of ranges of the patch's functions, together with the ranges that transitions need.
@@ -168,7 +182,9 @@ pub enum PatchError {
         most: usize,
     },
     /// The numbers of checkpoint-only transitions are used up.
-    #[error("there were two thousand million transitions at checkpoints alone in this process: there can be no more")]
+    #[error(
+        "the numbers of checkpoint-only transitions are used up: a process can have about 2147 million of them; restart it"
+    )]
     Exhausted,
     /// Threads could not be held or listed.
     #[error("threads cannot be held")]

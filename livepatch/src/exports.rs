@@ -6,14 +6,14 @@ use std::ptr;
 
 use modload_edit::{Addr, index, wide};
 
-use crate::previous;
+use crate::previous_states;
 use crate::shadow;
-use crate::structs::{Constructor, Destructor};
+use crate::structs::{ShadowConstructor, ShadowDestructor};
 use crate::transition::checkpoint;
 
 /// `struct klp_state *klp_get_prev_state(unsigned long id)`.
 extern "C" fn get_prev_state(id: u64) -> *mut c_void {
-    previous::newest(id).map_or(ptr::null_mut(), |at| ptr::with_exposed_provenance_mut(index(at.get())))
+    previous_states::newest(id).map_or(ptr::null_mut(), |at| ptr::with_exposed_provenance_mut(index(at.get())))
 }
 
 /// `bool klp_checkpoint(void)`.
@@ -27,9 +27,10 @@ pub fn exports() -> [(&'static str, Addr); 7] {
     type Checkpoint = extern "C" fn() -> bool;
     type State = extern "C" fn(u64) -> *mut c_void;
     type Get = extern "C" fn(*mut c_void, u64) -> *mut c_void;
-    type Make = extern "C-unwind" fn(*mut c_void, u64, usize, u32, Option<Constructor>, *mut c_void) -> *mut c_void;
-    type Free = extern "C-unwind" fn(*mut c_void, u64, Option<Destructor>);
-    type FreeAll = extern "C-unwind" fn(u64, Option<Destructor>);
+    type Make =
+        extern "C-unwind" fn(*mut c_void, u64, usize, u32, Option<ShadowConstructor>, *mut c_void) -> *mut c_void;
+    type Free = extern "C-unwind" fn(*mut c_void, u64, Option<ShadowDestructor>);
+    type FreeAll = extern "C-unwind" fn(u64, Option<ShadowDestructor>);
     let address = |pointer: *const ()| Addr::new(wide(pointer.expose_provenance()));
     #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
     let [state, get] = [get_prev_state as State as *const (), shadow::get as Get as *const ()];

@@ -8,25 +8,25 @@ use modload_loader::{FunctionSymbol, Module};
 use modload_threads::frames::function_at;
 
 use crate::error::PatchError;
-use crate::table::{Func, VMLINUX};
+use crate::patch::{Func, VMLINUX};
 
 /// The place in which functions are looked up.
-pub(crate) enum Place<'a> {
+pub(crate) enum ObjectPlace<'a> {
     /// A module, and its functions by address.
     Module(&'a Module, Vec<FunctionSymbol>),
     /// The host's own functions.
     Host(Ftrace),
 }
 
-impl<'a> Place<'a> {
-    pub(crate) fn module(module: &'a Module) -> Place<'a> {
-        Place::Module(module, module.functions())
+impl<'a> ObjectPlace<'a> {
+    pub(crate) fn module(module: &'a Module) -> ObjectPlace<'a> {
+        ObjectPlace::Module(module, module.functions())
     }
 
     fn name(&self) -> &str {
         match self {
-            Place::Module(module, _) => module.name(),
-            Place::Host(_) => VMLINUX,
+            ObjectPlace::Module(module, _) => module.name(),
+            ObjectPlace::Host(_) => VMLINUX,
         }
     }
 
@@ -35,8 +35,8 @@ impl<'a> Place<'a> {
         let object = || self.name().to_owned();
         let symbol = || func.old_name.to_string();
         let all = match self {
-            Place::Module(module, _) => module.positions(&func.old_name),
-            Place::Host(ftrace) => ftrace.host_functions(&func.old_name),
+            ObjectPlace::Module(module, _) => module.positions(&func.old_name),
+            ObjectPlace::Host(ftrace) => ftrace.host_functions(&func.old_name),
         };
         let count = all.len();
         let found = match func.old_sympos.checked_sub(1) {
@@ -56,7 +56,7 @@ impl<'a> Place<'a> {
             return Err(PatchError::Function { object: object(), symbol: symbol(), source: Box::new(source) });
         }
         let mut extent = vec![self.extent(entry)?];
-        if let Place::Module(_, functions) = self {
+        if let ObjectPlace::Module(_, functions) = self {
             extent.extend(cold_parts(functions, &func.old_name));
         }
         Ok((entry, extent))
@@ -64,8 +64,10 @@ impl<'a> Place<'a> {
 
     fn extent(&self, at: Addr) -> Result<Range<u64>, PatchError> {
         let stated = match self {
-            Place::Module(_, functions) => functions.iter().find(|function| function.addr == at && function.size != 0),
-            Place::Host(_) => None,
+            ObjectPlace::Module(_, functions) => {
+                functions.iter().find(|function| function.addr == at && function.size != 0)
+            }
+            ObjectPlace::Host(_) => None,
         };
         stated.map_or_else(|| extent(at), |function| Ok(at.get()..at.get() + function.size))
     }

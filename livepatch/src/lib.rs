@@ -9,22 +9,41 @@
 //!   references then wait for their objects.
 //! - [`exports`]: the functions that modules call. [`Livepatch::enable_from_init`] implements the remaining one,
 //!   `klp_enable_patch`.
+//!
+//! # Layers
+//! A file imports only from its own layer and from the layers before it. No two files import each other. The state of
+//! live patching is one table. The functions of a layer take only the parts of the table that they need.
+//!
+//! | layer | files |
+//! |---|---|
+//! | vocabulary | `spec`, `target`, `log`, `error`, `structs`, `record_sizes`, `previous_states`, `shadow`, `stub` |
+//! | patches | `patch`, `find`, `object`, `patches`: the patches as data, and the function stacks |
+//! | slices | `slices`: the parts of a patch's module that wait for an object |
+//! | transition | `transition/`: which threads migrate, and when |
+//! | table | `table`: patches, slices and transitions behind one lock |
+//! | operations | `operate/`: enable, disable, load and unload, and the worker thread, which completes transitions |
+//! | interface | `subscriber`, `status`, `exports` |
 
 #![deny(unsafe_code)]
 
 pub mod link;
 
 mod spec;
-mod error;
+mod target;
+mod log;
 mod structs;
 mod record_sizes;
 mod shadow;
-mod previous;
+mod previous_states;
 mod stub;
-mod table;
+mod error;
+mod patch;
 mod find;
+mod object;
+mod patches;
 mod slices;
 mod transition;
+mod table;
 mod operate;
 mod status;
 mod subscriber;
@@ -32,10 +51,11 @@ mod exports;
 
 pub use error::PatchError;
 pub use exports::exports;
+pub use log::Log;
 pub use spec::{Callbacks, FuncSpec, ObjectSpec, PatchSpec, StateSpec, Transition};
-pub use status::{DEEPEST_SHOWN, ObjectStatus, PatchStatus, Standing, standing};
+pub use status::{MOST_FRAMES, ObjectStatus, PatchStatus, ThreadStack, thread_stacks};
 pub use structs::StructError;
 pub use stub::StubError;
 pub use subscriber::Livepatch;
-pub use table::Log;
-pub use transition::{Blocked, Target, Why, checkpoint};
+pub use target::Target;
+pub use transition::{BlockReason, Blocked, checkpoint};

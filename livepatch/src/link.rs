@@ -32,7 +32,7 @@ use modload_abi::modinfo;
 use modload_abi::section::{KLP_RELA_PREFIX, MODINFO};
 use modload_loader::File;
 
-pub use error::Error;
+pub use error::PatchLinkError;
 
 use error::shown;
 use mark::Mark;
@@ -80,26 +80,26 @@ pub struct LinkedSection {
 /// Makes a live patch from an object in which symbols are marked.
 ///
 /// # Errors
-/// [`Error`]: the input is not a relocatable object for x86-64, is not a live patch, is linked already or has no marks;
-/// or a mark is not valid.
-pub fn link(input: &[u8]) -> Result<Linked, Error> {
+/// [`PatchLinkError`]: the input is not a relocatable object for x86-64, is not a live patch, is linked already or has
+/// no marks; or a mark is not valid.
+pub fn link(input: &[u8]) -> Result<Linked, PatchLinkError> {
     // This check comes first, because the loader need not accept the contents of such files.
     if let Some(section) = tables::section_named(input, KLP_RELA_PREFIX.as_bytes()) {
-        return Err(Error::LinkedAlready { section });
+        return Err(PatchLinkError::LinkedAlready { section });
     }
     let file = File::validate(input).map_err(Box::new)?;
     let mut tables = Tables::read(input, &file)?;
     if let Some(section) = tables.sections.iter().position(|section| section.kind().0 == SHT_CREL) {
         // References in such sections would wait for no object.
         let problem = "compact relocations (SHT_CREL) cannot be linked: compile without --crel";
-        return Err(Error::Malformed { section, problem });
+        return Err(PatchLinkError::Malformed { section, problem });
     }
     let marks = mark::find(&tables)?;
     if marks.is_empty() {
-        return Err(Error::NothingMarked);
+        return Err(PatchLinkError::NothingMarked);
     }
     if !is_live_patch(&tables) {
-        return Err(Error::NoLivePatch);
+        return Err(PatchLinkError::NoLivePatch);
     }
     let moved = split::split(&mut tables, &marks)?;
     marks.iter().try_for_each(|mark| mark.write(&mut tables))?;

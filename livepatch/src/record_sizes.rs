@@ -11,7 +11,7 @@ use crate::structs::StructError;
 
 /// The header whose `struct module` the records refer to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Header {
+pub(crate) enum KlpHeader {
     /// `modload/module.h`: the module's name, then its state.
     Sdk,
     /// Linux's header: the module's state first, and its name at offset 24.
@@ -21,7 +21,7 @@ pub(crate) enum Header {
 /// The record sizes of one header.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RecordSizes {
-    pub(crate) header: Header,
+    pub(crate) header: KlpHeader,
     /// The size in bytes of a `struct klp_func`, `struct klp_object` and `struct klp_patch`. The fields that are read
     /// lie at the same offsets in the records of all headers.
     pub(crate) func: u64,
@@ -33,8 +33,8 @@ pub(crate) struct RecordSizes {
 
 /// The sizes for `modload/livepatch.h`, and for Linux 6.1 as Debian configures it, where `struct kobject` has 64 bytes.
 const HEADERS: [RecordSizes; 2] = [
-    RecordSizes { header: Header::Sdk, func: 64, object: 96, patch: 96, module: 56 },
-    RecordSizes { header: Header::Linux, func: 152, object: 168, patch: 200, module: 152 },
+    RecordSizes { header: KlpHeader::Sdk, func: 64, object: 96, patch: 96, module: 56 },
+    RecordSizes { header: KlpHeader::Linux, func: 152, object: 168, patch: 200, module: 152 },
 ];
 
 impl fmt::Display for RecordSizes {
@@ -45,19 +45,19 @@ impl fmt::Display for RecordSizes {
 
 /// The known sizes of a module's records.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Known {
+pub(crate) struct KnownSizes {
     pub(crate) sizes: RecordSizes,
     /// Whether the module states the sizes. Sizes that follow from one symbol must agree with the sizes of all other
     /// symbols.
     is_stated: bool,
 }
 
-impl Known {
+impl KnownSizes {
     /// Determines the sizes of the records of the patch at an address.
     ///
     /// # Errors
     /// [`StructError`]: the sizes are not known, or belong to no supported header.
-    pub(crate) fn of(module: &Module, patch: Addr) -> Result<Known, StructError> {
+    pub(crate) fn of(module: &Module, patch: Addr) -> Result<KnownSizes, StructError> {
         let measured = variable(module, patch);
         let has = |size: u64| move |sizes: &&RecordSizes| sizes.patch == size;
         if let Some(stated) = module.patch_record_sizes() {
@@ -68,12 +68,12 @@ impl Known {
             let other = measured.filter(|&size| size < sizes.patch || HEADERS.iter().any(|other| other.patch == size));
             return match other.filter(|&size| size != sizes.patch) {
                 Some(size) => Err(StructError::Size { what: "struct klp_patch", size }),
-                None => Ok(Known { sizes, is_stated: true }),
+                None => Ok(KnownSizes { sizes, is_stated: true }),
             };
         }
         let size = measured.ok_or(StructError::UnknownSize)?;
         let sizes = HEADERS.iter().find(has(size)).ok_or(StructError::Size { what: "struct klp_patch", size })?;
-        Ok(Known { sizes: *sizes, is_stated: false })
+        Ok(KnownSizes { sizes: *sizes, is_stated: false })
     }
 
     /// Compares the size of a record with the size of the array that begins at an address, if the array has a symbol.

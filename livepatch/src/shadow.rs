@@ -14,7 +14,7 @@ use std::thread::{self, ThreadId};
 
 use modload_text::on_fork;
 
-use crate::structs::{Constructor, Destructor, ShadowData};
+use crate::structs::{ShadowConstructor, ShadowData, ShadowDestructor};
 
 /// An object's address and a number.
 type Key = (usize, u64);
@@ -22,15 +22,15 @@ type Key = (usize, u64);
 #[derive(Debug)]
 enum Variable {
     /// The variable's constructor runs in this thread.
-    Made(ThreadId),
-    There(ShadowData),
+    UnderConstruction(ThreadId),
+    Ready(ShadowData),
 }
 
 type Variables = BTreeMap<Key, Variable>;
 
 static VARIABLES: Mutex<Variables> = Mutex::new(BTreeMap::new());
 /// Signalled when a constructor has returned.
-static MADE: Condvar = Condvar::new();
+static CONSTRUCTED: Condvar = Condvar::new();
 
 thread_local! {
     static HELD: RefCell<Option<MutexGuard<'static, Variables>>> = const { RefCell::new(None) };
@@ -46,7 +46,7 @@ fn variables() -> MutexGuard<'static, Variables> {
                 if let Some(mut variables) = HELD.take() {
                     // The threads in other constructors do not exist in the child, so their constructors never finish.
                     let here = thread::current().id();
-                    variables.retain(|_, variable| !matches!(variable, Variable::Made(by) if *by != here));
+                    variables.retain(|_, variable| !matches!(variable, Variable::UnderConstruction(by) if *by != here));
                 }
             },
         );
@@ -62,8 +62,8 @@ fn lock() -> MutexGuard<'static, Variables> {
 /// The result for a variable that exists already.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Existing {
-    Got,
-    Refused,
+    Return,
+    Refuse,
 }
 
 /// Removes the variable if its constructor does not return, or fails.
@@ -73,7 +73,7 @@ impl Drop for Making {
     fn drop(&mut self) {
         if let Some(key) = self.0 {
             variables().remove(&key);
-            MADE.notify_all();
+            CONSTRUCTED.notify_all();
         }
     }
 }
@@ -81,7 +81,7 @@ impl Drop for Making {
 fn make(
     (object, id): (*mut c_void, u64),
     size: usize,
-    constructor: Option<Constructor>,
+    constructor: Option<ShadowConstructor>,
     argument: *mut c_void,
     existing: Existing,
 ) -> *mut c_void {
@@ -90,9 +90,9 @@ fn make(
     let mut table = variables();
     loop {
         match table.get(&key) {
-            Some(Variable::There(data)) if existing == Existing::Got => return data.pointer(),
-            Some(Variable::Made(by)) if *by != here => {
-                table = MADE.wait(table).unwrap_or_else(PoisonError::into_inner);
+            Some(Variable::Ready(data)) if existing == Existing::Return => return data.pointer(),
+            Some(Variable::UnderConstruction(by)) if *by != here => {
+                table = CONSTRUCTED.wait(table).unwrap_or_else(PoisonError::into_inner);
             }
             Some(_) => {
                 tracing::warn!(id, "duplicate shadow variable");
@@ -104,7 +104,7 @@ fn make(
     let Some(data) = ShadowData::new(size) else { return ptr::null_mut() };
     let at = data.pointer();
     if let Some(constructor) = constructor {
-        table.insert(key, Variable::Made(here));
+        table.insert(key, Variable::UnderConstruction(here));
         drop(table);
         let mut making = Making(Some(key));
         let result = constructor(object, at, argument);
@@ -115,30 +115,31 @@ fn make(
         making.0 = None;
         table = variables();
     }
-    table.insert(key, Variable::There(data));
+    table.insert(key, Variable::Ready(data));
     drop(table);
-    MADE.notify_all();
+    CONSTRUCTED.notify_all();
     at
 }
 
 /// `void *klp_shadow_get(void *obj, unsigned long id)`.
 pub(crate) extern "C" fn get(object: *mut c_void, id: u64) -> *mut c_void {
     match variables().get(&(object.addr(), id)) {
-        Some(Variable::There(data)) => data.pointer(),
+        Some(Variable::Ready(data)) => data.pointer(),
         _ => ptr::null_mut(),
     }
 }
 
-/// `void *klp_shadow_alloc(void *obj, unsigned long id, size_t size, gfp_t gfp_flags, klp_shadow_ctor_t ctor, void *ctor_data)`.
+/// `void *klp_shadow_alloc(void *obj, unsigned long id, size_t size, gfp_t gfp_flags, klp_shadow_ctor_t ctor,
+/// void *ctor_data)`.
 pub(crate) extern "C-unwind" fn alloc(
     object: *mut c_void,
     id: u64,
     size: usize,
     _flags: u32,
-    constructor: Option<Constructor>,
+    constructor: Option<ShadowConstructor>,
     argument: *mut c_void,
 ) -> *mut c_void {
-    make((object, id), size, constructor, argument, Existing::Refused)
+    make((object, id), size, constructor, argument, Existing::Refuse)
 }
 
 /// `void *klp_shadow_get_or_alloc(...)`, as above.
@@ -147,14 +148,14 @@ pub(crate) extern "C-unwind" fn get_or_alloc(
     id: u64,
     size: usize,
     _flags: u32,
-    constructor: Option<Constructor>,
+    constructor: Option<ShadowConstructor>,
     argument: *mut c_void,
 ) -> *mut c_void {
-    make((object, id), size, constructor, argument, Existing::Got)
+    make((object, id), size, constructor, argument, Existing::Return)
 }
 
-fn destroy(object: *mut c_void, variable: Variable, destructor: Option<Destructor>) {
-    if let Variable::There(data) = variable
+fn destroy(object: *mut c_void, variable: Variable, destructor: Option<ShadowDestructor>) {
+    if let Variable::Ready(data) = variable
         && let Some(destructor) = destructor
     {
         destructor(object, data.pointer());
@@ -162,18 +163,18 @@ fn destroy(object: *mut c_void, variable: Variable, destructor: Option<Destructo
 }
 
 /// `void klp_shadow_free(void *obj, unsigned long id, klp_shadow_dtor_t dtor)`.
-pub(crate) extern "C-unwind" fn free(object: *mut c_void, id: u64, destructor: Option<Destructor>) {
+pub(crate) extern "C-unwind" fn free(object: *mut c_void, id: u64, destructor: Option<ShadowDestructor>) {
     let key = (object.addr(), id);
     let mut table = variables();
-    let is_there = matches!(table.get(&key), Some(Variable::There(_)));
+    let is_there = matches!(table.get(&key), Some(Variable::Ready(_)));
     let removed = if is_there { table.remove(&key) } else { None };
     drop(table);
     removed.into_iter().for_each(|variable| destroy(object, variable, destructor));
 }
 
 /// `void klp_shadow_free_all(unsigned long id, klp_shadow_dtor_t dtor)`.
-pub(crate) extern "C-unwind" fn free_all(id: u64, destructor: Option<Destructor>) {
-    let is_it = |key: &Key, variable: &mut Variable| key.1 == id && matches!(variable, Variable::There(_));
+pub(crate) extern "C-unwind" fn free_all(id: u64, destructor: Option<ShadowDestructor>) {
+    let is_it = |key: &Key, variable: &mut Variable| key.1 == id && matches!(variable, Variable::Ready(_));
     let removed: Vec<_> = variables().extract_if(.., is_it).collect();
     for ((object, _), variable) in removed {
         destroy(ptr::with_exposed_provenance_mut(object), variable, destructor);

@@ -6,9 +6,10 @@ use modload_threads::Tid;
 use modload_threads::frames::{Ended, Frame, WalkError, Walker, each_stack};
 
 use crate::error::PatchError;
+use crate::patch::Patch;
 use crate::spec::Transition;
-use crate::table::{Patch, Table};
-use crate::transition::{Blocked, Target};
+use crate::target::Target;
+use crate::transition::{ActiveTransition, Blocked};
 
 /// The status of a patch.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -40,9 +41,10 @@ pub struct ObjectStatus {
     pub funcs: Vec<String>,
 }
 
-impl Table {
-    pub(crate) fn status(&self, patch: &Patch) -> PatchStatus {
-        let transition = self.transition.as_ref().filter(|transition| transition.patch == patch.id);
+impl PatchStatus {
+    /// Returns the status of a patch. `active` is the transition under way, of any patch.
+    pub(crate) fn new(patch: &Patch, active: Option<&ActiveTransition>) -> PatchStatus {
+        let transition = active.filter(|transition| transition.patch == patch.id);
         let objects = patch.objects.iter().map(|object| ObjectStatus {
             name: object.name().to_owned(),
             patched: object.patched,
@@ -63,41 +65,41 @@ impl Table {
 
 /// A thread's current stack.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Standing {
+pub struct ThreadStack {
     /// The thread.
     pub tid: Tid,
-    /// The thread's frames, innermost first. At most [`DEEPEST_SHOWN`].
+    /// The thread's frames, innermost first. At most [`MOST_FRAMES`].
     pub frames: Vec<Frame>,
     /// The result of the stack walk.
     pub ended: Result<Ended, WalkError>,
 }
 
-impl Standing {
+impl ThreadStack {
     /// Returns the entry for a thread whose stack is not walked.
     #[must_use]
-    pub fn unknown(tid: Tid) -> Standing {
-        Standing { tid, frames: Vec::new(), ended: Ok(Ended::Early) }
+    pub fn unknown(tid: Tid) -> ThreadStack {
+        ThreadStack { tid, frames: Vec::new(), ended: Ok(Ended::Early) }
     }
 }
 
 /// The largest number of frames that are kept of a stack.
-pub const DEEPEST_SHOWN: usize = 128;
+pub const MOST_FRAMES: usize = 128;
 
 /// Returns the stacks of threads. Threads that have ended meanwhile are left out.
 ///
 /// # Errors
 /// Threads could not be held.
-pub fn standing(tids: &[Tid]) -> Result<Vec<Standing>, PatchError> {
+pub fn thread_stacks(tids: &[Tid]) -> Result<Vec<ThreadStack>, PatchError> {
     let room = |_| {
         let standing =
-            |tid: &Tid| Standing { tid: *tid, frames: Vec::with_capacity(DEEPEST_SHOWN), ended: Ok(Ended::Early) };
+            |tid: &Tid| ThreadStack { tid: *tid, frames: Vec::with_capacity(MOST_FRAMES), ended: Ok(Ended::Early) };
         (tids.iter().map(standing).collect::<Vec<_>>(), Walker::new())
     };
     let (mut found, _) = each_stack(room, |(found, walker), stack| {
         let Some(standing) = found.iter_mut().find(|standing| standing.tid == stack.tid()) else { return };
         let frames = &mut standing.frames;
         standing.ended = stack.walk_by(walker, |frame| {
-            if frames.len() < DEEPEST_SHOWN {
+            if frames.len() < MOST_FRAMES {
                 frames.push(*frame);
             }
             ControlFlow::Continue(())

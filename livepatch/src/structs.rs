@@ -6,6 +6,8 @@
 //! last.
 #![expect(unsafe_code, reason = "C structs are read where a module has them, and C functions are called")]
 
+mod error;
+
 use std::alloc::{self, Layout};
 use std::ffi::{c_char, c_int, c_ulong, c_void};
 use std::mem::{size_of, transmute};
@@ -16,15 +18,14 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use modload_edit::{Addr, index, wide};
 use modload_loader::{Module, State};
 use modload_threads::boundary::{Left, guard};
-use thiserror::Error;
 
-use crate::record_sizes::{Header, Known, RecordSizes};
+pub use error::StructError;
+
+use error::{LONGEST, MOST_RECORDS};
+
+use crate::record_sizes::{KlpHeader, KnownSizes, RecordSizes};
 use crate::spec::{Callbacks, FuncSpec, ObjectSpec, PatchSpec, StateSpec};
 
-/// The most records of one kind that a patch may have.
-const MOST_RECORDS: usize = 4096;
-/// The most bytes that a name may have: Linux's KSYM_NAME_LEN, and MODULE_NAME_LEN.
-const LONGEST: usize = 511;
 /// The error number that stands for a callback that has thrown.
 const EIO: i32 = 5;
 
@@ -73,86 +74,12 @@ const _: () = assert!(size_of::<KlpState>() == STATE);
 const STATE: usize = 24;
 
 /// Integers and arrays of integers: any bytes are a valid value, and no byte is padding.
-trait Plain: Copy {}
-impl Plain for u8 {}
-impl Plain for KlpFunc {}
-impl Plain for KlpObject {}
-impl Plain for KlpState {}
-impl Plain for KlpPatch {}
-
-/// The sizes that records can have, for errors: `HEADERS` of `record_sizes`.
-const SIZES: &str = "modload/livepatch.h (64, 96, 96) or Linux 6.1 (152, 168, 200)";
-
-/// The records of a patch are not valid.
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
-#[non_exhaustive]
-pub enum StructError {
-    /// The module does not say that it is a live patch.
-    #[error("module {0} is not marked as a livepatch module: MODULE_INFO(livepatch, \"Y\") does that")]
-    NotMarked(String),
-    /// `klp_enable_patch` was not called from the module's init.
-    #[error("klp_enable_patch is called by {0}, but not from its init")]
-    NotInInit(String),
-    /// `mod` is another module, or NULL.
-    #[error("the patch's `mod` is not THIS_MODULE of {0}")]
-    OtherModule(String),
-    /// A required pointer is NULL.
-    #[error("{0} is NULL")]
-    Null(&'static str),
-    /// An item does not lie in the module's own memory.
-    #[error("{what} does not lie in the module's own memory, or not all of it")]
-    Outside {
-        /// The item.
-        what: &'static str,
-    },
-    /// A record that is written lies outside variables, or in memory that does not last as long as the module.
-    #[error("{what} must be a variable: neither constant, nor __initdata, nor __ro_after_init")]
-    NoVariable {
-        /// The record.
-        what: &'static str,
-    },
-    /// A pointer to a function leads outside the module's lasting text.
-    #[error("{what} is no function in the module's text that stays when init has returned")]
-    NoFunction {
-        /// The pointer.
-        what: &'static str,
-    },
-    /// Neither `.modinfo` nor a symbol tells the size of the records.
-    #[error(
-        "the size of the module's records of live patching is not known: include modload/livepatch.h, which states it in .modinfo, \
-         or keep the symbol of the struct klp_patch (strip --strip-debug does)"
-    )]
-    UnknownSize,
-    /// `.modinfo` states sizes that no header has.
-    #[error(
-        "the module's records of live patching have the sizes {0} (klp_func, klp_object, klp_patch), and none of {SIZES}: compile it \
-         with one of these headers"
-    )]
-    StatedSizes(String),
-    /// A variable has a size that no header gives it.
-    #[error(
-        "the module's variable of type {what} has {size} bytes, which is no size of its records: they can be those of {SIZES}; \
-         compile it with one of these headers"
-    )]
-    Size {
-        /// The variable's type.
-        what: &'static str,
-        /// The variable's size in bytes.
-        size: u64,
-    },
-    /// A name has no end within the limit.
-    #[error("{what} has more than {LONGEST} bytes")]
-    TooLong {
-        /// The name.
-        what: &'static str,
-    },
-    /// An array has no end within the limit.
-    #[error("there are more than {MOST_RECORDS} {what}: an array ends with an empty record")]
-    TooMany {
-        /// The array.
-        what: &'static str,
-    },
-}
+trait PlainRecord: Copy {}
+impl PlainRecord for u8 {}
+impl PlainRecord for KlpFunc {}
+impl PlainRecord for KlpObject {}
+impl PlainRecord for KlpState {}
+impl PlainRecord for KlpPatch {}
 
 /// The contents of a module's `struct klp_patch`.
 #[derive(Debug)]
@@ -165,15 +92,15 @@ pub(crate) struct CPatch {
 }
 
 /// The memory of one module that is in its `init`.
-struct Memory<'m>(&'m Module);
+struct InitMemory<'m>(&'m Module);
 
-impl Memory<'_> {
-    fn read<T: Plain>(&self, at: Addr, what: &'static str) -> Result<T, StructError> {
+impl InitMemory<'_> {
+    fn read<T: PlainRecord>(&self, at: Addr, what: &'static str) -> Result<T, StructError> {
         self.read_first(at, wide(size_of::<T>()), what)
     }
 
     /// Reads the first bytes of a record with this size. The size is at least that of `T`.
-    fn read_first<T: Plain>(&self, at: Addr, size: u64, what: &'static str) -> Result<T, StructError> {
+    fn read_first<T: PlainRecord>(&self, at: Addr, size: u64, what: &'static str) -> Result<T, StructError> {
         if !self.0.holds(at, size.max(wide(size_of::<T>()))) {
             return Err(StructError::Outside { what });
         }
@@ -195,7 +122,7 @@ impl Memory<'_> {
     }
 
     /// Returns the records of an array with their addresses, up to the first empty record.
-    fn array<T: Plain>(
+    fn array<T: PlainRecord>(
         &self,
         at: usize,
         size: u64,
@@ -231,7 +158,7 @@ impl Memory<'_> {
         Ok(FuncSpec { old_name, old_sympos: func.old_sympos, new_func })
     }
 
-    fn object(&self, known: &Known, at: Addr, object: &KlpObject) -> Result<(ObjectSpec, CObject), StructError> {
+    fn object(&self, known: &KnownSizes, at: Addr, object: &KlpObject) -> Result<(ObjectSpec, CObject), StructError> {
         let sizes = known.sizes;
         const CALLBACKS: [&str; 4] = ["`pre_patch`", "`post_patch`", "`pre_unpatch`", "`post_unpatch`"];
         if object.funcs == 0 {
@@ -253,7 +180,7 @@ impl Memory<'_> {
 
 /// Reads the description of a module's patch. The module is in its `init`.
 pub(crate) fn read(module: &Module, patch: Addr) -> Result<CPatch, StructError> {
-    let memory = Memory(module);
+    let memory = InitMemory(module);
     let own = module.this_module();
     let KlpPatch { module: of, objs, states, replace, .. } = memory.read(patch, "the patch")?;
     if own.is_none_or(|own| own != Addr::new(wide(of))) {
@@ -262,7 +189,7 @@ pub(crate) fn read(module: &Module, patch: Addr) -> Result<CPatch, StructError> 
     if objs == 0 {
         return Err(StructError::Null("the patch's `objs`"));
     }
-    let known = Known::of(module, patch)?;
+    let known = KnownSizes::of(module, patch)?;
     memory.read_first::<KlpPatch>(patch, known.sizes.patch, "the patch")?;
     let no_object = |object: &KlpObject| object.funcs == 0 && object.name == 0;
     let of_array = memory.array(objs, known.sizes.object, "objects", no_object)?;
@@ -306,14 +233,14 @@ struct LinuxModule {
 }
 
 impl CModule {
-    fn of(module: &Module, header: Header) -> CModule {
+    fn of(module: &Module, header: KlpHeader) -> CModule {
         let mut name = [0; 56];
         let named = name.iter_mut().zip(module.name().bytes());
         named.for_each(|(to, from)| *to = c_char::from_ne_bytes([from]));
         let state = AtomicI32::new(number(module.state().unwrap_or(State::Going)));
         match header {
-            Header::Sdk => CModule::Sdk(SdkModule { name, state }),
-            Header::Linux => CModule::Linux(Box::new(LinuxModule { state, list: [0; 2], name, rest: [0; 128] })),
+            KlpHeader::Sdk => CModule::Sdk(SdkModule { name, state }),
+            KlpHeader::Linux => CModule::Linux(Box::new(LinuxModule { state, list: [0; 2], name, rest: [0; 128] })),
         }
     }
 
@@ -353,22 +280,22 @@ pub(crate) struct CObject {
 
 impl CObject {
     /// Sets `mod`: the target module is loaded.
-    pub(crate) fn arrives(&mut self, target: &Module) {
-        let own = target.this_module().filter(|_| self.sizes.header == Header::Sdk).map(|at| index(at.get()));
+    pub(crate) fn set_target(&mut self, target: &Module) {
+        let own = target.this_module().filter(|_| self.sizes.header == KlpHeader::Sdk).map(|at| index(at.get()));
         self.copy = own.is_none().then(|| Arc::new(CModule::of(target, self.sizes.header)));
         let copy = || self.copy.as_deref().map_or(0, CModule::address);
         self.set_module(own.unwrap_or_else(copy));
     }
 
     /// Updates the target module's state. If the target has a `struct module` of its own, the loader updates that.
-    pub(crate) fn is_now(&self, state: State) {
+    pub(crate) fn set_target_state(&self, state: State) {
         if let Some(copy) = &self.copy {
             copy.state().store(number(state), Ordering::Release);
         }
     }
 
     /// Clears `mod`: the target module is not loaded any more.
-    pub(crate) fn leaves(&mut self) {
+    pub(crate) fn clear_target(&mut self) {
         self.set_module(0);
         self.copy = None;
     }
@@ -383,7 +310,7 @@ impl CObject {
 
 impl Drop for CObject {
     fn drop(&mut self) {
-        self.leaves();
+        self.clear_target();
     }
 }
 
@@ -463,5 +390,5 @@ impl Drop for ShadowData {
 }
 
 /// `klp_shadow_ctor_t` and `klp_shadow_dtor_t` of the SDK.
-pub(crate) type Constructor = extern "C-unwind" fn(*mut c_void, *mut c_void, *mut c_void) -> c_int;
-pub(crate) type Destructor = extern "C-unwind" fn(*mut c_void, *mut c_void);
+pub(crate) type ShadowConstructor = extern "C-unwind" fn(*mut c_void, *mut c_void, *mut c_void) -> c_int;
+pub(crate) type ShadowDestructor = extern "C-unwind" fn(*mut c_void, *mut c_void);

@@ -1,10 +1,10 @@
 //! Stubs of functions in transition: threads that have not migrated go one way, all other threads the other.
 //!
-//! A stub is 64 bytes of text that are never freed, with a [`Fork`] that the text refers to. Both are used again when
-//! the transition is complete and no thread is in the stub. A thread's word (`modload_threads::word`) says whether the
-//! thread has migrated. In transitions that hold threads, the word's low half is not 0 until the thread has migrated.
-//! The word's high half counts down the calls until the thread is checked again. In checkpoint-only transitions no
-//! thread could write the word of another, and the word counts only if it has the transition's tag.
+//! A stub is 64 bytes of text that are never freed, with a [`TwoWayStub`] that the text refers to. Both are used again
+//! when the transition is complete and no thread is in the stub. A thread's word (`modload_threads::word`) says whether
+//! the thread has migrated. In transitions that hold threads, the word's low half is not 0 until the thread has
+//! migrated. The word's high half counts down the calls until the thread is checked again. In checkpoint-only
+//! transitions no thread could write the word of another, and the word counts only if it has the transition's tag.
 
 use std::mem::{forget, offset_of};
 use std::ops::Range;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use modload_edit::{Addr, wide};
-use modload_ftrace::{Event, event_code};
+use modload_ftrace::{StubEvent, event_code};
 use modload_text::{Arena, ArenaError, Describe, INT3, TextLock};
 use modload_threads::frames::{BadRows, Known};
 use modload_threads::word;
@@ -25,9 +25,9 @@ const BLOCK: u64 = 64;
 /// The targets of a stub. The stub's code reads them.
 #[repr(C, align(64))]
 #[derive(Debug)]
-pub(crate) struct Fork {
-    /// The `home` of an [`Event`], for [`modload_ftrace::event_code`]. This field comes first, because a pointer to the
-    /// event is a pointer to this struct. The event's `then` is the stub.
+pub(crate) struct TwoWayStub {
+    /// The `home` of a [`StubEvent`], for [`modload_ftrace::event_code`]. This field comes first, because a pointer to
+    /// the event is a pointer to this struct. The event's `then` is the stub.
     home: AtomicU64,
     then: AtomicU64,
     /// The target for threads that have migrated.
@@ -36,44 +36,45 @@ pub(crate) struct Fork {
     from: AtomicU64,
     /// The address of the event code.
     event: AtomicU64,
-    /// The word of threads that have not migrated, for [`Asks::Tag`]. The word of threads that have migrated is
+    /// The word of threads that have not migrated, for [`WordCheck::Tag`]. The word of threads that have migrated is
     /// greater.
     tag: AtomicU64,
-    asks: Asks,
+    check: WordCheck,
 }
 
 /// The part of a thread's word that a stub compares.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Asks {
+pub(crate) enum WordCheck {
     /// The low half of the word.
     Half,
     /// Whether the word has a tag, and which of two tags.
     Tag,
 }
 
-const _: () = assert!(offset_of!(Fork, home) == offset_of!(Event, home));
-const _: () = assert!(offset_of!(Fork, then) == offset_of!(Event, then));
+const _: () = assert!(offset_of!(TwoWayStub, home) == offset_of!(StubEvent, home));
+const _: () = assert!(offset_of!(TwoWayStub, then) == offset_of!(StubEvent, then));
 
-impl Fork {
+impl TwoWayStub {
     /// Sets the targets for threads that have migrated (`to`) and that have not (`from`). `home` is an address behind
     /// the function's site.
-    pub(crate) fn leads(&self, home: Addr, to: Addr, from: Addr) {
+    pub(crate) fn set_targets(&self, home: Addr, to: Addr, from: Addr) {
         self.home.store(home.get(), Ordering::Relaxed);
         self.to.store(to.get(), Ordering::Relaxed);
         self.from.store(from.get(), Ordering::Release);
     }
 
     /// Sets the tag of the words that count.
-    pub(crate) fn is_of(&self, tag: u64) {
+    pub(crate) fn set_tag(&self, tag: u64) {
         self.tag.store(tag, Ordering::Release);
     }
 
     /// Sends all threads one way from now on. A thread that is inside the stub and has read some of the fields reaches
     /// that target, too, or the thread's former target.
-    pub(crate) fn settles(&self, home: Addr, to: Addr) {
-        self.leads(home, to, to);
-        // With `Asks::Tag`, any word is greater than or equal to 0, so the stub does not call the event code any more.
-        self.is_of(0);
+    pub(crate) fn settle_on(&self, home: Addr, to: Addr) {
+        self.set_targets(home, to, to);
+        // With `WordCheck::Tag`, any word is greater than or equal to 0, so the stub does not call the event code any
+        // more.
+        self.set_tag(0);
     }
 
     /// Exchanges the two targets. May be called while threads are held.
@@ -83,7 +84,7 @@ impl Fork {
     }
 
     /// Returns the stub's address.
-    pub(crate) fn stub(&self) -> Addr {
+    pub(crate) fn addr(&self) -> Addr {
         Addr::new(self.then.load(Ordering::Relaxed))
     }
 
@@ -100,7 +101,7 @@ impl Fork {
     /// 2:  jmp    *event(%r11)
     /// ```
     ///
-    /// or, for [`Asks::Tag`]:
+    /// or, for [`WordCheck::Tag`]:
     ///
     /// ```text
     ///     movabs $self,%r11
@@ -117,30 +118,30 @@ impl Fork {
         // The psABI places static thread-local memory below fs, within 2 GiB.
         let word = i32::try_from(word::offset()).unwrap_or_default();
         let at = |offset: usize| offset.to_le_bytes()[0];
-        let fork = [&[0x49, 0xbb][..], &wide(std::ptr::from_ref(self).expose_provenance()).to_le_bytes()].concat();
+        let load_self = [&[0x49, 0xbb][..], &wide(std::ptr::from_ref(self).expose_provenance()).to_le_bytes()].concat();
         let jump = |offset: usize| [0x41, 0xff, 0x63, at(offset)];
-        let mut code = fork.clone();
-        match self.asks {
-            Asks::Half => {
+        let mut code = load_self.clone();
+        match self.check {
+            WordCheck::Half => {
                 code.extend([0x64, 0x83, 0x3c, 0x25]);
                 code.extend(word.to_le_bytes());
                 code.extend([0x00, 0x75, 0x04]);
-                code.extend(jump(offset_of!(Fork, to)));
+                code.extend(jump(offset_of!(TwoWayStub, to)));
                 code.extend([0x64, 0x83, 0x2c, 0x25]);
                 code.extend((word + 4).to_le_bytes());
                 code.extend([0x01, 0x72, 0x04]);
-                code.extend(jump(offset_of!(Fork, from)));
-                code.extend(jump(offset_of!(Fork, event)));
+                code.extend(jump(offset_of!(TwoWayStub, from)));
+                code.extend(jump(offset_of!(TwoWayStub, event)));
             }
-            Asks::Tag => {
-                code.extend([0x4d, 0x8b, 0x5b, at(offset_of!(Fork, tag))]);
+            WordCheck::Tag => {
+                code.extend([0x4d, 0x8b, 0x5b, at(offset_of!(TwoWayStub, tag))]);
                 code.extend([0x64, 0x4c, 0x3b, 0x1c, 0x25]);
                 code.extend(word.to_le_bytes());
-                code.extend(fork);
+                code.extend(load_self);
                 code.extend([0x72, 0x0a, 0x75, 0x04]);
-                code.extend(jump(offset_of!(Fork, from)));
-                code.extend(jump(offset_of!(Fork, event)));
-                code.extend(jump(offset_of!(Fork, to)));
+                code.extend(jump(offset_of!(TwoWayStub, from)));
+                code.extend(jump(offset_of!(TwoWayStub, event)));
+                code.extend(jump(offset_of!(TwoWayStub, to)));
             }
         }
         let mut stub = [INT3; 64];
@@ -153,14 +154,14 @@ impl Fork {
 /// function, whose return address is on the stack.
 fn rows() -> Vec<u8> {
     // *((rip & -64) + 2) + home; the CFA is rsp.
-    let rip = [0x80, 0, 0x09, 0xc0, 0x1a, 0x23, 2, 0x06, 0x23, offset_of!(Fork, home).to_le_bytes()[0]];
+    let rip = [0x80, 0, 0x09, 0xc0, 0x1a, 0x23, 2, 0x06, 0x23, offset_of!(TwoWayStub, home).to_le_bytes()[0]];
     [&[0x0c, 7, 0, 0x10, 16, rip.len().to_le_bytes()[0]][..], &rip].concat()
 }
 
 /// The name of stubs in descriptions.
-struct Name;
+struct TwoWayStubName;
 
-impl Describe for Name {
+impl Describe for TwoWayStubName {
     fn module(&self) -> &'static str {
         "live patching"
     }
@@ -172,10 +173,10 @@ impl Describe for Name {
 
 /// The unused stubs, and the addresses of all stubs.
 #[derive(Debug)]
-pub(crate) struct Stubs {
-    free: Vec<&'static Fork>,
+pub(crate) struct TwoWayStubs {
+    free: Vec<&'static TwoWayStub>,
     /// No site leads to these stubs any more, but threads may still be inside.
-    retired: Vec<&'static Fork>,
+    retired: Vec<&'static TwoWayStub>,
     /// The texts that hold only stubs.
     texts: Vec<Range<u64>>,
 }
@@ -191,20 +192,20 @@ pub enum StubError {
     Rows(#[from] BadRows),
 }
 
-impl Stubs {
-    pub(crate) const fn new() -> Stubs {
-        Stubs { free: Vec::new(), retired: Vec::new(), texts: Vec::new() }
+impl TwoWayStubs {
+    pub(crate) const fn new() -> TwoWayStubs {
+        TwoWayStubs { free: Vec::new(), retired: Vec::new(), texts: Vec::new() }
     }
 
     /// Returns `count` stubs, whose targets must still be set.
-    pub(crate) fn take(&mut self, count: usize, asks: Asks) -> Result<Vec<&'static Fork>, StubError> {
-        let there = self.free.iter().filter(|fork| fork.asks == asks).count();
+    pub(crate) fn take(&mut self, count: usize, check: WordCheck) -> Result<Vec<&'static TwoWayStub>, StubError> {
+        let there = self.free.iter().filter(|stub| stub.check == check).count();
         if there < count {
-            self.make(wide(count - there).next_multiple_of(BLOCK), asks)?;
+            self.make(wide(count - there).next_multiple_of(BLOCK), check)?;
         }
         let mut wanted = count;
-        let taken = self.free.extract_if(.., |fork| {
-            let is_taken = wanted != 0 && fork.asks == asks;
+        let taken = self.free.extract_if(.., |stub| {
+            let is_taken = wanted != 0 && stub.check == check;
             wanted -= usize::from(is_taken);
             is_taken
         });
@@ -212,7 +213,7 @@ impl Stubs {
     }
 
     /// Returns the ranges of all stubs and of the event code, which returns to stubs. Sorted.
-    pub(crate) fn sight(&self) -> Vec<Range<u64>> {
+    pub(crate) fn ranges(&self) -> Vec<Range<u64>> {
         let mut texts = self.texts.clone();
         texts.push(event_code().1);
         texts.sort_by_key(|range| range.start);
@@ -220,8 +221,8 @@ impl Stubs {
     }
 
     /// Gives back stubs to which no site leads.
-    pub(crate) fn retire(&mut self, forks: impl Iterator<Item = &'static Fork>) {
-        self.retired.extend(forks);
+    pub(crate) fn retire(&mut self, stubs: impl Iterator<Item = &'static TwoWayStub>) {
+        self.retired.extend(stubs);
     }
 
     /// Returns the number of stubs that are not used but cannot be used again yet.
@@ -240,30 +241,30 @@ impl Stubs {
         self.free.append(&mut self.retired);
     }
 
-    fn make(&mut self, count: u64, asks: Asks) -> Result<(), StubError> {
+    fn make(&mut self, count: u64, check: WordCheck) -> Result<(), StubError> {
         let mut staged = Arena::get()?.stage_text(count * STUB, STUB).map_err(ArenaError::from)?;
         let start = staged.addr();
         let (event, _) = event_code();
-        let mut forks: Vec<&'static Fork> = Vec::new();
+        let mut stubs: Vec<&'static TwoWayStub> = Vec::new();
         for (number, place) in (0..).zip(staged.bytes_mut().chunks_mut(modload_edit::index(STUB))) {
-            let fork: &'static Fork = Box::leak(Box::new(Fork {
+            let stub: &'static TwoWayStub = Box::leak(Box::new(TwoWayStub {
                 home: AtomicU64::new(0),
                 then: AtomicU64::new((start + number * STUB).get()),
                 to: AtomicU64::new(0),
                 from: AtomicU64::new(0),
                 event: AtomicU64::new(event.get()),
                 tag: AtomicU64::new(0),
-                asks,
+                check,
             }));
-            place.copy_from_slice(&fork.code());
-            forks.push(fork);
+            place.copy_from_slice(&stub.code());
+            stubs.push(stub);
         }
-        staged.set_owner(Arc::new(Name));
+        staged.set_owner(Arc::new(TwoWayStubName));
         forget(staged.publish(&mut TextLock::take()).map_err(ArenaError::from)?);
         let text = start.get()..start.get() + count * STUB;
         forget(Known::programmed(text.clone(), &rows())?);
         self.texts.push(text);
-        self.free.extend(forks);
+        self.free.extend(stubs);
         Ok(())
     }
 }

@@ -10,17 +10,20 @@ use modload_ftrace::{Ftrace, divert_staged};
 use modload_loader::{Coming, Loader, Module, Reference, Refusal, State, Subscriber};
 
 use crate::error::PatchError;
-use crate::find::Place;
-use crate::operate::Wanted;
+use crate::find::ObjectPlace;
+use crate::log::Log;
+use crate::operate::{self, WantedPatch};
+use crate::patch::{PatchHostId, PatchId, PatchedObject, module_identity};
+use crate::patches::Patches;
 use crate::spec::{PatchSpec, Transition};
 use crate::status::PatchStatus;
 use crate::structs::{self, CPatch, StructError};
-use crate::table::{HostId, Log, PatchId, address, install, table};
+use crate::table::{install, table};
 
 /// The subscriber for live patching of one host's modules. Copies are the same subscriber.
 #[derive(Clone, Copy, Debug)]
 pub struct Livepatch {
-    host: HostId,
+    host: PatchHostId,
     ftrace: Ftrace,
 }
 
@@ -29,7 +32,7 @@ impl Livepatch {
     #[must_use]
     pub fn new(ftrace: Ftrace, transition: Transition) -> Livepatch {
         install();
-        Livepatch { host: HostId::new(transition), ftrace }
+        Livepatch { host: PatchHostId::new(transition), ftrace }
     }
 
     /// Enables a patch: Linux's `klp_enable_patch`. Objects that are loaded are patched now, others when they are
@@ -54,8 +57,15 @@ impl Livepatch {
         if let Some(module) = of.into_iter().find(|module| !held(module)) {
             return Err(PatchError::NotHeld { module: module.name().to_owned() });
         }
-        let wanted =
-            Wanted { host: self.host, name: name.into(), spec, c_objects: Vec::new(), c_states: Vec::new(), keep, log };
+        let wanted = WantedPatch {
+            host: self.host,
+            name: name.into(),
+            spec,
+            c_objects: Vec::new(),
+            c_states: Vec::new(),
+            keep,
+            log,
+        };
         self.enable_wanted(loader, wanted)
     }
 
@@ -77,7 +87,7 @@ impl Livepatch {
         let keep = module.get().ok_or_else(|| PatchError::Going(name()))?;
         // The logger holds no reference: references are counted, and shown to users that want to unload the module.
         let logging = module.clone();
-        let wanted = Wanted {
+        let wanted = WantedPatch {
             host: self.host,
             name: module.name().into(),
             spec,
@@ -89,20 +99,22 @@ impl Livepatch {
         self.enable_wanted(loader, wanted)
     }
 
-    fn enable_wanted(&self, loader: &Loader, wanted: Wanted) -> Result<(), PatchError> {
+    fn enable_wanted(&self, loader: &Loader, wanted: WantedPatch) -> Result<(), PatchError> {
         let modules: Vec<(Arc<Module>, State)> = loader.look();
         let mut table = table()?;
         let alive = table.alive.clone();
         let mut place = |object: Option<&str>| match object {
-            None => Some(Place::Host(self.ftrace)),
+            None => Some(ObjectPlace::Host(self.ftrace)),
             Some(name) => {
                 let is_it = |(module, state): &&(Arc<Module>, State)| {
-                    is_same_name(module.name(), name) && *state != State::Going && alive.contains(&address(module))
+                    is_same_name(module.name(), name)
+                        && *state != State::Going
+                        && alive.contains(&module_identity(module))
                 };
-                modules.iter().find(is_it).map(|(module, _)| Place::module(module))
+                modules.iter().find(is_it).map(|(module, _)| ObjectPlace::module(module))
             }
         };
-        table.enable(wanted, &mut place)
+        operate::enable(&mut table, wanted, &mut place)
     }
 
     /// Disables a patch. If the patch is in transition to be enabled, reverses the transition. Linux does this for a
@@ -112,11 +124,11 @@ impl Livepatch {
     /// [`PatchError`].
     pub fn disable(&self, name: &str) -> Result<(), PatchError> {
         let mut table = table()?;
-        let (id, enabled) = self.find(&table, name)?;
-        match table.transition.as_ref().map(|transition| transition.patch) {
-            Some(patch) if patch == id && enabled => table.reverse(),
+        let (id, enabled) = self.find(&table.patches, name)?;
+        match table.transitions.patch() {
+            Some(patch) if patch == id && enabled => operate::reverse(&mut table),
             _ if !enabled => Err(PatchError::Disabled(name.to_owned())),
-            _ => table.disable(id),
+            _ => operate::disable(&mut table, id),
         }
     }
 
@@ -126,11 +138,11 @@ impl Livepatch {
     /// [`PatchError`]; [`PatchError::NoTransition`].
     pub fn reverse(&self, name: &str) -> Result<(), PatchError> {
         let mut table = table()?;
-        let (id, _) = self.find(&table, name)?;
-        if table.transition.as_ref().is_none_or(|transition| transition.patch != id) {
+        let (id, _) = self.find(&table.patches, name)?;
+        if table.transitions.patch() != Some(id) {
             return Err(PatchError::NoTransition);
         }
-        table.reverse()
+        operate::reverse(&mut table)
     }
 
     /// Ends the transition of a patch without waiting for threads: Linux's `force`. Threads in old code finish that
@@ -140,11 +152,11 @@ impl Livepatch {
     /// [`PatchError`]; [`PatchError::NoTransition`].
     pub fn force(&self, name: &str) -> Result<(), PatchError> {
         let mut table = table()?;
-        let (id, _) = self.find(&table, name)?;
-        if table.transition.as_ref().is_none_or(|transition| transition.patch != id) {
+        let (id, _) = self.find(&table.patches, name)?;
+        if table.transitions.patch() != Some(id) {
             return Err(PatchError::NoTransition);
         }
-        table.force_all()
+        operate::force(&mut table)
     }
 
     /// Returns the patches that are enabled or in transition, in the order in which they were enabled.
@@ -153,19 +165,20 @@ impl Livepatch {
     /// [`PatchError::Nested`].
     pub fn status(&self) -> Result<Vec<PatchStatus>, PatchError> {
         let table = table()?;
-        table.keep_working();
-        Ok(table.patches.iter().filter(|patch| patch.host == self.host).map(|patch| table.status(patch)).collect())
+        operate::keep_working(&table);
+        let active = table.transitions.active.as_ref();
+        Ok(table.patches.of_host(self.host).map(|patch| PatchStatus::new(patch, active)).collect())
     }
 
     /// Withdraws the patches of a host that is dropped.
     pub fn leave(&self) {
         if let Ok(mut table) = table() {
-            table.leave(self.host);
+            operate::host_going(&mut table, self.host);
         }
     }
 
-    fn find(&self, table: &crate::table::Table, name: &str) -> Result<(PatchId, bool), PatchError> {
-        let found = table.patches.iter().find(|patch| patch.host == self.host && is_same_name(&patch.name, name));
+    fn find(&self, patches: &Patches, name: &str) -> Result<(PatchId, bool), PatchError> {
+        let found = patches.of_host(self.host).find(|patch| is_same_name(&patch.name, name));
         found.map(|patch| (patch.id, patch.enabled)).ok_or_else(|| PatchError::Unknown(name.to_owned()))
     }
 }
@@ -174,29 +187,28 @@ impl Subscriber for Livepatch {
     fn coming(&self, coming: &mut Coming<'_>) -> Result<(), Refusal> {
         let mut table = table().map_err(|error| Refusal::from(error.to_string()))?;
         let module = coming.module();
-        table.alive.push(address(module));
+        table.alive.push(module_identity(module));
         // Functions are listed only if a patch names the module.
         let name = module.name().to_owned();
-        let named = |object: &crate::table::Object| object.name.as_deref() == Some(&*name);
-        if !table.patches.iter().any(|patch| patch.host == self.host && patch.objects.iter().any(named)) {
+        let named = |object: &PatchedObject| object.name.as_deref() == Some(&*name);
+        if !table.patches.of_host(self.host).any(|patch| patch.objects.iter().any(named)) {
             return Ok(());
         }
-        let place = Place::module(module);
-        let diverts = table.module_coming(self.host, &place, &name).inspect_err(|_| {
+        let place = ObjectPlace::module(module);
+        let diverts = operate::module_coming(&mut table, self.host, &place, &name).inspect_err(|_| {
             table.alive.pop();
         })?;
         drop(place);
         divert_staged(coming, &diverts).inspect_err(|_| {
             table.alive.pop();
-            table.undo_coming(self.host, &name, None);
+            operate::undo_coming(&mut table, self.host, &name, None);
         })
     }
 
     fn going(&self, module: &Module) {
         let Ok(mut table) = table() else { return };
-        table.alive.retain(|alive| *alive != address(module));
-        table.module_going(self.host, module.name());
-        table.abandon(self.host, module);
+        table.alive.retain(|alive| *alive != module_identity(module));
+        operate::module_going(&mut table, self.host, module);
     }
 
     fn stand_ins(&self, module: &Module) -> Vec<Range<u64>> {
@@ -205,7 +217,7 @@ impl Subscriber for Livepatch {
 
     fn live(&self, module: &Module) {
         if let Ok(table) = table() {
-            table.target_is(self.host, module.name(), State::Live);
+            operate::set_target_state(&table.patches, self.host, module.name(), State::Live);
         }
     }
 }

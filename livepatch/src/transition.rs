@@ -3,349 +3,237 @@
 //! All threads are held for a moment, and each stack is walked. Threads with none of the functions on their stacks have
 //! migrated. If all threads have, sites become jumps to the new code in that same moment, and the transition is
 //! complete. Otherwise sites become jumps to stubs. A stub sends a thread by its word: to the old code until the thread
-//! has migrated. Threads that have not migrated are checked again: when they reach a stub or a checkpoint (`pass`),
-//! when a blocking thread has ended (`events`), and periodically, with growing intervals (`worker`). In the last two
-//! cases the worker thread holds all threads for the check. New threads start with the word 0: they have migrated.
+//! has migrated. Threads that have not migrated are checked again: when they reach a stub or a checkpoint
+//! (`self_check`), when a blocking thread has ended (`events`), and periodically, with growing intervals. In the last
+//! two cases the worker thread (`operate/worker.rs`) holds all threads for the check. New threads start with the word
+//! 0: they have migrated.
 //!
 //! If the host allows migration only at checkpoints, no thread is held: `checkpoints`.
+//!
+//! A file of this folder imports only from the files before it in the list below.
 
-mod look;
-mod shown;
-mod pass;
-mod roll;
-mod checkpoints;
+mod blocked;
+mod word;
+mod phase;
+mod ranges;
 mod events;
-mod worker;
-
-use std::ops::Range;
-use std::sync::atomic::Ordering;
+pub(crate) mod worker_id;
+mod roster;
+mod self_check;
+mod held_check;
+mod active;
+mod checkpoints;
 
 use modload_edit::Addr;
-use modload_ftrace::{Divert, divert_chosen};
-use modload_threads::frames::{WalkError, Walker, know_process};
-use modload_threads::word::own;
-use modload_threads::{DEFAULT_LIMIT, Tasks, Tid, hold};
+use modload_ftrace::divert_chosen;
+use modload_threads::frames::{Walker, know_process};
+use modload_threads::{DEFAULT_LIMIT, Tasks, hold};
 
-pub(crate) use pass::came_by;
-pub use pass::checkpoint;
+pub(crate) use active::ActiveTransition;
+pub use blocked::{BlockReason, Blocked};
+pub(crate) use events::Waiter;
+pub use self_check::checkpoint;
+pub(crate) use self_check::on_unmigrated_call;
 
-use checkpoints::AtCheckpoints;
-use look::{Ranges, Seen, Whom, is_over, look, mark};
-use shown::SHOWN;
+use active::{MovingFunction, moves};
+use held_check::{HeldCheck, ThreadsToCheck, check_stacks};
+use phase::{announce_end, announce_holding};
+use ranges::PUBLISHED_RANGES;
+use word::{clear_words, exchange_words, new_unmigrated_word};
 
 use crate::error::PatchError;
+use crate::patch::PatchId;
+use crate::patches::Patches;
+use crate::slices::WrittenSlices;
 use crate::spec::Transition;
-use crate::stub::{Asks, Fork};
-use crate::table::{PatchId, Table};
+use crate::stub::{TwoWayStubs, WordCheck};
+use crate::target::Target;
 
-/// The target of a transition.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Target {
-    /// Linux's KLP_PATCHED.
-    Patched,
-    /// Linux's KLP_UNPATCHED.
-    Unpatched,
-}
-
-/// A function in transition.
+/// The transition under way, if there is one, and the stubs for all transitions.
 #[derive(Debug)]
-pub(crate) struct Moving {
-    pub(crate) entry: Addr,
-    pub(crate) fork: &'static Fork,
-    /// The target for threads that have migrated, or `None` for the function itself.
-    pub(crate) to: Option<Addr>,
-    /// The target for all other threads.
-    from: Option<Addr>,
-    to_extent: Vec<Range<u64>>,
-    from_extent: Vec<Range<u64>>,
+pub(crate) struct Transitions {
+    pub(crate) active: Option<ActiveTransition>,
+    stubs: TwoWayStubs,
 }
 
-/// The reason for which a thread has not migrated.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Why {
-    /// A function that changes is on the thread's stack, or was at its last checkpoint. The value is the address in
-    /// that frame.
-    Inside(u64),
-    /// The thread's stack cannot be walked to its end.
-    Unknown(WalkError),
-    /// The thread has not reached a checkpoint, and threads migrate only there.
-    NoCheckpoint,
-    /// The thread's stack could not be walked to its end at its last checkpoint.
-    Unwalked,
-}
-
-/// A thread that has not migrated.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Blocked {
-    /// The thread.
-    pub tid: Tid,
-    /// The reason.
-    pub why: Why,
-}
-
-/// The transition under way.
-#[derive(Debug)]
-pub(crate) struct UnderWay {
-    pub(crate) patch: PatchId,
-    pub(crate) target: Target,
-    pub(crate) moving: Vec<Moving>,
-    /// The threads that had not migrated at the last check.
-    blocked: Vec<Blocked>,
-    /// The word for threads that have not migrated, in transitions that hold threads.
-    mark: u64,
-    /// The state of a checkpoint-only transition. `None` in transitions that hold threads.
-    roll: Option<AtCheckpoints>,
-}
-
-impl UnderWay {
-    /// Returns the threads that have not migrated.
-    pub(crate) fn blocked(&self) -> Vec<Blocked> {
-        self.roll.as_ref().map_or_else(|| self.blocked.clone(), |roll| roll::left(roll.phase))
+impl Transitions {
+    pub(crate) const fn new() -> Transitions {
+        Transitions { active: None, stubs: TwoWayStubs::new() }
     }
 
-    /// Returns the redirections of the functions' calls.
-    fn diverts(&self, to: impl Fn(&Moving) -> Option<Addr>) -> Vec<Divert> {
-        self.moving.iter().map(|moving| Divert { entry: moving.entry, to: to(moving) }).collect()
+    /// Returns the patch of the transition under way.
+    pub(crate) fn patch(&self) -> Option<PatchId> {
+        self.active.as_ref().map(|transition| transition.patch)
     }
 
-    /// Exchanges old and new code.
-    fn swap(&mut self) {
-        self.target = match self.target {
-            Target::Patched => Target::Unpatched,
-            Target::Unpatched => Target::Patched,
-        };
-        for moving in &mut self.moving {
-            std::mem::swap(&mut moving.from_extent, &mut moving.to_extent);
-            std::mem::swap(&mut moving.to, &mut moving.from);
-        }
-    }
-}
-
-/// A function, its code before and its code after. `None` is the function itself.
-type Move = (Addr, (Option<Addr>, Ranges), (Option<Addr>, Ranges));
-
-impl Table {
     /// Starts a transition of a patch's functions, which are patched, to or from their replacements. Returns `true` if
     /// all threads have migrated already.
-    pub(crate) fn begin(&mut self, patch: PatchId, target: Target) -> Result<bool, PatchError> {
+    pub(crate) fn begin(
+        &mut self,
+        patches: &Patches,
+        slices: &WrittenSlices,
+        patch: PatchId,
+        target: Target,
+    ) -> Result<bool, PatchError> {
         know_process()?;
-        let moves = self.moves(patch, target);
-        let how = self.patch(patch).map(|patch| patch.host.transition).unwrap_or_default();
-        let forks = self.stubs.take(moves.len(), if how == Transition::Anywhere { Asks::Half } else { Asks::Tag })?;
-        let moving = moves.into_iter().zip(forks).map(|(moves, fork)| self.moving(moves, fork)).collect();
-        self.transition = Some(UnderWay { patch, target, moving, blocked: Vec::new(), mark: mark(), roll: None });
-        let over = match how {
+        let moves = moves(patches, patch, target);
+        let how = patches.get(patch).map(|patch| patch.host.transition).unwrap_or_default();
+        let check = if how == Transition::Anywhere { WordCheck::Half } else { WordCheck::Tag };
+        let stubs = self.stubs.take(moves.len(), check)?;
+        let moving = moves.into_iter().zip(stubs).map(|(moves, stub)| MovingFunction::new(patches, moves, stub, None));
+        let (moving, unmigrated_word) = (moving.collect(), new_unmigrated_word());
+        let transition =
+            ActiveTransition { patch, target, moving, blocked: Vec::new(), unmigrated_word, checkpoints: None };
+        let transition = self.active.insert(transition);
+        let migrated = match how {
             Transition::Anywhere => {
-                roll::hold();
-                self.attempt(Whom::All)
+                announce_holding();
+                self.attempt(patches, slices, ThreadsToCheck::All)
             }
-            Transition::CheckpointsOnly => self.begin_at_checkpoints(),
+            Transition::CheckpointsOnly => checkpoints::begin(transition, &mut self.stubs, patches, slices),
         };
-        if over.is_err()
-            && let Some(transition) = self.transition.take()
-        {
-            roll::close();
-            self.stubs.retire(transition.moving.iter().map(|moving| moving.fork));
+        if migrated.is_err() {
+            announce_end();
+            self.finish();
         }
-        over
+        migrated
     }
 
-    /// Returns the functions whose newest code the transition changes, with the code before and after.
-    fn moves(&self, patch: PatchId, target: Target) -> Vec<Move> {
-        let moves = |(entry, function): (&Addr, &crate::table::Patched)| {
-            let newest = function.stack.len().checked_sub(1)?;
-            if function.stack[newest].patch != patch {
-                return None;
-            }
-            let with = self.version(*entry, Some(newest));
-            let without = self.version(*entry, newest.checked_sub(1));
-            Some(match target {
-                Target::Patched => (*entry, without, with),
-                Target::Unpatched => (*entry, with, without),
-            })
-        };
-        self.functions.iter().filter_map(moves).collect()
+    /// Ends the transition under way: no site leads to its stubs any more.
+    pub(crate) fn finish(&mut self) {
+        if let Some(transition) = self.active.take() {
+            self.stubs.retire(transition.moving.iter().map(|moving| moving.stub));
+        }
     }
 
     /// Checks threads, and completes the transition if all have migrated. Returns whether the transition is complete.
-    fn attempt(&mut self, whom: Whom) -> Result<bool, PatchError> {
-        let Some(transition) = &self.transition else { return Ok(true) };
-        if transition.roll.is_some() {
-            return self.attempt_at_checkpoints(whom);
+    fn attempt(
+        &mut self,
+        patches: &Patches,
+        slices: &WrittenSlices,
+        threads: ThreadsToCheck,
+    ) -> Result<bool, PatchError> {
+        let Some(transition) = &mut self.active else { return Ok(true) };
+        if transition.checkpoints.is_some() {
+            return checkpoints::attempt(transition, &mut self.stubs, patches, threads);
         }
-        let mark = transition.mark;
+        let unmigrated_word = transition.unmigrated_word;
         let mut ways = vec![transition.diverts(|moving| moving.to)];
-        if whom == Whom::All {
-            ways.push(transition.diverts(|moving| Some(moving.fork.stub())));
+        if threads == ThreadsToCheck::All {
+            ways.push(transition.diverts(|moving| Some(moving.stub.addr())));
         }
-        let ranges = self.sight();
-        let stubs = self.stubs.sight();
+        let ranges = transition.ranges(patches, slices, &self.stubs);
+        let stubs = self.stubs.ranges();
         let list = |source| modload_threads::Error::List { source };
         let mut room = Tasks::open().and_then(|tasks| tasks.count()).map_err(list)? + 64;
-        let (chosen, seen) = loop {
+        let (chosen, check) = loop {
             let blocked = Vec::with_capacity(modload_edit::index(room));
-            let mut seen = Seen { blocked, room, is_small: false, mark, stubs_are_empty: false, walker: Walker::new() };
+            let mut check = HeldCheck {
+                blocked,
+                room,
+                is_too_small: false,
+                unmigrated_word,
+                stubs_are_empty: false,
+                walker: Walker::new(),
+            };
             let chosen = divert_chosen(&ways, |held| {
-                look(held, whom, &ranges, &stubs, &mut seen);
-                match (seen.is_small, seen.blocked.is_empty()) {
+                check_stacks(held, threads, &ranges, &stubs, &mut check);
+                match (check.is_too_small, check.blocked.is_empty()) {
                     (true, _) => None,
                     (false, true) => Some(0),
-                    (false, false) => (whom == Whom::All).then_some(1),
+                    (false, false) => (threads == ThreadsToCheck::All).then_some(1),
                 }
             });
             let chosen = match chosen {
                 Ok(chosen) => chosen,
                 Err(error) => {
                     // The words mean nothing without stubs.
-                    if whom == Whom::All {
+                    if threads == ThreadsToCheck::All {
                         clear_words()?;
                     }
                     return Err(error.into());
                 }
             };
-            if !seen.is_small {
-                break (chosen, seen);
+            if !check.is_too_small {
+                break (chosen, check);
             }
             room *= 2;
         };
-        if seen.stubs_are_empty {
+        if check.stubs_are_empty {
             self.stubs.recover();
         }
-        let over = chosen == Some(0);
-        if let Some(transition) = &mut self.transition {
-            transition.blocked = seen.blocked;
-        }
-        if over {
+        let migrated = chosen == Some(0);
+        transition.blocked = check.blocked;
+        if migrated {
             // If the transition was forced, threads may be in stubs.
-            self.settle_stubs();
-            roll::close();
-            SHOWN.clear();
-        } else if whom == Whom::All {
-            SHOWN.show(&ranges);
-            worker::work();
+            transition.settle_stubs(patches);
+            announce_end();
+            PUBLISHED_RANGES.clear();
+        } else if threads == ThreadsToCheck::All {
+            PUBLISHED_RANGES.publish(&ranges);
         }
-        Ok(over)
-    }
-
-    /// Sets the final targets of the stubs, for threads that reach a stub late.
-    fn settle_stubs(&self) {
-        for moving in self.transition.iter().flat_map(|transition| &transition.moving) {
-            let home = self.home(moving.entry);
-            moving.fork.settles(home, moving.to.unwrap_or(home));
-        }
-    }
-
-    /// Returns an address behind a function's site.
-    fn home(&self, entry: Addr) -> Addr {
-        self.functions.get(&entry).map_or(entry, |function| function.home)
-    }
-
-    /// Returns the ranges that must not be on the stack of a thread that migrates: functions that change, code that
-    /// changes when all threads have migrated, and stubs. Sorted.
-    fn sight(&self) -> Ranges {
-        let moving = self.transition.iter().flat_map(|transition| &transition.moving);
-        let mut ranges: Ranges = moving.flat_map(|moving| moving.from_extent.iter().cloned()).collect();
-        ranges.extend(self.code_that_goes());
-        ranges.extend(self.stubs.sight());
-        ranges.sort_by_key(|range| range.start);
-        ranges.dedup_by(|next, range| {
-            let more = next.start <= range.end;
-            range.end = if more { range.end.max(next.end) } else { range.end };
-            more
-        });
-        ranges
+        Ok(migrated)
     }
 
     /// Adds the functions of a loading module to the transition under way. No thread is in these functions.
-    pub(crate) fn join(&mut self, patch: PatchId) -> Result<(), PatchError> {
-        let Some(target) = self.transition.as_ref().map(|transition| transition.target) else { return Ok(()) };
-        let known: Vec<Addr> = self.transition.iter().flat_map(|one| &one.moving).map(|moving| moving.entry).collect();
-        let moves: Vec<_> =
-            self.moves(patch, target).into_iter().filter(|(entry, ..)| !known.contains(entry)).collect();
-        let forks = self.stubs.take(moves.len(), self.asks())?;
-        let moving: Vec<_> = moves.into_iter().zip(forks).map(|(moves, fork)| self.moving(moves, fork)).collect();
-        if let Some(transition) = &mut self.transition {
-            transition.moving.extend(moving);
-        }
-        SHOWN.show(&self.sight());
+    pub(crate) fn add_module(
+        &mut self,
+        patches: &Patches,
+        slices: &WrittenSlices,
+        patch: PatchId,
+    ) -> Result<(), PatchError> {
+        let Some(transition) = &mut self.active else { return Ok(()) };
+        let mut moves = moves(patches, patch, transition.target);
+        moves.retain(|(entry, ..)| transition.moving.iter().all(|moving| moving.entry != *entry));
+        let stubs = self.stubs.take(moves.len(), transition.word_check())?;
+        let checkpoints = transition.checkpoints.as_ref();
+        let new = |(moves, stub)| MovingFunction::new(patches, moves, stub, checkpoints);
+        let moving: Vec<_> = moves.into_iter().zip(stubs).map(new).collect();
+        transition.moving.extend(moving);
+        PUBLISHED_RANGES.publish(&transition.ranges(patches, slices, &self.stubs));
         Ok(())
     }
 
-    /// Returns the part of a thread's word that the stubs of the transition under way compare.
-    fn asks(&self) -> Asks {
-        let roll = self.transition.as_ref().and_then(|transition| transition.roll.as_ref());
-        if roll.is_some() { Asks::Tag } else { Asks::Half }
-    }
-
     /// Removes the functions of an unloaded module from the transition.
-    pub(crate) fn part(&mut self, entries: &[Addr]) {
-        let Some(transition) = &mut self.transition else { return };
+    pub(crate) fn remove_module(&mut self, patches: &Patches, slices: &WrittenSlices, entries: &[Addr]) {
+        let Some(transition) = &mut self.active else { return };
         let gone = transition.moving.extract_if(.., |moving| entries.contains(&moving.entry));
-        let gone: Vec<_> = gone.map(|moving| moving.fork).collect();
+        let gone: Vec<_> = gone.map(|moving| moving.stub).collect();
         self.stubs.retire(gone.into_iter());
-        SHOWN.show(&self.sight());
-    }
-
-    fn moving(&self, (entry, from, to): Move, fork: &'static Fork) -> Moving {
-        let home = self.home(entry);
-        let ((from, from_extent), (to, to_extent)) = (from, to);
-        let moving = Moving { entry, fork, to, from, to_extent, from_extent };
-        match self.transition.as_ref().and_then(|transition| transition.roll.as_ref()) {
-            Some(roll) => roll.leads(&moving, home),
-            None => fork.leads(home, to.unwrap_or(home), from.unwrap_or(home)),
-        }
-        moving
+        PUBLISHED_RANGES.publish(&transition.ranges(patches, slices, &self.stubs));
     }
 
     /// Reverses the transition: threads that had migrated have to migrate back, and all others count as migrated.
-    pub(crate) fn turn(&mut self) -> Result<(), PatchError> {
-        let Some(transition) = &mut self.transition else { return Err(PatchError::NoTransition) };
-        if transition.roll.is_some() {
-            self.turn_at_checkpoints();
+    pub(crate) fn reverse(&mut self, patches: &Patches, slices: &WrittenSlices) -> Result<(), PatchError> {
+        let Some(transition) = &mut self.active else { return Err(PatchError::NoTransition) };
+        if transition.checkpoints.is_some() {
+            checkpoints::reverse(transition, &self.stubs, patches, slices);
             return Ok(());
         }
         let held = hold(DEFAULT_LIMIT)?;
-        for word in held.words().map(|(_, word)| word).chain(std::iter::once(own())) {
-            let was_over = is_over(word.load(Ordering::Relaxed));
-            word.store(if was_over { transition.mark } else { 0 }, Ordering::Relaxed);
-        }
-        transition.moving.iter().for_each(|moving| moving.fork.reverse());
+        exchange_words(&held, transition.unmigrated_word);
+        transition.moving.iter().for_each(|moving| moving.stub.reverse());
         drop(held);
         transition.swap();
-        let ranges = self.sight();
-        SHOWN.show(&ranges);
+        PUBLISHED_RANGES.publish(&transition.ranges(patches, slices, &self.stubs));
         Ok(())
     }
 
     /// Checks the threads again that have not migrated. Returns whether all have migrated.
-    pub(crate) fn try_again(&mut self) -> Result<bool, PatchError> {
-        self.attempt(Whom::Left)
+    pub(crate) fn try_again(&mut self, patches: &Patches, slices: &WrittenSlices) -> Result<bool, PatchError> {
+        self.attempt(patches, slices, ThreadsToCheck::Unmigrated)
     }
 
     /// Counts all threads as migrated, wherever they are.
-    pub(crate) fn force(&mut self) -> Result<bool, PatchError> {
-        self.attempt(Whom::Nobody)
-    }
-
-    /// Updates the transition in the child of a fork. Of the threads that had not migrated, only the thread that has
-    /// forked can exist here. The worker thread does not exist. The worker is started on the first request, because
-    /// most children soon run another program. `before` was the thread's id before the fork.
-    pub(crate) fn forked(&mut self, before: i32) {
-        worker::forked();
-        roll::forked(before);
-    }
-
-    /// Ensures that the worker checks the transition under way, if there is one.
-    pub(crate) fn keep_working(&self) {
-        if self.transition.is_some() {
-            worker::work();
-        }
+    pub(crate) fn force(&mut self, patches: &Patches, slices: &WrittenSlices) -> Result<bool, PatchError> {
+        self.attempt(patches, slices, ThreadsToCheck::None)
     }
 }
 
-/// Clears the words of all threads: no thread takes part in a transition.
-fn clear_words() -> Result<(), PatchError> {
-    let held = hold(DEFAULT_LIMIT)?;
-    held.words().map(|(_, word)| word).chain(std::iter::once(own())).for_each(|word| word.store(0, Ordering::Relaxed));
-    Ok(())
+/// Updates the transition in the child of a fork. Of the threads that had not migrated, only the thread that has forked
+/// can exist here. The worker thread does not exist. The worker is started on the first request, because most children
+/// soon run another program. `before` was the thread's id before the fork. The caller holds the table's lock.
+pub(crate) fn forked(before: i32) {
+    worker_id::forked();
+    roster::forked(before);
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use modload::Host;
-use modload::trace::{Batch, Missed, What};
+use modload::trace::{Batch, Missed, ThreadAction};
 use modload::trace::{Call, Filter, FunctionTrace, Mode, TraceOptions, Tracing};
 
 /// How calls are looked at.
@@ -156,11 +156,11 @@ impl Recorded {
             let thread = usize::try_from(record.thread).unwrap();
             let name = batch.functions[usize::try_from(record.function).unwrap()].name.clone();
             let line = match &record.what {
-                What::Call { .. } => {
+                ThreadAction::Call { .. } => {
                     *recorded.calls.entry(name.clone()).or_default() += 1;
                     name
                 }
-                What::Enter => {
+                ThreadAction::Enter => {
                     *recorded.calls.entry(name.clone()).or_default() += 1;
                     open[thread].push(record.function);
                     format!("{name} {{")
@@ -168,7 +168,7 @@ impl Recorded {
                 end => {
                     let lines = &recorded.lines[thread];
                     assert_eq!(open[thread].pop(), Some(record.function), "{name} ends after {lines:?}");
-                    if *end == What::Unwound {
+                    if *end == ThreadAction::Unwound {
                         *recorded.unwound.entry(name.clone()).or_default() += 1;
                         format!("~ {name}")
                     } else {

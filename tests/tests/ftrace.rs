@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use modload::text::{Addr, disassembled};
-use modload::trace::What;
+use modload::trace::ThreadAction;
 use modload::trace::{Call, Filter, HostFunction, Mode, TraceOptions};
 use modload::{Host, Image, Input, Module};
 use modload_fixtures::{Compiler, Language, object_from_text};
@@ -142,7 +142,7 @@ fn calls_are_recorded() {
     assert_eq!(call(&module, "all", 5), expected(5));
     let batch = trace.drain();
     let names = batch.records.iter().map(|record| {
-        let What::Call { parent } = &record.what else { panic!("{record:?}") };
+        let ThreadAction::Call { parent } = &record.what else { panic!("{record:?}") };
         let parent = parent.split('+').next().unwrap();
         let parent = if parent.starts_with("0x") { "host" } else { parent };
         format!("{} <-{parent}", batch.functions[usize::try_from(record.function).unwrap()].name)
@@ -166,7 +166,7 @@ fn entries_and_returns_are_recorded() {
         .map(|record| {
             let name = &batch.functions[usize::try_from(record.function).unwrap()].name;
             match record.what {
-                What::Enter => format!("{name} {{"),
+                ThreadAction::Enter => format!("{name} {{"),
                 _ => format!("}} {name}"),
             }
         })
@@ -300,7 +300,7 @@ fn own(functions: &[Adds; COUNT]) {
     assert!(traceable.iter().all(|one| one.function.module == "vmlinux" && one.why_not.is_none()), "{traceable:?}");
     let other = Host::builder().build().unwrap();
     let refused = other.register_host_functions(named).unwrap_err();
-    assert_eq!(refused.to_string(), "add_1 of the host's own is registered already");
+    assert_eq!(refused.to_string(), "the host's own function add_1 is registered already");
     let call_all = || {
         for (function, number) in functions.iter().zip(1..) {
             assert_eq!(function(10), 10 + number);

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use modload::text::Arena;
-use modload::trace::{Batch, What};
+use modload::trace::{Batch, ThreadAction};
 use modload::trace::{Call, Filter, Mode, Redirect, Redirecting, TraceOptions, Tracer, Tracing};
 use modload::{Host, Image, Module};
 use modload_edit::{Addr, wide};
@@ -128,7 +128,9 @@ fn burst(host: &Host, resident: &[Module], number: usize, made: &Mutex<Made>) {
 
 fn recorded(batch: &Batch) -> Made {
     let mut made = Made::new();
-    for record in batch.records.iter().filter(|record| matches!(record.what, What::Call { .. } | What::Enter)) {
+    for record in
+        batch.records.iter().filter(|record| matches!(record.what, ThreadAction::Call { .. } | ThreadAction::Enter))
+    {
         let function = &batch.functions[usize::try_from(record.function).unwrap()];
         let thread = &batch.threads[usize::try_from(record.thread).unwrap()];
         *made.entry((thread.tid, function.module.clone(), function.name.clone())).or_default() += 1;
@@ -387,7 +389,10 @@ fn one_redirects_at_a_time() {
     assert_eq!(top(0), 201);
     assert_eq!(count.swap(0, Ordering::SeqCst), 3, "those that are not reached are not called");
     let refused = redirect("left:m*").unwrap_err();
-    assert_eq!(refused.to_string(), "middle [left] is redirected already, and can be by one at a time");
+    assert_eq!(
+        refused.to_string(),
+        "middle [left] is redirected already: a function can have one redirection at a time"
+    );
     let trace = host.trace_functions(&TraceOptions::new(Mode::Graph)).unwrap();
     assert_eq!(top(0), 201);
     let recorded = Recorded::of(&trace.finish());

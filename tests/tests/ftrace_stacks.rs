@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use modload::trace::{Batch, Missed, What};
+use modload::trace::{Batch, Missed, ThreadAction};
 use modload::trace::{Mode, TraceOptions};
 use modload::{Host, Image, Module};
 use modload_fixtures::{Compiler, Language, object_from_text};
@@ -62,13 +62,13 @@ impl Told {
         for record in &batch.records {
             let open = &mut self.open[usize::try_from(record.thread).unwrap()];
             match record.what {
-                What::Enter => {
+                ThreadAction::Enter => {
                     self.entered += 1;
                     open.push(record.function);
                 }
-                What::Call { .. } => panic!("a graph has no calls"),
-                What::Leave | What::Unwound => {
-                    self.unwound += u64::from(record.what == What::Unwound);
+                ThreadAction::Call { .. } => panic!("a graph has no calls"),
+                ThreadAction::Leave | ThreadAction::Unwound => {
+                    self.unwound += u64::from(record.what == ThreadAction::Unwound);
                     assert_eq!(open.pop(), Some(record.function), "what ends was entered last");
                 }
             }

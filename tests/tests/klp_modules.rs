@@ -107,22 +107,18 @@ fn records_that_cannot_be_followed_are_refused_by_name() {
         ("MODULE_INFO(livepatch, \"Y\");", "", "module patch is not marked as a livepatch module"),
         (".mod = THIS_MODULE", ".mod = NULL", "the patch's `mod` is not THIS_MODULE of patch"),
         (".objs = objs", ".objs = NULL", "the patch's `objs` is NULL"),
-        (
-            ".objs = objs",
-            ".objs = (struct klp_object *)64",
-            "objects does not lie in the module's own memory, or not all of it",
-        ),
+        (".objs = objs", ".objs = (struct klp_object *)64", "objects must lie completely in the module's own memory"),
         (".funcs = funcs", ".funcs = NULL", "an object's `funcs` is NULL"),
         (
             ".name = \"target\"",
             ".name = (const char *)64",
-            "an object's `name` does not lie in the module's own memory",
+            "an object's `name` must lie completely in the module's own memory",
         ),
         (".old_name = \"hidden\"", ".old_name = NULL", "a function's `old_name` is NULL"),
         (".old_name = \"hidden\"", &long, "a function's `old_name` has more than 511 bytes"),
-        ("(void *)new_hidden", "NULL", "`new_func` is no function in the module's text"),
-        ("(void *)new_hidden", "(void *)getenv", "`new_func` is no function in the module's text"),
-        ("int new_hidden", "int __init new_hidden", "`new_func` is no function in the module's text that stays"),
+        ("(void *)new_hidden", "NULL", "`new_func` must be a function in the module's text"),
+        ("(void *)new_hidden", "(void *)getenv", "`new_func` must be a function in the module's text"),
+        ("int new_hidden", "int __init new_hidden", "`new_func` must be a function in the module's text that stays"),
         (
             ".funcs = funcs }",
             ".funcs = funcs, .callbacks = { .pre_patch = (void *)objs } }",
@@ -281,7 +277,7 @@ fn only_init_enables_and_no_callback_does() {
     // SAFETY: it is an `int late(void)`.
     let result = unsafe { module.call("late", &[]) }.unwrap();
     assert_eq!(result & 0xffff_ffff, u64::from((-22_i32).cast_unsigned()));
-    let line = "patch: livepatch: klp_enable_patch is called by patch, but not from its init";
+    let line = "patch: livepatch: module patch calls klp_enable_patch, but not from its init: call it from init";
     assert_eq!(log_of(&recording.finish().events), [line]);
     drop(module);
     host.unload("patch").unwrap();

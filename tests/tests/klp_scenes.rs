@@ -267,7 +267,7 @@ fn image(module: &str, params: &[&str]) -> Image<'static> {
     let object = fs::read(object).unwrap();
     let object = match klp_link::link(&object) {
         Ok(linked) => linked.bytes,
-        Err(klp_link::Error::NothingMarked) => object,
+        Err(klp_link::PatchLinkError::NothingMarked) => object,
         Err(refused) => panic!("{module}: {refused}"),
     };
     // SAFETY: the scenes' modules are ours.

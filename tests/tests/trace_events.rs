@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 
 use modload::trace::Batch;
-use modload::trace::render::{Form, Process};
+use modload::trace::render::{Form, TracedProcess};
 use modload::trace::{Mode, TraceOptions};
 use modload::{Host, Image, Module};
 use modload_fixtures::{Compiler, Fixture, Language, object_from_text};
@@ -201,7 +201,7 @@ fn check(text: &str) -> Seen {
 }
 
 fn chrome(batches: impl IntoIterator<Item = Batch>) -> Seen {
-    check(&Form::Chrome.whole(&Process { pid: std::process::id(), name: "tests".into() }, batches))
+    check(&Form::Chrome.whole(&TracedProcess { pid: std::process::id(), name: "tests".into() }, batches))
 }
 
 const WAY: &[&str] = &["-O2", "-fPIC", "-fpatchable-function-entry=5"];

@@ -2,10 +2,10 @@
 
 use std::fmt::{self, Write};
 
-use super::Told;
+use super::FormWriter;
 use super::names::{Names, fit};
 use super::nesting::Nesting;
-use crate::trace::{Record, What};
+use crate::trace::{Record, ThreadAction};
 
 /// The number of nanoseconds in a second.
 const SECOND: u64 = 1_000_000_000;
@@ -26,20 +26,20 @@ pub(super) struct Calls {
     nesting: Nesting,
 }
 
-impl Told for Calls {
+impl FormWriter for Calls {
     fn begin(&mut self, out: &mut dyn Write) -> fmt::Result {
         out.write_str(HEADER)
     }
 
     fn record(&mut self, record: &Record, _: Option<&Record>, names: &Names, out: &mut dyn Write) -> fmt::Result {
         let parent = match &record.what {
-            What::Call { parent } => Some(fit(parent.clone())),
-            What::Enter => {
+            ThreadAction::Call { parent } => Some(fit(parent.clone())),
+            ThreadAction::Enter => {
                 let parent = self.nesting.innermost(record.thread).map(|frame| names.shown(frame.function).to_string());
                 self.nesting.enter(record);
                 parent
             }
-            What::Leave | What::Unwound => {
+            ThreadAction::Leave | ThreadAction::Unwound => {
                 for _ in 0..self.nesting.ending(record) {
                     self.nesting.leave(record.thread);
                 }

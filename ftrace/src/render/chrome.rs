@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 
 use super::names::{Names, fit};
 use super::nesting::Nesting;
-use super::{Process, Told};
-use crate::trace::{Missed, Record, What};
+use super::{FormWriter, TracedProcess};
+use crate::trace::{Missed, Record, ThreadAction};
 
 /// The form.
 #[derive(Debug)]
 pub(super) struct Chrome {
-    process: Process,
+    process: TracedProcess,
     nesting: Nesting,
     /// The threads that have been named.
     named: BTreeSet<u32>,
@@ -25,7 +25,7 @@ pub(super) struct Chrome {
 }
 
 /// The fields of an event that differ between events.
-struct Event<'a> {
+struct ChromeEvent<'a> {
     phase: char,
     thread: u32,
     at: u64,
@@ -35,8 +35,8 @@ struct Event<'a> {
 }
 
 impl Chrome {
-    pub(super) fn new(process: &Process) -> Chrome {
-        let process = Process { pid: process.pid, name: fit(process.name.clone()) };
+    pub(super) fn new(process: &TracedProcess) -> Chrome {
+        let process = TracedProcess { pid: process.pid, name: fit(process.name.clone()) };
         Chrome { process, nesting: Nesting::default(), named: BTreeSet::new(), now: 0 }
     }
 
@@ -51,7 +51,7 @@ impl Chrome {
         write!(out, ",\n{event}")
     }
 
-    fn event(&self, event: &Event<'_>, names: &Names, out: &mut dyn Write) -> fmt::Result {
+    fn event(&self, event: &ChromeEvent<'_>, names: &Names, out: &mut dyn Write) -> fmt::Result {
         let (tid, _) = names.thread(event.thread);
         let (module, name) = names.function(event.function);
         let (us, ns) = (event.at / 1000, event.at % 1000);
@@ -73,13 +73,13 @@ impl Chrome {
     fn leave(&mut self, thread: u32, why: Option<&str>, names: &Names, out: &mut dyn Write) -> fmt::Result {
         let Some(frame) = self.nesting.leave(thread) else { return Ok(()) };
         let more = why.map(|why| (why, true.into()));
-        self.event(&Event { phase: 'E', thread, at: self.now, function: frame.function, more }, names, out)
+        self.event(&ChromeEvent { phase: 'E', thread, at: self.now, function: frame.function, more }, names, out)
     }
 }
 
-impl Told for Chrome {
+impl FormWriter for Chrome {
     fn begin(&mut self, out: &mut dyn Write) -> fmt::Result {
-        let Process { pid, name } = &self.process;
+        let TracedProcess { pid, name } = &self.process;
         let process = json!({ "ph": "M", "pid": pid, "name": "process_name", "args": { "name": name } });
         write!(out, "{{\"displayTimeUnit\":\"ns\",\"traceEvents\":[\n{process}")
     }
@@ -89,17 +89,17 @@ impl Told for Chrome {
         let Record { thread, at, function, .. } = *record;
         self.name(thread, names, out)?;
         match &record.what {
-            What::Call { parent } => {
+            ThreadAction::Call { parent } => {
                 let more = Some(("parent", fit(parent.clone()).into()));
-                self.event(&Event { phase: 'i', thread, at, function, more }, names, out)
+                self.event(&ChromeEvent { phase: 'i', thread, at, function, more }, names, out)
             }
-            What::Enter => {
+            ThreadAction::Enter => {
                 self.nesting.enter(record);
-                self.event(&Event { phase: 'B', thread, at, function, more: None }, names, out)
+                self.event(&ChromeEvent { phase: 'B', thread, at, function, more: None }, names, out)
             }
-            What::Leave | What::Unwound => {
+            ThreadAction::Leave | ThreadAction::Unwound => {
                 let ending = self.nesting.ending(record);
-                let why = |above| (above != 0 || record.what == What::Unwound).then_some("unwound");
+                let why = |above| (above != 0 || record.what == ThreadAction::Unwound).then_some("unwound");
                 (0..ending).rev().try_for_each(|above| self.leave(thread, why(above), names, out))
             }
         }

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 
-use super::Told;
+use super::FormWriter;
 use super::names::{Names, fit};
 use super::nesting::Nesting;
-use crate::trace::{Record, What};
+use crate::trace::{Record, ThreadAction};
 
 /// The indentation of a call within its caller.
 const INDENT: usize = 2;
@@ -37,7 +37,7 @@ pub(super) struct Graph {
     last: Option<u32>,
 }
 
-impl Told for Graph {
+impl FormWriter for Graph {
     fn begin(&mut self, out: &mut dyn Write) -> fmt::Result {
         out.write_str(HEADER)
     }
@@ -47,13 +47,13 @@ impl Told for Graph {
             return Ok(());
         }
         match &record.what {
-            What::Call { parent } => {
+            ThreadAction::Call { parent } => {
                 let parent = fit(parent.clone());
                 self.line(record, None, names, out)?;
                 writeln!(out, "{}(); /* <-{parent} */", names.shown(record.function))
             }
-            What::Enter => {
-                let ended = next.filter(|next| next.what == What::Leave && next.function == record.function);
+            ThreadAction::Enter => {
+                let ended = next.filter(|next| next.what == ThreadAction::Leave && next.function == record.function);
                 let took = ended.map(|next| next.at.saturating_sub(record.at));
                 self.line(record, took, names, out)?;
                 if took.is_some() {
@@ -63,7 +63,7 @@ impl Told for Graph {
                 self.nesting.enter(record);
                 writeln!(out, "{}() {{", names.shown(record.function))
             }
-            What::Leave | What::Unwound => self.left(record, names, out),
+            ThreadAction::Leave | ThreadAction::Unwound => self.left(record, names, out),
         }
     }
 
@@ -79,7 +79,7 @@ impl Graph {
         for above in (0..ending).rev() {
             let Some(frame) = self.nesting.leave(record.thread) else { break };
             self.line(record, Some(record.at.saturating_sub(frame.entered)), names, out)?;
-            let unwound = if above != 0 || record.what == What::Unwound { ": unwound" } else { "" };
+            let unwound = if above != 0 || record.what == ThreadAction::Unwound { ": unwound" } else { "" };
             writeln!(out, "}} /* {}{unwound} */", names.shown(frame.function))?;
         }
         if ending == 0 {

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use crate::trace::{Function, Thread};
+use crate::trace::{RecordedThread, TracedFunction};
 
 /// The module of the host program's own functions, like Linux's for the kernel.
 const HOST: &str = "vmlinux";
@@ -10,15 +10,16 @@ const HOST: &str = "vmlinux";
 /// The functions and threads that batches have named so far. Names are escaped for a terminal.
 #[derive(Default, Debug)]
 pub(super) struct Names {
-    functions: Vec<Function>,
-    threads: Vec<Thread>,
+    functions: Vec<TracedFunction>,
+    threads: Vec<RecordedThread>,
 }
 
 impl Names {
-    pub(super) fn extend(&mut self, functions: Vec<Function>, threads: Vec<Thread>) {
-        let function = |Function { module, name }| Function { module: fit(module), name: fit(name) };
+    pub(super) fn extend(&mut self, functions: Vec<TracedFunction>, threads: Vec<RecordedThread>) {
+        let function = |TracedFunction { module, name }| TracedFunction { module: fit(module), name: fit(name) };
         self.functions.extend(functions.into_iter().map(function));
-        self.threads.extend(threads.into_iter().map(|Thread { tid, name }| Thread { tid, name: fit(name) }));
+        self.threads
+            .extend(threads.into_iter().map(|RecordedThread { tid, name }| RecordedThread { tid, name: fit(name) }));
     }
 
     /// Returns a function's module and name. Both are question marks if no batch has named the function.
@@ -29,9 +30,9 @@ impl Names {
 
     /// Returns a function in the form of Linux's `%ps`: the name and its module, without the module for the host's own
     /// functions.
-    pub(super) fn shown(&self, number: u32) -> Shown<'_> {
+    pub(super) fn shown(&self, number: u32) -> ShownFunction<'_> {
         let (module, name) = self.function(number);
-        Shown { module, name }
+        ShownFunction { module, name }
     }
 
     /// Returns a thread's id and name. A thread that no batch has named has the id -1, which no thread has.
@@ -43,16 +44,16 @@ impl Names {
 
 /// A function for display.
 #[derive(Clone, Copy)]
-pub(super) struct Shown<'n> {
+pub(super) struct ShownFunction<'n> {
     module: &'n str,
     name: &'n str,
 }
 
-impl Display for Shown<'_> {
+impl Display for ShownFunction<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Shown { module: HOST, name } => f.write_str(name),
-            Shown { module, name } => write!(f, "{name} [{module}]"),
+            ShownFunction { module: HOST, name } => f.write_str(name),
+            ShownFunction { module, name } => write!(f, "{name} [{module}]"),
         }
     }
 }

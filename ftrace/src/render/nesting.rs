@@ -6,7 +6,7 @@ use crate::trace::Record;
 
 /// A function that was entered.
 #[derive(Debug)]
-pub(super) struct Frame {
+pub(super) struct OpenCall {
     pub(super) function: u32,
     /// The time of the entry in nanoseconds.
     pub(super) entered: u64,
@@ -17,7 +17,7 @@ pub(super) struct Frame {
 /// The stacks of all threads that are in a traced function.
 #[derive(Default, Debug)]
 pub(super) struct Nesting {
-    threads: BTreeMap<u32, Vec<Frame>>,
+    threads: BTreeMap<u32, Vec<OpenCall>>,
 }
 
 impl Nesting {
@@ -26,12 +26,12 @@ impl Nesting {
     }
 
     /// Returns the function that this thread entered last.
-    pub(super) fn innermost(&mut self, thread: u32) -> Option<&mut Frame> {
+    pub(super) fn innermost(&mut self, thread: u32) -> Option<&mut OpenCall> {
         self.threads.get_mut(&thread)?.last_mut()
     }
 
     pub(super) fn enter(&mut self, record: &Record) {
-        let frame = Frame { function: record.function, entered: record.at, callees: 0 };
+        let frame = OpenCall { function: record.function, entered: record.at, callees: 0 };
         self.threads.entry(record.thread).or_default().push(frame);
     }
 
@@ -44,7 +44,7 @@ impl Nesting {
     }
 
     /// Removes the function that this thread entered last.
-    pub(super) fn leave(&mut self, thread: u32) -> Option<Frame> {
+    pub(super) fn leave(&mut self, thread: u32) -> Option<OpenCall> {
         let frames = self.threads.get_mut(&thread)?;
         let frame = frames.pop();
         if frames.is_empty() {

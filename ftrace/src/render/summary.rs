@@ -6,11 +6,11 @@ use std::fmt::{self, Write};
 
 use serde::Serialize;
 
-use super::Told;
+use super::FormWriter;
 use super::histogram::Histogram;
 use super::names::Names;
 use super::nesting::Nesting;
-use crate::trace::{Missed, Record, What};
+use crate::trace::{Missed, Record, ThreadAction};
 
 /// The output format of the table.
 #[derive(Clone, Copy, Debug)]
@@ -24,14 +24,14 @@ pub(super) enum Layout {
 pub(super) struct Summary {
     layout: Layout,
     nesting: Nesting,
-    functions: BTreeMap<u32, Counts>,
+    functions: BTreeMap<u32, FunctionCounts>,
     /// The number of a thread's open calls of a function, if it is not 0.
     inside: BTreeMap<(u32, u32), u64>,
 }
 
 /// The counts of a function. Times are nanoseconds.
 #[derive(Default, Debug)]
-struct Counts {
+struct FunctionCounts {
     /// The number of calls, including calls that have not ended.
     calls: u64,
     /// The total duration. For recursive calls, the time from the first entry to the last exit.
@@ -44,7 +44,7 @@ struct Counts {
 
 /// A line of the table. Times are nanoseconds, and absent if the ends of the calls are not recorded.
 #[derive(Serialize)]
-struct Row<'a> {
+struct SummaryRow<'a> {
     function: &'a str,
     module: &'a str,
     calls: u64,
@@ -60,8 +60,8 @@ struct Row<'a> {
 
 /// The whole table.
 #[derive(Serialize)]
-struct Table<'a> {
-    functions: &'a [Row<'a>],
+struct SummaryTable<'a> {
+    functions: &'a [SummaryRow<'a>],
     /// The calls that had not ended at the end of the recording: such calls are counted, but have no duration.
     unfinished: u64,
     missed: &'a Missed,
@@ -99,12 +99,12 @@ impl Summary {
     }
 
     /// Returns the table's lines, the greatest total first.
-    fn rows<'n>(&self, names: &'n Names) -> Vec<Row<'n>> {
-        let row = |(function, counts): (&u32, &Counts)| {
+    fn rows<'n>(&self, names: &'n Names) -> Vec<SummaryRow<'n>> {
+        let row = |(function, counts): (&u32, &FunctionCounts)| {
             let (module, function) = names.function(*function);
             let (p50, p99) = (counts.durations.percentile(50), counts.durations.percentile(99));
             let (total, own) = (p50.map(|_| counts.total), p50.map(|_| counts.own));
-            Row { function, module, calls: counts.calls, total, own, p50, p99 }
+            SummaryRow { function, module, calls: counts.calls, total, own, p50, p99 }
         };
         let mut rows: Vec<_> = self.functions.iter().map(row).collect();
         rows.sort_by_key(|row| (Reverse(row.total), Reverse(row.calls), row.module, row.function));
@@ -112,16 +112,16 @@ impl Summary {
     }
 }
 
-impl Told for Summary {
+impl FormWriter for Summary {
     fn begin(&mut self, _: &mut dyn Write) -> fmt::Result {
         Ok(())
     }
 
     fn record(&mut self, record: &Record, _: Option<&Record>, _: &Names, _: &mut dyn Write) -> fmt::Result {
         match record.what {
-            What::Call { .. } => self.functions.entry(record.function).or_default().calls += 1,
-            What::Enter => self.enter(record),
-            What::Leave | What::Unwound => {
+            ThreadAction::Call { .. } => self.functions.entry(record.function).or_default().calls += 1,
+            ThreadAction::Enter => self.enter(record),
+            ThreadAction::Leave | ThreadAction::Unwound => {
                 for _ in 0..self.nesting.ending(record) {
                     self.leave(record.thread, record.at);
                 }
@@ -135,7 +135,7 @@ impl Told for Summary {
         let unfinished = self.inside.values().sum();
         match self.layout {
             Layout::Json => {
-                let table = Table { functions: &rows, unfinished, missed };
+                let table = SummaryTable { functions: &rows, unfinished, missed };
                 writeln!(out, "{}", serde_json::to_string(&table).map_err(|_| fmt::Error)?)
             }
             Layout::Table => table(&rows, unfinished, out),
@@ -144,8 +144,8 @@ impl Told for Summary {
 }
 
 /// Writes names to the left and numbers to the right. Without durations there are no columns for them.
-fn table(rows: &[Row<'_>], unfinished: u64, out: &mut dyn Write) -> fmt::Result {
-    let width = |name: for<'r> fn(&'r Row<'_>) -> &'r str, heading: &str| {
+fn table(rows: &[SummaryRow<'_>], unfinished: u64, out: &mut dyn Write) -> fmt::Result {
+    let width = |name: for<'r> fn(&'r SummaryRow<'_>) -> &'r str, heading: &str| {
         rows.iter().map(|row| name(row).chars().count()).chain([heading.len()]).max().unwrap_or_default()
     };
     let (function, module) = (width(|row| row.function, "FUNCTION"), width(|row| row.module, "MODULE"));

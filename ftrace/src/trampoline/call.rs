@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use modload_edit::Addr;
 
-use super::Function;
-use super::sets::{Callback, Registers, Saved, Set};
+use super::function::{Callback, FunctionRecord, TracerSet};
+use super::registers::CallRegisters;
+use super::variants::SavedRegisters;
 
 /// A tracer, which is notified of each call of its functions, in the thread that makes the call, before the function
 /// begins.
@@ -38,7 +39,7 @@ pub trait Redirect: Send + Sync + 'static {
 /// A [`Redirect`] that is trusted.
 #[derive(Debug)]
 pub struct Redirecting {
-    pub(crate) member: Member,
+    pub(crate) member: TracerMember,
 }
 
 impl Redirecting {
@@ -49,15 +50,15 @@ impl Redirecting {
     /// function's arguments and stack. That code stays as long as a thread may reach it.
     #[must_use]
     pub unsafe fn new(redirect: impl Redirect) -> Redirecting {
-        Redirecting { member: Member::redirect(redirect, Saved::Arguments) }
+        Redirecting { member: TracerMember::redirect(redirect, SavedRegisters::Arguments) }
     }
 }
 
 /// A call of a traced function.
 pub struct Call<'a> {
-    function: &'a Function,
+    function: &'a FunctionRecord,
     parent: u64,
-    registers: Option<&'a Registers>,
+    registers: Option<&'a CallRegisters>,
 }
 
 impl Call<'_> {
@@ -87,7 +88,7 @@ impl Call<'_> {
 
     /// Returns the registers at the function's entry, if the tracer has requested them.
     #[must_use]
-    pub fn registers(&self) -> Option<&Registers> {
+    pub fn registers(&self) -> Option<&CallRegisters> {
         self.registers
     }
 }
@@ -100,78 +101,78 @@ impl fmt::Debug for Call<'_> {
 
 /// A tracer or a redirection of a function's calls.
 #[derive(Clone)]
-pub(crate) struct Member {
+pub(crate) struct TracerMember {
     call: Callback,
     data: *const c_void,
-    pub(crate) saved: Saved,
+    pub(crate) saved: SavedRegisters,
     /// The owner of the value that `data` points to.
-    _owner: Arc<dyn Owner>,
+    _owner: Arc<dyn KeptAlive>,
 }
 
 /// Any value that is kept alive.
-trait Owner: Send + Sync {}
-impl<T: Send + Sync> Owner for T {}
+trait KeptAlive: Send + Sync {}
+impl<T: Send + Sync> KeptAlive for T {}
 
 // SAFETY: `data` points to a value that `_owner` owns and that may be shared and sent.
-unsafe impl Send for Member {}
+unsafe impl Send for TracerMember {}
 // SAFETY: the same.
-unsafe impl Sync for Member {}
+unsafe impl Sync for TracerMember {}
 
-impl fmt::Debug for Member {
+impl fmt::Debug for TracerMember {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Member").field("saved", &self.saved).finish_non_exhaustive()
+        f.debug_struct("TracerMember").field("saved", &self.saved).finish_non_exhaustive()
     }
 }
 
-impl Member {
-    pub(crate) fn tracer<T: Tracer>(tracer: T, saved: Saved) -> Member {
+impl TracerMember {
+    pub(crate) fn tracer<T: Tracer>(tracer: T, saved: SavedRegisters) -> TracerMember {
         let owner = Arc::new(tracer);
         let data = Arc::as_ptr(&owner).cast();
-        Member { call: called::<T>, data, saved, _owner: owner }
+        TracerMember { call: called::<T>, data, saved, _owner: owner }
     }
 
-    fn redirect<T: Redirect>(redirect: T, saved: Saved) -> Member {
+    fn redirect<T: Redirect>(redirect: T, saved: SavedRegisters) -> TracerMember {
         let owner = Arc::new(redirect);
         let data = Arc::as_ptr(&owner).cast();
-        Member { call: redirected::<T>, data, saved, _owner: owner }
+        TracerMember { call: redirected::<T>, data, saved, _owner: owner }
     }
 }
 
 /// A set with the members that it calls.
 #[derive(Debug)]
-pub(crate) struct Group {
-    set: Set,
-    members: Box<[Member]>,
+pub(crate) struct TracerGroup {
+    set: TracerSet,
+    members: Box<[TracerMember]>,
 }
 
 // SAFETY: the set's word is a member's word, or a pointer to `members`.
-unsafe impl Send for Group {}
+unsafe impl Send for TracerGroup {}
 // SAFETY: no field is written.
-unsafe impl Sync for Group {}
+unsafe impl Sync for TracerGroup {}
 
-impl Group {
+impl TracerGroup {
     /// Makes a group of at least one member. One member is called directly, several by a list.
-    pub(crate) fn new(members: Vec<Member>) -> Box<Group> {
+    pub(crate) fn new(members: Vec<TracerMember>) -> Box<TracerGroup> {
         let one = match &members[..] {
-            [one] => Some(Set::new(one.call, one.data)),
+            [one] => Some(TracerSet::new(one.call, one.data)),
             _ => None,
         };
-        let set = one.unwrap_or(Set::new(several, ptr::null()));
-        let mut group = Box::new(Group { set, members: members.into() });
+        let set = one.unwrap_or(TracerSet::new(several, ptr::null()));
+        let mut group = Box::new(TracerGroup { set, members: members.into() });
         if group.members.len() != 1 {
-            group.set = Set::new(several, ptr::from_ref(&group.members).cast());
+            group.set = TracerSet::new(several, ptr::from_ref(&group.members).cast());
         }
         group
     }
 
     /// Returns the pointer by which assembler code refers to the group.
-    pub(crate) fn set(&self) -> *const Set {
+    pub(crate) fn set(&self) -> *const TracerSet {
         &raw const self.set
     }
 
     /// Returns the registers that the group's members need.
-    pub(crate) fn saved(&self) -> Saved {
-        self.members.iter().map(|member| member.saved).max().unwrap_or(Saved::Arguments)
+    pub(crate) fn saved(&self) -> SavedRegisters {
+        self.members.iter().map(|member| member.saved).max().unwrap_or(SavedRegisters::Arguments)
     }
 }
 
@@ -180,7 +181,7 @@ impl Group {
 /// # Safety
 /// The pointers are those that the code of sets passes: a function, which lives for ever, and null or registers on the
 /// stack.
-unsafe fn call<'a>(function: *const Function, parent: u64, registers: *const Registers) -> Call<'a> {
+unsafe fn call<'a>(function: *const FunctionRecord, parent: u64, registers: *const CallRegisters) -> Call<'a> {
     // SAFETY: the caller's.
     let function = unsafe { &*function };
     // SAFETY: the caller's.
@@ -189,7 +190,7 @@ unsafe fn call<'a>(function: *const Function, parent: u64, registers: *const Reg
 }
 
 #[cold]
-fn failed(function: *const Function) {
+fn failed(function: *const FunctionRecord) {
     // SAFETY: a function lives for ever.
     let function = unsafe { &*function };
     tracing::error!(module = %function.module, function = %function.name, "a tracer has panicked");
@@ -197,9 +198,9 @@ fn failed(function: *const Function) {
 
 unsafe extern "C-unwind" fn called<T: Tracer>(
     data: *const c_void,
-    function: *const Function,
+    function: *const FunctionRecord,
     parent: u64,
-    registers: *const Registers,
+    registers: *const CallRegisters,
 ) -> u64 {
     // SAFETY: `data` points to the tracer that the member was made with. The set keeps the tracer as long as a thread
     // is in the set.
@@ -214,9 +215,9 @@ unsafe extern "C-unwind" fn called<T: Tracer>(
 
 unsafe extern "C-unwind" fn redirected<T: Redirect>(
     data: *const c_void,
-    function: *const Function,
+    function: *const FunctionRecord,
     parent: u64,
-    registers: *const Registers,
+    registers: *const CallRegisters,
 ) -> u64 {
     // SAFETY: as in `called`.
     let redirect = unsafe { &*data.cast::<T>() };
@@ -233,12 +234,12 @@ unsafe extern "C-unwind" fn redirected<T: Redirect>(
 
 unsafe extern "C-unwind" fn several(
     data: *const c_void,
-    function: *const Function,
+    function: *const FunctionRecord,
     parent: u64,
-    registers: *const Registers,
+    registers: *const CallRegisters,
 ) -> u64 {
     // SAFETY: `data` points to the members of the group that has this set.
-    let members = unsafe { &*data.cast::<Box<[Member]>>() };
+    let members = unsafe { &*data.cast::<Box<[TracerMember]>>() };
     let mut to = 0;
     for member in members {
         // SAFETY: this is the member's own function, with its own word and the arguments that the code of sets has

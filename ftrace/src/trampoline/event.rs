@@ -7,13 +7,13 @@ use std::sync::OnceLock;
 
 use modload_edit::Addr;
 
-use super::sets::address;
-use super::thread::ASK;
+use super::function::address;
+use super::process_state::SLOW_PATH;
 
 /// The data that `r11` points to when [`event_code`] is jumped to. The data lives for ever.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Event {
+pub struct StubEvent {
     /// The thread's place for stack walks: an address behind a call, in the function that the thread is in.
     pub home: u64,
     /// The address at which the thread continues.
@@ -21,7 +21,7 @@ pub struct Event {
 }
 
 /// The value of `rax` that marks an event. No return address is stored at this address.
-pub(super) const EVENT: u64 = u64::MAX;
+pub(super) const EVENT_SLOT: u64 = u64::MAX;
 
 static HOOK: OnceLock<fn()> = OnceLock::new();
 
@@ -31,7 +31,7 @@ pub fn on_event(hook: fn()) {
     HOOK.get_or_init(|| hook);
 }
 
-pub(super) fn happened() {
+pub(super) fn call_hook() {
     if let Some(hook) = HOOK.get() {
         hook();
     }
@@ -59,7 +59,7 @@ modload_ftrace_event:
     push rcx
     .cfi_def_cfa_offset 32
     mov rax, -1
-    call qword ptr [rip + {ask}]
+    call qword ptr [rip + {slow_path}]
     pop rcx
     .cfi_def_cfa_offset 24
     pop rdx
@@ -77,9 +77,9 @@ modload_ftrace_event:
 modload_ftrace_event_end:
     .popsection
 "#,
-    home = const offset_of!(Event, home),
-    then = const offset_of!(Event, then),
-    ask = sym ASK,
+    home = const offset_of!(StubEvent, home),
+    then = const offset_of!(StubEvent, then),
+    slow_path = sym SLOW_PATH,
 );
 
 unsafe extern "C" {
@@ -87,7 +87,7 @@ unsafe extern "C" {
     static modload_ftrace_event_end: u8;
 }
 
-/// Returns the code to jump to with an [`Event`] in `r11`, and the range of its addresses. The code preserves all
+/// Returns the code to jump to with a [`StubEvent`] in `r11`, and the range of its addresses. The code preserves all
 /// registers except `r11`.
 #[must_use]
 pub fn event_code() -> (Addr, std::ops::Range<u64>) {

@@ -11,31 +11,30 @@
 //! A return stack belongs to one stack, the thread's own: a function that is called on another stack is not recorded.
 //! So places lie in the order of their frames. A place whose frame is not above that of a function which is being
 //! entered is stale or alive. The place is stale if `longjmp` has left the function. The place is alive if the thread
-//! is on the stack of a coroutine that lies within the thread's own stack ([`super::thread`] distinguishes the two
-//! cases). The same holds for a place above that of a function which returns.
+//! is on the stack of a coroutine that lies within the thread's own stack ([`super::return_stack`] distinguishes the
+//! two cases). The same holds for a place above that of a function which returns.
 //!
 //! In a tail call both places have the same frame, and the frame's return address is the trampoline's. For unwinders
-//! the two are one frame, the newer one: [`Place::outer`] and [`Place::outer_saved`] belong to the oldest. Unwinders
-//! distinguish frames by their CFA, and two frames of the trampoline for one return address would have the same CFA as
-//! the frame that called the first function.
+//! the two are one frame, the newer one: [`ReturnPlace::outer`] and [`ReturnPlace::outer_saved`] belong to the oldest.
+//! Unwinders distinguish frames by their CFA, and two frames of the trampoline for one return address would have the
+//! same CFA as the frame that called the first function.
 
-use std::arch::global_asm;
 use std::ffi::{c_int, c_void};
 use std::mem::offset_of;
 use std::ptr;
 
 use modload_edit::Addr;
 
-use super::Function;
+use super::function::{FunctionRecord, address};
+use super::return_stack::{RETURNED, record_unwound};
 use super::ring::LEAVE;
-use super::sets::address;
-use super::thread::{ASK, BUSY, CURRENT, NESTED, Place, RETURNED, SESSION, Thread};
+use super::thread::{ReturnPlace, TraceThread};
 
-// DWARF: 0x10 register length 0x73 offset: the register is saved at rbx + offset (DW_CFA_expression, DW_OP_breg3);
-// 0x14 0x07 0x01: rsp is the CFA less 8 (DW_CFA_val_offset). While the function runs, and until its return address is on the
+// DWARF: 0x10 register length 0x73 offset: the register is saved at rbx + offset (DW_CFA_expression, DW_OP_breg3); 0x14
+// 0x07 0x01: rsp is the CFA less 8 (DW_CFA_val_offset). While the function runs, and until its return address is on the
 // stack again, the CFA is the caller's stack pointer and 8 more: no two frames may have the same CFA, because unwinders
 // distinguish frames by the CFA.
-global_asm!(
+recording_asm!(
     r#"
     .pushsection .text.modload_ftrace_graph, "ax", @progbits
     .balign 64
@@ -70,7 +69,7 @@ modload_ftrace_graph_behind:
     cmp eax, dword ptr fs:[rcx + {session}]
     jne 17f
     mov rcx, qword ptr fs:[rcx]
-    // Where the return address is: in the thread's own stack, and below the frame of whoever was entered before.
+    // The return address is in the thread's own stack, and below the frame of the function that was entered before.
     lea rax, [rsp + 32]
     mov rdx, rax
     sub rdx, qword ptr [rcx + {stack}]
@@ -122,7 +121,7 @@ modload_ftrace_graph_behind:
     or rax, rdx
     mov qword ptr [r11], rax
     inc qword ptr [rcx + {open}]
-    // Who reads finds the unit when it finds this: stores are seen in their order.
+    // A reader that sees the new head sees the unit, too: stores are seen in their order.
     inc qword ptr [rcx + {head}]
     mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
     mov dword ptr fs:[rcx + {busy}], 0
@@ -201,12 +200,13 @@ modload_ftrace_return:
     .cfi_def_cfa_offset 8
     ret
 
-    // What it had called was left by longjmp, or it was taken for left itself: then its place has been given back.
+    // Functions that it had called were left by longjmp, or it was assumed to be left itself: then its place has been
+    // given back.
     .cfi_restore_state
 21:
     mov rax, rbx
     bts rax, {returned}
-    call qword ptr [rip + {ask}]
+    call qword ptr [rip + {slow_path}]
     test eax, eax
     mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
     jz 5b
@@ -231,14 +231,14 @@ modload_ftrace_return:
     inc qword ptr [rcx + {elsewhere}]
     jmp 19f
 16:
-    // Not below: stale, unless it is the same frame and returns to us.
+    // Not below: stale, unless it is the same frame and returns to this code.
     jne 17f
     mov rdx, qword ptr [rcx + {returns}]
     cmp rdx, qword ptr [rsp + 32]
     je 3b
 17:
     lea rax, [rsp + 32]
-    call qword ptr [rip + {ask}]
+    call qword ptr [rip + {slow_path}]
     test eax, eax
     mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
     mov dword ptr fs:[rcx + {busy}], 0
@@ -261,7 +261,7 @@ modload_ftrace_return:
     .cfi_endproc
     .size modload_ftrace_graph, . - modload_ftrace_graph
 
-    // Nobody looks: for who jumps late, and for who calls late.
+    // No tracing: for a thread that jumps late, and for a thread that calls late.
     .balign 16
     .hidden modload_ftrace_pass_jump
     .globl modload_ftrace_pass_jump
@@ -281,36 +281,24 @@ modload_ftrace_pass_call:
     .popsection
 "#,
     personality = sym personality,
-    busy = const BUSY,
-    session = const SESSION,
-    current = sym CURRENT,
-    nested = sym NESTED,
-    ask = sym ASK,
-    function_target = const offset_of!(Function, target),
-    number = const offset_of!(Function, number),
-    top = const offset_of!(Thread, top),
-    free = const offset_of!(Thread, free),
-    returns = const offset_of!(Thread, returns),
-    stack = const offset_of!(Thread, stack),
-    stack_len = const offset_of!(Thread, stack_len),
-    head = const offset_of!(Thread, head),
-    tail = const offset_of!(Thread, tail),
-    open = const offset_of!(Thread, open),
-    room = const offset_of!(Thread, room),
-    mask = const offset_of!(Thread, mask),
-    ring = const offset_of!(Thread, ring),
-    dropped = const offset_of!(Thread, dropped),
-    elsewhere = const offset_of!(Thread, elsewhere),
-    thread_session = const offset_of!(Thread, session),
-    next = const offset_of!(Place, next),
-    outer = const offset_of!(Place, outer),
-    outer_saved = const offset_of!(Place, outer_saved),
-    parent = const offset_of!(Place, parent),
-    saved = const offset_of!(Place, saved),
-    slot = const offset_of!(Place, slot),
-    function = const offset_of!(Place, function),
-    target = const offset_of!(Place, target),
-    place_session = const offset_of!(Place, session),
+    function_target = const offset_of!(FunctionRecord, target),
+    top = const offset_of!(TraceThread, top),
+    free = const offset_of!(TraceThread, free),
+    returns = const offset_of!(TraceThread, returns),
+    stack = const offset_of!(TraceThread, stack),
+    stack_len = const offset_of!(TraceThread, stack_len),
+    open = const offset_of!(TraceThread, open),
+    elsewhere = const offset_of!(TraceThread, elsewhere),
+    thread_session = const offset_of!(TraceThread, session),
+    next = const offset_of!(ReturnPlace, next),
+    outer = const offset_of!(ReturnPlace, outer),
+    outer_saved = const offset_of!(ReturnPlace, outer_saved),
+    parent = const offset_of!(ReturnPlace, parent),
+    saved = const offset_of!(ReturnPlace, saved),
+    slot = const offset_of!(ReturnPlace, slot),
+    function = const offset_of!(ReturnPlace, function),
+    target = const offset_of!(ReturnPlace, target),
+    place_session = const offset_of!(ReturnPlace, session),
     leave = const LEAVE,
     returned = const RETURNED,
 );
@@ -371,8 +359,8 @@ unsafe extern "C" fn personality(
         // SAFETY: the context is the unwinder's, for a frame of the trampoline that calls the traced function. That
         // function preserves rbx.
         let place = unsafe { _Unwind_GetGR(context, RBX) };
-        let place: *mut Place = ptr::with_exposed_provenance_mut(place);
-        super::thread::unwound(place);
+        let place: *mut ReturnPlace = ptr::with_exposed_provenance_mut(place);
+        record_unwound(place);
     }
     CONTINUE_UNWIND
 }

@@ -1,17 +1,15 @@
 //! Records a call: a time, the function and its caller, into the thread's ring.
 
-use std::arch::global_asm;
 use std::mem::offset_of;
 
 use modload_edit::Addr;
 
-use super::Function;
+use super::function::{FunctionRecord, address};
 use super::ring::CALL;
-use super::sets::{By, address};
-use super::thread::{ASK, BUSY, CURRENT, NESTED, SESSION, Thread};
+use super::variants::SiteBranch;
 
 // The address at which the function continues, and its return address, are on the stack.
-global_asm!(
+recording_asm!(
     r#"
     .pushsection .text.modload_ftrace_record, "ax", @progbits
     .balign 64
@@ -62,7 +60,7 @@ modload_ftrace_record:
     mov dword ptr [rdx + 12], {call}
     mov rax, qword ptr [rsp + 32]
     mov qword ptr [rdx + 16], rax
-    // Who reads finds the units when it finds this: stores are seen in their order.
+    // A reader that sees the new head sees the units, too: stores are seen in their order.
     add qword ptr [rcx + {head}], 2
 3:
     mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
@@ -82,7 +80,7 @@ modload_ftrace_record:
     jmp 3b
 7:
     xor eax, eax
-    call qword ptr [rip + {ask}]
+    call qword ptr [rip + {slow_path}]
     test eax, eax
     mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
     mov dword ptr fs:[rcx + {busy}], 0
@@ -95,19 +93,7 @@ modload_ftrace_record:
     .size modload_ftrace_record_jump, . - modload_ftrace_record_jump
     .popsection
 "#,
-    busy = const BUSY,
-    session = const SESSION,
-    current = sym CURRENT,
-    nested = sym NESTED,
-    ask = sym ASK,
-    head = const offset_of!(Thread, head),
-    tail = const offset_of!(Thread, tail),
-    room = const offset_of!(Thread, room),
-    mask = const offset_of!(Thread, mask),
-    ring = const offset_of!(Thread, ring),
-    dropped = const offset_of!(Thread, dropped),
-    target = const offset_of!(Function, target),
-    number = const offset_of!(Function, number),
+    target = const offset_of!(FunctionRecord, target),
     call = const CALL,
 );
 
@@ -117,9 +103,9 @@ unsafe extern "C" {
 }
 
 /// Returns the code that records a call, for sites that call and for sites that jump.
-pub(crate) fn code(by: By) -> Addr {
+pub(crate) fn code(by: SiteBranch) -> Addr {
     address(match by {
-        By::Call => &raw const modload_ftrace_record,
-        By::Jump => &raw const modload_ftrace_record_jump,
+        SiteBranch::Call => &raw const modload_ftrace_record,
+        SiteBranch::Jump => &raw const modload_ftrace_record_jump,
     })
 }

@@ -2,103 +2,20 @@
 //! call's origin, and restores the registers.
 
 use std::arch::global_asm;
-use std::ffi::c_void;
 use std::mem::offset_of;
 
 use modload_edit::Addr;
 
-use super::thread::NESTED;
-use super::{Function, Width};
+use super::function::{FunctionRecord, TracerSet, address};
+use super::process_state::NESTED_CALLS;
+use super::thread_local::{BUSY, RUNNING};
+use super::variants::{AfterTracers, SavedRegisters, SiteBranch, VectorWidth};
 
-/// The general registers of a thread at a function's entry. The registers are read-only. A tracer may only change where
-/// the function continues ([`crate::Redirect`]).
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[expect(missing_docs, reason = "their names say it")]
-pub struct Registers {
-    pub flags: u64,
-    pub r15: u64,
-    pub r14: u64,
-    pub r13: u64,
-    pub r12: u64,
-    pub rbx: u64,
-    pub r10: u64,
-    pub r9: u64,
-    pub r8: u64,
-    pub rcx: u64,
-    pub rdx: u64,
-    pub rsi: u64,
-    pub rdi: u64,
-    set: u64,
-    pub rax: u64,
-    /// The value that the stub has loaded: free at a function's entry.
-    function: u64,
-    pub rbp: u64,
-    target: u64,
-    parent: u64,
-}
-
-impl Registers {
-    /// Returns the stack pointer at the function's entry: the address of the function's return address.
-    #[must_use]
-    pub fn rsp(&self) -> Addr {
-        Addr::new(modload_edit::wide((&raw const self.parent).addr()))
-    }
-}
-
-/// The function that a set calls, with the set's word, the traced function, the call's origin, and the registers (null
-/// if they were not requested). The callback returns the address at which the traced function continues, or 0 to leave
-/// that unchanged.
-pub(crate) type Callback = unsafe extern "C-unwind" fn(*const c_void, *const Function, u64, *const Registers) -> u64;
-
-/// A set: the callback for the calls of a function. The code below reads the first two fields.
-#[repr(C)]
-#[derive(Debug)]
-pub(crate) struct Set {
-    call: Callback,
-    data: *const c_void,
-}
-
-impl Set {
-    pub(crate) const fn new(call: Callback, data: *const c_void) -> Set {
-        Set { call, data }
-    }
-}
-
-/// The registers that a set needs.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Saved {
-    /// The registers that the function needs again.
-    Arguments,
-    /// All general registers, for the tracer to read.
-    All,
-}
-
-/// The instruction by which a site leads to its stub.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum By {
-    /// A call of the first half.
-    Call,
-    /// A jump to the second half.
-    Jump,
-}
-
-/// The code that runs after the tracers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Then {
-    /// The function.
-    Function,
-    /// The code that records the call.
-    Record,
-    /// The code that records entry and return. The site is a jump.
-    Graph,
-}
-
-// There is one piece of code for each width, each `Saved` and each `Then`. `NAME_jump` is entered with only the return
-// address on the stack. The frame is that of a function which the traced function has called: `rbp` is its base, and
-// its return address is the address at which the traced function continues. A thread first notes that it is in a set,
-// and then notes in which set. So if a check of the thread finds neither note, the thread will read the function's
-// present set.
+// There is one piece of code for each width, each `SavedRegisters` and each `AfterTracers`. `NAME_jump` is entered with
+// only the return address on the stack. The frame is that of a function which the traced function has called: `rbp` is
+// its base, and its return address is the address at which the traced function continues. A thread first notes that it
+// is in a set, and then notes in which set. So if a check of the thread finds neither note, the thread will read the
+// function's present set.
 global_asm!(
     r#"
 .macro modload_ftrace_set name:req, bytes:req, move:req, register:req, all:req, then:req
@@ -152,7 +69,7 @@ modload_ftrace_\name:
     .else
     xor ecx, ecx
     .endif
-    // Compilers may call what they know to need no alignment without any.
+    // A compiler need not align the stack for callees that it knows to need no alignment.
     sub rsp, 8 * \bytes
     and rsp, -64
     .irp number, 0, 1, 2, 3, 4, 5, 6, 7
@@ -217,13 +134,13 @@ modload_ftrace_\name:
     modload_ftrace_sets zmm, 64, vmovups, zmm
     .popsection
 "#,
-    target = const offset_of!(Function, target),
-    set = const offset_of!(Function, set),
-    busy = const super::thread::BUSY,
-    running = const super::thread::RUNNING,
-    call = const offset_of!(Set, call),
-    data = const offset_of!(Set, data),
-    nested = sym NESTED,
+    target = const offset_of!(FunctionRecord, target),
+    set = const offset_of!(FunctionRecord, set),
+    busy = const BUSY,
+    running = const RUNNING,
+    call = const offset_of!(TracerSet, call),
+    data = const offset_of!(TracerSet, data),
+    nested = sym NESTED_CALLS,
 );
 
 /// Declares the code that is defined above, and selects it.
@@ -237,11 +154,15 @@ macro_rules! codes {
         }
 
         /// Returns the code that calls a set, for sites that call and for sites that jump.
-        pub(crate) fn code(width: Width, saved: Saved, then: Then, by: By) -> Addr {
+        pub(crate) fn code(width: VectorWidth, saved: SavedRegisters, then: AfterTracers, by: SiteBranch) -> Addr {
             address(match (width, saved, then, by) {
                 $(
-                    (Width::$width, Saved::$saved, Then::$then, By::Call) => &raw const $called,
-                    (Width::$width, Saved::$saved, Then::$then, By::Jump) => &raw const $jumped,
+                    (VectorWidth::$width, SavedRegisters::$saved, AfterTracers::$then, SiteBranch::Call) => {
+                        &raw const $called
+                    }
+                    (VectorWidth::$width, SavedRegisters::$saved, AfterTracers::$then, SiteBranch::Jump) => {
+                        &raw const $jumped
+                    }
                 )*
             })
         }
@@ -267,9 +188,4 @@ codes! {
     (Zmm, All, Function): modload_ftrace_zmm_all modload_ftrace_zmm_all_jump;
     (Zmm, All, Record): modload_ftrace_zmm_all_record modload_ftrace_zmm_all_record_jump;
     (Zmm, All, Graph): modload_ftrace_zmm_all_graph modload_ftrace_zmm_all_graph_jump;
-}
-
-/// Returns the address of a piece of code.
-pub(super) fn address(code: *const u8) -> Addr {
-    Addr::new(modload_edit::wide(code.expose_provenance()))
 }

@@ -16,7 +16,7 @@ const MOST: u64 = 1 << 30;
 
 /// A line of `/proc/self/maps` that is being read: its range, and its last bytes.
 #[derive(Default)]
-struct Line {
+struct MapsLine {
     start: u64,
     end: u64,
     /// The index of the number that is being read, from 0. 2 when both are read.
@@ -24,9 +24,9 @@ struct Line {
     last: [u8; 7],
 }
 
-impl Line {
+impl MapsLine {
     /// Takes a byte. Returns the line at its end.
-    fn take(&mut self, byte: u8) -> Option<Line> {
+    fn take(&mut self, byte: u8) -> Option<MapsLine> {
         match (self.field, byte) {
             (_, b'\n') => return Some(std::mem::take(self)),
             (0, b'-') | (1, b' ') => self.field += 1,
@@ -89,7 +89,7 @@ pub(super) fn own(local: u64) -> Option<(u64, u64)> {
     let maps = Maps::open()?;
     // The buffer is small, because the thread may be on a signal's stack.
     let mut buffer = [0; 512];
-    let mut line = Line::default();
+    let mut line = MapsLine::default();
     loop {
         let got = read(maps.borrow(), &mut buffer).ok().filter(|got| *got != 0)?;
         let found = buffer[..got].iter().find_map(|byte| line.take(*byte)?.stack(here, local));
@@ -101,10 +101,10 @@ pub(super) fn own(local: u64) -> Option<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::Line;
+    use super::MapsLine;
 
     fn stack(text: &[u8], here: u64, local: u64) -> Option<(u64, u64)> {
-        let mut line = Line::default();
+        let mut line = MapsLine::default();
         let found = text.iter().find_map(|byte| line.take(*byte)?.stack(here, local))?;
         Some((found.start, found.end))
     }

@@ -5,12 +5,12 @@ use thiserror::Error;
 /// The linker's error: no file was made. Names of symbols and sections from the object are escaped for a terminal.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum PatchLinkError {
     /// The input is not a valid relocatable object for x86-64.
     #[error(transparent)]
     Object(#[from] Box<modload_loader::ObjectError>),
     /// The object's tables cannot be read.
-    #[error("its tables cannot be read")]
+    #[error("the object's tables cannot be read")]
     Tables(#[from] object::read::Error),
     /// A table of the object is not valid.
     #[error("section {section}: {problem}")]
@@ -21,7 +21,7 @@ pub enum Error {
         problem: &'static str,
     },
     /// The object's sections together hold more bytes than the file.
-    #[error("its sections hold {bytes} bytes, the file has {file}: they overlap")]
+    #[error("the object's sections hold {bytes} bytes together, and the file has {file}: sections must not overlap")]
     Overlap {
         /// The size of all sections.
         bytes: u64,
@@ -29,21 +29,21 @@ pub enum Error {
         file: u64,
     },
     /// The object already has relocations that wait.
-    #[error("section {section} is there, so it has been linked already: link the object that the compiler has made")]
+    #[error("the object has section {section}, so it has been linked already: link the object that the compiler made")]
     LinkedAlready {
         /// The first section of such relocations.
         section: String,
     },
     /// The object has no marked symbol.
     #[error(
-        "nothing in it is marked: declare what belongs to another object with KLP_SYMBOL(object, name, pos) of modload/livepatch.h"
+        "the object has no marked symbol: declare symbols of other objects with KLP_SYMBOL(object, name, pos) of modload/livepatch.h"
     )]
     NothingMarked,
     /// The object is not a live patch. Linux and modload accept such relocations only from patches.
-    #[error("it is no live patch: its source must say MODULE_INFO(livepatch, \"Y\")")]
+    #[error("the object is not a live patch: add MODULE_INFO(livepatch, \"Y\") to its source")]
     NoLivePatch,
     /// A mark does not have the form that `KLP_SYMBOL` produces.
-    #[error("\"{symbol}\" is no mark: {problem}; KLP_SYMBOL(object, name, pos) takes {form}")]
+    #[error("\"{symbol}\" is not a valid mark: {problem}; KLP_SYMBOL(object, name, pos) takes {form}")]
     Mark {
         /// The symbol.
         symbol: String,
@@ -53,7 +53,7 @@ pub enum Error {
         form: &'static str,
     },
     /// A name is longer than Linux's limit.
-    #[error("\"{symbol}\": its {what} has {bytes} bytes, and Linux takes {limit}")]
+    #[error("\"{symbol}\": its {what} has {bytes} bytes, and Linux's limit is {limit}")]
     TooLong {
         /// The symbol. A very long symbol is cut off.
         symbol: String,
@@ -74,7 +74,7 @@ pub enum Error {
     },
     /// A marked symbol is in thread-local storage. Modules have no thread-local storage.
     #[error(
-        "\"{symbol}\" is thread-local, and modules have no thread-local storage: have a function of {object}'s return its address"
+        "\"{symbol}\" is thread-local, and modules have no thread-local storage: let a function of {object} return the address"
     )]
     ThreadLocal {
         /// The symbol.
@@ -84,7 +84,7 @@ pub enum Error {
     },
     /// A section refers to a symbol of an object, and the section is dropped before that object is loaded.
     #[error(
-        "{section} refers to \"{symbol}\", and is gone when {object} comes: what is __init runs before and never again"
+        "{section} refers to \"{symbol}\", but is freed before {object} is loaded: refer to it only from code that is not __init"
     )]
     Init {
         /// The section.
@@ -95,7 +95,7 @@ pub enum Error {
         object: String,
     },
     /// The new names would be longer than those of any real patch.
-    #[error("its new names have {bytes} bytes, more than {limit}")]
+    #[error("the new names have {bytes} bytes together, and the limit is {limit}")]
     TooLarge {
         /// The length of all new names together, or a lower bound of it.
         bytes: u64,

@@ -7,7 +7,7 @@ use modload_edit::index;
 use object::LittleEndian as LE;
 use object::elf;
 
-use super::error::{Error, shown};
+use super::error::{PatchLinkError, shown};
 use super::tables::{Tables, until_nul};
 
 /// Linux 6.1's KSYM_NAME_LEN, less the closing NUL: Linux reads `%511[^,]`.
@@ -28,7 +28,7 @@ pub(super) struct Mark<'a> {
 }
 
 /// Returns all marked symbols, in the symbol table's order.
-pub(super) fn find<'a>(tables: &Tables<'a>) -> Result<Vec<Mark<'a>>, Error> {
+pub(super) fn find<'a>(tables: &Tables<'a>) -> Result<Vec<Mark<'a>>, PatchLinkError> {
     let mut marks = Vec::new();
     for (at, symbol) in tables.symbols.iter().enumerate() {
         let rest = tables.strings.get(index(symbol.st_name.get(LE).into())..).unwrap_or_default();
@@ -42,9 +42,9 @@ pub(super) fn find<'a>(tables: &Tables<'a>) -> Result<Vec<Mark<'a>>, Error> {
     Ok(marks)
 }
 
-fn parse(symbol: &[u8], at: usize) -> Result<Mark<'_>, Error> {
-    let wrong = |problem, form| Err(Error::Mark { symbol: shown(symbol), problem, form });
-    let too_long = |what, bytes, limit| Err(Error::TooLong { symbol: shown(symbol), what, bytes, limit });
+fn parse(symbol: &[u8], at: usize) -> Result<Mark<'_>, PatchLinkError> {
+    let wrong = |problem, form| Err(PatchLinkError::Mark { symbol: shown(symbol), problem, form });
+    let too_long = |what, bytes, limit| Err(PatchLinkError::TooLong { symbol: shown(symbol), what, bytes, limit });
     let rest = &symbol[KLP_MARK_PREFIX.len()..];
     let Some(dot) = rest.iter().position(|&byte| byte == b'.') else {
         return match rest.len() {
@@ -93,10 +93,10 @@ fn number(digits: &[u8]) -> Option<u64> {
 }
 
 /// Checks that the symbol is a reference to another object.
-fn check(name: &[u8], mark: &Mark<'_>, symbol: &elf::Sym64<LE>) -> Result<(), Error> {
-    let wrong = |problem| Err(Error::NoReference { symbol: shown(name), problem });
+fn check(name: &[u8], mark: &Mark<'_>, symbol: &elf::Sym64<LE>) -> Result<(), PatchLinkError> {
+    let wrong = |problem| Err(PatchLinkError::NoReference { symbol: shown(name), problem });
     if symbol.st_shndx.get(LE) != elf::SHN_UNDEF {
-        return wrong("is defined here, though its mark says that it is another object's: declare it only");
+        return wrong("is defined in this object, but its mark names another object: only declare it");
     }
     if symbol.st_type() == elf::STT_TLS {
         return Err(thread_local(name, mark));
@@ -107,8 +107,8 @@ fn check(name: &[u8], mark: &Mark<'_>, symbol: &elf::Sym64<LE>) -> Result<(), Er
     Ok(())
 }
 
-fn thread_local(name: &[u8], mark: &Mark<'_>) -> Error {
-    Error::ThreadLocal { symbol: shown(name), object: shown(mark.object) }
+fn thread_local(name: &[u8], mark: &Mark<'_>) -> PatchLinkError {
+    PatchLinkError::ThreadLocal { symbol: shown(name), object: shown(mark.object) }
 }
 
 impl Mark<'_> {
@@ -119,7 +119,7 @@ impl Mark<'_> {
     }
 
     /// Turns the symbol into one that live patching resolves.
-    pub(super) fn write(&self, tables: &mut Tables<'_>) -> Result<(), Error> {
+    pub(super) fn write(&self, tables: &mut Tables<'_>) -> Result<(), PatchLinkError> {
         let name = tables.add_string(&self.linked_name())?;
         if let Some(symbol) = tables.symbols.get_mut(self.symbol) {
             symbol.st_name.set(LE, name);

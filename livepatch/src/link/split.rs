@@ -11,7 +11,7 @@ use modload_relocs::{Reason, RelocFormula, row};
 use object::LittleEndian as LE;
 use object::elf;
 
-use super::error::{Error, shown};
+use super::error::{PatchLinkError, shown};
 use super::mark::Mark;
 use super::tables::Tables;
 
@@ -26,7 +26,7 @@ pub(super) struct Moved<'a> {
 
 /// Moves the relocations against marked symbols. If no relocation stays behind, the section itself becomes the first
 /// object's section. So no section is removed, and no index changes.
-pub(super) fn split<'a>(tables: &mut Tables<'a>, marks: &[Mark<'a>]) -> Result<Vec<Moved<'a>>, Error> {
+pub(super) fn split<'a>(tables: &mut Tables<'a>, marks: &[Mark<'a>]) -> Result<Vec<Moved<'a>>, PatchLinkError> {
     let marks: HashMap<usize, &Mark<'a>> = marks.iter().map(|mark| (mark.symbol, mark)).collect();
     let mut all = Vec::new();
     for at in 0..tables.sections.len() {
@@ -78,11 +78,11 @@ fn parts<'a>(
     at: usize,
     target: usize,
     marks: &HashMap<usize, &Mark<'a>>,
-) -> Result<Parts<'a>, Error> {
+) -> Result<Parts<'a>, PatchLinkError> {
     let mut parts = Parts::default();
     let records = tables.sections[at].data.chunks_exact(Rela::SIZE);
     if !records.remainder().is_empty() {
-        return Err(Error::Malformed { section: at, problem: "no whole number of relocations" });
+        return Err(PatchLinkError::Malformed { section: at, problem: "no whole number of relocations" });
     }
     for record in records {
         let rela = Rela::read(record);
@@ -102,14 +102,18 @@ fn parts<'a>(
 }
 
 /// Checks that a reference can wait for its object.
-fn check(rela: &Rela, mark: &Mark<'_>, target: &[u8]) -> Result<(), Error> {
+fn check(rela: &Rela, mark: &Mark<'_>, target: &[u8]) -> Result<(), PatchLinkError> {
     // Linux drops these sections when init has returned, but would still write there.
     if mark.object != VMLINUX && target.starts_with(INIT_SECTION_PREFIX.as_bytes()) {
-        return Err(Error::Init { section: shown(target), symbol: shown(mark.name), object: shown(mark.object) });
+        return Err(PatchLinkError::Init {
+            section: shown(target),
+            symbol: shown(mark.name),
+            object: shown(mark.object),
+        });
     }
     match row(rela.kind) {
         Some(row) if row.value == RelocFormula::Refused(Reason::ThreadLocal) => {
-            Err(Error::ThreadLocal { symbol: shown(mark.name), object: shown(mark.object) })
+            Err(PatchLinkError::ThreadLocal { symbol: shown(mark.name), object: shown(mark.object) })
         }
         // The loader reports any other problem with the relocation, as with every other relocation.
         _ => Ok(()),

@@ -13,7 +13,7 @@ use object::elf;
 use object::pod;
 use object::read::elf::{FileHeader as _, SectionHeader as _};
 
-use super::error::{Error, shown};
+use super::error::{PatchLinkError, shown};
 
 /// The most bytes that all new names together may have. The file's names may overlap, so a small file can have very
 /// long names.
@@ -30,7 +30,7 @@ pub(super) const RELA_SIZE: u64 = 24;
 pub(super) struct Tables<'a> {
     header: elf::FileHeader64<LE>,
     /// The sections by index, with the null section first.
-    pub(super) sections: Vec<Section<'a>>,
+    pub(super) sections: Vec<EditedSection<'a>>,
     pub(super) symbols: Vec<elf::Sym64<LE>>,
     /// The symbols' string table as it was in the input.
     pub(super) strings: &'a [u8],
@@ -48,13 +48,13 @@ pub(super) struct Tables<'a> {
 
 /// A section.
 #[derive(Clone, Debug)]
-pub(super) struct Section<'a> {
+pub(super) struct EditedSection<'a> {
     pub(super) header: elf::SectionHeader64<LE>,
     /// The section's contents. Empty for SHT_NOBITS.
     pub(super) data: Cow<'a, [u8]>,
 }
 
-impl Section<'_> {
+impl EditedSection<'_> {
     pub(super) fn kind(&self) -> elf::SectionType {
         self.header.sh_type.get(LE)
     }
@@ -79,18 +79,18 @@ pub(super) fn section_named(input: &[u8], prefix: &[u8]) -> Option<String> {
 
 impl<'a> Tables<'a> {
     /// Reads an object that the loader has validated.
-    pub(super) fn read(input: &'a [u8], _sound: &File<'_>) -> Result<Tables<'a>, Error> {
+    pub(super) fn read(input: &'a [u8], _sound: &File<'_>) -> Result<Tables<'a>, PatchLinkError> {
         let header = elf::FileHeader64::<LE>::parse(input)?;
         let table = header.sections(LE, input)?;
         let mut sections = Vec::with_capacity(table.len());
         for header in table.iter() {
             // The null section may hold the number of sections, which does not count as contents.
             let data = if header.sh_type(LE) == elf::SHT_NULL { &[] } else { header.data(LE, input)? };
-            sections.push(Section { header: *header, data: Cow::Borrowed(data) });
+            sections.push(EditedSection { header: *header, data: Cow::Borrowed(data) });
         }
         let (bytes, file) = (sections.iter().map(|section| wide(section.data.len())).sum(), wide(input.len()));
         if bytes > file {
-            return Err(Error::Overlap { bytes, file });
+            return Err(PatchLinkError::Overlap { bytes, file });
         }
         let symbols = table.symbols(LE, input, elf::SHT_SYMTAB)?;
         let (symbol_table, string_table) = (symbols.section().0, symbols.string_section().0);
@@ -110,19 +110,19 @@ impl<'a> Tables<'a> {
     }
 
     /// Returns the name of a section from the input.
-    pub(super) fn name_of(&self, section: &Section<'_>) -> &'a [u8] {
+    pub(super) fn name_of(&self, section: &EditedSection<'_>) -> &'a [u8] {
         until_nul(self.names.get(index(section.header.sh_name.get(LE).into())..).unwrap_or_default())
     }
 
     /// Adds a symbol's name. Returns its offset.
-    pub(super) fn add_string(&mut self, string: &[u8]) -> Result<u32, Error> {
+    pub(super) fn add_string(&mut self, string: &[u8]) -> Result<u32, PatchLinkError> {
         self.add(self.string_table, string)
     }
 
-    fn add(&mut self, table: usize, string: &[u8]) -> Result<u32, Error> {
+    fn add(&mut self, table: usize, string: &[u8]) -> Result<u32, PatchLinkError> {
         self.added = self.added.saturating_add(wide(string.len()) + 1);
         let bytes = &mut self.sections[table].data;
-        let too_large = |bytes, limit| Err(Error::TooLarge { bytes, limit });
+        let too_large = |bytes, limit| Err(PatchLinkError::TooLarge { bytes, limit });
         if self.added > NAMES_LIMIT {
             return too_large(self.added, NAMES_LIMIT);
         }
@@ -135,7 +135,7 @@ impl<'a> Tables<'a> {
     }
 
     /// Turns a section of relocations into a live patch's relocation section for the same target section.
-    pub(super) fn make_waiting(&mut self, at: usize, name: &[u8]) -> Result<(), Error> {
+    pub(super) fn make_waiting(&mut self, at: usize, name: &[u8]) -> Result<(), PatchLinkError> {
         let sh_name = self.add(self.name_table, name)?;
         let header = &mut self.sections[at].header;
         let group = header.sh_flags.get(LE) & elf::SHF_GROUP;
@@ -149,13 +149,14 @@ impl<'a> Tables<'a> {
 
     /// Adds a section with the header of another section and with other contents. The new section is a member of the
     /// same group.
-    pub(super) fn add_section_like(&mut self, at: usize, data: Vec<u8>) -> Result<usize, Error> {
+    pub(super) fn add_section_like(&mut self, at: usize, data: Vec<u8>) -> Result<usize, PatchLinkError> {
         let new = self.sections.len();
-        let mut section = Section { header: self.sections[at].header, data: Cow::Owned(data) };
+        let mut section = EditedSection { header: self.sections[at].header, data: Cow::Owned(data) };
         // The new section is placed behind all others.
         section.header.sh_offset.set(LE, u64::MAX);
         self.sections.push(section);
-        let number = |at| u32::try_from(at).map_err(|_| Error::Malformed { section: at, problem: "too many sections" });
+        let number =
+            |at| u32::try_from(at).map_err(|_| PatchLinkError::Malformed { section: at, problem: "too many sections" });
         if let Some(&group) = self.groups.get(&number(at)?.to_le_bytes()) {
             self.sections[group].data.to_mut().extend_from_slice(&number(new)?.to_le_bytes());
         }
@@ -169,7 +170,7 @@ impl<'a> Tables<'a> {
         order.sort_by_key(|&at| self.sections[at].header.sh_offset.get(LE));
         let mut bytes = pod::bytes_of(&self.header).to_vec();
         for at in order {
-            let Section { header, data } = &mut self.sections[at];
+            let EditedSection { header, data } = &mut self.sections[at];
             if matches!(header.sh_type.get(LE), elf::SHT_NULL | elf::SHT_NOBITS) {
                 continue;
             }
@@ -204,14 +205,14 @@ impl<'a> Tables<'a> {
 }
 
 /// Returns the group of each section that is a member of a group. The first word of a group holds its flags.
-fn groups(sections: &[Section<'_>]) -> HashMap<[u8; 4], usize> {
+fn groups(sections: &[EditedSection<'_>]) -> HashMap<[u8; 4], usize> {
     let groups = sections.iter().enumerate().filter(|(_, section)| section.kind() == elf::SHT_GROUP);
     let members = groups.flat_map(|(at, group)| group.data.chunks_exact(4).skip(1).map(move |member| (member, at)));
     members.filter_map(|(member, at)| Some((member.try_into().ok()?, at))).collect()
 }
 
 /// Returns a string table as it is in the file.
-fn strings<'a>(input: &'a [u8], sections: &[Section<'a>], at: usize) -> Result<&'a [u8], Error> {
+fn strings<'a>(input: &'a [u8], sections: &[EditedSection<'a>], at: usize) -> Result<&'a [u8], PatchLinkError> {
     match sections.get(at) {
         Some(section) if at != 0 => Ok(section.header.data(LE, input)?),
         // The file has no names in this case.

@@ -1,136 +1,123 @@
 //! Checkpoint-only transitions: threads migrate only at checkpoints. No thread is held, and none gets a signal.
 //!
 //! Sites are poked by traps, while threads run, to stubs that send all threads to the old code. When all sites lead to
-//! stubs, the existing threads are listed (`roll.rs`): each of them must reach a checkpoint, or end. Threads that start
-//! afterwards have migrated. When all threads have migrated, sites are poked to their final targets.
+//! stubs, the existing threads are listed (`roster.rs`): each of them must reach a checkpoint, or end. Threads that
+//! start afterwards have migrated. When all threads have migrated, sites are poked to their final targets.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use modload_edit::{Addr, wide};
+use modload_edit::wide;
 use modload_ftrace::divert_unheld;
 use modload_threads::{DEFAULT_LIMIT, Tasks, Tid};
 
-use super::roll::{self, Phase, Way};
-use super::shown::{MOST_SHOWN, SHOWN};
-use super::{Moving, Whom, worker};
+use super::active::{ActiveTransition, AtCheckpoints};
+use super::held_check::ThreadsToCheck;
+use super::phase::announce_end;
+use super::ranges::{MOST_PUBLISHED, PUBLISHED_RANGES};
+use super::roster;
+use super::worker_id::is_worker;
 use crate::error::PatchError;
-use crate::table::Table;
+use crate::patches::Patches;
+use crate::slices::WrittenSlices;
+use crate::stub::TwoWayStubs;
 
-/// The state of a checkpoint-only transition.
-#[derive(Debug)]
-pub(crate) struct AtCheckpoints {
-    pub(super) phase: Phase,
-    /// Whether the roster has all threads that must migrate. While this is `false`, a thread may be neither listed nor
-    /// migrated: it was started in the moment in which the roster was made or the transition was reversed.
-    is_complete: bool,
-    /// Whether the transition was ever reversed. If so, threads may have migrated without a checkpoint.
-    was_turned: bool,
-    /// The number of stubs that were retired when the transition started.
-    retired: usize,
+/// Starts the prepared transition. Returns `true` if it is complete already.
+pub(super) fn begin(
+    transition: &mut ActiveTransition,
+    stubs: &mut TwoWayStubs,
+    patches: &Patches,
+    slices: &WrittenSlices,
+) -> Result<bool, PatchError> {
+    let ranges = transition.ranges(patches, slices, stubs);
+    if ranges.len() > MOST_PUBLISHED {
+        return Err(PatchError::TooMany { ranges: ranges.len(), most: MOST_PUBLISHED });
+    }
+    let retired = stubs.retired();
+    let nothing_to_take_back = transition.code_to_take_back(patches, slices).next().is_none();
+    if transition.moving.is_empty() && nothing_to_take_back {
+        return Ok(true);
+    }
+    let phase = roster::open().ok_or(PatchError::Exhausted)?;
+    transition.moving.iter().for_each(|moving| moving.stub.set_tag(phase.tag()));
+    PUBLISHED_RANGES.publish(&ranges);
+    let to_stubs = transition.diverts(|moving| Some(moving.stub.addr()));
+    let threads = match divert_unheld(&to_stubs).map_err(PatchError::from).and_then(|()| all_threads()) {
+        Ok(threads) => threads,
+        Err(error) => {
+            take_back(transition, patches);
+            return Err(error);
+        }
+    };
+    roster::list(phase, &threads);
+    transition.checkpoints = Some(AtCheckpoints { phase, is_complete: false, was_reversed: false, retired });
+    // The transition has started. If the roster is not complete yet, a later attempt completes it.
+    let migrated = attempt(transition, stubs, patches, ThreadsToCheck::Unmigrated).unwrap_or_else(|error| {
+        tracing::warn!(%error, "a transition cannot be completed yet");
+        false
+    });
+    Ok(migrated)
 }
 
-impl AtCheckpoints {
-    /// Sets the targets of a function's stub.
-    pub(super) fn leads(&self, moving: &Moving, home: Addr) {
-        let (to, from) = (moving.to.unwrap_or(home), moving.from.unwrap_or(home));
-        // A reversal does not change the meaning of a word.
-        let (new, old) = if self.phase.to() == Way::New { (to, from) } else { (from, to) };
-        moving.fork.leads(home, new, old);
-        moving.fork.is_of(self.phase.tag());
+/// Redirects sites to the old code again, even if threads are in stubs.
+fn take_back(transition: &mut ActiveTransition, patches: &Patches) {
+    for moving in &transition.moving {
+        let home = patches.home(moving.entry);
+        moving.stub.settle_on(home, moving.from.unwrap_or(home));
+    }
+    if let Err(error) = divert_unheld(&transition.diverts(|moving| moving.from)) {
+        // The stubs of these sites are not used again.
+        tracing::error!(%error, "call sites of a transition that could not begin could not be changed back");
+        transition.moving.clear();
     }
 }
 
-impl Table {
-    /// Starts the prepared transition. Returns `true` if it is complete already.
-    pub(super) fn begin_at_checkpoints(&mut self) -> Result<bool, PatchError> {
-        let ranges = self.sight();
-        if ranges.len() > MOST_SHOWN {
-            return Err(PatchError::TooMany { ranges: ranges.len(), most: MOST_SHOWN });
+/// Completes the transition if all threads have migrated. For [`ThreadsToCheck::None`] the threads are not checked.
+/// Returns whether the transition is complete.
+pub(super) fn attempt(
+    transition: &mut ActiveTransition,
+    stubs: &mut TwoWayStubs,
+    patches: &Patches,
+    threads: ThreadsToCheck,
+) -> Result<bool, PatchError> {
+    let Some(checkpoints) = &mut transition.checkpoints else { return Ok(true) };
+    let (phase, retired, was_reversed) = (checkpoints.phase, checkpoints.retired, checkpoints.was_reversed);
+    if threads != ThreadsToCheck::None {
+        if !checkpoints.is_complete {
+            roster::list_late(phase, &all_threads()?);
+            checkpoints.is_complete = true;
         }
-        let retired = self.stubs.retired();
-        let nothing_goes = self.code_that_goes().next().is_none();
-        let Some(transition) = &mut self.transition else { return Ok(true) };
-        if transition.moving.is_empty() && nothing_goes {
-            return Ok(true);
+        roster::remove_ended(phase);
+        if roster::has_unmigrated(phase) {
+            return Ok(false);
         }
-        let phase = roll::open().ok_or(PatchError::Exhausted)?;
-        transition.moving.iter().for_each(|moving| moving.fork.is_of(phase.tag()));
-        SHOWN.show(&ranges);
-        let forked = transition.diverts(|moving| Some(moving.fork.stub()));
-        let there = match divert_unheld(&forked).map_err(PatchError::from).and_then(|()| everybody()) {
-            Ok(there) => there,
-            Err(error) => {
-                self.take_back();
-                return Err(error);
-            }
-        };
-        roll::listed(phase, &there);
-        transition.roll = Some(AtCheckpoints { phase, is_complete: false, was_turned: false, retired });
-        // The transition has started. If the roster is not complete yet, a later attempt completes it.
-        let over = self.attempt_at_checkpoints(Whom::Left).unwrap_or_else(|error| {
-            tracing::warn!(%error, "a transition cannot be completed yet");
-            false
-        });
-        if !over {
-            worker::work();
-        }
-        Ok(over)
     }
+    divert_unheld(&transition.diverts(|moving| moving.to))?;
+    transition.settle_stubs(patches);
+    announce_end();
+    PUBLISHED_RANGES.clear();
+    // Each thread that could have been in a stub since before the transition has passed a checkpoint outside of all
+    // stubs, or has ended.
+    if threads != ThreadsToCheck::None && !was_reversed {
+        stubs.recover_oldest(retired);
+    }
+    Ok(true)
+}
 
-    /// Redirects sites to the old code again, even if threads are in stubs.
-    fn take_back(&mut self) {
-        for moving in self.transition.iter().flat_map(|transition| &transition.moving) {
-            let home = self.home(moving.entry);
-            moving.fork.settles(home, moving.from.unwrap_or(home));
-        }
-        let Some(transition) = &mut self.transition else { return };
-        if let Err(error) = divert_unheld(&transition.diverts(|moving| moving.from)) {
-            // The stubs of these sites are not used again.
-            tracing::error!(%error, "sites of a transition that could not begin stay where they are");
-            transition.moving.clear();
-        }
-    }
-
-    /// Completes the transition if all threads have migrated. For [`Whom::Nobody`] the threads are not checked. Returns
-    /// whether the transition is complete.
-    pub(super) fn attempt_at_checkpoints(&mut self, whom: Whom) -> Result<bool, PatchError> {
-        let Some(transition) = &mut self.transition else { return Ok(true) };
-        let Some(roll) = &mut transition.roll else { return Ok(true) };
-        let (phase, retired, was_turned) = (roll.phase, roll.retired, roll.was_turned);
-        if whom != Whom::Nobody {
-            if !roll.is_complete {
-                roll::listed_late(phase, &everybody()?);
-                roll.is_complete = true;
-            }
-            roll::strike_ended(phase);
-            if roll::is_anybody_left(phase) {
-                return Ok(false);
-            }
-        }
-        divert_unheld(&transition.diverts(|moving| moving.to))?;
-        self.settle_stubs();
-        roll::close();
-        SHOWN.clear();
-        // Each thread that could have been in a stub since before the transition has passed a checkpoint outside of all
-        // stubs, or has ended.
-        if whom != Whom::Nobody && !was_turned {
-            self.stubs.recover_oldest(retired);
-        }
-        Ok(true)
-    }
-
-    /// Reverses the transition. No thread migrates between `roll::turn` and `roll::turned`.
-    pub(super) fn turn_at_checkpoints(&mut self) {
-        let Some(transition) = &mut self.transition else { return };
-        transition.swap();
-        let Some(roll) = &mut transition.roll else { return };
-        let turned = roll::turn(roll.phase);
-        (roll.phase, roll.is_complete, roll.was_turned) = (turned, false, true);
-        SHOWN.show(&self.sight());
-        roll::turned(turned);
-    }
+/// Reverses the transition. No thread migrates between `roster::reverse` and `roster::complete_reversal`.
+pub(super) fn reverse(
+    transition: &mut ActiveTransition,
+    stubs: &TwoWayStubs,
+    patches: &Patches,
+    slices: &WrittenSlices,
+) {
+    transition.swap();
+    let Some(checkpoints) = &mut transition.checkpoints else { return };
+    let reversed = roster::reverse(checkpoints.phase);
+    (checkpoints.phase, checkpoints.is_complete, checkpoints.was_reversed) = (reversed, false, true);
+    PUBLISHED_RANGES.publish(&transition.ranges(patches, slices, stubs));
+    roster::complete_reversal(reversed);
 }
 
 /// Returns all existing threads except the worker thread. Threads that start meanwhile may be included or not.
@@ -138,7 +125,7 @@ impl Table {
 /// A pass over the thread list may miss threads. But the list is complete if two conditions hold: all listed threads
 /// were known before the threads were counted, and the number of listed threads equals the count. The reason is that
 /// each thread that was known before and is still listed was counted.
-fn everybody() -> Result<Vec<Tid>, PatchError> {
+fn all_threads() -> Result<Vec<Tid>, PatchError> {
     let begun = Instant::now();
     let list = |source| modload_threads::Error::List { source };
     let tasks = Tasks::open().map_err(list)?;
@@ -154,7 +141,7 @@ fn everybody() -> Result<Vec<Tid>, PatchError> {
             })
             .map_err(list)?;
         if known.len() == before && listed == counted {
-            return Ok(known.into_iter().filter(|tid| !worker::is(*tid)).collect());
+            return Ok(known.into_iter().filter(|tid| !is_worker(*tid)).collect());
         }
         if begun.elapsed() >= DEFAULT_LIMIT {
             let (known, limit) = (wide(known.len()), DEFAULT_LIMIT);

@@ -2,8 +2,8 @@
 //! timeout.
 //!
 //! A thread that migrates may be in a signal handler, so it writes to an eventfd. The ends of threads are seen by
-//! pidfds, which Linux has for threads since 6.9. Before 6.9, and for more threads than [`WATCHED`], the timeout is
-//! used.
+//! pidfds, which Linux has for threads since 6.9. Before 6.9, and for more threads than [`MOST_WATCHED`], the timeout
+//! is used.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::OnceLock;
@@ -14,35 +14,35 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::{Errno, read, write};
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 
-use super::Blocked;
+use super::blocked::Blocked;
 
 /// An eventfd and its process. After a fork, the child must not write to the parent's eventfd. Events are never freed,
 /// because a signal handler may be about to write.
 #[derive(Debug)]
-struct Event {
+struct MigrationEvent {
     process: Pid,
     fd: OwnedFd,
-    next: OnceLock<Box<Event>>,
+    next: OnceLock<Box<MigrationEvent>>,
 }
 
 /// The eventfd of the first process that has had a transition. The eventfds of forked children follow in `next`.
-static FIRST: OnceLock<Box<Event>> = OnceLock::new();
+static FIRST: OnceLock<Box<MigrationEvent>> = OnceLock::new();
 
 /// `PIDFD_THREAD` of `<linux/pidfd.h>`.
 const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(0o200);
 
 /// The most threads that are watched: each takes a descriptor.
-const WATCHED: usize = 64;
+const MOST_WATCHED: usize = 64;
 
 /// Reports that a thread has migrated. Async-signal-safe.
-pub(super) fn tell() {
-    if let Some(event) = find(getpid()) {
+pub(super) fn report_migration() {
+    if let Some(event) = event_of(getpid()) {
         // The write fails if the counter is full. The eventfd is readable then.
-        let _told = write(&event.fd, &1_u64.to_ne_bytes());
+        let _result = write(&event.fd, &1_u64.to_ne_bytes());
     }
 }
 
-fn find(process: Pid) -> Option<&'static Event> {
+fn event_of(process: Pid) -> Option<&'static MigrationEvent> {
     let mut event = FIRST.get();
     while let Some(here) = event.filter(|event| event.process != process) {
         event = here.next.get();
@@ -51,9 +51,9 @@ fn find(process: Pid) -> Option<&'static Event> {
 }
 
 /// Returns this process's eventfd. Only the thread that waits calls this.
-fn own() -> Result<&'static Event, Errno> {
+fn event_of_this_process() -> Result<&'static MigrationEvent, Errno> {
     let process = getpid();
-    if let Some(event) = find(process) {
+    if let Some(event) = event_of(process) {
         return Ok(event);
     }
     let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -61,28 +61,29 @@ fn own() -> Result<&'static Event, Errno> {
     while let Some(event) = place.get() {
         place = &event.next;
     }
-    Ok(place.get_or_init(|| Box::new(Event { process, fd, next: OnceLock::new() })))
+    Ok(place.get_or_init(|| Box::new(MigrationEvent { process, fd, next: OnceLock::new() })))
 }
 
 /// The events that one thread waits for.
 #[derive(Debug)]
-pub(super) struct Waiter {
-    event: Option<&'static Event>,
+pub(crate) struct Waiter {
+    event: Option<&'static MigrationEvent>,
     /// The blocking threads. The descriptor is `None` after the end of the thread was reported.
     ends: Vec<(Tid, Option<OwnedFd>)>,
 }
 
 impl Waiter {
-    pub(super) fn new() -> Waiter {
-        let event = own().inspect_err(|error| tracing::warn!(%error, "transitions are looked at by the clock alone"));
+    pub(crate) fn new() -> Waiter {
+        let event = event_of_this_process()
+            .inspect_err(|error| tracing::warn!(%error, "there is no eventfd for transitions: the worker thread checks them only periodically"));
         Waiter { event: event.ok(), ends: Vec::new() }
     }
 
     /// Watches these threads, and no other thread any more.
-    pub(super) fn watch(&mut self, blocked: &[Blocked]) {
+    pub(crate) fn watch(&mut self, blocked: &[Blocked]) {
         self.ends.retain(|(tid, _)| blocked.iter().any(|blocked| blocked.tid == *tid));
         for Blocked { tid, .. } in blocked {
-            if self.ends.len() == WATCHED {
+            if self.ends.len() == MOST_WATCHED {
                 return;
             }
             let is_known = self.ends.iter().any(|(known, _)| known == tid);
@@ -98,7 +99,7 @@ impl Waiter {
     }
 
     /// Waits. Returns whether anything happened before the timeout.
-    pub(super) fn wait(&mut self, at_most: Duration) -> bool {
+    pub(crate) fn wait(&mut self, at_most: Duration) -> bool {
         let event = self.event.map(|event| event.fd.as_fd());
         let ends = self.ends.iter().filter_map(|(_, end)| end.as_ref().map(OwnedFd::as_fd));
         let mut polled: Vec<_> =
@@ -118,7 +119,7 @@ impl Waiter {
         watched.zip(has_ended).filter(|(_, has_ended)| *has_ended).for_each(|((_, end), _)| *end = None);
         if let Some(event) = self.event {
             // There is nothing to read if no thread has written.
-            let _told = read(&event.fd, &mut [0; 8]);
+            let _result = read(&event.fd, &mut [0; 8]);
         }
         ready != 0
     }

@@ -103,7 +103,7 @@ pub(crate) fn what_could_not_be_taken_back_is_waited_for() {
     assert!(bytes(&sleeper.patch, &[".text"]) != untouched, "somebody is in it");
     let refused = host.load(&built("target", TARGET)).unwrap_err();
     let said = sentence(&refused);
-    let why = "somebody is still in what patch 'patch' had relocated for object 'target' when it was there before";
+    let why = "patch 'patch' still has relocations for an earlier load of object 'target', because a thread is inside";
     assert!(said.contains(why) && refused.error.errno() == 11, "{said}");
     // Its memory stays as long as it is held.
     let (patch, result) = sleeper.wake();

@@ -115,7 +115,7 @@ pub(crate) fn patches_that_wait_in_the_wrong_place_are_refused() {
             "init",
             "the module has relocations for object 'target', which the patch does not patch",
         ),
-        (plain, &both, "init", "what replaces 'other' of object 'third' has relocations for object 'target'"),
+        (plain, &both, "init", "the replacement of 'other' in object 'third' has relocations for object 'target'"),
         (
             twofold,
             TAIL,

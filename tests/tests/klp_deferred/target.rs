@@ -118,7 +118,7 @@ pub(crate) fn a_patch_that_the_host_enables_holds_its_module() {
         let refused = host.enable_patch("own", spec.clone(), keep).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "functions of module 'patch' wait for their objects: it must be the one that the patch holds"
+            "module 'patch' has functions whose relocations wait for objects, so the patch must hold this module: enable the patch with it"
         );
     }
     assert_eq!(call(&target, "ask", 3), 4);

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use modload::Host;
-use modload::patch::{PatchError, PatchSpec, Target, Transition, Why};
+use modload::patch::{BlockReason, PatchError, PatchSpec, Target, Transition};
 use modload::trace::Call;
 
 use crate::other::{Other, mask, witness};
@@ -91,7 +91,10 @@ pub(crate) fn a_thread_that_comes_to_no_checkpoint_stays_and_is_named() {
     let status = host.patches().unwrap().remove(0);
     assert_eq!(status.how, Transition::CheckpointsOnly);
     let (to, blocked) = status.transition.unwrap();
-    assert!(to == Target::Patched && blocked.iter().all(|blocked| blocked.why == Why::NoCheckpoint), "{blocked:?}");
+    assert!(
+        to == Target::Patched && blocked.iter().all(|blocked| blocked.why == BlockReason::NoCheckpoint),
+        "{blocked:?}"
+    );
     assert!(host.checkpoint());
     // Calls alone, be there ever so many, bring nobody over.
     let module = target.clone();

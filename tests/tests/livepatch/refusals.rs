@@ -32,9 +32,12 @@ pub(crate) fn what_cannot_be_patched_is_refused_by_name() {
     assert_eq!(why("p", of("nothing", 0)), "symbol 'nothing' not found in object 'twice'");
     assert_eq!(why("p", of("data", 0)), "symbol 'data' not found in object 'twice'");
     let position = why("p", of("same", 2));
-    assert_eq!(position, "symbol 'same' is there 1 times in object 'twice': position 2 is none of them");
+    assert_eq!(
+        position,
+        "symbol 'same' occurs 1 times in object 'twice', and position 2 selects none of them: use a position from 1 to 1"
+    );
     assert!(why("p", of("plain", 0)).starts_with("function 'plain' of object 'twice' cannot be patched: "));
-    assert_eq!(why("p", PatchSpec::default()), "the patch has no objects");
+    assert_eq!(why("p", PatchSpec::default()), "the patch has no objects: a patch needs at least one");
     host.enable_patch("p", of("same", 1), None).unwrap();
     assert_eq!(call(&twice, "first_same", 1), 102);
     assert_eq!(why("p", of("same", 1)), "patch 'p' is enabled already");
@@ -79,7 +82,7 @@ pub(crate) fn a_function_named_twice_is_refused() {
         assert_eq!((error.to_string().as_str(), error.errno()), (why, EEXIST));
         assert!(host.patches().unwrap().is_empty());
     };
-    let two_objects = "the patch has two records for object 'target': make them one";
+    let two_objects = "the patch has two records for object 'target': merge them into one";
     for is_there in [false, true] {
         let target = is_there.then(|| host.load(&built("target", &aliased)).unwrap());
         for position in [0, 1] {

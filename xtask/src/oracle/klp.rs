@@ -94,7 +94,7 @@ fn build(folder: &Path, release: &str) -> Result<Vec<PathBuf>> {
 fn link(module: &Path) -> Result<()> {
     match link::link(&fs::read(module)?) {
         Ok(linked) => Ok(fs::write(module, linked.bytes)?),
-        Err(link::Error::NothingMarked) => Ok(()),
+        Err(link::PatchLinkError::NothingMarked) => Ok(()),
         Err(refused) => Err(format!("{}: {refused}", module.display()).into()),
     }
 }

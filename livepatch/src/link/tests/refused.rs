@@ -7,13 +7,13 @@ use object::{SectionKind, SymbolFlags};
 
 use super::faithful::View;
 use super::{LAYOUT, assembled, check, compiled, marked_object, relocate};
-use crate::link::{Error, link};
+use crate::link::{PatchLinkError, link};
 
 #[test]
 fn what_cannot_be_is_refused_by_name() {
     let long = |letter: &str, count: usize| letter.repeat(count);
     let cases = [
-        ("call elsewhere".to_owned(), "nothing in it is marked: declare"),
+        ("call elsewhere".to_owned(), "the object has no marked symbol: declare"),
         ("call .modload.klp.greet".into(), "it names an object alone"),
         ("call .modload.klp.greet.hello".into(), "it has no position"),
         ("call .modload.klp.greet.hello.".into(), "its position is no number"),
@@ -23,19 +23,22 @@ fn what_cannot_be_is_refused_by_name() {
         ("call .modload.klp..hello.0".into(), "it names no object"),
         ("call .modload.klp.greet..0".into(), "it names no symbol"),
         ("call \".modload.klp.greet.a,b.0\"".into(), "there is a comma in its name"),
-        (format!("call .modload.klp.{}.hello.0", long("o", 56)), "its object's name has 56 bytes, and Linux takes 55"),
+        (
+            format!("call .modload.klp.{}.hello.0", long("o", 56)),
+            "its object's name has 56 bytes, and Linux's limit is 55",
+        ),
         (format!("call .modload.klp.{}", long("o", 700)), "its object's name has"),
         (
             format!("call .modload.klp.greet.{}.0", long("n", 512)),
-            "its symbol's name has 512 bytes, and Linux takes 511",
+            "its symbol's name has 512 bytes, and Linux's limit is 511",
         ),
-        (format!("call .modload.klp.greet.{}.0", long("n", 900)), "and Linux takes 511"),
-        (".globl .modload.klp.greet.hello.0\n.modload.klp.greet.hello.0: ret".into(), "is defined here"),
-        (".comm .modload.klp.greet.count.0, 4".into(), "is defined here"),
+        (format!("call .modload.klp.greet.{}.0", long("n", 900)), "and Linux's limit is 511"),
+        (".globl .modload.klp.greet.hello.0\n.modload.klp.greet.hello.0: ret".into(), "is defined in this object"),
+        (".comm .modload.klp.greet.count.0, 4".into(), "is defined in this object"),
         ("movq .modload.klp.greet.own.0@gottpoff(%rip), %rax".into(), "\".modload.klp.greet.own.0\" is thread-local"),
         (
             ".section .init.text,\"ax\"\ncall .modload.klp.greet.hello.0".into(),
-            ".init.text refers to \"hello\", and is gone when greet comes",
+            ".init.text refers to \"hello\", but is freed before greet is loaded",
         ),
         (".section .init.data,\"aw\"\n.quad .modload.klp.greet.count.0".into(), ".init.data refers to \"count\""),
     ];
@@ -77,12 +80,12 @@ fn what_is_no_patch_is_refused() {
     let plain = compiled(Language::Assembler, "call .modload.klp.greet.hello.0", Compiler::Cc, &[]);
     let refused = link(&plain).unwrap_err();
     assert!(
-        matches!(refused, Error::NoLivePatch) && refused.to_string().contains("MODULE_INFO(livepatch"),
+        matches!(refused, PatchLinkError::NoLivePatch) && refused.to_string().contains("MODULE_INFO(livepatch"),
         "{refused}"
     );
     let linked = link(&object).unwrap();
     match link(&linked.bytes).unwrap_err() {
-        Error::LinkedAlready { section } => assert_eq!(section, ".klp.rela.greet..data"),
+        PatchLinkError::LinkedAlready { section } => assert_eq!(section, ".klp.rela.greet..data"),
         refused => panic!("{refused}"),
     }
 }
@@ -121,7 +124,7 @@ fn sections_that_overlap_are_refused() {
     object[header + 24..header + 32].copy_from_slice(&0_u64.to_le_bytes());
     object[header + 32..header + 40].copy_from_slice(&size.to_le_bytes());
     let refused = link(&object).unwrap_err();
-    assert!(matches!(refused, Error::Overlap { file, bytes } if file == size && bytes > size), "{refused}");
+    assert!(matches!(refused, PatchLinkError::Overlap { file, bytes } if file == size && bytes > size), "{refused}");
 }
 
 /// The loader ignores the sections of a group that another group with the same signature has replaced.
@@ -140,7 +143,10 @@ fn a_part_of_a_relocation_is_refused() {
     object.copy_within(one - 64 + 44..one - 64 + 48, one + 44);
     object[two + 32] += 1;
     let refused = link(&object).unwrap_err();
-    assert!(matches!(refused, Error::Malformed { problem: "no whole number of relocations", .. }), "{refused}");
+    assert!(
+        matches!(refused, PatchLinkError::Malformed { problem: "no whole number of relocations", .. }),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -153,5 +159,5 @@ fn names_without_bound_are_refused() {
         relocate(&mut object, section, mark, 0, elf::R_X86_64_PC32);
     }
     let refused = link(&object.write().unwrap()).unwrap_err();
-    assert!(matches!(refused, Error::TooLarge { limit, .. } if limit == 64 << 20), "{refused}");
+    assert!(matches!(refused, PatchLinkError::TooLarge { limit, .. } if limit == 64 << 20), "{refused}");
 }

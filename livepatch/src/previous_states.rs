@@ -14,17 +14,17 @@ thread_local! {
 
 /// The states for this thread's callbacks, by their numbers, the newest last. The states apply as long as this value
 /// exists.
-pub(crate) struct Previous {
+pub(crate) struct PreviousStates {
     before: Option<Vec<(u64, Addr)>>,
 }
 
-impl Previous {
-    pub(crate) fn are(states: Vec<(u64, Addr)>) -> Previous {
-        Previous { before: STATES.replace(Some(states)) }
+impl PreviousStates {
+    pub(crate) fn provide(states: Vec<(u64, Addr)>) -> PreviousStates {
+        PreviousStates { before: STATES.replace(Some(states)) }
     }
 }
 
-impl Drop for Previous {
+impl Drop for PreviousStates {
     fn drop(&mut self) {
         STATES.set(self.before.take());
     }
@@ -34,7 +34,7 @@ impl Drop for Previous {
 pub(crate) fn newest(id: u64) -> Option<Addr> {
     STATES.with_borrow(|states| {
         if states.is_none() {
-            tracing::warn!(id, "klp_get_prev_state is asked outside of a transition's callbacks");
+            tracing::warn!(id, "klp_get_prev_state was called outside of a transition's callbacks");
         }
         states.iter().flatten().rev().find(|(of, _)| *of == id).map(|(_, at)| *at)
     })

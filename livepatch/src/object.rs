@@ -8,15 +8,19 @@ use modload_edit::Addr;
 use modload_loader::FunctionSymbol;
 
 use crate::error::PatchError;
-use crate::find::{Place, cold_parts, extent};
-use crate::spec::ObjectSpec;
+use crate::find::{ObjectPlace, cold_parts, extent};
+use crate::patch::{Func, PatchedFunction, PatchedObject, VMLINUX};
+use crate::spec::{Callbacks, FuncSpec, ObjectSpec};
 use crate::structs::CObject;
-use crate::table::{Func, Object, Patched, VMLINUX};
 
 /// Makes an object. `own` are the functions of the patch's module.
-pub(super) fn object(spec: ObjectSpec, c: Option<CObject>, own: &[FunctionSymbol]) -> Result<Object, PatchError> {
+pub(crate) fn new_object(
+    spec: ObjectSpec,
+    c: Option<CObject>,
+    own: &[FunctionSymbol],
+) -> Result<PatchedObject, PatchError> {
     let name: Option<Arc<str>> = spec.name.map(|name| modinfo::canonical(&name).into());
-    let func = |func: crate::spec::FuncSpec| {
+    let func = |func: FuncSpec| {
         let mut extent = vec![extent(func.new_func)?];
         let named = own.iter().filter(|symbol| symbol.addr == func.new_func);
         extent.extend(named.flat_map(|symbol| cold_parts(own, &symbol.name)));
@@ -24,32 +28,32 @@ pub(super) fn object(spec: ObjectSpec, c: Option<CObject>, own: &[FunctionSymbol
         Ok(Func { old_name, old_sympos, new_func: Some(func.new_func), old: None, extent, patched: false })
     };
     let funcs = spec.funcs.into_iter().map(func).collect::<Result<Vec<_>, PatchError>>()?;
-    named_once(name.as_deref().unwrap_or(VMLINUX), &funcs)?;
+    refuse_duplicates(name.as_deref().unwrap_or(VMLINUX), &funcs)?;
     let callbacks = spec.callbacks;
-    let object = Object::new(name, funcs);
-    Ok(Object { callbacks, c, ..object })
+    let object = PatchedObject::new(name, funcs);
+    Ok(PatchedObject { callbacks, c, ..object })
 }
 
 /// Refuses a function that is named twice, even if its object is not loaded yet. Positions 0 and 1 name the same
 /// function: 0 is valid only if there is exactly one function of that name.
-fn named_once(object: &str, funcs: &[Func]) -> Result<(), PatchError> {
+fn refuse_duplicates(object: &str, funcs: &[Func]) -> Result<(), PatchError> {
     let mut named = BTreeSet::new();
-    match funcs.iter().find(|func| !named.insert(func.named())) {
-        Some(func) => Err(twice(object, func, func)),
+    match funcs.iter().find(|func| !named.insert(func.key())) {
+        Some(func) => Err(function_twice(object, func, func)),
         None => Ok(()),
     }
 }
 
-fn twice(object: &str, first: &Func, second: &Func) -> PatchError {
+fn function_twice(object: &str, first: &Func, second: &Func) -> PatchError {
     let [first, second] = [first, second].map(|func| func.old_name.to_string());
     PatchError::FunctionTwice { object: object.to_owned(), first, second }
 }
 
-impl Object {
-    pub(super) fn new(name: Option<Arc<str>>, funcs: Vec<Func>) -> Object {
-        let callbacks = crate::spec::Callbacks::default();
+impl PatchedObject {
+    pub(crate) fn new(name: Option<Arc<str>>, funcs: Vec<Func>) -> PatchedObject {
+        let callbacks = Callbacks::default();
         let (c, is_dynamic, loaded, patched, post_unpatch_enabled) = (None, false, false, false, false);
-        Object { name, funcs, callbacks, c, is_dynamic, loaded, patched, post_unpatch_enabled }
+        PatchedObject { name, funcs, callbacks, c, is_dynamic, loaded, patched, post_unpatch_enabled }
     }
 
     /// Finds the functions of a loaded object: Linux's `klp_init_object_loaded`. Functions are compared by their
@@ -58,8 +62,8 @@ impl Object {
     ///
     /// # Errors
     /// A function cannot be found, or the patch replaces a function twice.
-    pub(super) fn is_loaded(&mut self, place: &Place<'_>) -> Result<Vec<(Addr, Patched)>, PatchError> {
-        let mut found: BTreeMap<Addr, Patched> = BTreeMap::new();
+    pub(crate) fn set_loaded(&mut self, place: &ObjectPlace<'_>) -> Result<Vec<(Addr, PatchedFunction)>, PatchError> {
+        let mut found: BTreeMap<Addr, PatchedFunction> = BTreeMap::new();
         let mut funcs: Vec<Func> = Vec::with_capacity(self.funcs.len());
         // No-op functions come last.
         for mut func in std::mem::take(&mut self.funcs) {
@@ -70,47 +74,47 @@ impl Object {
                     continue;
                 }
                 let first = funcs.iter().find(|func| func.old == Some(entry)).unwrap_or(&func);
-                return Err(twice(self.name(), first, &func));
+                return Err(function_twice(self.name(), first, &func));
             }
             let home = modload_ftrace::behind(entry).unwrap_or(entry);
-            found.insert(entry, Patched { home, extent, stack: Vec::new() });
+            found.insert(entry, PatchedFunction { home, extent, stack: Vec::new() });
             funcs.push(func);
         }
         self.funcs = funcs;
         self.loaded = true;
-        if let Place::Module(module, _) = place {
+        if let ObjectPlace::Module(module, _) = place {
             module.expect_stand_ins();
-            self.c.iter_mut().for_each(|c| c.arrives(module));
+            self.c.iter_mut().for_each(|c| c.set_target(module));
         }
         Ok(found.into_iter().collect())
     }
 
     /// Forgets the addresses of the object's functions: the object is not loaded any more.
-    pub(super) fn is_unloaded(&mut self) {
+    pub(crate) fn set_unloaded(&mut self) {
         self.loaded = false;
         self.funcs.iter_mut().for_each(|func| func.old = None);
-        self.c.iter_mut().for_each(CObject::leaves);
+        self.c.iter_mut().for_each(CObject::clear_target);
     }
 
-    pub(super) fn pre_patch(&mut self) -> Result<(), i32> {
+    pub(crate) fn pre_patch(&mut self) -> Result<(), i32> {
         let result = self.callbacks.pre_patch.as_ref().map_or(Ok(()), |call| call());
         self.post_unpatch_enabled = result.is_ok();
         result
     }
 
-    pub(super) fn post_patch(&self) {
+    pub(crate) fn post_patch(&self) {
         if let Some(call) = &self.callbacks.post_patch {
             call();
         }
     }
 
-    pub(super) fn pre_unpatch(&self) {
+    pub(crate) fn pre_unpatch(&self) {
         if let Some(call) = &self.callbacks.pre_unpatch {
             call();
         }
     }
 
-    pub(super) fn post_unpatch(&mut self) {
+    pub(crate) fn post_unpatch(&mut self) {
         if let Some(call) = self.callbacks.post_unpatch.as_ref().filter(|_| self.post_unpatch_enabled) {
             call();
         }

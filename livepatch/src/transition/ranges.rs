@@ -5,25 +5,28 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use modload_threads::frames::{Frame, walk_here};
 
-/// The most ranges. In a transition with more ranges, threads cannot check themselves: only the worker checks them.
-pub(super) const MOST_SHOWN: usize = 4096;
+/// The ranges that must not be on the stack of a thread that migrates. Sorted.
+pub(super) type AddressRanges = Vec<Range<u64>>;
 
-pub(super) struct Shown {
+/// The most ranges. In a transition with more ranges, threads cannot check themselves: only the worker checks them.
+pub(super) const MOST_PUBLISHED: usize = 4096;
+
+pub(super) struct PublishedRanges {
     /// Odd while the ranges are being written.
     version: AtomicU32,
     len: AtomicUsize,
-    ends: [[AtomicU64; 2]; MOST_SHOWN],
+    ends: [[AtomicU64; 2]; MOST_PUBLISHED],
 }
 
-pub(super) static SHOWN: Shown = Shown {
+pub(super) static PUBLISHED_RANGES: PublishedRanges = PublishedRanges {
     version: AtomicU32::new(0),
     len: AtomicUsize::new(0),
-    ends: [const { [const { AtomicU64::new(0) }; 2] }; MOST_SHOWN],
+    ends: [const { [const { AtomicU64::new(0) }; 2] }; MOST_PUBLISHED],
 };
 
 /// The result of a thread's check of its own stack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Looked {
+pub(super) enum OwnStackCheck {
     /// None of the ranges is on the stack.
     Clear,
     /// One of the ranges is on the stack. The value is the address in that frame.
@@ -34,9 +37,9 @@ pub(super) enum Looked {
     Changing,
 }
 
-impl Shown {
+impl PublishedRanges {
     /// Replaces the ranges. The caller holds the table's lock.
-    pub(super) fn show(&self, ranges: &[Range<u64>]) {
+    pub(super) fn publish(&self, ranges: &[Range<u64>]) {
         self.version.fetch_add(1, Ordering::AcqRel);
         for (ends, range) in self.ends.iter().zip(ranges) {
             ends[0].store(range.start, Ordering::Relaxed);
@@ -47,15 +50,15 @@ impl Shown {
     }
 
     pub(super) fn clear(&self) {
-        self.show(&[]);
+        self.publish(&[]);
     }
 
     /// Checks whether one of the ranges is on this thread's stack. Skipped frames do not count.
-    pub(super) fn look(&self, mut skip: impl FnMut(&Frame) -> bool) -> Looked {
+    pub(super) fn check_own_stack(&self, mut skip: impl FnMut(&Frame) -> bool) -> OwnStackCheck {
         let version = self.version.load(Ordering::Acquire);
-        let Some(ranges) = self.ends.get(..self.len.load(Ordering::Relaxed)) else { return Looked::Changing };
+        let Some(ranges) = self.ends.get(..self.len.load(Ordering::Relaxed)) else { return OwnStackCheck::Changing };
         if !version.is_multiple_of(2) || ranges.is_empty() {
-            return Looked::Changing;
+            return OwnStackCheck::Changing;
         }
         let holds = |at: u64| {
             let behind = ranges.partition_point(|[start, _]| start.load(Ordering::Relaxed) <= at);
@@ -71,10 +74,10 @@ impl Shown {
         });
         let same = self.version.load(Ordering::Acquire) == version;
         match (walked, found) {
-            _ if !same => Looked::Changing,
-            (Ok(_), None) => Looked::Clear,
-            (Ok(_), Some(pc)) => Looked::Inside(pc),
-            (Err(_), _) => Looked::Unwalked,
+            _ if !same => OwnStackCheck::Changing,
+            (Ok(_), None) => OwnStackCheck::Clear,
+            (Ok(_), Some(pc)) => OwnStackCheck::Inside(pc),
+            (Err(_), _) => OwnStackCheck::Unwalked,
         }
     }
 }

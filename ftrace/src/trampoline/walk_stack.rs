@@ -147,7 +147,7 @@ pub(super) fn is_start(pc: u64) -> bool {
 /// Determines the functions in which threads begin, if they are not known yet: a new thread walks its own stack.
 /// Without these functions, calls of a thread after a `longjmp` are not recorded until the old return address is
 /// overwritten. Not for signal handlers.
-pub(crate) fn know_starts() {
+pub(crate) fn find_thread_starts() {
     let [first, others] = &STARTS;
     let know = |of: &[AtomicU64; 2], function: Option<std::ops::Range<u64>>| {
         let Some(function) = function else { return };

@@ -5,15 +5,16 @@ use std::sync::atomic::Ordering;
 use modload_ftrace::event_code;
 use modload_threads::word;
 
-use super::look::{TRIES, is_over};
-use super::roll::{self, Phase, UNDER_WAY};
-use super::shown::{Looked, SHOWN};
-use super::worker;
+use super::events;
+use super::phase::{NOTHING, RosterPhase, UNDER_WAY};
+use super::ranges::{OwnStackCheck, PUBLISHED_RANGES};
+use super::roster;
+use super::word::{TRIES, is_migrated, replace_own_word};
 
 /// Handles the event of a stub: the calling thread's word does not select a target.
-pub(crate) fn came_by() {
-    match Phase::under_way() {
-        Some(phase) => roll::place(phase),
+pub(crate) fn on_unmigrated_call() {
+    match RosterPhase::under_way() {
+        Some(phase) => roster::set_own_word(phase),
         None => count_call(),
     }
 }
@@ -23,39 +24,33 @@ fn count_call() {
     /// The logarithm to base 2 of the most calls between two checks.
     const MOST: u64 = 16;
     let before = word::own().load(Ordering::Relaxed);
-    if is_over(before) {
+    if is_migrated(before) {
         return;
     }
     // The frames of this code, and the frame of the function that the thread is about to enter, do not count.
     let (_, event) = event_code();
-    let mut ours = true;
-    let mut entered = false;
-    let seen = SHOWN.look(|frame| {
-        let skipped = ours || entered;
-        entered = ours && event.contains(&frame.inside());
-        ours &= !entered;
+    let mut is_this_code = true;
+    let mut is_entered_function = false;
+    let own_stack = PUBLISHED_RANGES.check_own_stack(|frame| {
+        let skipped = is_this_code || is_entered_function;
+        is_entered_function = is_this_code && event.contains(&frame.inside());
+        is_this_code &= !is_entered_function;
         skipped
     });
-    if seen == Looked::Clear {
-        over(before);
+    if own_stack == OwnStackCheck::Clear {
+        migrate(before);
     } else {
-        let (mark, tries) = (before & u64::from(u32::MAX) & !(TRIES - 1), (before % TRIES + 1).min(MOST));
+        let (transition_bits, tries) = (before & u64::from(u32::MAX) & !(TRIES - 1), (before % TRIES + 1).min(MOST));
         let calls = 1_u64.checked_shl(u32::try_from(tries).unwrap_or(0)).unwrap_or(1);
-        become_one(before, calls << 32 | mark | tries);
+        replace_own_word(before, calls << 32 | transition_bits | tries);
     }
 }
 
 /// Marks this thread as migrated. Has no effect if the word is not `before` any more, because the thread was held
 /// meanwhile.
-fn over(before: u64) {
-    become_one(before, 0);
-    worker::wake();
-}
-
-/// Replaces this thread's word if it still equals `before`. Fails if a signal handler, or the thread that holds this
-/// one, changed it.
-pub(super) fn become_one(before: u64, word: u64) {
-    let _written = word::own().compare_exchange(before, word, Ordering::Relaxed, Ordering::Relaxed);
+fn migrate(before: u64) {
+    replace_own_word(before, 0);
+    events::report_migration();
 }
 
 /// A place where a thread can migrate. The thread walks its own stack and migrates if none of the functions that change
@@ -67,21 +62,21 @@ pub(super) fn become_one(before: u64, word: u64) {
 #[inline]
 pub fn checkpoint() -> bool {
     // An old value has the same effect as a checkpoint a moment earlier.
-    UNDER_WAY.load(Ordering::Relaxed) == roll::NOTHING || come()
+    UNDER_WAY.load(Ordering::Relaxed) == NOTHING || check_at_checkpoint()
 }
 
 #[cold]
-fn come() -> bool {
-    if let Some(phase) = Phase::under_way() {
-        return roll::come(phase);
+fn check_at_checkpoint() -> bool {
+    if let Some(phase) = RosterPhase::under_way() {
+        return roster::migrate_at_checkpoint(phase);
     }
     let before = word::own().load(Ordering::Relaxed);
-    if is_over(before) {
+    if is_migrated(before) {
         return true;
     }
-    let is_clear = SHOWN.look(|_| false) == Looked::Clear;
+    let is_clear = PUBLISHED_RANGES.check_own_stack(|_| false) == OwnStackCheck::Clear;
     if is_clear {
-        over(before);
+        migrate(before);
     }
     is_clear
 }
