@@ -114,6 +114,8 @@ pub(crate) fn start(host: TraceHostId, options: &TraceOptions) -> Result<(u32, C
     });
     if let Err(error) = table.switch(&changed) {
         table.stop(session);
+        // No `FunctionTrace` exists that would do this when it is dropped.
+        table.running = None;
         return Err(error);
     }
     Ok((session, clock))

@@ -61,26 +61,28 @@ impl PatchedObject {
     /// function.
     ///
     /// # Errors
-    /// A function cannot be found, or the patch replaces a function twice.
+    /// A function cannot be found, or the patch replaces a function twice. The object is unchanged: the module is refused, and
+    /// another module of that name may be loaded later.
     pub(crate) fn set_loaded(&mut self, place: &ObjectPlace<'_>) -> Result<Vec<(Addr, PatchedFunction)>, PatchError> {
         let mut found: BTreeMap<Addr, PatchedFunction> = BTreeMap::new();
-        let mut funcs: Vec<Func> = Vec::with_capacity(self.funcs.len());
+        let mut firsts: BTreeMap<Addr, usize> = BTreeMap::new();
         // No-op functions come last.
-        for mut func in std::mem::take(&mut self.funcs) {
-            let (entry, extent) = place.function(&func)?;
-            func.old = Some(entry);
-            if found.contains_key(&entry) {
+        for (number, func) in self.funcs.iter().enumerate() {
+            let (entry, extent) = place.function(func)?;
+            if let Some(first) = firsts.get(&entry) {
                 if func.new_func.is_none() {
                     continue;
                 }
-                let first = funcs.iter().find(|func| func.old == Some(entry)).unwrap_or(&func);
-                return Err(function_twice(self.name(), first, &func));
+                return Err(function_twice(self.name(), &self.funcs[*first], func));
             }
             let home = modload_ftrace::behind(entry).unwrap_or(entry);
             found.insert(entry, PatchedFunction { home, extent, stack: Vec::new() });
-            funcs.push(func);
+            firsts.insert(entry, number);
         }
-        self.funcs = funcs;
+        let entries: BTreeMap<usize, Addr> = firsts.into_iter().map(|(entry, number)| (number, entry)).collect();
+        let funcs = std::mem::take(&mut self.funcs).into_iter().enumerate();
+        let loaded = |(number, func)| Some(Func { old: Some(*entries.get(&number)?), ..func });
+        self.funcs = funcs.filter_map(loaded).collect();
         self.loaded = true;
         if let ObjectPlace::Module(module, _) = place {
             module.expect_stand_ins();

@@ -147,9 +147,11 @@ impl Transitions {
             let chosen = match chosen {
                 Ok(chosen) => chosen,
                 Err(error) => {
-                    // The words mean nothing without stubs.
-                    if threads == ThreadsToCheck::All {
-                        clear_words()?;
+                    // The words mean nothing without stubs. If the words cannot be cleared, the first error still says more.
+                    if threads == ThreadsToCheck::All
+                        && let Err(error) = clear_words()
+                    {
+                        tracing::warn!(%error, "the words of threads could not be cleared");
                     }
                     return Err(error.into());
                 }

@@ -1,12 +1,13 @@
 //! Function tracing, end to end: who hears of which calls, in which order, and what stands at a function's entry meanwhile.
 
+use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use modload::text::{Addr, disassembled};
 use modload::trace::ThreadAction;
-use modload::trace::{Call, Filter, HostFunction, Mode, TraceOptions};
+use modload::trace::{Call, Filter, HostFunction, Mode, TraceError, TraceOptions};
 use modload::{Host, Image, Input, Module};
 use modload_fixtures::{Compiler, Language, object_from_text};
 use modload_tests::{Case, Recorded, Watch, case, peek, watched};
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         Case::new("functions_of_the_hosts_own_that_call_fentry", || own(&counted())).needing("gcc"),
         case!(records_of_functions_that_are_not_there_are_not_told_of_others).needing("g++"),
         case!(what_cannot_be_traced_says_why).needing("gcc"),
+        case!(a_recording_that_cannot_begin_is_in_the_way_of_none),
     ])
 }
 
@@ -104,6 +106,23 @@ fn calls_are_heard_of_in_every_way_of_compiling() {
         assert_eq!(heard.lock().unwrap().len(), 6, "{way}");
         module.unload().unwrap();
     }
+}
+
+/// Another debugger, say, has changed a function's entry.
+fn a_recording_that_cannot_begin_is_in_the_way_of_none() {
+    let host = host();
+    let module = host.load(&built("sums", Compiler::Cc, PATCHABLE, SUMS)).unwrap();
+    let at = module.symbol_info("leaf").unwrap().addr;
+    let before = peek(at, 1);
+    let memory = std::fs::OpenOptions::new().write(true).open("/proc/self/mem").unwrap();
+    let options = TraceOptions::new(Mode::Calls).pattern("sums:leaf").unwrap();
+    memory.write_all_at(&[0xcc], at.get()).unwrap();
+    let error = host.trace_functions(&options).expect_err("the entry is not the loader's");
+    assert!(!matches!(error, TraceError::UnderWay), "{error}");
+    memory.write_all_at(&before, at.get()).unwrap();
+    let trace = host.trace_functions(&options).unwrap();
+    assert_eq!(call(&module, "leaf", 1), 2);
+    assert_eq!(trace.finish().records.len(), 1);
 }
 
 fn several_hear_of_one_function() {

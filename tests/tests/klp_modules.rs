@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use modload::error::sentence;
 use modload::text::Addr;
 use modload::timeline::EventKind;
 use modload::trace::{Call, Filter, Redirect, Redirecting};
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         case!(a_target_without_a_struct_module_is_told_of),
         case!(a_target_whose_function_a_tracer_redirects_is_refused),
         case!(functions_that_are_not_there_are_refused_as_linux_does),
+        case!(a_target_is_patched_after_one_without_the_function_was_refused),
         case!(a_callback_that_throws_refuses).needing("c++"),
         case!(lines_of_modules_are_lines),
         case!(shadow_variables_are_there_in_a_child),
@@ -395,6 +397,18 @@ fn a_target_whose_function_a_tracer_redirects_is_refused() {
     host.disable_patch("patch").unwrap();
     let _taken = host.redirect(filter(), redirecting()).unwrap();
     assert_eq!(answer(&target, 1), 2);
+}
+
+fn a_target_is_patched_after_one_without_the_function_was_refused() {
+    let host = host();
+    host.load(&built("patch", Language::C, &text(PATCH))).unwrap();
+    for _ in 0..2 {
+        let lacking = built("target", Language::C, "int answer(int a) { return a + 1; }");
+        let error = host.load(&lacking).expect_err("it has no function \"hidden\"");
+        assert!(sentence(&error).contains("hidden"), "{error:?}");
+    }
+    let target = host.load(&built("target", Language::C, TARGET)).unwrap();
+    assert_eq!(answer(&target, 1), 102);
 }
 
 fn functions_that_are_not_there_are_refused_as_linux_does() {

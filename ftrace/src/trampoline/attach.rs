@@ -53,7 +53,13 @@ pub(super) fn attach(local: &Local, session: u32) -> Option<()> {
     let units = bytes / UNIT;
     if state.mask.load(Ordering::Relaxed) + 1 != units {
         // The old ring is not read any more: its recording is over (`FunctionTrace::finish`).
-        let pages = Pages::new(index(bytes)).ok()?;
+        let Ok(pages) = Pages::new(index(bytes)) else {
+            if is_new {
+                // Nothing else knows the state, and nothing uses it after this.
+                drop(state.pages.take());
+            }
+            return None;
+        };
         state.ring.store(pages.as_mut_ptr().cast(), Ordering::Relaxed);
         state.mask.store(units - 1, Ordering::Relaxed);
         state.room.set(units - 2);
