@@ -1,4 +1,4 @@
-//! Compiles functions of the test programs' own, with sites at their entries, into a static library.
+//! Compiles functions of the test programs themselves, with sites at their entries, into a static library.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -25,19 +25,19 @@ fn main() -> ExitCode {
     println!("cargo::rustc-link-search=native={}", out.display());
     // LLVM's linker takes a table that nothing but its own `__start_` symbol refers to for unused.
     println!("cargo::rustc-link-arg-tests=-Wl,-z,nostart-stop-gc");
-    // Segments that begin at large pages have unmapped ones between them.
+    // Segments that begin at large pages have unmapped pages between them.
     println!("cargo::rustc-link-arg-bin=holes=-Wl,-z,max-page-size=0x200000");
     ExitCode::SUCCESS
 }
 
-/// Functions that call `__fentry__`. The table of these calls is gcc's to write. Without gcc there are no such calls,
-/// and the test that needs them is skipped aloud.
+/// Functions that call `__fentry__`. gcc writes the table of these calls. Without gcc there are no such calls,
+/// and the test that needs them is skipped, with a message.
 fn calls_of_fentry(object: &Path) -> Result<(), String> {
     let calls = ["-pg", "-mfentry", "-mrecord-mcount"];
     if run(&mut compile("gcc", "counted", "__mcount_loc", &calls, object)).is_err() {
         return run(&mut compile("cc", "counted", "__mcount_loc", &[], object));
     }
-    // Its addresses are the dynamic linker's to write, and gcc makes the table read-only: LLVM's linker refuses that
+    // The dynamic linker writes the table's addresses, and gcc makes the table read-only: LLVM's linker refuses that
     // in a position-independent executable.
     run(Command::new("objcopy").args(["--set-section-flags", "__mcount_loc=alloc,data"]).arg(object))
 }

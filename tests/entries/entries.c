@@ -1,5 +1,5 @@
 /*
- * Functions of the test program's own, each with a site at its entry that can be led elsewhere. Compiled twice (build.rs):
+ * Functions of the test program itself, each with a site at its entry that can be redirected. Compiled twice (build.rs):
  * as `patchable` with five NOPs of one byte there, as `counted` with a call of __fentry__. KIND is the name and SECTION
  * the table of sites that the compiler writes.
  */
@@ -27,7 +27,7 @@ FUNCTION(8)
 extern int (*const NAME(KIND, _functions)[8])(int);
 int (*const NAME(KIND, _functions)[8])(int) = { add_1, add_2, add_3, add_4, add_5, add_6, add_7, add_8 };
 
-/* Where the linker has put the table; nowhere if the compiler has made none. */
+/* The bounds of the table in the linked program; null if the compiler has made no table. */
 extern const unsigned long START[] __attribute__((weak, visibility("hidden")));
 extern const unsigned long STOP[] __attribute__((weak, visibility("hidden")));
 

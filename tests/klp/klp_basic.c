@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* Replaces a function of the kernel's, or of the host's. */
+/* Replaces a function of the kernel, or of the host. */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <modload/livepatch.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* A module that can be busy in a function that a patch replaces, for as long as it is there. */
+/* A module that can be busy in a function that a patch replaces, as long as the module is loaded. */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <modload/module.h>
@@ -27,7 +27,7 @@ static int klp_busy_init(void)
 {
 	pr_info("%s\n", __func__);
 	schedule_work(&work);
-	/* So that lines have an order. */
+	/* Gives the lines an order. */
 	wait_for_completion(&begun);
 	if (!stay)
 		flush_work(&work);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* Callbacks of three objects, one of them with a function to replace; those before patching can be made to refuse. */
+/* Callbacks of three objects, one of them with a function to replace; those before patching refuse on request. */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <modload/livepatch.h>

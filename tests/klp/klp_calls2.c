@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* Callbacks alone, in a patch that on request replaces all that are there. */
+/* Only callbacks, in a patch that on request replaces all enabled patches. */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <modload/livepatch.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* A patch that uses what its objects do not export: made by modhost klp-link. */
+/* A patch that uses symbols that its objects do not export: made by modhost klp-link. */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <modload/livepatch.h>

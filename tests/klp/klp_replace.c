@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* Replaces another function, and on request all patches that are there. */
+/* Replaces another function, and on request all enabled patches. */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <modload/livepatch.h>

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* A module that exports nothing, and whose own variable and function a patch uses. */
+/* A module that exports nothing. A patch uses a variable and a function of the module. */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <modload/module.h>
 #include <modload/printk.h>
 
-/* What is `used` keeps its form: others may refer to it. */
+/* The compiler does not change a function that is marked `used`: other code may refer to the function. */
 static __attribute__((__used__)) int secret = 40;
 
 /* A name that is no identifier, as compilers make them. */

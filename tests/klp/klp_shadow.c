@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* Shadow variables of three objects, two each: made, found, made once more in vain, freed one by one and all together. */
+/* Shadow variables of three objects, two each: made, found, made again without success, freed one by one and all together. */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <modload/livepatch.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* Changes something that is no function, and puts it back: a state, in its first version, which knows of no other patch. */
+/* Changes a variable, and restores its value: a state in its first version, which has no knowledge of other patches. */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <modload/livepatch.h>

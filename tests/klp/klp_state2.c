@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* The state of klp_state1 in its second version: it is taken over from a patch that has it already. */
+/* The state of klp_state1 in its second version. The patch takes the state over from a patch that already has the state. */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <modload/livepatch.h>

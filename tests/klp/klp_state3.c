@@ -1,3 +1,3 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* The next cumulative patch: what it does to the state is the same. */
+/* The next cumulative patch, with the same effect on the state. */
 #include "klp_state2.c"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* A module whose coming and going is told to a patch. */
+/* A module. A patch is notified when the module is loaded and unloaded. */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <modload/module.h>

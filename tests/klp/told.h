@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* Callbacks that tell of themselves: which one, of which object, and the state of its module. */
+/* Callbacks that log their own name, their object, and the state of the object's module. */
 #ifndef TOLD_H
 #define TOLD_H
 

@@ -12,10 +12,11 @@ use libtest_mimic::{Arguments, Failed, Trial};
 /// Names the case that this process is to run.
 const CASE: &str = "MODLOAD_TESTS_CASE";
 
-/// How long a case may rest: what takes no processor's time waits for something that does not come.
+/// The time limit for a case that uses no processor time. Such a case waits for an event that does not come.
 const REST: Duration = Duration::from_secs(60);
 
-/// A test that runs in a process of its own. Its time is the processors', so that it has as much of it on a busy machine.
+/// A test that runs in a process of its own. The time limit counts processor time, so a case has as much of that time
+/// on a busy machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     name: &'static str,
@@ -31,20 +32,21 @@ impl Case {
         Case { name, run, limit: Duration::from_secs(60), needs: None }
     }
 
-    /// Gives it another time limit.
+    /// Sets another time limit.
     #[must_use]
     pub fn within_seconds(self, seconds: u64) -> Case {
         Case { limit: Duration::from_secs(seconds), ..self }
     }
 
-    /// It needs a program. Where that is missing the case is skipped, and standard error says so.
+    /// States that the case needs a program. If the program is missing, the case is skipped, and standard error says
+    /// so.
     #[must_use]
     pub fn needing(self, program: &'static str) -> Case {
         Case { needs: Some(program), ..self }
     }
 }
 
-/// Returns the [`Case`] of a function; the case has the function's name, so that the name stands once.
+/// Returns the [`Case`] of a function. The case has the function's name, so that the name is written once.
 #[macro_export]
 macro_rules! case {
     ($function:path) => {
@@ -71,7 +73,7 @@ pub fn run(cases: &[Case]) -> ExitCode {
     let trials = cases.iter().map(|&case| {
         let missing = case.needs.filter(|program| !is_there(program));
         if let Some(program) = missing {
-            // Past any capture: nobody may take this for a pass.
+            // Written past any capture, so that no reader mistakes this for a pass.
             eprintln!("SKIPPED {}: {program} is missing or cannot run here", case.name);
         }
         Trial::test(case.name, move || alone(case)).with_ignored_flag(missing.is_some())
@@ -84,9 +86,9 @@ fn is_there(program: &str) -> bool {
     version.is_ok_and(|status| status.success())
 }
 
-/// Starts this program once more for one case, and judges how it ends.
+/// Starts this program once more for one case, and checks how the process ends.
 fn alone(case: Case) -> Result<(), Failed> {
-    // Files rather than pipes: a forked child that outlives its parent must not keep us waiting.
+    // Files, not pipes: a forked child that outlives its parent must not block this thread.
     let mut output = tempfile::tempfile()?;
     let mut child = Command::new(std::env::current_exe()?)
         .env(CASE, case.name)
@@ -116,7 +118,7 @@ fn alone(case: Case) -> Result<(), Failed> {
     Err(format!("{how}\n{}", text(&mut output)?).into())
 }
 
-/// What a case has done so far: how much of the processors' time its processes have taken.
+/// The progress of a case: the processor time that its processes have used.
 struct Progress {
     limit: Duration,
     looked: Instant,
@@ -130,13 +132,13 @@ impl Progress {
         Progress { limit, looked: now, taken: Duration::ZERO, changed: now }
     }
 
-    /// Why it has to end, if it has to.
+    /// Returns the reason why the case must end, if there is one.
     fn is_over(&mut self, group: i32) -> Option<String> {
         if self.looked.elapsed() < Duration::from_millis(250) {
             return None;
         }
         self.looked = Instant::now();
-        // A process that has ended without being waited for takes what it had along.
+        // If a process ends and its parent does not wait for it, its processor time is lost.
         let taken = taken_by(group).max(self.taken);
         if taken != self.taken {
             (self.taken, self.changed) = (taken, self.looked);
@@ -150,7 +152,7 @@ impl Progress {
     }
 }
 
-/// The processors' time that the processes of a group have taken, and those that they have waited for.
+/// Returns the processor time of the processes of a group, and of the children that they have waited for.
 fn taken_by(group: i32) -> Duration {
     const TICKS: u64 = 100;
     let of = |entry: std::fs::DirEntry| {

@@ -1,4 +1,4 @@
-//! Threads to be held or asked: crowds of them, and what they block.
+//! Crowds of threads to be held or asked, and the signals that they block.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
@@ -35,7 +35,7 @@ impl Crowd {
         Crowd { stop, threads }
     }
 
-    /// How many they are.
+    /// Returns the number of threads.
     #[must_use]
     pub fn count(&self) -> u64 {
         wide(self.threads.len())
@@ -52,7 +52,7 @@ impl Drop for Crowd {
     }
 }
 
-/// Where a thread stands: as it is told, who it is, and its next instruction.
+/// Asks a thread for three values: the id in the request, the thread's own id, and the address of its next instruction.
 #[derive(Clone, Copy, Debug)]
 pub struct WhoAndWhere;
 
@@ -65,8 +65,8 @@ unsafe impl Probe for WhoAndWhere {
     }
 }
 
-/// Changes this thread's signal mask by the system call itself, and returns what it was. The C library's functions leave out its own
-/// signals, one of which modload uses.
+/// Changes this thread's signal mask by the system call itself, and returns the old mask. The C library's functions
+/// leave out that library's own signals, and modload uses one of these signals.
 pub fn mask(how: i32, signals: u64) -> u64 {
     let mut before = 0_u64;
     let size = size_of::<u64>();
@@ -82,7 +82,7 @@ pub fn bit(signal: i32) -> u64 {
     1 << (signal - 1)
 }
 
-/// Blocks a signal in this thread; whether it was blocked before.
+/// Blocks a signal in this thread. Returns whether the signal was blocked before.
 #[must_use]
 pub fn block(signal: i32) -> bool {
     mask(libc::SIG_BLOCK, bit(signal)) & bit(signal) != 0

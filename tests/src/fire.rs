@@ -1,5 +1,5 @@
-//! Text that is poked while everybody runs through it: threads that stay, threads that come and go, signal handlers,
-//! and forked children that poke their own.
+//! Text that is poked while threads run through the text: long-lived threads, threads that start and end, signal
+//! handlers, and forked children that poke their own text.
 
 use std::error::Error;
 use std::fmt;
@@ -16,35 +16,35 @@ use crate::{Chance, Sites, handle, in_fork};
 /// When a fire ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Until {
-    /// After so many flips of all sites.
+    /// After this number of flips of all sites.
     Flips(u64),
     /// With the first flip that ends after this time.
     After(Duration),
 }
 
-/// What has happened in a fire: every call returned what its site was when it was called or when it returned, and after
-/// each batch what the site is since.
+/// The events of a fire. Every call returned the state of its site at the time of the call or at the time of the
+/// return. After each batch every call returns the new state.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Fired {
-    /// How many sites each flip changed.
+    /// The number of sites that each flip changed.
     pub sites: usize,
-    /// How many batches were poked.
+    /// The number of batches that were poked.
     pub flips: u64,
-    /// How many were refused because not every thread could be held in time; nothing was written, and each was tried
-    /// again.
+    /// The number of batches that were refused because not every thread could be held in time. Nothing was written, and
+    /// each batch was tried again.
     pub refused: u64,
-    /// How many calls the threads made that were there all the time.
+    /// The number of calls by the long-lived threads.
     pub calls: u64,
-    /// How many signal handlers ran, each with 32 calls.
+    /// The number of signal handlers that ran, each with 32 calls.
     pub handled: u64,
-    /// How many children were forked, each of which looked at all sites and poked them twice.
+    /// The number of forked children. Each child checked all sites and poked them twice.
     pub children: u64,
-    /// How long it took.
+    /// The duration.
     pub seconds: f64,
 }
 
 impl Fired {
-    /// Adds what has happened in another fire with as many sites.
+    /// Adds the events of another fire with the same number of sites.
     pub fn add(&mut self, other: &Fired) {
         self.sites = other.sites;
         self.flips += other.flips;
@@ -64,22 +64,22 @@ impl fmt::Display for Fired {
     }
 }
 
-/// What the threads of a fire share.
+/// The state that the threads of a fire share.
 struct Fire {
     sites: Sites,
     batches: [EditSet; 2],
-    /// Twice the number of the batch when it is complete, one more while the next is under way.
+    /// Twice the number of the batch when the batch is complete; one more while the next batch is under way.
     state: AtomicU64,
     stop: AtomicBool,
-    /// How many handlers have run when it begins.
+    /// The number of handlers that have run when the fire begins.
     handled: u64,
 }
 
-/// Pokes 10,000 sites of every form, 61 bytes apart so that they stand at any place of a cache line, while they are
-/// called. One at a time in a process: it takes SIGUSR1.
+/// Pokes 10,000 sites of every form while threads call them. The sites are 61 bytes apart, so that they have every
+/// position in a cache line. Only one fire at a time can run in a process, because a fire uses SIGUSR1.
 ///
 /// # Panics
-/// If a call returns what it must not, or a batch cannot be poked. In a signal handler it aborts.
+/// If a call returns a wrong result, or a batch cannot be poked. In a signal handler the process aborts.
 #[must_use]
 pub fn fire(mask: TrapMask, until: Until) -> Fired {
     let sites = Sites::publish(10_000, 61, None);
@@ -94,7 +94,7 @@ pub fn fire(mask: TrapMask, until: Until) -> Fired {
         scope.spawn(|| fire.come_and_go());
         let interrupting = scope.spawn(|| fire.interrupt());
         let forking = scope.spawn(|| fire.fork());
-        // A poke that fails must not leave the others running, for whom the scope waits; nor a call that fails.
+        // A failing poke or a failing call must not leave the other threads running, because the scope waits for them.
         let stopped = Stopped(&fire.stop);
         let goes_on = |flips| match until {
             Until::Flips(wanted) => flips < wanted,
@@ -117,7 +117,7 @@ pub fn fire(mask: TrapMask, until: Until) -> Fired {
     fired
 }
 
-/// Ends the fire when it is dropped.
+/// Ends the fire on drop.
 struct Stopped<'s>(&'s AtomicBool);
 
 impl Drop for Stopped<'_> {
@@ -130,7 +130,7 @@ impl Fire {
     fn flip(&self, flip: u64, mask: TrapMask) -> Result<Poked, PokeError> {
         self.state.fetch_add(1, Ordering::SeqCst);
         let poked = poke(&mut TextLock::take(), &self.batches[index(flip % 2)], mask);
-        // If it was refused, the callers see to it that nothing has changed.
+        // If the batch was refused, the callers check that nothing has changed.
         match poked {
             Ok(_) => self.state.fetch_add(1, Ordering::SeqCst),
             Err(_) => self.state.fetch_sub(1, Ordering::SeqCst),
@@ -142,7 +142,7 @@ impl Fire {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// A thread that is there all the time; how many calls it made.
+    /// Runs a long-lived thread. Returns the number of its calls.
     fn caller(&self, seed: u64) -> u64 {
         let _stopped = Stopped(&self.stop);
         let mut chance = Chance::new(seed);
@@ -180,7 +180,7 @@ impl Fire {
         }
     }
 
-    /// Signals whose handler calls through the sites, in whichever thread they find; how many handlers ran.
+    /// Sends signals whose handler calls through the sites, in any thread. Returns the number of handlers that ran.
     fn interrupt(&self) -> u64 {
         INTERRUPTED.store(ptr::from_ref(&self.sites).cast_mut(), Ordering::SeqCst);
         handle(libc::SIGUSR1, on_signal);
@@ -193,14 +193,15 @@ impl Fire {
         // SAFETY: ignores the signal from here on.
         unsafe { libc::signal(libc::SIGUSR1, libc::SIG_IGN) };
         INTERRUPTED.store(ptr::null_mut(), Ordering::SeqCst);
-        // Who has read the pointer before is counted: the sites stay until it has gone.
+        // A handler that has read the pointer earlier is counted: the sites stay until that handler has ended.
         while RUNNING.load(Ordering::SeqCst) != 0 {
             thread::yield_now();
         }
         HANDLED.load(Ordering::Relaxed) - self.handled
     }
 
-    /// Children that are forked in between find whole sites, and can poke their own; how many they were.
+    /// Forks children during the fire. Each child finds whole sites, and can poke its own. Returns the number of
+    /// children.
     fn fork(&self) -> u64 {
         let _stopped = Stopped(&self.stop);
         let mut children = 0;
@@ -227,15 +228,16 @@ impl Fire {
 
 /// The sites that the handler calls through; null when there are none.
 static INTERRUPTED: AtomicPtr<Sites> = AtomicPtr::new(ptr::null_mut());
-/// How many handlers may be looking at them.
+/// The number of handlers that may be using the sites.
 static RUNNING: AtomicU64 = AtomicU64::new(0);
-/// How many have called through them.
+/// The number of handlers that have called through the sites.
 static HANDLED: AtomicU64 = AtomicU64::new(0);
 
 extern "C" fn on_signal(_: libc::c_int) {
     RUNNING.fetch_add(1, Ordering::SeqCst);
-    // SAFETY: null, or the sites of a fire, which ends only when it has stored null and then seen no handler: either it
-    // waits for us, who have counted ourselves before, or we have loaded null. They are never written through.
+    // SAFETY: null, or the sites of a fire. A fire ends only after storing null and then seeing no handler. Either the
+    // fire waits for this handler, which was counted before, or this handler has loaded null. The sites are never
+    // written through this pointer.
     if let Some(sites) = unsafe { INTERRUPTED.load(Ordering::SeqCst).as_ref() } {
         for number in 0..32 {
             let result = sites.call(number * 7);

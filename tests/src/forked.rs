@@ -1,4 +1,4 @@
-//! A forked child, for what ends a process or must not be seen by the parent.
+//! A forked child, for code that ends a process or must not be visible to the parent.
 
 use std::io::{Read, Seek};
 use std::os::fd::AsRawFd;
@@ -7,11 +7,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// How a child ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ended {
-    /// Its exit status; 101 if it panicked.
+    /// The exit status of the child; 101 if the child panicked.
     pub status: Option<i32>,
-    /// The signal that killed it.
+    /// The signal that killed the child.
     pub signal: Option<i32>,
-    /// What it wrote to standard error.
+    /// The standard error output of the child.
     pub stderr: String,
 }
 
@@ -25,15 +25,15 @@ impl Ended {
 /// Forks, runs `child` in the child, and waits for its end.
 pub fn in_fork(child: impl FnOnce()) -> Ended {
     let mut output = tempfile::tempfile().unwrap();
-    // SAFETY: the child goes on with this thread alone; modload and the C library are made for that, and it ends with
-    // _exit without touching what belongs to the parent's other threads.
+    // SAFETY: the child continues with this thread alone. modload and the C library support that. The child ends with
+    // _exit, without using objects of the parent's other threads.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork");
     if pid == 0 {
         // SAFETY: two descriptors that are open.
         unsafe { libc::dup2(output.as_raw_fd(), 2) };
         let status = catch_unwind(AssertUnwindSafe(child)).map_or(101, |()| 0);
-        // SAFETY: ends the child without running what belongs to the parent.
+        // SAFETY: ends the child without running the parent's exit handlers.
         unsafe { libc::_exit(status) };
     }
     let mut status = 0;

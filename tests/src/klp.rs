@@ -1,4 +1,5 @@
-//! The scenes of live patching, which are run here and on Linux itself: `tests/klp/scenes.txt`, and the sources of their modules.
+//! The scenes of live patching, which run in modload and on Linux itself: `tests/klp/scenes.txt`, and the sources of
+//! their modules.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,9 +9,9 @@ use modload_fixtures::workspace_root;
 /// A scene.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KlpScene {
-    /// `SCRIPT: TITLE` of Linux's selftests, or a command of ours in the place of the script.
+    /// `SCRIPT: TITLE` of Linux's selftests, or a command of ours in place of the script.
     pub title: String,
-    /// Its steps: words, a verb first.
+    /// The steps of the scene: words, a verb first.
     pub steps: Vec<Vec<String>>,
 }
 
@@ -23,7 +24,7 @@ pub fn klp_folder() -> PathBuf {
 /// All scenes.
 ///
 /// # Panics
-/// If there is no such file, or a step stands in front of the first scene.
+/// If the file does not exist, or a step is before the first scene.
 #[must_use]
 pub fn klp_scenes() -> Vec<KlpScene> {
     let text = fs::read_to_string(klp_folder().join("scenes.txt")).expect("the scenes are part of the tree");
@@ -41,14 +42,14 @@ pub fn klp_scenes() -> Vec<KlpScene> {
 }
 
 impl KlpScene {
-    /// Its title as a name: `test_state_system_state_modification`.
+    /// Returns the title as a name: `test_state_system_state_modification`.
     #[must_use]
     pub fn name(&self) -> String {
         let plain = self.title.replace(|letter: char| !letter.is_ascii_alphanumeric(), " ");
         plain.split_whitespace().collect::<Vec<_>>().join("_").to_ascii_lowercase()
     }
 
-    /// Where its log is, as it came out here when it was accepted.
+    /// Returns the path of the accepted log.
     #[must_use]
     pub fn snapshot(&self) -> PathBuf {
         workspace_root().join(format!("tests/tests/snapshots/klp_scenes__{}.snap", self.name()))

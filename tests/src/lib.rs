@@ -1,16 +1,17 @@
-//! What the end-to-end tests are made with.
+//! Tools for the end-to-end tests.
 //!
 //! - [`Case`], [`run`]: a test that runs in a process of its own, with a time limit. A crash, a panic or a deadlock of
-//!   that process is a failure with its output.
-//! - [`in_fork`]: what is expected to end a process runs in a forked child; [`Ended`] says how it ended.
+//!   that process is a failure, and its output is shown.
+//! - [`in_fork`]: code that should end a process runs in a forked child; [`Ended`] says how the child ended.
 //! - [`image`], [`Watcher`], [`Log`]: fixtures as images, subscribers that keep a log.
-//! - [`Sites`], [`fire`]: text of our own to poke, and poking it while everybody runs through it.
+//! - [`Sites`], [`fire`]: text for poking, and poking while threads run through the text.
 //! - [`Crowd`], [`WhoAndWhere`], [`block`]: threads to be held or asked.
 //! - [`klp_scenes`]: the scenes of live patching that Linux judges, too.
-//! - [`watched`], [`Watch`], [`Seen`]: calls of functions that are looked at in every way, and what was seen.
-//! - [`until`], [`Patience`], [`LONG`]: waits that follow progress, not the clock; [`cpu_time`]: what work took, whoever else worked.
+//! - [`watched`], [`Watch`], [`Seen`]: calls of functions, watched in every way, and the results.
+//! - [`until`], [`Patience`], [`LONG`]: waits that follow progress, not the clock; [`cpu_time`]: the processor time of
+//!   some work, independent of other programs.
 //! - [`prose`]: how the tree is worded.
-//! - [`mappings`], [`descriptors`], [`peek`]: what the kernel says of this process. [`handle`]: a signal's handler.
+//! - [`mappings`], [`descriptors`], [`peek`]: the kernel's data about this process. [`handle`]: a signal's handler.
 
 mod case;
 mod crowd;

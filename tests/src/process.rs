@@ -1,4 +1,4 @@
-//! What the kernel says of this process.
+//! The kernel's data about this process.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -15,26 +15,26 @@ pub struct Mapping {
     pub start: u64,
     /// The one behind the last.
     pub end: u64,
-    /// `r-xp`, say.
+    /// For example `r-xp`.
     pub access: String,
 }
 
 impl Mapping {
-    /// Whether any address of `start..start + len` lies in it.
+    /// Returns whether the mapping contains any address of `start..start + len`.
     #[must_use]
     pub fn overlaps(&self, start: Addr, len: u64) -> bool {
         self.start < start.get() + len && start.get() < self.end
     }
 }
 
-/// The processors' time that this process has taken: what something costs, however busy the machine is.
+/// Returns the processor time of this process: the cost of some work, independent of the load of the machine.
 ///
 /// # Panics
 /// Without such a clock.
 #[must_use]
 pub fn cpu_time() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: fills in what is ours.
+    // SAFETY: fills in a variable of this function.
     assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) }, 0);
     Duration::new(u64::try_from(time.tv_sec).unwrap(), u32::try_from(time.tv_nsec).unwrap())
 }
@@ -55,7 +55,7 @@ pub fn mappings() -> Vec<Mapping> {
     maps.lines().map(line).collect()
 }
 
-/// How many descriptors are open, the one that looks among them.
+/// Returns the number of open descriptors, including the descriptor of this check.
 ///
 /// # Panics
 /// Without `/proc`.
@@ -86,7 +86,7 @@ pub fn handle(signal: libc::c_int, handler: extern "C" fn(libc::c_int)) {
 /// Waits until a thread sleeps in a system call of this number.
 ///
 /// # Panics
-/// It never does.
+/// The thread never sleeps in that system call.
 pub fn until_in(tid: Tid, call: libc::c_long) {
     let (path, begins) = (format!("/proc/self/task/{tid}/syscall"), format!("{call} "));
     until("the thread sleeps in its system call", || fs::read_to_string(&path).unwrap().starts_with(&begins));
@@ -105,6 +105,6 @@ pub fn deny(call: libc::c_long, errno: i32) {
     // SAFETY: sets a flag of this process's.
     assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
     let (mode, all) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_TSYNC);
-    // SAFETY: a filter of four well-formed instructions, which the kernel copies; it is for every thread.
+    // SAFETY: a filter of four well-formed instructions, which the kernel copies. The filter applies to every thread.
     assert_eq!(unsafe { libc::syscall(libc::SYS_seccomp, mode, all, &raw const program) }, 0);
 }

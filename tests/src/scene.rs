@@ -23,14 +23,14 @@ pub fn object(fixture: &str) -> PathBuf {
 /// A fixture, ready to be loaded.
 #[must_use]
 pub fn image(fixture: &str) -> Image<'static> {
-    // SAFETY: the fixtures are ours; what they do stands in their sources.
+    // SAFETY: the fixtures are ours; their sources show their effects.
     unsafe { Image::trusted(fs::read(object(fixture)).unwrap()) }.named(fixture)
 }
 
 /// A module from a C text, which may include the SDK's header.
 ///
 /// # Panics
-/// If it does not compile.
+/// If the text does not compile.
 #[must_use]
 pub fn image_from_text(name: &str, text: &str) -> Image<'static> {
     let object = object_from_text(name, Language::C, text, Compiler::Cc, &["-O2", "-fPIC"]).unwrap();
@@ -54,7 +54,7 @@ impl Externals for Nothing {
     }
 }
 
-/// A loader that offers nothing of its own.
+/// Returns a loader that offers no symbols.
 ///
 /// # Panics
 /// If the system does not permit an arena.
@@ -63,7 +63,7 @@ pub fn loader() -> Loader {
     Loader::new(Arc::new(Nothing), Policy::default()).unwrap()
 }
 
-/// What subscribers have heard, in order. Clones share it.
+/// The notifications of subscribers, in order. Clones share the log.
 #[derive(Clone, Default, Debug)]
 pub struct Log(Arc<Mutex<Vec<String>>>);
 
@@ -83,16 +83,16 @@ impl Log {
 /// A subscriber that logs `STATE LABEL MODULE`, and may refuse a module by name with ENODEV.
 #[derive(Clone, Debug)]
 pub struct Watcher {
-    /// Who it is.
+    /// The name of the subscriber in the log.
     pub label: String,
-    /// Where it logs.
+    /// The log.
     pub log: Log,
-    /// Whom it refuses.
+    /// The module that the subscriber refuses.
     pub refuses: Option<&'static str>,
 }
 
 impl Watcher {
-    /// One that refuses nobody.
+    /// Returns a subscriber that refuses no module.
     #[must_use]
     pub fn new(label: impl Into<String>, log: &Log) -> Watcher {
         Watcher { label: label.into(), log: log.clone(), refuses: None }

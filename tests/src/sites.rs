@@ -7,7 +7,7 @@ use std::sync::Arc;
 use modload_edit::{Addr, Edit, EditOrigin, EditSet, Engine, NOPS, Sink, ZERO, index, wide};
 use modload_text::{Arena, Describe, Published, TextLock};
 
-/// Functions `int f(void)`, one behind the other, each with a site that is off or on and says which by what it returns.
+/// Functions `int f(void)`, one after the other. Each has a site that is off or on, and the result shows the state.
 #[derive(Debug)]
 pub struct Sites {
     _text: Published,
@@ -16,7 +16,7 @@ pub struct Sites {
     sites: Vec<Site>,
 }
 
-/// Where a site stands, what it is off and on, and what its function returns then.
+/// The address of a site, its bytes off and on, and the results of its function.
 #[derive(Debug)]
 struct Site {
     at: Addr,
@@ -44,9 +44,9 @@ const fn result(value: u8) -> [u8; 5] {
 }
 
 const RET: u8 = 0xc3;
-/// How many forms there are.
+/// The number of forms.
 const FORMS: usize = 8;
-/// What the largest of them takes.
+/// The size of the largest form.
 const LARGEST: u64 = 40;
 
 /// An instruction with a 32-bit distance.
@@ -56,11 +56,11 @@ fn near(opcode: &[u8], at: Addr, to: Addr) -> Vec<u8> {
     [opcode, &distance.to_le_bytes()[..]].concat()
 }
 
-/// The function of one form at `at`: its bytes with the site off, the site, and both of its results.
+/// Returns the function of one form at `at`: its bytes with the site off, the site, and both of its results.
 fn function(form: usize, at: Addr) -> (Vec<u8>, Site) {
     let two = [&result(2)[..], &[RET]].concat();
     let slot_len = 8;
-    // Where the parts stand: [before][site][between][two][slot]
+    // The places of the parts: [before][site][between][two][slot]
     let layout = |before: &[u8], len: usize| {
         let site = at + wide(before.len());
         let target = site + wide(len) + 6;
@@ -76,12 +76,13 @@ fn function(form: usize, at: Addr) -> (Vec<u8>, Site) {
     };
     let (site, target, slot) = layout(before, len);
     let nop = |len: usize| NOPS[len - 1].to_vec();
-    // A function that returns 1, where the form needs one: the six bytes between site and target.
+    // A function that returns 1, if the form needs one: the six bytes between site and target.
     let one_returned = [&one[..], &[RET]].concat();
     let (off, on, between, returns) = match form {
         0 => (nop(5), near(&[0xe9], site, target), one_returned, [1, 2]),
         1 => (nop(2), vec![0xeb, 6], one_returned, [1, 2]),
-        // The call's own return stands before the function that returns 1 would: it goes behind everything.
+        // The call's own return is at the place of the function that returns 1, so that function is placed behind
+        // everything.
         2 => (near(&[0xe8], site, slot), near(&[0xe8], site, target), vec![RET; 6], [1, 2]),
         3 => (vec![RET, 0xcc, 0xcc, 0xcc, 0xcc], near(&[0xe9], site, target), vec![RET; 6], [1, 2]),
         4 => (ZERO.to_vec(), near(&[0xe8], site, target), vec![RET; 6], [0, 2]),
@@ -96,8 +97,8 @@ fn function(form: usize, at: Addr) -> (Vec<u8>, Site) {
 }
 
 impl Sites {
-    /// Publishes `count` functions, the first bytes of two of them `stride` bytes apart, all off. Every form comes in
-    /// turn, or one alone.
+    /// Publishes `count` functions, all off. The distance between the first bytes of two functions is `stride` bytes.
+    /// The forms take turns, or all functions have one form.
     ///
     /// # Panics
     /// If `stride` is too small, or the text cannot be had.
@@ -120,7 +121,7 @@ impl Sites {
         Sites { _text: text, base, stride, sites }
     }
 
-    /// How many there are.
+    /// Returns the number of functions.
     #[must_use]
     pub fn len(&self) -> usize {
         self.sites.len()
@@ -132,13 +133,13 @@ impl Sites {
         self.sites.is_empty()
     }
 
-    /// Where the text begins.
+    /// Returns the start of the text.
     #[must_use]
     pub fn base(&self) -> Addr {
         self.base
     }
 
-    /// Where a site stands.
+    /// Returns the address of a site.
     #[must_use]
     pub fn at(&self, number: usize) -> Addr {
         self.sites[number].at
@@ -147,7 +148,7 @@ impl Sites {
     /// The edits that turn these sites on.
     ///
     /// # Panics
-    /// If two overlap, which they do not.
+    /// If two sites overlap, which never happens.
     #[must_use]
     pub fn on(&self, numbers: impl IntoIterator<Item = usize>) -> EditSet {
         self.edits(numbers, |site| (&site.off, &site.on))
@@ -156,7 +157,7 @@ impl Sites {
     /// The edits that turn these sites off.
     ///
     /// # Panics
-    /// If two overlap, which they do not.
+    /// If two sites overlap, which never happens.
     #[must_use]
     pub fn off(&self, numbers: impl IntoIterator<Item = usize>) -> EditSet {
         self.edits(numbers, |site| (&site.on, &site.off))
@@ -181,12 +182,12 @@ impl Sites {
     #[must_use]
     pub fn call(&self, number: usize) -> i32 {
         let at = index((self.base + wide(number) * self.stride).get());
-        // SAFETY: `publish` has put `int f(void)` there, which is well formed whether its site is off or on.
+        // SAFETY: `publish` has put `int f(void)` at this address, which is well formed whether the site is off or on.
         let function = unsafe { transmute::<*const (), extern "C" fn() -> i32>(ptr::with_exposed_provenance(at)) };
         function()
     }
 
-    /// What a function returns when its site is off, and when it is on.
+    /// Returns the results of a function when its site is off, and when its site is on.
     #[must_use]
     pub fn returns(&self, number: usize) -> [i32; 2] {
         self.sites[number].returns

@@ -1,4 +1,4 @@
-//! Ways of looking at calls of functions, and what is seen: for tests that want the same in all of them.
+//! Ways of watching calls of functions, and the results: for tests that need the same calls in all ways.
 
 use std::arch::asm;
 use std::collections::BTreeMap;
@@ -21,14 +21,14 @@ pub enum Watch {
     Calls,
     /// Recorded, entries and returns.
     Graph,
-    /// Calls are recorded, and a tracer hears of them.
+    /// Calls are recorded, and a tracer is called for them.
     CallsAndTracer,
-    /// Entries and returns are recorded, and a tracer hears of the calls.
+    /// Entries and returns are recorded, and a tracer is called for the calls.
     GraphAndTracer,
 }
 
 impl Watch {
-    /// All of them.
+    /// All ways.
     pub const ALL: [Watch; 7] = [
         Watch::Tracer,
         Watch::Registers,
@@ -39,7 +39,7 @@ impl Watch {
         Watch::GraphAndTracer,
     ];
 
-    /// What is recorded, if anything is.
+    /// Returns the mode of the recording, if there is a recording.
     #[must_use]
     pub fn mode(self) -> Option<Mode> {
         match self {
@@ -58,32 +58,33 @@ impl Watch {
     }
 }
 
-/// What was seen of the functions that were meant.
+/// The results for the functions that were watched.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Seen {
-    /// How often each of the tracers heard of each function.
+    /// The number of calls of each function, for each of the tracers.
     pub heard: Vec<BTreeMap<String, u64>>,
-    /// What was recorded, if anything was to be.
+    /// The recording, if there was one.
     pub recorded: Option<Recorded>,
 }
 
-/// What was recorded.
+/// A recording.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Recorded {
-    /// How often each function was called, or entered.
+    /// The number of calls, or of entries, of each function.
     pub calls: BTreeMap<String, u64>,
-    /// How often functions were left by neither returning nor being still in them.
+    /// The number of times that each function ended otherwise than by a return.
     pub unwound: BTreeMap<String, u64>,
-    /// The line of events of each thread, in the order in which threads came: `f {`, `} f`, `~ f` for one that was unwound.
+    /// The events of each thread, in the order of the threads' first events: `f {`, `} f`, `~ f` for a function that
+    /// was unwound.
     pub lines: Vec<Vec<String>>,
-    /// What was not recorded.
+    /// The calls that were not recorded.
     pub missed: Missed,
 }
 
 /// Writes over every register that a callback may write to.
 fn write_over_registers() {
     if std::arch::is_x86_feature_detected!("avx512f") {
-        // SAFETY: what it changes is declared; the processor has the instructions.
+        // SAFETY: all registers that the code changes are declared; the processor has the instructions.
         unsafe {
             asm!(
                 ".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
@@ -93,21 +94,21 @@ fn write_over_registers() {
             );
         }
     } else {
-        // SAFETY: what it changes is declared; every x86-64 processor has the instructions.
+        // SAFETY: all registers that the code changes are declared; every x86-64 processor has the instructions.
         unsafe {
             asm!(".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15", "pcmpeqd xmm\\n, xmm\\n", ".endr", clobber_abi("C"),);
         }
     }
-    // SAFETY: what it changes is declared.
+    // SAFETY: all registers that the code changes are declared.
     unsafe {
         asm!(".irp register,rax,rcx,rdx,rsi,rdi,r8,r9,r10,r11", "mov \\register, -1", ".endr", clobber_abi("C"),);
     }
 }
 
-/// Has something run while the functions that a pattern means are looked at, and says what was seen.
+/// Calls `run` while the functions that a pattern selects are watched, and returns the results.
 ///
 /// # Panics
-/// If it cannot be looked at, or records are not nested.
+/// If the functions cannot be watched, or records are not nested.
 pub fn watched(host: &Host, watch: Watch, pattern: &str, run: impl FnOnce()) -> Seen {
     let filter: Filter = pattern.parse().unwrap();
     let heard: Vec<Arc<Mutex<BTreeMap<String, u64>>>> = (0..watch.tracers()).map(|_| Arc::default()).collect();
@@ -118,7 +119,7 @@ pub fn watched(host: &Host, watch: Watch, pattern: &str, run: impl FnOnce()) -> 
             let tracer = move |call: &Call<'_>| {
                 *heard.lock().unwrap_or_else(PoisonError::into_inner).entry(call.symbol().to_owned()).or_default() += 1;
                 if let Some(registers) = call.registers() {
-                    // Whoever ran before has not left its own there.
+                    // These registers hold no values of earlier code.
                     assert!(registers.rsp().get() != 0 && registers.rbx != !0);
                 }
                 write_over_registers();
@@ -143,10 +144,10 @@ fn record(host: &Host, mode: Mode, pattern: &str) -> FunctionTrace {
 }
 
 impl Recorded {
-    /// What a whole recording tells.
+    /// Evaluates a whole recording.
     ///
     /// # Panics
-    /// If an end is not that of the function that was entered last, of those that have not ended.
+    /// If an end does not belong to the last entered function among those that have not ended.
     #[must_use]
     pub fn of(batch: &Batch) -> Recorded {
         let mut recorded = Recorded { missed: batch.missed, ..Recorded::default() };

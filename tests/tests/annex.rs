@@ -71,7 +71,7 @@ fn reach((start, end): (Addr, Addr), annex: &Annex) {
     }
 }
 
-/// Takes an annex, runs code in it, and looks at its protection.
+/// Takes an annex, runs code in the annex, and checks its protection.
 fn near(range: (Addr, Addr)) {
     let annex = Annex::near(range.0, range.1, 5000).unwrap();
     reach(range, &annex);
@@ -124,7 +124,7 @@ fn each_byte_reaches_each_byte() {
         let others = annexes.iter().filter(|other| (other.addr() - annex.addr()).abs() < 1 << 20);
         assert_eq!(others.count(), 1, "they do not overlap");
     }
-    // From its middle three gigabytes can be reached; and five from nowhere.
+    // Three gigabytes can be reached from their middle, and five from no place.
     let range = (start.offset(-(3 << 30)), end);
     reach(range, &Annex::near(range.0, range.1, PAGE).unwrap());
     let refused = Annex::near(start.offset(-(5 << 30)), end, PAGE).unwrap_err();
@@ -134,9 +134,9 @@ fn each_byte_reaches_each_byte() {
     }
 }
 
-/// Where the heap ends, as the kernel has it.
+/// Returns the end of the heap, as the kernel has it.
 fn heap_end() -> Addr {
-    // SAFETY: changes nothing, and brings where the heap ends.
+    // SAFETY: changes nothing, and returns the end of the heap.
     Addr::new(unsafe { libc::syscall(libc::SYS_brk, 0) }.cast_unsigned())
 }
 
@@ -147,7 +147,7 @@ fn the_heap_goes_on_growing() {
     assert!(annexes.iter().all(|annex| annex.addr() < heap), "none where the heap would grow");
     let before = heap_end();
     // By more than these annexes take together.
-    // SAFETY: makes the heap longer; nobody uses what comes with it.
+    // SAFETY: makes the heap longer; no code uses the new memory.
     let grown = unsafe { libc::sbrk(1 << 28) };
     assert_ne!(grown.addr(), usize::MAX, "the heap can grow");
     assert_eq!(heap_end() - before, 1 << 28);
@@ -168,7 +168,7 @@ fn where_there_is_no_room_that_is_said() {
     assert!(matches!(Annex::near(start, end, u64::MAX), Err(AnnexError::NoRoom { .. })));
 }
 
-/// Maps everything that is free within 2 GiB of a range, but for what the heap and the stack would grow into.
+/// Maps all free memory within 2 GiB of a range, except the memory into which the heap and the stack would grow.
 fn fill_up(start: Addr, end: Addr) {
     let (low, high) = (start.offset(-(1 << 31)).get(), (end + (1 << 31)).get());
     for _ in 0..4 {
@@ -201,7 +201,7 @@ fn a_hole_is_found_in_a_crowd() {
     for (distance, pages) in [(3 << 29, 16), (1 << 29, 4)] {
         let hole = Addr::new(start.get() / PAGE * PAGE).offset(-distance);
         let pointer = ptr::with_exposed_provenance_mut(index(hole.get()));
-        // SAFETY: a part of what has been filled up, which nobody uses.
+        // SAFETY: a part of the memory that was filled up, which no code uses.
         assert_eq!(unsafe { libc::munmap(pointer, index(pages * PAGE)) }, 0);
         let refused = Annex::near(start, end, 16 * PAGE + 1).unwrap_err();
         assert!(matches!(refused, AnnexError::NoRoom { longest: 0x1_0000, .. }), "{refused}");
@@ -226,7 +226,7 @@ fn only_fill_writes_there_and_within_bounds() {
         assert!(matches!(refused, Err(PokeError::NotText { .. })), "{outside}: {refused:?}");
     }
     assert_eq!(peek(at, index(PAGE)), [INT3; 4096]);
-    // A call of what was not filled is nobody's secret, and nobody's report.
+    // A call into unfilled text ends by SIGTRAP, without a report.
     let ended = in_fork(|| assert_eq!(call(at), 0));
     assert_eq!((ended.signal, ended.stderr.as_str()), (Some(libc::SIGTRAP), ""));
     drop(annex);
@@ -246,7 +246,7 @@ fn a_forked_child_has_its_own() {
         let another = Annex::near(start, end, PAGE).unwrap();
         put(another.addr(), &[INT3; 6], &returns(3)).unwrap();
         assert_eq!(call(another.addr()), 3);
-        // SAFETY: the child's copy of the value, which nobody else drops there.
+        // SAFETY: the child's copy of the value, which no other code drops in the child.
         drop(unsafe { ptr::read(&raw const *kept) });
         assert_eq!(mapping(at), None);
     })

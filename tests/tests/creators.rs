@@ -1,4 +1,5 @@
-//! A thread belongs to the module that created it, whatever lies between the thread's beginning and the module's code.
+//! A thread belongs to the module that created the thread, for any code between the thread's start and the module's
+//! code.
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
 }
 
 fn host() -> Host {
-    // SAFETY: the C++ runtime, whose constructors do no harm; it may be missing where no case needs it.
+    // SAFETY: the C++ runtime, whose constructors do no harm. The runtime may be missing if no case needs it.
     unsafe { libc::dlopen(c"libstdc++.so.6".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     Host::builder().process_symbols().build().unwrap()
 }
@@ -83,7 +84,7 @@ fn a_std_thread_that_exit_joins_is_the_modules() {
     }
 }
 
-/// It blocks every signal and sleeps, so that it is looked at there.
+/// The thread blocks every signal and sleeps, so that the sleeping thread is inspected.
 fn a_std_thread_that_cannot_be_asked_is_the_modules() {
     let host = host();
     let text = r#"
@@ -137,7 +138,7 @@ fn a_std_thread_that_cannot_start_throws_as_ever() {
 /// Runs something while no stack of a new thread can be mapped.
 fn without_address_space<R>(run: impl FnOnce() -> R) -> R {
     let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: fills it in.
+    // SAFETY: fills in a variable of this function.
     assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut before) }, 0);
     let pages: u64 = std::fs::read_to_string("/proc/self/statm").unwrap().split(' ').next().unwrap().parse().unwrap();
     let tight = libc::rlimit { rlim_cur: pages * 4096 + (1 << 19), ..before };
@@ -243,11 +244,11 @@ fn a_thread_of_another_module_is_not() {
     let user = host.load(&image_from_text("user", user)).unwrap();
     drop(host.load(&lender).unwrap());
     let lent = host.look().into_iter().find_map(|(module, _)| module.symbol_info("lent")).unwrap().addr.get();
-    // SAFETY: it takes a pointer.
+    // SAFETY: the function takes a pointer.
     unsafe { user.call("take", &[lent]) }.unwrap();
     assert_eq!(call(&host, "start"), 0);
     thread::sleep(Duration::from_millis(20));
-    // Its first function is the lender's, and the user has created it.
+    // The thread's first function belongs to the lender, and the user has created the thread.
     let UnloadError::Occupied { threads, .. } = host.unload("lender").unwrap_err() else { panic!("it was occupied") };
     assert!(matches!(&threads[0].why, Occupies::Inside(frame) if frame.starts_with("lent+0x")), "{threads:?}");
     call(&host, "stop");

@@ -1,5 +1,5 @@
-//! Where a system call is denied: what can be done in another way is, and what cannot is said by name, when the host is built if it can be
-//! known then.
+//! Denied system calls: operations with another way succeed, and all other operations fail by name, when the host is
+//! built if the host can know then.
 
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -26,7 +26,7 @@ const SPINS: &str = "
 /// The address of a function, for a thread that holds no reference.
 fn function(host: &Host, name: &str) -> extern "C" fn(u64) -> u64 {
     let at = host.look().into_iter().find_map(|(module, _)| module.symbol_info(name)).unwrap().addr.get();
-    // SAFETY: the text above has it.
+    // SAFETY: the text above defines the function.
     unsafe { std::mem::transmute(usize::try_from(at).unwrap()) }
 }
 
@@ -36,7 +36,7 @@ fn stacks_are_read_where_process_vm_readv_is_denied() {
     drop(host.load(&image_from_text("spins", SPINS)).unwrap());
     let sleeps = function(&host, "sleeps");
     let mut ends = [0; 2];
-    // SAFETY: it has room for two descriptors.
+    // SAFETY: the array has room for two descriptors.
     assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
     let (tell, told) = mpsc::channel();
     let thread = thread::spawn(move || {
@@ -57,7 +57,7 @@ fn stacks_are_read_where_process_vm_readv_is_denied() {
     assert!(host.quarantined().is_empty());
 }
 
-/// An error with its causes.
+/// Returns an error with its causes.
 fn whole(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))

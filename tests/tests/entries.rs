@@ -1,5 +1,5 @@
-//! Entries of the host's own functions, led by way of an annex into the arena and back while threads call them: what a
-//! function tracer does.
+//! Entries of the host's own functions: calls are redirected through an annex into the arena and back, while threads
+//! call the functions. A function tracer does the same.
 
 use std::ops::{ControlFlow, Range};
 use std::process::ExitCode;
@@ -31,7 +31,7 @@ type Function = extern "C" fn(i32) -> i32;
 
 const COUNT: usize = 8;
 
-// entries.c: functions that add 1 to 8, and the first address of the table of their sites and the one behind its last.
+// entries.c: functions that add 1 to 8, and the bounds of the table of their sites.
 #[link(name = "entries", kind = "static")]
 unsafe extern "C" {
     static patchable_functions: [Function; COUNT];
@@ -44,7 +44,7 @@ unsafe extern "C" {
 struct Entries {
     functions: [Function; COUNT],
     sites: Vec<Addr>,
-    /// What the site is while nobody is interested: one NOP.
+    /// The bytes of a site that is off: one NOP.
     off: &'static [u8],
     /// How a call begins that is as long.
     call: &'static [u8],
@@ -53,7 +53,7 @@ struct Entries {
     stop: AtomicBool,
 }
 
-/// What a function adds when it is led to the arena.
+/// The number that a function adds if its calls are redirected to the arena.
 const LED: i32 = 1000;
 
 impl Entries {
@@ -70,10 +70,11 @@ impl Entries {
         Entries { functions, sites, off, call, state: AtomicU64::new(0), stop: AtomicBool::new(false) }
     }
 
-    /// Registers what the sites are in.
+    /// Registers the host text with the sites.
     fn register(&self) -> HostText {
         let end = *self.sites.last().unwrap() + wide(self.off.len());
-        // SAFETY: the functions are this program's, and stay; what is poked into them does what the tests say.
+        // SAFETY: the functions belong to this program, and stay. The tests check the effects of the poked
+        // instructions.
         unsafe { HostText::register(self.sites[0], end) }.unwrap()
     }
 
@@ -98,7 +99,7 @@ impl Entries {
         }
     }
 
-    /// Four threads call all functions until `run` has ended; how many calls they made.
+    /// Calls all functions in four threads until `run` has ended. Returns the number of calls.
     fn called(&self, run: impl FnOnce()) -> u64 {
         let begun = AtomicU64::new(0);
         thread::scope(|scope| {
@@ -106,7 +107,7 @@ impl Entries {
             while begun.load(Ordering::SeqCst) < 4 {
                 thread::yield_now();
             }
-            // A test that fails must not leave them running, for whom the scope waits.
+            // A failing test must not leave the threads running, because the scope waits for them.
             let stopped = Stopped(&self.stop);
             run();
             drop(stopped);
@@ -169,7 +170,7 @@ impl Entries {
     }
 }
 
-/// Ends the calls when it is dropped.
+/// Ends the calls on drop.
 struct Stopped<'s>(&'s AtomicBool);
 
 impl Drop for Stopped<'_> {
@@ -180,8 +181,8 @@ impl Drop for Stopped<'_> {
 
 const WHY: EditOrigin = EditOrigin { engine: Engine::JumpLabel, section: 0, record: 0 };
 
-/// Pokes. Where a thread stands between two NOPs that would be joined, or did not get a processor in time, nothing is
-/// written, and it is tried again.
+/// Pokes. If a thread is between two NOPs that would be joined, or did not get a processor in time, nothing is written,
+/// and the poke is tried again.
 fn patiently(edits: &EditSet, mask: TrapMask) -> Poked {
     let mut patience = Patience::new();
     loop {
@@ -195,11 +196,11 @@ fn patiently(edits: &EditSet, mask: TrapMask) -> Poked {
     }
 }
 
-/// Returns when nobody is in code that no site leads to any more, nor on the way there.
+/// Returns when no thread is in code that no site leads to any more, and no thread is on the way to that code.
 fn nobody_is_in(ranges: &[Range<u64>]) {
     let mut patience = Patience::new();
     loop {
-        // Who has no rows, in the trampoline say, is looked at again.
+        // A thread without rows, for example in the trampoline, is checked again.
         let clear = traps_in_flight() == 0
             && each_stack(
                 |_| true,
@@ -219,7 +220,7 @@ fn nobody_is_in(ranges: &[Range<u64>]) {
     }
 }
 
-/// Code in the arena that returns in a function's place, to whoever has called that.
+/// Code in the arena that returns to the caller in place of a function.
 struct Trampoline {
     _text: Published,
     at: Addr,

@@ -27,7 +27,7 @@ impl Faults for FailAt {
     }
 }
 
-/// How often a module came and went, as one subscriber heard it.
+/// The number of comings and goings of a module, counted by one subscriber.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 struct Count {
     coming: u32,
@@ -35,7 +35,7 @@ struct Count {
     going: u32,
 }
 
-/// Counts what it accepts; refuses a module by name after having counted nothing.
+/// Counts the modules that it accepts. Refuses a module by name, and counts nothing before the refusal.
 #[derive(Clone, Default)]
 struct Counter {
     counts: Arc<Mutex<BTreeMap<String, Count>>>,
@@ -51,7 +51,7 @@ impl Counter {
         self.counts.lock().unwrap().get(module).copied().unwrap_or_default()
     }
 
-    /// Every GOING has its COMING, and the other way round for what is not there.
+    /// Every GOING has a COMING. Every COMING of a module that does not exist any more has a GOING.
     fn balanced(&self, loader: &Loader) {
         let there: Vec<String> = loader.modules().into_iter().map(|(name, _)| name).collect();
         for (module, count) in &*self.counts.lock().unwrap() {
@@ -85,7 +85,7 @@ fn names(loader: &Loader) -> Vec<(String, State)> {
     loader.modules()
 }
 
-/// The modules that are live meanwhile: `guest` uses `greet`, and `recorder` has exports.
+/// Loads the modules that are live during the test: `guest` uses `greet`, and `recorder` has exports.
 fn company(loader: &Loader) {
     for fixture in ["greet", "guest", "recorder"] {
         drop(loader.load_module(&image(fixture)).unwrap());
@@ -126,8 +126,8 @@ fn each_stage_that_fails_leaves_nothing() {
         let (usage, there) = (arena.usage(), names(&loader));
         for stage in Stage::ALL {
             if stage == Stage::DropInit {
-                // The module is LIVE by then and can be neither refused nor undone: dropping its init sections cannot
-                // fail, and the loader does not ask.
+                // The module is LIVE at this stage and can be neither refused nor undone: dropping its init sections
+                // cannot fail, and the loader does not ask.
                 loader.load_module_with(&victim, &FailAt(stage)).unwrap().unload().unwrap();
                 continue;
             }
@@ -144,7 +144,7 @@ fn each_stage_that_fails_leaves_nothing() {
             let freed = timeline.events.last().map(|event| event.kind.to_string());
             let reserved = stage > Stage::Reserve;
             assert_eq!(freed.as_deref() == Some("freed"), reserved, "{name} at {stage}:\n{timeline}");
-            // The name is free again, and so are its exports.
+            // The name is free again, and so are the exports.
             loader.load_module(&victim).unwrap().unload().unwrap();
             assert_eq!((names(&loader), arena.usage()), (there.clone(), usage.clone()), "{name} after {stage}");
         }
@@ -179,7 +179,7 @@ fn natural_failures_leave_nothing() {
         (image_from_text("huge", "char huge[1u << 29];\n"), Stage::Allocate, "no room for 536870912 bytes of data"),
         (image_from_text("too_huge", "char huge[1u << 31];\n"), Stage::Layout, "the limit is 1073741824"),
     ];
-    // Two of them want these to be there.
+    // Two of the victims need these modules.
     drop(loader.load_module(&image("gpl_only")).unwrap());
     let arena = Arena::get().unwrap();
     for round in 0..2 {
@@ -194,14 +194,14 @@ fn natural_failures_leave_nothing() {
             counter.balanced(&loader);
         }
     }
-    // What the failed one had exported before its duplicate is not there.
+    // The symbols that the failed module exported before its duplicate do not exist.
     let user = "int before_it(void); int use_it(void); int use_it(void) { return before_it(); }\n";
     let failed = loader.load_module(&image_from_text("user", user)).unwrap_err();
     assert!(sentence(&failed).contains("before_it"), "{failed}");
     assert_eq!(counter.of("init_positive").live, 0);
 }
 
-/// Demands that the module's memory is taken while it is told GOING.
+/// Requires that the module's memory is still allocated when the subscriber gets GOING.
 struct Looker {
     empty: u64,
 }
@@ -249,14 +249,14 @@ fn ten_thousand_loads_leave_nothing() {
     let start = (names(&loader), arena.usage(), mappings().len(), descriptors());
     let (mut failed, mut live) = (0, Vec::new());
     for load in 0..LOADS {
-        // Up to as many live at a time as there are victims; each has its turn.
+        // As many modules live at a time as there are victims; the victims take turns.
         let victim = &victims[load % victims.len()];
         if load % victims.len() == 0 {
             while let Some(module) = live.pop() {
                 unload(module);
             }
         }
-        // Half of them, at a stage of chance; the last one cannot fail.
+        // Half of the loads fail, at a random stage; the last stage cannot fail.
         if load % 2 == 0 {
             let stage = Stage::ALL[chance.below(Stage::ALL.len() - 1)];
             let error = loader.load_module_with(victim, &FailAt(stage)).unwrap_err();
@@ -274,7 +274,7 @@ fn ten_thousand_loads_leave_nothing() {
     assert_eq!(failed, LOADS / 2);
     counter.balanced(&loader);
     assert_eq!((names(&loader), arena.usage(), mappings().len(), descriptors()), start);
-    // Nothing that was live meanwhile has suffered.
+    // The modules that were live during the test are unchanged.
     for fixture in ["recorder", "guest", "greet"] {
         loader.unload_module(fixture).unwrap();
     }

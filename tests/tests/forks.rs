@@ -1,4 +1,4 @@
-//! Fork: what a child does stays in the child, and what the parent was doing does not stop it.
+//! Fork: actions of a child stay in the child, and actions of the parent do not block the child.
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
@@ -88,7 +88,7 @@ fn a_child_forked_while_the_arena_is_created_has_an_arena() {
     }
 }
 
-/// Blocks in the coming of one module, in the process that made it, until it is told to go on.
+/// Blocks in the coming of one module, in the process that made the subscriber, until the test releases it.
 struct Blocker {
     process: u32,
     module: &'static str,
@@ -132,13 +132,13 @@ fn a_child_forked_in_the_middle_of_a_load_goes_on() {
         let image_again = image("ordtarget");
         let mut member = Some(member);
         let ended = in_fork(|| {
-            // The load of a thread that does not exist here is gone, and its name is free.
+            // The load of a thread that does not exist in this process is gone, and the name is free.
             assert_eq!(host.modules(), [("greet".to_owned(), State::Live)]);
             let module = host.load(&image_again).unwrap();
             assert_eq!(blocker.childs_calls.load(Ordering::Relaxed), 1);
             assert_eq!(call(&module, "ordtarget_ran", &[]), 1);
             module.unload().unwrap();
-            // Nor does anybody wait for its call of the subscriber.
+            // No thread waits for that thread's call of the subscriber either.
             member.take().unwrap().leave();
             assert_eq!(call(&company, "greet_hello", &[]), 1);
             host.load(&answers("another", 5)).unwrap().unload().unwrap();
@@ -291,12 +291,12 @@ fn a_child_of_a_child_loads() {
     assert_eq!(call(&module, "answer", &[]), 1);
 }
 
-/// Forks in the middle of a load; 0 in the child, whose load goes on as the parent's does.
+/// Forks in the middle of a load. Stores 0 in the child, where the load continues as in the parent.
 struct Forker(Arc<AtomicI32>);
 
 impl Subscriber for Forker {
     fn coming(&self, _: &mut Coming<'_>) -> Result<(), Refusal> {
-        // SAFETY: the child goes on with this thread alone, which modload and the C library are made for.
+        // SAFETY: the child continues with this thread alone, which modload and the C library support.
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "fork");
         self.0.store(pid, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Function tracing, end to end: who hears of which calls, in which order, and what stands at a function's entry meanwhile.
+//! Function tracing, end to end: the calls that each tracer gets, their order, and the code at the function's entry.
 
 use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
@@ -58,7 +58,7 @@ __attribute__((noinline)) double mixed(double x, int a, double y) { return x * a
 int all(int a) { return twice(a) + many(1, 2, 3, 4, 5, 6, 7, 8) + (int)mixed(1.5, 4, 0.5); }
 ";
 
-/// What `all` returns.
+/// Returns the expected result of `all`.
 fn expected(a: i32) -> i32 {
     2 * (a + 1) + 87_654_321 + 6
 }
@@ -73,7 +73,7 @@ fn call(module: &Module, function: &str, argument: i32) -> i32 {
     function(argument)
 }
 
-/// What stands at the beginning of a function, without addresses.
+/// Returns the code at the beginning of a function, without addresses.
 fn entry(module: &Module, function: &str) -> String {
     let at = module.symbol_info(function).unwrap().addr;
     let text = disassembled(at, &peek(at, 10));
@@ -231,7 +231,7 @@ module_exit(later_exit);
     insta::assert_snapshot!("before_init", all);
 }
 
-/// What the first bytes of a function are, from its entry to behind its site; without addresses.
+/// Returns the first bytes of a function, from its entry to the end of its site, without addresses.
 fn shown(module: &Module, function: &str) -> String {
     let at = module.symbol_info(function).unwrap().addr;
     let text = disassembled(at, &peek(at, 16));
@@ -252,7 +252,7 @@ fn shown(module: &Module, function: &str) -> String {
     lines.join("; ")
 }
 
-/// Which half of a stub it is, for stubs begin at multiples of 32.
+/// Returns the half of the stub. Stubs begin at multiples of 32.
 fn place(to: Addr) -> String {
     // movabs $function,%r11; jmp *(%r11)
     assert_eq!(peek(to, 2), [0x49, 0xbb], "no stub");
@@ -303,13 +303,13 @@ fn counted() -> [Adds; COUNT] {
     unsafe { counted_functions }
 }
 
-/// Functions of this program's own: heard of, recorded, and as they were when nobody looks.
+/// Functions of this program itself: traced, recorded, and unchanged when no tracer is active.
 fn own(functions: &[Adds; COUNT]) {
     let host = host();
     let named = functions.iter().zip(1..).map(|(function, number)| {
         #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
         let at = *function as *const ();
-        // SAFETY: entries.c is compiled for it, and stays.
+        // SAFETY: entries.c is compiled for tracing, and stays.
         unsafe { HostFunction::new(format!("add_{number}"), at) }
     });
     let named: Vec<_> = named.collect();
@@ -344,8 +344,9 @@ fn own(functions: &[Adds; COUNT]) {
     call_all();
 }
 
-/// Records of functions that are not there: one that another object's definition has taken the place of has no name, and one of a
-/// repeated COMDAT group has no code. Neither is told of a neighbour, and their neighbours' records stay.
+/// Records of functions that do not exist: a function that another object's definition replaced has no name, and a
+/// function of a repeated COMDAT group has no code. No record is attributed to a neighbour, and the neighbours' records
+/// stay.
 fn records_of_functions_that_are_not_there_are_not_told_of_others() {
     const WEAK: &str = "int first(int n) { return n; } __attribute__((weak)) int which(int n) { return n + 1; }
         int after(int n) { return n + 2; }";

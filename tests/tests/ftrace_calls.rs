@@ -1,5 +1,5 @@
-//! Functions of every kind are called while they are traced in every way: each does what it does when nobody looks, and each call
-//! is seen once.
+//! Functions of every kind are called while they are traced in every way: each has the same effect as without tracing,
+//! and each call is seen once.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -37,7 +37,7 @@ fn check(module: &Module, name: &str) {
     assert_eq!(unsafe { module.call(name, &[]) }.unwrap(), 0, "{name}");
 }
 
-/// Every call is seen once, by all who look.
+/// Requires that every tracer and every recording sees every call once.
 fn seen_once(watch: Watch, what: &str, seen: &Seen, expected: &[(&str, u64)]) {
     let expected: BTreeMap<String, u64> = expected.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
     for heard in &seen.heard {
@@ -52,7 +52,7 @@ fn seen_once(watch: Watch, what: &str, seen: &Seen, expected: &[(&str, u64)]) {
     }
 }
 
-/// Checks of `calls.c`, and what they call.
+/// Checks of `calls.c`, and the functions that they call.
 const CHECKS: [(&str, &[(&str, u64)]); 9] = [
     ("check_recursion", &[("fib", 1973)]),
     ("check_tail", &[("is_even", 102), ("is_odd", 101)]),
@@ -106,7 +106,7 @@ fn every_kind_of_call_in_every_way() {
     every_kind_of(PATCHABLE, "");
 }
 
-/// Functions written in assembler have NOPs all the same; those in others have nothing, for gcc does not profile them.
+/// Functions written in assembler have NOPs nevertheless. Nested functions have none, because gcc does not profile them.
 fn every_kind_of_call_through_calls_of_fentry() {
     every_kind_of(FENTRY, "inside.0");
 }

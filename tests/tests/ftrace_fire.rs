@@ -1,5 +1,5 @@
-//! Tracing under load: tracers and recordings come and go while threads call, modules load and unload, and threads begin and end.
-//! Every call is counted against its caller.
+//! Tracing under load: tracers and recordings start and end while threads call, modules are loaded and unloaded, and
+//! threads start and end. Every call is compared with the caller's count.
 
 use std::collections::BTreeMap;
 use std::process::{ExitCode, abort};
@@ -34,7 +34,7 @@ __attribute__((noinline, noipa)) long middle(long a) { return bottom(bottom(bott
 long top(long a) { return middle(middle(a)) + 1; }
 ";
 
-/// How often each is called by `top`, once.
+/// The number of calls of each function in one call of `top`.
 const OF_TOP: [(&str, u64); 3] = [("bottom", 6), ("middle", 2), ("top", 1)];
 
 fn image(name: &str) -> Image<'static> {
@@ -60,7 +60,7 @@ fn top(module: &Module) -> impl Fn(u64) + '_ {
     }
 }
 
-/// Counts, and knows whether it is still there. Nothing is caught: a panic of a tracer would be.
+/// Counts calls, and checks that the counter still exists. Nothing is caught, as a panic of a tracer would be.
 struct Counter {
     alive: AtomicU32,
     count: Arc<AtomicU64>,
@@ -97,7 +97,7 @@ impl Drop for Counter {
     }
 }
 
-/// What the callers of a burst have done: by thread, module and function.
+/// The calls that the callers of a burst made: by thread, module and function.
 type Made = BTreeMap<(i32, String, String), u64>;
 
 /// Calls of one burst of one thread.
@@ -110,7 +110,7 @@ fn burst(host: &Host, resident: &[Module], number: usize, made: &Mutex<Made>) {
         top(module)(times);
         *counts.entry(module.name().to_owned()).or_default() += times;
     }
-    // One of its own, which comes and goes meanwhile.
+    // A module of this thread's own, which is loaded and unloaded during the burst.
     for _ in 0..2 {
         let guest = host.load(&image(&own)).unwrap();
         top(&guest)(100);
@@ -168,7 +168,7 @@ fn fire(time: Duration) {
                 }
             });
         }
-        // Tracers come and go, of all functions, of one, with registers and without.
+        // Tracers start and end: of all functions, of one, with registers and without.
         scope.spawn(move || {
             let (mut chance, count) = (Chance::new(99), Arc::default());
             let patterns = ["*", "left:*", "*:middle", "right:bottom", "guest_*:t*", "!left:*"];
@@ -186,7 +186,7 @@ fn fire(time: Duration) {
                 switched.fetch_add(1, Ordering::Relaxed);
             }
         });
-        // Modules that nobody waits for come and go, and are called.
+        // Modules that no thread waits for are loaded, called and unloaded.
         scope.spawn(move || {
             while !over.load(Ordering::SeqCst) {
                 let module = host.load(&image("passing")).unwrap();
@@ -244,7 +244,7 @@ fn fire(time: Duration) {
     assert!(host.sweep().is_empty());
 }
 
-/// What must not grow.
+/// The resources that must not grow.
 fn taken() -> (usize, usize, [u64; 4], u64) {
     // SAFETY: reads counters.
     let heap = unsafe { libc::mallinfo2() };
@@ -296,7 +296,7 @@ fn tracers_come_and_go_ten_thousand_times() {
     assert!(count.load(Ordering::SeqCst) > 100);
 }
 
-/// Nobody else is there who might take memory.
+/// No other thread exists that could allocate memory.
 fn tracers_that_come_and_go_leave_nothing() {
     let host = host();
     let module = host.load(&image("left")).unwrap();
@@ -317,13 +317,13 @@ fn tracers_that_come_and_go_leave_nothing() {
     println!("{then:?}");
     assert_eq!(count.load(Ordering::SeqCst), 90_000);
     assert_eq!((then[0].0, then[0].1, then[0].2), (then[1].0, then[1].1, then[1].2), "mappings, descriptors, arena");
-    // What a table keeps for the next batch may have grown.
+    // A table's spare memory for the next batch may have grown.
     assert!(then[1].3 <= then[0].3 + 4096, "heap {} then {}", then[0].3, then[1].3);
 }
 
 type Slot = Arc<Mutex<Option<Tracing>>>;
 
-/// A tracer that takes itself back, and registers another one.
+/// A tracer that removes itself, and registers another one.
 struct Itself {
     slot: Slot,
     next: Slot,
@@ -351,7 +351,7 @@ fn a_tracer_takes_itself_back() {
     *held = Some(host.trace("left:top".parse().unwrap(), tracer).unwrap());
     drop(held);
     top(&module)(1);
-    // Heard once; then the other one of six calls, for it was there before the function went on.
+    // Called once; then the other tracer gets six calls, because it was registered before the function continued.
     assert_eq!(count.load(Ordering::SeqCst), 1 + 6);
     assert_eq!(Arc::strong_count(&slot), 2, "it waits in quarantine");
     assert!(host.sweep().is_empty());
@@ -378,7 +378,7 @@ fn one_redirects_at_a_time() {
     let other = host.load(&unsafe { Image::trusted(std::fs::read(object).unwrap()) }).unwrap();
     let to = other.symbol_info("instead").unwrap().addr;
     let redirect = |pattern: &str| {
-        // SAFETY: it takes what `middle` takes, and stays for as long as the test.
+        // SAFETY: the redirection target takes the arguments of `middle`, and stays for the whole test.
         host.redirect(pattern.parse().unwrap(), unsafe { Redirecting::new(To(to)) })
     };
     // SAFETY: the type of the function.

@@ -1,5 +1,5 @@
-//! Functions that are left otherwise than by their return, and stacks that change in the middle, while they are traced in every
-//! way.
+//! Functions that end otherwise than by their return, and stacks that change in the middle, while functions are traced
+//! in every way.
 
 use std::collections::BTreeMap;
 use std::panic::catch_unwind;
@@ -68,7 +68,7 @@ impl Leaving {
         unsafe { self.module.call(name, arguments) }.unwrap().cast_signed()
     }
 
-    /// Runs a check in every way; says what was recorded.
+    /// Runs a check in every way. Passes the recordings to `recorded`.
     fn check(&self, name: &str, expected: &[(&str, u64)], mut recorded: impl FnMut(Watch, Recorded)) {
         let expected: BTreeMap<String, u64> =
             expected.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
@@ -116,7 +116,7 @@ const DEEP: [&str; 5] = ["deep {"; 5];
 const LEFT: [&str; 5] = ["~ deep"; 5];
 
 fn longjmp_ten_thousand_times() {
-    // The first that is called at the same place finds them gone.
+    // The first function that is called at the same place finds the old records gone.
     let first = [&DEEP[..], &LEFT, &["leaf {", "} leaf"]].concat();
     jumps("check_longjmp", &[("deep", 50_000), ("leaf", 10_000)], &first);
 }
@@ -184,8 +184,8 @@ fn coroutines_switch_in_the_middle() {
     });
 }
 
-/// Two threads that call, 25,000 signals to them in each of four ways, handlers that call as well: each call is recorded, or
-/// counted as missed, once.
+/// Two threads that call functions, 25,000 signals to them in each of four ways, and handlers that call functions too.
+/// Each call is recorded once, or counted as missed once.
 fn interrupted(name: &str, is_elsewhere: bool) {
     let leaving = Leaving::new();
     for watch in [Watch::Tracer, Watch::Calls, Watch::Graph, Watch::GraphAndTracer] {
@@ -203,7 +203,7 @@ fn interrupted(name: &str, is_elsewhere: bool) {
         let mut all = Batch::default();
         thread::scope(|scope| {
             let run = scope.spawn(|| assert_eq!(leaving.call(name, &[]), 0));
-            // Rings are read beside them, and are too small all the same.
+            // Another thread reads the rings during the run, and still the rings are too small.
             while !run.is_finished() {
                 trace.iter_mut().for_each(|trace| add(&mut all, trace.drain()));
                 thread::sleep(Duration::from_millis(5));
@@ -216,7 +216,7 @@ fn interrupted(name: &str, is_elsewhere: bool) {
         let (made, ran) = (leaving.call("calls_made", &[]), leaving.call("handlers_run", &[]));
         println!("{watch:?}: {made} calls, {ran} handlers, {:?}", all.missed);
         if traced {
-            // Handlers that ran while their thread was in the tracer are not heard of.
+            // Calls by handlers that ran while their thread was in the tracer are not passed to the tracer.
             let heard = heard.load(Ordering::Relaxed).cast_signed();
             assert!((made - 2 * ran..=made).contains(&heard), "{watch:?}: {heard} of {made}, {ran} handlers");
         }
@@ -269,7 +269,7 @@ fn a_fork_in_the_middle() {
             assert_eq!((&recorded.lines, recorded.missed.total()), (&vec![lines.map(String::from).to_vec()], 0));
         }
     });
-    // The child traces anew, and what the parent recorded is its own.
+    // The child starts a new trace, and the parent's records stay with the parent.
     let parents = leaving.host.trace_functions(&TraceOptions::new(Mode::Graph)).unwrap();
     modload_tests::in_fork(|| {
         drop(parents);
@@ -313,7 +313,7 @@ fn exceptions_pass_and_are_caught() {
     });
 }
 
-/// What a module calls back.
+/// The function that a module calls back.
 extern "C-unwind" fn back(argument: i64) -> i64 {
     assert!(argument % 2 == 0, "odd");
     argument + 1
@@ -344,7 +344,7 @@ fn panics_pass_and_are_caught() {
     }
 }
 
-/// Its calls are seen in every way but one.
+/// The function's calls are seen in every way except one.
 fn what_returns_twice_is_not_returned_to() {
     let leaving = Leaving::new();
     let reason = |name: &str| leaving.host.traceable().into_iter().find(|one| one.function.name == name).unwrap();
@@ -365,7 +365,7 @@ fn a_system_call_goes_on_or_is_interrupted_as_ever() {
     const EINTR: i64 = 4;
     let leaving = Leaving::new();
     for watch in Watch::ALL {
-        // Tracing comes while it reads, and goes; it comes before, and goes while it reads.
+        // Tracing starts during the read and then ends; or tracing starts before the read and ends during the read.
         for by_signal in [0, 1] {
             let expected = if by_signal == 1 { -EINTR } else { 11 };
             assert_eq!(leaving.call("begin_read", &[]), 0);

@@ -1,4 +1,5 @@
-//! What is thrown, and stacks within stacks, under graph tracing: everything comes out as without it, and records are nested.
+//! Exceptions, and stacks within stacks, under graph tracing: the results are the same as without tracing, and records
+//! are nested.
 
 use std::process::ExitCode;
 use std::thread;
@@ -42,16 +43,16 @@ fn built(language: Language, text: &str, more: &[&str]) -> (Host, Module) {
 }
 
 fn call(module: &Module, name: &str, arguments: &[u64]) -> u64 {
-    // SAFETY: those that are called take and return a `long`.
+    // SAFETY: the called functions take and return a `long`.
     unsafe { module.call(name, arguments) }.unwrap()
 }
 
-/// What a graph of a run holds.
+/// The contents of the graph of a run.
 #[derive(Default)]
 struct Told {
     entered: u64,
     unwound: u64,
-    /// Of each thread, what it has entered and not left.
+    /// For each thread, the functions that the thread has entered and not left.
     open: Vec<Vec<u32>>,
     missed: Missed,
 }
@@ -77,7 +78,7 @@ impl Told {
     }
 }
 
-/// Has something run while all functions are recorded, beside a thread that reads.
+/// Calls `run` while all functions are recorded and another thread reads.
 fn graph(host: &Host, run: impl FnOnce() + Send) -> Told {
     let options = TraceOptions::new(Mode::Graph).pattern("stacks:*").unwrap().buffer(64 << 20);
     let mut trace = host.trace_functions(&options).unwrap();
@@ -109,7 +110,7 @@ fn throws(sibling_calls: &str) {
     let thrown = call(&module, "throws_made", &[]);
     assert!(thrown >= THROWS, "{thrown}");
     assert!(told.open.iter().all(Vec::is_empty), "all that was entered has ended");
-    // What is thrown leaves the function that throws it, at least.
+    // An exception leaves at least the function that throws it.
     assert!(told.unwound >= thrown && told.entered > told.unwound, "{} of {}", told.unwound, told.entered);
     assert_eq!(
         told.missed.total(),
@@ -129,19 +130,20 @@ fn exceptions_on_a_coroutine_within_the_threads_stack() {
     }
 }
 
-/// What must be recorded of a run with coroutines.
+/// The expected records of a run with coroutines.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Recorded {
     /// All calls on the thread's own stack, and none on a coroutine's.
     Outside,
-    /// Each call, or it is counted: where nothing that is recorded lies below the switch, nothing tells at once.
+    /// Each call, or the call is counted as missed: if no recorded function is below the switch, the tracer cannot
+    /// detect the switch at once.
     Some,
 }
 
 fn inner(check: &str, recorded: Recorded) {
     const ROUNDS: u64 = 3000;
     let (host, module) = built(Language::C, include_str!("../traced/inner.c"), &[]);
-    // As it is without tracing, first.
+    // First without tracing.
     assert_eq!(call(&module, check, &[ROUNDS]), 0);
     let told = graph(&host, || assert_eq!(call(&module, check, &[ROUNDS]), 0, "{check}"));
     let [made, inside] = ["calls_made", "calls_inside"].map(|count| call(&module, count, &[]));

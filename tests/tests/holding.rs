@@ -1,4 +1,4 @@
-//! Threads held wherever they are: in the allocator, in system calls, in handlers; starting, ending and forking.
+//! Threads held at any place: in the allocator, in system calls, in handlers; starting, ending and forking.
 
 use std::fs::File;
 use std::hint::black_box;
@@ -74,7 +74,7 @@ fn the_saved_rip_is_right_and_can_be_changed() {
         let flag = flag.clone();
         thread::spawn(move || {
             tell.send(Tid::current()).unwrap();
-            // SAFETY: it reads the flag until somebody changes it.
+            // SAFETY: the code reads the flag until another thread changes it.
             unsafe { spin::spin_begin(Arc::as_ptr(&flag)) };
             flag.load(Ordering::Relaxed)
         })
@@ -102,7 +102,7 @@ fn the_saved_rip_is_right_and_can_be_changed() {
     let other = address(spin::spin_other as *const ());
     // SAFETY: `spin_other` takes the flag in rdi, as the loop does, and returns as the loop would.
     let changed = unsafe { held.set_rip(tid, other) };
-    // SAFETY: nobody is held of this id.
+    // SAFETY: no held thread has this id.
     let nobody = unsafe { held.set_rip(Tid::current(), other) };
     drop(held);
     assert!(changed && !nobody);
@@ -122,7 +122,7 @@ fn threads_that_start_and_end_all_the_time() {
         let before = born.load(Ordering::Relaxed);
         let held = hold(LONG).unwrap();
         let now = born.load(Ordering::Relaxed);
-        // Long enough for somebody who was forgotten to be seen: nobody starts a thread.
+        // Long enough to notice a thread that was not held: no thread may start.
         (0..2000).for_each(|_| std::hint::spin_loop());
         let later = born.load(Ordering::Relaxed);
         let (held_count, tids) = (held.count(), crowd.count());
@@ -135,7 +135,7 @@ fn threads_that_start_and_end_all_the_time() {
             thread::yield_now();
         }
     }
-    // A question is answered when a pass has found nobody new, which takes many passes here.
+    // The question is complete when a pass has found no new thread, which takes many passes here.
     for _ in 0..100 {
         let answers = run_in_each(&WhoAndWhere, LONG).unwrap();
         assert!(wide(answers.len()) >= crowd.count());
@@ -163,7 +163,8 @@ fn ten_thousand_holds_of_threads_in_malloc() {
     assert!(turns.load(Ordering::Relaxed) > 1000, "they got on meanwhile");
 }
 
-/// What is kept of a stack: whose it is, whether it passes through [`waits`], how many frames it has, and how it ends.
+/// The stored data of a stack: its thread, whether the stack passes through [`waits`], the number of frames, and the
+/// end of the walk.
 type Seen = (Tid, bool, u64, Result<Ended, WalkError>);
 
 /// A frame by which threads are known, below one that is the C library's.
@@ -190,7 +191,7 @@ fn each_stack_is_walked_once_and_room_is_made_before() {
     let alone = each_stack(Vec::with_capacity, see).unwrap();
     assert!(matches!(alone[..], [(tid, false, 2.., Ok(Ended::Outermost))] if tid == Tid::current()), "{alone:?}");
     let mut crowds = vec![Crowd::of(8, || waits(Duration::from_millis(1)))];
-    // A hundred more start where there seems to be room for all.
+    // A hundred more threads start while there seems to be room for all.
     let (mut rooms, mut starts) = (Vec::new(), true);
     let room = |stacks| {
         if std::mem::take(&mut starts) {
@@ -207,7 +208,7 @@ fn each_stack_is_walked_once_and_room_is_made_before() {
     tids.sort_unstable();
     tids.dedup();
     assert_eq!(tids.len(), 109, "each once");
-    // Nearly every time each of the crowd waits; now and then one looks whether it is over.
+    // Nearly every time each thread of the crowd waits; sometimes a thread checks whether the test is over.
     let often = (0..100).map(|_| each_stack(Vec::with_capacity, see).unwrap());
     let (mut waiting, mut all) = (0, 0);
     for (tid, passes, _, ended) in often.flatten() {
@@ -225,7 +226,7 @@ fn system_calls_go_on_or_are_counted() {
     let mut ends = [0; 2];
     // SAFETY: pipe writes two descriptors.
     assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new and belongs to this test alone.
     let mut read = unsafe { File::from_raw_fd(ends[0]) };
     // SAFETY: as above.
     let mut write = unsafe { File::from_raw_fd(ends[1]) };
@@ -234,7 +235,7 @@ fn system_calls_go_on_or_are_counted() {
         let result = read.read(&mut byte);
         (result.map_err(|error| error.raw_os_error()), byte[0])
     });
-    // A lock is waited for all the same.
+    // A wait for a lock continues after the hold.
     let lock = Arc::new(Mutex::new(7));
     let guard = lock.lock().unwrap();
     let locker = {
@@ -250,10 +251,10 @@ fn system_calls_go_on_or_are_counted() {
         // SAFETY: as above.
         unsafe { libc::pthread_mutex_lock(ptr::with_exposed_provenance_mut(mutex)) }
     });
-    // nanosleep and poll say EINTR.
+    // nanosleep and poll return EINTR.
     let sleeper = thread::spawn(|| {
         let long = libc::timespec { tv_sec: 100, tv_nsec: 0 };
-        // SAFETY: the time is ours; what is left is not asked for.
+        // SAFETY: a time of this function; the remaining time is not requested.
         let result = unsafe { libc::nanosleep(&raw const long, ptr::null_mut()) };
         (result, std::io::Error::last_os_error().raw_os_error())
     });
@@ -278,7 +279,8 @@ fn system_calls_go_on_or_are_counted() {
     let held = hold(LONG).unwrap();
     let count = held.count();
     drop(held);
-    // On a busy machine an attempt may fail after it has interrupted these two, and they have ended by the next one.
+    // On a busy machine an attempt may fail after interrupting these two threads, and they have ended before the next
+    // attempt.
     assert!((3..=5).contains(&count), "{count}");
     assert_eq!(sleeper.join().unwrap(), (-1, Some(libc::EINTR)));
     assert_eq!(poller.join().unwrap(), (-1, Some(libc::EINTR)));
@@ -293,12 +295,12 @@ fn system_calls_go_on_or_are_counted() {
     assert_eq!(reader.join().unwrap(), (Ok(1), 42));
     drop(guard);
     assert_eq!(locker.join().unwrap(), 7);
-    // SAFETY: as above; this thread has it.
+    // SAFETY: as above; this thread has the mutex.
     assert_eq!(unsafe { libc::pthread_mutex_unlock(ptr::with_exposed_provenance_mut(mutex)) }, 0);
     assert_eq!(pthread.join().unwrap(), 0);
 }
 
-/// Spins in a handler of SIGUSR1 until told otherwise.
+/// Spins in a handler of SIGUSR1 until the test ends the handler.
 static IN_HANDLER: AtomicUsize = AtomicUsize::new(0);
 static LEAVE_HANDLER: AtomicBool = AtomicBool::new(false);
 
@@ -336,10 +338,10 @@ fn a_small_alternate_stack_will_do() {
     let threads: Vec<_> = (0..2)
         .map(|in_handler| {
             thread::spawn(move || {
-                // As small as SIGSTKSZ says; below it a pattern that nobody may touch.
+                // A stack of SIGSTKSZ bytes. The memory below holds a pattern that no code may change.
                 let mut memory = vec![0xa5_u8; 4096 + 8192];
                 let stack = libc::stack_t { ss_sp: memory[4096..].as_mut_ptr().cast(), ss_flags: 0, ss_size: 8192 };
-                // SAFETY: the memory outlives the thread's use of it: the stack is disabled below.
+                // SAFETY: the memory outlives the thread's use of the stack: the stack is disabled below.
                 assert_eq!(unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) }, 0);
                 // SAFETY: errno of this thread.
                 let errno = unsafe { libc::__errno_location() };
@@ -357,7 +359,7 @@ fn a_small_alternate_stack_will_do() {
                 // SAFETY: as above.
                 let after = unsafe { *errno };
                 let off = libc::stack_t { ss_sp: ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
-                // SAFETY: the thread is not on it.
+                // SAFETY: the thread is not on that stack.
                 assert_eq!(unsafe { libc::sigaltstack(&raw const off, ptr::null_mut()) }, 0);
                 let unused = memory.iter().skip(4096).take_while(|byte| **byte == 0xa5).count();
                 (after, memory[..4096].iter().all(|byte| *byte == 0xa5), 8192 - unused)
@@ -387,7 +389,7 @@ fn a_small_alternate_stack_will_do() {
 }
 
 fn two_holders_take_turns() {
-    // In memory that no held thread owns: whoever holds is alone.
+    // In memory that no held thread owns: only one thread holds at a time.
     let holders = Arc::new(AtomicU32::new(0));
     let threads: Vec<_> = (0..4)
         .map(|n| {
@@ -411,7 +413,7 @@ fn two_holders_take_turns() {
         })
         .collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    // Whoever takes too long is named to whoever waits.
+    // A waiting thread gets the name of the thread that takes too long.
     let (tell, told) = mpsc::channel();
     let (end, ended) = mpsc::channel::<()>();
     let holder = thread::spawn(move || {
@@ -451,10 +453,11 @@ fn forks_during_holds() {
         thread::yield_now();
     });
     for _ in 0..300 {
-        // SAFETY: the child calls nothing but what is ours, which takes no lock and no memory, and thread creation.
+        // SAFETY: the child calls only functions of ours, which take no lock and no memory, and thread creation.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
-            // Alone, it holds nobody; nothing of the parent's turn is left. After a child's own thread, it does.
+            // A child with one thread holds no thread; nothing of the parent's turn is left. After the child has
+            // started a thread, the child holds that thread.
             let alone = hold(LONG).map_or(9, |held| held.count());
             let more = thread::spawn(|| {
                 loop {

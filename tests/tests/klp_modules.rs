@@ -1,4 +1,4 @@
-//! Patches that are modules: what is refused of what they say, and what becomes of them where no scene of Linux's looks.
+//! Patches that are modules: the invalid records that are refused, and the cases that Linux's scenes do not cover.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -71,7 +71,7 @@ fn text(of: &str) -> String {
 }
 
 fn answer(target: &Module, argument: u64) -> u64 {
-    // SAFETY: it is an `int answer(int)`.
+    // SAFETY: the function is an `int answer(int)`.
     unsafe { target.call("answer", &[argument]) }.unwrap() & 0xffff_ffff
 }
 
@@ -149,8 +149,8 @@ fn records_that_cannot_be_followed_are_refused_by_name() {
     }
 }
 
-/// A patch with the records of a header that is not the SDK's: two objects with two functions each. A callback reads the state of
-/// the first target from Linux's `struct module`, where it comes first.
+/// A patch with the records of a header that is not the SDK's: two objects with two functions each. A callback reads
+/// the state of the first target from Linux's `struct module`, where the state is the first field.
 fn foreign(func: usize, object: usize, patch: usize) -> String {
     let [func, object, patch] = [func - 24, object - 56, patch - 32];
     format!(
@@ -202,7 +202,7 @@ fn records_of_linux_are_read_by_their_size() {
     let other = host.load(&built("other", Language::C, TWO)).unwrap();
     let patch = host.load(&built("patch", Language::C, &foreign(152, 168, 200))).unwrap();
     assert_eq!((answer(&target, 1), answer(&other, 1)), (102_103, 102_103), "no record is lost");
-    // SAFETY: it is an `int state_is(int)`.
+    // SAFETY: the function is an `int state_is(int)`.
     let is_told = unsafe { patch.call("state_is", &[u64::from(b't')]) }.unwrap();
     assert_eq!(is_told & 0xffff_ffff, 1, "MODULE_STATE_LIVE, and the target's name, where Linux has them");
     drop(patch);
@@ -276,7 +276,7 @@ fn only_init_enables_and_no_callback_does() {
     let late = format!("{late} __attribute__((visibility(\"default\"))) int late(void) {{ return start(); }}");
     let module = host.load(&built("patch", Language::C, &text(&late))).unwrap();
     let recording = host.record();
-    // SAFETY: it is an `int late(void)`.
+    // SAFETY: the function is an `int late(void)`.
     let result = unsafe { module.call("late", &[]) }.unwrap();
     assert_eq!(result & 0xffff_ffff, u64::from((-22_i32).cast_unsigned()));
     let line = "patch: livepatch: module patch calls klp_enable_patch, but not from its init: call it from init";
@@ -284,7 +284,7 @@ fn only_init_enables_and_no_callback_does() {
     drop(module);
     host.unload("patch").unwrap();
 
-    // -EDEADLK of the second one is what the first one's callback gives.
+    // The callback of the first call returns the -EDEADLK of the second call.
     let nested = PATCH.replace(".funcs = funcs }", ".funcs = funcs, .callbacks = { .pre_patch = again } }");
     let nested =
         nested.replace("static struct klp_object", "static int again(struct klp_object *);\nstatic struct klp_object");
@@ -301,7 +301,7 @@ fn only_init_enables_and_no_callback_does() {
 fn a_patch_goes_with_an_init_that_fails_behind_it() {
     let host = host();
     let target = host.load(&built("target", Language::C, TARGET)).unwrap();
-    // What live patching takes for itself, it keeps.
+    // Live patching keeps the memory that it has allocated for its own use.
     host.load(&built("patch", Language::C, &text(PATCH))).unwrap();
     host.disable_patch("patch").unwrap();
     host.unload_within("patch", LIMIT).unwrap();
@@ -318,7 +318,7 @@ fn a_patch_goes_with_an_init_that_fails_behind_it() {
     assert_eq!(answer(&target, 1), 102);
 }
 
-/// Tells its callbacks' targets: name and state.
+/// Logs the targets of its callbacks: name and state.
 const TELLS: &str = r#"
 static int new_hidden(int a) { return a + 101; }
 static struct klp_func funcs[] = { { .old_name = "hidden", .new_func = (void *)new_hidden }, {} };
@@ -342,7 +342,7 @@ __attribute__((visibility("default"))) int is_there(void) { return objs[0].mod !
 fn a_target_without_a_struct_module_is_told_of() {
     let host = host();
     let patch = host.load(&built("patch", Language::C, &text(TELLS))).unwrap();
-    // SAFETY: it is an `int is_there(void)`.
+    // SAFETY: the function is an `int is_there(void)`.
     let is_there = || unsafe { patch.call("is_there", &[]) }.unwrap();
     let recording = host.record();
     for _ in 0..2 {
@@ -360,7 +360,7 @@ fn a_target_without_a_struct_module_is_told_of() {
     assert_eq!(told, [coming, coming, going, going, coming, coming, going, going, coming, coming, live, live]);
 }
 
-/// Takes functions, and lets them go on where they would.
+/// Takes over functions, and sends each call to its usual target.
 struct Taken;
 
 impl Redirect for Taken {
@@ -373,7 +373,7 @@ fn a_target_whose_function_a_tracer_redirects_is_refused() {
     let host = host();
     host.load(&built("patch", Language::C, &text(TELLS))).unwrap();
     let filter = || "target:hidden".parse::<Filter>().unwrap();
-    // SAFETY: it sends calls nowhere.
+    // SAFETY: the redirection changes no call's target.
     let redirecting = || unsafe { Redirecting::new(Taken) };
     let taken = host.redirect(filter(), redirecting()).unwrap();
     let recording = host.record();
@@ -512,7 +512,7 @@ __attribute__((visibility("default"))) int make(int value)
 __attribute__((visibility("default"))) int drop(void) { klp_shadow_free(&object, 1, NULL); return 0; }
 "#;
     let module = host.load(&built("keeps", Language::C, keeps)).unwrap();
-    // SAFETY: they are an `int make(int)` and an `int drop(void)`.
+    // SAFETY: the functions are an `int make(int)` and an `int drop(void)`.
     let call = |name: &str, arguments: &[u64]| unsafe { module.call(name, arguments) }.unwrap();
     assert_eq!(call("make", &[7]), 7);
     let ended = in_fork(|| {

@@ -1,5 +1,5 @@
-//! The scenes of Linux 6.1's own live patching selftests, and more, with modules of ours: a snapshot of the log for each. Linux itself
-//! is asked for the same by `cargo xtask oracle-klp`.
+//! The scenes of Linux 6.1's own live patching selftests, and more, with modules of ours: a snapshot of the log for
+//! each. `cargo xtask oracle-klp` runs the same scenes on Linux itself.
 
 use std::arch::naked_asm;
 use std::collections::BTreeSet;
@@ -87,21 +87,21 @@ fn run<const NUMBER: usize>() {
     insta::assert_snapshot!(scene.name(), log);
 }
 
-/// The host's variable that stands for Linux's levels of the console.
+/// The host's variable for Linux's levels of the console.
 static CONSOLE_PRINTK: [AtomicI32; 4] = [AtomicI32::new(4), AtomicI32::new(4), AtomicI32::new(1), AtomicI32::new(7)];
 
-/// What is read: `struct seq_file` of the scenes.
+/// The result of a read: `struct seq_file` of the scenes.
 type SeqFile = String;
 
 unsafe extern "C" fn seq_puts(file: *mut SeqFile, text: *const c_char) {
-    // SAFETY: a string of a module's, as its function was given the file.
+    // SAFETY: a string of a module, passed to its function together with the file.
     let text = unsafe { CStr::from_ptr(text) }.to_str().unwrap();
-    // SAFETY: `Stage::read` has lent it to the function for the length of its call.
+    // SAFETY: `Stage::read` has lent the file to the function for the time of its call.
     unsafe { (*file).push_str(text) };
 }
 
-/// `int cmdline_proc_show(struct seq_file *, void *)`, a function of the host's with room for a jump. Its name is that of a symbol of
-/// the program, which a patch may refer to.
+/// `int cmdline_proc_show(struct seq_file *, void *)`, a function of the host with room for a jump. Its name is a
+/// symbol of the program that a patch may refer to.
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
 extern "C" fn cmdline_proc_show(file: *mut SeqFile, unused: *mut c_void) -> c_int {
@@ -135,7 +135,7 @@ extern "C" fn show_plain(file: *mut SeqFile, _: *mut c_void) -> c_int {
 
 type Show = extern "C" fn(*mut SeqFile, *mut c_void) -> c_int;
 
-/// Takes functions, and lets them go on where they would.
+/// Takes over functions, and sends each call to its usual target.
 struct Taken;
 
 impl Redirect for Taken {
@@ -147,7 +147,7 @@ impl Redirect for Taken {
 struct Stage {
     host: Host,
     recording: Recording,
-    /// How many of its events have been seen.
+    /// The number of events of the recording that have been read.
     seen: usize,
     log: Vec<String>,
     taken: Option<Tracing>,
@@ -170,7 +170,7 @@ impl Stage {
         Stage { host, recording, seen: 0, log: Vec::new(), taken: None }
     }
 
-    /// What live patching and modules have noted since the last time.
+    /// Adds the lines that live patching and modules have logged since the last call.
     fn note_lines(&mut self) {
         let events = self.recording.so_far().events;
         for event in &events[self.seen..] {
@@ -210,7 +210,7 @@ impl Stage {
             }
             ["ftrace", "off"] => {
                 let filter = "vmlinux:*_proc_show".parse::<Filter>().unwrap();
-                // SAFETY: it sends calls nowhere.
+                // SAFETY: the redirection changes no call's target.
                 let taken = self.host.redirect(filter, unsafe { Redirecting::new(Taken) });
                 let errno = match &taken {
                     Ok(_) => 0,
@@ -228,7 +228,7 @@ impl Stage {
     fn read(&mut self, file: &str) {
         let mut shown = SeqFile::new();
         let show: Show = if file == "cmdline" { cmdline_proc_show } else { meminfo_proc_show };
-        // What is called is read anew each time: the compiler knows nothing of what stands there.
+        // The function is read anew each time: the compiler has no knowledge of the code at that address.
         assert_eq!(std::hint::black_box(show)(&raw mut shown, std::ptr::null_mut()), 0);
         self.log.extend(shown.lines().filter(|line| line.contains("live patched")).map(str::to_owned));
     }
@@ -256,7 +256,8 @@ fn attribute_of(patch: &PatchStatus, attribute: &str) -> bool {
     }
 }
 
-/// The module of this name. What it includes of the scenes' own is put into its text: objects are cached by their text.
+/// Returns the module of this name. The scenes' own headers are put into the module's text, because objects are cached
+/// by their text.
 fn image(module: &str, params: &[&str]) -> Image<'static> {
     let text = expanded(&format!("{module}.c"));
     let name = format!("-DKBUILD_MODNAME=\"{module}\"");

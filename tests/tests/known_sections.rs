@@ -1,5 +1,5 @@
-//! Every section type and every section name in the tables of `abi`, and unknown type numbers: a load and `check` do what the
-//! tables say. No code of the modules runs.
+//! Every section type and every section name in the tables of `abi`, and unknown type numbers: the results of a load
+//! and of `check` agree with the tables. No code of the modules runs.
 
 use std::fs;
 
@@ -17,10 +17,10 @@ fn object(text: &str) -> Vec<u8> {
     fs::read(object_from_text("known", Language::Assembler, &text, Compiler::Cc, &[]).unwrap()).unwrap()
 }
 
-/// Why a load refuses it, if it does; `check` says the same.
+/// Returns the reason why a load refuses the object, if a load refuses it. `check` must agree.
 fn refusal(bytes: &[u8]) -> Option<String> {
     let host = Host::builder().build().unwrap();
-    // SAFETY: it has no function that is called.
+    // SAFETY: the object has no function that is called.
     let loaded = host.load(&unsafe { Image::trusted(bytes) }.named("known"));
     let input = Input { name: String::new(), bytes: bytes.into() };
     let checked = host.check(&[input], "known").err().map(|error| sentence(&*error.error));
@@ -28,7 +28,7 @@ fn refusal(bytes: &[u8]) -> Option<String> {
         Ok(module) => module.unload().map(|()| None).unwrap(),
         Err(error) => Some(sentence(&*error.error)),
     };
-    // Subscribers are asked when it is loaded.
+    // Subscribers are asked only by a load.
     let by_subscriber = said.as_ref().is_some_and(|said| said.starts_with("refused by "));
     assert!(checked == said || (checked.is_none() && by_subscriber), "check says {checked:?}, and loading {said:?}");
     said
@@ -38,7 +38,7 @@ fn word(bytes: &[u8], at: usize) -> usize {
     usize::try_from(u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())).unwrap()
 }
 
-/// The object with the type of its section `.probe` changed, which is the only one with 24 bytes.
+/// Returns the object with another type for its section `.probe`, which is the only section with 24 bytes.
 fn retyped(mut bytes: Vec<u8>, kind: u32) -> Vec<u8> {
     let headers = word(&bytes, 0x28);
     let count = usize::from(u16::from_le_bytes(bytes[0x3c..0x3e].try_into().unwrap()));
@@ -81,7 +81,7 @@ fn every_type_is_placed_read_known_to_be_harmless_or_refused_by_its_number() {
     }
 }
 
-/// A section of this name, these flags and this type, with so many bytes of this value.
+/// Returns an object with a section of this name, these flags, this type, this size, and this value in each byte.
 fn named(name: &str, flags: &str, kind: &str, size: u64, byte: u8) -> Vec<u8> {
     object(&format!(".section {name},\"{flags}\",@{kind}\n.fill {size}, 1, {byte}\n"))
 }
@@ -109,8 +109,8 @@ fn every_name_is_followed_to_its_last_byte_or_refused() {
                 }
                 refused("not allocated", &named(&name, "", "progbits", sizes[0], 0));
                 refused("without contents", &named(&name, "a", "nobits", sizes[0], 0));
-                // A list of versions says nothing of symbols that are not used, whatever they are called. Of tables of
-                // trampolines' keys Linux reads the kernel's own alone.
+                // A list of versions has no effect on symbols that are not used, whatever their names. Among tables of
+                // trampolines' keys Linux reads only the kernel's own.
                 if ![VERSIONS, STATIC_CALL_TRAMP_KEY].contains(&&*name) {
                     refused("a record of nonsense", &named(&name, "a", "progbits", sizes[0], 0x5a));
                 }

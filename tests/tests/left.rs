@@ -1,4 +1,5 @@
-//! What leaves a module's code by force or by a throw is an error of that call, load or unload, and the host goes on.
+//! If module code ends by a forced unwind or by a throw, the result is an error of that call, load or unload, and the
+//! host continues.
 
 use std::ffi::{c_int, c_void};
 use std::process::ExitCode;
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
 }
 
 fn host() -> Host {
-    // SAFETY: the C++ runtime, whose constructors do no harm; it may be missing where no case needs it.
+    // SAFETY: the C++ runtime, whose constructors do no harm. The runtime may be missing if no case needs it.
     unsafe { libc::dlopen(c"libstdc++.so.6".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     Host::builder().process_symbols().build().unwrap()
 }
@@ -45,7 +46,7 @@ fn cxx(name: &str, text: &str) -> Image<'static> {
     unsafe { Image::trusted(std::fs::read(object).unwrap()) }.named(name)
 }
 
-/// With glibc's `libc_nonshared.a`: what the compiler's driver adds to a program.
+/// With glibc's `libc_nonshared.a`, which the compiler's driver adds to a program.
 fn with_libc(name: &str, text: &str) -> Image<'static> {
     let object = object_from_text(name, Language::C, text, Compiler::Cc, &["-O2", "-fPIC"]).unwrap();
     let archive = std::process::Command::new("cc").arg("-print-file-name=libc_nonshared.a").output().unwrap();
@@ -103,7 +104,7 @@ fn exceptions_are_named_with_type_text_and_place() {
         let of_type = ["int", "std::runtime_error: the \\u{1b}[31mreason", "outer::Own<unsigned long>"];
         for (which, of_type) in of_type.into_iter().enumerate() {
             let said = said(u64::try_from(which).unwrap());
-            // gcc has put the throw into a part of its own.
+            // gcc has put the throw into a separate part of the function.
             let begins = format!("\"throws\" of throws was left by an exception of type {of_type}, thrown at throws");
             assert!(said.starts_with(&begins), "{said}");
             assert!(said.ends_with(" [throws]"), "{said}");
@@ -145,7 +146,8 @@ extern "C-unwind" fn host_panics() -> c_int {
 }
 
 fn panics_of_two_standard_libraries_are_told_apart() {
-    // A panic as another standard library throws it: it differs from this program's by the word behind the header.
+    // A panic in the form of another standard library: the panic differs from this program's by the word behind the
+    // header.
     let text = r#"
         #include <stdlib.h>
         #include <string.h>
@@ -250,7 +252,7 @@ fn thread_exit_of_a_modules_thread_ends_that() {
 
 static INNER: std::sync::Mutex<Option<Module>> = std::sync::Mutex::new(None);
 
-/// Calls the other module, and says whether that was left.
+/// Calls the other module, and returns whether the call was left.
 extern "C-unwind" fn through_the_host() -> c_int {
     let inner = INNER.lock().unwrap().clone().unwrap();
     match calls(&inner, "inner", 0) {
@@ -276,11 +278,12 @@ fn thread_exit_leaves_the_innermost_call() {
 static REACHED: AtomicU32 = AtomicU32::new(0);
 static OUTCOME: AtomicI32 = AtomicI32::new(0);
 
-/// A thread that the C library has started, whose frames may be unwound by force; it is cancelled when the module says so.
+/// A thread that the C library has started, whose frames may be unwound by force. The thread is cancelled when the
+/// module requests it.
 fn cancelled(host: &'static Host, body: extern "C-unwind" fn(*mut c_void) -> *mut c_void) -> bool {
     let mut thread = 0;
     let argument = ptr::from_ref(host).cast_mut().cast();
-    // SAFETY: only the way in which it may unwind differs.
+    // SAFETY: only the permitted ways of unwinding differ.
     let body = unsafe {
         std::mem::transmute::<extern "C-unwind" fn(*mut c_void) -> *mut c_void, extern "C" fn(*mut c_void) -> *mut c_void>(
             body,
@@ -345,7 +348,7 @@ fn cancellation_takes_the_call_back() {
     assert!(cancelled(host, calls_it));
     assert_eq!(OUTCOME.load(Ordering::Relaxed), 0);
     assert_eq!(call(&module, "fine"), 42);
-    // The reference that the thread held was dropped on its way.
+    // The unwinding dropped the reference that the thread held.
     module.unload().unwrap();
 }
 
@@ -355,7 +358,7 @@ fn cancellation_does_not_end_a_thread_of_rusts() {
     let caller = module.clone();
     let (tell, told) = std::sync::mpsc::channel();
     let thread = thread::spawn(move || {
-        // SAFETY: it says which thread this is.
+        // SAFETY: returns the id of this thread.
         tell.send(unsafe { libc::pthread_self() }).unwrap();
         left(calls(&caller, "sleeps", 0).unwrap_err()).0
     });
@@ -363,7 +366,7 @@ fn cancellation_does_not_end_a_thread_of_rusts() {
     while REACHED.load(Ordering::Relaxed) == 0 {
         thread::sleep(Duration::from_millis(1));
     }
-    // SAFETY: the thread is there: it sleeps.
+    // SAFETY: the thread exists, because it sleeps.
     assert_eq!(unsafe { libc::pthread_cancel(id) }, 0);
     assert_eq!(thread.join().unwrap(), Thrown::Cancelled, "it has gone on");
     module.unload().unwrap();
@@ -430,9 +433,9 @@ fn handlers_of_a_module_go_with_it() {
         module.unload().unwrap();
         assert_eq!(REACHED.load(Ordering::Relaxed), 21, "the last one first");
     }
-    // Nothing of them is left for the process's own end.
+    // No registered function is left for the end of the process.
     let ended = modload_tests::in_fork(|| {
-        // SAFETY: calls what is registered for it.
+        // SAFETY: calls the functions that are registered for the end of the process.
         unsafe {
             unsafe extern "C" {
                 fn quick_exit(status: c_int) -> !;
@@ -521,7 +524,7 @@ fn destructors_of_the_unloading_thread_run() {
         assert_eq!(REACHED.load(Ordering::Relaxed), 7291, "exit, then the last one first, and what those add");
         assert!(host.quarantined().is_empty());
     }
-    // In a thread of its own, which ends afterwards: each ran once.
+    // In a thread of its own, which ends afterwards: each destructor ran once.
     REACHED.store(0, Ordering::Relaxed);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -548,7 +551,8 @@ fn destructors_are_a_forked_childs_own() {
     });
     told.recv().unwrap();
     drop(module);
-    // The child has this thread's destructors, and not the other's, which it does not have.
+    // The child has this thread's destructors. The child does not have the other thread, so it does not have that
+    // thread's destructors.
     let in_child = || {
         host.unload("destructors").unwrap();
         assert_eq!(REACHED.load(Ordering::Relaxed), 7291);

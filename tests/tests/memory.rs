@@ -1,4 +1,4 @@
-//! What the kernel says of the mappings while a thousand modules come and go.
+//! The kernel's list of the mappings while a thousand modules are loaded and unloaded.
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
 
 const MODULES: usize = 1000;
 
-/// What a stripe's mappings must be, if that never changes.
+/// Returns the expected access of a stripe's mappings, if that access never changes.
 fn fixed_access(class: Class) -> Option<&'static str> {
     match class {
         Class::Text => Some("r-xp"),
@@ -66,7 +66,7 @@ fn query(stripes: &[StripeUsage; 4], chance: &mut Chance) {
 fn protections_never_change_while_a_thousand_modules_come_and_go() {
     let host = Host::builder().build().unwrap();
     let stripes = Arena::get().unwrap().usage();
-    // A library function of its own, a table, a counter, data that becomes read-only.
+    // A function, a table, a counter, data that becomes read-only.
     let text = "static const int table[] = { 2, 3, 5 }; static int counter;\n\
                 static int fixed __attribute__((section(\".data..ro_after_init\"))) = 7;\n\
                 int next(int i); int next(int i) { counter++; return table[i % 3] + fixed + counter; }\n";
@@ -91,7 +91,8 @@ fn protections_never_change_while_a_thousand_modules_come_and_go() {
             host.load(&image.clone().named(format!("m{number}"))).unwrap()
         };
         let mut chance = Chance::new(42);
-        // One after the other; then all at a time; then half of them go in random order, and come again.
+        // One after the other; then all at the same time; then half of them are unloaded in random order, and loaded
+        // again.
         for number in 0..MODULES {
             load(number).unload().unwrap();
         }
@@ -109,7 +110,7 @@ fn protections_never_change_while_a_thousand_modules_come_and_go() {
         at_most_16_more(&before, "all are gone");
         stop.store(true, Ordering::Relaxed);
         let most = racing.join().expect("the racing thread has seen nothing but what it should");
-        // Its own stack and heap, and ours.
+        // The stack and heap of the test's thread, and ours.
         assert!(most <= before.len() + 16 + 4, "{most} mappings at a time, {} before", before.len());
     });
     assert!(rounds.into_inner() > 20, "the race was one");
@@ -129,7 +130,7 @@ fn annexes_are_code_and_never_writable() {
     #[expect(clippy::as_conversions, reason = "functions become pointers by a cast alone")]
     let near = [annexes as *const (), libc::getpid as *const ()].map(code_of);
     let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
-    // Odd while an annex is there for certain, and where.
+    // An odd number while an annex certainly exists, and its address.
     let (changes, place) = (AtomicU64::new(0), AtomicU64::new(0));
     thread::scope(|scope| {
         let racing = scope.spawn(|| {
@@ -165,7 +166,7 @@ fn annexes_are_code_and_never_writable() {
 
 const WHY: EditOrigin = EditOrigin { engine: Engine::JumpLabel, section: 0, record: 0 };
 
-/// Only what lies in the arena counts: the test's own threads and vectors have mappings, too.
+/// Returns the number of mappings in the arena. The test's own threads and vectors have mappings, too.
 fn in_arena(mappings: &[Mapping]) -> usize {
     let stripes = Arena::get().unwrap().usage();
     mappings.iter().filter(|mapping| stripes.iter().any(|stripe| mapping.overlaps(stripe.start, stripe.len))).count()
@@ -206,7 +207,7 @@ fn ro_after_init_is_writable_in_init_only() {
     let module = host.load(&image("ro_after_init")).unwrap();
     let at = module.symbol_info("fixed_limit").unwrap().addr;
     assert_eq!((stripe_of(at), access(at).as_str()), (Some(Class::RoAfterInit), "r--p"));
-    // Its init has written there.
+    // The module's init has written to that data.
     // SAFETY: `int ro_limit(void)`.
     assert_eq!(unsafe { module.call("ro_limit", &[]) }.unwrap(), 3);
     module.unload().unwrap();

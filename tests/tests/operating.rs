@@ -1,5 +1,5 @@
-//! What an operator's host needs of modules that are LIVE: to wait until nobody uses one, to unload it by force, to set
-//! its parameters, to hear what one thread does.
+//! Operations of a host on LIVE modules: waiting until a module is not in use, unloading a module by force, setting its
+//! parameters, recording the events of one thread.
 
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -108,14 +108,14 @@ fn what_is_unloaded_by_force_keeps_its_memory_until_it_is_let_go() {
          greet        notify    going GOING -> livepatch (-2147483647, builtin): ok\n\
          greet        notify    going GOING -> ftrace (-2147483648, builtin): ok\n"
     );
-    // Its name is free, its code and its data are still there.
+    // The module's name is free; its code and its data still exist.
     let again = host.load(&image("greet")).unwrap();
     assert_eq!(hello(), 4);
     assert!(greet.set_param("times", Some("5")).is_err());
     again.unload().unwrap();
     greet.unload().unwrap_err();
     assert_eq!(used(), before);
-    // Nobody holds it: nothing was forced.
+    // The module has no reference, so nothing was forced.
     let calm = Host::builder().allow_forced_unload().build().unwrap();
     drop(calm.load(&image("greet")).unwrap());
     calm.unload_by_force("greet").unwrap();
@@ -171,7 +171,7 @@ const char *get_text(void) { return text; }
     let get = *unsafe { module.symbol::<extern "C" fn() -> *const std::ffi::c_char>("get_text") }.unwrap();
     let seen = get();
     set("text", Some("fourth")).unwrap();
-    // SAFETY: the module's string, which stays where it is for those who have looked.
+    // SAFETY: the module's string, which keeps its address for earlier readers.
     assert_eq!(unsafe { std::ffi::CStr::from_ptr(seen) }.to_str(), Ok("third"));
 }
 

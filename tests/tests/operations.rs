@@ -1,5 +1,5 @@
-//! Operations tables: calls through them become direct ones where the function is in reach, and stay calls through the
-//! module's own copy of the table elsewhere.
+//! Operations tables: calls through a table become direct calls if the function is in reach. Otherwise they stay calls
+//! through the module's own copy of the table.
 
 use std::process::ExitCode;
 
@@ -44,7 +44,7 @@ fn results(host: &Host) {
     assert_eq!((called(40), jumped(40)), (43, 39));
 }
 
-/// What becomes of the plugin's calls, by the engines that write them.
+/// Returns the engines that rewrite the plugin's calls.
 fn engines(host: &Host) -> Vec<String> {
     let object = object_from_text("plugin", Language::C, PLUGIN, Compiler::Cc, &["-O2", "-fPIC"]).unwrap();
     let input = Input { name: "plugin.o".into(), bytes: std::fs::read(object).unwrap().into() };
@@ -64,7 +64,7 @@ fn calls_of_what_is_in_reach_are_direct() {
     assert_eq!(engines(&host), ["relocation", "paravirt site", "relocation", "paravirt site"]);
 }
 
-/// A host whose functions are in nobody's reach.
+/// Returns a host whose functions no module can reach directly.
 fn far_host() -> Host {
     let add: extern "C" fn(i64, i64) -> i64 = add;
     let take: extern "C" fn(i64) -> i64 = take;
@@ -85,7 +85,7 @@ fn who_names_another_table_is_told() {
     assert!(refused.contains("\"host_ops\""), "{refused}");
 }
 
-/// Not in that of a module whatever it is called, and not in each other's.
+/// Explanations conflict neither with a module of any name nor with each other.
 fn explanations_stand_in_nobodys_way() {
     let host = far_host();
     let named = host.load(&image_from_text("(plugin)", "int named(void) { return 1; }")).unwrap();
@@ -128,13 +128,13 @@ fn no_alternative_brings_back_what_only_a_kernel_may_do() {
     let bytes = std::fs::read(object).unwrap();
     for features in [None, Some("")] {
         let host = Host::builder().linux_operations();
-        // A list of one's own leaves out what it likes, and not what user space must have.
+        // A list of the embedder's own can leave out any feature except those that user space must have.
         let host = match features {
             Some(names) => host.cpu(modload::Features::named(names).unwrap()).unwrap(),
             None => host,
         };
         let host = host.build().unwrap();
-        // SAFETY: the text is ours, and none of it does anything in a process.
+        // SAFETY: the text is ours, and its code has no effect in a process.
         let module = host.load(&unsafe { modload::Image::trusted(bytes.clone()) }.named("linux")).unwrap();
         for (name, ..) in SITES {
             // SAFETY: each takes a number and gives back the same, or flags.
@@ -145,7 +145,8 @@ fn no_alternative_brings_back_what_only_a_kernel_may_do() {
     }
 }
 
-/// A site for each feature, whose replacement is what only a kernel may do: of those that a process must not have, none is written.
+/// A site for each feature, whose replacement is an operation with no user-space equivalent: for features that a
+/// process must not have, no replacement is written.
 fn every_feature_that_user_space_must_not_have_is_left_out_of_code() {
     let names = [
         "SMAP",
@@ -180,12 +181,12 @@ fn every_feature_that_user_space_must_not_have_is_left_out_of_code() {
     // SAFETY: the text is ours.
     let image = unsafe { modload::Image::trusted(std::fs::read(object).unwrap()) }.named("features");
     let module = Host::builder().build().unwrap().load(&image).unwrap();
-    // SAFETY: it is an `int probe(void)`.
+    // SAFETY: the function is an `int probe(void)`.
     assert_eq!(unsafe { module.call("probe", &[]) }.unwrap() & 0xffff_ffff, 42);
 }
 
-/// A module that aligns its stack to eight bytes, as kernels do, and calls what the host exports from both halves of sixteen. What the
-/// host calls back says how the stack was there.
+/// A module that aligns its stack to eight bytes, as kernels do, and calls the host's exports with both alignments of
+/// the stack modulo sixteen. The function that the host calls back returns the alignment of the stack at that moment.
 fn exports_align_the_stacks_of_those_who_do_not() {
     const TEXT: &str = r#"
 #include <modload/livepatch.h>
@@ -250,7 +251,7 @@ __attribute__((visibility("default"))) long odd_ones(void) { return odd * 1000 +
     // SAFETY: the text is ours.
     let image = unsafe { modload::Image::trusted(std::fs::read(object).unwrap()) }.named("kernel_stack");
     let module = host.load(&image).unwrap();
-    // SAFETY: it is a `long odd_ones(void)`.
+    // SAFETY: the function is a `long odd_ones(void)`.
     let odd = unsafe { module.call("odd_ones", &[]) }.unwrap();
     assert_eq!(odd, 10, "the thousands are callbacks that found the stack as it must not be");
     host.disable_patch("kernel_stack").unwrap();

@@ -1,5 +1,5 @@
-//! The order of events on every path: as Linux has it with `Order::same`, mirrored, with the built-in ranks; and what
-//! went wrong in 2016, when one chain with fixed priorities had to serve ftrace and live patching.
+//! The order of events on every path: as in Linux with `Order::same`, mirrored, and with the built-in ranks; and the
+//! bug of 2016, when one chain with fixed priorities had to serve ftrace and live patching.
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -38,12 +38,12 @@ fn recorded(section: &str) -> Vec<&'static str> {
     lines
 }
 
-/// Our timeline in the words of the recording, where there are such words.
+/// Returns our timeline in the words of the recording, if the recording has such words.
 fn in_linux_words(timeline: &Timeline) -> Vec<String> {
     let mut lines = Vec::new();
     for event in &timeline.events {
         match &event.kind {
-            // What Linux does about keys by a notifier of its own is none of those recorded.
+            // Linux switches keys by a notifier of its own, which is not in the recording.
             EventKind::Notify { state, priority, result, builtin: false, .. } => {
                 lines.push(format!("{state} prio={priority}"));
                 if *result != Outcome::Ok {
@@ -62,7 +62,7 @@ fn in_linux_words(timeline: &Timeline) -> Vec<String> {
     lines
 }
 
-/// What is loaded in one section, and who refuses.
+/// The module and the refusing subscriber of one section.
 struct Path {
     section: &'static str,
     param: Option<&'static str>,
@@ -110,19 +110,19 @@ fn same_orders_are_those_of_linux_6_1() {
             }
         };
         assert_eq!(lines, recorded(section), "{section}");
-        // The subscribers themselves have heard just what the timeline says.
+        // The notifications of the subscribers are exactly those of the timeline.
         lines.retain(|line| ["COMING", "LIVE", "GOING"].iter().any(|state| line.starts_with(state)));
         let heard: Vec<_> = log.take().iter().map(|line| line.replace(" ordtarget", "")).collect();
         assert_eq!(heard, lines, "{section}");
     }
 }
 
-/// Whether it is one of those that every host has, and that do not log.
+/// Returns whether this is one of the subscribers that every host has, and that do not log.
 fn is_builtin(subscriber: &str) -> bool {
     BUILTIN.iter().any(|(name, _)| *name == subscriber)
 }
 
-/// Loads `ordtarget` with these subscribers, unloads it if that worked, and returns the order of events.
+/// Loads `ordtarget` with these subscribers, unloads the module if the load succeeded, and returns the order of events.
 fn order_of(subscribers: &[(&str, Order)], refuser: &str, params: &[&str]) -> String {
     let host = Host::builder().build().unwrap();
     let log = Log::default();
@@ -204,8 +204,8 @@ fn builtins_hear_of_a_refusal_last() {
     insta::assert_snapshot!("builtins_refusal", order_of(&with_builtins(), "min", &[]));
 }
 
-/// Stand-ins for ftrace and live patching, as they were in 2016: ftrace registers the call sites of a module that
-/// comes; klp hooks the sites of a target that comes, and of targets that are there when a patch is enabled.
+/// Stand-ins for ftrace and live patching, as they were in 2016. ftrace registers the call sites of a module that is
+/// loaded. klp hooks the sites of a target that is loaded, and of targets that are loaded when a patch is enabled.
 #[derive(Default)]
 struct World {
     sites: BTreeSet<String>,
@@ -246,7 +246,7 @@ impl World {
         }
     }
 
-    /// What the patch's init does.
+    /// The effect of the patch's init.
     fn klp_enable_patch(&mut self) {
         self.patch_enabled = true;
         if self.loaded.contains("target") {
@@ -264,7 +264,7 @@ enum Part {
 /// Loads target and patch in this order, and unloads the target, with the chains alone.
 fn scene(ftrace: Order, klp: Order, modules: [&str; 2]) -> String {
     let mut chains = Chains::default();
-    // As Linux's initcalls had it; the priorities, not the joining, are what counts.
+    // As Linux's initcalls had it: the priorities count, not the order of joining.
     chains.join(klp, Part::Klp);
     chains.join(ftrace, Part::Ftrace);
     let mut world = World::default();

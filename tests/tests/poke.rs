@@ -112,7 +112,7 @@ fn what_is_wrong_is_refused_and_nothing_is_written() {
     assert_eq!(poked.protocol, PokeProtocol::Alone);
 }
 
-/// Turns all sites on and off again, looks at what they do, and says how it was done.
+/// Turns all sites on and off again, checks their results, and returns the protocol.
 fn flip(sites: &Sites, mask: TrapMask) -> Result<Poked, PokeError> {
     let all = || 0..sites.len();
     let poked = poke(&mut TextLock::take(), &sites.on(all()), mask)?;
@@ -174,7 +174,7 @@ fn threads_on_their_way_from_a_trap_are_counted() {
             }
         });
         with_a_caller(&sites, None, || {
-            // The count is a matter of some hundred instructions, so it is looked at often.
+            // The count is above zero only for some hundred instructions, so it is read often.
             while seen.load(Ordering::Relaxed) < 100 {
                 let now = traps_in_flight();
                 assert!(now <= 2, "{now} of the two threads that call");
@@ -196,7 +196,7 @@ fn a_forked_child_begins_with_none_of_them() {
     handle(libc::SIGTRAP, count_own);
     drop(Sites::publish(1, 64, None));
     let at = address(breakpoint);
-    // Registered, so that each trap is looked at before it is passed on; and no lock keeps a fork waiting meanwhile.
+    // Registered, so that the handler checks each trap before passing the trap on; and no lock delays a fork.
     // SAFETY: the function is ours, and stays.
     let _text = unsafe { HostText::register(at, at + 2) }.unwrap();
     let done = AtomicBool::new(false);
@@ -251,7 +251,7 @@ extern "C" fn count_own(_: libc::c_int) {
 }
 
 fn an_int3_of_the_hosts_reaches_its_owner_meanwhile() {
-    // It is there before ours.
+    // The other handler is installed before ours.
     handle(libc::SIGTRAP, count_own);
     let sites = Sites::publish(1000, 61, None);
     let (stop, mut traps) = (AtomicBool::new(false), 0);
@@ -269,20 +269,21 @@ fn an_int3_of_the_hosts_reaches_its_owner_meanwhile() {
         stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(OWN.load(Ordering::Relaxed), traps);
-    // The long one, in text that may be poked: it ends with another byte.
+    // The long INT3, in text that may be poked: the instruction ends with another byte.
     let at = address(long_int3);
     // SAFETY: the function is ours, and stays.
     let _text = unsafe { HostText::register(at, at + 10) }.unwrap();
     assert_eq!((long_int3(), OWN.load(Ordering::Relaxed)), (10, traps + 1));
 }
 
-/// int $3, of two bytes, and then 5 + 5: begun in the middle of the first, it would be something else.
+/// int $3, of two bytes, and then 5 + 5: a jump into the middle of the first instruction would execute another
+/// instruction.
 #[unsafe(naked)]
 extern "C" fn long_int3() -> i32 {
     std::arch::naked_asm!("mov $5, %eax; .byte 0xcd, 0x03; add %eax, %eax; ret", options(att_syntax))
 }
 
-/// int hosts(void): five NOPs of one byte, then 1; behind it what returns 2.
+/// int hosts(void): five NOPs of one byte, then 1; behind it a function that returns 2.
 #[unsafe(naked)]
 extern "C" fn hosts() -> i32 {
     std::arch::naked_asm!("nop; nop; nop; nop; nop; mov $1, %eax; ret; mov $2, %eax; ret", options(att_syntax))
@@ -298,14 +299,14 @@ fn address(function: extern "C" fn() -> i32) -> Addr {
 const OVER: [u8; 5] = [0xe9, 6, 0, 0, 0];
 
 fn registered_text_of_the_host_is_poked() {
-    // The arena, whose signal handler it takes.
+    // Creates the arena, which installs the signal handler.
     drop(Sites::publish(1, 64, None));
     let at = address(hosts);
     let on = one(at, &[0x90; 5], &OVER);
     assert!(matches!(poke(&mut TextLock::take(), &on, TrapMask::Trusted), Err(PokeError::NotText { .. })));
     // SAFETY: the function is ours, and stays.
     let text = unsafe { HostText::register(at, at + 17) }.unwrap();
-    // SAFETY: it is refused.
+    // SAFETY: the registration is refused.
     assert!(unsafe { HostText::register(Addr::new(0x1000), Addr::new(0x2000)) }.is_err());
     let poked = poke(&mut TextLock::take(), &on, TrapMask::Trusted).unwrap();
     assert_eq!((poked.protocol, hosts()), (PokeProtocol::Rendezvous(TrapObstacle::JoinedNops), 2));
@@ -331,7 +332,7 @@ fn what_nobody_runs_is_filled() {
     assert_eq!(fill(&mut TextLock::take(), &edits).unwrap(), 1);
     assert!((0..96).step_by(8).all(|number| sites.call(number) == 3));
     assert!(matches!(fill(&mut TextLock::take(), &edits), Err(PokeError::Mismatch { .. })));
-    // Constants and variables, but nothing that is nobody's.
+    // Constants and variables can be filled, but not memory that has no owner.
     let arena = Arena::get().unwrap();
     let mut constants = arena.stage_read_only(64, 8).unwrap();
     constants.bytes_mut().fill(7);
@@ -362,7 +363,7 @@ extern "C" fn stay(_: libc::c_int) {
     }
 }
 
-/// Runs NOPs for ever: a signal that comes finds the thread at one of them, nearly always.
+/// Runs NOPs for ever: a signal interrupts the thread at one of them nearly always.
 #[unsafe(naked)]
 extern "C" fn nops() -> i32 {
     std::arch::naked_asm!(".cfi_startproc; 2: .fill 60, 1, 0x90; jmp 2b; .cfi_endproc", options(att_syntax))
@@ -376,13 +377,13 @@ fn a_thread_within_nops_that_would_be_joined_is_named() {
     handle(libc::SIGUSR1, stay);
     let thread = thread::Builder::new().name("nops".into()).spawn(|| nops()).unwrap();
     thread::sleep(Duration::from_millis(20));
-    // All sixty NOPs as edits of five: wherever in the middle of one the thread is held, it is found.
+    // All sixty NOPs as edits of five: a thread that is held in the middle of an edit is always found.
     let mut joined = EditSet::new();
     for number in 0..12 {
         joined.edit(Edit { at: at + 5 * number, old: &[0x90; 5], new: NOPS[4], why: WHY }).unwrap();
     }
     let before = peek(at, 60);
-    // A signal that is pending when a handler returns interrupts the thread where the last one did.
+    // A signal that is pending when a handler returns interrupts the thread at the same place as the last signal.
     let go_on = || thread::sleep(Duration::from_millis(1));
     let held_within = (0..200).any(|_| {
         go_on();
@@ -393,9 +394,9 @@ fn a_thread_within_nops_that_would_be_joined_is_named() {
                 assert!(rip > at && rip < at + 60);
                 true
             }
-            // It stood between two: it is written, and taken back.
+            // The thread was between two edits: the batch is written, and then taken back.
             Ok(_) => {
-                // SAFETY: restores what was there.
+                // SAFETY: restores the old bytes.
                 restore(at);
                 false
             }
@@ -403,7 +404,7 @@ fn a_thread_within_nops_that_would_be_joined_is_named() {
         }
     });
     assert!(held_within);
-    // The same when the thread was interrupted there by a handler that it is in now.
+    // The same if a handler interrupted the thread there and is still running.
     use std::os::unix::thread::JoinHandleExt;
     let interrupted_within = (0..200).any(|_| {
         go_on();
@@ -426,14 +427,15 @@ fn a_thread_within_nops_that_would_be_joined_is_named() {
     assert!(interrupted_within);
 }
 
-/// One-byte NOPs again, past everything: no poke makes them.
+/// Writes one-byte NOPs again, without `poke`: no poke makes them.
 fn restore(at: Addr) {
     use std::os::unix::fs::FileExt;
     let memory = std::fs::OpenOptions::new().write(true).open("/proc/self/mem").unwrap();
     memory.write_all_at(&[0x90; 60], at.get()).unwrap();
 }
 
-/// A gdb that runs this program's case of this name, or attaches to this process, lets it go on and passes our signal.
+/// Runs gdb: gdb starts the case of this name of this program, or attaches to this process, lets the process continue
+/// and passes our signal.
 fn gdb(arguments: &[&str]) -> std::process::Command {
     let signal = our_signal();
     let mut gdb = std::process::Command::new("gdb");
@@ -449,7 +451,7 @@ fn traced() -> bool {
     !status.lines().any(|line| line == "TracerPid:\t0")
 }
 
-/// What a debugger runs: flips and says how.
+/// The case that runs under a debugger: flips, and prints the protocol.
 fn flips_under_a_debugger() {
     our_signal();
     let sites = Sites::publish(100, 61, None);
@@ -472,7 +474,7 @@ fn a_debugger_attached_later_is_met_by_rendezvous() {
     let sites = Sites::publish(100, 61, None);
     let none = with_a_caller(&sites, None, || flip(&sites, TrapMask::Checked)).unwrap();
     assert_eq!(none.protocol, PokeProtocol::Traps);
-    // Any process of this user's may attach, whatever the system's default is.
+    // Any process of this user may attach, for any default of the system.
     // SAFETY: sets an attribute of this process.
     unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
     let pid = std::process::id().to_string();
@@ -483,7 +485,7 @@ fn a_debugger_attached_later_is_met_by_rendezvous() {
         .unwrap();
     until("gdb attaches", traced);
     let mut patience = Patience::new();
-    // While it attaches, and stops everybody now and then, a poke may be refused by name; it then works.
+    // While gdb attaches, and stops all threads sometimes, a poke may be refused by name; a later attempt succeeds.
     let poked = with_a_caller(&sites, None, || {
         loop {
             match flip(&sites, TrapMask::Checked) {

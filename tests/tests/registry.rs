@@ -1,4 +1,5 @@
-//! Who uses whom, what keeps a module, what is left when the host goes; and every fixture through the library.
+//! The references between modules, the reasons why a module stays, and the state after a host is dropped; and every
+//! fixture through the library.
 
 use std::process::ExitCode;
 
@@ -55,7 +56,7 @@ fn names(host: &Host) -> Vec<String> {
     host.modules().into_iter().map(|(name, _)| name).collect()
 }
 
-/// What a call returned, printed as its type says.
+/// Returns the result of a call, printed by the type.
 fn shown(result_type: &str, result: u64) -> String {
     let low = u32::try_from(result & 0xffff_ffff).unwrap();
     match result_type {
@@ -80,7 +81,7 @@ fn every_fixture_does_what_its_first_lines_say() {
     for fixture in Fixture::all().unwrap() {
         for case in fixture.cases().unwrap() {
             let of_clang_alone = case.compilers == [Compiler::Clang];
-            // What a special host supplies has cases of its own.
+            // Fixtures that need symbols of a special host have cases of their own.
             if !case.expect.host.is_empty() || of_clang_alone {
                 continue;
             }
@@ -156,7 +157,7 @@ fn a_module_in_use_names_its_users() {
     let refused = host.unload("greet").unwrap_err().to_string();
     assert_eq!(refused, "greet: in use by guest, second (1 reference is held)");
     drop(held);
-    // Nothing has happened to it.
+    // The module is unchanged.
     assert_eq!(int(&guest, "guest_heard", &[]), 2);
     guest.unload().unwrap();
     assert_eq!(host.unload("greet").unwrap_err().to_string(), "greet: in use by second");
@@ -181,13 +182,13 @@ fn a_held_symbol_keeps_its_module() {
     // SAFETY: never called.
     let nothing = unsafe { module.symbol::<extern "C" fn()>("greet_helo") }.unwrap_err();
     assert!(matches!(nothing, SymbolError::NotFound { .. }));
-    // SAFETY: never called: it is a variable.
+    // SAFETY: never called, because the symbol is a variable.
     let variable = unsafe { module.call("count", &[]) }.unwrap_err();
     assert!(matches!(variable, SymbolError::NotAFunction { .. }));
     module.unload().unwrap();
 }
 
-/// Looks for a symbol of init's while the module is LIVE and its init sections are still there.
+/// Looks up a symbol of init while the module is LIVE and its init sections still exist.
 struct Hasty(modload::WeakHost, Log);
 
 impl modload::Subscriber for Hasty {
@@ -220,7 +221,7 @@ int __attribute__((section(".init.text"))) init_module(void);
 int __attribute__((section(".init.text"))) init_module(void) { return 0; }
 "#;
 
-/// The functions of a module by address: its names, as they are sorted, and what is said of it.
+/// Returns the functions of a module by address: the names, in sorted order, and whether the function is init code.
 fn by_address(module: &modload::ModuleInfo) -> Vec<(Addr, Vec<String>, bool)> {
     let functions = module.functions();
     assert!(functions.is_sorted_by_key(|function| function.addr));
@@ -231,7 +232,7 @@ fn by_address(module: &modload::ModuleInfo) -> Vec<(Addr, Vec<String>, bool)> {
     functions.chunk_by(|one, other| one.addr == other.addr).map(of).collect()
 }
 
-/// Looks at a module while it is COMING: at its functions, and at the compiler's table of their sites.
+/// Inspects a module while the module is COMING: its functions, and the compiler's table of their sites.
 struct Tracer(Log);
 
 impl modload::Subscriber for Tracer {
@@ -296,7 +297,7 @@ fn dropping_the_host_leaves_what_is_held() {
     drop(host);
     assert_eq!(held.state(), Some(State::Live), "left in memory, and usable");
     assert_eq!(int(&held, "greet_hello", &[]), 1);
-    // A new host has nothing of it.
+    // A new host has none of these modules.
     let other = self::host();
     assert!(other.modules().is_empty());
     other.load(&image("greet")).unwrap().unload().unwrap();
@@ -324,7 +325,7 @@ fn a_positive_init_is_live_with_a_warning() {
     assert!(warned);
 }
 
-/// What `recorder` has kept.
+/// Returns the numbers that `recorder` has stored.
 fn recorded(recorder: &Module) -> Vec<i32> {
     let count = u64::try_from(int(recorder, "recorded_count", &[])).unwrap();
     (0..count).map(|at| int(recorder, "recorded", &[at])).collect()
@@ -360,7 +361,7 @@ fn destructors_run_when_init_fails_and_exit_does_not() {
     let image = image_from_text("built", text);
     host.load(&image.clone().param("fail=-5")).unwrap_err();
     assert_eq!(recorded(&recorder), [1, 2, 9]);
-    // A parameter that is refused comes before the constructors: then there is nothing to undo.
+    // A parameter is refused before the constructors run, so there is nothing to undo.
     call(&recorder, "recorder_clear", &[]);
     host.load(&image.clone().param("fail=x")).unwrap_err();
     assert_eq!(recorded(&recorder), [0; 0]);
@@ -408,14 +409,15 @@ fn a_notifier_left_registered_is_taken_out() {
     leak.unload().unwrap();
     let timeline = recording.finish().to_string();
     assert!(timeline.contains("was left registered and has been taken out"), "{timeline}");
-    // Its code is gone, and nobody calls it. It can come again, at the same place, and register the same block.
+    // The notifier's code is freed, and no code calls the notifier. The module can be loaded again, at the same
+    // address, and register the same block.
     host.load(&image("greet")).unwrap().unload().unwrap();
     let again = host.load(&image("notifier_leak")).unwrap();
     host.load(&image("greet")).unwrap().unload().unwrap();
     assert_eq!(int(&again, "leak_heard", &[]), 3);
 }
 
-/// Its init data is a kilobyte, which is free once it is LIVE.
+/// The module's init data is a kilobyte, which is free once the module is LIVE.
 const FORMER: &str = "
 #include <modload/module.h>
 static int numbers[256] __initdata = { 1 };
@@ -423,7 +425,7 @@ static int __init former_init(void) { return numbers[255]; }
 module_init(former_init);
 ";
 
-/// Its notifier counts, and stays registered.
+/// The module's notifier counts, and stays registered.
 const LATTER: &str = "
 #include <modload/module.h>
 int latter_calls(void);
@@ -537,7 +539,7 @@ fn host_exports_come_before_modules_and_gpl_ones_are_guarded() {
     assert!(friend.uses().is_empty());
     let refused = ours.load(&image("gpl_user")).unwrap_err();
     assert!(matches!(*refused.error, Error::GplOnly { .. }), "{refused}");
-    // A module may not export what the host does.
+    // A module may not export a symbol that the host exports.
     let refused = ours.load(&image("gpl_only")).unwrap_err();
     assert!(matches!(*refused.error, Error::DuplicateExport { .. }), "{refused}");
 }
@@ -573,7 +575,7 @@ module_param(early, int, 0);
 ";
     let constant = host.load(&image_from_text("constant", text).param("fixed=7").param("early=7")).unwrap();
     assert_eq!((constant.param("fixed").as_deref(), constant.param("early")), (Some("7"), None));
-    // The cache has named the object after its fixture; a module with a name of its own keeps it.
+    // The cache has named the object after its fixture; a module with a name of its own keeps that name.
     // SAFETY: our own fixture.
     let renamed = unsafe { modload::read_trusted(object("recorder")) }.unwrap().named("otherwise");
     assert_eq!(host.load(&renamed).unwrap().name(), "recorder");

@@ -1,5 +1,5 @@
-//! Threads that cannot be asked: they block every signal, wait for every signal, or sleep where no signal wakes them. They stop nothing
-//! for ever, and are sent nothing that they would take for another's.
+//! Threads that cannot be asked: they block every signal, wait for every signal, or sleep where no signal wakes them.
+//! Such threads block nothing for ever, and they receive no signal that they could take for a signal of other code.
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -36,7 +36,8 @@ fn host() -> Host {
     Host::builder().process_symbols().allow_forced_unload().build().unwrap()
 }
 
-/// A module that nothing is ever in. It is compiled once: the end of a compiler is a signal, too.
+/// A module without any thread in its code. The module is compiled once, because the end of a compiler is a signal,
+/// too.
 fn other(host: &Host) -> Module {
     static IMAGE: OnceLock<modload::Image<'static>> = OnceLock::new();
     let text = "int one(void) { return 1; } void cleanup_module(void) {}";
@@ -49,7 +50,7 @@ fn unload_others(host: &Host) {
     }
 }
 
-/// A module of C, without optimisation: each of its functions has a frame pointer.
+/// A module in C, without optimisation: each of its functions has a frame pointer.
 fn slow(name: &str, text: &str) -> modload::Image<'static> {
     let object = object_from_text(name, Language::C, text, Compiler::Cc, &["-O0", "-fPIC"]).unwrap();
     // SAFETY: the texts are ours.
@@ -61,7 +62,7 @@ fn call(module: &Module, name: &str, argument: u64) -> u64 {
     unsafe { module.call(name, &[argument]) }.unwrap() & 0xffff_ffff
 }
 
-/// A thread that blocks all signals by the system call itself, and what it does then.
+/// Starts a thread that blocks all signals by the system call itself, and then calls `run`.
 fn deaf(name: &str, run: impl FnOnce() + Send + 'static) -> (thread::JoinHandle<()>, Tid) {
     let (tell, told) = mpsc::channel();
     let run = move || {
@@ -73,10 +74,10 @@ fn deaf(name: &str, run: impl FnOnce() + Send + 'static) -> (thread::JoinHandle<
     (thread, told.recv().unwrap())
 }
 
-/// A pipe: its reading and its writing end.
+/// Creates a pipe. Returns its reading and its writing end.
 fn pipe() -> (libc::c_int, libc::c_int) {
     let mut ends = [0; 2];
-    // SAFETY: it has room for two descriptors.
+    // SAFETY: the array has room for two descriptors.
     assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
     (ends[0], ends[1])
 }
@@ -129,11 +130,11 @@ fn threads_that_block_all_signals_are_held() {
                 let mut all = std::mem::MaybeUninit::uninit();
                 // SAFETY: fills in the set.
                 unsafe { libc::sigfillset(all.as_mut_ptr()) };
-                // SAFETY: it is filled in.
+                // SAFETY: the call fills in the variable.
                 unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), std::ptr::null_mut()) };
                 tell.send(Tid::current()).unwrap();
                 while !stop.load(Ordering::Relaxed) {
-                    // One of them is busy.
+                    // One of the threads is busy.
                     if number != 0 {
                         thread::sleep(Duration::from_millis(1));
                     }
@@ -182,7 +183,7 @@ fn threads_that_block_all_signals_by_system_call_stop_no_unload() {
     unload_others(&host);
     let after: Vec<_> = threads.iter().map(|(_, tid)| status(*tid).unwrap().unwrap().pending).collect();
     assert_eq!(after, [0; 3], "nothing was sent");
-    // They are named where they have to be held.
+    // The error names the threads if they must be held.
     let refused = hold(Duration::from_millis(50)).unwrap_err().to_string();
     assert!(refused.contains("\"reads\" blocks signal") && refused.contains("\"waits\" blocks signal"), "{refused}");
     end(writing);
@@ -191,7 +192,7 @@ fn threads_that_block_all_signals_by_system_call_stop_no_unload() {
     assert_eq!(hold(DEFAULT_LIMIT).unwrap().count(), 0);
 }
 
-/// Waits for all signals by the system call, at most so long. Returns the signal that came, or 0.
+/// Waits for all signals by the system call, up to the limit. Returns the signal that arrived, or 0.
 fn wait_for_signal(limit: Duration) -> i32 {
     let all = u64::MAX;
     let limit = libc::timespec { tv_sec: limit.as_secs().try_into().unwrap(), tv_nsec: limit.subsec_nanos().into() };
@@ -206,12 +207,12 @@ fn first_wait() {
     assert_eq!(wait_for_signal(LONG), libc::SIGUSR1);
 }
 
-/// Looks at a thread that is in its [`first_wait`], and ends that.
+/// Inspects a thread that is in its [`first_wait`], and ends the wait.
 fn found_in_its_wait(tid: Tid) {
     until_in(tid, libc::SYS_rt_sigtimedwait);
     assert!(hold_or_look(LONG).unwrap().sleepers().any(|sleeper| sleeper.tid() == tid));
     let process = std::process::id();
-    // SAFETY: a signal to a thread of ours that waits for it.
+    // SAFETY: a signal to a thread of ours that waits for the signal.
     assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, process, tid.get(), libc::SIGUSR1) }, 0);
 }
 
@@ -268,9 +269,9 @@ fn rounds() -> u64 {
     std::env::var("MODLOAD_ROUNDS").ok().map_or(1_000, |rounds| rounds.parse().unwrap())
 }
 
-/// A thread that waits for all signals and runs between two waits is handed nothing by looks. Where each thread has to come, it is asked
-/// while it runs, and may begin to wait between the look and the signal: how often that happens is said. MODLOAD_ROUNDS makes
-/// it a million looks.
+/// A thread that waits for all signals and runs between two waits receives no signal from inspections. If each thread
+/// must reply, the thread is asked while it runs, and may begin to wait between the check and the signal: the test
+/// prints how often that happens. MODLOAD_ROUNDS sets the number of checks, for example to a million.
 fn a_look_before_each_signal_races_little() {
     let rounds = rounds();
     let (stop, handed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -333,8 +334,8 @@ fn a_sleeper_in_the_module_is_named() {
     host.unload("inside").unwrap();
 }
 
-/// A thread in a signal's handler, whose alternate stack is `ours`; the handler sleeps in `read`, with every signal blocked. What the
-/// signal has interrupted is a function of the module's.
+/// A thread in a signal's handler, whose alternate stack is `ours`. The handler sleeps in `read`, with every signal
+/// blocked. The signal has interrupted a function of the module.
 const HANDLED: &str = "
     #define _GNU_SOURCE
     #include <signal.h>
@@ -382,7 +383,7 @@ fn alternate_stack(entry: &'static str) {
     until_in(tid, libc::SYS_read);
     let threads = occupied(host.unload("handled").unwrap_err());
     assert_eq!((threads.len(), threads[0].thread), (1, tid.get()));
-    // Another module's unload is not held up by it.
+    // The thread does not delay another module's unload.
     unload_others(&host);
     end(writing);
     thread.join().unwrap();
@@ -395,7 +396,8 @@ fn frames_below_an_alternate_stack_within_the_own_one_count() {
     words_of_an_alternate_stack();
 }
 
-/// A signal's handler of this program's on an alternate stack within the thread's own; it sleeps in `read` on this descriptor.
+/// A signal's handler of this program on an alternate stack within the thread's own stack. The handler sleeps in `read`
+/// on this descriptor.
 static END: AtomicUsize = AtomicUsize::new(0);
 
 extern "C" fn sleeps_in_handler(_: libc::c_int) {
@@ -446,7 +448,7 @@ fn words_of_an_alternate_stack() {
 
 #[inline(never)]
 fn raised() {
-    // SAFETY: to this thread, which handles it.
+    // SAFETY: a signal to this thread, which handles the signal.
     unsafe { libc::raise(libc::SIGUSR1) };
     std::hint::black_box(());
 }
@@ -494,7 +496,7 @@ fn a_thread_in_vfork_counts_where_it_returns_to() {
     host.unload("forks").unwrap();
 }
 
-/// The system call without a C library's function around it, which would save registers.
+/// The system call without a function of the C library, which would save registers.
 const POINTED: &str = "
     long sleeps(long end)
     {
@@ -509,7 +511,7 @@ const POINTED: &str = "
 
 fn a_stack_that_cannot_be_walked_is_read() {
     let host = host();
-    // The function of one module sleeps; below it are frames of this program and of the C library alone.
+    // The function of one module sleeps; below the function there are only frames of this program and of the C library.
     drop(host.load(&slow("pointed", POINTED)).unwrap());
     let (reading, writing) = pipe();
     let sleeps = function(&host, "sleeps");
@@ -520,14 +522,14 @@ fn a_stack_that_cannot_be_walked_is_read() {
     unload_others(&host);
     let threads = occupied(host.unload("pointed").unwrap_err());
     assert_eq!((threads.len(), threads[0].thread), (1, tid.get()));
-    // One that calls it by a pointer is found by the words of the stack.
+    // A function that calls the sleeping one by a pointer is found by the words of the stack.
     let text = "long through(long (*function)(long), long end) { return function(end) + 1; }";
     drop(host.load(&slow("below", text)).unwrap());
     end(writing);
     thread.join().unwrap();
     let (reading, writing) = pipe();
     let at = host.look().into_iter().find_map(|(module, _)| module.symbol_info("through")).unwrap().addr.get();
-    // SAFETY: the text above has it.
+    // SAFETY: the text above defines the function.
     let through: extern "C" fn(extern "C" fn(u64) -> u64, u64) -> u64 =
         unsafe { std::mem::transmute(usize::try_from(at).unwrap()) };
     let (thread, tid) = deaf("through", move || {
@@ -547,8 +549,9 @@ fn a_stack_that_cannot_be_walked_is_read() {
     host.unload("pointed").unwrap();
 }
 
-/// Two threads hand a function of the module's to each other, so that at each moment one of them is in it: the one that is being looked at
-/// may have left it, and the one that was seen asleep before may have been handed it meanwhile. One of them blocks every signal.
+/// Two threads pass a function of the module to each other, so that at each moment one of them is in the function. The
+/// thread that is inspected may have left the function, and the thread that was found asleep earlier may have entered
+/// the function since. One of the threads blocks every signal.
 fn what_is_handed_to_a_sleeper_is_seen() {
     let host = host();
     let text = "
@@ -569,7 +572,7 @@ fn what_is_handed_to_a_sleeper_is_seen() {
         }";
     drop(host.load(&image_from_text("handed", text)).unwrap());
     let at = host.look().into_iter().find_map(|(module, _)| module.symbol_info("stay")).unwrap().addr.get();
-    // SAFETY: the text above has it.
+    // SAFETY: the text above defines the function.
     let stay: extern "C" fn(*const Shared, u64) -> u64 = unsafe { std::mem::transmute(usize::try_from(at).unwrap()) };
     #[repr(C)]
     struct Shared {
@@ -582,7 +585,7 @@ fn what_is_handed_to_a_sleeper_is_seen() {
     // SAFETY: integers.
     let shared: &'static Shared = Box::leak(Box::new(unsafe { std::mem::zeroed() }));
     for semaphore in &shared.woken {
-        // SAFETY: it lives for ever.
+        // SAFETY: the value is never freed.
         assert_eq!(unsafe { libc::sem_init(semaphore.get(), 0, 0) }, 0);
     }
     let turns = Arc::new(AtomicU64::new(0));
@@ -590,7 +593,7 @@ fn what_is_handed_to_a_sleeper_is_seen() {
         let turns = turns.clone();
         move || {
             while shared.stopped.load(Ordering::Relaxed) == 0 {
-                // SAFETY: it lives for ever.
+                // SAFETY: the value is never freed.
                 if unsafe { libc::sem_wait(shared.woken[me].get()) } == 0 {
                     stay(shared, u64::try_from(me).unwrap());
                     turns.fetch_add(1, Ordering::Relaxed);
@@ -600,7 +603,7 @@ fn what_is_handed_to_a_sleeper_is_seen() {
     };
     let asked = thread::spawn(body(0));
     let (unasked, _) = deaf("unasked", body(1));
-    // SAFETY: it lives for ever.
+    // SAFETY: the value is never freed.
     unsafe { libc::sem_post(shared.woken[0].get()) };
     while turns.load(Ordering::Relaxed) < 10 {
         thread::yield_now();
@@ -614,7 +617,7 @@ fn what_is_handed_to_a_sleeper_is_seen() {
     eprintln!("{} turns beside {refused} refused unloads", turns.load(Ordering::Relaxed));
     shared.stopped.store(1, Ordering::Relaxed);
     for semaphore in &shared.woken {
-        // SAFETY: it lives for ever.
+        // SAFETY: the value is never freed.
         unsafe { libc::sem_post(semaphore.get()) };
     }
     asked.join().unwrap();

@@ -1,4 +1,5 @@
-//! Static keys and static calls: what code does when a key is off, and when it is on, in all modules that use it.
+//! Static keys and static calls: the effect of code while a key is off, and while a key is on, in all modules that use
+//! the key.
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -41,7 +42,7 @@ fn text(name: &str, text: &str) -> Image<'static> {
     image_from_text(name, &format!("{headers}{text}\nMODULE_LICENSE(\"Dual MIT/GPL\");\n"))
 }
 
-/// What stands at the beginning of a function.
+/// Returns the first instructions of a function.
 fn first(module: &Module, function: &str, len: usize) -> String {
     let at = module.symbol_info(function).unwrap().addr;
     disassembled(at, &peek(at, len)).replace(&format!("{:#x}", at.get() >> 12), "PAGE")
@@ -55,7 +56,7 @@ fn host() -> Host {
     builder.static_key("hosts_key", &HOSTS_KEY).static_key("hosts_true_key", &HOSTS_TRUE_KEY).build().unwrap()
 }
 
-/// All four forms of branch of two keys, as one number; and what switches the keys.
+/// All four forms of branch of two keys, as one number; and functions that switch the keys.
 const FORMS: &str = "
 static DEFINE_STATIC_KEY_FALSE(off);
 static DEFINE_STATIC_KEY_TRUE(on);
@@ -121,7 +122,7 @@ fn a_key_is_switched_in_all_modules_at_once() {
         assert_eq!(call(&owner, "owners", 0), on);
         assert!(users.iter().all(|(number, user)| call(user, "use", 0) == number * on));
     }
-    // One that comes while the key is on, and one that goes.
+    // One module is loaded while the key is on, and one is unloaded.
     users.push((6, host.load(&user(6)).unwrap()));
     assert_eq!(call(&users[5].1, "use", 0), 6);
     users.remove(2).1.unload().unwrap();
@@ -224,7 +225,7 @@ fn a_static_call_calls_what_it_is_told_in_every_form() {
         assert_eq!(call(&module, "maybe_middle", 5), 5);
         assert_eq!(call(&module, "maybe_to_null", 0), 0);
     }
-    // What stands there is a call of the function, not of the trampoline.
+    // The site is a call of the function, not of the trampoline.
     let one = module.symbol_info("one").unwrap().addr;
     let tail = module.symbol_info("tail").unwrap().addr;
     assert_eq!(disassembled(tail, &peek(tail, 5)), format!("jmp {one}"));
@@ -247,7 +248,7 @@ fn a_static_call_of_another_module() {
     assert_eq!((call(&module, "middle", 1), call(&module, "maybe_middle", 1)), (200, 1));
     assert_eq!(call(&owner, "to_two", 0), 0);
     assert_eq!(call(&module, "middle", 1), 300);
-    // Of maybe it has the trampoline only; its sites are changed all the same.
+    // The module has only the trampoline of `maybe`; its sites are changed nevertheless.
     assert_eq!(call(&owner, "maybe_to_set", 0), 0);
     call(&module, "maybe_middle", 9);
     assert_eq!(call(&module, "to_three", 0), 0);
@@ -257,7 +258,8 @@ fn a_static_call_of_another_module() {
     assert_eq!((call(&owner, "to_two", 0), call(&owner, "middle", 1)), (0, 30));
 }
 
-/// Switches the host's key when a module is coming: before and after the built-in subscriber of keys has seen it.
+/// Switches the host's key while a module is coming: before and after the built-in subscriber of keys has seen the
+/// module.
 struct Switches;
 
 impl Subscriber for Switches {
@@ -300,7 +302,7 @@ fn sites_of_init_go_with_init() {
     HOSTS_KEY.enable().unwrap();
     let module = host.load(&text("with_init", module)).unwrap();
     assert_eq!(call(&module, "get", 0), 1 | 4 | 8);
-    // The sites of init are INT3, or another's by now: a switch that still knew them would be refused.
+    // The sites of init are INT3, or belong to other code by now: a switch that still listed them would be refused.
     HOSTS_KEY.disable().unwrap();
     assert_eq!((call(&module, "off", 0), call(&module, "get", 0)), (0, 1 | 4));
 }
@@ -402,7 +404,7 @@ fn a_key_of_inits_is_refused_to_who_stays() {
 
 static LOADED: std::sync::Mutex<Option<(modload::WeakHost, String)>> = std::sync::Mutex::new(None);
 
-/// Makes the call that it was called by one of nothing, and unloads the module that made it.
+/// Sets the static call of its own caller to nothing, and unloads the caller's module.
 extern "C" fn unload_the_caller(n: i32) -> i32 {
     // SAFETY: nothing is called.
     unsafe { set_static_call(&HOSTS_CALL, std::ptr::null()) }.unwrap();
@@ -418,7 +420,8 @@ fn who_is_in_a_call_that_became_nothing_is_seen() {
     choose(unload_the_caller);
     *LOADED.lock().unwrap() = Some((host.downgrade(), String::new()));
     let module = host.load(&text("caller", CALLER)).unwrap();
-    // SAFETY: an `int f(int)`; it is called without a hold on its module, which is what is tried.
+    // SAFETY: an `int f(int)`. The function is called without a reference to its module: that is the subject of the
+    // test.
     let ask = *unsafe { module.symbol::<extern "C" fn(i32) -> i32>("ask") }.unwrap();
     drop(module);
     assert_eq!(ask(4), 8);
@@ -441,7 +444,7 @@ extern "C" fn plus_twenty(n: i32) -> i32 {
 fn choose(function: extern "C" fn(i32) -> i32) {
     #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
     let function = function as *const ();
-    // SAFETY: the modules of these tests declare it as a call of `int f(int)`.
+    // SAFETY: the modules of these tests declare the symbol as a call of `int f(int)`.
     unsafe { set_static_call(&HOSTS_CALL, function) }.unwrap();
 }
 

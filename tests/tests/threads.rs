@@ -1,4 +1,4 @@
-//! The threads of a process, listed, described and asked: who cannot be reached is named.
+//! The threads of a process, listed, described and asked: errors name the threads that cannot be reached.
 
 use std::ops::ControlFlow;
 use std::process::ExitCode;
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     ])
 }
 
-/// glibc's own, which it keeps out of every mask.
+/// glibc's own signal, which glibc keeps out of every mask.
 const SIGSETXID: i32 = 33;
 
 fn everybody_is_listed_and_described() {
@@ -55,7 +55,7 @@ fn everybody_is_listed_and_described() {
     };
     assert!(listed().contains(&tid) && listed().contains(&Tid::current()));
     assert_eq!(wide(listed().len()), tasks.count().unwrap());
-    // Fifteen bytes of it, escaped.
+    // The first fifteen bytes of the name, escaped.
     assert_eq!(name(tid).unwrap().unwrap().to_string(), r#"a \"name\"\n\xc3\xa9 and"#);
     let there = status(tid).unwrap().unwrap();
     assert!(matches!(there.state, State::Sleeping | State::Running), "{there:?}");
@@ -70,7 +70,7 @@ fn everybody_is_listed_and_described() {
 
 fn signals_are_chosen_once() {
     let (first, last) = (libc::SIGRTMIN(), libc::SIGRTMAX());
-    // SAFETY: ignoring a signal that nobody sends.
+    // SAFETY: ignores a signal that no code sends.
     unsafe { libc::signal(last, libc::SIG_IGN) };
     assert_eq!(signal(), None);
     let not = use_signal(libc::SIGUSR1).unwrap_err();
@@ -106,7 +106,7 @@ fn the_calling_thread_answers_too() {
         }
         let (tid, here, rip) = run_here(&WhoAndWhere).unwrap();
         assert_eq!((tid, here), (Tid::current(), Tid::current()));
-        // In this program, where it makes the system call.
+        // The instruction is in this program, at the system call.
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         let line = maps.lines().find(|line| {
             let (range, _) = line.split_once(' ').unwrap();
@@ -125,7 +125,7 @@ fn signals_of_others_do_nothing_and_are_counted() {
     drop(hold(DEFAULT_LIMIT).unwrap());
     let number = signal().unwrap();
     for value in [0_usize, 1, usize::MAX, 0x6d6f_646c_0000_ffff] {
-        // SAFETY: it takes nothing.
+        // SAFETY: the call takes no arguments.
         let us = unsafe { libc::getpid() };
         // SAFETY: a signal that has a handler.
         unsafe { libc::kill(us, number) };
@@ -135,7 +135,7 @@ fn signals_of_others_do_nothing_and_are_counted() {
         // SAFETY: to this thread.
         unsafe { libc::raise(number) };
     }
-    // On a busy machine some of ours come after their round, and are counted apart.
+    // On a busy machine some of our signals arrive after their round, and are counted separately.
     assert_eq!(counts().stray, 12);
     assert_eq!(hold(DEFAULT_LIMIT).unwrap().count(), 2);
 }
@@ -163,7 +163,7 @@ fn who_blocks_the_signal_is_named_and_nobody_stays_held() {
     });
     let limit = Duration::from_millis(100);
     let says = format!("not reached within 100ms: thread {tid} \"stubborn\" blocks signal {number}");
-    // On a busy machine others may not be reached in time, either: then it is asked once more.
+    // On a busy machine other threads may not be reached in time, either: then the question is asked once more.
     let check = |ask: &dyn Fn() -> Error| {
         let mut patience = Patience::new();
         let error = loop {
@@ -187,12 +187,12 @@ fn who_blocks_the_signal_is_named_and_nobody_stays_held() {
         check(&|| hold(limit).unwrap_err());
         check(&|| run_in_each(&WhoAndWhere, limit).unwrap_err());
     }
-    // However often it should have been asked, it was sent nothing.
+    // The thread should have been asked several times, but has received no signal.
     assert_eq!(status(tid).unwrap().unwrap().pending & 1 << (number - 1), 0);
     go.send(true).unwrap();
     told.recv().unwrap();
     assert_eq!((status(tid).unwrap().unwrap().pending, counts().stray), (0, 0));
-    // Asked again, it comes when it unblocks the signal.
+    // When the question is asked again, the thread answers after unblocking the signal.
     check(&|| hold(limit).unwrap_err());
     let seen = Arc::new(AtomicU64::new(0));
     let asker_seen = seen.clone();
@@ -211,7 +211,7 @@ fn who_blocks_the_signal_is_named_and_nobody_stays_held() {
 }
 
 fn a_main_thread_that_has_ended_is_not_waited_for() {
-    // In a child whose main thread calls pthread_exit: it stays a zombie, and stays counted.
+    // In a child whose main thread calls pthread_exit: the main thread stays a zombie, and stays counted.
     // SAFETY: the child starts threads and makes system calls.
     let pid = unsafe { libc::fork() };
     if pid == 0 {

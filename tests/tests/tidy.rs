@@ -1,4 +1,5 @@
-//! The never list of ARCHITECTURE.md, held against the tree: what no compiler and no crate edge checks.
+//! The never list of ARCHITECTURE.md, checked against the tree: the rules that no compiler and no dependency edge
+//! checks.
 
 mod imports;
 
@@ -10,7 +11,7 @@ use imports::Imports;
 use modload_fixtures::workspace_root;
 use modload_tests::prose::{OFFENDERS, PRODUCT, repeated_type_names, word_counts};
 
-/// Who may import whom, by folder. A folder that is not here fails the test: say what it may import.
+/// The allowed imports of each folder. A folder that is not in this table fails the test: add a row for it.
 const IMPORTS: [(&str, &[&str]); 22] = [
     ("abi", &[]),
     ("edit", &[]),
@@ -36,7 +37,7 @@ const IMPORTS: [(&str, &[&str]); 22] = [
     ("fuzz", EVERYTHING),
 ];
 
-/// From the ground up: the rows above name a piece of it where they can.
+/// From the lowest layer upwards. If possible, the rows above name a part of this list.
 const LADDER: [&str; 17] = [
     "abi",
     "edit",
@@ -62,10 +63,11 @@ const UP_TO_FTRACE: &[&str] = LADDER.split_at(11).0;
 const BELOW_HOST: &[&str] = LADDER.split_at(12).0;
 const EVERYTHING: &[&str] = &LADDER;
 
-/// Crates that say `forbid(unsafe_code)`.
+/// Crates with `forbid(unsafe_code)`.
 const SAFE: [&str; 8] = ["abi", "edit", "notifier", "relocs", "alternatives", "paravirt", "control", "fixtures"];
 
-/// Where unsafe code may stand: whole folders end with a slash. Tests, benches, examples and fuzz targets may, too.
+/// The places of unsafe code: whole folders end with a slash. Tests, benches, examples and fuzz targets may have unsafe
+/// code, too.
 const UNSAFE: [&str; 15] = [
     "text/",
     "threads/",
@@ -87,7 +89,7 @@ const UNSAFE: [&str; 15] = [
 /// Crates that take values and return values.
 const PURE: [&str; 7] = ["abi", "edit", "notifier", "relocs", "alternatives", "paravirt", "loader"];
 
-/// All files below a folder but what is built, hidden, or not ours. `.ci` is not hidden from us.
+/// Finds all files below a folder except build results, hidden files, and files of others. `.ci` is included.
 fn files_below(folder: &Path, found: &mut Vec<PathBuf>) {
     let mut entries: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     entries.sort();
@@ -108,7 +110,7 @@ fn relative(path: &Path) -> String {
     path.strip_prefix(workspace_root()).unwrap().to_string_lossy().into_owned()
 }
 
-/// The text files of the tree: their paths from its root, and what stands in them.
+/// Returns the text files of the tree: their paths from the root, and their contents.
 fn texts() -> Vec<(String, String)> {
     let mut files = Vec::new();
     files_below(workspace_root(), &mut files);
@@ -119,19 +121,19 @@ fn texts() -> Vec<(String, String)> {
 #[derive(Default)]
 struct Source {
     path: String,
-    /// Without comments and without what stands in literals; lines are where they were.
+    /// The code without comments and without the contents of literals; lines keep their numbers.
     code: String,
     /// String literals, with their lines.
     literals: Vec<(usize, String)>,
 }
 
 impl Source {
-    /// The folder of its crate.
+    /// Returns the folder of the source's crate.
     fn folder(&self) -> &str {
         self.path.split('/').next().unwrap_or_default()
     }
 
-    /// Whether it is part of the product: not a test, bench or example.
+    /// Returns whether the source is part of the product: not a test, bench or example.
     fn is_product(&self) -> bool {
         let tests = ["tests", "benches", "examples", "xtask", "fuzz", "fixtures"].contains(&self.folder());
         !tests
@@ -140,7 +142,7 @@ impl Source {
             && !self.path.ends_with("/tests.rs")
     }
 
-    /// Lines of its code that hold this.
+    /// Returns the lines of the code that contain `what`.
     fn lines_with(&self, what: &str) -> Vec<String> {
         let lines = self.code.lines().zip(1..);
         let hits = lines.filter(|(line, _)| has_word(line, what));
@@ -148,7 +150,7 @@ impl Source {
     }
 }
 
-/// Whether `what` stands in the line and is not a part of a longer name.
+/// Returns whether the line contains `what`, not as a part of a longer name.
 fn has_word(line: &str, what: &str) -> bool {
     let is_name = |letter: char| letter.is_alphanumeric() || letter == '_';
     line.match_indices(what).any(|(at, _)| {
@@ -158,8 +160,8 @@ fn has_word(line: &str, what: &str) -> bool {
     })
 }
 
-/// A file's text without its tests: a `#[cfg(test)]` module that has its own file is passed over, and one that has none ends the
-/// file here. Lines are where they were.
+/// Returns a file's text without its tests: a `#[cfg(test)]` module with a file of its own is removed, and a module
+/// without its own file ends the text. Lines keep their numbers.
 fn without_tests(text: &str) -> String {
     const TESTS: &str = "#[cfg(test)]\nmod ";
     let mut parts = text.split(TESTS);
@@ -214,7 +216,7 @@ fn parse(path: &str, text: &str) -> Source {
     source
 }
 
-/// The length of a string literal with its quotes.
+/// Returns the length of a string literal with its quotes.
 fn string(text: &str) -> usize {
     let mut escaped = false;
     for (at, letter) in text.char_indices().skip(1) {
@@ -228,7 +230,7 @@ fn string(text: &str) -> usize {
     text.len()
 }
 
-/// The length of a raw string literal, and what stands in it.
+/// Returns the length of a raw string literal, and its contents.
 fn raw_string(text: &str) -> Option<(usize, &str)> {
     let hashes = text.strip_prefix("br").or_else(|| text.strip_prefix('r'))?;
     let open = hashes.trim_start_matches('#');
@@ -239,7 +241,7 @@ fn raw_string(text: &str) -> Option<(usize, &str)> {
     Some((text.len() - inside.len() + len + end.len(), &inside[..len]))
 }
 
-/// The length of a character literal, if it is one and not a lifetime.
+/// Returns the length of a character literal, if the text is one and not a lifetime.
 fn character(text: &str) -> Option<usize> {
     let mut letters = text.char_indices().skip(1);
     let (_, first) = letters.next()?;
@@ -264,7 +266,7 @@ fn table<'t>(manifest: &'t str, heading: &str) -> Vec<&'t str> {
     lines.filter_map(|line| line.split(['.', '=', ' ']).next()).filter(|name| !name.is_empty()).collect()
 }
 
-/// The folder of a package of ours.
+/// Returns the folder of a package of ours.
 fn folder_of(package: &str) -> Option<String> {
     if package == "modload" { Some("host".into()) } else { Some(package.strip_prefix("modload-")?.replace('-', "_")) }
 }
@@ -282,7 +284,7 @@ fn crates_import_only_what_they_may() {
         };
         for heading in ["[dependencies]", "[build-dependencies]", "[dev-dependencies]"] {
             for import in table(manifest, heading).into_iter().filter_map(folder_of) {
-                // Tests of a crate may use the fixtures, and the fixtures' tests the layouts they mirror.
+                // Tests of a crate may use the fixtures, and the fixtures' tests may use the layouts that they mirror.
                 let for_tests = heading == "[dev-dependencies]" && ["fixtures", "abi"].contains(&&import[..]);
                 if !may.contains(&&import[..]) && !for_tests {
                     wrong.push(format!("{path}: {heading} {import}"));
@@ -293,7 +295,8 @@ fn crates_import_only_what_they_may() {
     none("imported upward", &wrong);
 }
 
-/// The tiers of a crate: folders of its `src`, from the ground up. A file imports from its own tier and from those before it.
+/// The tiers of a crate: folders of its `src`, from the lowest tier upwards. A file imports from its own tier and from
+/// those before it.
 const TIERS: [(&str, &[&str]); 2] = [
     ("loader", &LOADER_TIERS),
     ("text", &["vocabulary", "address_space", "writing", "allocation", "handlers", "change", "process"]),
@@ -302,8 +305,8 @@ const TIERS: [(&str, &[&str]); 2] = [
 /// The tiers of the loader.
 const LOADER_TIERS: [&str; 5] = ["vocabulary", "elf", "prepare", "modules", "operate"];
 
-/// The one circle of the loader: a module knows its registry, which knows its modules and their subscribers; a subscriber is
-/// told of a module, and of one that is COMING.
+/// The one circle of the loader: a module knows its registry, the registry knows its modules and their subscribers, and
+/// a subscriber is notified of a module, and of a COMING one.
 const KNOT: [&str; 4] = [
     "loader/src/modules/coming.rs",
     "loader/src/modules/module.rs",
@@ -311,8 +314,8 @@ const KNOT: [&str; 4] = [
     "loader/src/modules/subscriber.rs",
 ];
 
-/// How many files the largest circle of imports of a crate may have; 1 is none. The numbers are those of today and may only
-/// shrink. That of the loader is [`KNOT`]; the others have no reason.
+/// The largest allowed number of files in a crate's largest circle of imports; 1 means no circle. The numbers are the
+/// present ones and may only become smaller. [`KNOT`] is the loader's; the others have no reason.
 const CIRCLES: [(&str, usize); 18] = [
     ("abi", 1),
     ("edit", 1),
@@ -501,7 +504,7 @@ fn pure_crates_and_the_loader_do_no_input_and_no_output() {
 
 #[test]
 fn each_thing_is_done_in_one_place() {
-    /// What stands in the code of these folders alone.
+    /// Names that may occur only in the code of these folders.
     const PLACES: [(&str, &[&str]); 12] = [
         ("mmap", &["text"]),
         ("mprotect", &["text"]),
@@ -540,7 +543,8 @@ fn section_names_are_spelt_in_abi_alone() {
         abi.literals.into_iter().map(|(_, literal)| literal).filter(|literal| is_section(&literal)).collect();
     assert!(names.len() > 30 && names.contains(".modinfo") && names.contains("__ksymtab"));
     let mut found = Vec::new();
-    // The SDK is compiled into modules and imports nothing: it mirrors abi, and its fixture shows that it does so rightly.
+    // The SDK is compiled into modules and imports nothing. The SDK mirrors abi, and its fixture shows that the copy is
+    // correct.
     let spells = |source: &&Source| source.is_product() && !["abi", "sdk"].contains(&source.folder());
     for source in sources().iter().filter(spells) {
         for (line, literal) in &source.literals {
@@ -558,12 +562,12 @@ fn section_names_are_spelt_in_abi_alone() {
 
 #[test]
 fn house_rules() {
-    // Put together so that this file does not break its own rules.
+    // Composed from parts, so that this file does not break its own rules.
     let attributes = ["ignore", "should_panic"].map(|name| format!("#[{name}"));
     let unfinished = ["to", "unimplemen"].map(|name| if name == "to" { "todo!" } else { "unimplemented!" });
     let mut found = Vec::new();
     for (path, text) in texts().iter().filter(|(path, _)| path.ends_with(".rs")) {
-        // Whole files, their tests among them.
+        // Whole files, including their tests.
         for attribute in &attributes {
             let lines = text.lines().zip(1..).filter(|(line, _)| line.trim_start().starts_with(attribute.as_str()));
             found.extend(lines.map(|(line, number)| format!("{path}:{number}: {line}")));
@@ -611,11 +615,11 @@ fn casts_are_expected_with_a_reason() {
     none("bare casts", &found);
 }
 
-/// The most offenders ([`OFFENDERS`]), and the most "it" and "its", in 1,000,000 words of a crate's doc comments. The numbers may only
-/// become smaller.
+/// The largest allowed number of offenders ([`OFFENDERS`]), and of "it" and "its", in 1,000,000 words of a crate's doc
+/// comments. The numbers may only become smaller.
 const BUDGET: (usize, usize) = (1_000, 21_500);
 
-/// How many type names the product defines more than once. May only become smaller.
+/// The number of type names that the product defines more than once. This number may only become smaller.
 const REPEATED_TYPE_NAMES: usize = 21;
 
 #[test]
@@ -660,7 +664,7 @@ fn every_crate_keeps_the_lints() {
 
 #[test]
 fn nothing_says_on_which_machine_it_was_written() {
-    // Put together so that this file does not break its own rule.
+    // Composed from parts, so that this file does not break its own rule.
     let machine = [["/wo", "rk/"], ["/ho", "me/"], ["/ro", "ot/"], ["/tmp/", "bash"]].map(|parts| parts.concat());
     let mut found = Vec::new();
     for (path, text) in texts() {

@@ -1,8 +1,8 @@
-//! Traces of real runs are what the Trace Event Format says: no field that it does not know, none missing, each of its type;
-//! ends nested in their threads, times that never go back.
+//! Traces of real runs conform to the Trace Event Format: no unknown field, no missing field, each field of its type;
+//! ends are nested in their threads, and times never decrease.
 //!
-//! The types below are a schema written from the format's document ("Trace Event Format", sections JSON Object Format, Duration
-//! Events, Instant Events, Metadata Events); what they do not know is refused.
+//! The types below are a schema written from the format's document ("Trace Event Format", sections JSON Object Format,
+//! Duration Events, Instant Events, Metadata Events); they refuse unknown fields.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -44,7 +44,7 @@ enum Unit {
     Ns,
 }
 
-/// Ours to define: what is missing, by kind.
+/// Defined by us: the counts of missing calls, by kind.
 #[derive(Deserialize, Debug)]
 #[serde(deny_unknown_fields)]
 struct OtherData {
@@ -94,7 +94,7 @@ enum Ended {
     Unfinished(True),
 }
 
-/// Only said where it is so.
+/// A field that is present only if it is true.
 #[derive(Deserialize, PartialEq, Eq, Clone, Copy, Debug)]
 #[serde(try_from = "bool")]
 struct True;
@@ -137,19 +137,19 @@ struct Named {
     name: String,
 }
 
-/// What a trace has come to.
+/// The contents of a trace.
 #[derive(Default, Debug)]
 struct Seen {
     /// Entries, or calls, of each function.
     calls: BTreeMap<String, usize>,
-    /// Of each thread that has called anything: its name.
+    /// For each thread that has called anything, its name.
     threads: BTreeMap<i32, String>,
     unwound: Vec<String>,
     unfinished: Vec<String>,
     missed: u64,
 }
 
-/// Reads a trace, and holds it against all that must be so in any.
+/// Reads a trace, and checks all rules that every trace must follow.
 fn check(text: &str) -> Seen {
     let document: Document = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
     assert_eq!(document.display_time_unit, Unit::Ns);

@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         case!(an_earlier_handler_gets_stray_calls_after_the_line),
         case!(a_stray_call_leaves_errno_unchanged),
         case!(a_breakpoint_of_gdb_is_hit).needing("gdb"),
-        // What gdb runs; by itself it only loads a module and calls it.
+        // The program for gdb; without gdb, it only loads a module and calls the module.
         case!(what_gdb_debugs),
     ])
 }
@@ -36,7 +36,7 @@ fn killed_with(ended: &Ended, line: &str) {
     assert_eq!((ended.signal, ended.status, ended.stderr.as_str()), (Some(libc::SIGTRAP), None, line));
 }
 
-/// Calls a function of the module that comes.
+/// Calls a function of the module during its coming.
 struct Eager;
 
 impl Subscriber for Eager {
@@ -55,7 +55,7 @@ fn a_call_before_publish_is_reported_by_name() {
     killed_with(&ended, "modload: call to greet_hello [greet] before its text was published\n");
 }
 
-/// Loads and unloads greet; returns where its function was.
+/// Loads and unloads greet. Returns the former address of its function.
 fn gone(host: &Host) -> Addr {
     let module = host.load(&image("greet")).unwrap();
     let at = module.symbol_info("greet_hello").unwrap().addr;
@@ -136,7 +136,7 @@ fn a_sigtrap_that_is_sent_can_be_ignored() {
     killed_with(&ended, "modload: call to greet_hello [greet] after it was unloaded\n");
 }
 
-/// What [`on_trap`] has seen: the saved instruction pointer of the last trap, and how many there were.
+/// The observations of [`on_trap`]: the saved instruction pointer of the last trap, and the number of traps.
 static SEEN: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
 extern "C" fn on_trap(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
@@ -150,9 +150,9 @@ extern "C" fn exit_on_trap(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc
 
 type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
 
-/// What an embedder does before it makes its host.
+/// The actions of an embedder before making its host.
 fn handle_traps(handler: Handler) {
-    // SAFETY: sigaction is a C struct of integers and an optional function pointer; all zeros is a value of it.
+    // SAFETY: sigaction is a C struct of integers and an optional function pointer; all zeros is a valid value.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     #[expect(clippy::as_conversions, reason = "sigaction takes the handler's address as an integer")]
     let address = handler as libc::sighandler_t;
@@ -229,7 +229,7 @@ fn what_gdb_debugs() {
 }
 
 fn a_breakpoint_of_gdb_is_hit() {
-    // Commands one after the other: what fails ends the batch, and the last line is not printed.
+    // Commands one after the other: a failing command ends the batch, and the last line is not printed.
     let commands = [
         "set pagination off",
         "set confirm off",

@@ -1,4 +1,5 @@
-//! A module's text goes when nobody is in it: who is inside is named, and what cannot be freed yet is kept.
+//! A module's text is freed when no thread is in the text: errors name the threads that are inside, and text that
+//! cannot be freed yet is kept.
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
     ])
 }
 
-/// `spin` runs until `stop` is called; `sleeps` waits in the C library. `own` has a thread of the module's, which `exit`
+/// `spin` runs until `stop` is called; `sleeps` waits in the C library. `own` has a thread of the module, which `exit`
 /// joins if `joins` has been called.
 const SOURCE: &str = r#"
 #include <pthread.h>
@@ -101,7 +102,8 @@ extern "C" fn unload_from_within() -> i32 {
     41
 }
 
-/// Loads it, and says where its functions are without holding it: as a C program does that has asked for an address.
+/// Loads the module, and returns the addresses of its functions without a reference to the module, like a C program
+/// that has asked for an address.
 fn loaded(host: &Host) -> (Module, impl Fn(&str) -> usize + use<>) {
     let module = host.load(&image_from_text("inside", SOURCE)).unwrap();
     let info = host.look().into_iter().next().unwrap().0;
@@ -119,11 +121,11 @@ fn call(at: usize, argument: i32) -> i32 {
 fn variable(at: usize) -> &'static AtomicU32 {
     // SAFETY: `volatile int *f(void)`.
     let function: extern "C" fn() -> *mut u32 = unsafe { std::mem::transmute(at) };
-    // SAFETY: an int of the module's, which stays for as long as somebody is in its text.
+    // SAFETY: an int of the module, which stays as long as a thread is in its text.
     unsafe { AtomicU32::from_ptr(function()) }
 }
 
-/// Whether a number of the module's goes up.
+/// Returns whether a number of the module increases.
 fn turning(turns: usize) -> impl Fn(Tid) -> bool {
     let (turns, before) = (variable(turns), variable(turns).load(Ordering::Relaxed));
     move |_| turns.load(Ordering::Relaxed) != before
@@ -142,7 +144,8 @@ fn occupants(refused: UnloadError) -> Vec<(i32, String, String)> {
     threads.into_iter().map(one).collect()
 }
 
-/// A thread of the host's in a function of the module's, and its id. `is_there` says that it has come there.
+/// A thread of the host in a function of the module, and its id. `is_there` returns whether the thread has reached the
+/// function.
 fn enter(
     name: &str,
     is_there: impl Fn(Tid) -> bool,
@@ -174,7 +177,7 @@ fn who_is_in_a_function_is_named() {
     let found = occupants(refused);
     assert_eq!((found.len(), found[0].0, found[0].1.as_str()), (1, tid.get(), "spinner"));
     assert!(found[0].2.starts_with("spin+0x") && found[0].2.ends_with(" [inside]"), "{found:?}");
-    // As if nobody had tried.
+    // As without any attempt.
     assert_eq!(host.modules(), [("inside".into(), State::Live)]);
     assert!(recording.so_far().events.is_empty(), "{}", recording.so_far());
     let module = host.module("inside").unwrap();
@@ -229,7 +232,7 @@ fn a_module_that_leaves_its_thread_is_quarantined() {
     let (module, at) = loaded(&host);
     let (turns, stopped) = (variable(at("turns_at")), variable(at("stopped_at")));
     assert_eq!(call(at("start"), 0), 0);
-    // Before its first instruction no stack tells of it.
+    // Before the first instruction of the thread, no stack shows the module.
     while turns.load(Ordering::Relaxed) == 0 {
         thread::yield_now();
     }
@@ -240,7 +243,7 @@ fn a_module_that_leaves_its_thread_is_quarantined() {
     assert!(matches!(last, EventKind::Quarantined { threads: 1 }), "{timeline}");
     assert!(timeline.to_string().contains("gone, but thread "), "{timeline}");
     assert!(host.modules().is_empty() && host.quarantined()[0].name() == "inside");
-    // It goes on, and its name is free. Loads and unloads of others do not free it.
+    // The thread continues, and the module's name is free. Loads and unloads of other modules do not free the memory.
     for _ in 0..20 {
         let seen = turns.load(Ordering::Relaxed);
         host.load(&image_from_text("inside", SOURCE)).unwrap().unload().unwrap();
@@ -275,7 +278,7 @@ fn what_a_host_leaves_is_freed_by_another() {
 static GO_ON: AtomicU32 = AtomicU32::new(1);
 static ENDED: AtomicU32 = AtomicU32::new(0);
 
-/// Its `exit` starts a thread, and does not wait for it.
+/// The module's `exit` starts a thread, and does not wait for it.
 const LATE: &str = r#"
 #include <pthread.h>
 extern volatile int *host_go_on, *host_ended;
@@ -309,7 +312,7 @@ fn a_thread_that_has_not_begun_is_waited_for() {
     let late = image_from_text("late", &LATE.replace("CALL_BASE", "1"));
     let stop = AtomicU32::new(0);
     thread::scope(|scope| {
-        // Who keeps a new thread from its processor.
+        // These threads keep a new thread from its processor.
         for _ in 0..3 {
             scope.spawn(|| while stop.load(Ordering::Relaxed) == 0 {});
         }
@@ -339,7 +342,7 @@ fn what_is_quarantined_keeps_what_it_uses() {
 }
 
 fn a_host_may_be_promised_that_nobody_is_left() {
-    // SAFETY: nobody but this thread calls the module of this test.
+    // SAFETY: only this thread calls the module of this test.
     let host = unsafe { Host::builder().unload_unseen() }.build().unwrap();
     let (end, wait) = mpsc::channel::<()>();
     let other = thread::spawn(move || wait.recv().is_err());
@@ -363,7 +366,7 @@ fn who_cannot_be_looked_at_is_named() {
         |tid| status(tid).unwrap().unwrap().blocks(number),
         move || {
             let _ = block(number);
-            // It never sleeps.
+            // The thread never sleeps.
             while wait.try_recv() == Err(mpsc::TryRecvError::Empty) {}
             1
         },
@@ -377,7 +380,7 @@ fn who_cannot_be_looked_at_is_named() {
     host.unload("inside").unwrap();
 }
 
-/// A thread in another module, in a function whose rows are of no use.
+/// A thread in another module, in a function with useless rows.
 fn who_cannot_be_walked_through_is_named() {
     let host = host();
     let (module, at) = loaded(&host);
@@ -387,7 +390,7 @@ fn who_cannot_be_walked_through_is_named() {
     let lost = at("lost");
     let is_there = |_| there.load(Ordering::Relaxed) == 1;
     let (thread, tid) = enter("lost", is_there, move || {
-        // SAFETY: it writes the second flag, and reads the first one until that is not 0.
+        // SAFETY: the function writes the second flag, and reads the first flag until that flag is not 0.
         let function: extern "C" fn(*const AtomicU32) -> i32 = unsafe { std::mem::transmute(lost) };
         function(flags.as_ptr())
     });
@@ -426,7 +429,7 @@ fn a_process_of_one_thread_needs_no_signal() {
     assert!(host.quarantined().is_empty());
     let block_all = block(libc::SIGUSR1);
     assert!(!block_all);
-    // Nobody was there to be sent one, and this thread sends itself none.
+    // No other thread existed that could get a signal, and this thread sends itself none.
     assert_eq!(modload_threads::counts(), modload_threads::SignalCounts::default());
 }
 

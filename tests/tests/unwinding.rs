@@ -50,8 +50,8 @@ fn a_program_with_holes_between_its_segments_is_walked() {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// A host with the process's symbols; those of the C++ runtime are among them. Modules export what they say: of what C++
-/// compiles into each object that needs it, there would be several.
+/// Returns a host with the process's symbols, including those of the C++ runtime. Modules export only the symbols that
+/// they declare: C++ compiles some functions into each object that needs them, so there would be several definitions.
 fn builder() -> HostBuilder {
     // SAFETY: the C++ runtime, whose constructors do no harm.
     let runtime = unsafe { libc::dlopen(c"libstdc++.so.6".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
@@ -65,7 +65,7 @@ fn call(module: &Module, name: &str, argument: u64) -> u64 {
     unsafe { module.call(name, &[argument]) }.unwrap()
 }
 
-/// [`call`] by the function's address: no boundary ends what it throws.
+/// [`call`] by the function's address: no boundary catches an exception.
 fn call_itself(module: &Module, name: &str, argument: i64) -> i64 {
     // SAFETY: the texts give their functions this type.
     let function = unsafe { module.symbol::<extern "C-unwind" fn(i64) -> i64>(name) }.unwrap();
@@ -131,7 +131,7 @@ fn an_exception_passes_from_module_to_module() {
     }
 }
 
-/// The load fails, names what was thrown, and leaves nothing behind.
+/// Requires that the load fails, names the exception, and leaves nothing behind.
 #[track_caller]
 fn fails_without_a_trace(host: &Host, image: &Image<'_>, stage: Stage) -> LoadError {
     let memory = |host: &Host| host.memory().map(|usage| (usage.used, usage.free));
@@ -139,7 +139,8 @@ fn fails_without_a_trace(host: &Host, image: &Image<'_>, stage: Stage) -> LoadEr
     let failed = host.load(image).unwrap_err();
     assert_eq!(failed.stage, stage, "{failed}");
     assert_eq!(host.modules(), []);
-    // The stripes' free ranges may have grown by what was touched first; what is used is what was.
+    // The stripes' free ranges may have grown, because memory was touched for the first time; the used memory is
+    // unchanged.
     assert_eq!(memory(host).map(|(used, _)| used), before.map(|(used, _)| used));
     failed
 }
@@ -170,7 +171,7 @@ fn init_text_catches_what_it_throws() {
     let host = builder().build().unwrap();
     let module = host.load(&cxx("init_text", &text)).unwrap();
     assert_eq!(call(&module, "catches", 3), 3, "init's descriptions are gone, the others are not");
-    // Others come to stand where its init text was.
+    // Other modules are loaded at the former addresses of its init text.
     let others: Vec<_> =
         (0..20).map(|number| host.load(&cxx("thrower", THROWER).named(format!("thrower{number}"))).unwrap()).collect();
     others.iter().for_each(throws_and_catches);
@@ -248,7 +249,8 @@ fn rust(text: &str, flags: &[&str]) -> Image<'static> {
     unsafe { Image::trusted(std::fs::read(object).unwrap()) }.named("rust_passes")
 }
 
-/// Compiled to abort, it has a landing pad that does so, and needs Rust's own runtime for it: refused by name.
+/// If the code is compiled to abort, it has a landing pad that aborts, and needs Rust's own runtime for that: refused
+/// by name.
 fn a_module_of_rust_that_would_abort_is_refused() {
     let host = Host::builder().process_symbols().export("panics", address(panics)).build().unwrap();
     let failed = sentence(&fails_without_a_trace(&host, &rust(RUST, &[]), Stage::Resolve));
@@ -264,7 +266,7 @@ fn a_panic_passes_through_a_module_of_rust_that_unwinds() {
     }
 }
 
-/// What callbacks leave for the tests that have them called.
+/// The results of callbacks, for the tests that have modules call them.
 static SEEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static HOST: Mutex<Option<Host>> = Mutex::new(None);
 
@@ -317,7 +319,7 @@ extern "C-unwind" fn looks_by_the_c_library() -> c_int {
     let host = HOST.lock().unwrap();
     let host = host.as_ref().unwrap();
     let ours = host.backtrace();
-    // Each begins in this function, somewhere; behind that they are the same.
+    // Each backtrace begins somewhere in this function; behind that they are the same.
     let theirs: Vec<u64> =
         addresses[1..count].iter().map(|address| u64::try_from(address.expose_provenance()).unwrap()).collect();
     let ours_behind: Vec<u64> = ours.frames()[1..].iter().map(|frame| frame.at.get()).collect();
@@ -343,10 +345,10 @@ unsafe extern "C" {
     fn _Unwind_Find_FDE(pc: *const c_void, bases: *mut [*const c_void; 3]) -> *const c_void;
 }
 
-/// Whether the process's unwinder and ours know an address.
+/// Returns whether the process's unwinder and ours know an address.
 fn is_known(at: u64) -> (bool, bool) {
     let mut bases = [std::ptr::null(); 3];
-    // SAFETY: any address may be looked for, and there is room for three of them.
+    // SAFETY: any address may be looked up, and the array has room for three of them.
     let theirs =
         unsafe { _Unwind_Find_FDE(std::ptr::without_provenance(usize::try_from(at).unwrap()), &raw mut bases) };
     let registers = Registers::unknown().with(Register::RIP, at).with(Register::RSP, 8);
@@ -373,7 +375,7 @@ fn what_has_gone_is_not_unwound() {
 
 fn rows_that_are_stated_are_known_to_all() {
     let host = Host::builder().build().unwrap();
-    // Where nobody has code.
+    // An address without code.
     let code = 0x1234_5678_0000..0x1234_5678_0010;
     let known = Known::stated(code.clone(), &[Row::at_entry()]).unwrap();
     assert_eq!([code.start, code.end - 1, code.end].map(is_known), [(true, true), (true, true), (false, false)]);
@@ -382,7 +384,8 @@ fn rows_that_are_stated_are_known_to_all() {
     drop(host);
 }
 
-/// Notes where a module's init function is, and that its frames are not known before its text is there.
+/// Stores the address of a module's init function, and checks that its frames are not known before its text is
+/// published.
 struct Noting(std::sync::Arc<AtomicU64>);
 
 impl modload::Subscriber for Noting {
@@ -414,7 +417,7 @@ fn call_frame_information_that_is_wrong_is_refused_by_name() {
     ] {
         let text = format!(".text\n.globl f\nf: ret\n{text}");
         let object = object_from_text("bad_frames", Language::Assembler, &text, Compiler::Cc, &[]).unwrap();
-        // SAFETY: it is not run, and does nothing.
+        // SAFETY: no code of the module is run, and the code has no effect.
         let image = unsafe { Image::trusted(std::fs::read(object).unwrap()) }.named("bad_frames");
         let failed = fails_without_a_trace(&host, &image, Stage::Form);
         assert_eq!(sentence(&failed), format!("bad_frames: form: {said}"));
@@ -462,7 +465,8 @@ fn after_a_thousand_loads_and_unloads() {
     assert_eq!(caught.downcast_ref::<&str>(), Some(&"not today"));
 }
 
-/// Not a benchmark: it fails if the cost of one module's throw grows as the modules do. Figures go to standard error.
+/// Not a benchmark: the test fails if the cost of one module's throw grows with the number of modules. Figures go to
+/// standard error.
 fn many_modules_cost_a_throw_little() {
     let host = builder().build().unwrap();
     let image = cxx("thrower", THROWER);

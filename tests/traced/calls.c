@@ -1,6 +1,6 @@
 /*
- * Functions of every kind, for tracing. A check calls them, and returns 0, or the line where a result is not what it must be.
- * Whatever has no PLAIN in front has a site.
+ * Functions of every kind, for tracing. A check calls them, and returns 0, or the line of the first wrong result.
+ * Every function without PLAIN has a site.
  */
 #include <complex.h>
 #include <stdarg.h>
@@ -14,13 +14,13 @@ NOINLINE long fib(long n)
 	if (n < 2)
 		return n;
 	long a = fib(n - 1), b = fib(n - 2);
-	/* Else the second call would become a loop. */
+	/* Otherwise the second call would become a loop. */
 	__asm__ volatile("" : "+r"(a), "+r"(b));
 	return a + b;
 }
 PLAIN long check_recursion(void) { DEMAND(fib(15) == 610); return 0; }
 
-/* They end with a jump to one another. */
+/* These functions end with a jump to each other. */
 int is_odd(long n);
 NOINLINE int is_even(long n) { return n == 0 ? 1 : is_odd(n - 1); }
 NOINLINE int is_odd(long n) { return n == 0 ? 0 : is_even(n - 1); }
@@ -68,7 +68,7 @@ NOINLINE double sum(const char *kinds, ...)
 	va_end(list);
 	return all;
 }
-/* What al held. */
+/* The value of al. */
 long vectors(void);
 __asm__(".pushsection .text\n.globl vectors\n.type vectors, @function\n"
 	"vectors:\n0: nop; nop; nop; nop; nop\n	movzbl %al, %eax\n	ret\n.size vectors, . - vectors\n.popsection\n"
@@ -114,7 +114,7 @@ PLAIN long check_returns(void)
 }
 
 #ifndef __clang__
-/* The function inside finds the other's variables by r10. It has a site if the other has one. */
+/* The nested function finds the outer function's variables by r10, and has a site if the outer function has one. */
 NOINLINE long check_static_chain(void)
 {
 	long kept = 40;
@@ -124,7 +124,7 @@ NOINLINE long check_static_chain(void)
 }
 #endif
 
-/* Calls one with a stack pointer that is not a multiple of 16 there, nor even of 8. */
+/* Calls a function with a stack pointer that is neither a multiple of 16 nor of 8. */
 NOINLINE long aligned_or_not(long a) { return a + 1; }
 long call_shifted(long a, long shift);
 __asm__(".pushsection .text\n.type call_shifted, @function\ncall_shifted:\n.cfi_startproc\n"

@@ -1,6 +1,6 @@
 /*
- * Exceptions in many ways, in the manner of compilers' own tests. Each scene returns 0, or the line that something is wrong in. What
- * has no PLAIN in front has a site. `thrown` counts what is thrown, `caught` what arrives where it is expected.
+ * Exceptions in many ways, in the manner of compilers' own tests. Each scene returns 0, or the line of the first error. Every
+ * function without PLAIN has a site. `thrown` counts exceptions, `caught` those that arrive at the expected handler.
  */
 #include <exception>
 #include <functional>
@@ -22,7 +22,7 @@ static long thrown, caught;
 template <class T> NOINLINE void raise(T value) { ++thrown; throw value; }
 template <class T> NOINLINE T arrived(T value) { ++caught; return value; }
 
-/* What was done, in order. */
+/* The actions, in order. */
 static char done[64];
 static unsigned at;
 NOINLINE void note(char what) { if (at < sizeof done - 1) done[at++] = what; }
@@ -61,7 +61,7 @@ static long rethrow()
 	return 0;
 }
 
-/* Destructors that throw and catch while something else passes. */
+/* Destructors that throw and catch while another exception passes. */
 NOINLINE void in_destructor(long a) { raise((int)a); }
 struct Catches { ~Catches() { try { in_destructor(5); note('!'); } catch (int got) { if (arrived(got) == 5) note('c'); } } };
 NOINLINE void through_catches(long a) { Catches one; Noted n('n'); raise(a); }
@@ -73,7 +73,7 @@ static long destructors()
 	return 0;
 }
 
-/* Function-try-blocks, of functions and of constructors: those rethrow by themselves. */
+/* Function-try-blocks, of functions and of constructors; the latter rethrow by themselves. */
 NOINLINE long block(long a) try { raise(a); return 0; } catch (long got) { return arrived(got) + 1; }
 struct Part { long a; NOINLINE explicit Part(long a) : a(a) { if (a == 2) raise(a); note('p'); } ~Part() { note('P'); } };
 struct Whole {
@@ -93,7 +93,7 @@ static long blocks()
 	return 0;
 }
 
-/* Something else is thrown in a handler; nested exceptions; pointers to exceptions. */
+/* Another exception is thrown in a handler; nested exceptions; pointers to exceptions. */
 NOINLINE void replaces(long a) { try { raise(a); } catch (long got) { ++caught; raise(std::string(static_cast<size_t>(got), 'x')); } }
 NOINLINE void nests(long a) { try { raise(a); } catch (long) { ++caught; ++thrown; std::throw_with_nested(std::runtime_error("outer")); } }
 NOINLINE std::exception_ptr keeps(long a) { try { raise(a); } catch (...) { ++caught; return std::current_exception(); } return nullptr; }
@@ -136,7 +136,7 @@ static long types()
 	return 0;
 }
 
-/* What a specification does not allow becomes something that it does. */
+/* An exception that a specification does not allow becomes an exception that the specification allows. */
 #pragma GCC diagnostic ignored "-Wdeprecated"
 NOINLINE void specified(long a) throw(int) { Noted n('n'); raise(a); }
 NOINLINE void specified_outer(long a) throw(int, long) { specified(a); }
@@ -185,7 +185,7 @@ static long tail_calls()
 	try { swapped(1, 2, 3, 4, 5, 6, 7, 8); return __LINE__; } catch (long got) { DEMAND(arrived(got) == 36); }
 	Object object = { 40 };
 	try { object.first(1); return __LINE__; } catch (long got) { DEMAND(arrived(got) == 42); }
-	/* And no throw below them: all return. */
+	/* And no throw below these: all of them return. */
 	tail_4(0);
 	pointer = tail_4;
 	guarded(0);
@@ -194,7 +194,7 @@ static long tail_calls()
 	return 0;
 }
 
-/* Virtual functions, by thunks that adjust, that look an offset up, and that return another type. */
+/* Virtual functions, by thunks that adjust, that look up an offset, and that return another type. */
 struct Left { long l = 1; virtual ~Left() {} virtual void left(long a) = 0; virtual Left *self() { return this; } };
 struct Right { long r = 2; virtual ~Right() {} virtual void right(long a) = 0; virtual Right *itself() = 0; };
 struct Root { long v = 3; virtual ~Root() {} virtual void root(long a) = 0; };
@@ -221,7 +221,7 @@ static long thunks()
 	return 0;
 }
 
-/* Constructors: of arrays, of what is new, of what is static. */
+/* Constructors: of arrays, of new objects, of static objects. */
 struct Counted {
 	static long there;
 	NOINLINE Counted() { if (there == 3) raise(there); ++there; }
@@ -254,7 +254,7 @@ static long once()
 	return 0;
 }
 
-/* Frames of odd shapes: of a size that is not known, aligned further, with any number of arguments; and what is called by libraries. */
+/* Frames of unusual shapes: of unknown size, with larger alignment, with any number of arguments; and callbacks of libraries. */
 NOINLINE void sized(long n) { char *room = static_cast<char *>(alloca(static_cast<size_t>(n))); memset(room, 1, static_cast<size_t>(n)); raise(n + room[n - 1]); }
 NOINLINE void aligned(long a) { alignas(64) char room[64]; memset(room, 0, sizeof room); KEEP(a); Noted n('g'); sized(a + room[0]); }
 NOINLINE void varied(int count, ...)
@@ -280,7 +280,7 @@ static long shapes()
 	return 0;
 }
 
-/* From deep below; out of loops; and the same frame again and again. */
+/* From a deep frame; out of loops; and many times from the same frame. */
 NOINLINE long deep(long n) { Noted n1('n'); if (n == 0) raise(n); long got = deep(n - 1); KEEP(got); return got; }
 NOINLINE long loops(long rounds)
 {
@@ -321,7 +321,7 @@ static long forced()
 	return 0;
 }
 
-/* On a coroutine whose stack lies within this thread's own: thrown and caught there, before and after it was left. */
+/* On a coroutine with a stack within this thread's own: thrown and caught there, before and after a switch. */
 static ucontext_t home, coroutine;
 static long sum;
 NOINLINE void yields() { swapcontext(&coroutine, &home); }

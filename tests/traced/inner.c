@@ -1,6 +1,6 @@
 /*
- * Coroutines whose stacks lie within the stack of the thread that they run in. What has no PLAIN in front has a site. `made` counts
- * the calls of those, `inside` the ones that are made on a coroutine's stack.
+ * Coroutines with stacks within the stack of their thread. Every function without PLAIN has a site. `made` counts the calls of
+ * these functions, `inside` the calls on a coroutine's stack.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -41,7 +41,7 @@ PLAIN void make(long self, void *stack, size_t size)
 	makecontext(&coroutines[self], (void (*)(void))body, 1, (int)self);
 }
 
-/* One, resumed by a function that is traced. */
+/* One coroutine, resumed by a traced function. */
 PLAIN long check_one(long rounds)
 {
 	char stack[16384];
@@ -54,7 +54,7 @@ PLAIN long check_one(long rounds)
 	return 0;
 }
 
-/* Two, in turn, the one above the other, and the other way round; resumed from below different depths. */
+/* Two coroutines in turn, each above the other once; resumed from different depths. */
 NOINLINE void resumes_below(long which, long n) { made++; if (n) resumes_below(which, n - 1); else resumes(which); __asm__ volatile(""); }
 PLAIN long check_two(long rounds)
 {
@@ -69,7 +69,7 @@ PLAIN long check_two(long rounds)
 	return 0;
 }
 
-/* Switched to by a function that has no site itself, so that nothing that is recorded lies below the switch. */
+/* Resumed by a function without a site, so that no recorded function is below the switch. */
 PLAIN void resumes_plainly(long which) { swapcontext(&home, &coroutines[which]); }
 NOINLINE long switches(long rounds)
 {
@@ -88,7 +88,7 @@ NOINLINE long switches(long rounds)
 }
 PLAIN long check_plainly(long rounds) { made = inside = 0; long wrong = switches(rounds); return wrong; }
 
-/* Left for good in the middle, again and again, on the same stack and on others. */
+/* Abandoned in the middle, many times, on the same stack and on others. */
 NOINLINE long leaves_it(long n)
 {
 	char stack[16384];
@@ -131,7 +131,7 @@ PLAIN long check_jumps(long rounds)
 	return 0;
 }
 
-/* Switched by code of one's own, which has no rows: nobody can see where such a stack ends. */
+/* Switched by code without rows: no walk can find the end of such a stack. */
 void switch_by_hand(void **from, void *to);
 __asm__(".pushsection .text\n.globl switch_by_hand\n.type switch_by_hand, @function\nswitch_by_hand:\n"
 	"	push %rbp\n	push %rbx\n	push %r12\n	push %r13\n	push %r14\n	push %r15\n	mov %rsp, (%rdi)\n	mov %rsi, %rsp\n"
@@ -153,7 +153,7 @@ PLAIN long check_by_hand(long rounds)
 	return 0;
 }
 
-/* The first of them on another thread than the process's first. */
+/* The first coroutine, on another thread than the process's first. */
 PLAIN void *other(void *rounds) { long wrong = check_one((long)rounds); return (void *)(wrong ? wrong : check_two((long)rounds)); }
 PLAIN long check_thread(long rounds)
 {

@@ -1,6 +1,6 @@
 /*
- * Functions that are left by other ways than their return: by longjmp, by the end of their thread; and stacks that change in
- * the middle. Whatever has no PLAIN in front has a site.
+ * Functions that end otherwise than by their return: by longjmp, by the end of their thread; and stacks that change in
+ * the middle. Every function without PLAIN has a site.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -42,7 +42,7 @@ PLAIN long check_longjmp(void)
 		DEMAND(jump_once() == 2);
 	return 0;
 }
-/* Returns at once, with all that was jumped out of above it. */
+/* Returns at once, with the frames of all skipped functions above. */
 NOINLINE long catcher(long a)
 {
 	if (setjmp(out) == 0)
@@ -55,7 +55,7 @@ PLAIN long check_longjmp_into_traced(void)
 		DEMAND(catcher(i) == i + 1);
 	return 0;
 }
-/* Jumps out from below a large frame, and then calls from above that. */
+/* Jumps out from below a large frame, and then calls from above that frame. */
 PLAIN long far_below(long n)
 {
 	char room[8192];
@@ -76,7 +76,7 @@ PLAIN long check_longjmp_from_far_below(void)
 	return 0;
 }
 
-/* Saves where its caller is: six registers that are preserved, the stack pointer and the return address. */
+/* Saves the state of its caller: the six preserved registers, the stack pointer and the return address. */
 long savectx(long *context);
 __asm__(".pushsection .text\n.globl savectx\n.type savectx, @function\nsavectx:\n0: nop; nop; nop; nop; nop\n"
 	"	mov %rbx, (%rdi)\n	mov %rbp, 8(%rdi)\n	mov %r12, 16(%rdi)\n	mov %r13, 24(%rdi)\n	mov %r14, 32(%rdi)\n"
@@ -149,7 +149,7 @@ PLAIN long check_exit(void)
 	return 0;
 }
 
-/* A destructor of a thread's data, which runs after what the thread has recorded is closed. */
+/* A destructor of a thread's data, which runs after the thread's recording is closed. */
 static pthread_key_t key;
 PLAIN void destroy(void *data) { leaf((long)data); }
 PLAIN void *destroyed(void *data)
@@ -235,7 +235,7 @@ PLAIN void *called(void *data)
 			abort();
 		it->calls++;
 	}
-	/* Whoever was sent one has it. */
+	/* Each thread has handled the signals that it was sent. */
 	sigset_t set, before;
 	sigemptyset(&set);
 	sigaddset(&set, SIGUSR1);
@@ -245,8 +245,8 @@ PLAIN void *called(void *data)
 	free(stack.ss_sp);
 	return NULL;
 }
-/* Calls that were made, handlers that ran. Signals are sent to two threads until 25,000 have been handled: of several that wait
- * for one thread one is. */
+/* The numbers of calls and of handlers. Signals are sent to two threads until 25,000 have been handled: of several signals that
+ * wait for one thread, one is handled. */
 static long made, ran;
 PLAIN long signals(int alternate)
 {
@@ -276,7 +276,7 @@ PLAIN long check_signals_elsewhere(void) { return signals(1); }
 PLAIN long calls_made(void) { return made; }
 PLAIN long handlers_run(void) { return ran; }
 
-/* An alternate stack that lies within the thread's own, above the function that is interrupted. */
+/* An alternate stack within the thread's own stack, above the interrupted function. */
 PLAIN long raise_often(long n)
 {
 	for (long i = 0; i < n; i++) {
@@ -320,7 +320,7 @@ PLAIN long check_fork(void)
 	return 0;
 }
 
-/* read(2) from within a function that is looked at, in a thread that is told when to stop. */
+/* read(2) from within a watched function, in a thread that stops on request. */
 static int line[2];
 NOINLINE long reads(long want)
 {
@@ -344,7 +344,7 @@ PLAIN long end_read(long by_signal)
 	void *got;
 	if (!by_signal && write(line[1], "x", 1) != 1)
 		return -1;
-	/* A signal that comes before the call begins, or begins again, interrupts nothing: then another one does. */
+	/* A signal before the call begins, or begins again, interrupts nothing: then a later signal does. */
 	do {
 		if (by_signal)
 			pthread_kill(reading, SIGUSR1);

@@ -1,4 +1,4 @@
-/* Exceptions through functions that are traced, into one that is and into one that is not. */
+/* Exceptions through traced functions, into a traced function and into one that is not traced. */
 #define NOINLINE __attribute__((noinline, noclone, noipa))
 #define PLAIN __attribute__((noinline, noclone, patchable_function_entry(0)))
 
@@ -38,7 +38,7 @@ PLAIN long check_exceptions(void)
 	}
 	return cleaned == 400 ? 0 : __LINE__;
 }
-/* Calls what may panic. */
+/* Calls a function that may panic. */
 NOINLINE long calls_back(long (*back)(long), long a) { long b = back(a); __asm__ volatile("" : "+r"(b)); return b; }
 NOINLINE long calls_back_below(long (*back)(long), long a) { long b = calls_back(back, a); __asm__ volatile("" : "+r"(b)); return b; }
 }

@@ -9,7 +9,7 @@ mix(vector a, vector b, vector c, vector d, vector e, vector f, vector g, vector
 	return a + 2 * b + 3 * c + 4 * d + 5 * e + 6 * f + 7 * g + 8 * h;
 }
 
-/* Nothing in it says how wide its arguments are. */
+/* No instruction of this function shows the width of its arguments. */
 __attribute__((noinline, noclone, noipa)) vector
 pass(vector a, vector b, vector c, vector d, vector e, vector f, vector g, vector h)
 {

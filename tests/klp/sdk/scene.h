@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* What the scenes' modules use of Linux beyond live patching, in a process: xtask/guest/klp/scene.h has the same in Linux. */
+/* Functions of Linux that the scenes' modules use besides live patching, for a process; for Linux: xtask/guest/klp/scene.h. */
 #ifndef SCENE_H
 #define SCENE_H
 
@@ -12,7 +12,7 @@
 #define READ_ONCE(x) __atomic_load_n(&(x), __ATOMIC_ACQUIRE)
 #define WRITE_ONCE(x, value) __atomic_store_n(&(x), value, __ATOMIC_RELEASE)
 
-/* The scenes' host has these, in the place of what is read at /proc, and of how much the console shows. */
+/* Provided by the scenes' host, in place of files in /proc and of the level of the console. */
 struct seq_file;
 void seq_puts(struct seq_file *file, const char *text);
 extern int console_printk[4];
@@ -44,7 +44,7 @@ static inline void schedule_work(struct work_struct *work)
 		abort();
 }
 
-/* Waits for its end, once. */
+/* Waits once for the end of the work. */
 static inline void flush_work(struct work_struct *work)
 {
 	if (work->thread)

@@ -1,5 +1,5 @@
-//! A program with unmapped pages between its segments (build.rs sees to that), which walks its own stack. Its exit
-//! status is 0 if it has come to the end.
+//! A program with unmapped pages between its segments (made by build.rs). The program walks its own stack. The exit
+//! status is 0 if the walk has reached the end.
 
 use std::ops::ControlFlow;
 use std::process::ExitCode;

@@ -10,7 +10,7 @@ use modload_tests::{Log, Watcher, image, image_from_text};
 
 use crate::scene::{Gate, host};
 
-/// What `host_load_again` does, in this process.
+/// The effect of `host_load_again` in this process.
 static AGAIN: Mutex<Option<Box<dyn Fn() -> i32 + Send>>> = Mutex::new(None);
 static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
@@ -25,7 +25,7 @@ fn host_with_load_again() -> Host {
     Host::builder().export("host_load_again", address).build().unwrap()
 }
 
-/// Loads an image again from within an init, and keeps what is said.
+/// Loads an image again from within an init, and keeps the result.
 fn again(host: &Host, image: Image<'static>) {
     let host = host.downgrade();
     let load = move || match host.upgrade().unwrap().load(&image) {
@@ -47,7 +47,7 @@ pub(crate) fn init_that_loads_what_waits_for_it_is_a_cycle() {
     let said = "nested: reserve: waiting would never end: \"nested\", which waits for \"nested\"";
     assert_eq!(*SAID.lock().unwrap(), [said]);
     assert!(host.modules().is_empty());
-    // With something else it works: no lock is held while init runs.
+    // With another module the load succeeds: no lock is held while init runs.
     again(&host, image("greet"));
     let nested = host.load(&image("nested")).unwrap();
     assert_eq!(host.modules().iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["nested", "greet"]);
@@ -120,7 +120,7 @@ pub(crate) fn two_inits_that_load_each_other_are_a_cycle() {
     assert_eq!(host.modules().len(), 2);
 }
 
-/// What `host_load_again` is to do next, and what is to be said of it.
+/// Sets the next effect of `host_load_again`, which returns the text to be kept.
 fn next(host: &Host, act: impl Fn(&Host) -> String + Send + 'static) {
     let host = host.downgrade();
     *AGAIN.lock().unwrap() = Some(Box::new(move || {
@@ -176,7 +176,7 @@ pub(crate) fn a_provider_stays_while_its_user_is_coming() {
             go.send(answer).unwrap();
             assert_eq!(loading.join().unwrap().is_err(), refused);
         });
-        // Who was refused uses nothing.
+        // A module that was refused uses nothing.
         let users = host.module("greet").unwrap().users();
         assert_eq!(users.is_empty(), refused, "{users:?}");
     }

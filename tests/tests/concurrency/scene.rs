@@ -1,4 +1,4 @@
-//! A host, and a subscriber that keeps a module in its coming until it is told to go on.
+//! A host, and a subscriber that keeps a module in its coming until the test releases the subscriber.
 
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -11,7 +11,7 @@ pub(crate) fn host() -> Host {
     Host::builder().build().unwrap()
 }
 
-/// Blocks in the coming of one module until it is told to go on, and then accepts or refuses it.
+/// Blocks in the coming of one module until the test sends an answer, and then accepts or refuses the module.
 pub(crate) struct Gate {
     module: &'static str,
     inside: Sender<()>,
@@ -19,7 +19,7 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// The gate, who is told that somebody is inside, and who lets him go on.
+    /// Returns the gate, the receiver that reports a module in the gate, and the sender of the answer.
     pub(crate) fn new(module: &'static str) -> (Gate, Receiver<()>, Sender<Result<(), Refusal>>) {
         let (inside, is_inside) = channel();
         let (go, go_on) = channel();
@@ -37,7 +37,7 @@ impl Subscriber for Gate {
     }
 }
 
-/// Long enough for a thread that does not wait to have come through.
+/// Long enough for a thread that does not wait to finish.
 pub(crate) fn a_while() {
     thread::sleep(Duration::from_millis(50));
 }

@@ -80,7 +80,7 @@ pub(crate) fn a_subscriber_loads_unloads_joins_and_leaves() {
         assert_eq!(there, ["ordtarget", "greet", "recorder"]);
         module.unload().unwrap();
         assert!(host.modules().is_empty());
-        // Who joined in the middle of a coming has heard of what came afterwards, and nothing of that module.
+        // A subscriber that joined in the middle of a coming got the later notifications, and none of that module.
         assert_eq!(
             log.take(),
             [
@@ -103,7 +103,8 @@ pub(crate) fn leave_waits_for_calls_in_other_threads() {
         let leaving = scope.spawn(|| member.leave());
         a_while();
         assert!(!leaving.is_finished(), "its call is running");
-        // It has left all the same: another module passes it by, and it can join again.
+        // The subscriber has left nevertheless: another module is loaded without calling the subscriber, and the
+        // subscriber can join again.
         host.load(&image("greet")).unwrap().unload().unwrap();
         go.send(Ok(())).unwrap();
         leaving.join().unwrap();
@@ -111,7 +112,7 @@ pub(crate) fn leave_waits_for_calls_in_other_threads() {
     });
 }
 
-/// Leaves when it is first called.
+/// Leaves at its first call.
 struct Leaver {
     member: Arc<Mutex<Option<Membership>>>,
     log: Log,
@@ -204,7 +205,7 @@ pub(crate) fn panics_are_refusals_on_coming_and_logged_otherwise() {
         assert!(panicked.contains("panicked: ") && panicked.contains("a subscriber's own trouble"), "{panicked}");
         assert!(host.modules().is_empty());
         assert_eq!(Arena::get().unwrap().usage(), usage);
-        // And it is called the next time as if nothing had been.
+        // And the next time the subscriber is called as usual.
         assert_eq!(host.load(&image("ordtarget")).is_err(), on == State::Coming);
     }
 }
@@ -216,7 +217,7 @@ pub(crate) fn who_joins_late_hears_nothing() {
     let _late = host.subscribe("late", Order::mirrored(0), Watcher::new("late", &log));
     module.unload().unwrap();
     assert_eq!(log.take(), [""; 0], "not of the GOING of what it has not seen come");
-    // Nor of LIVE, if it joins while the module is COMING.
+    // The subscriber gets no LIVE either, if the subscriber joins while the module is COMING.
     let (gate, is_inside, go) = Gate::new("ordtarget");
     let _gate = host.subscribe("gate", Order::mirrored(10), gate);
     thread::scope(|scope| {

@@ -12,7 +12,7 @@ use modload_tests::{Chance, image, image_from_text};
 use crate::inside::USER;
 use crate::scene::host;
 
-/// Counts, and demands that GOING never comes without COMING.
+/// Counts, and requires a COMING before each GOING.
 #[derive(Default)]
 struct Balance {
     open: Mutex<Vec<String>>,
@@ -90,7 +90,7 @@ pub(crate) fn eight_threads_load_and_unload() {
     // Each unload waits until every one of these busy threads has had a processor.
     const LOADS: usize = 50;
     let host = host();
-    // One whose symbols all of them use, so that the graph of uses is busy, too.
+    // A provider whose symbols all of the modules use, so that the graph of uses changes too.
     let provider = "#include <modload/module.h>\nMODULE_LICENSE(\"GPL\");\nint provided(void);\n\
                     int provided(void) { return 7; }\nEXPORT_SYMBOL(provided);\n";
     let provider = host.load(&image_from_text("provider", provider)).unwrap();
@@ -137,7 +137,7 @@ pub(crate) fn eight_threads_load_and_unload() {
                     let stays = host.subscribe("visitor", Order::same(priority), SharedBalance(balance.clone()));
                     thread::yield_now();
                     drop(stays);
-                    // What it has seen come while it was there and not go: forgotten.
+                    // Forgets modules whose coming the visitor has seen and whose going the visitor has not seen.
                     balance.open.lock().unwrap().clear();
                 }
             });

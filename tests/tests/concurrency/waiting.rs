@@ -1,4 +1,4 @@
-//! Loads of one name and of what others need: who waits for whom, and is told what.
+//! Loads of one name, and of the symbols that other loads need: which load waits for which, and the results.
 
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -40,7 +40,7 @@ pub(crate) fn the_second_load_of_a_name_waits_and_is_told_that_it_failed() {
     assert_eq!(second.error.errno(), libc::EBUSY);
 }
 
-/// Loads, in the going of one module, the module itself; keeps the answer.
+/// Loads, in the going of one module, the module itself. Keeps the result.
 struct Reviver {
     host: WeakHost,
     answer: Arc<OnceLock<String>>,
@@ -93,7 +93,7 @@ pub(crate) fn who_waits_for_a_load_that_fails_unformed_is_woken() {
     thread::scope(|scope| {
         let provider = scope.spawn(|| host.load(&image("greet")).unwrap_err());
         is_inside.recv().unwrap();
-        // UNFORMED, and waiting for its provider; and one more that waits for this one.
+        // UNFORMED, and waiting for its provider; another load waits for this module.
         let user = scope.spawn(|| host.load(&image("guest")).unwrap_err());
         a_while();
         let second = scope.spawn(|| host.load(&image("guest")).unwrap_err());

@@ -12,12 +12,12 @@ use modload_threads::frames::{
 
 use crate::code::Library;
 
-/// What libgcc says of a frame: the same as [`Frame`] says.
+/// libgcc's data of a frame: the same data as in [`Frame`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Theirs {
     pc: u64,
     is_exact: bool,
-    /// What `_Unwind_GetCFA` gives is the stack pointer of the frame: the CFA of the one before it.
+    /// The result of `_Unwind_GetCFA`: the stack pointer of the frame, which is the CFA of the frame before.
     stack: u64,
 }
 
@@ -30,12 +30,12 @@ unsafe extern "C" {
 
 extern "C" fn note(context: *mut c_void, frames: *mut c_void) -> c_int {
     let mut before = 0;
-    // SAFETY: libgcc gives us its context, and `before` is ours.
+    // SAFETY: libgcc passes its context, and `before` is ours.
     let pc = unsafe { _Unwind_GetIPInfo(context, &raw mut before) };
-    // SAFETY: libgcc gives us its context.
+    // SAFETY: libgcc passes its context.
     let stack = unsafe { _Unwind_GetCFA(context) };
     let [pc, stack] = [pc, stack].map(|value| u64::try_from(value).unwrap());
-    // SAFETY: what `theirs` has passed: nobody else uses it meanwhile.
+    // SAFETY: the pointer that `theirs` has passed; no other code uses the value during the walk.
     let frames = unsafe { &mut *frames.cast::<Vec<Theirs>>() };
     // The end of a stack counts as a frame there.
     if pc != 0 {
@@ -44,11 +44,11 @@ extern "C" fn note(context: *mut c_void, frames: *mut c_void) -> c_int {
     0
 }
 
-/// How often the two have been compared, and over how many frames.
+/// The number of comparisons, and of compared frames.
 static COMPARED: AtomicUsize = AtomicUsize::new(0);
 static FRAMES: AtomicUsize = AtomicUsize::new(0);
 
-/// Both walk from here; from the caller on they must agree.
+/// Both walk from here. From the caller on they must agree.
 #[inline(never)]
 extern "C" fn compare() {
     let mut ours: Vec<Frame> = Vec::with_capacity(64);
@@ -66,14 +66,15 @@ extern "C" fn compare() {
         let [callee, frame] = pair else { unreachable!() };
         let ours = Theirs { pc: frame.pc, is_exact: frame.is_exact, stack: callee.cfa };
         let signal = ours.is_exact && callee.is_signal;
-        // What a signal has interrupted has a stack pointer of its own, which is not the CFA of the kernel's frame for us.
+        // An interrupted frame has a stack pointer of its own, which for our walker is not the CFA of the kernel's
+        // frame.
         assert!(ours == *theirs || signal && ours.pc == theirs.pc, "frame {number}: {ours:x?} {theirs:x?}");
     }
     COMPARED.fetch_add(1, Ordering::Relaxed);
     FRAMES.fetch_add(ours.len(), Ordering::Relaxed);
 }
 
-/// How often `during` compares, and with how many frames altogether.
+/// Returns the number of comparisons in `during`, and the number of frames in all of them.
 fn compared(during: impl FnOnce()) -> (usize, usize) {
     know_process().unwrap();
     let before = [&COMPARED, &FRAMES].map(|count| count.load(Ordering::Relaxed));
@@ -131,7 +132,7 @@ unsafe extern "C" {
 pub(crate) fn callbacks_of_the_c_library_agree_with_libgcc() {
     let (times, _) = compared(|| {
         let mut numbers: Vec<i32> = (0..40).map(|number| number * 7919 % 41).collect();
-        // SAFETY: 40 elements of four bytes, and a function that compares two of them.
+        // SAFETY: 40 elements of four bytes, and a function that compares two elements.
         unsafe { libc::qsort(numbers.as_mut_ptr().cast(), 40, 4, Some(compare_two)) };
         assert!(numbers.is_sorted());
         // SAFETY: the same array, which is sorted now.
@@ -142,7 +143,7 @@ pub(crate) fn callbacks_of_the_c_library_agree_with_libgcc() {
         let mut control = 0;
         // SAFETY: PTHREAD_ONCE_INIT is 0.
         assert_eq!(unsafe { pthread_once(&raw mut control, compare) }, 0);
-        // SAFETY: calls it with every object of this process; it takes no notice of them.
+        // SAFETY: calls the callback with every object of this process; the callback ignores the objects.
         unsafe { libc::dl_iterate_phdr(Some(each_object), std::ptr::null_mut()) };
     });
     assert!(times > 100, "{times}");
@@ -167,7 +168,7 @@ extern "C" fn on_signal_then_another(_: c_int) {
 
 /// Has a signal handled, and with which flags.
 pub(crate) fn handle(signal: c_int, handler: extern "C" fn(c_int), flags: c_int) {
-    // SAFETY: sigaction is a C struct of integers and an optional function pointer; all zeros is a value of it.
+    // SAFETY: sigaction is a C struct of integers and an optional function pointer; all zeros is a valid value.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     #[expect(clippy::as_conversions, reason = "sigaction takes the handler's address as an integer")]
     let address = handler as libc::sighandler_t;
@@ -186,7 +187,7 @@ pub(crate) fn signal_handlers_agree_with_libgcc() {
     let (times, _) = compared(|| {
         handle(libc::SIGUSR1, on_signal, 0);
         raise(libc::SIGUSR1);
-        // A signal between two instructions of a function that calls nobody: its own trap.
+        // A signal between two instructions of a function that makes no call: a trap of the function itself.
         handle(libc::SIGTRAP, on_signal, 0);
         // SAFETY: a breakpoint, after which the handler lets us go on.
         unsafe { std::arch::asm!("int3") };
@@ -194,12 +195,12 @@ pub(crate) fn signal_handlers_agree_with_libgcc() {
     assert_eq!(times, 2);
 }
 
-/// Gives this thread a stack for its handlers; it is leaked.
+/// Gives this thread an alternate stack for its handlers. The stack is leaked.
 fn another_stack() {
     let len = 1 << 18;
     let stack = Box::leak(vec![0_u8; len].into_boxed_slice());
     let stack = libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: len };
-    // SAFETY: memory of that size that nobody else uses.
+    // SAFETY: memory of that size that no other code uses.
     assert_eq!(unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) }, 0);
 }
 
@@ -325,7 +326,7 @@ pub(crate) fn frames_of_cxx_agree_with_libgcc() {
 pub(crate) fn a_library_that_comes_late_is_known() {
     know_process().unwrap();
     for round in 0..20 {
-        // Another size each time, so that another library comes to stand where one was.
+        // Another size each time, so that another library is mapped at an earlier library's address.
         let text = format!("{C}\nchar pad[{}];", round * 5000 + 1);
         let library = Library::of("late", Language::C, &text, &["-O2", "-fPIC"]);
         assert_eq!(compared(|| library.calls_back("saves_many")(compare)).0, 1);
@@ -348,9 +349,11 @@ pub(crate) fn a_stack_that_was_written_over_is_an_error() {
     let heap = Box::new(0_u64);
     let on_the_heap = visit(&[u64::try_from((&raw const *heap).expose_provenance()).unwrap(), 0]);
     assert!(matches!(on_the_heap, Err(WalkError::NoRow { .. })), "{on_the_heap:?}");
-    // A stack of nothing but return addresses into the function: each frame has 16 bytes, and it ends with the mapping.
+    // A stack that contains only return addresses into the function: each frame has 16 bytes, and the stack ends with
+    // the mapping.
     let len = 1 << 16;
-    // SAFETY: a new private mapping, and a page behind it that stays unmapped: it is asked for, and given back.
+    // SAFETY: a new private mapping, and behind the mapping a page that stays unmapped, because the page is mapped and
+    // then unmapped.
     let mapping = unsafe {
         libc::mmap(
             std::ptr::null_mut(),
@@ -365,7 +368,7 @@ pub(crate) fn a_stack_that_was_written_over_is_an_error() {
     let behind = mapping.map_addr(|at| at + len);
     // SAFETY: the last page of that mapping.
     assert_eq!(unsafe { libc::munmap(behind, 4096) }, 0);
-    // SAFETY: what is left of it is ours alone, and holds zeros.
+    // SAFETY: the rest of the mapping belongs to this test alone, and holds zeros.
     let stack = unsafe { std::slice::from_raw_parts_mut(mapping.cast::<u64>(), len / 8) };
     stack.fill(function + 1);
     let end = u64::try_from(mapping.expose_provenance() + len).unwrap();

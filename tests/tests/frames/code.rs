@@ -10,7 +10,7 @@ use modload_fixtures::{Compiler, Language, object_from_text};
 pub(crate) struct Library(*mut libc::c_void);
 
 impl Library {
-    /// Compiles a text, links it, and opens it so that its calls are bound when they are made.
+    /// Compiles a text, links the object, and opens the library so that calls are bound when they are made.
     pub(crate) fn of(name: &str, language: Language, text: &str, flags: &[&str]) -> Library {
         let object = object_from_text(name, language, text, Compiler::Cc, flags).unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -47,9 +47,9 @@ impl Library {
         unsafe { std::mem::transmute::<*mut libc::c_void, extern "C" fn(i64) -> i64>(self.symbol(name)) }
     }
 
-    /// Closes it.
+    /// Closes the library.
     pub(crate) fn close(self) {
-        // SAFETY: opened once, and nobody runs its code.
+        // SAFETY: opened once, and no thread runs its code.
         assert_eq!(unsafe { libc::dlclose(self.0) }, 0);
     }
 }

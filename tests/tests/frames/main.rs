@@ -1,4 +1,4 @@
-//! Stacks as they really are: what the walker of `modload_threads::frames` finds, next to what is known otherwise.
+//! Real stacks: the results of the walker of `modload_threads::frames`, compared with other sources.
 //!
 //! - `agree`: next to libgcc's `_Unwind_Backtrace`, from within callbacks, signal handlers, threads.
 //! - `step`: at every single instruction of some calls, next to the calls and returns that were executed.

@@ -1,8 +1,8 @@
-//! At every single instruction: a child is stepped through a call, and the walker is asked after each step.
+//! At every single instruction: a child is stepped through a call, and the walker runs after each step.
 //!
-//! What it must say is known without any unwind information, from the instructions that were executed: each `call` puts
-//! a return address on the stack and each `ret` takes one, and the kernel's way into a signal handler and back is seen,
-//! too. So a row that is wrong for one instruction of a prologue, of an epilogue or of a PLT entry shows.
+//! The expected result is known without any unwind information, from the executed instructions: each `call` pushes a
+//! return address and each `ret` pops one. The kernel's way into a signal handler and back is visible too. So a wrong
+//! row for a single instruction of a prologue, of an epilogue or of a PLT entry is found.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::hint::black_box;
@@ -17,14 +17,15 @@ use modload_threads::frames::{
 use crate::agree::{C, FUNCTIONS, handle, raise};
 use crate::code::Library;
 
-/// A frame that was called or interrupted from another: where that one goes on, and the callee's CFA.
+/// A frame that was called or interrupted from another frame: the address at which the other frame continues, and the
+/// callee's CFA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Below {
     pc: u64,
     cfa: u64,
 }
 
-/// What an instruction does to the stack of calls.
+/// The effect of an instruction on the stack of calls.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Call,
@@ -65,7 +66,7 @@ fn registers_of(child: libc::pid_t) -> (Registers, u64) {
     (pairs.fold(Registers::unknown(), |all, (register, value)| all.with(register, value)), user.orig_rax)
 }
 
-/// What was seen.
+/// The results.
 #[derive(Default, Debug)]
 struct Seen {
     steps: usize,
@@ -119,7 +120,8 @@ fn stepped(function: impl FnOnce()) -> Seen {
         let mut memory = ProcessMemory::of(child);
         let [now_pc, now_stack] = [Register::RIP, Register::RSP].map(|register| now.get(register).unwrap());
         if delivered {
-            // The kernel's frame has been put between; the handler returns into its code, and that to where we were.
+            // The kernel's frame lies between: the handler returns into the kernel's code, and that code to the
+            // interrupted place.
             seen.signals += 1;
             calls.push(Below { pc, cfa: stack });
             calls.push(Below { pc: memory.word(now_stack).unwrap(), cfa: now_stack + 8 });
@@ -143,8 +145,9 @@ fn stepped(function: impl FnOnce()) -> Seen {
     }
 }
 
-/// LLVM's linker, which Rust programs are linked with, describes no PLT. Who is in one has no known caller, and the walker
-/// says so. Where everything is bound at the start, one instruction of each entry is executed: a jump through memory.
+/// LLVM's linker, which links Rust programs, describes no PLT. A thread in a PLT entry has no known caller, and the
+/// walker says so. If all symbols are bound at the start, one instruction of each entry is executed: a jump through
+/// memory.
 fn has_no_row(child: libc::pid_t, pc: u64) -> bool {
     let mut code = [0; 2];
     let is_plt = ProcessMemory::of(child).read(pc, &mut code) && code == [0xff, 0x25];
@@ -160,7 +163,7 @@ fn wait(child: libc::pid_t) -> c_int {
     status
 }
 
-/// The walker finds what is known; if asked to, it goes on to the end of the stack.
+/// Requires that the walker finds the known frames. With `to_the_end` the walk continues to the end of the stack.
 fn check(registers: &Registers, memory: ProcessMemory, calls: &[Below], to_the_end: bool) {
     let mut frames: Vec<Frame> = Vec::with_capacity(calls.len() + 1);
     let ended = walk(registers, memory, |frame| {
@@ -196,8 +199,8 @@ pub(crate) fn every_instruction_of_c_functions() {
     }
 }
 
-/// Functions of a module, which reach the C library through PLT entries of ours, pick one of their own by a resolver, and
-/// branch through a thunk.
+/// Functions of a module. They reach the C library through PLT entries of ours, select one of their own functions by a
+/// resolver, and branch through a thunk.
 const MODULE: &str = "
 #include <stdlib.h>
 static long one_more(long x) { return x + 1; }
@@ -283,7 +286,7 @@ extern "C" fn compare(a: *const c_void, b: *const c_void) -> c_int {
 pub(crate) fn every_instruction_of_the_c_library() {
     let seen = stepped(|| {
         let mut numbers = [5, 3, 9, 1, 7, 2];
-        // SAFETY: six elements of four bytes, and a function that compares two of them.
+        // SAFETY: six elements of four bytes, and a function that compares two elements.
         unsafe { libc::qsort(numbers.as_mut_ptr().cast(), 6, 4, Some(compare)) };
         let mut text = [0_u8; 64];
         let at: *mut c_char = text.as_mut_ptr().cast();

@@ -1,26 +1,27 @@
-//! Which file of a crate imports which: read from `use` items and from paths in code, as the compiler resolves them.
+//! The imports between the files of a crate: read from `use` items and from paths in code, as the compiler resolves
+//! them.
 //!
-//! The input is code without comments, literals and tests. A parent that declares `mod child;` does not import it. A
-//! re-export (`pub use child::Name`) is not an import either, unless the file uses the name itself: a file that asks for
-//! the name imports the file that defines it.
+//! The input is code without comments, literals and tests. A parent that declares `mod child;` does not import the
+//! child. A re-export (`pub use child::Name`) is not an import either, unless the file uses the name itself: a file
+//! that imports the name imports the file that defines the name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The files of one crate's `src`, and what each imports.
+/// The files of one crate's `src`, and the imports of each file.
 pub(crate) struct Imports {
-    /// From a file to the files it imports; each with the line of the first import.
+    /// Maps a file to the files that it imports, each with the line of the first import.
     edges: BTreeMap<String, BTreeMap<String, usize>>,
 }
 
 /// A file and the names that `use` items bring into it.
 struct File {
     path: String,
-    /// The path of its module, from the crate's root.
+    /// The path of the file's module, from the crate's root.
     module: Vec<String>,
     uses: Vec<Use>,
     /// Lines and segments of paths in code that begin with `crate`, `self` or `super`.
     paths: Vec<(usize, Vec<String>)>,
-    /// Its code without `use` items.
+    /// The file's code without `use` items.
     rest: String,
 }
 
@@ -29,7 +30,7 @@ struct File {
 struct Use {
     line: usize,
     path: Vec<String>,
-    /// The name by which the file knows it; `*` for all names of a module.
+    /// The name in this file; `*` for all names of a module.
     name: String,
     is_public: bool,
 }
@@ -64,7 +65,8 @@ impl Imports {
         self.edges.iter().flat_map(|(from, to)| to.iter().map(move |(to, line)| (from.as_str(), *line, to.as_str())))
     }
 
-    /// The circles: sets of at least two files each of which imports, by way of others, all of them. The largest is first.
+    /// Returns the circles: sets of at least two files, each of which imports all others, directly or through other
+    /// files. The largest is first.
     pub(crate) fn circles(&self) -> Vec<BTreeSet<&str>> {
         let reached: BTreeMap<&str, BTreeSet<&str>> =
             self.edges.keys().map(|from| (from.as_str(), self.reached(from))).collect();
@@ -132,7 +134,7 @@ fn line_of(code: &str, at: usize) -> usize {
     code[..at].matches('\n').count() + 1
 }
 
-/// The `use` items of some code, and the code without them; lines stay where they were.
+/// Returns the `use` items of some code, and the code without them. Lines keep their numbers.
 fn uses(code: &str) -> (Vec<Use>, String) {
     let mut uses = Vec::new();
     let mut rest = code.to_owned();
@@ -216,7 +218,8 @@ fn paths(code: &str) -> Vec<(usize, Vec<String>)> {
     found
 }
 
-/// The file that defines what a path means, as seen from a module; `None` if that is another crate's.
+/// Returns the file that defines the item of a path, as seen from a module. Returns `None` if the item belongs to
+/// another crate.
 fn resolve(files: &BTreeMap<Vec<String>, File>, from: &[String], path: &[String], depth: usize) -> Option<String> {
     let mut at = from.to_vec();
     let mut segments = path.iter().peekable();

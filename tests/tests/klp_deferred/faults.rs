@@ -1,4 +1,5 @@
-//! Each stage of a target's load fails in turn, with patches waiting for it: nothing of the target stays written in them.
+//! Each stage of a target's load fails in turn, while patches wait for the target: no reference to the target stays
+//! written in the patches.
 
 use std::sync::Arc;
 

@@ -79,14 +79,15 @@ pub(crate) fn static_keys_and_calls_of_an_absent_module() {
                     "{way:?}, {state}"
                 );
             }
-            // It goes with its keys as they are.
+            // The target is unloaded while its keys have this state.
             target.unload().unwrap();
             assert!(bytes(&patch, &["."]) == untouched, "{way:?}: taken back");
         }
     }
 }
 
-/// Patches come and go while others call their target and switch its keys: every result is an allowed one, nothing is left.
+/// Patches are loaded and unloaded while other threads call their target and switch its keys. Every result is an
+/// allowed one, and nothing is left.
 pub(crate) fn patches_come_and_go_while_keys_are_switched() {
     const CALLERS: usize = 3;
     const CYCLES: usize = 100;
@@ -108,7 +109,7 @@ pub(crate) fn patches_come_and_go_while_keys_are_switched() {
                     let mut patched = 0_u64;
                     while !over.load(Ordering::Relaxed) {
                         let result = call(&target, "ask", 5);
-                        // Between its two branches a key may be switched.
+                        // A key may be switched between its two branches.
                         let branches = [0, 1000, 300_000, 301_000];
                         let new = branches.iter().flat_map(|sum| [60, 70].map(|op| 20_000 + sum + op));
                         assert!(result == 5 || new.into_iter().any(|sum| sum == result), "{result}");
@@ -140,7 +141,7 @@ pub(crate) fn patches_come_and_go_while_keys_are_switched() {
     });
 }
 
-/// A target and a patch of it come and go in two threads, neither of which knows of the other; a third forks.
+/// Two threads load and unload a target and a patch of the target, without coordination; a third thread forks.
 pub(crate) fn targets_and_patches_come_and_go_at_once() {
     const CYCLES: usize = 200;
     let host = host();
@@ -150,7 +151,7 @@ pub(crate) fn targets_and_patches_come_and_go_at_once() {
         let forker = scope.spawn(|| {
             let mut forks = 0;
             while !over.load(Ordering::Relaxed) {
-                // Whatever was being done by others: it is whole, and can be taken back.
+                // Whatever the other threads were doing, the patch is whole in the child, and can be taken back.
                 let child = in_fork(|| assert!(host.disable_patches(modload_tests::LONG).unwrap().is_empty()));
                 child.well();
                 thread::sleep(Duration::from_millis(1));

@@ -8,7 +8,7 @@ use modload_tests::cpu_time;
 
 const FUNCTIONS: u64 = 2000;
 
-/// Of the processors' time: what takes 60 ms takes seconds if each place is compared with each other.
+/// Processor time. Work of 60 ms takes seconds if each place is compared with each other place.
 const LIMIT: Duration = Duration::from_secs(1);
 
 pub(crate) fn thousands_of_places_that_wait() {

@@ -1,4 +1,4 @@
-//! Who is in what stands in for a module's function keeps the module.
+//! A thread in the replacement of a module's function keeps the module.
 
 use std::io::{PipeReader, PipeWriter, Write};
 use std::os::fd::AsRawFd;
@@ -25,7 +25,7 @@ __attribute__((visibility("default"))) int switch_feature(int on)
 MODULE_LICENSE("GPL");
 "#;
 
-/// Sleeps in a replacement that refers to the target, or in a function that it calls and that does so.
+/// Sleeps in a replacement that refers to the target, or in a called function that refers to the target.
 const PATCH: &str = r#"
 long read(int, void *, unsigned long);
 extern int count KLP_SYMBOL(target, count, 0);
@@ -44,7 +44,7 @@ __attribute__((visibility("default"))) int sleepers(int n) { (void)n; return asl
 
 const LIMIT: Duration = modload_tests::LONG;
 
-/// A target with somebody in what stands in for its function, who goes on when a byte is written.
+/// A target with a thread in the replacement of its function. The thread continues when a byte is written.
 struct Sleeper {
     patch: Module,
     wakes: PipeWriter,
@@ -56,7 +56,8 @@ impl Sleeper {
     fn new(host: &Host, patch: Module) -> Sleeper {
         let (end, wakes) = std::io::pipe().unwrap();
         let target = host.load(&built("target", TARGET)).unwrap();
-        // SAFETY: it is an `int ask(int)`, and its module stays as long as somebody is in it: that is what is tested.
+        // SAFETY: the function is an `int ask(int)`. Its module stays as long as a thread is in the function: that is
+        // the subject of the test.
         let ask = unsafe { target.symbol::<extern "C" fn(i32) -> i32>("ask").unwrap() };
         let (ask, descriptor) = (*ask, end.as_raw_fd());
         let before = call(&patch, "sleepers", 0);
@@ -90,7 +91,8 @@ pub(crate) fn who_is_in_a_replacement_keeps_its_target() {
     assert!(bytes(&patch, &[".text"]) == untouched);
 }
 
-/// By force a target goes all the same: then what was written for it stays, and the next of its name has to wait.
+/// A forced unload removes the target in spite of the thread. Then the references to the target stay, and the next
+/// target of this name has to wait.
 pub(crate) fn what_could_not_be_taken_back_is_waited_for() {
     let host = host();
     let patch = host.load(&linked("patch", &format!("{PATCH}{TAIL}"), WAYS[0])).unwrap();
@@ -105,7 +107,7 @@ pub(crate) fn what_could_not_be_taken_back_is_waited_for() {
     let said = sentence(&refused);
     let why = "patch 'patch' still has relocations for an earlier load of object 'target', because a thread is inside";
     assert!(said.contains(why) && refused.error.errno() == 11, "{said}");
-    // Its memory stays as long as it is held.
+    // The module's memory stays as long as the module is held.
     let (patch, result) = sleeper.wake();
     assert_eq!(result, 141);
     drop(held);
@@ -115,8 +117,8 @@ pub(crate) fn what_could_not_be_taken_back_is_waited_for() {
     assert!(bytes(&patch, &[".text"]) == untouched);
 }
 
-/// Functions that sleep and then want what is the target's, and of which the replacement is not on the stack of who sleeps: it
-/// has jumped there.
+/// Functions that sleep and then use symbols of the target. The replacement is not on the stack of the sleeping thread,
+/// because the replacement has jumped to such a function.
 const TAIL_CALL: &str = "static int new_answer(int n) { return sleeps(n); }\n";
 /// Sleeps in a part of the replacement that the compiler has put elsewhere, and which refers to nothing.
 const COLD: &str = r#"
@@ -146,7 +148,7 @@ fn wait(what: impl Fn() -> bool) {
     modload_tests::until("it is so", what);
 }
 
-/// Who is in what refers to the target keeps the patch in force, however he came there.
+/// A thread in a function that refers to the target keeps the patch enabled, in whichever way the thread got there.
 pub(crate) fn who_is_in_what_refers_to_a_target_keeps_its_patch_enabled() {
     for (replacement, expected, frame) in [(TAIL_CALL, 40, "sleeps+0x"), (COLD, 1001, "new_answer.cold+0x")] {
         let host = host();
@@ -166,7 +168,7 @@ pub(crate) fn who_is_in_what_refers_to_a_target_keeps_its_patch_enabled() {
     }
 }
 
-/// A patch that is disabled by force has somebody in it who needs the target still.
+/// A patch is disabled by force while a thread in the patch still needs the target.
 pub(crate) fn who_is_in_what_was_disabled_by_force_keeps_its_target() {
     for transition in [Transition::Anywhere, Transition::CheckpointsOnly] {
         let host = Host::builder().process_symbols().transition(transition).build().unwrap();
@@ -182,7 +184,8 @@ pub(crate) fn who_is_in_what_was_disabled_by_force_keeps_its_target() {
         assert!(refused.contains("\"sleeper\" is in ") && refused.contains("sleeps+0x"), "{refused}");
         let (patch, result) = sleeper.wake();
         assert_eq!(result, 40);
-        // With the patch's module goes what was left in it; the target goes first here, and then last.
+        // The references in a patch's module go with the module. The target is unloaded first here, and last in the
+        // other mode.
         if transition == Transition::Anywhere {
             host.unload("target").unwrap();
         }

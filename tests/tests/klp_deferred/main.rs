@@ -1,5 +1,6 @@
-//! Patches that refer to what their objects do not export: what waits for an object is written when it comes and taken back when
-//! it goes, with the records of special sections that depend on it.
+//! Patches that refer to symbols that their objects do not export. The references to an object are written when the
+//! object is loaded and taken back when the object is unloaded, with the records of special sections that depend on the
+//! object.
 
 mod faults;
 mod keys;

@@ -1,4 +1,4 @@
-//! Targets come and go while a patch is in transition.
+//! Targets are loaded and unloaded while a patch is in transition.
 
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -11,7 +11,7 @@ use modload::patch::Transition;
 use crate::scene::{TAIL, WAYS, built, bytes, call, linked};
 use crate::target::{PATCH, TARGET};
 
-/// A second target, in whose replacement somebody sleeps.
+/// A second target. A thread sleeps in the replacement of its function.
 const KEEPER: &str = r#"
 static __attribute__((used)) int kept = 70;
 static __attribute__((noinline, used)) int nap(int n) { __asm__ volatile(""); return n; }
@@ -52,14 +52,16 @@ pub(crate) fn targets_come_and_go_in_mid_transition() {
         let for_keeper = now();
         assert!(for_keeper != untouched);
         let (end, mut wakes) = std::io::pipe().unwrap();
-        // SAFETY: it is an `int rest(int)`, and its module stays as long as somebody needs it: that is what is tested.
+        // SAFETY: the function is an `int rest(int)`. Its module stays as long as a thread needs the module: that is
+        // the subject of the test.
         let rest = *unsafe { keeper.symbol::<extern "C" fn(i32) -> i32>("rest").unwrap() };
         drop(keeper);
         let descriptor = end.as_raw_fd();
         let sleeper = thread::Builder::new().name("sleeper".into()).spawn(move || rest(descriptor)).unwrap();
         wait(|| call(&patch, "sleepers", 0) == 1);
 
-        // What is written for a target that comes meanwhile is taken back when it goes, whichever way the patch goes.
+        // The references to a target that is loaded during a transition are taken back when the target is unloaded, in
+        // both directions of the transition.
         let passes = |expected: u64| {
             let target = host.load(&built("target", TARGET)).unwrap();
             assert!(host.checkpoint(), "nothing that changes is on this stack");
@@ -86,7 +88,7 @@ pub(crate) fn targets_come_and_go_in_mid_transition() {
         assert!(host.patches().unwrap().is_empty());
         assert_eq!(call(&target, "ask", 3), old);
         target.unload().unwrap();
-        // In what refers to the second target somebody is still.
+        // A thread is still in a function that refers to the second target.
         let refused = host.unload("keeper").unwrap_err().to_string();
         assert!(refused.contains("\"sleeper\" is in new_nap+0x"), "{refused}");
         wakes.write_all(b"x").unwrap();

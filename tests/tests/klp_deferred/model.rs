@@ -1,5 +1,5 @@
-//! Targets, patches and keys come, go and change in any order: every result is that of a plain model, and the patches' modules
-//! are as they were whenever nothing is written in them.
+//! Targets, patches and keys are loaded, unloaded and changed in any order. Every result equals that of a plain model,
+//! and the patches' modules have their original bytes whenever no reference is written in them.
 
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ enum Function {
 
 use Function::{Answer, Other};
 
-/// What a patch changes of both targets, and whether it replaces all others.
+/// The changes of a patch in both targets, and whether the patch replaces all others.
 struct Patch {
     name: &'static str,
     changes: [&'static [Function]; 2],
@@ -61,7 +61,7 @@ const PATCHES: [Patch; 4] = [
     Patch { name: "again", changes: [&[Other], &[Answer, Other]], replaces: true },
 ];
 
-/// A patch's text. Each replacement refers to all that there is of its target.
+/// Returns the text of a patch. Each replacement refers to all symbols of its target.
 fn text(number: usize) -> String {
     let Patch { changes, replaces, .. } = &PATCHES[number];
     let mut text = String::new();
@@ -118,7 +118,7 @@ static struct klp_func {target}_funcs[] = {{"#,
     )
 }
 
-/// A target that is there, and what it was made.
+/// A loaded target, and the state that the model expects.
 struct Target {
     module: Module,
     count: u64,
@@ -130,7 +130,7 @@ struct Target {
 /// A patch's module that is there.
 struct Loaded {
     module: Module,
-    /// What is in it when nothing of it is written, once that has been seen.
+    /// The bytes of the module without written references, if such bytes have been seen.
     untouched: Option<Vec<(String, Vec<u8>)>>,
 }
 
@@ -185,7 +185,7 @@ impl World {
 
     fn check(&mut self) {
         let mut patience = modload_tests::Patience::new();
-        // At checkpoints it is this thread, and the one that looks after transitions, that bring it to its end.
+        // In the checkpoint mode, this thread and the worker thread complete the transition.
         while self.host.patches().unwrap().iter().any(|patch| patch.transition.is_some() || !patch.enabled) {
             self.host.checkpoint();
             patience.turn(|| self.done.to_string());
@@ -224,7 +224,7 @@ impl World {
         self.targets[at] = Some(Target { module, count: 40, feature: 0, effect: 0, value: 0 });
     }
 
-    /// A target that has not what patches want is refused if there are any, and nothing has changed.
+    /// A target without the symbols that patches need is refused if there are such patches, and nothing has changed.
     fn refuse_target(&mut self, at: usize) {
         if self.targets[at].is_some() {
             return;
@@ -311,7 +311,7 @@ fn follows(transition: Transition, seed: u64) {
     for _ in 0..STEPS {
         world.step(&mut chance);
         written += (0..4).filter(|patch| world.is_written(*patch)).count();
-        // What has been done stays short enough to be read.
+        // The list of actions stays short enough for a reader.
         if world.enabled.is_empty() && world.targets.iter().all(Option::is_none) {
             world.done.clear();
         }

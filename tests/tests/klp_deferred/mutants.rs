@@ -1,5 +1,5 @@
-//! Mutants of a patch, through everything that takes its bytes and runs nothing: the loader up to the coming chain, and what waits
-//! as if its object had come. No panic, nothing left behind.
+//! Mutants of a patch, through all code that takes the bytes of a patch and runs nothing: the loader up to the coming
+//! chain, and the waiting parts as if their object had been loaded. No panic, nothing left behind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::scene::{TAIL, WAYS, linked_bytes};
 
 const MUTANTS: u64 = 20_000;
 
-/// Every symbol is there, at an address that nobody calls.
+/// Resolves every symbol to an address that no code calls.
 struct Everything;
 
 impl Externals for Everything {
@@ -95,7 +95,7 @@ pub(crate) fn mutants_of_a_patch_never_do_more_than_fail() {
     for round in 0..MUTANTS {
         let mutant = if round == 0 { patch.clone() } else { mutate(&patch, round) };
         let _ = klp_link::link(&mutant);
-        // SAFETY: nothing of it is run.
+        // SAFETY: no code of the patch is run.
         let image = unsafe { Image::trusted(mutant) }.named("mutant");
         let error = loader.load_module_with(&image, &BeforeRunning).expect_err("it is made to fail at the latest");
         assert!(round != 0 || error.stage == Stage::Publish, "the patch itself is right: {error}");

@@ -63,7 +63,7 @@ static int new_answer(int n)
     text.replace("TABLE", table)
 }
 
-/// A return through a thunk, and on its operand a relocation that waits.
+/// A return through a thunk, with a waiting relocation on the operand.
 const LATE: &str = r#"
 __asm__(".pushsection .text\n.type late, @function\nlate: jmp __x86_return_thunk\n.size late, . - late\n"
 	".reloc late + 1, R_X86_64_PC32, .modload.klp.target.twice.0 - 4\n.popsection\n"
@@ -73,7 +73,7 @@ static int new_answer(int n) { return n; }
 
 /// A relocation of a live patch onto a site that has been rewritten.
 pub(crate) fn kpatch_580_a_relocation_onto_a_rewritten_site() {
-    // Placed early, it is what paravirt reads, and replaces.
+    // If the relocation is applied early, the paravirt engine reads the result and replaces the call.
     let host = Host::builder().process_symbols().linux_operations().build().unwrap();
     let early = linked_bytes(&format!("{}{TAIL}", operation(".modload.klp.vmlinux.pv_ops.0")), WAYS[WAY]);
     let patch = host.load(&loaded("patch", early.clone())).unwrap();
@@ -84,14 +84,15 @@ pub(crate) fn kpatch_580_a_relocation_onto_a_rewritten_site() {
     host.disable_patch("patch").unwrap();
     host.unload("patch").unwrap();
 
-    // The bug: it was placed with what waits for a module.
+    // The bug: the relocation was grouped with the relocations that wait for a module.
     let section = early.windows(17).position(|bytes| bytes == b".klp.rela.vmlinux").unwrap();
     let mut misplaced = early;
     misplaced[section + 10..section + 17].copy_from_slice(b"targets");
     let refused = sentence(&host.load(&loaded("patch", misplaced)).unwrap_err());
     assert!(refused.contains("a relocation of one object is of a symbol of another"), "{refused}");
 
-    // What is a module's waits with the record that depends on it, and is as right as what is the host's.
+    // A reference to a module waits together with the record that depends on the reference, and is as correct as a
+    // reference to the host.
     let module = linked("patch", &format!("{}{TAIL}", operation(".modload.klp.target.count.0")), WAYS[WAY]);
     let patch = host.load(&module).unwrap();
     let untouched = bytes(&patch, &[".text"]);
@@ -104,7 +105,7 @@ pub(crate) fn kpatch_580_a_relocation_onto_a_rewritten_site() {
     host.disable_patch("patch").unwrap();
     host.unload("patch").unwrap();
 
-    // Onto what does not wait it would come late.
+    // A waiting relocation on a place that does not wait would be applied too late.
     let refused = host.load(&linked("patch", &format!("{LATE}{TAIL}"), WAYS[WAY])).unwrap_err();
     assert_eq!(refused.stage.to_string(), "specialise");
     let refused = sentence(&refused);
@@ -119,8 +120,8 @@ pub(crate) fn kpatch_580_a_relocation_onto_a_rewritten_site() {
     }
 }
 
-/// A key of a module that is not there when the patch's own jump labels are made: Linux refuses such a patch, and before that
-/// it read a key where none was.
+/// A key of a module that is not loaded when the patch's own jump labels are made. Linux refuses such a patch; earlier
+/// versions read a key at an invalid address.
 pub(crate) fn kpatch_944_jump_labels_before_their_relocations() {
     const KEYS: &str = r#"
 #include <modload/module.h>
@@ -148,7 +149,7 @@ __attribute__((visibility("default"))) int switch_own(int on)
 "#;
     let host = host();
     let patch = host.load(&linked("patch", &format!("{PATCH}{TAIL}"), WAYS[0])).unwrap();
-    // Its own keys are switched while the others wait.
+    // The patch's own keys are switched while the others wait.
     call(&patch, "switch_own", 1);
     let target = host.load(&built("target", KEYS)).unwrap();
     assert_eq!(call(&target, "ask", 1), 111);
@@ -160,8 +161,8 @@ __attribute__((visibility("default"))) int switch_own(int on)
     assert_eq!(call(&target, "ask", 1), 111);
 }
 
-/// A target whose init fails is patched before that, and not there afterwards: what was written for it is taken back, or the next
-/// one of its name finds the patch leading to memory that is not its own.
+/// A target whose init fails is patched before init, and unloaded afterwards. The references to the target are taken
+/// back. Otherwise the patch would lead the next target of this name to memory of another module.
 pub(crate) fn kpatch_699_the_targets_init_fails() {
     const FAILS: &str = r#"
 #include <modload/module.h>

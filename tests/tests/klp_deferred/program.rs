@@ -1,4 +1,4 @@
-//! What a patch refers to of the program itself: functions and variables that it does not export.
+//! References of a patch to the program itself: to functions and variables that the program does not export.
 
 use modload::error::sentence;
 
@@ -35,7 +35,7 @@ pub(crate) fn what_the_program_does_not_export() {
         let host = host();
         let loaded = host.load(&linked("patch", &text, way));
         if way.1.contains(&"-mcmodel=kernel") {
-            // What such code names directly must be within 2 GiB, and the program is not.
+            // Symbols that such code refers to directly must be within 2 GiB, and the program is not.
             let refused = sentence(&loaded.unwrap_err());
             assert!(
                 refused.contains(".klp.sym.vmlinux.patchable_functions,0")

@@ -1,4 +1,4 @@
-//! What is refused, and by what name.
+//! The refused patches and targets, and the names in the errors.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,8 @@ fn lines(events: &[Event]) -> Vec<String> {
     events.iter().filter_map(line).collect()
 }
 
-/// The target has not what the patch wants, or several of it: the target is refused, and the patch waits as before.
+/// The target has no such symbol as the patch needs, or several of that name: the target is refused, and the patch
+/// waits as before.
 pub(crate) fn a_target_that_a_patch_does_not_fit_is_refused() {
     let host = host();
     let patch = host.load(&linked("patch", &format!("{PATCH}{TAIL}"), WAYS[0])).unwrap();
@@ -47,7 +48,7 @@ pub(crate) fn a_target_that_a_patch_does_not_fit_is_refused() {
         assert_eq!(lines, [line, failed, refusing].map(|line| format!("livepatch: {line}")));
         assert!(bytes(&patch, &["."]) == untouched, "what was written before the rest failed is taken back");
     }
-    // The patch is refused where its target is there already.
+    // The patch is refused if its target is loaded already.
     drop(patch);
     host.disable_patch("patch").unwrap();
     host.unload("patch").unwrap();
@@ -88,7 +89,7 @@ pub(crate) fn files_that_ask_for_what_cannot_wait_are_refused() {
         assert_eq!(refused.stage.to_string(), "admit", "{refused}");
         assert!(sentence(&refused).contains(why), "{why}: {refused}");
     }
-    // It is there all the same, and looking at it takes nothing.
+    // The unchanged file: an inspection shows the waiting symbol, and the file loads afterwards.
     let inspection = modload::inspect::Inspection::of(&file, "patch", 1 << 20).unwrap();
     assert_eq!(inspection.refused, None);
     let [wait] = &inspection.waits[..] else { panic!("{:?}", inspection.waits) };
@@ -133,7 +134,7 @@ pub(crate) fn patches_that_wait_in_the_wrong_place_are_refused() {
         assert!(refused.contains(why), "{why}: {refused}");
         assert!(host.modules().is_empty() && host.patches().unwrap().is_empty());
     }
-    // Not made by `modhost klp-link`: the linker of modules sees a name that nobody has.
+    // Without `modhost klp-link`: the linker of modules finds a name that no module exports.
     let unlinked = sentence(&host.load(&built("patch", &format!("{HEAD}{plain}{TAIL}"))).unwrap_err());
     assert!(unlinked.contains("\".modload.klp.target.count.0\" (it is marked for `modhost klp-link`"), "{unlinked}");
 }
@@ -150,7 +151,7 @@ pub(crate) fn a_symbol_that_the_host_does_not_have_is_named() {
     assert_eq!(refused.error.errno(), 2);
 }
 
-/// Refuses every module, if it is told to.
+/// Refuses every module when the flag is set.
 struct Late(Arc<AtomicBool>);
 
 impl Subscriber for Late {
@@ -159,7 +160,8 @@ impl Subscriber for Late {
     }
 }
 
-/// A target is refused when the first of two patches has got what waits for it, by the other one or by somebody else.
+/// A target is refused after the first of two patches has got its references, by the other patch or by another
+/// subscriber.
 pub(crate) fn a_target_that_is_refused_midway_leaves_nothing() {
     let host = host();
     let refuses = Arc::new(AtomicBool::new(false));

@@ -38,7 +38,7 @@ static void __exit stop(void) { }
 module_exit(stop);
 "#;
 
-/// The text of a patch whose init leaves it to others to enable it.
+/// Returns the text of a patch whose init does not enable the patch.
 pub(crate) fn not_enabling(patch: &str) -> String {
     let patch = patch.replace("static int new_answer", "__attribute__((used)) static int new_answer");
     patch + &TAIL.replace("return klp_enable_patch(&patch);", "(void)patch; return 0;")
@@ -48,7 +48,7 @@ pub(crate) fn host() -> Host {
     Host::builder().process_symbols().build().unwrap()
 }
 
-/// A module as it comes out of a compiler.
+/// Returns a module as the compiler makes it.
 pub(crate) fn built(name: &str, text: &str) -> Image<'static> {
     loaded(name, object(name, text, WAYS[0]))
 }
@@ -64,7 +64,7 @@ pub(crate) fn loaded(name: &str, bytes: Vec<u8>) -> Image<'static> {
     unsafe { Image::trusted(bytes) }.named(name)
 }
 
-/// A patch, made by `modhost klp-link` of what comes out of a compiler.
+/// Returns a patch that `modhost klp-link` makes from the output of the compiler.
 pub(crate) fn linked(name: &str, text: &str, way: (Compiler, &[&str])) -> Image<'static> {
     loaded(name, linked_bytes(text, way))
 }
@@ -77,11 +77,11 @@ pub(crate) fn linked_bytes(text: &str, way: (Compiler, &[&str])) -> Vec<u8> {
 
 /// Calls an `int f(int)`.
 pub(crate) fn call(module: &Module, function: &str, argument: u64) -> u64 {
-    // SAFETY: the texts say so.
+    // SAFETY: the texts define the functions with this type.
     unsafe { module.call(function, &[argument]) }.unwrap() & 0xffff_ffff
 }
 
-/// The bytes of a module's sections whose names begin so.
+/// Returns the bytes of a module's sections whose names begin with one of `names`.
 pub(crate) fn bytes(module: &Module, names: &[&str]) -> Vec<(String, Vec<u8>)> {
     let named = module.sections().filter(|section| names.iter().any(|name| section.name.starts_with(name)));
     named

@@ -40,7 +40,7 @@ pub(crate) fn what_is_not_exported_is_there_when_the_object_is() {
     for way in WAYS {
         let host = host();
         let text = format!("{PATCH}{TAIL}");
-        // The patch first: it waits.
+        // First the patch, which waits.
         let patch = host.load(&linked("patch", &text, way)).unwrap_or_else(|error| panic!("{way:?}: {error}"));
         let untouched = bytes(&patch, &["."]);
         for round in 0..3 {
@@ -53,7 +53,7 @@ pub(crate) fn what_is_not_exported_is_there_when_the_object_is() {
             target.unload().unwrap();
             assert!(bytes(&patch, &["."]) == untouched, "{way:?}: taken back");
         }
-        // Its target is there already.
+        // The target is loaded already.
         host.disable_patch("patch").unwrap();
         drop(patch);
         host.unload_within("patch", LIMIT).unwrap();
@@ -78,7 +78,7 @@ pub(crate) fn a_patch_is_as_it_was_when_it_is_disabled() {
     host.unload_within("patch", LIMIT).unwrap();
 }
 
-/// What the patch itself has put into a variable that pointed to the target is nobody else's to change.
+/// If the patch itself has changed a variable that pointed to the target, the value stays unchanged.
 pub(crate) fn a_variable_that_the_patch_has_changed_is_its_own() {
     const POINTS: &str = r#"
 extern int count KLP_SYMBOL(target, count, 0);
@@ -105,7 +105,8 @@ __attribute__((visibility("default"))) int point(int to) { where = to ? &own : 0
     }
 }
 
-/// A patch that the host enables writes what waits in the module that it holds, and is refused if it holds another, or none.
+/// A patch that the host enables writes the waiting references of the module that the patch holds. The patch is refused
+/// if it holds another module, or none.
 pub(crate) fn a_patch_that_the_host_enables_holds_its_module() {
     let host = host();
     let module = host.load(&linked("patch", &not_enabling(PATCH), WAYS[0])).unwrap();
@@ -128,7 +129,7 @@ pub(crate) fn a_patch_that_the_host_enables_holds_its_module() {
     assert_eq!(call(&target, "ask", 3), 4);
 }
 
-/// A host goes while what waits is written: nothing of it is left, and the next one begins anew.
+/// A host is dropped while references are written: nothing of the host is left, and the next host starts without them.
 pub(crate) fn a_host_that_goes_leaves_nothing_written() {
     let round = |patch_first: bool| {
         let host = host();
@@ -141,7 +142,7 @@ pub(crate) fn a_host_that_goes_leaves_nothing_written() {
         drop(host);
         modload::text::Arena::get().unwrap().usage().map(|stripe| stripe.used)
     };
-    // Live patching keeps the stubs that it has made.
+    // Live patching keeps the stubs that were made.
     let [_, after] = [true, false].map(round);
     for patch_first in [true, false, true, false] {
         assert_eq!(round(patch_first), after);

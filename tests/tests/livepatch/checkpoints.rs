@@ -1,4 +1,5 @@
-//! Threads go over at checkpoints alone: who has, who has not, and that nobody is sent a signal.
+//! Threads migrate only at checkpoints: the threads that have migrated, the threads that have not, and no thread gets a
+//! signal.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +18,7 @@ pub(crate) fn host() -> Arc<Host> {
     Arc::new(Host::builder().process_symbols().transition(Transition::CheckpointsOnly).build().unwrap())
 }
 
-/// Comes to checkpoints until no patch is in transition.
+/// Passes checkpoints until no patch is in transition.
 pub(crate) fn settled(host: &Host) {
     let mut patience = Patience::new();
     while host.patches().unwrap().iter().any(|patch| patch.transition.is_some()) {
@@ -26,8 +27,8 @@ pub(crate) fn settled(host: &Host) {
     }
 }
 
-/// Why so many threads are not over, by their names, once they are so many: the thread that looks after transitions needs a moment
-/// until it is known to be none of them.
+/// Returns the reasons why threads have not migrated, with their names, once their number is `count`. The worker thread
+/// needs a moment until it is known not to be one of them.
 fn left(host: &Host, count: usize) -> Vec<(String, String)> {
     let patches = host.patches().unwrap();
     let mut patience = Patience::new();
@@ -72,7 +73,7 @@ pub(crate) fn at_checkpoints_nobody_is_sent_a_signal() {
         assert_eq!(witness.calls(&target, "one"), 2);
     }
     assert_eq!(modload_threads::signal(), None, "none was even chosen");
-    // And this is what it would look like.
+    // A host with the other mode makes the signal visible.
     let others = Host::builder().process_symbols().build().unwrap();
     let target = others.load(&built("target", TARGET)).unwrap();
     let refused = others.enable_patch("second", patch("target", vec![func("one", &target, "two")]), None).unwrap_err();
@@ -96,11 +97,11 @@ pub(crate) fn a_thread_that_comes_to_no_checkpoint_stays_and_is_named() {
         "{blocked:?}"
     );
     assert!(host.checkpoint());
-    // Calls alone, be there ever so many, bring nobody over.
+    // Even many calls do not make a thread migrate.
     let module = target.clone();
     assert_eq!(stays.does(move || (0..100_000).map(|_| call(&module, "one", 1)).max().unwrap()), 2);
     assert_eq!(call(&target, "one", 1), 102);
-    // Who is born is over, and a thread that comes to no checkpoint is not waited for when it has ended.
+    // A new thread has migrated from the start, and a thread that passes no checkpoint is not waited for after its end.
     let born = Other::new();
     assert_eq!(born.calls(&target, "one"), 102);
     ends.ends();
@@ -115,7 +116,7 @@ pub(crate) fn a_thread_that_comes_to_no_checkpoint_stays_and_is_named() {
     settled(&host);
     assert_eq!((call(&target, "both", 1), born.calls(&target, "one")), (102_003, 102));
     born.ends();
-    // Who waits for a patch to be gone comes to checkpoints.
+    // A thread that waits for the removal of a patch passes checkpoints.
     assert!(host.disable_patches(LONG).unwrap().is_empty());
     assert_eq!(call(&target, "one", 1), 2);
 }
@@ -153,7 +154,8 @@ pub(crate) fn a_transition_at_checkpoints_is_turned_round() {
         (other.calls(&target, "both"), born.calls(&target, "both"), idle.calls(&target, "both")),
         (102_103, 102_103, 2003)
     );
-    // Turned round: who had not gone over is over, and the others stay where they are until they come to a checkpoint.
+    // Reversed: threads that had not migrated have now migrated, and the others stay where they are until they pass a
+    // checkpoint.
     host.disable_patch("first").unwrap();
     left(&host, 2);
     assert_eq!(
@@ -162,7 +164,7 @@ pub(crate) fn a_transition_at_checkpoints_is_turned_round() {
     );
     assert!(born.comes_to_a_checkpoint(&host));
     assert_eq!((other.calls(&target, "both"), born.calls(&target, "both")), (102_103, 2003));
-    // And once more: those who have gone back have to come again.
+    // Reversed again: threads that have moved back must pass a checkpoint again.
     host.reverse_patch("first").unwrap();
     assert_eq!(
         (other.calls(&target, "both"), born.calls(&target, "both"), idle.calls(&target, "both")),
@@ -175,7 +177,7 @@ pub(crate) fn a_transition_at_checkpoints_is_turned_round() {
     );
     assert!(born.comes_to_a_checkpoint(&host));
     settled(&host);
-    // Turned round at last, with somebody who never comes.
+    // Reversed at last, with a thread that never passes a checkpoint.
     host.disable_patch("first").unwrap();
     host.disable_patch("first").unwrap_err();
     assert!(born.comes_to_a_checkpoint(&host));
@@ -198,7 +200,8 @@ pub(crate) fn targets_come_and_go_in_a_transition_at_checkpoints() {
     objects.extend(patch("late", vec![func("late", &new, "new_two")]).objects);
     host.enable_patch("first", PatchSpec { objects, ..PatchSpec::default() }, None).unwrap();
     assert!(over.comes_to_a_checkpoint(&host));
-    // A module that comes in mid-transition takes part: each thread calls what it calls of the others.
+    // A module that is loaded during a transition takes part: each thread calls the same version of the module's
+    // functions as of the others.
     let module = host.load(&built("late", late)).unwrap();
     assert_eq!((over.calls(&module, "late"), idle.calls(&module, "late")), (103, 1));
     module.unload().unwrap();
@@ -231,7 +234,7 @@ pub(crate) fn traced_functions_change_at_checkpoints() {
         assert_eq!((call(&target, "one", 1), idle.calls(&target, "one")), (mine, others));
         assert_eq!(CALLS.swap(0, Ordering::Relaxed), counted);
     };
-    // Traced before and throughout: its calls go by way of the tracer's stub.
+    // Traced before the transition and during the transition: the function's calls go through the tracer's stub.
     let tracing = trace();
     for (name, new_one, before, after) in [("first", "new_one", 2, 102), ("second", "newer_one", 102, 202)] {
         host.enable_patch(name, patch("target", vec![func("one", &new, new_one)]), None).unwrap();
@@ -268,7 +271,7 @@ pub(crate) fn a_transition_at_checkpoints_is_forced() {
     let status = host.patches().unwrap();
     assert!(status[0].forced && status[0].transition.is_none());
     assert_eq!((idle.calls(&target, "one"), call(&target, "one", 1)), (102, 102));
-    // What was forced can be followed by what is not.
+    // A transition that was forced can be followed by an ordinary one.
     host.enable_patch("second", patch("target", vec![func("one", &new, "newer_one")]), None).unwrap();
     assert_eq!((idle.calls(&target, "one"), call(&target, "one", 1)), (102, 102));
     assert!(idle.comes_to_a_checkpoint(&host));
@@ -284,10 +287,11 @@ pub(crate) fn a_child_goes_on_with_a_transition_at_checkpoints() {
     let new = host.load(&built("new", NEW)).unwrap();
     let idle = Other::new();
     host.enable_patch("first", patch("target", vec![func("one", &new, "new_one")]), None).unwrap();
-    // SAFETY: the child calls what is there, and ends.
+    // SAFETY: the child calls existing functions, and ends.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        // It is the only one there, and not over under its new id, either; not even `idle` is in its way.
+        // The child has one thread, and the thread has not migrated under its new id either. Not even `idle` blocks the
+        // transition.
         let before = call(&target, "one", 1);
         settled(&host);
         let after = call(&target, "one", 1);

@@ -1,4 +1,5 @@
-//! Patches come and go while threads call: what each of them sees, and what is left of all that.
+//! Patches are enabled and disabled while threads call functions: the versions that each thread sees, and the resources
+//! that are left.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -22,10 +23,10 @@ __attribute__((noinline)) int look(int unused) { int a = first(), b = second(); 
 ";
 
 pub(crate) fn nobody_sees_new_then_old() {
-    /// Even: nothing is under way. 1 of 4: it is being patched; 3 of 4: it is being unpatched.
+    /// Even: no transition. 1 of 4: the functions are being patched; 3 of 4: they are being unpatched.
     static PHASE: AtomicUsize = AtomicUsize::new(0);
     static STOP: AtomicBool = AtomicBool::new(false);
-    /// What was seen within one phase, by the phase.
+    /// The versions that were seen within one phase, by the phase.
     static SEEN: [[AtomicUsize; 4]; 4] = [const { [const { AtomicUsize::new(0) }; 4] }; 4];
     let host = host();
     let pair = host.load(&built("pair", PAIR)).unwrap();
@@ -62,17 +63,17 @@ pub(crate) fn nobody_sees_new_then_old() {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     println!("{cycles} cycles; old and old, old and new, new and old, new and new, by phase: {SEEN:?}");
     let seen = |phase: usize, what: usize| SEEN[phase][what].load(Ordering::Relaxed);
-    // Nothing is under way: everybody sees the same twice.
+    // Without a transition, all threads see the same version twice.
     for (phase, same) in [(0, 0), (2, 3)] {
         assert!((0..4).all(|what| what == same || seen(phase, what) == 0));
         assert!(seen(phase, same) > 0);
     }
-    // Whoever has gone over does not come back.
+    // A thread that has migrated does not go back.
     assert_eq!((seen(1, 2), seen(3, 1)), (0, 0));
     assert!(cycles > 10);
 }
 
-/// Functions that tell their versions, one of which takes long.
+/// Functions that return their versions. One of them takes long.
 const VERSIONS: &str = "
 static volatile int sink;
 __attribute__((noinline)) int version(void) { __asm__ volatile(\"\"); return 0; }
@@ -154,7 +155,7 @@ pub(crate) fn cycles_leave_nothing() {
             host.disable_patch("first").unwrap();
         }
         let used = modload::text::Arena::get().unwrap().usage().map(|stripe| stripe.used);
-        // Pages of files come and go as the kernel likes.
+        // The kernel maps and drops pages of files at any time.
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let own = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.strip_suffix("kB")).unwrap();
         let own: u64 = own.trim().parse().unwrap();
@@ -175,7 +176,8 @@ pub(crate) fn between_two_checkpoints_nothing_changes() {
     static ALL: AtomicUsize = AtomicUsize::new(0);
     let host = checkpoints::host();
     let pair = host.load(&built("pair", PAIR)).unwrap();
-    // A request sees the same from its beginning to its end, and old or new of both.
+    // A request sees the same versions from its beginning to its end, and the old or the new versions of both
+    // functions.
     fn request(pair: &Module, chance: &mut Chance) {
         let seen = call(pair, "look", 0);
         assert!(seen == 0 || seen == 3, "{seen}");
@@ -196,7 +198,7 @@ pub(crate) fn between_two_checkpoints_nothing_changes() {
         }
     };
     let mut threads: Vec<_> = (1..4).map(|seed| thread::spawn(serve(seed))).collect();
-    // And one whose threads are born and end all the time.
+    // And a thread that starts other threads all the time; each of them ends soon.
     let (host_of_born, pair_of_born) = (host.clone(), pair.clone());
     threads.push(thread::spawn(move || {
         for seed in 10.. {
@@ -264,7 +266,7 @@ pub(crate) fn cycles_at_checkpoints_leave_nothing() {
     let after = cycle(2000);
     println!("{:?} for 2,000 cycles; {} mappings before, {} after", begun.elapsed(), before.1, after.1);
     assert_eq!((after.0, after.2), (before.0, before.2));
-    // The thread that looks after transitions comes and goes, with a stack and an arena of the C library's, two mappings each.
+    // The worker thread starts and ends, with a stack and an arena of the C library, two mappings each.
     assert!(after.1 <= before.1 + 4);
     assert_eq!((call(&target, "both", 1), other.calls(&target, "both")), (2003, 2003));
     other.ends();

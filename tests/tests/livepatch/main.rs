@@ -1,12 +1,12 @@
-//! Live patching, end to end: which code runs for whom, before, during and after a transition.
+//! Live patching, end to end: the code that runs for each thread, before, during and after a transition.
 //!
 //! - `replacing`: when nothing is in transition.
-//! - `transitions`: while a thread is in the way, and what becomes of it.
-//! - `checkpoints`: where threads go over at checkpoints alone, and nobody is sent a signal.
-//! - `fire`: while everybody calls, over and over.
-//! - `tracing`: beside ftrace, and in which order the two are told of modules.
-//! - `refusals`: what cannot be patched.
-//! - `scene`: the modules of all these; `other`: a thread that does what it is told.
+//! - `transitions`: a thread blocks a transition, and how the transition ends.
+//! - `checkpoints`: threads migrate only at checkpoints, and no thread gets a signal.
+//! - `fire`: many transitions while threads call functions.
+//! - `tracing`: with ftrace, and the order in which the two are notified of modules.
+//! - `refusals`: functions and patches that are refused.
+//! - `scene`: the modules of all these; `other`: a thread that runs given jobs.
 
 mod scene;
 mod stacks;

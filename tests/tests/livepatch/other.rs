@@ -1,4 +1,4 @@
-//! A thread that does what it is told and nothing else, and one that shows which signals it was sent.
+//! A thread that runs given jobs and nothing else, and a thread that shows which signals it has received.
 
 use std::mem::MaybeUninit;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::scene::call;
 
 type Job = Box<dyn FnOnce() -> i32 + Send>;
 
-/// A thread that does what it is told, and nothing else.
+/// A thread that runs given jobs, and nothing else.
 pub(crate) struct Other {
     jobs: Sender<Job>,
     results: Receiver<i32>,
@@ -58,11 +58,12 @@ pub(crate) fn mask(how: i32, signals: &[i32]) {
         // SAFETY: adds to a set that is there.
         unsafe { libc::sigaddset(set.as_mut_ptr(), *signal) };
     }
-    // SAFETY: reads the set, and is not told where to put the one before.
+    // SAFETY: reads the set, and gets no pointer for the old set.
     assert_eq!(unsafe { libc::pthread_sigmask(how, set.as_ptr(), std::ptr::null_mut()) }, 0);
 }
 
-/// A thread that blocks all real-time signals, the C library's own among them, so that it can be asked nothing.
+/// A thread that blocks all real-time signals, including the C library's own, so that the thread cannot be asked
+/// anything.
 pub(crate) fn witness() -> Other {
     let witness = Other::new();
     witness.does(|| {

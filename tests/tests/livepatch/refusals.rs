@@ -1,4 +1,4 @@
-//! What cannot be patched is refused, and named.
+//! Functions that cannot be patched are refused, and the error names them.
 
 use std::sync::Arc;
 
@@ -45,11 +45,11 @@ pub(crate) fn what_cannot_be_patched_is_refused_by_name() {
     assert_eq!(disabled.to_string(), "there is no patch 'q'");
     assert!(matches!(host.reverse_patch("p"), Err(modload::patch::PatchError::NoTransition)));
     assert!(matches!(host.force_patch("p"), Err(modload::patch::PatchError::NoTransition)));
-    // A target whose patch does not fit it is refused, and says why.
+    // A target that a patch does not fit is refused, and the error says why.
     host.enable_patch("late", patch("later", vec![func("missing", &new, "new_one")]), None).unwrap();
     let refused = sentence(&host.load(&built("later", "int there(int a) { return a; }")).unwrap_err());
     assert!(refused.contains("patch 'late' failed for module 'later'") && refused.contains("'missing'"), "{refused}");
-    // Who refuses in a callback is named, too.
+    // The error also names a callback that refuses.
     let callbacks = Callbacks { pre_patch: Some(Arc::new(|| Err(-19))), ..Callbacks::default() };
     let funcs = vec![func("first_same", &new, "new_one")];
     let object = ObjectSpec { name: Some("twice".into()), funcs, callbacks };
@@ -58,7 +58,8 @@ pub(crate) fn what_cannot_be_patched_is_refused_by_name() {
     assert_eq!(call(&twice, "first_same", 1), 102);
 }
 
-/// Linux gives EEXIST, since two of its sysfs folders would have one name. Two names of one address are refused, too.
+/// Linux returns EEXIST, because two of its sysfs folders would have one name. Two names of one address are refused,
+/// too.
 pub(crate) fn a_function_named_twice_is_refused() {
     const EEXIST: i32 = 17;
     let aliased = format!("{TARGET}\nextern __typeof__(one) also_one __attribute__((alias(\"one\")));\n");
@@ -96,7 +97,7 @@ pub(crate) fn a_function_named_twice_is_refused() {
             host.unload("target").unwrap();
         }
     }
-    // What is known when the target comes only, refuses the target.
+    // A problem that is known only when the target is loaded makes the target's load fail.
     host.enable_patch("late", by_alias, None).unwrap();
     let error = host.load(&built("target", &aliased)).unwrap_err();
     assert!(sentence(&error).contains(&twice("also_one")), "{error}");

@@ -68,8 +68,9 @@ fn positioned(new: &Module, (old, position): (&str, u64), function: &str) -> Pat
     PatchSpec { replace: true, ..patch("target", vec![func]) }
 }
 
-/// Two records mean one function: by positions 0 and 1, or by two names of one address. The newer patch has replaced the older
-/// one, and the original does not come back, wherever the target is when the patches are enabled.
+/// Two records mean one function: by positions 0 and 1, or by two names of one address. The newer patch has replaced
+/// the older one, and the original does not return, whether the target is loaded before or after the patches are
+/// enabled.
 pub(crate) fn replacing_compares_functions_by_address() {
     let aliased = format!("{TARGET}\nextern __typeof__(one) also_one __attribute__((alias(\"one\")));\n");
     let ways = [("one", 0), ("one", 1), ("also_one", 0), ("also_one", 1)];
@@ -98,7 +99,8 @@ pub(crate) fn replacing_compares_functions_by_address() {
     }
 }
 
-/// The target comes while the patch that replaces another one is still in transition, so that its no-op functions are there, too.
+/// The target is loaded while the patch that replaces another one is still in transition, so its no-op functions exist
+/// too.
 pub(crate) fn replacing_compares_functions_of_a_target_that_comes_late() {
     let host = host();
     let new = host.load(&built("new", NEW)).unwrap();
@@ -129,7 +131,7 @@ pub(crate) fn functions_of_the_hosts_own_are_patched() {
     let functions = unsafe { patchable_functions };
     #[expect(clippy::as_conversions, reason = "the only way from a function pointer to its address")]
     let registered = (1..).zip(functions).map(|(number, function)| {
-        // SAFETY: compiled with five NOPs at its entry, and there for as long as the process.
+        // SAFETY: compiled with five NOPs at its entry, and exists as long as the process.
         unsafe { HostFunction::new(format!("add_{number}"), function as *const ()) }
     });
     host.register_host_functions(registered.collect()).unwrap();
@@ -140,7 +142,7 @@ pub(crate) fn functions_of_the_hosts_own_are_patched() {
     settled(&host);
     assert_eq!(functions.map(|function| function(10)), [11, 12, 111, 14, 15, 16, 17, 18]);
     assert_eq!(host.patches().unwrap()[0].objects[0].name, "vmlinux");
-    // By way of its tracer.
+    // Through the tracer of the function.
     static CALLS: AtomicUsize = AtomicUsize::new(0);
     let tracing = host.trace("vmlinux:add_*".parse().unwrap(), |_: &Call<'_>| {
         CALLS.fetch_add(1, Ordering::Relaxed);
@@ -161,7 +163,7 @@ pub(crate) fn what_is_thrown_passes_through_a_patched_function() {
     int catches(int a) { try { return throws(a); } catch (int thrown) { return -thrown; } }
     }
     ";
-    // SAFETY: the C++ runtime, whose initialisers ask for nothing.
+    // SAFETY: the C++ runtime, whose initialisers need nothing.
     let runtime = unsafe { libc::dlopen(c"libstdc++.so.6".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     assert!(!runtime.is_null());
     let flags = ["-O2", "-fPIC", "-fpatchable-function-entry=5"];
@@ -187,7 +189,7 @@ pub(crate) fn a_host_that_goes_takes_its_patches_along() {
     let new = host.load(&built("new", NEW)).unwrap();
     let other = built("target", TARGET);
     host.enable_patch("first", patch("target", vec![func("one", &new, "new_one")]), Some(&new)).unwrap();
-    // Another host has a module of that name, and nothing to do with it.
+    // Another host has a module of that name, which is independent.
     let second = Host::builder().process_symbols().build().unwrap();
     let same = second.load(&other).unwrap();
     assert_eq!((call(&target, "one", 1), call(&same, "one", 1)), (102, 2));

@@ -1,4 +1,4 @@
-//! A target, what takes the place of its functions, and how they are called.
+//! A target, the replacements of its functions, and calls of them.
 
 use std::thread;
 
@@ -57,7 +57,7 @@ pub(crate) fn settled(host: &Host) {
     settled_after(host);
 }
 
-/// The same; says how many turns of waiting that took.
+/// The same. Returns the number of turns of waiting.
 pub(crate) fn settled_after(host: &Host) -> u32 {
     let mut patience = Patience::new();
     while host.patches().unwrap().iter().any(|patch| patch.transition.is_some()) {
@@ -66,7 +66,7 @@ pub(crate) fn settled_after(host: &Host) -> u32 {
     patience.turns()
 }
 
-/// A thread that is in `waits` until it is released.
+/// Starts a thread that is in `waits` until the thread is released.
 pub(crate) fn waiting(target: &Module) -> thread::JoinHandle<i32> {
     let before = call(target, "arrived", 0);
     let there = target.clone();

@@ -1,4 +1,5 @@
-//! What is on a stack when a function changes: the function many times over, asleep in a system call, and cancelled there.
+//! The stack of a thread when a function changes: with the function many times, asleep in a system call, and cancelled
+//! there.
 
 use std::thread;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use modload::{Host, Module};
 use crate::scene::{built, call, func, host, patch, settled, settled_after};
 use modload_tests::until;
 
-/// Sleeps at the bottom of itself, in a thread that can be woken or cancelled there.
+/// Sleeps at the deepest level of a recursion, in a thread that can be woken or cancelled there.
 const DEEP: &str = r#"
 #include <pthread.h>
 #include <unistd.h>
@@ -103,7 +104,7 @@ fn enable(host: &Host, new: &Module) {
     host.enable_patch("first", patch("deep", funcs), None).unwrap();
 }
 
-/// Whether a thread is in the way of what is under way.
+/// Returns whether a thread blocks the current transition.
 fn is_blocked(host: &Host) -> bool {
     host.patches().unwrap().iter().any(|patch| patch.transition.is_some())
 }
@@ -116,7 +117,7 @@ pub(crate) fn a_recursion_is_of_one_kind_at_every_depth() {
         asleep(&deep);
         enable(&host, &new);
         assert!(is_blocked(&host), "it is two hundred times in what changes");
-        // Who is over is over at every depth.
+        // A thread that has migrated runs the new code at every depth.
         assert_eq!(call(&deep, "quietly", DEPTH), 10 * DEPTH);
         assert_eq!(call(&deep, "finish", 0), DEPTH, "all of one kind: the old one");
         settled(&host);
@@ -134,7 +135,7 @@ pub(crate) fn who_is_cancelled_asleep_is_out_of_the_way() {
     let host = host();
     let [deep, new] = modules(&host);
     for round in 1..=10 {
-        // In old code, in mid-transition: that ends with it.
+        // In old code, during a transition, which ends with the thread.
         asleep(&deep);
         enable(&host, &new);
         assert!(is_blocked(&host));
@@ -155,10 +156,11 @@ pub(crate) fn who_is_cancelled_asleep_is_out_of_the_way() {
     assert!(host.unload("new").is_ok() && host.unload("deep").is_ok());
 }
 
-/// The longer a transition takes, the more seldom it is looked at: but when a thread ends that was in the way, it is at once.
+/// The intervals of the checks grow during a transition. But when a blocking thread ends, the threads are checked at
+/// once.
 pub(crate) fn the_end_of_a_thread_is_not_left_to_the_clock() {
     let this = modload_threads::Tid::current().get();
-    // SAFETY: a number and a flag; what comes back is closed with the process.
+    // SAFETY: a number and a flag; the descriptor is closed when the process ends.
     let end = unsafe { libc::syscall(libc::SYS_pidfd_open, this, libc::O_EXCL) };
     if end < 0 {
         println!("SKIPPED: this kernel has no pidfds of threads (Linux 6.9): the clock tells of their ends");
@@ -177,7 +179,8 @@ pub(crate) fn the_end_of_a_thread_is_not_left_to_the_clock() {
         settled(&host);
         took
     });
-    // By the clock alone it is any part of a second, and a thousand turns and more that the others make in one.
+    // With the timer alone the transition would take any part of a second, a thousand turns and more at the speed of
+    // the others.
     took.sort_unstable();
     assert!(took[2] < 500, "{took:?}");
 }

@@ -1,4 +1,4 @@
-//! Patches and tracers of the same functions, and the order in which the two are told of modules.
+//! Patches and tracers of the same functions, and the order in which the two are notified of modules.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -61,7 +61,7 @@ pub(crate) fn a_patched_function_can_be_traced() {
     settled(&host);
     calls(102, 1);
     drop(tracing);
-    // Somebody who redirects it cannot beside a patch.
+    // A redirecting tracer is refused while the function is patched.
     struct Nowhere;
     impl modload::trace::Redirect for Nowhere {
         fn redirect(&self, _: &Call<'_>) -> Option<modload::text::Addr> {
@@ -70,7 +70,7 @@ pub(crate) fn a_patched_function_can_be_traced() {
     }
     host.disable_patch("second").unwrap();
     settled(&host);
-    // SAFETY: it redirects nothing.
+    // SAFETY: the tracer redirects nothing.
     let redirecting = host.redirect(filter(), unsafe { modload::trace::Redirecting::new(Nowhere) }).unwrap();
     let refused = host.enable_patch("third", patch("target", vec![func("one", &new, "new_one")]), None).unwrap_err();
     assert!(format!("{refused:?}").contains("Redirected"), "{refused:?}");
@@ -78,8 +78,8 @@ pub(crate) fn a_patched_function_can_be_traced() {
     calls(2, 0);
 }
 
-/// What happens to `greet` and its patch, whichever comes first: of the timeline, what ftrace and live patching are told and say,
-/// and when code of a module runs.
+/// The events of `greet` and its patch, for both load orders: from the timeline, the notifications and lines of ftrace
+/// and live patching, and the runs of module code.
 fn story(order: [&str; 2]) -> String {
     let host = host();
     let flags = ["-O2", "-fPIC", "-fpatchable-function-entry=5", "-fvisibility=hidden"];

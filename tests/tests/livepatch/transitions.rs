@@ -1,4 +1,5 @@
-//! A thread is in the way: others go over, it does not, and the transition is turned round, forced, or waits.
+//! A thread blocks a transition: other threads migrate, this thread does not, and the transition is reversed, forced,
+//! or waits.
 
 use std::thread::{self, JoinHandle};
 
@@ -7,7 +8,8 @@ use modload::{Host, Module};
 use crate::scene::{NEW, TARGET, built, call, func, host, patch, settled, waiting};
 use modload_tests::until;
 
-/// A patch is enabled while a thread is in what it changes: the target, what takes the place of its functions, and the thread.
+/// A patch is enabled while a thread is in a changed function: the target, the replacements of its functions, and the
+/// thread.
 fn in_the_way(host: &Host) -> (Module, Module, JoinHandle<i32>) {
     let target = host.load(&built("target", TARGET)).unwrap();
     let new = host.load(&built("new", NEW)).unwrap();
@@ -73,7 +75,7 @@ pub(crate) fn threads_are_born_and_end_in_mid_transition() {
         for thread in threads {
             assert_eq!(thread.join().unwrap(), 2, "round {round}");
         }
-        // Nobody who was in the way is there any more.
+        // No blocking thread exists any more.
         settled(&host);
         host.disable_patch("first").unwrap();
         settled(&host);
@@ -95,7 +97,7 @@ pub(crate) fn a_tail_call_leaves_its_function() {
     let there = tails.clone();
     let thread = thread::spawn(move || call(&there, "tail", 1));
     until("it is there", || call(&tails, "arrived", 0) == 1);
-    // It is in `end` by a jump from `tail`: that is on no stack.
+    // The thread is in `end` by a jump from `tail`, so `tail` is on no stack.
     host.enable_patch("first", patch("tails", vec![func("tail", &tails, "new_tail")]), None).unwrap();
     assert!(host.patches().unwrap()[0].transition.is_none());
     assert_eq!(call(&tails, "tail", 1), 101);

@@ -1,4 +1,4 @@
-//! Writes relocatable objects byte for byte, whatever oddity is asked for.
+//! Writes relocatable objects byte for byte, with any requested oddity.
 
 use modload_edit::wide;
 
@@ -136,7 +136,8 @@ impl Object {
         self.symbols.len() - 1
     }
 
-    /// The object's bytes. Groups come first, as compilers write them, then sections, each before its relocations.
+    /// Returns the object's bytes. Groups come first, as compilers write them, then sections, each before its
+    /// relocations.
     pub(crate) fn write(&self, relocations: Relocations) -> Vec<u8> {
         // Local symbols come first.
         let mut order: Vec<usize> = (0..self.symbols.len()).collect();

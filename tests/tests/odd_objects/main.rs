@@ -1,8 +1,8 @@
-//! Objects that are valid and odd, next to GNU ld: sets of them are loaded as link units and called, and linked into a program
-//! that calls the same functions. What they compute is the same.
+//! Valid but unusual objects, compared with GNU ld: sets of objects are loaded as link units and called, and linked
+//! into a program that calls the same functions. Both results are the same.
 //!
-//! `MODLOAD_ODD` says how many objects are made, `MODLOAD_SEED` with which set to begin. A set depends on its seed alone, so that
-//! it comes back: `cargo xtask odd seed=N count=1`.
+//! `MODLOAD_ODD` is the number of objects, `MODLOAD_SEED` the seed of the first set. A set depends only on its seed, so
+//! it can be made again: `cargo xtask odd seed=N count=1`.
 
 mod elf;
 mod make;
@@ -32,14 +32,14 @@ fn who_refers_to_the_definition_of_another_module_holds_it() {
     assert_eq!(refused.to_string(), "first: in use by second");
     second.unload().unwrap();
     host.unload("first").unwrap();
-    // What is gone counts no more.
+    // A definition of an unloaded module does not count any more.
     let second = load("second", "2");
-    // SAFETY: that is its type.
+    // SAFETY: the symbol has that type.
     let which = unsafe { second.symbol::<extern "C" fn() -> i32>("which") }.unwrap();
     assert_eq!(which(), 2);
 }
 
-/// How many sets are linked into one program.
+/// The number of sets that are linked into one program.
 const BATCH: u64 = 200;
 
 fn number(variable: &str, default: u64) -> u64 {
@@ -72,7 +72,7 @@ fn odd_objects_compute_what_ld_and_exec_make_of_them() {
     println!("{objects} objects in {sets} sets compute what ld and exec make of them");
 }
 
-/// What the sets compute in a program that GNU ld has linked.
+/// Returns the results of the sets in a program that GNU ld has linked.
 fn linked(batch: &[(u64, Set)]) -> Vec<u32> {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
@@ -107,10 +107,10 @@ fn run(command: &mut Command, folder: &Path) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What a set computes as a module, or why it is refused.
+/// Returns the result of a set as a module, or the reason why the set is refused.
 fn loaded(host: &Host, seed: u64, set: &Set) -> Result<u32, String> {
     let bytes = set.objects.iter().enumerate().map(|(at, object)| {
-        // GNU ld of today does not read compact relocations: for it they are always plain.
+        // The present GNU ld does not read compact relocations; objects for ld always have plain ones.
         let compact = (seed + u64::try_from(at).unwrap()).is_multiple_of(3);
         object.write(if compact { Relocations::Compact } else { Relocations::Plain })
     });

@@ -1,5 +1,5 @@
-//! Makes sets of objects that are valid and odd. Each set is a function of its seed, and computes a number in `s<SEED>_run`: what
-//! every oddity adds to it depends on how sections are laid out, which definitions count and how relocations are done.
+//! Makes sets of valid but unusual objects. Each set is a function of its seed, and computes a number in `s<SEED>_run`.
+//! The contribution of every oddity depends on the layout of sections, the choice of definitions and the relocations.
 
 use modload_edit::wide;
 use modload_tests::Chance;
@@ -30,11 +30,11 @@ pub(crate) struct Set {
     pub(crate) objects: Vec<Object>,
     /// The function to call.
     pub(crate) run: String,
-    /// Which oddities it has, for messages.
+    /// The oddities of the set, for messages.
     pub(crate) made_of: Vec<&'static str>,
 }
 
-/// An object that grows: what its own function does is code that leaves a number in %eax, and adds it up in %ebx.
+/// An object under construction. The code of its own function leaves numbers in %eax, and adds them up in %ebx.
 struct Growing {
     object: Object,
     code: Vec<u8>,
@@ -100,7 +100,7 @@ impl Growing {
         }
     }
 
-    /// Adds what a variable of four bytes holds.
+    /// Adds the value of a variable of four bytes.
     fn load(&mut self, chance: &mut Chance, symbol: usize) {
         if chance.below(2) == 0 {
             self.emit(&[0x8b, 0x05]); // mov sym(%rip),%eax
@@ -112,7 +112,7 @@ impl Growing {
         self.add();
     }
 
-    /// Adds how far a symbol's address is from its alignment.
+    /// Adds the distance of a symbol's address from its alignment.
     fn misalignment(&mut self, chance: &mut Chance, symbol: usize, align: u64) {
         self.address(chance, symbol);
         self.emit(&[0x25]); // and $mask,%eax
@@ -133,7 +133,7 @@ impl Growing {
         self.object.section(Section { name: name.to_owned(), kind, flags, align, data, ..Section::default() })
     }
 
-    /// Ends its function, and with it the object.
+    /// Ends the object's function, and with the function the object.
     fn end(mut self, name: &str, chance: &mut Chance) -> Object {
         self.emit(&[0x89, 0xd8, 0x5b, 0xc3]); // mov %ebx,%eax; pop %rbx; ret
         let (section, align) = match chance.below(4) {
@@ -190,7 +190,7 @@ fn align(chance: &mut Chance) -> u64 {
     }
 }
 
-/// What an oddity does: it adds something to every object, or to some.
+/// An oddity: adds something to every object, or to some objects.
 type Make = fn(&mut Scene<'_>);
 
 /// The oddities.
@@ -218,7 +218,7 @@ const ODDITIES: &[(&str, Make)] = &[
     ("strings", strings),
 ];
 
-/// What an oddity works on.
+/// The input of an oddity.
 struct Scene<'s> {
     /// Before all names, so that sets that are linked together do not meet.
     prefix: &'s str,
@@ -294,7 +294,7 @@ fn data(scene: &mut Scene<'_>) {
     let object = &mut scene.objects[user];
     let (symbol, start) = (object.undefined(&name), object.undefined(&start));
     object.load(scene.chance, symbol);
-    // Merged constants need not stay where they were.
+    // Merged constants may move.
     if flags & MERGE == 0 {
         object.misalignment(scene.chance, start, align);
     }
@@ -327,7 +327,7 @@ fn common(scene: &mut Scene<'_>) {
         let symbol = object.undefined(&name);
         object.load(scene.chance, symbol);
         object.misalignment(scene.chance, symbol, largest);
-        // addl $n,sym(%rip): later ones see it.
+        // addl $n,sym(%rip): later objects see the change.
         object.emit(&[0x83, 0x05]);
         object.field(kind::PC32, symbol, -5);
         object.emit(&[u8::try_from(at + 3).unwrap()]);
@@ -498,7 +498,7 @@ fn constructors(scene: &mut Scene<'_>) {
     object.load(scene.chance, symbol);
 }
 
-/// A section whose bounds are asked for: its words are added up in their order.
+/// A section whose bounds are referenced: its words are added up in their order.
 fn bounds(scene: &mut Scene<'_>) {
     let section = scene.name("list");
     let writable = if scene.chance.below(2) == 0 { WRITE } else { 0 };
@@ -583,7 +583,7 @@ fn visibility(scene: &mut Scene<'_>) {
     let object = &mut scene.objects[user];
     let symbol = object.undefined(&name);
     if user != owner {
-        // A reference cannot be protected, and may be as hidden as it likes.
+        // A reference cannot be protected, and may have any other visibility.
         object.object.symbols[symbol].visibility = u8::try_from(of_user % 3).unwrap();
     }
     object.call(kind::PLT32, symbol);
@@ -605,7 +605,7 @@ fn unique(scene: &mut Scene<'_>) {
     }
 }
 
-/// An indirect function, whose resolver picks another.
+/// An indirect function, whose resolver selects another function.
 fn indirect(scene: &mut Scene<'_>) {
     let (owner, user) = (scene.any(), scene.any());
     let name = scene.name("indirect");
@@ -622,7 +622,8 @@ fn indirect(scene: &mut Scene<'_>) {
     object.call(kind::PLT32, symbol);
 }
 
-/// What changes nothing: sections for tools, left out ones, empty ones, debug information that refers to code.
+/// Parts without an effect: sections for tools, excluded sections, empty sections, debug information that refers to
+/// code.
 fn harmless(scene: &mut Scene<'_>) {
     for at in 0..scene.objects.len() {
         let which = scene.chance.below(7);
@@ -654,7 +655,8 @@ fn harmless(scene: &mut Scene<'_>) {
     }
 }
 
-/// Functions with NOPs at their entries and in front of them, and records of them, in sections that are linked to the code's.
+/// Functions with NOPs at their entries and before them, and the records of these functions, in sections that are
+/// linked to the code's sections.
 fn entries(scene: &mut Scene<'_>) {
     let at = scene.any();
     let (count, value) = (1 + scene.chance.below(16), number(scene.chance));
@@ -668,7 +670,7 @@ fn entries(scene: &mut Scene<'_>) {
     let entry = wide(before);
     let symbol = match is_named {
         true => object.define(&name, Bind::Global, text, entry, 0, 2),
-        // As `strip --strip-unneeded` leaves a static function: its row says where it begins.
+        // As `strip --strip-unneeded` leaves a static function: its row has its start address.
         false => object.symbol("", Bind::Local, Home::Section(text), 0, 0, 3),
     };
     let section = match is_named {
@@ -700,7 +702,7 @@ fn row(object: &mut Growing, section: usize, start: u64, len: u64) {
     object.object.sections[at].relas.push(Rela { offset: 32, kind: kind::PC32, symbol: section, addend });
 }
 
-/// Rows, and what ends a section of them, in any order.
+/// Rows, and terminators of a section of rows, in any order.
 fn frames(scene: &mut Scene<'_>) {
     for at in 0..scene.objects.len() {
         let value = number(scene.chance);
@@ -763,7 +765,7 @@ fn calls(scene: &mut Scene<'_>) {
     object.call(kind::PLT32, jump);
 }
 
-/// Strings that a linker may merge: what they hold stays.
+/// Strings that a linker may merge: their contents stay.
 fn strings(scene: &mut Scene<'_>) {
     for at in 0..scene.objects.len() {
         let letter = b'a' + u8::try_from(scene.chance.below(20)).unwrap();
