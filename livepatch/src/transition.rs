@@ -39,7 +39,7 @@ use active::{MovingFunction, moves};
 use held_check::{HeldCheck, ThreadsToCheck, check_stacks};
 use phase::{announce_end, announce_holding};
 use ranges::PUBLISHED_RANGES;
-use word::{clear_words, exchange_words, new_unmigrated_word};
+use word::{ThreadWord, clear_words, exchange_words};
 
 use crate::error::PatchError;
 use crate::patch::PatchId;
@@ -81,7 +81,7 @@ impl Transitions {
         let check = if how == Transition::Anywhere { WordCheck::Half } else { WordCheck::Tag };
         let stubs = self.stubs.take(moves.len(), check)?;
         let moving = moves.into_iter().zip(stubs).map(|(moves, stub)| MovingFunction::new(patches, moves, stub, None));
-        let (moving, unmigrated_word) = (moving.collect(), new_unmigrated_word());
+        let (moving, unmigrated_word) = (moving.collect(), ThreadWord::of_new_transition());
         let transition =
             ActiveTransition { patch, target, moving, blocked: Vec::new(), unmigrated_word, checkpoints: None };
         let transition = self.active.insert(transition);

@@ -6,9 +6,10 @@ use modload_edit::Addr;
 use modload_ftrace::Divert;
 
 use super::blocked::Blocked;
-use super::phase::{CodeVersion, RosterPhase};
+use super::phase::RosterPhase;
 use super::ranges::AddressRanges;
 use super::roster;
+use super::word::{CodeVersion, ThreadWord};
 use crate::patch::{PatchId, PatchedFunction};
 use crate::patches::Patches;
 use crate::slices::WrittenSlices;
@@ -24,7 +25,7 @@ pub(crate) struct ActiveTransition {
     /// The threads that had not migrated at the last check, in transitions that hold threads.
     pub(super) blocked: Vec<Blocked>,
     /// The word for threads that have not migrated, in transitions that hold threads.
-    pub(super) unmigrated_word: u64,
+    pub(super) unmigrated_word: ThreadWord,
     /// The state of a checkpoint-only transition. `None` in transitions that hold threads.
     pub(super) checkpoints: Option<AtCheckpoints>,
 }

@@ -1,14 +1,13 @@
 //! The check of each stack and of each thread's word while all threads are held.
 
 use std::ops::{ControlFlow, Range};
-use std::sync::atomic::Ordering;
 
 use modload_threads::Held;
 use modload_threads::frames::{Ended, Stack, WalkError, Walker, stacks};
 
 use super::blocked::{BlockReason, Blocked};
 use super::ranges::AddressRanges;
-use super::word::is_migrated;
+use super::word::ThreadWord;
 
 /// Returns whether an address is in one of the ranges, which are sorted.
 fn holds(ranges: &[Range<u64>], at: u64) -> bool {
@@ -35,7 +34,7 @@ pub(super) struct HeldCheck {
     /// Whether there are more threads than `room`. No thread was checked then.
     pub(super) is_too_small: bool,
     /// The word for threads that have not migrated.
-    pub(super) unmigrated_word: u64,
+    pub(super) unmigrated_word: ThreadWord,
     /// Whether no thread was in a stub.
     pub(super) stubs_are_empty: bool,
     pub(super) walker: Walker,
@@ -59,11 +58,11 @@ pub(super) fn check_stacks(
         // A transition holds every thread, so each thread has a word.
         let Some(word) = stack.word() else { continue };
         if threads == ThreadsToCheck::None {
-            word.store(0, Ordering::Relaxed);
-        } else if threads == ThreadsToCheck::All || !is_migrated(word.load(Ordering::Relaxed)) {
+            ThreadWord::MIGRATED.store(word);
+        } else if threads == ThreadsToCheck::All || !ThreadWord::load(word).is_migrated() {
             let (why, in_stub) = inside(&stack, &mut check.walker, ranges, stubs);
             check.stubs_are_empty &= !in_stub;
-            word.store(if why.is_some() { check.unmigrated_word } else { 0 }, Ordering::Relaxed);
+            if why.is_some() { check.unmigrated_word } else { ThreadWord::MIGRATED }.store(word);
             check.blocked.extend(why.map(|why| Blocked { tid: stack.tid(), why }));
         }
     }

@@ -1,7 +1,8 @@
-//! The transition under way, as one word that threads read without a lock, and the words of threads in
-//! checkpoint-only transitions.
+//! The transition under way, as one value that threads read without a lock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::word::{CodeVersion, ThreadWord};
 
 /// The transition under way, for threads to read: [`NOTHING`], [`HOLDING`], or a [`RosterPhase`].
 pub(super) static UNDER_WAY: AtomicU64 = AtomicU64::new(NOTHING);
@@ -20,21 +21,6 @@ pub(super) fn announce_holding() {
 /// Announces that no transition is under way.
 pub(super) fn announce_end() {
     UNDER_WAY.store(NOTHING, Ordering::Release);
-}
-
-/// The code that a thread runs, as of the start of the transition. A reversal does not exchange the two.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum CodeVersion {
-    /// The code before the transition.
-    Old,
-    /// The new code of the transition.
-    New,
-}
-
-impl CodeVersion {
-    fn other(self) -> CodeVersion {
-        if self == CodeVersion::Old { CodeVersion::New } else { CodeVersion::Old }
-    }
 }
 
 /// The number of bits of a phase below the number of its transition.
@@ -84,7 +70,7 @@ impl RosterPhase {
     /// are used up. The caller holds the table's lock.
     pub(super) fn of_new_transition() -> Option<RosterPhase> {
         let number = LAST.load(Ordering::Relaxed) + 1;
-        if number >= MOST {
+        if number >= ThreadWord::MOST_TAGS {
             return None;
         }
         LAST.store(number, Ordering::Relaxed);
@@ -107,23 +93,17 @@ impl RosterPhase {
     }
 
     /// Returns the word for a thread that runs this code.
-    pub(super) fn word(self, version: CodeVersion) -> u64 {
-        tag(self.number) + (u64::from(version == CodeVersion::New) << 32)
+    pub(super) fn word(self, version: CodeVersion) -> ThreadWord {
+        ThreadWord::runs(self.number, version)
     }
 
-    /// Returns the tag of the transition's stubs.
+    /// Returns whether a word is older than the transition, and so says nothing in it.
+    pub(super) fn is_newer_than(self, word: ThreadWord) -> bool {
+        word.is_older_than(self.number)
+    }
+
+    /// Returns the tag of the transition's stubs: the word of threads that run the old code.
     pub(super) fn tag(self) -> u64 {
-        self.word(CodeVersion::Old)
+        self.word(CodeVersion::Old).bits()
     }
-}
-
-/// The high half of the smallest tag. The tag is above every count that the stubs of transitions that hold threads keep
-/// there. The low half of a tagged word is 0, so the word says nothing in such transitions.
-const FIRST_TAG: u64 = 1 << 17;
-/// The most checkpoint-only transitions in a process.
-const MOST: u64 = (1 << 31) - FIRST_TAG;
-
-/// Returns the tag of a transition. Tags grow, so words of earlier transitions are less than the words of a later one.
-fn tag(number: u64) -> u64 {
-    (FIRST_TAG + 2 * number) << 32
 }

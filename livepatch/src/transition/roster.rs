@@ -18,13 +18,13 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
-use modload_threads::{ThreadState, Tid, status, word};
+use modload_threads::{ThreadState, Tid, status};
 
 use super::blocked::{BlockReason, Blocked};
 use super::events;
-use super::phase::{CodeVersion, RosterPhase, STATE_BITS};
+use super::phase::{RosterPhase, STATE_BITS};
 use super::ranges::{OwnStackCheck, PUBLISHED_RANGES};
-use super::word::replace_own_word;
+use super::word::{CodeVersion, ThreadWord};
 
 /// The code that a thread must run, as far as it is known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -97,13 +97,13 @@ fn find(phase: RosterPhase, tid: i32) -> Option<(&'static RosterEntry, u64)> {
 
 /// Sets this thread's word for a stub, because the word does not say which code the thread must run.
 pub(super) fn set_own_word(phase: RosterPhase) {
-    let before = word::own().load(Ordering::Relaxed);
+    let before = ThreadWord::of_this_thread();
     let version = match find(phase, Tid::current().get()).map(|(_, state)| RosterState::of(state)) {
         Some(RosterState::At(version)) => version,
         _ if phase.is_listed => phase.to,
         _ => CodeVersion::Old,
     };
-    replace_own_word(before, phase.word(version));
+    before.replace_own(phase.word(version));
 }
 
 /// Migrates this thread at a checkpoint, if possible. Returns whether the thread has migrated.
@@ -111,18 +111,18 @@ pub(super) fn migrate_at_checkpoint(phase: RosterPhase) -> bool {
     if !phase.is_listed {
         return false;
     }
-    let (before, wanted) = (word::own().load(Ordering::Relaxed), phase.word(phase.to));
+    let (before, wanted) = (ThreadWord::of_this_thread(), phase.word(phase.to));
     let Some((entry, state)) = find(phase, Tid::current().get()) else {
         // The thread was started later. If its word already selects the other code, the transition is being reversed,
         // and its roster will include the thread.
-        if before < phase.tag() {
-            replace_own_word(before, wanted);
+        if phase.is_newer_than(before) {
+            before.replace_own(wanted);
         }
-        return before < phase.tag() || before == wanted;
+        return phase.is_newer_than(before) || before == wanted;
     };
     let migrated = entry_state(phase, RosterState::At(phase.to));
     if state == migrated {
-        replace_own_word(before, wanted);
+        before.replace_own(wanted);
         return true;
     }
     match PUBLISHED_RANGES.check_own_stack(|_| false) {
@@ -141,7 +141,7 @@ pub(super) fn migrate_at_checkpoint(phase: RosterPhase) -> bool {
     if entry.state.compare_exchange(expected, migrated, Ordering::AcqRel, Ordering::Relaxed).is_err() {
         return false;
     }
-    replace_own_word(before, wanted);
+    before.replace_own(wanted);
     if !has_unmigrated(phase) {
         events::report_migration();
     }

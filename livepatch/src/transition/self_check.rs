@@ -3,13 +3,12 @@
 use std::sync::atomic::Ordering;
 
 use modload_ftrace::event_code;
-use modload_threads::word;
 
 use super::events;
 use super::phase::{NOTHING, RosterPhase, UNDER_WAY};
 use super::ranges::{OwnStackCheck, PUBLISHED_RANGES};
 use super::roster;
-use super::word::{TRIES, is_migrated, replace_own_word};
+use super::word::ThreadWord;
 
 /// Handles the event of a stub: the calling thread's word does not select a target.
 pub(crate) fn on_unmigrated_call() {
@@ -21,10 +20,8 @@ pub(crate) fn on_unmigrated_call() {
 
 /// Checks the calling thread, if it has not migrated and has passed stubs often enough.
 fn count_call() {
-    /// The logarithm to base 2 of the most calls between two checks.
-    const MOST: u64 = 16;
-    let before = word::own().load(Ordering::Relaxed);
-    if is_migrated(before) {
+    let before = ThreadWord::of_this_thread();
+    if before.is_migrated() {
         return;
     }
     // The frames of this code, and the frame of the function that the thread is about to enter, do not count.
@@ -40,16 +37,14 @@ fn count_call() {
     if own_stack == OwnStackCheck::Clear {
         migrate(before);
     } else {
-        let (transition_bits, tries) = (before & u64::from(u32::MAX) & !(TRIES - 1), (before % TRIES + 1).min(MOST));
-        let calls = 1_u64.checked_shl(u32::try_from(tries).unwrap_or(0)).unwrap_or(1);
-        replace_own_word(before, calls << 32 | transition_bits | tries);
+        before.replace_own(before.checked_once_more());
     }
 }
 
 /// Marks this thread as migrated. Has no effect if the word is not `before` any more, because the thread was held
 /// meanwhile.
-fn migrate(before: u64) {
-    replace_own_word(before, 0);
+fn migrate(before: ThreadWord) {
+    before.replace_own(ThreadWord::MIGRATED);
     events::report_migration();
 }
 
@@ -70,8 +65,8 @@ fn check_at_checkpoint() -> bool {
     if let Some(phase) = RosterPhase::under_way() {
         return roster::migrate_at_checkpoint(phase);
     }
-    let before = word::own().load(Ordering::Relaxed);
-    if is_migrated(before) {
+    let before = ThreadWord::of_this_thread();
+    if before.is_migrated() {
         return true;
     }
     let is_clear = PUBLISHED_RANGES.check_own_stack(|_| false) == OwnStackCheck::Clear;
