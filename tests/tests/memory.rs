@@ -128,7 +128,7 @@ fn code_of(function: *const ()) -> (Addr, Addr) {
 fn annexes_are_code_and_never_writable() {
     let stripes = Arena::get().unwrap().usage();
     #[expect(clippy::as_conversions, reason = "functions become pointers by a cast alone")]
-    let near = [annexes as *const (), libc::getpid as *const ()].map(code_of);
+    let near = [annexes_are_code_and_never_writable as *const (), libc::getpid as *const ()].map(code_of);
     let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
     // An odd number while an annex certainly exists, and its address.
     let (changes, place) = (AtomicU64::new(0), AtomicU64::new(0));

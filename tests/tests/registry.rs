@@ -8,7 +8,7 @@ use modload::text::{Addr, Arena};
 use modload::timeline::{EventKind, Outcome};
 use modload::{Error, Host, Module, Order, Stage, State, SymbolError, UnloadError};
 use modload_fixtures::{Case as FixtureCase, Compiler, Expectations, Fixture, Language};
-use modload_tests::{Case, Log, Watcher, case, image, image_from_text, in_fork, object};
+use modload_tests::{Log, Watcher, case, image, image_from_text, in_fork, object};
 
 fn main() -> ExitCode {
     modload_tests::run(&[

@@ -11,7 +11,8 @@ use std::time::Duration;
 use modload_edit::wide;
 use modload_tests::{Crowd, LONG, Patience, WhoAndWhere, block, case, run, unblock, until};
 use modload_threads::{
-    DEFAULT_LIMIT, Error, State, Tasks, Tid, Why, counts, hold, name, run_here, run_in_each, signal, status, use_signal,
+    DEFAULT_LIMIT, Error, StragglerReason, Tasks, ThreadState, Tid, counts, hold, name, run_here, run_in_each, signal,
+    status, use_signal,
 };
 
 fn main() -> ExitCode {
@@ -58,7 +59,7 @@ fn everybody_is_listed_and_described() {
     // The first fifteen bytes of the name, escaped.
     assert_eq!(name(tid).unwrap().unwrap().to_string(), r#"a \"name\"\n\xc3\xa9 and"#);
     let there = status(tid).unwrap().unwrap();
-    assert!(matches!(there.state, State::Sleeping | State::Running), "{there:?}");
+    assert!(matches!(there.state, ThreadState::Sleeping | ThreadState::Running), "{there:?}");
     assert_eq!((there.tracer, there.pending, there.blocks(libc::SIGUSR1)), (0, 0, false));
     let before = block(libc::SIGUSR1);
     assert!(!before && status(Tid::current()).unwrap().unwrap().blocks(libc::SIGUSR1));
@@ -177,7 +178,10 @@ fn who_blocks_the_signal_is_named_and_nobody_stays_held() {
         };
         let Error::NotReached { stragglers, .. } = error else { unreachable!() };
         let straggler = stragglers.iter().next().unwrap();
-        assert_eq!((stragglers.count(), straggler.tid, straggler.why), (1, tid, Why::Blocks { signal: number }));
+        assert_eq!(
+            (stragglers.count(), straggler.tid, straggler.why),
+            (1, tid, StragglerReason::Blocks { signal: number })
+        );
         let before = turns.load(Ordering::Relaxed);
         while turns.load(Ordering::Relaxed) == before {
             thread::yield_now();
@@ -217,7 +221,7 @@ fn a_main_thread_that_has_ended_is_not_waited_for() {
     if pid == 0 {
         let main = Tid::current();
         thread::spawn(move || {
-            while status(main).unwrap().unwrap().state != State::Ended {
+            while status(main).unwrap().unwrap().state != ThreadState::Ended {
                 thread::yield_now();
             }
             let _crowd = Crowd::of(2, thread::yield_now);
@@ -259,7 +263,7 @@ fn a_thread_in_vfork_is_named() {
         })
         .unwrap();
     let tid = told.recv().unwrap();
-    while status(tid).unwrap().unwrap().state != State::Uninterruptible {
+    while status(tid).unwrap().unwrap().state != ThreadState::Uninterruptible {
         thread::yield_now();
     }
     let error = hold(Duration::from_millis(100)).unwrap_err();

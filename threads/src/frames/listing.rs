@@ -25,7 +25,7 @@ type Reader<'a> = EndianSlice<'a, LittleEndian>;
 pub enum Malformed {
     /// An entry breaks a rule of the format.
     #[error("the entry at offset {at:#x}: {flaw}")]
-    FrameEntry {
+    Entry {
         /// The entry's offset.
         at: usize,
         /// The flaw.
@@ -158,11 +158,11 @@ fn add_section(section: FrameSection<'_>, planned: &mut [Planned]) -> Result<(),
     let mut known: Option<Common<'_>> = None;
     let mut from = 0;
     loop {
-        let cut_off = |flaw| Malformed::FrameEntry { at: from, flaw };
+        let cut_off = |flaw| Malformed::Entry { at: from, flaw };
         let Some((entry, next)) = section.entry(from).map_err(cut_off)? else { return Ok(()) };
         from = next;
         let at = entry.at;
-        let malformed = |flaw| Malformed::FrameEntry { at, flaw };
+        let malformed = |flaw| Malformed::Entry { at, flaw };
         if entry.is_common().map_err(malformed)? {
             // Common entries that no description refers to are checked, too.
             known = Some(section.common(entry).map_err(malformed)?);
