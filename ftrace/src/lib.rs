@@ -37,5 +37,6 @@ pub use sites::Traceable;
 pub use tracing::{Ftrace, HOST, Tracing, set_trap_mask, sweep};
 pub use trampoline::CallRegisters;
 pub use trampoline::call::{Call, Redirect, Redirecting, Tracer};
-pub use trampoline::event::{StubEvent, event_code, on_event};
+pub use trampoline::event::{StubEvent, event_code};
+pub use trampoline::event_hook::on_event;
 pub use trampoline::host::HostFunction;

@@ -42,6 +42,7 @@ mod return_stack;
 pub(crate) mod reader;
 #[macro_use]
 mod operands;
+pub(crate) mod event_hook;
 pub(crate) mod event;
 mod record;
 mod graph;

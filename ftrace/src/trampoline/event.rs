@@ -3,12 +3,11 @@
 
 use std::arch::global_asm;
 use std::mem::offset_of;
-use std::sync::OnceLock;
 
 use modload_edit::Addr;
 
 use super::function::address;
-use super::process_state::SLOW_PATH;
+use super::process_state::{REPORT_EVENT, SLOW_PATH};
 
 /// The data that `r11` points to when [`event_code`] is jumped to. The data lives for ever.
 #[repr(C)]
@@ -18,23 +17,6 @@ pub struct StubEvent {
     pub home: u64,
     /// The address at which the thread continues.
     pub then: u64,
-}
-
-/// The value of `rax` that marks an event. No return address is stored at this address.
-pub(super) const EVENT_SLOT: u64 = u64::MAX;
-
-static HOOK: OnceLock<fn()> = OnceLock::new();
-
-/// Sets the function that is called for each event, in the thread of the event. The function must be async-signal-safe.
-/// Only the first call of `on_event` has an effect.
-pub fn on_event(hook: fn()) {
-    HOOK.get_or_init(|| hook);
-}
-
-pub(super) fn call_hook() {
-    if let Some(hook) = HOOK.get() {
-        hook();
-    }
 }
 
 global_asm!(
@@ -58,7 +40,7 @@ modload_ftrace_event:
     .cfi_def_cfa_offset 24
     push rcx
     .cfi_def_cfa_offset 32
-    mov rax, -1
+    mov rdx, qword ptr [rip + {report_event}]
     call qword ptr [rip + {slow_path}]
     pop rcx
     .cfi_def_cfa_offset 24
@@ -80,6 +62,7 @@ modload_ftrace_event_end:
     home = const offset_of!(StubEvent, home),
     then = const offset_of!(StubEvent, then),
     slow_path = sym SLOW_PATH,
+    report_event = sym REPORT_EVENT,
 );
 
 unsafe extern "C" {

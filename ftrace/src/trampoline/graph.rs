@@ -26,7 +26,8 @@ use std::ptr;
 use modload_edit::Addr;
 
 use super::function::{FunctionRecord, address};
-use super::return_stack::{RETURNED, record_unwound};
+use super::process_state::{HANDLE_RETURN, PREPARE_FOR_ENTRY};
+use super::return_stack::record_unwound;
 use super::ring::LEAVE;
 use super::thread::{ReturnPlace, TraceThread};
 
@@ -205,7 +206,7 @@ modload_ftrace_return:
     .cfi_restore_state
 21:
     mov rax, rbx
-    bts rax, {returned}
+    mov rdx, qword ptr [rip + {handle_return}]
     call qword ptr [rip + {slow_path}]
     test eax, eax
     mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
@@ -238,6 +239,7 @@ modload_ftrace_return:
     je 3b
 17:
     lea rax, [rsp + 32]
+    mov rdx, qword ptr [rip + {prepare_for_entry}]
     call qword ptr [rip + {slow_path}]
     test eax, eax
     mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
@@ -300,7 +302,8 @@ modload_ftrace_pass_call:
     target = const offset_of!(ReturnPlace, target),
     place_session = const offset_of!(ReturnPlace, session),
     leave = const LEAVE,
-    returned = const RETURNED,
+    handle_return = sym HANDLE_RETURN,
+    prepare_for_entry = sym PREPARE_FOR_ENTRY,
 );
 
 unsafe extern "C" {

@@ -18,6 +18,13 @@ pub(crate) static NESTED_CALLS: AtomicU64 = AtomicU64::new(0);
 /// no memory.
 pub(crate) static UNATTACHED_CALLS: AtomicU64 = AtomicU64::new(0);
 
-/// The address of the code that calls the slow path (`slow_path.rs`) and preserves the registers that a function may
+/// The address of the code that calls one of the four slow paths (`slow_path.rs`) and preserves the registers that a function may
 /// need.
 pub(super) static SLOW_PATH: AtomicU64 = AtomicU64::new(0);
+
+/// The addresses of the four slow paths. They are variables, so that the assembler code need not import the functions, which import
+/// the code.
+pub(super) static REPORT_EVENT: AtomicU64 = AtomicU64::new(0);
+pub(super) static JOIN_FOR_CALL: AtomicU64 = AtomicU64::new(0);
+pub(super) static PREPARE_FOR_ENTRY: AtomicU64 = AtomicU64::new(0);
+pub(super) static HANDLE_RETURN: AtomicU64 = AtomicU64::new(0);

@@ -5,6 +5,7 @@ use std::mem::offset_of;
 use modload_edit::Addr;
 
 use super::function::{FunctionRecord, address};
+use super::process_state::JOIN_FOR_CALL;
 use super::ring::CALL;
 use super::variants::SiteBranch;
 
@@ -79,7 +80,7 @@ modload_ftrace_record:
     inc qword ptr [rcx + {dropped}]
     jmp 3b
 7:
-    xor eax, eax
+    mov rdx, qword ptr [rip + {join_for_call}]
     call qword ptr [rip + {slow_path}]
     test eax, eax
     mov rcx, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
@@ -95,6 +96,7 @@ modload_ftrace_record:
 "#,
     target = const offset_of!(FunctionRecord, target),
     call = const CALL,
+    join_for_call = sym JOIN_FOR_CALL,
 );
 
 unsafe extern "C" {

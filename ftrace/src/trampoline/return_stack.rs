@@ -19,9 +19,6 @@ pub(super) const RETRY: u64 = 1;
 /// The answer for a function that returns: its end is recorded, and its place is given back.
 pub(super) const DONE: u64 = 1;
 
-/// The bit that marks a function that has returned. No address has this bit.
-pub(super) const RETURNED: u32 = 63;
-
 impl TraceThread {
     /// Makes way for a function that is entered: gives back the places of functions that were left and are not above
     /// the function. Returns whether the function can be recorded.
