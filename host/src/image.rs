@@ -15,8 +15,9 @@
 //!
 //! // `object` is the compiled form of: int printed(void); int call(void) { return printed() + 1; }
 //! # let object = modload_fixtures::c_object("int printed(void); int call(void) { return printed() + 1; }")?;
-//! let addresses = ["", ".text", ".data", ".bss", ".rodata", ".eh_frame"].map(|name| (name.to_owned(), Addr::new(0xffff_ffff_a000_0000)));
-//! let image = machine.image(&object, &HashMap::from(addresses), |_| ())?;
+//! let names = [".text", ".data", ".bss", ".rodata", ".eh_frame", "__patchable_function_entries"];
+//! let addresses = (0_u64..).zip(names).map(|(n, name)| (name.to_owned(), Addr::new(0xffff_ffff_a000_0000 + n * 4096)));
+//! let image = machine.image(&object, &addresses.collect::<HashMap<_, _>>(), |_| ())?;
 //! let text = image.sections.iter().find(|section| section.name == ".text").ok_or("no text")?;
 //! assert!(!text.bytes.is_empty());
 //! # Ok(())

@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         case!(each_stack_is_walked_once_and_room_is_made_before).within_seconds(120),
         case!(forks_during_holds),
         case!(threads_that_wait_for_a_processor_are_waited_for),
+        case!(a_turn_comes_after_many_others),
     ])
 }
 
@@ -500,5 +501,20 @@ fn threads_that_wait_for_a_processor_are_waited_for() {
         assert_eq!(run_in_each(&WhoAndWhere, LIMIT).unwrap().len(), threads.len());
     }
     stop.store(true, Ordering::Relaxed);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+/// The turns of all threads take longer than the limit of one.
+fn a_turn_comes_after_many_others() {
+    const LIMIT: Duration = Duration::from_millis(100);
+    let threads: Vec<_> = (0..8)
+        .map(|_| {
+            thread::spawn(|| {
+                let held = hold(LIMIT).unwrap();
+                thread::sleep(LIMIT / 3);
+                drop(held);
+            })
+        })
+        .collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::handler::Interrupted;
-use crate::hold::{LIMITS_ON_A_BUSY_MACHINE, deadline, queue_full};
+use crate::hold::{deadline, queue_full};
 use crate::round::{self, Asked, Round, Sleepers, Work};
 use crate::signal;
 use crate::slot;
 use crate::system;
 use crate::task::{self, Tasks, Tid};
-use crate::turn::Turn;
+use crate::turn::{LIMITS_ON_A_BUSY_MACHINE, Turn};
 
 /// A question that a thread can answer between any two of its instructions.
 ///
@@ -76,7 +76,7 @@ impl<'p, P: Probe> Question<'p, P> {
 /// Otherwise as for [`hold`](crate::hold()). A thread that has begun to answer is waited for even beyond `limit`.
 pub fn run_in_each<P: Probe>(probe: &P, limit: Duration) -> Result<Vec<(Tid, P::Answer)>, Error> {
     let begin = Instant::now();
-    let _turn = Turn::take(Some(limit))?;
+    let turn = Turn::take(Some(limit))?;
     let signal = signal::ready()?;
     let list = |source| Error::List { source };
     let tasks = Tasks::open().map_err(list)?;
@@ -104,7 +104,7 @@ pub fn run_in_each<P: Probe>(probe: &P, limit: Duration) -> Result<Vec<(Tid, P::
             let known = u64::try_from(known.len()).unwrap_or(u64::MAX);
             return Err(Error::Restless { known, counted, limit });
         }
-        answers.append(&mut ask(probe, &new, signal, begin, limit)?);
+        answers.append(&mut ask(probe, &new, signal, begin, limit, &turn)?);
         known.extend(new);
     }
 }
@@ -117,12 +117,12 @@ pub fn run_in_each<P: Probe>(probe: &P, limit: Duration) -> Result<Vec<(Tid, P::
 pub fn run_here<P: Probe>(probe: &P) -> Result<P::Answer, Error> {
     let begin = Instant::now();
     let limit = crate::DEFAULT_LIMIT;
-    let _turn = Turn::take(Some(limit))?;
+    let turn = Turn::take(Some(limit))?;
     let signal = signal::ready()?;
     let me = Tid::current();
     let action = |source| Error::Action { signal, source };
     let before = system::mask(libc::SIG_UNBLOCK, task::bit(signal)).map_err(action)?;
-    let answers = ask(probe, &[me], signal, begin, limit);
+    let answers = ask(probe, &[me], signal, begin, limit, &turn);
     system::mask(libc::SIG_SETMASK, before).map_err(action)?;
     // The only thread is the calling one, which has not ended.
     let nobody = Error::ForeignList { tid: me };
@@ -136,6 +136,7 @@ fn ask<P: Probe>(
     signal: i32,
     begin: Instant,
     limit: Duration,
+    turn: &Turn,
 ) -> Result<Vec<(Tid, P::Answer)>, Error> {
     let list = |source| Error::List { source };
     // The round uses the questions, so they live longer than the round: it is dropped first, and waits for threads that
@@ -165,6 +166,7 @@ fn ask<P: Probe>(
             return Err(Error::NotReached { stragglers: Box::new(stragglers), limit });
         }
         longest = busy;
+        turn.waits_for_processors();
     }
     round.settle();
     for slot in round.come() {

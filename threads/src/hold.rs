@@ -14,7 +14,7 @@ use crate::signal;
 use crate::sleeper::{self, Sight, Sleeper};
 use crate::slot;
 use crate::task::{self, Tasks, Tid};
-use crate::turn::Turn;
+use crate::turn::{LIMITS_ON_A_BUSY_MACHINE, Turn};
 use crate::word::ThreadWords;
 
 /// The time that the first attempt waits before it releases all threads again; each later attempt waits twice as long.
@@ -24,10 +24,6 @@ const FIRST_PATIENCE: Duration = Duration::from_millis(4);
 /// The longest wait of an attempt, except for the last one: with more attempts, fewer threads are just starting or
 /// ending.
 const LONGEST_PATIENCE: Duration = Duration::from_millis(64);
-
-/// How many times the limit of the call a hold may take if the threads that are missing only wait for a processor. Such a thread
-/// enters the handler as soon as the scheduler runs the thread, which on a busy machine may take longer than the limit.
-pub(crate) const LIMITS_ON_A_BUSY_MACHINE: u32 = 10;
 
 /// The duration of the attempt that succeeded last, in microseconds.
 static LAST: AtomicU64 = AtomicU64::new(0);
@@ -70,7 +66,7 @@ pub struct Held {
 /// # Errors
 ///
 /// [`Error::NotReached`] names the threads that did not enter the handler, and why. [`Error::Busy`] if another thread
-/// holds or asks for all of `limit`, [`Error::Nested`] if this thread does. [`Error::Replaced`] if other code has taken
+/// holds or asks for all of `limit`, or if other threads have their turns for all of ten times `limit`, [`Error::Nested`] if this thread does. [`Error::Replaced`] if other code has taken
 /// the signal. After an error, this call holds no thread.
 pub fn hold(limit: Duration) -> Result<Held, Error> {
     stop(limit, Sleepers::Asked)
@@ -115,6 +111,7 @@ fn stop(limit: Duration, sleepers: Sleepers) -> Result<Held, Error> {
         drop(round);
         if matches!(&failure, Failure::Late(stragglers) if stragglers.wait_for_a_processor()) {
             longest = limit.saturating_mul(LIMITS_ON_A_BUSY_MACHINE);
+            turn.waits_for_processors();
         }
         let over = begin.elapsed() >= longest;
         match failure {

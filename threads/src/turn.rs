@@ -5,7 +5,7 @@
 
 use std::marker::PhantomData;
 use std::mem;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
@@ -16,7 +16,15 @@ use crate::task::Tid;
 static OWNER: AtomicU32 = AtomicU32::new(0);
 /// Whether a thread that forks keeps the turn. Only the thread whose turn it is changes this.
 static KEPT: AtomicBool = AtomicBool::new(false);
-const SOMEBODY_WAITS: u32 = 1 << 31;
+/// The number of turns that were taken.
+static TURNS: AtomicU64 = AtomicU64::new(0);
+/// Whether the thread whose turn it is waits for threads that only lack a processor.
+static WAITS_FOR_PROCESSORS: AtomicBool = AtomicBool::new(false);
+const ANOTHER_WAITS: u32 = 1 << 31;
+
+/// How many times the limit of the call a hold may take if the threads that are missing only wait for a processor. Such a thread
+/// enters the handler as soon as the scheduler runs the thread, which on a busy machine may take longer than the limit.
+pub(crate) const LIMITS_ON_A_BUSY_MACHINE: u32 = 10;
 
 /// The right to ask or hold the other threads. The turn belongs to the thread that took it.
 #[derive(Debug)]
@@ -27,32 +35,52 @@ pub(crate) struct Turn {
 
 impl Turn {
     /// Waits for the turn; without a limit if `limit` is `None`.
+    ///
+    /// The limit is the time for which one thread may have the turn. If others have their turns one after the other, or if the thread
+    /// whose turn it is waits for threads that only lack a processor, this function waits for up to
+    /// [`LIMITS_ON_A_BUSY_MACHINE`] times the limit.
     pub(crate) fn take(limit: Option<Duration>) -> Result<Turn, Error> {
-        let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+        let begin = Instant::now();
+        let mut deadline = limit.and_then(|limit| begin.checked_add(limit));
+        let mut turns = TURNS.load(Ordering::Relaxed);
         let me = Tid::current().get().cast_unsigned();
         // A thread that has waited does not know whether others still wait, and so sets the bit.
         let mut mine = me;
         loop {
             let owner = match OWNER.compare_exchange(0, mine, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return Ok(Turn { _thread: PhantomData }),
+                Ok(_) => {
+                    TURNS.fetch_add(1, Ordering::Relaxed);
+                    return Ok(Turn { _thread: PhantomData });
+                }
                 Err(owner) => owner,
             };
-            let holder = owner & !SOMEBODY_WAITS;
+            let holder = owner & !ANOTHER_WAITS;
             if holder == me {
                 return Err(Error::Nested);
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            if left == Some(Duration::ZERO) {
-                return Err(Error::Busy { holder: Tid::new(holder.cast_signed()), limit: limit.unwrap_or_default() });
+            if let Some(limit) = limit.filter(|_| left == Some(Duration::ZERO)) {
+                let before = std::mem::replace(&mut turns, TURNS.load(Ordering::Relaxed));
+                let goes_on = turns != before || WAITS_FOR_PROCESSORS.load(Ordering::Relaxed);
+                if !goes_on || begin.elapsed() >= limit.saturating_mul(LIMITS_ON_A_BUSY_MACHINE) {
+                    return Err(Error::Busy { holder: Tid::new(holder.cast_signed()), limit });
+                }
+                deadline = Instant::now().checked_add(limit);
+                continue;
             }
-            let waited_for = owner | SOMEBODY_WAITS;
+            let waited_for = owner | ANOTHER_WAITS;
             if owner == waited_for
                 || OWNER.compare_exchange(owner, waited_for, Ordering::Relaxed, Ordering::Relaxed).is_ok()
             {
                 system::wait(OWNER.as_ptr(), waited_for, left);
-                mine = me | SOMEBODY_WAITS;
+                mine = me | ANOTHER_WAITS;
             }
         }
+    }
+
+    /// Records that this thread waits for threads that only lack a processor.
+    pub(crate) fn waits_for_processors(&self) {
+        WAITS_FOR_PROCESSORS.store(true, Ordering::Relaxed);
     }
 
     /// Keeps the turn over a fork.
@@ -70,7 +98,8 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        if OWNER.swap(0, Ordering::Release) & SOMEBODY_WAITS != 0 {
+        WAITS_FOR_PROCESSORS.store(false, Ordering::Relaxed);
+        if OWNER.swap(0, Ordering::Release) & ANOTHER_WAITS != 0 {
             system::wake(OWNER.as_ptr(), 1);
         }
     }

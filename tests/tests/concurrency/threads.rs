@@ -142,10 +142,10 @@ pub(crate) fn eight_threads_load_and_unload() {
                 }
             });
         }
-        for loader in loaders {
-            loader.join().unwrap();
-        }
+        let joined: Vec<_> = loaders.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        // The visitors end even if a loader has failed.
         stop.store(true, Ordering::Relaxed);
+        joined.into_iter().for_each(|joined| joined.unwrap());
     });
     assert!(balance.open.lock().unwrap().is_empty());
     assert_eq!(provider.users(), [""; 0]);
