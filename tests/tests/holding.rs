@@ -8,7 +8,7 @@ use std::os::fd::FromRawFd;
 use std::process::ExitCode;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -506,10 +506,13 @@ fn threads_that_wait_for_a_processor_are_waited_for() {
 
 /// The turns of all threads take longer than the limit of one.
 fn a_turn_comes_after_many_others() {
-    const LIMIT: Duration = Duration::from_millis(100);
+    const LIMIT: Duration = Duration::from_millis(300);
+    let begin = Arc::new(Barrier::new(8));
     let threads: Vec<_> = (0..8)
         .map(|_| {
-            thread::spawn(|| {
+            let begin = begin.clone();
+            thread::spawn(move || {
+                begin.wait();
                 let held = hold(LIMIT).unwrap();
                 thread::sleep(LIMIT / 3);
                 drop(held);

@@ -124,7 +124,7 @@ fn records_that_cannot_be_followed_are_refused_by_name() {
         (
             ".funcs = funcs }",
             ".funcs = funcs, .callbacks = { .pre_patch = (void *)objs } }",
-            "`pre_patch` is no function",
+            "`pre_patch` must be a function in the module's text",
         ),
         (
             constant,

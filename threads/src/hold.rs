@@ -90,17 +90,17 @@ fn stop(limit: Duration, sleepers: Sleepers) -> Result<Held, Error> {
     let list = |source| Error::List { source };
     let tasks = Tasks::open().map_err(list)?;
     let mut patience = first_patience();
-    let mut longest = limit;
+    let busy = limit.saturating_mul(LIMITS_ON_A_BUSY_MACHINE);
     loop {
         // Threads that start meanwhile need slots, too. If the slots are still too few, the attempt reports that.
         let count = tasks.count().map_err(list)?;
         slot::reserve(count + count / 4 + 16 + round::debts());
-        let left = longest.saturating_sub(begin.elapsed());
+        let left = limit.saturating_sub(begin.elapsed());
         let mut round = Round::begin(signal, sleepers);
         // The last attempt takes all the remaining time, so that no attempt is too short to be useful.
         let wait = if left < patience * 2 { left } else { patience };
         let attempt = Instant::now();
-        let failure = match everybody(&tasks, &mut round, attempt + wait) {
+        let failure = match everybody(&tasks, &mut round, attempt + wait, deadline(begin, busy), &turn) {
             Ok(()) => {
                 let took = u64::try_from(attempt.elapsed().as_micros()).unwrap_or(u64::MAX);
                 LAST.store(took, Ordering::Relaxed);
@@ -109,11 +109,7 @@ fn stop(limit: Duration, sleepers: Sleepers) -> Result<Held, Error> {
             Err(failure) => failure,
         };
         drop(round);
-        if matches!(&failure, Failure::Late(stragglers) if stragglers.wait_for_a_processor()) {
-            longest = limit.saturating_mul(LIMITS_ON_A_BUSY_MACHINE);
-            turn.waits_for_processors();
-        }
-        let over = begin.elapsed() >= longest;
+        let over = begin.elapsed() >= limit;
         match failure {
             Failure::Error(error) => return Err(error),
             Failure::Crowded => slot::reserve(u64::from(slot::capacity()) + 1),
@@ -148,7 +144,8 @@ enum Failure {
     Restless { known: u64, counted: u64 },
 }
 
-/// Asks threads until every other thread is held.
+/// Asks threads until every other thread is held, or until `until`; until `latest`, if the threads that are missing then only
+/// lack a processor.
 ///
 /// A count shows that the set is complete. The list may lack threads (see [`Tasks::each`]), but the count does not. A
 /// held thread neither starts threads nor ends. So if the kernel counts as many threads as the sum of held threads,
@@ -157,7 +154,13 @@ enum Failure {
 /// that were inspected in their sleep belong to the sum, too; [`Held::awake`] tells later whether they slept all the
 /// time.
 #[expect(clippy::result_large_err, reason = "a box would take memory while others are held")]
-fn everybody(tasks: &Tasks, round: &mut Round, until: Instant) -> Result<(), Failure> {
+fn everybody(
+    tasks: &Tasks,
+    round: &mut Round,
+    mut until: Instant,
+    latest: Instant,
+    turn: &Turn,
+) -> Result<(), Failure> {
     let list = |source| Failure::Error(Error::List { source });
     let me = Tid::current();
     if tasks.count().map_err(list)? == 1 {
@@ -178,10 +181,16 @@ fn everybody(tasks: &Tasks, round: &mut Round, until: Instant) -> Result<(), Fai
         if let ControlFlow::Break(failure) = asked.map_err(list)? {
             return Err(failure);
         }
-        if !round.wait(until).map_err(list)?
+        while !round.wait(until).map_err(list)?
             && let Some(stragglers) = round.stragglers()
         {
-            return Err(Failure::Late(stragglers));
+            if !stragglers.wait_for_a_processor() || Instant::now() >= latest {
+                return Err(Failure::Late(stragglers));
+            }
+            // A runnable thread that does not block the signal needs nothing of the held threads but their processors. So the held
+            // threads are not released.
+            turn.waits_for_processors();
+            until = latest.min(Instant::now() + LONGEST_PATIENCE);
         }
         // The refresh comes before the count, because a thread that runs may create other threads.
         let asleep = round.refresh().map_err(list)?;

@@ -8,7 +8,7 @@ use modload::text::Arena;
 use modload::{Coming, Error, Membership, ModuleInfo, Order, Refusal, State, Subscriber, WeakHost};
 use modload_tests::{Log, Watcher, image};
 
-use crate::scene::{Gate, a_while, host};
+use crate::scene::{Gate, host, spawn_waiting};
 
 /// Owns the membership of another subscriber.
 struct Owner {
@@ -100,8 +100,7 @@ pub(crate) fn leave_waits_for_calls_in_other_threads() {
     thread::scope(|scope| {
         let loading = scope.spawn(|| host.load(&image("ordtarget")));
         is_inside.recv().unwrap();
-        let leaving = scope.spawn(|| member.leave());
-        a_while();
+        let leaving = spawn_waiting(scope, || member.leave());
         assert!(!leaving.is_finished(), "its call is running");
         // The subscriber has left nevertheless: another module is loaded without calling the subscriber, and the
         // subscriber can join again.

@@ -7,7 +7,7 @@ use modload::error::{PrepareError, RegistryError, sentence};
 use modload::{Error, LoadError, Module, ModuleInfo, Order, Refusal, Stage, State, Subscriber, WeakHost};
 use modload_tests::image;
 
-use crate::scene::{Gate, a_while, host};
+use crate::scene::{Gate, host, spawn_waiting};
 
 fn errors_of(first: Result<(), Refusal>) -> (Result<Module, LoadError>, LoadError) {
     let host = host();
@@ -16,8 +16,7 @@ fn errors_of(first: Result<(), Refusal>) -> (Result<Module, LoadError>, LoadErro
     thread::scope(|scope| {
         let loading = scope.spawn(|| host.load(&image("ordtarget")));
         is_inside.recv().unwrap();
-        let second = scope.spawn(|| host.load(&image("ordtarget")));
-        a_while();
+        let second = spawn_waiting(scope, || host.load(&image("ordtarget")));
         assert!(!second.is_finished(), "it waits");
         assert_eq!(host.modules(), [("ordtarget".to_owned(), State::Coming)]);
         go.send(first).unwrap();
@@ -71,8 +70,7 @@ fn user_and_provider(provider: Result<(), Refusal>) -> Result<Module, LoadError>
     thread::scope(|scope| {
         let loading = scope.spawn(|| drop(host.load(&image("greet"))));
         is_inside.recv().unwrap();
-        let user = scope.spawn(|| host.load(&image("guest")));
-        a_while();
+        let user = spawn_waiting(scope, || host.load(&image("guest")));
         assert!(!user.is_finished(), "it waits");
         go.send(provider).unwrap();
         loading.join().unwrap();
@@ -94,10 +92,8 @@ pub(crate) fn who_waits_for_a_load_that_fails_unformed_is_woken() {
         let provider = scope.spawn(|| host.load(&image("greet")).unwrap_err());
         is_inside.recv().unwrap();
         // UNFORMED, and waiting for its provider; another load waits for this module.
-        let user = scope.spawn(|| host.load(&image("guest")).unwrap_err());
-        a_while();
-        let second = scope.spawn(|| host.load(&image("guest")).unwrap_err());
-        a_while();
+        let user = spawn_waiting(scope, || host.load(&image("guest")).unwrap_err());
+        let second = spawn_waiting(scope, || host.load(&image("guest")).unwrap_err());
         go.send(Err("not today".into())).unwrap();
         provider.join().unwrap();
         assert_eq!(user.join().unwrap().stage, Stage::Resolve);

@@ -5,7 +5,9 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use modload_threads::ForkHandlers;
 
 use crate::allocation::arena::{Arena, ArenaState};
 use crate::allocation::owners;
@@ -42,17 +44,17 @@ thread_local! {
 
 /// Makes the C library call this module around every fork.
 pub(crate) fn install() -> io::Result<()> {
-    static INSTALLED: OnceLock<i32> = OnceLock::new();
+    static HANDLERS: ForkHandlers = ForkHandlers::new(prepare, after_in_parent, after_in_child);
     // `modload_threads` installs its handlers first, so its lock is taken after the locks of this crate and of the
     // hooks.
     modload_threads::frames::install_fork_handlers()?;
-    // SAFETY: the three functions are `extern "C"`, take no arguments, and live as long as the program.
-    let failed = *INSTALLED
-        .get_or_init(|| unsafe { libc::pthread_atfork(Some(prepare), Some(after_in_parent), Some(after_in_child)) });
-    if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
+    HANDLERS.register()
 }
 
 extern "C" fn prepare() {
+    if FORK_LOCKS.with_borrow(Option::is_some) {
+        return;
+    }
     let hooks = HOOKS.lock().unwrap_or_else(PoisonError::into_inner);
     hooks.iter().rev().for_each(|hook| (hook.prepare)());
     let creation = lock_creation();
@@ -65,15 +67,15 @@ extern "C" fn prepare() {
 }
 
 extern "C" fn after_in_parent() {
-    modload_threads::after_fork_in_parent();
     let Some(ForkLocks { locks, hooks }) = FORK_LOCKS.take() else { return };
+    modload_threads::after_fork_in_parent();
     drop(locks);
     hooks.iter().for_each(|hook| (hook.parent)());
 }
 
 extern "C" fn after_in_child() {
-    modload_threads::after_fork_in_child();
     let Some(ForkLocks { mut locks, hooks }) = FORK_LOCKS.take() else { return };
+    modload_threads::after_fork_in_child();
     batch::reset_traps_in_flight();
     // If the file cannot be opened, every write in the child fails with an error that says so.
     let _ = locks.text.open();

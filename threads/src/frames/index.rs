@@ -16,12 +16,13 @@ use std::io;
 use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 
 use super::libgcc::{self, RegisteredRun};
 use super::listing::Listing;
+use crate::fork_handlers::ForkHandlers;
 
 /// Rows for a range of addresses.
 #[derive(Clone, Copy)]
@@ -255,23 +256,30 @@ thread_local! {
 /// # Errors
 /// `pthread_atfork` has no memory.
 pub fn install_fork_handlers() -> io::Result<()> {
-    static INSTALLED: OnceLock<i32> = OnceLock::new();
-    // SAFETY: the three functions are `extern "C"`, take no arguments, and live as long as the program.
-    let failed = *INSTALLED.get_or_init(|| unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) });
-    if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
+    static HANDLERS: ForkHandlers = ForkHandlers::new(prepare, parent, child);
+    HANDLERS.register()
 }
 
 extern "C" fn prepare() {
+    if OVER_FORK.with_borrow(Option::is_some) {
+        return;
+    }
     OVER_FORK.set(Some(writer()));
     libgcc::before_fork();
 }
 
 extern "C" fn parent() {
+    if OVER_FORK.with_borrow(Option::is_none) {
+        return;
+    }
     libgcc::after_fork();
     drop(OVER_FORK.take());
 }
 
 extern "C" fn child() {
+    if OVER_FORK.with_borrow(Option::is_none) {
+        return;
+    }
     libgcc::after_fork();
     for readers in &READERS {
         readers.store(0, Ordering::SeqCst);
