@@ -484,7 +484,7 @@ fn threads_that_wait_for_a_processor_are_waited_for() {
     const LIMIT: Duration = Duration::from_millis(50);
     let stop = Arc::new(AtomicBool::new(false));
     let begun = Arc::new(AtomicUsize::new(0));
-    let threads: Vec<_> = (0..200)
+    let threads: Vec<_> = (0..64)
         .map(|_| {
             let (stop, begun) = (stop.clone(), begun.clone());
             thread::spawn(move || {
