@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::index::{Known, Overlap};
 use super::listing::{self, Malformed};
-use super::registers::Register;
+use super::x86_64::Register;
 
 /// A row: the places of the caller's registers, from one instruction of a piece of code on.
 ///

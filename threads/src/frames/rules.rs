@@ -9,7 +9,7 @@ use super::expression::{NoValue, evaluate};
 use super::index::Reading;
 use super::memory::Memory;
 use super::process::Objects;
-use super::registers::{Register, Registers};
+use super::x86_64::{Register, Registers};
 
 /// Storage for a row's rules in the walker itself: for the registers of [`Register`] and some that do not matter here.
 #[derive(Clone, Debug)]
