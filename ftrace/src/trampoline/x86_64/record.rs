@@ -4,9 +4,9 @@ use std::mem::offset_of;
 
 use modload_edit::Addr;
 
-use super::function::{FunctionRecord, address};
-use super::ring::CALL;
-use super::variants::SiteBranch;
+use crate::trampoline::function::{FunctionRecord, address};
+use crate::trampoline::ring::CALL;
+use crate::trampoline::variants::SiteBranch;
 
 // The address at which the function continues, and its return address, are on the stack.
 recording_asm!(
