@@ -14,6 +14,8 @@
 
 pub mod render;
 pub mod trace;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 mod error;
 mod filter;
 mod clock;
