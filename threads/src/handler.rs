@@ -85,20 +85,20 @@ impl<'a> Interrupted<'a> {
     /// Returns the address of the instruction that the thread executes next.
     #[must_use]
     pub fn rip(&self) -> u64 {
-        self.register(x86_64::RIP)
+        self.register(x86_64::INSTRUCTION_POINTER)
     }
 
     /// Returns the thread's stack pointer. The 128 bytes below it still belong to the interrupted function: the red
     /// zone.
     #[must_use]
     pub fn rsp(&self) -> u64 {
-        self.register(x86_64::RSP)
+        self.register(x86_64::STACK_POINTER)
     }
 
     /// Returns the thread's frame pointer, for code that uses one.
     #[must_use]
     pub fn rbp(&self) -> u64 {
-        self.register(x86_64::RBP)
+        self.register(x86_64::FRAME_POINTER)
     }
 
     /// Returns a general register, by the C library's number (`libc::REG_RAX`); 0 if there is no register of that

@@ -159,7 +159,7 @@ impl Sleeper {
     /// because the kernel shows the registers themselves.
     #[must_use]
     pub fn registers(&self) -> Registers {
-        let place = Registers::unknown().with(Register::RIP, self.rip).with(Register::RSP, self.rsp);
+        let place = Registers::unknown().with(Register::RETURN, self.rip).with(Register::STACK, self.rsp);
         if self.call().is_none() {
             return place;
         }

@@ -155,9 +155,9 @@ fn steps(
     let tables = Reading::begin();
     let mut registers = *registers;
     let mut is_exact = true;
-    registers.get(Register::RSP).ok_or(WalkError::NowhereToBegin)?;
+    registers.get(Register::STACK).ok_or(WalkError::NowhereToBegin)?;
     for _ in 0..DEEPEST {
-        let pc = registers.get(Register::RIP).ok_or(WalkError::NowhereToBegin)?;
+        let pc = registers.get(Register::RETURN).ok_or(WalkError::NowhereToBegin)?;
         let mut frame = Frame { pc, cfa: 0, is_exact, is_signal: false };
         let unwound = unwind(frame.inside(), &registers, &tables).map_err(|unknown| match unknown {
             Unknown::NoRow => WalkError::NoRow { pc },

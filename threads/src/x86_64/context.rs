@@ -4,9 +4,9 @@ use std::arch::x86_64::__cpuid;
 use std::ffi::c_int;
 
 /// The instruction pointer, the stack pointer and the frame pointer, by the C library's numbers.
-pub(crate) const RIP: c_int = libc::REG_RIP;
-pub(crate) const RSP: c_int = libc::REG_RSP;
-pub(crate) const RBP: c_int = libc::REG_RBP;
+pub(crate) const INSTRUCTION_POINTER: c_int = libc::REG_RIP;
+pub(crate) const STACK_POINTER: c_int = libc::REG_RSP;
+pub(crate) const FRAME_POINTER: c_int = libc::REG_RBP;
 
 /// The DWARF number of rax, in which a landing pad gets the exception (psABI, table 3.36; gcc's
 /// `__builtin_eh_return_data_regno(0)`).
@@ -25,7 +25,7 @@ pub(crate) fn register(context: &libc::ucontext_t, number: c_int) -> Option<u64>
 /// Changes the address at which a thread resumes.
 pub(crate) fn set_rip(context: &mut libc::ucontext_t, rip: u64) -> bool {
     // REG_RIP is a small positive constant of the C library.
-    let place = usize::try_from(RIP).ok().and_then(|at| context.uc_mcontext.gregs.get_mut(at));
+    let place = usize::try_from(INSTRUCTION_POINTER).ok().and_then(|at| context.uc_mcontext.gregs.get_mut(at));
     place.is_some_and(|place| {
         *place = rip.cast_signed();
         true
@@ -37,7 +37,7 @@ pub(crate) fn set_rip(context: &mut libc::ucontext_t, rip: u64) -> bool {
 /// front of the instruction.
 pub(crate) fn call_has_failed(context: &libc::ucontext_t, error: c_int) -> bool {
     let result = register(context, libc::REG_RAX).map(u64::cast_signed);
-    register(context, libc::REG_RCX) == register(context, RIP) && result == Some(-i64::from(error))
+    register(context, libc::REG_RCX) == register(context, INSTRUCTION_POINTER) && result == Some(-i64::from(error))
 }
 
 /// Serialises this core: changed instructions are fetched again.

@@ -11,7 +11,8 @@ mod system_call;
 mod word;
 
 pub(crate) use context::{
-    CALL_ARGUMENTS, EXCEPTION_REGISTER, RBP, RIP, RSP, call_has_failed, register, serialise_core, set_rip,
+    CALL_ARGUMENTS, EXCEPTION_REGISTER, FRAME_POINTER, INSTRUCTION_POINTER, STACK_POINTER, call_has_failed, register,
+    serialise_core, set_rip,
 };
 pub(crate) use entry::{boundary_frame, first_function, signal_entry, thread_beginnings};
 pub(crate) use system_call::system_call;
