@@ -1,6 +1,6 @@
 //! The instructions of static keys and static calls, for x86-64.
 //!
-//! Another processor has to provide: a NOP and its record (`static_branch`), a call with the arguments in the registers
+//! Another processor has to provide: a NOP with a record (`static_branch`), a call with the arguments in the registers
 //! of the C ABI (`static_call_asm`), and an empty trampoline (`static_call_trampoline`), each as the loader reads it.
 
 /// A branch site, compiled as a NOP that continues with `$straight`, and its record in `__jump_table`. The loader may
@@ -31,7 +31,7 @@ macro_rules! static_branch {
     };
 }
 
-/// The trampoline, which returns until the loader makes it jump to the key's function.
+/// The trampoline, which returns until the loader writes a jump to the key's function.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! static_call_trampoline {
@@ -54,7 +54,7 @@ macro_rules! static_call_trampoline {
     };
 }
 
-/// The call instruction, with each argument in its register of the C ABI.
+/// The call instruction, with each argument in the register of the C ABI.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! static_call_asm {
