@@ -17,21 +17,10 @@
 
 #![forbid(unsafe_code)]
 
-mod features;
-mod user_space;
-mod cpu;
-mod facts;
-mod nops;
-mod moved;
-mod alternative;
-mod retpoline;
-mod returns;
-mod sites;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
-pub use alternative::{Profile, alternatives};
-pub use cpu::{Features, UnknownFeature};
-pub use facts::{Facts, Processors, Returns, RewriteProblem};
-pub use features::WORDS;
-pub use retpoline::retpolines;
-pub use returns::{return_at, returns};
-pub use sites::{Boundaries, endbr_seals, function_entries, smp_locks};
+pub use x86_64::{
+    Boundaries, Facts, Features, Processors, Profile, Returns, RewriteProblem, UnknownFeature, WORDS, alternatives,
+    endbr_seals, function_entries, retpolines, return_at, returns, smp_locks,
+};

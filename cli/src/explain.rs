@@ -5,7 +5,6 @@ use std::io;
 use std::path::PathBuf;
 
 use anstyle::{AnsiColor, Style};
-use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction};
 use modload::Host;
 use modload::inspect::{Change, Explanation};
 use modload::text::formatter;
@@ -14,6 +13,7 @@ use crate::failure::CommandFailure;
 use crate::operate_args::Explain;
 use crate::output::CommandOutput;
 use crate::run::read;
+use crate::x86_64::{DecodedInstruction, decode};
 
 const CHANGED: Style = AnsiColor::Yellow.on_default();
 const DIM: Style = Style::new().dimmed();
@@ -41,34 +41,11 @@ pub(crate) fn show(
     Ok(output.flush()?)
 }
 
-/// One disassembled instruction.
-struct ComparedInstruction {
-    offset: usize,
-    len: usize,
-    text: String,
-}
-
-/// Disassembles a function as if its address were 0, so that the output is the same in every run.
-fn disassemble(bytes: &[u8]) -> Vec<ComparedInstruction> {
-    let mut decoder = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE);
-    let mut formatter = formatter();
-    let mut instruction = Instruction::default();
-    let mut lines = Vec::new();
-    while decoder.can_decode() {
-        let offset = decoder.position();
-        decoder.decode_out(&mut instruction);
-        let mut text = String::new();
-        formatter.format(&instruction, &mut text);
-        lines.push(ComparedInstruction { offset, len: decoder.position() - offset, text });
-    }
-    lines
-}
-
 /// Prints both sides. Rows are aligned where an instruction begins on both sides.
 fn table(explained: &Explanation, output: &mut CommandOutput) -> io::Result<()> {
     let Explanation { function, place, before, after, changes } = explained;
     output.heading(&format!("{function} at {place}"))?;
-    let (left, right) = (disassemble(before), disassemble(after));
+    let (left, right) = (decode(before, formatter()), decode(after, formatter()));
     let mut offsets: Vec<usize> = left.iter().chain(&right).map(|line| line.offset).collect();
     offsets.sort_unstable();
     offsets.dedup();
@@ -83,7 +60,7 @@ fn table(explained: &Explanation, output: &mut CommandOutput) -> io::Result<()> 
     for offset in offsets {
         let old = left.next_if(|line| line.offset == offset);
         let new = right.next_if(|line| line.offset == offset);
-        let shown = |line: &Option<ComparedInstruction>, bytes: &[u8]| {
+        let shown = |line: &Option<DecodedInstruction>, bytes: &[u8]| {
             line.as_ref().map_or_else(String::new, |line| {
                 let hex: Vec<String> =
                     bytes[line.offset..line.offset + line.len].iter().map(|byte| format!("{byte:02x}")).collect();

@@ -3,7 +3,6 @@
 
 use std::io;
 
-use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter, Instruction};
 use modload::error::ObjectError;
 use modload::file::{ModuleFile, SIZE_LIMIT};
 use modload::inspect::{FunctionBytes, Inspection};
@@ -12,6 +11,7 @@ use serde::Serialize;
 use crate::failure::CommandFailure;
 use crate::operate_args::Inspect;
 use crate::output::CommandOutput;
+use crate::x86_64::{DecodedInstruction, decode, plain_formatter};
 
 pub(crate) fn run(arguments: &Inspect, output: &mut CommandOutput) -> Result<(), CommandFailure> {
     let path = || arguments.file.clone();
@@ -97,7 +97,7 @@ struct FunctionListing<'a> {
 #[derive(Serialize)]
 struct ListedInstruction {
     /// The offset from the start of the function.
-    offset: u64,
+    offset: usize,
     bytes: String,
     text: String,
     /// The relocations that change the instruction when the module is loaded.
@@ -105,29 +105,20 @@ struct ListedInstruction {
 }
 
 fn disassemble(function: &FunctionBytes) -> Vec<ListedInstruction> {
-    let mut decoder = Decoder::with_ip(64, &function.bytes, 0, DecoderOptions::NONE);
-    let mut formatter = GasFormatter::new();
-    formatter.options_mut().set_branch_leading_zeros(false);
-    formatter.options_mut().set_uppercase_hex(false);
-    let mut instruction = Instruction::default();
-    let mut lines = Vec::new();
     // Both lists are sorted by offset.
     let mut relocations = function.relocations.iter().peekable();
-    while decoder.can_decode() {
-        let start = decoder.position();
-        decoder.decode_out(&mut instruction);
-        let bytes = &function.bytes[start..decoder.position()];
-        let mut text = String::new();
-        formatter.format(&instruction, &mut text);
-        let inside = std::iter::from_fn(|| relocations.next_if(|(at, _)| *at < instruction.next_ip()));
-        lines.push(ListedInstruction {
-            offset: instruction.ip(),
-            bytes: bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" "),
+    let line = |DecodedInstruction { offset, len, text }: DecodedInstruction| {
+        let end = offset + len;
+        let inside =
+            std::iter::from_fn(|| relocations.next_if(|(at, _)| usize::try_from(*at).is_ok_and(|at| at < end)));
+        ListedInstruction {
+            offset,
+            bytes: function.bytes[offset..end].iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" "),
             text,
             relocations: inside.map(|(_, text)| text.clone()).collect(),
-        });
-    }
-    lines
+        }
+    };
+    decode(&function.bytes, plain_formatter()).into_iter().map(line).collect()
 }
 
 fn list(listing: &FunctionListing<'_>, output: &mut CommandOutput) -> io::Result<()> {

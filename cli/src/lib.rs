@@ -40,6 +40,8 @@ mod telling;
 mod trace;
 mod trace_args;
 mod trace_embedded;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -12,6 +12,7 @@
 //!   [`YIELDS`] are the rules.
 //! - [`InstructionEffect`]: the effect of an instruction on a thread, for instructions at sites that change while
 //!   threads run.
+//! - [`encode_call`], [`encode_jump`], [`NOPS`], [`INT3`]: the instructions that several engines write.
 //! - [`disassembled`]: code in readable form.
 //!
 //! This crate never sees a pointer, a file or mapped memory.
@@ -23,23 +24,27 @@ mod edit;
 mod order;
 mod sink;
 mod set;
-mod step;
 mod code;
 mod ledger;
-mod listing;
-mod nops;
 mod table;
 mod width;
+// One processor per build. `docs/porting.md` lists the contents of such a module, for every crate.
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!("modload has no module for this processor; docs/porting.md says what one has to provide");
 
 pub use addr::Addr;
 pub use code::{Code, CodeBuffers, PieceKind};
 pub use edit::{Edit, EditOrigin, Engine};
 pub use ledger::{Edits, Ledger};
-pub use listing::{disassembled, formatter};
-pub use nops::{NOPS, fill_with_nops};
 pub use order::{ORDER, YIELDS, Yields, may_follow};
 pub use set::EditSet;
 pub use sink::{Counter, Rejected, Sink, Window};
-pub use step::{InstructionEffect, ZERO, is_one_instruction};
 pub use table::{MAX_SITE, PlanError, RecordTable, refused, write};
 pub use width::{index, wide};
+pub use x86_64::{
+    BRANCH_LEN, INT3, InstructionEffect, NOP, NOPS, ZERO, disassembled, encode_call, encode_jump, fill_with_nops,
+    formatter, is_one_instruction,
+};

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::trampoline::ring::time_stamp;
+use crate::trampoline::x86_64::{has_even_time_stamps, time_stamp};
 
 /// Both clocks at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -39,12 +39,9 @@ impl Clock {
         FIRST.get_or_init(Moment::now);
     }
 
-    /// Starts a clock. Returns `None` if time stamps do not run evenly and equally on all processors
-    /// (`CPUID.80000007H:EDX[8]`).
+    /// Starts a clock. Returns `None` if time stamps do not run evenly and equally on all processors.
     pub(crate) fn start() -> Option<Clock> {
-        let invariant = std::arch::x86_64::__cpuid(0x8000_0000).eax >= 0x8000_0007
-            && std::arch::x86_64::__cpuid(0x8000_0007).edx & 1 << 8 != 0;
-        if !invariant {
+        if !has_even_time_stamps() {
             return None;
         }
         let first = FIRST.get_or_init(Moment::now);

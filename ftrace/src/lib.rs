@@ -14,6 +14,8 @@
 
 pub mod render;
 pub mod trace;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 mod error;
 mod filter;
 mod clock;
@@ -35,8 +37,8 @@ pub use filter::{BadPattern, Filter, Pattern};
 pub use recording::{FunctionTrace, Mode, TraceOptions};
 pub use sites::Traceable;
 pub use tracing::{Ftrace, HOST, Tracing, set_trap_mask, sweep};
-pub use trampoline::CallRegisters;
 pub use trampoline::call::{Call, Redirect, Redirecting, Tracer};
-pub use trampoline::event::{StubEvent, event_code};
+pub use trampoline::event::StubEvent;
 pub use trampoline::event_hook::on_event;
 pub use trampoline::host::HostFunction;
+pub use trampoline::{CallRegisters, event_code};

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use modload_abi::record::{AddressSite, FixedRecord};
 use modload_abi::section;
-use modload_edit::{Addr, EditOrigin, Engine, NOPS, index, wide};
+use modload_edit::{Addr, EditOrigin, Engine, NOP, index, wide};
 use modload_loader::{Coming, FunctionSymbol, Refusal};
 
 use crate::trace::TracedFunction;
 use crate::trampoline::variants::VectorWidth;
+use crate::x86_64::{LANDING_PAD, landing_pad_len, may_use_zmm, site_len};
 
 /// A function with a record, and whether it can be traced.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,11 +57,6 @@ pub(crate) struct FoundSites {
     pub(crate) width: Option<VectorWidth>,
 }
 
-/// A NOP of one byte.
-const NOP: u8 = 0x90;
-
-pub(crate) const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
-
 /// The most bytes before its entry at which a function's NOPs may begin (`-fpatchable-function-entry=N,M`).
 const BEFORE: u64 = 64;
 
@@ -98,17 +94,20 @@ impl FoundSites {
         let outside = || Refusal::from(format!("{why}: its site is not within text"));
         let (start, text) = coming.text(at).ok_or_else(outside)?;
         let code = text.get(index((at - start).cast_unsigned())..).ok_or_else(outside)?;
-        let len = [5, 6].into_iter().find(|len| code.starts_with(NOPS[len - 1]));
+        let len = site_len(code);
         let behind = functions.partition_point(|function| function.addr <= at);
         // Of several names for one address, the first is used.
         let named = |last: &FunctionSymbol| functions.partition_point(|function| function.addr < last.addr);
         let before = behind.checked_sub(1).map(|last| &functions[named(&functions[last])]);
         let distance = before.map(|function| at - function.addr);
-        let is_endbr = || text.get(..index((at - start).cast_unsigned())).is_some_and(|text| text.ends_with(&ENDBR64));
+        let is_endbr =
+            || text.get(..index((at - start).cast_unsigned())).is_some_and(|text| text.ends_with(&LANDING_PAD));
         let place = || coming.module().display_place(at).unwrap_or_else(|| at.to_string());
         let (name, why_not) = match (before, distance) {
             (Some(function), Some(0)) => (function.name.clone(), None),
-            (Some(function), Some(4)) if is_endbr() => (function.name.clone(), None),
+            (Some(function), Some(distance)) if distance.unsigned_abs() == wide(LANDING_PAD.len()) && is_endbr() => {
+                (function.name.clone(), None)
+            }
             _ => match functions.get(behind).filter(|next| next.addr - at <= BEFORE.cast_signed()) {
                 // The bytes before an entry are NOPs, which the loader leaves unchanged. Other bytes are the code of a
                 // function that has no name any more, because another object's function has replaced it.
@@ -128,7 +127,7 @@ impl FoundSites {
             },
         };
         let why_not = why_not.or_else(|| {
-            let size = code.iter().take_while(|byte| **byte == 0x90).count();
+            let size = code.iter().take_while(|byte| **byte == NOP).count();
             let why = "there is no NOP of 5 or 6 bytes at its entry, and no 5 NOPs";
             len.is_none().then(|| match size {
                 0 => format!("{why} (-pg -mfentry -mrecord-mcount, or -fpatchable-function-entry=5, would make one)"),
@@ -139,7 +138,6 @@ impl FoundSites {
         match (why_not, len) {
             (None, Some(len)) => {
                 let entry = at.offset(-distance.unwrap_or(0));
-                let len = u8::try_from(len).unwrap_or(5);
                 self.sites.push(Site { at, len, entry, name, is_init: coming.is_init(at), why });
             }
             (why_not, _) => self.untraceable.push((name, why_not.unwrap_or_default())),
@@ -163,11 +161,10 @@ impl FoundSites {
             text.get(index(at.checked_offset_from(start)?)..)
         };
         let entry = function.addr;
-        let is_endbr = code(entry).is_some_and(|code| code.starts_with(&ENDBR64));
-        let at = if is_endbr { entry + wide(ENDBR64.len()) } else { entry };
+        let at = entry + wide(code(entry).map_or(0, landing_pad_len));
         let behind = code(at).unwrap_or_default();
         let name: Arc<str> = function.name.as_str().into();
-        if let Some(len) = [5_u8, 6].into_iter().find(|len| behind.starts_with(NOPS[usize::from(*len) - 1])) {
+        if let Some(len) = site_len(behind) {
             self.sites.push(Site { at, len, entry, name, is_init: coming.is_init(at), why });
             return Ok(());
         }
@@ -183,9 +180,8 @@ impl FoundSites {
     }
 }
 
-/// Returns the width of vector registers that may hold arguments of the module's functions. 512 bits only if an
-/// instruction may use them (an EVEX prefix: 0x62, and two fixed bits), because saving such registers takes as long as
-/// everything else.
+/// Returns the width of vector registers that may hold arguments of the module's functions. The largest only if an
+/// instruction may use it, because saving such registers takes as long as everything else.
 fn width(coming: &Coming<'_>, functions: &[FunctionSymbol]) -> VectorWidth {
     let widest = VectorWidth::of_this_machine();
     if widest != VectorWidth::Zmm {
@@ -198,9 +194,5 @@ fn width(coming: &Coming<'_>, functions: &[FunctionSymbol]) -> VectorWidth {
         }
         texts.extend(coming.text(function.addr));
     }
-    let has = |text: &[u8]| {
-        memchr::memchr_iter(0x62, text)
-            .any(|at| matches!(text[at..], [_, p0, p1, ..] if p0 & 0x08 == 0 && p1 & 0x04 != 0))
-    };
-    if texts.iter().any(|(_, text)| has(text)) { VectorWidth::Zmm } else { VectorWidth::Ymm }
+    if texts.iter().any(|(_, text)| may_use_zmm(text)) { VectorWidth::Zmm } else { VectorWidth::Ymm }
 }

@@ -21,6 +21,7 @@ use crate::trampoline::reader::RingReader;
 use crate::trampoline::slow_path::prepare;
 use crate::trampoline::variants::{AfterTracers, VectorWidth};
 use crate::trampoline::{FunctionRecord, second_half};
+use crate::x86_64::{LONGEST_SITE, reaches, write_call, write_jump};
 
 static TABLE: Mutex<TraceTable> = Mutex::new(TraceTable::new());
 
@@ -244,7 +245,7 @@ impl TraceEntry {
     }
 
     fn reaches(&self, to: Addr) -> bool {
-        i32::try_from(to - self.behind()).is_ok()
+        reaches(self.behind(), to)
     }
 
     /// Returns the address behind the site.
@@ -267,29 +268,21 @@ impl TraceEntry {
 /// The bytes of a site, which are one instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct SiteCode {
-    bytes: [u8; 6],
+    bytes: [u8; LONGEST_SITE],
     len: u8,
 }
 
 impl SiteCode {
     fn of(at: Addr, len: u8, shown: SiteTarget, stub: Addr) -> SiteCode {
-        let long = usize::from(len);
-        let mut bytes = [0; 6];
-        let (opcode, to) = match shown {
-            SiteTarget::Nothing => {
-                bytes[..long].copy_from_slice(modload_edit::NOPS[long - 1]);
-                return SiteCode { bytes, len };
-            }
-            SiteTarget::Called => (0xe8, stub),
-            SiteTarget::Jumped => (0xe9, second_half(stub)),
-            SiteTarget::Diverted(to) => (0xe9, to),
-        };
-        // A spare byte becomes the prefix addr32, which a branch ignores.
-        bytes[0] = 0x67;
-        bytes[long - 5] = opcode;
+        let mut bytes = [0; LONGEST_SITE];
+        let site = &mut bytes[..usize::from(len)];
         // Stubs are near their functions, and sites jump directly only to targets in reach.
-        let distance = i32::try_from(to - (at + u64::from(len))).unwrap_or_default();
-        bytes[long - 4..long].copy_from_slice(&distance.to_le_bytes());
+        match shown {
+            SiteTarget::Nothing => site.copy_from_slice(modload_edit::NOPS[site.len() - 1]),
+            SiteTarget::Called => write_call(site, at, stub),
+            SiteTarget::Jumped => write_jump(site, at, second_half(stub)),
+            SiteTarget::Diverted(to) => write_jump(site, at, to),
+        }
         SiteCode { bytes, len }
     }
 

@@ -28,9 +28,10 @@
 //! width.
 #![expect(unsafe_code, reason = "code that stands between a caller and a function has no type")]
 
-// Reading order: a file imports only from the files before it.
+// Reading order: a file imports only from the files before it, and from `x86_64`.
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86_64;
 pub(crate) mod variants;
-mod registers;
 mod function;
 pub(crate) mod process_state;
 pub(crate) mod ring;
@@ -40,13 +41,8 @@ pub(crate) mod walk_stack;
 mod stack;
 mod return_stack;
 pub(crate) mod reader;
-#[macro_use]
-mod operands;
 pub(crate) mod event_hook;
 pub(crate) mod event;
-mod record;
-mod graph;
-mod sets;
 pub(crate) mod attach;
 pub(crate) mod slow_path;
 pub(crate) mod call;
@@ -55,10 +51,12 @@ pub(crate) mod host;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-pub(crate) use function::{FunctionRecord, STUB, second_half, stub_rows};
-pub use registers::CallRegisters;
+pub(crate) use function::FunctionRecord;
+pub use x86_64::{CallRegisters, event_code};
+pub(crate) use x86_64::{STUB, second_half, stub_rows};
 
 use variants::{AfterTracers, SavedRegisters, SiteBranch, VectorWidth};
+use x86_64::{graph, record, sets};
 
 impl FunctionRecord {
     /// Makes a function that is not traced. The value lives for ever.

@@ -13,8 +13,8 @@ use modload_edit::{Addr, index, wide};
 use modload_loader::{Coming, Loader, Membership, Module, Order, Refusal, Subscriber};
 use modload_text::on_fork;
 
-use crate::aligned;
 use crate::built_in::{self, BuiltIn, BuiltInOptions};
+use crate::x86_64::aligned;
 
 const MODULE_STATE_LIVE: c_ulong = 0;
 const MODULE_STATE_COMING: c_ulong = 1;

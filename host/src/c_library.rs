@@ -21,6 +21,7 @@ use modload_threads::creation::{self, Creator};
 use modload_threads::{boundary, thread_exit};
 
 use crate::c_api;
+use crate::x86_64::with_caller;
 
 /// libstdc++'s `std::thread::_M_start_thread(std::unique_ptr<_State>, void (*)())`.
 const START_STD_THREAD: &str = "_ZNSt6thread15_M_start_threadESt10unique_ptrINS_6_StateESt14default_deleteIS1_EEPFvvE";
@@ -42,25 +43,12 @@ static THRD_CREATE: OriginalFunction = OriginalFunction::new();
 static STD_THREAD: OriginalFunction = OriginalFunction::new();
 static THREAD_ATEXIT: OriginalFunction = OriginalFunction::new();
 
-/// Defines a function that continues in another function, with its caller's return address as an additional argument.
-macro_rules! with_caller {
-    ($name:ident, $register:literal, $next:ident) => {
-        #[unsafe(naked)]
-        unsafe extern "C-unwind" fn $name() {
-            std::arch::naked_asm!(
-                concat!("mov ", $register, ", [rsp]"),
-                "jmp {next}",
-                next = sym $next,
-            )
-        }
-    };
-}
-
-with_caller!(pthread_create, "r8", pthread_create_from);
-with_caller!(thrd_create, "rcx", thrd_create_from);
-with_caller!(start_std_thread, "rcx", start_std_thread_from);
-with_caller!(pthread_exit, "rsi", pthread_exit_from);
-with_caller!(thread_atexit, "rcx", thread_atexit_from);
+// Each function continues in another function, with its caller's return address as an additional, last argument.
+with_caller!(pthread_create, 5, pthread_create_from);
+with_caller!(thrd_create, 4, thrd_create_from);
+with_caller!(start_std_thread, 4, start_std_thread_from);
+with_caller!(pthread_exit, 2, pthread_exit_from);
+with_caller!(thread_atexit, 4, thread_atexit_from);
 
 /// Returns the address that a module gets for a symbol of the process at `original`: a replacement, or `original`
 /// itself.

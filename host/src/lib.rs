@@ -60,7 +60,6 @@
 
 #![deny(unsafe_code)]
 
-mod aligned;
 mod backtrace;
 mod builder;
 mod built_in;
@@ -102,6 +101,8 @@ pub mod text;
 pub mod timeline;
 #[cfg(feature = "trace")]
 pub mod trace;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
 pub use backtrace::Backtrace;
 pub use builder::{Export, HostBuilder};

@@ -4,8 +4,8 @@ use std::ffi::{c_int, c_void};
 
 use modload_edit::{Addr, wide};
 
-use crate::aligned;
 use crate::c_api::{EINVAL, owner};
+use crate::x86_64::aligned;
 
 /// Returns the name and the address of the function by which a module enables its live patch.
 pub(crate) fn export() -> (&'static str, Addr) {

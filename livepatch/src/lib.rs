@@ -35,6 +35,8 @@ mod structs;
 mod record_sizes;
 mod shadow;
 mod previous_states;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 mod stub;
 mod error;
 mod patch;

@@ -13,12 +13,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use modload_edit::{Addr, wide};
 use modload_ftrace::{StubEvent, event_code};
-use modload_text::{Arena, ArenaError, Describe, INT3, TextLock};
+use modload_text::{Arena, ArenaError, Describe, TextLock};
 use modload_threads::frames::{BadRows, Known};
-use modload_threads::word;
+
+use crate::x86_64::{STUB_LEN, StubOffsets, half_code, rows, tag_code};
 
 /// The size of a stub in bytes.
-const STUB: u64 = 64;
+const STUB: u64 = wide(STUB_LEN);
 /// The number of stubs that are made at a time.
 const BLOCK: u64 = 64;
 
@@ -88,75 +89,24 @@ impl TwoWayStub {
         Addr::new(self.then.load(Ordering::Relaxed))
     }
 
-    /// Returns the code of the stub:
-    ///
-    /// ```text
-    ///     movabs $self,%r11
-    ///     cmpl   $0,%fs:word
-    ///     jne    1f
-    ///     jmp    *to(%r11)
-    /// 1:  subl   $1,%fs:word+4
-    ///     jb     2f
-    ///     jmp    *from(%r11)
-    /// 2:  jmp    *event(%r11)
-    /// ```
-    ///
-    /// or, for [`WordCheck::Tag`]:
-    ///
-    /// ```text
-    ///     movabs $self,%r11
-    ///     mov    tag(%r11),%r11
-    ///     cmp    %fs:word,%r11
-    ///     movabs $self,%r11
-    ///     jb     2f
-    ///     jne    1f
-    ///     jmp    *from(%r11)
-    /// 1:  jmp    *event(%r11)
-    /// 2:  jmp    *to(%r11)
-    /// ```
-    fn code(&'static self) -> [u8; 64] {
-        // The psABI places static thread-local memory below fs, within 2 GiB.
-        let word = i32::try_from(word::offset()).unwrap_or_default();
-        let at = |offset: usize| offset.to_le_bytes()[0];
-        let load_self = [&[0x49, 0xbb][..], &wide(std::ptr::from_ref(self).expose_provenance()).to_le_bytes()].concat();
-        let jump = |offset: usize| [0x41, 0xff, 0x63, at(offset)];
-        let mut code = load_self.clone();
+    /// Returns the code of the stub.
+    fn code(&'static self) -> [u8; STUB_LEN] {
+        let data = wide(std::ptr::from_ref(self).expose_provenance());
         match self.check {
-            WordCheck::Half => {
-                code.extend([0x64, 0x83, 0x3c, 0x25]);
-                code.extend(word.to_le_bytes());
-                code.extend([0x00, 0x75, 0x04]);
-                code.extend(jump(offset_of!(TwoWayStub, to)));
-                code.extend([0x64, 0x83, 0x2c, 0x25]);
-                code.extend((word + 4).to_le_bytes());
-                code.extend([0x01, 0x72, 0x04]);
-                code.extend(jump(offset_of!(TwoWayStub, from)));
-                code.extend(jump(offset_of!(TwoWayStub, event)));
-            }
-            WordCheck::Tag => {
-                code.extend([0x4d, 0x8b, 0x5b, at(offset_of!(TwoWayStub, tag))]);
-                code.extend([0x64, 0x4c, 0x3b, 0x1c, 0x25]);
-                code.extend(word.to_le_bytes());
-                code.extend(load_self);
-                code.extend([0x72, 0x0a, 0x75, 0x04]);
-                code.extend(jump(offset_of!(TwoWayStub, from)));
-                code.extend(jump(offset_of!(TwoWayStub, event)));
-                code.extend(jump(offset_of!(TwoWayStub, to)));
-            }
+            WordCheck::Half => half_code(data, &OFFSETS),
+            WordCheck::Tag => tag_code(data, &OFFSETS),
         }
-        let mut stub = [INT3; 64];
-        stub[..code.len()].copy_from_slice(&code);
-        stub
     }
 }
 
-/// Returns the unwind rows for stubs, as call frame instructions. A thread in a stub counts as inside the stub's
-/// function, whose return address is on the stack.
-fn rows() -> Vec<u8> {
-    // *((rip & -64) + 2) + home; the CFA is rsp.
-    let rip = [0x80, 0, 0x09, 0xc0, 0x1a, 0x23, 2, 0x06, 0x23, offset_of!(TwoWayStub, home).to_le_bytes()[0]];
-    [&[0x0c, 7, 0, 0x10, 16, rip.len().to_le_bytes()[0]][..], &rip].concat()
-}
+/// The offsets of the fields that the code reads.
+const OFFSETS: StubOffsets = StubOffsets {
+    home: offset_of!(TwoWayStub, home),
+    to: offset_of!(TwoWayStub, to),
+    from: offset_of!(TwoWayStub, from),
+    event: offset_of!(TwoWayStub, event),
+    tag: offset_of!(TwoWayStub, tag),
+};
 
 /// The name of stubs in descriptions.
 struct TwoWayStubName;
@@ -246,7 +196,7 @@ impl TwoWayStubs {
         let start = staged.addr();
         let (event, _) = event_code();
         let mut stubs: Vec<&'static TwoWayStub> = Vec::new();
-        for (number, place) in (0..).zip(staged.bytes_mut().chunks_mut(modload_edit::index(STUB))) {
+        for (number, place) in (0..).zip(staged.bytes_mut().chunks_mut(STUB_LEN)) {
             let stub: &'static TwoWayStub = Box::leak(Box::new(TwoWayStub {
                 home: AtomicU64::new(0),
                 then: AtomicU64::new((start + number * STUB).get()),
@@ -262,7 +212,7 @@ impl TwoWayStubs {
         staged.set_owner(Arc::new(TwoWayStubName));
         forget(staged.publish(&mut TextLock::take()).map_err(ArenaError::from)?);
         let text = start.get()..start.get() + count * STUB;
-        forget(Known::programmed(text.clone(), &rows())?);
+        forget(Known::programmed(text.clone(), &rows(&OFFSETS))?);
         self.texts.push(text);
         self.free.extend(stubs);
         Ok(())

@@ -12,15 +12,16 @@
 #![forbid(unsafe_code)]
 
 mod tables;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
 pub use tables::LINUX_OPERATIONS;
 
 use std::collections::BTreeMap;
 
-use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind};
 use modload_abi::record::{FixedRecord, ParavirtSite};
 use modload_edit::{
-    Addr, Code, EditOrigin, Engine, MAX_SITE, PlanError, RecordTable, fill_with_nops, refused, wide, write,
+    Addr, Code, EditOrigin, Engine, MAX_SITE, PlanError, RecordTable, encode_call, fill_with_nops, refused, wide, write,
 };
 use thiserror::Error;
 
@@ -140,15 +141,10 @@ pub fn call_directly<C: Code>(
     why: EditOrigin,
     code: &mut C,
 ) -> Result<Direct, modload_edit::Rejected> {
-    let at = operand.offset(-2);
-    let opcode = match code.text(at, 6) {
-        Some([0xff, 0x15, _, _, _, _]) => 0xe8, // call *entry(%rip)
-        Some([0xff, 0x25, _, _, _, _]) => 0xe9, // jmp *entry(%rip)
-        _ => return Ok(Direct::No),
-    };
-    let Ok(distance) = i32::try_from(target - (at + 5)) else { return Ok(Direct::No) };
-    let [a, b, c, d] = distance.to_le_bytes();
-    write(code, at, &[opcode, a, b, c, d, 0x90], why)?;
+    let at = x86_64::branch_of(operand);
+    let new = code.text(at, x86_64::THROUGH_LEN).and_then(|branch| x86_64::direct(branch, at, target));
+    let Some(new) = new else { return Ok(Direct::No) };
+    write(code, at, &new, why)?;
     Ok(Direct::Yes)
 }
 
@@ -176,26 +172,25 @@ fn plan(
     let (at, op) = (Addr::new(record.site), record.op);
     let site = code.text(at, new.len()).filter(|site| site.len() == new.len() && !site.is_empty());
     let site = site.ok_or(ParavirtProblem::SiteOutside(new.len()))?;
-    let entry = called_through(at, site).ok_or(ParavirtProblem::OtherInstruction(new.len()))?;
+    let entry = x86_64::called_through(at, site).ok_or(ParavirtProblem::OtherInstruction(new.len()))?;
     if let Some(base) = operations.base {
         let expected = base + 8 * u64::from(op);
         if entry != expected {
             return Err(ParavirtProblem::OtherEntry { op, expected, found: entry });
         }
     }
-    let mut call = [0xe8, 0, 0, 0, 0]; // call
+    let call;
     let bytes: &[u8] = match operations.operations.get(&op) {
         None | Some(ParavirtOperation::Leave) => return Ok(SiteChange::Stays),
         Some(ParavirtOperation::Nop) => &[],
         Some(ParavirtOperation::Refuse(name)) => return Err(ParavirtProblem::Refused { op, name }),
         Some(ParavirtOperation::Inline(bytes)) => bytes,
         Some(ParavirtOperation::Call(target)) => {
-            let distance = *target - (at + 5);
-            let Ok(near) = i32::try_from(distance) else {
-                let beyond = distance.unsigned_abs() - (1 << 31);
-                return Err(ParavirtProblem::OutOfReach { op, target: *target, beyond });
+            let out_of_reach = || {
+                let beyond = x86_64::beyond_reach(at, *target);
+                ParavirtProblem::OutOfReach { op, target: *target, beyond }
             };
-            call[1..].copy_from_slice(&near.to_le_bytes());
+            call = encode_call(at, *target).ok_or_else(out_of_reach)?;
             &call
         }
     };
@@ -204,19 +199,6 @@ fn plan(
     new.get_mut(..bytes.len()).ok_or(too_long)?.copy_from_slice(bytes);
     fill_with_nops(&mut new[bytes.len()..]);
     Ok(SiteChange::Changed)
-}
-
-/// Returns the address of the pointer that a call uses, if these bytes are exactly one indirect call.
-fn called_through(at: Addr, site: &[u8]) -> Option<Addr> {
-    let call = Decoder::with_ip(64, site, at.get(), DecoderOptions::NONE).decode();
-    if call.mnemonic() != Mnemonic::Call || call.op0_kind() != OpKind::Memory || call.len() != site.len() {
-        return None;
-    }
-    if call.is_ip_rel_memory_operand() {
-        return Some(Addr::new(call.ip_rel_memory_address()));
-    }
-    let absolute = call.memory_base() == iced_x86::Register::None && call.memory_index() == iced_x86::Register::None;
-    absolute.then(|| Addr::new(call.memory_displacement64()))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use modload_edit::Addr;
 
-use crate::{Operations, ParavirtOperation};
+use crate::{Operations, ParavirtOperation, x86_64};
 
 /// An operation on bare metal, without a hypervisor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,12 +43,12 @@ const fn row(name: &'static str, native: Native, user: User) -> OperationRow {
     OperationRow { name, native, user }
 }
 
-const IDENTITY: User = User::Code(&[0x48, 0x89, 0xf8]); // mov %rdi,%rax
-const STORE: User = User::Code(&[0x48, 0x89, 0x37]); // mov %rsi,(%rdi)
-const FLAGS: User = User::Code(&[0x9c, 0x58]); // pushf; pop %rax
-const ZERO: User = User::Code(&[0x31, 0xc0]); // xor %eax,%eax
-const PAUSE: User = User::Code(&[0xf3, 0x90]); // pause
-const UNLOCK: User = User::Code(&[0xc6, 0x07, 0x00]); // movb $0,(%rdi)
+const IDENTITY: User = User::Code(x86_64::IDENTITY);
+const STORE: User = User::Code(x86_64::STORE);
+const FLAGS: User = User::Code(x86_64::FLAGS);
+const ZERO: User = User::Code(x86_64::ZERO);
+const PAUSE: User = User::Code(x86_64::PAUSE);
+const UNLOCK: User = User::Code(x86_64::UNLOCK);
 
 /// The operations by number.
 #[rustfmt::skip]

@@ -4,8 +4,8 @@ use modload_abi::{Records, Rela};
 use modload_edit::{Addr, Edit, EditOrigin, Engine, Rejected, Sink, index, wide};
 
 use crate::error::RelocAdvice;
-use crate::relax::RelaxableForm;
-use crate::row::{Before, Reason, RelocFormula, RelocRow, row};
+use crate::row::{Before, Reason, RelocFormula, RelocRow};
+use crate::x86_64::{ADDEND, OPCODE, RelaxableForm, may_begin, row};
 use crate::{
     OnDiscarded, RelocCounts, RelocError, RelocField, RelocSite, RelocSymbol, RelocSymbolKind, RelocSymbols,
     RelocatedSection, Slots,
@@ -207,15 +207,12 @@ impl RelocationRecord<'_> {
         let Some(start) = self.rela.offset.checked_sub(u64::from(row.opcode)) else {
             return Err(RelocError::NoOpcode { site: self.site(), opcode: row.opcode });
         };
-        // The opcode and the ModRM byte are the two bytes before the field. A REX prefix before them stays unchanged.
-        let opcode = self.rela.offset - 2;
+        let opcode = self.rela.offset - OPCODE;
         let Some(old) = self.bytes::<6>(opcode) else { return Err(self.outside(row.field.width())) };
-        // With another addend the displacement is not the last part of the instruction, or the operand is not the slot
-        // itself.
-        if symbol.kind == RelocSymbolKind::UndefinedWeak || self.rela.addend != -4 {
+        if symbol.kind == RelocSymbolKind::UndefinedWeak || self.rela.addend != ADDEND {
             return Ok(false);
         }
-        if row.opcode == 3 && self.bytes::<1>(start).is_none_or(|rex| rex[0] & 0xf0 != 0x40) {
+        if !may_begin(row.opcode, self.bytes::<1>(start).map(|&[first]| first)) {
             return Ok(false);
         }
         let Some(form) = RelaxableForm::of(old[0], old[1]) else { return Ok(false) };

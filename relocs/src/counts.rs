@@ -5,7 +5,7 @@ use std::ops::AddAssign;
 use modload_edit::index;
 
 use crate::ROWS;
-use crate::row::COUNT;
+use crate::x86_64::COUNT;
 
 /// The number of relocations of each kind, and of those with a special outcome. Counts of several sections can be
 /// added.

@@ -4,13 +4,9 @@
 
 use modload_edit::{Addr, Edit, EditOrigin, Engine, Sink, wide};
 
-use crate::slots::{DISPLACEMENT, ENTRY, PLT_ENTRY, SLOT};
+use crate::slots::SLOT;
+use crate::x86_64::{DISPLACEMENT_KIND, ENTRY, TRAP, UNWRITTEN, entry};
 use crate::{RelocAdvice, RelocError, RelocField, RelocSite};
-
-/// R_X86_64_PC32: the kind of the displacement in an entry's jump.
-const PC32: u32 = 2;
-/// The offset of the first INT3 of an entry, after the jump.
-const TRAP: u64 = 10;
 
 /// The indirect functions that a module defines, in the order of their entries.
 #[derive(Clone, Default, Debug)]
@@ -81,14 +77,10 @@ impl IndirectPlan {
         section: u32,
         sink: &mut S,
     ) -> Result<(), RelocError> {
-        for (entry, slot, site) in self.sites(plt, slots, section) {
-            let value = slot - (entry + wide(DISPLACEMENT.end));
-            if !RelocField::I32.fits(value) {
-                return Err(RelocError::overflow(site, RelocField::I32, value, RelocAdvice::Nearer));
-            }
-            let mut new = PLT_ENTRY;
-            new[DISPLACEMENT].copy_from_slice(&value.to_le_bytes()[..4]);
-            put(Edit { at: entry, old: &[0xcc; 16], new: &new, why: why(site) }, site, sink)?;
+        for (at, slot, site) in self.sites(plt, slots, section) {
+            let far = |value| RelocError::overflow(site, RelocField::I32, value, RelocAdvice::Nearer);
+            let new = entry(at, slot).map_err(far)?;
+            put(Edit { at, old: &UNWRITTEN, new: &new, why: why(site) }, site, sink)?;
         }
         Ok(())
     }
@@ -116,7 +108,11 @@ impl IndirectPlan {
     fn sites(&self, plt: Addr, slots: Addr, section: u32) -> impl Iterator<Item = (Addr, Addr, RelocSite)> {
         (0..).zip(&self.symbols).map(move |(at, &symbol)| {
             let offset = ENTRY * at;
-            (plt + offset, slots + SLOT * at, RelocSite { section, record: symbol, raw: PC32, offset, symbol })
+            (
+                plt + offset,
+                slots + SLOT * at,
+                RelocSite { section, record: symbol, raw: DISPLACEMENT_KIND, offset, symbol },
+            )
         })
     }
 }

@@ -56,9 +56,10 @@ mod error;
 mod facts;
 mod field;
 mod indirect;
-mod relax;
 mod row;
 mod slots;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
 pub use apply::{apply, clear};
 pub use counts::RelocCounts;
@@ -66,5 +67,6 @@ pub use error::{RelocAdvice, RelocError, RelocProblem, RelocSite};
 pub use facts::{OnDiscarded, RelocSymbol, RelocSymbolKind, RelocSymbols, RelocatedSection};
 pub use field::RelocField;
 pub use indirect::IndirectPlan;
-pub use row::{Before, ROWS, Reason, RelocFormula, RelocRow, name, row};
+pub use row::{Before, Reason, RelocFormula, RelocRow};
 pub use slots::{SlotPlan, Slots};
+pub use x86_64::{ROWS, name, row};

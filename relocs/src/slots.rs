@@ -3,23 +3,12 @@
 use modload_abi::{Records, Rela};
 use modload_edit::{Addr, Edit, EditOrigin, Engine, Sink, index, wide};
 
-use crate::row::{RelocFormula, row};
+use crate::row::RelocFormula;
+use crate::x86_64::{ENTRY, UNWRITTEN, entry, row};
 use crate::{RelocAdvice, RelocError, RelocField, RelocSite, RelocSymbols};
 
 /// The size of a GOT slot: one address.
 pub(crate) const SLOT: u64 = 8;
-/// The size of a PLT entry.
-pub(crate) const ENTRY: u64 = 16;
-
-/// A PLT entry with a displacement of zero. The entry begins with an ENDBR, so that code compiled with -fcf-protection
-/// may take its address and call it indirectly.
-pub(crate) const PLT_ENTRY: [u8; 16] = [
-    0xf3, 0x0f, 0x1e, 0xfa, // endbr64
-    0xff, 0x25, 0x00, 0x00, 0x00, 0x00, // jmp *slot(%rip)
-    0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, // int3
-];
-/// The position of the displacement in a PLT entry. The jump instruction ends where the displacement ends.
-pub(crate) const DISPLACEMENT: std::ops::Range<usize> = 6..10;
 
 /// The numbers of a symbol's GOT slot and PLT entry, from 1. 0 if the symbol has none.
 #[derive(Clone, Copy, Default, Debug)]
@@ -212,13 +201,9 @@ impl Slots {
         let mut at = self.plt;
         for &site in &self.plan.plt {
             let slot = self.slot(site.symbol).ok_or(RelocError::MissingSlot { site })?;
-            let value = slot - (at + wide(DISPLACEMENT.end));
-            if !RelocField::I32.fits(value) {
-                return Err(RelocError::overflow(site, RelocField::I32, value, RelocAdvice::Nearer));
-            }
-            let mut new = PLT_ENTRY;
-            new[DISPLACEMENT].copy_from_slice(&value.to_le_bytes()[..4]);
-            put(Edit { at, old: &[0xcc; 16], new: &new, why: why(site) }, site, sink)?;
+            let far = |value| RelocError::overflow(site, RelocField::I32, value, RelocAdvice::Nearer);
+            let new = entry(at, slot).map_err(far)?;
+            put(Edit { at, old: &UNWRITTEN, new: &new, why: why(site) }, site, sink)?;
             at += ENTRY;
         }
         Ok(())

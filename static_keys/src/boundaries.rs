@@ -1,10 +1,11 @@
 //! Checks that an instruction begins at every site: the functions that hold the sites are decoded from their first
 //! byte.
 
-use iced_x86::{Decoder, DecoderOptions, Instruction};
 use modload_edit::{Addr, EditOrigin, disassembled, index, wide};
 use modload_loader::{Module, Refusal};
 use thiserror::Error;
+
+use crate::x86_64::InstructionStarts;
 
 /// The site of a record is not the start of an instruction.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -52,17 +53,12 @@ pub(crate) fn check<'t>(
         let end = start + wide(text.len());
         let next = functions.get(place).copied().unwrap_or(end).min(end);
         let code = text.get(index((begin - start).cast_unsigned())..).ok_or_else(outside)?;
-        let mut decoder = Decoder::with_ip(64, code, begin.get(), DecoderOptions::NONE);
-        let mut instruction = Instruction::default();
+        let mut starts = InstructionStarts::of(code, begin);
         // Checks all sites of one function in one pass.
         while let Some((at, why)) = sites.next_if(|(at, _)| *at < next) {
-            while decoder.ip() < at.get() && decoder.can_decode() {
-                decoder.decode_out(&mut instruction);
-            }
-            if decoder.ip() != at.get() {
-                let cut = Addr::new(instruction.ip());
+            if let Some((cut, len)) = starts.instruction_around(*at) {
                 let from = index((cut - start).cast_unsigned());
-                let bytes = text.get(from..from + instruction.len()).unwrap_or_default();
+                let bytes = text.get(from..from + len).unwrap_or_default();
                 let place = module.display_place(cut).unwrap_or_else(|| cut.to_string());
                 let (why, inside, instruction) = (*why, *at - cut, disassembled(cut, bytes));
                 return Err(NotAnInstruction::Inside { why, inside, place, instruction });

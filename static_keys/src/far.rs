@@ -5,14 +5,12 @@ use std::collections::BTreeMap;
 use std::mem::forget;
 use std::sync::Arc;
 
-use modload_edit::{Addr, wide};
+use modload_edit::{Addr, encode_jump, wide};
 use modload_text::{Arena, ArenaError, Describe, TextLock};
 use modload_threads::frames::{Known, Row};
 
 use crate::table::table;
-
-/// jmp *0(%rip), followed by the address.
-const JUMP: [u8; 6] = [0xff, 0x25, 0, 0, 0, 0];
+use crate::x86_64::{RETURN0, far_jump};
 
 /// All jumps so far. They are never freed: a thread may be in one of them at any time. There are at most as many jumps
 /// as functions that static calls were ever set to.
@@ -23,9 +21,6 @@ pub(crate) struct FarJumps {
     /// The address of `__static_call_return0`, once a host has asked for it.
     pub(crate) return0: Option<Addr>,
 }
-
-/// xor %eax,%eax; ret
-const RETURN0: [u8; 3] = [0x31, 0xc0, 0xc3];
 
 /// The owner of this code, for symbol lookup.
 struct StaticCallCode;
@@ -63,13 +58,13 @@ impl FarJumps {
     /// Returns the address that a site at `at` must call to reach `function`: the function itself if it is in reach, or
     /// a jump to it. Takes the text lock for a short time if it makes a new jump.
     pub(crate) fn near(&mut self, at: Addr, function: Addr) -> Result<Addr, ArenaError> {
-        if i32::try_from(function - (at + 5)).is_ok() {
+        if encode_jump(at, function).is_some() {
             return Ok(function);
         }
         if let Some(jump) = self.jumps.get(&function) {
             return Ok(*jump);
         }
-        let jump = publish(&[&JUMP[..], &function.get().to_le_bytes()].concat())?;
+        let jump = publish(&far_jump(function))?;
         self.jumps.insert(function, jump);
         Ok(jump)
     }

@@ -5,12 +5,13 @@ use std::mem::forget;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use modload_edit::{Addr, EditOrigin, Engine};
-use modload_text::{Arena, ArenaError, INT3, load_u32, load_u64};
+use modload_text::{Arena, ArenaError, load_u32, load_u64};
 
 use crate::far::publish;
-use crate::static_call::{CallKind, CallSite, CallTarget, TRAMPOLINE};
+use crate::static_call::{CallKind, CallSite, CallTarget};
 use crate::switch::{KeyError, decrement, disable, enable, increment};
 use crate::table::{SiteGroup, SiteOwner, Stay, TextPhase, table};
+use crate::x86_64::EMPTY_TRAMPOLINE;
 
 /// A static key of the host. Modules branch on it at the cost of a NOP.
 ///
@@ -133,8 +134,7 @@ impl StaticCall {
             return Ok((Addr::new(at), Addr::new(self.trampoline.load(Ordering::Acquire))));
         }
         let key = place(&[])?;
-        // ret; int3, followed by the bytes that mark a trampoline.
-        let at = publish(&[&[0xc3, INT3, INT3, INT3, INT3][..], &TRAMPOLINE].concat())?;
+        let at = publish(&EMPTY_TRAMPOLINE)?;
         let why = EditOrigin { engine: Engine::StaticCall, section: 0, record: 0 };
         let sites = vec![CallSite { at, kind: CallKind::Tail, why, key }];
         let (stay, phase, shown) = (Stay::Core, TextPhase::Published, CallTarget::Null);

@@ -1,9 +1,9 @@
 //! `__jump_table`: branches that static keys control.
 
-use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use modload_abi::record::{FixedRecord, JumpEntry};
 use modload_edit::{Addr, Code, EditOrigin, Engine, NOPS, RecordTable, refused, wide, write};
 
+use crate::x86_64::{LONGEST, encode_jump_of, jump_len};
 use crate::{KeyPlanError, KeySiteProblem};
 
 /// The state of a static key.
@@ -119,26 +119,13 @@ impl JumpSite {
     }
 }
 
-/// Returns the length of the site: 2 or 5 bytes. Fails unless the site is a NOP or the jump to `target`.
+/// Returns the length of the site. Fails unless the site is a NOP or the jump to `target`.
 fn length(site: Addr, target: Addr, code: &impl Code) -> Result<usize, KeySiteProblem> {
-    let bytes = code.text(site, 15).ok_or(KeySiteProblem::SiteOutside)?;
-    let instruction = Decoder::with_ip(64, bytes, site.get(), DecoderOptions::NONE).decode();
-    let len = instruction.len();
-    let nop = matches!(len, 2 | 5) && bytes.get(..len) == Some(NOPS[len - 1]);
-    let jump = instruction.mnemonic() == Mnemonic::Jmp && Addr::new(instruction.near_branch_target()) == target;
-    if nop || (jump && matches!(len, 2 | 5)) { Ok(len) } else { Err(KeySiteProblem::NeitherNopNorJump(target)) }
+    let bytes = code.text(site, LONGEST).ok_or(KeySiteProblem::SiteOutside)?;
+    jump_len(site, target, bytes).ok_or(KeySiteProblem::NeitherNopNorJump(target))
 }
 
 fn jump(site: Addr, len: usize, target: Addr) -> Result<SiteBytes, KeySiteProblem> {
-    let distance = target - (site + wide(len));
-    let out_of_reach = |_| KeySiteProblem::OutOfReach(target);
-    let mut bytes = [0; 5];
-    if len == 2 {
-        bytes[0] = 0xeb;
-        bytes[1] = i8::try_from(distance).map_err(out_of_reach)?.to_le_bytes()[0];
-    } else {
-        bytes[0] = 0xe9;
-        bytes[1..].copy_from_slice(&i32::try_from(distance).map_err(out_of_reach)?.to_le_bytes());
-    }
+    let bytes = encode_jump_of(len, site, target).ok_or(KeySiteProblem::OutOfReach(target))?;
     Ok(SiteBytes { bytes, len })
 }

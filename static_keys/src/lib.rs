@@ -15,6 +15,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 mod jump_label;
 mod static_call;
 mod far;

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use modload_abi::record::{FixedRecord, StaticCallSite};
 use modload_alternatives::{Facts, return_at};
-use modload_edit::{Addr, Code, EditOrigin, Engine, NOPS, RecordTable, ZERO, refused, wide, write};
+use modload_edit::{Addr, Code, EditOrigin, Engine, RecordTable, ZERO, encode_call, encode_jump, refused, wide, write};
 use modload_loader::{TrampolineBranch, TrampolineCall};
 
+use crate::x86_64::{CALL_LEN, CALL_NOP, TRAMPOLINE_MARK, is_call_form, is_tail_form};
 use crate::{KeyPlanError, KeySiteProblem};
 
 /// The target of a static call.
@@ -50,13 +51,6 @@ pub struct CallSite {
     /// The address of the key, or of a trampoline if the record names only that.
     pub key: Addr,
 }
-
-/// The bytes after a trampoline: ud1 %esp,%ecx.
-pub(crate) const TRAMPOLINE: [u8; 3] = [0x0f, 0xb9, 0xcc];
-
-const CALL: u8 = 0xe8;
-const JUMP: u8 = 0xe9;
-const RETURN: u8 = 0xc3;
 
 /// Makes each site a direct call, jump, zero, NOP or return, as the target of its key requires. `target` returns the
 /// target for the address of a key, or of a trampoline if the record names only that. Linux's `static_call_add_module`
@@ -125,7 +119,8 @@ pub fn trampoline<C: Code>(
     why: EditOrigin,
     code: &mut C,
 ) -> Result<(), KeyPlanError> {
-    if target != CallTarget::Unknown && code.text(at + 5, TRAMPOLINE.len()) != Some(&TRAMPOLINE) {
+    if target != CallTarget::Unknown && code.text(at + wide(CALL_LEN), TRAMPOLINE_MARK.len()) != Some(&TRAMPOLINE_MARK)
+    {
         return Err(refused(code, why, at, 8, KeySiteProblem::OtherInstruction("a trampoline")));
     }
     set_site(&CallSite { at, kind: CallKind::Tail, why, key: Addr::NULL }, target, calls, code)
@@ -146,10 +141,10 @@ impl CallSite {
 
 /// Fails unless the site is one of the instructions that a static call can be.
 fn is_site(at: Addr, kind: CallKind, code: &impl Code) -> Result<(), KeySiteProblem> {
-    let site = code.text(at, 5).filter(|site| site.len() == 5).ok_or(KeySiteProblem::SiteOutside)?;
+    let site = code.text(at, CALL_LEN).filter(|site| site.len() == CALL_LEN).ok_or(KeySiteProblem::SiteOutside)?;
     let known = match kind {
-        CallKind::Call => site[0] == CALL || site == NOPS[4] || site == ZERO,
-        CallKind::Tail => site[0] == JUMP || site[0] == RETURN,
+        CallKind::Call => is_call_form(site),
+        CallKind::Tail => is_tail_form(site),
     };
     if known {
         return Ok(());
@@ -169,18 +164,16 @@ pub fn call_code(
     kind: CallKind,
     target: CallTarget,
     calls: StaticCalls<'_>,
-) -> Result<[u8; 5], KeySiteProblem> {
+) -> Result<[u8; CALL_LEN], KeySiteProblem> {
     match (kind, target) {
         (CallKind::Call, CallTarget::Function(function)) if Some(function) == calls.return0 => Ok(ZERO),
-        (CallKind::Call, CallTarget::Function(function)) => branch(CALL, at, function),
-        (CallKind::Tail, CallTarget::Function(function)) => branch(JUMP, at, function),
+        (CallKind::Call, CallTarget::Function(function)) => {
+            encode_call(at, function).ok_or(KeySiteProblem::OutOfReach(function))
+        }
+        (CallKind::Tail, CallTarget::Function(function)) => {
+            encode_jump(at, function).ok_or(KeySiteProblem::OutOfReach(function))
+        }
         (CallKind::Tail, _) => Ok(return_at(at, calls.facts)?),
-        (CallKind::Call, _) => Ok([NOPS[4][0], NOPS[4][1], NOPS[4][2], NOPS[4][3], NOPS[4][4]]),
+        (CallKind::Call, _) => Ok(CALL_NOP),
     }
-}
-
-fn branch(opcode: u8, at: Addr, to: Addr) -> Result<[u8; 5], KeySiteProblem> {
-    let distance = i32::try_from(to - (at + 5)).map_err(|_| KeySiteProblem::OutOfReach(to))?;
-    let [a, b, c, d] = distance.to_le_bytes();
-    Ok([opcode, a, b, c, d])
 }

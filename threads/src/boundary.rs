@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::frames::{function_at, thread_starts, walk_here};
 use crate::task::Tid;
+use crate::x86_64::{EXCEPTION_REGISTER, boundary_frame};
 
 /// The way in which a function was left other than by returning. The exception or panic is caught and deleted.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -356,75 +357,7 @@ unsafe extern "C" {
     fn land(exception: *mut UnwindException, rsp: u64) -> !;
 }
 
-std::arch::global_asm!(
-    ".pushsection .text.modload_threads_enter, \"ax\", @progbits",
-    ".balign 16",
-    ".hidden modload_threads_enter",
-    ".globl modload_threads_enter",
-    ".type modload_threads_enter, @function",
-    "modload_threads_enter:",
-    ".cfi_startproc",
-    // DW_EH_PE_pcrel | DW_EH_PE_sdata4.
-    ".cfi_personality 0x1b, {personality}",
-    // All registers that a caller relies on are on the stack, because `land` may jump here from any state.
-    "push rbp",
-    ".cfi_def_cfa_offset 16",
-    ".cfi_offset rbp, -16",
-    "push rbx",
-    ".cfi_def_cfa_offset 24",
-    ".cfi_offset rbx, -24",
-    "push r12",
-    ".cfi_def_cfa_offset 32",
-    ".cfi_offset r12, -32",
-    "push r13",
-    ".cfi_def_cfa_offset 40",
-    ".cfi_offset r13, -40",
-    "push r14",
-    ".cfi_def_cfa_offset 48",
-    ".cfi_offset r14, -48",
-    "push r15",
-    ".cfi_def_cfa_offset 56",
-    ".cfi_offset r15, -56",
-    "sub rsp, 8",
-    ".cfi_def_cfa_offset 64",
-    "mov [rdx], rsp",
-    "mov rax, rdi",
-    "mov rdi, rsi",
-    "call rax",
-    "xor eax, eax",
-    ".hidden modload_threads_caught",
-    ".globl modload_threads_caught",
-    "modload_threads_caught:",
-    // rax holds the exception, which `personality` or `land` has stored there, or null.
-    "add rsp, 8",
-    ".cfi_def_cfa_offset 56",
-    "pop r15",
-    ".cfi_def_cfa_offset 48",
-    "pop r14",
-    ".cfi_def_cfa_offset 40",
-    "pop r13",
-    ".cfi_def_cfa_offset 32",
-    "pop r12",
-    ".cfi_def_cfa_offset 24",
-    "pop rbx",
-    ".cfi_def_cfa_offset 16",
-    "pop rbp",
-    ".cfi_def_cfa_offset 8",
-    "ret",
-    ".cfi_endproc",
-    ".size modload_threads_enter, . - modload_threads_enter",
-    ".hidden modload_threads_land",
-    ".globl modload_threads_land",
-    ".type modload_threads_land, @function",
-    "modload_threads_land:",
-    "mov rax, rdi",
-    "mov rsp, rsi",
-    "cld",
-    "jmp modload_threads_caught",
-    ".size modload_threads_land, . - modload_threads_land",
-    ".popsection",
-    personality = sym personality,
-);
+boundary_frame!(personality);
 
 // Actions and results: Itanium C++ ABI, 1.2.
 const SEARCH_PHASE: c_int = 1;
@@ -443,10 +376,6 @@ const RUST: u64 = u64::from_ne_bytes(*b"MOZ\0RUST");
 const LEAVING: u64 = u64::from_be_bytes(*b"MODLOAD\0");
 /// The class of the exception by which glibc unwinds a thread.
 const FORCED: u64 = 0;
-
-/// The DWARF number of rax, in which a landing pad gets the exception (psABI, table 3.36; gcc's
-/// `__builtin_eh_return_data_regno(0)`).
-const RAX: c_int = 0;
 
 /// The word behind the header of a panic of this program's own standard library: the address of a variable of that
 /// library, by which the library recognises its own panics. 0: not known yet.
@@ -503,7 +432,7 @@ unsafe extern "C" fn personality(
         return CONTINUE_UNWIND;
     }
     // SAFETY: `context` is the unwinder's context, in the phase in which registers may be set.
-    unsafe { _Unwind_SetGR(context, RAX, exception.expose_provenance()) };
+    unsafe { _Unwind_SetGR(context, EXCEPTION_REGISTER, exception.expose_provenance()) };
     // SAFETY: as above. The address lies in `enter`, and the frame of `enter` is there as it is after its call.
     unsafe { _Unwind_SetIP(context, (&raw const CAUGHT).expose_provenance()) };
     INSTALL_CONTEXT

@@ -11,7 +11,6 @@
 //! creator's code. The thread is counted until then ([`Creator::unborn`]), and is recognised by those few instructions
 //! ([`is_beginning`]).
 
-use std::arch::global_asm;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::system;
 use crate::word;
+use crate::x86_64::thread_beginnings;
 
 /// A creator of threads.
 #[derive(Debug)]
@@ -124,51 +124,7 @@ struct First {
     argument: *mut c_void,
 }
 
-global_asm!(
-    ".pushsection .text.modload_threads_begin, \"ax\", @progbits",
-    ".balign 16",
-    ".hidden modload_threads_begin",
-    ".globl modload_threads_begin",
-    ".type modload_threads_begin, @function",
-    ".hidden modload_threads_begin_start",
-    ".globl modload_threads_begin_start",
-    "modload_threads_begin_start:",
-    "modload_threads_begin:",
-    ".cfi_startproc",
-    "sub rsp, 8",
-    ".cfi_def_cfa_offset 16",
-    "call {take}",
-    "mov rdi, rdx",
-    "add rsp, 8",
-    ".cfi_def_cfa_offset 8",
-    "jmp rax",
-    ".cfi_endproc",
-    ".size modload_threads_begin, . - modload_threads_begin",
-    ".balign 16",
-    ".hidden modload_threads_run_state",
-    ".globl modload_threads_run_state",
-    ".type modload_threads_run_state, @function",
-    "modload_threads_run_state:",
-    ".cfi_startproc",
-    "sub rsp, 8",
-    ".cfi_def_cfa_offset 16",
-    "call {begin_state}",
-    "mov rdi, rax",
-    "add rsp, 8",
-    ".cfi_def_cfa_offset 8",
-    "mov rax, [rdi]",
-    // The third virtual function: _M_run.
-    "jmp [rax + 16]",
-    ".cfi_endproc",
-    ".size modload_threads_run_state, . - modload_threads_run_state",
-    ".hidden modload_threads_begin_end",
-    ".globl modload_threads_begin_end",
-    "modload_threads_begin_end:",
-    "int3",
-    ".popsection",
-    take = sym take,
-    begin_state = sym begin_state,
-);
+thread_beginnings!(take, begin_state);
 
 unsafe extern "C" {
     #[link_name = "modload_threads_begin"]

@@ -1,7 +1,6 @@
 //! The signal handler of this crate. All of it is async-signal-safe: it allocates no memory, takes no lock, and calls
 //! no function of the C library except for the address of `errno`.
 
-use std::arch::x86_64::__cpuid;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -10,6 +9,7 @@ use crate::signal::SHARED;
 use crate::slot::{self, Phase, Slot};
 use crate::system::{self, Action, Info};
 use crate::task::{self, Tid};
+use crate::x86_64::{self, serialise_core, signal_entry};
 
 unsafe extern "C" {
     /// The handler. Calls [`on_signal`]. If that returns an address, jumps there as if the kernel had called that
@@ -19,37 +19,7 @@ unsafe extern "C" {
     static HANDLER: u8;
 }
 
-std::arch::global_asm!(
-    ".pushsection .text.modload_threads_handler, \"ax\", @progbits",
-    ".balign 16",
-    ".hidden modload_threads_handler",
-    ".globl modload_threads_handler",
-    ".type modload_threads_handler, @function",
-    "modload_threads_handler:",
-    ".cfi_startproc",
-    "push rdi",
-    ".cfi_def_cfa_offset 16",
-    "push rsi",
-    ".cfi_def_cfa_offset 24",
-    "push rdx",
-    ".cfi_def_cfa_offset 32",
-    "call {on_signal}",
-    "pop rdx",
-    ".cfi_def_cfa_offset 24",
-    "pop rsi",
-    ".cfi_def_cfa_offset 16",
-    "pop rdi",
-    ".cfi_def_cfa_offset 8",
-    "test rax, rax",
-    "jnz 2f",
-    "ret",
-    "2:",
-    "jmp rax",
-    ".cfi_endproc",
-    ".size modload_threads_handler, . - modload_threads_handler",
-    ".popsection",
-    on_signal = sym on_signal,
-);
+signal_entry!(on_signal);
 
 /// Returns the handler's address, as sigaction(2) takes it.
 pub(crate) fn address() -> usize {
@@ -115,28 +85,27 @@ impl<'a> Interrupted<'a> {
     /// Returns the address of the instruction that the thread executes next.
     #[must_use]
     pub fn rip(&self) -> u64 {
-        self.register(libc::REG_RIP)
+        self.register(x86_64::INSTRUCTION_POINTER)
     }
 
     /// Returns the thread's stack pointer. The 128 bytes below it still belong to the interrupted function: the red
     /// zone.
     #[must_use]
     pub fn rsp(&self) -> u64 {
-        self.register(libc::REG_RSP)
+        self.register(x86_64::STACK_POINTER)
     }
 
     /// Returns the thread's frame pointer, for code that uses one.
     #[must_use]
     pub fn rbp(&self) -> u64 {
-        self.register(libc::REG_RBP)
+        self.register(x86_64::FRAME_POINTER)
     }
 
     /// Returns a general register, by the C library's number (`libc::REG_RAX`); 0 if there is no register of that
     /// number.
     #[must_use]
     pub fn register(&self, number: libc::c_int) -> u64 {
-        let register = usize::try_from(number).ok().and_then(|number| self.context.uc_mcontext.gregs.get(number));
-        register.map_or(0, |register| register.cast_unsigned())
+        x86_64::register(self.context, number).unwrap_or(0)
     }
 }
 
@@ -197,12 +166,9 @@ fn addressed(info: &Info, tid: i32) -> Option<&'static Slot> {
     slot::get(number).filter(|slot| slot.tid() == tid)
 }
 
-/// Counts a system call that the signal has ended with EINTR. Behind a `syscall` instruction, rcx equals rip, which is
-/// rare behind any other instruction. If a call is to be restarted, rip is in front of the instruction.
+/// Counts a system call that the signal has ended with EINTR.
 fn count_interruption(interrupted: &Interrupted<'_>) {
-    let result = interrupted.register(libc::REG_RAX).cast_signed();
-    let behind_call = interrupted.register(libc::REG_RCX) == interrupted.rip();
-    if behind_call && result == -i64::from(libc::EINTR) {
+    if x86_64::call_has_failed(interrupted.context, libc::EINTR) {
         INTERRUPTED.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -234,7 +200,7 @@ fn answer(slot: &'static Slot, context: *mut libc::ucontext_t) {
         // The slot may be given to another thread as soon as the gate is open.
         if round::wait_at_gate(asked.round) {
             // Serialises this core: instructions that the holder has changed meanwhile are fetched again.
-            let _ = __cpuid(0);
+            serialise_core();
         }
     } else {
         let errno = SavedErrno::save();

@@ -16,6 +16,7 @@ use crate::slot;
 use crate::task::{self, Tasks, Tid};
 use crate::turn::{LIMITS_ON_A_BUSY_MACHINE, Turn};
 use crate::word::ThreadWords;
+use crate::x86_64::set_rip;
 
 /// The time that the first attempt waits before it releases all threads again; each later attempt waits twice as long.
 /// If the last hold took longer, because there were more busy threads than processors, the next hold begins with twice
@@ -304,11 +305,6 @@ impl Held {
         // SAFETY: as in `threads`; `&mut self` excludes other borrows, and the thread reads its frame only after it has
         // been released.
         let Some(context) = (unsafe { context.as_mut() }) else { return false };
-        // REG_RIP is a small positive constant of the C library.
-        let place = usize::try_from(libc::REG_RIP).ok().and_then(|at| context.uc_mcontext.gregs.get_mut(at));
-        place.is_some_and(|place| {
-            *place = rip.cast_signed();
-            true
-        })
+        set_rip(context, rip)
     }
 }

@@ -27,6 +27,8 @@
 //! A `vfork` child and any other process that shares the memory by `CLONE_VM` are not held, because they are other
 //! processes.
 
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 mod system;
 mod task;
 mod alone;

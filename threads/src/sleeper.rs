@@ -12,6 +12,7 @@ use std::io;
 use crate::frames::{Memory, ProcessMemory, Register, Registers};
 use crate::system;
 use crate::task::{self, Tid};
+use crate::x86_64::CALL_ARGUMENTS;
 
 /// The running time of a thread, by its `schedstat`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -158,13 +159,11 @@ impl Sleeper {
     /// because the kernel shows the registers themselves.
     #[must_use]
     pub fn registers(&self) -> Registers {
-        /// The DWARF numbers of rdi, rsi, rdx, r10, r8 and r9.
-        const ARGUMENTS: [u16; 6] = [5, 4, 1, 10, 8, 9];
-        let place = Registers::unknown().with(Register::RIP, self.rip).with(Register::RSP, self.rsp);
+        let place = Registers::unknown().with(Register::RETURN, self.rip).with(Register::STACK, self.rsp);
         if self.call().is_none() {
             return place;
         }
-        let arguments = ARGUMENTS.into_iter().zip(self.arguments);
+        let arguments = CALL_ARGUMENTS.into_iter().zip(self.arguments);
         arguments.fold(place, |registers, (number, value)| match Register::numbered(number) {
             Some(register) => registers.with(register, value),
             None => registers,

@@ -3,12 +3,13 @@
 //!
 //! Errors are `io::Error`s made from the kernel's number, which allocates no memory.
 
-use std::arch::asm;
 use std::ffi::CStr;
 use std::io;
 use std::mem;
 use std::ptr;
 use std::time::Duration;
+
+use crate::x86_64::system_call;
 
 /// The lowest result that is an error: results from here to -1 are negated error numbers, see syscalls(2).
 const LAST_ERROR: isize = -4095;
@@ -19,25 +20,8 @@ const LAST_ERROR: isize = -4095;
 ///
 /// As for the system call: pointers among the arguments are valid for the kernel's accesses.
 unsafe fn call(number: libc::c_long, arguments: [usize; 6]) -> io::Result<usize> {
-    let [a, b, c, d, e, f] = arguments;
-    let result: isize;
-    // SAFETY: this is the kernel's calling convention on x86-64: rcx and r11 are lost, the stack is not touched. The
-    // caller promises that the call's effects on memory are sound.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") number => result,
-            in("rdi") a,
-            in("rsi") b,
-            in("rdx") c,
-            in("r10") d,
-            in("r8") e,
-            in("r9") f,
-            lateout("rcx") _,
-            lateout("r11") _,
-            options(nostack),
-        );
-    }
+    // SAFETY: the caller promises that the call's effects on memory are sound.
+    let result = unsafe { system_call(number, arguments) };
     if (LAST_ERROR..0).contains(&result) {
         // The range fits in an i32.
         let number = i32::try_from(-result).unwrap_or(libc::EINVAL);

@@ -4,50 +4,9 @@
 //! The word is static thread-local memory, so that generated code reaches it by one instruction: `%fs:` and [`offset`].
 //! The word's user defines its meaning; the only user is live patching.
 
-use std::arch::global_asm;
-use std::ffi::c_void;
 use std::sync::atomic::AtomicU64;
 
-global_asm!(
-    ".pushsection .tbss.modload_threads_word, \"awT\", @nobits",
-    ".balign 8",
-    ".hidden modload_threads_word",
-    ".globl modload_threads_word",
-    ".type modload_threads_word, @object",
-    ".size modload_threads_word, 16",
-    "modload_threads_word:",
-    ".zero 16",
-    ".popsection",
-    ".pushsection .text.modload_threads_own_word, \"ax\", @progbits",
-    ".balign 16",
-    ".hidden modload_threads_own_word",
-    ".globl modload_threads_own_word",
-    ".type modload_threads_own_word, @function",
-    "modload_threads_own_word:",
-    ".cfi_startproc",
-    "mov rax, qword ptr [rip + modload_threads_word@GOTTPOFF]",
-    "add rax, qword ptr fs:[0]",
-    "ret",
-    ".cfi_endproc",
-    ".size modload_threads_own_word, . - modload_threads_own_word",
-    ".hidden modload_threads_word_offset",
-    ".globl modload_threads_word_offset",
-    ".type modload_threads_word_offset, @function",
-    "modload_threads_word_offset:",
-    ".cfi_startproc",
-    "mov rax, qword ptr [rip + modload_threads_word@GOTTPOFF]",
-    "ret",
-    ".cfi_endproc",
-    ".size modload_threads_word_offset, . - modload_threads_word_offset",
-    ".popsection",
-);
-
-unsafe extern "C" {
-    #[link_name = "modload_threads_own_word"]
-    safe fn own_address() -> *const c_void;
-    #[link_name = "modload_threads_word_offset"]
-    safe fn fs_offset() -> i64;
-}
+use crate::x86_64::{fs_offset, own_address};
 
 /// The words of each thread, for the threads that hold it.
 #[derive(Debug)]

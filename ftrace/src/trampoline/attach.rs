@@ -18,7 +18,8 @@ use super::reader::RingReader;
 use super::ring::UNIT;
 use super::thread::{CacheLineCounter, InnerStack, ReturnPlace, TraceThread};
 use super::thread_local::{ENDING, Local, local};
-use super::{graph, stack, walk_stack};
+use super::x86_64::graph;
+use super::{stack, walk_stack};
 
 /// The most functions on a return stack.
 const MOST_PLACES: usize = 1024;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use modload_edit::Addr;
 
 use super::function::{Callback, FunctionRecord, TracerSet};
-use super::registers::CallRegisters;
 use super::variants::SavedRegisters;
+use super::x86_64::CallRegisters;
 
 /// A tracer, which is notified of each call of its functions, in the thread that makes the call, before the function
 /// begins.

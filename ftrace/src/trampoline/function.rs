@@ -1,13 +1,12 @@
 //! The data of traced functions that assembler code reads: a function, and the set of its tracers.
 
 use std::ffi::c_void;
-use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-use modload_edit::{Addr, wide};
+use modload_edit::Addr;
 
-use super::registers::CallRegisters;
+use super::x86_64::CallRegisters;
 
 /// The data of a function that is or was traced. Assembler code reads the first fields. Each of them changes only by a
 /// single store, and any mixture of old and new values is valid.
@@ -52,10 +51,6 @@ impl TracerSet {
     }
 }
 
-/// The size in bytes of a stub, and of a half.
-pub(crate) const STUB: u64 = 32;
-const HALF: u64 = STUB / 2;
-
 impl FunctionRecord {
     /// Sets the function's entry, and the address at which it continues behind its site.
     pub(crate) fn set_entry(&self, ip: Addr, target: Addr) {
@@ -84,46 +79,10 @@ impl FunctionRecord {
         self.stub.store(at.get(), Ordering::Relaxed);
     }
 
-    /// Returns the bytes of the function's stub.
-    pub(crate) fn stub_code(&'static self) -> [u8; 32] {
-        let mut code = [modload_text::INT3; 32];
-        let address = wide(std::ptr::from_ref(self).expose_provenance()).to_le_bytes();
-        for (half, entry) in
-            code.chunks_mut(16).zip([offset_of!(FunctionRecord, on_call), offset_of!(FunctionRecord, on_jump)])
-        {
-            // movabs $self,%r11
-            half[..2].copy_from_slice(&[0x49, 0xbb]);
-            half[2..10].copy_from_slice(&address);
-            // jmp *entry(%r11)
-            half[10..13].copy_from_slice(&[0x41, 0xff, 0x63]);
-            half[13] = entry.to_le_bytes()[0];
-        }
-        code
-    }
-
     /// Sets the function's tracers from now on. The former tracers may still be running.
     pub(crate) fn set_tracers(&self, set: *const TracerSet) {
         self.set.store(set.cast_mut(), Ordering::Release);
     }
-}
-
-/// Returns the address of the second half of a stub.
-pub(crate) fn second_half(stub: Addr) -> Addr {
-    stub + HALF
-}
-
-/// Returns the unwind rows of stubs that lie side by side from an address that is a multiple of [`STUB`], as call frame
-/// instructions. A thread in a stub continues at the function's target. In the first half, which sites call, that
-/// address is on the stack already.
-pub(crate) fn stub_rows() -> Vec<u8> {
-    // rsp + 8 - ((rip & 16) >> 1)
-    let cfa = [0x77, 8, 0x80, 0, 0x08, 16, 0x1a, 0x31, 0x25, 0x1c];
-    // *((rip & -32) + 2) + target
-    let target = offset_of!(FunctionRecord, target).to_le_bytes()[0];
-    let rip = [0x80, 0, 0x09, 0xe0, 0x1a, 0x23, 2, 0x06, 0x23, target];
-    let len = |bytes: &[u8]| bytes.len().to_le_bytes()[0];
-    // DW_CFA_def_cfa_expression; DW_CFA_expression of rip.
-    [&[0x0f, len(&cfa)][..], &cfa, &[0x10, 16, len(&rip)], &rip].concat()
 }
 
 /// Returns the address of a piece of code.

@@ -2,11 +2,12 @@
 
 use std::fmt;
 
-use modload_edit::{Addr, Edit, EditOrigin, EditSet, Engine, InstructionEffect, NOPS, Sink, index, wide};
+use modload_edit::{Addr, Edit, EditOrigin, EditSet, Engine, NOPS, Sink, index, wide};
 use modload_text::{Annex, HostText, TextLock, TrapMask, poke};
 
 use crate::error::TraceError;
-use crate::sites::{ENDBR64, Site};
+use crate::sites::Site;
+use crate::x86_64::{LONGEST_ENTRY, host_site_len, landing_pad_len};
 
 /// A function of the host's own that may be traced.
 #[derive(Clone, Debug)]
@@ -57,25 +58,14 @@ impl fmt::Debug for HostPart {
     }
 }
 
-/// The bytes that are read of an entry: an ENDBR64, and the longest site.
-const LOOKED_AT: usize = 4 + 6;
-
 /// Returns the site at an entry: its distance from the entry, and its length. The code of this length becomes one NOP.
 fn entry(at: Addr, code: &[u8]) -> Result<(usize, usize), String> {
-    let skipped = if code.starts_with(&ENDBR64) { ENDBR64.len() } else { 0 };
-    let site = &code[skipped..];
-    let is_site = |len: usize| match InstructionEffect::of(at + wide(skipped), &site[..len]) {
-        Some(InstructionEffect::Call { .. } | InstructionEffect::CallThrough { .. } | InstructionEffect::Next(_)) => {
-            true
-        }
-        _ => len == 5 && site.starts_with(&[0x90; 5]),
-    };
-    let found = [5, 6].into_iter().find(|len| is_site(*len));
+    let skipped = landing_pad_len(code);
     let why = || {
         let shown = modload_edit::disassembled(at, code);
         format!("it begins with {shown}: no NOPs of 5 or 6 bytes, no 5 NOPs, and no call of __fentry__")
     };
-    found.map(|len| (skipped, len)).ok_or_else(why)
+    host_site_len(at + wide(skipped), &code[skipped..]).map(|len| (skipped, len)).ok_or_else(why)
 }
 
 impl HostPart {
@@ -87,7 +77,7 @@ impl HostPart {
         let ends = |functions: &[HostFunction]| {
             let first = functions.iter().map(|function| function.at).min()?;
             let last = functions.iter().map(|function| function.at).max()?;
-            Some((first, last + wide(LOOKED_AT)))
+            Some((first, last + wide(LONGEST_ENTRY)))
         };
         let Some((start, end)) = ends(&functions) else { return Ok(part) };
         // Mostly all functions are in one executable.
@@ -97,7 +87,7 @@ impl HostPart {
             Err(_) => {
                 for function in &functions {
                     // SAFETY: `HostFunction::new` promises it.
-                    part.texts.push(unsafe { HostText::register(function.at, function.at + wide(LOOKED_AT)) }?);
+                    part.texts.push(unsafe { HostText::register(function.at, function.at + wide(LONGEST_ENTRY)) }?);
                 }
             }
         }
@@ -105,7 +95,7 @@ impl HostPart {
             let why = EditOrigin { engine: Engine::Fentry, section: 0, record };
             let code: *const u8 = std::ptr::with_exposed_provenance(index(at.get()));
             // SAFETY: the text is registered, so it is mapped and readable.
-            let code = unsafe { std::slice::from_raw_parts(code, LOOKED_AT) };
+            let code = unsafe { std::slice::from_raw_parts(code, LONGEST_ENTRY) };
             match entry(at, code) {
                 Ok((skipped, len)) => {
                     let site = at + wide(skipped);

@@ -8,10 +8,11 @@ use std::sync::atomic::Ordering;
 use modload_edit::index;
 use modload_threads::frames::Ended;
 
-use super::ring::{UNWOUND, Unit, time_stamp};
+use super::ring::{UNWOUND, Unit};
 use super::thread::{InnerStack, PlaceState, ReturnPlace, TraceThread};
 use super::thread_local::local;
 use super::walk_stack;
+use super::x86_64::time_stamp;
 
 /// The answers to assembler code: the function runs without a record, or the code tries again.
 pub(super) const PASS: u64 = 0;

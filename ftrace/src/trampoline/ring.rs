@@ -35,9 +35,3 @@ pub(crate) struct RingRecord {
     /// The origin of a call.
     pub(crate) parent: u64,
 }
-
-/// Returns the processor's time stamp.
-pub(crate) fn time_stamp() -> u64 {
-    // SAFETY: every x86-64 processor has this instruction, and Linux lets processes use it.
-    unsafe { std::arch::x86_64::_rdtsc() }
-}

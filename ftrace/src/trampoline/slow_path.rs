@@ -10,7 +10,6 @@
 //!
 //! All four are async-signal-safe, and no cancellation points.
 
-use std::arch::global_asm;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,78 +24,13 @@ use super::process_state::{
 };
 use super::return_stack::{DONE, PASS, RETRY};
 use super::thread_local::{ENDING, Local, local};
-use super::variants::VectorWidth;
-
-global_asm!(
-    r#"
-    .pushsection .text.modload_ftrace_ask, "ax", @progbits
-// Calls the function in rdx. The argument and the answer are in rax. All registers except rax, rcx and rdx are preserved. The
-// caller has saved rcx and rdx.
-.macro modload_ftrace_ask name:req, bytes:req, move:req, register:req
-    .balign 16
-    .hidden modload_ftrace_ask_\name
-    .globl modload_ftrace_ask_\name
-    .type modload_ftrace_ask_\name, @function
-modload_ftrace_ask_\name:
-    .cfi_startproc
-    push rbp
-    .cfi_def_cfa_offset 16
-    .cfi_offset rbp, -16
-    mov rbp, rsp
-    .cfi_def_cfa_register rbp
-    push rdi
-    push rsi
-    push r8
-    push r9
-    push r10
-    push r11
-    and rsp, -64
-    sub rsp, 8 * \bytes
-    .irp number, 0, 1, 2, 3, 4, 5, 6, 7
-    \move [rsp + \number * \bytes], \register\number
-    .endr
-    mov rdi, rax
-    call rdx
-    .irp number, 0, 1, 2, 3, 4, 5, 6, 7
-    \move \register\number, [rsp + \number * \bytes]
-    .endr
-    lea rsp, [rbp - 48]
-    pop r11
-    pop r10
-    pop r9
-    pop r8
-    pop rsi
-    pop rdi
-    pop rbp
-    .cfi_def_cfa rsp, 8
-    .cfi_restore rbp
-    ret
-    .cfi_endproc
-    .size modload_ftrace_ask_\name, . - modload_ftrace_ask_\name
-.endm
-    modload_ftrace_ask xmm, 16, movups, xmm
-    modload_ftrace_ask ymm, 32, vmovups, ymm
-    modload_ftrace_ask zmm, 64, vmovups, zmm
-    .popsection
-"#
-);
-
-unsafe extern "C" {
-    static modload_ftrace_ask_xmm: u8;
-    static modload_ftrace_ask_ymm: u8;
-    static modload_ftrace_ask_zmm: u8;
-}
+use super::x86_64::{VectorWidth, slow_path_entry};
 
 /// A slow path.
 type SlowPath = extern "C" fn(u64) -> u64;
 
 /// Prepares tracing, once: stores the width of the widest vector registers, and registers for the ends of threads.
 pub(crate) fn prepare(widest: VectorWidth) {
-    let code = match widest {
-        VectorWidth::Xmm => &raw const modload_ftrace_ask_xmm,
-        VectorWidth::Ymm => &raw const modload_ftrace_ask_ymm,
-        VectorWidth::Zmm => &raw const modload_ftrace_ask_zmm,
-    };
     let functions: [(&AtomicU64, SlowPath); 4] = [
         (&REPORT_EVENT, report_event),
         (&JOIN_FOR_CALL, join_for_call),
@@ -108,7 +42,7 @@ pub(crate) fn prepare(widest: VectorWidth) {
         let function = function as *const u8;
         place.store(address(function).get(), Ordering::SeqCst);
     }
-    SLOW_PATH.store(address(code).get(), Ordering::SeqCst);
+    SLOW_PATH.store(slow_path_entry(widest).get(), Ordering::SeqCst);
     register_for_ends();
 }
 

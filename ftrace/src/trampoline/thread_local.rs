@@ -1,9 +1,7 @@
 //! The thread-local memory of tracing: twenty-four bytes, which are zero in each new thread. They say whether the
 //! thread is within the tracing already, and lead to the thread's state.
 
-use std::arch::global_asm;
 use std::cell::Cell;
-use std::ffi::c_void;
 use std::mem::offset_of;
 use std::ptr;
 
@@ -11,6 +9,7 @@ use modload_threads::{DEFAULT_LIMIT, Error, Interrupted, Probe, is_alone, run_in
 
 use super::function::TracerSet;
 use super::thread::TraceThread;
+use super::x86_64::local_address;
 
 /// The number that means: the thread is ending, and joins no recording any more.
 pub(super) const ENDING: u32 = u32::MAX - 1;
@@ -30,39 +29,6 @@ pub(super) struct Local {
 pub(super) const RUNNING: usize = offset_of!(Local, running);
 pub(super) const BUSY: usize = offset_of!(Local, busy);
 pub(super) const SESSION: usize = offset_of!(Local, session);
-
-global_asm!(
-    r#"
-    .pushsection .tbss.modload_ftrace_thread, "awT", @nobits
-    .balign 8
-    .hidden modload_ftrace_thread
-    .globl modload_ftrace_thread
-    .type modload_ftrace_thread, @object
-    .size modload_ftrace_thread, 24
-modload_ftrace_thread:
-    .zero 24
-    .popsection
-
-    .pushsection .text.modload_ftrace_local, "ax", @progbits
-    .balign 16
-    .hidden modload_ftrace_local
-    .globl modload_ftrace_local
-    .type modload_ftrace_local, @function
-modload_ftrace_local:
-    .cfi_startproc
-    mov rax, qword ptr [rip + modload_ftrace_thread@GOTTPOFF]
-    add rax, qword ptr fs:[0]
-    ret
-    .cfi_endproc
-    .size modload_ftrace_local, . - modload_ftrace_local
-    .popsection
-"#
-);
-
-unsafe extern "C" {
-    #[link_name = "modload_ftrace_local"]
-    safe fn local_address() -> *const c_void;
-}
 
 /// Returns this thread's thread-local memory.
 pub(super) fn local() -> &'static Local {

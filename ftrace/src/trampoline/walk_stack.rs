@@ -1,76 +1,20 @@
 //! Walks the thread's current stack while running on another stack: a function may be called on a coroutine's stack of
 //! a few KiB, where a walk would not fit.
 
-use std::arch::global_asm;
 use std::ffi::c_void;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::{mem, ptr, thread};
 
-use modload_threads::frames::{
-    Ended, Frame, ProcessMemory, Register, Registers, WalkError, function_at, walk as walk_from, walk_here,
-};
+use modload_threads::frames::{Ended, Frame, ProcessMemory, WalkError, function_at, walk as walk_from, walk_here};
+
+use super::x86_64::{modload_ftrace_aside, registers_of};
 
 /// The size in bytes of a stack for walks. During a walk, every signal that a thread can wait for is blocked, so no
 /// handler needs this stack.
 pub(super) const STACK: usize = 1 << 16;
 /// The room that is left free below the stack.
 pub(super) const PAGE: usize = 4096;
-
-/// The registers in the order in which the code below stores them, by their DWARF numbers.
-const WRITTEN: [usize; 8] = [16, 7, 6, 3, 12, 13, 14, 15];
-
-// rdi: the function's argument; rsi: the function; rdx: the end of its stack. The function also gets the registers of
-// the caller.
-global_asm!(
-    r#"
-    .pushsection .text.modload_ftrace_aside, "ax", @progbits
-    .balign 16
-    .hidden modload_ftrace_aside
-    .globl modload_ftrace_aside
-    .type modload_ftrace_aside, @function
-modload_ftrace_aside:
-    .cfi_startproc
-    push rbp
-    .cfi_def_cfa_offset 16
-    .cfi_offset rbp, -16
-    mov rbp, rsp
-    .cfi_def_cfa_register rbp
-    and rdx, -16
-    lea rax, [rdx - 64]
-    mov rcx, qword ptr [rbp + 8]
-    mov qword ptr [rax], rcx
-    lea rcx, [rbp + 16]
-    mov qword ptr [rax + 8], rcx
-    mov rcx, qword ptr [rbp]
-    mov qword ptr [rax + 16], rcx
-    mov qword ptr [rax + 24], rbx
-    mov qword ptr [rax + 32], r12
-    mov qword ptr [rax + 40], r13
-    mov qword ptr [rax + 48], r14
-    mov qword ptr [rax + 56], r15
-    mov rcx, rsi
-    mov rsi, rax
-    mov rsp, rax
-    call rcx
-    mov rsp, rbp
-    pop rbp
-    .cfi_def_cfa rsp, 8
-    .cfi_restore rbp
-    ret
-    .cfi_endproc
-    .size modload_ftrace_aside, . - modload_ftrace_aside
-    .popsection
-"#
-);
-
-unsafe extern "C" {
-    fn modload_ftrace_aside(
-        data: *mut c_void,
-        function: unsafe extern "C" fn(*mut c_void, *const [u64; 8]),
-        stack: *mut u8,
-    );
-}
 
 /// A walk that is to be made.
 struct Walk<F> {
@@ -83,10 +27,7 @@ unsafe extern "C" fn run<F: FnMut(&Frame) -> ControlFlow<()>>(data: *mut c_void,
     let this = unsafe { &mut *data.cast::<Walk<F>>() };
     // SAFETY: the pointer leads to eight registers, above this function's frame.
     let values = unsafe { registers.read() };
-    let written = WRITTEN.into_iter().zip(values);
-    let registers =
-        written.fold(Registers::unknown(), |registers, (number, value)| registers.with(Register::ALL[number], value));
-    this.walked = walk_from(&registers, ProcessMemory::own(), &mut this.visit);
+    this.walked = walk_from(&registers_of(values), ProcessMemory::own(), &mut this.visit);
 }
 
 /// Walks this thread's stack outward from the caller of this function, while running on the stack that ends at `stack`.

@@ -5,6 +5,8 @@
 
 pub(crate) mod error;
 pub(crate) mod file;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86_64;
 pub(crate) mod link;
 pub(crate) mod validate;
 pub(crate) mod modinfo;

@@ -12,6 +12,7 @@ use object::{U32, pod};
 
 use crate::elf::error::ObjectError;
 use crate::elf::file::{ComdatGroup, File, FileSection, Relas, SymbolPlace, is_klp, string};
+use crate::elf::x86_64::{MACHINE, other_machine};
 
 /// Largest alignment of a section.
 const MAX_ALIGN: u64 = 1 << 21;
@@ -38,20 +39,6 @@ fn other_format(bytes: &[u8]) -> &'static str {
         None if bytes.is_empty() => "an empty file",
         None if b"\x7fELF".starts_with(bytes) => "the beginning of an ELF file, cut off",
         None => "no ELF file at all",
-    }
-}
-
-/// Names the machine, if users may confuse the machine with x86-64.
-fn other_machine(machine: elf::Machine) -> &'static str {
-    match machine {
-        elf::EM_386 => "i386",
-        elf::EM_AARCH64 => "AArch64",
-        elf::EM_ARM => "ARM",
-        elf::EM_RISCV => "RISC-V",
-        elf::EM_PPC64 => "PowerPC64",
-        elf::EM_S390 => "S/390",
-        elf::EM_BPF => "BPF",
-        _ => "for a machine that is not x86-64",
     }
 }
 
@@ -269,7 +256,7 @@ fn header(bytes: &[u8]) -> Result<&elf::FileHeader64<LE>, ObjectError> {
     // The machine field has the same offset in both classes, and "this is i386" is more helpful than "this is 32-bit".
     let little = header.e_ident.data == elf::ELFDATA2LSB;
     let machine = header.e_machine.get(LE);
-    if little && machine != elf::EM_X86_64 {
+    if little && machine != MACHINE {
         return Err(ObjectError::NotAnObject(other_machine(machine)));
     }
     if header.e_ident.class != elf::ELFCLASS64 {

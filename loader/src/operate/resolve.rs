@@ -17,11 +17,12 @@ use crate::operate::judge::WantedUse;
 use crate::operate::scene::{Absent, Scene};
 use crate::operate::suggest::Suggestions;
 use crate::prepare::error::{PrepareError, Unresolved};
-use crate::prepare::layout::{ModuleLayout, THUNK, bounded_section, thunk};
+use crate::prepare::layout::{ModuleLayout, bounded_section};
 use crate::prepare::memory::Staging;
 use crate::prepare::params;
 use crate::prepare::resolved::{Resolved, picked};
 use crate::prepare::vague;
+use crate::prepare::x86_64::{THUNK, thunk};
 use crate::vocabulary::externals::External;
 
 pub(crate) fn resolve(

@@ -12,6 +12,7 @@ use object::elf;
 use crate::elf::error::ObjectError;
 use crate::elf::file::{File, FileSection, SymbolPlace};
 use crate::prepare::vague::{self, SharedDefinitions};
+use crate::prepare::x86_64::{THUNK, THUNKS, thunk};
 use crate::vocabulary::rewriting::HostOperations;
 
 /// A part of a module's memory: one range of one stripe.
@@ -113,40 +114,6 @@ pub(crate) struct Spot {
 /// Size of the target of `__this_module`, a `struct module` of the SDK. The target of `__dso_handle` follows.
 const THIS_MODULE_SIZE: u64 = 64;
 const DSO_HANDLE_SIZE: u64 = 8;
-
-/// Size of a thunk, and distance of two.
-pub(crate) const THUNK: u64 = 32;
-/// Number of thunks for branches: one for each register. The thunk for returns follows.
-pub(crate) const THUNKS: u64 = 16;
-
-/// The registers, by number.
-const REGISTERS: [&str; 16] =
-    ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
-
-/// Returns the number of the thunk for a symbol.
-pub(crate) fn thunk(symbol: &[u8]) -> Option<u64> {
-    if symbol == section::RETURN_THUNK_SYMBOL.as_bytes() || symbol == section::FENTRY_SYMBOL.as_bytes() {
-        return Some(THUNKS);
-    }
-    let register = symbol.strip_prefix(section::INDIRECT_THUNK_PREFIX.as_bytes())?;
-    if register == b"array" {
-        return Some(0);
-    }
-    let number = REGISTERS.iter().position(|known| register == known.as_bytes())?;
-    Some(modload_edit::wide(number))
-}
-
-/// Returns the code of a thunk: a branch through a register, or a return. INT3 fills the rest.
-pub(crate) fn thunk_code(number: u64) -> Vec<u8> {
-    let register = u8::try_from(number % 8).unwrap_or_default();
-    match number {
-        THUNKS => vec![0xc3], // ret
-        // No code branches through the stack pointer.
-        4 => vec![],
-        0..8 => vec![0xff, 0xe0 + register],    // jmp *%rax, ..
-        _ => vec![0x41, 0xff, 0xe0 + register], // jmp *%r8, ..
-    }
-}
 
 /// The places of everything in a module.
 #[derive(Debug)]

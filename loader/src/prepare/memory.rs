@@ -11,7 +11,8 @@ use modload_text::{
 use crate::elf::file::File;
 use crate::prepare::error::PrepareError;
 use crate::prepare::frames::{self, Frames};
-use crate::prepare::layout::{MemoryPart, ModuleLayout, PartSpace, Spot, THUNK, THUNKS, thunk_code};
+use crate::prepare::layout::{MemoryPart, ModuleLayout, PartSpace, Spot};
+use crate::prepare::x86_64::{THUNK, THUNKS, thunk_code};
 use crate::vocabulary::kept::{AllShown, Kept};
 use crate::vocabulary::rewriting::HostOperations;
 

@@ -7,6 +7,8 @@
 pub(crate) mod error;
 pub(crate) mod policy;
 pub(crate) mod vague;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86_64;
 pub(crate) mod layout;
 pub(crate) mod frames;
 pub(crate) mod memory;

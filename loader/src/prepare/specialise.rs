@@ -13,8 +13,9 @@ use crate::elf::file::{File, FileSymbol, Relas, SymbolPlace};
 use crate::elf::sections::whole_records;
 use crate::prepare::deferred::Waiting;
 use crate::prepare::error::PrepareError;
-use crate::prepare::layout::{ModuleLayout, THUNK, THUNKS};
+use crate::prepare::layout::ModuleLayout;
 use crate::prepare::memory::Staging;
+use crate::prepare::x86_64::{THUNK, THUNKS};
 use crate::vocabulary::rewriting::{HostOperations, Rewriting, TrampolineBranch, TrampolineCall, record_size};
 
 /// The results of the engines.

@@ -8,9 +8,10 @@ use modload_threads::frames;
 use crate::elf::file::File;
 use crate::prepare::error::PrepareError;
 use crate::prepare::frames::FramesPlan;
-use crate::prepare::layout::{MemoryPart, ModuleLayout, Spot, THUNK, THUNKS};
+use crate::prepare::layout::{MemoryPart, ModuleLayout, Spot};
 use crate::prepare::memory::Staging;
 use crate::prepare::tables::tables;
+use crate::prepare::x86_64::{THUNK, THUNKS};
 
 /// The texts of a module, in the order of [`FramesPlan`]'s rows.
 const TEXTS: [MemoryPart; 2] = [MemoryPart::Text, MemoryPart::InitText];

@@ -65,27 +65,12 @@ macro_rules! static_call {
             static KEY: $crate::StaticCallKey<extern "C" fn($($type),*) $(-> $result)?> =
                 $crate::StaticCallKey::new(super::$function);
 
-            // The trampoline, which returns until the loader makes it jump to the key's function.
-            ::core::arch::global_asm!(
-                ".pushsection .modload.static_calls, \"\", @progbits",
-                ".popsection",
-                ".pushsection .static_call.text, \"ax\", @progbits",
-                ".balign 8",
-                concat!(".globl __SCT__", stringify!($name)),
-                concat!(".hidden __SCT__", stringify!($name)),
-                concat!(".type __SCT__", stringify!($name), ", @function"),
-                concat!("__SCT__", stringify!($name), ":"),
-                ".cfi_startproc",
-                ".byte 0xc3, 0xcc, 0xcc, 0xcc, 0xcc, 0x0f, 0xb9, 0xcc",
-                ".cfi_endproc",
-                concat!(".size __SCT__", stringify!($name), ", . - __SCT__", stringify!($name)),
-                ".popsection",
-            );
+            $crate::static_call_trampoline!($name);
 
             /// Calls the current function.
             #[inline(always)]
             pub(super) fn call($($arg: $type),*) $(-> $result)? {
-                $crate::static_call_asm!($name [] [$($arg)*] ["rdi" "rsi" "rdx" "rcx" "r8" "r9"] $($result)?)
+                $crate::static_call_asm!(@call $name [$($arg)*] $($result)?)
             }
 
             /// Sets the function. Returns the error number if it was not set.
@@ -93,34 +78,6 @@ macro_rules! static_call {
             pub(super) fn update(function: extern "C" fn($($type),*) $(-> $result)?) -> Result<(), i32> {
                 KEY.update(function)
             }
-        }
-    };
-}
-
-/// The call instruction, with each argument in its register of the C ABI.
-#[doc(hidden)]
-#[macro_export]
-macro_rules! static_call_asm {
-    ($name:ident [$($in:tt)*] [$arg:ident $($args:ident)*] [$register:tt $($registers:tt)*] $($result:ty)?) => {
-        $crate::static_call_asm!($name [$($in)* in($register) $arg,] [$($args)*] [$($registers)*] $($result)?)
-    };
-    ($name:ident [$($in:tt)*] [] [$($registers:tt)*] $result:ty) => {{
-        let result: $result;
-        // SAFETY: this calls a function of this type by the C ABI, and all clobbered registers are declared.
-        unsafe {
-            ::core::arch::asm!(
-                concat!("call __SCT__", stringify!($name)),
-                $($in)*
-                lateout("rax") result,
-                clobber_abi("C"),
-            );
-        }
-        result
-    }};
-    ($name:ident [$($in:tt)*] [] [$($registers:tt)*]) => {
-        // SAFETY: as above.
-        unsafe {
-            ::core::arch::asm!(concat!("call __SCT__", stringify!($name)), $($in)* clobber_abi("C"));
         }
     };
 }

@@ -98,31 +98,3 @@ macro_rules! static_branch_likely {
         $crate::static_branch!($key, 1, true)
     };
 }
-
-/// A branch site, compiled as a NOP that continues with `$straight`, and its record in `__jump_table`. The loader may
-/// replace the NOP by a jump that continues with the opposite.
-#[doc(hidden)]
-#[macro_export]
-macro_rules! static_branch {
-    ($key:path, $likely:literal, $straight:literal) => {
-        'branch: {
-            // SAFETY: a NOP and a record of it. The loader replaces the NOP only by a jump to the label, or by a NOP
-            // again.
-            unsafe {
-                ::core::arch::asm!(
-                    "1: .byte 0x0f, 0x1f, 0x44, 0x00, 0x00",
-                    ".pushsection __jump_table, \"a\", @progbits",
-                    ".balign 8",
-                    ".long 1b - .",
-                    ".long {jumped} - .",
-                    concat!(".quad {key} + ", $likely, " - ."),
-                    ".popsection",
-                    key = sym $key,
-                    jumped = label { break 'branch !$straight },
-                    options(att_syntax, nomem, nostack, preserves_flags),
-                );
-            }
-            $straight
-        }
-    };
-}

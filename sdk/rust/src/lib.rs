@@ -36,6 +36,8 @@
 
 mod calls;
 mod keys;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
 pub use calls::StaticCallKey;
 pub use keys::StaticKey;

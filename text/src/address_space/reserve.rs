@@ -5,6 +5,7 @@ use std::io;
 use modload_edit::{Addr, index, wide};
 
 use crate::address_space::pointer::pointer;
+use crate::address_space::x86_64::LOW_END;
 use crate::vocabulary::machine::PAGE;
 
 /// Address space that belongs to this crate: the arena's, which is never released, or an annex's.
@@ -24,9 +25,6 @@ pub(crate) enum MappingAccess {
 
 /// The lowest base to ask for: above a non-PIE executable and the first part of its heap.
 const LOWEST: u64 = 0x1000_0000;
-/// The end of the addresses that the code models without -fPIC can reach: below it, the sign bit of a 32-bit field is
-/// clear.
-const LOW_END: u64 = 0x8000_0000;
 const TRIES: u32 = 16;
 
 /// Reserves `len` bytes at a random page of the low 2 GiB; `None` if there is no room.

@@ -3,11 +3,8 @@
 use modload_edit::Addr;
 
 use crate::address_space::maps::{Backing, Mapping};
+use crate::address_space::x86_64::REACH;
 use crate::vocabulary::machine::PAGE;
-
-/// The greatest distance between two bytes for a 32-bit distance between instructions at them: a page less than 2 GiB,
-/// because the distance counts from the instruction's end.
-pub(crate) const REACH: u64 = (1 << 31) - PAGE;
 
 /// The space that is kept free below a mapping that may be a stack. The kernel keeps as much below a stack that it has
 /// grown (`stack_guard_gap`).

@@ -5,6 +5,8 @@
 
 pub(crate) mod writable;
 pub(crate) mod spans;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86_64;
 pub(crate) mod obstacle;
 pub(crate) mod rendezvous;
 pub(crate) mod poke;

@@ -3,9 +3,10 @@
 use std::io;
 use std::ops::ControlFlow;
 
-use modload_edit::EditSet;
+use modload_edit::{EditSet, NOP};
 use modload_threads::{Tasks, name, status};
 
+use crate::change::x86_64::has_shadow_stack;
 use crate::handlers::trap;
 use crate::vocabulary::poked::{TrapMask, TrapObstacle};
 use crate::writing::cores;
@@ -29,7 +30,7 @@ pub(crate) fn find(edits: &EditSet, mask: TrapMask) -> io::Result<Option<TrapObs
 
 /// Returns whether the edit joins several NOPs of one byte into one instruction.
 pub(crate) fn joins_nops(old: &[u8]) -> bool {
-    old.len() > 1 && old.iter().all(|byte| *byte == 0x90)
+    old.len() > 1 && old.iter().all(|byte| *byte == NOP)
 }
 
 /// Checks each thread: whether it blocks SIGTRAP, and whether it is traced.
@@ -63,20 +64,4 @@ fn find_in_threads() -> io::Result<Option<TrapObstacle>> {
         }
     }
     Ok(Some(TrapObstacle::ThreadChurn))
-}
-
-/// arch_prctl(2), <asm/prctl.h>, since Linux 6.6.
-const ARCH_SHSTK_STATUS: libc::c_int = 0x5005;
-/// The bit of the status for "on".
-const ARCH_SHSTK_SHSTK: u64 = 1;
-
-/// Returns whether this thread has a shadow stack (`ARCH_SHSTK_STATUS`). The C library gives one to all threads or to
-/// none.
-#[must_use]
-pub fn has_shadow_stack() -> bool {
-    let mut features = 0_u64;
-    // SAFETY: the call writes eight bytes to a local variable, or fails: on kernels without the call, and without the
-    // hardware.
-    let failed = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SHSTK_STATUS, &raw mut features) };
-    failed == 0 && features & ARCH_SHSTK_SHSTK != 0
 }

@@ -1,6 +1,5 @@
 //! Changes text while every other thread is held in a signal handler: where traps would kill, or are not enough.
 
-use std::arch::x86_64::__cpuid;
 use std::ops::ControlFlow;
 
 use modload_edit::{Addr, Edit, EditSet};
@@ -13,6 +12,7 @@ use crate::vocabulary::error::WriteFailed;
 use crate::vocabulary::poke_error::PokeError;
 use crate::vocabulary::poked::{PokeProtocol, Poked, TrapObstacle};
 use crate::writing::text_lock::TextLock;
+use crate::writing::x86_64::serialise_core;
 
 /// Writes a batch while no other thread runs. From the first signal to the release, allocates nothing and takes no
 /// lock.
@@ -50,7 +50,7 @@ pub(crate) fn write_chosen(
     };
     // This core discards the instructions that it has prefetched; the other cores do so when their threads are
     // released.
-    __cpuid(0);
+    serialise_core();
     drop(held);
     match written {
         Ok(writes) => Ok(writes.map(|writes| Poked { protocol: PokeProtocol::Rendezvous(obstacle), syncs: 1, writes })),

@@ -4,7 +4,8 @@
 //! Imports `vocabulary`, `address_space`, `writing` and `allocation`.
 
 pub(crate) mod batch;
-pub(crate) mod emulate;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86_64;
 pub(crate) mod report;
 pub(crate) mod trap;
 pub(crate) mod fork;

@@ -19,8 +19,8 @@ use crate::address_space::pointer::pointer;
 use crate::allocation::arena;
 use crate::handlers::batch;
 use crate::handlers::batch::TrapInFlight;
-use crate::handlers::emulate;
 use crate::handlers::report::report;
+use crate::handlers::x86_64::{LONG_TRAP, emulate, resume_at, trap_address};
 use crate::vocabulary::machine::INT3;
 use crate::writing::registered;
 
@@ -77,12 +77,10 @@ extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     // Reading the instruction and writing the report are system calls, which change errno.
     let errno = SavedErrno::save();
     let context: *mut libc::ucontext_t = context.cast();
-    // SAFETY: with SA_SIGINFO the kernel passes a valid ucontext_t.
-    let next = unsafe { (*context).uc_mcontext.gregs[emulate::RIP] };
+    // SAFETY: with SA_SIGINFO the kernel passes a valid ucontext_t, and no other code has a reference to it.
+    let at = trap_address(unsafe { &(*context).uc_mcontext });
     // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo_t.
     let code = unsafe { (*info).si_code };
-    // INT3 is one byte long, and the saved rip is the address behind it.
-    let at = Addr::new(next.cast_unsigned()).offset(-1);
     // SAFETY: the context is valid, see above, and no other code has a reference to it.
     if code == libc::SI_KERNEL && unsafe { divert_from_trap(at, &mut *context) } {
         return;
@@ -107,8 +105,9 @@ extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
             // SAFETY: a default action is valid, and sigaction is async-signal-safe.
             unsafe { libc::sigaction(libc::SIGTRAP, &raw const default, ptr::null_mut()) };
             match stopped_at {
-                // SAFETY: the context is valid (see above); the trap is repeated at the INT3 itself.
-                StoppedAt::Int3 => unsafe { (*context).uc_mcontext.gregs[emulate::RIP] = next - 1 },
+                // SAFETY: the context is valid, and no other code has a reference to it, see above. The trap is repeated
+                // at the INT3 itself.
+                StoppedAt::Int3 => resume_at(at, unsafe { &mut (*context).uc_mcontext }),
                 // SAFETY: raise takes a number and is async-signal-safe.
                 StoppedAt::Other => unsafe {
                     libc::raise(libc::SIGTRAP);
@@ -139,13 +138,13 @@ fn divert_from_trap(at: Addr, context: &mut libc::ucontext_t) -> bool {
     loop {
         let changes = batch::change_count();
         if let Some(effect) = batch::effect_at(&in_flight, at) {
-            emulate::emulate(effect, &mut context.uc_mcontext);
+            emulate(effect, &mut context.uc_mcontext);
             return true;
         }
         // The trap has been overwritten since the thread hit it: the batch is complete, or a module is published now
         // where no text was before. An `int $3` of two bytes belongs to other code.
         if !is_int3(at) && !is_two_byte_int3(at) {
-            context.uc_mcontext.gregs[emulate::RIP] = at.get().cast_signed();
+            resume_at(at, &mut context.uc_mcontext);
             return true;
         }
         if changes == batch::change_count() {
@@ -199,11 +198,10 @@ fn is_pokeable(at: Addr) -> bool {
 /// Returns whether the instruction that ends with this byte of module text, or of registered text, is `int $3` of two
 /// bytes.
 fn is_two_byte_int3(at: Addr) -> bool {
-    const TWO_BYTE_INT3: [u8; 2] = [0xcd, 0x03];
     let first = at.offset(-1);
     if !is_pokeable(first) {
         return false;
     }
     // SAFETY: two bytes of text that is mapped and readable.
-    unsafe { ptr::read_volatile(pointer(first).cast::<[u8; 2]>()) == TWO_BYTE_INT3 }
+    unsafe { ptr::read_volatile(pointer(first).cast::<[u8; 2]>()) == LONG_TRAP }
 }

@@ -4,4 +4,4 @@
 pub const PAGE: u64 = 4096;
 
 /// `INT3`, which fills text that no thread may run.
-pub const INT3: u8 = 0xcc;
+pub use modload_edit::INT3;

@@ -1,12 +1,12 @@
 //! Synchronises all cores that run threads of the process with changed code.
 
-use std::arch::x86_64::__cpuid;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use modload_threads::{DEFAULT_LIMIT, hold};
 
 use crate::vocabulary::error::WriteFailed;
+use crate::writing::x86_64::serialise_core;
 
 // <linux/membarrier.h>
 const PRIVATE_EXPEDITED_SYNC_CORE: libc::c_int = 1 << 5;
@@ -39,6 +39,6 @@ pub(crate) fn synchronise() -> Result<(), WriteFailed> {
     }
     // Each held thread serialises its core before it resumes.
     hold(DEFAULT_LIMIT).map(drop).map_err(|source| WriteFailed::Hold { source })?;
-    __cpuid(0);
+    serialise_core();
     Ok(())
 }

@@ -4,6 +4,8 @@
 //! the host's ranges that may be written. Imports `vocabulary`.
 
 pub(crate) mod text_lock;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86_64;
 pub(crate) mod cores;
 pub(crate) mod int3;
 pub(crate) mod ranges;

@@ -6,7 +6,7 @@
 use gimli::{EndianSlice, LittleEndian, Operation};
 
 use super::memory::Memory;
-use super::registers::{Register, Registers};
+use super::x86_64::{Register, Registers};
 
 /// The number of values that an expression may have on its stack at once. PLT entries need three.
 const DEEPEST: usize = 8;
@@ -137,7 +137,7 @@ mod tests {
 
     use super::{NoValue, evaluate};
     use crate::frames::memory::Memory;
-    use crate::frames::registers::{Register, Registers};
+    use crate::frames::x86_64::{Register, Registers};
 
     /// Memory in which every address below 0x1000 holds itself plus 1.
     struct Small;

@@ -30,6 +30,8 @@ use std::ffi::c_void;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::x86_64::{AT_ENTRY_PROGRAM, FACTORS};
+
 #[link(name = "gcc_s")]
 unsafe extern "C" {
     fn __register_frame_info_table(table: *const *const u8, object: *mut Object);
@@ -225,12 +227,29 @@ impl Overlapping {
         let _one_at_a_time = ASKS.lock().unwrap_or_else(PoisonError::into_inner);
         let code = u64::try_from((&raw const TRIAL).expose_provenance()).unwrap_or_default();
         let mut filled = [0; 64];
+        let [code_factor, data_factor, return_address] = FACTORS;
         let common = [
-            20, 0, 0, 0, 0, 0, 0, 0, // length, common information
-            1, b'z', b'R', 0, 1, 0x78, 16, 1, 0, // version, "zR", factors 1 and -8, rip, absolute addresses
-            0x0c, 7, 8, 0x90, 1, 0, 0, // def_cfa rsp+8; offset rip, cfa-8; nop; nop
+            20,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0, // length, common information
+            1,
+            b'z',
+            b'R',
+            0,
+            code_factor,
+            data_factor,
+            return_address,
+            1,
+            0, // version, "zR", absolute addresses
         ];
-        filled[..24].copy_from_slice(&common);
+        filled[..17].copy_from_slice(&common);
+        // The zeros behind the program are NOPs.
+        filled[17..22].copy_from_slice(&AT_ENTRY_PROGRAM);
         filled[24..32].copy_from_slice(&[28, 0, 0, 0, 28, 0, 0, 0]);
         filled[32..40].copy_from_slice(&code.to_le_bytes());
         filled[40..48].copy_from_slice(&16_u64.to_le_bytes());

@@ -17,6 +17,7 @@ use thiserror::Error;
 use super::index::{Known, Overlap};
 use super::libgcc::RegisteredRun;
 use super::section::{Common, Flaw, FrameDescription, FrameSection};
+use super::x86_64::{AT_ENTRY_PROGRAM, FACTORS};
 
 type Reader<'a> = EndianSlice<'a, LittleEndian>;
 
@@ -121,16 +122,16 @@ pub fn plan<'a>(
     Ok(planned)
 }
 
-/// The rows of every function's first instruction: CFA rsp+8, the return address at CFA-8.
+/// The rows of every function's first instruction.
 const AT_ENTRY: Common<'static> = Common {
     at: usize::MAX,
     version: 1,
     letters: b"zR",
-    factors: &[1, 0x78, 16],
+    factors: &FACTORS,
     pointers: ABSOLUTE,
     lsda: None,
     personality: None,
-    program: &[0x0c, 7, 8, 0x90, 1],
+    program: &AT_ENTRY_PROGRAM,
 };
 
 fn add_branches(range: &Range<u64>, planned: &mut [Planned]) -> Result<(), Malformed> {

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::index::{Known, Overlap};
 use super::listing::{self, Malformed};
-use super::registers::Register;
+use super::x86_64::{CFA_AT_ENTRY, RETURN_AT_ENTRY, Register};
 
 /// A row: the places of the caller's registers, from one instruction of a piece of code on.
 ///
@@ -27,7 +27,7 @@ impl Row {
     /// Returns the row of a function's first instruction: only the return address is saved.
     #[must_use]
     pub fn at_entry() -> Row {
-        Row { from: 0, cfa: (Register::RSP, 8), saved: vec![(Register::RIP, -8)] }
+        Row { from: 0, cfa: (Register::STACK, CFA_AT_ENTRY), saved: RETURN_AT_ENTRY.to_vec() }
     }
 }
 
@@ -68,7 +68,7 @@ impl Known {
             if !least.contains(&stated.from) {
                 return Err(BadRows::Order { row, from: stated.from });
             }
-            if stated.cfa.0 == Register::RIP {
+            if stated.cfa.0 == Register::RETURN {
                 return Err(BadRows::Cfa { row });
             }
             least = stated.from.saturating_add(1)..=u32::MAX;
@@ -108,7 +108,7 @@ fn program(rows: &[Row]) -> Vec<u8> {
                     program.extend([0x11, register.number()]); // offset_extended_sf
                     signed(&mut program, *offset);
                 }
-                None if register == Register::RIP => program.extend([0x07, register.number()]), // undefined
+                None if register == Register::RETURN => program.extend([0x07, register.number()]), // undefined
                 // The same state as without a rule: preserved, or not known.
                 None if register.is_preserved() => program.extend([0x08, register.number()]), // same_value
                 None => {}

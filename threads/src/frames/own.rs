@@ -1,11 +1,11 @@
 //! Inspects the calling thread's own stack without walking it.
 
-use std::arch::asm;
 use std::cell::Cell;
 use std::ops::Range;
 use std::{mem, ptr};
 
 use super::memory::ProcessMemory;
+use super::x86_64::{is_mark_of_signal_frame, stack_pointer};
 
 /// The size of one read.
 const CHUNK: usize = 4096;
@@ -18,12 +18,6 @@ thread_local! {
     /// determined.
     static STACK: Cell<Option<(u64, u64)>> = const { Cell::new(None) };
 }
-
-/// Two marks of a signal frame. The kernel writes them into the frame, and other code hardly ever onto a stack: the
-/// segment registers of a 64-bit thread in one word (`struct sigcontext`: cs 0x33, ss 0x2b), and `FP_XSTATE_MAGIC1` in
-/// the lower half of another word.
-const SEGMENTS: u64 = 0x002b_0000_0000_0033;
-const XSTATE: u64 = 0x4650_5853;
 
 /// Returns whether this thread may return into a range. Inspects the words of the thread's stack from this frame
 /// outward. A word counts if it lies in the range and `returned_to` finds that a call may precede its address. If there
@@ -38,9 +32,7 @@ pub fn may_return(range: &Range<u64>, returned_to: impl Fn(u64) -> bool) -> Opti
         STACK.set(Some(bounds));
         bounds
     });
-    let rsp: u64;
-    // SAFETY: copies a register.
-    unsafe { asm!("mov {}, rsp", out(reg) rsp, options(nomem, nostack, preserves_flags)) };
+    let rsp = stack_pointer();
     if !(low..high).contains(&rsp) || high - rsp > DEEPEST {
         return None;
     }
@@ -57,7 +49,7 @@ pub fn may_return(range: &Range<u64>, returned_to: impl Fn(u64) -> bool) -> Opti
         }
         for word in words.chunks_exact(8) {
             let word = u64::from_le_bytes(word.try_into().unwrap_or_default());
-            if word == SEGMENTS || word & 0xffff_ffff == XSTATE {
+            if is_mark_of_signal_frame(word) {
                 return None;
             }
             found |= range.contains(&word) && returned_to(word);
@@ -65,16 +57,6 @@ pub fn may_return(range: &Range<u64>, returned_to: impl Fn(u64) -> bool) -> Opti
         at += u64::try_from(len).unwrap_or(u64::MAX);
     }
     Some(found)
-}
-
-/// Returns whether the bytes before an address may end with a call: `call rel32`, or `call` through a register or
-/// memory, of two to seven bytes. Other code may end with the same bytes.
-#[must_use]
-pub fn is_behind_call(before: &[u8]) -> bool {
-    let ends_so = |len: usize| before.len().checked_sub(len).and_then(|start| before.get(start..));
-    let relative = ends_so(5).is_some_and(|call| call[0] == 0xe8);
-    let indirect = |len| ends_so(len).is_some_and(|call: &[u8]| call[0] == 0xff && matches!(call[1] >> 3 & 7, 2 | 3));
-    relative || (2..=7).any(indirect)
 }
 
 /// Returns the bounds of this thread's stack, as the C library knows them.
@@ -98,27 +80,7 @@ fn bounds() -> Option<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_behind_call, may_return};
-
-    #[test]
-    fn calls_of_every_length_are_recognised() {
-        let calls: [&[u8]; 8] = [
-            &[0xe8, 1, 2, 3, 4],
-            &[0x67, 0xe8, 1, 2, 3, 4],
-            &[0xff, 0xd0],
-            &[0x41, 0xff, 0xd3],
-            &[0xff, 0x50, 0x18],
-            &[0xff, 0x15, 1, 2, 3, 4],
-            &[0xff, 0x94, 0x24, 1, 2, 3, 4],
-            &[0x42, 0xff, 0x14, 0xe5, 1, 2, 3, 4],
-        ];
-        for call in calls {
-            assert!(is_behind_call(&[&[0x90; 8], call].concat()), "{call:02x?}");
-        }
-        for other in [&[][..], &[0xff], &[0x90; 8], &[0xc3], &[0xcc; 8], &[0xff, 0xe0], &[0xe9, 1, 2, 3, 4]] {
-            assert!(!is_behind_call(other), "{other:02x?}");
-        }
-    }
+    use super::may_return;
 
     #[inline(never)]
     fn deeper<R>(run: impl FnOnce() -> R) -> R {

@@ -9,7 +9,7 @@ use super::expression::{NoValue, evaluate};
 use super::index::Reading;
 use super::memory::Memory;
 use super::process::Objects;
-use super::registers::{Register, Registers};
+use super::x86_64::{Register, Registers};
 
 /// Storage for a row's rules in the walker itself: for the registers of [`Register`] and some that do not matter here.
 #[derive(Clone, Debug)]
@@ -77,7 +77,7 @@ impl PlainRow {
         let cfa = (Register::numbered(register.0)?, *offset);
         let mut plain = PlainRow {
             cfa,
-            saved: [(Register::RSP, 0); MOST_SAVED],
+            saved: [(Register::STACK, 0); MOST_SAVED],
             count: 0,
             same: 0,
             interrupts,
@@ -87,7 +87,7 @@ impl PlainRow {
             match row.register(gimli::Register(register.number().into())) {
                 None if register.is_preserved() => plain.same |= 1 << register.number(),
                 Some(RegisterRule::SameValue) => plain.same |= 1 << register.number(),
-                Some(RegisterRule::Undefined) if register == Register::RIP => plain.is_outermost = true,
+                Some(RegisterRule::Undefined) if register == Register::RETURN => plain.is_outermost = true,
                 None | Some(RegisterRule::Undefined) => {}
                 Some(RegisterRule::Offset(offset)) => {
                     *plain.saved.get_mut(plain.count)? = (register, offset);
@@ -107,7 +107,7 @@ impl PlainRow {
             return Ok(Unwound { cfa, interrupts: self.interrupts, caller: None });
         }
         let mut caller = Registers::unknown();
-        caller.set(Register::RSP, cfa);
+        caller.set(Register::STACK, cfa);
         let same = Register::ALL.into_iter().filter(|register| self.same & 1 << register.number() != 0);
         for (register, value) in same.filter_map(|register| Some((register, registers.get(register)?))) {
             caller.set(register, value);
@@ -116,7 +116,7 @@ impl PlainRow {
             let at = cfa.wrapping_add_signed(*offset);
             caller.set(*register, memory.word(at).ok_or(Unknown::Unreadable(at))?);
         }
-        caller.get(Register::RIP).ok_or(Unknown::NoRow)?;
+        caller.get(Register::RETURN).ok_or(Unknown::NoRow)?;
         Ok(Unwound { cfa, interrupts: self.interrupts, caller: Some(caller) })
     }
 }
@@ -221,7 +221,7 @@ impl<M: Memory> Unwinder<M> {
         let entry = frames.fde_from_offset(bases, EhFrameOffset(offset), EhFrame::cie_from_offset);
         let entry = entry.ok().filter(|entry| entry.contains(at)).ok_or(Unknown::NoRow)?;
         let encoding = entry.cie().encoding();
-        if entry.cie().return_address_register().0 != u16::from(Register::RIP.number()) {
+        if entry.cie().return_address_register().0 != u16::from(Register::RETURN.number()) {
             return Err(Unknown::NoRow);
         }
         let row = entry.unwind_info_for_address(frames, bases, &mut self.context, at).map_err(|_| Unknown::NoRow)?;
@@ -244,14 +244,14 @@ impl<M: Memory> Unwinder<M> {
         check_cfa(cfa, interrupts, registers)?;
         let mut caller = Registers::unknown();
         // The psABI defines the CFA as the caller's stack pointer.
-        caller.set(Register::RSP, cfa);
+        caller.set(Register::STACK, cfa);
         for register in Register::ALL {
             let value = match row.register(gimli::Register(register.number().into())) {
                 // No rule is stated: functions preserve the registers that they must preserve, and no other register is
                 // known.
                 None if register.is_preserved() => registers.get(register),
                 None => continue,
-                Some(RegisterRule::Undefined) if register == Register::RIP => {
+                Some(RegisterRule::Undefined) if register == Register::RETURN => {
                     return Ok(Unwound { cfa, interrupts, caller: None });
                 }
                 Some(RegisterRule::Undefined) => continue,
@@ -280,7 +280,7 @@ impl<M: Memory> Unwinder<M> {
             }
         }
         // Without a rule for the return address there is no row.
-        caller.get(Register::RIP).ok_or(Unknown::NoRow)?;
+        caller.get(Register::RETURN).ok_or(Unknown::NoRow)?;
         Ok(Unwound { cfa, interrupts, caller: Some(caller) })
     }
 }
@@ -293,7 +293,7 @@ fn known(registers: &Registers, register: Register) -> Result<u64, Unknown> {
 /// code may have popped the return address into a register (`vfork`), which such code then does not preserve for
 /// callees. Only signal frames may be on another stack than the frames that they have interrupted.
 fn check_cfa(cfa: u64, interrupts: bool, registers: &Registers) -> Result<(), Unknown> {
-    let stack = known(registers, Register::RSP)?;
+    let stack = known(registers, Register::STACK)?;
     if !cfa.is_multiple_of(8) || (cfa < stack && !interrupts) {
         return Err(Unknown::Cfa(cfa));
     }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::memory::ProcessMemory;
-use super::registers::Registers;
 use super::walk::{Ended, Frame, WalkError, Walker, walk, walk_here};
+use super::x86_64::Registers;
 use crate::DEFAULT_LIMIT;
 use crate::error::Error;
 use crate::handler::Interrupted;

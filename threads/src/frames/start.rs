@@ -3,7 +3,6 @@
 //! The frames have no names to look up. But they are the same, to the return address, for all threads that are started
 //! in the same way. So this module starts a thread, which records the frames beneath its own first function.
 
-use std::arch::naked_asm;
 use std::ffi::c_void;
 use std::ops::ControlFlow;
 use std::ptr;
@@ -12,6 +11,7 @@ use std::sync::OnceLock;
 use thiserror::Error;
 
 use super::walk::{Ended, walk_here};
+use crate::x86_64::first_function;
 
 /// The greatest number of frames beneath a thread's first function. glibc needs two: `start_thread` and `clone3`.
 const DEEPEST: usize = 8;
@@ -22,11 +22,8 @@ struct Below {
     count: usize,
 }
 
-/// A thread's first function: jumps to [`look`], and passes on its own return address.
-#[unsafe(naked)]
-extern "C" fn first(below: *mut c_void) -> *mut c_void {
-    naked_asm!("mov rsi, [rsp]", "jmp {look}", look = sym look)
-}
+// A thread's first function: jumps to `look`, and passes on its own return address.
+first_function!(first, look);
 
 /// Records the frames from the one that resumes at `from`, if the stack can be walked to its end.
 extern "C" fn look(below: *mut c_void, from: u64) -> *mut c_void {

@@ -7,8 +7,8 @@ use thiserror::Error;
 
 use super::index::Reading;
 use super::memory::{Memory, ProcessMemory};
-use super::registers::{Register, Registers};
 use super::rules::{RowCache, Unknown, Unwinder, Unwound};
+use super::x86_64::{Register, Registers, registers_here};
 
 /// The greatest number of frames that a walk passes. A thread's usual stack of 8 MiB has room for half as many frames
 /// that hold only a return address and eight bytes; a stack with more frames runs in circles, by signal frames.
@@ -155,9 +155,9 @@ fn steps(
     let tables = Reading::begin();
     let mut registers = *registers;
     let mut is_exact = true;
-    registers.get(Register::RSP).ok_or(WalkError::NowhereToBegin)?;
+    registers.get(Register::STACK).ok_or(WalkError::NowhereToBegin)?;
     for _ in 0..DEEPEST {
-        let pc = registers.get(Register::RIP).ok_or(WalkError::NowhereToBegin)?;
+        let pc = registers.get(Register::RETURN).ok_or(WalkError::NowhereToBegin)?;
         let mut frame = Frame { pc, cfa: 0, is_exact, is_signal: false };
         let unwound = unwind(frame.inside(), &registers, &tables).map_err(|unknown| match unknown {
             Unknown::NoRow => WalkError::NoRow { pc },
@@ -190,28 +190,7 @@ pub fn function_at(at: u64) -> Option<Range<u64>> {
 /// As [`walk`].
 #[inline(never)]
 pub fn walk_here(mut visit: impl FnMut(&Frame) -> ControlFlow<()>) -> Result<Ended, WalkError> {
-    let mut values = [0_u64; 8];
-    // SAFETY: stores eight registers into the array and changes nothing else. The address is one of this function, and
-    // the registers are those at the address.
-    unsafe {
-        std::arch::asm!(
-            "lea {scratch}, [rip]",
-            "mov [{values}], {scratch}",
-            "mov [{values} + 8], rsp",
-            "mov [{values} + 16], rbp",
-            "mov [{values} + 24], rbx",
-            "mov [{values} + 32], r12",
-            "mov [{values} + 40], r13",
-            "mov [{values} + 48], r14",
-            "mov [{values} + 56], r15",
-            values = in(reg) &raw mut values,
-            scratch = out(reg) _,
-            options(nostack, preserves_flags)
-        );
-    }
-    let order = [16, 7, 6, 3, 12, 13, 14, 15].map(|number| Register::ALL[number]);
-    let here = order.into_iter().zip(values);
-    let here = here.fold(Registers::unknown(), |registers, (register, value)| registers.with(register, value));
+    let here = registers_here!();
     let mut is_ours = true;
     walk(&here, ProcessMemory::own(), |frame| {
         if std::mem::take(&mut is_ours) { ControlFlow::Continue(()) } else { visit(frame) }

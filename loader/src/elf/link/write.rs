@@ -1,7 +1,7 @@
 //! The merged object, written as bytes.
 
 use modload_abi::section;
-use modload_edit::{index, wide};
+use modload_edit::{INT3, index, wide};
 use object::Endianness;
 use object::elf;
 use object::write::StringId;
@@ -9,9 +9,7 @@ use object::write::elf::{FileHeader, SectionHeader, SectionIndex, Sym, Writer};
 
 use crate::elf::error::ObjectError;
 use crate::elf::link::output::{MergedPlace, NewSymbol, OutputSection, SectionContents};
-
-/// Fills the gaps between pieces of text.
-const INT3: u8 = 0xcc;
+use crate::elf::x86_64::MACHINE;
 
 /// The place of an output section in the file.
 struct WrittenPlace {
@@ -80,7 +78,7 @@ const HEADER: FileHeader = FileHeader {
     os_abi: elf::ELFOSABI_SYSV,
     abi_version: 0,
     e_type: elf::ET_REL,
-    e_machine: elf::EM_X86_64,
+    e_machine: MACHINE,
     e_entry: 0,
     e_flags: elf::FileFlags(0),
 };
@@ -108,6 +106,7 @@ fn reserve_symbol<'a>(writer: &mut Writer<'a>, places: &[WrittenPlace], symbol: 
 fn contents(writer: &mut Writer<'_>, output: &OutputSection<'_>, place: &WrittenPlace) {
     writer.pad_until(place.offset);
     if output.key.contents != SectionContents::Zeros {
+        // Gaps between pieces of text.
         let fill = if output.key.flags.contains(elf::SHF_EXECINSTR) { INT3 } else { 0 };
         let mut end = 0;
         for (offset, data) in &output.pieces {

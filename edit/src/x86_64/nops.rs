@@ -1,4 +1,7 @@
-//! The NOPs of x86-64, one of each length, and Linux's way to fill a range with them.
+//! The NOPs, one of each length, and Linux's way to fill a range with them.
+
+/// The shortest NOP, one byte long. Assemblers and compilers leave room for an instruction as a run of this byte.
+pub const NOP: u8 = 0x90;
 
 /// The NOPs of 1 to 8 bytes that Intel recommends. The NOP of `n` bytes is at index `n - 1`.
 pub const NOPS: [&[u8]; 8] = [

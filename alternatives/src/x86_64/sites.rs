@@ -4,8 +4,8 @@ use iced_x86::Mnemonic;
 use modload_abi::record::{AddressSite, FixedRecord, RelativeSite};
 use modload_edit::{Addr, Code, EditOrigin, Engine, NOPS, RecordTable, fill_with_nops, refused, wide, write};
 
-use crate::facts::RewriteError;
-use crate::moved::{NearBranch, call_through, first, near_branch};
+use super::facts::RewriteError;
+use super::moved::{NearBranch, call_through, first, near_branch};
 use crate::{Facts, Processors, RewriteProblem};
 
 /// endbr64

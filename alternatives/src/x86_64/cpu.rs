@@ -5,8 +5,8 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::features::{FEATURES, WORDS};
-use crate::user_space::{FeatureRule, Must, ROWS};
+use super::features::{FEATURES, WORDS};
+use super::user_space::{FeatureRule, Must, ROWS};
 
 /// The features of a processor: Linux's `x86_capability`, words of capabilities followed by words of bugs.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -180,8 +180,8 @@ impl fmt::Debug for Features {
 
 #[cfg(test)]
 mod tests {
+    use super::super::user_space::{Must, ROWS};
     use super::{FEATURES, Features, INDIRECT_THUNK_ITS, LINUX_WORDS, RETHUNK, RETPOLINE, RETPOLINE_LFENCE, numbered};
-    use crate::user_space::{Must, ROWS};
 
     #[test]
     fn the_table_has_each_bit_and_each_name_once_and_in_order() {

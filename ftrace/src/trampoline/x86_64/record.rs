@@ -4,10 +4,10 @@ use std::mem::offset_of;
 
 use modload_edit::Addr;
 
-use super::function::{FunctionRecord, address};
-use super::process_state::JOIN_FOR_CALL;
-use super::ring::CALL;
-use super::variants::SiteBranch;
+use crate::trampoline::function::{FunctionRecord, address};
+use crate::trampoline::process_state::JOIN_FOR_CALL;
+use crate::trampoline::ring::CALL;
+use crate::trampoline::variants::SiteBranch;
 
 // The address at which the function continues, and its return address, are on the stack.
 recording_asm!(

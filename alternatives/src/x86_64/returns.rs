@@ -4,10 +4,10 @@ use modload_abi::record::{FixedRecord, RelativeSite};
 use modload_abi::section;
 use modload_edit::{Addr, Code, EditOrigin, Engine, RecordTable, refused, wide, write};
 
-use crate::cpu;
-use crate::facts::RewriteError;
-use crate::moved::{NearBranch, first, near_branch};
-use crate::sites::relative;
+use super::cpu;
+use super::facts::RewriteError;
+use super::moved::{NearBranch, first, near_branch};
+use super::sites::relative;
 use crate::{Facts, RewriteProblem};
 
 /// The length of a site in bytes.

@@ -11,7 +11,7 @@
 //! A return stack belongs to one stack, the thread's own: a function that is called on another stack is not recorded.
 //! So places lie in the order of their frames. A place whose frame is not above that of a function which is being
 //! entered is stale or alive. The place is stale if `longjmp` has left the function. The place is alive if the thread
-//! is on the stack of a coroutine that lies within the thread's own stack ([`super::return_stack`] distinguishes the
+//! is on the stack of a coroutine that lies within the thread's own stack ([`crate::trampoline::return_stack`] distinguishes the
 //! two cases). The same holds for a place above that of a function which returns.
 //!
 //! In a tail call both places have the same frame, and the frame's return address is the trampoline's. For unwinders
@@ -25,11 +25,11 @@ use std::ptr;
 
 use modload_edit::Addr;
 
-use super::function::{FunctionRecord, address};
-use super::process_state::{HANDLE_RETURN, PREPARE_FOR_ENTRY};
-use super::return_stack::record_unwound;
-use super::ring::LEAVE;
-use super::thread::{ReturnPlace, TraceThread};
+use crate::trampoline::function::{FunctionRecord, address};
+use crate::trampoline::process_state::{HANDLE_RETURN, PREPARE_FOR_ENTRY};
+use crate::trampoline::return_stack::record_unwound;
+use crate::trampoline::ring::LEAVE;
+use crate::trampoline::thread::{ReturnPlace, TraceThread};
 
 // DWARF: 0x10 register length 0x73 offset: the register is saved at rbx + offset (DW_CFA_expression, DW_OP_breg3); 0x14
 // 0x07 0x01: rsp is the CFA less 8 (DW_CFA_val_offset). While the function runs, and until its return address is on the
@@ -324,7 +324,7 @@ pub(crate) fn code() -> Addr {
 }
 
 /// Returns the address to which recorded functions return.
-pub(super) fn returns() -> u64 {
+pub(in crate::trampoline) fn returns() -> u64 {
     address(&raw const modload_ftrace_return).get()
 }
 

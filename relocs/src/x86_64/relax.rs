@@ -12,6 +12,21 @@ pub(crate) enum RelaxableForm {
     Jmp,
 }
 
+/// The number of bytes before the field that determine the form: the opcode and the ModRM byte. A REX prefix before
+/// them stays unchanged.
+pub(crate) const OPCODE: u64 = 2;
+
+/// The addend of an operand that is the slot itself and the last part of its instruction. With another addend the
+/// instruction cannot be rewritten.
+pub(crate) const ADDEND: i64 = -4;
+
+/// Returns whether an instruction with `opcode` bytes before the field ([`crate::RelocRow::opcode`]) may begin with the
+/// byte `first`: three bytes need a REX prefix.
+#[inline]
+pub(crate) fn may_begin(opcode: u8, first: Option<u8>) -> bool {
+    opcode != 3 || first.is_some_and(|rex| rex & 0xf0 == 0x40)
+}
+
 impl RelaxableForm {
     /// Returns the form of the instruction with this opcode and this ModRM byte, or `None` if it cannot be rewritten.
     #[inline]

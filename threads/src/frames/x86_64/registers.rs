@@ -23,6 +23,11 @@ impl Register {
     /// The instruction pointer; in a row, the return address.
     pub const RIP: Register = Register(16);
 
+    /// The register that holds the stack pointer.
+    pub const STACK: Register = Register::RSP;
+    /// The register whose rule in a row leads to the address at which the caller resumes.
+    pub const RETURN: Register = Register::RIP;
+
     /// All registers, in the order of their numbers.
     pub const ALL: [Register; COUNT] = {
         let mut all = [Register(0); COUNT];

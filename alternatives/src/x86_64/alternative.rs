@@ -3,9 +3,9 @@
 use modload_abi::record::{AltInstr, AltInstr63, FixedRecord};
 use modload_edit::{Addr, Code, EditOrigin, Engine, MAX_SITE, RecordTable, fill_with_nops, refused, write};
 
-use crate::facts::RewriteError;
-use crate::moved::{call_through, first, is_whole, retarget};
-use crate::nops::optimize;
+use super::facts::RewriteError;
+use super::moved::{call_through, first, is_whole, retarget};
+use super::nops::optimize;
 use crate::{Facts, Features, RewriteProblem};
 
 /// The layout of the records.

@@ -5,7 +5,7 @@ use modload_edit::{Addr, InstructionEffect};
 use crate::address_space::pointer::pointer;
 
 // Indexes in `gregs`: `enum` of <sys/ucontext.h>, which the `libc` crate declares as signed numbers.
-pub(crate) const RIP: usize = 16;
+pub(super) const RIP: usize = 16;
 const RSP: usize = 15;
 const RAX: usize = 13;
 const FLAGS: usize = 17;

@@ -4,11 +4,11 @@ use iced_x86::Instruction;
 use modload_abi::record::{FixedRecord, RelativeSite};
 use modload_edit::{Addr, Code, EditOrigin, Engine, RecordTable, refused, wide, write};
 
-use crate::cpu;
-use crate::facts::RewriteError;
-use crate::moved::{NearBranch, first, near_branch};
-use crate::nops::optimize;
-use crate::sites::relative;
+use super::cpu;
+use super::facts::RewriteError;
+use super::moved::{NearBranch, first, near_branch};
+use super::nops::optimize;
+use super::sites::relative;
 use crate::{Facts, RewriteProblem};
 
 /// The distance between two thunks in bytes.

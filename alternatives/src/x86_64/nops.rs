@@ -16,7 +16,7 @@ pub(crate) fn optimize(bytes: &mut [u8]) {
             at += run;
             continue;
         }
-        match crate::moved::length(rest) {
+        match super::moved::length(rest) {
             Some(length) => at += length,
             None => return,
         }
@@ -27,8 +27,8 @@ pub(crate) fn optimize(bytes: &mut [u8]) {
 mod tests {
     use modload_edit::NOPS;
 
+    use super::super::moved::length;
     use super::optimize;
-    use crate::moved::length;
 
     #[test]
     fn each_nop_is_one_instruction_of_its_length() {

@@ -6,10 +6,12 @@ use std::mem::offset_of;
 
 use modload_edit::Addr;
 
-use super::function::{FunctionRecord, TracerSet, address};
-use super::process_state::NESTED_CALLS;
-use super::thread_local::{BUSY, RUNNING};
-use super::variants::{AfterTracers, SavedRegisters, SiteBranch, VectorWidth};
+use crate::trampoline::function::{FunctionRecord, TracerSet, address};
+use crate::trampoline::process_state::NESTED_CALLS;
+use crate::trampoline::thread_local::{BUSY, RUNNING};
+use crate::trampoline::variants::{AfterTracers, SavedRegisters, SiteBranch};
+
+use super::vector_width::VectorWidth;
 
 // There is one piece of code for each width, each `SavedRegisters` and each `AfterTracers`. `NAME_jump` is entered with
 // only the return address on the stack. The frame is that of a function which the traced function has called: `rbp` is

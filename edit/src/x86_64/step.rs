@@ -2,7 +2,9 @@
 
 use iced_x86::{Decoder, DecoderOptions};
 
-use crate::{Addr, NOPS, wide};
+use super::branch::INT3;
+use super::nops::NOPS;
+use crate::{Addr, wide};
 
 /// The effect of an instruction at a site that is being changed. A thread that meets the INT3 at the site is given this
 /// effect instead of executing the instruction.
@@ -38,7 +40,6 @@ pub enum InstructionEffect {
 /// cs cs cs xor %eax,%eax
 pub const ZERO: [u8; 5] = [0x2e, 0x2e, 0x2e, 0x31, 0xc0];
 
-const INT3: u8 = 0xcc;
 /// The address-size prefix. A branch with a 32-bit displacement has no memory operand, so this prefix only makes the
 /// branch a byte longer.
 const ADDR32: u8 = 0x67;

@@ -1,0 +1,15 @@
+//! Relocations, PLT entries and relaxation of x86-64.
+//!
+//! Another processor has to provide: the table of its ABI's relocations ([`ROWS`], [`row`], [`name`]; new formulas and
+//! fields are variants of [`crate::RelocFormula`] and [`crate::RelocField`]), its PLT entry (the function `entry`, the
+//! sizes, and the offset of an instruction that traps), and the instructions that may be rewritten to use a symbol
+//! instead of its GOT slot. A processor without relaxation has no row with an opcode.
+
+mod plt;
+mod relax;
+mod rows;
+
+pub(crate) use plt::{DISPLACEMENT_KIND, ENTRY, TRAP, UNWRITTEN, entry};
+pub(crate) use relax::{ADDEND, OPCODE, RelaxableForm, may_begin};
+pub(crate) use rows::COUNT;
+pub use rows::{ROWS, name, row};
