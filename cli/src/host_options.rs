@@ -90,13 +90,17 @@ fn cpu(names: &str) -> Result<Box<Features>, UnknownFeature> {
     Features::named(names).map(Box::new)
 }
 
+/// Returns the names of all rules, as a part of a sentence.
+fn rules() -> String {
+    let [names @ .., last] = &Rule::ALL.map(Rule::name);
+    format!("{} or {last}", names.join(", "))
+}
+
 /// Parses `RULE=CHECK`.
 fn policy(text: &str) -> Result<(Rule, Check), String> {
-    const RULES: [Rule; 5] = [Rule::Versions, Rule::Vermagic, Rule::Namespaces, Rule::License, Rule::Blocklist];
     let (rule, check) = text.split_once('=').ok_or("a policy has the form RULE=CHECK")?;
-    let known = RULES.into_iter().find(|known| known.name() == rule);
-    let rule = known
-        .ok_or_else(|| format!("\"{rule}\" is not a rule: use versions, vermagic, namespaces, license or blocklist"))?;
+    let known = Rule::ALL.into_iter().find(|known| known.name() == rule);
+    let rule = known.ok_or_else(|| format!("\"{rule}\" is not a rule: use {}", rules()))?;
     let check = match check {
         "off" => Check::Off,
         "warn" => Check::Warn,
@@ -104,4 +108,15 @@ fn policy(text: &str) -> Result<(Rule, Check), String> {
         other => return Err(format!("\"{other}\" is not a check: use off, warn or enforce")),
     };
     Ok((rule, check))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_help_names_all_rules() {
+        let [modload, ..] = crate::commands();
+        let policy = modload.get_arguments().find(|argument| argument.get_id() == "policy").unwrap();
+        let help = policy.get_help().unwrap().to_string();
+        assert!(help.contains(&format!("RULE is {}.", super::rules())), "{help}");
+    }
 }

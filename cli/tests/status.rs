@@ -51,6 +51,11 @@ const TABLE: [(i32, &[&str]); 3] = [
             "modhost serve --help",
             "modhost list --help",
             "modhost params --help",
+            "modhost trace --help",
+            "modhost patch --help",
+            "modhost klp-link --help",
+            "modhost explain --help",
+            "modhost image --help",
             "modhost check --help",
             "modhost check GREET",
             "modhost inspect --help",
@@ -156,6 +161,18 @@ fn every_command_ends_with_the_status_that_its_end_has() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_command_is_in_the_table() {
+    let mut missing = Vec::new();
+    for command in modload_cli::commands() {
+        let subcommands =
+            command.get_subcommands().map(|subcommand| format!("{} {}", command.get_name(), subcommand.get_name()));
+        let helps = subcommands.chain([command.get_name().to_owned()]).map(|name| format!("{name} --help"));
+        missing.extend(helps.filter(|help| !TABLE[0].1.contains(&help.as_str())));
+    }
+    assert!(missing.is_empty(), "not in TABLE: {missing:?}");
 }
 
 /// Commands that print something.

@@ -180,4 +180,16 @@ mod tests {
             assert!(document.contains(&format!("`{kind}`")), "{kind}");
         }
     }
+
+    #[test]
+    fn every_op_is_documented() {
+        let refused = serde_json::from_str::<crate::protocol::Request>(r#"{"op":"?"}"#).unwrap_err().to_string();
+        // The refusal lists all ops: unknown variant `?`, expected one of `ping`, `list`, ..
+        let ops: Vec<&str> = refused.split('`').skip(3).step_by(2).collect();
+        assert!(ops.len() >= 13 && ops.contains(&"set_param"), "{refused}");
+        let document = include_str!("../../docs/protocol.md");
+        for op in ops {
+            assert!(document.contains(&format!("\n| `{op}` | ")), "{op}");
+        }
+    }
 }

@@ -128,3 +128,31 @@ pub(crate) fn check_symbols(file: &File<'_>, info: &Modinfo<'_>) -> Result<(), O
 fn overlaps((at, len): (Addr, u64), (other, other_len): (Addr, u64)) -> bool {
     at < other + other_len && other < at + len
 }
+
+#[cfg(test)]
+mod tests {
+    use modload_abi::known::{SectionContents, section_name};
+    use modload_alternatives::Profile;
+    use modload_edit::ORDER;
+
+    use super::{READ_EARLY, waiting};
+    use crate::prepare::specialise;
+    use crate::vocabulary::rewriting::record_size;
+
+    #[test]
+    fn every_table_of_an_engine_is_in_the_lists_of_all_tables() {
+        for (engine, name) in specialise::tables().chain(waiting::TABLES) {
+            assert!(ORDER.iter().any(|(known, _)| *known == engine), "{name}: {engine} has no row in ORDER");
+            let can_wait = waiting::TABLES.contains(&(engine, name));
+            assert_ne!(READ_EARLY.contains(&name), can_wait, "{name}: its relocations wait, or it is in READ_EARLY");
+            let sizes = match section_name(name.as_bytes()).map(|known| known.contents) {
+                Some(SectionContents::Records(sizes)) => sizes,
+                other => panic!("{name}: {other:?}"),
+            };
+            for profile in [Profile::Linux61, Profile::Linux63] {
+                let size = record_size(engine, profile);
+                assert!(sizes.contains(&size), "{name}: record_size says {size}, and NAMES {sizes:?}");
+            }
+        }
+    }
+}

@@ -35,6 +35,9 @@ pub enum Rule {
 }
 
 impl Rule {
+    /// All rules.
+    pub const ALL: [Rule; 5] = [Rule::Versions, Rule::Vermagic, Rule::Namespaces, Rule::License, Rule::Blocklist];
+
     /// Name of the rule in timelines.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -184,6 +187,23 @@ impl Policy {
             Rule::Namespaces => &mut self.namespaces,
             Rule::License => &mut self.license,
             Rule::Blocklist => &mut self.blocklist,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Policy, Rule};
+
+    #[test]
+    fn each_rule_is_listed_and_documented_with_its_default() {
+        let source = include_str!("policy.rs").split("pub enum Rule {").nth(1).unwrap();
+        let variants = source.lines().take_while(|line| *line != "}").filter(|line| line.ends_with(','));
+        assert_eq!(variants.count(), Rule::ALL.len());
+        let decisions = include_str!("../../../docs/decisions.md");
+        for rule in Rule::ALL {
+            let default = format!("{:?}", Policy::default().check(rule)).to_lowercase();
+            assert!(decisions.contains(&format!("\n| {rule} | {default} | ")), "{rule}: {default}");
         }
     }
 }

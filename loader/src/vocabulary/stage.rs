@@ -30,9 +30,10 @@ pub enum Stage {
     Relocate,
     /// Code is rewritten for the target machine: paravirt, thunks, alternatives, function entries.
     Specialise,
-    /// Exports, parameters and constructors are read; read-only data is published; the module can be found.
+    /// Exports, parameters and constructors are read; read-only data is published; the module can be found. The module is
+    /// COMING from here on.
     Form,
-    /// The coming chain is called. The module is COMING from here on.
+    /// The coming chain is called.
     Coming,
     /// Text is published: Linux's `module_enable_ro`.
     Publish,
