@@ -9,8 +9,7 @@ use modload_edit::{Addr, encode_jump, wide};
 use modload_text::{Arena, ArenaError, Describe, TextLock};
 use modload_threads::frames::{Known, Row};
 
-use crate::table::table;
-use crate::x86_64::{RETURN0, far_jump};
+use crate::x86_64::far_jump;
 
 /// All jumps so far. They are never freed: a thread may be in one of them at any time. There are at most as many jumps
 /// as functions that static calls were ever set to.
@@ -67,18 +66,5 @@ impl FarJumps {
         let jump = publish(&far_jump(function))?;
         self.jumps.insert(function, jump);
         Ok(jump)
-    }
-}
-
-/// Returns the address of `__static_call_return0`, a function that returns 0. No site calls this function: such a call
-/// becomes an instruction that zeroes the result.
-///
-/// # Errors
-/// [`ArenaError`]: there is no arena, or it is full.
-pub fn return0() -> Result<Addr, ArenaError> {
-    let mut table = table();
-    match table.far.return0 {
-        Some(at) => Ok(at),
-        None => Ok(*table.far.return0.insert(publish(&RETURN0)?)),
     }
 }

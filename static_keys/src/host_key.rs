@@ -11,7 +11,7 @@ use crate::far::publish;
 use crate::static_call::{CallKind, CallSite, CallTarget};
 use crate::switch::{KeyError, decrement, disable, enable, increment};
 use crate::table::{SiteGroup, SiteOwner, Stay, TextPhase, table};
-use crate::x86_64::EMPTY_TRAMPOLINE;
+use crate::x86_64::{EMPTY_TRAMPOLINE, RETURN0};
 
 /// A static key of the host. Modules branch on it at the cost of a NOP.
 ///
@@ -46,6 +46,19 @@ fn place(value: &[u8]) -> Result<Addr, ArenaError> {
     let at = data.addr();
     forget(data.hand_over());
     Ok(at)
+}
+
+/// Returns the address of `__static_call_return0`, a function that returns 0. No site calls this function: such a call
+/// becomes an instruction that zeroes the result.
+///
+/// # Errors
+/// [`ArenaError`]: there is no arena, or it is full.
+pub fn return0() -> Result<Addr, ArenaError> {
+    let mut table = table();
+    match table.far.return0 {
+        Some(at) => Ok(at),
+        None => Ok(*table.far.return0.insert(publish(&RETURN0)?)),
+    }
 }
 
 impl StaticKey {

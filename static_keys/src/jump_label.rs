@@ -3,8 +3,8 @@
 use modload_abi::record::{FixedRecord, JumpEntry};
 use modload_edit::{Addr, Code, EditOrigin, Engine, NOPS, RecordTable, refused, wide, write};
 
+use crate::problem::{KeyPlanError, KeySiteProblem};
 use crate::x86_64::{LONGEST, encode_jump_of, jump_len};
-use crate::{KeyPlanError, KeySiteProblem};
 
 /// The state of a static key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

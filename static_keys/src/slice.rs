@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use crate::boundaries::{self, NotAnInstruction};
 use crate::jump_label::{JumpSite, KeyState, jump_sites};
+use crate::problem::KeySiteProblem;
 use crate::static_call::{CallSite, CallTarget, StaticCalls, add_unrecorded, call_sites, set_site};
 use crate::switch::{KeyError, code_at, near, state, target};
 use crate::table::{KeyTable, SiteGroup, SiteOwner, Stay, TextPhase, Users, table};
@@ -23,7 +24,7 @@ use crate::table::{KeyTable, SiteGroup, SiteOwner, Stay, TextPhase, Users, table
 pub enum SliceError {
     /// A record cannot be applied.
     #[error(transparent)]
-    Record(#[from] modload_edit::PlanError<crate::KeySiteProblem>),
+    Record(#[from] modload_edit::PlanError<KeySiteProblem>),
     /// No instruction begins at a site.
     #[error(transparent)]
     Boundary(#[from] NotAnInstruction),

@@ -7,8 +7,8 @@ use modload_alternatives::{Facts, return_at};
 use modload_edit::{Addr, Code, EditOrigin, Engine, RecordTable, ZERO, encode_call, encode_jump, refused, wide, write};
 use modload_loader::{TrampolineBranch, TrampolineCall};
 
+use crate::problem::{KeyPlanError, KeySiteProblem};
 use crate::x86_64::{CALL_LEN, CALL_NOP, TRAMPOLINE_MARK, is_call_form, is_tail_form};
-use crate::{KeyPlanError, KeySiteProblem};
 
 /// The target of a static call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

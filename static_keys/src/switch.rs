@@ -7,9 +7,9 @@ use modload_text::{
 };
 use thiserror::Error;
 
-use crate::KeySiteProblem;
 use crate::far::FarJumps;
 use crate::jump_label::KeyState;
+use crate::problem::KeySiteProblem;
 use crate::static_call::{CallKind, CallSite, CallTarget, StaticCalls, call_code};
 use crate::table::{KeyTable, TextPhase, table};
 

@@ -326,7 +326,7 @@ const CIRCLES: [(&str, usize); 18] = [
     ("paravirt", 1),
     ("text", 1),
     ("loader", 4),
-    ("static_keys", 7),
+    ("static_keys", 1),
     ("ftrace", 1),
     ("livepatch", 1),
     ("host", 4),
