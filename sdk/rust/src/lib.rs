@@ -1,7 +1,10 @@
 //! The SDK for modules in Rust: the counterpart of `modload/module.h`. It does not use the standard library.
 //!
-//! ```ignore
+//! ```no_run
 //! #![no_std]
+//! # // The test compiles a program, with the panic handler of the standard library. Only the loader can link it.
+//! # extern crate std;
+//! # fn main() {}
 //! use modload_module::module;
 //!
 //! module! {
