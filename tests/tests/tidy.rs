@@ -597,7 +597,7 @@ fn of_a_processor(source: &Source) -> Vec<String> {
             Some(_) => has_word_beginning(line, what),
             None => has_word(line, what),
         };
-        let is_known = PROCESSOR_WORDS.iter().any(|what| has(&what))
+        let is_known = PROCESSOR_WORDS.iter().any(has)
             || REGISTER_CONSTANTS.iter().chain(&OPCODES).any(|what| has_word(line, what));
         if is_known {
             lines.insert(number);
