@@ -105,7 +105,7 @@ fn what_is_wrong_is_refused_and_nothing_is_written() {
         refused(one(end + 0x10_0000, &[0xcc; 5], NOPS[4])),
         refused(one(Addr::NULL, &[0xcc; 5], NOPS[4])),
     ];
-    insta::assert_snapshot!(lines.join("\n"));
+    insta::assert_snapshot!("refusals", lines.join("\n"));
     let straddled = sites.on([5]).edit(Edit { at: nop6 + 2, old: &[0; 5], new: &[0; 5], why: WHY });
     assert!(matches!(straddled, Err(Rejected::Collision { .. })));
     let poked = poke(&mut TextLock::take(), &sites.on(0..8), TrapMask::Trusted).unwrap();

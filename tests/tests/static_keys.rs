@@ -350,7 +350,7 @@ fn what_is_wrong_with_a_record_is_refused_by_name() {
         let hex = |word: &str| word.starts_with("0x") && word.len() > 7;
         line.split(' ').map(|word| if hex(word) { "ADDR" } else { word }).collect::<Vec<_>>().join(" ")
     };
-    insta::assert_snapshot!(lines.iter().map(known).collect::<Vec<_>>().join("\n"));
+    insta::assert_snapshot!("refusals", lines.iter().map(known).collect::<Vec<_>>().join("\n"));
     assert!(host.modules().is_empty());
 }
 
