@@ -1,0 +1,1 @@
+../../fixtures/greet_fix/greet_fix.c

@@ -1,0 +1,1 @@
+../../fixtures/greet_refix/greet_refix.c

@@ -1,0 +1,1 @@
+../../fixtures/guest/guest.c

@@ -1,0 +1,1 @@
+../../../../sdk/include/modload/jump_label.h

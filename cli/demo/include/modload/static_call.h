@@ -1,0 +1,1 @@
+../../../../sdk/include/modload/static_call.h
