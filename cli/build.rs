@@ -20,12 +20,22 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut compile = Command::new(program);
         compile.args(&options);
         // The demo traces and patches functions of these modules.
-        compile.args(["-O2", "-fPIC", "-fvisibility=hidden", "-fpatchable-function-entry=5", "-I", "demo/include", "-c"]);
+        compile.args([
+            "-O2",
+            "-fPIC",
+            "-fvisibility=hidden",
+            "-fpatchable-function-entry=5",
+            "-I",
+            "demo/include",
+            "-c",
+        ]);
         compile.arg(format!("demo/{name}.c")).arg("-o").arg(Path::new(&out).join(format!("{name}.o")));
         match compile.status() {
             Ok(status) if status.success() => {}
             Ok(status) => return Err(format!("{compile:?}: {status}").into()),
-            Err(error) => return Err(format!("{compile:?}: {error}; modload's commands need a C compiler to be built").into()),
+            Err(error) => {
+                return Err(format!("{compile:?}: {error}; modload's commands need a C compiler to be built").into());
+            }
         }
     }
     Ok(())

@@ -26,10 +26,10 @@ pub use modload_alternatives::UnknownFeature;
 pub use modload_loader::{
     LeftBy, ObjectError, ParamError, PrepareError, RegistryError, SetParamError, Unresolved, sentence,
 };
-pub use modload_text::ArenaError;
+pub use modload_text::{AnnexError, ArenaError, HostTextError, OutOfMemory, PublishFailed, WriteFailed};
 pub use modload_threads::Error as SignalError;
 pub use modload_threads::boundary::{Exception, Thrown};
-pub use modload_threads::frames::{Ended, WalkError};
+pub use modload_threads::frames::{BadRows, Ended, NoFinder, WalkError};
 
 pub use crate::builder::OtherCpu;
 #[cfg(feature = "debuggers")]

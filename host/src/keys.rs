@@ -17,7 +17,7 @@
 #![expect(unsafe_code, reason = "nothing can check the type of a static call's function")]
 
 use modload_edit::{Addr, wide};
-pub use modload_static_keys::{KeyError, StaticCall, StaticKey};
+pub use modload_static_keys::{KeyError, KeySiteProblem, StaticCall, StaticKey};
 
 use crate::builder::HostBuilder;
 

@@ -38,9 +38,10 @@ use modload_edit::Addr;
 pub use modload_livepatch::link;
 pub use modload_livepatch::{
     BlockReason, Blocked, Callbacks, FuncSpec, ObjectSpec, ObjectStatus, PatchError, PatchSpec, PatchStatus, StateSpec,
-    Target, Transition,
+    StructError, StubError, Target, Transition,
 };
 use modload_livepatch::{Log, ThreadStack};
+pub use modload_threads::Tid;
 
 use crate::backtrace::Backtrace;
 use crate::builder::HostBuilder;
