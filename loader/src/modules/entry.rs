@@ -89,7 +89,7 @@ fn pointer(at: Addr) -> *const () {
 /// Writes a module's state into the module's own `struct module`. The memory exists, because the module is in the
 /// registry's book, and the caller holds the lock of the book.
 pub(crate) fn write_state(this_module: Addr, state: State) {
-    /// Behind the name.
+    /// The offset of `state` in the SDK's `struct module`: behind `name`.
     const OFFSET: u64 = 56;
     let state = match state {
         State::Live => 0,

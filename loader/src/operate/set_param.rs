@@ -14,7 +14,7 @@ use crate::vocabulary::state::State;
 #[derive(Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum SetParamError {
-    /// There is none of this name.
+    /// The module has no parameter of this name.
     #[error("{module} has no parameter \"{param}\"")]
     NotFound {
         /// The module.

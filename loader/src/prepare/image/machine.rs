@@ -50,7 +50,7 @@ impl Kallsyms {
     /// Reads lines of `HEXADDRESS TYPE NAME [MODULE]`.
     ///
     /// # Errors
-    /// [`MachineError`]: the first line that is none.
+    /// [`MachineError`]: the first line that does not have this form.
     pub fn parse(text: &[u8]) -> Result<Kallsyms, MachineError> {
         let mut symbols = Kallsyms::default();
         for (number, line) in text.split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
