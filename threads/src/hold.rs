@@ -220,7 +220,7 @@ fn wait_for(stragglers: &Stragglers, signal: i32, sleepers: Sleepers, deadline: 
     loop {
         thread::sleep(LOOK.min(deadline.saturating_duration_since(Instant::now())));
         let mut blocking = Stragglers::new();
-        let again = stragglers.iter().filter_map(|straggler| round::straggler(straggler.tid, signal));
+        let again = stragglers.iter().filter_map(|straggler| round::straggler(straggler.tid, signal, false));
         again
             .filter(|straggler| matches!(straggler.why, StragglerReason::Blocks { .. } | StragglerReason::Waits { .. }))
             .filter(|straggler| !sleeps(straggler.tid))

@@ -470,12 +470,12 @@ impl Round {
     /// Returns the threads that have not arrived, and why; `None` if all have arrived by now.
     pub(crate) fn stragglers(&self) -> Option<Stragglers> {
         let mut stragglers = Stragglers::new();
-        for (slot, _) in self.slots().filter(|(_, at)| matches!(at.phase, Phase::Asked | Phase::Unasked)) {
+        for (slot, at) in self.slots().filter(|(_, at)| matches!(at.phase, Phase::Asked | Phase::Unasked)) {
             let tid = Tid::new(slot.tid());
             clear::forget(tid);
             if !stragglers.has_room() {
                 stragglers.push_nameless();
-            } else if let Some(straggler) = straggler(tid, self.signal) {
+            } else if let Some(straggler) = straggler(tid, self.signal, at.phase == Phase::Asked) {
                 stragglers.push(straggler);
             }
         }
@@ -530,8 +530,12 @@ fn slots(end: u32) -> impl Iterator<Item = &'static Slot> {
     (0..end).filter_map(slot::get)
 }
 
-/// Returns the reason that `/proc` gives for a thread that has not arrived; `None` if the thread has ended.
-pub(crate) fn straggler(tid: Tid, signal: i32) -> Option<Straggler> {
+/// Returns the reason that `/proc` gives for a thread that has not arrived; `None` if the thread has ended. `is_asked` tells whether
+/// the thread was sent the signal.
+pub(crate) fn straggler(tid: Tid, signal: i32, is_asked: bool) -> Option<Straggler> {
+    // The handler runs with all signals blocked. A thread that was sent the signal, for which the signal is not pending any more, has
+    // entered the handler, and only lacks a processor.
+    let has_entered = |status: &task::Status| is_asked && status.pending & task::bit(signal) == 0;
     let why = match task::status(tid) {
         Ok(None) => return None,
         Err(_) => StragglerReason::Unknown,
@@ -540,7 +544,7 @@ pub(crate) fn straggler(tid: Tid, signal: i32) -> Option<Straggler> {
             ThreadState::Traced => StragglerReason::Traced { by: status.tracer },
             ThreadState::Stopped => StragglerReason::Stopped,
             ThreadState::Uninterruptible => StragglerReason::Uninterruptible,
-            _ if status.blocks(signal) => StragglerReason::Blocks { signal },
+            _ if status.blocks(signal) && !has_entered(&status) => StragglerReason::Blocks { signal },
             state => match sleeper::look(tid) {
                 Ok(Sight::Asleep(sleeper)) if sleeper.waits_for(signal) => StragglerReason::Waits { signal },
                 _ => StragglerReason::Late { state },
