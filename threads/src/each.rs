@@ -75,8 +75,8 @@ impl<'p, P: Probe> Question<'p, P> {
 /// are runnable, and only wait for a processor, are waited for up to ten times `limit`.
 /// Otherwise as for [`hold`](crate::hold()). A thread that has begun to answer is waited for even beyond `limit`.
 pub fn run_in_each<P: Probe>(probe: &P, limit: Duration) -> Result<Vec<(Tid, P::Answer)>, Error> {
-    let begin = Instant::now();
     let turn = Turn::take(Some(limit))?;
+    let begin = Instant::now();
     let signal = signal::ready()?;
     let list = |source| Error::List { source };
     let tasks = Tasks::open().map_err(list)?;
@@ -115,9 +115,9 @@ pub fn run_in_each<P: Probe>(probe: &P, limit: Duration) -> Result<Vec<(Tid, P::
 ///
 /// As for [`run_in_each`].
 pub fn run_here<P: Probe>(probe: &P) -> Result<P::Answer, Error> {
-    let begin = Instant::now();
     let limit = crate::DEFAULT_LIMIT;
     let turn = Turn::take(Some(limit))?;
+    let begin = Instant::now();
     let signal = signal::ready()?;
     let me = Tid::current();
     let action = |source| Error::Action { signal, source };

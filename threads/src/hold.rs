@@ -58,7 +58,7 @@ pub struct Held {
 ///
 /// A thread that blocks the signal may block it only for a moment, and may in that moment wait for a lock that a held
 /// thread owns. So after some milliseconds this function releases all threads, waits for the threads that blocked the
-/// signal, and asks all threads again, with twice the patience up to a bound, until `limit` has passed. If the threads that are
+/// signal, and asks all threads again, with twice the patience up to a bound, until `limit` has passed since this thread's turn. If the threads that are
 /// missing then are runnable, and only wait for a processor, this function waits for up to ten times `limit`.
 ///
 /// If the process has no other thread, no signal is sent. [`counts`](crate::counts) has the effects of the signal on
@@ -85,8 +85,8 @@ pub fn hold_or_look(limit: Duration) -> Result<Held, Error> {
 }
 
 fn stop(limit: Duration, sleepers: Sleepers) -> Result<Held, Error> {
-    let begin = Instant::now();
     let turn = Turn::take(Some(limit))?;
+    let begin = Instant::now();
     let signal = signal::ready()?;
     let list = |source| Error::List { source };
     let tasks = Tasks::open().map_err(list)?;
