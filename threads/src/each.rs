@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::handler::Interrupted;
-use crate::hold::{deadline, queue_full};
+use crate::hold::{FIRST_PATIENCE, deadline, queue_full};
+use crate::lack::ProcessorLack;
 use crate::round::{self, Asked, Round, Sleepers, Work};
 use crate::signal;
 use crate::slot;
@@ -157,15 +158,16 @@ fn ask<P: Probe>(
             }
         }
     }
-    let mut longest = limit;
-    while !round.wait(deadline(begin, longest)).map_err(list)?
+    let mut lack = ProcessorLack::default();
+    let mut until = deadline(begin, limit);
+    let latest = deadline(begin, limit.saturating_mul(LIMITS_ON_A_BUSY_MACHINE));
+    while !round.wait(until).map_err(list)?
         && let Some(stragglers) = round.stragglers()
     {
-        let busy = limit.saturating_mul(LIMITS_ON_A_BUSY_MACHINE);
-        if longest == busy || !stragglers.wait_for_a_processor() {
+        if !lack.explains(&stragglers) || Instant::now() >= latest {
             return Err(Error::NotReached { stragglers: Box::new(stragglers), limit });
         }
-        longest = busy;
+        until = latest.min(Instant::now() + FIRST_PATIENCE);
         turn.waits_for_processors();
     }
     round.settle();

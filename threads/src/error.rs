@@ -233,11 +233,6 @@ impl Stragglers {
         self.named.iter().flatten()
     }
 
-    /// Returns whether all named threads were runnable and would have entered the handler with a processor.
-    pub(crate) fn wait_for_a_processor(&self) -> bool {
-        self.iter().all(|straggler| straggler.why == StragglerReason::Late { state: ThreadState::Running })
-    }
-
     /// Returns the number of threads, including those that are not named.
     #[must_use]
     pub fn count(&self) -> usize {

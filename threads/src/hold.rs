@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Straggler, StragglerReason, Stragglers};
 use crate::handler::Interrupted;
+use crate::lack::ProcessorLack;
 use crate::round::{self, Asked, Round, Sleepers};
 use crate::signal;
 use crate::sleeper::{self, Sight, Sleeper};
@@ -21,7 +22,7 @@ use crate::x86_64::set_rip;
 /// The time that the first attempt waits before it releases all threads again; each later attempt waits twice as long.
 /// If the last hold took longer, because there were more busy threads than processors, the next hold begins with twice
 /// the time of the last hold, up to [`LONGEST_PATIENCE`].
-const FIRST_PATIENCE: Duration = Duration::from_millis(4);
+pub(crate) const FIRST_PATIENCE: Duration = Duration::from_millis(4);
 /// The longest wait of an attempt, except for the last one: with more attempts, fewer threads are just starting or
 /// ending.
 const LONGEST_PATIENCE: Duration = Duration::from_millis(64);
@@ -164,6 +165,7 @@ fn everybody(
 ) -> Result<(), Failure> {
     let list = |source| Failure::Error(Error::List { source });
     let me = Tid::current();
+    let mut lack = ProcessorLack::default();
     if tasks.count().map_err(list)? == 1 {
         return Ok(());
     }
@@ -185,13 +187,13 @@ fn everybody(
         while !round.wait(until).map_err(list)?
             && let Some(stragglers) = round.stragglers()
         {
-            if !stragglers.wait_for_a_processor() || Instant::now() >= latest {
+            if !lack.explains(&stragglers) || Instant::now() >= latest {
                 return Err(Failure::Late(stragglers));
             }
             // A runnable thread that does not block the signal needs nothing of the held threads but their processors. So the held
             // threads are not released.
             turn.waits_for_processors();
-            until = latest.min(Instant::now() + LONGEST_PATIENCE);
+            until = latest.min(Instant::now() + FIRST_PATIENCE);
         }
         // The refresh comes before the count, because a thread that runs may create other threads.
         let asleep = round.refresh().map_err(list)?;

@@ -40,6 +40,7 @@ mod sleeper;
 mod clear;
 mod handler;
 mod round;
+mod lack;
 mod each;
 mod hold;
 mod fork;
