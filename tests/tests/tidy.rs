@@ -864,7 +864,7 @@ const EXAMPLES: [&str; 4] = ["counting/", "counting/Cargo.toml", "counting/src/l
 
 #[test]
 fn every_path_in_the_architecture_exists() {
-    for document in ["ARCHITECTURE.md", "docs/changing-it.md", "docs/glossary.md"] {
+    for document in ["ARCHITECTURE.md", "docs/changing-it.md"] {
         paths_exist(document);
     }
 }
