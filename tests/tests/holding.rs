@@ -479,9 +479,9 @@ fn forks_during_holds() {
     drop((crowd, holder));
 }
 
-/// So many threads run that most of them get no processor within the limit.
+/// So many threads run that on a busy machine some of them get no processor within the limit.
 fn threads_that_wait_for_a_processor_are_waited_for() {
-    const LIMIT: Duration = Duration::from_millis(50);
+    const LIMIT: Duration = Duration::from_millis(200);
     let stop = Arc::new(AtomicBool::new(false));
     let begun = Arc::new(AtomicUsize::new(0));
     let threads: Vec<_> = (0..64)
