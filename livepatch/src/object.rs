@@ -65,24 +65,25 @@ impl PatchedObject {
     /// another module of that name may be loaded later.
     pub(crate) fn set_loaded(&mut self, place: &ObjectPlace<'_>) -> Result<Vec<(Addr, PatchedFunction)>, PatchError> {
         let mut found: BTreeMap<Addr, PatchedFunction> = BTreeMap::new();
-        let mut firsts: BTreeMap<Addr, usize> = BTreeMap::new();
+        // The entry of each function; `None` for a no-op function that is not needed.
+        let mut entries: Vec<Option<Addr>> = Vec::with_capacity(self.funcs.len());
         // No-op functions come last.
-        for (number, func) in self.funcs.iter().enumerate() {
+        for func in &self.funcs {
             let (entry, extent) = place.function(func)?;
-            if let Some(first) = firsts.get(&entry) {
+            if found.contains_key(&entry) {
                 if func.new_func.is_none() {
+                    entries.push(None);
                     continue;
                 }
-                return Err(function_twice(self.name(), &self.funcs[*first], func));
+                let first = entries.iter().position(|known| *known == Some(entry));
+                return Err(function_twice(self.name(), first.map_or(func, |first| &self.funcs[first]), func));
             }
             let home = modload_ftrace::behind(entry).unwrap_or(entry);
             found.insert(entry, PatchedFunction { home, extent, stack: Vec::new() });
-            firsts.insert(entry, number);
+            entries.push(Some(entry));
         }
-        let entries: BTreeMap<usize, Addr> = firsts.into_iter().map(|(entry, number)| (number, entry)).collect();
-        let funcs = std::mem::take(&mut self.funcs).into_iter().enumerate();
-        let loaded = |(number, func)| Some(Func { old: Some(*entries.get(&number)?), ..func });
-        self.funcs = funcs.filter_map(loaded).collect();
+        let funcs = std::mem::take(&mut self.funcs).into_iter().zip(entries);
+        self.funcs = funcs.filter_map(|(func, entry)| entry.map(|entry| Func { old: Some(entry), ..func })).collect();
         self.loaded = true;
         if let ObjectPlace::Module(module, _) = place {
             module.expect_stand_ins();
