@@ -278,7 +278,7 @@ pub unsafe fn read_trusted(path: impl AsRef<Path>) -> Result<Image<'static>, Tru
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let object = modload_fixtures::c_object("int add(int a, int b) { return a + b; }")?;
-/// // SAFETY: the clients of this program are its own user, who chooses modules and calls with care.
+/// // SAFETY: the only client of this program is its own user, and the user trusts the modules and knows their functions.
 /// let trust = unsafe { Trust::new() };
 ///
 /// // From here on no unsafe code is necessary.

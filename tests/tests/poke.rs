@@ -55,7 +55,11 @@ fn a_batch_takes_three_synchronisations() {
     let sites = Sites::publish(1000, 64, Some(0));
     for batch in [sites.on(0..1000), sites.off(0..1000)] {
         let poked = poke(&mut TextLock::take(), &batch, TrapMask::Trusted).unwrap();
-        assert_eq!((poked.protocol, poked.syncs, poked.writes), (PokeProtocol::Alone, 1, 1), "nobody else is there");
+        assert_eq!(
+            (poked.protocol, poked.syncs, poked.writes),
+            (PokeProtocol::Alone, 1, 1),
+            "the process has no other thread"
+        );
     }
     let _another = Crowd::of(1, thread::yield_now);
     for count in [1, 10, 1000] {

@@ -102,7 +102,7 @@ fn stop(limit: Duration, sleepers: Sleepers) -> Result<Held, Error> {
         // The last attempt takes all the remaining time, so that no attempt is too short to be useful.
         let wait = if left < patience * 2 { left } else { patience };
         let attempt = Instant::now();
-        let failure = match everybody(&tasks, &mut round, attempt + wait, deadline(begin, busy), &turn) {
+        let failure = match hold_all(&tasks, &mut round, attempt + wait, deadline(begin, busy), &turn) {
             Ok(()) => {
                 let took = u64::try_from(attempt.elapsed().as_micros()).unwrap_or(u64::MAX);
                 LAST.store(took, Ordering::Relaxed);
@@ -156,13 +156,7 @@ enum Failure {
 /// that were inspected in their sleep belong to the sum, too; [`Held::awake`] tells later whether they slept all the
 /// time.
 #[expect(clippy::result_large_err, reason = "a box would take memory while others are held")]
-fn everybody(
-    tasks: &Tasks,
-    round: &mut Round,
-    mut until: Instant,
-    latest: Instant,
-    turn: &Turn,
-) -> Result<(), Failure> {
+fn hold_all(tasks: &Tasks, round: &mut Round, mut until: Instant, latest: Instant, turn: &Turn) -> Result<(), Failure> {
     let list = |source| Failure::Error(Error::List { source });
     let me = Tid::current();
     let mut lack = ProcessorLack::default();
