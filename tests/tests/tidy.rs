@@ -284,8 +284,8 @@ fn crates_import_only_what_they_may() {
         };
         for heading in ["[dependencies]", "[build-dependencies]", "[dev-dependencies]"] {
             for import in table(manifest, heading).into_iter().filter_map(folder_of) {
-                // Tests of a crate may use the fixtures, and the fixtures' tests may use the layouts that they mirror.
-                let for_tests = heading == "[dev-dependencies]" && ["fixtures", "abi"].contains(&&import[..]);
+                // Tests may use the fixtures and the tools for tests, and with these whatever the tests' processes need.
+                let for_tests = heading == "[dev-dependencies]";
                 if !may.contains(&&import[..]) && !for_tests {
                     wrong.push(format!("{path}: {heading} {import}"));
                 }

@@ -11,8 +11,8 @@ use crate::Result;
 use crate::options::Options;
 use crate::process::{cargo, output, run};
 
-/// Test targets that `quick` leaves out: they poke text for seconds, run gdb, wait for limits, or compile hundreds of objects.
-const SLOW: &[&str] = &[
+/// Test targets that `quick` leaves out and `test` runs first: they poke text for seconds, run gdb, wait for limits, or compile hundreds of objects.
+pub(crate) const SLOW: &[&str] = &[
     "clumsy",
     "concurrency",
     "deps",

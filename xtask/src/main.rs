@@ -15,6 +15,7 @@ mod poke;
 mod process;
 mod prose;
 mod seeds;
+mod suite;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -42,6 +43,12 @@ const COMMANDS: &[XtaskCommand] = &[
         options: &[],
         help: "the checks of every day: the format, and all tests that take less than some seconds",
         run: everyday::quick,
+    },
+    XtaskCommand {
+        name: "test",
+        options: &[("lanes", "2")],
+        help: "all tests of the workspace, LANES test programs at a time",
+        run: suite::test,
     },
     XtaskCommand { name: "ci", options: &[], help: "all that CI runs: .ci/run", run: everyday::ci },
     XtaskCommand {

@@ -1,4 +1,4 @@
-//! Longer runs of the stress test in `tests/tests/poke.rs`.
+//! Longer runs of the stress test in `text/tests/poke.rs`.
 
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,107 @@
+//! Runs the workspace's test programs, several at a time. `cargo test` runs them one after the other, and most of them wait more
+//! than they compute.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use modload_fixtures::workspace_root;
+use serde_json::Value;
+
+use crate::Result;
+use crate::everyday::SLOW;
+use crate::options::Options;
+use crate::process::{cargo, output, run};
+
+/// A program with the tests of one target.
+struct TestProgram {
+    /// `PACKAGE/TARGET`.
+    name: String,
+    executable: PathBuf,
+    /// The folder of the package: tests run there.
+    folder: PathBuf,
+    is_slow: bool,
+}
+
+/// Builds all test programs and runs them, `lanes` at a time, the slow ones first; then runs the examples in the documentation. One
+/// that fails hides no other: the failed ones are named at the end.
+pub(crate) fn test(options: &Options) -> Result<()> {
+    let lanes: usize = options.number("lanes")?;
+    let mut programs = build()?;
+    programs.sort_by_key(|program| !program.is_slow);
+    let begun = Instant::now();
+    let queue = Mutex::new(VecDeque::from(programs));
+    let ended = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..lanes.max(1) {
+            scope.spawn(|| {
+                let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                while let Some(program) = next() {
+                    let begun = Instant::now();
+                    let result = Command::new(&program.executable).current_dir(&program.folder).output();
+                    let mut ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
+                    ended.push(report(program.name, begun.elapsed(), result));
+                }
+            });
+        }
+    });
+    let mut ended = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
+    ended.sort_by_key(|(_, took, _)| std::cmp::Reverse(*took));
+    for (name, took, _) in ended.iter().take(12) {
+        eprintln!("{:>5} s  {name}", took.as_secs());
+    }
+    eprintln!("{} programs in {} s", ended.len(), begun.elapsed().as_secs());
+    let mut failed: Vec<String> = ended.into_iter().filter(|(.., passed)| !passed).map(|(name, ..)| name).collect();
+    if run(cargo().args(["test", "--workspace", "--locked", "--no-fail-fast", "--doc"])).is_err() {
+        failed.push("examples in the documentation".into());
+    }
+    if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", failed.join(", ")).into()) }
+}
+
+/// Prints the output of a program, and returns its name, its time and whether all of its tests passed.
+fn report(name: String, took: Duration, result: std::io::Result<Output>) -> (String, Duration, bool) {
+    let (status, passed) = match result {
+        Err(error) => (error.to_string(), false),
+        Ok(output) => {
+            eprint!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            (output.status.to_string(), output.status.success())
+        }
+    };
+    eprintln!("== {} s: {name}: {status}\n", took.as_secs());
+    (name, took, passed)
+}
+
+/// Builds the test programs of the workspace.
+fn build() -> Result<Vec<TestProgram>> {
+    let messages = output(cargo().args([
+        "test",
+        "--workspace",
+        "--locked",
+        "--no-run",
+        "--message-format=json-render-diagnostics",
+    ]))?;
+    let mut programs = Vec::new();
+    for line in messages.lines() {
+        let message: Value = serde_json::from_str(line)?;
+        let (Some(executable), Some(manifest)) = (message["executable"].as_str(), message["manifest_path"].as_str())
+        else {
+            continue;
+        };
+        if message["profile"]["test"] != true {
+            continue;
+        }
+        let folder = PathBuf::from(manifest).parent().map(PathBuf::from).ok_or("a manifest is in a folder")?;
+        let package = folder.strip_prefix(workspace_root()).unwrap_or(&folder).display().to_string();
+        let target = message["target"]["name"].as_str().unwrap_or_default();
+        programs.push(TestProgram {
+            name: format!("{package}/{target}"),
+            executable: executable.into(),
+            is_slow: SLOW.contains(&target),
+            folder,
+        });
+    }
+    Ok(programs)
+}
