@@ -267,7 +267,7 @@ mod tests {
                 refusal((3, 6), ParavirtOperation::Inline(vec![0x90; 7]), OPS),
                 "operation 3 takes 7 bytes, and its site has 6",
             ),
-            (refusal((3, 6), ParavirtOperation::Call(Addr::new(0x1_0000_1005)), OPS), "is 0x80000000 beyond the reach"),
+            (refusal((3, 6), ParavirtOperation::Call(Addr::new(0x1_0000_1005)), OPS), "is 0x80000001 beyond the reach"),
         ] {
             assert!(refused.contains("paravirt site 0 of section 4") && refused.contains(why), "{refused}");
         }

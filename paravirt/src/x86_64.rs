@@ -41,7 +41,9 @@ pub(crate) fn direct(branch: &[u8], at: Addr, target: Addr) -> Option<[u8; THROU
 
 /// Returns the distance between the reach of a direct call at `at` and a `target` beyond this reach.
 pub(crate) fn beyond_reach(at: Addr, target: Addr) -> u64 {
-    (target - (at + wide(BRANCH_LEN))).unsigned_abs() - (1 << 31)
+    let distance = target - (at + wide(BRANCH_LEN));
+    let reach = if distance < 0 { i64::from(i32::MIN) } else { i64::from(i32::MAX) };
+    (distance - reach).unsigned_abs()
 }
 
 /// Returns the address of the pointer that a call uses, if these bytes are exactly one indirect call.
