@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
-use modload::error::sentence;
-use modload::text::Arena;
-use modload::{Coming, Error, Image, ModuleInfo, Order, Refusal, Stage, State, Subscriber};
-use modload_loader::{Faults, Injected, Loader};
+use modload_loader::{
+    Coming, Error, Faults, Image, Injected, Loader, Module, Order, Refusal, Stage, State, Subscriber, sentence,
+};
 use modload_tests::{Chance, case, descriptors, image, image_from_text, loader, mappings};
+use modload_text::Arena;
 
 fn main() -> ExitCode {
     modload_tests::run(&[
@@ -72,11 +72,11 @@ impl Subscriber for Counter {
         Ok(())
     }
 
-    fn live(&self, module: &ModuleInfo) {
+    fn live(&self, module: &Module) {
         self.count(module.name(), |count| count.live += 1);
     }
 
-    fn going(&self, module: &ModuleInfo) {
+    fn going(&self, module: &Module) {
         self.count(module.name(), |count| count.going += 1);
     }
 }
@@ -213,7 +213,7 @@ impl Looker {
 }
 
 impl Subscriber for Looker {
-    fn going(&self, module: &ModuleInfo) {
+    fn going(&self, module: &Module) {
         assert!(Looker::used() > self.empty, "{} is told GOING when its memory is gone", module.name());
     }
 }

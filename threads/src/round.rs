@@ -255,8 +255,8 @@ impl Round {
 
     /// Asks a thread that this round has no slot for yet.
     pub(crate) fn ask(&mut self, tid: Tid, work: *mut Work) -> io::Result<Asked> {
-        let shy = self.is_shy(tid);
-        let may_be_asked = !shy && self.may_be_asked(tid)?;
+        let shy = clear::is_forbidden(tid);
+        let may_be_asked = (!shy || self.rests(tid)?) && self.may_be_asked(tid)?;
         if may_be_asked
             && DEBTS.load(Ordering::Relaxed) != 0
             && let Some(asked) = self.ask_debtor(tid, work)?
@@ -277,22 +277,28 @@ impl Round {
         self.send(number, slot)
     }
 
-    /// Returns whether the thread is shy: inspecting it is enough, and it should not be sent the signal while it runs.
-    /// Such a thread was once found to wait for the signal, and may begin to wait between an inspection and the signal.
-    fn is_shy(&self, tid: Tid) -> bool {
-        self.sleepers == Sleepers::LookedAt && clear::is_forbidden(tid)
+    /// Returns whether a shy thread has to arrive and sleeps elsewhere than in a wait for the signal. Such a thread is not about to
+    /// begin a wait. A shy thread was once found to wait for the signal, and may begin or end such a wait between an inspection and
+    /// the signal while it runs.
+    fn rests(&self, tid: Tid) -> io::Result<bool> {
+        let rests = |sleeper: Sleeper| !sleeper.waits_for(self.signal);
+        Ok(self.sleepers == Sleepers::Asked && matches!(sleeper::look(tid)?, Sight::Asleep(sleeper) if rests(sleeper)))
     }
 
     /// Returns whether a shy thread has run for so long without falling asleep that it is not about to wait. Where the
     /// kernel does not count the time that threads run, the time since the round began counts.
     fn runs_on(&self, tid: Tid, slot: &Slot) -> io::Result<bool> {
-        let (before, now) = (slot.ran.load(Ordering::Relaxed), sleeper::time(tid)?);
-        let ran = if before == 0 || now == 0 {
-            self.begun.elapsed()
-        } else {
-            Duration::from_nanos(now.saturating_sub(before))
-        };
-        Ok(ran >= SHY)
+        let now = sleeper::time(tid)?;
+        if now == 0 {
+            return Ok(self.begun.elapsed() >= SHY);
+        }
+        let before = slot.ran.load(Ordering::Relaxed);
+        if before == 0 {
+            // The thread was found to wait in this round.
+            slot.ran.store(now, Ordering::Relaxed);
+            return Ok(false);
+        }
+        Ok(Duration::from_nanos(now.saturating_sub(before)) >= SHY)
     }
 
     /// Returns whether a thread may be sent the signal: it neither blocks the signal nor waits for it. A thread that
@@ -340,7 +346,8 @@ impl Round {
                     continue;
                 }
             }
-            if (!self.is_shy(tid) || self.runs_on(tid, slot)?) && self.may_be_asked(tid)? {
+            let shy = clear::is_forbidden(tid);
+            if (!shy || self.rests(tid)? || self.runs_on(tid, slot)?) && self.may_be_asked(tid)? {
                 OUTSTANDING.fetch_add(1, Ordering::Relaxed);
                 slot.put(self.at(Phase::Asked));
                 if self.send(number, slot)? == Asked::Well {
