@@ -83,6 +83,7 @@ impl<T> From<*const T> for Export {
 /// ```
 /// use modload::{Check, Host, Image, Rule};
 ///
+/// # #[cfg(feature = "process-symbols")]
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// // The C library's functions are offered to modules, and a module needs no licence that is compatible with the GPL.
 /// let host = Host::builder().process_symbols().policy(Rule::License, Check::Off).build()?;
@@ -95,6 +96,8 @@ impl<T> From<*const T> for Export {
 /// assert!(unsafe { greet.call("greet", &[])? } > 0);
 /// # Ok(())
 /// # }
+/// # #[cfg(not(feature = "process-symbols"))]
+/// # fn main() {}
 /// ```
 #[derive(Debug)]
 pub struct HostBuilder {

@@ -2,7 +2,6 @@
 //!
 //! ```
 //! use modload::file::{ModuleFile, SIZE_LIMIT};
-//! use modload::inspect::Inspection;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let folder = tempfile::tempdir()?;
@@ -11,8 +10,7 @@
 //! # std::fs::write(&path, object)?;
 //! let file = ModuleFile::read(&path, SIZE_LIMIT)?;
 //! assert_eq!((file.name.as_str(), file.stem.as_str()), ("adder.o", "adder"));
-//! let inspection = Inspection::of(&file.bytes, &file.stem, SIZE_LIMIT)?;
-//! assert_eq!(inspection.name, "adder");
+//! assert!(file.bytes.starts_with(b"\x7fELF"));
 //! # Ok(())
 //! # }
 //! ```
@@ -233,10 +231,55 @@ fn stem(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
     use std::path::Path;
 
-    use super::{ModuleFile, ReadError, stem, unpack};
+    use super::{ModuleFile, ReadError, stem};
+
+    const LIMIT: u64 = 1 << 20;
+
+    #[test]
+    fn no_limit_is_a_limit() {
+        let path = std::env::current_exe().unwrap();
+        assert_eq!(ModuleFile::read(&path, u64::MAX).unwrap().bytes, std::fs::read(&path).unwrap());
+        assert!(matches!(ModuleFile::read(&path, 100), Err(ReadError::TooLarge { limit: 100 })));
+    }
+
+    #[test]
+    fn a_file_is_called_by_its_stem() {
+        for (path, expected) in [
+            ("greet.o", "greet"),
+            ("greet.ko.xz", "greet"),
+            ("greet.o.zst", "greet"),
+            ("a.b.o.gz", "a.b"),
+            ("greet", "greet"),
+            ("libgreet.a", "libgreet"),
+            ("", "module"),
+        ] {
+            assert_eq!(stem(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_file_larger_than_the_limit_is_not_read_to_its_end() {
+        let refused = ModuleFile::read(Path::new("/dev/zero"), LIMIT).unwrap_err();
+        assert!(matches!(refused, ReadError::TooLarge { limit: LIMIT }), "{refused}");
+    }
+
+    #[cfg(not(feature = "compressed"))]
+    #[test]
+    fn without_the_feature_compressed_files_are_refused_by_their_format() {
+        for (magic, name) in [(&b"\x1f\x8b"[..], "gzip"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")] {
+            let refused = super::unpack([magic, &[0; 64]].concat(), LIMIT).unwrap_err().to_string();
+            assert!(refused.contains(name) && refused.contains("compressed"), "{refused}");
+        }
+    }
+}
+
+#[cfg(all(test, feature = "compressed"))]
+mod tests_of_compression {
+    use std::io::Write;
+
+    use super::{ReadError, unpack};
 
     const LIMIT: u64 = 1 << 20;
 
@@ -256,13 +299,6 @@ mod tests {
 
     fn zst(bytes: &[u8]) -> Vec<u8> {
         zstd::stream::encode_all(bytes, 3).unwrap()
-    }
-
-    #[test]
-    fn no_limit_is_a_limit() {
-        let path = std::env::current_exe().unwrap();
-        assert_eq!(ModuleFile::read(&path, u64::MAX).unwrap().bytes, std::fs::read(&path).unwrap());
-        assert!(matches!(ModuleFile::read(&path, 100), Err(ReadError::TooLarge { limit: 100 })));
     }
 
     #[test]
@@ -302,26 +338,5 @@ mod tests {
                 assert_eq!(error, format!("its {name} data cannot be decompressed"), "{len} bytes");
             }
         }
-    }
-
-    #[test]
-    fn a_file_is_called_by_its_stem() {
-        for (path, expected) in [
-            ("greet.o", "greet"),
-            ("greet.ko.xz", "greet"),
-            ("greet.o.zst", "greet"),
-            ("a.b.o.gz", "a.b"),
-            ("greet", "greet"),
-            ("libgreet.a", "libgreet"),
-            ("", "module"),
-        ] {
-            assert_eq!(stem(path), expected, "{path}");
-        }
-    }
-
-    #[test]
-    fn a_file_larger_than_the_limit_is_not_read_to_its_end() {
-        let refused = ModuleFile::read(Path::new("/dev/zero"), LIMIT).unwrap_err();
-        assert!(matches!(refused, ReadError::TooLarge { limit: LIMIT }), "{refused}");
     }
 }

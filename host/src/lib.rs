@@ -5,6 +5,7 @@
 //!
 //! use modload::{Host, Image};
 //!
+//! # #[cfg(feature = "process-symbols")]
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     // A plugin, compiled without any special option.
 //!     let dir = tempfile::tempdir()?;
@@ -23,6 +24,8 @@
 //!     assert!(host.modules().is_empty());
 //!     Ok(())
 //! }
+//! # #[cfg(not(feature = "process-symbols"))]
+//! # fn main() {}
 //! ```
 //!
 //! The types that most programs need are at the root:

@@ -92,7 +92,9 @@ mod tests {
     #[test]
     fn every_export_has_an_entry_of_its_own_that_aligns() {
         let exports: Vec<_> = crate::c_api::exports().collect();
-        assert!(exports.len() > 15 && exports.len() < ENTRIES);
+        // The subscribers of keys and of live patching export most of them.
+        let least = if cfg!(feature = "livepatch") { 16 } else { 3 };
+        assert!(exports.len() >= least && exports.len() < ENTRIES);
         for (name, at) in &exports {
             assert!(is_entry(*at), "{name}");
         }

@@ -35,7 +35,8 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), ObjectError> {
     check_sections(file)?;
     for section in &file.sections {
         if section.name == section::GNU_STACK.as_bytes() && section.flags.contains(elf::SHF_EXECINSTR) {
-            let why = "it asks for an executable stack; gcc does so for pointers to nested functions";
+            let why = "it asks for an executable stack; gcc does so for pointers to nested functions, and from gcc 14 on not \
+                       with -ftrampoline-impl=heap";
             return Err(unsupported("section", section.name, why));
         }
     }
