@@ -22,14 +22,21 @@
 //! # }
 //! ```
 
-pub use modload_alternatives::UnknownFeature;
+pub use modload_abi::crel::CrelError;
+pub use modload_alternatives::{RewriteProblem, UnknownFeature};
 pub use modload_loader::{
-    LeftBy, ObjectError, ParamError, PrepareError, RegistryError, SetParamError, Unresolved, sentence,
+    CannotLook, DeferredError, LeftBy, LookError, ObjectError, ParamError, PrepareError, RegistryError,
+    RelocationAdvice, SetParamError, Unresolved, sentence,
 };
+pub use modload_relocs::{Reason as RelocRefusal, RelocAdvice, RelocError, RelocProblem, RelocSite};
 pub use modload_text::{AnnexError, ArenaError, HostTextError, OutOfMemory, PublishFailed, WriteFailed};
-pub use modload_threads::Error as SignalError;
 pub use modload_threads::boundary::{Exception, Thrown};
-pub use modload_threads::frames::{BadRows, Ended, NoFinder, WalkError};
+pub use modload_threads::frames::{
+    BadRows, Ended, Flaw, Malformed, NoFinder, Overlap, Register, StartsUnknown, WalkError,
+};
+pub use modload_threads::{
+    Disposition, Error as SignalError, Name as ThreadName, Straggler, StragglerReason, Stragglers, ThreadState,
+};
 
 pub use crate::builder::OtherCpu;
 #[cfg(feature = "debuggers")]

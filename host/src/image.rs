@@ -30,10 +30,14 @@ use std::sync::Arc;
 use modload_abi::section;
 use modload_alternatives::Features;
 use modload_edit::{Addr, EditOrigin, Engine};
-use modload_loader::{ImageComing, Machine, Placement, PrepareError, hexadecimal};
+use modload_loader::{Machine, PrepareError, hexadecimal};
 use modload_static_keys::{self as static_keys, CallTarget, KeyState, StaticCalls};
 
-pub use modload_loader::{ImageSection, Kallsyms, MachineError, MemoryImage};
+pub use modload_alternatives::{Facts, Processors, Returns};
+pub use modload_edit::{CodeBuffers, Ledger};
+pub use modload_loader::{
+    ImageComing, ImageSection, Kallsyms, Machine as MachineFacts, MachineError, MemoryImage, Placement,
+};
 
 use crate::file::SIZE_LIMIT;
 

@@ -18,6 +18,10 @@
 //! ```
 
 pub use modload_abi::modinfo::is_same_name;
-pub use modload_loader::{FunctionSymbol, ModuleSymbolKind, Occupant, Occupies, ParamInfo, ParamType, SectionInfo};
+pub use modload_loader::{
+    FunctionSymbol, Integer, ModuleSymbol, ModuleSymbolKind, Occupant, Occupies, ParamInfo, ParamType, Rank, Reference,
+    SectionInfo, Slice, SlicePlan, Slices, WantedSymbol,
+};
+pub use modload_threads::creation::Creator;
 
 pub use crate::backtrace::BacktraceFrame;

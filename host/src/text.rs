@@ -35,7 +35,11 @@
 //! ```
 
 pub use modload_edit::{
-    Addr, Code, Edit, EditOrigin, Engine, PieceKind, PlanError, RecordTable, Rejected, Sink, disassembled, formatter,
+    Addr, Code, Edit, EditOrigin, EditSet, Edits, Engine, PieceKind, PlanError, RecordTable, Rejected, Sink,
+    disassembled, formatter,
 };
 pub use modload_loader::{SectionBytes, TrampolineBranch, TrampolineCall};
-pub use modload_text::{Arena, Class, PokeError, StripeUsage, TrapMask};
+pub use modload_text::{
+    Arena, Class, Describe, ModuleData, NewData, PokeError, ProtectedData, Published, Staged, StripeUsage, TextLock,
+    TrapMask, TrapObstacle,
+};

@@ -36,7 +36,7 @@ mod operate;
 pub use elf::error::ObjectError;
 pub use elf::file::{File, FileSection};
 pub use elf::link::Input;
-pub use modload_notifier::Order;
+pub use modload_notifier::{Order, Rank};
 pub use modules::chains::{BUILTIN, Membership};
 pub use modules::coming::{Coming, SectionBytes};
 pub use modules::entry::Image;
@@ -61,7 +61,7 @@ pub use prepare::image::{
     ImageComing, ImageSection, Kallsyms, Machine, MachineError, MemoryImage, Placement, hexadecimal,
 };
 pub use prepare::names::{ModuleSymbol, ModuleSymbolKind};
-pub use prepare::params::{ParamInfo, ParamType};
+pub use prepare::params::{Integer, ParamInfo, ParamType};
 pub use prepare::policy::{Check, Exports, ForcedUnload, Policy, Proof, Rule, Verdict};
 pub use vocabulary::deferred_error::DeferredError;
 pub use vocabulary::externals::{External, Externals};

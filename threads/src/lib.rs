@@ -58,7 +58,7 @@ pub use fork::{after_fork_in_child, after_fork_in_parent, before_fork};
 pub use fork_handlers::ForkHandlers;
 pub use handler::{Interrupted, SavedErrno, SignalCounts, counts};
 pub use hold::{Held, hold, hold_or_look};
-pub use signal::{can_see, signal, use_signal};
+pub use signal::{Disposition, can_see, signal, use_signal};
 pub use sleeper::Sleeper;
 pub use task::{Name, Status, Tasks, ThreadState, Tid, name, status};
 
