@@ -1,15 +1,16 @@
 //! The checks of every day, and all checks.
 
 use std::collections::BTreeSet;
+use std::iter;
 use std::process::Command;
 use std::time::Instant;
 
 use modload_fixtures::workspace_root;
 use serde_json::Value;
 
-use crate::Result;
 use crate::options::Options;
 use crate::process::{cargo, output, run};
+use crate::{Result, suite};
 
 /// Test targets that `quick` leaves out and `test` runs first: they poke text for seconds, run gdb, wait for limits, or compile hundreds of objects.
 pub(crate) const SLOW: &[&str] = &[
@@ -20,6 +21,7 @@ pub(crate) const SLOW: &[&str] = &[
     "explain",
     "faults",
     "fixtures",
+    "forks",
     "frames",
     "ftrace_fire",
     "ftrace_leaving",
@@ -30,9 +32,11 @@ pub(crate) const SLOW: &[&str] = &[
     "link",
     "livepatch",
     "malformed",
+    "memory",
     "mutants",
     "odd_objects",
     "poke",
+    "render",
     "sdk_header",
     "sdk_records",
     "serve",
@@ -52,12 +56,10 @@ pub(crate) fn quick(_options: &Options) -> Result<()> {
     if let Some(unknown) = SLOW.iter().find(|slow| !targets.contains(**slow)) {
         return Err(format!("{unknown} is no test target: remove it from the list in xtask/src/everyday.rs").into());
     }
-    let mut tests = cargo();
-    tests.args(["test", "--workspace", "--locked", "--no-fail-fast", "--lib"]);
-    for target in targets.iter().filter(|target| !SLOW.contains(&target.as_str())) {
-        tests.args(["--test", target]);
-    }
-    run(&mut tests)?;
+    let quick = targets.iter().filter(|target| !SLOW.contains(&target.as_str()));
+    let selected = quick.flat_map(|target| ["--test", target]);
+    let failed = suite::run_programs(&iter::once("--lib").chain(selected).collect::<Vec<_>>(), suite::LANES)?;
+    suite::none_of(&failed)?;
     eprintln!("{} s. Left out, for `cargo xtask ci`: {}", begun.elapsed().as_secs(), SLOW.join(", "));
     Ok(())
 }

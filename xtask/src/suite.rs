@@ -26,11 +26,27 @@ struct TestProgram {
     is_slow: bool,
 }
 
-/// Builds all test programs and runs them, `lanes` at a time, the slow ones first; then runs the examples in the documentation. One
-/// that fails hides no other: the failed ones are named at the end.
+/// The number of test programs that run at the same time, unless an option says otherwise.
+pub(crate) const LANES: usize = 2;
+
+/// Runs all test programs, then the examples in the documentation.
 pub(crate) fn test(options: &Options) -> Result<()> {
-    let lanes: usize = options.number("lanes")?;
-    let mut programs = build()?;
+    let mut failed = run_programs(&[], options.number("lanes")?)?;
+    if run(cargo().args(["test", "--workspace", "--locked", "--no-fail-fast", "--doc"])).is_err() {
+        failed.push("examples in the documentation".into());
+    }
+    none_of(&failed)
+}
+
+/// Fails if any test program failed, and names all that did.
+pub(crate) fn none_of(failed: &[String]) -> Result<()> {
+    if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", failed.join(", ")).into()) }
+}
+
+/// Builds the test programs that cargo's options `selected` select, all by default, and runs them, `lanes` at a time, the slow ones
+/// first. One that fails hides no other: returns the names of those that failed.
+pub(crate) fn run_programs(selected: &[&str], lanes: usize) -> Result<Vec<String>> {
+    let mut programs = build(selected)?;
     programs.sort_by_key(|program| !program.is_slow);
     let begun = Instant::now();
     let queue = Mutex::new(VecDeque::from(programs));
@@ -54,11 +70,7 @@ pub(crate) fn test(options: &Options) -> Result<()> {
         eprintln!("{:>5} s  {name}", took.as_secs());
     }
     eprintln!("{} programs in {} s", ended.len(), begun.elapsed().as_secs());
-    let mut failed: Vec<String> = ended.into_iter().filter(|(.., passed)| !passed).map(|(name, ..)| name).collect();
-    if run(cargo().args(["test", "--workspace", "--locked", "--no-fail-fast", "--doc"])).is_err() {
-        failed.push("examples in the documentation".into());
-    }
-    if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", failed.join(", ")).into()) }
+    Ok(ended.into_iter().filter(|(.., passed)| !passed).map(|(name, ..)| name).collect())
 }
 
 /// Prints the output of a program, and returns its name, its time and whether all of its tests passed.
@@ -74,15 +86,11 @@ fn report(name: String, took: Duration, result: std::io::Result<Output>) -> (Str
     (name, took, passed)
 }
 
-/// Builds the test programs of the workspace.
-fn build() -> Result<Vec<TestProgram>> {
-    let messages = output(cargo().args([
-        "test",
-        "--workspace",
-        "--locked",
-        "--no-run",
-        "--message-format=json-render-diagnostics",
-    ]))?;
+/// Builds test programs of the workspace.
+fn build(selected: &[&str]) -> Result<Vec<TestProgram>> {
+    let mut build = cargo();
+    build.args(["test", "--workspace", "--locked", "--no-run", "--message-format=json-render-diagnostics"]);
+    let messages = output(build.args(selected))?;
     let mut programs = Vec::new();
     for line in messages.lines() {
         let message: Value = serde_json::from_str(line)?;
