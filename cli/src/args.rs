@@ -87,7 +87,7 @@ pub(crate) struct Arguments {
     deps: Option<PathBuf>,
 
     /// Load two modules that are built into this program, and show every step.
-    #[arg(long, conflicts_with_all = ["call", "explain", "trace", "patterns", "export_globals", "no_process_symbols", "policy", "vermagic", "block", "cpu", "gdb", "perf_map", "deps", "host", "name", "file"])]
+    #[arg(long, conflicts_with_all = ["call", "explain", "trace", "patterns", "export_globals", "no_process_symbols", "library", "policy", "vermagic", "block", "cpu", "gdb", "perf_map", "deps", "host", "name", "file"])]
     demo: bool,
 
     /// The file of the module. Not required with --host and --call.

@@ -12,7 +12,7 @@ use modload::text::formatter;
 use crate::failure::CommandFailure;
 use crate::operate_args::Explain;
 use crate::output::CommandOutput;
-use crate::run::read;
+use crate::run::{self, read};
 use crate::x86_64::{DecodedInstruction, decode};
 
 const CHANGED: Style = AnsiColor::Yellow.on_default();
@@ -20,7 +20,7 @@ const DIM: Style = Style::new().dimmed();
 
 /// Runs `modhost explain`, in a host of its own.
 pub(crate) fn run(arguments: &Explain, output: &mut CommandOutput) -> Result<(), CommandFailure> {
-    let host = arguments.options.builder()?.build()?;
+    let host = run::builder(&arguments.options)?.build()?;
     show(&host, None, std::slice::from_ref(&arguments.file), &arguments.symbol, output)
 }
 

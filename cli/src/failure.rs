@@ -46,6 +46,8 @@ pub(crate) enum CommandFailure {
     #[error(transparent)]
     Cpu(#[from] modload::error::OtherCpu),
     #[error(transparent)]
+    Library(#[from] modload::error::LibraryError),
+    #[error(transparent)]
     PerfMap(#[from] modload::error::PerfMapError),
     #[error(transparent)]
     Catalog(#[from] CatalogError),

@@ -1,5 +1,7 @@
 //! The options of the hosts that these commands create.
 
+use std::ffi::OsString;
+
 use modload::error::UnknownFeature;
 use modload::{Check, Features, Host, HostBuilder, Rule};
 
@@ -15,6 +17,11 @@ pub(crate) struct HostOptions {
     /// Do not offer the symbols of this process (libc, libm) to modules.
     #[arg(long)]
     no_process_symbols: bool,
+
+    /// Open a shared library and offer its symbols to modules, for example libstdc++.so.6. It is found as dlopen(3)
+    /// finds it, and stays open. May be repeated.
+    #[arg(long, value_name = "LIBRARY")]
+    library: Vec<OsString>,
 
     /// How to treat modules that break a rule. RULE is versions, vermagic, namespaces, license or blocklist. CHECK is
     /// off, warn or enforce. May be repeated.
@@ -44,7 +51,12 @@ pub(crate) struct HostOptions {
 }
 
 impl HostOptions {
-    /// Returns a builder of a host with these options.
+    /// Returns the libraries to open.
+    pub(crate) fn libraries(&self) -> &[OsString] {
+        &self.library
+    }
+
+    /// Returns a builder of a host with these options, except the libraries: [`crate::run::builder`] opens them.
     pub(crate) fn builder(&self) -> Result<HostBuilder, CommandFailure> {
         let mut builder = Host::builder().linux_operations();
         if !self.no_process_symbols {
@@ -75,6 +87,7 @@ impl HostOptions {
         let given = [
             (self.export_globals, "--export-globals"),
             (self.no_process_symbols, "--no-process-symbols"),
+            (!self.library.is_empty(), "--library"),
             (!self.policy.is_empty(), "--policy"),
             (self.vermagic.is_some(), "--vermagic"),
             (!self.block.is_empty(), "--block"),

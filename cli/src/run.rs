@@ -9,7 +9,7 @@ use std::time::Duration;
 use modload::file::{ModuleFile, SIZE_LIMIT};
 use modload::inspect::Catalog;
 use modload::timeline::{EventKind, Recording, Timeline};
-use modload::{Host, Image, Input, Module, Trust};
+use modload::{Host, HostBuilder, Image, Input, Module, Trust};
 
 use crate::args::{LoadCommand, ModuleArguments, PrintEvents};
 use crate::call::CallOption;
@@ -28,7 +28,7 @@ pub(crate) fn load(
     options: &HostOptions,
     output: &mut CommandOutput,
 ) -> Result<(), CommandFailure> {
-    let host = options.builder()?.build()?;
+    let host = builder(options)?.build()?;
     let mut session = Session { recording: host.record(), printed: 0, warned: 0, trace: load.trace };
     // Begins before the loads, so that the functions which constructors and init call are traced too.
     let functions = Embedded::begin(&host, &load.functions, load.format)?;
@@ -109,6 +109,13 @@ fn explain(
     let (_, arguments) = named.next().ok_or_else(|| CommandFailure::NoSymbol(function.to_owned()))?;
     let files: Vec<_> = arguments.files().map(Path::to_owned).collect();
     crate::explain::show(host, arguments.name.as_deref(), &files, function, output)
+}
+
+/// Returns a builder of a host with these options.
+pub(crate) fn builder(options: &HostOptions) -> Result<HostBuilder, CommandFailure> {
+    // SAFETY: the user of this command asked for the code of these libraries to be run.
+    let open = |builder: HostBuilder, library| unsafe { builder.library(library) };
+    Ok(options.libraries().iter().try_fold(options.builder()?, open)?)
 }
 
 /// Loads files as one module into a host of this process. Members of archives are linked in if a call needs them.

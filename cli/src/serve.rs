@@ -19,7 +19,7 @@ pub(crate) fn run(arguments: &Serve) -> Result<(), CommandFailure> {
     // Installed before any long step, so that no signal is lost.
     let stop = signals::stop()?;
     let listener = listener(arguments)?;
-    let mut builder = arguments.options.builder()?;
+    let mut builder = run::builder(&arguments.options)?;
     if arguments.allow_force {
         builder = builder.allow_forced_unload();
     }

@@ -109,7 +109,7 @@ pub struct HostBuilder {
 
 impl Default for HostBuilder {
     fn default() -> HostBuilder {
-        let mut symbols = HostSymbols { exports: HashMap::new(), fallback: |_| None };
+        let mut symbols = HostSymbols { exports: HashMap::new(), fallback: |_| None, libraries: Libraries(Vec::new()) };
         let exports = c_api::exports();
         #[cfg(feature = "livepatch")]
         let exports = exports.chain([crate::patch_c_api::export()]);
@@ -236,11 +236,25 @@ impl HostBuilder {
     }
 }
 
+/// A function that finds symbols of one library.
+pub(crate) type SymbolFinder = Box<dyn Fn(&[u8]) -> Option<External> + Send + Sync>;
+
+/// The libraries of a host, in the order in which they are searched.
+pub(crate) struct Libraries(pub(crate) Vec<SymbolFinder>);
+
+impl fmt::Debug for Libraries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} libraries", self.0.len())
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct HostSymbols {
     exports: HashMap<Box<[u8]>, External>,
     /// Finds symbols that neither the host nor a module exports.
     pub(crate) fallback: fn(&[u8]) -> Option<External>,
+    /// Libraries that are searched after that.
+    pub(crate) libraries: Libraries,
 }
 
 impl HostSymbols {
@@ -255,7 +269,7 @@ impl Externals for HostSymbols {
     }
 
     fn fallback(&self, name: &[u8]) -> Option<External> {
-        (self.fallback)(name)
+        (self.fallback)(name).or_else(|| self.libraries.0.iter().find_map(|find| find(name)))
     }
 
     fn own<'n>(&self, names: &BTreeSet<&'n [u8]>) -> BTreeMap<&'n [u8], Vec<Addr>> {

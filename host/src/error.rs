@@ -39,5 +39,7 @@ pub use modload_threads::{
 };
 
 pub use crate::builder::OtherCpu;
+#[cfg(feature = "process-symbols")]
+pub use crate::libraries::LibraryError;
 #[cfg(feature = "debuggers")]
 pub use crate::perf_map::PerfMapError;

@@ -85,6 +85,8 @@ pub mod inspect;
 mod jit_list;
 #[cfg(feature = "keys")]
 pub mod keys;
+#[cfg(feature = "process-symbols")]
+mod libraries;
 pub mod module;
 #[cfg(feature = "debuggers")]
 mod onlookers;

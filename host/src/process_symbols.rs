@@ -1,7 +1,7 @@
 //! The dynamic symbols of the process, for modules to use.
 #![expect(unsafe_code, reason = "the C library finds symbols")]
 
-use std::ffi::CString;
+use std::ffi::{CString, c_void};
 
 use modload_edit::{Addr, wide};
 use modload_loader::External;
@@ -28,10 +28,8 @@ fn find(name: &[u8]) -> Option<External> {
 /// Returns the address of a dynamic symbol of the program or of one of its libraries: its default version or, for
 /// `NAME@VERSION` as in an assembler's `.symver`, that version.
 pub(crate) fn process_symbol(name: &[u8]) -> Option<Addr> {
-    if let Some(at) = name.iter().position(|byte| *byte == b'@') {
-        let version = &name[at + 1..];
-        let version = version.strip_prefix(b"@").unwrap_or(version);
-        return versioned_symbol(&name[..at], version);
+    if let Some((name, version)) = split_version(name) {
+        return versioned_symbol(libc::RTLD_DEFAULT, name, version);
     }
     let process = libloading::os::unix::Library::this();
     // SAFETY: only the address is taken, and nothing is read or called through it here.
@@ -40,11 +38,19 @@ pub(crate) fn process_symbol(name: &[u8]) -> Option<Addr> {
     Some(Addr::new(wide(address.expose_provenance()))).filter(|addr| *addr != Addr::NULL)
 }
 
-/// Returns the address of a dynamic symbol of this version.
-fn versioned_symbol(name: &[u8], version: &[u8]) -> Option<Addr> {
+/// Splits `NAME@VERSION` or `NAME@@VERSION`. Returns `None` for a name without a version.
+pub(crate) fn split_version(name: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = name.iter().position(|byte| *byte == b'@')?;
+    let version = &name[at + 1..];
+    Some((&name[..at], version.strip_prefix(b"@").unwrap_or(version)))
+}
+
+/// Returns the address of a dynamic symbol of this version in the library with this handle, which is from dlopen(3) or one of those
+/// that dlvsym(3) names.
+pub(crate) fn versioned_symbol(handle: *mut c_void, name: &[u8], version: &[u8]) -> Option<Addr> {
     let (name, version) = (CString::new(name).ok()?, CString::new(version).ok()?);
-    // SAFETY: both are strings that end, and the handle is one of those that dlvsym(3) names. Nothing is read or called through
-    // the address here.
-    let address = unsafe { libc::dlvsym(libc::RTLD_DEFAULT, name.as_ptr(), version.as_ptr()) };
+    // SAFETY: both are strings that end, and the handle is as dlvsym(3) requires. Nothing is read or called through the
+    // address here.
+    let address = unsafe { libc::dlvsym(handle, name.as_ptr(), version.as_ptr()) };
     Some(Addr::new(wide(address.expose_provenance()))).filter(|addr| *addr != Addr::NULL)
 }
