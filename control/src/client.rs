@@ -34,7 +34,7 @@ pub struct RequestRefused {
     pub data: Map<String, Value>,
 }
 
-/// A request has no answer.
+/// Why a request to a host failed.
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// No host serves this socket.

@@ -197,7 +197,7 @@ impl std::fmt::Debug for FunctionTrace {
 }
 
 impl FunctionTrace {
-    /// Starts a recording. `name` names return addresses.
+    /// Starts a recording. `name` returns the name of the function that contains a return address.
     pub(crate) fn start(
         host: TraceHostId,
         options: &TraceOptions,

@@ -36,8 +36,8 @@ impl Nesting {
     }
 
     /// Returns the number of frames that end with this exit. In a valid recording the number is 1, because entries and
-    /// exits are pairs. Invalid records from another source must not confuse the rest: frames above the one that is
-    /// left end with it, and an exit without an entry ends none.
+    /// exits are pairs. Records from another source can be invalid: an exit also ends the frames above its own frame, and an
+    /// exit without an entry ends no frame.
     pub(super) fn ending(&self, record: &Record) -> usize {
         let frames = self.threads.get(&record.thread).map_or(&[][..], Vec::as_slice);
         frames.iter().rev().position(|frame| frame.function == record.function).map_or(0, |above| above + 1)

@@ -24,7 +24,7 @@ pub enum RegistryError {
     Refused {
         /// The subscriber.
         subscriber: String,
-        /// Why.
+        /// The reason.
         reason: String,
         /// The error number that a C subscriber has returned.
         errno: Option<i32>,

@@ -30,7 +30,7 @@ pub(crate) struct Quarantined {
     module: Arc<Module>,
     /// Dropped first.
     memory: QuarantinedMemory,
-    /// The modules whose symbols the code uses: they stay too.
+    /// The modules whose symbols the code uses. They stay, too.
     providers: Vec<Reference>,
     /// The registry whose timeline records the freeing; `None` when that host is gone.
     registry: Option<&'static Registry>,

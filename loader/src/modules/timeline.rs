@@ -63,12 +63,12 @@ impl fmt::Display for Outcome {
 pub enum EventKind {
     /// The module has this state now.
     State {
-        /// Which.
+        /// The new state.
         state: State,
     },
     /// A stage is done.
     Stage {
-        /// Which.
+        /// The stage.
         stage: Stage,
         /// Counts that describe the work of the stage.
         #[cfg_attr(feature = "serde", serde(serialize_with = "map"))]
@@ -101,7 +101,7 @@ pub enum EventKind {
     Exit,
     /// A rule of the policy was checked.
     Policy {
-        /// Which.
+        /// The rule.
         rule: Rule,
         /// The result.
         verdict: Verdict,
@@ -123,7 +123,7 @@ pub enum EventKind {
     Failed {
         /// In which stage.
         stage: Stage,
-        /// Why.
+        /// The reason, as a sentence.
         error: String,
     },
     /// Nothing of the module is left.

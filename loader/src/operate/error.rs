@@ -22,7 +22,7 @@ pub struct LoadError {
     pub module: String,
     /// In which stage.
     pub stage: Stage,
-    /// Why.
+    /// The reason.
     #[source]
     pub error: Box<Error>,
 }
@@ -196,7 +196,7 @@ pub enum UnloadError {
     /// The module is in use.
     #[error("{module}: in use{}{}{}", if .by.is_empty() { "" } else { " by " }, Joined(.by, ", "), held(*.references))]
     InUse {
-        /// Which.
+        /// The name of the module.
         module: String,
         /// The modules that use symbols of this one.
         by: Vec<String>,
@@ -206,7 +206,7 @@ pub enum UnloadError {
     /// Threads are in the module's code, or will return there.
     #[error("{module}: its code is not left: {}", Joined(.threads, "; "))]
     Occupied {
-        /// Which.
+        /// The name of the module.
         module: String,
         /// The threads, with their places.
         threads: Vec<Occupant>,
@@ -214,7 +214,7 @@ pub enum UnloadError {
     /// Threads in the module's code cannot be detected.
     #[error("{module}: whether its code is left cannot be seen: {why}")]
     NotSeen {
-        /// Which.
+        /// The name of the module.
         module: String,
         /// Which threads could not be held, and why.
         why: String,
@@ -225,7 +225,7 @@ pub enum UnloadError {
     /// The module is not LIVE.
     #[error("{module}: it is {state}, and only a LIVE module can be unloaded")]
     NotLive {
-        /// Which.
+        /// The name of the module.
         module: String,
         /// The state of the module.
         state: State,

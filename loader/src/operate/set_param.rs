@@ -41,7 +41,7 @@ pub enum SetParamError {
         module: String,
         /// Name of the parameter.
         param: String,
-        /// Why.
+        /// The reason.
         because: &'static str,
     },
     /// The module is not LIVE.
@@ -50,14 +50,14 @@ pub enum SetParamError {
         /// The module.
         module: String,
     },
-    /// The value cannot be taken.
+    /// The parameter does not accept the value.
     #[error("parameter \"{param}\" of {module}")]
     Value {
         /// The module.
         module: String,
         /// Name of the parameter.
         param: String,
-        /// Why.
+        /// The reason.
         source: ParamError,
     },
 }

@@ -88,7 +88,7 @@ pub enum PrepareError {
     /// The address of a section is unknown or impossible.
     #[error("section \"{section}\": {problem}")]
     NoAddress {
-        /// Which.
+        /// The name of the section.
         section: String,
         /// The problem.
         problem: &'static str,
@@ -117,12 +117,12 @@ pub enum PrepareError {
     /// The text or the read-only data could not be published.
     #[error(transparent)]
     Publish(#[from] PublishFailed),
-    /// A parameter's value cannot be taken.
+    /// A parameter does not accept its value.
     #[error("parameter \"{name}\"")]
     Param {
-        /// Which.
+        /// The name of the parameter.
         name: String,
-        /// Why.
+        /// The reason.
         source: ParamError,
     },
     /// ro_after_init data could not be protected.

@@ -4,11 +4,11 @@ use std::fmt;
 
 use modload_threads::boundary::Thrown;
 
-/// How a module's function was left, and where in which module that was begun.
+/// How a function of a module was left without returning, and where.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct LeftBy {
-    /// How.
+    /// What left the function: an exception, a panic, or the end of the thread.
     pub thrown: Thrown,
     /// The innermost place in a module, as `func+0x12/0x40 [module]`; `None` outside of modules, or if unknown.
     pub place: Option<String>,

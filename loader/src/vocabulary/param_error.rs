@@ -1,8 +1,8 @@
-//! Why a parameter's value cannot be taken.
+//! Why a parameter does not accept a value.
 
 use thiserror::Error;
 
-/// Why a value cannot be taken.
+/// Why a parameter does not accept a value.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum ParamError {
