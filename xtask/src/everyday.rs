@@ -12,7 +12,8 @@ use crate::options::Options;
 use crate::process::{cargo, output, run};
 use crate::{Result, suite};
 
-/// Test targets that `quick` leaves out and `test` runs first: they poke text for seconds, run gdb, wait for limits, or compile hundreds of objects.
+/// Test targets that `quick` leaves out and `test` runs first: they poke text for seconds, run gdb, wait for limits, or compile
+/// hundreds of objects.
 pub(crate) const SLOW: &[&str] = &[
     "clumsy",
     "concurrency",

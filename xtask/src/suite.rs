@@ -57,7 +57,9 @@ pub(crate) fn run_programs(selected: &[&str], lanes: usize) -> Result<Vec<String
                 let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                 while let Some(program) = next() {
                     let begun = Instant::now();
-                    let result = Command::new(&program.executable).current_dir(&program.folder).output();
+                    let mut command = Command::new(&program.executable);
+                    command.current_dir(&program.folder).env("CARGO_MANIFEST_DIR", &program.folder);
+                    let result = command.output();
                     let mut ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
                     ended.push(report(program.name, begun.elapsed(), result));
                 }
