@@ -28,7 +28,7 @@ const CYCLES: u32 = 20;
 pub(crate) const COUNTED: &str = "MODLOAD_BENCHES_COUNTED";
 
 /// Counts, and prints the counts next to the figures. `--write` replaces the figures. `--check` fails if a count differs by more
-/// than [`TOLERANCE`], and compares nothing if the figures were counted with other compilers.
+/// than [`TOLERANCE`], and compares nothing if the figures were counted with other compilers or on another kind of processor.
 pub(crate) fn run(objects: &[&Object], check: bool, write: bool) -> Result<ExitCode, Box<dyn Error>> {
     if Command::new("valgrind").arg("--version").output().is_err() {
         writeln!(io::stderr(), "SKIPPED counting instructions: valgrind is missing")?;
@@ -40,10 +40,10 @@ pub(crate) fn run(objects: &[&Object], check: bool, write: bool) -> Result<ExitC
             counts.insert(format!("{} {function}", object.name), count(&object.path, function)?);
         }
     }
-    let compilers = compilers()?;
+    let conditions = conditions()?;
     if write {
         let mut text = format!(
-            "# Instructions of a load and of an unload from a file. Counted by\n# cargo bench -p modload-benches --bench load -- --instructions --write\n{compilers}\n"
+            "# Instructions of a load and of an unload from a file. Counted by\n# cargo bench -p modload-benches --bench load -- --instructions --write\n{conditions}\n"
         );
         for (name, count) in &counts {
             writeln!(text, "{name} {count}")?;
@@ -52,7 +52,7 @@ pub(crate) fn run(objects: &[&Object], check: bool, write: bool) -> Result<ExitC
     }
     let text = fs::read_to_string(FIGURES)?;
     let mut lines = text.lines().filter(|line| !line.starts_with('#'));
-    let same_compilers = lines.next() == Some(compilers.as_str());
+    let same_conditions = lines.next() == Some(conditions.as_str());
     let figures: BTreeMap<&str, u64> = lines
         .filter_map(|line| line.rsplit_once(' '))
         .map(|(name, figure)| Ok((name, figure.parse()?)))
@@ -72,10 +72,10 @@ pub(crate) fn run(objects: &[&Object], check: bool, write: bool) -> Result<ExitC
             if differs { "  DIFFERS" } else { "" }
         )?;
     }
-    if !same_compilers {
+    if !same_conditions {
         writeln!(
             io::stderr(),
-            "SKIPPED comparing instructions: the figures were counted with other compilers than {compilers}"
+            "SKIPPED comparing instructions: the figures were counted under other conditions than {conditions}"
         )?;
     } else if check && !met {
         writeln!(
@@ -87,13 +87,20 @@ pub(crate) fn run(objects: &[&Object], check: bool, write: bool) -> Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns the versions of the compilers on which counts depend: rustc's and the C compiler's.
-fn compilers() -> Result<String, Box<dyn Error>> {
+/// The features of processors by which the C library selects its functions that copy memory.
+const FEATURES: [&str; 5] = ["avx2", "avx512vl", "erms", "fsrm", "rtm"];
+
+/// Returns what counts depend on: the versions of rustc and of the C compiler, and the processor's [`FEATURES`].
+fn conditions() -> Result<String, Box<dyn Error>> {
     let first_line = |program: &str| -> Result<String, Box<dyn Error>> {
         let output = Command::new(program).arg("--version").output()?;
         Ok(String::from_utf8(output.stdout)?.lines().next().unwrap_or_default().to_owned())
     };
-    Ok(format!("{}; {}", first_line("rustc")?, first_line("gcc")?))
+    let processor = fs::read_to_string("/proc/cpuinfo")?;
+    let flags = processor.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    let has = |feature: &&str| flags.split_whitespace().any(|flag| flag == *feature);
+    let features: Vec<_> = FEATURES.into_iter().filter(has).collect();
+    Ok(format!("{}; {}; {}", first_line("rustc")?, first_line("gcc")?, features.join(" ")))
 }
 
 /// Returns the instructions of one call of `counted_load` or `counted_unload`, the average of [`CYCLES`].
@@ -102,6 +109,9 @@ fn count(object: &Path, function: &str) -> Result<u64, Box<dyn Error>> {
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--smc-check=all", "--collect-atstart=no"])
         .arg(format!("--toggle-collect=*counted_{function}*"))
         .arg(std::env::current_exe()?)
+        // The environment lies on the first thread's stack, which an unload examines: each variable changes the count.
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .env(COUNTED, object)
         .output()?;
     let said = String::from_utf8_lossy(&output.stderr);

@@ -18,8 +18,8 @@ use crate::built_in::{self, BuiltInOptions};
 use crate::c_api::{self, HostState};
 use crate::foreign::Module;
 
-/// A host holds modules. Dropping a host unloads its modules in reverse order. A module that is still held by a [`Module`] stays in
-/// memory, and the log has an error for it.
+/// A host holds modules. Dropping a host unloads its modules in reverse order, and takes as long as their `exit` functions take. A module
+/// that is still held by a [`Module`] stays in memory, and the log has an error for it; [`Host::unload_all`] returns such errors.
 ///
 /// ```
 /// use modload::{Host, Image, State};
