@@ -1,19 +1,17 @@
 //! Shared libraries that a host opens for its modules.
 #![expect(unsafe_code, reason = "the dynamic linker runs the constructors of libraries")]
 
-use std::ffi::{OsStr, c_void};
+use std::ffi::OsStr;
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-use modload_edit::{Addr, wide};
-use modload_loader::{External, sentence};
+use modload_loader::sentence;
 use thiserror::Error;
 
 use crate::builder::HostBuilder;
-use crate::c_library;
-use crate::process_symbols::{split_version, versioned_symbol};
+use crate::process_symbols::{external, symbol_in};
 
 /// A shared library cannot be opened.
 #[derive(Clone, PartialEq, Eq, Error)]
@@ -30,18 +28,6 @@ impl fmt::Debug for LibraryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&sentence(self))
     }
-}
-
-/// Returns the address of a symbol of the library with this handle.
-fn symbol(handle: *mut c_void, name: &[u8]) -> Option<Addr> {
-    if let Some((name, version)) = split_version(name) {
-        return versioned_symbol(handle, name, version);
-    }
-    // SAFETY: the handle is from `HostBuilder::library`. The value is not dropped, so that the library is not closed.
-    let library = ManuallyDrop::new(unsafe { Library::from_raw(handle) });
-    // SAFETY: only the address is taken, and nothing is read or called through it here.
-    let symbol = unsafe { library.get::<*const ()>(name) }.ok()?;
-    Some(Addr::new(wide(symbol.into_raw().expose_provenance()))).filter(|addr| *addr != Addr::NULL)
 }
 
 impl HostBuilder {
@@ -85,8 +71,10 @@ impl HostBuilder {
             .map_err(|error| LibraryError { name: name.to_string_lossy().into_owned(), because: sentence(&error) })?;
         let handle = AtomicPtr::new(library.into_raw());
         self.symbols.libraries.0.push(Box::new(move |name| {
-            let addr = c_library::instead_of(name, symbol(handle.load(Ordering::Relaxed), name)?);
-            Some(External { addr, gpl_only: false, crc: None })
+            let handle = handle.load(Ordering::Relaxed);
+            // SAFETY: the handle is that of the open library. The value is not dropped, so that the library stays open.
+            let library = ManuallyDrop::new(unsafe { Library::from_raw(handle) });
+            Some(external(name, symbol_in(&library, handle, name)?))
         }));
         Ok(self)
     }

@@ -3,6 +3,7 @@
 
 use std::ffi::{CString, c_void};
 
+use libloading::os::unix::Library;
 use modload_edit::{Addr, wide};
 use modload_loader::External;
 
@@ -19,35 +20,37 @@ impl HostBuilder {
     }
 }
 
-/// Finds a symbol of the process. Some functions of the C library are replaced by those in [`c_library`].
+/// Finds a symbol of the process.
 fn find(name: &[u8]) -> Option<External> {
-    let addr = c_library::instead_of(name, process_symbol(name)?);
-    Some(External { addr, gpl_only: false, crc: None })
+    Some(external(name, process_symbol(name)?))
 }
 
-/// Returns the address of a dynamic symbol of the program or of one of its libraries: its default version or, for
-/// `NAME@VERSION` as in an assembler's `.symver`, that version.
+/// Returns what a module gets for a symbol at this address. Some functions are replaced by those in [`c_library`].
+pub(crate) fn external(name: &[u8], addr: Addr) -> External {
+    External { addr: c_library::instead_of(name, addr), gpl_only: false, crc: None }
+}
+
+/// Returns the address of a dynamic symbol of the program or of one of its libraries.
 pub(crate) fn process_symbol(name: &[u8]) -> Option<Addr> {
-    if let Some((name, version)) = split_version(name) {
-        return versioned_symbol(libc::RTLD_DEFAULT, name, version);
+    symbol_in(&Library::this(), libc::RTLD_DEFAULT, name)
+}
+
+/// Returns the address of a symbol that a library offers: its default version or, for `NAME@VERSION` as in an assembler's
+/// `.symver`, that version, searched by the library's handle or by one of those that dlvsym(3) names.
+pub(crate) fn symbol_in(library: &Library, versions: *mut c_void, name: &[u8]) -> Option<Addr> {
+    if let Some(at) = name.iter().position(|byte| *byte == b'@') {
+        let version = &name[at + 1..];
+        let version = version.strip_prefix(b"@").unwrap_or(version);
+        return versioned_symbol(versions, &name[..at], version);
     }
-    let process = libloading::os::unix::Library::this();
     // SAFETY: only the address is taken, and nothing is read or called through it here.
-    let symbol = unsafe { process.get::<*const ()>(name) }.ok()?;
+    let symbol = unsafe { library.get::<*const ()>(name) }.ok()?;
     let address = symbol.into_raw();
     Some(Addr::new(wide(address.expose_provenance()))).filter(|addr| *addr != Addr::NULL)
 }
 
-/// Splits `NAME@VERSION` or `NAME@@VERSION`. Returns `None` for a name without a version.
-pub(crate) fn split_version(name: &[u8]) -> Option<(&[u8], &[u8])> {
-    let at = name.iter().position(|byte| *byte == b'@')?;
-    let version = &name[at + 1..];
-    Some((&name[..at], version.strip_prefix(b"@").unwrap_or(version)))
-}
-
-/// Returns the address of a dynamic symbol of this version in the library with this handle, which is from dlopen(3) or one of those
-/// that dlvsym(3) names.
-pub(crate) fn versioned_symbol(handle: *mut c_void, name: &[u8], version: &[u8]) -> Option<Addr> {
+/// Returns the address of a dynamic symbol of this version.
+fn versioned_symbol(handle: *mut c_void, name: &[u8], version: &[u8]) -> Option<Addr> {
     let (name, version) = (CString::new(name).ok()?, CString::new(version).ok()?);
     // SAFETY: both are strings that end, and the handle is as dlvsym(3) requires. Nothing is read or called through the
     // address here.

@@ -12,56 +12,19 @@ use crate::options::Options;
 use crate::process::{cargo, output, run};
 use crate::{Result, suite};
 
-/// Test targets that `quick` leaves out and `test` runs first: they poke text for seconds, run gdb, wait for limits, or compile
-/// hundreds of objects.
-pub(crate) const SLOW: &[&str] = &[
-    "clumsy",
-    "concurrency",
-    "deps",
-    "expectations_hold",
-    "explain",
-    "faults",
-    "fixtures",
-    "forks",
-    "frames",
-    "ftrace_fire",
-    "ftrace_leaving",
-    "ftrace_stacks",
-    "holding",
-    "kernel",
-    "klp_deferred",
-    "link",
-    "livepatch",
-    "malformed",
-    "memory",
-    "mutants",
-    "odd_objects",
-    "poke",
-    "render",
-    "sdk_header",
-    "sdk_records",
-    "serve",
-    "server",
-    "sleepers",
-    "static_keys",
-    "trace",
-    "unwinding",
-    "watched",
-];
-
 /// Checks the format, and runs the unit tests and all test targets except the slow ones.
 pub(crate) fn quick(_options: &Options) -> Result<()> {
     let begun = Instant::now();
     run(cargo().args(["fmt", "--all", "--check"]))?;
     let targets = test_targets()?;
-    if let Some(unknown) = SLOW.iter().find(|slow| !targets.contains(**slow)) {
-        return Err(format!("{unknown} is no test target: remove it from the list in xtask/src/everyday.rs").into());
+    if let Some(unknown) = suite::SLOW.iter().find(|slow| !targets.contains(**slow)) {
+        return Err(format!("{unknown} is no test target: remove it from the list in xtask/src/suite.rs").into());
     }
-    let quick = targets.iter().filter(|target| !SLOW.contains(&target.as_str()));
+    let quick = targets.iter().filter(|target| !suite::SLOW.contains(&target.as_str()));
     let selected = quick.flat_map(|target| ["--test", target]);
     let failed = suite::run_programs(&iter::once("--lib").chain(selected).collect::<Vec<_>>(), suite::LANES)?;
     suite::none_of(&failed)?;
-    eprintln!("{} s. Left out, for `cargo xtask ci`: {}", begun.elapsed().as_secs(), SLOW.join(", "));
+    eprintln!("{} s. Left out, for `cargo xtask ci`: {}", begun.elapsed().as_secs(), suite::SLOW.join(", "));
     Ok(())
 }
 

@@ -12,9 +12,45 @@ use modload_fixtures::workspace_root;
 use serde_json::Value;
 
 use crate::Result;
-use crate::everyday::SLOW;
 use crate::options::Options;
 use crate::process::{cargo, output, run};
+
+/// Test targets that `quick` leaves out and `test` runs first: they poke text for seconds, run gdb, wait for limits, or compile
+/// hundreds of objects.
+pub(crate) const SLOW: &[&str] = &[
+    "clumsy",
+    "concurrency",
+    "deps",
+    "expectations_hold",
+    "explain",
+    "faults",
+    "fixtures",
+    "forks",
+    "frames",
+    "ftrace_fire",
+    "ftrace_leaving",
+    "ftrace_stacks",
+    "holding",
+    "kernel",
+    "klp_deferred",
+    "link",
+    "livepatch",
+    "malformed",
+    "memory",
+    "mutants",
+    "odd_objects",
+    "poke",
+    "render",
+    "sdk_header",
+    "sdk_records",
+    "serve",
+    "server",
+    "sleepers",
+    "static_keys",
+    "trace",
+    "unwinding",
+    "watched",
+];
 
 /// A program with the tests of one target.
 struct TestProgram {
