@@ -255,8 +255,7 @@ impl Round {
 
     /// Asks a thread that this round has no slot for yet.
     pub(crate) fn ask(&mut self, tid: Tid, work: *mut Work) -> io::Result<Asked> {
-        let shy = clear::is_forbidden(tid);
-        let may_be_asked = (!shy || self.rests(tid)?) && self.may_be_asked(tid)?;
+        let may_be_asked = (!clear::is_forbidden(tid) || self.rests(tid)?) && self.may_be_asked(tid)?;
         if may_be_asked
             && DEBTS.load(Ordering::Relaxed) != 0
             && let Some(asked) = self.ask_debtor(tid, work)?
@@ -268,7 +267,7 @@ impl Round {
         let Some(slot) = slot::get(number) else { return Ok(Asked::Crowded) };
         slot.work.store(work, Ordering::Relaxed);
         if !may_be_asked {
-            slot.ran.store(if shy { sleeper::time(tid)? } else { 0 }, Ordering::Relaxed);
+            slot.ran.store(0, Ordering::Relaxed);
             slot.put(self.at(Phase::Unasked));
             return Ok(Asked::Unasked);
         }
@@ -294,7 +293,7 @@ impl Round {
         }
         let before = slot.ran.load(Ordering::Relaxed);
         if before == 0 {
-            // The thread was found to wait in this round.
+            // The first look of this round since the thread is known to be shy.
             slot.ran.store(now, Ordering::Relaxed);
             return Ok(false);
         }

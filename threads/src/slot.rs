@@ -80,7 +80,7 @@ pub(crate) struct Slot {
     pub(crate) context: AtomicPtr<libc::ucontext_t>,
     /// The thread's own words ([`crate::word`]). Written and valid like the frame.
     pub(crate) words: AtomicPtr<ThreadWords>,
-    /// The time in nanoseconds that the thread had run when it became Unasked; 0 if it is not known. Used by the asker
+    /// The time in nanoseconds that the thread had run at the first look of a round for which it is shy; 0 before. Used by the asker
     /// alone.
     pub(crate) ran: AtomicU64,
     /// The place where the thread sleeps, in phase Asleep. Used by the asker alone.
