@@ -61,6 +61,10 @@ pub const INIT_SYMBOL: &str = "init_module";
 pub const EXIT_SYMBOL: &str = "cleanup_module";
 /// The symbol for the address of the module's global offset table.
 pub const GOT_SYMBOL: &str = "_GLOBAL_OFFSET_TABLE_";
+/// The symbol for the start of the module's thread-local storage, in local dynamic accesses by descriptors.
+pub const TLS_MODULE_BASE_SYMBOL: &str = "_TLS_MODULE_BASE_";
+/// The function that finds a thread-local variable.
+pub const TLS_GET_ADDR_SYMBOL: &str = "__tls_get_addr";
 /// The symbol for an address that identifies the module to `__cxa_atexit` and `__cxa_finalize`.
 pub const DSO_HANDLE_SYMBOL: &str = "__dso_handle";
 /// The symbol of the module's own `struct module`, `THIS_MODULE` in C.

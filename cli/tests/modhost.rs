@@ -66,7 +66,7 @@ fn the_same_as_json() {
 #[test]
 fn what_cannot_be_loaded_can_be_looked_at() {
     for (name, why) in [
-        ("tls", "thread-local storage is not supported yet"),
+        ("exec_stack", "it asks for an executable stack"),
         ("unsupported_section", "tracepoints are not supported yet"),
     ] {
         let inspected = json(&["inspect", "--format", "json", &object(name)]);

@@ -14,12 +14,12 @@ fn program(name: &str) -> &'static str {
     }
 }
 
-/// Returns a command line. GREET is a module that loads, TLS is one that does not.
+/// Returns a command line. GREET is a module that loads, REFUSED is one that does not.
 fn command(line: &str) -> Command {
     let object = |name: &str| Fixture::new(name).object(Compiler::Cc, &["-O2", "-fPIC", "-fvisibility=hidden"]);
     let word = |word: &str| match word {
         "GREET" => object("greet").unwrap().display().to_string(),
-        "TLS" => object("tls").unwrap().display().to_string(),
+        "REFUSED" => object("exec_stack").unwrap().display().to_string(),
         "''" => String::new(),
         word => word.to_owned(),
     };
@@ -60,7 +60,7 @@ const TABLE: [(i32, &[&str]); 3] = [
             "modhost check GREET",
             "modhost inspect --help",
             "modhost inspect GREET",
-            "modhost inspect TLS",
+            "modhost inspect REFUSED",
             "modhost inspect --function greet_hello GREET",
             "modunload --help",
             "modunload --version",
@@ -72,7 +72,7 @@ const TABLE: [(i32, &[&str]); 3] = [
             "modload /nowhere.o",
             "modload /",
             "modload /dev/null",
-            "modload TLS",
+            "modload REFUSED",
             "modload GREET times=many",
             "modload --call nobody GREET",
             "modload --deps /nowhere greet",
@@ -86,7 +86,7 @@ const TABLE: [(i32, &[&str]); 3] = [
             "modhost params greet",
             "modhost params --host /nowhere greet a=1",
             "modhost check /nowhere.o",
-            "modhost check GREET TLS",
+            "modhost check GREET REFUSED",
             "modhost check /",
             "modhost inspect /nowhere.o",
             "modhost inspect /dev/null",

@@ -8,7 +8,7 @@ use modload_abi::section::PV_OPS_SYMBOL as PV_OPS;
 use modload_alternatives::Features;
 use modload_edit::{Addr, wide};
 use modload_loader::{
-    Check, Exports, External, Externals, ForcedUnload, HostOperations, Onlooker, Policy, Rule, sentence,
+    Check, Exports, External, Externals, ForcedUnload, HostOperations, ModuleLibrary, Onlooker, Policy, Rule, sentence,
 };
 use modload_paravirt::{LINUX_OPERATIONS, Operations};
 use modload_text::ArenaError;
@@ -109,7 +109,7 @@ pub struct HostBuilder {
 
 impl Default for HostBuilder {
     fn default() -> HostBuilder {
-        let mut symbols = HostSymbols { exports: HashMap::new(), fallback: |_| None, libraries: Libraries(Vec::new()) };
+        let mut symbols = HostSymbols { exports: HashMap::new(), process: ProcessSymbols::NONE, libraries: Vec::new() };
         let exports = c_api::exports();
         #[cfg(feature = "livepatch")]
         let exports = exports.chain([crate::patch_c_api::export()]);
@@ -236,25 +236,37 @@ impl HostBuilder {
     }
 }
 
-/// A function that finds symbols of one library.
-pub(crate) type SymbolFinder = Box<dyn Fn(&[u8]) -> Option<External> + Send + Sync>;
+/// How a host finds symbols of the process.
+#[derive(Clone, Copy)]
+pub(crate) struct ProcessSymbols {
+    /// Finds symbols that neither the host nor a module exports.
+    pub(crate) find: fn(&[u8]) -> Option<External>,
+    /// Returns the contents of constant objects.
+    pub(crate) constant: fn(&[u8], Addr) -> Option<Vec<u8>>,
+    /// Opens libraries that modules ask for.
+    pub(crate) open: fn(&str) -> Result<Arc<dyn ModuleLibrary>, String>,
+}
 
-/// The libraries of a host, in the order in which they are searched.
-pub(crate) struct Libraries(pub(crate) Vec<SymbolFinder>);
+impl ProcessSymbols {
+    const NONE: ProcessSymbols = ProcessSymbols {
+        find: |_| None,
+        constant: |_, _| None,
+        open: |_| Err("this host does not offer the symbols of its process, and opens no libraries for modules".into()),
+    };
+}
 
-impl fmt::Debug for Libraries {
+impl fmt::Debug for ProcessSymbols {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} libraries", self.0.len())
+        f.write_str("ProcessSymbols")
     }
 }
 
 #[derive(Debug)]
 pub(crate) struct HostSymbols {
     exports: HashMap<Box<[u8]>, External>,
-    /// Finds symbols that neither the host nor a module exports.
-    pub(crate) fallback: fn(&[u8]) -> Option<External>,
-    /// Libraries that are searched after that.
-    pub(crate) libraries: Libraries,
+    pub(crate) process: ProcessSymbols,
+    /// Libraries that are searched after that, in this order.
+    pub(crate) libraries: Vec<Arc<dyn ModuleLibrary>>,
 }
 
 impl HostSymbols {
@@ -269,7 +281,15 @@ impl Externals for HostSymbols {
     }
 
     fn fallback(&self, name: &[u8]) -> Option<External> {
-        (self.fallback)(name).or_else(|| self.libraries.0.iter().find_map(|find| find(name)))
+        (self.process.find)(name).or_else(|| self.libraries.iter().find_map(|library| library.symbol(name)))
+    }
+
+    fn library(&self, name: &str) -> Result<Arc<dyn ModuleLibrary>, String> {
+        (self.process.open)(name)
+    }
+
+    fn constant(&self, name: &[u8], at: Addr) -> Option<Vec<u8>> {
+        (self.process.constant)(name, at)
     }
 
     fn own<'n>(&self, names: &BTreeSet<&'n [u8]>) -> BTreeMap<&'n [u8], Vec<Addr>> {

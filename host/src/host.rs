@@ -155,6 +155,41 @@ impl Host {
         self.inner.loader.unload_all()
     }
 
+    /// Calls the destructors that modules have registered for the end of this thread: those of thread-local variables
+    /// (`__cxa_thread_atexit_impl`) and of keys (`pthread_key_create`). This thread's copies of the modules' thread-local
+    /// variables begin anew at the next access.
+    ///
+    /// Such destructors keep their module from being unloaded until the thread ends. A thread that has called modules,
+    /// lives on, and will not call them soon can release them here. Modules with a function on this thread's stack are
+    /// left out. Returns whether no module has a destructor of this thread any more.
+    pub fn leave_thread(&self) -> bool {
+        self.inner.loader.leave_thread()
+    }
+
+    /// A checkpoint: a place where the calling thread lets others change what it runs. The thread must be able to do
+    /// without the modules' functions here, except for those that are on its own stack.
+    ///
+    /// - While an unload [waits](Host::unload_within) for destructors of this thread, they are called, as by
+    ///   [`Host::leave_thread`].
+    /// - With the feature `livepatch`: the thread may migrate to a patch. With `Transition::CheckpointsOnly` threads
+    ///   migrate nowhere else. The thread walks its own stack and migrates if no function that changes is on the stack.
+    ///   So this may be called from anywhere, also from a patched function.
+    ///
+    /// With nothing to do, a checkpoint costs two loads and two branches. Returns whether the thread has migrated or has
+    /// no need to.
+    ///
+    /// By choosing the place of checkpoints, the embedder also guarantees consistency of patches: between two checkpoints
+    /// (for example during one request) the thread runs only old functions or only new ones.
+    #[inline]
+    pub fn checkpoint(&self) -> bool {
+        self.inner.loader.leave_awaited();
+        #[cfg(feature = "livepatch")]
+        let migrated = modload_livepatch::checkpoint();
+        #[cfg(not(feature = "livepatch"))]
+        let migrated = true;
+        migrated
+    }
+
     /// Returns the LIVE module of this name.
     #[must_use]
     pub fn module(&self, name: &str) -> Option<Module> {

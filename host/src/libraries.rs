@@ -1,13 +1,14 @@
 //! Shared libraries that a host opens for its modules.
 #![expect(unsafe_code, reason = "the dynamic linker runs the constructors of libraries")]
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, c_void};
 use std::fmt;
 use std::mem::ManuallyDrop;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-use modload_loader::sentence;
+use modload_loader::{External, ModuleLibrary, sentence};
 use thiserror::Error;
 
 use crate::builder::HostBuilder;
@@ -66,16 +67,60 @@ impl HostBuilder {
     pub unsafe fn library(mut self, name: impl AsRef<OsStr>) -> Result<HostBuilder, LibraryError> {
         let name = name.as_ref();
         // SAFETY: the caller vouches for the constructors.
-        let library = unsafe { Library::open(Some(name), RTLD_NOW | RTLD_LOCAL) };
-        let library = library
-            .map_err(|error| LibraryError { name: name.to_string_lossy().into_owned(), because: sentence(&error) })?;
-        let handle = AtomicPtr::new(library.into_raw());
-        self.symbols.libraries.0.push(Box::new(move |name| {
-            let handle = handle.load(Ordering::Relaxed);
-            // SAFETY: the handle is that of the open library. The value is not dropped, so that the library stays open.
-            let library = ManuallyDrop::new(unsafe { Library::from_raw(handle) });
-            Some(external(name, symbol_in(&library, handle, name)?))
-        }));
+        let library = unsafe { OpenLibrary::open(name) };
+        let library = library.map_err(|because| LibraryError { name: name.to_string_lossy().into_owned(), because })?;
+        let library = Arc::new(library);
+        // It stays open for good.
+        std::mem::forget(library.clone());
+        self.symbols.libraries.push(library);
         Ok(self)
     }
+}
+
+/// A shared library. Dropping it closes it.
+struct OpenLibrary {
+    name: String,
+    handle: AtomicPtr<c_void>,
+}
+
+impl fmt::Debug for OpenLibrary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "library {:?}", self.name)
+    }
+}
+
+impl OpenLibrary {
+    /// Opens a library. The error is the dynamic linker's reason.
+    ///
+    /// # Safety
+    /// As for [`HostBuilder::library`].
+    unsafe fn open(name: &OsStr) -> Result<OpenLibrary, String> {
+        // SAFETY: the caller vouches for the constructors.
+        let library = unsafe { Library::open(Some(name), RTLD_NOW | RTLD_LOCAL) };
+        let handle = library.map_err(|error| sentence(&error))?.into_raw();
+        Ok(OpenLibrary { name: name.to_string_lossy().into_owned(), handle: AtomicPtr::new(handle) })
+    }
+}
+
+impl ModuleLibrary for OpenLibrary {
+    fn symbol(&self, name: &[u8]) -> Option<External> {
+        let handle = self.handle.load(Ordering::Relaxed);
+        // SAFETY: the handle is that of the open library. The value is not dropped, so that the library stays open.
+        let library = ManuallyDrop::new(unsafe { Library::from_raw(handle) });
+        Some(external(name, symbol_in(&library, handle, name)?))
+    }
+}
+
+impl Drop for OpenLibrary {
+    fn drop(&mut self) {
+        // SAFETY: the handle is that of the open library, and is not used any more.
+        drop(unsafe { Library::from_raw(*self.handle.get_mut()) });
+    }
+}
+
+/// Opens a library that a module asks for.
+pub(crate) fn open_for_module(name: &str) -> Result<Arc<dyn ModuleLibrary>, String> {
+    // SAFETY: whoever has vouched for the module has vouched for the library that the module names.
+    let library = unsafe { OpenLibrary::open(OsStr::new(name)) }?;
+    Ok(Arc::new(library))
 }

@@ -195,18 +195,6 @@ impl Host {
         };
         Ok(stacks.into_iter().filter_map(thread).collect())
     }
-
-    /// A checkpoint: a place where the calling thread may migrate to a patch. With [`Transition::CheckpointsOnly`]
-    /// threads migrate nowhere else. The thread walks its own stack and migrates if no function that changes is on the
-    /// stack. So this may be called from anywhere, also from a patched function. Without a transition a checkpoint
-    /// costs a load and a branch. Returns whether the thread has migrated or has no need to.
-    ///
-    /// By choosing the place of checkpoints, the embedder also guarantees consistency: between two checkpoints (for
-    /// example during one request) the thread runs only old functions or only new ones.
-    #[inline]
-    pub fn checkpoint(&self) -> bool {
-        modload_livepatch::checkpoint()
-    }
 }
 
 impl HostBuilder {

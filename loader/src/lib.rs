@@ -64,7 +64,7 @@ pub use prepare::names::{ModuleSymbol, ModuleSymbolKind};
 pub use prepare::params::{Integer, ParamInfo, ParamType};
 pub use prepare::policy::{Check, Exports, ForcedUnload, Policy, Proof, Rule, Verdict};
 pub use vocabulary::deferred_error::DeferredError;
-pub use vocabulary::externals::{External, Externals};
+pub use vocabulary::externals::{External, Externals, ModuleLibrary};
 pub use vocabulary::kept::Kept;
 pub use vocabulary::left::LeftBy;
 pub use vocabulary::occupant::{Occupant, Occupies};

@@ -175,7 +175,7 @@ fn natural_failures_leave_nothing() {
         (image("init_positive"), Stage::Coming, "refused by refuser: counted out"),
         (image_from_text("duplicate", duplicate), Stage::Form, "greet_count"),
         (image("greet"), Stage::Reserve, "already loaded"),
-        (image("tls"), Stage::Admit, "thread-local"),
+        (image("exec_stack"), Stage::Admit, "executable stack"),
         (image_from_text("huge", "char huge[1u << 29];\n"), Stage::Allocate, "no room for 536870912 bytes of data"),
         (image_from_text("too_huge", "char huge[1u << 31];\n"), Stage::Layout, "the limit is 1073741824"),
     ];

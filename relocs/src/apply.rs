@@ -32,8 +32,14 @@ where
 {
     let mut counts = RelocCounts::default();
     for (record, rela) in (0..).zip(relas.iter()) {
-        RelocationRecord { target, record, rela }.apply(symbols, slots, sink, &mut counts)?;
+        if counts.took_next {
+            counts.took_next = false;
+            continue;
+        }
+        RelocationRecord { target, relas: &relas, record, rela }.apply(symbols, slots, sink, &mut counts)?;
     }
+    // Only the last record could have set it, and no record follows.
+    counts.took_next = false;
     Ok(counts)
 }
 
@@ -69,10 +75,12 @@ impl<S: Sink + ?Sized> Sink for Inverse<'_, S> {
 /// One record of the section. The `inline(always)` functions are the body of the loop: a call costs as much there as
 /// the work itself.
 #[derive(Clone, Copy)]
-struct RelocationRecord<'t> {
-    target: &'t RelocatedSection<'t>,
-    record: u32,
-    rela: Rela,
+pub(crate) struct RelocationRecord<'t> {
+    pub(crate) target: &'t RelocatedSection<'t>,
+    /// All records of the section.
+    pub(crate) relas: &'t Records<'t, Rela>,
+    pub(crate) record: u32,
+    pub(crate) rela: Rela,
 }
 
 impl RelocationRecord<'_> {
@@ -131,16 +139,28 @@ impl RelocationRecord<'_> {
         if symbol.kind == RelocSymbolKind::Waiting && row.value != RelocFormula::Nothing {
             return Err(RelocError::Waiting { site: self.site() });
         }
+        if matches!(symbol.kind, RelocSymbolKind::ThreadLocal(_))
+            && !(row.value.is_thread_local() || matches!(row.value, RelocFormula::Nothing | RelocFormula::Size))
+        {
+            return Err(RelocError::ThreadLocal { site: self.site() });
+        }
 
         let addend = self.rela.addend;
         let value = match row.value {
             RelocFormula::Nothing | RelocFormula::Refused(_) => return Ok(()),
+            RelocFormula::TlsPairMinusPlace
+            | RelocFormula::TlsOwnPairMinusPlace
+            | RelocFormula::TlsDescriptorMinusPlace
+            | RelocFormula::TlsDescriptorCall
+            | RelocFormula::TlsBlockOffset
+            | RelocFormula::TlsSlotMinusPlace
+            | RelocFormula::TlsOffset => return self.apply_thread_local(row, &symbol, symbols, slots, sink, counts),
             RelocFormula::Symbol | RelocFormula::SymbolMinusPlace | RelocFormula::CallMinusPlace => {
                 self.near(row, &symbol)
             }
             RelocFormula::SymbolMinusGot => symbol.addr.offset(addend) - slots.got(),
             RelocFormula::SlotMinusPlace => {
-                if row.opcode != 0 && self.relax(row, &symbol, sink)? {
+                if row.opcode != 0 && self.relax(row, &symbol, slots, sink)? {
                     counts.relaxed += 1;
                     return Ok(());
                 }
@@ -170,13 +190,13 @@ impl RelocationRecord<'_> {
 
     /// Returns the address of the place.
     #[inline]
-    fn place(self) -> Addr {
+    pub(crate) fn place(self) -> Addr {
         self.target.addr + self.rela.offset
     }
 
     /// Returns the GOT slot of the symbol.
     #[inline]
-    fn slot(self, slots: &Slots) -> Result<Addr, RelocError> {
+    pub(crate) fn slot(self, slots: &Slots) -> Result<Addr, RelocError> {
         slots.slot(self.rela.symbol).ok_or_else(|| RelocError::MissingSlot { site: self.site() })
     }
 
@@ -203,7 +223,13 @@ impl RelocationRecord<'_> {
     /// Relaxes an instruction whose operand is a GOT slot: rewrites the instruction to use the symbol's address itself.
     /// Returns whether it was rewritten; if not, the instruction uses the slot.
     #[inline]
-    fn relax<S: Sink + ?Sized>(self, row: &RelocRow, symbol: &RelocSymbol, sink: &mut S) -> Result<bool, RelocError> {
+    fn relax<S: Sink + ?Sized>(
+        self,
+        row: &RelocRow,
+        symbol: &RelocSymbol,
+        slots: &Slots,
+        sink: &mut S,
+    ) -> Result<bool, RelocError> {
         let Some(start) = self.rela.offset.checked_sub(u64::from(row.opcode)) else {
             return Err(RelocError::NoOpcode { site: self.site(), opcode: row.opcode });
         };
@@ -216,6 +242,9 @@ impl RelocationRecord<'_> {
             return Ok(false);
         }
         let Some(form) = RelaxableForm::of(old[0], old[1]) else { return Ok(false) };
+        if let Some(old) = self.general_dynamic_call(symbol, slots) {
+            return self.relax_general_dynamic_call(row, symbol, old, sink);
+        }
         let value = symbol.addr.offset(self.rela.addend + form.displacement_shift()) - self.place();
         if !row.field.fits(value) {
             return Ok(false);
@@ -228,7 +257,7 @@ impl RelocationRecord<'_> {
 
     /// Writes the low `N` bytes of a value that fits.
     #[inline(always)]
-    fn write<const N: usize, S: Sink + ?Sized>(
+    pub(crate) fn write<const N: usize, S: Sink + ?Sized>(
         self,
         row: &RelocRow,
         value: i64,
@@ -251,17 +280,17 @@ impl RelocationRecord<'_> {
     }
 
     #[inline(always)]
-    fn put<S: Sink + ?Sized>(self, edit: Edit<'_>, sink: &mut S) -> Result<(), RelocError> {
+    pub(crate) fn put<S: Sink + ?Sized>(self, edit: Edit<'_>, sink: &mut S) -> Result<(), RelocError> {
         sink.edit(edit).map_err(|source| self.rejected(source))
     }
 
     #[inline]
-    fn why(self) -> EditOrigin {
+    pub(crate) fn why(self) -> EditOrigin {
         EditOrigin { engine: Engine::Relocation, section: self.target.section, record: self.record }
     }
 
     #[cold]
-    fn site(self) -> RelocSite {
+    pub(crate) fn site(self) -> RelocSite {
         let Rela { offset, kind, symbol, .. } = self.rela;
         RelocSite { section: self.target.section, record: self.record, raw: kind, offset, symbol }
     }
@@ -292,7 +321,7 @@ impl RelocationRecord<'_> {
     }
 
     #[cold]
-    fn overflow(self, row: &RelocRow, symbol: &RelocSymbol, value: i64) -> RelocError {
+    pub(crate) fn overflow(self, row: &RelocRow, symbol: &RelocSymbol, value: i64) -> RelocError {
         let own = symbol.kind == RelocSymbolKind::Defined;
         let advice = match (row.value, row.field) {
             (_, RelocField::Bits16 | RelocField::Bits8 | RelocField::I8) | (RelocFormula::Size, _) => {

@@ -19,11 +19,13 @@ pub struct RelocCounts {
     pub relaxed: u32,
     /// Calls that use a PLT entry because the symbol is out of reach.
     pub through_plt: u32,
+    /// Whether the last record was applied together with the next one, the call in the same sequence.
+    pub(crate) took_next: bool,
 }
 
 impl Default for RelocCounts {
     fn default() -> RelocCounts {
-        RelocCounts { by_row: [0; COUNT], skipped: 0, relaxed: 0, through_plt: 0 }
+        RelocCounts { by_row: [0; COUNT], skipped: 0, relaxed: 0, through_plt: 0, took_next: false }
     }
 }
 

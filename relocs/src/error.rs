@@ -118,6 +118,26 @@ pub enum RelocError {
         /// The relocation.
         site: RelocSite,
     },
+    /// The relocation is for thread-local variables, and the symbol is not one.
+    NotThreadLocal {
+        /// The relocation.
+        site: RelocSite,
+    },
+    /// The symbol is a thread-local variable, which has no address of its own.
+    ThreadLocal {
+        /// The relocation.
+        site: RelocSite,
+    },
+    /// The code needs a fixed offset from the thread pointer, and the variable has none.
+    NoFixedOffset {
+        /// The relocation.
+        site: RelocSite,
+    },
+    /// The instruction is not the one of the ABI's sequence for this relocation.
+    Sequence {
+        /// The relocation.
+        site: RelocSite,
+    },
     /// The sink has refused the edit. In most cases the place holds other bytes than expected.
     Rejected {
         /// The relocation.
@@ -147,6 +167,10 @@ impl RelocError {
             | RelocError::Waiting { site }
             | RelocError::Unsupported { site, .. }
             | RelocError::MissingSlot { site }
+            | RelocError::NotThreadLocal { site }
+            | RelocError::ThreadLocal { site }
+            | RelocError::NoFixedOffset { site }
+            | RelocError::Sequence { site }
             | RelocError::Rejected { site, .. } => site,
         }
     }
@@ -185,6 +209,17 @@ impl fmt::Display for RelocProblem<'_> {
             RelocError::Waiting { site } => write!(f, "the object of symbol {} is not there yet", site.symbol),
             RelocError::Unsupported { reason, .. } => reason.fmt(f),
             RelocError::MissingSlot { site } => write!(f, "symbol {} has no GOT slot", site.symbol),
+            RelocError::NotThreadLocal { .. } => f.write_str("the symbol is no thread-local variable"),
+            RelocError::ThreadLocal { .. } => {
+                f.write_str("the symbol is a thread-local variable, which has another address in each thread")
+            }
+            RelocError::NoFixedOffset { .. } => f.write_str(
+                "the variable has no fixed offset from the thread pointer; compile with -fPIC and \
+                 -ftls-model=global-dynamic",
+            ),
+            RelocError::Sequence { .. } => {
+                f.write_str("its instruction is not the one that the ABI requires for this relocation")
+            }
             RelocError::Rejected { source, .. } => SinkRefusal(source).fmt(f),
         }
     }

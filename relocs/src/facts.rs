@@ -41,6 +41,9 @@ pub enum RelocSymbolKind {
     Discarded,
     /// The symbol lies in an object that is not loaded yet. Its address has no meaning until then.
     Waiting,
+    /// The symbol is a thread-local variable, in the block of this number ([`crate::TlsBlocks`]). Its address is the
+    /// offset in the block.
+    ThreadLocal(u32),
 }
 
 impl RelocSymbolKind {
@@ -48,7 +51,7 @@ impl RelocSymbolKind {
     #[must_use]
     #[inline]
     pub fn has_address(self) -> bool {
-        !matches!(self, RelocSymbolKind::Discarded | RelocSymbolKind::Waiting)
+        !matches!(self, RelocSymbolKind::Discarded | RelocSymbolKind::Waiting | RelocSymbolKind::ThreadLocal(_))
     }
 }
 

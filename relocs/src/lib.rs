@@ -7,6 +7,8 @@
 //! - [`SlotPlan`]: the symbols that need a GOT slot or a PLT entry, counted before any address is known. Once the two
 //!   tables have addresses, the plan becomes [`Slots`].
 //! - [`IndirectPlan`]: the entries and slots of the indirect functions that a module defines.
+//! - [`TlsBlocks`]: the thread-local storage of the module and of others, with which the plan's pairs and descriptors are
+//!   filled.
 //! - [`apply`] reads the records of one section ([`RelocatedSection`]) and passes edits to a [`modload_edit::Sink`];
 //!   [`clear`] passes the exact inverse. A [`RelocSymbols`] provides the facts about symbols.
 //! - [`RelocError`]: which relocation, and by how much a value misses, as data. The caller adds the names of section
@@ -58,6 +60,8 @@ mod field;
 mod indirect;
 mod row;
 mod slots;
+mod thread_local;
+mod tls;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -69,4 +73,5 @@ pub use field::RelocField;
 pub use indirect::IndirectPlan;
 pub use row::{Before, Reason, RelocFormula, RelocRow};
 pub use slots::{SlotPlan, Slots};
+pub use tls::{TlsBlock, TlsBlocks, relaxes_local_dynamic};
 pub use x86_64::{ROWS, name, row};

@@ -5,7 +5,9 @@ use std::fmt;
 use crate::RelocField;
 
 /// The formula of a relocation. `S` is the symbol's address, `A` the addend, `P` the address of the place, `GOT` the
-/// address of the global offset table, `G` the address of the symbol's GOT slot, `Z` the symbol's size.
+/// address of the global offset table, `G` the address of the symbol's GOT slot, `Z` the symbol's size. Of a thread-local
+/// variable, `DTPOFF` is the offset in its block and `TPOFF` the offset from the thread pointer; [`crate::TlsBlock`]
+/// explains `PAIR` and `DESC`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RelocFormula {
     /// No value: the place stays unchanged.
@@ -28,6 +30,20 @@ pub enum RelocFormula {
     GotMinusPlace,
     /// `Z + A`
     Size,
+    /// `PAIR + A - P`: the symbol's argument for `__tls_get_addr` (general dynamic).
+    TlsPairMinusPlace,
+    /// `OWN + A - P`: the argument for `__tls_get_addr` of the start of the module's own block (local dynamic).
+    TlsOwnPairMinusPlace,
+    /// `DESC + A - P`: the symbol's descriptor.
+    TlsDescriptorMinusPlace,
+    /// The call through a descriptor. The place stays unchanged unless the access is relaxed.
+    TlsDescriptorCall,
+    /// `DTPOFF + A`: the offset in the block, or `TPOFF + A` where local dynamic accesses are relaxed.
+    TlsBlockOffset,
+    /// `G + A - P`, where the slot holds the symbol's offset from the thread pointer (initial exec).
+    TlsSlotMinusPlace,
+    /// `TPOFF + A`: the offset from the thread pointer (local exec).
+    TlsOffset,
     /// Not supported, for this reason.
     Refused(Reason),
 }
@@ -35,8 +51,6 @@ pub enum RelocFormula {
 /// Why a relocation is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reason {
-    /// The relocation is for thread-local storage, which modules do not have.
-    ThreadLocal,
     /// Linkers write the relocation for the dynamic loader. A relocatable object never has one.
     LinkedObject,
     /// The ABI has withdrawn the relocation.
@@ -49,10 +63,37 @@ pub enum Reason {
     Unknown,
 }
 
+impl RelocFormula {
+    /// Returns whether the formula uses the symbol's own address, relative to the place or absolute.
+    #[must_use]
+    pub fn is_of_symbol(self) -> bool {
+        use RelocFormula::{CallMinusPlace, Symbol, SymbolMinusPlace};
+        matches!(self, Symbol | SymbolMinusPlace | CallMinusPlace)
+    }
+
+    /// Returns whether the formula is for thread-local variables only.
+    #[must_use]
+    pub fn is_thread_local(self) -> bool {
+        use RelocFormula::{
+            TlsBlockOffset, TlsDescriptorCall, TlsDescriptorMinusPlace, TlsOffset, TlsOwnPairMinusPlace,
+            TlsPairMinusPlace, TlsSlotMinusPlace,
+        };
+        matches!(
+            self,
+            TlsPairMinusPlace
+                | TlsOwnPairMinusPlace
+                | TlsDescriptorMinusPlace
+                | TlsDescriptorCall
+                | TlsBlockOffset
+                | TlsSlotMinusPlace
+                | TlsOffset
+        )
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Reason::ThreadLocal => "modules have no thread-local storage",
             Reason::LinkedObject => "only linked objects hold it, not relocatable ones",
             Reason::Withdrawn => "the ABI has withdrawn it",
             Reason::Apx => "instructions of the APX extension are not supported",

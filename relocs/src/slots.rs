@@ -5,16 +5,28 @@ use modload_edit::{Addr, Edit, EditOrigin, Engine, Sink, index, wide};
 
 use crate::row::RelocFormula;
 use crate::x86_64::{ENTRY, UNWRITTEN, entry, row};
-use crate::{RelocAdvice, RelocError, RelocField, RelocSite, RelocSymbols};
+use crate::{RelocAdvice, RelocError, RelocField, RelocSite, RelocSymbols, TlsBlocks};
 
 /// The size of a GOT slot: one address.
 pub(crate) const SLOT: u64 = 8;
+/// The size of a pair or a descriptor of a thread-local variable: two addresses.
+const TLS_SLOT: u64 = 16;
 
 /// The numbers of a symbol's GOT slot and PLT entry, from 1. 0 if the symbol has none.
 #[derive(Clone, Copy, Default, Debug)]
 struct Entries {
     got: u32,
     plt: u32,
+}
+
+/// The numbers of a thread-local variable's pair and descriptor, from 1; whether code needs a fixed offset; and whether
+/// any relocation accesses the symbol as a thread-local variable.
+#[derive(Clone, Copy, Default, Debug)]
+struct TlsEntries {
+    pair: u32,
+    descriptor: u32,
+    fixed: bool,
+    accessed: bool,
 }
 
 /// The symbols of a module that need a GOT slot or a PLT entry. Filled section by section before the module is laid
@@ -29,6 +41,16 @@ pub struct SlotPlan {
     got: Vec<RelocSite>,
     /// The relocation that first needed each PLT entry.
     plt: Vec<RelocSite>,
+    /// By symbol index. Empty until the first access to a thread-local variable.
+    tls: Vec<TlsEntries>,
+    /// The relocation that first needed the module's own pair.
+    own_pair: Option<RelocSite>,
+    /// The relocation that first needed each pair.
+    pairs: Vec<RelocSite>,
+    /// The relocation that first needed each descriptor.
+    descriptors: Vec<RelocSite>,
+    /// The first relocation of each variable that needs a fixed offset from the thread pointer.
+    fixed: Vec<RelocSite>,
 }
 
 impl SlotPlan {
@@ -50,9 +72,60 @@ impl SlotPlan {
             match row(rela.kind).map(|row| row.value) {
                 Some(RelocFormula::SlotMinusPlace | RelocFormula::SlotMinusGot) => self.need_slot(site()),
                 Some(RelocFormula::CallMinusPlace) if may_be_far(rela.symbol) => self.need_entry(site()),
+                Some(value) if value.is_thread_local() => self.need_thread_local(value, site()),
                 _ => {}
             }
         }
+    }
+
+    fn need_thread_local(&mut self, value: RelocFormula, site: RelocSite) {
+        if site.symbol >= self.symbols {
+            return;
+        }
+        if self.tls.is_empty() {
+            self.tls.resize(index(self.symbols.into()), TlsEntries::default());
+        }
+        let Some(entries) = self.tls.get_mut(index(site.symbol.into())) else { return };
+        entries.accessed = true;
+        match value {
+            RelocFormula::TlsPairMinusPlace if entries.pair == 0 => {
+                entries.pair = number(self.pairs.len());
+                self.pairs.push(site);
+            }
+            RelocFormula::TlsDescriptorMinusPlace if entries.descriptor == 0 => {
+                entries.descriptor = number(self.descriptors.len());
+                self.descriptors.push(site);
+            }
+            RelocFormula::TlsOwnPairMinusPlace => self.own_pair = self.own_pair.or(Some(site)),
+            RelocFormula::TlsSlotMinusPlace | RelocFormula::TlsOffset => {
+                if !entries.fixed {
+                    entries.fixed = true;
+                    self.fixed.push(site);
+                }
+                if value == RelocFormula::TlsSlotMinusPlace {
+                    self.need_slot(site);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Returns the first relocation of each variable that needs a fixed offset from the thread pointer.
+    #[must_use]
+    pub fn fixed(&self) -> &[RelocSite] {
+        &self.fixed
+    }
+
+    /// Returns whether a relocation accesses this symbol as a thread-local variable.
+    #[must_use]
+    pub fn is_thread_local(&self, symbol: u32) -> bool {
+        self.tls.get(index(symbol.into())).is_some_and(|entries| entries.accessed)
+    }
+
+    /// Returns whether any relocation accesses a thread-local variable.
+    #[must_use]
+    pub fn has_thread_local(&self) -> bool {
+        !self.tls.is_empty()
     }
 
     fn entries_of(&mut self, symbol: u32) -> Option<&mut Entries> {
@@ -82,10 +155,23 @@ impl SlotPlan {
         }
     }
 
-    /// Returns the size of the GOT in bytes.
+    /// Returns the size of the GOT in bytes: the slots, and then the pairs and descriptors of thread-local variables.
     #[must_use]
     pub fn got_size(&self) -> u64 {
+        self.pairs_start() + TLS_SLOT * wide(self.pairs.len() + self.descriptors.len())
+    }
+
+    /// Returns the offset of the own pair in the GOT.
+    fn own_pair_start(&self) -> u64 {
         SLOT * wide(self.got.len())
+    }
+
+    fn pairs_start(&self) -> u64 {
+        self.own_pair_start() + if self.own_pair.is_some() { TLS_SLOT } else { 0 }
+    }
+
+    fn descriptors_start(&self) -> u64 {
+        self.pairs_start() + TLS_SLOT * wide(self.pairs.len())
     }
 
     /// Returns the alignment of the GOT.
@@ -110,7 +196,7 @@ impl SlotPlan {
     /// code of the medium and large models refers to it in any case.
     #[must_use]
     pub fn place(self, got: Addr, plt: Addr) -> Slots {
-        Slots { plan: self, got, plt }
+        Slots { plan: self, got, plt, tls: TlsBlocks::default() }
     }
 }
 
@@ -126,9 +212,40 @@ pub struct Slots {
     plan: SlotPlan,
     got: Addr,
     plt: Addr,
+    tls: TlsBlocks,
 }
 
 impl Slots {
+    /// Adds the blocks of thread-local variables. Without this call, the slots are those of a module that has none.
+    #[must_use]
+    pub fn with_thread_local(self, tls: TlsBlocks) -> Slots {
+        Slots { tls, ..self }
+    }
+
+    pub(crate) fn thread_local(&self) -> &TlsBlocks {
+        &self.tls
+    }
+
+    /// Returns the argument of `__tls_get_addr` for this variable, if there is one.
+    #[must_use]
+    pub fn pair(&self, symbol: u32) -> Option<Addr> {
+        let number = self.plan.tls.get(index(symbol.into()))?.pair.checked_sub(1)?;
+        Some(self.got + self.plan.pairs_start() + TLS_SLOT * u64::from(number))
+    }
+
+    /// Returns the argument of `__tls_get_addr` for the start of the module's own block, if there is one.
+    #[must_use]
+    pub fn own_pair(&self) -> Option<Addr> {
+        self.plan.own_pair.map(|_| self.got + self.plan.own_pair_start())
+    }
+
+    /// Returns the descriptor of this variable, if there is one.
+    #[must_use]
+    pub fn descriptor(&self, symbol: u32) -> Option<Addr> {
+        let number = self.plan.tls.get(index(symbol.into()))?.descriptor.checked_sub(1)?;
+        Some(self.got + self.plan.descriptors_start() + TLS_SLOT * u64::from(number))
+    }
+
     /// Returns the address of the GOT, which is the address of `_GLOBAL_OFFSET_TABLE_`.
     #[must_use]
     #[inline]
@@ -169,11 +286,13 @@ impl Slots {
         self.plan.plt.iter().map(|site| site.symbol)
     }
 
-    /// Writes the address of its symbol into each GOT slot. All slots must be zero before. A slot stays zero if the
-    /// symbol's section was discarded, or if the symbol's object is not loaded yet.
+    /// Writes the address of its symbol into each GOT slot, and the pairs and descriptors of thread-local variables. All
+    /// must be zero before. A slot stays zero if the symbol's section was discarded, or if the symbol's object is not
+    /// loaded yet. The slot of a thread-local variable holds the variable's offset from the thread pointer.
     ///
     /// # Errors
-    /// [`RelocError::NoSymbol`] or [`RelocError::Rejected`], with the relocation that first needed the slot.
+    /// [`RelocError::NoSymbol`], [`RelocError::NotThreadLocal`], [`RelocError::NoFixedOffset`] or
+    /// [`RelocError::Rejected`], with the relocation that first needed the slot.
     pub fn fill_got<Y, S>(&self, symbols: &Y, sink: &mut S) -> Result<(), RelocError>
     where
         Y: RelocSymbols + ?Sized,
@@ -185,8 +304,45 @@ impl Slots {
             if symbol.kind.has_address() {
                 let new = symbol.addr.get().to_le_bytes();
                 put(Edit { at, old: &[0; 8], new: &new, why: why(site) }, site, sink)?;
+            } else if let Some(block) = self.tls.block(&symbol) {
+                let start = block.from_thread_pointer.ok_or(RelocError::NoFixedOffset { site })?;
+                let new = start.wrapping_add_unsigned(symbol.addr.get()).to_le_bytes();
+                put(Edit { at, old: &[0; 8], new: &new, why: why(site) }, site, sink)?;
             }
             at += SLOT;
+        }
+        if self.plan.has_thread_local() { self.fill_thread_local(symbols, sink) } else { Ok(()) }
+    }
+
+    fn fill_thread_local<Y, S>(&self, symbols: &Y, sink: &mut S) -> Result<(), RelocError>
+    where
+        Y: RelocSymbols + ?Sized,
+        S: Sink + ?Sized,
+    {
+        let mut fill = |at, first: u64, second: u64, site| {
+            let mut new = [0; 16];
+            new[..8].copy_from_slice(&first.to_le_bytes());
+            new[8..].copy_from_slice(&second.to_le_bytes());
+            put(Edit { at, old: &[0; 16], new: &new, why: why(site) }, site, sink)
+        };
+        if let (Some(site), Some(at)) = (self.plan.own_pair, self.own_pair()) {
+            let own = self.tls.own().ok_or(RelocError::NotThreadLocal { site })?;
+            fill(at, own.number.into(), 0, site)?;
+        }
+        let found = |site: RelocSite| {
+            let symbol = symbols.symbol(site.symbol).ok_or(RelocError::NoSymbol { site })?;
+            let block = self.tls.block(&symbol).ok_or(RelocError::NotThreadLocal { site })?;
+            Ok::<_, RelocError>((u64::from(block.number), symbol.addr.get()))
+        };
+        for &site in &self.plan.pairs {
+            let Some(at) = self.pair(site.symbol) else { continue };
+            let (number, offset) = found(site)?;
+            fill(at, number, offset, site)?;
+        }
+        for &site in &self.plan.descriptors {
+            let Some(at) = self.descriptor(site.symbol) else { continue };
+            let (number, offset) = found(site)?;
+            fill(at, self.tls.resolver.get(), offset << 32 | number, site)?;
         }
         Ok(())
     }

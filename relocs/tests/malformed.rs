@@ -40,8 +40,9 @@ const USUAL: [Addr; 3] = [Addr::new(0x10_0000), Addr::new(0x30_0000), Addr::new(
 
 #[test]
 fn a_place_must_lie_within_its_section() {
+    // `tests/tls.rs` has the rows of thread-local variables.
     let symbols = [symbol(0x10_0010, 0x10, RelocSymbolKind::Defined); 2];
-    for row in ROWS.iter().filter(|row| row.field != RelocField::Nowhere) {
+    for row in ROWS.iter().filter(|row| row.field != RelocField::Nowhere && !row.value.is_thread_local()) {
         let width = u64::from(row.field.width());
         // The last place that fits. Large addends are covered by another test.
         let last = run(&[0; 32], &record(32 - width, row.raw, 1, 0), &symbols, USUAL);

@@ -100,7 +100,7 @@ fn a_plan_counts_each_symbol_once() {
 
 #[test]
 fn a_plan_passes_over_what_apply_refuses() {
-    let relas = relas(&[(GOTPCREL, 0, 8), (GOTPCREL, 0, u32::MAX), (99, 0, 1), (19, 0, 1), (PLT32, 0, 8)]);
+    let relas = relas(&[(GOTPCREL, 0, 8), (GOTPCREL, 0, u32::MAX), (99, 0, 1), (36, 0, 1), (PLT32, 0, 8), (19, 0, 8)]);
     let plan = plan(&relas, |_| true);
     assert_eq!((plan.got_size(), plan.plt_size()), (0, 0));
 }

@@ -13,7 +13,7 @@ pub const OFFENDERS: [&str; 10] =
     ["who", "whoever", "nobody", "everybody", "anybody", "somebody", "what", "whatever", "stands", "comes by"];
 
 /// The folders of the product: their comments and type names are counted.
-pub const PRODUCT: [&str; 16] = [
+pub const PRODUCT: [&str; 17] = [
     "abi",
     "alternatives",
     "cli",
@@ -30,6 +30,7 @@ pub const PRODUCT: [&str; 16] = [
     "static_keys",
     "text",
     "threads",
+    "tls",
 ];
 
 /// A doc comment.

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::system;
+use crate::thread_exit;
 use crate::word;
 use crate::x86_64::thread_beginnings;
 
@@ -35,6 +36,12 @@ static NUMBERS: AtomicU64 = AtomicU64::new(1);
 impl Default for Creator {
     fn default() -> Creator {
         Creator::new()
+    }
+}
+
+impl Drop for Creator {
+    fn drop(&mut self) {
+        thread_exit::forget(self.number);
     }
 }
 

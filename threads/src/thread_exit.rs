@@ -4,6 +4,14 @@
 //! library does not know modules, and would call a destructor whose code is gone. So each destructor is registered with
 //! an owner's number, and [`open`] returns the threads that still have destructors of an owner. Each destructor has one
 //! real registration, so the C library still determines the order among all destructors of a thread.
+//!
+//! The other kind of destructors belongs to keys (`pthread_key_create`): a thread calls a key's destructor at its end if
+//! it has a value other than null. A key that is [made here](create_key) is a real key without a destructor, so
+//! `pthread_getspecific` finds its values. One more key of this module has a destructor, which calls those of all such
+//! keys: after the thread's `__cxa_thread_atexit_impl` ones, like any key's, and in the order in which the keys were
+//! made. POSIX leaves the order among keys open.
+
+mod keys;
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
@@ -11,6 +19,9 @@ use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::task::Tid;
+use keys::Keys;
+
+pub use keys::{create_key, delete_key, set_value};
 
 type Destructor = unsafe extern "C-unwind" fn(*mut c_void);
 type Register = unsafe extern "C" fn(Destructor, *mut c_void, *mut c_void) -> c_int;
@@ -37,16 +48,23 @@ struct Open {
     count: usize,
 }
 
-/// The entries of the whole process, without those of count 0. The lock is never held while foreign code runs.
-static OPEN: Mutex<Vec<Open>> = Mutex::new(Vec::new());
+/// All that this module knows of the process's threads.
+struct OpenDestructors {
+    /// Without entries of count 0.
+    registered: Vec<Open>,
+    keys: Keys,
+}
 
-fn all() -> MutexGuard<'static, Vec<Open>> {
+/// The lock is never held while foreign code runs.
+static OPEN: Mutex<OpenDestructors> = Mutex::new(OpenDestructors { registered: Vec::new(), keys: Keys::new() });
+
+fn all() -> MutexGuard<'static, OpenDestructors> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn add(owner: u64) {
     let tid = Tid::current();
-    let mut open = all();
+    let open = &mut all().registered;
     match open.iter_mut().find(|open| open.owner == owner && open.tid == tid) {
         Some(open) => open.count += 1,
         None => open.push(Open { owner, tid, count: 1 }),
@@ -55,7 +73,7 @@ fn add(owner: u64) {
 
 fn take_away(owner: u64) {
     let tid = Tid::current();
-    let mut open = all();
+    let open = &mut all().registered;
     if let Some(at) = open.iter().position(|open| open.owner == owner && open.tid == tid) {
         open[at].count -= 1;
         if open[at].count == 0 {
@@ -110,9 +128,20 @@ unsafe extern "C-unwind" fn call(node: *mut c_void) {
     }
 }
 
-/// Calls the destructors that this thread has registered for an owner and not called yet, the last one first, until
-/// none is left. `guarded` must call its argument, and must return if the argument throws.
+/// Calls the destructors that this thread has registered for an owner and not called yet, the last one first, and those
+/// of the owner's keys for which this thread has values. Returns when none is left, or when destructors of keys have set
+/// values as often as the C library permits. `guarded` must call its argument, and must return if the argument throws.
 pub fn call_own(owner: u64, mut guarded: impl FnMut(&mut dyn FnMut())) {
+    call_registered(owner, &mut guarded);
+    for _ in 0..keys::ROUNDS {
+        if !keys::call_own(Some(owner), &mut guarded) {
+            return;
+        }
+        call_registered(owner, &mut guarded);
+    }
+}
+
+fn call_registered(owner: u64, guarded: &mut impl FnMut(&mut dyn FnMut())) {
     loop {
         let mut node = LAST.get();
         let destructor = loop {
@@ -136,14 +165,30 @@ pub fn call_own(owner: u64, mut guarded: impl FnMut(&mut dyn FnMut())) {
 /// ended without calling them (by the exit system call, or in the parent of a fork).
 #[must_use]
 pub fn open(owner: u64) -> Vec<(Tid, usize)> {
+    let is_there = |tid| !matches!(crate::task::status(tid), Ok(None));
     let mut open = all();
-    open.retain(|open| !matches!(crate::task::status(open.tid), Ok(None)));
-    open.iter().filter(|open| open.owner == owner).map(|open| (open.tid, open.count)).collect()
+    open.registered.retain(|open| is_there(open.tid));
+    open.keys.retain_threads(is_there);
+    let registered = open.registered.iter().filter(|open| open.owner == owner).map(|open| (open.tid, open.count));
+    let mut found: Vec<_> = registered.collect();
+    for tid in open.keys.threads_of(owner) {
+        match found.iter_mut().find(|(thread, _)| *thread == tid) {
+            Some((_, count)) => *count += 1,
+            None => found.push((tid, 1)),
+        }
+    }
+    found
+}
+
+/// Deletes the keys of an owner that is gone. Their destructors are not called any more.
+pub(crate) fn forget(owner: u64) {
+    let deleted = all().keys.take_owned(owner);
+    deleted.into_iter().for_each(keys::delete_real);
 }
 
 thread_local! {
     /// The lock and the thread's id, while this thread forks.
-    static FORKS: Cell<Option<(MutexGuard<'static, Vec<Open>>, Tid)>> = const { Cell::new(None) };
+    static FORKS: Cell<Option<(MutexGuard<'static, OpenDestructors>, Tid)>> = const { Cell::new(None) };
 }
 
 /// Takes the lock before a fork.
@@ -160,7 +205,9 @@ pub(crate) fn after_fork_in_parent() {
 /// destructors.
 pub(crate) fn after_fork_in_child() {
     if let Some((mut open, before)) = FORKS.take() {
-        open.retain(|open| open.tid == before);
-        open.iter_mut().for_each(|open| open.tid = Tid::current());
+        open.registered.retain(|open| open.tid == before);
+        open.registered.iter_mut().for_each(|open| open.tid = Tid::current());
+        open.keys.retain_threads(|tid| tid == before);
+        open.keys.rename_threads(Tid::current());
     }
 }

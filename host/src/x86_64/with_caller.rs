@@ -21,6 +21,9 @@ macro_rules! argument_register {
     (2) => {
         "rsi"
     };
+    (3) => {
+        "rdx"
+    };
     (4) => {
         "rcx"
     };

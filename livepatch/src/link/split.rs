@@ -7,7 +7,7 @@ use modload_abi::livepatch::VMLINUX;
 use modload_abi::record::FixedRecord as _;
 use modload_abi::section::{INIT_SECTION_PREFIX, KLP_RELA_PREFIX};
 use modload_edit::index;
-use modload_relocs::{Reason, RelocFormula, row};
+use modload_relocs::row;
 use object::LittleEndian as LE;
 use object::elf;
 
@@ -112,7 +112,7 @@ fn check(rela: &Rela, mark: &Mark<'_>, target: &[u8]) -> Result<(), PatchLinkErr
         });
     }
     match row(rela.kind) {
-        Some(row) if row.value == RelocFormula::Refused(Reason::ThreadLocal) => {
+        Some(row) if row.value.is_thread_local() => {
             Err(PatchLinkError::ThreadLocal { symbol: shown(mark.name), object: shown(mark.object) })
         }
         // The loader reports any other problem with the relocation, as with every other relocation.

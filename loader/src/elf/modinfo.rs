@@ -49,6 +49,11 @@ impl Modinfo<'_> {
         self.license().is_some_and(modinfo::is_gpl_compatible)
     }
 
+    /// Returns the shared libraries that the module asks for, in order.
+    pub(crate) fn libraries(&self) -> impl Iterator<Item = &[u8]> {
+        modinfo::entries(&self.bytes).filter(|entry| entry.key == b"library").map(|entry| entry.value)
+    }
+
     /// Whether `import_ns=` names this namespace.
     pub(crate) fn imports(&self, namespace: &[u8]) -> bool {
         modinfo::entries(&self.bytes).any(|entry| entry.key == b"import_ns" && entry.value == namespace)

@@ -1,6 +1,7 @@
 //! A module in memory, and the references that prevent unloading.
 
 use std::collections::BTreeMap;
+use std::ffi::{CStr, CString};
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -68,6 +69,8 @@ pub(crate) struct PlacedSection {
 pub struct Module {
     pub(crate) id: ModuleId,
     pub(crate) name: Arc<str>,
+    /// The name for C callers.
+    c_name: CString,
     pub(crate) registry: &'static Registry,
     pub(crate) names: Arc<SymbolNames>,
     /// Until `init` has returned.
@@ -87,6 +90,10 @@ pub struct Module {
     pub(crate) proof: Proof,
     /// Number by which threads and destructors of threads are known to belong to this module.
     pub(crate) creator: Arc<Creator>,
+    /// Number of the block of the module's thread-local variables.
+    pub(crate) block: Option<u32>,
+    /// Number of unloads that wait for destructors of threads.
+    pub(crate) awaits_destructors: AtomicUsize,
     /// From LIVE on.
     pub(crate) core: Mutex<Option<Core>>,
     pub(crate) accepted: Mutex<Accepted>,
@@ -119,6 +126,7 @@ pub(crate) struct ModuleParts {
     pub(crate) patch_record_sizes: Option<String>,
     pub(crate) slices: Option<Box<Slices>>,
     pub(crate) proof: Proof,
+    pub(crate) block: Option<u32>,
 }
 
 /// Takes a lock of a module. For a module that is LIVE or visible, the caller must hold the lock of the book: fork
@@ -131,6 +139,7 @@ impl Module {
     pub(crate) fn new(parts: ModuleParts) -> Module {
         Module {
             id: parts.id,
+            c_name: CString::new(parts.name.as_bytes()).unwrap_or_default(),
             name: parts.name,
             registry: parts.registry,
             names: parts.names,
@@ -148,6 +157,8 @@ impl Module {
             stand_ins: Mutex::new(Vec::new()),
             proof: parts.proof,
             creator: Arc::new(Creator::new()),
+            block: parts.block,
+            awaits_destructors: AtomicUsize::new(0),
             core: Mutex::new(None),
             accepted: Mutex::new(Accepted::default()),
             init_dropped: AtomicBool::new(false),
@@ -159,6 +170,25 @@ impl Module {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Name of the module for C callers, valid as long as this value.
+    #[must_use]
+    pub fn c_name(&self) -> &CStr {
+        &self.c_name
+    }
+
+    /// Returns the start of the module's text.
+    #[must_use]
+    pub fn text_start(&self) -> Addr {
+        self.ranges[MemoryPart::Text.slot()].0
+    }
+
+    /// Returns the function or variable that contains an address, except those that only `init` needed: name and
+    /// address, as dladdr(3) has them.
+    #[must_use]
+    pub fn containing(&self, at: Addr) -> Option<(&CStr, Addr)> {
+        self.names.containing(at)
     }
 
     /// Licence of the module, escaped, if `.modinfo` states one.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use modload_abi::modinfo;
 use modload_edit::Addr;
 use modload_notifier::{ChainMember, Chains};
+use modload_relocs::TlsBlock;
 
 use crate::modules::entry;
 use crate::modules::error::RegistryError;
@@ -49,6 +50,8 @@ pub(crate) struct Export {
     pub(crate) crc: Option<u32>,
     /// Whether other modules may define the same symbol.
     pub(crate) strength: DefinitionStrength,
+    /// The block of a thread-local variable. Then the address is the offset in the block.
+    pub(crate) block: Option<TlsBlock>,
 }
 
 #[derive(Default)]
@@ -273,6 +276,7 @@ pub(crate) enum FoundExport {
     /// The symbol is available, and the user is recorded as a user of the provider.
     Usable {
         addr: Addr,
+        block: Option<TlsBlock>,
     },
     /// The symbol exists, but cannot be used.
     Unavailable(&'static str),
@@ -327,7 +331,7 @@ impl Registry {
                     if book.by_id(user).is_some() {
                         book.uses.add(user, provider);
                     }
-                    return Ok(FoundExport::Usable { addr: export.addr });
+                    return Ok(FoundExport::Usable { addr: export.addr, block: export.block });
                 }
                 State::Unformed | State::Coming if Instant::now() < until => {
                     let name = provider.name.clone();

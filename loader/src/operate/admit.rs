@@ -28,6 +28,17 @@ pub(crate) fn admit<'a>(
     Ok(judge)
 }
 
+/// Whether a thread-local symbol can lie at this place.
+fn is_thread_local(file: &File<'_>, place: SymbolPlace) -> bool {
+    match place {
+        SymbolPlace::Undefined => true,
+        SymbolPlace::Section(section) => {
+            file.section(section).is_some_and(|section| !section.kept || section.flags.contains(elf::SHF_TLS))
+        }
+        SymbolPlace::Absolute | SymbolPlace::Common | SymbolPlace::Livepatch => false,
+    }
+}
+
 /// Refuses sections and symbols that need an unsupported feature.
 pub(crate) fn check(file: &File<'_>) -> Result<(), ObjectError> {
     // First, because this check has the better reason for unmarked relocations of a live patch.
@@ -43,8 +54,8 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), ObjectError> {
     for section in file.sections.iter().filter(|section| section.kept) {
         let refused = |why| Err(unsupported("section", section.name, why));
         let has = |flag| section.flags.contains(flag);
-        if has(elf::SHF_TLS) {
-            return refused("thread-local storage is not supported yet");
+        if has(elf::SHF_TLS) && has(elf::SHF_EXECINSTR) {
+            return refused("it would be both code and thread-local data");
         }
         if has(elf::SHF_WRITE) && has(elf::SHF_EXECINSTR) {
             return refused("it would be both writable and executable");
@@ -55,7 +66,9 @@ pub(crate) fn check(file: &File<'_>) -> Result<(), ObjectError> {
     }
     for (_, symbol) in file.symbols() {
         let why = match symbol.kind {
-            elf::STT_TLS => "thread-local storage is not supported yet",
+            elf::STT_TLS if !is_thread_local(file, symbol.place) => {
+                "it is said to be thread-local, and lies in no section of thread-local variables"
+            }
             elf::STT_GNU_IFUNC if matches!(symbol.place, SymbolPlace::Absolute | SymbolPlace::Common) => {
                 "its resolver would be no function of this module"
             }

@@ -102,6 +102,14 @@ pub enum Error {
         /// The licence, quoted and escaped, or "not stated".
         license: String,
     },
+    /// A shared library that the module asks for cannot be opened.
+    #[error("it asks for the library \"{name}\", which cannot be opened: {because}")]
+    Library {
+        /// The library's name, escaped.
+        name: String,
+        /// The reason.
+        because: String,
+    },
     /// The name is on the blocklist.
     #[error("its name is on the host's blocklist")]
     Blocked,

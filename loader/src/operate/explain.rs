@@ -89,6 +89,7 @@ impl Loader {
             name: &name,
             externals: self.externals(),
             judge: &judge,
+            libraries: &[],
             absent: Absent::Somewhere,
             shared,
         };

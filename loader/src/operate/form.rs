@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use modload_abi::{ExportedSymbol, KernelParam, Records, section};
 use modload_edit::{Addr, wide};
+use modload_relocs::TlsBlock;
+use modload_tls::ThreadLocalBlock;
 use object::elf;
 
 use crate::elf::error::ObjectError;
@@ -39,6 +41,8 @@ struct NewExport {
     namespace: Box<[u8]>,
     crc: Option<u32>,
     strength: DefinitionStrength,
+    /// The block of a thread-local variable.
+    block: Option<TlsBlock>,
 }
 
 /// Definitions of a module that other modules may use.
@@ -128,9 +132,10 @@ impl Unformed<'_> {
             is_live_patch: info.is_live_patch(),
             patch_record_sizes: info.patch_record_sizes(),
             slices,
+            block: memory.own_block().map(ThreadLocalBlock::number),
             proof: policy.proof,
         }));
-        let memory = memory.form(frames).map_err(PrepareError::from)?;
+        let memory = memory.form(frames, layout.thread_local.as_ref())?;
         publish_exports(registry, externals, id, exports)?;
         enter(registry, id, &module);
         Ok(NewModule { module, memory })
@@ -175,7 +180,7 @@ fn exports(
                 let crc = crcs.next().and_then(|crc| Some(u32::from_le_bytes(crc.try_into().ok()?)));
                 let (name, namespace) = (name.into(), namespace.into());
                 let strength = DefinitionStrength::Strong;
-                exports.push(NewExport { name, addr, gpl_only, namespace, crc, strength });
+                exports.push(NewExport { name, addr, gpl_only, namespace, crc, strength, block: None });
             }
         }
         let without = exports[first..].iter().position(|export| has_crcs && export.crc.is_none());
@@ -187,10 +192,18 @@ fn exports(
     let mut all = NewExports { exports, uniques: Vec::new() };
     for (at, symbol) in file.symbols().skip(1).filter(|(at, _)| elsewhere.binary_search(at).is_err()) {
         let Some(strength) = vague::strength(file, &symbol) else { continue };
-        let Some(addr) = address(&symbol, at, layout, memory) else { continue };
+        let (addr, block) = match variable(&symbol, layout, memory) {
+            Some((addr, block)) => (addr, Some(block)),
+            None => match address(&symbol, at, layout, memory) {
+                Some(addr) => (addr, None),
+                None => continue,
+            },
+        };
         let name = symbol.name();
-        let export =
-            || NewExport { name: name.into(), addr, gpl_only: false, namespace: [].into(), crc: None, strength };
+        let export = || {
+            let namespace = [].into();
+            NewExport { name: name.into(), addr, gpl_only: false, namespace, crc: None, strength, block }
+        };
         let entry = name == section::INIT_SYMBOL.as_bytes() || name == section::EXIT_SYMBOL.as_bytes();
         if shared == SharedDefinitions::Globals && !entry && !name.is_empty() {
             all.exports.push(export());
@@ -200,6 +213,15 @@ fn exports(
         }
     }
     Ok(all)
+}
+
+/// Returns the offset of a thread-local variable in the module's block, and the block.
+fn variable(symbol: &FileSymbol<'_>, layout: &ModuleLayout, memory: &Staging) -> Option<(Addr, TlsBlock)> {
+    let SymbolPlace::Section(section) = symbol.place else { return None };
+    let offset = layout.thread_local_offset(section)?;
+    let own = memory.own_block()?;
+    let block = TlsBlock { number: own.number(), from_thread_pointer: own.thread_pointer_offset() };
+    Some((Addr::new(offset + symbol.value), block))
 }
 
 /// Returns the address of a definition for other modules. Returns `None` for init sections, and for symbols that are
@@ -360,9 +382,9 @@ fn publish_exports(registry: &Registry, externals: &dyn Externals, id: ModuleId,
                 refused = refused.and(Err(duplicate(&export, owner)));
                 break;
             }
-            let NewExport { name, addr, gpl_only, namespace, crc, strength } = export;
+            let NewExport { name, addr, gpl_only, namespace, crc, strength, block } = export;
             taken.push(name.clone());
-            book.enter(table, name, Export { module: id, addr, gpl_only, namespace, crc, strength });
+            book.enter(table, name, Export { module: id, addr, gpl_only, namespace, crc, strength, block });
         }
         // In any case, dropping the reservation removes the names noted here.
         if let Some(entry) = book.by_id_mut(id) {

@@ -25,6 +25,7 @@ use crate::operate::announced::{AnnouncedModule, Constructed, Dropped, IndirectR
 use crate::operate::error::{Error, LoadError, UnloadError};
 use crate::operate::form::{NewModule, Unformed};
 use crate::operate::judge::Judge;
+use crate::operate::leave;
 use crate::operate::onlooker::{Made, Onlooker};
 use crate::operate::resolve;
 use crate::operate::scene::{Absent, Scene};
@@ -243,6 +244,8 @@ impl Loader {
     /// # Errors
     /// [`ArenaError`] names the rule of the system that prevents this.
     pub fn new(externals: Arc<dyn Externals>, policy: Policy) -> Result<Loader, ArenaError> {
+        // Before any other fork handler is registered.
+        modload_tls::install().map_err(|source| ArenaError::Handler { what: "fork handlers", source })?;
         let arena = Arena::get()?;
         let sees = modload_threads::can_see().map_err(|error| Box::new(error).into());
         let walks = || modload_threads::frames::know_process().map_err(|missing| Box::new(missing).into());
@@ -299,16 +302,23 @@ impl Loader {
         run.state(State::Unformed);
         let mut memory = run.stage(Stage::Allocate, || memory::allocate(arena, &layout))?;
         run.stage(Stage::Copy, || Ok::<_, Error>(memory::copy(&file, &layout, operations, &mut memory)))?;
+        let libraries = resolve::open_libraries(&info, &**externals);
+        let libraries = libraries.map_err(|error| run.failed(Stage::Resolve, error))?;
         let scene = Scene {
             registry,
             user: id,
             name: &run.module,
             externals: &**externals,
             judge: &judge,
+            libraries: &libraries,
             absent: Absent::Refused,
             shared,
         };
-        let resolved = run.stage(Stage::Resolve, || resolve::resolve(&file, &layout, &memory, scene))?;
+        let mut resolved = run.stage(Stage::Resolve, || resolve::resolve(&file, &layout, &memory, scene))?;
+        memory.keep_blocks(std::mem::take(&mut resolved.library_blocks));
+        let near = memory.copy_near(arena, &mut resolved).map_err(PrepareError::from);
+        near.map_err(|error| run.failed(Stage::Resolve, error.into()))?;
+        memory.keep_libraries(libraries);
         let low = arena.is_low();
         run.stage(Stage::Relocate, || relocate::relocate(&file, &layout, &resolved, &mut memory, low))?;
         let (Specialised { calls, .. }, slices) = run.stage(Stage::Specialise, || {
@@ -396,6 +406,21 @@ impl Loader {
     #[must_use = "dropping it ends the listening"]
     pub fn listen(&self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Listening {
         Listening::start(self.registry, Arc::new(listener))
+    }
+
+    /// Calls the destructors that modules have registered for the end of this thread, of thread-local variables and of
+    /// keys, and begins this thread's copies of their variables anew. Modules on this thread's stack, and modules that
+    /// are not LIVE, are left out. Returns whether no module has destructors of this thread any more.
+    pub fn leave_thread(&self) -> bool {
+        leave::leave(self.registry, |_| true)
+    }
+
+    /// [`Loader::leave_thread`], of modules whose unload waits for destructors. Otherwise this takes a load and a branch.
+    #[inline]
+    pub fn leave_awaited(&self) {
+        if leave::is_awaited() {
+            leave::leave_awaited(self.registry);
+        }
     }
 
     /// A reference to the LIVE module of this name.

@@ -14,6 +14,7 @@ pub(crate) mod suggest;
 pub(crate) mod form;
 pub(crate) mod announced;
 pub(crate) mod onlooker;
+pub(crate) mod leave;
 pub(crate) mod unload;
 pub(crate) mod set_param;
 pub(crate) mod check;

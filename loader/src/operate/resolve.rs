@@ -1,17 +1,18 @@
 //! Stage *resolve*: gives an address to each symbol, and reports all undefined symbols at once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use modload_abi::livepatch::{self, KlpSymbol};
-use modload_abi::section;
+use modload_abi::{Rela, section};
 use modload_edit::{Addr, index};
 use modload_relocs::{RelocSymbol, RelocSymbolKind};
 use object::elf;
 
 use crate::elf::file::{File, FileSymbol, SymbolPlace};
-use crate::modules::recorder::Recorder;
+use crate::elf::modinfo::Modinfo;
 use crate::modules::registry::FoundExport;
-use crate::operate::elsewhere;
+use crate::operate::elsewhere::{self, FoundDefinition};
 use crate::operate::error::Error;
 use crate::operate::judge::WantedUse;
 use crate::operate::scene::{Absent, Scene};
@@ -20,10 +21,13 @@ use crate::prepare::error::{PrepareError, Unresolved};
 use crate::prepare::layout::{ModuleLayout, bounded_section};
 use crate::prepare::memory::Staging;
 use crate::prepare::params;
+use crate::prepare::program;
 use crate::prepare::resolved::{Resolved, picked};
+use crate::prepare::thread_local::ThreadLocals;
 use crate::prepare::vague;
 use crate::prepare::x86_64::{THUNK, thunk};
-use crate::vocabulary::externals::External;
+use crate::vocabulary::escape::escaped;
+use crate::vocabulary::externals::{External, Externals, ModuleLibrary};
 
 pub(crate) fn resolve(
     file: &File<'_>,
@@ -40,19 +44,38 @@ pub(crate) fn resolve(
             symbols[index(at.into())].addr = memory.addr(entry);
         }
     }
+    let mut variables = ThreadLocals::of(file, layout, memory);
     let mut missing = Vec::new();
+    let mut near = Vec::new();
     let mut external = 0;
     let mut elsewhere = Vec::new();
     for (at, symbol) in file.symbols() {
         let Some(strength) = vague::strength(file, &symbol) else { continue };
-        if let Some(addr) = elsewhere::elsewhere(&symbol, strength, scene.shared, scene)? {
-            symbols[index(at.into())] = RelocSymbol { addr, size: symbol.size, kind: RelocSymbolKind::External };
+        if let Some(found) = elsewhere::elsewhere(&symbol, strength, scene.shared, scene)? {
+            symbols[index(at.into())] = as_relocated(&mut variables, found, symbol.size)?;
             elsewhere.push(at);
             external += 1;
         }
     }
     for &at in &layout.undefined {
         let Some(symbol) = file.symbol(at) else { continue };
+        if symbol.is_named(section::TLS_MODULE_BASE_SYMBOL.as_bytes()) {
+            symbols[index(at.into())] = variables.module_base();
+            continue;
+        }
+        if layout.slots.is_thread_local(at) {
+            match variable(&symbol, scene)? {
+                Ok(found) => {
+                    symbols[index(at.into())] = as_relocated(&mut variables, found, symbol.size)?;
+                    external += 1;
+                }
+                Err(_) if scene.absent == Absent::Somewhere => {
+                    symbols[index(at.into())] = variables.somewhere(symbol.size);
+                }
+                Err(because) => missing.push((at, Some(because))),
+            }
+            continue;
+        }
         let operations = layout.operations.filter(|(table, _)| *table == at).map(|(_, spot)| memory.addr(spot));
         let resolved = match operations.or_else(|| supplied(symbol.name(), file, layout, memory)) {
             Some(addr) => Some((addr, RelocSymbolKind::Defined)),
@@ -60,7 +83,10 @@ pub(crate) fn resolve(
                 let found = outside(&symbol, scene)?;
                 external += u64::from(found.is_ok());
                 match found {
-                    Ok(addr) => Some((addr, RelocSymbolKind::External)),
+                    Ok(addr) => {
+                        near.extend(near_copy(file, at, addr, scene).map(|contents| (at, contents)));
+                        Some((addr, RelocSymbolKind::External))
+                    }
                     Err(_) if symbol.bind == elf::STB_WEAK => Some((Addr::NULL, RelocSymbolKind::UndefinedWeak)),
                     Err(_) if scene.absent == Absent::Somewhere => {
                         Some((memory.addr(layout.got), RelocSymbolKind::External))
@@ -98,8 +124,11 @@ pub(crate) fn resolve(
             None => missing.push((at, Some("the host has none of this name and position"))),
         }
     }
+    // A linker that drops sections keeps their undefined symbols. Like a linker, refuse only symbols in use.
+    missing.retain(|(at, _)| is_used(file, *at));
     if missing.is_empty() {
-        return Ok(Resolved { symbols, external, elsewhere });
+        let ThreadLocals { blocks: thread_local, library_blocks, .. } = variables;
+        return Ok(Resolved { symbols, external, elsewhere, thread_local, library_blocks, near });
     }
     let names = |each: &mut dyn FnMut(&str)| {
         scene.externals.names().iter().for_each(|name| each(name));
@@ -116,9 +145,10 @@ fn defined(symbol: &FileSymbol<'_>, layout: &ModuleLayout, memory: &Staging) -> 
         SymbolPlace::Common => (Addr::NULL, RelocSymbolKind::Defined),
         SymbolPlace::Undefined => (Addr::NULL, RelocSymbolKind::UndefinedWeak),
         SymbolPlace::Livepatch => (Addr::NULL, RelocSymbolKind::Waiting),
-        SymbolPlace::Section(section) => match layout.section(section) {
-            Some(spot) => (memory.addr(spot) + symbol.value, RelocSymbolKind::Defined),
-            None => (Addr::NULL, RelocSymbolKind::Discarded),
+        SymbolPlace::Section(section) => match (layout.thread_local_offset(section), layout.section(section)) {
+            (Some(offset), _) => (Addr::new(offset + symbol.value), RelocSymbolKind::ThreadLocal(0)),
+            (None, Some(spot)) => (memory.addr(spot) + symbol.value, RelocSymbolKind::Defined),
+            (None, None) => (Addr::NULL, RelocSymbolKind::Discarded),
         },
     };
     RelocSymbol { addr, size: symbol.size, kind }
@@ -128,6 +158,9 @@ fn defined(symbol: &FileSymbol<'_>, layout: &ModuleLayout, memory: &Staging) -> 
 fn supplied(name: &[u8], file: &File<'_>, layout: &ModuleLayout, memory: &Staging) -> Option<Addr> {
     if name == section::GOT_SYMBOL.as_bytes() {
         return Some(memory.addr(layout.got));
+    }
+    if name == section::TLS_GET_ADDR_SYMBOL.as_bytes() {
+        return layout.resolvers.map(|spot| memory.addr(spot));
     }
     if name == section::THIS_MODULE_SYMBOL.as_bytes() {
         return layout.this_module.map(|spot| memory.addr(spot));
@@ -164,21 +197,22 @@ fn outside(symbol: &FileSymbol<'_>, scene: Scene<'_>) -> Result<Result<Addr, Opt
     if symbol.name().starts_with(section::KLP_MARK_PREFIX.as_bytes()) {
         return Ok(Err(Some("it is marked for `modhost klp-link`, which makes a live patch of such an object")));
     }
-    let recorder = Recorder { registry: scene.registry, module: scene.name };
     let usable = |external: External| {
         let External { addr, gpl_only, crc } = external;
         let wanted = WantedUse { symbol: symbol.name(), owner: "the host", gpl_only, namespace: &[], crc };
-        scene.judge.symbol(recorder, &wanted).map(|()| Ok(addr))
+        elsewhere::judge(&wanted, scene).map(|()| Ok(addr))
     };
     if let Some(external) = scene.externals.exported(symbol.name()) {
         return usable(external);
     }
     if let Some((export, owner)) = scene.registry.export(symbol.name()) {
         let (gpl_only, namespace, crc) = (export.gpl_only, &*export.namespace, export.crc);
-        let wanted = WantedUse { symbol: symbol.name(), owner: &owner, gpl_only, namespace, crc };
-        scene.judge.symbol(recorder, &wanted)?;
+        elsewhere::judge(&WantedUse { symbol: symbol.name(), owner: &owner, gpl_only, namespace, crc }, scene)?;
         match scene.registry.use_export(scene.user, symbol.name(), &export)? {
-            FoundExport::Usable { addr } => return Ok(Ok(addr)),
+            FoundExport::Usable { block: Some(_), .. } => {
+                return Ok(Err(Some("it is a thread-local variable, and is not used as one here")));
+            }
+            FoundExport::Usable { addr, block: None } => return Ok(Ok(addr)),
             FoundExport::Unavailable(because) => return Ok(Err(Some(because))),
             FoundExport::Nothing => {}
         }
@@ -188,7 +222,75 @@ fn outside(symbol: &FileSymbol<'_>, scene: Scene<'_>) -> Result<Result<Addr, Opt
     if matches!(symbol.visibility, elf::STV_HIDDEN | elf::STV_INTERNAL) {
         return Ok(Err(Some("it is hidden, and neither defined in this module nor exported by another")));
     }
-    scene.externals.fallback(symbol.name()).map_or(Ok(Err(None)), usable)
+    if let Some(why) = program::bound(symbol.name()) {
+        return Ok(Err(Some(why)));
+    }
+    scene.of_process(symbol.name()).map_or_else(|| Ok(Err(program::driver_adds(symbol.name()))), usable)
+}
+
+/// Opens the shared libraries that a module asks for.
+pub(crate) fn open_libraries(
+    info: &Modinfo<'_>,
+    externals: &dyn Externals,
+) -> Result<Vec<Arc<dyn ModuleLibrary>>, Error> {
+    let open = |name: &[u8]| {
+        let failed = |because| Error::Library { name: escaped(name), because };
+        let name = std::str::from_utf8(name).map_err(|_| failed("its name is no UTF-8".into()))?;
+        externals.library(name).map_err(failed)
+    };
+    info.libraries().map(open).collect()
+}
+
+/// Returns the contents for a copy near the module, if code of the module needs the object near, and the object is
+/// constant.
+fn near_copy(file: &File<'_>, at: u32, addr: Addr, scene: Scene<'_>) -> Option<Vec<u8>> {
+    let symbol = file.symbol(at)?;
+    if addr.get() < NEAR {
+        return None;
+    }
+    let contents = scene.externals.constant(symbol.name(), addr)?;
+    let is_short = |rela: Rela| {
+        let row = modload_relocs::row(rela.kind);
+        row.is_some_and(|row| row.field.bits() == 32 && row.value.is_of_symbol()) && rela.symbol == at
+    };
+    file.relas.iter().any(|relas| relas.records.iter().any(is_short)).then_some(contents)
+}
+
+/// The end of the addresses that 32-bit fields of a module in the low 2 GiB reach.
+const NEAR: u64 = 1 << 31;
+
+/// Returns a definition of another module or of a library as relocations see it.
+fn as_relocated(variables: &mut ThreadLocals, found: FoundDefinition, size: u64) -> Result<RelocSymbol, PrepareError> {
+    Ok(match found {
+        FoundDefinition::At(addr) => RelocSymbol { addr, size, kind: RelocSymbolKind::External },
+        FoundDefinition::InBlock(offset, block) => variables.of_module(offset, block, size),
+        FoundDefinition::InLibrary(found) => variables.of_library(&found, size)?,
+    })
+}
+
+/// Returns the thread-local variable of another module or of a library, or the reason why there is none.
+fn variable(symbol: &FileSymbol<'_>, scene: Scene<'_>) -> Result<Result<FoundDefinition, &'static str>, Error> {
+    let name = symbol.name();
+    if let Some((export, owner)) = scene.registry.export(name) {
+        let (gpl_only, namespace, crc) = (export.gpl_only, &*export.namespace, export.crc);
+        elsewhere::judge(&WantedUse { symbol: name, owner: &owner, gpl_only, namespace, crc }, scene)?;
+        match scene.registry.use_export(scene.user, name, &export)? {
+            FoundExport::Usable { addr, block: Some(block) } => return Ok(Ok(FoundDefinition::InBlock(addr, block))),
+            FoundExport::Usable { block: None, .. } => {
+                return Ok(Err("it is used as a thread-local variable, and is none"));
+            }
+            FoundExport::Unavailable(because) => return Ok(Err(because)),
+            FoundExport::Nothing => {}
+        }
+    }
+    Ok(elsewhere::library_variable(name, scene)
+        .ok_or("it is a thread-local variable, and neither a module nor a library of the process has it"))
+}
+
+/// Whether any relocation uses a symbol.
+fn is_used(file: &File<'_>, at: u32) -> bool {
+    let mut all = file.relas.iter().chain(&file.klp_relas);
+    all.any(|relas| relas.records.iter().any(|rela| rela.symbol == at))
 }
 
 fn report(

@@ -14,6 +14,7 @@ use crate::modules::registry::{Book, Registry};
 use crate::modules::timeline::EventKind;
 use crate::modules::{chains, entry};
 use crate::operate::error::{self, UnloadError};
+use crate::operate::leave::AwaitsDestructors;
 use crate::vocabulary::left::LeftBy;
 use crate::vocabulary::module_id::ModuleId;
 use crate::vocabulary::state::State;
@@ -129,6 +130,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_mi
 fn close_when_left(registry: &'static Registry, which: Which<'_>, unless: Unless) -> Result<Closed, UnloadError> {
     let begun = Instant::now();
     let mut pause = PAUSE.0;
+    let mut awaits = None;
     loop {
         let left = match unless {
             Unless::UsedFor(at_most) => at_most.saturating_sub(begun.elapsed()),
@@ -159,6 +161,7 @@ fn close_when_left(registry: &'static Registry, which: Which<'_>, unless: Unless
                 Occupied::NotHeld(why) => UnloadError::NotSeen { module, why },
             });
         }
+        awaits = awaits.or_else(|| Some(AwaitsDestructors::of(&closed.module)));
         drop(closed);
         thread::sleep(pause.min(left));
         pause = (pause * 2).min(PAUSE.1);

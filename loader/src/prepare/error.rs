@@ -3,6 +3,7 @@
 use std::fmt;
 
 use modload_text::{OutOfMemory, PublishFailed};
+use modload_tls::{NotDelivered, TlsError};
 #[cfg(feature = "serde")]
 use serde::Serialize;
 use thiserror::Error;
@@ -67,6 +68,12 @@ pub enum PrepareError {
     /// No memory.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
+    /// There can be no thread-local variables.
+    #[error(transparent)]
+    ThreadLocal(#[from] TlsError),
+    /// The contents of thread-local variables cannot be brought into every thread.
+    #[error("its thread-local variables cannot be set in every thread")]
+    NotDelivered(#[from] NotDelivered),
     /// All undefined symbols.
     #[error("{} unresolved symbol{}: {}", .0.len(), if .0.len() == 1 { "" } else { "s" }, Joined(.0, "; "))]
     Unresolved(Vec<Unresolved>),

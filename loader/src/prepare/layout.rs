@@ -10,7 +10,7 @@ use modload_relocs::{IndirectPlan, SlotPlan};
 use object::elf;
 
 use crate::elf::error::ObjectError;
-use crate::elf::file::{File, FileSection, SymbolPlace};
+use crate::elf::file::{File, FileSection, FileSymbol, SymbolPlace};
 use crate::prepare::vague::{self, SharedDefinitions};
 use crate::prepare::x86_64::{THUNK, THUNKS, thunk};
 use crate::vocabulary::rewriting::HostOperations;
@@ -72,6 +72,10 @@ impl MemoryPart {
             constructors || is(section::FINI_ARRAY) || is(section::DTORS) || is(section::RELOCATED_READ_ONLY);
         if section.flags.contains(elf::SHF_EXECINSTR) {
             return if init { MemoryPart::InitText } else { MemoryPart::Text };
+        }
+        if section.flags.contains(elf::SHF_TLS) {
+            // The image from which each thread's copy is made, until the block has its own.
+            return MemoryPart::InitReadOnly;
         }
         if is(section::RO_AFTER_INIT) {
             return MemoryPart::RoAfterInit;
@@ -143,6 +147,55 @@ pub(crate) struct ModuleLayout {
     pub(crate) operations: Option<(u32, Spot)>,
     /// Thunks for branches through registers, and one for returns, if the module refers to any.
     pub(crate) thunks: Option<Spot>,
+    /// The module's thread-local variables.
+    pub(crate) thread_local: Option<ThreadLocalLayout>,
+    /// The functions that find thread-local variables, if the module has or uses any.
+    pub(crate) resolvers: Option<Spot>,
+}
+
+/// A module's thread-local variables: the sections with SHF_TLS, one after the other as in a linked object's PT_TLS
+/// segment, those with contents first.
+#[derive(Debug)]
+pub(crate) struct ThreadLocalLayout {
+    /// The size and the alignment of a thread's copy.
+    pub(crate) space: PartSpace,
+    /// The image from which copies are made. The rest of a copy is zero.
+    pub(crate) image: Spot,
+    /// The size of the image.
+    pub(crate) image_size: u64,
+    /// Whether code of the module needs a fixed offset from the thread pointer.
+    pub(crate) is_fixed: bool,
+    /// The offset of each section in a copy, by section index.
+    offsets: Vec<(u32, u64)>,
+}
+
+impl ThreadLocalLayout {
+    /// Returns the layout of the sections, without the place of the image; `None` if there are none.
+    fn of(file: &File<'_>, limit: u64) -> Result<Option<ThreadLocalLayout>, ObjectError> {
+        let is_thread_local = |section: &FileSection<'_>| section.kept && section.flags.contains(elf::SHF_TLS);
+        let sections = (0..).zip(&file.sections).filter(|(_, section)| is_thread_local(section));
+        let (bytes, zeros): (Vec<_>, Vec<_>) = sections.partition(|(_, section)| section.kind != elf::SHT_NOBITS);
+        if bytes.is_empty() && zeros.is_empty() {
+            return Ok(None);
+        }
+        let (mut space, mut offsets, mut image_size) = (PartSpace::EMPTY, Vec::new(), 0);
+        for (at, section) in bytes.into_iter().chain(zeros) {
+            let offset = space.add(section.size, section.align).filter(|_| space.size <= limit);
+            let offset =
+                offset.ok_or(ObjectError::TooLarge { bytes: space.size.saturating_add(section.size), limit })?;
+            if section.kind != elf::SHT_NOBITS {
+                image_size = space.size;
+            }
+            offsets.push((at, offset));
+        }
+        let image = Spot { part: MemoryPart::InitReadOnly, offset: 0 };
+        Ok(Some(ThreadLocalLayout { space, image, image_size, is_fixed: false, offsets }))
+    }
+
+    /// Returns the offset of a section in a copy, if it is one of thread-local variables.
+    pub(crate) fn offset(&self, section: u32) -> Option<u64> {
+        self.offsets.iter().find(|(at, _)| *at == section).map(|(_, offset)| *offset)
+    }
 }
 
 impl ModuleLayout {
@@ -165,6 +218,11 @@ impl ModuleLayout {
 
     pub(crate) fn section(&self, at: u32) -> Option<Spot> {
         self.sections.get(index(at.into())).copied().flatten()
+    }
+
+    /// Returns the offset of a section in the module's thread-local storage, if it is one of thread-local variables.
+    pub(crate) fn thread_local_offset(&self, section: u32) -> Option<u64> {
+        self.thread_local.as_ref()?.offset(section)
     }
 
     /// Returns the place of the target of `__dso_handle`.
@@ -200,6 +258,8 @@ pub(crate) fn plan(
         this_module: None,
         operations: None,
         thunks: None,
+        thread_local: ThreadLocalLayout::of(file, limit)?,
+        resolvers: None,
     };
     let mut wants_own_block = false;
     let mut wants_bounds = false;
@@ -236,8 +296,22 @@ pub(crate) fn plan(
             SymbolPlace::Absolute | SymbolPlace::Section(_) => {}
         }
     }
+    let image = layout.thread_local.as_ref().map(|image| (image.image_size, image.space.align));
+    if let Some((size, align)) = image {
+        let spot = layout.add(MemoryPart::InitReadOnly, size, align, limit)?;
+        layout.thread_local.iter_mut().for_each(|image| image.image = spot);
+    }
     for (at, part) in order(file, wants_bounds) {
         let section = &file.sections[at];
+        if section.flags.contains(elf::SHF_TLS) {
+            let image = layout.thread_local.as_ref().filter(|_| section.kind != elf::SHT_NOBITS);
+            let spot = image.and_then(|image| {
+                let offset = image.image.offset + image.offset(u32::try_from(at).ok()?)?;
+                Some(Spot { part, offset })
+            });
+            layout.sections[at] = spot;
+            continue;
+        }
         let spot = layout.add(part, section.size, section.align, limit)?;
         layout.sections[at] = Some(spot);
     }
@@ -263,6 +337,16 @@ pub(crate) fn plan(
     }
     if wants_thunks {
         layout.thunks = Some(layout.add(MemoryPart::Text, THUNK * (THUNKS + 1), THUNK, limit)?);
+    }
+    let is_own = |symbol: FileSymbol<'_>| match symbol.place {
+        SymbolPlace::Section(section) => layout.thread_local_offset(section).is_some(),
+        _ => false,
+    };
+    let is_fixed = layout.slots.fixed().iter().any(|site| file.symbol(site.symbol).is_some_and(is_own));
+    layout.thread_local.iter_mut().for_each(|of| of.is_fixed = is_fixed);
+    if layout.slots.has_thread_local() {
+        let resolvers = layout.add(MemoryPart::Text, modload_tls::RESOLVERS_SIZE, 16, limit)?;
+        layout.resolvers = Some(resolvers);
     }
     if wants_own_block {
         layout.this_module = Some(layout.add(MemoryPart::Data, THIS_MODULE_SIZE + DSO_HANDLE_SIZE, 16, limit)?);

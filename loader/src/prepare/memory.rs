@@ -5,16 +5,29 @@ use std::sync::Arc;
 
 use modload_edit::{Addr, Code, Edit, Rejected, Sink, Window, index, wide};
 use modload_text::{
-    Arena, Describe, INT3, ModuleData, NewData, ProtectedData, PublishFailed, Published, Staged, TextLock,
+    Arena, Describe, INT3, ModuleData, NewData, OutOfMemory, ProtectedData, PublishFailed, Published, Staged, TextLock,
 };
+use modload_tls::ThreadLocalBlock;
 
 use crate::elf::file::File;
 use crate::prepare::error::PrepareError;
 use crate::prepare::frames::{self, Frames};
-use crate::prepare::layout::{MemoryPart, ModuleLayout, PartSpace, Spot};
+use crate::prepare::layout::{MemoryPart, ModuleLayout, PartSpace, Spot, ThreadLocalLayout};
+use crate::prepare::resolved::Resolved;
 use crate::prepare::x86_64::{THUNK, THUNKS, thunk_code};
+use crate::vocabulary::externals::ModuleLibrary;
 use crate::vocabulary::kept::{AllShown, Kept};
 use crate::vocabulary::rewriting::HostOperations;
+
+/// What a module keeps until all of its memory is freed.
+#[derive(Debug)]
+#[expect(dead_code, reason = "each field is held for its drop")]
+struct Lasting {
+    /// Copies of constant objects of the process.
+    near: Option<Published>,
+    /// Dropped last.
+    libraries: Vec<Arc<dyn ModuleLibrary>>,
+}
 
 /// Memory of a module that is UNFORMED: everything is writable, and only data is at the final place.
 #[derive(Debug)]
@@ -26,6 +39,11 @@ pub(crate) struct Staging {
     data: Option<NewData>,
     init_data: Option<NewData>,
     ro_after_init: Option<NewData>,
+    /// The module's own block of thread-local variables, and those of libraries.
+    blocks: Vec<ThreadLocalBlock>,
+    /// Copies of constant objects of the process.
+    near: Option<Staged>,
+    libraries: Vec<Arc<dyn ModuleLibrary>>,
     /// Start of each part, by [`MemoryPart::slot`]. An empty part has an address too, for symbols of empty sections: the
     /// start of the first part that is not empty.
     bases: [Addr; MemoryPart::COUNT],
@@ -36,11 +54,13 @@ pub(crate) struct Staging {
 pub(crate) struct Formed {
     text: Option<Staged>,
     init_text: Option<Staged>,
+    blocks: Vec<ThreadLocalBlock>,
     read_only: Option<Published>,
     init_read_only: Option<Published>,
     data: Option<ModuleData>,
     init_data: Option<ModuleData>,
     ro_after_init: Option<ModuleData>,
+    lasting: Lasting,
     frames: frames::FramesPlan,
 }
 
@@ -57,10 +77,12 @@ struct RunningText {
 pub(crate) struct Installed {
     shown: Vec<Box<dyn Kept>>,
     text: Option<RunningText>,
+    blocks: Vec<ThreadLocalBlock>,
     read_only: Option<Published>,
     data: Option<ModuleData>,
     pub(crate) init: Init,
     ro_after_init: Option<ModuleData>,
+    lasting: Lasting,
 }
 
 /// Memory that is dropped when `init` has returned.
@@ -74,16 +96,20 @@ pub(crate) struct Init {
 }
 
 /// Memory of a LIVE module. Dropped in this order: first the data of onlookers, then the text, and then the data that
-/// the text uses.
+/// the text uses, beginning with the threads' copies of thread-local variables.
 #[derive(Debug)]
 pub(crate) struct Core {
     #[expect(dead_code, reason = "held for its drop")]
     shown: Vec<Box<dyn Kept>>,
     text: Option<RunningText>,
     #[expect(dead_code, reason = "held for its drop")]
+    blocks: Vec<ThreadLocalBlock>,
+    #[expect(dead_code, reason = "held for its drop")]
     read_only: Option<Published>,
     data: Option<ModuleData>,
     ro_after_init: Option<ProtectedData>,
+    #[expect(dead_code, reason = "held for its drop")]
+    lasting: Lasting,
 }
 
 /// The first address and the size of each part, by [`MemoryPart::slot`]; size 0 for one that is not there.
@@ -96,6 +122,13 @@ pub(crate) fn allocate(arena: &'static Arena, layout: &ModuleLayout) -> Result<S
     let read_only = |PartSpace { size, align }| arena.stage_read_only(size, align);
     let data = |PartSpace { size, align }| arena.allocate_data(size, align);
     let late = |PartSpace { size, align }| arena.allocate_ro_after_init(size, align);
+    let block = |of: &ThreadLocalLayout| {
+        let PartSpace { size, align } = of.space;
+        match of.is_fixed {
+            true => ThreadLocalBlock::new_fixed(size, align),
+            false => ThreadLocalBlock::new_cheapest(size, align, of.image_size == 0),
+        }
+    };
     let mut memory = Staging {
         text: take(MemoryPart::Text).map(text).transpose()?,
         init_text: take(MemoryPart::InitText).map(text).transpose()?,
@@ -104,6 +137,9 @@ pub(crate) fn allocate(arena: &'static Arena, layout: &ModuleLayout) -> Result<S
         data: take(MemoryPart::Data).map(data).transpose()?,
         init_data: take(MemoryPart::InitData).map(data).transpose()?,
         ro_after_init: take(MemoryPart::RoAfterInit).map(late).transpose()?,
+        near: None,
+        libraries: Vec::new(),
+        blocks: layout.thread_local.iter().map(block).collect::<Result<_, _>>()?,
         bases: [Addr::NULL; MemoryPart::COUNT],
     };
     let first = MemoryPart::ALL.into_iter().find_map(|part| memory.own_base(part)).unwrap_or(Addr::NULL);
@@ -166,10 +202,50 @@ pub(crate) fn copy(
             thunk[..code.len()].copy_from_slice(&code);
         }
     }
+    if let Some(Spot { part, offset }) = layout.resolvers {
+        let code = modload_tls::resolvers();
+        memory.bytes_mut(part)[index(offset)..][..code.len()].copy_from_slice(&code);
+    }
     copied
 }
 
 impl Staging {
+    /// Returns the module's own block of thread-local variables.
+    pub(crate) fn own_block(&self) -> Option<&ThreadLocalBlock> {
+        self.blocks.first()
+    }
+
+    /// Keeps shared libraries as long as the module.
+    pub(crate) fn keep_libraries(&mut self, libraries: Vec<Arc<dyn ModuleLibrary>>) {
+        self.libraries = libraries;
+    }
+
+    /// Makes copies of constant objects, and has the symbols refer to these.
+    pub(crate) fn copy_near(&mut self, arena: &'static Arena, resolved: &mut Resolved) -> Result<(), OutOfMemory> {
+        /// The alignment of pointers and of the tables of C++ types.
+        const ALIGN: usize = 16;
+        let size = resolved.near.iter().map(|(_, contents)| contents.len().next_multiple_of(ALIGN)).sum::<usize>();
+        if size == 0 {
+            return Ok(());
+        }
+        let mut staged = arena.stage_read_only(wide(size), wide(ALIGN))?;
+        let mut at = 0;
+        for (symbol, contents) in std::mem::take(&mut resolved.near) {
+            staged.bytes_mut()[at..at + contents.len()].copy_from_slice(&contents);
+            if let Some(symbol) = resolved.symbols.get_mut(index(symbol.into())) {
+                symbol.addr = staged.addr() + wide(at);
+            }
+            at += contents.len().next_multiple_of(ALIGN);
+        }
+        self.near = Some(staged);
+        Ok(())
+    }
+
+    /// Keeps the blocks of libraries as long as the module.
+    pub(crate) fn keep_blocks(&mut self, blocks: Vec<ThreadLocalBlock>) {
+        self.blocks.extend(blocks);
+    }
+
     /// Where a part begins.
     #[inline]
     pub(crate) fn base(&self, part: MemoryPart) -> Addr {
@@ -261,10 +337,20 @@ impl Staging {
 
     /// Publishes the read-only data and settles the data: the module is formed. The text will be published with these
     /// frames.
-    pub(crate) fn form(self, frames: frames::FramesPlan) -> Result<Formed, PublishFailed> {
+    pub(crate) fn form(
+        mut self,
+        frames: frames::FramesPlan,
+        thread_local: Option<&ThreadLocalLayout>,
+    ) -> Result<Formed, PrepareError> {
+        if let (Some(of), Some(block)) = (thread_local, self.blocks.first_mut()) {
+            let (start, size) = (index(of.image.offset), index(of.image_size));
+            let image = self.init_read_only.as_ref().and_then(|staged| staged.bytes().get(start..start + size));
+            block.set_image(image.unwrap_or_default().into())?;
+        }
         let mut lock = TextLock::take();
         let read_only = self.read_only.map(|staged| staged.publish(&mut lock)).transpose()?;
         let init_read_only = self.init_read_only.map(|staged| staged.publish(&mut lock)).transpose()?;
+        let near = self.near.map(|staged| staged.publish(&mut lock)).transpose()?;
         Ok(Formed {
             text: self.text,
             init_text: self.init_text,
@@ -273,6 +359,8 @@ impl Staging {
             data: self.data.map(NewData::hand_over),
             init_data: self.init_data.map(NewData::hand_over),
             ro_after_init: self.ro_after_init.map(NewData::hand_over),
+            blocks: self.blocks,
+            lasting: Lasting { near, libraries: self.libraries },
             frames,
         })
     }
@@ -342,6 +430,8 @@ impl Formed {
                         data: self.init_data,
                     },
                     ro_after_init: self.ro_after_init,
+                    blocks: self.blocks,
+                    lasting: self.lasting,
                 })
             }
             (Err(failed), _) | (_, Err(failed)) => Err(Box::new((self, failed))),
@@ -370,8 +460,8 @@ impl Installed {
     pub(crate) fn protect(mut self) -> Result<(Core, Init), Box<(Installed, io::Error)>> {
         match self.ro_after_init.take().map(ModuleData::protect).transpose() {
             Ok(ro_after_init) => {
-                let Installed { shown, text, read_only, data, init, .. } = self;
-                let core = Core { shown, text, read_only, data, ro_after_init };
+                let Installed { shown, text, read_only, data, init, blocks, lasting, .. } = self;
+                let core = Core { shown, text, blocks, read_only, data, ro_after_init, lasting };
                 Ok((core, init))
             }
             Err((data, error)) => {

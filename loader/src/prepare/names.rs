@@ -1,6 +1,7 @@
 //! The symbols of a module that is there, by name and by address.
 
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -230,6 +231,19 @@ impl SymbolNames {
         let rank = |entry: &&NamedSymbol| (entry.addr, entry.scope == SymbolScope::Global);
         let found = self.entries.iter().filter(holds).max_by_key(rank)?;
         Some((self.name(found), at.checked_offset_from(found.addr)?, found.size))
+    }
+}
+
+impl SymbolNames {
+    /// Returns the function or variable that contains an address, by the sizes in the file: name and address. Of several,
+    /// the one with the nearest start, a global one before a local one.
+    pub(crate) fn containing(&self, at: Addr) -> Option<(&CStr, Addr)> {
+        let holds =
+            |entry: &&NamedSymbol| at.checked_offset_from(entry.addr).is_some_and(|offset| offset < entry.size.max(1));
+        let rank = |entry: &&NamedSymbol| (entry.addr, entry.scope == SymbolScope::Global);
+        let found = self.entries.iter().filter(holds).max_by_key(rank)?;
+        let name = self.strings.get(index(found.name.into())..).unwrap_or_default();
+        Some((CStr::from_bytes_until_nul(name).ok()?, found.addr))
     }
 }
 

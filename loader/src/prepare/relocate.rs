@@ -20,6 +20,7 @@ pub(crate) fn relocate(
     low: bool,
 ) -> Result<RelocCounts, PrepareError> {
     let slots = layout.slots.clone().place(memory.addr(layout.got), memory.addr(layout.plt));
+    let slots = slots.with_thread_local(resolved.thread_local.clone());
     let symbols = &resolved.symbols[..];
     fill(&slots, file, layout, symbols, memory).map_err(|source| explain(file, source, low))?;
     let mut counts = RelocCounts::default();
@@ -44,7 +45,7 @@ pub(crate) fn relocate_kept(
 ) -> Result<(), PrepareError> {
     let addr = |ledger: &Ledger<'_, Staging>, spot| ledger.code().addr(spot);
     let (got, plt) = (addr(ledger, layout.got), addr(ledger, layout.plt));
-    let slots = layout.slots.clone().place(got, plt);
+    let slots = layout.slots.clone().place(got, plt).with_thread_local(resolved.thread_local.clone());
     let symbols = &resolved.symbols[..];
     let explained = |source| explain(file, source, low);
     slots.fill_got(symbols, ledger).map_err(explained)?;

@@ -34,9 +34,12 @@ pub(crate) fn plan(file: &File<'_>, layout: &ModuleLayout, memory: &Staging) -> 
     Ok(FramesPlan(TEXTS.map(|_| planned.next().flatten())))
 }
 
-/// Returns the branches that the loader has written into the text: PLT entries and thunks.
-fn branches(layout: &ModuleLayout) -> [(Spot, u64); 3] {
+/// Returns the code that the loader has written into the text and that never moves the stack pointer: PLT entries,
+/// thunks and resolvers.
+fn branches(layout: &ModuleLayout) -> [(Spot, u64); 4] {
     let thunks = layout.thunks.map(|spot| (spot, THUNK * (THUNKS + 1)));
     let plt = (layout.plt, layout.slots.plt_size());
-    [plt, (layout.indirect_plt, layout.indirect.plt_size()), thunks.unwrap_or((layout.plt, 0))]
+    let resolvers = layout.resolvers.map(|spot| (spot, modload_tls::RESOLVERS_SIZE));
+    let none = (layout.plt, 0);
+    [plt, (layout.indirect_plt, layout.indirect.plt_size()), thunks.unwrap_or(none), resolvers.unwrap_or(none)]
 }

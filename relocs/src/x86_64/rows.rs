@@ -26,10 +26,11 @@ pub(crate) const COUNT: usize = 52;
 
 /// All relocations of the ABI. The index of a row is its relocation number.
 pub const ROWS: &[RelocRow; COUNT] = {
-    use Reason::{Apx, LinkedObject, ThreadLocal, Withdrawn};
+    use Reason::{Apx, LinkedObject, Withdrawn};
     use RelocFormula::{
         CallMinusPlace, GotMinusPlace, Nothing, Size, SlotMinusGot, SlotMinusPlace, Symbol, SymbolMinusGot,
-        SymbolMinusPlace,
+        SymbolMinusPlace, TlsBlockOffset, TlsDescriptorCall, TlsDescriptorMinusPlace, TlsOffset, TlsOwnPairMinusPlace,
+        TlsPairMinusPlace, TlsSlotMinusPlace,
     };
     &[
         row_of(0, "R_X86_64_NONE", Nothing, Nowhere),
@@ -48,14 +49,14 @@ pub const ROWS: &[RelocRow; COUNT] = {
         row_of(13, "R_X86_64_PC16", SymbolMinusPlace, Bits16),
         row_of(14, "R_X86_64_8", Symbol, Bits8),
         row_of(15, "R_X86_64_PC8", SymbolMinusPlace, I8),
-        refused(16, "R_X86_64_DTPMOD64", ThreadLocal),
-        refused(17, "R_X86_64_DTPOFF64", ThreadLocal),
-        refused(18, "R_X86_64_TPOFF64", ThreadLocal),
-        refused(19, "R_X86_64_TLSGD", ThreadLocal),
-        refused(20, "R_X86_64_TLSLD", ThreadLocal),
-        refused(21, "R_X86_64_DTPOFF32", ThreadLocal),
-        refused(22, "R_X86_64_GOTTPOFF", ThreadLocal),
-        refused(23, "R_X86_64_TPOFF32", ThreadLocal),
+        refused(16, "R_X86_64_DTPMOD64", LinkedObject),
+        row_of(17, "R_X86_64_DTPOFF64", TlsBlockOffset, I64),
+        row_of(18, "R_X86_64_TPOFF64", TlsOffset, I64),
+        row_of(19, "R_X86_64_TLSGD", TlsPairMinusPlace, I32),
+        row_of(20, "R_X86_64_TLSLD", TlsOwnPairMinusPlace, I32),
+        row_of(21, "R_X86_64_DTPOFF32", TlsBlockOffset, I32),
+        row_of(22, "R_X86_64_GOTTPOFF", TlsSlotMinusPlace, I32),
+        row_of(23, "R_X86_64_TPOFF32", TlsOffset, I32),
         row_over_zeros(24, "R_X86_64_PC64", SymbolMinusPlace, I64),
         row_of(25, "R_X86_64_GOTOFF64", SymbolMinusGot, I64),
         row_of(26, "R_X86_64_GOTPC32", GotMinusPlace, I32),
@@ -66,9 +67,9 @@ pub const ROWS: &[RelocRow; COUNT] = {
         row_of(31, "R_X86_64_PLTOFF64", SymbolMinusGot, I64),
         row_of(32, "R_X86_64_SIZE32", Size, U32),
         row_of(33, "R_X86_64_SIZE64", Size, I64),
-        refused(34, "R_X86_64_GOTPC32_TLSDESC", ThreadLocal),
-        refused(35, "R_X86_64_TLSDESC_CALL", ThreadLocal),
-        refused(36, "R_X86_64_TLSDESC", ThreadLocal),
+        row_of(34, "R_X86_64_GOTPC32_TLSDESC", TlsDescriptorMinusPlace, I32),
+        row_of(35, "R_X86_64_TLSDESC_CALL", TlsDescriptorCall, Nowhere),
+        refused(36, "R_X86_64_TLSDESC", LinkedObject),
         refused(37, "R_X86_64_IRELATIVE", LinkedObject),
         refused(38, "R_X86_64_RELATIVE64", LinkedObject),
         refused(39, "R_X86_64_PC32_BND", Withdrawn),
@@ -76,14 +77,14 @@ pub const ROWS: &[RelocRow; COUNT] = {
         relaxable(41, "R_X86_64_GOTPCRELX", 2),
         relaxable(42, "R_X86_64_REX_GOTPCRELX", 3),
         refused(43, "R_X86_64_CODE_4_GOTPCRELX", Apx),
-        refused(44, "R_X86_64_CODE_4_GOTTPOFF", ThreadLocal),
-        refused(45, "R_X86_64_CODE_4_GOTPC32_TLSDESC", ThreadLocal),
+        refused(44, "R_X86_64_CODE_4_GOTTPOFF", Apx),
+        refused(45, "R_X86_64_CODE_4_GOTPC32_TLSDESC", Apx),
         refused(46, "R_X86_64_CODE_5_GOTPCRELX", Apx),
-        refused(47, "R_X86_64_CODE_5_GOTTPOFF", ThreadLocal),
-        refused(48, "R_X86_64_CODE_5_GOTPC32_TLSDESC", ThreadLocal),
+        refused(47, "R_X86_64_CODE_5_GOTTPOFF", Apx),
+        refused(48, "R_X86_64_CODE_5_GOTPC32_TLSDESC", Apx),
         refused(49, "R_X86_64_CODE_6_GOTPCRELX", Apx),
-        refused(50, "R_X86_64_CODE_6_GOTTPOFF", ThreadLocal),
-        refused(51, "R_X86_64_CODE_6_GOTPC32_TLSDESC", ThreadLocal),
+        refused(50, "R_X86_64_CODE_6_GOTTPOFF", Apx),
+        refused(51, "R_X86_64_CODE_6_GOTPC32_TLSDESC", Apx),
     ]
 };
 

@@ -25,6 +25,7 @@ fn base(row: &RelocRow) -> i64 {
         RelocFormula::SlotMinusGot => of(SLOT, GOT),
         RelocFormula::GotMinusPlace => of(GOT, PLACE),
         RelocFormula::Size => of(SIZE, 0),
+        other => unreachable!("{other:?} is for thread-local variables"),
     }
 }
 
@@ -44,7 +45,7 @@ fn a_field_ends_where_ld_says_it_does() {
     let sections = [(".text", PLACE - 8), (".anchor", 0x18_0000), (".symbol", SYMBOL), (".got", GOT)];
     let layout = Layout::new("-static --no-relax", &sections, &[]);
     let mut cases = 0;
-    for row in ROWS.iter().filter(|row| row.field != RelocField::Nowhere) {
+    for row in ROWS.iter().filter(|row| row.field != RelocField::Nowhere && !row.value.is_thread_local()) {
         let (min, max) = row.field.range();
         for (value, fits) in [
             (min.wrapping_sub(1), false),
