@@ -624,7 +624,7 @@ fn a_checkpoint_calls_the_destructors_that_an_unload_awaits() {
     });
     assert_eq!(begun.recv().unwrap(), 11);
     thread::sleep(Duration::from_millis(20));
-    assert_eq!(LOG.load(Ordering::Relaxed), 0, "nobody waits for them");
+    assert_eq!(LOG.load(Ordering::Relaxed), 0, "no unload waits for them");
     drop(module);
     host.unload_within("destructed", Duration::from_secs(20)).unwrap();
     assert_eq!(LOG.load(Ordering::Relaxed), 21);

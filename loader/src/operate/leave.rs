@@ -69,17 +69,24 @@ pub(crate) fn leave(registry: &'static Registry, is_wanted: impl Fn(&Module) -> 
             left = false;
             continue;
         };
-        let recorder = Recorder { registry, module: &module.name };
-        let thrown = |by| {
-            recorder.warn(format!("a destructor was left by {}", LeftBy::describe(registry, by)));
-        };
-        thread_exit::call_own(owner, |destructor| boundary::guard(destructor).unwrap_or_else(thrown));
+        call_own(Recorder { registry, module: &module.name }, &module);
         if let Some(block) = module.block {
             modload_tls::renew_own(block);
         }
         left &= !owes();
     }
     left
+}
+
+/// Calls this thread's destructors of a module, which cannot fail: an exception becomes a warning.
+pub(crate) fn call_own(recorder: Recorder<'_>, module: &Module) {
+    let owner = module.creator.number();
+    thread_exit::call_own(owner, |destructor| boundary::guard(destructor).unwrap_or_else(|by| warn_left(recorder, by)));
+}
+
+/// Warns of an exception that has left a destructor.
+pub(crate) fn warn_left(recorder: Recorder<'_>, by: boundary::Left) {
+    recorder.warn(format!("a destructor was left by {}", LeftBy::describe(recorder.registry, by)));
 }
 
 /// Whether code of a module is on this thread's stack, or may be.

@@ -205,17 +205,13 @@ fn outside(symbol: &FileSymbol<'_>, scene: Scene<'_>) -> Result<Result<Addr, Opt
     if let Some(external) = scene.externals.exported(symbol.name()) {
         return usable(external);
     }
-    if let Some((export, owner)) = scene.registry.export(symbol.name()) {
-        let (gpl_only, namespace, crc) = (export.gpl_only, &*export.namespace, export.crc);
-        elsewhere::judge(&WantedUse { symbol: symbol.name(), owner: &owner, gpl_only, namespace, crc }, scene)?;
-        match scene.registry.use_export(scene.user, symbol.name(), &export)? {
-            FoundExport::Usable { block: Some(_), .. } => {
-                return Ok(Err(Some("it is a thread-local variable, and is not used as one here")));
-            }
-            FoundExport::Usable { addr, block: None } => return Ok(Ok(addr)),
-            FoundExport::Unavailable(because) => return Ok(Err(Some(because))),
-            FoundExport::Nothing => {}
+    match exported(symbol.name(), scene)? {
+        FoundExport::Usable { block: Some(_), .. } => {
+            return Ok(Err(Some("it is a thread-local variable, and is not used as one here")));
         }
+        FoundExport::Usable { addr, block: None } => return Ok(Ok(addr)),
+        FoundExport::Unavailable(because) => return Ok(Err(Some(because))),
+        FoundExport::Nothing => {}
     }
     // Exports also satisfy hidden references, as in Linux, which ignores visibility: with hidden visibility, code
     // states that no table is needed for the access. Symbols of a dynamic linker do not satisfy hidden references.
@@ -259,6 +255,14 @@ fn near_copy(file: &File<'_>, at: u32, addr: Addr, scene: Scene<'_>) -> Option<V
 /// The end of the addresses that 32-bit fields of a module in the low 2 GiB reach.
 const NEAR: u64 = 1 << 31;
 
+/// Returns another module's export, if the policy permits its use. The module is held from now on.
+fn exported(name: &[u8], scene: Scene<'_>) -> Result<FoundExport, Error> {
+    let Some((export, owner)) = scene.registry.export(name) else { return Ok(FoundExport::Nothing) };
+    let (gpl_only, namespace, crc) = (export.gpl_only, &*export.namespace, export.crc);
+    elsewhere::judge(&WantedUse { symbol: name, owner: &owner, gpl_only, namespace, crc }, scene)?;
+    Ok(scene.registry.use_export(scene.user, name, &export)?)
+}
+
 /// Returns a definition of another module or of a library as relocations see it.
 fn as_relocated(variables: &mut ThreadLocals, found: FoundDefinition, size: u64) -> Result<RelocSymbol, PrepareError> {
     Ok(match found {
@@ -271,17 +275,13 @@ fn as_relocated(variables: &mut ThreadLocals, found: FoundDefinition, size: u64)
 /// Returns the thread-local variable of another module or of a library, or the reason why there is none.
 fn variable(symbol: &FileSymbol<'_>, scene: Scene<'_>) -> Result<Result<FoundDefinition, &'static str>, Error> {
     let name = symbol.name();
-    if let Some((export, owner)) = scene.registry.export(name) {
-        let (gpl_only, namespace, crc) = (export.gpl_only, &*export.namespace, export.crc);
-        elsewhere::judge(&WantedUse { symbol: name, owner: &owner, gpl_only, namespace, crc }, scene)?;
-        match scene.registry.use_export(scene.user, name, &export)? {
-            FoundExport::Usable { addr, block: Some(block) } => return Ok(Ok(FoundDefinition::InBlock(addr, block))),
-            FoundExport::Usable { block: None, .. } => {
-                return Ok(Err("it is used as a thread-local variable, and is none"));
-            }
-            FoundExport::Unavailable(because) => return Ok(Err(because)),
-            FoundExport::Nothing => {}
+    match exported(name, scene)? {
+        FoundExport::Usable { addr, block: Some(block) } => return Ok(Ok(FoundDefinition::InBlock(addr, block))),
+        FoundExport::Usable { block: None, .. } => {
+            return Ok(Err("it is used as a thread-local variable, and is none"));
         }
+        FoundExport::Unavailable(because) => return Ok(Err(because)),
+        FoundExport::Nothing => {}
     }
     Ok(elsewhere::library_variable(name, scene)
         .ok_or("it is a thread-local variable, and neither a module nor a library of the process has it"))

@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use modload_threads::{boundary, thread_exit};
-
 use crate::modules::inside::{self, Except, LookPatience, Occupied, SeenInside};
 use crate::modules::module::{Module, Reference, lock};
 use crate::modules::quarantine::{self, QuarantinedMemory};
@@ -14,7 +12,7 @@ use crate::modules::registry::{Book, Registry};
 use crate::modules::timeline::EventKind;
 use crate::modules::{chains, entry};
 use crate::operate::error::{self, UnloadError};
-use crate::operate::leave::AwaitsDestructors;
+use crate::operate::leave::{self, AwaitsDestructors};
 use crate::vocabulary::left::LeftBy;
 use crate::vocabulary::module_id::ModuleId;
 use crate::vocabulary::state::State;
@@ -191,13 +189,10 @@ pub(crate) fn exit(recorder: Recorder<'_>, module: &Module) {
 /// Calls destructors, which cannot fail either.
 pub(crate) fn destruct(recorder: Recorder<'_>, module: &Module) {
     let functions = &module.functions;
-    let thrown = |left| {
-        recorder.warn(format!("a destructor was left by {}", LeftBy::describe(recorder.registry, left)));
-    };
     // As at the end of a program: this thread's thread-local variables are destroyed before functions that are
     // registered for the end of the program run.
-    thread_exit::call_own(module.creator.number(), |destructor| boundary::guard(destructor).unwrap_or_else(thrown));
-    entry::destructors(&functions.destructors, functions.dso_handle, thrown);
+    leave::call_own(recorder, module);
+    entry::destructors(&functions.destructors, functions.dso_handle, |left| leave::warn_left(recorder, left));
 }
 
 /// A module that is GOING, and the number of references that are still held.
